@@ -1,0 +1,12 @@
+//! meterd: usage metering over gRPC, on one PostgreSQL.
+
+pub mod cli;
+pub mod postgres;
+
+/// Messages, clients and servers of `proto/metering/v1`.
+pub mod proto {
+    #![allow(missing_docs, clippy::all)]
+    tonic::include_proto!("metering.v1");
+    /// All descriptors with their comments, for reflection.
+    pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/metering.v1.bin"));
+}
