@@ -3,13 +3,8 @@
 use std::path::PathBuf;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files = [
-        "usage_service",
-        "catalog_service",
-        "client_service",
-        "errors",
-    ]
-    .map(|name| format!("proto/metering/v1/{name}.proto"));
+    let files = ["usage_service", "catalog_service", "client_service", "errors"]
+        .map(|name| format!("proto/metering/v1/{name}.proto"));
     println!("cargo:rerun-if-changed=proto");
     println!("cargo:rerun-if-changed=migrations");
     let descriptors = protox::Compiler::new(["proto"])?
@@ -18,12 +13,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .open_files(files)?
         .file_descriptor_set();
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
-    std::fs::write(
-        out.join("metering.v1.bin"),
-        protox::prost::Message::encode_to_vec(&descriptors),
-    )?;
-    tonic_prost_build::configure()
-        .bytes(".metering.v1.ExportUsageResponse.data")
-        .compile_fds(descriptors)?;
+    std::fs::write(out.join("metering.v1.bin"), protox::prost::Message::encode_to_vec(&descriptors))?;
+    tonic_prost_build::configure().bytes(".metering.v1.ExportUsageResponse.data").compile_fds(descriptors)?;
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! meterd: usage metering over gRPC, on one PostgreSQL.
 
 pub mod cli;
+pub mod domain;
 pub mod postgres;
 
 /// Messages, clients and servers of `proto/metering/v1`.

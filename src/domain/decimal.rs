@@ -1,0 +1,251 @@
+//! Exact decimals: quantities and amounts, rates, and sums of them. No binary floating point.
+
+use ethnum::I256;
+use std::fmt;
+
+/// Decimals of a quantity, an amount and a charge.
+pub const DECIMALS: u32 = 12;
+/// Decimals of a rate.
+pub const RATE_DECIMALS: u32 = 24;
+/// Quantities and amounts are below ten to this power.
+pub const INTEGER_DIGITS: u32 = 15;
+/// Rates are below ten to this power.
+pub const RATE_INTEGER_DIGITS: u32 = 9;
+
+/// A quantity or an amount: zero or more, at most 12 decimals, held in units of 10^-12.
+///
+/// What comes from outside is below 10^15. A charge may be larger: up to six products of a quantity and a rate, below
+/// 6 × 10^24, which still is far from the type's end at 1.7 × 10^26.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Decimal(i128);
+
+/// What one of something costs: zero or more, below 10^9, at most 24 decimals, held in units of 10^-24.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate(i128);
+
+/// A sum of quantities or charges in units of 10^-12, wide enough for any number of them. Differences may be negative.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Total(I256);
+
+/// Why a text is not the decimal that is asked for. The message says what to send instead.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DecimalError {
+    /// Not digits with at most one point between them.
+    #[error("must be a decimal number such as 5.25, in plain digits")]
+    NotADecimal,
+    /// Below zero.
+    #[error("must be zero or more")]
+    Negative,
+    /// More decimals than are kept.
+    #[error("must have at most {0} decimals")]
+    TooManyDecimals(u32),
+    /// Too large.
+    #[error("must be below 10^{0}")]
+    TooLarge(u32),
+}
+
+/// Longest text that is looked at: anything longer is no number within the bounds, unless padded with zeros.
+const TEXT_BYTES_MAX: usize = 100;
+
+/// Reads plain digits with an optional fraction into units of 10^-`decimals`. Zeros at either end do not count.
+fn parse(text: &str, integer_digits: u32, decimals: u32) -> Result<i128, DecimalError> {
+    let unsigned = text.strip_prefix('-').unwrap_or(text);
+    let (integer, fraction) = match unsigned.split_once('.') {
+        Some((_, "")) => return Err(DecimalError::NotADecimal),
+        Some(parts) => parts,
+        None => (unsigned, ""),
+    };
+    let digits = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
+    if text.len() > TEXT_BYTES_MAX || integer.is_empty() || !digits(integer) || !digits(fraction) {
+        return Err(DecimalError::NotADecimal);
+    }
+    let integer = integer.trim_start_matches('0');
+    let fraction = fraction.trim_end_matches('0');
+    if unsigned.len() < text.len() && !(integer.is_empty() && fraction.is_empty()) {
+        return Err(DecimalError::Negative);
+    }
+    if integer.len() > integer_digits as usize {
+        return Err(DecimalError::TooLarge(integer_digits));
+    }
+    if fraction.len() > decimals as usize {
+        return Err(DecimalError::TooManyDecimals(decimals));
+    }
+    let mut units: i128 = 0;
+    for byte in integer.bytes().chain(fraction.bytes()) {
+        units = units * 10 + i128::from(byte - b'0');
+    }
+    Ok(units * 10i128.pow(decimals - fraction.len() as u32))
+}
+
+/// Writes units of 10^-`decimals` in plain digits without trailing zeros.
+pub(crate) fn plain(units: I256, decimals: usize) -> String {
+    let digits = units.unsigned_abs().to_string();
+    let padded = format!("{digits:0>width$}", width = decimals + 1);
+    let (integer, fraction) = padded.split_at(padded.len() - decimals);
+    let sign = if units.is_negative() { "-" } else { "" };
+    match fraction.trim_end_matches('0') {
+        "" => format!("{sign}{integer}"),
+        fraction => format!("{sign}{integer}.{fraction}"),
+    }
+}
+
+/// Divides and rounds half to even. The divisor is above zero.
+pub(crate) fn divide_half_even(dividend: I256, divisor: I256) -> I256 {
+    let quotient = dividend.div_euclid(divisor);
+    let twice = dividend.rem_euclid(divisor) * 2;
+    let up = twice > divisor || (twice == divisor && quotient % 2 != 0);
+    quotient + I256::from(up)
+}
+
+impl Decimal {
+    /// Zero.
+    pub const ZERO: Self = Self(0);
+    /// One, the default of an event's units.
+    pub const ONE: Self = Self(10i128.pow(DECIMALS));
+
+    /// Reads a quantity or an amount as it comes from outside.
+    pub fn parse(text: &str) -> Result<Self, DecimalError> {
+        parse(text, INTEGER_DIGITS, DECIMALS).map(Self)
+    }
+
+    /// From units of 10^-12.
+    pub const fn from_scaled(units: i128) -> Self {
+        Self(units)
+    }
+
+    /// In units of 10^-12.
+    pub const fn scaled(self) -> i128 {
+        self.0
+    }
+}
+
+impl Rate {
+    /// Reads a rate as it comes from outside.
+    pub fn parse(text: &str) -> Result<Self, DecimalError> {
+        parse(text, RATE_INTEGER_DIGITS, RATE_DECIMALS).map(Self)
+    }
+
+    /// In units of 10^-24.
+    pub const fn scaled(self) -> i128 {
+        self.0
+    }
+}
+
+impl Total {
+    /// Zero.
+    pub const ZERO: Self = Self(I256::ZERO);
+
+    /// From units of 10^-12.
+    pub const fn from_scaled(units: I256) -> Self {
+        Self(units)
+    }
+
+    /// In units of 10^-12.
+    pub const fn scaled(self) -> I256 {
+        self.0
+    }
+
+    /// This × `numerator` ÷ `denominator`, rounded once, half to even, to 12 decimals. `denominator` is above zero.
+    pub fn scale_by(self, numerator: u32, denominator: u32) -> Self {
+        Self(divide_half_even(self.0 * I256::from(numerator), I256::from(denominator)))
+    }
+}
+
+impl std::ops::AddAssign for Total {
+    fn add_assign(&mut self, other: Self) {
+        self.0 += other.0;
+    }
+}
+
+impl std::ops::AddAssign<Decimal> for Total {
+    fn add_assign(&mut self, other: Decimal) {
+        self.0 += I256::from(other.0);
+    }
+}
+
+impl std::ops::Add for Total {
+    type Output = Self;
+    fn add(self, other: Self) -> Self {
+        Self(self.0 + other.0)
+    }
+}
+
+impl std::ops::Sub for Total {
+    type Output = Self;
+    fn sub(self, other: Self) -> Self {
+        Self(self.0 - other.0)
+    }
+}
+
+impl std::iter::Sum for Total {
+    fn sum<I: Iterator<Item = Self>>(totals: I) -> Self {
+        totals.fold(Self::ZERO, |sum, next| sum + next)
+    }
+}
+
+impl From<Decimal> for Total {
+    fn from(value: Decimal) -> Self {
+        Self(I256::from(value.0))
+    }
+}
+
+impl fmt::Display for Decimal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&plain(I256::from(self.0), DECIMALS as usize))
+    }
+}
+
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&plain(I256::from(self.0), RATE_DECIMALS as usize))
+    }
+}
+
+impl fmt::Display for Total {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&plain(self.0, DECIMALS as usize))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_spellings_are_equal_values() {
+        for text in ["1", "1.0", "01", "1.000000000000000", "0001.00"] {
+            assert_eq!(Decimal::parse(text), Ok(Decimal::ONE), "{text}");
+        }
+        assert_eq!(Decimal::parse("-0"), Ok(Decimal::ZERO));
+    }
+
+    #[test]
+    fn what_is_no_decimal_in_range_is_refused_with_its_reason() {
+        for text in ["", ".", "1.", ".5", "NaN", "inf", "1e400", "1e3", "+1", " 1", "1,5", "١", "--1", "1.2.3", "0x1"]
+        {
+            assert_eq!(Decimal::parse(text), Err(DecimalError::NotADecimal), "{text}");
+        }
+        assert_eq!(Decimal::parse("-1"), Err(DecimalError::Negative));
+        assert_eq!(Decimal::parse("0.0000000000001"), Err(DecimalError::TooManyDecimals(12)));
+        assert_eq!(Decimal::parse("1000000000000000"), Err(DecimalError::TooLarge(15)));
+        assert_eq!(Decimal::parse(&"9".repeat(200)), Err(DecimalError::NotADecimal));
+        assert!(Decimal::parse("999999999999999.999999999999").is_ok());
+        assert!(Rate::parse("0.000000000000000000000001").is_ok());
+        assert_eq!(Rate::parse("1000000000"), Err(DecimalError::TooLarge(9)));
+    }
+
+    #[test]
+    fn halves_go_to_the_even_neighbour() {
+        for (dividend, rounded) in [(5, 0), (15, 2), (25, 2), (26, 3), (-5, 0), (-15, -2), (-25, -2), (-26, -3)] {
+            assert_eq!(divide_half_even(I256::from(dividend), I256::from(10)), I256::from(rounded), "{dividend}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn what_is_written_reads_the_same(units in 0i128..10i128.pow(27)) {
+            let value = Decimal::from_scaled(units);
+            proptest::prop_assert_eq!(Decimal::parse(&value.to_string()), Ok(value));
+        }
+    }
+}

@@ -1,0 +1,10 @@
+//! The rules, pure: no I/O, no clock, no database.
+
+pub mod catalog;
+pub mod decimal;
+pub mod event;
+pub mod names;
+pub mod period;
+pub mod price;
+pub mod projection;
+pub mod rollup;
