@@ -1,8 +1,13 @@
 //! meterd: usage metering over gRPC, on one PostgreSQL.
 
+pub mod catalog;
 pub mod cli;
+pub mod clock;
 pub mod domain;
+pub mod error;
+pub mod ingest;
 pub mod postgres;
+pub mod store;
 
 /// Messages, clients and servers of `proto/metering/v1`.
 pub mod proto {

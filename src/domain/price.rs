@@ -101,7 +101,20 @@ impl Rates {
         Ok(Decimal::from_scaled(rounded.as_i128()))
     }
 
-    /// Whether any component is set.
+    /// The component of this name.
+    pub fn component_mut(&mut self, name: &str) -> Option<&mut Option<Rate>> {
+        Some(match name {
+            "unit" => &mut self.unit,
+            "input_token" => &mut self.input_token,
+            "output_token" => &mut self.output_token,
+            "cached_input_token" => &mut self.cached_input_token,
+            "percent_of_amount" => &mut self.percent_of_amount,
+            "fixed" => &mut self.fixed,
+            _ => return None,
+        })
+    }
+
+    /// Whether no component is set.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }

@@ -99,3 +99,19 @@ impl Deltas {
         deltas
     }
 }
+
+impl std::ops::Sub for Sums {
+    type Output = Self;
+
+    fn sub(self, other: Self) -> Self {
+        Self {
+            request_count: self.request_count - other.request_count,
+            units: self.units - other.units,
+            input_tokens: self.input_tokens - other.input_tokens,
+            output_tokens: self.output_tokens - other.output_tokens,
+            cached_input_tokens: self.cached_input_tokens - other.cached_input_tokens,
+            cost: self.cost - other.cost,
+            unpriced_event_count: self.unpriced_event_count - other.unpriced_event_count,
+        }
+    }
+}

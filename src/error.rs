@@ -1,0 +1,117 @@
+//! The one error type at the edge. `grpc::status` turns it into a status with details.
+
+use crate::proto::ErrorReason;
+use std::sync::Arc;
+use std::time::Duration;
+use tonic::Code;
+
+/// What is wrong with a field of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// Its path, such as "event.units".
+    pub field: String,
+    /// What is wrong and what to send instead.
+    pub description: String,
+}
+
+/// Why a call, or one event of it, failed.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct Error {
+    pub code: Code,
+    pub reason: ErrorReason,
+    /// For the caller: never SQL, never a secret.
+    pub message: String,
+    pub violations: Vec<Violation>,
+    /// Whether and when sending again may help.
+    pub retry_delay: Option<Duration>,
+    /// More for `ErrorInfo.metadata`.
+    pub metadata: Vec<(&'static str, String)>,
+    /// For the log.
+    pub cause: Option<Arc<anyhow::Error>>,
+}
+
+/// What callers are told to wait before they ask again a database that is away.
+const DATABASE_RETRY_DELAY: Duration = Duration::from_secs(1);
+
+impl Violation {
+    /// A violation of this field.
+    pub fn new(field: impl Into<String>, description: impl Into<String>) -> Self {
+        Self { field: field.into(), description: description.into() }
+    }
+}
+
+impl Error {
+    /// An error with a code, a reason and a sentence.
+    pub fn new(code: Code, reason: ErrorReason, message: impl Into<String>) -> Self {
+        let message = message.into();
+        Self { code, reason, message, violations: vec![], retry_delay: None, metadata: vec![], cause: None }
+    }
+
+    /// One wrong field.
+    pub fn field(field: impl Into<String>, description: impl Into<String>) -> Self {
+        Self::invalid(ErrorReason::InvalidField, vec![Violation::new(field, description)])
+    }
+
+    /// Wrong fields, all at once.
+    pub fn invalid(reason: ErrorReason, violations: Vec<Violation>) -> Self {
+        let each: Vec<String> = violations.iter().map(|v| format!("{}: {}", v.field, v.description)).collect();
+        Self { violations, ..Self::new(Code::InvalidArgument, reason, each.join("; ")) }
+    }
+
+    /// No such client.
+    pub fn client_not_found(client_id: &str) -> Self {
+        Self::new(Code::NotFound, ErrorReason::ClientNotFound, format!("no client \"{client_id}\""))
+    }
+
+    /// Something of that name is there already.
+    pub fn already_exists(reason: ErrorReason, message: impl Into<String>) -> Self {
+        Self::new(Code::AlreadyExists, reason, message)
+    }
+
+    /// A full bound; sending again after `retry_delay` may find room.
+    pub fn exhausted(reason: ErrorReason, message: impl Into<String>, retry_delay: Duration) -> Self {
+        Self { retry_delay: Some(retry_delay), ..Self::new(Code::ResourceExhausted, reason, message) }
+    }
+
+    /// The database does not answer.
+    pub fn database_unavailable(cause: impl Into<anyhow::Error>) -> Self {
+        Self {
+            retry_delay: Some(DATABASE_RETRY_DELAY),
+            cause: Some(Arc::new(cause.into())),
+            ..Self::new(
+                Code::Unavailable,
+                ErrorReason::DatabaseUnavailable,
+                "the database cannot be reached or did not answer in time; send again, events with the same idempotency key",
+            )
+        }
+    }
+
+    /// The server is going down.
+    pub fn shutting_down() -> Self {
+        Self {
+            retry_delay: Some(DATABASE_RETRY_DELAY),
+            ..Self::new(Code::Unavailable, ErrorReason::ShuttingDown, "the server is stopping; send again")
+        }
+    }
+
+    /// A fault of ours. The caller gets a fixed phrase, the log the cause.
+    pub fn internal(cause: impl Into<anyhow::Error>) -> Self {
+        Self {
+            cause: Some(Arc::new(cause.into())),
+            ..Self::new(Code::Internal, ErrorReason::Internal, "internal error; the log has it under the request id")
+        }
+    }
+
+    /// Adds to `ErrorInfo.metadata`.
+    pub fn with(mut self, key: &'static str, value: impl Into<String>) -> Self {
+        self.metadata.push((key, value.into()));
+        self
+    }
+}
+
+impl From<sqlx::Error> for Error {
+    fn from(error: sqlx::Error) -> Self {
+        if crate::store::is_transient(&error) { Self::database_unavailable(error) } else { Self::internal(error) }
+    }
+}

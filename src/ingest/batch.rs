@@ -1,0 +1,101 @@
+//! One transaction: claim keys, insert the events whose keys were new, add them to days and months, commit.
+
+use super::{Outcome, Recorded, Submission};
+use crate::catalog::CatalogCache;
+use crate::domain::event::PricedEvent;
+use crate::domain::period::day_of;
+use crate::domain::rollup::Deltas;
+use crate::store::keys::{Claims, KeyHolder};
+use crate::store::{catalog, clients, events, keys, locks, rollups};
+use sqlx::{Executor, PgConnection};
+use std::collections::{BTreeSet, HashMap};
+
+/// Records a batch and gives an outcome for each, in order. On an error the connection is in a transaction: drop it.
+///
+/// Lock order: versions, keys, months, month services, days; within each, sorted.
+pub(super) async fn record(
+    conn: &mut PgConnection,
+    cache: &CatalogCache,
+    batch: &[&Submission],
+) -> sqlx::Result<Vec<Outcome>> {
+    let leaders = leaders(batch);
+    let mut claims = Claims::default();
+    for submission in leaders.iter().map(|&index| batch[index]).filter(|leader| leader.refuse_if_new.is_none()) {
+        let event = &submission.event;
+        claims.push(&event.client_id, &event.idempotency_key, &submission.payload_hash, submission.id);
+    }
+    let client_ids: BTreeSet<&str> = batch.iter().map(|submission| &*submission.event.client_id).collect();
+    let client_ids: Vec<String> = client_ids.into_iter().map(String::from).collect();
+
+    locks::begin_sharing_versions(conn).await?;
+    let claimed = keys::claim(conn, &claims, &client_ids).await?;
+    if claimed.catalog_version != cache.current().version {
+        // Nobody can change it again before the commit: the versions lock is held.
+        cache.replace(catalog::load(conn).await?);
+    }
+    let catalog = cache.current();
+
+    // Who has each key when this transaction is through: an event of the batch, or one that was there.
+    let mut holders: HashMap<(&str, &str), KeyHolder> = HashMap::with_capacity(leaders.len());
+    let mut recorded = Vec::with_capacity(leaders.len());
+    let (mut taken_clients, mut taken_keys) = (vec![], vec![]);
+    for &index in &leaders {
+        let Submission { event, id, payload_hash, .. } = batch[index];
+        if claimed.event_seqs.contains(&id.seq) {
+            let zone = claimed.time_zones.get(&*event.client_id).ok_or_else(client_vanished)?;
+            let day = day_of(event.event_time, clients::zone(zone)?);
+            let charge = catalog.charge(event);
+            recorded.push(PricedEvent { event, id: *id, day, charge });
+            let holder = KeyHolder { payload_hash: payload_hash.to_vec(), id: *id, charge: Some(charge) };
+            holders.insert(key(batch[index]), holder);
+        } else {
+            taken_clients.push(event.client_id.to_string());
+            taken_keys.push(event.idempotency_key.to_string());
+        }
+    }
+    let earlier =
+        if taken_keys.is_empty() { HashMap::new() } else { keys::holders(conn, &taken_clients, &taken_keys).await? };
+    if !recorded.is_empty() {
+        events::insert(conn, &recorded).await?;
+        rollups::add(conn, &Deltas::of_events(&recorded)).await?;
+    }
+    conn.execute("COMMIT").await?;
+
+    holders.extend(earlier.iter().map(|((client, key), holder)| ((&**client, &**key), holder.clone())));
+    batch.iter().map(|submission| outcome(submission, holders.get(&key(submission)))).collect()
+}
+
+/// The first event of each client and key, sorted by client and key: the one that may claim it. Of several with the same
+/// key, one that may be new leads before one that may only be a repeat.
+fn leaders(batch: &[&Submission]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..batch.len()).collect();
+    order.sort_by_key(|&index| {
+        let Submission { event, refuse_if_new, .. } = batch[index];
+        (&event.client_id, &event.idempotency_key, refuse_if_new.is_some(), index)
+    });
+    order.dedup_by_key(|&mut index| key(batch[index]));
+    order
+}
+
+fn key<'a>(submission: &'a Submission) -> (&'a str, &'a str) {
+    (&submission.event.client_id, &submission.event.idempotency_key)
+}
+
+/// The outcome of an event, by comparison with the one that has its key.
+fn outcome(submission: &Submission, holder: Option<&KeyHolder>) -> sqlx::Result<Outcome> {
+    match (holder, &submission.refuse_if_new) {
+        (Some(holder), _) if holder.payload_hash != submission.payload_hash => Ok(Outcome::Conflict(holder.id)),
+        (Some(holder), _) => {
+            let recorded = Recorded { id: holder.id, charge: holder.charge };
+            // Its own: recorded now, or by an earlier try of this batch that had come through after all.
+            let own = holder.id == submission.id;
+            Ok(if own { Outcome::Accepted(recorded) } else { Outcome::Duplicate(recorded) })
+        }
+        (None, Some(refusal)) => Ok(Outcome::Rejected(refusal.clone())),
+        (None, None) => Err(sqlx::Error::Protocol("an idempotency key was neither free nor taken".into())),
+    }
+}
+
+fn client_vanished() -> sqlx::Error {
+    sqlx::Error::Protocol("a client was removed while its event was recorded".into())
+}

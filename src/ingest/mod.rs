@@ -1,0 +1,182 @@
+//! The one write path: a bounded queue and a writer that commits what has gathered.
+
+mod batch;
+mod queue;
+mod writer;
+
+use crate::catalog::CatalogCache;
+use crate::domain::event::{Charge, EventId, PayloadHash, UsageEvent};
+use crate::error::Error;
+use crate::proto::ErrorReason;
+use chrono_tz::Tz;
+use queue::{Item, Queue};
+use sqlx::postgres::PgConnectOptions;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+
+/// How long a lone caller is told to wait when the queue has no room: a few commits.
+const QUEUE_RETRY_DELAY: Duration = Duration::from_millis(100);
+
+/// Bounds and policies of the write path.
+#[derive(Clone, Debug)]
+pub struct IngestSettings {
+    /// Writers of this process; a client always has the same one.
+    pub writers: usize,
+    /// Most events of one transaction.
+    pub batch_events_max: usize,
+    /// Most events that wait for one writer.
+    pub queue_events_max: usize,
+    /// How long an event is tried before its caller is told that the outcome is not known.
+    pub retry_for: Duration,
+    /// Whether a client comes into being with its first event.
+    pub create_clients: bool,
+    /// Zone of a client that does.
+    pub default_zone: Tz,
+}
+
+/// An event to be recorded.
+#[derive(Clone, Debug)]
+pub struct Submission {
+    pub event: UsageEvent,
+    /// Made before the first try, so that a retry finds its own event.
+    pub id: EventId,
+    pub payload_hash: PayloadHash,
+    /// Set for what may only be a repeat: the answer where its key is new.
+    pub refuse_if_new: Option<Error>,
+}
+
+/// What became of an event.
+#[derive(Clone, Debug)]
+pub enum Outcome {
+    /// Recorded and durable.
+    Accepted(Recorded),
+    /// Recorded before.
+    Duplicate(Recorded),
+    /// Its key belongs to another payload: that of this event.
+    Conflict(EventId),
+    /// Wrong, not recorded.
+    Rejected(Error),
+    /// Not known to be recorded.
+    Unavailable(Error),
+}
+
+/// An event that is in the database.
+#[derive(Clone, Copy, Debug)]
+pub struct Recorded {
+    pub id: EventId,
+    /// Nothing, where the event itself is no longer kept.
+    pub charge: Option<Charge>,
+}
+
+/// Where an outcome goes.
+#[derive(Debug)]
+pub enum Reply {
+    /// To a lone caller.
+    One(oneshot::Sender<Outcome>),
+    /// To a batch or stream, with the number that the event has there.
+    Numbered(usize, mpsc::UnboundedSender<(usize, Outcome)>),
+}
+
+impl Reply {
+    /// Nobody waits any more.
+    fn is_closed(&self) -> bool {
+        match self {
+            Self::One(sender) => sender.is_closed(),
+            Self::Numbered(_, sender) => sender.is_closed(),
+        }
+    }
+
+    /// A caller that has gone is no error.
+    fn send(self, outcome: Outcome) {
+        metrics::counter!("meterd_events_total", "outcome" => outcome.label()).increment(1);
+        match self {
+            Self::One(sender) => drop(sender.send(outcome)),
+            Self::Numbered(number, sender) => drop(sender.send((number, outcome))),
+        }
+    }
+}
+
+impl Outcome {
+    fn label(&self) -> &'static str {
+        match self {
+            Self::Accepted(_) => "accepted",
+            Self::Duplicate(_) => "duplicate",
+            Self::Conflict(_) => "conflict",
+            Self::Rejected(_) => "rejected",
+            Self::Unavailable(_) => "unavailable",
+        }
+    }
+}
+
+/// The way in.
+#[derive(Clone, Debug)]
+pub struct Ingest {
+    queues: Arc<[Arc<Queue>]>,
+}
+
+impl Ingest {
+    /// Starts the writers. They end when the ingest is closed and everything queued is settled.
+    pub fn start(
+        settings: &IngestSettings,
+        database: &PgConnectOptions,
+        catalog: &Arc<CatalogCache>,
+    ) -> (Self, Vec<JoinHandle<()>>) {
+        let queues: Arc<[_]> =
+            (0..settings.writers.max(1)).map(|_| Arc::new(Queue::new(settings.queue_events_max))).collect();
+        let writer = |queue: &Arc<Queue>| {
+            tokio::spawn(writer::run(queue.clone(), settings.clone(), database.clone(), catalog.clone()))
+        };
+        let writers = queues.iter().map(writer).collect();
+        (Self { queues }, writers)
+    }
+
+    fn queue(&self, client_id: &str) -> &Queue {
+        let mut hasher = DefaultHasher::new();
+        client_id.hash(&mut hasher);
+        &self.queues[hasher.finish() as usize % self.queues.len()]
+    }
+
+    /// Queues a lone event, and settles when it is durable. A full queue is an error at once: a lone caller is told, not
+    /// kept. A caller that hangs up cancels nothing half-way: the event is recorded whole, or dropped before its turn.
+    pub async fn record(&self, submission: Submission) -> Result<Outcome, Error> {
+        let (sender, receiver) = oneshot::channel();
+        let item = Item { submission, reply: Reply::One(sender), queued_at: Instant::now() };
+        self.queue(&item.submission.event.client_id).push(item)?;
+        receiver.await.map_err(|_| Error::shutting_down())
+    }
+
+    /// Queues events in order, waiting for room as long as it takes. The outcome of each goes to `outcomes` with its number.
+    pub async fn record_numbered(
+        &self,
+        submissions: Vec<(usize, Submission)>,
+        outcomes: &mpsc::UnboundedSender<(usize, Outcome)>,
+    ) -> Result<(), Error> {
+        for (number, submission) in submissions {
+            let reply = Reply::Numbered(number, outcomes.clone());
+            let item = Item { submission, reply, queued_at: Instant::now() };
+            self.queue(&item.submission.event.client_id).push_when_room(item).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes nothing more. What is queued is still settled.
+    pub fn close(&self) {
+        self.queues.iter().for_each(|queue| queue.close());
+    }
+
+    /// How many events wait.
+    pub fn depth(&self) -> usize {
+        self.queues.iter().map(|queue| queue.len()).sum()
+    }
+}
+
+fn queue_full() -> Error {
+    Error::exhausted(
+        ErrorReason::QueueFull,
+        "the write queue has no room for this client; send again with the same idempotency key",
+        QUEUE_RETRY_DELAY,
+    )
+}

@@ -1,0 +1,207 @@
+//! What waits for a writer: bounded, and fair among clients.
+
+use super::{Reply, Submission, queue_full};
+use crate::error::Error;
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Instant;
+use tokio::sync::Notify;
+
+/// An event that waits, and who waits for it.
+#[derive(Debug)]
+pub(super) struct Item {
+    pub submission: Submission,
+    pub reply: Reply,
+    pub queued_at: Instant,
+}
+
+/// Most events that one client puts into a batch before the next client has its turn.
+const TURN_EVENTS_MAX: usize = 64;
+
+/// A queue a client, served in turns.
+///
+/// A client may hold as much as is still free: a lone hot client gets half of the room, two get a third each, and a
+/// newcomer always finds some. (The dynamic threshold of shared-buffer switches; Choudhury and Hahne, 1998.)
+#[derive(Debug)]
+pub(super) struct Queue {
+    capacity: usize,
+    state: Mutex<State>,
+    /// Wakes the writer.
+    filled: Notify,
+    /// Wakes who waits for room.
+    drained: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    clients: HashMap<Arc<str>, VecDeque<Item>>,
+    /// Clients with something waiting, in the order of their turns.
+    turns: VecDeque<Arc<str>>,
+    len: usize,
+    closed: bool,
+}
+
+impl Queue {
+    pub(super) fn new(capacity: usize) -> Self {
+        Self { capacity, state: Mutex::default(), filled: Notify::new(), drained: Notify::new() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("queue is not poisoned")
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.state().len
+    }
+
+    /// Takes nothing more, and lets the writer come to the end.
+    pub(super) fn close(&self) {
+        self.state().closed = true;
+        self.filled.notify_one();
+        self.drained.notify_waiters();
+    }
+
+    /// Queues an event, or says why not: no room for its client, or closed.
+    pub(super) fn push(&self, item: Item) -> Result<(), Error> {
+        self.try_push(item).map_err(|refused| refused.1)
+    }
+
+    /// Queues an event as soon as its client has room.
+    pub(super) async fn push_when_room(&self, mut item: Item) -> Result<(), Error> {
+        loop {
+            // Registered before the look, so that room made in between wakes it.
+            let drained = self.drained.notified();
+            match self.try_push(item) {
+                Ok(()) => return Ok(()),
+                Err((refused, error)) if error.code == tonic::Code::ResourceExhausted => item = *refused,
+                Err((_, error)) => return Err(error),
+            }
+            drained.await;
+        }
+    }
+
+    fn try_push(&self, item: Item) -> Result<(), (Box<Item>, Error)> {
+        let mut guard = self.state();
+        let state = &mut *guard;
+        if state.closed {
+            return Err((Box::new(item), Error::shutting_down()));
+        }
+        let client_id = &item.submission.event.client_id;
+        let waiting = state.clients.get(client_id).map_or(0, VecDeque::len);
+        if waiting >= self.capacity.saturating_sub(state.len) {
+            return Err((Box::new(item), queue_full()));
+        }
+        if waiting == 0 {
+            state.turns.push_back(client_id.clone());
+        }
+        state.clients.entry(client_id.clone()).or_default().push_back(item);
+        state.len += 1;
+        drop(guard);
+        self.filled.notify_one();
+        Ok(())
+    }
+
+    /// Waits until something is there, and takes up to `max` of it, a turn a client. Nothing: closed and empty.
+    pub(super) async fn take(&self, max: usize) -> Option<Vec<Item>> {
+        loop {
+            {
+                let mut state = self.state();
+                if state.len > 0 {
+                    let taken = state.take(max);
+                    drop(state);
+                    self.drained.notify_waiters();
+                    return Some(taken);
+                }
+                if state.closed {
+                    return None;
+                }
+            }
+            self.filled.notified().await;
+        }
+    }
+}
+
+impl State {
+    fn take(&mut self, max: usize) -> Vec<Item> {
+        let mut taken = Vec::with_capacity(max.min(self.len));
+        while taken.len() < max
+            && let Some(client_id) = self.turns.pop_front()
+        {
+            let waiting = self.clients.get_mut(&client_id).expect("whose turn it is has something waiting");
+            let turn = TURN_EVENTS_MAX.min(max - taken.len()).min(waiting.len());
+            taken.extend(waiting.drain(..turn));
+            if waiting.is_empty() {
+                self.clients.remove(&client_id);
+            } else {
+                self.turns.push_back(client_id);
+            }
+        }
+        self.len -= taken.len();
+        taken
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::event::{EventId, Measures, UsageEvent};
+    use tokio::sync::oneshot;
+
+    fn item(client_id: &str) -> Item {
+        let time = chrono::DateTime::UNIX_EPOCH;
+        let event = UsageEvent {
+            client_id: client_id.into(),
+            service: "s".into(),
+            operation: "".into(),
+            model: "".into(),
+            measures: Measures::default(),
+            event_time: time,
+            idempotency_key: "k".into(),
+            subject: String::new(),
+            external_id: String::new(),
+            metadata: None,
+        };
+        let submission = Submission { event, id: EventId::new(time), payload_hash: [0; 17], refuse_if_new: None };
+        Item { submission, reply: Reply::One(oneshot::channel().0), queued_at: Instant::now() }
+    }
+
+    #[tokio::test]
+    async fn a_hot_client_cannot_fill_its_neighbours_queue() {
+        let queue = Queue::new(1_000);
+        let mut hot = 0;
+        while queue.push(item("hot")).is_ok() {
+            hot += 1;
+        }
+        assert_eq!(hot, 500);
+        assert_eq!(queue.push(item("hot")).unwrap_err().code, tonic::Code::ResourceExhausted);
+        assert!(queue.push(item("neighbour")).is_ok());
+        let first = queue.take(100).await.unwrap();
+        let of_neighbour = first.iter().filter(|item| &*item.submission.event.client_id == "neighbour").count();
+        assert_eq!((first.len(), of_neighbour), (100, 1), "the neighbour has its turn in the first batch");
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_room_gets_in_when_the_writer_takes() {
+        let queue = Arc::new(Queue::new(2));
+        queue.push(item("a")).unwrap();
+        let waiting = tokio::spawn({
+            let queue = queue.clone();
+            async move { queue.push_when_room(item("a")).await }
+        });
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        assert_eq!(queue.take(10).await.unwrap().len(), 1);
+        waiting.await.unwrap().unwrap();
+        assert_eq!(queue.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_closed_queue_gives_what_it_has_and_takes_nothing() {
+        let queue = Queue::new(10);
+        queue.push(item("a")).unwrap();
+        queue.close();
+        assert_eq!(queue.push(item("a")).unwrap_err().code, tonic::Code::Unavailable);
+        assert_eq!(queue.take(10).await.unwrap().len(), 1);
+        assert!(queue.take(10).await.is_none());
+    }
+}

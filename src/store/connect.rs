@@ -1,0 +1,112 @@
+//! Connections: their bounds, the guard of pooled ones, and what a server must be before it is trusted.
+
+use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
+use sqlx::{Connection, Executor};
+use std::time::Duration;
+
+/// Numbered SQL in `migrations/`, compiled in.
+pub static MIGRATIONS: Migrator = sqlx::migrate!();
+
+/// Oldest PostgreSQL that is taken, as `server_version_num`.
+const SERVER_VERSION_MIN: i32 = 150_000;
+/// A transaction that waits longer than this for a lock gives up and is retried.
+const LOCK_TIMEOUT_MS: &str = "5000";
+/// A statement that runs longer than this is ended. Exports, rebuilds and migrations lift it for themselves.
+const STATEMENT_TIMEOUT_MS: &str = "30000";
+/// Who holds a transaction open and does nothing is cut off, so that no stalled holder stops the others.
+const IDLE_IN_TRANSACTION_TIMEOUT_MS: &str = "10000";
+/// How long a call waits for a free connection.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why a database is refused. The message says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum UnfitDatabase {
+    /// Too old.
+    #[error("PostgreSQL {0} is too old: meterd needs 15 or newer")]
+    TooOld(String),
+    /// Acknowledged would not mean durable.
+    #[error(
+        "the database has {0} = off, so an acknowledged event could be lost; turn it on, or start with \
+         --allow-non-durable-database if that is what you want"
+    )]
+    NotDurable(String),
+    /// It cannot be asked.
+    #[error(transparent)]
+    Database(#[from] sqlx::Error),
+}
+
+/// Connection options with every timeout set.
+pub fn options(url: &str) -> sqlx::Result<PgConnectOptions> {
+    let options: PgConnectOptions = url.parse()?;
+    Ok(options.application_name("meterd").options([
+        ("lock_timeout", LOCK_TIMEOUT_MS),
+        ("statement_timeout", STATEMENT_TIMEOUT_MS),
+        ("idle_in_transaction_session_timeout", IDLE_IN_TRANSACTION_TIMEOUT_MS),
+        ("timezone", "UTC"),
+    ]))
+}
+
+/// A pool that connects when it is used.
+pub fn pool(options: PgConnectOptions, connections_max: u32) -> PgPool {
+    guarded(PgPoolOptions::new().max_connections(connections_max).acquire_timeout(ACQUIRE_TIMEOUT))
+        .connect_lazy_with(options)
+}
+
+/// Rolls back whatever a connection still has open when it comes back to the pool.
+///
+/// With sqlx 0.9.0, a `begin()` whose future is dropped may leave a transaction open on the server that the pool knows
+/// nothing of. The next user's statements would then run inside it and vanish with the connection, acknowledged or not.
+pub fn guarded(options: PgPoolOptions) -> PgPoolOptions {
+    options.after_release(|conn, _| {
+        Box::pin(async move {
+            // One simple query: outside a transaction it is a warning, and costs one round trip.
+            conn.execute("ROLLBACK").await?;
+            Ok(true)
+        })
+    })
+}
+
+/// Refuses a server that is too old, or that would acknowledge before it is durable.
+pub async fn check_fitness(conn: &mut PgConnection, allow_non_durable: bool) -> Result<(), UnfitDatabase> {
+    let server = sqlx::query!(
+        r#"SELECT current_setting('server_version_num')::int AS "version_number!",
+                  current_setting('server_version') AS "version!",
+                  current_setting('fsync') AS "fsync!",
+                  current_setting('full_page_writes') AS "full_page_writes!",
+                  current_setting('synchronous_commit') AS "synchronous_commit!""#
+    )
+    .fetch_one(conn)
+    .await?;
+    if server.version_number < SERVER_VERSION_MIN {
+        return Err(UnfitDatabase::TooOld(server.version));
+    }
+    let durable = [
+        ("fsync", server.fsync),
+        ("full_page_writes", server.full_page_writes),
+        ("synchronous_commit", server.synchronous_commit),
+    ];
+    match durable.into_iter().find(|(_, value)| value == "off") {
+        Some((name, _)) if !allow_non_durable => Err(UnfitDatabase::NotDurable(name.into())),
+        _ => Ok(()),
+    }
+}
+
+/// Brings the schema up to date. Replicas that start together take turns: sqlx holds an advisory lock.
+pub async fn migrate(options: &PgConnectOptions) -> Result<(), MigrateError> {
+    let patient = options.clone().options([("lock_timeout", "0"), ("statement_timeout", "0")]);
+    let mut conn = PgConnection::connect_with(&patient).await?;
+    MIGRATIONS.run(&mut conn).await?;
+    conn.close().await?;
+    Ok(())
+}
+
+/// Whether the database answers.
+pub async fn ping(pool: &PgPool) -> sqlx::Result<()> {
+    sqlx::query!("SELECT 1 AS one").fetch_one(pool).await.map(drop)
+}
+
+/// Lifts the statement timeout until the end of the transaction.
+pub async fn allow_long_statements(conn: &mut PgConnection) -> sqlx::Result<()> {
+    conn.execute("SET LOCAL statement_timeout = 0").await.map(drop)
+}

@@ -1,0 +1,123 @@
+//! The key ledger: who claims a key records its event.
+
+use crate::domain::event::{Charge, EventId, PayloadHash, UnpricedReason};
+use crate::store::numeric;
+use bigdecimal::BigDecimal;
+use chrono::{DateTime, Utc};
+use sqlx::PgConnection;
+use std::collections::{HashMap, HashSet};
+
+/// Keys to claim, one entry an event, sorted by client and key.
+#[derive(Default)]
+pub struct Claims {
+    pub client_ids: Vec<String>,
+    pub keys: Vec<String>,
+    pub payload_hashes: Vec<Vec<u8>>,
+    pub event_times: Vec<DateTime<Utc>>,
+    pub event_seqs: Vec<i64>,
+}
+
+/// What was claimed, and what held at that moment.
+pub struct Claimed {
+    /// Of the catalogue.
+    pub catalog_version: i64,
+    /// Sequence numbers of the events whose keys were new.
+    pub event_seqs: HashSet<i64>,
+    /// Time zone of each client that exists.
+    pub time_zones: HashMap<String, String>,
+}
+
+/// The event that has a key.
+#[derive(Clone)]
+pub struct KeyHolder {
+    pub payload_hash: Vec<u8>,
+    pub id: EventId,
+    /// Nothing, where the event itself is no longer kept.
+    pub charge: Option<Charge>,
+}
+
+impl Claims {
+    /// Adds one; the caller keeps the order.
+    pub fn push(&mut self, client_id: &str, key: &str, payload_hash: &PayloadHash, id: EventId) {
+        self.client_ids.push(client_id.into());
+        self.keys.push(key.into());
+        self.payload_hashes.push(payload_hash.to_vec());
+        self.event_times.push(id.time);
+        self.event_seqs.push(id.seq);
+    }
+}
+
+/// Claims what nobody has claimed; waits for a transaction that is claiming the same key. Reads the catalogue's version
+/// and the time zones of `client_ids` in the same statement, which must come after the versions lock: its snapshot then
+/// holds until the commit.
+pub async fn claim(conn: &mut PgConnection, claims: &Claims, client_ids: &[String]) -> sqlx::Result<Claimed> {
+    let row = sqlx::query!(
+        r#"WITH claimed AS (
+               INSERT INTO idempotency_keys (client_id, idempotency_key, payload_hash, event_time, event_seq)
+               SELECT * FROM unnest($1::text[], $2::text[], $3::bytea[], $4::timestamptz[], $5::bigint[])
+               ON CONFLICT DO NOTHING
+               RETURNING event_seq
+           )
+           SELECT (SELECT version FROM catalog_version) AS "catalog_version!",
+                  ARRAY(SELECT event_seq FROM claimed) AS "event_seqs!",
+                  ARRAY(SELECT client_id FROM clients WHERE client_id = ANY($6) ORDER BY client_id) AS "client_ids!",
+                  ARRAY(SELECT time_zone FROM clients WHERE client_id = ANY($6) ORDER BY client_id) AS "time_zones!""#,
+        &claims.client_ids,
+        &claims.keys,
+        &claims.payload_hashes,
+        &claims.event_times,
+        &claims.event_seqs,
+        client_ids
+    )
+    .fetch_one(conn)
+    .await?;
+    Ok(Claimed {
+        catalog_version: row.catalog_version,
+        event_seqs: row.event_seqs.into_iter().collect(),
+        time_zones: row.client_ids.into_iter().zip(row.time_zones).collect(),
+    })
+}
+
+/// Who has these keys, by client and key.
+pub async fn holders(
+    conn: &mut PgConnection,
+    client_ids: &[String],
+    keys: &[String],
+) -> sqlx::Result<HashMap<(String, String), KeyHolder>> {
+    let rows = sqlx::query!(
+        r#"SELECT k.client_id, k.idempotency_key, k.payload_hash, k.event_time, k.event_seq,
+                  e.charge AS "charge?: BigDecimal", e.price_id AS "price_id?", e.unpriced_reason AS "unpriced_reason?"
+           FROM unnest($1::text[], $2::text[]) AS wanted (client_id, idempotency_key)
+           JOIN idempotency_keys k USING (client_id, idempotency_key)
+           LEFT JOIN usage_events e USING (client_id, event_time, event_seq)"#,
+        client_ids,
+        keys
+    )
+    .fetch_all(conn)
+    .await?;
+    rows.into_iter()
+        .map(|row| {
+            let holder = KeyHolder {
+                payload_hash: row.payload_hash,
+                id: EventId { time: row.event_time, seq: row.event_seq },
+                charge: charge(row.charge.as_ref(), row.price_id, row.unpriced_reason)?,
+            };
+            Ok(((row.client_id, row.idempotency_key), holder))
+        })
+        .collect()
+}
+
+/// A charge from its three columns; nothing where all are null.
+pub fn charge(
+    charge: Option<&BigDecimal>,
+    price_id: Option<i64>,
+    unpriced_reason: Option<i16>,
+) -> sqlx::Result<Option<Charge>> {
+    Ok(match (charge, unpriced_reason) {
+        (Some(charge), _) => {
+            Some(Charge::Priced { charge: numeric::decimal(charge)?, price_id: price_id.unwrap_or_default() })
+        }
+        (None, Some(reason)) => Some(Charge::Unpriced(UnpricedReason::from_number(reason))),
+        (None, None) => None,
+    })
+}

@@ -1,0 +1,43 @@
+//! All SQL. One file a table or read model, free functions on a connection; the caller owns the transaction.
+
+pub mod catalog;
+pub mod clients;
+pub mod connect;
+pub mod deployment;
+pub mod events;
+pub mod export;
+pub mod keys;
+pub mod locks;
+pub mod numeric;
+pub mod partitions;
+pub mod pricing;
+pub mod rebuild;
+pub mod requests;
+pub mod rollups;
+pub mod summaries;
+pub mod sums;
+pub mod usage;
+pub mod verify;
+
+/// Whether the same work may succeed if it is done again: the connection broke, the server is going down or coming up, or
+/// another transaction was in the way.
+pub fn is_transient(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_)
+        | sqlx::Error::PoolTimedOut
+        | sqlx::Error::PoolClosed
+        | sqlx::Error::WorkerCrashed
+        | sqlx::Error::Tls(_)
+        | sqlx::Error::Protocol(_) => true,
+        sqlx::Error::Database(error) => error.code().is_some_and(|code| {
+            // 08: connection; 53: resources, disk full among them; 57P0x: shutdown, crash, starting up; 25P03/25P04:
+            // idle in transaction; 57014: statement timeout.
+            let class = &code[..2];
+            class == "08"
+                || class == "53"
+                || code.starts_with("57P")
+                || matches!(&*code, "40001" | "40P01" | "55P03" | "57014" | "25P03" | "25P04")
+        }),
+        _ => false,
+    }
+}

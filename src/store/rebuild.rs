@@ -1,0 +1,103 @@
+//! Computing a client's month again from its events, and moving events into another day.
+
+use crate::domain::event::EventId;
+use crate::domain::period::{Month, day_of};
+use crate::domain::rollup::{Deltas, Sums};
+use crate::store::verify::{RollupRow, differences};
+use crate::store::{connect, locks, rollups};
+use chrono::NaiveDate;
+use chrono_tz::Tz;
+use sqlx::{Connection, PgConnection};
+use std::sync::Arc;
+
+/// What a rebuild did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rebuilt {
+    pub corrected_row_count: i64,
+    pub rezoned_event_count: i64,
+}
+
+/// Makes the rows of a client's month equal its events. With a zone, also puts the events of the month into the days that
+/// they have there, and the neighbouring months right.
+pub async fn month(
+    conn: &mut PgConnection,
+    client_id: &str,
+    month: Month,
+    rezone: Option<Tz>,
+) -> sqlx::Result<Rebuilt> {
+    let client: Arc<str> = client_id.into();
+    let months = match rezone {
+        None => vec![month],
+        Some(_) => vec![month.previous(), month, month.next()],
+    };
+    let mut tx = conn.begin().await?;
+    connect::allow_long_statements(&mut tx).await?;
+    locks::share_versions(&mut tx).await?;
+    // Adding nothing creates and locks the month rows: from here on nobody changes these months.
+    let nothing = months.iter().map(|month| ((client.clone(), *month), Sums::default())).collect();
+    rollups::add(&mut tx, &Deltas { months: nothing, ..Deltas::default() }).await?;
+    let rezoned_event_count = match rezone {
+        Some(zone) => rezone_events(&mut tx, client_id, month, zone).await?,
+        None => 0,
+    };
+    let mut corrections = Deltas::default();
+    let mut corrected_row_count = 0;
+    for month in months {
+        for difference in differences(&mut tx, client_id, month).await? {
+            corrected_row_count += 1;
+            let correction = difference.expected - difference.actual;
+            match difference.row {
+                RollupRow::Month => {
+                    corrections.months.insert((client.clone(), month), correction);
+                }
+                RollupRow::MonthService { service } => {
+                    corrections.month_services.insert((client.clone(), month, service.into()), correction);
+                }
+                RollupRow::Day { day, service, operation, model } => {
+                    let key = (client.clone(), day, service.into(), operation.into(), model.into());
+                    corrections.days.insert(key, correction);
+                }
+            }
+        }
+    }
+    rollups::add(&mut tx, &corrections).await?;
+    tx.commit().await?;
+    Ok(Rebuilt { corrected_row_count, rezoned_event_count })
+}
+
+/// Gives events that are in `month`, before or after, the day that they have in `zone`.
+async fn rezone_events(conn: &mut PgConnection, client_id: &str, month: Month, zone: Tz) -> sqlx::Result<i64> {
+    let (from, to) = month.widest_range();
+    let rows = sqlx::query!(
+        "SELECT event_time, event_seq, day FROM usage_events
+         WHERE client_id = $1 AND event_time >= $2 AND event_time < $3",
+        client_id,
+        from,
+        to
+    )
+    .fetch_all(&mut *conn)
+    .await?;
+    let moved: Vec<(EventId, NaiveDate)> = rows
+        .into_iter()
+        .filter_map(|row| {
+            let day = day_of(row.event_time, zone);
+            let touches = Month::of(row.day) == month || Month::of(day) == month;
+            (day != row.day && touches).then_some((EventId { time: row.event_time, seq: row.event_seq }, day))
+        })
+        .collect();
+    let times: Vec<_> = moved.iter().map(|(id, _)| id.time).collect();
+    let seqs: Vec<_> = moved.iter().map(|(id, _)| id.seq).collect();
+    let days: Vec<_> = moved.iter().map(|(_, day)| *day).collect();
+    sqlx::query!(
+        "UPDATE usage_events t SET day = new.day
+         FROM unnest($2::timestamptz[], $3::bigint[], $4::date[]) AS new (event_time, event_seq, day)
+         WHERE t.client_id = $1 AND t.event_time = new.event_time AND t.event_seq = new.event_seq",
+        client_id,
+        &times,
+        &seqs,
+        &days
+    )
+    .execute(conn)
+    .await?;
+    Ok(moved.len() as i64)
+}

@@ -1,0 +1,35 @@
+//! First answers of creates, for repeats with the same request id.
+
+use sqlx::PgConnection;
+
+/// What a create answered.
+pub struct FirstAnswer {
+    /// Of the RPC's name and the request.
+    pub request_hash: Vec<u8>,
+    /// Encoded.
+    pub response: Vec<u8>,
+}
+
+/// Claims the request id until the end of the transaction, so that of two at once the second sees the first's answer.
+/// Nothing, where it is new.
+pub async fn find(conn: &mut PgConnection, request_id: &str) -> sqlx::Result<Option<FirstAnswer>> {
+    sqlx::query!("SELECT pg_advisory_xact_lock(hashtextextended('create_requests:' || $1, 0))", request_id)
+        .execute(&mut *conn)
+        .await?;
+    sqlx::query_as!(FirstAnswer, "SELECT request_hash, response FROM create_requests WHERE request_id = $1", request_id)
+        .fetch_optional(conn)
+        .await
+}
+
+/// Keeps a first answer.
+pub async fn insert(conn: &mut PgConnection, request_id: &str, answer: &FirstAnswer) -> sqlx::Result<()> {
+    sqlx::query!(
+        "INSERT INTO create_requests (request_id, request_hash, response) VALUES ($1, $2, $3)",
+        request_id,
+        answer.request_hash,
+        answer.response
+    )
+    .execute(conn)
+    .await
+    .map(drop)
+}

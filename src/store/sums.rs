@@ -1,0 +1,61 @@
+//! Sums as rows have them, and as columns for statements that write many rows at once.
+
+use crate::domain::rollup::Sums;
+use crate::store::numeric;
+use bigdecimal::BigDecimal;
+
+/// Sums as a row has them.
+#[derive(Clone, Debug, Default)]
+pub struct SumsRow {
+    pub request_count: i64,
+    pub units: BigDecimal,
+    pub input_tokens: i64,
+    pub output_tokens: i64,
+    pub cached_input_tokens: i64,
+    pub cost: BigDecimal,
+    pub unpriced_event_count: i64,
+}
+
+impl TryFrom<SumsRow> for Sums {
+    type Error = sqlx::Error;
+
+    fn try_from(row: SumsRow) -> Result<Self, sqlx::Error> {
+        Ok(Self {
+            request_count: row.request_count,
+            units: numeric::total(&row.units)?,
+            input_tokens: row.input_tokens,
+            output_tokens: row.output_tokens,
+            cached_input_tokens: row.cached_input_tokens,
+            cost: numeric::total(&row.cost)?,
+            unpriced_event_count: row.unpriced_event_count,
+        })
+    }
+}
+
+/// One column a sum.
+#[derive(Default)]
+pub struct SumsColumns {
+    pub request_counts: Vec<i64>,
+    pub units: Vec<BigDecimal>,
+    pub input_tokens: Vec<i64>,
+    pub output_tokens: Vec<i64>,
+    pub cached_input_tokens: Vec<i64>,
+    pub costs: Vec<BigDecimal>,
+    pub unpriced_event_counts: Vec<i64>,
+}
+
+impl<'a> FromIterator<&'a Sums> for SumsColumns {
+    fn from_iter<I: IntoIterator<Item = &'a Sums>>(all: I) -> Self {
+        let mut columns = Self::default();
+        for sums in all {
+            columns.request_counts.push(sums.request_count);
+            columns.units.push(sums.units.into());
+            columns.input_tokens.push(sums.input_tokens);
+            columns.output_tokens.push(sums.output_tokens);
+            columns.cached_input_tokens.push(sums.cached_input_tokens);
+            columns.costs.push(sums.cost.into());
+            columns.unpriced_event_counts.push(sums.unpriced_event_count);
+        }
+        columns
+    }
+}
