@@ -1,0 +1,193 @@
+//! Typed settings. Each is a flag, an environment variable `METERD_…` and a key of the file that `--config` names; the
+//! flag wins over the variable, the variable over the file, the file over the default.
+
+use crate::ingest::IngestSettings;
+use crate::postgres::{EmbeddedSettings, default_data_dir};
+use chrono_tz::Tz;
+use clap::{Args, Command, ValueEnum};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Settings of the server and of commands that open its database.
+#[derive(Args, Clone, Debug)]
+pub struct Settings {
+    #[command(flatten)]
+    pub database: DatabaseSettings,
+
+    /// Address of the gRPC port
+    #[arg(long, env = "METERD_LISTEN", default_value = "127.0.0.1:50051")]
+    pub listen: SocketAddr,
+    /// Address of the second port: /healthz, /readyz, /metrics
+    #[arg(long, env = "METERD_HTTP_LISTEN", default_value = "127.0.0.1:50052")]
+    pub http_listen: SocketAddr,
+    /// Listen on other than loopback addresses although anybody who reaches them may read and write everything
+    #[arg(long, env = "METERD_INSECURE_LISTEN", num_args = 0..=1, default_missing_value = "true", default_value = "false", action = clap::ArgAction::Set)]
+    pub insecure_listen: bool,
+    /// Origin that browsers may call from with gRPC-Web, such as https://app.example.com; repeat for more
+    #[arg(long = "web-origin", env = "METERD_WEB_ORIGINS", value_delimiter = ',')]
+    pub web_origins: Vec<String>,
+
+    /// Currency of the deployment, an ISO 4217 code; fixed at the first start
+    #[arg(long, env = "METERD_CURRENCY", default_value = "USD", value_parser = parse_currency)]
+    pub currency: String,
+    /// Time zone of clients that have not been given one
+    #[arg(long, env = "METERD_DEFAULT_TIME_ZONE", default_value = "UTC", value_parser = parse_zone)]
+    pub default_time_zone: Tz,
+    /// What happens to the first event of a client that has not been created
+    #[arg(long, env = "METERD_UNKNOWN_CLIENT", default_value = "create")]
+    pub unknown_client: UnknownClient,
+    /// What happens to an event of a service that is not in the catalogue
+    #[arg(long, env = "METERD_UNKNOWN_SERVICE", default_value = "reject")]
+    pub unknown_service: UnknownService,
+    /// Events may be at most so many days old, unless they come as a backfill
+    #[arg(long, env = "METERD_ACCEPT_PAST_DAYS", default_value_t = 35, value_parser = clap::value_parser!(u32).range(1..=3650))]
+    pub accept_past_days: u32,
+    /// Events may be at most so many seconds ahead of the server's clock
+    #[arg(long, env = "METERD_ACCEPT_FUTURE_SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u32).range(0..=86_400))]
+    pub accept_future_seconds: u32,
+
+    /// Writers, each with a database connection; a client always has the same one
+    #[arg(long, env = "METERD_WRITERS", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub writers: u16,
+    /// Most events in one transaction
+    #[arg(long, env = "METERD_BATCH_EVENTS_MAX", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub batch_events_max: u32,
+    /// Most events that wait for one writer
+    #[arg(long, env = "METERD_QUEUE_EVENTS_MAX", default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(2..=10_000_000))]
+    pub queue_events_max: u32,
+    /// How long an event is tried while the database is away, before its caller is told to send it again
+    #[arg(long, env = "METERD_RETRY_SECONDS", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    pub retry_seconds: u32,
+    /// Longest time for a call that gives no deadline of its own
+    #[arg(long, env = "METERD_REQUEST_TIMEOUT_SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    pub request_timeout_seconds: u32,
+    /// Longest time to settle what is under way when the server is told to stop
+    #[arg(long, env = "METERD_STOP_TIMEOUT_SECONDS", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=600))]
+    pub stop_timeout_seconds: u32,
+    /// Exports that may run at once
+    #[arg(long, env = "METERD_EXPORTS_MAX", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub exports_max: u32,
+}
+
+/// Where the data is.
+#[derive(Args, Clone, Debug)]
+pub struct DatabaseSettings {
+    /// PostgreSQL 15 or newer to use. Without it meterd runs one of its own
+    #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
+    pub database_url: Option<String>,
+    /// Where meterd's own PostgreSQL keeps its data
+    #[arg(long, env = "METERD_DATA_DIR", default_value_os_t = default_data_dir())]
+    pub data_dir: PathBuf,
+    /// Where initdb and postgres are. Without it they are searched for
+    #[arg(long, env = "METERD_POSTGRES_BIN_DIR")]
+    pub postgres_bin_dir: Option<PathBuf>,
+    /// Whether PostgreSQL may be downloaded when none is found
+    #[arg(long, env = "METERD_POSTGRES_DOWNLOAD", num_args = 0..=1, default_missing_value = "true", default_value = "true", action = clap::ArgAction::Set)]
+    pub postgres_download: bool,
+    /// Where to download PostgreSQL from
+    #[arg(long, env = "METERD_POSTGRES_DOWNLOAD_URL")]
+    pub postgres_download_url: Option<String>,
+    /// Connections for everything but the writers
+    #[arg(long, env = "METERD_CONNECTIONS_MAX", default_value_t = 10, value_parser = clap::value_parser!(u32).range(2..=1000))]
+    pub connections_max: u32,
+    /// Accept a database that acknowledges before it is durable
+    #[arg(long, env = "METERD_ALLOW_NON_DURABLE_DATABASE", num_args = 0..=1, default_missing_value = "true", default_value = "false", action = clap::ArgAction::Set)]
+    pub allow_non_durable_database: bool,
+}
+
+/// What happens to the first event of a client that has not been created.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum UnknownClient {
+    /// The client is created
+    Create,
+    /// The event is refused with CLIENT_NOT_FOUND
+    Reject,
+}
+
+/// What happens to an event of a service that is not in the catalogue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum UnknownService {
+    /// It is refused with UNKNOWN_SERVICE
+    Reject,
+    /// It is kept, unpriced
+    Keep,
+}
+
+fn parse_currency(text: &str) -> Result<String, String> {
+    let code = text.len() == 3 && text.bytes().all(|byte| byte.is_ascii_uppercase());
+    if code { Ok(text.into()) } else { Err("must be an ISO 4217 code of three upper-case letters, such as USD".into()) }
+}
+
+fn parse_zone(text: &str) -> Result<Tz, String> {
+    text.parse().map_err(|_| "must be an IANA time zone such as Europe/Berlin".into())
+}
+
+impl Settings {
+    /// Settings of the write path.
+    pub fn ingest(&self) -> IngestSettings {
+        IngestSettings {
+            writers: self.writers.into(),
+            batch_events_max: self.batch_events_max as usize,
+            queue_events_max: self.queue_events_max as usize,
+            retry_for: Duration::from_secs(self.retry_seconds.into()),
+            create_clients: self.unknown_client == UnknownClient::Create,
+            default_zone: self.default_time_zone,
+        }
+    }
+
+    /// Refuses to listen where strangers could call: without API keys, only this machine may.
+    pub fn check_exposure(&self) -> anyhow::Result<()> {
+        for (name, address) in [("--listen", self.listen), ("--http-listen", self.http_listen)] {
+            anyhow::ensure!(
+                address.ip().is_loopback() || self.insecure_listen,
+                "{name} {address} is not a loopback address, and whoever reaches it could read and write everything. \
+                 Listen on 127.0.0.1 behind a proxy that authenticates callers, or add --insecure-listen if the network \
+                 itself is closed."
+            );
+        }
+        Ok(())
+    }
+}
+
+impl DatabaseSettings {
+    /// Settings of the embedded server.
+    pub fn embedded(&self) -> EmbeddedSettings {
+        EmbeddedSettings {
+            data_dir: self.data_dir.clone(),
+            bin_dir: self.postgres_bin_dir.clone(),
+            download_url: self.postgres_download_url.clone(),
+            download: self.postgres_download,
+            durable: true,
+        }
+    }
+}
+
+/// Makes the keys of a settings file the defaults of the flags of the same name.
+pub fn with_file(command: Command, file: &Path) -> anyhow::Result<Command> {
+    let text = std::fs::read_to_string(file).map_err(|error| anyhow::anyhow!("{}: {error}", file.display()))?;
+    let table: toml::Table = text.parse().map_err(|error| anyhow::anyhow!("{}: {error}", file.display()))?;
+    let mut command = command;
+    for (key, value) in table {
+        let id = key.replace('-', "_");
+        let known = command.get_subcommands().any(|sub| sub.get_arguments().any(|arg| arg.get_id() == id.as_str()));
+        anyhow::ensure!(known, "{}: there is no setting `{key}`", file.display());
+        let values: Vec<String> = match value {
+            toml::Value::String(text) => vec![text],
+            toml::Value::Array(values) => values.into_iter().map(|value| value.to_string().trim_matches('"').into()).collect(),
+            other => vec![other.to_string()],
+        };
+        let names: Vec<String> = command.get_subcommands().map(|sub| sub.get_name().to_string()).collect();
+        for name in names {
+            let (id, values) = (id.clone(), values.clone());
+            command = command.mut_subcommand(name, |sub| {
+                if sub.get_arguments().any(|arg| arg.get_id() == id.as_str()) {
+                    sub.mut_arg(id, |arg| arg.default_values(values))
+                } else {
+                    sub
+                }
+            });
+        }
+    }
+    Ok(command)
+}

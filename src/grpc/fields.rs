@@ -1,0 +1,167 @@
+//! Checks of request fields. Every wrong field is collected, and all are told at once.
+
+use crate::domain::decimal::{Decimal, DecimalError, Rate};
+use crate::domain::event::ID_BYTES_MAX;
+use crate::domain::period::{Month, parse_day};
+use crate::error::{Error, Violation};
+use crate::proto::ErrorReason;
+use chrono::{DateTime, NaiveDate, Utc};
+use prost_types::Timestamp;
+use tonic::Code;
+
+/// Last second of the year 9999.
+const SECONDS_MAX: i64 = 253_402_300_799;
+/// Most values of a filter.
+pub const FILTER_VALUES_MAX: usize = 100;
+
+/// Collects what is wrong.
+#[derive(Debug, Default)]
+pub struct Fields {
+    wrong: Vec<(ErrorReason, Violation)>,
+    metadata: Vec<(&'static str, String)>,
+}
+
+impl Fields {
+    /// Notes a wrong field.
+    pub fn wrong(&mut self, field: impl Into<String>, description: impl Into<String>) {
+        self.wrong_because(ErrorReason::InvalidField, field, description);
+    }
+
+    /// Notes a field that is wrong for a reason of its own.
+    pub fn wrong_because(&mut self, reason: ErrorReason, field: impl Into<String>, description: impl Into<String>) {
+        self.wrong.push((reason, Violation::new(field, description)));
+    }
+
+    /// Nothing wrong, or one error with every violation; its reason is that of all of them, if they share one.
+    pub fn finish(self) -> Result<(), Error> {
+        let Some((first, _)) = self.wrong.first() else { return Ok(()) };
+        let shared = self.wrong.iter().all(|(reason, _)| reason == first);
+        let reason = if shared { *first } else { ErrorReason::InvalidField };
+        let mut error = Error::invalid(reason, self.wrong.into_iter().map(|(_, violation)| violation).collect());
+        error.code = Code::InvalidArgument;
+        error.metadata = self.metadata;
+        Err(error)
+    }
+
+    /// A text of at most `bytes_max` bytes without control characters.
+    pub fn text(&mut self, field: &str, value: &str, bytes_max: usize) {
+        if value.len() > bytes_max {
+            self.wrong(field, format!("must be at most {bytes_max} bytes, has {}", value.len()));
+        } else if value.chars().any(char::is_control) {
+            self.wrong(field, "must not contain control characters");
+        }
+    }
+
+    /// A text that must be there.
+    pub fn required(&mut self, field: &str, value: &str, bytes_max: usize) {
+        if value.is_empty() {
+            self.wrong(field, "is required");
+        } else {
+            self.text(field, value, bytes_max);
+        }
+    }
+
+    /// Values of a filter.
+    pub fn filter(&mut self, field: &str, values: &[String]) {
+        if values.len() > FILTER_VALUES_MAX {
+            self.wrong(field, format!("must have at most {FILTER_VALUES_MAX} values, has {}", values.len()));
+        }
+        for (index, value) in values.iter().take(FILTER_VALUES_MAX).enumerate() {
+            self.text(&format!("{field}[{index}]"), value, ID_BYTES_MAX);
+        }
+    }
+
+    /// A quantity or amount.
+    pub fn decimal(&mut self, field: &str, value: &str) -> Decimal {
+        self.number(field, value, Decimal::parse(value)).unwrap_or_default()
+    }
+
+    /// A rate.
+    pub fn rate(&mut self, field: &str, value: &str) -> Option<Rate> {
+        self.number(field, value, Rate::parse(value))
+    }
+
+    fn number<T>(&mut self, field: &str, value: &str, parsed: Result<T, DecimalError>) -> Option<T> {
+        let shown: String = value.chars().take(40).collect();
+        parsed.map_err(|error| self.wrong(field, format!("{error}, got {shown:?}"))).ok()
+    }
+
+    /// A count from zero.
+    pub fn count(&mut self, field: &str, value: i64, max: i64) {
+        if !(0..=max).contains(&value) {
+            self.wrong(field, format!("must be from 0 to {max}, got {value}"));
+        }
+    }
+
+    /// A time from 1970 to 9999, cut to the microsecond.
+    pub fn time(&mut self, field: &str, value: &Timestamp) -> DateTime<Utc> {
+        if !(0..=SECONDS_MAX).contains(&value.seconds) {
+            self.wrong(field, "must be in the years 1970 to 9999");
+        }
+        if !(0..1_000_000_000).contains(&value.nanos) {
+            self.wrong(field, format!("nanos must be from 0 to 999999999, got {}", value.nanos));
+        }
+        let nanos = (value.nanos.max(0) / 1_000 * 1_000) as u32;
+        DateTime::from_timestamp(value.seconds, nanos).unwrap_or_default()
+    }
+
+    /// A day.
+    pub fn day(&mut self, field: &str, value: &str) -> NaiveDate {
+        let day = parse_day(value);
+        if day.is_none() {
+            self.wrong(field, if value.is_empty() { "is required" } else { "must be a day such as 2026-11-21" });
+        }
+        day.unwrap_or_default()
+    }
+
+    /// Two days with at most `days_max` from the first to the last, both included.
+    pub fn days(&mut self, start: &str, end: &str, days_max: i64) -> (NaiveDate, NaiveDate) {
+        let wrong_before = self.wrong.len();
+        let (first, last) = (self.day("start_date", start), self.day("end_date", end));
+        if self.wrong.len() > wrong_before {
+            return (first, last);
+        }
+        let days = (last - first).num_days() + 1;
+        if days < 1 {
+            self.wrong("end_date", "must not be before start_date");
+        } else if days > days_max {
+            let description = format!("must be at most {days_max} days from start_date, is {days}");
+            self.wrong_because(ErrorReason::RangeTooLong, "end_date", description);
+            self.metadata.push(("max_days", days_max.to_string()));
+        }
+        (first, last)
+    }
+
+    /// A month.
+    pub fn month(&mut self, field: &str, value: &str) -> Option<Month> {
+        let month = Month::parse(value);
+        if month.is_none() {
+            self.wrong(field, "must be a month such as 2026-11");
+        }
+        month
+    }
+
+    /// Two optional times, the first before the second.
+    pub fn times(
+        &mut self,
+        start: Option<&Timestamp>,
+        end: Option<&Timestamp>,
+    ) -> (Option<DateTime<Utc>>, Option<DateTime<Utc>>) {
+        let start = start.map(|time| self.time("start_time", time));
+        let end = end.map(|time| self.time("end_time", time));
+        if let (Some(start), Some(end)) = (start, end)
+            && start > end
+        {
+            self.wrong("end_time", "must not be before start_time");
+        }
+        (start, end)
+    }
+
+    /// How many to a page.
+    pub fn page_size(&mut self, value: i32, default: i64, max: i64) -> i64 {
+        if value < 0 || i64::from(value) > max {
+            self.wrong("page_size", format!("must be from 1 to {max}, or 0 for {default}; got {value}"));
+        }
+        if value == 0 { default } else { i64::from(value) }
+    }
+}

@@ -1,0 +1,99 @@
+//! Page tokens: where a list goes on, bound to its query and signed, so that they can be neither moved nor forged.
+
+use crate::error::Error;
+use crate::proto::ErrorReason;
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use hmac::{Hmac, KeyInit, Mac};
+use prost::Message;
+use serde::{Serialize, de::DeserializeOwned};
+use sha2::Sha256;
+
+/// Bytes of the signature that a token carries.
+const SIGNATURE_BYTES: usize = 16;
+
+/// Makes and reads tokens of one deployment.
+#[derive(Clone)]
+pub struct PageTokens {
+    secret: Vec<u8>,
+}
+
+impl PageTokens {
+    /// With the deployment's secret.
+    pub fn new(secret: Vec<u8>) -> Self {
+        Self { secret }
+    }
+
+    fn signature(&self, query: &impl Message, rpc: &str, cursor: &[u8]) -> [u8; SIGNATURE_BYTES] {
+        let mut mac = Hmac::<Sha256>::new_from_slice(&self.secret).expect("HMAC takes keys of any length");
+        let query = query.encode_to_vec();
+        for part in [rpc.as_bytes(), &query, cursor] {
+            mac.update(&(part.len() as u64).to_le_bytes());
+            mac.update(part);
+        }
+        let mut signature = [0; SIGNATURE_BYTES];
+        signature.copy_from_slice(&mac.finalize().into_bytes()[..SIGNATURE_BYTES]);
+        signature
+    }
+
+    /// The token of a cursor. `query` is the request without page size and token.
+    pub fn make(&self, rpc: &str, query: &impl Message, cursor: &impl Serialize) -> String {
+        let cursor = serde_json::to_vec(cursor).expect("cursors are plain data");
+        let mut token = self.signature(query, rpc, &cursor).to_vec();
+        token.extend(cursor);
+        URL_SAFE_NO_PAD.encode(token)
+    }
+
+    /// The cursor of a token of this RPC and query; nothing for the first page.
+    pub fn read<C: DeserializeOwned>(&self, rpc: &str, query: &impl Message, token: &str) -> Result<Option<C>, Error> {
+        if token.is_empty() {
+            return Ok(None);
+        }
+        self.cursor(rpc, query, token).map(Some).ok_or_else(|| {
+            let violation = crate::error::Violation::new(
+                "page_token",
+                "must be the next_page_token of this same request; begin again without it",
+            );
+            Error::invalid(ErrorReason::PageTokenInvalid, vec![violation])
+        })
+    }
+
+    fn cursor<C: DeserializeOwned>(&self, rpc: &str, query: &impl Message, token: &str) -> Option<C> {
+        let token = URL_SAFE_NO_PAD.decode(token).ok()?;
+        let (signature, cursor) = token.split_at_checked(SIGNATURE_BYTES)?;
+        let expected = self.signature(query, rpc, cursor);
+        // The whole of both is compared, whatever differs: how long it takes tells nothing.
+        let differs = signature.iter().zip(expected).fold(0, |differs, (left, right)| differs | (left ^ right));
+        if differs != 0 {
+            return None;
+        }
+        serde_json::from_slice(cursor).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::ListClientsRequest;
+
+    #[test]
+    fn a_token_is_good_for_its_query_only_and_no_bit_of_it_can_be_changed() {
+        let tokens = PageTokens::new(vec![7; 32]);
+        let query = ListClientsRequest::default();
+        let token = tokens.make("ListClients", &query, &"acme");
+        assert_eq!(tokens.read::<String>("ListClients", &query, &token).unwrap().as_deref(), Some("acme"));
+        assert!(tokens.read::<String>("ListServices", &query, &token).is_err());
+        let other = ListClientsRequest { page_size: 1, ..query.clone() };
+        assert!(tokens.read::<String>("ListClients", &other, &token).is_err());
+        assert!(PageTokens::new(vec![8; 32]).read::<String>("ListClients", &query, &token).is_err());
+        let bytes = URL_SAFE_NO_PAD.decode(&token).unwrap();
+        for bit in 0..bytes.len() * 8 {
+            let mut forged = bytes.clone();
+            forged[bit / 8] ^= 1 << (bit % 8);
+            assert!(tokens.read::<String>("ListClients", &query, &URL_SAFE_NO_PAD.encode(forged)).is_err(), "{bit}");
+        }
+        for text in ["", "x", "!!!", &token[1..]] {
+            assert!(text.is_empty() || tokens.read::<String>("ListClients", &query, text).is_err());
+        }
+    }
+}

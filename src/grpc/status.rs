@@ -1,0 +1,59 @@
+//! The one place that turns an error into a status with its details.
+
+use crate::error::Error;
+use crate::proto::{EventError, FieldViolation};
+use tonic::Status;
+use tonic_types::{ErrorDetails, StatusExt};
+
+/// Domain of every `ErrorInfo`.
+pub const ERROR_DOMAIN: &str = "metering.v1";
+
+tokio::task_local! {
+    /// Id of the request that the current task serves: the caller's `x-request-id`, or one made here.
+    pub static REQUEST_ID: String;
+}
+
+/// The reason without the prefix of its enum.
+fn reason(error: &Error) -> &'static str {
+    error.reason.as_str_name().trim_start_matches("ERROR_REASON_")
+}
+
+impl From<Error> for Status {
+    fn from(error: Error) -> Self {
+        let request_id = REQUEST_ID.try_with(String::clone).unwrap_or_default();
+        if let Some(cause) = &error.cause {
+            tracing::error!(%request_id, reason = reason(&error), cause = format!("{cause:#}"), "call failed");
+        }
+        let mut details = ErrorDetails::new();
+        let mut metadata: std::collections::HashMap<String, String> =
+            error.metadata.iter().map(|(key, value)| (key.to_string(), value.clone())).collect();
+        metadata.insert("request_id".into(), request_id);
+        details.set_error_info(reason(&error), ERROR_DOMAIN, metadata);
+        for violation in &error.violations {
+            details.add_bad_request_violation(&violation.field, &violation.description);
+        }
+        if error.retry_delay.is_some() {
+            details.set_retry_info(error.retry_delay);
+        }
+        Status::with_error_details(error.code, error.message, details)
+    }
+}
+
+impl From<Error> for EventError {
+    fn from(error: Error) -> Self {
+        if let Some(cause) = &error.cause {
+            tracing::error!(reason = reason(&error), cause = format!("{cause:#}"), "event failed");
+        }
+        Self {
+            code: error.code as i32,
+            reason: reason(&error).into(),
+            message: error.message,
+            field_violations: error
+                .violations
+                .into_iter()
+                .map(|violation| FieldViolation { field: violation.field, description: violation.description })
+                .collect(),
+            retry_delay_ms: error.retry_delay.map_or(0, |delay| delay.as_millis() as i64),
+        }
+    }
+}
