@@ -2,12 +2,13 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use meterd::postgres::{Embedded, EmbeddedError, EmbeddedSettings, attach};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::{Pid, geteuid};
 use sqlx::{Connection, PgConnection};
 
@@ -398,6 +399,7 @@ async fn a_wrong_bin_dir_is_named() {
 fn fake_programs(place: &Place, version: &str) -> PathBuf {
     let dir = place.root.path().join(format!("fake-{version}"));
     fs::create_dir(&dir).unwrap();
+    fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
     for name in ["initdb", "postgres"] {
         let program = dir.join(name);
         fs::write(
@@ -441,7 +443,12 @@ async fn data_of_another_major_version_is_refused_naming_both() {
     );
 
     fs::write(&tag, "13\n").unwrap();
-    let text = refusal(&place.settings()).await.to_string();
+    let error = refusal(&place.settings()).await;
+    assert!(matches!(
+        error,
+        EmbeddedError::DataTooOld { made_by: 13, .. }
+    ));
+    let text = error.to_string();
     assert!(
         text.contains("PostgreSQL 13") && text.contains("15 or newer"),
         "{text}"
@@ -546,11 +553,53 @@ async fn a_long_log_is_rotated_at_a_start() {
     assert!(fs::metadata(&log).unwrap().len() < 100_000);
 }
 
+/// No test of its own: the meterd that the next test kills.
 #[tokio::test]
-async fn the_terminals_signals_do_not_reach_the_server() {
+#[ignore = "run by another test, as a process of its own"]
+async fn meterd_to_be_killed() {
+    let Some(data_dir) = std::env::var_os("METERD_TEST_DATA_DIR") else {
+        return;
+    };
+    let settings = EmbeddedSettings {
+        data_dir: data_dir.into(),
+        bin_dir: None,
+        download_url: None,
+        download: false,
+        durable: true,
+    };
+    let embedded = Embedded::start(&settings).await.unwrap();
+    write(embedded.url()).await;
+    fs::write(embedded.data_dir().join("written"), "").unwrap();
+    std::future::pending::<()>().await;
+}
+
+#[tokio::test]
+async fn neither_ctrl_c_nor_kill_9_on_meterd_touches_the_server() {
     let place = Place::new();
+    let mut pids = Vec::new();
+    for signal in [Signal::SIGINT, Signal::SIGKILL] {
+        let written = place.data_dir.join("written");
+        let _ = fs::remove_file(&written);
+        let mut meterd = Command::new(std::env::current_exe().unwrap())
+            .args(["--ignored", "--exact", "meterd_to_be_killed"])
+            .env("METERD_TEST_DATA_DIR", &place.data_dir)
+            .stdout(Stdio::null())
+            .process_group(0)
+            .spawn()
+            .unwrap();
+        let begin = Instant::now();
+        while !written.exists() && begin.elapsed() < Duration::from_secs(60) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        // To the whole process group, as a terminal does.
+        killpg(Pid::from_raw(meterd.id().try_into().unwrap()), signal).unwrap();
+        assert!(!meterd.wait().unwrap().success());
+        assert!(written.exists(), "it ended too early");
+        pids.push(place.postmaster());
+    }
     let embedded = place.start().await;
-    let group = nix::unistd::getpgid(Some(Pid::from_raw(place.postmaster().unwrap()))).unwrap();
-    assert_ne!(group, nix::unistd::getpgrp());
+    assert!(embedded.reattached());
+    assert_eq!(pids, [place.postmaster(), place.postmaster()]);
+    assert_eq!(count(embedded.url()).await, 2);
     embedded.stop().await.unwrap();
 }

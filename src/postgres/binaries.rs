@@ -13,7 +13,7 @@ use super::owner::ServerUser;
 use super::places;
 
 /// The oldest major version that meterd runs on.
-const MAJOR_MIN: u32 = 15;
+pub(super) const MAJOR_MIN: u32 = 15;
 
 /// How long `postgres --version` or `pg_config --bindir` may take.
 pub(super) const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -34,6 +34,12 @@ pub(super) async fn find(
     user: &ServerUser,
     cluster: &Path,
 ) -> Result<Binaries, EmbeddedError> {
+    if let Some(made_by) = wanted.filter(|major| *major < MAJOR_MIN) {
+        return Err(EmbeddedError::DataTooOld {
+            cluster: cluster.to_owned(),
+            made_by,
+        });
+    }
     let wrong_major = |made_by: u32, found: String, details: String| EmbeddedError::WrongMajor {
         cluster: cluster.to_owned(),
         made_by,
@@ -71,8 +77,7 @@ pub(super) async fn find(
         }
     }
 
-    let downloadable = wanted.is_none_or(|major| major >= MAJOR_MIN);
-    let download = if settings.download && downloadable {
+    let download = if settings.download {
         match download::fetch(settings.download_url.as_deref(), wanted).await {
             Ok(dir) => match probe(&dir, user).await {
                 Ok(found) => return Ok(found),
@@ -88,11 +93,6 @@ pub(super) async fn find(
         details = format!("{details} Passed over: {}.", refused.join("; "));
     }
     Err(match wanted {
-        Some(made_by) if !downloadable => wrong_major(
-            made_by,
-            format!("meterd needs {MAJOR_MIN} or newer"),
-            String::new(),
-        ),
         Some(made_by) if others.is_empty() => {
             wrong_major(made_by, "no PostgreSQL was found".to_owned(), details)
         }

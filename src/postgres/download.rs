@@ -115,7 +115,7 @@ async fn bounded<T>(
         tokio::select! {
             done = &mut work => return match done {
                 Ok(Ok(value)) => Ok(value),
-                Ok(Err(error)) => Err(format!("{what} failed: {}", root_cause(&error))),
+                Ok(Err(error)) => Err(format!("{what} failed: {error}")),
                 Err(_) => Err(format!("{what} took longer than {} s", limit.as_secs())),
             },
             _ = ticks.tick() => {
@@ -124,20 +124,6 @@ async fn bounded<T>(
             }
         }
     }
-}
-
-/// The error and its causes in one line: "error sending request" alone would not say that a name is not resolved.
-fn root_cause(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        let more = inner.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = inner.source();
-    }
-    text
 }
 
 /// Teaches the library that any other URL is a Maven repository (a company's mirror of Maven Central) with the zonky
@@ -197,4 +183,34 @@ fn open_to_all(path: &Path) -> std::io::Result<()> {
     let mode = fs::metadata(path)?.permissions().mode();
     let owner = mode & 0o500;
     fs::set_permissions(path, Permissions::from_mode(mode | owner >> 3 | owner >> 6))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    #[ignore = "downloads 10 MB into the default data directory"]
+    async fn a_downloaded_postgresql_runs() {
+        let dir = fetch(None, None).await.unwrap();
+        let output = std::process::Command::new(dir.join("postgres"))
+            .arg("--version")
+            .output();
+        let said = String::from_utf8(output.unwrap().stdout).unwrap();
+        assert!(
+            said.contains(&format!("(PostgreSQL) {MAJOR_DEFAULT}.")),
+            "{said}"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_place_that_is_not_there_is_named() {
+        let reason = fetch(Some("http://127.0.0.1:9/maven2/"), None)
+            .await
+            .unwrap_err();
+        assert!(
+            reason.starts_with("http://127.0.0.1:9/maven2: "),
+            "{reason}"
+        );
+    }
 }

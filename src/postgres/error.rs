@@ -80,7 +80,8 @@ pub enum EmbeddedError {
 
     /// No PostgreSQL, and none could be downloaded.
     #[error(
-        "no PostgreSQL 15 or newer was found. {}, or point --postgres-bin-dir at the directory that holds `initdb` and `postgres`, or set DATABASE_URL to use a server of your own. {details}",
+        "no PostgreSQL {} or newer was found. {}, or point --postgres-bin-dir at the directory that holds `initdb` and `postgres`, or set DATABASE_URL to use a server of your own. {details}",
+        super::binaries::MAJOR_MIN,
         install_hint(None)
     )]
     NoBinaries {
@@ -90,7 +91,7 @@ pub enum EmbeddedError {
 
     /// The data was written by a major version that is not here.
     #[error(
-        "the data in {} was written by PostgreSQL {made_by}, and {found}. {}, or point --postgres-bin-dir at it, or move the data to a newer version with pg_upgrade. {details}",
+        "the data in {} was written by PostgreSQL {made_by}, and {found}. {}, or point --postgres-bin-dir at it, or move the data to the newer version with pg_upgrade. {details}",
         cluster.display(), install_hint(Some(*made_by))
     )]
     WrongMajor {
@@ -102,6 +103,18 @@ pub enum EmbeddedError {
         found: String,
         /// How the download went, if there was one.
         details: String,
+    },
+
+    /// The data was written by a version that meterd does not run on.
+    #[error(
+        "the data in {} was written by PostgreSQL {made_by}, and meterd needs {} or newer: move it to a newer version with pg_upgrade, or choose another --data-dir",
+        cluster.display(), super::binaries::MAJOR_MIN
+    )]
+    DataTooOld {
+        /// PostgreSQL's own directory.
+        cluster: PathBuf,
+        /// The major version in its `PG_VERSION`.
+        made_by: u32,
     },
 
     /// PostgreSQL's directory holds something else.

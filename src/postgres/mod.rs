@@ -2,7 +2,7 @@
 //!
 //! In reading order: [`Embedded`] here; `layout` (what lies where, the lock), `owner` (who the server runs as),
 //! `binaries`, `places` and `download` (where its programs come from), `cluster` (initdb), `launch` (start, reattach, wait),
-//! `process` (pid file and signals), `log`, `error`.
+//! `process` (pid file and signals), `connection`, `log`, `error`.
 //!
 //! What holds whatever happens:
 //! - The server is durable (`fsync`, `full_page_writes` and `synchronous_commit` are on the command line, above any
@@ -15,6 +15,7 @@
 
 mod binaries;
 mod cluster;
+mod connection;
 mod download;
 mod error;
 mod launch;
@@ -105,7 +106,7 @@ impl Embedded {
             Some(ready) => ready,
             None => launch::start(&layout, &binaries, &user, settings.durable).await?,
         };
-        launch::ensure_database(&ready.socket_dir).await?;
+        connection::ensure_database(&ready.socket_dir).await?;
         let Ready {
             postmaster,
             socket_dir,
@@ -118,7 +119,7 @@ impl Embedded {
             layout.data_dir.display()
         );
         Ok(Self {
-            url: launch::url(&socket_dir, cluster::NAME),
+            url: connection::url(&socket_dir, cluster::NAME),
             layout,
             binaries,
             user,
@@ -229,8 +230,8 @@ pub async fn attach(data_dir: &Path) -> Result<Option<String>, EmbeddedError> {
     if !is_postmaster_of(file.pid, &layout.cluster) {
         return Ok(None);
     }
-    match launch::ask(&socket_dir, &layout.cluster).await {
-        Ok(_) => Ok(Some(launch::url(&socket_dir, cluster::NAME))),
+    match connection::ask(&socket_dir, &layout.cluster).await {
+        Ok(_) => Ok(Some(connection::url(&socket_dir, cluster::NAME))),
         Err(_) => Ok(None),
     }
 }
