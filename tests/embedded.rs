@@ -231,6 +231,23 @@ async fn a_server_that_outlived_meterd_is_taken_over() {
     assert!(!place.pid_file().exists());
 }
 
+#[tokio::test]
+async fn a_server_without_fsync_is_not_taken_over_by_a_durable_meterd() {
+    let place = Place::new();
+    let killed = place.start().await;
+    write(killed.url()).await;
+    drop(killed);
+    let durable = EmbeddedSettings {
+        durable: true,
+        ..place.settings()
+    };
+    let embedded = Embedded::start(&durable).await.unwrap();
+    assert!(!embedded.reattached());
+    assert_eq!(setting(embedded.url(), "fsync").await, "on");
+    assert_eq!(count(embedded.url()).await, 1);
+    embedded.stop().await.unwrap();
+}
+
 /// Calls `ensure_running` until it notices the death: a signal takes a moment.
 async fn restored(embedded: &Embedded) -> bool {
     for _ in 0..200 {
@@ -597,7 +614,7 @@ async fn neither_ctrl_c_nor_kill_9_on_meterd_touches_the_server() {
         assert!(written.exists(), "it ended too early");
         pids.push(place.postmaster());
     }
-    let embedded = place.start().await;
+    let embedded = place.start().await; // not asked to be durable, it takes a durable one over
     assert!(embedded.reattached());
     assert_eq!(pids, [place.postmaster(), place.postmaster()]);
     assert_eq!(count(embedded.url()).await, 2);

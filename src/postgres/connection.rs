@@ -59,6 +59,16 @@ fn is_same(directory: &Path, canonical: &Path) -> bool {
     directory == canonical || directory.canonicalize().is_ok_and(|real| real == canonical)
 }
 
+/// Whether the server syncs what it commits.
+pub(super) async fn is_durable(socket_dir: &Path) -> Result<bool, EmbeddedError> {
+    let mut connection = connect(socket_dir).await?;
+    let fsync: bool = sqlx::query_scalar("select current_setting('fsync')::boolean")
+        .fetch_one(&mut connection)
+        .await?;
+    connection.close().await?;
+    Ok(fsync)
+}
+
 /// Creates meterd's database unless it is there.
 pub(super) async fn ensure_database(socket_dir: &Path) -> Result<(), EmbeddedError> {
     let mut connection = connect(socket_dir).await?;

@@ -26,11 +26,8 @@ mod places;
 mod process;
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use nix::sys::signal::Signal;
 use tokio::sync::Mutex;
-use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
 use binaries::Binaries;
@@ -40,12 +37,6 @@ pub use layout::default_data_dir;
 use layout::{Layout, Lock};
 use owner::ServerUser;
 use process::{PidFile, Postmaster, is_postmaster_of};
-
-/// How long the server may take for its last checkpoint before it is told to quit without one.
-const STOP_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// How long an immediate shutdown may take.
-const QUIT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How the embedded server is found, made and run.
 #[derive(Debug, Clone)]
@@ -88,7 +79,7 @@ impl Embedded {
     /// running, which the next start takes over.
     ///
     /// # Errors
-    /// Every [`EmbeddedError`] but `StopTimeout`. After one, the lock is free again and no data is touched.
+    /// Any [`EmbeddedError`]. After one, the lock is free again and no data is touched.
     pub async fn start(settings: &EmbeddedSettings) -> Result<Self, EmbeddedError> {
         let (layout, lock) = Layout::claim(&settings.data_dir).await?;
         let user = ServerUser::choose(&layout.cluster)?;
@@ -100,7 +91,15 @@ impl Embedded {
             cluster::make(&layout, &binaries, &user, settings.durable).await?;
         }
 
-        let running = launch::find_running(&layout).await?;
+        let mut running = launch::find_running(&layout).await?;
+        if let Some(ready) = &mut running
+            && settings.durable
+            && !connection::is_durable(&ready.socket_dir).await?
+        {
+            warn!("the server that still runs is not durable: starting it again");
+            ready.postmaster.shut_down(&layout.log).await?;
+            running = None;
+        }
         let reattached = running.is_some();
         let ready = match running {
             Some(ready) => ready,
@@ -184,30 +183,10 @@ impl Embedded {
     /// # Errors
     /// `StopTimeout` when it runs even then, `Io` when it cannot be signalled.
     pub async fn stop(self) -> Result<(), EmbeddedError> {
-        let mut postmaster = self.postmaster.into_inner();
-        for (signal, limit) in [
-            (Signal::SIGINT, STOP_TIMEOUT),
-            (Signal::SIGQUIT, QUIT_TIMEOUT),
-        ] {
-            postmaster.signal(signal)?;
-            let give_up = Instant::now() + limit;
-            while Instant::now() < give_up {
-                if !postmaster.alive() {
-                    info!("PostgreSQL has stopped");
-                    return Ok(());
-                }
-                sleep(Duration::from_millis(20)).await;
-            }
-            warn!(
-                "PostgreSQL has not stopped within {} s of {signal}",
-                limit.as_secs()
-            );
-        }
-        Err(EmbeddedError::StopTimeout {
-            pid: postmaster.pid,
-            waited_s: (STOP_TIMEOUT + QUIT_TIMEOUT).as_secs(),
-            log: self.layout.log,
-        })
+        self.postmaster
+            .into_inner()
+            .shut_down(&self.layout.log)
+            .await
     }
 }
 

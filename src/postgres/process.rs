@@ -3,13 +3,22 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::process::Child;
+use tokio::time::{Instant, sleep};
+use tracing::{info, warn};
 
 use super::error::EmbeddedError;
+
+/// How long the server may take for its last checkpoint before it is told to quit without one.
+const STOP_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long an immediate shutdown may take.
+const QUIT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What `postmaster.pid` says. PostgreSQL writes it line by line while it starts.
 #[derive(Debug, Clone, PartialEq)]
@@ -91,8 +100,35 @@ impl Postmaster {
         }
     }
 
+    /// Ends it: fast shutdown, and without a last checkpoint when that takes too long.
+    pub(super) async fn shut_down(&mut self, log: &Path) -> Result<(), EmbeddedError> {
+        for (signal, limit) in [
+            (Signal::SIGINT, STOP_TIMEOUT),
+            (Signal::SIGQUIT, QUIT_TIMEOUT),
+        ] {
+            self.signal(signal)?;
+            let give_up = Instant::now() + limit;
+            while Instant::now() < give_up {
+                if !self.alive() {
+                    info!("PostgreSQL has stopped");
+                    return Ok(());
+                }
+                sleep(Duration::from_millis(20)).await;
+            }
+            warn!(
+                "PostgreSQL has not stopped within {} s of {signal}",
+                limit.as_secs()
+            );
+        }
+        Err(EmbeddedError::StopTimeout {
+            pid: self.pid,
+            waited_s: (STOP_TIMEOUT + QUIT_TIMEOUT).as_secs(),
+            log: log.to_owned(),
+        })
+    }
+
     /// Sends a signal. A process that is gone already is no error.
-    pub(super) fn signal(&mut self, signal: Signal) -> Result<(), EmbeddedError> {
+    fn signal(&mut self, signal: Signal) -> Result<(), EmbeddedError> {
         if !self.alive() {
             return Ok(());
         }
