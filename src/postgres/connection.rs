@@ -1,0 +1,110 @@
+//! Talks to the server: its URL, whether it is ours, and the database in it.
+
+use std::path::Path;
+use std::str::FromStr;
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::{ConnectOptions, Connection};
+use tokio::time::timeout;
+
+use super::cluster::NAME;
+use super::error::EmbeddedError;
+
+/// How long one question to the server may take.
+const ASK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The URL of a database behind a socket directory, for sqlx, libpq and people alike.
+pub(super) fn url(socket_dir: &Path, database: &str) -> String {
+    let mut host = String::new();
+    for byte in socket_dir.as_os_str().as_encoded_bytes() {
+        match byte {
+            b'/' | b'-' | b'_' | b'.' | b'~' => host.push(char::from(*byte)),
+            byte if byte.is_ascii_alphanumeric() => host.push(char::from(*byte)),
+            byte => host.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    format!("postgres://{NAME}@localhost:5432/{database}?host={host}&sslmode=disable")
+}
+
+/// Asks the server behind a socket for its version; an error is its answer in words. One that serves another cluster
+/// is not ours, whatever the pid file says.
+pub(super) async fn ask(socket_dir: &Path, cluster: &Path) -> Result<String, String> {
+    let question = async {
+        let mut connection = connect(socket_dir).await?;
+        let answer: (String, String) = sqlx::query_as(
+            "select current_setting('data_directory'), current_setting('server_version')",
+        )
+        .fetch_one(&mut connection)
+        .await?;
+        connection.close().await?;
+        Ok::<_, sqlx::Error>(answer)
+    };
+    match timeout(ASK_TIMEOUT, question).await {
+        Err(_) => Err(format!("no answer within {} s", ASK_TIMEOUT.as_secs())),
+        Ok(Err(error)) => Err(error.to_string()),
+        Ok(Ok((directory, _))) if !is_same(Path::new(&directory), cluster) => {
+            Err(format!("it serves {directory}"))
+        }
+        Ok(Ok((_, version))) => Ok(version
+            .split_whitespace()
+            .next()
+            .unwrap_or_default()
+            .to_owned()),
+    }
+}
+
+/// Whether a directory, maybe written with links, is this canonical one.
+fn is_same(directory: &Path, canonical: &Path) -> bool {
+    directory == canonical || directory.canonicalize().is_ok_and(|real| real == canonical)
+}
+
+/// Whether the server syncs what it commits.
+pub(super) async fn is_durable(socket_dir: &Path) -> Result<bool, EmbeddedError> {
+    let mut connection = connect(socket_dir).await?;
+    let fsync: bool = sqlx::query_scalar("select current_setting('fsync')::boolean")
+        .fetch_one(&mut connection)
+        .await?;
+    connection.close().await?;
+    Ok(fsync)
+}
+
+/// Creates meterd's database unless it is there.
+pub(super) async fn ensure_database(socket_dir: &Path) -> Result<(), EmbeddedError> {
+    let mut connection = connect(socket_dir).await?;
+    let there: bool =
+        sqlx::query_scalar("select exists (select from pg_database where datname = $1)")
+            .bind(NAME)
+            .fetch_one(&mut connection)
+            .await?;
+    if !there {
+        sqlx::raw_sql("create database meterd")
+            .execute(&mut connection)
+            .await?;
+    }
+    Ok(connection.close().await?)
+}
+
+/// Connects to the database `postgres`, which every cluster has.
+async fn connect(socket_dir: &Path) -> Result<PgConnection, sqlx::Error> {
+    PgConnectOptions::from_str(&url(socket_dir, "postgres"))?
+        .connect()
+        .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_url_leads_to_the_socket_whatever_the_path() {
+        let dir = Path::new("/srv/my data/é&?#%/run");
+        let options = PgConnectOptions::from_str(&url(dir, NAME)).unwrap();
+        assert_eq!(
+            options.get_socket().map(|socket| socket.as_path()),
+            Some(dir)
+        );
+        assert_eq!(options.get_username(), "meterd");
+        assert_eq!(options.get_database(), Some("meterd"));
+    }
+}

@@ -1,0 +1,193 @@
+//! Brings a postmaster up: takes over the one that runs, or starts one and waits until it answers.
+
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+use tracing::{info, warn};
+
+use super::binaries::Binaries;
+use super::connection::ask;
+use super::error::EmbeddedError;
+use super::layout::Layout;
+use super::log;
+use super::owner::ServerUser;
+use super::process::{PidFile, Postmaster, exists, is_postmaster_of};
+
+/// How long a server may take until it answers: crash recovery replays up to `max_wal_size`.
+const READY_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// How long a start is repeated while backends of a killed postmaster hold its shared memory. They end as soon as they
+/// notice, which a long statement puts off.
+const LEFTOVERS_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// How often the log says that a start goes on.
+const PROGRESS_EVERY: Duration = Duration::from_secs(5);
+
+/// In the log of a start that is worth repeating.
+const LEFTOVERS: [&str; 2] = ["pre-existing shared memory block", "Is another postmaster"];
+
+/// A server that answered.
+#[derive(Debug)]
+pub(super) struct Ready {
+    pub(super) postmaster: Postmaster,
+    pub(super) socket_dir: PathBuf,
+    /// As the server tells it: `15.18`.
+    pub(super) version: String,
+}
+
+/// Waits for the postmaster that already runs on this cluster, if one does.
+pub(super) async fn find_running(layout: &Layout) -> Result<Option<Ready>, EmbeddedError> {
+    let Some(file) = PidFile::read(&layout.cluster)? else {
+        return Ok(None);
+    };
+    if !is_postmaster_of(file.pid, &layout.cluster) {
+        return Ok(None);
+    }
+    let postmaster = Postmaster {
+        pid: file.pid,
+        cluster: layout.cluster.clone(),
+        child: None,
+    };
+    match wait_ready(postmaster, layout, 0).await {
+        Ok(ready) => Ok(Some(ready)),
+        // It was on its way down.
+        Err(EmbeddedError::StartFailed { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Starts a postmaster and waits until it answers.
+pub(super) async fn start(
+    layout: &Layout,
+    binaries: &Binaries,
+    user: &ServerUser,
+    durable: bool,
+) -> Result<Ready, EmbeddedError> {
+    let give_up = Instant::now() + LEFTOVERS_TIMEOUT;
+    loop {
+        if let Some(file) = PidFile::read(&layout.cluster)?
+            && !file.is_disarmed()
+            && exists(file.pid)
+            && !is_postmaster_of(file.pid, &layout.cluster)
+        {
+            warn!(
+                "process {} in postmaster.pid is not this server: the file is stale",
+                file.pid
+            );
+            PidFile::disarm(&layout.cluster)?;
+        }
+        let (postmaster, log_begin) = spawn(layout, binaries, user, durable)?;
+        match wait_ready(postmaster, layout, log_begin).await {
+            Err(EmbeddedError::StartFailed { log_tail, .. })
+                if LEFTOVERS.iter().any(|sign| log_tail.contains(sign))
+                    && Instant::now() < give_up =>
+            {
+                warn!("backends of the server before still end: trying again");
+                sleep(Duration::from_millis(500)).await;
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+/// Starts the process, in a process group of its own: the terminal's Ctrl-C is meterd's alone, which drains first and
+/// stops the server last.
+fn spawn(
+    layout: &Layout,
+    binaries: &Binaries,
+    user: &ServerUser,
+    durable: bool,
+) -> Result<(Postmaster, u64), EmbeddedError> {
+    let socket_dir = layout.make_socket_dir(user)?;
+    let (log, log_begin) = log::open(&layout.log)?;
+    let program = binaries.dir.join("postgres");
+    let io = |error| EmbeddedError::io("start", &program)(error);
+    let mut command = user.command(&program);
+    command.arg("-D").arg(&layout.cluster);
+    let on = if durable { "on" } else { "off" };
+    let mut set = |name: &str, value: &str| {
+        command.arg("-c").arg(format!("{name}={value}"));
+    };
+    set("listen_addresses", "");
+    set("port", "5432"); // part of the socket's name, no network port
+    set(
+        "unix_socket_directories",
+        &format!("\"{}\"", socket_dir.display()),
+    );
+    set("unix_socket_permissions", "0700");
+    set("fsync", on);
+    set("full_page_writes", on);
+    set("synchronous_commit", "on");
+    set("logging_collector", "off");
+    set("log_destination", "stderr");
+    let child = command
+        .stdout(Stdio::from(log.try_clone().map_err(io)?))
+        .stderr(Stdio::from(log))
+        .process_group(0)
+        .spawn()
+        .map_err(io)?;
+    let pid = child
+        .id()
+        .and_then(|pid| i32::try_from(pid).ok())
+        .unwrap_or_default();
+    let postmaster = Postmaster {
+        pid,
+        cluster: layout.cluster.clone(),
+        child: Some(child),
+    };
+    Ok((postmaster, log_begin))
+}
+
+/// Waits until the server answers, ends, or has taken too long.
+async fn wait_ready(
+    mut postmaster: Postmaster,
+    layout: &Layout,
+    log_begin: u64,
+) -> Result<Ready, EmbeddedError> {
+    let begin = Instant::now();
+    let mut told = begin;
+    let mut pause = Duration::from_millis(20);
+    loop {
+        let file = PidFile::read(&layout.cluster)?.filter(|file| file.pid == postmaster.pid);
+        let last = match file.and_then(|file| file.socket_dir) {
+            None => "it does not listen yet".to_owned(),
+            Some(socket_dir) => match ask(&socket_dir, &layout.cluster).await {
+                Ok(version) => {
+                    return Ok(Ready {
+                        postmaster,
+                        socket_dir,
+                        version,
+                    });
+                }
+                Err(answer) => answer,
+            },
+        };
+        if !postmaster.alive() {
+            return Err(EmbeddedError::StartFailed {
+                reason: postmaster.ending(),
+                log: layout.log.clone(),
+                log_tail: log::tail(&layout.log, log_begin),
+            });
+        }
+        if begin.elapsed() > READY_TIMEOUT {
+            return Err(EmbeddedError::NotReady {
+                pid: postmaster.pid,
+                waited_s: READY_TIMEOUT.as_secs(),
+                last,
+                log: layout.log.clone(),
+                log_tail: log::tail(&layout.log, log_begin),
+            });
+        }
+        if told.elapsed() > PROGRESS_EVERY {
+            told = Instant::now();
+            info!(
+                "waiting for PostgreSQL for {} s: {last}",
+                begin.elapsed().as_secs()
+            );
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_millis(200));
+    }
+}
