@@ -1,0 +1,183 @@
+//! A usage event from the wire, checked and turned into what the write path takes.
+
+use super::Context;
+use super::fields::Fields;
+use super::json;
+use crate::config::UnknownService;
+use crate::domain::catalog::Catalog;
+use crate::domain::decimal::Decimal;
+use crate::domain::event::{
+    EXTERNAL_ID_BYTES_MAX, EventId, ID_BYTES_MAX, METADATA_BYTES_MAX, Measures, TOKENS_MAX, UsageEvent, payload_hash,
+};
+use crate::domain::names;
+use crate::error::Error;
+use crate::ingest::Submission;
+use crate::proto::{self, ErrorReason};
+use chrono::{DateTime, TimeDelta, Utc};
+use prost_types::Struct;
+use std::sync::Arc;
+
+/// Checks events by one moment's rules.
+pub struct EventChecks<'a> {
+    catalog: Arc<Catalog>,
+    context: &'a Context,
+    now: DateTime<Utc>,
+    /// Accept any age.
+    backfill: bool,
+}
+
+impl<'a> EventChecks<'a> {
+    /// Checks by the newest catalogue: read again where one of the services is not in the snapshot at hand.
+    pub async fn new(
+        context: &'a Context,
+        mut services: impl Iterator<Item = &str>,
+        backfill: bool,
+    ) -> Result<Self, Error> {
+        let mut catalog = context.catalog.current();
+        if services.any(|service| catalog.service(service).is_none()) {
+            catalog = context.catalog.refresh(&context.pool).await?;
+        }
+        Ok(Self { catalog, context, now: context.clock.now(), backfill })
+    }
+
+    /// Checks an event. `path` is that of the event, such as "event" or "events[3]".
+    pub fn check(&self, path: &str, event: Option<proto::UsageEvent>) -> Result<Submission, Error> {
+        let event = event.unwrap_or_default();
+        let mut fields = Fields::default();
+        let at = |name: &str| format!("{path}.{name}");
+        fields.required(&at("client_id"), &event.client_id, ID_BYTES_MAX);
+        fields.required(&at("service"), &event.service, ID_BYTES_MAX);
+        fields.text(&at("operation"), &event.operation, ID_BYTES_MAX);
+        fields.text(&at("model"), &event.model, ID_BYTES_MAX);
+        fields.text(&at("idempotency_key"), &event.idempotency_key, ID_BYTES_MAX);
+        fields.text(&at("subject"), &event.subject, ID_BYTES_MAX);
+        fields.text(&at("external_id"), &event.external_id, EXTERNAL_ID_BYTES_MAX);
+        self.check_service(&mut fields, &at("service"), &event.service);
+        let raw = RawMeasures {
+            units: &event.units,
+            input_tokens: event.input_tokens,
+            output_tokens: event.output_tokens,
+            cached_input_tokens: event.cached_input_tokens,
+            amount: &event.amount,
+        };
+        let measures = measures(&mut fields, &format!("{path}."), raw);
+        let metadata = metadata(&mut fields, &at("metadata"), event.metadata.as_ref());
+        let event_time = event.event_time.as_ref().map(|time| fields.time(&at("event_time"), time));
+        fields.finish()?;
+
+        let time_was_given = event_time.is_some();
+        let event_time = event_time.unwrap_or(self.now);
+        let too_old = self.check_window(&at("event_time"), event_time)?;
+        let key_was_given = !event.idempotency_key.is_empty();
+        let refuse_if_new = match too_old {
+            // Its key may be known: a repeat is answered whenever it comes.
+            Some(error) if key_was_given => Some(error),
+            Some(error) => return Err(error),
+            None => None,
+        };
+        let id = EventId::new(event_time);
+        let idempotency_key =
+            if key_was_given { event.idempotency_key.into() } else { format!("server-{id}").into() };
+        let event = UsageEvent {
+            client_id: event.client_id.into(),
+            service: event.service.into(),
+            operation: event.operation.into(),
+            model: event.model.into(),
+            measures,
+            event_time,
+            idempotency_key,
+            subject: event.subject,
+            external_id: event.external_id,
+            metadata,
+        };
+        let payload_hash = payload_hash(&event, time_was_given);
+        Ok(Submission { event, id, payload_hash, refuse_if_new })
+    }
+
+    fn check_service(&self, fields: &mut Fields, field: &str, service: &str) {
+        let keep = self.context.settings.unknown_service == UnknownService::Keep;
+        if service.is_empty() || keep || self.catalog.service(service).is_some() {
+            return;
+        }
+        let (reason, description) = unknown_service(&self.catalog, service);
+        fields.wrong_because(reason, field, description);
+    }
+
+    /// An error for what lies ahead; the answer to something new for what lies too far back.
+    fn check_window(&self, field: &str, event_time: DateTime<Utc>) -> Result<Option<Error>, Error> {
+        let settings = &self.context.settings;
+        let (past_days, future_seconds) = (settings.accept_past_days, settings.accept_future_seconds);
+        let refusal = |reason, description: String| {
+            let mut fields = Fields::default();
+            fields.wrong_because(reason, field, description);
+            fields.finish().expect_err("one field is wrong")
+        };
+        if event_time > self.now + TimeDelta::seconds(future_seconds.into()) {
+            let description = format!("is more than {future_seconds} seconds ahead of the server's clock");
+            return Err(refusal(ErrorReason::EventInFuture, description));
+        }
+        let too_old = !self.backfill && event_time < self.now - TimeDelta::days(past_days.into());
+        Ok(too_old.then(|| {
+            let description = format!(
+                "is more than {past_days} days back; send old events with BatchTrackUsage and backfill = true"
+            );
+            refusal(ErrorReason::EventTooOld, description)
+        }))
+    }
+}
+
+/// Reason and description of a service that is not in the catalogue: with the nearest names, or where to look.
+pub fn unknown_service(catalog: &Catalog, service: &str) -> (ErrorReason, String) {
+    let nearest = names::nearest(service, catalog.services().map(|service| &*service.service));
+    let hint = match nearest.as_slice() {
+        [] => "CatalogService.ListServices has them all, and CreateService adds one".to_string(),
+        names => format!("did you mean {}?", names.join(", ")),
+    };
+    (ErrorReason::UnknownService, format!("there is no service {service:?}; {hint}"))
+}
+
+/// Measures as they come from the wire.
+pub struct RawMeasures<'a> {
+    pub units: &'a str,
+    pub input_tokens: i64,
+    pub output_tokens: i64,
+    pub cached_input_tokens: i64,
+    pub amount: &'a str,
+}
+
+/// Checks measures; `prefix` stands before the names of their fields.
+pub fn measures(fields: &mut Fields, prefix: &str, raw: RawMeasures<'_>) -> Measures {
+    let at = |name: &str| format!("{prefix}{name}");
+    let RawMeasures { units, input_tokens, output_tokens, cached_input_tokens, amount } = raw;
+    fields.count(&at("input_tokens"), input_tokens, TOKENS_MAX);
+    fields.count(&at("output_tokens"), output_tokens, TOKENS_MAX);
+    fields.count(&at("cached_input_tokens"), cached_input_tokens, TOKENS_MAX);
+    if cached_input_tokens > input_tokens {
+        fields.wrong(at("cached_input_tokens"), "must not be more than input_tokens, of which it is a part");
+    }
+    Measures {
+        units: if units.is_empty() { Decimal::ONE } else { fields.decimal(&at("units"), units) },
+        input_tokens,
+        output_tokens,
+        cached_input_tokens,
+        amount: (!amount.is_empty()).then(|| fields.decimal(&at("amount"), amount)),
+    }
+}
+
+fn metadata(fields: &mut Fields, field: &str, metadata: Option<&Struct>) -> Option<String> {
+    let metadata = metadata.filter(|metadata| !metadata.fields.is_empty())?;
+    match json::from_struct(metadata) {
+        Err(error) => {
+            fields.wrong(field, error.to_string());
+            None
+        }
+        Ok(json) => {
+            let json = json.to_string();
+            if json.len() > METADATA_BYTES_MAX {
+                let bytes = json.len();
+                fields.wrong(field, format!("must be at most {METADATA_BYTES_MAX} bytes as JSON, has {bytes}"));
+            }
+            Some(json)
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! The services, thin: check, call, convert.
+
+mod catalog;
+mod clients;
+mod convert;
+mod creates;
+mod events;
+mod export;
+mod fields;
+mod json;
+pub mod layer;
+mod page_token;
+mod record;
+mod status;
+mod stream;
+mod summaries;
+mod usage;
+
+pub use page_token::PageTokens;
+pub use status::ERROR_DOMAIN;
+
+use crate::catalog::CatalogCache;
+use crate::clock::Clock;
+use crate::config::Settings;
+use crate::error::Error;
+use crate::ingest::Ingest;
+use crate::proto::catalog_service_server::CatalogServiceServer;
+use crate::proto::client_service_server::ClientServiceServer;
+use crate::proto::usage_service_server::UsageServiceServer;
+use sqlx::PgPool;
+use std::future::Future;
+use std::sync::Arc;
+use tokio::sync::{Notify, Semaphore, watch};
+use tonic::{Request, Response, Status};
+use tracing::Instrument;
+
+/// Longest message, both ways.
+pub const MESSAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// What every handler works with.
+pub struct Context {
+    pub pool: PgPool,
+    pub catalog: Arc<CatalogCache>,
+    pub ingest: Ingest,
+    pub clock: Clock,
+    pub settings: Settings,
+    /// The deployment's.
+    pub currency: String,
+    pub page_tokens: PageTokens,
+    /// One permit for each export that may run.
+    pub exports: Arc<Semaphore>,
+    /// Wakes the pricing job of this replica.
+    pub pricing_wanted: Arc<Notify>,
+    /// True once the server is to stop.
+    pub stopping: watch::Receiver<bool>,
+}
+
+/// Handlers of all services.
+#[derive(Clone)]
+pub struct Handlers(Arc<Context>);
+
+impl Handlers {
+    /// Over one context.
+    pub fn new(context: Arc<Context>) -> Self {
+        Self(context)
+    }
+
+    /// The usage service.
+    pub fn usage(&self) -> UsageServiceServer<Self> {
+        UsageServiceServer::new(self.clone())
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    /// The catalogue service.
+    pub fn catalog(&self) -> CatalogServiceServer<Self> {
+        CatalogServiceServer::new(self.clone())
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    /// The client service.
+    pub fn clients(&self) -> ClientServiceServer<Self> {
+        ClientServiceServer::new(self.clone())
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    /// Runs a handler in a task of its own: a caller that hangs up then cancels no database work half-way.
+    async fn run<Req, Res, Fut>(
+        &self,
+        request: Request<Req>,
+        handler: impl FnOnce(Arc<Context>, Req) -> Fut,
+    ) -> Result<Response<Res>, Status>
+    where
+        Fut: Future<Output = Result<Res, Error>> + Send + 'static,
+        Res: Send + 'static,
+    {
+        let work = handler(self.0.clone(), request.into_inner()).in_current_span();
+        let done = tokio::spawn(work).await.unwrap_or_else(|panic| Err(Error::internal(panic)));
+        Ok(Response::new(done?))
+    }
+}

@@ -1,0 +1,86 @@
+//! TrackUsage and BatchTrackUsage.
+
+use super::Context;
+use super::events::EventChecks;
+use crate::domain::event::EventId;
+use crate::error::Error;
+use crate::ingest::Outcome;
+use crate::proto::{
+    BatchTrackUsageRequest, BatchTrackUsageResponse, ErrorReason, EventOutcome, TrackUsageRequest, TrackUsageResponse,
+    UsageResult,
+};
+use tokio::sync::mpsc;
+
+/// Most events of a batch.
+pub const BATCH_EVENTS_MAX: usize = 10_000;
+
+/// The error of an event whose key belongs to another payload.
+pub fn conflict(key: &str, holder: EventId) -> Error {
+    Error::already_exists(
+        ErrorReason::IdempotencyConflict,
+        format!("idempotency key {key:?} was used for another payload; nothing was recorded"),
+    )
+    .with("event_id", holder.to_string())
+}
+
+/// Records one event. Runs on the caller's future: it only waits, the database work is the writer's.
+pub async fn track(context: &Context, request: TrackUsageRequest) -> Result<TrackUsageResponse, Error> {
+    let service = request.event.as_ref().map(|event| event.service.clone()).unwrap_or_default();
+    let checks = EventChecks::new(context, std::iter::once(service.as_str()), false).await?;
+    let submission = checks.check("event", request.event)?;
+    let key = submission.event.idempotency_key.clone();
+    match context.ingest.record(submission).await? {
+        Outcome::Conflict(holder) => Err(conflict(&key, holder)),
+        Outcome::Rejected(error) | Outcome::Unavailable(error) => Err(error),
+        recorded => Ok(TrackUsageResponse { result: Some(context.result(recorded, &key)) }),
+    }
+}
+
+/// Records a batch. Runs on the caller's future, as [`track`] does.
+pub async fn batch(context: &Context, request: BatchTrackUsageRequest) -> Result<BatchTrackUsageResponse, Error> {
+    let count = request.events.len();
+    if !(1..=BATCH_EVENTS_MAX).contains(&count) {
+        return Err(Error::field("events", format!("must be 1 to {BATCH_EVENTS_MAX} events, has {count}")));
+    }
+    let services: std::collections::HashSet<String> =
+        request.events.iter().map(|event| event.service.clone()).collect();
+    let checks = EventChecks::new(context, services.iter().map(String::as_str), request.backfill).await?;
+    let mut keys = Vec::with_capacity(count);
+    let mut outcomes: Vec<Option<Outcome>> = vec![None; count];
+    let mut submissions = Vec::with_capacity(count);
+    for (number, event) in request.events.into_iter().enumerate() {
+        let given_key = event.idempotency_key.clone();
+        match checks.check(&format!("events[{number}]"), Some(event)) {
+            Ok(submission) => {
+                keys.push(submission.event.idempotency_key.clone());
+                submissions.push((number, submission));
+            }
+            Err(error) => {
+                keys.push(given_key.into());
+                outcomes[number] = Some(Outcome::Rejected(error));
+            }
+        }
+    }
+    let (sender, mut receiver) = mpsc::unbounded_channel();
+    let queueing = async {
+        let queued = context.ingest.record_numbered(submissions, &sender).await;
+        drop(sender);
+        queued
+    };
+    let settling = async {
+        while let Some((number, outcome)) = receiver.recv().await {
+            outcomes[number] = Some(outcome);
+        }
+    };
+    let (queued, ()) = tokio::join!(queueing, settling);
+    let unsettled = Outcome::Unavailable(queued.err().unwrap_or_else(Error::shutting_down));
+    let results: Vec<UsageResult> = outcomes
+        .into_iter()
+        .zip(keys)
+        .map(|(outcome, key)| context.result(outcome.unwrap_or_else(|| unsettled.clone()), &key))
+        .collect();
+    let count_of = |wanted: EventOutcome| results.iter().filter(|result| result.outcome() == wanted).count() as i32;
+    let (accepted_count, duplicate_count) = (count_of(EventOutcome::Accepted), count_of(EventOutcome::Duplicate));
+    let failed_count = count as i32 - accepted_count - duplicate_count;
+    Ok(BatchTrackUsageResponse { results, accepted_count, duplicate_count, failed_count })
+}

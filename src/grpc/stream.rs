@@ -1,0 +1,130 @@
+//! StreamUsage: events in, acknowledgements out in order and after the commit.
+
+use super::Context;
+use super::events::EventChecks;
+use crate::error::Error;
+use crate::ingest::Outcome;
+use crate::proto::{StreamUsageRequest, StreamUsageResponse, StreamUsageResult};
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming};
+use tracing::Instrument;
+
+/// Most events of a stream that are read and not settled yet.
+const UNSETTLED_EVENTS_MAX: usize = 10_000;
+/// Acknowledgements that wait for a sender that does not read them; then nothing more is settled or read.
+const ACKS_WAITING_MAX: usize = 16;
+
+/// What a message's acknowledgement needs: its key, and the room that it gives back.
+type InFlight = Arc<Mutex<HashMap<usize, (Arc<str>, OwnedSemaphorePermit)>>>;
+
+/// Runs a stream in a task of its own until the sender has closed its side, hangs up, or the server stops.
+pub fn run(
+    context: Arc<Context>,
+    messages: Streaming<StreamUsageRequest>,
+) -> ReceiverStream<Result<StreamUsageResponse, Status>> {
+    let (acks, receiver) = mpsc::channel(ACKS_WAITING_MAX);
+    tokio::spawn(
+        async move {
+            let (sender, outcomes) = mpsc::unbounded_channel();
+            let in_flight = InFlight::default();
+            let reading = read(&context, messages, sender, &in_flight);
+            let settling = settle(&context, outcomes, &acks, &in_flight);
+            let (read, hung_up) = tokio::join!(reading, settling);
+            if let (Err(error), false) = (read, hung_up) {
+                drop(acks.send(Err(error)).await);
+            }
+        }
+        .in_current_span(),
+    );
+    ReceiverStream::new(receiver)
+}
+
+/// Queues what comes in. Ends with the sender's side, or with the status that ends the stream.
+async fn read(
+    context: &Context,
+    mut messages: Streaming<StreamUsageRequest>,
+    outcomes: mpsc::UnboundedSender<(usize, Outcome)>,
+    in_flight: &InFlight,
+) -> Result<(), Status> {
+    let room = Arc::new(Semaphore::new(UNSETTLED_EVENTS_MAX));
+    let mut stopping = context.stopping.clone();
+    for number in 1.. {
+        // The order matters: a message is taken only when there is room for it.
+        let next = async {
+            let permit = room.clone().acquire_owned().await.expect("the semaphore stays open");
+            (messages.message().await, permit)
+        };
+        let (message, permit) = tokio::select! {
+            biased;
+            _ = stopping.wait_for(|stopping| *stopping) => return Err(Error::shutting_down().into()),
+            // The acknowledging half has gone: so has the caller.
+            _ = outcomes.closed() => return Ok(()),
+            next = next => next,
+        };
+        let Some(StreamUsageRequest { event }) = message? else { return Ok(()) };
+        let event = event.unwrap_or_default();
+        let checks = EventChecks::new(context, std::iter::once(event.service.as_str()), false).await?;
+        let given_key: Arc<str> = event.idempotency_key.as_str().into();
+        match checks.check("event", Some(event)) {
+            Err(error) => {
+                in_flight.lock().expect("not poisoned").insert(number, (given_key, permit));
+                drop(outcomes.send((number, Outcome::Rejected(error))));
+            }
+            Ok(submission) => {
+                let key = submission.event.idempotency_key.clone();
+                in_flight.lock().expect("not poisoned").insert(number, (key, permit));
+                context.ingest.record_numbered(vec![(number, submission)], &outcomes).await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Acknowledges what is settled, in order. True, when the caller hung up.
+async fn settle(
+    context: &Context,
+    mut outcomes: mpsc::UnboundedReceiver<(usize, Outcome)>,
+    acks: &mpsc::Sender<Result<StreamUsageResponse, Status>>,
+    in_flight: &InFlight,
+) -> bool {
+    let mut settled: usize = 0;
+    // Outcomes of the messages after the last settled one, as far as they are known.
+    let mut known: VecDeque<Option<Outcome>> = VecDeque::new();
+    loop {
+        let first = tokio::select! {
+            first = outcomes.recv() => first,
+            () = acks.closed() => return true,
+        };
+        let Some(first) = first else { return false };
+        let mut next = Some(first);
+        while let Some((number, outcome)) = next {
+            let at = number - settled - 1;
+            if known.len() <= at {
+                known.resize_with(at + 1, || None);
+            }
+            known[at] = Some(outcome);
+            next = outcomes.try_recv().ok();
+        }
+        let mut results = Vec::new();
+        let before = settled;
+        while let Some(Some(_)) = known.front() {
+            let outcome = known.pop_front().flatten().expect("just seen");
+            settled += 1;
+            let message = in_flight.lock().expect("not poisoned").remove(&settled);
+            if !matches!(outcome, Outcome::Accepted(_)) {
+                let key = message.as_ref().map_or("", |(key, _)| key);
+                let result = Some(context.result(outcome, key));
+                results.push(StreamUsageResult { message_number: settled as i64, result });
+            }
+        }
+        if settled > before {
+            let ack = StreamUsageResponse { settled_count: settled as i64, results };
+            if acks.send(Ok(ack)).await.is_err() {
+                return true;
+            }
+        }
+    }
+}
