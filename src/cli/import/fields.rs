@@ -44,8 +44,20 @@ impl Field {
     /// Its name in UsageEvent, and of the column that it comes from by itself.
     pub fn name(self) -> &'static str {
         [
-            "client_id", "service", "operation", "model", "units", "input_tokens", "output_tokens",
-            "cached_input_tokens", "amount", "event_time", "idempotency_key", "subject", "external_id", "metadata",
+            "client_id",
+            "service",
+            "operation",
+            "model",
+            "units",
+            "input_tokens",
+            "output_tokens",
+            "cached_input_tokens",
+            "amount",
+            "event_time",
+            "idempotency_key",
+            "subject",
+            "external_id",
+            "metadata",
         ][self as usize]
     }
 
@@ -57,15 +69,29 @@ impl Field {
     /// The flags that give it, without dashes.
     pub fn flag(self) -> &'static str {
         [
-            "client", "service", "operation", "model", "units", "input-tokens", "output-tokens", "cached-input-tokens",
-            "amount", "time", "key", "subject", "external-id", "metadata",
+            "client",
+            "service",
+            "operation",
+            "model",
+            "units",
+            "input-tokens",
+            "output-tokens",
+            "cached-input-tokens",
+            "amount",
+            "time",
+            "key",
+            "subject",
+            "external-id",
+            "metadata",
         ][self as usize]
     }
 }
 
 /// Flags that map columns to fields. A field without a flag comes from the column of its own name, if there is one.
 #[derive(Args, Clone, Debug, Default)]
-#[command(next_help_heading = "Mapping: a fixed value or a column for each field (NDJSON: key or dotted.path)")]
+#[command(
+    next_help_heading = "Mapping: a fixed value or a column for each field (NDJSON: key or dotted.path)"
+)]
 pub struct MappingArgs {
     #[arg(long, value_name = "ID")]
     client: Option<String>,
@@ -135,7 +161,9 @@ impl MappingArgs {
             Field::Units => (&self.units, &self.units_column),
             Field::InputTokens => (&self.input_tokens, &self.input_tokens_column),
             Field::OutputTokens => (&self.output_tokens, &self.output_tokens_column),
-            Field::CachedInputTokens => (&self.cached_input_tokens, &self.cached_input_tokens_column),
+            Field::CachedInputTokens => {
+                (&self.cached_input_tokens, &self.cached_input_tokens_column)
+            }
             Field::Amount => (&self.amount, &self.amount_column),
             Field::Time => (&self.time, &self.time_column),
             Field::Key => (&None, &self.key_column),

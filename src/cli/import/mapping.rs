@@ -47,11 +47,14 @@ impl Mapping {
         let named = |flag: String, name: &String| {
             find(name)
                 .map(|index| Place::Cell(index, name.clone()))
-                .ok_or_else(|| format!("--{flag} {name:?}: no such column{}", nearest(name, header)))
+                .ok_or_else(|| {
+                    format!("--{flag} {name:?}: no such column{}", nearest(name, header))
+                })
         };
         let mut places = Vec::new();
         for field in Field::ALL {
-            let own = || find(field.name()).map(|index| Place::Cell(index, field.name().to_owned()));
+            let own =
+                || find(field.name()).map(|index| Place::Cell(index, field.name().to_owned()));
             let place = match args.flags(field) {
                 (Some(fixed), _) => Place::Fixed(fixed.clone()),
                 (_, Some(column)) => named(format!("{}-column", field.flag()), column)?,
@@ -70,7 +73,11 @@ impl Mapping {
         let is_export = ["event_id", "client_id", "idempotency_key", "record_time"]
             .iter()
             .all(|name| find(name).is_some());
-        Ok(Mapping { places, metadata, is_export })
+        Ok(Mapping {
+            places,
+            metadata,
+            is_export,
+        })
     }
 
     /// For NDJSON, whose rows each have their own keys. Fields may also lie in an object `event`.
@@ -78,7 +85,10 @@ impl Mapping {
         let place = |field: Field| match args.flags(field) {
             (Some(fixed), _) => Place::Fixed(fixed.clone()),
             (_, Some(column)) => Place::Path(vec![column.clone()]),
-            _ => Place::Path(vec![field.name().to_owned(), format!("event.{}", field.name())]),
+            _ => Place::Path(vec![
+                field.name().to_owned(),
+                format!("event.{}", field.name()),
+            ]),
         };
         Mapping {
             places: Field::ALL.map(place).to_vec(),
@@ -96,23 +106,41 @@ impl Mapping {
         &self.places[field as usize]
     }
 
-    /// Lines that say where each field comes from.
+    /// The column that a field of an error comes from; the error names it like `events[3].units`.
+    pub fn column_of(&self, path: &str) -> String {
+        let name = path.rsplit('.').next().unwrap_or(path);
+        match Field::ALL.into_iter().find(|field| field.name() == name) {
+            Some(field) => self.place(field).column(field),
+            None => name.to_owned(),
+        }
+    }
+
+    /// A line that says where each field comes from.
     pub fn describe(&self) -> String {
-        let described = Field::ALL.iter().filter_map(|field| match self.place(*field) {
-            Place::Nothing => None,
-            Place::Fixed(value) => Some(format!("{} = {value:?}", field.name())),
-            Place::Cell(_, name) => Some(format!("{} from {name}", field.name())),
-            Place::Path(paths) if paths.len() > 1 => None,
-            Place::Path(paths) => Some(format!("{} from {}", field.name(), paths[0])),
-        });
-        let metadata = self.metadata.iter().map(|(_, name)| format!("metadata.{name} from {name}"));
+        let described = Field::ALL
+            .iter()
+            .filter_map(|field| match self.place(*field) {
+                Place::Nothing => None,
+                Place::Fixed(value) => Some(format!("{} = {value:?}", field.name())),
+                Place::Cell(_, name) => Some(format!("{} from {name}", field.name())),
+                Place::Path(paths) if paths.len() > 1 => None,
+                Place::Path(paths) => Some(format!("{} from {}", field.name(), paths[0])),
+            });
+        let metadata = self
+            .metadata
+            .iter()
+            .map(|(_, name)| format!("metadata.{name} from {name}"));
         described.chain(metadata).collect::<Vec<_>>().join(", ")
     }
 }
 
 fn missing(field: Field, header: &[String]) -> String {
     let flag = field.flag();
-    let now = if field == Field::Time { " or --time now" } else { "" };
+    let now = if field == Field::Time {
+        " or --time now"
+    } else {
+        ""
+    };
     format!(
         "no column is called {:?}: give --{flag}-column COLUMN or --{flag} VALUE{now} (columns: {})",
         field.name(),
@@ -124,8 +152,12 @@ fn nearest(name: &str, header: &[String]) -> String {
     let near = header
         .iter()
         .min_by_key(|column| strsim::levenshtein(&name.to_lowercase(), &column.to_lowercase()))
-        .filter(|column| strsim::levenshtein(&name.to_lowercase(), &column.to_lowercase()) <= name.len() / 2);
-    let hint = near.map(|near| format!("; did you mean {near:?}?")).unwrap_or_default();
+        .filter(|column| {
+            strsim::levenshtein(&name.to_lowercase(), &column.to_lowercase()) <= name.len() / 2
+        });
+    let hint = near
+        .map(|near| format!("; did you mean {near:?}?"))
+        .unwrap_or_default();
     format!("{hint} (columns: {})", header.join(", "))
 }
 
@@ -142,12 +174,14 @@ pub enum Found<'a> {
 pub fn find<'a>(place: &'a Place, cells: &'a Cells) -> Option<Found<'a>> {
     match (place, cells) {
         (Place::Fixed(value), _) => Some(Found::Text(value)),
-        (Place::Cell(index, _), Cells::Csv(cells)) => {
-            cells.get(*index).filter(|cell| !cell.is_empty()).map(|cell| Found::Text(cell))
-        }
-        (Place::Path(paths), Cells::Json(object)) => {
-            paths.iter().find_map(|path| find_path(object, path)).map(Found::Json)
-        }
+        (Place::Cell(index, _), Cells::Csv(cells)) => cells
+            .get(*index)
+            .filter(|cell| !cell.is_empty())
+            .map(|cell| Found::Text(cell)),
+        (Place::Path(paths), Cells::Json(object)) => paths
+            .iter()
+            .find_map(|path| find_path(object, path))
+            .map(Found::Json),
         _ => None,
     }
 }
@@ -174,7 +208,9 @@ mod tests {
     }
 
     fn args(flags: &[&str]) -> MappingArgs {
-        Flags::try_parse_from([&["test"], flags].concat()).unwrap().mapping
+        Flags::try_parse_from([&["test"], flags].concat())
+            .unwrap()
+            .mapping
     }
 
     fn header(names: &str) -> Vec<String> {
@@ -185,7 +221,10 @@ mod tests {
     fn columns_of_the_fields_own_names_map_by_themselves() {
         let mapping =
             Mapping::for_csv(&args(&[]), &header("x,event_time,service,client_id,model")).unwrap();
-        assert_eq!(mapping.place(Field::Client), &Place::Cell(3, "client_id".into()));
+        assert_eq!(
+            mapping.place(Field::Client),
+            &Place::Cell(3, "client_id".into())
+        );
         assert_eq!(mapping.place(Field::Model), &Place::Cell(4, "model".into()));
         assert_eq!(mapping.place(Field::Units), &Place::Nothing);
         assert!(!mapping.is_export);
@@ -193,11 +232,26 @@ mod tests {
 
     #[test]
     fn flags_win_over_names() {
-        let flags = ["--client", "acme", "--service-column", "kind", "--time", "now", "--metadata-column", "x"];
+        let flags = [
+            "--client",
+            "acme",
+            "--service-column",
+            "kind",
+            "--time",
+            "now",
+            "--metadata-column",
+            "x",
+        ];
         let mapping = Mapping::for_csv(&args(&flags), &header("x,service,client_id,kind")).unwrap();
         assert_eq!(mapping.place(Field::Client), &Place::Fixed("acme".into()));
-        assert_eq!(mapping.place(Field::Service), &Place::Cell(3, "kind".into()));
-        assert_eq!(mapping.metadata, [(Place::Cell(0, "x".into()), "x".to_owned())]);
+        assert_eq!(
+            mapping.place(Field::Service),
+            &Place::Cell(3, "kind".into())
+        );
+        assert_eq!(
+            mapping.metadata,
+            [(Place::Cell(0, "x".into()), "x".to_owned())]
+        );
         assert_eq!(
             mapping.describe(),
             "client_id = \"acme\", service from kind, event_time = \"now\", metadata.x from x"
@@ -206,13 +260,21 @@ mod tests {
 
     #[test]
     fn a_column_that_is_not_there_is_told_with_the_nearest_one() {
-        let error = Mapping::for_csv(&args(&["--client-column", "tenent"]), &header("tenant,service")).unwrap_err();
-        assert!(error.contains("--client-column") && error.contains("did you mean \"tenant\"?"), "{error}");
+        let error = Mapping::for_csv(
+            &args(&["--client-column", "tenent"]),
+            &header("tenant,service"),
+        )
+        .unwrap_err();
+        assert!(
+            error.contains("--client-column") && error.contains("did you mean \"tenant\"?"),
+            "{error}"
+        );
     }
 
     #[test]
     fn what_every_row_needs_has_to_come_from_somewhere() {
-        let error = Mapping::for_csv(&args(&["--client", "a", "--service", "b"]), &header("x")).unwrap_err();
+        let error = Mapping::for_csv(&args(&["--client", "a", "--service", "b"]), &header("x"))
+            .unwrap_err();
         assert!(error.contains("--time now"), "{error}");
     }
 
@@ -223,8 +285,10 @@ mod tests {
 
     #[test]
     fn json_is_looked_up_by_key_and_by_path() {
-        let object: RawObject =
-            serde_json::from_str(r#"{"a":{"b":{"c":1.50}},"x.y":2,"n":null,"event":{"model":"m"}}"#).unwrap();
+        let object: RawObject = serde_json::from_str(
+            r#"{"a":{"b":{"c":1.50}},"x.y":2,"n":null,"event":{"model":"m"}}"#,
+        )
+        .unwrap();
         let cells = Cells::Json(object);
         let get = |path: &str| {
             let place = Place::Path(vec![path.to_owned()]);
@@ -238,6 +302,8 @@ mod tests {
         assert_eq!(get("n"), None);
         assert_eq!(get("a.z"), None);
         let mapping = Mapping::for_json(&args(&[]));
-        assert!(matches!(find(mapping.place(Field::Model), &cells), Some(Found::Json(json)) if json == "\"m\""));
+        assert!(
+            matches!(find(mapping.place(Field::Model), &cells), Some(Found::Json(json)) if json == "\"m\"")
+        );
     }
 }

@@ -82,7 +82,9 @@ impl<R: BufRead> RowReader<R> {
             let header = reader.next_row()?;
             reader.position.rows = 0;
             reader.header = match header.map(|row| row.cells) {
-                Some(Ok(Cells::Csv(names))) => names.iter().map(|name| name.trim().to_owned()).collect(),
+                Some(Ok(Cells::Csv(names))) => {
+                    names.iter().map(|name| name.trim().to_owned()).collect()
+                }
                 Some(Err(message)) => anyhow::bail!("the header line {message}"),
                 _ => anyhow::bail!("the file is empty: it has no header line"),
             };
@@ -118,7 +120,9 @@ impl<R: BufRead> RowReader<R> {
             Format::Ndjson => json_cells(&text),
         };
         self.position.rows += 1;
-        let text = String::from_utf8_lossy(&text).trim_end_matches(['\r', '\n']).to_owned();
+        let text = String::from_utf8_lossy(&text)
+            .trim_end_matches(['\r', '\n'])
+            .to_owned();
         Ok(Some(Row { line, text, cells }))
     }
 
@@ -155,7 +159,8 @@ impl<R: BufRead> RowReader<R> {
             let at_end = fed == text.len() && !text.ends_with(b"\n");
             let input = if at_end { b"\n" } else { &text[fed..] };
             let (result, read, wrote, closed) =
-                self.csv.read_record(input, &mut output[written..], &mut ends[ended..]);
+                self.csv
+                    .read_record(input, &mut output[written..], &mut ends[ended..]);
             fed += if at_end { 0 } else { read };
             written += wrote;
             ended += closed;
@@ -163,7 +168,8 @@ impl<R: BufRead> RowReader<R> {
                 ReadRecordResult::Record => break,
                 ReadRecordResult::OutputFull => output.resize(output.len() * 2, 0),
                 ReadRecordResult::OutputEndsFull => ends.resize(ends.len() * 2, 0),
-                ReadRecordResult::InputEmpty if fed == text.len() && !at_end && !text.ends_with(b"\n") => {}
+                ReadRecordResult::InputEmpty
+                    if fed == text.len() && !at_end && !text.ends_with(b"\n") => {}
                 ReadRecordResult::InputEmpty | ReadRecordResult::End => {
                     if self.read_line(text)? == 0 {
                         return Ok(Err("has a quote that is never closed".to_owned()));
@@ -180,12 +186,17 @@ impl<R: BufRead> RowReader<R> {
 
     fn cells_of(&self, output: &[u8], ends: &[usize]) -> Result<Cells, String> {
         if !self.header.is_empty() && ends.len() != self.header.len() {
-            return Err(format!("has {} columns, the header has {}", ends.len(), self.header.len()));
+            return Err(format!(
+                "has {} columns, the header has {}",
+                ends.len(),
+                self.header.len()
+            ));
         }
         let mut start = 0;
         let mut cells = Vec::with_capacity(ends.len());
         for end in ends {
-            let cell = std::str::from_utf8(&output[start..*end]).map_err(|_| "is not UTF-8".to_owned())?;
+            let cell =
+                std::str::from_utf8(&output[start..*end]).map_err(|_| "is not UTF-8".to_owned())?;
             cells.push(cell.to_owned());
             start = *end;
         }
