@@ -1,7 +1,13 @@
 //! Commands that talk to a running server, one a file. Each is a set of arguments and a `run`.
 
+pub mod export;
+pub mod import;
+pub mod rebuild;
+pub mod track;
+pub mod usage;
+
+pub mod chart;
 pub mod connect;
 pub mod decimal;
-pub mod import;
 pub mod json;
 pub mod retry;

@@ -310,3 +310,7 @@ fn format_of(path: &Path, given: Option<Format>) -> anyhow::Result<Format> {
         ),
     }
 }
+
+#[cfg(test)]
+#[path = "run_tests.rs"]
+mod tests;
