@@ -35,6 +35,11 @@ impl Backoff {
         (now + wait <= give_up_at).then_some(wait)
     }
 
+    /// There was a failure, and no progress since.
+    pub fn is_waiting(&self) -> bool {
+        self.give_up_at.is_some()
+    }
+
     /// Something went through: the next failure is a first one again.
     pub fn progress(&mut self) {
         self.step = FIRST_STEP;

@@ -93,56 +93,79 @@ impl Field {
     next_help_heading = "Mapping: a fixed value or a column for each field (NDJSON: key or dotted.path)"
 )]
 pub struct MappingArgs {
+    /// The same client for all rows
     #[arg(long, value_name = "ID")]
     client: Option<String>,
+    /// Column of the client
     #[arg(long, value_name = "COLUMN", conflicts_with = "client")]
     client_column: Option<String>,
+    /// The same service for all rows
     #[arg(long, value_name = "NAME")]
     service: Option<String>,
+    /// Column of the service
     #[arg(long, value_name = "COLUMN", conflicts_with = "service")]
     service_column: Option<String>,
+    /// The same operation for all rows
     #[arg(long, value_name = "NAME")]
     operation: Option<String>,
+    /// Column of the operation
     #[arg(long, value_name = "COLUMN", conflicts_with = "operation")]
     operation_column: Option<String>,
+    /// The same model for all rows
     #[arg(long, value_name = "NAME")]
     model: Option<String>,
+    /// Column of the model
     #[arg(long, value_name = "COLUMN", conflicts_with = "model")]
     model_column: Option<String>,
+    /// The same number of units for all rows
     #[arg(long, value_name = "DECIMAL")]
     units: Option<String>,
+    /// Column of the number of units
     #[arg(long, value_name = "COLUMN", conflicts_with = "units")]
     units_column: Option<String>,
+    /// The same input tokens for all rows
     #[arg(long, value_name = "COUNT")]
     input_tokens: Option<String>,
+    /// Column of the input tokens
     #[arg(long, value_name = "COLUMN", conflicts_with = "input_tokens")]
     input_tokens_column: Option<String>,
+    /// The same output tokens for all rows
     #[arg(long, value_name = "COUNT")]
     output_tokens: Option<String>,
+    /// Column of the output tokens
     #[arg(long, value_name = "COLUMN", conflicts_with = "output_tokens")]
     output_tokens_column: Option<String>,
+    /// The same cached input tokens for all rows
     #[arg(long, value_name = "COUNT")]
     cached_input_tokens: Option<String>,
+    /// Column of the cached input tokens
     #[arg(long, value_name = "COLUMN", conflicts_with = "cached_input_tokens")]
     cached_input_tokens_column: Option<String>,
+    /// The same amount for all rows
     #[arg(long, value_name = "DECIMAL")]
     amount: Option<String>,
+    /// Column of the amount
     #[arg(long, value_name = "COLUMN", conflicts_with = "amount")]
     amount_column: Option<String>,
     /// A time for all rows, or "now": when they arrive
     #[arg(long, value_name = "TIME")]
     time: Option<String>,
+    /// Column of the time
     #[arg(long, value_name = "COLUMN", conflicts_with = "time")]
     time_column: Option<String>,
-    /// Idempotency keys. Rows without one get a key made from their content
+    /// Column of the idempotency key; a row without one gets a key made from its content
     #[arg(long, value_name = "COLUMN")]
     key_column: Option<String>,
+    /// The same subject for all rows
     #[arg(long, value_name = "ID")]
     subject: Option<String>,
+    /// Column of the subject
     #[arg(long, value_name = "COLUMN", conflicts_with = "subject")]
     subject_column: Option<String>,
+    /// The same external id for all rows
     #[arg(long, value_name = "ID")]
     external_id: Option<String>,
+    /// Column of the external id
     #[arg(long, value_name = "COLUMN", conflicts_with = "external_id")]
     external_id_column: Option<String>,
     /// Put this column into the metadata, under its name (repeatable)
@@ -172,10 +195,5 @@ impl MappingArgs {
             Field::Metadata => (&None, &None),
         };
         (fixed.as_ref(), column.as_ref())
-    }
-
-    /// Names a mapping, so that a checkpoint is not used with another one.
-    pub fn fingerprint(&self) -> String {
-        format!("{self:?}")
     }
 }

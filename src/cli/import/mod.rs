@@ -3,7 +3,10 @@
 pub mod batches;
 pub mod checkpoint;
 pub mod event;
+#[cfg(test)]
+mod fake_server;
 pub mod fields;
+pub mod input;
 pub mod keys;
 pub mod mapping;
 pub mod progress;
@@ -16,7 +19,6 @@ pub mod time;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::bail;
 use chrono_tz::Tz;
@@ -26,7 +28,7 @@ use tokio::time::Instant;
 use self::fields::MappingArgs;
 use self::rows::Format;
 use self::run::{Ended, Run};
-use crate::cli::connect::{self, ConnectArgs};
+use crate::cli::connect::ConnectArgs;
 
 const INTERRUPTED: u8 = 130;
 
@@ -100,15 +102,7 @@ pub async fn run(args: ImportArgs) -> anyhow::Result<ExitCode> {
             "--checkpoint goes with one file; each file has its own checkpoint beside it without the flag"
         );
     }
-    let sender = match args.dry_run {
-        true => None,
-        false => Some(send::Sender {
-            client: connect::usage_client(args.connect.channel().await?),
-            connect: args.connect.clone(),
-            backfill: args.backfill,
-            retry_budget: Duration::from_secs(args.retry_seconds),
-        }),
-    };
+    let sender = send::Sender::connect(&args).await?;
     let started = Instant::now();
     let mut run = Run::new(&args, sender)?;
     let mut ended = Ok(Ended::Whole);

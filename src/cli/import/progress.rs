@@ -71,16 +71,32 @@ impl Progress {
 
     /// Prints a line without spoiling the bar.
     pub fn print(&self, line: &str) {
-        match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{line}")),
-            None => eprintln!("{line}"),
-        }
+        self.printer().print(line);
+    }
+
+    /// Prints for whoever works at the same time.
+    pub fn printer(&self) -> Printer {
+        Printer(self.bar.clone())
     }
 
     /// Takes the bar away.
     pub fn finish(&self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
+        }
+    }
+}
+
+/// Prints lines without spoiling the bar.
+#[derive(Clone, Debug)]
+pub struct Printer(Option<ProgressBar>);
+
+impl Printer {
+    /// Prints a line.
+    pub fn print(&self, line: &str) {
+        match &self.0 {
+            Some(bar) => bar.suspend(|| eprintln!("{line}")),
+            None => eprintln!("{line}"),
         }
     }
 }

@@ -1,11 +1,10 @@
 //! One file from its first row to its last: reading thread, calls in flight, and what becomes of each row.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 
 use anyhow::{Context, bail};
+use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -13,8 +12,10 @@ use tokio::time::Instant;
 use super::ImportArgs;
 use super::batches::{BadRow, Batch, ReadPlan, read_batches};
 use super::checkpoint::{Checkpoint, SettledPrefix, path_for};
+use super::input::{format_of, open};
+use super::keys::hex;
 use super::mapping::Mapping;
-use super::progress::Progress;
+use super::progress::{Printer, Progress};
 use super::rejects::Rejects;
 use super::report::{Tally, bad_row_text};
 use super::rows::{Format, RowReader};
@@ -97,12 +98,7 @@ impl<'a> Run<'a> {
         if !self.args.quiet {
             eprintln!("{name}: {}", mapping.describe());
         }
-        let mapping_name = format!(
-            "{} {:?} {:?}",
-            self.args.mapping.fingerprint(),
-            self.args.time_zone,
-            self.args.time_format
-        );
+        let mapping_name = self.mapping_name(format);
         let (checkpoint, resume) = self.checkpoint(path, bytes.is_some(), &mapping_name)?;
         let resumed_bad_rows = resume.as_ref().map_or(0, |resume| resume.bad_rows);
         self.tally.resumed_rows += resume.as_ref().map_or(0, |resume| resume.rows);
@@ -130,6 +126,20 @@ impl<'a> Run<'a> {
             std::fs::remove_file(checkpoint).ok();
         }
         ended.with_context(|| file.name.clone())
+    }
+
+    /// Names all that rows and keys depend on, so that a checkpoint is not used with anything else.
+    fn mapping_name(&self, format: Format) -> String {
+        let args = self.args;
+        let parts = (
+            &args.mapping,
+            format,
+            args.delimiter,
+            &args.key_prefix,
+            args.time_zone,
+            &args.time_format,
+        );
+        hex(&Sha256::digest(format!("{parts:?}")))
     }
 
     fn plan(&self, mapping: &Mapping, resume: Option<Checkpoint>) -> ReadPlan {
@@ -165,7 +175,7 @@ impl<'a> Run<'a> {
         };
         match &found {
             Some(found) if found.mapping != mapping => bail!(
-                "{} was made with other mapping flags: give the same ones, or run without --resume",
+                "{} was made with other flags: give the same ones, or run without --resume",
                 place.display()
             ),
             Some(found) => eprintln!("{}: going on after line {}", path.display(), found.line),
@@ -213,7 +223,7 @@ impl<'a> Run<'a> {
                 }
                 read = batches.recv(), if is_open && in_flight.len() < concurrency => match read {
                     Some(Ok(batch)) => {
-                        in_flight.spawn(send(self.sender.clone(), batch));
+                        in_flight.spawn(send(self.sender.clone(), file.progress.printer(), batch));
                     }
                     Some(Err(error)) => (failure, is_open) = (failure.or(Some(error)), false),
                     None => is_open = false,
@@ -244,8 +254,12 @@ impl<'a> Run<'a> {
         let count = bad_rows.len() as u64;
         if let Some((end, bad_rows)) = file.prefix.settle(batch.number, batch.end.clone(), count) {
             let strict_stop = self.args.strict && self.tally.bad() > 0;
-            if let Some(path) = file.checkpoint.as_ref().filter(|_| !strict_stop) {
-                Checkpoint::at(&end, &file.mapping_name, bad_rows).save(path)?;
+            if let Some(path) = file.checkpoint.as_ref().filter(|_| !strict_stop)
+                && let Err(error) = Checkpoint::at(&end, &file.mapping_name, bad_rows).save(path)
+            {
+                let what = "a cut run will have to start again, which counts nothing twice";
+                file.progress.print(&format!("{error:#}; {what}"));
+                file.checkpoint = None;
             }
             let per_second =
                 u128::from(self.tally.rows) * 1000 / self.started.elapsed().as_millis().max(1);
@@ -274,41 +288,12 @@ impl<'a> Run<'a> {
     }
 }
 
-async fn send(sender: Option<Sender>, batch: Batch) -> Settled {
+async fn send(sender: Option<Sender>, printer: Printer, batch: Batch) -> Settled {
     let results = match sender {
-        Some(mut sender) if !batch.events.is_empty() => sender.settle(&batch).await,
+        Some(mut sender) if !batch.events.is_empty() => sender.settle(&batch, &printer).await,
         _ => Ok(Vec::new()),
     };
     (batch, results)
-}
-
-/// Opens a file, and says how long it is if it is a regular one.
-fn open(path: &Path) -> std::io::Result<(Box<dyn BufRead + Send>, Option<u64>)> {
-    if path == Path::new("-") {
-        return Ok((Box::new(BufReader::new(std::io::stdin())), None));
-    }
-    let file = File::open(path)?;
-    let metadata = file.metadata()?;
-    let bytes = metadata.is_file().then_some(metadata.len());
-    Ok((Box::new(BufReader::with_capacity(1 << 16, file)), bytes))
-}
-
-fn format_of(path: &Path, given: Option<Format>) -> anyhow::Result<Format> {
-    if let Some(format) = given {
-        return Ok(format);
-    }
-    let extension = path
-        .extension()
-        .and_then(|extension| extension.to_str())
-        .unwrap_or_default();
-    match extension.to_ascii_lowercase().as_str() {
-        "csv" | "tsv" | "txt" => Ok(Format::Csv),
-        "ndjson" | "jsonl" | "json" => Ok(Format::Ndjson),
-        _ => bail!(
-            "{}: which format is it? give --format csv or --format ndjson",
-            path.display()
-        ),
-    }
 }
 
 #[cfg(test)]

@@ -5,7 +5,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tonic::transport::Channel;
 
+use super::ImportArgs;
 use super::batches::Batch;
+use super::progress::Printer;
 use crate::cli::connect::{self, ConnectArgs};
 use crate::cli::retry::Backoff;
 use crate::proto::usage_service_client::UsageServiceClient;
@@ -27,8 +29,25 @@ pub struct Sender {
 }
 
 impl Sender {
+    /// Connects as the flags say. None: a dry run, which needs no server.
+    pub async fn connect(args: &ImportArgs) -> anyhow::Result<Option<Sender>> {
+        if args.dry_run {
+            return Ok(None);
+        }
+        Ok(Some(Sender {
+            client: connect::usage_client(args.connect.channel().await?),
+            connect: args.connect.clone(),
+            backfill: args.backfill,
+            retry_budget: Duration::from_secs(args.retry_seconds),
+        }))
+    }
+
     /// Sends until each event has a final result, always with the same keys. Results are in the order of the events.
-    pub async fn settle(&mut self, batch: &Batch) -> anyhow::Result<Vec<UsageResult>> {
+    pub async fn settle(
+        &mut self,
+        batch: &Batch,
+        printer: &Printer,
+    ) -> anyhow::Result<Vec<UsageResult>> {
         let mut settling = Settling::new(batch.events.len());
         let mut backoff = Backoff::new(self.retry_budget);
         while !settling.open.is_empty() {
@@ -60,12 +79,20 @@ impl Sender {
             if settling.open.is_empty() {
                 break;
             }
+            let is_first = !backoff.is_waiting();
             let Some(wait) = backoff.next_wait(Instant::now(), hint) else {
                 anyhow::bail!(
                     "gave up after {} s of trying: {why}",
                     self.retry_budget.as_secs()
                 );
             };
+            if is_first {
+                let line = batch.origins.first().map_or(0, |origin| origin.line);
+                printer.print(&format!(
+                    "rows from line {line}: {why}; trying again for {} s",
+                    self.retry_budget.as_secs()
+                ));
+            }
             tokio::time::sleep(wait).await;
         }
         Ok(settling.results)
