@@ -35,6 +35,23 @@ pub fn shown_amount(amount: &BigDecimal) -> String {
     }
 }
 
+/// A count with thousands separators: `22,361,870`.
+pub fn grouped(count: impl ToString) -> String {
+    let text = count.to_string();
+    let (sign, digits) = match text.strip_prefix('-') {
+        Some(digits) => ("-", digits),
+        None => ("", text.as_str()),
+    };
+    let mut grouped = sign.to_owned();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            grouped.push(',');
+        }
+        grouped.push(digit);
+    }
+    grouped
+}
+
 /// Lines of a table. The columns that `right` marks are set right; there is no space after the last one.
 pub fn table(rows: &[Vec<String>], right: &[bool]) -> Vec<String> {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
@@ -92,6 +109,19 @@ mod tests {
             ("1234567.005", "1234567.00"),
         ] {
             assert_eq!(shown_amount(&decimal(amount)), expected, "{amount}");
+        }
+    }
+
+    #[test]
+    fn counts_are_grouped_by_thousands() {
+        for (count, expected) in [
+            (0, "0"),
+            (999, "999"),
+            (1000, "1,000"),
+            (22_361_870, "22,361,870"),
+            (-1000, "-1,000"),
+        ] {
+            assert_eq!(grouped(count), expected);
         }
     }
 

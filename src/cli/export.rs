@@ -10,9 +10,9 @@ use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use prost_types::Timestamp;
 
+use super::chart::grouped;
 use super::connect::{self, ConnectArgs};
-use super::import::report::grouped;
-use super::import::time::{TimeRules, parse_time};
+use super::time::{TimeRules, parse_time};
 use crate::proto::{ExportFormat, ExportUsageRequest, ExportUsageResponse};
 
 /// Form of the exported file.
@@ -57,7 +57,6 @@ pub struct ExportArgs {
 /// Exports. On any error, and on Ctrl-C, there is no output file, or the one from before.
 pub async fn run(args: ExportArgs) -> anyhow::Result<ExitCode> {
     let mut client = connect::usage_client(args.connect.channel().await?);
-    // No time limit: an export may be as long as it takes.
     let request = ExportUsageRequest {
         client_id: args.client.clone(),
         start_time: args.start,
@@ -67,6 +66,11 @@ pub async fn run(args: ExportArgs) -> anyhow::Result<ExitCode> {
             Format::Csv => ExportFormat::Csv.into(),
             Format::Ndjson => ExportFormat::Ndjson.into(),
         },
+    };
+    // No time limit unless one is asked for: an export takes as long as it takes.
+    let request = match args.connect.timeout {
+        Some(seconds) => args.connect.request(request, seconds),
+        None => tonic::Request::new(request),
     };
     let answer = client.export_usage(request).await;
     let mut pieces = answer

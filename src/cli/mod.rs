@@ -11,3 +11,4 @@ pub mod connect;
 pub mod decimal;
 pub mod json;
 pub mod retry;
+pub mod time;

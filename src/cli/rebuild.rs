@@ -7,8 +7,8 @@ use chrono::{Months, NaiveDate};
 use clap::Args;
 use tonic::transport::Channel;
 
+use super::chart::grouped;
 use super::connect::{self, ConnectArgs};
-use super::import::report::grouped;
 use crate::proto::{ListClientsRequest, RebuildRollupsRequest, RebuildRollupsResponse};
 
 /// A rebuild reads every event of its months.

@@ -11,9 +11,8 @@ use tonic::Status;
 use tonic::transport::Channel;
 
 use super::connect::{self, ConnectArgs};
-use super::import::keys::hex;
-use super::import::time::{TimeRules, parse_time};
 use super::retry::Backoff;
+use super::time::{TimeRules, parse_time};
 use super::{decimal, json as metadata_json};
 use crate::proto::usage_service_client::UsageServiceClient;
 use crate::proto::{EventOutcome, TrackUsageRequest, UnpricedReason, UsageEvent, UsageResult};
@@ -182,7 +181,7 @@ fn event_of(args: &TrackArgs) -> anyhow::Result<UsageEvent> {
 }
 
 fn random_key() -> String {
-    format!("track-{}", hex(&rand::random::<[u8; 16]>()))
+    format!("track-{:032x}", rand::random::<u128>())
 }
 
 fn parse_event_time(text: &str) -> Result<prost_types::Timestamp, String> {

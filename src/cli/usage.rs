@@ -9,9 +9,8 @@ use chrono::NaiveDate;
 use clap::Args;
 use serde_json::json;
 
-use super::chart::{bar, shown_amount, table};
+use super::chart::{bar, grouped, shown_amount, table};
 use super::connect::{self, ConnectArgs};
-use super::import::report::grouped;
 use crate::proto::{
     DayUsage, GetCurrentMonthUsageRequest, GetCurrentMonthUsageResponse, GetUsageSummaryRequest,
     GetUsageSummaryResponse, Money, ServiceUsage, UsageTotals,

@@ -10,7 +10,7 @@ use super::event::{Fault, event_of};
 use super::keys::{KeyMaker, hex};
 use super::mapping::Mapping;
 use super::rows::{Position, Row, RowReader};
-use super::time::TimeRules;
+use crate::cli::time::TimeRules;
 use crate::proto::UsageEvent;
 
 /// Room for the envelope below the contract's 16 MiB.

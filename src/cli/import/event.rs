@@ -7,7 +7,7 @@ use prost_types::{Struct, Timestamp, Value};
 use super::fields::Field;
 use super::mapping::{Found, Mapping, find};
 use super::rows::Cells;
-use super::time::{TimeRules, parse_time};
+use crate::cli::time::{TimeRules, parse_time};
 use crate::cli::{decimal, json};
 use crate::proto::UsageEvent;
 

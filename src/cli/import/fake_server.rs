@@ -39,8 +39,31 @@ pub struct Fake {
 }
 
 impl Fake {
+    /// Serves on a free port.
     pub async fn start(self) -> String {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        self.serve(listener)
+    }
+
+    /// Breaks the first connection in the middle of a call, then serves.
+    pub async fn start_after_a_break(self) -> String {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            let (mut broken, _) = listener.accept().await.unwrap();
+            let mut bytes = [0; 512];
+            while tokio::io::AsyncReadExt::read(&mut broken, &mut bytes)
+                .await
+                .unwrap()
+                == bytes.len()
+            {}
+            drop(broken);
+            self.serve(listener)
+        });
+        format!("http://{address}")
+    }
+
+    fn serve(self, listener: tokio::net::TcpListener) -> String {
         let address = listener.local_addr().unwrap();
         let server = tonic::transport::Server::builder().add_service(self);
         tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));

@@ -19,6 +19,14 @@ pub fn open(path: &Path) -> std::io::Result<(Box<dyn BufRead + Send>, Option<u64
     Ok((Box::new(BufReader::with_capacity(1 << 16, file)), bytes))
 }
 
+/// What to call it in messages.
+pub fn name_of(path: &Path) -> String {
+    match path == Path::new("-") {
+        true => "standard input".to_owned(),
+        false => path.display().to_string(),
+    }
+}
+
 /// The given format, or the one that the file is named by.
 pub fn format_of(path: &Path, given: Option<Format>) -> anyhow::Result<Format> {
     if let Some(format) = given {

@@ -15,7 +15,6 @@ pub mod report;
 pub mod rows;
 pub mod run;
 pub mod send;
-pub mod time;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -29,6 +28,7 @@ use self::fields::MappingArgs;
 use self::rows::Format;
 use self::run::{Ended, Run};
 use crate::cli::connect::ConnectArgs;
+use crate::cli::time::check_format;
 
 const INTERRUPTED: u8 = 130;
 
@@ -89,7 +89,7 @@ pub struct ImportArgs {
     #[arg(long, value_name = "ZONE", value_parser = parse_zone)]
     pub time_zone: Option<Tz>,
     /// strftime format of times, such as "%d.%m.%Y %H:%M"
-    #[arg(long, value_name = "FORMAT", value_parser = time::check_format)]
+    #[arg(long, value_name = "FORMAT", value_parser = check_format)]
     pub time_format: Option<String>,
     #[command(flatten)]
     pub mapping: MappingArgs,
@@ -118,12 +118,11 @@ pub async fn run(args: ImportArgs) -> anyhow::Result<ExitCode> {
         Ok(Ended::Interrupted) => "interrupted",
         Err(_) => "failed",
     };
-    match args.json {
-        true => println!(
-            "{}",
-            run.tally.json(started.elapsed(), args.dry_run, outcome)
-        ),
-        false => println!("{}", run.tally.text(started.elapsed(), args.dry_run)),
+    if args.json {
+        let summary = run.tally.json(started.elapsed(), args.dry_run, outcome);
+        println!("{summary}");
+    } else if ended.is_ok() || run.tally.rows > 0 {
+        println!("{}", run.tally.text(started.elapsed(), args.dry_run));
     }
     match ended? {
         Ended::Interrupted => {

@@ -6,7 +6,8 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::time::Instant;
 
-use super::report::{Tally, grouped};
+use super::report::Tally;
+use crate::cli::chart::grouped;
 
 const LINE_INTERVAL: Duration = Duration::from_secs(5);
 

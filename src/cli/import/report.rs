@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::batches::{BadRow, Batch};
 use super::mapping::Mapping;
+use crate::cli::chart::grouped;
 use crate::cli::connect;
 use crate::cli::decimal;
 use crate::proto::{EventOutcome, UsageResult};
@@ -231,23 +232,6 @@ pub fn bad_row_text(file: &str, bad: &BadRow) -> String {
 fn rows_per_second(rows: u64, elapsed: Duration) -> u64 {
     let per_second = u128::from(rows) * 1000 / elapsed.as_millis().max(1);
     u64::try_from(per_second).unwrap_or(u64::MAX)
-}
-
-/// A count with thousands separators: `22,361,870`.
-pub fn grouped(count: impl ToString) -> String {
-    let text = count.to_string();
-    let (sign, digits) = match text.strip_prefix('-') {
-        Some(digits) => ("-", digits),
-        None => ("", text.as_str()),
-    };
-    let mut grouped = sign.to_owned();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            grouped.push(',');
-        }
-        grouped.push(digit);
-    }
-    grouped
 }
 
 #[cfg(test)]

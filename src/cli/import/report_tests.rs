@@ -90,12 +90,3 @@ fn outcomes_are_counted_and_accepted_charges_added_exactly() {
         "{text}"
     );
 }
-
-#[test]
-fn counts_are_grouped_by_thousands() {
-    assert_eq!(grouped(22_361_870), "22,361,870");
-    assert_eq!(
-        (grouped(999), grouped(1000), grouped(-1000)),
-        ("999".into(), "1,000".into(), "-1,000".into())
-    );
-}

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::ImportArgs;
 use super::batches::{BadRow, Batch, ReadPlan, read_batches};
 use super::checkpoint::{Checkpoint, SettledPrefix, path_for};
-use super::input::{format_of, open};
+use super::input::{format_of, name_of, open};
 use super::keys::hex;
 use super::mapping::Mapping;
 use super::progress::{Printer, Progress};
@@ -20,7 +20,7 @@ use super::rejects::Rejects;
 use super::report::{Tally, bad_row_text};
 use super::rows::{Format, RowReader};
 use super::send::Sender;
-use super::time::TimeRules;
+use crate::cli::time::TimeRules;
 use crate::proto::UsageResult;
 
 const SHOWN_BAD_ROWS_MAX: u64 = 20;
@@ -87,7 +87,7 @@ impl<'a> Run<'a> {
         let (input, bytes) =
             open(path).with_context(|| format!("cannot read {}", path.display()))?;
         let format = format_of(path, self.args.format)?;
-        let name = path.display().to_string();
+        let name = name_of(path);
         let mut reader =
             RowReader::new(input, format, self.args.delimiter).with_context(|| name.clone())?;
         let mapping = match format {

@@ -126,6 +126,21 @@ async fn a_server_that_fails_for_a_while_loses_and_doubles_nothing() {
 }
 
 #[tokio::test]
+async fn a_connection_that_breaks_is_made_again() {
+    let Setup {
+        dir: _dir, file, ..
+    } = setup(FILE).await;
+    let fake = Fake::default();
+    let server = fake.clone().start_after_a_break().await;
+    let run = import_file(&server, &file, &[]).await;
+    assert_eq!(run.ended.unwrap(), Ended::Whole);
+    assert_eq!(
+        (run.tally.accepted + run.tally.duplicates, fake.count()),
+        (7, 7)
+    );
+}
+
+#[tokio::test]
 async fn a_cut_run_goes_on_where_it_stood() {
     let Setup {
         dir,
