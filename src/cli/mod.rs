@@ -1,1 +1,14 @@
-//! Commands.
+//! Commands that talk to a running server, one a file. Each is a set of arguments and a `run`.
+
+pub mod export;
+pub mod import;
+pub mod rebuild;
+pub mod track;
+pub mod usage;
+
+pub mod chart;
+pub mod connect;
+pub mod decimal;
+pub mod json;
+pub mod retry;
+pub mod time;

@@ -1,0 +1,237 @@
+//! How commands reach the server, and how its errors read.
+
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Request, Status};
+use tonic_types::StatusExt;
+
+use crate::proto::EventError;
+use crate::proto::client_service_client::ClientServiceClient;
+use crate::proto::usage_service_client::UsageServiceClient;
+
+/// Largest message in both directions: the contract's bound.
+pub const MESSAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// A peer that is gone without a word is noticed within these two.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(20);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Where the server is. Flattened into every command that talks to it.
+#[derive(Args, Clone, Debug)]
+pub struct ConnectArgs {
+    /// Address of the server
+    #[arg(
+        long,
+        env = "METERD_SERVER",
+        default_value = "http://127.0.0.1:50051",
+        value_name = "URL"
+    )]
+    pub server: String,
+    /// Seconds that one call may take [default: depends on the command]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub timeout: Option<u64>,
+}
+
+impl ConnectArgs {
+    /// Connects now, so that a server that is not there is told at once.
+    pub async fn channel(&self) -> anyhow::Result<Channel> {
+        let url = server_url(&self.server)?;
+        let endpoint = Endpoint::from_shared(url.clone())
+            .with_context(|| format!("--server {:?} is not an address", self.server))?
+            .connect_timeout(CONNECT_TIMEOUT)
+            .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
+            .keep_alive_timeout(KEEP_ALIVE_TIMEOUT);
+        endpoint.connect().await.map_err(|error| {
+            anyhow::anyhow!(
+                "no server answers at {url} ({})\nis it running? start it with `meterd serve`, or name another with --server or METERD_SERVER",
+                root_cause(&error)
+            )
+        })
+    }
+
+    /// A request with this command's time limit.
+    pub fn request<T>(&self, message: T, default_seconds: u64) -> Request<T> {
+        let mut request = Request::new(message);
+        request.set_timeout(Duration::from_secs(self.timeout.unwrap_or(default_seconds)));
+        request
+    }
+}
+
+/// The usage client with the contract's message bound.
+pub fn usage_client(channel: Channel) -> UsageServiceClient<Channel> {
+    UsageServiceClient::new(channel)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX)
+}
+
+/// The client-service client with the contract's message bound.
+pub fn clients_client(channel: Channel) -> ClientServiceClient<Channel> {
+    ClientServiceClient::new(channel)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX)
+}
+
+fn server_url(server: &str) -> anyhow::Result<String> {
+    let server = server.trim();
+    if server.starts_with("https://") {
+        bail!("--server {server}: this build speaks plain HTTP/2 only; use http://");
+    }
+    Ok(match server.contains("://") {
+        true => server.to_owned(),
+        false => format!("http://{server}"),
+    })
+}
+
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    cause.to_string()
+}
+
+/// A status as lines for people: reason, message, and each wrong field.
+pub fn status_text(status: &Status) -> String {
+    let info = status.get_details_error_info();
+    let name = match &info {
+        Some(info) => info.reason.clone(),
+        None => format!("{:?}", status.code()),
+    };
+    let mut text = match status.message().is_empty() {
+        true => name,
+        false => format!("{name}: {}", status.message()),
+    };
+    for violation in status
+        .get_details_bad_request()
+        .map(|bad| bad.field_violations)
+        .unwrap_or_default()
+    {
+        text.push_str(&format!(
+            "\n  {}: {}",
+            violation.field, violation.description
+        ));
+    }
+    let mut metadata: Vec<_> = info.into_iter().flat_map(|info| info.metadata).collect();
+    metadata.sort();
+    for (key, value) in metadata {
+        text.push_str(&format!("\n  ({key} {value})"));
+    }
+    if is_transport(status) {
+        text.push_str("\n  the connection to the server broke or timed out");
+    }
+    text
+}
+
+/// A status as the error of a command.
+pub fn status_error(status: &Status) -> anyhow::Error {
+    anyhow::anyhow!(status_text(status))
+}
+
+/// An event's error as one line: reason, message, and each wrong field.
+pub fn event_error_text(error: &EventError) -> String {
+    let mut text = error.message.clone();
+    for violation in &error.field_violations {
+        text.push_str(&format!("; {}: {}", violation.field, violation.description));
+    }
+    text.trim_start_matches("; ").to_owned()
+}
+
+/// Whether the same call may succeed later. Only for calls that are safe to repeat.
+pub fn is_retryable(status: &Status) -> bool {
+    matches!(
+        status.code(),
+        Code::Unavailable | Code::ResourceExhausted | Code::DeadlineExceeded
+    ) || is_transport(status)
+}
+
+/// The pause that the server asks for.
+pub fn retry_delay(status: &Status) -> Option<Duration> {
+    status.get_details_retry_info()?.retry_delay
+}
+
+/// Not the server's word: tonic makes these from a broken connection or a local time limit, and keeps the cause.
+fn is_transport(status: &Status) -> bool {
+    matches!(
+        status.code(),
+        Code::Unknown | Code::Cancelled | Code::Internal
+    ) && std::error::Error::source(status).is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tonic_types::{ErrorDetails, FieldViolation};
+
+    #[test]
+    fn an_address_may_leave_out_the_scheme() {
+        assert_eq!(
+            server_url("localhost:50051").unwrap(),
+            "http://localhost:50051"
+        );
+        assert_eq!(server_url("http://a:1").unwrap(), "http://a:1");
+        assert!(server_url("https://a:1").is_err());
+    }
+
+    #[test]
+    fn a_status_reads_with_its_reason_and_each_wrong_field() {
+        let mut details = ErrorDetails::with_error_info(
+            "INVALID_FIELD",
+            "metering.v1",
+            [("request_id".to_owned(), "r1".to_owned())],
+        );
+        details.set_bad_request(vec![
+            FieldViolation::new("event.units", "must be zero or more"),
+            FieldViolation::new("event.service", "is required"),
+        ]);
+        let status =
+            Status::with_error_details(Code::InvalidArgument, "2 fields are wrong", details);
+        assert_eq!(
+            status_text(&status),
+            "INVALID_FIELD: 2 fields are wrong\n  event.units: must be zero or more\n  event.service: is required\n  (request_id r1)"
+        );
+    }
+
+    #[test]
+    fn a_status_without_details_reads_with_its_code() {
+        assert_eq!(status_text(&Status::not_found("no")), "NotFound: no");
+        assert_eq!(status_text(&Status::internal("")), "Internal");
+    }
+
+    #[test]
+    fn busy_and_away_are_retryable_and_wrong_input_is_not() {
+        assert!(is_retryable(&Status::unavailable("")));
+        assert!(is_retryable(&Status::resource_exhausted("")));
+        assert!(is_retryable(&Status::deadline_exceeded("")));
+        assert!(is_retryable(&Status::from_error(Box::new(
+            std::io::Error::other("reset")
+        ))));
+        assert!(!is_retryable(&Status::invalid_argument("")));
+        assert!(!is_retryable(&Status::internal("")));
+        assert!(!is_retryable(&Status::unknown("")));
+    }
+
+    #[test]
+    fn the_pause_of_retry_info_is_read() {
+        let details = ErrorDetails::with_retry_info(Some(Duration::from_millis(250)));
+        let status = Status::with_error_details(Code::ResourceExhausted, "full", details);
+        assert_eq!(retry_delay(&status), Some(Duration::from_millis(250)));
+        assert_eq!(retry_delay(&Status::unavailable("")), None);
+    }
+
+    #[tokio::test]
+    async fn an_absent_server_is_told_with_what_to_do() {
+        let args = ConnectArgs {
+            server: "127.0.0.1:1".to_owned(),
+            timeout: None,
+        };
+        let text = args.channel().await.unwrap_err().to_string();
+        assert!(
+            text.contains("no server answers at http://127.0.0.1:1"),
+            "{text}"
+        );
+        assert!(text.contains("meterd serve"), "{text}");
+    }
+}

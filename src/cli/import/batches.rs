@@ -1,0 +1,201 @@
+//! The reading half of an import: a file into batches of events, on its own thread, in bounded memory.
+
+use std::io::BufRead;
+
+use prost::Message;
+use sha2::{Digest, Sha256};
+
+use super::checkpoint::Checkpoint;
+use super::event::{Fault, event_of};
+use super::keys::{KeyMaker, hex};
+use super::mapping::Mapping;
+use super::rows::{Position, Row, RowReader};
+use crate::cli::time::TimeRules;
+use crate::proto::UsageEvent;
+
+/// Room for the envelope below the contract's 16 MiB.
+const BATCH_BYTES_MAX: usize = 12 * 1024 * 1024;
+/// A batch of nothing but bad rows ends too.
+const BAD_ROWS_MAX: usize = 10_000;
+
+/// A row that is not recorded, and why.
+#[derive(Clone, Debug)]
+pub struct BadRow {
+    /// Line in the file, from 1.
+    pub line: u64,
+    /// Column that is wrong; empty: the row as a whole.
+    pub column: String,
+    /// Name of an ErrorReason, or UNREADABLE.
+    pub reason: String,
+    /// For people.
+    pub message: String,
+    /// The row as it stands in the file. Empty unless rejects are written.
+    pub text: String,
+}
+
+/// Where an event stands in its file.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    /// Line in the file, from 1.
+    pub line: u64,
+    /// The row as it stands in the file. Empty unless rejects are written.
+    pub text: String,
+}
+
+/// Rows that are sent together.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// Counts the file's batches, from 0.
+    pub number: u64,
+    /// Each with a key.
+    pub events: Vec<UsageEvent>,
+    /// One for each event.
+    pub origins: Vec<Origin>,
+    /// Rows between them that are no events.
+    pub bad_rows: Vec<BadRow>,
+    /// Where the file goes on after this batch.
+    pub end: Position,
+}
+
+/// How to read a file.
+#[derive(Debug)]
+pub struct ReadPlan {
+    /// Where fields come from.
+    pub mapping: Mapping,
+    /// How times are read.
+    pub time: TimeRules,
+    /// Start of the keys that are made.
+    pub key_prefix: String,
+    /// Events in a batch.
+    pub batch_events_max: usize,
+    /// Keep the rows' text.
+    pub keep_text: bool,
+    /// Stop at the first row that is no event.
+    pub strict: bool,
+    /// What an earlier run has settled.
+    pub resume: Option<Checkpoint>,
+}
+
+/// Reads to the end and hands out batches in order. `sink` returns false when nobody wants more.
+pub fn read_batches<R: BufRead>(
+    reader: &mut RowReader<R>,
+    plan: &ReadPlan,
+    mut sink: impl FnMut(Batch) -> bool,
+) -> anyhow::Result<()> {
+    let mut keys = KeyMaker::new(&plan.key_prefix);
+    if let Some(checkpoint) = &plan.resume {
+        skip_settled(reader, plan, checkpoint, &mut keys)?;
+    }
+    let mut batch = Batch::default();
+    let mut bytes = 0;
+    while let Some(row) = reader.next_row()? {
+        match keyed_event(&row, plan, &mut keys) {
+            Ok(event) => {
+                bytes += event.encoded_len() + 8;
+                batch.events.push(event);
+                batch.origins.push(Origin {
+                    line: row.line,
+                    text: kept(row.text, plan),
+                });
+            }
+            Err(faults) => batch.bad_rows.push(unreadable(row, faults, plan)),
+        }
+        let stop = plan.strict && !batch.bad_rows.is_empty();
+        if stop
+            || batch.events.len() >= plan.batch_events_max
+            || batch.bad_rows.len() >= BAD_ROWS_MAX
+            || bytes >= BATCH_BYTES_MAX
+        {
+            let next = batch.number + 1;
+            batch.end = reader.position().clone();
+            if !sink(batch) || stop {
+                return Ok(());
+            }
+            batch = Batch {
+                number: next,
+                ..Batch::default()
+            };
+            bytes = 0;
+        }
+    }
+    batch.end = reader.position().clone();
+    if !batch.events.is_empty() || !batch.bad_rows.is_empty() {
+        sink(batch);
+    }
+    Ok(())
+}
+
+/// Reads what is settled again, because the keys of later rows depend on how often their like came before.
+fn skip_settled<R: BufRead>(
+    reader: &mut RowReader<R>,
+    plan: &ReadPlan,
+    checkpoint: &Checkpoint,
+    keys: &mut KeyMaker,
+) -> anyhow::Result<()> {
+    while reader.position().offset < checkpoint.offset {
+        let Some(row) = reader.next_row()? else { break };
+        keyed_event(&row, plan, keys).ok();
+    }
+    let position = reader.position();
+    if position.offset != checkpoint.offset || digest_of(position) != checkpoint.digest {
+        anyhow::bail!(
+            "the file is not the one that the checkpoint was made of: it differs before line {}\n\
+             run without --resume: what is recorded already comes back as a duplicate and is not counted again",
+            checkpoint.line + 1
+        );
+    }
+    Ok(())
+}
+
+/// Digest of all bytes up to a position.
+pub fn digest_of(position: &Position) -> String {
+    let digest: Sha256 = position.digest.clone();
+    hex(&digest.finalize())
+}
+
+fn keyed_event(row: &Row, plan: &ReadPlan, keys: &mut KeyMaker) -> Result<UsageEvent, Vec<Fault>> {
+    let cells = row.cells.as_ref().map_err(|message| {
+        vec![Fault {
+            column: String::new(),
+            message: format!("the row {message}"),
+        }]
+    })?;
+    let mut event = event_of(cells, &plan.mapping, &plan.time)?;
+    if event.idempotency_key.is_empty() {
+        event.idempotency_key = keys.next_key(&event);
+    }
+    Ok(event)
+}
+
+fn unreadable(row: Row, faults: Vec<Fault>, plan: &ReadPlan) -> BadRow {
+    let column = faults
+        .first()
+        .map(|fault| fault.column.clone())
+        .unwrap_or_default();
+    let message = match &faults[..] {
+        [fault] => fault.message.clone(),
+        _ => faults
+            .iter()
+            .map(|fault| format!("{}: {}", fault.column, fault.message))
+            .collect::<Vec<_>>()
+            .join("; "),
+    };
+    BadRow {
+        line: row.line,
+        column,
+        reason: "UNREADABLE".to_owned(),
+        message,
+        text: kept(row.text, plan),
+    }
+}
+
+fn kept(text: String, plan: &ReadPlan) -> String {
+    match plan.keep_text {
+        true => text,
+        false => String::new(),
+    }
+}
+
+#[cfg(test)]
+#[path = "batches_tests.rs"]
+mod tests;

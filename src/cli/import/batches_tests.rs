@@ -1,0 +1,92 @@
+use super::*;
+use crate::cli::import::fields::MappingArgs;
+use crate::cli::import::rows::Format;
+
+fn plan(header: &[String], batch_events_max: usize) -> ReadPlan {
+    ReadPlan {
+        mapping: Mapping::for_csv(&MappingArgs::default(), header).unwrap(),
+        time: TimeRules::default(),
+        key_prefix: "import".into(),
+        batch_events_max,
+        keep_text: true,
+        strict: false,
+        resume: None,
+    }
+}
+
+fn read(text: &str, change: impl FnOnce(&mut ReadPlan)) -> anyhow::Result<Vec<Batch>> {
+    let mut reader = RowReader::new(text.as_bytes(), Format::Csv, b',')?;
+    let mut plan = plan(&reader.header(), 2);
+    change(&mut plan);
+    let mut batches = Vec::new();
+    read_batches(&mut reader, &plan, |batch| {
+        batches.push(batch);
+        true
+    })?;
+    Ok(batches)
+}
+
+fn keys(batches: &[Batch]) -> Vec<String> {
+    batches
+        .iter()
+        .flat_map(|batch| &batch.events)
+        .map(|event| event.idempotency_key.clone())
+        .collect()
+}
+
+const FILE: &str = "client_id,service,event_time,units\n\
+    a,s,2026-11-01,1\na,s,2026-11-01,1\na,s,2026-11-01,x\na,s,2026-11-02,1\na,s,2026-11-01,1.0\na,s,2026-11-03,1\n";
+
+#[test]
+fn rows_come_in_batches_with_their_lines_and_bad_rows() {
+    let batches = read(FILE, |_| {}).unwrap();
+    let sizes: Vec<_> = batches
+        .iter()
+        .map(|batch| (batch.number, batch.events.len(), batch.bad_rows.len()))
+        .collect();
+    assert_eq!(sizes, [(0, 2, 0), (1, 2, 1), (2, 1, 0)]);
+    let bad = &batches[1].bad_rows[0];
+    assert_eq!(
+        (bad.line, bad.column.as_str(), bad.text.as_str()),
+        (4, "units", "a,s,2026-11-01,x")
+    );
+    assert_eq!(batches[2].origins[0].line, 7);
+    assert_eq!(batches[2].end.offset, FILE.len() as u64);
+}
+
+#[test]
+fn keys_do_not_depend_on_the_batch_size() {
+    let small = keys(&read(FILE, |_| {}).unwrap());
+    let large = keys(&read(FILE, |plan| plan.batch_events_max = 100).unwrap());
+    assert_eq!(small, large);
+    assert!(small[3].ends_with("-3"), "1 and 1.0 are equal: {small:?}");
+    assert_eq!(
+        small.iter().collect::<std::collections::HashSet<_>>().len(),
+        small.len()
+    );
+}
+
+#[test]
+fn strict_ends_with_the_first_bad_row() {
+    let batches = read(FILE, |plan| plan.strict = true).unwrap();
+    assert_eq!(batches.last().unwrap().bad_rows.len(), 1);
+    assert_eq!(keys(&batches).len(), 2);
+}
+
+#[test]
+fn a_resumed_run_goes_on_with_the_same_keys() {
+    let whole = read(FILE, |_| {}).unwrap();
+    let checkpoint = Checkpoint::at(&whole[0].end, "m", 0);
+    let rest = read(FILE, |plan| plan.resume = Some(checkpoint)).unwrap();
+    assert_eq!(keys(&rest), keys(&whole)[2..]);
+    assert_eq!(rest[0].bad_rows.len(), 1);
+}
+
+#[test]
+fn a_file_that_changed_before_the_checkpoint_is_not_resumed() {
+    let whole = read(FILE, |_| {}).unwrap();
+    let checkpoint = Checkpoint::at(&whole[1].end, "m", 0);
+    let changed = FILE.replacen("11-01", "11-09", 1);
+    let error = read(&changed, |plan| plan.resume = Some(checkpoint)).unwrap_err();
+    assert!(error.to_string().contains("not the one"), "{error}");
+}

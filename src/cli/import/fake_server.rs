@@ -1,0 +1,168 @@
+//! A server for tests that only knows BatchTrackUsage, and fails when it is told to.
+
+use std::collections::{HashMap, VecDeque};
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
+
+use tonic::body::Body;
+use tonic::codegen::http;
+use tonic::codegen::tokio_stream::wrappers::TcpListenerStream;
+use tonic::{Request, Response, Status};
+
+use crate::proto::{
+    BatchTrackUsageRequest, BatchTrackUsageResponse, EventError, EventOutcome, Money, UsageEvent,
+    UsageResult,
+};
+
+/// What a call does besides recording.
+#[derive(Clone, Copy)]
+pub enum Fault {
+    /// Nothing is recorded; the caller may try again.
+    Full,
+    /// All is recorded, but the answer is lost.
+    LostAnswer,
+    /// Every other event is not settled.
+    HalfUnavailable,
+    /// The caller must not try again.
+    Refused,
+}
+
+#[derive(Clone, Default)]
+pub struct Fake {
+    /// By key.
+    pub recorded: Arc<Mutex<HashMap<String, UsageEvent>>>,
+    faults: Arc<Mutex<VecDeque<Option<Fault>>>>,
+    /// Events of all calls.
+    pub received: Arc<Mutex<usize>>,
+}
+
+impl Fake {
+    /// Serves on a free port.
+    pub async fn start(self) -> String {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        self.serve(listener)
+    }
+
+    /// Breaks the first connection in the middle of a call, then serves.
+    pub async fn start_after_a_break(self) -> String {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            let (mut broken, _) = listener.accept().await.unwrap();
+            let mut bytes = [0; 512];
+            while tokio::io::AsyncReadExt::read(&mut broken, &mut bytes)
+                .await
+                .unwrap()
+                == bytes.len()
+            {}
+            drop(broken);
+            self.serve(listener)
+        });
+        format!("http://{address}")
+    }
+
+    fn serve(self, listener: tokio::net::TcpListener) -> String {
+        let address = listener.local_addr().unwrap();
+        let server = tonic::transport::Server::builder().add_service(self);
+        tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+        format!("http://{address}")
+    }
+
+    pub fn fail(&self, faults: &[Option<Fault>]) {
+        self.faults.lock().unwrap().extend(faults);
+    }
+
+    pub fn count(&self) -> usize {
+        self.recorded.lock().unwrap().len()
+    }
+
+    fn record(&self, event: UsageEvent) -> UsageResult {
+        let mut recorded = self.recorded.lock().unwrap();
+        let outcome = match recorded.get(&event.idempotency_key) {
+            _ if event.service == "nothing" => EventOutcome::Rejected,
+            None => EventOutcome::Accepted,
+            Some(known) if *known == event => EventOutcome::Duplicate,
+            Some(_) => EventOutcome::Conflict,
+        };
+        let error = (outcome == EventOutcome::Rejected).then(|| EventError {
+            reason: "UNKNOWN_SERVICE".into(),
+            message: "no such service".into(),
+            ..Default::default()
+        });
+        if outcome == EventOutcome::Accepted {
+            recorded.insert(event.idempotency_key.clone(), event);
+        }
+        let charge = Some(Money {
+            currency: "USD".into(),
+            amount: "0.1".into(),
+        });
+        UsageResult {
+            outcome: outcome.into(),
+            charge,
+            error,
+            ..Default::default()
+        }
+    }
+}
+
+impl tonic::server::NamedService for Fake {
+    const NAME: &'static str = "metering.v1.UsageService";
+}
+
+impl tower::Service<http::Request<Body>> for Fake {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let fake = self.clone();
+        Box::pin(async move {
+            let mut grpc = tonic::server::Grpc::new(tonic_prost::ProstCodec::default());
+            Ok(grpc.unary(fake, request).await)
+        })
+    }
+}
+
+impl tonic::server::UnaryService<BatchTrackUsageRequest> for Fake {
+    type Response = BatchTrackUsageResponse;
+    type Future =
+        Pin<Box<dyn Future<Output = Result<Response<BatchTrackUsageResponse>, Status>> + Send>>;
+
+    fn call(&mut self, request: Request<BatchTrackUsageRequest>) -> Self::Future {
+        let fake = self.clone();
+        Box::pin(async move {
+            let fault = fake.faults.lock().unwrap().pop_front().flatten();
+            match fault {
+                Some(Fault::Full) => return Err(Status::resource_exhausted("full")),
+                Some(Fault::Refused) => return Err(Status::permission_denied("no")),
+                _ => {}
+            }
+            let events = request.into_inner().events;
+            *fake.received.lock().unwrap() += events.len();
+            let results = events.into_iter().enumerate().map(|(index, event)| {
+                let result = fake.record(event);
+                match fault {
+                    Some(Fault::HalfUnavailable) if index % 2 == 0 => UsageResult {
+                        outcome: EventOutcome::Unavailable.into(),
+                        ..Default::default()
+                    },
+                    _ => result,
+                }
+            });
+            let results = results.collect();
+            match fault {
+                Some(Fault::LostAnswer) => Err(Status::unavailable("lost")),
+                _ => Ok(Response::new(BatchTrackUsageResponse {
+                    results,
+                    ..Default::default()
+                })),
+            }
+        })
+    }
+}

@@ -1,0 +1,107 @@
+use super::*;
+use clap::Parser;
+
+#[derive(Parser)]
+struct Flags {
+    #[command(flatten)]
+    mapping: MappingArgs,
+}
+
+fn args(flags: &[&str]) -> MappingArgs {
+    Flags::try_parse_from([&["test"], flags].concat())
+        .unwrap()
+        .mapping
+}
+
+fn header(names: &str) -> Vec<String> {
+    names.split(',').map(str::to_owned).collect()
+}
+
+#[test]
+fn columns_of_the_fields_own_names_map_by_themselves() {
+    let mapping =
+        Mapping::for_csv(&args(&[]), &header("x,event_time,service,client_id,model")).unwrap();
+    assert_eq!(
+        mapping.place(Field::Client),
+        &Place::Cell(3, "client_id".into())
+    );
+    assert_eq!(mapping.place(Field::Model), &Place::Cell(4, "model".into()));
+    assert_eq!(mapping.place(Field::Units), &Place::Nothing);
+    assert!(!mapping.is_export);
+}
+
+#[test]
+fn flags_win_over_names() {
+    let flags = [
+        "--client",
+        "acme",
+        "--service-column",
+        "kind",
+        "--time",
+        "now",
+        "--metadata-column",
+        "x",
+    ];
+    let mapping = Mapping::for_csv(&args(&flags), &header("x,service,client_id,kind")).unwrap();
+    assert_eq!(mapping.place(Field::Client), &Place::Fixed("acme".into()));
+    assert_eq!(
+        mapping.place(Field::Service),
+        &Place::Cell(3, "kind".into())
+    );
+    assert_eq!(
+        mapping.metadata,
+        [(Place::Cell(0, "x".into()), "x".to_owned())]
+    );
+    assert_eq!(
+        mapping.describe(),
+        "client_id = \"acme\", service from kind, event_time = \"now\", metadata.x from x"
+    );
+}
+
+#[test]
+fn a_column_that_is_not_there_is_told_with_the_nearest_one() {
+    let error = Mapping::for_csv(
+        &args(&["--client-column", "tenent"]),
+        &header("tenant,service"),
+    )
+    .unwrap_err();
+    assert!(
+        error.contains("--client-column") && error.contains("did you mean \"tenant\"?"),
+        "{error}"
+    );
+}
+
+#[test]
+fn what_every_row_needs_has_to_come_from_somewhere() {
+    let error =
+        Mapping::for_csv(&args(&["--client", "a", "--service", "b"]), &header("x")).unwrap_err();
+    assert!(error.contains("--time now"), "{error}");
+}
+
+#[test]
+fn a_fixed_value_and_a_column_exclude_each_other() {
+    assert!(Flags::try_parse_from(["test", "--client", "a", "--client-column", "b"]).is_err());
+}
+
+#[test]
+fn json_is_looked_up_by_key_and_by_path() {
+    let object: RawObject =
+        serde_json::from_str(r#"{"a":{"b":{"c":1.50}},"x.y":2,"n":null,"event":{"model":"m"}}"#)
+            .unwrap();
+    let cells = Cells::Json(object);
+    let get = |path: &str| {
+        let place = Place::Path(vec![path.to_owned()]);
+        match find(&place, &cells) {
+            Some(Found::Json(json)) => Some(json.into_owned()),
+            _ => None,
+        }
+    };
+    assert_eq!(get("a.b.c").as_deref(), Some("1.50"));
+    assert_eq!(get("x.y").as_deref(), Some("2"));
+    assert_eq!(get("n"), None);
+    assert_eq!(get("a.z"), None);
+    let mapping = Mapping::for_json(&args(&[]));
+    assert!(
+        matches!(find(mapping.place(Field::Model), &cells), Some(Found::Json(json)) if json == "\"m\"")
+    );
+}

@@ -1,0 +1,216 @@
+//! Rows of CSV and NDJSON files, streamed, each with its line number and text.
+
+use std::io::{self, BufRead, Read};
+use std::sync::Arc;
+
+use clap::ValueEnum;
+use csv_core::{ReadRecordResult, Terminator};
+use sha2::{Digest, Sha256};
+
+use crate::cli::json::RawObject;
+
+/// Longest row. Beyond it something else is wrong, such as a quote that is never closed.
+pub const ROW_BYTES_MAX: usize = 1024 * 1024;
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// Form of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// Comma-separated with a header line
+    Csv,
+    /// One JSON object a line
+    Ndjson,
+}
+
+/// What a row says.
+#[derive(Debug)]
+pub enum Cells {
+    /// In the order of the header.
+    Csv(Vec<String>),
+    /// The object of the line.
+    Json(RawObject),
+}
+
+/// One row of a file.
+#[derive(Debug)]
+pub struct Row {
+    /// Line that it starts on, from 1.
+    pub line: u64,
+    /// Its bytes without the line end, as text.
+    pub text: String,
+    /// What it says, or why it cannot be read.
+    pub cells: Result<Cells, String>,
+}
+
+/// How far a file was read.
+#[derive(Clone, Debug, Default)]
+pub struct Position {
+    /// Bytes.
+    pub offset: u64,
+    /// Lines.
+    pub line: u64,
+    /// Rows, without the header and empty lines.
+    pub rows: u64,
+    /// Digest of all these bytes.
+    pub digest: Sha256,
+}
+
+/// Reads rows one after the other. Holds one row at a time.
+pub struct RowReader<R> {
+    input: R,
+    format: Format,
+    csv: Box<csv_core::Reader>,
+    header: Arc<[String]>,
+    position: Position,
+}
+
+impl<R: BufRead> RowReader<R> {
+    /// Starts at the beginning of a file; of a CSV file this reads the header.
+    pub fn new(input: R, format: Format, delimiter: u8) -> anyhow::Result<RowReader<R>> {
+        let csv = csv_core::ReaderBuilder::new()
+            .delimiter(delimiter)
+            .terminator(Terminator::Any(b'\n'))
+            .build();
+        let mut reader = RowReader {
+            input,
+            format,
+            csv: Box::new(csv),
+            header: Arc::default(),
+            position: Position::default(),
+        };
+        if format == Format::Csv {
+            let header = reader.next_row()?;
+            reader.position.rows = 0;
+            reader.header = match header.map(|row| row.cells) {
+                Some(Ok(Cells::Csv(names))) => {
+                    names.iter().map(|name| name.trim().to_owned()).collect()
+                }
+                Some(Err(message)) => anyhow::bail!("the header line {message}"),
+                _ => anyhow::bail!("the file is empty: it has no header line"),
+            };
+        }
+        Ok(reader)
+    }
+
+    /// Names of the columns. Empty for NDJSON.
+    pub fn header(&self) -> Arc<[String]> {
+        Arc::clone(&self.header)
+    }
+
+    /// Up to where all rows were given out.
+    pub fn position(&self) -> &Position {
+        &self.position
+    }
+
+    /// The next row, without empty lines. An error is one of reading, after which nothing more can be read.
+    pub fn next_row(&mut self) -> io::Result<Option<Row>> {
+        let mut text = Vec::new();
+        loop {
+            if self.read_line(&mut text)? == 0 {
+                return Ok(None);
+            }
+            if !text.trim_ascii().is_empty() {
+                break;
+            }
+            text.clear();
+        }
+        let line = self.position.line;
+        let cells = match self.format {
+            Format::Csv => self.csv_cells(&mut text)?,
+            Format::Ndjson => json_cells(&text),
+        };
+        self.position.rows += 1;
+        let text = String::from_utf8_lossy(&text)
+            .trim_end_matches(['\r', '\n'])
+            .to_owned();
+        Ok(Some(Row { line, text, cells }))
+    }
+
+    /// Appends a line with its end.
+    fn read_line(&mut self, text: &mut Vec<u8>) -> io::Result<usize> {
+        let before = text.len();
+        let bound = (ROW_BYTES_MAX + 1).saturating_sub(before) as u64;
+        let read = self.input.by_ref().take(bound).read_until(b'\n', text)?;
+        if text.len() > ROW_BYTES_MAX {
+            return Err(io::Error::other(format!(
+                "a row is longer than {ROW_BYTES_MAX} bytes near line {}: is a quote never closed, or is this another format?",
+                self.position.line + 1
+            )));
+        }
+        self.position.digest.update(&text[before..]);
+        self.position.offset += read as u64;
+        self.position.line += u64::from(read > 0);
+        if self.position.line == 1 && text.starts_with(BYTE_ORDER_MARK) {
+            text.drain(..BYTE_ORDER_MARK.len());
+            // A line of nothing but the mark is an empty one, not the end.
+            return Ok(read);
+        }
+        Ok(read)
+    }
+
+    /// Parses the record that starts with the line in `text`, and reads on while a quote is open.
+    fn csv_cells(&mut self, text: &mut Vec<u8>) -> io::Result<Result<Cells, String>> {
+        self.csv.reset();
+        let mut output = vec![0; text.len() + 1];
+        let mut ends = vec![0; self.header.len() + 16];
+        let (mut fed, mut written, mut ended) = (0, 0, 0);
+        loop {
+            // The last line may lack its end. Fed apart, for `text` must stay what the file says.
+            let at_end = fed == text.len() && !text.ends_with(b"\n");
+            let input = if at_end { b"\n" } else { &text[fed..] };
+            let (result, read, wrote, closed) =
+                self.csv
+                    .read_record(input, &mut output[written..], &mut ends[ended..]);
+            fed += if at_end { 0 } else { read };
+            written += wrote;
+            ended += closed;
+            match result {
+                ReadRecordResult::Record => break,
+                ReadRecordResult::OutputFull => output.resize(output.len() * 2, 0),
+                ReadRecordResult::OutputEndsFull => ends.resize(ends.len() * 2, 0),
+                ReadRecordResult::InputEmpty
+                    if fed == text.len() && !at_end && !text.ends_with(b"\n") => {}
+                ReadRecordResult::InputEmpty | ReadRecordResult::End => {
+                    if self.read_line(text)? == 0 {
+                        return Ok(Err("has a quote that is never closed".to_owned()));
+                    }
+                }
+            }
+        }
+        if text.ends_with(b"\r\n") && output[..written].ends_with(b"\r") {
+            written -= 1;
+            ends[ended - 1] -= 1;
+        }
+        Ok(self.cells_of(&output[..written], &ends[..ended]))
+    }
+
+    fn cells_of(&self, output: &[u8], ends: &[usize]) -> Result<Cells, String> {
+        if !self.header.is_empty() && ends.len() != self.header.len() {
+            return Err(format!(
+                "has {} columns, the header has {}",
+                ends.len(),
+                self.header.len()
+            ));
+        }
+        let mut start = 0;
+        let mut cells = Vec::with_capacity(ends.len());
+        for end in ends {
+            let cell =
+                std::str::from_utf8(&output[start..*end]).map_err(|_| "is not UTF-8".to_owned())?;
+            cells.push(cell.to_owned());
+            start = *end;
+        }
+        Ok(Cells::Csv(cells))
+    }
+}
+
+fn json_cells(text: &[u8]) -> Result<Cells, String> {
+    let text = std::str::from_utf8(text).map_err(|_| "is not UTF-8".to_owned())?;
+    serde_json::from_str(text)
+        .map(Cells::Json)
+        .map_err(|error| format!("is not a JSON object: {error}"))
+}
+
+#[cfg(test)]
+#[path = "rows_tests.rs"]
+mod tests;

@@ -1,0 +1,137 @@
+use super::*;
+
+fn read(text: &str, format: Format) -> Vec<Row> {
+    let mut reader = RowReader::new(text.as_bytes(), format, b',').unwrap();
+    let mut rows = Vec::new();
+    while let Some(row) = reader.next_row().unwrap() {
+        rows.push(row);
+    }
+    assert_eq!(reader.position().offset, text.len() as u64);
+    assert_eq!(reader.position().rows, rows.len() as u64);
+    rows
+}
+
+fn cells(row: &Row) -> &[String] {
+    match row.cells.as_ref().unwrap() {
+        Cells::Csv(cells) => cells,
+        Cells::Json(_) => panic!(),
+    }
+}
+
+#[test]
+fn line_ends_marks_and_empty_lines_do_not_matter() {
+    for text in [
+        "a,b\n1,2\n3,4\n",
+        "a,b\r\n1,2\r\n3,4\r\n",
+        "\u{feff}a,b\r\n1,2\r\n3,4",
+        "\n\na,b\n\n1,2\n  \r\n3,4\n\n\n",
+        "\u{feff}\na,b\n1,2\n3,4",
+    ] {
+        let rows = read(text, Format::Csv);
+        assert_eq!(rows.len(), 2, "{text:?}");
+        assert_eq!(cells(&rows[0]), ["1", "2"], "{text:?}");
+        assert_eq!(cells(&rows[1]), ["3", "4"], "{text:?}");
+    }
+}
+
+#[test]
+fn the_header_is_read_without_mark_and_spaces() {
+    let reader = RowReader::new("\u{feff}a, b \r\n".as_bytes(), Format::Csv, b',').unwrap();
+    assert_eq!(&*reader.header(), ["a", "b"]);
+    assert!(RowReader::new("".as_bytes(), Format::Csv, b',').is_err());
+    assert!(RowReader::new("\n \n".as_bytes(), Format::Csv, b',').is_err());
+}
+
+#[test]
+fn quoted_fields_hold_commas_quotes_and_line_ends() {
+    let rows = read("a,b\r\n\"x, \"\"y\"\"\r\nz\",2\r\n5,\"6\"\r\n", Format::Csv);
+    assert_eq!(cells(&rows[0]), ["x, \"y\"\r\nz", "2"]);
+    assert_eq!(rows[0].line, 2);
+    assert_eq!(rows[0].text, "\"x, \"\"y\"\"\r\nz\",2");
+    assert_eq!(cells(&rows[1]), ["5", "6"]);
+    assert_eq!(rows[1].line, 4);
+}
+
+#[test]
+fn a_stray_quote_stays_in_its_row() {
+    let rows = read("a,b\n5\" pipe,2\n3,4\n", Format::Csv);
+    assert_eq!(cells(&rows[0]), ["5\" pipe", "2"]);
+    assert_eq!(cells(&rows[1]), ["3", "4"]);
+}
+
+#[test]
+fn a_row_of_another_width_is_told_and_the_next_one_is_read() {
+    let rows = read("a,b\n1\n1,2,3\n1,2", Format::Csv);
+    assert_eq!(
+        rows[0].cells.as_ref().unwrap_err(),
+        "has 1 columns, the header has 2"
+    );
+    assert_eq!(
+        rows[1].cells.as_ref().unwrap_err(),
+        "has 3 columns, the header has 2"
+    );
+    assert_eq!(cells(&rows[2]), ["1", "2"]);
+}
+
+#[test]
+fn many_columns_and_empty_cells_are_read() {
+    let header: Vec<String> = (0..100).map(|number| format!("c{number}")).collect();
+    let rows = read(
+        &format!("{}\n{}", header.join(","), ",".repeat(99)),
+        Format::Csv,
+    );
+    assert_eq!(cells(&rows[0]).len(), 100);
+    assert!(cells(&rows[0]).iter().all(String::is_empty));
+}
+
+#[test]
+fn an_open_quote_is_told() {
+    let rows = read("a,b\n1,\"2\n3,4", Format::Csv);
+    assert_eq!(rows.len(), 1);
+    assert!(rows[0].cells.as_ref().unwrap_err().contains("never closed"));
+    let endless = format!("a\n\"{}", "x\n".repeat(ROW_BYTES_MAX));
+    let mut reader = RowReader::new(endless.as_bytes(), Format::Csv, b',').unwrap();
+    assert!(reader.next_row().unwrap_err().to_string().contains("quote"));
+}
+
+#[test]
+fn bytes_that_are_not_utf_8_are_told() {
+    let mut reader = RowReader::new(&b"a\n\xff\nb\n"[..], Format::Csv, b',').unwrap();
+    assert_eq!(
+        reader.next_row().unwrap().unwrap().cells.unwrap_err(),
+        "is not UTF-8"
+    );
+    assert!(reader.next_row().unwrap().unwrap().cells.is_ok());
+}
+
+#[test]
+fn json_lines_are_read_and_others_told() {
+    let rows = read(
+        "\u{feff}{\"a\":1}\r\n\n[1]\n{\"a\":\n{\"a\":0.10}",
+        Format::Ndjson,
+    );
+    assert_eq!(
+        rows.iter().map(|row| row.line).collect::<Vec<_>>(),
+        [1, 3, 4, 5]
+    );
+    assert!(rows[0].cells.is_ok());
+    assert!(
+        rows[1]
+            .cells
+            .as_ref()
+            .unwrap_err()
+            .contains("is not a JSON object")
+    );
+    assert!(rows[2].cells.is_err());
+    let Cells::Json(object) = rows[3].cells.as_ref().unwrap() else {
+        panic!()
+    };
+    assert_eq!(object["a"].get(), "0.10");
+}
+
+#[test]
+fn another_delimiter_can_be_given() {
+    let mut reader = RowReader::new("a;b\n1;2,5\n".as_bytes(), Format::Csv, b';').unwrap();
+    let row = reader.next_row().unwrap().unwrap();
+    assert_eq!(cells(&row), ["1", "2,5"]);
+}

@@ -1,0 +1,222 @@
+//! `meterd rebuild`: rollups and totals of whole months, computed again from the events.
+
+use std::process::ExitCode;
+
+use anyhow::bail;
+use chrono::{Months, NaiveDate};
+use clap::Args;
+use tonic::transport::Channel;
+
+use super::chart::grouped;
+use super::connect::{self, ConnectArgs};
+use crate::proto::{ListClientsRequest, RebuildRollupsRequest, RebuildRollupsResponse};
+
+/// A rebuild reads every event of its months.
+const CALL_SECONDS: u64 = 3_600;
+const LIST_SECONDS: u64 = 30;
+const CLIENTS_PAGE: i32 = 1_000;
+
+/// Compute rollups and totals again from the events
+///
+/// Changes nothing where they agree already.
+#[derive(Args, Clone, Debug)]
+pub struct RebuildArgs {
+    /// Only this client [default: all, one after the other]
+    #[arg(long, value_name = "ID")]
+    pub client: Option<String>,
+    /// The month, such as 2026-11
+    #[arg(long, value_name = "YYYY-MM", value_parser = parse_month, conflicts_with_all = ["start", "end"],
+          required_unless_present_all = ["start", "end"])]
+    pub month: Option<NaiveDate>,
+    /// First day; its whole month is computed
+    #[arg(long, value_name = "YYYY-MM-DD", requires = "end")]
+    pub start: Option<NaiveDate>,
+    /// Last day; its whole month is computed
+    #[arg(long, value_name = "YYYY-MM-DD", requires = "start")]
+    pub end: Option<NaiveDate>,
+    /// Also put each event into the day and month of the client's present time zone
+    #[arg(long)]
+    pub rezone: bool,
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// Rebuilds. A client that fails does not keep the others from theirs.
+pub async fn run(args: RebuildArgs) -> anyhow::Result<ExitCode> {
+    let (start, end) = range(&args)?;
+    let channel = args.connect.channel().await?;
+    let clients = match &args.client {
+        Some(client) => vec![client.clone()],
+        None => all_clients(&args.connect, channel.clone()).await?,
+    };
+    let mut usage = connect::usage_client(channel);
+    let mut sums = RebuildRollupsResponse::default();
+    let mut failed = 0;
+    for (index, client) in clients.iter().enumerate() {
+        let request = RebuildRollupsRequest {
+            client_id: client.clone(),
+            start_date: start.to_string(),
+            end_date: end.to_string(),
+            rezone: args.rezone,
+        };
+        let place = format!("[{}/{}] {client}", index + 1, clients.len());
+        match usage
+            .rebuild_rollups(args.connect.request(request, CALL_SECONDS))
+            .await
+        {
+            Ok(response) => {
+                let done = response.into_inner();
+                println!("{place}: {}", done_text(&done, args.rezone));
+                sums.month_count += done.month_count;
+                sums.corrected_row_count += done.corrected_row_count;
+                sums.rezoned_event_count += done.rezoned_event_count;
+            }
+            Err(status) => {
+                failed += 1;
+                eprintln!("{place}: {}", connect::status_text(&status));
+            }
+        }
+    }
+    println!(
+        "{start} to {end}, {} clients: {}",
+        clients.len(),
+        done_text(&sums, args.rezone)
+    );
+    if failed > 0 {
+        eprintln!("{failed} clients failed; run again for them");
+        return Ok(ExitCode::FAILURE);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn all_clients(connect: &ConnectArgs, channel: Channel) -> anyhow::Result<Vec<String>> {
+    let mut service = connect::clients_client(channel);
+    let mut clients = Vec::new();
+    let mut page_token = String::new();
+    loop {
+        let request = ListClientsRequest {
+            page_size: CLIENTS_PAGE,
+            page_token,
+        };
+        let page = service
+            .list_clients(connect.request(request, LIST_SECONDS))
+            .await;
+        let page = page
+            .map_err(|status| connect::status_error(&status))?
+            .into_inner();
+        clients.extend(page.clients.into_iter().map(|client| client.client_id));
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            return Ok(clients);
+        }
+    }
+}
+
+fn range(args: &RebuildArgs) -> anyhow::Result<(NaiveDate, NaiveDate)> {
+    match (args.month, args.start, args.end) {
+        (Some(first), ..) => match first
+            .checked_add_months(Months::new(1))
+            .and_then(|next| next.pred_opt())
+        {
+            Some(last) => Ok((first, last)),
+            None => bail!("--month {first} is out of range"),
+        },
+        (None, Some(start), Some(end)) if start <= end => Ok((start, end)),
+        (None, Some(start), Some(end)) => bail!("--start {start} is after --end {end}"),
+        _ => bail!("give --month, or --start and --end"),
+    }
+}
+
+fn parse_month(text: &str) -> Result<NaiveDate, String> {
+    NaiveDate::parse_from_str(&format!("{text}-01"), "%Y-%m-%d")
+        .map_err(|_| format!("must be a month such as 2026-11, got {text:?}"))
+}
+
+fn done_text(done: &RebuildRollupsResponse, rezone: bool) -> String {
+    let months = if done.month_count == 1 {
+        "month"
+    } else {
+        "months"
+    };
+    let mut text = format!("{} {months}, ", grouped(done.month_count));
+    text.push_str(&match done.corrected_row_count {
+        0 => "all rows were right".to_owned(),
+        count => format!("{} rows corrected", grouped(count)),
+    });
+    if rezone {
+        text.push_str(&format!(
+            ", {} events moved to another day",
+            grouped(done.rezoned_event_count)
+        ));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser, Debug)]
+    struct Command {
+        #[command(flatten)]
+        args: RebuildArgs,
+    }
+
+    fn days(arguments: &[&str]) -> anyhow::Result<String> {
+        let (start, end) =
+            range(&Command::try_parse_from([&["rebuild"], arguments].concat())?.args)?;
+        Ok(format!("{start} {end}"))
+    }
+
+    #[test]
+    fn a_month_is_all_its_days() {
+        assert_eq!(
+            days(&["--month", "2026-02"]).unwrap(),
+            "2026-02-01 2026-02-28"
+        );
+        assert_eq!(
+            days(&["--month", "2023-12"]).unwrap(),
+            "2023-12-01 2023-12-31"
+        );
+        assert!(days(&["--month", "2026-13"]).is_err());
+    }
+
+    #[test]
+    fn a_range_has_both_ends_in_order() {
+        assert_eq!(
+            days(&["--start", "2026-01-05", "--end", "2026-02-01"]).unwrap(),
+            "2026-01-05 2026-02-01"
+        );
+        assert!(days(&["--start", "2026-01-05"]).is_err());
+        assert!(days(&["--start", "2026-01-05", "--end", "2026-01-04"]).is_err());
+        assert!(days(&[]).is_err());
+        assert!(
+            days(&[
+                "--month",
+                "2026-01",
+                "--start",
+                "2026-01-05",
+                "--end",
+                "2026-01-06"
+            ])
+            .is_err()
+        );
+    }
+
+    #[test]
+    fn what_was_done_is_told() {
+        let done = RebuildRollupsResponse {
+            month_count: 2,
+            corrected_row_count: 1500,
+            rezoned_event_count: 3,
+        };
+        assert_eq!(done_text(&done, false), "2 months, 1,500 rows corrected");
+        assert!(done_text(&done, true).ends_with("3 events moved to another day"));
+        let done = RebuildRollupsResponse {
+            month_count: 1,
+            ..Default::default()
+        };
+        assert_eq!(done_text(&done, false), "1 month, all rows were right");
+    }
+}

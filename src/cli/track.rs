@@ -1,0 +1,264 @@
+//! `meterd track`: one event from the shell.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use chrono::DateTime;
+use clap::Args;
+use serde_json::json;
+use tokio::time::Instant;
+use tonic::Status;
+use tonic::transport::Channel;
+
+use super::connect::{self, ConnectArgs};
+use super::retry::Backoff;
+use super::time::{TimeRules, parse_time};
+use super::{decimal, json as metadata_json};
+use crate::proto::usage_service_client::UsageServiceClient;
+use crate::proto::{EventOutcome, TrackUsageRequest, UnpricedReason, UsageEvent, UsageResult};
+
+const CALL_SECONDS: u64 = 10;
+
+/// Record one event
+///
+/// Short form: meterd track acme twilio_sms 3
+#[derive(Args, Clone, Debug)]
+pub struct TrackArgs {
+    /// Client, service and units, in this order
+    #[arg(value_name = "CLIENT SERVICE [UNITS]", num_args = 0..=3)]
+    pub event: Vec<String>,
+    /// The client that used it
+    #[arg(
+        long,
+        value_name = "ID",
+        required_unless_present = "event",
+        conflicts_with = "event"
+    )]
+    pub client: Option<String>,
+    /// What was used, such as openai
+    #[arg(
+        long,
+        value_name = "NAME",
+        required_unless_present = "event",
+        conflicts_with = "event"
+    )]
+    pub service: Option<String>,
+    /// What was done, such as chat_completion
+    #[arg(
+        long,
+        default_value = "",
+        value_name = "NAME",
+        hide_default_value = true
+    )]
+    pub operation: String,
+    /// Which model or variant, such as gpt-4o-mini
+    #[arg(
+        long,
+        default_value = "",
+        value_name = "NAME",
+        hide_default_value = true
+    )]
+    pub model: String,
+    /// How many units [default: 1]
+    #[arg(long, value_name = "DECIMAL", value_parser = decimal::quantity)]
+    pub units: Option<String>,
+    /// Tokens read, cached ones included
+    #[arg(long, default_value = "0", value_name = "COUNT", value_parser = decimal::tokens)]
+    pub input_tokens: i64,
+    /// Tokens written
+    #[arg(long, default_value = "0", value_name = "COUNT", value_parser = decimal::tokens)]
+    pub output_tokens: i64,
+    /// Those of the input tokens that came from a cache
+    #[arg(long, default_value = "0", value_name = "COUNT", value_parser = decimal::tokens)]
+    pub cached_input_tokens: i64,
+    /// Amount that a percentage price applies to
+    #[arg(long, value_name = "DECIMAL", value_parser = decimal::quantity)]
+    pub amount: Option<String>,
+    /// When it was used, such as 2026-11-21T10:00:00Z [default: now]
+    #[arg(long, value_name = "TIME", value_parser = parse_event_time)]
+    pub time: Option<prost_types::Timestamp>,
+    /// Idempotency key [default: a random one]
+    #[arg(long, value_name = "KEY")]
+    pub key: Option<String>,
+    /// The user inside the client
+    #[arg(long, default_value = "", value_name = "ID", hide_default_value = true)]
+    pub subject: String,
+    /// Your own reference
+    #[arg(long, default_value = "", value_name = "ID", hide_default_value = true)]
+    pub external_id: String,
+    /// Anything else, a JSON object
+    #[arg(long, value_name = "JSON", value_parser = metadata_json::metadata)]
+    pub metadata: Option<prost_types::Struct>,
+    /// How long to try again while the server is away or full
+    #[arg(long, default_value_t = 15, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=3_600))]
+    pub retry_seconds: u64,
+    /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// Records the event. Fails unless it is recorded, now or before.
+pub async fn run(args: TrackArgs) -> anyhow::Result<ExitCode> {
+    let event = event_of(&args)?;
+    let mut client = connect::usage_client(args.connect.channel().await?);
+    let result = track(&mut client, &args, event)
+        .await
+        .map_err(|status| connect::status_error(&status))?;
+    match args.json {
+        true => println!("{}", result_json(&result)),
+        false => println!("{}", result_text(&result)),
+    }
+    Ok(match result.outcome() {
+        EventOutcome::Accepted | EventOutcome::Duplicate => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
+    })
+}
+
+/// Sends it until the answer is known. The key makes that safe.
+async fn track(
+    client: &mut UsageServiceClient<Channel>,
+    args: &TrackArgs,
+    event: UsageEvent,
+) -> Result<UsageResult, Status> {
+    let mut backoff = Backoff::new(Duration::from_secs(args.retry_seconds));
+    loop {
+        let request = TrackUsageRequest {
+            event: Some(event.clone()),
+        };
+        let status = match client
+            .track_usage(args.connect.request(request, CALL_SECONDS))
+            .await
+        {
+            Ok(response) => return Ok(response.into_inner().result.unwrap_or_default()),
+            Err(status) if connect::is_retryable(&status) => status,
+            Err(status) => return Err(status),
+        };
+        match backoff.next_wait(Instant::now(), connect::retry_delay(&status)) {
+            Some(wait) => tokio::time::sleep(wait).await,
+            None => return Err(status),
+        }
+    }
+}
+
+fn event_of(args: &TrackArgs) -> anyhow::Result<UsageEvent> {
+    let (client, service, units) = match &args.event[..] {
+        [] => (args.client.as_deref(), args.service.as_deref(), None),
+        [client] => {
+            anyhow::bail!("which service did {client:?} use? meterd track CLIENT SERVICE [UNITS]")
+        }
+        [client, service, rest @ ..] => {
+            (Some(client.as_str()), Some(service.as_str()), rest.first())
+        }
+    };
+    anyhow::ensure!(
+        units.is_none() || args.units.is_none(),
+        "units are given twice"
+    );
+    let units = match units {
+        Some(units) => {
+            Some(decimal::quantity(units).map_err(|message| anyhow::anyhow!("UNITS {message}"))?)
+        }
+        None => args.units.clone(),
+    };
+    Ok(UsageEvent {
+        client_id: client.unwrap_or_default().to_owned(),
+        service: service.unwrap_or_default().to_owned(),
+        operation: args.operation.clone(),
+        model: args.model.clone(),
+        units: units.unwrap_or_default(),
+        input_tokens: args.input_tokens,
+        output_tokens: args.output_tokens,
+        cached_input_tokens: args.cached_input_tokens,
+        amount: args.amount.clone().unwrap_or_default(),
+        event_time: args.time,
+        idempotency_key: args.key.clone().unwrap_or_else(random_key),
+        subject: args.subject.clone(),
+        external_id: args.external_id.clone(),
+        metadata: args.metadata.clone(),
+    })
+}
+
+fn random_key() -> String {
+    format!("track-{:032x}", rand::random::<u128>())
+}
+
+fn parse_event_time(text: &str) -> Result<prost_types::Timestamp, String> {
+    parse_time(text, &TimeRules::default())
+}
+
+fn outcome_name(result: &UsageResult) -> &'static str {
+    result
+        .outcome()
+        .as_str_name()
+        .trim_start_matches("EVENT_OUTCOME_")
+}
+
+fn unpriced_name(reason: UnpricedReason) -> &'static str {
+    reason.as_str_name().trim_start_matches("UNPRICED_REASON_")
+}
+
+/// Why there is no charge, and what to do.
+fn unpriced_text(reason: UnpricedReason) -> &'static str {
+    match reason {
+        UnpricedReason::TokensNotCovered => "the price has no component for these tokens",
+        UnpricedReason::AmountMissing => "the price is a percentage: give --amount",
+        UnpricedReason::UnknownService => "the service is not in the catalogue",
+        UnpricedReason::NoPrice | UnpricedReason::Unspecified => {
+            "no price fits; it is charged as soon as one does"
+        }
+    }
+}
+
+fn result_text(result: &UsageResult) -> String {
+    let mut lines = vec![format!("{:<10} {}", outcome_name(result), result.event_id)];
+    match &result.charge {
+        Some(charge) => lines.push(format!("charge     {} {}", charge.amount, charge.currency)),
+        None if result.error.is_none() => {
+            let reason = result.unpriced_reason();
+            lines.push(format!(
+                "unpriced   {}: {}",
+                unpriced_name(reason),
+                unpriced_text(reason)
+            ));
+        }
+        None => {}
+    }
+    if let Some(error) = &result.error {
+        lines.push(format!(
+            "{}: {}",
+            error.reason,
+            connect::event_error_text(error)
+        ));
+    }
+    lines.push(format!("key        {}", result.idempotency_key));
+    lines.join("\n")
+}
+
+fn result_json(result: &UsageResult) -> serde_json::Value {
+    let time = result.event_time.and_then(|time| {
+        let time = DateTime::from_timestamp(time.seconds, u32::try_from(time.nanos).ok()?)?;
+        Some(time.to_rfc3339_opts(chrono::SecondsFormat::AutoSi, true))
+    });
+    json!({
+        "outcome": outcome_name(result),
+        "event_id": result.event_id,
+        "event_time": time,
+        "idempotency_key": result.idempotency_key,
+        "charge": result.charge.as_ref().map(|charge| json!({ "currency": charge.currency, "amount": charge.amount })),
+        "price_id": result.price_id,
+        "unpriced_reason": match result.charge {
+            Some(_) => None,
+            None => Some(unpriced_name(result.unpriced_reason())),
+        },
+        "error": result.error.as_ref().map(|error| json!({
+            "reason": error.reason,
+            "message": connect::event_error_text(error),
+        })),
+    })
+}
+
+#[cfg(test)]
+#[path = "track_tests.rs"]
+mod tests;
