@@ -174,7 +174,9 @@ pub fn with_file(command: Command, file: &Path) -> anyhow::Result<Command> {
         anyhow::ensure!(known, "{}: there is no setting `{key}`", file.display());
         let values: Vec<String> = match value {
             toml::Value::String(text) => vec![text],
-            toml::Value::Array(values) => values.into_iter().map(|value| value.to_string().trim_matches('"').into()).collect(),
+            toml::Value::Array(values) => {
+                values.into_iter().map(|value| value.to_string().trim_matches('"').into()).collect()
+            }
             other => vec![other.to_string()],
         };
         let names: Vec<String> = command.get_subcommands().map(|sub| sub.get_name().to_string()).collect();

@@ -1,13 +1,18 @@
 //! meterd: usage metering over gRPC, on one PostgreSQL.
 
+pub mod app;
 pub mod catalog;
 pub mod cli;
 pub mod clock;
+pub mod config;
 pub mod domain;
 pub mod error;
+pub mod grpc;
 pub mod ingest;
+pub mod jobs;
 pub mod postgres;
 pub mod store;
+pub mod web;
 
 /// Messages, clients and servers of `proto/metering/v1`.
 pub mod proto {

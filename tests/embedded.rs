@@ -24,10 +24,7 @@ impl Place {
     }
 
     fn below(name: impl AsRef<Path>) -> Self {
-        let root = tempfile::Builder::new()
-            .prefix("meterd-test-")
-            .tempdir_in("/tmp")
-            .unwrap();
+        let root = tempfile::Builder::new().prefix("meterd-test-").tempdir_in("/tmp").unwrap();
         // A temporary directory is closed to the user that PostgreSQL runs as under root.
         fs::set_permissions(root.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let data_dir = root.path().join(name);
@@ -54,13 +51,7 @@ impl Place {
 
     /// The postmaster's process id, as its pid file tells it.
     fn postmaster(&self) -> Option<i32> {
-        fs::read_to_string(self.pid_file())
-            .ok()?
-            .lines()
-            .next()?
-            .trim()
-            .parse()
-            .ok()
+        fs::read_to_string(self.pid_file()).ok()?.lines().next()?.trim().parse().ok()
     }
 
     fn kill_postmaster(&self) -> i32 {
@@ -85,12 +76,8 @@ impl Drop for Place {
 }
 
 fn is_server_of(pid: i32, cluster: &Path) -> bool {
-    let output = Command::new("ps")
-        .args(["-ww", "-o", "args=", "-p", &pid.to_string()])
-        .output();
-    output.is_ok_and(|output| {
-        String::from_utf8_lossy(&output.stdout).contains(cluster.to_str().unwrap())
-    })
+    let output = Command::new("ps").args(["-ww", "-o", "args=", "-p", &pid.to_string()]).output();
+    output.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains(cluster.to_str().unwrap()))
 }
 
 /// A process that has nothing to do with PostgreSQL, ended with the test.
@@ -98,13 +85,7 @@ struct Bystander(Child);
 
 impl Bystander {
     fn start() -> Self {
-        Self(
-            Command::new("sleep")
-                .arg("600")
-                .stdin(Stdio::null())
-                .spawn()
-                .unwrap(),
-        )
+        Self(Command::new("sleep").arg("600").stdin(Stdio::null()).spawn().unwrap())
     }
 }
 
@@ -128,18 +109,11 @@ async fn write(url: &str) {
 }
 
 async fn count(url: &str) -> i64 {
-    sqlx::query_scalar("select count(*) from kept")
-        .fetch_one(&mut connect(url).await)
-        .await
-        .unwrap()
+    sqlx::query_scalar("select count(*) from kept").fetch_one(&mut connect(url).await).await.unwrap()
 }
 
 async fn setting(url: &str, name: &str) -> String {
-    sqlx::query_scalar("select current_setting($1)")
-        .bind(name)
-        .fetch_one(&mut connect(url).await)
-        .await
-        .unwrap()
+    sqlx::query_scalar("select current_setting($1)").bind(name).fetch_one(&mut connect(url).await).await.unwrap()
 }
 
 fn mode(path: impl AsRef<Path>) -> u32 {
@@ -147,9 +121,7 @@ fn mode(path: impl AsRef<Path>) -> u32 {
 }
 
 async fn refusal(settings: &EmbeddedSettings) -> EmbeddedError {
-    let error = Embedded::start(settings)
-        .await
-        .expect_err("it should be refused");
+    let error = Embedded::start(settings).await.expect_err("it should be refused");
     println!("{error}");
     error
 }
@@ -159,16 +131,7 @@ async fn data_survives_a_stop_and_a_start() {
     let place = Place::new();
     let embedded = place.start().await;
     assert!(!embedded.reattached());
-    assert!(
-        embedded
-            .version()
-            .split('.')
-            .next()
-            .unwrap()
-            .parse::<u32>()
-            .unwrap()
-            >= 15
-    );
+    assert!(embedded.version().split('.').next().unwrap().parse::<u32>().unwrap() >= 15);
     write(embedded.url()).await;
     embedded.stop().await.unwrap();
     assert!(!place.pid_file().exists(), "stopped means stopped");
@@ -182,10 +145,7 @@ async fn data_survives_a_stop_and_a_start() {
 #[tokio::test]
 async fn the_server_is_durable_private_and_in_utc() {
     let place = Place::new();
-    let durable = EmbeddedSettings {
-        durable: true,
-        ..place.settings()
-    };
+    let durable = EmbeddedSettings { durable: true, ..place.settings() };
     let embedded = Embedded::start(&durable).await.unwrap();
     for (name, value) in [
         ("fsync", "on"),
@@ -237,10 +197,7 @@ async fn a_server_without_fsync_is_not_taken_over_by_a_durable_meterd() {
     let killed = place.start().await;
     write(killed.url()).await;
     drop(killed);
-    let durable = EmbeddedSettings {
-        durable: true,
-        ..place.settings()
-    };
+    let durable = EmbeddedSettings { durable: true, ..place.settings() };
     let embedded = Embedded::start(&durable).await.unwrap();
     assert!(!embedded.reattached());
     assert_eq!(setting(embedded.url(), "fsync").await, "on");
@@ -266,10 +223,7 @@ async fn a_killed_server_is_brought_up_with_what_was_committed() {
     write(embedded.url()).await;
     // A backend with an open transaction is in the way of the new postmaster until it notices.
     let mut idle = connect(embedded.url()).await;
-    sqlx::raw_sql("begin; insert into kept values (2)")
-        .execute(&mut idle)
-        .await
-        .unwrap();
+    sqlx::raw_sql("begin; insert into kept values (2)").execute(&mut idle).await.unwrap();
     assert!(!embedded.ensure_running().await.unwrap());
     let before = place.kill_postmaster();
     assert!(restored(&embedded).await);
@@ -285,10 +239,7 @@ async fn a_start_waits_for_backends_that_outlived_their_postmaster() {
     let embedded = place.start().await;
     write(embedded.url()).await;
     let mut busy = connect(embedded.url()).await;
-    let pid: i32 = sqlx::query_scalar("select pg_backend_pid()")
-        .fetch_one(&mut busy)
-        .await
-        .unwrap();
+    let pid: i32 = sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut busy).await.unwrap();
     // Stopped, it cannot notice the postmaster's death, as one deep in a computation does not.
     kill(Pid::from_raw(pid), Signal::SIGSTOP).unwrap();
     place.kill_postmaster();
@@ -299,10 +250,7 @@ async fn a_start_waits_for_backends_that_outlived_their_postmaster() {
     let begin = Instant::now();
     let (restored, ()) = tokio::join!(restored(&embedded), wake);
     assert!(restored);
-    assert!(
-        begin.elapsed() > Duration::from_secs(2),
-        "two servers on one cluster"
-    );
+    assert!(begin.elapsed() > Duration::from_secs(2), "two servers on one cluster");
     assert_eq!(count(embedded.url()).await, 1);
     embedded.stop().await.unwrap();
 }
@@ -345,9 +293,7 @@ async fn a_second_meterd_on_the_same_data_is_refused() {
     let place = Place::new();
     let embedded = place.start().await;
     let error = refusal(&place.settings()).await;
-    assert!(
-        matches!(error, EmbeddedError::Locked { holder: Some(pid), .. } if pid == std::process::id())
-    );
+    assert!(matches!(error, EmbeddedError::Locked { holder: Some(pid), .. } if pid == std::process::id()));
     assert!(error.to_string().contains("--data-dir"));
     embedded.stop().await.unwrap();
     place.start().await.stop().await.unwrap();
@@ -358,10 +304,7 @@ async fn commands_beside_a_server_attach_to_it() {
     let place = Place::new();
     assert_eq!(attach(&place.data_dir).await.unwrap(), None);
     let embedded = place.start().await;
-    let url = attach(&place.data_dir)
-        .await
-        .unwrap()
-        .expect("a server runs");
+    let url = attach(&place.data_dir).await.unwrap().expect("a server runs");
     assert_eq!(url, embedded.url());
     write(&url).await;
     embedded.stop().await.unwrap();
@@ -375,18 +318,11 @@ async fn a_path_too_long_for_a_socket_or_full_of_odd_signs_works() {
     for place in [&long, &odd] {
         let embedded = place.start().await;
         write(embedded.url()).await;
-        let socket_dir = PathBuf::from(
-            setting(embedded.url(), "unix_socket_directories")
-                .await
-                .replace('"', ""),
-        );
+        let socket_dir = PathBuf::from(setting(embedded.url(), "unix_socket_directories").await.replace('"', ""));
         assert!(socket_dir.starts_with("/tmp"), "{}", socket_dir.display());
         assert!(socket_dir.as_os_str().len() < 40);
         assert_eq!(mode(&socket_dir), 0o700);
-        assert_eq!(
-            attach(&place.data_dir).await.unwrap().as_deref(),
-            Some(embedded.url())
-        );
+        assert_eq!(attach(&place.data_dir).await.unwrap().as_deref(), Some(embedded.url()));
         embedded.stop().await.unwrap();
         fs::remove_dir(&socket_dir).unwrap();
     }
@@ -400,16 +336,11 @@ async fn a_path_too_long_for_a_socket_or_full_of_odd_signs_works() {
 #[tokio::test]
 async fn a_wrong_bin_dir_is_named() {
     let place = Place::new();
-    let wrong = EmbeddedSettings {
-        bin_dir: Some("/nowhere/bin".into()),
-        ..place.settings()
-    };
+    let wrong = EmbeddedSettings { bin_dir: Some("/nowhere/bin".into()), ..place.settings() };
     let error = refusal(&wrong).await;
     assert!(matches!(error, EmbeddedError::BadBinDir { .. }));
     let text = error.to_string();
-    assert!(
-        text.contains("--postgres-bin-dir /nowhere/bin") && text.contains("pg_config --bindir")
-    );
+    assert!(text.contains("--postgres-bin-dir /nowhere/bin") && text.contains("pg_config --bindir"));
 }
 
 /// A PostgreSQL that only tells its version.
@@ -419,11 +350,7 @@ fn fake_programs(place: &Place, version: &str) -> PathBuf {
     fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
     for name in ["initdb", "postgres"] {
         let program = dir.join(name);
-        fs::write(
-            &program,
-            format!("#!/bin/sh\necho '{name} (PostgreSQL) {version}'\n"),
-        )
-        .unwrap();
+        fs::write(&program, format!("#!/bin/sh\necho '{name} (PostgreSQL) {version}'\n")).unwrap();
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
     }
     dir
@@ -432,15 +359,9 @@ fn fake_programs(place: &Place, version: &str) -> PathBuf {
 #[tokio::test]
 async fn a_version_that_is_too_old_is_refused() {
     let place = Place::new();
-    let old = EmbeddedSettings {
-        bin_dir: Some(fake_programs(&place, "14.2")),
-        ..place.settings()
-    };
+    let old = EmbeddedSettings { bin_dir: Some(fake_programs(&place, "14.2")), ..place.settings() };
     let text = refusal(&old).await.to_string();
-    assert!(
-        text.contains("14.2") && text.contains("15 or newer"),
-        "{text}"
-    );
+    assert!(text.contains("14.2") && text.contains("15 or newer"), "{text}");
 }
 
 #[tokio::test]
@@ -454,33 +375,18 @@ async fn data_of_another_major_version_is_refused_naming_both() {
 
     fs::write(&tag, "99\n").unwrap();
     let text = refusal(&place.settings()).await.to_string();
-    assert!(
-        text.contains("PostgreSQL 99") && text.contains(&version),
-        "{text}"
-    );
+    assert!(text.contains("PostgreSQL 99") && text.contains(&version), "{text}");
 
     fs::write(&tag, "13\n").unwrap();
     let error = refusal(&place.settings()).await;
-    assert!(matches!(
-        error,
-        EmbeddedError::DataTooOld { made_by: 13, .. }
-    ));
+    assert!(matches!(error, EmbeddedError::DataTooOld { made_by: 13, .. }));
     let text = error.to_string();
-    assert!(
-        text.contains("PostgreSQL 13") && text.contains("15 or newer"),
-        "{text}"
-    );
+    assert!(text.contains("PostgreSQL 13") && text.contains("15 or newer"), "{text}");
 
     fs::write(&tag, &real).unwrap();
-    let newer = EmbeddedSettings {
-        bin_dir: Some(fake_programs(&place, "98.1")),
-        ..place.settings()
-    };
+    let newer = EmbeddedSettings { bin_dir: Some(fake_programs(&place, "98.1")), ..place.settings() };
     let text = refusal(&newer).await.to_string();
-    assert!(
-        text.contains("98.1") && text.contains(&format!("PostgreSQL {}", real.trim())),
-        "{text}"
-    );
+    assert!(text.contains("98.1") && text.contains(&format!("PostgreSQL {}", real.trim())), "{text}");
 }
 
 #[tokio::test]
@@ -491,21 +397,12 @@ async fn a_directory_with_something_else_in_it_is_left_alone() {
     fs::set_permissions(&place.data_dir, fs::Permissions::from_mode(0o755)).unwrap();
     if geteuid().is_root() {
         // Root's own directory could never be PostgreSQL's: that is said first.
-        assert!(matches!(
-            refusal(&place.settings()).await,
-            EmbeddedError::ForeignOwner { .. }
-        ));
+        assert!(matches!(refusal(&place.settings()).await, EmbeddedError::ForeignOwner { .. }));
         std::os::unix::fs::chown(&cluster, Some(65534), Some(65534)).unwrap();
     }
     fs::write(cluster.join("letter.txt"), "dear").unwrap();
-    assert!(matches!(
-        refusal(&place.settings()).await,
-        EmbeddedError::NotACluster { .. }
-    ));
-    assert_eq!(
-        fs::read_to_string(cluster.join("letter.txt")).unwrap(),
-        "dear"
-    );
+    assert!(matches!(refusal(&place.settings()).await, EmbeddedError::NotACluster { .. }));
+    assert_eq!(fs::read_to_string(cluster.join("letter.txt")).unwrap(), "dear");
 }
 
 #[tokio::test]
@@ -554,19 +451,9 @@ async fn a_long_log_is_rotated_at_a_start() {
     let place = Place::new();
     place.start().await.stop().await.unwrap();
     let log = place.data_dir.join("postgres.log");
-    fs::OpenOptions::new()
-        .write(true)
-        .open(&log)
-        .unwrap()
-        .set_len(11 << 20)
-        .unwrap();
+    fs::OpenOptions::new().write(true).open(&log).unwrap().set_len(11 << 20).unwrap();
     place.start().await.stop().await.unwrap();
-    assert_eq!(
-        fs::metadata(place.data_dir.join("postgres.log.1"))
-            .unwrap()
-            .len(),
-        11 << 20
-    );
+    assert_eq!(fs::metadata(place.data_dir.join("postgres.log.1")).unwrap().len(), 11 << 20);
     assert!(fs::metadata(&log).unwrap().len() < 100_000);
 }
 

@@ -10,12 +10,8 @@ pub fn bar(value: &BigDecimal, max: &BigDecimal, width: u32) -> String {
         return String::new();
     }
     let eighths_max = u64::from(width) * 8;
-    let eighths =
-        (value * BigDecimal::from(eighths_max) / max).with_scale_round(0, RoundingMode::Down);
-    let eighths = eighths
-        .to_u64()
-        .unwrap_or(eighths_max)
-        .clamp(1, eighths_max);
+    let eighths = (value * BigDecimal::from(eighths_max) / max).with_scale_round(0, RoundingMode::Down);
+    let eighths = eighths.to_u64().unwrap_or(eighths_max).clamp(1, eighths_max);
     let part = EIGHTHS[(eighths % 8) as usize];
     format!("{}{part}", "█".repeat((eighths / 8) as usize))
 }
@@ -23,11 +19,7 @@ pub fn bar(value: &BigDecimal, max: &BigDecimal, width: u32) -> String {
 /// An amount for people: 2 decimals, or 4 below one, or that it is smaller. Half to even.
 pub fn shown_amount(amount: &BigDecimal) -> String {
     let one = BigDecimal::from(1);
-    let decimals = if amount.abs() >= one || amount.is_zero() {
-        2
-    } else {
-        4
-    };
+    let decimals = if amount.abs() >= one || amount.is_zero() { 2 } else { 4 };
     let rounded = amount.with_scale_round(decimals, RoundingMode::HalfEven);
     match rounded.is_zero() && !amount.is_zero() {
         true => "<0.0001".to_owned(),
@@ -114,13 +106,9 @@ mod tests {
 
     #[test]
     fn counts_are_grouped_by_thousands() {
-        for (count, expected) in [
-            (0, "0"),
-            (999, "999"),
-            (1000, "1,000"),
-            (22_361_870, "22,361,870"),
-            (-1000, "-1,000"),
-        ] {
+        for (count, expected) in
+            [(0, "0"), (999, "999"), (1000, "1,000"), (22_361_870, "22,361,870"), (-1000, "-1,000")]
+        {
             assert_eq!(grouped(count), expected);
         }
     }

@@ -23,12 +23,7 @@ const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Args, Clone, Debug)]
 pub struct ConnectArgs {
     /// Address of the server
-    #[arg(
-        long,
-        env = "METERD_SERVER",
-        default_value = "http://127.0.0.1:50051",
-        value_name = "URL"
-    )]
+    #[arg(long, env = "METERD_SERVER", default_value = "http://127.0.0.1:50051", value_name = "URL")]
     pub server: String,
     /// Seconds that one call may take [default: depends on the command]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
@@ -104,15 +99,8 @@ pub fn status_text(status: &Status) -> String {
         true => name,
         false => format!("{name}: {}", status.message()),
     };
-    for violation in status
-        .get_details_bad_request()
-        .map(|bad| bad.field_violations)
-        .unwrap_or_default()
-    {
-        text.push_str(&format!(
-            "\n  {}: {}",
-            violation.field, violation.description
-        ));
+    for violation in status.get_details_bad_request().map(|bad| bad.field_violations).unwrap_or_default() {
+        text.push_str(&format!("\n  {}: {}", violation.field, violation.description));
     }
     let mut metadata: Vec<_> = info.into_iter().flat_map(|info| info.metadata).collect();
     metadata.sort();
@@ -141,10 +129,8 @@ pub fn event_error_text(error: &EventError) -> String {
 
 /// Whether the same call may succeed later. Only for calls that are safe to repeat.
 pub fn is_retryable(status: &Status) -> bool {
-    matches!(
-        status.code(),
-        Code::Unavailable | Code::ResourceExhausted | Code::DeadlineExceeded
-    ) || is_transport(status)
+    matches!(status.code(), Code::Unavailable | Code::ResourceExhausted | Code::DeadlineExceeded)
+        || is_transport(status)
 }
 
 /// The pause that the server asks for.
@@ -154,10 +140,8 @@ pub fn retry_delay(status: &Status) -> Option<Duration> {
 
 /// Not the server's word: tonic makes these from a broken connection or a local time limit, and keeps the cause.
 fn is_transport(status: &Status) -> bool {
-    matches!(
-        status.code(),
-        Code::Unknown | Code::Cancelled | Code::Internal
-    ) && std::error::Error::source(status).is_some()
+    matches!(status.code(), Code::Unknown | Code::Cancelled | Code::Internal)
+        && std::error::Error::source(status).is_some()
 }
 
 #[cfg(test)]
@@ -167,27 +151,20 @@ mod tests {
 
     #[test]
     fn an_address_may_leave_out_the_scheme() {
-        assert_eq!(
-            server_url("localhost:50051").unwrap(),
-            "http://localhost:50051"
-        );
+        assert_eq!(server_url("localhost:50051").unwrap(), "http://localhost:50051");
         assert_eq!(server_url("http://a:1").unwrap(), "http://a:1");
         assert!(server_url("https://a:1").is_err());
     }
 
     #[test]
     fn a_status_reads_with_its_reason_and_each_wrong_field() {
-        let mut details = ErrorDetails::with_error_info(
-            "INVALID_FIELD",
-            "metering.v1",
-            [("request_id".to_owned(), "r1".to_owned())],
-        );
+        let mut details =
+            ErrorDetails::with_error_info("INVALID_FIELD", "metering.v1", [("request_id".to_owned(), "r1".to_owned())]);
         details.set_bad_request(vec![
             FieldViolation::new("event.units", "must be zero or more"),
             FieldViolation::new("event.service", "is required"),
         ]);
-        let status =
-            Status::with_error_details(Code::InvalidArgument, "2 fields are wrong", details);
+        let status = Status::with_error_details(Code::InvalidArgument, "2 fields are wrong", details);
         assert_eq!(
             status_text(&status),
             "INVALID_FIELD: 2 fields are wrong\n  event.units: must be zero or more\n  event.service: is required\n  (request_id r1)"
@@ -205,9 +182,7 @@ mod tests {
         assert!(is_retryable(&Status::unavailable("")));
         assert!(is_retryable(&Status::resource_exhausted("")));
         assert!(is_retryable(&Status::deadline_exceeded("")));
-        assert!(is_retryable(&Status::from_error(Box::new(
-            std::io::Error::other("reset")
-        ))));
+        assert!(is_retryable(&Status::from_error(Box::new(std::io::Error::other("reset")))));
         assert!(!is_retryable(&Status::invalid_argument("")));
         assert!(!is_retryable(&Status::internal("")));
         assert!(!is_retryable(&Status::unknown("")));
@@ -223,15 +198,9 @@ mod tests {
 
     #[tokio::test]
     async fn an_absent_server_is_told_with_what_to_do() {
-        let args = ConnectArgs {
-            server: "127.0.0.1:1".to_owned(),
-            timeout: None,
-        };
+        let args = ConnectArgs { server: "127.0.0.1:1".to_owned(), timeout: None };
         let text = args.channel().await.unwrap_err().to_string();
-        assert!(
-            text.contains("no server answers at http://127.0.0.1:1"),
-            "{text}"
-        );
+        assert!(text.contains("no server answers at http://127.0.0.1:1"), "{text}");
         assert!(text.contains("meterd serve"), "{text}");
     }
 }

@@ -20,10 +20,7 @@ pub fn quantity(text: &str) -> Result<String, String> {
         return Err(format!("must be below 10^15, got {:?}", text.trim()));
     }
     if decimals.len() > DECIMALS_MAX {
-        return Err(format!(
-            "must have at most 12 decimals, got {:?}",
-            text.trim()
-        ));
+        return Err(format!("must have at most 12 decimals, got {:?}", text.trim()));
     }
     Ok(plain)
 }
@@ -116,20 +113,15 @@ mod tests {
 
     #[test]
     fn what_is_no_number_is_refused() {
-        for text in [
-            "", ".", "-", "e5", "1,000", "NaN", "inf", "1e", "1e5.0", "--1", "0x10", "1_000", "１",
-            "1e9999",
-        ] {
+        for text in ["", ".", "-", "e5", "1,000", "NaN", "inf", "1e", "1e5.0", "--1", "0x10", "1_000", "１", "1e9999"]
+        {
             assert!(plain(text).is_err(), "{text}");
         }
     }
 
     #[test]
     fn quantities_keep_the_contracts_bounds() {
-        assert_eq!(
-            quantity("999999999999999.999999999999").unwrap(),
-            "999999999999999.999999999999"
-        );
+        assert_eq!(quantity("999999999999999.999999999999").unwrap(), "999999999999999.999999999999");
         assert!(quantity("1e15").unwrap_err().contains("below 10^15"));
         assert!(quantity("1e-13").unwrap_err().contains("12 decimals"));
         assert_eq!(quantity("1.0000000000000").unwrap(), "1");

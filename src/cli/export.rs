@@ -73,9 +73,7 @@ pub async fn run(args: ExportArgs) -> anyhow::Result<ExitCode> {
         None => tonic::Request::new(request),
     };
     let answer = client.export_usage(request).await;
-    let mut pieces = answer
-        .map_err(|status| connect::status_error(&status))?
-        .into_inner();
+    let mut pieces = answer.map_err(|status| connect::status_error(&status))?.into_inner();
     let mut target = Target::open(args.output.as_deref())?;
     let bar = progress(&args);
     let mut last = ExportUsageResponse::default();
@@ -99,22 +97,14 @@ pub async fn run(args: ExportArgs) -> anyhow::Result<ExitCode> {
     target.finish()?;
     bar.finish_and_clear();
     if !args.quiet {
-        let place = args
-            .output
-            .as_ref()
-            .map(|path| format!(" to {}", path.display()))
-            .unwrap_or_default();
+        let place = args.output.as_ref().map(|path| format!(" to {}", path.display())).unwrap_or_default();
         eprintln!("exported {} events{place}", grouped(last.event_count));
     }
     Ok(ExitCode::SUCCESS)
 }
 
 fn format_of(args: &ExportArgs) -> Format {
-    let extension = args
-        .output
-        .as_ref()
-        .and_then(|path| path.extension())
-        .and_then(|name| name.to_str());
+    let extension = args.output.as_ref().and_then(|path| path.extension()).and_then(|name| name.to_str());
     match (args.format, extension) {
         (Some(format), _) => format,
         (None, Some("ndjson" | "jsonl")) => Format::Ndjson,
@@ -128,9 +118,7 @@ fn progress(args: &ExportArgs) -> ProgressBar {
     }
     let bar = ProgressBar::no_length();
     let form = "{spinner} {bytes} {bytes_per_sec} {msg}";
-    bar.set_style(
-        ProgressStyle::with_template(form).unwrap_or_else(|_| ProgressStyle::default_spinner()),
-    );
+    bar.set_style(ProgressStyle::with_template(form).unwrap_or_else(|_| ProgressStyle::default_spinner()));
     bar
 }
 
@@ -141,11 +129,7 @@ fn parse_bound(text: &str) -> Result<Timestamp, String> {
 /// Standard output, or a file that appears only when it is whole.
 enum Target {
     Stdout(std::io::Stdout),
-    File {
-        writer: BufWriter<File>,
-        part: PartFile,
-        path: PathBuf,
-    },
+    File { writer: BufWriter<File>, part: PartFile, path: PathBuf },
 }
 
 impl Target {
@@ -156,13 +140,8 @@ impl Target {
         let mut name = path.as_os_str().to_owned();
         name.push(format!(".part-{}", std::process::id()));
         let part = PartFile(PathBuf::from(name));
-        let file =
-            File::create(&part.0).with_context(|| format!("cannot write {}", part.0.display()))?;
-        Ok(Target::File {
-            writer: BufWriter::new(file),
-            part,
-            path: path.to_owned(),
-        })
+        let file = File::create(&part.0).with_context(|| format!("cannot write {}", part.0.display()))?;
+        Ok(Target::File { writer: BufWriter::new(file), part, path: path.to_owned() })
     }
 
     fn write(&mut self, data: &[u8]) -> std::io::Result<()> {
@@ -180,8 +159,7 @@ impl Target {
             },
             Target::File { writer, part, path } => {
                 writer.into_inner().context("cannot write")?.sync_all()?;
-                std::fs::rename(&part.0, &path)
-                    .with_context(|| format!("cannot write {}", path.display()))
+                std::fs::rename(&part.0, &path).with_context(|| format!("cannot write {}", path.display()))
             }
         }
     }
@@ -219,10 +197,7 @@ mod tests {
 
     #[test]
     fn bounds_are_times_or_days() {
-        assert_eq!(
-            parse_bound("2026-11-01").unwrap(),
-            parse_bound("2026-11-01T01:00:00+01:00").unwrap()
-        );
+        assert_eq!(parse_bound("2026-11-01").unwrap(), parse_bound("2026-11-01T01:00:00+01:00").unwrap());
         assert!(parse_bound("november").is_err());
     }
 }

@@ -17,8 +17,7 @@ const DEPTH_MAX: usize = 64;
 
 /// Parses a JSON object as metadata.
 pub fn metadata(text: &str) -> Result<Struct, String> {
-    let raw: &RawValue =
-        serde_json::from_str(text).map_err(|error| format!("is not JSON: {error}"))?;
+    let raw: &RawValue = serde_json::from_str(text).map_err(|error| format!("is not JSON: {error}"))?;
     match value(raw)?.kind {
         Some(Kind::StructValue(object)) => Ok(object),
         _ => Err("must be a JSON object".to_owned()),
@@ -48,10 +47,7 @@ fn nested(raw: &RawValue, depth: usize) -> Result<Value, String> {
         }
         Some(b'[') => {
             let items: Vec<Box<RawValue>> = serde_json::from_str(text).map_err(wrong)?;
-            let values = items
-                .iter()
-                .map(|raw| nested(raw, depth + 1))
-                .collect::<Result<_, String>>()?;
+            let values = items.iter().map(|raw| nested(raw, depth + 1)).collect::<Result<_, String>>()?;
             Kind::ListValue(ListValue { values })
         }
         Some(b'"') => Kind::StringValue(serde_json::from_str(text).map_err(wrong)?),
@@ -92,10 +88,7 @@ mod tests {
         assert_eq!(kind("0.1"), Kind::NumberValue(0.1));
         assert_eq!(kind("1e3"), Kind::NumberValue(1000.0));
         assert_eq!(kind("-0"), Kind::NumberValue(0.0));
-        assert_eq!(
-            kind("9007199254740993"),
-            Kind::StringValue("9007199254740993".into())
-        );
+        assert_eq!(kind("9007199254740993"), Kind::StringValue("9007199254740993".into()));
         assert_eq!(kind("1e400"), Kind::StringValue("1e400".into()));
         assert_eq!(kind("1e-400"), Kind::StringValue("1e-400".into()));
     }
@@ -104,9 +97,7 @@ mod tests {
     fn objects_nest() {
         let object = metadata(r#"{"b":[1,true,null,"x"],"a":{"c":"d"}}"#).unwrap();
         assert_eq!(object.fields.keys().collect::<Vec<_>>(), ["a", "b"]);
-        let Some(Kind::ListValue(list)) = &object.fields["b"].kind else {
-            panic!()
-        };
+        let Some(Kind::ListValue(list)) = &object.fields["b"].kind else { panic!() };
         assert_eq!(list.values.len(), 4);
     }
 
@@ -115,10 +106,6 @@ mod tests {
         assert!(metadata("[1]").unwrap_err().contains("JSON object"));
         assert!(metadata("{").unwrap_err().contains("is not JSON"));
         let deep = "[".repeat(100) + &"]".repeat(100);
-        assert!(
-            metadata(&format!("{{\"a\":{deep}}}"))
-                .unwrap_err()
-                .contains("deep")
-        );
+        assert!(metadata(&format!("{{\"a\":{deep}}}")).unwrap_err().contains("deep"));
     }
 }

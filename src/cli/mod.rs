@@ -2,9 +2,12 @@
 
 pub mod export;
 pub mod import;
+pub mod migrate;
 pub mod rebuild;
+pub mod serve;
 pub mod track;
 pub mod usage;
+pub mod verify;
 
 pub mod chart;
 pub mod connect;

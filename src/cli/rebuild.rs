@@ -60,10 +60,7 @@ pub async fn run(args: RebuildArgs) -> anyhow::Result<ExitCode> {
             rezone: args.rezone,
         };
         let place = format!("[{}/{}] {client}", index + 1, clients.len());
-        match usage
-            .rebuild_rollups(args.connect.request(request, CALL_SECONDS))
-            .await
-        {
+        match usage.rebuild_rollups(args.connect.request(request, CALL_SECONDS)).await {
             Ok(response) => {
                 let done = response.into_inner();
                 println!("{place}: {}", done_text(&done, args.rezone));
@@ -77,11 +74,7 @@ pub async fn run(args: RebuildArgs) -> anyhow::Result<ExitCode> {
             }
         }
     }
-    println!(
-        "{start} to {end}, {} clients: {}",
-        clients.len(),
-        done_text(&sums, args.rezone)
-    );
+    println!("{start} to {end}, {} clients: {}", clients.len(), done_text(&sums, args.rezone));
     if failed > 0 {
         eprintln!("{failed} clients failed; run again for them");
         return Ok(ExitCode::FAILURE);
@@ -94,16 +87,9 @@ async fn all_clients(connect: &ConnectArgs, channel: Channel) -> anyhow::Result<
     let mut clients = Vec::new();
     let mut page_token = String::new();
     loop {
-        let request = ListClientsRequest {
-            page_size: CLIENTS_PAGE,
-            page_token,
-        };
-        let page = service
-            .list_clients(connect.request(request, LIST_SECONDS))
-            .await;
-        let page = page
-            .map_err(|status| connect::status_error(&status))?
-            .into_inner();
+        let request = ListClientsRequest { page_size: CLIENTS_PAGE, page_token };
+        let page = service.list_clients(connect.request(request, LIST_SECONDS)).await;
+        let page = page.map_err(|status| connect::status_error(&status))?.into_inner();
         clients.extend(page.clients.into_iter().map(|client| client.client_id));
         page_token = page.next_page_token;
         if page_token.is_empty() {
@@ -114,10 +100,7 @@ async fn all_clients(connect: &ConnectArgs, channel: Channel) -> anyhow::Result<
 
 fn range(args: &RebuildArgs) -> anyhow::Result<(NaiveDate, NaiveDate)> {
     match (args.month, args.start, args.end) {
-        (Some(first), ..) => match first
-            .checked_add_months(Months::new(1))
-            .and_then(|next| next.pred_opt())
-        {
+        (Some(first), ..) => match first.checked_add_months(Months::new(1)).and_then(|next| next.pred_opt()) {
             Some(last) => Ok((first, last)),
             None => bail!("--month {first} is out of range"),
         },
@@ -133,21 +116,14 @@ fn parse_month(text: &str) -> Result<NaiveDate, String> {
 }
 
 fn done_text(done: &RebuildRollupsResponse, rezone: bool) -> String {
-    let months = if done.month_count == 1 {
-        "month"
-    } else {
-        "months"
-    };
+    let months = if done.month_count == 1 { "month" } else { "months" };
     let mut text = format!("{} {months}, ", grouped(done.month_count));
     text.push_str(&match done.corrected_row_count {
         0 => "all rows were right".to_owned(),
         count => format!("{} rows corrected", grouped(count)),
     });
     if rezone {
-        text.push_str(&format!(
-            ", {} events moved to another day",
-            grouped(done.rezoned_event_count)
-        ));
+        text.push_str(&format!(", {} events moved to another day", grouped(done.rezoned_event_count)));
     }
     text
 }
@@ -164,59 +140,32 @@ mod tests {
     }
 
     fn days(arguments: &[&str]) -> anyhow::Result<String> {
-        let (start, end) =
-            range(&Command::try_parse_from([&["rebuild"], arguments].concat())?.args)?;
+        let (start, end) = range(&Command::try_parse_from([&["rebuild"], arguments].concat())?.args)?;
         Ok(format!("{start} {end}"))
     }
 
     #[test]
     fn a_month_is_all_its_days() {
-        assert_eq!(
-            days(&["--month", "2026-02"]).unwrap(),
-            "2026-02-01 2026-02-28"
-        );
-        assert_eq!(
-            days(&["--month", "2023-12"]).unwrap(),
-            "2023-12-01 2023-12-31"
-        );
+        assert_eq!(days(&["--month", "2026-02"]).unwrap(), "2026-02-01 2026-02-28");
+        assert_eq!(days(&["--month", "2023-12"]).unwrap(), "2023-12-01 2023-12-31");
         assert!(days(&["--month", "2026-13"]).is_err());
     }
 
     #[test]
     fn a_range_has_both_ends_in_order() {
-        assert_eq!(
-            days(&["--start", "2026-01-05", "--end", "2026-02-01"]).unwrap(),
-            "2026-01-05 2026-02-01"
-        );
+        assert_eq!(days(&["--start", "2026-01-05", "--end", "2026-02-01"]).unwrap(), "2026-01-05 2026-02-01");
         assert!(days(&["--start", "2026-01-05"]).is_err());
         assert!(days(&["--start", "2026-01-05", "--end", "2026-01-04"]).is_err());
         assert!(days(&[]).is_err());
-        assert!(
-            days(&[
-                "--month",
-                "2026-01",
-                "--start",
-                "2026-01-05",
-                "--end",
-                "2026-01-06"
-            ])
-            .is_err()
-        );
+        assert!(days(&["--month", "2026-01", "--start", "2026-01-05", "--end", "2026-01-06"]).is_err());
     }
 
     #[test]
     fn what_was_done_is_told() {
-        let done = RebuildRollupsResponse {
-            month_count: 2,
-            corrected_row_count: 1500,
-            rezoned_event_count: 3,
-        };
+        let done = RebuildRollupsResponse { month_count: 2, corrected_row_count: 1500, rezoned_event_count: 3 };
         assert_eq!(done_text(&done, false), "2 months, 1,500 rows corrected");
         assert!(done_text(&done, true).ends_with("3 events moved to another day"));
-        let done = RebuildRollupsResponse {
-            month_count: 1,
-            ..Default::default()
-        };
+        let done = RebuildRollupsResponse { month_count: 1, ..Default::default() };
         assert_eq!(done_text(&done, false), "1 month, all rows were right");
     }
 }

@@ -18,11 +18,7 @@ pub struct Backoff {
 impl Backoff {
     /// `budget`: how long to go on after the first failure.
     pub fn new(budget: Duration) -> Backoff {
-        Backoff {
-            budget,
-            step: FIRST_STEP,
-            give_up_at: None,
-        }
+        Backoff { budget, step: FIRST_STEP, give_up_at: None }
     }
 
     /// How long to wait before the next try, at least as long as the server asks (`hint`). None: give up.

@@ -45,21 +45,14 @@ pub fn check_format(format: &str) -> Result<String, String> {
 
 fn usual(text: &str, zone: Option<Tz>) -> Result<DateTime<Utc>, String> {
     if text.starts_with(|first: char| first.is_ascii_digit() || first == '+')
-        && text
-            .bytes()
-            .all(|byte| byte.is_ascii_digit() || b"+.eE".contains(&byte))
+        && text.bytes().all(|byte| byte.is_ascii_digit() || b"+.eE".contains(&byte))
     {
         return unix(text);
     }
     if let Ok(time) = DateTime::parse_from_rfc3339(text) {
         return Ok(time.to_utc());
     }
-    for format in [
-        "%Y-%m-%d %H:%M:%S%.f",
-        "%Y-%m-%dT%H:%M:%S%.f",
-        "%Y-%m-%d %H:%M",
-        "%Y-%m-%dT%H:%M",
-    ] {
+    for format in ["%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%dT%H:%M"] {
         if let Ok(local) = NaiveDateTime::parse_from_str(text, format) {
             return in_zone(local, zone);
         }
@@ -84,12 +77,7 @@ fn unix(text: &str) -> Result<DateTime<Utc>, String> {
         _ => return Err(format!("has too many digits for a Unix time: {text:?}")),
     };
     let (seconds, below) = whole.split_at(whole.len() - decimals_per_second);
-    let nanos: String = below
-        .chars()
-        .chain(fraction.chars())
-        .chain("000000000".chars())
-        .take(9)
-        .collect();
+    let nanos: String = below.chars().chain(fraction.chars()).chain("000000000".chars()).take(9).collect();
     let parsed = seconds.parse().ok().zip(nanos.parse().ok());
     parsed
         .and_then(|(seconds, nanos)| DateTime::from_timestamp(seconds, nanos))
@@ -126,9 +114,7 @@ fn in_zone(local: NaiveDateTime, zone: Option<Tz>) -> Result<DateTime<Utc>, Stri
             second.to_rfc3339()
         )),
         LocalResult::None => {
-            let after = zone
-                .from_local_datetime(&(local + TimeDelta::hours(1)))
-                .earliest();
+            let after = zone.from_local_datetime(&(local + TimeDelta::hours(1))).earliest();
             let hint = after.map(|after| format!("; one hour later is {}", after.to_rfc3339()));
             Err(format!(
                 "{local} does not exist in {zone}, where clocks go forward over it{}",
@@ -143,10 +129,7 @@ mod tests {
     use super::*;
 
     fn text_of(text: &str, zone: Option<&str>, format: Option<&str>) -> Result<String, String> {
-        let rules = TimeRules {
-            zone: zone.map(|zone| zone.parse().unwrap()),
-            format: format.map(str::to_owned),
-        };
+        let rules = TimeRules { zone: zone.map(|zone| zone.parse().unwrap()), format: format.map(str::to_owned) };
         let time = parse_time(text, &rules)?;
         let time = DateTime::from_timestamp(time.seconds, time.nanos as u32).unwrap();
         Ok(time.to_rfc3339_opts(chrono::SecondsFormat::AutoSi, true))
@@ -160,10 +143,7 @@ mod tests {
             ("2023-11-16 18:15:46Z", "2023-11-16T18:15:46Z"),
             ("2023-11-16 18:15:46.6805900", "2023-11-16T18:15:46.680590Z"),
             ("2023-11-16 18:15:46", "2023-11-16T18:15:46Z"),
-            (
-                "2023-11-16T18:15:46.123456789",
-                "2023-11-16T18:15:46.123456789Z",
-            ),
+            ("2023-11-16T18:15:46.123456789", "2023-11-16T18:15:46.123456789Z"),
             ("2023-11-16 18:15", "2023-11-16T18:15:00Z"),
             ("2023-11-16", "2023-11-16T00:00:00Z"),
             ("2016-12-31T23:59:60Z", "2017-01-01T00:00:00Z"),
@@ -191,46 +171,25 @@ mod tests {
     #[test]
     fn local_times_are_taken_in_the_zone() {
         let berlin = Some("Europe/Berlin");
-        assert_eq!(
-            text_of("2023-11-16 19:15:46", berlin, None).unwrap(),
-            "2023-11-16T18:15:46Z"
-        );
-        assert_eq!(
-            text_of("2023-11-16 18:15:46Z", berlin, None).unwrap(),
-            "2023-11-16T18:15:46Z"
-        );
+        assert_eq!(text_of("2023-11-16 19:15:46", berlin, None).unwrap(), "2023-11-16T18:15:46Z");
+        assert_eq!(text_of("2023-11-16 18:15:46Z", berlin, None).unwrap(), "2023-11-16T18:15:46Z");
     }
 
     #[test]
     fn hours_that_a_clock_change_skips_or_repeats_are_told() {
         let berlin = Some("Europe/Berlin");
         let skipped = text_of("2026-03-29 02:30:00", berlin, None).unwrap_err();
-        assert!(
-            skipped.contains("does not exist in Europe/Berlin"),
-            "{skipped}"
-        );
+        assert!(skipped.contains("does not exist in Europe/Berlin"), "{skipped}");
         let twice = text_of("2026-10-25 02:30:00", berlin, None).unwrap_err();
-        assert!(
-            twice.contains("happens twice") && twice.contains("2026-10-25T02:30:00+02:00"),
-            "{twice}"
-        );
+        assert!(twice.contains("happens twice") && twice.contains("2026-10-25T02:30:00+02:00"), "{twice}");
     }
 
     #[test]
     fn other_forms_have_a_format() {
         let read = |text, format| text_of(text, None, Some(format));
-        assert_eq!(
-            read("16/Nov/2023:18:15:46 +0100", "%d/%b/%Y:%H:%M:%S %z").unwrap(),
-            "2023-11-16T17:15:46Z"
-        );
-        assert_eq!(
-            read("16.11.2023 18:15", "%d.%m.%Y %H:%M").unwrap(),
-            "2023-11-16T18:15:00Z"
-        );
-        assert_eq!(
-            read("16.11.2023", "%d.%m.%Y").unwrap(),
-            "2023-11-16T00:00:00Z"
-        );
+        assert_eq!(read("16/Nov/2023:18:15:46 +0100", "%d/%b/%Y:%H:%M:%S %z").unwrap(), "2023-11-16T17:15:46Z");
+        assert_eq!(read("16.11.2023 18:15", "%d.%m.%Y %H:%M").unwrap(), "2023-11-16T18:15:00Z");
+        assert_eq!(read("16.11.2023", "%d.%m.%Y").unwrap(), "2023-11-16T00:00:00Z");
         assert_eq!(read("1700158546", "%s").unwrap(), "2023-11-16T18:15:46Z");
         assert!(read("x", "%d.%m.%Y").unwrap_err().contains("--time-format"));
         assert!(check_format("%Y-%Q!").is_err());
@@ -239,16 +198,9 @@ mod tests {
 
     #[test]
     fn what_is_no_time_is_refused() {
-        for text in [
-            "",
-            "yesterday",
-            "2023-13-01",
-            "2023-11-16 25:00:00",
-            "12345678901234567890",
-            "1e300",
-            "1969-12-31",
-            "-5",
-        ] {
+        for text in
+            ["", "yesterday", "2023-13-01", "2023-11-16 25:00:00", "12345678901234567890", "1e300", "1969-12-31", "-5"]
+        {
             assert!(text_of(text, None, None).is_err(), "{text}");
         }
     }

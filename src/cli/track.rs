@@ -28,36 +28,16 @@ pub struct TrackArgs {
     #[arg(value_name = "CLIENT SERVICE [UNITS]", num_args = 0..=3)]
     pub event: Vec<String>,
     /// The client that used it
-    #[arg(
-        long,
-        value_name = "ID",
-        required_unless_present = "event",
-        conflicts_with = "event"
-    )]
+    #[arg(long, value_name = "ID", required_unless_present = "event", conflicts_with = "event")]
     pub client: Option<String>,
     /// What was used, such as openai
-    #[arg(
-        long,
-        value_name = "NAME",
-        required_unless_present = "event",
-        conflicts_with = "event"
-    )]
+    #[arg(long, value_name = "NAME", required_unless_present = "event", conflicts_with = "event")]
     pub service: Option<String>,
     /// What was done, such as chat_completion
-    #[arg(
-        long,
-        default_value = "",
-        value_name = "NAME",
-        hide_default_value = true
-    )]
+    #[arg(long, default_value = "", value_name = "NAME", hide_default_value = true)]
     pub operation: String,
     /// Which model or variant, such as gpt-4o-mini
-    #[arg(
-        long,
-        default_value = "",
-        value_name = "NAME",
-        hide_default_value = true
-    )]
+    #[arg(long, default_value = "", value_name = "NAME", hide_default_value = true)]
     pub model: String,
     /// How many units [default: 1]
     #[arg(long, value_name = "DECIMAL", value_parser = decimal::quantity)]
@@ -103,9 +83,7 @@ pub struct TrackArgs {
 pub async fn run(args: TrackArgs) -> anyhow::Result<ExitCode> {
     let event = event_of(&args)?;
     let mut client = connect::usage_client(args.connect.channel().await?);
-    let result = track(&mut client, &args, event)
-        .await
-        .map_err(|status| connect::status_error(&status))?;
+    let result = track(&mut client, &args, event).await.map_err(|status| connect::status_error(&status))?;
     match args.json {
         true => println!("{}", result_json(&result)),
         false => println!("{}", result_text(&result)),
@@ -124,13 +102,8 @@ async fn track(
 ) -> Result<UsageResult, Status> {
     let mut backoff = Backoff::new(Duration::from_secs(args.retry_seconds));
     loop {
-        let request = TrackUsageRequest {
-            event: Some(event.clone()),
-        };
-        let status = match client
-            .track_usage(args.connect.request(request, CALL_SECONDS))
-            .await
-        {
+        let request = TrackUsageRequest { event: Some(event.clone()) };
+        let status = match client.track_usage(args.connect.request(request, CALL_SECONDS)).await {
             Ok(response) => return Ok(response.into_inner().result.unwrap_or_default()),
             Err(status) if connect::is_retryable(&status) => status,
             Err(status) => return Err(status),
@@ -148,18 +121,11 @@ fn event_of(args: &TrackArgs) -> anyhow::Result<UsageEvent> {
         [client] => {
             anyhow::bail!("which service did {client:?} use? meterd track CLIENT SERVICE [UNITS]")
         }
-        [client, service, rest @ ..] => {
-            (Some(client.as_str()), Some(service.as_str()), rest.first())
-        }
+        [client, service, rest @ ..] => (Some(client.as_str()), Some(service.as_str()), rest.first()),
     };
-    anyhow::ensure!(
-        units.is_none() || args.units.is_none(),
-        "units are given twice"
-    );
+    anyhow::ensure!(units.is_none() || args.units.is_none(), "units are given twice");
     let units = match units {
-        Some(units) => {
-            Some(decimal::quantity(units).map_err(|message| anyhow::anyhow!("UNITS {message}"))?)
-        }
+        Some(units) => Some(decimal::quantity(units).map_err(|message| anyhow::anyhow!("UNITS {message}"))?),
         None => args.units.clone(),
     };
     Ok(UsageEvent {
@@ -189,10 +155,7 @@ fn parse_event_time(text: &str) -> Result<prost_types::Timestamp, String> {
 }
 
 fn outcome_name(result: &UsageResult) -> &'static str {
-    result
-        .outcome()
-        .as_str_name()
-        .trim_start_matches("EVENT_OUTCOME_")
+    result.outcome().as_str_name().trim_start_matches("EVENT_OUTCOME_")
 }
 
 fn unpriced_name(reason: UnpricedReason) -> &'static str {
@@ -205,9 +168,7 @@ fn unpriced_text(reason: UnpricedReason) -> &'static str {
         UnpricedReason::TokensNotCovered => "the price has no component for these tokens",
         UnpricedReason::AmountMissing => "the price is a percentage: give --amount",
         UnpricedReason::UnknownService => "the service is not in the catalogue",
-        UnpricedReason::NoPrice | UnpricedReason::Unspecified => {
-            "no price fits; it is charged as soon as one does"
-        }
+        UnpricedReason::NoPrice | UnpricedReason::Unspecified => "no price fits; it is charged as soon as one does",
     }
 }
 
@@ -217,20 +178,12 @@ fn result_text(result: &UsageResult) -> String {
         Some(charge) => lines.push(format!("charge     {} {}", charge.amount, charge.currency)),
         None if result.error.is_none() => {
             let reason = result.unpriced_reason();
-            lines.push(format!(
-                "unpriced   {}: {}",
-                unpriced_name(reason),
-                unpriced_text(reason)
-            ));
+            lines.push(format!("unpriced   {}: {}", unpriced_name(reason), unpriced_text(reason)));
         }
         None => {}
     }
     if let Some(error) = &result.error {
-        lines.push(format!(
-            "{}: {}",
-            error.reason,
-            connect::event_error_text(error)
-        ));
+        lines.push(format!("{}: {}", error.reason, connect::event_error_text(error)));
     }
     lines.push(format!("key        {}", result.idempotency_key));
     lines.join("\n")

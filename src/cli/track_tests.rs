@@ -15,17 +15,7 @@ fn event(arguments: &[&str]) -> anyhow::Result<UsageEvent> {
 #[test]
 fn the_short_form_and_flags_say_the_same() {
     let short = event(&["acme", "sms", "2.50", "--key", "k"]).unwrap();
-    let long = event(&[
-        "--client",
-        "acme",
-        "--service",
-        "sms",
-        "--units",
-        "2.5",
-        "--key",
-        "k",
-    ])
-    .unwrap();
+    let long = event(&["--client", "acme", "--service", "sms", "--units", "2.5", "--key", "k"]).unwrap();
     assert_eq!(short, long);
 }
 
@@ -58,14 +48,7 @@ fn all_fields_can_be_given() {
         r#"{"k":1}"#,
     ])
     .unwrap();
-    assert_eq!(
-        (
-            event.input_tokens,
-            event.output_tokens,
-            event.cached_input_tokens
-        ),
-        (374, 44, 4)
-    );
+    assert_eq!((event.input_tokens, event.output_tokens, event.cached_input_tokens), (374, 44, 4));
     assert_eq!((event.amount.as_str(), event.units.as_str()), ("0.001", ""));
     assert!(event.metadata.is_some() && event.event_time.is_some());
     assert_eq!(event.idempotency_key.len(), "track-".len() + 32);
@@ -74,18 +57,8 @@ fn all_fields_can_be_given() {
 #[test]
 fn what_is_missing_or_wrong_is_told() {
     assert!(event(&[]).is_err());
-    assert!(
-        event(&["acme"])
-            .unwrap_err()
-            .to_string()
-            .contains("which service")
-    );
-    assert!(
-        event(&["acme", "sms", "x"])
-            .unwrap_err()
-            .to_string()
-            .contains("UNITS")
-    );
+    assert!(event(&["acme"]).unwrap_err().to_string().contains("which service"));
+    assert!(event(&["acme", "sms", "x"]).unwrap_err().to_string().contains("UNITS"));
     assert!(event(&["acme", "sms", "1", "--units", "2"]).is_err());
     assert!(event(&["acme", "sms", "--metadata", "[]"]).is_err());
     assert!(event(&["acme", "sms", "--input-tokens", "1.5"]).is_err());
@@ -93,10 +66,7 @@ fn what_is_missing_or_wrong_is_told() {
 
 #[test]
 fn results_read_well() {
-    let charge = Some(Money {
-        currency: "USD".into(),
-        amount: "0.0000825".into(),
-    });
+    let charge = Some(Money { currency: "USD".into(), amount: "0.0000825".into() });
     let priced = UsageResult {
         outcome: EventOutcome::Accepted.into(),
         event_id: "e1".into(),
@@ -104,18 +74,9 @@ fn results_read_well() {
         charge,
         ..Default::default()
     };
-    assert_eq!(
-        result_text(&priced),
-        "ACCEPTED   e1\ncharge     0.0000825 USD\nkey        k"
-    );
+    assert_eq!(result_text(&priced), "ACCEPTED   e1\ncharge     0.0000825 USD\nkey        k");
     assert_eq!(result_json(&priced)["charge"]["amount"], "0.0000825");
-    let unpriced = UsageResult {
-        charge: None,
-        unpriced_reason: UnpricedReason::AmountMissing.into(),
-        ..priced
-    };
-    assert!(
-        result_text(&unpriced).contains("AMOUNT_MISSING: the price is a percentage: give --amount")
-    );
+    let unpriced = UsageResult { charge: None, unpriced_reason: UnpricedReason::AmountMissing.into(), ..priced };
+    assert!(result_text(&unpriced).contains("AMOUNT_MISSING: the price is a percentage: give --amount"));
     assert_eq!(result_json(&unpriced)["unpriced_reason"], "AMOUNT_MISSING");
 }

@@ -53,12 +53,8 @@ pub async fn run(args: UsageArgs) -> anyhow::Result<ExitCode> {
                 end_date: end.to_string(),
                 top_operation_count: 0,
             };
-            let answer = client
-                .get_usage_summary(args.connect.request(request, CALL_SECONDS))
-                .await;
-            let summary = answer
-                .map_err(|status| connect::status_error(&status))?
-                .into_inner();
+            let answer = client.get_usage_summary(args.connect.request(request, CALL_SECONDS)).await;
+            let summary = answer.map_err(|status| connect::status_error(&status))?.into_inner();
             match args.json {
                 true => println!("{}", summary_json(&summary)),
                 false => println!("{}", summary_text(&summary, start, end)?),
@@ -66,12 +62,8 @@ pub async fn run(args: UsageArgs) -> anyhow::Result<ExitCode> {
         }
         _ => {
             let request = GetCurrentMonthUsageRequest { client_id };
-            let answer = client
-                .get_current_month_usage(args.connect.request(request, CALL_SECONDS))
-                .await;
-            let month = answer
-                .map_err(|status| connect::status_error(&status))?
-                .into_inner();
+            let answer = client.get_current_month_usage(args.connect.request(request, CALL_SECONDS)).await;
+            let month = answer.map_err(|status| connect::status_error(&status))?.into_inner();
             match args.json {
                 true => println!("{}", month_json(&month)),
                 false => println!("{}", month_text(&month)?),
@@ -99,17 +91,10 @@ fn month_text(month: &GetCurrentMonthUsageResponse) -> anyhow::Result<String> {
     Ok(lines.join("\n"))
 }
 
-fn summary_text(
-    summary: &GetUsageSummaryResponse,
-    start: NaiveDate,
-    end: NaiveDate,
-) -> anyhow::Result<String> {
+fn summary_text(summary: &GetUsageSummaryResponse, start: NaiveDate, end: NaiveDate) -> anyhow::Result<String> {
     let totals = summary.totals.clone().unwrap_or_default();
     let mut lines = vec![
-        format!(
-            "{}  {} to {} ({})",
-            summary.client_id, summary.start_date, summary.end_date, summary.time_zone
-        ),
+        format!("{}  {} to {} ({})", summary.client_id, summary.start_date, summary.end_date, summary.time_zone),
         format!("{} in all", money_text(totals.cost.as_ref())?),
     ];
     lines.extend(totals_lines(&totals));
@@ -119,22 +104,14 @@ fn summary_text(
     lines.extend(day_lines(&summary.days, start, end)?);
     if !summary.top_operations.is_empty() {
         lines.push(String::new());
-        let mut rows = vec![
-            ["operation", "requests", "cost"]
-                .map(str::to_owned)
-                .to_vec(),
-        ];
+        let mut rows = vec![["operation", "requests", "cost"].map(str::to_owned).to_vec()];
         for operation in &summary.top_operations {
             let totals = operation.totals.clone().unwrap_or_default();
             let name = match operation.operation.is_empty() {
                 true => operation.service.clone(),
                 false => format!("{} {}", operation.service, operation.operation),
             };
-            rows.push(vec![
-                name,
-                grouped(totals.request_count),
-                shown_amount(&cost_of(&totals)?),
-            ]);
+            rows.push(vec![name, grouped(totals.request_count), shown_amount(&cost_of(&totals)?)]);
         }
         lines.extend(table(&rows, &[false, true, true]));
     }
@@ -150,10 +127,8 @@ fn totals_lines(totals: &UsageTotals) -> Vec<String> {
         grouped(totals.output_tokens)
     )];
     if totals.unpriced_event_count > 0 {
-        lines.push(format!(
-            "{} events have no price yet and are not in the cost",
-            grouped(totals.unpriced_event_count)
-        ));
+        lines
+            .push(format!("{} events have no price yet and are not in the cost", grouped(totals.unpriced_event_count)));
     }
     lines
 }
@@ -167,11 +142,7 @@ fn services_lines(services: &[ServiceUsage]) -> anyhow::Result<Vec<String>> {
         .map(|service| cost_of(&service.totals.clone().unwrap_or_default()))
         .collect::<anyhow::Result<Vec<_>>>()?;
     let max = costs.iter().max().cloned().unwrap_or_default();
-    let mut rows = vec![
-        ["service", "requests", "units", "cost"]
-            .map(str::to_owned)
-            .to_vec(),
-    ];
+    let mut rows = vec![["service", "requests", "units", "cost"].map(str::to_owned).to_vec()];
     for (service, cost) in services.iter().zip(&costs) {
         let totals = service.totals.clone().unwrap_or_default();
         rows.push(vec![
@@ -188,25 +159,18 @@ fn services_lines(services: &[ServiceUsage]) -> anyhow::Result<Vec<String>> {
 /// A bar for each day of the range, those without usage too, or for each month when there are many days.
 fn day_lines(days: &[DayUsage], start: NaiveDate, end: NaiveDate) -> anyhow::Result<Vec<String>> {
     let by_day = (end - start).num_days() < DAY_BARS_MAX;
-    let label = |day: &str| {
-        day.get(..if by_day { 10 } else { 7 })
-            .unwrap_or(day)
-            .to_owned()
-    };
+    let label = |day: &str| day.get(..if by_day { 10 } else { 7 }).unwrap_or(day).to_owned();
     let mut costs: std::collections::BTreeMap<String, BigDecimal> = start
         .iter_days()
         .take_while(|day| *day <= end)
         .map(|day| (label(&day.to_string()), BigDecimal::zero()))
         .collect();
     for day in days {
-        *costs.entry(label(&day.day)).or_default() +=
-            cost_of(&day.totals.clone().unwrap_or_default())?;
+        *costs.entry(label(&day.day)).or_default() += cost_of(&day.totals.clone().unwrap_or_default())?;
     }
     let max = costs.values().max().cloned().unwrap_or_default();
-    let rows: Vec<Vec<String>> = costs
-        .into_iter()
-        .map(|(label, cost)| vec![label, shown_amount(&cost), bar(&cost, &max, BAR_WIDTH)])
-        .collect();
+    let rows: Vec<Vec<String>> =
+        costs.into_iter().map(|(label, cost)| vec![label, shown_amount(&cost), bar(&cost, &max, BAR_WIDTH)]).collect();
     Ok(table(&rows, &[false, true]))
 }
 
@@ -223,9 +187,7 @@ fn amount_of(money: Option<&Money>) -> anyhow::Result<BigDecimal> {
 
 fn money_text(money: Option<&Money>) -> anyhow::Result<String> {
     let currency = money.map_or("", |money| money.currency.as_str());
-    Ok(format!("{} {currency}", shown_amount(&amount_of(money)?))
-        .trim_end()
-        .to_owned())
+    Ok(format!("{} {currency}", shown_amount(&amount_of(money)?)).trim_end().to_owned())
 }
 
 fn month_json(month: &GetCurrentMonthUsageResponse) -> serde_json::Value {

@@ -1,27 +1,15 @@
 use super::*;
 
 fn money(amount: &str) -> Option<Money> {
-    Some(Money {
-        currency: "USD".into(),
-        amount: amount.into(),
-    })
+    Some(Money { currency: "USD".into(), amount: amount.into() })
 }
 
 fn totals(cost: &str) -> Option<UsageTotals> {
-    Some(UsageTotals {
-        request_count: 1234,
-        units: "5".into(),
-        cost: money(cost),
-        ..Default::default()
-    })
+    Some(UsageTotals { request_count: 1234, units: "5".into(), cost: money(cost), ..Default::default() })
 }
 
 fn service(name: &str, cost: &str) -> ServiceUsage {
-    ServiceUsage {
-        service: name.into(),
-        totals: totals(cost),
-        ..Default::default()
-    }
+    ServiceUsage { service: name.into(), totals: totals(cost), ..Default::default() }
 }
 
 fn day(text: &str) -> NaiveDate {
@@ -50,18 +38,12 @@ fn the_current_month_reads_as_a_table_with_bars() {
          service  requests  units   cost\nopenai      1,234      5  20.00  {full}\nsms         1,234      5  10.00  {half}"
     );
     assert_eq!(text, expected);
-    assert_eq!(
-        month_json(&month)["projected_cost"]["amount"],
-        "42.857142857143"
-    );
+    assert_eq!(month_json(&month)["projected_cost"]["amount"], "42.857142857143");
 }
 
 #[test]
 fn each_day_of_a_range_has_a_bar_and_empty_ones_a_line() {
-    let days = [DayUsage {
-        day: "2026-11-02".into(),
-        totals: totals("4"),
-    }];
+    let days = [DayUsage { day: "2026-11-02".into(), totals: totals("4") }];
     let lines = day_lines(&days, day("2026-11-01"), day("2026-11-03")).unwrap();
     assert_eq!(lines.len(), 3);
     assert_eq!(lines[0], "2026-11-01  0.00");
@@ -70,10 +52,7 @@ fn each_day_of_a_range_has_a_bar_and_empty_ones_a_line() {
 
 #[test]
 fn long_ranges_are_drawn_by_month() {
-    let days = ["2026-01-05", "2026-01-31", "2026-12-31"].map(|day| DayUsage {
-        day: day.into(),
-        totals: totals("2"),
-    });
+    let days = ["2026-01-05", "2026-01-31", "2026-12-31"].map(|day| DayUsage { day: day.into(), totals: totals("2") });
     let lines = day_lines(&days, day("2026-01-01"), day("2026-12-31")).unwrap();
     assert_eq!(lines.len(), 12);
     assert!(lines[0].starts_with("2026-01  4.00"), "{lines:?}");

@@ -72,6 +72,11 @@ impl Catalog {
         self.services.values()
     }
 
+    /// Whether a name is an alias.
+    pub fn is_alias(&self, service: &str, name: &str) -> bool {
+        self.aliases.get(service).is_some_and(|aliases| aliases.contains_key(name))
+    }
+
     /// The price in force at `time`: the most specific one, by service+operation+model, service+model, service+operation,
     /// service. On a level, the model that the name is an alias of is tried after the name itself.
     pub fn price(&self, service: &str, operation: &str, model: &str, time: DateTime<Utc>) -> Option<&Price> {

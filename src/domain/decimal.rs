@@ -183,6 +183,20 @@ impl std::iter::Sum for Total {
     }
 }
 
+impl std::str::FromStr for Total {
+    type Err = DecimalError;
+
+    /// Reads what [`fmt::Display`] writes, of any size.
+    fn from_str(text: &str) -> Result<Self, DecimalError> {
+        let (integer, fraction) = text.split_once('.').unwrap_or((text, ""));
+        if fraction.len() > DECIMALS as usize {
+            return Err(DecimalError::TooManyDecimals(DECIMALS));
+        }
+        let digits = format!("{integer}{fraction:0<width$}", width = DECIMALS as usize);
+        I256::from_str_radix(&digits, 10).map(Self).map_err(|_| DecimalError::NotADecimal)
+    }
+}
+
 impl From<Decimal> for Total {
     fn from(value: Decimal) -> Self {
         Self(I256::from(value.0))

@@ -76,8 +76,7 @@ impl<'a> EventChecks<'a> {
             None => None,
         };
         let id = EventId::new(event_time);
-        let idempotency_key =
-            if key_was_given { event.idempotency_key.into() } else { format!("server-{id}").into() };
+        let idempotency_key = if key_was_given { event.idempotency_key.into() } else { format!("server-{id}").into() };
         let event = UsageEvent {
             client_id: event.client_id.into(),
             service: event.service.into(),
@@ -118,9 +117,8 @@ impl<'a> EventChecks<'a> {
         }
         let too_old = !self.backfill && event_time < self.now - TimeDelta::days(past_days.into());
         Ok(too_old.then(|| {
-            let description = format!(
-                "is more than {past_days} days back; send old events with BatchTrackUsage and backfill = true"
-            );
+            let description =
+                format!("is more than {past_days} days back; send old events with BatchTrackUsage and backfill = true");
             refusal(ErrorReason::EventTooOld, description)
         }))
     }

@@ -45,9 +45,7 @@ fn from_value(value: &Value) -> Result<Json, MetadataError> {
 /// The message of a JSON object; anything else is empty.
 pub fn to_struct(json: Json) -> Struct {
     match json {
-        Json::Object(map) => {
-            Struct { fields: map.into_iter().map(|(key, value)| (key, to_value(value))).collect() }
-        }
+        Json::Object(map) => Struct { fields: map.into_iter().map(|(key, value)| (key, to_value(value))).collect() },
         _ => Struct::default(),
     }
 }

@@ -35,10 +35,7 @@ pub(super) async fn find(
     cluster: &Path,
 ) -> Result<Binaries, EmbeddedError> {
     if let Some(made_by) = wanted.filter(|major| *major < MAJOR_MIN) {
-        return Err(EmbeddedError::DataTooOld {
-            cluster: cluster.to_owned(),
-            made_by,
-        });
+        return Err(EmbeddedError::DataTooOld { cluster: cluster.to_owned(), made_by });
     }
     let wrong_major = |made_by: u32, found: String, details: String| EmbeddedError::WrongMajor {
         cluster: cluster.to_owned(),
@@ -47,13 +44,8 @@ pub(super) async fn find(
         details,
     };
     if let Some(dir) = &settings.bin_dir {
-        let bad = |reason| EmbeddedError::BadBinDir {
-            dir: dir.clone(),
-            reason,
-        };
-        let found = probe(&places::resolve(dir).await, user)
-            .await
-            .map_err(bad)?;
+        let bad = |reason| EmbeddedError::BadBinDir { dir: dir.clone(), reason };
+        let found = probe(&places::resolve(dir).await, user).await.map_err(bad)?;
         return match wanted {
             Some(made_by) if made_by != found.major => {
                 let found = format!("--postgres-bin-dir is PostgreSQL {}", found.version);
@@ -93,9 +85,7 @@ pub(super) async fn find(
         details = format!("{details} Passed over: {}.", refused.join("; "));
     }
     Err(match wanted {
-        Some(made_by) if others.is_empty() => {
-            wrong_major(made_by, "no PostgreSQL was found".to_owned(), details)
-        }
+        Some(made_by) if others.is_empty() => wrong_major(made_by, "no PostgreSQL was found".to_owned(), details),
         Some(made_by) => {
             let found = format!("only PostgreSQL {} was found", others.join(", "));
             wrong_major(made_by, found, details)
@@ -123,28 +113,16 @@ async fn probe(dir: &Path, user: &ServerUser) -> Result<Binaries, String> {
         Ok(Ok(output)) => output,
     };
     let text = String::from_utf8_lossy(&output.stdout);
-    parse_version(&text)
-        .map(|(version, major)| Binaries {
-            dir: dir.to_owned(),
-            version,
-            major,
-        })
-        .ok_or_else(|| {
-            let said = String::from_utf8_lossy(&output.stderr);
-            format!("{} tells no version: {}", program.display(), said.trim())
-        })
+    parse_version(&text).map(|(version, major)| Binaries { dir: dir.to_owned(), version, major }).ok_or_else(|| {
+        let said = String::from_utf8_lossy(&output.stderr);
+        format!("{} tells no version: {}", program.display(), said.trim())
+    })
 }
 
 /// `postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)` is 15.18, of major version 15.
 fn parse_version(text: &str) -> Option<(String, u32)> {
-    let version = text
-        .split_once("(PostgreSQL)")?
-        .1
-        .split_whitespace()
-        .next()?;
-    let digits = version
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(version.len());
+    let version = text.split_once("(PostgreSQL)")?.1.split_whitespace().next()?;
+    let digits = version.find(|c: char| !c.is_ascii_digit()).unwrap_or(version.len());
     Some((version.to_owned(), version[..digits].parse().ok()?))
 }
 
@@ -164,10 +142,7 @@ mod tests {
     fn versions_are_read_from_what_postgres_prints() {
         let debian = "postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)\n";
         assert_eq!(parse_version(debian), Some(("15.18".to_owned(), 15)));
-        assert_eq!(
-            parse_version("postgres (PostgreSQL) 19beta1\n"),
-            Some(("19beta1".to_owned(), 19))
-        );
+        assert_eq!(parse_version("postgres (PostgreSQL) 19beta1\n"), Some(("19beta1".to_owned(), 19)));
         assert_eq!(parse_version("pyenv: postgres: command not found"), None);
     }
 }

@@ -32,16 +32,10 @@ log_timezone = 'UTC'
 /// The major version that made the cluster, `None` when there is none yet.
 pub(super) fn made_by(cluster: &Path) -> Result<Option<u32>, EmbeddedError> {
     let path = cluster.join("PG_VERSION");
-    let not_a_cluster = || EmbeddedError::NotACluster {
-        cluster: cluster.to_owned(),
-    };
+    let not_a_cluster = || EmbeddedError::NotACluster { cluster: cluster.to_owned() };
     match fs::read_to_string(&path) {
         Ok(text) => {
-            let major = text
-                .trim()
-                .split('.')
-                .next()
-                .and_then(|major| major.parse().ok());
+            let major = text.trim().split('.').next().and_then(|major| major.parse().ok());
             major.map(Some).ok_or_else(not_a_cluster)
         }
         Err(error) if error.kind() == ErrorKind::NotFound => match fs::read_dir(cluster) {
@@ -69,11 +63,7 @@ pub(super) async fn make(
     }
     fs::create_dir(&making).map_err(EmbeddedError::io("make the directory", &making))?;
     user.give(&making)?;
-    info!(
-        "making a PostgreSQL {} database in {}",
-        binaries.version,
-        cluster.display()
-    );
+    info!("making a PostgreSQL {} database in {}", binaries.version, cluster.display());
 
     let mut initdb = user.command(&binaries.dir.join("initdb"));
     initdb
@@ -81,30 +71,18 @@ pub(super) async fn make(
         .arg(&making)
         .args(["--username", NAME, "--encoding=UTF8", "--locale=C"])
         // Whoever gets through the 0700 socket directory is the server's user or root; nobody comes over the network.
-        .args([
-            "--auth-local=trust",
-            "--auth-host=reject",
-            "--no-instructions",
-        ])
+        .args(["--auth-local=trust", "--auth-host=reject", "--no-instructions"])
         .kill_on_drop(true);
     if !durable {
         initdb.arg("--no-sync");
     }
-    let failed = |output: String| EmbeddedError::InitFailed {
-        cluster: cluster.clone(),
-        output,
-    };
+    let failed = |output: String| EmbeddedError::InitFailed { cluster: cluster.clone(), output };
     match timeout(INITDB_TIMEOUT, initdb.output()).await {
         Err(_) => {
-            return Err(failed(format!(
-                "no end after {} s",
-                INITDB_TIMEOUT.as_secs()
-            )));
+            return Err(failed(format!("no end after {} s", INITDB_TIMEOUT.as_secs())));
         }
         Ok(Err(error)) => {
-            return Err(EmbeddedError::io("run", &binaries.dir.join("initdb"))(
-                error,
-            ));
+            return Err(EmbeddedError::io("run", &binaries.dir.join("initdb"))(error));
         }
         Ok(Ok(output)) if !output.status.success() => {
             let said = [output.stdout, output.stderr].concat();
@@ -117,10 +95,7 @@ pub(super) async fn make(
     fs::OpenOptions::new()
         .append(true)
         .open(&conf)
-        .and_then(|mut file| {
-            file.write_all(CONF.as_bytes())
-                .and_then(|()| file.sync_all())
-        })
+        .and_then(|mut file| file.write_all(CONF.as_bytes()).and_then(|()| file.sync_all()))
         .map_err(EmbeddedError::io("write", &conf))?;
     if cluster.exists() {
         // Empty, else `made_by` would have refused it.

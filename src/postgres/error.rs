@@ -202,11 +202,7 @@ impl EmbeddedError {
     /// For `map_err`: an operation on a path failed.
     pub(super) fn io(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
-        move |source| Self::Io {
-            doing,
-            path,
-            source,
-        }
+        move |source| Self::Io { doing, path, source }
     }
 }
 
@@ -214,10 +210,7 @@ impl EmbeddedError {
 fn install_hint(major: Option<u32>) -> String {
     let dashed = major.map(|major| format!("-{major}")).unwrap_or_default();
     if cfg!(target_os = "macos") {
-        format!(
-            "Install it (`brew install postgresql@{}`)",
-            major.unwrap_or(17)
-        )
+        format!("Install it (`brew install postgresql@{}`)", major.unwrap_or(17))
     } else {
         format!(
             "Install it (`apt install postgresql{dashed}`, `dnf install postgresql-server`, `apk add postgresql{}`)",

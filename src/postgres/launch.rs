@@ -45,11 +45,7 @@ pub(super) async fn find_running(layout: &Layout) -> Result<Option<Ready>, Embed
     if !is_postmaster_of(file.pid, &layout.cluster) {
         return Ok(None);
     }
-    let postmaster = Postmaster {
-        pid: file.pid,
-        cluster: layout.cluster.clone(),
-        child: None,
-    };
+    let postmaster = Postmaster { pid: file.pid, cluster: layout.cluster.clone(), child: None };
     match wait_ready(postmaster, layout, 0).await {
         Ok(ready) => Ok(Some(ready)),
         // It was on its way down.
@@ -72,17 +68,13 @@ pub(super) async fn start(
             && exists(file.pid)
             && !is_postmaster_of(file.pid, &layout.cluster)
         {
-            warn!(
-                "process {} in postmaster.pid is not this server: the file is stale",
-                file.pid
-            );
+            warn!("process {} in postmaster.pid is not this server: the file is stale", file.pid);
             PidFile::disarm(&layout.cluster)?;
         }
         let (postmaster, log_begin) = spawn(layout, binaries, user, durable)?;
         match wait_ready(postmaster, layout, log_begin).await {
             Err(EmbeddedError::StartFailed { log_tail, .. })
-                if LEFTOVERS.iter().any(|sign| log_tail.contains(sign))
-                    && Instant::now() < give_up =>
+                if LEFTOVERS.iter().any(|sign| log_tail.contains(sign)) && Instant::now() < give_up =>
             {
                 warn!("backends of the server before still end: trying again");
                 sleep(Duration::from_millis(500)).await;
@@ -112,10 +104,7 @@ fn spawn(
     };
     set("listen_addresses", "");
     set("port", "5432"); // part of the socket's name, no network port
-    set(
-        "unix_socket_directories",
-        &format!("\"{}\"", socket_dir.display()),
-    );
+    set("unix_socket_directories", &format!("\"{}\"", socket_dir.display()));
     set("unix_socket_permissions", "0700");
     set("fsync", on);
     set("full_page_writes", on);
@@ -128,24 +117,13 @@ fn spawn(
         .process_group(0)
         .spawn()
         .map_err(io)?;
-    let pid = child
-        .id()
-        .and_then(|pid| i32::try_from(pid).ok())
-        .unwrap_or_default();
-    let postmaster = Postmaster {
-        pid,
-        cluster: layout.cluster.clone(),
-        child: Some(child),
-    };
+    let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).unwrap_or_default();
+    let postmaster = Postmaster { pid, cluster: layout.cluster.clone(), child: Some(child) };
     Ok((postmaster, log_begin))
 }
 
 /// Waits until the server answers, ends, or has taken too long.
-async fn wait_ready(
-    mut postmaster: Postmaster,
-    layout: &Layout,
-    log_begin: u64,
-) -> Result<Ready, EmbeddedError> {
+async fn wait_ready(mut postmaster: Postmaster, layout: &Layout, log_begin: u64) -> Result<Ready, EmbeddedError> {
     let begin = Instant::now();
     let mut told = begin;
     let mut pause = Duration::from_millis(20);
@@ -155,11 +133,7 @@ async fn wait_ready(
             None => "it does not listen yet".to_owned(),
             Some(socket_dir) => match ask(&socket_dir, &layout.cluster).await {
                 Ok(version) => {
-                    return Ok(Ready {
-                        postmaster,
-                        socket_dir,
-                        version,
-                    });
+                    return Ok(Ready { postmaster, socket_dir, version });
                 }
                 Err(answer) => answer,
             },
@@ -182,10 +156,7 @@ async fn wait_ready(
         }
         if told.elapsed() > PROGRESS_EVERY {
             told = Instant::now();
-            info!(
-                "waiting for PostgreSQL for {} s: {last}",
-                begin.elapsed().as_secs()
-            );
+            info!("waiting for PostgreSQL for {} s: {last}", begin.elapsed().as_secs());
         }
         sleep(pause).await;
         pause = (pause * 2).min(Duration::from_millis(200));

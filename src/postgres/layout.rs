@@ -37,9 +37,7 @@ pub fn default_data_dir() -> PathBuf {
     if geteuid().is_root() {
         return PathBuf::from("/var/lib/meterd");
     }
-    let xdg = std::env::var_os("XDG_DATA_HOME")
-        .map(PathBuf::from)
-        .filter(|dir| dir.is_absolute());
+    let xdg = std::env::var_os("XDG_DATA_HOME").map(PathBuf::from).filter(|dir| dir.is_absolute());
     let home = || std::env::home_dir().map(|home| home.join(".local/share"));
     xdg.or_else(home).unwrap_or_default().join("meterd")
 }
@@ -56,24 +54,16 @@ pub(super) struct Layout {
 impl Layout {
     /// The layout of an existing directory. The path is made canonical: it is compared with what the server reports.
     pub(super) fn of(data_dir: &Path) -> Result<Self, EmbeddedError> {
-        let data_dir = data_dir
-            .canonicalize()
-            .map_err(EmbeddedError::io("open the data directory", data_dir))?;
-        Ok(Self {
-            cluster: data_dir.join("postgres"),
-            log: data_dir.join("postgres.log"),
-            data_dir,
-        })
+        let data_dir = data_dir.canonicalize().map_err(EmbeddedError::io("open the data directory", data_dir))?;
+        Ok(Self { cluster: data_dir.join("postgres"), log: data_dir.join("postgres.log"), data_dir })
     }
 
     /// Makes the directory where it is missing, and takes its lock.
     pub(super) async fn claim(data_dir: &Path) -> Result<(Self, Lock), EmbeddedError> {
         make_dir(data_dir)?;
         let layout = Self::of(data_dir)?;
-        let fresh = fs::read_dir(&layout.data_dir)
-            .map_err(EmbeddedError::io("read", &layout.data_dir))?
-            .next()
-            .is_none();
+        let fresh =
+            fs::read_dir(&layout.data_dir).map_err(EmbeddedError::io("read", &layout.data_dir))?.next().is_none();
         let path = layout.data_dir.join("meterd.lock");
         let ours = fresh || path.exists();
         let lock = Lock::take(&layout.data_dir, path, ours).await?;
@@ -94,11 +84,9 @@ impl Layout {
         if passable {
             return Ok(());
         }
-        chown(dir, None, Some(user.gid()))
-            .map_err(EmbeddedError::io("change the group of", dir))?;
+        chown(dir, None, Some(user.gid())).map_err(EmbeddedError::io("change the group of", dir))?;
         let mode = (at.mode() & 0o7700) | 0o010;
-        fs::set_permissions(dir, Permissions::from_mode(mode))
-            .map_err(EmbeddedError::io("change the mode of", dir))
+        fs::set_permissions(dir, Permissions::from_mode(mode)).map_err(EmbeddedError::io("change the mode of", dir))
     }
 
     /// The directory for the server's socket: beside the data, or in `/tmp` when that path is too long for a socket (or
@@ -110,10 +98,7 @@ impl Layout {
             return beside;
         }
         let digest = Sha256::digest(self.data_dir.as_os_str().as_encoded_bytes());
-        let name: String = digest[..8]
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+        let name: String = digest[..8].iter().map(|byte| format!("{byte:02x}")).collect();
         PathBuf::from(format!("/tmp/meterd-{name}"))
     }
 
@@ -133,11 +118,7 @@ impl Layout {
         }
         let at = fs::symlink_metadata(&dir).map_err(EmbeddedError::io("look at", &dir))?;
         if !at.is_dir() || at.uid() != user.uid() || at.mode() & 0o077 != 0 {
-            return Err(EmbeddedError::SocketDir {
-                dir,
-                owner: user.uid(),
-                limit: SOCKET_DIR_BYTES_MAX,
-            });
+            return Err(EmbeddedError::SocketDir { dir, owner: user.uid(), limit: SOCKET_DIR_BYTES_MAX });
         }
         Ok(dir)
     }
@@ -154,23 +135,17 @@ pub(super) struct Lock {
 
 impl Lock {
     async fn take(data_dir: &Path, path: PathBuf, ours: bool) -> Result<Self, EmbeddedError> {
-        let mut file = OpenOptions::new()
-            .create(true)
-            .read(true)
-            .write(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)
-            .map_err(|error| match fs::metadata(data_dir) {
-                Ok(dir) if error.kind() == ErrorKind::PermissionDenied => {
-                    EmbeddedError::ForeignOwner {
+        let mut file =
+            OpenOptions::new().create(true).read(true).write(true).truncate(false).mode(0o600).open(&path).map_err(
+                |error| match fs::metadata(data_dir) {
+                    Ok(dir) if error.kind() == ErrorKind::PermissionDenied => EmbeddedError::ForeignOwner {
                         path: data_dir.to_owned(),
                         owner: dir.uid(),
                         ours: geteuid().as_raw(),
-                    }
-                }
-                _ => EmbeddedError::io("open the lock file", &path)(error),
-            })?;
+                    },
+                    _ => EmbeddedError::io("open the lock file", &path)(error),
+                },
+            )?;
         let give_up = Instant::now() + LOCK_WAIT;
         loop {
             match file.try_lock() {
@@ -191,10 +166,8 @@ impl Lock {
                 }
             }
         }
-        let written = file
-            .set_len(0)
-            .and_then(|()| file.rewind())
-            .and_then(|()| writeln!(file, "{}", std::process::id()));
+        let written =
+            file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()));
         written.map_err(EmbeddedError::io("write", &path))?;
         Ok(Self { ours, _file: file })
     }

@@ -18,15 +18,10 @@ const TAIL_BYTES: u64 = 16 * 1024;
 /// meterd's user, and the server only writes to what it was given.
 pub(super) fn open(path: &Path) -> Result<(File, u64), EmbeddedError> {
     if fs::metadata(path).is_ok_and(|log| log.len() > ROTATE_BYTES) {
-        fs::rename(path, path.with_extension("log.1"))
-            .map_err(EmbeddedError::io("rotate", path))?;
+        fs::rename(path, path.with_extension("log.1")).map_err(EmbeddedError::io("rotate", path))?;
     }
     let open = || {
-        let file = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .mode(0o600)
-            .open(path)?;
+        let file = OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
         let begin = file.metadata()?.len();
         Ok((file, begin))
     };

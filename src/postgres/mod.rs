@@ -106,11 +106,7 @@ impl Embedded {
             None => launch::start(&layout, &binaries, &user, settings.durable).await?,
         };
         connection::ensure_database(&ready.socket_dir).await?;
-        let Ready {
-            postmaster,
-            socket_dir,
-            version,
-        } = ready;
+        let Ready { postmaster, socket_dir, version } = ready;
         info!(
             "PostgreSQL {version} {} as process {} on {}",
             if reattached { "still runs" } else { "runs" },
@@ -183,10 +179,7 @@ impl Embedded {
     /// # Errors
     /// `StopTimeout` when it runs even then, `Io` when it cannot be signalled.
     pub async fn stop(self) -> Result<(), EmbeddedError> {
-        self.postmaster
-            .into_inner()
-            .shut_down(&self.layout.log)
-            .await
+        self.postmaster.into_inner().shut_down(&self.layout.log).await
     }
 }
 

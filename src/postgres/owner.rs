@@ -38,9 +38,7 @@ impl ServerUser {
         };
         if !ours.is_root() {
             return match owner {
-                Some((owner, _)) if owner != ours.as_raw() => {
-                    Err(foreign(cluster, owner, ours.as_raw()))
-                }
+                Some((owner, _)) if owner != ours.as_raw() => Err(foreign(cluster, owner, ours.as_raw())),
                 _ => Ok(Self {
                     name: name_of(ours.as_raw()),
                     uid: ours.as_raw(),
@@ -51,12 +49,7 @@ impl ServerUser {
         }
         if let Some((uid, gid)) = owner.filter(|(uid, _)| *uid != 0) {
             let name = name_of(uid);
-            return Ok(Self {
-                name,
-                uid,
-                gid,
-                drops_root: true,
-            });
+            return Ok(Self { name, uid, gid, drops_root: true });
         }
         let account = SERVER_ACCOUNTS
             .iter()
@@ -66,12 +59,7 @@ impl ServerUser {
         if let Some((owner, _)) = owner {
             return Err(foreign(cluster, owner, account.uid.as_raw()));
         }
-        Ok(Self {
-            name: account.name,
-            uid: account.uid.as_raw(),
-            gid: account.gid.as_raw(),
-            drops_root: true,
-        })
+        Ok(Self { name: account.name, uid: account.uid.as_raw(), gid: account.gid.as_raw(), drops_root: true })
     }
 
     pub(super) fn uid(&self) -> u32 {
@@ -112,8 +100,7 @@ impl ServerUser {
         if !self.drops_root {
             return Ok(());
         }
-        lchown(path, Some(self.uid), Some(self.gid))
-            .map_err(EmbeddedError::io("change the owner of", path))
+        lchown(path, Some(self.uid), Some(self.gid)).map_err(EmbeddedError::io("change the owner of", path))
     }
 
     /// Whether this user gets through to a directory, by trying: runs `true` there.
@@ -122,26 +109,15 @@ impl ServerUser {
             return Ok(());
         }
         // The directory is entered after the user is changed.
-        match self
-            .command(Path::new("true"))
-            .current_dir(dir)
-            .status()
-            .await
-        {
-            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
-                Err(self.unreachable(dir))
-            }
+        match self.command(Path::new("true")).current_dir(dir).status().await {
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => Err(self.unreachable(dir)),
             _ => Ok(()),
         }
     }
 
     /// The error for a path that this user cannot reach.
     pub(super) fn unreachable(&self, path: &Path) -> EmbeddedError {
-        EmbeddedError::Unreachable {
-            user: self.name.clone(),
-            path: path.to_owned(),
-            blocker: self.blocker(path),
-        }
+        EmbeddedError::Unreachable { user: self.name.clone(), path: path.to_owned(), blocker: self.blocker(path) }
     }
 
     /// The first directory on the way to `path` that the mode bits close to this user. Only for the message: whether a
@@ -172,9 +148,5 @@ fn name_of(uid: u32) -> String {
 }
 
 fn foreign(path: &Path, owner: u32, ours: u32) -> EmbeddedError {
-    EmbeddedError::ForeignOwner {
-        path: path.to_owned(),
-        owner,
-        ours,
-    }
+    EmbeddedError::ForeignOwner { path: path.to_owned(), owner, ours }
 }

@@ -24,13 +24,8 @@ const NUMBERED: [(&str, &str, &str); 9] = [
 ];
 
 /// Places without a version in their name.
-const PLAIN: [&str; 5] = [
-    "/opt/homebrew/bin",
-    "/usr/local/bin",
-    "/home/linuxbrew/.linuxbrew/bin",
-    "/usr/local/pgsql/bin",
-    "/usr/bin",
-];
+const PLAIN: [&str; 5] =
+    ["/opt/homebrew/bin", "/usr/local/bin", "/home/linuxbrew/.linuxbrew/bin", "/usr/local/pgsql/bin", "/usr/bin"];
 
 /// Every directory worth a look, best first, each once.
 pub(super) async fn candidates() -> Vec<PathBuf> {
@@ -60,20 +55,14 @@ pub(super) async fn candidates() -> Vec<PathBuf> {
 /// The directory where the programs of `dir` really are: behind a link to `initdb`, or where `pg_config` says. Debian
 /// puts links or wrappers on the `PATH` and keeps `postgres` elsewhere.
 pub(super) async fn resolve(dir: &Path) -> PathBuf {
-    let behind_link = dir
-        .join("initdb")
-        .canonicalize()
-        .ok()
-        .and_then(|initdb| Some(initdb.parent()?.to_owned()));
+    let behind_link = dir.join("initdb").canonicalize().ok().and_then(|initdb| Some(initdb.parent()?.to_owned()));
     if let Some(found) = behind_link.filter(|dir| dir.join("postgres").exists()) {
         return found;
     }
     let mut pg_config = Command::new(dir.join("pg_config"));
     pg_config.arg("--bindir").kill_on_drop(true);
     match timeout(PROBE_TIMEOUT, pg_config.output()).await {
-        Ok(Ok(output)) if output.status.success() => {
-            PathBuf::from(String::from_utf8_lossy(&output.stdout).trim())
-        }
+        Ok(Ok(output)) if output.status.success() => PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()),
         _ => dir.to_owned(),
     }
 }
@@ -87,8 +76,7 @@ fn numbered(parent: &Path, prefix: &str, below: &str) -> Vec<PathBuf> {
         .filter_map(|entry| {
             let name = entry.file_name();
             let version = name.to_str()?.strip_prefix(prefix)?;
-            let parts: Option<Vec<u32>> =
-                version.split('.').map(|part| part.parse().ok()).collect();
+            let parts: Option<Vec<u32>> = version.split('.').map(|part| part.parse().ok()).collect();
             Some((parts?, entry.path().join(below)))
         })
         .collect();
@@ -103,28 +91,11 @@ mod tests {
     #[test]
     fn the_highest_of_several_versions_comes_first() {
         let place = tempfile::tempdir().unwrap();
-        for name in [
-            "postgresql@9",
-            "postgresql@15",
-            "postgresql@16.2",
-            "postgresql@x",
-            "other",
-        ] {
+        for name in ["postgresql@9", "postgresql@15", "postgresql@16.2", "postgresql@x", "other"] {
             fs::create_dir(place.path().join(name)).unwrap();
         }
         let found = numbered(place.path(), "postgresql@", "bin");
-        let names: Vec<_> = found
-            .iter()
-            .map(|dir| dir.strip_prefix(place.path()).unwrap())
-            .collect();
-        assert_eq!(
-            names,
-            [
-                "postgresql@16.2/bin",
-                "postgresql@15/bin",
-                "postgresql@9/bin"
-            ]
-            .map(Path::new)
-        );
+        let names: Vec<_> = found.iter().map(|dir| dir.strip_prefix(place.path()).unwrap()).collect();
+        assert_eq!(names, ["postgresql@16.2/bin", "postgresql@15/bin", "postgresql@9/bin"].map(Path::new));
     }
 }

@@ -45,10 +45,7 @@ impl PidFile {
         Some(Self {
             // Negative when a single-user backend holds the cluster: no postmaster to talk to.
             pid: lines.next()?.trim().parse().ok().filter(|pid| *pid > 1)?,
-            socket_dir: lines
-                .nth(3)
-                .filter(|dir| !dir.is_empty())
-                .map(PathBuf::from),
+            socket_dir: lines.nth(3).filter(|dir| !dir.is_empty()).map(PathBuf::from),
         })
     }
 
@@ -90,11 +87,7 @@ impl Postmaster {
 
     /// How it ended, for messages.
     pub(super) fn ending(&mut self) -> String {
-        match self
-            .child
-            .as_mut()
-            .and_then(|child| child.try_wait().ok().flatten())
-        {
+        match self.child.as_mut().and_then(|child| child.try_wait().ok().flatten()) {
             Some(status) => status.to_string(),
             None => "it ended".to_owned(),
         }
@@ -102,10 +95,7 @@ impl Postmaster {
 
     /// Ends it: fast shutdown, and without a last checkpoint when that takes too long.
     pub(super) async fn shut_down(&mut self, log: &Path) -> Result<(), EmbeddedError> {
-        for (signal, limit) in [
-            (Signal::SIGINT, STOP_TIMEOUT),
-            (Signal::SIGQUIT, QUIT_TIMEOUT),
-        ] {
+        for (signal, limit) in [(Signal::SIGINT, STOP_TIMEOUT), (Signal::SIGQUIT, QUIT_TIMEOUT)] {
             self.signal(signal)?;
             let give_up = Instant::now() + limit;
             while Instant::now() < give_up {
@@ -115,10 +105,7 @@ impl Postmaster {
                 }
                 sleep(Duration::from_millis(20)).await;
             }
-            warn!(
-                "PostgreSQL has not stopped within {} s of {signal}",
-                limit.as_secs()
-            );
+            warn!("PostgreSQL has not stopped within {} s of {signal}", limit.as_secs());
         }
         Err(EmbeddedError::StopTimeout {
             pid: self.pid,
@@ -134,9 +121,7 @@ impl Postmaster {
         }
         match kill(Pid::from_raw(self.pid), signal) {
             Ok(()) | Err(Errno::ESRCH) => Ok(()),
-            Err(errno) => Err(EmbeddedError::io("signal the server of", &self.cluster)(
-                errno.into(),
-            )),
+            Err(errno) => Err(EmbeddedError::io("signal the server of", &self.cluster)(errno.into())),
         }
     }
 }
@@ -153,9 +138,7 @@ pub(super) fn is_postmaster_of(pid: i32, cluster: &Path) -> bool {
     let Some(program) = args.first().map(PathBuf::from) else {
         return false; // gone, or a zombie
     };
-    let is_postgres = program
-        .file_name()
-        .is_some_and(|name| name == "postgres" || name == "postmaster");
+    let is_postgres = program.file_name().is_some_and(|name| name == "postgres" || name == "postmaster");
     let names_cluster = || {
         args.iter().skip(1).any(|arg| {
             let dir = arg.strip_prefix("-D").unwrap_or(arg);
@@ -181,9 +164,7 @@ fn arguments(pid: i32) -> Vec<String> {
 /// spaces is put together again from the `-D` on.
 #[cfg(not(target_os = "linux"))]
 fn arguments(pid: i32) -> Vec<String> {
-    let output = std::process::Command::new("ps")
-        .args(["-ww", "-o", "command=", "-p", &pid.to_string()])
-        .output();
+    let output = std::process::Command::new("ps").args(["-ww", "-o", "command=", "-p", &pid.to_string()]).output();
     let Ok(output) = output else {
         return Vec::new();
     };

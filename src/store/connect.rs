@@ -60,8 +60,9 @@ pub fn pool(options: PgConnectOptions, connections_max: u32) -> PgPool {
 pub fn guarded(options: PgPoolOptions) -> PgPoolOptions {
     options.after_release(|conn, _| {
         Box::pin(async move {
-            // One simple query: outside a transaction it is a warning, and costs one round trip.
-            conn.execute("ROLLBACK").await?;
+            // One round trip. A lone ROLLBACK would be a warning in the server's log each time there is nothing to roll
+            // back; BEGIN warns only where there is. In a failed transaction it is an error, and the connection is closed.
+            conn.execute("BEGIN; ROLLBACK").await?;
             Ok(true)
         })
     })

@@ -3,6 +3,7 @@
 use crate::domain::event::{Charge, EventId, Measures, PricedEvent, UsageEvent};
 use crate::store::keys::charge;
 use crate::store::numeric;
+use crate::store::usage::AsOf;
 use bigdecimal::BigDecimal;
 use chrono::{DateTime, NaiveDate, Utc};
 use sqlx::{PgConnection, PgPool};
@@ -159,12 +160,14 @@ pub async fn find(pool: &PgPool, client_id: &str, id: EventId) -> sqlx::Result<O
 
 /// Up to `limit` events after `after` in the order asked for, and the time up to which the answer is complete.
 pub async fn list(
-    conn: &mut PgConnection,
+    pool: &PgPool,
     filter: &EventFilter<'_>,
     ascending: bool,
     after: Option<EventId>,
     limit: i64,
-) -> sqlx::Result<Vec<RecordedEvent>> {
+) -> sqlx::Result<AsOf<Vec<RecordedEvent>>> {
+    let mut tx = pool.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
+    let complete_as_of = sqlx::query_scalar!(r#"SELECT now() AS "now!""#).fetch_one(&mut *tx).await?;
     let EventFilter { client_id, start_time, end_time, services, operations, models, subjects, unpriced_only } =
         *filter;
     let (after_time, after_seq) = (after.map(|id| id.time), after.map(|id| id.seq));
@@ -197,7 +200,7 @@ pub async fn list(
             after_seq,
             limit
         )
-        .fetch_all(conn)
+        .fetch_all(&mut *tx)
         .await?
     } else {
         sqlx::query_as!(
@@ -227,8 +230,10 @@ pub async fn list(
             after_seq,
             limit
         )
-        .fetch_all(conn)
+        .fetch_all(&mut *tx)
         .await?
     };
-    rows.into_iter().map(RecordedEvent::try_from).collect()
+    tx.commit().await?;
+    let rows = rows.into_iter().map(RecordedEvent::try_from).collect::<sqlx::Result<_>>()?;
+    Ok(AsOf { complete_as_of, rows })
 }

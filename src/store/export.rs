@@ -36,3 +36,8 @@ pub fn stream<'a>(
     .fetch(conn)
     .map(|row| RecordedEvent::try_from(row?))
 }
+
+/// The start of the transaction, which lies before its snapshot: what was acknowledged before it is in.
+pub async fn snapshot_time(conn: &mut PgConnection) -> sqlx::Result<DateTime<Utc>> {
+    sqlx::query_scalar!(r#"SELECT now() AS "now!""#).fetch_one(conn).await
+}

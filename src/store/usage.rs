@@ -6,6 +6,7 @@ use crate::domain::rollup::Sums;
 use crate::store::sums::SumsRow;
 use bigdecimal::BigDecimal;
 use chrono::{DateTime, NaiveDate, Utc};
+use serde::{Deserialize, Serialize};
 use sqlx::PgPool;
 
 /// Rows, and the time up to which they are complete.
@@ -183,7 +184,7 @@ pub struct GroupBy {
 }
 
 /// The dimensions of a row: those not grouped by hold the first day there is, or the empty string.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QueryKey {
     pub day: NaiveDate,
     pub month: NaiveDate,

@@ -93,10 +93,7 @@ pub fn read_batches<R: BufRead>(
             Ok(event) => {
                 bytes += event.encoded_len() + 8;
                 batch.events.push(event);
-                batch.origins.push(Origin {
-                    line: row.line,
-                    text: kept(row.text, plan),
-                });
+                batch.origins.push(Origin { line: row.line, text: kept(row.text, plan) });
             }
             Err(faults) => batch.bad_rows.push(unreadable(row, faults, plan)),
         }
@@ -111,10 +108,7 @@ pub fn read_batches<R: BufRead>(
             if !sink(batch) || stop {
                 return Ok(());
             }
-            batch = Batch {
-                number: next,
-                ..Batch::default()
-            };
+            batch = Batch { number: next, ..Batch::default() };
             bytes = 0;
         }
     }
@@ -154,12 +148,10 @@ pub fn digest_of(position: &Position) -> String {
 }
 
 fn keyed_event(row: &Row, plan: &ReadPlan, keys: &mut KeyMaker) -> Result<UsageEvent, Vec<Fault>> {
-    let cells = row.cells.as_ref().map_err(|message| {
-        vec![Fault {
-            column: String::new(),
-            message: format!("the row {message}"),
-        }]
-    })?;
+    let cells = row
+        .cells
+        .as_ref()
+        .map_err(|message| vec![Fault { column: String::new(), message: format!("the row {message}") }])?;
     let mut event = event_of(cells, &plan.mapping, &plan.time)?;
     if event.idempotency_key.is_empty() {
         event.idempotency_key = keys.next_key(&event);
@@ -168,25 +160,12 @@ fn keyed_event(row: &Row, plan: &ReadPlan, keys: &mut KeyMaker) -> Result<UsageE
 }
 
 fn unreadable(row: Row, faults: Vec<Fault>, plan: &ReadPlan) -> BadRow {
-    let column = faults
-        .first()
-        .map(|fault| fault.column.clone())
-        .unwrap_or_default();
+    let column = faults.first().map(|fault| fault.column.clone()).unwrap_or_default();
     let message = match &faults[..] {
         [fault] => fault.message.clone(),
-        _ => faults
-            .iter()
-            .map(|fault| format!("{}: {}", fault.column, fault.message))
-            .collect::<Vec<_>>()
-            .join("; "),
+        _ => faults.iter().map(|fault| format!("{}: {}", fault.column, fault.message)).collect::<Vec<_>>().join("; "),
     };
-    BadRow {
-        line: row.line,
-        column,
-        reason: "UNREADABLE".to_owned(),
-        message,
-        text: kept(row.text, plan),
-    }
+    BadRow { line: row.line, column, reason: "UNREADABLE".to_owned(), message, text: kept(row.text, plan) }
 }
 
 fn kept(text: String, plan: &ReadPlan) -> String {

@@ -27,11 +27,7 @@ fn read(text: &str, change: impl FnOnce(&mut ReadPlan)) -> anyhow::Result<Vec<Ba
 }
 
 fn keys(batches: &[Batch]) -> Vec<String> {
-    batches
-        .iter()
-        .flat_map(|batch| &batch.events)
-        .map(|event| event.idempotency_key.clone())
-        .collect()
+    batches.iter().flat_map(|batch| &batch.events).map(|event| event.idempotency_key.clone()).collect()
 }
 
 const FILE: &str = "client_id,service,event_time,units\n\
@@ -40,16 +36,10 @@ const FILE: &str = "client_id,service,event_time,units\n\
 #[test]
 fn rows_come_in_batches_with_their_lines_and_bad_rows() {
     let batches = read(FILE, |_| {}).unwrap();
-    let sizes: Vec<_> = batches
-        .iter()
-        .map(|batch| (batch.number, batch.events.len(), batch.bad_rows.len()))
-        .collect();
+    let sizes: Vec<_> = batches.iter().map(|batch| (batch.number, batch.events.len(), batch.bad_rows.len())).collect();
     assert_eq!(sizes, [(0, 2, 0), (1, 2, 1), (2, 1, 0)]);
     let bad = &batches[1].bad_rows[0];
-    assert_eq!(
-        (bad.line, bad.column.as_str(), bad.text.as_str()),
-        (4, "units", "a,s,2026-11-01,x")
-    );
+    assert_eq!((bad.line, bad.column.as_str(), bad.text.as_str()), (4, "units", "a,s,2026-11-01,x"));
     assert_eq!(batches[2].origins[0].line, 7);
     assert_eq!(batches[2].end.offset, FILE.len() as u64);
 }
@@ -60,10 +50,7 @@ fn keys_do_not_depend_on_the_batch_size() {
     let large = keys(&read(FILE, |plan| plan.batch_events_max = 100).unwrap());
     assert_eq!(small, large);
     assert!(small[3].ends_with("-3"), "1 and 1.0 are equal: {small:?}");
-    assert_eq!(
-        small.iter().collect::<std::collections::HashSet<_>>().len(),
-        small.len()
-    );
+    assert_eq!(small.iter().collect::<std::collections::HashSet<_>>().len(), small.len());
 }
 
 #[test]

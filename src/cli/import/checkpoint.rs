@@ -52,8 +52,7 @@ impl Checkpoint {
     /// Writes it in one step: whoever reads finds this or the one before.
     pub fn save(&self, path: &Path) -> anyhow::Result<()> {
         let new = with_suffix(path, ".new");
-        let written = std::fs::write(&new, serde_json::to_vec(self)?)
-            .and_then(|()| std::fs::rename(&new, path));
+        let written = std::fs::write(&new, serde_json::to_vec(self)?).and_then(|()| std::fs::rename(&new, path));
         written.with_context(|| format!("cannot write the checkpoint {}", path.display()))
     }
 }
@@ -80,10 +79,7 @@ pub struct SettledPrefix {
 impl SettledPrefix {
     /// Starts with the bad rows of an earlier run.
     pub fn new(bad_rows: u64) -> SettledPrefix {
-        SettledPrefix {
-            bad_rows,
-            ..SettledPrefix::default()
-        }
+        SettledPrefix { bad_rows, ..SettledPrefix::default() }
     }
 
     /// A batch is settled. Answers the new end of the settled prefix and the bad rows in it, if it moved.
@@ -104,10 +100,7 @@ mod tests {
     use super::*;
 
     fn position(offset: u64) -> Position {
-        Position {
-            offset,
-            ..Position::default()
-        }
+        Position { offset, ..Position::default() }
     }
 
     #[test]
@@ -121,12 +114,7 @@ mod tests {
         assert_eq!(Checkpoint::load(&path).unwrap(), Some(checkpoint));
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
         std::fs::write(&path, "x").unwrap();
-        assert!(
-            Checkpoint::load(&path)
-                .unwrap_err()
-                .to_string()
-                .contains("not a checkpoint")
-        );
+        assert!(Checkpoint::load(&path).unwrap_err().to_string().contains("not a checkpoint"));
     }
 
     #[test]

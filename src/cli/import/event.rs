@@ -25,16 +25,8 @@ pub struct Fault {
 
 /// Makes the event that a row says, without a key unless a column has one. The contract's bounds are checked here, so
 /// that a dry run finds what the server would refuse, except what only the server knows (services, how old is too old).
-pub fn event_of(
-    cells: &Cells,
-    mapping: &Mapping,
-    rules: &TimeRules,
-) -> Result<UsageEvent, Vec<Fault>> {
-    let mut row = RowFields {
-        cells,
-        mapping,
-        faults: Vec::new(),
-    };
+pub fn event_of(cells: &Cells, mapping: &Mapping, rules: &TimeRules) -> Result<UsageEvent, Vec<Fault>> {
+    let mut row = RowFields { cells, mapping, faults: Vec::new() };
     let event = UsageEvent {
         client_id: row.name(Field::Client),
         service: row.name(Field::Service),
@@ -52,10 +44,7 @@ pub fn event_of(
         metadata: row.metadata(),
     };
     if row.faults.is_empty() && event.cached_input_tokens > event.input_tokens {
-        row.fault(
-            Field::CachedInputTokens,
-            "must be a part of input_tokens, but is more",
-        );
+        row.fault(Field::CachedInputTokens, "must be a part of input_tokens, but is more");
     }
     match row.faults.is_empty() {
         true => Ok(event),
@@ -72,18 +61,13 @@ struct RowFields<'a> {
 impl RowFields<'_> {
     fn fault(&mut self, field: Field, message: impl Into<String>) {
         let column = self.mapping.place(field).column(field);
-        self.faults.push(Fault {
-            column,
-            message: message.into(),
-        });
+        self.faults.push(Fault { column, message: message.into() });
     }
 
     /// The text of a field. None: absent or wrong.
     fn text(&mut self, field: Field) -> Option<String> {
         let mapping = self.mapping;
-        let text = find(mapping.place(field), self.cells)
-            .map(text_of)
-            .transpose();
+        let text = find(mapping.place(field), self.cells).map(text_of).transpose();
         let text = text.unwrap_or_else(|message| {
             self.fault(field, message);
             None
@@ -114,10 +98,7 @@ impl RowFields<'_> {
         if text.is_empty() && field.is_required() && self.faults.len() == faults_before {
             self.fault(field, "is required, and empty here");
         } else if text.len() > bytes_max {
-            self.fault(
-                field,
-                format!("must be at most {bytes_max} bytes, is {}", text.len()),
-            );
+            self.fault(field, format!("must be at most {bytes_max} bytes, is {}", text.len()));
         } else if text.chars().any(char::is_control) {
             self.fault(field, "must not contain control characters");
         }
@@ -128,9 +109,7 @@ impl RowFields<'_> {
         let faults_before = self.faults.len();
         match self.text(Field::Time) {
             Some(text) if text == "now" => None,
-            Some(text) => parse_time(&text, rules)
-                .map_err(|message| self.fault(Field::Time, message))
-                .ok(),
+            Some(text) => parse_time(&text, rules).map_err(|message| self.fault(Field::Time, message)).ok(),
             None if self.faults.len() > faults_before => None,
             None => {
                 self.fault(Field::Time, "is required, and empty here");
@@ -144,19 +123,14 @@ impl RowFields<'_> {
         for (place, name) in &self.mapping.metadata {
             let value = match find(place, self.cells) {
                 None => continue,
-                Some(Found::Text(text)) => Ok(Value {
-                    kind: Some(Kind::StringValue(text.to_owned())),
-                }),
-                Some(Found::Json(text)) => serde_json::from_str(&text)
-                    .map_err(|error| error.to_string())
-                    .and_then(json::value),
+                Some(Found::Text(text)) => Ok(Value { kind: Some(Kind::StringValue(text.to_owned())) }),
+                Some(Found::Json(text)) => {
+                    serde_json::from_str(&text).map_err(|error| error.to_string()).and_then(json::value)
+                }
             };
             match value {
                 Ok(value) => drop(metadata.fields.insert(name.clone(), value)),
-                Err(message) => self.faults.push(Fault {
-                    column: name.clone(),
-                    message,
-                }),
+                Err(message) => self.faults.push(Fault { column: name.clone(), message }),
             }
         }
         // The encoded form is near enough to JSON's length to refuse what cannot pass; the server has the last word.
@@ -168,24 +142,18 @@ impl RowFields<'_> {
 
     fn own_metadata(&mut self) -> Option<Struct> {
         let parsed = match find(self.mapping.place(Field::Metadata), self.cells)? {
-            Found::Text(text) if self.mapping.is_export => {
-                json::metadata(without_formula_guard(text))
-            }
+            Found::Text(text) if self.mapping.is_export => json::metadata(without_formula_guard(text)),
             Found::Text(text) => json::metadata(text),
             Found::Json(text) => json::metadata(&text),
         };
-        parsed
-            .map_err(|message| self.fault(Field::Metadata, message))
-            .ok()
+        parsed.map_err(|message| self.fault(Field::Metadata, message)).ok()
     }
 }
 
 fn text_of(found: Found<'_>) -> Result<String, String> {
     match found {
         Found::Text(text) => Ok(text.to_owned()),
-        Found::Json(json) if json.starts_with('"') => {
-            serde_json::from_str(&json).map_err(|error| error.to_string())
-        }
+        Found::Json(json) if json.starts_with('"') => serde_json::from_str(&json).map_err(|error| error.to_string()),
         Found::Json(json) if json.starts_with(['{', '[']) => {
             Err("must be a text or a number; a dotted path reaches into an object".to_owned())
         }
@@ -196,13 +164,7 @@ fn text_of(found: Found<'_>) -> Result<String, String> {
 /// Takes off the ' that an export puts before text that a spreadsheet would take for a formula.
 fn without_formula_guard(text: &str) -> &str {
     match text.strip_prefix('\'') {
-        Some(rest)
-            if rest
-                .trim_start_matches('\'')
-                .starts_with(['=', '+', '-', '@', '\t', '\r']) =>
-        {
-            rest
-        }
+        Some(rest) if rest.trim_start_matches('\'').starts_with(['=', '+', '-', '@', '\t', '\r']) => rest,
         _ => text,
     }
 }

@@ -12,8 +12,7 @@ use tonic::codegen::tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status};
 
 use crate::proto::{
-    BatchTrackUsageRequest, BatchTrackUsageResponse, EventError, EventOutcome, Money, UsageEvent,
-    UsageResult,
+    BatchTrackUsageRequest, BatchTrackUsageResponse, EventError, EventOutcome, Money, UsageEvent, UsageResult,
 };
 
 /// What a call does besides recording.
@@ -52,11 +51,7 @@ impl Fake {
         tokio::spawn(async move {
             let (mut broken, _) = listener.accept().await.unwrap();
             let mut bytes = [0; 512];
-            while tokio::io::AsyncReadExt::read(&mut broken, &mut bytes)
-                .await
-                .unwrap()
-                == bytes.len()
-            {}
+            while tokio::io::AsyncReadExt::read(&mut broken, &mut bytes).await.unwrap() == bytes.len() {}
             drop(broken);
             self.serve(listener)
         });
@@ -94,16 +89,8 @@ impl Fake {
         if outcome == EventOutcome::Accepted {
             recorded.insert(event.idempotency_key.clone(), event);
         }
-        let charge = Some(Money {
-            currency: "USD".into(),
-            amount: "0.1".into(),
-        });
-        UsageResult {
-            outcome: outcome.into(),
-            charge,
-            error,
-            ..Default::default()
-        }
+        let charge = Some(Money { currency: "USD".into(), amount: "0.1".into() });
+        UsageResult { outcome: outcome.into(), charge, error, ..Default::default() }
     }
 }
 
@@ -131,8 +118,7 @@ impl tower::Service<http::Request<Body>> for Fake {
 
 impl tonic::server::UnaryService<BatchTrackUsageRequest> for Fake {
     type Response = BatchTrackUsageResponse;
-    type Future =
-        Pin<Box<dyn Future<Output = Result<Response<BatchTrackUsageResponse>, Status>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<BatchTrackUsageResponse>, Status>> + Send>>;
 
     fn call(&mut self, request: Request<BatchTrackUsageRequest>) -> Self::Future {
         let fake = self.clone();
@@ -148,20 +134,16 @@ impl tonic::server::UnaryService<BatchTrackUsageRequest> for Fake {
             let results = events.into_iter().enumerate().map(|(index, event)| {
                 let result = fake.record(event);
                 match fault {
-                    Some(Fault::HalfUnavailable) if index % 2 == 0 => UsageResult {
-                        outcome: EventOutcome::Unavailable.into(),
-                        ..Default::default()
-                    },
+                    Some(Fault::HalfUnavailable) if index % 2 == 0 => {
+                        UsageResult { outcome: EventOutcome::Unavailable.into(), ..Default::default() }
+                    }
                     _ => result,
                 }
             });
             let results = results.collect();
             match fault {
                 Some(Fault::LostAnswer) => Err(Status::unavailable("lost")),
-                _ => Ok(Response::new(BatchTrackUsageResponse {
-                    results,
-                    ..Default::default()
-                })),
+                _ => Ok(Response::new(BatchTrackUsageResponse { results, ..Default::default() })),
             }
         })
     }

@@ -89,9 +89,7 @@ impl Field {
 
 /// Flags that map columns to fields. A field without a flag comes from the column of its own name, if there is one.
 #[derive(Args, Clone, Debug, Default)]
-#[command(
-    next_help_heading = "Mapping: a fixed value or a column for each field (NDJSON: key or dotted.path)"
-)]
+#[command(next_help_heading = "Mapping: a fixed value or a column for each field (NDJSON: key or dotted.path)")]
 pub struct MappingArgs {
     /// The same client for all rows
     #[arg(long, value_name = "ID")]
@@ -184,9 +182,7 @@ impl MappingArgs {
             Field::Units => (&self.units, &self.units_column),
             Field::InputTokens => (&self.input_tokens, &self.input_tokens_column),
             Field::OutputTokens => (&self.output_tokens, &self.output_tokens_column),
-            Field::CachedInputTokens => {
-                (&self.cached_input_tokens, &self.cached_input_tokens_column)
-            }
+            Field::CachedInputTokens => (&self.cached_input_tokens, &self.cached_input_tokens_column),
             Field::Amount => (&self.amount, &self.amount_column),
             Field::Time => (&self.time, &self.time_column),
             Field::Key => (&None, &self.key_column),

@@ -32,16 +32,10 @@ pub fn format_of(path: &Path, given: Option<Format>) -> anyhow::Result<Format> {
     if let Some(format) = given {
         return Ok(format);
     }
-    let extension = path
-        .extension()
-        .and_then(|extension| extension.to_str())
-        .unwrap_or_default();
+    let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
     match extension.to_ascii_lowercase().as_str() {
         "csv" | "tsv" | "txt" => Ok(Format::Csv),
         "ndjson" | "jsonl" | "json" => Ok(Format::Ndjson),
-        _ => bail!(
-            "{}: which format is it? give --format csv or --format ndjson",
-            path.display()
-        ),
+        _ => bail!("{}: which format is it? give --format csv or --format ndjson", path.display()),
     }
 }

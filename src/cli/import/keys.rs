@@ -29,10 +29,7 @@ pub struct KeyMaker {
 impl KeyMaker {
     /// Starts a file.
     pub fn new(prefix: &str) -> KeyMaker {
-        KeyMaker {
-            prefix: prefix.to_owned(),
-            seen: HashMap::new(),
-        }
+        KeyMaker { prefix: prefix.to_owned(), seen: HashMap::new() }
     }
 
     /// The key of the file's next row. Call it for each row in order.
@@ -59,11 +56,7 @@ pub fn content_hash(event: &UsageEvent) -> ContentHash {
     ] {
         put(&mut hash, text.as_bytes());
     }
-    for tokens in [
-        event.input_tokens,
-        event.output_tokens,
-        event.cached_input_tokens,
-    ] {
+    for tokens in [event.input_tokens, event.output_tokens, event.cached_input_tokens] {
         hash.update(tokens.to_be_bytes());
     }
     match &event.event_time {
@@ -129,12 +122,7 @@ mod tests {
     use super::*;
 
     fn event(units: &str) -> UsageEvent {
-        UsageEvent {
-            client_id: "acme".into(),
-            service: "openai".into(),
-            units: units.into(),
-            ..Default::default()
-        }
+        UsageEvent { client_id: "acme".into(), service: "openai".into(), units: units.into(), ..Default::default() }
     }
 
     fn keys(events: &[UsageEvent]) -> Vec<String> {
@@ -165,77 +153,28 @@ mod tests {
 
     #[test]
     fn another_prefix_is_another_event() {
-        assert_ne!(
-            KeyMaker::new("a").next_key(&event("1")),
-            KeyMaker::new("b").next_key(&event("1"))
-        );
+        assert_ne!(KeyMaker::new("a").next_key(&event("1")), KeyMaker::new("b").next_key(&event("1")));
     }
 
     #[test]
     fn every_field_counts_and_neighbours_do_not_run_together() {
         let base = UsageEvent::default();
         let variants = [
-            UsageEvent {
-                client_id: "x".into(),
-                ..base.clone()
-            },
-            UsageEvent {
-                service: "x".into(),
-                ..base.clone()
-            },
-            UsageEvent {
-                operation: "x".into(),
-                ..base.clone()
-            },
-            UsageEvent {
-                model: "x".into(),
-                ..base.clone()
-            },
-            UsageEvent {
-                units: "1".into(),
-                ..base.clone()
-            },
-            UsageEvent {
-                amount: "1".into(),
-                ..base.clone()
-            },
-            UsageEvent {
-                subject: "x".into(),
-                ..base.clone()
-            },
-            UsageEvent {
-                external_id: "x".into(),
-                ..base.clone()
-            },
-            UsageEvent {
-                input_tokens: 1,
-                ..base.clone()
-            },
-            UsageEvent {
-                output_tokens: 1,
-                ..base.clone()
-            },
-            UsageEvent {
-                cached_input_tokens: 1,
-                ..base.clone()
-            },
-            UsageEvent {
-                event_time: Some(Default::default()),
-                ..base.clone()
-            },
-            UsageEvent {
-                metadata: Some(Default::default()),
-                ..base.clone()
-            },
-            UsageEvent {
-                operation: "a".into(),
-                model: "b".into(),
-                ..base.clone()
-            },
-            UsageEvent {
-                operation: "ab".into(),
-                ..base.clone()
-            },
+            UsageEvent { client_id: "x".into(), ..base.clone() },
+            UsageEvent { service: "x".into(), ..base.clone() },
+            UsageEvent { operation: "x".into(), ..base.clone() },
+            UsageEvent { model: "x".into(), ..base.clone() },
+            UsageEvent { units: "1".into(), ..base.clone() },
+            UsageEvent { amount: "1".into(), ..base.clone() },
+            UsageEvent { subject: "x".into(), ..base.clone() },
+            UsageEvent { external_id: "x".into(), ..base.clone() },
+            UsageEvent { input_tokens: 1, ..base.clone() },
+            UsageEvent { output_tokens: 1, ..base.clone() },
+            UsageEvent { cached_input_tokens: 1, ..base.clone() },
+            UsageEvent { event_time: Some(Default::default()), ..base.clone() },
+            UsageEvent { metadata: Some(Default::default()), ..base.clone() },
+            UsageEvent { operation: "a".into(), model: "b".into(), ..base.clone() },
+            UsageEvent { operation: "ab".into(), ..base.clone() },
             base,
         ];
         let hashes: std::collections::HashSet<_> = variants.iter().map(content_hash).collect();
@@ -247,18 +186,10 @@ mod tests {
         // A change here means that files imported before are counted again: raise FORM and say so in the release notes.
         let event = UsageEvent {
             input_tokens: 374,
-            event_time: Some(prost_types::Timestamp {
-                seconds: 1_700_158_546,
-                nanos: 680_590_000,
-            }),
-            metadata: Some(
-                crate::cli::json::metadata(r#"{"b":[1,"x",null],"a":{"c":true}}"#).unwrap(),
-            ),
+            event_time: Some(prost_types::Timestamp { seconds: 1_700_158_546, nanos: 680_590_000 }),
+            metadata: Some(crate::cli::json::metadata(r#"{"b":[1,"x",null],"a":{"c":true}}"#).unwrap()),
             ..event("2.5")
         };
-        assert_eq!(
-            hex(&content_hash(&event)),
-            "cff981e0f4bc4d5fc95b7aff48745ef5"
-        );
+        assert_eq!(hex(&content_hash(&event)), "cff981e0f4bc4d5fc95b7aff48745ef5");
     }
 }

@@ -47,14 +47,11 @@ impl Mapping {
         let named = |flag: String, name: &String| {
             find(name)
                 .map(|index| Place::Cell(index, name.clone()))
-                .ok_or_else(|| {
-                    format!("--{flag} {name:?}: no such column{}", nearest(name, header))
-                })
+                .ok_or_else(|| format!("--{flag} {name:?}: no such column{}", nearest(name, header)))
         };
         let mut places = Vec::new();
         for field in Field::ALL {
-            let own =
-                || find(field.name()).map(|index| Place::Cell(index, field.name().to_owned()));
+            let own = || find(field.name()).map(|index| Place::Cell(index, field.name().to_owned()));
             let place = match args.flags(field) {
                 (Some(fixed), _) => Place::Fixed(fixed.clone()),
                 (_, Some(column)) => named(format!("{}-column", field.flag()), column)?,
@@ -70,14 +67,9 @@ impl Mapping {
             .iter()
             .map(|name| Ok((named("metadata-column".to_owned(), name)?, name.clone())))
             .collect::<Result<_, String>>()?;
-        let is_export = ["event_id", "client_id", "idempotency_key", "record_time"]
-            .iter()
-            .all(|name| find(name).is_some());
-        Ok(Mapping {
-            places,
-            metadata,
-            is_export,
-        })
+        let is_export =
+            ["event_id", "client_id", "idempotency_key", "record_time"].iter().all(|name| find(name).is_some());
+        Ok(Mapping { places, metadata, is_export })
     }
 
     /// For NDJSON, whose rows each have their own keys. Fields may also lie in an object `event`.
@@ -85,18 +77,11 @@ impl Mapping {
         let place = |field: Field| match args.flags(field) {
             (Some(fixed), _) => Place::Fixed(fixed.clone()),
             (_, Some(column)) => Place::Path(vec![column.clone()]),
-            _ => Place::Path(vec![
-                field.name().to_owned(),
-                format!("event.{}", field.name()),
-            ]),
+            _ => Place::Path(vec![field.name().to_owned(), format!("event.{}", field.name())]),
         };
         Mapping {
             places: Field::ALL.map(place).to_vec(),
-            metadata: args
-                .metadata_column
-                .iter()
-                .map(|name| (Place::Path(vec![name.clone()]), name.clone()))
-                .collect(),
+            metadata: args.metadata_column.iter().map(|name| (Place::Path(vec![name.clone()]), name.clone())).collect(),
             is_export: false,
         }
     }
@@ -117,19 +102,14 @@ impl Mapping {
 
     /// A line that says where each field comes from.
     pub fn describe(&self) -> String {
-        let described = Field::ALL
-            .iter()
-            .filter_map(|field| match self.place(*field) {
-                Place::Nothing => None,
-                Place::Fixed(value) => Some(format!("{} = {value:?}", field.name())),
-                Place::Cell(_, name) => Some(format!("{} from {name}", field.name())),
-                Place::Path(paths) if paths.len() > 1 => None,
-                Place::Path(paths) => Some(format!("{} from {}", field.name(), paths[0])),
-            });
-        let metadata = self
-            .metadata
-            .iter()
-            .map(|(_, name)| format!("metadata.{name} from {name}"));
+        let described = Field::ALL.iter().filter_map(|field| match self.place(*field) {
+            Place::Nothing => None,
+            Place::Fixed(value) => Some(format!("{} = {value:?}", field.name())),
+            Place::Cell(_, name) => Some(format!("{} from {name}", field.name())),
+            Place::Path(paths) if paths.len() > 1 => None,
+            Place::Path(paths) => Some(format!("{} from {}", field.name(), paths[0])),
+        });
+        let metadata = self.metadata.iter().map(|(_, name)| format!("metadata.{name} from {name}"));
         let parts: Vec<String> = described.chain(metadata).collect();
         match parts.is_empty() {
             true => "fields by their own names".to_owned(),
@@ -140,11 +120,7 @@ impl Mapping {
 
 fn missing(field: Field, header: &[String]) -> String {
     let flag = field.flag();
-    let now = if field == Field::Time {
-        " or --time now"
-    } else {
-        ""
-    };
+    let now = if field == Field::Time { " or --time now" } else { "" };
     format!(
         "no column is called {:?}: give --{flag}-column COLUMN or --{flag} VALUE{now} (columns: {})",
         field.name(),
@@ -156,12 +132,8 @@ fn nearest(name: &str, header: &[String]) -> String {
     let near = header
         .iter()
         .min_by_key(|column| strsim::levenshtein(&name.to_lowercase(), &column.to_lowercase()))
-        .filter(|column| {
-            strsim::levenshtein(&name.to_lowercase(), &column.to_lowercase()) <= name.len() / 2
-        });
-    let hint = near
-        .map(|near| format!("; did you mean {near:?}?"))
-        .unwrap_or_default();
+        .filter(|column| strsim::levenshtein(&name.to_lowercase(), &column.to_lowercase()) <= name.len() / 2);
+    let hint = near.map(|near| format!("; did you mean {near:?}?")).unwrap_or_default();
     format!("{hint} (columns: {})", header.join(", "))
 }
 
@@ -178,14 +150,12 @@ pub enum Found<'a> {
 pub fn find<'a>(place: &'a Place, cells: &'a Cells) -> Option<Found<'a>> {
     match (place, cells) {
         (Place::Fixed(value), _) => Some(Found::Text(value)),
-        (Place::Cell(index, _), Cells::Csv(cells)) => cells
-            .get(*index)
-            .filter(|cell| !cell.is_empty())
-            .map(|cell| Found::Text(cell)),
-        (Place::Path(paths), Cells::Json(object)) => paths
-            .iter()
-            .find_map(|path| find_path(object, path))
-            .map(Found::Json),
+        (Place::Cell(index, _), Cells::Csv(cells)) => {
+            cells.get(*index).filter(|cell| !cell.is_empty()).map(|cell| Found::Text(cell))
+        }
+        (Place::Path(paths), Cells::Json(object)) => {
+            paths.iter().find_map(|path| find_path(object, path)).map(Found::Json)
+        }
         _ => None,
     }
 }

@@ -8,9 +8,7 @@ struct Flags {
 }
 
 fn args(flags: &[&str]) -> MappingArgs {
-    Flags::try_parse_from([&["test"], flags].concat())
-        .unwrap()
-        .mapping
+    Flags::try_parse_from([&["test"], flags].concat()).unwrap().mapping
 }
 
 fn header(names: &str) -> Vec<String> {
@@ -19,12 +17,8 @@ fn header(names: &str) -> Vec<String> {
 
 #[test]
 fn columns_of_the_fields_own_names_map_by_themselves() {
-    let mapping =
-        Mapping::for_csv(&args(&[]), &header("x,event_time,service,client_id,model")).unwrap();
-    assert_eq!(
-        mapping.place(Field::Client),
-        &Place::Cell(3, "client_id".into())
-    );
+    let mapping = Mapping::for_csv(&args(&[]), &header("x,event_time,service,client_id,model")).unwrap();
+    assert_eq!(mapping.place(Field::Client), &Place::Cell(3, "client_id".into()));
     assert_eq!(mapping.place(Field::Model), &Place::Cell(4, "model".into()));
     assert_eq!(mapping.place(Field::Units), &Place::Nothing);
     assert!(!mapping.is_export);
@@ -32,49 +26,23 @@ fn columns_of_the_fields_own_names_map_by_themselves() {
 
 #[test]
 fn flags_win_over_names() {
-    let flags = [
-        "--client",
-        "acme",
-        "--service-column",
-        "kind",
-        "--time",
-        "now",
-        "--metadata-column",
-        "x",
-    ];
+    let flags = ["--client", "acme", "--service-column", "kind", "--time", "now", "--metadata-column", "x"];
     let mapping = Mapping::for_csv(&args(&flags), &header("x,service,client_id,kind")).unwrap();
     assert_eq!(mapping.place(Field::Client), &Place::Fixed("acme".into()));
-    assert_eq!(
-        mapping.place(Field::Service),
-        &Place::Cell(3, "kind".into())
-    );
-    assert_eq!(
-        mapping.metadata,
-        [(Place::Cell(0, "x".into()), "x".to_owned())]
-    );
-    assert_eq!(
-        mapping.describe(),
-        "client_id = \"acme\", service from kind, event_time = \"now\", metadata.x from x"
-    );
+    assert_eq!(mapping.place(Field::Service), &Place::Cell(3, "kind".into()));
+    assert_eq!(mapping.metadata, [(Place::Cell(0, "x".into()), "x".to_owned())]);
+    assert_eq!(mapping.describe(), "client_id = \"acme\", service from kind, event_time = \"now\", metadata.x from x");
 }
 
 #[test]
 fn a_column_that_is_not_there_is_told_with_the_nearest_one() {
-    let error = Mapping::for_csv(
-        &args(&["--client-column", "tenent"]),
-        &header("tenant,service"),
-    )
-    .unwrap_err();
-    assert!(
-        error.contains("--client-column") && error.contains("did you mean \"tenant\"?"),
-        "{error}"
-    );
+    let error = Mapping::for_csv(&args(&["--client-column", "tenent"]), &header("tenant,service")).unwrap_err();
+    assert!(error.contains("--client-column") && error.contains("did you mean \"tenant\"?"), "{error}");
 }
 
 #[test]
 fn what_every_row_needs_has_to_come_from_somewhere() {
-    let error =
-        Mapping::for_csv(&args(&["--client", "a", "--service", "b"]), &header("x")).unwrap_err();
+    let error = Mapping::for_csv(&args(&["--client", "a", "--service", "b"]), &header("x")).unwrap_err();
     assert!(error.contains("--time now"), "{error}");
 }
 
@@ -86,8 +54,7 @@ fn a_fixed_value_and_a_column_exclude_each_other() {
 #[test]
 fn json_is_looked_up_by_key_and_by_path() {
     let object: RawObject =
-        serde_json::from_str(r#"{"a":{"b":{"c":1.50}},"x.y":2,"n":null,"event":{"model":"m"}}"#)
-            .unwrap();
+        serde_json::from_str(r#"{"a":{"b":{"c":1.50}},"x.y":2,"n":null,"event":{"model":"m"}}"#).unwrap();
     let cells = Cells::Json(object);
     let get = |path: &str| {
         let place = Place::Path(vec![path.to_owned()]);
@@ -101,7 +68,5 @@ fn json_is_looked_up_by_key_and_by_path() {
     assert_eq!(get("n"), None);
     assert_eq!(get("a.z"), None);
     let mapping = Mapping::for_json(&args(&[]));
-    assert!(
-        matches!(find(mapping.place(Field::Model), &cells), Some(Found::Json(json)) if json == "\"m\"")
-    );
+    assert!(matches!(find(mapping.place(Field::Model), &cells), Some(Found::Json(json)) if json == "\"m\""));
 }

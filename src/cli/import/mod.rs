@@ -98,9 +98,7 @@ pub struct ImportArgs {
 /// Imports the files one after the other. Fails when a row was not recorded.
 pub async fn run(args: ImportArgs) -> anyhow::Result<ExitCode> {
     if args.checkpoint.is_some() && args.files.len() > 1 {
-        bail!(
-            "--checkpoint goes with one file; each file has its own checkpoint beside it without the flag"
-        );
+        bail!("--checkpoint goes with one file; each file has its own checkpoint beside it without the flag");
     }
     let sender = send::Sender::connect(&args).await?;
     let started = Instant::now();
@@ -126,9 +124,7 @@ pub async fn run(args: ImportArgs) -> anyhow::Result<ExitCode> {
     }
     match ended? {
         Ended::Interrupted => {
-            eprintln!(
-                "interrupted: run again with --resume, or without it (nothing is counted twice)"
-            );
+            eprintln!("interrupted: run again with --resume, or without it (nothing is counted twice)");
             Ok(ExitCode::from(INTERRUPTED))
         }
         Ended::Strict => Ok(ExitCode::FAILURE),
@@ -156,6 +152,5 @@ fn parse_prefix(text: &str) -> Result<String, String> {
 }
 
 fn parse_zone(text: &str) -> Result<Tz, String> {
-    text.parse()
-        .map_err(|_| format!("{text:?} is not an IANA time zone such as Europe/Berlin"))
+    text.parse().map_err(|_| format!("{text:?} is not an IANA time zone such as Europe/Berlin"))
 }

@@ -30,18 +30,10 @@ impl Progress {
                 None => ProgressBar::no_length(),
             };
             let form = "{bar:30} {bytes}/{total_bytes} {eta} {msg}";
-            bar.set_style(
-                ProgressStyle::with_template(form).unwrap_or_else(|_| ProgressStyle::default_bar()),
-            );
+            bar.set_style(ProgressStyle::with_template(form).unwrap_or_else(|_| ProgressStyle::default_bar()));
             bar
         });
-        Progress {
-            bar,
-            name: name.to_owned(),
-            bytes,
-            line_at: Instant::now() + LINE_INTERVAL,
-            quiet,
-        }
+        Progress { bar, name: name.to_owned(), bytes, line_at: Instant::now() + LINE_INTERVAL, quiet }
     }
 
     /// Shows where things stand.
@@ -62,11 +54,7 @@ impl Progress {
                 Some(bytes) => format!("{}%", offset * 100 / bytes.max(1)),
                 None => format!("{} bytes", grouped(offset)),
             };
-            eprintln!(
-                "{}: {done}, {} rows, {counts}",
-                self.name,
-                grouped(tally.rows)
-            );
+            eprintln!("{}: {done}, {} rows, {counts}", self.name, grouped(tally.rows));
         }
     }
 

@@ -35,14 +35,7 @@ impl Rejects {
     pub fn add(&mut self, file: &str, bad_rows: &[BadRow]) -> anyhow::Result<()> {
         for bad in bad_rows {
             let line = bad.line.to_string();
-            self.writer.write_record([
-                file,
-                &line,
-                &bad.column,
-                &bad.reason,
-                &bad.message,
-                &bad.text,
-            ])?;
+            self.writer.write_record([file, &line, &bad.column, &bad.reason, &bad.message, &bad.text])?;
         }
         Ok(self.writer.flush()?)
     }
@@ -63,21 +56,12 @@ mod tests {
             message: "must be a number, got \"x\"".into(),
             text: "a,\"b\",x".into(),
         };
-        Rejects::open(&path, false)
-            .unwrap()
-            .add("f.csv", std::slice::from_ref(&bad))
-            .unwrap();
-        Rejects::open(&path, true)
-            .unwrap()
-            .add("f.csv", &[bad])
-            .unwrap();
+        Rejects::open(&path, false).unwrap().add("f.csv", std::slice::from_ref(&bad)).unwrap();
+        Rejects::open(&path, true).unwrap().add("f.csv", &[bad]).unwrap();
         let mut reader = csv::Reader::from_path(&path).unwrap();
         let records: Vec<_> = reader.records().map(Result::unwrap).collect();
         assert_eq!(records.len(), 2);
-        assert_eq!(
-            records[1].iter().collect::<Vec<_>>()[..3],
-            ["f.csv", "7", "units"]
-        );
+        assert_eq!(records[1].iter().collect::<Vec<_>>()[..3], ["f.csv", "7", "units"]);
         assert_eq!(&records[0][5], "a,\"b\",x");
         Rejects::open(&path, false).unwrap();
         assert_eq!(csv::Reader::from_path(&path).unwrap().records().count(), 0);

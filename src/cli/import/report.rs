@@ -45,12 +45,7 @@ impl Tally {
     }
 
     /// Adds a settled batch. Answers its bad rows, in the order of the file.
-    pub fn add(
-        &mut self,
-        batch: &Batch,
-        results: &[UsageResult],
-        mapping: &Mapping,
-    ) -> anyhow::Result<Vec<BadRow>> {
+    pub fn add(&mut self, batch: &Batch, results: &[UsageResult], mapping: &Mapping) -> anyhow::Result<Vec<BadRow>> {
         self.unreadable += batch.bad_rows.len() as u64;
         self.rows += (batch.events.len() + batch.bad_rows.len()) as u64;
         let mut bad_rows = batch.bad_rows.clone();
@@ -102,11 +97,7 @@ impl Tally {
         if self.resumed_rows > 0 {
             line(
                 "resumed after",
-                format!(
-                    "{} rows ({} bad)",
-                    grouped(self.resumed_rows),
-                    grouped(self.resumed_bad_rows)
-                ),
+                format!("{} rows ({} bad)", grouped(self.resumed_rows), grouped(self.resumed_bad_rows)),
             );
         }
         line("rows read", grouped(self.rows));
@@ -125,23 +116,10 @@ impl Tally {
         line("input tokens", grouped(self.input_tokens));
         line("output tokens", grouped(self.output_tokens));
         if !dry_run {
-            line(
-                "cost",
-                format!("{} {}", self.cost_text(), self.currency)
-                    .trim_end()
-                    .to_owned(),
-            );
+            line("cost", format!("{} {}", self.cost_text(), self.currency).trim_end().to_owned());
         }
         let rate = rows_per_second(self.rows, elapsed);
-        line(
-            "time",
-            format!(
-                "{}.{:03} s, {} rows/s",
-                elapsed.as_secs(),
-                elapsed.subsec_millis(),
-                grouped(rate)
-            ),
-        );
+        line("time", format!("{}.{:03} s, {} rows/s", elapsed.as_secs(), elapsed.subsec_millis(), grouped(rate)));
         lines.extend(self.hints().into_iter().map(|hint| format!("note: {hint}")));
         lines.join("\n")
     }
@@ -158,10 +136,7 @@ impl Tally {
             );
         }
         if self.too_old > 0 {
-            hints.push(format!(
-                "{} rows are too old for the server's window: use --backfill",
-                grouped(self.too_old)
-            ));
+            hints.push(format!("{} rows are too old for the server's window: use --backfill", grouped(self.too_old)));
         }
         hints
     }
@@ -197,19 +172,12 @@ impl Tally {
 /// A row that the server refused; the column is the one that its field comes from.
 fn refused(result: &UsageResult, line: u64, text: &str, mapping: &Mapping) -> BadRow {
     let error = result.error.clone().unwrap_or_default();
-    let field = error
-        .field_violations
-        .first()
-        .map_or("", |violation| violation.field.as_str());
+    let field = error.field_violations.first().map_or("", |violation| violation.field.as_str());
     BadRow {
         line,
         column: mapping.column_of(field),
         reason: match error.reason.is_empty() {
-            true => result
-                .outcome()
-                .as_str_name()
-                .trim_start_matches("EVENT_OUTCOME_")
-                .to_owned(),
+            true => result.outcome().as_str_name().trim_start_matches("EVENT_OUTCOME_").to_owned(),
             false => error.reason.clone(),
         },
         message: connect::event_error_text(&error),
@@ -223,10 +191,7 @@ pub fn bad_row_text(file: &str, bad: &BadRow) -> String {
         true => String::new(),
         false => format!(" column {}:", bad.column),
     };
-    format!(
-        "{file}:{}:{column} {}: {}",
-        bad.line, bad.reason, bad.message
-    )
+    format!("{file}:{}:{column} {}: {}", bad.line, bad.reason, bad.message)
 }
 
 fn rows_per_second(rows: u64, elapsed: Duration) -> u64 {

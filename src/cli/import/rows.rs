@@ -67,24 +67,14 @@ pub struct RowReader<R> {
 impl<R: BufRead> RowReader<R> {
     /// Starts at the beginning of a file; of a CSV file this reads the header.
     pub fn new(input: R, format: Format, delimiter: u8) -> anyhow::Result<RowReader<R>> {
-        let csv = csv_core::ReaderBuilder::new()
-            .delimiter(delimiter)
-            .terminator(Terminator::Any(b'\n'))
-            .build();
-        let mut reader = RowReader {
-            input,
-            format,
-            csv: Box::new(csv),
-            header: Arc::default(),
-            position: Position::default(),
-        };
+        let csv = csv_core::ReaderBuilder::new().delimiter(delimiter).terminator(Terminator::Any(b'\n')).build();
+        let mut reader =
+            RowReader { input, format, csv: Box::new(csv), header: Arc::default(), position: Position::default() };
         if format == Format::Csv {
             let header = reader.next_row()?;
             reader.position.rows = 0;
             reader.header = match header.map(|row| row.cells) {
-                Some(Ok(Cells::Csv(names))) => {
-                    names.iter().map(|name| name.trim().to_owned()).collect()
-                }
+                Some(Ok(Cells::Csv(names))) => names.iter().map(|name| name.trim().to_owned()).collect(),
                 Some(Err(message)) => anyhow::bail!("the header line {message}"),
                 _ => anyhow::bail!("the file is empty: it has no header line"),
             };
@@ -120,9 +110,7 @@ impl<R: BufRead> RowReader<R> {
             Format::Ndjson => json_cells(&text),
         };
         self.position.rows += 1;
-        let text = String::from_utf8_lossy(&text)
-            .trim_end_matches(['\r', '\n'])
-            .to_owned();
+        let text = String::from_utf8_lossy(&text).trim_end_matches(['\r', '\n']).to_owned();
         Ok(Some(Row { line, text, cells }))
     }
 
@@ -158,9 +146,7 @@ impl<R: BufRead> RowReader<R> {
             // The last line may lack its end. Fed apart, for `text` must stay what the file says.
             let at_end = fed == text.len() && !text.ends_with(b"\n");
             let input = if at_end { b"\n" } else { &text[fed..] };
-            let (result, read, wrote, closed) =
-                self.csv
-                    .read_record(input, &mut output[written..], &mut ends[ended..]);
+            let (result, read, wrote, closed) = self.csv.read_record(input, &mut output[written..], &mut ends[ended..]);
             fed += if at_end { 0 } else { read };
             written += wrote;
             ended += closed;
@@ -168,8 +154,7 @@ impl<R: BufRead> RowReader<R> {
                 ReadRecordResult::Record => break,
                 ReadRecordResult::OutputFull => output.resize(output.len() * 2, 0),
                 ReadRecordResult::OutputEndsFull => ends.resize(ends.len() * 2, 0),
-                ReadRecordResult::InputEmpty
-                    if fed == text.len() && !at_end && !text.ends_with(b"\n") => {}
+                ReadRecordResult::InputEmpty if fed == text.len() && !at_end && !text.ends_with(b"\n") => {}
                 ReadRecordResult::InputEmpty | ReadRecordResult::End => {
                     if self.read_line(text)? == 0 {
                         return Ok(Err("has a quote that is never closed".to_owned()));
@@ -186,17 +171,12 @@ impl<R: BufRead> RowReader<R> {
 
     fn cells_of(&self, output: &[u8], ends: &[usize]) -> Result<Cells, String> {
         if !self.header.is_empty() && ends.len() != self.header.len() {
-            return Err(format!(
-                "has {} columns, the header has {}",
-                ends.len(),
-                self.header.len()
-            ));
+            return Err(format!("has {} columns, the header has {}", ends.len(), self.header.len()));
         }
         let mut start = 0;
         let mut cells = Vec::with_capacity(ends.len());
         for end in ends {
-            let cell =
-                std::str::from_utf8(&output[start..*end]).map_err(|_| "is not UTF-8".to_owned())?;
+            let cell = std::str::from_utf8(&output[start..*end]).map_err(|_| "is not UTF-8".to_owned())?;
             cells.push(cell.to_owned());
             start = *end;
         }
@@ -206,9 +186,7 @@ impl<R: BufRead> RowReader<R> {
 
 fn json_cells(text: &[u8]) -> Result<Cells, String> {
     let text = std::str::from_utf8(text).map_err(|_| "is not UTF-8".to_owned())?;
-    serde_json::from_str(text)
-        .map(Cells::Json)
-        .map_err(|error| format!("is not a JSON object: {error}"))
+    serde_json::from_str(text).map(Cells::Json).map_err(|error| format!("is not a JSON object: {error}"))
 }
 
 #[cfg(test)]

@@ -62,24 +62,15 @@ fn a_stray_quote_stays_in_its_row() {
 #[test]
 fn a_row_of_another_width_is_told_and_the_next_one_is_read() {
     let rows = read("a,b\n1\n1,2,3\n1,2", Format::Csv);
-    assert_eq!(
-        rows[0].cells.as_ref().unwrap_err(),
-        "has 1 columns, the header has 2"
-    );
-    assert_eq!(
-        rows[1].cells.as_ref().unwrap_err(),
-        "has 3 columns, the header has 2"
-    );
+    assert_eq!(rows[0].cells.as_ref().unwrap_err(), "has 1 columns, the header has 2");
+    assert_eq!(rows[1].cells.as_ref().unwrap_err(), "has 3 columns, the header has 2");
     assert_eq!(cells(&rows[2]), ["1", "2"]);
 }
 
 #[test]
 fn many_columns_and_empty_cells_are_read() {
     let header: Vec<String> = (0..100).map(|number| format!("c{number}")).collect();
-    let rows = read(
-        &format!("{}\n{}", header.join(","), ",".repeat(99)),
-        Format::Csv,
-    );
+    let rows = read(&format!("{}\n{}", header.join(","), ",".repeat(99)), Format::Csv);
     assert_eq!(cells(&rows[0]).len(), 100);
     assert!(cells(&rows[0]).iter().all(String::is_empty));
 }
@@ -97,35 +88,18 @@ fn an_open_quote_is_told() {
 #[test]
 fn bytes_that_are_not_utf_8_are_told() {
     let mut reader = RowReader::new(&b"a\n\xff\nb\n"[..], Format::Csv, b',').unwrap();
-    assert_eq!(
-        reader.next_row().unwrap().unwrap().cells.unwrap_err(),
-        "is not UTF-8"
-    );
+    assert_eq!(reader.next_row().unwrap().unwrap().cells.unwrap_err(), "is not UTF-8");
     assert!(reader.next_row().unwrap().unwrap().cells.is_ok());
 }
 
 #[test]
 fn json_lines_are_read_and_others_told() {
-    let rows = read(
-        "\u{feff}{\"a\":1}\r\n\n[1]\n{\"a\":\n{\"a\":0.10}",
-        Format::Ndjson,
-    );
-    assert_eq!(
-        rows.iter().map(|row| row.line).collect::<Vec<_>>(),
-        [1, 3, 4, 5]
-    );
+    let rows = read("\u{feff}{\"a\":1}\r\n\n[1]\n{\"a\":\n{\"a\":0.10}", Format::Ndjson);
+    assert_eq!(rows.iter().map(|row| row.line).collect::<Vec<_>>(), [1, 3, 4, 5]);
     assert!(rows[0].cells.is_ok());
-    assert!(
-        rows[1]
-            .cells
-            .as_ref()
-            .unwrap_err()
-            .contains("is not a JSON object")
-    );
+    assert!(rows[1].cells.as_ref().unwrap_err().contains("is not a JSON object"));
     assert!(rows[2].cells.is_err());
-    let Cells::Json(object) = rows[3].cells.as_ref().unwrap() else {
-        panic!()
-    };
+    let Cells::Json(object) = rows[3].cells.as_ref().unwrap() else { panic!() };
     assert_eq!(object["a"].get(), "0.10");
 }
 

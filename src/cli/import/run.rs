@@ -66,11 +66,7 @@ type Settled = (Batch, anyhow::Result<Vec<UsageResult>>);
 impl<'a> Run<'a> {
     /// Without a sender it is a dry run.
     pub fn new(args: &'a ImportArgs, sender: Option<Sender>) -> anyhow::Result<Run<'a>> {
-        let rejects = args
-            .rejects
-            .as_ref()
-            .map(|path| Rejects::open(path, args.resume))
-            .transpose()?;
+        let rejects = args.rejects.as_ref().map(|path| Rejects::open(path, args.resume)).transpose()?;
         Ok(Run {
             args,
             sender,
@@ -84,12 +80,10 @@ impl<'a> Run<'a> {
 
     /// Imports one file.
     pub async fn import_file(&mut self, path: &Path) -> anyhow::Result<Ended> {
-        let (input, bytes) =
-            open(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let (input, bytes) = open(path).with_context(|| format!("cannot read {}", path.display()))?;
         let format = format_of(path, self.args.format)?;
         let name = name_of(path);
-        let mut reader =
-            RowReader::new(input, format, self.args.delimiter).with_context(|| name.clone())?;
+        let mut reader = RowReader::new(input, format, self.args.delimiter).with_context(|| name.clone())?;
         let mapping = match format {
             Format::Csv => Mapping::for_csv(&self.args.mapping, &reader.header())
                 .map_err(|message| anyhow::anyhow!("{name}: {message}"))?,
@@ -131,24 +125,14 @@ impl<'a> Run<'a> {
     /// Names all that rows and keys depend on, so that a checkpoint is not used with anything else.
     fn mapping_name(&self, format: Format) -> String {
         let args = self.args;
-        let parts = (
-            &args.mapping,
-            format,
-            args.delimiter,
-            &args.key_prefix,
-            args.time_zone,
-            &args.time_format,
-        );
+        let parts = (&args.mapping, format, args.delimiter, &args.key_prefix, args.time_zone, &args.time_format);
         hex(&Sha256::digest(format!("{parts:?}")))
     }
 
     fn plan(&self, mapping: &Mapping, resume: Option<Checkpoint>) -> ReadPlan {
         ReadPlan {
             mapping: mapping.clone(),
-            time: TimeRules {
-                zone: self.args.time_zone,
-                format: self.args.time_format.clone(),
-            },
+            time: TimeRules { zone: self.args.time_zone, format: self.args.time_format.clone() },
             key_prefix: self.args.key_prefix.clone(),
             batch_events_max: usize::from(self.args.batch),
             keep_text: self.rejects.is_some(),
@@ -174,21 +158,13 @@ impl<'a> Run<'a> {
             false => None,
         };
         match &found {
-            Some(found) if found.mapping != mapping => bail!(
-                "{} was made with other flags: give the same ones, or run without --resume",
-                place.display()
-            ),
+            Some(found) if found.mapping != mapping => {
+                bail!("{} was made with other flags: give the same ones, or run without --resume", place.display())
+            }
             Some(found) => eprintln!("{}: going on after line {}", path.display(), found.line),
-            None if self.args.resume => eprintln!(
-                "{}: no checkpoint, starting at the beginning",
-                path.display()
-            ),
+            None if self.args.resume => eprintln!("{}: no checkpoint, starting at the beginning", path.display()),
             None if place.exists() => {
-                eprintln!(
-                    "{}: a cut run left {}; --resume goes on after it",
-                    path.display(),
-                    place.display()
-                );
+                eprintln!("{}: a cut run left {}; --resume goes on after it", path.display(), place.display());
             }
             None => {}
         }
@@ -237,12 +213,7 @@ impl<'a> Run<'a> {
     }
 
     /// Takes what became of a batch. Answers how many rows of it are bad.
-    fn settle(
-        &mut self,
-        file: &mut FileRun,
-        batch: &Batch,
-        results: &[UsageResult],
-    ) -> anyhow::Result<u64> {
+    fn settle(&mut self, file: &mut FileRun, batch: &Batch, results: &[UsageResult]) -> anyhow::Result<u64> {
         let bad_rows = match self.sender {
             Some(_) => self.tally.add(batch, results, &file.mapping)?,
             None => self.tally.add_unsent(batch),
@@ -261,13 +232,8 @@ impl<'a> Run<'a> {
                 file.progress.print(&format!("{error:#}; {what}"));
                 file.checkpoint = None;
             }
-            let per_second =
-                u128::from(self.tally.rows) * 1000 / self.started.elapsed().as_millis().max(1);
-            file.progress.update(
-                end.offset,
-                &self.tally,
-                u64::try_from(per_second).unwrap_or(u64::MAX),
-            );
+            let per_second = u128::from(self.tally.rows) * 1000 / self.started.elapsed().as_millis().max(1);
+            file.progress.update(end.offset, &self.tally, u64::try_from(per_second).unwrap_or(u64::MAX));
         }
         Ok(count)
     }
@@ -278,9 +244,7 @@ impl<'a> Run<'a> {
             match self.shown_bad_rows {
                 ..=SHOWN_BAD_ROWS_MAX => file.progress.print(&bad_row_text(&file.name, bad)),
                 count if count == SHOWN_BAD_ROWS_MAX + 1 => {
-                    file.progress.print(
-                        "more bad rows are counted, but not shown; --rejects FILE gets them all",
-                    );
+                    file.progress.print("more bad rows are counted, but not shown; --rejects FILE gets them all");
                 }
                 _ => return,
             }

@@ -21,27 +21,12 @@ struct Outcome {
 /// Runs an import of one file, two rows a call, one call at a time.
 async fn import_file(server: &str, file: &Path, flags: &[&str]) -> Outcome {
     let file_name = file.to_str().unwrap();
-    let base = [
-        "import",
-        file_name,
-        "--server",
-        server,
-        "--quiet",
-        "--batch",
-        "2",
-        "--concurrency",
-        "1",
-    ];
-    let args = Command::try_parse_from([&base[..], flags].concat())
-        .unwrap()
-        .args;
+    let base = ["import", file_name, "--server", server, "--quiet", "--batch", "2", "--concurrency", "1"];
+    let args = Command::try_parse_from([&base[..], flags].concat()).unwrap().args;
     let sender = Sender::connect(&args).await.unwrap();
     let mut run = Run::new(&args, sender).unwrap();
     let ended = run.import_file(file).await;
-    Outcome {
-        tally: run.tally.clone(),
-        ended,
-    }
+    Outcome { tally: run.tally.clone(), ended }
 }
 
 /// Seven events, of which two are equal.
@@ -62,49 +47,24 @@ async fn setup(text: &str) -> Setup {
     std::fs::write(&file, text).unwrap();
     let fake = Fake::default();
     let server = fake.clone().start().await;
-    Setup {
-        dir,
-        file,
-        fake,
-        server,
-    }
+    Setup { dir, file, fake, server }
 }
 
 #[tokio::test]
 async fn a_second_run_counts_nothing_twice() {
-    let Setup {
-        dir,
-        file,
-        fake,
-        server,
-    } = setup(FILE).await;
+    let Setup { dir, file, fake, server } = setup(FILE).await;
     let first = import_file(&server, &file, &[]).await;
-    assert_eq!(
-        (first.tally.accepted, first.tally.duplicates, fake.count()),
-        (7, 0, 7)
-    );
+    assert_eq!((first.tally.accepted, first.tally.duplicates, fake.count()), (7, 0, 7));
     let second = import_file(&server, &file, &["--batch", "5", "--concurrency", "3"]).await;
-    assert_eq!(
-        (second.tally.accepted, second.tally.duplicates, fake.count()),
-        (0, 7, 7)
-    );
+    assert_eq!((second.tally.accepted, second.tally.duplicates, fake.count()), (0, 7, 7));
     let other = import_file(&server, &file, &["--key-prefix", "other"]).await;
     assert_eq!((other.tally.accepted, fake.count()), (7, 14));
-    assert_eq!(
-        std::fs::read_dir(dir.path()).unwrap().count(),
-        1,
-        "the checkpoint is gone"
-    );
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "the checkpoint is gone");
 }
 
 #[tokio::test]
 async fn a_server_that_fails_for_a_while_loses_and_doubles_nothing() {
-    let Setup {
-        dir: _dir,
-        file,
-        fake,
-        server,
-    } = setup(FILE).await;
+    let Setup { dir: _dir, file, fake, server } = setup(FILE).await;
     fake.fail(&[
         Some(Fault::Full),
         Some(Fault::LostAnswer),
@@ -115,39 +75,22 @@ async fn a_server_that_fails_for_a_while_loses_and_doubles_nothing() {
     ]);
     let run = import_file(&server, &file, &[]).await;
     assert_eq!(run.ended.unwrap(), Ended::Whole);
-    assert_eq!(
-        (
-            run.tally.accepted + run.tally.duplicates,
-            run.tally.bad(),
-            fake.count()
-        ),
-        (7, 0, 7)
-    );
+    assert_eq!((run.tally.accepted + run.tally.duplicates, run.tally.bad(), fake.count()), (7, 0, 7));
 }
 
 #[tokio::test]
 async fn a_connection_that_breaks_is_made_again() {
-    let Setup {
-        dir: _dir, file, ..
-    } = setup(FILE).await;
+    let Setup { dir: _dir, file, .. } = setup(FILE).await;
     let fake = Fake::default();
     let server = fake.clone().start_after_a_break().await;
     let run = import_file(&server, &file, &[]).await;
     assert_eq!(run.ended.unwrap(), Ended::Whole);
-    assert_eq!(
-        (run.tally.accepted + run.tally.duplicates, fake.count()),
-        (7, 7)
-    );
+    assert_eq!((run.tally.accepted + run.tally.duplicates, fake.count()), (7, 7));
 }
 
 #[tokio::test]
 async fn a_cut_run_goes_on_where_it_stood() {
-    let Setup {
-        dir,
-        file,
-        fake,
-        server,
-    } = setup(FILE).await;
+    let Setup { dir, file, fake, server } = setup(FILE).await;
     fake.fail(&[None, None, Some(Fault::Refused)]);
     let cut = import_file(&server, &file, &[]).await;
     assert!(format!("{:#}", cut.ended.unwrap_err()).contains("PermissionDenied"));
@@ -156,78 +99,37 @@ async fn a_cut_run_goes_on_where_it_stood() {
     let other = import_file(&server, &file, &["--resume", "--client", "b"]).await;
     assert!(other.ended.unwrap_err().to_string().contains("other flags"));
     let rest = import_file(&server, &file, &["--resume"]).await;
-    assert_eq!(
-        (
-            rest.tally.resumed_rows,
-            rest.tally.accepted,
-            rest.tally.duplicates
-        ),
-        (4, 3, 0)
-    );
+    assert_eq!((rest.tally.resumed_rows, rest.tally.accepted, rest.tally.duplicates), (4, 3, 0));
     assert_eq!((fake.count(), *fake.received.lock().unwrap()), (7, 7));
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
 }
 
 #[tokio::test]
 async fn trying_again_has_an_end() {
-    let Setup {
-        dir: _dir,
-        file,
-        fake,
-        server,
-    } = setup(FILE).await;
+    let Setup { dir: _dir, file, fake, server } = setup(FILE).await;
     fake.fail(&[Some(Fault::Full); 100]);
     let run = import_file(&server, &file, &["--retry-seconds", "1"]).await;
     let error = format!("{:#}", run.ended.unwrap_err());
-    assert!(
-        error.contains("gave up after 1 s") && error.contains("full"),
-        "{error}"
-    );
+    assert!(error.contains("gave up after 1 s") && error.contains("full"), "{error}");
 }
 
 #[tokio::test]
 async fn bad_rows_are_reported_and_the_others_recorded() {
-    let text = FILE
-        .replace("2026-11-02,1", "2026-11-02,x")
-        .replace("a,s,2026-11-03", "a,nothing,2026-11-03");
-    let Setup {
-        dir,
-        file,
-        fake,
-        server,
-    } = setup(&text).await;
+    let text = FILE.replace("2026-11-02,1", "2026-11-02,x").replace("a,s,2026-11-03", "a,nothing,2026-11-03");
+    let Setup { dir, file, fake, server } = setup(&text).await;
     let rejects = dir.path().join("rejects.csv");
     let run = import_file(&server, &file, &["--rejects", rejects.to_str().unwrap()]).await;
     assert_eq!(run.ended.unwrap(), Ended::Whole);
-    assert_eq!(
-        (
-            run.tally.accepted,
-            run.tally.unreadable,
-            run.tally.rejected,
-            fake.count()
-        ),
-        (5, 1, 1, 5)
-    );
+    assert_eq!((run.tally.accepted, run.tally.unreadable, run.tally.rejected, fake.count()), (5, 1, 1, 5));
     let written = std::fs::read_to_string(rejects).unwrap();
-    let lines: Vec<_> = written
-        .lines()
-        .skip(1)
-        .map(|line| line.split(',').skip(1).take(3).collect::<Vec<_>>())
-        .collect();
-    assert_eq!(
-        lines,
-        [["5", "units", "UNREADABLE"], ["6", "", "UNKNOWN_SERVICE"]]
-    );
+    let lines: Vec<_> =
+        written.lines().skip(1).map(|line| line.split(',').skip(1).take(3).collect::<Vec<_>>()).collect();
+    assert_eq!(lines, [["5", "units", "UNREADABLE"], ["6", "", "UNKNOWN_SERVICE"]]);
 }
 
 #[tokio::test]
 async fn strict_stops_at_the_first_bad_row() {
-    let Setup {
-        dir: _dir,
-        file,
-        fake,
-        server,
-    } = setup(&FILE.replace("2026-11-01,2", "2026-11-01,x")).await;
+    let Setup { dir: _dir, file, fake, server } = setup(&FILE.replace("2026-11-01,2", "2026-11-01,x")).await;
     let run = import_file(&server, &file, &["--strict"]).await;
     assert_eq!(run.ended.unwrap(), Ended::Strict);
     assert_eq!(fake.count(), 2);
@@ -235,64 +137,27 @@ async fn strict_stops_at_the_first_bad_row() {
 
 #[tokio::test]
 async fn a_dry_run_sends_nothing() {
-    let Setup {
-        dir,
-        file,
-        fake,
-        server,
-    } = setup(FILE).await;
+    let Setup { dir, file, fake, server } = setup(FILE).await;
     let run = import_file(&server, &file, &["--dry-run"]).await;
-    assert_eq!(
-        (
-            run.tally.rows,
-            run.tally.accepted,
-            *fake.received.lock().unwrap()
-        ),
-        (7, 0, 0)
-    );
+    assert_eq!((run.tally.rows, run.tally.accepted, *fake.received.lock().unwrap()), (7, 0, 0));
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
 }
 
 #[tokio::test]
 async fn the_command_fails_when_a_row_is_not_recorded() {
-    let Setup {
-        dir: _dir,
-        file,
-        fake: _,
-        server,
-    } = setup(&FILE.replace("2026-11-01,2", "2026-11-01,x")).await;
-    let arguments = [
-        "import",
-        file.to_str().unwrap(),
-        "--server",
-        &server,
-        "--quiet",
-    ];
+    let Setup { dir: _dir, file, fake: _, server } = setup(&FILE.replace("2026-11-01,2", "2026-11-01,x")).await;
+    let arguments = ["import", file.to_str().unwrap(), "--server", &server, "--quiet"];
     let args = Command::try_parse_from(arguments).unwrap().args;
     let code = import::run(args).await.unwrap();
-    assert_eq!(
-        format!("{code:?}"),
-        format!("{:?}", std::process::ExitCode::FAILURE)
-    );
+    assert_eq!(format!("{code:?}"), format!("{:?}", std::process::ExitCode::FAILURE));
 }
 
 #[tokio::test]
 async fn export_columns_come_back_in_either_form() {
     let text = "{\"client_id\":\"a\",\"service\":\"s\",\"event_time\":\"2026-11-01T00:00:00Z\",\"idempotency_key\":\"k1\",\"event_id\":\"e\"}\n";
-    let Setup {
-        dir,
-        file: _,
-        fake,
-        server,
-    } = setup(FILE).await;
+    let Setup { dir, file: _, fake, server } = setup(FILE).await;
     let file = dir.path().join("usage.ndjson");
     std::fs::write(&file, text).unwrap();
     let run = import_file(&server, &file, &[]).await;
-    assert_eq!(
-        (
-            run.tally.accepted,
-            fake.recorded.lock().unwrap().contains_key("k1")
-        ),
-        (1, true)
-    );
+    assert_eq!((run.tally.accepted, fake.recorded.lock().unwrap().contains_key("k1")), (1, true));
 }

@@ -43,26 +43,15 @@ impl Sender {
     }
 
     /// Sends until each event has a final result, always with the same keys. Results are in the order of the events.
-    pub async fn settle(
-        &mut self,
-        batch: &Batch,
-        printer: &Printer,
-    ) -> anyhow::Result<Vec<UsageResult>> {
+    pub async fn settle(&mut self, batch: &Batch, printer: &Printer) -> anyhow::Result<Vec<UsageResult>> {
         let mut settling = Settling::new(batch.events.len());
         let mut backoff = Backoff::new(self.retry_budget);
         while !settling.open.is_empty() {
             let request = BatchTrackUsageRequest {
-                events: settling
-                    .open
-                    .iter()
-                    .map(|at| batch.events[*at].clone())
-                    .collect::<Vec<UsageEvent>>(),
+                events: settling.open.iter().map(|at| batch.events[*at].clone()).collect::<Vec<UsageEvent>>(),
                 backfill: self.backfill,
             };
-            let sent = self
-                .client
-                .batch_track_usage(self.connect.request(request, CALL_SECONDS))
-                .await;
+            let sent = self.client.batch_track_usage(self.connect.request(request, CALL_SECONDS)).await;
             let (hint, why) = match sent {
                 Ok(response) => {
                     let round = settling.take(response.into_inner().results)?;
@@ -81,10 +70,7 @@ impl Sender {
             }
             let is_first = !backoff.is_waiting();
             let Some(wait) = backoff.next_wait(Instant::now(), hint) else {
-                anyhow::bail!(
-                    "gave up after {} s of trying: {why}",
-                    self.retry_budget.as_secs()
-                );
+                anyhow::bail!("gave up after {} s of trying: {why}", self.retry_budget.as_secs());
             };
             if is_first {
                 let line = batch.origins.first().map_or(0, |origin| origin.line);
@@ -115,10 +101,7 @@ struct Round {
 
 impl Settling {
     fn new(count: usize) -> Settling {
-        Settling {
-            open: (0..count).collect(),
-            results: vec![UsageResult::default(); count],
-        }
+        Settling { open: (0..count).collect(), results: vec![UsageResult::default(); count] }
     }
 
     /// Takes the answer to the open events.
@@ -136,8 +119,7 @@ impl Settling {
                 let error = result.error.unwrap_or_default();
                 let delay = u64::try_from(error.retry_delay_ms).unwrap_or(0);
                 round.retry_delay = round.retry_delay.max(Some(Duration::from_millis(delay)));
-                round.last_error =
-                    format!("{}: {}", error.reason, connect::event_error_text(&error));
+                round.last_error = format!("{}: {}", error.reason, connect::event_error_text(&error));
                 self.open.push(at);
             } else {
                 round.any_final = true;
@@ -150,10 +132,7 @@ impl Settling {
 
 /// Not known to be recorded, or to be sent again.
 fn is_open(result: &UsageResult) -> bool {
-    let retry_delay_ms = result
-        .error
-        .as_ref()
-        .map_or(0, |error| error.retry_delay_ms);
+    let retry_delay_ms = result.error.as_ref().map_or(0, |error| error.retry_delay_ms);
     match result.outcome() {
         EventOutcome::Unavailable | EventOutcome::Unspecified => true,
         EventOutcome::Accepted | EventOutcome::Duplicate => false,
@@ -167,17 +146,9 @@ mod tests {
     use crate::proto::EventError;
 
     fn result(outcome: EventOutcome, retry_delay_ms: i64) -> UsageResult {
-        let error = EventError {
-            reason: "QUEUE_FULL".into(),
-            message: "full".into(),
-            retry_delay_ms,
-            ..Default::default()
-        };
-        UsageResult {
-            outcome: outcome.into(),
-            error: Some(error),
-            ..Default::default()
-        }
+        let error =
+            EventError { reason: "QUEUE_FULL".into(), message: "full".into(), retry_delay_ms, ..Default::default() };
+        UsageResult { outcome: outcome.into(), error: Some(error), ..Default::default() }
     }
 
     #[test]
@@ -194,12 +165,7 @@ mod tests {
         assert!(round.any_final);
         assert_eq!(round.retry_delay, Some(Duration::from_millis(250)));
         assert_eq!(round.last_error, "QUEUE_FULL: full");
-        let round = settling
-            .take(vec![
-                result(EventOutcome::Duplicate, 0),
-                result(EventOutcome::Accepted, 0),
-            ])
-            .unwrap();
+        let round = settling.take(vec![result(EventOutcome::Duplicate, 0), result(EventOutcome::Accepted, 0)]).unwrap();
         assert!(round.any_final && settling.open.is_empty());
         let outcomes: Vec<_> = settling.results.iter().map(UsageResult::outcome).collect();
         use EventOutcome::{Accepted, Duplicate, Rejected};

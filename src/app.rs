@@ -1,0 +1,318 @@
+//! `build()` wires everything, `run()` serves and drains.
+
+use crate::catalog::{CatalogCache, seed};
+use crate::clock::Clock;
+use crate::config::Settings;
+use crate::grpc::layer::CallLayer;
+use crate::grpc::{Context, Handlers, PageTokens};
+use crate::ingest::Ingest;
+use crate::postgres::Embedded;
+use crate::store::deployment::{self, Deployment};
+use crate::store::{connect, locks};
+use crate::{jobs, proto, web};
+use anyhow::Context as _;
+use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::{Connection, PgPool};
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::{Notify, Semaphore, watch};
+use tokio::task::JoinHandle;
+use tonic::transport::server::TcpIncoming;
+use tower_http::cors::CorsLayer;
+
+/// How often the database is asked whether it is there.
+const PING_EVERY: Duration = Duration::from_secs(1);
+/// A database that does not answer for so long is away.
+const PING_TIMEOUT: Duration = Duration::from_secs(3);
+/// Streams of one HTTP/2 connection.
+const CONCURRENT_STREAMS_MAX: u32 = 1_000;
+/// An idle connection is asked so often whether it is there, and cut when it does not answer for so long.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// The database: somebody's, or our own.
+pub struct Database {
+    pub options: PgConnectOptions,
+    embedded: Option<Embedded>,
+}
+
+impl Database {
+    /// Opens the database that the settings name, starting our own if they name none.
+    pub async fn open(settings: &crate::config::DatabaseSettings) -> anyhow::Result<Self> {
+        let (embedded, url) = match &settings.database_url {
+            Some(url) => (None, url.clone()),
+            None => {
+                let embedded = Embedded::start(&settings.embedded()).await?;
+                let url = embedded.url().to_string();
+                (Some(embedded), url)
+            }
+        };
+        let options = connect::options(&url).context("DATABASE_URL is not a PostgreSQL URL")?;
+        Ok(Self { options, embedded })
+    }
+
+    /// Where the data is, for people; without a password.
+    pub fn describe(&self) -> String {
+        match &self.embedded {
+            Some(embedded) => {
+                let how = if embedded.reattached() { "found running" } else { "started" };
+                format!("{} (embedded PostgreSQL {}, {how})", embedded.data_dir().display(), embedded.version())
+            }
+            None => {
+                let database = self.options.get_database().unwrap_or("postgres");
+                format!("database {database} on {}:{}", self.options.get_host(), self.options.get_port())
+            }
+        }
+    }
+
+    /// Leaves somebody's database, stops our own.
+    pub async fn close(self) -> anyhow::Result<()> {
+        if let Some(embedded) = self.embedded {
+            embedded.stop().await?;
+        }
+        Ok(())
+    }
+}
+
+/// Brings the schema up to date and makes the deployment if there is none. Safely with several replicas at once.
+pub async fn prepare(options: &PgConnectOptions, settings: &Settings) -> anyhow::Result<Deployment> {
+    let mut conn = PgConnection::connect_with(options).await.context("the database cannot be reached")?;
+    connect::check_fitness(&mut conn, settings.database.allow_non_durable_database).await?;
+    connect::migrate(options).await.context("the database schema could not be brought up to date")?;
+    let mut tx = conn.begin().await?;
+    locks::seed(&mut tx).await?;
+    let deployment = match deployment::find(&mut tx).await? {
+        Some(deployment) => deployment,
+        None => {
+            let token_secret = rand::random::<[u8; 32]>().to_vec();
+            let deployment = Deployment { currency: settings.currency.clone(), token_secret };
+            deployment::insert(&mut tx, &deployment).await?;
+            seed(&mut tx, &deployment.currency).await?;
+            deployment
+        }
+    };
+    tx.commit().await?;
+    conn.close().await?;
+    anyhow::ensure!(
+        deployment.currency == settings.currency,
+        "this deployment keeps its books in {}, fixed at its first start, and the setting is {}: start with --currency {}",
+        deployment.currency,
+        settings.currency,
+        deployment.currency
+    );
+    Ok(deployment)
+}
+
+/// A server, bound and ready to run.
+pub struct App {
+    context: Arc<Context>,
+    grpc: TcpListener,
+    http: TcpListener,
+    writers: Vec<JoinHandle<()>>,
+    stop: watch::Sender<bool>,
+}
+
+/// Wires a server over a prepared database and binds its ports.
+pub async fn build(
+    settings: Settings,
+    options: &PgConnectOptions,
+    deployment: Deployment,
+    clock: Clock,
+) -> anyhow::Result<App> {
+    settings.check_exposure()?;
+    let bind = async |name: &str, address: SocketAddr| {
+        let taken = || format!("{name} {address} cannot be listened on; is another server running there?");
+        TcpListener::bind(address).await.with_context(taken)
+    };
+    let grpc = bind("--listen", settings.listen).await?;
+    let http = bind("--http-listen", settings.http_listen).await?;
+    web::recorder();
+    let pool = connect::pool(options.clone(), settings.database.connections_max);
+    let catalog = Arc::new(CatalogCache::default());
+    catalog.refresh(&pool).await?;
+    let (ingest, writers) = Ingest::start(&settings.ingest(), options, &catalog);
+    let (stop, stopping) = watch::channel(false);
+    let context = Arc::new(Context {
+        pool,
+        catalog,
+        ingest,
+        clock,
+        currency: deployment.currency,
+        page_tokens: PageTokens::new(deployment.token_secret),
+        exports: Arc::new(Semaphore::new(settings.exports_max as usize)),
+        pricing_wanted: Arc::new(Notify::new()),
+        stopping,
+        settings,
+    });
+    Ok(App { context, grpc, http, writers, stop })
+}
+
+impl App {
+    /// Where gRPC is served.
+    pub fn grpc_address(&self) -> SocketAddr {
+        self.grpc.local_addr().expect("a bound listener has an address")
+    }
+
+    /// Where the second port is.
+    pub fn http_address(&self) -> SocketAddr {
+        self.http.local_addr().expect("a bound listener has an address")
+    }
+
+    /// What the handlers work with.
+    pub fn context(&self) -> &Arc<Context> {
+        &self.context
+    }
+
+    /// Serves until `shutdown`, then stops in order, within the bound: NOT_SERVING, no new work, everything queued
+    /// settled, connections closed. `supervise` keeps our own database alive meanwhile.
+    pub async fn run(self, shutdown: impl Future<Output = ()>, embedded: Option<&Embedded>) -> anyhow::Result<()> {
+        let Self { context, grpc, http, writers, stop } = self;
+        let (health, health_service) = tonic_health::server::health_reporter();
+        let (ready, is_ready) = watch::channel(false);
+        let handlers = Handlers::new(context.clone());
+        let reflection = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        };
+        let web_state = web::WebState {
+            metrics: web::recorder(),
+            pool: context.pool.clone(),
+            ingest: context.ingest.clone(),
+            ready: is_ready,
+        };
+        let mut jobs = jobs::start(&context.pool, &context.catalog, &context.pricing_wanted, &context.stopping);
+        jobs.push(tokio::spawn(watch_database(context.clone(), health, ready)));
+
+        let mut stopping = context.stopping.clone();
+        let mut stopped = async move || drop(stopping.wait_for(|stopping| *stopping).await);
+        let mut http_stopped = stopped.clone();
+        let http =
+            axum::serve(http, web::router(web_state)).with_graceful_shutdown(async move { http_stopped().await });
+        let http = tokio::spawn(http.into_future());
+
+        let server = tonic::transport::Server::builder()
+            .accept_http1(true)
+            .max_concurrent_streams(CONCURRENT_STREAMS_MAX)
+            .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+            .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+            .layer(cors(&context.settings.web_origins)?)
+            .layer(CallLayer { request_timeout: Duration::from_secs(context.settings.request_timeout_seconds.into()) })
+            .layer(tonic_web::GrpcWebLayer::new())
+            .add_service(handlers.usage())
+            .add_service(handlers.catalog())
+            .add_service(handlers.clients())
+            .add_service(health_service)
+            .add_service(reflection().build_v1()?)
+            .add_service(reflection().build_v1alpha()?);
+        let incoming = TcpIncoming::from(grpc).with_nodelay(Some(true));
+        let mut grpc = tokio::spawn(server.serve_with_incoming_shutdown(incoming, async move { stopped().await }));
+
+        let bound = Duration::from_secs(context.settings.stop_timeout_seconds.into());
+        tokio::select! {
+            () = shutdown => tracing::info!("stopping: settling what is under way"),
+            ended = &mut grpc => {
+                ended??;
+                anyhow::bail!("the gRPC server ended by itself");
+            }
+            () = supervise(embedded) => unreachable!("supervision never ends"),
+        }
+        stop.send_replace(true);
+        context.ingest.close();
+        let drain = async {
+            for writer in writers {
+                drop(writer.await);
+            }
+            for job in jobs {
+                drop(job.await);
+            }
+            drop((&mut grpc).await);
+            drop(http.await);
+        };
+        if tokio::time::timeout(bound, drain).await.is_err() {
+            tracing::warn!(seconds = bound.as_secs(), "not everything settled in time; callers will send it again");
+            grpc.abort();
+        }
+        context.pool.close().await;
+        Ok(())
+    }
+}
+
+/// Restarts our own database when it has died.
+async fn supervise(embedded: Option<&Embedded>) {
+    let Some(embedded) = embedded else { return std::future::pending().await };
+    loop {
+        tokio::time::sleep(PING_EVERY / 4).await;
+        match embedded.ensure_running().await {
+            Ok(false) => {}
+            Ok(true) => tracing::warn!("the embedded PostgreSQL had ended and is running again"),
+            Err(error) => tracing::error!(%error, "the embedded PostgreSQL has ended and does not start"),
+        }
+    }
+}
+
+/// Reports health: each service serves while the database answers and the server is not stopping.
+async fn watch_database(
+    context: Arc<Context>,
+    health: tonic_health::server::HealthReporter,
+    ready: watch::Sender<bool>,
+) {
+    use tonic_health::ServingStatus::{NotServing, Serving};
+    let mut stopping = context.stopping.clone();
+    let mut before = None;
+    loop {
+        let ping = tokio::time::timeout(PING_TIMEOUT, connect::ping(&context.pool));
+        let answers = matches!(ping.await, Ok(Ok(())));
+        let serving = answers && !*stopping.borrow();
+        if before != Some(serving) {
+            let status = if serving { Serving } else { NotServing };
+            for service in ["", "metering.v1.UsageService", "metering.v1.CatalogService", "metering.v1.ClientService"] {
+                health.set_service_status(service, status).await;
+            }
+            ready.send_replace(serving);
+            if before.is_some() && !*stopping.borrow() {
+                tracing::warn!(serving, "the database {}", if serving { "answers again" } else { "does not answer" });
+            }
+            before = Some(serving);
+        }
+        if *stopping.borrow() {
+            return;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(PING_EVERY) => {}
+            _ = stopping.changed() => {}
+        }
+    }
+}
+
+/// Lets pages of these origins call with gRPC-Web.
+fn cors(origins: &[String]) -> anyhow::Result<CorsLayer> {
+    use tonic::codegen::http::{HeaderName, HeaderValue, Method};
+    let origins =
+        origins.iter().map(|origin| Ok(HeaderValue::from_str(origin)?)).collect::<anyhow::Result<Vec<_>>>()?;
+    if origins.is_empty() {
+        return Ok(CorsLayer::new());
+    }
+    let headers = ["content-type", "x-grpc-web", "x-user-agent", "grpc-timeout", "authorization", "x-request-id"];
+    let exposed = ["grpc-status", "grpc-message", "grpc-status-details-bin", "x-request-id"];
+    Ok(CorsLayer::new()
+        .allow_origin(origins)
+        .allow_methods([Method::POST])
+        .allow_headers(headers.map(HeaderName::from_static))
+        .expose_headers(exposed.map(HeaderName::from_static)))
+}
+
+impl Database {
+    /// Our own server, if it is.
+    pub fn embedded(&self) -> Option<&Embedded> {
+        self.embedded.as_ref()
+    }
+}
+
+/// The pool of a command that reads the database beside a running server.
+pub fn command_pool(options: &PgConnectOptions) -> PgPool {
+    connect::pool(options.clone(), 2)
+}

@@ -1,0 +1,23 @@
+//! `meterd migrate`: brings the schema up to date, and nothing else.
+
+use crate::app::{self, Database};
+use crate::config::Settings;
+use std::process::ExitCode;
+
+/// Arguments of `migrate`.
+#[derive(clap::Args, Clone, Debug)]
+pub struct MigrateArgs {
+    #[command(flatten)]
+    pub settings: Settings,
+}
+
+/// Migrates and says so.
+pub async fn run(args: MigrateArgs) -> anyhow::Result<ExitCode> {
+    let database = Database::open(&args.settings.database).await?;
+    let prepared = app::prepare(&database.options, &args.settings).await;
+    let description = database.describe();
+    database.close().await?;
+    prepared?;
+    println!("The schema is up to date: {description}");
+    Ok(ExitCode::SUCCESS)
+}

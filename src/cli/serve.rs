@@ -1,0 +1,62 @@
+//! `meterd serve`: the server, and what it stands on.
+
+use crate::app::{self, Database};
+use crate::clock::Clock;
+use crate::config::Settings;
+use std::process::ExitCode;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Arguments of `serve`.
+#[derive(clap::Args, Clone, Debug)]
+pub struct ServeArgs {
+    #[command(flatten)]
+    pub settings: Settings,
+}
+
+/// Serves until SIGINT or SIGTERM.
+pub async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
+    // Taken first, so that a signal during the start ends it in order too.
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let shutdown = async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    };
+    args.settings.check_exposure()?;
+    let database = Database::open(&args.settings.database).await?;
+    let served = serve(args.settings, &database, shutdown).await;
+    let closed = database.close().await;
+    served?;
+    closed?;
+    tracing::info!("stopped");
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn serve(settings: Settings, database: &Database, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
+    let deployment = app::prepare(&database.options, &settings).await?;
+    let app = app::build(settings, &database.options, deployment, Clock::system()).await?;
+    greet(&app, database);
+    app.run(shutdown, database.embedded()).await
+}
+
+/// Tells people where everything is and what to type.
+fn greet(app: &app::App, database: &Database) {
+    let (grpc, http) = (app.grpc_address(), app.http_address());
+    println!(
+        "meterd {version} is ready
+  gRPC     {grpc}   (reflection is on)
+  health   http://{http}/readyz   metrics http://{http}/metrics
+  data     {data}
+
+Record an event, then read the month:
+  meterd track acme openai --operation chat_completion --model gpt-4o-mini --input-tokens 374 --output-tokens 44
+  meterd usage acme
+or from any language over gRPC, here with grpcurl:
+  grpcurl -plaintext -d '{{\"event\":{{\"client_id\":\"acme\",\"service\":\"twilio_sms\",\"units\":\"3\"}}}}' \\
+    {grpc} metering.v1.UsageService/TrackUsage
+",
+        version = env!("CARGO_PKG_VERSION"),
+        data = database.describe(),
+    );
+}

@@ -1,0 +1,353 @@
+//! UsageService: reads, and the table of its RPCs.
+
+use super::convert::timestamp;
+use super::fields::Fields;
+use super::{Context, Handlers, clients, export, record, stream, summaries};
+use crate::domain::event::{EventId, ID_BYTES_MAX};
+use crate::domain::period::{self, Month};
+use crate::domain::projection;
+use crate::domain::rollup::Sums;
+use crate::error::Error;
+use crate::proto::usage_service_server::UsageService;
+use crate::proto::*;
+use crate::store::events::{self, EventFilter};
+use crate::store::usage::{self, GroupBy, QueryKey, QueryRow, ServiceSums, UsageQuery};
+use chrono::{DateTime, Utc};
+use std::sync::Arc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+/// Longest range of a summary, in days: ten years.
+pub const SUMMARY_DAYS_MAX: i64 = 3_660;
+/// Longest range of a query, in days: a year.
+const QUERY_DAYS_MAX: i64 = 366;
+const TOP_OPERATIONS_DEFAULT: i64 = 10;
+const TOP_OPERATIONS_MAX: i32 = 1_000;
+const QUERY_PAGE_SIZE_DEFAULT: i64 = 1_000;
+const QUERY_PAGE_SIZE_MAX: i64 = 10_000;
+const EVENTS_PAGE_SIZE_DEFAULT: i64 = 100;
+const EVENTS_PAGE_SIZE_MAX: i64 = 1_000;
+
+async fn current_month(
+    context: Arc<Context>,
+    request: GetCurrentMonthUsageRequest,
+) -> Result<GetCurrentMonthUsageResponse, Error> {
+    let mut fields = Fields::default();
+    fields.required("client_id", &request.client_id, ID_BYTES_MAX);
+    fields.finish()?;
+    let client = clients::existing(&context, &request.client_id).await?;
+    let today = client.day_of(context.clock.now())?;
+    let month = Month::of(today);
+    let (days_elapsed, days_remaining) = period::elapsed_and_remaining(today);
+    let read = usage::month(&context.pool, &client.client_id, month).await?;
+    let catalog = context.catalog.current();
+    let recurs = |row: &ServiceSums| catalog.service(&row.service).is_some_and(|service| service.recurring);
+    let total: Sums = read.rows.iter().map(|row| row.sums).sum();
+    let recurring = read.rows.iter().filter(|row| recurs(row)).map(|row| row.sums.cost).sum();
+    let projected =
+        |cost, recurring| Some(context.money(projection::month_end(cost, recurring, days_elapsed, month.days())));
+    let mut services = context.services(&read.rows);
+    for (service, row) in services.iter_mut().zip(&read.rows) {
+        let recurring = if recurs(row) { row.sums.cost } else { Default::default() };
+        service.projected_cost = projected(row.sums.cost, recurring);
+    }
+    Ok(GetCurrentMonthUsageResponse {
+        client_id: client.client_id,
+        month: month.to_string(),
+        time_zone: client.time_zone,
+        totals: Some(context.totals(&total)),
+        projected_cost: projected(total.cost, recurring),
+        days_elapsed: days_elapsed as i32,
+        days_remaining: days_remaining as i32,
+        services,
+        complete_as_of_time: Some(timestamp(read.complete_as_of)),
+    })
+}
+
+async fn summary(context: Arc<Context>, request: GetUsageSummaryRequest) -> Result<GetUsageSummaryResponse, Error> {
+    let mut fields = Fields::default();
+    fields.required("client_id", &request.client_id, ID_BYTES_MAX);
+    let (start, end) = fields.days(&request.start_date, &request.end_date, SUMMARY_DAYS_MAX);
+    if !(0..=TOP_OPERATIONS_MAX).contains(&request.top_operation_count) {
+        fields.wrong("top_operation_count", format!("must be from 1 to {TOP_OPERATIONS_MAX}, or 0 for 10"));
+    }
+    fields.finish()?;
+    let client = clients::existing(&context, &request.client_id).await?;
+    let read = usage::range(&context.pool, &client.client_id, start, end).await?;
+    let top = match request.top_operation_count {
+        0 => TOP_OPERATIONS_DEFAULT,
+        count => i64::from(count),
+    };
+    let (mut totals, mut services, mut days, mut operations) = (Sums::default(), vec![], vec![], vec![]);
+    for row in read.rows {
+        match (row.day, row.service, row.operation) {
+            (Some(day), ..) => {
+                days.push(DayUsage { day: day.to_string(), totals: Some(context.totals(&row.sums)) });
+            }
+            (None, Some(service), Some(operation)) => {
+                operations.push(OperationUsage { service, operation, totals: Some(context.totals(&row.sums)) });
+            }
+            (None, Some(service), None) => services.push(ServiceSums { service, sums: row.sums }),
+            (None, None, _) => totals = row.sums,
+        }
+    }
+    operations.truncate(top as usize);
+    Ok(GetUsageSummaryResponse {
+        client_id: client.client_id,
+        start_date: request.start_date,
+        end_date: request.end_date,
+        time_zone: client.time_zone,
+        totals: Some(context.totals(&totals)),
+        services: context.services(&services),
+        days,
+        top_operations: operations,
+        complete_as_of_time: Some(timestamp(read.complete_as_of)),
+    })
+}
+
+fn group_by(fields: &mut Fields, dimensions: &[i32]) -> GroupBy {
+    let mut by = GroupBy::default();
+    for (index, dimension) in dimensions.iter().enumerate() {
+        let flag = match UsageDimension::try_from(*dimension) {
+            Ok(UsageDimension::Day) => &mut by.day,
+            Ok(UsageDimension::Month) => &mut by.month,
+            Ok(UsageDimension::Client) => &mut by.client,
+            Ok(UsageDimension::Service) => &mut by.service,
+            Ok(UsageDimension::Operation) => &mut by.operation,
+            Ok(UsageDimension::Model) => &mut by.model,
+            Ok(UsageDimension::Subject) => &mut by.subject,
+            Ok(UsageDimension::Unspecified) | Err(_) => {
+                fields.wrong(format!("group_by[{index}]"), format!("{dimension} is no dimension"));
+                continue;
+            }
+        };
+        if std::mem::replace(flag, true) {
+            fields.wrong(format!("group_by[{index}]"), "is there already: each dimension at most once");
+        }
+    }
+    by
+}
+
+fn query_row(context: &Context, query: &UsageQuery, row: QueryRow) -> UsageRow {
+    let QueryKey { day, month, client_id, service, operation, model, subject } = row.key;
+    let by = query.group_by;
+    UsageRow {
+        day: by.day.then(|| day.to_string()),
+        month: by.month.then(|| Month::of(month).to_string()),
+        client_id: by.client.then_some(client_id),
+        service: by.service.then_some(service),
+        operation: by.operation.then_some(operation),
+        model: by.model.then_some(model),
+        subject: by.subject.then_some(subject),
+        totals: Some(context.totals(&row.sums)),
+        subject_count: query.count_subjects.then_some(row.subject_count),
+    }
+}
+
+async fn query(context: Arc<Context>, request: QueryUsageRequest) -> Result<QueryUsageResponse, Error> {
+    let mut fields = Fields::default();
+    fields.filter("client_ids", &request.client_ids);
+    fields.filter("services", &request.services);
+    fields.filter("operations", &request.operations);
+    fields.filter("models", &request.models);
+    fields.filter("subjects", &request.subjects);
+    let (start, end) = fields.days(&request.start_date, &request.end_date, QUERY_DAYS_MAX);
+    let group_by = group_by(&mut fields, &request.group_by);
+    let limit = fields.page_size(request.page_size, QUERY_PAGE_SIZE_DEFAULT, QUERY_PAGE_SIZE_MAX);
+    fields.finish()?;
+    let bound = QueryUsageRequest { page_size: 0, page_token: String::new(), ..request.clone() };
+    let after: Option<QueryKey> = context.page_tokens.read("QueryUsage", &bound, &request.page_token)?;
+    let query = UsageQuery {
+        client_ids: request.client_ids,
+        services: request.services,
+        operations: request.operations,
+        models: request.models,
+        subjects: request.subjects,
+        start,
+        end,
+        group_by,
+        count_subjects: request.count_subjects,
+        unpriced_only: request.unpriced_only,
+    };
+    let mut read = usage::query(&context.pool, &query, after.as_ref(), limit + 1).await?;
+    let more = !read.rows.split_off(read.rows.len().min(limit as usize)).is_empty();
+    let next_page_token = match read.rows.last().filter(|_| more) {
+        None => String::new(),
+        Some(last) => context.page_tokens.make("QueryUsage", &bound, &last.key),
+    };
+    Ok(QueryUsageResponse {
+        rows: read.rows.into_iter().map(|row| query_row(&context, &query, row)).collect(),
+        next_page_token,
+        complete_as_of_time: Some(timestamp(read.complete_as_of)),
+    })
+}
+
+async fn get_event(context: Arc<Context>, request: GetUsageEventRequest) -> Result<GetUsageEventResponse, Error> {
+    let mut fields = Fields::default();
+    fields.required("client_id", &request.client_id, ID_BYTES_MAX);
+    fields.required("event_id", &request.event_id, ID_BYTES_MAX);
+    fields.finish()?;
+    let found = match EventId::parse(&request.event_id) {
+        Some(id) => events::find(&context.pool, &request.client_id, id).await?,
+        None => None,
+    };
+    let event = found.ok_or_else(|| {
+        let message = format!("client {:?} has no event {:?}", request.client_id, request.event_id);
+        Error::new(tonic::Code::NotFound, ErrorReason::EventNotFound, message)
+    })?;
+    Ok(GetUsageEventResponse { event: Some(context.event(event)) })
+}
+
+async fn list_events(context: Arc<Context>, request: ListUsageEventsRequest) -> Result<ListUsageEventsResponse, Error> {
+    let mut fields = Fields::default();
+    fields.required("client_id", &request.client_id, ID_BYTES_MAX);
+    let (start_time, end_time) = fields.times(request.start_time.as_ref(), request.end_time.as_ref());
+    fields.filter("services", &request.services);
+    fields.filter("operations", &request.operations);
+    fields.filter("models", &request.models);
+    fields.filter("subjects", &request.subjects);
+    let limit = fields.page_size(request.page_size, EVENTS_PAGE_SIZE_DEFAULT, EVENTS_PAGE_SIZE_MAX);
+    fields.finish()?;
+    let bound = ListUsageEventsRequest { page_size: 0, page_token: String::new(), ..request.clone() };
+    let after: Option<(DateTime<Utc>, i64)> =
+        context.page_tokens.read("ListUsageEvents", &bound, &request.page_token)?;
+    clients::existing(&context, &request.client_id).await?;
+    let filter = EventFilter {
+        client_id: &request.client_id,
+        start_time,
+        end_time,
+        services: &request.services,
+        operations: &request.operations,
+        models: &request.models,
+        subjects: &request.subjects,
+        unpriced_only: request.unpriced_only,
+    };
+    let after = after.map(|(time, seq)| EventId { time, seq });
+    let mut read = events::list(&context.pool, &filter, request.ascending, after, limit + 1).await?;
+    let more = !read.rows.split_off(read.rows.len().min(limit as usize)).is_empty();
+    let next_page_token = match read.rows.last().filter(|_| more) {
+        None => String::new(),
+        Some(last) => context.page_tokens.make("ListUsageEvents", &bound, &(last.id.time, last.id.seq)),
+    };
+    Ok(ListUsageEventsResponse {
+        events: read.rows.into_iter().map(|event| context.event(event)).collect(),
+        next_page_token,
+        complete_as_of_time: Some(timestamp(read.complete_as_of)),
+    })
+}
+
+async fn platform(context: Arc<Context>, request: GetPlatformUsageRequest) -> Result<GetPlatformUsageResponse, Error> {
+    let mut fields = Fields::default();
+    let month = context.month_or_current(&mut fields, &request.month);
+    fields.finish()?;
+    let read = usage::platform(&context.pool, month).await?;
+    let total: Sums = read.rows.services.iter().map(|row| row.sums).sum();
+    Ok(GetPlatformUsageResponse {
+        month: month.to_string(),
+        client_count: read.rows.client_count,
+        active_client_count: read.rows.active_client_count,
+        totals: Some(context.totals(&total)),
+        services: context.services(&read.rows.services),
+        complete_as_of_time: Some(timestamp(read.complete_as_of)),
+    })
+}
+
+impl Context {
+    /// The month that a request names, or the current one in the default time zone.
+    pub fn month_or_current(&self, fields: &mut Fields, text: &str) -> Month {
+        let current = Month::of(period::day_of(self.clock.now(), self.settings.default_time_zone));
+        if text.is_empty() { current } else { fields.month("month", text).unwrap_or(current) }
+    }
+}
+
+#[tonic::async_trait]
+impl UsageService for Handlers {
+    async fn track_usage(&self, request: Request<TrackUsageRequest>) -> Result<Response<TrackUsageResponse>, Status> {
+        Ok(Response::new(record::track(&self.0, request.into_inner()).await?))
+    }
+
+    async fn batch_track_usage(
+        &self,
+        request: Request<BatchTrackUsageRequest>,
+    ) -> Result<Response<BatchTrackUsageResponse>, Status> {
+        Ok(Response::new(record::batch(&self.0, request.into_inner()).await?))
+    }
+
+    type StreamUsageStream = ReceiverStream<Result<StreamUsageResponse, Status>>;
+
+    async fn stream_usage(
+        &self,
+        request: Request<Streaming<StreamUsageRequest>>,
+    ) -> Result<Response<Self::StreamUsageStream>, Status> {
+        Ok(Response::new(stream::run(self.0.clone(), request.into_inner())))
+    }
+
+    async fn get_current_month_usage(
+        &self,
+        request: Request<GetCurrentMonthUsageRequest>,
+    ) -> Result<Response<GetCurrentMonthUsageResponse>, Status> {
+        self.run(request, current_month).await
+    }
+
+    async fn get_usage_summary(
+        &self,
+        request: Request<GetUsageSummaryRequest>,
+    ) -> Result<Response<GetUsageSummaryResponse>, Status> {
+        self.run(request, summary).await
+    }
+
+    async fn query_usage(&self, request: Request<QueryUsageRequest>) -> Result<Response<QueryUsageResponse>, Status> {
+        self.run(request, query).await
+    }
+
+    async fn get_usage_event(
+        &self,
+        request: Request<GetUsageEventRequest>,
+    ) -> Result<Response<GetUsageEventResponse>, Status> {
+        self.run(request, get_event).await
+    }
+
+    async fn list_usage_events(
+        &self,
+        request: Request<ListUsageEventsRequest>,
+    ) -> Result<Response<ListUsageEventsResponse>, Status> {
+        self.run(request, list_events).await
+    }
+
+    type ExportUsageStream = ReceiverStream<Result<ExportUsageResponse, Status>>;
+
+    async fn export_usage(
+        &self,
+        request: Request<ExportUsageRequest>,
+    ) -> Result<Response<Self::ExportUsageStream>, Status> {
+        self.run(request, export::start).await
+    }
+
+    async fn get_platform_usage(
+        &self,
+        request: Request<GetPlatformUsageRequest>,
+    ) -> Result<Response<GetPlatformUsageResponse>, Status> {
+        self.run(request, platform).await
+    }
+
+    async fn update_monthly_summaries(
+        &self,
+        request: Request<UpdateMonthlySummariesRequest>,
+    ) -> Result<Response<UpdateMonthlySummariesResponse>, Status> {
+        self.run(request, summaries::update).await
+    }
+
+    async fn list_monthly_summaries(
+        &self,
+        request: Request<ListMonthlySummariesRequest>,
+    ) -> Result<Response<ListMonthlySummariesResponse>, Status> {
+        self.run(request, summaries::list).await
+    }
+
+    async fn rebuild_rollups(
+        &self,
+        request: Request<RebuildRollupsRequest>,
+    ) -> Result<Response<RebuildRollupsResponse>, Status> {
+        self.run(request, summaries::rebuild).await
+    }
+}

@@ -1,0 +1,55 @@
+//! Work beside the calls: one job a file, each with a `run_once` that tests and commands can step.
+
+pub mod pricing;
+pub mod summaries;
+
+use crate::catalog::CatalogCache;
+use sqlx::PgPool;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
+
+/// How often summaries of changed clients are refreshed: well within the minute that is promised.
+const SUMMARIES_EVERY: Duration = Duration::from_secs(20);
+/// How often a replica looks for pricing that another one left.
+const PRICING_EVERY: Duration = Duration::from_secs(5);
+
+/// Starts the jobs. They end when `stopping` turns true.
+pub fn start(
+    pool: &PgPool,
+    catalog: &Arc<CatalogCache>,
+    pricing_wanted: &Arc<Notify>,
+    stopping: &watch::Receiver<bool>,
+) -> Vec<JoinHandle<()>> {
+    let (pool_of_pricing, catalog, wanted) = (pool.clone(), catalog.clone(), pricing_wanted.clone());
+    let mut stopping_of_pricing = stopping.clone();
+    let pricing = tokio::spawn(async move {
+        while !*stopping_of_pricing.borrow() {
+            match pricing::run_once(&pool_of_pricing, &catalog).await {
+                Ok(true) => continue,
+                Ok(false) => {}
+                Err(error) => tracing::warn!(%error, "pricing of waiting events failed and goes on later"),
+            }
+            tokio::select! {
+                () = wanted.notified() => {}
+                () = tokio::time::sleep(PRICING_EVERY) => {}
+                _ = stopping_of_pricing.changed() => {}
+            }
+        }
+    });
+    let pool = pool.clone();
+    let mut stopping = stopping.clone();
+    let summaries = tokio::spawn(async move {
+        while !*stopping.borrow() {
+            if let Err(error) = summaries::refresh(&pool, None, None).await {
+                tracing::warn!(%error, "refreshing summaries failed and is tried again");
+            }
+            tokio::select! {
+                () = tokio::time::sleep(SUMMARIES_EVERY) => {}
+                _ = stopping.changed() => {}
+            }
+        }
+    });
+    vec![pricing, summaries]
+}

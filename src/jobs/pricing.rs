@@ -1,0 +1,71 @@
+//! Prices waiting events after the catalogue has changed. Its state is a row, moved on in the transaction that prices: a
+//! killed job goes on where it was, on any replica.
+
+use crate::catalog::CatalogCache;
+use crate::domain::event::{Charge, EventId};
+use crate::domain::period::Month;
+use crate::domain::rollup::{Deltas, Sums};
+use crate::store::pricing::{self, Waiting};
+use crate::store::{catalog, locks, rollups};
+use sqlx::PgPool;
+use std::collections::BTreeSet;
+
+/// Events of one transaction. It holds their month rows, which ingest of the same clients waits for: so it is short.
+const BATCH_EVENTS: i64 = 2_000;
+
+/// Does one transaction's worth of the oldest open task. False, when there is none.
+///
+/// Lock order: versions, (client, month), (client, month, service), days.
+pub async fn run_once(pool: &PgPool, cache: &CatalogCache) -> sqlx::Result<bool> {
+    let mut tx = pool.begin().await?;
+    locks::share_versions(&mut tx).await?;
+    let Some(task) = pricing::take_task(&mut tx).await? else { return Ok(false) };
+    // Under the versions lock, so it is in force until the commit.
+    let snapshot = catalog::load(&mut tx).await?;
+    cache.replace(snapshot);
+    let prices = cache.current();
+
+    let waiting = pricing::next_waiting(&mut tx, &task, BATCH_EVENTS).await?;
+    let months: BTreeSet<(String, Month)> =
+        waiting.iter().map(|at| (at.client_id.clone(), Month::of(at.day))).collect();
+    let (clients, firsts): (Vec<_>, Vec<_>) =
+        months.iter().map(|(client_id, month)| (client_id.clone(), month.first_day())).unzip();
+    rollups::lock_months(&mut tx, &clients, &firsts).await?;
+
+    let mut deltas = Deltas::default();
+    let mut charges: Vec<(&str, EventId, Charge)> = Vec::new();
+    let mut priced = 0;
+    let events = pricing::still_waiting(&mut tx, &waiting).await?;
+    for recorded in &events {
+        let event = &recorded.event;
+        if !months.contains(&(event.client_id.to_string(), Month::of(recorded.day))) {
+            // Moved into a month that is not locked, in between. Begin again.
+            return Ok(true);
+        }
+        let charge = prices.charge(event);
+        if charge == recorded.charge {
+            continue;
+        }
+        charges.push((&event.client_id, recorded.id, charge));
+        if let Charge::Priced { charge, .. } = charge {
+            priced += 1;
+            let (client, service) = (event.client_id.clone(), event.service.clone());
+            let key = (client, recorded.day, service, event.operation.clone(), event.model.clone());
+            deltas.add(key, Sums::of_pricing(charge.into()));
+        }
+    }
+    if !charges.is_empty() {
+        pricing::set_charges(&mut tx, &charges).await?;
+    }
+    if priced > 0 {
+        rollups::add(&mut tx, &deltas).await?;
+    }
+    let last: Option<&Waiting> = waiting.last();
+    pricing::advance(&mut tx, task.task_id, last, waiting.len() as i64, priced).await?;
+    tx.commit().await?;
+    if priced > 0 {
+        metrics::counter!("meterd_events_priced_later_total").increment(priced as u64);
+        tracing::info!(service = task.service, events = priced, "waiting events priced");
+    }
+    Ok(true)
+}

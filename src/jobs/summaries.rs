@@ -1,0 +1,28 @@
+//! Refreshes the summaries of client-months that changed.
+
+use crate::domain::period::Month;
+use crate::store::summaries;
+use sqlx::PgPool;
+
+/// Client-months of one transaction: few, because it holds their rows.
+const BATCH_MONTHS: i64 = 200;
+/// Client-months of one run, so that a run ends while others change.
+const RUN_MONTHS_MAX: usize = 1_000_000;
+
+/// Refreshes what is stale, of one client or month or of all; gives how many summaries were written.
+pub async fn refresh(pool: &PgPool, client_id: Option<&str>, month: Option<Month>) -> sqlx::Result<usize> {
+    let mut written = 0;
+    while written < RUN_MONTHS_MAX {
+        let stale = summaries::stale(pool, client_id, month, BATCH_MONTHS).await?;
+        if stale.is_empty() {
+            break;
+        }
+        written += stale.len();
+        let last = stale.len() < BATCH_MONTHS as usize;
+        summaries::refresh(&mut *pool.acquire().await?, stale).await?;
+        if last {
+            break;
+        }
+    }
+    Ok(written)
+}

@@ -1,0 +1,80 @@
+//! The second port: health for probes, metrics for Prometheus.
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use sqlx::PgPool;
+use std::sync::OnceLock;
+use tokio::sync::watch;
+
+/// Upper bounds of the latency histograms, in seconds.
+const SECONDS_BUCKETS: [f64; 14] =
+    [0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.125, 0.25, 0.5, 1.0, 5.0, 30.0];
+/// Upper bounds of the batch size histogram, in events.
+const EVENTS_BUCKETS: [f64; 9] = [1.0, 2.0, 5.0, 10.0, 50.0, 100.0, 500.0, 1_000.0, 10_000.0];
+
+/// What the pages show.
+#[derive(Clone)]
+pub struct WebState {
+    pub metrics: PrometheusHandle,
+    pub pool: PgPool,
+    pub ingest: crate::ingest::Ingest,
+    /// Whether calls are answered.
+    pub ready: watch::Receiver<bool>,
+}
+
+/// The process's one recorder of metrics; several servers in one process, as in tests, share it.
+pub fn recorder() -> PrometheusHandle {
+    static RECORDER: OnceLock<PrometheusHandle> = OnceLock::new();
+    let install = || {
+        let builder = PrometheusBuilder::new()
+            .set_buckets_for_metric(metrics_exporter_prometheus::Matcher::Suffix("_seconds".into()), &SECONDS_BUCKETS)
+            .and_then(|builder| {
+                let events = metrics_exporter_prometheus::Matcher::Full("meterd_batch_events".into());
+                builder.set_buckets_for_metric(events, &EVENTS_BUCKETS)
+            });
+        let handle = builder.and_then(PrometheusBuilder::install_recorder).expect("the only recorder, with buckets");
+        describe();
+        handle
+    };
+    RECORDER.get_or_init(install).clone()
+}
+
+fn describe() {
+    metrics::describe_counter!("meterd_events_total", "Events by outcome");
+    metrics::describe_counter!("meterd_batch_retries_total", "Batches that were tried again");
+    metrics::describe_counter!("meterd_events_priced_later_total", "Events priced after they were recorded");
+    metrics::describe_histogram!("meterd_batch_events", "Events of a transaction");
+    metrics::describe_histogram!("meterd_commit_seconds", "From taking a batch to its commit");
+    metrics::describe_histogram!("meterd_rpc_seconds", "Calls by method and status code");
+    metrics::describe_gauge!("meterd_queue_events", "Events that wait for a writer");
+    metrics::describe_gauge!("meterd_pool_connections", "Connections of the pool by state");
+}
+
+/// The pages.
+pub fn router(state: WebState) -> Router {
+    Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics_page))
+        .with_state(state)
+}
+
+async fn ready(State(state): State<WebState>) -> impl IntoResponse {
+    match *state.ready.borrow() {
+        true => (StatusCode::OK, "ready\n"),
+        false => (StatusCode::SERVICE_UNAVAILABLE, "not ready: the database is away or the server is stopping\n"),
+    }
+}
+
+async fn metrics_page(State(state): State<WebState>) -> impl IntoResponse {
+    metrics::gauge!("meterd_queue_events").set(state.ingest.depth() as f64);
+    let idle = state.pool.num_idle();
+    metrics::gauge!("meterd_pool_connections", "state" => "idle").set(idle as f64);
+    metrics::gauge!("meterd_pool_connections", "state" => "used").set((state.pool.size() as usize - idle) as f64);
+    state.metrics.run_upkeep();
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], state.metrics.render())
+}
