@@ -1,0 +1,221 @@
+//! A real server on a free port over a fresh database, and what tests do with it.
+
+use chrono::{DateTime, Utc};
+use clap::Parser;
+use meterd::app;
+use meterd::cli::verify::{Verified, verify_all};
+use meterd::clock::Clock;
+use meterd::config::Settings;
+use meterd::grpc::Context;
+use meterd::postgres::{Embedded, EmbeddedSettings};
+use meterd::proto::catalog_service_client::CatalogServiceClient;
+use meterd::proto::client_service_client::ClientServiceClient;
+use meterd::proto::usage_service_client::UsageServiceClient;
+use meterd::proto::{BatchTrackUsageRequest, Price, Rates, TrackUsageRequest, UsageEvent, UsageResult};
+use meterd::store::connect;
+use sqlx::{AssertSqlSafe, Executor, PgPool};
+use std::process::{ChildStdin, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tonic::Status;
+use tonic::transport::Channel;
+
+const TEMPLATE: &str = "meterd_template";
+
+/// One PostgreSQL for all tests of this process; it ends with the process, however that ends.
+struct SharedPostgres {
+    url: String,
+    /// Open as long as this process lives: the keeper waits for its end.
+    _keeper: ChildStdin,
+}
+
+fn shared_postgres() -> &'static SharedPostgres {
+    static SHARED: OnceLock<SharedPostgres> = OnceLock::new();
+    SHARED.get_or_init(|| {
+        // A thread of its own: the caller is inside a runtime.
+        std::thread::spawn(|| {
+            let runtime = tokio::runtime::Runtime::new().unwrap();
+            runtime.block_on(start_shared_postgres())
+        })
+        .join()
+        .unwrap()
+    })
+}
+
+async fn start_shared_postgres() -> SharedPostgres {
+    let data_dir = tempfile::Builder::new().prefix("meterd-test-").tempdir().unwrap().keep();
+    let settings = EmbeddedSettings {
+        data_dir: data_dir.clone(),
+        bin_dir: None,
+        download_url: None,
+        download: true,
+        durable: false,
+    };
+    let embedded = Embedded::start(&settings).await.unwrap();
+    let url = embedded.url().to_string();
+    let pid = std::fs::read_to_string(data_dir.join("postgres/postmaster.pid")).unwrap();
+    let script = format!(
+        "cat > /dev/null; kill -QUIT {}; while kill -0 {} 2> /dev/null; do sleep 0.1; done; rm -rf '{}'",
+        pid.lines().next().unwrap(),
+        pid.lines().next().unwrap(),
+        data_dir.display()
+    );
+    let mut keeper = Command::new("sh")
+        .args(["-c", &script])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    execute(&url, &format!("CREATE DATABASE {TEMPLATE}")).await;
+    let options = connect::options(&url).unwrap().database(TEMPLATE);
+    app::prepare(&options, &settings_of(&[])).await.unwrap();
+    SharedPostgres { url, _keeper: keeper.stdin.take().unwrap() }
+}
+
+async fn execute(url: &str, sql: &str) {
+    let pool = PgPool::connect(url).await.unwrap();
+    pool.execute(AssertSqlSafe(sql.to_string())).await.unwrap();
+    pool.close().await;
+}
+
+/// Settings as a command line would give them, on free ports.
+pub fn settings_of(flags: &[&str]) -> Settings {
+    #[derive(Parser)]
+    struct Flags {
+        #[command(flatten)]
+        settings: Settings,
+    }
+    let fixed = ["test", "--listen=127.0.0.1:0", "--http-listen=127.0.0.1:0", "--allow-non-durable-database"];
+    Flags::parse_from(fixed.iter().chain(flags)).settings
+}
+
+/// A fresh database with the built-in catalogue.
+pub async fn fresh_database() -> String {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    let shared = shared_postgres();
+    let name = format!("test_{}", NEXT.fetch_add(1, Ordering::Relaxed));
+    execute(&shared.url, &format!("CREATE DATABASE {name} TEMPLATE {TEMPLATE}")).await;
+    shared.url.replace("/meterd?", &format!("/{name}?"))
+}
+
+/// A running server.
+pub struct TestServer {
+    pub address: String,
+    pub http_address: String,
+    pub database_url: String,
+    pub clock: Clock,
+    /// Beside the server's own.
+    pub pool: PgPool,
+    pub context: Arc<Context>,
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<anyhow::Result<()>>,
+}
+
+impl TestServer {
+    /// Over a fresh database, by the system's clock.
+    pub async fn start() -> Self {
+        Self::start_with(&[], Clock::system()).await
+    }
+
+    /// Over a fresh database, with flags and a clock.
+    pub async fn start_with(flags: &[&str], clock: Clock) -> Self {
+        Self::replica(&fresh_database().await, flags, clock).await
+    }
+
+    /// Over a database that is there: another replica.
+    pub async fn replica(database_url: &str, flags: &[&str], clock: Clock) -> Self {
+        let options = connect::options(database_url).unwrap();
+        let settings = settings_of(flags);
+        let deployment = app::prepare(&options, &settings).await.unwrap();
+        let app = app::build(settings, &options, deployment, clock.clone()).await.unwrap();
+        let (address, http_address) = (format!("http://{}", app.grpc_address()), app.http_address().to_string());
+        let context = app.context().clone();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let task = tokio::spawn(app.run(async { drop(stopped.await) }, None));
+        let pool = connect::pool(options, 4);
+        Self { address, http_address, database_url: database_url.into(), clock, pool, context, stop, task }
+    }
+
+    /// Stops in order.
+    pub async fn stop(self) {
+        drop(self.stop);
+        self.task.await.unwrap().unwrap();
+        self.pool.close().await;
+    }
+
+    /// A connection of its own.
+    pub fn channel(&self) -> Channel {
+        Channel::from_shared(self.address.clone()).unwrap().connect_lazy()
+    }
+
+    pub fn usage(&self) -> UsageServiceClient<Channel> {
+        UsageServiceClient::new(self.channel()).max_decoding_message_size(16 << 20).max_encoding_message_size(16 << 20)
+    }
+
+    pub fn catalog(&self) -> CatalogServiceClient<Channel> {
+        CatalogServiceClient::new(self.channel())
+    }
+
+    pub fn clients(&self) -> ClientServiceClient<Channel> {
+        ClientServiceClient::new(self.channel())
+    }
+
+    /// Records one event.
+    pub async fn track(&self, event: UsageEvent) -> Result<UsageResult, Status> {
+        let response = self.usage().track_usage(TrackUsageRequest { event: Some(event) }).await?;
+        Ok(response.into_inner().result.unwrap())
+    }
+
+    /// Records a batch.
+    pub async fn batch(&self, events: Vec<UsageEvent>, backfill: bool) -> Vec<UsageResult> {
+        let request = BatchTrackUsageRequest { events, backfill };
+        self.usage().batch_track_usage(request).await.unwrap().into_inner().results
+    }
+
+    /// Rollups and totals against the events.
+    pub async fn verify(&self) -> Verified {
+        verify_all(&self.pool, None, None).await.unwrap()
+    }
+
+    /// Rollups and totals equal the events, of which there are so many.
+    pub async fn assert_exact(&self, events: i64) {
+        let verified = self.verify().await;
+        assert_eq!((verified.events, verified.differences), (events, 0));
+    }
+}
+
+/// The short form of an event.
+pub fn event(client_id: &str, service: &str, units: &str) -> UsageEvent {
+    UsageEvent { client_id: client_id.into(), service: service.into(), units: units.into(), ..Default::default() }
+}
+
+/// A model call at gpt-4o-mini.
+pub fn model_call(client_id: &str, input_tokens: i64, output_tokens: i64) -> UsageEvent {
+    UsageEvent {
+        operation: "chat_completion".into(),
+        model: "gpt-4o-mini".into(),
+        input_tokens,
+        output_tokens,
+        ..event(client_id, "openai", "")
+    }
+}
+
+/// A price per unit.
+pub fn unit_price(service: &str, model: &str, rate: &str) -> Price {
+    let rates = Rates { unit: Some(rate.into()), ..Default::default() };
+    Price { service: service.into(), model: model.into(), rates: Some(rates), ..Default::default() }
+}
+
+/// A time.
+pub fn time(text: &str) -> DateTime<Utc> {
+    text.parse().unwrap()
+}
+
+/// A timestamp.
+pub fn timestamp(text: &str) -> prost_types::Timestamp {
+    let time = time(text);
+    prost_types::Timestamp { seconds: time.timestamp(), nanos: time.timestamp_subsec_nanos() as i32 }
+}

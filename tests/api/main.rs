@@ -1,0 +1,4 @@
+//! Every promise over a real gRPC connection against a real PostgreSQL.
+
+mod harness;
+mod recording;

@@ -1,0 +1,83 @@
+//! Recording: one event, batches, streams, repeats.
+
+use crate::harness::*;
+use meterd::clock::Clock;
+use meterd::proto::{EventOutcome, GetCurrentMonthUsageRequest, StreamUsageRequest, UsageEvent};
+use tonic::Code;
+
+#[tokio::test]
+async fn the_short_form_of_an_event_is_enough_and_is_charged() {
+    let server = TestServer::start().await;
+    let result = server.track(event("acme", "twilio_sms", "3")).await.unwrap();
+    assert_eq!(result.outcome(), EventOutcome::Accepted);
+    assert_eq!(result.charge.unwrap().amount, "0.0237");
+    assert!(!result.event_id.is_empty() && !result.idempotency_key.is_empty() && !result.price_id.is_empty());
+    let request = GetCurrentMonthUsageRequest { client_id: "acme".into() };
+    let month = server.usage().get_current_month_usage(request).await.unwrap().into_inner();
+    let totals = month.totals.unwrap();
+    assert_eq!((totals.request_count, totals.units.as_str()), (1, "3"));
+    assert_eq!(totals.cost.unwrap().amount, "0.0237");
+    server.assert_exact(1).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_key_again_is_a_duplicate_with_the_first_result_and_another_payload_a_conflict() {
+    let server = TestServer::start().await;
+    let keyed = UsageEvent { idempotency_key: "k1".into(), ..event("acme", "sms", "2") };
+    let first = server.track(keyed.clone()).await.unwrap();
+    let again = server.track(UsageEvent { units: "2.0".into(), ..keyed.clone() }).await.unwrap();
+    assert_eq!(again.outcome(), EventOutcome::Duplicate);
+    assert_eq!((&again.event_id, again.event_time, &again.charge), (&first.event_id, first.event_time, &first.charge));
+    let conflict = server.track(UsageEvent { units: "3".into(), ..keyed.clone() }).await.unwrap_err();
+    assert_eq!(conflict.code(), Code::AlreadyExists);
+    let other_client = server.track(UsageEvent { client_id: "other".into(), ..keyed }).await.unwrap();
+    assert_eq!(other_client.outcome(), EventOutcome::Accepted);
+    server.assert_exact(2).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_known_key_is_a_duplicate_even_when_its_event_is_too_old_to_be_new() {
+    let clock = Clock::fixed(time("2026-11-21T12:00:00Z"));
+    let server = TestServer::start_with(&[], clock.clone()).await;
+    let keyed = UsageEvent {
+        idempotency_key: "k1".into(),
+        event_time: Some(timestamp("2026-11-20T00:00:00Z")),
+        ..event("acme", "sms", "1")
+    };
+    server.track(keyed.clone()).await.unwrap();
+    clock.set(time("2027-03-01T12:00:00Z"));
+    assert_eq!(server.track(keyed.clone()).await.unwrap().outcome(), EventOutcome::Duplicate);
+    let new = server.track(UsageEvent { idempotency_key: "k2".into(), ..keyed }).await.unwrap_err();
+    assert_eq!(new.code(), Code::InvalidArgument);
+    server.assert_exact(1).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_stream_acknowledges_in_order_and_lists_what_was_not_plainly_accepted() {
+    let server = TestServer::start().await;
+    let events = (0..2_500).map(|number| {
+        let units = if number == 100 { "NaN" } else { "1" };
+        // Number 200 repeats number 199.
+        let key = if number == 200 { 199 } else { number };
+        StreamUsageRequest {
+            event: Some(UsageEvent { idempotency_key: format!("k{key}"), ..event("acme", "sms", units) }),
+        }
+    });
+    let mut acks =
+        server.usage().stream_usage(tokio_stream::iter(events.collect::<Vec<_>>())).await.unwrap().into_inner();
+    let (mut settled, mut results) = (0, vec![]);
+    while let Some(ack) = acks.message().await.unwrap() {
+        assert!(ack.settled_count > settled, "acknowledgements go forward");
+        settled = ack.settled_count;
+        results.extend(ack.results);
+    }
+    assert_eq!(settled, 2_500);
+    let listed: Vec<_> =
+        results.iter().map(|result| (result.message_number, result.result.as_ref().unwrap().outcome())).collect();
+    assert_eq!(listed, [(101, EventOutcome::Rejected), (201, EventOutcome::Duplicate)]);
+    server.assert_exact(2_498).await;
+    server.stop().await;
+}
