@@ -1,4 +1,7 @@
 //! Every promise over a real gRPC connection against a real PostgreSQL.
 
+mod cancelled;
+mod concurrency;
 mod harness;
 mod recording;
+mod replicas;
