@@ -21,6 +21,8 @@ use tokio::net::TcpListener;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinHandle;
 use tonic::transport::server::TcpIncoming;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
 use tower_http::cors::CorsLayer;
 
 /// How often the database is asked whether it is there.
@@ -171,6 +173,7 @@ impl App {
     pub async fn run(self, shutdown: impl Future<Output = ()>, embedded: Option<&Embedded>) -> anyhow::Result<()> {
         let Self { context, grpc, http, writers, stop } = self;
         let (health, health_service) = tonic_health::server::health_reporter();
+        set_health(&health, ServingStatus::NotServing).await;
         let (ready, is_ready) = watch::channel(false);
         let handlers = Handlers::new(context.clone());
         let reflection = || {
@@ -254,13 +257,14 @@ async fn supervise(embedded: Option<&Embedded>) {
     }
 }
 
+async fn set_health(health: &HealthReporter, status: ServingStatus) {
+    for service in ["", "metering.v1.UsageService", "metering.v1.CatalogService", "metering.v1.ClientService"] {
+        health.set_service_status(service, status).await;
+    }
+}
+
 /// Reports health: each service serves while the database answers and the server is not stopping.
-async fn watch_database(
-    context: Arc<Context>,
-    health: tonic_health::server::HealthReporter,
-    ready: watch::Sender<bool>,
-) {
-    use tonic_health::ServingStatus::{NotServing, Serving};
+async fn watch_database(context: Arc<Context>, health: HealthReporter, ready: watch::Sender<bool>) {
     let mut stopping = context.stopping.clone();
     let mut before = None;
     loop {
@@ -268,10 +272,8 @@ async fn watch_database(
         let answers = matches!(ping.await, Ok(Ok(())));
         let serving = answers && !*stopping.borrow();
         if before != Some(serving) {
-            let status = if serving { Serving } else { NotServing };
-            for service in ["", "metering.v1.UsageService", "metering.v1.CatalogService", "metering.v1.ClientService"] {
-                health.set_service_status(service, status).await;
-            }
+            let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
+            set_health(&health, status).await;
             ready.send_replace(serving);
             if before.is_some() && !*stopping.borrow() {
                 tracing::warn!(serving, "the database {}", if serving { "answers again" } else { "does not answer" });

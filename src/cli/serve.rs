@@ -3,6 +3,7 @@
 use crate::app::{self, Database};
 use crate::clock::Clock;
 use crate::config::Settings;
+use std::io::Write;
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -43,7 +44,9 @@ async fn serve(settings: Settings, database: &Database, shutdown: impl Future<Ou
 /// Tells people where everything is and what to type.
 fn greet(app: &app::App, database: &Database) {
     let (grpc, http) = (app.grpc_address(), app.http_address());
-    println!(
+    // A closed stdout is no reason to stop.
+    let _ = writeln!(
+        std::io::stdout(),
         "meterd {version} is ready
   gRPC     {grpc}   (reflection is on)
   health   http://{http}/readyz   metrics http://{http}/metrics

@@ -170,6 +170,10 @@ async fn query(context: Arc<Context>, request: QueryUsageRequest) -> Result<Quer
         unpriced_only: request.unpriced_only,
     };
     let mut read = usage::query(&context.pool, &query, after.as_ref(), limit + 1).await?;
+    if read.rows.is_empty() && after.is_none() && request.group_by.is_empty() && !request.unpriced_only {
+        // The total of nothing is a total too.
+        read.rows.push(QueryRow::default());
+    }
     let more = !read.rows.split_off(read.rows.len().min(limit as usize)).is_empty();
     let next_page_token = match read.rows.last().filter(|_| more) {
         None => String::new(),

@@ -184,7 +184,7 @@ pub struct GroupBy {
 }
 
 /// The dimensions of a row: those not grouped by hold the first day there is, or the empty string.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QueryKey {
     pub day: NaiveDate,
     pub month: NaiveDate,
@@ -196,6 +196,7 @@ pub struct QueryKey {
 }
 
 /// A row of a query.
+#[derive(Default)]
 pub struct QueryRow {
     pub key: QueryKey,
     pub sums: Sums,

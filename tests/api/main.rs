@@ -5,3 +5,4 @@ mod concurrency;
 mod harness;
 mod recording;
 mod replicas;
+mod startup;
