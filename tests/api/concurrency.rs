@@ -48,7 +48,7 @@ async fn send_all(servers: &[&TestServer], clients: usize) -> HashMap<EventOutco
                 let mut events: Vec<_> = numbers.clone().map(|number| numbered(number, clients)).collect();
                 // Resent: what this caller, or another one right now, sent before.
                 let again = numbers.filter(|number| number % RESENT_EVERY == 0);
-                events.extend(again.map(|number| numbered(number.saturating_sub(RESENT_EVERY * 7), clients)));
+                events.extend(again.map(|number| numbered(number.saturating_sub(RESENT_EVERY * 30), clients)));
                 let mut results = Vec::new();
                 if events.len() == 1 {
                     let request = TrackUsageRequest { event: events.pop() };

@@ -117,3 +117,78 @@ async fn a_price_and_a_zone_changed_in_the_middle_hold_exactly_from_their_commit
     first.stop().await;
     second.stop().await;
 }
+
+/// Stalls a batch on each replica between pricing and commit, and asks for a change meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_does_not_return_while_a_batch_that_was_priced_or_dated_before_it_has_not_committed() {
+    let first = TestServer::start_with(&[], Clock::fixed(time("2026-11-21T12:00:00Z"))).await;
+    let second = TestServer::replica(&first.database_url, &[], first.clock.clone()).await;
+    let service = Service { service: "alpha".into(), ..Default::default() };
+    let request = CreateServiceRequest { service: Some(service), request_id: String::new() };
+    first.catalog().create_service(request).await.unwrap();
+    let request = CreatePriceRequest { price: Some(unit_price("alpha", "", "1")), request_id: String::new() };
+    first.catalog().create_price(request).await.unwrap();
+    first.track(event("acme", "alpha", "1")).await.unwrap();
+    second.track(event("acme", "alpha", "1")).await.unwrap();
+
+    for change in ["price", "zone"] {
+        let mut holder = first.pool.begin().await.unwrap();
+        sqlx::query("SELECT 1 FROM usage_months WHERE client_id = 'acme' FOR UPDATE")
+            .execute(&mut *holder)
+            .await
+            .unwrap();
+        let mut stalled = JoinSet::new();
+        for server in [&first, &second] {
+            let mut usage = server.usage();
+            stalled.spawn(async move {
+                let request = meterd::proto::TrackUsageRequest { event: Some(event("acme", "alpha", "1")) };
+                usage.track_usage(request).await.unwrap().into_inner().result.unwrap()
+            });
+        }
+        while waiting_for_locks(&first).await < 2 {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        let (mut catalog, mut clients) = (first.catalog(), second.clients());
+        let changing = tokio::spawn(async move {
+            if change == "price" {
+                let mut dearer = unit_price("alpha", "", "2");
+                dearer.effective_time = Some(timestamp("2026-01-01T00:00:00Z"));
+                let request = CreatePriceRequest { price: Some(dearer), request_id: String::new() };
+                catalog.create_price(request).await.map(drop)
+            } else {
+                let request = UpdateClientRequest {
+                    client: Some(Client {
+                        client_id: "acme".into(),
+                        time_zone: "Pacific/Kiritimati".into(),
+                        ..Default::default()
+                    }),
+                    update_mask: Some(prost_types::FieldMask { paths: vec!["time_zone".into()] }),
+                };
+                clients.update_client(request).await.map(drop)
+            }
+        });
+        tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+        assert!(!changing.is_finished(), "the {change} has changed while batches by the old one were under way");
+        assert!(stalled.try_join_next().is_none());
+        holder.rollback().await.unwrap();
+        changing.await.unwrap().unwrap();
+        while let Some(result) = stalled.join_next().await {
+            assert_eq!(result.unwrap().charge.unwrap().amount, if change == "price" { "1" } else { "2" });
+        }
+        let after = second.track(event("acme", "alpha", "1")).await.unwrap();
+        assert_eq!(after.charge.unwrap().amount, "2");
+    }
+    first.assert_exact(8).await;
+    first.stop().await;
+    second.stop().await;
+}
+
+/// Backends of this database that wait for a lock.
+async fn waiting_for_locks(server: &TestServer) -> i64 {
+    sqlx::query_scalar(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'",
+    )
+    .fetch_one(&server.pool)
+    .await
+    .unwrap()
+}
