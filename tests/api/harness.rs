@@ -11,16 +11,18 @@ use meterd::postgres::{Embedded, EmbeddedSettings};
 use meterd::proto::catalog_service_client::CatalogServiceClient;
 use meterd::proto::client_service_client::ClientServiceClient;
 use meterd::proto::usage_service_client::UsageServiceClient;
-use meterd::proto::{BatchTrackUsageRequest, Price, Rates, TrackUsageRequest, UsageEvent, UsageResult};
+use meterd::proto::{BatchTrackUsageRequest, Money, Price, Rates, TrackUsageRequest, UsageEvent, UsageResult};
 use meterd::store::connect;
-use sqlx::{AssertSqlSafe, Executor, PgPool};
+use meterd::store::locks::VERSIONS_LOCK;
+use sqlx::{AssertSqlSafe, Executor, PgPool, Postgres, Transaction};
 use std::process::{ChildStdin, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use tonic::Status;
 use tonic::transport::Channel;
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
 
 const TEMPLATE: &str = "meterd_template";
 
@@ -101,6 +103,15 @@ pub async fn fresh_database() -> String {
     shared.url.replace("/meterd?", &format!("/{name}?"))
 }
 
+/// A database without a schema, as a first start finds it.
+pub async fn empty_database() -> String {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    let shared = shared_postgres();
+    let name = format!("empty_{}", NEXT.fetch_add(1, Ordering::Relaxed));
+    execute(&shared.url, &format!("CREATE DATABASE {name}")).await;
+    shared.url.replace("/meterd?", &format!("/{name}?"))
+}
+
 /// A running server.
 pub struct TestServer {
     pub address: String,
@@ -175,6 +186,18 @@ impl TestServer {
         self.usage().batch_track_usage(request).await.unwrap().into_inner().results
     }
 
+    /// Runs SQL beside the server, and gives how many rows it touched.
+    pub async fn sql(&self, sql: &str) -> u64 {
+        self.pool.execute(AssertSqlSafe(sql.to_string())).await.unwrap().rows_affected()
+    }
+
+    /// Keeps every writer from committing until the transaction ends: it holds the lock that each batch shares.
+    pub async fn stall_writers(&self) -> Transaction<'static, Postgres> {
+        let mut tx = self.pool.begin().await.unwrap();
+        sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(VERSIONS_LOCK).execute(&mut *tx).await.unwrap();
+        tx
+    }
+
     /// Rollups and totals against the events.
     pub async fn verify(&self) -> Verified {
         verify_all(&self.pool, None, None).await.unwrap()
@@ -218,4 +241,40 @@ pub fn time(text: &str) -> DateTime<Utc> {
 pub fn timestamp(text: &str) -> prost_types::Timestamp {
     let time = time(text);
     prost_types::Timestamp { seconds: time.timestamp(), nanos: time.timestamp_subsec_nanos() as i32 }
+}
+
+/// A sum of money as text.
+pub fn amount(money: &Option<Money>) -> &str {
+    &money.as_ref().unwrap().amount
+}
+
+/// What an error says: its code, its reason and every wrong field. It has the contract's domain and a request id.
+pub fn refusal(status: &Status) -> (Code, String, Vec<String>) {
+    let details = status.get_error_details();
+    let info = details.error_info().unwrap_or_else(|| panic!("an ErrorInfo in {status:?}"));
+    assert_eq!(info.domain, "metering.v1");
+    assert!(info.metadata.get("request_id").is_some_and(|id| !id.is_empty()), "a request id in {info:?}");
+    let fields = details
+        .bad_request()
+        .map_or(vec![], |wrong| wrong.field_violations.iter().map(|violation| violation.field.clone()).collect());
+    (status.code(), info.reason.clone(), fields)
+}
+
+/// The call was refused as wrong input for this reason, with exactly these fields.
+#[track_caller]
+pub fn assert_wrong<T>(result: Result<T, Status>, reason: &str, fields: &[&str]) {
+    let Err(status) = result else { panic!("{reason} {fields:?} was taken") };
+    let (code, actual_reason, mut actual_fields) = refusal(&status);
+    actual_fields.dedup();
+    let actual_fields: Vec<&str> = actual_fields.iter().map(String::as_str).collect();
+    assert_eq!((code, actual_reason.as_str(), &*actual_fields), (Code::InvalidArgument, reason, fields), "{status}");
+}
+
+/// The call failed with this code and reason.
+#[track_caller]
+pub fn assert_refused<T>(result: Result<T, Status>, code: Code, reason: &str) -> Status {
+    let Err(status) = result else { panic!("{reason} was taken") };
+    let (actual_code, actual_reason, _) = refusal(&status);
+    assert_eq!((actual_code, actual_reason.as_str()), (code, reason), "{status}");
+    status
 }

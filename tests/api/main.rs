@@ -1,4 +1,6 @@
 //! Every promise over a real gRPC connection against a real PostgreSQL.
 
+mod bad_input;
+mod bad_queries;
 mod harness;
 mod recording;
