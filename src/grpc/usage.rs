@@ -170,6 +170,9 @@ async fn query(context: Arc<Context>, request: QueryUsageRequest) -> Result<Quer
         unpriced_only: request.unpriced_only,
     };
     let mut read = usage::query(&context.pool, &query, after.as_ref(), limit + 1).await?;
+    if query.wants_total() && after.is_none() && read.rows.is_empty() {
+        read.rows.push(QueryRow::default());
+    }
     let more = !read.rows.split_off(read.rows.len().min(limit as usize)).is_empty();
     let next_page_token = match read.rows.last().filter(|_| more) {
         None => String::new(),

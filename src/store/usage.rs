@@ -172,7 +172,7 @@ pub struct UsageQuery {
 }
 
 /// The dimensions that make a row.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GroupBy {
     pub day: bool,
     pub month: bool,
@@ -184,7 +184,7 @@ pub struct GroupBy {
 }
 
 /// The dimensions of a row: those not grouped by hold the first day there is, or the empty string.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QueryKey {
     pub day: NaiveDate,
     pub month: NaiveDate,
@@ -196,6 +196,7 @@ pub struct QueryKey {
 }
 
 /// A row of a query.
+#[derive(Default)]
 pub struct QueryRow {
     pub key: QueryKey,
     pub sums: Sums,
@@ -204,6 +205,11 @@ pub struct QueryRow {
 }
 
 impl UsageQuery {
+    /// Whether the answer is one row, there also where there is nothing to add up.
+    pub fn wants_total(&self) -> bool {
+        self.group_by == GroupBy::default() && !self.unpriced_only
+    }
+
     /// Subjects are not in the rollups.
     fn needs_events(&self) -> bool {
         self.group_by.subject || self.count_subjects || !self.subjects.is_empty()
