@@ -11,7 +11,10 @@ use meterd::postgres::{Embedded, EmbeddedSettings};
 use meterd::proto::catalog_service_client::CatalogServiceClient;
 use meterd::proto::client_service_client::ClientServiceClient;
 use meterd::proto::usage_service_client::UsageServiceClient;
-use meterd::proto::{BatchTrackUsageRequest, Money, Price, Rates, TrackUsageRequest, UsageEvent, UsageResult};
+use meterd::proto::{
+    BatchTrackUsageRequest, Client, CreateClientRequest, GetCurrentMonthUsageRequest, GetCurrentMonthUsageResponse,
+    Money, Price, QueryUsageRequest, Rates, TrackUsageRequest, UsageEvent, UsageResult, UsageRow, UsageTotals,
+};
 use meterd::store::connect;
 use meterd::store::locks::VERSIONS_LOCK;
 use sqlx::{AssertSqlSafe, Executor, PgPool, Postgres, Transaction};
@@ -186,6 +189,33 @@ impl TestServer {
         self.usage().batch_track_usage(request).await.unwrap().into_inner().results
     }
 
+    /// A client of this zone.
+    pub async fn client_in(&self, client_id: &str, time_zone: &str) {
+        let client = Client { client_id: client_id.into(), time_zone: time_zone.into(), ..Default::default() };
+        let request = CreateClientRequest { client: Some(client), request_id: String::new() };
+        self.clients().create_client(request).await.unwrap();
+    }
+
+    /// A client's current month.
+    pub async fn month(&self, client_id: &str) -> GetCurrentMonthUsageResponse {
+        let request = GetCurrentMonthUsageRequest { client_id: client_id.into() };
+        self.usage().get_current_month_usage(request).await.unwrap().into_inner()
+    }
+
+    /// All rows of a query, page by page.
+    pub async fn query(&self, request: QueryUsageRequest) -> Vec<UsageRow> {
+        let (mut usage, mut rows, mut page_token) = (self.usage(), vec![], String::new());
+        loop {
+            let page = QueryUsageRequest { page_token, ..request.clone() };
+            let page = usage.query_usage(page).await.unwrap().into_inner();
+            rows.extend(page.rows);
+            page_token = page.next_page_token;
+            if page_token.is_empty() {
+                return rows;
+            }
+        }
+    }
+
     /// Runs SQL beside the server, and gives how many rows it touched.
     pub async fn sql(&self, sql: &str) -> u64 {
         self.pool.execute(AssertSqlSafe(sql.to_string())).await.unwrap().rows_affected()
@@ -241,6 +271,16 @@ pub fn time(text: &str) -> DateTime<Utc> {
 pub fn timestamp(text: &str) -> prost_types::Timestamp {
     let time = time(text);
     prost_types::Timestamp { seconds: time.timestamp(), nanos: time.timestamp_subsec_nanos() as i32 }
+}
+
+/// An event of a time.
+pub fn event_at(client_id: &str, service: &str, units: &str, time: &str) -> UsageEvent {
+    UsageEvent { event_time: Some(timestamp(time)), ..event(client_id, service, units) }
+}
+
+/// The cost of sums, as text.
+pub fn cost(totals: &Option<UsageTotals>) -> &str {
+    amount(&totals.as_ref().unwrap().cost)
 }
 
 /// A sum of money as text.

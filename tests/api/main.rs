@@ -3,4 +3,6 @@
 mod bad_input;
 mod bad_queries;
 mod harness;
+mod querying;
+mod reading;
 mod recording;
