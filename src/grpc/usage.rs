@@ -170,8 +170,7 @@ async fn query(context: Arc<Context>, request: QueryUsageRequest) -> Result<Quer
         unpriced_only: request.unpriced_only,
     };
     let mut read = usage::query(&context.pool, &query, after.as_ref(), limit + 1).await?;
-    if read.rows.is_empty() && after.is_none() && request.group_by.is_empty() && !request.unpriced_only {
-        // The total of nothing is a total too.
+    if query.wants_total() && after.is_none() && read.rows.is_empty() {
         read.rows.push(QueryRow::default());
     }
     let more = !read.rows.split_off(read.rows.len().min(limit as usize)).is_empty();

@@ -172,7 +172,7 @@ pub struct UsageQuery {
 }
 
 /// The dimensions that make a row.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GroupBy {
     pub day: bool,
     pub month: bool,
@@ -205,6 +205,11 @@ pub struct QueryRow {
 }
 
 impl UsageQuery {
+    /// Whether the answer is one row, there also where there is nothing to add up.
+    pub fn wants_total(&self) -> bool {
+        self.group_by == GroupBy::default() && !self.unpriced_only
+    }
+
     /// Subjects are not in the rollups.
     fn needs_events(&self) -> bool {
         self.group_by.subject || self.count_subjects || !self.subjects.is_empty()
