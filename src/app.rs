@@ -12,7 +12,7 @@ use crate::store::{connect, locks};
 use crate::{jobs, proto, web};
 use anyhow::Context as _;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
-use sqlx::{Connection, PgPool};
+use sqlx::Connection;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -34,50 +34,6 @@ const CONCURRENT_STREAMS_MAX: u32 = 1_000;
 /// An idle connection is asked so often whether it is there, and cut when it does not answer for so long.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
-
-/// The database: somebody's, or our own.
-pub struct Database {
-    pub options: PgConnectOptions,
-    embedded: Option<Embedded>,
-}
-
-impl Database {
-    /// Opens the database that the settings name, starting our own if they name none.
-    pub async fn open(settings: &crate::config::DatabaseSettings) -> anyhow::Result<Self> {
-        let (embedded, url) = match &settings.database_url {
-            Some(url) => (None, url.clone()),
-            None => {
-                let embedded = Embedded::start(&settings.embedded()).await?;
-                let url = embedded.url().to_string();
-                (Some(embedded), url)
-            }
-        };
-        let options = connect::options(&url).context("DATABASE_URL is not a PostgreSQL URL")?;
-        Ok(Self { options, embedded })
-    }
-
-    /// Where the data is, for people; without a password.
-    pub fn describe(&self) -> String {
-        match &self.embedded {
-            Some(embedded) => {
-                let how = if embedded.reattached() { "found running" } else { "started" };
-                format!("{} (embedded PostgreSQL {}, {how})", embedded.data_dir().display(), embedded.version())
-            }
-            None => {
-                let database = self.options.get_database().unwrap_or("postgres");
-                format!("database {database} on {}:{}", self.options.get_host(), self.options.get_port())
-            }
-        }
-    }
-
-    /// Leaves somebody's database, stops our own.
-    pub async fn close(self) -> anyhow::Result<()> {
-        if let Some(embedded) = self.embedded {
-            embedded.stop().await?;
-        }
-        Ok(())
-    }
-}
 
 /// Brings the schema up to date and makes the deployment if there is none. Safely with several replicas at once.
 pub async fn prepare(options: &PgConnectOptions, settings: &Settings) -> anyhow::Result<Deployment> {
@@ -305,16 +261,4 @@ fn cors(origins: &[String]) -> anyhow::Result<CorsLayer> {
         .allow_methods([Method::POST])
         .allow_headers(headers.map(HeaderName::from_static))
         .expose_headers(exposed.map(HeaderName::from_static)))
-}
-
-impl Database {
-    /// Our own server, if it is.
-    pub fn embedded(&self) -> Option<&Embedded> {
-        self.embedded.as_ref()
-    }
-}
-
-/// The pool of a command that reads the database beside a running server.
-pub fn command_pool(options: &PgConnectOptions) -> PgPool {
-    connect::pool(options.clone(), 2)
 }

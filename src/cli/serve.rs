@@ -1,8 +1,9 @@
 //! `meterd serve`: the server, and what it stands on.
 
-use crate::app::{self, Database};
+use crate::app;
 use crate::clock::Clock;
 use crate::config::Settings;
+use crate::database::Database;
 use std::io::Write;
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};

@@ -11,6 +11,7 @@ pub mod locks;
 pub mod numeric;
 pub mod partitions;
 pub mod pricing;
+pub mod query;
 pub mod rebuild;
 pub mod requests;
 pub mod rollups;
