@@ -6,6 +6,7 @@ pub mod connect;
 pub mod deployment;
 pub mod events;
 pub mod export;
+pub mod floor;
 pub mod keys;
 pub mod locks;
 pub mod numeric;
