@@ -13,10 +13,10 @@ mod report;
 mod server;
 mod window;
 
-use crate::app::command_pool;
 use crate::catalog::CatalogCache;
 use crate::cli::connect::ConnectArgs;
 use crate::cli::verify::verify_all;
+use crate::database::command_pool;
 use crate::domain::catalog::Catalog;
 use crate::store;
 use crate::store::connect;
