@@ -5,4 +5,6 @@ mod bad_queries;
 mod harness;
 mod querying;
 mod reading;
+mod rebuilding;
 mod recording;
+mod summaries;
