@@ -2,9 +2,11 @@
 
 mod bad_input;
 mod bad_queries;
+mod catalog;
 mod harness;
 mod querying;
 mod reading;
 mod rebuilding;
 mod recording;
 mod summaries;
+mod unpriced;
