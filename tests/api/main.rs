@@ -3,6 +3,8 @@
 mod bad_input;
 mod bad_queries;
 mod catalog;
+mod clients;
+mod export;
 mod harness;
 mod querying;
 mod reading;
