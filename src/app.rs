@@ -159,8 +159,9 @@ impl App {
             .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
             .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
             .layer(cors(&context.settings.web_origins)?)
-            .layer(CallLayer { request_timeout: Duration::from_secs(context.settings.request_timeout_seconds.into()) })
+            // Outside of the call layer, so that its answers too are put as gRPC-Web wants them.
             .layer(tonic_web::GrpcWebLayer::new())
+            .layer(CallLayer { request_timeout: Duration::from_secs(context.settings.request_timeout_seconds.into()) })
             .add_service(handlers.usage())
             .add_service(handlers.catalog())
             .add_service(handlers.clients())

@@ -80,6 +80,11 @@ impl Catalog {
         self.aliases.get(service).is_some_and(|aliases| aliases.contains_key(name))
     }
 
+    /// Whether a model has a second name.
+    pub fn is_aliased(&self, service: &str, model: &str) -> bool {
+        self.aliases.get(service).is_some_and(|aliases| aliases.values().any(|name| &**name == model))
+    }
+
     /// The price in force at `time`: the most specific one, by service+operation+model, service+model, service+operation,
     /// service. On a level, the model that the name is an alias of is tried after the name itself.
     pub fn price(&self, service: &str, operation: &str, model: &str, time: DateTime<Utc>) -> Option<&Price> {

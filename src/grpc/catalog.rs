@@ -218,6 +218,10 @@ async fn create_model_alias(
     if !given.model.is_empty() && (given.model == given.alias || catalog.is_alias(&given.service, &given.model)) {
         fields.wrong("model_alias.model", "must be a model that prices name, not an alias");
     }
+    let taken = catalog.is_aliased(&given.service, &given.alias);
+    if taken && !catalog.is_alias(&given.service, &given.alias) {
+        fields.wrong("model_alias.alias", "must be no model that has an alias itself");
+    }
     check_request_id(&mut fields, &request.request_id);
     fields.finish()?;
     let mut create = match Create::begin(&context, "CreateModelAlias", &request.request_id, &request).await? {

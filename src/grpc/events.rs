@@ -11,7 +11,7 @@ use crate::domain::event::{
 };
 use crate::domain::names;
 use crate::error::Error;
-use crate::ingest::Submission;
+use crate::ingest::{Submission, count_rejected};
 use crate::proto::{self, ErrorReason};
 use chrono::{DateTime, TimeDelta, Utc};
 use prost_types::Struct;
@@ -47,6 +47,10 @@ impl<'a> EventChecks<'a> {
 
     /// Checks an event. `path` is that of the event, such as "event" or "events[3]".
     pub fn check(&self, path: &str, event: Option<proto::UsageEvent>) -> Result<Submission, Error> {
+        self.submission(path, event).inspect_err(|_| count_rejected())
+    }
+
+    fn submission(&self, path: &str, event: Option<proto::UsageEvent>) -> Result<Submission, Error> {
         let event = event.unwrap_or_default();
         let mut fields = Fields::default();
         let at = |name: &str| format!("{path}.{name}");

@@ -2,6 +2,7 @@
 
 use super::convert::timestamp;
 use super::fields::Fields;
+use super::status::keeping_request_id;
 use super::{Context, clients};
 use crate::domain::event::{Charge, ID_BYTES_MAX, UnpricedReason};
 use crate::error::Error;
@@ -76,11 +77,11 @@ pub async fn start(
     let (pieces, receiver) = mpsc::channel(PIECES_WAITING_MAX);
     let filter = ExportFilter { client_id, start_time, end_time, services: request.services };
     tokio::spawn(
-        async move {
+        keeping_request_id(async move {
             if let Err(error) = export(&context, &filter, format, &pieces, place).await {
                 drop(pieces.send(Err(error.into())).await);
             }
-        }
+        })
         .in_current_span(),
     );
     Ok(ReceiverStream::new(receiver))

@@ -19,6 +19,7 @@ mod usage;
 
 pub use page_token::PageTokens;
 pub use status::ERROR_DOMAIN;
+use status::keeping_request_id;
 
 use crate::catalog::CatalogCache;
 use crate::clock::Clock;
@@ -97,7 +98,7 @@ impl Handlers {
         Fut: Future<Output = Result<Res, Error>> + Send + 'static,
         Res: Send + 'static,
     {
-        let work = handler(self.0.clone(), request.into_inner()).in_current_span();
+        let work = keeping_request_id(handler(self.0.clone(), request.into_inner())).in_current_span();
         let done = tokio::spawn(work).await.unwrap_or_else(|panic| Err(Error::internal(panic)));
         Ok(Response::new(done?))
     }

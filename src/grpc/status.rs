@@ -2,6 +2,7 @@
 
 use crate::error::Error;
 use crate::proto::{EventError, FieldViolation};
+use std::future::Future;
 use tonic::Status;
 use tonic_types::{ErrorDetails, StatusExt};
 
@@ -14,6 +15,11 @@ const VIOLATIONS_BYTES_MAX: usize = 4 * 1024;
 tokio::task_local! {
     /// Id of the request that the current task serves: the caller's `x-request-id`, or one made here.
     pub static REQUEST_ID: String;
+}
+
+/// Work for a task of its own, under the request id of this one.
+pub fn keeping_request_id<F: Future>(work: F) -> impl Future<Output = F::Output> {
+    REQUEST_ID.scope(REQUEST_ID.try_with(String::clone).unwrap_or_default(), work)
 }
 
 /// The reason without the prefix of its enum.

@@ -2,6 +2,7 @@
 
 use super::Context;
 use super::events::{EventChecks, key_to_return};
+use super::status::keeping_request_id;
 use crate::error::Error;
 use crate::ingest::Outcome;
 use crate::proto::{StreamUsageRequest, StreamUsageResponse, StreamUsageResult};
@@ -27,7 +28,7 @@ pub fn run(
 ) -> ReceiverStream<Result<StreamUsageResponse, Status>> {
     let (acks, receiver) = mpsc::channel(ACKS_WAITING_MAX);
     tokio::spawn(
-        async move {
+        keeping_request_id(async move {
             let (sender, outcomes) = mpsc::unbounded_channel();
             let in_flight = InFlight::default();
             let reading = read(&context, messages, sender, &in_flight);
@@ -36,7 +37,7 @@ pub fn run(
             if let (Err(error), false) = (read, hung_up) {
                 drop(acks.send(Err(error)).await);
             }
-        }
+        })
         .in_current_span(),
     );
     ReceiverStream::new(receiver)

@@ -17,6 +17,7 @@ use crate::proto::{
 use crate::store::clients::zone;
 use crate::store::summaries::{self, Summary, SummaryTotals};
 use crate::store::{rebuild, verify};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 const PAGE_SIZE_DEFAULT: i64 = 100;
@@ -119,11 +120,21 @@ pub async fn rebuild(context: Arc<Context>, request: RebuildRollupsRequest) -> R
     if let Some(client_id) = client_id {
         clients::existing(&context, client_id).await?;
     }
-    let (first, last) = (Month::of(start), Month::of(end));
-    // A changed zone may move events into a month that has none yet.
-    let (first, last) = if request.rezone { (first.previous(), last.next()) } else { (first, last) };
+    let asked = Month::of(start)..=Month::of(end);
+    let (first, last) = (asked.start().previous(), asked.end().next());
+    let there = verify::client_months(&context.pool, client_id, Some(first), Some(last)).await?;
+    // A changed zone may move events into a month that has none yet, from one beside it.
+    let touched = |month: Month| match request.rezone {
+        true => vec![month.previous(), month, month.next()],
+        false => vec![month],
+    };
+    let months: BTreeSet<(String, Month)> = there
+        .into_iter()
+        .flat_map(|(client_id, month)| touched(month).into_iter().map(move |month| (client_id.clone(), month)))
+        .filter(|(_, month)| asked.contains(month))
+        .collect();
     let mut response = RebuildRollupsResponse::default();
-    for (client_id, month) in verify::client_months(&context.pool, client_id, Some(first), Some(last)).await? {
+    for (client_id, month) in months {
         let rezone = match request.rezone {
             true => Some(zone(&clients::existing(&context, &client_id).await?.time_zone)?),
             false => None,

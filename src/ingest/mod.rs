@@ -91,12 +91,21 @@ impl Reply {
 
     /// A caller that has gone is no error.
     fn send(self, outcome: Outcome) {
-        metrics::counter!("meterd_events_total", "outcome" => outcome.label()).increment(1);
+        count(outcome.label());
         match self {
             Self::One(sender) => drop(sender.send(outcome)),
             Self::Numbered(number, sender) => drop(sender.send((number, outcome))),
         }
     }
+}
+
+fn count(outcome: &'static str) {
+    metrics::counter!("meterd_events_total", "outcome" => outcome).increment(1);
+}
+
+/// Counts an event that was rejected before it came here.
+pub fn count_rejected() {
+    count("rejected");
 }
 
 impl Outcome {

@@ -119,7 +119,8 @@ pub async fn platform(pool: &PgPool, month: Month) -> sqlx::Result<AsOf<Platform
                sum(input_tokens)::bigint AS "input_tokens!", sum(output_tokens)::bigint AS "output_tokens!",
                sum(cached_input_tokens)::bigint AS "cached_input_tokens!", sum(cost) AS "cost!",
                sum(unpriced_event_count)::bigint AS "unpriced_event_count!"
-           FROM usage_month_services WHERE month = $1 GROUP BY service ORDER BY sum(cost) DESC, service"#,
+           FROM usage_month_services WHERE month = $1 AND request_count > 0
+           GROUP BY service ORDER BY sum(cost) DESC, service"#,
         month.first_day()
     )
     .fetch_all(&mut *tx)

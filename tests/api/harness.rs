@@ -1,5 +1,6 @@
 //! A real server on a free port over a fresh database, and what tests do with it.
 
+pub use crate::answers::*;
 use chrono::{DateTime, Utc};
 use clap::Parser;
 use meterd::app;
@@ -13,7 +14,7 @@ use meterd::proto::client_service_client::ClientServiceClient;
 use meterd::proto::usage_service_client::UsageServiceClient;
 use meterd::proto::{
     BatchTrackUsageRequest, Client, CreateClientRequest, GetCurrentMonthUsageRequest, GetCurrentMonthUsageResponse,
-    Money, Price, QueryUsageRequest, Rates, TrackUsageRequest, UsageEvent, UsageResult, UsageRow, UsageTotals,
+    Price, QueryUsageRequest, Rates, TrackUsageRequest, UsageEvent, UsageResult, UsageRow,
 };
 use meterd::store::connect;
 use meterd::store::locks::VERSIONS_LOCK;
@@ -23,9 +24,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+use tonic::Status;
 use tonic::transport::Channel;
-use tonic::{Code, Status};
-use tonic_types::StatusExt;
 
 const TEMPLATE: &str = "meterd_template";
 
@@ -277,45 +277,4 @@ pub fn timestamp(text: &str) -> prost_types::Timestamp {
 /// An event of a time.
 pub fn event_at(client_id: &str, service: &str, units: &str, time: &str) -> UsageEvent {
     UsageEvent { event_time: Some(timestamp(time)), ..event(client_id, service, units) }
-}
-
-/// The cost of sums, as text.
-pub fn cost(totals: &Option<UsageTotals>) -> &str {
-    amount(&totals.as_ref().unwrap().cost)
-}
-
-/// A sum of money as text.
-pub fn amount(money: &Option<Money>) -> &str {
-    &money.as_ref().unwrap().amount
-}
-
-/// What an error says: its code, its reason and every wrong field. It has the contract's domain and a request id.
-pub fn refusal(status: &Status) -> (Code, String, Vec<String>) {
-    let details = status.get_error_details();
-    let info = details.error_info().unwrap_or_else(|| panic!("an ErrorInfo in {status:?}"));
-    assert_eq!(info.domain, "metering.v1");
-    assert!(info.metadata.get("request_id").is_some_and(|id| !id.is_empty()), "a request id in {info:?}");
-    let fields = details
-        .bad_request()
-        .map_or(vec![], |wrong| wrong.field_violations.iter().map(|violation| violation.field.clone()).collect());
-    (status.code(), info.reason.clone(), fields)
-}
-
-/// The call was refused as wrong input for this reason, with exactly these fields.
-#[track_caller]
-pub fn assert_wrong<T>(result: Result<T, Status>, reason: &str, fields: &[&str]) {
-    let Err(status) = result else { panic!("{reason} {fields:?} was taken") };
-    let (code, actual_reason, mut actual_fields) = refusal(&status);
-    actual_fields.dedup();
-    let actual_fields: Vec<&str> = actual_fields.iter().map(String::as_str).collect();
-    assert_eq!((code, actual_reason.as_str(), &*actual_fields), (Code::InvalidArgument, reason, fields), "{status}");
-}
-
-/// The call failed with this code and reason.
-#[track_caller]
-pub fn assert_refused<T>(result: Result<T, Status>, code: Code, reason: &str) -> Status {
-    let Err(status) = result else { panic!("{reason} was taken") };
-    let (actual_code, actual_reason, _) = refusal(&status);
-    assert_eq!((actual_code, actual_reason.as_str()), (code, reason), "{status}");
-    status
 }

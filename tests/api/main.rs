@@ -1,12 +1,22 @@
 //! Every promise over a real gRPC connection against a real PostgreSQL.
 
+mod answers;
 mod bad_input;
 mod bad_queries;
 mod cancelled;
+mod catalog;
+mod clients;
 mod concurrency;
+mod export;
 mod harness;
+mod http;
+mod operation;
+mod pressure;
 mod querying;
 mod reading;
+mod rebuilding;
 mod recording;
 mod replicas;
 mod startup;
+mod summaries;
+mod unpriced;

@@ -3,7 +3,11 @@
 use crate::harness::*;
 use meterd::clock::Clock;
 use meterd::proto::{EventOutcome, GetCurrentMonthUsageRequest, StreamUsageRequest, UsageEvent};
+use prost_types::value::Kind;
+use prost_types::{Struct, Value};
 use tonic::Code;
+
+const NOW: &str = "2026-11-21T12:00:00Z";
 
 #[tokio::test]
 async fn the_short_form_of_an_event_is_enough_and_is_charged() {
@@ -79,5 +83,55 @@ async fn a_stream_acknowledges_in_order_and_lists_what_was_not_plainly_accepted(
         results.iter().map(|result| (result.message_number, result.result.as_ref().unwrap().outcome())).collect();
     assert_eq!(listed, [(101, EventOutcome::Rejected), (201, EventOutcome::Duplicate)]);
     server.assert_exact(2_498).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_key_twice_in_a_batch_is_a_duplicate_with_the_same_payload_and_a_conflict_with_another() {
+    let server = TestServer::start_with(&[], Clock::fixed(time(NOW))).await;
+    let keyed = |key: &str, units: &str| UsageEvent { idempotency_key: key.into(), ..event("acme", "sms", units) };
+    let results = server.batch(vec![keyed("a", "1"), keyed("b", "1"), keyed("a", "1.0"), keyed("a", "2")], false).await;
+    use EventOutcome::{Accepted, Conflict, Duplicate};
+    assert_eq!(results.iter().map(|r| r.outcome()).collect::<Vec<_>>(), [Accepted, Accepted, Duplicate, Conflict]);
+    assert_eq!((&results[2].event_id, &results[2].charge), (&results[0].event_id, &results[0].charge));
+    assert_eq!(results[3].event_id, results[0].event_id);
+    let error = results[3].error.as_ref().unwrap();
+    assert_eq!((error.code, &*error.reason), (Code::AlreadyExists as i32, "IDEMPOTENCY_CONFLICT"));
+    server.assert_exact(2).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn the_same_payload_in_another_spelling_is_a_duplicate_and_any_other_value_a_conflict() {
+    let server = TestServer::start_with(&[], Clock::fixed(time(NOW))).await;
+    let pairs = |order: [(&str, f64); 2]| {
+        let value = |number| Value { kind: Some(Kind::NumberValue(number)) };
+        Some(Struct { fields: order.map(|(key, number)| (key.to_string(), value(number))).into() })
+    };
+    let first = UsageEvent {
+        idempotency_key: "k".into(),
+        amount: "2.50".into(),
+        metadata: pairs([("a", 1.0), ("b", 2.5)]),
+        ..event("acme", "sms", "1")
+    };
+    server.track(first.clone()).await.unwrap();
+    let metadata = pairs([("b", 2.5), ("a", 1.0)]);
+    let respelt = UsageEvent { units: "01.000".into(), amount: "2.5".into(), metadata, ..first.clone() };
+    assert_eq!(server.track(respelt).await.unwrap().outcome(), EventOutcome::Duplicate);
+    let default_units = UsageEvent { units: String::new(), ..first.clone() };
+    assert_eq!(server.track(default_units).await.unwrap().outcome(), EventOutcome::Duplicate);
+    let others = [
+        UsageEvent { units: "1.000000000001".into(), ..first.clone() },
+        UsageEvent { amount: String::new(), ..first.clone() },
+        UsageEvent { metadata: pairs([("a", 1.0), ("b", 2.25)]), ..first.clone() },
+        UsageEvent { metadata: None, ..first.clone() },
+        UsageEvent { subject: "u".into(), ..first.clone() },
+        UsageEvent { service: "email".into(), ..first.clone() },
+        UsageEvent { event_time: Some(timestamp(NOW)), ..first },
+    ];
+    for other in others {
+        assert_refused(server.track(other).await, Code::AlreadyExists, "IDEMPOTENCY_CONFLICT");
+    }
+    server.assert_exact(1).await;
     server.stop().await;
 }

@@ -1,0 +1,135 @@
+//! Deadlines, full queues and the orderly stop.
+
+use crate::harness::*;
+use crate::http;
+use meterd::clock::Clock;
+use meterd::proto::*;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
+
+fn keyed(key: &str) -> UsageEvent {
+    UsageEvent { idempotency_key: key.into(), ..event("acme", "sms", "1") }
+}
+
+/// Waits until a condition holds: a bound, not a guess at how long it takes.
+async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let holds = async {
+        while !condition().await {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(4), holds).await.unwrap_or_else(|_| panic!("{what}"));
+}
+
+/// Waits until a writer has taken a batch and waits for the lock that a test holds.
+async fn writer_stands(server: &TestServer) {
+    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
+                   AND wait_event = 'advisory' AND query LIKE 'BEGIN; SELECT pg_advisory_xact_lock_shared(%'";
+    until("a writer waits", async || sqlx::query_scalar::<_, i64>(waiting).fetch_one(&server.pool).await.unwrap() == 1)
+        .await;
+}
+
+#[tokio::test]
+async fn a_deadline_is_kept_and_the_event_is_counted_once_after_it_is_sent_again() {
+    let server = TestServer::start_with(&["--writers=1"], Clock::system()).await;
+    server.client_in("acme", "UTC").await;
+    let stalled = server.stall_writers().await;
+    // The first stands in the writer, the second waits behind it.
+    for key in ["k1", "k2"] {
+        let request = TrackUsageRequest { event: Some(keyed(key)) };
+        let path = "/metering.v1.UsageService/TrackUsage";
+        let answer = http::grpc_web(&server.address, path, &request, "Grpc-Timeout: 200m\r\n").await;
+        assert_eq!(answer.header("content-type"), "application/grpc-web+proto");
+        let status = Status::from_header_map(&answer.headers).expect("a status in the headers");
+        assert_refused::<()>(Err(status), Code::DeadlineExceeded, "DEADLINE_EXCEEDED");
+    }
+    assert_eq!(server.context.ingest.depth(), 1);
+    stalled.rollback().await.unwrap();
+    until("the queue is empty", async || server.context.ingest.depth() == 0).await;
+    for key in ["k1", "k2"] {
+        server.track(keyed(key)).await.unwrap();
+    }
+    server.assert_exact(2).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_call_without_a_deadline_has_the_servers() {
+    let server = TestServer::start_with(&["--request-timeout-seconds=1"], Clock::system()).await;
+    let stalled = server.stall_writers().await;
+    assert_refused(server.track(keyed("k")).await, Code::DeadlineExceeded, "DEADLINE_EXCEEDED");
+    stalled.rollback().await.unwrap();
+    server.track(keyed("k")).await.unwrap();
+    server.assert_exact(1).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_full_queue_tells_a_lone_caller_when_to_come_back_and_leaves_room_for_others() {
+    let server = TestServer::start_with(&["--queue-events-max=10", "--writers=1"], Clock::system()).await;
+    server.client_in("acme", "UTC").await;
+    server.client_in("beta", "UTC").await;
+    let stalled = server.stall_writers().await;
+    let send = |event: UsageEvent| {
+        let mut usage = server.usage();
+        tokio::spawn(async move { usage.track_usage(TrackUsageRequest { event: Some(event) }).await })
+    };
+    let mut calls = vec![send(keyed("first"))];
+    writer_stands(&server).await;
+    calls.extend((0..5).map(|number| send(keyed(&format!("k{number}")))));
+    until("five wait", async || server.context.ingest.depth() == 5).await;
+    let status = assert_refused(server.track(keyed("more")).await, Code::ResourceExhausted, "QUEUE_FULL");
+    assert!(status.get_error_details().retry_info().unwrap().retry_delay.unwrap() > Duration::ZERO);
+    calls.push(send(event("beta", "sms", "1")));
+    until("a neighbour has room", async || server.context.ingest.depth() == 6).await;
+    // A batch waits for room instead.
+    let mut usage = server.usage();
+    let request = BatchTrackUsageRequest { events: vec![event("acme", "sms", "1"); 50], backfill: false };
+    let batch = tokio::spawn(async move { usage.batch_track_usage(request).await });
+    stalled.rollback().await.unwrap();
+    for call in calls {
+        call.await.unwrap().unwrap();
+    }
+    assert_eq!(batch.await.unwrap().unwrap().into_inner().accepted_count, 50);
+    server.track(keyed("more")).await.unwrap();
+    server.assert_exact(58).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn an_orderly_stop_settles_what_is_queued_and_ends_streams_with_the_reason() {
+    let server = TestServer::start_with(&["--writers=1"], Clock::system()).await;
+    server.client_in("acme", "UTC").await;
+    let database_url = server.database_url.clone();
+    let (messages, receiver) = mpsc::channel(1);
+    messages.send(StreamUsageRequest { event: Some(keyed("streamed")) }).await.unwrap();
+    let mut acks = server.usage().stream_usage(ReceiverStream::new(receiver)).await.unwrap().into_inner();
+    assert_eq!(acks.message().await.unwrap().unwrap().settled_count, 1);
+
+    let stalled = server.stall_writers().await;
+    let send = |key: String| {
+        let mut usage = server.usage();
+        tokio::spawn(async move { usage.track_usage(TrackUsageRequest { event: Some(keyed(&key)) }).await })
+    };
+    let mut calls = vec![send("first".into())];
+    writer_stands(&server).await;
+    calls.extend((0..5).map(|number| send(format!("k{number}"))));
+    until("five wait", async || server.context.ingest.depth() == 5).await;
+    let ingest = server.context.ingest.clone();
+    let stopping = tokio::spawn(server.stop());
+    let refused = acks.message().await;
+    assert_refused(refused, Code::Unavailable, "SHUTTING_DOWN");
+    assert_eq!(ingest.depth(), 5, "the stop waits for the writer");
+    stalled.rollback().await.unwrap();
+    for call in calls {
+        let result = call.await.unwrap().unwrap().into_inner().result.unwrap();
+        assert_eq!(result.outcome(), EventOutcome::Accepted);
+    }
+    stopping.await.unwrap();
+    let restarted = TestServer::replica(&database_url, &[], Clock::system()).await;
+    restarted.assert_exact(7).await;
+    restarted.stop().await;
+}

@@ -1,0 +1,214 @@
+//! Usage without a price: kept with the reason, in every count, and priced as soon as a price covers it.
+
+use crate::harness::*;
+use meterd::clock::Clock;
+use meterd::jobs::pricing;
+use meterd::proto::*;
+use std::sync::Arc;
+use std::time::Duration;
+
+async fn create_price(server: &TestServer, price: Price) {
+    let request = CreatePriceRequest { price: Some(price), request_id: String::new() };
+    server.catalog().create_price(request).await.unwrap();
+}
+
+/// Waits until no pricing is left to do, by this server's job, by another's or by stepping it here.
+async fn price_all(server: &TestServer) {
+    loop {
+        while pricing::run_once(&server.context.pool, &server.context.catalog).await.unwrap() {}
+        if open_tasks(server).await == 0 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+async fn open_tasks(server: &TestServer) -> i64 {
+    meterd::store::pricing::open_task_count(&server.pool).await.unwrap()
+}
+
+async fn unpriced(server: &TestServer, client_id: &str) -> Vec<RecordedUsageEvent> {
+    let client_id = client_id.into();
+    let request = ListUsageEventsRequest { client_id, unpriced_only: true, ..Default::default() };
+    server.usage().list_usage_events(request).await.unwrap().into_inner().events
+}
+
+#[tokio::test]
+async fn unpriced_usage_is_kept_with_its_reason_counted_everywhere_and_priced_with_its_price() {
+    let server = TestServer::start_with(&[], Clock::fixed(time("2026-11-21T12:00:00Z"))).await;
+    let results = server
+        .batch(
+            vec![
+                event("acme", "social", "3"),
+                UsageEvent { input_tokens: 5, ..event("acme", "sms", "1") },
+                event("acme", "stripe", "1"),
+                event_at("acme", "social", "10", "2026-10-31T12:00:00Z"),
+                event("acme", "email", "1"),
+            ],
+            false,
+        )
+        .await;
+    use UnpricedReason::{AmountMissing, NoPrice, TokensNotCovered, Unspecified};
+    let reasons: Vec<_> = results.iter().map(|result| result.unpriced_reason()).collect();
+    assert_eq!(reasons, [NoPrice, TokensNotCovered, AmountMissing, NoPrice, Unspecified]);
+    assert_eq!(unpriced(&server, "acme").await.len(), 4);
+
+    let count = |totals: Option<UsageTotals>| totals.unwrap().unpriced_event_count;
+    let days = ("2026-10-01".to_string(), "2026-11-30".to_string());
+    let summary = GetUsageSummaryRequest {
+        client_id: "acme".into(),
+        start_date: days.0.clone(),
+        end_date: days.1.clone(),
+        top_operation_count: 0,
+    };
+    let query = QueryUsageRequest { start_date: days.0, end_date: days.1, ..Default::default() };
+    let counts = async || {
+        let update = UpdateMonthlySummariesRequest::default();
+        server.usage().update_monthly_summaries(update).await.unwrap();
+        let list = ListMonthlySummariesRequest::default();
+        let list = server.usage().list_monthly_summaries(list).await.unwrap().into_inner();
+        let platform = GetPlatformUsageRequest::default();
+        [
+            count(server.month("acme").await.totals),
+            count(server.usage().get_usage_summary(summary.clone()).await.unwrap().into_inner().totals),
+            count(server.query(query.clone()).await.remove(0).totals),
+            count(list.totals.unwrap().totals),
+            count(server.usage().get_platform_usage(platform).await.unwrap().into_inner().totals),
+        ]
+    };
+    assert_eq!(counts().await, [3, 4, 4, 3, 3]);
+    assert_eq!(cost(&server.month("acme").await.totals), "0.001");
+
+    create_price(&server, unit_price("social", "", "0.1")).await;
+    price_all(&server).await;
+    assert_eq!(counts().await, [2, 2, 2, 2, 2]);
+    assert_eq!(cost(&server.month("acme").await.totals), "0.301");
+    let whole = server.usage().get_usage_summary(summary.clone()).await.unwrap().into_inner();
+    assert_eq!(cost(&whole.totals), "1.301");
+    // A repeat is answered with the charge that the event has now.
+    let left: Vec<_> = unpriced(&server, "acme").await.iter().map(|event| event.unpriced_reason()).collect();
+    assert_eq!(left.len(), 2);
+    assert!(left.contains(&AmountMissing) && left.contains(&TokensNotCovered));
+    server.assert_exact(5).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn the_job_begins_by_itself_and_a_repeat_then_has_the_charge() {
+    let server = TestServer::start().await;
+    let keyed = UsageEvent { idempotency_key: "k".into(), ..event("acme", "social", "3") };
+    assert_eq!(server.track(keyed.clone()).await.unwrap().charge, None);
+    create_price(&server, unit_price("social", "", "0.1")).await;
+    let priced = async {
+        while !unpriced(&server, "acme").await.is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    // Well before the job would look by itself.
+    tokio::time::timeout(Duration::from_secs(3), priced).await.expect("CreatePrice wakes the job");
+    let again = server.track(keyed).await.unwrap();
+    assert_eq!((again.outcome(), amount(&again.charge)), (EventOutcome::Duplicate, "0.3"));
+    server.assert_exact(1).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn an_alias_and_an_earlier_price_cover_waiting_events_too() {
+    let server = TestServer::start_with(&[], Clock::fixed(time("2026-11-21T12:00:00Z"))).await;
+    let dated = UsageEvent { model: "gpt-4o-mini-2027".into(), ..model_call("acme", 1_000, 0) };
+    assert_eq!(server.track(dated).await.unwrap().unpriced_reason(), UnpricedReason::NoPrice);
+    let alias = ModelAlias { service: "openai".into(), alias: "gpt-4o-mini-2027".into(), model: "gpt-4o-mini".into() };
+    let request = CreateModelAliasRequest { model_alias: Some(alias), request_id: String::new() };
+    server.catalog().create_model_alias(request).await.unwrap();
+    price_all(&server).await;
+    assert_eq!(cost(&server.month("acme").await.totals), "0.00015");
+    server.track(event("acme", "social", "1")).await.unwrap();
+    let from = |time: &str| Price { effective_time: Some(timestamp(time)), ..unit_price("social", "", "1") };
+    create_price(&server, from("2026-11-21T12:00:00.000001Z")).await;
+    price_all(&server).await;
+    assert_eq!(unpriced(&server, "acme").await.len(), 1, "a price from a later time does not cover it");
+    create_price(&server, from("2026-11-21T12:00:00Z")).await;
+    price_all(&server).await;
+    assert_eq!(cost(&server.month("acme").await.totals), "1.00015");
+    server.assert_exact(2).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn pricing_goes_on_after_a_restart_while_events_come_in() {
+    let database_url = fresh_database().await;
+    let server = TestServer::replica(&database_url, &[], Clock::system()).await;
+    for client in ["acme", "beta"] {
+        server.batch(vec![event(client, "social", "1"); 3_500], false).await;
+    }
+    // No job gets at the month before the stop: the test holds it.
+    let mut tx = server.pool.begin().await.unwrap();
+    sqlx::query("SELECT 1 FROM usage_months WHERE client_id = 'beta' FOR UPDATE").execute(&mut *tx).await.unwrap();
+    create_price(&server, unit_price("social", "", "0.01")).await;
+    let examined = async |pool: &sqlx::PgPool| -> i64 {
+        sqlx::query_scalar("SELECT examined_count FROM pricing_tasks").fetch_one(pool).await.unwrap()
+    };
+    while examined(&server.pool).await == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!((examined(&server.pool).await, open_tasks(&server).await), (2_000, 1), "in the middle of it");
+    // The stop waits for the step that is under way, and begins no other.
+    tokio::join!(server.stop(), async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        tx.rollback().await.unwrap();
+    });
+
+    let server = Arc::new(TestServer::replica(&database_url, &[], Clock::system()).await);
+    let ingest = tokio::spawn({
+        let server = server.clone();
+        async move {
+            for _ in 0..20 {
+                server.batch(vec![event("acme", "social", "1"), event("beta", "social", "1")], false).await;
+            }
+        }
+    });
+    price_all(&server).await;
+    ingest.await.unwrap();
+    for client in ["acme", "beta"] {
+        assert_eq!(cost(&server.month(client).await.totals), "35.2");
+    }
+    assert_eq!(examined(&server.pool).await, 7_000, "each waiting event was looked at once");
+    server.assert_exact(7_040).await;
+}
+
+#[tokio::test]
+async fn an_unknown_service_can_be_kept_and_is_priced_once_it_is_made() {
+    let server = TestServer::start_with(&["--unknown-service=keep"], Clock::system()).await;
+    let result = server.track(event("acme", "fax", "2")).await.unwrap();
+    assert_eq!((result.unpriced_reason(), result.charge), (UnpricedReason::UnknownService, None));
+    let month = server.month("acme").await;
+    assert_eq!((&*month.services[0].service, month.totals.unwrap().unpriced_event_count), ("fax", 1));
+    server.assert_exact(1).await;
+    let service = Service { service: "fax".into(), ..Default::default() };
+    let request = CreateServiceRequest { service: Some(service), request_id: String::new() };
+    server.catalog().create_service(request).await.unwrap();
+    create_price(&server, unit_price("fax", "", "0.25")).await;
+    price_all(&server).await;
+    assert_eq!(cost(&server.month("acme").await.totals), "0.5");
+    assert_eq!(unpriced(&server, "acme").await, []);
+    server.assert_exact(1).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_price_made_on_one_replica_holds_on_the_other_at_once() {
+    let one = TestServer::start().await;
+    let other = TestServer::replica(&one.database_url, &[], Clock::system()).await;
+    for round in 0..5 {
+        let scope = format!("m{round}");
+        let of_model = |client: &str| UsageEvent { model: scope.clone(), ..event(client, "social", "1") };
+        assert_eq!(other.track(of_model("acme")).await.unwrap().charge, None);
+        create_price(&one, unit_price("social", &scope, "1")).await;
+        assert_eq!(amount(&other.track(of_model("acme")).await.unwrap().charge), "1");
+    }
+    price_all(&one).await;
+    assert_eq!(cost(&other.month("acme").await.totals), "10");
+    other.assert_exact(10).await;
+    other.stop().await;
+    one.stop().await;
+}
