@@ -6,6 +6,7 @@ mod bad_queries;
 mod cancelled;
 mod catalog;
 mod clients;
+mod commands;
 mod concurrency;
 mod export;
 mod harness;
