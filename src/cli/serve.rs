@@ -1,8 +1,10 @@
 //! `meterd serve`: the server, and what it stands on.
 
-use crate::app::{self, Database};
+use crate::app;
 use crate::clock::Clock;
 use crate::config::Settings;
+use crate::database::Database;
+use std::io::Write;
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -43,7 +45,9 @@ async fn serve(settings: Settings, database: &Database, shutdown: impl Future<Ou
 /// Tells people where everything is and what to type.
 fn greet(app: &app::App, database: &Database) {
     let (grpc, http) = (app.grpc_address(), app.http_address());
-    println!(
+    // A closed stdout is no reason to stop.
+    let _ = writeln!(
+        std::io::stdout(),
         "meterd {version} is ready
   gRPC     {grpc}   (reflection is on)
   health   http://{http}/readyz   metrics http://{http}/metrics

@@ -89,6 +89,7 @@ async fn execute(url: &str, sql: &str) {
 /// Settings as a command line would give them, on free ports.
 pub fn settings_of(flags: &[&str]) -> Settings {
     #[derive(Parser)]
+    #[command(args_override_self = true)]
     struct Flags {
         #[command(flatten)]
         settings: Settings,
@@ -99,19 +100,19 @@ pub fn settings_of(flags: &[&str]) -> Settings {
 
 /// A fresh database with the built-in catalogue.
 pub async fn fresh_database() -> String {
+    database_like(TEMPLATE).await
+}
+
+/// A database with nothing in it.
+pub async fn empty_database() -> String {
+    database_like("template0").await
+}
+
+async fn database_like(template: &str) -> String {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     let shared = shared_postgres();
     let name = format!("test_{}", NEXT.fetch_add(1, Ordering::Relaxed));
-    execute(&shared.url, &format!("CREATE DATABASE {name} TEMPLATE {TEMPLATE}")).await;
-    shared.url.replace("/meterd?", &format!("/{name}?"))
-}
-
-/// A database without a schema, as a first start finds it.
-pub async fn empty_database() -> String {
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
-    let shared = shared_postgres();
-    let name = format!("empty_{}", NEXT.fetch_add(1, Ordering::Relaxed));
-    execute(&shared.url, &format!("CREATE DATABASE {name}")).await;
+    execute(&shared.url, &format!("CREATE DATABASE {name} TEMPLATE {template}")).await;
     shared.url.replace("/meterd?", &format!("/{name}?"))
 }
 

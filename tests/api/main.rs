@@ -3,8 +3,10 @@
 mod answers;
 mod bad_input;
 mod bad_queries;
+mod cancelled;
 mod catalog;
 mod clients;
+mod concurrency;
 mod export;
 mod harness;
 mod http;
@@ -14,5 +16,7 @@ mod querying;
 mod reading;
 mod rebuilding;
 mod recording;
+mod replicas;
+mod startup;
 mod summaries;
 mod unpriced;
