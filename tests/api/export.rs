@@ -132,7 +132,8 @@ async fn cells_that_a_spreadsheet_would_run_are_defused_and_can_be_read_back() {
     };
     let mut read: Vec<String> = rows.iter().map(|row| undo(&row["model"])).filter(|text| !text.is_empty()).collect();
     let mut sent = texts.map(String::from).to_vec();
-    (read.sort(), sent.sort());
+    read.sort();
+    sent.sort();
     assert_eq!(read, sent);
     assert!(rows.iter().any(|row| row["subject"] == "'\t1" && row["external_id"] == "'\r1"));
     server.stop().await;

@@ -49,6 +49,7 @@ fn shared_postgres() -> &'static SharedPostgres {
     })
 }
 
+#[expect(clippy::zombie_processes, reason = "the keeper outlives this process")]
 async fn start_shared_postgres() -> SharedPostgres {
     let data_dir = tempfile::Builder::new().prefix("meterd-test-").tempdir().unwrap().keep();
     let settings = EmbeddedSettings {

@@ -141,7 +141,8 @@ async fn distinct_subjects_are_counted_exactly_and_the_empty_one_is_none() {
     assert_eq!(server.query(days(&[])).await[0].subject_count, Some(1_001));
     let of_one = QueryUsageRequest { subjects: vec!["u1".into()], ..days(&[Client, Subject]) };
     let rows = server.query(of_one).await;
-    let counts: Vec<_> = rows.iter().map(|row| (row.client_id.as_deref().unwrap(), sum(&[row.clone()]).0)).collect();
+    let counts: Vec<_> =
+        rows.iter().map(|row| (row.client_id.as_deref().unwrap(), sum(std::slice::from_ref(row)).0)).collect();
     assert_eq!(counts, [("acme", 3), ("beta", 1)]);
     server.stop().await;
 }

@@ -16,7 +16,7 @@ async fn units_by_day(server: &TestServer, client_id: &str, start: &str, end: &s
     server.query(query).await.into_iter().map(|row| (row.day.unwrap(), row.totals.unwrap().units)).collect()
 }
 
-fn pairs<'a>(rows: &'a [(String, String)]) -> Vec<(&'a str, &'a str)> {
+fn pairs(rows: &[(String, String)]) -> Vec<(&str, &str)> {
     rows.iter().map(|(day, units)| (&**day, &**units)).collect()
 }
 
