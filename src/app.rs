@@ -11,8 +11,8 @@ use crate::store::deployment::{self, Deployment};
 use crate::store::{connect, locks};
 use crate::{jobs, proto, web};
 use anyhow::Context as _;
+use sqlx::Connection;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
-use sqlx::{Connection, PgPool};
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -21,6 +21,8 @@ use tokio::net::TcpListener;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinHandle;
 use tonic::transport::server::TcpIncoming;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
 use tower_http::cors::CorsLayer;
 
 /// How often the database is asked whether it is there.
@@ -32,50 +34,6 @@ const CONCURRENT_STREAMS_MAX: u32 = 1_000;
 /// An idle connection is asked so often whether it is there, and cut when it does not answer for so long.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
-
-/// The database: somebody's, or our own.
-pub struct Database {
-    pub options: PgConnectOptions,
-    embedded: Option<Embedded>,
-}
-
-impl Database {
-    /// Opens the database that the settings name, starting our own if they name none.
-    pub async fn open(settings: &crate::config::DatabaseSettings) -> anyhow::Result<Self> {
-        let (embedded, url) = match &settings.database_url {
-            Some(url) => (None, url.clone()),
-            None => {
-                let embedded = Embedded::start(&settings.embedded()).await?;
-                let url = embedded.url().to_string();
-                (Some(embedded), url)
-            }
-        };
-        let options = connect::options(&url).context("DATABASE_URL is not a PostgreSQL URL")?;
-        Ok(Self { options, embedded })
-    }
-
-    /// Where the data is, for people; without a password.
-    pub fn describe(&self) -> String {
-        match &self.embedded {
-            Some(embedded) => {
-                let how = if embedded.reattached() { "found running" } else { "started" };
-                format!("{} (embedded PostgreSQL {}, {how})", embedded.data_dir().display(), embedded.version())
-            }
-            None => {
-                let database = self.options.get_database().unwrap_or("postgres");
-                format!("database {database} on {}:{}", self.options.get_host(), self.options.get_port())
-            }
-        }
-    }
-
-    /// Leaves somebody's database, stops our own.
-    pub async fn close(self) -> anyhow::Result<()> {
-        if let Some(embedded) = self.embedded {
-            embedded.stop().await?;
-        }
-        Ok(())
-    }
-}
 
 /// Brings the schema up to date and makes the deployment if there is none. Safely with several replicas at once.
 pub async fn prepare(options: &PgConnectOptions, settings: &Settings) -> anyhow::Result<Deployment> {
@@ -171,6 +129,7 @@ impl App {
     pub async fn run(self, shutdown: impl Future<Output = ()>, embedded: Option<&Embedded>) -> anyhow::Result<()> {
         let Self { context, grpc, http, writers, stop } = self;
         let (health, health_service) = tonic_health::server::health_reporter();
+        set_health(&health, ServingStatus::NotServing).await;
         let (ready, is_ready) = watch::channel(false);
         let handlers = Handlers::new(context.clone());
         let reflection = || {
@@ -256,13 +215,14 @@ async fn supervise(embedded: Option<&Embedded>) {
     }
 }
 
+async fn set_health(health: &HealthReporter, status: ServingStatus) {
+    for service in ["", "metering.v1.UsageService", "metering.v1.CatalogService", "metering.v1.ClientService"] {
+        health.set_service_status(service, status).await;
+    }
+}
+
 /// Reports health: each service serves while the database answers and the server is not stopping.
-async fn watch_database(
-    context: Arc<Context>,
-    health: tonic_health::server::HealthReporter,
-    ready: watch::Sender<bool>,
-) {
-    use tonic_health::ServingStatus::{NotServing, Serving};
+async fn watch_database(context: Arc<Context>, health: HealthReporter, ready: watch::Sender<bool>) {
     let mut stopping = context.stopping.clone();
     let mut before = None;
     loop {
@@ -270,10 +230,8 @@ async fn watch_database(
         let answers = matches!(ping.await, Ok(Ok(())));
         let serving = answers && !*stopping.borrow();
         if before != Some(serving) {
-            let status = if serving { Serving } else { NotServing };
-            for service in ["", "metering.v1.UsageService", "metering.v1.CatalogService", "metering.v1.ClientService"] {
-                health.set_service_status(service, status).await;
-            }
+            let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
+            set_health(&health, status).await;
             ready.send_replace(serving);
             if before.is_some() && !*stopping.borrow() {
                 tracing::warn!(serving, "the database {}", if serving { "answers again" } else { "does not answer" });
@@ -305,16 +263,4 @@ fn cors(origins: &[String]) -> anyhow::Result<CorsLayer> {
         .allow_methods([Method::POST])
         .allow_headers(headers.map(HeaderName::from_static))
         .expose_headers(exposed.map(HeaderName::from_static)))
-}
-
-impl Database {
-    /// Our own server, if it is.
-    pub fn embedded(&self) -> Option<&Embedded> {
-        self.embedded.as_ref()
-    }
-}
-
-/// The pool of a command that reads the database beside a running server.
-pub fn command_pool(options: &PgConnectOptions) -> PgPool {
-    connect::pool(options.clone(), 2)
 }

@@ -26,7 +26,7 @@ impl CatalogCache {
 
     /// Reads the catalogue again if it has changed, and gives the newest snapshot.
     pub async fn refresh(&self, pool: &PgPool) -> sqlx::Result<Arc<Catalog>> {
-        if store::catalog::version(pool).await? != self.current().version {
+        if store::catalog::version(&mut *pool.acquire().await?).await? != self.current().version {
             let mut tx = pool.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
             let catalog = store::catalog::load(&mut tx).await?;
             tx.commit().await?;

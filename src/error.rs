@@ -31,6 +31,8 @@ pub struct Error {
     pub cause: Option<Arc<anyhow::Error>>,
 }
 
+/// Most wrong fields that a message spells out: the details have them all, and a batch has ten thousand messages.
+const MESSAGE_VIOLATIONS_MAX: usize = 3;
 /// What callers are told to wait before they ask again a database that is away.
 const DATABASE_RETRY_DELAY: Duration = Duration::from_secs(1);
 
@@ -55,8 +57,12 @@ impl Error {
 
     /// Wrong fields, all at once.
     pub fn invalid(reason: ErrorReason, violations: Vec<Violation>) -> Self {
-        let each: Vec<String> = violations.iter().map(|v| format!("{}: {}", v.field, v.description)).collect();
-        Self { violations, ..Self::new(Code::InvalidArgument, reason, each.join("; ")) }
+        let shown = violations.iter().take(MESSAGE_VIOLATIONS_MAX);
+        let mut message = shown.map(|v| format!("{}: {}", v.field, v.description)).collect::<Vec<_>>().join("; ");
+        if let Some(more @ 1..) = violations.len().checked_sub(MESSAGE_VIOLATIONS_MAX) {
+            message += &format!("; and {more} more");
+        }
+        Self { violations, ..Self::new(Code::InvalidArgument, reason, message) }
     }
 
     /// No such client.

@@ -1,7 +1,7 @@
 //! The commands.
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
-use meterd::cli::{export, import, migrate, rebuild, serve, track, usage, verify};
+use meterd::cli::{bench, export, import, migrate, rebuild, serve, track, usage, verify};
 use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -55,6 +55,8 @@ enum Command {
     Verify(verify::VerifyArgs),
     /// Compute rollups and totals again from the events
     Rebuild(rebuild::RebuildArgs),
+    /// Measure throughput and latency against the database's own floor
+    Bench(Box<bench::BenchArgs>),
 }
 
 /// Without a command, `serve` is meant: also where only its flags are given.
@@ -117,6 +119,7 @@ async fn main() -> ExitCode {
             Command::Export(args) => export::run(args).await,
             Command::Verify(args) => verify::run(args).await,
             Command::Rebuild(args) => rebuild::run(args).await,
+            Command::Bench(args) => bench::run(*args).await,
         }
     };
     run.await.unwrap_or_else(|error: anyhow::Error| {

@@ -1,7 +1,8 @@
 //! `meterd migrate`: brings the schema up to date, and nothing else.
 
-use crate::app::{self, Database};
+use crate::app;
 use crate::config::Settings;
+use crate::database::Database;
 use std::process::ExitCode;
 
 /// Arguments of `migrate`.

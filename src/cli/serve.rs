@@ -1,8 +1,10 @@
 //! `meterd serve`: the server, and what it stands on.
 
-use crate::app::{self, Database};
+use crate::app;
 use crate::clock::Clock;
 use crate::config::Settings;
+use crate::database::Database;
+use std::io::Write;
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -46,7 +48,9 @@ fn greet(app: &app::App, database: &Database) {
     // As this was called, since `cargo run` puts no meterd on the PATH.
     let meterd = std::env::args().next().unwrap_or_else(|| "meterd".into());
     let server = if grpc.to_string() == "127.0.0.1:50051" { String::new() } else { format!(" --server {grpc}") };
-    println!(
+    // A closed stdout is no reason to stop.
+    let _ = writeln!(
+        std::io::stdout(),
         "meterd {version} is ready
   gRPC     {grpc}   (reflection is on)
   health   http://{http}/readyz   metrics http://{http}/metrics

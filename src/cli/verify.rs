@@ -1,7 +1,7 @@
 //! `meterd verify`: proves that rollups and totals equal the events, client and month by client and month.
 
-use crate::app::{Database, command_pool};
 use crate::config::DatabaseSettings;
+use crate::database::{Database, command_pool};
 use crate::domain::period::Month;
 use crate::domain::rollup::Sums;
 use crate::postgres;

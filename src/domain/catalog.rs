@@ -26,14 +26,17 @@ pub struct Service {
 /// Prices of one scope, the earliest first.
 type Timeline = Vec<Price>;
 
+/// Prices of one service: model ("" is any) → operation ("" is any) → timeline.
+type ServicePrices = HashMap<Arc<str>, HashMap<Arc<str>, Timeline>>;
+
 /// All that pricing needs, of one version of the catalogue.
 #[derive(Debug, Default)]
 pub struct Catalog {
     /// The version that this is a snapshot of.
     pub version: i64,
     services: BTreeMap<Arc<str>, Service>,
-    /// Service → model ("" is any) → operation ("" is any) → timeline.
-    prices: HashMap<Arc<str>, HashMap<Arc<str>, HashMap<Arc<str>, Timeline>>>,
+    /// By service.
+    prices: HashMap<Arc<str>, ServicePrices>,
     /// Service → alias → model.
     aliases: HashMap<Arc<str>, HashMap<Arc<str>, Arc<str>>>,
 }

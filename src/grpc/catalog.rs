@@ -87,7 +87,7 @@ fn rates(fields: &mut Fields, rates: Option<proto::Rates>) -> Rates {
 
 /// Notes that a service is not in the catalogue.
 fn check_service(fields: &mut Fields, catalog: &Catalog, field: &str, service: &str) {
-    if !service.is_empty() && catalog.service(service).is_none() {
+    if (1..=ID_BYTES_MAX).contains(&service.len()) && catalog.service(service).is_none() {
         let (reason, description) = unknown_service(catalog, service);
         fields.wrong_because(reason, field, description);
     }
@@ -173,7 +173,7 @@ async fn create_price(context: Arc<Context>, request: CreatePriceRequest) -> Res
     fields.text("price.operation", &given.operation, ID_BYTES_MAX);
     fields.text("price.model", &given.model, ID_BYTES_MAX);
     check_service(&mut fields, &catalog, "price.service", &given.service);
-    let effective_time = given.effective_time.as_ref().map(|time| fields.time("price.effective_time", time));
+    let effective_time = given.effective_time.as_ref().and_then(|time| fields.time("price.effective_time", time));
     let rates = rates(&mut fields, given.rates.clone());
     check_request_id(&mut fields, &request.request_id);
     fields.finish()?;
@@ -264,7 +264,7 @@ async fn estimate_cost(context: Arc<Context>, request: EstimateCostRequest) -> R
         amount: &request.amount,
     };
     let measures = measures(&mut fields, "", raw);
-    let time = request.event_time.as_ref().map(|time| fields.time("event_time", time));
+    let time = request.event_time.as_ref().and_then(|time| fields.time("event_time", time));
     fields.finish()?;
     let time = time.unwrap_or_else(|| context.clock.now());
     let unpriced = |price_id: String, reason: UnpricedReason| EstimateCostResponse {

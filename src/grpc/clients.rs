@@ -2,7 +2,7 @@
 
 use super::convert::timestamp;
 use super::creates::{Begun, Create, check_request_id};
-use super::fields::Fields;
+use super::fields::{Fields, shown};
 use super::{Context, Handlers};
 use crate::domain::event::ID_BYTES_MAX;
 use crate::error::Error;
@@ -36,7 +36,7 @@ impl From<clients::Client> for Client {
 fn zone(fields: &mut Fields, field: &str, name: &str) -> Option<Tz> {
     let zone = name.parse().ok();
     if zone.is_none() {
-        fields.wrong(field, format!("must be an IANA time zone such as Europe/Berlin, got {name:?}"));
+        fields.wrong(field, format!("must be an IANA time zone such as Europe/Berlin, got {}", shown(name)));
     }
     zone
 }
@@ -92,7 +92,10 @@ async fn update(context: Arc<Context>, request: UpdateClientRequest) -> Result<U
                 display_name = Some(client.display_name.as_str());
             }
             "time_zone" => time_zone = zone(&mut fields, "client.time_zone", &client.time_zone),
-            other => fields.wrong("update_mask", format!("cannot change {other:?}, only display_name and time_zone")),
+            other => {
+                let description = format!("cannot change {}, only display_name and time_zone", shown(other));
+                fields.wrong("update_mask", description);
+            }
         }
     }
     fields.finish()?;

@@ -17,6 +17,11 @@ use chrono::{DateTime, TimeDelta, Utc};
 use prost_types::Struct;
 use std::sync::Arc;
 
+/// A key as it is sent back with a refusal: none, where it is too long to be one.
+pub fn key_to_return(given: &str) -> Arc<str> {
+    if given.len() <= ID_BYTES_MAX { given.into() } else { "".into() }
+}
+
 /// Checks events by one moment's rules.
 pub struct EventChecks<'a> {
     catalog: Arc<Catalog>,
@@ -62,18 +67,18 @@ impl<'a> EventChecks<'a> {
         };
         let measures = measures(&mut fields, &format!("{path}."), raw);
         let metadata = metadata(&mut fields, &at("metadata"), event.metadata.as_ref());
-        let event_time = event.event_time.as_ref().map(|time| fields.time(&at("event_time"), time));
-        fields.finish()?;
-
+        let event_time = event.event_time.as_ref().and_then(|time| fields.time(&at("event_time"), time));
         let time_was_given = event_time.is_some();
         let event_time = event_time.unwrap_or(self.now);
-        let too_old = self.check_window(&at("event_time"), event_time)?;
+        self.check_future(&mut fields, &at("event_time"), event_time);
+        let fine_but_for_age = fields.is_fine();
+        self.check_age(&mut fields, &at("event_time"), event_time);
         let key_was_given = !event.idempotency_key.is_empty();
-        let refuse_if_new = match too_old {
+        let refuse_if_new = match fields.finish() {
+            Ok(()) => None,
             // Its key may be known: a repeat is answered whenever it comes.
-            Some(error) if key_was_given => Some(error),
-            Some(error) => return Err(error),
-            None => None,
+            Err(too_old) if fine_but_for_age && key_was_given => Some(too_old),
+            Err(error) => return Err(error),
         };
         let id = EventId::new(event_time);
         let idempotency_key = if key_was_given { event.idempotency_key.into() } else { format!("server-{id}").into() };
@@ -95,32 +100,32 @@ impl<'a> EventChecks<'a> {
 
     fn check_service(&self, fields: &mut Fields, field: &str, service: &str) {
         let keep = self.context.settings.unknown_service == UnknownService::Keep;
-        if service.is_empty() || keep || self.catalog.service(service).is_some() {
+        // One that is empty or too long is told so already.
+        let possible = (1..=ID_BYTES_MAX).contains(&service.len());
+        if !possible || keep || self.catalog.service(service).is_some() {
             return;
         }
         let (reason, description) = unknown_service(&self.catalog, service);
         fields.wrong_because(reason, field, description);
     }
 
-    /// An error for what lies ahead; the answer to something new for what lies too far back.
-    fn check_window(&self, field: &str, event_time: DateTime<Utc>) -> Result<Option<Error>, Error> {
-        let settings = &self.context.settings;
-        let (past_days, future_seconds) = (settings.accept_past_days, settings.accept_future_seconds);
-        let refusal = |reason, description: String| {
-            let mut fields = Fields::default();
-            fields.wrong_because(reason, field, description);
-            fields.finish().expect_err("one field is wrong")
-        };
-        if event_time > self.now + TimeDelta::seconds(future_seconds.into()) {
-            let description = format!("is more than {future_seconds} seconds ahead of the server's clock");
-            return Err(refusal(ErrorReason::EventInFuture, description));
+    /// Notes a time that lies too far ahead.
+    fn check_future(&self, fields: &mut Fields, field: &str, event_time: DateTime<Utc>) {
+        let seconds = self.context.settings.accept_future_seconds;
+        if event_time > self.now + TimeDelta::seconds(seconds.into()) {
+            let description = format!("is more than {seconds} seconds ahead of the server's clock");
+            fields.wrong_because(ErrorReason::EventInFuture, field, description);
         }
-        let too_old = !self.backfill && event_time < self.now - TimeDelta::days(past_days.into());
-        Ok(too_old.then(|| {
+    }
+
+    /// Notes a time that lies too far back.
+    fn check_age(&self, fields: &mut Fields, field: &str, event_time: DateTime<Utc>) {
+        let days = self.context.settings.accept_past_days;
+        if !self.backfill && event_time < self.now - TimeDelta::days(days.into()) {
             let description =
-                format!("is more than {past_days} days back; send old events with BatchTrackUsage and backfill = true");
-            refusal(ErrorReason::EventTooOld, description)
-        }))
+                format!("is more than {days} days back; send old events with BatchTrackUsage and backfill = true");
+            fields.wrong_because(ErrorReason::EventTooOld, field, description);
+        }
     }
 }
 

@@ -14,6 +14,16 @@ const SECONDS_MAX: i64 = 253_402_300_799;
 /// Most values of a filter.
 pub const FILTER_VALUES_MAX: usize = 100;
 
+/// Most characters of a wrong value that are sent back.
+const SHOWN_CHARS_MAX: usize = 40;
+
+/// A wrong value in quotes, as much of it as helps.
+pub fn shown(value: &str) -> String {
+    let start: String = value.chars().take(SHOWN_CHARS_MAX).collect();
+    let rest = if start.len() < value.len() { "…" } else { "" };
+    format!("{start:?}{rest}")
+}
+
 /// Collects what is wrong.
 #[derive(Debug, Default)]
 pub struct Fields {
@@ -30,6 +40,11 @@ impl Fields {
     /// Notes a field that is wrong for a reason of its own.
     pub fn wrong_because(&mut self, reason: ErrorReason, field: impl Into<String>, description: impl Into<String>) {
         self.wrong.push((reason, Violation::new(field, description)));
+    }
+
+    /// Whether nothing is wrong so far.
+    pub fn is_fine(&self) -> bool {
+        self.wrong.is_empty()
     }
 
     /// Nothing wrong, or one error with every violation; its reason is that of all of them, if they share one.
@@ -82,8 +97,7 @@ impl Fields {
     }
 
     fn number<T>(&mut self, field: &str, value: &str, parsed: Result<T, DecimalError>) -> Option<T> {
-        let shown: String = value.chars().take(40).collect();
-        parsed.map_err(|error| self.wrong(field, format!("{error}, got {shown:?}"))).ok()
+        parsed.map_err(|error| self.wrong(field, format!("{error}, got {}", shown(value)))).ok()
     }
 
     /// A count from zero.
@@ -93,16 +107,19 @@ impl Fields {
         }
     }
 
-    /// A time from 1970 to 9999, cut to the microsecond.
-    pub fn time(&mut self, field: &str, value: &Timestamp) -> DateTime<Utc> {
+    /// A time from 1970 to 9999, cut to the microsecond. Nothing, where it is wrong.
+    pub fn time(&mut self, field: &str, value: &Timestamp) -> Option<DateTime<Utc>> {
+        let wrong_before = self.wrong.len();
         if !(0..=SECONDS_MAX).contains(&value.seconds) {
             self.wrong(field, "must be in the years 1970 to 9999");
         }
         if !(0..1_000_000_000).contains(&value.nanos) {
             self.wrong(field, format!("nanos must be from 0 to 999999999, got {}", value.nanos));
         }
-        let nanos = (value.nanos.max(0) / 1_000 * 1_000) as u32;
-        DateTime::from_timestamp(value.seconds, nanos).unwrap_or_default()
+        if self.wrong.len() > wrong_before {
+            return None;
+        }
+        DateTime::from_timestamp(value.seconds, value.nanos as u32 / 1_000 * 1_000)
     }
 
     /// A day.
@@ -147,8 +164,8 @@ impl Fields {
         start: Option<&Timestamp>,
         end: Option<&Timestamp>,
     ) -> (Option<DateTime<Utc>>, Option<DateTime<Utc>>) {
-        let start = start.map(|time| self.time("start_time", time));
-        let end = end.map(|time| self.time("end_time", time));
+        let start = start.and_then(|time| self.time("start_time", time));
+        let end = end.and_then(|time| self.time("end_time", time));
         if let (Some(start), Some(end)) = (start, end)
             && start > end
         {

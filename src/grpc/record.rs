@@ -1,7 +1,7 @@
 //! TrackUsage and BatchTrackUsage.
 
 use super::Context;
-use super::events::EventChecks;
+use super::events::{EventChecks, key_to_return};
 use crate::domain::event::EventId;
 use crate::error::Error;
 use crate::ingest::Outcome;
@@ -49,14 +49,14 @@ pub async fn batch(context: &Context, request: BatchTrackUsageRequest) -> Result
     let mut outcomes: Vec<Option<Outcome>> = vec![None; count];
     let mut submissions = Vec::with_capacity(count);
     for (number, event) in request.events.into_iter().enumerate() {
-        let given_key = event.idempotency_key.clone();
+        let given_key = key_to_return(&event.idempotency_key);
         match checks.check(&format!("events[{number}]"), Some(event)) {
             Ok(submission) => {
                 keys.push(submission.event.idempotency_key.clone());
                 submissions.push((number, submission));
             }
             Err(error) => {
-                keys.push(given_key.into());
+                keys.push(given_key);
                 outcomes[number] = Some(Outcome::Rejected(error));
             }
         }

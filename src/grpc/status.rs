@@ -8,6 +8,9 @@ use tonic_types::{ErrorDetails, StatusExt};
 /// Domain of every `ErrorInfo`.
 pub const ERROR_DOMAIN: &str = "metering.v1";
 
+/// Most bytes of violations in one status. It travels in a header, and clients take headers of 8 to 16 KiB, base64 and all.
+const VIOLATIONS_BYTES_MAX: usize = 4 * 1024;
+
 tokio::task_local! {
     /// Id of the request that the current task serves: the caller's `x-request-id`, or one made here.
     pub static REQUEST_ID: String;
@@ -28,10 +31,17 @@ impl From<Error> for Status {
         let mut metadata: std::collections::HashMap<String, String> =
             error.metadata.iter().map(|(key, value)| (key.to_string(), value.clone())).collect();
         metadata.insert("request_id".into(), request_id);
-        details.set_error_info(reason(&error), ERROR_DOMAIN, metadata);
-        for violation in &error.violations {
+        let mut bytes = 0;
+        for (index, violation) in error.violations.iter().enumerate() {
+            bytes += violation.field.len() + violation.description.len();
+            if bytes > VIOLATIONS_BYTES_MAX {
+                let left_out = error.violations.len() - index;
+                metadata.insert("violations_left_out".into(), left_out.to_string());
+                break;
+            }
             details.add_bad_request_violation(&violation.field, &violation.description);
         }
+        details.set_error_info(reason(&error), ERROR_DOMAIN, metadata);
         if error.retry_delay.is_some() {
             details.set_retry_info(error.retry_delay);
         }

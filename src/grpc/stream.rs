@@ -1,7 +1,7 @@
 //! StreamUsage: events in, acknowledgements out in order and after the commit.
 
 use super::Context;
-use super::events::EventChecks;
+use super::events::{EventChecks, key_to_return};
 use crate::error::Error;
 use crate::ingest::Outcome;
 use crate::proto::{StreamUsageRequest, StreamUsageResponse, StreamUsageResult};
@@ -67,7 +67,7 @@ async fn read(
         let Some(StreamUsageRequest { event }) = message? else { return Ok(()) };
         let event = event.unwrap_or_default();
         let checks = EventChecks::new(context, std::iter::once(event.service.as_str()), false).await?;
-        let given_key: Arc<str> = event.idempotency_key.as_str().into();
+        let given_key = key_to_return(&event.idempotency_key);
         match checks.check("event", Some(event)) {
             Err(error) => {
                 in_flight.lock().expect("not poisoned").insert(number, (given_key, permit));

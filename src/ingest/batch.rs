@@ -77,7 +77,7 @@ fn leaders(batch: &[&Submission]) -> Vec<usize> {
     order
 }
 
-fn key<'a>(submission: &'a Submission) -> (&'a str, &'a str) {
+fn key(submission: &Submission) -> (&str, &str) {
     (&submission.event.client_id, &submission.event.idempotency_key)
 }
 

@@ -5,7 +5,7 @@ use crate::domain::price::{Price, Rates};
 use crate::store::numeric;
 use bigdecimal::BigDecimal;
 use chrono::{DateTime, Utc};
-use sqlx::{PgConnection, PgPool};
+use sqlx::PgConnection;
 
 /// A price as it stands in the database.
 pub struct PriceRow {
@@ -58,8 +58,8 @@ impl PriceRow {
 }
 
 /// The version that a snapshot would have now.
-pub async fn version(pool: &PgPool) -> sqlx::Result<i64> {
-    sqlx::query_scalar!("SELECT version FROM catalog_version").fetch_one(pool).await
+pub async fn version(conn: &mut PgConnection) -> sqlx::Result<i64> {
+    sqlx::query_scalar!("SELECT version FROM catalog_version").fetch_one(conn).await
 }
 
 /// Counts a change. Under the versions lock, so that whoever prices after the commit sees it.
@@ -69,7 +69,7 @@ pub async fn bump_version(conn: &mut PgConnection) -> sqlx::Result<()> {
 
 /// A whole snapshot. In a transaction that holds the versions lock, or in a repeatable read one.
 pub async fn load(conn: &mut PgConnection) -> sqlx::Result<Catalog> {
-    let version = sqlx::query_scalar!("SELECT version FROM catalog_version").fetch_one(&mut *conn).await?;
+    let version = version(conn).await?;
     let mut catalog = Catalog::new(version);
     for service in services(conn).await? {
         catalog.add_service(service);

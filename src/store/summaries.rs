@@ -3,7 +3,7 @@
 use crate::domain::decimal::Total;
 use crate::domain::period::Month;
 use crate::domain::rollup::Sums;
-use crate::store::sums::SumsRow;
+use crate::store::sums::{SumsRow, sums_of};
 use crate::store::usage::{AsOf, ServiceSums};
 use crate::store::{numeric, rollups};
 use bigdecimal::BigDecimal;
@@ -92,19 +92,11 @@ impl TryFrom<SummaryRow> for Summary {
     type Error = sqlx::Error;
 
     fn try_from(row: SummaryRow) -> sqlx::Result<Self> {
-        let sums = SumsRow {
-            request_count: row.request_count,
-            units: row.units,
-            input_tokens: row.input_tokens,
-            output_tokens: row.output_tokens,
-            cached_input_tokens: row.cached_input_tokens,
-            cost: row.cost,
-            unpriced_event_count: row.unpriced_event_count,
-        };
+        let sums = sums_of!(row)?;
         Ok(Self {
             client_id: row.client_id,
             display_name: row.display_name,
-            sums: sums.try_into()?,
+            sums,
             services: row.services.0.into_iter().map(ServiceSums::try_from).collect::<sqlx::Result<_>>()?,
             counts: Counts {
                 messages: numeric::total(&row.messages)?,
@@ -266,15 +258,7 @@ async fn totals(
     )
     .fetch_one(conn)
     .await?;
-    let sums = SumsRow {
-        request_count: row.request_count,
-        units: row.units,
-        input_tokens: row.input_tokens,
-        output_tokens: row.output_tokens,
-        cached_input_tokens: row.cached_input_tokens,
-        cost: row.cost,
-        unpriced_event_count: row.unpriced_event_count,
-    };
+    let sums = sums_of!(row)?;
     let counts = Counts {
         messages: numeric::total(&row.messages)?,
         ai_calls: row.ai_calls,
@@ -282,7 +266,7 @@ async fn totals(
     };
     let totals = SummaryTotals {
         client_count: row.client_count,
-        sums: sums.try_into()?,
+        sums,
         counts,
         last_month_cost: numeric::total(&row.last_month_cost)?,
     };

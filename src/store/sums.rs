@@ -16,6 +16,22 @@ pub struct SumsRow {
     pub unpriced_event_count: i64,
 }
 
+/// The sums of any row that has the seven columns; every query has a row type of its own.
+macro_rules! sums_of {
+    ($row:expr) => {
+        $crate::domain::rollup::Sums::try_from($crate::store::sums::SumsRow {
+            request_count: $row.request_count,
+            units: $row.units,
+            input_tokens: $row.input_tokens,
+            output_tokens: $row.output_tokens,
+            cached_input_tokens: $row.cached_input_tokens,
+            cost: $row.cost,
+            unpriced_event_count: $row.unpriced_event_count,
+        })
+    };
+}
+pub(super) use sums_of;
+
 impl TryFrom<SumsRow> for Sums {
     type Error = sqlx::Error;
 

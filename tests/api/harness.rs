@@ -11,16 +11,21 @@ use meterd::postgres::{Embedded, EmbeddedSettings};
 use meterd::proto::catalog_service_client::CatalogServiceClient;
 use meterd::proto::client_service_client::ClientServiceClient;
 use meterd::proto::usage_service_client::UsageServiceClient;
-use meterd::proto::{BatchTrackUsageRequest, Price, Rates, TrackUsageRequest, UsageEvent, UsageResult};
+use meterd::proto::{
+    BatchTrackUsageRequest, Client, CreateClientRequest, GetCurrentMonthUsageRequest, GetCurrentMonthUsageResponse,
+    Money, Price, QueryUsageRequest, Rates, TrackUsageRequest, UsageEvent, UsageResult, UsageRow, UsageTotals,
+};
 use meterd::store::connect;
-use sqlx::{AssertSqlSafe, Executor, PgPool};
+use meterd::store::locks::VERSIONS_LOCK;
+use sqlx::{AssertSqlSafe, Executor, PgPool, Postgres, Transaction};
 use std::process::{ChildStdin, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use tonic::Status;
 use tonic::transport::Channel;
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
 
 const TEMPLATE: &str = "meterd_template";
 
@@ -84,6 +89,7 @@ async fn execute(url: &str, sql: &str) {
 /// Settings as a command line would give them, on free ports.
 pub fn settings_of(flags: &[&str]) -> Settings {
     #[derive(Parser)]
+    #[command(args_override_self = true)]
     struct Flags {
         #[command(flatten)]
         settings: Settings,
@@ -94,10 +100,19 @@ pub fn settings_of(flags: &[&str]) -> Settings {
 
 /// A fresh database with the built-in catalogue.
 pub async fn fresh_database() -> String {
+    database_like(TEMPLATE).await
+}
+
+/// A database with nothing in it.
+pub async fn empty_database() -> String {
+    database_like("template0").await
+}
+
+async fn database_like(template: &str) -> String {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     let shared = shared_postgres();
     let name = format!("test_{}", NEXT.fetch_add(1, Ordering::Relaxed));
-    execute(&shared.url, &format!("CREATE DATABASE {name} TEMPLATE {TEMPLATE}")).await;
+    execute(&shared.url, &format!("CREATE DATABASE {name} TEMPLATE {template}")).await;
     shared.url.replace("/meterd?", &format!("/{name}?"))
 }
 
@@ -175,6 +190,45 @@ impl TestServer {
         self.usage().batch_track_usage(request).await.unwrap().into_inner().results
     }
 
+    /// A client of this zone.
+    pub async fn client_in(&self, client_id: &str, time_zone: &str) {
+        let client = Client { client_id: client_id.into(), time_zone: time_zone.into(), ..Default::default() };
+        let request = CreateClientRequest { client: Some(client), request_id: String::new() };
+        self.clients().create_client(request).await.unwrap();
+    }
+
+    /// A client's current month.
+    pub async fn month(&self, client_id: &str) -> GetCurrentMonthUsageResponse {
+        let request = GetCurrentMonthUsageRequest { client_id: client_id.into() };
+        self.usage().get_current_month_usage(request).await.unwrap().into_inner()
+    }
+
+    /// All rows of a query, page by page.
+    pub async fn query(&self, request: QueryUsageRequest) -> Vec<UsageRow> {
+        let (mut usage, mut rows, mut page_token) = (self.usage(), vec![], String::new());
+        loop {
+            let page = QueryUsageRequest { page_token, ..request.clone() };
+            let page = usage.query_usage(page).await.unwrap().into_inner();
+            rows.extend(page.rows);
+            page_token = page.next_page_token;
+            if page_token.is_empty() {
+                return rows;
+            }
+        }
+    }
+
+    /// Runs SQL beside the server, and gives how many rows it touched.
+    pub async fn sql(&self, sql: &str) -> u64 {
+        self.pool.execute(AssertSqlSafe(sql.to_string())).await.unwrap().rows_affected()
+    }
+
+    /// Keeps every writer from committing until the transaction ends: it holds the lock that each batch shares.
+    pub async fn stall_writers(&self) -> Transaction<'static, Postgres> {
+        let mut tx = self.pool.begin().await.unwrap();
+        sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(VERSIONS_LOCK).execute(&mut *tx).await.unwrap();
+        tx
+    }
+
     /// Rollups and totals against the events.
     pub async fn verify(&self) -> Verified {
         verify_all(&self.pool, None, None).await.unwrap()
@@ -218,4 +272,50 @@ pub fn time(text: &str) -> DateTime<Utc> {
 pub fn timestamp(text: &str) -> prost_types::Timestamp {
     let time = time(text);
     prost_types::Timestamp { seconds: time.timestamp(), nanos: time.timestamp_subsec_nanos() as i32 }
+}
+
+/// An event of a time.
+pub fn event_at(client_id: &str, service: &str, units: &str, time: &str) -> UsageEvent {
+    UsageEvent { event_time: Some(timestamp(time)), ..event(client_id, service, units) }
+}
+
+/// The cost of sums, as text.
+pub fn cost(totals: &Option<UsageTotals>) -> &str {
+    amount(&totals.as_ref().unwrap().cost)
+}
+
+/// A sum of money as text.
+pub fn amount(money: &Option<Money>) -> &str {
+    &money.as_ref().unwrap().amount
+}
+
+/// What an error says: its code, its reason and every wrong field. It has the contract's domain and a request id.
+pub fn refusal(status: &Status) -> (Code, String, Vec<String>) {
+    let details = status.get_error_details();
+    let info = details.error_info().unwrap_or_else(|| panic!("an ErrorInfo in {status:?}"));
+    assert_eq!(info.domain, "metering.v1");
+    assert!(info.metadata.get("request_id").is_some_and(|id| !id.is_empty()), "a request id in {info:?}");
+    let fields = details
+        .bad_request()
+        .map_or(vec![], |wrong| wrong.field_violations.iter().map(|violation| violation.field.clone()).collect());
+    (status.code(), info.reason.clone(), fields)
+}
+
+/// The call was refused as wrong input for this reason, with exactly these fields.
+#[track_caller]
+pub fn assert_wrong<T>(result: Result<T, Status>, reason: &str, fields: &[&str]) {
+    let Err(status) = result else { panic!("{reason} {fields:?} was taken") };
+    let (code, actual_reason, mut actual_fields) = refusal(&status);
+    actual_fields.dedup();
+    let actual_fields: Vec<&str> = actual_fields.iter().map(String::as_str).collect();
+    assert_eq!((code, actual_reason.as_str(), &*actual_fields), (Code::InvalidArgument, reason, fields), "{status}");
+}
+
+/// The call failed with this code and reason.
+#[track_caller]
+pub fn assert_refused<T>(result: Result<T, Status>, code: Code, reason: &str) -> Status {
+    let Err(status) = result else { panic!("{reason} was taken") };
+    let (actual_code, actual_reason, _) = refusal(&status);
+    assert_eq!((actual_code, actual_reason.as_str()), (code, reason), "{status}");
+    status
 }

@@ -1,0 +1,115 @@
+//! Where it is measured: a scratch database, in a PostgreSQL of our own or in one that is there. Nothing of it stays.
+
+use super::BenchArgs;
+use crate::postgres::{Embedded, EmbeddedSettings};
+use crate::store::{connect, floor};
+use anyhow::Context;
+use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::{ConnectOptions, Connection};
+use std::path::PathBuf;
+
+/// The PostgreSQL, and the name of the scratch database in it.
+pub struct Place {
+    /// Any database of the server.
+    url: String,
+    database: String,
+    own: Option<(Embedded, PathBuf)>,
+}
+
+impl Place {
+    /// Starts a durable PostgreSQL of our own in a new directory, unless there is one to use.
+    pub async fn open(args: &BenchArgs) -> anyhow::Result<Self> {
+        let database = format!("meterd_bench_{:016x}", rand::random::<u64>());
+        if let Some(url) = &args.database_url {
+            return Ok(Self { url: url.clone(), database, own: None });
+        }
+        let parent = args.data_dir.clone().unwrap_or_else(std::env::temp_dir);
+        anyhow::ensure!(parent.is_dir(), "--data-dir {} is no directory", parent.display());
+        // One that nobody has: it is removed with all that is in it.
+        let directory = parent.join(database.replace('_', "-"));
+        let settings = EmbeddedSettings {
+            data_dir: directory.clone(),
+            bin_dir: args.postgres_bin_dir.clone(),
+            download_url: args.postgres_download_url.clone(),
+            download: args.postgres_download,
+            durable: true,
+        };
+        match Embedded::start(&settings).await {
+            Ok(embedded) => Ok(Self { url: embedded.url().into(), database, own: Some((embedded, directory)) }),
+            Err(error) => {
+                drop(std::fs::remove_dir_all(&directory));
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Makes the scratch database and gives its URL.
+    pub async fn create_database(&self) -> anyhow::Result<String> {
+        let mut conn = self.connect().await?;
+        floor::create_database(&mut conn, &self.database).await.context("the scratch database cannot be made")?;
+        conn.close().await?;
+        with_database(&self.url, &self.database)
+    }
+
+    /// Name of the scratch database; it is in the title of each of its processes.
+    pub fn database(&self) -> &str {
+        &self.database
+    }
+
+    async fn connect(&self) -> anyhow::Result<PgConnection> {
+        connect::options(&self.url)?.connect().await.context("the database cannot be reached")
+    }
+
+    /// Removes what was made, whatever became of the measurement.
+    pub async fn close(self) -> anyhow::Result<()> {
+        match self.own {
+            Some((embedded, directory)) => {
+                embedded.stop().await?;
+                std::fs::remove_dir_all(&directory).with_context(|| format!("{} is left", directory.display()))
+            }
+            None => {
+                let dropped = async {
+                    let mut conn = self.connect().await?;
+                    floor::drop_database(&mut conn, &self.database).await?;
+                    anyhow::Ok(conn.close().await?)
+                };
+                dropped.await.with_context(|| format!("the scratch database {} is left", self.database))
+            }
+        }
+    }
+}
+
+/// The same URL with another database.
+fn with_database(url: &str, database: &str) -> anyhow::Result<String> {
+    let after_scheme = url.find("://").context("the database URL has no scheme")? + 3;
+    let (front, query) = url.split_at(url[after_scheme..].find('?').map_or(url.len(), |at| after_scheme + at));
+    let authority = front[after_scheme..].find('/').map_or(front, |at| &front[..after_scheme + at]);
+    let changed = format!("{authority}/{database}{query}");
+    let options: PgConnectOptions = changed.parse()?;
+    anyhow::ensure!(
+        options.get_database() == Some(database),
+        "the database URL names its database elsewhere than in the path"
+    );
+    Ok(changed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::with_database;
+
+    #[test]
+    fn the_database_of_a_url_is_changed_and_nothing_else() {
+        for (url, expected) in [
+            (
+                "postgres://u:p@h:5432/old?host=%2Ftmp%2Fx&sslmode=disable",
+                "postgres://u:p@h:5432/new?host=%2Ftmp%2Fx&sslmode=disable",
+            ),
+            ("postgres://u@h/old", "postgres://u@h/new"),
+            ("postgres://u@h", "postgres://u@h/new"),
+            ("postgres://u@h?sslmode=disable", "postgres://u@h/new?sslmode=disable"),
+        ] {
+            assert_eq!(with_database(url, "new").unwrap(), expected);
+        }
+        assert!(with_database("postgres://u@h/old?dbname=other", "new").is_err());
+    }
+}

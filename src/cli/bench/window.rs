@@ -1,0 +1,157 @@
+//! One measurement: workers run, and what ends inside the window counts.
+
+use super::cpu::{CpuTime, Watch};
+use anyhow::Context;
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{Duration, Instant};
+use tokio::task::JoinSet;
+
+/// Before the window opens: connections, prepared statements and caches are warm then.
+const WARM_UP: Duration = Duration::from_millis(500);
+/// How long what is under way may take to end.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Before that it is warming up, which is 0.
+const OPEN: u8 = 1;
+const OVER: u8 = 2;
+
+/// Tells the workers where the measurement stands.
+#[derive(Debug, Default)]
+pub struct Window(AtomicU8);
+
+impl Window {
+    /// Nothing new is begun.
+    pub fn is_over(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == OVER
+    }
+
+    fn is_open(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == OPEN
+    }
+
+    fn set(&self, state: u8) {
+        self.0.store(state, Ordering::Relaxed);
+    }
+}
+
+/// What workers have done.
+#[derive(Debug, Default)]
+pub struct Tally {
+    /// Events acknowledged, also outside the window.
+    pub acknowledged: u64,
+    /// Events, or calls without one, that ended inside the window.
+    counted: u64,
+    /// A sample a call inside the window, or an event of a stream. Bounded by the length of the window.
+    latencies_us: Vec<u32>,
+}
+
+impl Tally {
+    /// Counts a call that was begun at `begin` and has ended now.
+    pub fn add(&mut self, window: &Window, begin: Instant, events: u64) {
+        self.acknowledged += events;
+        self.count(window, begin, events);
+    }
+
+    /// Counts a call that recorded nothing.
+    pub fn add_empty_call(&mut self, window: &Window, begin: Instant) {
+        self.count(window, begin, 1);
+    }
+
+    fn count(&mut self, window: &Window, begin: Instant, units: u64) {
+        if window.is_open() {
+            self.counted += units;
+            self.latencies_us.push(u32::try_from(begin.elapsed().as_micros()).unwrap_or(u32::MAX));
+        }
+    }
+
+    fn join(&mut self, other: Self) {
+        self.acknowledged += other.acknowledged;
+        self.counted += other.counted;
+        self.latencies_us.extend(other.latencies_us);
+    }
+}
+
+/// Figures of one measurement.
+#[derive(Clone, Debug)]
+pub struct Measurement {
+    pub acknowledged: u64,
+    pub per_second: f64,
+    pub p50_us: u32,
+    pub p99_us: u32,
+    /// CPU time an event: server, database, load generator.
+    pub cpu_us: Option<[Option<f64>; 3]>,
+}
+
+/// Runs workers until the window is over and all that they have begun has ended. A worker that fails, or ends too early,
+/// fails the measurement.
+pub async fn measure<W>(
+    length: Duration,
+    watch: &Watch,
+    workers: impl IntoIterator<Item = impl FnOnce(Arc<Window>) -> W>,
+) -> anyhow::Result<Measurement>
+where
+    W: Future<Output = anyhow::Result<Tally>> + Send + 'static,
+{
+    let window = Arc::new(Window::default());
+    let mut running: JoinSet<_> = workers.into_iter().map(|worker| worker(window.clone())).collect();
+    wait(&mut running, WARM_UP).await?;
+    let (opened, cpu_before) = (Instant::now(), watch.read());
+    window.set(OPEN);
+    wait(&mut running, length).await?;
+    window.set(OVER);
+    let (seconds, cpu_after) = (opened.elapsed().as_secs_f64(), watch.read());
+    let mut tally = Tally::default();
+    let drain = async {
+        while let Some(ended) = running.join_next().await {
+            tally.join(ended??);
+        }
+        anyhow::Ok(())
+    };
+    tokio::time::timeout(DRAIN_TIMEOUT, drain).await.context("calls do not end")??;
+    let Tally { acknowledged, counted, mut latencies_us } = tally;
+    anyhow::ensure!(counted > 0, "nothing ended within {seconds:.1} s: measure longer, with --seconds");
+    latencies_us.sort_unstable();
+    let cpu = cpu_after.zip(cpu_before).map(|(after, before)| after.since(before));
+    Ok(Measurement {
+        acknowledged,
+        per_second: counted as f64 / seconds,
+        p50_us: percentile(&latencies_us, 50),
+        p99_us: percentile(&latencies_us, 99),
+        cpu_us: cpu.map(|CpuTime { server, database, load }| {
+            [Some(server), database, Some(load)].map(|used| Some(used? as f64 / counted as f64))
+        }),
+    })
+}
+
+/// Waits, unless a worker ends before.
+async fn wait(running: &mut JoinSet<anyhow::Result<Tally>>, time: Duration) -> anyhow::Result<()> {
+    tokio::select! {
+        () = tokio::time::sleep(time) => Ok(()),
+        Some(ended) = running.join_next() => {
+            ended??;
+            anyhow::bail!("a worker ended before its time")
+        }
+    }
+}
+
+/// The smallest of the sorted samples that at least so many percent are not above.
+pub fn percentile(sorted: &[u32], percent: usize) -> u32 {
+    let rank = (sorted.len() * percent).div_ceil(100).max(1);
+    sorted.get(rank - 1).copied().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_samples() {
+        let hundred: Vec<u32> = (1..=100).collect();
+        assert_eq!((percentile(&hundred, 50), percentile(&hundred, 99)), (50, 99));
+        assert_eq!((percentile(&[7], 50), percentile(&[7], 99)), (7, 7));
+        assert_eq!(percentile(&[1, 2, 3], 99), 3);
+        assert_eq!(percentile(&[], 50), 0);
+    }
+}

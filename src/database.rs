@@ -1,0 +1,62 @@
+//! The database that the settings name: somebody's, or our own.
+
+use crate::config::DatabaseSettings;
+use crate::postgres::Embedded;
+use crate::store::connect;
+use anyhow::Context as _;
+use sqlx::PgPool;
+use sqlx::postgres::PgConnectOptions;
+
+/// A database that is open.
+pub struct Database {
+    pub options: PgConnectOptions,
+    embedded: Option<Embedded>,
+}
+
+impl Database {
+    /// Opens the database that the settings name, starting our own if they name none.
+    pub async fn open(settings: &DatabaseSettings) -> anyhow::Result<Self> {
+        let (embedded, url) = match &settings.database_url {
+            Some(url) => (None, url.clone()),
+            None => {
+                let embedded = Embedded::start(&settings.embedded()).await?;
+                let url = embedded.url().to_string();
+                (Some(embedded), url)
+            }
+        };
+        let options = connect::options(&url).context("DATABASE_URL is not a PostgreSQL URL")?;
+        Ok(Self { options, embedded })
+    }
+
+    /// Where the data is, for people; without a password.
+    pub fn describe(&self) -> String {
+        match &self.embedded {
+            Some(embedded) => {
+                let how = if embedded.reattached() { "found running" } else { "started" };
+                format!("{} (embedded PostgreSQL {}, {how})", embedded.data_dir().display(), embedded.version())
+            }
+            None => {
+                let database = self.options.get_database().unwrap_or("postgres");
+                format!("database {database} on {}:{}", self.options.get_host(), self.options.get_port())
+            }
+        }
+    }
+
+    /// Leaves somebody's database, stops our own.
+    pub async fn close(self) -> anyhow::Result<()> {
+        if let Some(embedded) = self.embedded {
+            embedded.stop().await?;
+        }
+        Ok(())
+    }
+
+    /// Our own server, if it is.
+    pub fn embedded(&self) -> Option<&Embedded> {
+        self.embedded.as_ref()
+    }
+}
+
+/// The pool of a command that reads the database beside a running server.
+pub fn command_pool(options: &PgConnectOptions) -> PgPool {
+    connect::pool(options.clone(), 2)
+}

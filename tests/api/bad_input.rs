@@ -1,0 +1,314 @@
+//! Bad events: refused with a reason and every wrong field, and nothing else is touched.
+
+use crate::harness::*;
+use meterd::clock::Clock;
+use meterd::proto::usage_service_client::UsageServiceClient;
+use meterd::proto::{BatchTrackUsageRequest, EventOutcome, StreamUsageRequest, TrackUsageRequest, UsageEvent};
+use prost_types::value::Kind;
+use prost_types::{Struct, Timestamp, Value};
+use tonic::Code;
+use tonic::transport::Channel;
+
+const NOW: &str = "2026-11-21T12:00:00Z";
+const INVALID: &str = "INVALID_FIELD";
+
+fn good() -> UsageEvent {
+    event("acme", "sms", "1")
+}
+
+fn metadata(key: &str, kind: Kind) -> Option<Struct> {
+    Some(Struct { fields: [(key.to_string(), Value { kind: Some(kind) })].into() })
+}
+
+fn at(seconds: i64, nanos: i32) -> UsageEvent {
+    UsageEvent { event_time: Some(Timestamp { seconds, nanos }), ..good() }
+}
+
+/// Bad events with the reason and the wrong fields of each.
+fn bad_events() -> Vec<(UsageEvent, &'static str, Vec<&'static str>)> {
+    let now = time(NOW).timestamp();
+    let day = 24 * 60 * 60;
+    let long = || "x".repeat(129);
+    let mut cases = vec![
+        (UsageEvent::default(), INVALID, vec!["client_id", "service"]),
+        (event("", "sms", "1"), INVALID, vec!["client_id"]),
+        (event(&long(), "sms", "1"), INVALID, vec!["client_id"]),
+        (event("a\0b", "sms", "1"), INVALID, vec!["client_id"]),
+        (event("a\nb", "sms", "1"), INVALID, vec!["client_id"]),
+        (event("a\u{85}b", "sms", "1"), INVALID, vec!["client_id"]),
+        (event("acme", &long(), "1"), INVALID, vec!["service"]),
+        (event("acme", "s\0ms", "1"), INVALID, vec!["service"]),
+        (event("acme", "smss", "1"), "UNKNOWN_SERVICE", vec!["service"]),
+        (UsageEvent { operation: long(), ..good() }, INVALID, vec!["operation"]),
+        (UsageEvent { model: "m\u{7f}".into(), ..good() }, INVALID, vec!["model"]),
+        (UsageEvent { idempotency_key: long(), ..good() }, INVALID, vec!["idempotency_key"]),
+        (UsageEvent { idempotency_key: "k\0".into(), ..good() }, INVALID, vec!["idempotency_key"]),
+        (UsageEvent { subject: long(), ..good() }, INVALID, vec!["subject"]),
+        (UsageEvent { external_id: "x".repeat(257), ..good() }, INVALID, vec!["external_id"]),
+        (UsageEvent { input_tokens: -1, ..good() }, INVALID, vec!["input_tokens", "cached_input_tokens"]),
+        (UsageEvent { output_tokens: -1, ..good() }, INVALID, vec!["output_tokens"]),
+        (UsageEvent { output_tokens: 1_000_000_000_001, ..good() }, INVALID, vec!["output_tokens"]),
+        (UsageEvent { output_tokens: i64::MIN, ..good() }, INVALID, vec!["output_tokens"]),
+        (UsageEvent { input_tokens: 1, cached_input_tokens: 2, ..good() }, INVALID, vec!["cached_input_tokens"]),
+        (UsageEvent { cached_input_tokens: -1, ..good() }, INVALID, vec!["cached_input_tokens"]),
+        (at(now, 1_000_000_000), INVALID, vec!["event_time"]),
+        (at(now, -1), INVALID, vec!["event_time"]),
+        (at(253_402_300_800, 0), INVALID, vec!["event_time"]),
+        (at(-1, 0), INVALID, vec!["event_time"]),
+        (at(i64::MAX, i32::MAX), INVALID, vec!["event_time"]),
+        (at(now - 35 * day - 1, 0), "EVENT_TOO_OLD", vec!["event_time"]),
+        (at(now + 301, 0), "EVENT_IN_FUTURE", vec!["event_time"]),
+        (UsageEvent { units: "NaN".into(), ..at(now + 301, 0) }, INVALID, vec!["units", "event_time"]),
+        (UsageEvent { units: "NaN".into(), ..at(now - 36 * day, 0) }, INVALID, vec!["units", "event_time"]),
+    ];
+    let not_finite = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY].map(Kind::NumberValue);
+    let nested = Kind::StructValue(metadata("in", Kind::StringValue("a\0b".into())).unwrap());
+    let texts = [Kind::StringValue("a\0b".into()), Kind::StringValue("x".repeat(8 * 1024)), nested];
+    for kind in not_finite.into_iter().chain(texts) {
+        cases.push((UsageEvent { metadata: metadata("k", kind), ..good() }, INVALID, vec!["metadata"]));
+    }
+    let nul_key = metadata("a\0b", Kind::BoolValue(true));
+    cases.push((UsageEvent { metadata: nul_key, ..good() }, INVALID, vec!["metadata"]));
+    let over_precise = "0.0000000000001";
+    for number in ["NaN", "inf", "-inf", "1e400", "-1", over_precise, "1000000000000000", "+1", " 1", "1,5", "٣", "1."]
+    {
+        cases.push((event("acme", "sms", number), INVALID, vec!["units"]));
+        cases.push((UsageEvent { amount: number.into(), ..good() }, INVALID, vec!["amount"]));
+    }
+    cases
+}
+
+async fn track(usage: &mut UsageServiceClient<Channel>, event: UsageEvent) -> Result<(), tonic::Status> {
+    usage.track_usage(TrackUsageRequest { event: Some(event) }).await.map(drop)
+}
+
+async fn server() -> TestServer {
+    TestServer::start_with(&[], Clock::fixed(time(NOW))).await
+}
+
+#[tokio::test]
+async fn each_bad_event_is_refused_with_its_reason_and_fields_and_the_connection_goes_on() {
+    let server = server().await;
+    let mut usage = server.usage();
+    for (event, reason, fields) in bad_events() {
+        let fields: Vec<String> = fields.iter().map(|field| format!("event.{field}")).collect();
+        let fields: Vec<&str> = fields.iter().map(String::as_str).collect();
+        assert_wrong(track(&mut usage, event).await, reason, &fields);
+    }
+    assert_wrong(
+        usage.track_usage(TrackUsageRequest { event: None }).await,
+        INVALID,
+        &["event.client_id", "event.service"],
+    );
+    track(&mut usage, good()).await.unwrap();
+    server.assert_exact(1).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn at_each_bound_an_event_is_still_good() {
+    let server = server().await;
+    let now = time(NOW).timestamp();
+    let longest = "x".repeat(128);
+    let text_of = |bytes: usize| metadata("k", Kind::StringValue("x".repeat(bytes - r#"{"k":""}"#.len())));
+    let events = [
+        UsageEvent { operation: longest.clone(), idempotency_key: longest.clone(), ..event(&longest, "sms", "0") },
+        UsageEvent { external_id: "x".repeat(256), subject: longest, ..good() },
+        event("acme", "api_call", "999999999999999.999999999999"),
+        UsageEvent { input_tokens: 1_000_000_000_000, cached_input_tokens: 1_000_000_000_000, ..good() },
+        UsageEvent { metadata: text_of(8 * 1024), ..good() },
+        at(now - 35 * 24 * 60 * 60, 999_999_999),
+        at(now + 300, 0),
+    ];
+    let count = events.len() as i64;
+    let results = server.batch(events.into(), false).await;
+    assert!(results.iter().all(|result| result.outcome() == EventOutcome::Accepted), "{results:?}");
+    let one_more = UsageEvent { metadata: text_of(8 * 1024 + 1), ..good() };
+    assert_wrong(server.track(one_more).await, INVALID, &["event.metadata"]);
+    server.assert_exact(count).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_batch_rejects_each_bad_event_as_a_lone_call_would_and_accepts_the_others() {
+    let server = server().await;
+    let cases = bad_events();
+    // A good one before, between and after.
+    let mut events = vec![good()];
+    events.extend(cases.iter().flat_map(|(bad, ..)| [bad.clone(), good()]));
+    let results = server.batch(events, false).await;
+    for (index, (_, reason, fields)) in cases.iter().enumerate() {
+        let at = index * 2 + 1;
+        assert_eq!(results[at - 1].outcome(), EventOutcome::Accepted);
+        assert_eq!(results[at].outcome(), EventOutcome::Rejected, "{reason} {fields:?}");
+        let error = results[at].error.as_ref().unwrap();
+        let mut wrong: Vec<&str> = error.field_violations.iter().map(|violation| &*violation.field).collect();
+        wrong.dedup();
+        let expected: Vec<String> = fields.iter().map(|field| format!("events[{at}].{field}")).collect();
+        assert_eq!((error.code, &*error.reason), (Code::InvalidArgument as i32, *reason));
+        assert_eq!((wrong, error.retry_delay_ms), (expected.iter().map(String::as_str).collect(), 0));
+    }
+    server.assert_exact(cases.len() as i64 + 1).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_stream_rejects_each_bad_event_and_goes_on() {
+    let server = server().await;
+    let cases = bad_events();
+    let mut messages: Vec<_> = cases.iter().map(|(bad, ..)| StreamUsageRequest { event: Some(bad.clone()) }).collect();
+    messages.push(StreamUsageRequest { event: None });
+    messages.push(StreamUsageRequest { event: Some(good()) });
+    let count = messages.len() as i64;
+    let mut acks = server.usage().stream_usage(tokio_stream::iter(messages)).await.unwrap().into_inner();
+    let (mut settled, mut results) = (0, vec![]);
+    while let Some(ack) = acks.message().await.unwrap() {
+        settled = ack.settled_count;
+        results.extend(ack.results);
+    }
+    assert_eq!((settled, results.len()), (count, cases.len() + 1));
+    for (index, (_, reason, fields)) in cases.iter().enumerate() {
+        assert_eq!(results[index].message_number, index as i64 + 1);
+        let result = results[index].result.as_ref().unwrap();
+        let error = result.error.as_ref().unwrap();
+        let mut wrong: Vec<&str> = error.field_violations.iter().map(|violation| &*violation.field).collect();
+        wrong.dedup();
+        let expected: Vec<String> = fields.iter().map(|field| format!("event.{field}")).collect();
+        assert_eq!((result.outcome(), &*error.reason), (EventOutcome::Rejected, *reason));
+        assert_eq!(wrong, expected);
+    }
+    server.assert_exact(1).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn an_event_that_is_wrong_everywhere_is_told_every_field_at_once() {
+    let server = server().await;
+    let result = server.track(wrong_everywhere()).await;
+    let fields = [
+        "client_id",
+        "service",
+        "operation",
+        "model",
+        "idempotency_key",
+        "subject",
+        "external_id",
+        "input_tokens",
+        "output_tokens",
+        "cached_input_tokens",
+        "units",
+        "amount",
+        "metadata",
+        "event_time",
+    ];
+    let fields = fields.map(|field| format!("event.{field}"));
+    assert_wrong(result, INVALID, &fields.each_ref().map(String::as_str));
+    server.stop().await;
+}
+
+fn wrong_everywhere() -> UsageEvent {
+    UsageEvent {
+        client_id: String::new(),
+        service: "x".repeat(200),
+        operation: "x\0".into(),
+        model: "x\0".into(),
+        units: "NaN".into(),
+        input_tokens: -1,
+        output_tokens: -1,
+        cached_input_tokens: -1,
+        amount: "-1".into(),
+        event_time: Some(Timestamp { seconds: -1, nanos: -1 }),
+        idempotency_key: "x\0".into(),
+        subject: "x\0".into(),
+        external_id: "x\0".into(),
+        metadata: metadata("k", Kind::NumberValue(f64::NAN)),
+    }
+}
+
+#[tokio::test]
+async fn ten_thousand_events_that_are_wrong_everywhere_have_an_answer_each() {
+    let server = server().await;
+    let mut events = vec![wrong_everywhere(); 10_000];
+    events[5_000] = good();
+    let results = server.batch(events, false).await;
+    assert_eq!(results[5_000].outcome(), EventOutcome::Accepted);
+    assert_eq!(results.iter().filter(|result| result.outcome() == EventOutcome::Rejected).count(), 9_999);
+    server.assert_exact(1).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn one_bad_event_in_ten_thousand_leaves_the_others_accepted() {
+    let server = server().await;
+    let mut events = vec![good(); 10_000];
+    events[7_777].units = "1e400".into();
+    let request = BatchTrackUsageRequest { events, backfill: false };
+    let response = server.usage().batch_track_usage(request).await.unwrap().into_inner();
+    assert_eq!((response.accepted_count, response.duplicate_count, response.failed_count), (9_999, 0, 1));
+    assert_eq!(response.results[7_777].outcome(), EventOutcome::Rejected);
+    server.assert_exact(9_999).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_batch_of_none_or_too_many_is_refused_whole() {
+    let server = server().await;
+    let mut usage = server.usage();
+    for count in [0, 10_001] {
+        let request = BatchTrackUsageRequest { events: vec![good(); count], backfill: false };
+        assert_wrong(usage.batch_track_usage(request).await, INVALID, &["events"]);
+    }
+    track(&mut usage, good()).await.unwrap();
+    server.assert_exact(1).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_key_twice_in_a_batch_is_a_duplicate_with_the_same_payload_and_a_conflict_with_another() {
+    let server = server().await;
+    let keyed = |key: &str, units: &str| UsageEvent { idempotency_key: key.into(), ..event("acme", "sms", units) };
+    let results = server.batch(vec![keyed("a", "1"), keyed("b", "1"), keyed("a", "1.0"), keyed("a", "2")], false).await;
+    use EventOutcome::{Accepted, Conflict, Duplicate};
+    assert_eq!(results.iter().map(|r| r.outcome()).collect::<Vec<_>>(), [Accepted, Accepted, Duplicate, Conflict]);
+    assert_eq!((&results[2].event_id, &results[2].charge), (&results[0].event_id, &results[0].charge));
+    assert_eq!(results[3].event_id, results[0].event_id);
+    let error = results[3].error.as_ref().unwrap();
+    assert_eq!((error.code, &*error.reason), (Code::AlreadyExists as i32, "IDEMPOTENCY_CONFLICT"));
+    server.assert_exact(2).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn the_same_payload_in_another_spelling_is_a_duplicate_and_any_other_value_a_conflict() {
+    let server = server().await;
+    let pairs = |order: [(&str, f64); 2]| {
+        let value = |number| Value { kind: Some(Kind::NumberValue(number)) };
+        Some(Struct { fields: order.map(|(key, number)| (key.to_string(), value(number))).into() })
+    };
+    let first = UsageEvent {
+        idempotency_key: "k".into(),
+        amount: "2.50".into(),
+        metadata: pairs([("a", 1.0), ("b", 2.5)]),
+        ..event("acme", "sms", "1")
+    };
+    server.track(first.clone()).await.unwrap();
+    let metadata = pairs([("b", 2.5), ("a", 1.0)]);
+    let respelt = UsageEvent { units: "01.000".into(), amount: "2.5".into(), metadata, ..first.clone() };
+    assert_eq!(server.track(respelt).await.unwrap().outcome(), EventOutcome::Duplicate);
+    let default_units = UsageEvent { units: String::new(), ..first.clone() };
+    assert_eq!(server.track(default_units).await.unwrap().outcome(), EventOutcome::Duplicate);
+    let others = [
+        UsageEvent { units: "1.000000000001".into(), ..first.clone() },
+        UsageEvent { amount: String::new(), ..first.clone() },
+        UsageEvent { metadata: pairs([("a", 1.0), ("b", 2.25)]), ..first.clone() },
+        UsageEvent { metadata: None, ..first.clone() },
+        UsageEvent { subject: "u".into(), ..first.clone() },
+        UsageEvent { service: "email".into(), ..first.clone() },
+        UsageEvent { event_time: Some(timestamp(NOW)), ..first },
+    ];
+    for other in others {
+        assert_refused(server.track(other).await, Code::AlreadyExists, "IDEMPOTENCY_CONFLICT");
+    }
+    server.assert_exact(1).await;
+    server.stop().await;
+}

@@ -1,0 +1,219 @@
+//! Many callers, many replicas, any interleaving: sums stay exact.
+
+use crate::harness::*;
+use meterd::clock::Clock;
+use meterd::proto::{BatchTrackUsageRequest, EventOutcome, TrackUsageRequest, UsageEvent};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+use sqlx::Row;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use tokio::task::JoinSet;
+
+const CALLERS: usize = 64;
+/// Distinct events of a run.
+const EVENTS: usize = 200_000;
+/// Every tenth is sent again.
+const RESENT_EVERY: usize = 10;
+/// Events of the batches that nine of ten calls are; the tenth is a lone event.
+const BATCH: usize = 100;
+
+/// The event of this number: 0.001 to 1 units of one of three services.
+fn numbered(number: usize, clients: usize) -> UsageEvent {
+    let service = ["sms", "email", "whatsapp"][number % 3];
+    let units = format!("{}.{:03}", number % 7, number % 1_000);
+    let client_id = format!("client-{}", number % clients);
+    UsageEvent { idempotency_key: format!("key-{number}"), ..event(&client_id, service, &units) }
+}
+
+/// Sends everything, from so many callers to the servers in turn, and gives the outcomes counted.
+async fn send_all(servers: &[&TestServer], clients: usize) -> HashMap<EventOutcome, usize> {
+    let next = Arc::new(AtomicUsize::new(0));
+    let mut callers = JoinSet::new();
+    for caller in 0..CALLERS {
+        let mut client = servers[caller % servers.len()].usage();
+        let next = next.clone();
+        callers.spawn(async move {
+            let mut outcomes: HashMap<_, usize> = HashMap::new();
+            let mut call = 0;
+            loop {
+                call += 1;
+                let count = if call % 10 == 0 { 1 } else { BATCH };
+                let first = next.fetch_add(count, Ordering::Relaxed);
+                let numbers = first..(first + count).min(EVENTS);
+                if numbers.is_empty() {
+                    return outcomes;
+                }
+                let mut events: Vec<_> = numbers.clone().map(|number| numbered(number, clients)).collect();
+                // Resent: what this caller, or another one right now, sent before.
+                let again = numbers.filter(|number| number % RESENT_EVERY == 0);
+                events.extend(again.map(|number| numbered(number.saturating_sub(RESENT_EVERY * 30), clients)));
+                let mut results = Vec::new();
+                if events.len() == 1 {
+                    let request = TrackUsageRequest { event: events.pop() };
+                    results.push(client.track_usage(request).await.unwrap().into_inner().result.unwrap());
+                } else {
+                    let request = BatchTrackUsageRequest { events, backfill: false };
+                    results = client.batch_track_usage(request).await.unwrap().into_inner().results;
+                }
+                for result in results {
+                    *outcomes.entry(result.outcome()).or_default() += 1;
+                }
+            }
+        });
+    }
+    let mut all: HashMap<_, usize> = HashMap::new();
+    while let Some(outcomes) = callers.join_next().await {
+        for (outcome, count) in outcomes.unwrap() {
+            *all.entry(outcome).or_default() += count;
+        }
+    }
+    all
+}
+
+/// Units and requests over all clients, as the month totals have them.
+async fn totals(server: &TestServer) -> (i64, String, String) {
+    let row = sqlx::query(
+        "SELECT sum(request_count)::bigint AS requests, trim_scale(sum(units))::text AS units,
+             trim_scale(sum(cost))::text AS cost FROM usage_months",
+    )
+    .fetch_one(&server.pool)
+    .await
+    .unwrap();
+    (row.get("requests"), row.get("units"), row.get("cost"))
+}
+
+async fn deadlocks(server: &TestServer) -> i64 {
+    // Backends report when they are idle or end.
+    tokio::time::sleep(std::time::Duration::from_millis(1_100)).await;
+    let row = sqlx::query("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()");
+    row.fetch_one(&server.pool).await.unwrap().get("deadlocks")
+}
+
+async fn everything_is_counted_once(replicas: usize, clients: usize) {
+    let url = fresh_database().await;
+    let mut servers = Vec::new();
+    for _ in 0..replicas {
+        servers.push(TestServer::replica(&url, &[], Clock::system()).await);
+    }
+    let outcomes = send_all(&servers.iter().collect::<Vec<_>>(), clients).await;
+    let resent = EVENTS / RESENT_EVERY - EVENTS / RESENT_EVERY / BATCH / 10;
+    let (accepted, duplicates) = (outcomes[&EventOutcome::Accepted], outcomes[&EventOutcome::Duplicate]);
+    println!(
+        "{replicas} replicas, {clients} clients: {accepted} accepted, {duplicates} duplicates of about {resent} resent"
+    );
+    assert_eq!(accepted, EVENTS);
+    assert_eq!(accepted + duplicates, outcomes.values().sum::<usize>(), "{outcomes:?}");
+    assert!(duplicates > EVENTS / RESENT_EVERY / 2);
+    let (mut units, mut cost) = (0u128, 0u128);
+    for number in 0..EVENTS as u128 {
+        let milli_units = number % 7 * 1_000 + number % 1_000;
+        units += milli_units;
+        cost += milli_units * [75, 10, 50][number as usize % 3];
+    }
+    let plain = |scaled: u128, decimals: usize| {
+        let digits = format!("{scaled:0>width$}", width = decimals + 1);
+        let (integer, fraction) = digits.split_at(digits.len() - decimals);
+        format!("{integer}.{fraction}").trim_end_matches('0').trim_end_matches('.').to_string()
+    };
+    assert_eq!(totals(&servers[0]).await, (EVENTS as i64, plain(units, 3), plain(cost, 7)));
+    servers[0].assert_exact(EVENTS as i64).await;
+    assert_eq!(deadlocks(&servers[0]).await, 0);
+    for server in servers {
+        server.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sixty_four_callers_on_one_client_lose_and_double_nothing() {
+    everything_is_counted_once(1, 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sixty_four_callers_on_a_thousand_clients_lose_and_double_nothing() {
+    everything_is_counted_once(1, 1_000).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_replicas_on_the_same_clients_lose_and_double_nothing() {
+    everything_is_counted_once(2, 1).await;
+    everything_is_counted_once(2, 1_000).await;
+}
+
+/// An event of small domains around a month's end, so that many share rows.
+fn any_event() -> impl Strategy<Value = UsageEvent> {
+    let client = prop::sample::select(vec!["kiribati", "samoa", "berlin", "new"]);
+    let service =
+        prop::sample::select(vec![("sms", ""), ("twilio_voice", "recording"), ("social", ""), ("openai", "chat")]);
+    // Three hours on either side of midnight UTC at the end of October, when Berlin's clocks go back too.
+    (client, service, 0u32..1_000_000, 0i64..1_000, -600i64..600, 0u32..40).prop_map(
+        |(client, (service, operation), units, tokens, minutes, key)| UsageEvent {
+            operation: operation.into(),
+            model: if service == "openai" { "gpt-4o-mini".into() } else { String::new() },
+            input_tokens: tokens,
+            event_time: Some(prost_types::Timestamp { seconds: 1_793_491_200 + minutes * 60, nanos: 0 }),
+            idempotency_key: if key < 20 { format!("key-{key}") } else { String::new() },
+            ..event(client, service, &format!("0.{units:06}"))
+        },
+    )
+}
+
+#[test]
+fn rollups_equal_their_events_for_any_interleaving() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let clock = Clock::fixed(time("2026-11-02T00:00:00Z"));
+    let (first, second) = runtime.block_on(async {
+        let first = TestServer::start_with(&[], clock.clone()).await;
+        let second = TestServer::replica(&first.database_url, &[], clock.clone()).await;
+        for (client_id, zone) in
+            [("kiribati", "Pacific/Kiritimati"), ("samoa", "Pacific/Pago_Pago"), ("berlin", "Europe/Berlin")]
+        {
+            let client =
+                meterd::proto::Client { client_id: client_id.into(), time_zone: zone.into(), ..Default::default() };
+            let request = meterd::proto::CreateClientRequest { client: Some(client), request_id: String::new() };
+            first.clients().create_client(request).await.unwrap();
+        }
+        (first, second)
+    });
+    let servers = [&first, &second];
+    let mut runner = TestRunner::new(Config { cases: 40, failure_persistence: None, ..Config::default() });
+    // Each call: its events and the replica that it goes to. All calls of a case run at once.
+    let calls = prop::collection::vec((prop::collection::vec(any_event(), 1..20), 0usize..2), 1..12);
+    let outcome = runner.run(&calls, |calls| {
+        runtime.block_on(async {
+            let mut running = JoinSet::new();
+            for (events, replica) in calls {
+                let mut client = servers[replica].usage();
+                running.spawn(async move {
+                    let request = BatchTrackUsageRequest { events, backfill: true };
+                    client.batch_track_usage(request).await.unwrap()
+                });
+            }
+            let mut recorded = 0;
+            while let Some(response) = running.join_next().await {
+                let response = response.unwrap().into_inner();
+                for result in response.results {
+                    let settled = [EventOutcome::Accepted, EventOutcome::Duplicate, EventOutcome::Conflict]
+                        .contains(&result.outcome());
+                    prop_assert!(settled, "{result:?}");
+                    recorded += i64::from(result.outcome() == EventOutcome::Accepted);
+                }
+            }
+            let verified = first.verify().await;
+            prop_assert_eq!(verified.differences, 0);
+            let sum: i64 = sqlx::query_scalar("SELECT COALESCE(sum(request_count), 0)::bigint FROM usage_months")
+                .fetch_one(&first.pool)
+                .await
+                .unwrap();
+            prop_assert_eq!(sum, verified.events);
+            prop_assert!(recorded <= sum);
+            Ok(())
+        })
+    });
+    outcome.unwrap();
+    runtime.block_on(async {
+        first.stop().await;
+        second.stop().await;
+    });
+}

@@ -1,0 +1,206 @@
+//! Reading months, days and summaries, each client's in its own time zone.
+
+use crate::harness::*;
+use meterd::clock::Clock;
+use meterd::proto::{GetUsageSummaryRequest, QueryUsageRequest, UsageDimension, UsageEvent};
+
+/// Days of a client with the units of each.
+async fn units_by_day(server: &TestServer, client_id: &str, start: &str, end: &str) -> Vec<(String, String)> {
+    let query = QueryUsageRequest {
+        client_ids: vec![client_id.into()],
+        start_date: start.into(),
+        end_date: end.into(),
+        group_by: vec![UsageDimension::Day.into()],
+        ..Default::default()
+    };
+    server.query(query).await.into_iter().map(|row| (row.day.unwrap(), row.totals.unwrap().units)).collect()
+}
+
+fn pairs<'a>(rows: &'a [(String, String)]) -> Vec<(&'a str, &'a str)> {
+    rows.iter().map(|(day, units)| (&**day, &**units)).collect()
+}
+
+#[tokio::test]
+async fn the_current_month_is_projected_by_its_days_and_numbers_per_month_are_not_scaled() {
+    let server = TestServer::start_with(&[], Clock::fixed(time("2026-11-10T12:00:00Z"))).await;
+    let phone = UsageEvent { operation: "local".into(), ..event("acme", "twilio_phone", "2") };
+    let cached = UsageEvent { cached_input_tokens: 250, ..model_call("acme", 1_000, 500) };
+    let events = vec![phone, cached, event("acme", "sms", "100"), event("acme", "social", "7")];
+    server.batch(events, false).await;
+    server.track(event_at("acme", "sms", "1000", "2026-10-31T23:59:59.999999Z")).await.unwrap();
+
+    let month = server.month("acme").await;
+    assert_eq!((&*month.month, &*month.time_zone), ("2026-11", "UTC"));
+    assert_eq!((month.days_elapsed, month.days_remaining), (10, 20));
+    let totals = month.totals.as_ref().unwrap();
+    assert_eq!((totals.request_count, totals.unpriced_event_count), (4, 1));
+    assert_eq!((totals.input_tokens, totals.output_tokens, totals.cached_input_tokens), (1_000, 500, 250));
+    assert_eq!(cost(&month.totals), "3.05045");
+    // (3.05045 - 2.30) × 30 ÷ 10 + 2.30
+    assert_eq!(amount(&month.projected_cost), "4.55135");
+    let services: Vec<_> = month
+        .services
+        .iter()
+        .map(|row| (&*row.service, &*row.display_name, cost(&row.totals), amount(&row.projected_cost)))
+        .collect();
+    let expected = [
+        ("twilio_phone", "Twilio phone numbers", "2.3", "2.3"),
+        ("sms", "SMS", "0.75", "2.25"),
+        ("openai", "OpenAI", "0.00045", "0.00135"),
+        ("social", "Social", "0", "0"),
+    ];
+    assert_eq!(services, expected);
+    assert_eq!(month.services[3].totals.as_ref().unwrap().unpriced_event_count, 1);
+    server.assert_exact(5).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_client_without_usage_has_an_empty_month() {
+    let server = TestServer::start_with(&[], Clock::fixed(time("2026-11-10T12:00:00Z"))).await;
+    server.client_in("acme", "UTC").await;
+    let month = server.month("acme").await;
+    assert_eq!((cost(&month.totals), amount(&month.projected_cost), month.services.len()), ("0", "0", 0));
+    assert!(month.complete_as_of_time.unwrap().seconds > 0);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn january_begins_at_midnight_and_december_keeps_its_last_microsecond() {
+    let clock = Clock::fixed(time("2026-12-31T23:59:59.999999Z"));
+    let server = TestServer::start_with(&[], clock.clone()).await;
+    server.track(event("acme", "sms", "5")).await.unwrap();
+    let december = server.month("acme").await;
+    assert_eq!((&*december.month, december.days_elapsed, december.days_remaining), ("2026-12", 31, 0));
+    assert_eq!(december.projected_cost, december.totals.unwrap().cost);
+    clock.set(time("2027-01-01T00:00:00Z"));
+    server.track(event("acme", "sms", "7")).await.unwrap();
+    let january = server.month("acme").await;
+    assert_eq!((&*january.month, january.days_elapsed, january.days_remaining), ("2027-01", 1, 30));
+    assert_eq!(january.totals.unwrap().units, "7");
+    let days = units_by_day(&server, "acme", "2026-12-31", "2027-01-01").await;
+    assert_eq!(pairs(&days), [("2026-12-31", "5"), ("2027-01-01", "7")]);
+    server.assert_exact(2).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn one_instant_is_another_month_at_the_two_ends_of_the_world() {
+    let server = TestServer::start_with(&[], Clock::fixed(time("2026-12-31T10:30:00Z"))).await;
+    server.client_in("east", "Pacific/Kiritimati").await;
+    server.client_in("west", "Pacific/Pago_Pago").await;
+    for client in ["east", "west"] {
+        server.track(event(client, "sms", "1")).await.unwrap();
+    }
+    let east = server.month("east").await;
+    assert_eq!((&*east.month, east.days_elapsed, east.days_remaining), ("2027-01", 1, 30));
+    assert_eq!((&*east.time_zone, amount(&east.projected_cost)), ("Pacific/Kiritimati", "0.2325"));
+    let west = server.month("west").await;
+    assert_eq!((&*west.month, west.days_elapsed, west.days_remaining), ("2026-12", 30, 1));
+    assert_eq!(amount(&west.projected_cost), "0.00775");
+    let east = units_by_day(&server, "east", "2026-12-01", "2027-01-31").await;
+    let west = units_by_day(&server, "west", "2026-12-01", "2027-01-31").await;
+    assert_eq!((pairs(&east), pairs(&west)), (vec![("2027-01-01", "1")], vec![("2026-12-30", "1")]));
+    server.assert_exact(2).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn days_of_23_and_25_hours_hold_what_happened_in_them() {
+    let server = TestServer::start().await;
+    server.client_in("acme", "Europe/Berlin").await;
+    let edges = [
+        ("2026-03-28T22:59:59.999999Z", "1"),
+        ("2026-03-28T23:00:00Z", "10"),
+        ("2026-03-29T21:59:59.999999Z", "100"),
+        ("2026-03-29T22:00:00Z", "1000"),
+        ("2025-10-25T21:59:59.999999Z", "1"),
+        ("2025-10-25T22:00:00Z", "10"),
+        ("2025-10-26T22:59:59.999999Z", "100"),
+        ("2025-10-26T23:00:00Z", "1000"),
+    ];
+    let events = edges.map(|(time, units)| event_at("acme", "sms", units, time));
+    server.batch(events.into(), true).await;
+    let spring = units_by_day(&server, "acme", "2026-03-01", "2026-03-31").await;
+    assert_eq!(pairs(&spring), [("2026-03-28", "1"), ("2026-03-29", "110"), ("2026-03-30", "1000")]);
+    let autumn = units_by_day(&server, "acme", "2025-10-01", "2025-10-31").await;
+    assert_eq!(pairs(&autumn), [("2025-10-25", "1"), ("2025-10-26", "110"), ("2025-10-27", "1000")]);
+    server.assert_exact(8).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn the_31st_and_the_29th_of_february_are_the_last_day_of_their_month() {
+    let clock = Clock::fixed(time("2027-10-31T12:00:00Z"));
+    let server = TestServer::start_with(&[], clock.clone()).await;
+    for (now, elapsed, remaining) in [
+        ("2027-10-31T12:00:00Z", 31, 0),
+        ("2028-02-28T12:00:00Z", 28, 1),
+        ("2028-02-29T12:00:00Z", 29, 0),
+        ("2028-03-01T00:00:00Z", 1, 30),
+    ] {
+        clock.set(time(now));
+        server.track(event("acme", "sms", "1")).await.unwrap();
+        let month = server.month("acme").await;
+        assert_eq!((&*month.month, month.days_elapsed, month.days_remaining), (&now[..7], elapsed, remaining));
+    }
+    let days = units_by_day(&server, "acme", "2028-02-28", "2028-03-01").await;
+    assert_eq!(pairs(&days), [("2028-02-28", "1"), ("2028-02-29", "1"), ("2028-03-01", "1")]);
+    server.assert_exact(4).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn late_events_go_to_the_month_in_which_they_happened() {
+    let server = TestServer::start_with(&[], Clock::fixed(time("2026-11-02T12:00:00Z"))).await;
+    server.track(event("acme", "sms", "1")).await.unwrap();
+    server.track(event_at("acme", "sms", "20", "2026-10-15T08:00:00Z")).await.unwrap();
+    server.batch(vec![event_at("acme", "sms", "300", "1970-01-01T00:00:00Z")], true).await;
+    assert_eq!(server.month("acme").await.totals.unwrap().units, "1");
+    let days = units_by_day(&server, "acme", "2026-10-01", "2026-11-30").await;
+    assert_eq!(pairs(&days), [("2026-10-15", "20"), ("2026-11-02", "1")]);
+    let days = units_by_day(&server, "acme", "1970-01-01", "1970-12-31").await;
+    assert_eq!(pairs(&days), [("1970-01-01", "300")]);
+    server.assert_exact(3).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_summary_adds_up_any_range_by_service_day_and_operation() {
+    let server = TestServer::start_with(&[], Clock::fixed(time("2026-11-21T12:00:00Z"))).await;
+    let operation = |operation: &str, event: UsageEvent| UsageEvent { operation: operation.into(), ..event };
+    let events = vec![
+        operation("message", event_at("acme", "sms", "10", "2026-11-01T00:00:00Z")),
+        operation("mms", event_at("acme", "sms", "4", "2026-11-02T00:00:00Z")),
+        event_at("acme", "sms", "2", "2026-11-02T10:00:00Z"),
+        event_at("acme", "social", "1", "2026-11-02T11:00:00Z"),
+        event_at("acme", "sms", "1000", "2026-11-03T00:00:00Z"),
+        event_at("acme", "sms", "1000", "2026-10-31T23:59:59Z"),
+        event_at("other", "sms", "1000", "2026-11-02T00:00:00Z"),
+    ];
+    server.batch(events, false).await;
+    let request = |top_operation_count| GetUsageSummaryRequest {
+        client_id: "acme".into(),
+        start_date: "2026-11-01".into(),
+        end_date: "2026-11-02".into(),
+        top_operation_count,
+    };
+    let summary = server.usage().get_usage_summary(request(0)).await.unwrap().into_inner();
+    let totals = summary.totals.as_ref().unwrap();
+    assert_eq!((totals.request_count, &*totals.units, totals.unpriced_event_count), (4, "17", 1));
+    assert_eq!(cost(&summary.totals), "0.17");
+    let services: Vec<_> = summary.services.iter().map(|row| (&*row.service, cost(&row.totals))).collect();
+    assert_eq!(services, [("sms", "0.17"), ("social", "0")]);
+    let days: Vec<_> = summary.days.iter().map(|row| (&*row.day, cost(&row.totals))).collect();
+    assert_eq!(days, [("2026-11-01", "0.075"), ("2026-11-02", "0.095")]);
+    let top: Vec<_> =
+        summary.top_operations.iter().map(|row| (&*row.service, &*row.operation, cost(&row.totals))).collect();
+    let expected = [("sms", "mms", "0.08"), ("sms", "message", "0.075"), ("sms", "", "0.015"), ("social", "", "0")];
+    assert_eq!(top, expected);
+    let two = server.usage().get_usage_summary(request(2)).await.unwrap().into_inner();
+    assert_eq!(two.top_operations, summary.top_operations[..2]);
+    let empty = GetUsageSummaryRequest { end_date: "2020-01-02".into(), start_date: "2020-01-01".into(), ..request(0) };
+    let empty = server.usage().get_usage_summary(empty).await.unwrap().into_inner();
+    assert_eq!((cost(&empty.totals), empty.days.len(), empty.services.len()), ("0", 0, 0));
+    server.stop().await;
+}

@@ -1,0 +1,110 @@
+//! Starting: several at once, on a database that is fit or not, and while it is away.
+
+use crate::harness::*;
+use meterd::app;
+use meterd::clock::Clock;
+use meterd::postgres::{Embedded, EmbeddedSettings};
+use meterd::proto::{EventOutcome, GetClientRequest, UsageEvent};
+use meterd::store::connect;
+use std::time::{Duration, Instant};
+use tonic::Code;
+use tonic_health::pb::health_client::HealthClient;
+use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus};
+use tonic_types::StatusExt;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replicas_that_start_at_once_on_an_empty_database_migrate_and_seed_it_once() {
+    let url = empty_database().await;
+    let options = connect::options(&url).unwrap();
+    let start = || async { app::prepare(&options, &settings_of(&[])).await.unwrap().token_secret };
+    let mut secrets = futures_util::future::join_all((0..6).map(|_| start())).await;
+    secrets.dedup();
+    assert_eq!(secrets.len(), 1, "one deployment for all");
+    let server = TestServer::replica(&url, &[], Clock::system()).await;
+    let services: i64 = sqlx::query_scalar("SELECT count(*) FROM services").fetch_one(&server.pool).await.unwrap();
+    assert_eq!(services, 19);
+    server.track(event("acme", "sms", "1")).await.unwrap();
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_database_that_would_acknowledge_before_it_is_durable_is_refused_unless_told_otherwise() {
+    // The shared server of these tests runs with fsync = off.
+    let options = connect::options(&empty_database().await).unwrap();
+    let mut settings = settings_of(&[]);
+    settings.database.allow_non_durable_database = false;
+    let refused = app::prepare(&options, &settings).await.err().unwrap().to_string();
+    assert!(refused.contains("fsync = off") && refused.contains("--allow-non-durable-database"), "{refused}");
+}
+
+#[tokio::test]
+async fn another_currency_than_that_of_the_first_start_is_refused() {
+    let options = connect::options(&empty_database().await).unwrap();
+    app::prepare(&options, &settings_of(&["--currency=EUR"])).await.unwrap();
+    let refused = app::prepare(&options, &settings_of(&[])).await.err().unwrap().to_string();
+    assert!(refused.contains("EUR") && refused.contains("--currency"), "{refused}");
+}
+
+#[tokio::test]
+async fn without_keys_only_this_machine_may_call() {
+    for flag in ["--listen=0.0.0.0:0", "--http-listen=[::]:0"] {
+        let settings = settings_of(&[flag]);
+        let refused = settings.check_exposure().unwrap_err().to_string();
+        assert!(refused.contains("loopback") && refused.contains("--insecure-listen"), "{refused}");
+    }
+    settings_of(&["--listen=0.0.0.0:0", "--insecure-listen"]).check_exposure().unwrap();
+}
+
+async fn health(server: &TestServer, service: &str) -> ServingStatus {
+    let request = HealthCheckRequest { service: service.into() };
+    HealthClient::new(server.channel()).check(request).await.unwrap().into_inner().status()
+}
+
+async fn wait_for_health(server: &TestServer, wanted: ServingStatus) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while health(server, "metering.v1.UsageService").await != wanted {
+        assert!(Instant::now() < deadline, "health did not become {wanted:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_goes_away_shows_in_health_and_status_and_comes_back_by_itself() {
+    let data_dir = tempfile::Builder::new().prefix("meterd-away-").tempdir().unwrap();
+    let own = EmbeddedSettings {
+        data_dir: data_dir.path().to_path_buf(),
+        bin_dir: None,
+        download_url: None,
+        download: true,
+        durable: false,
+    };
+    let database = Embedded::start(&own).await.unwrap();
+    let server = TestServer::replica(database.url(), &["--retry-seconds=2"], Clock::system()).await;
+    wait_for_health(&server, ServingStatus::Serving).await;
+    let keyed = |key: &str| UsageEvent { idempotency_key: key.into(), ..event("acme", "sms", "1") };
+    server.track(keyed("before")).await.unwrap();
+
+    database.stop().await.unwrap();
+    wait_for_health(&server, ServingStatus::NotServing).await;
+    assert_eq!(health(&server, "").await, ServingStatus::NotServing);
+    let recorded = server.track(keyed("meanwhile")).await.unwrap_err();
+    let read = server.clients().get_client(GetClientRequest { client_id: "acme".into() }).await.unwrap_err();
+    for status in [recorded, read] {
+        assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+        let details = status.get_error_details();
+        assert_eq!(details.error_info().unwrap().reason, "DATABASE_UNAVAILABLE");
+        assert!(details.retry_info().unwrap().retry_delay.is_some());
+        assert!(!status.message().to_lowercase().contains("select"), "never SQL: {}", status.message());
+    }
+
+    let database = Embedded::start(&own).await.unwrap();
+    wait_for_health(&server, ServingStatus::Serving).await;
+    let outcomes = [
+        server.track(keyed("before")).await.unwrap().outcome(),
+        server.track(keyed("meanwhile")).await.unwrap().outcome(),
+    ];
+    assert_eq!(outcomes, [EventOutcome::Duplicate, EventOutcome::Accepted]);
+    server.assert_exact(2).await;
+    server.stop().await;
+    database.stop().await.unwrap();
+}
