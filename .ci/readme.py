@@ -167,6 +167,7 @@ def main():
                     shown = run.stdout.replace(server.address, ADDRESS)
                     trace = mark == "trace"
                     good = agrees(normal("\n".join(output), trace), normal(shown, trace))
+                    good = good and (run.returncode == 0) != shown.startswith("ERROR")
                     if trace and " import " in command:
                         good = good and f"{rows}" in shown and (cost in shown or f"duplicates     {rows}" in shown)
                     if good:
