@@ -16,10 +16,10 @@ pub struct Settings {
     pub database: DatabaseSettings,
 
     /// Address of the gRPC port
-    #[arg(long, env = "METERD_LISTEN", default_value = "127.0.0.1:50051")]
+    #[arg(long, env = "METERD_LISTEN", default_value = "127.0.0.1:50051", value_parser = parse_address)]
     pub listen: SocketAddr,
     /// Address of the second port: /healthz, /readyz, /metrics
-    #[arg(long, env = "METERD_HTTP_LISTEN", default_value = "127.0.0.1:50052")]
+    #[arg(long, env = "METERD_HTTP_LISTEN", default_value = "127.0.0.1:50052", value_parser = parse_address)]
     pub http_listen: SocketAddr,
     /// Listen on other than loopback addresses although anybody who reaches them may read and write everything
     #[arg(long, env = "METERD_INSECURE_LISTEN", num_args = 0..=1, default_missing_value = "true", default_value = "false", action = clap::ArgAction::Set)]
@@ -119,6 +119,10 @@ fn parse_currency(text: &str) -> Result<String, String> {
     if code { Ok(text.into()) } else { Err("must be an ISO 4217 code of three upper-case letters, such as USD".into()) }
 }
 
+fn parse_address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "must be an IP address and a port, such as 127.0.0.1:50051".into())
+}
+
 fn parse_zone(text: &str) -> Result<Tz, String> {
     text.parse().map_err(|_| "must be an IANA time zone such as Europe/Berlin".into())
 }
@@ -170,7 +174,10 @@ pub fn with_file(command: Command, file: &Path) -> anyhow::Result<Command> {
     let mut command = command;
     for (key, value) in table {
         let id = key.replace('-', "_");
-        let known = command.get_subcommands().any(|sub| sub.get_arguments().any(|arg| arg.get_id() == id.as_str()));
+        // Of all commands, such as `log`; or of some.
+        let shared = command.get_arguments().any(|arg| arg.get_id() == id.as_str());
+        let known =
+            shared || command.get_subcommands().any(|sub| sub.get_arguments().any(|arg| arg.get_id() == id.as_str()));
         anyhow::ensure!(known, "{}: there is no setting `{key}`", file.display());
         let values: Vec<String> = match value {
             toml::Value::String(text) => vec![text],
@@ -179,6 +186,10 @@ pub fn with_file(command: Command, file: &Path) -> anyhow::Result<Command> {
             }
             other => vec![other.to_string()],
         };
+        if shared {
+            command = command.mut_arg(id, |arg| arg.default_values(values));
+            continue;
+        }
         let names: Vec<String> = command.get_subcommands().map(|sub| sub.get_name().to_string()).collect();
         for name in names {
             let (id, values) = (id.clone(), values.clone());

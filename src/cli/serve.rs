@@ -45,6 +45,9 @@ async fn serve(settings: Settings, database: &Database, shutdown: impl Future<Ou
 /// Tells people where everything is and what to type.
 fn greet(app: &app::App, database: &Database) {
     let (grpc, http) = (app.grpc_address(), app.http_address());
+    // As this was called, since `cargo run` puts no meterd on the PATH.
+    let meterd = std::env::args().next().unwrap_or_else(|| "meterd".into());
+    let server = if grpc.to_string() == "127.0.0.1:50051" { String::new() } else { format!(" --server {grpc}") };
     // A closed stdout is no reason to stop.
     let _ = writeln!(
         std::io::stdout(),
@@ -54,8 +57,8 @@ fn greet(app: &app::App, database: &Database) {
   data     {data}
 
 Record an event, then read the month:
-  meterd track acme openai --operation chat_completion --model gpt-4o-mini --input-tokens 374 --output-tokens 44
-  meterd usage acme
+  {meterd} track{server} acme openai --operation chat_completion --model gpt-4o-mini --input-tokens 374 --output-tokens 44
+  {meterd} usage{server} acme
 or from any language over gRPC, here with grpcurl:
   grpcurl -plaintext -d '{{\"event\":{{\"client_id\":\"acme\",\"service\":\"twilio_sms\",\"units\":\"3\"}}}}' \\
     {grpc} metering.v1.UsageService/TrackUsage

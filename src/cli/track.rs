@@ -69,7 +69,7 @@ pub struct TrackArgs {
     /// Anything else, a JSON object
     #[arg(long, value_name = "JSON", value_parser = metadata_json::metadata)]
     pub metadata: Option<prost_types::Struct>,
-    /// How long to try again while the server is away or full
+    /// How long to try again when the server goes away or is full; one that is not there at first is told at once
     #[arg(long, default_value_t = 15, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=3_600))]
     pub retry_seconds: u64,
     /// Print the result as JSON

@@ -58,7 +58,7 @@ pub struct ImportArgs {
     /// Calls at the same time
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub concurrency: u16,
-    /// How long to try again while the server is away or full
+    /// How long to try again when the server goes away or is full; one that is not there at first is told at once
     #[arg(long, default_value_t = 120, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=86_400))]
     pub retry_seconds: u64,
     /// Start of the keys that are made; another one makes equal rows of another file events of their own

@@ -1,0 +1,106 @@
+# Sourced by the steps: heading, elapsed time, counts, tools, a throw-away server. A step is `.ci/<name>`, and runs alone.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+export CARGO_TERM_COLOR=never
+# What a developer's shell sets for a server of their own must not reach the servers of CI.
+unset DATABASE_URL "${!METERD_@}"
+
+target=${CARGO_TARGET_DIR:-target}
+mkdir -p "$target/ci"
+target=$(cd "$target" && pwd)
+tools=$target/ci
+step=$(basename "$0")
+started=$SECONDS
+server_pid=
+server_data=
+echo "== $step"
+
+finish() {
+  local status=$?
+  stop_server
+  if declare -F clean_up > /dev/null; then clean_up; fi
+  echo "== $step: $((SECONDS - started)) s$([ "$status" = 0 ] || echo ", FAILED")"
+}
+trap finish EXIT
+
+# Adds passed, failed and skipped tests to the sum of .ci/run.
+count() {
+  if [ -n "${CI_COUNTS:-}" ]; then echo "$1 $2 $3" >> "$CI_COUNTS"; fi
+}
+
+# Installs packages of the distribution, which takes root.
+apt_install() {
+  export DEBIAN_FRONTEND=noninteractive
+  if [ -z "${apt_updated:-}" ]; then
+    apt-get update -qq
+    apt_updated=1
+  fi
+  apt-get install -y -qq --no-install-recommends "$@" > /dev/null
+}
+
+# Prints the directory of the newest PostgreSQL programs from 15 on.
+postgres_bin_dir() {
+  local dir major best='' best_major=14
+  for dir in "$(pg_config --bindir 2> /dev/null || true)" /usr/lib/postgresql/*/bin /usr/pgsql-*/bin /usr/local/pgsql/bin; do
+    [ -x "$dir/initdb" ] && [ -x "$dir/psql" ] || continue
+    major=$("$dir/postgres" --version | sed 's/[^0-9]*\([0-9]*\).*/\1/')
+    if [ "$major" -gt "$best_major" ]; then
+      best=$dir best_major=$major
+    fi
+  done
+  [ -n "$best" ] && echo "$best"
+}
+
+# Makes sure of PostgreSQL 15 or newer. The cluster that the packages would make and start is left out.
+need_postgres() {
+  if postgres_bin_dir > /dev/null; then return; fi
+  echo "no PostgreSQL 15 or newer: installing the distribution's"
+  apt_install postgresql-common
+  mkdir -p /etc/postgresql-common/createcluster.d
+  echo 'create_main_cluster = false' > /etc/postgresql-common/createcluster.d/no-main-cluster.conf
+  apt_install postgresql
+  postgres_bin_dir > /dev/null || { echo "the distribution has no PostgreSQL 15 or newer" >&2; return 1; }
+}
+
+# Puts a pinned grpcurl on the PATH.
+grpcurl_version=v1.9.4
+need_grpcurl() {
+  export PATH="$tools/bin:$PATH"
+  if [ ! -x "$tools/bin/grpcurl" ]; then
+    echo "installing grpcurl $grpcurl_version"
+    GOBIN="$tools/bin" go install "github.com/fullstorydev/grpcurl/cmd/grpcurl@$grpcurl_version" 2> "$tools/grpcurl.log" ||
+      { cat "$tools/grpcurl.log" >&2; return 1; }
+  fi
+}
+
+# Builds meterd and starts it on free ports over an empty data directory; sets METERD_SERVER.
+start_server() {
+  need_postgres
+  cargo build --locked --quiet
+  server_data=$(mktemp -d)
+  "$target/debug/meterd" serve --listen 127.0.0.1:0 --http-listen 127.0.0.1:0 --data-dir "$server_data" --log warn \
+    > "$tools/server.out" 2> "$tools/server.err" &
+  server_pid=$!
+  for _ in $(seq 600); do
+    METERD_SERVER=$(sed -n 's/^ *gRPC *\([^ ]*\).*/\1/p' "$tools/server.out")
+    if [ -n "$METERD_SERVER" ]; then
+      export METERD_SERVER METERD_DATA_DIR="$server_data"
+      return
+    fi
+    kill -0 "$server_pid" 2> /dev/null || break
+    sleep 0.1
+  done
+  echo "the server did not start:" >&2
+  cat "$tools/server.err" >&2
+  return 1
+}
+
+# Stops it, and its PostgreSQL with it, as Ctrl-C does.
+stop_server() {
+  if [ -n "$server_pid" ]; then
+    kill -INT "$server_pid" 2> /dev/null || true
+    wait "$server_pid" || true
+    rm -rf "$server_data"
+    server_pid=
+  fi
+}

@@ -1,0 +1,187 @@
+"""Runs the command blocks of the README against a server over an empty data directory, and compares what they print.
+
+usage: readme.py README TARGET_DIR SUMMARY
+
+A block of ```console holds commands after `$ ` and what they print, standard error too. A line `...` stands for any
+number of lines. Ids, times and what depends on the day of the month may differ. An HTML comment before a block says more:
+
+  <!-- ci: server -->   a block of ```sh whose first command starts the server; the second is a step of CI (cargo test)
+  <!-- ci: trace -->    AzureLLMInferenceTrace_conv.csv is a small file of the same form here: all numbers may differ
+  <!-- ci: .ci/name --> not run here but by that step of CI
+
+A block of ```sh or ```console that none of this covers is an error. SUMMARY gets the numbers of commands that passed and
+failed.
+"""
+
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from decimal import Decimal
+
+ADDRESS = "127.0.0.1:50051"
+BINARY = "target/debug/meterd"
+TRACE = "AzureLLMInferenceTrace_conv.csv"
+START_SECONDS = 120
+COMMAND_SECONDS = 120
+
+# Differs from run to run: pattern, and what stands for it.
+MASKS = [
+    (r"\b[0-9a-f]{32}\b", "ID"),
+    (r"\d{4}-\d\d-\d\dT[0-9:.]+Z", "TIME"),
+    (r"\d{4}-\d\d-\d\d", "DAY"),
+    (r"\d{4}-\d\d", "MONTH"),
+    (r"day \d+ of \d+", "day N of N"),
+    (r"[0-9.,]+ USD projected", "N USD projected"),
+    (r"\d+\.\d+ s, [0-9,]+ rows/s", "N s, N rows/s"),
+    (r"█+", "BAR"),
+]
+# Lines that are absent on some days, and the value of a projection.
+DAILY_LINE = re.compile(r'^\s*"days(Elapsed|Remaining)": \d+,$')
+PROJECTION = re.compile(r'("projectedCost": \{\s*"currency": "USD",\s*"amount": )"[0-9.]+"')
+
+
+def blocks(text):
+    """Yields (mark, language, lines, line number) of each fenced block."""
+    mark, fence = None, None
+    for number, line in enumerate(text.splitlines(), 1):
+        if fence is None:
+            if found := re.fullmatch(r"<!-- ci: (.+) -->", line):
+                mark = found[1]
+            elif found := re.fullmatch(r"```(\w*)", line):
+                fence = (mark, found[1], [], number)
+            elif line.strip():
+                mark = None
+        elif line == "```":
+            yield fence
+            fence, mark = None, None
+        else:
+            fence[2].append(line)
+
+
+def commands(lines):
+    """Yields (command, lines that it prints) of a console block."""
+    command, output = None, []
+    continues = quoted = False
+    for line in lines:
+        if continues or quoted:
+            command += "\n" + line
+        elif line.startswith("$ "):
+            if command is not None:
+                yield command, output
+            command, output = line[2:], []
+        else:
+            output.append(line)
+            continue
+        continues = line.endswith("\\")
+        quoted = command.count("'") % 2 == 1
+    if command is not None:
+        yield command, output
+
+
+def normal(text, numbers):
+    lines = [line.rstrip() for line in text.splitlines() if not DAILY_LINE.match(line)]
+    text = PROJECTION.sub(r'\1"N"', "\n".join(lines)).strip("\n")
+    for pattern, name in MASKS:
+        text = re.sub(pattern, name, text)
+    if numbers:
+        text = re.sub(r"\d[\d,.]*\d|\d", "N", text)
+    # Columns are as wide as what stands in them.
+    return re.sub(r" {2,}", "  ", re.sub(r"(?m)^ +", "", text))
+
+
+def agrees(expected, actual):
+    pattern = "\n".join(".*" if line == "..." else re.escape(line) for line in expected.split("\n"))
+    return re.fullmatch(pattern.replace("\n.*\n", "\n(?:.*\n)?"), actual, re.DOTALL) is not None
+
+
+class Server:
+    def __init__(self, command, root, data):
+        self.log = tempfile.NamedTemporaryFile("r", suffix=".log")
+        settings = {"LISTEN": "127.0.0.1:0", "HTTP_LISTEN": "127.0.0.1:0", "DATA_DIR": data, "LOG": "warn"}
+        env = os.environ | {f"METERD_{name}": value for name, value in settings.items()}
+        self.process = subprocess.Popen(
+            ["bash", "-c", f"exec {command}"], cwd=root, env=env, stdout=open(self.log.name, "w"), stderr=subprocess.STDOUT
+        )
+        until = time.monotonic() + START_SECONDS
+        while not (found := re.search(r"gRPC +(\S+)", self.output())):
+            if self.process.poll() is not None or time.monotonic() > until:
+                raise SystemExit(f"`{command}` did not start a server:\n{self.output()}")
+            time.sleep(0.1)
+        self.address = found[1]
+
+    def output(self):
+        return pathlib.Path(self.log.name).read_text()
+
+    def stop(self):
+        self.process.send_signal(signal.SIGINT)
+        return self.process.wait(90)
+
+
+def write_trace(path):
+    """A trace like the real one: its columns, seven decimals of a second, CRLF. Gives what it costs."""
+    rows, cost = 250, Decimal(0)
+    with open(path, "w", newline="") as file:
+        file.write("TIMESTAMP,ContextTokens,GeneratedTokens\r\n")
+        for row in range(rows):
+            context, generated = 100 + row * 37 % 4000, 10 + row * 11 % 700
+            file.write(f"2023-11-16 18:{15 + row // 60:02}:{row % 60:02}.{row * 39916:07},{context},{generated}\r\n")
+            cost += context * Decimal("0.00000015") + generated * Decimal("0.0000006")
+    return rows, f"{cost.normalize():f} USD"
+
+
+def main():
+    readme, target, summary = sys.argv[1:]
+    root = pathlib.Path(readme).resolve().parent
+    found = list(blocks(pathlib.Path(readme).read_text()))
+    passed = failed = 0
+    server = None
+    with tempfile.TemporaryDirectory() as place, tempfile.TemporaryDirectory() as data:
+        try:
+            for mark, language, lines, number in found:
+                if language not in ("sh", "console"):
+                    continue
+                if mark == "server":
+                    first = re.sub(r"\s+#.*", "", lines[0])
+                    server = Server(first, root, data)
+                    rows, cost = write_trace(f"{place}/{TRACE}")
+                    passed += 1
+                    continue
+                if mark and mark.startswith(".ci/"):
+                    if not os.access(root / mark, os.X_OK):
+                        raise SystemExit(f"README.md:{number}: there is no step {mark}")
+                    continue
+                if language != "console" or server is None:
+                    raise SystemExit(f"README.md:{number}: nothing runs this block; mark it with <!-- ci: … -->")
+                for command, output in commands(lines):
+                    real = command.replace(ADDRESS, server.address).replace(BINARY, f"{target}/debug/meterd")
+                    env = os.environ | {"METERD_SERVER": server.address, "METERD_DATA_DIR": data}
+                    run = subprocess.run(
+                        ["bash", "-c", real], cwd=place, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                        text=True, timeout=COMMAND_SECONDS,
+                    )
+                    shown = run.stdout.replace(server.address, ADDRESS)
+                    trace = mark == "trace"
+                    good = agrees(normal("\n".join(output), trace), normal(shown, trace))
+                    good = good and (run.returncode == 0) != shown.startswith("ERROR")
+                    if trace and " import " in command:
+                        good = good and f"{rows}" in shown and (cost in shown or f"duplicates     {rows}" in shown)
+                    if good:
+                        passed += 1
+                    else:
+                        failed += 1
+                        print(f"README.md:{number}: {command}\nprints (exit status {run.returncode})\n{shown}")
+        finally:
+            if server and server.stop() != 0:
+                failed += 1
+                print(f"the server did not stop well:\n{server.output()}")
+    pathlib.Path(summary).write_text(f"{passed} {failed}\n")
+    print(f"{passed} commands of the README do what it says, {failed} do not")
+    return 1 if failed or not passed else 0
+
+
+sys.exit(main())

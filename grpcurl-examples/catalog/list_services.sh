@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Lists everything that can be metered.
+set -euo pipefail
+server=${METERD_SERVER:-127.0.0.1:50051}
+
+grpcurl -plaintext "$server" metering.v1.CatalogService/ListServices

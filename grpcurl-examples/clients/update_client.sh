@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Changes a client's name. update_mask says which fields change; the time zone stays as it is. (grpcurl takes the mask as
+# the message it is; other JSON tools write it as one string, "displayName".)
+set -euo pipefail
+server=${METERD_SERVER:-127.0.0.1:50051}
+"$(dirname "$0")/create_client.sh" > /dev/null
+
+grpcurl -plaintext -d '{
+  "client": {"client_id": "example-berlin", "display_name": "Beispiel AG"},
+  "update_mask": {"paths": ["display_name"]}
+}' "$server" metering.v1.ClientService/UpdateClient

@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Shows the fields of a message with their units, bounds and defaults, and a template to fill in.
+set -euo pipefail
+server=${METERD_SERVER:-127.0.0.1:50051}
+
+grpcurl -plaintext -msg-template "$server" describe metering.v1.TrackUsageRequest
+grpcurl -plaintext "$server" describe metering.v1.UsageEvent

@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Reads the totals of this month over all clients, and by service.
+set -euo pipefail
+server=${METERD_SERVER:-127.0.0.1:50051}
+
+grpcurl -plaintext -d '{}' "$server" metering.v1.UsageService/GetPlatformUsage

@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Refreshes the summaries of every month that has changed since it was summarised. A job does the same within a minute.
+set -euo pipefail
+server=${METERD_SERVER:-127.0.0.1:50051}
+
+grpcurl -plaintext -d '{}' "$server" metering.v1.UsageService/UpdateMonthlySummaries
