@@ -471,10 +471,13 @@ async fn meterd_to_be_killed() {
         download: false,
         durable: true,
     };
+    // Taken by itself: a shell that runs the tests in the background has them ignore it.
+    let mut interrupt = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt()).unwrap();
     let embedded = Embedded::start(&settings).await.unwrap();
     write(embedded.url()).await;
     fs::write(embedded.data_dir().join("written"), "").unwrap();
-    std::future::pending::<()>().await;
+    interrupt.recv().await;
+    std::process::exit(130);
 }
 
 #[tokio::test]
