@@ -10,6 +10,7 @@ mod fields;
 mod json;
 pub mod layer;
 mod page_token;
+mod prices;
 mod query;
 mod record;
 mod status;
