@@ -52,16 +52,15 @@ impl<'a> EventChecks<'a> {
 
     fn submission(&self, path: &str, event: Option<proto::UsageEvent>) -> Result<Submission, Error> {
         let event = event.unwrap_or_default();
-        let mut fields = Fields::default();
-        let at = |name: &str| format!("{path}.{name}");
-        fields.required(&at("client_id"), &event.client_id, ID_BYTES_MAX);
-        fields.required(&at("service"), &event.service, ID_BYTES_MAX);
-        fields.text(&at("operation"), &event.operation, ID_BYTES_MAX);
-        fields.text(&at("model"), &event.model, ID_BYTES_MAX);
-        fields.text(&at("idempotency_key"), &event.idempotency_key, ID_BYTES_MAX);
-        fields.text(&at("subject"), &event.subject, ID_BYTES_MAX);
-        fields.text(&at("external_id"), &event.external_id, EXTERNAL_ID_BYTES_MAX);
-        self.check_service(&mut fields, &at("service"), &event.service);
+        let mut fields = Fields::of(path);
+        fields.required("client_id", &event.client_id, ID_BYTES_MAX);
+        fields.required("service", &event.service, ID_BYTES_MAX);
+        fields.text("operation", &event.operation, ID_BYTES_MAX);
+        fields.text("model", &event.model, ID_BYTES_MAX);
+        fields.text("idempotency_key", &event.idempotency_key, ID_BYTES_MAX);
+        fields.text("subject", &event.subject, ID_BYTES_MAX);
+        fields.text("external_id", &event.external_id, EXTERNAL_ID_BYTES_MAX);
+        self.check_service(&mut fields, "service", &event.service);
         let raw = RawMeasures {
             units: &event.units,
             input_tokens: event.input_tokens,
@@ -69,14 +68,14 @@ impl<'a> EventChecks<'a> {
             cached_input_tokens: event.cached_input_tokens,
             amount: &event.amount,
         };
-        let measures = measures(&mut fields, &format!("{path}."), raw);
-        let metadata = metadata(&mut fields, &at("metadata"), event.metadata.as_ref());
-        let event_time = event.event_time.as_ref().and_then(|time| fields.time(&at("event_time"), time));
+        let measures = measures(&mut fields, raw);
+        let metadata = metadata(&mut fields, "metadata", event.metadata.as_ref());
+        let event_time = event.event_time.as_ref().and_then(|time| fields.time("event_time", time));
         let time_was_given = event_time.is_some();
         let event_time = event_time.unwrap_or(self.now);
-        self.check_future(&mut fields, &at("event_time"), event_time);
+        self.check_future(&mut fields, "event_time", event_time);
         let fine_but_for_age = fields.is_fine();
-        self.check_age(&mut fields, &at("event_time"), event_time);
+        self.check_age(&mut fields, "event_time", event_time);
         let key_was_given = !event.idempotency_key.is_empty();
         let refuse_if_new = match fields.finish() {
             Ok(()) => None,
@@ -152,22 +151,21 @@ pub struct RawMeasures<'a> {
     pub amount: &'a str,
 }
 
-/// Checks measures; `prefix` stands before the names of their fields.
-pub fn measures(fields: &mut Fields, prefix: &str, raw: RawMeasures<'_>) -> Measures {
-    let at = |name: &str| format!("{prefix}{name}");
+/// Checks measures.
+pub fn measures(fields: &mut Fields, raw: RawMeasures<'_>) -> Measures {
     let RawMeasures { units, input_tokens, output_tokens, cached_input_tokens, amount } = raw;
-    fields.count(&at("input_tokens"), input_tokens, TOKENS_MAX);
-    fields.count(&at("output_tokens"), output_tokens, TOKENS_MAX);
-    fields.count(&at("cached_input_tokens"), cached_input_tokens, TOKENS_MAX);
+    fields.count("input_tokens", input_tokens, TOKENS_MAX);
+    fields.count("output_tokens", output_tokens, TOKENS_MAX);
+    fields.count("cached_input_tokens", cached_input_tokens, TOKENS_MAX);
     if cached_input_tokens > input_tokens {
-        fields.wrong(at("cached_input_tokens"), "must not be more than input_tokens, of which it is a part");
+        fields.wrong("cached_input_tokens", "must not be more than input_tokens, of which it is a part");
     }
     Measures {
-        units: if units.is_empty() { Decimal::ONE } else { fields.decimal(&at("units"), units) },
+        units: if units.is_empty() { Decimal::ONE } else { fields.decimal("units", units) },
         input_tokens,
         output_tokens,
         cached_input_tokens,
-        amount: (!amount.is_empty()).then(|| fields.decimal(&at("amount"), amount)),
+        amount: (!amount.is_empty()).then(|| fields.decimal("amount", amount)),
     }
 }
 

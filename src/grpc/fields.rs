@@ -27,19 +27,28 @@ pub fn shown(value: &str) -> String {
 /// Collects what is wrong.
 #[derive(Debug, Default)]
 pub struct Fields {
+    /// Of the message that the fields are of, such as "events[3]"; empty for the request itself.
+    path: String,
     wrong: Vec<(ErrorReason, Violation)>,
     metadata: Vec<(&'static str, String)>,
 }
 
 impl Fields {
+    /// Fields of the message at this path.
+    pub fn of(path: impl Into<String>) -> Self {
+        Self { path: path.into(), ..Self::default() }
+    }
+
     /// Notes a wrong field.
-    pub fn wrong(&mut self, field: impl Into<String>, description: impl Into<String>) {
+    pub fn wrong(&mut self, field: impl AsRef<str>, description: impl Into<String>) {
         self.wrong_because(ErrorReason::InvalidField, field, description);
     }
 
     /// Notes a field that is wrong for a reason of its own.
-    pub fn wrong_because(&mut self, reason: ErrorReason, field: impl Into<String>, description: impl Into<String>) {
-        self.wrong.push((reason, Violation::new(field, description)));
+    pub fn wrong_because(&mut self, reason: ErrorReason, field: impl AsRef<str>, description: impl Into<String>) {
+        let field = field.as_ref();
+        let path = if self.path.is_empty() { field.into() } else { format!("{}.{field}", self.path) };
+        self.wrong.push((reason, Violation::new(path, description)));
     }
 
     /// Whether nothing is wrong so far.

@@ -147,7 +147,7 @@ pub async fn estimate(context: Arc<Context>, request: EstimateCostRequest) -> Re
         cached_input_tokens: request.cached_input_tokens,
         amount: &request.amount,
     };
-    let measures = measures(&mut fields, "", raw);
+    let measures = measures(&mut fields, raw);
     let time = request.event_time.as_ref().and_then(|time| fields.time("event_time", time));
     fields.finish()?;
     let time = time.unwrap_or_else(|| context.clock.now());
