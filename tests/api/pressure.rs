@@ -133,3 +133,38 @@ async fn an_orderly_stop_settles_what_is_queued_and_ends_streams_with_the_reason
     restarted.assert_exact(7).await;
     restarted.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_is_read_no_further_than_ten_thousand_events_ahead_of_what_is_settled() {
+    const MESSAGES: usize = 60_000;
+    let server = TestServer::start_with(&["--queue-events-max=1000000"], Clock::system()).await;
+    server.client_in("acme", "UTC").await;
+    let stalled = server.stall_writers().await;
+    let sent = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let counted = sent.clone();
+    let messages = (0..MESSAGES).map(move |_| {
+        counted.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        // Large enough that all of them do not fit into the windows on the way.
+        StreamUsageRequest { event: Some(UsageEvent { external_id: "x".repeat(256), ..event("acme", "sms", "1") }) }
+    });
+    let mut acks = server.usage().stream_usage(tokio_stream::iter(messages)).await.unwrap().into_inner();
+    let sent = || sent.load(std::sync::atomic::Ordering::Relaxed);
+    // One writer has taken a batch, of up to a thousand, and stands; the rest waits in the queue.
+    let read = || server.context.ingest.depth();
+    until("the server has read as far as it may", async || {
+        let before = (read(), sent());
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        read() >= 9_000 && (read(), sent()) == before
+    })
+    .await;
+    println!("{} messages sent of {MESSAGES}, {} of them in the queue", sent(), read());
+    assert!(read() <= 10_000 && sent() < MESSAGES);
+    stalled.rollback().await.unwrap();
+    let mut settled = 0;
+    while let Some(ack) = acks.message().await.unwrap() {
+        settled = ack.settled_count;
+    }
+    assert_eq!(settled, MESSAGES as i64);
+    server.assert_exact(MESSAGES as i64).await;
+    server.stop().await;
+}
