@@ -29,6 +29,8 @@ use tower_http::cors::CorsLayer;
 const PING_EVERY: Duration = Duration::from_secs(1);
 /// A database that does not answer for so long is away.
 const PING_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long connections may take to close at the end.
+const POOL_CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Streams of one HTTP/2 connection.
 const CONCURRENT_STREAMS_MAX: u32 = 1_000;
 /// An idle connection is asked so often whether it is there, and cut when it does not answer for so long.
@@ -198,7 +200,8 @@ impl App {
             tracing::warn!(seconds = bound.as_secs(), "not everything settled in time; callers will send it again");
             grpc.abort();
         }
-        context.pool.close().await;
+        // What still holds a connection then is a read that nobody will get the answer of.
+        drop(tokio::time::timeout(POOL_CLOSE_TIMEOUT, context.pool.close()).await);
         Ok(())
     }
 }

@@ -17,11 +17,18 @@ impl CatalogCache {
     }
 
     /// Keeps a snapshot, unless a newer one is there.
-    pub fn replace(&self, catalog: Catalog) {
+    fn replace(&self, catalog: Catalog) {
         let mut current = self.0.write().expect("cache is not poisoned");
         if catalog.version >= current.version {
             *current = Arc::new(catalog);
         }
+    }
+
+    /// Keeps a snapshot that was read under the versions lock: whatever there was before, it is the one in force.
+    pub fn adopt(&self, catalog: Catalog) -> Arc<Catalog> {
+        let catalog = Arc::new(catalog);
+        *self.0.write().expect("cache is not poisoned") = catalog.clone();
+        catalog
     }
 
     /// Reads the catalogue again if it has changed, and gives the newest snapshot.

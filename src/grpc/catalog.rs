@@ -16,7 +16,7 @@ use crate::proto::{
     ModelAlias, Service, ServiceCategory,
 };
 use crate::store::catalog::{self as store};
-use crate::store::{locks, pricing};
+use crate::store::{locks, pricing, summaries};
 use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
@@ -88,7 +88,21 @@ async fn create_service(context: Arc<Context>, request: CreateServiceRequest) ->
         return Err(Error::already_exists(ErrorReason::ServiceExists, message));
     }
     store::bump_version(create.conn()).await?;
+    // Events of it may have been kept: they get another reason, and their months count by its category from now on.
+    pricing::insert_task(create.conn(), &service.service).await?;
+    summaries::mark_stale(create.conn(), &service.service).await?;
     create.commit(CreateServiceResponse { service: Some(service_message(&service)) }).await
+}
+
+/// Notes what would make a chain of aliases.
+fn check_chain(fields: &mut Fields, catalog: &Catalog, given: &ModelAlias) {
+    if !given.model.is_empty() && (given.model == given.alias || catalog.is_alias(&given.service, &given.model)) {
+        fields.wrong("model_alias.model", "must be a model that prices name, not an alias");
+    }
+    let taken = catalog.is_aliased(&given.service, &given.alias);
+    if taken && !catalog.is_alias(&given.service, &given.alias) {
+        fields.wrong("model_alias.alias", "must be no model that has an alias itself");
+    }
 }
 
 async fn create_model_alias(
@@ -102,13 +116,7 @@ async fn create_model_alias(
     fields.required("model_alias.alias", &given.alias, ID_BYTES_MAX);
     fields.required("model_alias.model", &given.model, ID_BYTES_MAX);
     check_service(&mut fields, &catalog, "model_alias.service", &given.service);
-    if !given.model.is_empty() && (given.model == given.alias || catalog.is_alias(&given.service, &given.model)) {
-        fields.wrong("model_alias.model", "must be a model that prices name, not an alias");
-    }
-    let taken = catalog.is_aliased(&given.service, &given.alias);
-    if taken && !catalog.is_alias(&given.service, &given.alias) {
-        fields.wrong("model_alias.alias", "must be no model that has an alias itself");
-    }
+    check_chain(&mut fields, &catalog, &given);
     check_request_id(&mut fields, &request.request_id);
     fields.finish()?;
     let mut create = match Create::begin(&context, "CreateModelAlias", &request.request_id, &request).await? {
@@ -116,6 +124,10 @@ async fn create_model_alias(
         Begun::New(create) => create,
     };
     locks::change_versions(create.conn()).await?;
+    // Again under the lock: of two at once that would make a chain, the second sees the first.
+    let mut fields = Fields::default();
+    check_chain(&mut fields, &store::load(create.conn()).await?, &given);
+    fields.finish()?;
     let alias =
         store::ModelAlias { service: given.service.clone(), alias: given.alias.clone(), model: given.model.clone() };
     if !store::insert_alias(create.conn(), &alias).await? {

@@ -12,6 +12,7 @@ use crate::store::events::RecordedEvent;
 use crate::store::export::{ExportFilter, stream};
 use chrono::{DateTime, SecondsFormat, Utc};
 use futures_util::TryStreamExt;
+use sqlx::Connection;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
@@ -96,7 +97,10 @@ async fn export(
     pieces: &Pieces,
     _place: OwnedSemaphorePermit,
 ) -> Result<(), Error> {
-    let mut tx = context.pool.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
+    let mut conn = context.pool.acquire().await?;
+    // An export that ends early leaves rows unread: the pool would read them all before it has the connection back.
+    conn.close_on_drop();
+    let mut tx = conn.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
     allow_long_statements(&mut tx).await?;
     let complete_as_of = crate::store::export::snapshot_time(&mut tx).await?;
     let mut file = File::new(format, context.currency.clone());
@@ -105,19 +109,31 @@ async fn export(
     while let Some(event) = events.try_next().await? {
         count += 1;
         file.write(event)?;
-        if file.bytes.len() >= PIECE_BYTES && !send(pieces, file.take(), count, complete_as_of).await? {
+        if file.bytes.len() >= PIECE_BYTES && !send(context, pieces, file.take(), count, complete_as_of).await? {
             return Ok(());
         }
     }
-    send(pieces, file.take(), count, complete_as_of).await?;
+    send(context, pieces, file.take(), count, complete_as_of).await?;
     Ok(())
 }
 
 /// Sends a piece. False, when nobody reads any more.
-async fn send(pieces: &Pieces, data: Vec<u8>, event_count: i64, complete_as_of: DateTime<Utc>) -> Result<bool, Error> {
+async fn send(
+    context: &Context,
+    pieces: &Pieces,
+    data: Vec<u8>,
+    event_count: i64,
+    complete_as_of: DateTime<Utc>,
+) -> Result<bool, Error> {
+    let mut stopping = context.stopping.clone();
     let piece =
         ExportUsageResponse { data: data.into(), event_count, complete_as_of_time: Some(timestamp(complete_as_of)) };
-    match tokio::time::timeout(STALLED_AFTER, pieces.send(Ok(piece))).await {
+    let sent = tokio::select! {
+        biased;
+        _ = stopping.wait_for(|stopping| *stopping) => return Err(Error::shutting_down()),
+        sent = tokio::time::timeout(STALLED_AFTER, pieces.send(Ok(piece))) => sent,
+    };
+    match sent {
         Ok(sent) => Ok(sent.is_ok()),
         Err(_) => {
             let message = format!("no piece was read for {} seconds; export again", STALLED_AFTER.as_secs());

@@ -117,7 +117,7 @@ where
                 // Errors of unary calls are in the headers; what a stream ends with comes later.
                 let code = Status::from_header_map(response.headers()).map_or(Code::Ok, |status| status.code());
                 let elapsed = started.elapsed();
-                let labels = [("method", known_method(method)), ("code", format!("{code:?}"))];
+                let labels = [("method", known_method(method, code)), ("code", format!("{code:?}"))];
                 metrics::histogram!("meterd_rpc_seconds", &labels).record(elapsed);
                 tracing::debug!(?code, elapsed_us = elapsed.as_micros() as u64, "call");
                 response
@@ -128,9 +128,9 @@ where
 }
 
 /// The method, unless it is none of ours: strangers do not make labels.
-fn known_method(path: String) -> String {
-    let ours = path.starts_with("/metering.v1.") && path.len() < 80 || path.starts_with("/grpc.");
-    if ours { path } else { "other".into() }
+fn known_method(path: String, code: Code) -> String {
+    let ours = path.starts_with("/metering.v1.") || path.starts_with("/grpc.");
+    if ours && code != Code::Unimplemented { path } else { "other".into() }
 }
 
 #[cfg(test)]

@@ -55,11 +55,9 @@ impl From<Error> for Status {
     }
 }
 
+/// Without a line in the log: the writer has one for the batch, and a batch has ten thousand events.
 impl From<Error> for EventError {
     fn from(error: Error) -> Self {
-        if let Some(cause) = &error.cause {
-            tracing::error!(reason = reason(&error), cause = format!("{cause:#}"), "event failed");
-        }
         Self {
             code: error.code as i32,
             reason: reason(&error).into(),

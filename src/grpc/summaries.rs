@@ -14,7 +14,6 @@ use crate::proto::{
     ListMonthlySummariesRequest, ListMonthlySummariesResponse, MonthlySummary, MonthlySummaryTotals,
     RebuildRollupsRequest, RebuildRollupsResponse, UpdateMonthlySummariesRequest, UpdateMonthlySummariesResponse,
 };
-use crate::store::clients::zone;
 use crate::store::summaries::{self, Summary, SummaryTotals};
 use crate::store::{rebuild, verify};
 use std::collections::BTreeSet;
@@ -135,12 +134,8 @@ pub async fn rebuild(context: Arc<Context>, request: RebuildRollupsRequest) -> R
         .collect();
     let mut response = RebuildRollupsResponse::default();
     for (client_id, month) in months {
-        let rezone = match request.rezone {
-            true => Some(zone(&clients::existing(&context, &client_id).await?.time_zone)?),
-            false => None,
-        };
         let mut conn = context.pool.acquire().await?;
-        let rebuilt = rebuild::month(&mut conn, &client_id, month, rezone).await?;
+        let rebuilt = rebuild::month(&mut conn, &client_id, month, request.rezone).await?;
         response.month_count += 1;
         response.corrected_row_count += rebuilt.corrected_row_count;
         response.rezoned_event_count += rebuilt.rezoned_event_count;

@@ -6,7 +6,7 @@ use crate::domain::event::PricedEvent;
 use crate::domain::period::day_of;
 use crate::domain::rollup::Deltas;
 use crate::store::keys::{Claims, KeyHolder};
-use crate::store::{catalog, clients, events, keys, locks, rollups};
+use crate::store::{catalog, clients, events, is_lock_timeout, keys, locks, rollups};
 use sqlx::{Executor, PgConnection};
 use std::collections::{BTreeSet, HashMap};
 
@@ -27,13 +27,15 @@ pub(super) async fn record(
     let client_ids: BTreeSet<&str> = batch.iter().map(|submission| &*submission.event.client_id).collect();
     let client_ids: Vec<String> = client_ids.into_iter().map(String::from).collect();
 
-    locks::begin_sharing_versions(conn).await?;
+    // Held against all clients, not one: no reason to try them apart.
+    let held_for_all = |error| if is_lock_timeout(&error) { sqlx::Error::PoolTimedOut } else { error };
+    locks::begin_sharing_versions(conn).await.map_err(held_for_all)?;
     let claimed = keys::claim(conn, &claims, &client_ids).await?;
-    if claimed.catalog_version != cache.current().version {
+    let mut catalog = cache.current();
+    if claimed.catalog_version != catalog.version {
         // Nobody can change it again before the commit: the versions lock is held.
-        cache.replace(catalog::load(conn).await?);
+        catalog = cache.adopt(catalog::load(conn).await?);
     }
-    let catalog = cache.current();
 
     // Who has each key when this transaction is through: an event of the batch, or one that was there.
     let mut holders: HashMap<(&str, &str), KeyHolder> = HashMap::with_capacity(leaders.len());

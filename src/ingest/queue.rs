@@ -101,6 +101,22 @@ impl Queue {
         Ok(())
     }
 
+    /// Puts events of one client that were taken before the others of it again; its turn comes after all others'.
+    /// They had their room, and get it back also where it is taken by now.
+    pub(super) fn give_back(&self, items: Vec<Item>) {
+        let Some(client_id) = items.first().map(|item| item.submission.event.client_id.clone()) else { return };
+        let mut guard = self.state();
+        let state = &mut *guard;
+        state.len += items.len();
+        let waiting = state.clients.entry(client_id.clone()).or_default();
+        if waiting.is_empty() {
+            state.turns.push_back(client_id);
+        }
+        items.into_iter().rev().for_each(|item| waiting.push_front(item));
+        drop(guard);
+        self.filled.notify_one();
+    }
+
     /// Waits until something is there, and takes up to `max` of it, a turn a client. Nothing: closed and empty.
     pub(super) async fn take(&self, max: usize) -> Option<Vec<Item>> {
         loop {

@@ -9,7 +9,7 @@ use crate::error::Error;
 use crate::store::{self, clients, partitions};
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions, Connection};
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,10 @@ const RETRY_PAUSE_MIN: Duration = Duration::from_millis(5);
 const RETRY_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// How long the database may take to accept a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a batch may take before its connection is taken for dead: longer than any one statement may.
+const RECORD_TIMEOUT: Duration = Duration::from_secs(45);
+/// How long a batch waits for a row that somebody else holds. Short: all clients of the writer wait with it.
+const LOCK_TIMEOUT_MS: &str = "1000";
 /// Clients that a writer remembers to exist; then it forgets all and asks again.
 const KNOWN_CLIENTS_MAX: usize = 1_000_000;
 
@@ -29,6 +33,17 @@ struct Writer {
     conn: Option<PgConnection>,
     known_clients: HashSet<Arc<str>>,
     known_partitions: HashSet<Month>,
+    /// Clients whose rows somebody held for longer than the lock timeout: tried alone, and after the others.
+    held_clients: HashSet<Arc<str>>,
+}
+
+/// One batch a client, each in order.
+fn by_client(items: Vec<Item>) -> Vec<Vec<Item>> {
+    let mut of_clients: BTreeMap<Arc<str>, Vec<Item>> = BTreeMap::new();
+    for item in items {
+        of_clients.entry(item.submission.event.client_id.clone()).or_default().push(item);
+    }
+    of_clients.into_values().collect()
 }
 
 /// Runs until the queue is closed and empty.
@@ -40,14 +55,15 @@ pub(super) async fn run(
 ) {
     let mut writer = Writer {
         settings,
-        database,
+        database: database.options([("lock_timeout", LOCK_TIMEOUT_MS)]),
         catalog,
         conn: None,
         known_clients: HashSet::new(),
         known_partitions: HashSet::new(),
+        held_clients: HashSet::new(),
     };
     while let Some(items) = queue.take(writer.settings.batch_events_max).await {
-        writer.settle(items).await;
+        writer.settle(&queue, items).await;
     }
     if let Some(conn) = writer.conn {
         drop(conn.close().await);
@@ -56,8 +72,14 @@ pub(super) async fn run(
 
 impl Writer {
     /// Answers every item: with its outcome, or, when the database stays away too long, that it is not known.
-    async fn settle(&mut self, items: Vec<Item>) {
-        let mut batches = vec![items];
+    ///
+    /// Where a row of one client is held for long, its events go back into the queue, and the other clients' go on.
+    async fn settle(&mut self, queue: &Queue, items: Vec<Item>) {
+        let (held, others): (Vec<_>, Vec<_>) =
+            items.into_iter().partition(|item| self.held_clients.contains(&item.submission.event.client_id));
+        // The last one is the next.
+        let mut batches: Vec<Vec<Item>> = by_client(held);
+        batches.push(others);
         let mut pause = RETRY_PAUSE_MIN;
         while let Some(mut items) = batches.pop() {
             // Nobody waits for these: not recording them is one of the two right answers.
@@ -66,34 +88,45 @@ impl Writer {
                 continue;
             }
             let started = Instant::now();
-            match self.try_record(&items).await {
+            let recorded = tokio::time::timeout(RECORD_TIMEOUT, self.try_record(&items)).await;
+            match recorded.unwrap_or(Err(sqlx::Error::PoolTimedOut)) {
                 Ok(outcomes) => {
                     metrics::histogram!("meterd_commit_seconds").record(started.elapsed());
                     metrics::histogram!("meterd_batch_events").record(items.len() as u32);
                     for (item, outcome) in items.into_iter().zip(outcomes) {
+                        self.held_clients.remove(&item.submission.event.client_id);
                         item.reply.send(outcome);
                     }
                     pause = RETRY_PAUSE_MIN;
                 }
                 Err(error) if store::is_transient(&error) => {
-                    self.conn = None;
+                    self.forget();
                     metrics::counter!("meterd_batch_retries_total").increment(1);
                     tracing::warn!(%error, events = items.len(), "batch failed and is tried again with the same keys");
                     let expired = |item: &Item| item.queued_at.elapsed() >= self.settings.retry_for;
                     let (given_up, kept): (Vec<_>, Vec<_>) = items.into_iter().partition(expired);
+                    let held = store::is_lock_timeout(&error);
                     let unknown = Error::database_unavailable(error);
                     for item in given_up {
                         item.reply.send(Outcome::Unavailable(unknown.clone()));
                     }
-                    batches.push(kept);
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(RETRY_PAUSE_MAX);
+                    if held {
+                        let mut of_clients = by_client(kept);
+                        if of_clients.len() == 1 {
+                            let items = of_clients.remove(0);
+                            self.held_clients.insert(items[0].submission.event.client_id.clone());
+                            queue.give_back(items);
+                        }
+                        batches.extend(of_clients);
+                    } else {
+                        batches.push(kept);
+                        tokio::time::sleep(pause).await;
+                        pause = (pause * 2).min(RETRY_PAUSE_MAX);
+                    }
                 }
                 Err(error) => {
                     // Something in this batch cannot be written. Halve it until that stands alone.
-                    self.conn = None;
-                    self.known_partitions.clear();
-                    self.known_clients.clear();
+                    self.forget();
                     if items.len() > 1 {
                         let second_half = items.split_off(items.len() / 2);
                         batches.extend([second_half, items]);
@@ -106,12 +139,21 @@ impl Writer {
         }
     }
 
+    /// What it remembers of the database may be what went wrong.
+    fn forget(&mut self) {
+        self.conn = None;
+        self.known_partitions.clear();
+        self.known_clients.clear();
+    }
+
     async fn try_record(&mut self, items: &[Item]) -> sqlx::Result<Vec<Outcome>> {
         let mut conn = match self.conn.take() {
             Some(conn) => conn,
             None => {
                 let connected = tokio::time::timeout(CONNECT_TIMEOUT, self.database.connect()).await;
-                connected.unwrap_or(Err(sqlx::Error::PoolTimedOut))?
+                // Whatever stands in the way of a connection (a changed password, a restore) says nothing of the events.
+                let refused = |error| sqlx::Error::Io(std::io::Error::other(error));
+                connected.map_err(|_| sqlx::Error::PoolTimedOut)?.map_err(refused)?
             }
         };
         let unknown_clients = self.prepare(&mut conn, items).await?;
@@ -140,7 +182,9 @@ impl Writer {
         let mut missing = BTreeSet::new();
         for item in items {
             let event = &item.submission.event;
-            if !self.known_clients.contains(&event.client_id) {
+            // What is refused unless its key is known does not bring a client into being.
+            let may_create = !self.settings.create_clients || item.submission.refuse_if_new.is_none();
+            if may_create && !self.known_clients.contains(&event.client_id) {
                 missing.insert(event.client_id.clone());
             }
             let month = Month::of(event.event_time.date_naive());

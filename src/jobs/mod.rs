@@ -15,6 +15,9 @@ const SUMMARIES_EVERY: Duration = Duration::from_secs(20);
 /// How often a replica looks for pricing that another one left.
 const PRICING_EVERY: Duration = Duration::from_secs(5);
 
+/// A run that takes longer hangs on a connection that is dead; the next one begins where it was.
+const RUN_TIMEOUT: Duration = Duration::from_secs(120);
+
 /// Starts the jobs. They end when `stopping` turns true.
 pub fn start(
     pool: &PgPool,
@@ -26,9 +29,13 @@ pub fn start(
     let mut stopping_of_pricing = stopping.clone();
     let pricing = tokio::spawn(async move {
         while !*stopping_of_pricing.borrow() {
-            match pricing::run_once(&pool_of_pricing, &catalog).await {
+            let run = tokio::time::timeout(RUN_TIMEOUT, pricing::run_once(&pool_of_pricing, &catalog)).await;
+            match run.unwrap_or(Err(sqlx::Error::PoolTimedOut)) {
                 Ok(true) => continue,
-                Ok(false) => {}
+                Ok(false) => {
+                    // Reads show names and categories by the snapshot in memory, also where nothing is recorded.
+                    drop(tokio::time::timeout(RUN_TIMEOUT, catalog.refresh(&pool_of_pricing)).await);
+                }
                 Err(error) => tracing::warn!(%error, "pricing of waiting events failed and goes on later"),
             }
             tokio::select! {
@@ -42,7 +49,8 @@ pub fn start(
     let mut stopping = stopping.clone();
     let summaries = tokio::spawn(async move {
         while !*stopping.borrow() {
-            if let Err(error) = summaries::refresh(&pool, None, None).await {
+            let run = tokio::time::timeout(RUN_TIMEOUT, summaries::refresh(&pool, None, None)).await;
+            if let Err(error) = run.unwrap_or(Err(sqlx::Error::PoolTimedOut)) {
                 tracing::warn!(%error, "refreshing summaries failed and is tried again");
             }
             tokio::select! {

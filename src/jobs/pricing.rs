@@ -21,10 +21,10 @@ pub async fn run_once(pool: &PgPool, cache: &CatalogCache) -> sqlx::Result<bool>
     locks::share_versions(&mut tx).await?;
     let Some(task) = pricing::take_task(&mut tx).await? else { return Ok(false) };
     // Under the versions lock, so it is in force until the commit.
-    if catalog::version(&mut tx).await? != cache.current().version {
-        cache.replace(catalog::load(&mut tx).await?);
+    let mut prices = cache.current();
+    if catalog::version(&mut tx).await? != prices.version {
+        prices = cache.adopt(catalog::load(&mut tx).await?);
     }
-    let prices = cache.current();
 
     let waiting = pricing::next_waiting(&mut tx, &task, BATCH_EVENTS).await?;
     let months: BTreeSet<(String, Month)> =

@@ -6,14 +6,14 @@ use sqlx::PgPool;
 
 /// Client-months of one transaction: few, because it holds their rows.
 const BATCH_MONTHS: i64 = 200;
-/// Client-months of one run, so that a run ends while others change.
-const RUN_MONTHS_MAX: usize = 1_000_000;
 
 /// Refreshes what is stale, of one client or month or of all; gives how many summaries were written.
 pub async fn refresh(pool: &PgPool, client_id: Option<&str>, month: Option<Month>) -> sqlx::Result<usize> {
+    // What becomes stale meanwhile is the next run's, so that this one ends.
+    let before = summaries::now(pool).await?;
     let mut written = 0;
-    while written < RUN_MONTHS_MAX {
-        let stale = summaries::stale(pool, client_id, month, BATCH_MONTHS).await?;
+    loop {
+        let stale = summaries::stale(pool, client_id, month, before, BATCH_MONTHS).await?;
         if stale.is_empty() {
             break;
         }

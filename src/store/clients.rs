@@ -38,6 +38,12 @@ pub async fn find(pool: &PgPool, client_id: &str) -> sqlx::Result<Option<Client>
     .await
 }
 
+/// The client's zone, if there is such a client.
+pub async fn time_zone(conn: &mut PgConnection, client_id: &str) -> sqlx::Result<Option<Tz>> {
+    let name = sqlx::query_scalar!("SELECT time_zone FROM clients WHERE client_id = $1", client_id);
+    name.fetch_optional(conn).await?.as_deref().map(zone).transpose()
+}
+
 /// Clients after `after`, ordered by id.
 pub async fn list(pool: &PgPool, after: &str, limit: i64) -> sqlx::Result<Vec<Client>> {
     sqlx::query_as!(

@@ -32,14 +32,19 @@ pub fn is_transient(error: &sqlx::Error) -> bool {
         | sqlx::Error::Tls(_)
         | sqlx::Error::Protocol(_) => true,
         sqlx::Error::Database(error) => error.code().is_some_and(|code| {
-            // 08: connection; 53: resources, disk full among them; 57P0x: shutdown, crash, starting up; 25P03/25P04:
-            // idle in transaction; 57014: statement timeout.
+            // 08: connection; 40: rolled back, a deadlock among them; 53: resources, disk full among them; 57P0x: shutdown,
+            // crash, starting up; 58: the system below; 25006: read-only, as after a failover; 25P03, 25P04: idle in
+            // transaction; 55P03: lock timeout; 57014: statement timeout.
             let class = &code[..2];
-            class == "08"
-                || class == "53"
+            matches!(class, "08" | "40" | "53" | "58")
                 || code.starts_with("57P")
-                || matches!(&*code, "40001" | "40P01" | "55P03" | "57014" | "25P03" | "25P04")
+                || matches!(&*code, "55P03" | "57014" | "25006" | "25P03" | "25P04")
         }),
         _ => false,
     }
+}
+
+/// Whether another transaction held a row for longer than the lock timeout.
+pub fn is_lock_timeout(error: &sqlx::Error) -> bool {
+    matches!(error, sqlx::Error::Database(error) if error.code().as_deref() == Some("55P03"))
 }

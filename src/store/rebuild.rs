@@ -4,7 +4,7 @@ use crate::domain::event::EventId;
 use crate::domain::period::{Month, day_of};
 use crate::domain::rollup::{Deltas, Sums};
 use crate::store::verify::{RollupRow, differences};
-use crate::store::{connect, locks, rollups};
+use crate::store::{clients, connect, locks, rollups};
 use chrono::NaiveDate;
 use chrono_tz::Tz;
 use sqlx::{Connection, PgConnection};
@@ -17,26 +17,25 @@ pub struct Rebuilt {
     pub rezoned_event_count: i64,
 }
 
-/// Makes the rows of a client's month equal its events. With a zone, also puts the events of the month into the days that
-/// they have there, and the neighbouring months right.
-pub async fn month(
-    conn: &mut PgConnection,
-    client_id: &str,
-    month: Month,
-    rezone: Option<Tz>,
-) -> sqlx::Result<Rebuilt> {
+/// Makes the rows of a client's month equal its events. With `rezone`, also puts the events of the month into the days
+/// that they have in the client's present zone, and the neighbouring months right.
+pub async fn month(conn: &mut PgConnection, client_id: &str, month: Month, rezone: bool) -> sqlx::Result<Rebuilt> {
     let client: Arc<str> = client_id.into();
-    let months = match rezone {
-        None => vec![month],
-        Some(_) => vec![month.previous(), month, month.next()],
-    };
+    let months = if rezone { vec![month.previous(), month, month.next()] } else { vec![month] };
     let mut tx = conn.begin().await?;
     connect::allow_long_statements(&mut tx).await?;
-    locks::share_versions(&mut tx).await?;
+    let zone = if rezone {
+        // Read under the versions lock, so that no event is dated by another one until the commit. Only here: nobody could
+        // change a price while a long rebuild held it.
+        locks::share_versions(&mut tx).await?;
+        clients::time_zone(&mut tx, client_id).await?
+    } else {
+        None
+    };
     // Adding nothing creates and locks the month rows: from here on nobody changes these months.
     let nothing = months.iter().map(|month| ((client.clone(), *month), Sums::default())).collect();
     rollups::add(&mut tx, &Deltas { months: nothing, ..Deltas::default() }).await?;
-    let rezoned_event_count = match rezone {
+    let rezoned_event_count = match zone {
         Some(zone) => rezone_events(&mut tx, client_id, month, zone).await?,
         None => 0,
     };

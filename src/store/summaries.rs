@@ -108,20 +108,50 @@ impl TryFrom<SummaryRow> for Summary {
     }
 }
 
-/// Client-months whose summary is stale, the longest waiting first.
+/// Marks the months in which a service was used. Locks them first, in order.
+pub async fn mark_stale(conn: &mut PgConnection, service: &str) -> sqlx::Result<()> {
+    let rows = sqlx::query!(
+        "SELECT client_id, month FROM usage_month_services WHERE service = $1 ORDER BY client_id, month",
+        service
+    )
+    .fetch_all(&mut *conn)
+    .await?;
+    let (clients, months): (Vec<_>, Vec<_>) = rows.into_iter().map(|row| (row.client_id, row.month)).unzip();
+    rollups::lock_months(conn, &clients, &months).await?;
+    sqlx::query!(
+        "UPDATE usage_months t SET summary_stale_since = COALESCE(t.summary_stale_since, now())
+         FROM unnest($1::text[], $2::date[]) AS used (client_id, month)
+         WHERE t.client_id = used.client_id AND t.month = used.month",
+        &clients,
+        &months
+    )
+    .execute(conn)
+    .await
+    .map(drop)
+}
+
+/// The database's time.
+pub async fn now(pool: &PgPool) -> sqlx::Result<DateTime<Utc>> {
+    sqlx::query_scalar!(r#"SELECT now() AS "now!""#).fetch_one(pool).await
+}
+
+/// Client-months whose summary has been stale since `before` or longer, the longest waiting first.
 pub async fn stale(
     pool: &PgPool,
     client_id: Option<&str>,
     month: Option<Month>,
+    before: DateTime<Utc>,
     limit: i64,
 ) -> sqlx::Result<Vec<(String, Month)>> {
     let rows = sqlx::query!(
         "SELECT client_id, month FROM usage_months
          WHERE summary_stale_since IS NOT NULL AND ($1::text IS NULL OR client_id = $1) AND ($2::date IS NULL OR month = $2)
+           AND summary_stale_since <= $4
          ORDER BY summary_stale_since LIMIT $3",
         client_id,
         month.map(Month::first_day),
-        limit
+        limit,
+        before
     )
     .fetch_all(pool)
     .await?;

@@ -168,3 +168,36 @@ async fn a_stream_is_read_no_further_than_ten_thousand_events_ahead_of_what_is_s
     server.assert_exact(MESSAGES as i64).await;
     server.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_whose_month_is_held_for_long_does_not_stop_the_others_of_its_writer() {
+    let server = TestServer::start_with(&["--writers=1"], Clock::system()).await;
+    for client_id in ["held", "free"] {
+        server.track(event(client_id, "sms", "1")).await.unwrap();
+    }
+    let mut holder = server.pool.begin().await.unwrap();
+    sqlx::query("SELECT 1 FROM usage_months WHERE client_id = 'held' FOR UPDATE").execute(&mut *holder).await.unwrap();
+    let mut held = server.usage();
+    let stalled =
+        tokio::spawn(
+            async move { held.track_usage(TrackUsageRequest { event: Some(event("held", "sms", "1")) }).await },
+        );
+    // Beside it, and in one batch with it.
+    let both = tokio::spawn({
+        let mut usage = server.usage();
+        async move {
+            let events = vec![event("held", "sms", "1"), event("free", "sms", "1")];
+            usage.batch_track_usage(BatchTrackUsageRequest { events, backfill: false }).await
+        }
+    });
+    for _ in 0..3 {
+        let free = tokio::time::timeout(Duration::from_secs(4), server.track(event("free", "sms", "1"))).await;
+        free.expect("the neighbour is answered").unwrap();
+    }
+    assert!(!stalled.is_finished());
+    holder.rollback().await.unwrap();
+    stalled.await.unwrap().unwrap();
+    assert_eq!(both.await.unwrap().unwrap().into_inner().accepted_count, 2);
+    server.assert_exact(8).await;
+    server.stop().await;
+}
