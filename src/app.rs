@@ -167,6 +167,7 @@ impl App {
             .layer(tonic_web::GrpcWebLayer::new())
             .layer(CallLayer { request_timeout: Duration::from_secs(context.settings.request_timeout_seconds.into()) })
             .add_service(handlers.usage())
+            .add_service(handlers.alerts())
             .add_service(handlers.catalog())
             .add_service(handlers.clients())
             .add_service(health_service)
@@ -220,7 +221,8 @@ async fn supervise(embedded: Option<&Embedded>) {
 }
 
 async fn set_health(health: &HealthReporter, status: ServingStatus) {
-    for service in ["", "metering.v1.UsageService", "metering.v1.CatalogService", "metering.v1.ClientService"] {
+    let services = ["Usage", "Alert", "Catalog", "Client"].map(|name| format!("metering.v1.{name}Service"));
+    for service in std::iter::once(String::new()).chain(services) {
         health.set_service_status(service, status).await;
     }
 }

@@ -1,5 +1,6 @@
 //! meterd: usage metering over gRPC, on one PostgreSQL.
 
+pub mod alerts;
 pub mod app;
 pub mod catalog;
 pub mod cli;

@@ -149,6 +149,21 @@ impl Total {
     pub fn scale_by(self, numerator: u32, denominator: u32) -> Self {
         Self(divide_half_even(self.0 * I256::from(numerator), I256::from(denominator)))
     }
+
+    /// This × a factor, rounded once, half to even, to 12 decimals.
+    pub fn times(self, factor: Self) -> Self {
+        Self(divide_half_even(self.0 * factor.0, I256::from(Decimal::ONE.0)))
+    }
+
+    /// For people: two decimals, or, of an amount that they would hide, all.
+    pub fn shown(self) -> String {
+        let cents = divide_half_even(self.0, I256::from(10i128.pow(DECIMALS - 2)));
+        if cents == I256::ZERO && self != Self::ZERO {
+            return self.to_string();
+        }
+        let (units, cents) = (cents / 100, (cents % 100).unsigned_abs());
+        format!("{units}.{cents:02}")
+    }
 }
 
 impl std::ops::AddAssign for Total {
@@ -194,6 +209,20 @@ impl std::str::FromStr for Total {
         }
         let digits = format!("{integer}{fraction:0<width$}", width = DECIMALS as usize);
         I256::from_str_radix(&digits, 10).map(Self).map_err(|_| DecimalError::NotADecimal)
+    }
+}
+
+/// As a text, so that it stays exact in any reader.
+impl serde::Serialize for Total {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for Total {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = <std::borrow::Cow<'de, str> as serde::Deserialize>::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
     }
 }
 
@@ -246,6 +275,16 @@ mod tests {
         assert!(Decimal::parse("999999999999999.999999999999").is_ok());
         assert!(Rate::parse("0.000000000000000000000001").is_ok());
         assert_eq!(Rate::parse("1000000000"), Err(DecimalError::TooLarge(9)));
+    }
+
+    #[test]
+    fn people_are_shown_cents_unless_they_hide_everything() {
+        let shown = |text: &str| text.parse::<Total>().unwrap().shown();
+        assert_eq!(
+            ["0", "5", "103.2", "1.005", "1.015", "0.004", "0.0000825", "-12.5"].map(shown),
+            ["0.00", "5.00", "103.20", "1.00", "1.02", "0.004", "0.0000825", "-12.50"]
+        );
+        assert_eq!(Total::from(Decimal::parse("2.5").unwrap()).times("1.5".parse().unwrap()).to_string(), "3.75");
     }
 
     #[test]

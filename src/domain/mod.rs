@@ -1,10 +1,12 @@
 //! The rules, pure: no I/O, no clock, no database.
 
+pub mod alert;
 pub mod catalog;
 pub mod decimal;
 pub mod event;
 pub mod names;
 pub mod period;
+pub mod policy;
 pub mod price;
 pub mod projection;
 pub mod rollup;

@@ -1,6 +1,6 @@
 //! Where a month ends if it goes on as it began.
 
-use crate::domain::decimal::{Total, divide_half_even, plain};
+use crate::domain::decimal::{DECIMALS, Total, divide_half_even};
 use ethnum::I256;
 
 /// Cost at the end of a month of `days` days after `elapsed` of them, today counted whole. What recurs once a period is
@@ -10,12 +10,12 @@ pub fn month_end(cost: Total, recurring_cost: Total, elapsed: u32, days: u32) ->
 }
 
 /// Change from `before` to `now` in percent, at most two decimals, rounded half to even. Nothing where `before` is zero.
-pub fn change_percent(now: Total, before: Total) -> Option<String> {
+pub fn change_percent(now: Total, before: Total) -> Option<Total> {
     if before == Total::ZERO {
         return None;
     }
     let hundredths = divide_half_even((now - before).scaled() * I256::from(10_000), before.scaled());
-    Some(plain(hundredths, 2))
+    Some(Total::from_scaled(hundredths * I256::from(10i128.pow(DECIMALS - 2))))
 }
 
 #[cfg(test)]
@@ -37,10 +37,11 @@ mod tests {
 
     #[test]
     fn change_is_absent_after_an_empty_month() {
-        assert_eq!(change_percent(total("1"), Total::ZERO), None);
-        assert_eq!(change_percent(total("150"), total("100")).as_deref(), Some("50"));
-        assert_eq!(change_percent(total("87.5"), total("100")).as_deref(), Some("-12.5"));
-        assert_eq!(change_percent(total("1"), total("3")).as_deref(), Some("-66.67"));
-        assert_eq!(change_percent(Total::ZERO, total("3")).as_deref(), Some("-100"));
+        let change = |now, before| change_percent(total(now), total(before)).map(|change| change.to_string());
+        assert_eq!(change("1", "0"), None);
+        assert_eq!(change("150", "100").as_deref(), Some("50"));
+        assert_eq!(change("87.5", "100").as_deref(), Some("-12.5"));
+        assert_eq!(change("1", "3").as_deref(), Some("-66.67"));
+        assert_eq!(change("0", "3").as_deref(), Some("-100"));
     }
 }

@@ -1,6 +1,8 @@
 //! The services, thin: check, call, convert.
 
+mod alerts;
 mod catalog;
+mod checks;
 mod clients;
 mod convert;
 mod creates;
@@ -9,12 +11,15 @@ mod export;
 mod fields;
 mod json;
 pub mod layer;
+mod notifications;
 mod page_token;
+mod policies;
 mod prices;
 mod query;
 mod record;
 mod status;
 mod stream;
+mod subscribe;
 mod summaries;
 mod usage;
 
@@ -27,6 +32,7 @@ use crate::clock::Clock;
 use crate::config::Settings;
 use crate::error::Error;
 use crate::ingest::Ingest;
+use crate::proto::alert_service_server::AlertServiceServer;
 use crate::proto::catalog_service_server::CatalogServiceServer;
 use crate::proto::client_service_server::ClientServiceServer;
 use crate::proto::usage_service_server::UsageServiceServer;
@@ -71,6 +77,13 @@ impl Handlers {
     /// The usage service.
     pub fn usage(&self) -> UsageServiceServer<Self> {
         UsageServiceServer::new(self.clone())
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    /// The alert service.
+    pub fn alerts(&self) -> AlertServiceServer<Self> {
+        AlertServiceServer::new(self.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX)
     }

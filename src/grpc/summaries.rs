@@ -31,7 +31,7 @@ fn summary(context: &Context, month: Month, summary: Summary) -> MonthlySummary 
         ai_calls: summary.counts.ai_calls,
         voice_minutes: summary.counts.voice_minutes.to_string(),
         last_month_cost: Some(context.money(summary.last_month_cost)),
-        change_percent: change_percent(summary.sums.cost, summary.last_month_cost),
+        change_percent: change_percent(summary.sums.cost, summary.last_month_cost).map(|change| change.to_string()),
         client_id: summary.client_id,
         display_name: summary.display_name,
     }
@@ -45,7 +45,7 @@ fn totals(context: &Context, totals: SummaryTotals) -> MonthlySummaryTotals {
         ai_calls: totals.counts.ai_calls,
         voice_minutes: totals.counts.voice_minutes.to_string(),
         last_month_cost: Some(context.money(totals.last_month_cost)),
-        change_percent: change_percent(totals.sums.cost, totals.last_month_cost),
+        change_percent: change_percent(totals.sums.cost, totals.last_month_cost).map(|change| change.to_string()),
     }
 }
 

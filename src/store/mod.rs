@@ -1,6 +1,9 @@
 //! All SQL. One file a table or read model, free functions on a connection; the caller owns the transaction.
 
+pub mod alert_feed;
+pub mod alerts;
 pub mod catalog;
+pub mod channels;
 pub mod clients;
 pub mod connect;
 pub mod deployment;
@@ -9,8 +12,10 @@ pub mod export;
 pub mod floor;
 pub mod keys;
 pub mod locks;
+pub mod notifications;
 pub mod numeric;
 pub mod partitions;
+pub mod policies;
 pub mod pricing;
 pub mod query;
 pub mod rebuild;

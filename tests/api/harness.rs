@@ -9,6 +9,7 @@ use meterd::clock::Clock;
 use meterd::config::Settings;
 use meterd::grpc::Context;
 use meterd::postgres::{Embedded, EmbeddedSettings};
+use meterd::proto::alert_service_client::AlertServiceClient;
 use meterd::proto::catalog_service_client::CatalogServiceClient;
 use meterd::proto::client_service_client::ClientServiceClient;
 use meterd::proto::usage_service_client::UsageServiceClient;
@@ -169,6 +170,10 @@ impl TestServer {
 
     pub fn usage(&self) -> UsageServiceClient<Channel> {
         UsageServiceClient::new(self.channel()).max_decoding_message_size(16 << 20).max_encoding_message_size(16 << 20)
+    }
+
+    pub fn alerts(&self) -> AlertServiceClient<Channel> {
+        AlertServiceClient::new(self.channel())
     }
 
     pub fn catalog(&self) -> CatalogServiceClient<Channel> {

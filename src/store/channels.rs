@@ -1,0 +1,70 @@
+//! Notification channels: the operator's, under the client id '', and clients' own.
+
+use crate::domain::alert::Severity;
+use sqlx::PgConnection;
+
+/// A place where alerts are told.
+#[derive(Clone, Debug)]
+pub struct Channel {
+    /// Number of proto enum NotificationChannelKind.
+    pub kind: i16,
+    pub target: String,
+    pub min_severity: Severity,
+    pub secrets: Vec<String>,
+}
+
+/// The channels of a client, or of the operator, in the order in which they were made.
+pub async fn list(conn: &mut PgConnection, client_id: &str) -> sqlx::Result<Vec<Channel>> {
+    let rows = sqlx::query!(
+        "SELECT kind, target, min_severity, secrets FROM notification_channels WHERE client_id = $1 ORDER BY channel_id",
+        client_id
+    )
+    .fetch_all(conn)
+    .await?;
+    rows.into_iter()
+        .map(|row| {
+            let min_severity =
+                Severity::try_from(row.min_severity).map_err(|error| sqlx::Error::Decode(error.into()))?;
+            Ok(Channel { kind: row.kind, target: row.target, min_severity, secrets: row.secrets })
+        })
+        .collect()
+}
+
+/// Makes these the channels of a client, or of the operator. Those that stay keep their place and their hour; what waits for
+/// those that go is given up.
+pub async fn replace(conn: &mut PgConnection, client_id: &str, channels: &[Channel]) -> sqlx::Result<()> {
+    let kinds: Vec<i16> = channels.iter().map(|channel| channel.kind).collect();
+    let targets: Vec<String> = channels.iter().map(|channel| channel.target.clone()).collect();
+    let removed = sqlx::query_scalar!(
+        "DELETE FROM notification_channels
+         WHERE client_id = $1 AND (kind, target) NOT IN (SELECT * FROM unnest($2::smallint[], $3::text[]))
+         RETURNING channel_id",
+        client_id,
+        &kinds,
+        &targets
+    )
+    .fetch_all(&mut *conn)
+    .await?;
+    sqlx::query!(
+        "UPDATE notifications SET state = 3, last_error = 'the channel was removed', finish_time = now()
+         WHERE client_id = $1 AND channel_id = ANY($2) AND state = 1",
+        client_id,
+        &removed
+    )
+    .execute(&mut *conn)
+    .await?;
+    for channel in channels {
+        sqlx::query!(
+            "INSERT INTO notification_channels (client_id, kind, target, min_severity, secrets) VALUES ($1, $2, $3, $4, $5)
+             ON CONFLICT (client_id, kind, target) DO UPDATE SET min_severity = excluded.min_severity, secrets = excluded.secrets",
+            client_id,
+            channel.kind,
+            channel.target,
+            i16::from(channel.min_severity),
+            &channel.secrets
+        )
+        .execute(&mut *conn)
+        .await?;
+    }
+    Ok(())
+}
