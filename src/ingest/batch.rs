@@ -22,7 +22,8 @@ pub(super) async fn record(
     let mut claims = Claims::default();
     for submission in leaders.iter().map(|&index| batch[index]).filter(|leader| leader.refuse_if_new.is_none()) {
         let event = &submission.event;
-        claims.push(&event.client_id, &event.idempotency_key, &submission.payload_hash, submission.id);
+        let Submission { payload_hash, id, backfill, .. } = submission;
+        claims.push(&event.client_id, &event.idempotency_key, payload_hash, *id, *backfill);
     }
     let client_ids: BTreeSet<&str> = batch.iter().map(|submission| &*submission.event.client_id).collect();
     let client_ids: Vec<String> = client_ids.into_iter().map(String::from).collect();

@@ -15,6 +15,7 @@ pub struct Claims {
     pub payload_hashes: Vec<Vec<u8>>,
     pub event_times: Vec<DateTime<Utc>>,
     pub event_seqs: Vec<i64>,
+    pub backfills: Vec<bool>,
 }
 
 /// What was claimed, and what held at that moment.
@@ -38,12 +39,13 @@ pub struct KeyHolder {
 
 impl Claims {
     /// Adds one; the caller keeps the order.
-    pub fn push(&mut self, client_id: &str, key: &str, payload_hash: &PayloadHash, id: EventId) {
+    pub fn push(&mut self, client_id: &str, key: &str, payload_hash: &PayloadHash, id: EventId, backfill: bool) {
         self.client_ids.push(client_id.into());
         self.keys.push(key.into());
         self.payload_hashes.push(payload_hash.to_vec());
         self.event_times.push(id.time);
         self.event_seqs.push(id.seq);
+        self.backfills.push(backfill);
     }
 }
 
@@ -53,20 +55,21 @@ impl Claims {
 pub async fn claim(conn: &mut PgConnection, claims: &Claims, client_ids: &[String]) -> sqlx::Result<Claimed> {
     let row = sqlx::query!(
         r#"WITH claimed AS (
-               INSERT INTO idempotency_keys (client_id, idempotency_key, payload_hash, event_time, event_seq)
-               SELECT * FROM unnest($1::text[], $2::text[], $3::bytea[], $4::timestamptz[], $5::bigint[])
+               INSERT INTO idempotency_keys (client_id, idempotency_key, payload_hash, event_time, event_seq, backfill)
+               SELECT * FROM unnest($1::text[], $2::text[], $3::bytea[], $4::timestamptz[], $5::bigint[], $6::bool[])
                ON CONFLICT DO NOTHING
                RETURNING event_seq
            )
            SELECT (SELECT version FROM catalog_version) AS "catalog_version!",
                   ARRAY(SELECT event_seq FROM claimed) AS "event_seqs!",
-                  ARRAY(SELECT client_id FROM clients WHERE client_id = ANY($6) ORDER BY client_id) AS "client_ids!",
-                  ARRAY(SELECT time_zone FROM clients WHERE client_id = ANY($6) ORDER BY client_id) AS "time_zones!""#,
+                  ARRAY(SELECT client_id FROM clients WHERE client_id = ANY($7) ORDER BY client_id) AS "client_ids!",
+                  ARRAY(SELECT time_zone FROM clients WHERE client_id = ANY($7) ORDER BY client_id) AS "time_zones!""#,
         &claims.client_ids,
         &claims.keys,
         &claims.payload_hashes,
         &claims.event_times,
         &claims.event_seqs,
+        &claims.backfills,
         client_ids
     )
     .fetch_one(conn)
