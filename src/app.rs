@@ -1,5 +1,6 @@
 //! `build()` wires everything, `run()` serves and drains.
 
+use crate::alerts::raise::AlertSettings;
 use crate::catalog::{CatalogCache, seed};
 use crate::clock::Clock;
 use crate::config::Settings;
@@ -93,13 +94,19 @@ pub async fn build(
     let pool = connect::pool(options.clone(), settings.database.connections_max);
     let catalog = Arc::new(CatalogCache::default());
     catalog.refresh(&pool).await?;
-    let (ingest, writers) = Ingest::start(&settings.ingest(), options, &catalog);
+    let alert_settings = AlertSettings {
+        clock: clock.clone(),
+        currency: deployment.currency.clone(),
+        accept_past_days: settings.accept_past_days,
+    };
+    let (ingest, writers) = Ingest::start(&settings.ingest(), options, &catalog, &alert_settings);
     let (stop, stopping) = watch::channel(false);
     let context = Arc::new(Context {
         pool,
         catalog,
         ingest,
         clock,
+        alert_settings,
         currency: deployment.currency,
         page_tokens: PageTokens::new(deployment.token_secret),
         exports: Arc::new(Semaphore::new(settings.exports_max as usize)),
@@ -147,7 +154,13 @@ impl App {
             ingest: context.ingest.clone(),
             ready: is_ready,
         };
-        let mut jobs = jobs::start(&context.pool, &context.catalog, &context.pricing_wanted, &context.stopping);
+        let mut jobs = jobs::start(
+            &context.pool,
+            &context.catalog,
+            &context.alert_settings,
+            &context.pricing_wanted,
+            &context.stopping,
+        );
         jobs.push(tokio::spawn(watch_database(context.clone(), health, ready)));
 
         let mut stopping = context.stopping.clone();

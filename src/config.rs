@@ -128,7 +128,7 @@ pub struct NotificationSettings {
     /// How often a notification is tried before it is given up
     #[arg(long, env = "METERD_NOTIFICATION_ATTEMPTS_MAX", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub notification_attempts_max: u32,
-    /// Longest pause after the first attempt; it doubles with each one, up to an hour
+    /// Longest pause after the first attempt. Each further one may be four times as long, up to an hour
     #[arg(long, env = "METERD_NOTIFICATION_BACKOFF_SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=3600))]
     pub notification_backoff_seconds: u32,
     /// Longest time of one attempt
