@@ -1,5 +1,6 @@
 //! `build()` wires everything, `run()` serves and drains.
 
+use crate::alerts::notify::{Courier, Notifier};
 use crate::alerts::raise::AlertSettings;
 use crate::catalog::{CatalogCache, seed};
 use crate::clock::Clock;
@@ -73,6 +74,7 @@ pub struct App {
     grpc: TcpListener,
     http: TcpListener,
     writers: Vec<JoinHandle<()>>,
+    notifier: Notifier,
     stop: watch::Sender<bool>,
 }
 
@@ -91,9 +93,11 @@ pub async fn build(
     let grpc = bind("--listen", settings.listen).await?;
     let http = bind("--http-listen", settings.http_listen).await?;
     web::recorder();
+    let courier = Courier::new(&settings.notifications, &deployment.currency, &clock)?;
     let pool = connect::pool(options.clone(), settings.database.connections_max);
     let catalog = Arc::new(CatalogCache::default());
     catalog.refresh(&pool).await?;
+    let notifier = Notifier::new(&pool, courier, &settings.notifications);
     let alert_settings = AlertSettings {
         clock: clock.clone(),
         currency: deployment.currency.clone(),
@@ -111,10 +115,11 @@ pub async fn build(
         page_tokens: PageTokens::new(deployment.token_secret),
         exports: Arc::new(Semaphore::new(settings.exports_max as usize)),
         pricing_wanted: Arc::new(Notify::new()),
+        notifications_wanted: Arc::new(Notify::new()),
         stopping,
         settings,
     });
-    Ok(App { context, grpc, http, writers, stop })
+    Ok(App { context, grpc, http, writers, notifier, stop })
 }
 
 impl App {
@@ -136,7 +141,7 @@ impl App {
     /// Serves until `shutdown`, then stops in order, within the bound: NOT_SERVING, no new work, everything queued
     /// settled, connections closed. `supervise` keeps our own database alive meanwhile.
     pub async fn run(self, shutdown: impl Future<Output = ()>, embedded: Option<&Embedded>) -> anyhow::Result<()> {
-        let Self { context, grpc, http, writers, stop } = self;
+        let Self { context, grpc, http, writers, notifier, stop } = self;
         let (health, health_service) = tonic_health::server::health_reporter();
         set_health(&health, ServingStatus::NotServing).await;
         let (ready, is_ready) = watch::channel(false);
@@ -161,6 +166,7 @@ impl App {
             &context.pricing_wanted,
             &context.stopping,
         );
+        jobs.push(tokio::spawn(notifier.run(context.notifications_wanted.clone(), context.stopping.clone())));
         jobs.push(tokio::spawn(watch_database(context.clone(), health, ready)));
 
         let mut stopping = context.stopping.clone();
