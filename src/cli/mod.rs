@@ -4,6 +4,7 @@ pub mod bench;
 pub mod export;
 pub mod import;
 pub mod migrate;
+pub mod notifications;
 pub mod rebuild;
 pub mod serve;
 pub mod track;
