@@ -13,6 +13,7 @@ mod export;
 mod harness;
 mod http;
 mod operation;
+mod policies;
 mod pressure;
 mod querying;
 mod reading;
