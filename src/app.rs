@@ -1,5 +1,6 @@
 //! `build()` wires everything, `run()` serves and drains.
 
+use crate::alerts::feed::Feed;
 use crate::catalog::{CatalogCache, seed};
 use crate::clock::Clock;
 use crate::config::Settings;
@@ -72,6 +73,7 @@ pub struct App {
     grpc: TcpListener,
     http: TcpListener,
     writers: Vec<JoinHandle<()>>,
+    feed_reader: JoinHandle<()>,
     stop: watch::Sender<bool>,
 }
 
@@ -95,6 +97,7 @@ pub async fn build(
     catalog.refresh(&pool).await?;
     let (ingest, writers) = Ingest::start(&settings.ingest(), options, &catalog);
     let (stop, stopping) = watch::channel(false);
+    let (feed, feed_reader) = Feed::start(options, settings.subscriptions_max, stopping.clone()).await?;
     let context = Arc::new(Context {
         pool,
         catalog,
@@ -102,12 +105,13 @@ pub async fn build(
         clock,
         currency: deployment.currency,
         page_tokens: PageTokens::new(deployment.token_secret),
+        feed,
         exports: Arc::new(Semaphore::new(settings.exports_max as usize)),
         pricing_wanted: Arc::new(Notify::new()),
         stopping,
         settings,
     });
-    Ok(App { context, grpc, http, writers, stop })
+    Ok(App { context, grpc, http, writers, feed_reader, stop })
 }
 
 impl App {
@@ -129,7 +133,7 @@ impl App {
     /// Serves until `shutdown`, then stops in order, within the bound: NOT_SERVING, no new work, everything queued
     /// settled, connections closed. `supervise` keeps our own database alive meanwhile.
     pub async fn run(self, shutdown: impl Future<Output = ()>, embedded: Option<&Embedded>) -> anyhow::Result<()> {
-        let Self { context, grpc, http, writers, stop } = self;
+        let Self { context, grpc, http, writers, feed_reader, stop } = self;
         let (health, health_service) = tonic_health::server::health_reporter();
         set_health(&health, ServingStatus::NotServing).await;
         let (ready, is_ready) = watch::channel(false);
@@ -148,6 +152,7 @@ impl App {
             ready: is_ready,
         };
         let mut jobs = jobs::start(&context.pool, &context.catalog, &context.pricing_wanted, &context.stopping);
+        jobs.push(feed_reader);
         jobs.push(tokio::spawn(watch_database(context.clone(), health, ready)));
 
         let mut stopping = context.stopping.clone();
@@ -202,7 +207,8 @@ impl App {
             grpc.abort();
         }
         // What still holds a connection then is a read that nobody will get the answer of.
-        drop(tokio::time::timeout(POOL_CLOSE_TIMEOUT, context.pool.close()).await);
+        let close = async { tokio::join!(context.pool.close(), context.feed.close()) };
+        drop(tokio::time::timeout(POOL_CLOSE_TIMEOUT, close).await);
         Ok(())
     }
 }

@@ -1,1 +1,3 @@
 //! Alerts: raised with the usage that crosses a line, checked by the hour, followed live, and told to people.
+
+pub mod feed;

@@ -19,5 +19,6 @@ mod rebuilding;
 mod recording;
 mod replicas;
 mod startup;
+mod subscribing;
 mod summaries;
 mod unpriced;
