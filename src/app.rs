@@ -1,6 +1,7 @@
 //! `build()` wires everything, `run()` serves and drains.
 
 use crate::alerts::feed::Feed;
+use crate::alerts::raise::AlertSettings;
 use crate::catalog::{CatalogCache, seed};
 use crate::clock::Clock;
 use crate::config::Settings;
@@ -95,7 +96,12 @@ pub async fn build(
     let pool = connect::pool(options.clone(), settings.database.connections_max);
     let catalog = Arc::new(CatalogCache::default());
     catalog.refresh(&pool).await?;
-    let (ingest, writers) = Ingest::start(&settings.ingest(), options, &catalog);
+    let alert_settings = AlertSettings {
+        clock: clock.clone(),
+        currency: deployment.currency.clone(),
+        accept_past_days: settings.accept_past_days,
+    };
+    let (ingest, writers) = Ingest::start(&settings.ingest(), options, &catalog, &alert_settings);
     let (stop, stopping) = watch::channel(false);
     let (feed, feed_reader) = Feed::start(options, settings.subscriptions_max, stopping.clone()).await?;
     let context = Arc::new(Context {
@@ -103,6 +109,7 @@ pub async fn build(
         catalog,
         ingest,
         clock,
+        alert_settings,
         currency: deployment.currency,
         page_tokens: PageTokens::new(deployment.token_secret),
         feed,
@@ -151,7 +158,13 @@ impl App {
             ingest: context.ingest.clone(),
             ready: is_ready,
         };
-        let mut jobs = jobs::start(&context.pool, &context.catalog, &context.pricing_wanted, &context.stopping);
+        let mut jobs = jobs::start(
+            &context.pool,
+            &context.catalog,
+            &context.alert_settings,
+            &context.pricing_wanted,
+            &context.stopping,
+        );
         jobs.push(feed_reader);
         jobs.push(tokio::spawn(watch_database(context.clone(), health, ready)));
 

@@ -98,7 +98,7 @@ impl<'a> EventChecks<'a> {
             metadata,
         };
         let payload_hash = payload_hash(&event, time_was_given);
-        Ok(Submission { event, id, payload_hash, refuse_if_new })
+        Ok(Submission { event, id, payload_hash, backfill: self.backfill, refuse_if_new })
     }
 
     fn check_service(&self, fields: &mut Fields, field: &str, service: &str) {

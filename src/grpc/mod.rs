@@ -29,6 +29,7 @@ pub use status::ERROR_DOMAIN;
 use status::keeping_request_id;
 
 use crate::alerts::feed::Feed;
+use crate::alerts::raise::AlertSettings;
 use crate::catalog::CatalogCache;
 use crate::clock::Clock;
 use crate::config::Settings;
@@ -55,6 +56,7 @@ pub struct Context {
     pub ingest: Ingest,
     pub clock: Clock,
     pub settings: Settings,
+    pub alert_settings: AlertSettings,
     /// The deployment's.
     pub currency: String,
     pub page_tokens: PageTokens,

@@ -1,28 +1,32 @@
 //! One transaction: claim keys, insert the events whose keys were new, add them to days and months, commit.
 
 use super::{Outcome, Recorded, Submission};
+use crate::alerts::raise::{AlertSettings, ChangedMonth, raise_reached};
 use crate::catalog::CatalogCache;
-use crate::domain::event::PricedEvent;
-use crate::domain::period::day_of;
+use crate::domain::event::{EventId, PricedEvent};
+use crate::domain::period::{Month, day_of};
 use crate::domain::rollup::Deltas;
-use crate::store::keys::{Claims, KeyHolder};
+use crate::store::keys::{Claimed, Claims, KeyHolder};
+use crate::store::rollups::MonthRow;
 use crate::store::{catalog, clients, events, is_lock_timeout, keys, locks, rollups};
 use sqlx::{Executor, PgConnection};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 /// Records a batch and gives an outcome for each, in order. On an error the connection is in a transaction: drop it.
 ///
-/// Lock order: versions, keys, months, month services, days; within each, sorted.
+/// Lock order: versions, keys, months, month services, days, alerts, feed counter; within each, sorted.
 pub(super) async fn record(
     conn: &mut PgConnection,
     cache: &CatalogCache,
+    alert_settings: &AlertSettings,
     batch: &[&Submission],
 ) -> sqlx::Result<Vec<Outcome>> {
     let leaders = leaders(batch);
     let mut claims = Claims::default();
     for submission in leaders.iter().map(|&index| batch[index]).filter(|leader| leader.refuse_if_new.is_none()) {
         let event = &submission.event;
-        claims.push(&event.client_id, &event.idempotency_key, &submission.payload_hash, submission.id);
+        let Submission { payload_hash, id, backfill, .. } = submission;
+        claims.push(&event.client_id, &event.idempotency_key, payload_hash, *id, *backfill);
     }
     let client_ids: BTreeSet<&str> = batch.iter().map(|submission| &*submission.event.client_id).collect();
     let client_ids: Vec<String> = client_ids.into_iter().map(String::from).collect();
@@ -59,12 +63,41 @@ pub(super) async fn record(
         if taken_keys.is_empty() { HashMap::new() } else { keys::holders(conn, &taken_clients, &taken_keys).await? };
     if !recorded.is_empty() {
         events::insert(conn, &recorded).await?;
-        rollups::add(conn, &Deltas::of_events(&recorded)).await?;
+        let months = rollups::add(conn, &Deltas::of_events(&recorded)).await?;
+        raise_alerts(conn, alert_settings, batch, &recorded, &claimed, &months).await?;
     }
     conn.execute("COMMIT").await?;
 
     holders.extend(earlier.iter().map(|((client, key), holder)| ((&**client, &**key), holder.clone())));
     batch.iter().map(|submission| outcome(submission, holders.get(&key(submission)))).collect()
+}
+
+/// Raises the alerts that the changed months have reached.
+async fn raise_alerts(
+    conn: &mut PgConnection,
+    settings: &AlertSettings,
+    batch: &[&Submission],
+    recorded: &[PricedEvent<'_>],
+    claimed: &Claimed,
+    months: &[MonthRow],
+) -> sqlx::Result<()> {
+    let backfilled: HashSet<EventId> =
+        batch.iter().filter(|submission| submission.backfill).map(|submission| submission.id).collect();
+    // Months that more than a backfill has changed.
+    let live: HashSet<(&str, Month)> = recorded
+        .iter()
+        .filter(|priced| !backfilled.contains(&priced.id))
+        .map(|priced| (&*priced.event.client_id, Month::of(priced.day)))
+        .collect();
+    let changed = months
+        .iter()
+        .map(|row| {
+            let zone = claimed.time_zones.get(&row.client_id).ok_or_else(client_vanished)?;
+            let backfill = !live.contains(&(row.client_id.as_str(), row.month));
+            Ok(ChangedMonth { row, zone: clients::zone(zone)?, backfill })
+        })
+        .collect::<sqlx::Result<Vec<_>>>()?;
+    raise_reached(conn, settings, &claimed.policies, &changed).await
 }
 
 /// The first event of each client and key, sorted by client and key: the one that may claim it. Of several with the same

@@ -4,6 +4,7 @@ mod batch;
 mod queue;
 mod writer;
 
+use crate::alerts::raise::AlertSettings;
 use crate::catalog::CatalogCache;
 use crate::domain::event::{Charge, EventId, PayloadHash, UsageEvent};
 use crate::error::Error;
@@ -44,6 +45,8 @@ pub struct Submission {
     /// Made before the first try, so that a retry finds its own event.
     pub id: EventId,
     pub payload_hash: PayloadHash,
+    /// It came in a backfill: of any age, its key kept until its month is closed, and its alerts notify nobody.
+    pub backfill: bool,
     /// Set for what may only be a repeat: the answer where its key is new.
     pub refuse_if_new: Option<Error>,
 }
@@ -132,11 +135,13 @@ impl Ingest {
         settings: &IngestSettings,
         database: &PgConnectOptions,
         catalog: &Arc<CatalogCache>,
+        alert_settings: &AlertSettings,
     ) -> (Self, Vec<JoinHandle<()>>) {
         let queues: Arc<[_]> =
             (0..settings.writers.max(1)).map(|_| Arc::new(Queue::new(settings.queue_events_max))).collect();
         let writer = |queue: &Arc<Queue>| {
-            tokio::spawn(writer::run(queue.clone(), settings.clone(), database.clone(), catalog.clone()))
+            let (settings, database) = (settings.clone(), database.clone());
+            tokio::spawn(writer::run(queue.clone(), settings, database, catalog.clone(), alert_settings.clone()))
         };
         let writers = queues.iter().map(writer).collect();
         (Self { queues }, writers)

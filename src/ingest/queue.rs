@@ -177,7 +177,8 @@ mod tests {
             external_id: String::new(),
             metadata: None,
         };
-        let submission = Submission { event, id: EventId::new(time), payload_hash: [0; 17], refuse_if_new: None };
+        let submission =
+            Submission { event, id: EventId::new(time), payload_hash: [0; 17], backfill: false, refuse_if_new: None };
         Item { submission, reply: Reply::One(oneshot::channel().0), queued_at: Instant::now() }
     }
 

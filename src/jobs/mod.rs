@@ -3,6 +3,7 @@
 pub mod pricing;
 pub mod summaries;
 
+use crate::alerts::raise::AlertSettings;
 use crate::catalog::CatalogCache;
 use sqlx::PgPool;
 use std::sync::Arc;
@@ -22,15 +23,16 @@ const RUN_TIMEOUT: Duration = Duration::from_secs(120);
 pub fn start(
     pool: &PgPool,
     catalog: &Arc<CatalogCache>,
+    alert_settings: &AlertSettings,
     pricing_wanted: &Arc<Notify>,
     stopping: &watch::Receiver<bool>,
 ) -> Vec<JoinHandle<()>> {
     let (pool_of_pricing, catalog, wanted) = (pool.clone(), catalog.clone(), pricing_wanted.clone());
-    let mut stopping_of_pricing = stopping.clone();
+    let (alert_settings, mut stopping_of_pricing) = (alert_settings.clone(), stopping.clone());
     let pricing = tokio::spawn(async move {
         while !*stopping_of_pricing.borrow() {
-            let run = tokio::time::timeout(RUN_TIMEOUT, pricing::run_once(&pool_of_pricing, &catalog)).await;
-            match run.unwrap_or(Err(sqlx::Error::PoolTimedOut)) {
+            let run = pricing::run_once(&pool_of_pricing, &catalog, &alert_settings);
+            match tokio::time::timeout(RUN_TIMEOUT, run).await.unwrap_or(Err(sqlx::Error::PoolTimedOut)) {
                 Ok(true) => continue,
                 Ok(false) => {
                     // Reads show names and categories by the snapshot in memory, also where nothing is recorded.

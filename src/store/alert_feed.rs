@@ -40,8 +40,8 @@ pub async fn append(conn: &mut PgConnection, changes: &[(Change, Alert)]) -> sql
         r#"WITH counter AS (
                UPDATE alert_feed_counter SET sequence = sequence + cardinality($1::text[]) RETURNING sequence
            ), added AS (
-               INSERT INTO alert_feed (sequence, client_id, type, severity, change, alert)
-               SELECT counter.sequence - cardinality($1) + new.number, client_id, type, severity, change, alert::jsonb
+               INSERT INTO alert_feed (sequence, client_id, type, severity, change, alert, change_time)
+               SELECT counter.sequence - cardinality($1) + new.number, client_id, type, severity, change, alert::jsonb, clock_timestamp()
                FROM counter, unnest($1, $2::smallint[], $3::smallint[], $4::smallint[], $5::text[]) WITH ORDINALITY
                    AS new (client_id, type, severity, change, alert, number)
            )

@@ -2,6 +2,7 @@
 
 use crate::domain::event::{Charge, EventId, PayloadHash, UnpricedReason};
 use crate::store::numeric;
+use crate::store::policies::Policies;
 use bigdecimal::BigDecimal;
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
@@ -15,6 +16,7 @@ pub struct Claims {
     pub payload_hashes: Vec<Vec<u8>>,
     pub event_times: Vec<DateTime<Utc>>,
     pub event_seqs: Vec<i64>,
+    pub backfills: Vec<bool>,
 }
 
 /// What was claimed, and what held at that moment.
@@ -25,6 +27,8 @@ pub struct Claimed {
     pub event_seqs: HashSet<i64>,
     /// Time zone of each client that exists.
     pub time_zones: HashMap<String, String>,
+    /// Alert policies of the clients.
+    pub policies: Policies,
 }
 
 /// The event that has a key.
@@ -38,35 +42,41 @@ pub struct KeyHolder {
 
 impl Claims {
     /// Adds one; the caller keeps the order.
-    pub fn push(&mut self, client_id: &str, key: &str, payload_hash: &PayloadHash, id: EventId) {
+    pub fn push(&mut self, client_id: &str, key: &str, payload_hash: &PayloadHash, id: EventId, backfill: bool) {
         self.client_ids.push(client_id.into());
         self.keys.push(key.into());
         self.payload_hashes.push(payload_hash.to_vec());
         self.event_times.push(id.time);
         self.event_seqs.push(id.seq);
+        self.backfills.push(backfill);
     }
 }
 
 /// Claims what nobody has claimed; waits for a transaction that is claiming the same key. Reads the catalogue's version
-/// and the time zones of `client_ids` in the same statement, which must come after the versions lock: its snapshot then
+/// and the time zones and alert policies of `client_ids` in the same statement, which must come after the versions lock: its snapshot then
 /// holds until the commit.
 pub async fn claim(conn: &mut PgConnection, claims: &Claims, client_ids: &[String]) -> sqlx::Result<Claimed> {
     let row = sqlx::query!(
         r#"WITH claimed AS (
-               INSERT INTO idempotency_keys (client_id, idempotency_key, payload_hash, event_time, event_seq)
-               SELECT * FROM unnest($1::text[], $2::text[], $3::bytea[], $4::timestamptz[], $5::bigint[])
+               INSERT INTO idempotency_keys (client_id, idempotency_key, payload_hash, event_time, event_seq, backfill)
+               SELECT * FROM unnest($1::text[], $2::text[], $3::bytea[], $4::timestamptz[], $5::bigint[], $6::bool[])
                ON CONFLICT DO NOTHING
                RETURNING event_seq
            )
            SELECT (SELECT version FROM catalog_version) AS "catalog_version!",
                   ARRAY(SELECT event_seq FROM claimed) AS "event_seqs!",
-                  ARRAY(SELECT client_id FROM clients WHERE client_id = ANY($6) ORDER BY client_id) AS "client_ids!",
-                  ARRAY(SELECT time_zone FROM clients WHERE client_id = ANY($6) ORDER BY client_id) AS "time_zones!""#,
+                  ARRAY(SELECT client_id FROM clients WHERE client_id = ANY($7) ORDER BY client_id) AS "client_ids!",
+                  ARRAY(SELECT time_zone FROM clients WHERE client_id = ANY($7) ORDER BY client_id) AS "time_zones!",
+                  ARRAY(SELECT client_id FROM alert_policies WHERE client_id = '' OR client_id = ANY($7)
+                        ORDER BY client_id) AS "policy_client_ids!",
+                  ARRAY(SELECT policy::text FROM alert_policies WHERE client_id = '' OR client_id = ANY($7)
+                        ORDER BY client_id) AS "policies!""#,
         &claims.client_ids,
         &claims.keys,
         &claims.payload_hashes,
         &claims.event_times,
         &claims.event_seqs,
+        &claims.backfills,
         client_ids
     )
     .fetch_one(conn)
@@ -75,6 +85,7 @@ pub async fn claim(conn: &mut PgConnection, claims: &Claims, client_ids: &[Strin
         catalog_version: row.catalog_version,
         event_seqs: row.event_seqs.into_iter().collect(),
         time_zones: row.client_ids.into_iter().zip(row.time_zones).collect(),
+        policies: Policies::of_rows(row.policy_client_ids.into_iter().zip(row.policies))?,
     })
 }
 

@@ -1,5 +1,6 @@
 //! Every promise over a real gRPC connection against a real PostgreSQL.
 
+mod alerting;
 mod answers;
 mod bad_input;
 mod bad_queries;
