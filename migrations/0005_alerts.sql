@@ -66,7 +66,6 @@ CREATE TABLE alert_feed (
     change_time  timestamptz NOT NULL
 );
 CREATE INDEX alert_feed_client ON alert_feed (client_id, sequence);
-CREATE INDEX alert_feed_time ON alert_feed USING brin (change_time);
 
 -- Where notifications go. client_id '' is the operator: told of every client's alerts.
 CREATE TABLE notification_channels (

@@ -1,5 +1,6 @@
 //! `build()` wires everything, `run()` serves and drains.
 
+use crate::alerts::feed::Feed;
 use crate::alerts::raise::AlertSettings;
 use crate::catalog::{CatalogCache, seed};
 use crate::clock::Clock;
@@ -73,6 +74,7 @@ pub struct App {
     grpc: TcpListener,
     http: TcpListener,
     writers: Vec<JoinHandle<()>>,
+    feed_reader: JoinHandle<()>,
     stop: watch::Sender<bool>,
 }
 
@@ -101,6 +103,7 @@ pub async fn build(
     };
     let (ingest, writers) = Ingest::start(&settings.ingest(), options, &catalog, &alert_settings);
     let (stop, stopping) = watch::channel(false);
+    let (feed, feed_reader) = Feed::start(options, settings.subscriptions_max, stopping.clone()).await?;
     let context = Arc::new(Context {
         pool,
         catalog,
@@ -109,12 +112,13 @@ pub async fn build(
         alert_settings,
         currency: deployment.currency,
         page_tokens: PageTokens::new(deployment.token_secret),
+        feed,
         exports: Arc::new(Semaphore::new(settings.exports_max as usize)),
         pricing_wanted: Arc::new(Notify::new()),
         stopping,
         settings,
     });
-    Ok(App { context, grpc, http, writers, stop })
+    Ok(App { context, grpc, http, writers, feed_reader, stop })
 }
 
 impl App {
@@ -136,7 +140,7 @@ impl App {
     /// Serves until `shutdown`, then stops in order, within the bound: NOT_SERVING, no new work, everything queued
     /// settled, connections closed. `supervise` keeps our own database alive meanwhile.
     pub async fn run(self, shutdown: impl Future<Output = ()>, embedded: Option<&Embedded>) -> anyhow::Result<()> {
-        let Self { context, grpc, http, writers, stop } = self;
+        let Self { context, grpc, http, writers, feed_reader, stop } = self;
         let (health, health_service) = tonic_health::server::health_reporter();
         set_health(&health, ServingStatus::NotServing).await;
         let (ready, is_ready) = watch::channel(false);
@@ -161,6 +165,7 @@ impl App {
             &context.pricing_wanted,
             &context.stopping,
         );
+        jobs.push(feed_reader);
         jobs.push(tokio::spawn(watch_database(context.clone(), health, ready)));
 
         let mut stopping = context.stopping.clone();
@@ -215,7 +220,8 @@ impl App {
             grpc.abort();
         }
         // What still holds a connection then is a read that nobody will get the answer of.
-        drop(tokio::time::timeout(POOL_CLOSE_TIMEOUT, context.pool.close()).await);
+        let close = async { tokio::join!(context.pool.close(), context.feed.close()) };
+        drop(tokio::time::timeout(POOL_CLOSE_TIMEOUT, close).await);
         Ok(())
     }
 }

@@ -21,5 +21,6 @@ mod rebuilding;
 mod recording;
 mod replicas;
 mod startup;
+mod subscribing;
 mod summaries;
 mod unpriced;
