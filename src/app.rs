@@ -1,5 +1,6 @@
 //! `build()` wires everything, `run()` serves and drains.
 
+use crate::alerts::feed::Feed;
 use crate::alerts::notify::{Courier, Notifier};
 use crate::alerts::raise::AlertSettings;
 use crate::catalog::{CatalogCache, seed};
@@ -75,6 +76,7 @@ pub struct App {
     http: TcpListener,
     writers: Vec<JoinHandle<()>>,
     notifier: Notifier,
+    feed_reader: JoinHandle<()>,
     stop: watch::Sender<bool>,
 }
 
@@ -105,6 +107,9 @@ pub async fn build(
     };
     let (ingest, writers) = Ingest::start(&settings.ingest(), options, &catalog, &alert_settings);
     let (stop, stopping) = watch::channel(false);
+    let notifications_wanted = Arc::new(Notify::new());
+    let (feed, feed_reader) =
+        Feed::start(options, settings.subscriptions_max, &notifications_wanted, stopping.clone()).await?;
     let context = Arc::new(Context {
         pool,
         catalog,
@@ -113,13 +118,14 @@ pub async fn build(
         alert_settings,
         currency: deployment.currency,
         page_tokens: PageTokens::new(deployment.token_secret),
+        feed,
         exports: Arc::new(Semaphore::new(settings.exports_max as usize)),
         pricing_wanted: Arc::new(Notify::new()),
-        notifications_wanted: Arc::new(Notify::new()),
+        notifications_wanted,
         stopping,
         settings,
     });
-    Ok(App { context, grpc, http, writers, notifier, stop })
+    Ok(App { context, grpc, http, writers, feed_reader, notifier, stop })
 }
 
 impl App {
@@ -141,7 +147,7 @@ impl App {
     /// Serves until `shutdown`, then stops in order, within the bound: NOT_SERVING, no new work, everything queued
     /// settled, connections closed. `supervise` keeps our own database alive meanwhile.
     pub async fn run(self, shutdown: impl Future<Output = ()>, embedded: Option<&Embedded>) -> anyhow::Result<()> {
-        let Self { context, grpc, http, writers, notifier, stop } = self;
+        let Self { context, grpc, http, writers, feed_reader, notifier, stop } = self;
         let (health, health_service) = tonic_health::server::health_reporter();
         set_health(&health, ServingStatus::NotServing).await;
         let (ready, is_ready) = watch::channel(false);
@@ -167,6 +173,7 @@ impl App {
             &context.stopping,
         );
         jobs.push(tokio::spawn(notifier.run(context.notifications_wanted.clone(), context.stopping.clone())));
+        jobs.push(feed_reader);
         jobs.push(tokio::spawn(watch_database(context.clone(), health, ready)));
 
         let mut stopping = context.stopping.clone();
@@ -221,7 +228,8 @@ impl App {
             grpc.abort();
         }
         // What still holds a connection then is a read that nobody will get the answer of.
-        drop(tokio::time::timeout(POOL_CLOSE_TIMEOUT, context.pool.close()).await);
+        let close = async { tokio::join!(context.pool.close(), context.feed.close()) };
+        drop(tokio::time::timeout(POOL_CLOSE_TIMEOUT, close).await);
         Ok(())
     }
 }

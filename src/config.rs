@@ -70,6 +70,15 @@ pub struct Settings {
     /// Exports that may run at once
     #[arg(long, env = "METERD_EXPORTS_MAX", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub exports_max: u32,
+    /// Subscriptions to alerts at once
+    #[arg(long, env = "METERD_SUBSCRIPTIONS_MAX", default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub subscriptions_max: u32,
+    /// How many days changes of alerts are kept for subscribers that come back
+    #[arg(long, env = "METERD_ALERT_FEED_DAYS", default_value_t = 90, value_parser = clap::value_parser!(u32).range(1..=3650))]
+    pub alert_feed_days: u32,
+    /// A subscription where nothing happened for so long gets a heartbeat; 15 s is what the contract says
+    #[arg(long, env = "METERD_ALERT_HEARTBEAT_MS", hide = true, default_value_t = 15_000, value_parser = clap::value_parser!(u32).range(1..=15_000))]
+    pub alert_heartbeat_ms: u32,
 }
 
 /// Where the data is.

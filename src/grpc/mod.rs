@@ -4,6 +4,7 @@ mod alerts;
 mod catalog;
 mod checks;
 mod clients;
+pub mod codec;
 mod convert;
 mod creates;
 mod events;
@@ -27,6 +28,7 @@ pub use page_token::PageTokens;
 pub use status::ERROR_DOMAIN;
 use status::keeping_request_id;
 
+use crate::alerts::feed::Feed;
 use crate::alerts::raise::AlertSettings;
 use crate::catalog::CatalogCache;
 use crate::clock::Clock;
@@ -58,6 +60,8 @@ pub struct Context {
     /// The deployment's.
     pub currency: String,
     pub page_tokens: PageTokens,
+    /// What happens to alerts, live.
+    pub feed: Arc<Feed>,
     /// One permit for each export that may run.
     pub exports: Arc<Semaphore>,
     /// Wakes the pricing job of this replica.

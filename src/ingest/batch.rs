@@ -83,17 +83,17 @@ async fn raise_alerts(
 ) -> sqlx::Result<()> {
     let backfilled: HashSet<EventId> =
         batch.iter().filter(|submission| submission.backfill).map(|submission| submission.id).collect();
-    // Months that more than a backfill has changed.
+    // Months that more than a backfill has changed; without one there is nothing to tell apart.
     let live: HashSet<(&str, Month)> = recorded
         .iter()
-        .filter(|priced| !backfilled.contains(&priced.id))
+        .filter(|priced| !backfilled.is_empty() && !backfilled.contains(&priced.id))
         .map(|priced| (&*priced.event.client_id, Month::of(priced.day)))
         .collect();
     let changed = months
         .iter()
         .map(|row| {
             let zone = claimed.time_zones.get(&row.client_id).ok_or_else(client_vanished)?;
-            let backfill = !live.contains(&(row.client_id.as_str(), row.month));
+            let backfill = !backfilled.is_empty() && !live.contains(&(row.client_id.as_str(), row.month));
             Ok(ChangedMonth { row, zone: clients::zone(zone)?, backfill })
         })
         .collect::<sqlx::Result<Vec<_>>>()?;
