@@ -66,6 +66,8 @@ pub struct Context {
     pub exports: Arc<Semaphore>,
     /// Wakes the pricing job of this replica.
     pub pricing_wanted: Arc<Notify>,
+    /// Wakes the notifier of this replica.
+    pub notifications_wanted: Arc<Notify>,
     /// True once the server is to stop.
     pub stopping: watch::Receiver<bool>,
 }

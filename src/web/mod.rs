@@ -50,6 +50,11 @@ fn describe() {
     metrics::describe_histogram!("meterd_batch_events", "Events of a transaction");
     metrics::describe_histogram!("meterd_commit_seconds", "From taking a batch to its commit");
     metrics::describe_histogram!("meterd_rpc_seconds", "Calls by method and status code");
+    metrics::describe_counter!("meterd_notifications_total", "Deliveries of notifications by kind and outcome");
+    metrics::describe_gauge!(
+        "meterd_notifications_pending",
+        "Notifications that wait to be delivered, of all replicas"
+    );
     metrics::describe_gauge!("meterd_queue_events", "Events that wait for a writer");
     metrics::describe_counter!(
         "meterd_alert_changes_sent_total",
