@@ -6,6 +6,7 @@ use crate::config::Settings;
 use crate::grpc::layer::CallLayer;
 use crate::grpc::{Context, Handlers, PageTokens};
 use crate::ingest::Ingest;
+use crate::jobs::{Scheduler, Work};
 use crate::postgres::Embedded;
 use crate::store::deployment::{self, Deployment};
 use crate::store::{connect, locks};
@@ -72,6 +73,7 @@ pub struct App {
     grpc: TcpListener,
     http: TcpListener,
     writers: Vec<JoinHandle<()>>,
+    scheduler: Scheduler,
     stop: watch::Sender<bool>,
 }
 
@@ -83,6 +85,7 @@ pub async fn build(
     clock: Clock,
 ) -> anyhow::Result<App> {
     settings.check_exposure()?;
+    settings.check_retention()?;
     let bind = async |name: &str, address: SocketAddr| {
         let taken = || format!("{name} {address} cannot be listened on; is another server running there?");
         TcpListener::bind(address).await.with_context(taken)
@@ -93,6 +96,8 @@ pub async fn build(
     let pool = connect::pool(options.clone(), settings.database.connections_max);
     let catalog = Arc::new(CatalogCache::default());
     catalog.refresh(&pool).await?;
+    let work = Work { pool: connect::job_pool(options.clone()), clock: clock.clone(), settings: settings.jobs.clone() };
+    let scheduler = Scheduler::start(connect::lease_pool(options.clone()), work).await?;
     let (ingest, writers) = Ingest::start(&settings.ingest(), options, &catalog);
     let (stop, stopping) = watch::channel(false);
     let context = Arc::new(Context {
@@ -104,10 +109,11 @@ pub async fn build(
         page_tokens: PageTokens::new(deployment.token_secret),
         exports: Arc::new(Semaphore::new(settings.exports_max as usize)),
         pricing_wanted: Arc::new(Notify::new()),
+        jobs_wanted: Arc::new(Notify::new()),
         stopping,
         settings,
     });
-    Ok(App { context, grpc, http, writers, stop })
+    Ok(App { context, grpc, http, writers, scheduler, stop })
 }
 
 impl App {
@@ -129,7 +135,7 @@ impl App {
     /// Serves until `shutdown`, then stops in order, within the bound: NOT_SERVING, no new work, everything queued
     /// settled, connections closed. `supervise` keeps our own database alive meanwhile.
     pub async fn run(self, shutdown: impl Future<Output = ()>, embedded: Option<&Embedded>) -> anyhow::Result<()> {
-        let Self { context, grpc, http, writers, stop } = self;
+        let Self { context, grpc, http, writers, scheduler, stop } = self;
         let (health, health_service) = tonic_health::server::health_reporter();
         set_health(&health, ServingStatus::NotServing).await;
         let (ready, is_ready) = watch::channel(false);
@@ -147,7 +153,10 @@ impl App {
             ingest: context.ingest.clone(),
             ready: is_ready,
         };
-        let mut jobs = jobs::start(&context.pool, &context.catalog, &context.pricing_wanted, &context.stopping);
+        let mut jobs = vec![
+            jobs::start_pricing(&context.pool, &context.catalog, &context.pricing_wanted, &context.stopping),
+            tokio::spawn(scheduler.run(context.jobs_wanted.clone(), context.stopping.clone())),
+        ];
         jobs.push(tokio::spawn(watch_database(context.clone(), health, ready)));
 
         let mut stopping = context.stopping.clone();
@@ -170,6 +179,7 @@ impl App {
             .add_service(handlers.alerts())
             .add_service(handlers.catalog())
             .add_service(handlers.clients())
+            .add_service(handlers.jobs())
             .add_service(health_service)
             .add_service(reflection().build_v1()?)
             .add_service(reflection().build_v1alpha()?);
@@ -221,7 +231,7 @@ async fn supervise(embedded: Option<&Embedded>) {
 }
 
 async fn set_health(health: &HealthReporter, status: ServingStatus) {
-    let services = ["Usage", "Alert", "Catalog", "Client"].map(|name| format!("metering.v1.{name}Service"));
+    let services = ["Usage", "Alert", "Catalog", "Client", "Job"].map(|name| format!("metering.v1.{name}Service"));
     for service in std::iter::once(String::new()).chain(services) {
         health.set_service_status(service, status).await;
     }
