@@ -14,6 +14,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .file_descriptor_set();
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
     std::fs::write(out.join("metering.v1.bin"), protox::prost::Message::encode_to_vec(&descriptors))?;
-    tonic_prost_build::configure().bytes(".metering.v1.ExportUsageResponse.data").compile_fds(descriptors)?;
+    tonic_prost_build::configure()
+        .bytes(".metering.v1.ExportUsageResponse.data")
+        .codec_path("crate::grpc::codec::SmallBuffers")
+        .compile_fds(descriptors)?;
     Ok(())
 }

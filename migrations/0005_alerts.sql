@@ -29,7 +29,7 @@ CREATE TABLE alerts (
     percent           numeric,
     projected         numeric,
     message           text NOT NULL,
-    raise_time        timestamptz NOT NULL DEFAULT now(),
+    raise_time        timestamptz NOT NULL,
     -- Goes up when a resolved alert is raised again.
     raise_count       integer NOT NULL DEFAULT 1,
     acknowledge_time  timestamptz,
@@ -63,10 +63,9 @@ CREATE TABLE alert_feed (
     change       smallint NOT NULL,
     -- The alert as it was then: domain::alert::Alert.
     alert        jsonb NOT NULL,
-    change_time  timestamptz NOT NULL DEFAULT now()
+    change_time  timestamptz NOT NULL
 );
 CREATE INDEX alert_feed_client ON alert_feed (client_id, sequence);
-CREATE INDEX alert_feed_time ON alert_feed USING brin (change_time);
 
 -- Where notifications go. client_id '' is the operator: told of every client's alerts.
 CREATE TABLE notification_channels (

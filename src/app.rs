@@ -1,5 +1,7 @@
 //! `build()` wires everything, `run()` serves and drains.
 
+use crate::alerts::feed::Feed;
+use crate::alerts::raise::AlertSettings;
 use crate::catalog::{CatalogCache, seed};
 use crate::clock::Clock;
 use crate::config::Settings;
@@ -74,6 +76,7 @@ pub struct App {
     http: TcpListener,
     writers: Vec<JoinHandle<()>>,
     scheduler: Scheduler,
+    feed_reader: JoinHandle<()>,
     stop: watch::Sender<bool>,
 }
 
@@ -96,24 +99,37 @@ pub async fn build(
     let pool = connect::pool(options.clone(), settings.database.connections_max);
     let catalog = Arc::new(CatalogCache::default());
     catalog.refresh(&pool).await?;
-    let work = Work { pool: connect::job_pool(options.clone()), clock: clock.clone(), settings: settings.jobs.clone() };
+    let alert_settings = AlertSettings {
+        clock: clock.clone(),
+        currency: deployment.currency.clone(),
+        accept_past_days: settings.accept_past_days,
+    };
+    let work = Work {
+        pool: connect::job_pool(options.clone()),
+        clock: clock.clone(),
+        settings: settings.clone(),
+        alert_settings: alert_settings.clone(),
+    };
     let scheduler = Scheduler::start(connect::lease_pool(options.clone()), work).await?;
-    let (ingest, writers) = Ingest::start(&settings.ingest(), options, &catalog);
+    let (ingest, writers) = Ingest::start(&settings.ingest(), options, &catalog, &alert_settings);
     let (stop, stopping) = watch::channel(false);
+    let (feed, feed_reader) = Feed::start(options, settings.subscriptions_max, stopping.clone()).await?;
     let context = Arc::new(Context {
         pool,
         catalog,
         ingest,
         clock,
+        alert_settings,
         currency: deployment.currency,
         page_tokens: PageTokens::new(deployment.token_secret),
+        feed,
         exports: Arc::new(Semaphore::new(settings.exports_max as usize)),
         pricing_wanted: Arc::new(Notify::new()),
         jobs_wanted: Arc::new(Notify::new()),
         stopping,
         settings,
     });
-    Ok(App { context, grpc, http, writers, scheduler, stop })
+    Ok(App { context, grpc, http, writers, feed_reader, scheduler, stop })
 }
 
 impl App {
@@ -135,7 +151,7 @@ impl App {
     /// Serves until `shutdown`, then stops in order, within the bound: NOT_SERVING, no new work, everything queued
     /// settled, connections closed. `supervise` keeps our own database alive meanwhile.
     pub async fn run(self, shutdown: impl Future<Output = ()>, embedded: Option<&Embedded>) -> anyhow::Result<()> {
-        let Self { context, grpc, http, writers, scheduler, stop } = self;
+        let Self { context, grpc, http, writers, feed_reader, scheduler, stop } = self;
         let (health, health_service) = tonic_health::server::health_reporter();
         set_health(&health, ServingStatus::NotServing).await;
         let (ready, is_ready) = watch::channel(false);
@@ -153,10 +169,15 @@ impl App {
             ingest: context.ingest.clone(),
             ready: is_ready,
         };
-        let mut jobs = vec![
-            jobs::start_pricing(&context.pool, &context.catalog, &context.pricing_wanted, &context.stopping),
-            tokio::spawn(scheduler.run(context.jobs_wanted.clone(), context.stopping.clone())),
-        ];
+        let pricing = jobs::start_pricing(
+            &context.pool,
+            &context.catalog,
+            &context.alert_settings,
+            &context.pricing_wanted,
+            &context.stopping,
+        );
+        let scheduler = tokio::spawn(scheduler.run(context.jobs_wanted.clone(), context.stopping.clone()));
+        let mut jobs = vec![pricing, scheduler, feed_reader];
         jobs.push(tokio::spawn(watch_database(context.clone(), health, ready)));
 
         let mut stopping = context.stopping.clone();
@@ -212,7 +233,8 @@ impl App {
             grpc.abort();
         }
         // What still holds a connection then is a read that nobody will get the answer of.
-        drop(tokio::time::timeout(POOL_CLOSE_TIMEOUT, context.pool.close()).await);
+        let close = async { tokio::join!(context.pool.close(), context.feed.close()) };
+        drop(tokio::time::timeout(POOL_CLOSE_TIMEOUT, close).await);
         Ok(())
     }
 }

@@ -15,6 +15,8 @@ use std::time::Duration;
 pub struct Settings {
     #[command(flatten)]
     pub database: DatabaseSettings,
+    #[command(flatten)]
+    pub notifications: NotificationSettings,
 
     /// Address of the gRPC port
     #[arg(long, env = "METERD_LISTEN", default_value = "127.0.0.1:50051", value_parser = parse_address)]
@@ -72,6 +74,15 @@ pub struct Settings {
     /// Exports that may run at once
     #[arg(long, env = "METERD_EXPORTS_MAX", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub exports_max: u32,
+    /// Subscriptions to alerts at once
+    #[arg(long, env = "METERD_SUBSCRIPTIONS_MAX", default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub subscriptions_max: u32,
+    /// How many days changes of alerts are kept for subscribers that come back
+    #[arg(long, env = "METERD_ALERT_FEED_DAYS", default_value_t = 90, value_parser = clap::value_parser!(u32).range(1..=3650))]
+    pub alert_feed_days: u32,
+    /// A subscription where nothing happened for so long gets a heartbeat; 15 s is what the contract says
+    #[arg(long, env = "METERD_ALERT_HEARTBEAT_MS", hide = true, default_value_t = 15_000, value_parser = clap::value_parser!(u32).range(1..=15_000))]
+    pub alert_heartbeat_ms: u32,
 }
 
 /// Where the data is.
@@ -98,6 +109,101 @@ pub struct DatabaseSettings {
     /// Accept a database that acknowledges before it is durable
     #[arg(long, env = "METERD_ALLOW_NON_DURABLE_DATABASE", num_args = 0..=1, default_missing_value = "true", default_value = "false", action = clap::ArgAction::Set)]
     pub allow_non_durable_database: bool,
+}
+
+/// How people are told of alerts. Without any of these, webhooks can be sent and nothing else.
+#[derive(Args, Clone, Debug)]
+pub struct NotificationSettings {
+    /// SMTP server of e-mail notifications, such as smtps://user:password@host:465 or smtp://host:587?tls=required
+    #[arg(long, env = "METERD_SMTP_URL", hide_env_values = true, hide_default_value = true)]
+    pub smtp_url: Option<Secret>,
+    /// Sender of e-mail notifications, such as "meterd <alerts@example.com>"
+    #[arg(long, env = "METERD_SMTP_FROM")]
+    pub smtp_from: Option<String>,
+    /// Twilio account of SMS notifications
+    #[arg(long, env = "METERD_TWILIO_ACCOUNT_SID")]
+    pub twilio_account_sid: Option<String>,
+    /// Its token
+    #[arg(long, env = "METERD_TWILIO_AUTH_TOKEN", hide_env_values = true, hide_default_value = true)]
+    pub twilio_auth_token: Option<Secret>,
+    /// Phone number that SMS notifications come from, such as +15551234567
+    #[arg(long, env = "METERD_TWILIO_FROM")]
+    pub twilio_from: Option<String>,
+    /// Where Twilio's API is
+    #[arg(long, env = "METERD_TWILIO_API_URL", default_value = "https://api.twilio.com")]
+    pub twilio_api_url: String,
+    /// Take webhooks at http:// too, where anybody on the way may read them
+    #[arg(long, env = "METERD_WEBHOOK_ALLOW_HTTP", num_args = 0..=1, default_missing_value = "true", default_value = "false", action = clap::ArgAction::Set)]
+    pub webhook_allow_http: bool,
+    /// Send webhooks to private, loopback and link-local addresses too: whoever sets a channel reaches the inner network
+    #[arg(long, env = "METERD_WEBHOOK_ALLOW_PRIVATE", num_args = 0..=1, default_missing_value = "true", default_value = "false", action = clap::ArgAction::Set)]
+    pub webhook_allow_private: bool,
+    /// How often a notification is tried before it is given up
+    #[arg(long, env = "METERD_NOTIFICATION_ATTEMPTS_MAX", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub notification_attempts_max: u32,
+    /// Longest pause after the first attempt; it doubles with each one, up to an hour
+    #[arg(long, env = "METERD_NOTIFICATION_BACKOFF_SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    pub notification_backoff_seconds: u32,
+    /// Longest time of one attempt
+    #[arg(long, env = "METERD_NOTIFICATION_TIMEOUT_SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=300))]
+    pub notification_timeout_seconds: u32,
+    /// Notifications that one channel gets in an hour; the rest comes as a digest
+    #[arg(long, env = "METERD_NOTIFICATIONS_HOURLY_MAX", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub notifications_hourly_max: u32,
+}
+
+/// An SMTP server to send by.
+pub struct SmtpSettings<'a> {
+    pub url: &'a Secret,
+    pub from: &'a str,
+}
+
+/// A Twilio account to send by.
+pub struct TwilioSettings<'a> {
+    pub account_sid: &'a str,
+    pub auth_token: &'a Secret,
+    pub from: &'a str,
+    pub api_url: &'a str,
+}
+
+impl NotificationSettings {
+    /// The SMTP server, if there is one.
+    pub fn smtp(&self) -> Option<SmtpSettings<'_>> {
+        Some(SmtpSettings { url: self.smtp_url.as_ref()?, from: self.smtp_from.as_deref()? })
+    }
+
+    /// The Twilio account, if there is one.
+    pub fn twilio(&self) -> Option<TwilioSettings<'_>> {
+        Some(TwilioSettings {
+            account_sid: self.twilio_account_sid.as_deref()?,
+            auth_token: self.twilio_auth_token.as_ref()?,
+            from: self.twilio_from.as_deref()?,
+            api_url: self.twilio_api_url.trim_end_matches('/'),
+        })
+    }
+}
+
+/// A setting that is shown nowhere.
+#[derive(Clone)]
+pub struct Secret(String);
+
+impl From<String> for Secret {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+impl Secret {
+    /// What it is. Not for logs and errors.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("…")
+    }
 }
 
 /// What happens to the first event of a client that has not been created.

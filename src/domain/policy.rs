@@ -60,6 +60,34 @@ pub struct Overrides {
     pub anomaly_units_min: Option<Total>,
 }
 
+impl Overrides {
+    /// Every value that can be overridden, by its name in the contract.
+    pub const NAMES: [&str; 14] = [
+        "threshold_enabled",
+        "monthly_warning",
+        "monthly_critical",
+        "spike_enabled",
+        "spike_warning_percent",
+        "spike_critical_percent",
+        "spike_baseline_min",
+        "projection_enabled",
+        "projection_factor",
+        "projection_first_day",
+        "anomaly_enabled",
+        "anomaly_factor",
+        "anomaly_cost_min",
+        "anomaly_units_min",
+    ];
+
+    /// The names of those that are.
+    pub fn names(&self) -> Vec<String> {
+        match serde_json::to_value(self) {
+            Ok(serde_json::Value::Object(values)) => values.into_iter().map(|(name, _)| name).collect(),
+            _ => vec![],
+        }
+    }
+}
+
 /// A whole number of tenths.
 const fn tenths(number: u32) -> Total {
     Total::from_scaled(I256::from_words(0, number as i128 * 100_000_000_000))
@@ -149,6 +177,7 @@ mod tests {
         let text = serde_json::to_string(&over).unwrap();
         assert_eq!(text, r#"{"monthly_warning":"0.1","spike_enabled":false}"#);
         assert_eq!(serde_json::from_str::<Overrides>(&text).unwrap(), over);
+        assert_eq!(over.names(), ["monthly_warning", "spike_enabled"]);
         let policy = Policy::default().with(&over);
         assert_eq!(policy.monthly_warning, tenths(1));
         assert_eq!(Policy { monthly_warning: tenths(500), spike_enabled: true, ..policy }, Policy::default());

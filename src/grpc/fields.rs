@@ -51,6 +51,11 @@ impl Fields {
         self.wrong.push((reason, Violation::new(path, description)));
     }
 
+    /// Notes a wrong field of the request itself, whatever message the others are of.
+    pub fn wrong_outside(&mut self, field: &str, description: impl Into<String>) {
+        self.wrong.push((ErrorReason::InvalidField, Violation::new(field, description)));
+    }
+
     /// Whether nothing is wrong so far.
     pub fn is_fine(&self) -> bool {
         self.wrong.is_empty()

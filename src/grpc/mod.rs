@@ -4,6 +4,7 @@ mod alerts;
 mod catalog;
 mod checks;
 mod clients;
+pub mod codec;
 mod convert;
 mod creates;
 mod events;
@@ -28,6 +29,8 @@ pub use page_token::PageTokens;
 pub use status::ERROR_DOMAIN;
 use status::keeping_request_id;
 
+use crate::alerts::feed::Feed;
+use crate::alerts::raise::AlertSettings;
 use crate::catalog::CatalogCache;
 use crate::clock::Clock;
 use crate::config::Settings;
@@ -55,9 +58,12 @@ pub struct Context {
     pub ingest: Ingest,
     pub clock: Clock,
     pub settings: Settings,
+    pub alert_settings: AlertSettings,
     /// The deployment's.
     pub currency: String,
     pub page_tokens: PageTokens,
+    /// What happens to alerts, live.
+    pub feed: Arc<Feed>,
     /// One permit for each export that may run.
     pub exports: Arc<Semaphore>,
     /// Wakes the pricing job of this replica.

@@ -58,7 +58,8 @@ impl PageTokens {
         })
     }
 
-    fn cursor<C: DeserializeOwned>(&self, rpc: &str, query: &impl Message, token: &str) -> Option<C> {
+    /// The cursor of a token, if it is one of this RPC and query.
+    pub fn cursor<C: DeserializeOwned>(&self, rpc: &str, query: &impl Message, token: &str) -> Option<C> {
         let token = URL_SAFE_NO_PAD.decode(token).ok()?;
         let (signature, cursor) = token.split_at_checked(SIGNATURE_BYTES)?;
         let expected = self.signature(query, rpc, cursor);

@@ -4,6 +4,7 @@ use super::convert::timestamp;
 use super::fields::Fields;
 use super::usage::SUMMARY_DAYS_MAX;
 use super::{Context, clients};
+use crate::alerts::check;
 use crate::domain::decimal::Total;
 use crate::domain::event::ID_BYTES_MAX;
 use crate::domain::period::Month;
@@ -138,9 +139,11 @@ pub async fn rebuild(context: Arc<Context>, request: RebuildRollupsRequest) -> R
         .collect();
     let mut response = RebuildRollupsResponse::default();
     for (client_id, month) in months {
-        let mut conn = context.pool.acquire().await?;
-        let rebuilt = rebuild::month(&mut conn, &client_id, month, request.rezone).await?;
+        let mut tx = context.pool.begin().await?;
+        let rebuilt = rebuild::month(&mut tx, &client_id, month, request.rezone).await?;
         let rebuilt = rebuilt.ok_or_else(|| Error::month_closed(month))?;
+        check::corrected_months(&mut tx, &context.alert_settings, &client_id, &rebuilt.corrected_months).await?;
+        tx.commit().await?;
         response.month_count += 1;
         response.corrected_row_count += rebuilt.corrected_row_count;
         response.rezoned_event_count += rebuilt.rezoned_event_count;

@@ -1,12 +1,14 @@
 //! One transaction: claim keys, insert the events whose keys were new, add them to days and months, commit.
 
 use super::{Outcome, Recorded, Submission};
+use crate::alerts::raise::{AlertSettings, ChangedMonth, raise_reached};
 use crate::catalog::CatalogCache;
-use crate::domain::event::PricedEvent;
+use crate::domain::event::{EventId, PricedEvent};
 use crate::domain::period::{Month, day_of};
 use crate::domain::rollup::Deltas;
 use crate::error::Error;
-use crate::store::keys::{Claims, KeyHolder};
+use crate::store::keys::{Claimed, Claims, KeyHolder};
+use crate::store::rollups::MonthRow;
 use crate::store::{catalog, clients, events, is_lock_timeout, keys, locks, rollups};
 use sqlx::{Executor, PgConnection};
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -14,10 +16,11 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 /// Records a batch and gives an outcome for each, in order. An event of a closed month is refused, unless it was recorded
 /// before. On an error the connection is in a transaction: drop it.
 ///
-/// Lock order: versions, keys, months, month services, days; within each, sorted.
+/// Lock order: versions, keys, months, month services, days, alerts, feed counter; within each, sorted.
 pub(super) async fn record(
     conn: &mut PgConnection,
     cache: &CatalogCache,
+    alert_settings: &AlertSettings,
     batch: &[&Submission],
 ) -> sqlx::Result<Vec<Outcome>> {
     let leaders = leaders(batch);
@@ -74,7 +77,8 @@ pub(super) async fn record(
         if taken_keys.is_empty() { HashMap::new() } else { keys::holders(conn, &taken_clients, &taken_keys).await? };
     if !recorded.is_empty() {
         events::insert(conn, &recorded).await?;
-        rollups::add(conn, &Deltas::of_events(&recorded)).await?;
+        let months = rollups::add(conn, &Deltas::of_events(&recorded)).await?;
+        raise_alerts(conn, alert_settings, batch, &recorded, &claimed, &months).await?;
     }
     conn.execute("COMMIT").await?;
 
@@ -94,10 +98,38 @@ pub(super) async fn record(
     if !again.is_empty() {
         // They have the key of an event that was refused, and may claim it now.
         let submissions: Vec<_> = again.iter().map(|&index| batch[index]).collect();
-        let settled = Box::pin(record(conn, cache, &submissions)).await?;
+        let settled = Box::pin(record(conn, cache, alert_settings, &submissions)).await?;
         again.into_iter().zip(settled).for_each(|(index, outcome)| outcomes[index] = Some(outcome));
     }
     Ok(outcomes.into_iter().flatten().collect())
+}
+
+/// Raises the alerts that the changed months have reached.
+async fn raise_alerts(
+    conn: &mut PgConnection,
+    settings: &AlertSettings,
+    batch: &[&Submission],
+    recorded: &[PricedEvent<'_>],
+    claimed: &Claimed,
+    months: &[MonthRow],
+) -> sqlx::Result<()> {
+    let backfilled: HashSet<EventId> =
+        batch.iter().filter(|submission| submission.backfill).map(|submission| submission.id).collect();
+    // Months that more than a backfill has changed; without one there is nothing to tell apart.
+    let live: HashSet<(&str, Month)> = recorded
+        .iter()
+        .filter(|priced| !backfilled.is_empty() && !backfilled.contains(&priced.id))
+        .map(|priced| (&*priced.event.client_id, Month::of(priced.day)))
+        .collect();
+    let changed = months
+        .iter()
+        .map(|row| {
+            let zone = claimed.time_zones.get(&row.client_id).ok_or_else(client_vanished)?;
+            let backfill = !backfilled.is_empty() && !live.contains(&(row.client_id.as_str(), row.month));
+            Ok(ChangedMonth { row, zone: clients::zone(zone)?, backfill })
+        })
+        .collect::<sqlx::Result<Vec<_>>>()?;
+    raise_reached(conn, settings, &claimed.policies, &changed).await
 }
 
 /// The first event of each client and key, sorted by client and key: the one that may claim it. Of several with the same

@@ -4,6 +4,7 @@ mod batch;
 mod queue;
 mod writer;
 
+use crate::alerts::raise::AlertSettings;
 use crate::catalog::CatalogCache;
 use crate::domain::event::{Charge, EventId, PayloadHash, UsageEvent};
 use crate::error::Error;
@@ -134,11 +135,13 @@ impl Ingest {
         settings: &IngestSettings,
         database: &PgConnectOptions,
         catalog: &Arc<CatalogCache>,
+        alert_settings: &AlertSettings,
     ) -> (Self, Vec<JoinHandle<()>>) {
         let queues: Arc<[_]> =
             (0..settings.writers.max(1)).map(|_| Arc::new(Queue::new(settings.queue_events_max))).collect();
         let writer = |queue: &Arc<Queue>| {
-            tokio::spawn(writer::run(queue.clone(), settings.clone(), database.clone(), catalog.clone()))
+            let (settings, database) = (settings.clone(), database.clone());
+            tokio::spawn(writer::run(queue.clone(), settings, database, catalog.clone(), alert_settings.clone()))
         };
         let writers = queues.iter().map(writer).collect();
         (Self { queues }, writers)

@@ -3,6 +3,7 @@
 
 use super::queue::{Item, Queue};
 use super::{IngestSettings, Outcome, batch};
+use crate::alerts::raise::AlertSettings;
 use crate::catalog::CatalogCache;
 use crate::domain::period::Month;
 use crate::error::Error;
@@ -29,6 +30,7 @@ struct Writer {
     settings: IngestSettings,
     database: PgConnectOptions,
     catalog: Arc<CatalogCache>,
+    alert_settings: AlertSettings,
     /// Dropped, and with it rolled back, after any error.
     conn: Option<PgConnection>,
     known_clients: HashSet<Arc<str>>,
@@ -52,11 +54,13 @@ pub(super) async fn run(
     settings: IngestSettings,
     database: PgConnectOptions,
     catalog: Arc<CatalogCache>,
+    alert_settings: AlertSettings,
 ) {
     let mut writer = Writer {
         settings,
         database: database.options([("lock_timeout", LOCK_TIMEOUT_MS)]),
         catalog,
+        alert_settings,
         conn: None,
         known_clients: HashSet::new(),
         known_partitions: HashSet::new(),
@@ -162,8 +166,11 @@ impl Writer {
             .map(|item| &item.submission)
             .filter(|submission| !unknown_clients.contains(&submission.event.client_id))
             .collect();
-        let mut recorded =
-            if known.is_empty() { vec![] } else { batch::record(&mut conn, &self.catalog, &known).await? }.into_iter();
+        let mut recorded = match known.is_empty() {
+            true => vec![],
+            false => batch::record(&mut conn, &self.catalog, &self.alert_settings, &known).await?,
+        }
+        .into_iter();
         self.conn = Some(conn);
         let outcome = |item: &Item| {
             let client_id = &item.submission.event.client_id;

@@ -8,7 +8,7 @@ const CHUNK_ROWS: i64 = 10_000;
 
 /// Deletes the keys of events that would be refused as too old, those of backfills when their month is closed too.
 pub(super) async fn run_once(work: &Work) -> anyhow::Result<String> {
-    let days = work.settings.key_retention_days;
+    let days = work.settings.jobs.key_retention_days;
     let (mut live_count, mut after) = (0, None);
     loop {
         let pruned = keys::prune_live(&work.pool, days, after, CHUNK_ROWS).await?;

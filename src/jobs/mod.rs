@@ -1,6 +1,7 @@
 //! Work beside the calls: one job a file, each with a `run_once` that tests and commands can step. Pricing follows changes
 //! of the catalogue; all others run by a schedule, on one replica at a time.
 
+mod alert_checks;
 mod key_pruning;
 mod lease;
 mod partitions;
@@ -15,8 +16,10 @@ pub use schedule::Schedule;
 pub use scheduler::{Scheduler, names};
 pub use settings::{JobSettings, RetentionAction};
 
+use crate::alerts::raise::AlertSettings;
 use crate::catalog::CatalogCache;
 use crate::clock::Clock;
+use crate::config::Settings;
 use futures_util::future::BoxFuture;
 use sqlx::PgPool;
 use std::sync::Arc;
@@ -34,7 +37,8 @@ pub struct Work {
     /// Of the jobs alone: its statements end before the lease that they run under does. So transactions are short.
     pub pool: PgPool,
     pub clock: Clock,
-    pub settings: JobSettings,
+    pub settings: Settings,
+    pub alert_settings: AlertSettings,
 }
 
 /// A scheduled job.
@@ -47,7 +51,12 @@ pub struct Job {
 }
 
 /// All scheduled jobs, by name.
-pub static JOBS: [Job; 4] = [
+pub static JOBS: [Job; 5] = [
+    Job {
+        name: "alert_checks",
+        schedule: |settings| &settings.schedule_alert_checks,
+        run: |work| Box::pin(async move { alert_checks::run_once(&work).await }),
+    },
     Job {
         name: "key_pruning",
         schedule: |settings| &settings.schedule_key_pruning,
@@ -74,14 +83,16 @@ pub static JOBS: [Job; 4] = [
 pub fn start_pricing(
     pool: &PgPool,
     catalog: &Arc<CatalogCache>,
+    alert_settings: &AlertSettings,
     wanted: &Arc<Notify>,
     stopping: &watch::Receiver<bool>,
 ) -> JoinHandle<()> {
-    let (pool, catalog, wanted, mut stopping) = (pool.clone(), catalog.clone(), wanted.clone(), stopping.clone());
+    let (pool, catalog, alert_settings) = (pool.clone(), catalog.clone(), alert_settings.clone());
+    let (wanted, mut stopping) = (wanted.clone(), stopping.clone());
     tokio::spawn(async move {
         while !*stopping.borrow() {
-            let run = tokio::time::timeout(PRICING_TIMEOUT, pricing::run_once(&pool, &catalog)).await;
-            match run.unwrap_or(Err(sqlx::Error::PoolTimedOut)) {
+            let run = pricing::run_once(&pool, &catalog, &alert_settings);
+            match tokio::time::timeout(PRICING_TIMEOUT, run).await.unwrap_or(Err(sqlx::Error::PoolTimedOut)) {
                 Ok(true) => continue,
                 Ok(false) => {
                     // Reads show names and categories by the snapshot in memory, also where nothing is recorded.

@@ -1,13 +1,15 @@
 //! Prices waiting events after the catalogue has changed. Its state is a row, moved on in the transaction that prices: a
 //! killed job goes on where it was, on any replica.
 
+use crate::alerts::raise::{AlertSettings, ChangedMonth, raise_reached};
 use crate::catalog::CatalogCache;
 use crate::domain::event::{Charge, EventId};
 use crate::domain::period::Month;
 use crate::domain::rollup::{Deltas, Sums};
 use crate::store::pricing::{self, Waiting};
-use crate::store::{catalog, deployment, locks, rollups};
-use sqlx::PgPool;
+use crate::store::rollups::MonthRow;
+use crate::store::{catalog, clients, deployment, locks, policies, rollups};
+use sqlx::{PgConnection, PgPool};
 use std::collections::BTreeSet;
 
 /// Events of one transaction. It holds their month rows, which ingest of the same clients waits for: so it is short.
@@ -15,8 +17,8 @@ const BATCH_EVENTS: i64 = 2_000;
 
 /// Does one transaction's worth of the oldest open task. False, when there is none.
 ///
-/// Lock order: versions, (client, month), (client, month, service), days.
-pub async fn run_once(pool: &PgPool, cache: &CatalogCache) -> sqlx::Result<bool> {
+/// Lock order: versions, (client, month), (client, month, service), days, alerts, feed counter.
+pub async fn run_once(pool: &PgPool, cache: &CatalogCache, alert_settings: &AlertSettings) -> sqlx::Result<bool> {
     let mut tx = pool.begin().await?;
     locks::share_versions(&mut tx).await?;
     let Some(task) = pricing::take_task(&mut tx).await? else { return Ok(false) };
@@ -60,15 +62,30 @@ pub async fn run_once(pool: &PgPool, cache: &CatalogCache) -> sqlx::Result<bool>
     if !charges.is_empty() {
         pricing::set_charges(&mut tx, &charges).await?;
     }
-    if priced > 0 {
-        rollups::add(&mut tx, &deltas).await?;
-    }
+    let changed = if priced > 0 { rollups::add(&mut tx, &deltas).await? } else { vec![] };
     let last: Option<&Waiting> = waiting.last();
     pricing::advance(&mut tx, task.task_id, last, waiting.len() as i64, priced).await?;
+    raise_alerts(&mut tx, alert_settings, &changed).await?;
     tx.commit().await?;
     if priced > 0 {
         metrics::counter!("meterd_events_priced_later_total").increment(priced as u64);
         tracing::info!(service = task.service, events = priced, "waiting events priced");
     }
     Ok(true)
+}
+
+/// Raises the alerts that the priced months have reached.
+async fn raise_alerts(conn: &mut PgConnection, settings: &AlertSettings, months: &[MonthRow]) -> sqlx::Result<()> {
+    let client_ids: BTreeSet<String> = months.iter().map(|row| row.client_id.clone()).collect();
+    let client_ids: Vec<String> = client_ids.into_iter().collect();
+    if client_ids.is_empty() {
+        return Ok(());
+    }
+    let zones = clients::time_zones(conn, &client_ids).await?;
+    let policies = policies::load(conn, &client_ids).await?;
+    let changed: Vec<_> = months
+        .iter()
+        .filter_map(|row| Some(ChangedMonth { row, zone: *zones.get(&row.client_id)?, backfill: false }))
+        .collect();
+    raise_reached(conn, settings, &policies, &changed).await
 }

@@ -50,7 +50,7 @@ impl Scheduler {
     pub async fn start(pool: PgPool, work: Work) -> sqlx::Result<Self> {
         let now = jobs::now(&pool).await?;
         for job in &JOBS {
-            let schedule = (job.schedule)(&work.settings);
+            let schedule = (job.schedule)(&work.settings.jobs);
             jobs::register(&pool, job.name, &schedule.to_string(), schedule.next_after(now)).await?;
         }
         Ok(Self { pool, work: Arc::new(work) })

@@ -17,6 +17,9 @@ const MONTH_DAYS: [u32; 12] = [31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
 /// When jobs run, and how long data stays.
 #[derive(Args, Clone, Debug)]
 pub struct JobSettings {
+    /// When alerts are checked for what time alone changes: a cron expression in UTC, seconds first, or "off"
+    #[arg(long, env = "METERD_SCHEDULE_ALERT_CHECKS", default_value = "0 0 * * * *", value_name = "CRON")]
+    pub schedule_alert_checks: Schedule,
     /// When summaries of changed clients are refreshed: a cron expression in UTC, seconds first, or "off"
     #[arg(long, env = "METERD_SCHEDULE_MONTHLY_SUMMARIES", default_value = "*/20 * * * * *", value_name = "CRON")]
     pub schedule_monthly_summaries: Schedule,

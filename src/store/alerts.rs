@@ -66,7 +66,8 @@ pub struct NewAlert {
     pub message: String,
 }
 
-/// Raises alerts; gives those that were not open already. The months they belong to are locked.
+/// Raises alerts; gives those that were not open already. The months they belong to are locked, and the time is that of the
+/// clock, not of the transaction's begin: so a client's alerts are in the order of their times.
 pub async fn raise(conn: &mut PgConnection, new: &[NewAlert]) -> sqlx::Result<Vec<Alert>> {
     fn column<T>(new: &[NewAlert], of: impl Fn(&NewAlert) -> T) -> Vec<T> {
         new.iter().map(of).collect()
@@ -75,13 +76,13 @@ pub async fn raise(conn: &mut PgConnection, new: &[NewAlert]) -> sqlx::Result<Ve
     let rows = sqlx::query_as!(
         AlertRow,
         r#"INSERT INTO alerts AS t (client_id, alert_id, type, severity, service, period, current_value, previous_value,
-               threshold, percent, projected, message)
-           SELECT * FROM unnest($1::text[], $2::text[], $3::smallint[], $4::smallint[], $5::text[], $6::date[],
+               threshold, percent, projected, message, raise_time)
+           SELECT *, clock_timestamp() FROM unnest($1::text[], $2::text[], $3::smallint[], $4::smallint[], $5::text[], $6::date[],
                $7::numeric[], $8::numeric[], $9::numeric[], $10::numeric[], $11::numeric[], $12::text[])
            ON CONFLICT (client_id, type, service, severity, period) DO UPDATE SET
                current_value = excluded.current_value, previous_value = excluded.previous_value,
                threshold = excluded.threshold, percent = excluded.percent, projected = excluded.projected,
-               message = excluded.message, raise_time = now(), raise_count = t.raise_count + 1, acknowledge_time = NULL,
+               message = excluded.message, raise_time = excluded.raise_time, raise_count = t.raise_count + 1, acknowledge_time = NULL,
                acknowledged_by = '', resolve_time = NULL
                WHERE t.resolve_time IS NOT NULL
            RETURNING client_id, alert_id, type AS kind, severity, service, period, current_value, previous_value, threshold,
@@ -134,7 +135,7 @@ pub async fn open(
 pub async fn resolve(conn: &mut PgConnection, client_id: &str, alert_ids: &[String]) -> sqlx::Result<Vec<Alert>> {
     let rows = sqlx::query_as!(
         AlertRow,
-        "UPDATE alerts SET resolve_time = now()
+        "UPDATE alerts SET resolve_time = clock_timestamp()
          WHERE client_id = $1 AND alert_id = ANY($2) AND resolve_time IS NULL
          RETURNING client_id, alert_id, type AS kind, severity, service, period, current_value, previous_value, threshold,
              percent, projected, message, raise_time, raise_count, acknowledge_time, acknowledged_by, resolve_time",
@@ -199,7 +200,7 @@ pub async fn find(conn: &mut PgConnection, alert_id: &str) -> sqlx::Result<Optio
 pub async fn acknowledge(conn: &mut PgConnection, alert_id: &str, who: &str) -> sqlx::Result<Option<Alert>> {
     let row = sqlx::query_as!(
         AlertRow,
-        "UPDATE alerts SET acknowledge_time = now(), acknowledged_by = $2 WHERE alert_id = $1 AND acknowledge_time IS NULL
+        "UPDATE alerts SET acknowledge_time = clock_timestamp(), acknowledged_by = $2 WHERE alert_id = $1 AND acknowledge_time IS NULL
          RETURNING client_id, alert_id, type AS kind, severity, service, period, current_value, previous_value, threshold,
              percent, projected, message, raise_time, raise_count, acknowledge_time, acknowledged_by, resolve_time",
         alert_id,

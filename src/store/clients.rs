@@ -1,9 +1,10 @@
 //! Clients and their time zones.
 
-use crate::domain::period;
+use crate::domain::period::{self, Month};
 use chrono::{DateTime, NaiveDate, Utc};
 use chrono_tz::Tz;
 use sqlx::{PgConnection, PgPool};
+use std::collections::HashMap;
 
 /// A tenant that is metered.
 pub struct Client {
@@ -111,5 +112,37 @@ pub async fn update(
         zone.map(|zone| zone.name())
     )
     .fetch_optional(conn)
+    .await
+}
+
+/// Names for people of those clients that have one.
+pub async fn names(conn: &mut PgConnection, client_ids: &[String]) -> sqlx::Result<HashMap<String, String>> {
+    let rows = sqlx::query!(
+        "SELECT client_id, display_name FROM clients WHERE client_id = ANY($1) AND display_name <> ''",
+        client_ids
+    )
+    .fetch_all(conn)
+    .await?;
+    Ok(rows.into_iter().map(|row| (row.client_id, row.display_name)).collect())
+}
+
+/// Zones of those clients that exist.
+pub async fn time_zones(conn: &mut PgConnection, client_ids: &[String]) -> sqlx::Result<HashMap<String, Tz>> {
+    let rows = sqlx::query!("SELECT client_id, time_zone FROM clients WHERE client_id = ANY($1)", client_ids)
+        .fetch_all(conn)
+        .await?;
+    rows.into_iter().map(|row| Ok((row.client_id, zone(&row.time_zone)?))).collect()
+}
+
+/// Clients after `after` with usage in this month or later, ordered by id.
+pub async fn active_since(pool: &PgPool, month: Month, after: &str, limit: i64) -> sqlx::Result<Vec<String>> {
+    sqlx::query_scalar!(
+        "SELECT DISTINCT client_id FROM usage_months WHERE month >= $1 AND client_id > $2 AND request_count > 0
+         ORDER BY client_id LIMIT $3",
+        month.first_day(),
+        after,
+        limit
+    )
+    .fetch_all(pool)
     .await
 }

@@ -3,6 +3,7 @@
 use crate::domain::event::{Charge, EventId, PayloadHash, UnpricedReason};
 use crate::domain::period::Month;
 use crate::store::numeric;
+use crate::store::policies::Policies;
 use bigdecimal::BigDecimal;
 use chrono::{DateTime, NaiveTime, Utc};
 use sqlx::{PgConnection, PgPool};
@@ -29,6 +30,8 @@ pub struct Claimed {
     pub event_seqs: HashSet<i64>,
     /// Time zone of each client that exists.
     pub time_zones: HashMap<String, String>,
+    /// Alert policies of the clients.
+    pub policies: Policies,
 }
 
 /// The event that has a key.
@@ -53,8 +56,8 @@ impl Claims {
 }
 
 /// Claims what nobody has claimed; waits for a transaction that is claiming the same key. Reads the catalogue's version,
-/// which months are closed, and the time zones of `client_ids` in the same statement, which must come after the versions lock: its snapshot then
-/// holds until the commit.
+/// which months are closed, and the time zones and alert policies of `client_ids` in the same statement, which must come
+/// after the versions lock: its snapshot then holds until the commit.
 pub async fn claim(conn: &mut PgConnection, claims: &Claims, client_ids: &[String]) -> sqlx::Result<Claimed> {
     let row = sqlx::query!(
         r#"WITH claimed AS (
@@ -67,7 +70,11 @@ pub async fn claim(conn: &mut PgConnection, claims: &Claims, client_ids: &[Strin
                   (SELECT NULLIF(closed_through, '-infinity') FROM deployment) AS closed_through,
                   ARRAY(SELECT event_seq FROM claimed) AS "event_seqs!",
                   ARRAY(SELECT client_id FROM clients WHERE client_id = ANY($7) ORDER BY client_id) AS "client_ids!",
-                  ARRAY(SELECT time_zone FROM clients WHERE client_id = ANY($7) ORDER BY client_id) AS "time_zones!""#,
+                  ARRAY(SELECT time_zone FROM clients WHERE client_id = ANY($7) ORDER BY client_id) AS "time_zones!",
+                  ARRAY(SELECT client_id FROM alert_policies WHERE client_id = '' OR client_id = ANY($7)
+                        ORDER BY client_id) AS "policy_client_ids!",
+                  ARRAY(SELECT policy::text FROM alert_policies WHERE client_id = '' OR client_id = ANY($7)
+                        ORDER BY client_id) AS "policies!""#,
         &claims.client_ids,
         &claims.keys,
         &claims.payload_hashes,
@@ -83,6 +90,7 @@ pub async fn claim(conn: &mut PgConnection, claims: &Claims, client_ids: &[Strin
         closed_through: row.closed_through.map(Month::of),
         event_seqs: row.event_seqs.into_iter().collect(),
         time_zones: row.client_ids.into_iter().zip(row.time_zones).collect(),
+        policies: Policies::of_rows(row.policy_client_ids.into_iter().zip(row.policies))?,
     })
 }
 

@@ -7,55 +7,56 @@ use crate::store::verify::{RollupRow, differences};
 use crate::store::{clients, connect, deployment, locks, partitions, rollups};
 use chrono::NaiveDate;
 use chrono_tz::Tz;
-use sqlx::{Connection, PgConnection};
+use sqlx::PgConnection;
 use std::sync::Arc;
 
 /// What a rebuild did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rebuilt {
     pub corrected_row_count: i64,
     pub rezoned_event_count: i64,
+    /// Months that were corrected.
+    pub corrected_months: Vec<Month>,
 }
 
 /// Makes the rows of a client's month equal its events. With `rezone`, also puts the events of the month into the days
 /// that they have in the client's present zone, and the neighbouring months right. Events of closed months stay in them, and
-/// none moves into one. Nothing, where the month itself is closed.
+/// none moves into one. Nothing, where the month itself is closed. In a transaction that has locked nothing yet.
 pub async fn month(
-    conn: &mut PgConnection,
+    tx: &mut PgConnection,
     client_id: &str,
     month: Month,
     rezone: bool,
 ) -> sqlx::Result<Option<Rebuilt>> {
     let client: Arc<str> = client_id.into();
     let mut months = if rezone { vec![month.previous(), month, month.next()] } else { vec![month] };
-    let mut tx = conn.begin().await?;
-    connect::allow_long_statements(&mut tx).await?;
+    connect::allow_long_statements(tx).await?;
     let zone = if rezone {
         // Read under the versions lock, so that no event is dated by another one until the commit. Only here: nobody could
         // change a price while a long rebuild held it.
-        locks::share_versions(&mut tx).await?;
-        clients::time_zone(&mut tx, client_id).await?
+        locks::share_versions(tx).await?;
+        clients::time_zone(tx, client_id).await?
     } else {
         None
     };
     // Asked when no partition can go any more: else the events of an open month could.
-    partitions::keep(&mut tx).await?;
-    let closed = deployment::closed_through(&mut tx).await?;
+    partitions::keep(tx).await?;
+    let closed = deployment::closed_through(tx).await?;
     months.retain(|month| closed.is_none_or(|closed| *month > closed));
     if !months.contains(&month) {
         return Ok(None);
     }
     // Adding nothing creates and locks the month rows: from here on nobody changes these months.
     let nothing = months.iter().map(|month| ((client.clone(), *month), Sums::default())).collect();
-    rollups::add(&mut tx, &Deltas { months: nothing, ..Deltas::default() }).await?;
+    rollups::add(tx, &Deltas { months: nothing, ..Deltas::default() }).await?;
     let rezoned_event_count = match zone {
-        Some(zone) => rezone_events(&mut tx, client_id, month, zone, closed).await?,
+        Some(zone) => rezone_events(tx, client_id, month, zone, closed).await?,
         None => 0,
     };
     let mut corrections = Deltas::default();
     let mut corrected_row_count = 0;
     for month in months {
-        for difference in differences(&mut tx, client_id, month).await? {
+        for difference in differences(tx, client_id, month).await? {
             corrected_row_count += 1;
             let correction = difference.expected - difference.actual;
             match difference.row {
@@ -72,9 +73,9 @@ pub async fn month(
             }
         }
     }
-    rollups::add(&mut tx, &corrections).await?;
-    tx.commit().await?;
-    Ok(Some(Rebuilt { corrected_row_count, rezoned_event_count }))
+    let corrected_months = corrections.months.keys().map(|(_, month)| *month).collect();
+    rollups::add(tx, &corrections).await?;
+    Ok(Some(Rebuilt { corrected_row_count, rezoned_event_count, corrected_months }))
 }
 
 /// Gives events that are in `month`, before or after, the day that they have in `zone`. Months up to `closed` keep theirs.

@@ -1,24 +1,71 @@
 //! Adding to the rows of days and months, in lock order.
 
+use crate::domain::alert::AlertSet;
+use crate::domain::decimal::Total;
+use crate::domain::period::Month;
 use crate::domain::rollup::Deltas;
+use crate::store::numeric;
 use crate::store::sums::SumsColumns;
+use bigdecimal::BigDecimal;
 use chrono::NaiveDate;
 use sqlx::PgConnection;
+use std::collections::HashMap;
 
-/// Adds the deltas to months, their services and days. Everyone takes the rows in this order, each table's sorted, so that
-/// no two writers wait for each other.
-pub async fn add(conn: &mut PgConnection, deltas: &Deltas) -> sqlx::Result<()> {
-    add_months(conn, deltas).await?;
-    add_month_services(conn, deltas).await?;
-    add_days(conn, deltas).await
+/// A client's month, as far as the alert rules need it. Who holds one has its row locked.
+#[derive(Clone, Debug)]
+pub struct MonthRow {
+    pub client_id: String,
+    pub month: Month,
+    pub cost: Total,
+    /// Of the month before.
+    pub previous_cost: Total,
+    /// Alerts that the month has had.
+    pub raised: AlertSet,
+    /// Those of them that are open.
+    pub open: AlertSet,
 }
 
-async fn add_months(conn: &mut PgConnection, deltas: &Deltas) -> sqlx::Result<()> {
+/// As the statements give it.
+struct RawMonthRow {
+    client_id: String,
+    month: NaiveDate,
+    cost: BigDecimal,
+    previous_cost: BigDecimal,
+    raised_alerts: i32,
+    open_alerts: i32,
+}
+
+impl TryFrom<RawMonthRow> for MonthRow {
+    type Error = sqlx::Error;
+
+    fn try_from(row: RawMonthRow) -> sqlx::Result<Self> {
+        Ok(Self {
+            client_id: row.client_id,
+            month: Month::of(row.month),
+            cost: numeric::total(&row.cost)?,
+            previous_cost: numeric::total(&row.previous_cost)?,
+            raised: AlertSet(row.raised_alerts),
+            open: AlertSet(row.open_alerts),
+        })
+    }
+}
+
+/// Adds the deltas to months, their services and days, and gives the months as they are now. Everyone takes the rows in this
+/// order, each table's sorted, so that no two writers wait for each other.
+pub async fn add(conn: &mut PgConnection, deltas: &Deltas) -> sqlx::Result<Vec<MonthRow>> {
+    let months = add_months(conn, deltas).await?;
+    add_month_services(conn, deltas).await?;
+    add_days(conn, deltas).await?;
+    Ok(months)
+}
+
+async fn add_months(conn: &mut PgConnection, deltas: &Deltas) -> sqlx::Result<Vec<MonthRow>> {
     let clients: Vec<String> = deltas.months.keys().map(|key| key.0.to_string()).collect();
     let months: Vec<NaiveDate> = deltas.months.keys().map(|key| key.1.first_day()).collect();
     let sums: SumsColumns = deltas.months.values().collect();
-    sqlx::query!(
-        "INSERT INTO usage_months AS t (client_id, month, request_count, units, input_tokens, output_tokens,
+    let rows = sqlx::query_as!(
+        RawMonthRow,
+        r#"INSERT INTO usage_months AS t (client_id, month, request_count, units, input_tokens, output_tokens,
              cached_input_tokens, cost, unpriced_event_count, summary_stale_since)
          SELECT *, now() FROM unnest($1::text[], $2::date[], $3::bigint[], $4::numeric[], $5::bigint[], $6::bigint[],
              $7::bigint[], $8::numeric[], $9::bigint[])
@@ -30,7 +77,10 @@ async fn add_months(conn: &mut PgConnection, deltas: &Deltas) -> sqlx::Result<()
              cached_input_tokens = t.cached_input_tokens + excluded.cached_input_tokens,
              cost = t.cost + excluded.cost,
              unpriced_event_count = t.unpriced_event_count + excluded.unpriced_event_count,
-             summary_stale_since = COALESCE(t.summary_stale_since, now())",
+             summary_stale_since = COALESCE(t.summary_stale_since, now())
+         RETURNING client_id, month, cost, raised_alerts, open_alerts,
+             COALESCE((SELECT p.cost FROM usage_months p WHERE p.client_id = t.client_id
+                       AND p.month = (t.month - interval '1 month')::date), 0) AS "previous_cost!""#,
         &clients,
         &months,
         &sums.request_counts,
@@ -41,9 +91,19 @@ async fn add_months(conn: &mut PgConnection, deltas: &Deltas) -> sqlx::Result<()
         &sums.costs,
         &sums.unpriced_event_counts
     )
-    .execute(conn)
-    .await
-    .map(drop)
+    .fetch_all(conn)
+    .await?;
+    let mut rows = rows.into_iter().map(MonthRow::try_from).collect::<sqlx::Result<Vec<_>>>()?;
+    // The statement does not see what it has changed itself: a month before that is among these rows is newer than what it
+    // has read.
+    let costs: HashMap<(String, Month), Total> =
+        rows.iter().map(|row| ((row.client_id.clone(), row.month.next()), row.cost)).collect();
+    for row in &mut rows {
+        if let Some(cost) = costs.get(&(row.client_id.clone(), row.month)) {
+            row.previous_cost = *cost;
+        }
+    }
+    Ok(rows)
 }
 
 async fn add_month_services(conn: &mut PgConnection, deltas: &Deltas) -> sqlx::Result<()> {
@@ -131,4 +191,73 @@ pub async fn lock_months(conn: &mut PgConnection, clients: &[String], months: &[
     .fetch_all(conn)
     .await
     .map(drop)
+}
+
+/// Locks months of a client that have a row, in order, and reads what the alert rules need.
+pub async fn lock_client_months(
+    conn: &mut PgConnection,
+    client_id: &str,
+    months: &[Month],
+) -> sqlx::Result<Vec<MonthRow>> {
+    let months: Vec<NaiveDate> = months.iter().map(|month| month.first_day()).collect();
+    let rows = sqlx::query_as!(
+        RawMonthRow,
+        r#"SELECT client_id, month, cost, raised_alerts, open_alerts,
+               COALESCE((SELECT p.cost FROM usage_months p WHERE p.client_id = t.client_id
+                         AND p.month = (t.month - interval '1 month')::date), 0) AS "previous_cost!"
+           FROM usage_months t WHERE client_id = $1 AND month = ANY($2) ORDER BY month FOR UPDATE"#,
+        client_id,
+        &months
+    )
+    .fetch_all(conn)
+    .await?;
+    rows.into_iter().map(MonthRow::try_from).collect()
+}
+
+/// What recurring services have cost in these months, in their order.
+pub async fn recurring_costs(conn: &mut PgConnection, months: &[&MonthRow]) -> sqlx::Result<Vec<Total>> {
+    let clients: Vec<String> = months.iter().map(|row| row.client_id.clone()).collect();
+    let firsts: Vec<NaiveDate> = months.iter().map(|row| row.month.first_day()).collect();
+    let costs = sqlx::query_scalar!(
+        r#"SELECT COALESCE((SELECT sum(u.cost) FROM usage_month_services u JOIN services s USING (service)
+                            WHERE u.client_id = wanted.client_id AND u.month = wanted.month AND s.recurring), 0) AS "cost!"
+           FROM unnest($1::text[], $2::date[]) WITH ORDINALITY AS wanted (client_id, month, number) ORDER BY number"#,
+        &clients,
+        &firsts
+    )
+    .fetch_all(conn)
+    .await?;
+    costs.iter().map(numeric::total).collect()
+}
+
+/// A service on a day.
+pub struct DayRow {
+    pub day: NaiveDate,
+    pub service: String,
+    pub units: Total,
+    pub cost: Total,
+}
+
+/// A client's days from `first` to `last` by service, as far as they have usage.
+pub async fn days(
+    conn: &mut PgConnection,
+    client_id: &str,
+    first: NaiveDate,
+    last: NaiveDate,
+) -> sqlx::Result<Vec<DayRow>> {
+    let rows = sqlx::query!(
+        r#"SELECT day, service, sum(units) AS "units!", sum(cost) AS "cost!" FROM usage_days
+           WHERE client_id = $1 AND day BETWEEN $2 AND $3 AND request_count > 0 GROUP BY day, service"#,
+        client_id,
+        first,
+        last
+    )
+    .fetch_all(conn)
+    .await?;
+    rows.into_iter()
+        .map(|row| {
+            let (units, cost) = (numeric::total(&row.units)?, numeric::total(&row.cost)?);
+            Ok(DayRow { day: row.day, service: row.service, units, cost })
+        })
+        .collect()
 }

@@ -57,6 +57,15 @@ fn describe() {
         "When each scheduled job last went well, on whatever replica"
     );
     metrics::describe_gauge!("meterd_queue_events", "Events that wait for a writer");
+    metrics::describe_counter!(
+        "meterd_alert_changes_sent_total",
+        "Changes of alerts given to subscriptions, from memory or table"
+    );
+    metrics::describe_gauge!("meterd_alert_subscriptions", "Subscriptions to alerts");
+    metrics::describe_gauge!(
+        "meterd_alert_feed_sequence",
+        "Number of the last change of an alert that this replica has read"
+    );
     metrics::describe_gauge!("meterd_pool_connections", "Connections of the pool by state");
 }
 

@@ -300,3 +300,12 @@ pub fn timestamp(text: &str) -> prost_types::Timestamp {
 pub fn event_at(client_id: &str, service: &str, units: &str, time: &str) -> UsageEvent {
     UsageEvent { event_time: Some(timestamp(time)), ..event(client_id, service, units) }
 }
+
+/// Waits until it is so, but not forever.
+pub async fn eventually(is_so: impl AsyncFn() -> bool) {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while !is_so().await {
+        assert!(std::time::Instant::now() < deadline, "it did not come about in 20 s");
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+}

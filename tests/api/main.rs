@@ -1,5 +1,6 @@
 //! Every promise over a real gRPC connection against a real PostgreSQL.
 
+mod alerting;
 mod answers;
 mod bad_input;
 mod bad_queries;
@@ -12,6 +13,7 @@ mod export;
 mod harness;
 mod http;
 mod operation;
+mod policies;
 mod pressure;
 mod querying;
 mod reading;
@@ -19,5 +21,6 @@ mod rebuilding;
 mod recording;
 mod replicas;
 mod startup;
+mod subscribing;
 mod summaries;
 mod unpriced;

@@ -1,0 +1,208 @@
+//! Checking: everything that holds of a client now, with what time alone, a policy or a correction has changed.
+
+use super::raise::{AlertSettings, Raising, raise};
+use crate::domain::alert::{ANOMALY_DAYS_BEFORE, Alert, AlertSet, AlertType, Change, DayFacts, Finding};
+use crate::domain::decimal::Total;
+use crate::domain::period::Month;
+use crate::domain::policy::Policy;
+use crate::error::Error;
+use crate::store::rollups::{self, DayRow, MonthRow};
+use crate::store::{alert_feed, alerts, clients, is_transient, locks, policies};
+use chrono::{Days, NaiveDate};
+use sqlx::{PgConnection, PgPool};
+use std::collections::BTreeMap;
+
+/// Clients that are looked up at once.
+const CLIENTS_PAGE: i64 = 500;
+/// Most alerts and failures that a report spells out.
+const REPORTED_MAX: usize = 1_000;
+
+/// What a check of one client did.
+#[derive(Debug, Default)]
+pub struct Checked {
+    pub raised: Vec<Alert>,
+    pub resolved_count: usize,
+}
+
+/// What a check of all clients did.
+#[derive(Debug, Default)]
+pub struct Report {
+    pub checked_count: u64,
+    pub raised_count: u64,
+    pub resolved_count: u64,
+    pub failed_count: u64,
+    /// The first of them.
+    pub raised: Vec<Alert>,
+    /// The first of them: clients, and why.
+    pub failed: Vec<(String, String)>,
+}
+
+/// Checks a client: raises what its present month and its last two days have reached, and resolves what no longer holds of
+/// this month and the month before. Nothing where there is no such client. In a transaction that holds or shares the versions
+/// lock, as its last write.
+pub async fn client(
+    conn: &mut PgConnection,
+    settings: &AlertSettings,
+    client_id: &str,
+) -> sqlx::Result<Option<Checked>> {
+    let Some(zone) = clients::time_zone(conn, client_id).await? else { return Ok(None) };
+    let today = settings.today(zone);
+    let month = Month::of(today);
+    let months = [month.previous(), month];
+    let rows = rollups::lock_client_months(conn, client_id, &months).await?;
+    let days = [today - Days::new(1), today];
+    let first = days[0] - Days::new(ANOMALY_DAYS_BEFORE.into());
+    let day_rows = rollups::days(conn, client_id, first, today).await?;
+    evaluate(conn, settings, Scope { client_id, today, raise_from: month, rows, days: &days, day_rows }).await.map(Some)
+}
+
+/// Checks months of a client that were corrected, whichever they are. As the last write of a transaction that holds them: a
+/// policy that changes meanwhile is evaluated after it, since that takes the months too.
+pub async fn corrected_months(
+    conn: &mut PgConnection,
+    settings: &AlertSettings,
+    client_id: &str,
+    months: &[Month],
+) -> sqlx::Result<Checked> {
+    let Some(zone) = clients::time_zone(conn, client_id).await? else { return Ok(Checked::default()) };
+    let Some(raise_from) = months.iter().min().copied() else { return Ok(Checked::default()) };
+    let rows = rollups::lock_client_months(conn, client_id, months).await?;
+    let scope = Scope { client_id, today: settings.today(zone), raise_from, rows, days: &[], day_rows: vec![] };
+    evaluate(conn, settings, scope).await
+}
+
+/// What is looked at.
+struct Scope<'a> {
+    client_id: &'a str,
+    today: NaiveDate,
+    /// Alerts are raised in this month and later ones only; earlier ones are looked at to resolve theirs.
+    raise_from: Month,
+    /// Locked.
+    rows: Vec<MonthRow>,
+    /// Looked at for anomalies.
+    days: &'a [NaiveDate],
+    day_rows: Vec<DayRow>,
+}
+
+async fn evaluate(conn: &mut PgConnection, settings: &AlertSettings, scope: Scope<'_>) -> sqlx::Result<Checked> {
+    let Scope { client_id, today, raise_from, rows, days, day_rows } = scope;
+    let policies = policies::load(conn, &[client_id.to_string()]).await?;
+    let policy = policies.of(client_id);
+    let months: Vec<Month> = rows.iter().map(|row| row.month).collect();
+    let open = alerts::open(conn, client_id, &months, days.first().copied().unwrap_or(NaiveDate::MAX)).await?;
+    let refs: Vec<&MonthRow> = rows.iter().collect();
+    let recurring = rollups::recurring_costs(conn, &refs).await?;
+    let anomalies: Vec<DayFacts> = days.iter().flat_map(|day| day_facts(*day, &day_rows)).collect();
+
+    let mut resolved: Vec<String> = vec![];
+    let mut raising: Vec<Raising<'_>> = vec![];
+    for (row, recurring_cost) in rows.iter().zip(recurring) {
+        let facts = row.facts(today, recurring_cost);
+        let mut still_open = row.open;
+        for alert in open.iter().filter(|alert| is_of_month(&alert.finding, row.month)) {
+            if facts.resolves(policy, &alert.finding) {
+                resolved.push(alert.alert_id.clone());
+                still_open.0 &= !AlertSet::of(alert.finding.kind, alert.finding.severity).0;
+            }
+        }
+        if row.month >= raise_from {
+            let notifies = settings.notifies(row, today);
+            let findings = facts.to_raise(policy, row.raised, still_open);
+            raising.extend(findings.into_iter().map(|finding| Raising { client_id, finding, notifies }));
+        }
+    }
+    for alert in open.iter().filter(|alert| alert.finding.kind == AlertType::Anomaly) {
+        if anomaly_is_over(policy, &anomalies, &alert.finding) {
+            resolved.push(alert.alert_id.clone());
+        }
+    }
+    let is_open = |finding: &Finding| {
+        let same = |of: &Finding| (of.kind, &of.service, of.period) == (finding.kind, &finding.service, finding.period);
+        open.iter().any(|alert| same(&alert.finding) && !resolved.contains(&alert.alert_id))
+    };
+    let found = anomalies.iter().filter_map(|facts| facts.anomaly(policy)).filter(|finding| !is_open(finding));
+    raising.extend(found.map(|finding| Raising { client_id, finding, notifies: true }));
+
+    let resolved = if resolved.is_empty() { vec![] } else { alerts::resolve(conn, client_id, &resolved).await? };
+    let raised = if raising.is_empty() { vec![] } else { raise(conn, settings, &raising).await? };
+    let changes: Vec<_> = resolved
+        .iter()
+        .map(|alert| (Change::Resolved, alert.clone()))
+        .chain(raised.iter().map(|alert| (Change::Raised, alert.clone())))
+        .collect();
+    alert_feed::append(conn, &changes).await?;
+    Ok(Checked { raised, resolved_count: resolved.len() })
+}
+
+fn is_of_month(finding: &Finding, month: Month) -> bool {
+    finding.kind != AlertType::Anomaly && finding.period == month.first_day()
+}
+
+/// Whether an open anomaly is none any more: by a changed policy, a correction, or late usage in the days before.
+fn anomaly_is_over(policy: &Policy, days: &[DayFacts], alert: &Finding) -> bool {
+    let same = |facts: &&DayFacts| facts.day == alert.period && facts.service == alert.service;
+    days.iter().find(same).is_none_or(|facts| facts.anomaly(policy).is_none())
+}
+
+/// A day's cost, and its units of each service, with the days before.
+fn day_facts(day: NaiveDate, rows: &[DayRow]) -> Vec<DayFacts> {
+    let first = day - Days::new(ANOMALY_DAYS_BEFORE.into());
+    // Of each thing that is counted, its days.
+    let mut values: BTreeMap<&str, BTreeMap<NaiveDate, Total>> = BTreeMap::new();
+    for row in rows.iter().filter(|row| row.day >= first && row.day <= day) {
+        *values.entry("").or_default().entry(row.day).or_default() += row.cost;
+        *values.entry(&row.service).or_default().entry(row.day).or_default() += row.units;
+    }
+    values
+        .into_iter()
+        .filter_map(|(service, mut values)| {
+            let value = values.remove(&day)?;
+            let days_with_usage = values.len() as u32;
+            let sum_before = values.into_values().sum();
+            Some(DayFacts { service: service.into(), day, value, sum_before, days_with_usage })
+        })
+        .collect()
+}
+
+/// Checks one client in a transaction of its own. Nothing where there is no such client.
+pub async fn one(pool: &PgPool, settings: &AlertSettings, client_id: &str) -> sqlx::Result<Option<Checked>> {
+    let mut tx = pool.begin().await?;
+    locks::share_versions(&mut tx).await?;
+    let checked = client(&mut tx, settings, client_id).await?;
+    tx.commit().await?;
+    Ok(checked)
+}
+
+/// Checks all clients that have used something this month or the month before, each in a transaction of its own. One that
+/// fails is reported and stops nobody; a database that is away stops all.
+pub async fn all(pool: &PgPool, settings: &AlertSettings) -> sqlx::Result<Report> {
+    let mut report = Report::default();
+    // A month earlier than it may be: days differ by a day around the world.
+    let since = Month::of(settings.clock.now().date_naive() - Days::new(1)).previous();
+    let mut after = String::new();
+    loop {
+        let clients = clients::active_since(pool, since, &after, CLIENTS_PAGE).await?;
+        let Some(last) = clients.last() else { return Ok(report) };
+        after = last.clone();
+        for client_id in clients {
+            match one(pool, settings, &client_id).await {
+                Ok(checked) => {
+                    let Checked { raised, resolved_count } = checked.unwrap_or_default();
+                    report.checked_count += 1;
+                    report.raised_count += raised.len() as u64;
+                    report.resolved_count += resolved_count as u64;
+                    let room = REPORTED_MAX.saturating_sub(report.raised.len());
+                    report.raised.extend(raised.into_iter().take(room));
+                }
+                Err(error) if is_transient(&error) && !matches!(error, sqlx::Error::Database(_)) => return Err(error),
+                Err(error) => {
+                    tracing::error!(%error, client_id, "alerts of a client cannot be checked");
+                    report.failed_count += 1;
+                    if report.failed.len() < REPORTED_MAX {
+                        report.failed.push((client_id, Error::from(error).message));
+                    }
+                }
+            }
+        }
+    }
+}

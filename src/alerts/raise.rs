@@ -1,0 +1,134 @@
+//! Raising: what a transaction's usage has reached becomes an alert in that transaction.
+
+use crate::clock::Clock;
+use crate::domain::alert::{Alert, AlertType, Change, Finding, MonthFacts, Severity};
+use crate::domain::decimal::Total;
+use crate::domain::period::day_of;
+use crate::store::alerts::{self, NewAlert};
+use crate::store::policies::Policies;
+use crate::store::rollups::{self, MonthRow};
+use crate::store::{alert_feed, clients, notifications};
+use chrono::{Days, NaiveDate};
+use chrono_tz::Tz;
+use sqlx::PgConnection;
+use std::collections::HashSet;
+
+/// What alerts need to know of the deployment.
+#[derive(Clone, Debug)]
+pub struct AlertSettings {
+    pub clock: Clock,
+    pub currency: String,
+    /// Only a backfill changes months that ended longer ago, whoever prices or computes them again: they notify nobody.
+    pub accept_past_days: u32,
+}
+
+/// A month that the transaction has changed, and holds.
+pub struct ChangedMonth<'a> {
+    pub row: &'a MonthRow,
+    pub zone: Tz,
+    /// Only by a backfill, which notifies nobody.
+    pub backfill: bool,
+}
+
+impl AlertSettings {
+    /// The client's own day.
+    pub fn today(&self, zone: Tz) -> NaiveDate {
+        day_of(self.clock.now(), zone)
+    }
+
+    /// Whether somebody is to be told of alerts of this month.
+    pub fn notifies(&self, row: &MonthRow, today: NaiveDate) -> bool {
+        row.month.last_day() + Days::new(self.accept_past_days.into()) >= today
+    }
+}
+
+impl MonthRow {
+    /// What the rules look at.
+    pub fn facts(&self, today: NaiveDate, recurring_cost: Total) -> MonthFacts {
+        MonthFacts { month: self.month, cost: self.cost, recurring_cost, previous_cost: self.previous_cost, today }
+    }
+}
+
+/// A finding of a client, and whether somebody is to be told.
+pub struct Raising<'a> {
+    pub client_id: &'a str,
+    pub finding: Finding,
+    pub notifies: bool,
+}
+
+/// Raises what the changed months have reached. The last write of the transaction.
+pub async fn raise_reached(
+    conn: &mut PgConnection,
+    settings: &AlertSettings,
+    policies: &Policies,
+    changed: &[ChangedMonth<'_>],
+) -> sqlx::Result<()> {
+    let today: Vec<NaiveDate> = changed.iter().map(|month| settings.today(month.zone)).collect();
+    let facts_of = |at: usize, recurring_cost| changed[at].row.facts(today[at], recurring_cost);
+    // What recurs is read only where it decides.
+    let unsure: Vec<usize> = (0..changed.len())
+        .filter(|&at| {
+            let MonthRow { client_id, open, .. } = changed[at].row;
+            facts_of(at, Total::ZERO).needs_recurring_cost(policies.of(client_id), *open)
+        })
+        .collect();
+    let rows: Vec<&MonthRow> = unsure.iter().map(|&at| changed[at].row).collect();
+    let recurring = if rows.is_empty() { vec![] } else { rollups::recurring_costs(conn, &rows).await? };
+    let mut recurring_costs = vec![Total::ZERO; changed.len()];
+    for (at, cost) in unsure.into_iter().zip(recurring) {
+        recurring_costs[at] = cost;
+    }
+
+    let mut raising = Vec::new();
+    for (at, ChangedMonth { row, backfill, .. }) in changed.iter().enumerate() {
+        let MonthRow { client_id, raised, open, .. } = row;
+        let notifies = !backfill && settings.notifies(row, today[at]);
+        let findings = facts_of(at, recurring_costs[at]).to_raise(policies.of(client_id), *raised, *open);
+        raising.extend(findings.into_iter().map(|finding| Raising { client_id, finding, notifies }));
+    }
+    if raising.is_empty() {
+        return Ok(());
+    }
+    let raised = raise(conn, settings, &raising).await?;
+    let changes: Vec<_> = raised.into_iter().map(|alert| (Change::Raised, alert)).collect();
+    alert_feed::append(conn, &changes).await
+}
+
+/// Raises alerts and queues their notifications; gives those that were not open already. They still have to go into the
+/// feed, as the last write of the transaction.
+pub async fn raise(
+    conn: &mut PgConnection,
+    settings: &AlertSettings,
+    raising: &[Raising<'_>],
+) -> sqlx::Result<Vec<Alert>> {
+    let client_ids: HashSet<&str> = raising.iter().map(|raising| raising.client_id).collect();
+    let client_ids: Vec<String> = client_ids.into_iter().map(String::from).collect();
+    let names = clients::names(conn, &client_ids).await?;
+    let new: Vec<NewAlert> = raising
+        .iter()
+        .map(|Raising { client_id, finding, .. }| {
+            let name = names.get(*client_id).map_or(*client_id, String::as_str);
+            let message = finding.message(name, &settings.currency);
+            NewAlert { client_id: client_id.to_string(), finding: finding.clone(), message }
+        })
+        .collect();
+    let alerts = alerts::raise(conn, &new).await?;
+    let silent: HashSet<_> = raising
+        .iter()
+        .filter(|raising| !raising.notifies)
+        .map(|raising| key(raising.client_id, &raising.finding))
+        .collect();
+    let told: Vec<Alert> =
+        alerts.iter().filter(|alert| !silent.contains(&key(&alert.client_id, &alert.finding))).cloned().collect();
+    notifications::insert(conn, &told).await?;
+    for alert in &alerts {
+        metrics::counter!("meterd_alerts_raised_total", "type" => format!("{:?}", alert.finding.kind).to_lowercase())
+            .increment(1);
+    }
+    Ok(alerts)
+}
+
+/// What there is one alert of.
+fn key<'a>(client_id: &'a str, finding: &'a Finding) -> (&'a str, AlertType, Severity, &'a str, NaiveDate) {
+    (client_id, finding.kind, finding.severity, &finding.service, finding.period)
+}

@@ -1,0 +1,40 @@
+//! How messages are put on the wire: as tonic does it, with a smaller buffer to begin with.
+
+use prost::Message;
+use std::marker::PhantomData;
+use tonic::codec::{BufferSettings, Codec};
+use tonic_prost::{ProstCodec, ProstDecoder, ProstEncoder};
+
+/// First size of the buffer that messages are written to. It grows with them, and a stream keeps it as long as it lasts:
+/// with tonic's 8 KiB, it would be half of what an idle subscription costs.
+const ENCODE_BUFFER_BYTES: usize = 512;
+/// As in tonic: a buffer that has grown to this is sent.
+const YIELD_BYTES: usize = 32 * 1024;
+
+/// The codec of all services.
+pub struct SmallBuffers<T, U>(PhantomData<(T, U)>);
+
+impl<T, U> Default for SmallBuffers<T, U> {
+    fn default() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<T, U> Codec for SmallBuffers<T, U>
+where
+    T: Message + Send + 'static,
+    U: Message + Default + Send + 'static,
+{
+    type Encode = T;
+    type Decode = U;
+    type Encoder = ProstEncoder<T>;
+    type Decoder = ProstDecoder<U>;
+
+    fn encoder(&mut self) -> Self::Encoder {
+        ProstCodec::<T, U>::raw_encoder(BufferSettings::new(ENCODE_BUFFER_BYTES, YIELD_BYTES))
+    }
+
+    fn decoder(&mut self) -> Self::Decoder {
+        ProstCodec::<T, U>::default().decoder()
+    }
+}

@@ -1,0 +1,439 @@
+//! Alerts: raised with the usage that reaches a line, once, in the usage's own month.
+
+use crate::harness::*;
+use meterd::clock::Clock;
+use meterd::proto::*;
+use std::collections::BTreeMap;
+use tokio::task::JoinSet;
+
+/// A server at this time, with the service "metered" at 1 USD a unit.
+pub async fn server_at(now: &str) -> TestServer {
+    let server = TestServer::start_with(&[], Clock::fixed(time(now))).await;
+    metered(&server, "metered").await;
+    server
+}
+
+/// A service at 1 USD a unit.
+pub async fn metered(server: &TestServer, service: &str) {
+    let new = Service { service: service.into(), ..Default::default() };
+    let request = CreateServiceRequest { service: Some(new), request_id: String::new() };
+    server.catalog().create_service(request).await.unwrap();
+    let request = CreatePriceRequest { price: Some(unit_price(service, "", "1")), request_id: String::new() };
+    server.catalog().create_price(request).await.unwrap();
+}
+
+/// A client's alerts, the oldest first.
+pub async fn alerts(server: &TestServer, client_id: &str) -> Vec<Alert> {
+    let request = ListAlertsRequest { client_ids: vec![client_id.into()], page_size: 1_000, ..Default::default() };
+    let mut alerts = server.alerts().list_alerts(request).await.unwrap().into_inner().alerts;
+    alerts.reverse();
+    alerts
+}
+
+/// What a client's alerts are, sorted.
+pub async fn kinds(server: &TestServer, client_id: &str) -> Vec<String> {
+    let name = |alert: &Alert| {
+        let (kind, severity) = (alert.r#type().as_str_name(), alert.severity().as_str_name());
+        let (kind, severity) = (kind.trim_start_matches("ALERT_TYPE_"), severity.trim_start_matches("ALERT_SEVERITY_"));
+        format!("{} {kind} {severity}", alert.period)
+    };
+    let mut kinds: Vec<_> = alerts(server, client_id).await.iter().map(name).collect();
+    kinds.sort();
+    kinds
+}
+
+async fn check(server: &TestServer, client_id: &str) -> CheckAlertsResponse {
+    let request = CheckAlertsRequest { client_id: client_id.into() };
+    server.alerts().check_alerts(request).await.unwrap().into_inner()
+}
+
+async fn spend(server: &TestServer, client_id: &str, amount: &str) {
+    server.track(event(client_id, "metered", amount)).await.unwrap();
+}
+
+/// The months' own record of their alerts says what the alerts say.
+pub async fn assert_sets_match(server: &TestServer) {
+    let wrong = server
+        .sql(
+            "SELECT 1 FROM usage_months m LEFT JOIN LATERAL (
+                 SELECT COALESCE(bit_or(1 << (2 * (type - 1) + severity - 1)), 0) AS raised,
+                        COALESCE(bit_or(1 << (2 * (type - 1) + severity - 1)) FILTER (WHERE resolve_time IS NULL), 0) AS open
+                 FROM alerts a WHERE a.client_id = m.client_id AND a.period = m.month AND type <> 4) a ON true
+             WHERE (m.raised_alerts, m.open_alerts) <> (a.raised, a.open)",
+        )
+        .await;
+    assert_eq!(wrong, 0);
+}
+
+#[tokio::test]
+async fn an_alert_is_there_with_the_event_that_reaches_its_line_and_not_again() {
+    let server = server_at("2026-11-02T12:00:00Z").await;
+    spend(&server, "acme", "49.999999999999").await;
+    assert_eq!(kinds(&server, "acme").await, [""; 0]);
+    spend(&server, "acme", "0.000000000001").await;
+    assert_eq!(kinds(&server, "acme").await, ["2026-11 THRESHOLD WARNING"]);
+    for _ in 0..3 {
+        spend(&server, "acme", "10").await;
+    }
+    assert_eq!(kinds(&server, "acme").await.len(), 1);
+    spend(&server, "acme", "23.2000825").await;
+    let alerts = alerts(&server, "acme").await;
+    let alert = &alerts[1];
+    assert_eq!(alerts.len(), 2);
+    assert_eq!((alert.r#type(), alert.severity()), (AlertType::Threshold, AlertSeverity::Critical));
+    assert_eq!((alert.current.as_str(), alert.threshold.as_str()), ("103.2000825", "100"));
+    assert_eq!((alert.currency.as_str(), alert.period.as_str(), alert.raise_count), ("USD", "2026-11", 1));
+    assert_eq!(
+        alert.message,
+        "acme has used 103.20 USD in November 2026: the critical threshold of 100.00 USD is reached."
+    );
+    assert!(alert.raise_time.is_some() && alert.acknowledge_time.is_none() && alert.resolve_time.is_none());
+    spend(&server, "acme", "1000").await;
+    assert_eq!(kinds(&server, "acme").await, ["2026-11 THRESHOLD CRITICAL", "2026-11 THRESHOLD WARNING"]);
+    assert_sets_match(&server).await;
+    server.assert_exact(7).await;
+}
+
+#[tokio::test]
+async fn a_leap_over_both_lines_raises_the_critical_one_alone() {
+    let server = server_at("2026-11-02T12:00:00Z").await;
+    spend(&server, "acme", "150").await;
+    spend(&server, "acme", "1").await;
+    assert_eq!(kinds(&server, "acme").await, ["2026-11 THRESHOLD CRITICAL"]);
+    // In a batch as well: what counts is the total after the transaction.
+    let events = (0..200).map(|_| event("globex", "metered", "1")).collect();
+    server.batch(events, false).await;
+    assert_eq!(kinds(&server, "globex").await.last().unwrap(), "2026-11 THRESHOLD CRITICAL");
+    assert_sets_match(&server).await;
+}
+
+/// So many clients, one after the other, each taken over both lines by 64 writers on two replicas.
+async fn race(services: &'static [&'static str], rounds: usize) {
+    const WRITERS: usize = 64;
+    let first = server_at("2026-11-02T12:00:00Z").await;
+    metered(&first, "other").await;
+    let second = TestServer::replica(&first.database_url, &[], first.clock.clone()).await;
+    let channels = [first.channel(), second.channel()];
+    let (mut warnings, mut criticals) = (0, 0);
+    for round in 0..rounds {
+        let client_id = format!("race-{round}");
+        let mut writers = JoinSet::new();
+        for writer in 0..WRITERS {
+            let mut usage = usage_service_client::UsageServiceClient::new(channels[writer % 2].clone());
+            // 64 × 2.5 = 160: over both lines.
+            let event = event(&client_id, services[writer / 2 % services.len()], "2.5");
+            writers.spawn(async move { usage.track_usage(TrackUsageRequest { event: Some(event) }).await.unwrap() });
+        }
+        writers.join_all().await;
+        let alerts = alerts(&first, &client_id).await;
+        let severities: Vec<_> = alerts.iter().map(|alert| alert.severity()).collect();
+        assert!(
+            severities == [AlertSeverity::Critical] || severities == [AlertSeverity::Warning, AlertSeverity::Critical],
+            "{severities:?}"
+        );
+        warnings += severities.len() - 1;
+        criticals += 1;
+    }
+    // The feed has them in the order of their commits, without a gap.
+    let feed: Vec<(i64, String, i16)> =
+        sqlx::query_as("SELECT sequence, client_id, severity FROM alert_feed ORDER BY sequence")
+            .fetch_all(&first.pool)
+            .await
+            .unwrap();
+    assert_eq!(feed.iter().map(|row| row.0).collect::<Vec<_>>(), (1..=feed.len() as i64).collect::<Vec<_>>());
+    let mut of_clients: BTreeMap<&str, Vec<i16>> = BTreeMap::new();
+    feed.iter().for_each(|(_, client_id, severity)| of_clients.entry(client_id).or_default().push(*severity));
+    assert!(of_clients.values().all(|severities| severities == &[2] || severities == &[1, 2]), "{of_clients:?}");
+    println!(
+        "{rounds} races of {WRITERS} writers on 2 replicas, services {services:?}: {criticals} critical alerts, {warnings} warnings, none after a critical one"
+    );
+    assert_sets_match(&first).await;
+    first.assert_exact((rounds * WRITERS) as i64).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sixty_four_writers_on_two_replicas_raise_one_critical_alert_two_hundred_times() {
+    race(&["metered"], 200).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sixty_four_writers_on_two_services_raise_one_critical_alert_two_hundred_times() {
+    race(&["metered", "other"], 200).await;
+}
+
+#[tokio::test]
+async fn late_usage_alerts_in_the_month_that_it_belongs_to() {
+    let server = server_at("2026-11-02T12:00:00Z").await;
+    spend(&server, "acme", "10").await;
+    server.track(event_at("acme", "metered", "60", "2026-10-31T23:00:00Z")).await.unwrap();
+    assert_eq!(kinds(&server, "acme").await, ["2026-10 THRESHOLD WARNING"]);
+}
+
+#[tokio::test]
+async fn january_is_compared_with_december() {
+    let server = server_at("2026-12-31T12:00:00Z").await;
+    spend(&server, "acme", "20").await;
+    server.clock.set(time("2027-01-02T12:00:00Z"));
+    spend(&server, "acme", "29.99").await;
+    assert_eq!(kinds(&server, "acme").await, [""; 0]);
+    spend(&server, "acme", "0.01").await;
+    spend(&server, "acme", "10").await;
+    assert_eq!(kinds(&server, "acme").await, ["2027-01 SPIKE CRITICAL", "2027-01 SPIKE WARNING"]);
+    let alert = &alerts(&server, "acme").await[0];
+    assert_eq!([&alert.current, &alert.previous, &alert.threshold, &alert.percent], ["30", "20", "30", "50"]);
+}
+
+#[tokio::test]
+async fn both_months_of_one_transaction_are_compared_as_they_are_after_it() {
+    let server = server_at("2026-11-02T12:00:00Z").await;
+    let october = "2026-10-31T12:00:00Z";
+    let events = vec![event_at("acme", "metered", "10", october), event("acme", "metered", "15")];
+    server.batch(events, false).await;
+    assert_eq!(kinds(&server, "acme").await, ["2026-11 SPIKE WARNING"]);
+    let events = vec![event_at("globex", "metered", "10", october), event("globex", "metered", "14.99")];
+    server.batch(events, false).await;
+    assert_eq!(kinds(&server, "globex").await, [""; 0]);
+}
+
+#[tokio::test]
+async fn a_month_ends_where_the_client_lives() {
+    // In Kiribati (UTC+14) it is 1 December, in Niue (UTC-11) 29 November.
+    let server = server_at("2026-11-30T10:30:00Z").await;
+    server.client_in("east", "Pacific/Kiritimati").await;
+    server.client_in("west", "Pacific/Niue").await;
+    for client in ["east", "west"] {
+        spend(&server, client, "60").await;
+    }
+    assert_eq!(kinds(&server, "east").await, ["2026-12 THRESHOLD WARNING"]);
+    assert_eq!(kinds(&server, "west").await, ["2026-11 THRESHOLD WARNING"]);
+    // In the west two days later it is December too: a month of its own.
+    server.clock.set(time("2026-12-01T11:00:00Z"));
+    for client in ["east", "west"] {
+        spend(&server, client, "55").await;
+    }
+    let east = ["2026-12 THRESHOLD CRITICAL", "2026-12 THRESHOLD WARNING"];
+    assert_eq!(kinds(&server, "east").await, east);
+    assert_eq!(kinds(&server, "west").await, ["2026-11 THRESHOLD WARNING", "2026-12 THRESHOLD WARNING"]);
+}
+
+#[tokio::test]
+async fn a_projection_counts_the_clients_own_days_and_begins_on_the_third() {
+    // 16 USD a month so far. In Kiribati the third day has begun: 16 ÷ 3 × 30 = 160. In Niue it is still the second.
+    let server = server_at("2026-11-02T10:30:00Z").await;
+    server.client_in("east", "Pacific/Kiritimati").await;
+    server.client_in("west", "Pacific/Niue").await;
+    for client in ["east", "west"] {
+        spend(&server, client, "16").await;
+    }
+    assert_eq!(kinds(&server, "east").await, ["2026-11 PROJECTION WARNING"]);
+    assert_eq!(kinds(&server, "west").await, [""; 0]);
+    let alert = &alerts(&server, "east").await[0];
+    assert_eq!([&alert.current, &alert.projected, &alert.threshold], ["16", "160", "150"]);
+    // Time alone brings it about for the other one: a check finds it.
+    server.clock.set(time("2026-11-03T11:30:00Z"));
+    assert_eq!(check(&server, "west").await.raised_count, 1);
+    assert_eq!(kinds(&server, "west").await, ["2026-11 PROJECTION WARNING"]);
+    // And time alone does not take it away again.
+    server.clock.set(time("2026-11-20T12:00:00Z"));
+    assert_eq!(check(&server, "west").await.resolved_count, 0);
+}
+
+#[tokio::test]
+async fn days_of_23_and_25_hours_count_as_one_day() {
+    // Berlin, 29 March 2026 has 23 hours, 25 October 2026 has 25: on the third day a projection begins, not an hour off.
+    for (third_day_begins, cost) in [("2026-03-02T23:00:00Z", "14.6"), ("2026-10-02T22:00:00Z", "14.6")] {
+        let start = time(third_day_begins);
+        let server = server_at("2026-01-15T12:00:00Z").await;
+        server.client_in("acme", "Europe/Berlin").await;
+        server.clock.set(start - chrono::TimeDelta::seconds(1));
+        // 14.6 × 31 ÷ 3 = 150.87: from the third day on.
+        spend(&server, "acme", cost).await;
+        assert_eq!(kinds(&server, "acme").await, [""; 0]);
+        server.clock.set(start);
+        assert_eq!(check(&server, "acme").await.raised_count, 1, "{third_day_begins}");
+    }
+    // The day of 25 hours is one day of usage: 25 hours of 1 USD are no anomaly beside days of 24.
+    let server = server_at("2026-10-25T22:30:00Z").await;
+    server.client_in("acme", "Europe/Berlin").await;
+    let mut events = vec![];
+    for hour in 0..=25 * 24 {
+        let at = time("2026-10-25T22:30:00Z") - chrono::TimeDelta::hours(hour);
+        events.push(event_at("acme", "metered", "1", &at.to_rfc3339()));
+    }
+    server.batch(events, false).await;
+    let found = check(&server, "acme").await;
+    assert!(found.raised.iter().all(|alert| alert.r#type() != AlertType::Anomaly), "{found:?}");
+}
+
+#[tokio::test]
+async fn recurring_cost_is_not_projected_with_the_days() {
+    let server = server_at("2026-11-03T12:00:00Z").await;
+    let service = Service { service: "number".into(), recurring: true, ..Default::default() };
+    let request = CreateServiceRequest { service: Some(service), request_id: String::new() };
+    server.catalog().create_service(request).await.unwrap();
+    let request = CreatePriceRequest { price: Some(unit_price("number", "", "1")), request_id: String::new() };
+    server.catalog().create_price(request).await.unwrap();
+    server.track(event("acme", "number", "40")).await.unwrap();
+    assert_eq!(kinds(&server, "acme").await, [""; 0]);
+    // 40 + 11 × 30 ÷ 3 = 150.
+    spend(&server, "acme", "9.9").await;
+    assert_eq!(kinds(&server, "acme").await, [""; 0]);
+    spend(&server, "acme", "1.1").await;
+    assert_eq!(kinds(&server, "acme").await, ["2026-11 PROJECTION WARNING", "2026-11 THRESHOLD WARNING"]);
+}
+
+#[tokio::test]
+async fn a_check_finds_days_far_above_the_29_before_for_cost_and_for_the_units_of_each_service() {
+    let server = server_at("2026-11-21T12:00:00Z").await;
+    metered(&server, "other").await;
+    let mut events = vec![];
+    for day in 10..=20 {
+        let noon = format!("2026-11-{day}T12:00:00Z");
+        events.push(event_at("acme", "metered", "1", &noon));
+        events.push(event_at("acme", "other", "10", &noon));
+        // Six days are not enough to say.
+        if day > 14 {
+            events.push(event_at("globex", "metered", "0.5", &noon));
+        }
+    }
+    server.batch(events, false).await;
+    // Mean of 29 days: 11 ÷ 29 metered, 110 ÷ 29 other, 121 ÷ 29 = 4.17 cost; three times: 1.14, 11.4, 12.5.
+    spend(&server, "acme", "11").await;
+    spend(&server, "globex", "11").await;
+    server.track(event("acme", "other", "1.5")).await.unwrap();
+    let found = check(&server, "acme").await;
+    let anomalies = |found: &CheckAlertsResponse| -> Vec<(String, String, String)> {
+        let found = found.raised.iter().filter(|alert| alert.r#type() == AlertType::Anomaly);
+        found.map(|alert| (alert.service.clone(), alert.period.clone(), alert.currency.clone())).collect()
+    };
+    assert_eq!(anomalies(&found), [("metered".into(), "2026-11-21".into(), String::new())]);
+    server.track(event("acme", "other", "0.1")).await.unwrap();
+    let found = check(&server, "acme").await;
+    assert_eq!(anomalies(&found), [(String::new(), "2026-11-21".into(), "USD".into())]);
+    assert_eq!(found.raised[0].current, "12.6");
+    assert_eq!(found.raised[0].previous, "4.172413793103");
+    assert_eq!(check(&server, "acme").await.raised_count, 0);
+    assert!(anomalies(&check(&server, "globex").await).is_empty());
+    // The day is over, late usage comes, and the next check still looks at it.
+    server.clock.set(time("2026-11-22T01:00:00Z"));
+    server.track(event_at("acme", "other", "20", "2026-11-21T23:00:00Z")).await.unwrap();
+    let found = check(&server, "acme").await;
+    assert_eq!(anomalies(&found), [("other".into(), "2026-11-21".into(), String::new())]);
+}
+
+#[tokio::test]
+async fn a_check_of_all_reports_the_client_that_fails_and_stops_nobody() {
+    let server = server_at("2026-11-02T12:00:00Z").await;
+    for client in ["a", "b", "c", "quiet"] {
+        spend(&server, client, "16").await;
+    }
+    // Long ago: no active client.
+    server.sql("UPDATE usage_months SET month = '2026-06-01' WHERE client_id = 'quiet'").await;
+    server.sql("UPDATE clients SET time_zone = 'Mars/Olympus_Mons' WHERE client_id = 'b'").await;
+    server.clock.set(time("2026-11-03T12:00:00Z"));
+    let report = check(&server, "").await;
+    assert_eq!((report.checked_count, report.raised_count, report.failed_count), (2, 2, 1));
+    assert_eq!(report.failed[0].client_id, "b");
+    let mut raised: Vec<_> = report.raised.iter().map(|alert| alert.client_id.as_str()).collect();
+    raised.sort();
+    assert_eq!(raised, ["a", "c"]);
+}
+
+#[tokio::test]
+async fn usage_that_waited_for_a_price_alerts_when_it_is_priced() {
+    let server = server_at("2026-11-02T12:00:00Z").await;
+    let service = Service { service: "later".into(), ..Default::default() };
+    let request = CreateServiceRequest { service: Some(service), request_id: String::new() };
+    server.catalog().create_service(request).await.unwrap();
+    server.track(event("acme", "later", "120")).await.unwrap();
+    assert_eq!(kinds(&server, "acme").await, [""; 0]);
+    let request = CreatePriceRequest { price: Some(unit_price("later", "", "1")), request_id: String::new() };
+    server.catalog().create_price(request).await.unwrap();
+    eventually(async || kinds(&server, "acme").await == ["2026-11 THRESHOLD CRITICAL"]).await;
+    assert_sets_match(&server).await;
+}
+
+#[tokio::test]
+async fn a_rebuild_that_corrects_a_month_raises_and_resolves() {
+    let server = server_at("2026-11-02T12:00:00Z").await;
+    spend(&server, "acme", "60").await;
+    spend(&server, "globex", "120").await;
+    // Rows that lie, as a bug or a hand may leave them.
+    server.sql("UPDATE usage_months SET cost = 10, raised_alerts = 0, open_alerts = 0 WHERE client_id = 'acme'").await;
+    server.sql("DELETE FROM alerts WHERE client_id = 'acme'").await;
+    server.sql("UPDATE alerts SET current_value = 400 WHERE client_id = 'globex'").await;
+    server.sql("DELETE FROM usage_events WHERE client_id = 'globex'").await;
+    let request =
+        RebuildRollupsRequest { start_date: "2026-11-01".into(), end_date: "2026-11-30".into(), ..Default::default() };
+    server.usage().rebuild_rollups(request).await.unwrap();
+    assert_eq!(kinds(&server, "acme").await, ["2026-11 THRESHOLD WARNING"]);
+    let resolved = alerts(&server, "globex").await;
+    assert!(resolved[0].resolve_time.is_some());
+    assert_sets_match(&server).await;
+}
+
+#[tokio::test]
+async fn a_backfill_raises_alerts_and_notifies_nobody() {
+    let server = server_at("2026-11-20T12:00:00Z").await;
+    server
+        .sql(
+            "INSERT INTO notification_channels (client_id, kind, target, min_severity, secrets)
+             VALUES ('', 1, 'ops@example.com', 1, '{}')",
+        )
+        .await;
+    let notifications = async || server.sql("SELECT 1 FROM notifications").await;
+    server.batch(vec![event_at("acme", "metered", "60", "2024-03-05T12:00:00Z")], true).await;
+    server.batch(vec![event("acme", "metered", "60")], true).await;
+    assert_eq!(kinds(&server, "acme").await, ["2024-03 THRESHOLD WARNING", "2026-11 THRESHOLD WARNING"]);
+    assert_eq!(notifications().await, 0);
+    // What live usage adds to is told.
+    spend(&server, "acme", "60").await;
+    assert_eq!(notifications().await, 2);
+    assert_eq!(
+        kinds(&server, "acme").await[1..],
+        ["2026-11 PROJECTION WARNING", "2026-11 THRESHOLD CRITICAL", "2026-11 THRESHOLD WARNING"]
+    );
+}
+
+#[tokio::test]
+async fn alerts_are_listed_filtered_paged_and_acknowledged_once() {
+    let server = server_at("2026-11-02T12:00:00Z").await;
+    for (client, amount) in [("a", "60"), ("b", "60"), ("c", "160"), ("b", "60")] {
+        spend(&server, client, amount).await;
+    }
+    let list = async |request: ListAlertsRequest| server.alerts().list_alerts(request).await.unwrap().into_inner();
+    let names = |alerts: &[Alert]| alerts.iter().map(|alert| alert.client_id.clone()).collect::<Vec<_>>();
+    let all = list(ListAlertsRequest::default()).await.alerts;
+    assert_eq!(names(&all), ["b", "c", "b", "a"]);
+    let critical = ListAlertsRequest { min_severity: AlertSeverity::Critical.into(), ..Default::default() };
+    assert_eq!(names(&list(critical.clone()).await.alerts), ["b", "c"]);
+    let of_b = ListAlertsRequest { client_ids: vec!["b".into()], ..critical };
+    assert_eq!(names(&list(of_b).await.alerts), ["b"]);
+    let spikes = ListAlertsRequest { types: vec![AlertType::Spike.into()], ..Default::default() };
+    assert!(list(spikes).await.alerts.is_empty());
+    let (mut paged, mut page_token) = (vec![], String::new());
+    loop {
+        let page = list(ListAlertsRequest { page_size: 1, page_token, ..Default::default() }).await;
+        assert_eq!(page.alerts.len(), 1);
+        paged.extend(page.alerts);
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(paged, all);
+
+    let acknowledge = async |who: &str| {
+        let request = AcknowledgeAlertRequest { alert_id: all[3].alert_id.clone(), acknowledged_by: who.into() };
+        server.alerts().acknowledge_alert(request).await.unwrap().into_inner().alert.unwrap()
+    };
+    let first = acknowledge("ann").await;
+    assert_eq!((first.acknowledged_by.as_str(), first.acknowledge_time.is_some()), ("ann", true));
+    // The first one stays, and nobody is told again.
+    assert_eq!(acknowledge("bob").await, first);
+    let request = GetAlertRequest { alert_id: all[3].alert_id.clone() };
+    assert_eq!(server.alerts().get_alert(request).await.unwrap().into_inner().alert.unwrap(), first);
+    assert_eq!(server.sql("SELECT 1 FROM alert_feed WHERE change = 2").await, 1);
+    let open = ListAlertsRequest { unacknowledged_only: true, ..Default::default() };
+    assert_eq!(names(&list(open).await.alerts), ["b", "c", "b"]);
+}
