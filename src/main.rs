@@ -1,7 +1,7 @@
 //! The commands.
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
-use meterd::cli::{bench, export, import, migrate, rebuild, serve, track, usage, verify};
+use meterd::cli::{bench, export, import, jobs, migrate, rebuild, serve, track, usage, verify};
 use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -55,6 +55,8 @@ enum Command {
     Verify(verify::VerifyArgs),
     /// Compute rollups and totals again from the events
     Rebuild(rebuild::RebuildArgs),
+    /// Show the scheduled jobs and their last runs, or run one now
+    Jobs(jobs::JobsArgs),
     /// Measure throughput and latency against the database's own floor
     Bench(Box<bench::BenchArgs>),
 }
@@ -119,6 +121,7 @@ async fn main() -> ExitCode {
             Command::Export(args) => export::run(args).await,
             Command::Verify(args) => verify::run(args).await,
             Command::Rebuild(args) => rebuild::run(args).await,
+            Command::Jobs(args) => jobs::run(args).await,
             Command::Bench(args) => bench::run(*args).await,
         }
     };

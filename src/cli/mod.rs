@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod export;
 pub mod import;
+pub mod jobs;
 pub mod migrate;
 pub mod rebuild;
 pub mod serve;
