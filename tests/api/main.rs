@@ -10,6 +10,7 @@ mod clients;
 mod commands;
 mod concurrency;
 mod export;
+mod following;
 mod harness;
 mod http;
 mod operation;
