@@ -39,7 +39,7 @@ impl Courier {
         let timeout = Duration::from_secs(settings.notification_timeout_seconds.into());
         let mailer = settings.smtp().map(|smtp| Mailer::new(&smtp, timeout)).transpose()?;
         let texter = settings.twilio().map(|twilio| Texter::new(&twilio, timeout)).transpose()?;
-        let poster = Poster::new(settings, timeout)?;
+        let poster = Poster::new(settings, timeout);
         match (&mailer, &texter) {
             (None, None) => {
                 tracing::info!("notifications: no SMTP server and no Twilio account is set, only webhooks are sent")

@@ -17,8 +17,11 @@ pub struct Mailer {
 impl Mailer {
     /// By settings that are looked at now and used later: the server need not be there.
     pub fn new(settings: &SmtpSettings<'_>, timeout: Duration) -> anyhow::Result<Self> {
-        // Without the cause, which may have the URL, and so the password, in it.
-        let transport = AsyncSmtpTransport::<Tokio1Executor>::from_url(settings.url.reveal()).map_err(|_| {
+        let transport = AsyncSmtpTransport::<Tokio1Executor>::from_url(settings.url.reveal()).map_err(|error| {
+            if error.is_tls() {
+                return anyhow::anyhow!("--smtp-url: TLS cannot be set up: {}", super::reason(&error));
+            }
+            // Without the cause, which may have a part of the URL, and so the password, in it.
             anyhow::anyhow!(
                 "--smtp-url is not one of smtps://user:password@host:465, smtp://host:587?tls=required and smtp://host:25, \
                  with special characters of user and password percent-encoded"

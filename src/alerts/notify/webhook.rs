@@ -16,18 +16,24 @@ use std::time::Duration;
 
 /// Posts to webhooks.
 pub struct Poster {
-    client: Client,
+    /// Or why there is none: a machine without CA certificates still serves.
+    client: Result<Client, String>,
     settings: NotificationSettings,
 }
 
 impl Poster {
     /// Under the settings' rules of where webhooks may be.
-    pub fn new(settings: &NotificationSettings, timeout: Duration) -> anyhow::Result<Self> {
+    pub fn new(settings: &NotificationSettings, timeout: Duration) -> Self {
         let mut client = http::client(timeout).https_only(!settings.webhook_allow_http);
         if !settings.webhook_allow_private {
             client = client.dns_resolver(Arc::new(PublicResolver));
         }
-        Ok(Self { client: client.build()?, settings: settings.clone() })
+        let client = client.build().map_err(|error| {
+            let reason = super::reason(&error);
+            tracing::warn!(reason, "webhooks cannot be sent");
+            format!("webhooks cannot be sent from this server: {reason}")
+        });
+        Self { client, settings: settings.clone() }
     }
 
     /// Posts one, signed with every key, as of `timestamp` (seconds). What the receiver answers is not read: its status says
@@ -47,8 +53,8 @@ impl Poster {
         let keys = keys.filter(|keys| !keys.is_empty());
         let keys = keys.ok_or_else(|| Failure::Final("the channel has no key to sign with".into()))?;
         let body = told.json();
-        let request = self
-            .client
+        let client = self.client.as_ref().map_err(|error| Failure::Passing(error.clone()))?;
+        let request = client
             .post(url)
             .header(CONTENT_TYPE, "application/json")
             .header("webhook-id", id)
