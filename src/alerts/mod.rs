@@ -2,4 +2,5 @@
 
 pub mod check;
 pub mod feed;
+pub mod notify;
 pub mod raise;

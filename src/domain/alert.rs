@@ -46,7 +46,7 @@ pub enum Change {
 /// A number that stands for nothing.
 #[derive(Debug, thiserror::Error)]
 #[error("{0} is no {1}")]
-pub struct UnknownNumber(i16, &'static str);
+pub struct UnknownNumber(pub i16, pub &'static str);
 
 /// Numbers of an enum, both ways.
 macro_rules! numbered {

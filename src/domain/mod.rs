@@ -5,6 +5,7 @@ pub mod catalog;
 pub mod decimal;
 pub mod event;
 pub mod names;
+pub mod notification;
 pub mod period;
 pub mod policy;
 pub mod price;

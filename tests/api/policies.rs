@@ -1,0 +1,280 @@
+//! Alert policies: the default one, overrides of clients, and when they hold.
+
+use crate::alerting::{alerts, assert_sets_match, kinds, metered, server_at};
+use crate::harness::*;
+use meterd::proto::*;
+use prost_types::FieldMask;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
+use tokio::task::JoinSet;
+use tonic::{Code, Status};
+
+async fn policy(server: &TestServer, client_id: &str) -> AlertPolicy {
+    let request = GetAlertPolicyRequest { client_id: client_id.into() };
+    server.alerts().get_alert_policy(request).await.unwrap().into_inner().policy.unwrap()
+}
+
+/// Sends a policy with all the named fields.
+pub async fn try_update(server: &TestServer, policy: AlertPolicy, paths: &[&str]) -> Result<AlertPolicy, Status> {
+    let paths = paths.iter().map(|path| path.to_string()).collect();
+    let request = UpdateAlertPolicyRequest { policy: Some(policy), update_mask: Some(FieldMask { paths }) };
+    Ok(server.alerts().update_alert_policy(request).await?.into_inner().policy.unwrap())
+}
+
+async fn update(server: &TestServer, policy: AlertPolicy, paths: &[&str]) -> AlertPolicy {
+    try_update(server, policy, paths).await.unwrap()
+}
+
+/// A client's lines.
+fn lines(client_id: &str, warning: &str, critical: &str) -> AlertPolicy {
+    AlertPolicy {
+        client_id: client_id.into(),
+        monthly_warning: Some(warning.into()),
+        monthly_critical: Some(critical.into()),
+        ..Default::default()
+    }
+}
+
+const LINES: [&str; 2] = ["monthly_warning", "monthly_critical"];
+
+fn webhook(target: &str) -> NotificationChannel {
+    let kind = NotificationChannelKind::Webhook.into();
+    NotificationChannel { kind, target: target.into(), ..Default::default() }
+}
+
+#[tokio::test]
+async fn a_client_has_the_default_policy_with_what_it_overrides() {
+    let server = server_at("2026-11-02T12:00:00Z").await;
+    server.client_in("acme", "UTC").await;
+    let default = policy(&server, "").await;
+    assert_eq!(default.monthly_warning(), "50");
+    assert_eq!(default.monthly_critical(), "100");
+    assert_eq!((default.spike_warning_percent(), default.spike_critical_percent()), ("50", "100"));
+    assert_eq!((default.spike_baseline_min(), default.projection_factor()), ("1", "1.5"));
+    assert_eq!((default.projection_first_day(), default.anomaly_factor()), (3, "3"));
+    assert!(default.threshold_enabled() && default.anomaly_enabled() && default.update_time.is_none());
+
+    let own = update(&server, lines("acme", "5.50", "20"), &LINES).await;
+    assert_eq!((own.monthly_warning(), own.monthly_critical(), own.spike_baseline_min()), ("5.5", "20", "1"));
+    assert_eq!(own.overridden_fields.as_ref().unwrap().paths, ["monthly_critical", "monthly_warning"]);
+    assert!(own.update_time.is_some());
+    assert_eq!(policy(&server, "acme").await, own);
+
+    // The default's other values go on to the client, its own stay.
+    let default = AlertPolicy {
+        monthly_critical: Some("500".into()),
+        spike_baseline_min: Some("7".into()),
+        ..Default::default()
+    };
+    update(&server, default, &["monthly_critical", "spike_baseline_min"]).await;
+    let own = policy(&server, "acme").await;
+    assert_eq!((own.monthly_critical(), own.spike_baseline_min()), ("20", "7"));
+    // A named field that is not set goes back to the default.
+    let only_id = AlertPolicy { client_id: "acme".into(), ..Default::default() };
+    let own = update(&server, only_id, &["monthly_critical"]).await;
+    assert_eq!((own.monthly_critical(), own.monthly_warning()), ("500", "5.5"));
+    assert_eq!(own.overridden_fields.unwrap().paths, ["monthly_warning"]);
+}
+
+#[tokio::test]
+async fn a_clients_policy_is_evaluated_at_once_and_the_defaults_by_the_next_check() {
+    let server = server_at("2026-11-02T12:00:00Z").await;
+    for client in ["acme", "globex"] {
+        server.track(event(client, "metered", "30")).await.unwrap();
+    }
+    assert_eq!(kinds(&server, "acme").await, [""; 0]);
+    update(&server, lines("acme", "10", "20"), &LINES).await;
+    assert_eq!(kinds(&server, "acme").await, ["2026-11 THRESHOLD CRITICAL"]);
+    // Out of reach again: resolved, and no warning follows the critical one.
+    update(&server, lines("acme", "10", "40"), &LINES).await;
+    let resolved = &alerts(&server, "acme").await[0];
+    assert!(resolved.resolve_time.is_some());
+    assert_eq!(kinds(&server, "acme").await, ["2026-11 THRESHOLD CRITICAL"]);
+    // Reached again: the same alert, raised once more.
+    server.track(event("acme", "metered", "15")).await.unwrap();
+    let again = &alerts(&server, "acme").await[0];
+    assert_eq!((&again.alert_id, again.raise_count, again.resolve_time), (&resolved.alert_id, 2, None));
+    assert_eq!(again.current, "45");
+    assert_sets_match(&server).await;
+
+    update(&server, lines("", "1", "25"), &LINES).await;
+    assert_eq!(kinds(&server, "globex").await, [""; 0]);
+    let request = CheckAlertsRequest::default();
+    let report = server.alerts().check_alerts(request).await.unwrap().into_inner();
+    assert_eq!((report.checked_count, report.raised_count), (2, 1));
+    assert_eq!(kinds(&server, "globex").await, ["2026-11 THRESHOLD CRITICAL"]);
+    let changes: Vec<i16> =
+        sqlx::query_scalar("SELECT change FROM alert_feed ORDER BY sequence").fetch_all(&server.pool).await.unwrap();
+    assert_eq!(changes, [1, 3, 1, 1]);
+}
+
+#[tokio::test]
+async fn a_rule_that_is_switched_off_raises_nothing_for_its_client_alone() {
+    let server = server_at("2026-11-02T12:00:00Z").await;
+    server.client_in("acme", "UTC").await;
+    let off = AlertPolicy { client_id: "acme".into(), threshold_enabled: Some(false), ..Default::default() };
+    update(&server, off, &["threshold_enabled"]).await;
+    for client in ["acme", "globex"] {
+        server.track(event(client, "metered", "200")).await.unwrap();
+    }
+    assert_eq!(kinds(&server, "acme").await, [""; 0]);
+    assert_eq!(kinds(&server, "globex").await, ["2026-11 THRESHOLD CRITICAL"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_changed_policy_holds_for_every_commit_after_its_call_on_both_replicas() {
+    // Each client gets one event of 60. Before the change the warning line is 50, after it 70: who was sent after the call
+    // has returned gets none, who was acknowledged before it was made gets one.
+    let first = server_at("2026-11-02T12:00:00Z").await;
+    let second = TestServer::replica(&first.database_url, &[], first.clock.clone()).await;
+    let state = Arc::new(AtomicU8::new(0));
+    let mut writers = JoinSet::new();
+    for writer in 0..16 {
+        let server = if writer % 2 == 0 { &first } else { &second };
+        let (mut usage, state) = (server.usage(), state.clone());
+        writers.spawn(async move {
+            let mut seen = vec![];
+            while state.load(Ordering::SeqCst) < 3 {
+                let client_id = format!("{writer}-{}", seen.len());
+                let sent = state.load(Ordering::SeqCst);
+                let request = TrackUsageRequest { event: Some(event(&client_id, "metered", "60")) };
+                usage.track_usage(request).await.unwrap();
+                seen.push((client_id, sent, state.load(Ordering::SeqCst)));
+            }
+            seen
+        });
+    }
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    state.store(1, Ordering::SeqCst);
+    update(&first, lines("", "70", "100"), &LINES).await;
+    state.store(2, Ordering::SeqCst);
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    state.store(3, Ordering::SeqCst);
+    let seen = writers.join_all().await.concat();
+    let alerted: std::collections::HashSet<String> =
+        sqlx::query_scalar("SELECT client_id FROM alerts").fetch_all(&first.pool).await.unwrap().into_iter().collect();
+    let (mut before, mut after) = (0, 0);
+    for (client_id, sent, acknowledged) in &seen {
+        if *acknowledged == 0 {
+            assert!(alerted.contains(client_id), "{client_id}");
+            before += 1;
+        }
+        if *sent >= 2 {
+            assert!(!alerted.contains(client_id), "{client_id}");
+            after += 1;
+        }
+    }
+    assert!(before > 0 && after > 0);
+    println!("{} events on 2 replicas: {before} before the change all alerted, {after} after it none", seen.len());
+}
+
+#[tokio::test]
+async fn channels_are_replaced_whole_and_their_keys_shown_once() {
+    let server = server_at("2026-11-02T12:00:00Z").await;
+    let one = AlertPolicy { channels: vec![webhook("https://example.com/a")], ..Default::default() };
+    let made = update(&server, one.clone(), &["channels"]).await;
+    let secret = made.channels[0].secrets[0].clone();
+    assert!(secret.starts_with("whsec_"));
+    assert_eq!((made.channels[0].min_severity(), made.channels[0].secret_count), (AlertSeverity::Critical, 1));
+    assert!(policy(&server, "").await.channels[0].secrets.is_empty());
+    // Sent again without a key: the one that it has stays, and is not shown.
+    let mut two = one.clone();
+    two.channels.push(webhook("https://example.com/b"));
+    let both = update(&server, two, &["channels"]).await;
+    assert!(both.channels[0].secrets.is_empty() && both.channels[1].secrets.len() == 1);
+    let kept: Vec<String> = sqlx::query_scalar("SELECT secrets[1] FROM notification_channels ORDER BY channel_id")
+        .fetch_all(&server.pool)
+        .await
+        .unwrap();
+    assert_eq!(kept[0], secret);
+    // A new key beside the old one, for the time that the receiver needs to change over.
+    let new = format!("whsec_{}", "A".repeat(32));
+    let rotated = NotificationChannel { secrets: vec![new, secret], ..webhook("https://example.com/a") };
+    let policy = AlertPolicy { channels: vec![rotated], ..Default::default() };
+    let rotated = update(&server, policy, &["channels"]).await;
+    assert_eq!((rotated.channels.len(), rotated.channels[0].secret_count), (1, 2));
+    assert!(rotated.channels[0].secrets.is_empty());
+}
+
+#[tokio::test]
+async fn contradictions_and_wrong_values_are_told_with_the_field() {
+    let server = server_at("2026-11-02T12:00:00Z").await;
+    metered(&server, "other").await;
+    server.client_in("acme", "UTC").await;
+    let wrong = async |policy: AlertPolicy, paths: &[&str], fields: &[&str]| {
+        let result = try_update(&server, policy, paths).await;
+        let message = result.as_ref().unwrap_err().message().to_string();
+        assert_wrong(result, "INVALID_FIELD", fields);
+        message
+    };
+    let told = wrong(lines("acme", "200", "100"), &LINES, &["policy.monthly_warning"]).await;
+    assert_eq!(told, "policy.monthly_warning: must be at most monthly_critical, which is 100");
+    // Against what it does not name, but has.
+    let told = wrong(lines("acme", "", "20"), &["monthly_critical"], &["policy.monthly_critical"]).await;
+    assert_eq!(told, "policy.monthly_critical: must be at least monthly_warning, which is 50");
+    for value in ["NaN", "-1", "1e3", "inf", "", "0.0000000000001"] {
+        wrong(lines("", value, "100"), &["monthly_warning"], &["policy.monthly_warning"]).await;
+    }
+    let many = AlertPolicy {
+        projection_factor: Some("0".into()),
+        projection_first_day: Some(32),
+        anomaly_factor: Some("x".into()),
+        ..Default::default()
+    };
+    let paths = ["projection_factor", "projection_first_day", "anomaly_factor", "everything"];
+    let fields = ["policy.projection_factor", "policy.projection_first_day", "policy.anomaly_factor", "update_mask"];
+    wrong(many, &paths, &fields).await;
+    wrong(AlertPolicy::default(), &[], &["update_mask"]).await;
+
+    let channels = [
+        webhook("http://example.com/a"),
+        webhook("https://127.0.0.1/a"),
+        webhook("https://[::ffff:10.0.0.1]/a"),
+        webhook("https://user:password@example.com/"),
+        webhook(""),
+        NotificationChannel { target: "x".into(), ..Default::default() },
+        NotificationChannel { kind: 1, target: "nobody".into(), ..Default::default() },
+        NotificationChannel { kind: 2, target: "12".into(), ..Default::default() },
+        NotificationChannel { secrets: vec!["short".into()], ..webhook("https://example.com/a") },
+        webhook("https://example.com/a"),
+    ];
+    let wrong_ones =
+        ["0].target", "1].target", "2].target", "3].target", "4].target", "5].kind", "6].target", "7].target"];
+    let fields: Vec<String> = wrong_ones
+        .into_iter()
+        .chain(["8].secrets[0]", "9].target"])
+        .map(|field| format!("policy.channels[{field}"))
+        .collect();
+    let policy = AlertPolicy { channels: channels.into(), ..Default::default() };
+    wrong(policy, &["channels"], &fields.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    let nobody = try_update(&server, lines("nobody", "1", "2"), &LINES).await;
+    assert_refused(nobody, Code::NotFound, "CLIENT_NOT_FOUND");
+}
+
+#[tokio::test]
+async fn alerts_that_do_not_exist_and_wrong_filters_have_their_status() {
+    let server = server_at("2026-11-02T12:00:00Z").await;
+    let mut service = server.alerts();
+    let unknown = GetAlertRequest { alert_id: "none".into() };
+    assert_refused(service.get_alert(unknown).await, Code::NotFound, "ALERT_NOT_FOUND");
+    let unknown = AcknowledgeAlertRequest { alert_id: "none".into(), acknowledged_by: "ann".into() };
+    assert_refused(service.acknowledge_alert(unknown).await, Code::NotFound, "ALERT_NOT_FOUND");
+    let nothing = service.acknowledge_alert(AcknowledgeAlertRequest::default()).await;
+    assert_wrong(nothing, "INVALID_FIELD", &["alert_id", "acknowledged_by"]);
+    let wrong = ListAlertsRequest {
+        client_ids: vec!["a\u{0}".into()],
+        types: vec![0, 9],
+        min_severity: 7,
+        page_size: -1,
+        ..Default::default()
+    };
+    let fields = ["client_ids[0]", "types[0]", "types[1]", "min_severity", "page_size"];
+    assert_wrong(service.list_alerts(wrong).await, "INVALID_FIELD", &fields);
+    let forged = ListAlertsRequest { page_token: "x".into(), ..Default::default() };
+    assert_wrong(service.list_alerts(forged).await, "PAGE_TOKEN_INVALID", &["page_token"]);
+    let nobody = CheckAlertsRequest { client_id: "nobody".into() };
+    assert_refused(service.check_alerts(nobody).await, Code::NotFound, "CLIENT_NOT_FOUND");
+    let nobody = GetAlertPolicyRequest { client_id: "nobody".into() };
+    assert_refused(service.get_alert_policy(nobody).await, Code::NotFound, "CLIENT_NOT_FOUND");
+}
