@@ -1,5 +1,6 @@
 //! Every promise over a real gRPC connection against a real PostgreSQL.
 
+mod alert_commands;
 mod alerting;
 mod answers;
 mod bad_input;
