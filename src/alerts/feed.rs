@@ -198,6 +198,9 @@ impl Feed {
                 continue;
             }
             let more = page.entries.len() as i64 == READ_ENTRIES;
+            if !page.entries.is_empty() {
+                self.notifications_wanted.notify_one();
+            }
             let read_to = page.entries.last().filter(|_| more).map_or(bounds.last, |last| last.sequence);
             self.window.send_if_modified(|window| {
                 window.add(read_to, bounds.pruned, page.entries);
