@@ -31,7 +31,7 @@ services=$(grpcurl -plaintext "$METERD_SERVER" list | grep '^metering\.') || tru
 for service in $services; do
   for method in $(grpcurl -plaintext "$METERD_SERVER" list "$service"); do
     rpc="${method%.*}/${method##*.}"
-    script=$(grep -lF "$rpc" usage/*.sh catalog/*.sh clients/*.sh | head -n 1) || true
+    script=$(grep -lF "$rpc" */*.sh | head -n 1) || true
     if [ -z "$script" ]; then
       without+=("$rpc has no example")
     elif ! grep -qF "| \`${rpc##*/}\` |" README.md; then

@@ -1,20 +1,25 @@
 -- Scheduled jobs. Who runs one holds its lease: others take it over when the lease has run out.
 CREATE TABLE jobs (
     job                text COLLATE "C" PRIMARY KEY,
-    -- Cron expression, in UTC; empty: never.
+    -- Cron expression, in UTC; empty: never by itself.
     schedule           text NOT NULL,
+    -- Moved on when a run begins, so that who asks for one meanwhile gets another; nothing: never.
     next_run_time      timestamptz,
-    -- Names the replica and its run; nothing while nobody runs it.
+    -- Names the replica and its run; nothing while nobody runs it. A run whose lease has run out is taken over.
     holder             text,
     lease_expire_time  timestamptz,
     last_start_time    timestamptz,
     last_finish_time   timestamptz,
+    -- When the run began that ended last.
+    ended_start_time   timestamptz,
+    last_success_time  timestamptz,
     -- Empty: it went well.
     last_error         text NOT NULL DEFAULT '',
     -- What the last run did, for people.
     last_result        text NOT NULL DEFAULT '',
     run_count          bigint NOT NULL DEFAULT 0,
-    failure_count      bigint NOT NULL DEFAULT 0
+    failure_count      bigint NOT NULL DEFAULT 0,
+    CONSTRAINT jobs_held_until CHECK ((holder IS NULL) = (lease_expire_time IS NULL))
 );
 
 -- Client-months up to this one are closed: their rollups stay as they are, and partitions that only they need are gone.
@@ -23,6 +28,10 @@ ALTER TABLE deployment ADD COLUMN closed_through date NOT NULL DEFAULT '-infinit
 
 -- Keys of a backfill are kept until their month is closed, as a backfill may be sent again as long.
 ALTER TABLE idempotency_keys ADD COLUMN backfill boolean NOT NULL DEFAULT false;
--- Small and cheap to keep: keys are written in the order of their time.
-CREATE INDEX idempotency_keys_claim_time ON idempotency_keys USING brin (claim_time) WITH (pages_per_range = 32, autosummarize = on);
+-- For pruning. Small and cheap to keep: keys are written in the order of their time, and those of a backfill together.
+-- Two, so that looking for live keys skips those of backfills, which stay for long.
+CREATE INDEX idempotency_keys_live ON idempotency_keys USING brin (claim_time)
+    WITH (pages_per_range = 32, autosummarize = on) WHERE NOT backfill;
+CREATE INDEX idempotency_keys_backfill ON idempotency_keys USING brin (event_time)
+    WITH (pages_per_range = 32, autosummarize = on) WHERE backfill;
 CREATE INDEX create_requests_create_time ON create_requests (create_time);

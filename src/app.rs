@@ -9,6 +9,7 @@ use crate::config::Settings;
 use crate::grpc::layer::CallLayer;
 use crate::grpc::{Context, Handlers, PageTokens};
 use crate::ingest::Ingest;
+use crate::jobs::{Scheduler, Work};
 use crate::postgres::Embedded;
 use crate::store::deployment::{self, Deployment};
 use crate::store::{connect, locks};
@@ -75,8 +76,9 @@ pub struct App {
     grpc: TcpListener,
     http: TcpListener,
     writers: Vec<JoinHandle<()>>,
-    notifier: Notifier,
+    scheduler: Scheduler,
     feed_reader: JoinHandle<()>,
+    notifier: Notifier,
     stop: watch::Sender<bool>,
 }
 
@@ -88,6 +90,7 @@ pub async fn build(
     clock: Clock,
 ) -> anyhow::Result<App> {
     settings.check_exposure()?;
+    settings.check_retention()?;
     let bind = async |name: &str, address: SocketAddr| {
         let taken = || format!("{name} {address} cannot be listened on; is another server running there?");
         TcpListener::bind(address).await.with_context(taken)
@@ -105,11 +108,18 @@ pub async fn build(
         currency: deployment.currency.clone(),
         accept_past_days: settings.accept_past_days,
     };
+    let work = Work {
+        pool: connect::job_pool(options.clone()),
+        clock: clock.clone(),
+        settings: settings.clone(),
+        alert_settings: alert_settings.clone(),
+    };
+    let scheduler = Scheduler::start(connect::lease_pool(options.clone()), work).await?;
     let (ingest, writers) = Ingest::start(&settings.ingest(), options, &catalog, &alert_settings);
     let (stop, stopping) = watch::channel(false);
     let notifications_wanted = Arc::new(Notify::new());
     let (feed, feed_reader) =
-        Feed::start(options, settings.subscriptions_max, &notifications_wanted, stopping.clone()).await?;
+        Feed::start(options, settings.subscriptions_max, notifications_wanted.clone(), stopping.clone()).await?;
     let context = Arc::new(Context {
         pool,
         catalog,
@@ -122,10 +132,11 @@ pub async fn build(
         exports: Arc::new(Semaphore::new(settings.exports_max as usize)),
         pricing_wanted: Arc::new(Notify::new()),
         notifications_wanted,
+        jobs_wanted: Arc::new(Notify::new()),
         stopping,
         settings,
     });
-    Ok(App { context, grpc, http, writers, feed_reader, notifier, stop })
+    Ok(App { context, grpc, http, writers, scheduler, feed_reader, notifier, stop })
 }
 
 impl App {
@@ -147,7 +158,7 @@ impl App {
     /// Serves until `shutdown`, then stops in order, within the bound: NOT_SERVING, no new work, everything queued
     /// settled, connections closed. `supervise` keeps our own database alive meanwhile.
     pub async fn run(self, shutdown: impl Future<Output = ()>, embedded: Option<&Embedded>) -> anyhow::Result<()> {
-        let Self { context, grpc, http, writers, feed_reader, notifier, stop } = self;
+        let Self { context, grpc, http, writers, scheduler, feed_reader, notifier, stop } = self;
         let (health, health_service) = tonic_health::server::health_reporter();
         set_health(&health, ServingStatus::NotServing).await;
         let (ready, is_ready) = watch::channel(false);
@@ -165,15 +176,16 @@ impl App {
             ingest: context.ingest.clone(),
             ready: is_ready,
         };
-        let mut jobs = jobs::start(
+        let pricing = jobs::start_pricing(
             &context.pool,
             &context.catalog,
             &context.alert_settings,
             &context.pricing_wanted,
             &context.stopping,
         );
+        let scheduler = tokio::spawn(scheduler.run(context.jobs_wanted.clone(), context.stopping.clone()));
+        let mut jobs = vec![pricing, scheduler, feed_reader];
         jobs.push(tokio::spawn(notifier.run(context.notifications_wanted.clone(), context.stopping.clone())));
-        jobs.push(feed_reader);
         jobs.push(tokio::spawn(watch_database(context.clone(), health, ready)));
 
         let mut stopping = context.stopping.clone();
@@ -196,6 +208,7 @@ impl App {
             .add_service(handlers.alerts())
             .add_service(handlers.catalog())
             .add_service(handlers.clients())
+            .add_service(handlers.jobs())
             .add_service(health_service)
             .add_service(reflection().build_v1()?)
             .add_service(reflection().build_v1alpha()?);
@@ -248,7 +261,7 @@ async fn supervise(embedded: Option<&Embedded>) {
 }
 
 async fn set_health(health: &HealthReporter, status: ServingStatus) {
-    let services = ["Usage", "Alert", "Catalog", "Client"].map(|name| format!("metering.v1.{name}Service"));
+    let services = ["Usage", "Alert", "Catalog", "Client", "Job"].map(|name| format!("metering.v1.{name}Service"));
     for service in std::iter::once(String::new()).chain(services) {
         health.set_service_status(service, status).await;
     }

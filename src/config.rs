@@ -6,6 +6,7 @@ mod notifications;
 pub use notifications::{NotificationSettings, Secret, SmtpSettings, TwilioSettings};
 
 use crate::ingest::IngestSettings;
+use crate::jobs::JobSettings;
 use crate::postgres::{EmbeddedSettings, default_data_dir};
 use chrono_tz::Tz;
 use clap::{Args, Command, ValueEnum};
@@ -52,6 +53,9 @@ pub struct Settings {
     /// Events may be at most so many seconds ahead of the server's clock
     #[arg(long, env = "METERD_ACCEPT_FUTURE_SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u32).range(0..=86_400))]
     pub accept_future_seconds: u32,
+
+    #[command(flatten)]
+    pub jobs: JobSettings,
 
     /// Writers, each with a database connection; a client always has the same one
     #[arg(long, env = "METERD_WRITERS", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
@@ -153,6 +157,11 @@ impl Settings {
             create_clients: self.unknown_client == UnknownClient::Create,
             default_zone: self.default_time_zone,
         }
+    }
+
+    /// Refuses settings by which an event could be taken twice, or taken for a month that is closed.
+    pub fn check_retention(&self) -> anyhow::Result<()> {
+        self.jobs.check(self.accept_past_days, self.accept_future_seconds)
     }
 
     /// Refuses to listen where strangers could call: without API keys, only this machine may.

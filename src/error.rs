@@ -1,5 +1,6 @@
 //! The one error type at the edge. `grpc::status` turns it into a status with details.
 
+use crate::domain::period::Month;
 use crate::proto::ErrorReason;
 use std::sync::Arc;
 use std::time::Duration;
@@ -68,6 +69,13 @@ impl Error {
     /// No such client.
     pub fn client_not_found(client_id: &str) -> Self {
         Self::new(Code::NotFound, ErrorReason::ClientNotFound, format!("no client \"{client_id}\""))
+    }
+
+    /// The month is past its retention.
+    pub fn month_closed(closed_through: Month) -> Self {
+        let message = format!("months through {closed_through} are past their retention and stay as they are");
+        Self::new(Code::FailedPrecondition, ErrorReason::MonthClosed, message)
+            .with("closed_through", closed_through.to_string())
     }
 
     /// Something of that name is there already.

@@ -1,7 +1,7 @@
 //! The commands.
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
-use meterd::cli::{bench, export, import, migrate, notifications, rebuild, serve, track, usage, verify};
+use meterd::cli::{alerts, bench, export, import, jobs, migrate, notifications, rebuild, serve, track, usage, verify};
 use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -47,6 +47,8 @@ enum Command {
     Track(Box<track::TrackArgs>),
     /// Show what a client has used
     Usage(usage::UsageArgs),
+    /// Follow, list, acknowledge and check alerts
+    Alerts(alerts::AlertsArgs),
     /// Record the rows of CSV or NDJSON files
     Import(Box<import::ImportArgs>),
     /// Write recorded events to a CSV or NDJSON file
@@ -55,6 +57,8 @@ enum Command {
     Verify(verify::VerifyArgs),
     /// Compute rollups and totals again from the events
     Rebuild(rebuild::RebuildArgs),
+    /// Show the scheduled jobs and their last runs, or run one now
+    Jobs(jobs::JobsArgs),
     /// Show who was told of alerts, and tell again who was given up
     Notifications(notifications::NotificationsArgs),
     /// Measure throughput and latency against the database's own floor
@@ -117,10 +121,12 @@ async fn main() -> ExitCode {
             Command::Migrate(args) => migrate::run(*args).await,
             Command::Track(args) => track::run(*args).await,
             Command::Usage(args) => usage::run(args).await,
+            Command::Alerts(args) => alerts::run(args).await,
             Command::Import(args) => import::run(*args).await,
             Command::Export(args) => export::run(args).await,
             Command::Verify(args) => verify::run(args).await,
             Command::Rebuild(args) => rebuild::run(args).await,
+            Command::Jobs(args) => jobs::run(args).await,
             Command::Notifications(args) => notifications::run(args).await,
             Command::Bench(args) => bench::run(*args).await,
         }

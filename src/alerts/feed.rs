@@ -104,7 +104,7 @@ pub struct Feed {
     pool: PgPool,
     turns: Arc<Semaphore>,
     places: Arc<Semaphore>,
-    /// Woken with each change that is read, since notifications were queued in the same transaction.
+    /// Woken by every change: a notification may have come with it.
     notifications_wanted: Arc<Notify>,
 }
 
@@ -113,7 +113,7 @@ impl Feed {
     pub async fn start(
         options: &PgConnectOptions,
         subscriptions_max: u32,
-        notifications_wanted: &Arc<Notify>,
+        notifications_wanted: Arc<Notify>,
         mut stopping: watch::Receiver<bool>,
     ) -> sqlx::Result<(Arc<Self>, JoinHandle<()>)> {
         let mut listener = listen(options).await?;
@@ -123,7 +123,7 @@ impl Feed {
             pool: connect::pool(options.clone(), PAGES_AT_ONCE),
             turns: Arc::new(Semaphore::new(PAGES_AT_ONCE as usize)),
             places: Arc::new(Semaphore::new(subscriptions_max as usize)),
-            notifications_wanted: notifications_wanted.clone(),
+            notifications_wanted,
         });
         let (reader, options) = (feed.clone(), options.clone());
         let task = tokio::spawn(async move {

@@ -1,8 +1,10 @@
 //! Commands that talk to a running server, one a file. Each is a set of arguments and a `run`.
 
+pub mod alerts;
 pub mod bench;
 pub mod export;
 pub mod import;
+pub mod jobs;
 pub mod migrate;
 pub mod notifications;
 pub mod rebuild;

@@ -26,6 +26,7 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
         }
     };
     args.settings.check_exposure()?;
+    args.settings.check_retention()?;
     let database = Database::open(&args.settings.database).await?;
     let served = serve(args.settings, &database, shutdown).await;
     let closed = database.close().await;

@@ -10,6 +10,7 @@ mod creates;
 mod events;
 mod export;
 mod fields;
+mod jobs;
 mod json;
 pub mod layer;
 mod notifications;
@@ -38,6 +39,7 @@ use crate::ingest::Ingest;
 use crate::proto::alert_service_server::AlertServiceServer;
 use crate::proto::catalog_service_server::CatalogServiceServer;
 use crate::proto::client_service_server::ClientServiceServer;
+use crate::proto::job_service_server::JobServiceServer;
 use crate::proto::usage_service_server::UsageServiceServer;
 use sqlx::PgPool;
 use std::future::Future;
@@ -68,6 +70,8 @@ pub struct Context {
     pub pricing_wanted: Arc<Notify>,
     /// Wakes the notifier of this replica.
     pub notifications_wanted: Arc<Notify>,
+    /// Makes the scheduler of this replica look at once.
+    pub jobs_wanted: Arc<Notify>,
     /// True once the server is to stop.
     pub stopping: watch::Receiver<bool>,
 }
@@ -106,6 +110,13 @@ impl Handlers {
     /// The client service.
     pub fn clients(&self) -> ClientServiceServer<Self> {
         ClientServiceServer::new(self.clone())
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    /// The job service.
+    pub fn jobs(&self) -> JobServiceServer<Self> {
+        JobServiceServer::new(self.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX)
     }

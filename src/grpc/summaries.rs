@@ -16,7 +16,7 @@ use crate::proto::{
     RebuildRollupsRequest, RebuildRollupsResponse, UpdateMonthlySummariesRequest, UpdateMonthlySummariesResponse,
 };
 use crate::store::summaries::{self, Summary, SummaryTotals};
-use crate::store::{rebuild, verify};
+use crate::store::{deployment, rebuild, verify};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -121,6 +121,10 @@ pub async fn rebuild(context: Arc<Context>, request: RebuildRollupsRequest) -> R
         clients::existing(&context, client_id).await?;
     }
     let asked = Month::of(start)..=Month::of(end);
+    let closed = deployment::closed_through(&mut *context.pool.acquire().await?).await?;
+    if let Some(closed) = closed.filter(|closed| asked.start() <= closed) {
+        return Err(Error::month_closed(closed));
+    }
     let (first, last) = (asked.start().previous(), asked.end().next());
     let there = verify::client_months(&context.pool, client_id, Some(first), Some(last)).await?;
     // A changed zone may move events into a month that has none yet, from one beside it.
@@ -137,6 +141,7 @@ pub async fn rebuild(context: Arc<Context>, request: RebuildRollupsRequest) -> R
     for (client_id, month) in months {
         let mut tx = context.pool.begin().await?;
         let rebuilt = rebuild::month(&mut tx, &client_id, month, request.rezone).await?;
+        let rebuilt = rebuilt.ok_or_else(|| Error::month_closed(month))?;
         check::corrected_months(&mut tx, &context.alert_settings, &client_id, &rebuilt.corrected_months).await?;
         tx.commit().await?;
         response.month_count += 1;

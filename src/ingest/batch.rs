@@ -6,13 +6,15 @@ use crate::catalog::CatalogCache;
 use crate::domain::event::{EventId, PricedEvent};
 use crate::domain::period::{Month, day_of};
 use crate::domain::rollup::Deltas;
+use crate::error::Error;
 use crate::store::keys::{Claimed, Claims, KeyHolder};
 use crate::store::rollups::MonthRow;
 use crate::store::{catalog, clients, events, is_lock_timeout, keys, locks, rollups};
 use sqlx::{Executor, PgConnection};
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-/// Records a batch and gives an outcome for each, in order. On an error the connection is in a transaction: drop it.
+/// Records a batch and gives an outcome for each, in order. An event of a closed month is refused, unless it was recorded
+/// before. On an error the connection is in a transaction: drop it.
 ///
 /// Lock order: versions, keys, months, month services, days, alerts, feed counter; within each, sorted.
 pub(super) async fn record(
@@ -45,11 +47,20 @@ pub(super) async fn record(
     let mut holders: HashMap<(&str, &str), KeyHolder> = HashMap::with_capacity(leaders.len());
     let mut recorded = Vec::with_capacity(leaders.len());
     let (mut taken_clients, mut taken_keys) = (vec![], vec![]);
+    // New events of closed months: their keys are free again with the commit.
+    let mut refused: HashMap<usize, Error> = HashMap::new();
+    let (mut free_clients, mut free_keys) = (vec![], vec![]);
     for &index in &leaders {
         let Submission { event, id, payload_hash, .. } = batch[index];
         if claimed.event_seqs.contains(&id.seq) {
             let zone = claimed.time_zones.get(&*event.client_id).ok_or_else(client_vanished)?;
             let day = day_of(event.event_time, clients::zone(zone)?);
+            if let Some(closed) = claimed.closed_through.filter(|closed| Month::of(day) <= *closed) {
+                refused.insert(index, Error::month_closed(closed));
+                free_clients.push(event.client_id.to_string());
+                free_keys.push(event.idempotency_key.to_string());
+                continue;
+            }
             let charge = catalog.charge(event);
             recorded.push(PricedEvent { event, id: *id, day, charge });
             let holder = KeyHolder { payload_hash: payload_hash.to_vec(), id: *id, charge: Some(charge) };
@@ -58,6 +69,9 @@ pub(super) async fn record(
             taken_clients.push(event.client_id.to_string());
             taken_keys.push(event.idempotency_key.to_string());
         }
+    }
+    if !refused.is_empty() {
+        keys::give_back(conn, &free_clients, &free_keys).await?;
     }
     let earlier =
         if taken_keys.is_empty() { HashMap::new() } else { keys::holders(conn, &taken_clients, &taken_keys).await? };
@@ -69,7 +83,25 @@ pub(super) async fn record(
     conn.execute("COMMIT").await?;
 
     holders.extend(earlier.iter().map(|((client, key), holder)| ((&**client, &**key), holder.clone())));
-    batch.iter().map(|submission| outcome(submission, holders.get(&key(submission)))).collect()
+    let free: HashSet<(&str, &str)> = refused.keys().map(|&index| key(batch[index])).collect();
+    let (mut outcomes, mut again) = (Vec::with_capacity(batch.len()), vec![]);
+    for (index, &submission) in batch.iter().enumerate() {
+        outcomes.push(match refused.remove(&index) {
+            Some(error) => Some(Outcome::Rejected(error)),
+            None if free.contains(&key(submission)) && submission.refuse_if_new.is_none() => {
+                again.push(index);
+                None
+            }
+            None => Some(outcome(submission, holders.get(&key(submission)))?),
+        });
+    }
+    if !again.is_empty() {
+        // They have the key of an event that was refused, and may claim it now.
+        let submissions: Vec<_> = again.iter().map(|&index| batch[index]).collect();
+        let settled = Box::pin(record(conn, cache, alert_settings, &submissions)).await?;
+        again.into_iter().zip(settled).for_each(|(index, outcome)| outcomes[index] = Some(outcome));
+    }
+    Ok(outcomes.into_iter().flatten().collect())
 }
 
 /// Raises the alerts that the changed months have reached.

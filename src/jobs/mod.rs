@@ -1,65 +1,116 @@
-//! Work beside the calls: one job a file, each with a `run_once` that tests and commands can step.
+//! Work beside the calls: one job a file, each with a `run_once` that tests and commands can step. Pricing follows changes
+//! of the catalogue; all others run by a schedule, on one replica at a time.
 
+mod alert_checks;
+mod key_pruning;
+mod lease;
+mod partitions;
 pub mod pricing;
+mod retention;
+mod schedule;
+mod scheduler;
+mod settings;
 pub mod summaries;
+
+pub use schedule::Schedule;
+pub use scheduler::{Scheduler, names};
+pub use settings::{JobSettings, RetentionAction};
 
 use crate::alerts::raise::AlertSettings;
 use crate::catalog::CatalogCache;
+use crate::clock::Clock;
+use crate::config::Settings;
+use futures_util::future::BoxFuture;
 use sqlx::PgPool;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
-/// How often summaries of changed clients are refreshed: well within the minute that is promised.
-const SUMMARIES_EVERY: Duration = Duration::from_secs(20);
 /// How often a replica looks for pricing that another one left.
 const PRICING_EVERY: Duration = Duration::from_secs(5);
+/// A run of pricing that takes longer hangs on a connection that is dead; the next one begins where it was.
+const PRICING_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// A run that takes longer hangs on a connection that is dead; the next one begins where it was.
-const RUN_TIMEOUT: Duration = Duration::from_secs(120);
+/// What scheduled jobs work with.
+pub struct Work {
+    /// Of the jobs alone: its statements end before the lease that they run under does. So transactions are short.
+    pub pool: PgPool,
+    pub clock: Clock,
+    pub settings: Settings,
+    pub alert_settings: AlertSettings,
+}
 
-/// Starts the jobs. They end when `stopping` turns true.
-pub fn start(
+/// A scheduled job.
+pub struct Job {
+    /// As in `schedule_<name>`, the metrics, and JobService.
+    pub name: &'static str,
+    schedule: fn(&JobSettings) -> &Schedule,
+    /// Does it, and says in a short sentence what was done. May be cut off anywhere, and is then run again.
+    run: fn(Arc<Work>) -> BoxFuture<'static, anyhow::Result<String>>,
+}
+
+/// All scheduled jobs, by name.
+pub static JOBS: [Job; 5] = [
+    Job {
+        name: "alert_checks",
+        schedule: |settings| &settings.schedule_alert_checks,
+        run: |work| Box::pin(async move { alert_checks::run_once(&work).await }),
+    },
+    Job {
+        name: "key_pruning",
+        schedule: |settings| &settings.schedule_key_pruning,
+        run: |work| Box::pin(async move { key_pruning::run_once(&work).await }),
+    },
+    Job {
+        name: "monthly_summaries",
+        schedule: |settings| &settings.schedule_monthly_summaries,
+        run: |work| Box::pin(async move { summaries::run_once(&work).await }),
+    },
+    Job {
+        name: "partitions",
+        schedule: |settings| &settings.schedule_partitions,
+        run: |work| Box::pin(async move { partitions::run_once(&work).await }),
+    },
+    Job {
+        name: "retention",
+        schedule: |settings| &settings.schedule_retention,
+        run: |work| Box::pin(async move { retention::run_once(&work).await }),
+    },
+];
+
+/// Prices waiting events whenever the catalogue has changed, until `stopping` turns true.
+pub fn start_pricing(
     pool: &PgPool,
     catalog: &Arc<CatalogCache>,
     alert_settings: &AlertSettings,
-    pricing_wanted: &Arc<Notify>,
+    wanted: &Arc<Notify>,
     stopping: &watch::Receiver<bool>,
-) -> Vec<JoinHandle<()>> {
-    let (pool_of_pricing, catalog, wanted) = (pool.clone(), catalog.clone(), pricing_wanted.clone());
-    let (alert_settings, mut stopping_of_pricing) = (alert_settings.clone(), stopping.clone());
-    let pricing = tokio::spawn(async move {
-        while !*stopping_of_pricing.borrow() {
-            let run = pricing::run_once(&pool_of_pricing, &catalog, &alert_settings);
-            match tokio::time::timeout(RUN_TIMEOUT, run).await.unwrap_or(Err(sqlx::Error::PoolTimedOut)) {
+) -> JoinHandle<()> {
+    let (pool, catalog, alert_settings) = (pool.clone(), catalog.clone(), alert_settings.clone());
+    let (wanted, mut stopping) = (wanted.clone(), stopping.clone());
+    tokio::spawn(async move {
+        while !*stopping.borrow() {
+            let run = pricing::run_once(&pool, &catalog, &alert_settings);
+            match tokio::time::timeout(PRICING_TIMEOUT, run).await.unwrap_or(Err(sqlx::Error::PoolTimedOut)) {
                 Ok(true) => continue,
                 Ok(false) => {
                     // Reads show names and categories by the snapshot in memory, also where nothing is recorded.
-                    drop(tokio::time::timeout(RUN_TIMEOUT, catalog.refresh(&pool_of_pricing)).await);
+                    drop(tokio::time::timeout(PRICING_TIMEOUT, catalog.refresh(&pool)).await);
                 }
                 Err(error) => tracing::warn!(%error, "pricing of waiting events failed and goes on later"),
             }
             tokio::select! {
                 () = wanted.notified() => {}
                 () = tokio::time::sleep(PRICING_EVERY) => {}
-                _ = stopping_of_pricing.changed() => {}
-            }
-        }
-    });
-    let pool = pool.clone();
-    let mut stopping = stopping.clone();
-    let summaries = tokio::spawn(async move {
-        while !*stopping.borrow() {
-            let run = tokio::time::timeout(RUN_TIMEOUT, summaries::refresh(&pool, None, None)).await;
-            if let Err(error) = run.unwrap_or(Err(sqlx::Error::PoolTimedOut)) {
-                tracing::warn!(%error, "refreshing summaries failed and is tried again");
-            }
-            tokio::select! {
-                () = tokio::time::sleep(SUMMARIES_EVERY) => {}
                 _ = stopping.changed() => {}
             }
         }
-    });
-    vec![pricing, summaries]
+    })
+}
+
+/// A count with its noun, such as "1 key" or "2 keys".
+fn counted(count: u64, noun: &str) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} {noun}{plural}")
 }

@@ -8,7 +8,7 @@ use crate::domain::period::Month;
 use crate::domain::rollup::{Deltas, Sums};
 use crate::store::pricing::{self, Waiting};
 use crate::store::rollups::MonthRow;
-use crate::store::{catalog, clients, locks, policies, rollups};
+use crate::store::{catalog, clients, deployment, locks, policies, rollups};
 use sqlx::{PgConnection, PgPool};
 use std::collections::BTreeSet;
 
@@ -28,7 +28,9 @@ pub async fn run_once(pool: &PgPool, cache: &CatalogCache, alert_settings: &Aler
         prices = cache.adopt(catalog::load(&mut tx).await?);
     }
 
-    let waiting = pricing::next_waiting(&mut tx, &task, BATCH_EVENTS).await?;
+    // None is closed before the commit, as closing takes the versions lock.
+    let closed = deployment::closed_through(&mut tx).await?;
+    let waiting = pricing::next_waiting(&mut tx, &task, closed, BATCH_EVENTS).await?;
     let months: BTreeSet<(String, Month)> =
         waiting.iter().map(|at| (at.client_id.clone(), Month::of(at.day))).collect();
     let (clients, firsts): (Vec<_>, Vec<_>) =

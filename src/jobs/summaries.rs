@@ -1,11 +1,18 @@
 //! Refreshes the summaries of client-months that changed.
 
+use super::{Work, counted};
 use crate::domain::period::Month;
 use crate::store::summaries;
 use sqlx::PgPool;
 
 /// Client-months of one transaction: few, because it holds their rows.
 const BATCH_MONTHS: i64 = 200;
+
+/// Refreshes everything that is stale.
+pub(super) async fn run_once(work: &Work) -> anyhow::Result<String> {
+    let written = refresh(&work.pool, None, None).await?;
+    Ok(format!("{} refreshed", counted(written as u64, "client-month")))
+}
 
 /// Refreshes what is stale, of one client or month or of all; gives how many summaries were written.
 pub async fn refresh(pool: &PgPool, client_id: Option<&str>, month: Option<Month>) -> sqlx::Result<usize> {

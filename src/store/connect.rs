@@ -16,6 +16,15 @@ const LOCK_TIMEOUT_MS: &str = "5000";
 const STATEMENT_TIMEOUT_MS: &str = "30000";
 /// Who holds a transaction open and does nothing is cut off, so that no stalled holder stops the others.
 const IDLE_IN_TRANSACTION_TIMEOUT_MS: &str = "10000";
+/// The same for scheduled jobs, whose lease ends soon after: a statement ends, and a connection whose user has gone silent
+/// is cut, before another replica takes over.
+pub const JOB_STATEMENT_TIMEOUT_MS: u64 = 8_000;
+pub const JOB_IDLE_TIMEOUT_MS: u64 = 4_000;
+/// Connections that jobs work on, and those that their leases are renewed on.
+const JOB_CONNECTIONS_MAX: u32 = 4;
+const LEASE_CONNECTIONS_MAX: u32 = 2;
+/// Closed by us well before the server would.
+const JOB_IDLE_CLOSE: Duration = Duration::from_secs(1);
 /// How long a call waits for a free connection.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -51,6 +60,23 @@ pub fn options(url: &str) -> sqlx::Result<PgConnectOptions> {
 pub fn pool(options: PgConnectOptions, connections_max: u32) -> PgPool {
     guarded(PgPoolOptions::new().max_connections(connections_max).acquire_timeout(ACQUIRE_TIMEOUT))
         .connect_lazy_with(options)
+}
+
+/// The pool that scheduled jobs work on.
+pub fn job_pool(options: PgConnectOptions) -> PgPool {
+    let (statement, idle) = (JOB_STATEMENT_TIMEOUT_MS.to_string(), JOB_IDLE_TIMEOUT_MS.to_string());
+    let options = options.application_name("meterd jobs").options([
+        ("statement_timeout", statement.as_str()),
+        ("idle_in_transaction_session_timeout", idle.as_str()),
+        ("idle_session_timeout", idle.as_str()),
+    ]);
+    let pool = PgPoolOptions::new().max_connections(JOB_CONNECTIONS_MAX).acquire_timeout(ACQUIRE_TIMEOUT);
+    guarded(pool.idle_timeout(JOB_IDLE_CLOSE)).connect_lazy_with(options)
+}
+
+/// The pool that leases are taken and renewed on: free while the others are busy.
+pub fn lease_pool(options: PgConnectOptions) -> PgPool {
+    pool(options.application_name("meterd leases"), LEASE_CONNECTIONS_MAX)
 }
 
 /// Rolls back whatever a connection still has open when it comes back to the pool.

@@ -1,5 +1,6 @@
 //! What holds for the whole deployment.
 
+use crate::domain::period::Month;
 use sqlx::PgConnection;
 
 /// The deployment as it was made at the first start.
@@ -19,6 +20,20 @@ pub async fn find(conn: &mut PgConnection) -> sqlx::Result<Option<Deployment>> {
 pub async fn insert(conn: &mut PgConnection, deployment: &Deployment) -> sqlx::Result<()> {
     let Deployment { currency, token_secret } = deployment;
     sqlx::query!("INSERT INTO deployment (currency, token_secret) VALUES ($1, $2)", currency, token_secret)
+        .execute(conn)
+        .await
+        .map(drop)
+}
+
+/// The last month that is closed, for all clients: its sums stay as they are. Nothing: none is.
+pub async fn closed_through(conn: &mut PgConnection) -> sqlx::Result<Option<Month>> {
+    let day = sqlx::query_scalar!("SELECT NULLIF(closed_through, '-infinity') AS closed_through FROM deployment");
+    Ok(day.fetch_optional(conn).await?.flatten().map(Month::of))
+}
+
+/// Closes the months up to this one. Needs the versions lock; a closed month is never opened again.
+pub async fn close_through(conn: &mut PgConnection, month: Month) -> sqlx::Result<()> {
+    sqlx::query!("UPDATE deployment SET closed_through = GREATEST(closed_through, $1)", month.first_day())
         .execute(conn)
         .await
         .map(drop)

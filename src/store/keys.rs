@@ -1,11 +1,12 @@
 //! The key ledger: who claims a key records its event.
 
 use crate::domain::event::{Charge, EventId, PayloadHash, UnpricedReason};
+use crate::domain::period::Month;
 use crate::store::numeric;
 use crate::store::policies::Policies;
 use bigdecimal::BigDecimal;
-use chrono::{DateTime, Utc};
-use sqlx::PgConnection;
+use chrono::{DateTime, NaiveTime, Utc};
+use sqlx::{PgConnection, PgPool};
 use std::collections::{HashMap, HashSet};
 
 /// Keys to claim, one entry an event, sorted by client and key.
@@ -23,6 +24,8 @@ pub struct Claims {
 pub struct Claimed {
     /// Of the catalogue.
     pub catalog_version: i64,
+    /// The last month that is closed.
+    pub closed_through: Option<Month>,
     /// Sequence numbers of the events whose keys were new.
     pub event_seqs: HashSet<i64>,
     /// Time zone of each client that exists.
@@ -52,9 +55,9 @@ impl Claims {
     }
 }
 
-/// Claims what nobody has claimed; waits for a transaction that is claiming the same key. Reads the catalogue's version
-/// and the time zones and alert policies of `client_ids` in the same statement, which must come after the versions lock: its snapshot then
-/// holds until the commit.
+/// Claims what nobody has claimed; waits for a transaction that is claiming the same key. Reads the catalogue's version,
+/// which months are closed, and the time zones and alert policies of `client_ids` in the same statement, which must come
+/// after the versions lock: its snapshot then holds until the commit.
 pub async fn claim(conn: &mut PgConnection, claims: &Claims, client_ids: &[String]) -> sqlx::Result<Claimed> {
     let row = sqlx::query!(
         r#"WITH claimed AS (
@@ -64,6 +67,7 @@ pub async fn claim(conn: &mut PgConnection, claims: &Claims, client_ids: &[Strin
                RETURNING event_seq
            )
            SELECT (SELECT version FROM catalog_version) AS "catalog_version!",
+                  (SELECT NULLIF(closed_through, '-infinity') FROM deployment) AS closed_through,
                   ARRAY(SELECT event_seq FROM claimed) AS "event_seqs!",
                   ARRAY(SELECT client_id FROM clients WHERE client_id = ANY($7) ORDER BY client_id) AS "client_ids!",
                   ARRAY(SELECT time_zone FROM clients WHERE client_id = ANY($7) ORDER BY client_id) AS "time_zones!",
@@ -83,10 +87,24 @@ pub async fn claim(conn: &mut PgConnection, claims: &Claims, client_ids: &[Strin
     .await?;
     Ok(Claimed {
         catalog_version: row.catalog_version,
+        closed_through: row.closed_through.map(Month::of),
         event_seqs: row.event_seqs.into_iter().collect(),
         time_zones: row.client_ids.into_iter().zip(row.time_zones).collect(),
         policies: Policies::of_rows(row.policy_client_ids.into_iter().zip(row.policies))?,
     })
+}
+
+/// Gives keys back that this transaction has claimed.
+pub async fn give_back(conn: &mut PgConnection, client_ids: &[String], keys: &[String]) -> sqlx::Result<()> {
+    sqlx::query!(
+        "DELETE FROM idempotency_keys k USING unnest($1::text[], $2::text[]) AS given (client_id, idempotency_key)
+         WHERE k.client_id = given.client_id AND k.idempotency_key = given.idempotency_key",
+        client_ids,
+        keys
+    )
+    .execute(conn)
+    .await
+    .map(drop)
 }
 
 /// Who has these keys, by client and key.
@@ -116,6 +134,62 @@ pub async fn holders(
             Ok(((row.client_id, row.idempotency_key), holder))
         })
         .collect()
+}
+
+/// Keys that were deleted.
+pub struct Pruned {
+    pub count: i64,
+    /// Of the youngest.
+    pub last_claim_time: Option<DateTime<Utc>>,
+}
+
+/// Deletes keys that came more than so many days ago, not in a backfill, and not before `after`: where the chunk before
+/// ended, so that what it has left behind is not walked over again.
+pub async fn prune_live(
+    pool: &PgPool,
+    retention_days: u32,
+    after: Option<DateTime<Utc>>,
+    limit: i64,
+) -> sqlx::Result<Pruned> {
+    sqlx::query_as!(
+        Pruned,
+        r#"WITH pruned AS (
+               DELETE FROM idempotency_keys WHERE ctid = ANY(ARRAY(
+                   SELECT ctid FROM idempotency_keys
+                   WHERE NOT backfill AND claim_time < now() - make_interval(days => $1)
+                     AND claim_time >= COALESCE($2, '-infinity'::timestamptz)
+                   LIMIT $3))
+               RETURNING claim_time
+           )
+           SELECT count(*) AS "count!", max(claim_time) AS last_claim_time FROM pruned"#,
+        retention_days as i32,
+        after,
+        limit
+    )
+    .fetch_one(pool)
+    .await
+}
+
+/// Deletes keys that came more than so many days ago, in a backfill, and whose month is closed in any time zone; gives how
+/// many.
+pub async fn prune_backfill(
+    pool: &PgPool,
+    retention_days: u32,
+    closed_through: Month,
+    limit: i64,
+) -> sqlx::Result<i64> {
+    // What lies before the last closed month by UTC is at most in that month.
+    let before = closed_through.first_day().and_time(NaiveTime::MIN).and_utc();
+    let pruned = sqlx::query!(
+        "DELETE FROM idempotency_keys WHERE ctid = ANY(ARRAY(
+             SELECT ctid FROM idempotency_keys
+             WHERE backfill AND event_time < $2 AND claim_time < now() - make_interval(days => $1)
+             LIMIT $3))",
+        retention_days as i32,
+        before,
+        limit
+    );
+    Ok(pruned.execute(pool).await?.rows_affected() as i64)
 }
 
 /// A charge from its three columns; nothing where all are null.

@@ -10,6 +10,7 @@ pub mod deployment;
 pub mod events;
 pub mod export;
 pub mod floor;
+pub mod jobs;
 pub mod keys;
 pub mod locks;
 pub mod notifications;

@@ -1,11 +1,15 @@
 //! Monthly partitions of the events.
 
 use crate::domain::period::Month;
-use crate::store::locks;
+use crate::store::{deployment, locks};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
+const PREFIX: &str = "usage_events_";
+/// How long everybody may have to wait behind who waits to detach.
+const DETACH_LOCK_TIMEOUT_MS: u32 = 1_000;
+
 fn name(month: Month) -> String {
-    format!("usage_events_{}", month.to_string().replace('-', "_"))
+    format!("{PREFIX}{}", month.to_string().replace('-', "_"))
 }
 
 /// Whether events of this UTC month have a place.
@@ -19,15 +23,23 @@ pub async fn exists(conn: &mut PgConnection, month: Month) -> sqlx::Result<bool>
     .await
 }
 
-/// Makes the partition of a UTC month if it is not there. Made like the parent and then attached: attaching does not lock
-/// out writers, creating in place would.
-pub async fn ensure(conn: &mut PgConnection, month: Month) -> sqlx::Result<()> {
+/// Keeps every partition where it is until the end of the transaction. What is read of the events after it is all there,
+/// as far as the months are open.
+pub async fn keep(conn: &mut PgConnection) -> sqlx::Result<()> {
+    conn.execute("LOCK TABLE ONLY usage_events IN ACCESS SHARE MODE").await.map(drop)
+}
+
+/// Makes the partition of a UTC month if it is not there and no closed month's; true, if it was made. Made like the parent
+/// and then attached: attaching does not lock out writers, creating in place would.
+pub async fn ensure(conn: &mut PgConnection, month: Month) -> sqlx::Result<bool> {
     if exists(conn, month).await? {
-        return Ok(());
+        return Ok(false);
     }
     let mut tx = conn.begin().await?;
     locks::make_partitions(&mut tx).await?;
-    if !exists(&mut tx, month).await? {
+    let closed = deployment::closed_through(&mut tx).await?.is_some_and(|closed| month < closed);
+    let missing = !closed && !exists(&mut tx, month).await?;
+    if missing {
         let (name, from, to) = (name(month), month.first_day(), month.next().first_day());
         let create = format!("CREATE TABLE {name} (LIKE usage_events INCLUDING ALL)");
         let attach = format!(
@@ -36,6 +48,35 @@ pub async fn ensure(conn: &mut PgConnection, month: Month) -> sqlx::Result<()> {
         );
         tx.execute(AssertSqlSafe(create)).await?;
         tx.execute(AssertSqlSafe(attach)).await?;
+    }
+    tx.commit().await?;
+    Ok(missing)
+}
+
+/// The partitions in which only closed months have events, oldest first. A client's month has events in the UTC months from
+/// the one before to the one after, so these are the ones before the last closed month.
+pub async fn before(conn: &mut PgConnection, closed_through: Month) -> sqlx::Result<Vec<Month>> {
+    let names = sqlx::query_scalar!(
+        r#"SELECT c.relname::text AS "name!" FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+           WHERE i.inhparent = 'usage_events'::regclass"#
+    )
+    .fetch_all(conn)
+    .await?;
+    let month = |name: &String| Month::parse(&name.strip_prefix(PREFIX)?.replace('_', "-"));
+    let mut months: Vec<Month> = names.iter().filter_map(month).filter(|month| *month < closed_through).collect();
+    months.sort();
+    Ok(months)
+}
+
+/// Takes a partition away, and drops its table if asked. It locks out everybody for a moment, so it does not wait for who
+/// reads for long: then it fails.
+pub async fn detach(conn: &mut PgConnection, month: Month, drop_table: bool) -> sqlx::Result<()> {
+    let name = name(month);
+    let mut tx = conn.begin().await?;
+    tx.execute(AssertSqlSafe(format!("SET LOCAL lock_timeout = {DETACH_LOCK_TIMEOUT_MS}"))).await?;
+    tx.execute(AssertSqlSafe(format!("ALTER TABLE usage_events DETACH PARTITION {name}"))).await?;
+    if drop_table {
+        tx.execute(AssertSqlSafe(format!("DROP TABLE {name}"))).await?;
     }
     tx.commit().await
 }

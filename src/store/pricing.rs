@@ -1,6 +1,7 @@
 //! Tasks that price waiting events after the catalogue has changed.
 
 use crate::domain::event::{Charge, EventId};
+use crate::domain::period::Month;
 use crate::store::events::{EventRow, RecordedEvent};
 use bigdecimal::BigDecimal;
 use chrono::{DateTime, NaiveDate, Utc};
@@ -48,19 +49,26 @@ pub async fn take_task(conn: &mut PgConnection) -> sqlx::Result<Option<Task>> {
     .await
 }
 
-/// The next waiting events of a task, in the order of their index.
-pub async fn next_waiting(conn: &mut PgConnection, task: &Task, limit: i64) -> sqlx::Result<Vec<Waiting>> {
+/// The next waiting events of a task in months after `closed`, in the order of their index.
+pub async fn next_waiting(
+    conn: &mut PgConnection,
+    task: &Task,
+    closed: Option<Month>,
+    limit: i64,
+) -> sqlx::Result<Vec<Waiting>> {
     sqlx::query_as!(
         Waiting,
         "SELECT client_id, event_time, event_seq, day FROM usage_events
          WHERE service = $1 AND unpriced_reason IS NOT NULL
            AND (client_id, event_time, event_seq) > ($2, COALESCE($3, '-infinity'::timestamptz), $4)
+           AND day > COALESCE($6, '-infinity'::date)
          ORDER BY client_id, event_time, event_seq LIMIT $5",
         task.service,
         task.client_id,
         task.event_time,
         task.event_seq,
-        limit
+        limit,
+        closed.map(Month::last_day)
     )
     .fetch_all(conn)
     .await

@@ -4,7 +4,7 @@ use crate::domain::event::EventId;
 use crate::domain::period::{Month, day_of};
 use crate::domain::rollup::{Deltas, Sums};
 use crate::store::verify::{RollupRow, differences};
-use crate::store::{clients, connect, locks, rollups};
+use crate::store::{clients, connect, deployment, locks, partitions, rollups};
 use chrono::NaiveDate;
 use chrono_tz::Tz;
 use sqlx::PgConnection;
@@ -20,11 +20,16 @@ pub struct Rebuilt {
 }
 
 /// Makes the rows of a client's month equal its events. With `rezone`, also puts the events of the month into the days
-/// that they have in the client's present zone, and the neighbouring months right. In a transaction that has locked nothing
-/// yet.
-pub async fn month(tx: &mut PgConnection, client_id: &str, month: Month, rezone: bool) -> sqlx::Result<Rebuilt> {
+/// that they have in the client's present zone, and the neighbouring months right. Events of closed months stay in them, and
+/// none moves into one. Nothing, where the month itself is closed. In a transaction that has locked nothing yet.
+pub async fn month(
+    tx: &mut PgConnection,
+    client_id: &str,
+    month: Month,
+    rezone: bool,
+) -> sqlx::Result<Option<Rebuilt>> {
     let client: Arc<str> = client_id.into();
-    let months = if rezone { vec![month.previous(), month, month.next()] } else { vec![month] };
+    let mut months = if rezone { vec![month.previous(), month, month.next()] } else { vec![month] };
     connect::allow_long_statements(tx).await?;
     let zone = if rezone {
         // Read under the versions lock, so that no event is dated by another one until the commit. Only here: nobody could
@@ -34,11 +39,18 @@ pub async fn month(tx: &mut PgConnection, client_id: &str, month: Month, rezone:
     } else {
         None
     };
+    // Asked when no partition can go any more: else the events of an open month could.
+    partitions::keep(tx).await?;
+    let closed = deployment::closed_through(tx).await?;
+    months.retain(|month| closed.is_none_or(|closed| *month > closed));
+    if !months.contains(&month) {
+        return Ok(None);
+    }
     // Adding nothing creates and locks the month rows: from here on nobody changes these months.
     let nothing = months.iter().map(|month| ((client.clone(), *month), Sums::default())).collect();
     rollups::add(tx, &Deltas { months: nothing, ..Deltas::default() }).await?;
     let rezoned_event_count = match zone {
-        Some(zone) => rezone_events(tx, client_id, month, zone).await?,
+        Some(zone) => rezone_events(tx, client_id, month, zone, closed).await?,
         None => 0,
     };
     let mut corrections = Deltas::default();
@@ -63,11 +75,17 @@ pub async fn month(tx: &mut PgConnection, client_id: &str, month: Month, rezone:
     }
     let corrected_months = corrections.months.keys().map(|(_, month)| *month).collect();
     rollups::add(tx, &corrections).await?;
-    Ok(Rebuilt { corrected_row_count, rezoned_event_count, corrected_months })
+    Ok(Some(Rebuilt { corrected_row_count, rezoned_event_count, corrected_months }))
 }
 
-/// Gives events that are in `month`, before or after, the day that they have in `zone`.
-async fn rezone_events(conn: &mut PgConnection, client_id: &str, month: Month, zone: Tz) -> sqlx::Result<i64> {
+/// Gives events that are in `month`, before or after, the day that they have in `zone`. Months up to `closed` keep theirs.
+async fn rezone_events(
+    conn: &mut PgConnection,
+    client_id: &str,
+    month: Month,
+    zone: Tz,
+    closed: Option<Month>,
+) -> sqlx::Result<i64> {
     let (from, to) = month.widest_range();
     let rows = sqlx::query!(
         "SELECT event_time, event_seq, day FROM usage_events
@@ -82,8 +100,10 @@ async fn rezone_events(conn: &mut PgConnection, client_id: &str, month: Month, z
         .into_iter()
         .filter_map(|row| {
             let day = day_of(row.event_time, zone);
-            let touches = Month::of(row.day) == month || Month::of(day) == month;
-            (day != row.day && touches).then_some((EventId { time: row.event_time, seq: row.event_seq }, day))
+            let (old, new) = (Month::of(row.day), Month::of(day));
+            let open = closed.is_none_or(|closed| old.min(new) > closed);
+            (day != row.day && open && (old == month || new == month))
+                .then_some((EventId { time: row.event_time, seq: row.event_seq }, day))
         })
         .collect();
     let times: Vec<_> = moved.iter().map(|(id, _)| id.time).collect();

@@ -55,6 +55,13 @@ fn describe() {
         "meterd_notifications_pending",
         "Notifications that wait to be delivered, of all replicas"
     );
+    metrics::describe_counter!("meterd_job_runs_total", "Runs of scheduled jobs by result: ok, failed, lost");
+    metrics::describe_histogram!("meterd_job_seconds", "Runs of scheduled jobs");
+    metrics::describe_gauge!(
+        "meterd_job_last_success_timestamp_seconds",
+        "When each scheduled job last went well, on whatever replica"
+    );
+    metrics::describe_counter!("meterd_alerts_raised_total", "Alerts raised by type");
     metrics::describe_gauge!("meterd_queue_events", "Events that wait for a writer");
     metrics::describe_counter!(
         "meterd_alert_changes_sent_total",

@@ -12,10 +12,11 @@ use meterd::postgres::{Embedded, EmbeddedSettings};
 use meterd::proto::alert_service_client::AlertServiceClient;
 use meterd::proto::catalog_service_client::CatalogServiceClient;
 use meterd::proto::client_service_client::ClientServiceClient;
+use meterd::proto::job_service_client::JobServiceClient;
 use meterd::proto::usage_service_client::UsageServiceClient;
 use meterd::proto::{
     BatchTrackUsageRequest, Client, CreateClientRequest, GetCurrentMonthUsageRequest, GetCurrentMonthUsageResponse,
-    Price, QueryUsageRequest, Rates, TrackUsageRequest, UsageEvent, UsageResult, UsageRow,
+    Price, QueryUsageRequest, Rates, RunJobRequest, TrackUsageRequest, UsageEvent, UsageResult, UsageRow,
 };
 use meterd::store::connect;
 use meterd::store::locks::VERSIONS_LOCK;
@@ -97,7 +98,10 @@ pub fn settings_of(flags: &[&str]) -> Settings {
         settings: Settings,
     }
     let fixed = ["test", "--listen=127.0.0.1:0", "--http-listen=127.0.0.1:0", "--allow-non-durable-database"];
-    Flags::parse_from(fixed.iter().chain(flags)).settings
+    // Nothing runs by itself, unless a test says so.
+    let off = meterd::jobs::names().into_iter().map(|job| format!("--schedule-{}=off", job.replace('_', "-")));
+    let flags = fixed.iter().map(|flag| flag.to_string()).chain(off).chain(flags.iter().map(|flag| flag.to_string()));
+    Flags::parse_from(flags).settings
 }
 
 /// A fresh database with the built-in catalogue.
@@ -178,6 +182,18 @@ impl TestServer {
 
     pub fn catalog(&self) -> CatalogServiceClient<Channel> {
         CatalogServiceClient::new(self.channel())
+    }
+
+    pub fn jobs(&self) -> JobServiceClient<Channel> {
+        JobServiceClient::new(self.channel())
+    }
+
+    /// Runs a scheduled job that must go well, and gives what it did.
+    pub async fn run_job(&self, job: &str) -> String {
+        let request = RunJobRequest { job: job.into() };
+        let job = self.jobs().run_job(request).await.unwrap().into_inner().job.unwrap();
+        assert_eq!(job.last_error, "", "{}", job.job);
+        job.last_result
     }
 
     pub fn clients(&self) -> ClientServiceClient<Channel> {

@@ -1,5 +1,6 @@
 //! Every promise over a real gRPC connection against a real PostgreSQL.
 
+mod alert_commands;
 mod alerting;
 mod answers;
 mod bad_input;
@@ -11,8 +12,11 @@ mod commands;
 mod concurrency;
 mod digests;
 mod export;
+mod following;
 mod harness;
 mod http;
+mod jobs;
+mod key_pruning;
 mod notification_calls;
 mod notifying;
 mod operation;
@@ -24,6 +28,7 @@ mod rebuilding;
 mod receivers;
 mod recording;
 mod replicas;
+mod retention;
 mod startup;
 mod subscribing;
 mod summaries;

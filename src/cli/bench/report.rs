@@ -128,7 +128,7 @@ impl Report {
 
     fn notes(&self, args: &BenchArgs) -> Vec<String> {
         let Machine { cores, database, commit_us, round_trip_us, .. } = &self.machine;
-        let Verified { client_months, events, differences } = self.verified;
+        let Verified { client_months, events, differences, .. } = self.verified;
         let ms = |samples: &[u32], percent| format!("{:.2} ms", f64::from(percentile(samples, percent)) / 1e3);
         let shown = |load: &Option<String>| load.clone().unwrap_or_else(|| "unknown".into());
         let peak = self.server_peak_memory_bytes.map_or_else(|| "unknown".into(), |b| format!("{} MiB", b >> 20));

@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Runs a scheduled job now, on whichever replica takes it, and waits for its end.
+set -euo pipefail
+server=${METERD_SERVER:-127.0.0.1:50051}
+
+grpcurl -plaintext -max-time 60 -d '{"job": "monthly_summaries"}' "$server" metering.v1.JobService/RunJob

@@ -1,0 +1,74 @@
+//! JobService.
+
+use super::convert::timestamp;
+use super::fields::Fields;
+use super::{Context, Handlers};
+use crate::domain::event::ID_BYTES_MAX;
+use crate::error::Error;
+use crate::jobs;
+use crate::proto::job_service_server::JobService;
+use crate::proto::{ErrorReason, Job, ListJobsRequest, ListJobsResponse, RunJobRequest, RunJobResponse};
+use crate::store::jobs::{self as rows, JobRow};
+use std::sync::Arc;
+use std::time::Duration;
+use tonic::{Code, Request, Response, Status};
+
+/// How often a waiting call looks whether the run has ended.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+impl From<JobRow> for Job {
+    fn from(row: JobRow) -> Self {
+        Self {
+            job: row.job,
+            schedule: row.schedule,
+            next_run_time: row.next_run_time.map(timestamp),
+            running: row.running,
+            last_start_time: row.last_start_time.map(timestamp),
+            last_finish_time: row.last_finish_time.map(timestamp),
+            last_error: row.last_error,
+            last_result: row.last_result,
+            run_count: row.run_count,
+            failure_count: row.failure_count,
+        }
+    }
+}
+
+async fn list(context: Arc<Context>, ListJobsRequest {}: ListJobsRequest) -> Result<ListJobsResponse, Error> {
+    let jobs = rows::list(&context.pool, &jobs::names()).await?;
+    Ok(ListJobsResponse { jobs: jobs.into_iter().map(Job::from).collect() })
+}
+
+/// Runs a job. Stays on the caller's future: it only waits, and ends with its caller.
+async fn run(context: &Context, request: RunJobRequest) -> Result<RunJobResponse, Error> {
+    let mut fields = Fields::default();
+    fields.required("job", &request.job, ID_BYTES_MAX);
+    fields.finish()?;
+    let not_found = || {
+        let message = format!("no job {:?}; there are {}", request.job, jobs::names().join(", "));
+        Error::new(Code::NotFound, ErrorReason::JobNotFound, message)
+    };
+    let name = jobs::names().into_iter().find(|name| *name == request.job).ok_or_else(not_found)?;
+    let asked_time = rows::want(&context.pool, &name).await?.ok_or_else(not_found)?;
+    context.jobs_wanted.notify_one();
+    loop {
+        let row = rows::list(&context.pool, std::slice::from_ref(&name)).await?.pop().ok_or_else(not_found)?;
+        if row.ended_start_time.is_some_and(|began| began >= asked_time) {
+            return Ok(RunJobResponse { job: Some(row.into()) });
+        }
+        if *context.stopping.borrow() {
+            return Err(Error::shutting_down());
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+#[tonic::async_trait]
+impl JobService for Handlers {
+    async fn list_jobs(&self, request: Request<ListJobsRequest>) -> Result<Response<ListJobsResponse>, Status> {
+        self.run(request, list).await
+    }
+
+    async fn run_job(&self, request: Request<RunJobRequest>) -> Result<Response<RunJobResponse>, Status> {
+        Ok(Response::new(run(&self.0, request.into_inner()).await?))
+    }
+}

@@ -1,0 +1,64 @@
+//! Closes months past their retention: their sums stay, their events go. Changes of alerts past theirs go too.
+
+use super::{RetentionAction, Work, counted};
+use crate::domain::period::Month;
+use crate::store::{alert_feed, deployment, jobs, locks, partitions};
+use chrono::TimeDelta;
+use sqlx::{Connection, PgConnection};
+
+/// Changes of alerts that one transaction removes: it holds the row that every change of an alert waits for.
+const FEED_CHUNK_ROWS: i64 = 1_000;
+
+/// Prunes the feed, closes months, and takes away the partitions that only closed months have events in.
+pub(super) async fn run_once(work: &Work) -> anyhow::Result<String> {
+    let changes = counted(prune_feed(work).await?, "change");
+    let mut conn = work.pool.acquire().await?;
+    if let Some(last) = last_to_close(work) {
+        close_through(&mut conn, last).await?;
+    }
+    let Some(closed) = deployment::closed_through(&mut conn).await? else {
+        return Ok(format!("every month is kept; {changes} of alerts pruned"));
+    };
+    let drop_table = work.settings.jobs.retention_action == RetentionAction::Drop;
+    let gone = partitions::before(&mut conn, closed).await?;
+    for &month in &gone {
+        partitions::detach(&mut conn, month, drop_table).await?;
+        tracing::info!(%month, drop_table, "a partition of closed months was taken away");
+    }
+    let partitions = counted(gone.len() as u64, "partition");
+    let action = if drop_table { "dropped" } else { "detached" };
+    Ok(format!("months through {closed} are closed; {partitions} {action}; {changes} of alerts pruned"))
+}
+
+/// The month before the present one and the `retention_months` before it; nothing where everything is kept.
+fn last_to_close(work: &Work) -> Option<Month> {
+    let months = work.settings.jobs.retention_months;
+    let present = Month::of(work.clock.now().date_naive());
+    (months > 0).then(|| (0..=months).fold(present, |month, _| month.previous()))
+}
+
+async fn close_through(conn: &mut PgConnection, last: Month) -> sqlx::Result<()> {
+    if deployment::closed_through(conn).await?.is_some_and(|closed| closed >= last) {
+        return Ok(());
+    }
+    let mut tx = conn.begin().await?;
+    // Every batch shares it from before it asks which months are closed until its commit.
+    locks::change_versions(&mut tx).await?;
+    deployment::close_through(&mut tx, last).await?;
+    tx.commit().await?;
+    tracing::info!(closed_through = %last, "months are closed");
+    Ok(())
+}
+
+async fn prune_feed(work: &Work) -> sqlx::Result<u64> {
+    // Changes carry the database's time.
+    let before = jobs::now(&work.pool).await? - TimeDelta::days(work.settings.alert_feed_days.into());
+    let mut pruned = 0;
+    loop {
+        let count = alert_feed::prune(&work.pool, before, FEED_CHUNK_ROWS).await?;
+        pruned += count;
+        if count < FEED_CHUNK_ROWS as u64 {
+            return Ok(pruned);
+        }
+    }
+}

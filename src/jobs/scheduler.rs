@@ -1,0 +1,159 @@
+//! Runs the scheduled jobs: looks each second what is due, takes it under a lease, and notes what became of it.
+//!
+//! The table is the truth for all replicas: a schedule is what the replica that started last was told.
+
+use super::lease::{LEASE, Lease};
+use super::schedule::Schedule;
+use super::{JOBS, Job, Work};
+use crate::store::jobs;
+use anyhow::Context as _;
+use chrono::{DateTime, Utc};
+use futures_util::FutureExt;
+use sqlx::PgPool;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+
+/// How often a replica looks for what is due.
+const POLL_EVERY: Duration = Duration::from_secs(1);
+/// How long a look may take.
+const POLL_TIMEOUT: Duration = Duration::from_secs(5);
+/// A run that takes longer hangs, or goes on where it was with the next one.
+const RUN_TIMEOUT: Duration = Duration::from_secs(1_800);
+/// A run that failed is tried again after so long, unless it is due before.
+const RETRY_AFTER: Duration = Duration::from_secs(60);
+/// How often the end of a run is noted before it is left to whoever takes the lease over, and the pause between.
+const FINISH_TRIES: usize = 3;
+const FINISH_PAUSE: Duration = Duration::from_secs(1);
+/// How long runs may go on when the server stops. Another replica does again what is cut off.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest text of an error that is kept.
+const ERROR_CHARS_MAX: usize = 1_000;
+
+/// Names of all jobs.
+pub fn names() -> Vec<String> {
+    JOBS.iter().map(|job| job.name.into()).collect()
+}
+
+/// The scheduler of a replica.
+#[derive(Clone)]
+pub struct Scheduler {
+    /// For leases: not the one that the work is done on, which may be busy.
+    pool: PgPool,
+    work: Arc<Work>,
+}
+
+impl Scheduler {
+    /// Makes the jobs known, with the schedules of the settings.
+    pub async fn start(pool: PgPool, work: Work) -> sqlx::Result<Self> {
+        let now = jobs::now(&pool).await?;
+        for job in &JOBS {
+            let schedule = (job.schedule)(&work.settings.jobs);
+            jobs::register(&pool, job.name, &schedule.to_string(), schedule.next_after(now)).await?;
+        }
+        Ok(Self { pool, work: Arc::new(work) })
+    }
+
+    /// Runs what is due until `stopping` turns true.
+    pub async fn run(self, wanted: Arc<Notify>, mut stopping: watch::Receiver<bool>) {
+        let names = names();
+        let mut runs = JoinSet::new();
+        let mut away = false;
+        while !*stopping.borrow() {
+            let taken = tokio::time::timeout(POLL_TIMEOUT, self.take_due(&names)).await;
+            match taken.unwrap_or(Err(sqlx::Error::PoolTimedOut)) {
+                Ok(leases) => {
+                    away = false;
+                    for (job, lease) in leases {
+                        runs.spawn(self.clone().run_job(job, lease));
+                    }
+                }
+                Err(error) if !away => {
+                    away = true;
+                    tracing::warn!(%error, "jobs cannot be looked at and wait until they can");
+                }
+                Err(_) => {}
+            }
+            tokio::select! {
+                () = wanted.notified() => {}
+                () = tokio::time::sleep(POLL_EVERY) => {}
+                _ = stopping.changed() => {}
+                Some(_) = runs.join_next(), if !runs.is_empty() => {}
+            }
+        }
+        drop(tokio::time::timeout(STOP_TIMEOUT, async { while runs.join_next().await.is_some() {} }).await);
+    }
+
+    /// Takes every job that is due and that nobody else takes.
+    async fn take_due(&self, names: &[String]) -> sqlx::Result<Vec<(&'static Job, Lease)>> {
+        let mut leases = vec![];
+        for glance in jobs::glance(&self.pool, names).await? {
+            if let Some(time) = glance.last_success_time {
+                let labels = [("job", glance.job.clone())];
+                metrics::gauge!("meterd_job_last_success_timestamp_seconds", &labels).set(time.timestamp() as f64);
+            }
+            let Some(job) = JOBS.iter().find(|job| glance.due && job.name == glance.job) else { continue };
+            let next = next_time(&glance.schedule, glance.now);
+            let holder = holder();
+            let taken_at = Instant::now();
+            if jobs::claim(&self.pool, job.name, &holder, LEASE, next).await? {
+                leases.push((job, Lease { job: glance.job, holder, taken_at }));
+            }
+        }
+        Ok(leases)
+    }
+
+    /// Runs a job under its lease, and notes what became of it.
+    async fn run_job(self, job: &'static Job, lease: Lease) {
+        let started = Instant::now();
+        let work = tokio::time::timeout(RUN_TIMEOUT, AssertUnwindSafe((job.run)(self.work.clone())).catch_unwind());
+        let outcome = match lease.keep(&self.pool, work).await {
+            None => {
+                tracing::warn!(job = job.name, holder = lease.holder, "a job lost its lease and is left to others");
+                metrics::counter!("meterd_job_runs_total", "job" => job.name, "result" => "lost").increment(1);
+                return;
+            }
+            Some(Err(_)) => Err(format!("took longer than {} s", RUN_TIMEOUT.as_secs())),
+            Some(Ok(Err(_))) => Err("panicked; the log has why".to_string()),
+            Some(Ok(Ok(Err(error)))) => Err(format!("{error:#}").chars().take(ERROR_CHARS_MAX).collect()),
+            Some(Ok(Ok(Ok(result)))) => Ok(result),
+        };
+        let took = started.elapsed();
+        let result = if outcome.is_ok() { "ok" } else { "failed" };
+        metrics::counter!("meterd_job_runs_total", "job" => job.name, "result" => result).increment(1);
+        metrics::histogram!("meterd_job_seconds", "job" => job.name).record(took);
+        let (name, holder, elapsed_ms) = (job.name, lease.holder.as_str(), took.as_millis() as u64);
+        match &outcome {
+            Ok(result) => tracing::info!(job = name, holder, elapsed_ms, result, "job done"),
+            Err(error) => tracing::warn!(job = name, holder, elapsed_ms, error, "a job failed and is tried again"),
+        }
+        if let Err(error) = self.finish(&lease, outcome.as_deref().map_err(|error| error.as_str())).await {
+            tracing::warn!(job = name, holder, "the end of a job could not be noted, so it is done again: {error:#}");
+        }
+    }
+
+    async fn finish(&self, lease: &Lease, outcome: Result<&str, &str>) -> anyhow::Result<()> {
+        let mut tries = 1;
+        loop {
+            match jobs::finish(&self.pool, &lease.job, &lease.holder, outcome, RETRY_AFTER).await {
+                Ok(noted) => return noted.then_some(()).context("another replica has taken it over"),
+                Err(error) if tries == FINISH_TRIES => return Err(error.into()),
+                Err(_) => tokio::time::sleep(FINISH_PAUSE).await,
+            }
+            tries += 1;
+        }
+    }
+}
+
+/// When a job is due next by the schedule in the table; never, where another version of meterd wrote it and this one cannot
+/// read it.
+fn next_time(schedule: &str, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
+    schedule.parse::<Schedule>().ok()?.next_after(now)
+}
+
+/// A name for one run: which process, and that it is no other run.
+fn holder() -> String {
+    format!("{}-{:016x}", std::process::id(), rand::random::<u64>())
+}
