@@ -175,6 +175,11 @@ async fn an_alert_arrives_once_by_e_mail_sms_and_webhook() {
         },
     });
     assert_eq!(post.json(), expected);
+    let metrics = meterd::web::recorder().render();
+    for kind in ["email", "sms", "webhook"] {
+        let counter = format!("meterd_notifications_total{{kind=\"{kind}\",outcome=\"sent\"}}");
+        assert!(metrics.contains(&counter), "{metrics}");
+    }
     server.stop().await;
 }
 
