@@ -19,8 +19,6 @@ const SETTLE: Duration = Duration::from_secs(2);
 
 /// What was measured.
 pub struct Idle {
-    /// Resident memory of the server that the first crowd added, a subscriber.
-    pub bytes_each: Option<f64>,
     /// Events a second, round by round.
     pub without: Spread,
     pub with: Spread,
@@ -103,10 +101,21 @@ async fn tell_all(bench: &mut Bench<'_>, crowd: Vec<Subscriber>, client_id: Stri
     Ok((last - begin).as_secs_f64() * 1e3)
 }
 
+/// Resident memory that a crowd adds to a server that has not done much yet, a subscriber: a later one would find room that
+/// other calls have left.
+pub async fn memory(bench: &Bench<'_>) -> anyhow::Result<Option<f64>> {
+    tokio::time::sleep(SETTLE).await;
+    let before = bench.watch.server_memory();
+    let subscribers = crowd(bench).await?;
+    tokio::time::sleep(SETTLE).await;
+    let added = bench.watch.server_memory().zip(before).map(|(after, before)| after as f64 - before as f64);
+    Ok(added.map(|added| added / subscribers.len() as f64))
+}
+
 /// Measures throughput with and without a crowd, in turns.
 pub async fn measure(bench: &mut Bench<'_>) -> anyhow::Result<Idle> {
-    let (mut without, mut with, mut last_alert_ms, mut bytes_each) = (vec![], vec![], vec![], None);
-    let mut received = 0;
+    let (mut without, mut with, mut last_alert_ms) = (vec![], vec![], vec![]);
+    let mut received: u64 = 0;
     for round in 0..bench.args.rounds {
         // There and back, so that what changes with time favours neither.
         let without_first = round % 2 == 0;
@@ -114,15 +123,9 @@ pub async fn measure(bench: &mut Bench<'_>) -> anyhow::Result<Idle> {
             without.push(throughput(bench).await?);
             tokio::time::sleep(SETTLE).await;
         }
-        let before = bench.watch.server_memory();
         let subscribers = crowd(bench).await?;
         let count = subscribers.len();
         tokio::time::sleep(SETTLE).await;
-        // Of the first crowd only: the later ones find room that it has left.
-        if round == 0 {
-            let added = bench.watch.server_memory().zip(before).map(|(after, before)| after as f64 - before as f64);
-            bytes_each = added.map(|added| added / count as f64);
-        }
         with.push(throughput(bench).await?);
         last_alert_ms.push(tell_all(bench, subscribers, format!("crowd-{round:03}")).await?);
         received += count as u64;
@@ -134,7 +137,6 @@ pub async fn measure(bench: &mut Bench<'_>) -> anyhow::Result<Idle> {
     let ratios: Vec<f64> = with.iter().zip(&without).map(|(with, without)| with / without).collect();
     let spread = |values: Vec<f64>| Spread::of(values).context("there is at least one round");
     Ok(Idle {
-        bytes_each,
         without: spread(without)?,
         with: spread(with)?,
         ratio: spread(ratios)?,

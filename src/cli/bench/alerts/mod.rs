@@ -99,6 +99,10 @@ pub async fn measure_all(args: &AlertsArgs, place: &Place) -> anyhow::Result<Rep
     }
     let mut bench = Bench { args, connect, channels, watch, acknowledged: 0, crossed: 0 };
     bench.acknowledged += load::prepare(bench.channels[0].clone(), &bench.events()).await?;
+    let bytes_per_subscriber = match args.subscribers {
+        0 => None,
+        _ => idle::memory(&bench).await.context("memory of idle subscribers")?,
+    };
     let crossings = crossings::measure(&mut bench).await.context("alerts under load")?;
     let idle = match args.subscribers {
         0 => None,
@@ -114,6 +118,7 @@ pub async fn measure_all(args: &AlertsArgs, place: &Place) -> anyhow::Result<Rep
     Ok(Report {
         crossings,
         idle,
+        bytes_per_subscriber,
         cores: std::thread::available_parallelism()?.get(),
         load_average_before,
         load_average_after,

@@ -13,6 +13,8 @@ use serde_json::{Value, json};
 pub struct Report {
     pub crossings: Crossings,
     pub idle: Option<Idle>,
+    /// Memory of the server.
+    pub bytes_per_subscriber: Option<f64>,
     pub cores: usize,
     pub load_average_before: Option<String>,
     pub load_average_after: Option<String>,
@@ -65,7 +67,7 @@ impl Report {
         ));
         if let Some(idle) = &self.idle {
             text.push(String::new());
-            text.extend(idle_lines(idle, args));
+            text.extend(self.idle_lines(idle, args));
         }
         text.push(String::new());
         text.extend(self.notes(args));
@@ -113,7 +115,7 @@ impl Report {
                 "other_events_per_second": per_second,
             },
             "idle": self.idle.as_ref().map(|idle| json!({
-                "bytes_per_subscriber": idle.bytes_each,
+                "bytes_per_subscriber": self.bytes_per_subscriber,
                 "events_per_second_without": idle.without.json(),
                 "events_per_second_with": idle.with.json(),
                 "ratio": idle.ratio.json(),
@@ -154,32 +156,33 @@ impl Report {
             },
         })
     }
-}
 
-fn idle_lines(idle: &Idle, args: &AlertsArgs) -> Vec<String> {
-    let heads = ["TrackUsage", "events/s", "min–max"].map(str::to_owned).to_vec();
-    let row = |name: String, of: Spread| {
-        let between = format!("{}–{}", grouped(of.min.round()), grouped(of.max.round()));
-        vec![name, grouped(of.median.round()), between]
-    };
-    let rows = [
-        heads,
-        row("without subscribers".into(), idle.without),
-        row(format!("beside {} idle ones", grouped(args.subscribers)), idle.with),
-    ];
-    let each = idle.bytes_each.map_or_else(|| "unknown".into(), |bytes| format!("{:.1} KiB", bytes / 1024.0));
-    let mut lines = table(&rows, &[false, true, true]);
-    lines.push(format!(
-        "with beside without: × {:.2} ({:.2}–{:.2}), {} rounds of {} s in turns, {} calls at once; memory a subscriber: {each}, \
-         {} a connection; all of them have an alert after {:.0} ms",
-        idle.ratio.median,
-        idle.ratio.min,
-        idle.ratio.max,
-        args.rounds,
-        args.seconds,
-        args.concurrency,
-        args.streams_per_connection,
-        idle.last_alert_ms.median
-    ));
-    lines
+    fn idle_lines(&self, idle: &Idle, args: &AlertsArgs) -> Vec<String> {
+        let heads = ["TrackUsage", "events/s", "min–max"].map(str::to_owned).to_vec();
+        let row = |name: String, of: Spread| {
+            let between = format!("{}–{}", grouped(of.min.round()), grouped(of.max.round()));
+            vec![name, grouped(of.median.round()), between]
+        };
+        let rows = [
+            heads,
+            row("without subscribers".into(), idle.without),
+            row(format!("beside {} idle ones", grouped(args.subscribers)), idle.with),
+        ];
+        let each =
+            self.bytes_per_subscriber.map_or_else(|| "unknown".into(), |bytes| format!("{:.1} KiB", bytes / 1024.0));
+        let mut lines = table(&rows, &[false, true, true]);
+        lines.push(format!(
+            "with beside without: × {:.2} ({:.2}–{:.2}), {} rounds of {} s in turns, {} calls at once; memory a subscriber: {each}, \
+             {} a connection; all of them have an alert after {:.0} ms",
+            idle.ratio.median,
+            idle.ratio.min,
+            idle.ratio.max,
+            args.rounds,
+            args.seconds,
+            args.concurrency,
+            args.streams_per_connection,
+            idle.last_alert_ms.median
+        ));
+        lines
+    }
 }
