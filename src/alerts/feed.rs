@@ -198,14 +198,14 @@ impl Feed {
                 continue;
             }
             let more = page.entries.len() as i64 == READ_ENTRIES;
+            if !page.entries.is_empty() {
+                self.notifications_wanted.notify_one();
+            }
             let read_to = page.entries.last().filter(|_| more).map_or(bounds.last, |last| last.sequence);
             self.window.send_if_modified(|window| {
                 window.add(read_to, bounds.pruned, page.entries);
                 window.last > last
             });
-            if read_to > last {
-                self.notifications_wanted.notify_one();
-            }
             metrics::gauge!("meterd_alert_feed_sequence").set(bounds.last as f64);
             if !more {
                 return Ok(());

@@ -13,9 +13,11 @@ pub(super) async fn run_once(work: &Work) -> anyhow::Result<String> {
     loop {
         let pruned = keys::prune_live(&work.pool, days, after, CHUNK_ROWS).await?;
         live_count += pruned.count;
-        after = pruned.last_claim_time;
-        if pruned.count < CHUNK_ROWS {
-            break;
+        // Back to the beginning at the end, for older ones that stand behind younger ones.
+        match (pruned.count == CHUNK_ROWS, after) {
+            (true, _) => after = pruned.last_claim_time,
+            (false, Some(_)) => after = None,
+            (false, None) => break,
         }
     }
     let mut backfill_count = 0;

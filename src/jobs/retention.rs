@@ -2,7 +2,7 @@
 
 use super::{RetentionAction, Work, counted};
 use crate::domain::period::Month;
-use crate::store::{alert_feed, deployment, locks, partitions};
+use crate::store::{alert_feed, deployment, jobs, locks, partitions};
 use chrono::TimeDelta;
 use sqlx::{Connection, PgConnection};
 
@@ -51,7 +51,8 @@ async fn close_through(conn: &mut PgConnection, last: Month) -> sqlx::Result<()>
 }
 
 async fn prune_feed(work: &Work) -> sqlx::Result<u64> {
-    let before = work.clock.now() - TimeDelta::days(work.settings.alert_feed_days.into());
+    // Changes carry the database's time.
+    let before = jobs::now(&work.pool).await? - TimeDelta::days(work.settings.alert_feed_days.into());
     let mut pruned = 0;
     loop {
         let count = alert_feed::prune(&work.pool, before, FEED_CHUNK_ROWS).await?;

@@ -1,0 +1,120 @@
+//! Idempotency keys past their retention go, and never so that an event could be counted twice.
+
+use crate::harness::*;
+use meterd::clock::Clock;
+use meterd::proto::{Client, CreateClientRequest, EventOutcome, UsageEvent};
+use sqlx::AssertSqlSafe;
+
+const NOW: &str = "2026-11-21T12:00:00Z";
+
+async fn server(flags: &[&str]) -> TestServer {
+    TestServer::start_with(flags, Clock::fixed(time(NOW))).await
+}
+
+fn keyed(key: &str, event: UsageEvent) -> UsageEvent {
+    UsageEvent { idempotency_key: key.into(), ..event }
+}
+
+/// Makes everything in the ledger so many days older.
+async fn age(server: &TestServer, days: u32) {
+    server.sql(&format!("UPDATE idempotency_keys SET claim_time = claim_time - make_interval(days => {days})")).await;
+}
+
+async fn keys(server: &TestServer) -> Vec<String> {
+    let keys = "SELECT idempotency_key FROM idempotency_keys ORDER BY 1";
+    sqlx::query_scalar(keys).fetch_all(&server.pool).await.unwrap()
+}
+
+async fn count(server: &TestServer, rows: &str) -> i64 {
+    sqlx::query_scalar(AssertSqlSafe(format!("SELECT count(*) FROM {rows}"))).fetch_one(&server.pool).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_live_event_is_a_duplicate_while_its_key_is_kept_and_too_old_afterwards() {
+    let server = server(&[]).await;
+    let first = keyed("k", event_at("acme", "sms", "1", NOW));
+    server.track(first.clone()).await.unwrap();
+    age(&server, 399).await;
+    server.clock.set(time(NOW) + chrono::TimeDelta::days(399));
+    assert_eq!(server.run_job("key_pruning").await, "0 keys and 0 request ids deleted");
+    assert_eq!(server.track(first.clone()).await.unwrap().outcome(), EventOutcome::Duplicate);
+    age(&server, 2).await;
+    server.clock.set(time(NOW) + chrono::TimeDelta::days(401));
+    assert_eq!(server.run_job("key_pruning").await, "1 key and 0 request ids deleted");
+    assert_wrong(server.track(first).await, "EVENT_TOO_OLD", &["event.event_time"]);
+    server.assert_exact(1).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_backfilled_event_is_a_duplicate_as_long_as_its_month_is_open_however_old_its_key() {
+    let server = server(&["--retention-months=3"]).await;
+    let march = keyed("march", event_at("acme", "sms", "1", "2026-03-15T12:00:00Z"));
+    let july = keyed("july", event_at("acme", "sms", "1", "2026-07-15T12:00:00Z"));
+    let august = keyed("august", event_at("acme", "sms", "1", "2026-08-15T12:00:00Z"));
+    let all = vec![march.clone(), july.clone(), august.clone()];
+    server.batch(all.clone(), true).await;
+    let live = keyed("live", event_at("acme", "sms", "1", NOW));
+    server.track(live.clone()).await.unwrap();
+    age(&server, 401).await;
+    assert_eq!(server.run_job("key_pruning").await, "1 key and 0 request ids deleted");
+    assert_eq!(keys(&server).await, ["august", "july", "march"], "the live one's went");
+    for result in server.batch(all.clone(), true).await {
+        assert_eq!(result.outcome(), EventOutcome::Duplicate);
+    }
+
+    // July is the last closed month: events of its partition may be of August, so its keys stay one month longer.
+    server.run_job("retention").await;
+    assert_eq!(server.run_job("key_pruning").await, "1 key and 0 request ids deleted");
+    assert_eq!(keys(&server).await, ["august", "july"]);
+    let outcomes: Vec<_> = server.batch(all, true).await.iter().map(|result| result.outcome()).collect();
+    assert_eq!(outcomes, [EventOutcome::Rejected, EventOutcome::Duplicate, EventOutcome::Duplicate]);
+    let counted = "usage_months WHERE request_count <> 1";
+    assert_eq!(count(&server, counted).await, 0, "each month still has its one event");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_young_key_of_a_closed_month_is_kept_for_its_retention() {
+    let server = server(&["--retention-months=3"]).await;
+    let march = keyed("march", event_at("acme", "sms", "1", "2026-03-15T12:00:00Z"));
+    server.batch(vec![march.clone()], true).await;
+    server.run_job("retention").await;
+    assert_eq!(server.run_job("key_pruning").await, "0 keys and 0 request ids deleted");
+    assert_eq!(server.batch(vec![march], true).await[0].outcome(), EventOutcome::Duplicate);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn many_keys_go_in_many_transactions_and_those_within_the_retention_stay() {
+    let server = server(&["--key-retention-days=40"]).await;
+    let insert = |count: u32, prefix: &str, days: u32, backfill: bool| {
+        format!(
+            "INSERT INTO idempotency_keys (client_id, idempotency_key, payload_hash, event_time, event_seq, claim_time,
+                 backfill)
+             SELECT 'acme', '{prefix}' || n, '', now(), n, now() - make_interval(days => {days}), {backfill}
+             FROM generate_series(1, {count}) AS n"
+        )
+    };
+    server.sql(&insert(25_000, "old", 41, false)).await;
+    server.sql(&insert(100, "kept", 41, true)).await;
+    server.sql(&insert(50, "young", 39, false)).await;
+    server.sql(&insert(300, "older", 80, false)).await;
+    assert_eq!(server.run_job("key_pruning").await, "25300 keys and 0 request ids deleted");
+    assert_eq!(count(&server, "idempotency_keys").await, 150);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn first_answers_of_creates_go_with_their_retention() {
+    let server = server(&[]).await;
+    for name in ["old", "young"] {
+        let client = Some(Client { client_id: name.into(), ..Default::default() });
+        let request = CreateClientRequest { client, request_id: name.into() };
+        server.clients().create_client(request).await.unwrap();
+    }
+    server.sql("UPDATE create_requests SET create_time = now() - interval '401 days' WHERE request_id = 'old'").await;
+    assert_eq!(server.run_job("key_pruning").await, "0 keys and 1 request id deleted");
+    assert_eq!(count(&server, "create_requests WHERE request_id = 'young'").await, 1);
+    server.stop().await;
+}

@@ -1,0 +1,507 @@
+//! Months past their retention: closed for everyone, their sums kept, their events gone, and nothing of an open month lost.
+
+use crate::harness::*;
+use chrono::TimeDelta;
+use chrono_tz::Tz;
+use meterd::clock::Clock;
+use meterd::domain::period::{Month, day_of};
+use meterd::proto::{
+    BatchTrackUsageRequest, CreatePriceRequest, EventOutcome, GetUsageSummaryRequest, ListUsageEventsRequest,
+    RebuildRollupsRequest, StreamUsageRequest, TrackUsageRequest, UpdateClientRequest, UsageEvent, UsageResult,
+};
+use prost_types::FieldMask;
+use rand::RngExt;
+use sqlx::{AssertSqlSafe, Executor};
+use std::collections::{BTreeMap, HashMap};
+use std::process::Stdio;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
+
+const NOW: &str = "2026-11-21T12:00:00Z";
+/// August to October stay open, besides November.
+const THREE_MONTHS: &[&str] = &["--retention-months=3"];
+
+async fn server(flags: &[&str]) -> TestServer {
+    TestServer::start_with(flags, Clock::fixed(time(NOW))).await
+}
+
+fn keyed(key: &str, event: UsageEvent) -> UsageEvent {
+    UsageEvent { idempotency_key: key.into(), ..event }
+}
+
+/// UTC months that have a partition.
+async fn partitions(server: &TestServer) -> Vec<String> {
+    let names: Vec<String> = sqlx::query_scalar(
+        "SELECT c.relname::text FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+         WHERE i.inhparent = 'usage_events'::regclass ORDER BY 1",
+    )
+    .fetch_all(&server.pool)
+    .await
+    .unwrap();
+    names.iter().map(|name| name.trim_start_matches("usage_events_").replace('_', "-")).collect()
+}
+
+/// How many rows a table has, if there is such a table.
+async fn rows(server: &TestServer, table: &str) -> Option<i64> {
+    let count = format!("SELECT count(*) FROM {table}");
+    sqlx::query_scalar(AssertSqlSafe(count)).fetch_one(&server.pool).await.ok()
+}
+
+async fn summary(server: &TestServer, client_id: &str, start_date: &str, end_date: &str) -> (i64, String) {
+    let (client_id, start_date, end_date) = (client_id.into(), start_date.into(), end_date.into());
+    let request = GetUsageSummaryRequest { client_id, start_date, end_date, top_operation_count: 0 };
+    let totals = server.usage().get_usage_summary(request).await.unwrap().into_inner().totals;
+    (totals.as_ref().unwrap().request_count, cost(&totals).into())
+}
+
+async fn listed(server: &TestServer, client_id: &str) -> Vec<String> {
+    let request = ListUsageEventsRequest { client_id: client_id.into(), ascending: true, ..Default::default() };
+    let events = server.usage().list_usage_events(request).await.unwrap().into_inner().events;
+    events.into_iter().map(|event| event.event.unwrap().idempotency_key).collect()
+}
+
+fn rebuild_request(start_date: &str, end_date: &str, rezone: bool) -> RebuildRollupsRequest {
+    let (start_date, end_date) = (start_date.into(), end_date.into());
+    RebuildRollupsRequest { client_id: String::new(), start_date, end_date, rezone }
+}
+
+#[track_caller]
+fn assert_closed(status: &Status, through: &str) {
+    let (code, reason, _) = refusal(status);
+    assert_eq!((code, &*reason), (Code::FailedPrecondition, "MONTH_CLOSED"), "{status}");
+    assert_eq!(status.get_details_error_info().unwrap().metadata["closed_through"], through);
+}
+
+#[track_caller]
+fn assert_closed_result(result: &UsageResult, through: &str) {
+    let error = result.error.as_ref().unwrap_or_else(|| panic!("{result:?}"));
+    assert_eq!((result.outcome(), &*error.reason), (EventOutcome::Rejected, "MONTH_CLOSED"), "{result:?}");
+    assert!(error.message.contains(through), "{}", error.message);
+}
+
+/// One event of each month of 2026 from March on, each with its month as its key.
+async fn history(server: &TestServer) {
+    let month = |month: u32| {
+        let day = format!("2026-{month:02}-15T12:00:00Z");
+        keyed(&format!("2026-{month:02}"), event_at("acme", "sms", "2", &day))
+    };
+    let results = server.batch((3..=11).map(month).collect(), true).await;
+    assert!(results.iter().all(|result| result.outcome() == EventOutcome::Accepted), "{results:?}");
+}
+
+#[tokio::test]
+async fn closed_months_keep_their_sums_and_lose_their_events_and_open_ones_stay_exact() {
+    let server = server(THREE_MONTHS).await;
+    history(&server).await;
+    let before = summary(&server, "acme", "2026-03-01", "2026-11-30").await;
+    assert_eq!(
+        server.run_job("retention").await,
+        "months through 2026-07 are closed; 4 partitions detached; 0 changes of alerts pruned"
+    );
+    assert_eq!(partitions(&server).await, ["2026-07", "2026-08", "2026-09", "2026-10", "2026-11"]);
+    assert_eq!(rows(&server, "usage_events_2026_06").await, Some(1), "detached, and left for the operator");
+    assert_eq!(summary(&server, "acme", "2026-03-01", "2026-11-30").await, before, "reads of sums go on");
+    assert_eq!(summary(&server, "acme", "2026-04-01", "2026-04-30").await, (1, "0.015".into()));
+    assert_eq!(listed(&server, "acme").await, ["2026-07", "2026-08", "2026-09", "2026-10", "2026-11"]);
+    let verified = server.verify().await;
+    assert_eq!((verified.client_months, verified.closed_client_months, verified.differences), (4, 5, 0));
+    assert_eq!(
+        server.run_job("retention").await,
+        "months through 2026-07 are closed; 0 partitions detached; 0 changes of alerts pruned"
+    );
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_meterd"));
+    let verify = command.arg("verify").env("DATABASE_URL", &server.database_url).stdin(Stdio::null()).output().await;
+    assert_eq!(
+        String::from_utf8(verify.unwrap().stdout).unwrap(),
+        "5 client-months are closed and not compared\n4 client-months, 4 events: 0 differences\n"
+    );
+
+    // In December August is closed, and July's partition goes.
+    server.clock.set(time("2026-12-01T00:00:00Z"));
+    server.run_job("retention").await;
+    assert_eq!(partitions(&server).await[0], "2026-08");
+    let url = server.database_url.clone();
+    server.stop().await;
+    let server = TestServer::replica(&url, &[], Clock::fixed(time(NOW))).await;
+    let done = server.run_job("retention").await;
+    assert!(done.starts_with("months through 2026-08 are closed; 0 partitions"), "closed for good: {done}");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn closed_partitions_are_dropped_where_the_setting_says_so() {
+    let server = server(&["--retention-months=3", "--retention-action=drop"]).await;
+    history(&server).await;
+    assert_eq!(
+        server.run_job("retention").await,
+        "months through 2026-07 are closed; 4 partitions dropped; 0 changes of alerts pruned"
+    );
+    assert_eq!(rows(&server, "usage_events_2026_06").await, None);
+    assert_eq!(rows(&server, "usage_events_2026_07").await, Some(1));
+    assert_eq!(server.verify().await.differences, 0);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn what_would_change_a_closed_month_is_refused_in_every_way_and_keeps_no_key() {
+    let server = server(THREE_MONTHS).await;
+    history(&server).await;
+    server.run_job("retention").await;
+    let new = |key: &str, day: &str| keyed(key, event_at("acme", "sms", "1", &format!("{day}T12:00:00Z")));
+
+    let events = vec![new("a", "2026-07-31"), new("b", "2026-08-01"), new("c", "2020-01-01"), new("c", "2020-01-01")];
+    let results = server.batch(events, true).await;
+    for closed in [0, 2, 3] {
+        assert_closed_result(&results[closed], "2026-07");
+    }
+    assert_eq!(results[1].outcome(), EventOutcome::Accepted);
+
+    // A replica with other settings, which would take such an event without a backfill.
+    let lenient = TestServer::replica(&server.database_url, &["--accept-past-days=300"], server.clock.clone()).await;
+    assert_closed(&lenient.track(new("d", "2026-07-31")).await.unwrap_err(), "2026-07");
+    let messages = vec![StreamUsageRequest { event: Some(new("e", "2026-07-31")) }];
+    let mut acks = lenient.usage().stream_usage(tokio_stream::iter(messages)).await.unwrap().into_inner();
+    let ack = acks.message().await.unwrap().unwrap();
+    assert_closed_result(ack.results[0].result.as_ref().unwrap(), "2026-07");
+
+    for (start, end) in [("2026-07-01", "2026-07-31"), ("2026-06-30", "2026-11-30")] {
+        let refused = server.usage().rebuild_rollups(rebuild_request(start, end, false)).await.unwrap_err();
+        assert_closed(&refused, "2026-07");
+    }
+    server.usage().rebuild_rollups(rebuild_request("2026-08-01", "2026-11-30", true)).await.unwrap();
+
+    let keys: Vec<String> = sqlx::query_scalar(
+        "SELECT idempotency_key FROM idempotency_keys WHERE idempotency_key < '2' OR idempotency_key > '3' ORDER BY 1",
+    )
+    .fetch_all(&server.pool)
+    .await
+    .unwrap();
+    assert_eq!(keys, ["b"], "keys of refused events are free");
+    assert_eq!(server.batch(vec![new("a", "2026-08-02")], true).await[0].outcome(), EventOutcome::Accepted);
+    assert_eq!(partitions(&server).await[0], "2026-07", "no closed partition was made again");
+    assert_eq!(summary(&server, "acme", "2026-01-01", "2026-07-31").await.0, 5);
+    let verified = server.verify().await;
+    assert_eq!((verified.events, verified.differences), (6, 0));
+    lenient.stop().await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_repeat_of_what_was_recorded_before_its_month_was_closed_is_a_duplicate() {
+    let server = server(THREE_MONTHS).await;
+    history(&server).await;
+    server.run_job("retention").await;
+    let again = |key: &str, units: &str| keyed(key, event_at("acme", "sms", units, &format!("{key}-15T12:00:00Z")));
+    let results = server.batch(vec![again("2026-03", "2"), again("2026-07", "2"), again("2026-03", "3")], true).await;
+    let outcomes: Vec<_> = results.iter().map(|result| result.outcome()).collect();
+    assert_eq!(outcomes, [EventOutcome::Duplicate, EventOutcome::Duplicate, EventOutcome::Conflict]);
+    assert_eq!(results[0].charge, None, "the event with its charge is gone");
+    assert_eq!(amount(&results[1].charge), "0.015", "this one is still there");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_key_that_a_refused_event_of_the_same_batch_had_is_free_for_the_next() {
+    let server = server(THREE_MONTHS).await;
+    server.run_job("retention").await;
+    let events = vec![
+        keyed("k", event_at("acme", "sms", "1", "2026-07-31T12:00:00Z")),
+        keyed("k", event_at("acme", "sms", "2", "2026-07-30T12:00:00Z")),
+        keyed("k", event_at("acme", "sms", "3", "2026-08-02T12:00:00Z")),
+        keyed("k", event_at("acme", "sms", "4", "2026-08-03T12:00:00Z")),
+        keyed("k", event_at("acme", "sms", "3.0", "2026-08-02T12:00:00Z")),
+    ];
+    let results = server.batch(events, true).await;
+    let outcomes: Vec<_> = results.iter().map(|result| result.outcome()).collect();
+    use EventOutcome::{Accepted, Conflict, Duplicate, Rejected};
+    assert_eq!(outcomes, [Rejected, Rejected, Accepted, Conflict, Duplicate]);
+    assert_eq!(summary(&server, "acme", "2026-01-01", "2026-12-31").await, (1, "0.0225".into()));
+    server.assert_exact(1).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_client_at_the_edge_of_the_world_keeps_its_open_month_whole() {
+    let server = server(THREE_MONTHS).await;
+    server.client_in("kiritimati", "Pacific/Kiritimati").await;
+    server.client_in("pago-pago", "Pacific/Pago_Pago").await;
+    // UTC+14: August begins on 31 July, 10:00. UTC-11: July ends on 1 August, 11:00.
+    let edges = [
+        ("kiritimati", "2026-06-30T09:59:59Z", false),
+        ("kiritimati", "2026-07-31T09:59:59Z", false),
+        ("kiritimati", "2026-07-31T10:00:00Z", true),
+        ("pago-pago", "2026-07-01T10:59:59Z", false),
+        ("pago-pago", "2026-08-01T10:59:59Z", false),
+        ("pago-pago", "2026-08-01T11:00:00Z", true),
+    ];
+    let at = |units: &str, (client_id, time, _): &(&str, &str, bool)| {
+        keyed(&format!("{time}-{units}"), event_at(client_id, "sms", units, time))
+    };
+    server.batch(edges.iter().map(|edge| at("1", edge)).collect(), true).await;
+    server.run_job("retention").await;
+    assert_eq!(partitions(&server).await, ["2026-07", "2026-08"], "June had closed months only");
+    let more = server.batch(edges.iter().map(|edge| at("2", edge)).collect(), true).await;
+    for (result, (client_id, time, open)) in more.iter().zip(edges) {
+        match open {
+            true => assert_eq!(result.outcome(), EventOutcome::Accepted, "{client_id} {time}"),
+            false => assert_closed_result(result, "2026-07"),
+        }
+    }
+    for client_id in ["kiritimati", "pago-pago"] {
+        assert_eq!(summary(&server, client_id, "2026-08-01", "2026-08-31").await, (2, "0.0225".into()), "{client_id}");
+    }
+    let verified = server.verify().await;
+    assert_eq!((verified.events, verified.client_months, verified.differences), (4, 2, 0));
+    server.stop().await;
+}
+
+/// Months as they come, clients around the world, most events within a day of a month's end: whatever is closed, the sums of
+/// every month stay what was accepted for it, and no event of an open month is missing.
+#[tokio::test]
+async fn no_open_month_ever_loses_an_event() {
+    const EVENTS: usize = 1_500;
+    let zones: [Tz; 6] = [
+        chrono_tz::Pacific::Kiritimati,
+        chrono_tz::Pacific::Pago_Pago,
+        chrono_tz::Etc::GMTPlus12,
+        chrono_tz::Europe::Berlin,
+        chrono_tz::Asia::Kolkata,
+        chrono_tz::UTC,
+    ];
+    let clock = Clock::fixed(time("2026-06-15T12:00:00Z"));
+    let server = TestServer::start_with(&["--retention-months=2"], clock).await;
+    for zone in zones {
+        server.client_in(zone.name(), zone.name()).await;
+    }
+    let mut rng = rand::rng();
+    let mut send = async |server: &TestServer, count: usize, accepted: &mut BTreeMap<(String, Month), i64>| {
+        let mut months = vec![];
+        let events = (0..count).map(|_| {
+            let first = Month::parse(&format!("2026-{:02}", rng.random_range(1..=8))).unwrap().first_day();
+            let time = first.and_time(chrono::NaiveTime::MIN).and_utc()
+                + TimeDelta::minutes(rng.random_range(-26 * 60..26 * 60));
+            let zone = zones[rng.random_range(0..zones.len())];
+            months.push((zone.name().to_string(), Month::of(day_of(time, zone))));
+            event_at(zone.name(), "sms", "1", &time.to_rfc3339())
+        });
+        let events = events.collect();
+        for (result, month) in server.batch(events, true).await.iter().zip(months) {
+            match result.outcome() {
+                EventOutcome::Accepted => *accepted.entry(month).or_default() += 1,
+                _ => assert!(matches!(&*result.error.as_ref().unwrap().reason, "MONTH_CLOSED" | "EVENT_IN_FUTURE")),
+            }
+        }
+    };
+    let mut accepted = BTreeMap::new();
+    server.clock.set(time("2026-08-15T12:00:00Z"));
+    send(&server, EVENTS, &mut accepted).await;
+    let mut left = vec![];
+    for now in [
+        "2026-05-31T23:59:59Z",
+        "2026-06-01T00:00:00Z",
+        "2026-07-15T12:00:00Z",
+        "2026-08-31T12:00:00Z",
+        "2026-10-01T00:00:00Z",
+    ] {
+        server.clock.set(time(now));
+        server.run_job("retention").await;
+        send(&server, EVENTS / 10, &mut accepted).await;
+        let closed: Option<chrono::NaiveDate> =
+            sqlx::query_scalar("SELECT NULLIF(closed_through, '-infinity') FROM deployment")
+                .fetch_one(&server.pool)
+                .await
+                .unwrap();
+        let present = Month::of(time(now).date_naive());
+        assert_eq!(closed.map(Month::of), Some(present.previous().previous().previous()), "{now}");
+        let found: Vec<(String, chrono::NaiveDate, i64)> = sqlx::query_as(
+            "SELECT client_id, date_trunc('month', day::timestamp)::date, count(*) FROM usage_events GROUP BY 1, 2",
+        )
+        .fetch_all(&server.pool)
+        .await
+        .unwrap();
+        let found: HashMap<_, _> =
+            found.into_iter().map(|(client, month, count)| ((client, Month::of(month)), count)).collect();
+        for (key, count) in
+            accepted.iter().filter(|((_, month), _)| closed.is_none_or(|closed| month.first_day() > closed))
+        {
+            assert_eq!(found.get(key), Some(count), "{key:?} at {now}");
+        }
+        let sums: Vec<(String, chrono::NaiveDate, i64)> =
+            sqlx::query_as("SELECT client_id, month, request_count FROM usage_months WHERE request_count > 0")
+                .fetch_all(&server.pool)
+                .await
+                .unwrap();
+        let sums: BTreeMap<_, _> =
+            sums.into_iter().map(|(client, month, count)| ((client, Month::of(month)), count)).collect();
+        assert_eq!(sums, accepted, "{now}");
+        let verified = server.verify().await;
+        assert_eq!(verified.differences, 0);
+        left.push((verified.closed_client_months, verified.client_months, verified.events));
+    }
+    println!("closed client-months, open ones, their events, month by month: {left:?}");
+    server.stop().await;
+}
+
+/// Backfills from two replicas while the months that they are of are closed one after the other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backfill_that_races_with_the_closing_of_its_months_is_counted_or_refused_and_never_half() {
+    const CALLERS: usize = 6;
+    const BATCHES: usize = 30;
+    let first = TestServer::start_with(&["--retention-months=2"], Clock::fixed(time(NOW))).await;
+    let second = TestServer::replica(&first.database_url, &["--retention-months=2"], first.clock.clone()).await;
+    let servers = [&first, &second];
+    let settled = AtomicUsize::new(0);
+    let callers = (0..CALLERS).map(|caller| {
+        let mut usage = servers[caller % 2].usage();
+        let settled = &settled;
+        async move {
+            let mut outcomes = [0, 0];
+            for batch in 0..BATCHES {
+                let day = |number: usize| format!("2026-{:02}-{:02}T12:00:00Z", 1 + number % 6, 1 + number % 28);
+                let events =
+                    (0..40).map(|number| event_at(&format!("c{}", number % 3), "sms", "1", &day(number + batch)));
+                let request = BatchTrackUsageRequest { events: events.collect(), backfill: true };
+                for result in usage.batch_track_usage(request).await.unwrap().into_inner().results {
+                    settled.fetch_add(1, Ordering::Relaxed);
+                    match result.outcome() {
+                        EventOutcome::Accepted => outcomes[0] += 1,
+                        _ => {
+                            assert_eq!(result.error.unwrap().reason, "MONTH_CLOSED");
+                            outcomes[1] += 1;
+                        }
+                    }
+                }
+            }
+            outcomes
+        }
+    });
+    let closing = async {
+        for month in [7, 8, 9] {
+            let part = CALLERS * BATCHES * 40 / 4 * (month - 6);
+            while settled.load(Ordering::Relaxed) < part {
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
+            first.clock.set(time(&format!("2026-{month:02}-21T12:00:00Z")));
+            // A detach gives way to who is at work, and is tried again.
+            let request = meterd::proto::RunJobRequest { job: "retention".into() };
+            first.jobs().run_job(request).await.unwrap();
+        }
+    };
+    first.clock.set(time("2026-07-01T12:00:00Z"));
+    let (outcomes, ()) = tokio::join!(futures_util::future::join_all(callers), closing);
+    let [accepted, refused] = outcomes.into_iter().fold([0, 0], |sum, of| [sum[0] + of[0], sum[1] + of[1]]);
+    let closed =
+        sqlx::query_scalar::<_, String>("SELECT closed_through::text FROM deployment").fetch_one(&first.pool).await;
+    println!("{accepted} accepted, {refused} refused; closed through {}", closed.unwrap());
+    assert_eq!(accepted + refused, CALLERS * BATCHES * 40);
+    assert!(accepted > 0 && refused > 0, "the closing was in the middle");
+    let counted: i64 =
+        sqlx::query_scalar("SELECT sum(request_count)::bigint FROM usage_months").fetch_one(&first.pool).await.unwrap();
+    assert_eq!(counted as usize, accepted);
+    let keys: i64 = sqlx::query_scalar("SELECT count(*) FROM idempotency_keys").fetch_one(&first.pool).await.unwrap();
+    assert_eq!(keys as usize, accepted, "one key an event that was recorded");
+    first.run_job("retention").await;
+    assert_eq!(partitions(&first).await.first().map(String::as_str), Some("2026-06"));
+    assert_eq!(first.verify().await.differences, 0);
+    second.stop().await;
+    first.stop().await;
+}
+
+#[tokio::test]
+async fn a_long_reader_keeps_the_events_that_it_reads_and_the_job_is_tried_again() {
+    let server = server(THREE_MONTHS).await;
+    history(&server).await;
+    let mut reader = server.pool.begin().await.unwrap();
+    reader.execute("SELECT count(*) FROM usage_events").await.unwrap();
+    let request = meterd::proto::RunJobRequest { job: "retention".into() };
+    let job = server.jobs().run_job(request).await.unwrap().into_inner().job.unwrap();
+    assert!(job.last_error.contains("lock timeout"), "{job:?}");
+    assert_eq!(partitions(&server).await[0], "2026-03");
+    server.track(event("acme", "sms", "1")).await.unwrap();
+    drop(reader);
+    server.run_job("retention").await;
+    assert_eq!(partitions(&server).await[0], "2026-07");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn waiting_events_of_a_closed_month_stay_unpriced_and_those_of_an_open_one_are_priced() {
+    let server = server(&["--retention-months=3", "--unknown-service=keep"]).await;
+    let days = ["2026-07-15T12:00:00Z", "2026-08-15T12:00:00Z"];
+    server.batch(days.iter().map(|day| event_at("acme", "social", "2", day)).collect(), true).await;
+    server.run_job("retention").await;
+    let price = Some(meterd::proto::Price { effective_time: None, ..unit_price("social", "", "0.5") });
+    server.catalog().create_price(CreatePriceRequest { price, request_id: String::new() }).await.unwrap();
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while meterd::store::pricing::open_task_count(&server.pool).await.unwrap() > 0 {
+        assert!(std::time::Instant::now() < deadline);
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    assert_eq!(summary(&server, "acme", "2026-07-01", "2026-07-31").await, (1, "0".into()));
+    assert_eq!(summary(&server, "acme", "2026-08-01", "2026-08-31").await, (1, "1".into()));
+    let unpriced: Vec<String> = sqlx::query_scalar("SELECT day::text FROM usage_events WHERE charge IS NULL")
+        .fetch_all(&server.pool)
+        .await
+        .unwrap();
+    assert_eq!(unpriced, ["2026-07-15"]);
+    assert_eq!(server.verify().await.differences, 0);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_changed_time_zone_moves_no_event_into_or_out_of_a_closed_month() {
+    let server = server(THREE_MONTHS).await;
+    server.client_in("west", "UTC").await;
+    server.client_in("east", "UTC").await;
+    let events = vec![
+        event_at("west", "sms", "1", "2026-08-01T03:00:00Z"),
+        event_at("west", "sms", "2", "2026-09-01T03:00:00Z"),
+        event_at("east", "sms", "4", "2026-07-31T20:00:00Z"),
+        event_at("east", "sms", "8", "2026-08-31T20:00:00Z"),
+    ];
+    server.batch(events, true).await;
+    server.run_job("retention").await;
+    for (client_id, time_zone) in [("west", "America/Los_Angeles"), ("east", "Asia/Tokyo")] {
+        let client =
+            meterd::proto::Client { client_id: client_id.into(), time_zone: time_zone.into(), ..Default::default() };
+        let update_mask = Some(FieldMask { paths: vec!["time_zone".into()] });
+        server.clients().update_client(UpdateClientRequest { client: Some(client), update_mask }).await.unwrap();
+    }
+    let rebuilt = server.usage().rebuild_rollups(rebuild_request("2026-08-01", "2026-11-30", true)).await.unwrap();
+    assert_eq!(rebuilt.into_inner().rezoned_event_count, 2);
+    let day = "SELECT string_agg(day::text || ' ' || trim_scale(units), ', ' ORDER BY units) FROM usage_events";
+    let days: String = sqlx::query_scalar(day).fetch_one(&server.pool).await.unwrap();
+    assert_eq!(days, "2026-08-01 1, 2026-08-31 2, 2026-07-31 4, 2026-09-01 8");
+    assert_eq!(summary(&server, "east", "2026-07-01", "2026-07-31").await.0, 1);
+    let verified = server.verify().await;
+    assert_eq!((verified.closed_client_months, verified.differences), (1, 0));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn partitions_of_this_month_and_the_next_two_are_made_ahead_of_time() {
+    let server = TestServer::start_with(&[], Clock::fixed(time("2026-12-31T23:59:59Z"))).await;
+    assert_eq!(server.run_job("partitions").await, "3 partitions made; there are all through 2027-02");
+    assert_eq!(partitions(&server).await, ["2026-12", "2027-01", "2027-02"]);
+    server.clock.set(time("2027-01-01T00:00:00Z"));
+    assert_eq!(server.run_job("partitions").await, "1 partition made; there are all through 2027-03");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn retention_prunes_changes_of_alerts_that_are_past_theirs() {
+    let server = server(&["--alert-feed-days=10"]).await;
+    // 0.0075 each: over the warning of 50 and the critical 100.
+    let request = TrackUsageRequest { event: Some(event("acme", "sms", "20000")) };
+    server.usage().track_usage(request).await.unwrap();
+    let changes = rows(&server, "alert_feed").await.unwrap();
+    assert!(changes > 0);
+    server.sql("UPDATE alert_feed SET change_time = change_time - interval '9 days'").await;
+    assert_eq!(server.run_job("retention").await, "every month is kept; 0 changes of alerts pruned");
+    server.sql("UPDATE alert_feed SET change_time = change_time - interval '1 day'").await;
+    let done = server.run_job("retention").await;
+    assert!(done.starts_with(&format!("every month is kept; {changes} change")), "{done}");
+    assert_eq!(rows(&server, "alert_feed").await, Some(0));
+    server.stop().await;
+}

@@ -1,0 +1,244 @@
+//! Two real servers on one database: the one that runs a job is killed or stopped in the middle, the other one takes over
+//! in time, and the two never run it at once, also when the stopped one goes on.
+
+use meterd::cli::verify::verify_all;
+use meterd::postgres::{Embedded, EmbeddedSettings};
+use meterd::proto::job_service_client::JobServiceClient;
+use meterd::proto::{Job, ListJobsRequest, RunJobRequest};
+use meterd::store::connect;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use sqlx::{AssertSqlSafe, Executor, PgPool};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+use tonic::transport::Channel;
+
+/// What the contract says.
+const TAKE_OVER_MAX: Duration = Duration::from_secs(25);
+/// Transactions of the job, of 10,000 keys each, and how long the trigger makes each of them last.
+const CHUNKS: i64 = 24;
+const CHUNK_SECONDS: f64 = 0.5;
+
+/// A server process; its database role tells its statements from those of the other.
+struct Server {
+    role: &'static str,
+    process: Child,
+    address: String,
+    log: PathBuf,
+}
+
+impl Server {
+    fn start(role: &'static str, url: &str, folder: &Path) -> Self {
+        let ports = [0; 2].map(|_: u16| TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port());
+        let log = folder.join(format!("{role}.log"));
+        let process = Command::new(env!("CARGO_BIN_EXE_meterd"))
+            .arg("serve")
+            .arg(format!("--database-url={}", url.replace("postgres://meterd@", &format!("postgres://{role}@"))))
+            .arg(format!("--listen=127.0.0.1:{}", ports[0]))
+            .arg(format!("--http-listen=127.0.0.1:{}", ports[1]))
+            .args(["--allow-non-durable-database", "--schedule-key-pruning=off"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(std::fs::File::create(&log).unwrap())
+            .spawn()
+            .unwrap();
+        Self { role, process, address: format!("http://127.0.0.1:{}", ports[0]), log }
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.process.id() as i32), signal).unwrap();
+    }
+
+    fn jobs(&self) -> JobServiceClient<Channel> {
+        JobServiceClient::new(Channel::from_shared(self.address.clone()).unwrap().connect_lazy())
+    }
+
+    async fn key_pruning(&self) -> Option<Job> {
+        let jobs = self.jobs().list_jobs(ListJobsRequest {}).await.ok()?.into_inner().jobs;
+        jobs.into_iter().find(|job| job.job == "key_pruning")
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        drop(self.process.kill());
+        drop(self.process.wait());
+    }
+}
+
+/// Two servers, and a job that takes long.
+struct Pair {
+    folder: TempDir,
+    postgres: Embedded,
+    pool: PgPool,
+    servers: Vec<Server>,
+}
+
+async fn until<T>(what: &str, at_most: Duration, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + at_most;
+    loop {
+        if let Some(found) = look().await {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "{what}, within {at_most:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+impl Pair {
+    async fn start() -> Self {
+        let folder = tempfile::Builder::new().prefix("meterd-jobs-").tempdir().unwrap();
+        let settings = EmbeddedSettings {
+            data_dir: folder.path().join("data"),
+            bin_dir: None,
+            download_url: None,
+            download: true,
+            durable: false,
+        };
+        let postgres = Embedded::start(&settings).await.unwrap();
+        let pool = connect::pool(connect::options(postgres.url()).unwrap(), 4);
+        pool.execute("CREATE ROLE first SUPERUSER LOGIN; CREATE ROLE second SUPERUSER LOGIN").await.unwrap();
+        let servers: Vec<Server> =
+            ["first", "second"].map(|role| Server::start(role, postgres.url(), folder.path())).into();
+        for server in &servers {
+            until("the servers come up", Duration::from_secs(60), async || server.key_pruning().await).await;
+        }
+        let keys = CHUNKS * 10_000 - 1;
+        // Each transaction of the job waits, notes who it was and when, and whether another one was at work beside it: on a
+        // sequence, which keeps what was rolled back.
+        let slow = format!(
+            "CREATE TABLE chunks (role text, began timestamptz, ended timestamptz);
+             CREATE SEQUENCE runs_beside MINVALUE 0 START 0;
+             SELECT nextval('runs_beside');
+             INSERT INTO idempotency_keys (client_id, idempotency_key, payload_hash, event_time, event_seq, claim_time)
+             SELECT 'acme', n::text, '', now(), n, now() - interval '500 days' FROM generate_series(1, {keys}) AS n;
+             CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$
+             DECLARE began timestamptz := clock_timestamp();
+             BEGIN
+                 IF NOT pg_try_advisory_xact_lock(4711) THEN PERFORM nextval('runs_beside'); END IF;
+                 PERFORM pg_sleep({CHUNK_SECONDS});
+                 INSERT INTO chunks VALUES (session_user, began, clock_timestamp());
+                 RETURN NULL;
+             END $$;
+             CREATE TRIGGER slow BEFORE DELETE ON idempotency_keys FOR EACH STATEMENT EXECUTE FUNCTION slow()"
+        );
+        pool.execute(AssertSqlSafe(slow)).await.unwrap();
+        Self { folder, postgres, pool, servers }
+    }
+
+    /// Asks for the job, waits until it is in the middle, and gives who runs it and who does not.
+    async fn begin(&mut self) -> (Server, Server) {
+        let mut client = self.servers[0].jobs();
+        tokio::spawn(async move { client.run_job(RunJobRequest { job: "key_pruning".into() }).await });
+        let role = until("the job is in the middle", Duration::from_secs(20), async || {
+            let middle: Option<String> = sqlx::query_scalar("SELECT max(role) FROM chunks HAVING count(*) >= 3")
+                .fetch_optional(&self.pool)
+                .await
+                .unwrap();
+            middle
+        })
+        .await;
+        let second = self.servers.pop().unwrap();
+        let first = self.servers.pop().unwrap();
+        if first.role == role { (first, second) } else { (second, first) }
+    }
+
+    /// Waits until the other one has done a transaction, and gives how long that took and how long it was until it began.
+    async fn take_over(&self, other: &Server, since: Instant) -> (Duration, f64) {
+        until("the other one takes over", TAKE_OVER_MAX, async || {
+            let there: bool = sqlx::query_scalar("SELECT EXISTS (SELECT FROM chunks WHERE role = $1)")
+                .bind(other.role)
+                .fetch_one(&self.pool)
+                .await
+                .unwrap();
+            there.then_some(())
+        })
+        .await;
+        let took = since.elapsed();
+        let gap: f64 = sqlx::query_scalar(
+            "SELECT extract(epoch FROM min(began) FILTER (WHERE role = $1) - max(ended) FILTER (WHERE role <> $1))::float8
+             FROM chunks",
+        )
+        .bind(other.role)
+        .fetch_one(&self.pool)
+        .await
+        .unwrap();
+        (took, gap)
+    }
+
+    /// The job ends once, everything is done, and at no time two were at it: the intervals of the two are apart.
+    async fn assert_apart(&self, holder: &str, other: &Server) {
+        let done = until("the job ends", Duration::from_secs(60), async || {
+            other.key_pruning().await.filter(|job| !job.running && job.run_count > 0)
+        })
+        .await;
+        assert_eq!((done.run_count, done.failure_count), (1, 0), "{done:?}");
+        let (mine, theirs, late): (i64, i64, i64) = sqlx::query_as(
+            "SELECT count(*) FILTER (WHERE role = $1), count(*) FILTER (WHERE role = $2),
+                 count(*) FILTER (WHERE role = $1 AND ended > (SELECT min(began) FROM chunks WHERE role = $2))
+             FROM chunks",
+        )
+        .bind(holder)
+        .bind(other.role)
+        .fetch_one(&self.pool)
+        .await
+        .unwrap();
+        let beside: i64 = sqlx::query_scalar("SELECT last_value FROM runs_beside").fetch_one(&self.pool).await.unwrap();
+        let left: i64 =
+            sqlx::query_scalar("SELECT count(*) FROM idempotency_keys").fetch_one(&self.pool).await.unwrap();
+        println!(
+            "{mine} transactions of the first holder, {theirs} of the next; {beside} beside another, {late} late, {left} keys left"
+        );
+        assert_eq!((beside, late, left), (0, 0, 0));
+        assert_eq!(verify_all(&self.pool, None, None).await.unwrap().differences, 0);
+    }
+
+    async fn stop(self) {
+        drop(self.servers);
+        self.pool.close().await;
+        self.postgres.stop().await.unwrap();
+        drop(self.folder);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_replica_takes_a_job_over_from_one_that_is_killed() {
+    let mut pair = Pair::start().await;
+    let (holder, other) = pair.begin().await;
+    let killed_at = Instant::now();
+    holder.signal(Signal::SIGKILL);
+    let (took, gap) = pair.take_over(&other, killed_at).await;
+    println!(
+        "kill -9: taken over and a transaction done {:.1} s later, {gap:.1} s between the two",
+        took.as_secs_f64()
+    );
+    pair.assert_apart(holder.role, &other).await;
+    drop(other);
+    pair.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_was_stopped_and_goes_on_finds_its_job_taken_over_and_leaves_it() {
+    let mut pair = Pair::start().await;
+    let (holder, other) = pair.begin().await;
+    let stopped_at = Instant::now();
+    holder.signal(Signal::SIGSTOP);
+    let (took, gap) = pair.take_over(&other, stopped_at).await;
+    holder.signal(Signal::SIGCONT);
+    println!(
+        "SIGSTOP: taken over and a transaction done {:.1} s later, {gap:.1} s between the two",
+        took.as_secs_f64()
+    );
+    until("it notices", Duration::from_secs(10), async || {
+        std::fs::read_to_string(&holder.log).unwrap().contains("lost its lease").then_some(())
+    })
+    .await;
+    pair.assert_apart(holder.role, &other).await;
+    let again = holder.jobs().run_job(RunJobRequest { job: "partitions".into() }).await;
+    assert_eq!(again.unwrap().into_inner().job.unwrap().last_error, "", "and it goes on with others");
+    drop((holder, other));
+    pair.stop().await;
+}
