@@ -6,6 +6,7 @@ A block of ```console holds commands after `$ ` and what they print, standard er
 number of lines. Ids, times and what depends on the day of the month may differ. An HTML comment before a block says more:
 
   <!-- ci: server -->   a block of ```sh whose first command starts the server; the second is a step of CI (cargo test)
+  <!-- ci: live -->     a command without an end: it goes on while the next block runs, and then has printed what is shown
   <!-- ci: trace -->    AzureLLMInferenceTrace_conv.csv is a small file of the same form here: all numbers may differ
   <!-- ci: .ci/name --> not run here but by that step of CI
 
@@ -28,6 +29,7 @@ BINARY = "target/debug/meterd"
 TRACE = "AzureLLMInferenceTrace_conv.csv"
 START_SECONDS = 120
 COMMAND_SECONDS = 120
+LIVE_SECONDS = 10
 
 # Differs from run to run: pattern, and what stands for it.
 MASKS = [
@@ -39,6 +41,9 @@ MASKS = [
     (r"[0-9.,]+ USD projected", "N USD projected"),
     (r"\d+\.\d+ s, [0-9,]+ rows/s", "N s, N rows/s"),
     (r"█+", "BAR"),
+    (r'"resumeToken": "[^"]+"', "TOKEN"),
+    (r"whsec_[A-Za-z0-9+/=]+", "KEY"),
+    (r"\b(January|February|March|April|May|June|July|August|September|October|November|December) \d{4}", "MONTH"),
 ]
 # Lines that are absent on some days, and the value of a projection.
 DAILY_LINE = re.compile(r'^\s*"days(Elapsed|Remaining)": \d+,$')
@@ -122,6 +127,36 @@ class Server:
         return self.process.wait(90)
 
 
+class Live:
+    """A command that goes on, and what it has to print in the end."""
+
+    def __init__(self, command, env, output, place, server, number):
+        self.log = tempfile.NamedTemporaryFile("r", suffix=".live")
+        real = command.replace(ADDRESS, server.address)
+        self.process = subprocess.Popen(
+            ["bash", "-c", f"exec {real}"], cwd=place, env=env, stdout=open(self.log.name, "w"), stderr=subprocess.STDOUT
+        )
+        self.command, self.expected, self.number = command, normal("\n".join(output), False), number
+        self.wait(lambda: self.output())
+
+    def output(self):
+        return pathlib.Path(self.log.name).read_text()
+
+    def wait(self, done):
+        until = time.monotonic() + LIVE_SECONDS
+        while not done() and time.monotonic() < until and self.process.poll() is None:
+            time.sleep(0.05)
+
+    def end(self):
+        good = lambda: agrees(self.expected, normal(self.output(), False))
+        self.wait(good)
+        self.process.kill()
+        self.process.wait()
+        if not good():
+            print(f"README.md:{self.number}: {self.command}\nprinted\n{self.output()}")
+        return good()
+
+
 def write_trace(path):
     """A trace like the real one: its columns, seven decimals of a second, CRLF. Gives what it costs."""
     rows, cost = 250, Decimal(0)
@@ -139,7 +174,7 @@ def main():
     root = pathlib.Path(readme).resolve().parent
     found = list(blocks(pathlib.Path(readme).read_text()))
     passed = failed = 0
-    server = None
+    server = live = None
     with tempfile.TemporaryDirectory() as place, tempfile.TemporaryDirectory() as data:
         try:
             for mark, language, lines, number in found:
@@ -157,9 +192,13 @@ def main():
                     continue
                 if language != "console" or server is None:
                     raise SystemExit(f"README.md:{number}: nothing runs this block; mark it with <!-- ci: … -->")
+                env = os.environ | {"METERD_SERVER": server.address, "METERD_DATA_DIR": data}
+                if mark == "live":
+                    (command, output), = commands(lines)
+                    live = Live(command, env, output, place, server, number)
+                    continue
                 for command, output in commands(lines):
                     real = command.replace(ADDRESS, server.address).replace(BINARY, f"{target}/debug/meterd")
-                    env = os.environ | {"METERD_SERVER": server.address, "METERD_DATA_DIR": data}
                     run = subprocess.run(
                         ["bash", "-c", real], cwd=place, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                         text=True, timeout=COMMAND_SECONDS,
@@ -175,7 +214,12 @@ def main():
                     else:
                         failed += 1
                         print(f"README.md:{number}: {command}\nprints (exit status {run.returncode})\n{shown}")
+                if live:
+                    good, live = live.end(), None
+                    passed, failed = passed + good, failed + (not good)
         finally:
+            if live:
+                live.process.kill()
             if server and server.stop() != 0:
                 failed += 1
                 print(f"the server did not stop well:\n{server.output()}")

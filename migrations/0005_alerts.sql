@@ -102,7 +102,9 @@ CREATE TABLE notifications (
     -- Number of proto enum NotificationState.
     state                smallint NOT NULL DEFAULT 1,
     attempt_count        integer NOT NULL DEFAULT 0,
-    -- While a worker has it: when others may take it for lost.
+    -- Whether it has had its place in an hour of its channel: then the cap holds it up no more.
+    counted              boolean NOT NULL DEFAULT false,
+    -- While a worker has it: when others may take it for lost. While the channel's hour is full: when that is over.
     next_attempt_time    timestamptz NOT NULL DEFAULT now(),
     last_error           text NOT NULL DEFAULT '',
     -- The digest that took this one in.
@@ -115,3 +117,4 @@ CREATE INDEX notifications_due ON notifications (next_attempt_time) WHERE state 
 CREATE INDEX notifications_pending ON notifications (client_id, channel_id) WHERE state = 1;
 CREATE INDEX notifications_id ON notifications (notification_id);
 CREATE INDEX notifications_time ON notifications (create_time, notification_id);
+CREATE INDEX notifications_client_time ON notifications (client_id, create_time, notification_id);

@@ -1,6 +1,7 @@
 //! `build()` wires everything, `run()` serves and drains.
 
 use crate::alerts::feed::Feed;
+use crate::alerts::notify::{Courier, Notifier};
 use crate::alerts::raise::AlertSettings;
 use crate::catalog::{CatalogCache, seed};
 use crate::clock::Clock;
@@ -77,6 +78,7 @@ pub struct App {
     writers: Vec<JoinHandle<()>>,
     scheduler: Scheduler,
     feed_reader: JoinHandle<()>,
+    notifier: Notifier,
     stop: watch::Sender<bool>,
 }
 
@@ -96,9 +98,11 @@ pub async fn build(
     let grpc = bind("--listen", settings.listen).await?;
     let http = bind("--http-listen", settings.http_listen).await?;
     web::recorder();
+    let courier = Courier::new(&settings.notifications, &deployment.currency, &clock)?;
     let pool = connect::pool(options.clone(), settings.database.connections_max);
     let catalog = Arc::new(CatalogCache::default());
     catalog.refresh(&pool).await?;
+    let notifier = Notifier::new(&pool, courier, &settings.notifications);
     let alert_settings = AlertSettings {
         clock: clock.clone(),
         currency: deployment.currency.clone(),
@@ -113,7 +117,9 @@ pub async fn build(
     let scheduler = Scheduler::start(connect::lease_pool(options.clone()), work).await?;
     let (ingest, writers) = Ingest::start(&settings.ingest(), options, &catalog, &alert_settings);
     let (stop, stopping) = watch::channel(false);
-    let (feed, feed_reader) = Feed::start(options, settings.subscriptions_max, stopping.clone()).await?;
+    let notifications_wanted = Arc::new(Notify::new());
+    let (feed, feed_reader) =
+        Feed::start(options, settings.subscriptions_max, notifications_wanted.clone(), stopping.clone()).await?;
     let context = Arc::new(Context {
         pool,
         catalog,
@@ -125,11 +131,12 @@ pub async fn build(
         feed,
         exports: Arc::new(Semaphore::new(settings.exports_max as usize)),
         pricing_wanted: Arc::new(Notify::new()),
+        notifications_wanted,
         jobs_wanted: Arc::new(Notify::new()),
         stopping,
         settings,
     });
-    Ok(App { context, grpc, http, writers, feed_reader, scheduler, stop })
+    Ok(App { context, grpc, http, writers, scheduler, feed_reader, notifier, stop })
 }
 
 impl App {
@@ -151,7 +158,7 @@ impl App {
     /// Serves until `shutdown`, then stops in order, within the bound: NOT_SERVING, no new work, everything queued
     /// settled, connections closed. `supervise` keeps our own database alive meanwhile.
     pub async fn run(self, shutdown: impl Future<Output = ()>, embedded: Option<&Embedded>) -> anyhow::Result<()> {
-        let Self { context, grpc, http, writers, feed_reader, scheduler, stop } = self;
+        let Self { context, grpc, http, writers, scheduler, feed_reader, notifier, stop } = self;
         let (health, health_service) = tonic_health::server::health_reporter();
         set_health(&health, ServingStatus::NotServing).await;
         let (ready, is_ready) = watch::channel(false);
@@ -178,6 +185,7 @@ impl App {
         );
         let scheduler = tokio::spawn(scheduler.run(context.jobs_wanted.clone(), context.stopping.clone()));
         let mut jobs = vec![pricing, scheduler, feed_reader];
+        jobs.push(tokio::spawn(notifier.run(context.notifications_wanted.clone(), context.stopping.clone())));
         jobs.push(tokio::spawn(watch_database(context.clone(), health, ready)));
 
         let mut stopping = context.stopping.clone();

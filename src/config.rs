@@ -141,7 +141,7 @@ pub struct NotificationSettings {
     /// How often a notification is tried before it is given up
     #[arg(long, env = "METERD_NOTIFICATION_ATTEMPTS_MAX", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub notification_attempts_max: u32,
-    /// Longest pause after the first attempt; it doubles with each one, up to an hour
+    /// Longest pause after the first attempt. Each further one may be four times as long, up to an hour
     #[arg(long, env = "METERD_NOTIFICATION_BACKOFF_SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=3600))]
     pub notification_backoff_seconds: u32,
     /// Longest time of one attempt
@@ -169,18 +169,43 @@ pub struct TwilioSettings<'a> {
 impl NotificationSettings {
     /// The SMTP server, if there is one.
     pub fn smtp(&self) -> Option<SmtpSettings<'_>> {
-        Some(SmtpSettings { url: self.smtp_url.as_ref()?, from: self.smtp_from.as_deref()? })
+        let url = self.smtp_url.as_ref().filter(|url| !url.0.is_empty())?;
+        Some(SmtpSettings { url, from: given(&self.smtp_from)? })
     }
 
     /// The Twilio account, if there is one.
     pub fn twilio(&self) -> Option<TwilioSettings<'_>> {
         Some(TwilioSettings {
-            account_sid: self.twilio_account_sid.as_deref()?,
-            auth_token: self.twilio_auth_token.as_ref()?,
-            from: self.twilio_from.as_deref()?,
-            api_url: self.twilio_api_url.trim_end_matches('/'),
+            account_sid: given(&self.twilio_account_sid)?,
+            auth_token: self.twilio_auth_token.as_ref().filter(|token| !token.0.is_empty())?,
+            from: given(&self.twilio_from)?,
+            api_url: self.twilio_api_url.as_str(),
         })
     }
+
+    /// Refuses halves of a way to send, which would send nothing.
+    pub fn check(&self) -> anyhow::Result<()> {
+        let has = |secret: &Option<Secret>| secret.as_ref().is_some_and(|secret| !secret.0.is_empty());
+        anyhow::ensure!(
+            has(&self.smtp_url) == given(&self.smtp_from).is_some(),
+            "--smtp-url and --smtp-from need each other"
+        );
+        let parts = [
+            given(&self.twilio_account_sid).is_some(),
+            has(&self.twilio_auth_token),
+            given(&self.twilio_from).is_some(),
+        ];
+        anyhow::ensure!(
+            parts.iter().all(|part| *part == parts[0]),
+            "--twilio-account-sid, --twilio-auth-token and --twilio-from need each other"
+        );
+        Ok(())
+    }
+}
+
+/// A text that is set. Empty, as container tools pass what is not, is not.
+fn given(text: &Option<String>) -> Option<&str> {
+    text.as_deref().filter(|text| !text.is_empty())
 }
 
 /// A setting that is shown nowhere.

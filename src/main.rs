@@ -1,7 +1,7 @@
 //! The commands.
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
-use meterd::cli::{bench, export, import, jobs, migrate, rebuild, serve, track, usage, verify};
+use meterd::cli::{bench, export, import, jobs, migrate, notifications, rebuild, serve, track, usage, verify};
 use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -57,6 +57,8 @@ enum Command {
     Rebuild(rebuild::RebuildArgs),
     /// Show the scheduled jobs and their last runs, or run one now
     Jobs(jobs::JobsArgs),
+    /// Show who was told of alerts, and tell again who was given up
+    Notifications(notifications::NotificationsArgs),
     /// Measure throughput and latency against the database's own floor
     Bench(Box<bench::BenchArgs>),
 }
@@ -122,6 +124,7 @@ async fn main() -> ExitCode {
             Command::Verify(args) => verify::run(args).await,
             Command::Rebuild(args) => rebuild::run(args).await,
             Command::Jobs(args) => jobs::run(args).await,
+            Command::Notifications(args) => notifications::run(args).await,
             Command::Bench(args) => bench::run(*args).await,
         }
     };

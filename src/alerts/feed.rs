@@ -13,7 +13,7 @@ use std::convert::Infallible;
 use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
@@ -104,6 +104,8 @@ pub struct Feed {
     pool: PgPool,
     turns: Arc<Semaphore>,
     places: Arc<Semaphore>,
+    /// Woken by every change: a notification may have come with it.
+    notifications_wanted: Arc<Notify>,
 }
 
 impl Feed {
@@ -111,6 +113,7 @@ impl Feed {
     pub async fn start(
         options: &PgConnectOptions,
         subscriptions_max: u32,
+        notifications_wanted: Arc<Notify>,
         mut stopping: watch::Receiver<bool>,
     ) -> sqlx::Result<(Arc<Self>, JoinHandle<()>)> {
         let mut listener = listen(options).await?;
@@ -120,6 +123,7 @@ impl Feed {
             pool: connect::pool(options.clone(), PAGES_AT_ONCE),
             turns: Arc::new(Semaphore::new(PAGES_AT_ONCE as usize)),
             places: Arc::new(Semaphore::new(subscriptions_max as usize)),
+            notifications_wanted,
         });
         let (reader, options) = (feed.clone(), options.clone());
         let task = tokio::spawn(async move {
@@ -194,11 +198,17 @@ impl Feed {
                 continue;
             }
             let more = page.entries.len() as i64 == READ_ENTRIES;
+            if !page.entries.is_empty() {
+                self.notifications_wanted.notify_one();
+            }
             let read_to = page.entries.last().filter(|_| more).map_or(bounds.last, |last| last.sequence);
             self.window.send_if_modified(|window| {
                 window.add(read_to, bounds.pruned, page.entries);
                 window.last > last
             });
+            if read_to > last {
+                self.notifications_wanted.notify_one();
+            }
             metrics::gauge!("meterd_alert_feed_sequence").set(bounds.last as f64);
             if !more {
                 return Ok(());

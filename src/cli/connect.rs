@@ -9,6 +9,7 @@ use tonic::{Code, Request, Status};
 use tonic_types::StatusExt;
 
 use crate::proto::EventError;
+use crate::proto::alert_service_client::AlertServiceClient;
 use crate::proto::client_service_client::ClientServiceClient;
 use crate::proto::usage_service_client::UsageServiceClient;
 
@@ -58,6 +59,13 @@ impl ConnectArgs {
 /// The usage client with the contract's message bound.
 pub fn usage_client(channel: Channel) -> UsageServiceClient<Channel> {
     UsageServiceClient::new(channel)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX)
+}
+
+/// The alert client with the contract's message bound.
+pub fn alerts_client(channel: Channel) -> AlertServiceClient<Channel> {
+    AlertServiceClient::new(channel)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX)
 }

@@ -5,6 +5,7 @@ pub mod export;
 pub mod import;
 pub mod jobs;
 pub mod migrate;
+pub mod notifications;
 pub mod rebuild;
 pub mod serve;
 pub mod track;

@@ -68,6 +68,8 @@ pub struct Context {
     pub exports: Arc<Semaphore>,
     /// Wakes the pricing job of this replica.
     pub pricing_wanted: Arc<Notify>,
+    /// Wakes the notifier of this replica.
+    pub notifications_wanted: Arc<Notify>,
     /// Makes the scheduler of this replica look at once.
     pub jobs_wanted: Arc<Notify>,
     /// True once the server is to stop.

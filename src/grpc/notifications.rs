@@ -1,16 +1,95 @@
 //! Notifications of AlertService.
 
 use super::Context;
+use super::convert::timestamp;
+use super::fields::Fields;
+use crate::domain::event::ID_BYTES_MAX;
+use crate::domain::notification::NotificationState;
 use crate::error::Error;
 use crate::proto::{
-    ListNotificationsRequest, ListNotificationsResponse, RetryNotificationRequest, RetryNotificationResponse,
+    self, ErrorReason, ListNotificationsRequest, ListNotificationsResponse, RetryNotificationRequest,
+    RetryNotificationResponse,
 };
+use crate::store::notifications::{self, Notification};
+use chrono::{DateTime, Utc};
 use std::sync::Arc;
+use tonic::Code;
 
-pub async fn list(_: Arc<Context>, _: ListNotificationsRequest) -> Result<ListNotificationsResponse, Error> {
-    todo!()
+const PAGE_SIZE_DEFAULT: i64 = 100;
+const PAGE_SIZE_MAX: i64 = 1_000;
+
+fn message(notification: Notification) -> proto::Notification {
+    let pending = notification.state == NotificationState::Pending as i16;
+    proto::Notification {
+        notification_id: notification.notification_id,
+        client_id: notification.client_id,
+        kind: notification.kind.into(),
+        target: notification.target,
+        state: notification.state.into(),
+        alert_ids: notification.alert_ids,
+        alert_count: notification.alert_count,
+        attempt_count: notification.attempt_count,
+        next_attempt_time: pending.then(|| timestamp(notification.next_attempt_time)),
+        last_error: notification.last_error,
+        digest_id: notification.digest_id.unwrap_or_default(),
+        create_time: Some(timestamp(notification.create_time)),
+        finish_time: notification.finish_time.map(timestamp),
+    }
 }
 
-pub async fn retry(_: Arc<Context>, _: RetryNotificationRequest) -> Result<RetryNotificationResponse, Error> {
-    todo!()
+/// Lists notifications.
+pub async fn list(
+    context: Arc<Context>,
+    request: ListNotificationsRequest,
+) -> Result<ListNotificationsResponse, Error> {
+    let mut fields = Fields::default();
+    fields.text("client_id", &request.client_id, ID_BYTES_MAX);
+    if request.operator_only && !request.client_id.is_empty() {
+        fields.wrong(
+            "operator_only",
+            "must not be set together with client_id: the operator's channels are nobody else's",
+        );
+    }
+    let mut states = vec![];
+    for (index, state) in request.states.iter().enumerate() {
+        match i16::try_from(*state).ok().filter(|state| NotificationState::try_from(*state).is_ok()) {
+            Some(state) => states.push(state),
+            None => fields.wrong(format!("states[{index}]"), format!("{state} is no state of a notification")),
+        }
+    }
+    let limit = fields.page_size(request.page_size, PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX);
+    fields.finish()?;
+    let bound = ListNotificationsRequest { page_size: 0, page_token: String::new(), ..request.clone() };
+    let after: Option<(DateTime<Utc>, String)> =
+        context.page_tokens.read("ListNotifications", &bound, &request.page_token)?;
+    let after = after.as_ref().map(|(time, notification_id)| (*time, notification_id.as_str()));
+    let client_id = (request.operator_only || !request.client_id.is_empty()).then_some(request.client_id.as_str());
+    let mut rows = notifications::list(&context.pool, client_id, &states, after, limit + 1).await?;
+    let more = !rows.split_off(rows.len().min(limit as usize)).is_empty();
+    let next_page_token = match rows.last().filter(|_| more) {
+        None => String::new(),
+        Some(last) => context.page_tokens.make("ListNotifications", &bound, &(last.create_time, &last.notification_id)),
+    };
+    Ok(ListNotificationsResponse { notifications: rows.into_iter().map(message).collect(), next_page_token })
+}
+
+/// Tries a notification again that was given up.
+pub async fn retry(
+    context: Arc<Context>,
+    request: RetryNotificationRequest,
+) -> Result<RetryNotificationResponse, Error> {
+    let id = request.notification_id.as_str();
+    let mut fields = Fields::default();
+    fields.required("notification_id", id, ID_BYTES_MAX);
+    fields.finish()?;
+    let retried = notifications::retry(&context.pool, id).await?;
+    let Some(found) = notifications::find(&context.pool, id).await? else {
+        return Err(Error::new(Code::NotFound, ErrorReason::NotificationNotFound, format!("no notification {id:?}")));
+    };
+    if !retried {
+        let message = format!("notification {id:?} was not given up: there is nothing to try again");
+        return Err(Error::new(Code::FailedPrecondition, ErrorReason::NotificationNotFailed, message));
+    }
+    context.notifications_wanted.notify_one();
+    Ok(RetryNotificationResponse { notification: Some(message(found)) })
 }

@@ -15,6 +15,7 @@ pub mod keys;
 pub mod locks;
 pub mod notifications;
 pub mod numeric;
+pub mod outbox;
 pub mod partitions;
 pub mod policies;
 pub mod pricing;

@@ -2,7 +2,8 @@
 
 use crate::domain::alert::Alert;
 use crate::store::alert_feed::json;
-use sqlx::PgConnection;
+use chrono::{DateTime, Utc};
+use sqlx::{PgConnection, PgPool};
 
 /// Queues notifications of alerts that were raised, for every channel that wants them, in the transaction that raises them.
 ///
@@ -29,4 +30,82 @@ pub async fn insert(conn: &mut PgConnection, alerts: &[Alert]) -> sqlx::Result<u
     .execute(conn)
     .await?;
     Ok(done.rows_affected())
+}
+
+/// A notification as it stands.
+#[derive(Clone, Debug)]
+pub struct Notification {
+    pub client_id: String,
+    pub notification_id: String,
+    /// Number of proto enum NotificationChannelKind.
+    pub kind: i16,
+    pub target: String,
+    pub alert_ids: Vec<String>,
+    pub alert_count: i32,
+    /// Number of proto enum NotificationState.
+    pub state: i16,
+    pub attempt_count: i32,
+    pub next_attempt_time: DateTime<Utc>,
+    pub last_error: String,
+    pub digest_id: Option<String>,
+    pub create_time: DateTime<Utc>,
+    pub finish_time: Option<DateTime<Utc>>,
+}
+
+/// Notifications after a cursor (create time and id), the newest first. Of the channels of one client ('' is the operator) or
+/// of all; no states: all.
+pub async fn list(
+    pool: &PgPool,
+    client_id: Option<&str>,
+    states: &[i16],
+    after: Option<(DateTime<Utc>, &str)>,
+    limit: i64,
+) -> sqlx::Result<Vec<Notification>> {
+    sqlx::query_as!(
+        Notification,
+        r#"SELECT client_id, notification_id, kind, target,
+               ARRAY(SELECT alert ->> 'alert_id' FROM jsonb_array_elements(alerts) AS alert) AS "alert_ids!", alert_count,
+               state, attempt_count, next_attempt_time, last_error, digest_id, create_time, finish_time
+           FROM notifications
+           WHERE ($1::text IS NULL OR client_id = $1) AND (cardinality($2::smallint[]) = 0 OR state = ANY($2))
+             AND ($3::timestamptz IS NULL OR (create_time, notification_id) < ($3, $4))
+           ORDER BY create_time DESC, notification_id DESC LIMIT $5"#,
+        client_id,
+        states,
+        after.map(|(time, _)| time),
+        after.map_or("", |(_, notification_id)| notification_id),
+        limit
+    )
+    .fetch_all(pool)
+    .await
+}
+
+/// One notification.
+pub async fn find(pool: &PgPool, notification_id: &str) -> sqlx::Result<Option<Notification>> {
+    sqlx::query_as!(
+        Notification,
+        r#"SELECT client_id, notification_id, kind, target,
+               ARRAY(SELECT alert ->> 'alert_id' FROM jsonb_array_elements(alerts) AS alert) AS "alert_ids!", alert_count,
+               state, attempt_count, next_attempt_time, last_error, digest_id, create_time, finish_time
+           FROM notifications WHERE notification_id = $1"#,
+        notification_id
+    )
+    .fetch_optional(pool)
+    .await
+}
+
+/// Lets a notification that was given up be sent like a new one, at once; whether it was one. Where its channel was removed
+/// and set again, it goes to the one that is there now.
+pub async fn retry(pool: &PgPool, notification_id: &str) -> sqlx::Result<bool> {
+    let done = sqlx::query!(
+        "UPDATE notifications n SET state = 1, attempt_count = 0, counted = true, next_attempt_time = now(), last_error = '',
+             finish_time = NULL, channel_id = COALESCE(
+                 (SELECT c.channel_id FROM notification_channels c
+                  WHERE c.client_id = n.client_id AND c.kind = n.kind AND c.target = n.target), n.channel_id)
+         WHERE notification_id = $1 AND state = 3",
+        notification_id
+    )
+    .execute(pool)
+    .await?;
+    Ok(done.rows_affected() > 0)
 }

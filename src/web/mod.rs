@@ -50,12 +50,18 @@ fn describe() {
     metrics::describe_histogram!("meterd_batch_events", "Events of a transaction");
     metrics::describe_histogram!("meterd_commit_seconds", "From taking a batch to its commit");
     metrics::describe_histogram!("meterd_rpc_seconds", "Calls by method and status code");
+    metrics::describe_counter!("meterd_notifications_total", "Deliveries of notifications by kind and outcome");
+    metrics::describe_gauge!(
+        "meterd_notifications_pending",
+        "Notifications that wait to be delivered, of all replicas"
+    );
     metrics::describe_counter!("meterd_job_runs_total", "Runs of scheduled jobs by result: ok, failed, lost");
     metrics::describe_histogram!("meterd_job_seconds", "Runs of scheduled jobs");
     metrics::describe_gauge!(
         "meterd_job_last_success_timestamp_seconds",
         "When each scheduled job last went well, on whatever replica"
     );
+    metrics::describe_counter!("meterd_alerts_raised_total", "Alerts raised by type");
     metrics::describe_gauge!("meterd_queue_events", "Events that wait for a writer");
     metrics::describe_counter!(
         "meterd_alert_changes_sent_total",

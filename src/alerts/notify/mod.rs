@@ -1,6 +1,207 @@
 //! Notifications: people are told of alerts by e-mail, SMS and webhook.
+//!
+//! They are queued in the transaction that raises an alert (`store::notifications`). On every replica a worker claims what is
+//! due in a short transaction, delivers it outside of any, and notes what became of it. Who dies in between leaves a claim
+//! that runs out: the next one delivers again, with the same id. So each arrives at least once.
 
 mod address;
+mod courier;
+mod email;
+mod http;
+mod sms;
 mod target;
+mod text;
+mod webhook;
 
+pub use courier::Courier;
+use courier::{Failure, reason};
 pub use target::{check_secret, check_target, new_secret};
+
+use crate::config::NotificationSettings;
+use crate::domain::notification::ChannelKind;
+use crate::store::outbox::{self, DueChannel, Taken};
+use futures_util::future::join_all;
+use sqlx::PgPool;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+
+/// How often a replica looks for what is due.
+const POLL_EVERY: Duration = Duration::from_secs(1);
+/// How often it looks for what waits in vain, and counts what waits.
+const UPKEEP_EVERY: Duration = Duration::from_secs(10);
+/// Channels that a replica delivers to at the same time. Each has one claim, so a receiver that hangs holds up few others.
+const CHANNELS_MAX: usize = 8;
+/// Notifications of one claim, delivered at the same time.
+const CLAIM_MAX: i64 = 4;
+/// A claim runs out so long after its deliveries have to be over.
+const CLAIM_MARGIN: Duration = Duration::from_secs(50);
+/// Alerts that a digest spells out.
+const DIGEST_ALERTS_MAX: i64 = 100;
+/// Longest pause between two attempts.
+const BACKOFF_MAX: Duration = Duration::from_secs(3600);
+/// How much longer the pause after each further attempt may be.
+const BACKOFF_FACTOR: u32 = 4;
+/// Database work that takes longer hangs on a connection that is dead.
+const DATABASE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The worker of a replica.
+pub struct Notifier {
+    pool: PgPool,
+    courier: Courier,
+    attempts_max: u32,
+    hourly_max: u32,
+    backoff: Duration,
+    claim: Duration,
+}
+
+impl Notifier {
+    /// With a way to deliver.
+    pub fn new(pool: &PgPool, courier: Courier, settings: &NotificationSettings) -> Self {
+        Self {
+            pool: pool.clone(),
+            courier,
+            attempts_max: settings.notification_attempts_max,
+            hourly_max: settings.notifications_hourly_max,
+            backoff: Duration::from_secs(settings.notification_backoff_seconds.into()),
+            claim: Duration::from_secs(settings.notification_timeout_seconds.into()) + CLAIM_MARGIN,
+        }
+    }
+
+    /// Delivers what is due until `stopping` turns true, then finishes what is under way.
+    pub async fn run(self, wanted: Arc<Notify>, mut stopping: watch::Receiver<bool>) {
+        let notifier = Arc::new(self);
+        let mut deliveries = JoinSet::new();
+        let mut busy: HashMap<tokio::task::Id, i64> = HashMap::new();
+        let mut upkeep_due = Instant::now();
+        let mut failing = false;
+        while !*stopping.borrow() {
+            let mut found = Ok(());
+            if upkeep_due <= Instant::now() {
+                found = notifier.upkeep().await;
+                upkeep_due = Instant::now() + UPKEEP_EVERY;
+            }
+            while found.is_ok() && busy.len() < CHANNELS_MAX && !*stopping.borrow() {
+                let channels: Vec<i64> = busy.values().copied().collect();
+                match notifier.claim(&channels).await {
+                    Ok(None) => break,
+                    Ok(Some((channel, taken))) => {
+                        let channel_id = channel.channel_id;
+                        let delivery = deliveries.spawn(notifier.clone().deliver_all(channel, taken));
+                        busy.insert(delivery.id(), channel_id);
+                    }
+                    Err(error) => found = Err(error),
+                }
+            }
+            match found {
+                Err(error) if !failing => {
+                    tracing::warn!(%error, "notifications wait: the database fails");
+                    failing = true;
+                }
+                Err(_) => {}
+                Ok(()) => failing = false,
+            }
+            tokio::select! {
+                () = wanted.notified() => {}
+                () = tokio::time::sleep(POLL_EVERY) => {}
+                Some(ended) = deliveries.join_next_with_id() => {
+                    let id = ended.map_or_else(|panic| panic.id(), |(id, ())| id);
+                    busy.remove(&id);
+                }
+                _ = stopping.changed() => {}
+            }
+        }
+        while deliveries.join_next().await.is_some() {}
+    }
+
+    /// Takes what is due of a channel, in one transaction; nothing where no channel that is free has anything.
+    async fn claim(&self, busy: &[i64]) -> sqlx::Result<Option<(DueChannel, Vec<Taken>)>> {
+        let claiming = async {
+            let mut tx = self.pool.begin().await?;
+            let Some(channel) = outbox::lock_channel(&mut tx, busy).await? else { return Ok(None) };
+            let digest_id = format!("{:032x}-digest", rand::random::<u128>());
+            let digested = outbox::digest(&mut tx, &channel, &digest_id, DIGEST_ALERTS_MAX).await?;
+            let counted = if channel.hour_over { 0 } else { i64::from(channel.hour_count) };
+            let room = (i64::from(self.hourly_max) - counted).max(0);
+            let taken = outbox::take(&mut tx, &channel, room, CLAIM_MAX, self.claim.as_secs_f64()).await?;
+            let begun = taken.iter().filter(|taken| taken.first).count();
+            if begun > 0 {
+                outbox::count(&mut tx, &channel, begun as i32).await?;
+            }
+            if begun as i64 >= room {
+                outbox::hold(&mut tx, &channel).await?;
+            }
+            tx.commit().await?;
+            if digested > 0 {
+                count(&channel, "digested", digested);
+            }
+            Ok(Some((channel, taken)))
+        };
+        tokio::time::timeout(DATABASE_TIMEOUT, claiming).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
+    }
+
+    /// Delivers a claim and notes what became of it.
+    async fn deliver_all(self: Arc<Self>, channel: DueChannel, taken: Vec<Taken>) {
+        join_all(taken.iter().map(|taken| self.deliver(&channel, taken))).await;
+    }
+
+    async fn deliver(&self, channel: &DueChannel, taken: &Taken) {
+        let delivered = match ChannelKind::try_from(channel.kind) {
+            Ok(kind) => self.courier.deliver(kind, channel, taken).await,
+            Err(error) => Err(Failure::Final(error.to_string())),
+        };
+        let id = taken.notification_id.as_str();
+        let attempts = taken.attempt_count.unsigned_abs();
+        let marked = match delivered {
+            Ok(()) => {
+                count(channel, "sent", 1);
+                outbox::mark_sent(&self.pool, &channel.client_id, id).await
+            }
+            Err(Failure::Passing(error)) if attempts < self.attempts_max => {
+                tracing::info!(
+                    notification_id = id,
+                    attempts,
+                    error,
+                    "a notification was not delivered and is tried again"
+                );
+                count(channel, "retried", 1);
+                let delay = self.pause(attempts).as_secs_f64();
+                outbox::mark_failed(&self.pool, &channel.client_id, taken, &error, Some(delay)).await
+            }
+            Err(Failure::Passing(error) | Failure::Final(error)) => {
+                tracing::warn!(notification_id = id, attempts, error, "a notification was given up");
+                count(channel, "failed", 1);
+                outbox::mark_failed(&self.pool, &channel.client_id, taken, &error, None).await
+            }
+        };
+        if let Err(error) = marked {
+            tracing::warn!(notification_id = id, %error, "what became of a notification is not noted; it may be sent again");
+        }
+    }
+
+    /// A pause of any length up to the bound of this attempt: those that failed together do not come back together.
+    fn pause(&self, attempts: u32) -> Duration {
+        let factor = BACKOFF_FACTOR.saturating_pow(attempts.saturating_sub(1));
+        let most = self.backoff.saturating_mul(factor).min(BACKOFF_MAX);
+        Duration::from_millis(rand::random_range(0..=most.as_millis() as u64))
+    }
+
+    async fn upkeep(&self) -> sqlx::Result<()> {
+        let keeping = async {
+            let given_up = outbox::give_up_without_channel(&self.pool).await?;
+            if given_up > 0 {
+                tracing::warn!(count = given_up, "notifications were given up: their channels were removed");
+            }
+            metrics::gauge!("meterd_notifications_pending").set(outbox::pending_count(&self.pool).await? as f64);
+            Ok(())
+        };
+        tokio::time::timeout(DATABASE_TIMEOUT, keeping).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
+    }
+}
+
+fn count(channel: &DueChannel, outcome: &'static str, count: u64) {
+    let kind = ChannelKind::try_from(channel.kind).map_or("unknown", ChannelKind::name);
+    metrics::counter!("meterd_notifications_total", "kind" => kind, "outcome" => outcome).increment(count);
+}

@@ -1,0 +1,89 @@
+//! One delivery, by whatever way its channel names.
+
+use super::email::Mailer;
+use super::sms::Texter;
+use super::text::Told;
+use super::webhook::Poster;
+use crate::clock::Clock;
+use crate::config::NotificationSettings;
+use crate::domain::notification::ChannelKind;
+use crate::store::outbox::{DueChannel, Taken};
+use std::time::Duration;
+
+/// Most characters of an error that are kept.
+const ERROR_CHARS_MAX: usize = 500;
+
+/// Why a delivery has failed.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// Trying again may help.
+    Passing(String),
+    /// Trying again does not help.
+    Final(String),
+}
+
+/// Delivers.
+pub struct Courier {
+    clock: Clock,
+    currency: String,
+    timeout: Duration,
+    mailer: Option<Mailer>,
+    texter: Option<Texter>,
+    poster: Poster,
+}
+
+impl Courier {
+    /// By settings, which are checked; says in the log which ways there are.
+    pub fn new(settings: &NotificationSettings, currency: &str, clock: &Clock) -> anyhow::Result<Self> {
+        settings.check()?;
+        let timeout = Duration::from_secs(settings.notification_timeout_seconds.into());
+        let mailer = settings.smtp().map(|smtp| Mailer::new(&smtp, timeout)).transpose()?;
+        let texter = settings.twilio().map(|twilio| Texter::new(&twilio, timeout)).transpose()?;
+        let poster = Poster::new(settings, timeout);
+        match (&mailer, &texter) {
+            (None, None) => {
+                tracing::info!("notifications: no SMTP server and no Twilio account is set, only webhooks are sent")
+            }
+            (Some(_), None) => tracing::info!("notifications: e-mail and webhooks are sent; no Twilio account is set"),
+            (None, Some(_)) => tracing::info!("notifications: SMS and webhooks are sent; no SMTP server is set"),
+            (Some(_), Some(_)) => tracing::info!("notifications: e-mail, SMS and webhooks are sent"),
+        }
+        Ok(Self { clock: clock.clone(), currency: currency.into(), timeout, mailer, texter, poster })
+    }
+
+    /// Delivers one, within the time of an attempt.
+    pub async fn deliver(&self, kind: ChannelKind, channel: &DueChannel, taken: &Taken) -> Result<(), Failure> {
+        let Taken { notification_id: id, alerts, alert_count, create_time, .. } = taken;
+        let told = Told { alerts, alert_count: *alert_count, create_time: *create_time, currency: &self.currency };
+        let (target, now) = (channel.target.as_str(), self.clock.now());
+        let sending = async {
+            match kind {
+                ChannelKind::Email => match &self.mailer {
+                    Some(mailer) => mailer.send(id, target, &told, now.into()).await,
+                    None => Err(Failure::Passing("no SMTP server is set: see the setting smtp_url".into())),
+                },
+                ChannelKind::Sms => match &self.texter {
+                    Some(texter) => texter.send(target, &told).await,
+                    None => Err(Failure::Passing("no Twilio account is set: see the settings twilio_…".into())),
+                },
+                ChannelKind::Webhook => self.poster.send(id, target, &channel.secrets, &told, now.timestamp()).await,
+            }
+        };
+        let done = tokio::time::timeout(self.timeout, sending).await;
+        done.unwrap_or_else(|_| Err(Failure::Passing("no answer in time".into())))
+    }
+}
+
+/// An error with its causes, as much of it as helps.
+pub fn reason(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        let said = next.to_string();
+        if !text.contains(&said) {
+            text += &format!(": {said}");
+        }
+        cause = next.source();
+    }
+    text.chars().take(ERROR_CHARS_MAX).map(|character| if character.is_control() { ' ' } else { character }).collect()
+}

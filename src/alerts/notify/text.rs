@@ -1,0 +1,221 @@
+//! What people and programs are told: the texts of e-mails and SMS, the body of webhooks.
+
+use crate::domain::alert::{Alert, AlertType, Severity};
+use crate::domain::period::Month;
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde::Serialize;
+
+/// Most characters of an SMS: ten segments at most, and within Twilio's 1,600.
+const SMS_CHARS_MAX: usize = 640;
+/// Most characters of a subject.
+const SUBJECT_CHARS_MAX: usize = 200;
+/// Most bytes of an alert's message that an SMS of several alerts has room for.
+const SMS_ALERTS_MAX: usize = 3;
+
+/// What a notification tells.
+pub struct Told<'a> {
+    pub alerts: &'a [Alert],
+    /// Of a digest there may be more than it has.
+    pub alert_count: i32,
+    pub create_time: DateTime<Utc>,
+    /// The deployment's.
+    pub currency: &'a str,
+}
+
+/// An alert by the JSON mapping of the contract's `Alert`, without what is empty.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct AlertBody<'a> {
+    alert_id: &'a str,
+    client_id: &'a str,
+    r#type: &'static str,
+    severity: &'static str,
+    period: String,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    service: &'a str,
+    message: &'a str,
+    current: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    previous: Option<String>,
+    threshold: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    percent: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    projected: Option<String>,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    currency: &'a str,
+    raise_time: String,
+    raise_count: i32,
+}
+
+/// A digest's alerts.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct DigestBody<'a> {
+    alert_count: i32,
+    alerts: Vec<AlertBody<'a>>,
+}
+
+/// The envelope that the Standard Webhooks specification recommends.
+#[derive(Serialize)]
+struct Body<T> {
+    r#type: &'static str,
+    timestamp: String,
+    data: T,
+}
+
+fn rfc3339(time: DateTime<Utc>) -> String {
+    time.to_rfc3339_opts(SecondsFormat::AutoSi, true)
+}
+
+fn severity(alert: &Alert) -> &'static str {
+    match alert.finding.severity {
+        Severity::Warning => "warning",
+        Severity::Critical => "critical",
+    }
+}
+
+fn period(alert: &Alert) -> String {
+    match alert.finding.kind {
+        AlertType::Anomaly => alert.finding.period.to_string(),
+        _ => Month::of(alert.finding.period).to_string(),
+    }
+}
+
+/// So many characters at most, without control characters.
+fn line(text: &str, chars_max: usize) -> String {
+    let clean = |character: char| if character.is_control() { ' ' } else { character };
+    if text.chars().count() <= chars_max {
+        return text.chars().map(clean).collect();
+    }
+    text.chars().take(chars_max - 1).map(clean).chain(['…']).collect()
+}
+
+impl<'a> Told<'a> {
+    fn is_digest(&self) -> bool {
+        self.alert_count > 1
+    }
+
+    fn body(&self, alert: &'a Alert) -> AlertBody<'a> {
+        let finding = &alert.finding;
+        let text = |value: Option<crate::domain::decimal::Total>| value.map(|value| value.to_string());
+        AlertBody {
+            alert_id: &alert.alert_id,
+            client_id: &alert.client_id,
+            r#type: match finding.kind {
+                AlertType::Threshold => "ALERT_TYPE_THRESHOLD",
+                AlertType::Spike => "ALERT_TYPE_SPIKE",
+                AlertType::Projection => "ALERT_TYPE_PROJECTION",
+                AlertType::Anomaly => "ALERT_TYPE_ANOMALY",
+            },
+            severity: match finding.severity {
+                Severity::Warning => "ALERT_SEVERITY_WARNING",
+                Severity::Critical => "ALERT_SEVERITY_CRITICAL",
+            },
+            period: period(alert),
+            service: &finding.service,
+            message: &alert.message,
+            current: finding.current.to_string(),
+            previous: text(finding.previous),
+            threshold: finding.threshold.to_string(),
+            percent: text(finding.percent),
+            projected: text(finding.projected),
+            currency: if finding.service.is_empty() { self.currency } else { "" },
+            raise_time: rfc3339(alert.raise_time),
+            raise_count: alert.raise_count,
+        }
+    }
+
+    /// The body of a webhook; the same at every attempt.
+    pub fn json(&self) -> String {
+        let json = match self.alerts {
+            [alert] if !self.is_digest() => serde_json::to_string(&Body {
+                r#type: "alert.raised",
+                timestamp: rfc3339(alert.raise_time),
+                data: self.body(alert),
+            }),
+            alerts => serde_json::to_string(&Body {
+                r#type: "alert.digest",
+                timestamp: rfc3339(self.create_time),
+                data: DigestBody {
+                    alert_count: self.alert_count,
+                    alerts: alerts.iter().map(|alert| self.body(alert)).collect(),
+                },
+            }),
+        };
+        json.expect("texts and numbers are JSON")
+    }
+
+    /// The subject of an e-mail.
+    pub fn subject(&self) -> String {
+        let subject = match self.alerts {
+            [alert] if !self.is_digest() => format!("[{}] {}", severity(alert), alert.message),
+            alerts => {
+                let critical = alerts.iter().any(|alert| alert.finding.severity == Severity::Critical);
+                format!("[{}] {} alerts", if critical { "critical" } else { "warning" }, self.alert_count)
+            }
+        };
+        line(&subject, SUBJECT_CHARS_MAX)
+    }
+
+    /// The text of an e-mail.
+    pub fn mail(&self) -> String {
+        if let [alert] = self.alerts
+            && !self.is_digest()
+        {
+            return self.mail_of_one(alert);
+        }
+        let mut text = format!("{} alerts were raised in the last hour:\n\n", self.alert_count);
+        for alert in self.alerts {
+            text += &format!("- [{}] {} ({})\n", severity(alert), alert.message, rfc3339(alert.raise_time));
+        }
+        if self.more() > 0 {
+            text += &format!("- and {} more\n", self.more());
+        }
+        text
+    }
+
+    fn mail_of_one(&self, alert: &Alert) -> String {
+        let AlertBody { current, previous, threshold, percent, projected, .. } = self.body(alert);
+        let finding = &alert.finding;
+        let unit = if finding.service.is_empty() { self.currency } else { "units" };
+        let mut text = format!("{}\n\n", alert.message);
+        let rows = [
+            ("client", Some(alert.client_id.clone())),
+            ("severity", Some(severity(alert).into())),
+            ("period", Some(period(alert))),
+            ("service", Some(finding.service.clone()).filter(|service| !service.is_empty())),
+            ("current", Some(format!("{current} {unit}"))),
+            ("previous", previous.map(|previous| format!("{previous} {unit}"))),
+            ("threshold", Some(format!("{threshold} {unit}"))),
+            ("above previous", percent.map(|percent| format!("{percent} %"))),
+            ("projected", projected.map(|projected| format!("{projected} {unit}"))),
+            ("raised", Some(rfc3339(alert.raise_time))),
+            ("alert id", Some(alert.alert_id.clone())),
+        ];
+        for (name, value) in rows {
+            if let Some(value) = value {
+                text += &format!("{name:<15} {value}\n");
+            }
+        }
+        text
+    }
+
+    /// The text of an SMS.
+    pub fn sms(&self) -> String {
+        if let [alert] = self.alerts
+            && !self.is_digest()
+        {
+            return line(&format!("[{}] {}", severity(alert), alert.message), SMS_CHARS_MAX);
+        }
+        let told: Vec<&str> = self.alerts.iter().take(SMS_ALERTS_MAX).map(|alert| alert.message.as_str()).collect();
+        let more = i64::from(self.alert_count) - told.len() as i64;
+        let more = if more > 0 { format!(" And {more} more.") } else { String::new() };
+        line(&format!("{} alerts: {}{more}", self.alert_count, told.join(" ")), SMS_CHARS_MAX)
+    }
+
+    /// Alerts that a digest only counts.
+    fn more(&self) -> i64 {
+        i64::from(self.alert_count) - self.alerts.len() as i64
+    }
+}
