@@ -107,15 +107,15 @@ async fn alerts_are_listed_acknowledged_and_checked() {
     let ids = |text: String| -> Vec<String> {
         lines(&text).iter().map(|alert| alert["alert_id"].as_str().unwrap().to_string()).collect()
     };
-    assert_eq!(ids(succeed(&server, &["list", "--json"]).await), [other.clone(), acme.clone()]);
-    assert_eq!(ids(succeed(&server, &["list", "--json", "--limit=1"]).await), [other.clone()]);
-    assert_eq!(ids(succeed(&server, &["list", "--json", "--client=acme"]).await), [acme.clone()]);
+    assert_eq!(ids(succeed(&server, &["list", "--json"]).await), [&*other, &acme]);
+    assert_eq!(ids(succeed(&server, &["list", "--json", "--limit=1"]).await), [&*other]);
+    assert_eq!(ids(succeed(&server, &["list", "--json", "--client=acme"]).await), [&*acme]);
     for none in ["--type=spike", "--client=nobody"] {
         assert_eq!(ids(succeed(&server, &["list", "--json", none]).await), [""; 0]);
     }
     let said = succeed(&server, &["ack", &acme, "--by=ana"]).await;
     assert!(said.starts_with("acknowledged by ana ") && said.ends_with("acme has reached 100\n"), "{said}");
-    assert_eq!(ids(succeed(&server, &["list", "--json", "--unacknowledged"]).await), [other.clone()]);
+    assert_eq!(ids(succeed(&server, &["list", "--json", "--unacknowledged"]).await), [&*other]);
     let table = succeed(&server, &["list", "--open", "--min-severity=critical"]).await;
     assert!(table.contains("CRITICAL") && table.contains("acknowledged by ana") && table.contains(&other), "{table}");
     let unknown = meterd(&server, &["ack", "nothing", "--by=ana"]).await;
