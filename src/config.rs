@@ -1,6 +1,10 @@
 //! Typed settings. Each is a flag, an environment variable `METERD_…` and a key of the file that `--config` names; the
 //! flag wins over the variable, the variable over the file, the file over the default.
 
+mod notifications;
+
+pub use notifications::{NotificationSettings, Secret, SmtpSettings, TwilioSettings};
+
 use crate::ingest::IngestSettings;
 use crate::jobs::JobSettings;
 use crate::postgres::{EmbeddedSettings, default_data_dir};
@@ -109,126 +113,6 @@ pub struct DatabaseSettings {
     /// Accept a database that acknowledges before it is durable
     #[arg(long, env = "METERD_ALLOW_NON_DURABLE_DATABASE", num_args = 0..=1, default_missing_value = "true", default_value = "false", action = clap::ArgAction::Set)]
     pub allow_non_durable_database: bool,
-}
-
-/// How people are told of alerts. Without any of these, webhooks can be sent and nothing else.
-#[derive(Args, Clone, Debug)]
-pub struct NotificationSettings {
-    /// SMTP server of e-mail notifications, such as smtps://user:password@host:465 or smtp://host:587?tls=required
-    #[arg(long, env = "METERD_SMTP_URL", hide_env_values = true, hide_default_value = true)]
-    pub smtp_url: Option<Secret>,
-    /// Sender of e-mail notifications, such as "meterd <alerts@example.com>"
-    #[arg(long, env = "METERD_SMTP_FROM")]
-    pub smtp_from: Option<String>,
-    /// Twilio account of SMS notifications
-    #[arg(long, env = "METERD_TWILIO_ACCOUNT_SID")]
-    pub twilio_account_sid: Option<String>,
-    /// Its token
-    #[arg(long, env = "METERD_TWILIO_AUTH_TOKEN", hide_env_values = true, hide_default_value = true)]
-    pub twilio_auth_token: Option<Secret>,
-    /// Phone number that SMS notifications come from, such as +15551234567
-    #[arg(long, env = "METERD_TWILIO_FROM")]
-    pub twilio_from: Option<String>,
-    /// Where Twilio's API is
-    #[arg(long, env = "METERD_TWILIO_API_URL", default_value = "https://api.twilio.com")]
-    pub twilio_api_url: String,
-    /// Take webhooks at http:// too, where anybody on the way may read them
-    #[arg(long, env = "METERD_WEBHOOK_ALLOW_HTTP", num_args = 0..=1, default_missing_value = "true", default_value = "false", action = clap::ArgAction::Set)]
-    pub webhook_allow_http: bool,
-    /// Send webhooks to private, loopback and link-local addresses too: whoever sets a channel reaches the inner network
-    #[arg(long, env = "METERD_WEBHOOK_ALLOW_PRIVATE", num_args = 0..=1, default_missing_value = "true", default_value = "false", action = clap::ArgAction::Set)]
-    pub webhook_allow_private: bool,
-    /// How often a notification is tried before it is given up
-    #[arg(long, env = "METERD_NOTIFICATION_ATTEMPTS_MAX", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=100))]
-    pub notification_attempts_max: u32,
-    /// Longest pause after the first attempt. Each further one may be four times as long, up to an hour
-    #[arg(long, env = "METERD_NOTIFICATION_BACKOFF_SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=3600))]
-    pub notification_backoff_seconds: u32,
-    /// Longest time of one attempt
-    #[arg(long, env = "METERD_NOTIFICATION_TIMEOUT_SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=300))]
-    pub notification_timeout_seconds: u32,
-    /// Notifications that one channel gets in an hour; the rest comes as a digest
-    #[arg(long, env = "METERD_NOTIFICATIONS_HOURLY_MAX", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=10_000))]
-    pub notifications_hourly_max: u32,
-}
-
-/// An SMTP server to send by.
-pub struct SmtpSettings<'a> {
-    pub url: &'a Secret,
-    pub from: &'a str,
-}
-
-/// A Twilio account to send by.
-pub struct TwilioSettings<'a> {
-    pub account_sid: &'a str,
-    pub auth_token: &'a Secret,
-    pub from: &'a str,
-    pub api_url: &'a str,
-}
-
-impl NotificationSettings {
-    /// The SMTP server, if there is one.
-    pub fn smtp(&self) -> Option<SmtpSettings<'_>> {
-        let url = self.smtp_url.as_ref().filter(|url| !url.0.is_empty())?;
-        Some(SmtpSettings { url, from: given(&self.smtp_from)? })
-    }
-
-    /// The Twilio account, if there is one.
-    pub fn twilio(&self) -> Option<TwilioSettings<'_>> {
-        Some(TwilioSettings {
-            account_sid: given(&self.twilio_account_sid)?,
-            auth_token: self.twilio_auth_token.as_ref().filter(|token| !token.0.is_empty())?,
-            from: given(&self.twilio_from)?,
-            api_url: self.twilio_api_url.as_str(),
-        })
-    }
-
-    /// Refuses halves of a way to send, which would send nothing.
-    pub fn check(&self) -> anyhow::Result<()> {
-        let has = |secret: &Option<Secret>| secret.as_ref().is_some_and(|secret| !secret.0.is_empty());
-        anyhow::ensure!(
-            has(&self.smtp_url) == given(&self.smtp_from).is_some(),
-            "--smtp-url and --smtp-from need each other"
-        );
-        let parts = [
-            given(&self.twilio_account_sid).is_some(),
-            has(&self.twilio_auth_token),
-            given(&self.twilio_from).is_some(),
-        ];
-        anyhow::ensure!(
-            parts.iter().all(|part| *part == parts[0]),
-            "--twilio-account-sid, --twilio-auth-token and --twilio-from need each other"
-        );
-        Ok(())
-    }
-}
-
-/// A text that is set. Empty, as container tools pass what is not, is not.
-fn given(text: &Option<String>) -> Option<&str> {
-    text.as_deref().filter(|text| !text.is_empty())
-}
-
-/// A setting that is shown nowhere.
-#[derive(Clone)]
-pub struct Secret(String);
-
-impl From<String> for Secret {
-    fn from(text: String) -> Self {
-        Self(text)
-    }
-}
-
-impl Secret {
-    /// What it is. Not for logs and errors.
-    pub fn reveal(&self) -> &str {
-        &self.0
-    }
-}
-
-impl std::fmt::Debug for Secret {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("…")
-    }
 }
 
 /// What happens to the first event of a client that has not been created.

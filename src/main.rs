@@ -1,7 +1,7 @@
 //! The commands.
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
-use meterd::cli::{bench, export, import, jobs, migrate, notifications, rebuild, serve, track, usage, verify};
+use meterd::cli::{alerts, bench, export, import, jobs, migrate, notifications, rebuild, serve, track, usage, verify};
 use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -47,6 +47,8 @@ enum Command {
     Track(Box<track::TrackArgs>),
     /// Show what a client has used
     Usage(usage::UsageArgs),
+    /// Follow, list, acknowledge and check alerts
+    Alerts(alerts::AlertsArgs),
     /// Record the rows of CSV or NDJSON files
     Import(Box<import::ImportArgs>),
     /// Write recorded events to a CSV or NDJSON file
@@ -119,6 +121,7 @@ async fn main() -> ExitCode {
             Command::Migrate(args) => migrate::run(*args).await,
             Command::Track(args) => track::run(*args).await,
             Command::Usage(args) => usage::run(args).await,
+            Command::Alerts(args) => alerts::run(args).await,
             Command::Import(args) => import::run(*args).await,
             Command::Export(args) => export::run(args).await,
             Command::Verify(args) => verify::run(args).await,

@@ -103,6 +103,46 @@ fn every_row_is_measured_and_what_was_acknowledged_is_in_the_database() {
 }
 
 #[test]
+fn alerts_are_timed_and_idle_subscribers_weighed_and_none_is_lost() {
+    let place = place();
+    let flags = [
+        "alerts",
+        "--crossings=40",
+        "--crossings-per-second=40",
+        "--load=100",
+        "--clients=10",
+        "--subscribers=230",
+        "--rounds=2",
+        "--seconds=1",
+        "--concurrency=8",
+        "--json",
+    ];
+    let output = bench(place.path(), &flags).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let number = |value: &Value| value.as_f64().unwrap_or_else(|| panic!("a figure in {report}"));
+
+    for row in ["plain_answer", "crossing_answer", "alert"] {
+        let row = &report["latency"][row];
+        let figures = ["p50_us", "p90_us", "p99_us", "max_us"].map(|figure| number(&row[figure]));
+        assert!(figures[0] > 0.0 && figures.is_sorted(), "{row}");
+        assert!(number(&row["samples"]) >= 40.0, "{row}");
+    }
+    assert!(number(&report["latency"]["p99_ratio"]) > 0.0);
+    let idle = &report["idle"];
+    assert_eq!(number(&idle["received"]), 2.0 * 230.0, "everybody has the alert of each round");
+    for figure in ["events_per_second_without", "events_per_second_with", "ratio", "last_alert_ms"] {
+        assert!(number(&idle[figure]["median"]) > 0.0, "{figure}: {idle}");
+    }
+    let verification = &report["verification"];
+    assert_eq!(verification["exact"], true);
+    assert_eq!(verification["events"], verification["acknowledged"]);
+    assert_eq!([&verification["crossed"], &verification["in_feed"]], [&Value::from(42), &Value::from(42)]);
+    assert_eq!(verification["received"], 40);
+    assert_eq!(entries(place.path()), [""; 0], "nothing is left");
+}
+
+#[test]
 fn an_interrupt_ends_all_it_started_and_leaves_nothing() {
     let place = place();
     let mut child = bench(place.path(), &["--clients=10"]).stderr(Stdio::piped()).spawn().unwrap();

@@ -206,9 +206,6 @@ impl Feed {
                 window.add(read_to, bounds.pruned, page.entries);
                 window.last > last
             });
-            if read_to > last {
-                self.notifications_wanted.notify_one();
-            }
             metrics::gauge!("meterd_alert_feed_sequence").set(bounds.last as f64);
             if !more {
                 return Ok(());

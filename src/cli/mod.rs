@@ -1,5 +1,6 @@
 //! Commands that talk to a running server, one a file. Each is a set of arguments and a `run`.
 
+pub mod alerts;
 pub mod bench;
 pub mod export;
 pub mod import;

@@ -1,5 +1,6 @@
 //! Every promise over a real gRPC connection against a real PostgreSQL.
 
+mod alert_commands;
 mod alerting;
 mod answers;
 mod bad_input;
@@ -9,12 +10,14 @@ mod catalog;
 mod clients;
 mod commands;
 mod concurrency;
+mod digests;
 mod export;
 mod following;
 mod harness;
 mod http;
 mod jobs;
 mod key_pruning;
+mod notification_calls;
 mod notifying;
 mod operation;
 mod policies;
@@ -30,3 +33,4 @@ mod startup;
 mod subscribing;
 mod summaries;
 mod unpriced;
+mod webhook_targets;

@@ -5,11 +5,11 @@ use crate::domain::period::Month;
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::Serialize;
 
-/// Most characters of an SMS: ten segments at most, and within Twilio's 1,600.
+/// Most characters of an SMS: ten segments where all are ASCII or so, and well within Twilio's 1,600.
 const SMS_CHARS_MAX: usize = 640;
 /// Most characters of a subject.
 const SUBJECT_CHARS_MAX: usize = 200;
-/// Most bytes of an alert's message that an SMS of several alerts has room for.
+/// Alerts that the SMS of a digest tells.
 const SMS_ALERTS_MAX: usize = 3;
 
 /// What a notification tells.
@@ -219,3 +219,7 @@ impl<'a> Told<'a> {
         i64::from(self.alert_count) - self.alerts.len() as i64
     }
 }
+
+#[cfg(test)]
+#[path = "text_tests.rs"]
+mod tests;

@@ -52,8 +52,17 @@ impl Watch {
 
     /// Most memory that the server has had resident, in bytes.
     pub fn server_peak_memory(&self) -> Option<u64> {
+        self.server_bytes("VmHWM:")
+    }
+
+    /// Memory that the server has resident now, in bytes.
+    pub fn server_memory(&self) -> Option<u64> {
+        self.server_bytes("VmRSS:")
+    }
+
+    fn server_bytes(&self, label: &str) -> Option<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.server)).ok()?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+        let line = status.lines().find_map(|line| line.strip_prefix(label))?;
         Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
     }
 }

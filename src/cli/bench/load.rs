@@ -22,9 +22,13 @@ const PREPARE_EVENTS: usize = 10_000;
 
 /// Records one event of each client, so that all rows are there. Gives how many.
 pub async fn prepare(channel: Channel, events: &Events) -> anyhow::Result<u64> {
-    let ids = events.client_ids();
+    prepare_clients(&channel, events.client_ids()).await
+}
+
+/// The same of these clients.
+pub async fn prepare_clients(channel: &Channel, ids: Vec<String>) -> anyhow::Result<u64> {
     for ids in ids.chunks(PREPARE_EVENTS) {
-        batch(&channel, ids.iter().cloned().map(Events::of).collect()).await?;
+        batch(channel, ids.iter().cloned().map(Events::of).collect()).await?;
     }
     Ok(ids.len() as u64)
 }
@@ -115,7 +119,7 @@ impl Unsettled {
 }
 
 /// Each key is new: anything but ACCEPTED is wrong.
-fn check(result: Option<&UsageResult>) -> anyhow::Result<()> {
+pub fn check(result: Option<&UsageResult>) -> anyhow::Result<()> {
     let outcome = result.map(UsageResult::outcome);
     anyhow::ensure!(outcome == Some(EventOutcome::Accepted), "an event was not accepted: {result:?}");
     Ok(())

@@ -1,8 +1,10 @@
 //! `meterd bench`: throughput and latency, measured in turns with the database's own floor.
 //!
 //! In reading order: `plan` (what is measured), `place` (the database), `server` (the measured process), `window` (one
-//! measurement), `events`, `floor` and `load` (what runs in it), `cpu`, `report`.
+//! measurement), `events`, `floor` and `load` (what runs in it), `cpu`, `report`. `alerts` measures the live stream of
+//! alerts instead.
 
+mod alerts;
 mod cpu;
 mod events;
 mod floor;
@@ -47,7 +49,10 @@ const LOAD_CLIENTS: &str = "load";
 
 /// Arguments of `bench`.
 #[derive(clap::Args, Clone, Debug)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct BenchArgs {
+    #[command(subcommand)]
+    only: Option<Only>,
     /// Seconds of each measurement
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=60))]
     pub seconds: u64,
@@ -75,6 +80,20 @@ pub struct BenchArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+    #[command(flatten)]
+    pub place: PlaceArgs,
+}
+
+/// What is measured in place of throughput and latency.
+#[derive(clap::Subcommand, Clone, Debug)]
+enum Only {
+    /// Measure how soon an alert is at a subscriber, and what idle subscribers cost
+    Alerts(alerts::AlertsArgs),
+}
+
+/// Where it is measured, and with which server.
+#[derive(clap::Args, Clone, Debug)]
+pub struct PlaceArgs {
     /// PostgreSQL to use, with the right to make a scratch database; not taken from the environment, as the load is heavy.
     /// Without it, a durable one is started for the while
     #[arg(long, id = "bench_database_url", value_name = "URL")]
@@ -99,33 +118,45 @@ pub struct BenchArgs {
 
 /// Measures, verifies, prints, and leaves nothing behind. Exits with 1 if what was recorded is not what was acknowledged.
 pub async fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
+    let (text, exact) = match &args.only {
+        Some(Only::Alerts(args)) => {
+            let report = in_place(&args.place, async |place| alerts::measure_all(args, place).await).await?;
+            (if args.json { format!("{:#}", report.json(args)) } else { report.text(args) }, report.is_exact())
+        }
+        None => {
+            let report = in_place(&args.place, async |place| measure_all(&args, place).await).await?;
+            (if args.json { format!("{:#}", report.json(&args)) } else { report.text(&args) }, report.is_exact())
+        }
+    };
+    println!("{text}");
+    Ok(if exact { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Measures in a place made for it, and leaves nothing of it, also where it is interrupted.
+async fn in_place<T>(args: &PlaceArgs, measure: impl AsyncFnOnce(&Place) -> anyhow::Result<T>) -> anyhow::Result<T> {
     // Taken first, so that a signal during the start cleans up too.
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let mut hang_up = signal(SignalKind::hangup())?;
-    let place = Place::open(&args).await?;
+    let place = Place::open(args).await?;
     let measured = tokio::select! {
         biased;
         _ = interrupt.recv() => Err(anyhow::anyhow!("interrupted")),
         _ = terminate.recv() => Err(anyhow::anyhow!("terminated")),
         _ = hang_up.recv() => Err(anyhow::anyhow!("hung up")),
         // Dropped, it ends its server and all connections.
-        measured = measure_all(&args, &place) => measured,
+        measured = measure(&place) => measured,
     };
     let closed = place.close().await;
     let report = measured?;
     closed?;
-    match args.json {
-        true => println!("{:#}", report.json(&args)),
-        false => println!("{}", report.text(&args)),
-    }
-    Ok(if report.is_exact() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(report)
 }
 
 async fn measure_all(args: &BenchArgs, place: &Place) -> anyhow::Result<Report> {
     let url = place.create_database().await?;
     // What is slow shows in the table.
     let options = connect::options(&url)?.disable_statement_logging();
-    let server = Server::start(&url, &args.server).await?;
+    let server = Server::start(&url, &args.place.server).await?;
     let mut conn = options.connect().await?;
     let facts = store::floor::facts(&mut conn).await?;
     let watch = Watch::new(server.pid().context("the server has ended")?, facts.backend_pid, place.database());

@@ -1,6 +1,6 @@
 //! Where it is measured: a scratch database, in a PostgreSQL of our own or in one that is there. Nothing of it stays.
 
-use super::BenchArgs;
+use super::PlaceArgs;
 use crate::postgres::{Embedded, EmbeddedSettings};
 use crate::store::{connect, floor};
 use anyhow::Context;
@@ -18,7 +18,7 @@ pub struct Place {
 
 impl Place {
     /// Starts a durable PostgreSQL of our own in a new directory, unless there is one to use.
-    pub async fn open(args: &BenchArgs) -> anyhow::Result<Self> {
+    pub async fn open(args: &PlaceArgs) -> anyhow::Result<Self> {
         let database = format!("meterd_bench_{:016x}", rand::random::<u64>());
         if let Some(url) = &args.database_url {
             return Ok(Self { url: url.clone(), database, own: None });

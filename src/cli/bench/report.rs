@@ -37,14 +37,15 @@ pub struct Row {
 
 /// Of one figure over the rounds.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Spread {
-    median: f64,
-    min: f64,
-    max: f64,
+pub struct Spread {
+    pub median: f64,
+    pub min: f64,
+    pub max: f64,
 }
 
 impl Spread {
-    fn of(values: impl IntoIterator<Item = f64>) -> Option<Self> {
+    /// Of these values; nothing where there are none.
+    pub fn of(values: impl IntoIterator<Item = f64>) -> Option<Self> {
         let mut values: Vec<f64> = values.into_iter().collect();
         values.sort_by(f64::total_cmp);
         let (&min, &max) = (values.first()?, values.last()?);
@@ -52,7 +53,8 @@ impl Spread {
         Some(Self { median: (middle.0 + middle.1) / 2.0, min, max })
     }
 
-    fn json(self) -> Value {
+    /// For machines.
+    pub fn json(self) -> Value {
         json!({ "median": self.median, "min": self.min, "max": self.max })
     }
 }
@@ -159,7 +161,7 @@ impl Report {
                 ms(commit_us, 99),
                 ms(round_trip_us, 50)
             ),
-            format!("server: peak memory {peak}{}{}", flags_text(&args.server), build_text()),
+            format!("server: peak memory {peak}{}{}", flags_text(&args.place.server), build_text()),
             format!(
                 "verified: {} events acknowledged, {} in the database, {differences} differences in {} client-months{}",
                 grouped(self.acknowledged),
@@ -200,7 +202,7 @@ impl Report {
                 "stream_window_events": STREAM_WINDOW_EVENTS,
                 "connections": args.connections,
                 "floor_connections": args.floor_connections,
-                "server_flags": args.server,
+                "server_flags": args.place.server,
                 "optimized": !cfg!(debug_assertions),
             },
             "machine": {
@@ -246,11 +248,11 @@ fn mix_text(mix: Mix, args: &BenchArgs) -> String {
     }
 }
 
-fn flags_text(flags: &[String]) -> String {
+pub fn flags_text(flags: &[String]) -> String {
     if flags.is_empty() { String::new() } else { format!(", flags {}", flags.join(" ")) }
 }
 
-fn build_text() -> &'static str {
+pub fn build_text() -> &'static str {
     if cfg!(debug_assertions) { "; a debug build, many times slower than a release one" } else { "" }
 }
 

@@ -1,0 +1,225 @@
+//! `meterd alerts`: follow them live, list them, acknowledge them, check now.
+
+mod show;
+mod tail;
+
+use super::chart::table;
+use super::connect::{ConnectArgs, alerts_client, status_error};
+use crate::proto::{
+    AcknowledgeAlertRequest, AlertSeverity, AlertType, CheckAlertsRequest, CheckAlertsResponse, ListAlertsRequest,
+};
+use clap::{Args, Subcommand, ValueEnum};
+use serde_json::json;
+use std::process::ExitCode;
+
+const CALL_SECONDS: u64 = 30;
+/// A check of all clients takes as long as its deadline allows.
+const CHECK_SECONDS: u64 = 600;
+/// Alerts of one call.
+const PAGE_ALERTS: u32 = 1_000;
+
+/// Arguments of `alerts`.
+#[derive(Args, Clone, Debug)]
+pub struct AlertsArgs {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Clone, Debug)]
+enum Command {
+    /// Follow what happens to alerts, as it happens; goes on by itself where the connection breaks
+    Tail(tail::TailArgs),
+    /// List alerts, the newest first
+    List(ListArgs),
+    /// Note that somebody has seen an alert
+    Ack(AckArgs),
+    /// Evaluate the rules now
+    Check(CheckArgs),
+}
+
+/// Which alerts.
+#[derive(Args, Clone, Debug)]
+struct FilterArgs {
+    /// Only of this client; repeat for more
+    #[arg(long = "client", value_name = "ID")]
+    clients: Vec<String>,
+    /// Only of this type; repeat for more
+    #[arg(long = "type", value_name = "TYPE")]
+    types: Vec<TypeArg>,
+    /// Only as bad as this or worse
+    #[arg(long, value_name = "SEVERITY")]
+    min_severity: Option<SeverityArg>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum TypeArg {
+    Threshold,
+    Spike,
+    Projection,
+    Anomaly,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum SeverityArg {
+    Warning,
+    Critical,
+}
+
+impl FilterArgs {
+    fn types(&self) -> Vec<i32> {
+        let number = |kind: &TypeArg| match kind {
+            TypeArg::Threshold => AlertType::Threshold,
+            TypeArg::Spike => AlertType::Spike,
+            TypeArg::Projection => AlertType::Projection,
+            TypeArg::Anomaly => AlertType::Anomaly,
+        };
+        self.types.iter().map(|kind| number(kind).into()).collect()
+    }
+
+    fn min_severity(&self) -> i32 {
+        match self.min_severity {
+            None => AlertSeverity::Unspecified.into(),
+            Some(SeverityArg::Warning) => AlertSeverity::Warning.into(),
+            Some(SeverityArg::Critical) => AlertSeverity::Critical.into(),
+        }
+    }
+}
+
+#[derive(Args, Clone, Debug)]
+struct ListArgs {
+    #[command(flatten)]
+    filter: FilterArgs,
+    /// Only those that nobody has acknowledged
+    #[arg(long)]
+    unacknowledged: bool,
+    /// Only those that are not resolved
+    #[arg(long)]
+    open: bool,
+    /// Most alerts to list
+    #[arg(long, default_value_t = 100, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    limit: u32,
+    /// Print JSON, an alert a line
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    connect: ConnectArgs,
+}
+
+#[derive(Args, Clone, Debug)]
+struct AckArgs {
+    /// The alert
+    #[arg(value_name = "ALERT ID")]
+    alert_id: String,
+    /// Who has seen it
+    #[arg(long, value_name = "NAME")]
+    by: String,
+    /// Print the alert as JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    connect: ConnectArgs,
+}
+
+#[derive(Args, Clone, Debug)]
+struct CheckArgs {
+    /// Only this client [default: all that have used something this month or the month before]
+    #[arg(long, default_value = "", value_name = "ID", hide_default_value = true)]
+    client: String,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    connect: ConnectArgs,
+}
+
+/// Runs one of the commands.
+pub async fn run(args: AlertsArgs) -> anyhow::Result<ExitCode> {
+    match args.command {
+        Command::Tail(args) => tail::run(args).await,
+        Command::List(args) => list(args).await,
+        Command::Ack(args) => ack(args).await,
+        Command::Check(args) => check(args).await,
+    }
+}
+
+async fn list(args: ListArgs) -> anyhow::Result<ExitCode> {
+    let mut client = alerts_client(args.connect.channel().await?);
+    let mut request = ListAlertsRequest {
+        client_ids: args.filter.clients.clone(),
+        types: args.filter.types(),
+        min_severity: args.filter.min_severity(),
+        unacknowledged_only: args.unacknowledged,
+        open_only: args.open,
+        // The same on all pages, as the token belongs to the request.
+        page_size: args.limit.min(PAGE_ALERTS) as i32,
+        ..Default::default()
+    };
+    let mut alerts = vec![];
+    loop {
+        let answer = client.list_alerts(args.connect.request(request.clone(), CALL_SECONDS)).await;
+        let page = answer.map_err(|status| status_error(&status))?.into_inner();
+        alerts.extend(page.alerts);
+        request.page_token = page.next_page_token;
+        if request.page_token.is_empty() || alerts.len() >= args.limit as usize {
+            break;
+        }
+    }
+    let more = alerts.len() > args.limit as usize || !request.page_token.is_empty();
+    alerts.truncate(args.limit as usize);
+    if args.json {
+        alerts.iter().for_each(|alert| println!("{}", show::json(alert)));
+    } else if alerts.is_empty() {
+        println!("no alerts");
+    } else {
+        let rows: Vec<_> = std::iter::once(show::heads()).chain(alerts.iter().map(show::row)).collect();
+        println!("{}", table(&rows, &[]).join("\n"));
+    }
+    if more {
+        eprintln!("there are more than {}: see --limit", args.limit);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn ack(args: AckArgs) -> anyhow::Result<ExitCode> {
+    let mut client = alerts_client(args.connect.channel().await?);
+    let request = AcknowledgeAlertRequest { alert_id: args.alert_id.clone(), acknowledged_by: args.by.clone() };
+    let answer = client.acknowledge_alert(args.connect.request(request, CALL_SECONDS)).await;
+    let alert = answer.map_err(|status| status_error(&status))?.into_inner().alert.unwrap_or_default();
+    match args.json {
+        true => println!("{}", show::json(&alert)),
+        false => println!("{}: {}", show::state(&alert), alert.message),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Fails where a client could not be checked.
+async fn check(args: CheckArgs) -> anyhow::Result<ExitCode> {
+    let mut client = alerts_client(args.connect.channel().await?);
+    let request = CheckAlertsRequest { client_id: args.client.clone() };
+    let answer = client.check_alerts(args.connect.request(request, CHECK_SECONDS)).await;
+    let checked = answer.map_err(|status| status_error(&status))?.into_inner();
+    let CheckAlertsResponse { checked_count, raised_count, resolved_count, raised, failed_count, failed } = &checked;
+    if args.json {
+        let failures: Vec<_> =
+            failed.iter().map(|failed| json!({ "client_id": failed.client_id, "message": failed.message })).collect();
+        let report = json!({
+            "checked_count": checked_count,
+            "raised_count": raised_count,
+            "resolved_count": resolved_count,
+            "raised": raised.iter().map(show::json).collect::<Vec<_>>(),
+            "failed_count": failed_count,
+            "failed": failures,
+        });
+        println!("{report}");
+    } else {
+        raised.iter().for_each(|alert| println!("{}", show::row(alert).join("  ")));
+        println!(
+            "{checked_count} clients checked: {raised_count} alerts raised, {resolved_count} resolved, {failed_count} \
+             clients failed"
+        );
+    }
+    for failed in failed {
+        eprintln!("{}: {}", failed.client_id, failed.message);
+    }
+    Ok(if *failed_count == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

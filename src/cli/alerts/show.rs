@@ -1,0 +1,82 @@
+//! How an alert reads, for people and for machines.
+
+use crate::proto::Alert;
+use chrono::{DateTime, SecondsFormat};
+use prost_types::Timestamp;
+use serde_json::{Value, json};
+
+/// A time as RFC 3339, to the second.
+pub fn time_text(time: Option<&Timestamp>) -> String {
+    time_of(time, SecondsFormat::Secs).unwrap_or_default()
+}
+
+/// A time as RFC 3339, as exact as it is.
+pub fn time_of(time: Option<&Timestamp>, format: SecondsFormat) -> Option<String> {
+    let time = time?;
+    let time = DateTime::from_timestamp(time.seconds, u32::try_from(time.nanos).ok()?)?;
+    Some(time.to_rfc3339_opts(format, true))
+}
+
+/// The type without the prefix of its enum, in lower case.
+pub fn type_name(alert: &Alert) -> String {
+    alert.r#type().as_str_name().trim_start_matches("ALERT_TYPE_").to_lowercase()
+}
+
+/// The severity without the prefix of its enum.
+pub fn severity_name(alert: &Alert) -> &'static str {
+    alert.severity().as_str_name().trim_start_matches("ALERT_SEVERITY_")
+}
+
+/// What has become of it.
+pub fn state(alert: &Alert) -> String {
+    match (&alert.resolve_time, &alert.acknowledge_time) {
+        (Some(time), _) => format!("resolved {}", time_text(Some(time))),
+        (None, Some(time)) => format!("acknowledged by {} {}", alert.acknowledged_by, time_text(Some(time))),
+        (None, None) => "open".into(),
+    }
+}
+
+/// Heads of the columns of `row`.
+pub fn heads() -> Vec<String> {
+    ["raised", "severity", "type", "client", "period", "state", "alert id", "message"].map(str::to_owned).to_vec()
+}
+
+/// An alert as a row of a table.
+pub fn row(alert: &Alert) -> Vec<String> {
+    vec![
+        time_text(alert.raise_time.as_ref()),
+        severity_name(alert).into(),
+        type_name(alert),
+        alert.client_id.clone(),
+        alert.period.clone(),
+        state(alert),
+        alert.alert_id.clone(),
+        alert.message.clone(),
+    ]
+}
+
+/// An alert with all it has; amounts are exact.
+pub fn json(alert: &Alert) -> Value {
+    let text = |value: &str| (!value.is_empty()).then(|| value.to_owned());
+    let time = |time: &Option<Timestamp>| time_of(time.as_ref(), SecondsFormat::AutoSi);
+    json!({
+        "alert_id": alert.alert_id,
+        "client_id": alert.client_id,
+        "type": type_name(alert),
+        "severity": severity_name(alert).to_lowercase(),
+        "period": alert.period,
+        "service": text(&alert.service),
+        "message": alert.message,
+        "current": alert.current,
+        "previous": text(&alert.previous),
+        "threshold": alert.threshold,
+        "percent": text(&alert.percent),
+        "projected": text(&alert.projected),
+        "currency": text(&alert.currency),
+        "raise_time": time(&alert.raise_time),
+        "raise_count": alert.raise_count,
+        "acknowledge_time": time(&alert.acknowledge_time),
+        "acknowledged_by": text(&alert.acknowledged_by),
+        "resolve_time": time(&alert.resolve_time),
+    })
+}

@@ -1,0 +1,143 @@
+//! `meterd alerts tail`: what happens to alerts, live. A stream that breaks is continued with its last token.
+
+use super::{FilterArgs, show};
+use crate::cli::connect::{self, ConnectArgs, alerts_client, status_error};
+use crate::cli::retry::Backoff;
+use crate::proto::subscribe_alerts_response::Message;
+use crate::proto::{AlertChange, AlertEvent, SubscribeAlertsRequest};
+use chrono::SecondsFormat;
+use clap::Args;
+use serde_json::json;
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::Instant;
+use tonic::Status;
+use tonic::transport::Channel;
+
+/// A stream is silent no longer than this: heartbeats come every 15 s.
+const SILENCE_MAX: Duration = Duration::from_secs(45);
+
+#[derive(Args, Clone, Debug)]
+pub struct TailArgs {
+    #[command(flatten)]
+    filter: FilterArgs,
+    /// From the oldest change that is kept [default: from now]
+    #[arg(long, conflicts_with = "resume")]
+    from_start: bool,
+    /// Continue after the message that had this token; with the same filters
+    #[arg(long, default_value = "", value_name = "TOKEN", hide_default_value = true)]
+    resume: String,
+    /// How long to try again while the server is away [default: for good]
+    #[arg(long, value_name = "SECONDS")]
+    retry_seconds: Option<u32>,
+    /// Print JSON, a change a line, each with the token that continues after it
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    connect: ConnectArgs,
+}
+
+/// Follows until it is interrupted, and then says how to go on.
+pub async fn run(args: TailArgs) -> anyhow::Result<ExitCode> {
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let mut request = SubscribeAlertsRequest {
+        client_ids: args.filter.clients.clone(),
+        types: args.filter.types(),
+        min_severity: args.filter.min_severity(),
+        resume_token: args.resume.clone(),
+        from_start: args.from_start,
+    };
+    // One that is not there at first is told at once.
+    let channel = args.connect.channel().await?;
+    let ended = tokio::select! {
+        _ = interrupt.recv() => Ok(ExitCode::SUCCESS),
+        _ = terminate.recv() => Ok(ExitCode::SUCCESS),
+        ended = follow(&args, channel, &mut request) => ended,
+    };
+    if !request.resume_token.is_empty() {
+        eprintln!("to continue here: --resume {}", request.resume_token);
+    }
+    ended
+}
+
+/// Follows stream after stream; keeps in `request` where it is.
+async fn follow(args: &TailArgs, channel: Channel, request: &mut SubscribeAlertsRequest) -> anyhow::Result<ExitCode> {
+    let for_good = Duration::from_secs(u32::MAX.into());
+    let budget = args.retry_seconds.map_or(for_good, |seconds| Duration::from_secs(seconds.into()));
+    let mut backoff = Backoff::new(budget);
+    loop {
+        let status = match stream(args, channel.clone(), request, &mut backoff).await {
+            Ok(()) => return Ok(ExitCode::SUCCESS),
+            Err(status) if connect::is_retryable(&status) => status,
+            Err(status) => return Err(status_error(&status)),
+        };
+        let hint = connect::retry_delay(&status);
+        let Some(wait) = backoff.next_wait(Instant::now(), hint) else { return Err(status_error(&status)) };
+        eprintln!("{}; going on in {:.1} s", connect::status_text(&status).replace('\n', ""), wait.as_secs_f64());
+        tokio::time::sleep(wait).await;
+    }
+}
+
+/// Prints one stream. Ends well where nobody reads what is printed.
+async fn stream(
+    args: &TailArgs,
+    channel: Channel,
+    request: &mut SubscribeAlertsRequest,
+    backoff: &mut Backoff,
+) -> Result<(), Status> {
+    let mut messages = alerts_client(channel).subscribe_alerts(request.clone()).await?.into_inner();
+    loop {
+        let message = tokio::time::timeout(SILENCE_MAX, messages.message()).await;
+        let message = message.map_err(|_| Status::unavailable("the stream has fallen silent"))??;
+        let Some(message) = message else { return Err(Status::unavailable("the stream has ended")) };
+        backoff.progress();
+        if let Some(Message::Alert(event)) = message.message {
+            let line = match args.json {
+                true => event_json(&event, &message.resume_token),
+                false => event_text(&event),
+            };
+            if writeln!(io::stdout(), "{line}").is_err() {
+                return Ok(());
+            }
+        }
+        // Only after it was printed: what a break cuts off comes again.
+        request.resume_token = message.resume_token;
+        request.from_start = false;
+    }
+}
+
+fn change_name(event: &AlertEvent) -> String {
+    event.change().as_str_name().trim_start_matches("ALERT_CHANGE_").to_lowercase()
+}
+
+fn event_text(event: &AlertEvent) -> String {
+    let alert = event.alert.clone().unwrap_or_default();
+    let by = match event.change() {
+        AlertChange::Acknowledged => format!(" by {}", alert.acknowledged_by),
+        _ => String::new(),
+    };
+    format!(
+        "{}  {}{by}  {}  {}  {}  {}  {}  {}",
+        show::time_text(event.change_time.as_ref()),
+        change_name(event),
+        show::severity_name(&alert),
+        show::type_name(&alert),
+        alert.client_id,
+        alert.period,
+        alert.alert_id,
+        alert.message
+    )
+}
+
+fn event_json(event: &AlertEvent, resume_token: &str) -> String {
+    json!({
+        "sequence": event.sequence,
+        "change": change_name(event),
+        "change_time": show::time_of(event.change_time.as_ref(), SecondsFormat::AutoSi),
+        "alert": event.alert.as_ref().map(show::json),
+        "resume_token": resume_token,
+    })
+    .to_string()
+}

@@ -1,0 +1,132 @@
+//! `meterd bench alerts`: how soon an alert is at a subscriber, and what subscribers cost that wait for one.
+//!
+//! `crossings` measures the former, `idle` the latter, `subscribers` follows streams for both.
+
+mod crossings;
+mod idle;
+mod report;
+mod subscribers;
+
+use super::cpu::{self, Watch};
+use super::events::Events;
+use super::load;
+use super::place::Place;
+use super::plan::Mix;
+use super::server::Server;
+use super::{LOAD_CLIENTS, PlaceArgs};
+use crate::cli::connect::ConnectArgs;
+use crate::cli::verify::verify_all;
+use crate::database::command_pool;
+use crate::store;
+use crate::store::connect;
+use anyhow::Context;
+use report::Report;
+use sqlx::{ConnectOptions, Connection};
+use tonic::transport::Channel;
+
+/// Arguments of `bench alerts`.
+#[derive(clap::Args, Clone, Debug)]
+pub struct AlertsArgs {
+    /// Events that cross a line, each of a client of its own
+    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub crossings: u32,
+    /// Of them, how many a second
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub crossings_per_second: u32,
+    /// Other events a second, meanwhile
+    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub load: u32,
+    /// Idle subscribers; 0 measures none
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
+    pub subscribers: u32,
+    /// Subscribers of one connection
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    pub streams_per_connection: u32,
+    /// How often throughput is measured with idle subscribers and without, in turns
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub rounds: u32,
+    /// Seconds of each of these measurements
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=60))]
+    pub seconds: u64,
+    /// TrackUsage calls under way at once in these measurements
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    pub concurrency: u32,
+    /// How many clients the other events are spread over
+    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub clients: u32,
+    /// gRPC connections of the events
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub connections: u32,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub place: PlaceArgs,
+}
+
+/// What every measurement needs.
+struct Bench<'a> {
+    args: &'a AlertsArgs,
+    connect: ConnectArgs,
+    /// Of the events.
+    channels: Vec<Channel>,
+    watch: Watch,
+    /// Events acknowledged so far, and of them those that crossed a line.
+    acknowledged: u64,
+    crossed: u64,
+}
+
+impl Bench<'_> {
+    fn events(&self) -> Events {
+        Events::new(LOAD_CLIENTS, Mix::Many, self.args.clients, 0)
+    }
+}
+
+/// Measures both, and compares with the database what was acknowledged and what was followed.
+pub async fn measure_all(args: &AlertsArgs, place: &Place) -> anyhow::Result<Report> {
+    let url = place.create_database().await?;
+    let options = connect::options(&url)?.disable_statement_logging();
+    let server = Server::start(&url, &args.place.server).await?;
+    let mut conn = options.connect().await?;
+    let database = store::floor::facts(&mut conn).await?;
+    conn.close().await?;
+    let watch = Watch::new(server.pid().context("the server has ended")?, database.backend_pid, place.database());
+    let load_average_before = cpu::load_average();
+    let connect = ConnectArgs { server: server.address.clone(), timeout: None };
+    let mut channels = vec![];
+    for _ in 0..args.connections {
+        channels.push(connect.channel().await?);
+    }
+    let mut bench = Bench { args, connect, channels, watch, acknowledged: 0, crossed: 0 };
+    bench.acknowledged += load::prepare(bench.channels[0].clone(), &bench.events()).await?;
+    let bytes_per_subscriber = match args.subscribers {
+        0 => None,
+        _ => idle::memory(&bench).await.context("memory of idle subscribers")?,
+    };
+    let crossings = crossings::measure(&mut bench).await.context("alerts under load")?;
+    let idle = match args.subscribers {
+        0 => None,
+        _ => Some(idle::measure(&mut bench).await.context("idle subscribers")?),
+    };
+    let load_average_after = cpu::load_average();
+    let server_peak_memory_bytes = watch.server_peak_memory();
+    server.stop().await?;
+    let pool = command_pool(&options);
+    let verified = verify_all(&pool, None, None).await;
+    let in_feed = crossings::in_feed(&pool).await;
+    pool.close().await;
+    Ok(Report {
+        crossings,
+        idle,
+        bytes_per_subscriber,
+        cores: std::thread::available_parallelism()?.get(),
+        load_average_before,
+        load_average_after,
+        database,
+        server_peak_memory_bytes,
+        verified: verified?,
+        acknowledged: bench.acknowledged,
+        crossed: bench.crossed,
+        in_feed: in_feed?,
+    })
+}

@@ -1,0 +1,129 @@
+//! `meterd alerts`, as a person runs it, against a running server.
+
+use crate::harness::*;
+use crate::subscribing::raise;
+use meterd::clock::Clock;
+use meterd::store::connect;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use std::process::{Output, Stdio};
+use std::time::Duration;
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdout, Command};
+
+/// Whatever is waited for comes within this.
+const SOON: Duration = Duration::from_secs(20);
+
+fn command(address: &str, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_meterd"));
+    command.arg("alerts").args(arguments).env("METERD_SERVER", address).stdin(Stdio::null()).kill_on_drop(true);
+    command
+}
+
+async fn meterd(server: &TestServer, arguments: &[&str]) -> Output {
+    command(&server.address, arguments).output().await.unwrap()
+}
+
+/// Runs a command that must succeed, and gives what it printed.
+async fn succeed(server: &TestServer, arguments: &[&str]) -> String {
+    let output = meterd(server, arguments).await;
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn lines(text: &str) -> Vec<Value> {
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// A running tail, and its lines.
+struct Tail {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Tail {
+    fn start(server: &TestServer, arguments: &[&str]) -> Self {
+        let mut command = command(&server.address, &["tail", "--json"]);
+        let mut child = command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        Self { child, lines }
+    }
+
+    async fn next(&mut self) -> Value {
+        let line = tokio::time::timeout(SOON, self.lines.next_line()).await.expect("a line comes soon");
+        serde_json::from_str(&line.unwrap().expect("the tail goes on")).unwrap()
+    }
+
+    /// Interrupts it; gives what it says at the end.
+    async fn interrupt(self) -> String {
+        let pid = Pid::from_raw(self.child.id().unwrap().try_into().unwrap());
+        kill(pid, Signal::SIGINT).unwrap();
+        let output = tokio::time::timeout(SOON, self.child.wait_with_output()).await.expect("it ends").unwrap();
+        assert!(output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tail_goes_on_by_itself_over_a_restart_and_by_its_token_after_an_interrupt() {
+    let server = TestServer::start().await;
+    let options = connect::options(&server.database_url).unwrap();
+    let pool = connect::pool(options, 2);
+    let first = raise(&pool, "acme").await;
+    let mut tail = Tail::start(&server, &["--client=acme", "--from-start"]);
+    let line = tail.next().await;
+    assert_eq!(
+        (&line["alert"]["alert_id"], &line["change"], &line["sequence"]),
+        (&first.into(), &"raised".into(), &1.into())
+    );
+    let (url, listen) = (server.database_url.clone(), server.address.replace("http://", "--listen="));
+    server.stop().await;
+    raise(&pool, "other").await;
+    let missed = raise(&pool, "acme").await;
+    let server = TestServer::replica(&url, &[&listen], Clock::system()).await;
+    let line = tail.next().await;
+    assert_eq!((&line["alert"]["alert_id"], &line["sequence"]), (&missed.into(), &3.into()));
+    let said = tail.interrupt().await;
+    let token = said.lines().last().unwrap().strip_prefix("to continue here: --resume ").expect(&said);
+    assert_eq!(line["resume_token"], token);
+
+    let next = raise(&pool, "acme").await;
+    let mut tail = Tail::start(&server, &["--client=acme", "--resume", token]);
+    assert_eq!(tail.next().await["alert"]["alert_id"], next);
+    tail.interrupt().await;
+    let refused = meterd(&server, &["tail", "--resume", token]).await;
+    assert!(!refused.status.success());
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("RESUME_TOKEN_INVALID"), "{refused:?}");
+    pool.close().await;
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn alerts_are_listed_acknowledged_and_checked() {
+    let server = TestServer::start().await;
+    assert_eq!(succeed(&server, &["list"]).await, "no alerts\n");
+    let (acme, other) = (raise(&server.pool, "acme").await, raise(&server.pool, "other").await);
+    let ids = |text: String| -> Vec<String> {
+        lines(&text).iter().map(|alert| alert["alert_id"].as_str().unwrap().to_string()).collect()
+    };
+    assert_eq!(ids(succeed(&server, &["list", "--json"]).await), [&*other, &acme]);
+    assert_eq!(ids(succeed(&server, &["list", "--json", "--limit=1"]).await), [&*other]);
+    assert_eq!(ids(succeed(&server, &["list", "--json", "--client=acme"]).await), [&*acme]);
+    for none in ["--type=spike", "--client=nobody"] {
+        assert_eq!(ids(succeed(&server, &["list", "--json", none]).await), [""; 0]);
+    }
+    let said = succeed(&server, &["ack", &acme, "--by=ana"]).await;
+    assert!(said.starts_with("acknowledged by ana ") && said.ends_with("acme has reached 100\n"), "{said}");
+    assert_eq!(ids(succeed(&server, &["list", "--json", "--unacknowledged"]).await), [&*other]);
+    let table = succeed(&server, &["list", "--open", "--min-severity=critical"]).await;
+    assert!(table.contains("CRITICAL") && table.contains("acknowledged by ana") && table.contains(&other), "{table}");
+    let unknown = meterd(&server, &["ack", "nothing", "--by=ana"]).await;
+    assert!(!unknown.status.success() && String::from_utf8_lossy(&unknown.stderr).contains("ALERT_NOT_FOUND"));
+
+    server.track(event("acme", "sms", "1")).await.unwrap();
+    let checked = succeed(&server, &["check", "--client=acme", "--json"]).await;
+    assert_eq!(lines(&checked)[0]["checked_count"], 1);
+    assert!(succeed(&server, &["check"]).await.starts_with("1 clients checked: "));
+    server.stop().await;
+}

@@ -1,0 +1,101 @@
+//! The most notifications of an hour, and what becomes of the rest.
+
+use crate::harness::*;
+use crate::notifying::*;
+use crate::receivers::{Answer, HttpReceiver};
+use meterd::proto::*;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn beyond_the_most_of_an_hour_alerts_wait_and_come_as_one_digest() {
+    let hook = HttpReceiver::start([]).await;
+    let server = server_with(&["--notifications-hourly-max=2"]).await;
+    set_channels(&server, "", &[webhook(hook.url())]).await;
+    for number in 0..107 {
+        raise(&server, &format!("client-{number:03}")).await;
+    }
+    let held = async |count: usize| {
+        let waiting = "SELECT 1 FROM notifications WHERE state = 1 AND next_attempt_time > now() AND attempt_count = 0";
+        eventually(async || server.sql(waiting).await == count as u64).await;
+    };
+    held(105).await;
+    assert_eq!(hook.received().len(), 2);
+
+    let_an_hour_pass(&server).await;
+    let states = [NotificationState::Sent, NotificationState::Digested];
+    let all = settled(&server, 108, &states).await;
+    let digests: Vec<_> = all.iter().filter(|notification| notification.alert_count > 1).collect();
+    let [digest] = &digests[..] else { panic!("{digests:?}") };
+    assert_eq!((digest.state(), digest.alert_count, digest.alert_ids.len()), (NotificationState::Sent, 105, 100));
+    let digested: Vec<_> = all.iter().filter(|n| n.state() == NotificationState::Digested).collect();
+    assert_eq!(digested.len(), 105);
+    assert!(
+        digested
+            .iter()
+            .all(|n| n.digest_id == digest.notification_id && n.attempt_count == 0 && n.finish_time.is_some())
+    );
+
+    let received = hook.received();
+    assert_eq!(received.len(), 3);
+    let body = received[2].json();
+    assert_eq!((&body["type"], &body["data"]["alertCount"]), (&"alert.digest".into(), &105.into()));
+    let told = body["data"]["alerts"].as_array().unwrap();
+    assert_eq!(
+        (told.len(), &told[0]["clientId"], &told[99]["clientId"]),
+        (100, &"client-002".into(), &"client-101".into())
+    );
+
+    // The digest was the first of the new hour, so there is room for one more; a single one that waits is no digest.
+    for number in 107..109 {
+        raise(&server, &format!("client-{number:03}")).await;
+    }
+    held(1).await;
+    assert_eq!(hook.received().len(), 4);
+    let_an_hour_pass(&server).await;
+    let all = settled(&server, 110, &states).await;
+    assert_eq!(count(&all, NotificationState::Digested), 105);
+    assert_eq!(hook.received()[4].json()["type"], "alert.raised");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn retries_do_not_count_in_the_hour_and_are_not_held_up_by_it() {
+    let hook = HttpReceiver::start([500, 500].map(Answer::Status)).await;
+    let flags = ["--notifications-hourly-max=1", "--notification-backoff-seconds=1", "--notification-attempts-max=2"];
+    let server = server_with(&flags).await;
+    set_channels(&server, "", &[webhook(hook.url())]).await;
+    raise(&server, "acme").await;
+    let given_up = failed(&server, 1).await.remove(0);
+    raise(&server, "globex").await;
+    let request = RetryNotificationRequest { notification_id: given_up.notification_id };
+    server.alerts().retry_notification(request).await.unwrap();
+    eventually(async || count(&notifications(&server).await, NotificationState::Sent) == 1).await;
+    let waiting: Vec<_> =
+        notifications(&server).await.into_iter().filter(|n| n.state() == NotificationState::Pending).collect();
+    assert_eq!((waiting.len(), waiting[0].attempt_count), (1, 0));
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn two_replicas_deliver_each_once_and_share_the_hour() {
+    let hook = HttpReceiver::start([]).await;
+    let flags: Vec<&str> = LOCAL.iter().chain(&["--notifications-hourly-max=30"]).copied().collect();
+    let one = server_with(&flags[2..]).await;
+    let two = TestServer::replica(&one.database_url, &flags, one.clock.clone()).await;
+    set_channels(&one, "", &[webhook(hook.url())]).await;
+    let events = |from: usize| (from..from + 40).map(|n| event(&format!("client-{n:02}"), "metered", "120")).collect();
+    let (first, second) = tokio::join!(one.batch(events(0), false), two.batch(events(40), false));
+    assert!(first.iter().chain(&second).all(|result| result.outcome() == EventOutcome::Accepted));
+    eventually(async || {
+        let all = notifications(&one).await;
+        count(&all, NotificationState::Sent) == 30
+            && one.sql("SELECT 1 FROM notifications WHERE state = 1 AND next_attempt_time > now()").await == 50
+    })
+    .await;
+    assert_eq!((hook.received().len(), ids(&hook.received()).len()), (30, 30));
+    let_an_hour_pass(&one).await;
+    let all = settled(&one, 81, &[NotificationState::Sent, NotificationState::Digested]).await;
+    assert_eq!(count(&all, NotificationState::Digested), 50);
+    assert_eq!((hook.received().len(), ids(&hook.received()).len()), (31, 31));
+    two.stop().await;
+    one.stop().await;
+}

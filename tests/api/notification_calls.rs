@@ -1,0 +1,105 @@
+//! The calls and the command that list notifications and retry them.
+
+use crate::harness::*;
+use crate::notifying::*;
+use crate::receivers::{Answer, HttpReceiver};
+use meterd::domain::alert::Severity;
+use meterd::proto::*;
+use meterd::store::channels::Channel;
+use std::process::Stdio;
+use tonic::Code;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn notifications_are_listed_by_whose_they_are_and_by_state_page_by_page() {
+    let (operator, own) =
+        (HttpReceiver::start([]).await, HttpReceiver::start([Answer::Status(410), Answer::Status(410)]).await);
+    let server = server_with(&[]).await;
+    server.client_in("acme", "UTC").await;
+    set_channels(&server, "", &[webhook(operator.url())]).await;
+    set_channels(&server, "acme", &[Channel { min_severity: Severity::Warning, ..webhook(own.url()) }]).await;
+    for units in ["60", "60"] {
+        server.track(event("acme", "metered", units)).await.unwrap();
+    }
+    raise(&server, "globex").await;
+    settled(&server, 4, &[NotificationState::Sent, NotificationState::Failed]).await;
+    let list = async |request: ListNotificationsRequest| {
+        server.alerts().list_notifications(request).await.map(|answer| answer.into_inner())
+    };
+    let sent = NotificationState::Sent.into();
+    for (request, expected) in [
+        (ListNotificationsRequest::default(), 4),
+        (ListNotificationsRequest { operator_only: true, ..Default::default() }, 2),
+        (ListNotificationsRequest { client_id: "acme".into(), ..Default::default() }, 2),
+        (ListNotificationsRequest { client_id: "globex".into(), ..Default::default() }, 0),
+        (ListNotificationsRequest { states: vec![sent], ..Default::default() }, 2),
+        (ListNotificationsRequest { client_id: "acme".into(), states: vec![sent], ..Default::default() }, 0),
+    ] {
+        let (mut page_token, mut found) = (String::new(), vec![]);
+        loop {
+            let page = list(ListNotificationsRequest { page_size: 1, page_token, ..request.clone() }).await.unwrap();
+            assert!(page.notifications.len() <= 1);
+            found.extend(page.notifications);
+            page_token = page.next_page_token;
+            if page_token.is_empty() {
+                break;
+            }
+        }
+        let whole = list(request.clone()).await.unwrap().notifications;
+        assert_eq!((whole.len(), &whole), (expected, &found), "{request:?}");
+        let time = |n: &Notification| n.create_time.map(|time| (time.seconds, time.nanos));
+        assert!(whole.windows(2).all(|pair| time(&pair[0]) >= time(&pair[1])));
+    }
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bad_input_of_notification_calls_is_refused_with_the_fields() {
+    let server = TestServer::start().await;
+    let mut alerts = server.alerts();
+    let request = ListNotificationsRequest {
+        client_id: "acme".into(),
+        operator_only: true,
+        states: vec![1, 0, 9],
+        page_size: 1_001,
+        ..Default::default()
+    };
+    let fields = ["operator_only", "states[1]", "states[2]", "page_size"];
+    assert_wrong(alerts.list_notifications(request).await, "INVALID_FIELD", &fields);
+    let request = ListNotificationsRequest { page_token: "forged".into(), ..Default::default() };
+    assert_wrong(alerts.list_notifications(request).await, "PAGE_TOKEN_INVALID", &["page_token"]);
+    let retry = |id: &str| RetryNotificationRequest { notification_id: id.into() };
+    assert_wrong(alerts.retry_notification(retry("")).await, "INVALID_FIELD", &["notification_id"]);
+    assert_refused(alerts.retry_notification(retry("none")).await, Code::NotFound, "NOTIFICATION_NOT_FOUND");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_command_shows_who_was_not_told_and_tells_them() {
+    let hook = HttpReceiver::start([Answer::Status(410)]).await;
+    let server = server_with(&[]).await;
+    set_channels(&server, "", &[webhook(hook.url())]).await;
+    raise(&server, "acme").await;
+    let id = failed(&server, 1).await.remove(0).notification_id;
+    let meterd = async |arguments: &[&str]| {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_meterd"));
+        command.args(arguments).env("METERD_SERVER", &server.address).stdin(Stdio::null());
+        let output = command.output().await.unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (output.status.success(), text(output.stdout), text(output.stderr))
+    };
+    for arguments in [&["notifications", "--failed"][..], &["notifications", "list", "--operator"]] {
+        let (fine, shown, error) = meterd(arguments).await;
+        assert!(fine && shown.contains(&id) && shown.contains("FAILED") && shown.contains("410"), "{shown}{error}");
+    }
+    let (_, shown, _) = meterd(&["notifications", "--client", "acme"]).await;
+    assert_eq!(shown, "no notifications\n");
+    let (fine, shown, error) = meterd(&["notifications", "retry", &id]).await;
+    assert!(fine && shown.contains("PENDING"), "{shown}{error}");
+    sent(&server, 1).await;
+    let (_, shown, _) = meterd(&["notifications", "--json"]).await;
+    let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+    assert_eq!((&shown["state"], &shown["notification_id"]), (&"SENT".into(), &id.as_str().into()));
+    let (fine, _, error) = meterd(&["notifications", "retry", &id]).await;
+    assert!(!fine && error.contains("NOTIFICATION_NOT_FAILED"), "{error}");
+    server.stop().await;
+}

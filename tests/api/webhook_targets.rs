@@ -1,0 +1,163 @@
+//! Where webhooks go and where not, what they are signed with, and secrets that stay secret.
+
+use crate::alerting::metered;
+use crate::harness::*;
+use crate::notifying::*;
+use crate::receivers::{Answer, HttpReceiver};
+use meterd::clock::Clock;
+use meterd::proto::*;
+use meterd::store::channels::Channel;
+use std::process::Stdio;
+use std::time::Duration;
+use tokio::io::{AsyncBufReadExt, BufReader};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redirect_is_not_followed() {
+    let elsewhere = HttpReceiver::start([]).await;
+    let hook = HttpReceiver::start([Answer::Redirect(elsewhere.url())]).await;
+    let server = server_with(&["--notification-attempts-max=1"]).await;
+    set_channels(&server, "", &[webhook(hook.url())]).await;
+    raise(&server, "acme").await;
+    let given_up = failed(&server, 1).await;
+    assert!(given_up[0].last_error.contains("redirects are not followed"), "{given_up:?}");
+    assert_eq!((hook.received().len(), elsewhere.received().len()), (1, 0));
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn webhooks_do_not_reach_inner_addresses_neither_by_number_nor_by_name() {
+    let hook = HttpReceiver::start([]).await;
+    let flags = ["--webhook-allow-http", "--notification-attempts-max=1"];
+    let server = TestServer::start_with(&flags, Clock::fixed(time(NOW))).await;
+    metered(&server, "metered").await;
+    let port = hook.address.port();
+    let hosts = [
+        "127.0.0.1",
+        "127.1",
+        "2130706433",
+        "0x7f.1",
+        "0.0.0.0",
+        "[::1]",
+        "[::]",
+        "[::ffff:127.0.0.1]",
+        "[::127.0.0.1]",
+        "[64:ff9b::127.0.0.1]",
+        "[2002:7f00:1::]",
+        "10.0.0.1",
+        "192.168.0.1",
+        "100.64.0.1",
+        "169.254.169.254",
+        "[fe80::1]",
+        "[fd00::1]",
+    ];
+    // The system's resolver gives loopback addresses for it.
+    let names = ["localhost"];
+    let targets: Vec<String> = hosts.iter().chain(&names).map(|host| format!("http://{host}:{port}/")).collect();
+    set_channels(&server, "", &targets.iter().map(webhook).collect::<Vec<_>>()).await;
+    raise(&server, "acme").await;
+    let given_up = failed(&server, targets.len()).await;
+    for notification in &given_up {
+        assert!(notification.last_error.contains("private, loopback, link-local"), "{notification:?}");
+    }
+    assert_eq!(hook.received().len(), 0);
+
+    // What can be seen at once is refused when the channel is set.
+    for host in hosts {
+        let channel = NotificationChannel {
+            kind: NotificationChannelKind::Webhook.into(),
+            target: format!("http://{host}:{port}/"),
+            ..Default::default()
+        };
+        let policy = AlertPolicy { channels: vec![channel], ..Default::default() };
+        let update_mask = Some(prost_types::FieldMask { paths: vec!["channels".into()] });
+        let request = UpdateAlertPolicyRequest { policy: Some(policy), update_mask };
+        let answer = server.alerts().update_alert_policy(request).await;
+        assert_wrong(answer, "INVALID_FIELD", &["policy.channels[0].target"]);
+    }
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn settings_that_have_become_stricter_hold_for_channels_that_are_there() {
+    let hook = HttpReceiver::start([]).await;
+    let flags = ["--webhook-allow-private", "--notification-attempts-max=1"];
+    let server = TestServer::start_with(&flags, Clock::fixed(time(NOW))).await;
+    metered(&server, "metered").await;
+    set_channels(&server, "", &[webhook(hook.url()), channel(NotificationChannelKind::Email, "ops@example.com")]).await;
+    raise(&server, "acme").await;
+    let given_up = failed(&server, 2).await;
+    let errors: Vec<&str> = given_up.iter().map(|notification| notification.last_error.as_str()).collect();
+    assert!(errors.iter().any(|error| error.contains("must be https")), "{errors:?}");
+    assert!(errors.iter().any(|error| error.contains("no SMTP server is set")), "{errors:?}");
+    assert_eq!(hook.received().len(), 0);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_a_key_is_changed_receivers_verify_with_the_old_one_and_with_the_new_one() {
+    let hook = HttpReceiver::start([]).await;
+    let server = server_with(&[]).await;
+    let with =
+        |secrets: &[&str]| Channel { secrets: secrets.iter().map(|s| s.to_string()).collect(), ..webhook(hook.url()) };
+    for (client_id, secrets) in [("a", &[OLD_SECRET][..]), ("b", &[SECRET, OLD_SECRET]), ("c", &[SECRET])] {
+        set_channels(&server, "", &[with(secrets)]).await;
+        raise(&server, client_id).await;
+        eventually(async || notifications(&server).await.iter().all(|n| n.state() == NotificationState::Sent)).await;
+    }
+    let verified: Vec<(bool, bool)> =
+        hook.received().iter().map(|post| (post.is_signed_with(OLD_SECRET), post.is_signed_with(SECRET))).collect();
+    assert_eq!(verified, [(true, false), (true, true), (false, true)]);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn half_a_transport_is_refused_at_the_start_and_no_secret_is_said() {
+    for flags in [
+        &["--smtp-url=smtp://meterd:hunter2@localhost"][..],
+        &["--smtp-from=a@b.example"],
+        &["--smtp-url=meterd:hunter2@localhost", "--smtp-from=a@b.example"],
+        &["--smtp-url=smtp://localhost", "--smtp-from=nobody"],
+        &["--twilio-auth-token=hunter2"],
+        &[
+            "--twilio-auth-token=hunter2",
+            "--twilio-account-sid=AC1",
+            "--twilio-from=+15550000000",
+            "--twilio-api-url=x",
+        ],
+    ] {
+        let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_meterd"))
+            .args(["serve", "--listen=127.0.0.1:0", "--http-listen=127.0.0.1:0", "--allow-non-durable-database"])
+            .args(flags)
+            .env("DATABASE_URL", fresh_database().await)
+            .stdin(Stdio::null())
+            .output();
+        let output = tokio::time::timeout(Duration::from_secs(60), output).await.expect("it starts").unwrap();
+        let said = String::from_utf8_lossy(&output.stderr) + String::from_utf8_lossy(&output.stdout);
+        assert!(!output.status.success() && said.contains("--smtp-") | said.contains("--twilio-"), "{flags:?}: {said}");
+        assert!(!said.contains("hunter2"), "{said}");
+    }
+    let help = tokio::process::Command::new(env!("CARGO_BIN_EXE_meterd"))
+        .args(["serve", "--help"])
+        .envs([("METERD_SMTP_URL", "smtp://meterd:hunter2@localhost"), ("METERD_TWILIO_AUTH_TOKEN", "hunter2")])
+        .output();
+    let help = String::from_utf8(help.await.unwrap().stdout).unwrap();
+    assert!(help.contains("METERD_SMTP_URL") && !help.contains("hunter2"), "{help}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_machine_without_certificates_still_serves() {
+    let mut server = tokio::process::Command::new(env!("CARGO_BIN_EXE_meterd"))
+        .args(["serve", "--listen=127.0.0.1:0", "--http-listen=127.0.0.1:0", "--allow-non-durable-database"])
+        .env("DATABASE_URL", fresh_database().await)
+        .envs([("SSL_CERT_FILE", "/nonexistent"), ("SSL_CERT_DIR", "/nonexistent")])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(server.stdout.take().unwrap()).lines();
+    let first = tokio::time::timeout(Duration::from_secs(60), lines.next_line()).await.expect("it starts").unwrap();
+    assert!(first.is_some_and(|line| line.ends_with("is ready")));
+    server.kill().await.unwrap();
+}
