@@ -1,6 +1,6 @@
 //! Checking: everything that holds of a client now, with what time alone, a policy or a correction has changed.
 
-use super::raise::{AlertSettings, Raising, raise};
+use super::raise::{AlertSettings, Raising, count, raise};
 use crate::domain::alert::{ANOMALY_DAYS_BEFORE, Alert, AlertSet, AlertType, Change, DayFacts, Finding};
 use crate::domain::decimal::Total;
 use crate::domain::period::Month;
@@ -9,11 +9,16 @@ use crate::error::Error;
 use crate::store::rollups::{self, DayRow, MonthRow};
 use crate::store::{alert_feed, alerts, clients, is_transient, locks, policies};
 use chrono::{Days, NaiveDate};
+use futures_util::stream::{self, StreamExt};
 use sqlx::{PgConnection, PgPool};
 use std::collections::BTreeMap;
+use std::pin::pin;
 
-/// Clients that are looked up at once.
+/// Clients that are looked up at once, and that are checked at once.
 const CLIENTS_PAGE: i64 = 500;
+const CLIENTS_AT_ONCE: usize = 4;
+/// Days that are looked at for anomalies, today among them: usage may come late, and checks may have been missed.
+const ANOMALY_DAYS_CHECKED: u64 = 7;
 /// Most alerts and failures that a report spells out.
 const REPORTED_MAX: usize = 1_000;
 
@@ -37,8 +42,8 @@ pub struct Report {
     pub failed: Vec<(String, String)>,
 }
 
-/// Checks a client: raises what its present month and its last two days have reached, and resolves what no longer holds of
-/// this month and the month before. Nothing where there is no such client. In a transaction that holds or shares the versions
+/// Checks a client: raises what its present month and its last seven days have reached, and resolves what no longer holds of
+/// these days, this month and the month before. Nothing where there is no such client. In a transaction that holds or shares the versions
 /// lock, as its last write.
 pub async fn client(
     conn: &mut PgConnection,
@@ -50,14 +55,15 @@ pub async fn client(
     let month = Month::of(today);
     let months = [month.previous(), month];
     let rows = rollups::lock_client_months(conn, client_id, &months).await?;
-    let days = [today - Days::new(1), today];
+    let days: Vec<NaiveDate> = (0..ANOMALY_DAYS_CHECKED).rev().map(|ago| today - Days::new(ago)).collect();
     let first = days[0] - Days::new(ANOMALY_DAYS_BEFORE.into());
     let day_rows = rollups::days(conn, client_id, first, today).await?;
     evaluate(conn, settings, Scope { client_id, today, raise_from: month, rows, days: &days, day_rows }).await.map(Some)
 }
 
-/// Checks months of a client that were corrected, whichever they are. As the last write of a transaction that holds them: a
-/// policy that changes meanwhile is evaluated after it, since that takes the months too.
+/// Checks months of a client that were corrected, whichever they are. As the last write of a transaction that holds them, but
+/// not the versions lock: what a policy that changes meanwhile says instead is left to that policy's own check, which takes
+/// the months after it.
 pub async fn corrected_months(
     conn: &mut PgConnection,
     settings: &AlertSettings,
@@ -170,12 +176,15 @@ pub async fn one(pool: &PgPool, settings: &AlertSettings, client_id: &str) -> sq
     locks::share_versions(&mut tx).await?;
     let checked = client(&mut tx, settings, client_id).await?;
     tx.commit().await?;
+    if let Some(checked) = &checked {
+        count(&checked.raised);
+    }
     Ok(checked)
 }
 
-/// Checks all clients that have used something this month or the month before, each in a transaction of its own. One that
-/// fails is reported and stops nobody; a database that is away stops all.
-pub async fn all(pool: &PgPool, settings: &AlertSettings) -> sqlx::Result<Report> {
+/// Checks all clients that have used something this month or the month before, each in a transaction of its own, while
+/// `goes_on` says so. One that fails is reported and stops nobody; a database that is away stops all.
+pub async fn all(pool: &PgPool, settings: &AlertSettings, goes_on: impl Fn() -> bool) -> sqlx::Result<Report> {
     let mut report = Report::default();
     // A month earlier than it may be: days differ by a day around the world.
     let since = Month::of(settings.clock.now().date_naive() - Days::new(1)).previous();
@@ -184,25 +193,41 @@ pub async fn all(pool: &PgPool, settings: &AlertSettings) -> sqlx::Result<Report
         let clients = clients::active_since(pool, since, &after, CLIENTS_PAGE).await?;
         let Some(last) = clients.last() else { return Ok(report) };
         after = last.clone();
-        for client_id in clients {
-            match one(pool, settings, &client_id).await {
-                Ok(checked) => {
-                    let Checked { raised, resolved_count } = checked.unwrap_or_default();
-                    report.checked_count += 1;
-                    report.raised_count += raised.len() as u64;
-                    report.resolved_count += resolved_count as u64;
-                    let room = REPORTED_MAX.saturating_sub(report.raised.len());
-                    report.raised.extend(raised.into_iter().take(room));
-                }
-                Err(error) if is_transient(&error) && !matches!(error, sqlx::Error::Database(_)) => return Err(error),
-                Err(error) => {
-                    tracing::error!(%error, client_id, "alerts of a client cannot be checked");
-                    report.failed_count += 1;
-                    if report.failed.len() < REPORTED_MAX {
-                        report.failed.push((client_id, Error::from(error).message));
-                    }
+        let checks = clients.into_iter().map(|client_id| async move {
+            let checked = one(pool, settings, &client_id).await;
+            (client_id, checked)
+        });
+        let mut checks = pin!(stream::iter(checks).buffered(CLIENTS_AT_ONCE));
+        while let Some((client_id, checked)) = checks.next().await {
+            report.add(client_id, checked)?;
+            if !goes_on() {
+                return Ok(report);
+            }
+        }
+    }
+}
+
+impl Report {
+    /// Adds a client's check. An error that is not the client's stops all.
+    fn add(&mut self, client_id: String, checked: sqlx::Result<Option<Checked>>) -> sqlx::Result<()> {
+        match checked {
+            Ok(checked) => {
+                let Checked { raised, resolved_count } = checked.unwrap_or_default();
+                self.checked_count += 1;
+                self.raised_count += raised.len() as u64;
+                self.resolved_count += resolved_count as u64;
+                let room = REPORTED_MAX.saturating_sub(self.raised.len());
+                self.raised.extend(raised.into_iter().take(room));
+            }
+            Err(error) if is_transient(&error) && !matches!(error, sqlx::Error::Database(_)) => return Err(error),
+            Err(error) => {
+                tracing::error!(%error, client_id, "alerts of a client cannot be checked");
+                self.failed_count += 1;
+                if self.failed.len() < REPORTED_MAX {
+                    self.failed.push((client_id, Error::from(error).message));
                 }
             }
         }
+        Ok(())
     }
 }

@@ -61,6 +61,8 @@ impl Window {
         {
             self.after = self.entries.pop_front().map_or(self.after, |entry| entry.sequence);
         }
+        // Also where what is pruned was never in memory.
+        self.after = self.after.max(self.pruned);
     }
 
     /// The first change after a cursor that a filter lets through.

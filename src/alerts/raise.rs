@@ -18,7 +18,7 @@ use std::collections::HashSet;
 pub struct AlertSettings {
     pub clock: Clock,
     pub currency: String,
-    /// Only a backfill changes months that ended longer ago, whoever prices or computes them again: they notify nobody.
+    /// Nothing new happens in months that ended longer ago: whoever fills, prices or corrects them notifies nobody.
     pub accept_past_days: u32,
 }
 
@@ -56,13 +56,13 @@ pub struct Raising<'a> {
     pub notifies: bool,
 }
 
-/// Raises what the changed months have reached. The last write of the transaction.
+/// Raises what the changed months have reached, and gives it. The last write of the transaction.
 pub async fn raise_reached(
     conn: &mut PgConnection,
     settings: &AlertSettings,
     policies: &Policies,
     changed: &[ChangedMonth<'_>],
-) -> sqlx::Result<()> {
+) -> sqlx::Result<Vec<Alert>> {
     let today: Vec<NaiveDate> = changed.iter().map(|month| settings.today(month.zone)).collect();
     let facts_of = |at: usize, recurring_cost| changed[at].row.facts(today[at], recurring_cost);
     // What recurs is read only where it decides.
@@ -87,11 +87,20 @@ pub async fn raise_reached(
         raising.extend(findings.into_iter().map(|finding| Raising { client_id, finding, notifies }));
     }
     if raising.is_empty() {
-        return Ok(());
+        return Ok(vec![]);
     }
     let raised = raise(conn, settings, &raising).await?;
-    let changes: Vec<_> = raised.into_iter().map(|alert| (Change::Raised, alert)).collect();
-    alert_feed::append(conn, &changes).await
+    let changes: Vec<_> = raised.iter().map(|alert| (Change::Raised, alert.clone())).collect();
+    alert_feed::append(conn, &changes).await?;
+    Ok(raised)
+}
+
+/// Counts alerts whose transaction has committed.
+pub fn count(raised: &[Alert]) {
+    for alert in raised {
+        let kind = format!("{:?}", alert.finding.kind).to_lowercase();
+        metrics::counter!("meterd_alerts_raised_total", "type" => kind).increment(1);
+    }
 }
 
 /// Raises alerts and queues their notifications; gives those that were not open already. They still have to go into the
@@ -121,10 +130,6 @@ pub async fn raise(
     let told: Vec<Alert> =
         alerts.iter().filter(|alert| !silent.contains(&key(&alert.client_id, &alert.finding))).cloned().collect();
     notifications::insert(conn, &told).await?;
-    for alert in &alerts {
-        metrics::counter!("meterd_alerts_raised_total", "type" => format!("{:?}", alert.finding.kind).to_lowercase())
-            .increment(1);
-    }
     Ok(alerts)
 }
 

@@ -26,9 +26,10 @@ pub struct Policy {
     pub anomaly_units_min: Total,
 }
 
-/// What a policy sets; what it does not is that of the one below. As it stands in the database.
+/// What a policy sets; what it does not is that of the one below. As it stands in the database. Fields that a newer version
+/// has added are passed over: usage goes on while replicas are replaced one by one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default)]
 pub struct Overrides {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub threshold_enabled: Option<bool>,
@@ -178,6 +179,7 @@ mod tests {
         assert_eq!(text, r#"{"monthly_warning":"0.1","spike_enabled":false}"#);
         assert_eq!(serde_json::from_str::<Overrides>(&text).unwrap(), over);
         assert_eq!(over.names(), ["monthly_warning", "spike_enabled"]);
+        assert_eq!(serde_json::from_str::<Overrides>(r#"{"of_tomorrow":1}"#).unwrap(), Overrides::default());
         let policy = Policy::default().with(&over);
         assert_eq!(policy.monthly_warning, tenths(1));
         assert_eq!(Policy { monthly_warning: tenths(500), spike_enabled: true, ..policy }, Policy::default());

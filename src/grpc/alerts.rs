@@ -1,7 +1,7 @@
 //! AlertService: alerts themselves, and the table of its RPCs.
 
 use super::convert::timestamp;
-use super::fields::Fields;
+use super::fields::{FILTER_VALUES_MAX, Fields};
 use super::subscribe::AlertStream;
 use super::{Context, Handlers, checks, notifications, policies, subscribe};
 use crate::domain::alert::{self, AlertType, Change};
@@ -14,6 +14,7 @@ use crate::store::alert_feed;
 use crate::store::alerts::{self, AlertFilter};
 use chrono::{DateTime, Utc};
 use std::sync::Arc;
+use tokio::sync::watch;
 use tonic::{Code, Request, Response, Status};
 
 const PAGE_SIZE_DEFAULT: i64 = 100;
@@ -53,14 +54,19 @@ impl Context {
 }
 
 impl Fields {
-    /// Alert types of a filter, as numbers.
+    /// Alert types of a filter, as numbers, each once.
     pub fn alert_types(&mut self, types: &[i32]) -> Vec<i16> {
-        for (index, kind) in types.iter().enumerate() {
-            if !i16::try_from(*kind).is_ok_and(|kind| AlertType::try_from(kind).is_ok()) {
-                self.wrong(format!("types[{index}]"), format!("{kind} is no alert type"));
+        self.at_most("types", types.len(), FILTER_VALUES_MAX);
+        let mut numbers = vec![];
+        for (index, kind) in types.iter().take(FILTER_VALUES_MAX).enumerate() {
+            match i16::try_from(*kind).ok().filter(|kind| AlertType::try_from(*kind).is_ok()) {
+                Some(kind) => numbers.push(kind),
+                None => self.wrong(format!("types[{index}]"), format!("{kind} is no alert type")),
             }
         }
-        types.iter().map(|kind| *kind as i16).collect()
+        numbers.sort_unstable();
+        numbers.dedup();
+        numbers
     }
 
     /// A severity that may be left out, as a number.
@@ -140,7 +146,9 @@ impl AlertService for Handlers {
         &self,
         request: Request<CheckAlertsRequest>,
     ) -> Result<Response<CheckAlertsResponse>, Status> {
-        self.run(request, checks::check).await
+        // Dropped with this future, when the caller hangs up or its time is over: then the check of all ends.
+        let (_caller, caller) = watch::channel(());
+        self.run(request, |context, request| checks::check(context, request, caller)).await
     }
 
     async fn list_alerts(&self, request: Request<ListAlertsRequest>) -> Result<Response<ListAlertsResponse>, Status> {

@@ -7,14 +7,19 @@ use crate::domain::event::ID_BYTES_MAX;
 use crate::error::Error;
 use crate::proto::{CheckAlertsRequest, CheckAlertsResponse, FailedCheck};
 use std::sync::Arc;
+use tokio::sync::watch;
 
-/// Checks one client or all.
-pub async fn check(context: Arc<Context>, request: CheckAlertsRequest) -> Result<CheckAlertsResponse, Error> {
+/// Checks one client or all. Of all, only as long as the caller is there: its end is that of `caller`.
+pub async fn check(
+    context: Arc<Context>,
+    request: CheckAlertsRequest,
+    caller: watch::Receiver<()>,
+) -> Result<CheckAlertsResponse, Error> {
     let mut fields = Fields::default();
     fields.text("client_id", &request.client_id, ID_BYTES_MAX);
     fields.finish()?;
     let report = if request.client_id.is_empty() {
-        check::all(&context.pool, &context.alert_settings).await?
+        check::all(&context.pool, &context.alert_settings, || caller.has_changed().is_ok()).await?
     } else {
         let checked = check::one(&context.pool, &context.alert_settings, &request.client_id).await?;
         let checked = checked.ok_or_else(|| Error::client_not_found(&request.client_id))?;

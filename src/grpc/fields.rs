@@ -90,11 +90,16 @@ impl Fields {
         }
     }
 
+    /// A bound on how many there are.
+    pub fn at_most(&mut self, field: &str, count: usize, max: usize) {
+        if count > max {
+            self.wrong(field, format!("must have at most {max} values, has {count}"));
+        }
+    }
+
     /// Values of a filter.
     pub fn filter(&mut self, field: &str, values: &[String]) {
-        if values.len() > FILTER_VALUES_MAX {
-            self.wrong(field, format!("must have at most {FILTER_VALUES_MAX} values, has {}", values.len()));
-        }
+        self.at_most(field, values.len(), FILTER_VALUES_MAX);
         for (index, value) in values.iter().take(FILTER_VALUES_MAX).enumerate() {
             self.text(&format!("{field}[{index}]"), value, ID_BYTES_MAX);
         }

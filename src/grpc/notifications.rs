@@ -2,7 +2,7 @@
 
 use super::Context;
 use super::convert::timestamp;
-use super::fields::Fields;
+use super::fields::{FILTER_VALUES_MAX, Fields};
 use crate::domain::event::ID_BYTES_MAX;
 use crate::domain::notification::NotificationState;
 use crate::error::Error;
@@ -50,8 +50,9 @@ pub async fn list(
             "must not be set together with client_id: the operator's channels are nobody else's",
         );
     }
+    fields.at_most("states", request.states.len(), FILTER_VALUES_MAX);
     let mut states = vec![];
-    for (index, state) in request.states.iter().enumerate() {
+    for (index, state) in request.states.iter().take(FILTER_VALUES_MAX).enumerate() {
         match i16::try_from(*state).ok().filter(|state| NotificationState::try_from(*state).is_ok()) {
             Some(state) => states.push(state),
             None => fields.wrong(format!("states[{index}]"), format!("{state} is no state of a notification")),

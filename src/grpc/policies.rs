@@ -1,7 +1,7 @@
 //! Alert policies of AlertService.
 
 use super::convert::timestamp;
-use super::fields::{Fields, shown};
+use super::fields::{FILTER_VALUES_MAX, Fields, shown};
 use super::{Context, clients};
 use crate::alerts::{check, notify};
 use crate::domain::alert::Severity;
@@ -10,12 +10,13 @@ use crate::domain::event::ID_BYTES_MAX;
 use crate::domain::notification::ChannelKind;
 use crate::domain::policy::{Overrides, Policy};
 use crate::error::Error;
+use crate::jobs::ALERT_CHECKS;
 use crate::proto::{
     AlertPolicy, GetAlertPolicyRequest, GetAlertPolicyResponse, NotificationChannel, UpdateAlertPolicyRequest,
     UpdateAlertPolicyResponse,
 };
 use crate::store::channels::{self, Channel};
-use crate::store::{locks, policies};
+use crate::store::{jobs, locks, policies};
 use prost_types::FieldMask;
 use sqlx::PgConnection;
 use std::collections::HashSet;
@@ -88,10 +89,15 @@ pub async fn update(
     context: Arc<Context>,
     request: UpdateAlertPolicyRequest,
 ) -> Result<UpdateAlertPolicyResponse, Error> {
+    let without_policy = request.policy.is_none();
     let given = request.policy.unwrap_or_default();
     let paths = request.update_mask.unwrap_or_default().paths;
     let client_id = given.client_id.as_str();
     let mut fields = Fields::of("policy");
+    if without_policy {
+        // Taken for the default policy, it would take back what everybody goes by.
+        fields.wrong_outside("policy", "is required; with an empty client_id it is the default policy");
+    }
     fields.text("client_id", client_id, ID_BYTES_MAX);
     // Checked before anything is read, so that everything that is wrong is told at once.
     let mut wanted = Overrides::default();
@@ -116,11 +122,14 @@ pub async fn update(
     };
     let policy = below.with(overrides);
     for (lower, upper) in policy.contradictions() {
-        // Told of the field that was sent.
-        let (field, must) = if paths.iter().any(|path| path == lower) { (lower, "most") } else { (upper, "least") };
-        let other = if field == lower { upper } else { lower };
-        let value = value_of(&policy, other);
-        fields.wrong(field, format!("must be at {must} {other}, which is {value}"));
+        // Told of the field that was sent. One that a changed default has brought about is not this caller's.
+        let sent = |field: &str| paths.iter().any(|path| path == field);
+        let (field, must, other) = match (sent(lower), sent(upper)) {
+            (true, _) => (lower, "most", upper),
+            (false, true) => (upper, "least", lower),
+            (false, false) => continue,
+        };
+        fields.wrong(field, format!("must be at {must} {other}, which is {}", value_of(&policy, other)));
     }
     fields.finish()?;
     policies::put(&mut tx, client_id, overrides).await?;
@@ -133,10 +142,13 @@ pub async fn update(
     }
     let mut policy = read(&mut tx, client_id).await?;
     tx.commit().await?;
-    if !client_id.is_empty() {
-        // After the commit: the check may have to wait for the client's month, and with the versions lock everybody would wait
-        // with it. Where it fails, the caller sends the same again.
-        check::one(&context.pool, &context.alert_settings, client_id).await?;
+    // After the commit: the check may have to wait for the client's month, and with the versions lock everybody would wait with
+    // it. The policy holds, whatever becomes of the check: where it fails, the job for all clients does it soon.
+    if !client_id.is_empty()
+        && let Err(error) = check::one(&context.pool, &context.alert_settings, client_id).await
+    {
+        tracing::warn!(%error, client_id, "a changed alert policy could not be evaluated at once");
+        jobs::want(&context.pool, ALERT_CHECKS).await?;
     }
     for channel in &mut policy.channels {
         let made = made_secrets.iter().find(|(target, _)| *target == channel.target);
@@ -165,10 +177,14 @@ fn set_fields(fields: &mut Fields, over: &mut Overrides, given: &AlertPolicy, pa
         }
         amount(fields, field, value)
     }
+    if paths.len() > FILTER_VALUES_MAX {
+        fields
+            .wrong_outside("update_mask", format!("must have at most {FILTER_VALUES_MAX} paths, has {}", paths.len()));
+    }
     if paths.is_empty() {
         fields.wrong_outside("update_mask", "is required: name the fields to change, such as \"monthly_warning\"");
     }
-    for path in paths {
+    for path in paths.iter().take(FILTER_VALUES_MAX) {
         let path = path.as_str();
         match path {
             "threshold_enabled" => over.threshold_enabled = given.threshold_enabled,

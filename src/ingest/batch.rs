@@ -1,8 +1,9 @@
 //! One transaction: claim keys, insert the events whose keys were new, add them to days and months, commit.
 
 use super::{Outcome, Recorded, Submission};
-use crate::alerts::raise::{AlertSettings, ChangedMonth, raise_reached};
+use crate::alerts::raise::{self, AlertSettings, ChangedMonth, raise_reached};
 use crate::catalog::CatalogCache;
+use crate::domain::alert::Alert;
 use crate::domain::event::{EventId, PricedEvent};
 use crate::domain::period::{Month, day_of};
 use crate::domain::rollup::Deltas;
@@ -75,12 +76,14 @@ pub(super) async fn record(
     }
     let earlier =
         if taken_keys.is_empty() { HashMap::new() } else { keys::holders(conn, &taken_clients, &taken_keys).await? };
+    let mut raised = vec![];
     if !recorded.is_empty() {
         events::insert(conn, &recorded).await?;
         let months = rollups::add(conn, &Deltas::of_events(&recorded)).await?;
-        raise_alerts(conn, alert_settings, batch, &recorded, &claimed, &months).await?;
+        raised = raise_alerts(conn, alert_settings, batch, &recorded, &claimed, &months).await?;
     }
     conn.execute("COMMIT").await?;
+    raise::count(&raised);
 
     holders.extend(earlier.iter().map(|((client, key), holder)| ((&**client, &**key), holder.clone())));
     let free: HashSet<(&str, &str)> = refused.keys().map(|&index| key(batch[index])).collect();
@@ -112,7 +115,7 @@ async fn raise_alerts(
     recorded: &[PricedEvent<'_>],
     claimed: &Claimed,
     months: &[MonthRow],
-) -> sqlx::Result<()> {
+) -> sqlx::Result<Vec<Alert>> {
     let backfilled: HashSet<EventId> =
         batch.iter().filter(|submission| submission.backfill).map(|submission| submission.id).collect();
     // Months that more than a backfill has changed; without one there is nothing to tell apart.

@@ -50,10 +50,13 @@ pub struct Job {
     run: fn(Arc<Work>) -> BoxFuture<'static, anyhow::Result<String>>,
 }
 
+/// The job that checks the alerts of all clients.
+pub const ALERT_CHECKS: &str = "alert_checks";
+
 /// All scheduled jobs, by name.
 pub static JOBS: [Job; 5] = [
     Job {
-        name: "alert_checks",
+        name: ALERT_CHECKS,
         schedule: |settings| &settings.schedule_alert_checks,
         run: |work| Box::pin(async move { alert_checks::run_once(&work).await }),
     },

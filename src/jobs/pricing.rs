@@ -1,11 +1,13 @@
 //! Prices waiting events after the catalogue has changed. Its state is a row, moved on in the transaction that prices: a
 //! killed job goes on where it was, on any replica.
 
-use crate::alerts::raise::{AlertSettings, ChangedMonth, raise_reached};
+use crate::alerts::raise::{self, AlertSettings, ChangedMonth, raise_reached};
 use crate::catalog::CatalogCache;
+use crate::domain::alert::Alert;
 use crate::domain::event::{Charge, EventId};
 use crate::domain::period::Month;
 use crate::domain::rollup::{Deltas, Sums};
+use crate::store::events::RecordedEvent;
 use crate::store::pricing::{self, Waiting};
 use crate::store::rollups::MonthRow;
 use crate::store::{catalog, clients, deployment, locks, policies, rollups};
@@ -39,7 +41,7 @@ pub async fn run_once(pool: &PgPool, cache: &CatalogCache, alert_settings: &Aler
 
     let mut deltas = Deltas::default();
     let mut charges: Vec<(&str, EventId, Charge)> = Vec::new();
-    let mut priced = 0;
+    let (mut priced, mut priced_events) = (0, vec![]);
     let events = pricing::still_waiting(&mut tx, &waiting).await?;
     for recorded in &events {
         let event = &recorded.event;
@@ -54,6 +56,7 @@ pub async fn run_once(pool: &PgPool, cache: &CatalogCache, alert_settings: &Aler
         charges.push((&event.client_id, recorded.id, charge));
         if let Charge::Priced { charge, .. } = charge {
             priced += 1;
+            priced_events.push(recorded);
             let (client, service) = (event.client_id.clone(), event.service.clone());
             let key = (client, recorded.day, service, event.operation.clone(), event.model.clone());
             deltas.add(key, Sums::of_pricing(charge.into()));
@@ -65,8 +68,9 @@ pub async fn run_once(pool: &PgPool, cache: &CatalogCache, alert_settings: &Aler
     let changed = if priced > 0 { rollups::add(&mut tx, &deltas).await? } else { vec![] };
     let last: Option<&Waiting> = waiting.last();
     pricing::advance(&mut tx, task.task_id, last, waiting.len() as i64, priced).await?;
-    raise_alerts(&mut tx, alert_settings, &changed).await?;
+    let raised = raise_alerts(&mut tx, alert_settings, &changed, &priced_events).await?;
     tx.commit().await?;
+    raise::count(&raised);
     if priced > 0 {
         metrics::counter!("meterd_events_priced_later_total").increment(priced as u64);
         tracing::info!(service = task.service, events = priced, "waiting events priced");
@@ -74,18 +78,27 @@ pub async fn run_once(pool: &PgPool, cache: &CatalogCache, alert_settings: &Aler
     Ok(true)
 }
 
-/// Raises the alerts that the priced months have reached.
-async fn raise_alerts(conn: &mut PgConnection, settings: &AlertSettings, months: &[MonthRow]) -> sqlx::Result<()> {
-    let client_ids: BTreeSet<String> = months.iter().map(|row| row.client_id.clone()).collect();
-    let client_ids: Vec<String> = client_ids.into_iter().collect();
-    if client_ids.is_empty() {
-        return Ok(());
+/// Raises the alerts that the priced months have reached. Those that only events of a backfill have changed notify nobody.
+async fn raise_alerts(
+    conn: &mut PgConnection,
+    settings: &AlertSettings,
+    months: &[MonthRow],
+    priced: &[&RecordedEvent],
+) -> sqlx::Result<Vec<Alert>> {
+    if months.is_empty() {
+        return Ok(vec![]);
     }
+    let client_ids: BTreeSet<&str> = months.iter().map(|row| row.client_id.as_str()).collect();
+    let client_ids: Vec<String> = client_ids.into_iter().map(String::from).collect();
     let zones = clients::time_zones(conn, &client_ids).await?;
     let policies = policies::load(conn, &client_ids).await?;
+    let live = pricing::live_months(conn, priced).await?;
     let changed: Vec<_> = months
         .iter()
-        .filter_map(|row| Some(ChangedMonth { row, zone: *zones.get(&row.client_id)?, backfill: false }))
+        .filter_map(|row| {
+            let backfill = !live.contains(&(row.client_id.clone(), row.month));
+            Some(ChangedMonth { row, zone: *zones.get(&row.client_id)?, backfill })
+        })
         .collect();
     raise_reached(conn, settings, &policies, &changed).await
 }

@@ -6,6 +6,7 @@ use crate::store::events::{EventRow, RecordedEvent};
 use bigdecimal::BigDecimal;
 use chrono::{DateTime, NaiveDate, Utc};
 use sqlx::{PgConnection, PgPool};
+use std::collections::HashSet;
 
 /// How far a task is.
 pub struct Task {
@@ -94,6 +95,24 @@ pub async fn still_waiting(conn: &mut PgConnection, waiting: &[Waiting]) -> sqlx
     .fetch_all(conn)
     .await?;
     rows.into_iter().map(RecordedEvent::try_from).collect()
+}
+
+/// Months of clients in which one of these events came live, not in a backfill, as their keys say.
+pub async fn live_months(conn: &mut PgConnection, events: &[&RecordedEvent]) -> sqlx::Result<HashSet<(String, Month)>> {
+    let clients: Vec<String> = events.iter().map(|recorded| recorded.event.client_id.to_string()).collect();
+    let keys: Vec<String> = events.iter().map(|recorded| recorded.event.idempotency_key.to_string()).collect();
+    let days: Vec<NaiveDate> = events.iter().map(|recorded| recorded.day).collect();
+    let rows = sqlx::query!(
+        r#"SELECT DISTINCT wanted.client_id AS "client_id!", date_trunc('month', day::timestamp)::date AS "month!"
+           FROM unnest($1::text[], $2::text[], $3::date[]) AS wanted (client_id, idempotency_key, day)
+           JOIN idempotency_keys k USING (client_id, idempotency_key) WHERE NOT k.backfill"#,
+        &clients,
+        &keys,
+        &days
+    )
+    .fetch_all(conn)
+    .await?;
+    Ok(rows.into_iter().map(|row| (row.client_id, Month::of(row.month))).collect())
 }
 
 /// Gives waiting events their charge, or another reason why they have none.

@@ -9,7 +9,6 @@ use crate::store::sums::SumsColumns;
 use bigdecimal::BigDecimal;
 use chrono::NaiveDate;
 use sqlx::PgConnection;
-use std::collections::HashMap;
 
 /// A client's month, as far as the alert rules need it. Who holds one has its row locked.
 #[derive(Clone, Debug)]
@@ -53,9 +52,12 @@ impl TryFrom<RawMonthRow> for MonthRow {
 /// Adds the deltas to months, their services and days, and gives the months as they are now. Everyone takes the rows in this
 /// order, each table's sorted, so that no two writers wait for each other.
 pub async fn add(conn: &mut PgConnection, deltas: &Deltas) -> sqlx::Result<Vec<MonthRow>> {
-    let months = add_months(conn, deltas).await?;
+    let mut months = add_months(conn, deltas).await?;
     add_month_services(conn, deltas).await?;
-    add_days(conn, deltas).await?;
+    let previous_costs = add_days(conn, deltas).await?;
+    for (row, cost) in months.iter_mut().zip(previous_costs) {
+        row.previous_cost = cost;
+    }
     Ok(months)
 }
 
@@ -78,9 +80,7 @@ async fn add_months(conn: &mut PgConnection, deltas: &Deltas) -> sqlx::Result<Ve
              cost = t.cost + excluded.cost,
              unpriced_event_count = t.unpriced_event_count + excluded.unpriced_event_count,
              summary_stale_since = COALESCE(t.summary_stale_since, now())
-         RETURNING client_id, month, cost, raised_alerts, open_alerts,
-             COALESCE((SELECT p.cost FROM usage_months p WHERE p.client_id = t.client_id
-                       AND p.month = (t.month - interval '1 month')::date), 0) AS "previous_cost!""#,
+         RETURNING client_id, month, cost, raised_alerts, open_alerts, 0::numeric AS "previous_cost!""#,
         &clients,
         &months,
         &sums.request_counts,
@@ -93,16 +93,9 @@ async fn add_months(conn: &mut PgConnection, deltas: &Deltas) -> sqlx::Result<Ve
     )
     .fetch_all(conn)
     .await?;
+    // In the order of the deltas, which is that of the previous costs.
     let mut rows = rows.into_iter().map(MonthRow::try_from).collect::<sqlx::Result<Vec<_>>>()?;
-    // The statement does not see what it has changed itself: a month before that is among these rows is newer than what it
-    // has read.
-    let costs: HashMap<(String, Month), Total> =
-        rows.iter().map(|row| ((row.client_id.clone(), row.month.next()), row.cost)).collect();
-    for row in &mut rows {
-        if let Some(cost) = costs.get(&(row.client_id.clone(), row.month)) {
-            row.previous_cost = *cost;
-        }
-    }
+    rows.sort_by(|left, right| (&left.client_id, left.month).cmp(&(&right.client_id, right.month)));
     Ok(rows)
 }
 
@@ -141,7 +134,11 @@ async fn add_month_services(conn: &mut PgConnection, deltas: &Deltas) -> sqlx::R
     .map(drop)
 }
 
-async fn add_days(conn: &mut PgConnection, deltas: &Deltas) -> sqlx::Result<()> {
+/// Adds to the days, and reads what the months before those of the deltas have cost: here, since this statement begins when
+/// the months are locked, and sees what others had committed by then. The statement that locks them may be older than that.
+async fn add_days(conn: &mut PgConnection, deltas: &Deltas) -> sqlx::Result<Vec<Total>> {
+    let month_clients: Vec<String> = deltas.months.keys().map(|key| key.0.to_string()).collect();
+    let months_before: Vec<NaiveDate> = deltas.months.keys().map(|key| key.1.previous().first_day()).collect();
     let keys = deltas.days.keys();
     let clients: Vec<String> = keys.clone().map(|key| key.0.to_string()).collect();
     let days: Vec<NaiveDate> = keys.clone().map(|key| key.1).collect();
@@ -149,8 +146,9 @@ async fn add_days(conn: &mut PgConnection, deltas: &Deltas) -> sqlx::Result<()> 
     let operations: Vec<String> = keys.clone().map(|key| key.3.to_string()).collect();
     let models: Vec<String> = keys.map(|key| key.4.to_string()).collect();
     let sums: SumsColumns = deltas.days.values().collect();
-    sqlx::query!(
-        "INSERT INTO usage_days AS t (client_id, day, service, operation, model, request_count, units, input_tokens,
+    let costs = sqlx::query_scalar!(
+        r#"WITH added AS (
+         INSERT INTO usage_days AS t (client_id, day, service, operation, model, request_count, units, input_tokens,
              output_tokens, cached_input_tokens, cost, unpriced_event_count)
          SELECT * FROM unnest($1::text[], $2::date[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::numeric[],
              $8::bigint[], $9::bigint[], $10::bigint[], $11::numeric[], $12::bigint[])
@@ -161,7 +159,11 @@ async fn add_days(conn: &mut PgConnection, deltas: &Deltas) -> sqlx::Result<()> 
              output_tokens = t.output_tokens + excluded.output_tokens,
              cached_input_tokens = t.cached_input_tokens + excluded.cached_input_tokens,
              cost = t.cost + excluded.cost,
-             unpriced_event_count = t.unpriced_event_count + excluded.unpriced_event_count",
+             unpriced_event_count = t.unpriced_event_count + excluded.unpriced_event_count
+         )
+         SELECT COALESCE(p.cost, 0) AS "cost!"
+         FROM unnest($13::text[], $14::date[]) WITH ORDINALITY AS wanted (client_id, month, number)
+         LEFT JOIN usage_months p USING (client_id, month) ORDER BY number"#,
         &clients,
         &days,
         &services,
@@ -173,11 +175,13 @@ async fn add_days(conn: &mut PgConnection, deltas: &Deltas) -> sqlx::Result<()> 
         &sums.output_tokens,
         &sums.cached_input_tokens,
         &sums.costs,
-        &sums.unpriced_event_counts
+        &sums.unpriced_event_counts,
+        &month_clients,
+        &months_before
     )
-    .execute(conn)
-    .await
-    .map(drop)
+    .fetch_all(conn)
+    .await?;
+    costs.iter().map(numeric::total).collect()
 }
 
 /// Locks the month rows of these clients and first days, in order.
@@ -193,19 +197,21 @@ pub async fn lock_months(conn: &mut PgConnection, clients: &[String], months: &[
     .map(drop)
 }
 
-/// Locks months of a client that have a row, in order, and reads what the alert rules need.
+/// Locks months of a client that have a row, in order, and then reads what the alert rules need.
 pub async fn lock_client_months(
     conn: &mut PgConnection,
     client_id: &str,
     months: &[Month],
 ) -> sqlx::Result<Vec<MonthRow>> {
     let months: Vec<NaiveDate> = months.iter().map(|month| month.first_day()).collect();
+    let clients = vec![client_id.to_string(); months.len()];
+    lock_months(conn, &clients, &months).await?;
     let rows = sqlx::query_as!(
         RawMonthRow,
-        r#"SELECT client_id, month, cost, raised_alerts, open_alerts,
-               COALESCE((SELECT p.cost FROM usage_months p WHERE p.client_id = t.client_id
-                         AND p.month = (t.month - interval '1 month')::date), 0) AS "previous_cost!"
-           FROM usage_months t WHERE client_id = $1 AND month = ANY($2) ORDER BY month FOR UPDATE"#,
+        r#"SELECT t.client_id, t.month, t.cost, t.raised_alerts, t.open_alerts, COALESCE(p.cost, 0) AS "previous_cost!"
+           FROM usage_months t
+           LEFT JOIN usage_months p ON p.client_id = t.client_id AND p.month = (t.month - interval '1 month')::date
+           WHERE t.client_id = $1 AND t.month = ANY($2) ORDER BY t.month"#,
         client_id,
         &months
     )

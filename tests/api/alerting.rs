@@ -107,48 +107,56 @@ async fn a_leap_over_both_lines_raises_the_critical_one_alone() {
     assert_sets_match(&server).await;
 }
 
-/// So many clients, one after the other, each taken over both lines by 64 writers on two replicas.
+/// So many clients, one after the other, each taken over all lines by 64 writers on two replicas: thresholds at 50 and 100,
+/// spikes at 105 and 140 (October had 70), and a projection from 25 on the fifth day.
 async fn race(services: &'static [&'static str], rounds: usize) {
     const WRITERS: usize = 64;
-    let first = server_at("2026-11-02T12:00:00Z").await;
+    let first = server_at("2026-11-05T12:00:00Z").await;
     metered(&first, "other").await;
     let second = TestServer::replica(&first.database_url, &[], first.clock.clone()).await;
+    let october = (0..rounds).map(|round| event_at(&format!("race-{round}"), "metered", "70", "2026-10-20T12:00:00Z"));
+    first.batch(october.collect(), false).await;
     let channels = [first.channel(), second.channel()];
-    let (mut warnings, mut criticals) = (0, 0);
     for round in 0..rounds {
         let client_id = format!("race-{round}");
         let mut writers = JoinSet::new();
         for writer in 0..WRITERS {
             let mut usage = usage_service_client::UsageServiceClient::new(channels[writer % 2].clone());
-            // 64 × 2.5 = 160: over both lines.
+            // 64 × 2.5 = 160: over every line.
             let event = event(&client_id, services[writer / 2 % services.len()], "2.5");
             writers.spawn(async move { usage.track_usage(TrackUsageRequest { event: Some(event) }).await.unwrap() });
         }
+        // A check beside them raises nothing twice either.
+        check(&first, &client_id).await;
         writers.join_all().await;
-        let alerts = alerts(&first, &client_id).await;
-        let severities: Vec<_> = alerts.iter().map(|alert| alert.severity()).collect();
-        assert!(
-            severities == [AlertSeverity::Critical] || severities == [AlertSeverity::Warning, AlertSeverity::Critical],
-            "{severities:?}"
-        );
-        warnings += severities.len() - 1;
-        criticals += 1;
     }
     // The feed has them in the order of their commits, without a gap.
-    let feed: Vec<(i64, String, i16)> =
-        sqlx::query_as("SELECT sequence, client_id, severity FROM alert_feed ORDER BY sequence")
+    let feed: Vec<(i64, String, i16, i16)> =
+        sqlx::query_as("SELECT sequence, client_id, type, severity FROM alert_feed ORDER BY sequence")
             .fetch_all(&first.pool)
             .await
             .unwrap();
     assert_eq!(feed.iter().map(|row| row.0).collect::<Vec<_>>(), (1..=feed.len() as i64).collect::<Vec<_>>());
-    let mut of_clients: BTreeMap<&str, Vec<i16>> = BTreeMap::new();
-    feed.iter().for_each(|(_, client_id, severity)| of_clients.entry(client_id).or_default().push(*severity));
-    assert!(of_clients.values().all(|severities| severities == &[2] || severities == &[1, 2]), "{of_clients:?}");
-    println!(
-        "{rounds} races of {WRITERS} writers on 2 replicas, services {services:?}: {criticals} critical alerts, {warnings} warnings, none after a critical one"
-    );
+    // Of the month that was raced for: October's own warning came before.
+    let mut of_lines: BTreeMap<(&str, i16), Vec<i16>> = BTreeMap::new();
+    for (_, client_id, kind, severity) in feed.iter().skip(rounds) {
+        of_lines.entry((client_id, *kind)).or_default().push(*severity);
+    }
+    let count = |kind: AlertType, severities: &[i16]| {
+        of_lines.iter().filter(|((_, of), found)| *of == kind as i16 && found.as_slice() == severities).count()
+    };
+    for kind in [AlertType::Threshold, AlertType::Spike] {
+        let (alone, after_warning) = (count(kind, &[2]), count(kind, &[1, 2]));
+        assert_eq!(alone + after_warning, rounds, "{kind:?}: {of_lines:?}");
+        println!(
+            "{rounds} races of {WRITERS} writers on 2 replicas, services {services:?}, {kind:?}: {rounds} critical alerts, \
+             {after_warning} warnings before them, none after"
+        );
+    }
+    assert_eq!(count(AlertType::Projection, &[1]), rounds, "{of_lines:?}");
+    assert_eq!(of_lines.len(), 3 * rounds);
     assert_sets_match(&first).await;
-    first.assert_exact((rounds * WRITERS) as i64).await;
+    first.assert_exact((rounds * (WRITERS + 1)) as i64).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -239,30 +247,39 @@ async fn a_projection_counts_the_clients_own_days_and_begins_on_the_third() {
 }
 
 #[tokio::test]
-async fn days_of_23_and_25_hours_count_as_one_day() {
-    // Berlin, 29 March 2026 has 23 hours, 25 October 2026 has 25: on the third day a projection begins, not an hour off.
-    for (third_day_begins, cost) in [("2026-03-02T23:00:00Z", "14.6"), ("2026-10-02T22:00:00Z", "14.6")] {
-        let start = time(third_day_begins);
-        let server = server_at("2026-01-15T12:00:00Z").await;
+async fn a_day_of_23_or_25_hours_is_one_day_and_alerts_as_such() {
+    // Berlin's 29 March 2026 begins at 23:00 UTC and has 23 hours, 25 October begins at 22:00 UTC and has 25.
+    let days = [
+        (
+            "2026-03-29",
+            ["2026-03-28T22:59:59Z", "2026-03-28T23:00:00Z", "2026-03-29T21:59:59Z", "2026-03-29T22:00:00Z"],
+        ),
+        (
+            "2026-10-25",
+            ["2026-10-24T21:59:59Z", "2026-10-24T22:00:00Z", "2026-10-25T22:59:59Z", "2026-10-25T23:00:00Z"],
+        ),
+    ];
+    for (day, [before, first, last, after]) in days {
+        let server = server_at(last).await;
         server.client_in("acme", "Europe/Berlin").await;
-        server.clock.set(start - chrono::TimeDelta::seconds(1));
-        // 14.6 × 31 ÷ 3 = 150.87: from the third day on.
-        spend(&server, "acme", cost).await;
-        assert_eq!(kinds(&server, "acme").await, [""; 0]);
-        server.clock.set(start);
-        assert_eq!(check(&server, "acme").await.raised_count, 1, "{third_day_begins}");
+        let mut events: Vec<_> = (1..=10)
+            .map(|ago| event_at("acme", "metered", "1", &(time(first) - chrono::TimeDelta::days(ago)).to_rfc3339()))
+            .collect();
+        // 12 in the day, at both its ends; what lies a second beside them is not in it.
+        events.extend([
+            event_at("acme", "metered", "0.5", before),
+            event_at("acme", "metered", "6", first),
+            event_at("acme", "metered", "6", last),
+            event_at("acme", "metered", "0.25", after),
+        ]);
+        server.batch(events, false).await;
+        let found = check(&server, "acme").await;
+        let cost = found.raised.iter().find(|alert| alert.r#type() == AlertType::Anomaly && alert.service.is_empty());
+        let cost = cost.unwrap_or_else(|| panic!("{found:?}"));
+        assert_eq!((cost.period.as_str(), cost.current.as_str()), (day, "12"));
+        // (10 + 0.5) ÷ 29.
+        assert_eq!(cost.previous, "0.362068965517");
     }
-    // The day of 25 hours is one day of usage: 25 hours of 1 USD are no anomaly beside days of 24.
-    let server = server_at("2026-10-25T22:30:00Z").await;
-    server.client_in("acme", "Europe/Berlin").await;
-    let mut events = vec![];
-    for hour in 0..=25 * 24 {
-        let at = time("2026-10-25T22:30:00Z") - chrono::TimeDelta::hours(hour);
-        events.push(event_at("acme", "metered", "1", &at.to_rfc3339()));
-    }
-    server.batch(events, false).await;
-    let found = check(&server, "acme").await;
-    assert!(found.raised.iter().all(|alert| alert.r#type() != AlertType::Anomaly), "{found:?}");
 }
 
 #[tokio::test]
@@ -319,6 +336,75 @@ async fn a_check_finds_days_far_above_the_29_before_for_cost_and_for_the_units_o
     server.track(event_at("acme", "other", "20", "2026-11-21T23:00:00Z")).await.unwrap();
     let found = check(&server, "acme").await;
     assert_eq!(anomalies(&found), [("other".into(), "2026-11-21".into(), String::new())]);
+}
+
+#[tokio::test]
+async fn days_of_the_last_week_are_checked_and_an_anomaly_is_over_when_its_rule_says_so() {
+    let server = server_at("2026-11-21T12:00:00Z").await;
+    server.client_in("far", "Pacific/Kiritimati").await;
+    let mut events = vec![];
+    for day in 1..=12 {
+        for client in ["acme", "far"] {
+            events.push(event_at(client, "metered", "1", &format!("2026-11-{day:02}T12:00:00Z")));
+        }
+    }
+    // Nobody looked for six days. In Kiribati it was the next day already.
+    events.push(event_at("acme", "metered", "20", "2026-11-15T11:00:00Z"));
+    events.push(event_at("far", "metered", "20", "2026-11-15T11:00:00Z"));
+    events.push(event_at("acme", "metered", "20", "2026-11-14T11:00:00Z"));
+    server.batch(events, false).await;
+    let periods = async |client: &str| {
+        let found = check(&server, client).await.raised;
+        let found = found.iter().filter(|alert| alert.r#type() == AlertType::Anomaly && alert.service.is_empty());
+        found.map(|alert| alert.period.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(periods("acme").await, ["2026-11-15"]);
+    assert_eq!(periods("far").await, ["2026-11-16"]);
+    // Twenty times the mean is no anomaly by this policy.
+    let policy = AlertPolicy { client_id: "acme".into(), anomaly_factor: Some("50".into()), ..Default::default() };
+    crate::policies::try_update(&server, policy, &["anomaly_factor"]).await.unwrap();
+    let open = async |client: &str| {
+        let alerts = alerts(&server, client).await;
+        let open = alerts.iter().filter(|alert| alert.r#type() == AlertType::Anomaly && alert.resolve_time.is_none());
+        open.count()
+    };
+    assert_eq!((open("acme").await, open("far").await), (0, 2));
+    let off = AlertPolicy { client_id: "far".into(), anomaly_enabled: Some(false), ..Default::default() };
+    crate::policies::try_update(&server, off, &["anomaly_enabled"]).await.unwrap();
+    assert_eq!(open("far").await, 0);
+}
+
+#[tokio::test]
+async fn the_hourly_job_raises_what_time_alone_brings_about() {
+    let server = server_at("2026-11-02T12:00:00Z").await;
+    spend(&server, "acme", "16").await;
+    server.clock.set(time("2026-11-03T12:00:00Z"));
+    let result = server.run_job("alert_checks").await;
+    assert!(result.contains("1 client checked, 1 alert raised"), "{result}");
+    assert_eq!(kinds(&server, "acme").await, ["2026-11 PROJECTION WARNING"]);
+}
+
+#[tokio::test]
+async fn a_spike_is_measured_against_what_the_month_before_has_come_to_meanwhile() {
+    let server = server_at("2026-11-02T12:00:00Z").await;
+    spend(&server, "acme", "14").await;
+    // Somebody holds November, and while an event waits for it, puts 10 into October.
+    let mut tx = server.pool.begin().await.unwrap();
+    let november = "SELECT 1 FROM usage_months WHERE client_id = 'acme' AND month = '2026-11-01' FOR UPDATE";
+    sqlx::query(november).execute(&mut *tx).await.unwrap();
+    let mut usage = server.usage();
+    let waiting = tokio::spawn(async move {
+        usage.track_usage(TrackUsageRequest { event: Some(event("acme", "metered", "1")) }).await.unwrap();
+    });
+    let waits = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    eventually(async || server.sql(waits).await > 0).await;
+    let october =
+        "INSERT INTO usage_months SELECT client_id, '2026-10-01', request_count, units, input_tokens, output_tokens,
+                       cached_input_tokens, 10, unpriced_event_count FROM usage_months WHERE client_id = 'acme'";
+    sqlx::query(october).execute(&mut *tx).await.unwrap();
+    tx.commit().await.unwrap();
+    waiting.await.unwrap();
+    assert_eq!(kinds(&server, "acme").await, ["2026-11 SPIKE WARNING"]);
 }
 
 #[tokio::test]
@@ -385,6 +471,14 @@ async fn a_backfill_raises_alerts_and_notifies_nobody() {
     server.batch(vec![event_at("acme", "metered", "60", "2024-03-05T12:00:00Z")], true).await;
     server.batch(vec![event("acme", "metered", "60")], true).await;
     assert_eq!(kinds(&server, "acme").await, ["2024-03 THRESHOLD WARNING", "2026-11 THRESHOLD WARNING"]);
+    // Nor is anybody told where its price comes later.
+    let service = Service { service: "later".into(), ..Default::default() };
+    let request = CreateServiceRequest { service: Some(service), request_id: String::new() };
+    server.catalog().create_service(request).await.unwrap();
+    server.batch(vec![event("globex", "later", "60")], true).await;
+    let request = CreatePriceRequest { price: Some(unit_price("later", "", "1")), request_id: String::new() };
+    server.catalog().create_price(request).await.unwrap();
+    eventually(async || kinds(&server, "globex").await == ["2026-11 THRESHOLD WARNING"]).await;
     assert_eq!(notifications().await, 0);
     // What live usage adds to is told.
     spend(&server, "acme", "60").await;

@@ -198,6 +198,69 @@ async fn channels_are_replaced_whole_and_their_keys_shown_once() {
 }
 
 #[tokio::test]
+async fn a_key_that_the_server_made_is_told_also_where_the_policy_cannot_be_evaluated_at_once() {
+    let server = server_at("2026-11-02T12:00:00Z").await;
+    server.track(event("acme", "metered", "30")).await.unwrap();
+    // Somebody holds the client's month for longer than a call waits for a row.
+    let mut tx = server.pool.begin().await.unwrap();
+    sqlx::query("SELECT 1 FROM usage_months FOR UPDATE").execute(&mut *tx).await.unwrap();
+    let channels = vec![webhook("https://example.com/a")];
+    let policy = AlertPolicy { channels, ..lines("acme", "5", "10") };
+    let held = update(&server, policy, &["monthly_warning", "monthly_critical", "channels"]).await;
+    assert_eq!(held.channels[0].secrets.len(), 1);
+    tx.commit().await.unwrap();
+    // The job for all clients comes after it by itself.
+    eventually(async || kinds(&server, "acme").await == ["2026-11 THRESHOLD CRITICAL"]).await;
+}
+
+#[tokio::test]
+async fn a_default_that_contradicts_a_clients_own_line_keeps_nobody_from_changing_another() {
+    let server = server_at("2026-11-02T12:00:00Z").await;
+    server.client_in("acme", "UTC").await;
+    update(&server, lines("", "50", "500"), &LINES).await;
+    let warning = AlertPolicy { monthly_critical: None, ..lines("acme", "200", "") };
+    update(&server, warning, &["monthly_warning"]).await;
+    update(&server, lines("", "50", "100"), &LINES).await;
+    let off = AlertPolicy { client_id: "acme".into(), spike_enabled: Some(false), ..Default::default() };
+    update(&server, off, &["spike_enabled"]).await;
+    // Its critical line holds, and its warning is beyond it.
+    server.track(event("acme", "metered", "150")).await.unwrap();
+    server.track(event("acme", "metered", "150")).await.unwrap();
+    assert_eq!(kinds(&server, "acme").await, ["2026-11 THRESHOLD CRITICAL"]);
+}
+
+#[tokio::test]
+async fn every_value_of_a_policy_has_its_effect() {
+    let server = server_at("2026-11-02T12:00:00Z").await;
+    for (client, october) in [("early", "0.5"), ("late", "0.5")] {
+        server.track(event_at(client, "metered", october, "2026-10-20T12:00:00Z")).await.unwrap();
+    }
+    let early = AlertPolicy {
+        client_id: "early".into(),
+        projection_first_day: Some(2),
+        projection_factor: Some("0.5".into()),
+        spike_baseline_min: Some("0.5".into()),
+        spike_warning_percent: Some("1000".into()),
+        spike_critical_percent: Some("5000".into()),
+        ..Default::default()
+    };
+    let paths = [
+        "projection_first_day",
+        "projection_factor",
+        "spike_baseline_min",
+        "spike_warning_percent",
+        "spike_critical_percent",
+    ];
+    update(&server, early, &paths).await;
+    // 6 × 30 ÷ 2 = 90, at or over 0.5 × 100; 1,100 % above 0.5.
+    for client in ["early", "late"] {
+        server.track(event(client, "metered", "6")).await.unwrap();
+    }
+    assert_eq!(kinds(&server, "early").await, ["2026-11 PROJECTION WARNING", "2026-11 SPIKE WARNING"]);
+    assert_eq!(kinds(&server, "late").await, [""; 0]);
+}
+
+#[tokio::test]
 async fn contradictions_and_wrong_values_are_told_with_the_field() {
     let server = server_at("2026-11-02T12:00:00Z").await;
     metered(&server, "other").await;
@@ -226,6 +289,10 @@ async fn contradictions_and_wrong_values_are_told_with_the_field() {
     let fields = ["policy.projection_factor", "policy.projection_first_day", "policy.anomaly_factor", "update_mask"];
     wrong(many, &paths, &fields).await;
     wrong(AlertPolicy::default(), &[], &["update_mask"]).await;
+    wrong(AlertPolicy::default(), &["monthly_warning"; 101], &["update_mask"]).await;
+    let update_mask = Some(FieldMask { paths: vec!["monthly_warning".into()] });
+    let nobodys = server.alerts().update_alert_policy(UpdateAlertPolicyRequest { policy: None, update_mask }).await;
+    assert_wrong(nobodys, "INVALID_FIELD", &["policy"]);
 
     let channels = [
         webhook("http://example.com/a"),
@@ -271,6 +338,10 @@ async fn alerts_that_do_not_exist_and_wrong_filters_have_their_status() {
     };
     let fields = ["client_ids[0]", "types[0]", "types[1]", "min_severity", "page_size"];
     assert_wrong(service.list_alerts(wrong).await, "INVALID_FIELD", &fields);
+    let too_many = ListAlertsRequest { types: vec![1; 101], ..Default::default() };
+    assert_wrong(service.list_alerts(too_many).await, "INVALID_FIELD", &["types"]);
+    let too_many = ListNotificationsRequest { states: vec![1; 101], ..Default::default() };
+    assert_wrong(service.list_notifications(too_many).await, "INVALID_FIELD", &["states"]);
     let forged = ListAlertsRequest { page_token: "x".into(), ..Default::default() };
     assert_wrong(service.list_alerts(forged).await, "PAGE_TOKEN_INVALID", &["page_token"]);
     let nobody = CheckAlertsRequest { client_id: "nobody".into() };
