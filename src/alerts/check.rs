@@ -11,7 +11,7 @@ use crate::store::{alert_feed, alerts, clients, is_transient, locks, policies};
 use chrono::{Days, NaiveDate};
 use futures_util::stream::{self, StreamExt};
 use sqlx::{PgConnection, PgPool};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::pin::pin;
 
 /// Clients that are looked up at once, and that are checked at once.
@@ -56,9 +56,13 @@ pub async fn client(
     let months = [month.previous(), month];
     let rows = rollups::lock_client_months(conn, client_id, &months).await?;
     let days: Vec<NaiveDate> = (0..ANOMALY_DAYS_CHECKED).rev().map(|ago| today - Days::new(ago)).collect();
-    let first = days[0] - Days::new(ANOMALY_DAYS_BEFORE.into());
-    let day_rows = rollups::days(conn, client_id, first, today).await?;
-    evaluate(conn, settings, Scope { client_id, today, raise_from: month, rows, days: &days, day_rows }).await.map(Some)
+    // From the begin of a month on: whether a service was used before is known by month.
+    let first = Month::of(days[0] - Days::new(ANOMALY_DAYS_BEFORE.into()));
+    let usage = DayUsage {
+        rows: rollups::days(conn, client_id, first.first_day(), today).await?,
+        services_before: rollups::services_before(conn, client_id, first).await?,
+    };
+    evaluate(conn, settings, Scope { client_id, today, raise_from: month, rows, days: &days, usage }).await.map(Some)
 }
 
 /// Checks months of a client that were corrected, whichever they are. As the last write of a transaction that holds them, but
@@ -73,7 +77,8 @@ pub async fn corrected_months(
     let Some(zone) = clients::time_zone(conn, client_id).await? else { return Ok(Checked::default()) };
     let Some(raise_from) = months.iter().min().copied() else { return Ok(Checked::default()) };
     let rows = rollups::lock_client_months(conn, client_id, months).await?;
-    let scope = Scope { client_id, today: settings.today(zone), raise_from, rows, days: &[], day_rows: vec![] };
+    let scope =
+        Scope { client_id, today: settings.today(zone), raise_from, rows, days: &[], usage: DayUsage::default() };
     evaluate(conn, settings, scope).await
 }
 
@@ -87,18 +92,26 @@ struct Scope<'a> {
     rows: Vec<MonthRow>,
     /// Looked at for anomalies.
     days: &'a [NaiveDate],
-    day_rows: Vec<DayRow>,
+    usage: DayUsage,
+}
+
+/// What anomalies are seen by.
+#[derive(Default)]
+struct DayUsage {
+    rows: Vec<DayRow>,
+    /// Services that were used before these days.
+    services_before: HashSet<String>,
 }
 
 async fn evaluate(conn: &mut PgConnection, settings: &AlertSettings, scope: Scope<'_>) -> sqlx::Result<Checked> {
-    let Scope { client_id, today, raise_from, rows, days, day_rows } = scope;
+    let Scope { client_id, today, raise_from, rows, days, usage } = scope;
     let policies = policies::load(conn, &[client_id.to_string()]).await?;
     let policy = policies.of(client_id);
     let months: Vec<Month> = rows.iter().map(|row| row.month).collect();
     let open = alerts::open(conn, client_id, &months, days.first().copied().unwrap_or(NaiveDate::MAX)).await?;
     let refs: Vec<&MonthRow> = rows.iter().collect();
     let recurring = rollups::recurring_costs(conn, &refs).await?;
-    let anomalies: Vec<DayFacts> = days.iter().flat_map(|day| day_facts(*day, &day_rows)).collect();
+    let anomalies: Vec<DayFacts> = days.iter().flat_map(|day| usage.facts(*day)).collect();
 
     let mut resolved: Vec<String> = vec![];
     let mut raising: Vec<Raising<'_>> = vec![];
@@ -150,24 +163,37 @@ fn anomaly_is_over(policy: &Policy, days: &[DayFacts], alert: &Finding) -> bool 
     days.iter().find(same).is_none_or(|facts| facts.anomaly(policy).is_none())
 }
 
-/// A day's cost, and its units of each service, with the days before.
-fn day_facts(day: NaiveDate, rows: &[DayRow]) -> Vec<DayFacts> {
-    let first = day - Days::new(ANOMALY_DAYS_BEFORE.into());
-    // Of each thing that is counted, its days.
-    let mut values: BTreeMap<&str, BTreeMap<NaiveDate, Total>> = BTreeMap::new();
-    for row in rows.iter().filter(|row| row.day >= first && row.day <= day) {
-        *values.entry("").or_default().entry(row.day).or_default() += row.cost;
-        *values.entry(&row.service).or_default().entry(row.day).or_default() += row.units;
+impl DayUsage {
+    /// A day's cost, and its units of each service, with the days before.
+    fn facts(&self, day: NaiveDate) -> Vec<DayFacts> {
+        // Of each thing that is counted, its days.
+        let mut values: BTreeMap<&str, BTreeMap<NaiveDate, Total>> = BTreeMap::new();
+        for row in self.rows.iter().filter(|row| row.day <= day) {
+            *values.entry("").or_default().entry(row.day).or_default() += row.cost;
+            *values.entry(&row.service).or_default().entry(row.day).or_default() += row.units;
+        }
+        values
+            .into_iter()
+            .filter_map(|(service, mut values)| {
+                let value = values.remove(&day)?;
+                let used_before = match service {
+                    "" => !self.services_before.is_empty(),
+                    service => self.services_before.contains(service),
+                };
+                let longest = day - Days::new(ANOMALY_DAYS_BEFORE.into());
+                let first = values.keys().next().copied().filter(|_| !used_before).unwrap_or(longest).max(longest);
+                let before = values.range(first..);
+                Some(DayFacts {
+                    service: service.into(),
+                    day,
+                    value,
+                    days_before: (day - first).num_days() as u32,
+                    days_with_usage: before.clone().count() as u32,
+                    sum_before: before.map(|(_, value)| *value).sum(),
+                })
+            })
+            .collect()
     }
-    values
-        .into_iter()
-        .filter_map(|(service, mut values)| {
-            let value = values.remove(&day)?;
-            let days_with_usage = values.len() as u32;
-            let sum_before = values.into_values().sum();
-            Some(DayFacts { service: service.into(), day, value, sum_before, days_with_usage })
-        })
-        .collect()
 }
 
 /// Checks one client in a transaction of its own. Nothing where there is no such client.

@@ -251,7 +251,9 @@ pub struct DayFacts {
     pub service: String,
     pub day: NaiveDate,
     pub value: Total,
-    /// Sum of the [`ANOMALY_DAYS_BEFORE`] days before.
+    /// The [`ANOMALY_DAYS_BEFORE`] days before, as far as there has been usage by then: days before the first usage of all are
+    /// no days without usage, or everything new would be an anomaly.
+    pub days_before: u32,
     pub sum_before: Total,
     /// How many of them had usage.
     pub days_with_usage: u32,
@@ -269,11 +271,11 @@ impl DayFacts {
             return None;
         }
         // Exact: value × days > sum × factor.
-        let days = I256::from(ANOMALY_DAYS_BEFORE) * I256::from(Decimal::ONE.scaled());
+        let days = I256::from(self.days_before) * I256::from(Decimal::ONE.scaled());
         if self.value.scaled() * days <= self.sum_before.scaled() * policy.anomaly_factor.scaled() {
             return None;
         }
-        let mean = self.sum_before.scale_by(1, ANOMALY_DAYS_BEFORE);
+        let mean = self.sum_before.scale_by(1, self.days_before);
         Some(Finding {
             kind: AlertType::Anomaly,
             severity: Severity::Warning,
@@ -326,9 +328,7 @@ impl Finding {
                     );
                 }
                 let (current, mean, service) = (self.current, mean.shown(), &self.service);
-                format!(
-                    "{client} used {current} units of {service} on {day}; the 29 days before had {mean} a day on average."
-                )
+                format!("{client} used {current} units of {service} on {day}; the days before had {mean} on average.")
             }
         }
     }

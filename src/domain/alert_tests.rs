@@ -119,9 +119,28 @@ fn what_is_open_is_not_raised_again_and_a_warning_never_follows_a_critical_alert
 
 fn day(value: &str, sum_before: &str, days_with_usage: u32, service: &str) -> Option<Finding> {
     let day = parse_day("2026-11-21").unwrap();
-    let facts =
-        DayFacts { service: service.into(), day, value: total(value), sum_before: total(sum_before), days_with_usage };
+    let (value, sum_before) = (total(value), total(sum_before));
+    let facts = DayFacts { service: service.into(), day, value, days_before: 29, sum_before, days_with_usage };
+    let off = Policy { anomaly_enabled: false, ..Policy::default() };
+    assert_eq!(facts.anomaly(&off), None);
     facts.anomaly(&Policy::default())
+}
+
+#[test]
+fn steady_usage_is_no_anomaly_from_the_first_day_that_can_be_one() {
+    let day = parse_day("2026-11-21").unwrap();
+    let steady = |days: u32| DayFacts {
+        service: String::new(),
+        day,
+        value: total("10"),
+        days_before: days,
+        sum_before: total(&(10 * days).to_string()),
+        days_with_usage: days,
+    };
+    for days in 1..=29 {
+        assert_eq!(steady(days).anomaly(&Policy::default()), None, "{days}");
+    }
+    assert!(DayFacts { value: total("30.1"), ..steady(7) }.anomaly(&Policy::default()).is_some());
 }
 
 #[test]
@@ -156,11 +175,11 @@ fn messages_are_sentences_with_rounded_figures() {
     );
     assert_eq!(
         day("30", "58", 29, "").unwrap().message("acme", "USD"),
-        "acme used 30.00 USD on 21 November 2026; the 29 days before had 2.00 USD a day on average."
+        "acme used 30.00 USD on 21 November 2026; the days before had 2.00 USD on average."
     );
     assert_eq!(
         day("30.5", "58", 29, "sms").unwrap().message("acme", "USD"),
-        "acme used 30.5 units of sms on 21 November 2026; the 29 days before had 2.00 a day on average."
+        "acme used 30.5 units of sms on 21 November 2026; the days before had 2.00 on average."
     );
     let january = facts("40", "20", "2027-01-10");
     let spike = january.reached(&Policy::default(), Spike, Warning).unwrap().message("acme", "USD");

@@ -9,6 +9,7 @@ use crate::store::sums::SumsColumns;
 use bigdecimal::BigDecimal;
 use chrono::NaiveDate;
 use sqlx::PgConnection;
+use std::collections::HashSet;
 
 /// A client's month, as far as the alert rules need it. Who holds one has its row locked.
 #[derive(Clone, Debug)]
@@ -197,27 +198,37 @@ pub async fn lock_months(conn: &mut PgConnection, clients: &[String], months: &[
     .map(drop)
 }
 
-/// Locks months of a client that have a row, in order, and then reads what the alert rules need.
+/// Locks months of a client that have a row, in order, and gives them as they are then. What the months before have cost is
+/// read after that, since the statement that waits for a row may have read others before.
 pub async fn lock_client_months(
     conn: &mut PgConnection,
     client_id: &str,
     months: &[Month],
 ) -> sqlx::Result<Vec<MonthRow>> {
     let months: Vec<NaiveDate> = months.iter().map(|month| month.first_day()).collect();
-    let clients = vec![client_id.to_string(); months.len()];
-    lock_months(conn, &clients, &months).await?;
     let rows = sqlx::query_as!(
         RawMonthRow,
-        r#"SELECT t.client_id, t.month, t.cost, t.raised_alerts, t.open_alerts, COALESCE(p.cost, 0) AS "previous_cost!"
-           FROM usage_months t
-           LEFT JOIN usage_months p ON p.client_id = t.client_id AND p.month = (t.month - interval '1 month')::date
-           WHERE t.client_id = $1 AND t.month = ANY($2) ORDER BY t.month"#,
+        r#"SELECT client_id, month, cost, raised_alerts, open_alerts, 0::numeric AS "previous_cost!"
+           FROM usage_months WHERE client_id = $1 AND month = ANY($2) ORDER BY month FOR UPDATE"#,
         client_id,
         &months
     )
+    .fetch_all(&mut *conn)
+    .await?;
+    let mut rows = rows.into_iter().map(MonthRow::try_from).collect::<sqlx::Result<Vec<_>>>()?;
+    let before: Vec<NaiveDate> = rows.iter().map(|row| row.month.previous().first_day()).collect();
+    let costs = sqlx::query_scalar!(
+        r#"SELECT COALESCE((SELECT cost FROM usage_months WHERE client_id = $1 AND month = wanted.month), 0) AS "cost!"
+           FROM unnest($2::date[]) WITH ORDINALITY AS wanted (month, number) ORDER BY number"#,
+        client_id,
+        &before
+    )
     .fetch_all(conn)
     .await?;
-    rows.into_iter().map(MonthRow::try_from).collect()
+    for (row, cost) in rows.iter_mut().zip(costs) {
+        row.previous_cost = numeric::total(&cost)?;
+    }
+    Ok(rows)
 }
 
 /// What recurring services have cost in these months, in their order.
@@ -234,6 +245,16 @@ pub async fn recurring_costs(conn: &mut PgConnection, months: &[&MonthRow]) -> s
     .fetch_all(conn)
     .await?;
     costs.iter().map(numeric::total).collect()
+}
+
+/// Services that a client had used before this month.
+pub async fn services_before(conn: &mut PgConnection, client_id: &str, month: Month) -> sqlx::Result<HashSet<String>> {
+    let services = sqlx::query_scalar!(
+        "SELECT DISTINCT service FROM usage_month_services WHERE client_id = $1 AND month < $2 AND request_count > 0",
+        client_id,
+        month.first_day()
+    );
+    Ok(services.fetch_all(conn).await?.into_iter().collect())
 }
 
 /// A service on a day.
