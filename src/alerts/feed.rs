@@ -31,7 +31,7 @@ const BACKOFF_LAST: Duration = Duration::from_secs(2);
 /// Changes of a page of the table: few, as a subscriber that stalls keeps the rest of its page.
 const PAGE_ENTRIES: i64 = 64;
 /// Numbers that a page looks at: where a filter lets little through, one statement does not read the whole feed.
-const PAGE_SPAN: i64 = 10_000;
+const PAGE_SPAN: i64 = 2_000;
 /// Pages that are read at once. Who waits for a turn waits in line.
 const PAGES_AT_ONCE: u32 = 4;
 /// How long a page is tried while the database is away, and the pause between two tries.
