@@ -175,6 +175,11 @@ async fn an_alert_arrives_once_by_e_mail_sms_and_webhook() {
         },
     });
     assert_eq!(post.json(), expected);
+    let metrics = meterd::web::recorder().render();
+    for kind in ["email", "sms", "webhook"] {
+        let counter = format!("meterd_notifications_total{{kind=\"{kind}\",outcome=\"sent\"}}");
+        assert!(metrics.contains(&counter), "{metrics}");
+    }
     server.stop().await;
 }
 
@@ -297,15 +302,18 @@ async fn a_delivery_that_is_not_noted_is_repeated_under_the_same_id() {
     let hook = HttpReceiver::start([]).await;
     let server = server_with(&[]).await;
     set_channels(&server, "", &[webhook(hook.url())]).await;
-    // The note of the first delivery is lost.
+    // The note of the first delivery is lost; the sequence, which no rollback takes back, tells that.
     server
         .sql(
-            "CREATE FUNCTION lose() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'lost'; END $$;
+            "CREATE SEQUENCE lost;
+             CREATE FUNCTION lose() RETURNS trigger LANGUAGE plpgsql AS
+                 $$ BEGIN PERFORM nextval('lost'); RAISE EXCEPTION 'lost'; END $$;
              CREATE TRIGGER lose BEFORE UPDATE ON notifications FOR EACH ROW WHEN (NEW.state = 2) EXECUTE FUNCTION lose()",
         )
         .await;
     raise(&server, "acme").await;
-    eventually(async || hook.received().len() == 1).await;
+    eventually(async || server.sql("SELECT 1 FROM lost WHERE is_called").await == 1).await;
+    assert_eq!(hook.received().len(), 1);
     server.sql("DROP TRIGGER lose ON notifications").await;
     let claimed = notifications(&server).await.remove(0);
     assert_eq!((claimed.state(), claimed.attempt_count), (NotificationState::Pending, 1));

@@ -7,14 +7,16 @@ use meterd::clock::Clock;
 use meterd::domain::period::{Month, day_of};
 use meterd::proto::{
     BatchTrackUsageRequest, CreatePriceRequest, EventOutcome, GetUsageSummaryRequest, ListUsageEventsRequest,
-    RebuildRollupsRequest, StreamUsageRequest, TrackUsageRequest, UpdateClientRequest, UsageEvent, UsageResult,
+    RebuildRollupsRequest, RunJobRequest, StreamUsageRequest, TrackUsageRequest, UpdateClientRequest, UsageEvent,
+    UsageResult,
 };
 use prost_types::FieldMask;
 use rand::RngExt;
-use sqlx::{AssertSqlSafe, Executor};
+use sqlx::{AssertSqlSafe, Executor, Postgres, Transaction};
 use std::collections::{BTreeMap, HashMap};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
@@ -380,11 +382,11 @@ async fn a_backfill_that_races_with_the_closing_of_its_months_is_counted_or_refu
         for month in [7, 8, 9] {
             let part = CALLERS * BATCHES * 40 / 4 * (month - 6);
             while settled.load(Ordering::Relaxed) < part {
-                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+                tokio::time::sleep(Duration::from_millis(5)).await;
             }
             first.clock.set(time(&format!("2026-{month:02}-21T12:00:00Z")));
             // A detach gives way to who is at work, and is tried again.
-            let request = meterd::proto::RunJobRequest { job: "retention".into() };
+            let request = RunJobRequest { job: "retention".into() };
             first.jobs().run_job(request).await.unwrap();
         }
     };
@@ -408,13 +410,80 @@ async fn a_backfill_that_races_with_the_closing_of_its_months_is_counted_or_refu
     first.stop().await;
 }
 
+/// Waits until a statement of the server with these words waits for a lock.
+async fn until_it_waits(server: &TestServer, words: &str) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let waiting = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database()
+         AND wait_event_type = 'Lock' AND query LIKE '%' || $1 || '%')";
+    while !sqlx::query_scalar::<_, bool>(waiting).bind(words).fetch_one(&server.pool).await.unwrap() {
+        assert!(Instant::now() < deadline, "nothing with {words:?} waits");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Holds a client's month: whoever wants to change it waits.
+async fn hold_month(server: &TestServer, month: &str) -> Transaction<'static, Postgres> {
+    let mut tx = server.pool.begin().await.unwrap();
+    let hold = format!("SELECT FROM usage_months WHERE client_id = 'acme' AND month = '{month}-01' FOR UPDATE");
+    tx.execute(AssertSqlSafe(hold)).await.unwrap();
+    tx
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_month_is_closed_when_the_batches_that_saw_it_open_are_through() {
+    let server = server(THREE_MONTHS).await;
+    history(&server).await;
+    let held = hold_month(&server, "2026-07").await;
+    let mut usage = server.usage();
+    let events = vec![keyed("late", event_at("acme", "sms", "1", "2026-07-20T12:00:00Z"))];
+    let batch = tokio::spawn(async move {
+        usage.batch_track_usage(BatchTrackUsageRequest { events, backfill: true }).await.unwrap().into_inner()
+    });
+    until_it_waits(&server, "INSERT INTO usage_months").await;
+    let mut jobs = server.jobs();
+    let job = tokio::spawn(async move { jobs.run_job(RunJobRequest { job: "retention".into() }).await.unwrap() });
+    until_it_waits(&server, "pg_advisory_xact_lock").await;
+    held.rollback().await.unwrap();
+    let results = batch.await.unwrap().results;
+    job.await.unwrap();
+    let july = summary(&server, "acme", "2026-07-01", "2026-07-31").await.0;
+    match results[0].outcome() {
+        EventOutcome::Accepted => assert_eq!(july, 2),
+        _ => {
+            assert_closed_result(&results[0], "2026-07");
+            assert_eq!(july, 1);
+        }
+    }
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rebuild_that_began_before_its_month_was_closed_finds_all_its_events() {
+    let server = server(THREE_MONTHS).await;
+    history(&server).await;
+    let held = hold_month(&server, "2026-06").await;
+    let mut usage = server.usage();
+    let rebuild = tokio::spawn(async move {
+        usage.rebuild_rollups(rebuild_request("2026-06-01", "2026-06-30", false)).await.unwrap().into_inner()
+    });
+    until_it_waits(&server, "INSERT INTO usage_months").await;
+    let job = server.jobs().run_job(RunJobRequest { job: "retention".into() }).await.unwrap().into_inner().job.unwrap();
+    held.rollback().await.unwrap();
+    assert_eq!(rebuild.await.unwrap().corrected_row_count, 0);
+    assert!(job.last_error.contains("lock timeout"), "its events wait for it: {job:?}");
+    assert_eq!(summary(&server, "acme", "2026-06-01", "2026-06-30").await, (1, "0.015".into()));
+    server.run_job("retention").await;
+    assert_eq!(partitions(&server).await[0], "2026-07");
+    server.stop().await;
+}
+
 #[tokio::test]
 async fn a_long_reader_keeps_the_events_that_it_reads_and_the_job_is_tried_again() {
     let server = server(THREE_MONTHS).await;
     history(&server).await;
     let mut reader = server.pool.begin().await.unwrap();
     reader.execute("SELECT count(*) FROM usage_events").await.unwrap();
-    let request = meterd::proto::RunJobRequest { job: "retention".into() };
+    let request = RunJobRequest { job: "retention".into() };
     let job = server.jobs().run_job(request).await.unwrap().into_inner().job.unwrap();
     assert!(job.last_error.contains("lock timeout"), "{job:?}");
     assert_eq!(partitions(&server).await[0], "2026-03");
@@ -433,10 +502,10 @@ async fn waiting_events_of_a_closed_month_stay_unpriced_and_those_of_an_open_one
     server.run_job("retention").await;
     let price = Some(meterd::proto::Price { effective_time: None, ..unit_price("social", "", "0.5") });
     server.catalog().create_price(CreatePriceRequest { price, request_id: String::new() }).await.unwrap();
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(20);
     while meterd::store::pricing::open_task_count(&server.pool).await.unwrap() > 0 {
-        assert!(std::time::Instant::now() < deadline);
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        assert!(Instant::now() < deadline);
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert_eq!(summary(&server, "acme", "2026-07-01", "2026-07-31").await, (1, "0".into()));
     assert_eq!(summary(&server, "acme", "2026-08-01", "2026-08-31").await, (1, "1".into()));

@@ -9,6 +9,7 @@ use meterd::proto::*;
 use meterd::store::channels::Channel;
 use std::process::Stdio;
 use std::time::Duration;
+use tokio::io::{AsyncBufReadExt, BufReader};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_redirect_is_not_followed() {
@@ -141,4 +142,22 @@ async fn half_a_transport_is_refused_at_the_start_and_no_secret_is_said() {
         .output();
     let help = String::from_utf8(help.await.unwrap().stdout).unwrap();
     assert!(help.contains("METERD_SMTP_URL") && !help.contains("hunter2"), "{help}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_machine_without_certificates_still_serves() {
+    let mut server = tokio::process::Command::new(env!("CARGO_BIN_EXE_meterd"))
+        .args(["serve", "--listen=127.0.0.1:0", "--http-listen=127.0.0.1:0", "--allow-non-durable-database"])
+        .env("DATABASE_URL", fresh_database().await)
+        .envs([("SSL_CERT_FILE", "/nonexistent"), ("SSL_CERT_DIR", "/nonexistent")])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(server.stdout.take().unwrap()).lines();
+    let first = tokio::time::timeout(Duration::from_secs(60), lines.next_line()).await.expect("it starts").unwrap();
+    assert!(first.is_some_and(|line| line.ends_with("is ready")));
+    server.kill().await.unwrap();
 }

@@ -27,7 +27,7 @@ impl Texter {
         let place = messages.as_mut().context("--twilio-api-url is no URL such as https://api.twilio.com")?;
         place.path_segments_mut().expect("http URLs have a path").pop_if_empty().extend(path);
         Ok(Self {
-            client: http::client(timeout).build()?,
+            client: http::client(timeout).build().context("no SMS can be sent from this machine")?,
             messages: place.clone(),
             account_sid: settings.account_sid.into(),
             auth_token: settings.auth_token.clone(),

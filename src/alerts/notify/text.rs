@@ -219,3 +219,7 @@ impl<'a> Told<'a> {
         i64::from(self.alert_count) - self.alerts.len() as i64
     }
 }
+
+#[cfg(test)]
+#[path = "text_tests.rs"]
+mod tests;

@@ -1,0 +1,73 @@
+use super::*;
+use crate::domain::alert::Finding;
+use crate::domain::decimal::Total;
+
+fn alert(number: usize, message: &str) -> Alert {
+    let total = |text: &str| text.parse::<Total>().unwrap();
+    Alert {
+        alert_id: format!("alert-{number}"),
+        client_id: "acme".into(),
+        finding: Finding {
+            kind: AlertType::Anomaly,
+            severity: Severity::Warning,
+            service: "sms".into(),
+            period: "2026-11-21".parse().unwrap(),
+            current: total("123456789012345678901234567890.000000000001"),
+            previous: Some(total("2")),
+            threshold: total("6"),
+            percent: None,
+            projected: None,
+        },
+        message: message.into(),
+        raise_time: "2026-11-21T12:00:00Z".parse().unwrap(),
+        raise_count: 2,
+        acknowledge_time: None,
+        acknowledged_by: String::new(),
+        resolve_time: None,
+    }
+}
+
+fn told(alerts: &[Alert], alert_count: i32) -> Told<'_> {
+    Told { alerts, alert_count, create_time: "2026-11-21T13:00:00Z".parse().unwrap(), currency: "USD" }
+}
+
+#[test]
+fn amounts_keep_every_digit_and_what_is_in_units_has_no_currency() {
+    let alerts = [alert(1, "Too many.")];
+    let body: serde_json::Value = serde_json::from_str(&told(&alerts, 1).json()).unwrap();
+    let data = &body["data"];
+    assert_eq!(data["current"], "123456789012345678901234567890.000000000001");
+    assert_eq!(
+        (&data["period"], &data["service"], &data["previous"]),
+        (&"2026-11-21".into(), &"sms".into(), &"2".into())
+    );
+    assert!(["currency", "percent", "projected"].iter().all(|field| data.get(field).is_none()), "{data}");
+    let mail = told(&alerts, 1).mail();
+    assert!(mail.contains("123456789012345678901234567890.000000000001 units") && mail.contains("2 units"), "{mail}");
+}
+
+#[test]
+fn a_digest_tells_how_many_alerts_there_are_beyond_those_it_spells_out() {
+    let alerts: Vec<Alert> = (1..=4).map(|number| alert(number, &format!("Message {number}."))).collect();
+    let digest = told(&alerts, 10);
+    assert_eq!(digest.subject(), "[warning] 10 alerts");
+    assert!(digest.mail().starts_with("10 alerts") && digest.mail().ends_with("- and 6 more\n"), "{}", digest.mail());
+    assert_eq!(digest.sms(), "10 alerts: Message 1. Message 2. Message 3. And 7 more.");
+    assert!(!told(&alerts, 4).mail().contains("more"));
+    let body: serde_json::Value = serde_json::from_str(&digest.json()).unwrap();
+    assert_eq!((&body["type"], &body["data"]["alertCount"]), (&"alert.digest".into(), &10.into()));
+    assert_eq!(
+        (&body["timestamp"], &body["data"]["alerts"][3]["alertId"]),
+        (&"2026-11-21T13:00:00Z".into(), &"alert-4".into())
+    );
+}
+
+#[test]
+fn subjects_and_sms_are_one_line_of_bounded_length() {
+    let alerts = [alert(1, &format!("Bell\u{7}\r\nBcc: x@y.example {}", "é".repeat(2_000)))];
+    for text in [told(&alerts, 1).subject(), told(&alerts, 1).sms(), told(&alerts, 2).sms()] {
+        assert!(text.chars().count() <= SMS_CHARS_MAX && text.ends_with('…'), "{text}");
+        assert!(!text.chars().any(char::is_control), "{text}");
+    }
+    assert_eq!(told(&alerts, 1).subject().chars().count(), SUBJECT_CHARS_MAX);
+}
