@@ -34,7 +34,7 @@ const PAGE_ENTRIES: i64 = 64;
 const PAGE_SPAN: i64 = 2_000;
 /// Pages that are read at once. Who waits for a turn waits in line.
 const PAGES_AT_ONCE: u32 = 4;
-/// How long a page is tried while the database is away, and the pause between two tries.
+/// How long a page is tried while the database is away or refuses it, and the pause between two tries.
 const PAGE_PATIENCE: Duration = Duration::from_secs(30);
 const PAGE_RETRY_EVERY: Duration = Duration::from_millis(250);
 
@@ -92,7 +92,7 @@ pub enum Ended {
     Expired { oldest: i64 },
     /// Its cursor is ahead of the feed: the database is an older copy.
     Ahead { oldest: i64 },
-    /// The database was away for too long, or failed otherwise.
+    /// The database was away, or failed otherwise, for too long.
     Database(sqlx::Error),
 }
 
@@ -370,7 +370,7 @@ impl Subscription {
             Ok(page) => page,
             Err(error) => {
                 let since = *self.failing_since.get_or_insert_with(Instant::now);
-                if !crate::store::is_transient(&error) || since.elapsed() > PAGE_PATIENCE {
+                if since.elapsed() > PAGE_PATIENCE {
                     return Err(Ended::Database(error));
                 }
                 sleep(PAGE_RETRY_EVERY).await;
