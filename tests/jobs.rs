@@ -229,7 +229,7 @@ async fn a_replica_that_was_stopped_and_goes_on_finds_its_job_taken_over_and_lea
     let (took, gap) = pair.take_over(&other, stopped_at).await;
     // Its next renewal, which would tell it, hangs: what it does meanwhile, it does beside the other one.
     let mut stall = pair.pool.begin().await.unwrap();
-    stall.execute("SELECT FROM jobs WHERE job = 'key_pruning' FOR UPDATE").await.unwrap();
+    stall.execute("LOCK TABLE jobs").await.unwrap();
     holder.signal(Signal::SIGCONT);
     println!(
         "SIGSTOP: taken over and a transaction done {:.1} s later, {gap:.1} s between the two",

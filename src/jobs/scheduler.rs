@@ -29,6 +29,8 @@ const FINISH_TRIES: usize = 3;
 const FINISH_PAUSE: Duration = Duration::from_secs(1);
 /// How long runs may go on when the server stops. Another replica does again what is cut off.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long connections may take to close at the end.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Longest text of an error that is kept.
 const ERROR_CHARS_MAX: usize = 1_000;
 
@@ -84,6 +86,9 @@ impl Scheduler {
             }
         }
         drop(tokio::time::timeout(STOP_TIMEOUT, async { while runs.join_next().await.is_some() {} }).await);
+        runs.shutdown().await;
+        let close = async { tokio::join!(self.pool.close(), self.work.pool.close()) };
+        drop(tokio::time::timeout(CLOSE_TIMEOUT, close).await);
     }
 
     /// Takes every job that is due and that nobody else takes.
@@ -126,7 +131,8 @@ impl Scheduler {
         metrics::histogram!("meterd_job_seconds", "job" => job.name).record(took);
         let (name, holder, elapsed_ms) = (job.name, lease.holder.as_str(), took.as_millis() as u64);
         match &outcome {
-            Ok(result) => tracing::info!(job = name, holder, elapsed_ms, result, "job done"),
+            // Some run every few seconds: who wants to see them asks for it, or for `meterd jobs`.
+            Ok(result) => tracing::debug!(job = name, holder, elapsed_ms, result, "job done"),
             Err(error) => tracing::warn!(job = name, holder, elapsed_ms, error, "a job failed and is tried again"),
         }
         if let Err(error) = self.finish(&lease, outcome.as_deref().map_err(|error| error.as_str())).await {

@@ -118,7 +118,9 @@ async fn a_new_job_is_due_at_once_and_a_missed_run_is_caught_up_once() {
     server.stop().await;
 
     let server = TestServer::replica(&url, &[], Clock::system()).await;
-    server.sql(&format!("UPDATE jobs SET schedule = '{YEARLY}', next_run_time = now() - interval '3 years'")).await;
+    // Also where the schedule has changed meanwhile.
+    let missed = "schedule = '0 0 12 1 1 *', next_run_time = now() - interval '3 years' WHERE job = 'partitions'";
+    server.sql(&format!("UPDATE jobs SET {missed}")).await;
     server.stop().await;
     let server = TestServer::replica(&url, &flags, Clock::system()).await;
     let caught_up = until(&server, "partitions", "the missed run", |job| job.run_count == 2).await;
