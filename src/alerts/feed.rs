@@ -31,10 +31,10 @@ const BACKOFF_LAST: Duration = Duration::from_secs(2);
 /// Changes of a page of the table: few, as a subscriber that stalls keeps the rest of its page.
 const PAGE_ENTRIES: i64 = 64;
 /// Numbers that a page looks at: where a filter lets little through, one statement does not read the whole feed.
-const PAGE_SPAN: i64 = 10_000;
+const PAGE_SPAN: i64 = 2_000;
 /// Pages that are read at once. Who waits for a turn waits in line.
 const PAGES_AT_ONCE: u32 = 4;
-/// How long a page is tried while the database is away, and the pause between two tries.
+/// How long a page is tried while the database is away or refuses it, and the pause between two tries.
 const PAGE_PATIENCE: Duration = Duration::from_secs(30);
 const PAGE_RETRY_EVERY: Duration = Duration::from_millis(250);
 
@@ -94,7 +94,7 @@ pub enum Ended {
     Expired { oldest: i64 },
     /// Its cursor is ahead of the feed: the database is an older copy.
     Ahead { oldest: i64 },
-    /// The database was away for too long, or failed otherwise.
+    /// The database was away, or failed otherwise, for too long.
     Database(sqlx::Error),
 }
 
@@ -372,7 +372,7 @@ impl Subscription {
             Ok(page) => page,
             Err(error) => {
                 let since = *self.failing_since.get_or_insert_with(Instant::now);
-                if !crate::store::is_transient(&error) || since.elapsed() > PAGE_PATIENCE {
+                if since.elapsed() > PAGE_PATIENCE {
                     return Err(Ended::Database(error));
                 }
                 sleep(PAGE_RETRY_EVERY).await;

@@ -6,7 +6,7 @@ use tonic::codec::{BufferSettings, Codec};
 use tonic_prost::{ProstCodec, ProstDecoder, ProstEncoder};
 
 /// First size of the buffer that messages are written to. It grows with them, and a stream keeps it as long as it lasts:
-/// with tonic's 8 KiB, it would be half of what an idle subscription costs.
+/// beginning with tonic's 8 KiB, an idle subscription takes 8.5 KiB of the server's memory in place of 3.
 const ENCODE_BUFFER_BYTES: usize = 512;
 /// As in tonic: a buffer that has grown to this is sent.
 const YIELD_BYTES: usize = 32 * 1024;

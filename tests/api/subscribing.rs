@@ -12,7 +12,7 @@ use meterd::store::alerts::{self, NewAlert};
 use sqlx::PgPool;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status, Streaming};
 use tonic_types::StatusExt;
@@ -118,11 +118,14 @@ impl Follower {
 
     /// The next change, whatever heartbeats come before it.
     pub async fn change(&mut self) -> Result<AlertEvent, Status> {
-        loop {
-            if let Message::Alert(event) = self.message().await? {
-                return Ok(event);
+        let change = async {
+            loop {
+                if let Message::Alert(event) = self.message().await? {
+                    return Ok(event);
+                }
             }
-        }
+        };
+        tokio::time::timeout(SOON, change).await.expect("a change comes soon")
     }
 
     async fn alert_id(&mut self) -> String {
@@ -246,6 +249,7 @@ async fn filters_let_through_what_they_name_from_memory_and_from_the_table() {
         raise_all(&server.pool, "z", 1_000, AlertType::Threshold, Severity::Warning).await;
     }
     raise(&server.pool, "a").await;
+    let mut followers = vec![];
     for (((request, expected), mut live), token) in cases.into_iter().zip(live).zip(tokens) {
         let request = SubscribeAlertsRequest { resume_token: token, ..request };
         let mut late = Follower::begin(&server, request).await.unwrap();
@@ -257,6 +261,12 @@ async fn filters_let_through_what_they_name_from_memory_and_from_the_table() {
             }
             assert_eq!(seen.join(", "), expected);
         }
+        followers.extend([live, late]);
+    }
+    // None has anything again, nor anything that its filter leaves out.
+    let next = raise_all(&server.pool, "a", 1, AlertType::Spike, Severity::Critical).await.remove(0);
+    for follower in &mut followers {
+        assert_eq!(follower.alert_id().await, next);
     }
     server.stop().await;
 }
@@ -270,8 +280,10 @@ async fn heartbeats_come_where_nothing_does_and_move_past_what_the_filter_leaves
     follower.message().await.unwrap();
     assert_eq!(follower.token, first, "nothing happened");
     raise(&server.pool, "other").await;
+    let begun = Instant::now();
     while follower.token == first {
         assert!(matches!(follower.message().await.unwrap(), Message::Heartbeat(_)));
+        assert!(begun.elapsed() < SOON, "the token stays where it was");
     }
     // The other's change lies before the token: retention may take it, and the token is still good.
     assert_eq!(alert_feed::prune(&server.pool, DateTime::<Utc>::MAX_UTC, 10).await.unwrap(), 1);
@@ -494,7 +506,7 @@ async fn no_deadline_of_calls_cuts_a_stream() {
             request.set_timeout(timeout);
         }
         let mut follower = Follower::begin_at(&mut server.alerts(), request).await.unwrap();
-        let begun = std::time::Instant::now();
+        let begun = Instant::now();
         while begun.elapsed() < Duration::from_millis(1_500) {
             follower.message().await.unwrap();
         }
