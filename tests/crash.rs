@@ -3,10 +3,14 @@
 
 use meterd::cli::verify::verify_all;
 use meterd::postgres;
+use meterd::proto::alert_service_client::AlertServiceClient;
 use meterd::proto::usage_service_client::UsageServiceClient;
-use meterd::proto::{BatchTrackUsageRequest, EventOutcome, TrackUsageRequest, UsageEvent};
+use meterd::proto::{
+    AlertPolicy, BatchTrackUsageRequest, EventOutcome, TrackUsageRequest, UpdateAlertPolicyRequest, UsageEvent,
+};
 use meterd::store::connect;
-use sqlx::Row;
+use prost_types::FieldMask;
+use sqlx::{PgPool, Row};
 use std::collections::HashSet;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -107,9 +111,13 @@ fn spawn(data_dir: &Path, [grpc, http]: [u16; 2]) -> Child {
         .unwrap()
 }
 
+/// Every other event is of one of five clients that have been there from the begin, the others of ever new ones, which cross
+/// their lines after a few events: so alerts are raised all the time.
 fn numbered(number: usize) -> UsageEvent {
+    let client_id =
+        if number.is_multiple_of(2) { format!("hot-{}", number % 5) } else { format!("new-{}", number / 40) };
     UsageEvent {
-        client_id: format!("client-{}", number % 5),
+        client_id,
         service: "sms".into(),
         units: "1.5".into(),
         idempotency_key: format!("key-{number}"),
@@ -133,6 +141,44 @@ async fn wait_until_serving(process: &Process) {
         assert!(Instant::now() < deadline, "the server did not come up");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+}
+
+/// Lines that twenty events cross.
+async fn lower_the_lines(process: &Process) {
+    let policy = AlertPolicy {
+        monthly_warning: Some("0.05".into()),
+        monthly_critical: Some("0.1".into()),
+        projection_enabled: Some(false),
+        ..Default::default()
+    };
+    let paths = ["monthly_warning", "monthly_critical", "projection_enabled"].map(String::from).into();
+    let request = UpdateAlertPolicyRequest { policy: Some(policy), update_mask: Some(FieldMask { paths }) };
+    AlertServiceClient::new(channel(process.address())).update_alert_policy(request).await.unwrap();
+}
+
+/// Every month has the alert of the line that it is over and none that it is not over, each is in the feed once, and the feed
+/// has no gap. Gives how many alerts there are.
+async fn alerts_match_the_months(pool: &PgPool) -> i64 {
+    let row = sqlx::query(
+        "WITH months AS (
+             SELECT m.cost, EXISTS (SELECT FROM alerts a WHERE a.client_id = m.client_id AND severity = 2) AS critical,
+                    EXISTS (SELECT FROM alerts a WHERE a.client_id = m.client_id AND severity = 1) AS warning
+             FROM usage_months m)
+         SELECT (SELECT count(*) FROM months WHERE critical <> (cost >= 0.1) OR (warning AND cost < 0.05)
+                     OR (cost >= 0.05 AND NOT warning AND NOT critical)) AS wrong,
+                (SELECT count(*) FROM alerts) AS alerts,
+                (SELECT count(DISTINCT alert->>'alert_id') FROM alert_feed) AS in_feed,
+                (SELECT count(*) FROM alert_feed) AS entries, (SELECT COALESCE(max(sequence), 0) FROM alert_feed) AS last,
+                (SELECT sequence FROM alert_feed_counter) AS counter",
+    )
+    .fetch_one(pool)
+    .await
+    .unwrap();
+    let count = |name: &str| row.get::<i64, _>(name);
+    assert_eq!(count("wrong"), 0, "months whose alerts are not those of their cost");
+    let counts = [count("in_feed"), count("entries"), count("last"), count("counter")];
+    assert_eq!(counts, [count("alerts"); 4], "each alert is in the feed, once, without a gap");
+    count("alerts")
 }
 
 /// One caller: sends events and repeats each call with the same keys until it is acknowledged.
@@ -178,6 +224,7 @@ async fn call(address: String, next: Arc<AtomicUsize>, done: Arc<AtomicBool>) ->
 async fn survives(what: &str, kill: fn(&Process)) {
     let process = Arc::new(Process::start());
     wait_until_serving(&process).await;
+    lower_the_lines(&process).await;
     let (next, done) = (Arc::new(AtomicUsize::new(1)), Arc::new(AtomicBool::new(false)));
     let mut callers = JoinSet::new();
     for _ in 0..CALLERS {
@@ -217,6 +264,9 @@ async fn survives(what: &str, kill: fn(&Process)) {
     assert!(repeats + process.retried_batches() >= kills(), "the kills must have been in the middle of calls");
     let verified = verify_all(&pool, None, None).await.unwrap();
     assert_eq!((verified.events as usize, verified.differences), (acknowledged.len(), 0));
+    let alerts = alerts_match_the_months(&pool).await;
+    println!("{alerts} alerts, each with its event, in the feed once and without a gap");
+    assert!(alerts > 100);
     pool.close().await;
     assert_eq!(process.stop(), Some(0), "an orderly stop ends with 0");
     assert_eq!(process.postmaster(), None, "and PostgreSQL with it");
