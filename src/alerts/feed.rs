@@ -4,7 +4,7 @@
 //! it has no queue and no task. What lies in the window it takes from there; behind it, it reads pages of the table until it
 //! has caught up. So who reads slowly, or not at all for a day, costs no memory and misses nothing.
 
-use crate::store::alert_feed::{self, Bounds, CHANNEL, FeedEntry, FeedFilter};
+use crate::store::alert_feed::{self, Bounds, CHANNEL, FeedEntry, FeedFilter, Page};
 use crate::store::connect;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgListener, PgPoolOptions};
 use sqlx::{Acquire, PgPool};
@@ -23,7 +23,7 @@ pub const WINDOW_ENTRIES: usize = 4_096;
 const READ_ENTRIES: i64 = 1_000;
 /// How often the reader looks without having been woken.
 const POLL_EVERY: Duration = Duration::from_secs(1);
-/// A database that does not answer the reader for so long is away.
+/// A database that does not answer for so long is away.
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pauses of the reader while the database is away double from the first to the last.
 const BACKOFF_FIRST: Duration = Duration::from_millis(50);
@@ -247,8 +247,19 @@ impl Feed {
             history,
             page: vec![].into_iter(),
             page_end: cursor,
+            reading: None,
             failing_since: None,
             _place: place,
+        })
+    }
+
+    /// A page of the table. A connection that hangs is not used again.
+    async fn page(&self, filter: &FeedFilter, after: i64, to: i64) -> sqlx::Result<Page> {
+        let mut conn = self.pool.acquire().await?;
+        let page = timeout(READ_TIMEOUT, alert_feed::page(&mut *conn, filter, after, to, PAGE_ENTRIES)).await;
+        page.unwrap_or_else(|_| {
+            conn.close_on_drop();
+            Err(sqlx::Error::PoolTimedOut)
         })
     }
 
@@ -304,6 +315,8 @@ pub struct Subscription {
     /// Rest of the page that is being given, and where the cursor is after it.
     page: std::vec::IntoIter<FeedEntry>,
     page_end: i64,
+    /// The page that is being read, and where it ends.
+    reading: Option<(i64, JoinHandle<sqlx::Result<Page>>)>,
     failing_since: Option<Instant>,
     _place: Place,
 }
@@ -359,16 +372,23 @@ impl Subscription {
         Ok(Step::Wait)
     }
 
-    /// Reads a page of the table.
+    /// Reads a page of the table, in a task of its own: a caller that hangs up cancels no statement half-way, and a heartbeat,
+    /// which drops this future, costs no place in the line. The next call finds the task where it was.
     async fn read(&mut self, to: i64) -> Result<(), Ended> {
-        let turn = self.feed.turn().await;
-        let (feed, filter, after) = (self.feed.clone(), self.filter.clone(), self.cursor);
-        // In a task of its own: a caller that hangs up cancels no statement half-way.
-        let read = tokio::spawn(async move {
-            let _turn = turn;
-            alert_feed::page(&feed.pool, &filter, after, to, PAGE_ENTRIES).await
+        let after = self.cursor;
+        let (to, read) = self.reading.get_or_insert_with(|| {
+            let (feed, filter) = (self.feed.clone(), Arc::downgrade(&self.filter));
+            let read = async move {
+                let _turn = feed.turn().await;
+                // Who has gone meanwhile wants no page.
+                let filter = filter.upgrade().ok_or(sqlx::Error::PoolClosed)?;
+                feed.page(&filter, after, to).await
+            };
+            (to, tokio::spawn(read))
         });
-        let page = match read.await.unwrap_or(Err(sqlx::Error::WorkerCrashed)) {
+        let (to, page) = (*to, read.await);
+        self.reading = None;
+        let page = match page.unwrap_or(Err(sqlx::Error::WorkerCrashed)) {
             Ok(page) => page,
             Err(error) => {
                 let since = *self.failing_since.get_or_insert_with(Instant::now);
