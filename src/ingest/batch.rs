@@ -10,6 +10,7 @@ use crate::error::Error;
 use crate::store::keys::{Claimed, Claims, KeyHolder};
 use crate::store::rollups::MonthRow;
 use crate::store::{catalog, clients, events, is_lock_timeout, keys, locks, rollups};
+use chrono::NaiveDate;
 use sqlx::{Executor, PgConnection};
 use std::collections::{BTreeSet, HashMap, HashSet};
 
@@ -23,6 +24,26 @@ pub(super) async fn record(
     alert_settings: &AlertSettings,
     batch: &[&Submission],
 ) -> sqlx::Result<Vec<Outcome>> {
+    let mut outcomes: Vec<Option<Outcome>> = vec![None; batch.len()];
+    let mut open: Vec<usize> = (0..batch.len()).collect();
+    // Twice at most, unless a month closes in between: what stays open had the key of an event that was refused, and every
+    // other event that would be refused has been.
+    while !open.is_empty() {
+        let submissions: Vec<_> = open.iter().map(|&index| batch[index]).collect();
+        let settled = record_once(conn, cache, alert_settings, &submissions).await?;
+        open.iter().zip(settled).for_each(|(&index, outcome)| outcomes[index] = outcome);
+        open.retain(|&index| outcomes[index].is_none());
+    }
+    Ok(outcomes.into_iter().flatten().collect())
+}
+
+/// Does one transaction. No outcome, where an event may claim its key now that the one before it was refused.
+async fn record_once(
+    conn: &mut PgConnection,
+    cache: &CatalogCache,
+    alert_settings: &AlertSettings,
+    batch: &[&Submission],
+) -> sqlx::Result<Vec<Option<Outcome>>> {
     let leaders = leaders(batch);
     let mut claims = Claims::default();
     for submission in leaders.iter().map(|&index| batch[index]).filter(|leader| leader.refuse_if_new.is_none()) {
@@ -48,15 +69,12 @@ pub(super) async fn record(
     let mut recorded = Vec::with_capacity(leaders.len());
     let (mut taken_clients, mut taken_keys) = (vec![], vec![]);
     // New events of closed months: their keys are free again with the commit.
-    let mut refused: HashMap<usize, Error> = HashMap::new();
     let (mut free_clients, mut free_keys) = (vec![], vec![]);
     for &index in &leaders {
         let Submission { event, id, payload_hash, .. } = batch[index];
         if claimed.event_seqs.contains(&id.seq) {
-            let zone = claimed.time_zones.get(&*event.client_id).ok_or_else(client_vanished)?;
-            let day = day_of(event.event_time, clients::zone(zone)?);
-            if let Some(closed) = claimed.closed_through.filter(|closed| Month::of(day) <= *closed) {
-                refused.insert(index, Error::month_closed(closed));
+            let day = day(&claimed, batch[index])?;
+            if refusal(&claimed, day).is_some() {
                 free_clients.push(event.client_id.to_string());
                 free_keys.push(event.idempotency_key.to_string());
                 continue;
@@ -70,7 +88,7 @@ pub(super) async fn record(
             taken_keys.push(event.idempotency_key.to_string());
         }
     }
-    if !refused.is_empty() {
+    if !free_keys.is_empty() {
         keys::give_back(conn, &free_clients, &free_keys).await?;
     }
     let earlier =
@@ -83,25 +101,26 @@ pub(super) async fn record(
     conn.execute("COMMIT").await?;
 
     holders.extend(earlier.iter().map(|((client, key), holder)| ((&**client, &**key), holder.clone())));
-    let free: HashSet<(&str, &str)> = refused.keys().map(|&index| key(batch[index])).collect();
-    let (mut outcomes, mut again) = (Vec::with_capacity(batch.len()), vec![]);
-    for (index, &submission) in batch.iter().enumerate() {
-        outcomes.push(match refused.remove(&index) {
-            Some(error) => Some(Outcome::Rejected(error)),
-            None if free.contains(&key(submission)) && submission.refuse_if_new.is_none() => {
-                again.push(index);
-                None
-            }
-            None => Some(outcome(submission, holders.get(&key(submission)))?),
-        });
-    }
-    if !again.is_empty() {
-        // They have the key of an event that was refused, and may claim it now.
-        let submissions: Vec<_> = again.iter().map(|&index| batch[index]).collect();
-        let settled = Box::pin(record(conn, cache, alert_settings, &submissions)).await?;
-        again.into_iter().zip(settled).for_each(|(index, outcome)| outcomes[index] = Some(outcome));
-    }
-    Ok(outcomes.into_iter().flatten().collect())
+    let free: HashSet<(&str, &str)> =
+        free_clients.iter().zip(&free_keys).map(|(client_id, key)| (client_id.as_str(), key.as_str())).collect();
+    let settle = |&submission: &&Submission| {
+        if !free.contains(&key(submission)) || submission.refuse_if_new.is_some() {
+            return outcome(submission, holders.get(&key(submission))).map(Some);
+        }
+        Ok(refusal(&claimed, day(&claimed, submission)?).map(Outcome::Rejected))
+    };
+    batch.iter().map(settle).collect()
+}
+
+/// The day of an event in its client's zone.
+fn day(claimed: &Claimed, submission: &Submission) -> sqlx::Result<NaiveDate> {
+    let zone = claimed.time_zones.get(&*submission.event.client_id).ok_or_else(client_vanished)?;
+    Ok(day_of(submission.event.event_time, clients::zone(zone)?))
+}
+
+/// Why a new event of this day is not taken, if it is not.
+fn refusal(claimed: &Claimed, day: NaiveDate) -> Option<Error> {
+    claimed.closed_through.filter(|closed| Month::of(day) <= *closed).map(Error::month_closed)
 }
 
 /// Raises the alerts that the changed months have reached.

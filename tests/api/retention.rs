@@ -224,6 +224,38 @@ async fn a_key_that_a_refused_event_of_the_same_batch_had_is_free_for_the_next()
 }
 
 #[tokio::test]
+async fn a_thousand_events_of_a_closed_month_with_one_key_are_refused_one_by_one() {
+    let server = server(THREE_MONTHS).await;
+    server.run_job("retention").await;
+    let same = keyed("k", event_at("acme", "sms", "1", "2026-07-31T12:00:00Z"));
+    let results = server.batch(vec![same.clone(); 1_000], true).await;
+    assert_eq!(results.len(), 1_000);
+    results.iter().for_each(|result| assert_closed_result(result, "2026-07"));
+    assert_eq!(rows(&server, "idempotency_keys").await, Some(0));
+
+    // Among others of an open month, which share the key or have one of their own.
+    let event = |number: usize| match number % 4 {
+        0 | 1 => same.clone(),
+        2 => keyed("k", event_at("acme", "sms", "2", "2026-08-01T12:00:00Z")),
+        _ => event_at("acme", "sms", "1", "2026-08-01T12:00:00Z"),
+    };
+    let results = server.batch((0..1_000).map(event).collect(), true).await;
+    use EventOutcome::{Accepted, Duplicate, Rejected};
+    for (number, result) in results.iter().enumerate() {
+        let expected = match number % 4 {
+            0 | 1 => Rejected,
+            2 if number > 2 => Duplicate,
+            _ => Accepted,
+        };
+        assert_eq!(result.outcome(), expected, "{number}");
+    }
+    server.assert_exact(251).await;
+    // The key is taken now, so what was refused before is another payload.
+    assert_eq!(server.batch(vec![same], true).await[0].outcome(), EventOutcome::Conflict);
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn a_client_at_the_edge_of_the_world_keeps_its_open_month_whole() {
     let server = server(THREE_MONTHS).await;
     server.client_in("kiritimati", "Pacific/Kiritimati").await;
