@@ -6,38 +6,57 @@ use crate::store::{deployment, keys, requests};
 /// Rows of one transaction.
 const CHUNK_ROWS: i64 = 10_000;
 
-/// Deletes the keys of events that would be refused as too old, those of backfills when their month is closed too.
+/// Deletes the keys of events that would be refused as too old, those of backfills when their month is closed too. What
+/// fails stops nothing else, and fails the run.
 pub(super) async fn run_once(work: &Work) -> anyhow::Result<String> {
-    let days = work.settings.jobs.key_retention_days;
-    let (mut live_count, mut after) = (0, None);
+    let (mut key_count, mut request_count) = (0, 0);
+    let failures = [
+        ("keys", prune_live(work, &mut key_count).await),
+        ("keys of backfills", prune_backfill(work, &mut key_count).await),
+        ("request ids", prune_requests(work, &mut request_count).await),
+    ];
+    let done = format!("{} and {} deleted", counted(key_count, "key"), counted(request_count, "request id"));
+    let failures: Vec<String> = failures
+        .into_iter()
+        .filter_map(|(what, pruned)| Some(format!("{what} could not all be deleted: {}", pruned.err()?)))
+        .collect();
+    anyhow::ensure!(failures.is_empty(), "{done}; {}", failures.join("; "));
+    Ok(done)
+}
+
+async fn prune_live(work: &Work, count: &mut u64) -> sqlx::Result<()> {
+    let mut after = None;
     loop {
-        let pruned = keys::prune_live(&work.pool, days, after, CHUNK_ROWS).await?;
-        live_count += pruned.count;
-        // Back to the beginning at the end, for older ones that stand behind younger ones.
-        match (pruned.count == CHUNK_ROWS, after) {
-            (true, _) => after = pruned.last_claim_time,
-            (false, Some(_)) => after = None,
-            (false, None) => break,
+        let pruned = keys::prune_live(&work.pool, work.settings.jobs.key_retention_days, after, CHUNK_ROWS).await?;
+        *count += pruned.count as u64;
+        if pruned.count < CHUNK_ROWS {
+            return Ok(());
         }
+        after = pruned.last_time;
     }
-    let mut backfill_count = 0;
-    if let Some(closed) = deployment::closed_through(&mut *work.pool.acquire().await?).await? {
-        loop {
-            let count = keys::prune_backfill(&work.pool, days, closed, CHUNK_ROWS).await?;
-            backfill_count += count;
-            if count < CHUNK_ROWS {
-                break;
-            }
-        }
-    }
-    let mut request_count = 0;
+}
+
+async fn prune_backfill(work: &Work, count: &mut u64) -> sqlx::Result<()> {
+    let closed = deployment::closed_through(&mut *work.pool.acquire().await?).await?;
+    let Some(closed) = closed else { return Ok(()) };
+    let mut after = None;
     loop {
-        let count = requests::prune(&work.pool, days, CHUNK_ROWS).await?;
-        request_count += count;
-        if count < CHUNK_ROWS {
-            break;
+        let days = work.settings.jobs.key_retention_days;
+        let pruned = keys::prune_backfill(&work.pool, days, closed, after, CHUNK_ROWS).await?;
+        *count += pruned.count as u64;
+        if pruned.count < CHUNK_ROWS {
+            return Ok(());
+        }
+        after = pruned.last_time;
+    }
+}
+
+async fn prune_requests(work: &Work, count: &mut u64) -> sqlx::Result<()> {
+    loop {
+        let pruned = requests::prune(&work.pool, work.settings.jobs.key_retention_days, CHUNK_ROWS).await?;
+        *count += pruned as u64;
+        if pruned < CHUNK_ROWS {
+            return Ok(());
         }
     }
-    let keys = counted((live_count + backfill_count) as u64, "key");
-    Ok(format!("{keys} and {} deleted", counted(request_count as u64, "request id")))
 }

@@ -139,12 +139,12 @@ pub async fn holders(
 /// Keys that were deleted.
 pub struct Pruned {
     pub count: i64,
-    /// Of the youngest.
-    pub last_claim_time: Option<DateTime<Utc>>,
+    /// Where the next chunk begins: at the time of the last one.
+    pub last_time: Option<DateTime<Utc>>,
 }
 
-/// Deletes keys that came more than so many days ago, not in a backfill, and not before `after`: where the chunk before
-/// ended, so that what it has left behind is not walked over again.
+/// Deletes keys that came more than so many days ago, not in a backfill, the oldest first. From `after` on, where the chunk
+/// before ended, so that what it has left behind is not walked over again.
 pub async fn prune_live(
     pool: &PgPool,
     retention_days: u32,
@@ -158,10 +158,10 @@ pub async fn prune_live(
                    SELECT ctid FROM idempotency_keys
                    WHERE NOT backfill AND claim_time < now() - make_interval(days => $1)
                      AND claim_time >= COALESCE($2, '-infinity'::timestamptz)
-                   LIMIT $3))
+                   ORDER BY claim_time LIMIT $3))
                RETURNING claim_time
            )
-           SELECT count(*) AS "count!", max(claim_time) AS last_claim_time FROM pruned"#,
+           SELECT count(*) AS "count!", max(claim_time) AS last_time FROM pruned"#,
         retention_days as i32,
         after,
         limit
@@ -170,26 +170,35 @@ pub async fn prune_live(
     .await
 }
 
-/// Deletes keys that came more than so many days ago, in a backfill, and whose month is closed in any time zone; gives how
-/// many.
+/// Deletes keys that came more than so many days ago, in a backfill, and whose month is closed in any time zone, in the order
+/// of their events' times. From `after` on, as with [`prune_live`].
 pub async fn prune_backfill(
     pool: &PgPool,
     retention_days: u32,
     closed_through: Month,
+    after: Option<DateTime<Utc>>,
     limit: i64,
-) -> sqlx::Result<i64> {
+) -> sqlx::Result<Pruned> {
     // What lies before the last closed month by UTC is at most in that month.
     let before = closed_through.first_day().and_time(NaiveTime::MIN).and_utc();
-    let pruned = sqlx::query!(
-        "DELETE FROM idempotency_keys WHERE ctid = ANY(ARRAY(
-             SELECT ctid FROM idempotency_keys
-             WHERE backfill AND event_time < $2 AND claim_time < now() - make_interval(days => $1)
-             LIMIT $3))",
+    sqlx::query_as!(
+        Pruned,
+        r#"WITH pruned AS (
+               DELETE FROM idempotency_keys WHERE ctid = ANY(ARRAY(
+                   SELECT ctid FROM idempotency_keys
+                   WHERE backfill AND event_time < $2 AND claim_time < now() - make_interval(days => $1)
+                     AND event_time >= COALESCE($3, '-infinity'::timestamptz)
+                   ORDER BY event_time LIMIT $4))
+               RETURNING event_time
+           )
+           SELECT count(*) AS "count!", max(event_time) AS last_time FROM pruned"#,
         retention_days as i32,
         before,
+        after,
         limit
-    );
-    Ok(pruned.execute(pool).await?.rows_affected() as i64)
+    )
+    .fetch_one(pool)
+    .await
 }
 
 /// A charge from its three columns; nothing where all are null.

@@ -2,7 +2,7 @@
 
 use crate::harness::*;
 use meterd::clock::Clock;
-use meterd::proto::{Client, CreateClientRequest, EventOutcome, UsageEvent};
+use meterd::proto::{Client, CreateClientRequest, EventOutcome, RunJobRequest, UsageEvent};
 use sqlx::AssertSqlSafe;
 
 const NOW: &str = "2026-11-21T12:00:00Z";
@@ -116,5 +116,24 @@ async fn first_answers_of_creates_go_with_their_retention() {
     server.sql("UPDATE create_requests SET create_time = now() - interval '401 days' WHERE request_id = 'old'").await;
     assert_eq!(server.run_job("key_pruning").await, "0 keys and 1 request id deleted");
     assert_eq!(count(&server, "create_requests WHERE request_id = 'young'").await, 1);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_deleted_stops_nothing_else_and_fails_the_run() {
+    let server = server(&[]).await;
+    server.track(keyed("k", event_at("acme", "sms", "1", NOW))).await.unwrap();
+    let client = Some(Client { client_id: "old".into(), ..Default::default() });
+    let request = CreateClientRequest { client, request_id: "old".into() };
+    server.clients().create_client(request).await.unwrap();
+    server.sql("UPDATE create_requests SET create_time = now() - interval '401 days'").await;
+    age(&server, 401).await;
+    let refuse = "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'not today'; END $$;
+         CREATE TRIGGER refuse BEFORE DELETE ON idempotency_keys FOR EACH ROW EXECUTE FUNCTION refuse()";
+    server.sql(refuse).await;
+    let request = RunJobRequest { job: "key_pruning".into() };
+    let job = server.jobs().run_job(request).await.unwrap().into_inner().job.unwrap();
+    assert!(job.last_error.contains("1 request id deleted") && job.last_error.contains("not today"), "{job:?}");
+    assert_eq!(count(&server, "create_requests").await, 0);
     server.stop().await;
 }
