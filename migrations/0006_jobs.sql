@@ -26,6 +26,10 @@ CREATE TABLE jobs (
 -- '-infinity': none is.
 ALTER TABLE deployment ADD COLUMN closed_through date NOT NULL DEFAULT '-infinity';
 
+-- Keys of live events that were claimed before may be gone: no new event that could have had one is taken, whatever the
+-- settings of a replica are or were.
+ALTER TABLE deployment ADD COLUMN keys_pruned_through timestamptz NOT NULL DEFAULT '-infinity';
+
 -- Keys of a backfill are kept until their month is closed, as a backfill may be sent again as long.
 ALTER TABLE idempotency_keys ADD COLUMN backfill boolean NOT NULL DEFAULT false;
 -- For pruning, each in the order that it deletes in. Live keys come in the order of the first, so that it only grows at its

@@ -3,19 +3,22 @@
 use super::{Outcome, Recorded, Submission};
 use crate::alerts::raise::{AlertSettings, ChangedMonth, raise_reached};
 use crate::catalog::CatalogCache;
-use crate::domain::event::{EventId, PricedEvent};
+use crate::domain::event::{ACCEPT_FUTURE_SECONDS_MAX, EventId, PricedEvent};
 use crate::domain::period::{Month, day_of};
 use crate::domain::rollup::Deltas;
 use crate::error::Error;
 use crate::store::keys::{Claimed, Claims, KeyHolder};
 use crate::store::rollups::MonthRow;
 use crate::store::{catalog, clients, events, is_lock_timeout, keys, locks, rollups};
-use chrono::NaiveDate;
+use chrono::{NaiveDate, TimeDelta};
 use sqlx::{Executor, PgConnection};
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-/// Records a batch and gives an outcome for each, in order. An event of a closed month is refused, unless it was recorded
-/// before. On an error the connection is in a transaction: drop it.
+/// An event lies at most so far after the time at which its key was claimed: the most that may be accepted.
+const KEY_LEAD: TimeDelta = TimeDelta::seconds(ACCEPT_FUTURE_SECONDS_MAX as i64);
+
+/// Records a batch and gives an outcome for each, in order. An event of a closed month, or one whose key may be pruned, is
+/// refused, unless its key is there. On an error the connection is in a transaction: drop it.
 ///
 /// Lock order: versions, keys, months, month services, days, alerts, feed counter; within each, sorted.
 pub(super) async fn record(
@@ -68,13 +71,13 @@ async fn record_once(
     let mut holders: HashMap<(&str, &str), KeyHolder> = HashMap::with_capacity(leaders.len());
     let mut recorded = Vec::with_capacity(leaders.len());
     let (mut taken_clients, mut taken_keys) = (vec![], vec![]);
-    // New events of closed months: their keys are free again with the commit.
+    // New events that are refused: their keys are free again with the commit.
     let (mut free_clients, mut free_keys) = (vec![], vec![]);
     for &index in &leaders {
         let Submission { event, id, payload_hash, .. } = batch[index];
         if claimed.event_seqs.contains(&id.seq) {
             let day = day(&claimed, batch[index])?;
-            if refusal(&claimed, day).is_some() {
+            if refusal(&claimed, batch[index], day).is_some() {
                 free_clients.push(event.client_id.to_string());
                 free_keys.push(event.idempotency_key.to_string());
                 continue;
@@ -107,7 +110,7 @@ async fn record_once(
         if !free.contains(&key(submission)) || submission.refuse_if_new.is_some() {
             return outcome(submission, holders.get(&key(submission))).map(Some);
         }
-        Ok(refusal(&claimed, day(&claimed, submission)?).map(Outcome::Rejected))
+        Ok(refusal(&claimed, submission, day(&claimed, submission)?).map(Outcome::Rejected))
     };
     batch.iter().map(settle).collect()
 }
@@ -118,9 +121,13 @@ fn day(claimed: &Claimed, submission: &Submission) -> sqlx::Result<NaiveDate> {
     Ok(day_of(submission.event.event_time, clients::zone(zone)?))
 }
 
-/// Why a new event of this day is not taken, if it is not.
-fn refusal(claimed: &Claimed, day: NaiveDate) -> Option<Error> {
-    claimed.closed_through.filter(|closed| Month::of(day) <= *closed).map(Error::month_closed)
+/// Why an event is not taken as a new one, if it is not.
+fn refusal(claimed: &Claimed, submission: &Submission, day: NaiveDate) -> Option<Error> {
+    if let Some(closed) = claimed.closed_through.filter(|closed| Month::of(day) <= *closed) {
+        return Some(Error::month_closed(closed));
+    }
+    let pruned = claimed.keys_pruned_through.filter(|_| !submission.backfill)?;
+    (submission.event.event_time < pruned + KEY_LEAD).then(|| Error::key_pruned(pruned))
 }
 
 /// Raises the alerts that the changed months have reached.

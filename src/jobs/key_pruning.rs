@@ -1,12 +1,17 @@
 //! Deletes idempotency keys, and first answers of creates, that are older than their retention.
+//!
+//! No live event of a given time is counted twice for it: before a key goes, the deployment remembers through when keys are
+//! gone, and every batch refuses what may have had one. A backfill takes events of any age, so one that repeats a live event whose key is
+//! gone counts it again; its own keys are kept until their months are closed.
 
 use super::{Work, counted};
-use crate::store::{deployment, keys, requests};
+use crate::store::{deployment, keys, locks, requests};
+use chrono::{DateTime, Utc};
 
 /// Rows of one transaction.
 const CHUNK_ROWS: i64 = 10_000;
 
-/// Deletes the keys of events that would be refused as too old, those of backfills when their month is closed too. What
+/// Deletes the keys past their retention, those of backfills when their month is closed too. What
 /// fails stops nothing else, and fails the run.
 pub(super) async fn run_once(work: &Work) -> anyhow::Result<String> {
     let (mut key_count, mut request_count) = (0, 0);
@@ -25,15 +30,28 @@ pub(super) async fn run_once(work: &Work) -> anyhow::Result<String> {
 }
 
 async fn prune_live(work: &Work, count: &mut u64) -> sqlx::Result<()> {
+    let days = work.settings.jobs.key_retention_days;
+    let Some(before) = keys::live_before(&work.pool, days).await? else { return Ok(()) };
+    refuse_before(work, before).await?;
     let mut after = None;
     loop {
-        let pruned = keys::prune_live(&work.pool, work.settings.jobs.key_retention_days, after, CHUNK_ROWS).await?;
+        let pruned = keys::prune_live(&work.pool, before, after, CHUNK_ROWS).await?;
         *count += pruned.count as u64;
         if pruned.count < CHUNK_ROWS {
             return Ok(());
         }
         after = pruned.last_time;
     }
+}
+
+/// Lets no new event be taken that may have had a key from before this time.
+async fn refuse_before(work: &Work, before: DateTime<Utc>) -> sqlx::Result<()> {
+    let mut tx = work.pool.begin().await?;
+    // Every batch shares it from before it claims its keys until its commit: none that looks for keys by the time before is
+    // under way when they go.
+    locks::change_versions(&mut tx).await?;
+    deployment::prune_keys_through(&mut tx, before).await?;
+    tx.commit().await
 }
 
 async fn prune_backfill(work: &Work, count: &mut u64) -> sqlx::Result<()> {

@@ -39,7 +39,7 @@ pub struct JobSettings {
     /// What happens to the events of closed months
     #[arg(long, env = "METERD_RETENTION_ACTION", default_value = "detach")]
     pub retention_action: RetentionAction,
-    /// Days that an idempotency key is kept after its event came; those of backfills until their month is closed
+    /// Days that an idempotency key is kept after its event came; those of backfills until their month is closed too
     #[arg(long, env = "METERD_KEY_RETENTION_DAYS", default_value_t = 400, value_parser = clap::value_parser!(u32).range(2..=36_500))]
     pub key_retention_days: u32,
 }
