@@ -3,7 +3,7 @@
 use super::{RetentionAction, Work, counted};
 use crate::domain::period::Month;
 use crate::store::{alert_feed, deployment, jobs, locks, partitions};
-use chrono::TimeDelta;
+use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::{Connection, PgConnection};
 
 /// Changes of alerts that one transaction removes: it holds the row that every change of an alert waits for.
@@ -13,7 +13,9 @@ const FEED_CHUNK_ROWS: i64 = 1_000;
 pub(super) async fn run_once(work: &Work) -> anyhow::Result<String> {
     let changes = counted(prune_feed(work).await?, "change");
     let mut conn = work.pool.acquire().await?;
-    if let Some(last) = last_to_close(work) {
+    // No one clock is trusted with what cannot be undone: the earlier of this process's and the database's.
+    let now = work.clock.now().min(jobs::now(&work.pool).await?);
+    if let Some(last) = last_to_close(now, work.settings.jobs.retention_months) {
         close_through(&mut conn, last).await?;
     }
     let Some(closed) = deployment::closed_through(&mut conn).await? else {
@@ -31,10 +33,9 @@ pub(super) async fn run_once(work: &Work) -> anyhow::Result<String> {
 }
 
 /// The month before the present one and the `retention_months` before it; nothing where everything is kept.
-fn last_to_close(work: &Work) -> Option<Month> {
-    let months = work.settings.jobs.retention_months;
-    let present = Month::of(work.clock.now().date_naive());
-    (months > 0).then(|| (0..=months).fold(present, |month, _| month.previous()))
+fn last_to_close(now: DateTime<Utc>, retention_months: u32) -> Option<Month> {
+    let present = Month::of(now.date_naive());
+    (retention_months > 0).then(|| (0..=retention_months).fold(present, |month, _| month.previous()))
 }
 
 async fn close_through(conn: &mut PgConnection, last: Month) -> sqlx::Result<()> {
