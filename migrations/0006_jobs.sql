@@ -5,7 +5,8 @@ CREATE TABLE jobs (
     schedule           text NOT NULL,
     -- Moved on when a run begins, so that who asks for one meanwhile gets another; nothing: never.
     next_run_time      timestamptz,
-    -- Names the replica and its run; nothing while nobody runs it. A run whose lease has run out is taken over.
+    -- Names the replica and its run; nothing while nobody runs it. A run whose lease has run out is taken over. A run that
+    -- was dropped leaves its lease behind, in which its last statement ends: until then nobody runs it.
     holder             text,
     lease_expire_time  timestamptz,
     last_start_time    timestamptz,
@@ -19,7 +20,7 @@ CREATE TABLE jobs (
     last_result        text NOT NULL DEFAULT '',
     run_count          bigint NOT NULL DEFAULT 0,
     failure_count      bigint NOT NULL DEFAULT 0,
-    CONSTRAINT jobs_held_until CHECK ((holder IS NULL) = (lease_expire_time IS NULL))
+    CONSTRAINT jobs_held_until CHECK (holder IS NULL OR lease_expire_time IS NOT NULL)
 );
 
 -- Client-months up to this one are closed: their rollups stay as they are, and partitions that only they need are gone.
