@@ -37,4 +37,6 @@ ALTER TABLE idempotency_keys ADD COLUMN backfill boolean NOT NULL DEFAULT false;
 -- end and costs little.
 CREATE INDEX idempotency_keys_live ON idempotency_keys (claim_time) WHERE NOT backfill;
 CREATE INDEX idempotency_keys_backfill ON idempotency_keys (event_time, claim_time) WHERE backfill;
+-- Whoever changes a service finds the months that used it while all writers wait.
+CREATE INDEX usage_month_services_service ON usage_month_services (service, client_id, month);
 CREATE INDEX create_requests_create_time ON create_requests (create_time);
