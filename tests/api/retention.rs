@@ -537,6 +537,24 @@ async fn a_long_reader_keeps_the_events_that_it_reads_and_the_job_is_tried_again
     server.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_that_ends_soon_only_delays_the_run() {
+    let server = server(THREE_MONTHS).await;
+    history(&server).await;
+    let mut reader = server.pool.begin().await.unwrap();
+    reader.execute("SELECT count(*) FROM usage_events").await.unwrap();
+    let mut jobs = server.jobs();
+    let job = tokio::spawn(async move { jobs.run_job(RunJobRequest { job: "retention".into() }).await.unwrap() });
+    until_it_waits(&server, "DETACH").await;
+    let gave_way = "SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database()
+         AND wait_event_type = 'Lock' AND query LIKE 'ALTER TABLE%DETACH%')";
+    eventually(async || sqlx::query_scalar::<_, bool>(gave_way).fetch_one(&server.pool).await.unwrap()).await;
+    drop(reader);
+    assert_eq!(job.await.unwrap().into_inner().job.unwrap().last_error, "");
+    assert_eq!(partitions(&server).await[0], "2024-07");
+    server.stop().await;
+}
+
 #[tokio::test]
 async fn waiting_events_of_a_closed_month_stay_unpriced_and_those_of_an_open_one_are_priced() {
     let server = server(&["--retention-months=3", "--unknown-service=keep"]).await;
