@@ -520,6 +520,22 @@ async fn a_rebuild_that_began_before_its_month_was_closed_finds_all_its_events()
     server.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rebuild_whose_months_are_closed_meanwhile_names_the_last_one_that_is() {
+    let server = server(THREE_MONTHS).await;
+    history(&server).await;
+    let held = hold_month(&server, "2024-05").await;
+    let mut usage = server.usage();
+    let rebuild =
+        tokio::spawn(async move { usage.rebuild_rollups(rebuild_request("2024-05-01", "2024-06-30", false)).await });
+    until_it_waits(&server, "INSERT INTO usage_months").await;
+    // It closes the months, and cannot take the partitions away.
+    server.jobs().run_job(RunJobRequest { job: "retention".into() }).await.unwrap();
+    held.rollback().await.unwrap();
+    assert_closed(&rebuild.await.unwrap().unwrap_err(), "2024-07");
+    server.stop().await;
+}
+
 #[tokio::test]
 async fn a_long_reader_keeps_the_events_that_it_reads_and_the_job_is_tried_again() {
     let server = server(THREE_MONTHS).await;
