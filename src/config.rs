@@ -5,6 +5,7 @@ mod notifications;
 
 pub use notifications::{NotificationSettings, Secret, SmtpSettings, TwilioSettings};
 
+use crate::domain::event::ACCEPT_FUTURE_SECONDS_MAX;
 use crate::ingest::IngestSettings;
 use crate::jobs::JobSettings;
 use crate::postgres::{EmbeddedSettings, default_data_dir};
@@ -51,7 +52,7 @@ pub struct Settings {
     #[arg(long, env = "METERD_ACCEPT_PAST_DAYS", default_value_t = 35, value_parser = clap::value_parser!(u32).range(1..=3650))]
     pub accept_past_days: u32,
     /// Events may be at most so many seconds ahead of the server's clock
-    #[arg(long, env = "METERD_ACCEPT_FUTURE_SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u32).range(0..=86_400))]
+    #[arg(long, env = "METERD_ACCEPT_FUTURE_SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u32).range(0..=i64::from(ACCEPT_FUTURE_SECONDS_MAX)))]
     pub accept_future_seconds: u32,
 
     #[command(flatten)]

@@ -2,6 +2,7 @@
 
 use crate::domain::period::Month;
 use crate::proto::ErrorReason;
+use chrono::{DateTime, SecondsFormat, Utc};
 use std::sync::Arc;
 use std::time::Duration;
 use tonic::Code;
@@ -76,6 +77,16 @@ impl Error {
         let message = format!("months through {closed_through} are past their retention and stay as they are");
         Self::new(Code::FailedPrecondition, ErrorReason::MonthClosed, message)
             .with("closed_through", closed_through.to_string())
+    }
+
+    /// The event is so old that a key like its may have been there and gone.
+    pub fn key_pruned(pruned_through: DateTime<Utc>) -> Self {
+        let description = format!(
+            "is too far back to tell a new event from a repeat: keys through {} are deleted. If it was never recorded, send \
+             it with BatchTrackUsage and backfill = true",
+            pruned_through.to_rfc3339_opts(SecondsFormat::Secs, true)
+        );
+        Self::invalid(ErrorReason::EventTooOld, vec![Violation::new("event.event_time", description)])
     }
 
     /// Something of that name is there already.

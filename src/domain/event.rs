@@ -14,6 +14,8 @@ pub const EXTERNAL_ID_BYTES_MAX: usize = 256;
 pub const METADATA_BYTES_MAX: usize = 8 * 1024;
 /// Most tokens of one kind in one event. With it, a 64-bit sum holds nine million such events of a client and month.
 pub const TOKENS_MAX: i64 = 1_000_000_000_000;
+/// Most seconds that an event may be allowed to lie ahead of the server's clock.
+pub const ACCEPT_FUTURE_SECONDS_MAX: u32 = 86_400;
 /// First byte of a payload hash: goes up when the canonical form changes, so that old hashes stay comparable.
 const PAYLOAD_HASH_VERSION: u8 = 1;
 

@@ -141,7 +141,10 @@ pub async fn rebuild(context: Arc<Context>, request: RebuildRollupsRequest) -> R
     for (client_id, month) in months {
         let mut tx = context.pool.begin().await?;
         let rebuilt = rebuild::month(&mut tx, &client_id, month, request.rezone).await?;
-        let rebuilt = rebuilt.ok_or_else(|| Error::month_closed(month))?;
+        let Some(rebuilt) = rebuilt else {
+            let closed = deployment::closed_through(&mut tx).await?;
+            return Err(Error::month_closed(closed.unwrap_or(month)));
+        };
         check::corrected_months(&mut tx, &context.alert_settings, &client_id, &rebuilt.corrected_months).await?;
         tx.commit().await?;
         response.month_count += 1;

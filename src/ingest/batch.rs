@@ -4,18 +4,22 @@ use super::{Outcome, Recorded, Submission};
 use crate::alerts::raise::{self, AlertSettings, ChangedMonth, raise_reached};
 use crate::catalog::CatalogCache;
 use crate::domain::alert::Alert;
-use crate::domain::event::{EventId, PricedEvent};
+use crate::domain::event::{ACCEPT_FUTURE_SECONDS_MAX, EventId, PricedEvent};
 use crate::domain::period::{Month, day_of};
 use crate::domain::rollup::Deltas;
 use crate::error::Error;
 use crate::store::keys::{Claimed, Claims, KeyHolder};
 use crate::store::rollups::MonthRow;
 use crate::store::{catalog, clients, events, is_lock_timeout, keys, locks, rollups};
+use chrono::{NaiveDate, TimeDelta};
 use sqlx::{Executor, PgConnection};
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-/// Records a batch and gives an outcome for each, in order. An event of a closed month is refused, unless it was recorded
-/// before. On an error the connection is in a transaction: drop it.
+/// An event lies at most so far after the time at which its key was claimed: the most that may be accepted.
+const KEY_LEAD: TimeDelta = TimeDelta::seconds(ACCEPT_FUTURE_SECONDS_MAX as i64);
+
+/// Records a batch and gives an outcome for each, in order. An event of a closed month, or one whose key may be pruned, is
+/// refused, unless its key is there. On an error the connection is in a transaction: drop it.
 ///
 /// Lock order: versions, keys, months, month services, days, alerts, feed counter; within each, sorted.
 pub(super) async fn record(
@@ -24,6 +28,26 @@ pub(super) async fn record(
     alert_settings: &AlertSettings,
     batch: &[&Submission],
 ) -> sqlx::Result<Vec<Outcome>> {
+    let mut outcomes: Vec<Option<Outcome>> = vec![None; batch.len()];
+    let mut open: Vec<usize> = (0..batch.len()).collect();
+    // Twice at most, unless a month closes in between: what stays open had the key of an event that was refused, and every
+    // other event that would be refused has been.
+    while !open.is_empty() {
+        let submissions: Vec<_> = open.iter().map(|&index| batch[index]).collect();
+        let settled = record_once(conn, cache, alert_settings, &submissions).await?;
+        open.iter().zip(settled).for_each(|(&index, outcome)| outcomes[index] = outcome);
+        open.retain(|&index| outcomes[index].is_none());
+    }
+    Ok(outcomes.into_iter().flatten().collect())
+}
+
+/// Does one transaction. No outcome, where an event may claim its key now that the one before it was refused.
+async fn record_once(
+    conn: &mut PgConnection,
+    cache: &CatalogCache,
+    alert_settings: &AlertSettings,
+    batch: &[&Submission],
+) -> sqlx::Result<Vec<Option<Outcome>>> {
     let leaders = leaders(batch);
     let mut claims = Claims::default();
     for submission in leaders.iter().map(|&index| batch[index]).filter(|leader| leader.refuse_if_new.is_none()) {
@@ -48,16 +72,13 @@ pub(super) async fn record(
     let mut holders: HashMap<(&str, &str), KeyHolder> = HashMap::with_capacity(leaders.len());
     let mut recorded = Vec::with_capacity(leaders.len());
     let (mut taken_clients, mut taken_keys) = (vec![], vec![]);
-    // New events of closed months: their keys are free again with the commit.
-    let mut refused: HashMap<usize, Error> = HashMap::new();
+    // New events that are refused: their keys are free again with the commit.
     let (mut free_clients, mut free_keys) = (vec![], vec![]);
     for &index in &leaders {
         let Submission { event, id, payload_hash, .. } = batch[index];
         if claimed.event_seqs.contains(&id.seq) {
-            let zone = claimed.time_zones.get(&*event.client_id).ok_or_else(client_vanished)?;
-            let day = day_of(event.event_time, clients::zone(zone)?);
-            if let Some(closed) = claimed.closed_through.filter(|closed| Month::of(day) <= *closed) {
-                refused.insert(index, Error::month_closed(closed));
+            let day = day(&claimed, batch[index])?;
+            if refusal(&claimed, batch[index], day).is_some() {
                 free_clients.push(event.client_id.to_string());
                 free_keys.push(event.idempotency_key.to_string());
                 continue;
@@ -71,7 +92,7 @@ pub(super) async fn record(
             taken_keys.push(event.idempotency_key.to_string());
         }
     }
-    if !refused.is_empty() {
+    if !free_keys.is_empty() {
         keys::give_back(conn, &free_clients, &free_keys).await?;
     }
     let earlier =
@@ -86,25 +107,30 @@ pub(super) async fn record(
     raise::count(&raised);
 
     holders.extend(earlier.iter().map(|((client, key), holder)| ((&**client, &**key), holder.clone())));
-    let free: HashSet<(&str, &str)> = refused.keys().map(|&index| key(batch[index])).collect();
-    let (mut outcomes, mut again) = (Vec::with_capacity(batch.len()), vec![]);
-    for (index, &submission) in batch.iter().enumerate() {
-        outcomes.push(match refused.remove(&index) {
-            Some(error) => Some(Outcome::Rejected(error)),
-            None if free.contains(&key(submission)) && submission.refuse_if_new.is_none() => {
-                again.push(index);
-                None
-            }
-            None => Some(outcome(submission, holders.get(&key(submission)))?),
-        });
+    let free: HashSet<(&str, &str)> =
+        free_clients.iter().zip(&free_keys).map(|(client_id, key)| (client_id.as_str(), key.as_str())).collect();
+    let settle = |&submission: &&Submission| {
+        if !free.contains(&key(submission)) || submission.refuse_if_new.is_some() {
+            return outcome(submission, holders.get(&key(submission))).map(Some);
+        }
+        Ok(refusal(&claimed, submission, day(&claimed, submission)?).map(Outcome::Rejected))
+    };
+    batch.iter().map(settle).collect()
+}
+
+/// The day of an event in its client's zone.
+fn day(claimed: &Claimed, submission: &Submission) -> sqlx::Result<NaiveDate> {
+    let zone = claimed.time_zones.get(&*submission.event.client_id).ok_or_else(client_vanished)?;
+    Ok(day_of(submission.event.event_time, clients::zone(zone)?))
+}
+
+/// Why an event is not taken as a new one, if it is not.
+fn refusal(claimed: &Claimed, submission: &Submission, day: NaiveDate) -> Option<Error> {
+    if let Some(closed) = claimed.closed_through.filter(|closed| Month::of(day) <= *closed) {
+        return Some(Error::month_closed(closed));
     }
-    if !again.is_empty() {
-        // They have the key of an event that was refused, and may claim it now.
-        let submissions: Vec<_> = again.iter().map(|&index| batch[index]).collect();
-        let settled = Box::pin(record(conn, cache, alert_settings, &submissions)).await?;
-        again.into_iter().zip(settled).for_each(|(index, outcome)| outcomes[index] = Some(outcome));
-    }
-    Ok(outcomes.into_iter().flatten().collect())
+    let pruned = claimed.keys_pruned_through.filter(|_| !submission.backfill)?;
+    (submission.event.event_time < pruned + KEY_LEAD).then(|| Error::key_pruned(pruned))
 }
 
 /// Raises the alerts that the changed months have reached.

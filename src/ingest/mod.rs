@@ -45,7 +45,8 @@ pub struct Submission {
     /// Made before the first try, so that a retry finds its own event.
     pub id: EventId,
     pub payload_hash: PayloadHash,
-    /// It came in a backfill: of any age, its key kept until its month is closed, and its alerts notify nobody.
+    /// It came in a backfill: of any age, also where a key from before may be pruned; its own is kept until its month is
+    /// closed, and its alerts notify nobody.
     pub backfill: bool,
     /// Set for what may only be a repeat: the answer where its key is new.
     pub refuse_if_new: Option<Error>,

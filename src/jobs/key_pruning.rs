@@ -1,43 +1,80 @@
 //! Deletes idempotency keys, and first answers of creates, that are older than their retention.
+//!
+//! No live event of a given time is counted twice for it: before a key goes, the deployment remembers through when keys are
+//! gone, and every batch refuses what may have had one. A backfill takes events of any age, so one that repeats a live event whose key is
+//! gone counts it again; its own keys are kept until their months are closed.
 
 use super::{Work, counted};
-use crate::store::{deployment, keys, requests};
+use crate::store::{deployment, keys, locks, requests};
+use chrono::{DateTime, Utc};
 
 /// Rows of one transaction.
 const CHUNK_ROWS: i64 = 10_000;
 
-/// Deletes the keys of events that would be refused as too old, those of backfills when their month is closed too.
+/// Deletes the keys past their retention, those of backfills when their month is closed too. What
+/// fails stops nothing else, and fails the run.
 pub(super) async fn run_once(work: &Work) -> anyhow::Result<String> {
+    let (mut key_count, mut request_count) = (0, 0);
+    let failures = [
+        ("keys", prune_live(work, &mut key_count).await),
+        ("keys of backfills", prune_backfill(work, &mut key_count).await),
+        ("request ids", prune_requests(work, &mut request_count).await),
+    ];
+    let done = format!("{} and {} deleted", counted(key_count, "key"), counted(request_count, "request id"));
+    let failures: Vec<String> = failures
+        .into_iter()
+        .filter_map(|(what, pruned)| Some(format!("{what} could not all be deleted: {}", pruned.err()?)))
+        .collect();
+    anyhow::ensure!(failures.is_empty(), "{done}; {}", failures.join("; "));
+    Ok(done)
+}
+
+async fn prune_live(work: &Work, count: &mut u64) -> sqlx::Result<()> {
     let days = work.settings.jobs.key_retention_days;
-    let (mut live_count, mut after) = (0, None);
+    let Some(before) = keys::live_before(&work.pool, days).await? else { return Ok(()) };
+    refuse_before(work, before).await?;
+    let mut after = None;
     loop {
-        let pruned = keys::prune_live(&work.pool, days, after, CHUNK_ROWS).await?;
-        live_count += pruned.count;
-        // Back to the beginning at the end, for older ones that stand behind younger ones.
-        match (pruned.count == CHUNK_ROWS, after) {
-            (true, _) => after = pruned.last_claim_time,
-            (false, Some(_)) => after = None,
-            (false, None) => break,
+        let pruned = keys::prune_live(&work.pool, before, after, CHUNK_ROWS).await?;
+        *count += pruned.count as u64;
+        if pruned.count < CHUNK_ROWS {
+            return Ok(());
         }
+        after = pruned.last_time;
     }
-    let mut backfill_count = 0;
-    if let Some(closed) = deployment::closed_through(&mut *work.pool.acquire().await?).await? {
-        loop {
-            let count = keys::prune_backfill(&work.pool, days, closed, CHUNK_ROWS).await?;
-            backfill_count += count;
-            if count < CHUNK_ROWS {
-                break;
-            }
-        }
-    }
-    let mut request_count = 0;
+}
+
+/// Lets no new event be taken that may have had a key from before this time.
+async fn refuse_before(work: &Work, before: DateTime<Utc>) -> sqlx::Result<()> {
+    let mut tx = work.pool.begin().await?;
+    // Every batch shares it from before it claims its keys until its commit: none that looks for keys by the time before is
+    // under way when they go.
+    locks::change_versions(&mut tx).await?;
+    deployment::prune_keys_through(&mut tx, before).await?;
+    tx.commit().await
+}
+
+async fn prune_backfill(work: &Work, count: &mut u64) -> sqlx::Result<()> {
+    let closed = deployment::closed_through(&mut *work.pool.acquire().await?).await?;
+    let Some(closed) = closed else { return Ok(()) };
+    let mut after = None;
     loop {
-        let count = requests::prune(&work.pool, days, CHUNK_ROWS).await?;
-        request_count += count;
-        if count < CHUNK_ROWS {
-            break;
+        let days = work.settings.jobs.key_retention_days;
+        let pruned = keys::prune_backfill(&work.pool, days, closed, after, CHUNK_ROWS).await?;
+        *count += pruned.count as u64;
+        if pruned.count < CHUNK_ROWS {
+            return Ok(());
+        }
+        after = pruned.last_time;
+    }
+}
+
+async fn prune_requests(work: &Work, count: &mut u64) -> sqlx::Result<()> {
+    loop {
+        let pruned = requests::prune(&work.pool, work.settings.jobs.key_retention_days, CHUNK_ROWS).await?;
+        *count += pruned as u64;
+        if pruned < CHUNK_ROWS {
+            return Ok(());
         }
     }
-    let keys = counted((live_count + backfill_count) as u64, "key");
-    Ok(format!("{keys} and {} deleted", counted(request_count as u64, "request id")))
 }

@@ -2,18 +2,25 @@
 
 use super::{RetentionAction, Work, counted};
 use crate::domain::period::Month;
-use crate::store::{alert_feed, deployment, jobs, locks, partitions};
-use chrono::TimeDelta;
+use crate::store::{alert_feed, deployment, is_lock_timeout, jobs, locks, partitions};
+use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::{Connection, PgConnection};
+use std::time::Duration;
 
 /// Changes of alerts that one transaction removes: it holds the row that every change of an alert waits for.
 const FEED_CHUNK_ROWS: i64 = 1_000;
+
+/// How often a partition that somebody reads is tried, and the pause between, in which those who waited get through.
+const DETACH_TRIES: usize = 4;
+const DETACH_PAUSE: Duration = Duration::from_millis(400);
 
 /// Prunes the feed, closes months, and takes away the partitions that only closed months have events in.
 pub(super) async fn run_once(work: &Work) -> anyhow::Result<String> {
     let changes = counted(prune_feed(work).await?, "change");
     let mut conn = work.pool.acquire().await?;
-    if let Some(last) = last_to_close(work) {
+    // No one clock is trusted with what cannot be undone: the earlier of this process's and the database's.
+    let now = work.clock.now().min(jobs::now(&work.pool).await?);
+    if let Some(last) = last_to_close(now, work.settings.jobs.retention_months) {
         close_through(&mut conn, last).await?;
     }
     let Some(closed) = deployment::closed_through(&mut conn).await? else {
@@ -22,7 +29,7 @@ pub(super) async fn run_once(work: &Work) -> anyhow::Result<String> {
     let drop_table = work.settings.jobs.retention_action == RetentionAction::Drop;
     let gone = partitions::before(&mut conn, closed).await?;
     for &month in &gone {
-        partitions::detach(&mut conn, month, drop_table).await?;
+        detach(&mut conn, month, drop_table).await?;
         tracing::info!(%month, drop_table, "a partition of closed months was taken away");
     }
     let partitions = counted(gone.len() as u64, "partition");
@@ -31,10 +38,9 @@ pub(super) async fn run_once(work: &Work) -> anyhow::Result<String> {
 }
 
 /// The month before the present one and the `retention_months` before it; nothing where everything is kept.
-fn last_to_close(work: &Work) -> Option<Month> {
-    let months = work.settings.jobs.retention_months;
-    let present = Month::of(work.clock.now().date_naive());
-    (months > 0).then(|| (0..=months).fold(present, |month, _| month.previous()))
+fn last_to_close(now: DateTime<Utc>, retention_months: u32) -> Option<Month> {
+    let present = Month::of(now.date_naive());
+    (retention_months > 0).then(|| (0..=retention_months).fold(present, |month, _| month.previous()))
 }
 
 async fn close_through(conn: &mut PgConnection, last: Month) -> sqlx::Result<()> {
@@ -48,6 +54,17 @@ async fn close_through(conn: &mut PgConnection, last: Month) -> sqlx::Result<()>
     tx.commit().await?;
     tracing::info!(closed_through = %last, "months are closed");
     Ok(())
+}
+
+async fn detach(conn: &mut PgConnection, month: Month, drop_table: bool) -> sqlx::Result<()> {
+    let mut tries = 1;
+    loop {
+        match partitions::detach(conn, month, drop_table).await {
+            Err(error) if is_lock_timeout(&error) && tries < DETACH_TRIES => tokio::time::sleep(DETACH_PAUSE).await,
+            done => return done,
+        }
+        tries += 1;
+    }
 }
 
 async fn prune_feed(work: &Work) -> sqlx::Result<u64> {

@@ -7,7 +7,6 @@ use super::schedule::Schedule;
 use super::{JOBS, Job, Work};
 use crate::store::jobs;
 use anyhow::Context as _;
-use chrono::{DateTime, Utc};
 use futures_util::FutureExt;
 use sqlx::PgPool;
 use std::panic::AssertUnwindSafe;
@@ -20,8 +19,6 @@ use tokio::task::JoinSet;
 const POLL_EVERY: Duration = Duration::from_secs(1);
 /// How long a look may take.
 const POLL_TIMEOUT: Duration = Duration::from_secs(5);
-/// A run that takes longer hangs, or goes on where it was with the next one.
-const RUN_TIMEOUT: Duration = Duration::from_secs(1_800);
 /// A run that failed is tried again after so long, unless it is due before.
 const RETRY_AFTER: Duration = Duration::from_secs(60);
 /// How often the end of a run is noted before it is left to whoever takes the lease over, and the pause between.
@@ -64,14 +61,9 @@ impl Scheduler {
         let mut runs = JoinSet::new();
         let mut away = false;
         while !*stopping.borrow() {
-            let taken = tokio::time::timeout(POLL_TIMEOUT, self.take_due(&names)).await;
-            match taken.unwrap_or(Err(sqlx::Error::PoolTimedOut)) {
-                Ok(leases) => {
-                    away = false;
-                    for (job, lease) in leases {
-                        runs.spawn(self.clone().run_job(job, lease));
-                    }
-                }
+            let looked = tokio::time::timeout(POLL_TIMEOUT, self.start_due(&names, &mut runs)).await;
+            match looked.unwrap_or(Err(sqlx::Error::PoolTimedOut)) {
+                Ok(()) => away = false,
                 Err(error) if !away => {
                     away = true;
                     tracing::warn!(%error, "jobs cannot be looked at and wait until they can");
@@ -91,37 +83,46 @@ impl Scheduler {
         drop(tokio::time::timeout(CLOSE_TIMEOUT, close).await);
     }
 
-    /// Takes every job that is due and that nobody else takes.
-    async fn take_due(&self, names: &[String]) -> sqlx::Result<Vec<(&'static Job, Lease)>> {
-        let mut leases = vec![];
+    /// Takes every job that is due and that nobody else takes, and starts each as it is taken: the look may fail at another.
+    async fn start_due(&self, names: &[String], runs: &mut JoinSet<()>) -> sqlx::Result<()> {
         for glance in jobs::glance(&self.pool, names).await? {
             if let Some(time) = glance.last_success_time {
                 let labels = [("job", glance.job.clone())];
                 metrics::gauge!("meterd_job_last_success_timestamp_seconds", &labels).set(time.timestamp() as f64);
             }
             let Some(job) = JOBS.iter().find(|job| glance.due && job.name == glance.job) else { continue };
-            let next = next_time(&glance.schedule, glance.now);
+            // Another version of meterd wrote what this one cannot read, and runs it.
+            let Ok(schedule) = glance.schedule.parse::<Schedule>() else { continue };
+            let next = schedule.next_after(glance.now);
             let holder = holder();
             let taken_at = Instant::now();
             if jobs::claim(&self.pool, job.name, &holder, LEASE, next).await? {
-                leases.push((job, Lease { job: glance.job, holder, taken_at }));
+                runs.spawn(self.clone().run_job(job, Lease { job: glance.job, holder, taken_at }));
             }
         }
-        Ok(leases)
+        Ok(())
     }
 
     /// Runs a job under its lease, and notes what became of it.
     async fn run_job(self, job: &'static Job, lease: Lease) {
         let started = Instant::now();
-        let work = tokio::time::timeout(RUN_TIMEOUT, AssertUnwindSafe((job.run)(self.work.clone())).catch_unwind());
+        let run_timeout = Duration::from_secs(self.work.settings.jobs.job_run_seconds.into());
+        let work = tokio::time::timeout(run_timeout, AssertUnwindSafe((job.run)(self.work.clone())).catch_unwind());
+        let mut dropped = false;
         let outcome = match lease.keep(&self.pool, work).await {
             None => {
                 tracing::warn!(job = job.name, holder = lease.holder, "a job lost its lease and is left to others");
                 metrics::counter!("meterd_job_runs_total", "job" => job.name, "result" => "lost").increment(1);
                 return;
             }
-            Some(Err(_)) => Err(format!("took longer than {} s", RUN_TIMEOUT.as_secs())),
-            Some(Ok(Err(_))) => Err("panicked; the log has why".to_string()),
+            Some(Err(_)) => {
+                dropped = true;
+                Err(format!("took longer than {} s", run_timeout.as_secs()))
+            }
+            Some(Ok(Err(_))) => {
+                dropped = true;
+                Err("panicked; the log has why".to_string())
+            }
             Some(Ok(Ok(Err(error)))) => Err(format!("{error:#}").chars().take(ERROR_CHARS_MAX).collect()),
             Some(Ok(Ok(Ok(result)))) => Ok(result),
         };
@@ -135,15 +136,16 @@ impl Scheduler {
             Ok(result) => tracing::debug!(job = name, holder, elapsed_ms, result, "job done"),
             Err(error) => tracing::warn!(job = name, holder, elapsed_ms, error, "a job failed and is tried again"),
         }
-        if let Err(error) = self.finish(&lease, outcome.as_deref().map_err(|error| error.as_str())).await {
+        if let Err(error) = self.finish(&lease, outcome.as_deref().map_err(|error| error.as_str()), dropped).await {
             tracing::warn!(job = name, holder, "the end of a job could not be noted, so it is done again: {error:#}");
         }
     }
 
-    async fn finish(&self, lease: &Lease, outcome: Result<&str, &str>) -> anyhow::Result<()> {
+    /// Notes the end of a run. One that was dropped may have left a statement under way, which its lease outlives.
+    async fn finish(&self, lease: &Lease, outcome: Result<&str, &str>, dropped: bool) -> anyhow::Result<()> {
         let mut tries = 1;
         loop {
-            match jobs::finish(&self.pool, &lease.job, &lease.holder, outcome, RETRY_AFTER).await {
+            match jobs::finish(&self.pool, &lease.job, &lease.holder, outcome, RETRY_AFTER, dropped).await {
                 Ok(noted) => return noted.then_some(()).context("another replica has taken it over"),
                 Err(error) if tries == FINISH_TRIES => return Err(error.into()),
                 Err(_) => tokio::time::sleep(FINISH_PAUSE).await,
@@ -151,12 +153,6 @@ impl Scheduler {
             tries += 1;
         }
     }
-}
-
-/// When a job is due next by the schedule in the table; never, where another version of meterd wrote it and this one cannot
-/// read it.
-fn next_time(schedule: &str, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
-    schedule.parse::<Schedule>().ok()?.next_after(now)
 }
 
 /// A name for one run: which process, and that it is no other run.

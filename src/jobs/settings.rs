@@ -33,13 +33,17 @@ pub struct JobSettings {
     #[arg(long, env = "METERD_SCHEDULE_KEY_PRUNING", default_value = "0 30 0 * * *", value_name = "CRON")]
     pub schedule_key_pruning: Schedule,
 
+    /// A run that takes longer hangs, or goes on where it was with the next one
+    #[arg(long, env = "METERD_JOB_RUN_SECONDS", hide = true, default_value_t = 1_800, value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    pub job_run_seconds: u32,
+
     /// Whole months before the present one that stay open; older ones are closed for good. 0: everything is kept
     #[arg(long, env = "METERD_RETENTION_MONTHS", default_value_t = 0, value_parser = parse_retention_months)]
     pub retention_months: u32,
     /// What happens to the events of closed months
     #[arg(long, env = "METERD_RETENTION_ACTION", default_value = "detach")]
     pub retention_action: RetentionAction,
-    /// Days that an idempotency key is kept after its event came; those of backfills until their month is closed
+    /// Days that an idempotency key is kept after its event came; those of backfills until their month is closed too
     #[arg(long, env = "METERD_KEY_RETENTION_DAYS", default_value_t = 400, value_parser = clap::value_parser!(u32).range(2..=36_500))]
     pub key_retention_days: u32,
 }

@@ -2,7 +2,7 @@
 
 use super::{Work, counted};
 use crate::domain::period::Month;
-use crate::store::summaries;
+use crate::store::{is_statement_timeout, summaries};
 use sqlx::PgPool;
 
 /// Client-months of one transaction: few, because it holds their rows.
@@ -26,10 +26,26 @@ pub async fn refresh(pool: &PgPool, client_id: Option<&str>, month: Option<Month
         }
         written += stale.len();
         let last = stale.len() < BATCH_MONTHS as usize;
-        summaries::refresh(&mut *pool.acquire().await?, stale).await?;
+        refresh_batch(pool, stale).await?;
         if last {
             break;
         }
     }
     Ok(written)
+}
+
+/// Refreshes a batch; where that takes too long, in halves, so that a few months of very many services are not in the way
+/// for ever.
+async fn refresh_batch(pool: &PgPool, batch: Vec<(String, Month)>) -> sqlx::Result<()> {
+    let mut batches = vec![batch];
+    while let Some(mut batch) = batches.pop() {
+        match summaries::refresh(&mut *pool.acquire().await?, batch.clone()).await {
+            Err(error) if is_statement_timeout(&error) && batch.len() > 1 => {
+                let second_half = batch.split_off(batch.len() / 2);
+                batches.extend([second_half, batch]);
+            }
+            done => done?,
+        }
+    }
+    Ok(())
 }

@@ -1,6 +1,7 @@
 //! What holds for the whole deployment.
 
 use crate::domain::period::Month;
+use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
 /// The deployment as it was made at the first start.
@@ -29,6 +30,15 @@ pub async fn insert(conn: &mut PgConnection, deployment: &Deployment) -> sqlx::R
 pub async fn closed_through(conn: &mut PgConnection) -> sqlx::Result<Option<Month>> {
     let day = sqlx::query_scalar!("SELECT NULLIF(closed_through, '-infinity') AS closed_through FROM deployment");
     Ok(day.fetch_optional(conn).await?.flatten().map(Month::of))
+}
+
+/// Moves the time before which keys of live events may be gone up to this one. Needs the versions lock, and has to be
+/// committed before the first of them is deleted.
+pub async fn prune_keys_through(conn: &mut PgConnection, time: DateTime<Utc>) -> sqlx::Result<()> {
+    sqlx::query!("UPDATE deployment SET keys_pruned_through = GREATEST(keys_pruned_through, $1)", time)
+        .execute(conn)
+        .await
+        .map(drop)
 }
 
 /// Closes the months up to this one. Needs the versions lock; a closed month is never opened again.

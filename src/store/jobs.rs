@@ -27,7 +27,7 @@ pub struct Glance {
     pub schedule: String,
     pub next_run_time: Option<DateTime<Utc>>,
     pub last_success_time: Option<DateTime<Utc>>,
-    /// Nobody runs it and its time has come, or whoever ran it has let the lease run out.
+    /// Nobody runs it and its time has come, or whoever ran it has let the lease run out; and no lease is in force.
     pub due: bool,
     pub now: DateTime<Utc>,
 }
@@ -59,7 +59,8 @@ pub async fn glance(pool: &PgPool, jobs: &[String]) -> sqlx::Result<Vec<Glance>>
     sqlx::query_as!(
         Glance,
         r#"SELECT job, schedule, next_run_time, last_success_time, now() AS "now!",
-               COALESCE(CASE WHEN holder IS NULL THEN next_run_time ELSE lease_expire_time END <= now(), false) AS "due!"
+               COALESCE((holder IS NOT NULL OR next_run_time <= now()) AND COALESCE(lease_expire_time <= now(), true), false)
+                   AS "due!"
            FROM jobs WHERE job = ANY($1) ORDER BY job"#,
         jobs
     )
@@ -78,7 +79,7 @@ pub async fn claim(
     let claimed = sqlx::query!(
         "UPDATE jobs SET holder = $2, lease_expire_time = now() + make_interval(secs => $3), last_start_time = now(),
              next_run_time = $4
-         WHERE job = $1 AND CASE WHEN holder IS NULL THEN next_run_time ELSE lease_expire_time END <= now()",
+         WHERE job = $1 AND (holder IS NOT NULL OR next_run_time <= now()) AND COALESCE(lease_expire_time <= now(), true)",
         job,
         holder,
         lease.as_secs_f64(),
@@ -99,18 +100,20 @@ pub async fn renew(pool: &PgPool, job: &str, holder: &str, lease: Duration) -> s
     Ok(renewed.execute(pool).await?.rows_affected() == 1)
 }
 
-/// Notes what became of a run and lets go of it. A run that failed is due again after `retry_after`, unless its next time
-/// comes before, or it has none. False, where somebody else has taken it over.
+/// Notes what became of a run and lets go of it; not of its lease, where statements of it may still run: then nobody runs it
+/// until that has run out. A run that failed is due again after `retry_after`, unless its next time comes before, or it has
+/// none. False, where somebody else has taken it over.
 pub async fn finish(
     pool: &PgPool,
     job: &str,
     holder: &str,
     outcome: Result<&str, &str>,
     retry_after: Duration,
+    keep_lease: bool,
 ) -> sqlx::Result<bool> {
     let finished = sqlx::query!(
-        "UPDATE jobs SET holder = NULL, lease_expire_time = NULL, last_finish_time = now(),
-             ended_start_time = last_start_time, last_result = COALESCE($3, ''), last_error = COALESCE($4, ''),
+        "UPDATE jobs SET holder = NULL, lease_expire_time = CASE WHEN $6 THEN lease_expire_time END,
+             last_finish_time = now(), ended_start_time = last_start_time, last_result = COALESCE($3, ''), last_error = COALESCE($4, ''),
              last_success_time = CASE WHEN $4::text IS NULL THEN now() ELSE last_success_time END,
              next_run_time = CASE WHEN $4::text IS NULL OR next_run_time IS NULL THEN next_run_time
                  ELSE LEAST(next_run_time, now() + make_interval(secs => $5)) END,
@@ -120,7 +123,8 @@ pub async fn finish(
         holder,
         outcome.ok(),
         outcome.err(),
-        retry_after.as_secs_f64()
+        retry_after.as_secs_f64(),
+        keep_lease
     );
     Ok(finished.execute(pool).await?.rows_affected() == 1)
 }
@@ -136,8 +140,8 @@ pub async fn want(pool: &PgPool, job: &str) -> sqlx::Result<Option<DateTime<Utc>
 pub async fn list(pool: &PgPool, jobs: &[String]) -> sqlx::Result<Vec<JobRow>> {
     sqlx::query_as!(
         JobRow,
-        r#"SELECT job, schedule, next_run_time, COALESCE(lease_expire_time > now(), false) AS "running!", last_start_time,
-               last_finish_time, ended_start_time, last_error, last_result, run_count, failure_count
+        r#"SELECT job, schedule, next_run_time, holder IS NOT NULL AND lease_expire_time > now() AS "running!",
+               last_start_time, last_finish_time, ended_start_time, last_error, last_result, run_count, failure_count
            FROM jobs WHERE job = ANY($1) ORDER BY job"#,
         jobs
     )

@@ -26,6 +26,8 @@ pub struct Claimed {
     pub catalog_version: i64,
     /// The last month that is closed.
     pub closed_through: Option<Month>,
+    /// Keys of live events that were claimed before may be gone.
+    pub keys_pruned_through: Option<DateTime<Utc>>,
     /// Sequence numbers of the events whose keys were new.
     pub event_seqs: HashSet<i64>,
     /// Time zone of each client that exists.
@@ -56,7 +58,7 @@ impl Claims {
 }
 
 /// Claims what nobody has claimed; waits for a transaction that is claiming the same key. Reads the catalogue's version,
-/// which months are closed, and the time zones and alert policies of `client_ids` in the same statement, which must come
+/// which months are closed, which keys are pruned, and the time zones and alert policies of `client_ids` in the same statement, which must come
 /// after the versions lock: its snapshot then holds until the commit.
 pub async fn claim(conn: &mut PgConnection, claims: &Claims, client_ids: &[String]) -> sqlx::Result<Claimed> {
     let row = sqlx::query!(
@@ -68,6 +70,7 @@ pub async fn claim(conn: &mut PgConnection, claims: &Claims, client_ids: &[Strin
            )
            SELECT (SELECT version FROM catalog_version) AS "catalog_version!",
                   (SELECT NULLIF(closed_through, '-infinity') FROM deployment) AS closed_through,
+                  (SELECT NULLIF(keys_pruned_through, '-infinity') FROM deployment) AS keys_pruned_through,
                   ARRAY(SELECT event_seq FROM claimed) AS "event_seqs!",
                   ARRAY(SELECT client_id FROM clients WHERE client_id = ANY($7) ORDER BY client_id) AS "client_ids!",
                   ARRAY(SELECT time_zone FROM clients WHERE client_id = ANY($7) ORDER BY client_id) AS "time_zones!",
@@ -88,6 +91,7 @@ pub async fn claim(conn: &mut PgConnection, claims: &Claims, client_ids: &[Strin
     Ok(Claimed {
         catalog_version: row.catalog_version,
         closed_through: row.closed_through.map(Month::of),
+        keys_pruned_through: row.keys_pruned_through,
         event_seqs: row.event_seqs.into_iter().collect(),
         time_zones: row.client_ids.into_iter().zip(row.time_zones).collect(),
         policies: Policies::of_rows(row.policy_client_ids.into_iter().zip(row.policies))?,
@@ -139,15 +143,27 @@ pub async fn holders(
 /// Keys that were deleted.
 pub struct Pruned {
     pub count: i64,
-    /// Of the youngest.
-    pub last_claim_time: Option<DateTime<Utc>>,
+    /// Where the next chunk begins: at the time of the last one.
+    pub last_time: Option<DateTime<Utc>>,
 }
 
-/// Deletes keys that came more than so many days ago, not in a backfill, and not before `after`: where the chunk before
+/// The time so many days ago, if keys of live events are older than that.
+pub async fn live_before(pool: &PgPool, retention_days: u32) -> sqlx::Result<Option<DateTime<Utc>>> {
+    sqlx::query_scalar!(
+        r#"SELECT now() - make_interval(days => $1) AS "before!"
+           WHERE EXISTS (SELECT FROM idempotency_keys
+                         WHERE NOT backfill AND claim_time < now() - make_interval(days => $1))"#,
+        retention_days as i32
+    )
+    .fetch_optional(pool)
+    .await
+}
+
+/// Deletes keys that came before this time, not in a backfill, the oldest first. From `after` on, where the chunk before
 /// ended, so that what it has left behind is not walked over again.
 pub async fn prune_live(
     pool: &PgPool,
-    retention_days: u32,
+    before: DateTime<Utc>,
     after: Option<DateTime<Utc>>,
     limit: i64,
 ) -> sqlx::Result<Pruned> {
@@ -156,13 +172,12 @@ pub async fn prune_live(
         r#"WITH pruned AS (
                DELETE FROM idempotency_keys WHERE ctid = ANY(ARRAY(
                    SELECT ctid FROM idempotency_keys
-                   WHERE NOT backfill AND claim_time < now() - make_interval(days => $1)
-                     AND claim_time >= COALESCE($2, '-infinity'::timestamptz)
-                   LIMIT $3))
+                   WHERE NOT backfill AND claim_time < $1 AND claim_time >= COALESCE($2, '-infinity'::timestamptz)
+                   ORDER BY claim_time LIMIT $3))
                RETURNING claim_time
            )
-           SELECT count(*) AS "count!", max(claim_time) AS last_claim_time FROM pruned"#,
-        retention_days as i32,
+           SELECT count(*) AS "count!", max(claim_time) AS last_time FROM pruned"#,
+        before,
         after,
         limit
     )
@@ -170,26 +185,35 @@ pub async fn prune_live(
     .await
 }
 
-/// Deletes keys that came more than so many days ago, in a backfill, and whose month is closed in any time zone; gives how
-/// many.
+/// Deletes keys that came more than so many days ago, in a backfill, and whose month is closed in any time zone, in the order
+/// of their events' times. From `after` on, as with [`prune_live`].
 pub async fn prune_backfill(
     pool: &PgPool,
     retention_days: u32,
     closed_through: Month,
+    after: Option<DateTime<Utc>>,
     limit: i64,
-) -> sqlx::Result<i64> {
+) -> sqlx::Result<Pruned> {
     // What lies before the last closed month by UTC is at most in that month.
     let before = closed_through.first_day().and_time(NaiveTime::MIN).and_utc();
-    let pruned = sqlx::query!(
-        "DELETE FROM idempotency_keys WHERE ctid = ANY(ARRAY(
-             SELECT ctid FROM idempotency_keys
-             WHERE backfill AND event_time < $2 AND claim_time < now() - make_interval(days => $1)
-             LIMIT $3))",
+    sqlx::query_as!(
+        Pruned,
+        r#"WITH pruned AS (
+               DELETE FROM idempotency_keys WHERE ctid = ANY(ARRAY(
+                   SELECT ctid FROM idempotency_keys
+                   WHERE backfill AND event_time < $2 AND claim_time < now() - make_interval(days => $1)
+                     AND event_time >= COALESCE($3, '-infinity'::timestamptz)
+                   ORDER BY event_time LIMIT $4))
+               RETURNING event_time
+           )
+           SELECT count(*) AS "count!", max(event_time) AS last_time FROM pruned"#,
         retention_days as i32,
         before,
+        after,
         limit
-    );
-    Ok(pruned.execute(pool).await?.rows_affected() as i64)
+    )
+    .fetch_one(pool)
+    .await
 }
 
 /// A charge from its three columns; nothing where all are null.

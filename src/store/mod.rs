@@ -51,6 +51,11 @@ pub fn is_transient(error: &sqlx::Error) -> bool {
     }
 }
 
+/// Whether a statement ran for longer than the statement timeout.
+pub fn is_statement_timeout(error: &sqlx::Error) -> bool {
+    matches!(error, sqlx::Error::Database(error) if error.code().as_deref() == Some("57014"))
+}
+
 /// Whether another transaction held a row for longer than the lock timeout.
 pub fn is_lock_timeout(error: &sqlx::Error) -> bool {
     matches!(error, sqlx::Error::Database(error) if error.code().as_deref() == Some("55P03"))

@@ -5,8 +5,8 @@ use crate::store::{deployment, locks};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
 const PREFIX: &str = "usage_events_";
-/// How long everybody may have to wait behind who waits to detach.
-const DETACH_LOCK_TIMEOUT_MS: u32 = 1_000;
+/// How long everybody may have to wait behind who waits to detach: well below what a writer waits before it gives up.
+const DETACH_LOCK_TIMEOUT_MS: u32 = 200;
 
 fn name(month: Month) -> String {
     format!("{PREFIX}{}", month.to_string().replace('-', "_"))

@@ -251,6 +251,50 @@ async fn a_run_is_not_ended_by_an_orderly_stop_of_its_server() {
 }
 
 #[tokio::test]
+async fn a_job_that_was_taken_runs_although_another_one_cannot_be_taken() {
+    let server = TestServer::start().await;
+    server
+        .sql(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'not this one'; END $$;
+             CREATE TRIGGER refuse BEFORE UPDATE OF holder ON jobs FOR EACH ROW
+                 WHEN (NEW.job = 'retention') EXECUTE FUNCTION refuse()",
+        )
+        .await;
+    server.sql("UPDATE jobs SET next_run_time = now() WHERE job IN ('key_pruning', 'retention')").await;
+    until(&server, "key_pruning", "the run", |job| job.run_count == 1).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_job_whose_schedule_this_version_cannot_read_is_left_to_those_that_can() {
+    let server = TestServer::start().await;
+    let newer = "schedule = 'every second tuesday', next_run_time = now() - interval '1 minute'";
+    server.sql(&format!("UPDATE jobs SET {newer} WHERE job = 'key_pruning'")).await;
+    let before = job(&server, "key_pruning").await;
+    // Whatever is due is taken in one look: another job's run is two looks later.
+    run(&server, "retention").await;
+    run(&server, "retention").await;
+    assert_eq!(job(&server, "key_pruning").await, before);
+    assert!(before.next_run_time.is_some() && before.run_count == 0);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_run_that_takes_too_long_is_dropped_and_the_next_waits_until_its_statements_have_ended() {
+    let server = TestServer::start_with(&["--job-run-seconds=2"], Clock::system()).await;
+    slow_down(&server, 6.0).await;
+    let dropped = run(&server, "key_pruning").await;
+    assert!(dropped.last_error.contains("longer than 2 s") && !dropped.running, "{dropped:?}");
+    assert_eq!((dropped.run_count, dropped.failure_count, dropped.next_run_time), (1, 1, None));
+    let next = run(&server, "key_pruning").await;
+    assert_eq!((next.run_count, count(&server, "runs_begun").await), (2, 2));
+    assert_eq!(count(&server, "runs_beside").await, 0);
+    let begun = seconds(&next.last_start_time) - seconds(&dropped.last_finish_time);
+    assert!(begun < 25.0, "it waits for the lease to run out, and no longer: {begun} s");
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn an_unknown_job_is_refused_with_the_names_of_those_that_there_are() {
     let server = TestServer::start().await;
     let refused = server.jobs().run_job(RunJobRequest { job: "retentoin".into() }).await;

@@ -1,11 +1,12 @@
-//! Idempotency keys past their retention go, and never so that an event could be counted twice.
+//! Idempotency keys past their retention go, and never so that a live event could be counted twice.
 
 use crate::harness::*;
+use chrono::{DateTime, TimeDelta, Utc};
 use meterd::clock::Clock;
-use meterd::proto::{Client, CreateClientRequest, EventOutcome, UsageEvent};
+use meterd::proto::{Client, CreateClientRequest, EventOutcome, RunJobRequest, UsageEvent};
 use sqlx::AssertSqlSafe;
 
-const NOW: &str = "2026-11-21T12:00:00Z";
+const NOW: &str = "2024-11-21T12:00:00Z";
 
 async fn server(flags: &[&str]) -> TestServer {
     TestServer::start_with(flags, Clock::fixed(time(NOW))).await
@@ -35,11 +36,11 @@ async fn a_live_event_is_a_duplicate_while_its_key_is_kept_and_too_old_afterward
     let first = keyed("k", event_at("acme", "sms", "1", NOW));
     server.track(first.clone()).await.unwrap();
     age(&server, 399).await;
-    server.clock.set(time(NOW) + chrono::TimeDelta::days(399));
+    server.clock.set(time(NOW) + TimeDelta::days(399));
     assert_eq!(server.run_job("key_pruning").await, "0 keys and 0 request ids deleted");
     assert_eq!(server.track(first.clone()).await.unwrap().outcome(), EventOutcome::Duplicate);
     age(&server, 2).await;
-    server.clock.set(time(NOW) + chrono::TimeDelta::days(401));
+    server.clock.set(time(NOW) + TimeDelta::days(401));
     assert_eq!(server.run_job("key_pruning").await, "1 key and 0 request ids deleted");
     assert_wrong(server.track(first).await, "EVENT_TOO_OLD", &["event.event_time"]);
     server.assert_exact(1).await;
@@ -49,9 +50,9 @@ async fn a_live_event_is_a_duplicate_while_its_key_is_kept_and_too_old_afterward
 #[tokio::test]
 async fn a_backfilled_event_is_a_duplicate_as_long_as_its_month_is_open_however_old_its_key() {
     let server = server(&["--retention-months=3"]).await;
-    let march = keyed("march", event_at("acme", "sms", "1", "2026-03-15T12:00:00Z"));
-    let july = keyed("july", event_at("acme", "sms", "1", "2026-07-15T12:00:00Z"));
-    let august = keyed("august", event_at("acme", "sms", "1", "2026-08-15T12:00:00Z"));
+    let march = keyed("march", event_at("acme", "sms", "1", "2024-03-15T12:00:00Z"));
+    let july = keyed("july", event_at("acme", "sms", "1", "2024-07-15T12:00:00Z"));
+    let august = keyed("august", event_at("acme", "sms", "1", "2024-08-15T12:00:00Z"));
     let all = vec![march.clone(), july.clone(), august.clone()];
     server.batch(all.clone(), true).await;
     let live = keyed("live", event_at("acme", "sms", "1", NOW));
@@ -77,11 +78,62 @@ async fn a_backfilled_event_is_a_duplicate_as_long_as_its_month_is_open_however_
 #[tokio::test]
 async fn a_young_key_of_a_closed_month_is_kept_for_its_retention() {
     let server = server(&["--retention-months=3"]).await;
-    let march = keyed("march", event_at("acme", "sms", "1", "2026-03-15T12:00:00Z"));
+    let march = keyed("march", event_at("acme", "sms", "1", "2024-03-15T12:00:00Z"));
     server.batch(vec![march.clone()], true).await;
     server.run_job("retention").await;
     assert_eq!(server.run_job("key_pruning").await, "0 keys and 0 request ids deleted");
     assert_eq!(server.batch(vec![march], true).await[0].outcome(), EventOutcome::Duplicate);
+    server.stop().await;
+}
+
+/// 400 days are as long as keys are kept by default.
+#[tokio::test]
+async fn a_live_event_whose_key_may_be_gone_is_refused_whatever_the_settings_are_now() {
+    let now = Clock::system().now();
+    let came = now - TimeDelta::days(400) - TimeDelta::minutes(5);
+    let flags = ["--accept-future-seconds=86400", "--accept-past-days=390"];
+    let first = TestServer::start_with(&flags, Clock::fixed(came)).await;
+    let at = |time: DateTime<Utc>| event_at("acme", "sms", "1", &time.to_rfc3339());
+    let gone = keyed("gone", at(came - TimeDelta::days(1)));
+    let ahead = keyed("ahead", at(came + TimeDelta::seconds(86_300)));
+    first.batch(vec![gone.clone(), ahead.clone()], false).await;
+    age(&first, 401).await;
+    let kept = keyed("kept", at(came));
+    first.track(kept.clone()).await.unwrap();
+    assert_eq!(first.run_job("key_pruning").await, "2 keys and 0 request ids deleted");
+
+    // Another replica, by whose settings they are young enough and their keys would still be kept.
+    let flags = ["--accept-past-days=1000", "--key-retention-days=1100"];
+    let lenient = TestServer::replica(&first.database_url, &flags, Clock::fixed(now)).await;
+    for event in [&gone, &ahead] {
+        assert_wrong(lenient.track(event.clone()).await, "EVENT_TOO_OLD", &["event.event_time"]);
+    }
+    let young = keyed("young", at(came + TimeDelta::days(2)));
+    let results = lenient.batch(vec![gone.clone(), kept, young, gone], false).await;
+    let outcomes: Vec<_> = results.iter().map(|result| result.outcome()).collect();
+    use EventOutcome::{Accepted, Duplicate, Rejected};
+    assert_eq!(outcomes, [Rejected, Duplicate, Accepted, Rejected]);
+    assert_eq!(results[0].error.as_ref().unwrap().reason, "EVENT_TOO_OLD");
+    assert_eq!(keys(&first).await, ["kept", "young"], "what is refused keeps no key");
+    // What was never sent may come in a backfill.
+    let missed = keyed("missed", at(came));
+    assert_eq!(lenient.batch(vec![missed], true).await[0].outcome(), Accepted);
+    lenient.assert_exact(5).await;
+    lenient.stop().await;
+    first.stop().await;
+}
+
+#[tokio::test]
+async fn a_run_that_deletes_no_key_refuses_no_event() {
+    let server = TestServer::start_with(&["--key-retention-days=40"], Clock::system()).await;
+    server.track(keyed("young", event("acme", "sms", "1"))).await.unwrap();
+    server.run_job("key_pruning").await;
+    let flags = ["--accept-past-days=300"];
+    let lenient = TestServer::replica(&server.database_url, &flags, Clock::system()).await;
+    let old = lenient.clock.now() - TimeDelta::days(200);
+    let result = lenient.track(event_at("acme", "sms", "1", &old.to_rfc3339())).await.unwrap();
+    assert_eq!(result.outcome(), EventOutcome::Accepted);
+    lenient.stop().await;
     server.stop().await;
 }
 
@@ -116,5 +168,24 @@ async fn first_answers_of_creates_go_with_their_retention() {
     server.sql("UPDATE create_requests SET create_time = now() - interval '401 days' WHERE request_id = 'old'").await;
     assert_eq!(server.run_job("key_pruning").await, "0 keys and 1 request id deleted");
     assert_eq!(count(&server, "create_requests WHERE request_id = 'young'").await, 1);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_deleted_stops_nothing_else_and_fails_the_run() {
+    let server = server(&[]).await;
+    server.track(keyed("k", event_at("acme", "sms", "1", NOW))).await.unwrap();
+    let client = Some(Client { client_id: "old".into(), ..Default::default() });
+    let request = CreateClientRequest { client, request_id: "old".into() };
+    server.clients().create_client(request).await.unwrap();
+    server.sql("UPDATE create_requests SET create_time = now() - interval '401 days'").await;
+    age(&server, 401).await;
+    let refuse = "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'not today'; END $$;
+         CREATE TRIGGER refuse BEFORE DELETE ON idempotency_keys FOR EACH ROW EXECUTE FUNCTION refuse()";
+    server.sql(refuse).await;
+    let request = RunJobRequest { job: "key_pruning".into() };
+    let job = server.jobs().run_job(request).await.unwrap().into_inner().job.unwrap();
+    assert!(job.last_error.contains("1 request id deleted") && job.last_error.contains("not today"), "{job:?}");
+    assert_eq!(count(&server, "create_requests").await, 0);
     server.stop().await;
 }

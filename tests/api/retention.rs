@@ -20,7 +20,8 @@ use std::time::{Duration, Instant};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-const NOW: &str = "2026-11-21T12:00:00Z";
+/// Before what any database says: months are closed by the earlier of the two.
+const NOW: &str = "2024-11-21T12:00:00Z";
 /// August to October stay open, besides November.
 const THREE_MONTHS: &[&str] = &["--retention-months=3"];
 
@@ -82,11 +83,11 @@ fn assert_closed_result(result: &UsageResult, through: &str) {
     assert!(error.message.contains(through), "{}", error.message);
 }
 
-/// One event of each month of 2026 from March on, each with its month as its key.
+/// One event of each month of 2024 from March on, each with its month as its key.
 async fn history(server: &TestServer) {
     let month = |month: u32| {
-        let day = format!("2026-{month:02}-15T12:00:00Z");
-        keyed(&format!("2026-{month:02}"), event_at("acme", "sms", "2", &day))
+        let day = format!("2024-{month:02}-15T12:00:00Z");
+        keyed(&format!("2024-{month:02}"), event_at("acme", "sms", "2", &day))
     };
     let results = server.batch((3..=11).map(month).collect(), true).await;
     assert!(results.iter().all(|result| result.outcome() == EventOutcome::Accepted), "{results:?}");
@@ -96,21 +97,21 @@ async fn history(server: &TestServer) {
 async fn closed_months_keep_their_sums_and_lose_their_events_and_open_ones_stay_exact() {
     let server = server(THREE_MONTHS).await;
     history(&server).await;
-    let before = summary(&server, "acme", "2026-03-01", "2026-11-30").await;
+    let before = summary(&server, "acme", "2024-03-01", "2024-11-30").await;
     assert_eq!(
         server.run_job("retention").await,
-        "months through 2026-07 are closed; 4 partitions detached; 0 changes of alerts pruned"
+        "months through 2024-07 are closed; 4 partitions detached; 0 changes of alerts pruned"
     );
-    assert_eq!(partitions(&server).await, ["2026-07", "2026-08", "2026-09", "2026-10", "2026-11"]);
-    assert_eq!(rows(&server, "usage_events_2026_06").await, Some(1), "detached, and left for the operator");
-    assert_eq!(summary(&server, "acme", "2026-03-01", "2026-11-30").await, before, "reads of sums go on");
-    assert_eq!(summary(&server, "acme", "2026-04-01", "2026-04-30").await, (1, "0.015".into()));
-    assert_eq!(listed(&server, "acme").await, ["2026-07", "2026-08", "2026-09", "2026-10", "2026-11"]);
+    assert_eq!(partitions(&server).await, ["2024-07", "2024-08", "2024-09", "2024-10", "2024-11"]);
+    assert_eq!(rows(&server, "usage_events_2024_06").await, Some(1), "detached, and left for the operator");
+    assert_eq!(summary(&server, "acme", "2024-03-01", "2024-11-30").await, before, "reads of sums go on");
+    assert_eq!(summary(&server, "acme", "2024-04-01", "2024-04-30").await, (1, "0.015".into()));
+    assert_eq!(listed(&server, "acme").await, ["2024-07", "2024-08", "2024-09", "2024-10", "2024-11"]);
     let verified = server.verify().await;
     assert_eq!((verified.client_months, verified.closed_client_months, verified.differences), (4, 5, 0));
     assert_eq!(
         server.run_job("retention").await,
-        "months through 2026-07 are closed; 0 partitions detached; 0 changes of alerts pruned"
+        "months through 2024-07 are closed; 0 partitions detached; 0 changes of alerts pruned"
     );
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_meterd"));
     let verify = command.arg("verify").env("DATABASE_URL", &server.database_url).stdin(Stdio::null()).output().await;
@@ -120,14 +121,24 @@ async fn closed_months_keep_their_sums_and_lose_their_events_and_open_ones_stay_
     );
 
     // In December August is closed, and July's partition goes.
-    server.clock.set(time("2026-12-01T00:00:00Z"));
+    server.clock.set(time("2024-12-01T00:00:00Z"));
     server.run_job("retention").await;
-    assert_eq!(partitions(&server).await[0], "2026-08");
+    assert_eq!(partitions(&server).await[0], "2024-08");
     let url = server.database_url.clone();
     server.stop().await;
     let server = TestServer::replica(&url, &[], Clock::fixed(time(NOW))).await;
     let done = server.run_job("retention").await;
-    assert!(done.starts_with("months through 2026-08 are closed; 0 partitions"), "closed for good: {done}");
+    assert!(done.starts_with("months through 2024-08 are closed; 0 partitions"), "closed for good: {done}");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_server_whose_clock_is_years_ahead_closes_no_month_that_is_open_by_the_databases_time() {
+    let server = TestServer::start_with(&["--retention-months=2"], Clock::fixed(time("2100-01-15T12:00:00Z"))).await;
+    server.run_job("retention").await;
+    let open =
+        "SELECT closed_through = date_trunc('month', now() AT TIME ZONE 'UTC') - interval '3 months' FROM deployment";
+    assert!(sqlx::query_scalar::<_, bool>(open).fetch_one(&server.pool).await.unwrap());
     server.stop().await;
 }
 
@@ -137,10 +148,10 @@ async fn closed_partitions_are_dropped_where_the_setting_says_so() {
     history(&server).await;
     assert_eq!(
         server.run_job("retention").await,
-        "months through 2026-07 are closed; 4 partitions dropped; 0 changes of alerts pruned"
+        "months through 2024-07 are closed; 4 partitions dropped; 0 changes of alerts pruned"
     );
-    assert_eq!(rows(&server, "usage_events_2026_06").await, None);
-    assert_eq!(rows(&server, "usage_events_2026_07").await, Some(1));
+    assert_eq!(rows(&server, "usage_events_2024_06").await, None);
+    assert_eq!(rows(&server, "usage_events_2024_07").await, Some(1));
     assert_eq!(server.verify().await.differences, 0);
     server.stop().await;
 }
@@ -152,26 +163,26 @@ async fn what_would_change_a_closed_month_is_refused_in_every_way_and_keeps_no_k
     server.run_job("retention").await;
     let new = |key: &str, day: &str| keyed(key, event_at("acme", "sms", "1", &format!("{day}T12:00:00Z")));
 
-    let events = vec![new("a", "2026-07-31"), new("b", "2026-08-01"), new("c", "2020-01-01"), new("c", "2020-01-01")];
+    let events = vec![new("a", "2024-07-31"), new("b", "2024-08-01"), new("c", "2020-01-01"), new("c", "2020-01-01")];
     let results = server.batch(events, true).await;
     for closed in [0, 2, 3] {
-        assert_closed_result(&results[closed], "2026-07");
+        assert_closed_result(&results[closed], "2024-07");
     }
     assert_eq!(results[1].outcome(), EventOutcome::Accepted);
 
     // A replica with other settings, which would take such an event without a backfill.
     let lenient = TestServer::replica(&server.database_url, &["--accept-past-days=300"], server.clock.clone()).await;
-    assert_closed(&lenient.track(new("d", "2026-07-31")).await.unwrap_err(), "2026-07");
-    let messages = vec![StreamUsageRequest { event: Some(new("e", "2026-07-31")) }];
+    assert_closed(&lenient.track(new("d", "2024-07-31")).await.unwrap_err(), "2024-07");
+    let messages = vec![StreamUsageRequest { event: Some(new("e", "2024-07-31")) }];
     let mut acks = lenient.usage().stream_usage(tokio_stream::iter(messages)).await.unwrap().into_inner();
     let ack = acks.message().await.unwrap().unwrap();
-    assert_closed_result(ack.results[0].result.as_ref().unwrap(), "2026-07");
+    assert_closed_result(ack.results[0].result.as_ref().unwrap(), "2024-07");
 
-    for (start, end) in [("2026-07-01", "2026-07-31"), ("2026-06-30", "2026-11-30")] {
+    for (start, end) in [("2024-07-01", "2024-07-31"), ("2024-06-30", "2024-11-30")] {
         let refused = server.usage().rebuild_rollups(rebuild_request(start, end, false)).await.unwrap_err();
-        assert_closed(&refused, "2026-07");
+        assert_closed(&refused, "2024-07");
     }
-    server.usage().rebuild_rollups(rebuild_request("2026-08-01", "2026-11-30", true)).await.unwrap();
+    server.usage().rebuild_rollups(rebuild_request("2024-08-01", "2024-11-30", true)).await.unwrap();
 
     let keys: Vec<String> = sqlx::query_scalar(
         "SELECT idempotency_key FROM idempotency_keys WHERE idempotency_key < '2' OR idempotency_key > '3' ORDER BY 1",
@@ -180,9 +191,9 @@ async fn what_would_change_a_closed_month_is_refused_in_every_way_and_keeps_no_k
     .await
     .unwrap();
     assert_eq!(keys, ["b"], "keys of refused events are free");
-    assert_eq!(server.batch(vec![new("a", "2026-08-02")], true).await[0].outcome(), EventOutcome::Accepted);
-    assert_eq!(partitions(&server).await[0], "2026-07", "no closed partition was made again");
-    assert_eq!(summary(&server, "acme", "2026-01-01", "2026-07-31").await.0, 5);
+    assert_eq!(server.batch(vec![new("a", "2024-08-02")], true).await[0].outcome(), EventOutcome::Accepted);
+    assert_eq!(partitions(&server).await[0], "2024-07", "no closed partition was made again");
+    assert_eq!(summary(&server, "acme", "2024-01-01", "2024-07-31").await.0, 5);
     let verified = server.verify().await;
     assert_eq!((verified.events, verified.differences), (6, 0));
     lenient.stop().await;
@@ -195,7 +206,7 @@ async fn a_repeat_of_what_was_recorded_before_its_month_was_closed_is_a_duplicat
     history(&server).await;
     server.run_job("retention").await;
     let again = |key: &str, units: &str| keyed(key, event_at("acme", "sms", units, &format!("{key}-15T12:00:00Z")));
-    let results = server.batch(vec![again("2026-03", "2"), again("2026-07", "2"), again("2026-03", "3")], true).await;
+    let results = server.batch(vec![again("2024-03", "2"), again("2024-07", "2"), again("2024-03", "3")], true).await;
     let outcomes: Vec<_> = results.iter().map(|result| result.outcome()).collect();
     assert_eq!(outcomes, [EventOutcome::Duplicate, EventOutcome::Duplicate, EventOutcome::Conflict]);
     assert_eq!(results[0].charge, None, "the event with its charge is gone");
@@ -208,18 +219,50 @@ async fn a_key_that_a_refused_event_of_the_same_batch_had_is_free_for_the_next()
     let server = server(THREE_MONTHS).await;
     server.run_job("retention").await;
     let events = vec![
-        keyed("k", event_at("acme", "sms", "1", "2026-07-31T12:00:00Z")),
-        keyed("k", event_at("acme", "sms", "2", "2026-07-30T12:00:00Z")),
-        keyed("k", event_at("acme", "sms", "3", "2026-08-02T12:00:00Z")),
-        keyed("k", event_at("acme", "sms", "4", "2026-08-03T12:00:00Z")),
-        keyed("k", event_at("acme", "sms", "3.0", "2026-08-02T12:00:00Z")),
+        keyed("k", event_at("acme", "sms", "1", "2024-07-31T12:00:00Z")),
+        keyed("k", event_at("acme", "sms", "2", "2024-07-30T12:00:00Z")),
+        keyed("k", event_at("acme", "sms", "3", "2024-08-02T12:00:00Z")),
+        keyed("k", event_at("acme", "sms", "4", "2024-08-03T12:00:00Z")),
+        keyed("k", event_at("acme", "sms", "3.0", "2024-08-02T12:00:00Z")),
     ];
     let results = server.batch(events, true).await;
     let outcomes: Vec<_> = results.iter().map(|result| result.outcome()).collect();
     use EventOutcome::{Accepted, Conflict, Duplicate, Rejected};
     assert_eq!(outcomes, [Rejected, Rejected, Accepted, Conflict, Duplicate]);
-    assert_eq!(summary(&server, "acme", "2026-01-01", "2026-12-31").await, (1, "0.0225".into()));
+    assert_eq!(summary(&server, "acme", "2024-01-01", "2024-12-31").await, (1, "0.0225".into()));
     server.assert_exact(1).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_thousand_events_of_a_closed_month_with_one_key_are_refused_one_by_one() {
+    let server = server(THREE_MONTHS).await;
+    server.run_job("retention").await;
+    let same = keyed("k", event_at("acme", "sms", "1", "2024-07-31T12:00:00Z"));
+    let results = server.batch(vec![same.clone(); 1_000], true).await;
+    assert_eq!(results.len(), 1_000);
+    results.iter().for_each(|result| assert_closed_result(result, "2024-07"));
+    assert_eq!(rows(&server, "idempotency_keys").await, Some(0));
+
+    // Among others of an open month, which share the key or have one of their own.
+    let event = |number: usize| match number % 4 {
+        0 | 1 => same.clone(),
+        2 => keyed("k", event_at("acme", "sms", "2", "2024-08-01T12:00:00Z")),
+        _ => event_at("acme", "sms", "1", "2024-08-01T12:00:00Z"),
+    };
+    let results = server.batch((0..1_000).map(event).collect(), true).await;
+    use EventOutcome::{Accepted, Duplicate, Rejected};
+    for (number, result) in results.iter().enumerate() {
+        let expected = match number % 4 {
+            0 | 1 => Rejected,
+            2 if number > 2 => Duplicate,
+            _ => Accepted,
+        };
+        assert_eq!(result.outcome(), expected, "{number}");
+    }
+    server.assert_exact(251).await;
+    // The key is taken now, so what was refused before is another payload.
+    assert_eq!(server.batch(vec![same], true).await[0].outcome(), EventOutcome::Conflict);
     server.stop().await;
 }
 
@@ -230,28 +273,28 @@ async fn a_client_at_the_edge_of_the_world_keeps_its_open_month_whole() {
     server.client_in("pago-pago", "Pacific/Pago_Pago").await;
     // UTC+14: August begins on 31 July, 10:00. UTC-11: July ends on 1 August, 11:00.
     let edges = [
-        ("kiritimati", "2026-06-30T09:59:59Z", false),
-        ("kiritimati", "2026-07-31T09:59:59Z", false),
-        ("kiritimati", "2026-07-31T10:00:00Z", true),
-        ("pago-pago", "2026-07-01T10:59:59Z", false),
-        ("pago-pago", "2026-08-01T10:59:59Z", false),
-        ("pago-pago", "2026-08-01T11:00:00Z", true),
+        ("kiritimati", "2024-06-30T09:59:59Z", false),
+        ("kiritimati", "2024-07-31T09:59:59Z", false),
+        ("kiritimati", "2024-07-31T10:00:00Z", true),
+        ("pago-pago", "2024-07-01T10:59:59Z", false),
+        ("pago-pago", "2024-08-01T10:59:59Z", false),
+        ("pago-pago", "2024-08-01T11:00:00Z", true),
     ];
     let at = |units: &str, (client_id, time, _): &(&str, &str, bool)| {
         keyed(&format!("{time}-{units}"), event_at(client_id, "sms", units, time))
     };
     server.batch(edges.iter().map(|edge| at("1", edge)).collect(), true).await;
     server.run_job("retention").await;
-    assert_eq!(partitions(&server).await, ["2026-07", "2026-08"], "June had closed months only");
+    assert_eq!(partitions(&server).await, ["2024-07", "2024-08"], "June had closed months only");
     let more = server.batch(edges.iter().map(|edge| at("2", edge)).collect(), true).await;
     for (result, (client_id, time, open)) in more.iter().zip(edges) {
         match open {
             true => assert_eq!(result.outcome(), EventOutcome::Accepted, "{client_id} {time}"),
-            false => assert_closed_result(result, "2026-07"),
+            false => assert_closed_result(result, "2024-07"),
         }
     }
     for client_id in ["kiritimati", "pago-pago"] {
-        assert_eq!(summary(&server, client_id, "2026-08-01", "2026-08-31").await, (2, "0.0225".into()), "{client_id}");
+        assert_eq!(summary(&server, client_id, "2024-08-01", "2024-08-31").await, (2, "0.0225".into()), "{client_id}");
     }
     let verified = server.verify().await;
     assert_eq!((verified.events, verified.client_months, verified.differences), (4, 2, 0));
@@ -271,7 +314,7 @@ async fn no_open_month_ever_loses_an_event() {
         chrono_tz::Asia::Kolkata,
         chrono_tz::UTC,
     ];
-    let clock = Clock::fixed(time("2026-06-15T12:00:00Z"));
+    let clock = Clock::fixed(time("2024-06-15T12:00:00Z"));
     let server = TestServer::start_with(&["--retention-months=2"], clock).await;
     for zone in zones {
         server.client_in(zone.name(), zone.name()).await;
@@ -280,7 +323,7 @@ async fn no_open_month_ever_loses_an_event() {
     let mut send = async |server: &TestServer, count: usize, accepted: &mut BTreeMap<(String, Month), i64>| {
         let mut months = vec![];
         let events = (0..count).map(|_| {
-            let first = Month::parse(&format!("2026-{:02}", rng.random_range(1..=8))).unwrap().first_day();
+            let first = Month::parse(&format!("2024-{:02}", rng.random_range(1..=8))).unwrap().first_day();
             let time = first.and_time(chrono::NaiveTime::MIN).and_utc()
                 + TimeDelta::minutes(rng.random_range(-26 * 60..26 * 60));
             let zone = zones[rng.random_range(0..zones.len())];
@@ -296,15 +339,15 @@ async fn no_open_month_ever_loses_an_event() {
         }
     };
     let mut accepted = BTreeMap::new();
-    server.clock.set(time("2026-08-15T12:00:00Z"));
+    server.clock.set(time("2024-08-15T12:00:00Z"));
     send(&server, EVENTS, &mut accepted).await;
     let mut left = vec![];
     for now in [
-        "2026-05-31T23:59:59Z",
-        "2026-06-01T00:00:00Z",
-        "2026-07-15T12:00:00Z",
-        "2026-08-31T12:00:00Z",
-        "2026-10-01T00:00:00Z",
+        "2024-05-31T23:59:59Z",
+        "2024-06-01T00:00:00Z",
+        "2024-07-15T12:00:00Z",
+        "2024-08-31T12:00:00Z",
+        "2024-10-01T00:00:00Z",
     ] {
         server.clock.set(time(now));
         server.run_job("retention").await;
@@ -360,7 +403,7 @@ async fn a_backfill_that_races_with_the_closing_of_its_months_is_counted_or_refu
         async move {
             let mut outcomes = [0, 0];
             for batch in 0..BATCHES {
-                let day = |number: usize| format!("2026-{:02}-{:02}T12:00:00Z", 1 + number % 6, 1 + number % 28);
+                let day = |number: usize| format!("2024-{:02}-{:02}T12:00:00Z", 1 + number % 6, 1 + number % 28);
                 let events =
                     (0..40).map(|number| event_at(&format!("c{}", number % 3), "sms", "1", &day(number + batch)));
                 let request = BatchTrackUsageRequest { events: events.collect(), backfill: true };
@@ -384,13 +427,13 @@ async fn a_backfill_that_races_with_the_closing_of_its_months_is_counted_or_refu
             while settled.load(Ordering::Relaxed) < part {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
-            first.clock.set(time(&format!("2026-{month:02}-21T12:00:00Z")));
+            first.clock.set(time(&format!("2024-{month:02}-21T12:00:00Z")));
             // A detach gives way to who is at work, and is tried again.
             let request = RunJobRequest { job: "retention".into() };
             first.jobs().run_job(request).await.unwrap();
         }
     };
-    first.clock.set(time("2026-07-01T12:00:00Z"));
+    first.clock.set(time("2024-07-01T12:00:00Z"));
     let (outcomes, ()) = tokio::join!(futures_util::future::join_all(callers), closing);
     let [accepted, refused] = outcomes.into_iter().fold([0, 0], |sum, of| [sum[0] + of[0], sum[1] + of[1]]);
     let closed =
@@ -404,7 +447,7 @@ async fn a_backfill_that_races_with_the_closing_of_its_months_is_counted_or_refu
     let keys: i64 = sqlx::query_scalar("SELECT count(*) FROM idempotency_keys").fetch_one(&first.pool).await.unwrap();
     assert_eq!(keys as usize, accepted, "one key an event that was recorded");
     first.run_job("retention").await;
-    assert_eq!(partitions(&first).await.first().map(String::as_str), Some("2026-06"));
+    assert_eq!(partitions(&first).await.first().map(String::as_str), Some("2024-06"));
     assert_eq!(first.verify().await.differences, 0);
     second.stop().await;
     first.stop().await;
@@ -433,9 +476,9 @@ async fn hold_month(server: &TestServer, month: &str) -> Transaction<'static, Po
 async fn a_month_is_closed_when_the_batches_that_saw_it_open_are_through() {
     let server = server(THREE_MONTHS).await;
     history(&server).await;
-    let held = hold_month(&server, "2026-07").await;
+    let held = hold_month(&server, "2024-07").await;
     let mut usage = server.usage();
-    let events = vec![keyed("late", event_at("acme", "sms", "1", "2026-07-20T12:00:00Z"))];
+    let events = vec![keyed("late", event_at("acme", "sms", "1", "2024-07-20T12:00:00Z"))];
     let batch = tokio::spawn(async move {
         usage.batch_track_usage(BatchTrackUsageRequest { events, backfill: true }).await.unwrap().into_inner()
     });
@@ -446,11 +489,11 @@ async fn a_month_is_closed_when_the_batches_that_saw_it_open_are_through() {
     held.rollback().await.unwrap();
     let results = batch.await.unwrap().results;
     job.await.unwrap();
-    let july = summary(&server, "acme", "2026-07-01", "2026-07-31").await.0;
+    let july = summary(&server, "acme", "2024-07-01", "2024-07-31").await.0;
     match results[0].outcome() {
         EventOutcome::Accepted => assert_eq!(july, 2),
         _ => {
-            assert_closed_result(&results[0], "2026-07");
+            assert_closed_result(&results[0], "2024-07");
             assert_eq!(july, 1);
         }
     }
@@ -461,19 +504,35 @@ async fn a_month_is_closed_when_the_batches_that_saw_it_open_are_through() {
 async fn a_rebuild_that_began_before_its_month_was_closed_finds_all_its_events() {
     let server = server(THREE_MONTHS).await;
     history(&server).await;
-    let held = hold_month(&server, "2026-06").await;
+    let held = hold_month(&server, "2024-06").await;
     let mut usage = server.usage();
     let rebuild = tokio::spawn(async move {
-        usage.rebuild_rollups(rebuild_request("2026-06-01", "2026-06-30", false)).await.unwrap().into_inner()
+        usage.rebuild_rollups(rebuild_request("2024-06-01", "2024-06-30", false)).await.unwrap().into_inner()
     });
     until_it_waits(&server, "INSERT INTO usage_months").await;
     let job = server.jobs().run_job(RunJobRequest { job: "retention".into() }).await.unwrap().into_inner().job.unwrap();
     held.rollback().await.unwrap();
     assert_eq!(rebuild.await.unwrap().corrected_row_count, 0);
     assert!(job.last_error.contains("lock timeout"), "its events wait for it: {job:?}");
-    assert_eq!(summary(&server, "acme", "2026-06-01", "2026-06-30").await, (1, "0.015".into()));
+    assert_eq!(summary(&server, "acme", "2024-06-01", "2024-06-30").await, (1, "0.015".into()));
     server.run_job("retention").await;
-    assert_eq!(partitions(&server).await[0], "2026-07");
+    assert_eq!(partitions(&server).await[0], "2024-07");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rebuild_whose_months_are_closed_meanwhile_names_the_last_one_that_is() {
+    let server = server(THREE_MONTHS).await;
+    history(&server).await;
+    let held = hold_month(&server, "2024-05").await;
+    let mut usage = server.usage();
+    let rebuild =
+        tokio::spawn(async move { usage.rebuild_rollups(rebuild_request("2024-05-01", "2024-06-30", false)).await });
+    until_it_waits(&server, "INSERT INTO usage_months").await;
+    // It closes the months, and cannot take the partitions away.
+    server.jobs().run_job(RunJobRequest { job: "retention".into() }).await.unwrap();
+    held.rollback().await.unwrap();
+    assert_closed(&rebuild.await.unwrap().unwrap_err(), "2024-07");
     server.stop().await;
 }
 
@@ -486,18 +545,36 @@ async fn a_long_reader_keeps_the_events_that_it_reads_and_the_job_is_tried_again
     let request = RunJobRequest { job: "retention".into() };
     let job = server.jobs().run_job(request).await.unwrap().into_inner().job.unwrap();
     assert!(job.last_error.contains("lock timeout"), "{job:?}");
-    assert_eq!(partitions(&server).await[0], "2026-03");
+    assert_eq!(partitions(&server).await[0], "2024-03");
     server.track(event("acme", "sms", "1")).await.unwrap();
     drop(reader);
     server.run_job("retention").await;
-    assert_eq!(partitions(&server).await[0], "2026-07");
+    assert_eq!(partitions(&server).await[0], "2024-07");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_that_ends_soon_only_delays_the_run() {
+    let server = server(THREE_MONTHS).await;
+    history(&server).await;
+    let mut reader = server.pool.begin().await.unwrap();
+    reader.execute("SELECT count(*) FROM usage_events").await.unwrap();
+    let mut jobs = server.jobs();
+    let job = tokio::spawn(async move { jobs.run_job(RunJobRequest { job: "retention".into() }).await.unwrap() });
+    until_it_waits(&server, "DETACH").await;
+    let gave_way = "SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database()
+         AND wait_event_type = 'Lock' AND query LIKE 'ALTER TABLE%DETACH%')";
+    eventually(async || sqlx::query_scalar::<_, bool>(gave_way).fetch_one(&server.pool).await.unwrap()).await;
+    drop(reader);
+    assert_eq!(job.await.unwrap().into_inner().job.unwrap().last_error, "");
+    assert_eq!(partitions(&server).await[0], "2024-07");
     server.stop().await;
 }
 
 #[tokio::test]
 async fn waiting_events_of_a_closed_month_stay_unpriced_and_those_of_an_open_one_are_priced() {
     let server = server(&["--retention-months=3", "--unknown-service=keep"]).await;
-    let days = ["2026-07-15T12:00:00Z", "2026-08-15T12:00:00Z"];
+    let days = ["2024-07-15T12:00:00Z", "2024-08-15T12:00:00Z"];
     server.batch(days.iter().map(|day| event_at("acme", "social", "2", day)).collect(), true).await;
     server.run_job("retention").await;
     let price = Some(meterd::proto::Price { effective_time: None, ..unit_price("social", "", "0.5") });
@@ -507,13 +584,13 @@ async fn waiting_events_of_a_closed_month_stay_unpriced_and_those_of_an_open_one
         assert!(Instant::now() < deadline);
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    assert_eq!(summary(&server, "acme", "2026-07-01", "2026-07-31").await, (1, "0".into()));
-    assert_eq!(summary(&server, "acme", "2026-08-01", "2026-08-31").await, (1, "1".into()));
+    assert_eq!(summary(&server, "acme", "2024-07-01", "2024-07-31").await, (1, "0".into()));
+    assert_eq!(summary(&server, "acme", "2024-08-01", "2024-08-31").await, (1, "1".into()));
     let unpriced: Vec<String> = sqlx::query_scalar("SELECT day::text FROM usage_events WHERE charge IS NULL")
         .fetch_all(&server.pool)
         .await
         .unwrap();
-    assert_eq!(unpriced, ["2026-07-15"]);
+    assert_eq!(unpriced, ["2024-07-15"]);
     assert_eq!(server.verify().await.differences, 0);
     server.stop().await;
 }
@@ -524,10 +601,10 @@ async fn a_changed_time_zone_moves_no_event_into_or_out_of_a_closed_month() {
     server.client_in("west", "UTC").await;
     server.client_in("east", "UTC").await;
     let events = vec![
-        event_at("west", "sms", "1", "2026-08-01T03:00:00Z"),
-        event_at("west", "sms", "2", "2026-09-01T03:00:00Z"),
-        event_at("east", "sms", "4", "2026-07-31T20:00:00Z"),
-        event_at("east", "sms", "8", "2026-08-31T20:00:00Z"),
+        event_at("west", "sms", "1", "2024-08-01T03:00:00Z"),
+        event_at("west", "sms", "2", "2024-09-01T03:00:00Z"),
+        event_at("east", "sms", "4", "2024-07-31T20:00:00Z"),
+        event_at("east", "sms", "8", "2024-08-31T20:00:00Z"),
     ];
     server.batch(events, true).await;
     server.run_job("retention").await;
@@ -537,12 +614,12 @@ async fn a_changed_time_zone_moves_no_event_into_or_out_of_a_closed_month() {
         let update_mask = Some(FieldMask { paths: vec!["time_zone".into()] });
         server.clients().update_client(UpdateClientRequest { client: Some(client), update_mask }).await.unwrap();
     }
-    let rebuilt = server.usage().rebuild_rollups(rebuild_request("2026-08-01", "2026-11-30", true)).await.unwrap();
+    let rebuilt = server.usage().rebuild_rollups(rebuild_request("2024-08-01", "2024-11-30", true)).await.unwrap();
     assert_eq!(rebuilt.into_inner().rezoned_event_count, 2);
     let day = "SELECT string_agg(day::text || ' ' || trim_scale(units), ', ' ORDER BY units) FROM usage_events";
     let days: String = sqlx::query_scalar(day).fetch_one(&server.pool).await.unwrap();
-    assert_eq!(days, "2026-08-01 1, 2026-08-31 2, 2026-07-31 4, 2026-09-01 8");
-    assert_eq!(summary(&server, "east", "2026-07-01", "2026-07-31").await.0, 1);
+    assert_eq!(days, "2024-08-01 1, 2024-08-31 2, 2024-07-31 4, 2024-09-01 8");
+    assert_eq!(summary(&server, "east", "2024-07-01", "2024-07-31").await.0, 1);
     let verified = server.verify().await;
     assert_eq!((verified.closed_client_months, verified.differences), (1, 0));
     server.stop().await;
@@ -550,11 +627,11 @@ async fn a_changed_time_zone_moves_no_event_into_or_out_of_a_closed_month() {
 
 #[tokio::test]
 async fn partitions_of_this_month_and_the_next_two_are_made_ahead_of_time() {
-    let server = TestServer::start_with(&[], Clock::fixed(time("2026-12-31T23:59:59Z"))).await;
-    assert_eq!(server.run_job("partitions").await, "3 partitions made; there are all through 2027-02");
-    assert_eq!(partitions(&server).await, ["2026-12", "2027-01", "2027-02"]);
-    server.clock.set(time("2027-01-01T00:00:00Z"));
-    assert_eq!(server.run_job("partitions").await, "1 partition made; there are all through 2027-03");
+    let server = TestServer::start_with(&[], Clock::fixed(time("2024-12-31T23:59:59Z"))).await;
+    assert_eq!(server.run_job("partitions").await, "3 partitions made; there are all through 2025-02");
+    assert_eq!(partitions(&server).await, ["2024-12", "2025-01", "2025-02"]);
+    server.clock.set(time("2025-01-01T00:00:00Z"));
+    assert_eq!(server.run_job("partitions").await, "1 partition made; there are all through 2025-03");
     server.stop().await;
 }
 

@@ -6,6 +6,7 @@ use meterd::proto::{
     GetPlatformUsageRequest, GetPlatformUsageResponse, ListMonthlySummariesRequest, ListMonthlySummariesResponse,
     MonthlySummary, UpdateMonthlySummariesRequest, UsageEvent,
 };
+use meterd::store::connect;
 use tonic::Code;
 
 async fn update(server: &TestServer) -> i64 {
@@ -194,5 +195,23 @@ async fn platform_totals_add_up_all_clients_and_tell_the_active_ones() {
     assert_eq!((october.active_client_count, cost(&october.totals)), (3, "2.55"));
     let empty = platform(&server, "2020-01").await;
     assert_eq!((empty.client_count, empty.active_client_count, empty.services.len()), (4, 0, 0));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn summaries_that_take_too_long_together_are_refreshed_apart() {
+    let server = server().await;
+    server
+        .sql(
+            "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.25); RETURN NEW; END $$;
+             CREATE TRIGGER slow BEFORE INSERT ON monthly_summaries FOR EACH ROW EXECUTE FUNCTION slow()",
+        )
+        .await;
+    let impatient = connect::options(&server.database_url).unwrap().options([("statement_timeout", "1000")]);
+    let pool = connect::pool(impatient, 1);
+    assert_eq!(meterd::jobs::summaries::refresh(&pool, None, None).await.unwrap(), 6);
+    assert_eq!(update(&server).await, 0, "none is left");
+    assert_eq!(ids(&list(&server, "2026-11", "").await.summaries), ["acme", "beta", "gamma"]);
+    pool.close().await;
     server.stop().await;
 }
