@@ -78,3 +78,39 @@ async fn a_password_that_was_changed_is_a_passing_failure() {
     assert_eq!((mail.mails().len(), twilio.received().len()), (4, 6));
     server.stop().await;
 }
+
+#[tokio::test]
+async fn a_channel_whose_claims_fail_holds_up_no_other_is_logged_once_and_goes_on_when_it_can() {
+    let (log, _guard) = Log::listen();
+    let (broken, fine) = (HttpReceiver::start([]).await, HttpReceiver::start([]).await);
+    let server = server_with(&[]).await;
+    server.client_in("acme", "UTC").await;
+    set_channels(&server, "", &[webhook(broken.url())]).await;
+    // An alert that cannot be read. What is rolled back does not take back the sequence.
+    server
+        .sql(
+            "CREATE SEQUENCE claims;
+             CREATE FUNCTION claimed() RETURNS trigger LANGUAGE plpgsql AS
+                 $$ BEGIN PERFORM nextval('claims'); RETURN NEW; END $$;
+             CREATE TRIGGER claimed BEFORE UPDATE ON notifications FOR EACH ROW
+                 WHEN (OLD.notification_id = 'unreadable' AND OLD.attempt_count < NEW.attempt_count)
+                 EXECUTE FUNCTION claimed();
+             INSERT INTO notifications (client_id, notification_id, channel_id, kind, target, alerts)
+             SELECT client_id, 'unreadable', channel_id, kind, target, '[{\"no\": \"alert\"}]' FROM notification_channels",
+        )
+        .await;
+    let tried = async |times: u64| {
+        server.sql(&format!("SELECT 1 FROM claims WHERE is_called AND last_value >= {times}")).await == 1
+    };
+    eventually(async || tried(1).await).await;
+    set_channels(&server, "acme", &[webhook(fine.url())]).await;
+    raise(&server, "acme").await;
+    eventually(async || fine.received().len() == 1).await;
+    eventually(async || tried(3).await).await;
+    assert_eq!(log.count("notifications of a channel wait"), 1);
+    assert_eq!((log.count("notifications wait: the database fails"), broken.received().len()), (0, 0));
+    server.sql("UPDATE notifications SET alerts = (SELECT alerts FROM notifications WHERE client_id = 'acme')").await;
+    sent(&server, 3).await;
+    assert_eq!(ids(&broken.received()).len(), 2);
+    server.stop().await;
+}
