@@ -104,6 +104,9 @@ pub async fn update(
     }
 
     let mut tx = context.pool.begin().await?;
+    if names_channels {
+        channels::lock(&mut tx, client_id).await?;
+    }
     // Every commit after this one goes by the new policy, on every replica.
     locks::change_versions(&mut tx).await?;
     let (mut overrides, _) = policies::find(&mut tx, client_id).await?.unzip();
@@ -133,6 +136,9 @@ pub async fn update(
     }
     let mut policy = read(&mut tx, client_id).await?;
     tx.commit().await?;
+    if names_channels && let Err(error) = notify::give_up_without_channel(&context.pool).await {
+        tracing::warn!(%error, "what waits for removed channels is given up later");
+    }
     if !client_id.is_empty() {
         // After the commit: the check may have to wait for the client's month, and with the versions lock everybody would wait
         // with it. Where it fails, the caller sends the same again.

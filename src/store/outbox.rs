@@ -208,12 +208,18 @@ pub async fn mark_failed(
     .map(drop)
 }
 
-/// Gives up what waits for a channel that is gone: it may have been queued while that was removed.
-pub async fn give_up_without_channel(pool: &PgPool) -> sqlx::Result<u64> {
+/// Gives up what waits for a channel that is gone, at most `limit`; in an order, so that two who do it take turns.
+pub async fn give_up_without_channel(pool: &PgPool, limit: i64) -> sqlx::Result<u64> {
     let done = sqlx::query!(
-        "UPDATE notifications n SET state = 3, last_error = 'the channel was removed', finish_time = now()
-         WHERE state = 1 AND next_attempt_time <= now() AND NOT EXISTS (
-             SELECT FROM notification_channels c WHERE c.client_id = n.client_id AND c.channel_id = n.channel_id)"
+        "WITH lost AS (
+             SELECT client_id, notification_id FROM notifications n
+             WHERE state = 1 AND NOT EXISTS (
+                 SELECT FROM notification_channels c WHERE c.client_id = n.client_id AND c.channel_id = n.channel_id)
+             ORDER BY client_id, notification_id LIMIT $1 FOR UPDATE
+         )
+         UPDATE notifications n SET state = 3, last_error = 'the channel was removed', finish_time = now()
+         FROM lost WHERE n.client_id = lost.client_id AND n.notification_id = lost.notification_id",
+        limit
     )
     .execute(pool)
     .await?;

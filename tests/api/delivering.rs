@@ -114,3 +114,38 @@ async fn a_channel_whose_claims_fail_holds_up_no_other_is_logged_once_and_goes_o
     assert_eq!(ids(&broken.received()).len(), 2);
     server.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_policy_that_waits_for_a_worker_with_its_channel_holds_up_no_event() {
+    let hook = HttpReceiver::start([]).await;
+    let server = Arc::new(server_with(&[]).await);
+    set_channels(&server, "", &[webhook(hook.url())]).await;
+    let mut worker = server.pool.begin().await.unwrap();
+    sqlx::query("SELECT FROM notification_channels FOR UPDATE").execute(&mut *worker).await.unwrap();
+    let updating = server.clone();
+    let update = tokio::spawn(async move { try_update(&updating, hook_policy("", &[]), &["channels"]).await });
+    let waiting = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    eventually(async || server.sql(waiting).await == 1).await;
+    server.track(event("acme", "metered", "1")).await.unwrap();
+    assert!(!update.is_finished(), "the event came through only after the policy had given up");
+    worker.rollback().await.unwrap();
+    assert_eq!(update.await.unwrap().unwrap().channels, []);
+    Arc::into_inner(server).unwrap().stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_waits_for_a_channel_is_given_up_when_the_call_that_removes_it_answers() {
+    let hook = HttpReceiver::start([Answer::Status(500)]).await;
+    let server = server_with(&["--notification-backoff-seconds=3600"]).await;
+    set_channels(&server, "", &[webhook(hook.url())]).await;
+    raise(&server, "acme").await;
+    eventually(async || notifications(&server).await[0].last_error.contains("500")).await;
+    try_update(&server, hook_policy("", &[]), &["channels"]).await.unwrap();
+    let given_up = notifications(&server).await.remove(0);
+    assert_eq!(
+        (given_up.state(), given_up.last_error.as_str()),
+        (NotificationState::Failed, "the channel was removed")
+    );
+    assert!(given_up.finish_time.is_some());
+    server.stop().await;
+}

@@ -43,6 +43,8 @@ const CLAIM_MAX: i64 = 4;
 const CLAIM_MARGIN: Duration = Duration::from_secs(50);
 /// Alerts that a digest spells out.
 const DIGEST_ALERTS_MAX: i64 = 100;
+/// Notifications that one statement gives up.
+const GIVE_UP_ROWS: i64 = 10_000;
 /// Database work that takes longer hangs on a connection that is dead.
 const DATABASE_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -199,14 +201,24 @@ impl Notifier {
 
     async fn upkeep(&self) -> sqlx::Result<()> {
         let keeping = async {
-            let given_up = outbox::give_up_without_channel(&self.pool).await?;
-            if given_up > 0 {
-                tracing::warn!(count = given_up, "notifications were given up: their channels were removed");
-            }
+            give_up_without_channel(&self.pool).await?;
             metrics::gauge!("meterd_notifications_pending").set(outbox::pending_count(&self.pool).await? as f64);
             Ok(())
         };
         tokio::time::timeout(DATABASE_TIMEOUT, keeping).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
+    }
+}
+
+/// Gives up what waits for channels that were removed.
+pub async fn give_up_without_channel(pool: &PgPool) -> sqlx::Result<()> {
+    loop {
+        let count = outbox::give_up_without_channel(pool, GIVE_UP_ROWS).await?;
+        if count > 0 {
+            tracing::warn!(count, "notifications were given up: their channels were removed");
+        }
+        if count < GIVE_UP_ROWS as u64 {
+            return Ok(());
+        }
     }
 }
 
