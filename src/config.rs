@@ -81,7 +81,7 @@ pub struct Settings {
     /// Subscriptions to alerts at once
     #[arg(long, env = "METERD_SUBSCRIPTIONS_MAX", default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub subscriptions_max: u32,
-    /// How many days changes of alerts are kept for subscribers that come back
+    /// How many days changes of alerts are kept for subscribers that come back, and notifications after they were sent or given up
     #[arg(long, env = "METERD_ALERT_FEED_DAYS", default_value_t = 90, value_parser = clap::value_parser!(u32).range(1..=3650))]
     pub alert_feed_days: u32,
     /// A subscription where nothing happened for so long gets a heartbeat; 15 s is what the contract says

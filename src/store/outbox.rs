@@ -226,6 +226,23 @@ pub async fn give_up_without_channel(pool: &PgPool, limit: i64) -> sqlx::Result<
     Ok(done.rows_affected())
 }
 
+/// Removes what ended before a time, at most `limit`; gives how many.
+pub async fn prune(pool: &PgPool, before: DateTime<Utc>, limit: i64) -> sqlx::Result<u64> {
+    let done = sqlx::query!(
+        "WITH ended AS (
+             SELECT client_id, notification_id FROM notifications WHERE state <> 1 AND finish_time < $1
+             ORDER BY finish_time LIMIT $2 FOR UPDATE SKIP LOCKED
+         )
+         DELETE FROM notifications n USING ended
+         WHERE n.client_id = ended.client_id AND n.notification_id = ended.notification_id",
+        before,
+        limit
+    )
+    .execute(pool)
+    .await?;
+    Ok(done.rows_affected())
+}
+
 /// How many wait, over all channels.
 pub async fn pending_count(pool: &PgPool) -> sqlx::Result<i64> {
     sqlx::query_scalar!(r#"SELECT count(*) AS "count!" FROM notifications WHERE state = 1"#).fetch_one(pool).await

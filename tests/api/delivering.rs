@@ -149,3 +149,32 @@ async fn what_waits_for_a_channel_is_given_up_when_the_call_that_removes_it_answ
     assert!(given_up.finish_time.is_some());
     server.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn retention_prunes_notifications_that_ended_long_ago_and_none_that_waits() {
+    let server = server_with(&["--alert-feed-days=10"]).await;
+    set_channels(&server, "", &[webhook("http://127.0.0.1:9/")]).await;
+    // A quarter of each state; more than one chunk of those that have ended.
+    server
+        .sql(
+            "INSERT INTO notifications
+                 (client_id, notification_id, channel_id, kind, target, alerts, state, create_time, next_attempt_time, finish_time)
+             SELECT client_id, 'notification-' || n, channel_id, kind, target, '[]', 1 + n % 4, now() - interval '1 year',
+                 now() + interval '1 day', CASE WHEN n % 4 > 0 THEN now() - interval '9 days' END
+             FROM notification_channels, generate_series(1, 3000) AS n",
+        )
+        .await;
+    let pruned = async |expected: &str| {
+        assert_eq!(
+            server.run_job("retention").await,
+            format!("every month is kept; 0 changes of alerts and {expected} pruned")
+        );
+    };
+    pruned("0 notifications").await;
+    server.sql("UPDATE notifications SET finish_time = finish_time - interval '1 day'").await;
+    pruned("2250 notifications").await;
+    let left = notifications(&server).await;
+    let states: HashSet<NotificationState> = left.iter().map(Notification::state).collect();
+    assert_eq!((left.len(), states), (750, HashSet::from([NotificationState::Pending])));
+    server.stop().await;
+}
