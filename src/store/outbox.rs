@@ -54,7 +54,7 @@ pub async fn lock_channel(conn: &mut PgConnection, busy: &[i64]) -> sqlx::Result
 }
 
 /// Makes one notification of those that a full hour has held up, if there are several; gives how many. The digest has their
-/// first `alerts_max` alerts.
+/// first `alerts_max` alerts and is as old as the oldest, so that it goes before what has come since.
 pub async fn digest(
     conn: &mut PgConnection,
     channel: &DueChannel,
@@ -64,16 +64,16 @@ pub async fn digest(
     let done = sqlx::query!(
         "WITH held AS (
              SELECT notification_id, alerts, alert_count, create_time FROM notifications
-             WHERE client_id = $1 AND channel_id = $2 AND state = 1 AND NOT counted
+             WHERE client_id = $1 AND channel_id = $2 AND state = 1 AND NOT counted AND alert_count = 1
                AND next_attempt_time <= now() AND next_attempt_time > create_time
              ORDER BY create_time, notification_id LIMIT $6
          ), told AS (
              SELECT alert, row_number() OVER (ORDER BY create_time, notification_id, number) AS place
              FROM held, jsonb_array_elements(held.alerts) WITH ORDINALITY AS of_one (alert, number)
          ), digest AS (
-             INSERT INTO notifications (client_id, notification_id, channel_id, kind, target, alerts, alert_count)
+             INSERT INTO notifications (client_id, notification_id, channel_id, kind, target, alerts, alert_count, create_time)
              SELECT $1, $3, $2, $4, $5, (SELECT jsonb_agg(alert ORDER BY place) FROM told WHERE place <= $7),
-                 sum(alert_count)
+                 sum(alert_count), min(create_time)
              FROM held HAVING count(*) > 1
              RETURNING notification_id
          )
