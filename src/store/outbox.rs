@@ -93,6 +93,22 @@ pub async fn digest(
     Ok(done.rows_affected())
 }
 
+/// Gives up what was tried so often and is due again: nobody has noted what became of the last attempt.
+pub async fn give_up_tried(conn: &mut PgConnection, channel: &DueChannel, attempts_max: i32) -> sqlx::Result<u64> {
+    let done = sqlx::query!(
+        "UPDATE notifications SET state = 3, finish_time = now(),
+             last_error = 'what became of the last attempt is not known'
+                 || CASE WHEN last_error = '' THEN '' ELSE '; before it: ' || last_error END
+         WHERE client_id = $1 AND channel_id = $2 AND state = 1 AND next_attempt_time <= now() AND attempt_count >= $3",
+        channel.client_id,
+        channel.channel_id,
+        attempts_max
+    )
+    .execute(conn)
+    .await?;
+    Ok(done.rows_affected())
+}
+
 /// Takes what is due, the oldest first: at most `limit`, of them at most `room` that have no place in an hour yet. Nobody
 /// else takes it for `claim_seconds`.
 pub async fn take(

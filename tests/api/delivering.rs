@@ -151,6 +151,47 @@ async fn what_waits_for_a_channel_is_given_up_when_the_call_that_removes_it_answ
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_most_attempts_hold_where_their_outcome_cannot_be_noted() {
+    let hook = HttpReceiver::start([]).await;
+    let server = server_with(&["--notification-attempts-max=2"]).await;
+    set_channels(&server, "", &[webhook(hook.url())]).await;
+    server
+        .sql(
+            "CREATE FUNCTION lose() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'lost'; END $$;
+             CREATE TRIGGER lose BEFORE UPDATE ON notifications FOR EACH ROW WHEN (NEW.state = 2) EXECUTE FUNCTION lose()",
+        )
+        .await;
+    raise(&server, "acme").await;
+    for attempt in 1..=2 {
+        eventually(async || hook.received().len() == attempt).await;
+        server.sql("UPDATE notifications SET next_attempt_time = now()").await;
+    }
+    let given_up = failed(&server, 1).await.remove(0);
+    assert_eq!((given_up.attempt_count, hook.received().len()), (2, 2));
+    assert!(given_up.last_error.contains("is not known") && given_up.finish_time.is_some(), "{given_up:?}");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_provider_says_is_kept_without_characters_that_the_database_does_not_take() {
+    let twilio =
+        HttpReceiver::start([Answer::Body(400, r#"{"code": 1, "message": "no\u0000such\u0007number"}"#)]).await;
+    let twilio_url = format!("--twilio-api-url=http://{}", twilio.address);
+    let server = server_with(&[
+        &twilio_url,
+        "--twilio-account-sid=AC123",
+        "--twilio-auth-token=hunter2",
+        "--twilio-from=+15550000000",
+    ])
+    .await;
+    set_channels(&server, "", &[channel(NotificationChannelKind::Sms, "+15551234567")]).await;
+    raise(&server, "acme").await;
+    let given_up = failed(&server, 1).await.remove(0);
+    assert!(given_up.last_error.ends_with(": no such number (1)"), "{given_up:?}");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn retention_prunes_notifications_that_ended_long_ago_and_none_that_waits() {
     let server = server_with(&["--alert-feed-days=10"]).await;
     set_channels(&server, "", &[webhook("http://127.0.0.1:9/")]).await;

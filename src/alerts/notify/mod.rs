@@ -138,6 +138,7 @@ impl Notifier {
             let mut tx = self.pool.begin().await?;
             let Some(channel) = outbox::lock_channel(&mut tx, busy).await? else { return Ok(None) };
             channel_id = Some(channel.channel_id);
+            let given_up = outbox::give_up_tried(&mut tx, &channel, self.attempts_max as i32).await?;
             let digest_id = format!("{:032x}-digest", rand::random::<u128>());
             let digested = outbox::digest(&mut tx, &channel, &digest_id, DIGEST_ALERTS_MAX).await?;
             let counted = if channel.hour_over { 0 } else { i64::from(channel.hour_count) };
@@ -153,6 +154,13 @@ impl Notifier {
             tx.commit().await?;
             if digested > 0 {
                 count(&channel, "digested", digested);
+            }
+            if given_up > 0 {
+                tracing::warn!(
+                    count = given_up,
+                    "notifications were given up: what became of their last attempt is not known"
+                );
+                count(&channel, "failed", given_up);
             }
             Ok(Some((channel, taken)))
         };
@@ -172,7 +180,7 @@ impl Notifier {
         };
         let id = taken.notification_id.as_str();
         let attempts = taken.attempt_count.unsigned_abs();
-        let marked = match delivered {
+        let marked = match delivered.map_err(Failure::cleaned) {
             Ok(()) => {
                 count(channel, "sent", 1);
                 outbox::mark_sent(&self.pool, &channel.client_id, id).await
