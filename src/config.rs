@@ -194,7 +194,7 @@ impl DatabaseSettings {
 /// Makes the keys of a settings file the defaults of the flags of the same name.
 pub fn with_file(command: Command, file: &Path) -> anyhow::Result<Command> {
     let text = std::fs::read_to_string(file).map_err(|error| anyhow::anyhow!("{}: {error}", file.display()))?;
-    let table: toml::Table = text.parse().map_err(|error| anyhow::anyhow!("{}: {error}", file.display()))?;
+    let table: toml::Table = text.parse().map_err(|error| not_toml(file, &text, &error))?;
     let mut command = command;
     for (key, value) in table {
         let id = key.replace('-', "_");
@@ -227,4 +227,12 @@ pub fn with_file(command: Command, file: &Path) -> anyhow::Result<Command> {
         }
     }
     Ok(command)
+}
+
+/// Where a settings file is wrong, without the line itself: it may have a password in it.
+fn not_toml(file: &Path, text: &str, error: &toml::de::Error) -> anyhow::Error {
+    let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+    let line = before.matches('\n').count() + 1;
+    let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+    anyhow::anyhow!("{}, line {line}, column {column}: {}", file.display(), error.message())
 }
