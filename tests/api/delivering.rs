@@ -51,6 +51,20 @@ fn hook_policy(client_id: &str, targets: &[String]) -> AlertPolicy {
     AlertPolicy { client_id: client_id.into(), channels: targets.iter().map(channel).collect(), ..Default::default() }
 }
 
+#[tokio::test]
+async fn a_server_without_channels_sends_nothing_and_says_once_what_it_could_send() {
+    let (log, _guard) = Log::listen();
+    let mail = SmtpReceiver::start([]).await;
+    let smtp_url = format!("--smtp-url=smtp://{}", mail.address);
+    let server = server_with(&[&smtp_url, "--smtp-from=alerts@meterd.example"]).await;
+    raise(&server, "acme").await;
+    let alerts = server.alerts().list_alerts(ListAlertsRequest::default()).await.unwrap().into_inner().alerts;
+    assert_eq!((alerts.len(), notifications(&server).await.len()), (1, 0));
+    server.stop().await;
+    assert_eq!(log.count("notifications: e-mail and webhooks are sent; no Twilio account is set"), 1);
+    assert_eq!((log.count("notifications"), mail.mails().len()), (1, 0));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_password_that_was_changed_is_a_passing_failure() {
     let refusals = ["530 log in first", "534 too weak", "535 no such login", "538 encrypt first"];
