@@ -115,6 +115,8 @@ CREATE TABLE notifications (
 );
 CREATE INDEX notifications_due ON notifications (next_attempt_time) WHERE state = 1;
 CREATE INDEX notifications_pending ON notifications (client_id, channel_id) WHERE state = 1;
+CREATE INDEX notifications_failed ON notifications (create_time, notification_id) WHERE state = 3;
+CREATE INDEX notifications_finished ON notifications (finish_time) WHERE state <> 1;
 CREATE INDEX notifications_id ON notifications (notification_id);
 CREATE INDEX notifications_time ON notifications (create_time, notification_id);
 CREATE INDEX notifications_client_time ON notifications (client_id, create_time, notification_id);

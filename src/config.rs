@@ -82,7 +82,7 @@ pub struct Settings {
     /// Subscriptions to alerts at once
     #[arg(long, env = "METERD_SUBSCRIPTIONS_MAX", default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub subscriptions_max: u32,
-    /// How many days changes of alerts are kept for subscribers that come back
+    /// How many days changes of alerts are kept for subscribers that come back, and notifications after they were sent or given up
     #[arg(long, env = "METERD_ALERT_FEED_DAYS", default_value_t = 90, value_parser = clap::value_parser!(u32).range(1..=3650))]
     pub alert_feed_days: u32,
     /// A subscription where nothing happened for so long gets a heartbeat; 15 s is what the contract says
@@ -195,7 +195,7 @@ impl DatabaseSettings {
 /// Makes the keys of a settings file the defaults of the flags of the same name.
 pub fn with_file(command: Command, file: &Path) -> anyhow::Result<Command> {
     let text = std::fs::read_to_string(file).map_err(|error| anyhow::anyhow!("{}: {error}", file.display()))?;
-    let table: toml::Table = text.parse().map_err(|error| anyhow::anyhow!("{}: {error}", file.display()))?;
+    let table: toml::Table = text.parse().map_err(|error| not_toml(file, &text, &error))?;
     let mut command = command;
     for (key, value) in table {
         let id = key.replace('-', "_");
@@ -228,4 +228,12 @@ pub fn with_file(command: Command, file: &Path) -> anyhow::Result<Command> {
         }
     }
     Ok(command)
+}
+
+/// Where a settings file is wrong, without the line itself: it may have a password in it.
+fn not_toml(file: &Path, text: &str, error: &toml::de::Error) -> anyhow::Error {
+    let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+    let line = before.matches('\n').count() + 1;
+    let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+    anyhow::anyhow!("{}, line {line}, column {column}: {}", file.display(), error.message())
 }

@@ -110,6 +110,9 @@ pub async fn update(
     }
 
     let mut tx = context.pool.begin().await?;
+    if names_channels {
+        channels::lock(&mut tx, client_id).await?;
+    }
     // Every commit after this one goes by the new policy, on every replica.
     locks::change_versions(&mut tx).await?;
     let (mut overrides, _) = policies::find(&mut tx, client_id).await?.unzip();
@@ -142,6 +145,9 @@ pub async fn update(
     }
     let mut policy = read(&mut tx, client_id).await?;
     tx.commit().await?;
+    if names_channels && let Err(error) = notify::give_up_without_channel(&context.pool).await {
+        tracing::warn!(%error, "what waits for removed channels is given up later");
+    }
     // After the commit: the check may have to wait for the client's month, and with the versions lock everybody would wait with
     // it. The policy holds, whatever becomes of the check: where it fails, the job for all clients does it soon.
     if !client_id.is_empty()

@@ -1,14 +1,16 @@
-//! Closes months past their retention: their sums stay, their events go. Changes of alerts past theirs go too.
+//! Closes months past their retention: their sums stay, their events go. Changes of alerts and notifications past theirs go too.
 
 use super::{RetentionAction, Work, counted};
 use crate::domain::period::Month;
-use crate::store::{alert_feed, deployment, is_lock_timeout, jobs, locks, partitions};
+use crate::store::{alert_feed, deployment, is_lock_timeout, jobs, locks, outbox, partitions};
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::{Connection, PgConnection};
 use std::time::Duration;
 
 /// Changes of alerts that one transaction removes: it holds the row that every change of an alert waits for.
 const FEED_CHUNK_ROWS: i64 = 1_000;
+/// Notifications that one transaction removes.
+const NOTIFICATIONS_CHUNK_ROWS: i64 = 1_000;
 
 /// How often a partition that somebody reads is tried, and the pause between, in which those who waited get through.
 const DETACH_TRIES: usize = 4;
@@ -17,6 +19,7 @@ const DETACH_PAUSE: Duration = Duration::from_millis(400);
 /// Prunes the feed, closes months, and takes away the partitions that only closed months have events in.
 pub(super) async fn run_once(work: &Work) -> anyhow::Result<String> {
     let changes = counted(prune_feed(work).await?, "change");
+    let notifications = counted(prune_notifications(work).await?, "notification");
     let mut conn = work.pool.acquire().await?;
     // No one clock is trusted with what cannot be undone: the earlier of this process's and the database's.
     let now = work.clock.now().min(jobs::now(&work.pool).await?);
@@ -24,7 +27,7 @@ pub(super) async fn run_once(work: &Work) -> anyhow::Result<String> {
         close_through(&mut conn, last).await?;
     }
     let Some(closed) = deployment::closed_through(&mut conn).await? else {
-        return Ok(format!("every month is kept; {changes} of alerts pruned"));
+        return Ok(format!("every month is kept; {changes} of alerts and {notifications} pruned"));
     };
     let drop_table = work.settings.jobs.retention_action == RetentionAction::Drop;
     let gone = partitions::before(&mut conn, closed).await?;
@@ -34,7 +37,9 @@ pub(super) async fn run_once(work: &Work) -> anyhow::Result<String> {
     }
     let partitions = counted(gone.len() as u64, "partition");
     let action = if drop_table { "dropped" } else { "detached" };
-    Ok(format!("months through {closed} are closed; {partitions} {action}; {changes} of alerts pruned"))
+    Ok(format!(
+        "months through {closed} are closed; {partitions} {action}; {changes} of alerts and {notifications} pruned"
+    ))
 }
 
 /// The month before the present one and the `retention_months` before it; nothing where everything is kept.
@@ -75,6 +80,19 @@ async fn prune_feed(work: &Work) -> sqlx::Result<u64> {
         let count = alert_feed::prune(&work.pool, before, FEED_CHUNK_ROWS).await?;
         pruned += count;
         if count < FEED_CHUNK_ROWS as u64 {
+            return Ok(pruned);
+        }
+    }
+}
+
+/// Removes notifications that ended before what is kept of the feed.
+async fn prune_notifications(work: &Work) -> sqlx::Result<u64> {
+    let before = jobs::now(&work.pool).await? - TimeDelta::days(work.settings.alert_feed_days.into());
+    let mut pruned = 0;
+    loop {
+        let count = outbox::prune(&work.pool, before, NOTIFICATIONS_CHUNK_ROWS).await?;
+        pruned += count;
+        if count < NOTIFICATIONS_CHUNK_ROWS as u64 {
             return Ok(pruned);
         }
     }

@@ -1,6 +1,7 @@
 //! Notification channels: the operator's, under the client id '', and clients' own.
 
 use crate::domain::alert::Severity;
+use crate::store::locks;
 use sqlx::PgConnection;
 
 /// A place where alerts are told.
@@ -30,26 +31,30 @@ pub async fn list(conn: &mut PgConnection, client_id: &str) -> sqlx::Result<Vec<
         .collect()
 }
 
+/// Locks the channels of a client, or of the operator, and lets nobody else change channels until the end of the transaction.
+/// It waits for workers that hold one, so it comes before the versions lock, with which everybody would wait.
+pub async fn lock(conn: &mut PgConnection, client_id: &str) -> sqlx::Result<()> {
+    locks::change_channels(&mut *conn).await?;
+    sqlx::query!(
+        "SELECT channel_id FROM notification_channels WHERE client_id = $1 ORDER BY channel_id FOR UPDATE",
+        client_id
+    )
+    .fetch_all(conn)
+    .await
+    .map(drop)
+}
+
 /// Makes these the channels of a client, or of the operator. Those that stay keep their place and their hour; what waits for
-/// those that go is given up.
+/// those that go is left to `outbox::give_up_without_channel`.
 pub async fn replace(conn: &mut PgConnection, client_id: &str, channels: &[Channel]) -> sqlx::Result<()> {
     let kinds: Vec<i16> = channels.iter().map(|channel| channel.kind).collect();
     let targets: Vec<String> = channels.iter().map(|channel| channel.target.clone()).collect();
-    let removed = sqlx::query_scalar!(
+    sqlx::query!(
         "DELETE FROM notification_channels
-         WHERE client_id = $1 AND (kind, target) NOT IN (SELECT * FROM unnest($2::smallint[], $3::text[]))
-         RETURNING channel_id",
+         WHERE client_id = $1 AND (kind, target) NOT IN (SELECT * FROM unnest($2::smallint[], $3::text[]))",
         client_id,
         &kinds,
         &targets
-    )
-    .fetch_all(&mut *conn)
-    .await?;
-    sqlx::query!(
-        "UPDATE notifications SET state = 3, last_error = 'the channel was removed', finish_time = now()
-         WHERE client_id = $1 AND channel_id = ANY($2) AND state = 1",
-        client_id,
-        &removed
     )
     .execute(&mut *conn)
     .await?;

@@ -137,3 +137,8 @@ pub async fn ping(pool: &PgPool) -> sqlx::Result<()> {
 pub async fn allow_long_statements(conn: &mut PgConnection) -> sqlx::Result<()> {
     conn.execute("SET LOCAL statement_timeout = 0").await.map(drop)
 }
+
+/// Has statements planned for the values that they come with, until the end of the transaction.
+pub async fn plan_for_values(conn: &mut PgConnection) -> sqlx::Result<()> {
+    conn.execute("SET LOCAL plan_cache_mode = force_custom_plan").await.map(drop)
+}

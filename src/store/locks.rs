@@ -1,5 +1,8 @@
-//! Advisory locks, and with them the beginning of the one lock order that everyone keeps: versions, keys,
+//! Advisory locks, and with them the beginning of the one lock order that everyone keeps: channels, versions, keys,
 //! (client, month), (client, month, service), days.
+//!
+//! Of channels, who changes them has first a lock of all and then the rows; a worker that claims has a row, which it takes
+//! without waiting, and after it nothing but what is in the outbox.
 
 use sqlx::{AssertSqlSafe, Executor, PgConnection};
 
@@ -9,6 +12,8 @@ pub const VERSIONS_LOCK: i64 = 0x6d65_7465_7264_0001;
 const PARTITIONS_LOCK: i64 = 0x6d65_7465_7264_0002;
 /// Who seeds a new database.
 const DEPLOYMENT_LOCK: i64 = 0x6d65_7465_7264_0003;
+/// Who changes notification channels.
+const CHANNELS_LOCK: i64 = 0x6d65_7465_7264_0004;
 
 /// Keeps prices, aliases and time zones as they are until the end of the transaction.
 pub async fn share_versions(conn: &mut PgConnection) -> sqlx::Result<()> {
@@ -24,6 +29,11 @@ pub async fn change_versions(conn: &mut PgConnection) -> sqlx::Result<()> {
 /// One maker of partitions at a time.
 pub async fn make_partitions(conn: &mut PgConnection) -> sqlx::Result<()> {
     exclusive(conn, PARTITIONS_LOCK).await
+}
+
+/// One changes channels at a time: so rows that it has locked before the versions lock are still all when it has that.
+pub async fn change_channels(conn: &mut PgConnection) -> sqlx::Result<()> {
+    exclusive(conn, CHANNELS_LOCK).await
 }
 
 /// One replica seeds the database.

@@ -2,6 +2,7 @@
 
 use crate::domain::alert::Alert;
 use crate::store::alert_feed::json;
+use crate::store::connect;
 use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, PgPool};
 
@@ -61,6 +62,9 @@ pub async fn list(
     after: Option<(DateTime<Utc>, &str)>,
     limit: i64,
 ) -> sqlx::Result<Vec<Notification>> {
+    let mut tx = pool.begin().await?;
+    // So that those that were given up, few among many, are found by their index.
+    connect::plan_for_values(&mut tx).await?;
     sqlx::query_as!(
         Notification,
         r#"SELECT client_id, notification_id, kind, target,
@@ -76,7 +80,7 @@ pub async fn list(
         after.map_or("", |(_, notification_id)| notification_id),
         limit
     )
-    .fetch_all(pool)
+    .fetch_all(&mut *tx)
     .await
 }
 

@@ -54,7 +54,7 @@ pub async fn lock_channel(conn: &mut PgConnection, busy: &[i64]) -> sqlx::Result
 }
 
 /// Makes one notification of those that a full hour has held up, if there are several; gives how many. The digest has their
-/// first `alerts_max` alerts.
+/// first `alerts_max` alerts and is as old as the oldest, so that it goes before what has come since.
 pub async fn digest(
     conn: &mut PgConnection,
     channel: &DueChannel,
@@ -64,16 +64,16 @@ pub async fn digest(
     let done = sqlx::query!(
         "WITH held AS (
              SELECT notification_id, alerts, alert_count, create_time FROM notifications
-             WHERE client_id = $1 AND channel_id = $2 AND state = 1 AND NOT counted
+             WHERE client_id = $1 AND channel_id = $2 AND state = 1 AND NOT counted AND alert_count = 1
                AND next_attempt_time <= now() AND next_attempt_time > create_time
              ORDER BY create_time, notification_id LIMIT $6
          ), told AS (
              SELECT alert, row_number() OVER (ORDER BY create_time, notification_id, number) AS place
              FROM held, jsonb_array_elements(held.alerts) WITH ORDINALITY AS of_one (alert, number)
          ), digest AS (
-             INSERT INTO notifications (client_id, notification_id, channel_id, kind, target, alerts, alert_count)
+             INSERT INTO notifications (client_id, notification_id, channel_id, kind, target, alerts, alert_count, create_time)
              SELECT $1, $3, $2, $4, $5, (SELECT jsonb_agg(alert ORDER BY place) FROM told WHERE place <= $7),
-                 sum(alert_count)
+                 sum(alert_count), min(create_time)
              FROM held HAVING count(*) > 1
              RETURNING notification_id
          )
@@ -87,6 +87,22 @@ pub async fn digest(
         channel.target,
         DIGEST_NOTIFICATIONS_MAX,
         alerts_max
+    )
+    .execute(conn)
+    .await?;
+    Ok(done.rows_affected())
+}
+
+/// Gives up what was tried so often and is due again: nobody has noted what became of the last attempt.
+pub async fn give_up_tried(conn: &mut PgConnection, channel: &DueChannel, attempts_max: i32) -> sqlx::Result<u64> {
+    let done = sqlx::query!(
+        "UPDATE notifications SET state = 3, finish_time = now(),
+             last_error = 'what became of the last attempt is not known'
+                 || CASE WHEN last_error = '' THEN '' ELSE '; before it: ' || last_error END
+         WHERE client_id = $1 AND channel_id = $2 AND state = 1 AND next_attempt_time <= now() AND attempt_count >= $3",
+        channel.client_id,
+        channel.channel_id,
+        attempts_max
     )
     .execute(conn)
     .await?;
@@ -208,12 +224,35 @@ pub async fn mark_failed(
     .map(drop)
 }
 
-/// Gives up what waits for a channel that is gone: it may have been queued while that was removed.
-pub async fn give_up_without_channel(pool: &PgPool) -> sqlx::Result<u64> {
+/// Gives up what waits for a channel that is gone, at most `limit`; in an order, so that two who do it take turns.
+pub async fn give_up_without_channel(pool: &PgPool, limit: i64) -> sqlx::Result<u64> {
     let done = sqlx::query!(
-        "UPDATE notifications n SET state = 3, last_error = 'the channel was removed', finish_time = now()
-         WHERE state = 1 AND next_attempt_time <= now() AND NOT EXISTS (
-             SELECT FROM notification_channels c WHERE c.client_id = n.client_id AND c.channel_id = n.channel_id)"
+        "WITH lost AS (
+             SELECT client_id, notification_id FROM notifications n
+             WHERE state = 1 AND NOT EXISTS (
+                 SELECT FROM notification_channels c WHERE c.client_id = n.client_id AND c.channel_id = n.channel_id)
+             ORDER BY client_id, notification_id LIMIT $1 FOR UPDATE
+         )
+         UPDATE notifications n SET state = 3, last_error = 'the channel was removed', finish_time = now()
+         FROM lost WHERE n.client_id = lost.client_id AND n.notification_id = lost.notification_id",
+        limit
+    )
+    .execute(pool)
+    .await?;
+    Ok(done.rows_affected())
+}
+
+/// Removes what ended before a time, at most `limit`; gives how many.
+pub async fn prune(pool: &PgPool, before: DateTime<Utc>, limit: i64) -> sqlx::Result<u64> {
+    let done = sqlx::query!(
+        "WITH ended AS (
+             SELECT client_id, notification_id FROM notifications WHERE state <> 1 AND finish_time < $1
+             ORDER BY finish_time LIMIT $2 FOR UPDATE SKIP LOCKED
+         )
+         DELETE FROM notifications n USING ended
+         WHERE n.client_id = ended.client_id AND n.notification_id = ended.notification_id",
+        before,
+        limit
     )
     .execute(pool)
     .await?;

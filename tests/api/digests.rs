@@ -99,3 +99,39 @@ async fn two_replicas_deliver_each_once_and_share_the_hour() {
     two.stop().await;
     one.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_digest_is_as_old_as_the_oldest_that_it_tells_and_goes_before_fresh_ones() {
+    let hook = HttpReceiver::start([]).await;
+    let server = server_with(&["--notifications-hourly-max=1"]).await;
+    set_channels(&server, "", &[webhook(hook.url())]).await;
+    for number in 0..3 {
+        raise(&server, &format!("client-{number}")).await;
+    }
+    let waiting = "SELECT 1 FROM notifications WHERE state = 1 AND next_attempt_time > now() AND attempt_count = 0";
+    eventually(async || server.sql(waiting).await == 2).await;
+    // The hour is over at the moment when a fresh one comes: one of the two has room.
+    server
+        .sql(
+            "BEGIN;
+             UPDATE notification_channels SET hour_start_time = hour_start_time - interval '1 hour';
+             UPDATE notifications SET next_attempt_time = next_attempt_time - interval '1 hour',
+                 create_time = create_time - interval '1 hour' WHERE state = 1;
+             INSERT INTO notifications (client_id, notification_id, channel_id, kind, target, alerts)
+             SELECT client_id, 'fresh', channel_id, kind, target, alerts FROM notifications WHERE state = 2;
+             COMMIT",
+        )
+        .await;
+    eventually(async || hook.received().len() == 2).await;
+    assert_eq!(hook.received()[1].json()["type"], "alert.digest");
+    let all = notifications(&server).await;
+    let created = |n: &Notification| n.create_time.map(|time| (time.seconds, time.nanos)).unwrap();
+    let digest = all.iter().find(|n| n.alert_count == 2).unwrap();
+    let oldest = all.iter().filter(|n| n.digest_id == digest.notification_id).map(created).min().unwrap();
+    assert_eq!(created(digest), oldest);
+    eventually(async || server.sql(waiting).await == 1).await;
+    let_an_hour_pass(&server).await;
+    let all = settled(&server, 5, &[NotificationState::Sent, NotificationState::Digested]).await;
+    assert_eq!(count(&all, NotificationState::Digested), 2);
+    server.stop().await;
+}

@@ -310,7 +310,10 @@ async fn jobs_are_a_table_on_the_command_line() {
     until(&server, "partitions", "the first run", |job| job.run_count == 1).await;
     let ran = meterd(&server, &["jobs", "run", "retention"]).await;
     assert!(ran.status.success());
-    assert_eq!(String::from_utf8_lossy(&ran.stdout), "retention: every month is kept; 0 changes of alerts pruned\n");
+    assert_eq!(
+        String::from_utf8_lossy(&ran.stdout),
+        "retention: every month is kept; 0 changes of alerts and 0 notifications pruned\n"
+    );
     let listed = String::from_utf8(meterd(&server, &["jobs"]).await.stdout).unwrap();
     let lines: Vec<&str> = listed.lines().collect();
     assert_eq!(lines.len(), 6, "{listed}");

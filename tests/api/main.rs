@@ -10,6 +10,7 @@ mod catalog;
 mod clients;
 mod commands;
 mod concurrency;
+mod delivering;
 mod digests;
 mod export;
 mod following;

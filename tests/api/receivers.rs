@@ -130,7 +130,7 @@ pub struct SmtpReceiver {
 }
 
 impl SmtpReceiver {
-    /// Answers recipients with these refusals first.
+    /// Answers with these refusals first: logins with those of 53x, recipients with others.
     pub async fn start(refusals: impl IntoIterator<Item = &'static str>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let receiver = Self {
@@ -166,7 +166,8 @@ impl SmtpReceiver {
                 "AUTH" => {
                     let login = STANDARD.decode(line.rsplit(' ').next().unwrap()).unwrap();
                     mail.login = String::from_utf8(login).unwrap().replace('\0', " ").trim().to_owned();
-                    "235 welcome"
+                    let mut refusals = self.refusals.lock().unwrap();
+                    refusals.pop_front_if(|refusal| refusal.starts_with("53")).unwrap_or("235 welcome")
                 }
                 "MAIL" => {
                     mail.from = address();

@@ -100,7 +100,7 @@ async fn closed_months_keep_their_sums_and_lose_their_events_and_open_ones_stay_
     let before = summary(&server, "acme", "2024-03-01", "2024-11-30").await;
     assert_eq!(
         server.run_job("retention").await,
-        "months through 2024-07 are closed; 4 partitions detached; 0 changes of alerts pruned"
+        "months through 2024-07 are closed; 4 partitions detached; 0 changes of alerts and 0 notifications pruned"
     );
     assert_eq!(partitions(&server).await, ["2024-07", "2024-08", "2024-09", "2024-10", "2024-11"]);
     assert_eq!(rows(&server, "usage_events_2024_06").await, Some(1), "detached, and left for the operator");
@@ -111,7 +111,7 @@ async fn closed_months_keep_their_sums_and_lose_their_events_and_open_ones_stay_
     assert_eq!((verified.client_months, verified.closed_client_months, verified.differences), (4, 5, 0));
     assert_eq!(
         server.run_job("retention").await,
-        "months through 2024-07 are closed; 0 partitions detached; 0 changes of alerts pruned"
+        "months through 2024-07 are closed; 0 partitions detached; 0 changes of alerts and 0 notifications pruned"
     );
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_meterd"));
     let verify = command.arg("verify").env("DATABASE_URL", &server.database_url).stdin(Stdio::null()).output().await;
@@ -148,7 +148,7 @@ async fn closed_partitions_are_dropped_where_the_setting_says_so() {
     history(&server).await;
     assert_eq!(
         server.run_job("retention").await,
-        "months through 2024-07 are closed; 4 partitions dropped; 0 changes of alerts pruned"
+        "months through 2024-07 are closed; 4 partitions dropped; 0 changes of alerts and 0 notifications pruned"
     );
     assert_eq!(rows(&server, "usage_events_2024_06").await, None);
     assert_eq!(rows(&server, "usage_events_2024_07").await, Some(1));
@@ -644,7 +644,10 @@ async fn retention_prunes_changes_of_alerts_that_are_past_theirs() {
     let changes = rows(&server, "alert_feed").await.unwrap();
     assert!(changes > 0);
     server.sql("UPDATE alert_feed SET change_time = change_time - interval '9 days'").await;
-    assert_eq!(server.run_job("retention").await, "every month is kept; 0 changes of alerts pruned");
+    assert_eq!(
+        server.run_job("retention").await,
+        "every month is kept; 0 changes of alerts and 0 notifications pruned"
+    );
     server.sql("UPDATE alert_feed SET change_time = change_time - interval '1 day'").await;
     let done = server.run_job("retention").await;
     assert!(done.starts_with(&format!("every month is kept; {changes} change")), "{done}");

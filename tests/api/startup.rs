@@ -108,3 +108,15 @@ async fn a_database_that_goes_away_shows_in_health_and_status_and_comes_back_by_
     server.stop().await;
     database.stop().await.unwrap();
 }
+
+#[test]
+fn a_settings_file_with_a_fault_is_refused_by_its_place_and_without_its_text() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("meterd.toml");
+    std::fs::write(&file, "currency = \"EUR\"\nsmtp_url = \"smtp://meterd:hunter2@localhost\nwriters = 2\n").unwrap();
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_meterd"));
+    let output = command.arg("--config").arg(&file).arg("migrate").output().unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && !error.contains("hunter2"), "{error}");
+    assert!(error.contains(&format!("{}, line 2, column ", file.display())), "{error}");
+}

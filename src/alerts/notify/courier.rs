@@ -22,6 +22,16 @@ pub enum Failure {
     Final(String),
 }
 
+impl Failure {
+    /// With as much of the error as is kept, whosever words they are.
+    pub fn cleaned(self) -> Self {
+        match self {
+            Self::Passing(error) => Self::Passing(cleaned(&error)),
+            Self::Final(error) => Self::Final(cleaned(&error)),
+        }
+    }
+}
+
 /// Delivers.
 pub struct Courier {
     clock: Clock,
@@ -85,5 +95,10 @@ pub fn reason(error: &dyn std::error::Error) -> String {
         }
         cause = next.source();
     }
+    cleaned(&text)
+}
+
+/// So much of a text as is kept, without control characters: the database takes no NUL.
+fn cleaned(text: &str) -> String {
     text.chars().take(ERROR_CHARS_MAX).map(|character| if character.is_control() { ' ' } else { character }).collect()
 }

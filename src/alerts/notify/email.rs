@@ -5,8 +5,13 @@ use super::text::Told;
 use crate::config::SmtpSettings;
 use anyhow::Context;
 use lettre::message::{Mailbox, header::ContentType};
+use lettre::transport::smtp;
 use lettre::{Address, AsyncSmtpTransport, AsyncTransport, Message, Tokio1Executor};
 use std::time::{Duration, SystemTime};
+
+/// Replies of RFC 4954 by which a server does not take the login, or wants one. A password that was changed is set here too,
+/// sooner or later.
+const LOGIN_REPLIES: [u16; 4] = [530, 534, 535, 538];
 
 /// A server and the sender that it sends for.
 pub struct Mailer {
@@ -46,8 +51,12 @@ impl Mailer {
             .map_err(|error| Failure::Final(error.to_string()))?;
         match self.transport.send(message).await {
             Ok(_) => Ok(()),
-            Err(error) if error.is_permanent() => Err(Failure::Final(super::reason(&error))),
+            Err(error) if error.is_permanent() && !is_of_login(&error) => Err(Failure::Final(super::reason(&error))),
             Err(error) => Err(Failure::Passing(super::reason(&error))),
         }
     }
+}
+
+fn is_of_login(error: &smtp::Error) -> bool {
+    error.status().is_some_and(|code| LOGIN_REPLIES.contains(&code.into()))
 }

@@ -5,6 +5,8 @@
 //! that runs out: the next one delivers again, with the same id. So each arrives at least once.
 
 mod address;
+mod aside;
+mod backoff;
 mod courier;
 mod email;
 mod http;
@@ -20,6 +22,7 @@ pub use target::{check_secret, check_target, new_secret};
 use crate::config::NotificationSettings;
 use crate::domain::notification::ChannelKind;
 use crate::store::outbox::{self, DueChannel, Taken};
+use aside::Aside;
 use futures_util::future::join_all;
 use sqlx::PgPool;
 use std::collections::HashMap;
@@ -40,12 +43,17 @@ const CLAIM_MAX: i64 = 4;
 const CLAIM_MARGIN: Duration = Duration::from_secs(50);
 /// Alerts that a digest spells out.
 const DIGEST_ALERTS_MAX: i64 = 100;
-/// Longest pause between two attempts.
-const BACKOFF_MAX: Duration = Duration::from_secs(3600);
-/// How much longer the pause after each further attempt may be.
-const BACKOFF_FACTOR: u32 = 4;
+/// Notifications that one statement gives up.
+const GIVE_UP_ROWS: i64 = 10_000;
 /// Database work that takes longer hangs on a connection that is dead.
 const DATABASE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Why nothing was claimed.
+struct ClaimError {
+    /// The channel that was to be claimed; without one, the database failed before.
+    channel_id: Option<i64>,
+    error: sqlx::Error,
+}
 
 /// The worker of a replica.
 pub struct Notifier {
@@ -76,6 +84,7 @@ impl Notifier {
         let mut deliveries = JoinSet::new();
         let mut busy: HashMap<tokio::task::Id, i64> = HashMap::new();
         let mut upkeep_due = Instant::now();
+        let mut aside = Aside::default();
         let mut failing = false;
         while !*stopping.borrow() {
             let mut found = Ok(());
@@ -84,15 +93,21 @@ impl Notifier {
                 upkeep_due = Instant::now() + UPKEEP_EVERY;
             }
             while found.is_ok() && busy.len() < CHANNELS_MAX && !*stopping.borrow() {
-                let channels: Vec<i64> = busy.values().copied().collect();
+                let channels: Vec<i64> = busy.values().copied().chain(aside.channels(Instant::now())).collect();
                 match notifier.claim(&channels).await {
                     Ok(None) => break,
                     Ok(Some((channel, taken))) => {
                         let channel_id = channel.channel_id;
+                        aside.take_back(channel_id);
                         let delivery = deliveries.spawn(notifier.clone().deliver_all(channel, taken));
                         busy.insert(delivery.id(), channel_id);
                     }
-                    Err(error) => found = Err(error),
+                    Err(ClaimError { channel_id: Some(channel_id), error }) => {
+                        if aside.put(channel_id, Instant::now()) {
+                            tracing::warn!(channel_id, %error, "notifications of a channel wait: they cannot be claimed");
+                        }
+                    }
+                    Err(ClaimError { channel_id: None, error }) => found = Err(error),
                 }
             }
             match found {
@@ -117,10 +132,13 @@ impl Notifier {
     }
 
     /// Takes what is due of a channel, in one transaction; nothing where no channel that is free has anything.
-    async fn claim(&self, busy: &[i64]) -> sqlx::Result<Option<(DueChannel, Vec<Taken>)>> {
+    async fn claim(&self, busy: &[i64]) -> Result<Option<(DueChannel, Vec<Taken>)>, ClaimError> {
+        let mut channel_id = None;
         let claiming = async {
             let mut tx = self.pool.begin().await?;
             let Some(channel) = outbox::lock_channel(&mut tx, busy).await? else { return Ok(None) };
+            channel_id = Some(channel.channel_id);
+            let given_up = outbox::give_up_tried(&mut tx, &channel, self.attempts_max as i32).await?;
             let digest_id = format!("{:032x}-digest", rand::random::<u128>());
             let digested = outbox::digest(&mut tx, &channel, &digest_id, DIGEST_ALERTS_MAX).await?;
             let counted = if channel.hour_over { 0 } else { i64::from(channel.hour_count) };
@@ -137,9 +155,17 @@ impl Notifier {
             if digested > 0 {
                 count(&channel, "digested", digested);
             }
+            if given_up > 0 {
+                tracing::warn!(
+                    count = given_up,
+                    "notifications were given up: what became of their last attempt is not known"
+                );
+                count(&channel, "failed", given_up);
+            }
             Ok(Some((channel, taken)))
         };
-        tokio::time::timeout(DATABASE_TIMEOUT, claiming).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
+        let claimed = tokio::time::timeout(DATABASE_TIMEOUT, claiming).await.unwrap_or(Err(sqlx::Error::PoolTimedOut));
+        claimed.map_err(|error| ClaimError { channel_id, error })
     }
 
     /// Delivers a claim and notes what became of it.
@@ -154,7 +180,7 @@ impl Notifier {
         };
         let id = taken.notification_id.as_str();
         let attempts = taken.attempt_count.unsigned_abs();
-        let marked = match delivered {
+        let marked = match delivered.map_err(Failure::cleaned) {
             Ok(()) => {
                 count(channel, "sent", 1);
                 outbox::mark_sent(&self.pool, &channel.client_id, id).await
@@ -167,7 +193,7 @@ impl Notifier {
                     "a notification was not delivered and is tried again"
                 );
                 count(channel, "retried", 1);
-                let delay = self.pause(attempts).as_secs_f64();
+                let delay = backoff::pause(self.backoff, attempts).as_secs_f64();
                 outbox::mark_failed(&self.pool, &channel.client_id, taken, &error, Some(delay)).await
             }
             Err(Failure::Passing(error) | Failure::Final(error)) => {
@@ -181,23 +207,26 @@ impl Notifier {
         }
     }
 
-    /// A pause of any length up to the bound of this attempt: those that failed together do not come back together.
-    fn pause(&self, attempts: u32) -> Duration {
-        let factor = BACKOFF_FACTOR.saturating_pow(attempts.saturating_sub(1));
-        let most = self.backoff.saturating_mul(factor).min(BACKOFF_MAX);
-        Duration::from_millis(rand::random_range(0..=most.as_millis() as u64))
-    }
-
     async fn upkeep(&self) -> sqlx::Result<()> {
         let keeping = async {
-            let given_up = outbox::give_up_without_channel(&self.pool).await?;
-            if given_up > 0 {
-                tracing::warn!(count = given_up, "notifications were given up: their channels were removed");
-            }
+            give_up_without_channel(&self.pool).await?;
             metrics::gauge!("meterd_notifications_pending").set(outbox::pending_count(&self.pool).await? as f64);
             Ok(())
         };
         tokio::time::timeout(DATABASE_TIMEOUT, keeping).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
+    }
+}
+
+/// Gives up what waits for channels that were removed.
+pub async fn give_up_without_channel(pool: &PgPool) -> sqlx::Result<()> {
+    loop {
+        let count = outbox::give_up_without_channel(pool, GIVE_UP_ROWS).await?;
+        if count > 0 {
+            tracing::warn!(count, "notifications were given up: their channels were removed");
+        }
+        if count < GIVE_UP_ROWS as u64 {
+            return Ok(());
+        }
     }
 }
 

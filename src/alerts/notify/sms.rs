@@ -9,6 +9,10 @@ use std::time::Duration;
 
 /// Most bytes that are read of why Twilio refuses: its errors have a few hundred.
 const ERROR_BYTES_MAX: usize = 4 * 1024;
+/// Refusals that say nothing of the message: of an account whose token was changed or that was stopped, of a request that
+/// came too slowly, of one too many.
+const PASSING: [StatusCode; 4] =
+    [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN, StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_MANY_REQUESTS];
 
 /// An account and the number that it sends from.
 pub struct Texter {
@@ -46,7 +50,7 @@ impl Texter {
             return Ok(());
         }
         let error = format!("Twilio answered {status}{}", explanation(response).await);
-        let is_final = status.is_client_error() && status != StatusCode::TOO_MANY_REQUESTS;
+        let is_final = status.is_client_error() && !PASSING.contains(&status);
         Err(if is_final { Failure::Final(error) } else { Failure::Passing(error) })
     }
 }

@@ -165,7 +165,7 @@ impl<'a> Told<'a> {
         {
             return self.mail_of_one(alert);
         }
-        let mut text = format!("{} alerts were raised in the last hour:\n\n", self.alert_count);
+        let mut text = format!("{} alerts were raised:\n\n", self.alert_count);
         for alert in self.alerts {
             text += &format!("- [{}] {} ({})\n", severity(alert), alert.message, rfc3339(alert.raise_time));
         }

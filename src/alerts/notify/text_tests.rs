@@ -51,7 +51,11 @@ fn a_digest_tells_how_many_alerts_there_are_beyond_those_it_spells_out() {
     let alerts: Vec<Alert> = (1..=4).map(|number| alert(number, &format!("Message {number}."))).collect();
     let digest = told(&alerts, 10);
     assert_eq!(digest.subject(), "[warning] 10 alerts");
-    assert!(digest.mail().starts_with("10 alerts") && digest.mail().ends_with("- and 6 more\n"), "{}", digest.mail());
+    assert!(
+        digest.mail().starts_with("10 alerts were raised:\n") && digest.mail().ends_with("- and 6 more\n"),
+        "{}",
+        digest.mail()
+    );
     assert_eq!(digest.sms(), "10 alerts: Message 1. Message 2. Message 3. And 7 more.");
     assert!(!told(&alerts, 4).mail().contains("more"));
     let body: serde_json::Value = serde_json::from_str(&digest.json()).unwrap();
