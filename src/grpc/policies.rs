@@ -149,12 +149,13 @@ pub async fn update(
         tracing::warn!(%error, "what waits for removed channels is given up later");
     }
     // After the commit: the check may have to wait for the client's month, and with the versions lock everybody would wait with
-    // it. The policy holds, whatever becomes of the check: where it fails, the job for all clients does it soon.
+    // it. The policy holds, whatever becomes of the check: where it fails, the job for all clients does it, soon if it can be
+    // asked to.
     if !client_id.is_empty()
         && let Err(error) = check::one(&context.pool, &context.alert_settings, client_id).await
     {
         tracing::warn!(%error, client_id, "a changed alert policy could not be evaluated at once");
-        jobs::want(&context.pool, ALERT_CHECKS).await?;
+        drop(jobs::want(&context.pool, ALERT_CHECKS).await);
     }
     for channel in &mut policy.channels {
         let made = made_secrets.iter().find(|(target, _)| *target == channel.target);
