@@ -18,7 +18,7 @@ async fn beyond_the_most_of_an_hour_alerts_wait_and_come_as_one_digest() {
         eventually(async || server.sql(waiting).await == count as u64).await;
     };
     held(105).await;
-    assert_eq!(hook.received().len(), 2);
+    eventually(async || hook.received().len() == 2).await;
 
     let_an_hour_pass(&server).await;
     let states = [NotificationState::Sent, NotificationState::Digested];
@@ -49,7 +49,7 @@ async fn beyond_the_most_of_an_hour_alerts_wait_and_come_as_one_digest() {
         raise(&server, &format!("client-{number:03}")).await;
     }
     held(1).await;
-    assert_eq!(hook.received().len(), 4);
+    eventually(async || hook.received().len() == 4).await;
     let_an_hour_pass(&server).await;
     let all = settled(&server, 110, &states).await;
     assert_eq!(count(&all, NotificationState::Digested), 105);
