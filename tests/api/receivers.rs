@@ -167,7 +167,8 @@ impl SmtpReceiver {
                     let login = STANDARD.decode(line.rsplit(' ').next().unwrap()).unwrap();
                     mail.login = String::from_utf8(login).unwrap().replace('\0', " ").trim().to_owned();
                     let mut refusals = self.refusals.lock().unwrap();
-                    refusals.pop_front_if(|refusal| refusal.starts_with("53")).unwrap_or("235 welcome")
+                    let refuses = refusals.front().is_some_and(|refusal| refusal.starts_with("53"));
+                    refuses.then(|| refusals.pop_front()).flatten().unwrap_or("235 welcome")
                 }
                 "MAIL" => {
                     mail.from = address();
