@@ -323,9 +323,7 @@ impl Finding {
                 let mean = self.previous.unwrap_or_default();
                 if self.service.is_empty() {
                     let mean = money(mean);
-                    return format!(
-                        "{client} used {current} on {day}; the 29 days before had {mean} a day on average."
-                    );
+                    return format!("{client} used {current} on {day}; the days before had {mean} on average.");
                 }
                 let (current, mean, service) = (self.current, mean.shown(), &self.service);
                 format!("{client} used {current} units of {service} on {day}; the days before had {mean} on average.")
