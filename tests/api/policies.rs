@@ -170,6 +170,35 @@ async fn a_changed_policy_holds_for_every_commit_after_its_call_on_both_replicas
 }
 
 #[tokio::test]
+async fn a_policy_does_not_return_while_a_batch_that_goes_by_the_old_one_has_not_committed() {
+    let server = server_at("2026-11-02T12:00:00Z").await;
+    server.track(event("acme", "metered", "30")).await.unwrap();
+    // The batch waits for this row, with the old policy read.
+    let mut holder = server.pool.begin().await.unwrap();
+    sqlx::query("SELECT 1 FROM usage_months FOR UPDATE").execute(&mut *holder).await.unwrap();
+    let mut usage = server.usage();
+    let batch = tokio::spawn(async move {
+        usage.track_usage(TrackUsageRequest { event: Some(event("acme", "metered", "30")) }).await.unwrap();
+    });
+    let waiting = async |count: u64| {
+        let waits = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        server.sql(waits).await == count
+    };
+    eventually(async || waiting(1).await).await;
+    let mut service = server.alerts();
+    let paths = LINES.map(String::from).into();
+    let policy = Some(lines("", "1000", "2000"));
+    let request = UpdateAlertPolicyRequest { policy, update_mask: Some(FieldMask { paths }) };
+    let update = tokio::spawn(async move { service.update_alert_policy(request).await.unwrap() });
+    eventually(async || waiting(2).await || update.is_finished()).await;
+    assert!(!update.is_finished() && !batch.is_finished());
+    holder.commit().await.unwrap();
+    batch.await.unwrap();
+    update.await.unwrap();
+    assert_eq!(kinds(&server, "acme").await, ["2026-11 THRESHOLD WARNING"]);
+}
+
+#[tokio::test]
 async fn channels_are_replaced_whole_and_their_keys_shown_once() {
     let server = server_at("2026-11-02T12:00:00Z").await;
     let one = AlertPolicy { channels: vec![webhook("https://example.com/a")], ..Default::default() };
