@@ -58,14 +58,17 @@ macro_rules! numbered {
         }
 
         impl TryFrom<i16> for $name {
-            type Error = UnknownNumber;
+            type Error = $crate::domain::alert::UnknownNumber;
 
-            fn try_from(number: i16) -> Result<Self, UnknownNumber> {
-                [$(Self::$variant),+].into_iter().find(|value| *value as i16 == number).ok_or(UnknownNumber(number, $what))
+            fn try_from(number: i16) -> Result<Self, Self::Error> {
+                let found = [$(Self::$variant),+].into_iter().find(|value| *value as i16 == number);
+                found.ok_or($crate::domain::alert::UnknownNumber(number, $what))
             }
         }
     };
 }
+pub(super) use numbered;
+
 numbered!(AlertType, "alert type", [Threshold, Spike, Projection, Anomaly]);
 numbered!(Severity, "severity", [Warning, Critical]);
 numbered!(Change, "change of an alert", [Raised, Acknowledged, Resolved]);

@@ -1,6 +1,6 @@
 //! Notifications: how somebody is told of alerts, and where that stands.
 
-use crate::domain::alert::UnknownNumber;
+use super::alert::numbered;
 
 /// How somebody is told. The numbers are those of the proto enum, and stand in the database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,20 +32,5 @@ impl ChannelKind {
     }
 }
 
-impl TryFrom<i16> for ChannelKind {
-    type Error = UnknownNumber;
-
-    fn try_from(number: i16) -> Result<Self, UnknownNumber> {
-        let kinds = [Self::Email, Self::Sms, Self::Webhook];
-        kinds.into_iter().find(|kind| *kind as i16 == number).ok_or(UnknownNumber(number, "kind of channel"))
-    }
-}
-
-impl TryFrom<i16> for NotificationState {
-    type Error = UnknownNumber;
-
-    fn try_from(number: i16) -> Result<Self, UnknownNumber> {
-        let states = [Self::Pending, Self::Sent, Self::Failed, Self::Digested];
-        states.into_iter().find(|state| *state as i16 == number).ok_or(UnknownNumber(number, "state of a notification"))
-    }
-}
+numbered!(ChannelKind, "kind of channel", [Email, Sms, Webhook]);
+numbered!(NotificationState, "state of a notification", [Pending, Sent, Failed, Digested]);

@@ -2,7 +2,7 @@
 
 use super::{RetentionAction, Work, counted};
 use crate::domain::period::Month;
-use crate::store::{alert_feed, deployment, is_lock_timeout, jobs, locks, outbox, partitions};
+use crate::store::{alert_feed, connect, deployment, is_lock_timeout, locks, outbox, partitions};
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::{Connection, PgConnection};
 use std::time::Duration;
@@ -22,7 +22,7 @@ pub(super) async fn run_once(work: &Work) -> anyhow::Result<String> {
     let notifications = counted(prune_notifications(work).await?, "notification");
     let mut conn = work.pool.acquire().await?;
     // No one clock is trusted with what cannot be undone: the earlier of this process's and the database's.
-    let now = work.clock.now().min(jobs::now(&work.pool).await?);
+    let now = work.clock.now().min(connect::now(&work.pool).await?);
     if let Some(last) = last_to_close(now, work.settings.jobs.retention_months) {
         close_through(&mut conn, last).await?;
     }
@@ -74,7 +74,7 @@ async fn detach(conn: &mut PgConnection, month: Month, drop_table: bool) -> sqlx
 
 async fn prune_feed(work: &Work) -> sqlx::Result<u64> {
     // Changes carry the database's time.
-    let before = jobs::now(&work.pool).await? - TimeDelta::days(work.settings.alert_feed_days.into());
+    let before = connect::now(&work.pool).await? - TimeDelta::days(work.settings.alert_feed_days.into());
     let mut pruned = 0;
     loop {
         let count = alert_feed::prune(&work.pool, before, FEED_CHUNK_ROWS).await?;
@@ -87,7 +87,7 @@ async fn prune_feed(work: &Work) -> sqlx::Result<u64> {
 
 /// Removes notifications that ended before what is kept of the feed.
 async fn prune_notifications(work: &Work) -> sqlx::Result<u64> {
-    let before = jobs::now(&work.pool).await? - TimeDelta::days(work.settings.alert_feed_days.into());
+    let before = connect::now(&work.pool).await? - TimeDelta::days(work.settings.alert_feed_days.into());
     let mut pruned = 0;
     loop {
         let count = outbox::prune(&work.pool, before, NOTIFICATIONS_CHUNK_ROWS).await?;

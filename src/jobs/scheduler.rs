@@ -5,7 +5,7 @@
 use super::lease::{LEASE, Lease};
 use super::schedule::Schedule;
 use super::{JOBS, Job, Work};
-use crate::store::jobs;
+use crate::store::{connect, jobs};
 use anyhow::Context as _;
 use futures_util::FutureExt;
 use sqlx::PgPool;
@@ -47,7 +47,7 @@ pub struct Scheduler {
 impl Scheduler {
     /// Makes the jobs known, with the schedules of the settings.
     pub async fn start(pool: PgPool, work: Work) -> sqlx::Result<Self> {
-        let now = jobs::now(&pool).await?;
+        let now = connect::now(&pool).await?;
         for job in &JOBS {
             let schedule = (job.schedule)(&work.settings.jobs);
             jobs::register(&pool, job.name, &schedule.to_string(), schedule.next_after(now)).await?;

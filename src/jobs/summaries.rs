@@ -2,7 +2,7 @@
 
 use super::{Work, counted};
 use crate::domain::period::Month;
-use crate::store::{is_statement_timeout, summaries};
+use crate::store::{connect, is_statement_timeout, summaries};
 use sqlx::PgPool;
 
 /// Client-months of one transaction: few, because it holds their rows.
@@ -17,7 +17,7 @@ pub(super) async fn run_once(work: &Work) -> anyhow::Result<String> {
 /// Refreshes what is stale, of one client or month or of all; gives how many summaries were written.
 pub async fn refresh(pool: &PgPool, client_id: Option<&str>, month: Option<Month>) -> sqlx::Result<usize> {
     // What becomes stale meanwhile is the next run's, so that this one ends.
-    let before = summaries::now(pool).await?;
+    let before = connect::now(pool).await?;
     let mut written = 0;
     loop {
         let stale = summaries::stale(pool, client_id, month, before, BATCH_MONTHS).await?;

@@ -1,5 +1,6 @@
 //! Connections: their bounds, the guard of pooled ones, and what a server must be before it is trusted.
 
+use chrono::{DateTime, Utc};
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 use sqlx::{Connection, Executor};
@@ -131,6 +132,11 @@ pub async fn migrate(options: &PgConnectOptions) -> Result<(), MigrateError> {
 /// Whether the database answers.
 pub async fn ping(pool: &PgPool) -> sqlx::Result<()> {
     sqlx::query!("SELECT 1 AS one").fetch_one(pool).await.map(drop)
+}
+
+/// The database's time.
+pub async fn now(pool: &PgPool) -> sqlx::Result<DateTime<Utc>> {
+    sqlx::query_scalar!(r#"SELECT now() AS "now!""#).fetch_one(pool).await
 }
 
 /// Lifts the statement timeout until the end of the transaction.

@@ -32,11 +32,6 @@ pub struct Glance {
     pub now: DateTime<Utc>,
 }
 
-/// The database's clock.
-pub async fn now(pool: &PgPool) -> sqlx::Result<DateTime<Utc>> {
-    sqlx::query_scalar!(r#"SELECT now() AS "now!""#).fetch_one(pool).await
-}
-
 /// Makes a job, due at once, or gives it a changed schedule with its next time. A run that was missed stays due.
 pub async fn register(pool: &PgPool, job: &str, schedule: &str, next: Option<DateTime<Utc>>) -> sqlx::Result<()> {
     sqlx::query!(

@@ -130,11 +130,6 @@ pub async fn mark_stale(conn: &mut PgConnection, service: &str) -> sqlx::Result<
     .map(drop)
 }
 
-/// The database's time.
-pub async fn now(pool: &PgPool) -> sqlx::Result<DateTime<Utc>> {
-    sqlx::query_scalar!(r#"SELECT now() AS "now!""#).fetch_one(pool).await
-}
-
 /// Client-months whose summary has been stale since `before` or longer, the longest waiting first.
 pub async fn stale(
     pool: &PgPool,
