@@ -7,6 +7,7 @@ mod clients;
 pub mod codec;
 mod convert;
 mod creates;
+pub mod ending;
 mod events;
 mod export;
 mod fields;
