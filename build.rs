@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files = ["usage_service", "alert_service", "catalog_service", "client_service", "job_service", "errors"]
-        .map(|name| format!("proto/metering/v1/{name}.proto"));
+    let files =
+        ["usage_service", "alert_service", "catalog_service", "client_service", "job_service", "key_service", "errors"]
+            .map(|name| format!("proto/metering/v1/{name}.proto"));
     println!("cargo:rerun-if-changed=proto");
     println!("cargo:rerun-if-changed=migrations");
     let descriptors = protox::Compiler::new(["proto"])?

@@ -3,9 +3,11 @@
 use crate::alerts::feed::Feed;
 use crate::alerts::notify::{Courier, Notifier};
 use crate::alerts::raise::AlertSettings;
+use crate::auth::{Auth, KeyRing};
 use crate::catalog::{CatalogCache, seed};
 use crate::clock::Clock;
 use crate::config::Settings;
+use crate::grpc::guard::GuardLayer;
 use crate::grpc::layer::CallLayer;
 use crate::grpc::{Context, Handlers, PageTokens};
 use crate::ingest::Ingest;
@@ -19,6 +21,7 @@ use sqlx::Connection;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use std::future::Future;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -120,6 +123,9 @@ pub async fn build(
     let notifications_wanted = Arc::new(Notify::new());
     let (feed, feed_reader) =
         Feed::start(options, settings.subscriptions_max, notifications_wanted.clone(), stopping.clone()).await?;
+    let per_second = NonZeroU32::new(settings.auth.key_requests_per_second).unwrap_or(NonZeroU32::MAX);
+    let keys = KeyRing::load(pool.clone(), per_second).await?;
+    let auth = Auth::new(&settings.auth, keys, clock.clone());
     let context = Arc::new(Context {
         pool,
         catalog,
@@ -128,6 +134,7 @@ pub async fn build(
         alert_settings,
         currency: deployment.currency,
         page_tokens: PageTokens::new(deployment.token_secret),
+        auth,
         feed,
         exports: Arc::new(Semaphore::new(settings.exports_max as usize)),
         pricing_wanted: Arc::new(Notify::new()),
@@ -184,7 +191,7 @@ impl App {
             &context.stopping,
         );
         let scheduler = tokio::spawn(scheduler.run(context.jobs_wanted.clone(), context.stopping.clone()));
-        let mut jobs = vec![pricing, scheduler, feed_reader];
+        let mut jobs = vec![pricing, scheduler, feed_reader, context.auth.keys.follow(context.stopping.clone())];
         jobs.push(tokio::spawn(notifier.run(context.notifications_wanted.clone(), context.stopping.clone())));
         jobs.push(tokio::spawn(watch_database(context.clone(), health, ready)));
 
@@ -204,11 +211,13 @@ impl App {
             // Outside of the call layer, so that its answers too are put as gRPC-Web wants them.
             .layer(tonic_web::GrpcWebLayer::new())
             .layer(CallLayer { request_timeout: Duration::from_secs(context.settings.request_timeout_seconds.into()) })
+            .layer(GuardLayer(context.auth.clone()))
             .add_service(handlers.usage())
             .add_service(handlers.alerts())
             .add_service(handlers.catalog())
             .add_service(handlers.clients())
             .add_service(handlers.jobs())
+            .add_service(handlers.keys())
             .add_service(health_service)
             .add_service(reflection().build_v1()?)
             .add_service(reflection().build_v1alpha()?);
@@ -261,7 +270,8 @@ async fn supervise(embedded: Option<&Embedded>) {
 }
 
 async fn set_health(health: &HealthReporter, status: ServingStatus) {
-    let services = ["Usage", "Alert", "Catalog", "Client", "Job"].map(|name| format!("metering.v1.{name}Service"));
+    let services =
+        ["Usage", "Alert", "Catalog", "Client", "Job", "Key"].map(|name| format!("metering.v1.{name}Service"));
     for service in std::iter::once(String::new()).chain(services) {
         health.set_service_status(service, status).await;
     }

@@ -1,8 +1,10 @@
 //! Typed settings. Each is a flag, an environment variable `METERD_…` and a key of the file that `--config` names; the
 //! flag wins over the variable, the variable over the file, the file over the default.
 
+mod auth;
 mod notifications;
 
+pub use auth::{Access, AuthMode, AuthSettings};
 pub use notifications::{NotificationSettings, Secret, SmtpSettings, TwilioSettings};
 
 use crate::domain::event::ACCEPT_FUTURE_SECONDS_MAX;
@@ -22,6 +24,8 @@ pub struct Settings {
     pub database: DatabaseSettings,
     #[command(flatten)]
     pub notifications: NotificationSettings,
+    #[command(flatten)]
+    pub auth: AuthSettings,
 
     /// Address of the gRPC port
     #[arg(long, env = "METERD_LISTEN", default_value = "127.0.0.1:50051", value_parser = parse_address)]
@@ -169,10 +173,10 @@ impl Settings {
     pub fn check_exposure(&self) -> anyhow::Result<()> {
         for (name, address) in [("--listen", self.listen), ("--http-listen", self.http_listen)] {
             anyhow::ensure!(
-                address.ip().is_loopback() || self.insecure_listen,
+                address.ip().is_loopback() || self.auth.auth == AuthMode::Keys || self.insecure_listen,
                 "{name} {address} is not a loopback address, and whoever reaches it could read and write everything. \
-                 Listen on 127.0.0.1 behind a proxy that authenticates callers, or add --insecure-listen if the network \
-                 itself is closed."
+                 Make an API key with `meterd keys create NAME --scope admin --all-clients --direct` and add --auth keys; \
+                 or add --insecure-listen if the network itself is closed."
             );
         }
         Ok(())

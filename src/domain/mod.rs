@@ -1,5 +1,6 @@
 //! The rules, pure: no I/O, no clock, no database.
 
+pub mod access;
 pub mod alert;
 pub mod catalog;
 pub mod decimal;

@@ -4,6 +4,8 @@ use super::convert::timestamp;
 use super::fields::{FILTER_VALUES_MAX, Fields};
 use super::subscribe::AlertStream;
 use super::{Context, Handlers, checks, notifications, policies, subscribe};
+use crate::auth::Caller;
+use crate::domain::access::Scope;
 use crate::domain::alert::{self, AlertType, Change};
 use crate::domain::event::ID_BYTES_MAX;
 use crate::domain::period::Month;
@@ -111,17 +113,19 @@ fn not_found(alert_id: &str) -> Error {
     Error::new(Code::NotFound, ErrorReason::AlertNotFound, format!("no alert {alert_id:?}"))
 }
 
-async fn get(context: Arc<Context>, request: GetAlertRequest) -> Result<GetAlertResponse, Error> {
+async fn get(context: Arc<Context>, caller: Arc<Caller>, request: GetAlertRequest) -> Result<GetAlertResponse, Error> {
     let mut fields = Fields::default();
     fields.required("alert_id", &request.alert_id, ID_BYTES_MAX);
     fields.finish()?;
     let found = alerts::find(&mut *context.pool.acquire().await?, &request.alert_id).await?;
-    let alert = found.ok_or_else(|| not_found(&request.alert_id))?;
+    let alert = found.filter(|alert| caller.grants.covers(Scope::Read, &alert.client_id));
+    let alert = alert.ok_or_else(|| not_found(&request.alert_id))?;
     Ok(GetAlertResponse { alert: Some(context.alert(&alert)) })
 }
 
 async fn acknowledge(
     context: Arc<Context>,
+    caller: Arc<Caller>,
     request: AcknowledgeAlertRequest,
 ) -> Result<AcknowledgeAlertResponse, Error> {
     let mut fields = Fields::default();
@@ -129,6 +133,10 @@ async fn acknowledge(
     fields.required("acknowledged_by", &request.acknowledged_by, ID_BYTES_MAX);
     fields.finish()?;
     let mut tx = context.pool.begin().await?;
+    // A stranger's alert is as if there were none.
+    let found = alerts::find(&mut tx, &request.alert_id).await?;
+    let found = found.filter(|alert| caller.grants.covers(Scope::Admin, &alert.client_id));
+    found.ok_or_else(|| not_found(&request.alert_id))?;
     let alert = match alerts::acknowledge(&mut tx, &request.alert_id, &request.acknowledged_by).await? {
         Some(alert) => {
             alert_feed::append(&mut tx, &[(Change::Acknowledged, alert.clone())]).await?;
@@ -156,14 +164,14 @@ impl AlertService for Handlers {
     }
 
     async fn get_alert(&self, request: Request<GetAlertRequest>) -> Result<Response<GetAlertResponse>, Status> {
-        self.run(request, get).await
+        self.run_as(request, get).await
     }
 
     async fn acknowledge_alert(
         &self,
         request: Request<AcknowledgeAlertRequest>,
     ) -> Result<Response<AcknowledgeAlertResponse>, Status> {
-        self.run(request, acknowledge).await
+        self.run_as(request, acknowledge).await
     }
 
     type SubscribeAlertsStream = AlertStream;
@@ -200,6 +208,6 @@ impl AlertService for Handlers {
         &self,
         request: Request<RetryNotificationRequest>,
     ) -> Result<Response<RetryNotificationResponse>, Status> {
-        self.run(request, notifications::retry).await
+        self.run_as(request, notifications::retry).await
     }
 }

@@ -3,7 +3,9 @@
 use super::Context;
 use super::fields::Fields;
 use super::json;
+use crate::auth::Caller;
 use crate::config::UnknownService;
+use crate::domain::access::Scope;
 use crate::domain::catalog::Catalog;
 use crate::domain::decimal::Decimal;
 use crate::domain::event::{
@@ -26,6 +28,7 @@ pub fn key_to_return(given: &str) -> Arc<str> {
 pub struct EventChecks<'a> {
     catalog: Arc<Catalog>,
     context: &'a Context,
+    caller: &'a Caller,
     now: DateTime<Utc>,
     /// Accept any age.
     backfill: bool,
@@ -35,6 +38,7 @@ impl<'a> EventChecks<'a> {
     /// Checks by the newest catalogue: read again where one of the services is not in the snapshot at hand.
     pub async fn new(
         context: &'a Context,
+        caller: &'a Caller,
         mut services: impl Iterator<Item = &str>,
         backfill: bool,
     ) -> Result<Self, Error> {
@@ -42,7 +46,7 @@ impl<'a> EventChecks<'a> {
         if services.any(|service| catalog.service(service).is_none()) {
             catalog = context.catalog.refresh(&context.pool).await?;
         }
-        Ok(Self { catalog, context, now: context.clock.now(), backfill })
+        Ok(Self { catalog, context, caller, now: context.clock.now(), backfill })
     }
 
     /// Checks an event. `path` is that of the event, such as "event" or "events[3]".
@@ -52,6 +56,9 @@ impl<'a> EventChecks<'a> {
 
     fn submission(&self, path: &str, event: Option<proto::UsageEvent>) -> Result<Submission, Error> {
         let event = event.unwrap_or_default();
+        if !event.client_id.is_empty() {
+            self.caller.check_client(Scope::Ingest, &event.client_id)?;
+        }
         let mut fields = Fields::of(path);
         fields.required("client_id", &event.client_id, ID_BYTES_MAX);
         fields.required("service", &event.service, ID_BYTES_MAX);

@@ -38,8 +38,8 @@ async fn list(context: Arc<Context>, ListJobsRequest {}: ListJobsRequest) -> Res
     Ok(ListJobsResponse { jobs: jobs.into_iter().map(Job::from).collect() })
 }
 
-/// Runs a job. Stays on the caller's future: it only waits, and ends with its caller.
-async fn run(context: &Context, request: RunJobRequest) -> Result<RunJobResponse, Error> {
+/// Runs a job: asks for it, and waits until it has run.
+async fn run(context: Arc<Context>, request: RunJobRequest) -> Result<RunJobResponse, Error> {
     let mut fields = Fields::default();
     fields.required("job", &request.job, ID_BYTES_MAX);
     fields.finish()?;
@@ -69,6 +69,6 @@ impl JobService for Handlers {
     }
 
     async fn run_job(&self, request: Request<RunJobRequest>) -> Result<Response<RunJobResponse>, Status> {
-        Ok(Response::new(run(&self.0, request.into_inner()).await?))
+        self.run(request, run).await
     }
 }

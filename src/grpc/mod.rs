@@ -1,6 +1,7 @@
 //! The services, thin: check, call, convert.
 
 mod alerts;
+mod audit;
 mod catalog;
 mod checks;
 mod clients;
@@ -11,8 +12,10 @@ pub mod ending;
 mod events;
 mod export;
 mod fields;
+pub mod guard;
 mod jobs;
 mod json;
+mod keys;
 pub mod layer;
 mod notifications;
 mod page_token;
@@ -32,6 +35,8 @@ use status::keeping_request_id;
 
 use crate::alerts::feed::Feed;
 use crate::alerts::raise::AlertSettings;
+use crate::auth::matrix::{About, Guarded};
+use crate::auth::{Auth, Caller};
 use crate::catalog::CatalogCache;
 use crate::clock::Clock;
 use crate::config::Settings;
@@ -41,6 +46,7 @@ use crate::proto::alert_service_server::AlertServiceServer;
 use crate::proto::catalog_service_server::CatalogServiceServer;
 use crate::proto::client_service_server::ClientServiceServer;
 use crate::proto::job_service_server::JobServiceServer;
+use crate::proto::key_service_server::KeyServiceServer;
 use crate::proto::usage_service_server::UsageServiceServer;
 use sqlx::PgPool;
 use std::future::Future;
@@ -63,6 +69,7 @@ pub struct Context {
     /// The deployment's.
     pub currency: String,
     pub page_tokens: PageTokens,
+    pub auth: Arc<Auth>,
     /// What happens to alerts, live.
     pub feed: Arc<Feed>,
     /// One permit for each export that may run.
@@ -122,18 +129,76 @@ impl Handlers {
             .max_encoding_message_size(MESSAGE_BYTES_MAX)
     }
 
-    /// Runs a handler in a task of its own: a caller that hangs up then cancels no database work half-way.
-    async fn run<Req, Res, Fut>(
+    /// The key service.
+    pub fn keys(&self) -> KeyServiceServer<Self> {
+        KeyServiceServer::new(self.clone())
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    /// Runs a handler that need not know who calls: see [`Self::run_as`].
+    async fn run<Req: Guarded, Res, Fut>(
         &self,
-        request: Request<Req>,
-        handler: impl FnOnce(Arc<Context>, Req) -> Fut,
+        mut request: Request<Req>,
+        handler: impl FnOnce(Arc<Context>, Req) -> Fut + Send + 'static,
     ) -> Result<Response<Res>, Status>
     where
         Fut: Future<Output = Result<Res, Error>> + Send + 'static,
         Res: Send + 'static,
     {
-        let work = keeping_request_id(handler(self.0.clone(), request.into_inner())).in_current_span();
+        if matches!(request.get_mut().about(), About::Handler) {
+            return Err(
+                Error::internal(anyhow::anyhow!("{} lets its handler check the caller", Req::ROW.method)).into()
+            );
+        }
+        self.run_as(request, |context, _, request| handler(context, request)).await
+    }
+
+    /// Runs a handler in a task of its own, so that a caller that hangs up cancels no database work half-way; after the
+    /// caller was checked, and inside of an entry of the audit log where the role matrix says so.
+    async fn run_as<Req: Guarded, Res, Fut>(
+        &self,
+        request: Request<Req>,
+        handler: impl FnOnce(Arc<Context>, Arc<Caller>, Req) -> Fut + Send + 'static,
+    ) -> Result<Response<Res>, Status>
+    where
+        Fut: Future<Output = Result<Res, Error>> + Send + 'static,
+        Res: Send + 'static,
+    {
+        let address = address(&request);
+        let (caller, request) = admit(request)?;
+        let context = self.0.clone();
+        let work = async move {
+            if !Req::ROW.audited {
+                return handler(context, caller, request).await;
+            }
+            let pool = context.pool.clone();
+            let entry = audit::begin(&pool, &caller, &address, &request).await?;
+            let done = handler(context, caller, request).await;
+            entry.finish(&pool, done.as_ref().err()).await;
+            done
+        };
+        let work = keeping_request_id(work).in_current_span();
         let done = tokio::spawn(work).await.unwrap_or_else(|panic| Err(Error::internal(panic)));
         Ok(Response::new(done?))
     }
+}
+
+/// The caller, as the guard of every call has found out.
+fn caller<T>(request: &Request<T>) -> Result<Arc<Caller>, Error> {
+    let unguarded = || Error::internal(anyhow::anyhow!("a call came past its guard"));
+    request.extensions().get::<Arc<Caller>>().cloned().ok_or_else(unguarded)
+}
+
+/// The caller and its message, if it may send it.
+fn admit<Req: Guarded>(request: Request<Req>) -> Result<(Arc<Caller>, Req), Error> {
+    let caller = caller(&request)?;
+    let mut message = request.into_inner();
+    message.check(&caller)?;
+    Ok((caller, message))
+}
+
+/// Where a call comes from.
+fn address<T>(request: &Request<T>) -> String {
+    request.remote_addr().map_or_else(String::new, |address| address.to_string())
 }

@@ -3,6 +3,8 @@
 use super::Context;
 use super::convert::timestamp;
 use super::fields::{FILTER_VALUES_MAX, Fields};
+use crate::auth::Caller;
+use crate::domain::access::Scope;
 use crate::domain::event::ID_BYTES_MAX;
 use crate::domain::notification::NotificationState;
 use crate::error::Error;
@@ -77,20 +79,27 @@ pub async fn list(
 /// Tries a notification again that was given up.
 pub async fn retry(
     context: Arc<Context>,
+    caller: Arc<Caller>,
     request: RetryNotificationRequest,
 ) -> Result<RetryNotificationResponse, Error> {
     let id = request.notification_id.as_str();
     let mut fields = Fields::default();
     fields.required("notification_id", id, ID_BYTES_MAX);
     fields.finish()?;
-    let retried = notifications::retry(&context.pool, id).await?;
-    let Some(found) = notifications::find(&context.pool, id).await? else {
-        return Err(Error::new(Code::NotFound, ErrorReason::NotificationNotFound, format!("no notification {id:?}")));
+    // Those of the operator's channels are for who is admin for all; a stranger's are as if there were none.
+    let covered = |client_id: &str| match client_id {
+        "" => caller.grants.covers_all(Scope::Admin),
+        client_id => caller.grants.covers(Scope::Admin, client_id),
     };
+    let not_found = || Error::new(Code::NotFound, ErrorReason::NotificationNotFound, format!("no notification {id:?}"));
+    let found = notifications::find(&context.pool, id).await?;
+    found.filter(|found| covered(&found.client_id)).ok_or_else(not_found)?;
+    let retried = notifications::retry(&context.pool, id).await?;
     if !retried {
         let message = format!("notification {id:?} was not given up: there is nothing to try again");
         return Err(Error::new(Code::FailedPrecondition, ErrorReason::NotificationNotFailed, message));
     }
     context.notifications_wanted.notify_one();
+    let found = notifications::find(&context.pool, id).await?.ok_or_else(not_found)?;
     Ok(RetryNotificationResponse { notification: Some(message(found)) })
 }

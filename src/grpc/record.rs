@@ -2,6 +2,7 @@
 
 use super::Context;
 use super::events::{EventChecks, key_to_return};
+use crate::auth::Caller;
 use crate::domain::event::EventId;
 use crate::error::Error;
 use crate::ingest::Outcome;
@@ -24,9 +25,13 @@ pub fn conflict(key: &str, holder: EventId) -> Error {
 }
 
 /// Records one event. Runs on the caller's future: it only waits, the database work is the writer's.
-pub async fn track(context: &Context, request: TrackUsageRequest) -> Result<TrackUsageResponse, Error> {
+pub async fn track(
+    context: &Context,
+    caller: &Caller,
+    request: TrackUsageRequest,
+) -> Result<TrackUsageResponse, Error> {
     let service = request.event.as_ref().map(|event| event.service.clone()).unwrap_or_default();
-    let checks = EventChecks::new(context, std::iter::once(service.as_str()), false).await?;
+    let checks = EventChecks::new(context, caller, std::iter::once(service.as_str()), false).await?;
     let submission = checks.check("event", request.event)?;
     let key = submission.event.idempotency_key.clone();
     match context.ingest.record(submission).await? {
@@ -37,14 +42,18 @@ pub async fn track(context: &Context, request: TrackUsageRequest) -> Result<Trac
 }
 
 /// Records a batch. Runs on the caller's future, as [`track`] does.
-pub async fn batch(context: &Context, request: BatchTrackUsageRequest) -> Result<BatchTrackUsageResponse, Error> {
+pub async fn batch(
+    context: &Context,
+    caller: &Caller,
+    request: BatchTrackUsageRequest,
+) -> Result<BatchTrackUsageResponse, Error> {
     let count = request.events.len();
     if !(1..=BATCH_EVENTS_MAX).contains(&count) {
         return Err(Error::field("events", format!("must be 1 to {BATCH_EVENTS_MAX} events, has {count}")));
     }
     let services: std::collections::HashSet<String> =
         request.events.iter().map(|event| event.service.clone()).collect();
-    let checks = EventChecks::new(context, services.iter().map(String::as_str), request.backfill).await?;
+    let checks = EventChecks::new(context, caller, services.iter().map(String::as_str), request.backfill).await?;
     let mut keys = Vec::with_capacity(count);
     let mut outcomes: Vec<Option<Outcome>> = vec![None; count];
     let mut submissions = Vec::with_capacity(count);

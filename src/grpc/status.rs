@@ -23,7 +23,7 @@ pub fn keeping_request_id<F: Future>(work: F) -> impl Future<Output = F::Output>
 }
 
 /// The reason without the prefix of its enum.
-fn reason(error: &Error) -> &'static str {
+pub fn reason(error: &Error) -> &'static str {
     error.reason.as_str_name().trim_start_matches("ERROR_REASON_")
 }
 

@@ -3,6 +3,7 @@
 use super::Context;
 use super::events::{EventChecks, key_to_return};
 use super::status::keeping_request_id;
+use crate::auth::Caller;
 use crate::error::Error;
 use crate::ingest::Outcome;
 use crate::proto::{StreamUsageRequest, StreamUsageResponse, StreamUsageResult};
@@ -24,6 +25,7 @@ type InFlight = Arc<Mutex<HashMap<usize, (Arc<str>, OwnedSemaphorePermit)>>>;
 /// Runs a stream in a task of its own until the sender has closed its side, hangs up, or the server stops.
 pub fn run(
     context: Arc<Context>,
+    caller: Arc<Caller>,
     messages: Streaming<StreamUsageRequest>,
 ) -> ReceiverStream<Result<StreamUsageResponse, Status>> {
     let (acks, receiver) = mpsc::channel(ACKS_WAITING_MAX);
@@ -31,7 +33,7 @@ pub fn run(
         keeping_request_id(async move {
             let (sender, outcomes) = mpsc::unbounded_channel();
             let in_flight = InFlight::default();
-            let reading = read(&context, messages, sender, &in_flight);
+            let reading = read(&context, &caller, messages, sender, &in_flight);
             let settling = settle(&context, outcomes, &acks, &in_flight);
             let (read, hung_up) = tokio::join!(reading, settling);
             if let (Err(error), false) = (read, hung_up) {
@@ -46,6 +48,7 @@ pub fn run(
 /// Queues what comes in. Ends with the sender's side, or with the status that ends the stream.
 async fn read(
     context: &Context,
+    caller: &Caller,
     mut messages: Streaming<StreamUsageRequest>,
     outcomes: mpsc::UnboundedSender<(usize, Outcome)>,
     in_flight: &InFlight,
@@ -67,7 +70,7 @@ async fn read(
         };
         let Some(StreamUsageRequest { event }) = message? else { return Ok(()) };
         let event = event.unwrap_or_default();
-        let checks = EventChecks::new(context, std::iter::once(event.service.as_str()), false).await?;
+        let checks = EventChecks::new(context, caller, std::iter::once(event.service.as_str()), false).await?;
         let given_key = key_to_return(&event.idempotency_key);
         match checks.check("event", Some(event)) {
             Err(error) => {

@@ -2,7 +2,7 @@
 
 use super::convert::timestamp;
 use super::fields::Fields;
-use super::{Context, Handlers, clients, export, query, record, stream, summaries};
+use super::{Context, Handlers, admit, caller, clients, export, query, record, stream, summaries};
 use crate::domain::event::{EventId, ID_BYTES_MAX};
 use crate::domain::period::{self, Month};
 use crate::domain::projection;
@@ -182,14 +182,16 @@ impl Context {
 #[tonic::async_trait]
 impl UsageService for Handlers {
     async fn track_usage(&self, request: Request<TrackUsageRequest>) -> Result<Response<TrackUsageResponse>, Status> {
-        Ok(Response::new(record::track(&self.0, request.into_inner()).await?))
+        let (caller, request) = admit(request)?;
+        Ok(Response::new(record::track(&self.0, &caller, request).await?))
     }
 
     async fn batch_track_usage(
         &self,
         request: Request<BatchTrackUsageRequest>,
     ) -> Result<Response<BatchTrackUsageResponse>, Status> {
-        Ok(Response::new(record::batch(&self.0, request.into_inner()).await?))
+        let (caller, request) = admit(request)?;
+        Ok(Response::new(record::batch(&self.0, &caller, request).await?))
     }
 
     type StreamUsageStream = ReceiverStream<Result<StreamUsageResponse, Status>>;
@@ -198,7 +200,8 @@ impl UsageService for Handlers {
         &self,
         request: Request<Streaming<StreamUsageRequest>>,
     ) -> Result<Response<Self::StreamUsageStream>, Status> {
-        Ok(Response::new(stream::run(self.0.clone(), request.into_inner())))
+        let caller = caller(&request)?;
+        Ok(Response::new(stream::run(self.0.clone(), caller, request.into_inner())))
     }
 
     async fn get_current_month_usage(

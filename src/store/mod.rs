@@ -2,6 +2,8 @@
 
 pub mod alert_feed;
 pub mod alerts;
+pub mod api_keys;
+pub mod audit;
 pub mod catalog;
 pub mod channels;
 pub mod clients;

@@ -1,0 +1,95 @@
+//! Making, rotating and ending keys: what KeyService does, and `meterd keys --direct` without a server.
+
+use super::token;
+use crate::domain::access::Grants;
+use crate::error::Error;
+use crate::proto::ErrorReason;
+use crate::store::api_keys::{self, ApiKey, NewApiKey};
+use chrono::{DateTime, TimeDelta, Utc};
+use sqlx::PgConnection;
+use tonic::Code;
+
+/// Most keys that are neither revoked nor expired.
+pub const LIVE_KEYS_MAX: i64 = 10_000;
+
+/// What a new key is to be.
+pub struct KeySpec {
+    pub name: String,
+    pub grants: Grants,
+    /// 0: what the replica's setting says.
+    pub requests_per_second: i32,
+    pub expire_time: Option<DateTime<Utc>>,
+}
+
+/// A key with its token, which is nowhere else.
+pub struct Made {
+    pub key: ApiKey,
+    pub token: String,
+}
+
+fn not_found(key_id: &str) -> Error {
+    Error::new(Code::NotFound, ErrorReason::ApiKeyNotFound, format!("no API key {key_id:?}"))
+}
+
+/// One key, or the error that there is none.
+pub async fn existing(conn: &mut PgConnection, key_id: &str) -> Result<ApiKey, Error> {
+    api_keys::find(conn, key_id).await?.ok_or_else(|| not_found(key_id))
+}
+
+/// Makes a key, in the caller's transaction.
+pub async fn create(conn: &mut PgConnection, spec: &KeySpec, now: DateTime<Utc>) -> Result<Made, Error> {
+    let version = api_keys::next_version(conn).await?;
+    insert(conn, version, spec, None, now).await
+}
+
+async fn insert(
+    conn: &mut PgConnection,
+    version: i64,
+    spec: &KeySpec,
+    rotated_from: Option<&str>,
+    now: DateTime<Utc>,
+) -> Result<Made, Error> {
+    if api_keys::live_count(conn, now).await? >= LIVE_KEYS_MAX {
+        let message = format!("there are {LIVE_KEYS_MAX} live API keys: revoke some");
+        return Err(Error::new(Code::ResourceExhausted, ErrorReason::TooManyApiKeys, message));
+    }
+    let made = token::new();
+    let key = NewApiKey {
+        key_id: &made.key_id,
+        secret_hash: &made.hash.0,
+        name: &spec.name,
+        grants: &spec.grants,
+        requests_per_second: spec.requests_per_second,
+        expire_time: spec.expire_time,
+        rotated_from,
+    };
+    Ok(Made { key: api_keys::insert(conn, version, &key).await?, token: made.token })
+}
+
+/// Makes a new key in the place of an old one, which ends after `overlap`. Gives both.
+pub async fn rotate(
+    conn: &mut PgConnection,
+    key_id: &str,
+    overlap: TimeDelta,
+    expire_time: Option<DateTime<Utc>>,
+    now: DateTime<Utc>,
+) -> Result<(Made, ApiKey), Error> {
+    // First, so that nobody revokes the old key meanwhile.
+    let version = api_keys::next_version(conn).await?;
+    let old = existing(conn, key_id).await?;
+    if old.revoke_time.is_some() || old.expire_time.is_some_and(|expires| expires <= now) {
+        let message = format!("API key {key_id:?} is revoked or has expired: make a new one");
+        return Err(Error::new(Code::FailedPrecondition, ErrorReason::ApiKeyNotLive, message));
+    }
+    let spec =
+        KeySpec { name: old.name, grants: old.grants, requests_per_second: old.requests_per_second, expire_time };
+    let made = insert(conn, version, &spec, Some(key_id), now).await?;
+    let old = api_keys::expire_by(conn, version, key_id, now + overlap).await?.ok_or_else(|| not_found(key_id))?;
+    Ok((made, old))
+}
+
+/// Ends a key.
+pub async fn revoke(conn: &mut PgConnection, key_id: &str) -> Result<ApiKey, Error> {
+    let version = api_keys::next_version(conn).await?;
+    api_keys::revoke(conn, version, key_id).await?.ok_or_else(|| not_found(key_id))
+}

@@ -1,0 +1,155 @@
+//! Who calls, and whether they may.
+
+pub mod keys;
+pub mod matrix;
+mod ring;
+pub mod token;
+
+pub use ring::KeyRing;
+
+use crate::clock::Clock;
+use crate::config::{Access, AuthMode, AuthSettings};
+use crate::domain::access::{Grants, Scope};
+use crate::error::Error;
+use crate::proto::{ActorKind, ErrorReason};
+use matrix::Need;
+use std::future::Future;
+use std::sync::Arc;
+use tonic::Code;
+use tonic::codegen::http::HeaderMap;
+use tonic::codegen::http::header::AUTHORIZATION;
+
+/// Who calls.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    pub kind: ActorKind,
+    /// A key's id, or the subject of a token.
+    pub id: String,
+    /// A key's name.
+    pub name: String,
+    pub grants: Grants,
+}
+
+impl Caller {
+    /// Whoever calls a server that asks for no key.
+    pub fn anybody() -> Self {
+        Self { kind: ActorKind::Anybody, id: String::new(), name: String::new(), grants: Grants::everything() }
+    }
+
+    /// The error of a caller without this scope.
+    pub fn check_scope(&self, scope: Scope) -> Result<(), Error> {
+        if self.grants.has(scope) {
+            return Ok(());
+        }
+        let message = format!("this call needs the scope {}, which the key does not have", scope.name());
+        Err(Error::new(Code::PermissionDenied, ErrorReason::ScopeMissing, message).with("scope", scope.name()))
+    }
+
+    /// The error of a caller whose scope does not cover this client.
+    pub fn check_client(&self, scope: Scope, client_id: &str) -> Result<(), Error> {
+        if self.grants.covers(scope, client_id) {
+            return Ok(());
+        }
+        let message = format!("the key is not for client {client_id:?}");
+        Err(Error::new(Code::PermissionDenied, ErrorReason::ClientNotCovered, message))
+    }
+
+    /// The error of a caller whose scope covers some clients only.
+    pub fn check_all_clients(&self, scope: Scope) -> Result<(), Error> {
+        if self.grants.covers_all(scope) {
+            return Ok(());
+        }
+        let message =
+            "the key is for some clients only, and the call is for all of them: name one of them if it takes one";
+        Err(Error::new(Code::PermissionDenied, ErrorReason::ClientNotCovered, message))
+    }
+}
+
+fn unauthenticated(reason: ErrorReason, message: &str) -> Error {
+    Error::new(Code::Unauthenticated, reason, message)
+}
+
+const HEALTH: &str = "/grpc.health.v1.Health/";
+const REFLECTION: [&str; 2] = ["/grpc.reflection.v1.ServerReflection/", "/grpc.reflection.v1alpha.ServerReflection/"];
+
+/// A call that may go on.
+pub struct Admitted {
+    pub caller: Arc<Caller>,
+    /// Whether its answer is a stream, which ends with the caller's key.
+    pub streaming: bool,
+}
+
+/// Knows callers by what they present.
+pub struct Auth {
+    mode: AuthMode,
+    settings: AuthSettings,
+    pub keys: Arc<KeyRing>,
+    anybody: Arc<Caller>,
+    clock: Clock,
+}
+
+impl Auth {
+    /// By these settings.
+    pub fn new(settings: &AuthSettings, keys: Arc<KeyRing>, clock: Clock) -> Arc<Self> {
+        let anybody = Arc::new(Caller::anybody());
+        Arc::new(Self { mode: settings.auth, settings: settings.clone(), keys, anybody, clock })
+    }
+
+    /// The caller that presents these headers, and has a call left.
+    pub async fn authenticate(&self, headers: &HeaderMap) -> Result<Arc<Caller>, Error> {
+        if self.mode == AuthMode::Off {
+            return Ok(self.anybody.clone());
+        }
+        let mut presented = headers.get_all(AUTHORIZATION).iter();
+        let (Some(value), None) = (presented.next(), presented.next()) else {
+            let message = "send one header `authorization: Bearer mtr_…` with an API key; an admin makes keys with `meterd keys create`";
+            return Err(unauthenticated(ErrorReason::CredentialsMissing, message));
+        };
+        let Some(token) = value.to_str().ok().and_then(bearer) else {
+            let message = "the header `authorization` must be `Bearer` and an API key";
+            return Err(unauthenticated(ErrorReason::CredentialsInvalid, message));
+        };
+        match token::parse(token) {
+            Some((key_id, hash)) => self.keys.admit(key_id, &hash, self.clock.now()).await,
+            None => {
+                let message = "what the header `authorization` presents is no API key of this deployment";
+                Err(unauthenticated(ErrorReason::CredentialsInvalid, message))
+            }
+        }
+    }
+
+    /// Lets a call pass whose method has a row, and whose caller has the scope for it. What it may do it to is for the
+    /// handler to ask, which has the message.
+    pub async fn admit(&self, path: &str, headers: &HeaderMap) -> Result<Admitted, Error> {
+        let no_such_method = || Error::new(Code::Unimplemented, ErrorReason::Unspecified, "there is no such method");
+        let of_grpc = match path {
+            path if path.starts_with(HEALTH) => Some(self.settings.health),
+            path if REFLECTION.iter().any(|service| path.starts_with(service)) => Some(self.settings.reflection),
+            _ => None,
+        };
+        match of_grpc {
+            Some(Access::Off) => return Err(no_such_method()),
+            Some(Access::Public) => return Ok(Admitted { caller: self.anybody.clone(), streaming: false }),
+            Some(Access::Keys) => return Ok(Admitted { caller: self.authenticate(headers).await?, streaming: true }),
+            None => {}
+        }
+        let caller = self.authenticate(headers).await?;
+        let row = matrix::row(path).ok_or_else(no_such_method)?;
+        if let Need::Scope(scope) = row.need {
+            caller.check_scope(scope)?;
+        }
+        Ok(Admitted { caller, streaming: row.streaming })
+    }
+
+    /// What returns once the caller's key is no longer good, with the reason. Nothing, where the caller has none.
+    pub fn ended(self: &Arc<Self>, caller: &Arc<Caller>) -> Option<impl Future<Output = Error> + Send + use<>> {
+        let (auth, caller) = (self.clone(), caller.clone());
+        (caller.kind == ActorKind::ApiKey).then(|| async move { auth.keys.ended(&caller.id, &auth.clock).await })
+    }
+}
+
+/// The credentials of a bearer; the scheme in whatever case (RFC 9110, section 11.1).
+fn bearer(value: &str) -> Option<&str> {
+    let (scheme, token) = value.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}

@@ -1,0 +1,228 @@
+//! The keys of the deployment in memory, as new as half a second ago.
+
+use super::token::SecretHash;
+use super::{Caller, unauthenticated};
+use crate::clock::Clock;
+use crate::error::Error;
+use crate::proto::{ActorKind, ErrorReason};
+use crate::store::api_keys::{self, ApiKey};
+use chrono::{DateTime, TimeDelta, Utc};
+use governor::clock::{Clock as _, DefaultClock};
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
+use sqlx::PgPool;
+use std::collections::HashMap;
+use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+use tokio::sync::{Mutex, watch};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+/// How often changes are looked for: a revoked key is refused this much later at most, and a moment.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How often it is noted when keys were last used.
+const NOTE_USE_EVERY: Duration = Duration::from_secs(30);
+/// Who presents a key that is not known makes the ring look at once, so that a new key is good on every replica; but so
+/// often at most, whoever presents whatever.
+const LOOK_FOR_UNKNOWN_EVERY: Duration = Duration::from_millis(100);
+/// Keys read at once.
+const READ_KEYS: i64 = 1_000;
+/// A database that does not answer for so long is away: then the keys are those that are known.
+const READ_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest sleep towards an expire time: the clock may be set meanwhile.
+const SLEEP_MAX: Duration = Duration::from_secs(60);
+
+/// A key that was given out once.
+struct Key {
+    caller: Arc<Caller>,
+    hash: SecretHash,
+    expire_time: Option<DateTime<Utc>>,
+    revoked: bool,
+    requests_per_second: i32,
+    limiter: Arc<DefaultDirectRateLimiter>,
+    /// When it was last good, in microseconds since 1970, and the same as far as it is noted; 0: never.
+    used: AtomicI64,
+    noted: AtomicI64,
+}
+
+impl Key {
+    fn check(&self, now: DateTime<Utc>) -> Result<(), Error> {
+        if self.revoked {
+            return Err(unauthenticated(ErrorReason::ApiKeyRevoked, "the API key was revoked"));
+        }
+        if self.expire_time.is_some_and(|expires| expires <= now) {
+            return Err(unauthenticated(ErrorReason::CredentialsExpired, "the API key has expired"));
+        }
+        Ok(())
+    }
+}
+
+/// The keys.
+pub struct KeyRing {
+    pool: PgPool,
+    keys: RwLock<HashMap<String, Arc<Key>>>,
+    /// Of the newest change that is known.
+    version: watch::Sender<i64>,
+    /// When somebody last began to look.
+    looked: Mutex<Option<Instant>>,
+    requests_per_second: NonZeroU32,
+}
+
+impl KeyRing {
+    /// All keys; those without a limit of their own have this one.
+    pub async fn load(pool: PgPool, requests_per_second: NonZeroU32) -> sqlx::Result<Arc<Self>> {
+        let (version, _) = watch::channel(0);
+        let keys = RwLock::default();
+        let ring = Arc::new(Self { pool, keys, version, looked: Mutex::new(None), requests_per_second });
+        ring.look().await?;
+        Ok(ring)
+    }
+
+    /// Keeps the ring up to date until `stopping` turns true.
+    pub fn follow(self: &Arc<Self>, mut stopping: watch::Receiver<bool>) -> JoinHandle<()> {
+        let ring = self.clone();
+        tokio::spawn(async move {
+            let mut noted = Instant::now();
+            loop {
+                tokio::select! {
+                    _ = stopping.wait_for(|stopping| *stopping) => break,
+                    () = tokio::time::sleep(LOOK_EVERY) => {}
+                }
+                if let Err(error) = ring.look().await {
+                    tracing::debug!(%error, "the keys could not be read; those that are known hold");
+                }
+                if noted.elapsed() >= NOTE_USE_EVERY {
+                    ring.note_use().await;
+                    noted = Instant::now();
+                }
+            }
+            ring.note_use().await;
+        })
+    }
+
+    /// Reads what has changed.
+    pub async fn look(&self) -> sqlx::Result<()> {
+        let mut looked = self.looked.lock().await;
+        self.read(&mut looked).await
+    }
+
+    async fn read(&self, looked: &mut Option<Instant>) -> sqlx::Result<()> {
+        *looked = Some(Instant::now());
+        loop {
+            let seen = *self.version.borrow();
+            let read = tokio::time::timeout(READ_TIMEOUT, api_keys::changed_since(&self.pool, seen, READ_KEYS));
+            let changed = read.await.map_err(|_| sqlx::Error::PoolTimedOut)??;
+            let Some(last) = changed.last() else { return Ok(()) };
+            let version = last.version;
+            {
+                let mut keys = self.keys.write().expect("not poisoned");
+                for row in changed {
+                    let before = keys.get(&row.key_id).cloned();
+                    let key_id = row.key_id.clone();
+                    keys.insert(key_id, Arc::new(self.key(row, before.as_deref())?));
+                }
+            }
+            self.version.send_replace(version);
+        }
+    }
+
+    /// A key as it is now; it goes on with the calls that it has had.
+    fn key(&self, row: ApiKey, before: Option<&Key>) -> sqlx::Result<Key> {
+        let hash = row.secret_hash.as_slice().try_into().map_err(|_| sqlx::Error::Decode("no SHA-256".into()))?;
+        let own = u32::try_from(row.requests_per_second).ok().and_then(NonZeroU32::new);
+        let quota = Quota::per_second(own.unwrap_or(self.requests_per_second));
+        let used = |of: fn(&Key) -> &AtomicI64| AtomicI64::new(before.map_or(0, |key| of(key).load(Ordering::Relaxed)));
+        Ok(Key {
+            caller: Arc::new(Caller { kind: ActorKind::ApiKey, id: row.key_id, name: row.name, grants: row.grants }),
+            hash: SecretHash(hash),
+            expire_time: row.expire_time,
+            revoked: row.revoke_time.is_some(),
+            requests_per_second: row.requests_per_second,
+            limiter: before
+                .filter(|key| key.requests_per_second == row.requests_per_second)
+                .map_or_else(|| Arc::new(RateLimiter::direct(quota)), |key| key.limiter.clone()),
+            used: used(|key| &key.used),
+            noted: used(|key| &key.noted),
+        })
+    }
+
+    fn get(&self, key_id: &str) -> Option<Arc<Key>> {
+        self.keys.read().expect("not poisoned").get(key_id).cloned()
+    }
+
+    /// The holder of the key, if the secret is its own, it is good, and it has a call left.
+    pub async fn admit(&self, key_id: &str, hash: &SecretHash, now: DateTime<Utc>) -> Result<Arc<Caller>, Error> {
+        let key = match self.get(key_id) {
+            Some(key) => Some(key),
+            None => {
+                self.look_for_unknown().await?;
+                self.get(key_id)
+            }
+        };
+        // The same answer for an id that is none and for a secret that is not its own.
+        let key = key.filter(|key| key.hash.matches(hash)).ok_or_else(|| {
+            let message = "what the header `authorization` presents is no API key of this deployment";
+            unauthenticated(ErrorReason::CredentialsInvalid, message)
+        })?;
+        key.check(now)?;
+        key.limiter.check().map_err(|later| {
+            let delay = later.wait_time_from(DefaultClock::default().now()).max(Duration::from_millis(1));
+            let message = "the API key has had its calls of this second; send again later, or ask an admin for more";
+            Error::exhausted(ErrorReason::RateLimited, message, delay)
+        })?;
+        key.used.store(now.timestamp_micros(), Ordering::Relaxed);
+        Ok(key.caller.clone())
+    }
+
+    /// Looks for a key that was made a moment ago. Those who wait for that look together.
+    async fn look_for_unknown(&self) -> Result<(), Error> {
+        let asked = Instant::now();
+        let mut looked = self.looked.lock().await;
+        if let Some(last) = *looked {
+            if last >= asked {
+                return Ok(());
+            }
+            tokio::time::sleep_until(last + LOOK_FOR_UNKNOWN_EVERY).await;
+        }
+        Ok(self.read(&mut looked).await?)
+    }
+
+    /// Returns once the key is no longer good, with the reason.
+    pub async fn ended(&self, key_id: &str, clock: &Clock) -> Error {
+        let mut version = self.version.subscribe();
+        loop {
+            version.borrow_and_update();
+            let key = self.get(key_id);
+            let Some(key) = key else { return unauthenticated(ErrorReason::CredentialsInvalid, "the API key is gone") };
+            let now = clock.now();
+            if let Err(error) = key.check(now) {
+                return error;
+            }
+            let left = key.expire_time.map_or(TimeDelta::MAX, |expires| expires - now);
+            let sleep = left.to_std().unwrap_or_default().clamp(Duration::from_millis(1), SLEEP_MAX);
+            tokio::select! {
+                changed = version.changed() => if changed.is_err() { std::future::pending::<()>().await },
+                () = tokio::time::sleep(sleep), if key.expire_time.is_some() => {}
+            }
+        }
+    }
+
+    /// Notes when keys were last used. What is not noted because the database is away is noted the next time.
+    async fn note_use(&self) {
+        let used: Vec<_> = {
+            let keys = self.keys.read().expect("not poisoned");
+            let used = keys.values().map(|key| (key.clone(), key.used.load(Ordering::Relaxed)));
+            used.filter(|(key, used)| *used > key.noted.load(Ordering::Relaxed)).collect()
+        };
+        if used.is_empty() {
+            return;
+        }
+        let key_ids: Vec<String> = used.iter().map(|(key, _)| key.caller.id.clone()).collect();
+        let times: Vec<_> = used.iter().filter_map(|(_, used)| DateTime::from_timestamp_micros(*used)).collect();
+        match api_keys::touch(&self.pool, &key_ids, &times).await {
+            Ok(()) => used.iter().for_each(|(key, used)| key.noted.store(*used, Ordering::Relaxed)),
+            Err(error) => tracing::debug!(%error, "when keys were last used could not be noted"),
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! What a key looks like: `mtr_<id>_<secret>`, the id 16 hexadecimal digits, the secret 64 of them, which are 256 random bits.
+
+use sha2::{Digest, Sha256};
+use std::fmt::{self, Write as _};
+use subtle::ConstantTimeEq;
+
+const PREFIX: &str = "mtr_";
+const ID_DIGITS: usize = 16;
+const SECRET_DIGITS: usize = 64;
+
+/// SHA-256 of a secret, which is all that is kept of it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct SecretHash(pub [u8; 32]);
+
+impl SecretHash {
+    /// Of a secret as it stands in a token.
+    fn of(secret: &str) -> Self {
+        Self(Sha256::digest(secret).into())
+    }
+
+    /// Whether it is the hash of what a token has, in a time that does not tell how much of it is right.
+    pub fn matches(&self, presented: &Self) -> bool {
+        self.0.ct_eq(&presented.0).into()
+    }
+}
+
+impl fmt::Debug for SecretHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SecretHash(…)")
+    }
+}
+
+/// A token that was just made.
+pub struct NewToken {
+    pub key_id: String,
+    pub hash: SecretHash,
+    /// The whole of it, for its holder.
+    pub token: String,
+}
+
+fn digits(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("a string takes everything");
+        text
+    })
+}
+
+/// Makes a token from the thread's cryptographic generator, which the operating system seeds.
+pub fn new() -> NewToken {
+    let key_id = digits(&rand::random::<[u8; ID_DIGITS / 2]>());
+    let secret = digits(&rand::random::<[u8; SECRET_DIGITS / 2]>());
+    NewToken { hash: SecretHash::of(&secret), token: format!("{PREFIX}{key_id}_{secret}"), key_id }
+}
+
+/// The id and the hash of what is presented as a token; nothing, where it cannot be one.
+pub fn parse(token: &str) -> Option<(&str, SecretHash)> {
+    let (key_id, secret) = token.strip_prefix(PREFIX)?.split_once('_')?;
+    let hexadecimal = |text: &str| text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    let well_formed = key_id.len() == ID_DIGITS && secret.len() == SECRET_DIGITS && hexadecimal(key_id);
+    (well_formed && hexadecimal(secret)).then(|| (key_id, SecretHash::of(secret)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_read_back_and_no_other_matches() {
+        let (made, other) = (new(), new());
+        let (key_id, hash) = parse(&made.token).unwrap();
+        assert_eq!(key_id, made.key_id);
+        assert!(made.hash.matches(&hash) && !made.hash.matches(&other.hash));
+        assert_ne!(made.token, other.token);
+        assert!(!made.token.contains(&digits(&made.hash.0)));
+    }
+
+    #[test]
+    fn what_cannot_be_a_token_is_none() {
+        let token = new().token;
+        for wrong in ["", "mtr_", "mtr__", &token[..token.len() - 1], &format!("{token}0"), &token.to_uppercase()] {
+            assert!(parse(wrong).is_none(), "{wrong}");
+        }
+        assert!(parse(&token.replace("mtr_", "mtx_")).is_none());
+        assert!(parse(&token.replacen('_', "__", 1)).is_none());
+    }
+
+    #[test]
+    fn a_hash_does_not_show_itself() {
+        assert_eq!(format!("{:?}", new().hash), "SecretHash(…)");
+    }
+}

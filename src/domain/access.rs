@@ -1,0 +1,140 @@
+//! What a caller may do, and for whom.
+
+use std::collections::BTreeSet;
+
+/// What may be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Record usage.
+    Ingest,
+    /// Read clients, usage and alerts.
+    Read,
+    /// Change everything; and what the other two may.
+    Admin,
+}
+
+impl Scope {
+    /// Its name in messages and settings.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ingest => "ingest",
+            Self::Read => "read",
+            Self::Admin => "admin",
+        }
+    }
+
+    /// The scope of this name.
+    pub fn parse(name: &str) -> Option<Self> {
+        [Self::Ingest, Self::Read, Self::Admin].into_iter().find(|scope| scope.name() == name)
+    }
+}
+
+/// Whom a scope is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Clients {
+    /// All, those to come included, and what is nobody's in particular.
+    All,
+    /// These.
+    These(BTreeSet<String>),
+}
+
+/// Whom each scope is for; nothing where the caller has not the scope.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Grants {
+    pub ingest: Option<Clients>,
+    pub read: Option<Clients>,
+    pub admin: Option<Clients>,
+}
+
+impl Grants {
+    /// Everything.
+    pub fn everything() -> Self {
+        Self { admin: Some(Clients::All), ..Self::default() }
+    }
+
+    /// Grants the scope.
+    pub fn set(&mut self, scope: Scope, clients: Clients) {
+        *match scope {
+            Scope::Ingest => &mut self.ingest,
+            Scope::Read => &mut self.read,
+            Scope::Admin => &mut self.admin,
+        } = Some(clients);
+    }
+
+    /// What the scope is for by itself, admin left aside.
+    pub fn get(&self, scope: Scope) -> Option<&Clients> {
+        match scope {
+            Scope::Ingest => self.ingest.as_ref(),
+            Scope::Read => self.read.as_ref(),
+            Scope::Admin => self.admin.as_ref(),
+        }
+    }
+
+    /// What gives the scope: itself, or admin, which includes the others.
+    fn giving(&self, scope: Scope) -> impl Iterator<Item = &Clients> {
+        let own = if scope == Scope::Admin { None } else { self.get(scope) };
+        own.into_iter().chain(&self.admin)
+    }
+
+    /// Whether the caller has the scope, for whomever.
+    pub fn has(&self, scope: Scope) -> bool {
+        self.giving(scope).next().is_some()
+    }
+
+    /// Whether the scope covers this client.
+    pub fn covers(&self, scope: Scope, client_id: &str) -> bool {
+        self.giving(scope).any(|clients| match clients {
+            Clients::All => true,
+            Clients::These(ids) => ids.contains(client_id),
+        })
+    }
+
+    /// Whether the scope covers all clients.
+    pub fn covers_all(&self, scope: Scope) -> bool {
+        self.giving(scope).any(|clients| *clients == Clients::All)
+    }
+
+    /// The clients that the scope covers, sorted, where it does not cover all.
+    pub fn covered(&self, scope: Scope) -> Vec<String> {
+        let these = self.giving(scope).filter_map(|clients| match clients {
+            Clients::All => None,
+            Clients::These(ids) => Some(ids),
+        });
+        these.flatten().cloned().collect::<BTreeSet<_>>().into_iter().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn these(ids: &[&str]) -> Option<Clients> {
+        Some(Clients::These(ids.iter().map(ToString::to_string).collect()))
+    }
+
+    #[test]
+    fn a_scope_covers_its_clients_and_no_others() {
+        let grants = Grants { ingest: Some(Clients::All), read: these(&["a", "b"]), admin: None };
+        assert!(grants.covers(Scope::Ingest, "x") && grants.covers_all(Scope::Ingest));
+        assert!(grants.covers(Scope::Read, "a") && !grants.covers(Scope::Read, "x") && !grants.covers_all(Scope::Read));
+        assert!(!grants.has(Scope::Admin) && !grants.covers(Scope::Admin, "a"));
+        assert_eq!(grants.covered(Scope::Read), ["a", "b"]);
+    }
+
+    #[test]
+    fn admin_includes_the_others_for_its_clients() {
+        let grants = Grants { read: these(&["a"]), admin: these(&["b"]), ingest: None };
+        assert!(grants.has(Scope::Ingest) && grants.covers(Scope::Ingest, "b") && !grants.covers(Scope::Ingest, "a"));
+        assert_eq!(grants.covered(Scope::Read), ["a", "b"]);
+        assert_eq!(grants.covered(Scope::Admin), ["b"]);
+        assert!(Grants::everything().covers_all(Scope::Read) && Grants::everything().covers_all(Scope::Ingest));
+    }
+
+    #[test]
+    fn no_grant_covers_nothing() {
+        let grants = Grants::default();
+        for scope in [Scope::Ingest, Scope::Read, Scope::Admin] {
+            assert!(!grants.has(scope) && !grants.covers(scope, "") && !grants.covers_all(scope));
+        }
+    }
+}
