@@ -1,7 +1,7 @@
 //! The database that the settings name: somebody's, or our own.
 
 use crate::config::DatabaseSettings;
-use crate::postgres::Embedded;
+use crate::postgres::{self, Embedded};
 use crate::store::connect;
 use anyhow::Context as _;
 use sqlx::PgPool;
@@ -26,6 +26,16 @@ impl Database {
         };
         let options = connect::options(&url).context("DATABASE_URL is not a PostgreSQL URL")?;
         Ok(Self { options, embedded })
+    }
+
+    /// Opens it for a command: as it is beside a running server, else as [`Self::open`] does.
+    pub async fn open_beside(settings: &DatabaseSettings) -> anyhow::Result<Self> {
+        if settings.database_url.is_none()
+            && let Some(url) = postgres::attach(&settings.data_dir).await?
+        {
+            return Ok(Self { options: connect::options(&url)?, embedded: None });
+        }
+        Self::open(settings).await
     }
 
     /// Where the data is, for people; without a password.

@@ -1,7 +1,9 @@
 //! The commands.
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
-use meterd::cli::{alerts, bench, export, import, jobs, migrate, notifications, rebuild, serve, track, usage, verify};
+use meterd::cli::{
+    alerts, audit, bench, export, import, jobs, keys, migrate, notifications, rebuild, serve, track, usage, verify,
+};
 use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -59,6 +61,10 @@ enum Command {
     Rebuild(rebuild::RebuildArgs),
     /// Show the scheduled jobs and their last runs, or run one now
     Jobs(jobs::JobsArgs),
+    /// Make, list, rotate and revoke API keys
+    Keys(keys::KeysArgs),
+    /// Show what admins did
+    Audit(audit::AuditArgs),
     /// Show who was told of alerts, and tell again who was given up
     Notifications(notifications::NotificationsArgs),
     /// Measure throughput and latency against the database's own floor
@@ -127,6 +133,8 @@ async fn main() -> ExitCode {
             Command::Verify(args) => verify::run(args).await,
             Command::Rebuild(args) => rebuild::run(args).await,
             Command::Jobs(args) => jobs::run(args).await,
+            Command::Keys(args) => keys::run(args).await,
+            Command::Audit(args) => audit::run(args).await,
             Command::Notifications(args) => notifications::run(args).await,
             Command::Bench(args) => bench::run(*args).await,
         }

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Args;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::interceptor::{InterceptedService, Interceptor};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt;
@@ -20,32 +22,74 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(20);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// A connection that presents the API key with every call.
+pub type Connection = InterceptedService<Channel, Credentials>;
+
+/// An API key as the header that it is sent in. Does not show itself.
+#[derive(Clone)]
+pub struct ApiKeyArg(MetadataValue<Ascii>);
+
+impl std::fmt::Debug for ApiKeyArg {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ApiKeyArg(…)")
+    }
+}
+
+fn parse_api_key(text: &str) -> Result<ApiKeyArg, String> {
+    let value = format!("Bearer {}", text.trim()).parse::<MetadataValue<Ascii>>();
+    let mut value = value.map_err(|_| "must be plain text, such as mtr_…".to_owned())?;
+    value.set_sensitive(true);
+    Ok(ApiKeyArg(value))
+}
+
+/// Adds the API key to a call.
+#[derive(Clone, Debug)]
+pub struct Credentials(Option<ApiKeyArg>);
+
+impl Interceptor for Credentials {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(ApiKeyArg(value)) = &self.0 {
+            request.metadata_mut().insert("authorization", value.clone());
+        }
+        Ok(request)
+    }
+}
+
 /// Where the server is. Flattened into every command that talks to it.
 #[derive(Args, Clone, Debug)]
 pub struct ConnectArgs {
     /// Address of the server
     #[arg(long, env = "METERD_SERVER", default_value = "http://127.0.0.1:50051", value_name = "URL")]
     pub server: String,
+    /// API key, where the server asks for one
+    #[arg(long, env = "METERD_API_KEY", hide_env_values = true, value_name = "TOKEN", value_parser = parse_api_key)]
+    pub api_key: Option<ApiKeyArg>,
     /// Seconds that one call may take [default: depends on the command]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub timeout: Option<u64>,
 }
 
 impl ConnectArgs {
+    /// To a server that asks for nothing.
+    pub fn plain(server: &str) -> Self {
+        Self { server: server.into(), api_key: None, timeout: None }
+    }
+
     /// Connects now, so that a server that is not there is told at once.
-    pub async fn channel(&self) -> anyhow::Result<Channel> {
+    pub async fn channel(&self) -> anyhow::Result<Connection> {
         let url = server_url(&self.server)?;
         let endpoint = Endpoint::from_shared(url.clone())
             .with_context(|| format!("--server {:?} is not an address", self.server))?
             .connect_timeout(CONNECT_TIMEOUT)
             .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
             .keep_alive_timeout(KEEP_ALIVE_TIMEOUT);
-        endpoint.connect().await.map_err(|error| {
+        let channel = endpoint.connect().await.map_err(|error| {
             anyhow::anyhow!(
                 "no server answers at {url} ({})\nis it running? start it with `meterd serve`, or name another with --server or METERD_SERVER",
                 root_cause(&error)
             )
-        })
+        })?;
+        Ok(Connection::new(channel, Credentials(self.api_key.clone())))
     }
 
     /// A request with this command's time limit.
@@ -57,21 +101,21 @@ impl ConnectArgs {
 }
 
 /// The usage client with the contract's message bound.
-pub fn usage_client(channel: Channel) -> UsageServiceClient<Channel> {
+pub fn usage_client(channel: Connection) -> UsageServiceClient<Connection> {
     UsageServiceClient::new(channel)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX)
 }
 
 /// The alert client with the contract's message bound.
-pub fn alerts_client(channel: Channel) -> AlertServiceClient<Channel> {
+pub fn alerts_client(channel: Connection) -> AlertServiceClient<Connection> {
     AlertServiceClient::new(channel)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX)
 }
 
 /// The client-service client with the contract's message bound.
-pub fn clients_client(channel: Channel) -> ClientServiceClient<Channel> {
+pub fn clients_client(channel: Connection) -> ClientServiceClient<Connection> {
     ClientServiceClient::new(channel)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX)
@@ -206,7 +250,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_absent_server_is_told_with_what_to_do() {
-        let args = ConnectArgs { server: "127.0.0.1:1".to_owned(), timeout: None };
+        let args = ConnectArgs::plain("127.0.0.1:1");
         let text = args.channel().await.unwrap_err().to_string();
         assert!(text.contains("no server answers at http://127.0.0.1:1"), "{text}");
         assert!(text.contains("meterd serve"), "{text}");

@@ -1,10 +1,12 @@
 //! Commands that talk to a running server, one a file. Each is a set of arguments and a `run`.
 
 pub mod alerts;
+pub mod audit;
 pub mod bench;
 pub mod export;
 pub mod import;
 pub mod jobs;
+pub mod keys;
 pub mod migrate;
 pub mod notifications;
 pub mod rebuild;

@@ -5,10 +5,9 @@ use std::process::ExitCode;
 use anyhow::bail;
 use chrono::{Months, NaiveDate};
 use clap::Args;
-use tonic::transport::Channel;
 
 use super::chart::grouped;
-use super::connect::{self, ConnectArgs};
+use super::connect::{self, ConnectArgs, Connection};
 use crate::proto::{ListClientsRequest, RebuildRollupsRequest, RebuildRollupsResponse};
 
 /// A rebuild reads every event of its months.
@@ -82,7 +81,7 @@ pub async fn run(args: RebuildArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn all_clients(connect: &ConnectArgs, channel: Channel) -> anyhow::Result<Vec<String>> {
+async fn all_clients(connect: &ConnectArgs, channel: Connection) -> anyhow::Result<Vec<String>> {
     let mut service = connect::clients_client(channel);
     let mut clients = Vec::new();
     let mut page_token = String::new();

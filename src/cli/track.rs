@@ -8,9 +8,8 @@ use clap::Args;
 use serde_json::json;
 use tokio::time::Instant;
 use tonic::Status;
-use tonic::transport::Channel;
 
-use super::connect::{self, ConnectArgs};
+use super::connect::{self, ConnectArgs, Connection};
 use super::retry::Backoff;
 use super::time::{TimeRules, parse_time};
 use super::{decimal, json as metadata_json};
@@ -96,7 +95,7 @@ pub async fn run(args: TrackArgs) -> anyhow::Result<ExitCode> {
 
 /// Sends it until the answer is known. The key makes that safe.
 async fn track(
-    client: &mut UsageServiceClient<Channel>,
+    client: &mut UsageServiceClient<Connection>,
     args: &TrackArgs,
     event: UsageEvent,
 ) -> Result<UsageResult, Status> {

@@ -4,8 +4,7 @@ use crate::config::DatabaseSettings;
 use crate::database::{Database, command_pool};
 use crate::domain::period::Month;
 use crate::domain::rollup::Sums;
-use crate::postgres;
-use crate::store::connect::{self, allow_long_statements};
+use crate::store::connect::allow_long_statements;
 use crate::store::verify::{self, Difference, RollupRow};
 use crate::store::{deployment, partitions};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -41,25 +40,11 @@ pub struct Verified {
 
 /// Verifies, prints every difference, and exits with 1 if there is one.
 pub async fn run(args: VerifyArgs) -> anyhow::Result<ExitCode> {
-    // Beside a running server its database is there; without one ours is started for the while.
-    let running = match &args.database.database_url {
-        Some(_) => None,
-        None => postgres::attach(&args.database.data_dir).await?,
-    };
-    let (database, options) = match running {
-        Some(url) => (None, connect::options(&url)?),
-        None => {
-            let database = Database::open(&args.database).await?;
-            let options = database.options.clone();
-            (Some(database), options)
-        }
-    };
-    let pool = command_pool(&options);
+    let database = Database::open_beside(&args.database).await?;
+    let pool = command_pool(&database.options);
     let verified = verify_all(&pool, args.client.as_deref(), args.month).await;
     pool.close().await;
-    if let Some(database) = database {
-        database.close().await?;
-    }
+    database.close().await?;
     let Verified { client_months, closed_client_months, events, differences } = verified?;
     if closed_client_months > 0 {
         println!("{closed_client_months} client-months are closed and not compared");

@@ -105,9 +105,9 @@ impl Fields {
     }
 }
 
-async fn create(context: Arc<Context>, request: CreateApiKeyRequest) -> Result<CreateApiKeyResponse, Error> {
+/// What a request asks for, or every wrong field.
+pub fn spec(request: &CreateApiKeyRequest, now: DateTime<Utc>) -> Result<KeySpec, Error> {
     let key = request.api_key.clone().unwrap_or_default();
-    let now = context.clock.now();
     let mut fields = Fields::default();
     fields.required("api_key.name", &key.name, NAME_BYTES_MAX);
     let grants = grants(&mut fields, &key.grants);
@@ -115,11 +115,16 @@ async fn create(context: Arc<Context>, request: CreateApiKeyRequest) -> Result<C
     let expire_time = fields.expire_time("api_key.expire_time", key.expire_time.as_ref(), now);
     check_request_id(&mut fields, &request.request_id);
     fields.finish()?;
+    Ok(KeySpec { name: key.name, grants, requests_per_second: key.requests_per_second, expire_time })
+}
+
+async fn create(context: Arc<Context>, request: CreateApiKeyRequest) -> Result<CreateApiKeyResponse, Error> {
+    let now = context.clock.now();
+    let spec = spec(&request, now)?;
     let mut create = match Create::begin(&context, "CreateApiKey", &request.request_id, &request).await? {
         Begun::Repeat(response) => return Ok(response),
         Begun::New(create) => create,
     };
-    let spec = KeySpec { name: key.name, grants, requests_per_second: key.requests_per_second, expire_time };
     let made = keys::create(create.conn(), &spec, now).await?;
     // What is kept for a repeat has no token in it.
     let response = CreateApiKeyResponse { api_key: Some(made.key.into()), token: String::new() };

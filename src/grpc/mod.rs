@@ -1,7 +1,7 @@
 //! The services, thin: check, call, convert.
 
 mod alerts;
-mod audit;
+pub mod audit;
 mod catalog;
 mod checks;
 mod clients;
@@ -15,7 +15,7 @@ mod fields;
 pub mod guard;
 mod jobs;
 mod json;
-mod keys;
+pub mod keys;
 pub mod layer;
 mod notifications;
 mod page_token;

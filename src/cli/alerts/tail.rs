@@ -1,6 +1,7 @@
 //! `meterd alerts tail`: what happens to alerts, live. A stream that breaks is continued with its last token.
 
 use super::{FilterArgs, show};
+use crate::cli::connect::Connection;
 use crate::cli::connect::{self, ConnectArgs, alerts_client, status_error};
 use crate::cli::retry::Backoff;
 use crate::proto::subscribe_alerts_response::Message;
@@ -14,7 +15,6 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 use tonic::Status;
-use tonic::transport::Channel;
 
 /// A stream is silent no longer than this: heartbeats come every 15 s.
 const SILENCE_MAX: Duration = Duration::from_secs(45);
@@ -63,7 +63,11 @@ pub async fn run(args: TailArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// Follows stream after stream; keeps in `request` where it is.
-async fn follow(args: &TailArgs, channel: Channel, request: &mut SubscribeAlertsRequest) -> anyhow::Result<ExitCode> {
+async fn follow(
+    args: &TailArgs,
+    channel: Connection,
+    request: &mut SubscribeAlertsRequest,
+) -> anyhow::Result<ExitCode> {
     let for_good = Duration::from_secs(u32::MAX.into());
     let budget = args.retry_seconds.map_or(for_good, |seconds| Duration::from_secs(seconds.into()));
     let mut backoff = Backoff::new(budget);
@@ -83,7 +87,7 @@ async fn follow(args: &TailArgs, channel: Channel, request: &mut SubscribeAlerts
 /// Prints one stream. Ends well where nobody reads what is printed.
 async fn stream(
     args: &TailArgs,
-    channel: Channel,
+    channel: Connection,
     request: &mut SubscribeAlertsRequest,
     backoff: &mut Backoff,
 ) -> Result<(), Status> {

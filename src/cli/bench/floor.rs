@@ -3,6 +3,7 @@
 
 use super::events::Events;
 use super::window::{Tally, Window};
+use crate::cli::connect::Connection;
 use crate::cli::connect::status_error;
 use crate::clock::Clock;
 use crate::domain::catalog::Catalog;
@@ -15,7 +16,6 @@ use sqlx::PgPool;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tonic::transport::Channel;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
@@ -94,7 +94,7 @@ async fn record(
 }
 
 /// Floor (g).
-pub async fn health_checks(channel: Channel, window: Arc<Window>) -> anyhow::Result<Tally> {
+pub async fn health_checks(channel: Connection, window: Arc<Window>) -> anyhow::Result<Tally> {
     let mut client = HealthClient::new(channel);
     let mut tally = Tally::default();
     while !window.is_over() {

@@ -2,6 +2,7 @@
 
 use super::events::Events;
 use super::window::{Tally, Window};
+use crate::cli::connect::Connection;
 use crate::cli::connect::{status_error, usage_client};
 use crate::proto::{
     BatchTrackUsageRequest, EventOutcome, StreamUsageRequest, StreamUsageResponse, TrackUsageRequest, UsageResult,
@@ -11,7 +12,6 @@ use std::sync::Arc;
 use std::time::Instant;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Channel;
 
 /// Most events of a stream that are sent and not settled yet.
 pub const STREAM_WINDOW_EVENTS: usize = 1_000;
@@ -21,12 +21,12 @@ const STREAM_BUFFER_EVENTS: usize = 64;
 const PREPARE_EVENTS: usize = 10_000;
 
 /// Records one event of each client, so that all rows are there. Gives how many.
-pub async fn prepare(channel: Channel, events: &Events) -> anyhow::Result<u64> {
+pub async fn prepare(channel: Connection, events: &Events) -> anyhow::Result<u64> {
     prepare_clients(&channel, events.client_ids()).await
 }
 
 /// The same of these clients.
-pub async fn prepare_clients(channel: &Channel, ids: Vec<String>) -> anyhow::Result<u64> {
+pub async fn prepare_clients(channel: &Connection, ids: Vec<String>) -> anyhow::Result<u64> {
     for ids in ids.chunks(PREPARE_EVENTS) {
         batch(channel, ids.iter().cloned().map(Events::of).collect()).await?;
     }
@@ -34,7 +34,7 @@ pub async fn prepare_clients(channel: &Channel, ids: Vec<String>) -> anyhow::Res
 }
 
 /// TrackUsage.
-pub async fn lone_events(channel: Channel, events: Events, window: Arc<Window>) -> anyhow::Result<Tally> {
+pub async fn lone_events(channel: Connection, events: Events, window: Arc<Window>) -> anyhow::Result<Tally> {
     let mut client = usage_client(channel);
     let mut tally = Tally::default();
     while !window.is_over() {
@@ -48,7 +48,7 @@ pub async fn lone_events(channel: Channel, events: Events, window: Arc<Window>) 
 }
 
 /// BatchTrackUsage.
-pub async fn batches(channel: Channel, events: Events, size: usize, window: Arc<Window>) -> anyhow::Result<Tally> {
+pub async fn batches(channel: Connection, events: Events, size: usize, window: Arc<Window>) -> anyhow::Result<Tally> {
     let mut tally = Tally::default();
     while !window.is_over() {
         let batch_events = (0..size).map(|_| events.next()).collect();
@@ -59,7 +59,7 @@ pub async fn batches(channel: Channel, events: Events, size: usize, window: Arc<
     Ok(tally)
 }
 
-async fn batch(channel: &Channel, events: Vec<crate::proto::UsageEvent>) -> anyhow::Result<()> {
+async fn batch(channel: &Connection, events: Vec<crate::proto::UsageEvent>) -> anyhow::Result<()> {
     let count = events.len();
     let request = BatchTrackUsageRequest { events, backfill: false };
     let call = usage_client(channel.clone()).batch_track_usage(request).await;
@@ -70,7 +70,7 @@ async fn batch(channel: &Channel, events: Vec<crate::proto::UsageEvent>) -> anyh
 }
 
 /// StreamUsage: keeps a window of events under way.
-pub async fn stream(channel: Channel, events: Events, window: Arc<Window>) -> anyhow::Result<Tally> {
+pub async fn stream(channel: Connection, events: Events, window: Arc<Window>) -> anyhow::Result<Tally> {
     let (sender, messages) = mpsc::channel(STREAM_BUFFER_EVENTS);
     let call = usage_client(channel).stream_usage(ReceiverStream::new(messages)).await;
     let mut acks = call.map_err(|status| status_error(&status))?.into_inner();

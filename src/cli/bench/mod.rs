@@ -17,6 +17,7 @@ mod window;
 
 use crate::catalog::CatalogCache;
 use crate::cli::connect::ConnectArgs;
+use crate::cli::connect::Connection;
 use crate::cli::verify::verify_all;
 use crate::database::command_pool;
 use crate::domain::catalog::Catalog;
@@ -31,13 +32,12 @@ use plan::{Call, Mix, Workload};
 use report::{Machine, Report, Row};
 use server::Server;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
-use sqlx::{ConnectOptions, Connection};
+use sqlx::{ConnectOptions, Connection as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
-use tonic::transport::Channel;
 use window::{Measurement, Window, measure};
 
 /// Samples a round of a commit and of a round trip, and how long they may take.
@@ -209,7 +209,7 @@ struct Bench<'a> {
     args: &'a BenchArgs,
     options: &'a PgConnectOptions,
     catalog: Arc<Catalog>,
-    channels: Vec<Channel>,
+    channels: Vec<Connection>,
     watch: Watch,
     /// Events acknowledged so far.
     acknowledged: u64,
@@ -223,7 +223,7 @@ impl<'a> Bench<'a> {
         address: &str,
         watch: Watch,
     ) -> anyhow::Result<Self> {
-        let connect = ConnectArgs { server: address.into(), timeout: None };
+        let connect = ConnectArgs::plain(address);
         let mut channels = vec![];
         for _ in 0..args.connections {
             channels.push(connect.channel().await?);

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tonic::transport::Channel;
 
 use super::ImportArgs;
 use super::batches::Batch;
 use super::progress::Printer;
+use crate::cli::connect::Connection;
 use crate::cli::connect::{self, ConnectArgs};
 use crate::cli::retry::Backoff;
 use crate::proto::usage_service_client::UsageServiceClient;
@@ -19,7 +19,7 @@ const CALL_SECONDS: u64 = 60;
 #[derive(Clone, Debug)]
 pub struct Sender {
     /// The server.
-    pub client: UsageServiceClient<Channel>,
+    pub client: UsageServiceClient<Connection>,
     /// Holds the time limit of a call.
     pub connect: ConnectArgs,
     /// Old events are welcome.

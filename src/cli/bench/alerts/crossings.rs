@@ -5,6 +5,7 @@ use super::subscribers::Subscriber;
 use crate::cli::bench::events::Events;
 use crate::cli::bench::load;
 use crate::cli::bench::window::percentile;
+use crate::cli::connect::Connection;
 use crate::cli::connect::{status_error, usage_client};
 use crate::proto::{AlertSeverity, AlertType, TrackUsageRequest, UsageEvent};
 use crate::store::alert_feed::{self, FeedFilter};
@@ -15,7 +16,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use tonic::transport::Channel;
 
 /// 0.0000006 each: a cost of 120, over the line at 100.
 const CROSSING_TOKENS: i64 = 200_000_000;
@@ -67,7 +67,7 @@ pub fn crossing_event(client_id: String) -> UsageEvent {
 }
 
 /// Records an event; gives when the call began, and how long it took.
-pub async fn track(channel: Channel, event: UsageEvent) -> anyhow::Result<(Instant, Duration)> {
+pub async fn track(channel: Connection, event: UsageEvent) -> anyhow::Result<(Instant, Duration)> {
     let mut client = usage_client(channel);
     let begin = Instant::now();
     let response = client.track_usage(TrackUsageRequest { event: Some(event) }).await;
@@ -78,7 +78,7 @@ pub async fn track(channel: Channel, event: UsageEvent) -> anyhow::Result<(Insta
 
 /// Begins a call at each of its times, whether those before have ended or not, and gives what each took.
 async fn paced<E: Iterator<Item = UsageEvent>>(
-    channels: Vec<Channel>,
+    channels: Vec<Connection>,
     events: E,
     per_second: u32,
 ) -> anyhow::Result<Vec<(String, Instant, Duration)>> {

@@ -15,14 +15,14 @@ use super::plan::Mix;
 use super::server::Server;
 use super::{LOAD_CLIENTS, PlaceArgs};
 use crate::cli::connect::ConnectArgs;
+use crate::cli::connect::Connection;
 use crate::cli::verify::verify_all;
 use crate::database::command_pool;
 use crate::store;
 use crate::store::connect;
 use anyhow::Context;
 use report::Report;
-use sqlx::{ConnectOptions, Connection};
-use tonic::transport::Channel;
+use sqlx::{ConnectOptions, Connection as _};
 
 /// Arguments of `bench alerts`.
 #[derive(clap::Args, Clone, Debug)]
@@ -69,7 +69,7 @@ struct Bench<'a> {
     args: &'a AlertsArgs,
     connect: ConnectArgs,
     /// Of the events.
-    channels: Vec<Channel>,
+    channels: Vec<Connection>,
     watch: Watch,
     /// Events acknowledged so far, and of them those that crossed a line.
     acknowledged: u64,
@@ -92,7 +92,7 @@ pub async fn measure_all(args: &AlertsArgs, place: &Place) -> anyhow::Result<Rep
     conn.close().await?;
     let watch = Watch::new(server.pid().context("the server has ended")?, database.backend_pid, place.database());
     let load_average_before = cpu::load_average();
-    let connect = ConnectArgs { server: server.address.clone(), timeout: None };
+    let connect = ConnectArgs::plain(&server.address);
     let mut channels = vec![];
     for _ in 0..args.connections {
         channels.push(connect.channel().await?);

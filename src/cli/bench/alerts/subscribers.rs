@@ -1,12 +1,12 @@
 //! Streams of alerts, followed.
 
+use crate::cli::connect::Connection;
 use crate::cli::connect::{alerts_client, status_error};
 use crate::proto::subscribe_alerts_response::Message;
 use crate::proto::{AlertEvent, AlertSeverity, AlertType, SubscribeAlertsRequest, SubscribeAlertsResponse};
 use anyhow::Context;
 use std::time::Duration;
 use tonic::Streaming;
-use tonic::transport::Channel;
 
 /// How long a message that is waited for may take: a heartbeat comes every 15 s.
 const MESSAGE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -16,7 +16,7 @@ pub struct Subscriber(Streaming<SubscribeAlertsResponse>);
 
 impl Subscriber {
     /// Begins a stream, and waits until it has begun.
-    pub async fn begin(channel: Channel) -> anyhow::Result<Self> {
+    pub async fn begin(channel: Connection) -> anyhow::Result<Self> {
         let request = SubscribeAlertsRequest {
             types: vec![AlertType::Threshold.into()],
             min_severity: AlertSeverity::Critical.into(),

@@ -1,0 +1,145 @@
+//! `meterd audit`: what admins did.
+
+use super::chart::table;
+use super::connect::{self, ConnectArgs};
+use crate::proto::key_service_client::KeyServiceClient;
+use crate::proto::{ActorKind, AuditEntry, ListAuditLogRequest};
+use chrono::{DateTime, SecondsFormat};
+use clap::Args;
+use prost_types::Timestamp;
+use serde_json::{Value, json};
+use std::process::ExitCode;
+use tonic::Code;
+
+const CALL_SECONDS: u64 = 30;
+const PAGE_SIZE: usize = 1_000;
+/// Most characters of a request in the table.
+const REQUEST_CHARS_MAX: usize = 80;
+
+/// Show what admins did, the newest first
+#[derive(Args, Clone, Debug)]
+pub struct AuditArgs {
+    /// Only of this key, or subject of a token
+    #[arg(long, value_name = "ID")]
+    pub actor: Option<String>,
+    /// Only of this method, such as metering.v1.CatalogService/CreatePrice
+    #[arg(long)]
+    pub method: Option<String>,
+    /// Most that are shown
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub limit: u32,
+    /// Print JSON, one entry a line
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// Prints the log.
+pub async fn run(args: AuditArgs) -> anyhow::Result<ExitCode> {
+    let mut client = KeyServiceClient::new(args.connect.channel().await?);
+    let (mut entries, mut page_token) = (vec![], String::new());
+    loop {
+        let left = args.limit as usize - entries.len();
+        let request = ListAuditLogRequest {
+            actor_id: args.actor.clone().unwrap_or_default(),
+            method: args.method.clone().unwrap_or_default(),
+            page_size: left.min(PAGE_SIZE) as i32,
+            page_token,
+            ..Default::default()
+        };
+        let answer = client.list_audit_log(args.connect.request(request, CALL_SECONDS)).await;
+        let page = answer.map_err(|status| connect::status_error(&status))?.into_inner();
+        entries.extend(page.entries);
+        page_token = page.next_page_token;
+        if page_token.is_empty() || entries.len() >= args.limit as usize {
+            break;
+        }
+    }
+    match args.json {
+        true => entries.iter().for_each(|entry| println!("{}", to_json(entry))),
+        false => to_table(&entries).iter().for_each(|line| println!("{line}")),
+    }
+    if !args.json && !page_token.is_empty() {
+        println!("and older ones: see --limit");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn time_text(time: Option<&Timestamp>) -> String {
+    let time = time.and_then(|time| DateTime::from_timestamp(time.seconds, time.nanos as u32));
+    time.map(|time| time.to_rfc3339_opts(SecondsFormat::Millis, true)).unwrap_or_default()
+}
+
+fn actor_text(entry: &AuditEntry) -> String {
+    let kind = match entry.actor_kind() {
+        ActorKind::Unspecified => "?",
+        ActorKind::Anybody => "anybody",
+        ActorKind::ApiKey => "key",
+        ActorKind::Jwt => "token",
+        ActorKind::Database => "database",
+    };
+    [kind, &entry.actor_id, &entry.actor_name].into_iter().filter(|text| !text.is_empty()).collect::<Vec<_>>().join(" ")
+}
+
+fn outcome_text(entry: &AuditEntry) -> String {
+    match (entry.code, entry.reason.as_str()) {
+        (None, _) => "not known".to_owned(),
+        (Some(0), _) => "ok".to_owned(),
+        (Some(code), "") => format!("{:?}", Code::from(code)),
+        (Some(_), reason) => reason.to_owned(),
+    }
+}
+
+fn to_table(entries: &[AuditEntry]) -> Vec<String> {
+    let mut rows = vec![["TIME", "WHO", "WHAT", "OUTCOME", "REQUEST"].map(str::to_owned).to_vec()];
+    rows.extend(entries.iter().map(|entry| {
+        let mut request: String = entry.request_json.chars().take(REQUEST_CHARS_MAX).collect();
+        if request.len() < entry.request_json.len() {
+            request.push('…');
+        }
+        let method = entry.method.trim_start_matches("metering.v1.").to_owned();
+        vec![time_text(entry.time.as_ref()), actor_text(entry), method, outcome_text(entry), request]
+    }));
+    table(&rows, &[false; 5])
+}
+
+fn to_json(entry: &AuditEntry) -> Value {
+    json!({
+        "entryId": entry.entry_id,
+        "time": time_text(entry.time.as_ref()),
+        "actorKind": entry.actor_kind().as_str_name().trim_start_matches("ACTOR_KIND_"),
+        "actorId": entry.actor_id,
+        "actorName": entry.actor_name,
+        "method": entry.method,
+        "request": serde_json::from_str::<Value>(&entry.request_json).unwrap_or_else(|_| entry.request_json.clone().into()),
+        "requestId": entry.request_id,
+        "address": entry.address,
+        "code": entry.code,
+        "reason": entry.reason,
+        "finishTime": time_text(entry.finish_time.as_ref()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_is_a_line_that_says_who_did_what_and_how_it_ended() {
+        let entry = AuditEntry {
+            actor_kind: ActorKind::ApiKey.into(),
+            actor_id: "0123456789abcdef".into(),
+            actor_name: "ops".into(),
+            method: "metering.v1.JobService/RunJob".into(),
+            request_json: "{}".into(),
+            code: Some(5),
+            reason: "JOB_NOT_FOUND".into(),
+            ..Default::default()
+        };
+        let line = &to_table(&[entry.clone()])[1];
+        assert!(line.contains("key 0123456789abcdef ops  JobService/RunJob  JOB_NOT_FOUND  {}"), "{line}");
+        let unknown = AuditEntry { code: None, ..entry };
+        assert!(to_table(&[unknown])[1].contains("not known"));
+    }
+}

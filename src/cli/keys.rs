@@ -1,0 +1,425 @@
+//! `meterd keys`: makes, lists, rotates and revokes API keys.
+
+use super::chart::table;
+use super::connect::{self, ConnectArgs, Connection};
+use super::time::{TimeRules, parse_time};
+use crate::auth::{Caller, keys};
+use crate::clock::Clock;
+use crate::config::DatabaseSettings;
+use crate::database::{Database, command_pool};
+use crate::domain::access::Grants;
+use crate::grpc::{audit, keys::spec};
+use crate::proto::key_service_client::KeyServiceClient;
+use crate::proto::{
+    ActorKind, ApiKey, CreateApiKeyRequest, Grant, ListApiKeysRequest, RevokeApiKeyRequest, RotateApiKeyRequest, Scope,
+};
+use crate::store::connect as store;
+use chrono::{DateTime, SecondsFormat, Utc};
+use clap::{Args, Subcommand, ValueEnum};
+use prost_types::Timestamp;
+use serde_json::json;
+use std::process::ExitCode;
+use std::time::Duration;
+
+const CALL_SECONDS: u64 = 30;
+const PAGE_SIZE: i32 = 1_000;
+
+/// Make, list, rotate and revoke API keys
+#[derive(Args, Clone, Debug)]
+pub struct KeysArgs {
+    #[command(subcommand)]
+    pub command: KeysCommand,
+}
+
+/// What to do with keys.
+#[derive(Subcommand, Clone, Debug)]
+pub enum KeysCommand {
+    /// Make a key; its token is shown this once
+    Create(Box<CreateArgs>),
+    /// Show the keys, the oldest first
+    List(ListArgs),
+    /// Make a new key in the place of an old one, which stays good for a while
+    Rotate(RotateArgs),
+    /// End a key for good
+    Revoke(RevokeArgs),
+}
+
+/// Arguments of `keys create`.
+#[derive(Args, Clone, Debug)]
+pub struct CreateArgs {
+    /// Name for people, such as "billing backend"
+    pub name: String,
+    /// What it may do; repeat for more
+    #[arg(long = "scope", value_name = "SCOPE", value_delimiter = ',', required = true)]
+    pub scopes: Vec<ScopeArg>,
+    /// For this client only; repeat for more
+    #[arg(long = "client", value_name = "CLIENT", required_unless_present = "all_clients")]
+    pub clients: Vec<String>,
+    /// For all clients
+    #[arg(long, conflicts_with = "clients")]
+    pub all_clients: bool,
+    /// When it ceases to be good: a time such as 2027-01-01, or how long it is good, such as 90d or 12h
+    #[arg(long, value_name = "TIME", value_parser = parse_expiry)]
+    pub expires: Option<Expiry>,
+    /// Calls in a second. Default: the server's setting
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(i32).range(0..=1_000_000))]
+    pub requests_per_second: i32,
+    /// Without a server: on the database itself. So the first key of all is made
+    #[arg(long)]
+    pub direct: bool,
+    #[command(flatten)]
+    pub database: DatabaseSettings,
+    #[command(flatten)]
+    pub shown: ShownArgs,
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// Arguments of `keys list`.
+#[derive(Args, Clone, Debug)]
+pub struct ListArgs {
+    /// Only those that are neither revoked nor expired
+    #[arg(long)]
+    pub live: bool,
+    /// Print JSON, one key a line
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// Arguments of `keys rotate`.
+#[derive(Args, Clone, Debug)]
+pub struct RotateArgs {
+    /// The old key
+    #[arg(value_name = "KEY_ID")]
+    pub key_id: String,
+    /// How long the old key stays good beside the new one, such as 24h or 7d
+    #[arg(long, default_value = "24h", value_parser = parse_duration)]
+    pub overlap: Duration,
+    /// When the new key ceases to be good
+    #[arg(long, value_name = "TIME", value_parser = parse_expiry)]
+    pub expires: Option<Expiry>,
+    #[command(flatten)]
+    pub shown: ShownArgs,
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// Arguments of `keys revoke`.
+#[derive(Args, Clone, Debug)]
+pub struct RevokeArgs {
+    /// The key
+    #[arg(value_name = "KEY_ID")]
+    pub key_id: String,
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// How a new key is shown.
+#[derive(Args, Clone, Debug)]
+pub struct ShownArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Print the token alone, for METERD_API_KEY=$(…)
+    #[arg(long, short, conflicts_with = "json")]
+    pub quiet: bool,
+}
+
+/// What a key may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ScopeArg {
+    /// Record usage
+    Ingest,
+    /// Read clients, usage and alerts
+    Read,
+    /// Everything
+    Admin,
+}
+
+/// A time, or so long from now.
+#[derive(Clone, Debug)]
+pub enum Expiry {
+    At(Timestamp),
+    After(Duration),
+}
+
+impl Expiry {
+    fn time(&self, now: DateTime<Utc>) -> Timestamp {
+        match self {
+            Self::At(time) => *time,
+            Self::After(duration) => Timestamp {
+                seconds: now.timestamp().saturating_add_unsigned(duration.as_secs()),
+                nanos: now.timestamp_subsec_nanos() as i32,
+            },
+        }
+    }
+}
+
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let wrong = || "must be a number and a unit, such as 30m, 24h or 90d".to_owned();
+    let (digits, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or_else(wrong)?;
+    let count: u32 = digits.parse().map_err(|_| wrong())?;
+    let seconds = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3_600,
+        "d" => 86_400,
+        _ => return Err(wrong()),
+    };
+    Ok(Duration::from_secs(u64::from(count) * seconds))
+}
+
+fn parse_expiry(text: &str) -> Result<Expiry, String> {
+    parse_duration(text).map(Expiry::After).or_else(|_| {
+        let time =
+            parse_time(text, &TimeRules::default()).map_err(|error| format!("{error}, or 90d or 12h from now"))?;
+        Ok(Expiry::At(time))
+    })
+}
+
+/// Does what was asked.
+pub async fn run(args: KeysArgs) -> anyhow::Result<ExitCode> {
+    match args.command {
+        KeysCommand::Create(args) => create(*args).await,
+        KeysCommand::List(args) => list(args).await,
+        KeysCommand::Rotate(args) => rotate(args).await,
+        KeysCommand::Revoke(args) => revoke(args).await,
+    }
+}
+
+async fn client(connect: &ConnectArgs) -> anyhow::Result<KeyServiceClient<Connection>> {
+    Ok(KeyServiceClient::new(connect.channel().await?))
+}
+
+/// The request that the arguments say, whoever carries it out.
+fn create_request(args: &CreateArgs, now: DateTime<Utc>) -> CreateApiKeyRequest {
+    let grant = |scope: &ScopeArg| Grant {
+        scope: match scope {
+            ScopeArg::Ingest => Scope::Ingest,
+            ScopeArg::Read => Scope::Read,
+            ScopeArg::Admin => Scope::Admin,
+        } as i32,
+        client_ids: args.clients.clone(),
+        all_clients: args.all_clients,
+    };
+    let api_key = ApiKey {
+        name: args.name.clone(),
+        grants: args.scopes.iter().map(grant).collect(),
+        requests_per_second: args.requests_per_second,
+        expire_time: args.expires.as_ref().map(|expires| expires.time(now)),
+        ..Default::default()
+    };
+    CreateApiKeyRequest { api_key: Some(api_key), request_id: String::new() }
+}
+
+async fn create(args: CreateArgs) -> anyhow::Result<ExitCode> {
+    let request = create_request(&args, Clock::system().now());
+    let (key, token) = match args.direct {
+        true => create_directly(&args.database, &request).await?,
+        false => {
+            let mut client = client(&args.connect).await?;
+            let answer = client.create_api_key(args.connect.request(request, CALL_SECONDS)).await;
+            let answer = answer.map_err(|status| connect::status_error(&status))?.into_inner();
+            (answer.api_key.unwrap_or_default(), answer.token)
+        }
+    };
+    show_new(&args.shown, &key, &token);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Makes a key on the database, beside a running server or without one.
+async fn create_directly(
+    settings: &DatabaseSettings,
+    request: &CreateApiKeyRequest,
+) -> anyhow::Result<(ApiKey, String)> {
+    let database = Database::open_beside(settings).await?;
+    let made = async {
+        store::migrate(&database.options).await?;
+        let pool = command_pool(&database.options);
+        let caller = Caller {
+            kind: ActorKind::Database,
+            id: String::new(),
+            name: std::env::var("USER").unwrap_or_default(),
+            grants: Grants::everything(),
+        };
+        let entry = audit::begin(&pool, &caller, "", request).await?;
+        let made = async {
+            let now = store::now(&pool).await?;
+            let spec = spec(request, now)?;
+            let mut tx = pool.begin().await?;
+            let made = keys::create(&mut tx, &spec, now).await?;
+            tx.commit().await?;
+            Ok(made)
+        };
+        let made = made.await;
+        entry.finish(&pool, made.as_ref().err()).await;
+        pool.close().await;
+        let made = made?;
+        Ok((made.key.into(), made.token))
+    };
+    let made = made.await;
+    database.close().await?;
+    made
+}
+
+async fn list(args: ListArgs) -> anyhow::Result<ExitCode> {
+    let mut client = client(&args.connect).await?;
+    let (mut keys, mut page_token) = (vec![], String::new());
+    loop {
+        let request = ListApiKeysRequest { live_only: args.live, page_size: PAGE_SIZE, page_token };
+        let answer = client.list_api_keys(args.connect.request(request, CALL_SECONDS)).await;
+        let page = answer.map_err(|status| connect::status_error(&status))?.into_inner();
+        keys.extend(page.api_keys);
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            break;
+        }
+    }
+    match args.json {
+        true => keys.iter().for_each(|key| println!("{}", to_json(key))),
+        false => to_table(&keys, Clock::system().now()).iter().for_each(|line| println!("{line}")),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn rotate(args: RotateArgs) -> anyhow::Result<ExitCode> {
+    let overlap = prost_types::Duration { seconds: args.overlap.as_secs().try_into()?, nanos: 0 };
+    let request = RotateApiKeyRequest {
+        key_id: args.key_id,
+        overlap: Some(overlap),
+        expire_time: args.expires.map(|expires| expires.time(Clock::system().now())),
+        request_id: String::new(),
+    };
+    let mut client = client(&args.connect).await?;
+    let answer = client.rotate_api_key(args.connect.request(request, CALL_SECONDS)).await;
+    let answer = answer.map_err(|status| connect::status_error(&status))?.into_inner();
+    show_new(&args.shown, &answer.api_key.unwrap_or_default(), &answer.token);
+    if !args.shown.json && !args.shown.quiet {
+        let old = answer.old_api_key.unwrap_or_default();
+        println!("old key  {} is good until {}", old.key_id, time_text(old.expire_time.as_ref()));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn revoke(args: RevokeArgs) -> anyhow::Result<ExitCode> {
+    let mut client = client(&args.connect).await?;
+    let request = args.connect.request(RevokeApiKeyRequest { key_id: args.key_id }, CALL_SECONDS);
+    let answer = client.revoke_api_key(request).await.map_err(|status| connect::status_error(&status))?;
+    let key = answer.into_inner().api_key.unwrap_or_default();
+    println!("{} ({}) is revoked since {}", key.key_id, key.name, time_text(key.revoke_time.as_ref()));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn show_new(shown: &ShownArgs, key: &ApiKey, token: &str) {
+    if shown.quiet {
+        println!("{token}");
+    } else if shown.json {
+        let mut json = to_json(key);
+        json["token"] = token.into();
+        println!("{json}");
+    } else {
+        println!("key      {} {:?}", key.key_id, key.name);
+        println!("grants   {}", grants_text(key));
+        println!("expires  {}", expiry_text(key));
+        println!("token    {token}");
+        println!("The token is shown this once. Callers send it as `authorization: Bearer {token}`;");
+        println!("commands of meterd take it from METERD_API_KEY.");
+    }
+}
+
+fn scope_name(scope: i32) -> String {
+    Scope::try_from(scope).map_or("?", |scope| scope.as_str_name()).trim_start_matches("SCOPE_").to_lowercase()
+}
+
+fn grants_text(key: &ApiKey) -> String {
+    let grant = |grant: &Grant| {
+        let clients = if grant.all_clients { "all clients".into() } else { grant.client_ids.join(", ") };
+        format!("{} for {clients}", scope_name(grant.scope))
+    };
+    key.grants.iter().map(grant).collect::<Vec<_>>().join("; ")
+}
+
+/// To the second, in UTC.
+fn time_text(time: Option<&Timestamp>) -> String {
+    let time = time.and_then(|time| DateTime::from_timestamp(time.seconds, 0));
+    time.map(|time| time.to_rfc3339_opts(SecondsFormat::Secs, true)).unwrap_or_default()
+}
+
+fn expiry_text(key: &ApiKey) -> String {
+    if key.expire_time.is_none() { "never".into() } else { time_text(key.expire_time.as_ref()) }
+}
+
+fn state(key: &ApiKey, now: DateTime<Utc>) -> &'static str {
+    let expired = key.expire_time.as_ref().is_some_and(|time| time.seconds <= now.timestamp());
+    match (key.revoke_time.is_some(), expired) {
+        (true, _) => "revoked",
+        (false, true) => "expired",
+        (false, false) => "live",
+    }
+}
+
+fn to_table(keys: &[ApiKey], now: DateTime<Utc>) -> Vec<String> {
+    let mut rows = vec![["KEY", "NAME", "GRANTS", "STATE", "EXPIRES", "LAST USED"].map(str::to_owned).to_vec()];
+    rows.extend(keys.iter().map(|key| {
+        vec![
+            key.key_id.clone(),
+            key.name.clone(),
+            grants_text(key),
+            state(key, now).to_owned(),
+            expiry_text(key),
+            time_text(key.last_used_time.as_ref()),
+        ]
+    }));
+    table(&rows, &[false; 6])
+}
+
+fn to_json(key: &ApiKey) -> serde_json::Value {
+    let grant = |grant: &Grant| json!({"scope": scope_name(grant.scope), "clientIds": grant.client_ids, "allClients": grant.all_clients});
+    json!({
+        "keyId": key.key_id,
+        "name": key.name,
+        "grants": key.grants.iter().map(grant).collect::<Vec<_>>(),
+        "requestsPerSecond": key.requests_per_second,
+        "createTime": time_text(key.create_time.as_ref()),
+        "expireTime": time_text(key.expire_time.as_ref()),
+        "revokeTime": time_text(key.revoke_time.as_ref()),
+        "lastUsedTime": time_text(key.last_used_time.as_ref()),
+        "rotatedFrom": key.rotated_from,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_expiry_is_a_time_or_so_long_from_now() {
+        let now = DateTime::from_timestamp(1_795_220_400, 0).unwrap();
+        let seconds = |text: &str| parse_expiry(text).unwrap().time(now).seconds - now.timestamp();
+        assert_eq!((seconds("90d"), seconds("12h"), seconds("30m")), (90 * 86_400, 12 * 3_600, 1_800));
+        assert_eq!(parse_expiry("2027-01-01").unwrap().time(now).seconds, 1_798_761_600);
+        for wrong in ["", "d", "x", "-1d", "1w"] {
+            assert!(parse_expiry(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_key_is_a_line_with_its_state() {
+        let now = DateTime::from_timestamp(1_795_220_400, 0).unwrap();
+        let key = ApiKey {
+            key_id: "0123456789abcdef".into(),
+            name: "billing".into(),
+            grants: vec![
+                Grant { scope: Scope::Ingest.into(), client_ids: vec![], all_clients: true },
+                Grant { scope: Scope::Read.into(), client_ids: vec!["acme".into(), "beta".into()], all_clients: false },
+            ],
+            ..Default::default()
+        };
+        let expected = "0123456789abcdef  billing  ingest for all clients; read for acme, beta  live   never";
+        assert_eq!(to_table(&[key.clone()], now)[1].trim_end(), expected);
+        let revoked = ApiKey { revoke_time: Some(Timestamp::default()), ..key };
+        assert_eq!(state(&revoked, now), "revoked");
+    }
+}
