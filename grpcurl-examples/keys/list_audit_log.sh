@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Lists what admins did last.
+set -euo pipefail
+server=${METERD_SERVER:-127.0.0.1:50051}
+
+grpcurl -plaintext -d '{"page_size": 3}' "$server" metering.v1.KeyService/ListAuditLog
