@@ -34,6 +34,8 @@ LIVE_SECONDS = 10
 # Differs from run to run: pattern, and what stands for it.
 MASKS = [
     (r"\b[0-9a-f]{32}\b", "ID"),
+    (r"\bmtr_[0-9a-f]{16}_[0-9a-f]{64}\b", "API KEY"),
+    (r"\b[0-9a-f]{16}\b", "KEY ID"),
     (r"\d{4}-\d\d-\d\dT[0-9:.]+Z", "TIME"),
     (r"\d{4}-\d\d-\d\d", "DAY"),
     (r"\d{4}-\d\d", "MONTH"),
