@@ -99,7 +99,7 @@ pub struct Settings {
 pub struct DatabaseSettings {
     /// PostgreSQL 15 or newer to use. Without it meterd runs one of its own
     #[arg(long, env = "DATABASE_URL", hide_env_values = true, hide_default_value = true)]
-    pub database_url: Option<String>,
+    pub database_url: Option<Secret>,
     /// Where meterd's own PostgreSQL keeps its data
     #[arg(long, env = "METERD_DATA_DIR", default_value_os_t = default_data_dir())]
     pub data_dir: PathBuf,

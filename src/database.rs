@@ -17,7 +17,7 @@ impl Database {
     /// Opens the database that the settings name, starting our own if they name none.
     pub async fn open(settings: &DatabaseSettings) -> anyhow::Result<Self> {
         let (embedded, url) = match &settings.database_url {
-            Some(url) => (None, url.clone()),
+            Some(url) => (None, url.reveal().to_string()),
             None => {
                 let embedded = Embedded::start(&settings.embedded()).await?;
                 let url = embedded.url().to_string();

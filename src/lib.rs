@@ -14,6 +14,7 @@ pub mod grpc;
 pub mod ingest;
 pub mod jobs;
 pub mod postgres;
+mod redacted;
 pub mod store;
 pub mod web;
 

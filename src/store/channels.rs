@@ -4,8 +4,8 @@ use crate::domain::alert::Severity;
 use crate::store::locks;
 use sqlx::PgConnection;
 
-/// A place where alerts are told.
-#[derive(Clone, Debug)]
+/// A place where alerts are told. Not to be shown as a whole: it has the keys of a webhook.
+#[derive(Clone)]
 pub struct Channel {
     /// Number of proto enum NotificationChannelKind.
     pub kind: i16,
