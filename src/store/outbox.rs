@@ -10,8 +10,7 @@ use sqlx::{PgConnection, PgPool};
 /// Notifications that one digest takes in. What is beyond makes another one.
 const DIGEST_NOTIFICATIONS_MAX: i64 = 10_000;
 
-/// A channel that has something to send, locked.
-#[derive(Debug)]
+/// A channel that has something to send, locked. Not to be shown as a whole: it has the keys of a webhook.
 pub struct DueChannel {
     pub client_id: String,
     pub channel_id: i64,
