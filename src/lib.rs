@@ -12,6 +12,7 @@ pub mod error;
 pub mod grpc;
 pub mod ingest;
 pub mod jobs;
+pub mod net;
 pub mod postgres;
 pub mod store;
 pub mod web;

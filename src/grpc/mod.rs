@@ -1,9 +1,11 @@
 //! The services, thin: check, call, convert.
 
+pub mod admission;
 mod alerts;
 mod catalog;
 mod checks;
 mod clients;
+pub mod closing;
 pub mod codec;
 mod convert;
 mod creates;
@@ -16,9 +18,11 @@ mod json;
 pub mod layer;
 mod notifications;
 mod page_token;
+pub mod panics;
 mod policies;
 mod prices;
 mod query;
+mod received;
 mod record;
 mod status;
 mod stream;
@@ -26,6 +30,7 @@ mod subscribe;
 mod summaries;
 mod usage;
 
+use admission::Admitted;
 pub use page_token::PageTokens;
 pub use status::ERROR_DOMAIN;
 use status::keeping_request_id;
@@ -125,14 +130,21 @@ impl Handlers {
     /// Runs a handler in a task of its own: a caller that hangs up then cancels no database work half-way.
     async fn run<Req, Res, Fut>(
         &self,
-        request: Request<Req>,
+        mut request: Request<Req>,
         handler: impl FnOnce(Arc<Context>, Req) -> Fut,
     ) -> Result<Response<Res>, Status>
     where
         Fut: Future<Output = Result<Res, Error>> + Send + 'static,
         Res: Send + 'static,
     {
-        let work = keeping_request_id(handler(self.0.clone(), request.into_inner())).in_current_span();
+        // The task keeps the call's place: work that nobody waits for any more is work still.
+        let admitted = request.extensions_mut().remove::<Admitted>();
+        let handled = handler(self.0.clone(), request.into_inner());
+        let work = async move {
+            let _admitted = admitted;
+            handled.await
+        };
+        let work = keeping_request_id(work).in_current_span();
         let done = tokio::spawn(work).await.unwrap_or_else(|panic| Err(Error::internal(panic)));
         Ok(Response::new(done?))
     }
