@@ -7,15 +7,18 @@ use crate::auth::{Auth, KeyRing};
 use crate::catalog::{CatalogCache, seed};
 use crate::clock::Clock;
 use crate::config::Settings;
+use crate::grpc::admission::{AdmissionLayer, AdmissionLimits};
+use crate::grpc::closing::ClosingLayer;
 use crate::grpc::guard::GuardLayer;
 use crate::grpc::layer::CallLayer;
+use crate::grpc::panics::PanicLayer;
 use crate::grpc::{Context, Handlers, PageTokens};
 use crate::ingest::Ingest;
 use crate::jobs::{Scheduler, Work};
 use crate::postgres::Embedded;
 use crate::store::deployment::{self, Deployment};
 use crate::store::{connect, locks};
-use crate::{jobs, proto, web};
+use crate::{jobs, net, proto, web};
 use anyhow::Context as _;
 use sqlx::Connection;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
@@ -27,9 +30,10 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinHandle;
-use tonic::transport::server::TcpIncoming;
+use tonic::service::Routes;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
+use tower::ServiceBuilder;
 use tower_http::cors::CorsLayer;
 
 /// How often the database is asked whether it is there.
@@ -38,11 +42,6 @@ const PING_EVERY: Duration = Duration::from_secs(1);
 const PING_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long connections may take to close at the end.
 const POOL_CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
-/// Streams of one HTTP/2 connection.
-const CONCURRENT_STREAMS_MAX: u32 = 1_000;
-/// An idle connection is asked so often whether it is there, and cut when it does not answer for so long.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Brings the schema up to date and makes the deployment if there is none. Safely with several replicas at once.
 pub async fn prepare(options: &PgConnectOptions, settings: &Settings) -> anyhow::Result<Deployment> {
@@ -78,6 +77,7 @@ pub struct App {
     context: Arc<Context>,
     grpc: TcpListener,
     http: TcpListener,
+    tls: Option<net::Tls>,
     writers: Vec<JoinHandle<()>>,
     scheduler: Scheduler,
     feed_reader: JoinHandle<()>,
@@ -94,6 +94,7 @@ pub async fn build(
 ) -> anyhow::Result<App> {
     settings.check_exposure()?;
     settings.check_retention()?;
+    let tls = net::Tls::load(&settings.net)?;
     let bind = async |name: &str, address: SocketAddr| {
         let taken = || format!("{name} {address} cannot be listened on; is another server running there?");
         TcpListener::bind(address).await.with_context(taken)
@@ -143,7 +144,7 @@ pub async fn build(
         stopping,
         settings,
     });
-    Ok(App { context, grpc, http, writers, scheduler, feed_reader, notifier, stop })
+    Ok(App { context, grpc, http, tls, writers, scheduler, feed_reader, notifier, stop })
 }
 
 impl App {
@@ -165,7 +166,7 @@ impl App {
     /// Serves until `shutdown`, then stops in order, within the bound: NOT_SERVING, no new work, everything queued
     /// settled, connections closed. `supervise` keeps our own database alive meanwhile.
     pub async fn run(self, shutdown: impl Future<Output = ()>, embedded: Option<&Embedded>) -> anyhow::Result<()> {
-        let Self { context, grpc, http, writers, scheduler, feed_reader, notifier, stop } = self;
+        let Self { context, grpc, http, tls, writers, scheduler, feed_reader, notifier, stop } = self;
         let (health, health_service) = tonic_health::server::health_reporter();
         set_health(&health, ServingStatus::NotServing).await;
         let (ready, is_ready) = watch::channel(false);
@@ -195,24 +196,22 @@ impl App {
         jobs.push(tokio::spawn(notifier.run(context.notifications_wanted.clone(), context.stopping.clone())));
         jobs.push(tokio::spawn(watch_database(context.clone(), health, ready)));
 
-        let mut stopping = context.stopping.clone();
-        let mut stopped = async move || drop(stopping.wait_for(|stopping| *stopping).await);
-        let mut http_stopped = stopped.clone();
-        let http =
-            axum::serve(http, web::router(web_state)).with_graceful_shutdown(async move { http_stopped().await });
-        let http = tokio::spawn(http.into_future());
-
-        let server = tonic::transport::Server::builder()
-            .accept_http1(true)
-            .max_concurrent_streams(CONCURRENT_STREAMS_MAX)
-            .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
-            .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-            .layer(cors(&context.settings.web_origins)?)
-            // Outside of the call layer, so that its answers too are put as gRPC-Web wants them.
-            .layer(tonic_web::GrpcWebLayer::new())
-            .layer(CallLayer { request_timeout: Duration::from_secs(context.settings.request_timeout_seconds.into()) })
-            .layer(GuardLayer(context.auth.clone()))
-            .add_service(handlers.usage())
+        let settings = context.settings.clone();
+        let port = |name, tls| net::Port::new(name, tls, &context.stopping, &settings);
+        let grpc_port = port("grpc", tls.as_ref().map(net::Tls::grpc));
+        let http_port = port("http", tls.as_ref().map(net::Tls::http));
+        if let Some(tls) = tls {
+            jobs.push(tokio::spawn(tls.keep_fresh(context.stopping.clone())));
+        }
+        let mut http = tokio::spawn(net::serve(http, http_port, web::router(web_state)));
+        let request_timeout = Duration::from_secs(settings.request_timeout_seconds.into());
+        let limits = AdmissionLimits {
+            calls_max: settings.net.calls_max as usize,
+            streams_max: settings.net.streams_max as usize,
+            request_bytes_max: settings.net.request_bytes_max as usize,
+            receive_timeout: request_timeout,
+        };
+        let routes = Routes::new(handlers.usage())
             .add_service(handlers.alerts())
             .add_service(handlers.catalog())
             .add_service(handlers.clients())
@@ -220,15 +219,26 @@ impl App {
             .add_service(handlers.keys())
             .add_service(health_service)
             .add_service(reflection().build_v1()?)
-            .add_service(reflection().build_v1alpha()?);
-        let incoming = TcpIncoming::from(grpc).with_nodelay(Some(true));
-        let mut grpc = tokio::spawn(server.serve_with_incoming_shutdown(incoming, async move { stopped().await }));
+            .add_service(reflection().build_v1alpha()?)
+            .prepare();
+        // The first is the outermost.
+        let service = ServiceBuilder::new()
+            .layer(cors(&settings.web_origins)?)
+            // Outside of the call layer, so that its answers too are put as gRPC-Web wants them.
+            .layer(tonic_web::GrpcWebLayer::new())
+            .layer(CallLayer { request_timeout })
+            .layer(PanicLayer)
+            .layer(ClosingLayer { stopping: context.stopping.clone() })
+            .layer(GuardLayer(context.auth.clone()))
+            .layer(AdmissionLayer::new(&limits))
+            .service(routes);
+        let mut grpc = tokio::spawn(net::serve(grpc, grpc_port, service));
 
         let bound = Duration::from_secs(context.settings.stop_timeout_seconds.into());
         tokio::select! {
             () = shutdown => tracing::info!("stopping: settling what is under way"),
             ended = &mut grpc => {
-                ended??;
+                ended?;
                 anyhow::bail!("the gRPC server ended by itself");
             }
             () = supervise(embedded) => unreachable!("supervision never ends"),
@@ -243,11 +253,12 @@ impl App {
                 drop(job.await);
             }
             drop((&mut grpc).await);
-            drop(http.await);
+            drop((&mut http).await);
         };
         if tokio::time::timeout(bound, drain).await.is_err() {
             tracing::warn!(seconds = bound.as_secs(), "not everything settled in time; callers will send it again");
             grpc.abort();
+            http.abort();
         }
         // What still holds a connection then is a read that nobody will get the answer of.
         let close = async { tokio::join!(context.pool.close(), context.feed.close()) };

@@ -10,6 +10,7 @@ pub use notifications::{NotificationSettings, Secret, SmtpSettings, TwilioSettin
 use crate::domain::event::ACCEPT_FUTURE_SECONDS_MAX;
 use crate::ingest::IngestSettings;
 use crate::jobs::JobSettings;
+use crate::net::NetSettings;
 use crate::postgres::{EmbeddedSettings, default_data_dir};
 use chrono_tz::Tz;
 use clap::{Args, Command, ValueEnum};
@@ -26,6 +27,8 @@ pub struct Settings {
     pub notifications: NotificationSettings,
     #[command(flatten)]
     pub auth: AuthSettings,
+    #[command(flatten)]
+    pub net: NetSettings,
 
     /// Address of the gRPC port
     #[arg(long, env = "METERD_LISTEN", default_value = "127.0.0.1:50051", value_parser = parse_address)]

@@ -37,6 +37,8 @@ pub struct Error {
 const MESSAGE_VIOLATIONS_MAX: usize = 3;
 /// What callers are told to wait before they ask again a database that is away.
 const DATABASE_RETRY_DELAY: Duration = Duration::from_secs(1);
+/// A caller whose connection was old may come back at once: only not all at the same time.
+const AGED_RETRY_DELAY: Duration = Duration::from_millis(100);
 
 impl Violation {
     /// A violation of this field.
@@ -117,6 +119,15 @@ impl Error {
         Self {
             retry_delay: Some(DATABASE_RETRY_DELAY),
             ..Self::new(Code::Unavailable, ErrorReason::ShuttingDown, "the server is stopping; send again")
+        }
+    }
+
+    /// The connection has had its time.
+    pub fn connection_aged() -> Self {
+        let message = "the connection has been open for as long as it may; go on with a new one";
+        Self {
+            retry_delay: Some(AGED_RETRY_DELAY),
+            ..Self::new(Code::Unavailable, ErrorReason::ConnectionAged, message)
         }
     }
 

@@ -13,6 +13,7 @@ pub mod error;
 pub mod grpc;
 pub mod ingest;
 pub mod jobs;
+pub mod net;
 pub mod postgres;
 mod redacted;
 pub mod store;

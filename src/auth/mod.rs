@@ -73,7 +73,7 @@ const HEALTH: &str = "/grpc.health.v1.Health/";
 const REFLECTION: [&str; 2] = ["/grpc.reflection.v1.ServerReflection/", "/grpc.reflection.v1alpha.ServerReflection/"];
 
 /// A call that may go on.
-pub struct Admitted {
+pub struct Passed {
     pub caller: Arc<Caller>,
     /// Whether its answer is a stream, which ends with the caller's key.
     pub streaming: bool,
@@ -120,7 +120,7 @@ impl Auth {
 
     /// Lets a call pass whose method has a row, and whose caller has the scope for it. What it may do it to is for the
     /// handler to ask, which has the message.
-    pub async fn admit(&self, path: &str, headers: &HeaderMap) -> Result<Admitted, Error> {
+    pub async fn admit(&self, path: &str, headers: &HeaderMap) -> Result<Passed, Error> {
         let no_such_method = || Error::new(Code::Unimplemented, ErrorReason::Unspecified, "there is no such method");
         let of_grpc = match path {
             path if path.starts_with(HEALTH) => Some(self.settings.health),
@@ -129,8 +129,8 @@ impl Auth {
         };
         match of_grpc {
             Some(Access::Off) => return Err(no_such_method()),
-            Some(Access::Public) => return Ok(Admitted { caller: self.anybody.clone(), streaming: false }),
-            Some(Access::Keys) => return Ok(Admitted { caller: self.authenticate(headers).await?, streaming: true }),
+            Some(Access::Public) => return Ok(Passed { caller: self.anybody.clone(), streaming: false }),
+            Some(Access::Keys) => return Ok(Passed { caller: self.authenticate(headers).await?, streaming: true }),
             None => {}
         }
         let caller = self.authenticate(headers).await?;
@@ -138,7 +138,7 @@ impl Auth {
         if let Need::Scope(scope) = row.need {
             caller.check_scope(scope)?;
         }
-        Ok(Admitted { caller, streaming: row.streaming })
+        Ok(Passed { caller, streaming: row.streaming })
     }
 
     /// What returns once the caller's key is no longer good, with the reason. Nothing, where the caller has none.

@@ -1,12 +1,13 @@
 //! How commands reach the server, and how its errors read.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, ensure};
 use clap::Args;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::interceptor::{InterceptedService, Interceptor};
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt;
 
@@ -64,22 +65,78 @@ pub struct ConnectArgs {
     /// API key, where the server asks for one
     #[arg(long, env = "METERD_API_KEY", hide_env_values = true, value_name = "TOKEN", value_parser = parse_api_key)]
     pub api_key: Option<ApiKeyArg>,
+    #[command(flatten)]
+    pub tls: TlsArgs,
     /// Seconds that one call may take [default: depends on the command]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub timeout: Option<u64>,
 }
 
+/// How an https:// server is known, and how it knows its caller.
+#[derive(Args, Clone, Debug, Default)]
+pub struct TlsArgs {
+    /// Certificates, PEM, one of which must have signed the server's [default: those of the system]
+    #[arg(long, env = "METERD_TLS_CA", value_name = "FILE")]
+    pub tls_ca: Option<PathBuf>,
+    /// Certificate chain to show to a server that asks for one, PEM
+    #[arg(long, env = "METERD_TLS_CLIENT_CERT", value_name = "FILE")]
+    pub tls_client_cert: Option<PathBuf>,
+    /// Private key of that certificate, PEM
+    #[arg(long, env = "METERD_TLS_CLIENT_KEY", value_name = "FILE")]
+    pub tls_client_key: Option<PathBuf>,
+}
+
+impl TlsArgs {
+    fn config(&self) -> anyhow::Result<ClientTlsConfig> {
+        let read = |flag: &str, path: &Path| {
+            std::fs::read(path).with_context(|| format!("{flag} {} cannot be read", path.display()))
+        };
+        let config = match &self.tls_ca {
+            Some(ca) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read("--tls-ca", ca)?)),
+            None => ClientTlsConfig::new().with_native_roots(),
+        };
+        Ok(match (&self.tls_client_cert, &self.tls_client_key) {
+            (Some(cert), Some(key)) => {
+                let (cert, key) = (read("--tls-client-cert", cert)?, read("--tls-client-key", key)?);
+                config.identity(Identity::from_pem(cert, key))
+            }
+            (None, None) => config,
+            _ => anyhow::bail!("--tls-client-cert and --tls-client-key go together: give both, or neither"),
+        })
+    }
+
+    /// Files of TLS for a server that speaks in the clear: the caller means otherwise, and should not be in the clear unawares.
+    fn check_unused(&self, url: &str) -> anyhow::Result<()> {
+        let flags = [
+            ("--tls-ca", &self.tls_ca),
+            ("--tls-client-cert", &self.tls_client_cert),
+            ("--tls-client-key", &self.tls_client_key),
+        ];
+        let given = flags.iter().find(|(_, path)| path.is_some());
+        ensure!(given.is_none(), "{} is for TLS, and {url} is not: use https://", given.map_or("", |(flag, _)| flag));
+        Ok(())
+    }
+}
+
 impl ConnectArgs {
-    /// To a server that asks for nothing.
-    pub fn plain(server: &str) -> Self {
-        Self { server: server.into(), api_key: None, timeout: None }
+    /// A server, and nothing else.
+    pub fn to(server: &str) -> Self {
+        Self { server: server.into(), api_key: None, tls: TlsArgs::default(), timeout: None }
     }
 
     /// Connects now, so that a server that is not there is told at once.
     pub async fn channel(&self) -> anyhow::Result<Connection> {
-        let url = server_url(&self.server)?;
+        let url = server_url(&self.server);
         let endpoint = Endpoint::from_shared(url.clone())
-            .with_context(|| format!("--server {:?} is not an address", self.server))?
+            .with_context(|| format!("--server {:?} is not an address", self.server))?;
+        let endpoint = match url.starts_with("https://") {
+            true => endpoint.tls_config(self.tls.config()?).context("what the --tls flags name cannot be used")?,
+            false => {
+                self.tls.check_unused(&url)?;
+                endpoint
+            }
+        };
+        let endpoint = endpoint
             .connect_timeout(CONNECT_TIMEOUT)
             .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
             .keep_alive_timeout(KEEP_ALIVE_TIMEOUT);
@@ -121,15 +178,12 @@ pub fn clients_client(channel: Connection) -> ClientServiceClient<Connection> {
         .max_encoding_message_size(MESSAGE_BYTES_MAX)
 }
 
-fn server_url(server: &str) -> anyhow::Result<String> {
+fn server_url(server: &str) -> String {
     let server = server.trim();
-    if server.starts_with("https://") {
-        bail!("--server {server}: this build speaks plain HTTP/2 only; use http://");
-    }
-    Ok(match server.contains("://") {
+    match server.contains("://") {
         true => server.to_owned(),
         false => format!("http://{server}"),
-    })
+    }
 }
 
 fn root_cause(error: &dyn std::error::Error) -> String {
@@ -203,9 +257,9 @@ mod tests {
 
     #[test]
     fn an_address_may_leave_out_the_scheme() {
-        assert_eq!(server_url("localhost:50051").unwrap(), "http://localhost:50051");
-        assert_eq!(server_url("http://a:1").unwrap(), "http://a:1");
-        assert!(server_url("https://a:1").is_err());
+        assert_eq!(server_url("localhost:50051"), "http://localhost:50051");
+        assert_eq!(server_url("http://a:1"), "http://a:1");
+        assert_eq!(server_url("https://a:1"), "https://a:1");
     }
 
     #[test]
@@ -250,7 +304,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_absent_server_is_told_with_what_to_do() {
-        let args = ConnectArgs::plain("127.0.0.1:1");
+        let args = ConnectArgs::to("127.0.0.1:1");
         let text = args.channel().await.unwrap_err().to_string();
         assert!(text.contains("no server answers at http://127.0.0.1:1"), "{text}");
         assert!(text.contains("meterd serve"), "{text}");

@@ -4,6 +4,7 @@ use crate::app;
 use crate::clock::Clock;
 use crate::config::Settings;
 use crate::database::Database;
+use crate::net::{self, Tls};
 use std::io::Write;
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
@@ -27,6 +28,9 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     };
     args.settings.check_exposure()?;
     args.settings.check_retention()?;
+    // Read here too, so that a wrong file is told before a database is opened for it.
+    Tls::load(&args.settings.net)?;
+    net::allow_open_files(&args.settings.net);
     let database = Database::open(&args.settings.database).await?;
     let served = serve(args.settings, &database, shutdown).await;
     let closed = database.close().await;
@@ -48,20 +52,24 @@ fn greet(app: &app::App, database: &Database) {
     let (grpc, http) = (app.grpc_address(), app.http_address());
     // As this was called, since `cargo run` puts no meterd on the PATH.
     let meterd = std::env::args().next().unwrap_or_else(|| "meterd".into());
-    let server = if grpc.to_string() == "127.0.0.1:50051" { String::new() } else { format!(" --server {grpc}") };
+    let (server, scheme, plain) = match &app.context().settings.net.tls_cert {
+        Some(_) => (format!(" --server https://{grpc}"), "https", ""),
+        None if grpc.to_string() == "127.0.0.1:50051" => (String::new(), "http", "-plaintext "),
+        None => (format!(" --server {grpc}"), "http", "-plaintext "),
+    };
     // A closed stdout is no reason to stop.
     let _ = writeln!(
         std::io::stdout(),
         "meterd {version} is ready
   gRPC     {grpc}   (reflection is on)
-  health   http://{http}/readyz   metrics http://{http}/metrics
+  health   {scheme}://{http}/readyz   metrics {scheme}://{http}/metrics
   data     {data}
 
 Record an event, then read the month:
   {meterd} track{server} acme openai --operation chat_completion --model gpt-4o-mini --input-tokens 374 --output-tokens 44
   {meterd} usage{server} acme
 or from any language over gRPC, here with grpcurl:
-  grpcurl -plaintext -d '{{\"event\":{{\"client_id\":\"acme\",\"service\":\"twilio_sms\",\"units\":\"3\"}}}}' \\
+  grpcurl {plain}-d '{{\"event\":{{\"client_id\":\"acme\",\"service\":\"twilio_sms\",\"units\":\"3\"}}}}' \\
     {grpc} metering.v1.UsageService/TrackUsage
 ",
         version = env!("CARGO_PKG_VERSION"),

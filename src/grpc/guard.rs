@@ -50,12 +50,12 @@ where
         // The clone may not be ready; the one that was asked is.
         let mut inner = std::mem::replace(&mut self.inner, next);
         Box::pin(async move {
-            let admitted = match auth.admit(request.uri().path(), request.headers()).await {
-                Ok(admitted) => admitted,
+            let passed = match auth.admit(request.uri().path(), request.headers()).await {
+                Ok(passed) => passed,
                 Err(error) => return Ok(Status::from(error).into_http()),
             };
-            let ended = admitted.streaming.then(|| auth.ended(&admitted.caller)).flatten();
-            request.extensions_mut().insert(admitted.caller);
+            let ended = passed.streaming.then(|| auth.ended(&passed.caller)).flatten();
+            request.extensions_mut().insert(passed.caller);
             let response = inner.call(request).await?;
             Ok(match ended {
                 Some(ended) => response.map(|body| Body::new(EndingBody::new(body, ended))),

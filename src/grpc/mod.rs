@@ -1,10 +1,12 @@
 //! The services, thin: check, call, convert.
 
+pub mod admission;
 mod alerts;
 pub mod audit;
 mod catalog;
 mod checks;
 mod clients;
+pub mod closing;
 pub mod codec;
 mod convert;
 mod creates;
@@ -19,9 +21,11 @@ pub mod keys;
 pub mod layer;
 mod notifications;
 mod page_token;
+pub mod panics;
 mod policies;
 mod prices;
 mod query;
+mod received;
 mod record;
 mod status;
 mod stream;
@@ -29,6 +33,7 @@ mod subscribe;
 mod summaries;
 mod usage;
 
+use admission::Admitted;
 pub use page_token::PageTokens;
 pub use status::ERROR_DOMAIN;
 use status::keeping_request_id;
@@ -42,6 +47,7 @@ use crate::clock::Clock;
 use crate::config::Settings;
 use crate::error::Error;
 use crate::ingest::Ingest;
+use crate::net::Peer;
 use crate::proto::alert_service_server::AlertServiceServer;
 use crate::proto::catalog_service_server::CatalogServiceServer;
 use crate::proto::client_service_server::ClientServiceServer;
@@ -158,17 +164,20 @@ impl Handlers {
     /// caller was checked, and inside of an entry of the audit log where the role matrix says so.
     async fn run_as<Req: Guarded, Res, Fut>(
         &self,
-        request: Request<Req>,
+        mut request: Request<Req>,
         handler: impl FnOnce(Arc<Context>, Arc<Caller>, Req) -> Fut + Send + 'static,
     ) -> Result<Response<Res>, Status>
     where
         Fut: Future<Output = Result<Res, Error>> + Send + 'static,
         Res: Send + 'static,
     {
+        // The task keeps the call's place: work that nobody waits for any more is work still.
+        let admitted = request.extensions_mut().remove::<Admitted>();
         let address = address(&request);
         let (caller, request) = admit(request)?;
         let context = self.0.clone();
         let work = async move {
+            let _admitted = admitted;
             if !Req::ROW.audited {
                 return handler(context, caller, request).await;
             }
@@ -200,5 +209,5 @@ fn admit<Req: Guarded>(request: Request<Req>) -> Result<(Arc<Caller>, Req), Erro
 
 /// Where a call comes from.
 fn address<T>(request: &Request<T>) -> String {
-    request.remote_addr().map_or_else(String::new, |address| address.to_string())
+    request.extensions().get::<Peer>().map_or_else(String::new, |peer| peer.address.to_string())
 }

@@ -72,6 +72,16 @@ fn describe() {
         "meterd_alert_feed_sequence",
         "Number of the last change of an alert that this replica has read"
     );
+    metrics::describe_gauge!("meterd_connections", "Open connections by port");
+    metrics::describe_counter!(
+        "meterd_connections_refused_total",
+        "Connections closed before their first call by port and reason: full, handshake_timeout, tls"
+    );
+    metrics::describe_counter!("meterd_calls_shed_total", "Calls refused with SERVER_BUSY by limit");
+    metrics::describe_counter!(
+        "meterd_tls_reload_failures_total",
+        "Changed certificates or keys that could not be taken into use"
+    );
     metrics::describe_gauge!("meterd_pool_connections", "Connections of the pool by state");
 }
 

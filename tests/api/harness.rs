@@ -251,6 +251,13 @@ impl TestServer {
         tx
     }
 
+    /// Waits until an event has come so far that its writer waits for `stall_writers`.
+    pub async fn until_a_writer_waits(&self) {
+        let waiting = "SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted
+                       AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+        eventually(async || self.sql(waiting).await > 0).await;
+    }
+
     /// Rollups and totals against the events.
     pub async fn verify(&self) -> Verified {
         verify_all(&self.pool, None, None).await.unwrap()

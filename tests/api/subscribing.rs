@@ -133,7 +133,7 @@ impl Follower {
     }
 
     /// What the stream ends with.
-    async fn end(mut self) -> Status {
+    pub async fn end(mut self) -> Status {
         loop {
             if let Err(status) = self.change().await {
                 return status;

@@ -223,7 +223,7 @@ impl<'a> Bench<'a> {
         address: &str,
         watch: Watch,
     ) -> anyhow::Result<Self> {
-        let connect = ConnectArgs::plain(address);
+        let connect = ConnectArgs::to(address);
         let mut channels = vec![];
         for _ in 0..args.connections {
             channels.push(connect.channel().await?);

@@ -92,7 +92,7 @@ pub async fn measure_all(args: &AlertsArgs, place: &Place) -> anyhow::Result<Rep
     conn.close().await?;
     let watch = Watch::new(server.pid().context("the server has ended")?, database.backend_pid, place.database());
     let load_average_before = cpu::load_average();
-    let connect = ConnectArgs::plain(&server.address);
+    let connect = ConnectArgs::to(&server.address);
     let mut channels = vec![];
     for _ in 0..args.connections {
         channels.push(connect.channel().await?);

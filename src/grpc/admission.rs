@@ -1,0 +1,205 @@
+//! Who is let in: so many calls and streams at once, and so many bytes of requests. Beyond, callers are told to come back.
+
+use super::received::{Budget, Held, ReceivedBody};
+use crate::error::Error;
+use crate::proto::{self, ErrorReason};
+use hyper::body::{Frame, SizeHint};
+use prost::Message;
+use std::collections::HashMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tonic::Status;
+use tonic::body::Body;
+use tonic::codegen::http::{Request, Response};
+use tower::{Layer, Service};
+
+/// When to ask again for one of the places.
+const RETRY_DELAY: Duration = Duration::from_secs(1);
+
+/// A call's place and the bytes of its request. In the extensions of its request, so that work which goes on after its caller
+/// has hung up keeps them: whoever resets calls as fast as it makes them gets no more work done than others.
+#[derive(Clone)]
+pub struct Admitted {
+    permit: Arc<OwnedSemaphorePermit>,
+    _held: Arc<Held>,
+}
+
+/// How many may be in.
+#[derive(Clone, Copy, Debug)]
+pub struct AdmissionLimits {
+    pub calls_max: usize,
+    pub streams_max: usize,
+    pub request_bytes_max: usize,
+    /// Longest time for a message to arrive, whatever deadline its caller gives.
+    pub receive_timeout: Duration,
+}
+
+/// Which sides of a call go on.
+#[derive(Clone, Copy, Default)]
+struct Streams {
+    request: bool,
+    answer: bool,
+}
+
+struct Places {
+    streams_of: HashMap<String, Streams>,
+    calls: Arc<Semaphore>,
+    streams: Arc<Semaphore>,
+    budget: Arc<Budget>,
+    receive_timeout: Duration,
+}
+
+/// Wraps a service.
+#[derive(Clone)]
+pub struct AdmissionLayer(Arc<Places>);
+
+/// A wrapped service.
+#[derive(Clone)]
+pub struct AdmissionService<S> {
+    inner: S,
+    places: Arc<Places>,
+}
+
+impl AdmissionLayer {
+    /// With so many places.
+    pub fn new(limits: &AdmissionLimits) -> Self {
+        Self(Arc::new(Places {
+            streams_of: streams_of(),
+            calls: Arc::new(Semaphore::new(limits.calls_max)),
+            streams: Arc::new(Semaphore::new(limits.streams_max)),
+            budget: Arc::new(Budget::new(limits.request_bytes_max)),
+            receive_timeout: limits.receive_timeout,
+        }))
+    }
+}
+
+impl<S> Layer<S> for AdmissionLayer {
+    type Service = AdmissionService<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        AdmissionService { inner, places: self.0.clone() }
+    }
+}
+
+/// The methods of all services that stream, by path. A method that is not there is refused by the router, and no stream.
+fn streams_of() -> HashMap<String, Streams> {
+    let sets = [
+        proto::DESCRIPTORS,
+        tonic_health::pb::FILE_DESCRIPTOR_SET,
+        tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
+        tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
+    ];
+    let sets = sets.map(|set| prost_types::FileDescriptorSet::decode(set).expect("descriptors made by the build"));
+    let mut streams_of = HashMap::new();
+    for file in sets.into_iter().flat_map(|set| set.file) {
+        for service in &file.service {
+            for method in &service.method {
+                let streams = Streams { request: method.client_streaming(), answer: method.server_streaming() };
+                let path = format!("/{}.{}/{}", file.package(), service.name(), method.name());
+                if streams.request || streams.answer {
+                    streams_of.insert(path, streams);
+                }
+            }
+        }
+    }
+    streams_of
+}
+
+/// The server has as much to do as it may.
+pub(super) fn busy(what: &'static str) -> Error {
+    metrics::counter!("meterd_calls_shed_total", "limit" => what).increment(1);
+    let message = format!("the server has as many {what} in hand as it may; send again, to another replica or later");
+    Error::exhausted(ErrorReason::ServerBusy, message, RETRY_DELAY).with("limit", what)
+}
+
+impl<S> Service<Request<Body>> for AdmissionService<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>>,
+    S::Future: Send + 'static,
+    S::Error: Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, S::Error>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let places = &self.places;
+        let streams = places.streams_of.get(request.uri().path()).copied().unwrap_or_default();
+        let (of, what) = match streams.request || streams.answer {
+            true => (&places.streams, "streams"),
+            false => (&places.calls, "calls"),
+        };
+        let Ok(permit) = of.clone().try_acquire_owned() else {
+            return Box::pin(async move { Ok(Status::from(busy(what)).into_http()) });
+        };
+        let held = Arc::new(Held::new(&places.budget));
+        let admitted = Admitted { permit: Arc::new(permit), _held: held.clone() };
+        let mut request =
+            request.map(|body| Body::new(ReceivedBody::new(body, held, streams.request, places.receive_timeout)));
+        request.extensions_mut().insert(admitted.clone());
+        let call = self.inner.call(request);
+        Box::pin(async move {
+            let answer = call.await?;
+            Ok(match streams.answer {
+                true => answer.map(|inner| Body::new(AdmittedBody { inner, _permit: admitted.permit.clone() })),
+                false => answer,
+            })
+        })
+    }
+}
+
+/// A stream that has its place for as long as it goes on.
+struct AdmittedBody {
+    inner: Body,
+    _permit: Arc<OwnedSemaphorePermit>,
+}
+
+impl hyper::body::Body for AdmittedBody {
+    type Data = bytes::Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<bytes::Bytes>, Status>>> {
+        Pin::new(&mut self.inner).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_stream_of_every_service_is_known_as_one() {
+        let of = streams_of();
+        let mut paths: Vec<_> = of.keys().map(String::as_str).collect();
+        paths.sort_unstable();
+        assert_eq!(
+            paths,
+            [
+                "/grpc.health.v1.Health/Watch",
+                "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+                "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+                "/metering.v1.AlertService/SubscribeAlerts",
+                "/metering.v1.UsageService/ExportUsage",
+                "/metering.v1.UsageService/StreamUsage",
+            ]
+        );
+        assert!(of["/metering.v1.UsageService/StreamUsage"].request);
+        assert!(!of["/metering.v1.UsageService/ExportUsage"].request);
+    }
+}

@@ -1,0 +1,86 @@
+//! Ends the streams of a connection that has to end, and those of health and reflection when the server stops.
+
+use super::ending::EndingBody;
+use crate::error::Error;
+use crate::net::{Ending, Peer};
+use hyper::body::Body as _;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use tokio::sync::watch;
+use tonic::body::Body;
+use tonic::codegen::http::{Request, Response};
+use tower::{Layer, Service};
+
+/// Wraps a service.
+#[derive(Clone, Debug)]
+pub struct ClosingLayer {
+    /// True once the server is to stop.
+    pub stopping: watch::Receiver<bool>,
+}
+
+/// A wrapped service.
+#[derive(Clone, Debug)]
+pub struct ClosingService<S> {
+    inner: S,
+    stopping: watch::Receiver<bool>,
+}
+
+impl<S> Layer<S> for ClosingLayer {
+    type Service = ClosingService<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        ClosingService { inner, stopping: self.stopping.clone() }
+    }
+}
+
+impl<S> Service<Request<Body>> for ClosingService<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>>,
+    S::Future: Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, S::Error>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let ending = request.extensions().get::<Peer>().map(|peer| peer.ending.clone());
+        // Those of other crates know nothing of our stop; ours settle what they have first.
+        let stopping = request.uri().path().starts_with("/grpc.").then(|| self.stopping.clone());
+        let call = self.inner.call(request);
+        Box::pin(async move {
+            let answer = call.await?;
+            // Such as a status in the headers.
+            if answer.body().is_end_stream() {
+                return Ok(answer);
+            }
+            Ok(answer.map(|inner| Body::new(EndingBody::new(inner, must_end(ending, stopping)))))
+        })
+    }
+}
+
+async fn must_end(ending: Option<watch::Receiver<Ending>>, stopping: Option<watch::Receiver<bool>>) -> Error {
+    let ended = async {
+        let Some(mut ending) = ending else { return std::future::pending().await };
+        let why = ending.wait_for(|ending| *ending != Ending::No).await.map(|why| *why);
+        match why {
+            Ok(Ending::Aged) => Error::connection_aged(),
+            Ok(_) => Error::shutting_down(),
+            // The connection is gone already.
+            Err(_) => std::future::pending().await,
+        }
+    };
+    let stopped = async {
+        let Some(mut stopping) = stopping else { return std::future::pending().await };
+        drop(stopping.wait_for(|stopping| *stopping).await);
+        Error::shutting_down()
+    };
+    tokio::select! {
+        error = ended => error,
+        error = stopped => error,
+    }
+}

@@ -1,0 +1,121 @@
+//! The accept loop of both ports.
+
+use super::connection;
+use super::http;
+use crate::config::Settings;
+use hyper::body::Body;
+use hyper_util::rt::TokioExecutor;
+use hyper_util::server::conn::auto::Builder;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_rustls::rustls::ServerConfig;
+use tonic::codegen::StdError;
+use tonic::codegen::http::{Request, Response};
+
+/// After an error that is not one connection's, such as no file descriptor to be had, the next try waits.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How one port is served.
+pub struct Port {
+    /// Of metrics: "grpc" or "http".
+    pub name: &'static str,
+    /// Of new connections; none speaks in the clear.
+    pub tls: Option<watch::Receiver<Arc<ServerConfig>>>,
+    /// True once the server is to stop.
+    pub stopping: watch::Receiver<bool>,
+    pub connections_max: usize,
+    /// After so long a connection takes no more calls, and after so much more those that still go on end.
+    pub age: Duration,
+    pub age_grace: Duration,
+    /// The whole time for an orderly stop.
+    pub stop_timeout: Duration,
+}
+
+impl Port {
+    /// As the settings say.
+    pub fn new(
+        name: &'static str,
+        tls: Option<watch::Receiver<Arc<ServerConfig>>>,
+        stopping: &watch::Receiver<bool>,
+        settings: &Settings,
+    ) -> Self {
+        let seconds = |seconds: u32| Duration::from_secs(seconds.into());
+        Self {
+            name,
+            tls,
+            stopping: stopping.clone(),
+            connections_max: settings.net.inbound_connections_max as usize,
+            age: seconds(settings.net.connection_age_seconds),
+            age_grace: seconds(settings.net.connection_age_grace_seconds),
+            stop_timeout: seconds(settings.stop_timeout_seconds),
+        }
+    }
+}
+
+/// What the connections of a port share.
+pub(super) struct Shared<S> {
+    pub service: S,
+    pub http: Builder<TokioExecutor>,
+    pub port: Port,
+}
+
+impl<S> Shared<S> {
+    /// Waits until the server is to stop.
+    pub async fn stopped(&self) {
+        drop(self.port.stopping.clone().wait_for(|stopping| *stopping).await);
+    }
+
+    /// Counts a connection that was closed before its first call.
+    pub fn refused(&self, reason: &'static str) {
+        metrics::counter!("meterd_connections_refused_total", "port" => self.port.name, "reason" => reason)
+            .increment(1);
+    }
+}
+
+/// Serves a port until the server is to stop and the last connection has ended. Dropped, it cuts all that are left.
+pub async fn serve<S, B>(listener: TcpListener, port: Port, service: S)
+where
+    S: tower::Service<Request<tonic::body::Body>, Response = Response<B>> + Clone + Send + Sync + 'static,
+    S::Future: Send,
+    S::Error: Into<StdError>,
+    B: Body<Data = bytes::Bytes> + Send + 'static,
+    B::Error: Into<StdError>,
+{
+    let open = metrics::gauge!("meterd_connections", "port" => port.name);
+    let shared = Arc::new(Shared { service, http: http::builder(), port });
+    let mut connections = JoinSet::new();
+    loop {
+        open.set(connections.len() as f64);
+        tokio::select! {
+            // Before the next is taken, so that one that has ended leaves room.
+            biased;
+            () = shared.stopped() => break,
+            Some(_) = connections.join_next() => {}
+            accepted = listener.accept() => match accepted {
+                // Closed at once: a caller that is told goes elsewhere, one that waits does not.
+                Ok(_) if connections.len() >= shared.port.connections_max => shared.refused("full"),
+                Ok((stream, address)) => {
+                    connections.spawn(connection::serve(stream, address, shared.clone()));
+                }
+                Err(error) if of_one_connection(&error) => {}
+                Err(error) => {
+                    tracing::error!(%error, port = shared.port.name, "connections cannot be taken; trying again");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            },
+        }
+    }
+    drop(listener);
+    while connections.join_next().await.is_some() {
+        open.set(connections.len() as f64);
+    }
+}
+
+fn of_one_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
+}

@@ -1,0 +1,37 @@
+//! Settings of connections and of what may come in through them.
+
+use clap::Args;
+use std::path::PathBuf;
+
+/// Settings of connections and of what may come in through them.
+#[derive(Args, Clone, Debug)]
+pub struct NetSettings {
+    /// Connections that each port takes at once; one more is closed
+    #[arg(long, env = "METERD_INBOUND_CONNECTIONS_MAX", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub inbound_connections_max: u32,
+    /// After so long a connection takes no more calls, and its caller makes a new one
+    #[arg(long, env = "METERD_CONNECTION_AGE_SECONDS", default_value_t = 3_600, value_parser = clap::value_parser!(u32).range(1..=864_000))]
+    pub connection_age_seconds: u32,
+    /// How long calls of such a connection may still go on, before they end with CONNECTION_AGED
+    #[arg(long, env = "METERD_CONNECTION_AGE_GRACE_SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    pub connection_age_grace_seconds: u32,
+    /// Calls at once, but for streams
+    #[arg(long, env = "METERD_CALLS_MAX", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub calls_max: u32,
+    /// Streams at once: subscriptions, usage streams, exports, health watches and reflection
+    #[arg(long, env = "METERD_STREAMS_MAX", default_value_t = 30_000, value_parser = clap::value_parser!(u32).range(1..=2_000_000))]
+    pub streams_max: u32,
+    /// Bytes that requests may take while they are received and worked on, of all connections; the first 16 KiB of each are free
+    #[arg(long, env = "METERD_REQUEST_BYTES_MAX", default_value_t = 256 * 1024 * 1024, value_parser = clap::value_parser!(u64).range(16_777_216..=1_099_511_627_776))]
+    pub request_bytes_max: u64,
+
+    /// Certificate chain for both ports, PEM. Read again when it changes
+    #[arg(long, env = "METERD_TLS_CERT", value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+    /// Private key of the certificate, PEM. Read again when it changes
+    #[arg(long, env = "METERD_TLS_KEY", value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+    /// Certificates, PEM, one of which must have signed what callers of the gRPC port show. Read again when it changes
+    #[arg(long, env = "METERD_TLS_CLIENT_CA", value_name = "FILE")]
+    pub tls_client_ca: Option<PathBuf>,
+}

@@ -1,0 +1,8 @@
+//! The real binary under callers that abuse the protocol: its memory stays within its bound, others are served as before,
+//! and nothing of it is left. And stops beside peers that do not help.
+
+mod beside;
+mod frames;
+mod process;
+mod scenarios;
+mod stops;

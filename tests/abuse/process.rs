@@ -1,0 +1,143 @@
+//! The real binary with its own PostgreSQL, and what it takes of the machine.
+
+use meterd::proto::usage_service_client::UsageServiceClient;
+use meterd::proto::{TrackUsageRequest, UsageEvent};
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tonic::transport::Channel;
+
+/// A server process over a data directory of its own; both end with the test.
+pub struct Process {
+    data_dir: PathBuf,
+    ports: [u16; 2],
+    server: Mutex<Child>,
+}
+
+impl Process {
+    /// Starts one, and waits until it serves.
+    pub async fn start(flags: &[&str]) -> Self {
+        let data_dir = tempfile::Builder::new().prefix("meterd-abuse-").tempdir().unwrap().keep();
+        Self::start_over(data_dir, flags).await
+    }
+
+    async fn start_over(data_dir: PathBuf, flags: &[&str]) -> Self {
+        let ports = [0; 2].map(|_: u16| TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port());
+        let log = std::fs::File::options().create(true).append(true).open(data_dir.with_extension("log")).unwrap();
+        let server = Command::new(env!("CARGO_BIN_EXE_meterd"))
+            .arg("serve")
+            .arg(format!("--data-dir={}", data_dir.display()))
+            .arg(format!("--listen=127.0.0.1:{}", ports[0]))
+            .arg(format!("--http-listen=127.0.0.1:{}", ports[1]))
+            .args(flags)
+            .env_remove("DATABASE_URL")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let process = Self { data_dir, ports, server: Mutex::new(server) };
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while process.track("first").await.is_err() {
+            assert!(Instant::now() < deadline, "the server did not come up");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        process
+    }
+
+    /// The same data, served again after a stop.
+    pub async fn start_again(&mut self, flags: &[&str]) {
+        let again = Self::start_over(self.data_dir.clone(), flags).await;
+        // The one that has stopped owns nothing any more: only its data directory, which is now that of the other.
+        let mut stopped = std::mem::replace(self, again);
+        stopped.data_dir = PathBuf::new();
+    }
+
+    /// Where gRPC is served.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.ports[0])
+    }
+
+    /// A connection of its own.
+    pub fn channel(&self) -> Channel {
+        let endpoint = Channel::from_shared(format!("http://{}", self.address())).unwrap();
+        endpoint.connect_timeout(Duration::from_secs(5)).timeout(Duration::from_secs(10)).connect_lazy()
+    }
+
+    /// Records one event over a new connection.
+    pub async fn track(&self, key: &str) -> Result<(), tonic::Status> {
+        track(&mut UsageServiceClient::new(self.channel()), key).await
+    }
+
+    fn pid(&self) -> u32 {
+        self.server.lock().unwrap().id()
+    }
+
+    /// Resident memory, in MiB.
+    pub fn resident_mib(&self) -> f64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<f64>().unwrap() / 1024.0
+    }
+
+    /// Open file descriptors.
+    pub fn files(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().count()
+    }
+
+    /// Open connections of the gRPC port.
+    pub async fn connections(&self) -> usize {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.ports[1])).await.unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n").await.unwrap();
+        let mut page = String::new();
+        stream.read_to_string(&mut page).await.unwrap();
+        let line = page.lines().find_map(|line| line.strip_prefix("meterd_connections{port=\"grpc\"} "));
+        line.expect("the gauge").parse().unwrap()
+    }
+
+    /// SIGTERM; gives the exit code and how long it took.
+    pub async fn stop(&self) -> (Option<i32>, Duration) {
+        let begun = Instant::now();
+        assert!(Command::new("kill").args(["-TERM", &self.pid().to_string()]).status().unwrap().success());
+        loop {
+            if let Some(status) = self.server.lock().unwrap().try_wait().unwrap() {
+                return (status.code(), begun.elapsed());
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let server = self.server.get_mut().unwrap();
+        drop(server.kill());
+        drop(server.wait());
+        if self.data_dir.as_os_str().is_empty() {
+            return;
+        }
+        if let Ok(file) = std::fs::read_to_string(self.data_dir.join("postgres/postmaster.pid")) {
+            let pid = file.lines().next().unwrap_or_default();
+            drop(Command::new("kill").args(["-QUIT", pid]).stderr(Stdio::null()).status());
+            std::thread::sleep(Duration::from_millis(500));
+        }
+        drop(std::fs::remove_dir_all(&self.data_dir));
+        drop(std::fs::remove_file(self.data_dir.with_extension("log")));
+    }
+}
+
+/// Records one event.
+pub async fn track(usage: &mut UsageServiceClient<Channel>, key: &str) -> Result<(), tonic::Status> {
+    let event = UsageEvent {
+        client_id: "well-behaved".into(),
+        service: "sms".into(),
+        units: "1".into(),
+        idempotency_key: key.into(),
+        ..Default::default()
+    };
+    usage.track_usage(TrackUsageRequest { event: Some(event) }).await.map(drop)
+}

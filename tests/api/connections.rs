@@ -1,0 +1,142 @@
+//! Connections: how many, how long, and those that say nothing.
+
+use crate::harness::*;
+use crate::subscribing::{Follower, raise};
+use meterd::clock::Clock;
+use meterd::proto::*;
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tonic::metadata::MetadataValue;
+use tonic::{Code, Request};
+use tonic_types::StatusExt;
+
+async fn open(address: &str) -> TcpStream {
+    TcpStream::connect(address.trim_start_matches("http://")).await.unwrap()
+}
+
+/// How long a connection is left open.
+async fn closed_after(mut stream: TcpStream) -> Duration {
+    let begun = Instant::now();
+    let mut bytes = vec![];
+    drop(tokio::time::timeout(Duration::from_secs(30), stream.read_to_end(&mut bytes)).await.expect("closed in 30 s"));
+    begun.elapsed()
+}
+
+#[tokio::test]
+async fn a_connection_that_does_not_say_what_it_wants_is_closed_after_ten_seconds() {
+    let server = TestServer::start().await;
+    let say = async |address: &str, bytes: &[u8]| {
+        let mut stream = open(address).await;
+        stream.write_all(bytes).await.unwrap();
+        closed_after(stream).await
+    };
+    let beginnings: [&[u8]; 4] = [b"", b"PRI * HTTP/2.0", b"GET /healthz", b"POST / HTTP/1.1\r\nHost: test\r\n"];
+    let mut waits = vec![];
+    for address in [&server.address, &server.http_address] {
+        waits.extend(beginnings.map(|bytes| say(address, bytes)));
+    }
+    let (waits, recorded) =
+        tokio::join!(futures_util::future::join_all(waits), server.track(event("acme", "sms", "1")));
+    recorded.unwrap();
+    for wait in waits {
+        assert!((9.5..15.0).contains(&wait.as_secs_f64()), "{wait:?}");
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn one_connection_more_than_may_be_is_closed_at_once_and_leaves_the_others_alone() {
+    let server = TestServer::start_with(&["--inbound-connections-max=2"], Clock::system()).await;
+    let mut usage = server.usage();
+    let mut track = async || {
+        let request = TrackUsageRequest { event: Some(event("acme", "sms", "1")) };
+        usage.track_usage(request).await
+    };
+    track().await.unwrap();
+    let second = open(&server.address).await;
+    for _ in 0..20 {
+        assert!(closed_after(open(&server.address).await).await < Duration::from_secs(5));
+    }
+    track().await.unwrap();
+    drop(second);
+    eventually(async || server.track(event("acme", "sms", "1")).await.is_ok()).await;
+    // The second port has a count of its own.
+    assert_eq!(crate::http::get(&server.http_address, "/healthz").await.status, 200);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_stream_of_an_old_connection_ends_with_a_status_and_goes_on_over_a_new_one() {
+    let flags = ["--connection-age-seconds=1", "--connection-age-grace-seconds=1"];
+    let server = TestServer::start_with(&flags, Clock::system()).await;
+    let begun = Instant::now();
+    let mut follower = Follower::begin(&server, SubscribeAlertsRequest::default()).await.unwrap();
+    let first = raise(&server.pool, "acme").await;
+    assert_eq!(follower.change().await.unwrap().alert.unwrap().alert_id, first);
+    let resume_token = follower.token.clone();
+    let status = follower.end().await;
+    assert!((1.5..10.0).contains(&begun.elapsed().as_secs_f64()), "{:?}", begun.elapsed());
+    let details = status.get_error_details();
+    let info = details.error_info().unwrap_or_else(|| panic!("details in {status:?}"));
+    assert_eq!((status.code(), &*info.reason), (Code::Unavailable, "CONNECTION_AGED"));
+    assert!(!info.metadata["request_id"].is_empty() && details.retry_info().is_some());
+    let next = raise(&server.pool, "acme").await;
+    let request = SubscribeAlertsRequest { resume_token, ..Default::default() };
+    let mut follower = Follower::begin(&server, request).await.unwrap();
+    assert_eq!(follower.change().await.unwrap().alert.unwrap().alert_id, next);
+    server.stop().await;
+}
+
+/// tonic gives up calls that it has not sent when it is told that a connection goes; other libraries send them over the next.
+/// So a call may fail, but never one that the server has taken.
+#[tokio::test]
+async fn no_call_that_was_sent_is_lost_with_the_age_of_its_connection() {
+    let flags = ["--connection-age-seconds=1", "--connection-age-grace-seconds=1"];
+    let server = TestServer::start_with(&flags, Clock::system()).await;
+    let mut usage = server.usage();
+    let begun = Instant::now();
+    let (mut calls, mut given_up) = (0, 0);
+    while begun.elapsed() < Duration::from_secs(5) {
+        let keyed = UsageEvent { idempotency_key: format!("key-{calls}"), ..event("acme", "sms", "1") };
+        let request = TrackUsageRequest { event: Some(keyed) };
+        let answer = match usage.track_usage(request.clone()).await {
+            Err(status) if status.code() == Code::Cancelled => {
+                given_up += 1;
+                usage.track_usage(request).await
+            }
+            answer => answer,
+        };
+        // Not a duplicate: so the one that was given up had not come in.
+        assert_eq!(answer.unwrap().into_inner().result.unwrap().outcome(), EventOutcome::Accepted);
+        calls += 1;
+    }
+    println!("{calls} calls over connections of one second, {given_up} given up unsent");
+    assert!(given_up <= 6, "at most one a connection");
+    server.assert_exact(calls).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn headers_of_17_kib_are_refused_and_the_connection_goes_on() {
+    let server = TestServer::start().await;
+    let mut usage = server.usage();
+    let mut track = async |header: usize| {
+        let mut request = Request::new(TrackUsageRequest { event: Some(event("acme", "sms", "1")) });
+        let value = MetadataValue::try_from("x".repeat(header)).unwrap();
+        request.metadata_mut().insert("x-large", value);
+        usage.track_usage(request).await
+    };
+    track(15 * 1024).await.unwrap();
+    let refused = track(17 * 1024).await.unwrap_err();
+    assert!(!matches!(refused.code(), Code::Ok), "{refused:?}");
+    println!("17 KiB of headers: {refused:?}");
+    track(15 * 1024).await.unwrap();
+    // And in HTTP/1.
+    let more = format!("X-Large: {}\r\n", "x".repeat(17 * 1024));
+    let path = "/metering.v1.ClientService/ListClients";
+    let answer = crate::http::grpc_web(&server.address, path, &ListClientsRequest::default(), &more).await;
+    assert_eq!(answer.status, 431);
+    server.assert_exact(2).await;
+    server.stop().await;
+}

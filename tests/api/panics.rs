@@ -1,0 +1,77 @@
+//! What a panic in a handler does: one call ends with INTERNAL, and its connection goes on.
+
+use crate::harness::*;
+use bytes::Bytes;
+use meterd::grpc::layer::CallLayer;
+use meterd::grpc::panics::PanicLayer;
+use meterd::net::{self, Port};
+use meterd::proto::alert_service_client::AlertServiceClient;
+use meterd::proto::usage_service_client::UsageServiceClient;
+use meterd::proto::*;
+use std::convert::Infallible;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tonic::body::Body;
+use tonic::codegen::http::{Request, Response};
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
+use tower::{ServiceBuilder, service_fn};
+
+/// Panics where the path says.
+async fn panicking(request: Request<Body>) -> Result<Response<Body>, Infallible> {
+    let message = Bytes::from_static(&[0, 0, 0, 0, 0]);
+    let answer = |body| Ok(Response::builder().header("content-type", "application/grpc").body(body).unwrap());
+    match request.uri().path() {
+        "/metering.v1.UsageService/TrackUsage" => panic!("in a handler"),
+        "/metering.v1.AlertService/SubscribeAlerts" => {
+            let frames = futures_util::stream::unfold(0, move |count| {
+                let message = message.clone();
+                async move {
+                    assert_ne!(count, 1, "while a stream is polled");
+                    Some((Ok::<_, Status>(hyper::body::Frame::data(message)), count + 1))
+                }
+            });
+            answer(Body::new(http_body_util::StreamBody::new(Box::pin(frames))))
+        }
+        _ => Ok(Status::not_found("no panic").into_http()),
+    }
+}
+
+fn assert_internal(status: &Status) {
+    let details = status.get_error_details();
+    let info = details.error_info().unwrap_or_else(|| panic!("details in {status:?}"));
+    assert_eq!((status.code(), &*info.reason), (Code::Internal, "INTERNAL"));
+    assert_eq!(info.metadata["request_id"].len(), 32);
+    assert!(!status.message().contains("handler"), "the cause is for the log: {status:?}");
+}
+
+#[tokio::test]
+async fn a_panic_ends_its_call_with_a_request_id_and_leaves_the_others_of_the_connection_alone() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let (stop, stopping) = watch::channel(false);
+    let service = ServiceBuilder::new()
+        .layer(CallLayer { request_timeout: Duration::from_secs(10) })
+        .layer(PanicLayer)
+        .service(service_fn(panicking));
+    let port = Port::new("test", None, &stopping, &settings_of(&[]));
+    let server = tokio::spawn(net::serve(listener, port, service));
+    // Over one connection.
+    let channel = Channel::from_shared(address).unwrap().connect().await.unwrap();
+    let mut messages = AlertServiceClient::new(channel.clone())
+        .subscribe_alerts(SubscribeAlertsRequest::default())
+        .await
+        .unwrap()
+        .into_inner();
+    messages.message().await.unwrap().unwrap();
+    let mut usage = UsageServiceClient::new(channel);
+    assert_internal(&usage.track_usage(TrackUsageRequest::default()).await.unwrap_err());
+    assert_internal(&messages.message().await.unwrap_err());
+    let other = usage.get_current_month_usage(GetCurrentMonthUsageRequest::default()).await.unwrap_err();
+    assert_eq!(other.code(), Code::NotFound);
+    stop.send_replace(true);
+    drop(usage);
+    server.await.unwrap();
+}

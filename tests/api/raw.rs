@@ -1,0 +1,65 @@
+//! gRPC by hand over HTTP/2, for calls that no well-behaved client makes.
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use h2::{RecvStream, SendStream};
+use tokio::net::TcpStream;
+use tonic::Status;
+use tonic::codegen::http::Request;
+
+/// An HTTP/2 connection, driven by a task that ends with it.
+pub async fn connect(address: &str) -> SendRequest<Bytes> {
+    let stream = TcpStream::connect(address.trim_start_matches("http://")).await.unwrap();
+    let (sender, connection) = h2::client::handshake(stream).await.unwrap();
+    tokio::spawn(connection);
+    sender.ready().await.unwrap()
+}
+
+/// A call whose body is still open.
+pub struct OpenCall {
+    pub body: SendStream<Bytes>,
+    pub answer: h2::client::ResponseFuture,
+}
+
+/// Begins a call.
+pub fn begin(sender: &mut SendRequest<Bytes>, path: &str, headers: &[(&str, &str)]) -> OpenCall {
+    let mut request = Request::post(format!("http://test{path}")).header("content-type", "application/grpc");
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let (answer, body) = sender.send_request(request.body(()).unwrap(), false).unwrap();
+    OpenCall { body, answer }
+}
+
+impl OpenCall {
+    /// Sends as the server makes room. False, if it wants no more.
+    pub async fn send(&mut self, mut bytes: Bytes) -> bool {
+        while !bytes.is_empty() {
+            self.body.reserve_capacity(bytes.len());
+            let Some(Ok(room)) = std::future::poll_fn(|cx| self.body.poll_capacity(cx)).await else { return false };
+            if self.body.send_data(bytes.split_to(room.min(bytes.len())), false).is_err() {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// The status that the call ends with, wherever it stands.
+    pub async fn status(self) -> Status {
+        let answer = self.answer.await.unwrap();
+        if let Some(status) = Status::from_header_map(answer.headers()) {
+            return status;
+        }
+        let mut body: RecvStream = answer.into_body();
+        while let Some(data) = body.data().await {
+            let size = data.unwrap().len();
+            body.flow_control().release_capacity(size).unwrap();
+        }
+        Status::from_header_map(&body.trailers().await.unwrap().unwrap()).unwrap()
+    }
+}
+
+/// What stands before a message of so many bytes.
+pub fn prefix(bytes: u32) -> Bytes {
+    [&[0][..], &bytes.to_be_bytes()].concat().into()
+}

@@ -1,0 +1,75 @@
+//! An orderly stop waits for its own work, and for no peer that has gone silent.
+
+use crate::harness::*;
+use crate::raw;
+use meterd::proto::*;
+use std::time::{Duration, Instant};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tonic::Code;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
+use tonic_types::StatusExt;
+
+/// Far below the 20 s that a stop may take.
+const PROMPT: Duration = Duration::from_secs(8);
+
+#[tokio::test]
+async fn a_stop_is_prompt_whatever_peers_leave_open() {
+    let server = TestServer::start().await;
+    // Nothing, the beginning of a header, and the HTTP/2 preface without an answer to anything after it.
+    let mut silent = vec![];
+    for bytes in [&b""[..], b"GET /hea", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0"] {
+        for address in [&server.address, &server.http_address] {
+            let mut stream = TcpStream::connect(address.trim_start_matches("http://")).await.unwrap();
+            stream.write_all(bytes).await.unwrap();
+            silent.push(stream);
+        }
+    }
+    // A request that does not go on.
+    let mut connection = raw::connect(&server.address).await;
+    let mut half = raw::begin(&mut connection, "/metering.v1.UsageService/TrackUsage", &[]);
+    half.send(raw::prefix(100)).await;
+    // A sender that reads no acknowledgement, while many are due.
+    let wrong = StreamUsageRequest { event: Some(UsageEvent { units: "x".repeat(1_000), ..event("acme", "sms", "") }) };
+    let endless = futures_util::stream::iter(std::iter::repeat(wrong));
+    let unread = server.usage().stream_usage(endless).await.unwrap();
+    // A stream of a service that knows nothing of our stop.
+    let mut health = HealthClient::new(server.channel());
+    let mut health = health.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
+    health.message().await.unwrap().unwrap();
+    let watching = tokio::spawn(async move {
+        loop {
+            match health.message().await {
+                Ok(Some(_)) => {}
+                ended => return ended.unwrap_err(),
+            }
+        }
+    });
+    let begun = Instant::now();
+    server.stop().await;
+    let took = begun.elapsed();
+    println!("stopped in {took:?} beside silent and stalled peers");
+    assert!(took < PROMPT, "{took:?}");
+    let ended = watching.await.unwrap();
+    let reason = ended.get_details_error_info().map(|info| info.reason);
+    assert_eq!((ended.code(), reason.as_deref()), (Code::Unavailable, Some("SHUTTING_DOWN")));
+    drop((silent, half, unread));
+}
+
+#[tokio::test]
+async fn a_call_that_is_under_way_is_answered_before_the_end() {
+    let server = TestServer::start().await;
+    let stalled = server.stall_writers().await;
+    let mut usage = server.usage();
+    let request = TrackUsageRequest { event: Some(event("acme", "sms", "1")) };
+    let call = tokio::spawn(async move { usage.track_usage(request).await });
+    server.until_a_writer_waits().await;
+    let stop = tokio::spawn(server.stop());
+    // Longer than a silent peer is waited for.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    stalled.rollback().await.unwrap();
+    let answer = call.await.unwrap().unwrap().into_inner();
+    assert_eq!(answer.result.unwrap().outcome(), EventOutcome::Accepted);
+    stop.await.unwrap();
+}

@@ -1,0 +1,272 @@
+//! TLS and mutual TLS on both ports, new certificates while the server runs, and files that are wrong.
+
+use crate::harness::*;
+use meterd::clock::Clock;
+use meterd::net::Tls;
+use meterd::proto::TrackUsageRequest;
+use meterd::proto::usage_service_client::UsageServiceClient;
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use std::path::{Path, PathBuf};
+use std::process::{Output, Stdio};
+use std::sync::Arc;
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Identity};
+
+/// An authority that signs certificates.
+struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    pem: String,
+}
+
+/// A certificate and its key.
+struct Signed {
+    cert: String,
+    key: String,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let mut params = CertificateParams::new(vec![]).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        let pem = params.self_signed(&key).unwrap().pem();
+        Self { issuer: Issuer::new(params, key), pem }
+    }
+
+    fn sign(&self) -> Signed {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(vec!["127.0.0.1".into(), "localhost".into()]).unwrap();
+        Signed { cert: params.signed_by(&key, &self.issuer).unwrap().pem(), key: key.serialize_pem() }
+    }
+}
+
+/// Files of a server.
+struct Files(TempDir);
+
+impl Files {
+    fn new(signed: &Signed) -> Self {
+        let files = Self(tempfile::tempdir().unwrap());
+        files.write(signed);
+        files
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn write(&self, signed: &Signed) {
+        std::fs::write(self.path("cert.pem"), &signed.cert).unwrap();
+        std::fs::write(self.path("key.pem"), &signed.key).unwrap();
+    }
+
+    fn flags(&self) -> Vec<String> {
+        [("--tls-cert", "cert.pem"), ("--tls-key", "key.pem")]
+            .map(|(flag, name)| format!("{flag}={}", self.path(name).display()))
+            .into()
+    }
+}
+
+async fn start(flags: &[String]) -> TestServer {
+    let flags: Vec<_> = flags.iter().map(String::as_str).collect();
+    TestServer::start_with(&flags, Clock::system()).await
+}
+
+/// Whether an event can be recorded over a new connection that trusts this authority and shows this certificate.
+async fn records(server: &TestServer, authority: &Authority, shown: Option<&Signed>) -> Result<(), String> {
+    let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(&authority.pem));
+    if let Some(signed) = shown {
+        tls = tls.identity(Identity::from_pem(&signed.cert, &signed.key));
+    }
+    let address = server.address.replace("http://", "https://");
+    let channel = Channel::from_shared(address).unwrap().tls_config(tls).unwrap().connect_lazy();
+    let request = TrackUsageRequest { event: Some(event("acme", "sms", "1")) };
+    let answer = UsageServiceClient::new(channel).track_usage(request).await;
+    answer.map(drop).map_err(|status| format!("{status:?}"))
+}
+
+/// A GET over TLS and HTTP/1.1, and what was agreed on.
+async fn get(address: &str, authority: &Authority, path: &str) -> (String, Option<Vec<u8>>) {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(authority.pem.as_bytes()).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".into()];
+    let stream = TcpStream::connect(address).await.unwrap();
+    let name = ServerName::try_from("127.0.0.1").unwrap();
+    let mut stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap();
+    let agreed = stream.get_ref().1.alpn_protocol().map(Vec::from);
+    let request = format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    (answer, agreed)
+}
+
+async fn meterd(server: &TestServer, arguments: &[&str]) -> Output {
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_meterd"));
+    command.args(arguments).env("METERD_SERVER", server.address.replace("http://", "https://"));
+    command.stdin(Stdio::null()).output().await.unwrap()
+}
+
+#[tokio::test]
+async fn both_ports_speak_tls_and_nothing_else() {
+    let authority = Authority::new();
+    let server = start(&Files::new(&authority.sign()).flags()).await;
+    records(&server, &authority, None).await.unwrap();
+    let (answer, agreed) = get(&server.http_address, &authority, "/healthz").await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert_eq!(agreed.as_deref(), Some(&b"http/1.1"[..]));
+    // In the clear, or with another authority.
+    server.track(event("acme", "sms", "1")).await.unwrap_err();
+    records(&server, &Authority::new(), None).await.unwrap_err();
+    server.assert_exact(1).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_caller_without_a_certificate_of_the_authority_is_refused_and_a_probe_needs_none() {
+    let (ours, clients) = (Authority::new(), Authority::new());
+    let files = Files::new(&ours.sign());
+    std::fs::write(files.path("clients.pem"), &clients.pem).unwrap();
+    let mut flags = files.flags();
+    flags.push(format!("--tls-client-ca={}", files.path("clients.pem").display()));
+    let server = start(&flags).await;
+    records(&server, &ours, Some(&clients.sign())).await.unwrap();
+    records(&server, &ours, None).await.unwrap_err();
+    records(&server, &ours, Some(&ours.sign())).await.unwrap_err();
+    let (answer, _) = get(&server.http_address, &ours, "/healthz").await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    server.assert_exact(1).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_new_certificate_is_in_use_soon_and_one_that_does_not_fit_is_not() {
+    let (before, after) = (Authority::new(), Authority::new());
+    let files = Files::new(&before.sign());
+    let server = start(&files.flags()).await;
+    records(&server, &before, None).await.unwrap();
+    let failures = async || {
+        let (page, _) = get(&server.http_address, &before, "/metrics").await;
+        let line = page.lines().find_map(|line| line.strip_prefix("meterd_tls_reload_failures_total "));
+        line.map_or(0, |count| count.parse::<u64>().unwrap())
+    };
+    // A certificate whose key is not there yet, then half a file, then none: the old one stays.
+    let new = after.sign();
+    for bad in [new.cert.as_str(), &new.cert[..40], ""] {
+        let told = failures().await;
+        std::fs::write(files.path("cert.pem"), bad).unwrap();
+        eventually(async || failures().await > told).await;
+        records(&server, &before, None).await.unwrap();
+    }
+    files.write(&new);
+    eventually(async || records(&server, &after, None).await.is_ok()).await;
+    records(&server, &before, None).await.unwrap_err();
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_new_authority_of_callers_is_in_use_soon() {
+    let (ours, before, after) = (Authority::new(), Authority::new(), Authority::new());
+    let files = Files::new(&ours.sign());
+    let ca = files.path("clients.pem");
+    std::fs::write(&ca, &before.pem).unwrap();
+    let mut flags = files.flags();
+    flags.push(format!("--tls-client-ca={}", ca.display()));
+    let server = start(&flags).await;
+    let (old, new) = (before.sign(), after.sign());
+    records(&server, &ours, Some(&new)).await.unwrap_err();
+    std::fs::write(&ca, &after.pem).unwrap();
+    eventually(async || records(&server, &ours, Some(&new)).await.is_ok()).await;
+    records(&server, &ours, Some(&old)).await.unwrap_err();
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn commands_reach_a_server_that_asks_for_a_certificate_and_say_what_is_wrong_else() {
+    let authority = Authority::new();
+    let files = Files::new(&authority.sign());
+    let write = |name: &str, text: &str| {
+        std::fs::write(files.path(name), text).unwrap();
+        files.path(name).display().to_string()
+    };
+    let (ca, own) = (write("ca.pem", &authority.pem), authority.sign());
+    let (cert, key) = (write("own.pem", &own.cert), write("own-key.pem", &own.key));
+    let mut flags = files.flags();
+    flags.push(format!("--tls-client-ca={ca}"));
+    let server = start(&flags).await;
+    let track = ["track", "acme", "sms"];
+    let tls = ["--tls-ca", &ca, "--tls-client-cert", &cert, "--tls-client-key", &key];
+    let done = meterd(&server, &[&track[..], &tls].concat()).await;
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let wrong = [
+        (&tls[..0], "certificate"),
+        (&tls[..4], "--tls-client-cert and --tls-client-key go together"),
+        (&["--tls-ca", "/nowhere.pem"][..], "--tls-ca /nowhere.pem cannot be read"),
+        (&["--tls-ca", &ca, "--server", "http://127.0.0.1:1"][..], "use https://"),
+    ];
+    for (flags, says) in wrong {
+        let done = meterd(&server, &[&track[..], flags].concat()).await;
+        let error = String::from_utf8_lossy(&done.stderr);
+        assert!(!done.status.success() && error.contains(says), "{flags:?}: {error}");
+    }
+    server.assert_exact(1).await;
+    server.stop().await;
+}
+
+#[test]
+fn wrong_files_and_half_settings_are_refused_by_name_and_without_what_is_in_them() {
+    let (authority, other) = (Authority::new(), Authority::new());
+    let signed = authority.sign();
+    let files = Files::new(&signed);
+    let put = |name: &str, text: &str| {
+        std::fs::write(files.path(name), text).unwrap();
+        files.path(name)
+    };
+    let (cert, key) = (files.path("cert.pem"), files.path("key.pem"));
+    let none = put("none.pem", "nothing of the kind");
+    // A key whose text has lost a line.
+    let mut lines: Vec<_> = signed.key.lines().collect();
+    lines.remove(1);
+    let torn = put("torn.pem", &lines.join("\n"));
+    let foreign = put("foreign.pem", &other.sign().key);
+    let missing = files.path("missing.pem");
+    let load = |cert: Option<&Path>, key: Option<&Path>, ca: Option<&Path>| {
+        let mut settings = settings_of(&[]).net;
+        settings.tls_cert = cert.map(Into::into);
+        settings.tls_key = key.map(Into::into);
+        settings.tls_client_ca = ca.map(Into::into);
+        Tls::load(&settings).map(|tls| tls.is_some())
+    };
+    assert!(!load(None, None, None).unwrap());
+    assert!(load(Some(&cert), Some(&key), Some(&cert)).unwrap());
+    let cases = [
+        (Some(&*cert), None, None, "add --tls-key".to_string()),
+        (None, Some(&*key), None, "add --tls-cert".into()),
+        (None, None, Some(&*cert), "--tls-client-ca needs TLS".into()),
+        (Some(&*missing), Some(&*key), None, format!("--tls-cert {} cannot be read", missing.display())),
+        (Some(&*cert), Some(&*missing), None, format!("--tls-key {} cannot be read", missing.display())),
+        (Some(&*none), Some(&*key), None, format!("--tls-cert {}", none.display())),
+        (Some(&*cert), Some(&*none), None, format!("--tls-key {}", none.display())),
+        (Some(&*cert), Some(&*torn), None, torn.display().to_string()),
+        (Some(&*cert), Some(&*foreign), None, "do not go together".into()),
+        (Some(&*cert), Some(&*key), Some(&*none), format!("--tls-client-ca {}", none.display())),
+    ];
+    for (cert, key, ca, says) in cases {
+        let error = format!("{:#}", load(cert, key, ca).unwrap_err());
+        assert!(error.contains(&says), "{error:?} should say {says:?}");
+        for line in signed.key.lines().filter(|line| !line.starts_with('-')) {
+            assert!(!error.contains(line), "{error}");
+        }
+    }
+}
