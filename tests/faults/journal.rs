@@ -93,11 +93,6 @@ impl Journal {
             }
         }
     }
-
-    /// How many were acknowledged: at least once.
-    pub fn len(&self) -> usize {
-        self.read().0.iter().flatten().count()
-    }
 }
 
 /// The number of an event's key.

@@ -12,16 +12,19 @@
 //! `events`), and what must hold (`journal`, `check`, `held`).
 
 mod calls;
+mod cancelled;
 mod check;
 mod cuts;
 mod database;
 mod events;
 mod held;
+mod inside;
 mod journal;
 mod kills;
 mod load;
 mod place;
 mod proxy;
+mod repeats;
 mod replica;
 mod run;
 mod subscribers;

@@ -148,7 +148,8 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
         let up = pump(client_read, server_write, Way::Up, mode.clone());
         let down = pump(server_read, client_write, Way::Down, mode);
         tokio::select! {
-            _ = async { tokio::join!(up, down) } => false,
+            // An error on one side ends both.
+            _ = async { tokio::try_join!(up, down) } => false,
             cut = cut.wait_for(|mode| matches!(mode, Mode::Drop | Mode::Reset)) => {
                 cut.is_ok_and(|mode| *mode == Mode::Reset)
             }

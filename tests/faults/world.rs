@@ -99,6 +99,11 @@ impl World {
     /// Ends the load, and finds what must hold after every scenario.
     pub async fn finish(&self, load: Load, subscribers: Subscribers, held: Vec<Held>) -> Found {
         let tally = load.finish().await;
+        self.find(tally, subscribers, held).await
+    }
+
+    /// Finds what must hold after every scenario, once all callers have gone.
+    pub async fn find(&self, tally: Tally, subscribers: Subscribers, held: Vec<Held>) -> Found {
         let pool = self.database.pool().await;
         let chains = subscribers.finish(&pool).await;
         let checked = check(&pool, &self.journal).await;
