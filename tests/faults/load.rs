@@ -8,7 +8,7 @@ use rand::RngExt;
 use rand::rngs::StdRng;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
@@ -32,6 +32,7 @@ struct Shared {
     journal: Arc<Journal>,
     next: AtomicU64,
     settled: AtomicU64,
+    refused: AtomicUsize,
     done: AtomicBool,
 }
 
@@ -74,6 +75,7 @@ impl Load {
             journal: journal.clone(),
             next: AtomicU64::new(0),
             settled: AtomicU64::new(0),
+            refused: AtomicUsize::new(0),
             done: AtomicBool::new(false),
         });
         let callers = (0..CALLERS).map(|number| Caller::new(shared.clone(), run.dice("caller", number)).work()).collect();
@@ -83,6 +85,11 @@ impl Load {
     /// How many events are settled so far.
     pub fn settled(&self) -> u64 {
         self.shared.settled.load(Ordering::Relaxed)
+    }
+
+    /// How many refusals there were so far.
+    pub fn refused(&self) -> usize {
+        self.shared.refused.load(Ordering::Relaxed)
     }
 
     /// Waits until so many more are settled, and gives how long it took.
@@ -146,6 +153,7 @@ impl Caller {
             self.shared.settled.fetch_add(answer.acknowledged.len() as u64, Ordering::Relaxed);
             let settled: HashSet<u64> = answer.acknowledged.iter().map(|Acknowledged { number, .. }| *number).collect();
             numbers.retain(|number| !settled.contains(number));
+            self.shared.refused.fetch_add(answer.refusals.len(), Ordering::Relaxed);
             self.tally.take(answer);
             if !numbers.is_empty() {
                 self.tally.repeats += 1;

@@ -14,8 +14,10 @@
 mod calls;
 mod cancelled;
 mod check;
+mod clocks;
 mod cuts;
 mod database;
+mod disk_full;
 mod events;
 mod held;
 mod inside;
