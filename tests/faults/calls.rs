@@ -61,7 +61,9 @@ impl Answer {
     fn refused(&mut self, status: &Status) {
         match reason(status) {
             None => self.refusals.push("the connection".into()),
-            Some(reason) if RETRYABLE.contains(&&*reason) => self.refusals.push(format!("{:?} {reason}", status.code())),
+            Some(reason) if RETRYABLE.contains(&&*reason) => {
+                self.refusals.push(format!("{:?} {reason}", status.code()))
+            }
             Some(_) => self.wrong.push(status.to_string()),
         }
     }

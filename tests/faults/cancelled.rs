@@ -92,7 +92,11 @@ async fn cancelled(run: Run) {
     inside.stop().await;
     run.report(
         format!("calls cancelled at 0 to 100 ms × {}", grouped(calls)),
-        format!("{} gave up, {first}, {} of them settled by a resend, 0 hung, 0 tasks leaked, {chains}", grouped(gave_up), grouped(all.recorded)),
+        format!(
+            "{} gave up, {first}, {} of them settled by a resend, 0 hung, 0 tasks leaked, {chains}",
+            grouped(gave_up),
+            grouped(all.recorded)
+        ),
     );
     assert!(gave_up > calls / 10, "some must have given up in the middle");
 }
@@ -165,4 +169,3 @@ impl Caller {
         self.gave_up += usize::from(done.is_err());
     }
 }
-

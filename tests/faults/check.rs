@@ -20,7 +20,7 @@ pub struct Checked {
     pub recorded: usize,
     lost: usize,
     twice: usize,
-    pub alerts: i64,
+    alerts: i64,
 }
 
 /// Compares the journal, the events, all sums, the alerts and the feed with each other.
@@ -31,7 +31,8 @@ pub async fn check(pool: &PgPool, journal: &Journal) -> Checked {
     let mut seen = vec![false; acknowledged.len()];
     let (mut recorded, mut twice, mut other, mut lost) = (0, 0, 0, 0);
     let mut rows =
-        sqlx::query("SELECT idempotency_key, event_time, event_seq, charge::text AS charge FROM usage_events").fetch(pool);
+        sqlx::query("SELECT idempotency_key, event_time, event_seq, charge::text AS charge FROM usage_events")
+            .fetch(pool);
     while let Some(row) = rows.try_next().await.unwrap() {
         let number = number_of(row.get("idempotency_key")) as usize;
         recorded += 1;
@@ -121,8 +122,11 @@ async fn alerts_match_the_months(pool: &PgPool) -> i64 {
 
 impl std::fmt::Display for Checked {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { acknowledged, recorded, lost, twice, .. } = self;
+        let Self { acknowledged, recorded, lost, twice, alerts } = self;
         let [acknowledged, recorded] = [*acknowledged, *recorded].map(grouped);
-        write!(f, "{acknowledged} acknowledged, {recorded} recorded, {lost} lost, {twice} counted twice")
+        write!(
+            f,
+            "{acknowledged} acknowledged, {recorded} recorded, {lost} lost, {twice} counted twice, {alerts} alerts"
+        )
     }
 }

@@ -174,7 +174,8 @@ async fn jumps(run: Run) {
     pool.close().await;
     assert_eq!(checked.recorded, sent.len());
     inside.stop().await;
-    let refusals: Vec<String> = refused.iter().map(|(reason, count)| format!("{reason} × {}", grouped(*count))).collect();
+    let refusals: Vec<String> =
+        refused.iter().map(|(reason, count)| format!("{reason} × {}", grouped(*count))).collect();
     run.report(
         format!("clocks jumped × {}", grouped(jumps)),
         format!(
@@ -208,10 +209,8 @@ impl Caller {
                 client_id: ZONES[self.dice.random_range(0..ZONES.len())].into(),
                 service: "sms".into(),
                 idempotency_key: format!("{KEY_PREFIX}{number}"),
-                event_time: given.map(|time| Timestamp {
-                    seconds: time.timestamp(),
-                    nanos: time.timestamp_subsec_nanos() as i32,
-                }),
+                event_time: given
+                    .map(|time| Timestamp { seconds: time.timestamp(), nanos: time.timestamp_subsec_nanos() as i32 }),
                 ..Default::default()
             };
             let before = self.clocks[at].count();
@@ -274,7 +273,8 @@ impl Caller {
 /// Compares each event with what was sent, and each day and month with the events of it, counted here.
 async fn every_event_is_in_its_day_and_month(pool: &PgPool, sent: &HashMap<u64, Sent>) -> (usize, usize) {
     let (mut days, mut months) = (HashMap::<_, i64>::new(), HashMap::<_, i64>::new());
-    let rows = sqlx::query("SELECT client_id, idempotency_key, event_time, day FROM usage_events").fetch_all(pool).await;
+    let rows =
+        sqlx::query("SELECT client_id, idempotency_key, event_time, day FROM usage_events").fetch_all(pool).await;
     for row in rows.unwrap() {
         let zone: &str = row.get("client_id");
         let time: DateTime<Utc> = row.get("event_time");

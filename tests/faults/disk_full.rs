@@ -1,10 +1,12 @@
 //! A disk that runs full, once the one with the data and once the one with the write-ahead log, and has room again.
 
+use crate::calls::client;
 use crate::database;
 use crate::place::{Place, run};
 use crate::run::{Run, grouped};
 use crate::scenario;
 use crate::world::World;
+use meterd::proto::GetCurrentMonthUsageRequest;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
@@ -58,6 +60,9 @@ async fn full(run: Run, disk: Disk) {
             // What the database itself has given up meanwhile.
             fill(&small.join("ballast"));
         }
+        if disk == Disk::Data {
+            read(&world).await;
+        }
         fs::remove_file(small.join("ballast")).unwrap();
         went_on = went_on.max(load.goes_on(EVENTS_BETWEEN, GOES_ON_WITHIN).await);
     }
@@ -77,6 +82,13 @@ async fn full(run: Run, disk: Disk) {
     assert_eq!(found.checked.recorded, found.checked.acknowledged);
     assert!(world.database.said("No space left on device") > 0, "the disk must have been full");
     world.stop().await;
+}
+
+/// Reads go on where only the data has no room.
+async fn read(world: &World) {
+    let request = GetCurrentMonthUsageRequest { client_id: "hot-0".into() };
+    let month = client(&world.addresses()[1]).get_current_month_usage(request).await.unwrap().into_inner();
+    assert!(month.totals.unwrap().request_count > 0);
 }
 
 /// Makes the database, and puts its write-ahead log elsewhere.

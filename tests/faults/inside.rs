@@ -34,7 +34,8 @@ fn settings() -> Settings {
         #[command(flatten)]
         settings: Settings,
     }
-    let ports = ["test", "--listen=127.0.0.1:0", "--http-listen=127.0.0.1:0", "--alert-heartbeat-ms=500"].map(String::from);
+    let ports =
+        ["test", "--listen=127.0.0.1:0", "--http-listen=127.0.0.1:0", "--alert-heartbeat-ms=500"].map(String::from);
     // Nothing runs by itself.
     let off = meterd::jobs::names().into_iter().map(|job| format!("--schedule-{}=off", job.replace('_', "-")));
     Flags::parse_from(ports.into_iter().chain(off)).settings

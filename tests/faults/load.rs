@@ -78,7 +78,8 @@ impl Load {
             refused: AtomicUsize::new(0),
             done: AtomicBool::new(false),
         });
-        let callers = (0..CALLERS).map(|number| Caller::new(shared.clone(), run.dice("caller", number)).work()).collect();
+        let callers =
+            (0..CALLERS).map(|number| Caller::new(shared.clone(), run.dice("caller", number)).work()).collect();
         Self { callers, shared }
     }
 

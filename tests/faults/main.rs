@@ -29,5 +29,6 @@ mod proxy;
 mod repeats;
 mod replica;
 mod run;
+mod soak;
 mod subscribers;
 mod world;

@@ -35,7 +35,8 @@ fn sends(events: usize, dice: &mut StdRng) -> Vec<u64> {
     for number in 0..events {
         for repeat in 0..SENDS {
             let end = (events as u32).max(WINDOW);
-            let at = if repeat % 2 == 0 { number as u32 + dice.random_range(0..WINDOW) } else { dice.random_range(0..end) };
+            let at =
+                if repeat % 2 == 0 { number as u32 + dice.random_range(0..WINDOW) } else { dice.random_range(0..end) };
             sends.push((at, number as u64));
         }
     }

@@ -108,7 +108,8 @@ impl World {
         let chains = subscribers.finish(&pool).await;
         let checked = check(&pool, &self.journal).await;
         pool.close().await;
-        let hitches = ["deadlock detected", "there is already a transaction in progress"].map(|text| self.database.said(text));
+        let hitches =
+            ["deadlock detected", "there is already a transaction in progress"].map(|text| self.database.said(text));
         assert_eq!(hitches, [0; 2], "deadlocks, and transactions that a caller left open");
         for (replica, held) in self.replicas.iter().zip(held) {
             held.is_given_back(replica).await;
