@@ -109,7 +109,7 @@ impl Error {
             ..Self::new(
                 Code::Unavailable,
                 ErrorReason::DatabaseUnavailable,
-                "the database cannot be reached or did not answer in time; send again, events with the same idempotency key",
+                "the database is away, out of room or too slow; send again, events with the same idempotency key",
             )
         }
     }

@@ -80,14 +80,14 @@ impl<'a> EventChecks<'a> {
         let event_time = event.event_time.as_ref().and_then(|time| fields.time("event_time", time));
         let time_was_given = event_time.is_some();
         let event_time = event_time.unwrap_or(self.now);
+        let fine_but_for_time = fields.is_fine();
         self.check_future(&mut fields, "event_time", event_time);
-        let fine_but_for_age = fields.is_fine();
         self.check_age(&mut fields, "event_time", event_time);
         let key_was_given = !event.idempotency_key.is_empty();
         let refuse_if_new = match fields.finish() {
             Ok(()) => None,
-            // Its key may be known: a repeat is answered whenever it comes.
-            Err(too_old) if fine_but_for_age && key_was_given => Some(too_old),
+            // Its key may be known: a repeat is answered whenever it comes, also where this replica's clock is behind.
+            Err(untimely) if fine_but_for_time && key_was_given => Some(untimely),
             Err(error) => return Err(error),
         };
         let id = EventId::new(event_time);

@@ -60,6 +60,25 @@ async fn a_known_key_is_a_duplicate_even_when_its_event_is_too_old_to_be_new() {
 }
 
 #[tokio::test]
+async fn a_known_key_is_a_duplicate_even_where_the_clock_is_behind_its_event() {
+    let ahead = TestServer::start_with(&[], Clock::fixed(time("2026-11-21T12:00:00Z"))).await;
+    let behind = Clock::fixed(time("2026-11-21T11:00:00Z"));
+    let behind = TestServer::replica(&ahead.database_url, &[], behind).await;
+    let keyed = UsageEvent { idempotency_key: "k1".into(), ..event_at("acme", "sms", "1", "2026-11-21T12:00:00Z") };
+    let first = ahead.track(keyed.clone()).await.unwrap();
+    let again = behind.track(keyed.clone()).await.unwrap();
+    assert_eq!((again.outcome(), again.event_id), (EventOutcome::Duplicate, first.event_id));
+    assert_wrong(
+        behind.track(UsageEvent { idempotency_key: "k2".into(), ..keyed }).await,
+        "EVENT_IN_FUTURE",
+        &["event.event_time"],
+    );
+    ahead.assert_exact(1).await;
+    behind.stop().await;
+    ahead.stop().await;
+}
+
+#[tokio::test]
 async fn a_stream_acknowledges_in_order_and_lists_what_was_not_plainly_accepted() {
     let server = TestServer::start().await;
     let events = (0..2_500).map(|number| {

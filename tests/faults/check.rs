@@ -1,0 +1,132 @@
+//! What must hold in the database after every scenario.
+
+use crate::journal::{Journal, number_of};
+use crate::run::grouped;
+use bigdecimal::BigDecimal;
+use chrono::{DateTime, Utc};
+use futures_util::TryStreamExt;
+use meterd::cli::verify::verify_all;
+use meterd::domain::decimal::Decimal;
+use meterd::domain::event::EventId;
+use sqlx::{PgPool, Row};
+use std::time::Duration;
+
+/// Between two statements of a transaction that somebody works in there is never so long.
+const IDLE_MAX: &str = "1 second";
+
+/// What was found, and found right.
+pub struct Checked {
+    pub acknowledged: usize,
+    pub recorded: usize,
+    lost: usize,
+    twice: usize,
+    alerts: i64,
+}
+
+/// Compares the journal, the events, all sums, the alerts and the feed with each other.
+pub async fn check(pool: &PgPool, journal: &Journal) -> Checked {
+    no_transaction_is_left_open(pool).await;
+    let (acknowledged, disagreeing) = journal.read();
+    assert_eq!(disagreeing, 0, "answers that name another event than the first one did");
+    let mut seen = vec![false; acknowledged.len()];
+    let (mut recorded, mut twice, mut other, mut lost) = (0, 0, 0, 0);
+    let mut rows =
+        sqlx::query("SELECT idempotency_key, event_time, event_seq, charge::text AS charge FROM usage_events")
+            .fetch(pool);
+    while let Some(row) = rows.try_next().await.unwrap() {
+        let number = number_of(row.get("idempotency_key")) as usize;
+        recorded += 1;
+        if seen.len() <= number {
+            seen.resize(number + 1, false);
+        }
+        twice += usize::from(std::mem::replace(&mut seen[number], true));
+        let id = EventId { time: row.get::<DateTime<Utc>, _>("event_time"), seq: row.get("event_seq") };
+        let charge = Decimal::parse(row.get("charge")).unwrap();
+        other += usize::from(acknowledged.get(number).copied().flatten().is_some_and(|answer| !answer.is(id, charge)));
+    }
+    drop(rows);
+    for answer in acknowledged.iter().flatten() {
+        lost += usize::from(!seen[answer.number as usize]);
+    }
+    assert_eq!((lost, twice, other), (0, 0, 0), "events that are lost, counted twice, or not the acknowledged ones");
+    sums_are_those_of_the_events(pool).await;
+    let verified = verify_all(pool, None, None).await.unwrap();
+    assert_eq!((verified.events as usize, verified.differences), (recorded, 0));
+    let alerts = alerts_match_the_months(pool).await;
+    Checked { acknowledged: acknowledged.iter().flatten().count(), recorded, lost, twice, alerts }
+}
+
+/// Nobody holds a transaction open and does nothing.
+pub async fn no_transaction_is_left_open(pool: &PgPool) {
+    tokio::time::sleep(Duration::from_millis(1_200)).await;
+    let idle = "SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'
+                AND state_change < clock_timestamp() - $1::interval";
+    let idle: i64 = sqlx::query_scalar(idle).bind(IDLE_MAX).fetch_one(pool).await.unwrap();
+    assert_eq!(idle, 0, "connections idle in transaction");
+}
+
+/// Events = keys = days = months of services = months, in count and amount.
+async fn sums_are_those_of_the_events(pool: &PgPool) {
+    let counts: Vec<i64> = sqlx::query_scalar(
+        "SELECT count(*) FROM usage_events UNION ALL SELECT count(*) FROM idempotency_keys
+         UNION ALL SELECT COALESCE(sum(request_count), 0)::bigint FROM usage_days
+         UNION ALL SELECT COALESCE(sum(request_count), 0)::bigint FROM usage_month_services
+         UNION ALL SELECT COALESCE(sum(request_count), 0)::bigint FROM usage_months",
+    )
+    .fetch_all(pool)
+    .await
+    .unwrap();
+    assert_eq!(counts, vec![counts[0]; 5], "events, keys, days, months of services, months");
+    let amounts: Vec<BigDecimal> = sqlx::query_scalar(
+        "SELECT COALESCE(sum(charge), 0) FROM usage_events UNION ALL SELECT COALESCE(sum(cost), 0) FROM usage_days
+         UNION ALL SELECT COALESCE(sum(cost), 0) FROM usage_month_services
+         UNION ALL SELECT COALESCE(sum(cost), 0) FROM usage_months",
+    )
+    .fetch_all(pool)
+    .await
+    .unwrap();
+    assert_eq!(amounts, vec![amounts[0].clone(); 4], "events, days, months of services, months");
+}
+
+/// Every month has the alert of the line that it is over and none that it is not over, each is in the feed once, and the feed
+/// has no gap. Gives how many alerts there are.
+async fn alerts_match_the_months(pool: &PgPool) -> i64 {
+    let row = sqlx::query(
+        "WITH lines AS (
+             SELECT p.client_id, (p.policy->>'monthly_warning')::numeric AS warning,
+                    (p.policy->>'monthly_critical')::numeric AS critical FROM alert_policies p
+         ), months AS (
+             SELECT m.cost, COALESCE(own.warning, base.warning) AS warning_line,
+                    COALESCE(own.critical, base.critical) AS critical_line,
+                    EXISTS (SELECT FROM alerts a WHERE (a.client_id, a.period, severity) = (m.client_id, m.month, 2)) AS critical,
+                    EXISTS (SELECT FROM alerts a WHERE (a.client_id, a.period, severity) = (m.client_id, m.month, 1)) AS warning
+             FROM usage_months m JOIN lines base ON base.client_id = ''
+             LEFT JOIN lines own ON own.client_id = m.client_id
+         )
+         SELECT (SELECT count(*) FROM months WHERE critical <> (cost >= critical_line) OR (warning AND cost < warning_line)
+                     OR (cost >= warning_line AND NOT warning AND NOT critical)) AS wrong,
+                (SELECT count(*) FROM alerts) AS alerts,
+                (SELECT count(DISTINCT alert->>'alert_id') FROM alert_feed) AS in_feed,
+                (SELECT count(*) FROM alert_feed) AS entries, (SELECT COALESCE(max(sequence), 0) FROM alert_feed) AS last,
+                (SELECT sequence FROM alert_feed_counter) AS counter",
+    )
+    .fetch_one(pool)
+    .await
+    .unwrap();
+    let count = |name: &str| row.get::<i64, _>(name);
+    assert_eq!(count("wrong"), 0, "months whose alerts are not those of their cost");
+    let counts = [count("in_feed"), count("entries"), count("last"), count("counter")];
+    assert_eq!(counts, [count("alerts"); 4], "each alert is in the feed, once, without a gap");
+    count("alerts")
+}
+
+impl std::fmt::Display for Checked {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { acknowledged, recorded, lost, twice, alerts } = self;
+        let [acknowledged, recorded] = [*acknowledged, *recorded].map(grouped);
+        write!(
+            f,
+            "{acknowledged} acknowledged, {recorded} recorded, {lost} lost, {twice} counted twice, {alerts} alerts"
+        )
+    }
+}

@@ -1,0 +1,76 @@
+//! What a server process holds: it must not grow with the faults.
+
+use crate::replica::Replica;
+use std::collections::HashSet;
+use std::fs;
+use std::time::{Duration, Instant};
+
+/// How long a server may take to let go after its callers have gone: the keepalive of dead connections, and the rest of idle
+/// threads.
+const GIVE_BACK_TIMEOUT: Duration = Duration::from_secs(30);
+/// Connections to the database that a replica may keep: writers, calls, jobs, leases, feed.
+const DATABASE_CONNECTIONS_MAX: usize = 2 + 10 + 4 + 2 + 5;
+
+/// Threads and files of a process, without its connections.
+#[derive(Clone, Copy, Debug)]
+pub struct Held {
+    threads: usize,
+    files: usize,
+}
+
+impl Held {
+    /// What a replica holds now.
+    pub fn by(replica: &Replica) -> Self {
+        let pid = replica.pid();
+        let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap().count();
+        let sockets = open_files(pid).filter(|file| file.starts_with("socket:")).count();
+        Self { threads, files: open_files(pid).count() - sockets }
+    }
+
+    /// Waits until a replica holds no more than this, no connection of a caller, no queued event and no subscription.
+    pub async fn is_given_back(&self, replica: &Replica) {
+        let deadline = Instant::now() + GIVE_BACK_TIMEOUT;
+        loop {
+            let now = Self::by(replica);
+            let callers = callers(replica.grpc_port());
+            let sockets = open_files(replica.pid()).filter(|file| file.starts_with("socket:")).count();
+            let queued = replica.metric("meterd_queue_events").await;
+            let subscriptions = replica.metric("meterd_alert_subscriptions").await;
+            // Two sockets listen, and a pair wakes for signals.
+            let connections_fit = sockets <= DATABASE_CONNECTIONS_MAX + 2 + 4;
+            let fits = now.threads <= self.threads && now.files <= self.files && connections_fit;
+            if fits && callers == 0 && queued == 0.0 && subscriptions == 0.0 {
+                return;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "leaked: {now:?} after {self:?}, {sockets} sockets, {callers} connections of callers, {queued} queued \
+                 events, {subscriptions} subscriptions"
+            );
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+}
+
+/// What the open files of a process are.
+fn open_files(pid: u32) -> impl Iterator<Item = String> {
+    let files = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
+    files.filter_map(|file| Some(fs::read_link(file.path()).ok()?.to_string_lossy().into_owned()))
+}
+
+/// Connections that a server has accepted on this port and not closed.
+fn callers(port: u16) -> usize {
+    const ESTABLISHED: &str = "01";
+    const CLOSE_WAIT: &str = "08";
+    let here = format!("0100007F:{port:04X}");
+    let table = fs::read_to_string("/proc/net/tcp").unwrap();
+    let connections: HashSet<&str> = table
+        .lines()
+        .filter(|line| {
+            let mut fields = line.split_whitespace().skip(1);
+            let (local, _, state) = (fields.next(), fields.next(), fields.next());
+            local == Some(&here) && matches!(state, Some(ESTABLISHED | CLOSE_WAIT))
+        })
+        .collect();
+    connections.len()
+}

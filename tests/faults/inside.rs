@@ -1,0 +1,106 @@
+//! Replicas inside this process, on a runtime of their own: their clocks can be set and their tasks counted.
+
+use clap::Parser;
+use meterd::app;
+use meterd::clock::Clock;
+use meterd::config::Settings;
+use meterd::grpc::Context;
+use meterd::store::connect;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::runtime::Runtime;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+/// How long tasks may take to end after their callers have gone.
+const GIVE_BACK_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Replicas that share a runtime.
+pub struct Inside {
+    runtime: Option<Runtime>,
+    servers: Vec<Server>,
+}
+
+struct Server {
+    address: String,
+    context: Arc<Context>,
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<anyhow::Result<()>>,
+}
+
+fn settings() -> Settings {
+    #[derive(Parser)]
+    struct Flags {
+        #[command(flatten)]
+        settings: Settings,
+    }
+    let ports =
+        ["test", "--listen=127.0.0.1:0", "--http-listen=127.0.0.1:0", "--alert-heartbeat-ms=500"].map(String::from);
+    // Nothing runs by itself.
+    let off = meterd::jobs::names().into_iter().map(|job| format!("--schedule-{}=off", job.replace('_', "-")));
+    Flags::parse_from(ports.into_iter().chain(off)).settings
+}
+
+impl Inside {
+    /// A replica for each clock.
+    pub async fn start(database_url: &str, clocks: &[Clock]) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let mut servers = vec![];
+        for clock in clocks {
+            let (options, clock) = (connect::options(database_url).unwrap(), clock.clone());
+            let handle = runtime.handle().clone();
+            let start = async move || {
+                let deployment = app::prepare(&options, &settings()).await.unwrap();
+                let app = app::build(settings(), &options, deployment, clock).await.unwrap();
+                let (address, context) = (format!("http://{}", app.grpc_address()), app.context().clone());
+                let (stop, stopped) = oneshot::channel::<()>();
+                let task = tokio::spawn(app.run(async { drop(stopped.await) }, None));
+                Server { address, context, stop, task }
+            };
+            // Its tasks are spawned from here.
+            servers.push(tokio::task::spawn_blocking(move || handle.block_on(start())).await.unwrap());
+        }
+        Self { runtime: Some(runtime), servers }
+    }
+
+    /// Where callers call.
+    pub fn addresses(&self) -> Vec<String> {
+        self.servers.iter().map(|server| server.address.clone()).collect()
+    }
+
+    /// Tasks of all replicas.
+    pub fn tasks(&self) -> usize {
+        self.runtime.as_ref().expect("it runs").metrics().num_alive_tasks()
+    }
+
+    /// Waits until there are no more tasks than this, and nothing is queued.
+    pub async fn gives_back(&self, tasks: usize) {
+        let deadline = Instant::now() + GIVE_BACK_TIMEOUT;
+        loop {
+            let queued: usize = self.servers.iter().map(|server| server.context.ingest.depth()).sum();
+            if self.tasks() <= tasks && queued == 0 {
+                return;
+            }
+            assert!(Instant::now() < deadline, "leaked: {} tasks after {tasks}, {queued} queued events", self.tasks());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Stops all in order; nothing is left behind.
+    pub async fn stop(mut self) {
+        for Server { stop, task, context, .. } in self.servers.drain(..) {
+            drop(stop);
+            task.await.unwrap().unwrap();
+            drop(context);
+        }
+        self.gives_back(0).await;
+    }
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! Callers of all three kinds, who send again with the same keys what they do not know the outcome of.
+
+use crate::calls::{Answer, Client, client, reason, track};
+use crate::events::contradicting;
+use crate::journal::{Acknowledged, Journal};
+use crate::run::Run;
+use rand::RngExt;
+use rand::rngs::StdRng;
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+use tokio::task::JoinSet;
+
+const CALLERS: usize = 16;
+const BATCH_EVENTS_MAX: u64 = 40;
+/// Before a call is repeated.
+const PAUSE: Duration = Duration::from_millis(20);
+/// Everything that a caller has begun must be settled so soon after the faults have ended.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(90);
+/// One call in so many is followed by another event with a key that is taken.
+const CONTRADICTIONS_ONE_IN: u32 = 10;
+
+/// Callers at work.
+pub struct Load {
+    callers: JoinSet<Tally>,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    addresses: Vec<String>,
+    journal: Arc<Journal>,
+    next: AtomicU64,
+    settled: AtomicU64,
+    refused: AtomicUsize,
+    done: AtomicBool,
+}
+
+/// What callers saw.
+#[derive(Debug, Default)]
+pub struct Tally {
+    pub repeats: usize,
+    pub hung: usize,
+    /// Answers that nobody should get.
+    pub wrong: Vec<String>,
+    /// Why events had to be sent again.
+    pub refusals: BTreeMap<String, usize>,
+}
+
+impl Tally {
+    /// Takes everything of an answer but the acknowledgements.
+    pub fn take(&mut self, answer: Answer) {
+        self.hung += usize::from(answer.hung);
+        self.wrong.extend(answer.wrong);
+        for refusal in answer.refusals {
+            *self.refusals.entry(refusal).or_default() += 1;
+        }
+    }
+
+    /// Adds what another caller saw.
+    pub fn add(&mut self, other: Self) {
+        self.repeats += other.repeats;
+        self.hung += other.hung;
+        self.wrong.extend(other.wrong);
+        for (refusal, count) in other.refusals {
+            *self.refusals.entry(refusal).or_default() += count;
+        }
+    }
+}
+
+impl Load {
+    pub fn start(run: &Run, addresses: Vec<String>, journal: &Arc<Journal>) -> Self {
+        let shared = Arc::new(Shared {
+            addresses,
+            journal: journal.clone(),
+            next: AtomicU64::new(0),
+            settled: AtomicU64::new(0),
+            refused: AtomicUsize::new(0),
+            done: AtomicBool::new(false),
+        });
+        let callers =
+            (0..CALLERS).map(|number| Caller::new(shared.clone(), run.dice("caller", number)).work()).collect();
+        Self { callers, shared }
+    }
+
+    /// How many events are settled so far.
+    pub fn settled(&self) -> u64 {
+        self.shared.settled.load(Ordering::Relaxed)
+    }
+
+    /// How many refusals there were so far.
+    pub fn refused(&self) -> usize {
+        self.shared.refused.load(Ordering::Relaxed)
+    }
+
+    /// Waits until so many more are settled, and gives how long it took.
+    pub async fn goes_on(&self, events: u64, within: Duration) -> Duration {
+        let (goal, begin) = (self.settled() + events, Instant::now());
+        while self.settled() < goal {
+            assert!(begin.elapsed() < within, "the load does not go on after {within:?}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        begin.elapsed()
+    }
+
+    /// Begins nothing more, settles what is begun, and closes all connections.
+    pub async fn finish(self) -> Tally {
+        self.shared.done.store(true, Ordering::Relaxed);
+        let mut tally = Tally::default();
+        self.callers.join_all().await.into_iter().for_each(|of_caller| tally.add(of_caller));
+        tally
+    }
+}
+
+struct Caller {
+    shared: Arc<Shared>,
+    clients: Vec<Client>,
+    dice: StdRng,
+    tally: Tally,
+}
+
+impl Caller {
+    fn new(shared: Arc<Shared>, dice: StdRng) -> Self {
+        let clients = shared.addresses.iter().map(|address| client(address)).collect();
+        Self { shared, clients, dice, tally: Tally::default() }
+    }
+
+    async fn work(mut self) -> Tally {
+        while !self.shared.done.load(Ordering::Relaxed) {
+            let kind = self.dice.random_range(0..3);
+            let count = if kind == 0 { 1 } else { self.dice.random_range(1..=BATCH_EVENTS_MAX) };
+            let first = self.shared.next.fetch_add(count, Ordering::Relaxed);
+            self.settle(kind, (first..first + count).collect()).await;
+            if self.dice.random_ratio(1, CONTRADICTIONS_ONE_IN) {
+                self.contradict(first).await;
+            }
+        }
+        self.tally
+    }
+
+    /// Sends events until each is acknowledged: to either replica, whichever had them before.
+    async fn settle(&mut self, kind: u32, mut numbers: Vec<u64>) {
+        let deadline = Instant::now() + SETTLE_TIMEOUT;
+        while !numbers.is_empty() {
+            let mut answer = Answer::default();
+            let at = self.dice.random_range(0..self.clients.len());
+            let client = &mut self.clients[at];
+            match kind {
+                0 => answer.of_unary(client, numbers[0]).await,
+                1 => answer.of_batch(client, &numbers).await,
+                _ => answer.of_stream(client, &numbers).await,
+            }
+            self.shared.journal.write(&answer.acknowledged);
+            self.shared.settled.fetch_add(answer.acknowledged.len() as u64, Ordering::Relaxed);
+            let settled: HashSet<u64> = answer.acknowledged.iter().map(|Acknowledged { number, .. }| *number).collect();
+            numbers.retain(|number| !settled.contains(number));
+            self.shared.refused.fetch_add(answer.refusals.len(), Ordering::Relaxed);
+            self.tally.take(answer);
+            if !numbers.is_empty() {
+                self.tally.repeats += 1;
+                if Instant::now() > deadline || !self.tally.wrong.is_empty() {
+                    return self.tally.hung += 1;
+                }
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+
+    /// Sends another event with a key that is taken: it must be told so, or not be answered at all.
+    async fn contradict(&mut self, number: u64) {
+        let at = self.dice.random_range(0..self.clients.len());
+        match track(&mut self.clients[at], contradicting(number)).await {
+            Ok(result) => self.tally.wrong.push(format!("a contradiction was answered with {:?}", result.outcome())),
+            Err(status) if reason(&status).as_deref() == Some("IDEMPOTENCY_CONFLICT") => {}
+            Err(status) if status.code() == tonic::Code::AlreadyExists => self.tally.wrong.push(status.to_string()),
+            Err(_) => {}
+        }
+    }
+}
