@@ -73,12 +73,15 @@ need_grpcurl() {
   fi
 }
 
-# Builds meterd and starts it on free ports over an empty data directory; sets METERD_SERVER.
+# Builds meterd and starts it on free ports over an empty data directory, unless $server_data is set, with these flags more;
+# sets METERD_SERVER.
 start_server() {
   need_postgres
   cargo build --locked --quiet
-  server_data=$(mktemp -d)
-  "$target/debug/meterd" serve --listen 127.0.0.1:0 --http-listen 127.0.0.1:0 --data-dir "$server_data" --log warn \
+  server_data=${server_data:-$(mktemp -d)}
+  local listen=()
+  [[ " $* " == *" --listen "* ]] || listen=(--listen 127.0.0.1:0)
+  "$target/debug/meterd" serve "${listen[@]}" --http-listen 127.0.0.1:0 --data-dir "$server_data" --log warn "$@" \
     > "$tools/server.out" 2> "$tools/server.err" &
   server_pid=$!
   for _ in $(seq 600); do
@@ -102,5 +105,6 @@ stop_server() {
     wait "$server_pid" || true
     rm -rf "$server_data"
     server_pid=
+    server_data=
   fi
 }

@@ -2,7 +2,7 @@
 
 use crate::app;
 use crate::clock::Clock;
-use crate::config::Settings;
+use crate::config::{AuthMode, Settings};
 use crate::database::Database;
 use crate::net::{self, Tls};
 use std::io::Write;
@@ -47,12 +47,38 @@ async fn serve(settings: Settings, database: &Database, shutdown: impl Future<Ou
     app.run(shutdown, database.embedded()).await
 }
 
+/// Who may call.
+fn access(settings: &Settings) -> &'static str {
+    match settings.auth.auth {
+        AuthMode::Off => {
+            if settings.insecure_listen {
+                "anybody who reaches it may call"
+            } else {
+                "anybody on this machine may call"
+            }
+        }
+        AuthMode::Keys => "every call needs an API key",
+    }
+}
+
+fn warn_of_keys_in_the_clear(settings: &Settings) {
+    let addresses = [settings.listen, settings.http_listen];
+    let beyond = addresses.iter().any(|address| !address.ip().is_loopback());
+    if beyond && settings.auth.auth == AuthMode::Keys && settings.net.tls_cert.is_none() {
+        tracing::warn!(
+            "API keys travel in the clear: give --tls-cert and --tls-key, unless a proxy on the way here does TLS"
+        );
+    }
+}
+
 /// Tells people where everything is and what to type.
 fn greet(app: &app::App, database: &Database) {
     let (grpc, http) = (app.grpc_address(), app.http_address());
+    let settings = &app.context().settings;
+    warn_of_keys_in_the_clear(settings);
     // As this was called, since `cargo run` puts no meterd on the PATH.
     let meterd = std::env::args().next().unwrap_or_else(|| "meterd".into());
-    let (server, scheme, plain) = match &app.context().settings.net.tls_cert {
+    let (server, scheme, plain) = match &settings.net.tls_cert {
         Some(_) => (format!(" --server https://{grpc}"), "https", ""),
         None if grpc.to_string() == "127.0.0.1:50051" => (String::new(), "http", "-plaintext "),
         None => (format!(" --server {grpc}"), "http", "-plaintext "),
@@ -61,7 +87,7 @@ fn greet(app: &app::App, database: &Database) {
     let _ = writeln!(
         std::io::stdout(),
         "meterd {version} is ready
-  gRPC     {grpc}   (reflection is on)
+  gRPC     {grpc}   ({access})
   health   {scheme}://{http}/readyz   metrics {scheme}://{http}/metrics
   data     {data}
 
@@ -73,6 +99,7 @@ or from any language over gRPC, here with grpcurl:
     {grpc} metering.v1.UsageService/TrackUsage
 ",
         version = env!("CARGO_PKG_VERSION"),
+        access = access(settings),
         data = database.describe(),
     );
 }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 #[derive(Args, Clone, Debug)]
 pub struct NetSettings {
     /// Connections that each port takes at once; one more is closed
-    #[arg(long, env = "METERD_INBOUND_CONNECTIONS_MAX", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[arg(long, env = "METERD_INBOUND_CONNECTIONS_MAX", default_value_t = 8_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub inbound_connections_max: u32,
     /// After so long a connection takes no more calls, and its caller makes a new one
     #[arg(long, env = "METERD_CONNECTION_AGE_SECONDS", default_value_t = 3_600, value_parser = clap::value_parser!(u32).range(1..=864_000))]
