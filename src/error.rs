@@ -38,6 +38,16 @@ const MESSAGE_VIOLATIONS_MAX: usize = 3;
 /// What callers are told to wait before they ask again a database that is away.
 const DATABASE_RETRY_DELAY: Duration = Duration::from_secs(1);
 
+/// Most characters of a wrong value that are sent back.
+const SHOWN_CHARS_MAX: usize = 40;
+
+/// A wrong value in quotes, as much of it as helps.
+pub fn shown(value: &str) -> String {
+    let start: String = value.chars().take(SHOWN_CHARS_MAX).collect();
+    let rest = if start.len() < value.len() { "…" } else { "" };
+    format!("{start:?}{rest}")
+}
+
 impl Violation {
     /// A violation of this field.
     pub fn new(field: impl Into<String>, description: impl Into<String>) -> Self {

@@ -220,7 +220,7 @@ mod tests {
             let measures = Measures { units, input_tokens, output_tokens, cached_input_tokens, amount: Some(amount) };
             let big = |rate: Option<Rate>| BigInt::from(rate.map_or(0, Rate::scaled));
             let token = BigInt::from(10).pow(14);
-            let exact = big(unit) * units.scaled() * 100
+            let exact: BigInt = big(unit) * units.scaled() * 100
                 + big(input) * (input_tokens - cached_input_tokens) * &token
                 + big(cached.or(input)) * cached_input_tokens * &token
                 + big(output) * output_tokens * &token

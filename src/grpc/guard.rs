@@ -51,10 +51,11 @@ where
         let mut inner = std::mem::replace(&mut self.inner, next);
         Box::pin(async move {
             let admitted = match auth.admit(request.uri().path(), request.headers()).await {
-                Ok(admitted) => admitted,
+                Ok(Some(admitted)) => admitted,
+                Ok(None) => return Ok(Status::unimplemented("there is no such method").into_http()),
                 Err(error) => return Ok(Status::from(error).into_http()),
             };
-            let ended = admitted.streaming.then(|| auth.ended(&admitted.caller)).flatten();
+            let ended = admitted.streaming.then(|| auth.ended(&admitted.caller));
             request.extensions_mut().insert(admitted.caller);
             let response = inner.call(request).await?;
             Ok(match ended {

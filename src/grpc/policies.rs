@@ -20,6 +20,7 @@ use crate::store::{jobs, locks, policies};
 use prost_types::FieldMask;
 use sqlx::PgConnection;
 use std::collections::HashSet;
+use std::fmt;
 use std::sync::Arc;
 
 /// Most channels of a policy.
@@ -72,6 +73,14 @@ async fn read(conn: &mut PgConnection, client_id: &str) -> sqlx::Result<AlertPol
         overridden_fields: Some(FieldMask { paths }),
         update_time: update_time.map(timestamp),
     })
+}
+
+impl fmt::Debug for NotificationChannel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("NotificationChannel");
+        shown.field("kind", &self.kind()).field("target", &self.target).field("min_severity", &self.min_severity());
+        shown.field("secret_count", &self.secret_count).finish_non_exhaustive()
+    }
 }
 
 fn channel_message(channel: Channel) -> NotificationChannel {
