@@ -4,10 +4,11 @@ CREATE TABLE api_keys (
     -- SHA-256 of the secret, which has 256 random bits: nothing to guess, so nothing slow is needed.
     secret_hash          bytea NOT NULL CHECK (length(secret_hash) = 32),
     name                 text NOT NULL,
-    -- The clients of each scope. Nothing: the key has not this scope. Empty: it has it for all clients.
-    ingest_clients       text[] COLLATE "C",
-    read_clients         text[] COLLATE "C",
-    admin_clients        text[] COLLATE "C",
+    -- The clients of each scope. Nothing: the key has not this scope. All clients are {""}, and no client has that id: a list
+    -- that has lost its clients is for nobody.
+    ingest_clients       text[] COLLATE "C" CHECK (cardinality(ingest_clients) > 0),
+    read_clients         text[] COLLATE "C" CHECK (cardinality(read_clients) > 0),
+    admin_clients        text[] COLLATE "C" CHECK (cardinality(admin_clients) > 0),
     -- 0: what the replica's setting says.
     requests_per_second  integer NOT NULL DEFAULT 0,
     create_time          timestamptz NOT NULL DEFAULT now(),

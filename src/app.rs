@@ -125,8 +125,9 @@ pub async fn build(
     let (feed, feed_reader) =
         Feed::start(options, settings.subscriptions_max, notifications_wanted.clone(), stopping.clone()).await?;
     let per_second = NonZeroU32::new(settings.auth.key_requests_per_second).unwrap_or(NonZeroU32::MAX);
-    let keys = KeyRing::load(pool.clone(), per_second).await?;
+    let keys = KeyRing::load(options, per_second).await?;
     let auth = Auth::new(&settings.auth, keys, clock.clone());
+    auth.check_somebody_may_call()?;
     let context = Arc::new(Context {
         pool,
         catalog,
@@ -182,6 +183,7 @@ impl App {
             metrics: web::recorder(),
             pool: context.pool.clone(),
             ingest: context.ingest.clone(),
+            auth: context.auth.clone(),
             ready: is_ready,
         };
         let pricing = jobs::start_pricing(
@@ -261,7 +263,7 @@ impl App {
             http.abort();
         }
         // What still holds a connection then is a read that nobody will get the answer of.
-        let close = async { tokio::join!(context.pool.close(), context.feed.close()) };
+        let close = async { tokio::join!(context.pool.close(), context.feed.close(), context.auth.keys.close()) };
         drop(tokio::time::timeout(POOL_CLOSE_TIMEOUT, close).await);
         Ok(())
     }

@@ -40,6 +40,16 @@ const DATABASE_RETRY_DELAY: Duration = Duration::from_secs(1);
 /// A caller whose connection was old may come back at once: only not all at the same time.
 const AGED_RETRY_DELAY: Duration = Duration::from_millis(100);
 
+/// Most characters of a wrong value that are sent back.
+const SHOWN_CHARS_MAX: usize = 40;
+
+/// A wrong value in quotes, as much of it as helps.
+pub fn shown(value: &str) -> String {
+    let start: String = value.chars().take(SHOWN_CHARS_MAX).collect();
+    let rest = if start.len() < value.len() { "…" } else { "" };
+    format!("{start:?}{rest}")
+}
+
 impl Violation {
     /// A violation of this field.
     pub fn new(field: impl Into<String>, description: impl Into<String>) -> Self {

@@ -21,6 +21,8 @@ pub enum Need {
 pub struct Row {
     /// Such as "metering.v1.UsageService/TrackUsage".
     pub method: &'static str,
+    /// The type of its request.
+    pub request: &'static str,
     pub need: Need,
     /// Whether calls go into the audit log.
     pub audited: bool,
@@ -61,8 +63,13 @@ pub trait Guarded: Message + Default + Sized + 'static {
             About::Client("") => Ok(()),
             About::Client(client_id) => caller.check_client(scope, client_id),
             About::Filter(client_ids) => {
-                if client_ids.is_empty() && !caller.grants.covers_all(scope) {
+                if caller.grants.covers_all(scope) {
+                    return Ok(());
+                }
+                if client_ids.is_empty() {
                     *client_ids = caller.grants.covered(scope);
+                    // An empty filter would let everything through.
+                    return if client_ids.is_empty() { caller.check_all_clients(scope) } else { Ok(()) };
                 }
                 client_ids.iter().try_for_each(|client_id| caller.check_client(scope, client_id))
             }
@@ -92,9 +99,10 @@ macro_rules! matrix {
         $($(impl Guarded for $request {
             const ROW: Row = Row {
                 method: concat!("metering.v1.", stringify!($service), "/", stringify!($rpc)),
+                request: stringify!($request),
                 need: $need,
                 $($flag: true,)*
-                ..Row { method: "", need: Need::AnyKey, audited: false, streaming: false }
+                ..Row { method: "", request: "", need: Need::AnyKey, audited: false, streaming: false }
             };
 
             fn about(&mut self) -> About<'_> {
@@ -121,7 +129,7 @@ matrix! {
         ExportUsage ExportUsageRequest READ, streaming, |m| client_or_all(&m.client_id);
         GetPlatformUsage GetPlatformUsageRequest READ, , |_m| All;
         UpdateMonthlySummaries UpdateMonthlySummariesRequest ADMIN, audited, |m| client_or_all(&m.client_id);
-        ListMonthlySummaries ListMonthlySummariesRequest READ, , |_m| All;
+        ListMonthlySummaries ListMonthlySummariesRequest READ, , |m| client_or_all(&m.client_id);
         RebuildRollups RebuildRollupsRequest ADMIN, audited, |m| client_or_all(&m.client_id);
     }
     AlertService {

@@ -10,7 +10,7 @@ pub use ring::KeyRing;
 use crate::clock::Clock;
 use crate::config::{Access, AuthMode, AuthSettings};
 use crate::domain::access::{Grants, Scope};
-use crate::error::Error;
+use crate::error::{Error, shown};
 use crate::proto::{ActorKind, ErrorReason};
 use matrix::Need;
 use std::future::Future;
@@ -50,7 +50,7 @@ impl Caller {
         if self.grants.covers(scope, client_id) {
             return Ok(());
         }
-        let message = format!("the key is not for client {client_id:?}");
+        let message = format!("the key is not for client {}", shown(client_id));
         Err(Error::new(Code::PermissionDenied, ErrorReason::ClientNotCovered, message))
     }
 
@@ -95,18 +95,30 @@ impl Auth {
         Arc::new(Self { mode: settings.auth, settings: settings.clone(), keys, anybody, clock })
     }
 
+    /// Refuses to ask for keys where nobody has one to make others with.
+    pub fn check_somebody_may_call(&self) -> anyhow::Result<()> {
+        anyhow::ensure!(
+            self.mode == AuthMode::Off || self.keys.has_admin(self.clock.now()),
+            "--auth keys, and there is no live API key with the scope admin for all clients, so nobody could make one: make \
+             it with `meterd keys create NAME --scope admin --all-clients --direct`"
+        );
+        Ok(())
+    }
+
     /// The caller that presents these headers, and has a call left.
     pub async fn authenticate(&self, headers: &HeaderMap) -> Result<Arc<Caller>, Error> {
         if self.mode == AuthMode::Off {
             return Ok(self.anybody.clone());
         }
         let mut presented = headers.get_all(AUTHORIZATION).iter();
-        let (Some(value), None) = (presented.next(), presented.next()) else {
-            let message = "send one header `authorization: Bearer mtr_…` with an API key; an admin makes keys with `meterd keys create`";
+        let Some(value) = presented.next() else {
+            let message = "send the header `authorization: Bearer mtr_…` with an API key; an admin makes keys with \
+                           `meterd keys create`";
             return Err(unauthenticated(ErrorReason::CredentialsMissing, message));
         };
-        let Some(token) = value.to_str().ok().and_then(bearer) else {
-            let message = "the header `authorization` must be `Bearer` and an API key";
+        let token = value.to_str().ok().and_then(bearer).filter(|_| presented.next().is_none());
+        let Some(token) = token else {
+            let message = "the header `authorization` must be there once, with `Bearer` and an API key";
             return Err(unauthenticated(ErrorReason::CredentialsInvalid, message));
         };
         match token::parse(token) {
@@ -119,32 +131,38 @@ impl Auth {
     }
 
     /// Lets a call pass whose method has a row, and whose caller has the scope for it. What it may do it to is for the
-    /// handler to ask, which has the message.
-    pub async fn admit(&self, path: &str, headers: &HeaderMap) -> Result<Passed, Error> {
-        let no_such_method = || Error::new(Code::Unimplemented, ErrorReason::Unspecified, "there is no such method");
+    /// handler to ask, which has the message. Nothing, where there is no such method.
+    pub async fn admit(&self, path: &str, headers: &HeaderMap) -> Result<Option<Passed>, Error> {
         let of_grpc = match path {
             path if path.starts_with(HEALTH) => Some(self.settings.health),
             path if REFLECTION.iter().any(|service| path.starts_with(service)) => Some(self.settings.reflection),
             _ => None,
         };
         match of_grpc {
-            Some(Access::Off) => return Err(no_such_method()),
-            Some(Access::Public) => return Ok(Passed { caller: self.anybody.clone(), streaming: false }),
-            Some(Access::Keys) => return Ok(Passed { caller: self.authenticate(headers).await?, streaming: true }),
+            Some(Access::Off) => return Ok(None),
+            Some(Access::Public) => return Ok(Some(Passed { caller: self.anybody.clone(), streaming: false })),
+            Some(Access::Keys) => {
+                return Ok(Some(Passed { caller: self.authenticate(headers).await?, streaming: true }));
+            }
             None => {}
         }
         let caller = self.authenticate(headers).await?;
-        let row = matrix::row(path).ok_or_else(no_such_method)?;
+        let Some(row) = matrix::row(path) else { return Ok(None) };
         if let Need::Scope(scope) = row.need {
             caller.check_scope(scope)?;
         }
-        Ok(Passed { caller, streaming: row.streaming })
+        Ok(Some(Passed { caller, streaming: row.streaming }))
     }
 
-    /// What returns once the caller's key is no longer good, with the reason. Nothing, where the caller has none.
-    pub fn ended(self: &Arc<Self>, caller: &Arc<Caller>) -> Option<impl Future<Output = Error> + Send + use<>> {
+    /// Returns once the caller's key is no longer good, with the reason.
+    pub fn ended(self: &Arc<Self>, caller: &Arc<Caller>) -> impl Future<Output = Error> + Send + use<> {
         let (auth, caller) = (self.clone(), caller.clone());
-        (caller.kind == ActorKind::ApiKey).then(|| async move { auth.keys.ended(&caller.id, &auth.clock).await })
+        async move {
+            match caller.kind {
+                ActorKind::ApiKey => auth.keys.ended(&caller.id, &auth.clock).await,
+                _ => std::future::pending().await,
+            }
+        }
     }
 }
 

@@ -3,13 +3,16 @@
 use super::token::SecretHash;
 use super::{Caller, unauthenticated};
 use crate::clock::Clock;
+use crate::domain::access::Scope;
 use crate::error::Error;
 use crate::proto::{ActorKind, ErrorReason};
 use crate::store::api_keys::{self, ApiKey};
+use crate::store::connect;
 use chrono::{DateTime, TimeDelta, Utc};
 use governor::clock::{Clock as _, DefaultClock};
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use sqlx::PgPool;
+use sqlx::postgres::PgConnectOptions;
 use std::collections::HashMap;
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -17,10 +20,15 @@ use std::sync::{Arc, RwLock};
 use std::time::Duration;
 use tokio::sync::{Mutex, watch};
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 /// How often changes are looked for: a revoked key is refused this much later at most, and a moment.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How often all keys are read again: a database that is an older copy, after a failover say, may have other changes under
+/// numbers that were seen already.
+const RELOAD_EVERY: Duration = Duration::from_secs(60);
+/// Of the ring's own, so that a revoked key is not waited for behind calls.
+const CONNECTIONS_MAX: u32 = 2;
 /// How often it is noted when keys were last used.
 const NOTE_USE_EVERY: Duration = Duration::from_secs(30);
 /// Who presents a key that is not known makes the ring look at once, so that a new key is good on every replica; but so
@@ -39,6 +47,7 @@ struct Key {
     hash: SecretHash,
     expire_time: Option<DateTime<Utc>>,
     revoked: bool,
+    version: i64,
     requests_per_second: i32,
     limiter: Arc<DefaultDirectRateLimiter>,
     /// When it was last good, in microseconds since 1970, and the same as far as it is noted; 0: never.
@@ -58,23 +67,34 @@ impl Key {
     }
 }
 
+/// What has been read, and when.
+#[derive(Default)]
+struct Looked {
+    /// When a look began, whatever became of it.
+    tried: Option<Instant>,
+    /// When the last one began that told everything.
+    done: Option<Instant>,
+    /// When the last one began that read all keys.
+    reloaded: Option<Instant>,
+}
+
 /// The keys.
 pub struct KeyRing {
     pool: PgPool,
     keys: RwLock<HashMap<String, Arc<Key>>>,
     /// Of the newest change that is known.
     version: watch::Sender<i64>,
-    /// When somebody last began to look.
-    looked: Mutex<Option<Instant>>,
+    looked: Mutex<Looked>,
     requests_per_second: NonZeroU32,
 }
 
 impl KeyRing {
     /// All keys; those without a limit of their own have this one.
-    pub async fn load(pool: PgPool, requests_per_second: NonZeroU32) -> sqlx::Result<Arc<Self>> {
+    pub async fn load(options: &PgConnectOptions, requests_per_second: NonZeroU32) -> sqlx::Result<Arc<Self>> {
+        let pool = connect::pool(options.clone().application_name("meterd keys"), CONNECTIONS_MAX);
         let (version, _) = watch::channel(0);
-        let keys = RwLock::default();
-        let ring = Arc::new(Self { pool, keys, version, looked: Mutex::new(None), requests_per_second });
+        let ring =
+            Arc::new(Self { pool, keys: RwLock::default(), version, looked: Mutex::default(), requests_per_second });
         ring.look().await?;
         Ok(ring)
     }
@@ -107,48 +127,75 @@ impl KeyRing {
         self.read(&mut looked).await
     }
 
-    async fn read(&self, looked: &mut Option<Instant>) -> sqlx::Result<()> {
-        *looked = Some(Instant::now());
+    async fn read(&self, looked: &mut Looked) -> sqlx::Result<()> {
+        let began = Instant::now();
+        looked.tried = Some(began);
+        let all = looked.reloaded.is_none_or(|reloaded| reloaded.elapsed() >= RELOAD_EVERY);
+        let mut version = if all { 0 } else { *self.version.borrow() };
+        let mut read = HashMap::new();
         loop {
-            let seen = *self.version.borrow();
-            let read = tokio::time::timeout(READ_TIMEOUT, api_keys::changed_since(&self.pool, seen, READ_KEYS));
-            let changed = read.await.map_err(|_| sqlx::Error::PoolTimedOut)??;
-            let Some(last) = changed.last() else { return Ok(()) };
-            let version = last.version;
-            {
-                let mut keys = self.keys.write().expect("not poisoned");
-                for row in changed {
-                    let before = keys.get(&row.key_id).cloned();
-                    let key_id = row.key_id.clone();
-                    keys.insert(key_id, Arc::new(self.key(row, before.as_deref())?));
-                }
+            let changed = self.changed_since(version).await?;
+            let Some(last) = changed.last() else { break };
+            version = last.version;
+            for row in changed {
+                let before = self.get(&row.key_id);
+                read.insert(row.key_id.clone(), self.key(row, before)?);
             }
-            self.version.send_replace(version);
         }
+        if all {
+            *self.keys.write().expect("not poisoned") = read;
+            looked.reloaded = Some(began);
+        } else if !read.is_empty() {
+            self.keys.write().expect("not poisoned").extend(read);
+        }
+        self.version.send_if_modified(|seen| std::mem::replace(seen, version) != version || all);
+        looked.done = Some(began);
+        Ok(())
+    }
+
+    /// A page of changes. A connection that hangs is not used again.
+    async fn changed_since(&self, version: i64) -> sqlx::Result<Vec<ApiKey>> {
+        let mut conn = self.pool.acquire().await?;
+        let read = timeout(READ_TIMEOUT, api_keys::changed_since(&mut conn, version, READ_KEYS)).await;
+        read.unwrap_or_else(|_| {
+            conn.close_on_drop();
+            Err(sqlx::Error::PoolTimedOut)
+        })
     }
 
     /// A key as it is now; it goes on with the calls that it has had.
-    fn key(&self, row: ApiKey, before: Option<&Key>) -> sqlx::Result<Key> {
+    fn key(&self, row: ApiKey, before: Option<Arc<Key>>) -> sqlx::Result<Arc<Key>> {
+        if let Some(same) = before.as_ref().filter(|before| before.version == row.version) {
+            return Ok(same.clone());
+        }
+        let before = before.as_deref();
         let hash = row.secret_hash.as_slice().try_into().map_err(|_| sqlx::Error::Decode("no SHA-256".into()))?;
         let own = u32::try_from(row.requests_per_second).ok().and_then(NonZeroU32::new);
         let quota = Quota::per_second(own.unwrap_or(self.requests_per_second));
         let used = |of: fn(&Key) -> &AtomicI64| AtomicI64::new(before.map_or(0, |key| of(key).load(Ordering::Relaxed)));
-        Ok(Key {
+        Ok(Arc::new(Key {
             caller: Arc::new(Caller { kind: ActorKind::ApiKey, id: row.key_id, name: row.name, grants: row.grants }),
             hash: SecretHash(hash),
             expire_time: row.expire_time,
             revoked: row.revoke_time.is_some(),
+            version: row.version,
             requests_per_second: row.requests_per_second,
             limiter: before
                 .filter(|key| key.requests_per_second == row.requests_per_second)
                 .map_or_else(|| Arc::new(RateLimiter::direct(quota)), |key| key.limiter.clone()),
             used: used(|key| &key.used),
             noted: used(|key| &key.noted),
-        })
+        }))
     }
 
     fn get(&self, key_id: &str) -> Option<Arc<Key>> {
         self.keys.read().expect("not poisoned").get(key_id).cloned()
+    }
+
+    /// Whether somebody may make keys: a live key is admin for all clients.
+    pub fn has_admin(&self, now: DateTime<Utc>) -> bool {
+        let keys = self.keys.read().expect("not poisoned");
+        keys.values().any(|key| key.check(now).is_ok() && key.caller.grants.covers_all(Scope::Admin))
     }
 
     /// The holder of the key, if the secret is its own, it is good, and it has a call left.
@@ -179,11 +226,11 @@ impl KeyRing {
     async fn look_for_unknown(&self) -> Result<(), Error> {
         let asked = Instant::now();
         let mut looked = self.looked.lock().await;
-        if let Some(last) = *looked {
-            if last >= asked {
-                return Ok(());
-            }
-            tokio::time::sleep_until(last + LOOK_FOR_UNKNOWN_EVERY).await;
+        if looked.done.is_some_and(|done| done >= asked) {
+            return Ok(());
+        }
+        if let Some(tried) = looked.tried {
+            tokio::time::sleep_until(tried + LOOK_FOR_UNKNOWN_EVERY).await;
         }
         Ok(self.read(&mut looked).await?)
     }
@@ -206,6 +253,11 @@ impl KeyRing {
                 () = tokio::time::sleep(sleep), if key.expire_time.is_some() => {}
             }
         }
+    }
+
+    /// Closes its connections.
+    pub async fn close(&self) {
+        self.pool.close().await;
     }
 
     /// Notes when keys were last used. What is not noted because the database is away is noted the next time.

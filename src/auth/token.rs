@@ -9,7 +9,7 @@ const ID_DIGITS: usize = 16;
 const SECRET_DIGITS: usize = 64;
 
 /// SHA-256 of a secret, which is all that is kept of it.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 pub struct SecretHash(pub [u8; 32]);
 
 impl SecretHash {

@@ -29,6 +29,9 @@ impl Scope {
     }
 }
 
+/// Most clients that all scopes of a caller name together: a filter may name as many.
+pub const GRANTED_CLIENTS_MAX: usize = 100;
+
 /// Whom a scope is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Clients {

@@ -7,6 +7,9 @@ use crate::auth::matrix::Guarded;
 use crate::error::Error;
 use crate::proto;
 use crate::store::audit::{self, NewEntry};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use prost::Message;
 use prost_reflect::{DescriptorPool, DynamicMessage, ReflectMessage, Value};
 use serde_json::json;
 use sqlx::PgPool;
@@ -30,14 +33,18 @@ fn redact(message: &mut DynamicMessage) {
         match message.get_field_mut(&field) {
             Value::String(text) if secret => *text = REDACTED.into(),
             Value::List(values) if secret => values.fill(Value::String(REDACTED.into())),
+            _ if secret => message.clear_field(&field),
             Value::Message(inner) => redact(inner),
-            Value::List(values) => values.iter_mut().for_each(|value| {
-                if let Value::Message(inner) = value {
-                    redact(inner);
-                }
-            }),
+            Value::List(values) => values.iter_mut().for_each(redact_value),
+            Value::Map(values) => values.values_mut().for_each(redact_value),
             _ => {}
         }
+    }
+}
+
+fn redact_value(value: &mut Value) {
+    if let Value::Message(inner) = value {
+        redact(inner);
     }
 }
 
@@ -50,7 +57,9 @@ fn request_json<R: Guarded>(request: &R) -> anyhow::Result<String> {
     let mut message = DynamicMessage::decode(input, request.encode_to_vec().as_slice())?;
     debug_assert_eq!(message.descriptor().name(), std::any::type_name::<R>().rsplit("::").next().unwrap_or_default());
     redact(&mut message);
-    let text = serde_json::to_string(&message)?;
+    // A time or duration out of its range has no JSON; its call fails for that, and is written down all the same.
+    let text = serde_json::to_string(&message)
+        .unwrap_or_else(|_| json!({ "protobufBase64": STANDARD.encode(message.encode_to_vec()) }).to_string());
     Ok(if text.len() > REQUEST_BYTES_MAX { json!({ "omittedBytes": text.len() }).to_string() } else { text })
 }
 

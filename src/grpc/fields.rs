@@ -3,6 +3,7 @@
 use crate::domain::decimal::{Decimal, DecimalError, Rate};
 use crate::domain::event::ID_BYTES_MAX;
 use crate::domain::period::{Month, parse_day};
+pub use crate::error::shown;
 use crate::error::{Error, Violation};
 use crate::proto::ErrorReason;
 use chrono::{DateTime, NaiveDate, Utc};
@@ -13,16 +14,6 @@ use tonic::Code;
 const SECONDS_MAX: i64 = 253_402_300_799;
 /// Most values of a filter.
 pub const FILTER_VALUES_MAX: usize = 100;
-
-/// Most characters of a wrong value that are sent back.
-const SHOWN_CHARS_MAX: usize = 40;
-
-/// A wrong value in quotes, as much of it as helps.
-pub fn shown(value: &str) -> String {
-    let start: String = value.chars().take(SHOWN_CHARS_MAX).collect();
-    let rest = if start.len() < value.len() { "…" } else { "" };
-    format!("{start:?}{rest}")
-}
 
 /// Collects what is wrong.
 #[derive(Debug, Default)]

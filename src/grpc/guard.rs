@@ -51,10 +51,11 @@ where
         let mut inner = std::mem::replace(&mut self.inner, next);
         Box::pin(async move {
             let passed = match auth.admit(request.uri().path(), request.headers()).await {
-                Ok(passed) => passed,
+                Ok(Some(passed)) => passed,
+                Ok(None) => return Ok(Status::unimplemented("there is no such method").into_http()),
                 Err(error) => return Ok(Status::from(error).into_http()),
             };
-            let ended = passed.streaming.then(|| auth.ended(&passed.caller)).flatten();
+            let ended = passed.streaming.then(|| auth.ended(&passed.caller));
             request.extensions_mut().insert(passed.caller);
             let response = inner.call(request).await?;
             Ok(match ended {

@@ -2,10 +2,10 @@
 
 use super::convert::timestamp;
 use super::creates::{Begun, Create, check_request_id};
-use super::fields::{FILTER_VALUES_MAX, Fields};
+use super::fields::Fields;
 use super::{Context, Handlers};
 use crate::auth::keys::{self, KeySpec};
-use crate::domain::access::{Clients, Grants, Scope as Granted};
+use crate::domain::access::{Clients, GRANTED_CLIENTS_MAX, Grants, Scope as Granted};
 use crate::domain::event::ID_BYTES_MAX;
 use crate::error::Error;
 use crate::proto::key_service_server::KeyService;
@@ -13,6 +13,7 @@ use crate::proto::*;
 use crate::store::{api_keys, audit};
 use chrono::{DateTime, TimeDelta, Utc};
 use prost_types::Timestamp;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
@@ -72,11 +73,15 @@ fn grants(fields: &mut Fields, given: &[Grant]) -> Grants {
     if !(1..=SCOPES.len()).contains(&given.len()) {
         fields.wrong("api_key.grants", format!("must be 1 to {} grants, one a scope", SCOPES.len()));
     }
+    let clients: BTreeSet<&String> = given.iter().flat_map(|grant| &grant.client_ids).collect();
+    if clients.len() > GRANTED_CLIENTS_MAX {
+        let description = format!("must name at most {GRANTED_CLIENTS_MAX} clients in all, name {}", clients.len());
+        fields.wrong("api_key.grants", description);
+    }
     for (index, grant) in given.iter().take(SCOPES.len()).enumerate() {
         let path = format!("api_key.grants[{index}]");
         let ids = &grant.client_ids;
-        fields.at_most(&format!("{path}.client_ids"), ids.len(), FILTER_VALUES_MAX);
-        for (index, client_id) in ids.iter().take(FILTER_VALUES_MAX).enumerate() {
+        for (index, client_id) in ids.iter().take(GRANTED_CLIENTS_MAX).enumerate() {
             fields.required(&format!("{path}.client_ids[{index}]"), client_id, ID_BYTES_MAX);
         }
         if grant.all_clients == !ids.is_empty() {
@@ -129,7 +134,8 @@ async fn create(context: Arc<Context>, request: CreateApiKeyRequest) -> Result<C
     // What is kept for a repeat has no token in it.
     let response = CreateApiKeyResponse { api_key: Some(made.key.into()), token: String::new() };
     let response = create.commit(response).await?;
-    context.auth.keys.look().await?;
+    // The token must arrive, whatever becomes of this: who presents it makes the ring look again.
+    drop(context.auth.keys.look().await);
     Ok(CreateApiKeyResponse { token: made.token, ..response })
 }
 
@@ -196,7 +202,7 @@ async fn rotate(context: Arc<Context>, request: RotateApiKeyRequest) -> Result<R
     let response =
         RotateApiKeyResponse { api_key: Some(made.key.into()), token: String::new(), old_api_key: Some(old.into()) };
     let response = create.commit(response).await?;
-    context.auth.keys.look().await?;
+    drop(context.auth.keys.look().await);
     Ok(RotateApiKeyResponse { token: made.token, ..response })
 }
 

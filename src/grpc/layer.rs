@@ -1,6 +1,7 @@
 //! What surrounds every call: its request id, deadline, span and metrics.
 
 use super::status::REQUEST_ID;
+use crate::auth::matrix;
 use crate::error::Error;
 use crate::proto::ErrorReason;
 use std::future::Future;
@@ -127,9 +128,17 @@ where
     }
 }
 
+/// Methods of gRPC's own services.
+const GRPC_METHODS: [&str; 4] = [
+    "/grpc.health.v1.Health/Check",
+    "/grpc.health.v1.Health/Watch",
+    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+];
+
 /// The method, unless it is none of ours: strangers do not make labels.
 fn known_method(path: String, code: Code) -> String {
-    let ours = path.starts_with("/metering.v1.") || path.starts_with("/grpc.");
+    let ours = matrix::row(&path).is_some() || GRPC_METHODS.contains(&path.as_str());
     if ours && code != Code::Unimplemented { path } else { "other".into() }
 }
 

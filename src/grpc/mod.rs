@@ -173,24 +173,40 @@ impl Handlers {
     {
         // The task keeps the call's place: work that nobody waits for any more is work still.
         let admitted = request.extensions_mut().remove::<Admitted>();
-        let address = address(&request);
-        let (caller, request) = admit(request)?;
-        let context = self.0.clone();
-        let work = async move {
+        let (context, address) = (self.0.clone(), address(&request));
+        if !Req::ROW.audited {
+            let (caller, request) = admit(request)?;
+            let handled = handler(context, caller, request);
+            let work = async move {
+                let _admitted = admitted;
+                handled.await
+            };
+            return Ok(Response::new(in_a_task(work).await?));
+        }
+        let caller = caller(&request)?;
+        let mut request = request.into_inner();
+        let audited = async move {
             let _admitted = admitted;
-            if !Req::ROW.audited {
-                return handler(context, caller, request).await;
-            }
             let pool = context.pool.clone();
+            // Before the caller is checked: what an admin of some clients tried on others is written down too.
             let entry = audit::begin(&pool, &caller, &address, &request).await?;
-            let done = handler(context, caller, request).await;
+            let done = match request.check(&caller) {
+                Ok(()) => in_a_task(handler(context, caller, request)).await,
+                Err(error) => Err(error),
+            };
             entry.finish(&pool, done.as_ref().err()).await;
             done
         };
-        let work = keeping_request_id(work).in_current_span();
-        let done = tokio::spawn(work).await.unwrap_or_else(|panic| Err(Error::internal(panic)));
-        Ok(Response::new(done?))
+        Ok(Response::new(in_a_task(audited).await?))
     }
+}
+
+/// Runs work in a task, under the request id and in the span of this one. A panic is an error of ours.
+async fn in_a_task<R: Send + 'static>(
+    work: impl Future<Output = Result<R, Error>> + Send + 'static,
+) -> Result<R, Error> {
+    let work = keeping_request_id(work).in_current_span();
+    tokio::spawn(work).await.unwrap_or_else(|panic| Err(Error::internal(panic)))
 }
 
 /// The caller, as the guard of every call has found out.

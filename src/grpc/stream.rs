@@ -48,13 +48,15 @@ pub fn run(
 /// Queues what comes in. Ends with the sender's side, or with the status that ends the stream.
 async fn read(
     context: &Context,
-    caller: &Caller,
+    caller: &Arc<Caller>,
     mut messages: Streaming<StreamUsageRequest>,
     outcomes: mpsc::UnboundedSender<(usize, Outcome)>,
     in_flight: &InFlight,
 ) -> Result<(), Status> {
     let room = Arc::new(Semaphore::new(UNSETTLED_EVENTS_MAX));
     let mut stopping = context.stopping.clone();
+    // Here too: of a sender that takes no acknowledgements nothing more may be recorded either.
+    let mut ended = std::pin::pin!(context.auth.ended(caller));
     for number in 1.. {
         // The order matters: a message is taken only when there is room for it.
         let next = async {
@@ -66,6 +68,7 @@ async fn read(
             _ = stopping.wait_for(|stopping| *stopping) => return Err(Error::shutting_down().into()),
             // The acknowledging half has gone: so has the caller.
             _ = outcomes.closed() => return Ok(()),
+            error = &mut ended => return Err(error.into()),
             next = next => next,
         };
         let Some(StreamUsageRequest { event }) = message? else { return Ok(()) };

@@ -49,13 +49,16 @@ struct Row {
     version: i64,
 }
 
+/// What stands for all clients: the id that no client has.
+const ALL: &str = "";
+
 fn clients(ids: Vec<String>) -> Clients {
-    if ids.is_empty() { Clients::All } else { Clients::These(ids.into_iter().collect()) }
+    if ids == [ALL] { Clients::All } else { Clients::These(ids.into_iter().collect()) }
 }
 
 fn ids(clients: Option<&Clients>) -> Option<Vec<String>> {
     clients.map(|clients| match clients {
-        Clients::All => vec![],
+        Clients::All => vec![ALL.into()],
         Clients::These(ids) => ids.iter().cloned().collect(),
     })
 }
@@ -148,17 +151,6 @@ pub async fn live_count(conn: &mut PgConnection, now: DateTime<Utc>) -> sqlx::Re
     .await
 }
 
-/// Whether somebody may make keys: a live key that is admin for all clients.
-pub async fn has_live_admin(conn: &mut PgConnection, now: DateTime<Utc>) -> sqlx::Result<bool> {
-    sqlx::query_scalar!(
-        r#"SELECT EXISTS (SELECT FROM api_keys WHERE admin_clients = '{}' AND revoke_time IS NULL
-                             AND (expire_time IS NULL OR expire_time > $1)) AS "exists!""#,
-        now
-    )
-    .fetch_one(conn)
-    .await
-}
-
 /// Ends a key, unless it has ended. Gives it as it is then.
 pub async fn revoke(conn: &mut PgConnection, version: i64, key_id: &str) -> sqlx::Result<Option<ApiKey>> {
     let row = sqlx::query_as!(
@@ -190,10 +182,10 @@ pub async fn expire_by(
 }
 
 /// Keys that have changed since this version, in the order in which they did.
-pub async fn changed_since(pool: &PgPool, version: i64, limit: i64) -> sqlx::Result<Vec<ApiKey>> {
+pub async fn changed_since(conn: &mut PgConnection, version: i64, limit: i64) -> sqlx::Result<Vec<ApiKey>> {
     let rows =
         sqlx::query_as!(Row, "SELECT * FROM api_keys WHERE version > $1 ORDER BY version LIMIT $2", version, limit);
-    Ok(rows.fetch_all(pool).await?.into_iter().map(ApiKey::from).collect())
+    Ok(rows.fetch_all(conn).await?.into_iter().map(ApiKey::from).collect())
 }
 
 /// Notes when keys were last used. Rows are locked in the order of the ids.

@@ -1,14 +1,18 @@
 //! The second port: health for probes, metrics for Prometheus.
 
+use crate::auth::Auth;
+use crate::domain::access::Scope;
+use crate::error::Error;
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
-use axum::response::IntoResponse;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use sqlx::PgPool;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use tokio::sync::watch;
+use tonic::Code;
 
 /// Upper bounds of the latency histograms, in seconds.
 const SECONDS_BUCKETS: [f64; 14] =
@@ -22,6 +26,8 @@ pub struct WebState {
     pub metrics: PrometheusHandle,
     pub pool: PgPool,
     pub ingest: crate::ingest::Ingest,
+    /// Who may see the metrics.
+    pub auth: Arc<Auth>,
     /// Whether calls are answered.
     pub ready: watch::Receiver<bool>,
 }
@@ -101,11 +107,31 @@ async fn ready(State(state): State<WebState>) -> impl IntoResponse {
     }
 }
 
-async fn metrics_page(State(state): State<WebState>) -> impl IntoResponse {
+/// Who may call with the scope read for all clients sees the metrics: they are about everybody.
+async fn check_reader(auth: &Auth, headers: &HeaderMap) -> Result<(), Error> {
+    auth.authenticate(headers).await?.check_all_clients(Scope::Read)
+}
+
+/// An error as HTTP says it.
+fn refusal(error: Error) -> Response {
+    let status = match error.code {
+        Code::Unauthenticated => StatusCode::UNAUTHORIZED,
+        Code::PermissionDenied => StatusCode::FORBIDDEN,
+        Code::ResourceExhausted => StatusCode::TOO_MANY_REQUESTS,
+        _ => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    let challenge = (status == StatusCode::UNAUTHORIZED).then_some([(header::WWW_AUTHENTICATE, "Bearer")]);
+    (status, challenge, error.message + "\n").into_response()
+}
+
+async fn metrics_page(State(state): State<WebState>, headers: HeaderMap) -> Response {
+    if let Err(error) = check_reader(&state.auth, &headers).await {
+        return refusal(error);
+    }
     metrics::gauge!("meterd_queue_events").set(state.ingest.depth() as f64);
     let idle = state.pool.num_idle();
     metrics::gauge!("meterd_pool_connections", "state" => "idle").set(idle as f64);
     metrics::gauge!("meterd_pool_connections", "state" => "used").set((state.pool.size() as usize - idle) as f64);
     state.metrics.run_upkeep();
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], state.metrics.render())
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], state.metrics.render()).into_response()
 }

@@ -42,7 +42,12 @@ impl Answer {
 
 /// GET.
 pub async fn get(address: &str, path: &str) -> Answer {
-    exchange(address, &format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n"), &[]).await
+    get_with(address, path, "").await
+}
+
+/// GET with more headers, each line ended by CR LF.
+pub async fn get_with(address: &str, path: &str, more: &str) -> Answer {
+    exchange(address, &format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n{more}\r\n"), &[]).await
 }
 
 /// A gRPC-Web call with more headers, each line ended by CR LF.

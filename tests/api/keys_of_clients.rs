@@ -1,0 +1,226 @@
+//! Keys that are for some clients only: what they see of others is what they see of nothing.
+
+use crate::guarded::*;
+use crate::harness::*;
+use crate::role_matrix::alert_and_notification;
+use meterd::clock::Clock;
+use meterd::domain::access::Scope;
+use meterd::proto::subscribe_alerts_response::Message;
+use meterd::proto::*;
+use std::collections::BTreeSet;
+use tonic::Code;
+
+fn noon() -> Clock {
+    Clock::fixed(time("2026-11-21T12:00:00Z"))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_anothers_and_what_is_not_there_are_answered_byte_for_byte_alike() {
+    let guarded = Guarded::start_with(&[], noon()).await;
+    let flags = ["--webhook-allow-http", "--webhook-allow-private"];
+    let open = TestServer::replica(&guarded.server.database_url, &flags, guarded.server.clock.clone()).await;
+    let (alert_id, notification_id) = alert_and_notification(&open).await;
+    let event_id = open.track(event("acme", "sms", "1")).await.unwrap().event_id;
+    let token = guarded.key(Scope::Admin, &["globex"]).await;
+    let channel = guarded.server.channel();
+    // The last character differs, so that nothing but the id tells the two apart.
+    let absent = |id: &str| {
+        let (start, last) = id.split_at(id.len() - 1);
+        format!("{start}{}", if last == "0" { "1" } else { "0" })
+    };
+    let cases = [
+        ("AlertService/GetAlert", r#"{"alertId":"{}"}"#, alert_id.as_str()),
+        ("AlertService/AcknowledgeAlert", r#"{"alertId":"{}","acknowledgedBy":"me"}"#, &alert_id),
+        ("AlertService/RetryNotification", r#"{"notificationId":"{}"}"#, &notification_id),
+        ("UsageService/GetUsageEvent", r#"{"clientId":"acme","eventId":"{}"}"#, &event_id),
+        ("ClientService/GetClient", r#"{"clientId":"{}"}"#, "acme"),
+        ("UsageService/GetCurrentMonthUsage", r#"{"clientId":"{}"}"#, "acme"),
+        ("UsageService/ListUsageEvents", r#"{"clientId":"{}"}"#, "acme"),
+        ("UsageService/ExportUsage", r#"{"clientId":"{}"}"#, "acme"),
+        ("UsageService/UpdateMonthlySummaries", r#"{"clientId":"{}"}"#, "acme"),
+        ("AlertService/GetAlertPolicy", r#"{"clientId":"{}"}"#, "acme"),
+        ("AlertService/CheckAlerts", r#"{"clientId":"{}"}"#, "acme"),
+        ("ClientService/CreateClient", r#"{"client":{"clientId":"{}"}}"#, "acme"),
+        ("ClientService/UpdateClient", r#"{"client":{"clientId":"{}"},"updateMask":"displayName"}"#, "acme"),
+        ("AlertService/ListAlerts", r#"{"clientIds":["{}"]}"#, "acme"),
+        ("UsageService/TrackUsage", r#"{"event":{"clientId":"{}","service":"sms"}}"#, "acme"),
+    ];
+    for (rpc, request, id) in cases {
+        let bearer = [format!("Bearer {}", token.token)];
+        let answer = async |id: &str| {
+            let status = call(&channel, rpc, &request.replace("{}", id), &bearer).await.unwrap_err();
+            let request_id = status.metadata().get("x-request-id").unwrap().to_str().unwrap().to_string();
+            let text = |bytes: &[u8]| bytes.escape_ascii().to_string();
+            let all = (status.code(), status.message().to_string(), text(status.details()));
+            (all.0, all.1.replace(id, "<id>"), all.2.replace(&request_id, "<request>").replace(id, "<id>"))
+        };
+        let (anothers, nothings) = (answer(id).await, answer(&absent(id)).await);
+        assert!([Code::NotFound, Code::PermissionDenied].contains(&anothers.0), "{rpc} {anothers:?}");
+        assert!(anothers.2.contains("<request>"), "{rpc} {anothers:?}");
+        assert_eq!(anothers, nothings, "{rpc}");
+    }
+    let acknowledged: i64 = sqlx::query_scalar("SELECT count(*) FROM alerts WHERE acknowledge_time IS NOT NULL")
+        .fetch_one(&open.pool)
+        .await
+        .unwrap();
+    assert_eq!(acknowledged, 0);
+    guarded.server.stop().await;
+    open.stop().await;
+}
+
+/// Three clients with usage and a critical alert each.
+async fn three_clients(open: &TestServer) {
+    crate::alerting::metered(open, "metered").await;
+    let policy = AlertPolicy { monthly_warning: Some("1".into()), ..Default::default() };
+    let update_mask = Some(prost_types::FieldMask { paths: vec!["monthly_warning".into()] });
+    let request = UpdateAlertPolicyRequest { policy: Some(policy), update_mask };
+    open.alerts().update_alert_policy(request).await.unwrap();
+    for client_id in ["acme", "globex", "initech"] {
+        open.track(event(client_id, "metered", "2")).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_empty_filter_means_the_clients_of_the_key_on_every_page() {
+    let guarded = Guarded::start_with(&[], noon()).await;
+    let open = guarded.open().await;
+    three_clients(&open).await;
+    let token = guarded.key(Scope::Read, &["acme", "globex"]).await;
+    let (mut usage, mut alerts) = (usage_as(&guarded.server, &token), alerts_as(&guarded.server, &token));
+    let both = BTreeSet::from(["acme".to_string(), "globex".to_string()]);
+
+    let request = QueryUsageRequest {
+        start_date: "2026-11-01".into(),
+        end_date: "2026-11-30".into(),
+        group_by: vec![UsageDimension::Client.into()],
+        page_size: 1,
+        ..Default::default()
+    };
+    let (mut seen, mut page_token, mut tokens) = (BTreeSet::new(), String::new(), vec![]);
+    loop {
+        let page = usage.query_usage(QueryUsageRequest { page_token, ..request.clone() }).await.unwrap().into_inner();
+        seen.extend(page.rows.into_iter().filter_map(|row| row.client_id));
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            break;
+        }
+        tokens.push(page_token.clone());
+    }
+    assert_eq!(seen, both);
+    let total = QueryUsageRequest { group_by: vec![], ..request.clone() };
+    let total = usage.query_usage(total).await.unwrap().into_inner().rows;
+    assert_eq!(cost(&total[0].totals), "4", "of both, and not of the third");
+
+    let request = ListAlertsRequest { page_size: 1, ..Default::default() };
+    let (mut seen, mut page_token) = (BTreeSet::new(), String::new());
+    loop {
+        let page = alerts.list_alerts(ListAlertsRequest { page_token, ..request.clone() }).await.unwrap().into_inner();
+        seen.extend(page.alerts.into_iter().map(|alert| alert.client_id));
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(seen, both);
+    // A page token is of the clients that it was given for.
+    let other = guarded.key(Scope::Read, &["initech"]).await;
+    let moved = QueryUsageRequest {
+        start_date: "2026-11-01".into(),
+        end_date: "2026-11-30".into(),
+        group_by: vec![UsageDimension::Client.into()],
+        page_size: 1,
+        page_token: tokens.pop().unwrap(),
+        ..Default::default()
+    };
+    for stranger in [&other, &guarded.admin] {
+        let refused = usage_as(&guarded.server, stranger).query_usage(moved.clone()).await;
+        assert_wrong(refused, "PAGE_TOKEN_INVALID", &["page_token"]);
+    }
+    guarded.server.stop().await;
+    open.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_subscription_without_a_filter_is_to_the_clients_of_the_key_and_so_is_its_resume_token() {
+    let guarded = Guarded::start_with(&[], noon()).await;
+    let open = guarded.open().await;
+    three_clients(&open).await;
+    let token = guarded.key(Scope::Read, &["acme", "globex"]).await;
+    let mut alerts = alerts_as(&guarded.server, &token);
+    let request = SubscribeAlertsRequest { from_start: true, ..Default::default() };
+    let mut stream = alerts.subscribe_alerts(request).await.unwrap().into_inner();
+    let next = async |stream: &mut tonic::Streaming<SubscribeAlertsResponse>| loop {
+        let message = stream.message().await.unwrap().unwrap();
+        if let Some(Message::Alert(alert)) = message.message {
+            return (alert.alert.unwrap().client_id, message.resume_token);
+        }
+    };
+    let (first, resume_token) = next(&mut stream).await;
+    assert_eq!((first.as_str(), next(&mut stream).await.0.as_str()), ("acme", "globex"));
+    // Of the third nothing comes, also when it happens live.
+    for client_id in ["initech", "globex"] {
+        open.track(event(client_id, "metered", "1000000")).await.unwrap();
+    }
+    assert_eq!(next(&mut stream).await.0, "globex");
+    let resume =
+        |resume_token: &str| SubscribeAlertsRequest { resume_token: resume_token.into(), ..Default::default() };
+    let mut resumed = alerts.subscribe_alerts(resume(&resume_token)).await.unwrap().into_inner();
+    assert_eq!((next(&mut resumed).await.0.as_str(), next(&mut resumed).await.0.as_str()), ("globex", "globex"));
+    let other = guarded.key(Scope::Read, &["initech"]).await;
+    for stranger in [&other, &guarded.admin] {
+        let refused = alerts_as(&guarded.server, stranger).subscribe_alerts(resume(&resume_token)).await;
+        assert_wrong(refused, "RESUME_TOKEN_INVALID", &["resume_token"]);
+    }
+    guarded.server.stop().await;
+    open.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_of_other_clients_are_refused_one_by_one_and_the_others_are_recorded() {
+    let guarded = Guarded::start().await;
+    let token = guarded.key(Scope::Ingest, &["acme"]).await;
+    let mut usage = usage_as(&guarded.server, &token);
+    let clients = ["acme", "globex", "acme", "", "initech"];
+    let events: Vec<UsageEvent> = clients.map(|client_id| event(client_id, "sms", "1")).into();
+    let outcome = |result: &UsageResult| {
+        let reason = result.error.as_ref().map_or("", |error| &error.reason);
+        (result.outcome(), reason.to_string())
+    };
+    let accepted = || (EventOutcome::Accepted, String::new());
+    let rejected = |reason: &str| (EventOutcome::Rejected, reason.to_string());
+    let not_covered = || rejected("CLIENT_NOT_COVERED");
+    let request = BatchTrackUsageRequest { events: events.clone(), backfill: false };
+    let answer = usage.batch_track_usage(request).await.unwrap().into_inner();
+    let outcomes: Vec<_> = answer.results.iter().map(outcome).collect();
+    let expected = [accepted(), not_covered(), accepted(), rejected("INVALID_FIELD"), not_covered()];
+    assert_eq!(outcomes, expected);
+    assert_eq!((answer.accepted_count, answer.failed_count), (2, 3));
+
+    let messages = events.into_iter().map(|event| StreamUsageRequest { event: Some(event) });
+    let mut acks = usage.stream_usage(tokio_stream::iter(messages)).await.unwrap().into_inner();
+    let (mut settled, mut refused) = (0, vec![]);
+    while let Some(ack) = acks.message().await.unwrap() {
+        settled = ack.settled_count;
+        refused.extend(ack.results.into_iter().map(|result| (result.message_number, outcome(&result.result.unwrap()))));
+    }
+    assert_eq!(settled, 5);
+    assert_eq!(refused, [(2, not_covered()), (4, rejected("INVALID_FIELD")), (5, not_covered())]);
+    let lone = usage.track_usage(TrackUsageRequest { event: Some(event("globex", "sms", "1")) }).await;
+    assert_refused(lone, Code::PermissionDenied, "CLIENT_NOT_COVERED");
+    guarded.server.assert_exact(4).await;
+    let clients: Vec<String> =
+        sqlx::query_scalar("SELECT client_id FROM clients").fetch_all(&guarded.server.pool).await.unwrap();
+    assert_eq!(clients, ["acme"], "nobody else's client is made either");
+    guarded.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_name_of_a_client_comes_back_cut_short_whatever_its_length() {
+    let guarded = Guarded::start().await;
+    let token = guarded.key(Scope::Admin, &["acme"]).await;
+    let request = GetClientRequest { client_id: "x".repeat(1_000_000) };
+    let refused = clients_as(&guarded.server, &token).get_client(request).await;
+    let status = assert_refused(refused, Code::PermissionDenied, "CLIENT_NOT_COVERED");
+    assert!(status.message().len() < 200, "{}", status.message().len());
+    guarded.server.stop().await;
+}
