@@ -1,4 +1,4 @@
-//! Ends the streams of a connection that has to end, and those of health and reflection when the server stops.
+//! Ends the calls of a connection that has to end, and the streams of health and reflection when the server stops.
 
 use super::ending::EndingBody;
 use crate::error::Error;
@@ -8,6 +8,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use tokio::sync::watch;
+use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::http::{Request, Response};
 use tower::{Layer, Service};
@@ -53,7 +54,11 @@ where
         let stopping = request.uri().path().starts_with("/grpc.").then(|| self.stopping.clone());
         let call = self.inner.call(request);
         Box::pin(async move {
-            let answer = call.await?;
+            let answer = tokio::select! {
+                biased;
+                answer = call => answer?,
+                error = must_end(ending.clone(), None) => return Ok(Status::from(error).into_http()),
+            };
             // Such as a status in the headers.
             if answer.body().is_end_stream() {
                 return Ok(answer);

@@ -25,9 +25,9 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const PREFACE_BYTES: u64 = 24;
 /// Connections that were made together do not all come back together: their age differs by up to so much of itself.
 const AGE_JITTER: f64 = 0.1;
-/// Share of the time for an orderly stop after which streams that still go on are told to end.
-const STOP_SHARE_TO_SETTLE: f64 = 0.75;
-/// Time for streams to end after they were told to.
+/// Share of the time for an orderly stop after which calls that still go on end with a status: the rest is for its way.
+const STOP_SHARE_TO_SETTLE: f64 = 0.9;
+/// Time for calls to end after they were told to.
 const ENDING_TIMEOUT: Duration = Duration::from_secs(5);
 /// A peer that takes nothing for so long, while only it can go on, is cut when the connection has to end.
 const STALLED_AFTER: Duration = Duration::from_secs(2);

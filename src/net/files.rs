@@ -3,7 +3,7 @@
 use super::NetSettings;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-/// Descriptors for everything but connections: the database's, files, the runtime's.
+/// Descriptors for everything else: the second port, the database, files, the runtime.
 const OTHER_FILES: u64 = 256;
 
 /// Raises the soft limit of open files to the hard one, and says so where it is too low for the connections that may come.
@@ -11,7 +11,7 @@ const OTHER_FILES: u64 = 256;
 /// The soft limit is 1,024 in most places for the sake of programs that use `select`.
 pub fn allow_open_files(settings: &NetSettings) {
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return };
-    let wanted = 2 * u64::from(settings.inbound_connections_max) + OTHER_FILES;
+    let wanted = u64::from(settings.inbound_connections_max) + OTHER_FILES;
     let reachable = wanted.min(hard).max(soft);
     let raised = setrlimit(Resource::RLIMIT_NOFILE, reachable, hard).is_ok();
     let allowed = if raised { reachable } else { soft };

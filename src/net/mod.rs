@@ -23,11 +23,11 @@ use tokio::sync::watch;
 pub struct Peer {
     /// Where it calls from.
     pub address: SocketAddr,
-    /// Whether the connection is about to be closed, and answers that go on have to end.
+    /// Whether the connection is about to be closed, and calls that go on have to end.
     pub ending: watch::Receiver<Ending>,
 }
 
-/// Why answers that go on have to end.
+/// Why calls that go on have to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
     /// They do not.

@@ -2,6 +2,7 @@
 
 use meterd::proto::usage_service_client::UsageServiceClient;
 use meterd::proto::{TrackUsageRequest, UsageEvent};
+use nix::sys::resource::{Resource, getrlimit};
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -97,6 +98,21 @@ impl Process {
         stream.read_to_string(&mut page).await.unwrap();
         let line = page.lines().find_map(|line| line.strip_prefix("meterd_connections{port=\"grpc\"} "));
         line.expect("the gauge").parse().unwrap()
+    }
+
+    /// Lets it have so many open files from now on; None, as many as it may.
+    pub fn limit_files(&self, files: Option<usize>) {
+        let soft = files.map_or_else(|| getrlimit(Resource::RLIMIT_NOFILE).unwrap().1, |files| files as u64);
+        let (pid, limit) = (self.pid().to_string(), format!("--nofile={soft}:"));
+        assert!(Command::new("prlimit").args(["--pid", &pid, &limit]).status().unwrap().success());
+    }
+
+    /// Processor time that it has used.
+    pub fn processor_time(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
+        let fields: Vec<_> = stat.rsplit(") ").next().unwrap().split(' ').collect();
+        // In hundredths of a second: user's and system's.
+        Duration::from_millis(fields[11..=12].iter().map(|ticks| ticks.parse::<u64>().unwrap() * 10).sum())
     }
 
     /// SIGTERM; gives the exit code and how long it took.

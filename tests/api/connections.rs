@@ -88,6 +88,18 @@ async fn a_stream_of_an_old_connection_ends_with_a_status_and_goes_on_over_a_new
     server.stop().await;
 }
 
+#[tokio::test]
+async fn a_call_that_outlives_its_connection_ends_with_a_status_too() {
+    let flags = ["--connection-age-seconds=1", "--connection-age-grace-seconds=1"];
+    let server = TestServer::start_with(&flags, Clock::system()).await;
+    let stalled = server.stall_writers().await;
+    let status = server.track(event("acme", "sms", "1")).await.unwrap_err();
+    let reason = status.get_details_error_info().map(|info| info.reason);
+    assert_eq!((status.code(), reason.as_deref()), (Code::Unavailable, Some("CONNECTION_AGED")));
+    stalled.rollback().await.unwrap();
+    server.stop().await;
+}
+
 /// tonic gives up calls that it has not sent when it is told that a connection goes; other libraries send them over the next.
 /// So a call may fail, but never one that the server has taken.
 #[tokio::test]

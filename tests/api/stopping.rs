@@ -2,6 +2,7 @@
 
 use crate::harness::*;
 use crate::raw;
+use meterd::clock::Clock;
 use meterd::proto::*;
 use std::time::{Duration, Instant};
 use tokio::io::AsyncWriteExt;
@@ -55,6 +56,24 @@ async fn a_stop_is_prompt_whatever_peers_leave_open() {
     let reason = ended.get_details_error_info().map(|info| info.reason);
     assert_eq!((ended.code(), reason.as_deref()), (Code::Unavailable, Some("SHUTTING_DOWN")));
     drop((silent, half, unread));
+}
+
+#[tokio::test]
+async fn a_call_that_cannot_be_settled_within_the_bound_is_told_so_before_the_end() {
+    let server = TestServer::start_with(&["--stop-timeout-seconds=3"], Clock::system()).await;
+    let stalled = server.stall_writers().await;
+    let mut usage = server.usage();
+    let request = TrackUsageRequest { event: Some(event("acme", "sms", "1")) };
+    let call = tokio::spawn(async move { usage.track_usage(request).await });
+    server.until_a_writer_waits().await;
+    let begun = Instant::now();
+    let stop = tokio::spawn(server.stop());
+    let status = call.await.unwrap().unwrap_err();
+    let reason = status.get_details_error_info().map(|info| info.reason);
+    assert_eq!((status.code(), reason.as_deref()), (Code::Unavailable, Some("SHUTTING_DOWN")));
+    assert!(begun.elapsed() > Duration::from_secs(2), "it may settle until then");
+    stalled.rollback().await.unwrap();
+    stop.await.unwrap();
 }
 
 #[tokio::test]
