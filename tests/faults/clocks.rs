@@ -173,6 +173,7 @@ async fn jumps(run: Run) {
     let (days, months) = every_event_is_in_its_day_and_month(&pool, &sent).await;
     pool.close().await;
     assert_eq!(checked.recorded, sent.len());
+    assert_eq!(database.said("deadlock detected"), 0);
     inside.stop().await;
     let refusals: Vec<String> =
         refused.iter().map(|(reason, count)| format!("{reason} × {}", grouped(*count))).collect();

@@ -33,7 +33,9 @@ impl Database {
                 drop(embedded.ensure_running().await);
             }
         });
-        Self { data_dir, supervisor: Some(supervisor) }
+        let database = Self { data_dir, supervisor: Some(supervisor) };
+        database.tell_deadlocks().await;
+        database
     }
 
     /// One that a replica keeps in this directory.
@@ -61,6 +63,15 @@ impl Database {
             assert!(Instant::now() < deadline, "PostgreSQL does not answer");
             tokio::time::sleep(LOOK_EVERY).await;
         }
+    }
+
+    /// Has deadlocks told in the log. By default they are looked for after a second, which is when a writer stops waiting.
+    pub async fn tell_deadlocks(&self) {
+        let pool = self.pool().await;
+        for statement in ["ALTER SYSTEM SET deadlock_timeout = '100ms'", "SELECT pg_reload_conf()"] {
+            sqlx::query(statement).execute(&pool).await.unwrap();
+        }
+        pool.close().await;
     }
 
     /// Its first process.

@@ -88,7 +88,7 @@ impl Load {
         self.shared.settled.load(Ordering::Relaxed)
     }
 
-    /// How many refusals there were so far.
+    /// How many refusals there were so far, right or wrong.
     pub fn refused(&self) -> usize {
         self.shared.refused.load(Ordering::Relaxed)
     }
@@ -154,7 +154,7 @@ impl Caller {
             self.shared.settled.fetch_add(answer.acknowledged.len() as u64, Ordering::Relaxed);
             let settled: HashSet<u64> = answer.acknowledged.iter().map(|Acknowledged { number, .. }| *number).collect();
             numbers.retain(|number| !settled.contains(number));
-            self.shared.refused.fetch_add(answer.refusals.len(), Ordering::Relaxed);
+            self.shared.refused.fetch_add(answer.refusals.len() + answer.wrong.len(), Ordering::Relaxed);
             self.tally.take(answer);
             if !numbers.is_empty() {
                 self.tally.repeats += 1;

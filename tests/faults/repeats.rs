@@ -23,6 +23,9 @@ const CALLERS: usize = 16;
 const SIZES: [usize; 6] = [1, 1, 7, 60, 500, 2_000];
 /// One call in so many is followed by another event with a key that is taken.
 const CONTRADICTIONS_ONE_IN: u32 = 20;
+/// How often replicas meet head-on, and over how many new events: as many as one transaction takes.
+const HEAD_ON_TIMES: usize = 10;
+const HEAD_ON_EVENTS: usize = 1_000;
 const PAUSE: Duration = Duration::from_millis(20);
 
 scenario! {
@@ -44,19 +47,39 @@ fn sends(events: usize, dice: &mut StdRng) -> Vec<u64> {
     sends.into_iter().map(|(_, number)| number).collect()
 }
 
+/// Both replicas get the same new events at the same moment, one of them in the reverse order: each wants keys that the other
+/// one has.
+async fn meet_head_on(world: &World, after: u64) {
+    let mut clients = world.addresses().into_iter().map(|address| client(&address));
+    let [mut one, mut other] = std::array::from_fn(|_| clients.next().expect("two replicas"));
+    for time in 0..HEAD_ON_TIMES as u64 {
+        let first = after + time * HEAD_ON_EVENTS as u64;
+        let numbers: Vec<u64> = (first..first + HEAD_ON_EVENTS as u64).collect();
+        let reverse: Vec<u64> = numbers.iter().rev().copied().collect();
+        let (mut answer, mut echo) = (Answer::default(), Answer::default());
+        tokio::join!(answer.of_batch(&mut one, &numbers), echo.of_batch(&mut other, &reverse));
+        assert_eq!(answer.accepted + echo.accepted, HEAD_ON_EVENTS, "each is new to one of the two");
+        assert_eq!(answer.acknowledged.len() + echo.acknowledged.len(), 2 * HEAD_ON_EVENTS);
+        world.journal.write(&answer.acknowledged);
+        world.journal.write(&echo.acknowledged);
+    }
+}
+
 async fn repeats(run: Run) {
     let count = run.count(20_000, 1_000_000);
     let events = count / SENDS;
     let world = World::start_with_keeper(run).await;
     let subscribers = world.subscribers();
+    meet_head_on(&world, events as u64).await;
     let sends = Arc::new(sends(events, &mut world.run.dice("sends", 0)));
-    let (next, accepted) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let [next, accepted] = std::array::from_fn(|_| Arc::new(AtomicUsize::new(0)));
     let begin = Instant::now();
     let mut callers = JoinSet::new();
     for number in 0..CALLERS {
         let mut dice = world.run.dice("caller", number);
         let mut clients: Vec<Client> = world.addresses().iter().map(|address| client(address)).collect();
-        let (sends, next, accepted, journal) = (sends.clone(), next.clone(), accepted.clone(), world.journal.clone());
+        let [next, accepted] = [&next, &accepted].map(Arc::clone);
+        let (sends, journal) = (sends.clone(), world.journal.clone());
         callers.spawn(async move {
             let mut tally = Tally::default();
             loop {
@@ -112,9 +135,15 @@ async fn repeats(run: Run) {
     let found = world.find(tally, subscribers, vec![]).await;
     let accepted = accepted.load(Ordering::Relaxed);
     world.run.report(
-        format!("{} sends, nine tenths of them repeats, across a restart", grouped(sends.len())),
+        format!(
+            "{} sends of {} events across a restart, and {} events head-on",
+            grouped(sends.len()),
+            grouped(events),
+            grouped(HEAD_ON_TIMES * HEAD_ON_EVENTS)
+        ),
         format!("{found}, {} told that theirs was the first, {seconds:.1} s", grouped(accepted)),
     );
+    let events = events + HEAD_ON_TIMES * HEAD_ON_EVENTS;
     assert_eq!((found.checked.recorded, found.checked.acknowledged), (events, events));
     assert!(accepted <= events, "an event is accepted once");
     world.stop().await;

@@ -64,6 +64,7 @@ impl World {
         let flags: Vec<&str> = FLAGS.iter().chain(flags).copied().collect();
         let keeper = Replica::with_data_dir(&place, &data_dir, &flags).await;
         let database = Database::of_replica(data_dir);
+        database.tell_deadlocks().await;
         let other = Replica::on_socket(&place, 1, database.socket(), &flags).await;
         Self::over(run, place, database, vec![keeper, other]).await
     }
@@ -104,6 +105,8 @@ impl World {
 
     /// Finds what must hold after every scenario, once all callers have gone.
     pub async fn find(&self, tally: Tally, subscribers: Subscribers, held: Vec<Held>) -> Found {
+        assert_eq!(tally.wrong, Vec::<String>::new(), "answers that nobody should get");
+        assert_eq!(tally.hung, 0, "calls that did not return within their bound");
         let pool = self.database.pool().await;
         let chains = subscribers.finish(&pool).await;
         let checked = check(&pool, &self.journal).await;
@@ -114,8 +117,6 @@ impl World {
         for (replica, held) in self.replicas.iter().zip(held) {
             held.is_given_back(replica).await;
         }
-        assert_eq!(tally.hung, 0, "calls that did not return within their bound");
-        assert_eq!(tally.wrong, Vec::<String>::new(), "answers that nobody should get");
         Found { tally, chains, checked }
     }
 
