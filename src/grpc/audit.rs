@@ -16,20 +16,27 @@ use std::sync::OnceLock;
 const REQUEST_BYTES_MAX: usize = 256 * 1024;
 /// Stands for a secret.
 const REDACTED: &str = "(secret)";
+/// Of times, durations and masks.
+const WELL_KNOWN: &str = "google.protobuf";
 
 fn descriptors() -> &'static DescriptorPool {
     static POOL: OnceLock<DescriptorPool> = OnceLock::new();
     POOL.get_or_init(|| DescriptorPool::decode(proto::DESCRIPTORS).expect("our own descriptors"))
 }
 
-/// Puts a fixed text in the place of every field that the contract marks `debug_redact`, however deep.
+/// Puts a fixed text in the place of every field that the contract marks `debug_redact`, and takes out what JSON has no form
+/// for, such as a time of the year 10000, however deep.
 fn redact(message: &mut DynamicMessage) {
     let fields: Vec<_> = message.fields().map(|(field, _)| field).collect();
     for field in fields {
         let secret = field.options().get_field_by_name("debug_redact").is_some_and(|on| on.as_bool() == Some(true));
+        let mut has_no_form = false;
         match message.get_field_mut(&field) {
             Value::String(text) if secret => *text = REDACTED.into(),
             Value::List(values) if secret => values.fill(Value::String(REDACTED.into())),
+            Value::Message(inner) if inner.descriptor().package_name() == WELL_KNOWN => {
+                has_no_form = serde_json::to_value(&*inner).is_err();
+            }
             Value::Message(inner) => redact(inner),
             Value::List(values) => values.iter_mut().for_each(|value| {
                 if let Value::Message(inner) = value {
@@ -37,6 +44,9 @@ fn redact(message: &mut DynamicMessage) {
                 }
             }),
             _ => {}
+        }
+        if has_no_form {
+            message.clear_field(&field);
         }
     }
 }
@@ -85,7 +95,10 @@ impl Begun {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proto::{AlertPolicy, NotificationChannel, UpdateAlertPolicyRequest};
+    use crate::proto::{
+        AlertPolicy, Client, CreatePriceRequest, NotificationChannel, Price, RotateApiKeyRequest,
+        UpdateAlertPolicyRequest, UpdateClientRequest,
+    };
 
     #[test]
     fn secrets_of_a_request_are_left_out() {
@@ -99,6 +112,20 @@ mod tests {
         let text = request_json(&request).unwrap();
         let expected = r#"{"policy":{"clientId":"acme","channels":[{"target":"https://example.com","secrets":["(secret)","(secret)"]}]}}"#;
         assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn what_json_has_no_form_for_is_left_out_and_the_rest_is_there() {
+        let far = prost_types::Timestamp { seconds: i64::MAX, nanos: 0 };
+        let price = Price { service: "sms".into(), effective_time: Some(far), ..Default::default() };
+        let request = CreatePriceRequest { price: Some(price), request_id: "r".into() };
+        assert_eq!(request_json(&request).unwrap(), r#"{"price":{"service":"sms"},"requestId":"r"}"#);
+        let long = prost_types::Duration { seconds: i64::MIN, nanos: 0 };
+        let request = RotateApiKeyRequest { key_id: "k".into(), overlap: Some(long), ..Default::default() };
+        assert_eq!(request_json(&request).unwrap(), r#"{"keyId":"k"}"#);
+        let mask = prost_types::FieldMask { paths: vec!["timeZone".into()] };
+        let request = UpdateClientRequest { client: Some(Client::default()), update_mask: Some(mask) };
+        assert_eq!(request_json(&request).unwrap(), r#"{"client":{}}"#);
     }
 
     #[test]
