@@ -1,4 +1,4 @@
-//! The guard of every call: nothing passes that the role matrix does not name, and nobody whom it does not let.
+//! The guard of every call: nothing passes that is none, or that the role matrix does not name, and nobody whom it does not let.
 
 use super::ending::EndingBody;
 use crate::auth::Auth;
@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use tonic::Status;
 use tonic::body::Body;
-use tonic::codegen::http::{Request, Response};
+use tonic::codegen::http::header::CONTENT_TYPE;
+use tonic::codegen::http::{Method, Request, Response, StatusCode};
 use tower::{Layer, Service};
 
 /// Wraps a service.
@@ -20,6 +21,20 @@ pub struct GuardLayer(pub Arc<Auth>);
 pub struct GuardService<S> {
     inner: S,
     auth: Arc<Auth>,
+}
+
+/// Why a request is no gRPC call, if it is none (gRPC over HTTP/2, "Requests"). A page may send such requests to where it may
+/// not send calls.
+fn no_call<T>(request: &Request<T>) -> Option<(StatusCode, &'static str)> {
+    let content_type = request.headers().get(CONTENT_TYPE).map_or(&[][..], |value| value.as_bytes());
+    let of_grpc = content_type.strip_prefix(b"application/grpc");
+    if request.method() != Method::POST {
+        Some((StatusCode::METHOD_NOT_ALLOWED, "a gRPC call has the method POST"))
+    } else if !of_grpc.is_some_and(|rest| matches!(rest, [] | [b'+' | b';', ..])) {
+        Some((StatusCode::UNSUPPORTED_MEDIA_TYPE, "a gRPC call has the content-type application/grpc"))
+    } else {
+        None
+    }
 }
 
 impl<S> Layer<S> for GuardLayer {
@@ -45,6 +60,11 @@ where
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        if let Some((http, message)) = no_call(&request) {
+            let mut response = Status::unimplemented(message).into_http();
+            *response.status_mut() = http;
+            return Box::pin(async { Ok(response) });
+        }
         let auth = self.auth.clone();
         let next = self.inner.clone();
         // The clone may not be ready; the one that was asked is.

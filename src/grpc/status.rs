@@ -1,7 +1,7 @@
 //! The one place that turns an error into a status with its details.
 
 use crate::error::Error;
-use crate::proto::{EventError, FieldViolation};
+use crate::proto::{ErrorReason, EventError, FieldViolation};
 use std::future::Future;
 use tonic::Status;
 use tonic_types::{ErrorDetails, StatusExt};
@@ -32,6 +32,10 @@ impl From<Error> for Status {
         let request_id = REQUEST_ID.try_with(String::clone).unwrap_or_default();
         if let Some(cause) = &error.cause {
             tracing::error!(%request_id, reason = reason(&error), cause = format!("{cause:#}"), "call failed");
+        }
+        // In gRPC's own place, and as it says it.
+        if error.reason == ErrorReason::Unspecified {
+            return Status::new(error.code, error.message);
         }
         let mut details = ErrorDetails::new();
         let mut metadata: std::collections::HashMap<String, String> =

@@ -1,0 +1,270 @@
+//! For every RPC a request that is fine, with every field set; and for every field the rule that its values go by.
+
+use crate::bad_kinds::Expected::{self, Fine, Refused, Wrong, WrongAs};
+use crate::bad_kinds::Rule::{self, *};
+
+/// An event, whole.
+const EVENT: &str = r#"{"clientId": "acme", "service": "openai", "operation": "chat_completion", "model": "gpt-4o-mini",
+    "units": "1", "inputTokens": "1000000000000", "outputTokens": "10", "amount": "1.5", "subject": "s",
+    "eventTime": "2026-11-21T11:00:00Z", "idempotencyKey": "k-$N", "externalId": "x", "metadata": {"k": "v"}}"#;
+
+/// RPCs with a fine request in protobuf's JSON mapping: `$N` is another number in each, `$KEY`, `$EVENT`, `$ALERT` and
+/// `$NOTIFICATION` are ids of what there is.
+const REQUESTS: &[(&str, &str)] = &[
+    ("TrackUsage", r#"{"event": $USAGE}"#),
+    ("BatchTrackUsage", r#"{"events": [$USAGE], "backfill": true}"#),
+    ("StreamUsage", r#"{"event": $USAGE}"#),
+    ("GetCurrentMonthUsage", r#"{"clientId": "acme"}"#),
+    (
+        "GetUsageSummary",
+        r#"{"clientId": "acme", "startDate": "2026-11-01", "endDate": "2026-11-30", "topOperationCount": 5}"#,
+    ),
+    (
+        "QueryUsage",
+        r#"{"clientIds": ["acme", "beta"], "services": ["sms"], "operations": [""], "models": [""], "subjects": [""],
+            "startDate": "2026-11-01", "endDate": "2026-11-30", "groupBy": ["USAGE_DIMENSION_CLIENT"],
+            "countSubjects": true, "unpricedOnly": false, "pageSize": 1}"#,
+    ),
+    ("GetUsageEvent", r#"{"clientId": "acme", "eventId": "$EVENT"}"#),
+    (
+        "ListUsageEvents",
+        r#"{"clientId": "acme", "startTime": "2026-11-01T00:00:00Z", "endTime": "2027-01-01T00:00:00Z", "services": ["sms"],
+            "operations": [""], "models": [""], "subjects": [""], "ascending": true, "pageSize": 1}"#,
+    ),
+    (
+        "ExportUsage",
+        r#"{"clientId": "acme", "startTime": "2026-11-01T00:00:00Z", "endTime": "2027-01-01T00:00:00Z",
+            "services": ["sms"], "format": "EXPORT_FORMAT_NDJSON"}"#,
+    ),
+    ("GetPlatformUsage", r#"{"month": "2026-11"}"#),
+    ("UpdateMonthlySummaries", r#"{"clientId": "acme", "month": "2026-11"}"#),
+    ("ListMonthlySummaries", r#"{"month": "2026-11", "pageSize": 1}"#),
+    ("RebuildRollups", r#"{"clientId": "acme", "startDate": "2026-11-01", "endDate": "2026-11-30", "rezone": true}"#),
+    ("CheckAlerts", r#"{"clientId": "acme"}"#),
+    (
+        "ListAlerts",
+        r#"{"clientIds": ["acme", "beta"], "types": ["ALERT_TYPE_THRESHOLD"], "minSeverity": "ALERT_SEVERITY_WARNING",
+            "startTime": "2020-01-01T00:00:00Z", "endTime": "2040-01-01T00:00:00Z", "pageSize": 1}"#,
+    ),
+    ("GetAlert", r#"{"alertId": "$ALERT"}"#),
+    ("AcknowledgeAlert", r#"{"alertId": "$ALERT", "acknowledgedBy": "somebody"}"#),
+    (
+        "SubscribeAlerts",
+        r#"{"clientIds": ["acme"], "types": ["ALERT_TYPE_THRESHOLD"], "minSeverity": "ALERT_SEVERITY_WARNING"}"#,
+    ),
+    ("GetAlertPolicy", r#"{"clientId": "acme"}"#),
+    (
+        "UpdateAlertPolicy",
+        r#"{"policy": {"clientId": "acme", "thresholdEnabled": true, "monthlyWarning": "0",
+            "monthlyCritical": "999999999999999.999999999999", "spikeEnabled": true, "spikeWarningPercent": "0",
+            "spikeCriticalPercent": "999999999999999.999999999999", "spikeBaselineMin": "1", "projectionEnabled": true,
+            "projectionFactor": "1.5", "projectionFirstDay": 3, "anomalyEnabled": true, "anomalyFactor": "3",
+            "anomalyCostMin": "1", "anomalyUnitsMin": "10",
+            "channels": [{"kind": "NOTIFICATION_CHANNEL_KIND_WEBHOOK", "target": "https://hooks.invalid/",
+                "minSeverity": "ALERT_SEVERITY_WARNING", "secrets": ["whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"]}]},
+            "updateMask": "thresholdEnabled,monthlyWarning,monthlyCritical,spikeEnabled,spikeWarningPercent,spikeCriticalPercent,spikeBaselineMin,projectionEnabled,projectionFactor,projectionFirstDay,anomalyEnabled,anomalyFactor,anomalyCostMin,anomalyUnitsMin,channels"}"#,
+    ),
+    ("ListNotifications", r#"{"states": ["NOTIFICATION_STATE_PENDING", "NOTIFICATION_STATE_FAILED"], "pageSize": 1}"#),
+    ("RetryNotification", r#"{"notificationId": "$NOTIFICATION"}"#),
+    ("ListServices", "{}"),
+    (
+        "CreateService",
+        r#"{"service": {"service": "service-$N", "displayName": "Name", "category": "SERVICE_CATEGORY_AI", "unit": "call",
+            "recurring": true, "uncountedOperations": ["test"]}, "requestId": "r-$N"}"#,
+    ),
+    ("ListPrices", r#"{"service": "sms", "pageSize": 1}"#),
+    (
+        "CreatePrice",
+        r#"{"price": {"service": "sms", "operation": "op-$N", "model": "m-$N", "effectiveTime": "2026-01-01T00:00:00Z",
+            "rates": {"unit": "1", "inputToken": "1", "outputToken": "1", "cachedInputToken": "1", "percentOfAmount": "1",
+                "fixed": "1"}}, "requestId": "r-$N"}"#,
+    ),
+    (
+        "CreateModelAlias",
+        r#"{"modelAlias": {"service": "openai", "alias": "alias-$N", "model": "gpt-4o-mini"}, "requestId": "r-$N"}"#,
+    ),
+    ("ListModelAliases", "{}"),
+    (
+        "EstimateCost",
+        r#"{"service": "openai", "operation": "chat_completion", "model": "gpt-4o-mini", "units": "1",
+            "inputTokens": "1000000000000", "outputTokens": "1", "amount": "1", "eventTime": "2026-01-01T00:00:00Z"}"#,
+    ),
+    (
+        "CreateClient",
+        r#"{"client": {"clientId": "client-$N", "displayName": "Name", "timeZone": "Europe/Berlin"}, "requestId": "r-$N"}"#,
+    ),
+    ("GetClient", r#"{"clientId": "acme"}"#),
+    (
+        "UpdateClient",
+        r#"{"client": {"clientId": "beta", "displayName": "Name", "timeZone": "Europe/Berlin"},
+            "updateMask": "displayName,timeZone"}"#,
+    ),
+    ("ListClients", r#"{"pageSize": 1}"#),
+    ("ListJobs", "{}"),
+    ("RunJob", r#"{"job": "alert_checks"}"#),
+    (
+        "CreateApiKey",
+        r#"{"apiKey": {"name": "Name", "grants": [{"scope": "SCOPE_READ", "clientIds": ["acme"]}], "requestsPerSecond": 10,
+            "expireTime": "2030-01-01T00:00:00Z"}, "requestId": "r-$N"}"#,
+    ),
+    ("GetApiKey", r#"{"keyId": "$KEY"}"#),
+    ("ListApiKeys", r#"{"liveOnly": true, "pageSize": 1}"#),
+    ("RevokeApiKey", r#"{"keyId": "$KEY"}"#),
+    (
+        "RotateApiKey",
+        r#"{"keyId": "$KEY", "overlap": "60s", "expireTime": "2030-01-01T00:00:00Z", "requestId": "r-$N"}"#,
+    ),
+    (
+        "ListAuditLog",
+        r#"{"method": "metering.v1.KeyService/CreateApiKey", "startTime": "2020-01-01T00:00:00Z",
+            "endTime": "2040-01-01T00:00:00Z", "pageSize": 1}"#,
+    ),
+];
+
+/// The fine request of an RPC. There is one of each.
+pub fn fine_request(rpc: &str) -> String {
+    let found = REQUESTS.iter().find(|(name, _)| *name == rpc);
+    found.unwrap_or_else(|| panic!("no fine request of {rpc}")).1.replace("$USAGE", EVENT)
+}
+
+/// What the fine request is answered.
+pub fn answer_of(rpc: &str) -> Expected {
+    if rpc == "RetryNotification" { Refused("NOTIFICATION_NOT_FAILED") } else { Fine }
+}
+
+/// What a missing message is told of: these fields, or nothing.
+pub fn fields_of_missing(rpc: &str, message: &str) -> &'static [&'static str] {
+    match (rpc, message) {
+        ("TrackUsage" | "StreamUsage", "UsageEvent") => &["event.client_id", "event.service"],
+        ("UpdateClient", "Client") => &["client.client_id", "client.time_zone"],
+        (_, "Client") => &["client.client_id"],
+        (_, "Service") => &["service.service"],
+        (_, "Price") => &["price.service", "price.rates"],
+        (_, "Rates") => &["price.rates"],
+        (_, "ModelAlias") => &["model_alias.service", "model_alias.alias", "model_alias.model"],
+        (_, "ApiKey") => &["api_key.name", "api_key.grants"],
+        (_, "AlertPolicy") => &["policy"],
+        _ => panic!("what is {rpc} told without its {message}?"),
+    }
+}
+
+const UNKNOWN_SERVICE: Expected = WrongAs("UNKNOWN_SERVICE");
+const NO_CLIENT: Expected = Refused("CLIENT_NOT_FOUND");
+
+/// The rule of a field. There is one for each.
+pub fn rule(rpc: &str, message: &str, field: &str) -> Rule {
+    let text = |bytes_max| Text { bytes_max, empty: Fine, other: Fine };
+    let required = |other| Text { bytes_max: 128, empty: Wrong, other };
+    match (rpc, message, field) {
+        (_, "Client", "create_time" | "update_time")
+        | (_, "Price", "create_time")
+        | (_, "AlertPolicy", "update_time")
+        | (_, "ApiKey", "create_time" | "revoke_time" | "last_used_time") => PassedOver,
+        (_, "Price", "price_id" | "built_in")
+        | (_, "AlertPolicy", "overridden_fields")
+        | (_, "NotificationChannel", "secret_count")
+        | (_, "ApiKey", "key_id" | "rotated_from") => PassedOver,
+
+        (_, "UsageEvent", "client_id") | ("CreateClient", "Client", "client_id") => required(Fine),
+        (_, "UsageEvent" | "EstimateCostRequest" | "Price" | "ModelAlias", "service") => required(UNKNOWN_SERVICE),
+        (_, "Service", "service") | (_, "ModelAlias", "alias" | "model") => required(Fine),
+        (_, _, "operation" | "model" | "subject" | "idempotency_key" | "request_id") => text(128),
+        (_, _, "external_id" | "display_name" | "actor_id" | "method") => text(256),
+        (_, "Service", "unit") => text(64),
+        (_, "ListPricesRequest", "service") => text(128),
+        (_, "ApiKey", "name") => Text { bytes_max: 256, empty: Wrong, other: Fine },
+        (_, _, "acknowledged_by") => required(Fine),
+
+        ("UpdateClient", "Client", "client_id")
+        | ("GetCurrentMonthUsage" | "GetUsageSummary" | "ListUsageEvents" | "GetClient", _, "client_id") => {
+            required(NO_CLIENT)
+        }
+        ("GetUsageEvent", _, "client_id" | "event_id") => required(Refused("EVENT_NOT_FOUND")),
+        ("ListMonthlySummaries" | "ListNotifications", _, "client_id") => text(128),
+        (_, _, "client_id") => Text { bytes_max: 128, empty: Fine, other: NO_CLIENT },
+        (_, _, "alert_id") => required(Refused("ALERT_NOT_FOUND")),
+        (_, _, "notification_id") => required(Refused("NOTIFICATION_NOT_FOUND")),
+        (_, _, "key_id") => required(Refused("API_KEY_NOT_FOUND")),
+        (_, "RunJobRequest", "job") => required(Refused("JOB_NOT_FOUND")),
+
+        (_, "Grant", "client_ids") => Texts { empty: Wrong },
+        (_, _, "client_ids" | "services" | "operations" | "models" | "subjects" | "uncounted_operations") => {
+            Texts { empty: Fine }
+        }
+
+        (_, _, "units" | "amount") => Decimal { integer_digits: 15, decimals: 12, zero: Fine, empty: Fine },
+        (_, "Rates", _) => Decimal { integer_digits: 9, decimals: 24, zero: Fine, empty: Wrong },
+        (_, "AlertPolicy", "projection_factor" | "anomaly_factor") => {
+            Decimal { integer_digits: 15, decimals: 12, zero: Wrong, empty: Wrong }
+        }
+        (
+            _,
+            "AlertPolicy",
+            "monthly_warning"
+            | "monthly_critical"
+            | "spike_warning_percent"
+            | "spike_critical_percent"
+            | "spike_baseline_min"
+            | "anomaly_cost_min"
+            | "anomaly_units_min",
+        ) => Decimal { integer_digits: 15, decimals: 12, zero: Fine, empty: Wrong },
+
+        (_, _, "input_tokens" | "output_tokens" | "cached_input_tokens") => Tokens,
+        (_, _, "top_operation_count") => Count { from: 0, to: 1_000 },
+        (_, _, "requests_per_second") => Count { from: 0, to: 1_000_000 },
+        (_, _, "projection_first_day") => Count { from: 1, to: 31 },
+        ("QueryUsage", _, "page_size") => Count { from: 0, to: 10_000 },
+        (_, _, "page_size") => Count { from: 0, to: 1_000 },
+        (_, _, "page_token") => Token { reason: "PAGE_TOKEN_INVALID" },
+        (_, _, "resume_token") => Token { reason: "RESUME_TOKEN_INVALID" },
+
+        ("BatchTrackUsage", _, "event_time") => Time { first: Fine, last: WrongAs("EVENT_IN_FUTURE") },
+        (_, "UsageEvent", "event_time") => Time { first: WrongAs("EVENT_TOO_OLD"), last: WrongAs("EVENT_IN_FUTURE") },
+        (_, _, "event_time" | "effective_time") => Time { first: Fine, last: Fine },
+        (_, _, "expire_time") => Time { first: Wrong, last: Fine },
+        (_, _, "start_time") => Time { first: Fine, last: Expected::At("end_time") },
+        (_, _, "end_time") => Time { first: Wrong, last: Fine },
+        (_, _, "overlap") => Duration,
+        (_, _, "start_date" | "end_date") => Day,
+        (_, _, "month") => Month,
+        ("UpdateClient", _, "time_zone") => Zone { empty: Wrong },
+        (_, _, "time_zone") => Zone { empty: Fine },
+
+        (_, _, "category") => Enum { unspecified: Fine, last: 6 },
+        (_, _, "format") => Enum { unspecified: Fine, last: 2 },
+        (_, _, "min_severity") => Enum { unspecified: Fine, last: 2 },
+        (_, "Grant", "scope") => Enum { unspecified: Wrong, last: 3 },
+        (_, "NotificationChannel", "kind") => Enum { unspecified: Wrong, last: 3 },
+        (_, _, "types" | "states") => Enums { last: 4, once: false },
+        (_, _, "group_by") => Enums { last: 7, once: true },
+
+        (_, _, "update_mask") => Mask,
+        (_, _, "metadata") => Metadata,
+        (_, "NotificationChannel", "target") => Target,
+        (_, "NotificationChannel", "secrets") => Secrets,
+        (_, _, "events") => Messages { most: 10_000, least: 1 },
+        (_, _, "grants") => Grants,
+        (_, _, "channels") => Channels,
+        (
+            _,
+            _,
+            "backfill"
+            | "count_subjects"
+            | "unpriced_only"
+            | "ascending"
+            | "rezone"
+            | "unacknowledged_only"
+            | "open_only"
+            | "recurring"
+            | "live_only"
+            | "threshold_enabled"
+            | "spike_enabled"
+            | "projection_enabled"
+            | "anomaly_enabled",
+        ) => Flag { with: None },
+        (_, _, "operator_only") => Flag { with: Some("client_id") },
+        (_, _, "from_start") => Flag { with: Some("resume_token") },
+        (_, _, "all_clients") => AllClients,
+        _ => panic!("what rule does {message}.{field} of {rpc} go by?"),
+    }
+}

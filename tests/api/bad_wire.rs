@@ -1,0 +1,287 @@
+//! Bytes and headers that are no proper call, at every RPC: each has the status that gRPC or the contract demands, and the
+//! connection goes on.
+
+use crate::bad_kinds::reason;
+use crate::bad_requests::answer_of;
+use crate::bad_world::{Place, World, places};
+use crate::contract::*;
+use bytes::Bytes;
+use hyper::body::{Body as HttpBody, Frame};
+use prost::Message;
+use prost::encoding::encode_varint;
+use prost_reflect::{Kind, MethodDescriptor};
+use std::collections::{BTreeSet, VecDeque};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use tonic::body::Body;
+use tonic::codegen::http::{HeaderValue, Method, Request};
+use tonic::{Code, Status};
+use tower::ServiceExt;
+use tracing_subscriber::layer::SubscriberExt;
+
+/// What a call is answered.
+#[derive(Clone, Copy, Debug)]
+enum Expected {
+    /// As if it were proper.
+    Same,
+    /// OK, or an error of ours.
+    Answered,
+    /// By gRPC itself.
+    Grpc(Code),
+    /// By gRPC with UNIMPLEMENTED, and by HTTP with this.
+    Http(u16),
+}
+
+use Expected::{Answered, Grpc, Http, Same};
+
+/// A call that is not proper.
+struct Bad {
+    kind: String,
+    request: Request<Vec<u8>>,
+    expected: Expected,
+}
+
+/// A body of one piece.
+struct Piece(VecDeque<Bytes>);
+
+impl HttpBody for Piece {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        Poll::Ready(self.0.pop_front().map(|bytes| Ok(Frame::data(bytes))))
+    }
+}
+
+/// A message with gRPC's prefix.
+fn framed(flag: u8, message: &[u8]) -> Vec<u8> {
+    [&[flag], &(message.len() as u32).to_be_bytes()[..], message].concat()
+}
+
+fn proper(rpc: &MethodDescriptor, body: Vec<u8>) -> Request<Vec<u8>> {
+    Request::builder()
+        .method(Method::POST)
+        .uri(path_of(rpc).as_str())
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .body(body)
+        .unwrap()
+}
+
+/// The HTTP status, and gRPC's. A subscription that has begun is OK: it would go on.
+async fn exchange(wire: &Wire, request: Request<Vec<u8>>, subscribes: bool) -> (u16, Option<Status>) {
+    let request = request.map(|bytes| Body::new(Piece([bytes.into()].into())));
+    let response = wire.channel.clone().oneshot(request).await.expect("the connection is there");
+    let http = response.status().as_u16();
+    let mut status = Status::from_header_map(response.headers());
+    let mut body = response.into_body();
+    while let Some(frame) = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+        let frame = frame.expect("the stream is not cut");
+        if subscribes && frame.is_data() {
+            return (http, Some(Status::new(Code::Ok, "")));
+        }
+        status = frame.trailers_ref().and_then(Status::from_header_map).or(status);
+    }
+    (http, status)
+}
+
+/// A field's key and the length of what follows.
+fn key(number: u32, wire_type: u8, length: Option<usize>) -> Vec<u8> {
+    let mut bytes = vec![];
+    encode_varint(u64::from(number << 3 | u32::from(wire_type)), &mut bytes);
+    if let Some(length) = length {
+        encode_varint(length as u64, &mut bytes);
+    }
+    bytes
+}
+
+/// A message that has these bytes in the field of a place.
+fn at(place: &Place, bytes: &[u8]) -> Vec<u8> {
+    place.iter().rev().fold(bytes.to_vec(), |inner, field| [key(field.number(), 2, Some(inner.len())), inner].concat())
+}
+
+/// Bodies that are no message, or an odd one. `fine` is a fine message.
+fn bodies(rpc: &MethodDescriptor, fine: &[u8]) -> Vec<(&'static str, Vec<u8>, Expected)> {
+    let internal = Grpc(Code::Internal);
+    let one = |bytes: &[u8]| framed(0, bytes);
+    let after = |more: &[u8]| framed(0, &[fine, more].concat());
+    let sent_twice = [one(fine), one(fine)].concat();
+    let then_garbage = [one(fine), one(&[0])].concat();
+    let groups: Vec<u8> = std::iter::repeat_n(key(2_000, 3, None), 200).flatten().collect();
+    let of_no_field = rpc.input().fields().len() == 0;
+    let streams = rpc.is_client_streaming();
+    let unknown = [
+        [key(2_000, 0, None), vec![1]].concat(),
+        [key(2_001, 1, None), vec![0; 8]].concat(),
+        [key(2_002, 2, Some(3)), b"abc".to_vec()].concat(),
+        [key(2_003, 5, None), vec![0; 4]].concat(),
+        [key(2_004, 3, None), key(1, 0, None), vec![1], key(2_004, 4, None)].concat(),
+        [key(536_870_911, 0, None), vec![0xff; 9], vec![1]].concat(),
+    ];
+    let mut bodies = vec![
+        ("body of nothing", vec![], if streams { Same } else { internal }),
+        ("half of a prefix", vec![0, 0, 0], internal),
+        ("prefix without its message", vec![0, 0, 0, 0, 9], internal),
+        ("message cut in the middle", one(&[fine, b"x"].concat())[..5 + fine.len()].to_vec(), internal),
+        ("prefix of 4 GiB", vec![0, 255, 255, 255, 255], Grpc(Code::OutOfRange)),
+        ("prefix of one byte over 16 MiB", vec![0, 1, 0, 0, 1], Grpc(Code::OutOfRange)),
+        ("message of no bytes", one(&[]), Answered),
+        ("unknown fields of every type", after(&unknown.concat()), Same),
+        (
+            "field of the wrong type",
+            one(&[key(1, 5, None), vec![0; 4]].concat()),
+            if of_no_field { Same } else { internal },
+        ),
+        ("field number 0", after(&[0, 0]), internal),
+        ("field number too high", after(&[0xf8, 0xff, 0xff, 0xff, 0x7f, 0]), internal),
+        ("wire type 6", after(&key(2_000, 6, None)), internal),
+        ("wire type 7", after(&key(2_000, 7, None)), internal),
+        ("number of eleven bytes", after(&[key(2_000, 0, None), vec![0xff; 10], vec![1]].concat()), internal),
+        ("field longer than the message", after(&key(2_000, 2, Some(100))), internal),
+        ("field longer than any message", after(&key(2_000, 2, Some(usize::MAX >> 1))), internal),
+        ("group without its end", after(&key(2_000, 3, None)), internal),
+        ("end of no group", after(&key(2_000, 4, None)), internal),
+        ("groups 200 deep", after(&groups), internal),
+        ("message and itself again", one(&[fine, fine].concat()), Answered),
+        ("bytes of 0xff", one(&[0xff; 64]), internal),
+        ("compressed flag without encoding", framed(1, fine), internal),
+        ("compressed flag 2", framed(2, fine), internal),
+        ("compressed flag 255", framed(255, fine), internal),
+        ("two messages", sent_twice, if streams { Answered } else { Same }),
+        ("message and garbage", then_garbage, internal),
+    ];
+    let mut found = vec![];
+    places(&rpc.input(), &[], &mut found);
+    let of_kind = |wanted: fn(&Kind) -> bool| found.iter().find(|place| wanted(&place.last().unwrap().kind()));
+    if let Some(place) = of_kind(|kind| *kind == Kind::String) {
+        bodies.push(("text that is no UTF-8", one(&at(place, b"a\xff")), internal));
+        bodies.push(("text with half a surrogate", one(&at(place, b"\xed\xa0\x80")), internal));
+        bodies.push(("text with an overlong slash", one(&at(place, b"\xc0\xaf")), internal));
+    }
+    if let Some(place) = of_kind(|kind| matches!(kind, Kind::Message(message) if message.name() == "Struct")) {
+        // A list in a list: two messages a level, of which the decoder takes a hundred.
+        let deep = (0..200).fold(vec![], |inner: Vec<u8>, _| {
+            let list = [key(1, 2, Some(inner.len())), inner].concat();
+            [key(6, 2, Some(list.len())), list].concat()
+        });
+        let entry = [key(1, 2, Some(1)), b"k".to_vec(), key(2, 2, Some(deep.len())), deep].concat();
+        bodies.push(("metadata 200 deep", one(&at(place, &[key(1, 2, Some(entry.len())), entry].concat())), internal));
+    }
+    bodies
+}
+
+/// Heads of calls that are not proper, with a body that is.
+fn heads(rpc: &MethodDescriptor, fine: &[u8]) -> Vec<Bad> {
+    let good = || proper(rpc, framed(0, fine));
+    let path = path_of(rpc).as_str().to_string();
+    let mut heads = vec![];
+    let mut add = |kind: &str, request, expected| heads.push(Bad { kind: kind.into(), request, expected });
+    let with = |name: &'static str, value: &[u8]| {
+        let mut request = good();
+        request.headers_mut().insert(name, HeaderValue::from_bytes(value).unwrap());
+        request
+    };
+    for value in ["", "1", "S", "-1S", "+1S", "1.5S", "1x", "999999999S", " 1S", "1e3m"] {
+        add(&format!("grpc-timeout {value:?}"), with("grpc-timeout", value.as_bytes()), Same);
+    }
+    add("grpc-timeout that is no text", with("grpc-timeout", b"\xff"), Same);
+    add("longest grpc-timeout", with("grpc-timeout", b"99999999H"), Same);
+    for (kind, value) in [("gzip", "gzip"), ("zstd", "zstd"), ("of no name", "x"), ("of nothing", "")] {
+        let mut request = with("grpc-encoding", value.as_bytes());
+        *request.body_mut() = framed(1, fine);
+        add(&format!("grpc-encoding {kind}"), request, Grpc(Code::Unimplemented));
+    }
+    add("grpc-encoding identity", with("grpc-encoding", b"identity"), Same);
+    add("grpc-accept-encoding of no name", with("grpc-accept-encoding", b"x,,;q=\xff"), Same);
+    add("te gzip", with("te", b"gzip"), Same);
+    let mut without_te = good();
+    without_te.headers_mut().remove("te");
+    add("no te", without_te, Same);
+    add("x-request-id that is no text", with("x-request-id", b"\xff\xfe"), Same);
+    add("x-request-id of 4,000 bytes", with("x-request-id", &[b'x'; 4_000]), Same);
+    add("binary header that is no base64", with("x-some-bin", b"!!!"), Same);
+    add("traceparent of no form", with("traceparent", b"00-zz"), Same);
+    for value in ["application/grpc+proto", "application/grpc;charset=utf-8"] {
+        add(&format!("content-type {value}"), with("content-type", value.as_bytes()), Same);
+    }
+    for value in ["application/json", "text/plain", "application/x-www-form-urlencoded", "application/grpcx", ""] {
+        add(&format!("content-type {value:?}"), with("content-type", value.as_bytes()), Http(415));
+    }
+    let mut untyped = good();
+    untyped.headers_mut().remove("content-type");
+    add("no content-type", untyped, Http(415));
+    for method in [Method::GET, Method::PUT, Method::DELETE, Method::PATCH] {
+        let mut request = good();
+        *request.method_mut() = method.clone();
+        add(&format!("method {method}"), request, Http(405));
+    }
+    let unimplemented = Grpc(Code::Unimplemented);
+    for (kind, path, expected) in [
+        ("path with a query", format!("{path}?a=b"), Same),
+        ("path with a slash at its end", format!("{path}/"), unimplemented),
+        ("path with two slashes", format!("/{path}"), unimplemented),
+        ("path with a dot", path.replacen("/metering", "/./metering", 1), unimplemented),
+        ("path with an escape", path.replacen("/metering", "/%6detering", 1), unimplemented),
+        ("path in lower case", path.to_lowercase(), unimplemented),
+        ("path with U+0000 escaped", format!("{path}%00"), unimplemented),
+        ("path of another package", path.replacen("v1", "v2", 1), unimplemented),
+        ("method of no name", path[..=path.rfind('/').unwrap()].to_string(), unimplemented),
+        ("path /", "/".to_string(), unimplemented),
+    ] {
+        let mut request = good();
+        *request.uri_mut() = path.parse().unwrap();
+        add(kind, request, expected);
+    }
+    heads
+}
+
+/// What is wrong with an answer; nothing, where it is as expected.
+fn fault(rpc: &MethodDescriptor, expected: Expected, http: u16, status: Option<Status>) -> Option<String> {
+    let described = format!("HTTP {http}, {status:?}");
+    let Some(status) = status else { return Some(described) };
+    let refusal = Refusal::of(&status);
+    let fine = match expected {
+        Same => {
+            reason(answer_of(rpc.name())).0 == refusal.reason
+                && (status.code() == Code::Ok || !refusal.reason.is_empty())
+        }
+        Answered => status.code() == Code::Ok || error_rules().check(rpc.name(), refusal.code, &refusal.reason).is_ok(),
+        Grpc(code) => refusal.code == code && refusal.reason.is_empty(),
+        Http(_) => refusal.code == Code::Unimplemented && refusal.reason.is_empty(),
+    };
+    let http_wanted = if let Http(code) = expected { code } else { 200 };
+    (http != http_wanted || !fine).then_some(described)
+}
+
+#[tokio::test]
+async fn what_is_no_proper_call_has_the_status_that_the_protocol_demands_and_the_connection_goes_on() {
+    let watch = Watch::start();
+    let log = tracing::subscriber::set_default(tracing_subscriber::registry().with(watch.clone()));
+    let mut world = World::start().await;
+    let (mut kinds, mut cells, mut faults) = (BTreeSet::new(), 0, vec![]);
+    for rpc in rpcs() {
+        let count = bodies(&rpc, &[]).len() + heads(&rpc, &[]).len();
+        for number in 0..count {
+            // A fine message, like no other.
+            let fine = world.fine(&rpc).await.encode_to_vec();
+            let bad = bodies(&rpc, &fine).into_iter().map(|(kind, body, expected)| Bad {
+                kind: kind.into(),
+                request: proper(&rpc, body),
+                expected,
+            });
+            let Bad { kind, request, expected } = bad.chain(heads(&rpc, &fine)).nth(number).unwrap();
+            let (http, status) = exchange(&world.wire, request, rpc.name() == "SubscribeAlerts").await;
+            cells += 1;
+            faults.extend(
+                fault(&rpc, expected, http, status)
+                    .map(|fault| format!("{} {kind}, {expected:?}: {fault}", rpc.name())),
+            );
+            kinds.insert(kind);
+        }
+    }
+    println!("bad calls: {} kinds, {} cells of {cells}", kinds.len(), cells - faults.len());
+    assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
+    assert_eq!((watch.panics_of_thread(), watch.errors(), world.wire.lost()), (vec![], vec![], 0));
+    world.server.stop().await;
+    drop(log);
+}

@@ -1,0 +1,351 @@
+//! The contract as its descriptor has it: every RPC, and what its errors may be; and a connection that carries any bytes.
+
+use bytes::{Buf, BufMut};
+use hyper_util::rt::TokioIo;
+use meterd::grpc::ERROR_DOMAIN;
+use meterd::proto::{
+    BatchTrackUsageResponse, DESCRIPTORS, EventError, StreamUsageResponse, TrackUsageResponse, UsageResult,
+};
+use prost::Message;
+use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, MethodDescriptor, ReflectMessage};
+use prost_types::{FileDescriptorProto, FileDescriptorSet};
+use std::collections::{HashMap, HashSet};
+use std::fmt::Debug;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::thread::ThreadId;
+use tokio::net::TcpStream;
+use tonic::client::Grpc;
+use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+use tonic::codegen::http::uri::PathAndQuery;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::{Code, Request, Status};
+use tonic_types::StatusExt;
+use tracing::Subscriber;
+use tracing::field::Field;
+use tracing_subscriber::layer::{Context, Layer};
+
+const PACKAGE: &str = "metering.v1";
+const MESSAGE_BYTES_MAX: usize = 16 << 20;
+
+/// Reasons that any call may have, whatever its own list says.
+const ANY_CALL: [&str; 4] = ["INVALID_FIELD", "DATABASE_UNAVAILABLE", "SHUTTING_DOWN", "DEADLINE_EXCEEDED"];
+
+/// All descriptors.
+pub fn contract() -> &'static DescriptorPool {
+    static POOL: OnceLock<DescriptorPool> = OnceLock::new();
+    POOL.get_or_init(|| DescriptorPool::decode(DESCRIPTORS).unwrap())
+}
+
+/// Every RPC of ours.
+pub fn rpcs() -> Vec<MethodDescriptor> {
+    let services = contract().services().filter(|service| service.package_name() == PACKAGE);
+    services.flat_map(|service| service.methods().collect::<Vec<_>>()).collect()
+}
+
+/// A message type of ours.
+pub fn message_type(name: &str) -> MessageDescriptor {
+    contract().get_message_by_name(&format!("{PACKAGE}.{name}")).unwrap()
+}
+
+/// Where an RPC is called.
+pub fn path_of(rpc: &MethodDescriptor) -> PathAndQuery {
+    format!("/{}/{}", rpc.parent_service().full_name(), rpc.name()).parse().unwrap()
+}
+
+/// A message written as JSON.
+pub fn from_json(descriptor: MessageDescriptor, text: &str) -> DynamicMessage {
+    let mut json = serde_json::Deserializer::from_str(text);
+    DynamicMessage::deserialize(descriptor, &mut json).unwrap_or_else(|error| panic!("{error} in {text}"))
+}
+
+/// What the comments of the contract say of errors.
+pub struct ErrorRules {
+    codes: HashMap<String, Code>,
+    /// Reasons that an RPC's comment lists.
+    of_rpc: HashMap<String, HashSet<String>>,
+}
+
+/// The rules, as the proto files have them.
+pub fn error_rules() -> &'static ErrorRules {
+    static RULES: OnceLock<ErrorRules> = OnceLock::new();
+    RULES.get_or_init(|| ErrorRules::read(&FileDescriptorSet::decode(DESCRIPTORS).unwrap()))
+}
+
+/// The comment before the element at a path of field numbers and indexes, as descriptor.proto counts them.
+fn comment<'a>(file: &'a FileDescriptorProto, path: &[usize]) -> &'a str {
+    let is_it = |found: &[i32]| found.iter().map(|step| *step as usize).eq(path.iter().copied());
+    let mut locations = file.source_code_info.iter().flat_map(|info| &info.location);
+    locations.find(|location| is_it(&location.path)).map_or("", |location| location.leading_comments())
+}
+
+/// A code by its name in the specification, such as "INVALID_ARGUMENT".
+fn code_named(name: &str) -> Option<Code> {
+    let same = |code: &Code| format!("{code:?}").to_uppercase() == name.replace('_', "");
+    (0..17).map(Code::from_i32).find(same)
+}
+
+impl ErrorRules {
+    fn read(files: &FileDescriptorSet) -> Self {
+        let (mut codes, mut of_rpc) = (HashMap::new(), HashMap::new());
+        for file in files.file.iter().filter(|file| file.package() == PACKAGE) {
+            for (number, list) in file.enum_type.iter().enumerate().filter(|(_, list)| list.name() == "ErrorReason") {
+                for (index, value) in list.value.iter().enumerate() {
+                    // "INVALID_ARGUMENT. One or more fields are wrong."
+                    let first = comment(file, &[5, number, 2, index]).trim().split('.').next().unwrap_or_default();
+                    let reason = value.name().trim_start_matches("ERROR_REASON_").to_string();
+                    codes.extend(code_named(first).map(|code| (reason, code)));
+                }
+            }
+        }
+        let is_word = |letter: char| letter.is_ascii_uppercase() || letter == '_';
+        for file in files.file.iter().filter(|file| file.package() == PACKAGE) {
+            for (number, service) in file.service.iter().enumerate() {
+                for (index, rpc) in service.method.iter().enumerate() {
+                    let words = comment(file, &[6, number, 2, index]).split(|letter| !is_word(letter));
+                    let reasons = words.filter(|word| codes.contains_key(*word)).map(String::from).collect();
+                    of_rpc.insert(rpc.name().to_string(), reasons);
+                }
+            }
+        }
+        Self { codes, of_rpc }
+    }
+
+    /// The code that a reason comes with.
+    pub fn code(&self, reason: &str) -> Option<Code> {
+        self.codes.get(reason).copied()
+    }
+
+    /// What is wrong with an error as an answer of this RPC: nothing, where the contract has it so.
+    pub fn check(&self, rpc: &str, code: Code, reason: &str) -> Result<(), String> {
+        match self.code(reason) {
+            None => Err(format!("{rpc} gave the reason {reason:?}, which is not documented")),
+            Some(_) if reason == "INTERNAL" => Err(format!("{rpc} failed inside")),
+            Some(documented) if documented != code => Err(format!("{rpc} gave {reason} as {code:?}")),
+            Some(_) if ANY_CALL.contains(&reason) || self.of_rpc[rpc].contains(reason) => Ok(()),
+            Some(_) => Err(format!("{rpc} gave {reason}, which its comment does not list")),
+        }
+    }
+}
+
+/// An error, whether it is a call's status or stands in a result of a batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    pub code: Code,
+    /// Empty, where gRPC itself refused.
+    pub reason: String,
+    /// Wrong fields, each once.
+    pub fields: Vec<String>,
+    pub message: String,
+}
+
+impl Refusal {
+    /// Of a status.
+    pub fn of(status: &Status) -> Self {
+        let details = status.get_error_details();
+        let reason = details.error_info().map_or_else(String::new, |info| {
+            assert_eq!(info.domain, ERROR_DOMAIN);
+            assert!(info.metadata.get("request_id").is_some_and(|id| !id.is_empty()), "a request id in {info:?}");
+            info.reason.clone()
+        });
+        let wrong = details.bad_request().map_or(&[][..], |wrong| &wrong.field_violations);
+        let fields = wrong.iter().map(|violation| violation.field.clone()).collect();
+        Self { code: status.code(), reason, fields, message: status.message().into() }.once_each()
+    }
+
+    /// Of a result of a batch or stream.
+    pub fn of_event(error: EventError) -> Self {
+        let fields = error.field_violations.into_iter().map(|violation| violation.field).collect();
+        Self { code: Code::from_i32(error.code), reason: error.reason, fields, message: error.message }.once_each()
+    }
+
+    fn once_each(mut self) -> Self {
+        self.fields.dedup();
+        self
+    }
+
+    /// gRPC's own answer to bytes that are no message of the method.
+    pub fn is_of_grpc(&self) -> bool {
+        self.reason.is_empty() && matches!(self.code, Code::Internal | Code::OutOfRange | Code::Unimplemented)
+    }
+}
+
+/// What a call gave: messages, and how it ended.
+pub struct Answer {
+    pub messages: Vec<DynamicMessage>,
+    pub end: Result<(), Status>,
+}
+
+impl Answer {
+    /// What became of the events of a call that records some.
+    pub fn results(&self) -> Vec<UsageResult> {
+        let results = |message: &DynamicMessage| match message.descriptor().name() {
+            "TrackUsageResponse" => message.transcode_to::<TrackUsageResponse>().unwrap().result.into_iter().collect(),
+            "BatchTrackUsageResponse" => message.transcode_to::<BatchTrackUsageResponse>().unwrap().results,
+            "StreamUsageResponse" => {
+                let results = message.transcode_to::<StreamUsageResponse>().unwrap().results;
+                results.into_iter().filter_map(|result| result.result).collect()
+            }
+            _ => vec![],
+        };
+        self.messages.iter().flat_map(results).collect()
+    }
+
+    /// Every error in it: the status, and those of events.
+    pub fn refusals(&self) -> Vec<Refusal> {
+        let of_events = self.results().into_iter().filter_map(|result| result.error).map(Refusal::of_event);
+        self.end.as_ref().err().map(Refusal::of).into_iter().chain(of_events).collect()
+    }
+}
+
+/// Messages as bytes, whatever they are.
+#[derive(Clone, Default)]
+pub struct Raw;
+
+impl Codec for Raw {
+    type Encode = Vec<u8>;
+    type Decode = Vec<u8>;
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        Self
+    }
+
+    fn decoder(&mut self) -> Self {
+        Self
+    }
+}
+
+impl Encoder for Raw {
+    type Item = Vec<u8>;
+    type Error = Status;
+
+    fn encode(&mut self, item: Vec<u8>, into: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        into.put_slice(&item);
+        Ok(())
+    }
+}
+
+impl Decoder for Raw {
+    type Item = Vec<u8>;
+    type Error = Status;
+
+    fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<Vec<u8>>, Status> {
+        let mut item = vec![0; from.remaining()];
+        from.copy_to_slice(&mut item);
+        Ok(Some(item))
+    }
+}
+
+/// One connection to a server, which tells when it was lost.
+#[derive(Clone)]
+pub struct Wire {
+    pub channel: Channel,
+    connected: Arc<AtomicUsize>,
+}
+
+impl Wire {
+    /// To a server at an address such as "http://127.0.0.1:50051".
+    pub fn to(address: &str) -> Self {
+        let connected = Arc::new(AtomicUsize::new(0));
+        let counter = connected.clone();
+        let connector = tower::service_fn(move |uri: Uri| {
+            counter.fetch_add(1, Ordering::Relaxed);
+            async move {
+                let stream = TcpStream::connect(uri.authority().unwrap().as_str()).await?;
+                stream.set_nodelay(true)?;
+                Ok::<_, std::io::Error>(TokioIo::new(stream))
+            }
+        });
+        let endpoint = Endpoint::from_shared(address.to_string()).unwrap();
+        Self { channel: endpoint.connect_with_connector_lazy(connector), connected }
+    }
+
+    /// How often the connection was lost and made again.
+    pub fn lost(&self) -> usize {
+        self.connected.load(Ordering::Relaxed).saturating_sub(1)
+    }
+
+    /// Calls with messages, whatever they are, and reads at most so many of the answer's.
+    pub async fn call(&self, rpc: &MethodDescriptor, messages: Vec<Vec<u8>>, read_max: usize) -> Answer {
+        let mut answer = Answer { messages: vec![], end: Ok(()) };
+        answer.end = self.exchange(rpc, messages, read_max, &mut answer.messages).await;
+        answer
+    }
+
+    async fn exchange(
+        &self,
+        rpc: &MethodDescriptor,
+        messages: Vec<Vec<u8>>,
+        read_max: usize,
+        read: &mut Vec<DynamicMessage>,
+    ) -> Result<(), Status> {
+        let mut grpc = Grpc::new(self.channel.clone())
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(2 * MESSAGE_BYTES_MAX);
+        grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
+        // A unary call is a stream with one message each way.
+        let request = Request::new(tokio_stream::iter(messages));
+        let mut answers = grpc.streaming(request, path_of(rpc), Raw).await?.into_inner();
+        while read.len() < read_max {
+            let Some(bytes) = answers.message().await? else { break };
+            read.push(DynamicMessage::decode(rpc.output(), &*bytes).unwrap());
+        }
+        Ok(())
+    }
+}
+
+/// Sees what must not happen: panics, and errors in the log.
+#[derive(Clone, Default)]
+pub struct Watch {
+    log: Arc<Mutex<Vec<String>>>,
+}
+
+/// Panics of this process with their threads.
+fn panics() -> &'static Mutex<Vec<(ThreadId, String)>> {
+    static PANICS: OnceLock<Mutex<Vec<(ThreadId, String)>>> = OnceLock::new();
+    PANICS.get_or_init(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            panics().lock().unwrap().push((std::thread::current().id(), panic.to_string()));
+            before(panic);
+        }));
+        Mutex::default()
+    })
+}
+
+impl Watch {
+    /// From now on.
+    pub fn start() -> Self {
+        drop(panics().lock().unwrap());
+        Self::default()
+    }
+
+    /// Panics of this thread, which is all of a server in a test with a runtime of one thread.
+    pub fn panics_of_thread(&self) -> Vec<String> {
+        let here = std::thread::current().id();
+        panics().lock().unwrap().iter().filter(|(thread, _)| *thread == here).map(|(_, text)| text.clone()).collect()
+    }
+
+    /// Panics of the process.
+    pub fn panics(&self) -> Vec<String> {
+        panics().lock().unwrap().iter().map(|(_, text)| text.clone()).collect()
+    }
+
+    /// Lines of the level ERROR.
+    pub fn errors(&self) -> Vec<String> {
+        self.log.lock().unwrap().clone()
+    }
+}
+
+impl<S: Subscriber> Layer<S> for Watch {
+    fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
+        if *event.metadata().level() == tracing::Level::ERROR {
+            let mut text = String::new();
+            let mut write = |field: &Field, value: &dyn Debug| text += &format!("{field}={value:?} ");
+            event.record(&mut write);
+            self.log.lock().unwrap().push(text);
+        }
+    }
+}
