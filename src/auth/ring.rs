@@ -26,7 +26,7 @@ use tokio::time::{Instant, timeout};
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// How often all keys are read again: a database that is an older copy, after a failover say, may have other changes under
 /// numbers that were seen already.
-const RELOAD_EVERY: Duration = Duration::from_secs(60);
+const RELOAD_EVERY: Duration = Duration::from_secs(10);
 /// Of the ring's own, so that a revoked key is not waited for behind calls.
 const CONNECTIONS_MAX: u32 = 2;
 /// How often it is noted when keys were last used.
