@@ -24,7 +24,6 @@ use sqlx::Connection;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use std::future::Future;
 use std::net::SocketAddr;
-use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -124,9 +123,8 @@ pub async fn build(
     let notifications_wanted = Arc::new(Notify::new());
     let (feed, feed_reader) =
         Feed::start(options, settings.subscriptions_max, notifications_wanted.clone(), stopping.clone()).await?;
-    let per_second = NonZeroU32::new(settings.auth.key_requests_per_second).unwrap_or(NonZeroU32::MAX);
-    let keys = KeyRing::load(options, per_second).await?;
-    let auth = Auth::new(&settings.auth, keys, clock.clone());
+    let keys = KeyRing::load(options, settings.auth.requests_per_second()).await?;
+    let auth = Auth::new(&settings.auth, keys, clock.clone())?;
     auth.check_somebody_may_call()?;
     let context = Arc::new(Context {
         pool,
@@ -194,7 +192,8 @@ impl App {
             &context.stopping,
         );
         let scheduler = tokio::spawn(scheduler.run(context.jobs_wanted.clone(), context.stopping.clone()));
-        let mut jobs = vec![pricing, scheduler, feed_reader, context.auth.keys.follow(context.stopping.clone())];
+        let mut jobs = vec![pricing, scheduler, feed_reader];
+        jobs.extend(context.auth.follow(&context.stopping));
         jobs.push(tokio::spawn(notifier.run(context.notifications_wanted.clone(), context.stopping.clone())));
         jobs.push(tokio::spawn(watch_database(context.clone(), health, ready)));
 

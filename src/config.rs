@@ -4,7 +4,7 @@
 mod auth;
 mod notifications;
 
-pub use auth::{Access, AuthMode, AuthSettings};
+pub use auth::{Access, AuthMode, AuthSettings, JwtAlgorithm, JwtSettings};
 pub use notifications::{NotificationSettings, Secret, SmtpSettings, TwilioSettings};
 
 use crate::domain::event::ACCEPT_FUTURE_SECONDS_MAX;

@@ -1,5 +1,6 @@
 //! Who calls, and whether they may.
 
+mod jwt;
 pub mod keys;
 pub mod matrix;
 mod ring;
@@ -12,9 +13,14 @@ use crate::config::{Access, AuthMode, AuthSettings};
 use crate::domain::access::{Grants, Scope};
 use crate::error::{Error, shown};
 use crate::proto::{ActorKind, ErrorReason};
+use chrono::{DateTime, Utc};
+use jwt::Jwt;
 use matrix::Need;
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tonic::Code;
 use tonic::codegen::http::HeaderMap;
 use tonic::codegen::http::header::AUTHORIZATION;
@@ -28,12 +34,15 @@ pub struct Caller {
     /// A key's name.
     pub name: String,
     pub grants: Grants,
+    /// When a token of the identity provider ends; keys end where they are kept.
+    pub good_until: Option<DateTime<Utc>>,
 }
 
 impl Caller {
     /// Whoever calls a server that asks for no key.
     pub fn anybody() -> Self {
-        Self { kind: ActorKind::Anybody, id: String::new(), name: String::new(), grants: Grants::everything() }
+        let (id, name) = (String::new(), String::new());
+        Self { kind: ActorKind::Anybody, id, name, grants: Grants::everything(), good_until: None }
     }
 
     /// The error of a caller without this scope.
@@ -65,8 +74,13 @@ impl Caller {
     }
 }
 
-fn unauthenticated(reason: ErrorReason, message: &str) -> Error {
+fn unauthenticated(reason: ErrorReason, message: impl Into<String>) -> Error {
     Error::new(Code::Unauthenticated, reason, message)
+}
+
+fn rate_limited(delay: Duration) -> Error {
+    let message = "the key has had its calls of this second; send again later, or ask an admin for more";
+    Error::exhausted(ErrorReason::RateLimited, message, delay.max(Duration::from_millis(1)))
 }
 
 const HEALTH: &str = "/grpc.health.v1.Health/";
@@ -84,23 +98,32 @@ pub struct Auth {
     mode: AuthMode,
     settings: AuthSettings,
     pub keys: Arc<KeyRing>,
+    jwt: Option<Jwt>,
     anybody: Arc<Caller>,
     clock: Clock,
 }
 
 impl Auth {
     /// By these settings.
-    pub fn new(settings: &AuthSettings, keys: Arc<KeyRing>, clock: Clock) -> Arc<Self> {
+    pub fn new(settings: &AuthSettings, keys: Arc<KeyRing>, clock: Clock) -> anyhow::Result<Arc<Self>> {
+        let jwt = settings.jwt()?.map(|jwt| Jwt::new(&jwt, settings.requests_per_second())).transpose()?;
         let anybody = Arc::new(Caller::anybody());
-        Arc::new(Self { mode: settings.auth, settings: settings.clone(), keys, anybody, clock })
+        Ok(Arc::new(Self { mode: settings.auth, settings: settings.clone(), keys, jwt, anybody, clock }))
+    }
+
+    /// Keeps keys up to date until `stopping` turns true.
+    pub fn follow(&self, stopping: &watch::Receiver<bool>) -> Vec<JoinHandle<()>> {
+        let issuers = self.jwt.iter().map(|jwt| jwt.follow(stopping.clone()));
+        std::iter::once(self.keys.follow(stopping.clone())).chain(issuers).collect()
     }
 
     /// Refuses to ask for keys where nobody has one to make others with.
     pub fn check_somebody_may_call(&self) -> anyhow::Result<()> {
         anyhow::ensure!(
-            self.mode == AuthMode::Off || self.keys.has_admin(self.clock.now()),
+            self.mode == AuthMode::Off || self.jwt.is_some() || self.keys.has_admin(self.clock.now()),
             "--auth keys, and there is no live API key with the scope admin for all clients, so nobody could make one: make \
-             it with `meterd keys create NAME --scope admin --all-clients --direct`"
+             it with `meterd keys create NAME --scope admin --all-clients --direct`, or name an identity provider with \
+             --jwt-issuer"
         );
         Ok(())
     }
@@ -121,9 +144,11 @@ impl Auth {
             let message = "the header `authorization` must be there once, with `Bearer` and an API key";
             return Err(unauthenticated(ErrorReason::CredentialsInvalid, message));
         };
-        match token::parse(token) {
-            Some((key_id, hash)) => self.keys.admit(key_id, &hash, self.clock.now()).await,
-            None => {
+        let now = self.clock.now();
+        match (token::parse(token), &self.jwt) {
+            (Some((key_id, hash)), _) => self.keys.admit(key_id, &hash, now).await,
+            (None, Some(jwt)) if !token.starts_with(token::PREFIX) => jwt.admit(token, now).await,
+            (None, _) => {
                 let message = "what the header `authorization` presents is no API key of this deployment";
                 Err(unauthenticated(ErrorReason::CredentialsInvalid, message))
             }
@@ -160,10 +185,26 @@ impl Auth {
         async move {
             match caller.kind {
                 ActorKind::ApiKey => auth.keys.ended(&caller.id, &auth.clock).await,
+                ActorKind::Jwt => {
+                    while let Some(left) = left(caller.good_until, auth.clock.now()) {
+                        tokio::time::sleep(left).await;
+                    }
+                    jwt::expired()
+                }
                 _ => std::future::pending().await,
             }
         }
     }
+}
+
+/// Longest sleep towards an end: the clock may be set meanwhile.
+const SLEEP_MAX: Duration = Duration::from_secs(60);
+
+/// How long to sleep until the clock is looked at again. Nothing, once the end has come.
+fn left(end: Option<DateTime<Utc>>, now: DateTime<Utc>) -> Option<Duration> {
+    let Some(end) = end else { return Some(SLEEP_MAX) };
+    let left = (end - now).to_std().ok().filter(|left| !left.is_zero())?;
+    Some(left.clamp(Duration::from_millis(1), SLEEP_MAX))
 }
 
 /// The credentials of a bearer; the scheme in whatever case (RFC 9110, section 11.1).

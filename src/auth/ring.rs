@@ -1,14 +1,14 @@
 //! The keys of the deployment in memory, as new as half a second ago.
 
 use super::token::SecretHash;
-use super::{Caller, unauthenticated};
+use super::{Caller, left, rate_limited, unauthenticated};
 use crate::clock::Clock;
 use crate::domain::access::Scope;
 use crate::error::Error;
 use crate::proto::{ActorKind, ErrorReason};
 use crate::store::api_keys::{self, ApiKey};
 use crate::store::connect;
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 use governor::clock::{Clock as _, DefaultClock};
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use sqlx::PgPool;
@@ -26,7 +26,7 @@ use tokio::time::{Instant, timeout};
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// How often all keys are read again: a database that is an older copy, after a failover say, may have other changes under
 /// numbers that were seen already.
-const RELOAD_EVERY: Duration = Duration::from_secs(60);
+const RELOAD_EVERY: Duration = Duration::from_secs(10);
 /// Of the ring's own, so that a revoked key is not waited for behind calls.
 const CONNECTIONS_MAX: u32 = 2;
 /// How often it is noted when keys were last used.
@@ -38,8 +38,6 @@ const LOOK_FOR_UNKNOWN_EVERY: Duration = Duration::from_millis(100);
 const READ_KEYS: i64 = 1_000;
 /// A database that does not answer for so long is away: then the keys are those that are known.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
-/// Longest sleep towards an expire time: the clock may be set meanwhile.
-const SLEEP_MAX: Duration = Duration::from_secs(60);
 
 /// A key that was given out once.
 struct Key {
@@ -174,7 +172,13 @@ impl KeyRing {
         let quota = Quota::per_second(own.unwrap_or(self.requests_per_second));
         let used = |of: fn(&Key) -> &AtomicI64| AtomicI64::new(before.map_or(0, |key| of(key).load(Ordering::Relaxed)));
         Ok(Arc::new(Key {
-            caller: Arc::new(Caller { kind: ActorKind::ApiKey, id: row.key_id, name: row.name, grants: row.grants }),
+            caller: Arc::new(Caller {
+                kind: ActorKind::ApiKey,
+                id: row.key_id,
+                name: row.name,
+                grants: row.grants,
+                good_until: None,
+            }),
             hash: SecretHash(hash),
             expire_time: row.expire_time,
             revoked: row.revoke_time.is_some(),
@@ -213,11 +217,8 @@ impl KeyRing {
             unauthenticated(ErrorReason::CredentialsInvalid, message)
         })?;
         key.check(now)?;
-        key.limiter.check().map_err(|later| {
-            let delay = later.wait_time_from(DefaultClock::default().now()).max(Duration::from_millis(1));
-            let message = "the API key has had its calls of this second; send again later, or ask an admin for more";
-            Error::exhausted(ErrorReason::RateLimited, message, delay)
-        })?;
+        let counted = key.limiter.check();
+        counted.map_err(|later| rate_limited(later.wait_time_from(DefaultClock::default().now())))?;
         key.used.store(now.timestamp_micros(), Ordering::Relaxed);
         Ok(key.caller.clone())
     }
@@ -246,8 +247,7 @@ impl KeyRing {
             if let Err(error) = key.check(now) {
                 return error;
             }
-            let left = key.expire_time.map_or(TimeDelta::MAX, |expires| expires - now);
-            let sleep = left.to_std().unwrap_or_default().clamp(Duration::from_millis(1), SLEEP_MAX);
+            let sleep = left(key.expire_time, now).unwrap_or_default();
             tokio::select! {
                 changed = version.changed() => if changed.is_err() { std::future::pending::<()>().await },
                 () = tokio::time::sleep(sleep), if key.expire_time.is_some() => {}

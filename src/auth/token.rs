@@ -4,7 +4,8 @@ use sha2::{Digest, Sha256};
 use std::fmt::{self, Write as _};
 use subtle::ConstantTimeEq;
 
-const PREFIX: &str = "mtr_";
+/// What every token begins with.
+pub const PREFIX: &str = "mtr_";
 const ID_DIGITS: usize = 16;
 const SECRET_DIGITS: usize = 64;
 

@@ -1,6 +1,10 @@
 //! Settings of who may call.
 
+use super::notifications::given;
+use anyhow::Context;
 use clap::{Args, ValueEnum};
+use jsonwebtoken::Algorithm;
+use std::num::NonZeroU32;
 
 /// Who may call.
 #[derive(Args, Clone, Debug)]
@@ -17,6 +21,113 @@ pub struct AuthSettings {
     /// Calls in a second with a key that has no limit of its own
     #[arg(long, env = "METERD_KEY_REQUESTS_PER_SECOND", default_value_t = 50_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub key_requests_per_second: u32,
+    /// Identity provider (OpenID Connect) whose tokens are taken beside API keys, such as https://id.example.com
+    #[arg(long, env = "METERD_JWT_ISSUER")]
+    pub jwt_issuer: Option<String>,
+    /// Audience that its tokens must be for; required with --jwt-issuer
+    #[arg(long, env = "METERD_JWT_AUDIENCE")]
+    pub jwt_audience: Option<String>,
+    /// Where the provider's keys are. Default: where its /.well-known/openid-configuration says
+    #[arg(long, env = "METERD_JWT_JWKS_URL")]
+    pub jwt_jwks_url: Option<String>,
+    /// Algorithms that its tokens may be signed with
+    #[arg(
+        long,
+        env = "METERD_JWT_ALGORITHMS",
+        value_delimiter = ',',
+        ignore_case = true,
+        default_value = "RS256,ES256"
+    )]
+    pub jwt_algorithms: Vec<JwtAlgorithm>,
+    /// Claim with the scopes meterd:ingest, meterd:read and meterd:admin: a text with spaces between them, or a list
+    #[arg(long, env = "METERD_JWT_SCOPE_CLAIM", default_value = "scope")]
+    pub jwt_scope_claim: String,
+    /// Claim with the clients that they are for: an id or a list of at most 100, "*" for all. Without it, none
+    #[arg(long, env = "METERD_JWT_CLIENTS_CLAIM", default_value = "meterd_clients")]
+    pub jwt_clients_claim: String,
+}
+
+/// An identity provider, and how its tokens are read.
+pub struct JwtSettings<'a> {
+    pub issuer: &'a str,
+    pub audience: &'a str,
+    pub jwks_url: Option<&'a str>,
+    pub algorithms: &'a [JwtAlgorithm],
+    pub scope_claim: &'a str,
+    pub clients_claim: &'a str,
+}
+
+impl AuthSettings {
+    /// Calls in a second with a key that has no limit of its own.
+    pub fn requests_per_second(&self) -> NonZeroU32 {
+        NonZeroU32::new(self.key_requests_per_second).unwrap_or(NonZeroU32::MIN)
+    }
+
+    /// The identity provider, if there is one. Refuses halves of one, which would let in nobody, or anybody.
+    pub fn jwt(&self) -> anyhow::Result<Option<JwtSettings<'_>>> {
+        let (issuer, audience) = (given(&self.jwt_issuer), given(&self.jwt_audience));
+        let jwks_url = given(&self.jwt_jwks_url);
+        let Some(issuer) = issuer else {
+            anyhow::ensure!(
+                audience.is_none() && jwks_url.is_none(),
+                "--jwt-audience and --jwt-jwks-url need --jwt-issuer"
+            );
+            return Ok(None);
+        };
+        anyhow::ensure!(
+            self.auth == AuthMode::Keys,
+            "--jwt-issuer needs --auth keys: without it nobody is asked for a token"
+        );
+        let audience = audience.context("--jwt-issuer needs --jwt-audience: the provider has tokens for others too")?;
+        Ok(Some(JwtSettings {
+            issuer,
+            audience,
+            jwks_url,
+            algorithms: &self.jwt_algorithms,
+            scope_claim: &self.jwt_scope_claim,
+            clients_claim: &self.jwt_clients_claim,
+        }))
+    }
+}
+
+/// Algorithms of signatures that need no secret to be verified: there are no others here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum JwtAlgorithm {
+    #[value(name = "RS256")]
+    Rs256,
+    #[value(name = "RS384")]
+    Rs384,
+    #[value(name = "RS512")]
+    Rs512,
+    #[value(name = "PS256")]
+    Ps256,
+    #[value(name = "PS384")]
+    Ps384,
+    #[value(name = "PS512")]
+    Ps512,
+    #[value(name = "ES256")]
+    Es256,
+    #[value(name = "ES384")]
+    Es384,
+    #[value(name = "EdDSA")]
+    EdDsa,
+}
+
+impl JwtAlgorithm {
+    /// As the library knows it.
+    pub fn algorithm(self) -> Algorithm {
+        match self {
+            Self::Rs256 => Algorithm::RS256,
+            Self::Rs384 => Algorithm::RS384,
+            Self::Rs512 => Algorithm::RS512,
+            Self::Ps256 => Algorithm::PS256,
+            Self::Ps384 => Algorithm::PS384,
+            Self::Ps512 => Algorithm::PS512,
+            Self::Es256 => Algorithm::ES256,
+            Self::Es384 => Algorithm::ES384,
+            Self::EdDsa => Algorithm::EdDSA,
+        }
+    }
 }
 
 /// Whether callers are asked for an API key.

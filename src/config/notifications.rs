@@ -95,7 +95,7 @@ impl NotificationSettings {
 }
 
 /// A text that is set. Empty, as container tools pass what is not, is not.
-fn given(text: &Option<String>) -> Option<&str> {
+pub(super) fn given(text: &Option<String>) -> Option<&str> {
     text.as_deref().filter(|text| !text.is_empty())
 }
 

@@ -325,6 +325,24 @@ async fn a_revoked_key_is_refused_at_once_and_on_another_replica_within_two_seco
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_becomes_another_copy_has_its_keys_known_though_their_numbers_were_seen_before() {
+    let guarded = Guarded::start().await;
+    let (revoked, gone) = (guarded.key(Scope::Read, &["acme"]).await, guarded.key(Scope::Read, &["acme"]).await);
+    for token in [&revoked, &gone] {
+        read(&guarded.server, token).await.unwrap();
+    }
+    let key_id = &revoked.key_id;
+    guarded.server.sql(&format!("UPDATE api_keys SET revoke_time = now() WHERE key_id = '{key_id}'")).await;
+    guarded.server.sql(&format!("DELETE FROM api_keys WHERE key_id = '{}'", gone.key_id)).await;
+    for (token, reason) in [(&revoked, "API_KEY_REVOKED"), (&gone, "CREDENTIALS_INVALID")] {
+        eventually(async || read(&guarded.server, token).await.is_err()).await;
+        assert_refused(read(&guarded.server, token).await, Code::Unauthenticated, reason);
+    }
+    read(&guarded.server, &guarded.admin).await.unwrap();
+    guarded.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_key_that_expires_is_refused_and_its_streams_end() {
     let guarded = Guarded::start().await;
     record_much(&guarded).await;

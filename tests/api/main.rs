@@ -27,6 +27,7 @@ mod guarded;
 mod harness;
 mod http;
 mod jobs;
+mod jwt;
 mod key_pruning;
 mod keys;
 mod keys_of_clients;

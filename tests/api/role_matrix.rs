@@ -4,6 +4,7 @@ use crate::alerting::metered;
 use crate::guarded::*;
 use crate::harness::*;
 use crate::http;
+use crate::jwt::{Issuer, SigningKey, bad_tokens};
 use meterd::auth::matrix;
 use meterd::clock::Clock;
 use meterd::domain::access::Scope;
@@ -13,6 +14,7 @@ use meterd::proto::{
 };
 use prost::Message;
 use prost_types::FieldMask;
+use serde_json::json;
 use std::collections::BTreeSet;
 use tonic::{Code, Status};
 
@@ -247,7 +249,11 @@ fn is_as(expected: char, rpc: &str, answer: &Result<Vec<u8>, Status>) -> bool {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_rpc_answers_every_kind_of_credentials_as_the_table_says() {
-    let guarded = Guarded::start_with(&[], Clock::fixed(time("2026-11-21T12:00:00Z"))).await;
+    let now = time("2026-11-21T12:00:00Z");
+    let signing = SigningKey::new("one");
+    let issuer = Issuer::start(&[&signing]).await;
+    let flags = issuer.flags();
+    let guarded = Guarded::start_with(&[&flags[0], &flags[1]], Clock::fixed(now)).await;
     let flags = ["--webhook-allow-http", "--webhook-allow-private"];
     let open = TestServer::replica(&guarded.server.database_url, &flags, guarded.server.clock.clone()).await;
     let (alert_id, notification_id) = alert_and_notification(&open).await;
@@ -285,6 +291,12 @@ async fn every_rpc_answers_every_kind_of_credentials_as_the_table_says() {
     for (column, (scope, client_ids)) in CREDENTIALS.iter().enumerate() {
         let token = guarded.key(*scope, client_ids).await.token;
         columns.push((format!("{} {client_ids:?}", scope.name()), vec![bearer(&token)], Some(column)));
+        let clients = if client_ids.is_empty() { json!("*") } else { json!(client_ids) };
+        let token = signing.sign(&issuer.claims(now, &format!("meterd:{}", scope.name()), clients));
+        columns.push((format!("{} {client_ids:?} by JWT", scope.name()), vec![bearer(&token)], Some(column)));
+    }
+    for (why, token) in bad_tokens(&issuer, &signing, now) {
+        columns.push((format!("JWT: {why}"), vec![bearer(&token)], None));
     }
 
     let channel = guarded.server.channel();
