@@ -121,7 +121,8 @@ fn bodies(rpc: &MethodDescriptor, fine: &[u8]) -> Vec<(&'static str, Vec<u8>, Ex
     let mut bodies = vec![
         ("body of nothing", vec![], if streams { Same } else { internal }),
         ("half of a prefix", vec![0, 0, 0], internal),
-        ("prefix without its message", vec![0, 0, 0, 0, 9], internal),
+        // tonic takes this for the end of a stream. Nothing is acknowledged that was not sent.
+        ("prefix without its message", vec![0, 0, 0, 0, 9], if streams { Same } else { internal }),
         ("message cut in the middle", one(&[fine, b"x"].concat())[..5 + fine.len()].to_vec(), internal),
         ("prefix of 4 GiB", vec![0, 255, 255, 255, 255], Grpc(Code::OutOfRange)),
         ("prefix of one byte over 16 MiB", vec![0, 1, 0, 0, 1], Grpc(Code::OutOfRange)),
