@@ -32,7 +32,7 @@ use prost_reflect::MethodDescriptor;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use requests::{Known, Requests};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use tokio::task::JoinSet;
@@ -51,6 +51,8 @@ struct Seen {
     /// Calls by their status, or by whether gRPC itself refused.
     calls: Mutex<BTreeMap<String, u64>>,
     faults: Mutex<Vec<String>>,
+    /// RPCs that were answered with OK: that a fuzzer is refused everywhere shows nothing.
+    answered: Mutex<BTreeSet<String>>,
     accepted: AtomicU64,
     /// Events of which the caller was not told whether they are recorded.
     unknown: AtomicU64,
@@ -65,7 +67,10 @@ impl Seen {
     fn look(&self, rpc: &MethodDescriptor, is_message: bool, answer: &Answer) {
         let (rules, name) = (error_rules(), rpc.name());
         let status = match answer.end.as_ref().err().map(Refusal::of) {
-            None => "OK".to_string(),
+            None => {
+                self.answered.lock().unwrap().insert(name.into());
+                "OK".to_string()
+            }
             Some(refusal) if refusal.is_of_grpc() => {
                 if is_message {
                     self.fault(format!("{name}: gRPC refused a message: {refusal:?}"));
