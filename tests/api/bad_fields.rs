@@ -83,7 +83,7 @@ async fn every_kind_of_bad_value_in_every_field_of_every_rpc_is_refused_as_docum
     }
     println!("bad input: {} kinds, {} cells of {cells}", kinds.len(), cells - faults.len());
     assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
-    assert_eq!((watch.panics_of_thread(), watch.errors(), world.wire.lost()), (vec![], vec![], 0));
+    assert_eq!((watch.panics(true), watch.errors(), world.wire.lost()), (vec![], vec![], 0));
     assert_eq!(world.server.verify().await.differences, 0);
     world.server.stop().await;
     drop(log);

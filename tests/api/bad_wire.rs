@@ -247,7 +247,7 @@ fn fault(rpc: &MethodDescriptor, expected: Expected, http: u16, status: Option<S
                 && (status.code() == Code::Ok || !refusal.reason.is_empty())
         }
         Answered => status.code() == Code::Ok || error_rules().check(rpc.name(), refusal.code, &refusal.reason).is_ok(),
-        Grpc(code) => refusal.code == code && refusal.reason.is_empty(),
+        Grpc(code) => refusal.code == code && refusal.is_of_grpc(),
         Http(_) => refusal.code == Code::Unimplemented && refusal.reason.is_empty(),
     };
     let http_wanted = if let Http(code) = expected { code } else { 200 };
@@ -282,7 +282,7 @@ async fn what_is_no_proper_call_has_the_status_that_the_protocol_demands_and_the
     }
     println!("bad calls: {} kinds, {} cells of {cells}", kinds.len(), cells - faults.len());
     assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
-    assert_eq!((watch.panics_of_thread(), watch.errors(), world.wire.lost()), (vec![], vec![], 0));
+    assert_eq!((watch.panics(true), watch.errors(), world.wire.lost()), (vec![], vec![], 0));
     world.server.stop().await;
     drop(log);
 }

@@ -5,7 +5,7 @@ use crate::bad_requests::fine_request;
 use crate::bad_world::{Place, World, cases_of, parent, path, places};
 use crate::contract::*;
 use prost::Message;
-use prost_reflect::{DynamicMessage, FieldDescriptor, Kind, MapKey, MethodDescriptor, Value};
+use prost_reflect::{DynamicMessage, FieldDescriptor, Kind, MapKey, MethodDescriptor, ReflectMessage, Value};
 use rand::rngs::StdRng;
 use rand::seq::{IndexedRandom, IteratorRandom};
 use rand::{Rng, RngExt};
@@ -215,21 +215,10 @@ fn any_message(prepared: &Prepared, random: &mut StdRng) -> DynamicMessage {
 }
 
 fn fill(message: &mut DynamicMessage, random: &mut StdRng, depth: u32) {
-    let fields: Vec<FieldDescriptor> = message.descriptor_fields();
-    for field in fields {
+    for field in message.descriptor().fields() {
         if random.random_bool(0.6) {
             message.set_field(&field, any_value(&field, random, depth));
         }
-    }
-}
-
-trait Fields {
-    fn descriptor_fields(&self) -> Vec<FieldDescriptor>;
-}
-
-impl Fields for DynamicMessage {
-    fn descriptor_fields(&self) -> Vec<FieldDescriptor> {
-        prost_reflect::ReflectMessage::descriptor(self).fields().collect()
     }
 }
 
