@@ -85,6 +85,17 @@ mod tests {
         assert!(parse(&token.replacen('_', "__", 1)).is_none());
     }
 
+    proptest::proptest! {
+        #[test]
+        fn any_text_has_the_form_of_a_token_or_is_none(text in "\\PC*|mtr_[0-9a-fG_]{15,17}_[0-9a-f]{63,65}|mtr_[0-9a-f]{16}_[0-9a-f]{64}") {
+            let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
+            let parts: Vec<&str> = text.split('_').collect();
+            let well_formed = matches!(&*parts, ["mtr", id, secret]
+                if id.len() == ID_DIGITS && secret.len() == SECRET_DIGITS && digits(id) && digits(secret));
+            proptest::prop_assert_eq!(parse(&text).map(|(key_id, _)| key_id), well_formed.then(|| parts[1]));
+        }
+    }
+
     #[test]
     fn a_hash_does_not_show_itself() {
         assert_eq!(format!("{:?}", new().hash), "SecretHash(…)");

@@ -13,7 +13,9 @@ pub type RawObject = BTreeMap<String, Box<RawValue>>;
 
 /// The contract's bound on metadata.
 pub const METADATA_BYTES_MAX: usize = 8 * 1024;
-const DEPTH_MAX: usize = 64;
+/// Values in one another. The server's decoder takes a hundred messages in one another, and each object is three of them: a
+/// batch with one row that is deeper would be refused whole.
+const DEPTH_MAX: usize = 30;
 
 /// Parses a JSON object as metadata.
 pub fn metadata(text: &str) -> Result<Struct, String> {
@@ -107,5 +109,15 @@ mod tests {
         assert!(metadata("{").unwrap_err().contains("is not JSON"));
         let deep = "[".repeat(100) + &"]".repeat(100);
         assert!(metadata(&format!("{{\"a\":{deep}}}")).unwrap_err().contains("deep"));
+    }
+
+    #[test]
+    fn the_deepest_metadata_that_is_taken_can_be_decoded() {
+        let text = |depth: usize| "{\"a\":".repeat(depth) + "1" + &"}".repeat(depth);
+        let deepest = (1..100).map_while(|depth| metadata(&text(depth)).ok()).last();
+        let event = crate::proto::UsageEvent { metadata: deepest, ..Default::default() };
+        let batch = crate::proto::BatchTrackUsageRequest { events: vec![event], backfill: false };
+        let bytes = prost::Message::encode_to_vec(&batch);
+        assert_eq!(<crate::proto::BatchTrackUsageRequest as prost::Message>::decode(&*bytes), Ok(batch));
     }
 }

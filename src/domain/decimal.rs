@@ -295,6 +295,20 @@ mod tests {
     }
 
     proptest::proptest! {
+        /// Against a library's reading: what is taken has that value and is within the bounds.
+        #[test]
+        fn any_text_is_a_number_of_its_value_or_none(text in "\\PC*|[-+]?[0-9]{0,18}[.,]?[0-9]{0,28}([eE][0-9])?") {
+            let exact = || text.parse::<bigdecimal::BigDecimal>().unwrap();
+            if let Ok(value) = Decimal::parse(&text) {
+                proptest::prop_assert_eq!(value.to_string().parse::<bigdecimal::BigDecimal>().unwrap(), exact());
+                proptest::prop_assert!((0..10i128.pow(DECIMALS + INTEGER_DIGITS)).contains(&value.scaled()));
+            }
+            if let Ok(rate) = Rate::parse(&text) {
+                proptest::prop_assert_eq!(rate.to_string().parse::<bigdecimal::BigDecimal>().unwrap(), exact());
+                proptest::prop_assert!((0..10i128.pow(RATE_DECIMALS + RATE_INTEGER_DIGITS)).contains(&rate.scaled()));
+            }
+        }
+
         #[test]
         fn what_is_written_reads_the_same(units in 0i128..10i128.pow(27)) {
             let value = Decimal::from_scaled(units);

@@ -169,6 +169,13 @@ mod tests {
 
     proptest::proptest! {
         #[test]
+        fn any_text_is_an_id_that_writes_itself_so_or_none(text in "\\PC*|[0-7][0-9a-f]{15}[0-7][0-9a-f]{15}|[0-9a-f]{31,33}") {
+            if let Some(id) = EventId::parse(&text) {
+                proptest::prop_assert_eq!(id.to_string(), text);
+            }
+        }
+
+        #[test]
         fn an_id_reads_as_written(micros in 0i64..253_402_300_800_000_000) {
             let id = EventId::new(DateTime::from_timestamp_micros(micros).unwrap());
             proptest::prop_assert_eq!(EventId::parse(&id.to_string()), Some(id));

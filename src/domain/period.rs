@@ -133,6 +133,18 @@ mod tests {
     }
 
     proptest! {
+        /// What is read is what it says, and nothing but that form is read.
+        #[test]
+        fn any_text_is_a_day_that_writes_itself_so_or_none(text in "\\PC*|[+0-9-]{4,5}-[0-9 -]{2,3}-[0-9]{1,3}") {
+            if let Some(day) = parse_day(&text) {
+                prop_assert_eq!(day.to_string(), text.as_str());
+            }
+            if let Some(month) = Month::parse(&text) {
+                prop_assert_eq!(month.to_string(), text);
+                prop_assert_eq!((month.previous().next(), month.next().previous()), (month, month));
+            }
+        }
+
         /// Against the zone's own idea of midnight: the day holds the instant, its neighbours do not.
         #[test]
         fn every_instant_is_in_its_day_and_month_in_every_zone(

@@ -77,6 +77,16 @@ mod tests {
     use super::*;
     use crate::proto::ListClientsRequest;
 
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_no_token(text in "\\PC*|[A-Za-z0-9_-]{0,80}=*", bytes in proptest::collection::vec(0u8.., 0..64)) {
+            let (tokens, query) = (PageTokens::new(vec![7; 32]), ListClientsRequest::default());
+            for text in [text, URL_SAFE_NO_PAD.encode(bytes)] {
+                proptest::prop_assert_eq!(tokens.cursor::<serde_json::Value>("ListClients", &query, &text), None);
+            }
+        }
+    }
+
     #[test]
     fn a_token_is_good_for_its_query_only_and_no_bit_of_it_can_be_changed() {
         let tokens = PageTokens::new(vec![7; 32]);

@@ -8,8 +8,8 @@ const EVENT: &str = r#"{"clientId": "acme", "service": "openai", "operation": "c
     "units": "1", "inputTokens": "1000000000000", "outputTokens": "10", "amount": "1.5", "subject": "s",
     "eventTime": "2026-11-21T11:00:00Z", "idempotencyKey": "k-$N", "externalId": "x", "metadata": {"k": "v"}}"#;
 
-/// RPCs with a fine request in protobuf's JSON mapping: `$N` is another number in each, `$KEY`, `$EVENT`, `$ALERT` and
-/// `$NOTIFICATION` are ids of what there is.
+/// RPCs with a fine request in protobuf's JSON mapping: `$N` is another number in each, `$KEY`, `$EVENT` and
+/// `$ALERT` are ids of what there is.
 const REQUESTS: &[(&str, &str)] = &[
     ("TrackUsage", r#"{"event": $USAGE}"#),
     ("BatchTrackUsage", r#"{"events": [$USAGE], "backfill": true}"#),
@@ -64,8 +64,11 @@ const REQUESTS: &[(&str, &str)] = &[
                 "minSeverity": "ALERT_SEVERITY_WARNING", "secrets": ["whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"]}]},
             "updateMask": "thresholdEnabled,monthlyWarning,monthlyCritical,spikeEnabled,spikeWarningPercent,spikeCriticalPercent,spikeBaselineMin,projectionEnabled,projectionFactor,projectionFirstDay,anomalyEnabled,anomalyFactor,anomalyCostMin,anomalyUnitsMin,channels"}"#,
     ),
-    ("ListNotifications", r#"{"states": ["NOTIFICATION_STATE_PENDING", "NOTIFICATION_STATE_FAILED"], "pageSize": 1}"#),
-    ("RetryNotification", r#"{"notificationId": "$NOTIFICATION"}"#),
+    (
+        "ListNotifications",
+        r#"{"states": ["NOTIFICATION_STATE_PENDING", "NOTIFICATION_STATE_SENT", "NOTIFICATION_STATE_FAILED"], "pageSize": 1}"#,
+    ),
+    ("RetryNotification", r#"{"notificationId": "told"}"#),
     ("ListServices", "{}"),
     (
         "CreateService",

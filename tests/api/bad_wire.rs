@@ -121,7 +121,8 @@ fn bodies(rpc: &MethodDescriptor, fine: &[u8]) -> Vec<(&'static str, Vec<u8>, Ex
     let mut bodies = vec![
         ("body of nothing", vec![], if streams { Same } else { internal }),
         ("half of a prefix", vec![0, 0, 0], internal),
-        ("prefix without its message", vec![0, 0, 0, 0, 9], internal),
+        // tonic takes this for the end of a stream. Nothing is acknowledged that was not sent.
+        ("prefix without its message", vec![0, 0, 0, 0, 9], if streams { Same } else { internal }),
         ("message cut in the middle", one(&[fine, b"x"].concat())[..5 + fine.len()].to_vec(), internal),
         ("prefix of 4 GiB", vec![0, 255, 255, 255, 255], Grpc(Code::OutOfRange)),
         ("prefix of one byte over 16 MiB", vec![0, 1, 0, 0, 1], Grpc(Code::OutOfRange)),
@@ -246,7 +247,7 @@ fn fault(rpc: &MethodDescriptor, expected: Expected, http: u16, status: Option<S
                 && (status.code() == Code::Ok || !refusal.reason.is_empty())
         }
         Answered => status.code() == Code::Ok || error_rules().check(rpc.name(), refusal.code, &refusal.reason).is_ok(),
-        Grpc(code) => refusal.code == code && refusal.reason.is_empty(),
+        Grpc(code) => refusal.code == code && refusal.is_of_grpc(),
         Http(_) => refusal.code == Code::Unimplemented && refusal.reason.is_empty(),
     };
     let http_wanted = if let Http(code) = expected { code } else { 200 };
@@ -281,7 +282,7 @@ async fn what_is_no_proper_call_has_the_status_that_the_protocol_demands_and_the
     }
     println!("bad calls: {} kinds, {} cells of {cells}", kinds.len(), cells - faults.len());
     assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
-    assert_eq!((watch.panics_of_thread(), watch.errors(), world.wire.lost()), (vec![], vec![], 0));
+    assert_eq!((watch.panics(true), watch.errors(), world.wire.lost()), (vec![], vec![], 0));
     world.server.stop().await;
     drop(log);
 }

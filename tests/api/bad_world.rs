@@ -1,6 +1,7 @@
 //! A server with one of everything that requests name, and the places of fields in requests.
 
-use crate::bad_requests::fine_request;
+use crate::bad_kinds::{Case, Expected, Field, cases};
+use crate::bad_requests::{fields_of_missing, fine_request, rule};
 use crate::contract::*;
 use crate::harness::*;
 use meterd::clock::Clock;
@@ -17,13 +18,12 @@ pub struct World {
     pub server: TestServer,
     pub wire: Wire,
     pub made: usize,
-    event_id: String,
-    alert_id: String,
-    notification_id: String,
+    pub event_id: String,
+    pub alert_id: String,
 }
 
 impl World {
-    /// With alerts, notifications, keys, events and clients.
+    /// With alerts, a notification that was told, keys, events and clients.
     pub async fn start() -> Self {
         let server = TestServer::start_with(&[], Clock::fixed(time("2026-11-21T12:00:00Z"))).await;
         let mut alerts = server.alerts();
@@ -52,10 +52,12 @@ impl World {
         server.usage().update_monthly_summaries(request).await.unwrap();
         let alert_id =
             alerts.list_alerts(ListAlertsRequest::default()).await.unwrap().into_inner().alerts[0].alert_id.clone();
-        let notifications = alerts.list_notifications(ListNotificationsRequest::default()).await.unwrap().into_inner();
-        let notification_id = notifications.notifications[0].notification_id.clone();
+        // One that is told: nobody touches it any more.
+        let told = "INSERT INTO notifications (client_id, notification_id, channel_id, kind, target, alerts, state, finish_time)
+            SELECT client_id, 'told', channel_id, kind, target, alerts, 2, now() FROM notifications LIMIT 1";
+        assert_eq!(server.sql(told).await, 1);
         let wire = Wire::to(&server.address);
-        let mut world = Self { server, wire, made: 0, event_id, alert_id, notification_id };
+        let mut world = Self { server, wire, made: 0, event_id, alert_id };
         for _ in 0..2 {
             world.new_key().await;
         }
@@ -73,10 +75,7 @@ impl World {
     /// Fills in what a request names.
     pub fn numbered(&mut self, text: &str) -> String {
         self.made += 1;
-        text.replace("$EVENT", &self.event_id)
-            .replace("$ALERT", &self.alert_id)
-            .replace("$NOTIFICATION", &self.notification_id)
-            .replace("$N", &self.made.to_string())
+        text.replace("$EVENT", &self.event_id).replace("$ALERT", &self.alert_id).replace("$N", &self.made.to_string())
     }
 
     /// A fine request, like no other.
@@ -133,14 +132,54 @@ pub fn path(place: &[FieldDescriptor]) -> String {
     before.iter().map(step).collect::<String>() + last.name()
 }
 
-/// The message that a place's field is of.
-pub fn parent<'a>(message: &'a mut DynamicMessage, place: &[FieldDescriptor]) -> &'a mut DynamicMessage {
-    place[..place.len() - 1].iter().fold(message, |message, field| match message.get_field_mut(field) {
-        Value::Message(inner) => inner,
-        Value::List(values) => match &mut values[0] {
-            Value::Message(inner) => inner,
-            other => panic!("{other:?} is no message"),
-        },
+/// The message that a place's field is of; nothing, where a list on the way is empty.
+pub fn parent<'a>(message: &'a mut DynamicMessage, place: &[FieldDescriptor]) -> Option<&'a mut DynamicMessage> {
+    place[..place.len() - 1].iter().try_fold(message, |message, field| match message.get_field_mut(field) {
+        Value::Message(inner) => Some(inner),
+        Value::List(values) => values.first_mut().and_then(|value| match value {
+            Value::Message(inner) => Some(inner),
+            _ => None,
+        }),
         other => panic!("{other:?} is no message"),
     })
+}
+
+/// The cases of a field.
+pub fn cases_of(
+    rpc: &MethodDescriptor,
+    place: &Place,
+    fine: &mut DynamicMessage,
+    tokens: &[String; 2],
+    unique: &str,
+) -> Vec<Case> {
+    let (path, field) = (path(place), place.last().unwrap());
+    let message = parent(fine, place).unwrap();
+    let value = message.get_field(field).into_owned();
+    let name = field.parent_message().name().to_string();
+    let ours = matches!(field.kind(), Kind::Message(inner) if inner.package_name() == "metering.v1");
+    if ours && !field.is_list() {
+        let Kind::Message(inner) = field.kind() else { unreachable!() };
+        let fields: Vec<String> =
+            fields_of_missing(rpc.name(), inner.name()).iter().map(|field| field.to_string()).collect();
+        let missing = |kind: &str, value| Case {
+            kind: kind.into(),
+            value,
+            beside: None,
+            expected: Expected::Wrong,
+            fields: Some(fields.clone()),
+        };
+        let empty = missing("empty message", Some(Value::Message(DynamicMessage::new(inner.clone()))));
+        // An empty policy takes the default one back.
+        let empty =
+            Case { expected: if inner.name() == "AlertPolicy" { Expected::Fine } else { Expected::Wrong }, ..empty };
+        return vec![missing("no message", None), empty];
+    }
+    let about = Field { descriptor: field, path: &path, fine: &value, tokens, unique };
+    let mut cases = cases(rule(rpc.name(), &name, field.name()), &about);
+    if field.name() == "request_id" {
+        let taken = Expected::Refused("REQUEST_ID_REUSED");
+        let value = Some(Value::String("taken".into()));
+        cases.push(Case { kind: "id of another request".into(), value, beside: None, expected: taken, fields: None });
+    }
+    cases
 }

@@ -43,11 +43,6 @@ pub fn rpcs() -> Vec<MethodDescriptor> {
     services.flat_map(|service| service.methods().collect::<Vec<_>>()).collect()
 }
 
-/// A message type of ours.
-pub fn message_type(name: &str) -> MessageDescriptor {
-    contract().get_message_by_name(&format!("{PACKAGE}.{name}")).unwrap()
-}
-
 /// Where an RPC is called.
 pub fn path_of(rpc: &MethodDescriptor) -> PathAndQuery {
     format!("/{}/{}", rpc.parent_service().full_name(), rpc.name()).parse().unwrap()
@@ -322,15 +317,10 @@ impl Watch {
         Self::default()
     }
 
-    /// Panics of this thread, which is all of a server in a test with a runtime of one thread.
-    pub fn panics_of_thread(&self) -> Vec<String> {
-        let here = std::thread::current().id();
-        panics().lock().unwrap().iter().filter(|(thread, _)| *thread == here).map(|(_, text)| text.clone()).collect()
-    }
-
-    /// Panics of the process.
-    pub fn panics(&self) -> Vec<String> {
-        panics().lock().unwrap().iter().map(|(_, text)| text.clone()).collect()
+    /// Panics of the process; or those of this thread, which is all of a server in a test with a runtime of one thread.
+    pub fn panics(&self, of_thread: bool) -> Vec<String> {
+        let (here, panics) = (std::thread::current().id(), panics().lock().unwrap());
+        panics.iter().filter(|(thread, _)| !of_thread || *thread == here).map(|(_, text)| text.clone()).collect()
     }
 
     /// Lines of the level ERROR.

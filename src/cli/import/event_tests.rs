@@ -167,3 +167,35 @@ fn an_exported_json_object_comes_back_flat_or_nested() {
     assert_eq!(ndjson(&[], flat).unwrap(), ndjson(&[], nested).unwrap());
     assert_eq!(ndjson(&[], flat).unwrap().input_tokens, 10);
 }
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(2_000))]
+    /// A dry run refuses what the server would: what it takes has numbers within the contract's bounds, and short plain texts.
+    #[test]
+    fn any_row_becomes_an_event_within_the_bounds_or_is_refused(
+        texts in proptest::collection::vec("acme|sms|x|é|[a-z]{1,128}|\\PC{0,8}|[a-z\u{1}]{0,140}", 7),
+        numbers in proptest::collection::vec("|0|1|[0-9]{1,3}|[0-9]{1,14}|[-+]?[0-9]{0,17}(\\.[0-9]{0,14})?(e-?[0-9])?|\\PC{0,4}", 5),
+        time in "2026-11-21T10:00:00Z|2026-11-21 10:00|1700000000\\.5|[+-]?[0-9]{1,7}-[01]?[0-9]-[0-3]?[0-9]([T ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\\.[0-9]{1,12})?)?)?(Z|[+-][0-9]{2}:[0-9]{2})?|[0-9]{1,20}(\\.[0-9]{0,5})?|\\PC*",
+        metadata in "||\\{\"a\":[0-9e.-]{0,6}\\}|\\PC*",
+    ) {
+        let names = Field::ALL.map(|field| field.name().to_owned());
+        let [client, service, operation, model, key, subject, external_id] = texts.try_into().unwrap();
+        let [units, input, output, cached, amount] = numbers.try_into().unwrap();
+        let cells = [client, service, operation, model, units, input, output, cached, amount, time, key, subject, external_id, metadata];
+        let args = Flags::try_parse_from(["test"]).unwrap().mapping;
+        let mapping = Mapping::for_csv(&args, &names).unwrap();
+        for zone in [None, Some(chrono_tz::America::New_York), Some(chrono_tz::Pacific::Kiritimati)] {
+            let rules = TimeRules { zone, format: None };
+            let Ok(event) = event_of(&Cells::Csv(cells.to_vec()), &mapping, &rules) else { continue };
+            for number in [&event.units, &event.amount] {
+                proptest::prop_assert!(number.is_empty() || crate::domain::decimal::Decimal::parse(number).is_ok(), "{}", number);
+            }
+            let tokens = [event.input_tokens, event.output_tokens, event.cached_input_tokens];
+            proptest::prop_assert!(tokens.iter().all(|count| (0..=1_000_000_000_000).contains(count)));
+            let time = event.event_time.unwrap_or_default();
+            proptest::prop_assert!((0..=253_402_300_800).contains(&time.seconds) && (0..1_000_000_000).contains(&time.nanos));
+            let ids = [&event.client_id, &event.service, &event.operation, &event.model, &event.idempotency_key, &event.subject];
+            proptest::prop_assert!(ids.iter().all(|id| id.len() <= 128 && !id.contains(char::is_control)));
+        }
+    }
+}

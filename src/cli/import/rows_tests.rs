@@ -109,3 +109,24 @@ fn another_delimiter_can_be_given() {
     let row = reader.next_row().unwrap().unwrap();
     assert_eq!(cells(&row), ["1", "2,5"]);
 }
+
+proptest::proptest! {
+    /// Whatever a file has in it, it is read to its end, and a row that can be read has a cell for each column.
+    #[test]
+    fn any_file_is_read_to_its_end(
+        bytes in proptest::collection::vec(proptest::sample::select(&b"ab1,,\"\"\n\n\r{}[]:\\ \xef\xbb\xbf\xff\0"[..]), 0..80),
+    ) {
+        for format in [Format::Csv, Format::Ndjson] {
+            let Ok(mut reader) = RowReader::new(&*bytes, format, b',') else { continue };
+            let (columns, mut line) = (reader.header().len(), 0);
+            while let Some(row) = reader.next_row().unwrap() {
+                proptest::prop_assert!(row.line > line);
+                line = row.line;
+                if let Ok(Cells::Csv(cells)) = row.cells {
+                    proptest::prop_assert_eq!(cells.len(), columns);
+                }
+            }
+            proptest::prop_assert_eq!(reader.position().offset, bytes.len() as u64);
+        }
+    }
+}

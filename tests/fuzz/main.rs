@@ -1,0 +1,182 @@
+//! Random requests to every RPC over one connection to a real server: bytes at random, messages of plausible and of nasty
+//! values, and such messages with their bytes changed. Nothing panics, every error is a documented one, the connection stays,
+//! and afterwards every accepted event is there and every sum is exact.
+//!
+//! More by hand: `METERD_FUZZ_RUNS=1000000 METERD_FUZZ_SEED=7 cargo test --release --test fuzz -- --nocapture`. A run depends on
+//! the seed and its own number alone, as far as it names nothing that the server made.
+
+#[path = "../api/answers.rs"]
+#[expect(dead_code, reason = "the other tests'")]
+mod answers;
+#[path = "../api/bad_kinds.rs"]
+#[expect(dead_code, reason = "what a value is answered is not looked at here")]
+mod bad_kinds;
+#[path = "../api/bad_requests.rs"]
+#[expect(dead_code, reason = "what a request is answered is not looked at here")]
+mod bad_requests;
+#[path = "../api/bad_world.rs"]
+#[expect(dead_code, reason = "the other tests'")]
+mod bad_world;
+#[path = "../api/contract.rs"]
+#[expect(dead_code, reason = "the other tests'")]
+mod contract;
+#[path = "../api/harness.rs"]
+#[expect(dead_code, unused_imports, reason = "the other tests'")]
+mod harness;
+mod requests;
+
+use bad_world::World;
+use contract::*;
+use meterd::proto::{EventOutcome, StreamUsageResponse};
+use prost_reflect::MethodDescriptor;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use requests::{Known, Requests};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use tokio::task::JoinSet;
+use tonic::Code;
+use tracing_subscriber::layer::SubscriberExt;
+
+const RUNS: u64 = 20_000;
+const CALLERS: usize = 16;
+fn number(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{variable} is a number")))
+}
+
+/// What was seen.
+#[derive(Default)]
+struct Seen {
+    /// Calls by their status, or by whether gRPC itself refused.
+    calls: Mutex<BTreeMap<String, u64>>,
+    faults: Mutex<Vec<String>>,
+    /// RPCs that were answered with OK: that a fuzzer is refused everywhere shows nothing.
+    answered: Mutex<BTreeSet<String>>,
+    accepted: AtomicU64,
+    /// Events of which the caller was not told whether they are recorded.
+    unknown: AtomicU64,
+}
+
+impl Seen {
+    fn fault(&self, text: String) {
+        self.faults.lock().unwrap().push(text);
+    }
+
+    /// Looks at an answer. `is_message` where what was sent is a message of the method.
+    fn look(&self, rpc: &MethodDescriptor, is_message: bool, answer: &Answer) {
+        let (rules, name) = (error_rules(), rpc.name());
+        let status = match answer.end.as_ref().err().map(Refusal::of) {
+            None => {
+                self.answered.lock().unwrap().insert(name.into());
+                "OK".to_string()
+            }
+            Some(refusal) if refusal.is_of_grpc() => {
+                if is_message {
+                    self.fault(format!("{name}: gRPC refused a message: {refusal:?}"));
+                }
+                format!("{:?} of gRPC", refusal.code)
+            }
+            Some(refusal) => {
+                if let Err(wrong) = rules.check(name, refusal.code, &refusal.reason) {
+                    self.fault(format!("{wrong}: {refusal:?}"));
+                }
+                refusal.reason
+            }
+        };
+        for refusal in answer.results().into_iter().filter_map(|result| result.error).map(Refusal::of_event) {
+            if let Err(wrong) = rules.check("TrackUsage", refusal.code, &refusal.reason) {
+                self.fault(format!("an event of {name}: {wrong}: {refusal:?}"));
+            }
+        }
+        *self.calls.lock().unwrap().entry(status).or_default() += 1;
+        self.count_events(name, answer);
+    }
+
+    fn count_events(&self, rpc: &str, answer: &Answer) {
+        let results = answer.results();
+        let of = |outcome| results.iter().filter(|result| result.outcome() == outcome).count() as u64;
+        let accepted = match rpc {
+            "TrackUsage" | "BatchTrackUsage" => of(EventOutcome::Accepted),
+            "StreamUsage" => {
+                // What is settled and not listed is accepted.
+                let last = answer.messages.last().map(|ack| ack.transcode_to::<StreamUsageResponse>().unwrap());
+                last.map_or(0, |ack| ack.settled_count as u64) - results.len() as u64
+            }
+            _ => return,
+        };
+        let untold = matches!(&answer.end, Err(status) if matches!(
+            status.code(), Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown
+        ));
+        self.accepted.fetch_add(accepted, Ordering::Relaxed);
+        self.unknown.fetch_add(of(EventOutcome::Unavailable) + u64::from(untold), Ordering::Relaxed);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn random_requests_never_break_the_server_nor_a_sum() {
+    let runs = number("METERD_FUZZ_RUNS").unwrap_or(RUNS);
+    let seed = number("METERD_FUZZ_SEED").unwrap_or_else(rand::random);
+    println!("fuzz: METERD_FUZZ_SEED={seed} METERD_FUZZ_RUNS={runs}");
+    let watch = Watch::start();
+    tracing::subscriber::set_global_default(tracing_subscriber::registry().with(watch.clone())).unwrap();
+    let mut world = World::start().await;
+    let events_before = world.server.verify().await.events as u64;
+    let requests = Arc::new(Requests::new(&mut world).await);
+    let (seen, known, next) = (Arc::new(Seen::default()), Arc::new(Known::new(&world)), Arc::new(AtomicU64::new(0)));
+    let mut callers = JoinSet::new();
+    for _ in 0..CALLERS {
+        let (requests, seen, known, next) = (requests.clone(), seen.clone(), known.clone(), next.clone());
+        let wire = world.wire.clone();
+        callers.spawn(async move {
+            loop {
+                let run = next.fetch_add(1, Ordering::Relaxed);
+                if run >= runs {
+                    return;
+                }
+                // Each run has its own begin, so that it is the same whatever the others do.
+                let mut random = StdRng::seed_from_u64(seed ^ run.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+                let made = requests.make(&mut random, &known);
+                let answer = wire.call(&made.rpc, made.messages, read_max(made.rpc.name())).await;
+                seen.look(&made.rpc, made.is_message, &answer);
+                known.learn(&answer);
+            }
+        });
+    }
+    while let Some(caller) = callers.join_next().await {
+        caller.unwrap();
+    }
+    let verified = world.server.verify().await;
+    let (accepted, unknown) = (seen.accepted.load(Ordering::Relaxed), seen.unknown.load(Ordering::Relaxed));
+    let events = verified.events as u64 - events_before;
+    let faults = seen.faults.lock().unwrap().clone();
+    let calls = seen.calls.lock().unwrap().clone();
+    let by_status: Vec<String> = calls.iter().map(|(status, count)| format!("{count} {status}")).collect();
+    println!(
+        "fuzz: seed {seed}, {runs} runs, {accepted} events accepted, {events} there, {} sums wrong, calls: {}; panics {}, wrong \
+         status {}, errors logged {}, connections lost {}",
+        verified.differences,
+        by_status.join(", "),
+        watch.panics(false).len(),
+        faults.len(),
+        watch.errors().len(),
+        world.wire.lost()
+    );
+    assert!(faults.is_empty(), "{}", faults.iter().take(50).cloned().collect::<Vec<_>>().join("\n"));
+    assert_eq!((watch.panics(false), watch.errors(), world.wire.lost()), (vec![], vec![], 0));
+    assert_eq!(verified.differences, 0);
+    assert!(
+        (accepted..=accepted + unknown).contains(&events),
+        "{accepted} accepted, {unknown} unknown, {events} there"
+    );
+    world.server.stop().await;
+}
+
+/// How many messages of an answer are read: a subscription does not end by itself, and nobody reads a whole export.
+fn read_max(rpc: &str) -> usize {
+    match rpc {
+        "SubscribeAlerts" => 1,
+        "ExportUsage" => 3,
+        _ => usize::MAX,
+    }
+}
