@@ -104,10 +104,10 @@ fn fill(ballast: &Path) {
     let mut file = File::options().create(true).append(true).open(ballast).unwrap();
     let zeros = vec![0; 1 << 16];
     let mut size = zeros.len();
+    // Down to the last byte.
     while size > 0 {
-        match file.write(&zeros[..size]) {
-            Ok(_) => {}
-            Err(_) => size /= 16,
+        if file.write_all(&zeros[..size]).is_err() {
+            size /= 16;
         }
     }
 }
