@@ -1,6 +1,6 @@
 //! One call of each kind, and what it says of each event.
 
-use crate::events::numbered;
+use crate::events::{contradicting, numbered};
 use crate::journal::Acknowledged;
 use meterd::proto::usage_service_client::UsageServiceClient;
 use meterd::proto::{
@@ -142,6 +142,16 @@ impl Answer {
                     settled = ack.settled_count as usize;
                 }
             }
+        }
+    }
+
+    /// Sends another event with a key that is taken: it must be told so, or not be answered at all.
+    pub async fn of_contradiction(&mut self, client: &mut Client, number: u64) {
+        match self.bounded(track(client, contradicting(number))).await {
+            Some(Ok(result)) => self.wrong.push(format!("a contradiction was answered with {:?}", result.outcome())),
+            Some(Err(status)) if reason(&status).as_deref() == Some("IDEMPOTENCY_CONFLICT") => {}
+            Some(Err(status)) => self.refused(&status),
+            None => {}
         }
     }
 

@@ -89,7 +89,7 @@ impl Jumping {
         let sign = if dice.random() { 1 } else { -1 };
         let wanted = match dice.random_range(0..6) {
             0 => now + TimeDelta::hours(sign),
-            1 => now + TimeDelta::days(35 * i64::from(sign)),
+            1 => now + TimeDelta::days(35 * sign),
             2 => {
                 let zone: Tz = ZONES[dice.random_range(0..ZONES.len())].parse().unwrap();
                 let month = NaiveDate::from_ymd_opt(dice.random_range(YEARS), dice.random_range(1..=12), 1).unwrap();

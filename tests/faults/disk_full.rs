@@ -69,11 +69,13 @@ async fn full(run: Run, disk: Disk) {
     let found = world.finish(load, subscribers, held).await;
     let refusals: Vec<String> =
         found.tally.refusals.iter().map(|(refusal, count)| format!("{refusal} × {}", grouped(*count))).collect();
+    // It begins again by itself, unless there is no room for its recovery either: then meterd starts it.
+    let panics = world.database.said("PANIC:");
     let restarts = world.replicas[0].said("had ended and is running again");
     world.run.report(
         format!("disk of the {disk:?} full × {times}"),
         format!(
-            "{found}; while full: {}; PostgreSQL ended and was started again × {restarts}; with room again {EVENTS_BETWEEN} \
+            "{found}; while full: {}; PANIC × {panics}, PostgreSQL started again by meterd × {restarts}; with room again {EVENTS_BETWEEN} \
              events were settled after {:.1} s at most",
             refusals.join(", "),
             went_on.as_secs_f64()
@@ -104,10 +106,10 @@ fn fill(ballast: &Path) {
     let mut file = File::options().create(true).append(true).open(ballast).unwrap();
     let zeros = vec![0; 1 << 16];
     let mut size = zeros.len();
+    // Down to the last byte.
     while size > 0 {
-        match file.write(&zeros[..size]) {
-            Ok(_) => {}
-            Err(_) => size /= 16,
+        if file.write_all(&zeros[..size]).is_err() {
+            size /= 16;
         }
     }
 }

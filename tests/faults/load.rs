@@ -1,7 +1,6 @@
 //! Callers of all three kinds, who send again with the same keys what they do not know the outcome of.
 
-use crate::calls::{Answer, Client, client, reason, track};
-use crate::events::contradicting;
+use crate::calls::{Answer, Client, client};
 use crate::journal::{Acknowledged, Journal};
 use crate::run::Run;
 use rand::RngExt;
@@ -132,7 +131,10 @@ impl Caller {
             let first = self.shared.next.fetch_add(count, Ordering::Relaxed);
             self.settle(kind, (first..first + count).collect()).await;
             if self.dice.random_ratio(1, CONTRADICTIONS_ONE_IN) {
-                self.contradict(first).await;
+                let at = self.dice.random_range(0..self.clients.len());
+                let mut answer = Answer::default();
+                answer.of_contradiction(&mut self.clients[at], first).await;
+                self.tally.take(answer);
             }
         }
         self.tally
@@ -163,17 +165,6 @@ impl Caller {
                 }
                 tokio::time::sleep(PAUSE).await;
             }
-        }
-    }
-
-    /// Sends another event with a key that is taken: it must be told so, or not be answered at all.
-    async fn contradict(&mut self, number: u64) {
-        let at = self.dice.random_range(0..self.clients.len());
-        match track(&mut self.clients[at], contradicting(number)).await {
-            Ok(result) => self.tally.wrong.push(format!("a contradiction was answered with {:?}", result.outcome())),
-            Err(status) if reason(&status).as_deref() == Some("IDEMPOTENCY_CONFLICT") => {}
-            Err(status) if status.code() == tonic::Code::AlreadyExists => self.tally.wrong.push(status.to_string()),
-            Err(_) => {}
         }
     }
 }

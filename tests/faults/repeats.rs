@@ -1,7 +1,6 @@
 //! A million sends of which nine tenths are repeats, over two replicas that are restarted in the middle.
 
-use crate::calls::{Answer, Client, client, reason, track};
-use crate::events::contradicting;
+use crate::calls::{Answer, Client, client};
 use crate::load::Tally;
 use crate::run::{Run, grouped};
 use crate::scenario;
@@ -109,14 +108,9 @@ async fn repeats(run: Run) {
                     }
                 }
                 if dice.random_ratio(1, CONTRADICTIONS_ONE_IN) {
-                    match track(&mut clients[0], contradicting(number)).await {
-                        Ok(result) => tally.wrong.push(format!("a contradiction was {:?}", result.outcome())),
-                        Err(status) => match reason(&status).as_deref() {
-                            Some("IDEMPOTENCY_CONFLICT") => {}
-                            _ if status.code() == tonic::Code::AlreadyExists => tally.wrong.push(status.to_string()),
-                            _ => {}
-                        },
-                    }
+                    let mut answer = Answer::default();
+                    answer.of_contradiction(&mut clients[0], number).await;
+                    tally.take(answer);
                 }
             }
         });
