@@ -44,6 +44,7 @@ CREATE TABLE audit_log (
     address     text NOT NULL
 );
 CREATE INDEX audit_log_actor ON audit_log (actor_id, entry_id);
+CREATE INDEX audit_log_time ON audit_log (time);
 CREATE INDEX audit_log_method ON audit_log (method, entry_id);
 
 -- How they ended. A table of its own, because entries do not change.

@@ -230,7 +230,7 @@ impl App {
             .layer(CallLayer { request_timeout })
             .layer(PanicLayer)
             .layer(ClosingLayer { stopping: context.stopping.clone() })
-            .layer(GuardLayer(context.auth.clone()))
+            .layer(GuardLayer { auth: context.auth.clone(), web_origins: settings.web_origins.as_slice().into() })
             .layer(AdmissionLayer::new(&limits))
             .service(routes);
         let mut grpc = tokio::spawn(net::serve(grpc, grpc_port, service));

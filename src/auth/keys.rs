@@ -28,7 +28,7 @@ pub struct Made {
 }
 
 fn not_found(key_id: &str) -> Error {
-    Error::new(Code::NotFound, ErrorReason::ApiKeyNotFound, format!("no API key {key_id:?}"))
+    Error::new(Code::NotFound, ErrorReason::ApiKeyNotFound, format!("no API key {:?}", token::without_secrets(key_id)))
 }
 
 /// One key, or the error that there is none.
@@ -84,6 +84,8 @@ pub async fn rotate(
     let spec =
         KeySpec { name: old.name, grants: old.grants, requests_per_second: old.requests_per_second, expire_time };
     let made = insert(conn, version, &spec, Some(key_id), now).await?;
+    // A version for each, as readers page by it.
+    let version = api_keys::next_version(conn).await?;
     let old = api_keys::expire_by(conn, version, key_id, now + overlap).await?.ok_or_else(|| not_found(key_id))?;
     Ok((made, old))
 }

@@ -119,12 +119,17 @@ impl Auth {
 
     /// Refuses to ask for keys where nobody has one to make others with.
     pub fn check_somebody_may_call(&self) -> anyhow::Result<()> {
+        let now = self.clock.now();
+        if self.mode == AuthMode::Off || self.jwt.is_some() || self.keys.has_admin(now) {
+            return Ok(());
+        }
+        let way_out = "make one with `meterd keys create NAME --scope admin --all-clients --direct`";
         anyhow::ensure!(
-            self.mode == AuthMode::Off || self.jwt.is_some() || self.keys.has_admin(self.clock.now()),
-            "--auth keys, and there is no live API key with the scope admin for all clients, so nobody could make one: make \
-             it with `meterd keys create NAME --scope admin --all-clients --direct`, or name an identity provider with \
+            self.keys.has_live(now),
+            "--auth keys, and there is no live API key, so nobody could call: {way_out}, or name an identity provider with \
              --jwt-issuer"
         );
+        tracing::warn!("no live API key has the scope admin for all clients: {way_out}");
         Ok(())
     }
 

@@ -18,7 +18,7 @@ use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
@@ -34,6 +34,8 @@ const NOTE_USE_EVERY: Duration = Duration::from_secs(30);
 /// Who presents a key that is not known makes the ring look at once, so that a new key is good on every replica; but so
 /// often at most, whoever presents whatever.
 const LOOK_FOR_UNKNOWN_EVERY: Duration = Duration::from_millis(100);
+/// Calls that wait at once for such a look.
+const UNKNOWN_WAITING_MAX: usize = 1_000;
 /// Keys read at once.
 const READ_KEYS: i64 = 1_000;
 /// A database that does not answer for so long is away: then the keys are those that are known.
@@ -83,6 +85,8 @@ pub struct KeyRing {
     /// Of the newest change that is known.
     version: watch::Sender<i64>,
     looked: Mutex<Looked>,
+    /// Places of those who wait for a look for their key.
+    unknown: Semaphore,
     requests_per_second: NonZeroU32,
 }
 
@@ -91,8 +95,14 @@ impl KeyRing {
     pub async fn load(options: &PgConnectOptions, requests_per_second: NonZeroU32) -> sqlx::Result<Arc<Self>> {
         let pool = connect::pool(options.clone().application_name("meterd keys"), CONNECTIONS_MAX);
         let (version, _) = watch::channel(0);
-        let ring =
-            Arc::new(Self { pool, keys: RwLock::default(), version, looked: Mutex::default(), requests_per_second });
+        let ring = Arc::new(Self {
+            pool,
+            keys: RwLock::default(),
+            version,
+            looked: Mutex::default(),
+            unknown: Semaphore::new(UNKNOWN_WAITING_MAX),
+            requests_per_second,
+        });
         ring.look().await?;
         Ok(ring)
     }
@@ -101,14 +111,19 @@ impl KeyRing {
     pub fn follow(self: &Arc<Self>, mut stopping: watch::Receiver<bool>) -> JoinHandle<()> {
         let ring = self.clone();
         tokio::spawn(async move {
-            let mut noted = Instant::now();
+            let (mut noted, mut told) = (Instant::now(), false);
             loop {
                 tokio::select! {
                     _ = stopping.wait_for(|stopping| *stopping) => break,
                     () = tokio::time::sleep(LOOK_EVERY) => {}
                 }
-                if let Err(error) = ring.look().await {
-                    tracing::debug!(%error, "the keys could not be read; those that are known hold");
+                match ring.look().await {
+                    Ok(()) => told = false,
+                    // Once, not twice a second. Who is revoked meanwhile is let in here.
+                    Err(error) if !std::mem::replace(&mut told, true) => {
+                        tracing::warn!(%error, "the API keys could not be read; those that are known hold");
+                    }
+                    Err(_) => {}
                 }
                 if noted.elapsed() >= NOTE_USE_EVERY {
                     ring.note_use().await;
@@ -196,6 +211,11 @@ impl KeyRing {
         self.keys.read().expect("not poisoned").get(key_id).cloned()
     }
 
+    /// Whether somebody may call.
+    pub fn has_live(&self, now: DateTime<Utc>) -> bool {
+        self.keys.read().expect("not poisoned").values().any(|key| key.check(now).is_ok())
+    }
+
     /// Whether somebody may make keys: a live key is admin for all clients.
     pub fn has_admin(&self, now: DateTime<Utc>) -> bool {
         let keys = self.keys.read().expect("not poisoned");
@@ -225,13 +245,20 @@ impl KeyRing {
 
     /// Looks for a key that was made a moment ago. Those who wait for that look together.
     async fn look_for_unknown(&self) -> Result<(), Error> {
+        let _place = self.unknown.try_acquire().map_err(|_| {
+            let message = "too many calls wait to have their keys looked for; send again";
+            Error::exhausted(ErrorReason::ServerBusy, message, LOOK_EVERY).with("limit", "unknown keys")
+        })?;
         let asked = Instant::now();
         let mut looked = self.looked.lock().await;
         if looked.done.is_some_and(|done| done >= asked) {
             return Ok(());
         }
-        if let Some(tried) = looked.tried {
-            tokio::time::sleep_until(tried + LOOK_FOR_UNKNOWN_EVERY).await;
+        match looked.tried {
+            // Somebody has tried since, and the database was away: it is asked once for all who wait.
+            Some(tried) if tried >= asked => return Err(Error::database_unavailable(sqlx::Error::PoolTimedOut)),
+            Some(tried) => tokio::time::sleep_until(tried + LOOK_FOR_UNKNOWN_EVERY).await,
+            None => {}
         }
         Ok(self.read(&mut looked).await?)
     }
@@ -272,7 +299,15 @@ impl KeyRing {
         }
         let key_ids: Vec<String> = used.iter().map(|(key, _)| key.caller.id.clone()).collect();
         let times: Vec<_> = used.iter().filter_map(|(_, used)| DateTime::from_timestamp_micros(*used)).collect();
-        match api_keys::touch(&self.pool, &key_ids, &times).await {
+        let touched = async {
+            let mut conn = self.pool.acquire().await?;
+            let touched = timeout(READ_TIMEOUT, api_keys::touch(&mut conn, &key_ids, &times)).await;
+            touched.unwrap_or_else(|_| {
+                conn.close_on_drop();
+                Err(sqlx::Error::PoolTimedOut)
+            })
+        };
+        match touched.await {
             Ok(()) => used.iter().for_each(|(key, used)| key.noted.store(*used, Ordering::Relaxed)),
             Err(error) => tracing::debug!(%error, "when keys were last used could not be noted"),
         }

@@ -61,6 +61,27 @@ pub fn parse(token: &str) -> Option<(&str, SecretHash)> {
     (well_formed && hexadecimal(secret)).then(|| (key_id, SecretHash::of(secret)))
 }
 
+/// A text in which tokens have lost their secrets: people paste them where only an id belongs.
+pub fn without_secrets(text: &str) -> String {
+    let mut rest = text;
+    let mut shown = String::with_capacity(text.len());
+    while let Some(at) = rest.find(PREFIX) {
+        let (before, token) = rest.split_at(at + PREFIX.len());
+        shown.push_str(before);
+        rest = token;
+        let is_digit = |byte: &u8| byte.is_ascii_hexdigit();
+        let id = rest.bytes().take_while(|byte| is_digit(byte)).count();
+        let secret = rest.get(id..).and_then(|rest| rest.strip_prefix('_'));
+        let digits = secret.map_or(0, |secret| secret.bytes().take_while(|byte| is_digit(byte)).count());
+        if digits > 0 {
+            shown.push_str(&rest[..=id]);
+            shown.push_str("(secret)");
+            rest = &rest[id + 1 + digits..];
+        }
+    }
+    shown + rest
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -93,6 +114,17 @@ mod tests {
             let well_formed = matches!(&*parts, ["mtr", id, secret]
                 if id.len() == ID_DIGITS && secret.len() == SECRET_DIGITS && digits(id) && digits(secret));
             proptest::prop_assert_eq!(parse(&text).map(|(key_id, _)| key_id), well_formed.then(|| parts[1]));
+        }
+    }
+
+    #[test]
+    fn a_pasted_token_loses_its_secret() {
+        let made = new();
+        let shown = without_secrets(&format!("{{\"keyId\":\"{}\"}} mtr_ {}", made.token, made.token));
+        let expected = format!("{{\"keyId\":\"mtr_{0}_(secret)\"}} mtr_ mtr_{0}_(secret)", made.key_id);
+        assert_eq!(shown, expected);
+        for same in ["", "mtr_", "mtr_ab", "mtr_ab_", "mtr__", "aéb"] {
+            assert_eq!(without_secrets(same), same);
         }
     }
 

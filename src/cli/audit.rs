@@ -2,7 +2,6 @@
 
 use super::chart::table;
 use super::connect::{self, ConnectArgs};
-use crate::proto::key_service_client::KeyServiceClient;
 use crate::proto::{ActorKind, AuditEntry, ListAuditLogRequest};
 use chrono::{DateTime, SecondsFormat};
 use clap::Args;
@@ -37,7 +36,7 @@ pub struct AuditArgs {
 
 /// Prints the log.
 pub async fn run(args: AuditArgs) -> anyhow::Result<ExitCode> {
-    let mut client = KeyServiceClient::new(args.connect.channel().await?);
+    let mut client = connect::keys_client(args.connect.channel().await?);
     let (mut entries, mut page_token) = (vec![], String::new());
     loop {
         let left = args.limit as usize - entries.len();

@@ -14,6 +14,7 @@ use tonic_types::StatusExt;
 use crate::proto::EventError;
 use crate::proto::alert_service_client::AlertServiceClient;
 use crate::proto::client_service_client::ClientServiceClient;
+use crate::proto::key_service_client::KeyServiceClient;
 use crate::proto::usage_service_client::UsageServiceClient;
 
 /// Largest message in both directions: the contract's bound.
@@ -174,6 +175,13 @@ pub fn alerts_client(channel: Connection) -> AlertServiceClient<Connection> {
 /// The client-service client with the contract's message bound.
 pub fn clients_client(channel: Connection) -> ClientServiceClient<Connection> {
     ClientServiceClient::new(channel)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX)
+}
+
+/// The key client with the contract's message bound.
+pub fn keys_client(channel: Connection) -> KeyServiceClient<Connection> {
+    KeyServiceClient::new(channel)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX)
 }

@@ -3,7 +3,7 @@
 use super::chart::table;
 use super::connect::{self, ConnectArgs, Connection};
 use super::time::{TimeRules, parse_time};
-use crate::auth::{Caller, keys};
+use crate::auth::{Caller, keys, token};
 use crate::clock::Clock;
 use crate::config::DatabaseSettings;
 use crate::database::{Database, command_pool};
@@ -22,7 +22,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 const CALL_SECONDS: u64 = 30;
-const PAGE_SIZE: i32 = 1_000;
+/// Few, as a key may name three hundred clients.
+const PAGE_SIZE: i32 = 100;
 
 /// Make, list, rotate and revoke API keys
 #[derive(Args, Clone, Debug)]
@@ -190,7 +191,7 @@ pub async fn run(args: KeysArgs) -> anyhow::Result<ExitCode> {
 }
 
 async fn client(connect: &ConnectArgs) -> anyhow::Result<KeyServiceClient<Connection>> {
-    Ok(KeyServiceClient::new(connect.channel().await?))
+    Ok(connect::keys_client(connect.channel().await?))
 }
 
 /// The request that the arguments say, whoever carries it out.
@@ -241,8 +242,9 @@ async fn create_directly(
         let caller = Caller {
             kind: ActorKind::Database,
             id: String::new(),
-            name: std::env::var("USER").unwrap_or_default(),
+            name: user_name(),
             grants: Grants::everything(),
+            good_until: None,
         };
         let entry = audit::begin(&pool, &caller, "", request).await?;
         let made = async {
@@ -260,8 +262,23 @@ async fn create_directly(
         Ok((made.key.into(), made.token))
     };
     let made = made.await;
-    database.close().await?;
+    // A token that is made is shown, whatever else goes wrong.
+    if let Err(error) = database.close().await {
+        eprintln!("warning: the database did not close in order: {error:#}");
+    }
     made
+}
+
+/// Of the operating system, whatever the environment says.
+fn user_name() -> String {
+    let uid = nix::unistd::getuid();
+    let user = nix::unistd::User::from_uid(uid).ok().flatten();
+    user.map_or_else(|| uid.to_string(), |user| user.name)
+}
+
+/// An id, also from who has the token at hand.
+fn key_id(text: &str) -> String {
+    token::parse(text).map_or(text, |(key_id, _)| key_id).to_owned()
 }
 
 async fn list(args: ListArgs) -> anyhow::Result<ExitCode> {
@@ -287,7 +304,7 @@ async fn list(args: ListArgs) -> anyhow::Result<ExitCode> {
 async fn rotate(args: RotateArgs) -> anyhow::Result<ExitCode> {
     let overlap = prost_types::Duration { seconds: args.overlap.as_secs().try_into()?, nanos: 0 };
     let request = RotateApiKeyRequest {
-        key_id: args.key_id,
+        key_id: key_id(&args.key_id),
         overlap: Some(overlap),
         expire_time: args.expires.map(|expires| expires.time(Clock::system().now())),
         request_id: String::new(),
@@ -305,7 +322,7 @@ async fn rotate(args: RotateArgs) -> anyhow::Result<ExitCode> {
 
 async fn revoke(args: RevokeArgs) -> anyhow::Result<ExitCode> {
     let mut client = client(&args.connect).await?;
-    let request = args.connect.request(RevokeApiKeyRequest { key_id: args.key_id }, CALL_SECONDS);
+    let request = args.connect.request(RevokeApiKeyRequest { key_id: key_id(&args.key_id) }, CALL_SECONDS);
     let answer = client.revoke_api_key(request).await.map_err(|status| connect::status_error(&status))?;
     let key = answer.into_inner().api_key.unwrap_or_default();
     println!("{} ({}) is revoked since {}", key.key_id, key.name, time_text(key.revoke_time.as_ref()));

@@ -4,6 +4,7 @@ use super::status::REQUEST_ID;
 use super::status::reason;
 use crate::auth::Caller;
 use crate::auth::matrix::Guarded;
+use crate::auth::token::without_secrets;
 use crate::error::Error;
 use crate::proto;
 use crate::store::audit::{self, NewEntry};
@@ -16,7 +17,7 @@ use sqlx::PgPool;
 use std::sync::OnceLock;
 
 /// Longest request that is kept, as JSON.
-const REQUEST_BYTES_MAX: usize = 256 * 1024;
+const REQUEST_BYTES_MAX: usize = 16 * 1024;
 /// Stands for a secret.
 const REDACTED: &str = "(secret)";
 
@@ -60,6 +61,7 @@ fn request_json<R: Guarded>(request: &R) -> anyhow::Result<String> {
     // A time or duration out of its range has no JSON; its call fails for that, and is written down all the same.
     let text = serde_json::to_string(&message)
         .unwrap_or_else(|_| json!({ "protobufBase64": STANDARD.encode(message.encode_to_vec()) }).to_string());
+    let text = without_secrets(&text);
     Ok(if text.len() > REQUEST_BYTES_MAX { json!({ "omittedBytes": text.len() }).to_string() } else { text })
 }
 

@@ -2,25 +2,31 @@
 
 use super::ending::EndingBody;
 use crate::auth::Auth;
+use crate::error::Error;
+use crate::proto::ErrorReason;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use tonic::Status;
 use tonic::body::Body;
-use tonic::codegen::http::header::CONTENT_TYPE;
+use tonic::codegen::http::header::{CONTENT_TYPE, ORIGIN};
 use tonic::codegen::http::{Method, Request, Response, StatusCode};
+use tonic::{Code, Status};
 use tower::{Layer, Service};
 
 /// Wraps a service.
 #[derive(Clone)]
-pub struct GuardLayer(pub Arc<Auth>);
+pub struct GuardLayer {
+    pub auth: Arc<Auth>,
+    /// Origins of pages that may call.
+    pub web_origins: Arc<[String]>,
+}
 
 /// A wrapped service.
 #[derive(Clone)]
 pub struct GuardService<S> {
     inner: S,
-    auth: Arc<Auth>,
+    guard: GuardLayer,
 }
 
 /// Why a request is no gRPC call, if it is none (gRPC over HTTP/2, "Requests"). A page may send such requests to where it may
@@ -37,11 +43,24 @@ fn no_call<T>(request: &Request<T>) -> Option<(StatusCode, &'static str)> {
     }
 }
 
+impl GuardLayer {
+    /// Calls come from a page only where the setting names its origin. A browser lets a page call what has the page's own
+    /// name, and a name may be made to lead to this machine after the page is there.
+    fn strange_origin(&self, request: &Request<Body>) -> Option<Error> {
+        let origin = request.headers().get(ORIGIN)?;
+        if self.web_origins.iter().any(|allowed| allowed.as_bytes() == origin.as_bytes()) {
+            return None;
+        }
+        let message = "pages of this origin may not call: the setting web_origins names those that may";
+        Some(Error::new(Code::PermissionDenied, ErrorReason::OriginNotAllowed, message))
+    }
+}
+
 impl<S> Layer<S> for GuardLayer {
     type Service = GuardService<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        GuardService { inner, auth: self.0.clone() }
+        GuardService { inner, guard: self.clone() }
     }
 }
 
@@ -65,7 +84,10 @@ where
             *response.status_mut() = http;
             return Box::pin(async { Ok(response) });
         }
-        let auth = self.auth.clone();
+        if let Some(error) = self.guard.strange_origin(&request) {
+            return Box::pin(async { Ok(Status::from(error).into_http()) });
+        }
+        let auth = self.guard.auth.clone();
         let next = self.inner.clone();
         // The clone may not be ready; the one that was asked is.
         let mut inner = std::mem::replace(&mut self.inner, next);

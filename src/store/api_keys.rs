@@ -181,15 +181,21 @@ pub async fn expire_by(
     Ok(row.fetch_optional(conn).await?.map(ApiKey::from))
 }
 
-/// Keys that have changed since this version, in the order in which they did.
+/// Keys that have changed since this version, in the order in which they did; without those that ended long ago.
 pub async fn changed_since(conn: &mut PgConnection, version: i64, limit: i64) -> sqlx::Result<Vec<ApiKey>> {
-    let rows =
-        sqlx::query_as!(Row, "SELECT * FROM api_keys WHERE version > $1 ORDER BY version LIMIT $2", version, limit);
+    let rows = sqlx::query_as!(
+        Row,
+        "SELECT * FROM api_keys
+             WHERE version > $1 AND COALESCE(LEAST(revoke_time, expire_time), 'infinity') > now() - interval '30 days'
+             ORDER BY version, key_id LIMIT $2",
+        version,
+        limit
+    );
     Ok(rows.fetch_all(conn).await?.into_iter().map(ApiKey::from).collect())
 }
 
 /// Notes when keys were last used. Rows are locked in the order of the ids.
-pub async fn touch(pool: &PgPool, key_ids: &[String], times: &[DateTime<Utc>]) -> sqlx::Result<()> {
+pub async fn touch(conn: &mut PgConnection, key_ids: &[String], times: &[DateTime<Utc>]) -> sqlx::Result<()> {
     sqlx::query!(
         "WITH used AS (SELECT key_id, used.time
                        FROM unnest($1::text[], $2::timestamptz[]) AS used (key_id, time) JOIN api_keys USING (key_id)
@@ -198,7 +204,7 @@ pub async fn touch(pool: &PgPool, key_ids: &[String], times: &[DateTime<Utc>]) -
         key_ids,
         times
     )
-    .execute(pool)
+    .execute(conn)
     .await
     .map(drop)
 }

@@ -123,7 +123,10 @@ impl IssuerKeys {
         let keys = self.clone();
         tokio::spawn(async move {
             loop {
-                let fetched = keys.fetch(&mut *keys.last_fetch.lock().await).await;
+                let fetched = tokio::select! {
+                    _ = stopping.wait_for(|stopping| *stopping) => return,
+                    fetched = async { keys.fetch(&mut *keys.last_fetch.lock().await).await } => fetched,
+                };
                 let pause = if fetched { FETCH_EVERY } else { FETCH_AGAIN_AFTER };
                 tokio::select! {
                     _ = stopping.wait_for(|stopping| *stopping) => return,
