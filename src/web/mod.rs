@@ -68,6 +68,7 @@ fn describe() {
         "When each scheduled job last went well, on whatever replica"
     );
     metrics::describe_counter!("meterd_alerts_raised_total", "Alerts raised by type");
+    metrics::describe_gauge!("meterd_tasks", "Tasks of the process");
     metrics::describe_gauge!("meterd_queue_events", "Events that wait for a writer");
     metrics::describe_counter!(
         "meterd_alert_changes_sent_total",
@@ -128,6 +129,7 @@ async fn metrics_page(State(state): State<WebState>, headers: HeaderMap) -> Resp
     if let Err(error) = check_reader(&state.auth, &headers).await {
         return refusal(error);
     }
+    metrics::gauge!("meterd_tasks").set(tokio::runtime::Handle::current().metrics().num_alive_tasks() as f64);
     metrics::gauge!("meterd_queue_events").set(state.ingest.depth() as f64);
     let idle = state.pool.num_idle();
     metrics::gauge!("meterd_pool_connections", "state" => "idle").set(idle as f64);

@@ -60,6 +60,9 @@ pub fn reason(status: &Status) -> Option<String> {
 impl Answer {
     fn refused(&mut self, status: &Status) {
         match reason(status) {
+            None if status.message().contains("Timeout expired") => {
+                self.refusals.push("the caller's own deadline".into())
+            }
             None => self.refusals.push("the connection".into()),
             Some(reason) if RETRYABLE.contains(&&*reason) => {
                 self.refusals.push(format!("{:?} {reason}", status.code()))

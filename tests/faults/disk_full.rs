@@ -3,7 +3,7 @@
 use crate::calls::client;
 use crate::database;
 use crate::place::{Place, run};
-use crate::run::{Run, grouped};
+use crate::run::{Length, Run, grouped};
 use crate::scenario;
 use crate::world::World;
 use meterd::proto::GetCurrentMonthUsageRequest;
@@ -39,6 +39,7 @@ async fn full(run: Run, disk: Disk) {
     let times = run.count(1, 5);
     let place = Place::new();
     let Some(small) = place.mount("small", if disk == Disk::Data { DATA_MIB } else { WAL_MIB }) else {
+        assert!(run.length == Length::Short, "nothing can be mounted here, which takes root");
         println!("skipped: nothing can be mounted here, which takes root");
         return;
     };
@@ -82,6 +83,9 @@ async fn full(run: Run, disk: Disk) {
         ),
     );
     assert_eq!(found.checked.recorded, found.checked.acknowledged);
+    // Told, and not just left to wait.
+    let told = |refusal: &&String| !refusal.contains("DATABASE_UNAVAILABLE");
+    assert_eq!(found.tally.refusals.keys().find(told), None, "while full, callers are told so and nothing else");
     assert!(world.database.said("No space left on device") > 0, "the disk must have been full");
     world.stop().await;
 }

@@ -11,34 +11,37 @@ const GIVE_BACK_TIMEOUT: Duration = Duration::from_secs(30);
 /// Connections to the database that a replica may keep: writers, calls, jobs, leases, feed.
 const DATABASE_CONNECTIONS_MAX: usize = 2 + 10 + 4 + 2 + 5;
 
-/// Threads and files of a process, without its connections.
+/// Threads, tasks and files of a process, without its connections.
 #[derive(Clone, Copy, Debug)]
 pub struct Held {
     threads: usize,
+    tasks: usize,
     files: usize,
 }
 
 impl Held {
     /// What a replica holds now.
-    pub fn by(replica: &Replica) -> Self {
+    pub async fn by(replica: &Replica) -> Self {
         let pid = replica.pid();
         let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap().count();
         let sockets = open_files(pid).filter(|file| file.starts_with("socket:")).count();
-        Self { threads, files: open_files(pid).count() - sockets }
+        let tasks = replica.metric("meterd_tasks").await as usize;
+        Self { threads, tasks, files: open_files(pid).count() - sockets }
     }
 
     /// Waits until a replica holds no more than this, no connection of a caller, no queued event and no subscription.
     pub async fn is_given_back(&self, replica: &Replica) {
         let deadline = Instant::now() + GIVE_BACK_TIMEOUT;
         loop {
-            let now = Self::by(replica);
+            let now = Self::by(replica).await;
             let callers = callers(replica.grpc_port());
             let sockets = open_files(replica.pid()).filter(|file| file.starts_with("socket:")).count();
             let queued = replica.metric("meterd_queue_events").await;
             let subscriptions = replica.metric("meterd_alert_subscriptions").await;
             // Two sockets listen, and a pair wakes for signals.
             let connections_fit = sockets <= DATABASE_CONNECTIONS_MAX + 2 + 4;
-            let fits = now.threads <= self.threads && now.files <= self.files && connections_fit;
+            let fits =
+                now.threads <= self.threads && now.tasks <= self.tasks && now.files <= self.files && connections_fit;
             if fits && callers == 0 && queued == 0.0 && subscriptions == 0.0 {
                 return;
             }

@@ -69,6 +69,7 @@ async fn repeats(run: Run) {
     let events = count / SENDS;
     let world = World::start_with_keeper(run).await;
     let subscribers = world.subscribers();
+    let held = world.held().await;
     meet_head_on(&world, events as u64).await;
     let sends = Arc::new(sends(events, &mut world.run.dice("sends", 0)));
     let [next, accepted] = std::array::from_fn(|_| Arc::new(AtomicUsize::new(0)));
@@ -84,7 +85,10 @@ async fn repeats(run: Run) {
             loop {
                 let size = SIZES[dice.random_range(0..SIZES.len())];
                 let first = next.fetch_add(size, Ordering::Relaxed);
-                let Some(numbers) = sends.get(first..sends.len().min(first + size)) else { return tally };
+                let numbers = sends.get(first..sends.len().min(first + size)).unwrap_or_default();
+                if numbers.is_empty() {
+                    return tally;
+                }
                 let mut numbers = numbers.to_vec();
                 let number = numbers[0];
                 while !numbers.is_empty() && tally.wrong.is_empty() {
@@ -126,7 +130,7 @@ async fn repeats(run: Run) {
     let mut tally = Tally::default();
     callers.join_all().await.into_iter().for_each(|of_caller| tally.add(of_caller));
     let seconds = begin.elapsed().as_secs_f64();
-    let found = world.find(tally, subscribers, vec![]).await;
+    let found = world.find(tally, subscribers, held).await;
     let accepted = accepted.load(Ordering::Relaxed);
     world.run.report(
         format!(

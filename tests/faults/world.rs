@@ -94,7 +94,11 @@ impl World {
     /// What each replica holds under load.
     pub async fn held(&self) -> Vec<Held> {
         tokio::time::sleep(WARM_UP).await;
-        self.replicas.iter().map(Held::by).collect()
+        let mut held = vec![];
+        for replica in &self.replicas {
+            held.push(Held::by(replica).await);
+        }
+        held
     }
 
     /// Ends the load, and finds what must hold after every scenario.
@@ -114,6 +118,7 @@ impl World {
         let hitches =
             ["deadlock detected", "there is already a transaction in progress"].map(|text| self.database.said(text));
         assert_eq!(hitches, [0; 2], "deadlocks, and transactions that a caller left open");
+        assert_eq!(held.len(), self.replicas.len(), "what each replica held is known");
         for (replica, held) in self.replicas.iter().zip(held) {
             held.is_given_back(replica).await;
         }
