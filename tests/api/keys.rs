@@ -347,7 +347,7 @@ async fn a_key_that_expires_is_refused_and_its_streams_end() {
     let guarded = Guarded::start().await;
     record_much(&guarded).await;
     let mut brief = new_key(Scope_::Admin, &["acme"]);
-    brief.expire_time = proto_time(guarded.server.clock.now() + TimeDelta::seconds(2));
+    brief.expire_time = proto_time(guarded.server.clock.now() + TimeDelta::seconds(5));
     let token = create(&guarded, brief).await;
     let streams = Streams::open(&guarded.server, &token).await;
     for status in streams.ends().await {
