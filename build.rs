@@ -8,13 +8,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             .map(|name| format!("proto/metering/v1/{name}.proto"));
     println!("cargo:rerun-if-changed=proto");
     println!("cargo:rerun-if-changed=migrations");
-    let descriptors = protox::Compiler::new(["proto"])?
-        .include_source_info(true)
-        .include_imports(true)
-        .open_files(files)?
-        .file_descriptor_set();
+    let mut compiler = protox::Compiler::new(["proto"])?;
+    compiler.include_source_info(true).include_imports(true).open_files(files)?;
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
-    std::fs::write(out.join("metering.v1.bin"), protox::prost::Message::encode_to_vec(&descriptors))?;
+    // As the compiler has them: prost's own types would lose options that they do not know, `debug_redact` among them.
+    std::fs::write(out.join("metering.v1.bin"), compiler.encode_file_descriptor_set())?;
     tonic_prost_build::configure()
         .bytes(".metering.v1.ExportUsageResponse.data")
         // What has a secret in it is shown without: see src/redacted.rs.
@@ -24,6 +22,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             ".metering.v1.NotificationChannel",
         ])
         .codec_path("crate::grpc::codec::SmallBuffers")
-        .compile_fds(descriptors)?;
+        .compile_fds(compiler.file_descriptor_set())?;
     Ok(())
 }

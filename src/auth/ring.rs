@@ -47,7 +47,6 @@ struct Key {
     hash: SecretHash,
     expire_time: Option<DateTime<Utc>>,
     revoked: bool,
-    version: i64,
     requests_per_second: i32,
     limiter: Arc<DefaultDirectRateLimiter>,
     /// When it was last good, in microseconds since 1970, and the same as far as it is noted; 0: never.
@@ -178,9 +177,6 @@ impl KeyRing {
 
     /// A key as it is now; it goes on with the calls that it has had.
     fn key(&self, row: ApiKey, before: Option<Arc<Key>>) -> sqlx::Result<Arc<Key>> {
-        if let Some(same) = before.as_ref().filter(|before| before.version == row.version) {
-            return Ok(same.clone());
-        }
         let before = before.as_deref();
         let hash = row.secret_hash.as_slice().try_into().map_err(|_| sqlx::Error::Decode("no SHA-256".into()))?;
         let own = u32::try_from(row.requests_per_second).ok().and_then(NonZeroU32::new);
@@ -197,7 +193,6 @@ impl KeyRing {
             hash: SecretHash(hash),
             expire_time: row.expire_time,
             revoked: row.revoke_time.is_some(),
-            version: row.version,
             requests_per_second: row.requests_per_second,
             limiter: before
                 .filter(|key| key.requests_per_second == row.requests_per_second)

@@ -84,7 +84,7 @@ fn grants(fields: &mut Fields, given: &[Grant]) -> Grants {
         for (index, client_id) in ids.iter().take(GRANTED_CLIENTS_MAX).enumerate() {
             fields.required(&format!("{path}.client_ids[{index}]"), client_id, ID_BYTES_MAX);
         }
-        if grant.all_clients == !ids.is_empty() {
+        if grant.all_clients != ids.is_empty() {
             fields.wrong(&path, "must have either client_ids or all_clients: whom the scope is for");
         }
         let clients = if grant.all_clients { Clients::All } else { Clients::These(ids.iter().cloned().collect()) };

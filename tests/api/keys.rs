@@ -347,9 +347,11 @@ async fn a_key_that_expires_is_refused_and_its_streams_end() {
     let guarded = Guarded::start().await;
     record_much(&guarded).await;
     let mut brief = new_key(Scope_::Admin, &["acme"]);
-    brief.expire_time = proto_time(guarded.server.clock.now() + TimeDelta::seconds(2));
+    brief.expire_time = proto_time(guarded.server.clock.now() + TimeDelta::seconds(5));
     let token = create(&guarded, brief).await;
     let streams = Streams::open(&guarded.server, &token).await;
+    // Read on only then: an export that is read may be whole before.
+    eventually(async || read(&guarded.server, &token).await.is_err()).await;
     for status in streams.ends().await {
         assert_refused::<()>(Err(status), Code::Unauthenticated, "CREDENTIALS_EXPIRED");
     }
