@@ -201,3 +201,21 @@ async fn a_server_without_keys_refuses_to_listen_where_strangers_could_call() {
         settings.check_exposure().unwrap();
     }
 }
+
+#[tokio::test]
+async fn a_page_may_call_only_where_its_origin_is_named() {
+    let server = TestServer::start_with(&["--web-origin=https://app.example.com"], Clock::system()).await;
+    let request = TrackUsageRequest { event: Some(event("acme", "sms", "1")) };
+    let path = "/metering.v1.UsageService/TrackUsage";
+    let call = async |headers: &str| http::grpc_web(&server.address, path, &request, headers).await;
+    // A name that leads here makes a page's call one of its own origin: the browser asks nobody first.
+    for strange in ["http://evil.example:50051", "null", "https://app.example.com.evil.example"] {
+        let answer = call(&format!("Origin: {strange}\r\n")).await;
+        let status = Status::from_header_map(&answer.headers).expect("a status in the headers");
+        assert_refused::<()>(Err(status), Code::PermissionDenied, "ORIGIN_NOT_ALLOWED");
+    }
+    let answer = call("Origin: https://app.example.com\r\n").await;
+    assert!(Status::from_header_map(&answer.headers).is_none(), "it is in the trailers");
+    server.assert_exact(1).await;
+    server.stop().await;
+}
