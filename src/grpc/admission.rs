@@ -1,6 +1,7 @@
 //! Who is let in: so many calls and streams at once, and so many bytes of requests. Beyond, callers are told to come back.
 
-use super::received::{Budget, Held, ReceivedBody};
+use super::MESSAGE_BYTES_MAX;
+use super::received::{Budget, Expected, Held, ReceivedBody};
 use crate::error::Error;
 use crate::proto::{self, ErrorReason};
 use hyper::body::{Frame, SizeHint};
@@ -19,6 +20,20 @@ use tower::{Layer, Service};
 
 /// When to ask again for one of the places.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
+
+/// Longest message that brings one event. The event may have some 10 KiB: the rest is for what is refused with a reason.
+const EVENT_MESSAGE_BYTES_MAX: usize = 256 * 1024;
+/// Longest message of other requests, but for batches of events.
+const OTHER_MESSAGE_BYTES_MAX: usize = 1024 * 1024;
+
+/// Longest message that a method takes.
+fn message_bytes_max(path: &str) -> usize {
+    match path {
+        "/metering.v1.UsageService/BatchTrackUsage" => MESSAGE_BYTES_MAX,
+        "/metering.v1.UsageService/TrackUsage" | "/metering.v1.UsageService/StreamUsage" => EVENT_MESSAGE_BYTES_MAX,
+        _ => OTHER_MESSAGE_BYTES_MAX,
+    }
+}
 
 /// A call's place and the bytes of its request. In the extensions of its request, so that work which goes on after its caller
 /// has hung up keeps them: whoever resets calls as fast as it makes them gets no more work done than others.
@@ -142,8 +157,12 @@ where
         };
         let held = Arc::new(Held::new(&places.budget));
         let admitted = Admitted { permit: Arc::new(permit), _held: held.clone() };
-        let mut request =
-            request.map(|body| Body::new(ReceivedBody::new(body, held, streams.request, places.receive_timeout)));
+        let expected = Expected {
+            is_stream: streams.request,
+            message_bytes_max: message_bytes_max(request.uri().path()),
+            timeout: places.receive_timeout,
+        };
+        let mut request = request.map(|body| Body::new(ReceivedBody::new(body, held, expected)));
         request.extensions_mut().insert(admitted.clone());
         let call = self.inner.call(request);
         Box::pin(async move {
