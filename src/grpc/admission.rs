@@ -1,6 +1,7 @@
 //! Who is let in: so many calls and streams at once, and so many bytes of requests. Beyond, callers are told to come back.
 
-use super::received::{Budget, Held, ReceivedBody};
+use super::MESSAGE_BYTES_MAX;
+use super::received::{Budget, Expected, Held, ReceivedBody};
 use crate::error::Error;
 use crate::proto::{self, ErrorReason};
 use hyper::body::{Frame, SizeHint};
@@ -17,15 +18,33 @@ use tonic::body::Body;
 use tonic::codegen::http::{Request, Response};
 use tower::{Layer, Service};
 
+/// Streams of gRPC's own services, health and reflection, at once: everybody may call them, also without a key, so they have
+/// places of their own.
+const PUBLIC_STREAMS_MAX: usize = 1_000;
+const PUBLIC_PATHS: &str = "/grpc.";
 /// When to ask again for one of the places.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
+
+/// Longest message that brings one event. The event may have some 10 KiB: the rest is for what is refused with a reason.
+const EVENT_MESSAGE_BYTES_MAX: usize = 256 * 1024;
+/// Longest message of other requests, but for batches of events.
+const OTHER_MESSAGE_BYTES_MAX: usize = 1024 * 1024;
+
+/// Longest message that a method takes.
+fn message_bytes_max(path: &str) -> usize {
+    match path {
+        "/metering.v1.UsageService/BatchTrackUsage" => MESSAGE_BYTES_MAX,
+        "/metering.v1.UsageService/TrackUsage" | "/metering.v1.UsageService/StreamUsage" => EVENT_MESSAGE_BYTES_MAX,
+        _ => OTHER_MESSAGE_BYTES_MAX,
+    }
+}
 
 /// A call's place and the bytes of its request. In the extensions of its request, so that work which goes on after its caller
 /// has hung up keeps them: whoever resets calls as fast as it makes them gets no more work done than others.
 #[derive(Clone)]
 pub struct Admitted {
     permit: Arc<OwnedSemaphorePermit>,
-    _held: Arc<Held>,
+    held: Arc<Held>,
 }
 
 /// How many may be in.
@@ -49,6 +68,7 @@ struct Places {
     streams_of: HashMap<String, Streams>,
     calls: Arc<Semaphore>,
     streams: Arc<Semaphore>,
+    public_streams: Arc<Semaphore>,
     budget: Arc<Budget>,
     receive_timeout: Duration,
 }
@@ -71,6 +91,7 @@ impl AdmissionLayer {
             streams_of: streams_of(),
             calls: Arc::new(Semaphore::new(limits.calls_max)),
             streams: Arc::new(Semaphore::new(limits.streams_max)),
+            public_streams: Arc::new(Semaphore::new(PUBLIC_STREAMS_MAX)),
             budget: Arc::new(Budget::new(limits.request_bytes_max)),
             receive_timeout: limits.receive_timeout,
         }))
@@ -133,33 +154,49 @@ where
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let places = &self.places;
         let streams = places.streams_of.get(request.uri().path()).copied().unwrap_or_default();
-        let (of, what) = match streams.request || streams.answer {
-            true => (&places.streams, "streams"),
-            false => (&places.calls, "calls"),
+        let is_public = request.uri().path().starts_with(PUBLIC_PATHS);
+        let (of, what) = match (streams.request || streams.answer, is_public) {
+            (true, true) => (&places.public_streams, "public streams"),
+            (true, false) => (&places.streams, "streams"),
+            (false, _) => (&places.calls, "calls"),
         };
         let Ok(permit) = of.clone().try_acquire_owned() else {
             return Box::pin(async move { Ok(Status::from(busy(what)).into_http()) });
         };
         let held = Arc::new(Held::new(&places.budget));
-        let admitted = Admitted { permit: Arc::new(permit), _held: held.clone() };
-        let mut request =
-            request.map(|body| Body::new(ReceivedBody::new(body, held, streams.request, places.receive_timeout)));
+        let admitted = Admitted { permit: Arc::new(permit), held: held.clone() };
+        let expected = Expected {
+            is_stream: streams.request,
+            message_bytes_max: message_bytes_max(request.uri().path()),
+            timeout: places.receive_timeout,
+        };
+        let mut request = request.map(|body| Body::new(ReceivedBody::new(body, held, expected)));
         request.extensions_mut().insert(admitted.clone());
         let call = self.inner.call(request);
         Box::pin(async move {
             let answer = call.await?;
-            Ok(match streams.answer {
-                true => answer.map(|inner| Body::new(AdmittedBody { inner, _permit: admitted.permit.clone() })),
-                false => answer,
-            })
+            let admitted = match (streams.answer, is_public) {
+                // What a stream was begun with is no longer there.
+                (true, _) => Kept { _permit: admitted.permit.clone(), _held: None },
+                // Answers of a few bytes: who calls without a key is not to keep the places of the others by not reading them.
+                (false, true) => return Ok(answer),
+                (false, false) => Kept { _permit: admitted.permit.clone(), _held: Some(admitted.held.clone()) },
+            };
+            Ok(answer.map(|inner| Body::new(AdmittedBody { inner, _kept: admitted })))
         })
     }
 }
 
-/// A stream that has its place for as long as it goes on.
+/// What an answer keeps until it is sent: answers that nobody reads are as many as there are places.
+struct Kept {
+    _permit: Arc<OwnedSemaphorePermit>,
+    _held: Option<Arc<Held>>,
+}
+
+/// An answer that has its place for as long as it goes on.
 struct AdmittedBody {
     inner: Body,
-    _permit: Arc<OwnedSemaphorePermit>,
+    _kept: Kept,
 }
 
 impl hyper::body::Body for AdmittedBody {

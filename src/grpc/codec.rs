@@ -1,8 +1,14 @@
-//! How messages are put on the wire: as tonic does it, with a smaller buffer to begin with.
+//! How messages are put on the wire and taken from it: as tonic does it, with a smaller buffer to begin with, and with a look at
+//! batches before they are decoded.
 
+use super::weight;
+use crate::proto::BatchTrackUsageRequest;
+use bytes::Buf;
 use prost::Message;
+use std::any::TypeId;
 use std::marker::PhantomData;
-use tonic::codec::{BufferSettings, Codec};
+use tonic::Status;
+use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder};
 use tonic_prost::{ProstCodec, ProstDecoder, ProstEncoder};
 
 /// First size of the buffer that messages are written to. It grows with them, and a stream keeps it as long as it lasts:
@@ -28,13 +34,33 @@ where
     type Encode = T;
     type Decode = U;
     type Encoder = ProstEncoder<T>;
-    type Decoder = ProstDecoder<U>;
+    type Decoder = WeighingDecoder<U>;
 
     fn encoder(&mut self) -> Self::Encoder {
         ProstCodec::<T, U>::raw_encoder(BufferSettings::new(ENCODE_BUFFER_BYTES, YIELD_BYTES))
     }
 
     fn decoder(&mut self) -> Self::Decoder {
-        ProstCodec::<T, U>::default().decoder()
+        WeighingDecoder(ProstCodec::<T, U>::default().decoder())
+    }
+}
+
+/// Refuses batches that are too large before they are decoded.
+pub struct WeighingDecoder<U>(ProstDecoder<U>);
+
+impl<U: Message + Default + 'static> Decoder for WeighingDecoder<U> {
+    type Item = U;
+    type Error = Status;
+
+    fn decode(&mut self, bytes: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
+        if TypeId::of::<U>() == TypeId::of::<BatchTrackUsageRequest>() {
+            // All of it: the buffer is in one piece.
+            weight::check_batch(bytes.chunk())?;
+        }
+        self.0.decode(bytes)
+    }
+
+    fn buffer_settings(&self) -> BufferSettings {
+        self.0.buffer_settings()
     }
 }

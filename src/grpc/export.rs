@@ -2,7 +2,7 @@
 
 use super::convert::timestamp;
 use super::fields::Fields;
-use super::status::keeping_request_id;
+use super::panics::answer_of_a_task;
 use super::{Context, clients};
 use crate::domain::event::{Charge, ID_BYTES_MAX, UnpricedReason};
 use crate::error::Error;
@@ -18,7 +18,6 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
-use tracing::Instrument;
 
 /// A piece is sent when it has grown to this.
 const PIECE_BYTES: usize = 64 * 1024;
@@ -75,17 +74,10 @@ pub async fn start(
     let place = context.exports.clone().try_acquire_owned().map_err(|_| {
         Error::exhausted(ErrorReason::TooManyExports, "too many exports run at once; try again", RETRY_DELAY)
     })?;
-    let (pieces, receiver) = mpsc::channel(PIECES_WAITING_MAX);
     let filter = ExportFilter { client_id, start_time, end_time, services: request.services };
-    tokio::spawn(
-        keeping_request_id(async move {
-            if let Err(error) = export(&context, &filter, format, &pieces, place).await {
-                drop(pieces.send(Err(error.into())).await);
-            }
-        })
-        .in_current_span(),
-    );
-    Ok(ReceiverStream::new(receiver))
+    Ok(answer_of_a_task(PIECES_WAITING_MAX, |pieces| async move {
+        Ok(export(&context, &filter, format, &pieces, place).await?)
+    }))
 }
 
 type Pieces = mpsc::Sender<Result<ExportUsageResponse, Status>>;

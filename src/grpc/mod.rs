@@ -32,6 +32,7 @@ mod stream;
 mod subscribe;
 mod summaries;
 mod usage;
+mod weight;
 
 use admission::Admitted;
 pub use page_token::PageTokens;

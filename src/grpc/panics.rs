@@ -1,7 +1,7 @@
 //! A panic ends its call with INTERNAL and a request id, and nothing else.
 
 use super::ending::trailers;
-use super::status::REQUEST_ID;
+use super::status::{REQUEST_ID, keeping_request_id};
 use crate::error::Error;
 use futures_util::FutureExt;
 use hyper::body::{Frame, SizeHint};
@@ -10,10 +10,13 @@ use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::http::{Request, Response};
 use tower::{Layer, Service};
+use tracing::Instrument;
 
 /// Wraps a service.
 #[derive(Clone, Copy, Debug)]
@@ -34,6 +37,30 @@ impl<S> Layer<S> for PanicLayer {
 fn status(panic: &(dyn Any + Send)) -> Status {
     let said = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     Error::internal(anyhow::anyhow!("panicked: {}", said.unwrap_or("without a message"))).into()
+}
+
+/// An answer that a task of its own makes, of which so many messages may wait for their reader. An error of the task is its last,
+/// and so is a panic: a channel that only closes would end it with OK, as if it were whole.
+pub(super) fn answer_of_a_task<T, Fut>(
+    waiting_max: usize,
+    work: impl FnOnce(mpsc::Sender<Result<T, Status>>) -> Fut,
+) -> ReceiverStream<Result<T, Status>>
+where
+    T: Send + 'static,
+    Fut: Future<Output = Result<(), Status>> + Send + 'static,
+{
+    let (sender, receiver) = mpsc::channel(waiting_max);
+    let work = work(sender.clone());
+    tokio::spawn(
+        keeping_request_id(async move {
+            let done = AssertUnwindSafe(work).catch_unwind().await;
+            if let Err(last) = done.unwrap_or_else(|panic| Err(status(&*panic))) {
+                drop(sender.send(Err(last)).await);
+            }
+        })
+        .in_current_span(),
+    );
+    ReceiverStream::new(receiver)
 }
 
 impl<S> Service<Request<Body>> for PanicService<S>

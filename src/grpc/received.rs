@@ -1,4 +1,5 @@
-//! Requests as they arrive: what they take counts against a budget of all connections, and each has a time to be whole.
+//! Requests as they arrive: none is longer than its method's may be, what they take counts against a budget of all connections,
+//! and each has a time to be whole.
 
 use super::admission::busy;
 use crate::error::Error;
@@ -16,6 +17,8 @@ use tonic::{Code, Status};
 
 /// What each request may take beside the budget, so that small ones go on while large ones have used it up.
 const FREE_BYTES: usize = 16 * 1024;
+/// What a message takes for each of its bytes, once it is decoded: texts and numbers have their own allocations and fields.
+const DECODED_BYTES_PER_BYTE: usize = 4;
 /// What stands before each message: whether it is compressed, and its length.
 const PREFIX_BYTES: usize = 5;
 
@@ -39,7 +42,7 @@ pub(super) struct Held {
 }
 
 fn charged(bytes: usize) -> usize {
-    bytes.saturating_sub(FREE_BYTES)
+    DECODED_BYTES_PER_BYTE * bytes.saturating_sub(FREE_BYTES)
 }
 
 impl Held {
@@ -78,8 +81,8 @@ struct Position {
 }
 
 impl Position {
-    /// Goes on by these bytes. True, if a message has become whole by them.
-    fn advance(&mut self, mut bytes: &[u8]) -> bool {
+    /// Goes on by these bytes. True, if a message has become whole by them; an error, if one says that it is longer than this.
+    fn advance(&mut self, mut bytes: &[u8], message_bytes_max: usize) -> Result<bool, Status> {
         let mut whole = false;
         while let [first, rest @ ..] = bytes {
             if self.prefix < PREFIX_BYTES {
@@ -88,6 +91,9 @@ impl Position {
                 self.length = if self.prefix == 1 { 0 } else { self.length << 8 | usize::from(*first) };
                 self.missing = self.length;
                 bytes = rest;
+                if self.prefix == PREFIX_BYTES && self.length > message_bytes_max {
+                    return Err(too_long(self.length, message_bytes_max));
+                }
             } else {
                 let taken = self.missing.min(bytes.len());
                 self.missing -= taken;
@@ -98,7 +104,7 @@ impl Position {
                 whole = true;
             }
         }
-        whole
+        Ok(whole)
     }
 
     /// Bytes of the message that is not whole yet.
@@ -107,44 +113,68 @@ impl Position {
     }
 }
 
+/// With the code that tonic has for it.
+fn too_long(bytes: usize, bytes_max: usize) -> Status {
+    Status::out_of_range(format!("the message is too long: it has {bytes} bytes, and may have {bytes_max}"))
+}
+
+/// What may come as the body of a request.
+#[derive(Clone, Copy)]
+pub(super) struct Expected {
+    /// Messages, which are let go one by one, in place of one.
+    pub is_stream: bool,
+    /// Longest message.
+    pub message_bytes_max: usize,
+    /// Time for a message to be whole.
+    pub timeout: Duration,
+}
+
 /// The body of a request.
 pub(super) struct ReceivedBody {
     inner: Body,
     held: Arc<Held>,
     received: usize,
-    /// Of a stream of messages, which are let go one by one.
-    position: Option<Position>,
-    timeout: Duration,
+    position: Position,
+    expected: Expected,
     /// Until when the message has to be whole, once it was waited for.
     deadline: Option<Pin<Box<Sleep>>>,
     failed: bool,
 }
 
 impl ReceivedBody {
-    pub fn new(inner: Body, held: Arc<Held>, is_stream: bool, timeout: Duration) -> Self {
-        let position = is_stream.then(Position::default);
-        Self { inner, held, received: 0, position, timeout, deadline: None, failed: false }
+    pub fn new(inner: Body, held: Arc<Held>, expected: Expected) -> Self {
+        Self { inner, held, received: 0, position: Position::default(), expected, deadline: None, failed: false }
     }
 
-    fn count(&mut self, bytes: &[u8]) -> Result<(), Error> {
+    fn count(&mut self, bytes: &[u8]) -> Result<(), Status> {
         self.received += bytes.len();
-        if let Some(position) = &mut self.position {
-            if position.advance(bytes) {
+        let whole = self.position.advance(bytes, self.expected.message_bytes_max)?;
+        if self.expected.is_stream {
+            if whole {
                 self.deadline = None;
             }
-            self.received = position.open();
+            self.received = self.position.open();
         }
-        if self.held.hold(self.received) { Ok(()) } else { Err(busy("request bytes")) }
+        if self.held.hold(self.received) { Ok(()) } else { Err(busy("request bytes").into()) }
     }
 
     /// Whether a message has begun or has to: a stream may be silent between two.
-    fn is_expected(&self) -> bool {
-        self.position.is_none() || self.received > 0
+    fn is_awaited(&self) -> bool {
+        !self.expected.is_stream || self.received > 0
     }
 
-    fn fail(&mut self, error: Error) -> Poll<Option<Result<Frame<bytes::Bytes>, Status>>> {
+    fn late(&self) -> Error {
+        let done = match self.expected.is_stream {
+            true => "what was acknowledged is recorded: send the rest again",
+            false => "nothing was done",
+        };
+        let message = format!("the message did not arrive within {} s; {done}", self.expected.timeout.as_secs());
+        Error::new(Code::DeadlineExceeded, ErrorReason::DeadlineExceeded, message)
+    }
+
+    fn fail(&mut self, status: Status) -> Poll<Option<Result<Frame<bytes::Bytes>, Status>>> {
         self.failed = true;
-        Poll::Ready(Some(Err(error.into())))
+        Poll::Ready(Some(Err(status)))
     }
 }
 
@@ -160,17 +190,17 @@ impl hyper::body::Body for ReceivedBody {
         match Pin::new(&mut this.inner).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => match frame.data_ref().map_or(Ok(()), |bytes| this.count(bytes)) {
                 Ok(()) => Poll::Ready(Some(Ok(frame))),
-                Err(error) => this.fail(error),
+                Err(status) => this.fail(status),
             },
-            Poll::Pending if this.is_expected() => {
-                let timeout = this.timeout;
+            // tonic takes a prefix without its message for the end of a stream that is whole.
+            Poll::Ready(None) if this.position.open() > 0 => {
+                this.fail(Status::internal("the request ends in the middle of a message"))
+            }
+            Poll::Pending if this.is_awaited() => {
+                let timeout = this.expected.timeout;
                 let deadline = this.deadline.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
                 match deadline.as_mut().poll(cx) {
-                    Poll::Ready(()) => this.fail(Error::new(
-                        Code::DeadlineExceeded,
-                        ErrorReason::DeadlineExceeded,
-                        format!("the request did not arrive within {} s; nothing was done", timeout.as_secs()),
-                    )),
+                    Poll::Ready(()) => this.fail(this.late().into()),
                     Poll::Pending => Poll::Pending,
                 }
             }
@@ -202,7 +232,7 @@ mod tests {
             let (mut position, mut at, mut whole) = (Position::default(), 0, 0);
             for piece in bytes.chunks(size) {
                 at += piece.len();
-                whole += usize::from(position.advance(piece));
+                whole += usize::from(position.advance(piece, 300).unwrap());
                 let begun = [0, 305, 310, 316].into_iter().rfind(|begun| *begun <= at).unwrap();
                 assert_eq!(position.open(), at - begun, "after {at} bytes in pieces of {size}");
             }
@@ -211,8 +241,16 @@ mod tests {
     }
 
     #[test]
+    fn a_message_that_is_to_be_too_long_is_refused_by_its_prefix() {
+        let bytes = [message(300), message(301)].concat();
+        let (mut position, longest) = (Position::default(), 300);
+        position.advance(&bytes[..309], longest).unwrap();
+        assert_eq!(position.advance(&bytes[309..310], longest).unwrap_err().code(), Code::OutOfRange);
+    }
+
+    #[test]
     fn small_requests_go_on_when_the_budget_is_used_up_and_what_is_dropped_comes_back() {
-        let budget = Arc::new(Budget::new(100_000));
+        let budget = Arc::new(Budget::new(DECODED_BYTES_PER_BYTE * 100_000));
         let (large, small) = (Held::new(&budget), Held::new(&budget));
         assert!(large.hold(FREE_BYTES + 100_000));
         assert!(small.hold(FREE_BYTES) && !small.hold(FREE_BYTES + 1));

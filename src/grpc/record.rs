@@ -15,6 +15,11 @@ use tokio::sync::mpsc;
 /// Most events of a batch.
 pub const BATCH_EVENTS_MAX: usize = 10_000;
 
+/// The error of a batch of so many events.
+pub fn batch_of(count: usize) -> Error {
+    Error::field("events", format!("must be 1 to {BATCH_EVENTS_MAX} events, has {count}"))
+}
+
 /// The error of an event whose key belongs to another payload.
 pub fn conflict(key: &str, holder: EventId) -> Error {
     Error::already_exists(
@@ -49,7 +54,7 @@ pub async fn batch(
 ) -> Result<BatchTrackUsageResponse, Error> {
     let count = request.events.len();
     if !(1..=BATCH_EVENTS_MAX).contains(&count) {
-        return Err(Error::field("events", format!("must be 1 to {BATCH_EVENTS_MAX} events, has {count}")));
+        return Err(batch_of(count));
     }
     let services: std::collections::HashSet<String> =
         request.events.iter().map(|event| event.service.clone()).collect();

@@ -2,7 +2,7 @@
 
 use super::Context;
 use super::events::{EventChecks, key_to_return};
-use super::status::keeping_request_id;
+use super::panics::answer_of_a_task;
 use crate::auth::Caller;
 use crate::error::Error;
 use crate::ingest::Outcome;
@@ -12,7 +12,6 @@ use std::sync::{Arc, Mutex};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
-use tracing::Instrument;
 
 /// Most events of a stream that are read and not settled yet.
 const UNSETTLED_EVENTS_MAX: usize = 10_000;
@@ -28,21 +27,14 @@ pub fn run(
     caller: Arc<Caller>,
     messages: Streaming<StreamUsageRequest>,
 ) -> ReceiverStream<Result<StreamUsageResponse, Status>> {
-    let (acks, receiver) = mpsc::channel(ACKS_WAITING_MAX);
-    tokio::spawn(
-        keeping_request_id(async move {
-            let (sender, outcomes) = mpsc::unbounded_channel();
-            let in_flight = InFlight::default();
-            let reading = read(&context, &caller, messages, sender, &in_flight);
-            let settling = settle(&context, outcomes, &acks, &in_flight);
-            let (read, hung_up) = tokio::join!(reading, settling);
-            if let (Err(error), false) = (read, hung_up) {
-                drop(acks.send(Err(error)).await);
-            }
-        })
-        .in_current_span(),
-    );
-    ReceiverStream::new(receiver)
+    answer_of_a_task(ACKS_WAITING_MAX, |acks| async move {
+        let (sender, outcomes) = mpsc::unbounded_channel();
+        let in_flight = InFlight::default();
+        let reading = read(&context, &caller, messages, sender, &in_flight);
+        let settling = settle(&context, outcomes, &acks, &in_flight);
+        let (read, ()) = tokio::join!(reading, settling);
+        read
+    })
 }
 
 /// Queues what comes in. Ends with the sender's side, or with the status that ends the stream.
@@ -90,22 +82,22 @@ async fn read(
     Ok(())
 }
 
-/// Acknowledges what is settled, in order. True, when the caller hung up.
+/// Acknowledges what is settled, in order, until all is or the caller has hung up.
 async fn settle(
     context: &Context,
     mut outcomes: mpsc::UnboundedReceiver<(usize, Outcome)>,
     acks: &mpsc::Sender<Result<StreamUsageResponse, Status>>,
     in_flight: &InFlight,
-) -> bool {
+) {
     let mut settled: usize = 0;
     // Outcomes of the messages after the last settled one, as far as they are known.
     let mut known: VecDeque<Option<Outcome>> = VecDeque::new();
     loop {
         let first = tokio::select! {
             first = outcomes.recv() => first,
-            () = acks.closed() => return true,
+            () = acks.closed() => return,
         };
-        let Some(first) = first else { return false };
+        let Some(first) = first else { return };
         let mut next = Some(first);
         while let Some((number, outcome)) = next {
             let at = number - settled - 1;
@@ -130,7 +122,7 @@ async fn settle(
         if settled > before {
             let ack = StreamUsageResponse { settled_count: settled as i64, results };
             if acks.send(Ok(ack)).await.is_err() {
-                return true;
+                return;
             }
         }
     }

@@ -14,8 +14,9 @@ const LOCAL_ERROR_RESET_STREAMS_MAX: usize = 1_024;
 const HEADER_LIST_BYTES_MAX: u32 = 16 * 1024;
 /// One frame: the smallest bound that the protocol knows.
 const FRAME_BYTES_MAX: u32 = 16 * 1024;
-/// What the peer may send before it is read: of one stream, and of all streams of a connection.
-const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
+/// What the peer may send before it is read: of one stream, and of all streams of a connection. One that is not read leaves the
+/// others room.
+const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
 /// What one stream may have written and its peer not yet have made room for.
 const SEND_BUFFER_BYTES_MAX: usize = 128 * 1024;

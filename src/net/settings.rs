@@ -15,14 +15,15 @@ pub struct NetSettings {
     /// How long calls of such a connection may still go on, before they end with CONNECTION_AGED
     #[arg(long, env = "METERD_CONNECTION_AGE_GRACE_SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..=86_400))]
     pub connection_age_grace_seconds: u32,
-    /// Calls at once, but for streams
+    /// Calls at once, but for streams, from their begin until their answer is read
     #[arg(long, env = "METERD_CALLS_MAX", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub calls_max: u32,
-    /// Streams at once: subscriptions, usage streams, exports, health watches and reflection
+    /// Streams at once: subscriptions, usage streams and exports. Health watches and reflection have 1,000 places of their own
     #[arg(long, env = "METERD_STREAMS_MAX", default_value_t = 30_000, value_parser = clap::value_parser!(u32).range(1..=2_000_000))]
     pub streams_max: u32,
-    /// Bytes that requests may take while they are received and worked on, of all connections; the first 16 KiB of each are free
-    #[arg(long, env = "METERD_REQUEST_BYTES_MAX", default_value_t = 256 * 1024 * 1024, value_parser = clap::value_parser!(u64).range(16_777_216..=1_099_511_627_776))]
+    /// Bytes that requests may take while they are received and worked on, of all connections: four for each byte that is sent,
+    /// but for the first 16 KiB of each
+    #[arg(long, env = "METERD_REQUEST_BYTES_MAX", default_value_t = 256 * 1024 * 1024, value_parser = clap::value_parser!(u64).range(67_108_864..=1_099_511_627_776))]
     pub request_bytes_max: u64,
 
     /// Certificate chain for both ports, PEM. Read again when it changes

@@ -5,6 +5,7 @@ use crate::bad_kinds::reason;
 use crate::bad_requests::answer_of;
 use crate::bad_world::{Place, World, places};
 use crate::contract::*;
+use crate::raw;
 use bytes::Bytes;
 use hyper::body::{Body as HttpBody, Frame};
 use prost::Message;
@@ -100,6 +101,15 @@ fn at(place: &Place, bytes: &[u8]) -> Vec<u8> {
     place.iter().rev().fold(bytes.to_vec(), |inner, field| [key(field.number(), 2, Some(inner.len())), inner].concat())
 }
 
+/// As the contract says it, of all messages together.
+fn message_bytes_max(rpc: &MethodDescriptor) -> u32 {
+    match rpc.name() {
+        "BatchTrackUsage" => 16 << 20,
+        "TrackUsage" | "StreamUsage" => 256 << 10,
+        _ => 1 << 20,
+    }
+}
+
 /// Bodies that are no message, or an odd one. `fine` is a fine message.
 fn bodies(rpc: &MethodDescriptor, fine: &[u8]) -> Vec<(&'static str, Vec<u8>, Expected)> {
     let internal = Grpc(Code::Internal);
@@ -125,6 +135,11 @@ fn bodies(rpc: &MethodDescriptor, fine: &[u8]) -> Vec<(&'static str, Vec<u8>, Ex
         ("prefix without its message", vec![0, 0, 0, 0, 9], if streams { Same } else { internal }),
         ("message cut in the middle", one(&[fine, b"x"].concat())[..5 + fine.len()].to_vec(), internal),
         ("prefix of 4 GiB", vec![0, 255, 255, 255, 255], Grpc(Code::OutOfRange)),
+        (
+            "prefix of one byte more than the method takes",
+            raw::prefix(message_bytes_max(rpc) + 1).into(),
+            Grpc(Code::OutOfRange),
+        ),
         ("prefix of one byte over 16 MiB", vec![0, 1, 0, 0, 1], Grpc(Code::OutOfRange)),
         ("message of no bytes", one(&[]), Answered),
         ("unknown fields of every type", after(&unknown.concat()), Same),

@@ -6,12 +6,23 @@ use crate::subscribing::Follower;
 use bytes::Bytes;
 use meterd::clock::Clock;
 use meterd::proto::*;
+use prost::Message;
 use std::time::{Duration, Instant};
 use tonic::{Code, Request, Status};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
 use tonic_types::StatusExt;
 
 const TRACK: &str = "/metering.v1.UsageService/TrackUsage";
+const BATCH: &str = "/metering.v1.UsageService/BatchTrackUsage";
+const STREAM: &str = "/metering.v1.UsageService/StreamUsage";
 const MIB: usize = 1024 * 1024;
+
+/// A message with its prefix.
+fn framed(message: &impl Message) -> Bytes {
+    let message = message.encode_to_vec();
+    [&raw::prefix(message.len() as u32)[..], &message].concat().into()
+}
 
 fn assert_busy(status: &Status, limit: &str) {
     let details = status.get_error_details();
@@ -73,21 +84,22 @@ async fn one_stream_more_than_may_be_is_told_to_come_back() {
 
 #[tokio::test]
 async fn large_requests_share_a_budget_and_small_ones_go_on_beside_them() {
-    let server = TestServer::start_with(&["--request-bytes-max=16777216"], Clock::system()).await;
+    let server = TestServer::start_with(&["--request-bytes-max=67108864"], Clock::system()).await;
     let mut connection = raw::connect(&server.address).await;
-    let part = Bytes::from(vec![0; 12 * MIB]);
-    let mut first = raw::begin(&mut connection, TRACK, &[]);
+    let part = Bytes::from(vec![0; 9 * MIB]);
+    let mut first = raw::begin(&mut connection, BATCH, &[]);
     assert!(first.send(raw::prefix(16 * MIB as u32)).await && first.send(part.clone()).await);
+    // Of 64 MiB, 9 take 36 once they are decoded.
     // Over another connection: the budget is that of all.
     let mut other = raw::connect(&server.address).await;
-    let mut second = raw::begin(&mut other, TRACK, &[]);
+    let mut second = raw::begin(&mut other, BATCH, &[]);
     second.send(raw::prefix(16 * MIB as u32)).await;
     second.send(part.clone()).await;
     assert_busy(&second.status().await, "request bytes");
     server.track(event("acme", "sms", "1")).await.unwrap();
     drop(first);
     eventually(async || {
-        let mut third = raw::begin(&mut other.clone(), TRACK, &[]);
+        let mut third = raw::begin(&mut other.clone(), BATCH, &[]);
         third.send(raw::prefix(16 * MIB as u32)).await && third.send(part.clone()).await
     })
     .await;
@@ -96,15 +108,16 @@ async fn large_requests_share_a_budget_and_small_ones_go_on_beside_them() {
 
 #[tokio::test]
 async fn a_stream_lets_go_of_each_message_of_its_own() {
-    let server = TestServer::start_with(&["--request-bytes-max=16777216"], Clock::system()).await;
-    let message = StreamUsageRequest { event: Some(UsageEvent { units: "1".repeat(MIB), ..event("acme", "sms", "") }) };
-    let messages = futures_util::stream::iter(std::iter::repeat_n(message, 40));
+    let server = TestServer::start_with(&["--request-bytes-max=67108864"], Clock::system()).await;
+    let message =
+        StreamUsageRequest { event: Some(UsageEvent { units: "1".repeat(MIB / 5), ..event("acme", "sms", "") }) };
+    let messages = futures_util::stream::iter(std::iter::repeat_n(message, 120));
     let mut acks = server.usage().stream_usage(messages).await.unwrap().into_inner();
     let mut settled = 0;
     while let Some(ack) = acks.message().await.unwrap() {
         settled = ack.settled_count;
     }
-    assert_eq!(settled, 40);
+    assert_eq!(settled, 120);
     server.stop().await;
 }
 
@@ -119,5 +132,88 @@ async fn a_request_that_does_not_arrive_is_given_up_whatever_deadline_it_has() {
     assert_eq!(status.code(), Code::DeadlineExceeded);
     assert!(status.message().contains("did not arrive"), "{status:?}");
     assert!(begun.elapsed() >= Duration::from_secs(1));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_stream_whose_message_does_not_arrive_says_that_what_was_acknowledged_is_recorded() {
+    let server = TestServer::start_with(&["--request-timeout-seconds=1"], Clock::system()).await;
+    let mut connection = raw::connect(&server.address).await;
+    let mut call = raw::begin(&mut connection, STREAM, &[]);
+    call.send(framed(&StreamUsageRequest { event: Some(event("acme", "sms", "1")) })).await;
+    eventually(async || server.sql("SELECT FROM usage_events").await == 1).await;
+    call.send(raw::prefix(100)).await;
+    let status = tokio::time::timeout(Duration::from_secs(5), call.status()).await.unwrap();
+    assert_eq!(status.code(), Code::DeadlineExceeded);
+    assert!(status.message().contains("what was acknowledged is recorded"), "{status:?}");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_call_keeps_its_place_until_its_answer_is_read() {
+    let server = TestServer::start_with(&["--calls-max=1"], Clock::system()).await;
+    server.client_in("acme", "UTC").await;
+    let stream = tokio::net::TcpStream::connect(server.address.trim_start_matches("http://")).await.unwrap();
+    // It makes room for no byte of an answer.
+    let (mut connection, driver) =
+        h2::client::Builder::new().initial_window_size(0).handshake::<_, Bytes>(stream).await.unwrap();
+    tokio::spawn(driver);
+    let mut unread = raw::begin(&mut connection, "/metering.v1.ClientService/GetClient", &[]);
+    let get = GetClientRequest { client_id: "acme".into() };
+    unread.send(framed(&get)).await;
+    unread.body.send_data(Bytes::new(), true).unwrap();
+    // The handler is done, and has answered with headers.
+    let answer = unread.answer.await.unwrap();
+    assert_busy(&server.clients().get_client(get.clone()).await.unwrap_err(), "calls");
+    drop((answer, unread.body));
+    eventually(async || server.clients().get_client(get.clone()).await.is_ok()).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn health_watches_have_places_of_their_own_and_leave_the_others_theirs() {
+    let server = TestServer::start_with(&["--streams-max=1"], Clock::system()).await;
+    let mut health = HealthClient::new(server.channel());
+    let mut watches = vec![];
+    for _ in 0..1_000 {
+        watches.push(health.watch(HealthCheckRequest::default()).await.unwrap());
+    }
+    let mut other = HealthClient::new(server.channel());
+    assert_busy(&other.watch(HealthCheckRequest::default()).await.unwrap_err(), "public streams");
+    other.check(HealthCheckRequest::default()).await.unwrap();
+    let follower = Follower::begin(&server, SubscribeAlertsRequest::default()).await.unwrap();
+    drop(watches);
+    eventually(async || other.clone().watch(HealthCheckRequest::default()).await.is_ok()).await;
+    drop(follower);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_usage_stream_that_stands_still_stops_no_other_call_of_its_connection() {
+    let server = TestServer::start_with(&["--queue-events-max=10", "--writers=1"], Clock::system()).await;
+    server.client_in("acme", "UTC").await;
+    let stalled = server.stall_writers().await;
+    let mut connection = raw::connect(&server.address).await;
+    let mut stream = raw::begin(&mut connection, STREAM, &[]);
+    // Long for what only a later version knows: a field of 100 KiB.
+    let mut message = StreamUsageRequest { event: Some(event("acme", "sms", "1")) }.encode_to_vec();
+    prost::encoding::string::encode(2_000, &"x".repeat(100 * 1024), &mut message);
+    let message = Bytes::from([&raw::prefix(message.len() as u32)[..], &message].concat());
+    let sending = async { while stream.send(message.clone()).await {} };
+    // Until nothing more is taken.
+    let mut sending = std::pin::pin!(sending);
+    tokio::time::timeout(Duration::from_secs(3), &mut sending).await.unwrap_err();
+    let others = async {
+        let mut check = raw::begin(&mut connection.clone(), "/grpc.health.v1.Health/Check", &[]);
+        check.send(framed(&HealthCheckRequest::default())).await;
+        check.body.send_data(Bytes::new(), true).unwrap();
+        assert_eq!(check.status().await.code(), Code::Ok);
+        let mut get = raw::begin(&mut connection.clone(), "/metering.v1.ClientService/GetClient", &[]);
+        get.send(framed(&GetClientRequest { client_id: "acme".into() })).await;
+        get.body.send_data(Bytes::new(), true).unwrap();
+        assert_eq!(get.status().await.code(), Code::Ok);
+    };
+    tokio::time::timeout(Duration::from_secs(5), others).await.expect("others of the connection go on");
+    stalled.rollback().await.unwrap();
     server.stop().await;
 }

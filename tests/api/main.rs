@@ -46,6 +46,7 @@ mod recording;
 mod replicas;
 mod retention;
 mod role_matrix;
+mod sizes;
 mod startup;
 mod stopping;
 mod subscribing;

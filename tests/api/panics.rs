@@ -2,6 +2,8 @@
 
 use crate::harness::*;
 use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use meterd::clock::Clock;
 use meterd::grpc::layer::CallLayer;
 use meterd::grpc::panics::PanicLayer;
 use meterd::net::{self, Port};
@@ -74,4 +76,38 @@ async fn a_panic_ends_its_call_with_a_request_id_and_leaves_the_others_of_the_co
     stop.send_replace(true);
     drop(usage);
     server.await.unwrap();
+}
+
+#[tokio::test]
+async fn an_export_whose_task_panics_ends_with_an_error_and_does_not_look_whole() {
+    let server = TestServer::start().await;
+    server.track(event("acme", "sms", "1")).await.unwrap();
+    // No time that chrono knows: the driver panics over it.
+    assert_eq!(server.sql("UPDATE usage_events SET record_time = 'infinity'").await, 1);
+    let mut pieces = server.usage().export_usage(ExportUsageRequest::default()).await.unwrap().into_inner();
+    assert_internal(&pieces.message().await.unwrap_err());
+    assert_eq!(server.sql("UPDATE usage_events SET record_time = now()").await, 1);
+    // Its place and its connection are free again.
+    let mut pieces = server.usage().export_usage(ExportUsageRequest::default()).await.unwrap().into_inner();
+    assert_eq!(pieces.message().await.unwrap().unwrap().event_count, 1);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_usage_stream_whose_task_panics_ends_with_an_error_and_does_not_look_settled() {
+    let now = time("2026-05-05T12:00:00Z");
+    let server = TestServer::start_with(&[], Clock::fixed(now)).await;
+    let (sender, messages) = tokio::sync::mpsc::channel(1);
+    let message = || StreamUsageRequest { event: Some(event("acme", "sms", "1")) };
+    let messages = tokio_stream::wrappers::ReceiverStream::new(messages);
+    let mut acks = server.usage().stream_usage(messages).await.unwrap().into_inner();
+    sender.send(message()).await.unwrap();
+    assert_eq!(acks.message().await.unwrap().unwrap().settled_count, 1);
+    // There is no time after this, and so none that is too far ahead: the check panics over it.
+    server.clock.set(DateTime::<Utc>::MAX_UTC);
+    sender.send(message()).await.unwrap();
+    assert_internal(&acks.message().await.unwrap_err());
+    server.clock.set(now);
+    server.assert_exact(1).await;
+    server.stop().await;
 }
