@@ -81,6 +81,7 @@ fn grants(fields: &mut Fields, given: &[Grant]) -> Grants {
     for (index, grant) in given.iter().take(SCOPES.len()).enumerate() {
         let path = format!("api_key.grants[{index}]");
         let ids = &grant.client_ids;
+        fields.at_most(&format!("{path}.client_ids"), ids.len(), GRANTED_CLIENTS_MAX);
         for (index, client_id) in ids.iter().take(GRANTED_CLIENTS_MAX).enumerate() {
             fields.required(&format!("{path}.client_ids[{index}]"), client_id, ID_BYTES_MAX);
         }

@@ -562,7 +562,7 @@ async fn metrics_are_for_who_may_read_about_all_clients_and_probes_for_everybody
 }
 
 #[tokio::test]
-async fn a_server_that_asks_for_keys_does_not_start_where_nobody_could_make_one_and_says_how_to_go_on() {
+async fn a_server_that_asks_for_keys_does_not_start_where_nobody_has_one_and_says_how_to_go_on() {
     let database_url = fresh_database().await;
     let options = connect::options(&database_url).unwrap();
     let start = async || {
@@ -572,11 +572,12 @@ async fn a_server_that_asks_for_keys_does_not_start_where_nobody_could_make_one_
     };
     let mut expired = spec(grant(Scope::Admin, &[]));
     expired.expire_time = Some(Clock::system().now() - TimeDelta::seconds(1));
-    for useless in [spec(grant(Scope::Admin, &["acme"])), spec(grant(Scope::Read, &[])), expired] {
-        make_key(&database_url, &useless).await;
+    for _ in 0..2 {
         let refused = start().await.err().unwrap().to_string();
         assert!(refused.contains("meterd keys create NAME --scope admin --all-clients --direct"), "{refused}");
+        make_key(&database_url, &expired).await;
     }
-    make_key(&database_url, &spec(grant(Scope::Admin, &[]))).await;
+    // Who only records is not to stand still because an admin's key has run out.
+    make_key(&database_url, &spec(grant(Scope::Ingest, &["acme"]))).await;
     start().await.unwrap();
 }
