@@ -12,6 +12,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tonic::transport::Channel;
 
+/// A server that has not stopped by then never will.
+const STOPPED_WITHIN: Duration = Duration::from_secs(60);
+
 /// A server process over a data directory of its own; both end with the test.
 pub struct Process {
     data_dir: PathBuf,
@@ -123,6 +126,7 @@ impl Process {
             if let Some(status) = self.server.lock().unwrap().try_wait().unwrap() {
                 return (status.code(), begun.elapsed());
             }
+            assert!(begun.elapsed() < STOPPED_WITHIN, "the server does not stop");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }

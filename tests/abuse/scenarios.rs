@@ -20,8 +20,11 @@ use tonic::Status;
 use tonic::codegen::http::Request;
 
 const TRACK: &str = "/metering.v1.UsageService/TrackUsage";
+const BATCH: &str = "/metering.v1.UsageService/BatchTrackUsage";
 const SUBSCRIBE: &str = "/metering.v1.AlertService/SubscribeAlerts";
 const MIB: usize = 1024 * 1024;
+/// RFC 9113, 7.
+const ENHANCE_YOUR_CALM: u32 = 11;
 /// Connections of the scenarios that do the same on several.
 const CONNECTIONS: usize = 10;
 
@@ -34,10 +37,11 @@ async fn h2_connect(address: &str) -> SendRequest<Bytes> {
 /// Begins a call with more headers, and sends these bytes as far as they are wanted; the body stays open.
 async fn send(
     sender: &mut SendRequest<Bytes>,
+    path: &str,
     headers: &[(&str, &str)],
     mut bytes: Bytes,
 ) -> (ResponseFuture, h2::SendStream<Bytes>) {
-    let mut request = Request::post(format!("http://test{TRACK}")).header("content-type", "application/grpc");
+    let mut request = Request::post(format!("http://test{path}")).header("content-type", "application/grpc");
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
@@ -73,10 +77,18 @@ fn tally(answers: impl IntoIterator<Item = String>) -> String {
     counts.iter().map(|(answer, count)| format!("{answer} × {count}")).collect::<Vec<_>>().join(", ")
 }
 
-/// The same on several connections, `times` times each.
+/// Each answer is one of these.
+fn assert_of(answers: &[String], expected: &[&str]) {
+    assert!(!answers.is_empty());
+    let others = answers.iter().filter(|answer| !expected.contains(&answer.as_str()));
+    assert_eq!(tally(others.cloned()), "", "{expected:?} expected");
+}
+
+/// The same on several connections, `times` times each, and each answered with one of these.
 async fn each<F: Future<Output = String>>(
     address: &str,
     times: usize,
+    expected: &[&str],
     call: impl Fn(SendRequest<Bytes>) -> F,
 ) -> String {
     let connections = (0..CONNECTIONS).map(async |_| {
@@ -87,7 +99,9 @@ async fn each<F: Future<Output = String>>(
         }
         answers
     });
-    tally(join_all(connections).await.into_iter().flatten())
+    let answers: Vec<_> = join_all(connections).await.into_iter().flatten().collect();
+    assert_of(&answers, expected);
+    tally(answers)
 }
 
 fn message(flag: u8, declared: u32, bytes: &[u8]) -> Bytes {
@@ -107,43 +121,77 @@ async fn nothing(_: String) -> String {
 
 async fn messages_too_large(address: String) -> String {
     let (declared, sent) = (message(0, u32::MAX, &[0; 65_536]), message(0, 17 * MIB as u32, &vec![0; 17 * MIB]));
-    let declared =
-        each(&address, 20, async |mut sender| answered(send(&mut sender, &[], declared.clone()).await.0).await);
-    let declared = declared.await;
-    let sent = each(&address, 5, async |mut sender| answered(send(&mut sender, &[], sent.clone()).await.0).await).await;
-    format!("declared 4 GiB: {declared}; 17 MiB: {sent}")
+    let of = async |times, body: Bytes| {
+        each(&address, times, &["OutOfRange"], async |mut sender| {
+            answered(send(&mut sender, BATCH, &[], body.clone()).await.0).await
+        })
+        .await
+    };
+    format!("declared 4 GiB: {}; 17 MiB: {}", of(20, declared).await, of(5, sent).await)
+}
+
+/// Two bytes each, which would take three hundred.
+async fn events_of_nothing(address: String) -> String {
+    let body = message(0, 16 * MIB as u32, &[0x0a, 0].repeat(8 * MIB));
+    let answers = each(&address, 3, &["InvalidArgument", "ResourceExhausted"], async |mut sender| {
+        let (answer, mut rest) = send(&mut sender, BATCH, &[], body.clone()).await;
+        drop(rest.send_data(Bytes::new(), true));
+        answered(answer).await
+    })
+    .await;
+    assert!(answers.contains("InvalidArgument"), "some are looked at: {answers}");
+    answers
 }
 
 async fn compressed_bombs(address: String) -> String {
     let bomb = bomb();
     let body = message(1, bomb.len() as u32, &bomb);
-    each(&address, 50, async |mut sender| {
-        answered(send(&mut sender, &[("grpc-encoding", "gzip")], body.clone()).await.0).await
+    each(&address, 50, &["Unimplemented"], async |mut sender| {
+        answered(send(&mut sender, TRACK, &[("grpc-encoding", "gzip")], body.clone()).await.0).await
     })
     .await
 }
 
 async fn large_headers(address: String) -> String {
     let large = "x".repeat(17 * 1024);
-    each(&address, 200, async |mut sender| {
-        answered(send(&mut sender, &[("x-large", &large)], Bytes::new()).await.0).await
+    each(&address, 200, &["431"], async |mut sender| {
+        answered(send(&mut sender, TRACK, &[("x-large", &large)], Bytes::new()).await.0).await
     })
     .await
 }
 
-async fn many_streams(address: String) -> String {
-    let (read, mut write) = frames::connect(&address).await.into_split();
+/// So many subscriptions at once over one connection.
+async fn subscriptions(address: &str, count: u32) -> Ended {
+    let (read, mut write) = frames::connect(address).await.into_split();
     let reading = tokio::spawn(read_to_end(read, Duration::from_secs(3)));
     let headers = headers_of(SUBSCRIBE);
-    for number in 0..10_000_u32 {
+    for number in 0..count {
         let bytes =
             [frame(HEADERS, END_HEADERS, 2 * number + 1, &headers), frame(DATA, 1, 2 * number + 1, &[0; 5])].concat();
         if write.write_all(&bytes).await.is_err() {
             break;
         }
     }
-    let ended = reading.await.unwrap();
-    format!("10,000 asked for: {} answered, {} reset, GOAWAY {:?}", ended.answered, ended.reset, ended.goaway)
+    reading.await.unwrap()
+}
+
+async fn many_streams(address: String) -> String {
+    let some = subscriptions(&address, 1_200).await;
+    // A stream that is refused is reset, and again for the message that follows its headers.
+    assert_eq!((some.answered, some.reset, some.goaway), (1_000, 400, None), "what is over the bound is refused");
+    let many = subscriptions(&address, 10_000).await;
+    assert!(many.answered <= 1_000, "{} streams at once", many.answered);
+    assert_cut(&many);
+    format!(
+        "of 1,200 {} answered, {} resets; of 10,000 {} answered, GOAWAY {:?}",
+        some.answered, some.reset, many.answered, many.goaway
+    )
+}
+
+/// With GOAWAY and ENHANCE_YOUR_CALM; or so that the rest of what was sent has overtaken it (RST of TCP).
+fn assert_cut(ended: &Ended) {
+    assert!(ended.closed, "the connection is left open");
+    assert!(matches!(ended.goaway, Some(ENHANCE_YOUR_CALM) | None), "GOAWAY {:?}", ended.goaway);
 }
 
 async fn rapid_resets(address: String) -> String {
@@ -159,9 +207,12 @@ async fn rapid_resets(address: String) -> String {
             }
         }
         let ended = reading.await.unwrap();
+        assert_cut(&ended);
         format!("GOAWAY {:?}, closed {}", ended.goaway, ended.closed)
     });
-    tally(join_all(connections).await)
+    let ended = tally(join_all(connections).await);
+    assert!(ended.contains("GOAWAY Some(11)"), "nobody is told: {ended}");
+    ended
 }
 
 /// Whole calls, each taken back once it is sent: the server has begun to work on it.
@@ -184,6 +235,7 @@ async fn calls_taken_back(address: String) -> String {
             sent += 1;
         }
         let ended = reading.await.unwrap();
+        assert_cut(&ended);
         (sent, format!("GOAWAY {:?}", ended.goaway))
     });
     let ended = join_all(connections).await;
@@ -204,9 +256,12 @@ async fn endless_headers(address: String) -> String {
             }
         }
         let ended = reading.await.unwrap();
+        assert_cut(&ended);
         format!("GOAWAY {:?}, closed {}", ended.goaway, ended.closed)
     });
-    tally(join_all(connections).await)
+    let ended = tally(join_all(connections).await);
+    assert!(ended.contains("GOAWAY Some(11)"), "nobody is told: {ended}");
+    ended
 }
 
 /// Bytes, one each while, until the connection is closed; gives whether it was.
@@ -238,6 +293,8 @@ async fn slow_headers(address: String) -> String {
         trickle(stream, b"PRI * HTTP/2.0\r", Duration::from_secs(1), at_most).await
     });
     let (http1, preface) = tokio::join!(join_all(http1), join_all(preface));
+    assert_of(&http1, &["closed"]);
+    assert_of(&preface, &["closed"]);
     format!("HTTP/1 headers: {}; preface: {}", tally(http1), tally(preface))
 }
 
@@ -247,7 +304,7 @@ async fn slow_bodies(address: String) -> String {
         let mut sender = h2_connect(&address).await;
         let mut calls = vec![];
         for _ in 0..30 {
-            calls.push(send(&mut sender, &[("grpc-timeout", "99999999S")], begun.clone()).await);
+            calls.push(send(&mut sender, BATCH, &[("grpc-timeout", "99999999S")], begun.clone()).await);
         }
         let calls = calls.into_iter().map(async |(answer, mut body)| {
             let trickling = async {
@@ -265,7 +322,11 @@ async fn slow_bodies(address: String) -> String {
         });
         join_all(calls).await
     });
-    tally(join_all(connections).await.into_iter().flatten())
+    let answers: Vec<_> = join_all(connections).await.into_iter().flatten().collect();
+    // Those that the budget has room for have their time, and the others are told at once.
+    assert_of(&answers, &["DeadlineExceeded", "ResourceExhausted"]);
+    assert!(answers.iter().any(|answer| answer == "DeadlineExceeded"), "some are waited for");
+    tally(answers)
 }
 
 async fn idle_connections(address: String) -> String {
@@ -281,7 +342,7 @@ async fn idle_connections(address: String) -> String {
         join_all(ended).await.into_iter().filter(|ended| ended.closed).count()
     };
     let (silent, begun) = tokio::join!(closed(silent), closed(begun));
-    assert_eq!(silent, 1_000, "those that say nothing are closed");
+    assert_eq!((silent, begun), (1_000, 0), "those that say nothing are closed, and no others");
     format!("of 1,000 that say nothing {silent} closed, of 1,000 that have said what they speak {begun}")
 }
 
@@ -329,6 +390,7 @@ async fn callers_that_abuse_the_protocol_take_little_and_stop_nobody() {
     let process = Arc::new(Process::start(&["--request-bytes-max=67108864", "--request-timeout-seconds=5"]).await);
     endures(&process, "nothing", nothing).await;
     endures(&process, "messages too large", messages_too_large).await;
+    endures(&process, "batches of eight million empty events", events_of_nothing).await;
     endures(&process, "compressed bombs", compressed_bombs).await;
     endures(&process, "headers of 17 KiB", large_headers).await;
     endures(&process, "10,000 streams on a connection", many_streams).await;
