@@ -25,8 +25,9 @@ const PUBLIC_PATHS: &str = "/grpc.";
 /// When to ask again for one of the places.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 
-/// Longest message that brings one event. The event may have some 10 KiB: the rest is for what is refused with a reason.
-const EVENT_MESSAGE_BYTES_MAX: usize = 256 * 1024;
+/// Longest message of a stream of events, which keeps a buffer of that size. An event may have some 10 KiB: the rest is for what
+/// is refused with a reason.
+const STREAMED_MESSAGE_BYTES_MAX: usize = 256 * 1024;
 /// Longest message of other requests, but for batches of events.
 const OTHER_MESSAGE_BYTES_MAX: usize = 1024 * 1024;
 
@@ -34,7 +35,7 @@ const OTHER_MESSAGE_BYTES_MAX: usize = 1024 * 1024;
 fn message_bytes_max(path: &str) -> usize {
     match path {
         "/metering.v1.UsageService/BatchTrackUsage" => MESSAGE_BYTES_MAX,
-        "/metering.v1.UsageService/TrackUsage" | "/metering.v1.UsageService/StreamUsage" => EVENT_MESSAGE_BYTES_MAX,
+        "/metering.v1.UsageService/StreamUsage" => STREAMED_MESSAGE_BYTES_MAX,
         _ => OTHER_MESSAGE_BYTES_MAX,
     }
 }

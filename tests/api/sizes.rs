@@ -38,7 +38,7 @@ async fn each_method_takes_messages_as_long_as_the_contract_says_and_no_longer()
     let batch = BatchTrackUsageRequest { events: vec![event("acme", "sms", "1")], backfill: false };
     let get = GetClientRequest { client_id: "acme".into() };
     let cases = [
-        (format!("{USAGE}/TrackUsage"), 256 * 1024, TrackUsageRequest { event: one() }.encode_to_vec()),
+        (format!("{USAGE}/TrackUsage"), 1024 * 1024, TrackUsageRequest { event: one() }.encode_to_vec()),
         (format!("{USAGE}/StreamUsage"), 256 * 1024, StreamUsageRequest { event: one() }.encode_to_vec()),
         (format!("{USAGE}/BatchTrackUsage"), 16 * MIB, batch.encode_to_vec()),
         ("/metering.v1.ClientService/GetClient".into(), MIB, get.encode_to_vec()),
