@@ -136,7 +136,7 @@ mod tests {
             reason: "JOB_NOT_FOUND".into(),
             ..Default::default()
         };
-        let line = &to_table(&[entry.clone()])[1];
+        let line = &to_table(std::slice::from_ref(&entry))[1];
         assert!(line.contains("key 0123456789abcdef ops  JobService/RunJob  JOB_NOT_FOUND  {}"), "{line}");
         let unknown = AuditEntry { code: None, ..entry };
         assert!(to_table(&[unknown])[1].contains("not known"));

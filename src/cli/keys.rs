@@ -435,7 +435,7 @@ mod tests {
             ..Default::default()
         };
         let expected = "0123456789abcdef  billing  ingest for all clients; read for acme, beta  live   never";
-        assert_eq!(to_table(&[key.clone()], now)[1].trim_end(), expected);
+        assert_eq!(to_table(std::slice::from_ref(&key), now)[1].trim_end(), expected);
         let revoked = ApiKey { revoke_time: Some(Timestamp::default()), ..key };
         assert_eq!(state(&revoked, now), "revoked");
     }
