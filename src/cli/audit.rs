@@ -2,8 +2,9 @@
 
 use super::chart::table;
 use super::connect::{self, ConnectArgs};
+use super::time::time_of;
 use crate::proto::{ActorKind, AuditEntry, ListAuditLogRequest};
-use chrono::{DateTime, SecondsFormat};
+use chrono::SecondsFormat;
 use clap::Args;
 use prost_types::Timestamp;
 use serde_json::{Value, json};
@@ -66,8 +67,7 @@ pub async fn run(args: AuditArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn time_text(time: Option<&Timestamp>) -> String {
-    let time = time.and_then(|time| DateTime::from_timestamp(time.seconds, time.nanos as u32));
-    time.map(|time| time.to_rfc3339_opts(SecondsFormat::Millis, true)).unwrap_or_default()
+    time_of(time, SecondsFormat::Millis).unwrap_or_default()
 }
 
 fn actor_text(entry: &AuditEntry) -> String {

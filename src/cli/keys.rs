@@ -2,7 +2,7 @@
 
 use super::chart::table;
 use super::connect::{self, ConnectArgs, Connection};
-use super::time::{TimeRules, parse_time};
+use super::time::{TimeRules, parse_time, time_text};
 use crate::auth::{Caller, keys, token};
 use crate::clock::Clock;
 use crate::config::DatabaseSettings;
@@ -14,7 +14,7 @@ use crate::proto::{
     ActorKind, ApiKey, CreateApiKeyRequest, Grant, ListApiKeysRequest, RevokeApiKeyRequest, RotateApiKeyRequest, Scope,
 };
 use crate::store::connect as store;
-use chrono::{DateTime, SecondsFormat, Utc};
+use chrono::{DateTime, Utc};
 use clap::{Args, Subcommand, ValueEnum};
 use prost_types::Timestamp;
 use serde_json::json;
@@ -356,12 +356,6 @@ fn grants_text(key: &ApiKey) -> String {
         format!("{} for {clients}", scope_name(grant.scope))
     };
     key.grants.iter().map(grant).collect::<Vec<_>>().join("; ")
-}
-
-/// To the second, in UTC.
-fn time_text(time: Option<&Timestamp>) -> String {
-    let time = time.and_then(|time| DateTime::from_timestamp(time.seconds, 0));
-    time.map(|time| time.to_rfc3339_opts(SecondsFormat::Secs, true)).unwrap_or_default()
 }
 
 fn expiry_text(key: &ApiKey) -> String {

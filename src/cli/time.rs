@@ -1,7 +1,7 @@
 //! Times as files write them.
 
 use chrono::format::{Item, Parsed, StrftimeItems, parse};
-use chrono::{DateTime, Datelike, LocalResult, NaiveDate, NaiveDateTime, TimeDelta, TimeZone, Utc};
+use chrono::{DateTime, Datelike, LocalResult, NaiveDate, NaiveDateTime, SecondsFormat, TimeDelta, TimeZone, Utc};
 use chrono_tz::Tz;
 use prost_types::Timestamp;
 
@@ -33,6 +33,18 @@ pub fn parse_time(text: &str, rules: &TimeRules) -> Result<Timestamp, String> {
         seconds: time.timestamp() + i64::from(nanos / 1_000_000_000),
         nanos: (nanos % 1_000_000_000) as i32,
     })
+}
+
+/// A time as RFC 3339, to the second.
+pub fn time_text(time: Option<&Timestamp>) -> String {
+    time_of(time, SecondsFormat::Secs).unwrap_or_default()
+}
+
+/// A time as RFC 3339, as exact as it is.
+pub fn time_of(time: Option<&Timestamp>, format: SecondsFormat) -> Option<String> {
+    let time = time?;
+    let time = DateTime::from_timestamp(time.seconds, u32::try_from(time.nanos).ok()?)?;
+    Some(time.to_rfc3339_opts(format, true))
 }
 
 /// Checks a strftime format before the first row.

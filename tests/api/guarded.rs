@@ -1,7 +1,7 @@
 //! A server that asks for API keys, and what tests call it with.
 
+use crate::contract::Raw;
 use crate::harness::*;
-use bytes::{Buf, BufMut};
 use meterd::auth::keys::{self, KeySpec};
 use meterd::clock::Clock;
 use meterd::domain::access::{Clients, Grants, Scope};
@@ -11,7 +11,6 @@ use meterd::proto::key_service_client::KeyServiceClient;
 use meterd::proto::usage_service_client::UsageServiceClient;
 use prost_reflect::{DescriptorPool, DynamicMessage};
 use std::sync::OnceLock;
-use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::metadata::AsciiMetadataValue;
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
@@ -158,44 +157,6 @@ pub async fn call_path(
     for value in authorization {
         request.metadata_mut().append("authorization", value.parse().unwrap());
     }
-    let answer = grpc.streaming(request, path.parse().unwrap(), Bytes).await?;
+    let answer = grpc.streaming(request, path.parse().unwrap(), Raw).await?;
     Ok(answer.into_inner().message().await?.unwrap_or_default())
-}
-
-/// Messages as they are on the wire.
-#[derive(Clone)]
-struct Bytes;
-
-impl Codec for Bytes {
-    type Encode = Vec<u8>;
-    type Decode = Vec<u8>;
-    type Encoder = Self;
-    type Decoder = Self;
-
-    fn encoder(&mut self) -> Self {
-        Self
-    }
-
-    fn decoder(&mut self) -> Self {
-        Self
-    }
-}
-
-impl Encoder for Bytes {
-    type Item = Vec<u8>;
-    type Error = Status;
-
-    fn encode(&mut self, item: Vec<u8>, to: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        to.put_slice(&item);
-        Ok(())
-    }
-}
-
-impl Decoder for Bytes {
-    type Item = Vec<u8>;
-    type Error = Status;
-
-    fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<Vec<u8>>, Status> {
-        Ok(Some(from.copy_to_bytes(from.remaining()).to_vec()))
-    }
 }

@@ -1,21 +1,10 @@
 //! How an alert reads, for people and for machines.
 
+use crate::cli::time::{time_of, time_text};
 use crate::proto::Alert;
-use chrono::{DateTime, SecondsFormat};
+use chrono::SecondsFormat;
 use prost_types::Timestamp;
 use serde_json::{Value, json};
-
-/// A time as RFC 3339, to the second.
-pub fn time_text(time: Option<&Timestamp>) -> String {
-    time_of(time, SecondsFormat::Secs).unwrap_or_default()
-}
-
-/// A time as RFC 3339, as exact as it is.
-pub fn time_of(time: Option<&Timestamp>, format: SecondsFormat) -> Option<String> {
-    let time = time?;
-    let time = DateTime::from_timestamp(time.seconds, u32::try_from(time.nanos).ok()?)?;
-    Some(time.to_rfc3339_opts(format, true))
-}
 
 /// The type without the prefix of its enum, in lower case.
 pub fn type_name(alert: &Alert) -> String {

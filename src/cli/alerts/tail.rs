@@ -4,6 +4,7 @@ use super::{FilterArgs, show};
 use crate::cli::connect::Connection;
 use crate::cli::connect::{self, ConnectArgs, alerts_client, status_error};
 use crate::cli::retry::Backoff;
+use crate::cli::time::{time_of, time_text};
 use crate::proto::subscribe_alerts_response::Message;
 use crate::proto::{AlertChange, AlertEvent, SubscribeAlertsRequest};
 use chrono::SecondsFormat;
@@ -124,7 +125,7 @@ fn event_text(event: &AlertEvent) -> String {
     };
     format!(
         "{}  {}{by}  {}  {}  {}  {}  {}  {}",
-        show::time_text(event.change_time.as_ref()),
+        time_text(event.change_time.as_ref()),
         change_name(event),
         show::severity_name(&alert),
         show::type_name(&alert),
@@ -139,7 +140,7 @@ fn event_json(event: &AlertEvent, resume_token: &str) -> String {
     json!({
         "sequence": event.sequence,
         "change": change_name(event),
-        "change_time": show::time_of(event.change_time.as_ref(), SecondsFormat::AutoSi),
+        "change_time": time_of(event.change_time.as_ref(), SecondsFormat::AutoSi),
         "alert": event.alert.as_ref().map(show::json),
         "resume_token": resume_token,
     })
