@@ -10,6 +10,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
 
+/// Many small allocations from several threads: with the system's allocator they are a fifth of what an event costs.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Usage metering over gRPC: exact prices, exact months, one binary, one PostgreSQL.
 #[derive(Parser)]
 #[command(name = "meterd", version, about)]

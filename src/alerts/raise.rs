@@ -23,8 +23,8 @@ pub struct AlertSettings {
 }
 
 /// A month that the transaction has changed, and holds.
-pub struct ChangedMonth<'a> {
-    pub row: &'a MonthRow,
+pub struct ChangedMonth {
+    pub row: MonthRow,
     pub zone: Tz,
     /// Only by a backfill, which notifies nobody.
     pub backfill: bool,
@@ -57,34 +57,35 @@ pub struct Raising<'a> {
 }
 
 /// Raises what the changed months have reached, and gives it. The last write of the transaction.
+///
+/// Nothing is read where nothing is reached. What recurs can only lower a projection, so without it more is reached, not less.
 pub async fn raise_reached(
     conn: &mut PgConnection,
     settings: &AlertSettings,
     policies: &Policies,
-    changed: &[ChangedMonth<'_>],
+    mut changed: Vec<ChangedMonth>,
 ) -> sqlx::Result<Vec<Alert>> {
-    let today: Vec<NaiveDate> = changed.iter().map(|month| settings.today(month.zone)).collect();
-    let facts_of = |at: usize, recurring_cost| changed[at].row.facts(today[at], recurring_cost);
-    // What recurs is read only where it decides.
-    let unsure: Vec<usize> = (0..changed.len())
-        .filter(|&at| {
-            let MonthRow { client_id, open, .. } = changed[at].row;
-            facts_of(at, Total::ZERO).needs_recurring_cost(policies.of(client_id), *open)
-        })
-        .collect();
-    let rows: Vec<&MonthRow> = unsure.iter().map(|&at| changed[at].row).collect();
-    let recurring = if rows.is_empty() { vec![] } else { rollups::recurring_costs(conn, &rows).await? };
-    let mut recurring_costs = vec![Total::ZERO; changed.len()];
-    for (at, cost) in unsure.into_iter().zip(recurring) {
-        recurring_costs[at] = cost;
+    use_own_previous_costs(&mut changed);
+    let to_raise = |month: &ChangedMonth, recurring_cost| {
+        let MonthRow { client_id, raised, open, .. } = &month.row;
+        let facts = month.row.facts(settings.today(month.zone), recurring_cost);
+        facts.to_raise(policies.of(client_id), *raised, *open)
+    };
+    changed.retain(|month| !to_raise(month, Total::ZERO).is_empty());
+    if changed.is_empty() {
+        return Ok(vec![]);
     }
+    let rows: Vec<&MonthRow> = changed.iter().map(|month| &month.row).collect();
+    let recurring_costs = rollups::recurring_costs(conn, &rows).await?;
+    let previous_costs = rollups::previous_costs(conn, &rows).await?;
+    changed.iter_mut().zip(previous_costs).for_each(|(month, cost)| month.row.previous_cost = cost);
 
     let mut raising = Vec::new();
-    for (at, ChangedMonth { row, backfill, .. }) in changed.iter().enumerate() {
-        let MonthRow { client_id, raised, open, .. } = row;
-        let notifies = !backfill && settings.notifies(row, today[at]);
-        let findings = facts_of(at, recurring_costs[at]).to_raise(policies.of(client_id), *raised, *open);
-        raising.extend(findings.into_iter().map(|finding| Raising { client_id, finding, notifies }));
+    for (month, recurring_cost) in changed.iter().zip(recurring_costs) {
+        let ChangedMonth { row, zone, backfill } = month;
+        let notifies = !backfill && settings.notifies(row, settings.today(*zone));
+        let findings = to_raise(month, recurring_cost);
+        raising.extend(findings.into_iter().map(|finding| Raising { client_id: &row.client_id, finding, notifies }));
     }
     if raising.is_empty() {
         return Ok(vec![]);
@@ -93,6 +94,18 @@ pub async fn raise_reached(
     let changes: Vec<_> = raised.iter().map(|alert| (Change::Raised, alert.clone())).collect();
     alert_feed::append(conn, &changes).await?;
     Ok(raised)
+}
+
+/// The statement that changed two months of a client in a row gives the second with what the first had cost before.
+fn use_own_previous_costs(changed: &mut [ChangedMonth]) {
+    changed.sort_by(|left, right| (&left.row.client_id, left.row.month).cmp(&(&right.row.client_id, right.row.month)));
+    for at in 1..changed.len() {
+        let (before, after) = changed.split_at_mut(at);
+        let (before, after) = (&before[at - 1].row, &mut after[0].row);
+        if before.client_id == after.client_id && before.month == after.month.previous() {
+            after.previous_cost = before.cost;
+        }
+    }
 }
 
 /// Counts alerts whose transaction has committed.

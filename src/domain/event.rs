@@ -102,6 +102,16 @@ impl UnpricedReason {
     }
 }
 
+impl Charge {
+    /// Charge, price and reason, as they are stored.
+    pub fn columns(self) -> (Option<Decimal>, Option<i64>, Option<i16>) {
+        match self {
+            Self::Priced { charge, price_id } => (Some(charge), Some(price_id), None),
+            Self::Unpriced(reason) => (None, None, Some(reason as i16)),
+        }
+    }
+}
+
 /// An event with the day that it counts in and its charge: what is stored.
 #[derive(Clone, Debug)]
 pub struct PricedEvent<'a> {

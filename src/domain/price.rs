@@ -97,7 +97,7 @@ impl Rates {
     /// The charge, rounded once, half to even, to 12 decimals, or why there is none.
     pub fn charge(&self, measures: &Measures) -> Result<Decimal, UnpricedReason> {
         let exact: I256 = self.lines(measures)?.iter().map(|line| line.product).sum();
-        let rounded = divide_half_even(exact, I256::from(10).pow(PRODUCT_DECIMALS - DECIMALS));
+        let rounded = divide_half_even(exact, I256::from(10i128.pow(PRODUCT_DECIMALS - DECIMALS)));
         Ok(Decimal::from_scaled(rounded.as_i128()))
     }
 

@@ -88,15 +88,38 @@ impl Deltas {
         *self.days.entry(key).or_default() += sums;
     }
 
-    /// What these events add.
-    pub fn of_events(events: &[PricedEvent<'_>]) -> Self {
-        let mut deltas = Self::default();
-        for PricedEvent { event, day, charge, .. } in events {
-            let (client, service) = (event.client_id.clone(), event.service.clone());
-            let key = (client, *day, service, event.operation.clone(), event.model.clone());
-            deltas.add(key, Sums::of(&event.measures, *charge));
+    /// What these events add. Those of a client stand together, and clients are sorted.
+    pub fn of_events<'a>(events: impl IntoIterator<Item = &'a PricedEvent<'a>>) -> Self {
+        fn row<'a>(PricedEvent { event, day, .. }: &PricedEvent<'a>) -> (NaiveDate, &'a str, &'a str, &'a str) {
+            (*day, &event.service, &event.operation, &event.model)
         }
-        deltas
+        let mut events: Vec<&PricedEvent<'_>> = events.into_iter().collect();
+        let (mut months, mut month_services, mut days) = (vec![], vec![], vec![]);
+        for of_client in events.chunk_by_mut(|left, right| left.event.client_id == right.event.client_id) {
+            of_client.sort_unstable_by(|left, right| row(left).cmp(&row(right)));
+            let mut services: BTreeMap<(Month, Arc<str>), Sums> = BTreeMap::new();
+            for of_day in of_client.chunk_by(|left, right| row(left) == row(right)) {
+                let PricedEvent { event, day, .. } = of_day[0];
+                let sums: Sums = of_day.iter().map(|priced| Sums::of(&priced.event.measures, priced.charge)).sum();
+                let (client, service) = (event.client_id.clone(), event.service.clone());
+                *services.entry((Month::of(*day), service.clone())).or_default() += sums;
+                days.push(((client, *day, service, event.operation.clone(), event.model.clone()), sums));
+            }
+            let client = &of_client[0].event.client_id;
+            for ((month, service), sums) in services {
+                match months.last_mut() {
+                    Some(((of, last), total)) if of == client && *last == month => *total += sums,
+                    _ => months.push(((client.clone(), month), sums)),
+                }
+                month_services.push(((client.clone(), month, service), sums));
+            }
+        }
+        // Sorted already, so nothing is searched for.
+        Self {
+            months: months.into_iter().collect(),
+            month_services: month_services.into_iter().collect(),
+            days: days.into_iter().collect(),
+        }
     }
 }
 
@@ -112,6 +135,49 @@ impl std::ops::Sub for Sums {
             cached_input_tokens: self.cached_input_tokens - other.cached_input_tokens,
             cost: self.cost - other.cost,
             unpriced_event_count: self.unpriced_event_count - other.unpriced_event_count,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::decimal::Decimal;
+    use crate::domain::event::{EventId, UsageEvent};
+
+    proptest::proptest! {
+        /// In one go as one by one.
+        #[test]
+        fn events_add_up_in_one_go_as_one_by_one(
+            rows in proptest::collection::vec((0u8..3, 1u32..4, 10u32..13, 0u8..2, 0u8..2, 0u8..2, 0i64..1_000), 0..60)
+        ) {
+            let mut rows = rows;
+            rows.sort_by_key(|row| row.0);
+            let events: Vec<UsageEvent> = rows.iter().map(|row| UsageEvent {
+                client_id: format!("c{}", row.0).into(),
+                service: format!("s{}", row.3).into(),
+                operation: format!("o{}", row.4).into(),
+                model: format!("m{}", row.5).into(),
+                measures: Measures { units: Decimal::from_scaled(row.6.into()), input_tokens: row.6, ..Measures::default() },
+                event_time: chrono::DateTime::UNIX_EPOCH,
+                idempotency_key: "k".into(),
+                subject: String::new(),
+                external_id: String::new(),
+                metadata: None,
+            }).collect();
+            let priced: Vec<PricedEvent<'_>> = events.iter().zip(&rows).map(|(event, row)| PricedEvent {
+                event,
+                id: EventId::new(event.event_time),
+                day: NaiveDate::from_ymd_opt(2026, row.2, row.1).unwrap(),
+                charge: Charge::Priced { charge: Decimal::from_scaled(7 * i128::from(row.6)), price_id: 1 },
+            }).collect();
+            let mut one_by_one = Deltas::default();
+            for PricedEvent { event, day, charge, .. } in &priced {
+                let (client, service) = (event.client_id.clone(), event.service.clone());
+                let key = (client, *day, service, event.operation.clone(), event.model.clone());
+                one_by_one.add(key, Sums::of(&event.measures, *charge));
+            }
+            proptest::prop_assert_eq!(Deltas::of_events(&priced), one_by_one);
         }
     }
 }

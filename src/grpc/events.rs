@@ -1,7 +1,7 @@
 //! A usage event from the wire, checked and turned into what the write path takes.
 
 use super::Context;
-use super::fields::Fields;
+use super::fields::{Fields, Path};
 use super::json;
 use crate::auth::Caller;
 use crate::config::UnknownService;
@@ -19,9 +19,11 @@ use chrono::{DateTime, TimeDelta, Utc};
 use prost_types::Struct;
 use std::sync::Arc;
 
-/// A key as it is sent back with a refusal: none, where it is too long to be one.
-pub fn key_to_return(given: &str) -> Arc<str> {
-    if given.len() <= ID_BYTES_MAX { given.into() } else { "".into() }
+/// An event that is not taken.
+pub struct Refused {
+    /// As it was given; empty, where it is too long to be one.
+    pub key: Arc<str>,
+    pub error: Error,
 }
 
 /// Checks events by one moment's rules.
@@ -50,12 +52,17 @@ impl<'a> EventChecks<'a> {
     }
 
     /// Checks an event. `path` is that of the event, such as "event" or "events[3]".
-    pub fn check(&self, path: &str, event: Option<proto::UsageEvent>) -> Result<Submission, Error> {
-        self.submission(path, event).inspect_err(|_| count_rejected())
+    pub fn check(&self, path: Path, event: Option<proto::UsageEvent>) -> Result<Submission, Refused> {
+        let mut event = event.unwrap_or_default();
+        self.submission(path, &mut event).map_err(|error| {
+            count_rejected();
+            let key = if event.idempotency_key.len() <= ID_BYTES_MAX { event.idempotency_key.into() } else { "".into() };
+            Refused { key, error }
+        })
     }
 
-    fn submission(&self, path: &str, event: Option<proto::UsageEvent>) -> Result<Submission, Error> {
-        let event = event.unwrap_or_default();
+    /// Takes the texts out of an event that is fine.
+    fn submission(&self, path: Path, event: &mut proto::UsageEvent) -> Result<Submission, Error> {
         if !event.client_id.is_empty() {
             self.caller.check_client(Scope::Ingest, &event.client_id)?;
         }
@@ -91,6 +98,7 @@ impl<'a> EventChecks<'a> {
             Err(error) => return Err(error),
         };
         let id = EventId::new(event_time);
+        let event = std::mem::take(event);
         let idempotency_key = if key_was_given { event.idempotency_key.into() } else { format!("server-{id}").into() };
         let event = UsageEvent {
             client_id: event.client_id.into(),

@@ -15,19 +15,40 @@ const SECONDS_MAX: i64 = 253_402_300_799;
 /// Most values of a filter.
 pub const FILTER_VALUES_MAX: usize = 100;
 
+/// The message that fields are of.
+#[derive(Clone, Copy, Debug, Default)]
+pub enum Path {
+    /// The request itself.
+    #[default]
+    Request,
+    /// Such as "policy".
+    Named(&'static str),
+    /// Such as "events[3]".
+    Element(&'static str, usize),
+}
+
+impl Path {
+    fn of(self, field: &str) -> String {
+        match self {
+            Self::Request => field.into(),
+            Self::Named(message) => format!("{message}.{field}"),
+            Self::Element(messages, number) => format!("{messages}[{number}].{field}"),
+        }
+    }
+}
+
 /// Collects what is wrong.
 #[derive(Debug, Default)]
 pub struct Fields {
-    /// Of the message that the fields are of, such as "events[3]"; empty for the request itself.
-    path: String,
+    path: Path,
     wrong: Vec<(ErrorReason, Violation)>,
     metadata: Vec<(&'static str, String)>,
 }
 
 impl Fields {
     /// Fields of the message at this path.
-    pub fn of(path: impl Into<String>) -> Self {
-        Self { path: path.into(), ..Self::default() }
+    pub fn of(path: Path) -> Self {
+        Self { path, ..Self::default() }
     }
 
     /// Notes a wrong field.
@@ -37,9 +58,7 @@ impl Fields {
 
     /// Notes a field that is wrong for a reason of its own.
     pub fn wrong_because(&mut self, reason: ErrorReason, field: impl AsRef<str>, description: impl Into<String>) {
-        let field = field.as_ref();
-        let path = if self.path.is_empty() { field.into() } else { format!("{}.{field}", self.path) };
-        self.wrong.push((reason, Violation::new(path, description)));
+        self.wrong.push((reason, Violation::new(self.path.of(field.as_ref()), description)));
     }
 
     /// Notes a wrong field of the request itself, whatever message the others are of.

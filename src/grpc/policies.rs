@@ -1,7 +1,7 @@
 //! Alert policies of AlertService.
 
 use super::convert::timestamp;
-use super::fields::{FILTER_VALUES_MAX, Fields, shown};
+use super::fields::{FILTER_VALUES_MAX, Fields, Path, shown};
 use super::{Context, clients};
 use crate::alerts::{check, notify};
 use crate::domain::alert::Severity;
@@ -93,7 +93,7 @@ pub async fn update(
     let given = request.policy.unwrap_or_default();
     let paths = request.update_mask.unwrap_or_default().paths;
     let client_id = given.client_id.as_str();
-    let mut fields = Fields::of("policy");
+    let mut fields = Fields::of(Path::Named("policy"));
     if without_policy {
         // Taken for the default policy, it would take back what everybody goes by.
         fields.wrong_outside("policy", "is required; with an empty client_id it is the default policy");
@@ -117,7 +117,7 @@ pub async fn update(
     locks::change_versions(&mut tx).await?;
     let (mut overrides, _) = policies::find(&mut tx, client_id).await?.unzip();
     let overrides = overrides.get_or_insert_default();
-    let mut fields = Fields::of("policy");
+    let mut fields = Fields::of(Path::Named("policy"));
     set_fields(&mut fields, overrides, &given, &paths);
     let below = match client_id {
         policies::DEFAULT => Policy::default(),

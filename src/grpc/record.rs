@@ -1,7 +1,8 @@
 //! TrackUsage and BatchTrackUsage.
 
 use super::Context;
-use super::events::{EventChecks, key_to_return};
+use super::events::{EventChecks, Refused};
+use super::fields::Path;
 use crate::auth::Caller;
 use crate::domain::event::EventId;
 use crate::error::Error;
@@ -10,6 +11,7 @@ use crate::proto::{
     BatchTrackUsageRequest, BatchTrackUsageResponse, ErrorReason, EventOutcome, TrackUsageRequest, TrackUsageResponse,
     UsageResult,
 };
+use std::sync::Arc;
 use tokio::sync::mpsc;
 
 /// Most events of a batch.
@@ -35,9 +37,9 @@ pub async fn track(
     caller: &Caller,
     request: TrackUsageRequest,
 ) -> Result<TrackUsageResponse, Error> {
-    let service = request.event.as_ref().map(|event| event.service.clone()).unwrap_or_default();
-    let checks = EventChecks::new(context, caller, std::iter::once(service.as_str()), false).await?;
-    let submission = checks.check("event", request.event)?;
+    let service = request.event.as_ref().map(|event| event.service.as_str());
+    let checks = EventChecks::new(context, caller, service.into_iter(), false).await?;
+    let submission = checks.check(Path::Named("event"), request.event).map_err(|refused| refused.error)?;
     let key = submission.event.idempotency_key.clone();
     match context.ingest.record(submission).await? {
         Outcome::Conflict(holder) => Err(conflict(&key, holder)),
@@ -56,34 +58,33 @@ pub async fn batch(
     if !(1..=BATCH_EVENTS_MAX).contains(&count) {
         return Err(batch_of(count));
     }
-    let services: std::collections::HashSet<String> =
-        request.events.iter().map(|event| event.service.clone()).collect();
-    let checks = EventChecks::new(context, caller, services.iter().map(String::as_str), request.backfill).await?;
+    let services = request.events.iter().map(|event| event.service.as_str());
+    let checks = EventChecks::new(context, caller, services, request.backfill).await?;
     let mut keys = Vec::with_capacity(count);
     let mut outcomes: Vec<Option<Outcome>> = vec![None; count];
     let mut submissions = Vec::with_capacity(count);
     for (number, event) in request.events.into_iter().enumerate() {
-        let given_key = key_to_return(&event.idempotency_key);
-        match checks.check(&format!("events[{number}]"), Some(event)) {
+        match checks.check(Path::Element("events", number), Some(event)) {
             Ok(submission) => {
                 keys.push(submission.event.idempotency_key.clone());
                 submissions.push((number, submission));
             }
-            Err(error) => {
-                keys.push(given_key);
+            Err(Refused { key, error }) => {
+                keys.push(key);
                 outcomes[number] = Some(Outcome::Rejected(error));
             }
         }
     }
     let (sender, mut receiver) = mpsc::unbounded_channel();
+    let sender = Arc::new(sender);
     let queueing = async {
         let queued = context.ingest.record_numbered(submissions, &sender).await;
         drop(sender);
         queued
     };
     let settling = async {
-        while let Some((number, outcome)) = receiver.recv().await {
-            outcomes[number] = Some(outcome);
+        while let Some(settled) = receiver.recv().await {
+            settled.into_iter().for_each(|(number, outcome)| outcomes[number] = Some(outcome));
         }
     };
     let (queued, ()) = tokio::join!(queueing, settling);

@@ -1,11 +1,12 @@
 //! StreamUsage: events in, acknowledgements out in order and after the commit.
 
 use super::Context;
-use super::events::{EventChecks, key_to_return};
+use super::events::{EventChecks, Refused};
+use super::fields::Path;
 use super::panics::answer_of_a_task;
 use crate::auth::Caller;
 use crate::error::Error;
-use crate::ingest::Outcome;
+use crate::ingest::{Outcome, Outcomes};
 use crate::proto::{StreamUsageRequest, StreamUsageResponse, StreamUsageResult};
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
@@ -30,7 +31,7 @@ pub fn run(
     answer_of_a_task(ACKS_WAITING_MAX, |acks| async move {
         let (sender, outcomes) = mpsc::unbounded_channel();
         let in_flight = InFlight::default();
-        let reading = read(&context, &caller, messages, sender, &in_flight);
+        let reading = read(&context, &caller, messages, Arc::new(sender), &in_flight);
         let settling = settle(&context, outcomes, &acks, &in_flight);
         let (read, ()) = tokio::join!(reading, settling);
         read
@@ -42,7 +43,7 @@ async fn read(
     context: &Context,
     caller: &Arc<Caller>,
     mut messages: Streaming<StreamUsageRequest>,
-    outcomes: mpsc::UnboundedSender<(usize, Outcome)>,
+    outcomes: Outcomes,
     in_flight: &InFlight,
 ) -> Result<(), Status> {
     let room = Arc::new(Semaphore::new(UNSETTLED_EVENTS_MAX));
@@ -66,11 +67,10 @@ async fn read(
         let Some(StreamUsageRequest { event }) = message? else { return Ok(()) };
         let event = event.unwrap_or_default();
         let checks = EventChecks::new(context, caller, std::iter::once(event.service.as_str()), false).await?;
-        let given_key = key_to_return(&event.idempotency_key);
-        match checks.check("event", Some(event)) {
-            Err(error) => {
-                in_flight.lock().expect("not poisoned").insert(number, (given_key, permit));
-                drop(outcomes.send((number, Outcome::Rejected(error))));
+        match checks.check(Path::Named("event"), Some(event)) {
+            Err(Refused { key, error }) => {
+                in_flight.lock().expect("not poisoned").insert(number, (key, permit));
+                drop(outcomes.send(vec![(number, Outcome::Rejected(error))]));
             }
             Ok(submission) => {
                 let key = submission.event.idempotency_key.clone();
@@ -85,7 +85,7 @@ async fn read(
 /// Acknowledges what is settled, in order, until all is or the caller has hung up.
 async fn settle(
     context: &Context,
-    mut outcomes: mpsc::UnboundedReceiver<(usize, Outcome)>,
+    mut outcomes: mpsc::UnboundedReceiver<Vec<(usize, Outcome)>>,
     acks: &mpsc::Sender<Result<StreamUsageResponse, Status>>,
     in_flight: &InFlight,
 ) {
@@ -99,12 +99,14 @@ async fn settle(
         };
         let Some(first) = first else { return };
         let mut next = Some(first);
-        while let Some((number, outcome)) = next {
-            let at = number - settled - 1;
-            if known.len() <= at {
-                known.resize_with(at + 1, || None);
+        while let Some(together) = next {
+            for (number, outcome) in together {
+                let at = number - settled - 1;
+                if known.len() <= at {
+                    known.resize_with(at + 1, || None);
+                }
+                known[at] = Some(outcome);
             }
-            known[at] = Some(outcome);
             next = outcomes.try_recv().ok();
         }
         let mut results = Vec::new();

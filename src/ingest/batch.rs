@@ -1,22 +1,30 @@
 //! One transaction: claim keys, insert the events whose keys were new, add them to days and months, commit.
 
+use super::clients::ClientSettings;
 use super::{Outcome, Recorded, Submission};
 use crate::alerts::raise::{self, AlertSettings, ChangedMonth, raise_reached};
 use crate::catalog::CatalogCache;
 use crate::domain::alert::Alert;
-use crate::domain::event::{ACCEPT_FUTURE_SECONDS_MAX, EventId, PricedEvent};
+use crate::domain::event::{ACCEPT_FUTURE_SECONDS_MAX, PricedEvent};
 use crate::domain::period::{Month, day_of};
 use crate::domain::rollup::Deltas;
 use crate::error::Error;
-use crate::store::keys::{Claimed, Claims, KeyHolder};
+use crate::store::keys::{self, KeyHolder};
+use crate::store::locks::{self, Versions};
+use crate::store::record::{self, NewEvent, Written};
 use crate::store::rollups::MonthRow;
-use crate::store::{catalog, clients, events, is_lock_timeout, keys, locks, rollups};
+use crate::store::{catalog, is_lock_timeout, is_unique_violation};
 use chrono::{NaiveDate, TimeDelta};
+use chrono_tz::Tz;
 use sqlx::{Executor, PgConnection};
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 /// An event lies at most so far after the time at which its key was claimed: the most that may be accepted.
 const KEY_LEAD: TimeDelta = TimeDelta::seconds(ACCEPT_FUTURE_SECONDS_MAX as i64);
+
+/// So many new events and more are copied; below it one statement is faster.
+const COPY_EVENTS_MIN: usize = 50;
 
 /// Records a batch and gives an outcome for each, in order. An event of a closed month, or one whose key may be pruned, is
 /// refused, unless its key is there. On an error the connection is in a transaction: drop it.
@@ -25,161 +33,221 @@ const KEY_LEAD: TimeDelta = TimeDelta::seconds(ACCEPT_FUTURE_SECONDS_MAX as i64)
 pub(super) async fn record(
     conn: &mut PgConnection,
     cache: &CatalogCache,
+    clients: &mut ClientSettings,
     alert_settings: &AlertSettings,
     batch: &[&Submission],
 ) -> sqlx::Result<Vec<Outcome>> {
-    let mut outcomes: Vec<Option<Outcome>> = vec![None; batch.len()];
-    let mut open: Vec<usize> = (0..batch.len()).collect();
-    // Twice at most, unless a month closes in between: what stays open had the key of an event that was refused, and every
-    // other event that would be refused has been.
-    while !open.is_empty() {
-        let submissions: Vec<_> = open.iter().map(|&index| batch[index]).collect();
-        let settled = record_once(conn, cache, alert_settings, &submissions).await?;
-        open.iter().zip(settled).for_each(|(&index, outcome)| outcomes[index] = outcome);
-        open.retain(|&index| outcomes[index].is_none());
+    let of_clients = Clients::of(batch);
+    let mut catalog = cache.current();
+    let mut copy = true;
+    // Twice at most: with a copy, and without where that has met a key that was taken.
+    loop {
+        let versions = begin(conn).await?;
+        if versions.catalog != catalog.version {
+            // Nobody can change it again before the commit: the versions lock is held.
+            catalog = cache.adopt(catalog::load(conn).await?);
+        }
+        clients.know(conn, versions.client_settings, &of_clients.ids).await?;
+        let dated = dated(clients, &versions, &of_clients, batch)?;
+        let order = Order::of(&dated, &of_clients);
+        let (leaders, new): (Vec<usize>, Vec<NewEvent<'_>>) = order
+            .leaders
+            .iter()
+            .enumerate()
+            .filter(|&(_, &index)| dated[index].refusal.is_none())
+            .map(|(leader, &index)| {
+                let Dated { submission: Submission { event, id, payload_hash, backfill, .. }, day, .. } = dated[index];
+                let priced = PricedEvent { event, id: *id, day, charge: catalog.charge(event) };
+                (leader, NewEvent { priced, payload_hash, backfill: *backfill })
+            })
+            .unzip();
+        copy &= new.len() >= COPY_EVENTS_MIN;
+        match write(conn, &new, copy).await {
+            Ok(Wrote { claimed, months }) => {
+                let is_recorded = |new: &NewEvent<'_>| claimed.as_ref().is_none_or(|all| all.contains(&new.priced.id.seq));
+                let recorded = || new.iter().filter(|new| is_recorded(new));
+                let raised = raise_alerts(conn, alert_settings, clients, recorded, months).await?;
+                let mut holders = vec![None; order.leaders.len()];
+                for (leader, new) in leaders.iter().zip(&new).filter(|(_, new)| is_recorded(new)) {
+                    let NewEvent { priced: PricedEvent { id, charge, .. }, payload_hash, .. } = new;
+                    holders[*leader] = Some(KeyHolder { payload_hash: **payload_hash, id: *id, charge: Some(*charge) });
+                }
+                find_earlier_holders(conn, &dated, &order, &mut holders).await?;
+                conn.execute("COMMIT").await?;
+                raise::count(&raised);
+                let holder = |index: usize| holders[order.leader_of[index]].as_ref();
+                return dated.iter().enumerate().map(|(index, dated)| outcome(dated, holder(index))).collect();
+            }
+            Err(error) if copy && is_unique_violation(&error) => {
+                copy = false;
+                conn.execute("ROLLBACK").await?;
+            }
+            Err(error) => return Err(error),
+        }
     }
-    Ok(outcomes.into_iter().flatten().collect())
 }
 
-/// Does one transaction. No outcome, where an event may claim its key now that the one before it was refused.
-async fn record_once(
-    conn: &mut PgConnection,
-    cache: &CatalogCache,
-    alert_settings: &AlertSettings,
-    batch: &[&Submission],
-) -> sqlx::Result<Vec<Option<Outcome>>> {
-    let leaders = leaders(batch);
-    let mut claims = Claims::default();
-    for submission in leaders.iter().map(|&index| batch[index]).filter(|leader| leader.refuse_if_new.is_none()) {
-        let event = &submission.event;
-        let Submission { payload_hash, id, backfill, .. } = submission;
-        claims.push(&event.client_id, &event.idempotency_key, payload_hash, *id, *backfill);
-    }
-    let client_ids: BTreeSet<&str> = batch.iter().map(|submission| &*submission.event.client_id).collect();
-    let client_ids: Vec<String> = client_ids.into_iter().map(String::from).collect();
+/// The clients of a batch, sorted, and which of them each event is of.
+struct Clients<'a> {
+    ids: Vec<&'a Arc<str>>,
+    of: Vec<usize>,
+}
 
+impl<'a> Clients<'a> {
+    fn of(batch: &[&'a Submission]) -> Self {
+        let mut numbers: HashMap<&str, usize> = HashMap::with_capacity(batch.len());
+        let mut ids = vec![];
+        let mut of = Vec::with_capacity(batch.len());
+        for submission in batch {
+            let client_id = &submission.event.client_id;
+            of.push(*numbers.entry(client_id).or_insert_with(|| {
+                ids.push(client_id);
+                ids.len() - 1
+            }));
+        }
+        let mut sorted: Vec<usize> = (0..ids.len()).collect();
+        sorted.sort_unstable_by_key(|&number| ids[number]);
+        let mut places = vec![0; ids.len()];
+        sorted.iter().enumerate().for_each(|(place, &number)| places[number] = place);
+        of.iter_mut().for_each(|number| *number = places[*number]);
+        Self { ids: sorted.iter().map(|&number| ids[number]).collect(), of }
+    }
+}
+
+async fn begin(conn: &mut PgConnection) -> sqlx::Result<Versions> {
     // Held against all clients, not one: no reason to try them apart.
     let held_for_all = |error| if is_lock_timeout(&error) { sqlx::Error::PoolTimedOut } else { error };
-    locks::begin_sharing_versions(conn).await.map_err(held_for_all)?;
-    let claimed = keys::claim(conn, &claims, &client_ids).await?;
-    let mut catalog = cache.current();
-    if claimed.catalog_version != catalog.version {
-        // Nobody can change it again before the commit: the versions lock is held.
-        catalog = cache.adopt(catalog::load(conn).await?);
-    }
+    locks::begin_sharing_versions(conn).await.map_err(held_for_all)
+}
 
-    // Who has each key when this transaction is through: an event of the batch, or one that was there.
-    let mut holders: HashMap<(&str, &str), KeyHolder> = HashMap::with_capacity(leaders.len());
-    let mut recorded = Vec::with_capacity(leaders.len());
-    let (mut taken_clients, mut taken_keys) = (vec![], vec![]);
-    // New events that are refused: their keys are free again with the commit.
-    let (mut free_clients, mut free_keys) = (vec![], vec![]);
-    for &index in &leaders {
-        let Submission { event, id, payload_hash, .. } = batch[index];
-        if claimed.event_seqs.contains(&id.seq) {
-            let day = day(&claimed, batch[index])?;
-            if refusal(&claimed, batch[index], day).is_some() {
-                free_clients.push(event.client_id.to_string());
-                free_keys.push(event.idempotency_key.to_string());
-                continue;
-            }
-            let charge = catalog.charge(event);
-            recorded.push(PricedEvent { event, id: *id, day, charge });
-            let holder = KeyHolder { payload_hash: payload_hash.to_vec(), id: *id, charge: Some(charge) };
-            holders.insert(key(batch[index]), holder);
-        } else {
-            taken_clients.push(event.client_id.to_string());
-            taken_keys.push(event.idempotency_key.to_string());
-        }
-    }
-    if !free_keys.is_empty() {
-        keys::give_back(conn, &free_clients, &free_keys).await?;
-    }
-    let earlier =
-        if taken_keys.is_empty() { HashMap::new() } else { keys::holders(conn, &taken_clients, &taken_keys).await? };
-    let mut raised = vec![];
-    if !recorded.is_empty() {
-        events::insert(conn, &recorded).await?;
-        let months = rollups::add(conn, &Deltas::of_events(&recorded)).await?;
-        raised = raise_alerts(conn, alert_settings, batch, &recorded, &claimed, &months).await?;
-    }
-    conn.execute("COMMIT").await?;
-    raise::count(&raised);
+/// What was written.
+struct Wrote {
+    /// Sequence numbers of the events whose keys were free, unless all were.
+    claimed: Option<HashSet<i64>>,
+    months: Vec<MonthRow>,
+}
 
-    holders.extend(earlier.iter().map(|((client, key), holder)| ((&**client, &**key), holder.clone())));
-    let free: HashSet<(&str, &str)> =
-        free_clients.iter().zip(&free_keys).map(|(client_id, key)| (client_id.as_str(), key.as_str())).collect();
-    let settle = |&submission: &&Submission| {
-        if !free.contains(&key(submission)) || submission.refuse_if_new.is_some() {
-            return outcome(submission, holders.get(&key(submission))).map(Some);
-        }
-        Ok(refusal(&claimed, submission, day(&claimed, submission)?).map(Outcome::Rejected))
+/// Writes the events whose keys are free.
+async fn write(conn: &mut PgConnection, new: &[NewEvent<'_>], copy: bool) -> sqlx::Result<Wrote> {
+    if new.is_empty() {
+        return Ok(Wrote { claimed: None, months: vec![] });
+    }
+    let deltas = Deltas::of_events(new.iter().map(|new| &new.priced));
+    if copy {
+        return Ok(Wrote { claimed: None, months: record::copy(conn, new, &deltas).await? });
+    }
+    let claimed = match record::record(conn, new, &deltas).await? {
+        Written::All(months) => return Ok(Wrote { claimed: None, months }),
+        Written::Claimed(claimed) => claimed,
     };
-    batch.iter().map(settle).collect()
+    let free: Vec<NewEvent<'_>> = new.iter().filter(|new| claimed.contains(&new.priced.id.seq)).cloned().collect();
+    let deltas = Deltas::of_events(free.iter().map(|new| &new.priced));
+    let months = if free.is_empty() { vec![] } else { record::record_claimed(conn, &free, &deltas).await? };
+    Ok(Wrote { claimed: Some(claimed), months })
 }
 
-/// The day of an event in its client's zone.
-fn day(claimed: &Claimed, submission: &Submission) -> sqlx::Result<NaiveDate> {
-    let zone = claimed.time_zones.get(&*submission.event.client_id).ok_or_else(client_vanished)?;
-    Ok(day_of(submission.event.event_time, clients::zone(zone)?))
+/// A submission with the day of its event, and why it is not taken as a new one, if it is not.
+struct Dated<'a> {
+    submission: &'a Submission,
+    /// In its client's zone.
+    day: NaiveDate,
+    refusal: Option<Error>,
 }
 
-/// Why an event is not taken as a new one, if it is not.
-fn refusal(claimed: &Claimed, submission: &Submission, day: NaiveDate) -> Option<Error> {
-    if let Some(closed) = claimed.closed_through.filter(|closed| Month::of(day) <= *closed) {
-        return Some(Error::month_closed(closed));
+fn dated<'a>(
+    settings: &ClientSettings,
+    versions: &Versions,
+    clients: &Clients<'_>,
+    batch: &[&'a Submission],
+) -> sqlx::Result<Vec<Dated<'a>>> {
+    let zones = clients.ids.iter().map(|client_id| settings.zone(client_id)).collect::<sqlx::Result<Vec<Tz>>>()?;
+    let dated = batch.iter().zip(&clients.of).map(|(&submission, &client)| {
+        let Submission { event, backfill, refuse_if_new, .. } = submission;
+        let day = day_of(event.event_time, zones[client]);
+        let closed = versions.closed_through.filter(|closed| Month::of(day) <= *closed);
+        let pruned = versions.keys_pruned_through.filter(|pruned| !backfill && event.event_time < *pruned + KEY_LEAD);
+        let refusal = refuse_if_new.clone().or_else(|| closed.map(Error::month_closed));
+        Dated { submission, day, refusal: refusal.or_else(|| pruned.map(Error::key_pruned)) }
+    });
+    Ok(dated.collect())
+}
+
+/// Which events may claim their keys.
+struct Order {
+    /// The first event of each client and key, sorted by client and key. Of several with the same key, one that may be new
+    /// leads before one that may only be a repeat.
+    leaders: Vec<usize>,
+    /// Of each event, where in `leaders` the one is that has its key.
+    leader_of: Vec<usize>,
+}
+
+impl Order {
+    fn of(dated: &[Dated<'_>], clients: &Clients<'_>) -> Self {
+        let key = |index: usize| (clients.of[index], &*dated[index].submission.event.idempotency_key);
+        let mut sorted: Vec<usize> = (0..dated.len()).collect();
+        sorted.sort_unstable_by_key(|&index| (key(index), dated[index].refusal.is_some(), index));
+        let (mut leaders, mut leader_of) = (Vec::with_capacity(sorted.len()), vec![0; sorted.len()]);
+        for index in sorted {
+            if leaders.last().is_none_or(|&leader| key(leader) != key(index)) {
+                leaders.push(index);
+            }
+            leader_of[index] = leaders.len() - 1;
+        }
+        Self { leaders, leader_of }
     }
-    let pruned = claimed.keys_pruned_through.filter(|_| !submission.backfill)?;
-    (submission.event.event_time < pruned + KEY_LEAD).then(|| Error::key_pruned(pruned))
+}
+
+/// Adds who has a key that was taken.
+async fn find_earlier_holders(
+    conn: &mut PgConnection,
+    dated: &[Dated<'_>],
+    order: &Order,
+    holders: &mut [Option<KeyHolder>],
+) -> sqlx::Result<()> {
+    let key = |leader: usize| {
+        let event = &dated[order.leaders[leader]].submission.event;
+        (event.client_id.to_string(), event.idempotency_key.to_string())
+    };
+    let taken: Vec<usize> = (0..holders.len()).filter(|&leader| holders[leader].is_none()).collect();
+    if taken.is_empty() {
+        return Ok(());
+    }
+    let (client_ids, keys): (Vec<_>, Vec<_>) = taken.iter().map(|&leader| key(leader)).unzip();
+    let mut earlier = keys::holders(conn, &client_ids, &keys).await?;
+    for ((leader, client_id), key) in taken.into_iter().zip(client_ids).zip(keys) {
+        holders[leader] = earlier.remove(&(client_id, key));
+    }
+    Ok(())
 }
 
 /// Raises the alerts that the changed months have reached.
-async fn raise_alerts(
+async fn raise_alerts<'a, I: Iterator<Item = &'a NewEvent<'a>>>(
     conn: &mut PgConnection,
     settings: &AlertSettings,
-    batch: &[&Submission],
-    recorded: &[PricedEvent<'_>],
-    claimed: &Claimed,
-    months: &[MonthRow],
+    clients: &ClientSettings,
+    recorded: impl Fn() -> I,
+    months: Vec<MonthRow>,
 ) -> sqlx::Result<Vec<Alert>> {
-    let backfilled: HashSet<EventId> =
-        batch.iter().filter(|submission| submission.backfill).map(|submission| submission.id).collect();
     // Months that more than a backfill has changed; without one there is nothing to tell apart.
-    let live: HashSet<(&str, Month)> = recorded
-        .iter()
-        .filter(|priced| !backfilled.is_empty() && !backfilled.contains(&priced.id))
-        .map(|priced| (&*priced.event.client_id, Month::of(priced.day)))
+    let any_backfill = recorded().any(|new| new.backfill);
+    let live: HashSet<(&str, Month)> = recorded()
+        .filter(|new| any_backfill && !new.backfill)
+        .map(|new| (&*new.priced.event.client_id, Month::of(new.priced.day)))
         .collect();
     let changed = months
-        .iter()
+        .into_iter()
         .map(|row| {
-            let zone = claimed.time_zones.get(&row.client_id).ok_or_else(client_vanished)?;
-            let backfill = !backfilled.is_empty() && !live.contains(&(row.client_id.as_str(), row.month));
-            Ok(ChangedMonth { row, zone: clients::zone(zone)?, backfill })
+            let backfill = any_backfill && !live.contains(&(row.client_id.as_str(), row.month));
+            Ok(ChangedMonth { zone: clients.zone(&row.client_id)?, backfill, row })
         })
         .collect::<sqlx::Result<Vec<_>>>()?;
-    raise_reached(conn, settings, &claimed.policies, &changed).await
-}
-
-/// The first event of each client and key, sorted by client and key: the one that may claim it. Of several with the same
-/// key, one that may be new leads before one that may only be a repeat.
-fn leaders(batch: &[&Submission]) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..batch.len()).collect();
-    order.sort_by_key(|&index| {
-        let Submission { event, refuse_if_new, .. } = batch[index];
-        (&event.client_id, &event.idempotency_key, refuse_if_new.is_some(), index)
-    });
-    order.dedup_by_key(|&mut index| key(batch[index]));
-    order
-}
-
-fn key(submission: &Submission) -> (&str, &str) {
-    (&submission.event.client_id, &submission.event.idempotency_key)
+    raise_reached(conn, settings, &clients.policies, changed).await
 }
 
 /// The outcome of an event, by comparison with the one that has its key.
-fn outcome(submission: &Submission, holder: Option<&KeyHolder>) -> sqlx::Result<Outcome> {
-    match (holder, &submission.refuse_if_new) {
+fn outcome(dated: &Dated<'_>, holder: Option<&KeyHolder>) -> sqlx::Result<Outcome> {
+    let Dated { submission, refusal, .. } = dated;
+    match (holder, refusal) {
         (Some(holder), _) if holder.payload_hash != submission.payload_hash => Ok(Outcome::Conflict(holder.id)),
         (Some(holder), _) => {
             let recorded = Recorded { id: holder.id, charge: holder.charge };
@@ -190,8 +258,4 @@ fn outcome(submission: &Submission, holder: Option<&KeyHolder>) -> sqlx::Result<
         (None, Some(refusal)) => Ok(Outcome::Rejected(refusal.clone())),
         (None, None) => Err(sqlx::Error::Protocol("an idempotency key was neither free nor taken".into())),
     }
-}
-
-fn client_vanished() -> sqlx::Error {
-    sqlx::Error::Protocol("a client was removed while its event was recorded".into())
 }

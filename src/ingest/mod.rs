@@ -1,6 +1,7 @@
 //! The one write path: a bounded queue and a writer that commits what has gathered.
 
 mod batch;
+mod clients;
 mod queue;
 mod writer;
 
@@ -10,8 +11,10 @@ use crate::domain::event::{Charge, EventId, PayloadHash, UsageEvent};
 use crate::error::Error;
 use crate::proto::ErrorReason;
 use chrono_tz::Tz;
+use futures_util::future::try_join_all;
 use queue::{Item, Queue};
 use sqlx::postgres::PgConnectOptions;
+use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -81,8 +84,11 @@ pub enum Reply {
     /// To a lone caller.
     One(oneshot::Sender<Outcome>),
     /// To a batch or stream, with the number that the event has there.
-    Numbered(usize, mpsc::UnboundedSender<(usize, Outcome)>),
+    Numbered(usize, Outcomes),
 }
+
+/// Takes outcomes to a batch or stream: those that are known at once, at once.
+pub type Outcomes = Arc<mpsc::UnboundedSender<Vec<(usize, Outcome)>>>;
 
 impl Reply {
     /// Nobody waits any more.
@@ -92,24 +98,38 @@ impl Reply {
             Self::Numbered(_, sender) => sender.is_closed(),
         }
     }
+}
 
-    /// A caller that has gone is no error.
-    fn send(self, outcome: Outcome) {
-        count(outcome.label());
-        match self {
-            Self::One(sender) => drop(sender.send(outcome)),
-            Self::Numbered(number, sender) => drop(sender.send((number, outcome))),
+/// Answers all; a caller that has gone is no error.
+fn reply(answers: impl IntoIterator<Item = (Reply, Outcome)>) {
+    let mut counts: BTreeMap<&'static str, u64> = BTreeMap::new();
+    // By the address of the way there, which is one's own as long as the reply has it.
+    let mut numbered: HashMap<*const (), (Outcomes, Vec<(usize, Outcome)>)> = HashMap::new();
+    for (reply, outcome) in answers {
+        *counts.entry(outcome.label()).or_default() += 1;
+        match reply {
+            Reply::One(sender) => drop(sender.send(outcome)),
+            Reply::Numbered(number, outcomes) => {
+                let address = Arc::as_ptr(&outcomes).cast();
+                numbered.entry(address).or_insert_with(|| (outcomes, vec![])).1.push((number, outcome));
+            }
         }
+    }
+    for (outcomes, settled) in numbered.into_values() {
+        drop(outcomes.send(settled));
+    }
+    for (label, events) in counts {
+        count(label, events);
     }
 }
 
-fn count(outcome: &'static str) {
-    metrics::counter!("meterd_events_total", "outcome" => outcome).increment(1);
+fn count(outcome: &'static str, events: u64) {
+    metrics::counter!("meterd_events_total", "outcome" => outcome).increment(events);
 }
 
 /// Counts an event that was rejected before it came here.
 pub fn count_rejected() {
-    count("rejected");
+    count("rejected", 1);
 }
 
 impl Outcome {
@@ -148,10 +168,10 @@ impl Ingest {
         (Self { queues }, writers)
     }
 
-    fn queue(&self, client_id: &str) -> &Queue {
+    fn queue_number(&self, client_id: &str) -> usize {
         let mut hasher = DefaultHasher::new();
         client_id.hash(&mut hasher);
-        &self.queues[hasher.finish() as usize % self.queues.len()]
+        hasher.finish() as usize % self.queues.len()
     }
 
     /// Queues a lone event, and settles when it is durable. A full queue is an error at once: a lone caller is told, not
@@ -159,7 +179,7 @@ impl Ingest {
     pub async fn record(&self, submission: Submission) -> Result<Outcome, Error> {
         let (sender, receiver) = oneshot::channel();
         let item = Item { submission, reply: Reply::One(sender), queued_at: Instant::now() };
-        self.queue(&item.submission.event.client_id).push(item)?;
+        self.queues[self.queue_number(&item.submission.event.client_id)].push(item)?;
         receiver.await.map_err(|_| Error::shutting_down())
     }
 
@@ -167,14 +187,16 @@ impl Ingest {
     pub async fn record_numbered(
         &self,
         submissions: Vec<(usize, Submission)>,
-        outcomes: &mpsc::UnboundedSender<(usize, Outcome)>,
+        outcomes: &Outcomes,
     ) -> Result<(), Error> {
+        let queued_at = Instant::now();
+        let mut of_queues: Vec<Vec<Item>> = self.queues.iter().map(|_| vec![]).collect();
         for (number, submission) in submissions {
-            let reply = Reply::Numbered(number, outcomes.clone());
-            let item = Item { submission, reply, queued_at: Instant::now() };
-            self.queue(&item.submission.event.client_id).push_when_room(item).await?;
+            let queue = self.queue_number(&submission.event.client_id);
+            of_queues[queue].push(Item { submission, reply: Reply::Numbered(number, outcomes.clone()), queued_at });
         }
-        Ok(())
+        let pushing = self.queues.iter().zip(of_queues).map(|(queue, items)| queue.push_when_room(items));
+        try_join_all(pushing).await.map(drop)
     }
 
     /// Takes nothing more. What is queued is still settled.

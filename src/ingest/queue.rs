@@ -63,41 +63,42 @@ impl Queue {
 
     /// Queues an event, or says why not: no room for its client, or closed.
     pub(super) fn push(&self, item: Item) -> Result<(), Error> {
-        self.try_push(item).map_err(|refused| refused.1)
+        let mut state = self.state();
+        match state.push(item, self.capacity) {
+            None => {}
+            Some(_) if state.closed => return Err(Error::shutting_down()),
+            Some(_) => return Err(queue_full()),
+        }
+        drop(state);
+        self.filled.notify_one();
+        Ok(())
     }
 
-    /// Queues an event as soon as its client has room.
-    pub(super) async fn push_when_room(&self, mut item: Item) -> Result<(), Error> {
-        loop {
+    /// Queues events in order, each as soon as its client has room.
+    pub(super) async fn push_when_room(&self, items: Vec<Item>) -> Result<(), Error> {
+        let mut items = items.into_iter();
+        let mut next = items.next();
+        while next.is_some() {
             // Registered before the look, so that room made in between wakes it.
             let drained = self.drained.notified();
-            match self.try_push(item) {
-                Ok(()) => return Ok(()),
-                Err((refused, error)) if error.code == tonic::Code::ResourceExhausted => item = *refused,
-                Err((_, error)) => return Err(error),
+            {
+                let mut state = self.state();
+                while let Some(item) = next {
+                    next = state.push(item, self.capacity);
+                    if next.is_some() {
+                        break;
+                    }
+                    next = items.next();
+                }
+                if next.is_some() && state.closed {
+                    return Err(Error::shutting_down());
+                }
             }
-            drained.await;
+            self.filled.notify_one();
+            if next.is_some() {
+                drained.await;
+            }
         }
-    }
-
-    fn try_push(&self, item: Item) -> Result<(), (Box<Item>, Error)> {
-        let mut guard = self.state();
-        let state = &mut *guard;
-        if state.closed {
-            return Err((Box::new(item), Error::shutting_down()));
-        }
-        let client_id = &item.submission.event.client_id;
-        let waiting = state.clients.get(client_id).map_or(0, VecDeque::len);
-        if waiting >= self.capacity.saturating_sub(state.len) {
-            return Err((Box::new(item), queue_full()));
-        }
-        if waiting == 0 {
-            state.turns.push_back(client_id.clone());
-        }
-        state.clients.entry(client_id.clone()).or_default().push_back(item);
-        state.len += 1;
-        drop(guard);
-        self.filled.notify_one();
         Ok(())
     }
 
@@ -138,6 +139,21 @@ impl Queue {
 }
 
 impl State {
+    /// Takes an event in, or gives it back: no room for its client, or closed.
+    fn push(&mut self, item: Item, capacity: usize) -> Option<Item> {
+        let client_id = &item.submission.event.client_id;
+        let waiting = self.clients.get(client_id).map_or(0, VecDeque::len);
+        if self.closed || waiting >= capacity.saturating_sub(self.len) {
+            return Some(item);
+        }
+        if waiting == 0 {
+            self.turns.push_back(client_id.clone());
+        }
+        self.clients.entry(client_id.clone()).or_default().push_back(item);
+        self.len += 1;
+        None
+    }
+
     fn take(&mut self, max: usize) -> Vec<Item> {
         let mut taken = Vec::with_capacity(max.min(self.len));
         while taken.len() < max
@@ -203,7 +219,7 @@ mod tests {
         queue.push(item("a")).unwrap();
         let waiting = tokio::spawn({
             let queue = queue.clone();
-            async move { queue.push_when_room(item("a")).await }
+            async move { queue.push_when_room(vec![item("a")]).await }
         });
         tokio::task::yield_now().await;
         assert!(!waiting.is_finished());

@@ -1,8 +1,9 @@
 //! A writer: takes what has gathered while the last commit ran, commits it, answers each caller. Its database work runs
 //! here, in its own task and on its own connection, and never on a caller's future.
 
+use super::clients::{ClientSettings, KNOWN_CLIENTS_MAX};
 use super::queue::{Item, Queue};
-use super::{IngestSettings, Outcome, batch};
+use super::{IngestSettings, Outcome, batch, reply};
 use crate::alerts::raise::AlertSettings;
 use crate::catalog::CatalogCache;
 use crate::domain::period::Month;
@@ -23,8 +24,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const RECORD_TIMEOUT: Duration = Duration::from_secs(45);
 /// How long a batch waits for a row that somebody else holds. Short: all clients of the writer wait with it.
 const LOCK_TIMEOUT_MS: &str = "1000";
-/// Clients that a writer remembers to exist; then it forgets all and asks again.
-const KNOWN_CLIENTS_MAX: usize = 1_000_000;
 
 struct Writer {
     settings: IngestSettings,
@@ -33,7 +32,9 @@ struct Writer {
     alert_settings: AlertSettings,
     /// Dropped, and with it rolled back, after any error.
     conn: Option<PgConnection>,
+    /// That exist.
     known_clients: HashSet<Arc<str>>,
+    client_settings: ClientSettings,
     known_partitions: HashSet<Month>,
     /// Clients whose rows somebody held for longer than the lock timeout: tried alone, and after the others.
     held_clients: HashSet<Arc<str>>,
@@ -63,6 +64,7 @@ pub(super) async fn run(
         alert_settings,
         conn: None,
         known_clients: HashSet::new(),
+        client_settings: ClientSettings::default(),
         known_partitions: HashSet::new(),
         held_clients: HashSet::new(),
     };
@@ -97,10 +99,10 @@ impl Writer {
                 Ok(outcomes) => {
                     metrics::histogram!("meterd_commit_seconds").record(started.elapsed());
                     metrics::histogram!("meterd_batch_events").record(items.len() as u32);
-                    for (item, outcome) in items.into_iter().zip(outcomes) {
-                        self.held_clients.remove(&item.submission.event.client_id);
-                        item.reply.send(outcome);
+                    if !self.held_clients.is_empty() {
+                        self.held_clients.retain(|held| !items.iter().any(|item| item.submission.event.client_id == *held));
                     }
+                    reply(items.into_iter().map(|item| item.reply).zip(outcomes));
                     pause = RETRY_PAUSE_MIN;
                 }
                 Err(error) if store::is_transient(&error) => {
@@ -111,9 +113,7 @@ impl Writer {
                     let (given_up, kept): (Vec<_>, Vec<_>) = items.into_iter().partition(expired);
                     let held = store::is_lock_timeout(&error);
                     let unknown = Error::database_unavailable(error);
-                    for item in given_up {
-                        item.reply.send(Outcome::Unavailable(unknown.clone()));
-                    }
+                    reply(given_up.into_iter().map(|item| (item.reply, Outcome::Unavailable(unknown.clone()))));
                     if held {
                         let mut of_clients = by_client(kept);
                         if of_clients.len() == 1 {
@@ -136,7 +136,7 @@ impl Writer {
                         batches.extend([second_half, items]);
                     } else if let Some(item) = items.pop() {
                         tracing::error!(%error, client_id = %item.submission.event.client_id, "event cannot be written");
-                        item.reply.send(Outcome::Rejected(Error::internal(error)));
+                        reply([(item.reply, Outcome::Rejected(Error::internal(error)))]);
                     }
                 }
             }
@@ -148,6 +148,7 @@ impl Writer {
         self.conn = None;
         self.known_partitions.clear();
         self.known_clients.clear();
+        self.client_settings = ClientSettings::default();
     }
 
     async fn try_record(&mut self, items: &[Item]) -> sqlx::Result<Vec<Outcome>> {
@@ -168,7 +169,10 @@ impl Writer {
             .collect();
         let mut recorded = match known.is_empty() {
             true => vec![],
-            false => batch::record(&mut conn, &self.catalog, &self.alert_settings, &known).await?,
+            false => {
+                let Self { catalog, client_settings, alert_settings, .. } = self;
+                batch::record(&mut conn, catalog, client_settings, alert_settings, &known).await?
+            }
         }
         .into_iter();
         self.conn = Some(conn);

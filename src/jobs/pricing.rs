@@ -9,6 +9,7 @@ use crate::domain::period::Month;
 use crate::domain::rollup::{Deltas, Sums};
 use crate::store::events::RecordedEvent;
 use crate::store::pricing::{self, Waiting};
+use crate::store::record;
 use crate::store::rollups::MonthRow;
 use crate::store::{catalog, clients, deployment, locks, policies, rollups};
 use sqlx::{PgConnection, PgPool};
@@ -65,10 +66,10 @@ pub async fn run_once(pool: &PgPool, cache: &CatalogCache, alert_settings: &Aler
     if !charges.is_empty() {
         pricing::set_charges(&mut tx, &charges).await?;
     }
-    let changed = if priced > 0 { rollups::add(&mut tx, &deltas).await? } else { vec![] };
+    let changed = if priced > 0 { record::add(&mut tx, &deltas).await? } else { vec![] };
     let last: Option<&Waiting> = waiting.last();
     pricing::advance(&mut tx, task.task_id, last, waiting.len() as i64, priced).await?;
-    let raised = raise_alerts(&mut tx, alert_settings, &changed, &priced_events).await?;
+    let raised = raise_alerts(&mut tx, alert_settings, changed, &priced_events).await?;
     tx.commit().await?;
     raise::count(&raised);
     if priced > 0 {
@@ -82,7 +83,7 @@ pub async fn run_once(pool: &PgPool, cache: &CatalogCache, alert_settings: &Aler
 async fn raise_alerts(
     conn: &mut PgConnection,
     settings: &AlertSettings,
-    months: &[MonthRow],
+    months: Vec<MonthRow>,
     priced: &[&RecordedEvent],
 ) -> sqlx::Result<Vec<Alert>> {
     if months.is_empty() {
@@ -93,12 +94,12 @@ async fn raise_alerts(
     let zones = clients::time_zones(conn, &client_ids).await?;
     let policies = policies::load(conn, &client_ids).await?;
     let live = pricing::live_months(conn, priced).await?;
-    let changed: Vec<_> = months
-        .iter()
+    let changed = months
+        .into_iter()
         .filter_map(|row| {
             let backfill = !live.contains(&(row.client_id.clone(), row.month));
-            Some(ChangedMonth { row, zone: *zones.get(&row.client_id)?, backfill })
+            Some(ChangedMonth { zone: *zones.get(&row.client_id)?, backfill, row })
         })
         .collect();
-    raise_reached(conn, settings, &policies, &changed).await
+    raise_reached(conn, settings, &policies, changed).await
 }

@@ -91,7 +91,12 @@ pub async fn insert_missing(conn: &mut PgConnection, client_ids: &[String], zone
 
 /// Those of the clients that exist.
 pub async fn existing(conn: &mut PgConnection, client_ids: &[String]) -> sqlx::Result<Vec<String>> {
-    sqlx::query_scalar!("SELECT client_id FROM clients WHERE client_id = ANY($1)", client_ids).fetch_all(conn).await
+    sqlx::query_scalar!(
+        "SELECT client_id FROM clients JOIN unnest($1::text[]) AS wanted (client_id) USING (client_id)",
+        client_ids
+    )
+    .fetch_all(conn)
+    .await
 }
 
 /// Changes what is given; nothing where there is no such client. A changed zone needs the versions lock.
@@ -118,7 +123,8 @@ pub async fn update(
 /// Names for people of those clients that have one.
 pub async fn names(conn: &mut PgConnection, client_ids: &[String]) -> sqlx::Result<HashMap<String, String>> {
     let rows = sqlx::query!(
-        "SELECT client_id, display_name FROM clients WHERE client_id = ANY($1) AND display_name <> ''",
+        "SELECT client_id, display_name FROM clients JOIN unnest($1::text[]) AS wanted (client_id) USING (client_id)
+         WHERE display_name <> ''",
         client_ids
     )
     .fetch_all(conn)
@@ -128,9 +134,12 @@ pub async fn names(conn: &mut PgConnection, client_ids: &[String]) -> sqlx::Resu
 
 /// Zones of those clients that exist.
 pub async fn time_zones(conn: &mut PgConnection, client_ids: &[String]) -> sqlx::Result<HashMap<String, Tz>> {
-    let rows = sqlx::query!("SELECT client_id, time_zone FROM clients WHERE client_id = ANY($1)", client_ids)
-        .fetch_all(conn)
-        .await?;
+    let rows = sqlx::query!(
+        "SELECT client_id, time_zone FROM clients JOIN unnest($1::text[]) AS wanted (client_id) USING (client_id)",
+        client_ids
+    )
+    .fetch_all(conn)
+    .await?;
     rows.into_iter().map(|row| Ok((row.client_id, zone(&row.time_zone)?))).collect()
 }
 

@@ -1,12 +1,12 @@
 //! Recorded events, one by one.
 
-use crate::domain::event::{Charge, EventId, Measures, PricedEvent, UsageEvent};
+use crate::domain::event::{Charge, EventId, Measures, UsageEvent};
 use crate::store::keys::charge;
 use crate::store::numeric;
 use crate::store::usage::AsOf;
 use bigdecimal::BigDecimal;
 use chrono::{DateTime, NaiveDate, Utc};
-use sqlx::{PgConnection, PgPool};
+use sqlx::PgPool;
 
 /// An event as it was recorded.
 pub struct RecordedEvent {
@@ -84,61 +84,6 @@ impl TryFrom<EventRow> for RecordedEvent {
             },
         })
     }
-}
-
-/// Inserts events whose keys were claimed in this transaction.
-pub async fn insert(conn: &mut PgConnection, events: &[PricedEvent<'_>]) -> sqlx::Result<()> {
-    fn column<'a, T>(events: &'a [PricedEvent<'a>], of: impl Fn(&'a PricedEvent<'a>) -> T) -> Vec<T> {
-        events.iter().map(of).collect()
-    }
-    let charge_of = |priced: &PricedEvent<'_>| match priced.charge {
-        Charge::Priced { charge, .. } => Some(BigDecimal::from(charge)),
-        Charge::Unpriced(_) => None,
-    };
-    let price_of = |priced: &PricedEvent<'_>| match priced.charge {
-        Charge::Priced { price_id, .. } => Some(price_id),
-        Charge::Unpriced(_) => None,
-    };
-    let reason_of = |priced: &PricedEvent<'_>| match priced.charge {
-        Charge::Priced { .. } => None,
-        Charge::Unpriced(reason) => Some(reason as i16),
-    };
-    sqlx::query!(
-        "INSERT INTO usage_events (client_id, event_time, event_seq, day, service, operation, model, units, input_tokens,
-             output_tokens, cached_input_tokens, amount, charge, price_id, unpriced_reason, subject, external_id,
-             idempotency_key, metadata)
-         SELECT client_id, event_time, event_seq, day, service, operation, model, units, input_tokens, output_tokens,
-             cached_input_tokens, amount, charge, price_id, unpriced_reason, subject, external_id, idempotency_key,
-             metadata::jsonb
-         FROM unnest($1::text[], $2::timestamptz[], $3::bigint[], $4::date[], $5::text[], $6::text[], $7::text[],
-             $8::numeric[], $9::bigint[], $10::bigint[], $11::bigint[], $12::numeric[], $13::numeric[], $14::bigint[],
-             $15::smallint[], $16::text[], $17::text[], $18::text[], $19::text[])
-             AS new (client_id, event_time, event_seq, day, service, operation, model, units, input_tokens,
-             output_tokens, cached_input_tokens, amount, charge, price_id, unpriced_reason, subject, external_id,
-             idempotency_key, metadata)",
-        &column(events, |e| e.event.client_id.to_string()),
-        &column(events, |e| e.id.time),
-        &column(events, |e| e.id.seq),
-        &column(events, |e| e.day),
-        &column(events, |e| e.event.service.to_string()),
-        &column(events, |e| e.event.operation.to_string()),
-        &column(events, |e| e.event.model.to_string()),
-        &column(events, |e| BigDecimal::from(e.event.measures.units)),
-        &column(events, |e| e.event.measures.input_tokens),
-        &column(events, |e| e.event.measures.output_tokens),
-        &column(events, |e| e.event.measures.cached_input_tokens),
-        &column(events, |e| e.event.measures.amount.map(BigDecimal::from)) as &[Option<BigDecimal>],
-        &column(events, charge_of) as &[Option<BigDecimal>],
-        &column(events, price_of) as &[Option<i64>],
-        &column(events, reason_of) as &[Option<i16>],
-        &column(events, |e| e.event.subject.clone()),
-        &column(events, |e| e.event.external_id.clone()),
-        &column(events, |e| e.event.idempotency_key.to_string()),
-        &column(events, |e| e.event.metadata.clone()) as &[Option<String>]
-    )
-    .execute(conn)
-    .await
-    .map(drop)
 }
 
 /// One event of a client.

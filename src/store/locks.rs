@@ -4,7 +4,9 @@
 //! Of channels, who changes them has first a lock of all and then the rows; a worker that claims has a row, which it takes
 //! without waiting, and after it nothing but what is in the outbox.
 
-use sqlx::{AssertSqlSafe, Executor, PgConnection};
+use crate::domain::period::Month;
+use chrono::{DateTime, NaiveDate, Utc};
+use sqlx::{AssertSqlSafe, PgConnection, Row, raw_sql};
 
 /// Shared by everyone who prices or dates events, exclusive for who changes prices, aliases or time zones.
 pub const VERSIONS_LOCK: i64 = 0x6d65_7465_7264_0001;
@@ -45,8 +47,35 @@ async fn exclusive(conn: &mut PgConnection, key: i64) -> sqlx::Result<()> {
     sqlx::query!("SELECT pg_advisory_xact_lock($1)", key).execute(conn).await.map(drop)
 }
 
-/// Begins a transaction that shares the versions lock, in one round trip.
-pub async fn begin_sharing_versions(conn: &mut PgConnection) -> sqlx::Result<()> {
-    let begin = format!("BEGIN; SELECT pg_advisory_xact_lock_shared({VERSIONS_LOCK})");
-    conn.execute(AssertSqlSafe(begin)).await.map(drop)
+/// What a transaction of the write path has to know, as it is until its commit.
+#[derive(Clone, Copy, Debug)]
+pub struct Versions {
+    /// Of the catalogue.
+    pub catalog: i64,
+    /// Of time zones and alert policies.
+    pub client_settings: i64,
+    /// The last month that is closed.
+    pub closed_through: Option<Month>,
+    /// Keys of live events that were claimed before may be gone.
+    pub keys_pruned_through: Option<DateTime<Utc>>,
+}
+
+/// Begins a transaction that shares the versions lock, and reads what it protects, in one round trip. Three statements: the
+/// snapshot of the last one comes after the lock.
+pub async fn begin_sharing_versions(conn: &mut PgConnection) -> sqlx::Result<Versions> {
+    let begin = format!(
+        "BEGIN; SELECT pg_advisory_xact_lock_shared({VERSIONS_LOCK});
+         SELECT version, client_settings_version, NULLIF(closed_through, '-infinity') AS closed_through,
+             NULLIF(keys_pruned_through, '-infinity') AS keys_pruned_through
+         FROM catalog_version, deployment"
+    );
+    let rows = raw_sql(AssertSqlSafe(begin)).fetch_all(conn).await?;
+    let row = rows.last().ok_or(sqlx::Error::RowNotFound)?;
+    let closed_through: Option<NaiveDate> = row.try_get("closed_through")?;
+    Ok(Versions {
+        catalog: row.try_get("version")?,
+        client_settings: row.try_get("client_settings_version")?,
+        closed_through: closed_through.map(Month::of),
+        keys_pruned_through: row.try_get("keys_pruned_through")?,
+    })
 }

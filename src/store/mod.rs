@@ -8,6 +8,7 @@ pub mod catalog;
 pub mod channels;
 pub mod clients;
 pub mod connect;
+mod copy;
 pub mod deployment;
 pub mod events;
 pub mod export;
@@ -23,6 +24,7 @@ pub mod policies;
 pub mod pricing;
 pub mod query;
 pub mod rebuild;
+pub mod record;
 pub mod requests;
 pub mod rollups;
 pub mod summaries;
@@ -56,6 +58,11 @@ pub fn is_transient(error: &sqlx::Error) -> bool {
 /// Whether a statement ran for longer than the statement timeout.
 pub fn is_statement_timeout(error: &sqlx::Error) -> bool {
     matches!(error, sqlx::Error::Database(error) if error.code().as_deref() == Some("57014"))
+}
+
+/// Whether a row was there that may be there once only.
+pub fn is_unique_violation(error: &sqlx::Error) -> bool {
+    matches!(error, sqlx::Error::Database(error) if error.is_unique_violation())
 }
 
 /// Whether another transaction held a row for longer than the lock timeout.

@@ -30,6 +30,12 @@ impl Policies {
         Ok(Self { default, clients })
     }
 
+    /// Takes those of more clients in, read at the same version.
+    pub fn join(&mut self, more: Self) {
+        self.default = more.default;
+        self.clients.extend(more.clients);
+    }
+
     /// The one that holds for a client.
     pub fn of(&self, client_id: &str) -> &Policy {
         self.clients.get(client_id).unwrap_or(&self.default)
@@ -39,7 +45,8 @@ impl Policies {
 /// Policies that hold for these clients. Under the versions lock they hold until the commit.
 pub async fn load(conn: &mut PgConnection, client_ids: &[String]) -> sqlx::Result<Policies> {
     let rows = sqlx::query!(
-        r#"SELECT client_id, policy::text AS "policy!" FROM alert_policies WHERE client_id = '' OR client_id = ANY($1)"#,
+        r#"SELECT client_id, policy::text AS "policy!" FROM alert_policies
+           WHERE client_id = '' OR client_id IN (SELECT unnest($1::text[]))"#,
         client_ids
     )
     .fetch_all(conn)

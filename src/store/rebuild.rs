@@ -4,7 +4,7 @@ use crate::domain::event::EventId;
 use crate::domain::period::{Month, day_of};
 use crate::domain::rollup::{Deltas, Sums};
 use crate::store::verify::{RollupRow, differences};
-use crate::store::{clients, connect, deployment, locks, partitions, rollups};
+use crate::store::{clients, connect, deployment, locks, partitions, record};
 use chrono::NaiveDate;
 use chrono_tz::Tz;
 use sqlx::PgConnection;
@@ -48,7 +48,7 @@ pub async fn month(
     }
     // Adding nothing creates and locks the month rows: from here on nobody changes these months.
     let nothing = months.iter().map(|month| ((client.clone(), *month), Sums::default())).collect();
-    rollups::add(tx, &Deltas { months: nothing, ..Deltas::default() }).await?;
+    record::add(tx, &Deltas { months: nothing, ..Deltas::default() }).await?;
     let rezoned_event_count = match zone {
         Some(zone) => rezone_events(tx, client_id, month, zone, closed).await?,
         None => 0,
@@ -74,7 +74,7 @@ pub async fn month(
         }
     }
     let corrected_months = corrections.months.keys().map(|(_, month)| *month).collect();
-    rollups::add(tx, &corrections).await?;
+    record::add(tx, &corrections).await?;
     Ok(Some(Rebuilt { corrected_row_count, rezoned_event_count, corrected_months }))
 }
 

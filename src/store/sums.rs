@@ -1,5 +1,6 @@
 //! Sums as rows have them, and as columns for statements that write many rows at once.
 
+use crate::domain::decimal::Total;
 use crate::domain::rollup::Sums;
 use crate::store::numeric;
 use bigdecimal::BigDecimal;
@@ -52,11 +53,11 @@ impl TryFrom<SumsRow> for Sums {
 #[derive(Default)]
 pub struct SumsColumns {
     pub request_counts: Vec<i64>,
-    pub units: Vec<BigDecimal>,
+    pub units: Vec<Total>,
     pub input_tokens: Vec<i64>,
     pub output_tokens: Vec<i64>,
     pub cached_input_tokens: Vec<i64>,
-    pub costs: Vec<BigDecimal>,
+    pub costs: Vec<Total>,
     pub unpriced_event_counts: Vec<i64>,
 }
 
@@ -65,11 +66,11 @@ impl<'a> FromIterator<&'a Sums> for SumsColumns {
         let mut columns = Self::default();
         for sums in all {
             columns.request_counts.push(sums.request_count);
-            columns.units.push(sums.units.into());
+            columns.units.push(sums.units);
             columns.input_tokens.push(sums.input_tokens);
             columns.output_tokens.push(sums.output_tokens);
             columns.cached_input_tokens.push(sums.cached_input_tokens);
-            columns.costs.push(sums.cost.into());
+            columns.costs.push(sums.cost);
             columns.unpriced_event_counts.push(sums.unpriced_event_count);
         }
         columns

@@ -1,0 +1,49 @@
+//! What a writer remembers of clients: their time zones and alert policies.
+
+use crate::store::clients;
+use crate::store::policies::{self, Policies};
+use chrono_tz::Tz;
+use sqlx::PgConnection;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// Clients that a writer remembers; then it forgets all and asks again.
+pub(super) const KNOWN_CLIENTS_MAX: usize = 1_000_000;
+
+/// Settings of the clients that were asked for, as they are at one version.
+#[derive(Default)]
+pub(super) struct ClientSettings {
+    version: i64,
+    zones: HashMap<Arc<str>, Tz>,
+    pub policies: Policies,
+}
+
+impl ClientSettings {
+    /// Asks for those of the clients that are not known at this version. It is that of a transaction that holds the versions
+    /// lock, so that nothing of it changes until the commit.
+    pub async fn know(
+        &mut self,
+        conn: &mut PgConnection,
+        version: i64,
+        client_ids: &[&Arc<str>],
+    ) -> sqlx::Result<()> {
+        if self.version != version || self.zones.len() > KNOWN_CLIENTS_MAX {
+            *self = Self { version, ..Self::default() };
+        }
+        let missing = client_ids.iter().filter(|client_id| !self.zones.contains_key(**client_id));
+        let missing: Vec<String> = missing.map(|client_id| client_id.to_string()).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let zones = clients::time_zones(conn, &missing).await?;
+        self.policies.join(policies::load(conn, &missing).await?);
+        self.zones.extend(zones.into_iter().map(|(client_id, zone)| (client_id.into(), zone)));
+        Ok(())
+    }
+
+    /// The zone of a client that is known.
+    pub fn zone(&self, client_id: &str) -> sqlx::Result<Tz> {
+        let vanished = || sqlx::Error::Protocol("a client was removed while its event was recorded".into());
+        self.zones.get(client_id).copied().ok_or_else(vanished)
+    }
+}
