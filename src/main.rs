@@ -1,9 +1,7 @@
 //! The commands.
 
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
-use meterd::cli::{
-    alerts, audit, bench, export, import, jobs, keys, migrate, notifications, rebuild, serve, track, usage, verify,
-};
+use clap::{Args, CommandFactory, FromArgMatches, Parser};
+use meterd::cli::{self, Command};
 use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -41,38 +39,6 @@ struct Common {
 enum LogFormat {
     Text,
     Json,
-}
-
-#[derive(Subcommand)]
-enum Command {
-    /// Run the server (the default)
-    Serve(Box<serve::ServeArgs>),
-    /// Bring the database schema up to date
-    Migrate(Box<migrate::MigrateArgs>),
-    /// Record one event
-    Track(Box<track::TrackArgs>),
-    /// Show what a client has used
-    Usage(usage::UsageArgs),
-    /// Follow, list, acknowledge and check alerts
-    Alerts(alerts::AlertsArgs),
-    /// Record the rows of CSV or NDJSON files
-    Import(Box<import::ImportArgs>),
-    /// Write recorded events to a CSV or NDJSON file
-    Export(export::ExportArgs),
-    /// Prove that rollups and totals equal the events
-    Verify(verify::VerifyArgs),
-    /// Compute rollups and totals again from the events
-    Rebuild(rebuild::RebuildArgs),
-    /// Show the scheduled jobs and their last runs, or run one now
-    Jobs(jobs::JobsArgs),
-    /// Make, list, rotate and revoke API keys
-    Keys(keys::KeysArgs),
-    /// Show what admins did
-    Audit(audit::AuditArgs),
-    /// Show who was told of alerts, and tell again who was given up
-    Notifications(notifications::NotificationsArgs),
-    /// Measure throughput and latency against the database's own floor
-    Bench(Box<bench::BenchArgs>),
 }
 
 /// Without a command, `serve` is meant: also where only its flags are given.
@@ -126,22 +92,7 @@ async fn main() -> ExitCode {
     let run = async {
         let cli = parse()?;
         log(&cli.common, matches!(cli.command, Command::Serve(_)));
-        match cli.command {
-            Command::Serve(args) => serve::run(*args).await,
-            Command::Migrate(args) => migrate::run(*args).await,
-            Command::Track(args) => track::run(*args).await,
-            Command::Usage(args) => usage::run(args).await,
-            Command::Alerts(args) => alerts::run(args).await,
-            Command::Import(args) => import::run(*args).await,
-            Command::Export(args) => export::run(args).await,
-            Command::Verify(args) => verify::run(args).await,
-            Command::Rebuild(args) => rebuild::run(args).await,
-            Command::Jobs(args) => jobs::run(args).await,
-            Command::Keys(args) => keys::run(args).await,
-            Command::Audit(args) => audit::run(args).await,
-            Command::Notifications(args) => notifications::run(args).await,
-            Command::Bench(args) => bench::run(*args).await,
-        }
+        cli::run(cli.command).await
     };
     run.await.unwrap_or_else(|error: anyhow::Error| {
         eprintln!("error: {error:#}");

@@ -110,13 +110,13 @@ async fn evaluate(conn: &mut PgConnection, settings: &AlertSettings, scope: Scop
     let months: Vec<Month> = rows.iter().map(|row| row.month).collect();
     let open = alerts::open(conn, client_id, &months, days.first().copied().unwrap_or(NaiveDate::MAX)).await?;
     let refs: Vec<&MonthRow> = rows.iter().collect();
-    let recurring = rollups::recurring_costs(conn, &refs).await?;
+    let beside = rollups::beside(conn, &refs).await?;
     let anomalies: Vec<DayFacts> = days.iter().flat_map(|day| usage.facts(*day)).collect();
 
     let mut resolved: Vec<String> = vec![];
     let mut raising: Vec<Raising<'_>> = vec![];
-    for (row, recurring_cost) in rows.iter().zip(recurring) {
-        let facts = row.facts(today, recurring_cost);
+    for (row, beside) in rows.iter().zip(beside) {
+        let facts = row.facts(today, beside);
         let mut still_open = row.open;
         for alert in open.iter().filter(|alert| is_of_month(&alert.finding, row.month)) {
             if facts.resolves(policy, &alert.finding) {

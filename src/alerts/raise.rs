@@ -2,11 +2,10 @@
 
 use crate::clock::Clock;
 use crate::domain::alert::{Alert, AlertType, Change, Finding, MonthFacts, Severity};
-use crate::domain::decimal::Total;
 use crate::domain::period::day_of;
 use crate::store::alerts::{self, NewAlert};
 use crate::store::policies::Policies;
-use crate::store::rollups::{self, MonthRow};
+use crate::store::rollups::{self, Beside, MonthRow};
 use crate::store::{alert_feed, clients, notifications};
 use chrono::{Days, NaiveDate};
 use chrono_tz::Tz;
@@ -44,8 +43,9 @@ impl AlertSettings {
 
 impl MonthRow {
     /// What the rules look at.
-    pub fn facts(&self, today: NaiveDate, recurring_cost: Total) -> MonthFacts {
-        MonthFacts { month: self.month, cost: self.cost, recurring_cost, previous_cost: self.previous_cost, today }
+    pub fn facts(&self, today: NaiveDate, beside: Beside) -> MonthFacts {
+        let Beside { recurring_cost, previous_cost } = beside;
+        MonthFacts { month: self.month, cost: self.cost, recurring_cost, previous_cost, today }
     }
 }
 
@@ -58,34 +58,31 @@ pub struct Raising<'a> {
 
 /// Raises what the changed months have reached, and gives it. The last write of the transaction.
 ///
-/// Nothing is read where nothing is reached. What recurs can only lower a projection, so without it more is reached, not less.
+/// What is beside a month is read only where it may decide.
 pub async fn raise_reached(
     conn: &mut PgConnection,
     settings: &AlertSettings,
     policies: &Policies,
     mut changed: Vec<ChangedMonth>,
 ) -> sqlx::Result<Vec<Alert>> {
-    use_own_previous_costs(&mut changed);
-    let to_raise = |month: &ChangedMonth, recurring_cost| {
+    let facts = |month: &ChangedMonth, beside| month.row.facts(settings.today(month.zone), beside);
+    changed.retain(|month| {
         let MonthRow { client_id, raised, open, .. } = &month.row;
-        let facts = month.row.facts(settings.today(month.zone), recurring_cost);
-        facts.to_raise(policies.of(client_id), *raised, *open)
-    };
-    changed.retain(|month| !to_raise(month, Total::ZERO).is_empty());
+        facts(month, Beside::default()).may_raise(policies.of(client_id), *raised, *open)
+    });
     if changed.is_empty() {
         return Ok(vec![]);
     }
     let rows: Vec<&MonthRow> = changed.iter().map(|month| &month.row).collect();
-    let recurring_costs = rollups::recurring_costs(conn, &rows).await?;
-    let previous_costs = rollups::previous_costs(conn, &rows).await?;
-    changed.iter_mut().zip(previous_costs).for_each(|(month, cost)| month.row.previous_cost = cost);
+    let beside = rollups::beside(conn, &rows).await?;
 
     let mut raising = Vec::new();
-    for (month, recurring_cost) in changed.iter().zip(recurring_costs) {
+    for (month, beside) in changed.iter().zip(beside) {
         let ChangedMonth { row, zone, backfill } = month;
+        let MonthRow { client_id, raised, open, .. } = row;
         let notifies = !backfill && settings.notifies(row, settings.today(*zone));
-        let findings = to_raise(month, recurring_cost);
-        raising.extend(findings.into_iter().map(|finding| Raising { client_id: &row.client_id, finding, notifies }));
+        let findings = facts(month, beside).to_raise(policies.of(client_id), *raised, *open);
+        raising.extend(findings.into_iter().map(|finding| Raising { client_id, finding, notifies }));
     }
     if raising.is_empty() {
         return Ok(vec![]);
@@ -94,18 +91,6 @@ pub async fn raise_reached(
     let changes: Vec<_> = raised.iter().map(|alert| (Change::Raised, alert.clone())).collect();
     alert_feed::append(conn, &changes).await?;
     Ok(raised)
-}
-
-/// The statement that changed two months of a client in a row gives the second with what the first had cost before.
-fn use_own_previous_costs(changed: &mut [ChangedMonth]) {
-    changed.sort_by(|left, right| (&left.row.client_id, left.row.month).cmp(&(&right.row.client_id, right.row.month)));
-    for at in 1..changed.len() {
-        let (before, after) = changed.split_at_mut(at);
-        let (before, after) = (&before[at - 1].row, &mut after[0].row);
-        if before.client_id == after.client_id && before.month == after.month.previous() {
-            after.previous_cost = before.cost;
-        }
-    }
 }
 
 /// Counts alerts whose transaction has committed.

@@ -21,3 +21,62 @@ pub mod decimal;
 pub mod json;
 pub mod retry;
 pub mod time;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::process::ExitCode;
+
+/// The commands and their arguments.
+#[derive(clap::Subcommand)]
+pub enum Command {
+    /// Run the server (the default)
+    Serve(Box<serve::ServeArgs>),
+    /// Bring the database schema up to date
+    Migrate(Box<migrate::MigrateArgs>),
+    /// Record one event
+    Track(Box<track::TrackArgs>),
+    /// Show what a client has used
+    Usage(usage::UsageArgs),
+    /// Follow, list, acknowledge and check alerts
+    Alerts(alerts::AlertsArgs),
+    /// Record the rows of CSV or NDJSON files
+    Import(Box<import::ImportArgs>),
+    /// Write recorded events to a CSV or NDJSON file
+    Export(export::ExportArgs),
+    /// Prove that rollups and totals equal the events
+    Verify(verify::VerifyArgs),
+    /// Compute rollups and totals again from the events
+    Rebuild(rebuild::RebuildArgs),
+    /// Show the scheduled jobs and their last runs, or run one now
+    Jobs(jobs::JobsArgs),
+    /// Make, list, rotate and revoke API keys
+    Keys(keys::KeysArgs),
+    /// Show what admins did
+    Audit(audit::AuditArgs),
+    /// Show who was told of alerts, and tell again who was given up
+    Notifications(notifications::NotificationsArgs),
+    /// Measure throughput and latency against the database's own floor
+    Bench(Box<bench::BenchArgs>),
+}
+
+/// Runs a command. Boxed here, so that it is compiled here, once, and not again in the binary.
+pub fn run(command: Command) -> Pin<Box<dyn Future<Output = anyhow::Result<ExitCode>>>> {
+    Box::pin(async {
+        match command {
+            Command::Serve(args) => serve::run(*args).await,
+            Command::Migrate(args) => migrate::run(*args).await,
+            Command::Track(args) => track::run(*args).await,
+            Command::Usage(args) => usage::run(args).await,
+            Command::Alerts(args) => alerts::run(args).await,
+            Command::Import(args) => import::run(*args).await,
+            Command::Export(args) => export::run(args).await,
+            Command::Verify(args) => verify::run(args).await,
+            Command::Rebuild(args) => rebuild::run(args).await,
+            Command::Jobs(args) => jobs::run(args).await,
+            Command::Keys(args) => keys::run(args).await,
+            Command::Audit(args) => audit::run(args).await,
+            Command::Notifications(args) => notifications::run(args).await,
+            Command::Bench(args) => bench::run(*args).await,
+        }
+    })
+}

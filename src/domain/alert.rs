@@ -218,11 +218,12 @@ impl MonthFacts {
             .collect()
     }
 
-    /// Whether the recurring part of the cost can make a difference to [`Self::to_raise`]: if not, it need not be known.
-    pub fn needs_recurring_cost(&self, policy: &Policy, open: AlertSet) -> bool {
-        let without = Self { recurring_cost: Total::ZERO, ..*self };
-        !open.has(AlertType::Projection, Severity::Warning)
-            && without.reached(policy, AlertType::Projection, Severity::Warning).is_some()
+    /// Whether [`Self::to_raise`] may give something, whatever recurs in the month and whatever the month before has cost: if
+    /// not, neither need be known. What recurs only lowers a projection; a dearer month before only lifts the line of a spike.
+    pub fn may_raise(&self, policy: &Policy, raised: AlertSet, open: AlertSet) -> bool {
+        let previous_cost = policy.spike_baseline_min.max(Total::from_scaled(I256::ONE));
+        let most = Self { recurring_cost: Total::ZERO, previous_cost, ..*self };
+        !most.to_raise(policy, raised, open).is_empty()
     }
 
     /// Whether an open alert of this month is over: its line is not reached, because it has moved or the usage was

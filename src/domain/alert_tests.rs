@@ -54,11 +54,32 @@ fn a_projection_begins_on_its_day_leaves_what_recurs_alone_and_is_of_the_present
     // 5 + 10 × 30 ÷ 3.
     let with_numbers = MonthFacts { recurring_cost: total("5"), ..facts("15", "0", "2026-11-03") };
     assert_eq!(raised(&with_numbers), []);
-    assert!(with_numbers.needs_recurring_cost(&Policy::default(), AlertSet::default()));
-    assert!(!with_numbers.needs_recurring_cost(&Policy::default(), AlertSet::of(Projection, Warning)));
-    assert!(!facts("1", "0", "2026-11-03").needs_recurring_cost(&Policy::default(), AlertSet::default()));
     let late = MonthFacts { month: Month::parse("2026-10").unwrap(), ..facts("45", "0", "2026-11-03") };
     assert_eq!(raised(&late), []);
+}
+
+#[test]
+fn what_is_beside_a_month_need_not_be_known_where_it_cannot_decide() {
+    let none = AlertSet::default();
+    let may = |cost: &str, open| facts(cost, "0", "2026-11-30").may_raise(&Policy::default(), open, open);
+    assert!(!may("1.499999999999", none) && may("1.5", none));
+    assert!(!may("40", AlertSet::of(Spike, Critical)));
+}
+
+proptest! {
+    #[test]
+    fn what_is_raised_may_be_raised_whatever_is_beside_it(
+        cost in 0i64..20_000, previous in 0i64..20_000, recurring in 0i64..200, day in 1u32..=30, raised in 0i32..64, open in 0i32..64
+    ) {
+        let cents = |count: i64| Total::from_scaled(I256::from(i128::from(count) * 10i128.pow(10)));
+        let month = facts("0", "0", &format!("2026-11-{day:02}"));
+        let recurring_cost = cents(recurring.min(cost));
+        let month = MonthFacts { cost: cents(cost), previous_cost: cents(previous), recurring_cost, ..month };
+        let (raised, open) = (AlertSet(raised | open), AlertSet(open));
+        if !month.to_raise(&Policy::default(), raised, open).is_empty() {
+            prop_assert!(month.may_raise(&Policy::default(), raised, open));
+        }
+    }
 }
 
 #[test]

@@ -56,7 +56,8 @@ impl<'a> EventChecks<'a> {
         let mut event = event.unwrap_or_default();
         self.submission(path, &mut event).map_err(|error| {
             count_rejected();
-            let key = if event.idempotency_key.len() <= ID_BYTES_MAX { event.idempotency_key.into() } else { "".into() };
+            let key =
+                if event.idempotency_key.len() <= ID_BYTES_MAX { event.idempotency_key.into() } else { "".into() };
             Refused { key, error }
         })
     }

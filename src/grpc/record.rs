@@ -67,7 +67,7 @@ pub async fn batch(
         match checks.check(Path::Element("events", number), Some(event)) {
             Ok(submission) => {
                 keys.push(submission.event.idempotency_key.clone());
-                submissions.push((number, submission));
+                submissions.push((number, Box::new(submission)));
             }
             Err(Refused { key, error }) => {
                 keys.push(key);

@@ -75,7 +75,7 @@ async fn read(
             Ok(submission) => {
                 let key = submission.event.idempotency_key.clone();
                 in_flight.lock().expect("not poisoned").insert(number, (key, permit));
-                context.ingest.record_numbered(vec![(number, submission)], &outcomes).await?;
+                context.ingest.record_numbered(vec![(number, Box::new(submission))], &outcomes).await?;
             }
         }
     }

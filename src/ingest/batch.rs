@@ -64,7 +64,8 @@ pub(super) async fn record(
         copy &= new.len() >= COPY_EVENTS_MIN;
         match write(conn, &new, copy).await {
             Ok(Wrote { claimed, months }) => {
-                let is_recorded = |new: &NewEvent<'_>| claimed.as_ref().is_none_or(|all| all.contains(&new.priced.id.seq));
+                let is_recorded =
+                    |new: &NewEvent<'_>| claimed.as_ref().is_none_or(|all| all.contains(&new.priced.id.seq));
                 let recorded = || new.iter().filter(|new| is_recorded(new));
                 let raised = raise_alerts(conn, alert_settings, clients, recorded, months).await?;
                 let mut holders = vec![None; order.leaders.len()];

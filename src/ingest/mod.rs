@@ -158,13 +158,14 @@ impl Ingest {
         catalog: &Arc<CatalogCache>,
         alert_settings: &AlertSettings,
     ) -> (Self, Vec<JoinHandle<()>>) {
+        let surplus = Arc::default();
         let queues: Arc<[_]> =
-            (0..settings.writers.max(1)).map(|_| Arc::new(Queue::new(settings.queue_events_max))).collect();
-        let writer = |queue: &Arc<Queue>| {
-            let (settings, database) = (settings.clone(), database.clone());
-            tokio::spawn(writer::run(queue.clone(), settings, database, catalog.clone(), alert_settings.clone()))
+            (0..settings.writers.max(1)).map(|_| Arc::new(Queue::new(settings.queue_events_max, &surplus))).collect();
+        let writer = |number| {
+            let (queues, settings, database) = (queues.clone(), settings.clone(), database.clone());
+            tokio::spawn(writer::run(queues, number, settings, database, catalog.clone(), alert_settings.clone()))
         };
-        let writers = queues.iter().map(writer).collect();
+        let writers = (0..queues.len()).map(writer).collect();
         (Self { queues }, writers)
     }
 
@@ -178,7 +179,7 @@ impl Ingest {
     /// kept. A caller that hangs up cancels nothing half-way: the event is recorded whole, or dropped before its turn.
     pub async fn record(&self, submission: Submission) -> Result<Outcome, Error> {
         let (sender, receiver) = oneshot::channel();
-        let item = Item { submission, reply: Reply::One(sender), queued_at: Instant::now() };
+        let item = Item { submission: Box::new(submission), reply: Reply::One(sender), queued_at: Instant::now() };
         self.queues[self.queue_number(&item.submission.event.client_id)].push(item)?;
         receiver.await.map_err(|_| Error::shutting_down())
     }
@@ -186,7 +187,7 @@ impl Ingest {
     /// Queues events in order, waiting for room as long as it takes. The outcome of each goes to `outcomes` with its number.
     pub async fn record_numbered(
         &self,
-        submissions: Vec<(usize, Submission)>,
+        submissions: Vec<(usize, Box<Submission>)>,
         outcomes: &Outcomes,
     ) -> Result<(), Error> {
         let queued_at = Instant::now();

@@ -2,7 +2,7 @@
 //! here, in its own task and on its own connection, and never on a caller's future.
 
 use super::clients::{ClientSettings, KNOWN_CLIENTS_MAX};
-use super::queue::{Item, Queue};
+use super::queue::{self, Item, Queue};
 use super::{IngestSettings, Outcome, batch, reply};
 use crate::alerts::raise::AlertSettings;
 use crate::catalog::CatalogCache;
@@ -49,9 +49,10 @@ fn by_client(items: Vec<Item>) -> Vec<Vec<Item>> {
     of_clients.into_values().collect()
 }
 
-/// Runs until the queue is closed and empty.
+/// Runs until the queue of this number, which is the writer's own, is closed and empty.
 pub(super) async fn run(
-    queue: Arc<Queue>,
+    queues: Arc<[Arc<Queue>]>,
+    number: usize,
     settings: IngestSettings,
     database: PgConnectOptions,
     catalog: Arc<CatalogCache>,
@@ -59,7 +60,8 @@ pub(super) async fn run(
 ) {
     let mut writer = Writer {
         settings,
-        database: database.options([("lock_timeout", LOCK_TIMEOUT_MS)]),
+        // Its few statements are the same for every batch, and planning the large one takes longer than a small batch.
+        database: database.options([("lock_timeout", LOCK_TIMEOUT_MS), ("plan_cache_mode", "force_generic_plan")]),
         catalog,
         alert_settings,
         conn: None,
@@ -68,8 +70,8 @@ pub(super) async fn run(
         known_partitions: HashSet::new(),
         held_clients: HashSet::new(),
     };
-    while let Some(items) = queue.take(writer.settings.batch_events_max).await {
-        writer.settle(&queue, items).await;
+    while let Some(items) = queue::take(&queues, number, writer.settings.batch_events_max).await {
+        writer.settle(&queues[number], items).await;
     }
     if let Some(conn) = writer.conn {
         drop(conn.close().await);
@@ -100,7 +102,8 @@ impl Writer {
                     metrics::histogram!("meterd_commit_seconds").record(started.elapsed());
                     metrics::histogram!("meterd_batch_events").record(items.len() as u32);
                     if !self.held_clients.is_empty() {
-                        self.held_clients.retain(|held| !items.iter().any(|item| item.submission.event.client_id == *held));
+                        self.held_clients
+                            .retain(|held| !items.iter().any(|item| item.submission.event.client_id == *held));
                     }
                     reply(items.into_iter().map(|item| item.reply).zip(outcomes));
                     pause = RETRY_PAUSE_MIN;
@@ -164,7 +167,7 @@ impl Writer {
         let unknown_clients = self.prepare(&mut conn, items).await?;
         let known: Vec<_> = items
             .iter()
-            .map(|item| &item.submission)
+            .map(|item| &*item.submission)
             .filter(|submission| !unknown_clients.contains(&submission.event.client_id))
             .collect();
         let mut recorded = match known.is_empty() {

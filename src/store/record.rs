@@ -222,10 +222,7 @@ async fn write(
         SELECT claims.all_free AS "all_free!",
                CASE WHEN claims.all_free THEN '{}' ELSE ARRAY(SELECT event_seq FROM claimed) END AS "claimed!",
                m.client_id AS "client_id?", m.month AS "month?", m.cost AS "cost?: Total",
-               m.raised_alerts AS "raised_alerts?", m.open_alerts AS "open_alerts?",
-               (SELECT cost FROM usage_months p
-                WHERE p.client_id = m.client_id AND p.month = (m.month - interval '1 month')::date)
-                   AS "previous_cost?: Total"
+               m.raised_alerts AS "raised_alerts?", m.open_alerts AS "open_alerts?"
         FROM (SELECT count(*) = cardinality($1) AS all_free FROM claimed) AS claims LEFT JOIN months m ON true"#,
         &claims.client_ids,
         &claims.keys,
@@ -296,7 +293,6 @@ async fn write(
             client_id,
             month: Month::of(month),
             cost: row.cost.unwrap_or_default(),
-            previous_cost: row.previous_cost.unwrap_or_default(),
             raised: AlertSet(row.raised_alerts.unwrap_or_default()),
             open: AlertSet(row.open_alerts.unwrap_or_default()),
         });

@@ -4,7 +4,6 @@ use crate::domain::alert::AlertSet;
 use crate::domain::decimal::Total;
 use crate::domain::period::Month;
 use crate::store::numeric;
-use bigdecimal::BigDecimal;
 use chrono::NaiveDate;
 use sqlx::PgConnection;
 use std::collections::HashSet;
@@ -15,38 +14,19 @@ pub struct MonthRow {
     pub client_id: String,
     pub month: Month,
     pub cost: Total,
-    /// Of the month before: as it was at some moment of the transaction. [`previous_costs`] gives it as it is while the row
-    /// is held.
-    pub previous_cost: Total,
     /// Alerts that the month has had.
     pub raised: AlertSet,
     /// Those of them that are open.
     pub open: AlertSet,
 }
 
-/// As the statements give it.
-struct RawMonthRow {
-    client_id: String,
-    month: NaiveDate,
-    cost: BigDecimal,
-    previous_cost: BigDecimal,
-    raised_alerts: i32,
-    open_alerts: i32,
-}
-
-impl TryFrom<RawMonthRow> for MonthRow {
-    type Error = sqlx::Error;
-
-    fn try_from(row: RawMonthRow) -> sqlx::Result<Self> {
-        Ok(Self {
-            client_id: row.client_id,
-            month: Month::of(row.month),
-            cost: numeric::total(&row.cost)?,
-            previous_cost: numeric::total(&row.previous_cost)?,
-            raised: AlertSet(row.raised_alerts),
-            open: AlertSet(row.open_alerts),
-        })
-    }
+/// What the alert rules need beside a month.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Beside {
+    /// What recurring services have cost in it.
+    pub recurring_cost: Total,
+    /// What the month before has cost.
+    pub previous_cost: Total,
 }
 
 /// Locks the month rows of these clients and first days, in order.
@@ -69,52 +49,45 @@ pub async fn lock_client_months(
     months: &[Month],
 ) -> sqlx::Result<Vec<MonthRow>> {
     let months: Vec<NaiveDate> = months.iter().map(|month| month.first_day()).collect();
-    let rows = sqlx::query_as!(
-        RawMonthRow,
-        r#"SELECT client_id, month, cost, raised_alerts, open_alerts, 0::numeric AS "previous_cost!"
+    let rows = sqlx::query!(
+        r#"SELECT client_id, month, cost AS "cost: Total", raised_alerts, open_alerts
            FROM usage_months WHERE client_id = $1 AND month = ANY($2) ORDER BY month FOR UPDATE"#,
         client_id,
         &months
     )
-    .fetch_all(&mut *conn)
-    .await?;
-    let mut rows = rows.into_iter().map(MonthRow::try_from).collect::<sqlx::Result<Vec<_>>>()?;
-    let costs = previous_costs(conn, &rows.iter().collect::<Vec<_>>()).await?;
-    rows.iter_mut().zip(costs).for_each(|(row, cost)| row.previous_cost = cost);
-    Ok(rows)
-}
-
-/// What the months before these have cost, in their order. A statement of its own: one that waits for a row may have read
-/// others before.
-pub async fn previous_costs(conn: &mut PgConnection, months: &[&MonthRow]) -> sqlx::Result<Vec<Total>> {
-    let clients: Vec<String> = months.iter().map(|row| row.client_id.clone()).collect();
-    let firsts: Vec<NaiveDate> = months.iter().map(|row| row.month.previous().first_day()).collect();
-    let costs = sqlx::query_scalar!(
-        r#"SELECT COALESCE(p.cost, 0) AS "cost!"
-           FROM unnest($1::text[], $2::date[]) WITH ORDINALITY AS wanted (client_id, month, number)
-           LEFT JOIN usage_months p USING (client_id, month) ORDER BY number"#,
-        &clients,
-        &firsts
-    )
     .fetch_all(conn)
     .await?;
-    costs.iter().map(numeric::total).collect()
+    let rows = rows.into_iter().map(|row| MonthRow {
+        client_id: row.client_id,
+        month: Month::of(row.month),
+        cost: row.cost,
+        raised: AlertSet(row.raised_alerts),
+        open: AlertSet(row.open_alerts),
+    });
+    Ok(rows.collect())
 }
 
-/// What recurring services have cost in these months, in their order.
-pub async fn recurring_costs(conn: &mut PgConnection, months: &[&MonthRow]) -> sqlx::Result<Vec<Total>> {
+/// What is beside these months, in their order. Read while their rows are held, in a statement of its own: one that waits for a
+/// row may have read others before.
+pub async fn beside(conn: &mut PgConnection, months: &[&MonthRow]) -> sqlx::Result<Vec<Beside>> {
     let clients: Vec<String> = months.iter().map(|row| row.client_id.clone()).collect();
     let firsts: Vec<NaiveDate> = months.iter().map(|row| row.month.first_day()).collect();
-    let costs = sqlx::query_scalar!(
+    let before: Vec<NaiveDate> = months.iter().map(|row| row.month.previous().first_day()).collect();
+    sqlx::query_as!(
+        Beside,
         r#"SELECT COALESCE((SELECT sum(u.cost) FROM usage_month_services u JOIN services s USING (service)
-                            WHERE u.client_id = wanted.client_id AND u.month = wanted.month AND s.recurring), 0) AS "cost!"
-           FROM unnest($1::text[], $2::date[]) WITH ORDINALITY AS wanted (client_id, month, number) ORDER BY number"#,
+                            WHERE u.client_id = wanted.client_id AND u.month = wanted.month AND s.recurring), 0)
+                      AS "recurring_cost!: Total",
+                  COALESCE(p.cost, 0) AS "previous_cost!: Total"
+           FROM unnest($1::text[], $2::date[], $3::date[]) WITH ORDINALITY AS wanted (client_id, month, before, number)
+           LEFT JOIN usage_months p ON p.client_id = wanted.client_id AND p.month = wanted.before
+           ORDER BY number"#,
         &clients,
-        &firsts
+        &firsts,
+        &before
     )
     .fetch_all(conn)
-    .await?;
-    costs.iter().map(numeric::total).collect()
+    .await
 }
 
 /// Services that a client had used before this month.

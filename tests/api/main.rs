@@ -19,6 +19,7 @@ mod commands;
 mod concurrency;
 mod connections;
 mod contract;
+mod copied;
 mod delivering;
 mod digests;
 mod export;
