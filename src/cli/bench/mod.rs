@@ -8,6 +8,7 @@ mod alerts;
 mod cpu;
 mod events;
 mod floor;
+mod goals;
 mod load;
 mod place;
 mod plan;
