@@ -1,5 +1,11 @@
-//! The floor of `meterd bench`: the same promise kept in the plain way, a transaction an event; and what else it asks the
-//! database.
+//! The floors of `meterd bench`: the same promise kept in the plain way, a transaction an event; `statements`, a batch at a
+//! time; `copy`, with no promise but the unique key; and what else it asks the database.
+
+mod copy;
+mod statements;
+
+pub use copy::{CopyRows, copy, create_copied, sum_copied};
+pub use statements::{HashedEvent, record_batch};
 
 use crate::domain::event::{Charge, PayloadHash, PricedEvent};
 use crate::domain::period::Month;
@@ -28,6 +34,12 @@ pub async fn facts(conn: &mut PgConnection) -> sqlx::Result<Facts> {
     )
     .fetch_one(conn)
     .await
+}
+
+/// How far the log of changes has been written, in bytes.
+pub async fn wal_position(conn: &mut PgConnection) -> sqlx::Result<u64> {
+    let bytes = sqlx::query_scalar!(r#"SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint AS "bytes!""#);
+    Ok(u64::try_from(bytes.fetch_one(conn).await?).unwrap_or_default())
 }
 
 /// A round trip that does nothing.
