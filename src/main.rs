@@ -68,7 +68,7 @@ enum Command {
     /// Show who was told of alerts, and tell again who was given up
     Notifications(notifications::NotificationsArgs),
     /// Measure throughput and latency against the database's own floor
-    Bench(Box<bench::BenchArgs>),
+    Bench(Box<bench::BenchCommand>),
 }
 
 /// Without a command, `serve` is meant: also where only its flags are given.

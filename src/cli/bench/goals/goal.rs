@@ -29,6 +29,8 @@ pub struct Goal {
 #[derive(Clone, Debug)]
 pub struct Outcome {
     pub goals: Vec<Goal>,
+    /// What else a reader has to know, such as the machine.
+    pub notes: Vec<String>,
     /// Whether what was recorded and read is what it has to be; where not, the figures mean nothing.
     pub is_exact: bool,
 }
