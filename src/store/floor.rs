@@ -43,6 +43,13 @@ pub async fn durable_commit(conn: &mut PgConnection) -> sqlx::Result<()> {
         .map(drop)
 }
 
+/// Whether there is a database of this name.
+pub async fn database_exists(conn: &mut PgConnection, name: &str) -> sqlx::Result<bool> {
+    sqlx::query_scalar!(r#"SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1) AS "exists!""#, name)
+        .fetch_one(conn)
+        .await
+}
+
 /// Makes an empty database. The name is one that needs no quotes.
 pub async fn create_database(conn: &mut PgConnection, name: &str) -> sqlx::Result<()> {
     conn.execute(AssertSqlSafe(format!("CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8'"))).await.map(drop)

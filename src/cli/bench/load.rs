@@ -59,7 +59,8 @@ pub async fn batches(channel: Connection, events: Events, size: usize, window: A
     Ok(tally)
 }
 
-async fn batch(channel: &Connection, events: Vec<crate::proto::UsageEvent>) -> anyhow::Result<()> {
+/// One call of BatchTrackUsage, all of whose events are new.
+pub async fn batch(channel: &Connection, events: Vec<crate::proto::UsageEvent>) -> anyhow::Result<()> {
     let count = events.len();
     let request = BatchTrackUsageRequest { events, backfill: false };
     let call = usage_client(channel.clone()).batch_track_usage(request).await;

@@ -12,6 +12,8 @@ mod goals;
 mod load;
 mod place;
 mod plan;
+mod preload;
+mod reads;
 mod report;
 mod server;
 mod window;
@@ -90,6 +92,8 @@ pub struct BenchArgs {
 enum Only {
     /// Measure how soon an alert is at a subscriber, and what idle subscribers cost
     Alerts(alerts::AlertsArgs),
+    /// Measure reads in a database that is full already, exports, imports and verification
+    Reads(reads::ReadsArgs),
 }
 
 /// Where it is measured, and with which server.
@@ -99,6 +103,9 @@ pub struct PlaceArgs {
     /// Without it, a durable one is started for the while
     #[arg(long, id = "bench_database_url", value_name = "URL")]
     pub database_url: Option<String>,
+    /// Name of a database there that is made if it is not there, and kept: what is preloaded is used again
+    #[arg(long, value_name = "NAME", requires = "bench_database_url", value_parser = place::parse_name)]
+    pub keep: Option<String>,
     /// Where the database of the while is made, in a directory of its own; on the disk that is to be measured [default:
     /// the system's temporary directory]
     #[arg(long, id = "bench_data_dir", value_name = "DIRECTORY")]
@@ -122,6 +129,10 @@ pub async fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
     let (text, exact) = match &args.only {
         Some(Only::Alerts(args)) => {
             let report = in_place(&args.place, async |place| alerts::measure_all(args, place).await).await?;
+            (if args.json { format!("{:#}", report.json(args)) } else { report.text(args) }, report.is_exact())
+        }
+        Some(Only::Reads(args)) => {
+            let report = in_place(&args.place, async |place| reads::measure_all(args, place).await).await?;
             (if args.json { format!("{:#}", report.json(args)) } else { report.text(args) }, report.is_exact())
         }
         None => {

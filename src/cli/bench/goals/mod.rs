@@ -4,4 +4,4 @@
 
 mod goal;
 
-pub use goal::{Bound, Goal, Outcome};
+pub use goal::{Bound, Goal, Outcome, lines};
