@@ -149,6 +149,19 @@ fn what_is_sent_again_is_counted_once_whatever_it_looks_like() {
 }
 
 #[test]
+fn events_that_were_there_before_are_counted_with_the_others() {
+    let flags =
+        ["--seconds=1", "--rounds=1", "--calls=batch-track-usage", "--batch=200", "--batch-calls=2", "--clients=20"];
+    let report = report(&[&flags[..], &["--hot=0", "--preload=20000", "--days=5"]].concat());
+    let names: Vec<_> = report["rows"].as_array().unwrap().iter().map(name).collect();
+    assert_eq!(names, ["Statements many 200 2", "Copy many 200 2", "BatchTrackUsage many 200 2"]);
+    let verification = &report["verification"];
+    assert_eq!(verification["exact"], true, "{verification}");
+    let [before, new, events] = ["before", "acknowledged", "events"].map(|key| verification[key].as_u64().unwrap());
+    assert_eq!((before, before + new), (20_000, events));
+}
+
+#[test]
 fn in_open_loop_events_come_at_the_rate_that_was_asked_for() {
     let flags =
         ["--seconds=1", "--rounds=1", "--concurrency=64", "--batch=50", "--clients=10", "--hot=0", "--rate=400"];
@@ -169,6 +182,8 @@ fn each_wrong_flag_is_named_before_anything_is_started() {
         (&["--services=17"], &["--services"]),
         (&["--duplicates=91"], &["--duplicates"]),
         (&["--calls=health"], &["--calls"]),
+        (&["--preload=5"], &["--preload", "must be 0, or from"]),
+        (&["--days=5"], &["--preload"]),
         (&["goals", "--only=everything"], &["--only"]),
     ] {
         let place = place();

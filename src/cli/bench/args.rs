@@ -3,11 +3,16 @@
 use super::PlaceArgs;
 use super::events::{KINDS_MAX, PAYLOAD_BYTES_MIN};
 use super::plan::Call;
+use super::preload::{DAYS_MIN, EVENTS_MIN};
 use crate::cli::connect::MESSAGE_BYTES_MAX;
 use crate::domain::event::METADATA_BYTES_MAX;
 
 /// Most bytes of an event on the wire beside its metadata, and of what is around that.
 const EVENT_BYTES_MAX: usize = 256;
+
+/// Most events before, and how many days they are spread over unless it is said.
+pub const PRELOAD_MAX: u64 = 10_000_000_000;
+pub const PRELOAD_DAYS: u32 = 35;
 
 /// What is measured.
 #[derive(clap::Args, Clone, Debug)]
@@ -62,6 +67,12 @@ pub struct LoadArgs {
 pub struct BenchArgs {
     #[command(flatten)]
     pub load: LoadArgs,
+    /// Events that are there before anything is measured, with their keys, of the same clients; 0 begins with none
+    #[arg(long, default_value_t = 0, value_parser = preload)]
+    pub preload: u64,
+    /// How many days they are spread over, up to now
+    #[arg(long, default_value_t = PRELOAD_DAYS, requires = "preload", value_parser = clap::value_parser!(u32).range(i64::from(DAYS_MIN)..=3_650))]
+    pub days: u32,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -96,6 +107,11 @@ impl std::fmt::Display for Calls {
             Self::StreamUsage => "stream-usage",
         })
     }
+}
+
+fn preload(text: &str) -> Result<u64, String> {
+    let events = text.parse().ok().filter(|events| *events == 0 || (EVENTS_MIN..=PRELOAD_MAX).contains(events));
+    events.ok_or_else(|| format!("must be 0, or from {EVENTS_MIN} to {PRELOAD_MAX}"))
 }
 
 fn payload_bytes(text: &str) -> Result<u32, String> {

@@ -28,6 +28,13 @@ pub struct Load {
     pub duplicates: u32,
 }
 
+/// All of them new.
+impl From<Events> for Load {
+    fn from(events: Events) -> Self {
+        Self { events, duplicates: 0 }
+    }
+}
+
 /// Records one event of each client and kind, so that all rows are there. Gives how many.
 pub async fn prepare(channel: Connection, events: &Events) -> anyhow::Result<u64> {
     let size = PREPARE_EVENTS.min(PREPARE_PAYLOAD_BYTES / events.payload_bytes().max(1)).max(1);
@@ -41,20 +48,14 @@ pub async fn prepare_clients(channel: &Connection, ids: Vec<String>) -> anyhow::
 
 async fn prepare_with(channel: &Connection, events: &[UsageEvent], size: usize) -> anyhow::Result<u64> {
     for events in events.chunks(size) {
-        let again = vec![false; events.len()];
-        batch(channel, events.to_vec(), &again).await?;
+        batch(channel, events.to_vec()).await?;
     }
     Ok(events.len() as u64)
 }
 
 /// TrackUsage.
-pub async fn lone_events(channel: Connection, events: Events, window: Arc<Window>) -> anyhow::Result<Tally> {
-    lone_load(channel, Load { events, duplicates: 0 }, window).await
-}
-
-/// TrackUsage, some of them again.
-pub async fn lone_load(channel: Connection, load: Load, window: Arc<Window>) -> anyhow::Result<Tally> {
-    let mut client = usage_client(channel);
+pub async fn lone_events(channel: Connection, load: impl Into<Load>, window: Arc<Window>) -> anyhow::Result<Tally> {
+    let (load, mut client) = (load.into(), usage_client(channel));
     let (mut tally, mut repeats) = (Tally::default(), Repeats::new(load.duplicates));
     loop {
         let (event, again) = repeats.choose(|| load.events.next());
@@ -70,22 +71,34 @@ pub async fn lone_load(channel: Connection, load: Load, window: Arc<Window>) -> 
 }
 
 /// BatchTrackUsage.
-pub async fn batches(channel: Connection, load: Load, size: u32, window: Arc<Window>) -> anyhow::Result<Tally> {
+pub async fn batches(
+    channel: Connection,
+    load: impl Into<Load>,
+    size: usize,
+    window: Arc<Window>,
+) -> anyhow::Result<Tally> {
+    let load = load.into();
     let (mut tally, mut repeats) = (Tally::default(), Repeats::new(load.duplicates));
     loop {
         let chosen = (0..size).map(|_| repeats.choose(|| load.events.next()));
         let (events, again): (Vec<UsageEvent>, Vec<bool>) = chosen.unzip();
         let first = events.iter().zip(&again).find(|(_, again)| !**again).and_then(|(event, _)| repeats.copy(event));
-        let Some(begin) = window.begin(size).await else { break };
-        batch(&channel, events, &again).await?;
+        let Some(begin) = window.begin(size as u32).await else { break };
+        batch_again(&channel, events, &again).await?;
         let duplicates = again.iter().filter(|again| **again).count() as u64;
-        tally.add(&window, begin, size.into(), duplicates);
+        tally.add(&window, begin, size as u64, duplicates);
         repeats.remember(first);
     }
     Ok(tally)
 }
 
-async fn batch(channel: &Connection, events: Vec<UsageEvent>, again: &[bool]) -> anyhow::Result<()> {
+/// One call of BatchTrackUsage, all of whose events are new.
+pub async fn batch(channel: &Connection, events: Vec<UsageEvent>) -> anyhow::Result<()> {
+    let again = vec![false; events.len()];
+    batch_again(channel, events, &again).await
+}
+
+async fn batch_again(channel: &Connection, events: Vec<UsageEvent>, again: &[bool]) -> anyhow::Result<()> {
     let request = BatchTrackUsageRequest { events, backfill: false };
     let call = usage_client(channel.clone()).batch_track_usage(request).await;
     let results = call.map_err(|status| status_error(&status))?.into_inner().results;

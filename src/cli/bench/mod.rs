@@ -2,8 +2,8 @@
 //!
 //! In reading order: `args` (flags), `plan` (what is measured), `place` (the database), `server` (the measured process),
 //! `window` and `pace` (one measurement), `events`, `repeats`, `floor` and `load` (what runs in it), `cpu` and `commits` (what
-//! it took), `writes` (all of it), `rows` and `report`. `alerts` measures the live stream of alerts instead; `goals` holds
-//! what is measured against what it is meant to be.
+//! it took), `writes` (all of it), `rows` and `report`. `preload` fills a database before. `alerts` measures the live stream
+//! of alerts instead, `reads` the reads; `goals` holds what is measured against what it is meant to be.
 
 mod alerts;
 mod args;
@@ -16,6 +16,8 @@ mod load;
 mod pace;
 mod place;
 mod plan;
+mod preload;
+mod reads;
 mod repeats;
 mod report;
 mod rows;
@@ -26,6 +28,7 @@ mod writes;
 pub use args::{BenchArgs, LoadArgs};
 
 use place::Place;
+use preload::Preload;
 use report::Report;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -53,6 +56,8 @@ enum Only {
     Alerts(alerts::AlertsArgs),
     /// Hold what is measured against how fast it is meant to be
     Goals(goals::GoalsArgs),
+    /// Measure reads in a database that is full already, exports, imports and verification
+    Reads(reads::ReadsArgs),
 }
 
 /// Where it is measured, and with which server.
@@ -62,6 +67,9 @@ pub struct PlaceArgs {
     /// Without it, a durable one is started for the while
     #[arg(long, id = "bench_database_url", value_name = "URL")]
     pub database_url: Option<String>,
+    /// Name of a database there that is made if it is not there, and kept: what is preloaded is used again
+    #[arg(long, value_name = "NAME", requires = "bench_database_url", value_parser = place::parse_name)]
+    pub keep: Option<String>,
     /// Where the database of the while is made, in a directory of its own; on the disk that is to be measured [default:
     /// the system's temporary directory]
     #[arg(long, id = "bench_data_dir", value_name = "DIRECTORY")]
@@ -91,6 +99,10 @@ pub async fn run(command: BenchCommand) -> anyhow::Result<ExitCode> {
             let report = goals::measure_all(args).await?;
             (if args.json { format!("{:#}", report.json(args)) } else { report.text(args) }, report.is_exact())
         }
+        Some(Only::Reads(args)) => {
+            let report = in_place(&args.place, async |place| reads::measure_all(args, place).await).await?;
+            (if args.json { format!("{:#}", report.json(args)) } else { report.text(args) }, report.is_exact())
+        }
         None => {
             let args = &command.writes;
             args.load.check()?;
@@ -103,7 +115,12 @@ pub async fn run(command: BenchCommand) -> anyhow::Result<ExitCode> {
 }
 
 async fn measure_writes(args: &BenchArgs, place: &Place) -> anyhow::Result<Report> {
-    let url = place.create_database().await?;
+    let (url, was_there) = place.find_or_create_database().await?;
+    if args.preload > 0 && !was_there {
+        let BenchArgs { preload: events, days, ref load, .. } = *args;
+        let preload = Preload { events, prefix: LOAD_CLIENTS, clients: load.clients, days };
+        preload.fill_new(&url, &args.place.server).await?;
+    }
     let mut bench = Bench::start(&args.load, &args.place.server, place, &url).await?;
     let mut rows = measure_rounds(&mut [&mut bench], plan::workloads(&args.load), args.load.rounds).await?;
     let rows = rows.pop().expect("a server has its rows");

@@ -153,7 +153,7 @@ impl Report {
     fn notes(&self, args: &BenchArgs) -> Vec<String> {
         let Ended { idle_memory_bytes, peak_memory_bytes, verified, recorded, machine } = &self.ended;
         let Verified { client_months, events, differences, .. } = verified;
-        let Recorded { acknowledged, duplicates } = *recorded;
+        let Recorded { before, acknowledged, duplicates } = *recorded;
         let mib = |bytes: &Option<u64>| bytes.map_or_else(|| "unknown".into(), |b| format!("{} MiB", b >> 20));
         let load = &args.load;
         let [place, commit] = machine.lines();
@@ -187,8 +187,9 @@ impl Report {
                 build_text()
             ),
             format!(
-                "verified: {} events acknowledged, {} in the database, {} sent again and not counted, {differences} differences \
-                 in {} client-months{}",
+                "verified: {} events before, {} acknowledged, {} in the database, {} sent again and not counted, {differences} \
+                 differences in {} client-months{}",
+                grouped(before),
                 grouped(acknowledged),
                 grouped(events),
                 grouped(duplicates),
@@ -213,6 +214,8 @@ impl Report {
                 "payload_bytes": load.payload_bytes,
                 "duplicates_percent": load.duplicates,
                 "events_due_per_second": load.rate,
+                "preload": args.preload,
+                "days": args.days,
                 "connections": load.connections,
                 "floor_connections": load.floor_connections,
                 "server_flags": args.place.server,
@@ -222,6 +225,7 @@ impl Report {
             "server_idle_memory_bytes": idle_memory_bytes,
             "server_peak_memory_bytes": peak_memory_bytes,
             "verification": {
+                "before": recorded.before,
                 "acknowledged": recorded.acknowledged,
                 "duplicates": recorded.duplicates,
                 "events": verified.events,

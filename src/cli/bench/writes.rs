@@ -56,6 +56,8 @@ pub struct Bench<'a> {
 /// Events that the database has to have.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Recorded {
+    /// There already.
+    pub before: u64,
     /// Acknowledged as new.
     pub acknowledged: u64,
     /// Sent again, acknowledged, and not counted.
@@ -74,18 +76,20 @@ pub struct Ended {
 impl Ended {
     /// Nothing is lost, nothing is counted twice, and all sums are right.
     pub fn is_exact(&self) -> bool {
-        self.verified.differences == 0 && u64::try_from(self.verified.events) == Ok(self.recorded.acknowledged)
+        let expected = self.recorded.before + self.recorded.acknowledged;
+        self.verified.differences == 0 && u64::try_from(self.verified.events) == Ok(expected)
     }
 }
 
 impl<'a> Bench<'a> {
-    /// Starts a server over an empty database, and makes all clients and their rows.
+    /// Starts a server over a database, and makes all clients and their rows.
     pub async fn start(args: &'a LoadArgs, flags: &[String], place: &Place, url: &str) -> anyhow::Result<Self> {
         // What is slow shows in the table.
         let options = connect::options(url)?.disable_statement_logging();
         let server = Server::start(url, flags).await?;
         let mut conn = options.connect().await?;
         let facts = store::floor::facts(&mut conn).await?;
+        let before = store::floor::counted_events(&mut conn).await?;
         let watch = Watch::new(server.pid().context("the server has ended")?, facts.backend_pid, place.database());
         tokio::time::sleep(SETTLE).await;
         let idle_memory_bytes = watch.server_memory();
@@ -114,7 +118,7 @@ impl<'a> Bench<'a> {
             load_average_before: cpu::load_average(),
             commit_us: vec![],
             round_trip_us: vec![],
-            recorded: Recorded::default(),
+            recorded: Recorded { before, ..Recorded::default() },
         };
         bench.recorded.acknowledged += floor::prepare(&bench.options, &bench.catalog, &bench.of_floor).await?;
         bench.recorded.acknowledged += load::prepare(bench.channels[0].clone(), &bench.of_load).await?;
@@ -183,14 +187,14 @@ impl<'a> Bench<'a> {
             Call::TrackUsage => {
                 let worker = |channel| {
                     let load = to_server.clone();
-                    move |window: Arc<Window>| load::lone_load(channel, load, window)
+                    move |window: Arc<Window>| load::lone_events(channel, load, window)
                 };
                 measure_paced(length, rate, watch, channels.map(worker)).await
             }
             Call::BatchTrackUsage => {
                 let worker = |channel| {
                     let load = to_server.clone();
-                    move |window: Arc<Window>| load::batches(channel, load, batch, window)
+                    move |window: Arc<Window>| load::batches(channel, load, batch as usize, window)
                 };
                 measure_paced(length, rate, watch, channels.map(worker)).await
             }

@@ -5,11 +5,14 @@
 mod goal;
 mod writes;
 
-pub use goal::{Bound, Goal, Outcome};
+pub use goal::{Bound, Goal, Outcome, lines};
 
 use super::PlaceArgs;
-use super::args::{Calls, LoadArgs};
+use super::args::{Calls, LoadArgs, PRELOAD_DAYS, PRELOAD_MAX};
+use super::preload::{DAYS_MIN, EVENTS_MIN};
+use super::reads::{self, Part, ReadsArgs};
 use super::report::{build_text, flags_text};
+use clap::ValueEnum;
 use serde_json::{Value, json};
 use std::time::Instant;
 
@@ -31,6 +34,12 @@ pub struct GoalsArgs {
     /// BatchTrackUsage calls, or streams, at once
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=256))]
     pub batch_calls: u32,
+    /// Events that are there before, where that is asked for
+    #[arg(long, default_value_t = 20_000_000, value_parser = clap::value_parser!(u64).range(EVENTS_MIN..=PRELOAD_MAX))]
+    pub preload: u64,
+    /// How many days they are spread over, up to now
+    #[arg(long, default_value_t = PRELOAD_DAYS, value_parser = clap::value_parser!(u32).range(i64::from(DAYS_MIN)..=3_650))]
+    pub days: u32,
     /// gRPC connections
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub connections: u32,
@@ -48,10 +57,14 @@ pub enum Section {
     Track,
     /// BatchTrackUsage and StreamUsage beside multi-row statements and COPY
     Batch,
+    /// The same in a database that is full already, beside an empty one
+    Preloaded,
+    /// Reads beside the same in SQL, in a database that is full already
+    Reads,
 }
 
 impl Section {
-    const ALL: [Self; 2] = [Self::Track, Self::Batch];
+    const ALL: [Self; 4] = [Self::Track, Self::Batch, Self::Preloaded, Self::Reads];
 
     fn name(self) -> String {
         format!("{self:?}").to_lowercase()
@@ -61,12 +74,28 @@ impl Section {
         super::in_place(&args.place, async |place| match self {
             Self::Track => writes::track(args, place).await,
             Self::Batch => writes::batch(args, place).await,
+            Self::Preloaded => writes::preloaded(args, place).await,
+            Self::Reads => Ok(reads::measure_all(&args.reads(), place).await?.outcome()),
         })
         .await
     }
 }
 
 impl GoalsArgs {
+    fn reads(&self) -> ReadsArgs {
+        ReadsArgs {
+            preload: self.preload,
+            clients: READ_CLIENTS,
+            days: self.days,
+            bulk: BULK_EVENTS,
+            seconds: self.seconds,
+            rounds: self.rounds,
+            parts: Part::value_variants().to_vec(),
+            json: self.json,
+            place: self.place.clone(),
+        }
+    }
+
     /// The load of a section, with nothing that its goals do not say.
     fn load(&self, batch: &[u32]) -> LoadArgs {
         LoadArgs {
@@ -88,6 +117,9 @@ impl GoalsArgs {
     }
 }
 
+/// Clients of the reads, and events of an export and of an import.
+const READ_CLIENTS: u32 = 100_000;
+const BULK_EVENTS: u32 = 500_000;
 /// Most connections of floor (b): more are slower with a hot client, and no faster without.
 const FLOOR_CONNECTIONS: u32 = 16;
 
@@ -121,7 +153,7 @@ impl Report {
     pub fn text(&self, args: &GoalsArgs) -> String {
         let goals = self.goals();
         let reached = goals.iter().filter(|goal| goal.is_reached()).count();
-        let mut text = goal::lines(&goals);
+        let mut text = lines(&goals);
         text.push(String::new());
         text.push(format!(
             "{reached} of {} goals reached; medians of {} rounds of {} s, in turns, each ratio within its round; (b) a \
@@ -159,6 +191,8 @@ impl Report {
                 "rounds": args.rounds,
                 "clients": args.clients,
                 "batch_calls": args.batch_calls,
+                "preload": args.preload,
+                "days": args.days,
                 "connections": args.connections,
                 "server_flags": args.place.server,
                 "optimized": !cfg!(debug_assertions),

@@ -1,9 +1,11 @@
 //! The goals of the write side.
 
 use super::{Bound, Goal, GoalsArgs, Outcome};
+use crate::cli::bench::LOAD_CLIENTS;
 use crate::cli::bench::args::LoadArgs;
 use crate::cli::bench::place::Place;
 use crate::cli::bench::plan::{Call, Mix, Workload};
+use crate::cli::bench::preload::Preload;
 use crate::cli::bench::report::Spread;
 use crate::cli::bench::rows::{Row, Rows};
 use crate::cli::bench::writes::{Bench, Ended, measure_rounds};
@@ -12,6 +14,8 @@ use anyhow::Context;
 
 /// Batch sizes, and how many times the throughput of (d) each is to have.
 const BATCHES: [(u32, f64); 2] = [(1_000, 1.5), (5_000, 2.0)];
+/// How much of its throughput is left in a database that is full already.
+const PRELOADED_MIN: f64 = 0.95;
 /// What the p99 of 32 callers may have above that of a lone commit.
 const P99_ABOVE_COMMIT_US: f64 = 1_500.0;
 
@@ -110,6 +114,48 @@ pub async fn batch(args: &GoalsArgs, place: &Place) -> anyhow::Result<Outcome> {
         }
     }
     Ok(outcome(goals, &ended))
+}
+
+/// The same calls in a database that is full already, beside an empty one.
+pub async fn preloaded(args: &GoalsArgs, place: &Place) -> anyhow::Result<Outcome> {
+    let flags = &args.place.server;
+    let load = args.load(&BATCHES.map(|(batch, _)| batch));
+    let (full, was_there) = place.find_or_create_database().await?;
+    if !was_there {
+        let preload = Preload { events: args.preload, prefix: LOAD_CLIENTS, clients: args.clients, days: args.days };
+        preload.fill_new(&full, flags).await?;
+    }
+    let empty = place.create_second_database().await?;
+    let mut full = Bench::start(&load, flags, place, &full).await?;
+    let mut empty = Bench::start(&load, flags, place, &empty).await?;
+    let calls = [Call::BatchTrackUsage, Call::StreamUsage];
+    let of_batch = |(batch, _)| calls.map(|call| Workload::of_batch(call, batch, Mix::Many, &load));
+    let workloads: Vec<Workload> = BATCHES.into_iter().flat_map(of_batch).collect();
+    let rows = measure_rounds(&mut [&mut full, &mut empty], workloads.clone(), args.rounds).await?;
+    let mut goals = vec![];
+    for workload in workloads {
+        let of = |at: usize| rows[at].find(workload).context("it was measured");
+        let (full, empty) = (of(0)?, of(1)?);
+        let ratios = full
+            .rounds
+            .iter()
+            .zip(&empty.rounds)
+            .map(|(full, empty)| full.measured.per_second / empty.measured.per_second);
+        goals.push(Goal {
+            what: format!(
+                "{:?}, {} per batch, {} events before",
+                workload.call,
+                grouped(workload.batch),
+                grouped(args.preload)
+            ),
+            figures: format!("{}, empty {}", rate(full), rate(empty)),
+            measured: Spread::of(ratios).context("there is at least one round")?,
+            unit: "× empty",
+            bound: Bound::AtLeast(PRELOADED_MIN),
+        });
+    }
+    let (full, empty) = (full.end().await?, empty.end().await?);
+    Ok(Outcome { is_exact: full.is_exact() && empty.is_exact(), ..outcome(goals, &full) })
 }
 
 async fn measure(
