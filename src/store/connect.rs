@@ -26,6 +26,8 @@ const JOB_CONNECTIONS_MAX: u32 = 4;
 const LEASE_CONNECTIONS_MAX: u32 = 2;
 /// Closed by us well before the server would.
 const JOB_IDLE_CLOSE: Duration = Duration::from_secs(1);
+/// A pooled connection that was used so recently is taken to be there still: no round trip before each use finds out.
+const TRUSTED_IDLE: Duration = Duration::from_secs(1);
 /// How long a call waits for a free connection.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -85,7 +87,15 @@ pub fn lease_pool(options: PgConnectOptions) -> PgPool {
 /// With sqlx 0.9.0, a `begin()` whose future is dropped may leave a transaction open on the server that the pool knows
 /// nothing of. The next user's statements would then run inside it and vanish with the connection, acknowledged or not.
 pub fn guarded(options: PgPoolOptions) -> PgPoolOptions {
-    options.after_release(|conn, _| {
+    let trusting = options.test_before_acquire(false).before_acquire(|conn, of| {
+        Box::pin(async move {
+            if of.idle_for > TRUSTED_IDLE {
+                conn.ping().await?;
+            }
+            Ok(true)
+        })
+    });
+    trusting.after_release(|conn, _| {
         Box::pin(async move {
             // One round trip. A lone ROLLBACK would be a warning in the server's log each time there is nothing to roll
             // back; BEGIN warns only where there is. In a failed transaction it is an error, and the connection is closed.

@@ -4,6 +4,9 @@ use crate::domain::decimal::{DECIMALS, Decimal, RATE_DECIMALS, Rate, Total};
 use bigdecimal::BigDecimal;
 use bigdecimal::num_bigint::BigInt;
 use ethnum::I256;
+use sqlx::error::BoxDynError;
+use sqlx::postgres::{PgTypeInfo, PgValueFormat, PgValueRef};
+use sqlx::{Decode, Postgres, Type};
 
 impl From<Decimal> for BigDecimal {
     fn from(value: Decimal) -> Self {
@@ -22,6 +25,64 @@ impl From<Total> for BigDecimal {
         let (high, low) = value.scaled().into_words();
         let units = (BigInt::from(high) << 128) + BigInt::from(low as u128);
         BigDecimal::new(units, i64::from(DECIMALS))
+    }
+}
+
+/// Digits of NUMERIC on the wire are of base 10,000 = 10^4.
+const DIGIT_DECIMALS: u32 = 4;
+/// The most of them that a scaled number may have: 19, 76 decimal ones, fit 256 bits.
+const DIGITS_MAX: usize = 19;
+/// The most that fit 128 bits.
+const DIGITS_OF_128_BITS: usize = 9;
+/// Signs of NUMERIC on the wire (numeric.c); the others are those of what is no finite number.
+const POSITIVE: u16 = 0x0000;
+const NEGATIVE: u16 = 0x4000;
+
+/// Units of 10^-12 of a NUMERIC as it comes in binary: how many digits there are, the power of 10,000 that the first is of,
+/// the sign, how many decimals are shown, and the digits.
+fn units_of_wire(bytes: &[u8]) -> Option<I256> {
+    let (count, rest) = bytes.split_first_chunk::<2>()?;
+    let (weight, rest) = rest.split_first_chunk::<2>()?;
+    let (sign, rest) = rest.split_first_chunk::<2>()?;
+    let (_scale, digits) = rest.split_first_chunk::<2>()?;
+    let (digits, rest) = digits.as_chunks::<2>();
+    if digits.len() != usize::from(u16::from_be_bytes(*count)) || !rest.is_empty() {
+        return None;
+    }
+    // How many digits lie before the last one that is kept.
+    let kept = i32::from(i16::from_be_bytes(*weight)) + 1 + (DECIMALS / DIGIT_DECIMALS) as i32;
+    let kept = if digits.is_empty() { 0 } else { usize::try_from(kept).ok().filter(|kept| *kept <= DIGITS_MAX)? };
+    let (whole, below) = digits.split_at(digits.len().min(kept));
+    if below.iter().any(|digit| *digit != [0, 0]) {
+        return None;
+    }
+    let padded = || whole.iter().copied().chain(std::iter::repeat([0, 0])).take(kept).map(u16::from_be_bytes);
+    let units = if kept <= DIGITS_OF_128_BITS {
+        I256::from(padded().fold(0i128, |units, digit| units * 10_000 + i128::from(digit)))
+    } else {
+        padded().fold(I256::ZERO, |units, digit| units * 10_000 + I256::from(digit))
+    };
+    match u16::from_be_bytes(*sign) {
+        POSITIVE => Some(units),
+        NEGATIVE => Some(-units),
+        _ => None,
+    }
+}
+
+impl Type<Postgres> for Total {
+    fn type_info() -> PgTypeInfo {
+        <BigDecimal as Type<Postgres>>::type_info()
+    }
+}
+
+/// Straight from the wire: many times faster than by way of [`BigDecimal`].
+impl<'r> Decode<'r, Postgres> for Total {
+    fn decode(value: PgValueRef<'r>) -> Result<Self, BoxDynError> {
+        let impossible = || format!("a number is none of at most {DECIMALS} decimals within range");
+        match value.format() {
+            PgValueFormat::Binary => Ok(Self::from_scaled(units_of_wire(value.as_bytes()?).ok_or_else(impossible)?)),
+            PgValueFormat::Text => Ok(total(&value.as_str()?.parse::<BigDecimal>()?)?),
+        }
     }
 }
 
@@ -71,5 +132,37 @@ mod tests {
             let sum = Total::from_scaled(I256::from_words(high, low as i128));
             proptest::prop_assert_eq!(total(&BigDecimal::from(sum)).unwrap(), sum);
         }
+
+        /// As the database sends them: without zeros at either end, or with some after the point.
+        #[test]
+        fn totals_are_read_from_the_wire_as_they_were_sent(high in -1_000_000_000i128..1_000_000_000, low: u128, small: i64, zeros in 0i64..9) {
+            for scaled in [I256::from_words(high, low as i128), I256::from(small), I256::from(small) * 1_000_000_000_000] {
+                let sum = Total::from_scaled(scaled);
+                for value in [BigDecimal::from(sum), BigDecimal::from(sum).normalized()] {
+                    let value = value.with_scale(value.fractional_digit_count() + if value.fractional_digit_count() >= 12 { zeros } else { 0 });
+                    let mut buffer = sqlx::postgres::PgArgumentBuffer::default();
+                    sqlx::Encode::<Postgres>::encode(value, &mut buffer).unwrap();
+                    proptest::prop_assert_eq!(units_of_wire(&buffer), Some(sum.scaled()));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_total_is_refused() {
+        let wire = |parts: &[u16]| parts.iter().flat_map(|part| part.to_be_bytes()).collect::<Vec<u8>>();
+        // One, ten thousandth parts of 10^-12, more than 10^76, NaN, infinity, and what is cut.
+        assert_eq!(units_of_wire(&wire(&[1, 0, 0, 0, 1])), Some(I256::from(10i64.pow(12))));
+        assert_eq!(units_of_wire(&wire(&[0, 0, 0, 0])), Some(I256::ZERO));
+        for parts in [
+            &[1, (-4i16) as u16, 0, 16, 1][..],
+            &[1, 16, 0, 0, 1],
+            &[0, 0, 0xc000, 0],
+            &[0, 0, 0xd000, 0],
+            &[2, 0, 0, 0, 1],
+        ] {
+            assert_eq!(units_of_wire(&wire(parts)), None, "{parts:?}");
+        }
+        assert_eq!(units_of_wire(&[0, 1, 0]), None);
     }
 }
