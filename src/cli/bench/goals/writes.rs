@@ -14,6 +14,12 @@ use anyhow::Context;
 
 /// Batch sizes, and how many times the throughput of (d) each is to have.
 const BATCHES: [(u32, f64); 2] = [(1_000, 1.5), (5_000, 2.0)];
+/// Memory of the server, in MiB.
+const IDLE_MIB_MAX: f64 = 64.0;
+const PEAK_MIB_MAX: f64 = 256.0;
+/// CPU time of the server an event, in microseconds.
+const LONE_CPU_US_MAX: f64 = 25.0;
+const BATCH_CPU_US_MAX: f64 = 2.0;
 /// How much of its throughput is left in a database that is full already.
 const PRELOADED_MIN: f64 = 0.95;
 /// What the p99 of 32 callers may have above that of a lone commit.
@@ -81,8 +87,8 @@ pub async fn track(args: &GoalsArgs, place: &Place) -> anyhow::Result<Outcome> {
     let allowed: Vec<f64> = p50(commit).iter().zip(p50(empty)).map(|(commit, empty)| (commit + empty) * 1.2).collect();
     goals.push(within("a lone TrackUsage caller, p50", &p50(lone_call), &allowed, "(commit + empty call) × 1.2")?);
 
-    goals.extend(server_cpu("TrackUsage, 64 callers", of(Call::TrackUsage, many, 64)?, 25.0));
-    goals.extend(server_cpu("TrackUsage, 256 callers", top, 25.0));
+    goals.extend(server_cpu("TrackUsage, 64 callers", of(Call::TrackUsage, many, 64)?, LONE_CPU_US_MAX));
+    goals.extend(server_cpu("TrackUsage, 256 callers", top, LONE_CPU_US_MAX));
     Ok(outcome(goals, &ended))
 }
 
@@ -110,9 +116,11 @@ pub async fn batch(args: &GoalsArgs, place: &Place) -> anyhow::Result<Outcome> {
                     bound: Bound::AtLeast(times),
                 });
             }
-            goals.extend(server_cpu(&what, row, 2.0));
+            goals.extend(server_cpu(&what, row, BATCH_CPU_US_MAX));
         }
     }
+    goals.extend(memory("server memory, idle", ended.idle_memory_bytes, IDLE_MIB_MAX));
+    goals.extend(memory("server memory at the top rate, at most", ended.peak_memory_bytes, PEAK_MIB_MAX));
     Ok(outcome(goals, &ended))
 }
 
@@ -190,6 +198,13 @@ fn within(what: &str, measured_us: &[f64], allowed_us: &[f64], bound: &str) -> a
         unit: "× that",
         bound: Bound::AtMost(1.0),
     })
+}
+
+/// Nothing, where memory cannot be read.
+fn memory(what: &str, bytes: Option<u64>, at_most_mib: f64) -> Option<Goal> {
+    let measured = Spread::of(bytes.map(|bytes| bytes as f64 / f64::from(1 << 20)))?;
+    let bound = Bound::AtMost(at_most_mib);
+    Some(Goal { what: what.into(), figures: "without subscribers".into(), measured, unit: "MiB", bound })
 }
 
 /// Nothing, where CPU time cannot be read.
