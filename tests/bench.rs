@@ -150,8 +150,7 @@ fn what_is_sent_again_is_counted_once_whatever_it_looks_like() {
 
 #[test]
 fn events_that_were_there_before_are_counted_with_the_others() {
-    let flags =
-        ["--seconds=1", "--rounds=1", "--calls=batch-track-usage", "--batch=200", "--batch-calls=2", "--clients=20"];
+    let flags = ["--seconds=1", "--rounds=1", "--calls=batch", "--batch=200", "--batch-calls=2", "--clients=20"];
     let report = report(&[&flags[..], &["--hot=0", "--preload=20000", "--days=5"]].concat());
     let names: Vec<_> = report["rows"].as_array().unwrap().iter().map(name).collect();
     assert_eq!(names, ["Statements many 200 2", "Copy many 200 2", "BatchTrackUsage many 200 2"]);

@@ -24,7 +24,7 @@ pub struct LoadArgs {
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub rounds: u32,
     /// What is measured beside its floors; several with commas between them
-    #[arg(long, value_delimiter = ',', default_values_t = [Calls::TrackUsage, Calls::BatchTrackUsage, Calls::StreamUsage])]
+    #[arg(long, value_delimiter = ',', default_values_t = [Calls::Track, Calls::Batch, Calls::Stream])]
     pub calls: Vec<Calls>,
     /// How many clients the events are spread over
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
@@ -83,18 +83,21 @@ pub struct BenchArgs {
 /// What can be measured beside its floors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Calls {
-    TrackUsage,
-    BatchTrackUsage,
-    StreamUsage,
+    /// TrackUsage
+    Track,
+    /// BatchTrackUsage
+    Batch,
+    /// StreamUsage
+    Stream,
 }
 
 impl Calls {
     /// What is called.
     pub fn call(self) -> Call {
         match self {
-            Self::TrackUsage => Call::TrackUsage,
-            Self::BatchTrackUsage => Call::BatchTrackUsage,
-            Self::StreamUsage => Call::StreamUsage,
+            Self::Track => Call::TrackUsage,
+            Self::Batch => Call::BatchTrackUsage,
+            Self::Stream => Call::StreamUsage,
         }
     }
 }
@@ -102,9 +105,9 @@ impl Calls {
 impl std::fmt::Display for Calls {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
-            Self::TrackUsage => "track-usage",
-            Self::BatchTrackUsage => "batch-track-usage",
-            Self::StreamUsage => "stream-usage",
+            Self::Track => "track",
+            Self::Batch => "batch",
+            Self::Stream => "stream",
         })
     }
 }
@@ -126,7 +129,7 @@ impl LoadArgs {
         let mut wrong = vec![];
         let batch = self.batch.iter().copied().max().unwrap_or_default();
         let measured = |calls| self.calls.contains(&calls);
-        if measured(Calls::BatchTrackUsage) {
+        if measured(Calls::Batch) {
             let bytes = batch as usize * (self.payload_bytes as usize + EVENT_BYTES_MAX);
             if bytes > MESSAGE_BYTES_MAX {
                 wrong.push(format!(
@@ -139,7 +142,7 @@ impl LoadArgs {
         }
         if let Some(rate) = self.rate {
             let due = u64::from(rate) * self.seconds;
-            if measured(Calls::BatchTrackUsage) && due < u64::from(batch) {
+            if measured(Calls::Batch) && due < u64::from(batch) {
                 wrong.push(format!(
                     "--rate {rate} makes {due} events due in --seconds {}, fewer than one --batch of {batch}",
                     self.seconds

@@ -70,7 +70,7 @@ mod tests {
     #[test]
     fn sums_and_counts_are_read_and_nothing_that_only_begins_like_them() {
         let page = "HTTP/1.0 200 OK\r\n\r\n# TYPE meterd_commit_seconds histogram\nmeterd_commit_seconds_bucket{le=\"1\"} 9\n\
-                    meterd_commit_seconds_sum 1.5\nmeterd_commit_seconds_count 3\nmeterd_batch_events_sum 60\n";
+                    meterd_commit_seconds_sums 9\nmeterd_commit_seconds_sum 1.5\nmeterd_commit_seconds_count 3\nmeterd_batch_events_sum 60\n";
         let commits = Commits::parse(page);
         assert_eq!(commits, Commits { count: 3.0, seconds: 1.5, events: 60.0 });
         let since = commits.since(Commits { count: 1.0, seconds: 0.5, events: 20.0 }).unwrap();

@@ -167,7 +167,7 @@ pub async fn copies(
 pub async fn check_copied(conn: &mut PgConnection, acknowledged: u64) -> anyhow::Result<()> {
     let (rows, cost) = floor::sum_copied(conn).await?;
     anyhow::ensure!(u64::try_from(rows) == Ok(acknowledged), "{acknowledged} events were copied, and {rows} are there");
-    anyhow::ensure!(cost > BigDecimal::from(0), "copied events cost nothing");
+    anyhow::ensure!(cost > BigDecimal::default(), "copied events cost nothing");
     Ok(())
 }
 

@@ -101,7 +101,7 @@ impl GoalsArgs {
         LoadArgs {
             seconds: self.seconds,
             rounds: self.rounds,
-            calls: vec![Calls::TrackUsage, Calls::BatchTrackUsage, Calls::StreamUsage],
+            calls: vec![Calls::Track, Calls::Batch, Calls::Stream],
             clients: self.clients,
             hot: 100,
             services: 1,
