@@ -92,6 +92,9 @@ pub struct BenchArgs {
 enum Only {
     /// Measure how soon an alert is at a subscriber, and what idle subscribers cost
     Alerts(alerts::AlertsArgs),
+    /// The floor of alerts to many subscribers
+    #[command(hide = true)]
+    Broadcast,
     /// Measure reads in a database that is full already, exports, imports and verification
     Reads(reads::ReadsArgs),
 }
@@ -131,6 +134,7 @@ pub async fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
             let report = in_place(&args.place, async |place| alerts::measure_all(args, place).await).await?;
             (if args.json { format!("{:#}", report.json(args)) } else { report.text(args) }, report.is_exact())
         }
+        Some(Only::Broadcast) => return alerts::broadcast::run().await,
         Some(Only::Reads(args)) => {
             let report = in_place(&args.place, async |place| reads::measure_all(args, place).await).await?;
             (if args.json { format!("{:#}", report.json(args)) } else { report.text(args) }, report.is_exact())
