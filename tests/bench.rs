@@ -229,6 +229,8 @@ fn alerts_are_timed_and_idle_subscribers_weighed_and_none_is_lost() {
         "--load=100",
         "--clients=10",
         "--subscribers=230",
+        "--fan-out=20",
+        "--fan-out-alerts=10",
         "--rounds=2",
         "--seconds=1",
         "--concurrency=8",
@@ -254,7 +256,7 @@ fn alerts_are_timed_and_idle_subscribers_weighed_and_none_is_lost() {
     let verification = &report["verification"];
     assert_eq!(verification["exact"], true);
     assert_eq!(verification["events"], verification["acknowledged"]);
-    assert_eq!([&verification["crossed"], &verification["in_feed"]], [&Value::from(42), &Value::from(42)]);
+    assert_eq!([&verification["crossed"], &verification["in_feed"]], [&Value::from(62), &Value::from(62)]);
     assert_eq!(verification["received"], 40);
     assert_eq!(entries(place.path()), [""; 0], "nothing is left");
 }

@@ -37,7 +37,7 @@ async fn current_month(
     // Whatever its zone is, the client is in one of these: so the zone and the month are read at once.
     let day_around = |days| day_of(now + TimeDelta::days(days), Tz::UTC);
     let (first, last) = (Month::of(day_around(-1)), Month::of(day_around(1)));
-    let read = usage::months(&context.pool, &request.client_id, first, last).await?;
+    let read = usage::months(&context.reads, &request.client_id, first, last).await?;
     let AsOf { complete_as_of, rows: OfClient { time_zone, rows } } =
         read.ok_or_else(|| Error::client_not_found(&request.client_id))?;
     let today = day_of(now, zone(&time_zone)?);
@@ -76,7 +76,7 @@ async fn summary(context: Arc<Context>, request: GetUsageSummaryRequest) -> Resu
         fields.wrong("top_operation_count", format!("must be from 1 to {TOP_OPERATIONS_MAX}, or 0 for 10"));
     }
     fields.finish()?;
-    let read = usage::range(&context.pool, &request.client_id, start, end).await?;
+    let read = usage::range(&context.reads, &request.client_id, start, end).await?;
     let AsOf { complete_as_of, rows: OfClient { time_zone, rows } } =
         read.ok_or_else(|| Error::client_not_found(&request.client_id))?;
     let top = match request.top_operation_count {

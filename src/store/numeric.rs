@@ -141,7 +141,7 @@ mod tests {
                 for value in [BigDecimal::from(sum), BigDecimal::from(sum).normalized()] {
                     let value = value.with_scale(value.fractional_digit_count() + if value.fractional_digit_count() >= 12 { zeros } else { 0 });
                     let mut buffer = sqlx::postgres::PgArgumentBuffer::default();
-                    sqlx::Encode::<Postgres>::encode(value, &mut buffer).unwrap();
+                    assert!(!sqlx::Encode::<Postgres>::encode(value, &mut buffer).unwrap().is_null());
                     proptest::prop_assert_eq!(units_of_wire(&buffer), Some(sum.scaled()));
                 }
             }

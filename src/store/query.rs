@@ -141,40 +141,50 @@ impl From<GroupedRow> for QueryRow {
     }
 }
 
+/// The rollups by one of two statements, which differ in a condition.
+macro_rules! days {
+    ($file:literal, $pool:expr, $query:expr, $after:expr, $limit:expr) => {
+        sqlx::query_file_as!(
+            GroupedRow,
+            $file,
+            &$query.client_ids,
+            &$query.services,
+            &$query.operations,
+            &$query.models,
+            $query.start,
+            $query.end,
+            $query.group_by.day,
+            $query.group_by.month,
+            $query.group_by.client,
+            $query.group_by.service,
+            $query.group_by.operation,
+            $query.group_by.model,
+            $query.unpriced_only,
+            $after.is_some(),
+            $after.map(|key| key.day),
+            $after.map(|key| key.month),
+            $after.map(|key| key.client_id.as_str()),
+            $after.map(|key| key.service.as_str()),
+            $after.map(|key| key.operation.as_str()),
+            $after.map(|key| key.model.as_str()),
+            $limit
+        )
+        .fetch_all($pool)
+        .await
+    };
+}
+
 async fn query_days(
     pool: &PgPool,
     query: &UsageQuery,
     after: Option<&QueryKey>,
     limit: i64,
 ) -> sqlx::Result<Vec<GroupedRow>> {
-    let by = query.group_by;
-    sqlx::query_file_as!(
-        GroupedRow,
-        "src/store/query_days.sql",
-        &query.client_ids,
-        &query.services,
-        &query.operations,
-        &query.models,
-        query.start,
-        query.end,
-        by.day,
-        by.month,
-        by.client,
-        by.service,
-        by.operation,
-        by.model,
-        query.unpriced_only,
-        after.is_some(),
-        after.map(|key| key.day),
-        after.map(|key| key.month),
-        after.map(|key| key.client_id.as_str()),
-        after.map(|key| key.service.as_str()),
-        after.map(|key| key.operation.as_str()),
-        after.map(|key| key.model.as_str()),
-        limit
-    )
-    .fetch_all(pool)
-    .await
+    if query.client_ids.is_empty() {
+        days!("src/store/query_days.sql", pool, query, after, limit)
+    } else {
+        days!("src/store/query_client_days.sql", pool, query, after, limit)
+    }
 }
 
 async fn query_events(

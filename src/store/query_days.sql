@@ -1,4 +1,4 @@
--- $7 to $12 say which dimensions make a row; the others are the same everywhere, so that one order serves all.
+-- Of all clients: $1 is empty, and there for the sake of query_client_days.sql, which has the same parameters. $7 to $12 say which dimensions make a row; the others are the same everywhere, so that one order serves all.
 SELECT now() AS "now!",
     COALESCE(day, '0001-01-01'::date) AS "day!", COALESCE(month, '0001-01-01'::date) AS "month!",
     COALESCE(client_id, '') AS "client_id!", COALESCE(service, '') AS "service!", COALESCE(operation, '') AS
@@ -21,7 +21,7 @@ FROM (
            COALESCE(sum(cost), 0) AS cost,
            COALESCE(sum(unpriced_event_count), 0)::bigint AS unpriced_event_count
     FROM usage_days
-    WHERE (cardinality($1::text[]) = 0 OR client_id = ANY($1))
+    WHERE cardinality($1::text[]) = 0
       AND (cardinality($2::text[]) = 0 OR service = ANY($2))
       AND (cardinality($3::text[]) = 0 OR operation = ANY($3))
       AND (cardinality($4::text[]) = 0 OR model = ANY($4))

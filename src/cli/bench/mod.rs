@@ -56,6 +56,9 @@ enum Only {
     Alerts(alerts::AlertsArgs),
     /// Hold what is measured against how fast it is meant to be
     Goals(goals::GoalsArgs),
+    /// The floor of alerts to many subscribers
+    #[command(hide = true)]
+    Broadcast,
     /// Measure reads in a database that is full already, exports, imports and verification
     Reads(reads::ReadsArgs),
 }
@@ -99,6 +102,7 @@ pub async fn run(command: BenchCommand) -> anyhow::Result<ExitCode> {
             let report = goals::measure_all(args).await?;
             (if args.json { format!("{:#}", report.json(args)) } else { report.text(args) }, report.is_exact())
         }
+        Some(Only::Broadcast) => return alerts::broadcast::run().await,
         Some(Only::Reads(args)) => {
             let report = in_place(&args.place, async |place| reads::measure_all(args, place).await).await?;
             (if args.json { format!("{:#}", report.json(args)) } else { report.text(args) }, report.is_exact())

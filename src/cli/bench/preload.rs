@@ -8,7 +8,7 @@ use crate::domain::decimal::Decimal;
 use crate::domain::event::{Charge, Measures, UsageEvent, payload_hash};
 use crate::domain::period::{Month, day_of};
 use crate::store::preload::{self, Kinds, Stretch};
-use crate::store::{self, connect, partitions};
+use crate::store::{self, connect, partitions, summaries};
 use anyhow::Context;
 use bigdecimal::BigDecimal;
 use chrono::{DateTime, Days, NaiveDate, NaiveTime, TimeDelta, Utc};
@@ -117,6 +117,9 @@ impl Preload {
         preload::tidy(&mut conn).await?;
         progress.set_message("summaries");
         preload::insert_summaries(&mut conn).await?;
+        for month in summaries::months_to_total(pool).await? {
+            summaries::write_totals(&mut conn, month).await?;
+        }
         preload::tidy(&mut conn).await?;
         progress.finish_and_clear();
         Ok(())

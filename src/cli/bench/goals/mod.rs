@@ -8,6 +8,7 @@ mod writes;
 pub use goal::{Bound, Goal, Outcome, lines};
 
 use super::PlaceArgs;
+use super::alerts::{self, AlertsArgs};
 use super::args::{Calls, LoadArgs, PRELOAD_DAYS, PRELOAD_MAX};
 use super::preload::{DAYS_MIN, EVENTS_MIN};
 use super::reads::{self, Part, ReadsArgs};
@@ -61,10 +62,12 @@ pub enum Section {
     Preloaded,
     /// Reads beside the same in SQL, in a database that is full already
     Reads,
+    /// Alerts to many subscribers beside a bare stream, and the memory of the server
+    Alerts,
 }
 
 impl Section {
-    const ALL: [Self; 4] = [Self::Track, Self::Batch, Self::Preloaded, Self::Reads];
+    const ALL: [Self; 5] = [Self::Track, Self::Batch, Self::Preloaded, Self::Reads, Self::Alerts];
 
     fn name(self) -> String {
         format!("{self:?}").to_lowercase()
@@ -76,6 +79,7 @@ impl Section {
             Self::Batch => writes::batch(args, place).await,
             Self::Preloaded => writes::preloaded(args, place).await,
             Self::Reads => Ok(reads::measure_all(&args.reads(), place).await?.outcome()),
+            Self::Alerts => Ok(alerts::measure_all(&args.alerts(), place).await?.outcome()),
         })
         .await
     }
@@ -91,6 +95,25 @@ impl GoalsArgs {
             seconds: self.seconds,
             rounds: self.rounds,
             parts: Part::value_variants().to_vec(),
+            json: self.json,
+            place: self.place.clone(),
+        }
+    }
+
+    fn alerts(&self) -> AlertsArgs {
+        AlertsArgs {
+            crossings: CROSSINGS,
+            crossings_per_second: CROSSINGS,
+            load: CROSSINGS,
+            subscribers: IDLE_SUBSCRIBERS,
+            streams_per_connection: 100,
+            fan_out: SUBSCRIBERS,
+            fan_out_alerts: ALERTS,
+            rounds: self.rounds,
+            seconds: self.seconds,
+            concurrency: 64,
+            clients: self.clients,
+            connections: self.connections,
             json: self.json,
             place: self.place.clone(),
         }
@@ -120,6 +143,11 @@ impl GoalsArgs {
 /// Clients of the reads, and events of an export and of an import.
 const READ_CLIENTS: u32 = 100_000;
 const BULK_EVENTS: u32 = 500_000;
+/// Subscribers that have alerts, and how many alerts; subscribers that wait; and crossings, which have no goal of their own.
+const SUBSCRIBERS: u32 = 1_000;
+const ALERTS: u32 = 500;
+const IDLE_SUBSCRIBERS: u32 = 10_000;
+const CROSSINGS: u32 = 50;
 /// Most connections of floor (b): more are slower with a hot client, and no faster without.
 const FLOOR_CONNECTIONS: u32 = 16;
 

@@ -14,9 +14,6 @@ use anyhow::Context;
 
 /// Batch sizes, and how many times the throughput of (d) each is to have.
 const BATCHES: [(u32, f64); 2] = [(1_000, 1.5), (5_000, 2.0)];
-/// Memory of the server, in MiB.
-const IDLE_MIB_MAX: f64 = 64.0;
-const PEAK_MIB_MAX: f64 = 256.0;
 /// CPU time of the server an event, in microseconds.
 const LONE_CPU_US_MAX: f64 = 25.0;
 const BATCH_CPU_US_MAX: f64 = 2.0;
@@ -119,8 +116,6 @@ pub async fn batch(args: &GoalsArgs, place: &Place) -> anyhow::Result<Outcome> {
             goals.extend(server_cpu(&what, row, BATCH_CPU_US_MAX));
         }
     }
-    goals.extend(memory("server memory, idle", ended.idle_memory_bytes, IDLE_MIB_MAX));
-    goals.extend(memory("server memory at the top rate, at most", ended.peak_memory_bytes, PEAK_MIB_MAX));
     Ok(outcome(goals, &ended))
 }
 
@@ -198,13 +193,6 @@ fn within(what: &str, measured_us: &[f64], allowed_us: &[f64], bound: &str) -> a
         unit: "× that",
         bound: Bound::AtMost(1.0),
     })
-}
-
-/// Nothing, where memory cannot be read.
-fn memory(what: &str, bytes: Option<u64>, at_most_mib: f64) -> Option<Goal> {
-    let measured = Spread::of(bytes.map(|bytes| bytes as f64 / f64::from(1 << 20)))?;
-    let bound = Bound::AtMost(at_most_mib);
-    Some(Goal { what: what.into(), figures: "without subscribers".into(), measured, unit: "MiB", bound })
 }
 
 /// Nothing, where CPU time cannot be read.
