@@ -102,7 +102,9 @@ pub async fn build(
     let http = bind("--http-listen", settings.http_listen).await?;
     web::recorder();
     let courier = Courier::new(&settings.notifications, &deployment.currency, &clock)?;
-    let pool = connect::pool(options.clone(), settings.database.connections_max);
+    let read_connections_max = settings.database.connections_max / 2;
+    let reads = connect::read_pool(options.clone(), read_connections_max);
+    let pool = connect::pool(options.clone(), settings.database.connections_max - read_connections_max);
     let catalog = Arc::new(CatalogCache::default());
     catalog.refresh(&pool).await?;
     let notifier = Notifier::new(&pool, courier, &settings.notifications);
@@ -128,6 +130,7 @@ pub async fn build(
     auth.check_somebody_may_call()?;
     let context = Arc::new(Context {
         pool,
+        reads,
         catalog,
         ingest,
         clock,
@@ -262,7 +265,9 @@ impl App {
             http.abort();
         }
         // What still holds a connection then is a read that nobody will get the answer of.
-        let close = async { tokio::join!(context.pool.close(), context.feed.close(), context.auth.keys.close()) };
+        let close = async {
+            tokio::join!(context.pool.close(), context.reads.close(), context.feed.close(), context.auth.keys.close())
+        };
         drop(tokio::time::timeout(POOL_CLOSE_TIMEOUT, close).await);
         Ok(())
     }

@@ -4,6 +4,7 @@
 //! it has no queue and no task. What lies in the window it takes from there; behind it, it reads pages of the table until it
 //! has caught up. So who reads slowly, or not at all for a day, costs no memory and misses nothing.
 
+use crate::proto::AlertEvent;
 use crate::store::alert_feed::{self, Bounds, CHANNEL, FeedEntry, FeedFilter, Page};
 use crate::store::connect;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgListener, PgPoolOptions};
@@ -11,7 +12,7 @@ use sqlx::{Acquire, PgPool};
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io::ErrorKind;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinHandle;
@@ -38,11 +39,24 @@ const PAGES_AT_ONCE: u32 = 4;
 const PAGE_PATIENCE: Duration = Duration::from_secs(30);
 const PAGE_RETRY_EVERY: Duration = Duration::from_millis(250);
 
+/// A change, as all subscriptions share it.
+pub struct Entry {
+    pub change: FeedEntry,
+    /// As callers see it: made by the first who sends it.
+    pub shown: OnceLock<AlertEvent>,
+}
+
+impl From<FeedEntry> for Entry {
+    fn from(change: FeedEntry) -> Self {
+        Self { change, shown: OnceLock::new() }
+    }
+}
+
 /// What the reader knows: all changes after `after` up to `last`.
 struct Window {
     after: i64,
     last: i64,
-    entries: VecDeque<Arc<FeedEntry>>,
+    entries: VecDeque<Arc<Entry>>,
     /// The last change that retention has removed.
     pruned: i64,
     /// Goes up when the feed has gone backwards: numbers from before then mean nothing any more.
@@ -53,22 +67,22 @@ struct Window {
 impl Window {
     /// Adds the changes up to `last`.
     fn add(&mut self, last: i64, pruned: i64, entries: Vec<FeedEntry>) {
-        self.entries.extend(entries.into_iter().map(Arc::new));
+        self.entries.extend(entries.into_iter().map(Entry::from).map(Arc::new));
         self.last = last;
         self.pruned = pruned;
         while self.entries.len() > WINDOW_ENTRIES
-            || self.entries.front().is_some_and(|entry| entry.sequence <= self.pruned)
+            || self.entries.front().is_some_and(|entry| entry.change.sequence <= self.pruned)
         {
-            self.after = self.entries.pop_front().map_or(self.after, |entry| entry.sequence);
+            self.after = self.entries.pop_front().map_or(self.after, |entry| entry.change.sequence);
         }
         // Also where what is pruned was never in memory.
         self.after = self.after.max(self.pruned);
     }
 
     /// The first change after a cursor that a filter lets through.
-    fn next(&self, cursor: i64, filter: &FeedFilter) -> Option<&Arc<FeedEntry>> {
-        let begin = self.entries.partition_point(|entry| entry.sequence <= cursor);
-        self.entries.range(begin..).find(|entry| filter.passes(entry))
+    fn next(&self, cursor: i64, filter: &FeedFilter) -> Option<&Arc<Entry>> {
+        let begin = self.entries.partition_point(|entry| entry.change.sequence <= cursor);
+        self.entries.range(begin..).find(|entry| filter.passes(&entry.change))
     }
 }
 
@@ -323,7 +337,7 @@ pub struct Subscription {
 
 /// What a subscription does next.
 enum Step {
-    Give(Arc<FeedEntry>),
+    Give(Arc<Entry>),
     Read { to: i64 },
     Wait,
 }
@@ -335,7 +349,7 @@ impl Subscription {
     }
 
     /// The next change that passes the filter. Nothing is lost where the future is dropped.
-    pub async fn next(&mut self) -> Result<Arc<FeedEntry>, Ended> {
+    pub async fn next(&mut self) -> Result<Arc<Entry>, Ended> {
         loop {
             match self.step()? {
                 Step::Give(entry) => return Ok(entry),
@@ -357,13 +371,13 @@ impl Subscription {
         if let Some(entry) = self.page.next() {
             self.cursor = if self.page.len() == 0 { self.page_end } else { entry.sequence };
             metrics::counter!("meterd_alert_changes_sent_total", "from" => "table").increment(1);
-            return Ok(Step::Give(Arc::new(entry)));
+            return Ok(Step::Give(Arc::new(entry.into())));
         }
         if self.cursor < window.after {
             return Ok(Step::Read { to: window.last.min(self.cursor + PAGE_SPAN) });
         }
         if let Some(entry) = window.next(self.cursor, &self.filter) {
-            self.cursor = entry.sequence;
+            self.cursor = entry.change.sequence;
             metrics::counter!("meterd_alert_changes_sent_total", "from" => "memory").increment(1);
             return Ok(Step::Give(entry.clone()));
         }

@@ -56,7 +56,7 @@ pub enum Command {
     /// Show who was told of alerts, and tell again who was given up
     Notifications(notifications::NotificationsArgs),
     /// Measure throughput and latency against the database's own floor
-    Bench(Box<bench::BenchArgs>),
+    Bench(Box<bench::BenchCommand>),
 }
 
 /// Runs a command. Boxed here, so that it is compiled here, once, and not again in the binary.

@@ -4,9 +4,10 @@ use crate::config::DatabaseSettings;
 use crate::database::{Database, command_pool};
 use crate::domain::period::Month;
 use crate::domain::rollup::Sums;
-use crate::store::connect::allow_long_statements;
-use crate::store::verify::{self, Difference, RollupRow};
+use crate::store::connect::{allow_long_statements, plan_for_values};
+use crate::store::verify::{self, Compared, Difference, RollupRow, Scope};
 use crate::store::{deployment, partitions};
+use futures_util::{StreamExt, TryStreamExt, stream};
 use indicatif::{ProgressBar, ProgressStyle};
 use sqlx::PgPool;
 use std::process::ExitCode;
@@ -27,6 +28,12 @@ pub struct VerifyArgs {
 fn parse_month(text: &str) -> Result<Month, String> {
     Month::parse(text).ok_or_else(|| "must be a month such as 2026-11".into())
 }
+
+/// Clients that are compared at once: enough that their events are read in the order in which they lie, few enough that what
+/// PostgreSQL keeps of them meanwhile is little.
+const LOT_CLIENTS: i64 = 1_000;
+/// Lots at the same time: one for each connection of a command.
+const LOTS_AT_ONCE: usize = 2;
 
 /// What a verification found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -53,36 +60,48 @@ pub async fn run(args: VerifyArgs) -> anyhow::Result<ExitCode> {
     Ok(if differences == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Verifies each client-month in one snapshot of its own, and prints what differs.
+/// Verifies some clients after the other, each lot in one snapshot of its own, and prints what differs.
 pub async fn verify_all(pool: &PgPool, client: Option<&str>, month: Option<Month>) -> anyhow::Result<Verified> {
-    let months = verify::client_months(pool, client, month, month).await?;
-    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} client-months {eta}")?;
+    let whole = Scope { client_id: client.map(String::from), first: month, last: month, ..Scope::default() };
+    let bounds = if client.is_some() { vec![] } else { verify::bounds(pool, LOT_CLIENTS).await? };
+    let (after, upto) = (bounds.iter().map(Some), bounds.iter().map(Some));
+    let lots = std::iter::once(None).chain(after).zip(upto.chain([None]));
+    let lots = lots.map(|(after, upto)| Scope { after: after.cloned(), upto: upto.cloned(), ..whole.clone() });
+    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} lots of clients {eta}")?;
     // Draws on a terminal only.
-    let progress = ProgressBar::new(months.len() as u64).with_style(style);
+    let progress = ProgressBar::new(bounds.len() as u64 + 1).with_style(style);
     let mut verified = Verified::default();
-    for (client_id, month) in months {
-        let mut tx = pool.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
-        allow_long_statements(&mut tx).await?;
-        // Before the snapshot: what is open in it has its events.
-        partitions::keep(&mut tx).await?;
+    let mut compared = stream::iter(lots).map(async |lot| verify_lot(pool, lot).await).buffered(LOTS_AT_ONCE);
+    while let Some(compared) = compared.try_next().await? {
         progress.inc(1);
-        if deployment::closed_through(&mut tx).await?.is_some_and(|closed| month <= closed) {
-            verified.closed_client_months += 1;
-            continue;
-        }
-        verified.client_months += 1;
-        verified.events += verify::event_count(&mut tx, &client_id, month).await?;
-        for difference in verify::differences(&mut tx, &client_id, month).await? {
-            verified.differences += 1;
-            progress.suspend(|| print(&client_id, month, &difference));
-        }
-        tx.commit().await?;
+        verified.client_months += usize::try_from(compared.client_months)?;
+        verified.events += compared.events;
+        verified.differences += compared.differences.len();
+        progress.suspend(|| compared.differences.iter().for_each(print));
     }
     progress.finish_and_clear();
+    let mut conn = pool.acquire().await?;
+    if let Some(closed) = deployment::closed_through(&mut conn).await? {
+        verified.closed_client_months = usize::try_from(verify::count_until(&mut conn, &whole, closed).await?)?;
+    }
     Ok(verified)
 }
 
-fn print(client_id: &str, month: Month, difference: &Difference) {
+/// Compares what is open.
+async fn verify_lot(pool: &PgPool, lot: Scope) -> anyhow::Result<Compared> {
+    let mut tx = pool.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
+    allow_long_statements(&mut tx).await?;
+    plan_for_values(&mut tx).await?;
+    // Before the snapshot: what is open in it has its events.
+    partitions::keep(&mut tx).await?;
+    let open = deployment::closed_through(&mut tx).await?.map(Month::next);
+    let compared = verify::compare(&mut tx, &Scope { first: lot.first.max(open), ..lot }).await?;
+    tx.commit().await?;
+    Ok(compared)
+}
+
+fn print(difference: &Difference) {
+    let Difference { client_id, month, .. } = difference;
     let row = match &difference.row {
         RollupRow::Month => "month total".to_string(),
         RollupRow::MonthService { service } => format!("month of {service}"),

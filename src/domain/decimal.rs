@@ -79,31 +79,41 @@ fn parse(text: &str, integer_digits: u32, decimals: u32) -> Result<i128, Decimal
 
 /// Writes units of 10^-`decimals` in plain digits without trailing zeros.
 pub(crate) fn plain(units: I256, decimals: usize) -> String {
-    // Most numbers are far below 128 bits, where the digits are many times faster to find.
-    let digits = match u128::try_from(units.unsigned_abs()) {
-        Ok(units) => units.to_string(),
-        Err(_) => units.unsigned_abs().to_string(),
-    };
+    let mut text = String::new();
+    write_plain(&mut text, units, decimals).expect("memory can be written to");
+    text
+}
+
+/// The same into what is there. Almost every number fits 64 bits, whose divisions are many times faster.
+fn write_plain(out: &mut impl fmt::Write, units: I256, decimals: usize) -> fmt::Result {
+    let sign = if units.is_negative() { "-" } else { "" };
+    let small = u64::try_from(units.unsigned_abs()).ok().zip(10u64.checked_pow(decimals as u32));
+    let Some((units, one)) = small else { return write_plain_wide(out, sign, units, decimals) };
+    write!(out, "{sign}{}", units / one)?;
+    let (mut fraction, mut width) = (units % one, decimals);
+    if fraction == 0 {
+        return Ok(());
+    }
+    while fraction.is_multiple_of(10) {
+        (fraction, width) = (fraction / 10, width - 1);
+    }
+    write!(out, ".{fraction:0>width$}")
+}
+
+fn write_plain_wide(out: &mut impl fmt::Write, sign: &str, units: I256, decimals: usize) -> fmt::Result {
+    let digits = units.unsigned_abs().to_string();
     let padded = format!("{digits:0>width$}", width = decimals + 1);
     let (integer, fraction) = padded.split_at(padded.len() - decimals);
-    let sign = if units.is_negative() { "-" } else { "" };
     match fraction.trim_end_matches('0') {
-        "" => format!("{sign}{integer}"),
-        fraction => format!("{sign}{integer}.{fraction}"),
+        "" => write!(out, "{sign}{integer}"),
+        fraction => write!(out, "{sign}{integer}.{fraction}"),
     }
 }
 
 /// Divides and rounds half to even. The divisor is above zero.
 pub(crate) fn divide_half_even(dividend: I256, divisor: I256) -> I256 {
-    // Most numbers are far below 128 bits, where the division is many times faster.
-    if let (Ok(dividend), Ok(divisor)) = (i128::try_from(dividend), i128::try_from(divisor)) {
-        let quotient = dividend.div_euclid(divisor);
-        let rest = dividend - quotient * divisor;
-        let up = rest > divisor - rest || (rest == divisor - rest && quotient % 2 != 0);
-        return I256::from(quotient) + I256::from(up);
-    }
     let quotient = dividend.div_euclid(divisor);
-    let twice = (dividend - quotient * divisor) * 2;
+    let twice = dividend.rem_euclid(divisor) * 2;
     let up = twice > divisor || (twice == divisor && quotient % 2 != 0);
     quotient + I256::from(up)
 }
@@ -245,19 +255,19 @@ impl From<Decimal> for Total {
 
 impl fmt::Display for Decimal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&plain(I256::from(self.0), DECIMALS as usize))
+        write_plain(f, I256::from(self.0), DECIMALS as usize)
     }
 }
 
 impl fmt::Display for Rate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&plain(I256::from(self.0), RATE_DECIMALS as usize))
+        write_plain(f, I256::from(self.0), RATE_DECIMALS as usize)
     }
 }
 
 impl fmt::Display for Total {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&plain(self.0, DECIMALS as usize))
+        write_plain(f, self.0, DECIMALS as usize)
     }
 }
 
@@ -324,6 +334,15 @@ mod tests {
         fn what_is_written_reads_the_same(units in 0i128..10i128.pow(27)) {
             let value = Decimal::from_scaled(units);
             proptest::prop_assert_eq!(Decimal::parse(&value.to_string()), Ok(value));
+        }
+
+        #[test]
+        fn small_numbers_are_written_as_large_ones_are(units: i64, zeros in 0u32..18) {
+            let units = I256::from(units / 10i64.pow(zeros) * 10i64.pow(zeros));
+            let mut wide = String::new();
+            let sign = if units.is_negative() { "-" } else { "" };
+            write_plain_wide(&mut wide, sign, units, DECIMALS as usize).unwrap();
+            proptest::prop_assert_eq!(Total::from_scaled(units).to_string(), wide);
         }
     }
 }

@@ -13,6 +13,7 @@ mod creates;
 pub mod ending;
 mod events;
 mod export;
+mod export_file;
 mod fields;
 pub mod guard;
 mod jobs;
@@ -35,7 +36,7 @@ mod usage;
 mod weight;
 
 use admission::Admitted;
-pub use page_token::PageTokens;
+pub use page_token::{PageTokens, TokenMaker};
 pub use status::ERROR_DOMAIN;
 use status::keeping_request_id;
 
@@ -68,6 +69,8 @@ pub const MESSAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// What every handler works with.
 pub struct Context {
     pub pool: PgPool,
+    /// For reads of one statement: see [`crate::store::connect::read_pool`].
+    pub reads: PgPool,
     pub catalog: Arc<CatalogCache>,
     pub ingest: Ingest,
     pub clock: Clock,

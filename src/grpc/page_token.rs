@@ -24,24 +24,19 @@ impl PageTokens {
         Self { secret }
     }
 
-    fn signature(&self, query: &impl Message, rpc: &str, cursor: &[u8]) -> [u8; SIGNATURE_BYTES] {
+    /// Makes tokens of one RPC and query. `query` is the request without page size and token.
+    pub fn maker(&self, rpc: &str, query: &impl Message) -> TokenMaker {
         let mut mac = Hmac::<Sha256>::new_from_slice(&self.secret).expect("HMAC takes keys of any length");
         let query = query.encode_to_vec();
-        for part in [rpc.as_bytes(), &query, cursor] {
-            mac.update(&(part.len() as u64).to_le_bytes());
-            mac.update(part);
+        for part in [rpc.as_bytes(), &query] {
+            add_part(&mut mac, part);
         }
-        let mut signature = [0; SIGNATURE_BYTES];
-        signature.copy_from_slice(&mac.finalize().into_bytes()[..SIGNATURE_BYTES]);
-        signature
+        TokenMaker(mac)
     }
 
     /// The token of a cursor. `query` is the request without page size and token.
     pub fn make(&self, rpc: &str, query: &impl Message, cursor: &impl Serialize) -> String {
-        let cursor = serde_json::to_vec(cursor).expect("cursors are plain data");
-        let mut token = self.signature(query, rpc, &cursor).to_vec();
-        token.extend(cursor);
-        URL_SAFE_NO_PAD.encode(token)
+        self.maker(rpc, query).make(cursor)
     }
 
     /// The cursor of a token of this RPC and query; nothing for the first page.
@@ -62,7 +57,7 @@ impl PageTokens {
     pub fn cursor<C: DeserializeOwned>(&self, rpc: &str, query: &impl Message, token: &str) -> Option<C> {
         let token = URL_SAFE_NO_PAD.decode(token).ok()?;
         let (signature, cursor) = token.split_at_checked(SIGNATURE_BYTES)?;
-        let expected = self.signature(query, rpc, cursor);
+        let expected = self.maker(rpc, query).signature(cursor);
         // The whole of both is compared, whatever differs: how long it takes tells nothing.
         let differs = signature.iter().zip(expected).fold(0, |differs, (left, right)| differs | (left ^ right));
         if differs != 0 {
@@ -70,6 +65,34 @@ impl PageTokens {
         }
         serde_json::from_slice(cursor).ok()
     }
+}
+
+/// Makes tokens of one RPC and query: what does not change between them is signed already.
+#[derive(Clone)]
+pub struct TokenMaker(Hmac<Sha256>);
+
+impl TokenMaker {
+    fn signature(&self, cursor: &[u8]) -> [u8; SIGNATURE_BYTES] {
+        let mut mac = self.0.clone();
+        add_part(&mut mac, cursor);
+        let mut signature = [0; SIGNATURE_BYTES];
+        signature.copy_from_slice(&mac.finalize().into_bytes()[..SIGNATURE_BYTES]);
+        signature
+    }
+
+    /// The token of a cursor.
+    pub fn make(&self, cursor: &impl Serialize) -> String {
+        let cursor = serde_json::to_vec(cursor).expect("cursors are plain data");
+        let mut token = self.signature(&cursor).to_vec();
+        token.extend(cursor);
+        URL_SAFE_NO_PAD.encode(token)
+    }
+}
+
+/// With its length, so that no two lists of parts are signed alike.
+fn add_part(mac: &mut Hmac<Sha256>, part: &[u8]) {
+    mac.update(&(part.len() as u64).to_le_bytes());
+    mac.update(part);
 }
 
 #[cfg(test)]

@@ -1,10 +1,10 @@
 //! SubscribeAlerts.
 
-use super::Context;
 use super::convert::timestamp;
 use super::fields::Fields;
 use super::status::REQUEST_ID;
-use crate::alerts::feed::{Ended, Start, Subscription};
+use super::{Context, TokenMaker};
+use crate::alerts::feed::{Ended, Entry, Start, Subscription};
 use crate::error::{Error, Violation};
 use crate::proto::subscribe_alerts_response::Message;
 use crate::proto::{AlertEvent, ErrorReason, Heartbeat, SubscribeAlertsRequest, SubscribeAlertsResponse};
@@ -42,7 +42,8 @@ pub async fn start(context: Arc<Context>, request: SubscribeAlertsRequest) -> Re
     let subscription = context.feed.subscribe(filter, start).await;
     let subscription = subscription.map_err(|ended| filters.error(&context, ended))?;
     let request_id = REQUEST_ID.try_with(|id| id.as_str().into()).unwrap_or_default();
-    let subscriber = Subscriber { context, filters, subscription, request_id, begun: false };
+    let tokens = context.page_tokens.maker(RPC, &filters.0);
+    let subscriber = Subscriber { context, filters, tokens, subscription, request_id, begun: false };
     Ok(Box::pin(unfold(Some(subscriber), async |subscriber| {
         let mut subscriber = subscriber?;
         let message = subscriber.next().await;
@@ -108,10 +109,22 @@ impl Filters {
     }
 }
 
+/// A change as callers see it: one for a thousand subscribers.
+fn shown<'a>(context: &Context, entry: &'a Entry) -> &'a AlertEvent {
+    let Entry { change, shown } = entry;
+    shown.get_or_init(|| AlertEvent {
+        sequence: change.sequence,
+        change: change.change as i32,
+        alert: Some(context.alert(&change.alert)),
+        change_time: Some(timestamp(change.change_time)),
+    })
+}
+
 /// One stream.
 struct Subscriber {
     context: Arc<Context>,
     filters: Filters,
+    tokens: TokenMaker,
     subscription: Subscription,
     request_id: Box<str>,
     begun: bool,
@@ -124,12 +137,7 @@ impl Subscriber {
         let message = if std::mem::replace(&mut self.begun, true) {
             match tokio::time::timeout(quiet, self.subscription.next()).await {
                 Err(_) => Message::Heartbeat(Heartbeat {}),
-                Ok(Ok(entry)) => Message::Alert(AlertEvent {
-                    sequence: entry.sequence,
-                    change: entry.change as i32,
-                    alert: Some(self.context.alert(&entry.alert)),
-                    change_time: Some(timestamp(entry.change_time)),
-                }),
+                Ok(Ok(entry)) => Message::Alert(shown(&self.context, &entry).clone()),
                 Ok(Err(ended)) => {
                     let error = self.filters.error(&self.context, ended);
                     // Outside of the call that began the stream.
@@ -139,7 +147,7 @@ impl Subscriber {
         } else {
             Message::Heartbeat(Heartbeat {})
         };
-        let resume_token = self.filters.token(&self.context, self.subscription.cursor());
+        let resume_token = self.tokens.make(&self.subscription.cursor());
         Ok(SubscribeAlertsResponse { message: Some(message), resume_token })
     }
 }

@@ -4,15 +4,17 @@ use super::convert::timestamp;
 use super::fields::Fields;
 use super::{Context, Handlers, admit, caller, clients, export, query, record, stream, summaries};
 use crate::domain::event::{EventId, ID_BYTES_MAX};
-use crate::domain::period::{self, Month};
+use crate::domain::period::{self, Month, day_of};
 use crate::domain::projection;
 use crate::domain::rollup::Sums;
 use crate::error::Error;
 use crate::proto::usage_service_server::UsageService;
 use crate::proto::*;
+use crate::store::clients::zone;
 use crate::store::events::{self, EventFilter};
-use crate::store::usage::{self, ServiceSums};
-use chrono::{DateTime, Utc};
+use crate::store::usage::{self, AsOf, OfClient, ServiceSums};
+use chrono::{DateTime, TimeDelta, Utc};
+use chrono_tz::Tz;
 use std::sync::Arc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -31,32 +33,38 @@ async fn current_month(
     let mut fields = Fields::default();
     fields.required("client_id", &request.client_id, ID_BYTES_MAX);
     fields.finish()?;
-    let client = clients::existing(&context, &request.client_id).await?;
-    let today = client.day_of(context.clock.now())?;
+    let now = context.clock.now();
+    // Whatever its zone is, the client is in one of these: so the zone and the month are read at once.
+    let day_around = |days| day_of(now + TimeDelta::days(days), Tz::UTC);
+    let (first, last) = (Month::of(day_around(-1)), Month::of(day_around(1)));
+    let read = usage::months(&context.reads, &request.client_id, first, last).await?;
+    let AsOf { complete_as_of, rows: OfClient { time_zone, rows } } =
+        read.ok_or_else(|| Error::client_not_found(&request.client_id))?;
+    let today = day_of(now, zone(&time_zone)?);
     let month = Month::of(today);
     let (days_elapsed, days_remaining) = period::elapsed_and_remaining(today);
-    let read = usage::month(&context.pool, &client.client_id, month).await?;
+    let rows: Vec<ServiceSums> = rows.into_iter().filter_map(|(of, row)| (of == month).then_some(row)).collect();
     let catalog = context.catalog.current();
     let recurs = |row: &ServiceSums| catalog.service(&row.service).is_some_and(|service| service.recurring);
-    let total: Sums = read.rows.iter().map(|row| row.sums).sum();
-    let recurring = read.rows.iter().filter(|row| recurs(row)).map(|row| row.sums.cost).sum();
+    let total: Sums = rows.iter().map(|row| row.sums).sum();
+    let recurring = rows.iter().filter(|row| recurs(row)).map(|row| row.sums.cost).sum();
     let projected =
         |cost, recurring| Some(context.money(projection::month_end(cost, recurring, days_elapsed, month.days())));
-    let mut services = context.services(&read.rows);
-    for (service, row) in services.iter_mut().zip(&read.rows) {
+    let mut services = context.services(&rows);
+    for (service, row) in services.iter_mut().zip(&rows) {
         let recurring = if recurs(row) { row.sums.cost } else { Default::default() };
         service.projected_cost = projected(row.sums.cost, recurring);
     }
     Ok(GetCurrentMonthUsageResponse {
-        client_id: client.client_id,
+        client_id: request.client_id,
         month: month.to_string(),
-        time_zone: client.time_zone,
+        time_zone,
         totals: Some(context.totals(&total)),
         projected_cost: projected(total.cost, recurring),
         days_elapsed: days_elapsed as i32,
         days_remaining: days_remaining as i32,
         services,
-        complete_as_of_time: Some(timestamp(read.complete_as_of)),
+        complete_as_of_time: Some(timestamp(complete_as_of)),
     })
 }
 
@@ -68,14 +76,15 @@ async fn summary(context: Arc<Context>, request: GetUsageSummaryRequest) -> Resu
         fields.wrong("top_operation_count", format!("must be from 1 to {TOP_OPERATIONS_MAX}, or 0 for 10"));
     }
     fields.finish()?;
-    let client = clients::existing(&context, &request.client_id).await?;
-    let read = usage::range(&context.pool, &client.client_id, start, end).await?;
+    let read = usage::range(&context.reads, &request.client_id, start, end).await?;
+    let AsOf { complete_as_of, rows: OfClient { time_zone, rows } } =
+        read.ok_or_else(|| Error::client_not_found(&request.client_id))?;
     let top = match request.top_operation_count {
         0 => TOP_OPERATIONS_DEFAULT,
         count => i64::from(count),
     };
     let (mut totals, mut services, mut days, mut operations) = (Sums::default(), vec![], vec![], vec![]);
-    for row in read.rows {
+    for row in rows {
         match (row.day, row.service, row.operation) {
             (Some(day), ..) => {
                 days.push(DayUsage { day: day.to_string(), totals: Some(context.totals(&row.sums)) });
@@ -89,15 +98,15 @@ async fn summary(context: Arc<Context>, request: GetUsageSummaryRequest) -> Resu
     }
     operations.truncate(top as usize);
     Ok(GetUsageSummaryResponse {
-        client_id: client.client_id,
+        client_id: request.client_id,
         start_date: request.start_date,
         end_date: request.end_date,
-        time_zone: client.time_zone,
+        time_zone,
         totals: Some(context.totals(&totals)),
         services: context.services(&services),
         days,
         top_operations: operations,
-        complete_as_of_time: Some(timestamp(read.complete_as_of)),
+        complete_as_of_time: Some(timestamp(complete_as_of)),
     })
 }
 

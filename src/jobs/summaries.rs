@@ -31,6 +31,10 @@ pub async fn refresh(pool: &PgPool, client_id: Option<&str>, month: Option<Month
             break;
         }
     }
+    // Whoever left some behind: a run that was cut, or another month's change.
+    for month in summaries::months_to_total(pool).await? {
+        summaries::write_totals(&mut *pool.acquire().await?, month).await?;
+    }
     Ok(written)
 }
 

@@ -26,6 +26,8 @@ const JOB_CONNECTIONS_MAX: u32 = 4;
 const LEASE_CONNECTIONS_MAX: u32 = 2;
 /// Closed by us well before the server would.
 const JOB_IDLE_CLOSE: Duration = Duration::from_secs(1);
+/// A pooled connection that was used so recently is taken to be there still: no round trip before each use finds out.
+const TRUSTED_IDLE: Duration = Duration::from_secs(1);
 /// How long a call waits for a free connection.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -63,6 +65,13 @@ pub fn pool(options: PgConnectOptions, connections_max: u32) -> PgPool {
         .connect_lazy_with(options)
 }
 
+/// The pool of reads that are one statement each: nothing is ever begun on it, so there is nothing to roll back after each use,
+/// and who reads again at once has the same connection, with its plans and caches.
+pub fn read_pool(options: PgConnectOptions, connections_max: u32) -> PgPool {
+    let pool = PgPoolOptions::new().max_connections(connections_max).acquire_timeout(ACQUIRE_TIMEOUT);
+    trusting(pool).connect_lazy_with(options.application_name("meterd reads"))
+}
+
 /// The pool that scheduled jobs work on.
 pub fn job_pool(options: PgConnectOptions) -> PgPool {
     let (statement, idle) = (JOB_STATEMENT_TIMEOUT_MS.to_string(), JOB_IDLE_TIMEOUT_MS.to_string());
@@ -85,11 +94,23 @@ pub fn lease_pool(options: PgConnectOptions) -> PgPool {
 /// With sqlx 0.9.0, a `begin()` whose future is dropped may leave a transaction open on the server that the pool knows
 /// nothing of. The next user's statements would then run inside it and vanish with the connection, acknowledged or not.
 pub fn guarded(options: PgPoolOptions) -> PgPoolOptions {
-    options.after_release(|conn, _| {
+    trusting(options).after_release(|conn, _| {
         Box::pin(async move {
             // One round trip. A lone ROLLBACK would be a warning in the server's log each time there is nothing to roll
             // back; BEGIN warns only where there is. In a failed transaction it is an error, and the connection is closed.
             conn.execute("BEGIN; ROLLBACK").await?;
+            Ok(true)
+        })
+    })
+}
+
+/// Asks a connection whether it is there only where it was not used for a while.
+fn trusting(options: PgPoolOptions) -> PgPoolOptions {
+    options.test_before_acquire(false).before_acquire(|conn, of| {
+        Box::pin(async move {
+            if of.idle_for > TRUSTED_IDLE {
+                conn.ping().await?;
+            }
             Ok(true)
         })
     })

@@ -1,8 +1,9 @@
 //! All events of a range, streamed.
 
-use crate::store::events::{EventRow, RecordedEvent};
-use chrono::{DateTime, Utc};
-use futures_util::{Stream, StreamExt};
+use crate::domain::decimal::Total;
+use crate::domain::event::EventId;
+use chrono::{DateTime, NaiveDate, Utc};
+use futures_util::Stream;
 use sqlx::PgConnection;
 
 /// Which events to export. Empty filters let everything through.
@@ -13,16 +14,49 @@ pub struct ExportFilter {
     pub services: Vec<String>,
 }
 
+/// The row of an event, as it is exported: there are millions, so nothing is made of it on the way.
+pub struct ExportRow {
+    pub client_id: String,
+    pub event_time: DateTime<Utc>,
+    pub event_seq: i64,
+    pub day: NaiveDate,
+    pub service: String,
+    pub operation: String,
+    pub model: String,
+    pub units: Total,
+    pub input_tokens: i64,
+    pub output_tokens: i64,
+    pub cached_input_tokens: i64,
+    pub amount: Option<Total>,
+    pub charge: Option<Total>,
+    pub price_id: Option<i64>,
+    /// Of [`crate::domain::event::UnpricedReason`].
+    pub unpriced_reason: Option<i16>,
+    pub subject: String,
+    pub external_id: String,
+    pub idempotency_key: String,
+    /// JSON.
+    pub metadata: Option<String>,
+    pub record_time: DateTime<Utc>,
+}
+
+impl ExportRow {
+    /// The event's id.
+    pub fn id(&self) -> EventId {
+        EventId { time: self.event_time, seq: self.event_seq }
+    }
+}
+
 /// The events, read as they are taken, all of one snapshot.
 pub fn stream<'a>(
     conn: &'a mut PgConnection,
     filter: &'a ExportFilter,
-) -> impl Stream<Item = sqlx::Result<RecordedEvent>> + Send + 'a {
+) -> impl Stream<Item = sqlx::Result<ExportRow>> + Send + 'a {
     sqlx::query_as!(
-        EventRow,
-        r#"SELECT client_id, event_time, event_seq, day, service, operation, model, units, input_tokens, output_tokens,
-               cached_input_tokens, amount, charge, price_id, unpriced_reason, subject, external_id, idempotency_key,
-               metadata::text AS metadata, record_time
+        ExportRow,
+        r#"SELECT client_id, event_time, event_seq, day, service, operation, model, units AS "units: Total", input_tokens,
+               output_tokens, cached_input_tokens, amount AS "amount: Total", charge AS "charge: Total", price_id,
+               unpriced_reason, subject, external_id, idempotency_key, metadata::text AS metadata, record_time
            FROM usage_events
            WHERE ($1::text IS NULL OR client_id = $1)
              AND event_time >= COALESCE($2, '-infinity'::timestamptz) AND event_time < COALESCE($3, 'infinity'::timestamptz)
@@ -34,7 +68,6 @@ pub fn stream<'a>(
         &filter.services
     )
     .fetch(conn)
-    .map(|row| RecordedEvent::try_from(row?))
 }
 
 /// The start of the transaction, which lies before its snapshot: what was acknowledged before it is in.

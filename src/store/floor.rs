@@ -1,5 +1,11 @@
-//! The floor of `meterd bench`: the same promise kept in the plain way, a transaction an event; and what else it asks the
-//! database.
+//! The floors of `meterd bench`: the same promise kept in the plain way, a transaction an event; `statements`, a batch at a
+//! time; `copy`, with no promise but the unique key; and what else it asks the database.
+
+mod copy;
+mod statements;
+
+pub use copy::{CopyRows, copy, create_copied, sum_copied};
+pub use statements::{HashedEvent, record_batch};
 
 use crate::domain::event::{Charge, PayloadHash, PricedEvent};
 use crate::domain::period::Month;
@@ -30,6 +36,18 @@ pub async fn facts(conn: &mut PgConnection) -> sqlx::Result<Facts> {
     .await
 }
 
+/// How many events the months count.
+pub async fn counted_events(conn: &mut PgConnection) -> sqlx::Result<u64> {
+    let count = sqlx::query_scalar!(r#"SELECT COALESCE(sum(request_count), 0)::bigint AS "count!" FROM usage_months"#);
+    Ok(u64::try_from(count.fetch_one(conn).await?).unwrap_or_default())
+}
+
+/// How far the log of changes has been written, in bytes.
+pub async fn wal_position(conn: &mut PgConnection) -> sqlx::Result<u64> {
+    let bytes = sqlx::query_scalar!(r#"SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint AS "bytes!""#);
+    Ok(u64::try_from(bytes.fetch_one(conn).await?).unwrap_or_default())
+}
+
 /// A round trip that does nothing.
 pub async fn round_trip(conn: &mut PgConnection) -> sqlx::Result<()> {
     sqlx::query!("SELECT 1 AS one").fetch_one(conn).await.map(drop)
@@ -41,6 +59,13 @@ pub async fn durable_commit(conn: &mut PgConnection) -> sqlx::Result<()> {
         .fetch_one(conn)
         .await
         .map(drop)
+}
+
+/// Whether there is a database of this name.
+pub async fn database_exists(conn: &mut PgConnection, name: &str) -> sqlx::Result<bool> {
+    sqlx::query_scalar!(r#"SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1) AS "exists!""#, name)
+        .fetch_one(conn)
+        .await
 }
 
 /// Makes an empty database. The name is one that needs no quotes.

@@ -16,6 +16,7 @@ const PARTITIONS_LOCK: i64 = 0x6d65_7465_7264_0002;
 const DEPLOYMENT_LOCK: i64 = 0x6d65_7465_7264_0003;
 /// Who changes notification channels.
 const CHANNELS_LOCK: i64 = 0x6d65_7465_7264_0004;
+// 0x6d65_7465_7264_0005 is that of the trigger which counts the versions of summaries, in migration 0009.
 
 /// Keeps prices, aliases and time zones as they are until the end of the transaction.
 pub async fn share_versions(conn: &mut PgConnection) -> sqlx::Result<()> {

@@ -1,13 +1,14 @@
 //! Sums by any dimensions: from the rollups, or from the events where subjects matter.
 
+use crate::domain::decimal::Total;
 use crate::domain::period::Month;
 use crate::domain::rollup::Sums;
+use crate::store::connect;
 use crate::store::sums::sums_of;
 use crate::store::usage::AsOf;
-use bigdecimal::BigDecimal;
-use chrono::NaiveDate;
+use chrono::{DateTime, NaiveDate, Utc};
 use serde::{Deserialize, Serialize};
-use sqlx::{PgConnection, PgPool};
+use sqlx::PgPool;
 
 /// What to query. Empty filters let everything through.
 #[derive(Debug, Default)]
@@ -69,26 +70,41 @@ impl UsageQuery {
     }
 }
 
-/// Up to `limit` rows after `after`, ordered by key: from the rollups, or from the events where subjects matter.
+/// Up to `limit` rows after `after`, ordered by key: from the rollups, or from the events where subjects matter. One
+/// statement, so one snapshot, and one round trip.
 pub async fn query(
     pool: &PgPool,
     query: &UsageQuery,
     after: Option<&QueryKey>,
     limit: i64,
 ) -> sqlx::Result<AsOf<Vec<QueryRow>>> {
-    let mut tx = pool.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
-    let complete_as_of = sqlx::query_scalar!(r#"SELECT now() AS "now!""#).fetch_one(&mut *tx).await?;
-    let rows = if query.needs_events() {
-        query_events(&mut tx, query, after, limit).await?
-    } else {
-        query_days(&mut tx, query, after, limit).await?
-    };
-    tx.commit().await?;
+    let rows = rows(pool, query, after, limit).await?;
+    if let Some(first) = rows.first() {
+        return Ok(AsOf { complete_as_of: first.now, rows: rows.into_iter().map(QueryRow::from).collect() });
+    }
+    // No row tells the time: it is asked for, and then read again.
+    let complete_as_of = connect::now(pool).await?;
+    let rows = self::rows(pool, query, after, limit).await?.into_iter().map(QueryRow::from).collect();
     Ok(AsOf { complete_as_of, rows })
+}
+
+async fn rows(
+    pool: &PgPool,
+    query: &UsageQuery,
+    after: Option<&QueryKey>,
+    limit: i64,
+) -> sqlx::Result<Vec<GroupedRow>> {
+    if query.needs_events() {
+        query_events(pool, query, after, limit).await
+    } else {
+        query_days(pool, query, after, limit).await
+    }
 }
 
 /// Row of either source.
 struct GroupedRow {
+    /// The start of the transaction, which lies before its snapshot.
+    now: DateTime<Utc>,
     day: NaiveDate,
     month: NaiveDate,
     client_id: String,
@@ -97,21 +113,19 @@ struct GroupedRow {
     model: String,
     subject: String,
     request_count: i64,
-    units: BigDecimal,
+    units: Total,
     input_tokens: i64,
     output_tokens: i64,
     cached_input_tokens: i64,
-    cost: BigDecimal,
+    cost: Total,
     unpriced_event_count: i64,
     subject_count: i64,
 }
 
-impl TryFrom<GroupedRow> for QueryRow {
-    type Error = sqlx::Error;
-
-    fn try_from(row: GroupedRow) -> sqlx::Result<Self> {
-        let sums = sums_of!(row)?;
-        Ok(Self {
+impl From<GroupedRow> for QueryRow {
+    fn from(row: GroupedRow) -> Self {
+        let sums = sums_of!(row);
+        Self {
             key: QueryKey {
                 day: row.day,
                 month: row.month,
@@ -123,56 +137,65 @@ impl TryFrom<GroupedRow> for QueryRow {
             },
             sums,
             subject_count: row.subject_count,
-        })
+        }
     }
 }
 
+/// The rollups by one of two statements, which differ in a condition.
+macro_rules! days {
+    ($file:literal, $pool:expr, $query:expr, $after:expr, $limit:expr) => {
+        sqlx::query_file_as!(
+            GroupedRow,
+            $file,
+            &$query.client_ids,
+            &$query.services,
+            &$query.operations,
+            &$query.models,
+            $query.start,
+            $query.end,
+            $query.group_by.day,
+            $query.group_by.month,
+            $query.group_by.client,
+            $query.group_by.service,
+            $query.group_by.operation,
+            $query.group_by.model,
+            $query.unpriced_only,
+            $after.is_some(),
+            $after.map(|key| key.day),
+            $after.map(|key| key.month),
+            $after.map(|key| key.client_id.as_str()),
+            $after.map(|key| key.service.as_str()),
+            $after.map(|key| key.operation.as_str()),
+            $after.map(|key| key.model.as_str()),
+            $limit
+        )
+        .fetch_all($pool)
+        .await
+    };
+}
+
 async fn query_days(
-    conn: &mut PgConnection,
+    pool: &PgPool,
     query: &UsageQuery,
     after: Option<&QueryKey>,
     limit: i64,
-) -> sqlx::Result<Vec<QueryRow>> {
-    let by = query.group_by;
-    let rows = sqlx::query_file_as!(
-        GroupedRow,
-        "src/store/query_days.sql",
-        &query.client_ids,
-        &query.services,
-        &query.operations,
-        &query.models,
-        query.start,
-        query.end,
-        by.day,
-        by.month,
-        by.client,
-        by.service,
-        by.operation,
-        by.model,
-        query.unpriced_only,
-        after.is_some(),
-        after.map(|key| key.day),
-        after.map(|key| key.month),
-        after.map(|key| key.client_id.as_str()),
-        after.map(|key| key.service.as_str()),
-        after.map(|key| key.operation.as_str()),
-        after.map(|key| key.model.as_str()),
-        limit
-    )
-    .fetch_all(conn)
-    .await?;
-    rows.into_iter().map(QueryRow::try_from).collect()
+) -> sqlx::Result<Vec<GroupedRow>> {
+    if query.client_ids.is_empty() {
+        days!("src/store/query_days.sql", pool, query, after, limit)
+    } else {
+        days!("src/store/query_client_days.sql", pool, query, after, limit)
+    }
 }
 
 async fn query_events(
-    conn: &mut PgConnection,
+    pool: &PgPool,
     query: &UsageQuery,
     after: Option<&QueryKey>,
     limit: i64,
-) -> sqlx::Result<Vec<QueryRow>> {
+) -> sqlx::Result<Vec<GroupedRow>> {
     let by = query.group_by;
     let (from, to) = (Month::of(query.start).widest_range().0, Month::of(query.end).widest_range().1);
-    let rows = sqlx::query_file_as!(
+    sqlx::query_file_as!(
         GroupedRow,
         "src/store/query_events.sql",
         &query.client_ids,
@@ -202,7 +225,6 @@ async fn query_events(
         from,
         to
     )
-    .fetch_all(conn)
-    .await?;
-    rows.into_iter().map(QueryRow::try_from).collect()
+    .fetch_all(pool)
+    .await
 }

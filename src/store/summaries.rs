@@ -3,9 +3,9 @@
 use crate::domain::decimal::Total;
 use crate::domain::period::Month;
 use crate::domain::rollup::Sums;
-use crate::store::sums::{SumsRow, sums_of};
+use crate::store::rollups;
+use crate::store::sums::sums_of;
 use crate::store::usage::{AsOf, ServiceSums};
-use crate::store::{numeric, rollups};
 use bigdecimal::BigDecimal;
 use chrono::{DateTime, NaiveDate, Utc};
 use serde::Deserialize;
@@ -44,17 +44,17 @@ struct SummaryRow {
     client_id: String,
     display_name: String,
     request_count: i64,
-    units: BigDecimal,
+    units: Total,
     input_tokens: i64,
     output_tokens: i64,
     cached_input_tokens: i64,
-    cost: BigDecimal,
+    cost: Total,
     unpriced_event_count: i64,
-    messages: BigDecimal,
+    messages: Total,
     ai_calls: i64,
-    voice_minutes: BigDecimal,
+    voice_minutes: Total,
     services: Json<Vec<ServiceJson>>,
-    last_month_cost: BigDecimal,
+    last_month_cost: Total,
 }
 
 /// A service in the JSON of a summary.
@@ -74,8 +74,8 @@ impl TryFrom<ServiceJson> for ServiceSums {
     type Error = sqlx::Error;
 
     fn try_from(json: ServiceJson) -> sqlx::Result<Self> {
-        let number = |text: String| text.parse::<BigDecimal>().map_err(|error| sqlx::Error::Decode(error.into()));
-        let sums = SumsRow {
+        let number = |text: String| text.parse::<Total>().map_err(|error| sqlx::Error::Decode(error.into()));
+        let sums = Sums {
             request_count: json.request_count,
             units: number(json.units)?,
             input_tokens: json.input_tokens,
@@ -84,7 +84,7 @@ impl TryFrom<ServiceJson> for ServiceSums {
             cost: number(json.cost)?,
             unpriced_event_count: json.unpriced_event_count,
         };
-        Ok(Self { service: json.service, sums: sums.try_into()? })
+        Ok(Self { service: json.service, sums })
     }
 }
 
@@ -92,18 +92,14 @@ impl TryFrom<SummaryRow> for Summary {
     type Error = sqlx::Error;
 
     fn try_from(row: SummaryRow) -> sqlx::Result<Self> {
-        let sums = sums_of!(row)?;
+        let sums = sums_of!(row);
         Ok(Self {
             client_id: row.client_id,
             display_name: row.display_name,
             sums,
             services: row.services.0.into_iter().map(ServiceSums::try_from).collect::<sqlx::Result<_>>()?,
-            counts: Counts {
-                messages: numeric::total(&row.messages)?,
-                ai_calls: row.ai_calls,
-                voice_minutes: numeric::total(&row.voice_minutes)?,
-            },
-            last_month_cost: numeric::total(&row.last_month_cost)?,
+            counts: Counts { messages: row.messages, ai_calls: row.ai_calls, voice_minutes: row.voice_minutes },
+            last_month_cost: row.last_month_cost,
         })
     }
 }
@@ -202,10 +198,11 @@ pub async fn page(pool: &PgPool, month: Month, after: Option<(Total, &str)>, lim
     let (totals, complete_as_of) = totals(&mut tx, first, before).await?;
     let rows = sqlx::query_as!(
         SummaryRow,
-        r#"SELECT s.client_id, COALESCE(c.display_name, '') AS "display_name!", s.request_count, s.units, s.input_tokens,
-               s.output_tokens, s.cached_input_tokens, s.cost, s.unpriced_event_count, s.messages, s.ai_calls,
-               s.voice_minutes, s.services AS "services: Json<Vec<ServiceJson>>",
-               COALESCE(b.cost, 0) AS "last_month_cost!"
+        r#"SELECT s.client_id, COALESCE(c.display_name, '') AS "display_name!", s.request_count,
+               s.units AS "units: Total", s.input_tokens, s.output_tokens, s.cached_input_tokens, s.cost AS "cost: Total",
+               s.unpriced_event_count, s.messages AS "messages: Total", s.ai_calls,
+               s.voice_minutes AS "voice_minutes: Total", s.services AS "services: Json<Vec<ServiceJson>>",
+               COALESCE(b.cost, 0) AS "last_month_cost!: Total"
            FROM monthly_summaries s
            LEFT JOIN clients c USING (client_id)
            LEFT JOIN usage_months b ON b.client_id = s.client_id AND b.month = $2
@@ -233,11 +230,11 @@ pub async fn live(pool: &PgPool, client_id: &str, month: Month) -> sqlx::Result<
     let row = sqlx::query_as!(
         SummaryRow,
         r#"SELECT l.client_id AS "client_id!", COALESCE(c.display_name, '') AS "display_name!",
-               l.request_count AS "request_count!", l.units AS "units!", l.input_tokens AS "input_tokens!",
-               l.output_tokens AS "output_tokens!", l.cached_input_tokens AS "cached_input_tokens!", l.cost AS "cost!",
-               l.unpriced_event_count AS "unpriced_event_count!", l.messages AS "messages!", l.ai_calls AS "ai_calls!",
-               l.voice_minutes AS "voice_minutes!", l.services AS "services!: Json<Vec<ServiceJson>>",
-               COALESCE(b.cost, 0) AS "last_month_cost!"
+               l.request_count AS "request_count!", l.units AS "units!: Total", l.input_tokens AS "input_tokens!",
+               l.output_tokens AS "output_tokens!", l.cached_input_tokens AS "cached_input_tokens!", l.cost AS "cost!: Total",
+               l.unpriced_event_count AS "unpriced_event_count!", l.messages AS "messages!: Total", l.ai_calls AS "ai_calls!",
+               l.voice_minutes AS "voice_minutes!: Total", l.services AS "services!: Json<Vec<ServiceJson>>",
+               COALESCE(b.cost, 0) AS "last_month_cost!: Total"
            FROM live_summaries l
            LEFT JOIN clients c USING (client_id)
            LEFT JOIN usage_months b ON b.client_id = l.client_id AND b.month = $3
@@ -259,41 +256,123 @@ pub async fn live(pool: &PgPool, client_id: &str, month: Month) -> sqlx::Result<
     Ok(AsOf { complete_as_of, rows: Page { summaries, totals } })
 }
 
+/// A row of totals, kept or added up just now.
+struct TotalsRow {
+    client_count: i64,
+    request_count: i64,
+    units: Total,
+    input_tokens: i64,
+    output_tokens: i64,
+    cached_input_tokens: i64,
+    cost: Total,
+    unpriced_event_count: i64,
+    messages: Total,
+    ai_calls: i64,
+    voice_minutes: Total,
+    last_month_cost: Total,
+}
+
+impl From<TotalsRow> for SummaryTotals {
+    fn from(row: TotalsRow) -> Self {
+        Self {
+            client_count: row.client_count,
+            sums: sums_of!(row),
+            counts: Counts { messages: row.messages, ai_calls: row.ai_calls, voice_minutes: row.voice_minutes },
+            last_month_cost: row.last_month_cost,
+        }
+    }
+}
+
+/// The totals of a month: those that are kept, where they are of the summaries as this snapshot has them, and no cost of the
+/// month before has changed since; else they are added up. And since when summaries are not up to date.
 async fn totals(
     conn: &mut PgConnection,
     month: NaiveDate,
     before: NaiveDate,
 ) -> sqlx::Result<(SummaryTotals, DateTime<Utc>)> {
-    let row = sqlx::query!(
+    let complete_as_of = sqlx::query_scalar!(
         r#"SELECT LEAST(now(), (SELECT min(summary_stale_since) FROM usage_months
-                                WHERE month = $1 AND summary_stale_since IS NOT NULL)) AS "complete_as_of!",
-               count(*) AS "client_count!",
-               COALESCE(sum(request_count), 0)::bigint AS "request_count!", COALESCE(sum(units), 0) AS "units!",
+                                WHERE month = $1 AND summary_stale_since IS NOT NULL)) AS "complete_as_of!""#,
+        month
+    )
+    .fetch_one(&mut *conn)
+    .await?;
+    let kept = sqlx::query_as!(
+        TotalsRow,
+        r#"SELECT client_count, request_count, units AS "units: Total", input_tokens, output_tokens, cached_input_tokens,
+               cost AS "cost: Total", unpriced_event_count, messages AS "messages: Total", ai_calls,
+               voice_minutes AS "voice_minutes: Total", last_month_cost AS "last_month_cost: Total"
+           FROM monthly_totals JOIN summary_versions USING (month, version)
+           WHERE month = $1
+             AND NOT EXISTS (SELECT FROM usage_months WHERE month = $2 AND summary_stale_since IS NOT NULL)"#,
+        month,
+        before
+    )
+    .fetch_optional(&mut *conn)
+    .await?;
+    let row = match kept {
+        Some(row) => row,
+        None => added_up(conn, month, before).await?,
+    };
+    Ok((row.into(), complete_as_of))
+}
+
+async fn added_up(conn: &mut PgConnection, month: NaiveDate, before: NaiveDate) -> sqlx::Result<TotalsRow> {
+    sqlx::query_as!(
+        TotalsRow,
+        r#"SELECT count(*) AS "client_count!",
+               COALESCE(sum(request_count), 0)::bigint AS "request_count!", COALESCE(sum(units), 0) AS "units!: Total",
                COALESCE(sum(input_tokens), 0)::bigint AS "input_tokens!",
                COALESCE(sum(output_tokens), 0)::bigint AS "output_tokens!",
                COALESCE(sum(cached_input_tokens), 0)::bigint AS "cached_input_tokens!",
-               COALESCE(sum(cost), 0) AS "cost!", COALESCE(sum(unpriced_event_count), 0)::bigint AS "unpriced_event_count!",
-               COALESCE(sum(messages), 0) AS "messages!", COALESCE(sum(ai_calls), 0)::bigint AS "ai_calls!",
-               COALESCE(sum(voice_minutes), 0) AS "voice_minutes!",
+               COALESCE(sum(cost), 0) AS "cost!: Total",
+               COALESCE(sum(unpriced_event_count), 0)::bigint AS "unpriced_event_count!",
+               COALESCE(sum(messages), 0) AS "messages!: Total", COALESCE(sum(ai_calls), 0)::bigint AS "ai_calls!",
+               COALESCE(sum(voice_minutes), 0) AS "voice_minutes!: Total",
                (SELECT COALESCE(sum(b.cost), 0) FROM usage_months b JOIN monthly_summaries s USING (client_id)
-                WHERE b.month = $2 AND s.month = $1 AND s.request_count > 0) AS "last_month_cost!"
+                WHERE b.month = $2 AND s.month = $1 AND s.request_count > 0) AS "last_month_cost!: Total"
            FROM monthly_summaries WHERE month = $1 AND request_count > 0"#,
         month,
         before
     )
     .fetch_one(conn)
-    .await?;
-    let sums = sums_of!(row)?;
-    let counts = Counts {
-        messages: numeric::total(&row.messages)?,
-        ai_calls: row.ai_calls,
-        voice_minutes: numeric::total(&row.voice_minutes)?,
-    };
-    let totals = SummaryTotals {
-        client_count: row.client_count,
-        sums,
-        counts,
-        last_month_cost: numeric::total(&row.last_month_cost)?,
-    };
-    Ok((totals, row.complete_as_of))
+    .await
+}
+
+/// Months whose totals are not those of their summaries any more.
+pub async fn months_to_total(pool: &PgPool) -> sqlx::Result<Vec<Month>> {
+    let months = sqlx::query_scalar!(
+        "SELECT v.month FROM summary_versions v LEFT JOIN monthly_totals t ON t.month = v.month
+         WHERE t.version IS DISTINCT FROM v.version ORDER BY v.month"
+    );
+    Ok(months.fetch_all(pool).await?.into_iter().map(Month::of).collect())
+}
+
+/// Adds a month's summaries up and keeps the totals. One statement: they and their version are of one snapshot.
+pub async fn write_totals(conn: &mut PgConnection, month: Month) -> sqlx::Result<()> {
+    sqlx::query!(
+        "INSERT INTO monthly_totals AS t (month, version, client_count, request_count, units, input_tokens, output_tokens,
+             cached_input_tokens, cost, unpriced_event_count, messages, ai_calls, voice_minutes, last_month_cost)
+         SELECT $1, COALESCE((SELECT version FROM summary_versions WHERE month = $1), 0), count(*),
+             COALESCE(sum(request_count), 0), COALESCE(sum(units), 0), COALESCE(sum(input_tokens), 0),
+             COALESCE(sum(output_tokens), 0), COALESCE(sum(cached_input_tokens), 0), COALESCE(sum(cost), 0),
+             COALESCE(sum(unpriced_event_count), 0), COALESCE(sum(messages), 0), COALESCE(sum(ai_calls), 0),
+             COALESCE(sum(voice_minutes), 0),
+             (SELECT COALESCE(sum(b.cost), 0) FROM usage_months b JOIN monthly_summaries s USING (client_id)
+              WHERE b.month = $2 AND s.month = $1 AND s.request_count > 0)
+         FROM monthly_summaries WHERE month = $1 AND request_count > 0
+         ON CONFLICT (month) DO UPDATE SET
+             version = excluded.version, client_count = excluded.client_count, request_count = excluded.request_count,
+             units = excluded.units, input_tokens = excluded.input_tokens, output_tokens = excluded.output_tokens,
+             cached_input_tokens = excluded.cached_input_tokens, cost = excluded.cost,
+             unpriced_event_count = excluded.unpriced_event_count, messages = excluded.messages,
+             ai_calls = excluded.ai_calls, voice_minutes = excluded.voice_minutes,
+             last_month_cost = excluded.last_month_cost
+         WHERE excluded.version > t.version",
+        month.first_day(),
+        month.previous().first_day()
+    )
+    .execute(conn)
+    .await
+    .map(drop)
 }

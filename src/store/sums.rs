@@ -2,25 +2,12 @@
 
 use crate::domain::decimal::Total;
 use crate::domain::rollup::Sums;
-use crate::store::numeric;
 use bigdecimal::BigDecimal;
-
-/// Sums as a row has them.
-#[derive(Clone, Debug, Default)]
-pub struct SumsRow {
-    pub request_count: i64,
-    pub units: BigDecimal,
-    pub input_tokens: i64,
-    pub output_tokens: i64,
-    pub cached_input_tokens: i64,
-    pub cost: BigDecimal,
-    pub unpriced_event_count: i64,
-}
 
 /// The sums of any row that has the seven columns; every query has a row type of its own.
 macro_rules! sums_of {
     ($row:expr) => {
-        $crate::domain::rollup::Sums::try_from($crate::store::sums::SumsRow {
+        $crate::domain::rollup::Sums {
             request_count: $row.request_count,
             units: $row.units,
             input_tokens: $row.input_tokens,
@@ -28,26 +15,10 @@ macro_rules! sums_of {
             cached_input_tokens: $row.cached_input_tokens,
             cost: $row.cost,
             unpriced_event_count: $row.unpriced_event_count,
-        })
+        }
     };
 }
 pub(super) use sums_of;
-
-impl TryFrom<SumsRow> for Sums {
-    type Error = sqlx::Error;
-
-    fn try_from(row: SumsRow) -> Result<Self, sqlx::Error> {
-        Ok(Self {
-            request_count: row.request_count,
-            units: numeric::total(&row.units)?,
-            input_tokens: row.input_tokens,
-            output_tokens: row.output_tokens,
-            cached_input_tokens: row.cached_input_tokens,
-            cost: numeric::total(&row.cost)?,
-            unpriced_event_count: row.unpriced_event_count,
-        })
-    }
-}
 
 /// One column a sum.
 #[derive(Default)]

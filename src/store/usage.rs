@@ -1,9 +1,10 @@
 //! Reading sums: months, ranges and the platform. Each answer is one statement, so one snapshot; `now()` is the
 //! start of its transaction, which lies before that snapshot: what was acknowledged before it is in.
 
+use crate::domain::decimal::Total;
 use crate::domain::period::Month;
 use crate::domain::rollup::Sums;
-use crate::store::sums::{SumsRow, sums_of};
+use crate::store::sums::sums_of;
 use chrono::{DateTime, NaiveDate, Utc};
 use sqlx::PgPool;
 
@@ -19,39 +20,52 @@ pub struct ServiceSums {
     pub sums: Sums,
 }
 
-/// A client's month by service.
-pub async fn month(pool: &PgPool, client_id: &str, month: Month) -> sqlx::Result<AsOf<Vec<ServiceSums>>> {
+/// Rows of a client, and its time zone of the same snapshot.
+pub struct OfClient<T> {
+    /// IANA name.
+    pub time_zone: String,
+    pub rows: Vec<T>,
+}
+
+/// A client's months from `first` to `last` by service, each the costliest first; nothing where there is no such client.
+pub async fn months(
+    pool: &PgPool,
+    client_id: &str,
+    first: Month,
+    last: Month,
+) -> sqlx::Result<Option<AsOf<OfClient<(Month, ServiceSums)>>>> {
     let rows = sqlx::query!(
-        r#"SELECT now() AS "now!", service AS "service?", request_count AS "request_count?", units AS "units?",
-               input_tokens AS "input_tokens?", output_tokens AS "output_tokens?",
-               cached_input_tokens AS "cached_input_tokens?", cost AS "cost?",
+        r#"SELECT now() AS "now!", time_zone, month AS "month?", service AS "service?", request_count AS "request_count?",
+               units AS "units?: Total", input_tokens AS "input_tokens?", output_tokens AS "output_tokens?",
+               cached_input_tokens AS "cached_input_tokens?", cost AS "cost?: Total",
                unpriced_event_count AS "unpriced_event_count?"
-           FROM (SELECT) AS always
-           LEFT JOIN usage_month_services ON client_id = $1 AND month = $2 AND request_count > 0
+           FROM clients c
+           LEFT JOIN usage_month_services u
+               ON u.client_id = $1 AND month BETWEEN $2 AND $3 AND request_count > 0
+           WHERE c.client_id = $1
            ORDER BY cost DESC, service"#,
         client_id,
-        month.first_day()
+        first.first_day(),
+        last.first_day()
     )
     .fetch_all(pool)
     .await?;
-    let complete_as_of = rows.first().map_or(DateTime::UNIX_EPOCH, |row| row.now);
-    let rows = rows
-        .into_iter()
-        .filter_map(|row| {
-            let sums = SumsRow {
-                request_count: row.request_count?,
-                units: row.units?,
-                input_tokens: row.input_tokens?,
-                output_tokens: row.output_tokens?,
-                cached_input_tokens: row.cached_input_tokens?,
-                cost: row.cost?,
-                unpriced_event_count: row.unpriced_event_count?,
-            };
-            let service = row.service?;
-            Some(Sums::try_from(sums).map(|sums| ServiceSums { service, sums }))
-        })
-        .collect::<sqlx::Result<_>>()?;
-    Ok(AsOf { complete_as_of, rows })
+    let Some((complete_as_of, time_zone)) = rows.first().map(|row| (row.now, row.time_zone.clone())) else {
+        return Ok(None);
+    };
+    let rows = rows.into_iter().filter_map(|row| {
+        let sums = Sums {
+            request_count: row.request_count?,
+            units: row.units?,
+            input_tokens: row.input_tokens?,
+            output_tokens: row.output_tokens?,
+            cached_input_tokens: row.cached_input_tokens?,
+            cost: row.cost?,
+            unpriced_event_count: row.unpriced_event_count?,
+        };
+        Some((Month::of(row.month?), ServiceSums { service: row.service?, sums }))
+    });
+    Ok(Some(AsOf { complete_as_of, rows: OfClient { time_zone, rows: rows.collect() } }))
 }
 
 /// One row of a range's summary. Which of the fields are set says what it sums.
@@ -62,20 +76,22 @@ pub struct RangeRow {
     pub sums: Sums,
 }
 
-/// A client's range of days: in total, by service, by day, and by service and operation.
+/// A client's range of days: in total, by service, by day, and by service and operation; nothing where there is no such
+/// client.
 pub async fn range(
     pool: &PgPool,
     client_id: &str,
     start: NaiveDate,
     end: NaiveDate,
-) -> sqlx::Result<AsOf<Vec<RangeRow>>> {
+) -> sqlx::Result<Option<AsOf<OfClient<RangeRow>>>> {
     let rows = sqlx::query!(
-        r#"SELECT now() AS "now!", day AS "day?", service AS "service?", operation AS "operation?",
+        r#"SELECT now() AS "now!", (SELECT time_zone FROM clients WHERE client_id = $1) AS "time_zone?",
+               day AS "day?", service AS "service?", operation AS "operation?",
                COALESCE(sum(request_count), 0)::bigint AS "request_count!",
-               COALESCE(sum(units), 0) AS "units!", COALESCE(sum(input_tokens), 0)::bigint AS "input_tokens!",
+               COALESCE(sum(units), 0) AS "units!: Total", COALESCE(sum(input_tokens), 0)::bigint AS "input_tokens!",
                COALESCE(sum(output_tokens), 0)::bigint AS "output_tokens!",
                COALESCE(sum(cached_input_tokens), 0)::bigint AS "cached_input_tokens!",
-               COALESCE(sum(cost), 0) AS "cost!",
+               COALESCE(sum(cost), 0) AS "cost!: Total",
                COALESCE(sum(unpriced_event_count), 0)::bigint AS "unpriced_event_count!"
            FROM usage_days WHERE client_id = $1 AND day BETWEEN $2 AND $3 AND request_count > 0
            GROUP BY GROUPING SETS ((), (service), (day), (service, operation))
@@ -86,15 +102,13 @@ pub async fn range(
     )
     .fetch_all(pool)
     .await?;
-    let complete_as_of = rows.first().map_or(DateTime::UNIX_EPOCH, |row| row.now);
-    let rows = rows
-        .into_iter()
-        .map(|row| {
-            let sums = sums_of!(row)?;
-            Ok(RangeRow { day: row.day, service: row.service, operation: row.operation, sums })
-        })
-        .collect::<sqlx::Result<_>>()?;
-    Ok(AsOf { complete_as_of, rows })
+    let zone = rows.first().and_then(|row| Some((row.now, row.time_zone.clone()?)));
+    let Some((complete_as_of, time_zone)) = zone else { return Ok(None) };
+    let rows = rows.into_iter().map(|row| {
+        let sums = sums_of!(row);
+        RangeRow { day: row.day, service: row.service, operation: row.operation, sums }
+    });
+    Ok(Some(AsOf { complete_as_of, rows: OfClient { time_zone, rows: rows.collect() } }))
 }
 
 /// Totals over all clients of a month.
@@ -115,9 +129,9 @@ pub async fn platform(pool: &PgPool, month: Month) -> sqlx::Result<AsOf<Platform
     .fetch_one(&mut *tx)
     .await?;
     let rows = sqlx::query!(
-        r#"SELECT service, sum(request_count)::bigint AS "request_count!", sum(units) AS "units!",
+        r#"SELECT service, sum(request_count)::bigint AS "request_count!", sum(units) AS "units!: Total",
                sum(input_tokens)::bigint AS "input_tokens!", sum(output_tokens)::bigint AS "output_tokens!",
-               sum(cached_input_tokens)::bigint AS "cached_input_tokens!", sum(cost) AS "cost!",
+               sum(cached_input_tokens)::bigint AS "cached_input_tokens!", sum(cost) AS "cost!: Total",
                sum(unpriced_event_count)::bigint AS "unpriced_event_count!"
            FROM usage_month_services WHERE month = $1 AND request_count > 0
            GROUP BY service ORDER BY sum(cost) DESC, service"#,
@@ -129,10 +143,10 @@ pub async fn platform(pool: &PgPool, month: Month) -> sqlx::Result<AsOf<Platform
     let services = rows
         .into_iter()
         .map(|row| {
-            let sums = sums_of!(row)?;
-            Ok(ServiceSums { service: row.service, sums })
+            let sums = sums_of!(row);
+            ServiceSums { service: row.service, sums }
         })
-        .collect::<sqlx::Result<_>>()?;
+        .collect();
     Ok(AsOf {
         complete_as_of: counts.now,
         rows: Platform { client_count: counts.client_count, active_client_count: counts.active_client_count, services },

@@ -1,14 +1,15 @@
 //! Whether rollups and totals equal the events, client-month by client-month.
 
+use crate::domain::decimal::Total;
 use crate::domain::period::Month;
 use crate::domain::rollup::Sums;
-use crate::store::sums::SumsRow;
-use bigdecimal::BigDecimal;
 use chrono::NaiveDate;
 use sqlx::{PgConnection, PgPool};
 
 /// A row that does not equal its events.
 pub struct Difference {
+    pub client_id: String,
+    pub month: Month,
     pub row: RollupRow,
     /// What the events say.
     pub expected: Sums,
@@ -24,57 +25,128 @@ pub enum RollupRow {
     Day { day: NaiveDate, service: String, operation: String, model: String },
 }
 
-struct DifferenceRow {
-    kind: String,
-    day: NaiveDate,
-    service: String,
-    operation: String,
-    model: String,
-    request_count: i64,
-    units: BigDecimal,
-    input_tokens: i64,
-    output_tokens: i64,
-    cached_input_tokens: i64,
-    cost: BigDecimal,
-    unpriced_event_count: i64,
-    actual_request_count: i64,
-    actual_units: BigDecimal,
-    actual_input_tokens: i64,
-    actual_output_tokens: i64,
-    actual_cached_input_tokens: i64,
-    actual_cost: BigDecimal,
-    actual_unpriced_event_count: i64,
+/// What to compare. Nothing set: everything.
+#[derive(Clone, Debug, Default)]
+pub struct Scope {
+    pub client_id: Option<String>,
+    /// Clients after this one, and up to that one.
+    pub after: Option<String>,
+    pub upto: Option<String>,
+    /// Months from this one to that one.
+    pub first: Option<Month>,
+    pub last: Option<Month>,
 }
 
-impl TryFrom<DifferenceRow> for Difference {
-    type Error = sqlx::Error;
+/// What was compared, of one snapshot.
+pub struct Compared {
+    pub client_months: i64,
+    pub events: i64,
+    /// Ordered by client and month.
+    pub differences: Vec<Difference>,
+}
 
-    fn try_from(row: DifferenceRow) -> sqlx::Result<Self> {
-        let expected = SumsRow {
-            request_count: row.request_count,
-            units: row.units,
-            input_tokens: row.input_tokens,
-            output_tokens: row.output_tokens,
-            cached_input_tokens: row.cached_input_tokens,
-            cost: row.cost,
-            unpriced_event_count: row.unpriced_event_count,
-        };
-        let actual = SumsRow {
-            request_count: row.actual_request_count,
-            units: row.actual_units,
-            input_tokens: row.actual_input_tokens,
-            output_tokens: row.actual_output_tokens,
-            cached_input_tokens: row.actual_cached_input_tokens,
-            cost: row.actual_cost,
-            unpriced_event_count: row.actual_unpriced_event_count,
-        };
-        let which = match row.kind.as_str() {
+struct ComparedRow {
+    client_months: i64,
+    events: i64,
+    kind: Option<String>,
+    client_id: Option<String>,
+    day: Option<NaiveDate>,
+    service: Option<String>,
+    operation: Option<String>,
+    model: Option<String>,
+    request_count: Option<i64>,
+    units: Option<Total>,
+    input_tokens: Option<i64>,
+    output_tokens: Option<i64>,
+    cached_input_tokens: Option<i64>,
+    cost: Option<Total>,
+    unpriced_event_count: Option<i64>,
+    actual_request_count: Option<i64>,
+    actual_units: Option<Total>,
+    actual_input_tokens: Option<i64>,
+    actual_output_tokens: Option<i64>,
+    actual_cached_input_tokens: Option<i64>,
+    actual_cost: Option<Total>,
+    actual_unpriced_event_count: Option<i64>,
+}
+
+impl ComparedRow {
+    /// Nothing, where there is no difference.
+    fn difference(self) -> Option<Difference> {
+        let (day, service) = (self.day?, self.service?);
+        let row = match self.kind?.as_str() {
             "month" => RollupRow::Month,
-            "month_service" => RollupRow::MonthService { service: row.service },
-            _ => RollupRow::Day { day: row.day, service: row.service, operation: row.operation, model: row.model },
+            "month_service" => RollupRow::MonthService { service },
+            _ => RollupRow::Day { day, service, operation: self.operation?, model: self.model? },
         };
-        Ok(Self { row: which, expected: expected.try_into()?, actual: actual.try_into()? })
+        let expected = Sums {
+            request_count: self.request_count?,
+            units: self.units?,
+            input_tokens: self.input_tokens?,
+            output_tokens: self.output_tokens?,
+            cached_input_tokens: self.cached_input_tokens?,
+            cost: self.cost?,
+            unpriced_event_count: self.unpriced_event_count?,
+        };
+        let actual = Sums {
+            request_count: self.actual_request_count?,
+            units: self.actual_units?,
+            input_tokens: self.actual_input_tokens?,
+            output_tokens: self.actual_output_tokens?,
+            cached_input_tokens: self.actual_cached_input_tokens?,
+            cost: self.actual_cost?,
+            unpriced_event_count: self.actual_unpriced_event_count?,
+        };
+        Some(Difference { client_id: self.client_id?, month: Month::of(day), row, expected, actual })
     }
+}
+
+/// Every so many clients, in order: what lies between two of them, whatever it is of, is compared at once.
+pub async fn bounds(pool: &PgPool, clients: i64) -> sqlx::Result<Vec<String>> {
+    sqlx::query_scalar!(
+        "SELECT client_id FROM (SELECT client_id, row_number() OVER (ORDER BY client_id) AS number FROM clients) AS numbered
+         WHERE number % $1 = 0 ORDER BY client_id",
+        clients
+    )
+    .fetch_all(pool)
+    .await
+}
+
+/// Compares all rows of a scope with their events, in one statement, so of one snapshot.
+pub async fn compare(conn: &mut PgConnection, scope: &Scope) -> sqlx::Result<Compared> {
+    let rows = sqlx::query_file_as!(
+        ComparedRow,
+        "src/store/differences.sql",
+        scope.after,
+        scope.upto,
+        scope.first.map(Month::first_day),
+        scope.last.map(|last| last.next().first_day()),
+        scope.first.map(|first| first.widest_range().0),
+        scope.last.map(|last| last.widest_range().1),
+        scope.client_id
+    )
+    .fetch_all(conn)
+    .await?;
+    let (client_months, events) = rows.first().map_or((0, 0), |row| (row.client_months, row.events));
+    let differences = rows.into_iter().filter_map(ComparedRow::difference).collect();
+    Ok(Compared { client_months, events, differences })
+}
+
+/// How many client-months up to this one there are in a scope.
+pub async fn count_until(conn: &mut PgConnection, scope: &Scope, last: Month) -> sqlx::Result<i64> {
+    sqlx::query_scalar!(
+        r#"SELECT count(*) AS "count!" FROM (
+               SELECT client_id, month FROM usage_months UNION SELECT client_id, month FROM usage_month_services
+           ) AS every
+           WHERE ($1::text IS NULL OR client_id = $1) AND month >= COALESCE($2, '-infinity'::date)
+             AND month <= COALESCE($3, 'infinity'::date) AND month <= $4"#,
+        scope.client_id,
+        scope.first.map(Month::first_day),
+        scope.last.map(Month::first_day),
+        last.first_day()
+    )
+    .fetch_one(conn)
+    .await
 }
 
 /// Client-months that have an event or a row, ordered.
@@ -109,33 +181,6 @@ pub async fn client_months(
 
 /// The rows of a client's month that do not equal its events, all of one snapshot.
 pub async fn differences(conn: &mut PgConnection, client_id: &str, month: Month) -> sqlx::Result<Vec<Difference>> {
-    let (from, to) = month.widest_range();
-    let rows = sqlx::query_file_as!(
-        DifferenceRow,
-        "src/store/differences.sql",
-        client_id,
-        month.first_day(),
-        month.next().first_day(),
-        from,
-        to
-    )
-    .fetch_all(conn)
-    .await?;
-    rows.into_iter().map(Difference::try_from).collect()
-}
-
-/// How many events a client's month has.
-pub async fn event_count(conn: &mut PgConnection, client_id: &str, month: Month) -> sqlx::Result<i64> {
-    let (from, to) = month.widest_range();
-    sqlx::query_scalar!(
-        r#"SELECT count(*) AS "count!" FROM usage_events
-           WHERE client_id = $1 AND day >= $2 AND day < $3 AND event_time >= $4 AND event_time < $5"#,
-        client_id,
-        month.first_day(),
-        month.next().first_day(),
-        from,
-        to
-    )
-    .fetch_one(conn)
-    .await
+    let scope = Scope { client_id: Some(client_id.into()), first: Some(month), last: Some(month), ..Scope::default() };
+    Ok(compare(conn, &scope).await?.differences)
 }

@@ -215,3 +215,42 @@ async fn summaries_that_take_too_long_together_are_refreshed_apart() {
     pool.close().await;
     server.stop().await;
 }
+
+/// Cost of the month and of the one before, of all clients.
+async fn total_costs(server: &TestServer) -> (String, String) {
+    let totals = list(server, "2026-11", "").await.totals.unwrap();
+    (cost(&totals.totals).to_owned(), amount(&totals.last_month_cost).to_owned())
+}
+
+#[tokio::test]
+async fn totals_are_kept_for_as_long_as_the_summaries_are_the_same() {
+    let server = server().await;
+    update(&server).await;
+    server.sql("UPDATE monthly_totals SET cost = 999 WHERE month = '2026-11-01'").await;
+    assert_eq!(total_costs(&server).await.0, "999", "they are not added up again");
+    // As a server of an older release would, which knows nothing of totals.
+    server.sql("UPDATE monthly_summaries SET cost = cost + 1 WHERE client_id = 'gamma' AND month = '2026-11-01'").await;
+    assert_eq!(total_costs(&server).await.0, "6.20005");
+    update(&server).await;
+    server.sql("UPDATE monthly_totals SET cost = 999 WHERE month = '2026-11-01'").await;
+    assert_eq!(total_costs(&server).await.0, "999", "and are kept again");
+    server.sql("DELETE FROM monthly_summaries WHERE client_id = 'gamma' AND month = '2026-11-01'").await;
+    assert_eq!(total_costs(&server).await.0, "4.45005");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn totals_have_the_month_before_as_it_is_now() {
+    let server = server().await;
+    update(&server).await;
+    assert_eq!(total_costs(&server).await, ("5.20005".into(), "1.8".into()));
+    server.track(event_at("beta", "sms", "20", "2026-10-31T23:00:00Z")).await.unwrap();
+    let late = total_costs(&server).await;
+    assert_eq!(late, ("5.20005".into(), "1.95".into()), "before its summary is written");
+    assert_eq!(update(&server).await, 1);
+    assert_eq!(total_costs(&server).await, late, "and after");
+    server.track(event("delta", "sms", "100")).await.unwrap();
+    assert_eq!(update(&server).await, 1);
+    assert_eq!(total_costs(&server).await, ("5.95005".into(), "2.7".into()), "a client more, with its October");
+    server.stop().await;
+}

@@ -1,103 +1,227 @@
-//! What the load consists of: model calls of many clients, or of a hot one.
+//! What the load consists of: usage of many clients, or of a hot one.
 
 use super::plan::Mix;
-use crate::domain::event::{Measures, PayloadHash, UsageEvent, payload_hash};
+use crate::domain::decimal::Decimal;
+use crate::domain::event::{Measures, UsageEvent};
 use crate::proto;
 use chrono::{DateTime, Utc};
+use prost_types::value::Kind as ValueKind;
+use prost_types::{Struct, Value};
+use std::sync::Arc;
 
-const SERVICE: &str = "openai";
-const OPERATION: &str = "chat_completion";
-const MODEL: &str = "gpt-4o-mini";
-const INPUT_TOKENS: i64 = 374;
-const OUTPUT_TOKENS: i64 = 44;
+/// Kinds of usage that events can be spread over, each of them priced by the built-in catalogue.
+pub const KINDS_MAX: u32 = KINDS.len() as u32;
+/// The shortest metadata there is: `{"note":""}`.
+pub const PAYLOAD_BYTES_MIN: u32 = (PAYLOAD_FRONT.len() + PAYLOAD_BACK.len()) as u32;
 
-/// Makes events, each with a key that nobody has.
-#[derive(Clone, Debug)]
+const PAYLOAD_FIELD: &str = "note";
+const PAYLOAD_FRONT: &str = r#"{"note":""#;
+const PAYLOAD_BACK: &str = r#""}"#;
+
+/// One kind of usage.
+struct Kind {
+    service: &'static str,
+    operation: &'static str,
+    model: &'static str,
+    input_tokens: i64,
+    output_tokens: i64,
+}
+
+const fn tokens(model: &'static str, operation: &'static str, input_tokens: i64, output_tokens: i64) -> Kind {
+    Kind { service: "openai", operation, model, input_tokens, output_tokens }
+}
+
+const fn unit(service: &'static str, operation: &'static str) -> Kind {
+    Kind { service, operation, model: "", input_tokens: 0, output_tokens: 0 }
+}
+
+static KINDS: [Kind; 16] = [
+    tokens("gpt-4o-mini", "chat_completion", 374, 44),
+    unit("sms", "message"),
+    unit("email", "message"),
+    unit("voice", "minute"),
+    unit("twilio_sms", "outbound"),
+    tokens("gpt-4o", "chat_completion", 1_204, 310),
+    unit("whatsapp", "message"),
+    unit("api_call", ""),
+    unit("google_places", "place_details"),
+    unit("cloudflare_r2", "class_a_ops"),
+    tokens("text-embedding-3-small", "embedding", 512, 0),
+    unit("twilio_voice", "outbound"),
+    unit("record_created", ""),
+    unit("automation_run", ""),
+    unit("ai_tokens_used", ""),
+    tokens("gpt-4-turbo", "chat_completion", 890, 207),
+];
+
+/// Makes events, each with a key that nobody has. Cheap to clone.
+#[derive(Clone)]
 pub struct Events {
-    /// Tells the floor's clients from the server's.
-    prefix: &'static str,
-    clients: u32,
+    clients: Arc<[Arc<str>]>,
+    hot_client: Arc<str>,
     hot_percent: u32,
+    /// Of all, the first so many are used.
+    kinds: u32,
+    /// The services, operations and models of all kinds, made once.
+    names: Arc<[[Arc<str>; 3]]>,
+    /// Metadata: as JSON, and what the field in it holds.
+    payload: Option<(Arc<str>, Arc<str>)>,
 }
 
 impl Events {
-    /// Events of `clients` clients, all alike, or `hot_percent` of them of one.
-    pub fn new(prefix: &'static str, mix: Mix, clients: u32, hot_percent: u32) -> Self {
-        Self { prefix, clients, hot_percent: if mix == Mix::Hot { hot_percent } else { 0 } }
+    /// Events of `clients` clients, all alike, or `hot_percent` of them of one. The prefix tells the floor's clients from
+    /// the server's.
+    pub fn new(prefix: &str, mix: Mix, clients: u32, hot_percent: u32) -> Self {
+        Self {
+            clients: (0..clients).map(|number| format!("{prefix}-{number:06}").into()).collect(),
+            hot_client: format!("{prefix}-hot").into(),
+            hot_percent: if mix == Mix::Hot { hot_percent } else { 0 },
+            kinds: 1,
+            names: KINDS.iter().map(|kind| [kind.service, kind.operation, kind.model].map(Arc::from)).collect(),
+            payload: None,
+        }
+    }
+
+    /// The same, spread over so many kinds of usage, with metadata of so many bytes, or none with 0.
+    pub fn with_contents(mut self, kinds: u32, payload_bytes: u32) -> Self {
+        self.kinds = kinds.clamp(1, KINDS_MAX);
+        self.payload = payload_bytes.checked_sub(PAYLOAD_BYTES_MIN).map(|bytes| {
+            // Random, so that nothing compresses it.
+            let digits = std::iter::repeat_with(new_key).take(bytes as usize / 32 + 1).collect::<String>();
+            let text = &digits[..bytes as usize];
+            (format!("{PAYLOAD_FRONT}{text}{PAYLOAD_BACK}").into(), text.into())
+        });
+        self
+    }
+
+    /// The same events with another share of the hot client.
+    pub fn mixed(&self, mix: Mix, hot_percent: u32) -> Self {
+        Self { hot_percent: if mix == Mix::Hot { hot_percent } else { 0 }, ..self.clone() }
     }
 
     /// Every client, sorted.
     pub fn client_ids(&self) -> Vec<String> {
-        let numbered = (0..self.clients).map(|number| self.client_id(number));
-        numbered.chain([self.hot_client_id()]).collect()
+        self.clients.iter().chain([&self.hot_client]).map(|client_id| client_id.to_string()).collect()
     }
 
-    fn client_id(&self, number: u32) -> String {
-        format!("{}-{number:06}", self.prefix)
+    /// Bytes of metadata of an event.
+    pub fn payload_bytes(&self) -> usize {
+        self.payload.as_ref().map_or(0, |(json, _)| json.len())
     }
 
-    fn hot_client_id(&self) -> String {
-        format!("{}-hot", self.prefix)
-    }
-
-    fn any_client_id(&self) -> String {
-        if rand::random_range(0..100) < self.hot_percent {
-            self.hot_client_id()
+    fn any_client(&self) -> &Arc<str> {
+        if self.hot_percent > 0 && rand::random_range(0..100) < self.hot_percent {
+            &self.hot_client
         } else {
-            self.client_id(rand::random_range(0..self.clients))
+            &self.clients[rand::random_range(0..self.clients.len())]
         }
+    }
+
+    fn any_kind(&self) -> usize {
+        if self.kinds == 1 { 0 } else { rand::random_range(0..self.kinds as usize) }
     }
 
     /// The next event, as a caller sends it.
     pub fn next(&self) -> proto::UsageEvent {
-        Self::of(self.any_client_id())
+        self.sent(self.any_client(), self.any_kind())
     }
 
-    /// An event of this client, as a caller sends it.
-    pub fn of(client_id: String) -> proto::UsageEvent {
-        proto::UsageEvent {
-            client_id,
-            service: SERVICE.into(),
-            operation: OPERATION.into(),
-            model: MODEL.into(),
-            input_tokens: INPUT_TOKENS,
-            output_tokens: OUTPUT_TOKENS,
-            idempotency_key: new_key(),
-            ..Default::default()
-        }
+    /// One event of each client and kind, as a caller sends it: with them, all rows are there.
+    pub fn all(&self) -> impl Iterator<Item = proto::UsageEvent> + '_ {
+        self.every().map(|(client_id, kind)| self.sent(client_id, kind))
     }
 
     /// The next event, as the server makes it of the same request.
-    pub fn next_checked(&self, now: DateTime<Utc>) -> (UsageEvent, PayloadHash) {
-        Self::checked_of(self.any_client_id(), now)
+    pub fn next_checked(&self, now: DateTime<Utc>) -> UsageEvent {
+        self.checked(self.any_client(), self.any_kind(), now)
     }
 
-    /// An event of this client, as the server makes it of the same request.
-    pub fn checked_of(client_id: String, now: DateTime<Utc>) -> (UsageEvent, PayloadHash) {
-        let measures = Measures {
-            units: crate::domain::decimal::Decimal::parse("1").expect("is a decimal"),
-            input_tokens: INPUT_TOKENS,
-            output_tokens: OUTPUT_TOKENS,
-            ..Measures::default()
-        };
-        let event = UsageEvent {
-            client_id: client_id.into(),
-            service: SERVICE.into(),
-            operation: OPERATION.into(),
-            model: MODEL.into(),
-            measures,
+    /// One event of each client and kind, as the server makes it of the same request.
+    pub fn all_checked(&self, now: DateTime<Utc>) -> impl Iterator<Item = UsageEvent> + '_ {
+        self.every().map(move |(client_id, kind)| self.checked(client_id, kind, now))
+    }
+
+    fn every(&self) -> impl Iterator<Item = (&Arc<str>, usize)> {
+        let clients = self.clients.iter().chain([&self.hot_client]);
+        clients.flat_map(|client_id| (0..self.kinds as usize).map(move |kind| (client_id, kind)))
+    }
+
+    /// An event of this client and of the first kind, as a caller sends it.
+    pub fn of(client_id: String) -> proto::UsageEvent {
+        sent(client_id, &KINDS[0], None)
+    }
+
+    fn sent(&self, client_id: &str, kind: usize) -> proto::UsageEvent {
+        let metadata = self.payload.as_ref().map(|(_, text)| Struct {
+            fields: [(PAYLOAD_FIELD.into(), Value { kind: Some(ValueKind::StringValue(text.to_string())) })].into(),
+        });
+        sent(client_id.into(), &KINDS[kind], metadata)
+    }
+
+    fn checked(&self, client_id: &Arc<str>, kind: usize, now: DateTime<Utc>) -> UsageEvent {
+        let Kind { input_tokens, output_tokens, .. } = KINDS[kind];
+        let [service, operation, model] = self.names[kind].clone();
+        UsageEvent {
+            client_id: client_id.clone(),
+            service,
+            operation,
+            model,
+            measures: Measures { units: Decimal::ONE, input_tokens, output_tokens, ..Measures::default() },
             event_time: now,
             idempotency_key: new_key().into(),
             subject: String::new(),
             external_id: String::new(),
-            metadata: None,
-        };
-        let hash = payload_hash(&event, false);
-        (event, hash)
+            metadata: self.payload.as_ref().map(|(json, _)| json.to_string()),
+        }
+    }
+}
+
+fn sent(client_id: String, kind: &Kind, metadata: Option<Struct>) -> proto::UsageEvent {
+    proto::UsageEvent {
+        client_id,
+        service: kind.service.into(),
+        operation: kind.operation.into(),
+        model: kind.model.into(),
+        input_tokens: kind.input_tokens,
+        output_tokens: kind.output_tokens,
+        idempotency_key: new_key(),
+        metadata,
+        ..Default::default()
     }
 }
 
 /// As random as the UUIDs that callers use.
 fn new_key() -> String {
     format!("{:032x}", rand::random::<u128>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_has_a_price_in_the_built_in_catalogue() {
+        let prices = include_str!("../../../catalog/prices.csv");
+        for Kind { service, operation, model, .. } in &KINDS {
+            let scope = match model.is_empty() {
+                true => format!("\n{service},{operation},,"),
+                false => format!("\n{service},,{model},"),
+            };
+            assert!(prices.contains(&scope), "{service} {operation} {model}");
+        }
+    }
+
+    #[test]
+    fn metadata_is_as_long_as_it_is_asked_for() {
+        let events = |bytes| Events::new("x", Mix::Many, 1, 0).with_contents(1, bytes);
+        let now = DateTime::UNIX_EPOCH;
+        assert_eq!(events(0).next_checked(now).metadata, None);
+        for bytes in [PAYLOAD_BYTES_MIN, 200, 8_192] {
+            let metadata = events(bytes).next_checked(now).metadata.unwrap();
+            assert_eq!(metadata.len(), bytes as usize);
+            let value: serde_json::Value = serde_json::from_str(&metadata).unwrap();
+            let sent = events(bytes).next().metadata.unwrap();
+            assert_eq!(sent.fields[PAYLOAD_FIELD].kind.is_some(), value[PAYLOAD_FIELD].is_string());
+        }
+    }
 }

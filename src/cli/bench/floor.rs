@@ -1,26 +1,36 @@
-//! The two floors: (b) what PostgreSQL gives a careful engineer who writes a transaction an event through a pool, and
-//! (g) what the same server gives for a gRPC call that does nothing.
+//! The floors: (b) what PostgreSQL gives a careful engineer who writes a transaction an event through a pool, (d) who writes a
+//! transaction a batch, (e) who only copies, and (g) what the same server gives for a gRPC call that does nothing.
 
 use super::events::Events;
+use super::load::Load;
+use super::repeats::Repeats;
 use super::window::{Tally, Window};
 use crate::cli::connect::Connection;
 use crate::cli::connect::status_error;
 use crate::clock::Clock;
 use crate::domain::catalog::Catalog;
-use crate::domain::event::{EventId, PayloadHash, PricedEvent, UsageEvent};
+use crate::domain::event::{EventId, PricedEvent, UsageEvent, payload_hash};
 use crate::domain::period::{Month, day_of};
 use crate::store::{clients, floor, partitions};
+use bigdecimal::BigDecimal;
 use chrono_tz::Tz;
-use futures_util::{StreamExt, TryStreamExt, stream};
 use sqlx::PgPool;
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgPoolOptions};
+use sqlx::{ConnectOptions, Connection as _};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
 /// How long a caller of the floor waits for its turn.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Events of a transaction that makes the clients.
+const PREPARE_EVENTS: usize = 1_000;
+
+/// Many callers wait for the row of a hot client, each for all before it.
+fn patient(options: &PgConnectOptions) -> PgConnectOptions {
+    options.clone().options([("lock_timeout", "0")])
+}
 
 /// A pool with all its connections open. As fast as it gets: no ping before and no roll-back after each use.
 pub async fn pool(options: &PgConnectOptions, connections: u32) -> anyhow::Result<PgPool> {
@@ -28,8 +38,7 @@ pub async fn pool(options: &PgConnectOptions, connections: u32) -> anyhow::Resul
         .max_connections(connections)
         .test_before_acquire(false)
         .acquire_timeout(ACQUIRE_TIMEOUT)
-        // Many callers wait for the row of a hot client, each for all before it.
-        .connect_with(options.clone().options([("lock_timeout", "0")]))
+        .connect_with(patient(options))
         .await?;
     let mut open = vec![];
     for _ in 0..connections {
@@ -38,67 +47,144 @@ pub async fn pool(options: &PgConnectOptions, connections: u32) -> anyhow::Resul
     Ok(pool)
 }
 
-/// Makes the floor's clients and a place for their events, and records one event of each, so that all rows are there.
-/// Gives how many.
-pub async fn prepare(pool: &PgPool, catalog: &Catalog, events: &Events) -> anyhow::Result<u64> {
-    let ids = events.client_ids();
-    let mut conn = pool.acquire().await?;
-    clients::insert_missing(&mut conn, &ids, Tz::UTC).await?;
+/// Connections of their own.
+pub async fn connections(options: &PgConnectOptions, count: u32) -> anyhow::Result<Vec<PgConnection>> {
+    let mut connections = vec![];
+    for _ in 0..count {
+        connections.push(patient(options).connect().await?);
+    }
+    Ok(connections)
+}
+
+/// Makes the floor's clients and a place for their events, and records one event of each client and kind, so that all rows
+/// are there. Gives how many.
+pub async fn prepare(options: &PgConnectOptions, catalog: &Catalog, events: &Events) -> anyhow::Result<u64> {
+    let mut conn = patient(options).connect().await?;
+    clients::insert_missing(&mut conn, &events.client_ids(), Tz::UTC).await?;
     let now = Clock::system().now();
     let month = Month::of(now.date_naive());
     for month in [month, month.next()] {
         partitions::ensure(&mut conn, month).await?;
     }
-    drop(conn);
-    let count = ids.len() as u64;
-    let recordings = stream::iter(ids).map(async |id| record(pool, catalog, Events::checked_of(id, now)).await);
-    let connections = pool.options().get_max_connections() as usize;
-    recordings.buffer_unordered(connections).try_collect::<Vec<()>>().await?;
-    Ok(count)
+    let all: Vec<UsageEvent> = events.all_checked(now).collect();
+    for batch in all.chunks(PREPARE_EVENTS) {
+        record_batch(&mut conn, catalog, batch, batch.len()).await?;
+    }
+    conn.close().await?;
+    Ok(all.len() as u64)
 }
 
 /// Floor (b).
 pub async fn transactions(
     pool: PgPool,
     catalog: Arc<Catalog>,
-    events: Events,
+    load: Load,
     window: Arc<Window>,
 ) -> anyhow::Result<Tally> {
     let clock = Clock::system();
-    let mut tally = Tally::default();
-    while !window.is_over() {
-        let event = events.next_checked(clock.now());
-        let begin = Instant::now();
-        record(&pool, &catalog, event).await?;
-        tally.add(&window, begin, 1);
+    let (mut tally, mut repeats) = (Tally::default(), Repeats::new(load.duplicates));
+    loop {
+        let (event, again) = repeats.choose(|| load.events.next_checked(clock.now()));
+        let Some(begin) = window.begin(1).await else { break };
+        let hash = payload_hash(&event, false);
+        let mut tx = pool.begin().await?;
+        let new = floor::record(&mut tx, &priced(&event, &catalog), &hash).await?;
+        tx.commit().await?;
+        anyhow::ensure!(new != again, "an event is new only where its key is");
+        tally.add(&window, begin, 1, again.into());
+        repeats.remember(Some(event).filter(|_| !again));
     }
     Ok(tally)
 }
 
-async fn record(
-    pool: &PgPool,
+/// Floor (d).
+pub async fn statements(
+    mut conn: PgConnection,
+    catalog: Arc<Catalog>,
+    load: Load,
+    size: u32,
+    window: Arc<Window>,
+) -> anyhow::Result<Tally> {
+    let clock = Clock::system();
+    let (mut tally, mut repeats) = (Tally::default(), Repeats::new(load.duplicates));
+    loop {
+        let now = clock.now();
+        let chosen = (0..size).map(|_| repeats.choose(|| load.events.next_checked(now)));
+        let (events, again): (Vec<UsageEvent>, Vec<bool>) = chosen.unzip();
+        let duplicates = again.iter().filter(|again| **again).count();
+        let Some(begin) = window.begin(size).await else { break };
+        record_batch(&mut conn, &catalog, &events, events.len() - duplicates).await?;
+        tally.add(&window, begin, size.into(), duplicates as u64);
+        let new = events.into_iter().zip(again).find(|(_, again)| !again);
+        repeats.remember(new.map(|(event, _)| event));
+    }
+    conn.close().await?;
+    Ok(tally)
+}
+
+/// Records a batch in a transaction. So many of its events are new.
+async fn record_batch(
+    conn: &mut PgConnection,
     catalog: &Catalog,
-    (event, payload_hash): (UsageEvent, PayloadHash),
+    events: &[UsageEvent],
+    new: usize,
 ) -> anyhow::Result<()> {
-    let priced = PricedEvent {
-        event: &event,
+    let hashed = events.iter().map(|event| (priced(event, catalog), payload_hash(event, false))).collect();
+    let mut tx = conn.begin().await?;
+    let recorded = floor::record_batch(&mut tx, hashed).await?;
+    tx.commit().await?;
+    anyhow::ensure!(recorded == new, "{recorded} of {} events were new, and not {new}", events.len());
+    Ok(())
+}
+
+/// Floor (e). Gives also what the copied events cost.
+pub async fn copies(
+    mut conn: PgConnection,
+    catalog: Arc<Catalog>,
+    events: Events,
+    size: u32,
+    window: Arc<Window>,
+) -> anyhow::Result<Tally> {
+    let clock = Clock::system();
+    let mut tally = Tally::default();
+    loop {
+        let now = clock.now();
+        let chunk: Vec<UsageEvent> = (0..size).map(|_| events.next_checked(now)).collect();
+        let Some(begin) = window.begin(size).await else { break };
+        let mut rows = floor::CopyRows::default();
+        for event in &chunk {
+            rows.push(&priced(event, &catalog));
+        }
+        let copied = floor::copy(&mut conn, rows).await?;
+        anyhow::ensure!(copied == u64::from(size), "{copied} of {size} rows were copied");
+        tally.add(&window, begin, size.into(), 0);
+    }
+    conn.close().await?;
+    Ok(tally)
+}
+
+/// Whether the table has what was copied: so many events, each with a charge.
+pub async fn check_copied(conn: &mut PgConnection, acknowledged: u64) -> anyhow::Result<()> {
+    let (rows, cost) = floor::sum_copied(conn).await?;
+    anyhow::ensure!(u64::try_from(rows) == Ok(acknowledged), "{acknowledged} events were copied, and {rows} are there");
+    anyhow::ensure!(cost > BigDecimal::default(), "copied events cost nothing");
+    Ok(())
+}
+
+fn priced<'a>(event: &'a UsageEvent, catalog: &Catalog) -> PricedEvent<'a> {
+    PricedEvent {
+        event,
         id: EventId::new(event.event_time),
         day: day_of(event.event_time, Tz::UTC),
-        charge: catalog.charge(&event),
-    };
-    let mut tx = pool.begin().await?;
-    let new = floor::record(&mut tx, &priced, &payload_hash).await?;
-    tx.commit().await?;
-    anyhow::ensure!(new, "a new key was taken");
-    Ok(())
+        charge: catalog.charge(event),
+    }
 }
 
 /// Floor (g).
 pub async fn health_checks(channel: Connection, window: Arc<Window>) -> anyhow::Result<Tally> {
     let mut client = HealthClient::new(channel);
     let mut tally = Tally::default();
-    while !window.is_over() {
-        let begin = Instant::now();
+    while let Some(begin) = window.begin(1).await {
         let request = HealthCheckRequest { service: String::new() };
         client.check(request).await.map_err(|status| status_error(&status))?;
         tally.add_empty_call(&window, begin);

@@ -1,126 +1,193 @@
 //! The load: lone events, batches and streams, as callers send them.
 
 use super::events::Events;
+use super::repeats::Repeats;
 use super::window::{Tally, Window};
 use crate::cli::connect::Connection;
 use crate::cli::connect::{status_error, usage_client};
 use crate::proto::{
-    BatchTrackUsageRequest, EventOutcome, StreamUsageRequest, StreamUsageResponse, TrackUsageRequest, UsageResult,
+    BatchTrackUsageRequest, EventOutcome, StreamUsageRequest, StreamUsageResponse, TrackUsageRequest, UsageEvent,
+    UsageResult,
 };
+use futures_util::stream;
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
+use tokio::sync::Semaphore;
 
-/// Most events of a stream that are sent and not settled yet.
-pub const STREAM_WINDOW_EVENTS: usize = 1_000;
-/// Events that wait for the stream's connection.
-const STREAM_BUFFER_EVENTS: usize = 64;
 /// Events of a call that makes the clients.
 const PREPARE_EVENTS: usize = 10_000;
+/// And bytes of metadata in it, well below what a message may have.
+const PREPARE_PAYLOAD_BYTES: usize = 8 << 20;
 
-/// Records one event of each client, so that all rows are there. Gives how many.
-pub async fn prepare(channel: Connection, events: &Events) -> anyhow::Result<u64> {
-    prepare_clients(&channel, events.client_ids()).await
+/// What a worker sends.
+#[derive(Clone)]
+pub struct Load {
+    pub events: Events,
+    /// Percent of the events that are sent again.
+    pub duplicates: u32,
 }
 
-/// The same of these clients.
-pub async fn prepare_clients(channel: &Connection, ids: Vec<String>) -> anyhow::Result<u64> {
-    for ids in ids.chunks(PREPARE_EVENTS) {
-        batch(channel, ids.iter().cloned().map(Events::of).collect()).await?;
+/// All of them new.
+impl From<Events> for Load {
+    fn from(events: Events) -> Self {
+        Self { events, duplicates: 0 }
     }
-    Ok(ids.len() as u64)
+}
+
+/// Records one event of each client and kind, so that all rows are there. Gives how many.
+pub async fn prepare(channel: Connection, events: &Events) -> anyhow::Result<u64> {
+    let size = PREPARE_EVENTS.min(PREPARE_PAYLOAD_BYTES / events.payload_bytes().max(1)).max(1);
+    prepare_with(&channel, &events.all().collect::<Vec<_>>(), size).await
+}
+
+/// Records an event of each of these clients.
+pub async fn prepare_clients(channel: &Connection, ids: Vec<String>) -> anyhow::Result<u64> {
+    prepare_with(channel, &ids.into_iter().map(Events::of).collect::<Vec<_>>(), PREPARE_EVENTS).await
+}
+
+async fn prepare_with(channel: &Connection, events: &[UsageEvent], size: usize) -> anyhow::Result<u64> {
+    for events in events.chunks(size) {
+        batch(channel, events.to_vec()).await?;
+    }
+    Ok(events.len() as u64)
 }
 
 /// TrackUsage.
-pub async fn lone_events(channel: Connection, events: Events, window: Arc<Window>) -> anyhow::Result<Tally> {
-    let mut client = usage_client(channel);
-    let mut tally = Tally::default();
-    while !window.is_over() {
-        let request = TrackUsageRequest { event: Some(events.next()) };
-        let begin = Instant::now();
+pub async fn lone_events(channel: Connection, load: impl Into<Load>, window: Arc<Window>) -> anyhow::Result<Tally> {
+    let (load, mut client) = (load.into(), usage_client(channel));
+    let (mut tally, mut repeats) = (Tally::default(), Repeats::new(load.duplicates));
+    loop {
+        let (event, again) = repeats.choose(|| load.events.next());
+        let sent = repeats.copy(&event);
+        let request = TrackUsageRequest { event: Some(event) };
+        let Some(begin) = window.begin(1).await else { break };
         let response = client.track_usage(request).await.map_err(|status| status_error(&status))?;
-        check(response.into_inner().result.as_ref())?;
-        tally.add(&window, begin, 1);
+        check_outcome(response.into_inner().result.as_ref(), again)?;
+        tally.add(&window, begin, 1, again.into());
+        repeats.remember(sent.filter(|_| !again));
     }
     Ok(tally)
 }
 
 /// BatchTrackUsage.
-pub async fn batches(channel: Connection, events: Events, size: usize, window: Arc<Window>) -> anyhow::Result<Tally> {
-    let mut tally = Tally::default();
-    while !window.is_over() {
-        let batch_events = (0..size).map(|_| events.next()).collect();
-        let begin = Instant::now();
-        batch(&channel, batch_events).await?;
-        tally.add(&window, begin, size as u64);
+pub async fn batches(
+    channel: Connection,
+    load: impl Into<Load>,
+    size: usize,
+    window: Arc<Window>,
+) -> anyhow::Result<Tally> {
+    let load = load.into();
+    let (mut tally, mut repeats) = (Tally::default(), Repeats::new(load.duplicates));
+    loop {
+        let chosen = (0..size).map(|_| repeats.choose(|| load.events.next()));
+        let (events, again): (Vec<UsageEvent>, Vec<bool>) = chosen.unzip();
+        let first = events.iter().zip(&again).find(|(_, again)| !**again).and_then(|(event, _)| repeats.copy(event));
+        let Some(begin) = window.begin(size as u32).await else { break };
+        batch_again(&channel, events, &again).await?;
+        let duplicates = again.iter().filter(|again| **again).count() as u64;
+        tally.add(&window, begin, size as u64, duplicates);
+        repeats.remember(first);
     }
     Ok(tally)
 }
 
-async fn batch(channel: &Connection, events: Vec<crate::proto::UsageEvent>) -> anyhow::Result<()> {
-    let count = events.len();
+/// One call of BatchTrackUsage, all of whose events are new.
+pub async fn batch(channel: &Connection, events: Vec<UsageEvent>) -> anyhow::Result<()> {
+    let again = vec![false; events.len()];
+    batch_again(channel, events, &again).await
+}
+
+async fn batch_again(channel: &Connection, events: Vec<UsageEvent>, again: &[bool]) -> anyhow::Result<()> {
     let request = BatchTrackUsageRequest { events, backfill: false };
     let call = usage_client(channel.clone()).batch_track_usage(request).await;
-    let response = call.map_err(|status| status_error(&status))?.into_inner();
-    response.results.iter().try_for_each(|result| check(Some(result)))?;
-    anyhow::ensure!(response.accepted_count as usize == count, "a batch of {count} was not accepted whole");
-    Ok(())
+    let results = call.map_err(|status| status_error(&status))?.into_inner().results;
+    anyhow::ensure!(results.len() == again.len(), "a batch of {} has {} results", again.len(), results.len());
+    results.iter().zip(again).try_for_each(|(result, &again)| check_outcome(Some(result), again))
 }
 
-/// StreamUsage: keeps a window of events under way.
-pub async fn stream(channel: Connection, events: Events, window: Arc<Window>) -> anyhow::Result<Tally> {
-    let (sender, messages) = mpsc::channel(STREAM_BUFFER_EVENTS);
-    let call = usage_client(channel).stream_usage(ReceiverStream::new(messages)).await;
+/// StreamUsage: keeps at most so many events under way.
+pub async fn stream(channel: Connection, load: Load, unsettled_max: u32, window: Arc<Window>) -> anyhow::Result<Tally> {
+    let room = Arc::new(Semaphore::new(unsettled_max as usize));
+    let under_way = Arc::new(Mutex::new(UnderWay::new(load.duplicates)));
+    let sender = (load.events, window.clone(), room.clone(), under_way.clone());
+    let messages = stream::unfold(sender, |(events, window, room, under_way)| async {
+        room.acquire().await.ok()?.forget();
+        let begin = window.begin(1).await?;
+        let event = under_way.lock().expect("nobody panics with it").next(&events, begin);
+        Some((StreamUsageRequest { event: Some(event) }, (events, window, room, under_way)))
+    });
+    let call = usage_client(channel).stream_usage(messages).await;
     let mut acks = call.map_err(|status| status_error(&status))?.into_inner();
-    let mut stream = Unsettled::default();
-    while !window.is_over() {
-        tokio::select! {
-            biased;
-            room = sender.reserve(), if stream.sent.len() < STREAM_WINDOW_EVENTS => {
-                room?.send(StreamUsageRequest { event: Some(events.next()) });
-                stream.sent.push_back(Instant::now());
-            }
-            ack = acks.message() => {
-                let ack = ack.map_err(|status| status_error(&status))?;
-                stream.settle(&window, ack.ok_or_else(|| anyhow::anyhow!("the stream ended"))?)?;
-            }
-        }
-    }
-    drop(sender);
+    let (mut tally, mut settled) = (Tally::default(), 0);
     while let Some(ack) = acks.message().await.map_err(|status| status_error(&status))? {
-        stream.settle(&window, ack)?;
+        let count = usize::try_from(ack.settled_count - settled)?;
+        under_way.lock().expect("nobody panics with it").settle(&window, &mut tally, settled, &ack)?;
+        settled = ack.settled_count;
+        room.add_permits(count);
     }
-    anyhow::ensure!(stream.sent.is_empty(), "a stream ended with {} events unsettled", stream.sent.len());
-    Ok(stream.tally)
+    let left = under_way.lock().expect("nobody panics with it").sent.len();
+    anyhow::ensure!(left == 0, "a stream ended with {left} events unsettled");
+    Ok(tally)
 }
 
-/// When each event was sent that is not settled yet.
-#[derive(Default)]
-struct Unsettled {
-    sent: VecDeque<Instant>,
-    settled: i64,
-    tally: Tally,
+/// The events of a stream that are not settled yet, in order.
+struct UnderWay {
+    sent: VecDeque<Sent>,
+    repeats: Repeats<UsageEvent>,
 }
 
-impl Unsettled {
-    fn settle(&mut self, window: &Window, ack: StreamUsageResponse) -> anyhow::Result<()> {
-        for result in &ack.results {
-            check(result.result.as_ref())?;
-        }
-        for _ in self.settled..ack.settled_count {
+struct Sent {
+    begin: Instant,
+    again: bool,
+    /// To be remembered.
+    event: Option<UsageEvent>,
+}
+
+impl UnderWay {
+    fn new(duplicates: u32) -> Self {
+        Self { sent: VecDeque::new(), repeats: Repeats::new(duplicates) }
+    }
+
+    fn next(&mut self, events: &Events, begin: Instant) -> UsageEvent {
+        let (event, again) = self.repeats.choose(|| events.next());
+        let copy = self.repeats.copy(&event).filter(|_| !again);
+        self.sent.push_back(Sent { begin, again, event: copy });
+        event
+    }
+
+    fn settle(
+        &mut self,
+        window: &Window,
+        tally: &mut Tally,
+        settled: i64,
+        ack: &StreamUsageResponse,
+    ) -> anyhow::Result<()> {
+        let mut results = ack.results.iter().peekable();
+        for number in settled + 1..=ack.settled_count {
             let sent = self.sent.pop_front().ok_or_else(|| anyhow::anyhow!("settled before it was sent"))?;
-            self.tally.add(window, sent, 1);
+            // Who is plainly accepted has no result of its own.
+            match results.next_if(|result| result.message_number == number) {
+                Some(result) => check_outcome(result.result.as_ref(), sent.again)?,
+                None => anyhow::ensure!(!sent.again, "an event that was sent again was accepted as new"),
+            }
+            tally.add(window, sent.begin, 1, sent.again.into());
+            self.repeats.remember(sent.event);
         }
-        self.settled = ack.settled_count;
+        anyhow::ensure!(results.next().is_none(), "a result of a message that is not settled");
         Ok(())
     }
 }
 
 /// Each key is new: anything but ACCEPTED is wrong.
 pub fn check(result: Option<&UsageResult>) -> anyhow::Result<()> {
+    check_outcome(result, false)
+}
+
+/// What is sent again is a duplicate, and nothing else is.
+fn check_outcome(result: Option<&UsageResult>, again: bool) -> anyhow::Result<()> {
+    let expected = if again { EventOutcome::Duplicate } else { EventOutcome::Accepted };
     let outcome = result.map(UsageResult::outcome);
-    anyhow::ensure!(outcome == Some(EventOutcome::Accepted), "an event was not accepted: {result:?}");
+    anyhow::ensure!(outcome == Some(expected), "an event's outcome was not {}: {result:?}", expected.as_str_name());
     Ok(())
 }

@@ -8,20 +8,33 @@ use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions, Connection};
 use std::path::PathBuf;
 
+/// What the name of a second scratch database ends with.
+const SECOND: &str = "_second";
+
+/// A name of a database that needs no quotes.
+pub fn parse_name(text: &str) -> Result<String, String> {
+    let plain = text.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_'));
+    let fits = (1..=40).contains(&text.len()) && text.starts_with(|first: char| first.is_ascii_lowercase());
+    if plain && fits { Ok(text.into()) } else { Err("must be 1 to 40 of a-z, 0-9 and _, a letter first".into()) }
+}
+
 /// The PostgreSQL, and the name of the scratch database in it.
 pub struct Place {
     /// Any database of the server.
     url: String,
     database: String,
     own: Option<(Embedded, PathBuf)>,
+    /// Whether the database outlives the measurement.
+    keeps: bool,
 }
 
 impl Place {
     /// Starts a durable PostgreSQL of our own in a new directory, unless there is one to use.
     pub async fn open(args: &PlaceArgs) -> anyhow::Result<Self> {
-        let database = format!("meterd_bench_{:016x}", rand::random::<u64>());
+        let scratch = || format!("meterd_bench_{:016x}", rand::random::<u64>());
+        let (database, keeps) = (args.keep.clone().unwrap_or_else(scratch), args.keep.is_some());
         if let Some(url) = &args.database_url {
-            return Ok(Self { url: url.clone(), database, own: None });
+            return Ok(Self { url: url.clone(), database, own: None, keeps });
         }
         let parent = args.data_dir.clone().unwrap_or_else(std::env::temp_dir);
         anyhow::ensure!(parent.is_dir(), "--data-dir {} is no directory", parent.display());
@@ -35,7 +48,9 @@ impl Place {
             durable: true,
         };
         match Embedded::start(&settings).await {
-            Ok(embedded) => Ok(Self { url: embedded.url().into(), database, own: Some((embedded, directory)) }),
+            Ok(embedded) => {
+                Ok(Self { url: embedded.url().into(), database, own: Some((embedded, directory)), keeps: false })
+            }
             Err(error) => {
                 drop(std::fs::remove_dir_all(&directory));
                 Err(error.into())
@@ -49,6 +64,32 @@ impl Place {
         floor::create_database(&mut conn, &self.database).await.context("the scratch database cannot be made")?;
         conn.close().await?;
         with_database(&self.url, &self.database)
+    }
+
+    /// Gives the URL of the database, and whether it was there.
+    pub async fn find_or_create_database(&self) -> anyhow::Result<(String, bool)> {
+        let mut conn = self.connect().await?;
+        let exists = floor::database_exists(&mut conn, &self.database).await?;
+        conn.close().await?;
+        Ok(if exists {
+            (with_database(&self.url, &self.database)?, true)
+        } else {
+            (self.create_database().await?, false)
+        })
+    }
+
+    /// Makes a second scratch database, to compare with, and gives its URL.
+    pub async fn create_second_database(&self) -> anyhow::Result<String> {
+        let name = self.second();
+        let mut conn = self.connect().await?;
+        floor::drop_database(&mut conn, &name).await?;
+        floor::create_database(&mut conn, &name).await.context("the scratch database cannot be made")?;
+        conn.close().await?;
+        with_database(&self.url, &name)
+    }
+
+    fn second(&self) -> String {
+        format!("{}{SECOND}", self.database)
     }
 
     /// Name of the scratch database; it is in the title of each of its processes.
@@ -70,7 +111,10 @@ impl Place {
             None => {
                 let dropped = async {
                     let mut conn = self.connect().await?;
-                    floor::drop_database(&mut conn, &self.database).await?;
+                    floor::drop_database(&mut conn, &self.second()).await?;
+                    if !self.keeps {
+                        floor::drop_database(&mut conn, &self.database).await?;
+                    }
                     anyhow::Ok(conn.close().await?)
                 };
                 dropped.await.with_context(|| format!("the scratch database {} is left", self.database))

@@ -12,13 +12,16 @@ use tokio::process::{Child, ChildStdout, Command};
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long it may take to end: its own bound is 20 s.
 const STOP_TIMEOUT: Duration = Duration::from_secs(30);
-/// What its greeting says before the address of the gRPC port.
+/// What its greeting says before the address of the gRPC port, and before the page of its metrics.
 const ADDRESS_LABEL: &str = "gRPC";
+const METRICS_LABEL: &str = "metrics";
 
 /// A server; killed when dropped.
 pub struct Server {
     child: Child,
     pub address: String,
+    /// Host and port of the page of its metrics.
+    pub http_address: String,
     /// Kept open, so that nothing the server prints fails.
     _stdout: Lines<BufReader<ChildStdout>>,
 }
@@ -44,18 +47,24 @@ impl Server {
         let mut child = command.spawn().context("the server cannot be started")?;
         let mut stdout = BufReader::new(child.stdout.take().context("the server has no output")?).lines();
         let greeting = async {
+            let mut address = None;
             while let Some(line) = stdout.next_line().await? {
-                let mut words = line.split_whitespace();
-                if words.next() == Some(ADDRESS_LABEL) {
-                    return Ok(words.next().map(|address| format!("http://{address}")));
+                let words: Vec<&str> = line.split_whitespace().collect();
+                let after =
+                    |label| Some(words[words.iter().position(|word| *word == label)? + 1..].first()?.to_string());
+                if let Some(grpc) = after(ADDRESS_LABEL) {
+                    address = Some(format!("http://{grpc}"));
+                } else if let (Some(grpc), Some(page)) = (&address, after(METRICS_LABEL)) {
+                    let http = page.trim_start_matches("http://").trim_end_matches("/metrics");
+                    return Ok(Some((grpc.clone(), http.to_owned())));
                 }
             }
             Ok::<_, std::io::Error>(None)
         };
-        let address =
+        let addresses =
             tokio::time::timeout(READY_TIMEOUT, greeting).await.context("the server does not get ready")??;
-        let address = address.context("the server ended before it was ready; its reason is above")?;
-        Ok(Self { child, address, _stdout: stdout })
+        let (address, http_address) = addresses.context("the server ended before it was ready; its reason is above")?;
+        Ok(Self { child, address, http_address, _stdout: stdout })
     }
 
     /// Its process.

@@ -1,6 +1,7 @@
 //! One measurement: workers run, and what ends inside the window counts.
 
 use super::cpu::{CpuTime, Watch};
+use super::pace::Pace;
 use anyhow::Context;
 use std::future::Future;
 use std::sync::Arc;
@@ -17,30 +18,63 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(60);
 const OPEN: u8 = 1;
 const OVER: u8 = 2;
 
-/// Tells the workers where the measurement stands.
+/// Tells the workers where the measurement stands, and when they may begin.
 #[derive(Debug, Default)]
-pub struct Window(AtomicU8);
+pub struct Window {
+    state: AtomicU8,
+    pace: Option<Pace>,
+}
 
 impl Window {
+    fn new(per_second: Option<u32>) -> Self {
+        Self { state: AtomicU8::default(), pace: per_second.map(Pace::new) }
+    }
+
     /// Nothing new is begun.
     pub fn is_over(&self) -> bool {
-        self.0.load(Ordering::Relaxed) == OVER
+        self.state.load(Ordering::Relaxed) == OVER
+    }
+
+    /// Gives from when a call with so many events counts: in closed loop from now, in open loop from when they were due,
+    /// which is waited for. Nothing, once the window is over.
+    pub async fn begin(&self, events: u32) -> Option<Instant> {
+        let begin = match &self.pace {
+            None => Some(Instant::now()),
+            Some(pace) => pace.take(events).await,
+        };
+        begin.filter(|_| !self.is_over())
     }
 
     fn is_open(&self) -> bool {
-        self.0.load(Ordering::Relaxed) == OPEN
+        self.state.load(Ordering::Relaxed) == OPEN
     }
 
     fn set(&self, state: u8) {
-        self.0.store(state, Ordering::Relaxed);
+        self.state.store(state, Ordering::Relaxed);
+    }
+
+    fn close(&self) {
+        self.set(OVER);
+        self.pace.iter().for_each(Pace::end);
+    }
+}
+
+/// However the measurement ends, the thread of the pace does too.
+struct Closing(Arc<Window>);
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        self.0.close();
     }
 }
 
 /// What workers have done.
 #[derive(Debug, Default)]
 pub struct Tally {
-    /// Events acknowledged, also outside the window.
+    /// Events acknowledged as new, also outside the window.
     pub acknowledged: u64,
+    /// Events acknowledged that had been sent before.
+    pub duplicates: u64,
     /// Events, or calls without one, that ended inside the window.
     counted: u64,
     /// A sample a call inside the window, or an event of a stream. Bounded by the length of the window.
@@ -48,9 +82,10 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// Counts a call that was begun at `begin` and has ended now.
-    pub fn add(&mut self, window: &Window, begin: Instant, events: u64) {
-        self.acknowledged += events;
+    /// Counts a call that was begun at `begin` and has ended now, with so many events, of which some had been sent before.
+    pub fn add(&mut self, window: &Window, begin: Instant, events: u64, duplicates: u64) {
+        self.acknowledged += events - duplicates;
+        self.duplicates += duplicates;
         self.count(window, begin, events);
     }
 
@@ -68,6 +103,7 @@ impl Tally {
 
     fn join(&mut self, other: Self) {
         self.acknowledged += other.acknowledged;
+        self.duplicates += other.duplicates;
         self.counted += other.counted;
         self.latencies_us.extend(other.latencies_us);
     }
@@ -77,6 +113,7 @@ impl Tally {
 #[derive(Clone, Debug)]
 pub struct Measurement {
     pub acknowledged: u64,
+    pub duplicates: u64,
     pub per_second: f64,
     pub p50_us: u32,
     pub p99_us: u32,
@@ -94,13 +131,31 @@ pub async fn measure<W>(
 where
     W: Future<Output = anyhow::Result<Tally>> + Send + 'static,
 {
-    let window = Arc::new(Window::default());
+    measure_paced(length, None, watch, workers).await
+}
+
+/// The same in open loop, where there is a rate: so many events become due a second.
+pub async fn measure_paced<W>(
+    length: Duration,
+    per_second: Option<u32>,
+    watch: &Watch,
+    workers: impl IntoIterator<Item = impl FnOnce(Arc<Window>) -> W>,
+) -> anyhow::Result<Measurement>
+where
+    W: Future<Output = anyhow::Result<Tally>> + Send + 'static,
+{
+    let window = Arc::new(Window::new(per_second));
+    let closing = Closing(window.clone());
+    if per_second.is_some() {
+        let window = window.clone();
+        std::thread::spawn(move || window.pace.iter().for_each(Pace::run));
+    }
     let mut running: JoinSet<_> = workers.into_iter().map(|worker| worker(window.clone())).collect();
     wait(&mut running, WARM_UP).await?;
     let (opened, cpu_before) = (Instant::now(), watch.read());
     window.set(OPEN);
     wait(&mut running, length).await?;
-    window.set(OVER);
+    drop(closing);
     let (seconds, cpu_after) = (opened.elapsed().as_secs_f64(), watch.read());
     let mut tally = Tally::default();
     let drain = async {
@@ -110,12 +165,13 @@ where
         anyhow::Ok(())
     };
     tokio::time::timeout(DRAIN_TIMEOUT, drain).await.context("calls do not end")??;
-    let Tally { acknowledged, counted, mut latencies_us } = tally;
+    let Tally { acknowledged, duplicates, counted, mut latencies_us } = tally;
     anyhow::ensure!(counted > 0, "nothing ended within {seconds:.1} s: measure longer, with --seconds");
     latencies_us.sort_unstable();
     let cpu = cpu_after.zip(cpu_before).map(|(after, before)| after.since(before));
     Ok(Measurement {
         acknowledged,
+        duplicates,
         per_second: counted as f64 / seconds,
         p50_us: percentile(&latencies_us, 50),
         p99_us: percentile(&latencies_us, 99),

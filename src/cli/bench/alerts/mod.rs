@@ -2,7 +2,9 @@
 //!
 //! `crossings` measures the former, `idle` the latter, `subscribers` follows streams for both.
 
+pub mod broadcast;
 mod crossings;
+mod fan_out;
 mod idle;
 mod report;
 mod subscribers;
@@ -42,6 +44,12 @@ pub struct AlertsArgs {
     /// Subscribers of one connection
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     pub streams_per_connection: u32,
+    /// Subscribers that all have every alert of a burst; 0 measures none
+    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(0..=100_000))]
+    pub fan_out: u32,
+    /// Alerts of a burst
+    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(2..=fan_out::ALERTS_MAX))]
+    pub fan_out_alerts: u32,
     /// How often throughput is measured with idle subscribers and without, in turns
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub rounds: u32,
@@ -99,6 +107,11 @@ pub async fn measure_all(args: &AlertsArgs, place: &Place) -> anyhow::Result<Rep
     }
     let mut bench = Bench { args, connect, channels, watch, acknowledged: 0, crossed: 0 };
     bench.acknowledged += load::prepare(bench.channels[0].clone(), &bench.events()).await?;
+    // First of all: the peak of memory is that of the whole run.
+    let fan_out = match args.fan_out {
+        0 => None,
+        _ => Some(fan_out::measure(&mut bench).await.context("alerts to many subscribers")?),
+    };
     let bytes_per_subscriber = match args.subscribers {
         0 => None,
         _ => idle::memory(&bench).await.context("memory of idle subscribers")?,
@@ -116,6 +129,7 @@ pub async fn measure_all(args: &AlertsArgs, place: &Place) -> anyhow::Result<Rep
     let in_feed = crossings::in_feed(&pool).await;
     pool.close().await;
     Ok(Report {
+        fan_out,
         crossings,
         idle,
         bytes_per_subscriber,

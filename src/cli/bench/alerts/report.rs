@@ -2,15 +2,20 @@
 
 use super::AlertsArgs;
 use super::crossings::{Crossings, Latency};
+use super::fan_out::FanOut;
 use super::idle::Idle;
+use crate::cli::bench::goals::{Bound, Goal, Outcome, lines};
 use crate::cli::bench::report::{Spread, build_text, flags_text};
 use crate::cli::chart::{grouped, table};
 use crate::cli::verify::Verified;
 use crate::store::floor::Facts;
 use serde_json::{Value, json};
 
+const SUBSCRIBER_KIB_MAX: f64 = 16.0;
+
 /// Everything that was measured.
 pub struct Report {
+    pub fan_out: Option<FanOut>,
     pub crossings: Crossings,
     pub idle: Option<Idle>,
     /// Memory of the server.
@@ -31,8 +36,10 @@ impl Report {
     /// Nothing is lost: every event is in the sums, and every crossing is one alert in the feed, which subscribers had.
     pub fn is_exact(&self) -> bool {
         let Verified { events, differences, .. } = self.verified;
-        // The subscriber of the crossings had some, and everybody in a crowd one a round.
-        let alerts = self.crossings.received + self.idle.as_ref().map_or(0, |idle| idle.rounds);
+        // The subscriber of the crossings had some, everybody in a crowd one a round, and everybody of the fan-out all of it.
+        let alerts = self.crossings.received
+            + self.idle.as_ref().map_or(0, |idle| idle.rounds)
+            + self.fan_out.as_ref().map_or(0, |fan_out| fan_out.received / u64::from(fan_out.subscribers));
         differences == 0
             && u64::try_from(events) == Ok(self.acknowledged)
             && self.in_feed == self.crossed
@@ -42,6 +49,20 @@ impl Report {
     /// How much later than a plain answer the alert is there, at p99.
     fn p99_ratio(&self) -> f64 {
         f64::from(self.crossings.alert.p99_us) / f64::from(self.crossings.plain.p99_us.max(1))
+    }
+
+    /// Each goal with what was measured.
+    pub fn outcome(&self) -> Outcome {
+        let mut goals = self.fan_out.as_ref().map(FanOut::goals).unwrap_or_default();
+        let each = Spread::of(self.bytes_per_subscriber.map(|bytes| bytes / 1024.0));
+        goals.extend(each.map(|measured| Goal {
+            what: "memory of an idle subscriber".into(),
+            figures: String::new(),
+            measured,
+            unit: "KiB",
+            bound: Bound::AtMost(SUBSCRIBER_KIB_MAX),
+        }));
+        Outcome { goals, notes: vec![], is_exact: self.is_exact() }
     }
 
     /// For people.
@@ -68,6 +89,11 @@ impl Report {
         if let Some(idle) = &self.idle {
             text.push(String::new());
             text.extend(self.idle_lines(idle, args));
+        }
+        let goals = self.outcome().goals;
+        if !goals.is_empty() {
+            text.push(String::new());
+            text.extend(lines(&goals));
         }
         text.push(String::new());
         text.extend(self.notes(args));
@@ -96,7 +122,11 @@ impl Report {
                 self.verified.differences,
                 grouped(self.crossed),
                 grouped(self.in_feed),
-                grouped(self.crossings.received + self.idle.as_ref().map_or(0, |idle| idle.received)),
+                grouped(
+                    self.crossings.received
+                        + self.idle.as_ref().map_or(0, |idle| idle.received)
+                        + self.fan_out.as_ref().map_or(0, |fan_out| fan_out.received)
+                ),
                 if self.is_exact() { "" } else { ": WRONG, so the figures above mean nothing" }
             ),
         ]
@@ -107,6 +137,7 @@ impl Report {
         let Crossings { plain, crossing, alert, per_second, received } = &self.crossings;
         let latency = |of: &Latency| json!({ "samples": of.samples, "p50_us": of.p50_us, "p90_us": of.p90_us, "p99_us": of.p99_us, "max_us": of.max_us });
         json!({
+            "goals": self.outcome().goals.iter().map(Goal::json).collect::<Vec<_>>(),
             "latency": {
                 "plain_answer": latency(plain),
                 "crossing_answer": latency(crossing),

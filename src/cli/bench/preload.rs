@@ -1,0 +1,237 @@
+//! Events that are there before anything is measured, as if they had come live: spread over clients and days, with their keys
+//! and all that is kept of them.
+
+use super::server::Server;
+use crate::clock::Clock;
+use crate::domain::catalog::Catalog;
+use crate::domain::decimal::Decimal;
+use crate::domain::event::{Charge, Measures, UsageEvent, payload_hash};
+use crate::domain::period::{Month, day_of};
+use crate::store::preload::{self, Kinds, Stretch};
+use crate::store::{self, connect, partitions, summaries};
+use anyhow::Context;
+use bigdecimal::BigDecimal;
+use chrono::{DateTime, Days, NaiveDate, NaiveTime, TimeDelta, Utc};
+use chrono_tz::Tz;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use indicatif::{ProgressBar, ProgressStyle};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{ConnectOptions, Connection, PgPool};
+
+/// Clients with a year of usage, whatever else there is: so their reads are the same in a small database and in a large one.
+pub const YEAR_CLIENTS: &str = "year";
+/// How many of them.
+pub const YEAR_CLIENT_COUNT: i64 = 2;
+/// Days of that year, with today.
+pub const YEAR_DAYS: u64 = 365;
+/// Kinds of events that each of the other clients has.
+const KINDS_EACH: i64 = 2;
+/// Service, operation, model, input and output tokens. Of prices so low that nobody reaches an alert.
+const KINDS: [(&str, &str, &str, i64, i64); 5] = [
+    ("openai", "chat_completion", "gpt-4o-mini", 374, 44),
+    ("openai", "embedding", "text-embedding-3-small", 512, 0),
+    ("cloudflare_r2", "class_a_ops", "", 0, 0),
+    ("cloudflare_r2", "class_b_ops", "", 0, 0),
+    ("openai", "chat_completion", "gpt-4o", 40, 10),
+];
+/// Fewest events: those of the year, and as many again of the other clients.
+pub const EVENTS_MIN: u64 = 2 * YEAR_EVENTS;
+const YEAR_EVENTS: u64 = YEAR_CLIENT_COUNT as u64 * YEAR_DAYS * KINDS.len() as u64;
+/// Fewest days: today alone may have begun just now.
+pub const DAYS_MIN: u32 = 2;
+/// Days that are written at once.
+const AT_ONCE: usize = 2;
+
+/// How much there is to be.
+#[derive(Clone, Debug)]
+pub struct Preload {
+    /// In all; at least [`EVENTS_MIN`].
+    pub events: u64,
+    /// What the ids of the clients begin with.
+    pub prefix: &'static str,
+    pub clients: u32,
+    /// Days that the events are spread over, up to now: at least [`DAYS_MIN`].
+    pub days: u32,
+}
+
+impl Preload {
+    /// Makes a new database ready, as a server with these flags does, and fills it.
+    pub async fn fill_new(&self, url: &str, flags: &[String]) -> anyhow::Result<()> {
+        Server::start(url, flags).await?.stop().await?;
+        let options = connect::options(url)?.disable_statement_logging();
+        let mut conn = options.connect().await?;
+        let catalog = store::catalog::load(&mut conn).await?;
+        conn.close().await?;
+        self.fill(&options, &catalog, Clock::system().now()).await
+    }
+
+    /// Fills a database that a server has made ready and that nobody uses, and in which nothing was recorded. Every figure
+    /// of it stands `meterd verify`.
+    pub async fn fill(&self, options: &PgConnectOptions, catalog: &Catalog, now: DateTime<Utc>) -> anyhow::Result<()> {
+        let options = options.clone().options([
+            ("statement_timeout", "0"),
+            ("work_mem", "256MB"),
+            ("maintenance_work_mem", "1GB"),
+            // A crash in between leaves nothing that anybody was told of.
+            ("synchronous_commit", "off"),
+        ]);
+        let pool = PgPoolOptions::new().max_connections(AT_ONCE as u32).connect_with(options).await?;
+        let filled = self.fill_in(&pool, catalog, now).await.context("the database cannot be filled");
+        pool.close().await;
+        filled
+    }
+
+    async fn fill_in(&self, pool: &PgPool, catalog: &Catalog, now: DateTime<Utc>) -> anyhow::Result<()> {
+        let mut conn = pool.acquire().await?;
+        anyhow::ensure!(preload::is_empty(&mut conn).await?, "there are events already");
+        let kinds = kinds(catalog, now)?;
+        let (recent, year) = (self.stretches(now), year_stretches(now));
+        // Draws on a terminal only.
+        let style = ProgressStyle::with_template("{bar:40} {human_pos}/{human_len} {msg} {eta}")?;
+        let progress = ProgressBar::new(self.events).with_style(style).with_message("events");
+
+        let indexes = preload::drop_indexes(&mut conn).await?;
+        let mut month = Month::of(day_of(now, Tz::UTC) - Days::new(YEAR_DAYS.max(self.days.into())));
+        while month <= Month::of(day_of(now, Tz::UTC)).next() {
+            partitions::ensure(&mut conn, month).await?;
+            month = month.next();
+        }
+        preload::insert_clients(&mut conn, self.prefix, self.clients.into()).await?;
+        preload::insert_clients(&mut conn, YEAR_CLIENTS, YEAR_CLIENT_COUNT).await?;
+        drop(conn);
+        let insertions = stream::iter(year.iter().chain(&recent)).map(async |stretch| {
+            preload::insert_stretch(&mut *pool.acquire().await?, &kinds, stretch).await?;
+            progress.inc((stretch.end - stretch.first) as u64);
+            anyhow::Ok(())
+        });
+        insertions.buffer_unordered(AT_ONCE).try_collect::<Vec<()>>().await?;
+
+        progress.set_style(ProgressStyle::with_template("{spinner} {msg}")?);
+        let mut conn = pool.acquire().await?;
+        for index in &indexes {
+            progress.set_message(index.clone());
+            preload::make_index(&mut conn, index).await?;
+        }
+        progress.set_message("months");
+        preload::insert_months(&mut conn).await?;
+        preload::tidy(&mut conn).await?;
+        progress.set_message("summaries");
+        preload::insert_summaries(&mut conn).await?;
+        for month in summaries::months_to_total(pool).await? {
+            summaries::write_totals(&mut conn, month).await?;
+        }
+        preload::tidy(&mut conn).await?;
+        progress.finish_and_clear();
+        Ok(())
+    }
+
+    /// The events but for those of the year, at equal distances, a stretch a day.
+    fn stretches(&self, now: DateTime<Utc>) -> Vec<Stretch> {
+        let today = day_of(now, Tz::UTC);
+        let events = self.events.saturating_sub(YEAR_EVENTS) as i64;
+        let start_time = midnight(today - Days::new(u64::from(self.days.max(DAYS_MIN)) - 1));
+        let step_us = (micros(now - start_time) / events.max(1)).max(1);
+        // The first event that is not before a time.
+        let at = |time: DateTime<Utc>| ((micros(time - start_time) + step_us - 1) / step_us).min(events);
+        let days = start_time.date_naive().iter_days().take_while(|day| *day <= today);
+        days.map(|day| Stretch {
+            prefix: self.prefix.into(),
+            clients: self.clients.into(),
+            start_time,
+            step_us,
+            first: at(midnight(day)),
+            end: at(midnight(day + Days::new(1))),
+            kinds_each: KINDS_EACH,
+        })
+        .filter(|stretch| stretch.first < stretch.end)
+        .collect()
+    }
+}
+
+/// A day after the other, each with an event of each kind of each client of the year.
+fn year_stretches(now: DateTime<Utc>) -> Vec<Stretch> {
+    let today = day_of(now, Tz::UTC);
+    let each_day = YEAR_CLIENT_COUNT * KINDS.len() as i64;
+    let days = (0..YEAR_DAYS).rev().map(|ago| today - Days::new(ago));
+    days.map(|day| Stretch {
+        prefix: YEAR_CLIENTS.into(),
+        clients: YEAR_CLIENT_COUNT,
+        start_time: midnight(day),
+        step_us: micros(now.min(midnight(day + Days::new(1))) - midnight(day)) / each_day,
+        first: 0,
+        end: each_day,
+        kinds_each: KINDS.len() as i64,
+    })
+    .collect()
+}
+
+/// Priced as the server prices them.
+fn kinds(catalog: &Catalog, now: DateTime<Utc>) -> anyhow::Result<Kinds> {
+    let mut kinds = Kinds::default();
+    for (service, operation, model, input_tokens, output_tokens) in KINDS {
+        let measures = Measures { units: Decimal::ONE, input_tokens, output_tokens, ..Measures::default() };
+        let event = UsageEvent {
+            client_id: YEAR_CLIENTS.into(),
+            service: service.into(),
+            operation: operation.into(),
+            model: model.into(),
+            measures,
+            event_time: now,
+            idempotency_key: "".into(),
+            subject: String::new(),
+            external_id: String::new(),
+            metadata: None,
+        };
+        let Charge::Priced { charge, price_id } = catalog.charge(&event) else {
+            anyhow::bail!("the catalogue has no price for {service} {operation} {model}");
+        };
+        kinds.services.push(service.into());
+        kinds.operations.push(operation.into());
+        kinds.models.push(model.into());
+        kinds.units.push(BigDecimal::from(measures.units));
+        kinds.input_tokens.push(input_tokens);
+        kinds.output_tokens.push(output_tokens);
+        kinds.charges.push(BigDecimal::from(charge));
+        kinds.price_ids.push(price_id);
+        kinds.payload_hashes.push(payload_hash(&event, false).to_vec());
+    }
+    Ok(kinds)
+}
+
+fn midnight(day: NaiveDate) -> DateTime<Utc> {
+    day.and_time(NaiveTime::MIN).and_utc()
+}
+
+fn micros(time: TimeDelta) -> i64 {
+    time.num_microseconds().expect("years are within range")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_days_have_all_events_once_each_on_its_day_and_none_ahead_of_now() {
+        for now in ["2026-11-22T00:00:00.000007Z", "2026-03-01T12:34:56.789012Z", "2024-02-29T23:59:59.999999Z"] {
+            let now: DateTime<Utc> = now.parse().unwrap();
+            for (events, days) in [(EVENTS_MIN, DAYS_MIN), (EVENTS_MIN, 35), (1_000_003, 35), (20_000_000, DAYS_MIN)] {
+                let preload = Preload { events, prefix: "load", clients: 1_000, days };
+                let mut next = 0;
+                for stretch in preload.stretches(now) {
+                    assert_eq!(stretch.first, next);
+                    next = stretch.end;
+                    let time = |n| stretch.start_time + TimeDelta::microseconds(stretch.step_us * n);
+                    assert_eq!(time(stretch.first).date_naive(), time(stretch.end - 1).date_naive());
+                    assert!(time(stretch.end - 1) <= now, "{stretch:?}");
+                }
+                assert_eq!(next as u64, events - YEAR_EVENTS);
+            }
+            for stretch in year_stretches(now) {
+                let last = stretch.start_time + TimeDelta::microseconds(stretch.step_us * (stretch.end - 1));
+                assert_eq!(last.date_naive(), stretch.start_time.date_naive());
+                assert!(last <= now);
+            }
+            assert_eq!(year_stretches(now).len() as u64 * 10, YEAR_EVENTS);
+        }
+    }
+}
