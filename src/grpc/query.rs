@@ -6,6 +6,7 @@ use super::fields::Fields;
 use crate::domain::period::Month;
 use crate::error::Error;
 use crate::proto::{QueryUsageRequest, QueryUsageResponse, UsageDimension, UsageRow};
+use crate::store::connect;
 use crate::store::query::{self, GroupBy, QueryKey, QueryRow, UsageQuery};
 use std::sync::Arc;
 
@@ -79,7 +80,8 @@ pub async fn run(context: Arc<Context>, request: QueryUsageRequest) -> Result<Qu
         count_subjects: request.count_subjects,
         unpriced_only: request.unpriced_only,
     };
-    let mut read = query::query(&context.reads, &wanted, after.as_ref(), limit + 1).await?;
+    let reads = &context.reads;
+    let mut read = connect::read(reads, || query::query(reads, &wanted, after.as_ref(), limit + 1)).await?;
     if wanted.wants_total() && after.is_none() && read.rows.is_empty() {
         read.rows.push(QueryRow::default());
     }

@@ -11,6 +11,7 @@ use crate::error::Error;
 use crate::proto::usage_service_server::UsageService;
 use crate::proto::*;
 use crate::store::clients::zone;
+use crate::store::connect;
 use crate::store::events::{self, EventFilter};
 use crate::store::usage::{self, AsOf, OfClient, ServiceSums};
 use chrono::{DateTime, TimeDelta, Utc};
@@ -37,7 +38,8 @@ async fn current_month(
     // Whatever its zone is, the client is in one of these: so the zone and the month are read at once.
     let day_around = |days| day_of(now + TimeDelta::days(days), Tz::UTC);
     let (first, last) = (Month::of(day_around(-1)), Month::of(day_around(1)));
-    let read = usage::months(&context.reads, &request.client_id, first, last).await?;
+    let reads = &context.reads;
+    let read = connect::read(reads, || usage::months(reads, &request.client_id, first, last)).await?;
     let AsOf { complete_as_of, rows: OfClient { time_zone, rows } } =
         read.ok_or_else(|| Error::client_not_found(&request.client_id))?;
     let today = day_of(now, zone(&time_zone)?);
@@ -76,7 +78,8 @@ async fn summary(context: Arc<Context>, request: GetUsageSummaryRequest) -> Resu
         fields.wrong("top_operation_count", format!("must be from 1 to {TOP_OPERATIONS_MAX}, or 0 for 10"));
     }
     fields.finish()?;
-    let read = usage::range(&context.reads, &request.client_id, start, end).await?;
+    let reads = &context.reads;
+    let read = connect::read(reads, || usage::range(reads, &request.client_id, start, end)).await?;
     let AsOf { complete_as_of, rows: OfClient { time_zone, rows } } =
         read.ok_or_else(|| Error::client_not_found(&request.client_id))?;
     let top = match request.top_operation_count {

@@ -69,7 +69,16 @@ pub fn pool(options: PgConnectOptions, connections_max: u32) -> PgPool {
 /// and who reads again at once has the same connection, with its plans and caches.
 pub fn read_pool(options: PgConnectOptions, connections_max: u32) -> PgPool {
     let pool = PgPoolOptions::new().max_connections(connections_max).acquire_timeout(ACQUIRE_TIMEOUT);
-    trusting(pool).connect_lazy_with(options.application_name("meterd reads"))
+    // Asked whether it is there only where it was not used for a while: see `read`.
+    let trusting = pool.test_before_acquire(false).before_acquire(|conn, of| {
+        Box::pin(async move {
+            if of.idle_for > TRUSTED_IDLE {
+                conn.ping().await?;
+            }
+            Ok(true)
+        })
+    });
+    trusting.connect_lazy_with(options.application_name("meterd reads"))
 }
 
 /// The pool that scheduled jobs work on.
@@ -94,7 +103,7 @@ pub fn lease_pool(options: PgConnectOptions) -> PgPool {
 /// With sqlx 0.9.0, a `begin()` whose future is dropped may leave a transaction open on the server that the pool knows
 /// nothing of. The next user's statements would then run inside it and vanish with the connection, acknowledged or not.
 pub fn guarded(options: PgPoolOptions) -> PgPoolOptions {
-    trusting(options).after_release(|conn, _| {
+    options.after_release(|conn, _| {
         Box::pin(async move {
             // One round trip. A lone ROLLBACK would be a warning in the server's log each time there is nothing to roll
             // back; BEGIN warns only where there is. In a failed transaction it is an error, and the connection is closed.
@@ -104,16 +113,27 @@ pub fn guarded(options: PgPoolOptions) -> PgPoolOptions {
     })
 }
 
-/// Asks a connection whether it is there only where it was not used for a while.
-fn trusting(options: PgPoolOptions) -> PgPoolOptions {
-    options.test_before_acquire(false).before_acquire(|conn, of| {
-        Box::pin(async move {
-            if of.idle_for > TRUSTED_IDLE {
-                conn.ping().await?;
-            }
-            Ok(true)
-        })
-    })
+/// Reads on the pool of [`read_pool`]; again, where the connection turns out to be lost: each of them may be.
+pub async fn read<T, F>(pool: &PgPool, read: impl Fn() -> F) -> sqlx::Result<T>
+where
+    F: Future<Output = sqlx::Result<T>>,
+{
+    let mut left = pool.options().get_max_connections();
+    loop {
+        match read().await {
+            Err(error) if left > 0 && is_connection_lost(&error) => left -= 1,
+            done => return done,
+        }
+    }
+}
+
+/// Whether the server, or what is in between, has cut a connection. 57P01 to 57P03: its shutdown, or that of the session.
+fn is_connection_lost(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_) => true,
+        sqlx::Error::Database(error) => error.code().is_some_and(|code| code.starts_with("57P")),
+        _ => false,
+    }
 }
 
 /// Refuses a server that is too old, or that would acknowledge before it is durable.

@@ -204,3 +204,18 @@ async fn a_summary_adds_up_any_range_by_service_day_and_operation() {
     assert_eq!((cost(&empty.totals), empty.days.len(), empty.services.len()), ("0", 0, 0));
     server.stop().await;
 }
+
+#[tokio::test]
+async fn reads_go_on_where_every_connection_was_just_cut() {
+    let server = TestServer::start().await;
+    server.track(event("acme", "sms", "1")).await.unwrap();
+    let cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+               WHERE datname = current_database() AND application_name = 'meterd reads'";
+    for _ in 0..5 {
+        // Several at once, so that there are several connections.
+        futures_util::future::join_all((0..8).map(|_| server.month("acme"))).await;
+        assert!(server.sql(cut).await > 1);
+        assert_eq!(server.month("acme").await.totals.unwrap().units, "1");
+    }
+    server.stop().await;
+}
