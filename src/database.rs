@@ -4,8 +4,8 @@ use crate::config::DatabaseSettings;
 use crate::postgres::{self, Embedded};
 use crate::store::connect;
 use anyhow::Context as _;
-use sqlx::PgPool;
 use sqlx::postgres::PgConnectOptions;
+use sqlx::{ConnectOptions, PgPool};
 
 /// A database that is open.
 pub struct Database {
@@ -68,5 +68,6 @@ impl Database {
 
 /// The pool of a command that reads the database beside a running server.
 pub fn command_pool(options: &PgConnectOptions) -> PgPool {
-    connect::pool(options.clone(), 2)
+    // What it asks takes as long as it takes, and is no news to who waits for it.
+    connect::pool(options.clone().disable_statement_logging(), 2)
 }
