@@ -164,11 +164,11 @@ async fn channels(connect: &ConnectArgs, streams: u32, each: u32) -> anyhow::Res
     Ok(channels)
 }
 
-/// Memory before anything was done, fan-out beside the floor in turns, and memory at the top rate of events.
-pub async fn measure(bench: &mut Bench<'_>) -> anyhow::Result<FanOut> {
+/// Memory at the top rate of events, and fan-out beside the floor, in turns. `idle_bytes` is the server's memory before it did
+/// anything.
+pub async fn measure(bench: &mut Bench<'_>, idle_bytes: Option<u64>) -> anyhow::Result<FanOut> {
     let args = bench.args;
     let (subscribers, alerts) = (args.fan_out, args.fan_out_alerts);
-    let idle_bytes = bench.watch.server_memory();
     let own = channels(&bench.connect, subscribers, args.streams_per_connection).await?;
 
     let streams = open(&own, subscribers, subscribe).await?;
@@ -180,7 +180,7 @@ pub async fn measure(bench: &mut Bench<'_>) -> anyhow::Result<FanOut> {
     let writers = bench.channels.iter().cycle().take(BATCH_CALLS).cloned();
     let busy = measure_window(Duration::from_secs(args.seconds), &bench.watch, writers.map(worker)).await?;
     bench.acknowledged += busy.acknowledged;
-    let busy_bytes = bench.watch.server_peak_memory();
+    let busy_bytes = bench.watch.server_memory();
     drop(streams);
 
     let mut floor = Floor::start().await?;
@@ -230,7 +230,7 @@ impl FanOut {
         add(what, figures, of(|of| of.0 / of.1), "× a broadcast", Bound::AtLeast(OF_BROADCAST_MIN));
         let mib = |bytes: Option<u64>| Spread::of(bytes.map(|bytes| bytes as f64 / MIB));
         add("memory, idle".into(), String::new(), mib(self.idle_bytes), "MiB", Bound::AtMost(IDLE_MIB_MAX));
-        let what = format!("peak memory at top rate, {} subscribers", grouped(self.subscribers));
+        let what = format!("memory at top rate, {} subscribers", grouped(self.subscribers));
         let figures = format!("{}/s in batches of {BATCH_EVENTS}", grouped(self.busy_per_second.round()));
         add(what, figures, mib(self.busy_bytes), "MiB", Bound::AtMost(BUSY_MIB_MAX));
         goals

@@ -107,14 +107,15 @@ pub async fn measure_all(args: &AlertsArgs, place: &Place) -> anyhow::Result<Rep
     }
     let mut bench = Bench { args, connect, channels, watch, acknowledged: 0, crossed: 0 };
     bench.acknowledged += load::prepare(bench.channels[0].clone(), &bench.events()).await?;
-    // First of all: the peak of memory is that of the whole run.
-    let fan_out = match args.fan_out {
-        0 => None,
-        _ => Some(fan_out::measure(&mut bench).await.context("alerts to many subscribers")?),
-    };
+    let idle_bytes = watch.server_memory();
+    // Before anything that leaves room which subscribers would find.
     let bytes_per_subscriber = match args.subscribers {
         0 => None,
         _ => idle::memory(&bench).await.context("memory of idle subscribers")?,
+    };
+    let fan_out = match args.fan_out {
+        0 => None,
+        _ => Some(fan_out::measure(&mut bench, idle_bytes).await.context("alerts to many subscribers")?),
     };
     let crossings = crossings::measure(&mut bench).await.context("alerts under load")?;
     let idle = match args.subscribers {
