@@ -65,11 +65,11 @@ pub struct Settings {
     #[command(flatten)]
     pub jobs: JobSettings,
 
-    /// Writers, each with a database connection; a client always has the same one
+    /// Writers, each with a database connection; a client has its own one, and others help where much waits
     #[arg(long, env = "METERD_WRITERS", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub writers: u16,
     /// Most events in one transaction
-    #[arg(long, env = "METERD_BATCH_EVENTS_MAX", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    #[arg(long, env = "METERD_BATCH_EVENTS_MAX", default_value_t = 4_000, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub batch_events_max: u32,
     /// Most events that wait for one writer
     #[arg(long, env = "METERD_QUEUE_EVENTS_MAX", default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(2..=10_000_000))]

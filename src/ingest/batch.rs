@@ -73,11 +73,15 @@ pub(super) async fn record(
                     let NewEvent { priced: PricedEvent { id, charge, .. }, payload_hash, .. } = new;
                     holders[*leader] = Some(KeyHolder { payload_hash: **payload_hash, id: *id, charge: Some(*charge) });
                 }
-                find_earlier_holders(conn, &dated, &order, &mut holders).await?;
+                let earlier = find_earlier_holders(conn, &dated, &order, &mut holders).await?;
                 conn.execute("COMMIT").await?;
                 raise::count(&raised);
-                let holder = |index: usize| holders[order.leader_of[index]].as_ref();
-                return dated.iter().enumerate().map(|(index, dated)| outcome(dated, holder(index))).collect();
+                let outcome = |(dated, &leader): (&Dated<'_>, &usize)| {
+                    // A month that is closed is told also where the key goes to another event of the batch.
+                    let told = dated.is_of_closed_time() && !earlier.contains(&leader);
+                    outcome(dated, holders[leader].as_ref().filter(|_| !told))
+                };
+                return dated.iter().zip(&order.leader_of).map(outcome).collect();
             }
             Err(error) if copy && is_unique_violation(&error) => {
                 copy = false;
@@ -155,22 +159,35 @@ struct Dated<'a> {
     refusal: Option<Error>,
 }
 
+impl Dated<'_> {
+    /// Its month is closed, or keys of its time may be pruned.
+    fn is_of_closed_time(&self) -> bool {
+        self.refusal.is_some() && self.submission.refuse_if_new.is_none()
+    }
+}
+
+fn client_vanished() -> sqlx::Error {
+    sqlx::Error::Protocol("a client was removed while its event was recorded".into())
+}
+
 fn dated<'a>(
     settings: &ClientSettings,
     versions: &Versions,
     clients: &Clients<'_>,
     batch: &[&'a Submission],
 ) -> sqlx::Result<Vec<Dated<'a>>> {
-    let zones = clients.ids.iter().map(|client_id| settings.zone(client_id)).collect::<sqlx::Result<Vec<Tz>>>()?;
+    let zones: Vec<Option<Tz>> = clients.ids.iter().map(|client_id| settings.zone(client_id)).collect();
     let dated = batch.iter().zip(&clients.of).map(|(&submission, &client)| {
         let Submission { event, backfill, refuse_if_new, .. } = submission;
-        let day = day_of(event.event_time, zones[client]);
+        // What may only be a repeat is not written, and brings no client into being.
+        let zone = zones[client].or(refuse_if_new.is_some().then_some(Tz::UTC)).ok_or_else(client_vanished)?;
+        let day = day_of(event.event_time, zone);
         let closed = versions.closed_through.filter(|closed| Month::of(day) <= *closed);
         let pruned = versions.keys_pruned_through.filter(|pruned| !backfill && event.event_time < *pruned + KEY_LEAD);
         let refusal = refuse_if_new.clone().or_else(|| closed.map(Error::month_closed));
-        Dated { submission, day, refusal: refusal.or_else(|| pruned.map(Error::key_pruned)) }
+        Ok(Dated { submission, day, refusal: refusal.or_else(|| pruned.map(Error::key_pruned)) })
     });
-    Ok(dated.collect())
+    dated.collect()
 }
 
 /// Which events may claim their keys.
@@ -198,27 +215,27 @@ impl Order {
     }
 }
 
-/// Adds who has a key that was taken.
+/// Adds who has a key that was taken, and gives which leaders those are of.
 async fn find_earlier_holders(
     conn: &mut PgConnection,
     dated: &[Dated<'_>],
     order: &Order,
     holders: &mut [Option<KeyHolder>],
-) -> sqlx::Result<()> {
+) -> sqlx::Result<HashSet<usize>> {
     let key = |leader: usize| {
         let event = &dated[order.leaders[leader]].submission.event;
         (event.client_id.to_string(), event.idempotency_key.to_string())
     };
     let taken: Vec<usize> = (0..holders.len()).filter(|&leader| holders[leader].is_none()).collect();
     if taken.is_empty() {
-        return Ok(());
+        return Ok(HashSet::new());
     }
     let (client_ids, keys): (Vec<_>, Vec<_>) = taken.iter().map(|&leader| key(leader)).unzip();
     let mut earlier = keys::holders(conn, &client_ids, &keys).await?;
-    for ((leader, client_id), key) in taken.into_iter().zip(client_ids).zip(keys) {
+    for ((&leader, client_id), key) in taken.iter().zip(client_ids).zip(keys) {
         holders[leader] = earlier.remove(&(client_id, key));
     }
-    Ok(())
+    Ok(taken.into_iter().filter(|&leader| holders[leader].is_some()).collect())
 }
 
 /// Raises the alerts that the changed months have reached.
@@ -239,7 +256,7 @@ async fn raise_alerts<'a, I: Iterator<Item = &'a NewEvent<'a>>>(
         .into_iter()
         .map(|row| {
             let backfill = any_backfill && !live.contains(&(row.client_id.as_str(), row.month));
-            Ok(ChangedMonth { zone: clients.zone(&row.client_id)?, backfill, row })
+            Ok(ChangedMonth { zone: clients.zone(&row.client_id).ok_or_else(client_vanished)?, backfill, row })
         })
         .collect::<sqlx::Result<Vec<_>>>()?;
     raise_reached(conn, settings, &clients.policies, changed).await

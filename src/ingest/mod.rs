@@ -1,4 +1,4 @@
-//! The one write path: a bounded queue and a writer that commits what has gathered.
+//! The one write path: bounded queues, and writers that commit what has gathered.
 
 mod batch;
 mod clients;
@@ -27,7 +27,7 @@ const QUEUE_RETRY_DELAY: Duration = Duration::from_millis(100);
 /// Bounds and policies of the write path.
 #[derive(Clone, Debug)]
 pub struct IngestSettings {
-    /// Writers of this process; a client always has the same one.
+    /// Writers of this process; a client has its own one, and others help where much waits.
     pub writers: usize,
     /// Most events of one transaction.
     pub batch_events_max: usize,

@@ -3,6 +3,7 @@
 use super::{Reply, Submission, queue_full};
 use crate::error::Error;
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 use tokio::sync::Notify;
@@ -37,6 +38,8 @@ pub(super) struct Queue {
     surplus: Arc<Notify>,
     /// Wakes who waits for room.
     drained: Notify,
+    /// Its writer holds back clients whose rows somebody holds: others would only wait for them too.
+    is_held: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -51,7 +54,14 @@ struct State {
 impl Queue {
     pub(super) fn new(capacity: usize, surplus: &Arc<Notify>) -> Self {
         let (filled, drained) = (Notify::new(), Notify::new());
-        Self { capacity, state: Mutex::default(), filled, surplus: surplus.clone(), drained }
+        Self {
+            capacity,
+            state: Mutex::default(),
+            filled,
+            surplus: surplus.clone(),
+            drained,
+            is_held: AtomicBool::new(false),
+        }
     }
 
     fn wake_writers(&self, events: usize) {
@@ -150,6 +160,15 @@ impl Queue {
     fn is_closed(&self) -> bool {
         self.state().closed
     }
+
+    /// Whether its writer holds clients back.
+    pub(super) fn set_held(&self, is_held: bool) {
+        self.is_held.store(is_held, Ordering::Relaxed);
+    }
+
+    fn take_surplus(&self, max: usize) -> Option<Vec<Item>> {
+        if self.is_held.load(Ordering::Relaxed) { None } else { self.take(max, SURPLUS_EVENTS_MIN) }
+    }
 }
 
 /// Waits until something is there, and takes up to `max` of it: of the writer's own queue, or of another's surplus. Nothing:
@@ -162,7 +181,7 @@ pub(super) async fn take(queues: &[Arc<Queue>], own: usize, max: usize) -> Optio
         // Asked first: nothing comes in after it.
         let closed = queues[own].is_closed();
         let taken = queues[own].take(max, 1);
-        let taken = taken.or_else(|| queues.iter().find_map(|queue| queue.take(max, SURPLUS_EVENTS_MIN)));
+        let taken = taken.or_else(|| queues.iter().find_map(|queue| queue.take_surplus(max)));
         if taken.is_some() || closed {
             return taken;
         }
@@ -257,6 +276,9 @@ mod tests {
         queues[0].push(item("hot")).unwrap();
         assert_eq!(idle.await.unwrap(), 100);
         assert_eq!(queues[0].len(), SURPLUS_EVENTS_MIN - 100);
+        queues[0].push_when_room((0..SURPLUS_EVENTS_MIN).map(|_| item("hot")).collect()).await.unwrap();
+        queues[0].set_held(true);
+        assert!(queues[0].take_surplus(100).is_none());
     }
 
     #[tokio::test]

@@ -72,6 +72,7 @@ pub(super) async fn run(
     };
     while let Some(items) = queue::take(&queues, number, writer.settings.batch_events_max).await {
         writer.settle(&queues[number], items).await;
+        queues[number].set_held(!writer.held_clients.is_empty());
     }
     if let Some(conn) = writer.conn {
         drop(conn.close().await);

@@ -12,6 +12,7 @@ const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0";
 /// 2000-01-01, which the database counts days and microseconds from.
 const EPOCH_DAYS_FROM_CE: i32 = 730_120;
 const EPOCH_MICROS: i64 = 946_684_800_000_000;
+
 /// Rows on their way into a table. What is not finished is not copied.
 pub struct CopyIn<'c> {
     copy: PgCopyIn<&'c mut PgConnection>,
@@ -44,11 +45,11 @@ impl<'c> CopyIn<'c> {
         Ok(())
     }
 
-    /// Ends the copy, and gives how many rows there were.
-    pub async fn finish(mut self) -> sqlx::Result<u64> {
+    /// Ends the copy.
+    pub async fn finish(mut self) -> sqlx::Result<()> {
         self.row.0.extend_from_slice(&(-1i16).to_be_bytes());
         self.copy.send(&*self.row.0).await?;
-        self.copy.finish().await
+        self.copy.finish().await.map(drop)
     }
 }
 

@@ -140,9 +140,8 @@ fn column<'a, T>(events: &'a [NewEvent<'a>], of: impl Fn(&'a PricedEvent<'a>) ->
     events.iter().map(|event| of(&event.priced)).collect()
 }
 
-/// The one statement that changes sums. Each part waits for the one before it, so that everyone takes the rows in the one
-/// lock order: keys, months, months by service, days; within each, sorted. The months' parts run once all keys are claimed,
-/// those after it once the months are locked.
+/// The one statement that changes sums. Months wait until all keys are claimed, and what is below them until they are locked,
+/// each sorted: that is the one lock order of everyone. What is below a month, nobody changes without its row.
 async fn write(
     conn: &mut PgConnection,
     claims: &[NewEvent<'_>],

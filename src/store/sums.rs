@@ -2,7 +2,6 @@
 
 use crate::domain::decimal::Total;
 use crate::domain::rollup::Sums;
-use bigdecimal::BigDecimal;
 
 /// The sums of any row that has the seven columns; every query has a row type of its own.
 macro_rules! sums_of {

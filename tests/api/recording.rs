@@ -60,6 +60,20 @@ async fn a_known_key_is_a_duplicate_even_when_its_event_is_too_old_to_be_new() {
 }
 
 #[tokio::test]
+async fn an_event_that_is_too_old_of_a_client_that_nobody_knows_stops_no_other() {
+    let server = TestServer::start_with(&["--writers", "1"], Clock::fixed(time(NOW))).await;
+    let keyed = |key: &str, event: UsageEvent| UsageEvent { idempotency_key: key.into(), ..event };
+    let old = keyed("k1", event_at("stranger", "sms", "1", "2026-09-01T00:00:00Z"));
+    let results = server.batch(vec![old.clone(), keyed("k2", event("acme", "sms", "1"))], false).await;
+    assert_eq!(results[0].error.as_ref().unwrap().reason, "EVENT_TOO_OLD");
+    assert_eq!(results[1].outcome(), EventOutcome::Accepted);
+    assert_wrong(server.track(old).await, "EVENT_TOO_OLD", &["event.event_time"]);
+    assert_eq!(server.sql("SELECT FROM clients WHERE client_id = 'stranger'").await, 0);
+    server.assert_exact(1).await;
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn a_known_key_is_a_duplicate_even_where_the_clock_is_behind_its_event() {
     let ahead = TestServer::start_with(&[], Clock::fixed(time("2026-11-21T12:00:00Z"))).await;
     let behind = Clock::fixed(time("2026-11-21T11:00:00Z"));
