@@ -104,7 +104,10 @@ pub async fn build(
     let courier = Courier::new(&settings.notifications, &deployment.currency, &clock)?;
     let read_connections_max = settings.database.connections_max / 2;
     let reads = connect::read_pool(options.clone(), read_connections_max);
-    let pool = connect::pool(options.clone(), settings.database.connections_max - read_connections_max);
+    let pool_connections_max = settings.database.connections_max - read_connections_max;
+    let pool = connect::pool(options.clone(), pool_connections_max);
+    // An export has a connection as long as it lasts: they leave one to the others.
+    let exports_max = settings.exports_max.min(pool_connections_max.saturating_sub(1)).max(1);
     let catalog = Arc::new(CatalogCache::default());
     catalog.refresh(&pool).await?;
     let notifier = Notifier::new(&pool, courier, &settings.notifications);
@@ -139,7 +142,7 @@ pub async fn build(
         page_tokens: PageTokens::new(deployment.token_secret),
         auth,
         feed,
-        exports: Arc::new(Semaphore::new(settings.exports_max as usize)),
+        exports: Arc::new(Semaphore::new(exports_max as usize)),
         pricing_wanted: Arc::new(Notify::new()),
         notifications_wanted,
         jobs_wanted: Arc::new(Notify::new()),
@@ -299,7 +302,7 @@ async fn watch_database(context: Arc<Context>, health: HealthReporter, ready: wa
     let mut stopping = context.stopping.clone();
     let mut before = None;
     loop {
-        let ping = tokio::time::timeout(PING_TIMEOUT, connect::ping(&context.pool));
+        let ping = tokio::time::timeout(PING_TIMEOUT, connect::ping(&context.reads));
         let answers = matches!(ping.await, Ok(Ok(())));
         let serving = answers && !*stopping.borrow();
         if before != Some(serving) {

@@ -63,7 +63,10 @@ pub async fn run(args: VerifyArgs) -> anyhow::Result<ExitCode> {
 /// Verifies some clients after the other, each lot in one snapshot of its own, and prints what differs.
 pub async fn verify_all(pool: &PgPool, client: Option<&str>, month: Option<Month>) -> anyhow::Result<Verified> {
     let whole = Scope { client_id: client.map(String::from), first: month, last: month, ..Scope::default() };
-    let bounds = if client.is_some() { vec![] } else { verify::bounds(pool, LOT_CLIENTS).await? };
+    let mut tx = pool.begin().await?;
+    allow_long_statements(&mut tx).await?;
+    let bounds = if client.is_some() { vec![] } else { verify::bounds(&mut tx, LOT_CLIENTS).await? };
+    tx.commit().await?;
     let (after, upto) = (bounds.iter().map(Some), bounds.iter().map(Some));
     let lots = std::iter::once(None).chain(after).zip(upto.chain([None]));
     let lots = lots.map(|(after, upto)| Scope { after: after.cloned(), upto: upto.cloned(), ..whole.clone() });
@@ -80,9 +83,10 @@ pub async fn verify_all(pool: &PgPool, client: Option<&str>, month: Option<Month
         progress.suspend(|| compared.differences.iter().for_each(print));
     }
     progress.finish_and_clear();
-    let mut conn = pool.acquire().await?;
-    if let Some(closed) = deployment::closed_through(&mut conn).await? {
-        verified.closed_client_months = usize::try_from(verify::count_until(&mut conn, &whole, closed).await?)?;
+    let mut tx = pool.begin().await?;
+    allow_long_statements(&mut tx).await?;
+    if let Some(closed) = deployment::closed_through(&mut tx).await? {
+        verified.closed_client_months = usize::try_from(verify::count_until(&mut tx, &whole, closed).await?)?;
     }
     Ok(verified)
 }

@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 use sqlx::{Connection, Executor};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Numbered SQL in `migrations/`, compiled in.
 pub static MIGRATIONS: Migrator = sqlx::migrate!();
@@ -113,15 +113,19 @@ pub fn guarded(options: PgPoolOptions) -> PgPoolOptions {
     })
 }
 
-/// Reads on the pool of [`read_pool`]; again, where the connection turns out to be lost: each of them may be.
+/// A connection that was lost says so at once; one that is lost later may have been lost by the read.
+const LOST_BEFORE_MAX: Duration = Duration::from_millis(500);
+
+/// Reads on the pool of [`read_pool`]; again, where the connection turns out to have been lost: each of them may be.
 pub async fn read<T, F>(pool: &PgPool, read: impl Fn() -> F) -> sqlx::Result<T>
 where
     F: Future<Output = sqlx::Result<T>>,
 {
     let mut left = pool.options().get_max_connections();
     loop {
+        let begun = Instant::now();
         match read().await {
-            Err(error) if left > 0 && is_connection_lost(&error) => left -= 1,
+            Err(error) if left > 0 && is_connection_lost(&error) && begun.elapsed() < LOST_BEFORE_MAX => left -= 1,
             done => return done,
         }
     }

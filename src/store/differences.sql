@@ -11,6 +11,9 @@ WITH event_days AS (
       AND ($7::text IS NULL OR client_id = $7) AND day >= COALESCE($3, '-infinity'::date)
       AND day < COALESCE($4, 'infinity'::date) AND event_time >= COALESCE($5, '-infinity'::timestamptz)
       AND event_time < COALESCE($6, 'infinity'::timestamptz)
+      -- One whose time is in no time zone in the month of its day is in no sum that holds.
+      AND event_time >= (date_trunc('month', day::timestamp) - interval '1 day') AT TIME ZONE 'UTC'
+      AND event_time < (date_trunc('month', day::timestamp) + interval '1 month 1 day') AT TIME ZONE 'UTC'
     GROUP BY client_id, day, service, operation, model
 ), expected AS (
     SELECT 'day' AS kind, * FROM event_days

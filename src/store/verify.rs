@@ -102,13 +102,13 @@ impl ComparedRow {
 }
 
 /// Every so many clients, in order: what lies between two of them, whatever it is of, is compared at once.
-pub async fn bounds(pool: &PgPool, clients: i64) -> sqlx::Result<Vec<String>> {
+pub async fn bounds(conn: &mut PgConnection, clients: i64) -> sqlx::Result<Vec<String>> {
     sqlx::query_scalar!(
         "SELECT client_id FROM (SELECT client_id, row_number() OVER (ORDER BY client_id) AS number FROM clients) AS numbered
          WHERE number % $1 = 0 ORDER BY client_id",
         clients
     )
-    .fetch_all(pool)
+    .fetch_all(conn)
     .await
 }
 

@@ -177,3 +177,15 @@ async fn a_rebuild_runs_beside_writers_and_loses_nothing() {
     writing.await.unwrap();
     server.assert_exact(800).await;
 }
+
+#[tokio::test]
+async fn an_event_whose_time_has_left_the_month_of_its_day_is_a_difference() {
+    let server = TestServer::start_with(&[], Clock::fixed(time("2026-11-21T12:00:00Z"))).await;
+    server.track(event("acme", "sms", "1")).await.unwrap();
+    // For a partition of that month.
+    server.batch(vec![event_at("acme", "sms", "1", "2026-09-10T12:00:00Z")], true).await;
+    server.assert_exact(2).await;
+    server.sql("UPDATE usage_events SET event_time = event_time - interval '2 months' WHERE day = '2026-11-21'").await;
+    assert_eq!(server.verify().await.differences, 3, "a day, a service of the month, and the month");
+    server.stop().await;
+}
