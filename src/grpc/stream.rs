@@ -6,7 +6,7 @@ use super::fields::Path;
 use super::panics::answer_of_a_task;
 use crate::auth::Caller;
 use crate::error::Error;
-use crate::ingest::{Outcome, Outcomes};
+use crate::ingest::{Numbered, Outcome, Outcomes};
 use crate::proto::{StreamUsageRequest, StreamUsageResponse, StreamUsageResult};
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
@@ -85,7 +85,7 @@ async fn read(
 /// Acknowledges what is settled, in order, until all is or the caller has hung up.
 async fn settle(
     context: &Context,
-    mut outcomes: mpsc::UnboundedReceiver<Vec<(usize, Outcome)>>,
+    mut outcomes: mpsc::UnboundedReceiver<Numbered>,
     acks: &mpsc::Sender<Result<StreamUsageResponse, Status>>,
     in_flight: &InFlight,
 ) {

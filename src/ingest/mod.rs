@@ -87,8 +87,11 @@ pub enum Reply {
     Numbered(usize, Outcomes),
 }
 
+/// Outcomes with the numbers of their events.
+pub type Numbered = Vec<(usize, Outcome)>;
+
 /// Takes outcomes to a batch or stream: those that are known at once, at once.
-pub type Outcomes = Arc<mpsc::UnboundedSender<Vec<(usize, Outcome)>>>;
+pub type Outcomes = Arc<mpsc::UnboundedSender<Numbered>>;
 
 impl Reply {
     /// Nobody waits any more.
@@ -104,7 +107,7 @@ impl Reply {
 fn reply(answers: impl IntoIterator<Item = (Reply, Outcome)>) {
     let mut counts: BTreeMap<&'static str, u64> = BTreeMap::new();
     // By the address of the way there, which is one's own as long as the reply has it.
-    let mut numbered: HashMap<*const (), (Outcomes, Vec<(usize, Outcome)>)> = HashMap::new();
+    let mut numbered: HashMap<*const (), (Outcomes, Numbered)> = HashMap::new();
     for (reply, outcome) in answers {
         *counts.entry(outcome.label()).or_default() += 1;
         match reply {

@@ -24,7 +24,7 @@ fn varied(client_id: &str, number: usize) -> UsageEvent {
         amount: ["", "0.5", "100"][number % 3].into(),
         subject: ["", "user-1"][number % 2].into(),
         external_id: ["order-7", ""][number % 2].into(),
-        metadata: (number % 3 == 0).then_some(metadata),
+        metadata: number.is_multiple_of(3).then_some(metadata),
         idempotency_key: format!("key-{number}"),
         ..event_at(
             client_id,
