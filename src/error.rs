@@ -3,6 +3,7 @@
 use crate::domain::period::Month;
 use crate::proto::ErrorReason;
 use chrono::{DateTime, SecondsFormat, Utc};
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::Duration;
 use tonic::Code;
@@ -16,10 +17,14 @@ pub struct Violation {
     pub description: String,
 }
 
-/// Why a call, or one event of it, failed.
+/// Why a call, or one event of it, failed. Not larger than a pointer: there is room for one in every event's outcome.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("{message}")]
-pub struct Error {
+#[error("{}", .0.message)]
+pub struct Error(Box<Fault>);
+
+/// What an [`Error`] says.
+#[derive(Clone, Debug)]
+pub struct Fault {
     pub code: Code,
     pub reason: ErrorReason,
     /// For the caller: never SQL, never a secret.
@@ -61,7 +66,8 @@ impl Error {
     /// An error with a code, a reason and a sentence.
     pub fn new(code: Code, reason: ErrorReason, message: impl Into<String>) -> Self {
         let message = message.into();
-        Self { code, reason, message, violations: vec![], retry_delay: None, metadata: vec![], cause: None }
+        let (violations, metadata) = (vec![], vec![]);
+        Self(Box::new(Fault { code, reason, message, violations, retry_delay: None, metadata, cause: None }))
     }
 
     /// One wrong field.
@@ -76,7 +82,9 @@ impl Error {
         if let Some(more @ 1..) = violations.len().checked_sub(MESSAGE_VIOLATIONS_MAX) {
             message += &format!("; and {more} more");
         }
-        Self { violations, ..Self::new(Code::InvalidArgument, reason, message) }
+        let mut error = Self::new(Code::InvalidArgument, reason, message);
+        error.violations = violations;
+        error
     }
 
     /// No such client.
@@ -108,51 +116,69 @@ impl Error {
 
     /// A full bound; sending again after `retry_delay` may find room.
     pub fn exhausted(reason: ErrorReason, message: impl Into<String>, retry_delay: Duration) -> Self {
-        Self { retry_delay: Some(retry_delay), ..Self::new(Code::ResourceExhausted, reason, message) }
+        Self::new(Code::ResourceExhausted, reason, message).retry_after(retry_delay)
     }
 
     /// The database does not answer.
     pub fn database_unavailable(cause: impl Into<anyhow::Error>) -> Self {
-        Self {
-            retry_delay: Some(DATABASE_RETRY_DELAY),
-            cause: Some(Arc::new(cause.into())),
-            ..Self::new(
-                Code::Unavailable,
-                ErrorReason::DatabaseUnavailable,
-                "the database is away, out of room or too slow; send again, events with the same idempotency key",
-            )
-        }
+        let message = "the database is away, out of room or too slow; send again, events with the same idempotency key";
+        Self::new(Code::Unavailable, ErrorReason::DatabaseUnavailable, message)
+            .retry_after(DATABASE_RETRY_DELAY)
+            .caused_by(cause)
     }
 
     /// The server is going down.
     pub fn shutting_down() -> Self {
-        Self {
-            retry_delay: Some(DATABASE_RETRY_DELAY),
-            ..Self::new(Code::Unavailable, ErrorReason::ShuttingDown, "the server is stopping; send again")
-        }
+        Self::new(Code::Unavailable, ErrorReason::ShuttingDown, "the server is stopping; send again")
+            .retry_after(DATABASE_RETRY_DELAY)
     }
 
     /// The connection has had its time.
     pub fn connection_aged() -> Self {
         let message = "the connection has been open for as long as it may; go on with a new one";
-        Self {
-            retry_delay: Some(AGED_RETRY_DELAY),
-            ..Self::new(Code::Unavailable, ErrorReason::ConnectionAged, message)
-        }
+        Self::new(Code::Unavailable, ErrorReason::ConnectionAged, message).retry_after(AGED_RETRY_DELAY)
     }
 
     /// A fault of ours. The caller gets a fixed phrase, the log the cause.
     pub fn internal(cause: impl Into<anyhow::Error>) -> Self {
-        Self {
-            cause: Some(Arc::new(cause.into())),
-            ..Self::new(Code::Internal, ErrorReason::Internal, "internal error; the log has it under the request id")
-        }
+        Self::new(Code::Internal, ErrorReason::Internal, "internal error; the log has it under the request id")
+            .caused_by(cause)
+    }
+
+    /// Says that sending again may help, and when.
+    pub fn retry_after(mut self, delay: Duration) -> Self {
+        self.retry_delay = Some(delay);
+        self
+    }
+
+    fn caused_by(mut self, cause: impl Into<anyhow::Error>) -> Self {
+        self.cause = Some(Arc::new(cause.into()));
+        self
+    }
+
+    /// All that it says.
+    pub fn into_fault(self) -> Fault {
+        *self.0
     }
 
     /// Adds to `ErrorInfo.metadata`.
     pub fn with(mut self, key: &'static str, value: impl Into<String>) -> Self {
         self.metadata.push((key, value.into()));
         self
+    }
+}
+
+impl Deref for Error {
+    type Target = Fault;
+
+    fn deref(&self) -> &Fault {
+        &self.0
+    }
+}
+
+impl DerefMut for Error {
+    fn deref_mut(&mut self) -> &mut Fault {
+        &mut self.0
     }
 }
 

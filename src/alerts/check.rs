@@ -250,7 +250,7 @@ impl Report {
                 tracing::error!(%error, client_id, "alerts of a client cannot be checked");
                 self.failed_count += 1;
                 if self.failed.len() < REPORTED_MAX {
-                    self.failed.push((client_id, Error::from(error).message));
+                    self.failed.push((client_id, Error::from(error).into_fault().message));
                 }
             }
         }

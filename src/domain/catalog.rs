@@ -3,6 +3,7 @@
 use crate::domain::event::{Charge, UnpricedReason, UsageEvent};
 use crate::domain::price::Price;
 use chrono::{DateTime, Utc};
+use foldhash::fast::RandomState;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
@@ -27,7 +28,7 @@ pub struct Service {
 type Timeline = Vec<Price>;
 
 /// Prices of one service: model ("" is any) → operation ("" is any) → timeline.
-type ServicePrices = HashMap<Arc<str>, HashMap<Arc<str>, Timeline>>;
+type ServicePrices = HashMap<Arc<str>, HashMap<Arc<str>, Timeline, RandomState>, RandomState>;
 
 /// All that pricing needs, of one version of the catalogue.
 #[derive(Debug, Default)]
@@ -36,9 +37,9 @@ pub struct Catalog {
     pub version: i64,
     services: BTreeMap<Arc<str>, Service>,
     /// By service.
-    prices: HashMap<Arc<str>, ServicePrices>,
+    prices: HashMap<Arc<str>, ServicePrices, RandomState>,
     /// Service → alias → model.
-    aliases: HashMap<Arc<str>, HashMap<Arc<str>, Arc<str>>>,
+    aliases: HashMap<Arc<str>, HashMap<Arc<str>, Arc<str>, RandomState>, RandomState>,
 }
 
 impl Catalog {

@@ -142,7 +142,9 @@ impl EventId {
 
 impl fmt::Display for EventId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:016x}{:016x}", self.time.timestamp_micros(), self.seq)
+        let number = (self.time.timestamp_micros() as u128) << 64 | self.seq as u128;
+        let digits: [u8; 32] = std::array::from_fn(|at| b"0123456789abcdef"[(number >> (124 - 4 * at)) as usize & 0xf]);
+        f.write_str(std::str::from_utf8(&digits).expect("digits are ASCII"))
     }
 }
 

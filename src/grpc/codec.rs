@@ -5,7 +5,7 @@ use super::weight;
 use crate::proto::BatchTrackUsageRequest;
 use bytes::Buf;
 use prost::Message;
-use std::any::TypeId;
+use std::any::Any;
 use std::marker::PhantomData;
 use tonic::Status;
 use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder};
@@ -45,7 +45,7 @@ where
     }
 }
 
-/// Refuses batches that are too large before they are decoded.
+/// Refuses batches that are too large before they are decoded, and makes room for the events of the others at once.
 pub struct WeighingDecoder<U>(ProstDecoder<U>);
 
 impl<U: Message + Default + 'static> Decoder for WeighingDecoder<U> {
@@ -53,11 +53,14 @@ impl<U: Message + Default + 'static> Decoder for WeighingDecoder<U> {
     type Error = Status;
 
     fn decode(&mut self, bytes: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
-        if TypeId::of::<U>() == TypeId::of::<BatchTrackUsageRequest>() {
-            // All of it: the buffer is in one piece.
-            weight::check_batch(bytes.chunk())?;
-        }
-        self.0.decode(bytes)
+        let mut message = U::default();
+        let Some(batch) = (&mut message as &mut dyn Any).downcast_mut::<BatchTrackUsageRequest>() else {
+            return self.0.decode(bytes);
+        };
+        // All of it: the buffer is in one piece.
+        batch.events.reserve_exact(weight::check_batch(bytes.chunk())?);
+        message.merge(bytes).map_err(|error| Status::internal(error.to_string()))?;
+        Ok(Some(message))
     }
 
     fn buffer_settings(&self) -> BufferSettings {

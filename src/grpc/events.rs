@@ -26,6 +26,27 @@ pub struct Refused {
     pub error: Error,
 }
 
+/// Texts that one event after another has: they are kept once.
+#[derive(Default)]
+pub struct Texts {
+    client_id: Repeated,
+    operation: Repeated,
+    model: Repeated,
+}
+
+/// The last text of a field.
+#[derive(Default)]
+struct Repeated(Option<Arc<str>>);
+
+impl Repeated {
+    fn keep(&mut self, text: &str) -> Arc<str> {
+        match &self.0 {
+            Some(last) if **last == *text => last.clone(),
+            _ => self.0.insert(text.into()).clone(),
+        }
+    }
+}
+
 /// Checks events by one moment's rules.
 pub struct EventChecks<'a> {
     catalog: Arc<Catalog>,
@@ -52,9 +73,14 @@ impl<'a> EventChecks<'a> {
     }
 
     /// Checks an event. `path` is that of the event, such as "event" or "events[3]".
-    pub fn check(&self, path: Path, event: Option<proto::UsageEvent>) -> Result<Submission, Refused> {
+    pub fn check(
+        &self,
+        texts: &mut Texts,
+        path: Path,
+        event: Option<proto::UsageEvent>,
+    ) -> Result<Submission, Refused> {
         let mut event = event.unwrap_or_default();
-        self.submission(path, &mut event).map_err(|error| {
+        self.submission(texts, path, &mut event).map_err(|error| {
             count_rejected();
             let key =
                 if event.idempotency_key.len() <= ID_BYTES_MAX { event.idempotency_key.into() } else { "".into() };
@@ -63,7 +89,7 @@ impl<'a> EventChecks<'a> {
     }
 
     /// Takes the texts out of an event that is fine.
-    fn submission(&self, path: Path, event: &mut proto::UsageEvent) -> Result<Submission, Error> {
+    fn submission(&self, texts: &mut Texts, path: Path, event: &mut proto::UsageEvent) -> Result<Submission, Error> {
         if !event.client_id.is_empty() {
             self.caller.check_client(Scope::Ingest, &event.client_id)?;
         }
@@ -75,7 +101,7 @@ impl<'a> EventChecks<'a> {
         fields.text("idempotency_key", &event.idempotency_key, ID_BYTES_MAX);
         fields.text("subject", &event.subject, ID_BYTES_MAX);
         fields.text("external_id", &event.external_id, EXTERNAL_ID_BYTES_MAX);
-        self.check_service(&mut fields, "service", &event.service);
+        let service = self.check_service(&mut fields, "service", &event.service);
         let raw = RawMeasures {
             units: &event.units,
             input_tokens: event.input_tokens,
@@ -102,10 +128,10 @@ impl<'a> EventChecks<'a> {
         let event = std::mem::take(event);
         let idempotency_key = if key_was_given { event.idempotency_key.into() } else { format!("server-{id}").into() };
         let event = UsageEvent {
-            client_id: event.client_id.into(),
-            service: event.service.into(),
-            operation: event.operation.into(),
-            model: event.model.into(),
+            client_id: texts.client_id.keep(&event.client_id),
+            service: service.unwrap_or_else(|| event.service.into()),
+            operation: texts.operation.keep(&event.operation),
+            model: texts.model.keep(&event.model),
             measures,
             event_time,
             idempotency_key,
@@ -117,15 +143,19 @@ impl<'a> EventChecks<'a> {
         Ok(Submission { event, id, payload_hash, backfill: self.backfill, refuse_if_new })
     }
 
-    fn check_service(&self, fields: &mut Fields, field: &str, service: &str) {
+    /// The name as the catalogue has it, or nothing: where an unknown one is not kept, that is noted.
+    fn check_service(&self, fields: &mut Fields, field: &str, service: &str) -> Option<Arc<str>> {
+        if let Some(known) = self.catalog.service(service) {
+            return Some(known.service.clone());
+        }
         let keep = self.context.settings.unknown_service == UnknownService::Keep;
         // One that is empty or too long is told so already.
         let possible = (1..=ID_BYTES_MAX).contains(&service.len());
-        if !possible || keep || self.catalog.service(service).is_some() {
-            return;
+        if possible && !keep {
+            let (reason, description) = unknown_service(&self.catalog, service);
+            fields.wrong_because(reason, field, description);
         }
-        let (reason, description) = unknown_service(&self.catalog, service);
-        fields.wrong_because(reason, field, description);
+        None
     }
 
     /// Notes a time that lies too far ahead.

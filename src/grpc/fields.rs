@@ -37,6 +37,14 @@ impl Path {
     }
 }
 
+/// Whether a text has a control character. Almost none has another than ASCII ones.
+fn has_control(text: &str) -> bool {
+    match text.is_ascii() {
+        true => text.bytes().fold(false, |any, byte| any | byte.is_ascii_control()),
+        false => text.chars().any(char::is_control),
+    }
+}
+
 /// Collects what is wrong.
 #[derive(Debug, Default)]
 pub struct Fields {
@@ -86,7 +94,7 @@ impl Fields {
     pub fn text(&mut self, field: &str, value: &str, bytes_max: usize) {
         if value.len() > bytes_max {
             self.wrong(field, format!("must be at most {bytes_max} bytes, has {}", value.len()));
-        } else if value.chars().any(char::is_control) {
+        } else if has_control(value) {
             self.wrong(field, "must not contain control characters");
         }
     }

@@ -166,7 +166,6 @@ pub async fn estimate(context: Arc<Context>, request: EstimateCostRequest) -> Re
             price_id,
             unpriced_reason: 0,
             lines: lines
-                .into_iter()
                 .map(|line| ChargeLine {
                     component: line.component.into(),
                     quantity: line.quantity.to_string(),

@@ -1,7 +1,7 @@
 //! TrackUsage and BatchTrackUsage.
 
 use super::Context;
-use super::events::{EventChecks, Refused};
+use super::events::{EventChecks, Refused, Texts};
 use super::fields::Path;
 use crate::auth::Caller;
 use crate::domain::event::EventId;
@@ -39,7 +39,8 @@ pub async fn track(
 ) -> Result<TrackUsageResponse, Error> {
     let service = request.event.as_ref().map(|event| event.service.as_str());
     let checks = EventChecks::new(context, caller, service.into_iter(), false).await?;
-    let submission = checks.check(Path::Named("event"), request.event).map_err(|refused| refused.error)?;
+    let checked = checks.check(&mut Texts::default(), Path::Named("event"), request.event);
+    let submission = checked.map_err(|refused| refused.error)?;
     let key = submission.event.idempotency_key.clone();
     match context.ingest.record(submission).await? {
         Outcome::Conflict(holder) => Err(conflict(&key, holder)),
@@ -60,11 +61,12 @@ pub async fn batch(
     }
     let services = request.events.iter().map(|event| event.service.as_str());
     let checks = EventChecks::new(context, caller, services, request.backfill).await?;
+    let mut texts = Texts::default();
     let mut keys = Vec::with_capacity(count);
     let mut outcomes: Vec<Option<Outcome>> = vec![None; count];
     let mut submissions = Vec::with_capacity(count);
     for (number, event) in request.events.into_iter().enumerate() {
-        match checks.check(Path::Element("events", number), Some(event)) {
+        match checks.check(&mut texts, Path::Element("events", number), Some(event)) {
             Ok(submission) => {
                 keys.push(submission.event.idempotency_key.clone());
                 submissions.push((number, Box::new(submission)));

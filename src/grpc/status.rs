@@ -35,7 +35,7 @@ impl From<Error> for Status {
         }
         // In gRPC's own place, and as it says it.
         if error.reason == ErrorReason::Unspecified {
-            return Status::new(error.code, error.message);
+            return Status::new(error.code, error.into_fault().message);
         }
         let mut details = ErrorDetails::new();
         let mut metadata: std::collections::HashMap<String, String> =
@@ -55,23 +55,22 @@ impl From<Error> for Status {
         if error.retry_delay.is_some() {
             details.set_retry_info(error.retry_delay);
         }
-        Status::with_error_details(error.code, error.message, details)
+        Status::with_error_details(error.code, &error.message, details)
     }
 }
 
 /// Without a line in the log: the writer has one for the batch, and a batch has ten thousand events.
 impl From<Error> for EventError {
-    fn from(error: Error) -> Self {
+    fn from(mut error: Error) -> Self {
         Self {
             code: error.code as i32,
             reason: reason(&error).into(),
-            message: error.message,
-            field_violations: error
-                .violations
+            retry_delay_ms: error.retry_delay.map_or(0, |delay| delay.as_millis() as i64),
+            message: std::mem::take(&mut error.message),
+            field_violations: std::mem::take(&mut error.violations)
                 .into_iter()
                 .map(|violation| FieldViolation { field: violation.field, description: violation.description })
                 .collect(),
-            retry_delay_ms: error.retry_delay.map_or(0, |delay| delay.as_millis() as i64),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! StreamUsage: events in, acknowledgements out in order and after the commit.
 
 use super::Context;
-use super::events::{EventChecks, Refused};
+use super::events::{EventChecks, Refused, Texts};
 use super::fields::Path;
 use super::panics::answer_of_a_task;
 use crate::auth::Caller;
@@ -50,6 +50,7 @@ async fn read(
     let mut stopping = context.stopping.clone();
     // Here too: of a sender that takes no acknowledgements nothing more may be recorded either.
     let mut ended = std::pin::pin!(context.auth.ended(caller));
+    let mut texts = Texts::default();
     for number in 1.. {
         // The order matters: a message is taken only when there is room for it.
         let next = async {
@@ -67,7 +68,7 @@ async fn read(
         let Some(StreamUsageRequest { event }) = message? else { return Ok(()) };
         let event = event.unwrap_or_default();
         let checks = EventChecks::new(context, caller, std::iter::once(event.service.as_str()), false).await?;
-        match checks.check(Path::Named("event"), Some(event)) {
+        match checks.check(&mut texts, Path::Named("event"), Some(event)) {
             Err(Refused { key, error }) => {
                 in_flight.lock().expect("not poisoned").insert(number, (key, permit));
                 drop(outcomes.send(vec![(number, Outcome::Rejected(error))]));

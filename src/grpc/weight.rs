@@ -69,7 +69,7 @@ impl Counts {
 }
 
 /// Refuses a batch of more than may be, given its bytes. What is no message at all is left to the decoder.
-pub fn check_batch(bytes: &[u8]) -> Result<(), Error> {
+pub fn check_batch(bytes: &[u8]) -> Result<usize, Error> {
     let mut counts = Counts::default();
     drop(counts.add(Part::Batch, bytes, 0));
     if counts.events > BATCH_EVENTS_MAX {
@@ -80,7 +80,7 @@ pub fn check_batch(bytes: &[u8]) -> Result<(), Error> {
         let description = format!("must have at most {most} metadata values together, has {}", counts.values);
         return Err(Error::field("events", description));
     }
-    Ok(())
+    Ok(counts.events)
 }
 
 #[cfg(test)]

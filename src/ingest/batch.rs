@@ -16,6 +16,7 @@ use crate::store::rollups::MonthRow;
 use crate::store::{catalog, is_lock_timeout, is_unique_violation};
 use chrono::{NaiveDate, TimeDelta};
 use chrono_tz::Tz;
+use foldhash::fast::RandomState;
 use sqlx::{Executor, PgConnection};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -100,7 +101,7 @@ struct Clients<'a> {
 
 impl<'a> Clients<'a> {
     fn of(batch: &[&'a Submission]) -> Self {
-        let mut numbers: HashMap<&str, usize> = HashMap::with_capacity(batch.len());
+        let mut numbers: HashMap<&str, usize, RandomState> = HashMap::default();
         let mut ids = vec![];
         let mut of = Vec::with_capacity(batch.len());
         for submission in batch {
@@ -201,11 +202,19 @@ struct Order {
 
 impl Order {
     fn of(dated: &[Dated<'_>], clients: &Clients<'_>) -> Self {
-        let key = |index: usize| (clients.of[index], &*dated[index].submission.event.idempotency_key);
-        let mut sorted: Vec<usize> = (0..dated.len()).collect();
-        sorted.sort_unstable_by_key(|&index| (key(index), dated[index].refusal.is_some(), index));
+        let text = |index: usize| dated[index].submission.event.idempotency_key.as_bytes();
+        let key = |index: usize| (clients.of[index], text(index));
+        // Keys often begin alike: what follows is compared as a number first, and almost never as a text.
+        let alike = (1..dated.len()).fold(usize::MAX, |alike, index| alike.min(alike_of(text(index - 1), text(index))));
+        let number = |index| number_of(text(index).get(alike..).unwrap_or_default());
+        let mut sorted: Vec<(usize, u64, usize)> =
+            (0..dated.len()).map(|index| (clients.of[index], number(index), index)).collect();
+        sorted.sort_unstable_by(|left, right| {
+            let rest = |index: usize| (text(index), dated[index].refusal.is_some(), index);
+            (left.0, left.1).cmp(&(right.0, right.1)).then_with(|| rest(left.2).cmp(&rest(right.2)))
+        });
         let (mut leaders, mut leader_of) = (Vec::with_capacity(sorted.len()), vec![0; sorted.len()]);
-        for index in sorted {
+        for (_, _, index) in sorted {
             if leaders.last().is_none_or(|&leader| key(leader) != key(index)) {
                 leaders.push(index);
             }
@@ -213,6 +222,19 @@ impl Order {
         }
         Self { leaders, leader_of }
     }
+}
+
+/// How many bytes two texts begin with alike.
+fn alike_of(left: &[u8], right: &[u8]) -> usize {
+    left.iter().zip(right).take_while(|(left, right)| left == right).count()
+}
+
+/// The first eight bytes as a number that is in their order.
+fn number_of(bytes: &[u8]) -> u64 {
+    let mut first = [0; 8];
+    let count = bytes.len().min(first.len());
+    first[..count].copy_from_slice(&bytes[..count]);
+    u64::from_be_bytes(first)
 }
 
 /// Adds who has a key that was taken, and gives which leaders those are of.

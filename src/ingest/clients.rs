@@ -3,6 +3,7 @@
 use crate::store::clients;
 use crate::store::policies::{self, Policies};
 use chrono_tz::Tz;
+use foldhash::fast::RandomState;
 use sqlx::PgConnection;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ pub(super) const KNOWN_CLIENTS_MAX: usize = 1_000_000;
 #[derive(Default)]
 pub(super) struct ClientSettings {
     version: i64,
-    zones: HashMap<Arc<str>, Tz>,
+    zones: HashMap<Arc<str>, Tz, RandomState>,
     pub policies: Policies,
 }
 

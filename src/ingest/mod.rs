@@ -11,11 +11,12 @@ use crate::domain::event::{Charge, EventId, PayloadHash, UsageEvent};
 use crate::error::Error;
 use crate::proto::ErrorReason;
 use chrono_tz::Tz;
+use foldhash::fast::RandomState;
 use futures_util::future::try_join_all;
 use queue::{Item, Queue};
 use sqlx::postgres::PgConnectOptions;
 use std::collections::{BTreeMap, HashMap};
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
@@ -106,19 +107,23 @@ impl Reply {
 /// Answers all; a caller that has gone is no error.
 fn reply(answers: impl IntoIterator<Item = (Reply, Outcome)>) {
     let mut counts: BTreeMap<&'static str, u64> = BTreeMap::new();
-    // By the address of the way there, which is one's own as long as the reply has it.
-    let mut numbered: HashMap<*const (), (Outcomes, Numbered)> = HashMap::new();
+    // By the address of the way there, which is one's own as long as the reply has it: where it is in `numbered`.
+    let mut places: HashMap<*const (), usize, RandomState> = HashMap::default();
+    let mut numbered: Vec<(Outcomes, Numbered)> = vec![];
     for (reply, outcome) in answers {
         *counts.entry(outcome.label()).or_default() += 1;
         match reply {
             Reply::One(sender) => drop(sender.send(outcome)),
             Reply::Numbered(number, outcomes) => {
-                let address = Arc::as_ptr(&outcomes).cast();
-                numbered.entry(address).or_insert_with(|| (outcomes, vec![])).1.push((number, outcome));
+                let place = *places.entry(Arc::as_ptr(&outcomes).cast()).or_insert(numbered.len());
+                if place == numbered.len() {
+                    numbered.push((outcomes, vec![]));
+                }
+                numbered[place].1.push((number, outcome));
             }
         }
     }
-    for (outcomes, settled) in numbered.into_values() {
+    for (outcomes, settled) in numbered {
         drop(outcomes.send(settled));
     }
     for (label, events) in counts {
@@ -151,6 +156,8 @@ impl Outcome {
 #[derive(Clone, Debug)]
 pub struct Ingest {
     queues: Arc<[Arc<Queue>]>,
+    /// Of client ids.
+    hasher: RandomState,
 }
 
 impl Ingest {
@@ -169,13 +176,11 @@ impl Ingest {
             tokio::spawn(writer::run(queues, number, settings, database, catalog.clone(), alert_settings.clone()))
         };
         let writers = (0..queues.len()).map(writer).collect();
-        (Self { queues }, writers)
+        (Self { queues, hasher: RandomState::default() }, writers)
     }
 
     fn queue_number(&self, client_id: &str) -> usize {
-        let mut hasher = DefaultHasher::new();
-        client_id.hash(&mut hasher);
-        hasher.finish() as usize % self.queues.len()
+        self.hasher.hash_one(client_id) as usize % self.queues.len()
     }
 
     /// Queues a lone event, and settles when it is durable. A full queue is an error at once: a lone caller is told, not
@@ -194,7 +199,8 @@ impl Ingest {
         outcomes: &Outcomes,
     ) -> Result<(), Error> {
         let queued_at = Instant::now();
-        let mut of_queues: Vec<Vec<Item>> = self.queues.iter().map(|_| vec![]).collect();
+        let each = submissions.len() / self.queues.len() + 1;
+        let mut of_queues: Vec<Vec<Item>> = self.queues.iter().map(|_| Vec::with_capacity(each)).collect();
         for (number, submission) in submissions {
             let queue = self.queue_number(&submission.event.client_id);
             of_queues[queue].push(Item { submission, reply: Reply::Numbered(number, outcomes.clone()), queued_at });

@@ -2,6 +2,7 @@
 
 use super::{Reply, Submission, queue_full};
 use crate::error::Error;
+use foldhash::fast::RandomState;
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -44,7 +45,7 @@ pub(super) struct Queue {
 
 #[derive(Debug, Default)]
 struct State {
-    clients: HashMap<Arc<str>, VecDeque<Item>>,
+    clients: HashMap<Arc<str>, VecDeque<Item>, RandomState>,
     /// Clients with something waiting, in the order of their turns.
     turns: VecDeque<Arc<str>>,
     len: usize,
@@ -195,15 +196,17 @@ pub(super) async fn take(queues: &[Arc<Queue>], own: usize, max: usize) -> Optio
 impl State {
     /// Takes an event in, or gives it back: no room for its client, or closed.
     fn push(&mut self, item: Item, capacity: usize) -> Option<Item> {
+        let free = if self.closed { 0 } else { capacity.saturating_sub(self.len) };
         let client_id = &item.submission.event.client_id;
-        let waiting = self.clients.get(client_id).map_or(0, VecDeque::len);
-        if self.closed || waiting >= capacity.saturating_sub(self.len) {
-            return Some(item);
+        match self.clients.get_mut(client_id) {
+            Some(waiting) if waiting.len() >= free => return Some(item),
+            Some(waiting) => waiting.push_back(item),
+            None if free == 0 => return Some(item),
+            None => {
+                self.turns.push_back(client_id.clone());
+                self.clients.insert(client_id.clone(), VecDeque::from([item]));
+            }
         }
-        if waiting == 0 {
-            self.turns.push_back(client_id.clone());
-        }
-        self.clients.entry(client_id.clone()).or_default().push_back(item);
         self.len += 1;
         None
     }

@@ -9,6 +9,7 @@ use crate::catalog::CatalogCache;
 use crate::domain::period::Month;
 use crate::error::Error;
 use crate::store::{self, clients, partitions};
+use foldhash::fast::RandomState;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions, Connection};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -33,9 +34,9 @@ struct Writer {
     /// Dropped, and with it rolled back, after any error.
     conn: Option<PgConnection>,
     /// That exist.
-    known_clients: HashSet<Arc<str>>,
+    known_clients: HashSet<Arc<str>, RandomState>,
     client_settings: ClientSettings,
-    known_partitions: HashSet<Month>,
+    known_partitions: HashSet<Month, RandomState>,
     /// Clients whose rows somebody held for longer than the lock timeout: tried alone, and after the others.
     held_clients: HashSet<Arc<str>>,
 }
@@ -65,9 +66,9 @@ pub(super) async fn run(
         catalog,
         alert_settings,
         conn: None,
-        known_clients: HashSet::new(),
+        known_clients: HashSet::default(),
         client_settings: ClientSettings::default(),
-        known_partitions: HashSet::new(),
+        known_partitions: HashSet::default(),
         held_clients: HashSet::new(),
     };
     while let Some(items) = queue::take(&queues, number, writer.settings.batch_events_max).await {
@@ -84,8 +85,10 @@ impl Writer {
     ///
     /// Where a row of one client is held for long, its events go back into the queue, and the other clients' go on.
     async fn settle(&mut self, queue: &Queue, items: Vec<Item>) {
-        let (held, others): (Vec<_>, Vec<_>) =
-            items.into_iter().partition(|item| self.held_clients.contains(&item.submission.event.client_id));
+        let (held, others): (Vec<_>, Vec<_>) = match self.held_clients.is_empty() {
+            true => (vec![], items),
+            false => items.into_iter().partition(|item| self.held_clients.contains(&item.submission.event.client_id)),
+        };
         // The last one is the next.
         let mut batches: Vec<Vec<Item>> = by_client(held);
         batches.push(others);

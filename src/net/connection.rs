@@ -53,7 +53,7 @@ where
 {
     let handshake_ends = Instant::now() + HANDSHAKE_TIMEOUT;
     let Some(io) = handshake(stream, address, handshake_ends, &shared).await else { return };
-    let (moved, turns) = (io.moved.clone(), Arc::<Turns>::default());
+    let (moved, turns) = (io.moved.clone(), io.turns.clone());
     let (end, ending) = watch::channel(Ending::No);
     let service = Watching { inner: shared.service.clone(), peer: Peer { address, ending }, turns: turns.clone() };
     let mut connection = pin!(shared.http.serve_connection(TokioIo::new(io), service));

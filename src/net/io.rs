@@ -1,10 +1,11 @@
-//! A connection's bytes, in the clear or in TLS, and how many have gone which way.
+//! A connection's bytes, in the clear or in TLS, how many have gone which way, and when they go.
 
+use super::turns::Turns;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
@@ -21,19 +22,34 @@ enum Stream {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
+/// Who writes so much does not wait for more.
+const WRITE_AT_ONCE_BYTES: usize = 8 * 1024;
+
 /// A connection that counts its bytes.
+///
+/// One commit answers many calls, each in a task of its own, and without a word from here each of them would be a system call:
+/// the connection is woken by the first answer, and writes it. So a small write waits, where other calls are being worked on,
+/// until whatever is ready to run has run once. HTTP/2 gathers meanwhile.
 pub(super) struct Io {
     stream: Stream,
     pub moved: Arc<Moved>,
+    /// Of the calls on this connection.
+    pub turns: Arc<Turns>,
+    /// What is written now has waited.
+    has_waited: bool,
 }
 
 impl Io {
     pub fn plain(stream: TcpStream) -> Self {
-        Self { stream: Stream::Plain(stream), moved: Arc::default() }
+        Self::new(Stream::Plain(stream))
     }
 
     pub fn tls(stream: TlsStream<TcpStream>) -> Self {
-        Self { stream: Stream::Tls(Box::new(stream)), moved: Arc::default() }
+        Self::new(Stream::Tls(Box::new(stream)))
+    }
+
+    fn new(stream: Stream) -> Self {
+        Self { stream, moved: Arc::default(), turns: Arc::default(), has_waited: false }
     }
 }
 
@@ -54,6 +70,17 @@ macro_rules! either {
 }
 
 impl Io {
+    /// Whether so many bytes may be written now; if not, the task is woken as soon as those that are ready have run.
+    fn poll_turn(&mut self, cx: &mut Context<'_>, bytes: usize) -> Poll<()> {
+        let alone = || self.turns.ours.load(Ordering::Relaxed) == 0;
+        if self.has_waited || bytes >= WRITE_AT_ONCE_BYTES || alone() {
+            return Poll::Ready(());
+        }
+        self.has_waited = true;
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
     fn wrote(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if let Poll::Ready(Ok(bytes)) = &written {
             self.moved.written.fetch_add(*bytes as u64, Ordering::Relaxed);
@@ -73,6 +100,7 @@ impl AsyncRead for Io {
 
 impl AsyncWrite for Io {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        ready!(self.poll_turn(cx, bytes.len()));
         let written = either!(self, stream => stream.poll_write(cx, bytes));
         self.wrote(written)
     }
@@ -82,6 +110,7 @@ impl AsyncWrite for Io {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        ready!(self.poll_turn(cx, slices.iter().map(|slice| slice.len()).sum()));
         let written = either!(self, stream => stream.poll_write_vectored(cx, slices));
         self.wrote(written)
     }
@@ -94,6 +123,7 @@ impl AsyncWrite for Io {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.has_waited = false;
         either!(self, stream => stream.poll_flush(cx))
     }
 

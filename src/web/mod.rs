@@ -122,7 +122,7 @@ fn refusal(error: Error) -> Response {
         _ => StatusCode::SERVICE_UNAVAILABLE,
     };
     let challenge = (status == StatusCode::UNAUTHORIZED).then_some([(header::WWW_AUTHENTICATE, "Bearer")]);
-    (status, challenge, error.message + "\n").into_response()
+    (status, challenge, error.into_fault().message + "\n").into_response()
 }
 
 async fn metrics_page(State(state): State<WebState>, headers: HeaderMap) -> Response {

@@ -97,8 +97,8 @@ pub fn secure_url(text: &str) -> anyhow::Result<Url> {
 
 fn unavailable() -> Error {
     let message = "the keys of the identity provider could not be fetched, so the token cannot be checked; send again";
-    let error = Error::new(Code::Unavailable, ErrorReason::IdentityProviderUnavailable, message);
-    Error { retry_delay: Some(FETCH_FOR_UNKNOWN_EVERY), ..error }
+    Error::new(Code::Unavailable, ErrorReason::IdentityProviderUnavailable, message)
+        .retry_after(FETCH_FOR_UNKNOWN_EVERY)
 }
 
 impl IssuerKeys {
