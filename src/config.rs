@@ -65,7 +65,7 @@ pub struct Settings {
     #[command(flatten)]
     pub jobs: JobSettings,
 
-    /// Writers, each with a database connection; a client has its own one, and others help where much waits
+    /// Writers, each with a database connection; one does the work of few events, and the others help where more waits
     #[arg(long, env = "METERD_WRITERS", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub writers: u16,
     /// Most events in one transaction

@@ -202,19 +202,10 @@ struct Order {
 
 impl Order {
     fn of(dated: &[Dated<'_>], clients: &Clients<'_>) -> Self {
-        let text = |index: usize| dated[index].submission.event.idempotency_key.as_bytes();
-        let key = |index: usize| (clients.of[index], text(index));
-        // Keys often begin alike: what follows is compared as a number first, and almost never as a text.
-        let alike = (1..dated.len()).fold(usize::MAX, |alike, index| alike.min(alike_of(text(index - 1), text(index))));
-        let number = |index| number_of(text(index).get(alike..).unwrap_or_default());
-        let mut sorted: Vec<(usize, u64, usize)> =
-            (0..dated.len()).map(|index| (clients.of[index], number(index), index)).collect();
-        sorted.sort_unstable_by(|left, right| {
-            let rest = |index: usize| (text(index), dated[index].refusal.is_some(), index);
-            (left.0, left.1).cmp(&(right.0, right.1)).then_with(|| rest(left.2).cmp(&rest(right.2)))
-        });
-        let (mut leaders, mut leader_of) = (Vec::with_capacity(sorted.len()), vec![0; sorted.len()]);
-        for (_, _, index) in sorted {
+        let key = |index: usize| (clients.of[index], dated[index].submission.event.idempotency_key.as_bytes());
+        let keys: Vec<_> = (0..dated.len()).map(|index| (key(index), dated[index].refusal.is_some())).collect();
+        let (mut leaders, mut leader_of) = (Vec::with_capacity(dated.len()), vec![0; dated.len()]);
+        for index in in_order(&keys) {
             if leaders.last().is_none_or(|&leader| key(leader) != key(index)) {
                 leaders.push(index);
             }
@@ -222,6 +213,24 @@ impl Order {
         }
         Self { leaders, leader_of }
     }
+}
+
+/// A client's number, and a key.
+type ClientKey<'a> = (usize, &'a [u8]);
+
+/// The places of these, sorted by client, key, and whether it is refused.
+///
+/// Keys often begin alike: what follows is compared as a number, and almost never as a text.
+fn in_order(keys: &[(ClientKey<'_>, bool)]) -> Vec<usize> {
+    let text = |index: usize| keys[index].0.1;
+    let alike = (1..keys.len()).fold(usize::MAX, |alike, index| alike.min(alike_of(text(index - 1), text(index))));
+    let number = |index| number_of(text(index).get(alike..).unwrap_or_default());
+    let mut sorted: Vec<_> = (0..keys.len()).map(|index| (keys[index].0.0, number(index), index)).collect();
+    sorted.sort_unstable_by(|left, right| {
+        let rest = |index: usize| (text(index), keys[index].1, index);
+        (left.0, left.1).cmp(&(right.0, right.1)).then_with(|| rest(left.2).cmp(&rest(right.2)))
+    });
+    sorted.into_iter().map(|(.., index)| index).collect()
 }
 
 /// How many bytes two texts begin with alike.
@@ -297,5 +306,24 @@ fn outcome(dated: &Dated<'_>, holder: Option<&KeyHolder>) -> sqlx::Result<Outcom
         }
         (None, Some(refusal)) => Ok(Outcome::Rejected(refusal.clone())),
         (None, None) => Err(sqlx::Error::Protocol("an idempotency key was neither free nor taken".into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    proptest::proptest! {
+        #[test]
+        fn keys_are_in_the_order_of_their_bytes(
+            start in "[a-z\\x00]{0,12}",
+            rows in proptest::collection::vec((0usize..3, "[ab\\x00]{0,12}|[0-9]{1,3}", proptest::bool::ANY), 0..60)
+        ) {
+            let texts: Vec<String> = rows.iter().map(|row| format!("{start}{}", row.1)).collect();
+            let keys: Vec<_> = rows.iter().zip(&texts).map(|(row, text)| ((row.0, text.as_bytes()), row.2)).collect();
+            let mut sorted: Vec<usize> = (0..keys.len()).collect();
+            sorted.sort_by_key(|&index| keys[index]);
+            proptest::prop_assert_eq!(in_order(&keys), sorted);
+        }
     }
 }

@@ -13,7 +13,7 @@ use crate::proto::ErrorReason;
 use chrono_tz::Tz;
 use foldhash::fast::RandomState;
 use futures_util::future::try_join_all;
-use queue::{Item, Queue};
+use queue::{Item, Queues};
 use sqlx::postgres::PgConnectOptions;
 use std::collections::{BTreeMap, HashMap};
 use std::hash::BuildHasher;
@@ -155,7 +155,7 @@ impl Outcome {
 /// The way in.
 #[derive(Clone, Debug)]
 pub struct Ingest {
-    queues: Arc<[Arc<Queue>]>,
+    queues: Arc<Queues>,
     /// Of client ids.
     hasher: RandomState,
 }
@@ -168,19 +168,17 @@ impl Ingest {
         catalog: &Arc<CatalogCache>,
         alert_settings: &AlertSettings,
     ) -> (Self, Vec<JoinHandle<()>>) {
-        let surplus = Arc::default();
-        let queues: Arc<[_]> =
-            (0..settings.writers.max(1)).map(|_| Arc::new(Queue::new(settings.queue_events_max, &surplus))).collect();
+        let queues = Arc::new(Queues::new(settings.writers.max(1), settings.queue_events_max));
         let writer = |number| {
             let (queues, settings, database) = (queues.clone(), settings.clone(), database.clone());
             tokio::spawn(writer::run(queues, number, settings, database, catalog.clone(), alert_settings.clone()))
         };
-        let writers = (0..queues.len()).map(writer).collect();
+        let writers = (0..queues.each.len()).map(writer).collect();
         (Self { queues, hasher: RandomState::default() }, writers)
     }
 
     fn queue_number(&self, client_id: &str) -> usize {
-        self.hasher.hash_one(client_id) as usize % self.queues.len()
+        self.hasher.hash_one(client_id) as usize % self.queues.each.len()
     }
 
     /// Queues a lone event, and settles when it is durable. A full queue is an error at once: a lone caller is told, not
@@ -188,7 +186,7 @@ impl Ingest {
     pub async fn record(&self, submission: Submission) -> Result<Outcome, Error> {
         let (sender, receiver) = oneshot::channel();
         let item = Item { submission: Box::new(submission), reply: Reply::One(sender), queued_at: Instant::now() };
-        self.queues[self.queue_number(&item.submission.event.client_id)].push(item)?;
+        self.queues.each[self.queue_number(&item.submission.event.client_id)].push(item)?;
         receiver.await.map_err(|_| Error::shutting_down())
     }
 
@@ -199,24 +197,24 @@ impl Ingest {
         outcomes: &Outcomes,
     ) -> Result<(), Error> {
         let queued_at = Instant::now();
-        let each = submissions.len() / self.queues.len() + 1;
-        let mut of_queues: Vec<Vec<Item>> = self.queues.iter().map(|_| Vec::with_capacity(each)).collect();
+        let each = submissions.len() / self.queues.each.len() + 1;
+        let mut of_queues: Vec<Vec<Item>> = self.queues.each.iter().map(|_| Vec::with_capacity(each)).collect();
         for (number, submission) in submissions {
             let queue = self.queue_number(&submission.event.client_id);
             of_queues[queue].push(Item { submission, reply: Reply::Numbered(number, outcomes.clone()), queued_at });
         }
-        let pushing = self.queues.iter().zip(of_queues).map(|(queue, items)| queue.push_when_room(items));
+        let pushing = self.queues.each.iter().zip(of_queues).map(|(queue, items)| queue.push_when_room(items));
         try_join_all(pushing).await.map(drop)
     }
 
     /// Takes nothing more. What is queued is still settled.
     pub fn close(&self) {
-        self.queues.iter().for_each(|queue| queue.close());
+        self.queues.each.iter().for_each(|queue| queue.close());
     }
 
     /// How many events wait.
     pub fn depth(&self) -> usize {
-        self.queues.iter().map(|queue| queue.len()).sum()
+        self.queues.each.iter().map(|queue| queue.len()).sum()
     }
 }
 

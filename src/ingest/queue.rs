@@ -4,7 +4,7 @@ use super::{Reply, Submission, queue_full};
 use crate::error::Error;
 use foldhash::fast::RandomState;
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 use tokio::sync::Notify;
@@ -21,9 +21,11 @@ pub(super) struct Item {
 /// Most events that one client puts into a batch before the next client has its turn.
 const TURN_EVENTS_MAX: usize = 64;
 /// Of a queue with so many events, writers take that have none of their own: two transactions of a busy client are faster
-/// than one, as only their last statements wait for each other. Fewer are left to their own writer: two transactions of a
-/// few events are slower than one.
+/// than one, as only their last statements wait for each other. Fewer are left to their own writer.
 const SURPLUS_EVENTS_MIN: usize = 500;
+/// So many are worth a transaction beside the first writer's. It takes along what is fewer: two transactions of a few events
+/// are slower than one, and what half of the callers have waits no longer for the other half's.
+const BESIDE_EVENTS_MIN: usize = 50;
 
 /// A queue a client, served in turns.
 ///
@@ -35,12 +37,33 @@ pub(super) struct Queue {
     state: Mutex<State>,
     /// Wakes the writer.
     filled: Notify,
-    /// Wakes the writers of other queues; shared by all.
-    surplus: Arc<Notify>,
+    writers: Arc<Writers>,
     /// Wakes who waits for room.
     drained: Notify,
     /// Its writer holds back clients whose rows somebody holds: others would only wait for them too.
     is_held: AtomicBool,
+}
+
+/// What the writers of one process know of each other.
+#[derive(Debug, Default)]
+struct Writers {
+    /// Wakes the first one.
+    first: Notify,
+    /// Wakes all: somewhere is a surplus, or the first one is slow.
+    all: Notify,
+    /// The first one has been at one batch for long, or is gone.
+    first_is_slow: AtomicBool,
+    /// The first one holds clients back.
+    first_is_held: AtomicBool,
+    /// Others that are at work.
+    beside: AtomicUsize,
+}
+
+impl Writers {
+    /// Whether few events are left to the first writer.
+    fn await_first(&self) -> bool {
+        !self.first_is_slow.load(Ordering::Relaxed) && !self.first_is_held.load(Ordering::Relaxed)
+    }
 }
 
 #[derive(Debug, Default)]
@@ -53,22 +76,19 @@ struct State {
 }
 
 impl Queue {
-    pub(super) fn new(capacity: usize, surplus: &Arc<Notify>) -> Self {
+    fn new(capacity: usize, writers: &Arc<Writers>) -> Self {
         let (filled, drained) = (Notify::new(), Notify::new());
-        Self {
-            capacity,
-            state: Mutex::default(),
-            filled,
-            surplus: surplus.clone(),
-            drained,
-            is_held: AtomicBool::new(false),
-        }
+        let (state, writers) = (Mutex::default(), writers.clone());
+        Self { capacity, state, filled, writers, drained, is_held: AtomicBool::new(false) }
     }
 
     fn wake_writers(&self, events: usize) {
-        self.filled.notify_one();
+        self.writers.first.notify_one();
+        if events >= BESIDE_EVENTS_MIN || !self.writers.await_first() {
+            self.filled.notify_one();
+        }
         if events >= SURPLUS_EVENTS_MIN {
-            self.surplus.notify_waiters();
+            self.writers.all.notify_waiters();
         }
     }
 
@@ -83,6 +103,7 @@ impl Queue {
     /// Takes nothing more, and lets the writer come to the end.
     pub(super) fn close(&self) {
         self.state().closed = true;
+        self.writers.first.notify_one();
         self.filled.notify_one();
         self.drained.notify_waiters();
     }
@@ -142,14 +163,15 @@ impl Queue {
             state.turns.push_back(client_id);
         }
         items.into_iter().rev().for_each(|item| waiting.push_front(item));
+        let len = state.len;
         drop(guard);
-        self.filled.notify_one();
+        self.wake_writers(len);
     }
 
     /// Takes up to `max`, a turn a client, if there are so many.
     fn take(&self, max: usize, at_least: usize) -> Option<Vec<Item>> {
         let mut state = self.state();
-        if state.len < at_least {
+        if state.len < at_least || max == 0 {
             return None;
         }
         let taken = state.take(max);
@@ -162,33 +184,110 @@ impl Queue {
         self.state().closed
     }
 
-    /// Whether its writer holds clients back.
-    pub(super) fn set_held(&self, is_held: bool) {
-        self.is_held.store(is_held, Ordering::Relaxed);
+    fn is_held(&self) -> bool {
+        self.is_held.load(Ordering::Relaxed)
     }
 
-    fn take_surplus(&self, max: usize) -> Option<Vec<Item>> {
-        if self.is_held.load(Ordering::Relaxed) { None } else { self.take(max, SURPLUS_EVENTS_MIN) }
+    fn take_for_another(&self, max: usize, at_least: usize) -> Option<Vec<Item>> {
+        if self.is_held() { None } else { self.take(max, at_least) }
     }
 }
 
-/// Waits until something is there, and takes up to `max` of it: of the writer's own queue, or of another's surplus. Nothing:
-/// its own is closed and empty.
-pub(super) async fn take(queues: &[Arc<Queue>], own: usize, max: usize) -> Option<Vec<Item>> {
-    let Queue { filled, surplus, .. } = &*queues[own];
-    loop {
-        // Registered before the look, so that what comes in between wakes it.
-        let more = surplus.notified();
-        // Asked first: nothing comes in after it.
-        let closed = queues[own].is_closed();
-        let taken = queues[own].take(max, 1);
-        let taken = taken.or_else(|| queues.iter().find_map(|queue| queue.take_surplus(max)));
-        if taken.is_some() || closed {
-            return taken;
+/// The queues of all writers, each with the number of its own. Number 0 is the first writer.
+#[derive(Debug)]
+pub(super) struct Queues {
+    pub each: Vec<Queue>,
+    writers: Arc<Writers>,
+}
+
+impl Queues {
+    /// So many, each with room for so much.
+    pub(super) fn new(count: usize, capacity: usize) -> Self {
+        let writers = Arc::default();
+        Self { each: (0..count).map(|_| Queue::new(capacity, &writers)).collect(), writers }
+    }
+
+    /// Waits until something is there, and takes up to `max` of it. Nothing: the writer's own queue is closed and empty.
+    ///
+    /// The first writer takes of its own queue, and of all while no other is at work. Another one takes what is worth a
+    /// transaction of its own. Who finds nothing takes of a surplus.
+    pub(super) async fn take(&self, own: usize, max: usize) -> Option<(Vec<Item>, AtWork<'_>)> {
+        let Writers { first, all, .. } = &*self.writers;
+        let filled = if own == 0 { first } else { &self.each[own].filled };
+        loop {
+            // Registered before the look, so that what comes in between wakes it.
+            let all = all.notified();
+            // Asked first: nothing comes in after it.
+            let closed = self.each[own].is_closed();
+            let taken = self.take_now(own, max, closed);
+            if !taken.is_empty() {
+                return Some((taken, AtWork::begin(self, own)));
+            }
+            if closed {
+                return None;
+            }
+            tokio::select! {
+                () = filled.notified() => {}
+                () = all => {}
+            }
         }
-        tokio::select! {
-            () = filled.notified() => {}
-            () = more => {}
+    }
+
+    fn take_now(&self, own: usize, max: usize, closed: bool) -> Vec<Item> {
+        let few_wait = own > 0 && !closed && self.writers.await_first();
+        let taken = self.each[own].take(max, if few_wait { BESIDE_EVENTS_MIN } else { 1 });
+        let surplus = |queue: &Queue| queue.take_for_another(max, SURPLUS_EVENTS_MIN);
+        let mut taken = taken.or_else(|| self.each.iter().find_map(surplus)).unwrap_or_default();
+        if own == 0 && self.writers.beside.load(Ordering::Relaxed) == 0 && !self.each[0].is_held() {
+            for queue in &self.each[1..] {
+                taken.extend(queue.take_for_another(max - taken.len(), 1).into_iter().flatten());
+            }
+        }
+        taken
+    }
+
+    /// Whether the writer of this number holds clients back.
+    pub(super) fn set_held(&self, own: usize, is_held: bool) {
+        self.each[own].is_held.store(is_held, Ordering::Relaxed);
+        if own == 0 && self.writers.first_is_held.swap(is_held, Ordering::Relaxed) != is_held {
+            self.writers.all.notify_waiters();
+        }
+    }
+}
+
+/// A writer at work, until it is dropped.
+pub(super) struct AtWork<'a> {
+    queues: &'a Queues,
+    is_first: bool,
+}
+
+impl<'a> AtWork<'a> {
+    fn begin(queues: &'a Queues, own: usize) -> Self {
+        if own > 0 {
+            queues.writers.beside.fetch_add(1, Ordering::Relaxed);
+        }
+        Self { queues, is_first: own == 0 }
+    }
+
+    /// It takes long: the others are not to wait for it.
+    pub(super) fn is_slow(&self) {
+        if self.is_first {
+            self.queues.writers.first_is_slow.store(true, Ordering::Relaxed);
+            self.queues.writers.all.notify_waiters();
+        }
+    }
+}
+
+impl Drop for AtWork<'_> {
+    fn drop(&mut self) {
+        let Writers { first, first_is_slow, beside, .. } = &*self.queues.writers;
+        if self.is_first {
+            // One that has panicked does not come back.
+            first_is_slow.store(std::thread::panicking(), Ordering::Relaxed);
+        } else {
+            beside.fetch_sub(1, Ordering::Relaxed);
+            // It may be waiting for what is few in the other's queue.
+            first.notify_one();
         }
     }
 }
@@ -234,6 +333,7 @@ impl State {
 mod tests {
     use super::*;
     use crate::domain::event::{EventId, Measures, UsageEvent};
+    use std::time::Duration;
     use tokio::sync::oneshot;
 
     fn item(client_id: &str) -> Item {
@@ -264,24 +364,75 @@ mod tests {
         Queue::new(capacity, &Arc::default())
     }
 
+    fn items(count: usize) -> Vec<Item> {
+        (0..count).map(|_| item("hot")).collect()
+    }
+
     #[tokio::test]
     async fn a_writer_without_work_takes_of_a_neighbours_surplus_only() {
-        let surplus = Arc::default();
-        let queues = [0, 1].map(|_| Arc::new(Queue::new(10_000, &surplus)));
+        let queues = Arc::new(Queues::new(2, 10_000));
         let idle = tokio::spawn({
             let queues = queues.clone();
-            async move { take(&queues, 1, 100).await.unwrap().len() }
+            async move { queues.take(1, 100).await.unwrap().0.len() }
         });
-        let some = (1..SURPLUS_EVENTS_MIN).map(|_| item("hot")).collect();
-        queues[0].push_when_room(some).await.unwrap();
+        queues.each[0].push_when_room(items(SURPLUS_EVENTS_MIN - 1)).await.unwrap();
         tokio::task::yield_now().await;
         assert!(!idle.is_finished());
-        queues[0].push(item("hot")).unwrap();
+        queues.each[0].push(item("hot")).unwrap();
         assert_eq!(idle.await.unwrap(), 100);
-        assert_eq!(queues[0].len(), SURPLUS_EVENTS_MIN - 100);
-        queues[0].push_when_room((0..SURPLUS_EVENTS_MIN).map(|_| item("hot")).collect()).await.unwrap();
-        queues[0].set_held(true);
-        assert!(queues[0].take_surplus(100).is_none());
+        assert_eq!(queues.each[0].len(), SURPLUS_EVENTS_MIN - 100);
+        queues.each[0].push_when_room(items(SURPLUS_EVENTS_MIN)).await.unwrap();
+        queues.set_held(0, true);
+        assert!(queues.take_now(1, 100, false).is_empty());
+    }
+
+    /// Takes what there is at once.
+    async fn now(queues: &Queues, own: usize) -> Option<(usize, AtWork<'_>)> {
+        let taken = tokio::time::timeout(Duration::ZERO, queues.take(own, 1_000)).await.ok()??;
+        Some((taken.0.len(), taken.1))
+    }
+
+    #[tokio::test]
+    async fn the_first_writer_takes_along_what_is_few_in_other_queues() {
+        let queues = Queues::new(2, 10_000);
+        queues.each[0].push(item("a")).unwrap();
+        queues.each[1].push_when_room(items(BESIDE_EVENTS_MIN - 1)).await.unwrap();
+        assert!(now(&queues, 1).await.is_none(), "fewer than are worth a transaction");
+        assert_eq!(now(&queues, 0).await.unwrap().0, BESIDE_EVENTS_MIN);
+
+        queues.each[1].push_when_room(items(BESIDE_EVENTS_MIN)).await.unwrap();
+        let (taken, second) = now(&queues, 1).await.unwrap();
+        assert_eq!(taken, BESIDE_EVENTS_MIN);
+        queues.each[0].push(item("a")).unwrap();
+        queues.each[1].push(item("b")).unwrap();
+        assert_eq!(now(&queues, 0).await.unwrap().0, 1, "the other's clients, while it is at work, are its own");
+        assert!(now(&queues, 0).await.is_none());
+        drop(second);
+        assert_eq!(now(&queues, 0).await.unwrap().0, 1, "and then not any more");
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_a_first_writer_that_is_slow_or_holds_clients_back() {
+        let queues = Queues::new(2, 10_000);
+        queues.each[0].push(item("a")).unwrap();
+        let (_, first) = now(&queues, 0).await.unwrap();
+        queues.each[1].push(item("b")).unwrap();
+        assert!(now(&queues, 1).await.is_none());
+        first.is_slow();
+        assert_eq!(now(&queues, 1).await.unwrap().0, 1);
+        drop(first);
+        assert!(queues.writers.await_first());
+        let queues = Arc::new(queues);
+        let second = tokio::spawn({
+            let queues = queues.clone();
+            async move { queues.take(1, 100).await.unwrap().0.len() }
+        });
+        tokio::task::yield_now().await;
+        queues.set_held(0, true);
+        tokio::task::yield_now().await;
+        queues.each[1].push(item("b")).unwrap();
+        assert!(now(&queues, 0).await.is_none());
+        assert_eq!(second.await.unwrap(), 1);
     }
 
     #[tokio::test]
@@ -321,6 +472,10 @@ mod tests {
         queue.close();
         assert_eq!(queue.push(item("a")).unwrap_err().code, tonic::Code::Unavailable);
         assert_eq!(queue.take(10, 1).unwrap().len(), 1);
-        assert!(take(&[queue.into()], 0, 10).await.is_none());
+        let queues = Queues::new(2, 10);
+        queues.each[1].push(item("a")).unwrap();
+        queues.each.iter().for_each(Queue::close);
+        assert_eq!(now(&queues, 1).await.unwrap().0, 1, "also where few are left");
+        assert!(queues.take(0, 10).await.is_none() && queues.take(1, 10).await.is_none());
     }
 }

@@ -2,7 +2,7 @@
 //! here, in its own task and on its own connection, and never on a caller's future.
 
 use super::clients::{ClientSettings, KNOWN_CLIENTS_MAX};
-use super::queue::{self, Item, Queue};
+use super::queue::{Item, Queue, Queues};
 use super::{IngestSettings, Outcome, batch, reply};
 use crate::alerts::raise::AlertSettings;
 use crate::catalog::CatalogCache;
@@ -13,6 +13,7 @@ use foldhash::fast::RandomState;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions, Connection};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,6 +24,8 @@ const RETRY_PAUSE_MAX: Duration = Duration::from_secs(1);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a batch may take before its connection is taken for dead: longer than any one statement may.
 const RECORD_TIMEOUT: Duration = Duration::from_secs(45);
+/// So long others leave few events to the first writer.
+const SLOW_AFTER: Duration = Duration::from_millis(20);
 /// How long a batch waits for a row that somebody else holds. Short: all clients of the writer wait with it.
 const LOCK_TIMEOUT_MS: &str = "1000";
 
@@ -52,7 +55,7 @@ fn by_client(items: Vec<Item>) -> Vec<Vec<Item>> {
 
 /// Runs until the queue of this number, which is the writer's own, is closed and empty.
 pub(super) async fn run(
-    queues: Arc<[Arc<Queue>]>,
+    queues: Arc<Queues>,
     number: usize,
     settings: IngestSettings,
     database: PgConnectOptions,
@@ -71,9 +74,16 @@ pub(super) async fn run(
         known_partitions: HashSet::default(),
         held_clients: HashSet::new(),
     };
-    while let Some(items) = queue::take(&queues, number, writer.settings.batch_events_max).await {
-        writer.settle(&queues[number], items).await;
-        queues[number].set_held(!writer.held_clients.is_empty());
+    let own = &queues.each[number];
+    while let Some((items, at_work)) = queues.take(number, writer.settings.batch_events_max).await {
+        {
+            let mut settled = pin!(writer.settle(own, items));
+            if tokio::time::timeout(SLOW_AFTER, settled.as_mut()).await.is_err() {
+                at_work.is_slow();
+                settled.await;
+            }
+        }
+        queues.set_held(number, !writer.held_clients.is_empty());
     }
     if let Some(conn) = writer.conn {
         drop(conn.close().await);

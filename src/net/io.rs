@@ -131,3 +131,50 @@ impl AsyncWrite for Io {
         either!(self, stream => stream.poll_shutdown(cx))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicUsize;
+    use std::task::{Wake, Waker};
+    use tokio::net::TcpListener;
+
+    #[derive(Default)]
+    struct Woken(AtomicUsize);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_small_write_waits_once_for_the_other_calls_of_its_connection() {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (client, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
+        let (_client, mut io) = (client.unwrap(), Io::plain(accepted.unwrap().0));
+        io.stream_is_writable().await;
+        let woken = Arc::new(Woken::default());
+        let waker = Waker::from(woken.clone());
+        let cx = &mut Context::from_waker(&waker);
+
+        assert!(Pin::new(&mut io).poll_write(cx, b"alone").is_ready());
+        io.turns.ours.store(1, Ordering::Relaxed);
+        assert!(Pin::new(&mut io).poll_write(cx, b"small").is_pending());
+        assert_eq!(woken.0.load(Ordering::Relaxed), 1, "it comes back by itself");
+        assert!(Pin::new(&mut io).poll_write(cx, b"small").is_ready());
+        assert!(Pin::new(&mut io).poll_write(cx, b"and what goes with it").is_ready());
+        assert!(Pin::new(&mut io).poll_flush(cx).is_ready());
+        assert!(Pin::new(&mut io).poll_write(cx, &[0; WRITE_AT_ONCE_BYTES]).is_ready());
+        assert!(Pin::new(&mut io).poll_write(cx, b"the next").is_pending());
+    }
+
+    impl Io {
+        async fn stream_is_writable(&self) {
+            if let Stream::Plain(stream) = &self.stream {
+                stream.writable().await.unwrap();
+            }
+        }
+    }
+}

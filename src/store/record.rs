@@ -1,14 +1,12 @@
 //! Writing events: their keys, the events themselves, and what they add to months, month's services and days.
 
 use crate::domain::alert::AlertSet;
-use crate::domain::decimal::{Decimal, Total};
+use crate::domain::decimal::Total;
 use crate::domain::event::{PayloadHash, PricedEvent};
 use crate::domain::period::Month;
-use crate::domain::rollup::Deltas;
-use crate::store::copy::{CopyIn, Row};
+use crate::domain::rollup::{DayKey, Deltas, MonthKey, MonthServiceKey, Sums};
 use crate::store::rollups::MonthRow;
-use crate::store::sums::SumsColumns;
-use chrono::{DateTime, NaiveDate, Utc};
+use crate::store::rows::{Composite, CopyIn, Fields, Row};
 use sqlx::PgConnection;
 use std::collections::HashSet;
 
@@ -60,17 +58,9 @@ fn written(written: Written) -> sqlx::Result<Vec<MonthRow>> {
 pub async fn copy(conn: &mut PgConnection, events: &[NewEvent<'_>], deltas: &Deltas) -> sqlx::Result<Vec<MonthRow>> {
     let keys = "COPY idempotency_keys (client_id, idempotency_key, payload_hash, event_time, event_seq, backfill)
         FROM STDIN (FORMAT binary)";
-    let mut copy = CopyIn::begin(conn, keys, 6).await?;
-    for NewEvent { priced, payload_hash, backfill } in events {
-        let put = |row: &mut Row| {
-            row.text(&priced.event.client_id);
-            row.text(&priced.event.idempotency_key);
-            row.bytes(&payload_hash[..]);
-            row.time(priced.id.time);
-            row.int8(priced.id.seq);
-            row.bool(*backfill);
-        };
-        copy.add(put).await?;
+    let mut copy = CopyIn::begin(conn, keys).await?;
+    for event in events {
+        copy.add(&Key(event)).await?;
     }
     copy.finish().await?;
 
@@ -78,66 +68,117 @@ pub async fn copy(conn: &mut PgConnection, events: &[NewEvent<'_>], deltas: &Del
         "COPY usage_events (client_id, event_time, event_seq, day, service, operation, model, units, input_tokens,
         output_tokens, cached_input_tokens, amount, charge, price_id, unpriced_reason, subject, external_id,
         idempotency_key, metadata) FROM STDIN (FORMAT binary)";
-    let mut copy = CopyIn::begin(conn, rows, 19).await?;
-    for NewEvent { priced, .. } in events {
-        let PricedEvent { event, id, day, charge } = priced;
-        let put = |row: &mut Row| {
-            row.text(&event.client_id);
-            row.time(id.time);
-            row.int8(id.seq);
-            row.date(*day);
-            row.text(&event.service);
-            row.text(&event.operation);
-            row.text(&event.model);
-            row.numeric(event.measures.units);
-            row.int8(event.measures.input_tokens);
-            row.int8(event.measures.output_tokens);
-            row.int8(event.measures.cached_input_tokens);
-            row.optional(event.measures.amount, Row::numeric);
-            let (charge, price_id, reason) = charge.columns();
-            row.optional(charge, Row::numeric);
-            row.optional(price_id, Row::int8);
-            row.optional(reason, Row::int2);
-            row.text(&event.subject);
-            row.text(&event.external_id);
-            row.text(&event.idempotency_key);
-            row.optional(event.metadata.as_deref(), Row::jsonb);
-        };
-        copy.add(put).await?;
+    let mut copy = CopyIn::begin(conn, rows).await?;
+    for event in events {
+        copy.add(&Event(event)).await?;
     }
     copy.finish().await?;
     add(conn, deltas).await
 }
 
-/// The columns of the keys to claim.
-#[derive(Default)]
-struct Claims {
-    client_ids: Vec<String>,
-    keys: Vec<String>,
-    payload_hashes: Vec<Vec<u8>>,
-    event_times: Vec<DateTime<Utc>>,
-    event_seqs: Vec<i64>,
-    backfills: Vec<bool>,
-}
+struct Key<'a>(&'a NewEvent<'a>);
 
-impl Claims {
-    fn of(events: &[NewEvent<'_>]) -> Self {
-        let mut claims = Self::default();
-        for NewEvent { priced, payload_hash, backfill } in events {
-            claims.client_ids.push(priced.event.client_id.to_string());
-            claims.keys.push(priced.event.idempotency_key.to_string());
-            claims.payload_hashes.push(payload_hash.to_vec());
-            claims.event_times.push(priced.id.time);
-            claims.event_seqs.push(priced.id.seq);
-            claims.backfills.push(*backfill);
-        }
-        claims
+impl Fields for Key<'_> {
+    const TYPE: &'static str = "new_key";
+    const COUNT: u16 = 6;
+
+    fn put(&self, row: &mut Row<'_>) {
+        let NewEvent { priced: PricedEvent { event, id, .. }, payload_hash, backfill } = self.0;
+        row.text(&event.client_id);
+        row.text(&event.idempotency_key);
+        row.bytes(&payload_hash[..]);
+        row.time(id.time);
+        row.int8(id.seq);
+        row.bool(*backfill);
     }
 }
 
-/// One value an event.
-fn column<'a, T>(events: &'a [NewEvent<'a>], of: impl Fn(&'a PricedEvent<'a>) -> T) -> Vec<T> {
-    events.iter().map(|event| of(&event.priced)).collect()
+struct Event<'a>(&'a NewEvent<'a>);
+
+impl Fields for Event<'_> {
+    const TYPE: &'static str = "new_event";
+    const COUNT: u16 = 19;
+
+    fn put(&self, row: &mut Row<'_>) {
+        let PricedEvent { event, id, day, charge } = &self.0.priced;
+        row.text(&event.client_id);
+        row.time(id.time);
+        row.int8(id.seq);
+        row.date(*day);
+        row.text(&event.service);
+        row.text(&event.operation);
+        row.text(&event.model);
+        row.decimal(event.measures.units);
+        row.int8(event.measures.input_tokens);
+        row.int8(event.measures.output_tokens);
+        row.int8(event.measures.cached_input_tokens);
+        row.decimal(event.measures.amount);
+        let (charge, price_id, reason) = charge.columns();
+        row.decimal(charge);
+        row.int8(price_id);
+        row.int2(reason);
+        row.text(&event.subject);
+        row.text(&event.external_id);
+        row.text(&event.idempotency_key);
+        row.jsonb(event.metadata.as_deref());
+    }
+}
+
+fn put_sums(row: &mut Row<'_>, sums: &Sums) {
+    row.int8(sums.request_count);
+    row.total(sums.units);
+    row.int8(sums.input_tokens);
+    row.int8(sums.output_tokens);
+    row.int8(sums.cached_input_tokens);
+    row.total(sums.cost);
+    row.int8(sums.unpriced_event_count);
+}
+
+/// What is added to the row of a key.
+type Delta<'a, Key> = (&'a Key, &'a Sums);
+
+impl Fields for Delta<'_, MonthKey> {
+    const TYPE: &'static str = "month_delta";
+    const COUNT: u16 = 9;
+
+    fn put(&self, row: &mut Row<'_>) {
+        let ((client_id, month), sums) = self;
+        row.text(client_id);
+        row.date(month.first_day());
+        put_sums(row, sums);
+    }
+}
+
+impl Fields for Delta<'_, MonthServiceKey> {
+    const TYPE: &'static str = "month_service_delta";
+    const COUNT: u16 = 10;
+
+    fn put(&self, row: &mut Row<'_>) {
+        let ((client_id, month, service), sums) = self;
+        row.text(client_id);
+        row.date(month.first_day());
+        row.text(service);
+        put_sums(row, sums);
+    }
+}
+
+impl Fields for Delta<'_, DayKey> {
+    const TYPE: &'static str = "day_delta";
+    const COUNT: u16 = 12;
+
+    fn put(&self, row: &mut Row<'_>) {
+        let ((client_id, day, service, operation, model), sums) = self;
+        row.text(client_id);
+        row.date(*day);
+        row.text(service);
+        row.text(operation);
+        row.text(model);
+        put_sums(row, sums);
+    }
+}
+
+fn composites<F>(rows: impl IntoIterator<Item = F>) -> Vec<Composite<F>> {
+    rows.into_iter().map(Composite).collect()
 }
 
 /// The one statement that changes sums. Months wait until all keys are claimed, and what is below them until they are locked,
@@ -148,22 +189,17 @@ async fn write(
     events: &[NewEvent<'_>],
     deltas: &Deltas,
 ) -> sqlx::Result<Written> {
-    let claims = Claims::of(claims);
     let Deltas { months, month_services, days } = deltas;
-    let month_sums: SumsColumns = months.values().collect();
-    let service_sums: SumsColumns = month_services.values().collect();
-    let day_sums: SumsColumns = days.values().collect();
     let rows = sqlx::query!(
         r#"WITH claimed AS (
             INSERT INTO idempotency_keys (client_id, idempotency_key, payload_hash, event_time, event_seq, backfill)
-            SELECT * FROM unnest($1::text[], $2::text[], $3::bytea[], $4::timestamptz[], $5::bigint[], $6::bool[])
+            SELECT * FROM unnest($1::new_key[])
             ON CONFLICT DO NOTHING
             RETURNING event_seq
         ), months AS (
             INSERT INTO usage_months AS t (client_id, month, request_count, units, input_tokens, output_tokens,
                 cached_input_tokens, cost, unpriced_event_count, summary_stale_since)
-            SELECT *, now() FROM unnest($7::text[], $8::date[], $9::bigint[], $10::numeric[], $11::bigint[],
-                $12::bigint[], $13::bigint[], $14::numeric[], $15::bigint[])
+            SELECT *, now() FROM unnest($2::month_delta[])
             WHERE (SELECT count(*) FROM claimed) = cardinality($1)
             ON CONFLICT (client_id, month) DO UPDATE SET
                 request_count = t.request_count + excluded.request_count,
@@ -178,9 +214,8 @@ async fn write(
         ), month_services AS (
             INSERT INTO usage_month_services AS t (client_id, month, service, request_count, units, input_tokens,
                 output_tokens, cached_input_tokens, cost, unpriced_event_count)
-            SELECT * FROM unnest($16::text[], $17::date[], $18::text[], $19::bigint[], $20::numeric[], $21::bigint[],
-                $22::bigint[], $23::bigint[], $24::numeric[], $25::bigint[])
-            WHERE (SELECT count(*) FROM months) = cardinality($7)
+            SELECT * FROM unnest($3::month_service_delta[])
+            WHERE (SELECT count(*) FROM months) = cardinality($2)
             ON CONFLICT (client_id, month, service) DO UPDATE SET
                 request_count = t.request_count + excluded.request_count,
                 units = t.units + excluded.units,
@@ -192,9 +227,8 @@ async fn write(
         ), days AS (
             INSERT INTO usage_days AS t (client_id, day, service, operation, model, request_count, units, input_tokens,
                 output_tokens, cached_input_tokens, cost, unpriced_event_count)
-            SELECT * FROM unnest($26::text[], $27::date[], $28::text[], $29::text[], $30::text[], $31::bigint[],
-                $32::numeric[], $33::bigint[], $34::bigint[], $35::bigint[], $36::numeric[], $37::bigint[])
-            WHERE (SELECT count(*) FROM months) = cardinality($7)
+            SELECT * FROM unnest($4::day_delta[])
+            WHERE (SELECT count(*) FROM months) = cardinality($2)
             ON CONFLICT (client_id, day, service, operation, model) DO UPDATE SET
                 request_count = t.request_count + excluded.request_count,
                 units = t.units + excluded.units,
@@ -207,15 +241,7 @@ async fn write(
             INSERT INTO usage_events (client_id, event_time, event_seq, day, service, operation, model, units,
                 input_tokens, output_tokens, cached_input_tokens, amount, charge, price_id, unpriced_reason, subject,
                 external_id, idempotency_key, metadata)
-            SELECT client_id, event_time, event_seq, day, service, operation, model, units, input_tokens,
-                output_tokens, cached_input_tokens, amount, charge, price_id, unpriced_reason, subject, external_id,
-                idempotency_key, metadata::jsonb
-            FROM unnest($38::text[], $39::timestamptz[], $40::bigint[], $41::date[], $42::text[], $43::text[],
-                $44::text[], $45::numeric[], $46::bigint[], $47::bigint[], $48::bigint[], $49::numeric[],
-                $50::numeric[], $51::bigint[], $52::smallint[], $53::text[], $54::text[], $55::text[], $56::text[])
-                AS new (client_id, event_time, event_seq, day, service, operation, model, units, input_tokens,
-                output_tokens, cached_input_tokens, amount, charge, price_id, unpriced_reason, subject, external_id,
-                idempotency_key, metadata)
+            SELECT * FROM unnest($5::new_event[])
             WHERE (SELECT count(*) FROM claimed) = cardinality($1)
         )
         SELECT claims.all_free AS "all_free!",
@@ -223,62 +249,11 @@ async fn write(
                m.client_id AS "client_id?", m.month AS "month?", m.cost AS "cost?: Total",
                m.raised_alerts AS "raised_alerts?", m.open_alerts AS "open_alerts?"
         FROM (SELECT count(*) = cardinality($1) AS all_free FROM claimed) AS claims LEFT JOIN months m ON true"#,
-        &claims.client_ids,
-        &claims.keys,
-        &claims.payload_hashes,
-        &claims.event_times,
-        &claims.event_seqs,
-        &claims.backfills,
-        &months.keys().map(|key| key.0.to_string()).collect::<Vec<String>>(),
-        &months.keys().map(|key| key.1.first_day()).collect::<Vec<NaiveDate>>(),
-        &month_sums.request_counts,
-        &month_sums.units as &[Total],
-        &month_sums.input_tokens,
-        &month_sums.output_tokens,
-        &month_sums.cached_input_tokens,
-        &month_sums.costs as &[Total],
-        &month_sums.unpriced_event_counts,
-        &month_services.keys().map(|key| key.0.to_string()).collect::<Vec<String>>(),
-        &month_services.keys().map(|key| key.1.first_day()).collect::<Vec<NaiveDate>>(),
-        &month_services.keys().map(|key| key.2.to_string()).collect::<Vec<String>>(),
-        &service_sums.request_counts,
-        &service_sums.units as &[Total],
-        &service_sums.input_tokens,
-        &service_sums.output_tokens,
-        &service_sums.cached_input_tokens,
-        &service_sums.costs as &[Total],
-        &service_sums.unpriced_event_counts,
-        &days.keys().map(|key| key.0.to_string()).collect::<Vec<String>>(),
-        &days.keys().map(|key| key.1).collect::<Vec<NaiveDate>>(),
-        &days.keys().map(|key| key.2.to_string()).collect::<Vec<String>>(),
-        &days.keys().map(|key| key.3.to_string()).collect::<Vec<String>>(),
-        &days.keys().map(|key| key.4.to_string()).collect::<Vec<String>>(),
-        &day_sums.request_counts,
-        &day_sums.units as &[Total],
-        &day_sums.input_tokens,
-        &day_sums.output_tokens,
-        &day_sums.cached_input_tokens,
-        &day_sums.costs as &[Total],
-        &day_sums.unpriced_event_counts,
-        &column(events, |e| e.event.client_id.to_string()),
-        &column(events, |e| e.id.time),
-        &column(events, |e| e.id.seq),
-        &column(events, |e| e.day),
-        &column(events, |e| e.event.service.to_string()),
-        &column(events, |e| e.event.operation.to_string()),
-        &column(events, |e| e.event.model.to_string()),
-        &column(events, |e| e.event.measures.units) as &[Decimal],
-        &column(events, |e| e.event.measures.input_tokens),
-        &column(events, |e| e.event.measures.output_tokens),
-        &column(events, |e| e.event.measures.cached_input_tokens),
-        &column(events, |e| e.event.measures.amount) as &[Option<Decimal>],
-        &column(events, |e| e.charge.columns().0) as &[Option<Decimal>],
-        &column(events, |e| e.charge.columns().1) as &[Option<i64>],
-        &column(events, |e| e.charge.columns().2) as &[Option<i16>],
-        &column(events, |e| e.event.subject.clone()),
-        &column(events, |e| e.event.external_id.clone()),
-        &column(events, |e| e.event.idempotency_key.to_string()),
-        &column(events, |e| e.event.metadata.clone()) as &[Option<String>]
+        composites(claims.iter().map(Key)) as Vec<Composite<Key<'_>>>,
+        composites(months) as Vec<Composite<Delta<'_, MonthKey>>>,
+        composites(month_services) as Vec<Composite<Delta<'_, MonthServiceKey>>>,
+        composites(days) as Vec<Composite<Delta<'_, DayKey>>>,
+        composites(events.iter().map(Event)) as Vec<Composite<Event<'_>>>
     )
     .fetch_all(conn)
     .await?;
