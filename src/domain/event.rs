@@ -142,7 +142,7 @@ impl EventId {
 
 impl fmt::Display for EventId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let number = (self.time.timestamp_micros() as u128) << 64 | self.seq as u128;
+        let number = (self.time.timestamp_micros() as u128) << 64 | self.seq as u64 as u128;
         let digits: [u8; 32] = std::array::from_fn(|at| b"0123456789abcdef"[(number >> (124 - 4 * at)) as usize & 0xf]);
         f.write_str(std::str::from_utf8(&digits).expect("digits are ASCII"))
     }

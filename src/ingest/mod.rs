@@ -16,7 +16,6 @@ use futures_util::future::try_join_all;
 use queue::{Item, Queues};
 use sqlx::postgres::PgConnectOptions;
 use std::collections::{BTreeMap, HashMap};
-use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
@@ -156,8 +155,6 @@ impl Outcome {
 #[derive(Clone, Debug)]
 pub struct Ingest {
     queues: Arc<Queues>,
-    /// Of client ids.
-    hasher: RandomState,
 }
 
 impl Ingest {
@@ -174,11 +171,7 @@ impl Ingest {
             tokio::spawn(writer::run(queues, number, settings, database, catalog.clone(), alert_settings.clone()))
         };
         let writers = (0..queues.each.len()).map(writer).collect();
-        (Self { queues, hasher: RandomState::default() }, writers)
-    }
-
-    fn queue_number(&self, client_id: &str) -> usize {
-        self.hasher.hash_one(client_id) as usize % self.queues.each.len()
+        (Self { queues }, writers)
     }
 
     /// Queues a lone event, and settles when it is durable. A full queue is an error at once: a lone caller is told, not
@@ -186,7 +179,7 @@ impl Ingest {
     pub async fn record(&self, submission: Submission) -> Result<Outcome, Error> {
         let (sender, receiver) = oneshot::channel();
         let item = Item { submission: Box::new(submission), reply: Reply::One(sender), queued_at: Instant::now() };
-        self.queues.each[self.queue_number(&item.submission.event.client_id)].push(item)?;
+        self.queues.each[self.queues.number_of(&item.submission.event.client_id)].push(item)?;
         receiver.await.map_err(|_| Error::shutting_down())
     }
 
@@ -200,7 +193,7 @@ impl Ingest {
         let each = submissions.len() / self.queues.each.len() + 1;
         let mut of_queues: Vec<Vec<Item>> = self.queues.each.iter().map(|_| Vec::with_capacity(each)).collect();
         for (number, submission) in submissions {
-            let queue = self.queue_number(&submission.event.client_id);
+            let queue = self.queues.number_of(&submission.event.client_id);
             of_queues[queue].push(Item { submission, reply: Reply::Numbered(number, outcomes.clone()), queued_at });
         }
         let pushing = self.queues.each.iter().zip(of_queues).map(|(queue, items)| queue.push_when_room(items));

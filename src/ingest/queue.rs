@@ -4,7 +4,8 @@ use super::{Reply, Submission, queue_full};
 use crate::error::Error;
 use foldhash::fast::RandomState;
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::hash::BuildHasher;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 use tokio::sync::Notify;
@@ -40,8 +41,10 @@ pub(super) struct Queue {
     writers: Arc<Writers>,
     /// Wakes who waits for room.
     drained: Notify,
-    /// Its writer holds back clients whose rows somebody holds: others would only wait for them too.
+    /// It has clients whose rows somebody holds: others than its writer would only wait for them too.
     is_held: AtomicBool,
+    /// Its writer is at work.
+    at_work: AtomicBool,
 }
 
 /// What the writers of one process know of each other.
@@ -51,12 +54,10 @@ struct Writers {
     first: Notify,
     /// Wakes all: somewhere is a surplus, or the first one is slow.
     all: Notify,
-    /// The first one has been at one batch for long, or is gone.
+    /// The first one takes nothing along for now: it has been at one batch for long, or has enough of its own, or is gone.
     first_is_slow: AtomicBool,
-    /// The first one holds clients back.
+    /// The first one has clients whose rows somebody holds.
     first_is_held: AtomicBool,
-    /// Others that are at work.
-    beside: AtomicUsize,
 }
 
 impl Writers {
@@ -79,12 +80,13 @@ impl Queue {
     fn new(capacity: usize, writers: &Arc<Writers>) -> Self {
         let (filled, drained) = (Notify::new(), Notify::new());
         let (state, writers) = (Mutex::default(), writers.clone());
-        Self { capacity, state, filled, writers, drained, is_held: AtomicBool::new(false) }
+        let (is_held, at_work) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { capacity, state, filled, writers, drained, is_held, at_work }
     }
 
     fn wake_writers(&self, events: usize) {
         self.writers.first.notify_one();
-        if events >= BESIDE_EVENTS_MIN || !self.writers.await_first() {
+        if events >= BESIDE_EVENTS_MIN || !self.awaits_first() {
             self.filled.notify_one();
         }
         if events >= SURPLUS_EVENTS_MIN {
@@ -151,9 +153,19 @@ impl Queue {
         Ok(())
     }
 
+    /// Whether few events are left to the first writer.
+    fn awaits_first(&self) -> bool {
+        !self.is_held() && self.writers.await_first()
+    }
+
+    /// Whether events of this client wait.
+    pub(super) fn has(&self, client_id: &str) -> bool {
+        self.state().clients.contains_key(client_id)
+    }
+
     /// Puts events of one client that were taken before the others of it again; its turn comes after all others'.
     /// They had their room, and get it back also where it is taken by now.
-    pub(super) fn give_back(&self, items: Vec<Item>) {
+    fn give_back(&self, items: Vec<Item>) {
         let Some(client_id) = items.first().map(|item| item.submission.event.client_id.clone()) else { return };
         let mut guard = self.state();
         let state = &mut *guard;
@@ -198,19 +210,42 @@ impl Queue {
 pub(super) struct Queues {
     pub each: Vec<Queue>,
     writers: Arc<Writers>,
+    /// Of client ids.
+    hasher: RandomState,
 }
 
 impl Queues {
     /// So many, each with room for so much.
     pub(super) fn new(count: usize, capacity: usize) -> Self {
         let writers = Arc::default();
-        Self { each: (0..count).map(|_| Queue::new(capacity, &writers)).collect(), writers }
+        let each = (0..count).map(|_| Queue::new(capacity, &writers)).collect();
+        Self { each, writers, hasher: RandomState::default() }
+    }
+
+    /// The number of a client's queue.
+    pub(super) fn number_of(&self, client_id: &str) -> usize {
+        self.hasher.hash_one(client_id) as usize % self.each.len()
+    }
+
+    /// Gives events of one client, whose rows somebody holds, back to its queue, for its own writer to try. True, if that is
+    /// the one of this number, who may have taken them from there or not.
+    pub(super) fn give_back(&self, own: usize, items: Vec<Item>) -> bool {
+        let Some(home) = items.first().map(|item| self.number_of(&item.submission.event.client_id)) else {
+            return true;
+        };
+        // Whose queue is closed may have come to its end.
+        let home = if self.each[home].is_closed() { own } else { home };
+        if home != own {
+            self.set_held(home, true);
+        }
+        self.each[home].give_back(items);
+        home == own
     }
 
     /// Waits until something is there, and takes up to `max` of it. Nothing: the writer's own queue is closed and empty.
     ///
-    /// The first writer takes of its own queue, and of all while no other is at work. Another one takes what is worth a
-    /// transaction of its own. Who finds nothing takes of a surplus.
+    /// The first writer takes of its own queue, and along with it of those whose writers are not at work. Another one takes
+    /// what is worth a transaction of its own. Who finds nothing takes of a surplus, and what is few in its own queue with it.
     pub(super) async fn take(&self, own: usize, max: usize) -> Option<(Vec<Item>, AtWork<'_>)> {
         let Writers { first, all, .. } = &*self.writers;
         let filled = if own == 0 { first } else { &self.each[own].filled };
@@ -234,19 +269,32 @@ impl Queues {
     }
 
     fn take_now(&self, own: usize, max: usize, closed: bool) -> Vec<Item> {
-        let few_wait = own > 0 && !closed && self.writers.await_first();
-        let taken = self.each[own].take(max, if few_wait { BESIDE_EVENTS_MIN } else { 1 });
-        let surplus = |queue: &Queue| queue.take_for_another(max, SURPLUS_EVENTS_MIN);
-        let mut taken = taken.or_else(|| self.each.iter().find_map(surplus)).unwrap_or_default();
-        if own == 0 && self.writers.beside.load(Ordering::Relaxed) == 0 && !self.each[0].is_held() {
-            for queue in &self.each[1..] {
+        let few_wait = own > 0 && !closed && self.each[own].awaits_first();
+        let mut taken = self.each[own].take(max, if few_wait { BESIDE_EVENTS_MIN } else { 1 }).unwrap_or_default();
+        if taken.is_empty() && self.each.iter().any(|queue| queue.len() >= SURPLUS_EVENTS_MIN && !queue.is_held()) {
+            // Who goes to work leaves nothing of its own behind.
+            taken = self.each[own].take(max, 1).unwrap_or_default();
+            let surplus = |queue: &Queue| queue.take_for_another(max - taken.len(), SURPLUS_EVENTS_MIN);
+            taken.extend(self.each.iter().find_map(surplus).into_iter().flatten());
+        }
+        if own == 0 && !self.each[0].is_held() {
+            for queue in self.each[1..].iter().filter(|queue| !queue.at_work.load(Ordering::Relaxed)) {
                 taken.extend(queue.take_for_another(max - taken.len(), 1).into_iter().flatten());
+            }
+            if taken.len() == max {
+                self.first_is_slow();
             }
         }
         taken
     }
 
-    /// Whether the writer of this number holds clients back.
+    /// Nobody waits for the first writer until it comes again.
+    fn first_is_slow(&self) {
+        self.writers.first_is_slow.store(true, Ordering::Relaxed);
+        self.writers.all.notify_waiters();
+    }
+
+    /// Whether the queue of this number has clients whose rows somebody holds.
     pub(super) fn set_held(&self, own: usize, is_held: bool) {
         self.each[own].is_held.store(is_held, Ordering::Relaxed);
         if own == 0 && self.writers.first_is_held.swap(is_held, Ordering::Relaxed) != is_held {
@@ -258,36 +306,33 @@ impl Queues {
 /// A writer at work, until it is dropped.
 pub(super) struct AtWork<'a> {
     queues: &'a Queues,
-    is_first: bool,
+    own: usize,
 }
 
 impl<'a> AtWork<'a> {
     fn begin(queues: &'a Queues, own: usize) -> Self {
-        if own > 0 {
-            queues.writers.beside.fetch_add(1, Ordering::Relaxed);
-        }
-        Self { queues, is_first: own == 0 }
+        queues.each[own].at_work.store(true, Ordering::Relaxed);
+        Self { queues, own }
     }
 
     /// It takes long: the others are not to wait for it.
     pub(super) fn is_slow(&self) {
-        if self.is_first {
-            self.queues.writers.first_is_slow.store(true, Ordering::Relaxed);
-            self.queues.writers.all.notify_waiters();
+        if self.own == 0 {
+            self.queues.first_is_slow();
         }
     }
 }
 
 impl Drop for AtWork<'_> {
     fn drop(&mut self) {
-        let Writers { first, first_is_slow, beside, .. } = &*self.queues.writers;
-        if self.is_first {
+        let Queues { each, writers, .. } = self.queues;
+        each[self.own].at_work.store(false, Ordering::Relaxed);
+        match self.own {
             // One that has panicked does not come back.
-            first_is_slow.store(std::thread::panicking(), Ordering::Relaxed);
-        } else {
-            beside.fetch_sub(1, Ordering::Relaxed);
-            // It may be waiting for what is few in the other's queue.
-            first.notify_one();
+            0 if std::thread::panicking() => self.queues.first_is_slow(),
+            0 => writers.first_is_slow.store(false, Ordering::Relaxed),
+            // It may be waiting for what is few in this queue.
+            _ => writers.first.notify_one(),
         }
     }
 }
@@ -409,6 +454,50 @@ mod tests {
         assert!(now(&queues, 0).await.is_none());
         drop(second);
         assert_eq!(now(&queues, 0).await.unwrap().0, 1, "and then not any more");
+    }
+
+    #[tokio::test]
+    async fn few_events_are_left_behind_by_nobody() {
+        let queues = Queues::new(3, 10_000);
+        queues.each[1].push_when_room(items(BESIDE_EVENTS_MIN)).await.unwrap();
+        let _second = now(&queues, 1).await.unwrap();
+        queues.each[2].push(item("c")).unwrap();
+        let (taken, first) = now(&queues, 0).await.unwrap();
+        assert_eq!(taken, 1, "who is at work with its own queue stands in no other's way");
+        drop(first);
+
+        queues.each[2].push(item("c")).unwrap();
+        queues.each[0].push_when_room(items(SURPLUS_EVENTS_MIN)).await.unwrap();
+        assert_eq!(queues.take_now(2, 10_000, false).len(), SURPLUS_EVENTS_MIN + 1, "before another's surplus");
+
+        queues.each[0].push_when_room(items(100)).await.unwrap();
+        queues.each[2].push(item("c")).unwrap();
+        let at_work = AtWork::begin(&queues, 0);
+        assert_eq!(queues.take_now(0, 100, false).len(), 100);
+        assert_eq!(now(&queues, 2).await.unwrap().0, 1, "the first has no room for it");
+        drop(at_work);
+        assert!(queues.writers.await_first());
+    }
+
+    #[tokio::test]
+    async fn a_held_client_goes_back_to_its_own_queue_and_is_tried_there() {
+        let queues = Arc::new(Queues::new(2, 10_000));
+        let of = |number| (0..).map(|id| format!("c{id}")).find(|id| queues.number_of(id) == number).unwrap();
+        let second = tokio::spawn({
+            let queues = queues.clone();
+            async move { queues.take(1, 100).await.unwrap().0.len() }
+        });
+        tokio::task::yield_now().await;
+        assert!(!queues.give_back(0, vec![item(&of(1))]));
+        assert!(now(&queues, 0).await.is_none(), "not by the first writer again");
+        assert_eq!(second.await.unwrap(), 1);
+        assert!(queues.give_back(1, vec![item(&of(1))]));
+        assert!(queues.each[1].has(&of(1)));
+        assert_eq!(now(&queues, 1).await.unwrap().0, 1, "also where it is all that there is");
+
+        queues.each[1].close();
+        assert!(queues.give_back(0, vec![item(&of(1))]), "a closed one's writer may have gone");
+        assert_eq!(now(&queues, 0).await.unwrap().0, 1);
     }
 
     #[tokio::test]

@@ -2,7 +2,7 @@
 //! here, in its own task and on its own connection, and never on a caller's future.
 
 use super::clients::{ClientSettings, KNOWN_CLIENTS_MAX};
-use super::queue::{Item, Queue, Queues};
+use super::queue::{Item, Queues};
 use super::{IngestSettings, Outcome, batch, reply};
 use crate::alerts::raise::AlertSettings;
 use crate::catalog::CatalogCache;
@@ -74,15 +74,16 @@ pub(super) async fn run(
         known_partitions: HashSet::default(),
         held_clients: HashSet::new(),
     };
-    let own = &queues.each[number];
     while let Some((items, at_work)) = queues.take(number, writer.settings.batch_events_max).await {
         {
-            let mut settled = pin!(writer.settle(own, items));
+            let mut settled = pin!(writer.settle(&queues, number, items));
             if tokio::time::timeout(SLOW_AFTER, settled.as_mut()).await.is_err() {
                 at_work.is_slow();
                 settled.await;
             }
         }
+        // Where nobody waits for an answer any more, there is nothing to hold back.
+        writer.held_clients.retain(|client_id| queues.each[number].has(client_id));
         queues.set_held(number, !writer.held_clients.is_empty());
     }
     if let Some(conn) = writer.conn {
@@ -94,7 +95,7 @@ impl Writer {
     /// Answers every item: with its outcome, or, when the database stays away too long, that it is not known.
     ///
     /// Where a row of one client is held for long, its events go back into the queue, and the other clients' go on.
-    async fn settle(&mut self, queue: &Queue, items: Vec<Item>) {
+    async fn settle(&mut self, queues: &Queues, own: usize, items: Vec<Item>) {
         let (held, others): (Vec<_>, Vec<_>) = match self.held_clients.is_empty() {
             true => (vec![], items),
             false => items.into_iter().partition(|item| self.held_clients.contains(&item.submission.event.client_id)),
@@ -135,8 +136,10 @@ impl Writer {
                         let mut of_clients = by_client(kept);
                         if of_clients.len() == 1 {
                             let items = of_clients.remove(0);
-                            self.held_clients.insert(items[0].submission.event.client_id.clone());
-                            queue.give_back(items);
+                            let client_id = items[0].submission.event.client_id.clone();
+                            if queues.give_back(own, items) {
+                                self.held_clients.insert(client_id);
+                            }
                         }
                         batches.extend(of_clients);
                     } else {
