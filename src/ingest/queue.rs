@@ -3,7 +3,7 @@
 use super::{Reply, Submission, queue_full};
 use crate::error::Error;
 use foldhash::fast::RandomState;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -41,10 +41,12 @@ pub(super) struct Queue {
     writers: Arc<Writers>,
     /// Wakes who waits for room.
     drained: Notify,
-    /// It has clients whose rows somebody holds: others than its writer would only wait for them too.
+    /// It has clients whose rows somebody holds: others than its writer would only wait for them too. Changed under the lock.
     is_held: AtomicBool,
     /// Its writer is at work.
     at_work: AtomicBool,
+    /// Its writer is the first.
+    is_first: bool,
 }
 
 /// What the writers of one process know of each other.
@@ -72,16 +74,18 @@ struct State {
     clients: HashMap<Arc<str>, VecDeque<Item>, RandomState>,
     /// Clients with something waiting, in the order of their turns.
     turns: VecDeque<Arc<str>>,
+    /// Clients that other writers gave back and its own has not heard of.
+    given_back: Vec<Arc<str>>,
     len: usize,
     closed: bool,
 }
 
 impl Queue {
-    fn new(capacity: usize, writers: &Arc<Writers>) -> Self {
+    fn new(capacity: usize, writers: &Arc<Writers>, is_first: bool) -> Self {
         let (filled, drained) = (Notify::new(), Notify::new());
         let (state, writers) = (Mutex::default(), writers.clone());
         let (is_held, at_work) = (AtomicBool::new(false), AtomicBool::new(false));
-        Self { capacity, state, filled, writers, drained, is_held, at_work }
+        Self { capacity, state, filled, writers, drained, is_held, at_work, is_first }
     }
 
     fn wake_writers(&self, events: usize) {
@@ -158,17 +162,37 @@ impl Queue {
         !self.is_held() && self.writers.await_first()
     }
 
-    /// Whether events of this client wait.
-    pub(super) fn has(&self, client_id: &str) -> bool {
-        self.state().clients.contains_key(client_id)
+    /// With the state locked.
+    fn set_held(&self, _: &State, is_held: bool) {
+        self.is_held.store(is_held, Ordering::Relaxed);
+        if self.is_first && self.writers.first_is_held.swap(is_held, Ordering::Relaxed) != is_held {
+            self.writers.all.notify_waiters();
+        }
+    }
+
+    /// What its writer knows of clients whose rows somebody holds: with those that others gave back, and without those of
+    /// whom nobody waits for an answer any more.
+    pub(super) fn know_held(&self, held_clients: &mut HashSet<Arc<str>>) {
+        let mut state = self.state();
+        held_clients.extend(state.given_back.drain(..));
+        held_clients.retain(|client_id| state.clients.contains_key(client_id));
+        self.set_held(&state, !held_clients.is_empty());
     }
 
     /// Puts events of one client that were taken before the others of it again; its turn comes after all others'.
-    /// They had their room, and get it back also where it is taken by now.
-    fn give_back(&self, items: Vec<Item>) {
-        let Some(client_id) = items.first().map(|item| item.submission.event.client_id.clone()) else { return };
+    /// They had their room, and get it back also where it is taken by now. By another than its own writer only as long as
+    /// that is sure to come: else they are what it gives.
+    fn give_back(&self, items: Vec<Item>, by_another: bool) -> Result<(), Vec<Item>> {
+        let Some(client_id) = items.first().map(|item| item.submission.event.client_id.clone()) else { return Ok(()) };
         let mut guard = self.state();
         let state = &mut *guard;
+        if by_another && state.closed {
+            return Err(items);
+        }
+        if by_another {
+            state.given_back.push(client_id.clone());
+            self.set_held(state, true);
+        }
         state.len += items.len();
         let waiting = state.clients.entry(client_id.clone()).or_default();
         if waiting.is_empty() {
@@ -178,6 +202,7 @@ impl Queue {
         let len = state.len;
         drop(guard);
         self.wake_writers(len);
+        Ok(())
     }
 
     /// Takes up to `max`, a turn a client, if there are so many.
@@ -218,7 +243,7 @@ impl Queues {
     /// So many, each with room for so much.
     pub(super) fn new(count: usize, capacity: usize) -> Self {
         let writers = Arc::default();
-        let each = (0..count).map(|_| Queue::new(capacity, &writers)).collect();
+        let each = (0..count).map(|number| Queue::new(capacity, &writers, number == 0)).collect();
         Self { each, writers, hasher: RandomState::default() }
     }
 
@@ -227,19 +252,12 @@ impl Queues {
         self.hasher.hash_one(client_id) as usize % self.each.len()
     }
 
-    /// Gives events of one client, whose rows somebody holds, back to its queue, for its own writer to try. True, if that is
-    /// the one of this number, who may have taken them from there or not.
+    /// Gives events of one client, whose rows somebody holds, back to its queue, for that one's writer to try; or, where it
+    /// may have come to its end, to the queue of this number. True, if it is this one.
     pub(super) fn give_back(&self, own: usize, items: Vec<Item>) -> bool {
-        let Some(home) = items.first().map(|item| self.number_of(&item.submission.event.client_id)) else {
-            return true;
-        };
-        // Whose queue is closed may have come to its end.
-        let home = if self.each[home].is_closed() { own } else { home };
-        if home != own {
-            self.set_held(home, true);
-        }
-        self.each[home].give_back(items);
-        home == own
+        let home = items.first().map_or(own, |item| self.number_of(&item.submission.event.client_id));
+        let kept = if home == own { Err(items) } else { self.each[home].give_back(items, true) };
+        kept.is_err_and(|items| self.each[own].give_back(items, false).is_ok())
     }
 
     /// Waits until something is there, and takes up to `max` of it. Nothing: the writer's own queue is closed and empty.
@@ -292,14 +310,6 @@ impl Queues {
     fn first_is_slow(&self) {
         self.writers.first_is_slow.store(true, Ordering::Relaxed);
         self.writers.all.notify_waiters();
-    }
-
-    /// Whether the queue of this number has clients whose rows somebody holds.
-    pub(super) fn set_held(&self, own: usize, is_held: bool) {
-        self.each[own].is_held.store(is_held, Ordering::Relaxed);
-        if own == 0 && self.writers.first_is_held.swap(is_held, Ordering::Relaxed) != is_held {
-            self.writers.all.notify_waiters();
-        }
     }
 }
 
@@ -406,7 +416,11 @@ mod tests {
     }
 
     fn queue_of(capacity: usize) -> Queue {
-        Queue::new(capacity, &Arc::default())
+        Queue::new(capacity, &Arc::default(), true)
+    }
+
+    fn hold(queue: &Queue) {
+        queue.set_held(&queue.state(), true);
     }
 
     fn items(count: usize) -> Vec<Item> {
@@ -427,7 +441,7 @@ mod tests {
         assert_eq!(idle.await.unwrap(), 100);
         assert_eq!(queues.each[0].len(), SURPLUS_EVENTS_MIN - 100);
         queues.each[0].push_when_room(items(SURPLUS_EVENTS_MIN)).await.unwrap();
-        queues.set_held(0, true);
+        hold(&queues.each[0]);
         assert!(queues.take_now(1, 100, false).is_empty());
     }
 
@@ -491,9 +505,16 @@ mod tests {
         assert!(!queues.give_back(0, vec![item(&of(1))]));
         assert!(now(&queues, 0).await.is_none(), "not by the first writer again");
         assert_eq!(second.await.unwrap(), 1);
-        assert!(queues.give_back(1, vec![item(&of(1))]));
-        assert!(queues.each[1].has(&of(1)));
+        let mut held = HashSet::new();
+        assert!(!queues.give_back(0, vec![item(&of(1))]));
+        queues.each[1].know_held(&mut held);
+        assert!(held.contains(&*of(1)), "given back while the own writer was at something else");
+        assert!(now(&queues, 0).await.is_none(), "and not forgotten");
         assert_eq!(now(&queues, 1).await.unwrap().0, 1, "also where it is all that there is");
+        assert!(queues.give_back(1, vec![item(&of(1))]));
+        assert_eq!(now(&queues, 1).await.unwrap().0, 1);
+        queues.each[1].know_held(&mut held);
+        assert!(held.is_empty() && !queues.each[1].is_held(), "once nobody waits");
 
         queues.each[1].close();
         assert!(queues.give_back(0, vec![item(&of(1))]), "a closed one's writer may have gone");
@@ -517,7 +538,7 @@ mod tests {
             async move { queues.take(1, 100).await.unwrap().0.len() }
         });
         tokio::task::yield_now().await;
-        queues.set_held(0, true);
+        hold(&queues.each[0]);
         tokio::task::yield_now().await;
         queues.each[1].push(item("b")).unwrap();
         assert!(now(&queues, 0).await.is_none());

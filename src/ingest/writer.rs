@@ -82,9 +82,7 @@ pub(super) async fn run(
                 settled.await;
             }
         }
-        // Where nobody waits for an answer any more, there is nothing to hold back.
-        writer.held_clients.retain(|client_id| queues.each[number].has(client_id));
-        queues.set_held(number, !writer.held_clients.is_empty());
+        queues.each[number].know_held(&mut writer.held_clients);
     }
     if let Some(conn) = writer.conn {
         drop(conn.close().await);
