@@ -24,11 +24,14 @@ pub struct Service {
     pub uncounted_operations: Vec<String>,
 }
 
+/// Looked up for every event.
+type ByName<T> = HashMap<Arc<str>, T, RandomState>;
+
 /// Prices of one scope, the earliest first.
 type Timeline = Vec<Price>;
 
 /// Prices of one service: model ("" is any) → operation ("" is any) → timeline.
-type ServicePrices = HashMap<Arc<str>, HashMap<Arc<str>, Timeline, RandomState>, RandomState>;
+type ServicePrices = ByName<ByName<Timeline>>;
 
 /// All that pricing needs, of one version of the catalogue.
 #[derive(Debug, Default)]
@@ -37,9 +40,9 @@ pub struct Catalog {
     pub version: i64,
     services: BTreeMap<Arc<str>, Service>,
     /// By service.
-    prices: HashMap<Arc<str>, ServicePrices, RandomState>,
+    prices: ByName<ServicePrices>,
     /// Service → alias → model.
-    aliases: HashMap<Arc<str>, HashMap<Arc<str>, Arc<str>, RandomState>, RandomState>,
+    aliases: ByName<ByName<Arc<str>>>,
 }
 
 impl Catalog {
