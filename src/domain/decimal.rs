@@ -339,8 +339,9 @@ mod tests {
         }
 
         #[test]
-        fn a_division_of_small_numbers_is_that_of_large_ones(dividend: i64, divisor in 1i64..) {
-            let large = I256::from(10i128.pow(37));
+        fn a_division_of_small_numbers_is_that_of_large_ones(dividend in -100i128..100, divisor in 1i128..20) {
+            // Of 128 bits more than half, so that it is done in all 256; halves are frequent.
+            let large = I256::from(10i128.pow(38));
             let (dividend, divisor) = (I256::from(dividend), I256::from(divisor));
             let wide = divide_half_even(dividend * large, divisor * large);
             proptest::prop_assert_eq!(divide_half_even(dividend, divisor), wide);

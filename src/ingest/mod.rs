@@ -3,6 +3,7 @@
 mod batch;
 mod clients;
 mod queue;
+mod queues;
 mod writer;
 
 use crate::alerts::raise::AlertSettings;
@@ -12,8 +13,8 @@ use crate::error::Error;
 use crate::proto::ErrorReason;
 use chrono_tz::Tz;
 use foldhash::fast::RandomState;
-use futures_util::future::try_join_all;
-use queue::{Item, Queues};
+use queue::Item;
+use queues::Queues;
 use sqlx::postgres::PgConnectOptions;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -170,7 +171,7 @@ impl Ingest {
             let (queues, settings, database) = (queues.clone(), settings.clone(), database.clone());
             tokio::spawn(writer::run(queues, number, settings, database, catalog.clone(), alert_settings.clone()))
         };
-        let writers = (0..queues.each.len()).map(writer).collect();
+        let writers = (0..queues.count()).map(writer).collect();
         (Self { queues }, writers)
     }
 
@@ -179,7 +180,7 @@ impl Ingest {
     pub async fn record(&self, submission: Submission) -> Result<Outcome, Error> {
         let (sender, receiver) = oneshot::channel();
         let item = Item { submission: Box::new(submission), reply: Reply::One(sender), queued_at: Instant::now() };
-        self.queues.each[self.queues.number_of(&item.submission.event.client_id)].push(item)?;
+        self.queues.push(item)?;
         receiver.await.map_err(|_| Error::shutting_down())
     }
 
@@ -190,24 +191,21 @@ impl Ingest {
         outcomes: &Outcomes,
     ) -> Result<(), Error> {
         let queued_at = Instant::now();
-        let each = submissions.len() / self.queues.each.len() + 1;
-        let mut of_queues: Vec<Vec<Item>> = self.queues.each.iter().map(|_| Vec::with_capacity(each)).collect();
-        for (number, submission) in submissions {
-            let queue = self.queues.number_of(&submission.event.client_id);
-            of_queues[queue].push(Item { submission, reply: Reply::Numbered(number, outcomes.clone()), queued_at });
-        }
-        let pushing = self.queues.each.iter().zip(of_queues).map(|(queue, items)| queue.push_when_room(items));
-        try_join_all(pushing).await.map(drop)
+        let item = |(number, submission)| {
+            let reply = Reply::Numbered(number, outcomes.clone());
+            Item { submission, reply, queued_at }
+        };
+        self.queues.push_when_room(submissions.into_iter().map(item)).await
     }
 
     /// Takes nothing more. What is queued is still settled.
     pub fn close(&self) {
-        self.queues.each.iter().for_each(|queue| queue.close());
+        self.queues.close();
     }
 
     /// How many events wait.
     pub fn depth(&self) -> usize {
-        self.queues.each.iter().map(|queue| queue.len()).sum()
+        self.queues.len()
     }
 }
 

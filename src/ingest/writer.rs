@@ -2,7 +2,8 @@
 //! here, in its own task and on its own connection, and never on a caller's future.
 
 use super::clients::{ClientSettings, KNOWN_CLIENTS_MAX};
-use super::queue::{Item, Queues};
+use super::queue::Item;
+use super::queues::Queues;
 use super::{IngestSettings, Outcome, batch, reply};
 use crate::alerts::raise::AlertSettings;
 use crate::catalog::CatalogCache;
@@ -82,7 +83,7 @@ pub(super) async fn run(
                 settled.await;
             }
         }
-        queues.each[number].know_held(&mut writer.held_clients);
+        queues.know_held(number, &mut writer.held_clients);
     }
     if let Some(conn) = writer.conn {
         drop(conn.close().await);
