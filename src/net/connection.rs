@@ -1,11 +1,11 @@
 //! The life of one connection: handshake, calls, notice, end.
 
+use super::http;
 use super::io::{Io, Moved};
 use super::listen::Shared;
 use super::turns::{Turns, Watching};
 use super::{Ending, Peer};
 use hyper::body::Body;
-use hyper_util::rt::TokioIo;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
@@ -56,7 +56,8 @@ where
     let (moved, turns) = (io.moved.clone(), io.turns.clone());
     let (end, ending) = watch::channel(Ending::No);
     let service = Watching { inner: shared.service.clone(), peer: Peer { address, ending }, turns: turns.clone() };
-    let mut connection = pin!(shared.http.serve_connection(TokioIo::new(io), service));
+    let (close, closing) = watch::channel(false);
+    let mut connection = pin!(http::serve(io, service, &shared, closing));
 
     let silent = async {
         sleep_until(handshake_ends).await;
@@ -78,7 +79,7 @@ where
         None => return,
     };
     // No new calls: GOAWAY, or "connection: close". Those that are there go on.
-    connection.as_mut().graceful_shutdown();
+    close.send_replace(true);
     if why == Ending::Aged {
         let grace = async {
             tokio::select! {

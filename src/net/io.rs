@@ -4,9 +4,9 @@ use super::turns::Turns;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
@@ -22,6 +22,49 @@ enum Stream {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
+/// Bytes that a turn of an HTTP/2 connection reads, before what it has read is moved on.
+pub(super) const READ_BYTES_PER_TURN: usize = 64 * 1024;
+/// What an HTTP/2 connection begins with (RFC 9113, section 3.4).
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// How much a connection may read before its turn ends. Without a turn there is no bound.
+#[derive(Debug)]
+pub(super) struct ReadTurn {
+    left: AtomicUsize,
+    is_used_up: AtomicBool,
+}
+
+impl Default for ReadTurn {
+    fn default() -> Self {
+        Self { left: AtomicUsize::new(usize::MAX), is_used_up: AtomicBool::new(false) }
+    }
+}
+
+impl ReadTurn {
+    /// Begins a turn.
+    pub fn begin(&self) {
+        self.left.store(READ_BYTES_PER_TURN, Ordering::Relaxed);
+        self.is_used_up.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether somebody wanted to read more. The task has to poll again by itself.
+    pub fn is_used_up(&self) -> bool {
+        self.is_used_up.load(Ordering::Relaxed)
+    }
+
+    fn may_read(&self) -> bool {
+        let may_read = self.left.load(Ordering::Relaxed) > 0;
+        if !may_read {
+            self.is_used_up.store(true, Ordering::Relaxed);
+        }
+        may_read
+    }
+
+    fn read(&self, bytes: usize) {
+        self.left.store(self.left.load(Ordering::Relaxed).saturating_sub(bytes), Ordering::Relaxed);
+    }
+}
+
 /// Who writes so much does not wait for more.
 const WRITE_AT_ONCE_BYTES: usize = 8 * 1024;
 
@@ -35,8 +78,11 @@ pub(super) struct Io {
     pub moved: Arc<Moved>,
     /// Of the calls on this connection.
     pub turns: Arc<Turns>,
+    pub reads: Arc<ReadTurn>,
     /// What is written now has waited.
     has_waited: bool,
+    /// The first bytes, where they were looked at and are still to be read.
+    first: Vec<u8>,
 }
 
 impl Io {
@@ -49,7 +95,22 @@ impl Io {
     }
 
     fn new(stream: Stream) -> Self {
-        Self { stream, moved: Arc::default(), turns: Arc::default(), has_waited: false }
+        let (moved, turns, reads) = (Arc::default(), Arc::default(), Arc::default());
+        Self { stream, moved, turns, reads, has_waited: false, first: Vec::new() }
+    }
+
+    /// Whether the peer begins as HTTP/2 does. What was read to find out is read again.
+    pub async fn speaks_http2(&mut self) -> io::Result<bool> {
+        let mut first = [0; PREFACE.len()];
+        let mut length = 0;
+        while length < first.len() && first[..length] == PREFACE[..length] {
+            match self.read(&mut first[length..]).await? {
+                0 => break,
+                read => length += read,
+            }
+        }
+        self.first = first[..length].to_vec();
+        Ok(first == *PREFACE)
     }
 }
 
@@ -91,9 +152,20 @@ impl Io {
 
 impl AsyncRead for Io {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if !self.first.is_empty() {
+            let now = self.first.len().min(buffer.remaining());
+            buffer.put_slice(&self.first[..now]);
+            self.first.drain(..now);
+            return Poll::Ready(Ok(()));
+        }
+        if !self.reads.may_read() {
+            return Poll::Pending;
+        }
         let before = buffer.filled().len();
         let read = either!(self, stream => stream.poll_read(cx, buffer));
-        self.moved.read.fetch_add((buffer.filled().len() - before) as u64, Ordering::Relaxed);
+        let bytes = buffer.filled().len() - before;
+        self.moved.read.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.reads.read(bytes);
         read
     }
 }

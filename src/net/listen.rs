@@ -1,11 +1,9 @@
 //! The accept loop of both ports.
 
 use super::connection;
-use super::http;
+use super::windows::Windows;
 use crate::config::Settings;
 use hyper::body::Body;
-use hyper_util::rt::TokioExecutor;
-use hyper_util::server::conn::auto::Builder;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -59,8 +57,8 @@ impl Port {
 /// What the connections of a port share.
 pub(super) struct Shared<S> {
     pub service: S,
-    pub http: Builder<TokioExecutor>,
     pub port: Port,
+    pub windows: Arc<Windows>,
 }
 
 impl<S> Shared<S> {
@@ -86,7 +84,7 @@ where
     B::Error: Into<StdError>,
 {
     let open = metrics::gauge!("meterd_connections", "port" => port.name);
-    let shared = Arc::new(Shared { service, http: http::builder(), port });
+    let shared = Arc::new(Shared { service, port, windows: Arc::default() });
     let mut connections = JoinSet::new();
     loop {
         open.set(connections.len() as f64);

@@ -1,14 +1,18 @@
 //! How both ports take connections: bounds, TLS, age, and an orderly end.
 
+mod answer;
 mod connection;
 mod files;
 mod http;
+mod http2;
 mod io;
 mod listen;
 mod reload;
+mod request_body;
 mod settings;
 mod tls;
 mod turns;
+mod windows;
 
 pub use files::allow_open_files;
 pub use listen::{Port, serve};

@@ -5,13 +5,14 @@
 
 use super::Peer;
 use hyper::Response;
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::body::{Body, Frame, SizeHint};
 use hyper::service::Service;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
+use tonic::codegen::StdError;
 use tonic::codegen::http::Request;
 use tower::ServiceExt;
 
@@ -93,25 +94,28 @@ pub(super) struct Watching<S> {
     pub turns: Arc<Turns>,
 }
 
-impl<S, B> Service<Request<Incoming>> for Watching<S>
+impl<S, B, R> Service<Request<R>> for Watching<S>
 where
+    R: Body<Data = bytes::Bytes> + Send + Unpin + 'static,
+    R::Error: Into<StdError>,
     S: tower::Service<Request<tonic::body::Body>, Response = Response<B>> + Clone + Send + 'static,
     S::Future: Send,
+    S::Error: Into<StdError>,
     B: Body<Data = bytes::Bytes> + Send + 'static,
-    B::Error: Into<tonic::codegen::StdError>,
+    B::Error: Into<StdError>,
 {
     type Response = Response<tonic::body::Body>;
-    type Error = S::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, S::Error>> + Send>>;
+    type Error = StdError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, StdError>> + Send>>;
 
-    fn call(&self, request: Request<Incoming>) -> Self::Future {
+    fn call(&self, request: Request<R>) -> Self::Future {
         let turn = Turn::begin(&self.turns);
         let mut request =
             request.map(|inner| tonic::body::Body::new(Watched { inner, turn: turn.clone(), is_answer: false }));
         request.extensions_mut().insert(self.peer.clone());
         let answer = self.inner.clone().oneshot(request);
         Box::pin(async move {
-            let answer = answer.await?;
+            let answer = answer.await.map_err(Into::into)?;
             turn.answered.store(true, Ordering::Relaxed);
             turn.ours(false);
             Ok(answer.map(|inner| {
