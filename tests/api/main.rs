@@ -50,6 +50,7 @@ mod role_matrix;
 mod sizes;
 mod startup;
 mod stopping;
+mod streams;
 mod subscribing;
 mod summaries;
 mod tls;

@@ -1,7 +1,7 @@
 //! gRPC by hand over HTTP/2, for calls that no well-behaved client makes.
 
 use bytes::Bytes;
-use h2::client::SendRequest;
+use h2::client::{ResponseFuture, SendRequest};
 use h2::{RecvStream, SendStream};
 use tokio::net::TcpStream;
 use tonic::Status;
@@ -18,7 +18,7 @@ pub async fn connect(address: &str) -> SendRequest<Bytes> {
 /// A call whose body is still open.
 pub struct OpenCall {
     pub body: SendStream<Bytes>,
-    pub answer: h2::client::ResponseFuture,
+    pub answer: ResponseFuture,
 }
 
 /// Begins a call.
@@ -33,30 +33,40 @@ pub fn begin(sender: &mut SendRequest<Bytes>, path: &str, headers: &[(&str, &str
 
 impl OpenCall {
     /// Sends as the server makes room. False, if it wants no more.
-    pub async fn send(&mut self, mut bytes: Bytes) -> bool {
-        while !bytes.is_empty() {
-            self.body.reserve_capacity(bytes.len());
-            let Some(Ok(room)) = std::future::poll_fn(|cx| self.body.poll_capacity(cx)).await else { return false };
-            if self.body.send_data(bytes.split_to(room.min(bytes.len())), false).is_err() {
-                return false;
-            }
-        }
-        true
+    pub async fn send(&mut self, bytes: Bytes) -> bool {
+        send(&mut self.body, bytes).await
     }
 
     /// The status that the call ends with, wherever it stands.
     pub async fn status(self) -> Status {
-        let answer = self.answer.await.unwrap();
-        if let Some(status) = Status::from_header_map(answer.headers()) {
-            return status;
-        }
-        let mut body: RecvStream = answer.into_body();
-        while let Some(data) = body.data().await {
-            let size = data.unwrap().len();
-            body.flow_control().release_capacity(size).unwrap();
-        }
-        Status::from_header_map(&body.trailers().await.unwrap().unwrap()).unwrap()
+        status(self.answer).await
     }
+}
+
+/// Sends as the server makes room. False, if it wants no more.
+pub async fn send(body: &mut SendStream<Bytes>, mut bytes: Bytes) -> bool {
+    while !bytes.is_empty() {
+        body.reserve_capacity(bytes.len());
+        let Some(Ok(room)) = std::future::poll_fn(|cx| body.poll_capacity(cx)).await else { return false };
+        if body.send_data(bytes.split_to(room.min(bytes.len())), false).is_err() {
+            return false;
+        }
+    }
+    true
+}
+
+/// The status that an answer ends with, wherever it stands.
+pub async fn status(answer: ResponseFuture) -> Status {
+    let answer = answer.await.unwrap();
+    if let Some(status) = Status::from_header_map(answer.headers()) {
+        return status;
+    }
+    let mut body: RecvStream = answer.into_body();
+    while let Some(data) = body.data().await {
+        let size = data.unwrap().len();
+        body.flow_control().release_capacity(size).unwrap();
+    }
+    Status::from_header_map(&body.trailers().await.unwrap().unwrap()).unwrap()
 }
 
 /// What stands before a message of so many bytes.
