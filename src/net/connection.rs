@@ -2,8 +2,9 @@
 
 use super::io::{Io, Moved};
 use super::listen::Shared;
+use super::rewound::Rewound;
 use super::turns::{Turns, Watching};
-use super::{Ending, Peer};
+use super::{Ending, Peer, http, http2};
 use hyper::body::Body;
 use hyper_util::rt::TokioIo;
 use std::future::Future;
@@ -13,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::net::TcpStream;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tokio_rustls::TlsAcceptor;
 use tonic::codegen::StdError;
@@ -54,10 +55,38 @@ where
     let handshake_ends = Instant::now() + HANDSHAKE_TIMEOUT;
     let Some(io) = handshake(stream, address, handshake_ends, &shared).await else { return };
     let (moved, turns) = (io.moved.clone(), io.turns.clone());
+    let Some((speaks_http2, io)) = sniff(io, handshake_ends, &shared).await else { return };
     let (end, ending) = watch::channel(Ending::No);
-    let service = Watching { inner: shared.service.clone(), peer: Peer { address, ending }, turns: turns.clone() };
-    let mut connection = pin!(shared.http.serve_connection(TokioIo::new(io), service));
+    let service = Watching { inner: shared.service.clone(), peer: Peer::new(address, ending), turns: turns.clone() };
+    let closing = Arc::new(Notify::new());
+    let stopped = closing.clone();
+    let calls = (moved.clone(), turns, end);
+    if speaks_http2 {
+        let served = http2::serve(io, moved, service, shared.port.unread_timeout, closing.clone());
+        return live(pin!(served), || closing.notify_one(), address, handshake_ends, calls, &shared).await;
+    }
+    let connection = http::http1().serve_connection(TokioIo::new(io), service);
+    let served = async move {
+        let mut connection = pin!(connection);
+        tokio::select! {
+            biased;
+            served = connection.as_mut() => return served.map_err(StdError::from),
+            () = stopped.notified() => connection.as_mut().graceful_shutdown(),
+        }
+        connection.await.map_err(StdError::from)
+    };
+    live(pin!(served), || closing.notify_one(), address, handshake_ends, calls, &shared).await;
+}
 
+/// Lives a connection through: its calls, the notice to go, and its end.
+async fn live<S>(
+    mut connection: Pin<&mut (impl Future<Output = Result<(), StdError>> + ?Sized)>,
+    closing: impl FnOnce(),
+    address: SocketAddr,
+    handshake_ends: Instant,
+    (moved, turns, end): (Arc<Moved>, Arc<Turns>, watch::Sender<Ending>),
+    shared: &Shared<S>,
+) {
     let silent = async {
         sleep_until(handshake_ends).await;
         if moved.read.load(Ordering::Relaxed) >= PREFACE_BYTES || turns.begun.load(Ordering::Relaxed) > 0 {
@@ -78,7 +107,7 @@ where
         None => return,
     };
     // No new calls: GOAWAY, or "connection: close". Those that are there go on.
-    connection.as_mut().graceful_shutdown();
+    closing();
     if why == Ending::Aged {
         let grace = async {
             tokio::select! {
@@ -98,6 +127,20 @@ where
     }
     end.send_replace(why);
     until(connection, address, stalled_or(&turns, &moved, ENDING_TIMEOUT)).await;
+}
+
+/// Whether the peer speaks HTTP/2, once it has said so.
+async fn sniff<S>(io: Io, ends: Instant, shared: &Shared<S>) -> Option<(bool, Rewound)> {
+    tokio::select! {
+        sniffed = timeout_at(ends, Rewound::sniff(io)) => match sniffed {
+            Ok(sniffed) => sniffed.ok(),
+            Err(_) => {
+                shared.refused("handshake_timeout");
+                None
+            }
+        },
+        () = shared.stopped() => None,
+    }
 }
 
 /// The bytes of a connection, once TLS is agreed on if there is any.
@@ -126,7 +169,7 @@ async fn handshake<S>(stream: TcpStream, address: SocketAddr, ends: Instant, sha
 /// Serves until something happens; None, if the connection ended before.
 async fn until<C, T>(connection: Pin<&mut C>, address: SocketAddr, happens: impl Future<Output = T>) -> Option<T>
 where
-    C: Future<Output = Result<(), StdError>>,
+    C: Future<Output = Result<(), StdError>> + ?Sized,
 {
     tokio::select! {
         ended = connection => {

@@ -1,7 +1,7 @@
 //! The bounds of HTTP/1 and HTTP/2, all of them set here: a default that is another tomorrow is no bound.
 
-use hyper_util::rt::{TokioExecutor, TokioTimer};
-use hyper_util::server::conn::auto::Builder;
+use hyper::server::conn::http1;
+use hyper_util::rt::TokioTimer;
 use std::time::Duration;
 
 /// Streams of one connection at once.
@@ -21,33 +21,33 @@ const CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
 /// What one stream may have written and its peer not yet have made room for.
 const SEND_BUFFER_BYTES_MAX: usize = 128 * 1024;
 /// An idle connection is asked so often whether it is there, and cut when it does not answer for so long.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+pub(super) const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
+pub(super) const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Time for the header of an HTTP/1 request, and between two.
 const HTTP1_HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// The header of an HTTP/1 request has to fit into this.
 const HTTP1_BUFFER_BYTES_MAX: usize = 16 * 1024;
 const HTTP1_HEADERS_MAX: usize = 100;
 
-/// Speaks HTTP/1 or HTTP/2, whichever the peer begins with.
-pub(super) fn builder() -> Builder<TokioExecutor> {
-    let mut builder = Builder::new(TokioExecutor::new());
+/// Speaks HTTP/2.
+pub(super) fn http2() -> h2::server::Builder {
+    let mut builder = h2::server::Builder::new();
     builder
-        .http2()
-        .timer(TokioTimer::new())
         .max_concurrent_streams(CONCURRENT_STREAMS_MAX)
         .max_pending_accept_reset_streams(PENDING_ACCEPT_RESET_STREAMS_MAX)
-        .max_local_error_reset_streams(LOCAL_ERROR_RESET_STREAMS_MAX)
+        .max_local_error_reset_streams(Some(LOCAL_ERROR_RESET_STREAMS_MAX))
         .max_header_list_size(HEADER_LIST_BYTES_MAX)
         .max_frame_size(FRAME_BYTES_MAX)
-        .adaptive_window(false)
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .max_send_buf_size(SEND_BUFFER_BYTES_MAX)
-        .keep_alive_interval(KEEPALIVE_INTERVAL)
-        .keep_alive_timeout(KEEPALIVE_TIMEOUT);
+        .max_send_buffer_size(SEND_BUFFER_BYTES_MAX);
     builder
-        .http1()
+}
+
+/// Speaks HTTP/1.
+pub(super) fn http1() -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder
         .timer(TokioTimer::new())
         .header_read_timeout(HTTP1_HEADER_TIMEOUT)
         .max_buf_size(HTTP1_BUFFER_BYTES_MAX)

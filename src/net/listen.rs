@@ -1,11 +1,8 @@
 //! The accept loop of both ports.
 
 use super::connection;
-use super::http;
 use crate::config::Settings;
 use hyper::body::Body;
-use hyper_util::rt::TokioExecutor;
-use hyper_util::server::conn::auto::Builder;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,6 +30,8 @@ pub struct Port {
     pub age_grace: Duration,
     /// The whole time for an orderly stop.
     pub stop_timeout: Duration,
+    /// A caller that takes nothing of its answer for so long has it ended.
+    pub unread_timeout: Duration,
 }
 
 impl Port {
@@ -52,6 +51,7 @@ impl Port {
             age: seconds(settings.net.connection_age_seconds),
             age_grace: seconds(settings.net.connection_age_grace_seconds),
             stop_timeout: seconds(settings.stop_timeout_seconds),
+            unread_timeout: seconds(settings.net.unread_timeout_seconds),
         }
     }
 }
@@ -59,7 +59,6 @@ impl Port {
 /// What the connections of a port share.
 pub(super) struct Shared<S> {
     pub service: S,
-    pub http: Builder<TokioExecutor>,
     pub port: Port,
 }
 
@@ -86,7 +85,7 @@ where
     B::Error: Into<StdError>,
 {
     let open = metrics::gauge!("meterd_connections", "port" => port.name);
-    let shared = Arc::new(Shared { service, http: http::builder(), port });
+    let shared = Arc::new(Shared { service, port });
     let mut connections = JoinSet::new();
     loop {
         open.set(connections.len() as f64);

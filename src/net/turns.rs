@@ -5,7 +5,7 @@
 
 use super::Peer;
 use hyper::Response;
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::body::{Body, Frame, SizeHint};
 use hyper::service::Service;
 use std::future::Future;
 use std::pin::Pin;
@@ -93,8 +93,10 @@ pub(super) struct Watching<S> {
     pub turns: Arc<Turns>,
 }
 
-impl<S, B> Service<Request<Incoming>> for Watching<S>
+impl<S, B, I> Service<Request<I>> for Watching<S>
 where
+    I: Body<Data = bytes::Bytes> + Unpin + Send + 'static,
+    I::Error: Into<tonic::codegen::StdError>,
     S: tower::Service<Request<tonic::body::Body>, Response = Response<B>> + Clone + Send + 'static,
     S::Future: Send,
     B: Body<Data = bytes::Bytes> + Send + 'static,
@@ -104,7 +106,7 @@ where
     type Error = S::Error;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, S::Error>> + Send>>;
 
-    fn call(&self, request: Request<Incoming>) -> Self::Future {
+    fn call(&self, request: Request<I>) -> Self::Future {
         let turn = Turn::begin(&self.turns);
         let mut request =
             request.map(|inner| tonic::body::Body::new(Watched { inner, turn: turn.clone(), is_answer: false }));
