@@ -12,6 +12,7 @@ use crate::grpc::closing::ClosingLayer;
 use crate::grpc::guard::GuardLayer;
 use crate::grpc::layer::CallLayer;
 use crate::grpc::panics::PanicLayer;
+use crate::grpc::places::PlaceLimits;
 use crate::grpc::{Context, Handlers, PageTokens};
 use crate::ingest::Ingest;
 use crate::jobs::{Scheduler, Work};
@@ -213,10 +214,14 @@ impl App {
         let mut http = tokio::spawn(net::serve(http, http_port, web::router(web_state)));
         let request_timeout = Duration::from_secs(settings.request_timeout_seconds.into());
         let limits = AdmissionLimits {
-            calls_max: settings.net.calls_max as usize,
-            streams_max: settings.net.streams_max as usize,
+            places: PlaceLimits {
+                calls_max: settings.net.calls_max as usize,
+                streams_max: settings.net.streams_max as usize,
+                answer_bytes_max: settings.net.answer_bytes_max as usize,
+            },
             request_bytes_max: settings.net.request_bytes_max as usize,
             receive_timeout: request_timeout,
+            unread_timeout: Duration::from_secs(settings.net.unread_timeout_seconds.into()),
         };
         let routes = Routes::new(handlers.usage())
             .add_service(handlers.alerts())

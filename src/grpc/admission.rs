@@ -1,10 +1,18 @@
-//! Who is let in: so many calls and streams at once, and so many bytes of requests. Beyond, callers are told to come back.
+//! Lets calls in, so many at once and so many bytes, per connection, per caller and in all. Others get SERVER_BUSY.
 
 use super::MESSAGE_BYTES_MAX;
-use super::received::{Budget, Expected, Held, ReceivedBody};
+use super::answers::{AnswerBody, Kept, accepts_gzip};
+use super::ending::status_headers;
+use super::messages::{self, ENCODING, GunzipBody, Whole, gunzip, is_gzip};
+use super::places::{Place, PlaceLimits, Places, Room, busy};
+use super::received::{Budget, Expected, Held, ReceivedBody, invalid};
+use super::status::REQUEST_ID;
+use crate::auth::Caller;
 use crate::error::Error;
+use crate::net::{Peer, Unread};
 use crate::proto::{self, ErrorReason};
-use hyper::body::{Frame, SizeHint};
+use bytes::Bytes;
+use hyper::body::Body as _;
 use prost::Message;
 use std::collections::HashMap;
 use std::future::Future;
@@ -12,18 +20,15 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tonic::Status;
 use tonic::body::Body;
-use tonic::codegen::http::{Request, Response};
+use tonic::codegen::http::{HeaderValue, Request, Response};
+use tonic::{Code, Status};
+use tonic_health::pb::HealthCheckRequest;
 use tower::{Layer, Service};
 
-/// Streams of gRPC's own services, health and reflection, at once: everybody may call them, also without a key, so they have
-/// places of their own.
-const PUBLIC_STREAMS_MAX: usize = 1_000;
+/// gRPC's own services, health and reflection, which may be open to everybody.
 const PUBLIC_PATHS: &str = "/grpc.";
-/// When to ask again for one of the places.
-const RETRY_DELAY: Duration = Duration::from_secs(1);
+const HEALTH_PATHS: &str = "/grpc.health.v1.Health/";
 
 /// Longest message of a stream of events, which keeps a buffer of that size. An event may have some 10 KiB: the rest is for what
 /// is refused with a reason.
@@ -44,18 +49,19 @@ fn message_bytes_max(path: &str) -> usize {
 /// has hung up keeps them: whoever resets calls as fast as it makes them gets no more work done than others.
 #[derive(Clone)]
 pub struct Admitted {
-    permit: Arc<OwnedSemaphorePermit>,
-    held: Arc<Held>,
+    _place: Arc<Place>,
+    _held: Arc<Held>,
 }
 
 /// How many may be in.
 #[derive(Clone, Copy, Debug)]
 pub struct AdmissionLimits {
-    pub calls_max: usize,
-    pub streams_max: usize,
+    pub places: PlaceLimits,
     pub request_bytes_max: usize,
     /// Longest time for a message to arrive, whatever deadline its caller gives.
     pub receive_timeout: Duration,
+    /// What the connections end unread answers after.
+    pub unread_timeout: Duration,
 }
 
 /// Which sides of a call go on.
@@ -65,36 +71,34 @@ struct Streams {
     answer: bool,
 }
 
-struct Places {
+struct Shared {
     streams_of: HashMap<String, Streams>,
-    calls: Arc<Semaphore>,
-    streams: Arc<Semaphore>,
-    public_streams: Arc<Semaphore>,
+    places: Arc<Places>,
     budget: Arc<Budget>,
     receive_timeout: Duration,
+    unread_timeout: Duration,
 }
 
 /// Wraps a service.
 #[derive(Clone)]
-pub struct AdmissionLayer(Arc<Places>);
+pub struct AdmissionLayer(Arc<Shared>);
 
 /// A wrapped service.
 #[derive(Clone)]
 pub struct AdmissionService<S> {
     inner: S,
-    places: Arc<Places>,
+    shared: Arc<Shared>,
 }
 
 impl AdmissionLayer {
     /// With so many places.
     pub fn new(limits: &AdmissionLimits) -> Self {
-        Self(Arc::new(Places {
+        Self(Arc::new(Shared {
             streams_of: streams_of(),
-            calls: Arc::new(Semaphore::new(limits.calls_max)),
-            streams: Arc::new(Semaphore::new(limits.streams_max)),
-            public_streams: Arc::new(Semaphore::new(PUBLIC_STREAMS_MAX)),
+            places: Arc::new(Places::new(limits.places)),
             budget: Arc::new(Budget::new(limits.request_bytes_max)),
             receive_timeout: limits.receive_timeout,
+            unread_timeout: limits.unread_timeout,
         }))
     }
 }
@@ -103,7 +107,7 @@ impl<S> Layer<S> for AdmissionLayer {
     type Service = AdmissionService<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        AdmissionService { inner, places: self.0.clone() }
+        AdmissionService { inner, shared: self.0.clone() }
     }
 }
 
@@ -131,16 +135,86 @@ fn streams_of() -> HashMap<String, Streams> {
     streams_of
 }
 
-/// The server has as much to do as it may.
-pub(super) fn busy(what: &'static str) -> Error {
-    metrics::counter!("meterd_calls_shed_total", "limit" => what).increment(1);
-    let message = format!("the server has as many {what} in hand as it may; send again, to another replica or later");
-    Error::exhausted(ErrorReason::ServerBusy, message, RETRY_DELAY).with("limit", what)
+impl Shared {
+    fn room(&self, request: &Request<Body>) -> Room {
+        let extensions = request.extensions();
+        let is_public = request.uri().path().starts_with(PUBLIC_PATHS);
+        let anybody = Caller::anybody();
+        let caller = extensions.get::<Arc<Caller>>().map_or(&anybody, |caller| caller);
+        self.places.of(caller, extensions.get(), is_public)
+    }
+
+    /// Takes the call's place once its message is there, and gives the request with it.
+    async fn admit(&self, request: Request<Body>, room: &Room) -> Result<(Request<Body>, Admitted), Status> {
+        let streams = self.streams(&request);
+        let path = request.uri().path();
+        let expected = Expected {
+            is_stream: streams.request,
+            message_bytes_max: message_bytes_max(path),
+            timeout: self.receive_timeout,
+        };
+        let is_health = path.starts_with(HEALTH_PATHS);
+        let held = Arc::new(Held::new(&self.budget));
+        let (mut parts, body) = request.into_parts();
+        let gzip = is_gzip(&parts.headers);
+        if gzip {
+            parts.headers.remove(ENCODING);
+        }
+        let body = ReceivedBody::new(body, held.clone(), expected);
+        if streams.request {
+            // A stream has its place from the begin: its answer begins before its first message.
+            let place = Arc::new(room.place(true)?);
+            let body = match gzip {
+                true => Body::new(GunzipBody::new(body, held.clone(), expected.message_bytes_max)),
+                false => Body::new(body),
+            };
+            return Ok((Request::from_parts(parts, body), Admitted { _place: place, _held: held }));
+        }
+        let arrived = room.waiting().wait_for(messages::one(body)).await;
+        let mut message = arrived.ok_or_else(|| busy("calls without a message"))??;
+        let place = Arc::new(room.place(streams.answer)?);
+        if gzip {
+            message = gunzip(message, expected.message_bytes_max, &held)?;
+        }
+        if is_health {
+            check_health_request(&message)?;
+        }
+        let request = Request::from_parts(parts, Body::new(Whole::new(message)));
+        Ok((request, Admitted { _place: place, _held: held }))
+    }
+
+    fn streams(&self, request: &Request<Body>) -> Streams {
+        self.streams_of.get(request.uri().path()).copied().unwrap_or_default()
+    }
+}
+
+/// What an answer ends with that its caller does not read.
+fn unread(after: Duration) -> Unread {
+    let request_id = REQUEST_ID.try_with(String::clone).unwrap_or_default();
+    Unread(Arc::new(move || {
+        metrics::counter!("meterd_answers_unread_total").increment(1);
+        let message = format!(
+            "the caller has read too little of the answer for {} s; call again and read faster",
+            after.as_secs()
+        );
+        let error = Error::new(Code::DeadlineExceeded, ErrorReason::DeadlineExceeded, message);
+        let status: Status = REQUEST_ID.sync_scope(request_id.clone(), || error.into());
+        status_headers(&status)
+    }))
+}
+
+/// Health has a codec of its own, whose error has no details.
+fn check_health_request(message: &Bytes) -> Result<(), Status> {
+    let is_plain = message.first() == Some(&0);
+    if is_plain && let Err(error) = HealthCheckRequest::decode(&message[super::received::PREFIX_BYTES..]) {
+        return Err(invalid(format_args!("cannot be decoded: {error}")).into());
+    }
+    Ok(())
 }
 
 impl<S> Service<Request<Body>> for AdmissionService<S>
 where
-    S: Service<Request<Body>, Response = Response<Body>>,
+    S: Service<Request<Body>, Response = Response<Body>> + Clone + Send + 'static,
     S::Future: Send + 'static,
     S::Error: Send + 'static,
 {
@@ -153,67 +227,38 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let places = &self.places;
-        let streams = places.streams_of.get(request.uri().path()).copied().unwrap_or_default();
-        let is_public = request.uri().path().starts_with(PUBLIC_PATHS);
-        let (of, what) = match (streams.request || streams.answer, is_public) {
-            (true, true) => (&places.public_streams, "public streams"),
-            (true, false) => (&places.streams, "streams"),
-            (false, _) => (&places.calls, "calls"),
-        };
-        let Ok(permit) = of.clone().try_acquire_owned() else {
-            return Box::pin(async move { Ok(Status::from(busy(what)).into_http()) });
-        };
-        let held = Arc::new(Held::new(&places.budget));
-        let admitted = Admitted { permit: Arc::new(permit), held: held.clone() };
-        let expected = Expected {
-            is_stream: streams.request,
-            message_bytes_max: message_bytes_max(request.uri().path()),
-            timeout: places.receive_timeout,
-        };
-        let mut request = request.map(|body| Body::new(ReceivedBody::new(body, held, expected)));
-        request.extensions_mut().insert(admitted.clone());
-        let call = self.inner.call(request);
+        let shared = self.shared.clone();
+        let next = self.inner.clone();
+        // The clone may not be ready; the one that was asked is.
+        let mut inner = std::mem::replace(&mut self.inner, next);
         Box::pin(async move {
-            let answer = call.await?;
-            let admitted = match (streams.answer, is_public) {
-                // What a stream was begun with is no longer there.
-                (true, _) => Kept { _permit: admitted.permit.clone(), _held: None },
-                // Answers of a few bytes: who calls without a key is not to keep the places of the others by not reading them.
-                (false, true) => return Ok(answer),
-                (false, false) => Kept { _permit: admitted.permit.clone(), _held: Some(admitted.held.clone()) },
+            let room = shared.room(&request);
+            let is_stream = shared.streams(&request).answer;
+            let gzip = accepts_gzip(request.headers());
+            let (mut request, admitted) = match shared.admit(request, &room).await {
+                Ok(admitted) => admitted,
+                Err(status) => return Ok(status.into_http()),
             };
-            Ok(answer.map(|inner| Body::new(AdmittedBody { inner, _kept: admitted })))
+            if room.is_vouched_for()
+                && let Some(peer) = request.extensions().get::<Peer>()
+            {
+                peer.vouch();
+            }
+            request.extensions_mut().insert(admitted.clone());
+            let mut answer = inner.call(request).await?;
+            // Such as a status in the headers.
+            if answer.body().is_end_stream() {
+                return Ok(answer);
+            }
+            if gzip {
+                answer.headers_mut().insert(ENCODING, HeaderValue::from_static("gzip"));
+            }
+            answer.extensions_mut().insert(unread(shared.unread_timeout));
+            // What a stream was begun with is no longer there.
+            let held = (!is_stream).then_some(admitted._held);
+            let kept = Kept { _place: admitted._place, _held: held };
+            Ok(answer.map(|inner| Body::new(AnswerBody::new(inner, room, kept, is_stream, gzip))))
         })
-    }
-}
-
-/// What an answer keeps until it is sent: answers that nobody reads are as many as there are places.
-struct Kept {
-    _permit: Arc<OwnedSemaphorePermit>,
-    _held: Option<Arc<Held>>,
-}
-
-/// An answer that has its place for as long as it goes on.
-struct AdmittedBody {
-    inner: Body,
-    _kept: Kept,
-}
-
-impl hyper::body::Body for AdmittedBody {
-    type Data = bytes::Bytes;
-    type Error = Status;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<bytes::Bytes>, Status>>> {
-        Pin::new(&mut self.inner).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
     }
 }
 

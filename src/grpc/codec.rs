@@ -1,6 +1,7 @@
 //! How messages are put on the wire and taken from it: as tonic does it, with a smaller buffer to begin with, and with a look at
 //! batches before they are decoded.
 
+use super::received::invalid;
 use super::weight;
 use crate::proto::BatchTrackUsageRequest;
 use bytes::Buf;
@@ -54,12 +55,11 @@ impl<U: Message + Default + 'static> Decoder for WeighingDecoder<U> {
 
     fn decode(&mut self, bytes: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
         let mut message = U::default();
-        let Some(batch) = (&mut message as &mut dyn Any).downcast_mut::<BatchTrackUsageRequest>() else {
-            return self.0.decode(bytes);
-        };
-        // All of it: the buffer is in one piece.
-        batch.events.reserve_exact(weight::check_batch(bytes.chunk())?);
-        message.merge(bytes).map_err(|error| Status::internal(error.to_string()))?;
+        if let Some(batch) = (&mut message as &mut dyn Any).downcast_mut::<BatchTrackUsageRequest>() {
+            // All of it: the buffer is in one piece.
+            batch.events.reserve_exact(weight::check_batch(bytes.chunk())?);
+        }
+        message.merge(bytes).map_err(|error| invalid(format_args!("cannot be decoded: {error}")))?;
         Ok(Some(message))
     }
 

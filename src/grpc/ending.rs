@@ -28,12 +28,17 @@ impl<B, F> EndingBody<B, F> {
     }
 }
 
-/// What ends a call whose answer has begun.
-pub(super) fn trailers(status: &Status) -> Frame<bytes::Bytes> {
+/// A status as the trailers of a call.
+pub(super) fn status_headers(status: &Status) -> HeaderMap {
     let mut trailers = HeaderMap::new();
     // Only metadata that is no header could fail, and ours is made here.
     drop(status.add_header(&mut trailers));
-    Frame::trailers(trailers)
+    trailers
+}
+
+/// What ends a call whose answer has begun.
+pub(super) fn trailers(status: &Status) -> Frame<bytes::Bytes> {
+    Frame::trailers(status_headers(status))
 }
 
 impl<B, F> Body for EndingBody<B, F>

@@ -2,6 +2,7 @@
 
 pub mod admission;
 mod alerts;
+mod answers;
 pub mod audit;
 mod catalog;
 mod checks;
@@ -20,9 +21,11 @@ mod jobs;
 mod json;
 pub mod keys;
 pub mod layer;
+mod messages;
 mod notifications;
 mod page_token;
 pub mod panics;
+pub mod places;
 mod policies;
 mod prices;
 mod query;
@@ -33,6 +36,7 @@ mod stream;
 mod subscribe;
 mod summaries;
 mod usage;
+mod waiting;
 mod weight;
 
 use admission::Admitted;
@@ -60,6 +64,7 @@ use sqlx::PgPool;
 use std::future::Future;
 use std::sync::Arc;
 use tokio::sync::{Notify, Semaphore, watch};
+use tonic::codec::CompressionEncoding;
 use tonic::{Request, Response, Status};
 use tracing::Instrument;
 
@@ -109,6 +114,7 @@ impl Handlers {
         UsageServiceServer::new(self.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX)
+            .accept_compressed(CompressionEncoding::Gzip)
     }
 
     /// The alert service.
@@ -116,6 +122,7 @@ impl Handlers {
         AlertServiceServer::new(self.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX)
+            .accept_compressed(CompressionEncoding::Gzip)
     }
 
     /// The catalogue service.
@@ -123,6 +130,7 @@ impl Handlers {
         CatalogServiceServer::new(self.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX)
+            .accept_compressed(CompressionEncoding::Gzip)
     }
 
     /// The client service.
@@ -130,6 +138,7 @@ impl Handlers {
         ClientServiceServer::new(self.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX)
+            .accept_compressed(CompressionEncoding::Gzip)
     }
 
     /// The job service.
@@ -137,6 +146,7 @@ impl Handlers {
         JobServiceServer::new(self.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX)
+            .accept_compressed(CompressionEncoding::Gzip)
     }
 
     /// The key service.
@@ -144,6 +154,7 @@ impl Handlers {
         KeyServiceServer::new(self.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX)
+            .accept_compressed(CompressionEncoding::Gzip)
     }
 
     /// Runs a handler that need not know who calls: see [`Self::run_as`].

@@ -1,7 +1,7 @@
 //! Requests as they arrive: none is longer than its method's may be, what they take counts against a budget of all connections,
 //! and each has a time to be whole.
 
-use super::admission::busy;
+use super::places::busy;
 use crate::error::Error;
 use crate::proto::ErrorReason;
 use hyper::body::{Frame, SizeHint};
@@ -20,7 +20,7 @@ const FREE_BYTES: usize = 16 * 1024;
 /// What a message takes for each of its bytes, once it is decoded: texts and numbers have their own allocations and fields.
 const DECODED_BYTES_PER_BYTE: usize = 4;
 /// What stands before each message: whether it is compressed, and its length.
-const PREFIX_BYTES: usize = 5;
+pub(super) const PREFIX_BYTES: usize = 5;
 
 /// Bytes of requests, of all connections.
 pub(super) struct Budget {
@@ -51,7 +51,7 @@ impl Held {
     }
 
     /// Takes so many in place of what it has. False, if the budget does not have them.
-    fn hold(&self, bytes: usize) -> bool {
+    pub fn hold(&self, bytes: usize) -> bool {
         let before = charged(self.bytes.load(Ordering::Relaxed));
         let now = charged(bytes);
         let fits = |used: usize| {
@@ -81,14 +81,21 @@ struct Position {
 }
 
 impl Position {
-    /// Goes on by these bytes. True, if a message has become whole by them; an error, if one says that it is longer than this.
-    fn advance(&mut self, mut bytes: &[u8], message_bytes_max: usize) -> Result<bool, Status> {
-        let mut whole = false;
+    /// Goes on by these bytes. Returns how many messages have become whole by them; an error, if the prefix of one is wrong, or
+    /// says that it is longer than this.
+    fn advance(&mut self, mut bytes: &[u8], message_bytes_max: usize) -> Result<usize, Status> {
+        let mut whole = 0;
         while let [first, rest @ ..] = bytes {
             if self.prefix < PREFIX_BYTES {
                 self.prefix += 1;
                 // The first byte says whether the message is compressed.
-                self.length = if self.prefix == 1 { 0 } else { self.length << 8 | usize::from(*first) };
+                self.length = match (self.prefix, *first) {
+                    (1, 0 | 1) => 0,
+                    (1, flag) => {
+                        return Err(invalid(format!("starts with the flag {flag}, which must be 0 or 1")).into());
+                    }
+                    (_, byte) => self.length << 8 | usize::from(byte),
+                };
                 self.missing = self.length;
                 bytes = rest;
                 if self.prefix == PREFIX_BYTES && self.length > message_bytes_max {
@@ -101,7 +108,7 @@ impl Position {
             }
             if self.prefix == PREFIX_BYTES && self.missing == 0 {
                 *self = Self::default();
-                whole = true;
+                whole += 1;
             }
         }
         Ok(whole)
@@ -116,6 +123,12 @@ impl Position {
 /// With the code that tonic has for it.
 fn too_long(bytes: usize, bytes_max: usize) -> Status {
     Status::out_of_range(format!("the message is too long: it has {bytes} bytes, and may have {bytes_max}"))
+}
+
+/// The request is not one message of its method.
+pub(super) fn invalid(what: impl std::fmt::Display) -> Error {
+    let message = format!("the request message {what}; nothing of it was recorded");
+    Error::new(Code::InvalidArgument, ErrorReason::MessageInvalid, message)
 }
 
 /// What may come as the body of a request.
@@ -134,6 +147,8 @@ pub(super) struct ReceivedBody {
     inner: Body,
     held: Arc<Held>,
     received: usize,
+    /// Messages that have become whole.
+    whole: usize,
     position: Position,
     expected: Expected,
     /// Until when the message has to be whole, once it was waited for.
@@ -143,17 +158,21 @@ pub(super) struct ReceivedBody {
 
 impl ReceivedBody {
     pub fn new(inner: Body, held: Arc<Held>, expected: Expected) -> Self {
-        Self { inner, held, received: 0, position: Position::default(), expected, deadline: None, failed: false }
+        let position = Position::default();
+        Self { inner, held, received: 0, whole: 0, position, expected, deadline: None, failed: false }
     }
 
     fn count(&mut self, bytes: &[u8]) -> Result<(), Status> {
         self.received += bytes.len();
         let whole = self.position.advance(bytes, self.expected.message_bytes_max)?;
+        self.whole += whole;
         if self.expected.is_stream {
-            if whole {
+            if whole > 0 {
                 self.deadline = None;
             }
             self.received = self.position.open();
+        } else if self.whole > 1 || (self.whole == 1 && self.position.open() > 0) {
+            return Err(invalid("is followed by another one, and this method takes one").into());
         }
         if self.held.hold(self.received) { Ok(()) } else { Err(busy("request bytes").into()) }
     }
@@ -161,6 +180,18 @@ impl ReceivedBody {
     /// Whether a message has begun or has to: a stream may be silent between two.
     fn is_awaited(&self) -> bool {
         !self.expected.is_stream || self.received > 0
+    }
+
+    /// The error of a request that ends here too early.
+    pub fn check_end(&self) -> Result<(), Status> {
+        // tonic takes a prefix without its message for the end of a stream that is whole.
+        if self.position.open() > 0 {
+            return Err(invalid("is cut: the request ends in the middle of it").into());
+        }
+        if !self.expected.is_stream && self.whole == 0 {
+            return Err(invalid("is missing: the request has no message").into());
+        }
+        Ok(())
     }
 
     fn late(&self) -> Error {
@@ -192,10 +223,10 @@ impl hyper::body::Body for ReceivedBody {
                 Ok(()) => Poll::Ready(Some(Ok(frame))),
                 Err(status) => this.fail(status),
             },
-            // tonic takes a prefix without its message for the end of a stream that is whole.
-            Poll::Ready(None) if this.position.open() > 0 => {
-                this.fail(Status::internal("the request ends in the middle of a message"))
-            }
+            Poll::Ready(None) => match this.check_end() {
+                Ok(()) => Poll::Ready(None),
+                Err(status) => this.fail(status),
+            },
             Poll::Pending if this.is_awaited() => {
                 let timeout = this.expected.timeout;
                 let deadline = this.deadline.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
@@ -232,11 +263,11 @@ mod tests {
             let (mut position, mut at, mut whole) = (Position::default(), 0, 0);
             for piece in bytes.chunks(size) {
                 at += piece.len();
-                whole += usize::from(position.advance(piece, 300).unwrap());
+                whole += position.advance(piece, 300).unwrap();
                 let begun = [0, 305, 310, 316].into_iter().rfind(|begun| *begun <= at).unwrap();
                 assert_eq!(position.open(), at - begun, "after {at} bytes in pieces of {size}");
             }
-            assert!((1..=3).contains(&whole));
+            assert_eq!(whole, 3);
         }
     }
 

@@ -1,113 +1,192 @@
-//! One call of an HTTP/2 connection: runs it, and sends its answer as fast as the caller reads.
+//! An answer on its way to a caller over HTTP/2: no faster than the caller reads, and ended when the caller does not read.
 
 use bytes::Bytes;
+use chrono::Utc;
 use h2::server::SendResponse;
 use h2::{Reason, SendStream};
-use hyper::Response;
 use hyper::body::Body as _;
-use std::future::{Future, poll_fn};
-use std::pin::{Pin, pin};
-use std::task::{Poll, ready};
+use std::cell::RefCell;
+use std::fmt;
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::{Instant, timeout_at};
 use tonic::body::Body;
 use tonic::codegen::StdError;
-use tonic::codegen::http::header::CONTENT_LENGTH;
+use tonic::codegen::http::header::{CONTENT_LENGTH, CONTENT_TYPE, DATE};
+use tonic::codegen::http::{HeaderMap, HeaderValue, Response};
 
-/// The caller has reset the stream, or is gone.
-struct Gone;
+/// A caller that reads slowly has to take so much in the time for unread answers, or what is left of a piece.
+const PROGRESS_BYTES: usize = 16 * 1024;
 
-/// Runs a call to its end. A caller that resets the stream or goes away drops it.
-pub(super) async fn answer<F>(call: F, respond: SendResponse<Bytes>)
-where
-    F: Future<Output = Result<Response<Body>, StdError>>,
-{
-    // Gone: there is nobody to tell.
-    drop(try_answer(call, respond).await);
+/// What an answer that its caller does not read ends with. In the extensions of the answer; without it the stream is reset.
+#[derive(Clone)]
+pub struct Unread(pub Arc<dyn Fn() -> HeaderMap + Send + Sync>);
+
+impl fmt::Debug for Unread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Unread").finish_non_exhaustive()
+    }
 }
 
-async fn try_answer<F>(call: F, mut respond: SendResponse<Bytes>) -> Result<(), Gone>
-where
-    F: Future<Output = Result<Response<Body>, StdError>>,
-{
-    let answer = {
-        let mut call = pin!(call);
-        poll_fn(|cx| match call.as_mut().poll(cx) {
-            Poll::Ready(answer) => Poll::Ready(Ok(answer)),
-            Poll::Pending => respond.poll_reset(cx).map(|_| Err(Gone)),
-        })
-        .await?
+/// Runs a call and sends its answer. A caller that takes the call back or goes away drops it.
+pub(super) async fn answer(
+    call: impl Future<Output = Result<Response<Body>, StdError>>,
+    mut respond: SendResponse<Bytes>,
+    unread_timeout: Duration,
+) {
+    let answer = tokio::select! {
+        biased;
+        answer = call => answer,
+        _ = poll_fn(|cx| respond.poll_reset(cx)) => return,
     };
-    let (mut head, body) = match answer {
-        Ok(answer) => answer.into_parts(),
+    match answer {
+        Ok(answer) => send(answer, respond, unread_timeout).await,
         Err(error) => {
-            tracing::error!(error = %error, "a call ended without an answer");
+            tracing::error!(%error, "a call ended without an answer");
             respond.send_reset(Reason::INTERNAL_ERROR);
-            return Err(Gone);
         }
+    }
+}
+
+async fn send(answer: Response<Body>, mut respond: SendResponse<Bytes>, unread_timeout: Duration) {
+    let (mut head, body) = answer.into_parts();
+    // Trailers are part of the body in gRPC-Web.
+    let is_web =
+        head.headers.get(CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/grpc-web"));
+    let unread = head.extensions.remove::<Unread>().filter(|_| !is_web);
+    head.headers.entry(DATE).or_insert_with(date);
+    let is_whole = body.is_end_stream();
+    if !is_whole && let Some(length) = body.size_hint().exact() {
+        head.headers.entry(CONTENT_LENGTH).or_insert_with(|| length.into());
+    }
+    let Ok(stream) = respond.send_response(Response::from_parts(head, ()), is_whole) else {
+        return respond.send_reset(Reason::INTERNAL_ERROR);
     };
-    if let Some(bytes) = body.size_hint().exact() {
-        head.headers.entry(CONTENT_LENGTH).or_insert(bytes.into());
-    }
-    let is_empty = body.is_end_stream();
-    let stream = respond.send_response(Response::from_parts(head, ()), is_empty).map_err(|_| Gone)?;
-    if is_empty { Ok(()) } else { send(body, stream).await }
-}
-
-async fn send(mut body: Body, mut stream: SendStream<Bytes>) -> Result<(), Gone> {
-    loop {
-        let frame = poll_fn(|cx| match Pin::new(&mut body).poll_frame(cx) {
-            Poll::Ready(frame) => Poll::Ready(Ok(frame)),
-            Poll::Pending => stream.poll_reset(cx).map(|_| Err(Gone)),
-        })
-        .await?;
-        let frame = match frame {
-            None => return stream.send_data(Bytes::new(), true).map_err(|_| Gone),
-            Some(Ok(frame)) => frame,
-            Some(Err(error)) => {
-                tracing::debug!(error = %error, "an answer broke off");
-                stream.send_reset(Reason::INTERNAL_ERROR);
-                return Err(Gone);
-            }
-        };
-        match frame.into_data() {
-            Ok(bytes) => {
-                let ends = body.is_end_stream();
-                send_bytes(&mut stream, bytes, ends).await?;
-                if ends {
-                    return Ok(());
-                }
-            }
-            Err(frame) => {
-                if let Ok(trailers) = frame.into_trailers() {
-                    return stream.send_trailers(trailers).map_err(|_| Gone);
-                }
-            }
+    if !is_whole {
+        let mut sending = Sending { stream, unread_timeout, deadline: None, taken: 0 };
+        match sending.send(body).await {
+            Ok(()) | Err(Failed::Gone) => {}
+            Err(Failed::Unread) => sending.end_unread(unread),
+            Err(Failed::Body) => sending.stream.send_reset(Reason::INTERNAL_ERROR),
         }
     }
 }
 
-/// Sends as much as the caller has made room for, and waits for more, so that nothing queues up in h2.
-async fn send_bytes(stream: &mut SendStream<Bytes>, mut bytes: Bytes, ends: bool) -> Result<(), Gone> {
-    while !bytes.is_empty() {
-        stream.reserve_capacity(bytes.len());
-        let room = poll_fn(|cx| {
-            if stream.poll_reset(cx).is_ready() {
-                return Poll::Ready(Err(Gone));
-            }
-            while stream.capacity() == 0 {
-                match ready!(stream.poll_capacity(cx)) {
-                    Some(Ok(_)) => {}
-                    Some(Err(_)) | None => return Poll::Ready(Err(Gone)),
+enum Failed {
+    /// The caller has taken the call back, or its connection has ended.
+    Gone,
+    /// The caller has read nothing for too long.
+    Unread,
+    /// The answer itself ended with an error.
+    Body,
+}
+
+impl From<h2::Error> for Failed {
+    fn from(_: h2::Error) -> Self {
+        Self::Gone
+    }
+}
+
+struct Sending {
+    stream: SendStream<Bytes>,
+    unread_timeout: Duration,
+    /// Until when the caller has to take `PROGRESS_BYTES`, while something waits for it.
+    deadline: Option<Instant>,
+    /// What it has taken since the deadline was set.
+    taken: usize,
+}
+
+impl Sending {
+    async fn send(&mut self, mut body: Body) -> Result<(), Failed> {
+        loop {
+            let frame = tokio::select! {
+                biased;
+                _ = poll_fn(|cx| self.stream.poll_reset(cx)) => return Err(Failed::Gone),
+                frame = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)) => frame,
+            };
+            let Some(frame) = frame else {
+                self.stream.send_data(Bytes::new(), true)?;
+                return Ok(());
+            };
+            let frame = frame.map_err(|_| Failed::Body)?;
+            match frame.into_data() {
+                Ok(data) => {
+                    let is_last = body.is_end_stream();
+                    self.send_data(data, is_last).await?;
+                    if is_last {
+                        return Ok(());
+                    }
+                }
+                Err(frame) => {
+                    if let Ok(trailers) = frame.into_trailers() {
+                        self.stream.send_trailers(trailers)?;
+                        return Ok(());
+                    }
                 }
             }
-            Poll::Ready(Ok(stream.capacity()))
-        })
-        .await?;
-        let now = bytes.split_to(room.min(bytes.len()));
-        let last = ends && bytes.is_empty();
-        stream.send_data(now, last).map_err(|_| Gone)?;
-        if last {
+        }
+    }
+
+    /// Hands over as much as the caller has room for at a time: h2 keeps nothing that could not be sent.
+    async fn send_data(&mut self, mut data: Bytes, is_last: bool) -> Result<(), Failed> {
+        if data.is_empty() && is_last {
+            self.stream.send_data(data, true)?;
             return Ok(());
         }
+        while !data.is_empty() {
+            self.stream.reserve_capacity(data.len().min(PROGRESS_BYTES));
+            let room = self.room().await?.min(data.len());
+            self.taken += room;
+            let piece = data.split_to(room);
+            self.stream.send_data(piece, is_last && data.is_empty())?;
+        }
+        self.deadline = None;
+        Ok(())
     }
-    if ends { stream.send_data(Bytes::new(), true).map_err(|_| Gone) } else { Ok(()) }
+
+    /// Waits until the caller has room for some bytes.
+    async fn room(&mut self) -> Result<usize, Failed> {
+        loop {
+            let stream = &mut self.stream;
+            if let room @ 1.. = stream.capacity() {
+                return Ok(room);
+            }
+            let deadline = match self.deadline {
+                Some(deadline) if self.taken < PROGRESS_BYTES => deadline,
+                _ => Instant::now() + self.unread_timeout,
+            };
+            if self.deadline.replace(deadline) != Some(deadline) {
+                self.taken = 0;
+            }
+            match timeout_at(deadline, poll_fn(|cx| stream.poll_capacity(cx))).await {
+                Ok(Some(Ok(_))) => {}
+                Ok(_) => return Err(Failed::Gone),
+                Err(_) => return Err(Failed::Unread),
+            }
+        }
+    }
+
+    fn end_unread(&mut self, unread: Option<Unread>) {
+        // Trailers need no room.
+        self.stream.reserve_capacity(0);
+        let ended = unread.is_some_and(|Unread(trailers)| self.stream.send_trailers(trailers()).is_ok());
+        if !ended {
+            self.stream.send_reset(Reason::CANCEL);
+        }
+    }
+}
+
+/// The date of now, made once a second (RFC 9110, section 6.6.1).
+fn date() -> HeaderValue {
+    thread_local!(static MADE: RefCell<Option<(i64, HeaderValue)>> = const { RefCell::new(None) });
+    let now = Utc::now();
+    MADE.with_borrow_mut(|made| match made {
+        Some((second, value)) if *second == now.timestamp() => value.clone(),
+        _ => {
+            let text = now.format("%a, %d %b %Y %H:%M:%S GMT").to_string();
+            let value = HeaderValue::from_str(&text).expect("a date has no strange characters");
+            made.insert((now.timestamp(), value)).1.clone()
+        }
+    })
 }

@@ -55,7 +55,7 @@ where
     let Some(io) = handshake(stream, address, handshake_ends, &shared).await else { return };
     let (moved, turns) = (io.moved.clone(), io.turns.clone());
     let (end, ending) = watch::channel(Ending::No);
-    let service = Watching { inner: shared.service.clone(), peer: Peer { address, ending }, turns: turns.clone() };
+    let service = Watching { inner: shared.service.clone(), peer: Peer::new(address, ending), turns: turns.clone() };
     let (close, closing) = watch::channel(false);
     let mut connection = pin!(http::serve(io, service, &shared, closing));
 

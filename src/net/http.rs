@@ -87,7 +87,7 @@ where
         _ = closing.wait_for(|closing| *closing) => return Ok(()),
     };
     if speaks_http2 {
-        return http2::serve(io, service, &shared.windows, closing).await;
+        return http2::serve(io, service, shared, closing).await;
     }
     let mut connection = pin!(http1().serve_connection(TokioIo::new(io), service));
     tokio::select! {

@@ -4,6 +4,7 @@
 use super::answer::answer;
 use super::http;
 use super::io::{Io, Moved, READ_BYTES_PER_TURN, ReadTurn};
+use super::listen::Shared;
 use super::request_body::{Filler, RequestBody, split};
 use super::windows::{Grown, Windows};
 use bytes::Bytes;
@@ -18,6 +19,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
+use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tonic::body::Body;
@@ -29,10 +31,10 @@ use tonic::codegen::http::Request;
 const DATA_FRAME_BUDGET: usize = 2 * READ_BYTES_PER_TURN / 10 * 255;
 
 /// Serves a connection until its peer closes it, or, once `closing` is true, until the calls that are there have ended.
-pub(super) async fn serve<S>(
+pub(super) async fn serve<S, T>(
     io: Io,
     service: S,
-    windows: &Arc<Windows>,
+    shared: &Shared<T>,
     mut closing: watch::Receiver<bool>,
 ) -> Result<(), StdError>
 where
@@ -40,13 +42,14 @@ where
     S::Future: Send + 'static,
 {
     let (moved, reads) = (io.moved.clone(), io.reads.clone());
+    let (windows, unread_timeout) = (shared.windows.clone(), shared.port.unread_timeout);
     let grown = windows.grow();
     let mut connection: Connection<Io, Bytes> =
         http::http2(grown.is_some()).data_frame_budget(DATA_FRAME_BUDGET).handshake(io).await?;
     let ping_pong = connection.ping_pong().expect("it is taken once");
     let mut answers = pin!(answers(ping_pong, &moved));
-    let windows = windows.clone();
-    let mut serving = Serving { connection, fillers: FuturesUnordered::new(), service, reads, windows, grown };
+    let mut serving =
+        Serving { connection, fillers: FuturesUnordered::new(), service, reads, windows, grown, unread_timeout };
     let mut open = true;
     loop {
         tokio::select! {
@@ -69,6 +72,7 @@ struct Serving<S> {
     reads: Arc<ReadTurn>,
     windows: Arc<Windows>,
     grown: Option<Grown>,
+    unread_timeout: Duration,
 }
 
 impl<S> Serving<S>
@@ -105,7 +109,8 @@ where
         let (head, stream) = request.into_parts();
         let (body, filler) = split(stream, cx);
         self.fillers.extend(filler);
-        tokio::spawn(answer(self.service.call(Request::from_parts(head, body)), respond));
+        let call = self.service.call(Request::from_parts(head, body));
+        tokio::spawn(answer(call, respond, self.unread_timeout));
     }
 }
 

@@ -31,6 +31,8 @@ pub struct Port {
     pub age_grace: Duration,
     /// The whole time for an orderly stop.
     pub stop_timeout: Duration,
+    /// A caller that takes nothing of its answer for so long has it ended.
+    pub unread_timeout: Duration,
 }
 
 impl Port {
@@ -50,6 +52,7 @@ impl Port {
             age: seconds(settings.net.connection_age_seconds),
             age_grace: seconds(settings.net.connection_age_grace_seconds),
             stop_timeout: seconds(settings.stop_timeout_seconds),
+            unread_timeout: seconds(settings.net.unread_timeout_seconds),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 mod answer;
 mod connection;
+mod counts;
 mod files;
 mod http;
 mod http2;
@@ -14,12 +15,16 @@ mod tls;
 mod turns;
 mod windows;
 
+pub use answer::Unread;
+pub use counts::{Counted, Counts, Taken};
 pub use files::allow_open_files;
 pub use listen::{Port, serve};
 pub use settings::NetSettings;
 pub use tls::Tls;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::watch;
 
 /// Who is at the other end of a request's connection. It is in the extensions of every request.
@@ -29,6 +34,20 @@ pub struct Peer {
     pub address: SocketAddr,
     /// Whether the connection is about to be closed, and calls that go on have to end.
     pub ending: watch::Receiver<Ending>,
+    /// What its calls have in hand together.
+    pub counts: Arc<Counts>,
+    vouched: Arc<AtomicBool>,
+}
+
+impl Peer {
+    fn new(address: SocketAddr, ending: watch::Receiver<Ending>) -> Self {
+        Self { address, ending, counts: Arc::default(), vouched: Arc::default() }
+    }
+
+    /// Notes that a call on the connection came from somebody who may call: such a connection is the last to be closed for others.
+    pub fn vouch(&self) {
+        self.vouched.store(true, Ordering::Relaxed);
+    }
 }
 
 /// Why calls that go on have to end.

@@ -12,6 +12,7 @@ use prost::Message;
 use prost::encoding::encode_varint;
 use prost_reflect::{Kind, MethodDescriptor};
 use std::collections::{BTreeSet, VecDeque};
+use std::io::Write;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use tonic::body::Body;
@@ -27,13 +28,15 @@ enum Expected {
     Same,
     /// OK, or an error of ours.
     Answered,
+    /// With MESSAGE_INVALID.
+    Invalid,
     /// By gRPC itself.
     Grpc(Code),
     /// By gRPC with UNIMPLEMENTED, and by HTTP with this.
     Http(u16),
 }
 
-use Expected::{Answered, Grpc, Http, Same};
+use Expected::{Answered, Grpc, Http, Invalid, Same};
 
 /// A call that is not proper.
 struct Bad {
@@ -57,6 +60,12 @@ impl HttpBody for Piece {
 /// A message with gRPC's prefix.
 fn framed(flag: u8, message: &[u8]) -> Vec<u8> {
     [&[flag], &(message.len() as u32).to_be_bytes()[..], message].concat()
+}
+
+pub fn gzipped(bytes: &[u8]) -> Vec<u8> {
+    let mut gzip = flate2::write::GzEncoder::new(vec![], flate2::Compression::fast());
+    gzip.write_all(bytes).unwrap();
+    gzip.finish().unwrap()
 }
 
 fn proper(rpc: &MethodDescriptor, body: Vec<u8>) -> Request<Vec<u8>> {
@@ -112,7 +121,6 @@ fn message_bytes_max(rpc: &MethodDescriptor) -> u32 {
 
 /// Bodies that are no message, or an odd one. `fine` is a fine message.
 fn bodies(rpc: &MethodDescriptor, fine: &[u8]) -> Vec<(&'static str, Vec<u8>, Expected)> {
-    let internal = Grpc(Code::Internal);
     let one = |bytes: &[u8]| framed(0, bytes);
     let after = |more: &[u8]| framed(0, &[fine, more].concat());
     let sent_twice = [one(fine), one(fine)].concat();
@@ -129,10 +137,10 @@ fn bodies(rpc: &MethodDescriptor, fine: &[u8]) -> Vec<(&'static str, Vec<u8>, Ex
         [key(536_870_911, 0, None), vec![0xff; 9], vec![1]].concat(),
     ];
     let mut bodies = vec![
-        ("body of nothing", vec![], if streams { Same } else { internal }),
-        ("half of a prefix", vec![0, 0, 0], internal),
-        ("prefix without its message", vec![0, 0, 0, 0, 9], internal),
-        ("message cut in the middle", one(&[fine, b"x"].concat())[..5 + fine.len()].to_vec(), internal),
+        ("body of nothing", vec![], if streams { Same } else { Invalid }),
+        ("half of a prefix", vec![0, 0, 0], Invalid),
+        ("prefix without its message", vec![0, 0, 0, 0, 9], Invalid),
+        ("message cut in the middle", one(&[fine, b"x"].concat())[..5 + fine.len()].to_vec(), Invalid),
         ("prefix of 4 GiB", vec![0, 255, 255, 255, 255], Grpc(Code::OutOfRange)),
         (
             "prefix of one byte more than the method takes",
@@ -145,33 +153,33 @@ fn bodies(rpc: &MethodDescriptor, fine: &[u8]) -> Vec<(&'static str, Vec<u8>, Ex
         (
             "field of the wrong type",
             one(&[key(1, 5, None), vec![0; 4]].concat()),
-            if of_no_field { Same } else { internal },
+            if of_no_field { Same } else { Invalid },
         ),
-        ("field number 0", after(&[0, 0]), internal),
-        ("field number too high", after(&[0xf8, 0xff, 0xff, 0xff, 0x7f, 0]), internal),
-        ("wire type 6", after(&key(2_000, 6, None)), internal),
-        ("wire type 7", after(&key(2_000, 7, None)), internal),
-        ("number of eleven bytes", after(&[key(2_000, 0, None), vec![0xff; 10], vec![1]].concat()), internal),
-        ("field longer than the message", after(&key(2_000, 2, Some(100))), internal),
-        ("field longer than any message", after(&key(2_000, 2, Some(usize::MAX >> 1))), internal),
-        ("group without its end", after(&key(2_000, 3, None)), internal),
-        ("end of no group", after(&key(2_000, 4, None)), internal),
-        ("groups 200 deep", after(&groups), internal),
+        ("field number 0", after(&[0, 0]), Invalid),
+        ("field number too high", after(&[0xf8, 0xff, 0xff, 0xff, 0x7f, 0]), Invalid),
+        ("wire type 6", after(&key(2_000, 6, None)), Invalid),
+        ("wire type 7", after(&key(2_000, 7, None)), Invalid),
+        ("number of eleven bytes", after(&[key(2_000, 0, None), vec![0xff; 10], vec![1]].concat()), Invalid),
+        ("field longer than the message", after(&key(2_000, 2, Some(100))), Invalid),
+        ("field longer than any message", after(&key(2_000, 2, Some(usize::MAX >> 1))), Invalid),
+        ("group without its end", after(&key(2_000, 3, None)), Invalid),
+        ("end of no group", after(&key(2_000, 4, None)), Invalid),
+        ("groups 200 deep", after(&groups), Invalid),
         ("message and itself again", one(&[fine, fine].concat()), Answered),
-        ("bytes of 0xff", one(&[0xff; 64]), internal),
-        ("compressed flag without encoding", framed(1, fine), internal),
-        ("compressed flag 2", framed(2, fine), internal),
-        ("compressed flag 255", framed(255, fine), internal),
-        ("two messages", sent_twice, if streams { Answered } else { Same }),
-        ("message and garbage", then_garbage, internal),
+        ("bytes of 0xff", one(&[0xff; 64]), Invalid),
+        ("compressed flag without encoding", framed(1, fine), Grpc(Code::Internal)),
+        ("compressed flag 2", framed(2, fine), Invalid),
+        ("compressed flag 255", framed(255, fine), Invalid),
+        ("two messages", sent_twice, if streams { Answered } else { Invalid }),
+        ("message and garbage", then_garbage, Invalid),
     ];
     let mut found = vec![];
     places(&rpc.input(), &[], &mut found);
     let of_kind = |wanted: fn(&Kind) -> bool| found.iter().find(|place| wanted(&place.last().unwrap().kind()));
     if let Some(place) = of_kind(|kind| *kind == Kind::String) {
-        bodies.push(("text that is no UTF-8", one(&at(place, b"a\xff")), internal));
-        bodies.push(("text with half a surrogate", one(&at(place, b"\xed\xa0\x80")), internal));
-        bodies.push(("text with an overlong slash", one(&at(place, b"\xc0\xaf")), internal));
+        bodies.push(("text that is no UTF-8", one(&at(place, b"a\xff")), Invalid));
+        bodies.push(("text with half a surrogate", one(&at(place, b"\xed\xa0\x80")), Invalid));
+        bodies.push(("text with an overlong slash", one(&at(place, b"\xc0\xaf")), Invalid));
     }
     if let Some(place) = of_kind(|kind| matches!(kind, Kind::Message(message) if message.name() == "Struct")) {
         // A list in a list: two messages a level, of which the decoder takes a hundred.
@@ -180,7 +188,7 @@ fn bodies(rpc: &MethodDescriptor, fine: &[u8]) -> Vec<(&'static str, Vec<u8>, Ex
             [key(6, 2, Some(list.len())), list].concat()
         });
         let entry = [key(1, 2, Some(1)), b"k".to_vec(), key(2, 2, Some(deep.len())), deep].concat();
-        bodies.push(("metadata 200 deep", one(&at(place, &[key(1, 2, Some(entry.len())), entry].concat())), internal));
+        bodies.push(("metadata 200 deep", one(&at(place, &[key(1, 2, Some(entry.len())), entry].concat())), Invalid));
     }
     bodies
 }
@@ -201,10 +209,22 @@ fn heads(rpc: &MethodDescriptor, fine: &[u8]) -> Vec<Bad> {
     }
     add("grpc-timeout that is no text", with("grpc-timeout", b"\xff"), Same);
     add("longest grpc-timeout", with("grpc-timeout", b"99999999H"), Same);
-    for (kind, value) in [("gzip", "gzip"), ("zstd", "zstd"), ("of no name", "x"), ("of nothing", "")] {
+    for (kind, value) in [("zstd", "zstd"), ("of no name", "x"), ("of nothing", "")] {
         let mut request = with("grpc-encoding", value.as_bytes());
         *request.body_mut() = framed(1, fine);
         add(&format!("grpc-encoding {kind}"), request, Grpc(Code::Unimplemented));
+    }
+    for (kind, body, expected) in [
+        ("", framed(1, &gzipped(fine)), Same),
+        (", not compressed", framed(0, fine), Same),
+        (", no gzip", framed(1, fine), Invalid),
+        (", cut", framed(1, &gzipped(fine)[..12]), Invalid),
+        (", of no bytes", framed(1, &[]), Invalid),
+        (", compressed garbage", framed(1, &gzipped(&[0xff; 64])), Invalid),
+    ] {
+        let mut request = with("grpc-encoding", b"gzip");
+        *request.body_mut() = body;
+        add(&format!("grpc-encoding gzip{kind}"), request, expected);
     }
     add("grpc-encoding identity", with("grpc-encoding", b"identity"), Same);
     add("grpc-accept-encoding of no name", with("grpc-accept-encoding", b"x,,;q=\xff"), Same);
@@ -261,6 +281,7 @@ fn fault(rpc: &MethodDescriptor, expected: Expected, http: u16, status: Option<S
                 && (status.code() == Code::Ok || !refusal.reason.is_empty())
         }
         Answered => status.code() == Code::Ok || error_rules().check(rpc.name(), refusal.code, &refusal.reason).is_ok(),
+        Invalid => (refusal.code, &*refusal.reason) == (Code::InvalidArgument, "MESSAGE_INVALID"),
         Grpc(code) => refusal.code == code && refusal.is_of_grpc(),
         Http(_) => refusal.code == Code::Unimplemented && refusal.reason.is_empty(),
     };

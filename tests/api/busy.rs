@@ -171,19 +171,21 @@ async fn a_call_keeps_its_place_until_its_answer_is_read() {
 }
 
 #[tokio::test]
-async fn health_watches_have_places_of_their_own_and_leave_the_others_theirs() {
+async fn health_watches_have_places_of_their_own_on_each_connection_and_leave_the_others_theirs() {
     let server = TestServer::start_with(&["--streams-max=1"], Clock::system()).await;
     let mut health = HealthClient::new(server.channel());
     let mut watches = vec![];
-    for _ in 0..1_000 {
+    for _ in 0..16 {
         watches.push(health.watch(HealthCheckRequest::default()).await.unwrap());
     }
+    let refused = health.watch(HealthCheckRequest::default()).await.unwrap_err();
+    assert_busy(&refused, "public streams of the connection");
+    health.check(HealthCheckRequest::default()).await.unwrap();
     let mut other = HealthClient::new(server.channel());
-    assert_busy(&other.watch(HealthCheckRequest::default()).await.unwrap_err(), "public streams");
-    other.check(HealthCheckRequest::default()).await.unwrap();
+    watches.push(other.watch(HealthCheckRequest::default()).await.unwrap());
     let follower = Follower::begin(&server, SubscribeAlertsRequest::default()).await.unwrap();
     drop(watches);
-    eventually(async || other.clone().watch(HealthCheckRequest::default()).await.is_ok()).await;
+    eventually(async || health.clone().watch(HealthCheckRequest::default()).await.is_ok()).await;
     drop(follower);
     server.stop().await;
 }
