@@ -73,6 +73,15 @@ need_grpcurl() {
   fi
 }
 
+# Sets python to one with what the Python clients need.
+need_python_clients() {
+  python=$tools/venv/bin/python
+  if [ ! -x "$python" ]; then
+    python3 -m venv "$tools/venv" || { apt_install python3-venv && python3 -m venv "$tools/venv"; }
+  fi
+  "$python" -m pip install --quiet --disable-pip-version-check -r .ci/clients/requirements.txt
+}
+
 # Builds meterd and starts it on free ports over an empty data directory, unless $server_data is set, with these flags more;
 # sets METERD_SERVER.
 start_server() {

@@ -5,7 +5,7 @@ const grpc = require('@grpc/grpc-js');
 const loader = require('@grpc/proto-loader');
 
 const [clientId, streams, events] = [process.argv[2], Number(process.argv[3]), Number(process.argv[4])];
-const proto = path.resolve(__dirname, '../../../proto');
+const proto = path.resolve(__dirname, '../../proto');
 const definition = loader.loadSync('metering/v1/usage_service.proto', {
   includeDirs: [proto], keepCase: true, longs: Number, enums: String, defaults: true,
 });
