@@ -5,6 +5,7 @@ mod files;
 mod http;
 mod io;
 mod listen;
+mod names;
 mod reload;
 mod settings;
 mod tls;
@@ -12,6 +13,7 @@ mod turns;
 
 pub use files::allow_open_files;
 pub use listen::{Port, serve};
+pub use names::TlsNames;
 pub use settings::NetSettings;
 pub use tls::Tls;
 
