@@ -209,7 +209,7 @@ impl Settings {
                 "{name} {address} is not a loopback address, and whoever reaches it could read and write everything. \
                  Make an API key with `{}` and add --auth keys; \
                  or add --insecure-listen if the network itself is closed.",
-                hints::first_key(&self.database)
+                hints::first_key("NAME", &self.database)
             );
         }
         Ok(())

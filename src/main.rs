@@ -139,6 +139,8 @@ async fn main() -> ExitCode {
     let is_server = matches!(&cli.command, Command::Serve(args) if !args.check);
     let log = start_log(&cli.common, is_server);
     match cli::run(cli.command).await {
+        // Nobody has to read what a server prints.
+        Ok(code) if is_server => code,
         Ok(code) => print::end(code),
         Err(error) => fail(&error, Some(&log).filter(|_| is_server)),
     }

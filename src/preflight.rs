@@ -10,9 +10,7 @@ use std::net::{SocketAddr, TcpListener};
 /// Refuses settings that the server could not serve by, with all that is wrong with them.
 pub fn check(settings: &Settings) -> anyhow::Result<()> {
     let mut faults = faults(settings);
-    if faults.is_empty() {
-        faults.extend(ports_in_use(settings).iter().map(PortFault::to_string));
-    }
+    faults.extend(port_faults(settings).iter().map(PortFault::to_string));
     refuse(&faults)
 }
 
@@ -20,7 +18,7 @@ pub fn check(settings: &Settings) -> anyhow::Result<()> {
 /// note.
 pub fn check_beside(settings: &Settings) -> anyhow::Result<Vec<String>> {
     let mut faults = faults(settings);
-    let in_use = ports_in_use(settings);
+    let in_use = port_faults(settings);
     let (in_use, others): (Vec<_>, Vec<_>) = in_use.into_iter().partition(|fault| fault.is_in_use);
     faults.extend(others.iter().map(PortFault::to_string));
     let database = &settings.database;
@@ -87,7 +85,10 @@ impl std::fmt::Display for PortFault {
 }
 
 /// Listens on both ports for a moment.
-fn ports_in_use(settings: &Settings) -> Vec<PortFault> {
+fn port_faults(settings: &Settings) -> Vec<PortFault> {
+    if settings.check_ports().is_err() {
+        return vec![];
+    }
     let ports = [("--listen", settings.listen), ("--http-listen", settings.http_listen)];
     let listen = |(name, address): (&'static str, SocketAddr)| {
         let is_in_use = |error: &std::io::Error| error.kind() == ErrorKind::AddrInUse;

@@ -129,7 +129,7 @@ impl Auth {
         if self.mode == AuthMode::Off || self.jwt.is_some() || self.keys.has_admin(now) {
             return Ok(());
         }
-        let way_out = format!("make one with `{}`", hints::first_key(database));
+        let way_out = format!("make one with `{}`", hints::first_key("NAME", database));
         anyhow::ensure!(
             self.keys.has_live(now),
             "--auth keys, and there is no live API key, so nobody could call: {way_out}, or name an identity provider with \

@@ -7,6 +7,7 @@ use crate::config::hints::{self, Reach};
 use crate::config::{Access, AuthMode, Settings};
 use crate::database::Database;
 use crate::{net, preflight};
+use std::io::Write;
 use std::process::ExitCode;
 
 /// Arguments of `serve`.
@@ -89,7 +90,7 @@ fn greet(app: &app::App, database: &Database) {
     ];
     if settings.auth.auth == AuthMode::Keys {
         lines.push("With a key, such as a new one:".into());
-        lines.push(format!("  export METERD_API_KEY=$({} --quiet)", hints::first_key(&settings.database)));
+        lines.push(format!("  export METERD_API_KEY=$({} --quiet)", hints::first_key("ops", &settings.database)));
     }
     if settings.net.tls_client_ca.is_some() {
         lines.push("With a certificate that the server takes, in the files $CLIENT_CERT and $CLIENT_KEY:".into());
@@ -108,6 +109,7 @@ fn greet(app: &app::App, database: &Database) {
     }
     lines.push(String::new());
     let text = lines.join("\n");
-    // By a thread of its own: who does not read it keeps the server from nothing.
-    drop(std::thread::Builder::new().name("banner".into()).spawn(move || println!("{text}")));
+    // By a thread of its own and whatever comes of it: the server goes on without a reader.
+    let write = move || drop(writeln!(std::io::stdout(), "{text}"));
+    drop(std::thread::Builder::new().name("banner".into()).spawn(write));
 }

@@ -120,7 +120,7 @@ fn is_table(value: &DeValue<'_>) -> bool {
 /// A table groups nothing here: its keys would be taken for another's, or for nobody's.
 fn table_fault(catalogue: &Catalogue, key: &str, value: &DeValue<'_>) -> String {
     let inside = value.as_table().into_iter().flat_map(|table| table.keys());
-    let known = inside.filter_map(|key| catalogue.meant(key.get_ref())).next();
+    let known = inside.filter_map(|key| catalogue.meant(key.get_ref())).next().or_else(|| catalogue.find(key));
     let way_out = match known {
         Some(setting) => format!("write its settings without a table, such as `{} = …`", setting.id),
         None => "write settings as `key = value`, without a table".to_owned(),

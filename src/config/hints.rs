@@ -17,12 +17,13 @@ pub fn with_config(file: &Path) {
 
 /// This program as it was called, since `cargo run` puts no meterd on the PATH.
 pub fn program() -> String {
-    std::env::args().next().map_or_else(|| "meterd".into(), |name| quoted(&name))
+    let called = std::env::args().next().filter(|name| Path::new(name).ends_with("meterd"));
+    called.map_or_else(|| "meterd".into(), |name| quoted(&name))
 }
 
 /// Makes the first key of all, on the database itself.
-pub fn first_key(database: &DatabaseSettings) -> String {
-    format!("{} keys create ops --scope admin --all-clients --direct{}", program(), database_flags(database))
+pub fn first_key(name: &str, database: &DatabaseSettings) -> String {
+    format!("{} keys create {name} --scope admin --all-clients --direct{}", program(), database_flags(database))
 }
 
 /// The flags by which a command opens the same database.
