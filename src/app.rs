@@ -131,7 +131,7 @@ pub async fn build(
         Feed::start(options, settings.subscriptions_max, notifications_wanted.clone(), stopping.clone()).await?;
     let keys = KeyRing::load(options, settings.auth.requests_per_second()).await?;
     let auth = Auth::new(&settings.auth, keys, clock.clone())?;
-    auth.check_somebody_may_call()?;
+    auth.check_somebody_may_call(&settings.database)?;
     let context = Arc::new(Context {
         pool,
         reads,

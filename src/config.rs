@@ -2,9 +2,17 @@
 //! flag wins over the variable, the variable over the file, the file over the default.
 
 mod auth;
+mod declared;
+mod effective;
+mod environment;
+mod file;
+pub mod hints;
 mod notifications;
 
 pub use auth::{Access, AuthMode, AuthSettings, JwtAlgorithm, JwtSettings};
+pub use effective::effective;
+pub use environment::{opens_a_database, wrong_variables};
+pub use file::SettingsFile;
 pub use notifications::{NotificationSettings, Secret, SmtpSettings, TwilioSettings};
 
 use crate::domain::event::ACCEPT_FUTURE_SECONDS_MAX;
@@ -13,9 +21,9 @@ use crate::jobs::JobSettings;
 use crate::net::NetSettings;
 use crate::postgres::{EmbeddedSettings, default_data_dir};
 use chrono_tz::Tz;
-use clap::{Args, Command, ValueEnum};
+use clap::{Args, ValueEnum};
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Settings of the server and of commands that open its database.
@@ -40,7 +48,7 @@ pub struct Settings {
     #[arg(long, env = "METERD_INSECURE_LISTEN", num_args = 0..=1, default_missing_value = "true", default_value = "false", action = clap::ArgAction::Set)]
     pub insecure_listen: bool,
     /// Origin that browsers may call from with gRPC-Web, such as https://app.example.com; repeat for more
-    #[arg(long = "web-origin", env = "METERD_WEB_ORIGINS", value_delimiter = ',')]
+    #[arg(long = "web-origin", env = "METERD_WEB_ORIGINS", value_delimiter = ',', value_parser = parse_origin)]
     pub web_origins: Vec<String>,
 
     /// Currency of the deployment, an ISO 4217 code; fixed at the first start
@@ -150,6 +158,16 @@ fn parse_address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| "must be an IP address and a port, such as 127.0.0.1:50051".into())
 }
 
+/// An origin as browsers send it, which is compared letter by letter.
+fn parse_origin(text: &str) -> Result<String, String> {
+    let origin = text.parse::<reqwest::Url>().ok().filter(|url| matches!(url.scheme(), "https" | "http"));
+    match origin.map(|url| url.origin().ascii_serialization()) {
+        Some(origin) if origin == text => Ok(origin),
+        Some(origin) => Err(format!("must be an origin without path and slash; write {origin}")),
+        None => Err("must be an origin such as https://app.example.com".into()),
+    }
+}
+
 fn parse_zone(text: &str) -> Result<Tz, String> {
     text.parse().map_err(|_| "must be an IANA time zone such as Europe/Berlin".into())
 }
@@ -172,14 +190,26 @@ impl Settings {
         self.jobs.check(self.accept_past_days, self.accept_future_seconds)
     }
 
+    /// Refuses two ports that would be in each other's way.
+    pub fn check_ports(&self) -> anyhow::Result<()> {
+        let (grpc, http) = (self.listen, self.http_listen);
+        let same_host = grpc.ip() == http.ip() || grpc.ip().is_unspecified() || http.ip().is_unspecified();
+        anyhow::ensure!(
+            grpc.port() != http.port() || grpc.port() == 0 || !same_host,
+            "--listen {grpc} and --http-listen {http} are the same port: give each its own"
+        );
+        Ok(())
+    }
+
     /// Refuses to listen where strangers could call: without API keys, only this machine may.
     pub fn check_exposure(&self) -> anyhow::Result<()> {
         for (name, address) in [("--listen", self.listen), ("--http-listen", self.http_listen)] {
             anyhow::ensure!(
                 address.ip().is_loopback() || self.auth.auth == AuthMode::Keys || self.insecure_listen,
                 "{name} {address} is not a loopback address, and whoever reaches it could read and write everything. \
-                 Make an API key with `meterd keys create NAME --scope admin --all-clients --direct` and add --auth keys; \
-                 or add --insecure-listen if the network itself is closed."
+                 Make an API key with `{}` and add --auth keys; \
+                 or add --insecure-listen if the network itself is closed.",
+                hints::first_key("NAME", &self.database)
             );
         }
         Ok(())
@@ -197,50 +227,4 @@ impl DatabaseSettings {
             durable: true,
         }
     }
-}
-
-/// Makes the keys of a settings file the defaults of the flags of the same name.
-pub fn with_file(command: Command, file: &Path) -> anyhow::Result<Command> {
-    let text = std::fs::read_to_string(file).map_err(|error| anyhow::anyhow!("{}: {error}", file.display()))?;
-    let table: toml::Table = text.parse().map_err(|error| not_toml(file, &text, &error))?;
-    let mut command = command;
-    for (key, value) in table {
-        let id = key.replace('-', "_");
-        // Of all commands, such as `log`; or of some.
-        let shared = command.get_arguments().any(|arg| arg.get_id() == id.as_str());
-        let known =
-            shared || command.get_subcommands().any(|sub| sub.get_arguments().any(|arg| arg.get_id() == id.as_str()));
-        anyhow::ensure!(known, "{}: there is no setting `{key}`", file.display());
-        let values: Vec<String> = match value {
-            toml::Value::String(text) => vec![text],
-            toml::Value::Array(values) => {
-                values.into_iter().map(|value| value.to_string().trim_matches('"').into()).collect()
-            }
-            other => vec![other.to_string()],
-        };
-        if shared {
-            command = command.mut_arg(id, |arg| arg.default_values(values));
-            continue;
-        }
-        let names: Vec<String> = command.get_subcommands().map(|sub| sub.get_name().to_string()).collect();
-        for name in names {
-            let (id, values) = (id.clone(), values.clone());
-            command = command.mut_subcommand(name, |sub| {
-                if sub.get_arguments().any(|arg| arg.get_id() == id.as_str()) {
-                    sub.mut_arg(id, |arg| arg.default_values(values))
-                } else {
-                    sub
-                }
-            });
-        }
-    }
-    Ok(command)
-}
-
-/// Where a settings file is wrong, without the line itself: it may have a password in it.
-fn not_toml(file: &Path, text: &str, error: &toml::de::Error) -> anyhow::Error {
-    let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
-    let line = before.matches('\n').count() + 1;
-    let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
-    anyhow::anyhow!("{}, line {line}, column {column}: {}", file.display(), error.message())
 }

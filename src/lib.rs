@@ -1,5 +1,9 @@
 //! meterd: usage metering over gRPC, on one PostgreSQL.
 
+// First, as its macros are for the others.
+#[macro_use]
+pub mod print;
+
 pub mod alerts;
 pub mod app;
 pub mod auth;
@@ -13,8 +17,10 @@ pub mod error;
 pub mod grpc;
 pub mod ingest;
 pub mod jobs;
+pub mod log;
 pub mod net;
 pub mod postgres;
+pub mod preflight;
 mod redacted;
 pub mod store;
 pub mod web;

@@ -1,12 +1,14 @@
 //! The commands.
 
+use anyhow::Context;
 use clap::{Args, CommandFactory, FromArgMatches, Parser};
 use meterd::cli::{self, Command};
+use meterd::config::{self, SettingsFile};
+use meterd::log::{self, LogFormat, LogGuard};
+use meterd::print;
 use std::ffi::OsString;
-use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use tracing_subscriber::EnvFilter;
 
 /// Many small allocations from several threads: with the system's allocator they are a fifth of what an event costs.
 #[global_allocator]
@@ -28,17 +30,11 @@ struct Common {
     #[arg(long, global = true, env = "METERD_CONFIG")]
     config: Option<PathBuf>,
     /// What to log, such as "info" or "warn,meterd=debug"
-    #[arg(long, global = true, env = "METERD_LOG")]
+    #[arg(long, global = true, env = "METERD_LOG", value_parser = log::parse_filter)]
     log: Option<String>,
     /// How to log. Default: text on a terminal, JSON elsewhere
     #[arg(long, global = true, env = "METERD_LOG_FORMAT")]
     log_format: Option<LogFormat>,
-}
-
-#[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
-enum LogFormat {
-    Text,
-    Json,
 }
 
 /// Without a command, `serve` is meant: also where only its flags are given.
@@ -59,43 +55,102 @@ fn with_default_command(mut arguments: Vec<OsString>) -> Vec<OsString> {
     arguments
 }
 
-/// Parses the arguments over the settings file that they or the environment name.
-fn parse() -> anyhow::Result<Cli> {
-    let arguments = with_default_command(std::env::args_os().collect());
-    let mut command = Cli::command();
-    let named = arguments.iter().position(|argument| argument == "--config").and_then(|at| arguments.get(at + 1));
-    let inline = arguments.iter().find_map(|argument| argument.to_str()?.strip_prefix("--config=").map(OsString::from));
-    if let Some(file) = named.cloned().or(inline).or_else(|| std::env::var_os("METERD_CONFIG")) {
-        command = meterd::config::with_file(command, &PathBuf::from(file))?;
-    }
-    let matches = command.get_matches_from(arguments);
-    Ok(Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit()))
+/// What was asked for.
+enum Asked {
+    Run(Box<Cli>),
+    /// Nothing is left to do but to end.
+    Answered(ExitCode),
 }
 
-fn log(common: &Common, server: bool) {
-    let default = if server { "info,sqlx::postgres::notice=warn" } else { "warn" };
-    let filter = EnvFilter::new(common.log.as_deref().unwrap_or(default));
-    let format = match common.log_format {
-        Some(format) => format,
-        None if std::io::stderr().is_terminal() => LogFormat::Text,
-        None => LogFormat::Json,
+/// Parses the arguments over the settings file that they or the environment name.
+fn parse() -> anyhow::Result<Asked> {
+    let arguments = with_default_command(std::env::args_os().collect());
+    let bare = Cli::command();
+    let named = arguments.iter().position(|argument| argument == "--config").and_then(|at| arguments.get(at + 1));
+    let inline = arguments.iter().find_map(|argument| argument.to_str()?.strip_prefix("--config=").map(OsString::from));
+    let path = named.cloned().or(inline).or_else(|| std::env::var_os("METERD_CONFIG"));
+    let file = path.map(|path| SettingsFile::read(&PathBuf::from(path), &bare)).transpose()?;
+    let command = file.iter().fold(bare.clone(), |command, file| file.apply(command));
+    let matches = match command.try_get_matches_from(&arguments) {
+        Ok(matches) => matches,
+        Err(error) => return Ok(Asked::Answered(refuse(&error, &arguments))),
     };
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match format {
-        LogFormat::Text => subscriber.with_ansi(std::io::stderr().is_terminal()).init(),
-        LogFormat::Json => subscriber.json().flatten_event(true).init(),
+    let cli = match Cli::from_arg_matches(&matches) {
+        Ok(cli) => cli,
+        Err(error) => return Ok(Asked::Answered(refuse(&error, &arguments))),
+    };
+    let (name, of_command) = matches.subcommand().context("a command is required")?;
+    check_variables(&bare, name)?;
+    if let Some(file) = &file {
+        file.check_keys_of(name, &bare)?;
+        config::hints::with_config(file.path());
     }
+    anyhow::ensure!(
+        cli.common.config.as_deref() == file.as_ref().map(SettingsFile::path),
+        "--config: give it once, as --config FILE"
+    );
+    if let Command::Serve(args) = &cli.command
+        && args.print_config
+    {
+        print::line(format_args!("{}", config::effective(&bare, of_command, file.as_ref())));
+        if !args.check {
+            return Ok(Asked::Answered(ExitCode::SUCCESS));
+        }
+    }
+    Ok(Asked::Run(Box::new(cli)))
+}
+
+/// Prints what is wrong with the arguments, or the help. `serve --check` knows two exit codes only.
+fn refuse(error: &clap::Error, arguments: &[OsString]) -> ExitCode {
+    drop(error.print());
+    match error.exit_code() {
+        0 => ExitCode::SUCCESS,
+        _ if arguments.iter().any(|argument| argument == "--check") => ExitCode::FAILURE,
+        code => ExitCode::from(u8::try_from(code).unwrap_or(1)),
+    }
+}
+
+/// Refuses misspelt variables where they would change what is served or which database is opened, and names them elsewhere.
+fn check_variables(command: &clap::Command, name: &str) -> anyhow::Result<()> {
+    let wrong = config::wrong_variables(command, std::env::vars_os());
+    let opens_a_database = config::opens_a_database(command, name);
+    anyhow::ensure!(wrong.is_empty() || !opens_a_database, "{}", wrong.join("\n"));
+    wrong.iter().for_each(|wrong| print::note(format_args!("warning: {wrong}")));
+    Ok(())
+}
+
+fn start_log(common: &Common, is_server: bool) -> LogGuard {
+    let default = if is_server { "info,sqlx::postgres::notice=warn" } else { "warn" };
+    // Empty, as container tools pass what is not set, is not set.
+    let filter = common.log.as_deref().filter(|filter| !filter.is_empty()).unwrap_or(default);
+    if is_server {
+        log::log_panics();
+    }
+    log::start(filter, common.log_format)
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let run = async {
-        let cli = parse()?;
-        log(&cli.common, matches!(cli.command, Command::Serve(_)));
-        cli::run(cli.command).await
+    let cli = match parse() {
+        Ok(Asked::Run(cli)) => cli,
+        Ok(Asked::Answered(code)) => return print::end(code),
+        Err(error) => return fail(&error, None),
     };
-    run.await.unwrap_or_else(|error: anyhow::Error| {
-        eprintln!("error: {error:#}");
-        ExitCode::FAILURE
-    })
+    let is_server = matches!(&cli.command, Command::Serve(args) if !args.check);
+    let log = start_log(&cli.common, is_server);
+    match cli::run(cli.command).await {
+        // Nobody has to read what a server prints.
+        Ok(code) if is_server => code,
+        Ok(code) => print::end(code),
+        Err(error) => fail(&error, Some(&log).filter(|_| is_server)),
+    }
+}
+
+/// Says why a command has failed; by way of the log where that may be read by nobody.
+fn fail(error: &anyhow::Error, log: Option<&LogGuard>) -> ExitCode {
+    match log {
+        Some(log) => log.say(&format!("error: {error:#}")),
+        None => print::note(format_args!("error: {error:#}")),
+    }
+    ExitCode::FAILURE
 }

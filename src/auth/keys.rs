@@ -66,7 +66,8 @@ async fn insert(
     Ok(Made { key: api_keys::insert(conn, version, &key).await?, token: made.token })
 }
 
-/// Makes a new key in the place of an old one, which ends after `overlap`. Gives both.
+/// Makes a new key in the place of an old one, which ends after `overlap`. Gives both. Without an expire time of its own
+/// the new key is good for as long as the old one was made for.
 pub async fn rotate(
     conn: &mut PgConnection,
     key_id: &str,
@@ -81,6 +82,7 @@ pub async fn rotate(
         let message = format!("API key {key_id:?} is revoked or has expired: make a new one");
         return Err(Error::new(Code::FailedPrecondition, ErrorReason::ApiKeyNotLive, message));
     }
+    let expire_time = expire_time.or_else(|| same_life(&old, now));
     let spec =
         KeySpec { name: old.name, grants: old.grants, requests_per_second: old.requests_per_second, expire_time };
     let made = insert(conn, version, &spec, Some(key_id), now).await?;
@@ -88,6 +90,13 @@ pub async fn rotate(
     let version = api_keys::next_version(conn).await?;
     let old = api_keys::expire_by(conn, version, key_id, now + overlap).await?.ok_or_else(|| not_found(key_id))?;
     Ok((made, old))
+}
+
+/// When a key that begins now ends, if it is good for as long as this one; never, if this one does not end.
+fn same_life(key: &ApiKey, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
+    let end = key.expire_time?;
+    // The database's clock set the beginning, and may be ahead.
+    Some(end.max(now + (end - key.create_time)))
 }
 
 /// Ends a key.

@@ -9,7 +9,7 @@ pub mod token;
 pub use ring::KeyRing;
 
 use crate::clock::Clock;
-use crate::config::{Access, AuthMode, AuthSettings};
+use crate::config::{Access, AuthMode, AuthSettings, DatabaseSettings, hints};
 use crate::domain::access::{Grants, Scope};
 use crate::error::{Error, shown};
 use crate::proto::{ActorKind, ErrorReason};
@@ -93,6 +93,12 @@ pub struct Passed {
     pub streaming: bool,
 }
 
+/// Refuses settings of an identity provider that cannot be used.
+pub fn check(settings: &AuthSettings) -> anyhow::Result<()> {
+    let jwt = settings.jwt()?.map(|jwt| Jwt::new(&jwt, settings.requests_per_second()));
+    jwt.transpose().map(drop)
+}
+
 /// Knows callers by what they present.
 pub struct Auth {
     mode: AuthMode,
@@ -118,12 +124,12 @@ impl Auth {
     }
 
     /// Refuses to ask for keys where nobody has one to make others with.
-    pub fn check_somebody_may_call(&self) -> anyhow::Result<()> {
+    pub fn check_somebody_may_call(&self, database: &DatabaseSettings) -> anyhow::Result<()> {
         let now = self.clock.now();
         if self.mode == AuthMode::Off || self.jwt.is_some() || self.keys.has_admin(now) {
             return Ok(());
         }
-        let way_out = "make one with `meterd keys create NAME --scope admin --all-clients --direct`";
+        let way_out = format!("make one with `{}`", hints::first_key("NAME", database));
         anyhow::ensure!(
             self.keys.has_live(now),
             "--auth keys, and there is no live API key, so nobody could call: {way_out}, or name an identity provider with \

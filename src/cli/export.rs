@@ -1,7 +1,7 @@
 //! `meterd export`: recorded events to a file or to standard output.
 
 use std::fs::File;
-use std::io::{BufWriter, ErrorKind, IsTerminal, Write};
+use std::io::{BufWriter, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -13,6 +13,7 @@ use prost_types::Timestamp;
 use super::chart::grouped;
 use super::connect::{self, ConnectArgs};
 use super::time::{TimeRules, parse_time};
+use crate::print;
 use crate::proto::{ExportFormat, ExportUsageRequest, ExportUsageResponse};
 
 /// Form of the exported file.
@@ -83,12 +84,10 @@ pub async fn run(args: ExportArgs) -> anyhow::Result<ExitCode> {
             _ = tokio::signal::ctrl_c() => anyhow::bail!("interrupted: nothing is kept"),
         };
         let Some(piece) = piece else { break };
-        match target.write(&piece.data) {
-            // Such as `meterd export | head`.
-            Err(error) if error.kind() == ErrorKind::BrokenPipe && args.output.is_none() => {
-                return Ok(ExitCode::SUCCESS);
-            }
-            written => written.context("cannot write")?,
+        target.write(&piece.data).context("cannot write")?;
+        // Such as `meterd export | head`.
+        if print::has_ended() {
+            return Ok(ExitCode::SUCCESS);
         }
         bar.inc(piece.data.len() as u64);
         bar.set_message(format!("{} events", grouped(piece.event_count)));
@@ -128,14 +127,14 @@ fn parse_bound(text: &str) -> Result<Timestamp, String> {
 
 /// Standard output, or a file that appears only when it is whole.
 enum Target {
-    Stdout(std::io::Stdout),
+    Stdout,
     File { writer: BufWriter<File>, part: PartFile, path: PathBuf },
 }
 
 impl Target {
     fn open(path: Option<&Path>) -> anyhow::Result<Target> {
         let Some(path) = path else {
-            return Ok(Target::Stdout(std::io::stdout()));
+            return Ok(Target::Stdout);
         };
         let mut name = path.as_os_str().to_owned();
         name.push(format!(".part-{}", std::process::id()));
@@ -146,17 +145,17 @@ impl Target {
 
     fn write(&mut self, data: &[u8]) -> std::io::Result<()> {
         match self {
-            Target::Stdout(stdout) => stdout.write_all(data),
+            Target::Stdout => {
+                print::bytes(data);
+                Ok(())
+            }
             Target::File { writer, .. } => writer.write_all(data),
         }
     }
 
     fn finish(self) -> anyhow::Result<()> {
         match self {
-            Target::Stdout(mut stdout) => match stdout.flush() {
-                Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error.into()),
-                _ => Ok(()),
-            },
+            Target::Stdout => Ok(()),
             Target::File { writer, part, path } => {
                 writer.into_inner().context("cannot write")?.sync_all()?;
                 std::fs::rename(&part.0, &path).with_context(|| format!("cannot write {}", path.display()))

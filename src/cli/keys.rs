@@ -2,13 +2,15 @@
 
 use super::chart::table;
 use super::connect::{self, ConnectArgs, Connection};
+use super::signals;
 use super::time::{TimeRules, parse_time, time_text};
 use crate::auth::{Caller, keys, token};
 use crate::clock::Clock;
-use crate::config::DatabaseSettings;
+use crate::config::{DatabaseSettings, hints};
 use crate::database::{Database, command_pool};
 use crate::domain::access::Grants;
 use crate::grpc::{audit, keys::spec};
+use crate::print;
 use crate::proto::key_service_client::KeyServiceClient;
 use crate::proto::{
     ActorKind, ApiKey, CreateApiKeyRequest, Grant, ListApiKeysRequest, RevokeApiKeyRequest, RotateApiKeyRequest, Scope,
@@ -98,7 +100,7 @@ pub struct RotateArgs {
     /// How long the old key stays good beside the new one, such as 24h or 7d
     #[arg(long, default_value = "24h", value_parser = parse_duration)]
     pub overlap: Duration,
-    /// When the new key ceases to be good
+    /// When the new key ceases to be good [default: it is good for as long as the old one was; if that never expires, for ever]
     #[arg(long, value_name = "TIME", value_parser = parse_expiry)]
     pub expires: Option<Expiry>,
     #[command(flatten)]
@@ -226,7 +228,7 @@ async fn create(args: CreateArgs) -> anyhow::Result<ExitCode> {
             (answer.api_key.unwrap_or_default(), answer.token)
         }
     };
-    show_new(&args.shown, &key, &token);
+    show_new(&args.shown, &key, &token, args.direct.then_some(&args.database));
     Ok(ExitCode::SUCCESS)
 }
 
@@ -235,6 +237,8 @@ async fn create_directly(
     settings: &DatabaseSettings,
     request: &CreateApiKeyRequest,
 ) -> anyhow::Result<(ApiKey, String)> {
+    // Taken, so that a key that is made is shown and our own PostgreSQL is stopped.
+    let _stop = signals::asked_to_stop()?;
     let database = Database::open_beside(settings).await?;
     let made = async {
         store::migrate(&database.options).await?;
@@ -312,7 +316,7 @@ async fn rotate(args: RotateArgs) -> anyhow::Result<ExitCode> {
     let mut client = client(&args.connect).await?;
     let answer = client.rotate_api_key(args.connect.request(request, CALL_SECONDS)).await;
     let answer = answer.map_err(|status| connect::status_error(&status))?.into_inner();
-    show_new(&args.shown, &answer.api_key.unwrap_or_default(), &answer.token);
+    show_new(&args.shown, &answer.api_key.unwrap_or_default(), &answer.token, None);
     if !args.shown.json && !args.shown.quiet {
         let old = answer.old_api_key.unwrap_or_default();
         println!("old key  {} is good until {}", old.key_id, time_text(old.expire_time.as_ref()));
@@ -329,7 +333,8 @@ async fn revoke(args: RevokeArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn show_new(shown: &ShownArgs, key: &ApiKey, token: &str) {
+/// Shows a key with its token; of one that was made on a database itself also how to serve with it.
+fn show_new(shown: &ShownArgs, key: &ApiKey, token: &str, direct: Option<&DatabaseSettings>) {
     if shown.quiet {
         println!("{token}");
     } else if shown.json {
@@ -342,7 +347,18 @@ fn show_new(shown: &ShownArgs, key: &ApiKey, token: &str) {
         println!("expires  {}", expiry_text(key));
         println!("token    {token}");
         println!("The token is shown this once. Callers send it as `authorization: Bearer {token}`;");
-        println!("commands of meterd take it from METERD_API_KEY.");
+        println!("commands of meterd take it from METERD_API_KEY:");
+        println!("  export METERD_API_KEY={token}");
+        if let Some(database) = direct {
+            println!("A server asks for keys with --auth keys:");
+            println!("  {} serve --auth keys{}", hints::program(), hints::database_flags(database));
+        }
+    }
+    if print::has_ended() {
+        let (program, key_id) = (hints::program(), &key.key_id);
+        eprintln!(
+            "warning: the key {key_id} is made, and its token was not shown: revoke it with `{program} keys revoke {key_id}`"
+        );
     }
 }
 

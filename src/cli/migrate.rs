@@ -1,5 +1,6 @@
 //! `meterd migrate`: brings the schema up to date, and nothing else.
 
+use super::signals;
 use crate::app;
 use crate::config::Settings;
 use crate::database::Database;
@@ -14,8 +15,9 @@ pub struct MigrateArgs {
 
 /// Migrates and says so.
 pub async fn run(args: MigrateArgs) -> anyhow::Result<ExitCode> {
+    let stop = signals::asked_to_stop()?;
     let database = Database::open(&args.settings.database).await?;
-    let prepared = app::prepare(&database.options, &args.settings).await;
+    let prepared = signals::unless_stopped(stop, app::prepare(&database.options, &args.settings)).await;
     let description = database.describe();
     database.close().await?;
     prepared?;

@@ -20,6 +20,7 @@ pub mod connect;
 pub mod decimal;
 pub mod json;
 pub mod retry;
+pub mod signals;
 pub mod time;
 
 use std::future::Future;

@@ -1,35 +1,38 @@
 //! `meterd serve`: the server, and what it stands on.
 
+use super::signals;
 use crate::app;
 use crate::clock::Clock;
-use crate::config::{AuthMode, Settings};
+use crate::config::hints::{self, Reach};
+use crate::config::{Access, AuthMode, Settings};
 use crate::database::Database;
-use crate::net::{self, Tls};
+use crate::{net, preflight};
 use std::io::Write;
 use std::process::ExitCode;
-use tokio::signal::unix::{SignalKind, signal};
 
 /// Arguments of `serve`.
 #[derive(clap::Args, Clone, Debug)]
 pub struct ServeArgs {
+    /// Check the settings and exit, with 1 if one is wrong; start and change nothing
+    #[arg(long)]
+    pub check: bool,
+    /// Print the settings in effect, with where each comes from, as a settings file without secrets, and exit
+    #[arg(long)]
+    pub print_config: bool,
     #[command(flatten)]
     pub settings: Settings,
 }
 
-/// Serves until SIGINT or SIGTERM.
+/// Serves until SIGINT, SIGTERM or SIGHUP.
 pub async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
+    if args.check {
+        preflight::check_beside(&args.settings)?.iter().for_each(|note| eprintln!("note: {note}"));
+        println!("the settings are valid");
+        return Ok(ExitCode::SUCCESS);
+    }
     // Taken first, so that a signal during the start ends it in order too.
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    let shutdown = async move {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
-    };
-    args.settings.check_exposure()?;
-    args.settings.check_retention()?;
-    // Read here too, so that a wrong file is told before a database is opened for it.
-    Tls::load(&args.settings.net)?;
+    let shutdown = signals::asked_to_stop()?;
+    preflight::check(&args.settings)?;
     net::allow_open_files(&args.settings.net);
     let database = Database::open(&args.settings.database).await?;
     let served = serve(args.settings, &database, shutdown).await;
@@ -76,30 +79,37 @@ fn greet(app: &app::App, database: &Database) {
     let (grpc, http) = (app.grpc_address(), app.http_address());
     let settings = &app.context().settings;
     warn_of_keys_in_the_clear(settings);
-    // As this was called, since `cargo run` puts no meterd on the PATH.
-    let meterd = std::env::args().next().unwrap_or_else(|| "meterd".into());
-    let (server, scheme, plain) = match &settings.net.tls_cert {
-        Some(_) => (format!(" --server https://{grpc}"), "https", ""),
-        None if grpc.to_string() == "127.0.0.1:50051" => (String::new(), "http", "-plaintext "),
-        None => (format!(" --server {grpc}"), "http", "-plaintext "),
-    };
-    // A closed stdout is no reason to stop.
-    let _ = writeln!(
-        std::io::stdout(),
-        "meterd {version} is ready
-  gRPC     {grpc}   ({access})
-  health   {scheme}://{http}/readyz   metrics {scheme}://{http}/metrics
-  data     {data}
-
-Record an event, then read the month:
-  {meterd} track{server} acme openai --operation chat_completion --model gpt-4o-mini --input-tokens 374 --output-tokens 44
-  {meterd} usage{server} acme
-or from any language over gRPC, here with grpcurl:
-  grpcurl {plain}-d '{{\"event\":{{\"client_id\":\"acme\",\"service\":\"twilio_sms\",\"units\":\"3\"}}}}' \\
-    {grpc} metering.v1.UsageService/TrackUsage
-",
-        version = env!("CARGO_PKG_VERSION"),
-        access = access(settings),
-        data = database.describe(),
-    );
+    let reach = Reach::of(settings, grpc, http);
+    let (meterd, flags) = (hints::program(), &reach.flags);
+    let mut lines = vec![
+        format!("meterd {} is ready", env!("CARGO_PKG_VERSION")),
+        format!("  gRPC     {grpc}   ({})", access(settings)),
+        format!("  health   {0}/readyz   metrics {0}/metrics", reach.http),
+        format!("  data     {}", database.describe()),
+        String::new(),
+    ];
+    if settings.auth.auth == AuthMode::Keys {
+        lines.push("With a key, such as a new one:".into());
+        lines.push(format!("  export METERD_API_KEY=$({} --quiet)", hints::first_key("ops", &settings.database)));
+    }
+    if settings.net.tls_client_ca.is_some() {
+        lines.push("With a certificate that the server takes, in the files $CLIENT_CERT and $CLIENT_KEY:".into());
+    }
+    lines.push("Record an event, then read the month:".into());
+    lines.push(format!(
+        "  {meterd} track{flags} acme openai --operation chat_completion --model gpt-4o-mini --input-tokens 374 --output-tokens 44"
+    ));
+    lines.push(format!("  {meterd} usage{flags} acme"));
+    if settings.auth.reflection != Access::Off {
+        lines.push("or from any language over gRPC, here with grpcurl:".into());
+        lines.push(format!(
+            "  grpcurl{} -d '{{\"event\":{{\"client_id\":\"acme\",\"service\":\"twilio_sms\",\"units\":\"3\"}}}}' \\\n    {} metering.v1.UsageService/TrackUsage",
+            reach.grpcurl, reach.address
+        ));
+    }
+    lines.push(String::new());
+    let text = lines.join("\n");
+    // By a thread of its own and whatever comes of it: the server goes on without a reader.
+    let write = move || drop(writeln!(std::io::stdout(), "{text}"));
+    drop(std::thread::Builder::new().name("banner".into()).spawn(write));
 }

@@ -1,9 +1,11 @@
 //! `meterd verify`: proves that rollups and totals equal the events, client and month by client and month.
 
+use super::signals;
 use crate::config::DatabaseSettings;
 use crate::database::{Database, command_pool};
 use crate::domain::period::Month;
 use crate::domain::rollup::Sums;
+use crate::print;
 use crate::store::connect::{allow_long_statements, plan_for_values};
 use crate::store::verify::{self, Compared, Difference, RollupRow, Scope};
 use crate::store::{deployment, partitions};
@@ -47,9 +49,10 @@ pub struct Verified {
 
 /// Verifies, prints every difference, and exits with 1 if there is one.
 pub async fn run(args: VerifyArgs) -> anyhow::Result<ExitCode> {
+    let stop = signals::asked_to_stop()?;
     let database = Database::open_beside(&args.database).await?;
     let pool = command_pool(&database.options);
-    let verified = verify_all(&pool, args.client.as_deref(), args.month).await;
+    let verified = signals::unless_stopped(stop, verify_all(&pool, args.client.as_deref(), args.month)).await;
     pool.close().await;
     database.close().await?;
     let Verified { client_months, closed_client_months, events, differences } = verified?;
@@ -80,7 +83,10 @@ pub async fn verify_all(pool: &PgPool, client: Option<&str>, month: Option<Month
         verified.client_months += usize::try_from(compared.client_months)?;
         verified.events += compared.events;
         verified.differences += compared.differences.len();
-        progress.suspend(|| compared.differences.iter().for_each(print));
+        progress.suspend(|| compared.differences.iter().for_each(print_difference));
+        if print::has_ended() {
+            break;
+        }
     }
     progress.finish_and_clear();
     let mut tx = pool.begin().await?;
@@ -104,7 +110,7 @@ async fn verify_lot(pool: &PgPool, lot: Scope) -> anyhow::Result<Compared> {
     Ok(compared)
 }
 
-fn print(difference: &Difference) {
+fn print_difference(difference: &Difference) {
     let Difference { client_id, month, .. } = difference;
     let row = match &difference.row {
         RollupRow::Month => "month total".to_string(),

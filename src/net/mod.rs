@@ -8,6 +8,7 @@ mod http;
 mod http2;
 mod io;
 mod listen;
+mod names;
 mod reload;
 mod request_body;
 mod settings;
@@ -19,6 +20,7 @@ pub use answer::Unread;
 pub use counts::{Counted, Counts, Taken};
 pub use files::allow_open_files;
 pub use listen::{Port, serve};
+pub use names::TlsNames;
 pub use settings::NetSettings;
 pub use tls::Tls;
 

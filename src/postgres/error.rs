@@ -44,6 +44,46 @@ pub enum EmbeddedError {
         ours: u32,
     },
 
+    /// The directory, or what is in it, is ours and closed to us.
+    #[error(
+        "meterd may not {needed} {} although user id {ours} owns it: its mode is {mode:04o}. {}, or choose another --data-dir",
+        path.display(),
+        if mode & 0o700 == 0o700 {
+            "The mode allows it, so look for access lists (`getfacl`), flags (`lsattr`) and how the file system is mounted".to_owned()
+        } else {
+            format!("Give the right back with `chmod u+rwX {}`", path.display())
+        }
+    )]
+    Closed {
+        /// The directory or file.
+        path: PathBuf,
+        /// What was to be done with it, as a verb.
+        needed: &'static str,
+        /// Its mode.
+        mode: u32,
+        /// Who owns it, and who this is.
+        ours: u32,
+    },
+
+    /// There is no data directory, and it may not be made.
+    #[error(
+        "the data directory {} is not there, and user id {ours} may not make it in {} (owned by user id {owner}, mode {mode:04o}): \
+         make it as root with `install -d -o {ours} -m 700 {}`, or choose another --data-dir",
+        path.display(), parent.display(), path.display()
+    )]
+    ClosedParent {
+        /// The directory that is missing.
+        path: PathBuf,
+        /// The nearest directory above it that is there.
+        parent: PathBuf,
+        /// The owner of that one.
+        owner: u32,
+        /// The mode of that one.
+        mode: u32,
+        /// Who this is.
+        ours: u32,
+    },
+
     /// Running as root, and there is nobody to run PostgreSQL as.
     #[error(
         "PostgreSQL refuses to run as root, and there is neither a user `postgres` nor `nobody` to run it as: create one (`useradd --system postgres`), run meterd as an ordinary user, or set DATABASE_URL"

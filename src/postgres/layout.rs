@@ -20,6 +20,7 @@ use tokio::time::{Instant, sleep};
 
 use super::error::EmbeddedError;
 use super::owner::ServerUser;
+use super::place;
 
 /// The longest socket directory, in bytes. A socket's path has at most 103 bytes on macOS (107 on Linux), and
 /// `/.s.PGSQL.5432` follows the directory.
@@ -62,8 +63,7 @@ impl Layout {
     pub(super) async fn claim(data_dir: &Path) -> Result<(Self, Lock), EmbeddedError> {
         make_dir(data_dir)?;
         let layout = Self::of(data_dir)?;
-        let fresh =
-            fs::read_dir(&layout.data_dir).map_err(EmbeddedError::io("read", &layout.data_dir))?.next().is_none();
+        let fresh = fs::read_dir(&layout.data_dir).map_err(place::denied("read", &layout.data_dir))?.next().is_none();
         let path = layout.data_dir.join("meterd.lock");
         let ours = fresh || path.exists();
         let lock = Lock::take(&layout.data_dir, path, ours).await?;
@@ -137,13 +137,9 @@ impl Lock {
     async fn take(data_dir: &Path, path: PathBuf, ours: bool) -> Result<Self, EmbeddedError> {
         let mut file =
             OpenOptions::new().create(true).read(true).write(true).truncate(false).mode(0o600).open(&path).map_err(
-                |error| match fs::metadata(data_dir) {
-                    Ok(dir) if error.kind() == ErrorKind::PermissionDenied => EmbeddedError::ForeignOwner {
-                        path: data_dir.to_owned(),
-                        owner: dir.uid(),
-                        ours: geteuid().as_raw(),
-                    },
-                    _ => EmbeddedError::io("open the lock file", &path)(error),
+                |error| match path.exists() {
+                    true => place::denied("write", &path)(error),
+                    false => place::denied("write to", data_dir)(error),
                 },
             )?;
         let give_up = Instant::now() + LOCK_WAIT;
@@ -186,7 +182,7 @@ pub(super) fn make_dir(dir: &Path) -> Result<(), EmbeddedError> {
     }
     match DirBuilder::new().mode(0o700).create(&absolute) {
         Err(error) if error.kind() != ErrorKind::AlreadyExists => {
-            Err(EmbeddedError::io("make the directory", &absolute)(error))
+            Err(place::denied("make the directory", &absolute)(error))
         }
         _ => Ok(()),
     }

@@ -1,6 +1,7 @@
 //! The embedded server's life: `cargo run` with nothing but this binary gets a private, durable PostgreSQL.
 //!
 //! In reading order: [`Embedded`] here; `layout` (what lies where, the lock), `owner` (who the server runs as),
+//! `environment` (what its processes inherit), `place` (whether the directory will do),
 //! `binaries`, `places` and `download` (where its programs come from), `cluster` (initdb), `launch` (start, reattach, wait),
 //! `process` (pid file and signals), `connection`, `log`, `error`.
 //!
@@ -17,11 +18,13 @@ mod binaries;
 mod cluster;
 mod connection;
 mod download;
+mod environment;
 mod error;
 mod launch;
 mod layout;
 mod log;
 mod owner;
+mod place;
 mod places;
 mod process;
 
@@ -36,6 +39,7 @@ use launch::Ready;
 pub use layout::default_data_dir;
 use layout::{Layout, Lock};
 use owner::ServerUser;
+pub use place::{check_place, is_locked};
 use process::{PidFile, Postmaster, is_postmaster_of};
 
 /// How the embedded server is found, made and run.

@@ -9,6 +9,7 @@ use std::process::Stdio;
 use nix::unistd::{Uid, User, geteuid};
 use tokio::process::Command;
 
+use super::environment;
 use super::error::EmbeddedError;
 
 /// Accounts to run PostgreSQL as under root, best first.
@@ -75,20 +76,12 @@ impl ServerUser {
         self.drops_root
     }
 
-    /// A command that runs as this user, untouched by meterd's environment and working directory.
-    ///
-    /// `PG*` variables (`PGPORT`, `PGDATA`, `PGOPTIONS`) would change what the server does, and root's working directory
-    /// is closed to the server's user. Setting a user id under root makes the standard library drop all groups too.
+    /// A command that runs as this user, with a minimal environment and away from meterd's working directory, which is
+    /// closed to the server's user under root. Setting a user id under root makes the standard library drop all groups too.
     pub(super) fn command(&self, program: &Path) -> Command {
         let mut command = Command::new(program);
         command.stdin(Stdio::null()).current_dir("/");
-        for (name, _) in std::env::vars_os() {
-            if name.as_encoded_bytes().starts_with(b"PG") {
-                command.env_remove(name);
-            }
-        }
-        // Messages are matched and shown in English, and macOS needs a set locale to start PostgreSQL at all.
-        command.env("LC_ALL", "C");
+        environment::reduce(command.as_std_mut());
         if self.drops_root {
             command.uid(self.uid).gid(self.gid);
         }

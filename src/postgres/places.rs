@@ -8,6 +8,7 @@ use tokio::time::timeout;
 
 use super::binaries::PROBE_TIMEOUT;
 use super::download;
+use super::environment;
 
 /// Places of numbered installations: parent, what a child's name begins with before the version, and the way down.
 /// The highest version comes first.
@@ -61,6 +62,7 @@ pub(super) async fn resolve(dir: &Path) -> PathBuf {
     }
     let mut pg_config = Command::new(dir.join("pg_config"));
     pg_config.arg("--bindir").kill_on_drop(true);
+    environment::reduce(pg_config.as_std_mut());
     match timeout(PROBE_TIMEOUT, pg_config.output()).await {
         Ok(Ok(output)) if output.status.success() => PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()),
         _ => dir.to_owned(),

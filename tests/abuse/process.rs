@@ -39,6 +39,8 @@ impl Process {
             .arg(format!("--http-listen=127.0.0.1:{}", ports[1]))
             .args(flags)
             .env_remove("DATABASE_URL")
+            // Of the tests: to a server it would be a misspelt setting.
+            .env_remove("METERD_TEST_STOPS")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)

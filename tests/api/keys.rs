@@ -242,6 +242,33 @@ async fn a_rotated_key_stays_good_beside_the_new_one_until_its_overlap_is_over()
     second.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rotated_key_is_good_for_as_long_as_the_old_one_was_unless_asked_otherwise() {
+    let guarded = Guarded::start().await;
+    let clock = Clock::system();
+    let until = |time: DateTime<Utc>| prost_types::Timestamp { seconds: time.timestamp(), nanos: 0 };
+    // Made a month ago for ninety days.
+    let mut api_key = new_key(Scope_::Read, &["acme"]);
+    api_key.expire_time = Some(until(clock.now() + TimeDelta::days(60)));
+    let old = create(&guarded, api_key).await;
+    guarded
+        .server
+        .sql("UPDATE api_keys SET create_time = create_time - interval '30 days' WHERE expire_time IS NOT NULL")
+        .await;
+    let rotate = async |key_id: &str, expire_time| {
+        let request = RotateApiKeyRequest { key_id: key_id.into(), expire_time, ..Default::default() };
+        guarded.keys().rotate_api_key(request).await.unwrap().into_inner().api_key.unwrap()
+    };
+    let life = |key: &ApiKey| key.expire_time.unwrap().seconds - clock.now().timestamp();
+    let kept = rotate(&old.key_id, None).await;
+    assert!((life(&kept) - 90 * 86_400).abs() < 60, "{kept:?}");
+    let asked = until(clock.now() + TimeDelta::days(7));
+    assert_eq!(rotate(&kept.key_id, Some(asked)).await.expire_time, Some(asked));
+    let forever = create(&guarded, new_key(Scope_::Read, &["acme"])).await;
+    assert_eq!(rotate(&forever.key_id, None).await.expire_time, None);
+    guarded.server.stop().await;
+}
+
 /// The three streams of a server, all under way.
 struct Streams {
     alerts: Streaming<SubscribeAlertsResponse>,

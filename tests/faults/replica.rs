@@ -106,6 +106,10 @@ impl Replica {
         let log = File::options().create(true).append(true).open(&self.log).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_meterd"));
         command.arg("serve").args(&self.arguments).env_remove("DATABASE_URL");
+        // Of the tests: to a server they would be misspelt settings.
+        for name in ["METERD_FAULTS_SEED", "METERD_FAULTS_COUNT", "METERD_SOAK_SECONDS"] {
+            command.env_remove(name);
+        }
         if let Some(url) = &self.database_url {
             command.env("DATABASE_URL", url);
         }

@@ -42,13 +42,29 @@ pub struct Courier {
     poster: Poster,
 }
 
+/// The ways to send that the settings name, or what is wrong with them.
+fn transports(settings: &NotificationSettings) -> anyhow::Result<(Option<Mailer>, Option<Texter>)> {
+    settings.check()?;
+    let timeout = timeout(settings);
+    let mailer = settings.smtp().map(|smtp| Mailer::new(&smtp, timeout)).transpose()?;
+    let texter = settings.twilio().map(|twilio| Texter::new(&twilio, timeout)).transpose()?;
+    Ok((mailer, texter))
+}
+
+fn timeout(settings: &NotificationSettings) -> Duration {
+    Duration::from_secs(settings.notification_timeout_seconds.into())
+}
+
+/// Refuses settings by which nothing could be sent.
+pub fn check(settings: &NotificationSettings) -> anyhow::Result<()> {
+    transports(settings).map(drop)
+}
+
 impl Courier {
     /// By settings, which are checked; says in the log which ways there are.
     pub fn new(settings: &NotificationSettings, currency: &str, clock: &Clock) -> anyhow::Result<Self> {
-        settings.check()?;
-        let timeout = Duration::from_secs(settings.notification_timeout_seconds.into());
-        let mailer = settings.smtp().map(|smtp| Mailer::new(&smtp, timeout)).transpose()?;
-        let texter = settings.twilio().map(|twilio| Texter::new(&twilio, timeout)).transpose()?;
+        let (mailer, texter) = transports(settings)?;
+        let timeout = timeout(settings);
         let poster = Poster::new(settings, timeout);
         match (&mailer, &texter) {
             (None, None) => {

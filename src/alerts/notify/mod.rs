@@ -15,7 +15,7 @@ mod target;
 mod text;
 mod webhook;
 
-pub use courier::Courier;
+pub use courier::{Courier, check};
 use courier::{Failure, reason};
 pub use target::{check_secret, check_target, new_secret};
 

@@ -5,12 +5,12 @@ use crate::cli::connect::Connection;
 use crate::cli::connect::{self, ConnectArgs, alerts_client, status_error};
 use crate::cli::retry::Backoff;
 use crate::cli::time::{time_of, time_text};
+use crate::print;
 use crate::proto::subscribe_alerts_response::Message;
 use crate::proto::{AlertChange, AlertEvent, SubscribeAlertsRequest};
 use chrono::SecondsFormat;
 use clap::Args;
 use serde_json::json;
-use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -103,7 +103,8 @@ async fn stream(
                 true => event_json(&event, &message.resume_token),
                 false => event_text(&event),
             };
-            if writeln!(io::stdout(), "{line}").is_err() {
+            println!("{line}");
+            if print::has_ended() {
                 return Ok(());
             }
         }

@@ -5,7 +5,6 @@ use futures_util::stream::{Stream, StreamExt, unfold};
 use prost::Message;
 use std::convert::Infallible;
 use std::future::{Ready, ready};
-use std::io::Write;
 use std::pin::Pin;
 use std::process::ExitCode;
 use std::task::{Context, Poll};
@@ -69,7 +68,6 @@ impl Service<http::Request<Body>> for Broadcast {
 pub async fn run() -> anyhow::Result<ExitCode> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     println!("gRPC {}", listener.local_addr()?);
-    std::io::stdout().flush()?;
     let (sender, _) = broadcast::channel(MESSAGES_MAX);
     let service = Broadcast(sender.clone());
     let serving = Server::builder().add_service(service).serve_with_incoming(TcpListenerStream::new(listener));

@@ -1,0 +1,100 @@
+//! What is checked before anything is started: all that settings can get wrong by themselves.
+
+use crate::config::Settings;
+use crate::net::Tls;
+use crate::{alerts, auth, postgres, store};
+use anyhow::{Context, ensure};
+use std::io::ErrorKind;
+use std::net::{SocketAddr, TcpListener};
+
+/// Refuses settings that the server could not serve by, with all that is wrong with them.
+pub fn check(settings: &Settings) -> anyhow::Result<()> {
+    let mut faults = faults(settings);
+    faults.extend(port_faults(settings).iter().map(PortFault::to_string));
+    refuse(&faults)
+}
+
+/// The same for `serve --check`, which may run beside the server: its ports are then taken by right. Gives what is worth a
+/// note.
+pub fn check_beside(settings: &Settings) -> anyhow::Result<Vec<String>> {
+    let mut faults = faults(settings);
+    let in_use = port_faults(settings);
+    let (in_use, others): (Vec<_>, Vec<_>) = in_use.into_iter().partition(|fault| fault.is_in_use);
+    faults.extend(others.iter().map(PortFault::to_string));
+    let database = &settings.database;
+    let is_beside = database.database_url.is_some() || postgres::is_locked(&database.data_dir);
+    let in_use = in_use.iter().map(PortFault::to_string);
+    if !is_beside {
+        faults.extend(in_use);
+        refuse(&faults)?;
+        return Ok(vec![]);
+    }
+    refuse(&faults)?;
+    Ok(in_use.map(|fault| format!("{fault}. That is right if it is this server")).collect())
+}
+
+fn refuse(faults: &[String]) -> anyhow::Result<()> {
+    match faults {
+        [] => Ok(()),
+        [fault] => anyhow::bail!("{fault}"),
+        faults => anyhow::bail!("{} settings are wrong:\n{}", faults.len(), faults.join("\n")),
+    }
+}
+
+fn faults(settings: &Settings) -> Vec<String> {
+    let checks = [
+        settings.check_exposure(),
+        settings.check_ports(),
+        settings.check_retention(),
+        auth::check(&settings.auth),
+        Tls::load(&settings.net).map(drop),
+        alerts::notify::check(&settings.notifications),
+        check_database(settings),
+    ];
+    checks.into_iter().filter_map(Result::err).map(|error| format!("{error:#}")).collect()
+}
+
+fn check_database(settings: &Settings) -> anyhow::Result<()> {
+    let database = &settings.database;
+    match &database.database_url {
+        Some(url) => {
+            let name = "DATABASE_URL (--database-url)";
+            let is_ours = ["postgres://", "postgresql://"].iter().any(|scheme| url.reveal().starts_with(scheme));
+            // Without what it is, which may have a password in it.
+            ensure!(is_ours, "{name}: must be a URL such as postgres://user:password@host:5432/database");
+            store::connect::options(url.reveal()).map(drop).context(name)
+        }
+        None => Ok(postgres::check_place(&database.embedded())?),
+    }
+}
+
+/// Why a port cannot be listened on.
+struct PortFault {
+    name: &'static str,
+    address: SocketAddr,
+    is_in_use: bool,
+    error: std::io::Error,
+}
+
+impl std::fmt::Display for PortFault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { name, address, error, .. } = self;
+        let question = if self.is_in_use { "; is another server running there?" } else { "" };
+        write!(f, "{name} {address} cannot be listened on{question}: {error}")
+    }
+}
+
+/// Listens on both ports for a moment.
+fn port_faults(settings: &Settings) -> Vec<PortFault> {
+    if settings.check_ports().is_err() {
+        return vec![];
+    }
+    let ports = [("--listen", settings.listen), ("--http-listen", settings.http_listen)];
+    let listen = |(name, address): (&'static str, SocketAddr)| {
+        let is_in_use = |error: &std::io::Error| error.kind() == ErrorKind::AddrInUse;
+        TcpListener::bind(address).map_err(|error| PortFault { name, address, is_in_use: is_in_use(&error), error })
+    };
+    // All at once, so that one is not in the way of the other unseen.
+    let listeners = ports.map(listen);
+    listeners.into_iter().filter_map(Result::err).collect()
+}

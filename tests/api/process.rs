@@ -1,0 +1,403 @@
+//! The server and the commands as processes: signals, readers that go away or do not read, what children inherit, and
+//! what people are told to type.
+
+use crate::harness::*;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, geteuid};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use std::fs::{self, File, Permissions};
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, Command, ExitStatus, Output, Stdio};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// Far below the 20 s that a stop may take, and beyond what it takes on a busy machine.
+const PROMPT: Duration = Duration::from_secs(10);
+/// What a shell gives to a program that SIGPIPE has ended.
+const READER_GONE: Option<i32> = Some(141);
+
+/// A directory that the user whom PostgreSQL runs as under root gets through to.
+fn open_dir() -> TempDir {
+    let dir = tempfile::Builder::new().prefix("meterd-process-").tempdir_in("/tmp").unwrap();
+    fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
+    dir
+}
+
+fn meterd(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_meterd"));
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("METERD_")) {
+        command.env_remove(name);
+    }
+    command.args(arguments).env_remove("DATABASE_URL").stdin(Stdio::null());
+    command
+}
+
+fn said(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// A server process.
+struct Server {
+    child: Child,
+    /// Where its greeting goes.
+    out: TempDir,
+    /// Where PostgreSQL's pid file is, if it is the server's own.
+    pid_file: Option<PathBuf>,
+}
+
+impl Server {
+    /// Over a database of the tests.
+    async fn start(flags: &[&str], prepare: impl FnOnce(&mut Command)) -> Self {
+        let mut command = meterd(&["serve", "--allow-non-durable-database"]);
+        command.env("DATABASE_URL", fresh_database().await).args(flags);
+        Self::spawn(command, None, prepare)
+    }
+
+    /// With a PostgreSQL of its own.
+    fn start_own(data_dir: &Path, flags: &[&str], prepare: impl FnOnce(&mut Command)) -> Self {
+        let mut command = meterd(&["serve"]);
+        command.arg("--data-dir").arg(data_dir).args(flags);
+        Self::spawn(command, Some(data_dir.join("postgres/postmaster.pid")), prepare)
+    }
+
+    fn spawn(mut command: Command, pid_file: Option<PathBuf>, prepare: impl FnOnce(&mut Command)) -> Self {
+        let out = tempfile::tempdir().unwrap();
+        command.args(["--listen=127.0.0.1:0", "--http-listen=127.0.0.1:0"]);
+        command.stdout(File::create(out.path().join("out")).unwrap()).stderr(Stdio::null());
+        prepare(&mut command);
+        Self { child: command.spawn().unwrap(), out, pid_file }
+    }
+
+    /// What it greets with, once it has.
+    fn greeting(&mut self) -> String {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            let text = fs::read_to_string(self.out.path().join("out")).unwrap();
+            if text.ends_with("\n\n") {
+                return text;
+            }
+            let ended = self.child.try_wait().unwrap();
+            assert!(ended.is_none() && Instant::now() < deadline, "it does not greet: {ended:?} {text}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn address(&mut self) -> String {
+        let greeting = self.greeting();
+        greeting.split_once("gRPC").unwrap().1.split_whitespace().next().unwrap().to_owned()
+    }
+
+    fn stderr(&mut self) -> ChildStderr {
+        self.child.stderr.take().unwrap()
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
+    }
+
+    /// The postmaster's process id, if one runs.
+    fn postmaster(&self) -> Option<i32> {
+        let text = fs::read_to_string(self.pid_file.as_ref()?).ok()?;
+        text.lines().next()?.trim().parse().ok()
+    }
+
+    /// How it ends, and after how long.
+    fn ended(&mut self) -> (ExitStatus, Duration) {
+        let begun = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return (status, begun.elapsed());
+            }
+            assert!(begun.elapsed() < Duration::from_secs(60), "it does not end");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+        if let Some(pid) = self.postmaster() {
+            drop(kill(Pid::from_raw(pid), Signal::SIGQUIT));
+            std::thread::sleep(Duration::from_millis(300));
+        }
+    }
+}
+
+fn track(address: &str) -> Output {
+    meterd(&["track", "acme", "sms", "1", "--server", address]).output().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_goes_on_when_the_reader_of_its_log_goes_away() {
+    let mut server = Server::start(&["--log=debug"], |command| drop(command.stderr(Stdio::piped()))).await;
+    let mut log = BufReader::new(server.stderr());
+    log.read_line(&mut String::new()).unwrap();
+    drop(log);
+    let address = server.address();
+    for _ in 0..3 {
+        let tracked = track(&address);
+        assert!(tracked.status.success(), "{}", said(&tracked));
+    }
+    server.signal(Signal::SIGTERM);
+    let (status, took) = server.ended();
+    assert!(status.success() && took < PROMPT, "{status:?} after {took:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_that_nobody_reads_stalls_neither_calls_nor_the_stop() {
+    let mut server = Server::start(&["--log=trace"], |command| drop(command.stderr(Stdio::piped()))).await;
+    // A pipe has 64 KiB, which the start alone fills at this level. Nothing is read until the end.
+    let mut log = server.stderr();
+    let address = server.address();
+    for _ in 0..3 {
+        let begun = Instant::now();
+        let tracked = track(&address);
+        assert!(tracked.status.success() && begun.elapsed() < PROMPT, "{}", said(&tracked));
+    }
+    server.signal(Signal::SIGTERM);
+    let (status, took) = server.ended();
+    assert!(status.success() && took < PROMPT, "{status:?} after {took:?}");
+    let mut left = vec![];
+    log.read_to_end(&mut left).unwrap();
+    assert!(left.len() >= 65_536, "the pipe was full: {}", left.len());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_greeting_that_nobody_reads_keeps_the_server_from_nothing() {
+    let mut server = Server::start(&[], |command| {
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    })
+    .await;
+    drop(server.child.stdout.take());
+    let mut log = BufReader::new(server.stderr()).lines();
+    let is_up = |line: &str| line.contains("notifications:");
+    assert!(log.any(|line| is_up(&line.unwrap())), "it starts");
+    std::thread::sleep(Duration::from_millis(500));
+    server.signal(Signal::SIGTERM);
+    assert!(server.ended().0.success());
+}
+
+#[test]
+fn a_terminal_that_is_closed_stops_the_server_in_order_with_its_postgresql() {
+    let dir = open_dir();
+    let mut server = Server::start_own(&dir.path().join("data"), &[], |_| ());
+    let address = server.address();
+    assert!(track(&address).status.success());
+    let postmaster = server.postmaster().unwrap();
+    server.signal(Signal::SIGHUP);
+    let (status, took) = server.ended();
+    assert!(status.success() && took < PROMPT, "{status:?} after {took:?}");
+    assert!(!Path::new(&format!("/proc/{postmaster}")).exists(), "PostgreSQL is stopped too");
+    assert_eq!(server.postmaster(), None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_under_nohup_outlives_its_terminal() {
+    let program = env!("CARGO_BIN_EXE_meterd");
+    let mut command = Command::new("sh");
+    // As nohup does.
+    command.args(["-c", "trap '' HUP; exec \"$0\" \"$@\"", program, "serve", "--allow-non-durable-database"]);
+    command.env("DATABASE_URL", fresh_database().await).stdin(Stdio::null());
+    let mut server = Server::spawn(command, None, |_| ());
+    let address = server.address();
+    server.signal(Signal::SIGHUP);
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(track(&address).status.success());
+    server.signal(Signal::SIGTERM);
+    assert!(server.ended().0.success());
+}
+
+#[test]
+fn postgresql_inherits_no_secret_of_the_environment() {
+    let dir = open_dir();
+    let secrets = [
+        ("METERD_API_KEY", "mtr_hunter2"),
+        ("METERD_SMTP_URL", "smtp://u:hunter2@localhost"),
+        ("METERD_SMTP_FROM", "a@b.example"),
+        ("AWS_SECRET_ACCESS_KEY", "hunter2"),
+        ("PGPASSWORD", "hunter2"),
+        ("PGOPTIONS", "-c fsync=off"),
+    ];
+    let mut server = Server::start_own(&dir.path().join("data"), &[], |command| drop(command.envs(secrets)));
+    assert!(track(&server.address()).status.success());
+    let postmaster = server.postmaster().unwrap();
+    let children = fs::read_to_string(format!("/proc/{postmaster}/task/{postmaster}/children")).unwrap();
+    let processes = children.split_whitespace().map(String::from).chain([postmaster.to_string()]);
+    let mut seen = 0;
+    for process in processes {
+        let Ok(environment) = fs::read(format!("/proc/{process}/environ")) else { continue };
+        let environment = String::from_utf8_lossy(&environment).into_owned();
+        let names: Vec<_> =
+            environment.split('\0').filter_map(|entry| entry.split_once('=')).map(|(name, _)| name).collect();
+        assert!(!environment.contains("hunter2"), "{names:?}");
+        let strange = names.iter().find(|name| name.starts_with("METERD_") || name.starts_with("AWS_"));
+        assert_eq!(strange, None, "{names:?}");
+        assert!(!names.contains(&"PGPASSWORD") && !names.contains(&"PGOPTIONS"), "{names:?}");
+        assert!(!environment.starts_with("PATH=") || names.contains(&"LC_ALL"), "{names:?}");
+        seen += 1;
+    }
+    assert!(seen > 1);
+    server.signal(Signal::SIGTERM);
+    assert!(server.ended().0.success());
+}
+
+/// Runs a command whose reader has gone before it says anything.
+fn unread(mut command: Command) -> Output {
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    child.wait_with_output().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_command_ends_quietly_when_its_reader_goes_away() {
+    let server = TestServer::start().await;
+    server.track(event("acme", "sms", "1")).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let rows = folder.path().join("rows.csv");
+    fs::write(&rows, "client_id,service,units\nacme,sms,1\n").unwrap();
+    let rows = rows.to_str().unwrap();
+    let month = server.clock.now().format("%Y-%m").to_string();
+    let commands: [&[&str]; 16] = [
+        &["track", "acme", "sms", "1"],
+        &["usage", "acme"],
+        &["usage", "acme", "--json"],
+        &["import", rows, "--quiet"],
+        &["import", rows, "--quiet", "--json"],
+        &["export", "--quiet"],
+        &["export", "--quiet", "--format=ndjson"],
+        &["verify"],
+        &["rebuild", "--month", &month],
+        &["alerts", "list"],
+        &["alerts", "check"],
+        &["jobs"],
+        &["keys", "list"],
+        &["audit"],
+        &["notifications", "list"],
+        &["serve", "--print-config"],
+    ];
+    for arguments in commands {
+        let mut command = meterd(arguments);
+        command.env("METERD_SERVER", &server.address).env("DATABASE_URL", &server.database_url);
+        let output = unread(command);
+        assert_eq!((output.status.code(), said(&output).as_str()), (READER_GONE, ""), "{arguments:?}");
+    }
+    // A key that nobody has seen is told of.
+    let mut command = meterd(&["keys", "create", "ops", "--scope=read", "--all-clients"]);
+    command.env("METERD_SERVER", &server.address);
+    let output = unread(command);
+    assert_eq!(output.status.code(), READER_GONE);
+    assert!(said(&output).contains("keys revoke"), "{}", said(&output));
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_that_is_full_is_an_error_of_what_is_printed() {
+    let server = TestServer::start().await;
+    server.track(event("acme", "sms", "1")).await.unwrap();
+    for arguments in [&["usage", "acme"][..], &["export", "--quiet"]] {
+        let mut command = meterd(arguments);
+        command.env("METERD_SERVER", &server.address).stdout(File::create("/dev/full").unwrap());
+        let output = command.stderr(Stdio::piped()).spawn().unwrap().wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+        assert!(said(&output).contains("cannot write to standard output: No space left"), "{}", said(&output));
+    }
+    server.stop().await;
+}
+
+#[test]
+fn a_data_directory_without_a_right_is_told_with_what_is_missing() {
+    let dir = open_dir();
+    let nobody = 65_534;
+    let closed = dir.path().join("closed");
+    fs::create_dir(&closed).unwrap();
+    let run = |data_dir: &Path, flags: &[&str]| {
+        let mut command = meterd(&["serve", "--listen=127.0.0.1:0", "--http-listen=127.0.0.1:0"]);
+        command.args(flags).arg("--data-dir").arg(data_dir).current_dir("/");
+        // Root may do everything.
+        if geteuid().is_root() {
+            command.uid(nobody).gid(nobody);
+        }
+        let output = command.output().unwrap();
+        assert!(!output.status.success());
+        said(&output)
+    };
+    if geteuid().is_root() {
+        std::os::unix::fs::chown(&closed, Some(nobody), Some(nobody)).unwrap();
+    }
+    for mode in [0o500, 0o300, 0o600, 0o000] {
+        fs::set_permissions(&closed, Permissions::from_mode(mode)).unwrap();
+        for flags in [&[][..], &["--check"]] {
+            let refused = run(&closed, flags);
+            let fix = format!("chmod u+rwX {}", closed.display());
+            assert!(refused.contains(&format!("its mode is {mode:04o}")) && refused.contains(&fix), "{refused}");
+        }
+    }
+    fs::set_permissions(&closed, Permissions::from_mode(0o500)).unwrap();
+    for flags in [&[][..], &["--check"]] {
+        let refused = run(&closed.join("data"), flags);
+        assert!(refused.contains("may not make it in") && refused.contains("install -d"), "{refused}");
+    }
+    fs::set_permissions(&closed, Permissions::from_mode(0o700)).unwrap();
+}
+
+/// Files of a server whose certificate is for `localhost` only, with the authority that signed it.
+fn write_certificate(dir: &Path) -> [PathBuf; 2] {
+    let mut authority = CertificateParams::new(vec![]).unwrap();
+    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let (authority_key, key) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+    let authority_pem = authority.self_signed(&authority_key).unwrap().pem();
+    let issuer = Issuer::new(authority, authority_key);
+    let cert = CertificateParams::new(vec!["localhost".into()]).unwrap().signed_by(&key, &issuer).unwrap().pem();
+    let files = ["my cert.pem", "my key.pem"].map(|name| dir.join(name));
+    fs::write(&files[0], cert + &authority_pem).unwrap();
+    fs::write(&files[1], key.serialize_pem()).unwrap();
+    files
+}
+
+/// Runs lines as somebody who pastes them.
+fn paste(lines: &str) -> String {
+    let mut shell = Command::new("sh");
+    shell.args(["-e", "-c", lines]).stdin(Stdio::null()).current_dir("/");
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("METERD_")) {
+        shell.env_remove(name);
+    }
+    let output = shell.env_remove("DATABASE_URL").output().unwrap();
+    assert!(output.status.success(), "{lines}: {}", said(&output));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn what_people_are_told_to_type_can_be_pasted_with_keys_and_tls() {
+    let dir = open_dir();
+    let data_dir = dir.path().join("my data");
+    let [cert, key] = write_certificate(dir.path());
+    let (cert, key) = (format!("--tls-cert={}", cert.display()), format!("--tls-key={}", key.display()));
+    let flags = ["--auth=keys", &cert, &key];
+
+    // Without a key there is nobody to serve, and a command that makes one.
+    let mut first = meterd(&["serve", "--listen=127.0.0.1:0", "--http-listen=127.0.0.1:0"]);
+    let refused = said(&first.arg("--data-dir").arg(&data_dir).args(flags).output().unwrap());
+    let command = refused.split('`').find(|part| part.contains("keys create")).unwrap_or_else(|| panic!("{refused}"));
+    let made = paste(command);
+    assert!(made.contains("mtr_") && made.contains("serve --auth keys --data-dir"), "{made}");
+
+    let mut server = Server::start_own(&data_dir, &flags, |_| ());
+    let greeting = server.greeting();
+    let commands: Vec<_> = greeting.lines().skip(4).filter(|line| line.starts_with("  ")).collect();
+    let (grpcurl, meterd): (Vec<_>, Vec<_>) =
+        commands.iter().partition(|line| line.contains("grpcurl") || line.contains("TrackUsage"));
+    let printed = paste(&meterd.iter().map(|line| line.to_string()).collect::<Vec<_>>().join("\n"));
+    assert!(printed.contains("ACCEPTED") && printed.contains("acme  "), "{greeting}: {printed}");
+    let grpcurl = format!("{grpcurl:?}");
+    for part in ["-cacert", "authorization: Bearer $METERD_API_KEY", "localhost:"] {
+        assert!(grpcurl.contains(part), "{part} in {grpcurl}");
+    }
+    assert!(greeting.contains("https://localhost:"), "{greeting}");
+    server.signal(Signal::SIGTERM);
+    assert!(server.ended().0.success());
+}

@@ -1,0 +1,284 @@
+//! Settings: refused before anything starts if they are wrong, checked and printed on request.
+
+use crate::harness::*;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use tempfile::TempDir;
+
+/// A place with a settings file and a data directory that nothing may make.
+struct Place(TempDir);
+
+impl Place {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn data_dir(&self) -> PathBuf {
+        self.0.path().join("data")
+    }
+
+    fn file(&self, text: &str) -> PathBuf {
+        let file = self.0.path().join("meterd.toml");
+        std::fs::write(&file, text).unwrap();
+        file
+    }
+
+    fn meterd(&self, arguments: &[&str]) -> Command {
+        let mut command = meterd(arguments);
+        command.env("METERD_DATA_DIR", self.data_dir());
+        command
+    }
+
+    /// What a server says that must not start.
+    fn refusal(&self, command: &mut Command) -> String {
+        let output = run(command);
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0), "{command:?}: {error}");
+        assert!(!self.data_dir().exists(), "nothing was started: {error}");
+        error
+    }
+
+    fn serve_with(&self, text: &str) -> String {
+        let file = self.file(text);
+        self.refusal(self.meterd(&["serve"]).arg("--config").arg(file))
+    }
+}
+
+fn meterd(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_meterd"));
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("METERD_")) {
+        command.env_remove(name);
+    }
+    command.args(arguments).env_remove("DATABASE_URL").stdin(Stdio::null());
+    command
+}
+
+fn run(command: &mut Command) -> Output {
+    command.output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+fn said(output: &Output) -> String {
+    text(&output.stdout) + &text(&output.stderr)
+}
+
+fn listen_on(port: u16) -> [String; 2] {
+    [format!("--listen=127.0.0.1:{port}"), "--http-listen=127.0.0.1:0".into()]
+}
+
+#[test]
+fn a_table_in_a_settings_file_is_refused_so_that_a_server_with_keys_never_starts_open() {
+    let place = Place::new();
+    for (file, line, key) in [
+        ("[server]\nauth = \"keys\"\n", 1, "server"),
+        ("writers = 2\n\n[server]\nauth = \"keys\"\n", 3, "server"),
+        ("[auth]\nauth = \"keys\"\n", 1, "auth"),
+        ("[meterd.server]\nauth = \"keys\"\n", 1, "meterd"),
+        ("auth.mode = \"keys\"\n", 1, "auth"),
+        ("auth = { mode = \"keys\" }\n", 1, "auth"),
+        ("[[server]]\nauth = \"keys\"\n", 1, "server"),
+        ("[client]\n", 1, "client"),
+    ] {
+        let refused = place.serve_with(file);
+        assert!(refused.contains(&format!("meterd.toml, line {line}: {key}: is a table")), "{file}: {refused}");
+    }
+    assert!(place.serve_with("[server]\nauth = \"keys\"\n").contains("such as `auth = …`"));
+}
+
+#[test]
+fn every_wrong_line_of_a_settings_file_is_named_with_the_key_that_was_meant() {
+    let place = Place::new();
+    let wrong = [
+        ("auht = \"keys\"", "auht: there is no such setting; did you mean auth?"),
+        ("METERD_REFLECTION = \"off\"", "METERD_REFLECTION: there is no such setting; did you mean reflection?"),
+        ("Health = \"off\"", "Health: there is no such setting; did you mean health?"),
+        ("writers = \"2\"", "writers: must be a whole number, without quotes; this is a text"),
+        ("calls_max = 2.5", "calls_max: must be a whole number, without quotes; this is a number with a point"),
+        ("insecure_listen = \"true\"", "insecure_listen: must be true or false, without quotes; this is a text"),
+        ("listen = 50051", "listen: must be a text in quotes; this is a whole number"),
+        ("http-listen = [\"127.0.0.1:1\"]", "http-listen: must be a text in quotes; this is a list"),
+        ("currency = 2026-11-01", "currency: must be a text in quotes; this is a time"),
+        ("web_origins = \"https://a.example\"", "web_origins: must be a list of texts"),
+        ("jwt_algorithms = [256]", "jwt_algorithms: must be a list of texts"),
+        ("retry_seconds = 0", "retry_seconds: 0 is not in 1..=3600"),
+        ("unknown_client = \"refuse\"", "unknown_client: must be one of create, reject, got \"refuse\""),
+        ("default_time_zone = \"Berlin\"", "default_time_zone: must be an IANA time zone such as Europe/Berlin"),
+        ("schedule_partitions = \"never\"", "schedule_partitions: must be a cron expression"),
+        ("log = \"nonsense\"", "log: must be a level"),
+        ("config = \"other.toml\"", "config: a settings file cannot name another one"),
+        ("month = \"2026-11\"", "month: is an argument of `meterd "),
+        ("direct = true", "direct: is an argument of `meterd keys create`, not a setting"),
+        ("smtp_url = 25", "smtp_url: must be a text in quotes; this is a whole number"),
+        ("stop-timeout-seconds = 5\nstop_timeout_seconds = 6", "stop_timeout_seconds: is set on line 21 already"),
+    ];
+    let refused = place.serve_with(&wrong.map(|(line, _)| line).join("\n"));
+    let lines: Vec<_> = refused.lines().collect();
+    assert_eq!(lines.len(), wrong.len(), "{refused}");
+    for (index, (line, expected)) in lines.iter().zip(wrong.map(|(_, expected)| expected)).enumerate() {
+        let number = if index == wrong.len() - 1 { index + 2 } else { index + 1 };
+        assert!(line.contains(&format!("meterd.toml, line {number}: {expected}")), "{line}");
+    }
+}
+
+#[test]
+fn keys_of_commands_that_call_a_server_are_refused_where_one_is_started() {
+    let place = Place::new();
+    let refused = place.serve_with("auth = \"keys\"\nserver = \"https://meterd.example\"\napi_key = \"mtr_hunter2\"\n");
+    for key in ["line 2: server", "line 3: api_key"] {
+        assert!(refused.contains(&format!("{key}: is a setting of other commands")), "{refused}");
+    }
+    assert!(!refused.contains("hunter2"), "{refused}");
+    // A client may use the file of its server.
+    let file = place.file("auth = \"keys\"\nserver = \"127.0.0.1:1\"\n");
+    let usage = run(place.meterd(&["usage", "acme"]).arg("--config").arg(file));
+    assert!(said(&usage).contains("http://127.0.0.1:1"), "{}", said(&usage));
+}
+
+#[test]
+fn a_misspelt_variable_is_refused_by_commands_that_open_a_database_and_named_by_others() {
+    let place = Place::new();
+    for (name, meant) in [
+        ("METERD_AUHT", "METERD_AUTH"),
+        ("METERED_AUTH", "METERD_AUTH"),
+        ("meterd_auth", "METERD_AUTH"),
+        ("METERD_DATABASE_URL", "DATABASE_URL"),
+    ] {
+        for command in ["serve", "migrate", "verify"] {
+            let refused = place.refusal(place.meterd(&[command]).env(name, "keys"));
+            assert!(refused.contains(name) && refused.contains(&format!("did you mean {meant}?")), "{refused}");
+        }
+        let warned = said(&run(place.meterd(&["usage", "acme", "--server=127.0.0.1:1"]).env(name, "keys")));
+        assert!(warned.starts_with(&format!("warning: {name}")) && warned.contains("no server answers"), "{warned}");
+    }
+    // What Kubernetes sets for a service named meterd.
+    let mut command = place.meterd(&["serve", "--check", "--listen=127.0.0.1:0", "--http-listen=127.0.0.1:0"]);
+    command.envs([("METERD_SERVICE_HOST", "10.0.0.1"), ("METERD_PORT", "tcp://10.0.0.1:50051")]);
+    assert!(run(&mut command).status.success());
+}
+
+#[test]
+fn a_filter_that_would_log_nothing_is_refused() {
+    for filter in ["nonsense", "infos", "metred=debug", "meterd=debgu"] {
+        let refused = run(&mut meterd(&["serve", "--check", "--log", filter]));
+        assert!(!refused.status.success() && said(&refused).contains("must be a level"), "{}", said(&refused));
+    }
+}
+
+#[test]
+fn every_wrong_setting_is_told_at_once_and_before_a_database_is_made() {
+    let place = Place::new();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let same = format!("127.0.0.1:{port}");
+    let wrong: [(&[&str], &str); 13] = [
+        (&["--listen=0.0.0.0:0"], "is not a loopback address"),
+        (&["--listen=127.0.0.1:7001", "--http-listen=127.0.0.1:7001"], "are the same port"),
+        (&["--listen=127.0.0.1:7001", "--http-listen=0.0.0.0:7001", "--insecure-listen"], "are the same port"),
+        (&["--listen", &same], "cannot be listened on; is another server running there?"),
+        (&["--smtp-url=smtp://u:hunter2@localhost"], "--smtp-from"),
+        (&["--smtp-url=u:hunter2@localhost", "--smtp-from=a@b.example"], "--smtp-url"),
+        (&["--smtp-url=smtp://localhost", "--smtp-from=nobody"], "--smtp-from"),
+        (&["--twilio-auth-token=hunter2"], "--twilio-from"),
+        (&["--jwt-issuer=https://id.example.com", "--jwt-audience=meterd"], "--auth keys"),
+        (&["--jwt-issuer=http://id.example.com", "--jwt-audience=meterd", "--auth=keys"], "is not https"),
+        (&["--tls-cert=/nonexistent/cert.pem", "--tls-key=/nonexistent/key.pem"], "--tls-cert /nonexistent/cert.pem"),
+        (&["--key-retention-days=30"], "--key-retention-days 30"),
+        (&["--database-url=mysql://u:hunter2@localhost/meterd"], "DATABASE_URL (--database-url): must be a URL"),
+    ];
+    for (flags, expected) in wrong {
+        for check in [&["serve"][..], &["serve", "--check"]] {
+            let mut command = place.meterd(check);
+            command.args(flags);
+            for flag in ["--listen=127.0.0.1:0", "--http-listen=127.0.0.1:0"] {
+                if !flags.iter().any(|given| given.starts_with(flag.split('=').next().unwrap())) {
+                    command.arg(flag);
+                }
+            }
+            let refused = place.refusal(&mut command);
+            assert!(refused.contains(expected) && !refused.contains("hunter2"), "{flags:?}: {refused}");
+        }
+    }
+    let all = place.refusal(place.meterd(&["serve", "--check", "--smtp-from=x", "--tls-key=x"]).args(listen_on(0)));
+    assert!(all.contains("2 settings are wrong") && all.contains("--smtp-from") && all.contains("--tls-key"), "{all}");
+}
+
+#[test]
+fn a_check_starts_nothing_and_knows_two_exit_codes() {
+    let place = Place::new();
+    let fine = run(place.meterd(&["serve", "--check"]).args(listen_on(0)));
+    assert_eq!((fine.status.code(), said(&fine).as_str()), (Some(0), "the settings are valid\n"));
+    assert!(!place.data_dir().exists());
+    for wrong in [&["--writers=0"][..], &["--wirters=2"], &["--auth=key"], &["--log=nonsense"]] {
+        place.refusal(place.meterd(&["serve", "--check"]).args(wrong));
+    }
+    place.refusal(place.meterd(&["serve", "--check"]).env("METERD_WRITERS", "many"));
+}
+
+/// What is printed for a setting: the value, and where it is from.
+fn printed<'a>(config: &'a str, id: &str) -> &'a str {
+    let line = config.lines().find(|line| line.trim_start_matches("# ").split(' ').next() == Some(id));
+    line.unwrap_or_else(|| panic!("{id} in {config}"))
+}
+
+#[test]
+fn the_settings_in_effect_are_printed_with_their_origins_and_without_secrets_and_read_again_as_they_are() {
+    let place = Place::new();
+    let origins = "[\"https://a.example\", \"http://b.example:8080\"]";
+    let file = place.file(&format!(
+        "writers = 3\nretry_seconds = 7\nweb_origins = {origins}\nsmtp_from = \"a \\\"b\\\" <c@d.example>\"\n"
+    ));
+    let print = |command: &mut Command| {
+        let output = run(command);
+        assert!(output.status.success(), "{}", said(&output));
+        text(&output.stdout)
+    };
+    let mut command = place.meterd(&["serve", "--print-config", "--config", file.to_str().unwrap()]);
+    command.envs([("METERD_RETRY_SECONDS", "8"), ("METERD_SMTP_URL", "smtp://u:hunter2@localhost")]);
+    command.env("DATABASE_URL", "postgres://u:hunter2@localhost/meterd");
+    let config = print(command.args(["--twilio-api-url=https://u:hunter2@api.example", "--auth=keys"]));
+    assert!(!config.contains("hunter2"), "{config}");
+    let line = |number| format!("  # file {}, line {number}", file.display());
+    for (id, expected) in [
+        ("auth", "auth = \"keys\"  # flag --auth".to_owned()),
+        ("retry_seconds", "retry_seconds = 8  # environment METERD_RETRY_SECONDS".into()),
+        ("writers", format!("writers = 3{}", line(1))),
+        ("web_origins", format!("web_origins = {origins}{}", line(3))),
+        ("currency", "currency = \"USD\"  # default".into()),
+        ("insecure_listen", "insecure_listen = false  # default".into()),
+        ("jwt_issuer", "# jwt_issuer is not set".into()),
+        ("smtp_url", "# smtp_url is set and not shown  # environment METERD_SMTP_URL".into()),
+        ("database_url", "# database_url is set and not shown  # environment DATABASE_URL".into()),
+        ("twilio_api_url", "# twilio_api_url is set and not shown  # flag --twilio-api-url".into()),
+    ] {
+        assert_eq!(printed(&config, id), expected);
+    }
+    assert!(!place.data_dir().exists());
+
+    let again = place.file(&config);
+    let values = |config: &str| {
+        let lines = config.lines().filter(|line| !line.starts_with('#'));
+        lines.map(|line| line.split("  # ").next().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let reread = print(&mut place.meterd(&["serve", "--print-config", "--config", again.to_str().unwrap()]));
+    let without_url =
+        |values: Vec<String>| values.into_iter().filter(|line| !line.starts_with("twilio_api_url")).collect::<Vec<_>>();
+    assert_eq!(without_url(values(&reread)), without_url(values(&config)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_settings_file_reaches_commands_below_commands() {
+    let server = TestServer::start().await;
+    let place = Place::new();
+    let file = place.file(&format!("database_url = \"{}\"\n", server.database_url));
+    let mut command = place.meterd(&["keys", "create", "ops", "--scope=admin", "--all-clients", "--direct", "--quiet"]);
+    let made = run(command.arg("--config").arg(&file));
+    assert!(made.status.success(), "{}", said(&made));
+    let keys: i64 = sqlx::query_scalar("SELECT count(*) FROM api_keys").fetch_one(&server.pool).await.unwrap();
+    assert_eq!(keys, 1, "in the database of the file");
+    assert!(!Path::new(&place.data_dir()).exists());
+    server.stop().await;
+}
