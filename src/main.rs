@@ -62,7 +62,7 @@ fn with_default_command(mut arguments: Vec<OsString>) -> Vec<OsString> {
 /// Parses the arguments over the settings file that they or the environment name.
 fn parse() -> anyhow::Result<Cli> {
     let arguments = with_default_command(std::env::args_os().collect());
-    let mut command = Cli::command();
+    let mut command = cli::help::arranged(Cli::command());
     let named = arguments.iter().position(|argument| argument == "--config").and_then(|at| arguments.get(at + 1));
     let inline = arguments.iter().find_map(|argument| argument.to_str()?.strip_prefix("--config=").map(OsString::from));
     if let Some(file) = named.cloned().or(inline).or_else(|| std::env::var_os("METERD_CONFIG")) {

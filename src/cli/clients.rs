@@ -128,7 +128,7 @@ async fn list(args: ListArgs) -> anyhow::Result<()> {
     if args.json {
         clients.iter().for_each(|client| println!("{}", to_json(client)));
     } else if args.csv {
-        print!("{}", to_csv(&clients)?);
+        println!("{}", sheet::lines(&to_csv(&clients)?));
     } else {
         to_table(&clients).iter().for_each(|line| println!("{line}"));
     }

@@ -188,6 +188,13 @@ fn root_cause(error: &dyn std::error::Error) -> String {
 
 /// A status as lines for people: the reason, what is wrong, and what to do. Nothing is said twice.
 pub fn status_text(status: &Status) -> String {
+    if is_no_grpc(status) {
+        return format!(
+            "what answers is no gRPC server ({}): --server must name the port of --listen, {PORT_DEFAULT} by default, and not \
+             the one of /healthz and /metrics",
+            status.message()
+        );
+    }
     let info = status.get_details_error_info();
     let name = match &info {
         Some(info) => info.reason.clone(),
@@ -236,10 +243,6 @@ fn hint(status: &Status) -> Option<String> {
              `meterd keys create NAME --scope admin --all-clients --direct`"
                 .to_owned(),
         ),
-        ("", Code::Unimplemented | Code::Unknown) if status.message().contains("HTTP status code") => Some(format!(
-            "what answers is no gRPC server: --server must name the port of --listen ({PORT_DEFAULT} by default), and not \
-             the one of /healthz and /metrics"
-        )),
         ("", Code::Unimplemented) => {
             Some("the server does not know this call: is it an older meterd, or something else?".to_owned())
         }
@@ -280,6 +283,12 @@ pub fn is_retryable(status: &Status) -> bool {
 /// The pause that the server asks for.
 pub fn retry_delay(status: &Status) -> Option<Duration> {
     status.get_details_retry_info()?.retry_delay
+}
+
+/// Whether something answers over HTTP/2 that does not speak gRPC, such as the second port. The text is tonic's.
+fn is_no_grpc(status: &Status) -> bool {
+    matches!(status.code(), Code::Unimplemented | Code::Unknown)
+        && status.message().contains("mapped from HTTP status code")
 }
 
 /// Not the server's word: tonic makes these from a broken connection or a local time limit, and keeps the cause.

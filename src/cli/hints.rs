@@ -22,14 +22,13 @@ const MONTHS_SHOWN_MAX: usize = 6;
 
 /// A status as the error of a command about a client: where there is no such client, with the ids nearest to it.
 pub async fn client_error(connect: &ConnectArgs, channel: &Connection, status: &Status, client: &str) -> anyhow::Error {
-    let error = connect::status_error(status);
     if status.get_details_error_info().is_none_or(|info| info.reason != "CLIENT_NOT_FOUND") {
-        return error;
+        return connect::status_error(status);
     }
     // A key for some clients only may not list them: then there is nothing to add.
     match client_ids(connect, channel).await {
-        Err(_) => error,
-        Ok(ids) => anyhow::anyhow!("{error}; {}", suggestion(client, &ids)),
+        Err(_) => connect::status_error(status),
+        Ok(ids) => anyhow::anyhow!("CLIENT_NOT_FOUND: {}; {}", status.message(), suggestion(client, &ids)),
     }
 }
 

@@ -24,6 +24,7 @@ pub mod chart;
 pub mod connect;
 pub mod decimal;
 pub mod dial;
+pub mod help;
 pub mod hints;
 pub mod json;
 pub mod period;
@@ -71,7 +72,7 @@ pub enum Command {
     Keys(keys::KeysArgs),
     /// Show what admins did
     Audit(audit::AuditArgs),
-    /// Show who was told of alerts, and tell again who was given up
+    /// List alert notifications and retry failed ones
     Notifications(notifications::NotificationsArgs),
     /// Measure throughput and latency against the database's own floor
     Bench(Box<bench::BenchCommand>),

@@ -41,6 +41,11 @@ pub fn csv(header: &[Cell], rows: &[Vec<Cell>]) -> anyhow::Result<String> {
     Ok(String::from_utf8(writer.into_inner()?)?)
 }
 
+/// The file as `println!` is to print it, which ends the last line itself.
+pub fn lines(csv: &str) -> &str {
+    csv.strip_suffix('\n').unwrap_or(csv)
+}
+
 /// Header cells of ours.
 pub fn header(names: &[&str]) -> Vec<Cell> {
     names.iter().map(Cell::plain).collect()

@@ -113,7 +113,7 @@ pub async fn run(args: SummaryArgs) -> anyhow::Result<ExitCode> {
     if args.json {
         overview.clients.iter().for_each(|row| println!("{}", to_json(&row.message)));
     } else if args.csv {
-        print!("{}", overview.to_csv()?);
+        println!("{}", sheet::lines(&overview.to_csv()?));
     } else if overview.clients.is_empty() {
         let client = (!args.client.is_empty()).then_some(args.client.as_str());
         let months = hints::months_with_usage(&args.connect, &channel, client, None).await;

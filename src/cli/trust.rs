@@ -177,11 +177,15 @@ pub fn certificate_text(error: &CertificateError, host: &str, ca: Option<&Path>)
         CertificateError::NotValidYetContext { not_before, .. } => {
             format!("its certificate is not valid before {}: is a clock wrong?", unix_time(*not_before))
         }
-        error if is_authority(error) => {
-            "its certificate is one of an authority (CA:TRUE), which is accepted only where \
-                                         --tls-ca names a file with this very certificate"
-                .to_owned()
-        }
+        error if is_authority(error) => match ca {
+            Some(ca) => format!(
+                "its certificate is none of those in --tls-ca {}, and as that of an authority (CA:TRUE) it must be there itself",
+                ca.display()
+            ),
+            None => "its certificate is that of an authority (CA:TRUE), as self-signed ones are: give --tls-ca FILE \
+                     (METERD_TLS_CA) with this very certificate"
+                .to_owned(),
+        },
         error => format!("its certificate cannot be trusted: {error}"),
     }
 }

@@ -82,7 +82,7 @@ pub async fn run(args: UnpricedArgs) -> anyhow::Result<ExitCode> {
     if args.json {
         rows.iter().for_each(|(key, count)| println!("{}", to_json(key, *count, found.get(&key.scope))));
     } else if args.csv {
-        print!("{}", to_csv(&rows, &found)?);
+        println!("{}", sheet::lines(&to_csv(&rows, &found)?));
     } else {
         to_text(&rows, &found, start, end).iter().for_each(|line| println!("{line}"));
     }

@@ -18,7 +18,7 @@ fn rows(file: &str) -> Vec<std::collections::HashMap<String, String>> {
 /// Two clients with usage in two months, seen on November 21.
 async fn server() -> TestServer {
     let server = TestServer::start_with(&[], Clock::fixed(time("2026-11-21T12:00:00Z"))).await;
-    let october = "2026-10-15T00:00:00Z";
+    let october = "2026-10-25T00:00:00Z";
     let events = vec![
         UsageEvent { amount: "4000".into(), ..event("globex", "stripe", "") },
         UsageEvent { amount: "2000".into(), ..event_at("globex", "stripe", "", october) },

@@ -222,6 +222,7 @@ async fn commands_about_a_client_that_is_not_there_name_those_like_it() {
         &["unpriced", "--client=acem"],
         &["summary", "--client=acem"],
         &["rebuild", "--client=acem", "--month=2026-11"],
+        &["alerts", "check", "--client=acem"],
         &["clients", "show", "acem"],
         &["clients", "update", "acem", "--name=x"],
     ] {

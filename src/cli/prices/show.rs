@@ -49,7 +49,7 @@ pub fn print(prices: &[(Price, State)], with_state: bool, json: bool, csv: bool)
     if json {
         prices.iter().for_each(|(price, state)| println!("{}", to_json(price, *state)));
     } else if csv {
-        print!("{}", to_csv(prices)?);
+        println!("{}", sheet::lines(&to_csv(prices)?));
     } else {
         to_table(prices, with_state)?.iter().for_each(|line| println!("{line}"));
     }
