@@ -6,6 +6,7 @@ use crate::store::connect;
 use anyhow::Context as _;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, PgPool};
+use std::path::Path;
 
 /// A database that is open.
 pub struct Database {
@@ -38,6 +39,14 @@ impl Database {
         Self::open(settings).await
     }
 
+    /// Opens it for a command that only reads: as [`Self::open_beside`] does, but makes no data directory where there is none.
+    pub async fn open_existing(settings: &DatabaseSettings) -> anyhow::Result<Self> {
+        if settings.database_url.is_none() {
+            check_made(&settings.data_dir)?;
+        }
+        Self::open_beside(settings).await
+    }
+
     /// Where the data is, for people; without a password.
     pub fn describe(&self) -> String {
         match &self.embedded {
@@ -64,6 +73,24 @@ impl Database {
     pub fn embedded(&self) -> Option<&Embedded> {
         self.embedded.as_ref()
     }
+}
+
+/// Refuses a data directory in which no meterd has made a database, and names those beside it that have one.
+fn check_made(data_dir: &Path) -> anyhow::Result<()> {
+    let shown = data_dir.display();
+    let made = postgres::is_made(data_dir)
+        .with_context(|| format!("the data directory {shown} cannot be read: run this as the user that runs meterd"))?;
+    if made {
+        return Ok(());
+    }
+    let beside: Vec<String> = postgres::made_beside(data_dir).iter().map(|path| path.display().to_string()).collect();
+    let hint = match &beside[..] {
+        [] => String::new(),
+        paths => format!("; there is one in {}", paths.join(" and in ")),
+    };
+    anyhow::bail!(
+        "no meterd has made a database in {shown}, and this command makes none: check --data-dir (METERD_DATA_DIR){hint}"
+    )
 }
 
 /// The pool of a command that reads the database beside a running server.

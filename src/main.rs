@@ -65,7 +65,7 @@ enum Asked {
 /// Parses the arguments over the settings file that they or the environment name.
 fn parse() -> anyhow::Result<Asked> {
     let arguments = with_default_command(std::env::args_os().collect());
-    let bare = Cli::command();
+    let bare = cli::help::arranged(Cli::command());
     let named = arguments.iter().position(|argument| argument == "--config").and_then(|at| arguments.get(at + 1));
     let inline = arguments.iter().find_map(|argument| argument.to_str()?.strip_prefix("--config=").map(OsString::from));
     let path = named.cloned().or(inline).or_else(|| std::env::var_os("METERD_CONFIG"));

@@ -1,25 +1,30 @@
 //! How commands reach the server, and how its errors read.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::{anyhow, ensure};
 use clap::Args;
+use hyper_util::rt::TokioIo;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::interceptor::{InterceptedService, Interceptor};
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt;
+use tower::service_fn;
 
+use super::address::{Address, PORT_DEFAULT};
+use super::dial::Dialer;
 use crate::proto::EventError;
 use crate::proto::alert_service_client::AlertServiceClient;
+use crate::proto::catalog_service_client::CatalogServiceClient;
 use crate::proto::client_service_client::ClientServiceClient;
 use crate::proto::key_service_client::KeyServiceClient;
 use crate::proto::usage_service_client::UsageServiceClient;
 
 /// Largest message in both directions: the contract's bound.
 pub const MESSAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A peer that is gone without a word is noticed within these two.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(20);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -60,7 +65,7 @@ impl Interceptor for Credentials {
 /// Where the server is. Flattened into every command that talks to it.
 #[derive(Args, Clone, Debug)]
 pub struct ConnectArgs {
-    /// Address of the server
+    /// Address of the server; without a port, 50051 is meant
     #[arg(long, env = "METERD_SERVER", default_value = "http://127.0.0.1:50051", value_name = "URL")]
     pub server: String,
     /// API key, where the server asks for one
@@ -76,7 +81,7 @@ pub struct ConnectArgs {
 /// How an https:// server is known, and how it knows its caller.
 #[derive(Args, Clone, Debug, Default)]
 pub struct TlsArgs {
-    /// Certificates, PEM, one of which must have signed the server's [default: those of the system]
+    /// Certificates, PEM: the server's own, or the one that signed it [default: those of the system]
     #[arg(long, env = "METERD_TLS_CA", value_name = "FILE")]
     pub tls_ca: Option<PathBuf>,
     /// Certificate chain to show to a server that asks for one, PEM
@@ -88,26 +93,8 @@ pub struct TlsArgs {
 }
 
 impl TlsArgs {
-    fn config(&self) -> anyhow::Result<ClientTlsConfig> {
-        let read = |flag: &str, path: &Path| {
-            std::fs::read(path).with_context(|| format!("{flag} {} cannot be read", path.display()))
-        };
-        let config = match &self.tls_ca {
-            Some(ca) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read("--tls-ca", ca)?)),
-            None => ClientTlsConfig::new().with_native_roots(),
-        };
-        Ok(match (&self.tls_client_cert, &self.tls_client_key) {
-            (Some(cert), Some(key)) => {
-                let (cert, key) = (read("--tls-client-cert", cert)?, read("--tls-client-key", key)?);
-                config.identity(Identity::from_pem(cert, key))
-            }
-            (None, None) => config,
-            _ => anyhow::bail!("--tls-client-cert and --tls-client-key go together: give both, or neither"),
-        })
-    }
-
     /// Files of TLS for a server that speaks in the clear: the caller means otherwise, and should not be in the clear unawares.
-    fn check_unused(&self, url: &str) -> anyhow::Result<()> {
+    pub fn check_unused(&self, url: &str) -> anyhow::Result<()> {
         let flags = [
             ("--tls-ca", &self.tls_ca),
             ("--tls-client-cert", &self.tls_client_cert),
@@ -125,28 +112,26 @@ impl ConnectArgs {
         Self { server: server.into(), api_key: None, tls: TlsArgs::default(), timeout: None }
     }
 
-    /// Connects now, so that a server that is not there is told at once.
+    /// Connects now, so that a server that is not there, or something else that is, is told at once.
     pub async fn channel(&self) -> anyhow::Result<Connection> {
-        let url = server_url(&self.server);
-        let endpoint = Endpoint::from_shared(url.clone())
-            .with_context(|| format!("--server {:?} is not an address", self.server))?;
-        let endpoint = match url.starts_with("https://") {
-            true => endpoint.tls_config(self.tls.config()?).context("what the --tls flags name cannot be used")?,
-            false => {
-                self.tls.check_unused(&url)?;
-                endpoint
-            }
-        };
-        let endpoint = endpoint
-            .connect_timeout(CONNECT_TIMEOUT)
+        let address = Address::parse(&self.server)?;
+        // TLS is the dialer's, hence http for tonic; calls carry the true origin.
+        let endpoint = Endpoint::from_shared(address.with_tls(false).to_string())?
+            .origin(address.to_string().parse()?)
             .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
             .keep_alive_timeout(KEEP_ALIVE_TIMEOUT);
-        let channel = endpoint.connect().await.map_err(|error| {
-            anyhow::anyhow!(
-                "no server answers at {url} ({})\nis it running? start it with `meterd serve`, or name another with --server or METERD_SERVER",
-                root_cause(&error)
-            )
-        })?;
+        let dialer = Arc::new(Dialer::new(address, &self.tls)?);
+        let first = Arc::new(Mutex::new(Some(dialer.dial().await?)));
+        let connector = service_fn(move |_: Uri| {
+            let (dialer, first) = (dialer.clone(), first.lock().ok().and_then(|mut first| first.take()));
+            async move {
+                match first {
+                    Some(first) => anyhow::Ok(TokioIo::new(first)),
+                    None => Ok(TokioIo::new(dialer.dial().await?)),
+                }
+            }
+        });
+        let channel = endpoint.connect_with_connector(connector).await.map_err(|error| anyhow!(root_cause(&error)))?;
         Ok(Connection::new(channel, Credentials(self.api_key.clone())))
     }
 
@@ -172,6 +157,13 @@ pub fn alerts_client(channel: Connection) -> AlertServiceClient<Connection> {
         .max_encoding_message_size(MESSAGE_BYTES_MAX)
 }
 
+/// The catalogue client with the contract's message bound.
+pub fn catalog_client(channel: Connection) -> CatalogServiceClient<Connection> {
+    CatalogServiceClient::new(channel)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX)
+}
+
 /// The client-service client with the contract's message bound.
 pub fn clients_client(channel: Connection) -> ClientServiceClient<Connection> {
     ClientServiceClient::new(channel)
@@ -186,14 +178,6 @@ pub fn keys_client(channel: Connection) -> KeyServiceClient<Connection> {
         .max_encoding_message_size(MESSAGE_BYTES_MAX)
 }
 
-fn server_url(server: &str) -> String {
-    let server = server.trim();
-    match server.contains("://") {
-        true => server.to_owned(),
-        false => format!("http://{server}"),
-    }
-}
-
 fn root_cause(error: &dyn std::error::Error) -> String {
     let mut cause = error;
     while let Some(next) = cause.source() {
@@ -202,29 +186,74 @@ fn root_cause(error: &dyn std::error::Error) -> String {
     cause.to_string()
 }
 
-/// A status as lines for people: reason, message, and each wrong field.
+/// A status as lines for people: the reason, what is wrong, and what to do. Nothing is said twice.
 pub fn status_text(status: &Status) -> String {
+    if is_no_grpc(status) {
+        return format!(
+            "what answers is no gRPC server ({}): --server must name the port of --listen, {PORT_DEFAULT} by default, and not \
+             the one of /healthz and /metrics",
+            status.message()
+        );
+    }
     let info = status.get_details_error_info();
     let name = match &info {
         Some(info) => info.reason.clone(),
         None => format!("{:?}", status.code()),
     };
-    let mut text = match status.message().is_empty() {
-        true => name,
-        false => format!("{name}: {}", status.message()),
+    let violations = status.get_details_bad_request().map(|bad| bad.field_violations).unwrap_or_default();
+    let lines: Vec<_> = violations.into_iter().map(|wrong| violation_text(&wrong.field, &wrong.description)).collect();
+    let mut text = match (status.message(), &lines[..]) {
+        ("", _) => name,
+        // The message repeats the violations.
+        (message, [first, rest @ ..]) if message.contains(first.as_str()) => match rest {
+            [] => format!("{name}: {first}"),
+            _ => format!("{name}: {} fields are wrong", lines.len()),
+        },
+        (message, _) => format!("{name}: {message}"),
     };
-    for violation in status.get_details_bad_request().map(|bad| bad.field_violations).unwrap_or_default() {
-        text.push_str(&format!("\n  {}: {}", violation.field, violation.description));
+    let is_said = |text: &str, line: &str| text.contains(line);
+    for line in &lines {
+        if !is_said(&text, line) {
+            text.push_str(&format!("\n  {line}"));
+        }
+    }
+    if let Some(hint) = hint(status) {
+        text.push_str(&format!("\n  {hint}"));
     }
     let mut metadata: Vec<_> = info.into_iter().flat_map(|info| info.metadata).collect();
     metadata.sort();
     for (key, value) in metadata {
-        text.push_str(&format!("\n  ({key} {value})"));
-    }
-    if is_transport(status) {
-        text.push_str("\n  the connection to the server broke or timed out");
+        if !value.is_empty() && !is_said(&text, &value) {
+            text.push_str(&format!("\n  ({key} {value})"));
+        }
     }
     text
+}
+
+fn violation_text(field: &str, description: &str) -> String {
+    format!("{field}: {description}")
+}
+
+/// What to do, where the server does not say it in the words of a command.
+fn hint(status: &Status) -> Option<String> {
+    let reason = status.get_details_error_info().map(|info| info.reason).unwrap_or_default();
+    match (reason.as_str(), status.code()) {
+        ("CREDENTIALS_MISSING", _) => Some(
+            "give the key with METERD_API_KEY or --api-key; make the first one beside the server with \
+             `meterd keys create NAME --scope admin --all-clients --direct`"
+                .to_owned(),
+        ),
+        ("", Code::Unimplemented) => {
+            Some("the server does not know this call: is it an older meterd, or something else?".to_owned())
+        }
+        _ if is_transport(status) => {
+            let cause = std::error::Error::source(status).map(root_cause).unwrap_or_default();
+            let cause =
+                if cause.is_empty() || status.message().contains(&cause) { cause } else { format!(": {cause}") };
+            Some(format!("the connection to the server broke or timed out{cause}"))
+        }
+        _ => None,
+    }
 }
 
 /// A status as the error of a command.
@@ -232,13 +261,17 @@ pub fn status_error(status: &Status) -> anyhow::Error {
     anyhow::anyhow!(status_text(status))
 }
 
-/// An event's error as one line: reason, message, and each wrong field.
+/// An event's error as one line: each wrong field once, named as in a lone event, or else the message.
 pub fn event_error_text(error: &EventError) -> String {
-    let mut text = error.message.clone();
-    for violation in &error.field_violations {
-        text.push_str(&format!("; {}: {}", violation.field, violation.description));
+    if error.field_violations.is_empty() {
+        return error.message.clone();
     }
-    text.trim_start_matches("; ").to_owned()
+    let of_event = |field: &str| match field.split_once('.') {
+        Some((parent, field)) if parent == "event" || parent.starts_with("events[") => field.to_owned(),
+        _ => field.to_owned(),
+    };
+    let violations = error.field_violations.iter();
+    violations.map(|wrong| violation_text(&of_event(&wrong.field), &wrong.description)).collect::<Vec<_>>().join("; ")
 }
 
 /// Whether the same call may succeed later. Only for calls that are safe to repeat.
@@ -250,6 +283,12 @@ pub fn is_retryable(status: &Status) -> bool {
 /// The pause that the server asks for.
 pub fn retry_delay(status: &Status) -> Option<Duration> {
     status.get_details_retry_info()?.retry_delay
+}
+
+/// Whether something answers over HTTP/2 that does not speak gRPC, such as the second port. The text is tonic's.
+fn is_no_grpc(status: &Status) -> bool {
+    matches!(status.code(), Code::Unimplemented | Code::Unknown)
+        && status.message().contains("mapped from HTTP status code")
 }
 
 /// Not the server's word: tonic makes these from a broken connection or a local time limit, and keeps the cause.
@@ -264,13 +303,6 @@ mod tests {
     use tonic_types::{ErrorDetails, FieldViolation};
 
     #[test]
-    fn an_address_may_leave_out_the_scheme() {
-        assert_eq!(server_url("localhost:50051"), "http://localhost:50051");
-        assert_eq!(server_url("http://a:1"), "http://a:1");
-        assert_eq!(server_url("https://a:1"), "https://a:1");
-    }
-
-    #[test]
     fn a_status_reads_with_its_reason_and_each_wrong_field() {
         let mut details =
             ErrorDetails::with_error_info("INVALID_FIELD", "metering.v1", [("request_id".to_owned(), "r1".to_owned())]);
@@ -283,6 +315,43 @@ mod tests {
             status_text(&status),
             "INVALID_FIELD: 2 fields are wrong\n  event.units: must be zero or more\n  event.service: is required\n  (request_id r1)"
         );
+    }
+
+    #[test]
+    fn nothing_is_said_twice() {
+        let status = |violations: &[(&str, &str)], metadata: &[(&str, &str)]| {
+            let of = |(field, text): &(&str, &str)| FieldViolation::new(*field, *text);
+            let pairs = metadata.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+            let mut details = ErrorDetails::with_error_info(
+                "INVALID_FIELD",
+                "metering.v1",
+                pairs.collect::<std::collections::HashMap<_, _>>(),
+            );
+            details.set_bad_request(violations.iter().map(of).collect::<Vec<_>>());
+            let message =
+                violations.iter().map(|(field, text)| format!("{field}: {text}")).collect::<Vec<_>>().join("; ");
+            Status::with_error_details(Code::InvalidArgument, message, details)
+        };
+        let one = status(&[("event.units", "must be zero or more")], &[("limit", "zero")]);
+        assert_eq!(status_text(&one), "INVALID_FIELD: event.units: must be zero or more");
+        let two = status(&[("a", "is required"), ("b", "is wrong")], &[]);
+        assert_eq!(status_text(&two), "INVALID_FIELD: 2 fields are wrong\n  a: is required\n  b: is wrong");
+    }
+
+    #[test]
+    fn an_event_of_a_batch_is_told_of_its_own_fields_once() {
+        let violation = crate::proto::FieldViolation {
+            field: "events[1].units".into(),
+            description: "must be zero or more".into(),
+        };
+        let error = EventError {
+            message: "events[1].units: must be zero or more".into(),
+            field_violations: vec![violation],
+            ..Default::default()
+        };
+        assert_eq!(event_error_text(&error), "units: must be zero or more");
+        let plain = EventError { message: "the server is stopping".into(), ..Default::default() };
+        assert_eq!(event_error_text(&plain), "the server is stopping");
     }
 
     #[test]

@@ -6,13 +6,16 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
+use chrono::NaiveDate;
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use prost_types::Timestamp;
 
 use super::chart::grouped;
-use super::connect::{self, ConnectArgs};
-use super::time::{TimeRules, parse_time};
+use super::connect::{self, ConnectArgs, Connection};
+use super::hints;
+use super::period::{PeriodArgs, days_text, parse_instant, parse_month};
+use crate::domain::period::{self, Month};
 use crate::print;
 use crate::proto::{ExportFormat, ExportUsageRequest, ExportUsageResponse};
 
@@ -27,19 +30,22 @@ pub enum Format {
 
 /// Export recorded events
 ///
-/// All of one moment. `meterd import` reads the file again.
+/// All of one moment. `meterd import` reads the file again. To export nothing is an error, unless --allow-empty is given.
 #[derive(Args, Clone, Debug)]
 pub struct ExportArgs {
     /// Only this client
     #[arg(long, default_value = "", value_name = "ID", hide_default_value = true)]
     pub client: String,
-    /// Only events at or after this time or UTC day, such as 2026-11-01 or 2026-11-01T00:00:00+01:00
-    #[arg(long, value_name = "TIME", value_parser = parse_bound)]
-    pub start: Option<Timestamp>,
-    /// Only events before this time or UTC day
-    #[arg(long, value_name = "TIME", value_parser = parse_bound)]
-    pub end: Option<Timestamp>,
-    /// Only this service (repeatable)
+    /// Only this month, such as 2026-11, of each client's own calendar
+    #[arg(long, value_name = "YYYY-MM", value_parser = parse_month, conflicts_with_all = ["start", "end"])]
+    pub month: Option<Month>,
+    /// First day, of each client's own calendar; or the first instant, such as 2026-11-01T00:00:00+01:00
+    #[arg(long, value_name = "YYYY-MM-DD", value_parser = parse_bound)]
+    pub start: Option<Bound>,
+    /// Last day, included; or the first instant that is left out
+    #[arg(long, value_name = "YYYY-MM-DD", value_parser = parse_bound)]
+    pub end: Option<Bound>,
+    /// Only this service; repeat for more
     #[arg(long, value_name = "NAME")]
     pub service: Vec<String>,
     /// Form of the file [default: by the extension of --output, else csv]
@@ -48,6 +54,9 @@ pub struct ExportArgs {
     /// Write to this file, which appears when it is whole [default: standard output]
     #[arg(long, short, value_name = "FILE")]
     pub output: Option<PathBuf>,
+    /// Succeed where there is nothing to export, with a file that has no events
+    #[arg(long)]
+    pub allow_empty: bool,
     /// Show no progress
     #[arg(long, short)]
     pub quiet: bool,
@@ -55,26 +64,68 @@ pub struct ExportArgs {
     pub connect: ConnectArgs,
 }
 
-/// Exports. On any error, and on Ctrl-C, there is no output file, or the one from before.
-pub async fn run(args: ExportArgs) -> anyhow::Result<ExitCode> {
-    let mut client = connect::usage_client(args.connect.channel().await?);
-    let request = ExportUsageRequest {
+/// Where an export starts or ends.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Bound {
+    /// A day of each client's own, included.
+    Day(NaiveDate),
+    /// A point in time: included as a start, left out as an end.
+    Instant(Timestamp),
+}
+
+impl Bound {
+    fn day(bound: Option<Self>) -> Option<NaiveDate> {
+        match bound {
+            Some(Self::Day(day)) => Some(day),
+            _ => None,
+        }
+    }
+
+    fn instant(bound: Option<Self>) -> Option<Timestamp> {
+        match bound {
+            Some(Self::Instant(time)) => Some(time),
+            _ => None,
+        }
+    }
+}
+
+/// The first and the last day.
+fn days(args: &ExportArgs) -> anyhow::Result<(Option<NaiveDate>, Option<NaiveDate>)> {
+    let days = PeriodArgs { month: args.month, start: Bound::day(args.start), end: Bound::day(args.end) };
+    days.days()
+}
+
+fn request(args: &ExportArgs) -> anyhow::Result<ExportUsageRequest> {
+    let (start, end) = days(args)?;
+    let text = |day: Option<NaiveDate>| day.map(|day| day.to_string()).unwrap_or_default();
+    Ok(ExportUsageRequest {
         client_id: args.client.clone(),
-        start_time: args.start,
-        end_time: args.end,
+        start_time: Bound::instant(args.start),
+        end_time: Bound::instant(args.end),
         services: args.service.clone(),
-        format: match format_of(&args) {
+        format: match format_of(args) {
             Format::Csv => ExportFormat::Csv.into(),
             Format::Ndjson => ExportFormat::Ndjson.into(),
         },
-    };
+        start_date: text(start),
+        end_date: text(end),
+    })
+}
+
+/// Exports. On any error, and on Ctrl-C, there is no output file, or the one from before.
+pub async fn run(args: ExportArgs) -> anyhow::Result<ExitCode> {
+    let request = request(&args)?;
+    let channel = args.connect.channel().await?;
+    let mut client = connect::usage_client(channel.clone());
     // No time limit unless one is asked for: an export takes as long as it takes.
     let request = match args.connect.timeout {
         Some(seconds) => args.connect.request(request, seconds),
         None => tonic::Request::new(request),
     };
-    let answer = client.export_usage(request).await;
-    let mut pieces = answer.map_err(|status| connect::status_error(&status))?.into_inner();
+    let mut pieces = match client.export_usage(request).await {
+        Ok(answer) => answer.into_inner(),
+        Err(status) => return Err(hints::client_error(&args.connect, &channel, &status, &args.client).await),
+    };
     let mut target = Target::open(args.output.as_deref())?;
     let bar = progress(&args);
     let mut last = ExportUsageResponse::default();
@@ -84,6 +135,10 @@ pub async fn run(args: ExportArgs) -> anyhow::Result<ExitCode> {
             _ = tokio::signal::ctrl_c() => anyhow::bail!("interrupted: nothing is kept"),
         };
         let Some(piece) = piece else { break };
+        // Before anything is written: the only piece of an empty export is a header.
+        if piece.event_count == 0 && !args.allow_empty {
+            return Err(nothing_to_export(&args, &channel).await);
+        }
         target.write(&piece.data).context("cannot write")?;
         // Such as `meterd export | head`.
         if print::has_ended() {
@@ -93,6 +148,7 @@ pub async fn run(args: ExportArgs) -> anyhow::Result<ExitCode> {
         bar.set_message(format!("{} events", grouped(piece.event_count)));
         last = piece;
     }
+    check_services(&args, &channel, &last.empty_services).await?;
     target.finish()?;
     bar.finish_and_clear();
     if !args.quiet {
@@ -100,6 +156,51 @@ pub async fn run(args: ExportArgs) -> anyhow::Result<ExitCode> {
         eprintln!("exported {} events{place}", grouped(last.event_count));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Refuses services without an event that are not in the catalogue either: they are misspelt. Notes the others.
+async fn check_services(args: &ExportArgs, channel: &Connection, empty: &[String]) -> anyhow::Result<()> {
+    if empty.is_empty() {
+        return Ok(());
+    }
+    let known = hints::services(&args.connect, channel).await.map_err(|status| connect::status_error(&status))?;
+    for service in empty {
+        if !known.contains(service) {
+            let hint = hints::did_you_mean(service, known.iter().map(String::as_str));
+            let hint = hint.unwrap_or_else(|| "`meterd prices list` shows those that there are".to_owned());
+            anyhow::bail!("--service: there is no service {service:?}, and no event of it; {hint}");
+        }
+        if !args.quiet {
+            eprintln!("no events of service {service}");
+        }
+    }
+    Ok(())
+}
+
+/// Why there is nothing, and what there is instead.
+async fn nothing_to_export(args: &ExportArgs, channel: &Connection) -> anyhow::Error {
+    if let Err(misspelt) = check_services(&ExportArgs { quiet: true, ..args.clone() }, channel, &args.service).await {
+        return misspelt;
+    }
+    let (client, whose) = match args.client.as_str() {
+        "" => (None, String::new()),
+        client => (Some(client), format!(" of client {client:?}")),
+    };
+    let services = match args.service.is_empty() {
+        true => String::new(),
+        false => format!(" of service {}", args.service.join(" or ")),
+    };
+    let (start, end) = days(args).unwrap_or_default();
+    let when = match (args.start, args.end) {
+        (Some(Bound::Instant(_)), _) | (_, Some(Bound::Instant(_))) => "at these times".to_owned(),
+        _ => days_text(start, end),
+    };
+    let when = if when.is_empty() { when } else { format!(" {when}") };
+    let months = hints::months_with_usage(&args.connect, channel, client, end).await;
+    anyhow::anyhow!(
+        "nothing to export: there are no events{whose}{services}{when}; {}. --allow-empty makes an empty file",
+        hints::elsewhere(&months)
+    )
 }
 
 fn format_of(args: &ExportArgs) -> Format {
@@ -121,8 +222,18 @@ fn progress(args: &ExportArgs) -> ProgressBar {
     bar
 }
 
-fn parse_bound(text: &str) -> Result<Timestamp, String> {
-    parse_time(text, &TimeRules::default())
+fn parse_bound(text: &str) -> Result<Bound, String> {
+    if let Some(day) = period::parse_day(text) {
+        return Ok(Bound::Day(day));
+    }
+    let hint = match Month::parse(text) {
+        Some(month) => format!("; for the whole month give --month {month}"),
+        None => String::new(),
+    };
+    let time = parse_instant(text).map_err(|_| {
+        format!("must be a day such as 2026-11-25, or a time with its offset such as 2026-11-25T00:00:00Z{hint}")
+    })?;
+    Ok(Bound::Instant(time))
 }
 
 /// Standard output, or a file that appears only when it is whole.
@@ -195,8 +306,14 @@ mod tests {
     }
 
     #[test]
-    fn bounds_are_times_or_days() {
-        assert_eq!(parse_bound("2026-11-01").unwrap(), parse_bound("2026-11-01T01:00:00+01:00").unwrap());
-        assert!(parse_bound("november").is_err());
+    fn bounds_are_days_or_times_with_an_offset() {
+        assert_eq!(parse_bound("2026-11-01"), Ok(Bound::Day("2026-11-01".parse().unwrap())));
+        let instant = Bound::Instant(Timestamp { seconds: 1_793_491_200, nanos: 0 });
+        assert_eq!(parse_bound("2026-11-01T00:00:00Z"), Ok(instant));
+        assert_eq!(parse_bound("2026-11-01T01:00:00+01:00"), Ok(instant));
+        for text in ["november", "2026-11-01 00:00:00", "2026-11-01T00:00:00", "20261101", "1793491200", "2026-11-31"] {
+            assert!(parse_bound(text).unwrap_err().contains("with its offset"), "{text}");
+        }
+        assert!(parse_bound("2026-11").unwrap_err().contains("--month 2026-11"));
     }
 }

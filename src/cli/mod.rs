@@ -3,25 +3,36 @@
 pub mod alerts;
 pub mod audit;
 pub mod bench;
+pub mod clients;
 pub mod export;
 pub mod import;
 pub mod jobs;
 pub mod keys;
 pub mod migrate;
 pub mod notifications;
+pub mod prices;
 pub mod rebuild;
 pub mod serve;
+pub mod summary;
 pub mod track;
+pub mod unpriced;
 pub mod usage;
 pub mod verify;
 
+pub mod address;
 pub mod chart;
 pub mod connect;
 pub mod decimal;
+pub mod dial;
+pub mod help;
+pub mod hints;
 pub mod json;
+pub mod period;
 pub mod retry;
+pub mod sheet;
 pub mod signals;
 pub mod time;
+pub mod trust;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -38,6 +49,14 @@ pub enum Command {
     Track(Box<track::TrackArgs>),
     /// Show what a client has used
     Usage(usage::UsageArgs),
+    /// Show who costs what: all clients of a month
+    Summary(summary::SummaryArgs),
+    /// List usage without a price, and how to set one
+    Unpriced(unpriced::UnpricedArgs),
+    /// List, show, create and change clients
+    Clients(clients::ClientsArgs),
+    /// List prices and create new ones
+    Prices(prices::PricesArgs),
     /// Follow, list, acknowledge and check alerts
     Alerts(alerts::AlertsArgs),
     /// Record the rows of CSV or NDJSON files
@@ -54,7 +73,7 @@ pub enum Command {
     Keys(keys::KeysArgs),
     /// Show what admins did
     Audit(audit::AuditArgs),
-    /// Show who was told of alerts, and tell again who was given up
+    /// List alert notifications and retry failed ones
     Notifications(notifications::NotificationsArgs),
     /// Measure throughput and latency against the database's own floor
     Bench(Box<bench::BenchCommand>),
@@ -68,6 +87,10 @@ pub fn run(command: Command) -> Pin<Box<dyn Future<Output = anyhow::Result<ExitC
             Command::Migrate(args) => migrate::run(*args).await,
             Command::Track(args) => track::run(*args).await,
             Command::Usage(args) => usage::run(args).await,
+            Command::Summary(args) => summary::run(args).await,
+            Command::Unpriced(args) => unpriced::run(args).await,
+            Command::Clients(args) => clients::run(args).await,
+            Command::Prices(args) => prices::run(args).await,
             Command::Alerts(args) => alerts::run(args).await,
             Command::Import(args) => import::run(*args).await,
             Command::Export(args) => export::run(args).await,

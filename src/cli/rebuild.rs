@@ -3,11 +3,13 @@
 use std::process::ExitCode;
 
 use anyhow::bail;
-use chrono::{Months, NaiveDate};
+use chrono::NaiveDate;
 use clap::Args;
 
 use super::chart::grouped;
 use super::connect::{self, ConnectArgs, Connection};
+use super::hints;
+use super::period::PeriodArgs;
 use crate::proto::{ListClientsRequest, RebuildRollupsRequest, RebuildRollupsResponse};
 
 /// A rebuild reads every event of its months.
@@ -17,22 +19,14 @@ const CLIENTS_PAGE: i32 = 1_000;
 
 /// Compute rollups and totals again from the events
 ///
-/// Changes nothing where they agree already.
+/// Takes whole months: those that the days lie in. Changes nothing where they agree already.
 #[derive(Args, Clone, Debug)]
 pub struct RebuildArgs {
     /// Only this client [default: all, one after the other]
     #[arg(long, value_name = "ID")]
     pub client: Option<String>,
-    /// The month, such as 2026-11
-    #[arg(long, value_name = "YYYY-MM", value_parser = parse_month, conflicts_with_all = ["start", "end"],
-          required_unless_present_all = ["start", "end"])]
-    pub month: Option<NaiveDate>,
-    /// First day; its whole month is computed
-    #[arg(long, value_name = "YYYY-MM-DD", requires = "end")]
-    pub start: Option<NaiveDate>,
-    /// Last day; its whole month is computed
-    #[arg(long, value_name = "YYYY-MM-DD", requires = "start")]
-    pub end: Option<NaiveDate>,
+    #[command(flatten)]
+    pub period: PeriodArgs,
     /// Also put each event into the day and month of the client's present time zone
     #[arg(long)]
     pub rezone: bool,
@@ -48,7 +42,7 @@ pub async fn run(args: RebuildArgs) -> anyhow::Result<ExitCode> {
         Some(client) => vec![client.clone()],
         None => all_clients(&args.connect, channel.clone()).await?,
     };
-    let mut usage = connect::usage_client(channel);
+    let mut usage = connect::usage_client(channel.clone());
     let mut sums = RebuildRollupsResponse::default();
     let mut failed = 0;
     for (index, client) in clients.iter().enumerate() {
@@ -66,6 +60,9 @@ pub async fn run(args: RebuildArgs) -> anyhow::Result<ExitCode> {
                 sums.month_count += done.month_count;
                 sums.corrected_row_count += done.corrected_row_count;
                 sums.rezoned_event_count += done.rezoned_event_count;
+            }
+            Err(status) if args.client.is_some() => {
+                return Err(hints::client_error(&args.connect, &channel, &status, client).await);
             }
             Err(status) => {
                 failed += 1;
@@ -98,20 +95,10 @@ async fn all_clients(connect: &ConnectArgs, channel: Connection) -> anyhow::Resu
 }
 
 fn range(args: &RebuildArgs) -> anyhow::Result<(NaiveDate, NaiveDate)> {
-    match (args.month, args.start, args.end) {
-        (Some(first), ..) => match first.checked_add_months(Months::new(1)).and_then(|next| next.pred_opt()) {
-            Some(last) => Ok((first, last)),
-            None => bail!("--month {first} is out of range"),
-        },
-        (None, Some(start), Some(end)) if start <= end => Ok((start, end)),
-        (None, Some(start), Some(end)) => bail!("--start {start} is after --end {end}"),
-        _ => bail!("give --month, or --start and --end"),
+    match args.period.days()? {
+        (Some(start), Some(end)) => Ok((start, end)),
+        _ => bail!("which months? give --month, or --start and --end"),
     }
-}
-
-fn parse_month(text: &str) -> Result<NaiveDate, String> {
-    NaiveDate::parse_from_str(&format!("{text}-01"), "%Y-%m-%d")
-        .map_err(|_| format!("must be a month such as 2026-11, got {text:?}"))
 }
 
 fn done_text(done: &RebuildRollupsResponse, rezone: bool) -> String {

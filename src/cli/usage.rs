@@ -1,18 +1,24 @@
 //! `meterd usage`: what a client used, as a table with bars.
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::str::FromStr;
 
-use anyhow::bail;
+use anyhow::{bail, ensure};
 use bigdecimal::{BigDecimal, Zero};
 use chrono::NaiveDate;
 use clap::Args;
 use serde_json::json;
 
 use super::chart::{bar, grouped, shown_amount, table};
-use super::connect::{self, ConnectArgs};
+use super::connect::{self, ConnectArgs, Connection};
+use super::hints;
+use super::period::PeriodArgs;
+use super::unpriced::{self, UnpricedKey};
+use crate::clock::Clock;
+use crate::domain::period::{Month, day_of};
 use crate::proto::{
-    DayUsage, GetCurrentMonthUsageRequest, GetCurrentMonthUsageResponse, GetUsageSummaryRequest,
+    DayUsage, GetClientRequest, GetCurrentMonthUsageRequest, GetCurrentMonthUsageResponse, GetUsageSummaryRequest,
     GetUsageSummaryResponse, Money, ServiceUsage, UsageTotals,
 };
 
@@ -27,12 +33,8 @@ pub struct UsageArgs {
     /// The client
     #[arg(value_name = "CLIENT")]
     pub client: String,
-    /// First day, in the client's time zone
-    #[arg(long, value_name = "YYYY-MM-DD", requires = "end")]
-    pub start: Option<NaiveDate>,
-    /// Last day, included
-    #[arg(long, value_name = "YYYY-MM-DD", requires = "start")]
-    pub end: Option<NaiveDate>,
+    #[command(flatten)]
+    pub period: PeriodArgs,
     /// Print JSON, with exact amounts
     #[arg(long)]
     pub json: bool,
@@ -42,38 +44,102 @@ pub struct UsageArgs {
 
 /// Prints the current month, or the given days.
 pub async fn run(args: UsageArgs) -> anyhow::Result<ExitCode> {
-    let mut client = connect::usage_client(args.connect.channel().await?);
-    let client_id = args.client.clone();
-    match (args.start, args.end) {
-        (Some(start), Some(end)) if start > end => bail!("--start {start} is after --end {end}"),
-        (Some(start), Some(end)) => {
-            let request = GetUsageSummaryRequest {
-                client_id,
-                start_date: start.to_string(),
-                end_date: end.to_string(),
-                top_operation_count: 0,
-            };
-            let answer = client.get_usage_summary(args.connect.request(request, CALL_SECONDS)).await;
-            let summary = answer.map_err(|status| connect::status_error(&status))?.into_inner();
-            match args.json {
-                true => println!("{}", summary_json(&summary)),
-                false => println!("{}", summary_text(&summary, start, end)?),
-            }
+    let days = args.period.days()?;
+    let channel = args.connect.channel().await?;
+    match days {
+        (None, None) => current_month(&args, &channel).await?,
+        (Some(start), Some(end)) => range(&args, &channel, start, end).await?,
+        (Some(start), None) => {
+            let today = today(&args, &channel).await?;
+            ensure!(start <= today, "--start {start} is in the future; today is {today} for this client");
+            range(&args, &channel, start, today).await?;
         }
-        _ => {
-            let request = GetCurrentMonthUsageRequest { client_id };
-            let answer = client.get_current_month_usage(args.connect.request(request, CALL_SECONDS)).await;
-            let month = answer.map_err(|status| connect::status_error(&status))?.into_inner();
-            match args.json {
-                true => println!("{}", month_json(&month)),
-                false => println!("{}", month_text(&month)?),
-            }
-        }
+        (None, Some(end)) => bail!("--end {end} needs --start: on which day does the range begin?"),
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn month_text(month: &GetCurrentMonthUsageResponse) -> anyhow::Result<String> {
+async fn current_month(args: &UsageArgs, channel: &Connection) -> anyhow::Result<()> {
+    let mut client = connect::usage_client(channel.clone());
+    let request = GetCurrentMonthUsageRequest { client_id: args.client.clone() };
+    let month = match client.get_current_month_usage(args.connect.request(request, CALL_SECONDS)).await {
+        Ok(answer) => answer.into_inner(),
+        Err(status) => return Err(hints::client_error(&args.connect, channel, &status, &args.client).await),
+    };
+    let days = Month::parse(&month.month).map(|month| (month.first_day(), month.last_day()));
+    let unpriced = unpriced_of(args, channel, month.totals.as_ref(), days).await?;
+    if args.json {
+        println!("{}", with_unpriced(month_json(&month), &unpriced));
+        return Ok(());
+    }
+    println!("{}", month_text(&month, &unpriced)?);
+    if month.services.is_empty() {
+        println!("{}", hint(args, channel, days.map(|(_, last)| last)).await);
+    }
+    Ok(())
+}
+
+async fn range(args: &UsageArgs, channel: &Connection, start: NaiveDate, end: NaiveDate) -> anyhow::Result<()> {
+    let mut client = connect::usage_client(channel.clone());
+    let request = GetUsageSummaryRequest {
+        client_id: args.client.clone(),
+        start_date: start.to_string(),
+        end_date: end.to_string(),
+        top_operation_count: 0,
+    };
+    let summary = match client.get_usage_summary(args.connect.request(request, CALL_SECONDS)).await {
+        Ok(answer) => answer.into_inner(),
+        Err(status) => return Err(hints::client_error(&args.connect, channel, &status, &args.client).await),
+    };
+    let unpriced = unpriced_of(args, channel, summary.totals.as_ref(), Some((start, end))).await?;
+    if args.json {
+        println!("{}", with_unpriced(summary_json(&summary), &unpriced));
+        return Ok(());
+    }
+    if summary.services.is_empty() {
+        println!("{}  {} to {} ({})", summary.client_id, start, end, summary.time_zone);
+        println!("no usage");
+        println!("{}", hint(args, channel, Some(end)).await);
+        return Ok(());
+    }
+    println!("{}", summary_text(&summary, &unpriced, start, end)?);
+    Ok(())
+}
+
+/// The client's own day.
+async fn today(args: &UsageArgs, channel: &Connection) -> anyhow::Result<NaiveDate> {
+    let mut clients = connect::clients_client(channel.clone());
+    let request = GetClientRequest { client_id: args.client.clone() };
+    let client = match clients.get_client(args.connect.request(request, CALL_SECONDS)).await {
+        Ok(answer) => answer.into_inner().client.unwrap_or_default(),
+        Err(status) => return Err(hints::client_error(&args.connect, channel, &status, &args.client).await),
+    };
+    Ok(day_of(Clock::system().now(), client.time_zone.parse()?))
+}
+
+/// Where there is usage instead.
+async fn hint(args: &UsageArgs, channel: &Connection, until: Option<NaiveDate>) -> String {
+    let months = hints::months_with_usage(&args.connect, channel, Some(&args.client), until).await;
+    hints::elsewhere(&months)
+}
+
+/// What has no price, by model; asked only where there is something.
+async fn unpriced_of(
+    args: &UsageArgs,
+    channel: &Connection,
+    totals: Option<&UsageTotals>,
+    days: Option<(NaiveDate, NaiveDate)>,
+) -> anyhow::Result<BTreeMap<UnpricedKey, i64>> {
+    let count = totals.map_or(0, |totals| totals.unpriced_event_count);
+    match days {
+        Some((start, end)) if count > 0 => {
+            unpriced::rows(&args.connect, channel, std::slice::from_ref(&args.client), start, end).await
+        }
+        _ => Ok(BTreeMap::new()),
+    }
+}
+
+fn month_text(month: &GetCurrentMonthUsageResponse, unpriced: &BTreeMap<UnpricedKey, i64>) -> anyhow::Result<String> {
     let totals = month.totals.clone().unwrap_or_default();
     let mut lines = vec![
         format!("{}  {} ({})", month.client_id, month.month, month.time_zone),
@@ -85,19 +151,24 @@ fn month_text(month: &GetCurrentMonthUsageResponse) -> anyhow::Result<String> {
             money_text(month.projected_cost.as_ref())?
         ),
     ];
-    lines.extend(totals_lines(&totals));
+    lines.extend(totals_lines(&totals, unpriced));
     lines.push(String::new());
     lines.extend(services_lines(&month.services)?);
     Ok(lines.join("\n"))
 }
 
-fn summary_text(summary: &GetUsageSummaryResponse, start: NaiveDate, end: NaiveDate) -> anyhow::Result<String> {
+fn summary_text(
+    summary: &GetUsageSummaryResponse,
+    unpriced: &BTreeMap<UnpricedKey, i64>,
+    start: NaiveDate,
+    end: NaiveDate,
+) -> anyhow::Result<String> {
     let totals = summary.totals.clone().unwrap_or_default();
     let mut lines = vec![
         format!("{}  {} to {} ({})", summary.client_id, summary.start_date, summary.end_date, summary.time_zone),
         format!("{} in all", money_text(totals.cost.as_ref())?),
     ];
-    lines.extend(totals_lines(&totals));
+    lines.extend(totals_lines(&totals, unpriced));
     lines.push(String::new());
     lines.extend(services_lines(&summary.services)?);
     lines.push(String::new());
@@ -118,7 +189,10 @@ fn summary_text(summary: &GetUsageSummaryResponse, start: NaiveDate, end: NaiveD
     Ok(lines.join("\n"))
 }
 
-fn totals_lines(totals: &UsageTotals) -> Vec<String> {
+/// Models without a price that are named.
+const UNPRICED_SHOWN_MAX: usize = 10;
+
+fn totals_lines(totals: &UsageTotals, unpriced: &BTreeMap<UnpricedKey, i64>) -> Vec<String> {
     let mut lines = vec![format!(
         "{} requests, {} input tokens ({} cached), {} output tokens",
         grouped(totals.request_count),
@@ -127,8 +201,13 @@ fn totals_lines(totals: &UsageTotals) -> Vec<String> {
         grouped(totals.output_tokens)
     )];
     if totals.unpriced_event_count > 0 {
-        lines
-            .push(format!("{} events have no price yet and are not in the cost", grouped(totals.unpriced_event_count)));
+        let count = grouped(totals.unpriced_event_count);
+        lines.push(format!("{count} events have no price yet and are not in the cost (see `meterd unpriced`):"));
+        let named = unpriced.iter().take(UNPRICED_SHOWN_MAX);
+        lines.extend(named.map(|(key, count)| format!("  {}: {} events", key.scope.text(), grouped(count))));
+        if unpriced.len() > UNPRICED_SHOWN_MAX {
+            lines.push(format!("  and {} more", unpriced.len() - UNPRICED_SHOWN_MAX));
+        }
     }
     lines
 }
@@ -174,11 +253,13 @@ fn day_lines(days: &[DayUsage], start: NaiveDate, end: NaiveDate) -> anyhow::Res
     Ok(table(&rows, &[false, true]))
 }
 
-fn cost_of(totals: &UsageTotals) -> anyhow::Result<BigDecimal> {
+/// The cost of sums.
+pub fn cost_of(totals: &UsageTotals) -> anyhow::Result<BigDecimal> {
     amount_of(totals.cost.as_ref())
 }
 
-fn amount_of(money: Option<&Money>) -> anyhow::Result<BigDecimal> {
+/// An amount, exact; zero where there is none.
+pub fn amount_of(money: Option<&Money>) -> anyhow::Result<BigDecimal> {
     Ok(match money {
         Some(money) => BigDecimal::from_str(&money.amount)?,
         None => BigDecimal::zero(),
@@ -221,6 +302,20 @@ fn summary_json(summary: &GetUsageSummaryResponse) -> serde_json::Value {
     })
 }
 
+/// Adds what has no price.
+fn with_unpriced(mut json: serde_json::Value, unpriced: &BTreeMap<UnpricedKey, i64>) -> serde_json::Value {
+    let rows = unpriced.iter().map(|(key, count)| {
+        json!({
+            "service": key.scope.service,
+            "operation": key.scope.operation,
+            "model": key.scope.model,
+            "unpriced_event_count": count,
+        })
+    });
+    json["unpriced"] = rows.collect();
+    json
+}
+
 fn service_json(service: &ServiceUsage) -> serde_json::Value {
     json!({
         "service": service.service,
@@ -230,7 +325,8 @@ fn service_json(service: &ServiceUsage) -> serde_json::Value {
     })
 }
 
-fn totals_json(totals: &UsageTotals) -> serde_json::Value {
+/// Sums for programs.
+pub fn totals_json(totals: &UsageTotals) -> serde_json::Value {
     json!({
         "request_count": totals.request_count,
         "units": totals.units,
@@ -242,7 +338,8 @@ fn totals_json(totals: &UsageTotals) -> serde_json::Value {
     })
 }
 
-fn money_json(money: &Money) -> serde_json::Value {
+/// An amount for programs.
+pub fn money_json(money: &Money) -> serde_json::Value {
     json!({ "currency": money.currency, "amount": money.amount })
 }
 

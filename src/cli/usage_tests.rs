@@ -29,7 +29,7 @@ fn the_current_month_reads_as_a_table_with_bars() {
         services: vec![service("openai", "20"), service("sms", "10")],
         ..Default::default()
     };
-    let text = month_text(&month).unwrap();
+    let text = month_text(&month, &BTreeMap::new()).unwrap();
     let full = "█".repeat(30);
     let half = "█".repeat(15);
     let expected = format!(
@@ -60,6 +60,16 @@ fn long_ranges_are_drawn_by_month() {
 
 #[test]
 fn a_client_without_usage_reads_well() {
-    let text = month_text(&GetCurrentMonthUsageResponse::default()).unwrap();
+    let text = month_text(&GetCurrentMonthUsageResponse::default(), &BTreeMap::new()).unwrap();
     assert!(text.ends_with("no usage"), "{text}");
+}
+
+#[test]
+fn models_without_a_price_are_named() {
+    let scope = unpriced::Scope { service: "openai".into(), operation: "chat".into(), model: "gpt-9".into() };
+    let unpriced = BTreeMap::from([(UnpricedKey { client: "acme".into(), scope }, 1_003)]);
+    let totals = UsageTotals { unpriced_event_count: 1_003, ..Default::default() };
+    let lines = totals_lines(&totals, &unpriced);
+    assert!(lines[1].starts_with("1,003 events have no price yet"), "{lines:?}");
+    assert_eq!(lines[2], "  openai gpt-9 (chat): 1,003 events");
 }

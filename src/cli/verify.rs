@@ -1,5 +1,7 @@
 //! `meterd verify`: proves that rollups and totals equal the events, client and month by client and month.
 
+use super::hints;
+use super::period::parse_month;
 use super::signals;
 use crate::config::DatabaseSettings;
 use crate::database::{Database, command_pool};
@@ -8,7 +10,8 @@ use crate::domain::rollup::Sums;
 use crate::print;
 use crate::store::connect::{allow_long_statements, plan_for_values};
 use crate::store::verify::{self, Compared, Difference, RollupRow, Scope};
-use crate::store::{deployment, partitions};
+use crate::store::{clients, deployment, partitions, usage};
+use anyhow::{anyhow, ensure};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use indicatif::{ProgressBar, ProgressStyle};
 use sqlx::PgPool;
@@ -20,15 +23,11 @@ pub struct VerifyArgs {
     #[command(flatten)]
     pub database: DatabaseSettings,
     /// Only this client
-    #[arg(long)]
+    #[arg(long, value_name = "ID")]
     pub client: Option<String>,
     /// Only this month, such as 2026-11
-    #[arg(long, value_parser = parse_month)]
+    #[arg(long, value_name = "YYYY-MM", value_parser = parse_month)]
     pub month: Option<Month>,
-}
-
-fn parse_month(text: &str) -> Result<Month, String> {
-    Month::parse(text).ok_or_else(|| "must be a month such as 2026-11".into())
 }
 
 /// Clients that are compared at once: enough that their events are read in the order in which they lie, few enough that what
@@ -47,12 +46,17 @@ pub struct Verified {
     pub differences: usize,
 }
 
-/// Verifies, prints every difference, and exits with 1 if there is one.
+/// Client ids that are compared with one that is not there.
+const CLIENTS_COMPARED_MAX: i64 = 10_000;
+/// Months that are named where there is nothing in the one that was asked for.
+const MONTHS_SHOWN_MAX: i64 = 6;
+
+/// Verifies, prints every difference, and exits with 1 if there is one. To verify nothing is an error.
 pub async fn run(args: VerifyArgs) -> anyhow::Result<ExitCode> {
     let stop = signals::asked_to_stop()?;
-    let database = Database::open_beside(&args.database).await?;
+    let database = Database::open_existing(&args.database).await?;
     let pool = command_pool(&database.options);
-    let verified = signals::unless_stopped(stop, verify_all(&pool, args.client.as_deref(), args.month)).await;
+    let verified = signals::unless_stopped(stop, verify_selected(&pool, args.client.as_deref(), args.month)).await;
     pool.close().await;
     database.close().await?;
     let Verified { client_months, closed_client_months, events, differences } = verified?;
@@ -61,6 +65,36 @@ pub async fn run(args: VerifyArgs) -> anyhow::Result<ExitCode> {
     }
     println!("{client_months} client-months, {events} events: {differences} differences");
     Ok(if differences == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn verify_selected(pool: &PgPool, client: Option<&str>, month: Option<Month>) -> anyhow::Result<Verified> {
+    ensure!(
+        deployment::has_schema(pool).await?,
+        "the database has no tables of meterd: check --database-url (DATABASE_URL) and --data-dir (METERD_DATA_DIR)"
+    );
+    let verified = verify_all(pool, client, month).await?;
+    let is_empty = verified.client_months == 0 && verified.closed_client_months == 0;
+    // A whole database may be empty; what was asked for by name must be there.
+    if is_empty && (client.is_some() || month.is_some()) {
+        return Err(nothing_to_verify(pool, client, month).await?);
+    }
+    Ok(verified)
+}
+
+/// Why there is nothing, and what there is instead.
+async fn nothing_to_verify(pool: &PgPool, client: Option<&str>, month: Option<Month>) -> anyhow::Result<anyhow::Error> {
+    if let Some(client) = client
+        && clients::find(pool, client).await?.is_none()
+    {
+        let known = clients::list(pool, "", CLIENTS_COMPARED_MAX).await?;
+        let ids: Vec<String> = known.into_iter().map(|client| client.client_id).collect();
+        return Ok(anyhow!("--client: no client {client:?}; {}", hints::suggestion(client, &ids)));
+    }
+    let months = usage::latest_months(pool, client, MONTHS_SHOWN_MAX).await?;
+    let whose = client.map_or("no client".to_owned(), |client| format!("client {client:?}"));
+    let has = if client.is_some() { "has no usage" } else { "has usage" };
+    let when = month.map_or(String::new(), |month| format!(" in {month}"));
+    Ok(anyhow!("nothing to verify: {whose} {has}{when}; {}", hints::elsewhere(&hints::month_texts(&months))))
 }
 
 /// Verifies some clients after the other, each lot in one snapshot of its own, and prints what differs.

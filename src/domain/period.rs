@@ -13,6 +13,12 @@ pub fn day_of(time: DateTime<Utc>, zone: Tz) -> NaiveDate {
     time.with_timezone(&zone).date_naive()
 }
 
+/// Instants outside this range are on another day whatever the time zone: see [`Month::widest_range`].
+pub fn widest_range(day: NaiveDate) -> (DateTime<Utc>, DateTime<Utc>) {
+    let midnight = day.and_time(chrono::NaiveTime::MIN).and_utc();
+    (midnight - TimeDelta::days(1), midnight + TimeDelta::days(2))
+}
+
 /// Reads a day such as "2026-11-21", years 1 to 9999, and nothing but that form.
 pub fn parse_day(text: &str) -> Option<NaiveDate> {
     let plain = text.len() == 10
@@ -63,8 +69,7 @@ impl Month {
     /// Instants outside this range are in another month whatever the time zone: zones lie between UTC-12 and UTC+14, and
     /// none has ever been a whole day off.
     pub fn widest_range(self) -> (DateTime<Utc>, DateTime<Utc>) {
-        let midnight = |day: NaiveDate| day.and_time(chrono::NaiveTime::MIN).and_utc();
-        (midnight(self.0) - TimeDelta::days(1), midnight(self.next().0) + TimeDelta::days(1))
+        (widest_range(self.0).0, widest_range(self.last_day()).1)
     }
 }
 

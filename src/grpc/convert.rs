@@ -62,6 +62,13 @@ impl Context {
         services.iter().map(service).collect()
     }
 
+    /// What those of the services cost that are charged once a period: projections do not scale it.
+    pub fn recurring_cost(&self, services: &[ServiceSums]) -> Total {
+        let catalog = self.catalog.current();
+        let recurs = |row: &&ServiceSums| catalog.service(&row.service).is_some_and(|service| service.recurring);
+        services.iter().filter(recurs).map(|row| row.sums.cost).sum()
+    }
+
     /// What became of an event. `key` is its own.
     pub fn result(&self, outcome: Outcome, key: &str) -> proto::UsageResult {
         let recorded = |outcome: EventOutcome, recorded: Recorded| {

@@ -10,7 +10,6 @@ use crate::error::Error;
 use crate::proto::{ErrorReason, ExportFormat, ExportUsageRequest, ExportUsageResponse};
 use crate::store::connect::allow_long_statements;
 use crate::store::export::{ExportFilter, stream};
-use chrono::{DateTime, Utc};
 use futures_util::TryStreamExt;
 use sqlx::Connection;
 use std::sync::Arc;
@@ -36,6 +35,7 @@ pub async fn start(
     let mut fields = Fields::default();
     fields.text("client_id", &request.client_id, ID_BYTES_MAX);
     let (start_time, end_time) = fields.times(request.start_time.as_ref(), request.end_time.as_ref());
+    let (start_day, end_day) = fields.optional_days(&request.start_date, &request.end_date);
     fields.filter("services", &request.services);
     let format = ExportFormat::try_from(request.format).unwrap_or_else(|_| {
         fields.wrong("format", format!("{} is no format", request.format));
@@ -49,7 +49,7 @@ pub async fn start(
     let place = context.exports.clone().try_acquire_owned().map_err(|_| {
         Error::exhausted(ErrorReason::TooManyExports, "too many exports run at once; try again", RETRY_DELAY)
     })?;
-    let filter = ExportFilter { client_id, start_time, end_time, services: request.services };
+    let filter = ExportFilter { client_id, start_time, end_time, start_day, end_day, services: request.services };
     Ok(answer_of_a_task(PIECES_WAITING_MAX, |pieces| async move {
         Ok(export(&context, &filter, format, &pieces, place).await?)
     }))
@@ -70,31 +70,33 @@ async fn export(
     let mut tx = conn.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
     allow_long_statements(&mut tx).await?;
     let complete_as_of = crate::store::export::snapshot_time(&mut tx).await?;
+    let piece = |data: Vec<u8>, event_count, empty_services| ExportUsageResponse {
+        data: data.into(),
+        event_count,
+        complete_as_of_time: Some(timestamp(complete_as_of)),
+        empty_services,
+    };
     let mut file = File::new(format, context.currency.clone());
     let mut count = 0;
+    let mut empty_services = filter.services.clone();
     let mut events = std::pin::pin!(stream(&mut tx, filter));
     while let Some(event) = events.try_next().await? {
         count += 1;
         file.write(&event);
-        if file.bytes.len() >= PIECE_BYTES && !send(context, pieces, file.take(), count, complete_as_of).await? {
+        if !empty_services.is_empty() {
+            empty_services.retain(|service| *service != event.service);
+        }
+        if file.bytes.len() >= PIECE_BYTES && !send(context, pieces, piece(file.take(), count, vec![])).await? {
             return Ok(());
         }
     }
-    send(context, pieces, file.take(), count, complete_as_of).await?;
+    send(context, pieces, piece(file.take(), count, empty_services)).await?;
     Ok(())
 }
 
 /// Sends a piece. False, when nobody reads any more.
-async fn send(
-    context: &Context,
-    pieces: &Pieces,
-    data: Vec<u8>,
-    event_count: i64,
-    complete_as_of: DateTime<Utc>,
-) -> Result<bool, Error> {
+async fn send(context: &Context, pieces: &Pieces, piece: ExportUsageResponse) -> Result<bool, Error> {
     let mut stopping = context.stopping.clone();
-    let piece =
-        ExportUsageResponse { data: data.into(), event_count, complete_as_of_time: Some(timestamp(complete_as_of)) };
     let sent = tokio::select! {
         biased;
         _ = stopping.wait_for(|stopping| *stopping) => return Err(Error::shutting_down()),

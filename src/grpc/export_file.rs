@@ -33,7 +33,7 @@ const COLUMNS: [&str; 21] = [
 ];
 
 /// The file as far as it has not been sent.
-pub(super) struct File {
+pub struct File {
     is_json: bool,
     currency: String,
     pub bytes: Vec<u8>,
@@ -177,7 +177,7 @@ impl Row<'_> {
 
 /// What a spreadsheet would take for one, and what looks as if it had been guarded already: with a ' before it, taking that
 /// off again gives the text back.
-fn is_formula(text: &str) -> bool {
+pub fn is_formula(text: &str) -> bool {
     text.trim_start_matches('\'').starts_with(['=', '+', '-', '@', '\t', '\r'])
 }
 

@@ -186,6 +186,19 @@ impl Fields {
         (first, last)
     }
 
+    /// Two optional days, the first not after the second.
+    pub fn optional_days(&mut self, start: &str, end: &str) -> (Option<NaiveDate>, Option<NaiveDate>) {
+        let first = (!start.is_empty()).then(|| self.day("start_date", start));
+        let last = (!end.is_empty()).then(|| self.day("end_date", end));
+        if let (Some(first), Some(last)) = (first, last)
+            && self.is_fine()
+            && first > last
+        {
+            self.wrong("end_date", "must not be before start_date");
+        }
+        (first, last)
+    }
+
     /// A month.
     pub fn month(&mut self, field: &str, value: &str) -> Option<Month> {
         let month = Month::parse(value);

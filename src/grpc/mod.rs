@@ -14,7 +14,7 @@ mod creates;
 pub mod ending;
 mod events;
 mod export;
-mod export_file;
+pub mod export_file;
 mod fields;
 pub mod guard;
 mod jobs;

@@ -7,14 +7,15 @@ use super::{Context, clients};
 use crate::alerts::check;
 use crate::domain::decimal::Total;
 use crate::domain::event::ID_BYTES_MAX;
-use crate::domain::period::Month;
-use crate::domain::projection::change_percent;
+use crate::domain::period::{Month, day_of, elapsed_and_remaining};
+use crate::domain::projection::{change_percent, month_end};
 use crate::error::Error;
 use crate::jobs;
 use crate::proto::{
     ListMonthlySummariesRequest, ListMonthlySummariesResponse, MonthlySummary, MonthlySummaryTotals,
     RebuildRollupsRequest, RebuildRollupsResponse, UpdateMonthlySummariesRequest, UpdateMonthlySummariesResponse,
 };
+use crate::store::clients::zone;
 use crate::store::summaries::{self, Summary, SummaryTotals};
 use crate::store::{deployment, rebuild, verify};
 use std::collections::BTreeSet;
@@ -23,8 +24,13 @@ use std::sync::Arc;
 const PAGE_SIZE_DEFAULT: i64 = 100;
 const PAGE_SIZE_MAX: i64 = 1_000;
 
-fn summary(context: &Context, month: Month, summary: Summary) -> MonthlySummary {
-    MonthlySummary {
+fn summary(context: &Context, month: Month, summary: Summary) -> Result<MonthlySummary, Error> {
+    let today = day_of(context.clock.now(), zone(&summary.time_zone)?);
+    let (days_elapsed, _) = elapsed_and_remaining(today);
+    let projected =
+        || month_end(summary.sums.cost, context.recurring_cost(&summary.services), days_elapsed, month.days());
+    Ok(MonthlySummary {
+        projected_cost: (Month::of(today) == month).then(|| context.money(projected())),
         month: month.to_string(),
         totals: Some(context.totals(&summary.sums)),
         services: context.services(&summary.services),
@@ -35,7 +41,7 @@ fn summary(context: &Context, month: Month, summary: Summary) -> MonthlySummary 
         change_percent: change_percent(summary.sums.cost, summary.last_month_cost).map(|change| change.to_string()),
         client_id: summary.client_id,
         display_name: summary.display_name,
-    }
+    })
 }
 
 fn totals(context: &Context, totals: SummaryTotals) -> MonthlySummaryTotals {
@@ -86,7 +92,12 @@ pub async fn list(
         }
     };
     Ok(ListMonthlySummariesResponse {
-        summaries: read.rows.summaries.into_iter().map(|row| summary(&context, month, row)).collect(),
+        summaries: read
+            .rows
+            .summaries
+            .into_iter()
+            .map(|row| summary(&context, month, row))
+            .collect::<Result<_, _>>()?,
         next_page_token,
         totals: Some(totals(&context, read.rows.totals)),
         complete_as_of_time: Some(timestamp(read.complete_as_of)),

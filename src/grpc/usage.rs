@@ -46,23 +46,19 @@ async fn current_month(
     let month = Month::of(today);
     let (days_elapsed, days_remaining) = period::elapsed_and_remaining(today);
     let rows: Vec<ServiceSums> = rows.into_iter().filter_map(|(of, row)| (of == month).then_some(row)).collect();
-    let catalog = context.catalog.current();
-    let recurs = |row: &ServiceSums| catalog.service(&row.service).is_some_and(|service| service.recurring);
     let total: Sums = rows.iter().map(|row| row.sums).sum();
-    let recurring = rows.iter().filter(|row| recurs(row)).map(|row| row.sums.cost).sum();
     let projected =
         |cost, recurring| Some(context.money(projection::month_end(cost, recurring, days_elapsed, month.days())));
     let mut services = context.services(&rows);
     for (service, row) in services.iter_mut().zip(&rows) {
-        let recurring = if recurs(row) { row.sums.cost } else { Default::default() };
-        service.projected_cost = projected(row.sums.cost, recurring);
+        service.projected_cost = projected(row.sums.cost, context.recurring_cost(std::slice::from_ref(row)));
     }
     Ok(GetCurrentMonthUsageResponse {
         client_id: request.client_id,
         month: month.to_string(),
         time_zone,
         totals: Some(context.totals(&total)),
-        projected_cost: projected(total.cost, recurring),
+        projected_cost: projected(total.cost, context.recurring_cost(&rows)),
         days_elapsed: days_elapsed as i32,
         days_remaining: days_remaining as i32,
         services,

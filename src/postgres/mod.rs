@@ -3,7 +3,7 @@
 //! In reading order: [`Embedded`] here; `layout` (what lies where, the lock), `owner` (who the server runs as),
 //! `environment` (what its processes inherit), `place` (whether the directory will do),
 //! `binaries`, `places` and `download` (where its programs come from), `cluster` (initdb), `launch` (start, reattach, wait),
-//! `process` (pid file and signals), `connection`, `log`, `error`.
+//! `process` (pid file and signals), `connection`, `log`, `error`; `made` tells commands that only read what is there.
 //!
 //! What holds whatever happens:
 //! - The server is durable (`fsync`, `full_page_writes` and `synchronous_commit` are on the command line, above any
@@ -23,6 +23,7 @@ mod error;
 mod launch;
 mod layout;
 mod log;
+mod made;
 mod owner;
 mod place;
 mod places;
@@ -38,6 +39,7 @@ pub use error::EmbeddedError;
 use launch::Ready;
 pub use layout::default_data_dir;
 use layout::{Layout, Lock};
+pub use made::{is_made, made_beside};
 use owner::ServerUser;
 pub use place::{check_place, is_locked};
 use process::{PidFile, Postmaster, is_postmaster_of};

@@ -2,7 +2,7 @@
 
 use crate::domain::period::Month;
 use chrono::{DateTime, Utc};
-use sqlx::PgConnection;
+use sqlx::{PgConnection, PgPool};
 
 /// The deployment as it was made at the first start.
 pub struct Deployment {
@@ -47,4 +47,9 @@ pub async fn close_through(conn: &mut PgConnection, month: Month) -> sqlx::Resul
         .execute(conn)
         .await
         .map(drop)
+}
+
+/// Whether the database has the tables of meterd.
+pub async fn has_schema(pool: &PgPool) -> sqlx::Result<bool> {
+    sqlx::query_scalar!(r#"SELECT to_regclass('usage_months') IS NOT NULL AS "there!""#).fetch_one(pool).await
 }

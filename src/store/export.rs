@@ -2,6 +2,7 @@
 
 use crate::domain::decimal::Total;
 use crate::domain::event::EventId;
+use crate::domain::period::widest_range;
 use chrono::{DateTime, NaiveDate, Utc};
 use futures_util::Stream;
 use sqlx::PgConnection;
@@ -11,7 +12,19 @@ pub struct ExportFilter {
     pub client_id: Option<String>,
     pub start_time: Option<DateTime<Utc>>,
     pub end_time: Option<DateTime<Utc>>,
+    /// The clients' own days, both included.
+    pub start_day: Option<NaiveDate>,
+    pub end_day: Option<NaiveDate>,
     pub services: Vec<String>,
+}
+
+impl ExportFilter {
+    /// No event that passes lies outside of these times: they tell the database which partitions to leave out.
+    fn times(&self) -> (Option<DateTime<Utc>>, Option<DateTime<Utc>>) {
+        let start = self.start_time.max(self.start_day.map(|day| widest_range(day).0));
+        let ends = [self.end_time, self.end_day.map(|day| widest_range(day).1)];
+        (start, ends.into_iter().flatten().min())
+    }
 }
 
 /// The row of an event, as it is exported: there are millions, so nothing is made of it on the way.
@@ -52,6 +65,7 @@ pub fn stream<'a>(
     conn: &'a mut PgConnection,
     filter: &'a ExportFilter,
 ) -> impl Stream<Item = sqlx::Result<ExportRow>> + Send + 'a {
+    let (start_time, end_time) = filter.times();
     sqlx::query_as!(
         ExportRow,
         r#"SELECT client_id, event_time, event_seq, day, service, operation, model, units AS "units: Total", input_tokens,
@@ -61,11 +75,14 @@ pub fn stream<'a>(
            WHERE ($1::text IS NULL OR client_id = $1)
              AND event_time >= COALESCE($2, '-infinity'::timestamptz) AND event_time < COALESCE($3, 'infinity'::timestamptz)
              AND (cardinality($4::text[]) = 0 OR service = ANY($4))
+             AND day >= COALESCE($5, '-infinity'::date) AND day <= COALESCE($6, 'infinity'::date)
            ORDER BY client_id, event_time, event_seq"#,
         filter.client_id,
-        filter.start_time,
-        filter.end_time,
-        &filter.services
+        start_time,
+        end_time,
+        &filter.services,
+        filter.start_day,
+        filter.end_day
     )
     .fetch(conn)
 }

@@ -16,6 +16,8 @@ use sqlx::{Connection, PgConnection, PgPool};
 pub struct Summary {
     pub client_id: String,
     pub display_name: String,
+    /// IANA name of the client's time zone.
+    pub time_zone: String,
     pub sums: Sums,
     /// The costliest first.
     pub services: Vec<ServiceSums>,
@@ -43,6 +45,7 @@ pub struct SummaryTotals {
 struct SummaryRow {
     client_id: String,
     display_name: String,
+    time_zone: String,
     request_count: i64,
     units: Total,
     input_tokens: i64,
@@ -96,6 +99,7 @@ impl TryFrom<SummaryRow> for Summary {
         Ok(Self {
             client_id: row.client_id,
             display_name: row.display_name,
+            time_zone: row.time_zone,
             sums,
             services: row.services.0.into_iter().map(ServiceSums::try_from).collect::<sqlx::Result<_>>()?,
             counts: Counts { messages: row.messages, ai_calls: row.ai_calls, voice_minutes: row.voice_minutes },
@@ -198,7 +202,8 @@ pub async fn page(pool: &PgPool, month: Month, after: Option<(Total, &str)>, lim
     let (totals, complete_as_of) = totals(&mut tx, first, before).await?;
     let rows = sqlx::query_as!(
         SummaryRow,
-        r#"SELECT s.client_id, COALESCE(c.display_name, '') AS "display_name!", s.request_count,
+        r#"SELECT s.client_id, COALESCE(c.display_name, '') AS "display_name!",
+               COALESCE(c.time_zone, 'UTC') AS "time_zone!", s.request_count,
                s.units AS "units: Total", s.input_tokens, s.output_tokens, s.cached_input_tokens, s.cost AS "cost: Total",
                s.unpriced_event_count, s.messages AS "messages: Total", s.ai_calls,
                s.voice_minutes AS "voice_minutes: Total", s.services AS "services: Json<Vec<ServiceJson>>",
@@ -230,6 +235,7 @@ pub async fn live(pool: &PgPool, client_id: &str, month: Month) -> sqlx::Result<
     let row = sqlx::query_as!(
         SummaryRow,
         r#"SELECT l.client_id AS "client_id!", COALESCE(c.display_name, '') AS "display_name!",
+               COALESCE(c.time_zone, 'UTC') AS "time_zone!",
                l.request_count AS "request_count!", l.units AS "units!: Total", l.input_tokens AS "input_tokens!",
                l.output_tokens AS "output_tokens!", l.cached_input_tokens AS "cached_input_tokens!", l.cost AS "cost!: Total",
                l.unpriced_event_count AS "unpriced_event_count!", l.messages AS "messages!: Total", l.ai_calls AS "ai_calls!",

@@ -111,6 +111,17 @@ pub async fn range(
     Ok(Some(AsOf { complete_as_of, rows: OfClient { time_zone, rows: rows.collect() } }))
 }
 
+/// The latest months with usage of a client, or of any, the latest first.
+pub async fn latest_months(pool: &PgPool, client_id: Option<&str>, limit: i64) -> sqlx::Result<Vec<Month>> {
+    let months = sqlx::query_scalar!(
+        "SELECT DISTINCT month FROM usage_months WHERE ($1::text IS NULL OR client_id = $1) AND request_count > 0
+         ORDER BY month DESC LIMIT $2",
+        client_id,
+        limit
+    );
+    Ok(months.fetch_all(pool).await?.into_iter().map(Month::of).collect())
+}
+
 /// Totals over all clients of a month.
 pub struct Platform {
     pub client_count: i64,

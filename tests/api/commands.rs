@@ -29,14 +29,14 @@ const MAPPING: [&str; 14] = [
     "GeneratedTokens",
 ];
 
-async fn meterd(server: &TestServer, arguments: &[&str]) -> Output {
+pub async fn meterd(server: &TestServer, arguments: &[&str]) -> Output {
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_meterd"));
     command.args(arguments).env("METERD_SERVER", &server.address).env("DATABASE_URL", &server.database_url);
     command.stdin(Stdio::null()).output().await.unwrap()
 }
 
 /// Runs a command that must succeed, and gives what it printed.
-async fn succeed(server: &TestServer, arguments: &[&str]) -> String {
+pub async fn succeed(server: &TestServer, arguments: &[&str]) -> String {
     let output = meterd(server, arguments).await;
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{arguments:?}: {error}");

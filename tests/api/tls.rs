@@ -270,3 +270,123 @@ fn wrong_files_and_half_settings_are_refused_by_name_and_without_what_is_in_them
         }
     }
 }
+
+/// As `openssl req -x509` makes it: signed by itself, and an authority by its own word.
+fn self_signed(change: impl FnOnce(&mut CertificateParams)) -> Signed {
+    let mut params = CertificateParams::new(vec!["127.0.0.1".into(), "localhost".into()]).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    change(&mut params);
+    let key = KeyPair::generate().unwrap();
+    Signed { cert: params.self_signed(&key).unwrap().pem(), key: key.serialize_pem() }
+}
+
+#[tokio::test]
+async fn commands_trust_a_self_signed_certificate_of_an_authority_that_they_are_given_and_no_other() {
+    let files = Files::new(&self_signed(|_| {}));
+    let server = start(&files.flags()).await;
+    let ca = files.path("cert.pem").display().to_string();
+    let done = meterd(&server, &["track", "acme", "sms", "--tls-ca", &ca]).await;
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    // Of the same names, and of an authority that signed nothing.
+    let other = files.path("other.pem");
+    std::fs::write(&other, self_signed(|_| {}).cert).unwrap();
+    let other = other.display().to_string();
+    for (flags, says) in
+        [(&["--tls-ca", &other][..], "is none of those in --tls-ca"), (&[], "give --tls-ca FILE (METERD_TLS_CA)")]
+    {
+        let done = meterd(&server, &[&["track", "acme", "sms"], flags].concat()).await;
+        let error = String::from_utf8_lossy(&done.stderr);
+        assert!(!done.status.success() && error.contains("is not trusted") && error.contains(says), "{error}");
+        assert!(!error.contains("is it running"), "{error}");
+    }
+    server.assert_exact(1).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_given_certificate_that_is_over_or_for_another_host_is_refused_with_the_reason() {
+    let expired = self_signed(|params| {
+        params.not_before = rcgen::date_time_ymd(2020, 1, 1);
+        params.not_after = rcgen::date_time_ymd(2021, 1, 1);
+    });
+    let early = self_signed(|params| params.not_before = rcgen::date_time_ymd(2999, 1, 1));
+    let names = CertificateParams::new(vec!["meterd.example.com".into()]).unwrap().subject_alt_names;
+    let foreign = self_signed(|params| params.subject_alt_names = names);
+    let nameless = self_signed(|params| params.subject_alt_names.clear());
+    for (signed, says) in [
+        (expired, "its certificate expired at 2021-01-01"),
+        (early, "its certificate is not valid before 2999-01-01"),
+        (foreign, "is not for \"127.0.0.1\", but for"),
+        (nameless, "it has no subjectAltName"),
+    ] {
+        let files = Files::new(&signed);
+        let server = start(&files.flags()).await;
+        let ca = files.path("cert.pem").display().to_string();
+        let done = meterd(&server, &["track", "acme", "sms", "--tls-ca", &ca]).await;
+        let error = String::from_utf8_lossy(&done.stderr);
+        assert!(!done.status.success() && error.contains(says), "{says}: {error}");
+        server.assert_exact(0).await;
+        server.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_wants_a_certificate_is_told_apart_from_one_that_refuses_it() {
+    let (ours, clients) = (Authority::new(), Authority::new());
+    let files = Files::new(&ours.sign());
+    let write = |name: &str, text: &str| {
+        std::fs::write(files.path(name), text).unwrap();
+        files.path(name).display().to_string()
+    };
+    let (ca, allowed, own) = (write("ca.pem", &ours.pem), write("clients.pem", &clients.pem), ours.sign());
+    let (cert, key) = (write("own.pem", &own.cert), write("own-key.pem", &own.key));
+    let mut flags = files.flags();
+    flags.push(format!("--tls-client-ca={allowed}"));
+    let server = start(&flags).await;
+    let shown = ["--tls-client-cert", &cert, "--tls-client-key", &key];
+    for (more, says) in [
+        (&[][..], "it asks for a client certificate"),
+        (&shown, "it does not accept the certificate of --tls-client-cert"),
+    ] {
+        let done = meterd(&server, &[&["track", "acme", "sms", "--tls-ca", &ca], more].concat()).await;
+        let error = String::from_utf8_lossy(&done.stderr);
+        assert!(!done.status.success() && error.contains(says), "{says}: {error}");
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_mixed_up_scheme_or_port_is_named_with_the_address_that_is_right() {
+    let secured = start(&Files::new(&Authority::new().sign()).flags()).await;
+    let plain = TestServer::start().await;
+    let place = |server: &TestServer| server.address.trim_start_matches("http://").to_owned();
+    let (tls, clear) = (place(&secured), place(&plain));
+    for (server, says) in [
+        (format!("http://{tls}"), format!("speaks TLS: use --server https://{tls}")),
+        (tls.clone(), format!("speaks TLS: use --server https://{tls}")),
+        (format!("https://{clear}"), format!("does not speak TLS: use --server http://{clear}")),
+        (format!("http://{}", plain.http_address), "is no gRPC server".into()),
+        (format!("https://{}", plain.http_address), "does not speak TLS".into()),
+        (format!("http://{}", secured.http_address), "speaks TLS".into()),
+        (format!("grpc://{clear}"), "must begin with http:// or https://".into()),
+        (format!("http://{clear}/metrics"), "must have no path".into()),
+        ("127.0.0.1:1".into(), "no server answers at http://127.0.0.1:1: Connection refused".into()),
+        ("no-such-host.invalid".into(), "cannot be resolved".into()),
+    ] {
+        let began = std::time::Instant::now();
+        let done = meterd(&plain, &["track", "acme", "sms", "--server", &server]).await;
+        let error = String::from_utf8_lossy(&done.stderr);
+        assert!(!done.status.success() && error.contains(&says), "{server}: {error}");
+        assert_eq!(error.matches("error:").count(), 1, "{error}");
+        // At once: it is not tried again for what time does not cure.
+        assert!(began.elapsed().as_secs() < 10, "{server}: {:?}", began.elapsed());
+    }
+    let port = clear.rsplit(':').next().unwrap();
+    for server in [format!("localhost:{port}"), format!("http://{clear}/"), format!(" {clear}")] {
+        let done = meterd(&plain, &["track", "acme", "sms", "--server", &server]).await;
+        assert!(done.status.success(), "{server}: {}", String::from_utf8_lossy(&done.stderr));
+    }
+    plain.assert_exact(3).await;
+    secured.stop().await;
+    plain.stop().await;
+}

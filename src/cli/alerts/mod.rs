@@ -5,6 +5,7 @@ mod tail;
 
 use super::chart::table;
 use super::connect::{ConnectArgs, alerts_client, status_error};
+use super::hints;
 use crate::proto::{
     AcknowledgeAlertRequest, AlertSeverity, AlertType, CheckAlertsRequest, CheckAlertsResponse, ListAlertsRequest,
 };
@@ -194,10 +195,13 @@ async fn ack(args: AckArgs) -> anyhow::Result<ExitCode> {
 
 /// Fails where a client could not be checked.
 async fn check(args: CheckArgs) -> anyhow::Result<ExitCode> {
-    let mut client = alerts_client(args.connect.channel().await?);
+    let channel = args.connect.channel().await?;
     let request = CheckAlertsRequest { client_id: args.client.clone() };
-    let answer = client.check_alerts(args.connect.request(request, CHECK_SECONDS)).await;
-    let checked = answer.map_err(|status| status_error(&status))?.into_inner();
+    let checked = match alerts_client(channel.clone()).check_alerts(args.connect.request(request, CHECK_SECONDS)).await
+    {
+        Ok(answer) => answer.into_inner(),
+        Err(status) => return Err(hints::client_error(&args.connect, &channel, &status, &args.client).await),
+    };
     let CheckAlertsResponse { checked_count, raised_count, resolved_count, raised, failed_count, failed } = &checked;
     if args.json {
         let failures: Vec<_> =

@@ -1,0 +1,169 @@
+//! How `--help` is arranged: flags under headings, those of the connection last, and commands in groups.
+
+use clap::{Arg, Command};
+
+/// Groups of commands, in the order of `meterd --help`.
+const GROUPS: [(&str, &[&str]); 6] = [
+    ("Run the server", &["serve", "migrate"]),
+    ("Record usage", &["track", "import"]),
+    ("Read usage and costs", &["usage", "summary", "unpriced", "export"]),
+    ("Clients, prices and alerts", &["clients", "prices", "alerts", "notifications"]),
+    ("Check and repair", &["verify", "rebuild", "jobs", "bench"]),
+    ("Access", &["keys", "audit"]),
+];
+/// Commands that no group names.
+const OTHERS: &str = "Others";
+
+/// How commands reach the server.
+pub const CONNECTION: &str = "Connection";
+const CONNECTION_FLAGS: [&str; 6] = ["server", "api_key", "tls_ca", "tls_client_cert", "tls_client_key", "timeout"];
+
+/// Headings of the settings, by the ids of their flags.
+const HEADINGS: [(&str, &[&str]); 8] = [
+    ("Database", &["database_url", "data_dir", "postgres_*", "connections_max", "allow_non_durable_database"]),
+    ("Addresses", &["listen", "http_listen", "insecure_listen", "web_origins"]),
+    ("Access", &["auth", "key_requests_per_second", "reflection", "health", "jwt_*"]),
+    ("TLS", &["tls_*"]),
+    ("Usage", &["currency", "default_time_zone", "unknown_*", "accept_*"]),
+    ("Alerts and notifications", &["alert_*", "smtp_*", "twilio_*", "webhook_*", "notification*"]),
+    ("Jobs and retention", &["schedule_*", "retention_*", "key_retention_*"]),
+    ("Bounds", &["*_max", "*_seconds", "writers"]),
+];
+
+/// Commands whose flags are settings of the server or of its database.
+const SETTINGS_COMMANDS: [&str; 4] = ["serve", "migrate", "verify", "create"];
+
+/// Arranges the help of a command and of all below it.
+pub fn arranged(command: Command) -> Command {
+    let help = grouped_commands(&command);
+    arranged_flags(command).help_template(format!(
+        "{{about-with-newline}}\n{{usage-heading}} {{usage}}\n\n{help}\nOptions:\n{{options}}{{after-help}}"
+    ))
+}
+
+/// The commands in their groups.
+fn grouped_commands(command: &Command) -> String {
+    let shown: Vec<_> = command.get_subcommands().filter(|sub| !sub.is_hide_set()).collect();
+    let width = shown.iter().map(|sub| sub.get_name().len()).max().unwrap_or_default();
+    let line = |sub: &&Command| {
+        let about = sub.get_about().map(ToString::to_string).unwrap_or_default();
+        format!("  {:<width$}  {about}\n", sub.get_name())
+    };
+    let in_group = |name: &str| GROUPS.iter().any(|(_, names)| names.contains(&name));
+    let mut text = String::new();
+    for (group, names) in GROUPS {
+        let lines: String =
+            names.iter().filter_map(|name| shown.iter().find(|sub| sub.get_name() == *name)).map(line).collect();
+        if !lines.is_empty() {
+            text += &format!("{group}:\n{lines}\n");
+        }
+    }
+    let others: String = shown.iter().filter(|sub| !in_group(sub.get_name())).map(line).collect();
+    if !others.is_empty() {
+        text += &format!("{OTHERS}:\n{others}\n");
+    }
+    text + "`meterd COMMAND --help` tells the rest.\n"
+}
+
+fn arranged_flags(command: Command) -> Command {
+    let connects = command.get_arguments().any(|arg| arg.get_id() == "api_key");
+    let has_settings = SETTINGS_COMMANDS.contains(&command.get_name());
+    let heading = |arg: &Arg| {
+        let id = arg.get_id().as_str();
+        match (connects && CONNECTION_FLAGS.contains(&id), has_settings) {
+            (true, _) => Some(CONNECTION),
+            (false, true) => setting_heading(id),
+            (false, false) => None,
+        }
+    };
+    let command = command.mut_args(|arg| match heading(&arg) {
+        Some(heading) if arg.get_help_heading().is_none() => arg.help_heading(heading),
+        _ => arg,
+    });
+    let names: Vec<String> = command.get_subcommands().map(|sub| sub.get_name().to_owned()).collect();
+    names.into_iter().fold(command, |command, name| command.mut_subcommand(name, arranged_flags))
+}
+
+fn setting_heading(id: &str) -> Option<&'static str> {
+    let fits = |pattern: &&str| match (pattern.strip_suffix('*'), pattern.strip_prefix('*')) {
+        (Some(start), _) => id.starts_with(start),
+        (None, Some(end)) => id.ends_with(end),
+        (None, None) => id == *pattern,
+    };
+    HEADINGS.iter().find(|(_, patterns)| patterns.iter().any(|pattern| fits(pattern))).map(|(heading, _)| *heading)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Subcommand;
+
+    fn commands() -> Command {
+        arranged(super::super::Command::augment_subcommands(Command::new("meterd")))
+    }
+
+    /// Every command without commands of its own, by its words.
+    fn leaves(command: &Command, words: &str, found: &mut Vec<(String, Command)>) {
+        if !command.has_subcommands() {
+            found.push((words.to_owned(), command.clone()));
+        }
+        for sub in command.get_subcommands() {
+            leaves(sub, format!("{words} {}", sub.get_name()).trim(), found);
+        }
+    }
+
+    #[test]
+    fn every_command_is_in_one_group_and_every_group_has_its_commands() {
+        let command = commands();
+        let mut grouped: Vec<_> = GROUPS.iter().flat_map(|(_, names)| names.iter().copied()).collect();
+        let mut there: Vec<_> = command.get_subcommands().map(Command::get_name).collect();
+        grouped.sort_unstable();
+        there.sort_unstable();
+        assert_eq!(grouped, there);
+        let help = commands().render_help().to_string();
+        assert!(help.contains("Read usage and costs:\n  usage ") && !help.contains(OTHERS), "{help}");
+    }
+
+    #[test]
+    fn the_flags_of_the_connection_come_last_in_every_command() {
+        let mut found = vec![];
+        leaves(&commands(), "", &mut found);
+        let mut connecting = 0;
+        for (words, mut command) in found {
+            let help = command.render_long_help().to_string();
+            if !help.contains("--api-key") {
+                continue;
+            }
+            connecting += 1;
+            let (before, last) = help.split_once("\nConnection:\n").unwrap_or_else(|| panic!("{words}: {help}"));
+            for flag in ["--server ", "--api-key ", "--tls-ca ", "--timeout "] {
+                assert!(!before.contains(flag) && last.contains(flag), "{words}: {flag}");
+            }
+            let headings = last.lines().filter(|line| line.ends_with(':') && !line.starts_with(' '));
+            assert_eq!(headings.count(), 0, "{words}: {last}");
+        }
+        assert!(connecting > 20, "{connecting}");
+    }
+
+    #[test]
+    fn every_setting_of_the_server_has_a_heading() {
+        let command = commands();
+        let serve = command.find_subcommand("serve").unwrap();
+        for arg in serve.get_arguments() {
+            assert!(arg.get_help_heading().is_some(), "{}", arg.get_id());
+        }
+    }
+
+    #[test]
+    fn what_a_command_does_begins_with_a_verb() {
+        let mut found = vec![];
+        leaves(&commands(), "", &mut found);
+        for (words, command) in found {
+            let about = command.get_about().map(ToString::to_string).unwrap_or_default();
+            let first = about.split(' ').next().unwrap_or_default();
+            let is_verb = first.chars().next().is_some_and(char::is_uppercase)
+                && !["The", "A", "An", "How", "What", "Who", "All"].contains(&first);
+            assert!(is_verb, "{words}: {about:?}");
+        }
+    }
+}

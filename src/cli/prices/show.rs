@@ -1,0 +1,186 @@
+//! How prices read. Rates are exact: they are never rounded.
+
+use super::State;
+use crate::cli::chart::table;
+use crate::cli::sheet::{self, Cell};
+use crate::cli::time::time_text;
+use crate::proto::{Price, Rates};
+use bigdecimal::BigDecimal;
+use serde_json::json;
+use std::str::FromStr;
+
+/// Zeros of a million.
+const MILLION_DIGITS: i64 = 6;
+
+/// A rate per token as one per million of them.
+pub fn per_million(rate: &str) -> anyhow::Result<String> {
+    shifted(rate, -MILLION_DIGITS)
+}
+
+/// A rate per million as one per token.
+pub fn per_one(rate: &str) -> anyhow::Result<String> {
+    shifted(rate, MILLION_DIGITS)
+}
+
+/// The same digits with the point elsewhere: exact.
+fn shifted(rate: &str, digits: i64) -> anyhow::Result<String> {
+    let (digits_of, scale) = BigDecimal::from_str(rate)?.into_bigint_and_exponent();
+    Ok(BigDecimal::new(digits_of, scale + digits).normalized().to_plain_string())
+}
+
+/// Rates by the name of their column, those of tokens per million.
+fn cells(rates: &Rates) -> anyhow::Result<[String; 6]> {
+    let plain = |rate: &Option<String>| rate.clone().unwrap_or_default();
+    let million = |rate: &Option<String>| rate.as_deref().map(per_million).transpose().map(Option::unwrap_or_default);
+    Ok([
+        plain(&rates.unit),
+        plain(&rates.fixed),
+        plain(&rates.percent_of_amount),
+        million(&rates.input_token)?,
+        million(&rates.cached_input_token)?,
+        million(&rates.output_token)?,
+    ])
+}
+
+const RATE_HEADS: [&str; 6] = ["unit", "fixed", "% of amount", "input /1M", "cached /1M", "output /1M"];
+
+/// Prints them as it was asked for.
+pub fn print(prices: &[(Price, State)], with_state: bool, json: bool, csv: bool) -> anyhow::Result<()> {
+    if json {
+        prices.iter().for_each(|(price, state)| println!("{}", to_json(price, *state)));
+    } else if csv {
+        println!("{}", sheet::lines(&to_csv(prices)?));
+    } else {
+        to_table(prices, with_state)?.iter().for_each(|line| println!("{line}"));
+    }
+    Ok(())
+}
+
+/// A table with the columns that are used.
+pub fn to_table(prices: &[(Price, State)], with_state: bool) -> anyhow::Result<Vec<String>> {
+    let rates: Vec<[String; 6]> = prices
+        .iter()
+        .map(|(price, _)| cells(&price.rates.clone().unwrap_or_default()))
+        .collect::<anyhow::Result<_>>()?;
+    let used: Vec<usize> = (0..6).filter(|column| rates.iter().any(|row| !row[*column].is_empty())).collect();
+    let mut header = vec!["service", "operation", "model"];
+    header.extend(used.iter().map(|column| RATE_HEADS[*column]));
+    header.push("from");
+    header.extend(with_state.then_some("state"));
+    header.extend(["built in", "price id"]);
+    let mut rows = vec![header.into_iter().map(str::to_owned).collect::<Vec<_>>()];
+    for ((price, state), rates) in prices.iter().zip(&rates) {
+        let mut row = vec![price.service.clone(), price.operation.clone(), price.model.clone()];
+        row.extend(used.iter().map(|column| rates[*column].clone()));
+        row.push(match &price.effective_time {
+            None => "the beginning".to_owned(),
+            time => time_text(time.as_ref()),
+        });
+        row.extend(with_state.then(|| state.text().to_owned()));
+        row.push(if price.built_in { "yes" } else { "no" }.to_owned());
+        row.push(price.price_id.clone());
+        rows.push(row);
+    }
+    let right: Vec<bool> = (0..3 + used.len()).map(|column| column >= 3).collect();
+    Ok(table(&rows, &right))
+}
+
+fn to_csv(prices: &[(Price, State)]) -> anyhow::Result<String> {
+    let header = [
+        "price_id",
+        "service",
+        "operation",
+        "model",
+        "effective_time",
+        "state",
+        "unit",
+        "fixed",
+        "percent_of_amount",
+        "input_token",
+        "cached_input_token",
+        "output_token",
+        "built_in",
+    ];
+    let rows = prices.iter().map(|(price, state)| {
+        let rates = price.rates.clone().unwrap_or_default();
+        let rate = |rate: Option<String>| Cell::plain(rate.unwrap_or_default());
+        vec![
+            Cell::plain(&price.price_id),
+            Cell::text(&price.service),
+            Cell::text(&price.operation),
+            Cell::text(&price.model),
+            Cell::plain(time_text(price.effective_time.as_ref())),
+            Cell::plain(state.text()),
+            rate(rates.unit),
+            rate(rates.fixed),
+            rate(rates.percent_of_amount),
+            rate(rates.input_token),
+            rate(rates.cached_input_token),
+            rate(rates.output_token),
+            Cell::plain(price.built_in),
+        ]
+    });
+    sheet::csv(&sheet::header(&header), &rows.collect::<Vec<_>>())
+}
+
+/// A price for programs, with rates as the server has them.
+pub fn to_json(price: &Price, state: State) -> serde_json::Value {
+    let rates = price.rates.clone().unwrap_or_default();
+    json!({
+        "price_id": price.price_id,
+        "service": price.service,
+        "operation": price.operation,
+        "model": price.model,
+        "effective_time": price.effective_time.as_ref().map(|time| time_text(Some(time))),
+        "state": state.text(),
+        "rates": {
+            "unit": rates.unit,
+            "fixed": rates.fixed,
+            "percent_of_amount": rates.percent_of_amount,
+            "input_token": rates.input_token,
+            "cached_input_token": rates.cached_input_token,
+            "output_token": rates.output_token,
+        },
+        "built_in": price.built_in,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_are_shifted_exactly() {
+        for (one, million) in [("0.00000015", "0.15"), ("0.0000006", "0.6"), ("2.5", "2500000"), ("0", "0")] {
+            assert_eq!(per_million(one).unwrap(), million);
+            assert_eq!(per_one(million).unwrap(), one);
+        }
+        assert_eq!(per_one("0.000000000000000001").unwrap(), "0.000000000000000000000001");
+        assert!(per_one("cheap").is_err());
+    }
+
+    #[test]
+    fn a_price_is_a_line_with_the_columns_that_are_used() {
+        let rates = Rates {
+            input_token: Some("0.00000015".into()),
+            output_token: Some("0.0000006".into()),
+            ..Default::default()
+        };
+        let price = Price {
+            price_id: "16".into(),
+            service: "openai".into(),
+            model: "gpt-4o-mini".into(),
+            rates: Some(rates),
+            built_in: true,
+            ..Default::default()
+        };
+        let lines = to_table(&[(price, State::InForce)], false).unwrap();
+        assert_eq!(
+            lines,
+            [
+                "service  operation  model        input /1M  output /1M  from           built in  price id",
+                "openai              gpt-4o-mini       0.15         0.6  the beginning  yes       16",
+            ]
+        );
+    }
+}
