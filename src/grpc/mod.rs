@@ -33,6 +33,7 @@ mod stream;
 mod subscribe;
 mod summaries;
 mod usage;
+mod validate;
 mod weight;
 
 use admission::Admitted;

@@ -54,4 +54,5 @@ mod subscribing;
 mod summaries;
 mod tls;
 mod unpriced;
+mod validating;
 mod webhook_targets;

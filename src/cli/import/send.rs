@@ -50,6 +50,7 @@ impl Sender {
             let request = BatchTrackUsageRequest {
                 events: settling.open.iter().map(|at| batch.events[*at].clone()).collect::<Vec<UsageEvent>>(),
                 backfill: self.backfill,
+                ..Default::default()
             };
             let sent = self.client.batch_track_usage(self.connect.request(request, CALL_SECONDS)).await;
             let (hint, why) = match sent {
