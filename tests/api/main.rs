@@ -27,6 +27,7 @@ mod following;
 mod guarded;
 mod harness;
 mod http;
+mod importing;
 mod jobs;
 mod jwt;
 mod key_pruning;
