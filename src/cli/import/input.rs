@@ -18,6 +18,17 @@ const MARK_BYTES: usize = 8;
 
 type Source = Box<dyn Read + Send>;
 
+/// A packed file, whose errors say what they are about.
+struct Unpacked(MultiGzDecoder<Source>);
+
+impl Read for Unpacked {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.read(buffer).map_err(|error| {
+            io::Error::new(error.kind(), format!("the file cannot be unpacked further: {error}. Is it cut off?"))
+        })
+    }
+}
+
 /// A file, ready to be read as UTF-8.
 pub struct Input {
     pub reader: BufReader<Source>,
@@ -40,8 +51,7 @@ pub fn open(path: &Path, args: &ImportArgs) -> anyhow::Result<Input> {
     let (mut start, mut source) = peek(source, MARK_BYTES, |_| false)?;
     let mut bytes = length;
     if start.starts_with(&[0x1f, 0x8b]) {
-        (start, source) = peek(Box::new(MultiGzDecoder::new(source)), MARK_BYTES, |_| false)
-            .context("cannot be unpacked with gzip")?;
+        (start, source) = peek(Box::new(Unpacked(MultiGzDecoder::new(source))), MARK_BYTES, |_| false)?;
         notes.push("unpacked with gzip".to_owned());
         bytes = None;
     }

@@ -1,6 +1,8 @@
 //! `meterd import`: files of events, safe to run twice.
 
 pub mod batches;
+pub mod cells;
+pub mod check;
 pub mod checkpoint;
 pub mod clients;
 pub mod encoding;
@@ -8,7 +10,9 @@ pub mod event;
 #[cfg(test)]
 mod fake_server;
 pub mod fields;
+pub mod hints;
 pub mod input;
+pub mod json_scanner;
 pub mod keys;
 pub mod mapping;
 pub mod names;
