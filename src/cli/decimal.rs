@@ -9,20 +9,112 @@ const TOKENS_MAX: i64 = 1_000_000_000_000;
 /// Far beyond anything that can still be in range, and small enough to write out.
 const EXPONENT_MAX: i32 = 1_000;
 
-/// A quantity in plain canonical form: no sign, exponent, leading or trailing zeros. `1.50e1` → `15`.
+/// How numbers of a file are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct NumberRules {
+    /// What stands before the decimals, if it is known; then thousands may be grouped too. None: a point, and no groups.
+    pub mark: Option<DecimalMark>,
+    /// Without a known mark: the file is of a kind that often has a comma there, so 1.234 may be 1234.
+    pub may_have_comma: bool,
+}
+
+/// What stands before the decimals of a number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DecimalMark {
+    /// 1,234.5
+    Point,
+    /// 1.234,5
+    Comma,
+}
+
+/// A number as this service writes it: without groups, with a point.
+pub fn localized(text: &str, rules: NumberRules) -> Result<String, String> {
+    let text = text.trim();
+    let Some(mark) = rules.mark else {
+        if text.contains(',') {
+            return Err(format!(
+                "has a comma, got {text:?}: give --decimal-comma if decimals follow it, --decimal-point if it separates \
+                 thousands"
+            ));
+        }
+        if rules.may_have_comma && is_group_or_decimals(text) {
+            let thousands = text.replace('.', "");
+            return Err(format!(
+                "can be {thousands} or a number with three decimals, got {text:?}: give --decimal-comma for the first, \
+                 --decimal-point for the second"
+            ));
+        }
+        return Ok(text.to_owned());
+    };
+    let (decimal, group) = match mark {
+        DecimalMark::Point => ('.', ','),
+        DecimalMark::Comma => (',', '.'),
+    };
+    let (whole, rest) = match text.find([decimal, 'e', 'E']) {
+        Some(at) => text.split_at(at),
+        None => (text, ""),
+    };
+    let is_group = |c: char| c == group || matches!(c, ' ' | '\u{a0}' | '\u{202f}' | '\'' | '’');
+    let groups: Vec<&str> = whole.split(is_group).collect();
+    if groups.len() > 1 {
+        let first = groups[0].trim_start_matches(['+', '-']);
+        let is_grouped = (1..=3).contains(&first.len()) && groups[1..].iter().all(|group| group.len() == 3);
+        if !is_grouped
+            || whole.chars().filter(|c| is_group(*c)).any(|c| Some(c) != whole.chars().find(|c| is_group(*c)))
+        {
+            return Err(format!("must be a decimal number such as 5{decimal}25, got {text:?}"));
+        }
+    }
+    Ok(groups.concat() + &rest.replacen(decimal, ".", 1))
+}
+
+/// Such as 1.234: up to three digits, not beginning with zero, and three after a point.
+fn is_group_or_decimals(text: &str) -> bool {
+    let unsigned = text.trim_start_matches(['+', '-']);
+    let digits = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
+    unsigned.split_once('.').is_some_and(|(whole, rest)| {
+        (1..=3).contains(&whole.len()) && !whole.starts_with('0') && rest.len() == 3 && digits(whole) && digits(rest)
+    })
+}
+
+/// A quantity in plain canonical form: no sign, exponent, leading or trailing zeros. `1.50e1` → `15`. More decimals than the
+/// contract has, as programs print of binary fractions, are rounded half to even.
 pub fn quantity(text: &str) -> Result<String, String> {
+    rounded_quantity(text).map(|(quantity, _)| quantity)
+}
+
+/// A [`quantity`], and whether it was rounded.
+pub fn rounded_quantity(text: &str) -> Result<(String, bool), String> {
     let plain = plain(text)?;
     if plain.starts_with('-') {
         return Err(format!("must be zero or more, got {:?}", text.trim()));
     }
-    let (whole, decimals) = plain.split_once('.').unwrap_or((&plain, ""));
-    if whole.len() > WHOLE_DIGITS_MAX {
+    let (rounded, was_rounded) = rounded(plain);
+    if rounded.split('.').next().is_some_and(|whole| whole.len() > WHOLE_DIGITS_MAX) {
         return Err(format!("must be below 10^15, got {:?}", text.trim()));
     }
-    if decimals.len() > DECIMALS_MAX {
-        return Err(format!("must have at most 12 decimals, got {:?}", text.trim()));
+    Ok((rounded, was_rounded))
+}
+
+/// A plain number of zero or more with at most 12 decimals.
+fn rounded(plain: String) -> (String, bool) {
+    let Some((whole, decimals)) = plain.split_once('.') else { return (plain, false) };
+    let Some((kept, rest)) = decimals.split_at_checked(DECIMALS_MAX).filter(|(_, rest)| !rest.is_empty()) else {
+        return (plain, false);
+    };
+    let mut digits: Vec<u8> = [b"0", whole.as_bytes(), kept.as_bytes()].concat();
+    let is_odd = digits.last().is_some_and(|digit| digit % 2 == 1);
+    // There are no trailing zeros: what is longer than "5" is more than half.
+    let up = match rest.as_bytes()[0] {
+        b'5' => rest.len() > 1 || is_odd,
+        first => first > b'5',
+    };
+    if up {
+        let last = digits.iter().rposition(|digit| *digit != b'9').unwrap_or(0);
+        digits[last] += 1;
+        digits[last + 1..].fill(b'0');
     }
-    Ok(plain)
+    (place(&digits, whole.len() as i64 + 1, false), true)
 }
 
 /// A count of tokens. `374.0` is 374, `374.5` is refused.
@@ -123,9 +215,69 @@ mod tests {
     fn quantities_keep_the_contracts_bounds() {
         assert_eq!(quantity("999999999999999.999999999999").unwrap(), "999999999999999.999999999999");
         assert!(quantity("1e15").unwrap_err().contains("below 10^15"));
-        assert!(quantity("1e-13").unwrap_err().contains("12 decimals"));
+        assert!(quantity("999999999999999.9999999999995").unwrap_err().contains("below 10^15"));
         assert_eq!(quantity("1.0000000000000").unwrap(), "1");
         assert!(quantity("-1").unwrap_err().contains("zero or more"));
+    }
+
+    #[test]
+    fn decimals_that_are_not_kept_are_rounded_half_to_even() {
+        for (text, expected) in [
+            ("0.08333333333333333", "0.083333333333"),
+            ("0.30000000000000004", "0.3"),
+            ("0.0000000000005", "0"),
+            ("0.0000000000015", "0.000000000002"),
+            ("0.0000000000025", "0.000000000002"),
+            ("0.00000000000250001", "0.000000000003"),
+            ("9.9999999999999", "10"),
+            ("1e-13", "0"),
+        ] {
+            assert_eq!(rounded_quantity(text), Ok((expected.to_owned(), true)), "{text}");
+        }
+        assert_eq!(rounded_quantity("1.123456789012"), Ok(("1.123456789012".to_owned(), false)));
+    }
+
+    #[test]
+    fn numbers_of_other_countries_are_read_where_the_mark_is_known() {
+        let read = |text: &str, mark| plain(&localized(text, NumberRules { mark: Some(mark), may_have_comma: false })?);
+        for (text, expected) in [
+            ("2,5", "2.5"),
+            ("1.234", "1234"),
+            ("1.234,5", "1234.5"),
+            ("12.345.678,25", "12345678.25"),
+            ("1 234,5", "1234.5"),
+            ("1\u{202f}234,5", "1234.5"),
+            ("1'234,5", "1234.5"),
+            ("1,2E+03", "1200"),
+            ("0,125", "0.125"),
+        ] {
+            assert_eq!(read(text, DecimalMark::Comma).as_deref(), Ok(expected), "{text}");
+        }
+        for (text, expected) in [("1,234", "1234"), ("1,234,567.25", "1234567.25"), ("1.234", "1.234"), ("2.5", "2.5")]
+        {
+            assert_eq!(read(text, DecimalMark::Point).as_deref(), Ok(expected), "{text}");
+        }
+        for text in ["1.23", "1.2345", "1.234.56", "2.5", "1,2,3", "1.234 567", ".234", "1..234", "1,234.5"] {
+            assert!(read(text, DecimalMark::Comma).is_err(), "{text}");
+        }
+        for text in ["2,5", "1,23", "1,234,56", "1.2.3"] {
+            assert!(read(text, DecimalMark::Point).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_may_be_thousands_or_decimals_is_refused_with_the_way_out() {
+        let read = |text: &str, may_have_comma| localized(text, NumberRules { mark: None, may_have_comma });
+        assert!(read("2,5", false).unwrap_err().contains("--decimal-comma"));
+        assert!(read("1,234", true).unwrap_err().contains("--decimal-point"));
+        let error = read("1.234", true).unwrap_err();
+        assert!(error.contains("can be 1234 or") && error.contains("--decimal-comma"), "{error}");
+        for text in ["1.234", "0.125", "2.5", "1234.567", "1.2345"] {
+            assert_eq!(read(text, false).as_deref(), Ok(text));
+        }
+        for text in ["0.125", "2.5", "1234.567", "1.2345", "12"] {
+            assert_eq!(read(text, true).as_deref(), Ok(text));
+        }
     }
 
     #[test]

@@ -116,7 +116,7 @@ mod tests {
         let text = |depth: usize| "{\"a\":".repeat(depth) + "1" + &"}".repeat(depth);
         let deepest = (1..100).map_while(|depth| metadata(&text(depth)).ok()).last();
         let event = crate::proto::UsageEvent { metadata: deepest, ..Default::default() };
-        let batch = crate::proto::BatchTrackUsageRequest { events: vec![event], backfill: false };
+        let batch = crate::proto::BatchTrackUsageRequest { events: vec![event], backfill: false, ..Default::default() };
         let bytes = prost::Message::encode_to_vec(&batch);
         assert_eq!(<crate::proto::BatchTrackUsageRequest as prost::Message>::decode(&*bytes), Ok(batch));
     }

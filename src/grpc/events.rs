@@ -55,6 +55,8 @@ pub struct EventChecks<'a> {
     now: DateTime<Utc>,
     /// Accept any age.
     backfill: bool,
+    /// Whether rejected events go into the metrics.
+    counted: bool,
 }
 
 impl<'a> EventChecks<'a> {
@@ -69,7 +71,12 @@ impl<'a> EventChecks<'a> {
         if services.any(|service| catalog.service(service).is_none()) {
             catalog = context.catalog.refresh(&context.pool).await?;
         }
-        Ok(Self { catalog, context, caller, now: context.clock.now(), backfill })
+        Ok(Self { catalog, context, caller, now: context.clock.now(), backfill, counted: true })
+    }
+
+    /// Leaves events that are only checked out of the metrics.
+    pub fn uncounted(self) -> Self {
+        Self { counted: false, ..self }
     }
 
     /// Checks an event. `path` is that of the event, such as "event" or "events[3]".
@@ -81,7 +88,9 @@ impl<'a> EventChecks<'a> {
     ) -> Result<Submission, Refused> {
         let mut event = event.unwrap_or_default();
         self.submission(texts, path, &mut event).map_err(|error| {
-            count_rejected();
+            if self.counted {
+                count_rejected();
+            }
             let key =
                 if event.idempotency_key.len() <= ID_BYTES_MAX { event.idempotency_key.into() } else { "".into() };
             Refused { key, error }

@@ -36,6 +36,7 @@ mod stream;
 mod subscribe;
 mod summaries;
 mod usage;
+mod validate;
 mod waiting;
 mod weight;
 

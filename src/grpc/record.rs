@@ -3,6 +3,7 @@
 use super::Context;
 use super::events::{EventChecks, Refused, Texts};
 use super::fields::Path;
+use super::validate;
 use crate::auth::Caller;
 use crate::domain::event::EventId;
 use crate::error::Error;
@@ -59,6 +60,9 @@ pub async fn batch(
     if !(1..=BATCH_EVENTS_MAX).contains(&count) {
         return Err(batch_of(count));
     }
+    if request.validate_only {
+        return validate::batch(context, caller, request).await;
+    }
     let services = request.events.iter().map(|event| event.service.as_str());
     let checks = EventChecks::new(context, caller, services, request.backfill).await?;
     let mut texts = Texts::default();
@@ -96,8 +100,13 @@ pub async fn batch(
         .zip(keys)
         .map(|(outcome, key)| context.result(outcome.unwrap_or_else(|| unsettled.clone()), &key))
         .collect();
+    Ok(counted(results))
+}
+
+/// Results with how many there are of each outcome.
+pub fn counted(results: Vec<UsageResult>) -> BatchTrackUsageResponse {
     let count_of = |wanted: EventOutcome| results.iter().filter(|result| result.outcome() == wanted).count() as i32;
     let (accepted_count, duplicate_count) = (count_of(EventOutcome::Accepted), count_of(EventOutcome::Duplicate));
-    let failed_count = count as i32 - accepted_count - duplicate_count;
-    Ok(BatchTrackUsageResponse { results, accepted_count, duplicate_count, failed_count })
+    let failed_count = results.len() as i32 - accepted_count - duplicate_count;
+    BatchTrackUsageResponse { results, accepted_count, duplicate_count, failed_count, clients: vec![] }
 }

@@ -106,7 +106,7 @@ mod tests {
             UsageEvent::default(),
             event(json!({"d": {"e": {}}})),
         ];
-        let bytes = BatchTrackUsageRequest { events, backfill: true }.encode_to_vec();
+        let bytes = BatchTrackUsageRequest { events, backfill: true, ..Default::default() }.encode_to_vec();
         // Of the first, those of a, b and c, and five in lists; of the last, those of d and e.
         assert_eq!(counted(&bytes), (3, 3 + 5 + 2));
         // Cut anywhere, it is counted as far as it goes.

@@ -1,5 +1,9 @@
 //! One transaction: claim keys, insert the events whose keys were new, add them to days and months, commit.
 
+mod preview;
+
+pub use preview::preview;
+
 use super::clients::ClientSettings;
 use super::{Outcome, Recorded, Submission};
 use crate::alerts::raise::{self, AlertSettings, ChangedMonth, raise_reached};

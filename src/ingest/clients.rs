@@ -37,6 +37,11 @@ impl ClientSettings {
         Ok(())
     }
 
+    /// Takes a client that does not exist for one of this zone.
+    pub fn assume(&mut self, client_id: Arc<str>, zone: Tz) {
+        self.zones.insert(client_id, zone);
+    }
+
     /// The zone of a client that exists.
     pub fn zone(&self, client_id: &str) -> Option<Tz> {
         self.zones.get(client_id).copied()

@@ -6,6 +6,8 @@ mod queue;
 mod queues;
 mod writer;
 
+pub use batch::preview;
+
 use crate::alerts::raise::AlertSettings;
 use crate::catalog::CatalogCache;
 use crate::domain::event::{Charge, EventId, PayloadHash, UsageEvent};
@@ -77,6 +79,24 @@ pub struct Recorded {
     pub id: EventId,
     /// Nothing, where the event itself is no longer kept.
     pub charge: Option<Charge>,
+}
+
+/// What would become of events.
+#[derive(Debug)]
+pub struct Preview {
+    /// One for each event. An accepted one has an id that no event will have.
+    pub outcomes: Vec<Outcome>,
+    /// Those that were asked for.
+    pub clients: Vec<PreviewedClient>,
+}
+
+/// A client that events name.
+#[derive(Debug)]
+pub struct PreviewedClient {
+    pub client_id: Arc<str>,
+    /// Its own, or the one that it would be created with.
+    pub zone: Tz,
+    pub exists: bool,
 }
 
 /// Where an outcome goes.

@@ -64,13 +64,22 @@ pub struct Versions {
 /// Begins a transaction that shares the versions lock, and reads what it protects, in one round trip. Three statements: the
 /// snapshot of the last one comes after the lock.
 pub async fn begin_sharing_versions(conn: &mut PgConnection) -> sqlx::Result<Versions> {
-    let begin = format!(
-        "BEGIN; SELECT pg_advisory_xact_lock_shared({VERSIONS_LOCK});
+    read_versions(conn, "BEGIN; ").await
+}
+
+/// Shares the versions lock until the end of the transaction, and reads what it protects.
+pub async fn share_and_read_versions(conn: &mut PgConnection) -> sqlx::Result<Versions> {
+    read_versions(conn, "").await
+}
+
+async fn read_versions(conn: &mut PgConnection, begin: &str) -> sqlx::Result<Versions> {
+    let read = format!(
+        "{begin}SELECT pg_advisory_xact_lock_shared({VERSIONS_LOCK});
          SELECT version, client_settings_version, NULLIF(closed_through, '-infinity') AS closed_through,
              NULLIF(keys_pruned_through, '-infinity') AS keys_pruned_through
          FROM catalog_version, deployment"
     );
-    let rows = raw_sql(AssertSqlSafe(begin)).fetch_all(conn).await?;
+    let rows = raw_sql(AssertSqlSafe(read)).fetch_all(conn).await?;
     let row = rows.last().ok_or(sqlx::Error::RowNotFound)?;
     let closed_through: Option<NaiveDate> = row.try_get("closed_through")?;
     Ok(Versions {

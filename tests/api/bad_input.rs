@@ -242,7 +242,7 @@ async fn one_bad_event_in_ten_thousand_leaves_the_others_accepted() {
     let server = server().await;
     let mut events = vec![good(); 10_000];
     events[7_777].units = "1e400".into();
-    let request = BatchTrackUsageRequest { events, backfill: false };
+    let request = BatchTrackUsageRequest { events, backfill: false, ..Default::default() };
     let response = server.usage().batch_track_usage(request).await.unwrap().into_inner();
     assert_eq!((response.accepted_count, response.duplicate_count, response.failed_count), (9_999, 0, 1));
     assert_eq!(response.results[7_777].outcome(), EventOutcome::Rejected);
@@ -255,7 +255,7 @@ async fn a_batch_of_none_or_too_many_is_refused_whole() {
     let server = server().await;
     let mut usage = server.usage();
     for count in [0, 10_001] {
-        let request = BatchTrackUsageRequest { events: vec![good(); count], backfill: false };
+        let request = BatchTrackUsageRequest { events: vec![good(); count], backfill: false, ..Default::default() };
         assert_wrong(usage.batch_track_usage(request).await, INVALID, &["events"]);
     }
     track(&mut usage, good()).await.unwrap();

@@ -201,7 +201,7 @@ async fn texts_that_are_far_too_long_are_refused_and_not_sent_back() {
     let tracked = usage.track_usage(TrackUsageRequest { event: Some(bad.clone()) }).await;
     assert_wrong(tracked, INVALID, &["event.service", "event.units"]);
     let kept_key = UsageEvent { idempotency_key: huge.clone(), ..bad };
-    let batch = BatchTrackUsageRequest { events: vec![kept_key], backfill: false };
+    let batch = BatchTrackUsageRequest { events: vec![kept_key], backfill: false, ..Default::default() };
     let result = usage.batch_track_usage(batch).await.unwrap().into_inner().results.remove(0);
     assert!(prost::Message::encoded_len(&result) < 2_000, "a short answer to a long mistake");
     let client = Client { client_id: "z".into(), time_zone: huge.clone(), ..Default::default() };

@@ -54,7 +54,7 @@ async fn send_all(servers: &[&TestServer], clients: usize) -> HashMap<EventOutco
                     let request = TrackUsageRequest { event: events.pop() };
                     results.push(client.track_usage(request).await.unwrap().into_inner().result.unwrap());
                 } else {
-                    let request = BatchTrackUsageRequest { events, backfill: false };
+                    let request = BatchTrackUsageRequest { events, backfill: false, ..Default::default() };
                     results = client.batch_track_usage(request).await.unwrap().into_inner().results;
                 }
                 for result in results {
@@ -186,7 +186,7 @@ fn rollups_equal_their_events_for_any_interleaving() {
             for (events, replica) in calls {
                 let mut client = servers[replica].usage();
                 running.spawn(async move {
-                    let request = BatchTrackUsageRequest { events, backfill: true };
+                    let request = BatchTrackUsageRequest { events, backfill: true, ..Default::default() };
                     client.batch_track_usage(request).await.unwrap()
                 });
             }

@@ -208,7 +208,7 @@ impl TestServer {
 
     /// Records a batch.
     pub async fn batch(&self, events: Vec<UsageEvent>, backfill: bool) -> Vec<UsageResult> {
-        let request = BatchTrackUsageRequest { events, backfill };
+        let request = BatchTrackUsageRequest { events, backfill, ..Default::default() };
         self.usage().batch_track_usage(request).await.unwrap().into_inner().results
     }
 

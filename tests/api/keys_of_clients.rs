@@ -189,7 +189,7 @@ async fn events_of_other_clients_are_refused_one_by_one_and_the_others_are_recor
     let accepted = || (EventOutcome::Accepted, String::new());
     let rejected = |reason: &str| (EventOutcome::Rejected, reason.to_string());
     let not_covered = || rejected("CLIENT_NOT_COVERED");
-    let request = BatchTrackUsageRequest { events: events.clone(), backfill: false };
+    let request = BatchTrackUsageRequest { events: events.clone(), backfill: false, ..Default::default() };
     let answer = usage.batch_track_usage(request).await.unwrap().into_inner();
     let outcomes: Vec<_> = answer.results.iter().map(outcome).collect();
     let expected = [accepted(), not_covered(), accepted(), rejected("INVALID_FIELD"), not_covered()];

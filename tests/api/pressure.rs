@@ -87,7 +87,8 @@ async fn a_full_queue_tells_a_lone_caller_when_to_come_back_and_leaves_room_for_
     until("a neighbour has room", async || server.context.ingest.depth() == 6).await;
     // A batch waits for room instead.
     let mut usage = server.usage();
-    let request = BatchTrackUsageRequest { events: vec![event("acme", "sms", "1"); 50], backfill: false };
+    let request =
+        BatchTrackUsageRequest { events: vec![event("acme", "sms", "1"); 50], backfill: false, ..Default::default() };
     let batch = tokio::spawn(async move { usage.batch_track_usage(request).await });
     stalled.rollback().await.unwrap();
     for call in calls {
@@ -187,7 +188,7 @@ async fn a_client_whose_month_is_held_for_long_does_not_stop_the_others_of_its_w
         let mut usage = server.usage();
         async move {
             let events = vec![event("held", "sms", "1"), event("free", "sms", "1")];
-            usage.batch_track_usage(BatchTrackUsageRequest { events, backfill: false }).await
+            usage.batch_track_usage(BatchTrackUsageRequest { events, backfill: false, ..Default::default() }).await
         }
     });
     for _ in 0..3 {

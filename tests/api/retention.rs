@@ -406,7 +406,7 @@ async fn a_backfill_that_races_with_the_closing_of_its_months_is_counted_or_refu
                 let day = |number: usize| format!("2024-{:02}-{:02}T12:00:00Z", 1 + number % 6, 1 + number % 28);
                 let events =
                     (0..40).map(|number| event_at(&format!("c{}", number % 3), "sms", "1", &day(number + batch)));
-                let request = BatchTrackUsageRequest { events: events.collect(), backfill: true };
+                let request = BatchTrackUsageRequest { events: events.collect(), backfill: true, ..Default::default() };
                 for result in usage.batch_track_usage(request).await.unwrap().into_inner().results {
                     settled.fetch_add(1, Ordering::Relaxed);
                     match result.outcome() {
@@ -480,7 +480,11 @@ async fn a_month_is_closed_when_the_batches_that_saw_it_open_are_through() {
     let mut usage = server.usage();
     let events = vec![keyed("late", event_at("acme", "sms", "1", "2024-07-20T12:00:00Z"))];
     let batch = tokio::spawn(async move {
-        usage.batch_track_usage(BatchTrackUsageRequest { events, backfill: true }).await.unwrap().into_inner()
+        usage
+            .batch_track_usage(BatchTrackUsageRequest { events, backfill: true, ..Default::default() })
+            .await
+            .unwrap()
+            .into_inner()
     });
     until_it_waits(&server, "INSERT INTO usage_months").await;
     let mut jobs = server.jobs();

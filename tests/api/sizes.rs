@@ -35,7 +35,8 @@ fn of_length(mut long: Vec<u8>, bytes: usize) -> Vec<u8> {
 async fn each_method_takes_messages_as_long_as_the_contract_says_and_no_longer() {
     let server = TestServer::start().await;
     let one = || Some(event("acme", "sms", "1"));
-    let batch = BatchTrackUsageRequest { events: vec![event("acme", "sms", "1")], backfill: false };
+    let batch =
+        BatchTrackUsageRequest { events: vec![event("acme", "sms", "1")], backfill: false, ..Default::default() };
     let get = GetClientRequest { client_id: "acme".into() };
     let cases = [
         (format!("{USAGE}/TrackUsage"), 1024 * 1024, TrackUsageRequest { event: one() }.encode_to_vec()),
@@ -78,7 +79,7 @@ async fn a_batch_of_a_million_metadata_values_and_one_more_is_refused() {
         let value = prost_types::Value { kind: Some(prost_types::value::Kind::ListValue(list)) };
         let metadata = prost_types::Struct { fields: [("k".to_string(), value)].into() };
         let events = vec![UsageEvent { metadata: Some(metadata), ..event("acme", "sms", "1") }];
-        BatchTrackUsageRequest { events, backfill: false }.encode_to_vec()
+        BatchTrackUsageRequest { events, backfill: false, ..Default::default() }.encode_to_vec()
     };
     let path = format!("{USAGE}/BatchTrackUsage");
     // Here the event alone is refused.

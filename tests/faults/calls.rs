@@ -100,7 +100,7 @@ impl Answer {
     /// Sends a batch.
     pub async fn of_batch(&mut self, client: &mut Client, numbers: &[u64]) {
         let events = numbers.iter().map(|number| numbered(*number)).collect();
-        let mut request = Request::new(BatchTrackUsageRequest { events, backfill: false });
+        let mut request = Request::new(BatchTrackUsageRequest { events, backfill: false, ..Default::default() });
         request.set_timeout(DEADLINE);
         match self.bounded(client.batch_track_usage(request)).await {
             Some(Ok(response)) => {

@@ -99,7 +99,7 @@ pub async fn batch(channel: &Connection, events: Vec<UsageEvent>) -> anyhow::Res
 }
 
 async fn batch_again(channel: &Connection, events: Vec<UsageEvent>, again: &[bool]) -> anyhow::Result<()> {
-    let request = BatchTrackUsageRequest { events, backfill: false };
+    let request = BatchTrackUsageRequest { events, backfill: false, ..Default::default() };
     let call = usage_client(channel.clone()).batch_track_usage(request).await;
     let results = call.map_err(|status| status_error(&status))?.into_inner().results;
     anyhow::ensure!(results.len() == again.len(), "a batch of {} has {} results", again.len(), results.len());

@@ -1,22 +1,28 @@
 //! The reading half of an import: a file into batches of events, on its own thread, in bounded memory.
 
+use std::collections::BTreeSet;
 use std::io::BufRead;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use prost::Message;
 use sha2::{Digest, Sha256};
 
 use super::checkpoint::Checkpoint;
-use super::event::{Fault, event_of};
-use super::keys::{KeyMaker, hex};
+use super::event::{EventRules, Fault, ReadEvent, event_of};
+use super::keys::{KeyMaker, OtherFiles, hex};
 use super::mapping::Mapping;
+use super::notes::Notes;
 use super::rows::{Position, Row, RowReader};
-use crate::cli::time::TimeRules;
+use crate::cli::time::Written;
 use crate::proto::UsageEvent;
 
 /// Room for the envelope below the contract's 16 MiB.
 const BATCH_BYTES_MAX: usize = 12 * 1024 * 1024;
 /// A batch of nothing but bad rows ends too.
 const BAD_ROWS_MAX: usize = 10_000;
+
+/// Reason of a row that is no event.
+pub const UNREADABLE: &str = "UNREADABLE";
 
 /// A row that is not recorded, and why.
 #[derive(Clone, Debug)]
@@ -34,10 +40,12 @@ pub struct BadRow {
 }
 
 /// Where an event stands in its file.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Origin {
     /// Line in the file, from 1.
     pub line: u64,
+    /// Its time, if that still needs its client's zone.
+    pub local_time: Option<Written>,
     /// The row as it stands in the file. Empty unless rejects are written.
     pub text: String,
 }
@@ -53,8 +61,27 @@ pub struct Batch {
     pub origins: Vec<Origin>,
     /// Rows between them that are no events.
     pub bad_rows: Vec<BadRow>,
+    /// What was done to its rows.
+    pub notes: Notes,
+    /// Clients of its events that do not exist yet.
+    pub new_clients: BTreeSet<String>,
+    /// Zones that its times without one were taken in.
+    pub zones: BTreeSet<&'static str>,
+    /// Files of the run that have some of its rows too.
+    pub repeats_of: BTreeSet<u32>,
     /// Where the file goes on after this batch.
     pub end: Position,
+}
+
+/// What tells equal rows apart.
+#[derive(Clone, Debug)]
+pub struct Keys {
+    /// Shared by files that are parts of one.
+    pub maker: Arc<Mutex<KeyMaker>>,
+    /// None: of a single file, or of parts of one.
+    pub others: Option<Arc<Mutex<OtherFiles>>>,
+    /// Number of the file in the run.
+    pub file: u32,
 }
 
 /// How to read a file.
@@ -62,16 +89,14 @@ pub struct Batch {
 pub struct ReadPlan {
     /// Where fields come from.
     pub mapping: Mapping,
-    /// How times are read.
-    pub time: TimeRules,
-    /// Start of the keys that are made.
-    pub key_prefix: String,
+    /// How values are read.
+    pub rules: EventRules,
+    /// How rows get their keys.
+    pub keys: Keys,
     /// Events in a batch.
     pub batch_events_max: usize,
     /// Keep the rows' text.
     pub keep_text: bool,
-    /// Stop at the first row that is no event.
-    pub strict: bool,
     /// What an earlier run has settled.
     pub resume: Option<Checkpoint>,
 }
@@ -82,7 +107,8 @@ pub fn read_batches<R: BufRead>(
     plan: &ReadPlan,
     mut sink: impl FnMut(Batch) -> bool,
 ) -> anyhow::Result<()> {
-    let mut keys = KeyMaker::new(&plan.key_prefix);
+    let maker = Arc::clone(&plan.keys.maker);
+    let mut keys = maker.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(checkpoint) = &plan.resume {
         skip_settled(reader, plan, checkpoint, &mut keys)?;
     }
@@ -90,14 +116,16 @@ pub fn read_batches<R: BufRead>(
     let mut bytes = 0;
     while let Some(row) = reader.next_row()? {
         match keyed_event(&row, plan, &mut keys) {
-            Ok(event) => {
-                bytes += event.encoded_len() + 8;
-                batch.events.push(event);
-                batch.origins.push(Origin { line: row.line, text: kept(row.text, plan) });
+            Ok(keyed) => {
+                bytes += keyed.event.encoded_len() + 8;
+                batch.notes.add(&keyed.notes);
+                batch.repeats_of.extend(keyed.repeat_of);
+                batch.events.push(keyed.event);
+                batch.origins.push(Origin { line: row.line, local_time: keyed.local_time, text: kept(row.text, plan) });
             }
             Err(faults) => batch.bad_rows.push(unreadable(row, faults, plan)),
         }
-        let stop = plan.strict && !batch.bad_rows.is_empty();
+        let stop = plan.rules.strict && !batch.bad_rows.is_empty();
         if stop
             || batch.events.len() >= plan.batch_events_max
             || batch.bad_rows.len() >= BAD_ROWS_MAX
@@ -147,25 +175,45 @@ pub fn digest_of(position: &Position) -> String {
     hex(&digest.finalize())
 }
 
-fn keyed_event(row: &Row, plan: &ReadPlan, keys: &mut KeyMaker) -> Result<UsageEvent, Vec<Fault>> {
-    let cells = row
-        .cells
-        .as_ref()
-        .map_err(|message| vec![Fault { column: String::new(), message: format!("the row {message}") }])?;
-    let mut event = event_of(cells, &plan.mapping, &plan.time)?;
-    if event.idempotency_key.is_empty() {
-        event.idempotency_key = keys.next_key(&event);
+/// An event with its key.
+struct Keyed {
+    event: UsageEvent,
+    local_time: Option<Written>,
+    notes: Notes,
+    repeat_of: Option<u32>,
+}
+
+fn keyed_event(row: &Row, plan: &ReadPlan, keys: &mut KeyMaker) -> Result<Keyed, Vec<Fault>> {
+    let wrong = |message: String| vec![Fault { column: String::new(), message: format!("the row {message}") }];
+    let cells = row.cells.as_ref().map_err(|message| wrong(message.clone()))?;
+    let read = event_of(cells, &plan.mapping, &plan.rules)?;
+    let made = read.event.idempotency_key.is_empty().then(|| keys.next_key(&read.as_written()));
+    let ReadEvent { event, local_time, notes, .. } = read;
+    let mut keyed = Keyed { event, local_time, notes, repeat_of: None };
+    if let Some((key, occurrence)) = made {
+        keyed.event.idempotency_key = key;
+        let others = plan.keys.others.as_ref().map(|others| others.lock().unwrap_or_else(PoisonError::into_inner));
+        keyed.repeat_of = others.and_then(|mut others| others.find(occurrence, plan.keys.file));
     }
-    Ok(event)
+    if keyed.repeat_of.is_some() && plan.rules.strict {
+        let what = "equals a row of an earlier file: give --split-files if both count, or leave one of the files out";
+        return Err(wrong(what.to_owned()));
+    }
+    keyed.notes.repeats_of_other_files += u64::from(keyed.repeat_of.is_some());
+    Ok(keyed)
 }
 
 fn unreadable(row: Row, faults: Vec<Fault>, plan: &ReadPlan) -> BadRow {
-    let column = faults.first().map(|fault| fault.column.clone()).unwrap_or_default();
-    let message = match &faults[..] {
-        [fault] => fault.message.clone(),
-        _ => faults.iter().map(|fault| format!("{}: {}", fault.column, fault.message)).collect::<Vec<_>>().join("; "),
+    let (column, message) = match &faults[..] {
+        [fault] => (fault.column.clone(), fault.message.clone()),
+        _ => (String::new(), told(&faults)),
     };
-    BadRow { line: row.line, column, reason: "UNREADABLE".to_owned(), message, text: kept(row.text, plan) }
+    BadRow { line: row.line, column, reason: UNREADABLE.to_owned(), message, text: kept(row.text, plan) }
+}
+
+/// All that is wrong, each with its column.
+fn told(faults: &[Fault]) -> String {
+    faults.iter().map(|fault| format!("{}: {}", fault.column, fault.message)).collect::<Vec<_>>().join("; ")
 }
 
 fn kept(text: String, plan: &ReadPlan) -> String {

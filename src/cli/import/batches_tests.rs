@@ -1,21 +1,21 @@
 use super::*;
 use crate::cli::import::fields::MappingArgs;
-use crate::cli::import::rows::Format;
+use crate::cli::import::keys::content_hash;
+use crate::cli::import::rows::{Format, Layout};
 
 fn plan(header: &[String], batch_events_max: usize) -> ReadPlan {
     ReadPlan {
         mapping: Mapping::for_csv(&MappingArgs::default(), header).unwrap(),
-        time: TimeRules::default(),
-        key_prefix: "import".into(),
+        rules: EventRules::default(),
+        keys: Keys { maker: Arc::new(Mutex::new(KeyMaker::new("import"))), others: None, file: 0 },
         batch_events_max,
         keep_text: true,
-        strict: false,
         resume: None,
     }
 }
 
 fn read(text: &str, change: impl FnOnce(&mut ReadPlan)) -> anyhow::Result<Vec<Batch>> {
-    let mut reader = RowReader::new(text.as_bytes(), Format::Csv, b',')?;
+    let mut reader = RowReader::new(text.as_bytes(), Layout { format: Format::Csv, delimiter: b',', skip_lines: 0 })?;
     let mut plan = plan(&reader.header(), 2);
     change(&mut plan);
     let mut batches = Vec::new();
@@ -55,7 +55,7 @@ fn keys_do_not_depend_on_the_batch_size() {
 
 #[test]
 fn strict_ends_with_the_first_bad_row() {
-    let batches = read(FILE, |plan| plan.strict = true).unwrap();
+    let batches = read(FILE, |plan| plan.rules.strict = true).unwrap();
     assert_eq!(batches.last().unwrap().bad_rows.len(), 1);
     assert_eq!(keys(&batches).len(), 2);
 }
@@ -76,4 +76,43 @@ fn a_file_that_changed_before_the_checkpoint_is_not_resumed() {
     let changed = FILE.replacen("11-01", "11-09", 1);
     let error = read(&changed, |plan| plan.resume = Some(checkpoint)).unwrap_err();
     assert!(error.to_string().contains("not the one"), "{error}");
+}
+
+#[test]
+fn keys_are_made_of_rows_as_they_are_written_wherever_the_client_is() {
+    let row = |row: &str| {
+        let file = format!("client_id,service,operation,units,event_time\n{row}\n");
+        keys(&read(&file, |plan| plan.rules.empty_units = Some("1".into())).unwrap())
+    };
+    let event = |operation: &str, units: &str| UsageEvent {
+        client_id: "a".into(),
+        service: "s".into(),
+        operation: operation.into(),
+        units: units.into(),
+        event_time: Some(prost_types::Timestamp { seconds: 1_793_491_200, nanos: 0 }),
+        ..UsageEvent::default()
+    };
+    let key = |event: UsageEvent| vec![format!("import-{}-1", hex(&content_hash(&event)))];
+    assert_eq!(row("a,s,o,1,2026-11-01"), key(event("o", "1")));
+    assert_eq!(row("a,s,o,1, 2026-11-01T00:00 "), key(event("o", "1")));
+    assert_eq!(row("a,s, o,1,2026-11-01"), key(event(" o", "1")));
+    assert_eq!(row("a,s,o,,2026-11-01"), key(event("o", "")));
+}
+
+#[test]
+fn equal_rows_of_two_files_are_told_or_counted() {
+    let others = Some(Arc::default());
+    let maker = Arc::new(Mutex::new(KeyMaker::new("import")));
+    let repeats = |file, others: &Option<Arc<Mutex<OtherFiles>>>| {
+        let batches = read(FILE, |plan| (plan.keys.others, plan.keys.file) = (others.clone(), file)).unwrap();
+        let repeats: u64 = batches.iter().map(|batch| batch.notes.repeats_of_other_files).sum();
+        (repeats, batches.iter().flat_map(|batch| batch.repeats_of.clone()).collect::<BTreeSet<u32>>())
+    };
+    assert_eq!(repeats(0, &others), (0, BTreeSet::new()));
+    assert_eq!(repeats(1, &others), (5, BTreeSet::from([0])));
+    let parts = || keys(&read(FILE, |plan| plan.keys.maker = maker.clone()).unwrap());
+    let (first, second) = (parts(), parts());
+    assert!(first.iter().all(|key| !second.contains(key)));
+    let strict = read(FILE, |plan| (plan.keys.others, plan.keys.file, plan.rules.strict) = (others.clone(), 1, true));
+    assert!(strict.unwrap()[0].bad_rows[0].message.contains("--split-files"));
 }

@@ -1,18 +1,39 @@
 //! A row into an event, with every wrong field at once.
 
+use std::borrow::Cow;
+
+use chrono_tz::Tz;
 use prost::Message;
 use prost_types::value::Kind;
 use prost_types::{Struct, Timestamp, Value};
 
+use super::cells::{is_blank, text_of, without_formula_guard};
 use super::fields::Field;
-use super::mapping::{Found, Mapping, find};
+use super::mapping::{Found, Mapping, find, is_there};
+use super::names::meant_by;
+use super::notes::Notes;
 use super::rows::Cells;
-use crate::cli::time::{TimeRules, parse_time};
+use crate::cli::decimal::{DecimalMark, NumberRules};
+use crate::cli::time::{TimeRules, Written, read_time, timestamp};
 use crate::cli::{decimal, json};
 use crate::proto::UsageEvent;
 
 const ID_BYTES_MAX: usize = 128;
 const EXTERNAL_ID_BYTES_MAX: usize = 256;
+/// Fields that say how much was used.
+const MEASURES: [Field; 5] =
+    [Field::Units, Field::InputTokens, Field::OutputTokens, Field::CachedInputTokens, Field::Amount];
+
+/// How values are read.
+#[derive(Clone, Debug, Default)]
+pub struct EventRules {
+    pub time: TimeRules,
+    pub numbers: NumberRules,
+    /// Units of a row whose cell is empty. None: such a row is refused, unless it has tokens or an amount.
+    pub empty_units: Option<String>,
+    /// Refuse what is otherwise only noted.
+    pub strict: bool,
+}
 
 /// What is wrong with a column of a row.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,31 +44,79 @@ pub struct Fault {
     pub message: String,
 }
 
-/// Makes the event that a row says, without a key unless a column has one. The contract's bounds are checked here, so
-/// that a dry run finds what the server would refuse, except what only the server knows (services, how old is too old).
-pub fn event_of(cells: &Cells, mapping: &Mapping, rules: &TimeRules) -> Result<UsageEvent, Vec<Fault>> {
-    let mut row = RowFields { cells, mapping, faults: Vec::new() };
-    let event = UsageEvent {
+/// An event that a row says.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ReadEvent {
+    /// Without a key, unless a column has one. A time without a zone is taken as UTC here.
+    pub event: UsageEvent,
+    /// The time, if it still needs its client's zone.
+    pub local_time: Option<Written>,
+    /// Fields that were changed, as they are written: keys are made from these.
+    written: Vec<(Field, String)>,
+    /// What was done to the row.
+    pub notes: Notes,
+}
+
+impl ReadEvent {
+    /// The event as the row has it, before anything was trimmed or filled in. Its time is as in `event`. So a change of these
+    /// rules makes a row that was imported before a conflict, and never counts it twice.
+    pub fn as_written(&self) -> Cow<'_, UsageEvent> {
+        if self.written.is_empty() {
+            return Cow::Borrowed(&self.event);
+        }
+        let mut event = self.event.clone();
+        for (field, text) in &self.written {
+            let target = match field {
+                Field::Client => &mut event.client_id,
+                Field::Service => &mut event.service,
+                Field::Operation => &mut event.operation,
+                Field::Model => &mut event.model,
+                Field::Units => &mut event.units,
+                Field::Subject => &mut event.subject,
+                Field::ExternalId => &mut event.external_id,
+                _ => continue,
+            };
+            target.clone_from(text);
+        }
+        Cow::Owned(event)
+    }
+}
+
+/// Makes the event that a row says. The contract's bounds are checked here, so that most of what the server would refuse is
+/// found with its column, except what only the server knows (services, how old is too old).
+pub fn event_of(cells: &Cells, mapping: &Mapping, rules: &EventRules) -> Result<ReadEvent, Vec<Fault>> {
+    let mut row = RowFields {
+        cells,
+        mapping,
+        rules,
+        faults: Vec::new(),
+        written: Vec::new(),
+        notes: Notes::default(),
+        local_time: None,
+    };
+    let mut event = UsageEvent {
         client_id: row.name(Field::Client),
         service: row.name(Field::Service),
         operation: row.name(Field::Operation),
         model: row.name(Field::Model),
-        units: row.parsed(Field::Units, decimal::quantity),
-        input_tokens: row.parsed(Field::InputTokens, decimal::tokens),
-        output_tokens: row.parsed(Field::OutputTokens, decimal::tokens),
-        cached_input_tokens: row.parsed(Field::CachedInputTokens, decimal::tokens),
-        amount: row.parsed(Field::Amount, decimal::quantity),
-        event_time: row.time(rules),
+        units: row.quantity(Field::Units),
+        input_tokens: row.number(Field::InputTokens, decimal::tokens),
+        output_tokens: row.number(Field::OutputTokens, decimal::tokens),
+        cached_input_tokens: row.number(Field::CachedInputTokens, decimal::tokens),
+        amount: row.quantity(Field::Amount),
+        event_time: row.time(),
         idempotency_key: row.name(Field::Key),
         subject: row.name(Field::Subject),
         external_id: row.bounded(Field::ExternalId, EXTERNAL_ID_BYTES_MAX),
         metadata: row.metadata(),
     };
+    row.fill_units(&mut event);
+    row.note_unused();
     if row.faults.is_empty() && event.cached_input_tokens > event.input_tokens {
         row.fault(Field::CachedInputTokens, "must be a part of input_tokens, but is more");
     }
     match row.faults.is_empty() {
-        true => Ok(event),
+        true => Ok(ReadEvent { event, local_time: row.local_time, written: row.written, notes: row.notes }),
         false => Err(row.faults),
     }
 }
@@ -55,7 +124,11 @@ pub fn event_of(cells: &Cells, mapping: &Mapping, rules: &TimeRules) -> Result<U
 struct RowFields<'a> {
     cells: &'a Cells,
     mapping: &'a Mapping,
+    rules: &'a EventRules,
     faults: Vec<Fault>,
+    written: Vec<(Field, String)>,
+    notes: Notes,
+    local_time: Option<Written>,
 }
 
 impl RowFields<'_> {
@@ -64,7 +137,27 @@ impl RowFields<'_> {
         self.faults.push(Fault { column, message: message.into() });
     }
 
-    /// The text of a field. None: absent or wrong.
+    /// Notes that a required field is not there, with the key that may be meant for it.
+    fn missing(&mut self, field: Field) {
+        let Cells::Json(object) = self.cells else { return self.fault(field, "is required, and empty here") };
+        if is_there(self.mapping.place(field), self.cells) {
+            return self.fault(field, "is required, and empty here");
+        }
+        let keys = self.mapping.unused_keys(object);
+        let meant = keys.iter().find(|key| meant_by(key, &[field]).is_some());
+        let flag = field.flag();
+        self.fault(
+            field,
+            match meant {
+                Some(key) => format!(
+                    "is required, and not there; did you mean {key}? --{flag}-column {key:?} takes it from there"
+                ),
+                None => format!("is required, and not there: give --{flag}-column KEY or --{flag} VALUE"),
+            },
+        );
+    }
+
+    /// The text of a field, without blanks around it. None: absent or wrong.
     fn text(&mut self, field: Field) -> Option<String> {
         let mapping = self.mapping;
         let text = find(mapping.place(field), self.cells).map(text_of).transpose();
@@ -72,16 +165,94 @@ impl RowFields<'_> {
             self.fault(field, message);
             None
         });
-        text.filter(|text| !text.is_empty())
+        text.filter(|text| !text.is_empty()).map(|text| self.tidy(field, text)).filter(|text| !text.is_empty())
     }
 
-    fn parsed<T: Default>(&mut self, field: Field, parse: fn(&str) -> Result<T, String>) -> T {
-        let parsed = self.text(field).map(|text| parse(&text)).transpose();
+    /// Takes off what surrounds a value. An export has values as they are recorded.
+    fn tidy(&mut self, field: Field, text: String) -> String {
+        if self.mapping.is_export {
+            return text;
+        }
+        let tidy = match text.trim_matches(is_blank) {
+            "\\N" | "NULL" => {
+                self.notes.null_cells += 1;
+                ""
+            }
+            tidy => {
+                self.notes.trimmed_cells += u64::from(tidy.len() < text.len());
+                tidy
+            }
+        };
+        if tidy.len() == text.len() {
+            return text;
+        }
+        let tidy = tidy.to_owned();
+        // Numbers and times are read from the same text, whatever surrounds it.
+        if !MEASURES.contains(&field) {
+            self.written.push((field, text));
+        }
+        tidy
+    }
+
+    fn number<T: Default>(&mut self, field: Field, parse: fn(&str) -> Result<T, String>) -> T {
+        // A number of JSON is no text of some country.
+        let is_json =
+            matches!(find(self.mapping.place(field), self.cells), Some(Found::Json(json)) if !json.starts_with('"'));
+        let rules = if is_json { NumberRules::default() } else { self.rules.numbers };
+        let parsed = self.text(field).map(|text| parse(&decimal::localized(&text, rules)?)).transpose();
         let parsed = parsed.unwrap_or_else(|message| {
             self.fault(field, message);
             None
         });
         parsed.unwrap_or_default()
+    }
+
+    fn quantity(&mut self, field: Field) -> String {
+        let (quantity, was_rounded) = self.number(field, decimal::rounded_quantity);
+        self.notes.rounded_quantities += u64::from(was_rounded);
+        quantity
+    }
+
+    /// A row of nothing but an empty cell for its units says nothing of how much was used.
+    fn fill_units(&mut self, event: &mut UsageEvent) {
+        let has_measure =
+            |field: &Field| find(self.mapping.place(*field), self.cells).and_then(|found| text_of(found).ok());
+        let is_value = |text: String| !matches!(text.trim_matches(is_blank), "" | "\\N" | "NULL");
+        if MEASURES.iter().filter_map(has_measure).any(is_value) || !self.faults.is_empty() {
+            return;
+        }
+        match (is_there(self.mapping.place(Field::Units), self.cells), &self.rules.empty_units) {
+            (true, Some(units)) => {
+                event.units.clone_from(units);
+                self.written.push((Field::Units, String::new()));
+                self.notes.rows_with_filled_units += 1;
+            }
+            (true, None) => self.fault(
+                Field::Units,
+                "is empty, and the row has no tokens or amount: write how many units it is, or give --empty-units 1 to count \
+                 each such row as one",
+            ),
+            (false, _) if self.rules.strict => {
+                self.fault(Field::Units, "is missing, as tokens and amount are: give --units 1 to count each row as one");
+            }
+            (false, _) => self.notes.rows_counted_as_one += 1,
+        }
+    }
+
+    fn note_unused(&mut self) {
+        let Cells::Json(object) = self.cells else { return };
+        for key in self.mapping.unused_keys(object) {
+            match self.rules.strict {
+                true => {
+                    let message = format!(
+                        "nothing comes from this key: {}; --ignore-column takes that as meant",
+                        self.mapping.unused_text(&key)
+                    );
+                    self.faults.push(Fault { column: key, message });
+                }
+                false => self.notes.add_unused(key, 1),
+            }
+        }
     }
 
     fn name(&mut self, field: Field) -> String {
@@ -96,7 +267,7 @@ impl RowFields<'_> {
             false => text,
         };
         if text.is_empty() && field.is_required() && self.faults.len() == faults_before {
-            self.fault(field, "is required, and empty here");
+            self.missing(field);
         } else if text.len() > bytes_max {
             self.fault(field, format!("must be at most {bytes_max} bytes, is {}", text.len()));
         } else if text.chars().any(char::is_control) {
@@ -105,17 +276,36 @@ impl RowFields<'_> {
         text
     }
 
-    fn time(&mut self, rules: &TimeRules) -> Option<Timestamp> {
+    fn time(&mut self) -> Option<Timestamp> {
         let faults_before = self.faults.len();
         match self.text(Field::Time) {
             Some(text) if text == "now" => None,
-            Some(text) => parse_time(&text, rules).map_err(|message| self.fault(Field::Time, message)).ok(),
+            Some(text) => self.timestamp(&text).map_err(|message| self.fault(Field::Time, message)).ok(),
             None if self.faults.len() > faults_before => None,
             None => {
-                self.fault(Field::Time, "is required, and empty here");
+                self.missing(Field::Time);
                 None
             }
         }
+    }
+
+    /// A time without a zone is in the one of the flag, or waits for its client's.
+    fn timestamp(&mut self, text: &str) -> Result<Timestamp, String> {
+        let is_number = text.bytes().all(|byte| byte.is_ascii_digit() || byte == b',');
+        let text = match self.rules.numbers.mark {
+            Some(DecimalMark::Comma) if is_number => text.replace(',', "."),
+            _ => text.to_owned(),
+        };
+        let rules = &self.rules.time;
+        let read = read_time(&text, rules.format.as_deref())?;
+        self.notes.serial_times += u64::from(read.is_serial);
+        if read.written.needs_zone() {
+            self.notes.local_times += 1;
+            if rules.zone.is_none() {
+                self.local_time = Some(read.written);
+            }
+        }
+        timestamp(read.written.in_zone(rules.zone.unwrap_or(Tz::UTC))?)
     }
 
     fn metadata(&mut self) -> Option<Struct> {
@@ -147,25 +337,6 @@ impl RowFields<'_> {
             Found::Json(text) => json::metadata(&text),
         };
         parsed.map_err(|message| self.fault(Field::Metadata, message)).ok()
-    }
-}
-
-fn text_of(found: Found<'_>) -> Result<String, String> {
-    match found {
-        Found::Text(text) => Ok(text.to_owned()),
-        Found::Json(json) if json.starts_with('"') => serde_json::from_str(&json).map_err(|error| error.to_string()),
-        Found::Json(json) if json.starts_with(['{', '[']) => {
-            Err("must be a text or a number; a dotted path reaches into an object".to_owned())
-        }
-        Found::Json(json) => Ok(json.into_owned()),
-    }
-}
-
-/// Takes off the ' that an export puts before text that a spreadsheet would take for a formula.
-fn without_formula_guard(text: &str) -> &str {
-    match text.strip_prefix('\'') {
-        Some(rest) if rest.trim_start_matches('\'').starts_with(['=', '+', '-', '@', '\t', '\r']) => rest,
-        _ => text,
     }
 }
 

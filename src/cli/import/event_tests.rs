@@ -9,16 +9,131 @@ struct Flags {
 }
 
 fn csv(flags: &[&str], header: &str, row: &str) -> Result<UsageEvent, Vec<Fault>> {
+    csv_by(&EventRules::default(), flags, header, row).map(|read| read.event)
+}
+
+fn csv_by(rules: &EventRules, flags: &[&str], header: &str, row: &str) -> Result<ReadEvent, Vec<Fault>> {
     let split = |line: &str| line.split(';').map(str::to_owned).collect::<Vec<_>>();
     let args = Flags::try_parse_from([&["test"], flags].concat()).unwrap().mapping;
     let mapping = Mapping::for_csv(&args, &split(header)).unwrap();
-    event_of(&Cells::Csv(split(row)), &mapping, &TimeRules::default())
+    event_of(&Cells::Csv(split(row)), &mapping, rules)
 }
 
 fn ndjson(flags: &[&str], row: &str) -> Result<UsageEvent, Vec<Fault>> {
+    ndjson_by(&EventRules::default(), flags, row).map(|read| read.event)
+}
+
+fn ndjson_by(rules: &EventRules, flags: &[&str], row: &str) -> Result<ReadEvent, Vec<Fault>> {
     let args = Flags::try_parse_from([&["test"], flags].concat()).unwrap().mapping;
     let cells = Cells::Json(serde_json::from_str(row).unwrap());
-    event_of(&cells, &Mapping::for_json(&args), &TimeRules::default())
+    event_of(&cells, &Mapping::for_json(&args), rules)
+}
+
+const HEADER: &str = "client_id;service;operation;units;event_time";
+
+#[test]
+fn blanks_around_values_are_taken_off_and_counted() {
+    let read = csv_by(&EventRules::default(), &[], HEADER, " z\u{a0}; sms ;\u{200b}out; 1 ; 2026-11-20 ").unwrap();
+    let event = &read.event;
+    assert_eq!((event.client_id.as_str(), event.service.as_str(), event.operation.as_str()), ("z", "sms", "out"));
+    assert_eq!(read.notes.trimmed_cells, 5);
+    let written = read.as_written();
+    assert_eq!((written.client_id.as_str(), written.units.as_str()), (" z\u{a0}", "1"));
+    let read =
+        ndjson_by(&EventRules::default(), &[], r#"{"client_id":" z","service":"sms","event_time":"2026-11-20"}"#);
+    assert_eq!(read.unwrap().event.client_id, "z");
+}
+
+#[test]
+fn what_databases_write_for_nothing_is_empty() {
+    let read = csv_by(&EventRules::default(), &[], HEADER, "z;sms;NULL;1;2026-11-20").unwrap();
+    assert_eq!((read.event.operation.as_str(), read.notes.null_cells), ("", 1));
+    assert_eq!(csv(&[], HEADER, "z;sms;o;\\N;2026-11-20").unwrap_err()[0].column, "units");
+}
+
+#[test]
+fn a_row_with_empty_units_and_nothing_else_that_counts_is_refused() {
+    for units in ["", "  ", "NULL"] {
+        let faults = csv(&[], HEADER, &format!("z;sms;o;{units};2026-11-20")).unwrap_err();
+        assert_eq!(faults[0].column, "units");
+        assert!(faults[0].message.contains("--empty-units 1"), "{}", faults[0].message);
+    }
+    for units in ["null", r#""""#, r#"" ""#] {
+        let row = format!(r#"{{"client_id":"z","service":"sms","event_time":"2026-11-20","units":{units}}}"#);
+        assert_eq!(ndjson(&[], &row).unwrap_err()[0].column, "units", "{units}");
+    }
+    // Tokens or an amount say how much was used.
+    let header = "client_id;service;units;input_tokens;amount;event_time";
+    assert!(csv(&[], header, "z;openai;;5;;2026-11-20").is_ok());
+    assert!(csv(&[], header, "z;openai;;0;;2026-11-20").is_ok());
+    assert!(csv(&[], header, "z;stripe;;;9.99;2026-11-20").is_ok());
+    assert!(csv(&[], header, "z;stripe;;;;2026-11-20").is_err());
+}
+
+#[test]
+fn empty_units_are_filled_in_where_that_is_asked_for() {
+    let rules = EventRules { empty_units: Some("1".into()), ..EventRules::default() };
+    let read = csv_by(&rules, &[], HEADER, "z;sms;o;;2026-11-20").unwrap();
+    assert_eq!((read.event.units.as_str(), read.notes.rows_with_filled_units), ("1", 1));
+    // The key is the one that the row had when it was counted as one by default.
+    assert_eq!(read.as_written().units, "");
+}
+
+#[test]
+fn rows_that_say_nothing_of_how_much_are_counted_or_refused() {
+    let (header, row) = ("client_id;service;event_time", "z;sms;2026-11-20");
+    let read = |strict, flags: &[&str]| csv_by(&EventRules { strict, ..EventRules::default() }, flags, header, row);
+    assert_eq!(read(false, &[]).unwrap().notes.rows_counted_as_one, 1);
+    assert!(read(true, &[]).unwrap_err()[0].message.contains("--units 1"));
+    assert_eq!(read(true, &["--units", "1"]).unwrap().notes.rows_counted_as_one, 0);
+}
+
+#[test]
+fn keys_that_nothing_comes_from_are_counted_or_refused() {
+    let row =
+        r#"{"clientId":"z","service":"openai","eventTime":"2026-11-20","input_tokens":1,"prompt_tokens":5,"x":{}}"#;
+    let read = |strict, flags: &[&str]| ndjson_by(&EventRules { strict, ..EventRules::default() }, flags, row);
+    let notes = read(false, &[]).unwrap().notes;
+    assert_eq!(notes.unused.keys().collect::<Vec<_>>(), ["prompt_tokens", "x"]);
+    let faults = read(true, &[]).unwrap_err();
+    assert_eq!(faults[0].column, "prompt_tokens");
+    assert!(faults[0].message.contains("did you mean input_tokens?"), "{}", faults[0].message);
+    assert!(read(true, &["--ignore-column", "prompt_tokens", "--metadata-column", "x"]).is_ok());
+    assert!(read(true, &["--input-tokens-column", "prompt_tokens", "--ignore-column", "x"]).is_err());
+}
+
+#[test]
+fn numbers_are_read_as_the_file_writes_them() {
+    let rules = |mark| EventRules { numbers: NumberRules { mark, may_have_comma: true }, ..EventRules::default() };
+    let units = |mark, units: &str| {
+        csv_by(&rules(mark), &[], HEADER, &format!("z;sms;o;{units};2026-11-20")).map(|read| read.event.units)
+    };
+    assert_eq!(units(Some(DecimalMark::Comma), "1.234,5").unwrap(), "1234.5");
+    assert_eq!(units(Some(DecimalMark::Point), "1.234").unwrap(), "1.234");
+    for number in ["1.234", "2,5"] {
+        assert!(units(None, number).unwrap_err()[0].message.contains("--decimal-comma"), "{number}");
+    }
+    // A number of JSON has a point wherever it was written.
+    let row = r#"{"client_id":"z","service":"sms","event_time":"2026-11-20","units":1.234,"amount":"1.234,5"}"#;
+    let event = ndjson_by(&rules(Some(DecimalMark::Comma)), &[], row).unwrap().event;
+    assert_eq!((event.units.as_str(), event.amount.as_str()), ("1.234", "1234.5"));
+    let read = csv_by(&EventRules::default(), &[], HEADER, "z;sms;o;0.08333333333333333;2026-11-20").unwrap();
+    assert_eq!((read.event.units.as_str(), read.notes.rounded_quantities), ("0.083333333333", 1));
+}
+
+#[test]
+fn a_time_without_a_zone_waits_for_its_client() {
+    let read = |rules: &EventRules, time: &str| csv_by(rules, &[], HEADER, &format!("z;sms;o;1;{time}")).unwrap();
+    let rules = EventRules::default();
+    assert!(read(&rules, "2026-11-20").local_time.is_some());
+    assert!(read(&rules, "2026-11-20 10:00").local_time.is_some());
+    assert!(read(&rules, "46351.5").local_time.is_some() && read(&rules, "46351.5").notes.serial_times == 1);
+    assert!(read(&rules, "2026-11-20 10:00+00").local_time.is_none());
+    assert_eq!(read(&rules, "2026-11-20").notes.local_times, 1);
+    let time = TimeRules { zone: Some(Tz::Asia__Tokyo), format: None };
+    let read = read(&EventRules { time, ..rules }, "2026-11-20");
+    assert_eq!((read.local_time, read.notes.local_times), (None, 1));
+    assert_eq!(read.event.event_time.unwrap().seconds, 1_795_100_400);
 }
 
 fn text(value: &Value) -> &str {
@@ -115,6 +230,14 @@ fn what_is_required_has_to_be_there() {
 }
 
 #[test]
+fn a_key_that_is_not_there_is_told_with_the_one_that_may_be_meant() {
+    let faults = ndjson(&[], r#"{"client_id":"z","service":"sms","ts":1795428900,"region":"eu"}"#).unwrap_err();
+    assert!(faults[0].message.contains("did you mean ts? --time-column \"ts\""), "{}", faults[0].message);
+    let faults = ndjson(&[], r#"{"client_id":"","service":"sms","event_time":"2026-11-20"}"#).unwrap_err();
+    assert_eq!(faults[0].message, "is required, and empty here");
+}
+
+#[test]
 fn now_leaves_the_time_to_the_server() {
     assert_eq!(csv(&["--time", "now"], "client_id;service", "a;b").unwrap().event_time, None);
 }
@@ -185,8 +308,8 @@ proptest::proptest! {
         let args = Flags::try_parse_from(["test"]).unwrap().mapping;
         let mapping = Mapping::for_csv(&args, &names).unwrap();
         for zone in [None, Some(chrono_tz::America::New_York), Some(chrono_tz::Pacific::Kiritimati)] {
-            let rules = TimeRules { zone, format: None };
-            let Ok(event) = event_of(&Cells::Csv(cells.to_vec()), &mapping, &rules) else { continue };
+            let rules = EventRules { time: TimeRules { zone, format: None }, ..EventRules::default() };
+            let Ok(ReadEvent { event, .. }) = event_of(&Cells::Csv(cells.to_vec()), &mapping, &rules) else { continue };
             for number in [&event.units, &event.amount] {
                 proptest::prop_assert!(number.is_empty() || crate::domain::decimal::Decimal::parse(number).is_ok(), "{}", number);
             }

@@ -12,7 +12,8 @@ use tonic::codegen::tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status};
 
 use crate::proto::{
-    BatchTrackUsageRequest, BatchTrackUsageResponse, EventError, EventOutcome, Money, UsageEvent, UsageResult,
+    BatchTrackUsageRequest, BatchTrackUsageResponse, CheckedClient, EventError, EventOutcome, Money, UsageEvent,
+    UsageResult,
 };
 
 /// What a call does besides recording.
@@ -32,6 +33,10 @@ pub enum Fault {
 pub struct Fake {
     /// By key.
     pub recorded: Arc<Mutex<HashMap<String, UsageEvent>>>,
+    /// Of clients, all of which exist. UTC, unless it is given here.
+    pub zones: Arc<Mutex<HashMap<String, String>>>,
+    /// Takes a question for something to record, as a server does that knows of none.
+    pub is_old: Arc<Mutex<bool>>,
     faults: Arc<Mutex<VecDeque<Option<Fault>>>>,
     /// Events of all calls.
     pub received: Arc<Mutex<usize>>,
@@ -73,16 +78,32 @@ impl Fake {
         self.recorded.lock().unwrap().len()
     }
 
+    /// What would become of events, and their clients.
+    fn check(&self, events: Vec<UsageEvent>) -> BatchTrackUsageResponse {
+        let zones = self.zones.lock().unwrap();
+        let ids: std::collections::BTreeSet<String> = events.iter().map(|event| event.client_id.clone()).collect();
+        let client = |client_id: String| {
+            let time_zone = zones.get(&client_id).cloned().unwrap_or("UTC".into());
+            CheckedClient { client_id, time_zone, exists: true }
+        };
+        let scratch = Fake { recorded: Arc::new(Mutex::new(self.recorded.lock().unwrap().clone())), ..Fake::default() };
+        BatchTrackUsageResponse {
+            results: events.into_iter().map(|event| scratch.record(event)).collect(),
+            clients: ids.into_iter().map(client).collect(),
+            ..Default::default()
+        }
+    }
+
     fn record(&self, event: UsageEvent) -> UsageResult {
         let mut recorded = self.recorded.lock().unwrap();
         let outcome = match recorded.get(&event.idempotency_key) {
-            _ if event.service == "nothing" => EventOutcome::Rejected,
+            _ if ["", "nothing"].contains(&&*event.service) => EventOutcome::Rejected,
             None => EventOutcome::Accepted,
             Some(known) if *known == event => EventOutcome::Duplicate,
             Some(_) => EventOutcome::Conflict,
         };
         let error = (outcome == EventOutcome::Rejected).then(|| EventError {
-            reason: "UNKNOWN_SERVICE".into(),
+            reason: if event.service.is_empty() { "INVALID_FIELD" } else { "UNKNOWN_SERVICE" }.into(),
             message: "no such service".into(),
             ..Default::default()
         });
@@ -123,6 +144,9 @@ impl tonic::server::UnaryService<BatchTrackUsageRequest> for Fake {
     fn call(&mut self, request: Request<BatchTrackUsageRequest>) -> Self::Future {
         let fake = self.clone();
         Box::pin(async move {
+            if request.get_ref().validate_only && !*fake.is_old.lock().unwrap() {
+                return Ok(Response::new(fake.check(request.into_inner().events)));
+            }
             let fault = fake.faults.lock().unwrap().pop_front().flatten();
             match fault {
                 Some(Fault::Full) => return Err(Status::resource_exhausted("full")),

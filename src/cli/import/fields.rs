@@ -169,6 +169,9 @@ pub struct MappingArgs {
     /// Put this column into the metadata, under its name (repeatable)
     #[arg(long, value_name = "COLUMN")]
     pub metadata_column: Vec<String>,
+    /// Nothing comes from this column or key, and that is meant (repeatable)
+    #[arg(long, value_name = "COLUMN")]
+    pub ignore_column: Vec<String>,
 }
 
 impl MappingArgs {

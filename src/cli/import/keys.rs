@@ -3,7 +3,9 @@
 //! key = prefix, hash of the event's content, and the how-manieth row of its file with that content. The file's name, the
 //! order of its rows, the batch size and rows put in elsewhere play no part; two equal rows are two events.
 //! Rows are counted per file, not per run: what is recorded must not depend on how files are grouped into runs. The same
-//! row in two files is therefore one event, unless the files are imported with different prefixes.
+//! row in two files is therefore one event, unless the files are imported as parts of one, or with different prefixes.
+//! The content is that of the row as it is written: blanks count, and a time without a zone is taken as UTC. So neither the
+//! zone of a client nor a change of what is trimmed makes another key.
 
 use std::collections::HashMap;
 
@@ -19,7 +21,10 @@ pub type ContentHash = [u8; 16];
 /// Changes when the canonical form does, so that keys of different forms never meet.
 const FORM: &[u8] = b"meterd import 1";
 
-/// Makes the keys of one file. Holds about 40 bytes for each distinct row, so tens of millions of rows fit.
+/// A content and the how-manieth time that it came.
+pub type Occurrence = (ContentHash, u32);
+
+/// Makes the keys of one file, or of files that are parts of one. Holds about 40 bytes for each distinct row, so tens of millions of rows fit.
 #[derive(Debug)]
 pub struct KeyMaker {
     prefix: String,
@@ -32,12 +37,26 @@ impl KeyMaker {
         KeyMaker { prefix: prefix.to_owned(), seen: HashMap::new() }
     }
 
-    /// The key of the file's next row. Call it for each row in order.
-    pub fn next_key(&mut self, event: &UsageEvent) -> String {
+    /// The key of the file's next row, and what it is made from. Call it for each row in order.
+    pub fn next_key(&mut self, event: &UsageEvent) -> (String, Occurrence) {
         let hash = content_hash(event);
         let occurrence = self.seen.entry(hash).or_insert(0);
         *occurrence += 1;
-        format!("{}-{}-{occurrence}", self.prefix, hex(&hash))
+        (format!("{}-{}-{occurrence}", self.prefix, hex(&hash)), (hash, *occurrence))
+    }
+}
+
+/// Rows of the files of a run, to tell those that another file has too.
+#[derive(Debug, Default)]
+pub struct OtherFiles {
+    seen: HashMap<Occurrence, u32>,
+}
+
+impl OtherFiles {
+    /// Takes a row of the file of this number. Answers the number of an earlier file that has it too.
+    pub fn find(&mut self, row: Occurrence, file: u32) -> Option<u32> {
+        let first = *self.seen.entry(row).or_insert(file);
+        (first != file).then_some(first)
     }
 }
 
@@ -127,7 +146,7 @@ mod tests {
 
     fn keys(events: &[UsageEvent]) -> Vec<String> {
         let mut maker = KeyMaker::new("import");
-        events.iter().map(|event| maker.next_key(event)).collect()
+        events.iter().map(|event| maker.next_key(event).0).collect()
     }
 
     #[test]

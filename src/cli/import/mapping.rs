@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use super::fields::{Field, MappingArgs};
+use super::names::{EXPORT_ONLY, is_same, meant_by};
 use super::rows::Cells;
 use crate::cli::json::RawObject;
 
@@ -38,38 +39,112 @@ pub struct Mapping {
     pub metadata: Vec<(Place, String)>,
     /// The file is an export, whose cells have a ' before what a spreadsheet would take for a formula.
     pub is_export: bool,
+    /// Columns of a CSV file that nothing comes from.
+    pub unused: Vec<String>,
+    /// Names that nothing has to come from.
+    ignored: Vec<String>,
 }
 
 impl Mapping {
     /// For a CSV file with this header. Every column that a flag names has to be there.
     pub fn for_csv(args: &MappingArgs, header: &[String]) -> Result<Mapping, String> {
-        let find = |name: &str| header.iter().position(|column| column == name);
-        let named = |flag: String, name: &String| {
-            find(name)
-                .map(|index| Place::Cell(index, name.clone()))
-                .ok_or_else(|| format!("--{flag} {name:?}: no such column{}", nearest(name, header)))
+        let named = |flag: &str, name: &String| {
+            let found = column(name, header)?;
+            found.ok_or_else(|| format!("--{flag} {name:?}: no such column{}", nearest(name, header)))
         };
         let mut places = Vec::new();
         for field in Field::ALL {
-            let own = || find(field.name()).map(|index| Place::Cell(index, field.name().to_owned()));
             let place = match args.flags(field) {
                 (Some(fixed), _) => Place::Fixed(fixed.clone()),
-                (_, Some(column)) => named(format!("{}-column", field.flag()), column)?,
-                _ => own().unwrap_or(Place::Nothing),
+                (_, Some(name)) => named(&format!("{}-column", field.flag()), name)?,
+                _ => column(field.name(), header)?.unwrap_or(Place::Nothing),
             };
-            if place == Place::Nothing && field.is_required() {
-                return Err(missing(field, header));
-            }
             places.push(place);
         }
+        let missing =
+            Field::ALL.into_iter().find(|field| field.is_required() && places[*field as usize] == Place::Nothing);
         let metadata = args
             .metadata_column
             .iter()
-            .map(|name| Ok((named("metadata-column".to_owned(), name)?, name.clone())))
+            .map(|name| Ok((named("metadata-column", name)?, name.clone())))
             .collect::<Result<_, String>>()?;
-        let is_export =
-            ["event_id", "client_id", "idempotency_key", "record_time"].iter().all(|name| find(name).is_some());
-        Ok(Mapping { places, metadata, is_export })
+        let is_export = ["event_id", "client_id", "idempotency_key", "record_time"]
+            .iter()
+            .all(|name| header.iter().any(|column| column == name));
+        let ignored = args.ignore_column.clone();
+        let mut mapping = Mapping { places, metadata, is_export, unused: Vec::new(), ignored };
+        if let Some(field) = missing {
+            return Err(mapping.missing(field, header));
+        }
+        mapping.unused = mapping.unused_columns(header);
+        Ok(mapping)
+    }
+
+    fn unused_columns(&self, header: &[String]) -> Vec<String> {
+        let places = self.places.iter().chain(self.metadata.iter().map(|(place, _)| place));
+        let used: Vec<usize> =
+            places.filter_map(|place| if let Place::Cell(index, _) = place { Some(*index) } else { None }).collect();
+        let is_unused = |(index, name): &(usize, &String)| {
+            !used.contains(index) && !(self.is_export && EXPORT_ONLY.contains(&name.as_str())) && !self.is_ignored(name)
+        };
+        let columns = header.iter().enumerate().filter(is_unused);
+        columns
+            .map(|(index, name)| match name.is_empty() {
+                true => format!("{} (it has no name)", index + 1),
+                false => name.clone(),
+            })
+            .collect()
+    }
+
+    fn is_ignored(&self, name: &str) -> bool {
+        self.ignored.iter().any(|ignored| ignored == name)
+    }
+
+    /// Keys of a JSON object that nothing comes from.
+    pub fn unused_keys(&self, object: &RawObject) -> Vec<String> {
+        let is_export = object.contains_key("event_id");
+        let mut unused = Vec::new();
+        for (key, value) in object {
+            if (is_export && EXPORT_ONLY.contains(&key.as_str())) || self.is_ignored(key) || self.uses(key) {
+                continue;
+            }
+            // A recorded event in its envelope.
+            match serde_json::from_str::<RawObject>(value.get()) {
+                Ok(event) if key == "event" => {
+                    let own = event.keys().filter(|key| !Field::ALL.iter().any(|field| is_same(field.name(), key)));
+                    unused.extend(own.map(|key| format!("event.{key}")).filter(|key| !self.is_ignored(key)));
+                }
+                _ => unused.push(key.clone()),
+            }
+        }
+        unused
+    }
+
+    /// Whether something comes from a key of an object, or from what is in it.
+    fn uses(&self, key: &str) -> bool {
+        let reaches = |path: &String| {
+            let head = path.split_once('.').map_or(path.as_str(), |(head, _)| head);
+            key == path || (key == head && key != "event") || (!path.contains('.') && is_same(key, path))
+        };
+        let places = self.places.iter().chain(self.metadata.iter().map(|(place, _)| place));
+        places.into_iter().any(|place| matches!(place, Place::Path(paths) if paths.iter().any(reaches)))
+    }
+
+    /// What to say of a column or key that nothing comes from.
+    pub fn unused_text(&self, name: &str) -> String {
+        let is_free = |field: &Field| match self.place(*field) {
+            Place::Nothing => true,
+            Place::Path(paths) => paths.len() > 1,
+            _ => false,
+        };
+        let free: Vec<Field> = Field::ALL.into_iter().filter(is_free).collect();
+        match meant_by(name.rsplit('.').next().unwrap_or(name), &free) {
+            Some(Field::Metadata) => format!("{name}; did you mean metadata?"),
+            Some(field) => {
+                format!("{name}; did you mean {}? --{}-column {name:?} takes it from there", field.name(), field.flag())
+            }
+            None => name.to_owned(),
+        }
     }
 
     /// For NDJSON, whose rows each have their own keys. Fields may also lie in an object `event`.
@@ -83,7 +158,28 @@ impl Mapping {
             places: Field::ALL.map(place).to_vec(),
             metadata: args.metadata_column.iter().map(|name| (Place::Path(vec![name.clone()]), name.clone())).collect(),
             is_export: false,
+            unused: Vec::new(),
+            ignored: args.ignore_column.clone(),
         }
+    }
+
+    fn missing(&self, field: Field, header: &[String]) -> String {
+        let flag = field.flag();
+        let now = if field == Field::Time { " or --time now" } else { "" };
+        let meant = header.iter().find(|column| meant_by(column, &[field]).is_some());
+        let meant = meant.map_or(String::new(), |column| format!(" (did you mean {column:?}?)"));
+        let is_quoted_whole = header.len() == 1 && header[0].contains([',', ';', '\t']);
+        let is_header = Field::ALL.iter().any(|field| header.iter().any(|name| meant_by(name, &[*field]).is_some()));
+        let hint = match (is_quoted_whole, is_header) {
+            (true, _) => "; each line is in quotes as a whole: take these off",
+            (_, false) => "; if this is not the header line, give --skip-lines",
+            _ => "",
+        };
+        format!(
+            "no column is called {:?}{meant}: give --{flag}-column COLUMN or --{flag} VALUE{now} (columns: {}){hint}",
+            field.name(),
+            header.join(", ")
+        )
     }
 
     /// Where a field comes from.
@@ -118,14 +214,23 @@ impl Mapping {
     }
 }
 
-fn missing(field: Field, header: &[String]) -> String {
-    let flag = field.flag();
-    let now = if field == Field::Time { " or --time now" } else { "" };
-    format!(
-        "no column is called {:?}: give --{flag}-column COLUMN or --{flag} VALUE{now} (columns: {})",
-        field.name(),
-        header.join(", ")
-    )
+/// The column of a name: exactly that, or one that differs in case and punctuation only.
+fn column(name: &str, header: &[String]) -> Result<Option<Place>, String> {
+    let places = |matches: &dyn Fn(&str) -> bool| -> Vec<usize> {
+        header.iter().enumerate().filter(|(_, column)| matches(column)).map(|(index, _)| index).collect()
+    };
+    let exact = places(&|column| column == name);
+    let found = if exact.is_empty() { places(&|column| is_same(column, name)) } else { exact };
+    match found[..] {
+        [] => Ok(None),
+        [index] => Ok(Some(Place::Cell(index, header[index].clone()))),
+        [first, second, ..] => Err(format!(
+            "columns {} and {} are both called {:?}: give one of them another name in the header line",
+            first + 1,
+            second + 1,
+            header[first]
+        )),
+    }
 }
 
 fn nearest(name: &str, header: &[String]) -> String {
@@ -160,14 +265,36 @@ pub fn find<'a>(place: &'a Place, cells: &'a Cells) -> Option<Found<'a>> {
     }
 }
 
-/// A key of that very name wins over a path through nested objects.
+/// A key of that very name wins over one that differs in case and punctuation, and that over a path through nested objects.
 fn find_path<'a>(object: &'a RawObject, path: &str) -> Option<Cow<'a, str>> {
-    if let Some(raw) = object.get(path) {
-        return Some(Cow::Borrowed(raw.get())).filter(|json| json != "null");
+    match value_of(object, path) {
+        Some(raw) => Some(Cow::Borrowed(raw)).filter(|json| json != "null"),
+        None => {
+            let (head, rest) = path.split_once('.')?;
+            let nested: RawObject = serde_json::from_str(value_of(object, head)?).ok()?;
+            find_path(&nested, rest).map(|json| Cow::Owned(json.into_owned()))
+        }
     }
-    let (head, rest) = path.split_once('.')?;
-    let nested: RawObject = serde_json::from_str(object.get(head)?.get()).ok()?;
-    find_path(&nested, rest).map(|json| Cow::Owned(json.into_owned()))
+}
+
+fn value_of<'a>(object: &'a RawObject, name: &str) -> Option<&'a str> {
+    let similar = || object.iter().find(|(key, _)| !name.contains('.') && is_same(key, name)).map(|(_, raw)| raw);
+    object.get(name).or_else(similar).map(|raw| raw.get())
+}
+
+/// Whether a row has a place at all, be it empty: the column, or the key.
+pub fn is_there(place: &Place, cells: &Cells) -> bool {
+    match (place, cells) {
+        (Place::Cell(..), Cells::Csv(_)) => true,
+        (Place::Path(paths), Cells::Json(object)) => paths.iter().any(|path| {
+            value_of(object, path).is_some()
+                || path.split_once('.').is_some_and(|(head, rest)| {
+                    let nested = value_of(object, head).and_then(|raw| serde_json::from_str::<RawObject>(raw).ok());
+                    nested.is_some_and(|nested| value_of(&nested, rest).is_some())
+                })
+        }),
+        _ => false,
+    }
 }
 
 #[cfg(test)]

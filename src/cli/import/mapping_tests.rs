@@ -70,3 +70,64 @@ fn json_is_looked_up_by_key_and_by_path() {
     let mapping = Mapping::for_json(&args(&[]));
     assert!(matches!(find(mapping.place(Field::Model), &cells), Some(Found::Json(json)) if json == "\"m\""));
 }
+
+#[test]
+fn case_blanks_and_punctuation_of_a_header_do_not_matter() {
+    let mapping = Mapping::for_csv(&args(&[]), &header("Client ID,SERVICE,Event-Time,inputTokens")).unwrap();
+    assert_eq!(mapping.place(Field::Client), &Place::Cell(0, "Client ID".into()));
+    assert_eq!(mapping.place(Field::InputTokens), &Place::Cell(3, "inputTokens".into()));
+    assert!(mapping.unused.is_empty());
+    // The exact name wins.
+    let mapping = Mapping::for_csv(&args(&[]), &header("Client ID,client_id,service,event_time")).unwrap();
+    assert_eq!(mapping.place(Field::Client), &Place::Cell(1, "client_id".into()));
+    assert_eq!(mapping.unused, ["Client ID"]);
+}
+
+#[test]
+fn columns_that_nothing_comes_from_are_named_with_what_they_may_mean() {
+    let names = header("client_id,service,event_time,input_token,region,,note");
+    let mapping = Mapping::for_csv(&args(&["--ignore-column", "note"]), &names).unwrap();
+    assert_eq!(mapping.unused, ["input_token", "region", "6 (it has no name)"]);
+    assert_eq!(
+        mapping.unused_text("input_token"),
+        "input_token; did you mean input_tokens? --input-tokens-column \"input_token\" takes it from there"
+    );
+    assert_eq!(mapping.unused_text("region"), "region");
+    let mapping = Mapping::for_csv(&args(&["--metadata-column", "region", "--units", "1"]), &names).unwrap();
+    assert_eq!(mapping.unused, ["input_token", "6 (it has no name)", "note"]);
+}
+
+#[test]
+fn a_column_that_is_there_twice_is_refused_where_it_is_used() {
+    let names = "client_id,service,event_time,units,units,note,note";
+    let error = Mapping::for_csv(&args(&[]), &header(names)).unwrap_err();
+    assert!(error.contains("columns 4 and 5 are both called \"units\""), "{error}");
+    let mapping = Mapping::for_csv(&args(&["--units", "1"]), &header(names)).unwrap();
+    assert_eq!(mapping.unused, ["units", "units", "note", "note"]);
+    let error = Mapping::for_csv(&args(&[]), &header("Client,service,event_time")).unwrap_err();
+    assert!(error.contains("no column is called \"client_id\" (did you mean \"Client\"?)"), "{error}");
+}
+
+#[test]
+fn every_column_of_an_export_is_known() {
+    let names = "event_id,client_id,day,event_time,service,operation,model,units,input_tokens,output_tokens,\
+                 cached_input_tokens,amount,currency,charge,price_id,unpriced_reason,subject,external_id,idempotency_key,\
+                 metadata,record_time";
+    assert!(Mapping::for_csv(&args(&[]), &header(names)).unwrap().unused.is_empty());
+    let mapping = Mapping::for_json(&args(&[]));
+    let row = |text: &str| mapping.unused_keys(&serde_json::from_str(text).unwrap());
+    assert!(row(r#"{"event_id":"e","charge":"1","client_id":"a"}"#).is_empty());
+    assert!(row(r#"{"event_id":"e","event":{"clientId":"a","units":"1"}}"#).is_empty());
+    assert_eq!(row(r#"{"charge":"1","event":{"clientId":"a","unit":"1"}}"#), ["charge", "event.unit"]);
+}
+
+#[test]
+fn a_line_that_is_no_header_is_told() {
+    let error = |names: &[&str]| {
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        Mapping::for_csv(&args(&[]), &names).unwrap_err()
+    };
+    assert!(error(&["Usage report", "", ""]).contains("--skip-lines"));
+    assert!(error(&["client_id,service,event_time"]).contains("in quotes as a whole"));
+    assert!(!error(&["Kunde", "Menge"]).contains("--skip-lines"));
+}

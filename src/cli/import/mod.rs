@@ -1,14 +1,23 @@
 //! `meterd import`: files of events, safe to run twice.
 
 pub mod batches;
+pub mod cells;
+pub mod check;
 pub mod checkpoint;
+pub mod clients;
+pub mod encoding;
 pub mod event;
 #[cfg(test)]
 mod fake_server;
 pub mod fields;
+pub mod hints;
 pub mod input;
+pub mod json_scanner;
 pub mod keys;
 pub mod mapping;
+pub mod names;
+pub mod notes;
+pub mod preview;
 pub mod progress;
 pub mod rejects;
 pub mod report;
@@ -24,29 +33,54 @@ use chrono_tz::Tz;
 use clap::Args;
 use tokio::time::Instant;
 
+use self::encoding::Encoding;
 use self::fields::MappingArgs;
 use self::rows::Format;
 use self::run::{Ended, Run};
 use crate::cli::connect::ConnectArgs;
-use crate::cli::time::check_format;
+use crate::cli::decimal::{self, DecimalMark};
+use crate::cli::time::{check_format, usual_forms};
 
 const INTERRUPTED: u8 = 130;
 
-/// Import events from CSV or NDJSON files
+/// Import events from CSV or JSON files
 ///
 /// A row without an idempotency key gets one made from its content, so running an import again counts nothing twice,
-/// while two equal rows of one file are two events.
+/// while two equal rows of one file are two events. What was assumed about the rows is reported at the end; --dry-run
+/// reports it, and what the rows come to, without recording anything.
 #[derive(Args, Clone, Debug)]
+#[command(after_long_help = times_help())]
 pub struct ImportArgs {
-    /// Files to import, "-" for standard input
+    /// Files to import, plain or packed with gzip; "-" for standard input
     #[arg(required = true, value_name = "FILE")]
     pub files: Vec<PathBuf>,
-    /// Form of the files [default: by extension .csv, .ndjson, .jsonl]
+    /// Form of the files [default: by extension and first line]
     #[arg(long, value_enum)]
     pub format: Option<Format>,
-    /// What separates CSV columns; "tab" for a tab
-    #[arg(long, default_value = ",", value_parser = parse_delimiter)]
-    pub delimiter: u8,
+    /// What separates CSV columns; "tab" for a tab [default: by the header line]
+    #[arg(long, value_parser = parse_delimiter)]
+    pub delimiter: Option<u8>,
+    /// Encoding of the files [default: by their first bytes, else utf-8]
+    #[arg(long, value_enum)]
+    pub encoding: Option<Encoding>,
+    /// Pass over so many lines before the header
+    #[arg(long, value_name = "LINES", default_value_t = 0, hide_default_value = true)]
+    pub skip_lines: u64,
+    /// Numbers have a comma before the decimals: 2,5 is two and a half, and 1.234 is 1234
+    #[arg(long, conflicts_with = "decimal_point")]
+    pub decimal_comma: bool,
+    /// Numbers have a point before the decimals: 1,234 is 1234, and 1.234 has three decimals
+    #[arg(long)]
+    pub decimal_point: bool,
+    /// Units of rows whose units are empty [default: such a row is refused, unless it has tokens or an amount]
+    #[arg(long, value_name = "DECIMAL", value_parser = decimal::quantity)]
+    pub empty_units: Option<String>,
+    /// The files are parts of one: equal rows of different files are events of their own
+    #[arg(long)]
+    pub split_files: bool,
+    /// Refuse rows of clients that do not exist yet, instead of creating them
+    #[arg(long)]
+    pub no_new_clients: bool,
     #[command(flatten)]
     pub connect: ConnectArgs,
     /// Accept old events, however far back
@@ -67,10 +101,11 @@ pub struct ImportArgs {
     /// Write each row that is not recorded to this CSV file, with the reason
     #[arg(long, value_name = "FILE")]
     pub rejects: Option<PathBuf>,
-    /// Read and check everything, send nothing
+    /// Let the server check each row and say what it comes to, and record nothing
     #[arg(long)]
     pub dry_run: bool,
-    /// Stop at the first bad row
+    /// Check all files before anything is sent, and refuse columns and keys that nothing comes from, rows without any units,
+    /// tokens or amount, and equal rows of different files; then stop at the first row that is not recorded
     #[arg(long)]
     pub strict: bool,
     /// Go on where a cut run stood
@@ -85,7 +120,7 @@ pub struct ImportArgs {
     /// Show no progress
     #[arg(long, short)]
     pub quiet: bool,
-    /// IANA time zone of times without an offset, such as Europe/Berlin [default: UTC]
+    /// IANA time zone of times without an offset, such as Europe/Berlin [default: each client's own]
     #[arg(long, value_name = "ZONE", value_parser = parse_zone)]
     pub time_zone: Option<Tz>,
     /// strftime format of times, such as "%d.%m.%Y %H:%M"
@@ -93,6 +128,26 @@ pub struct ImportArgs {
     pub time_format: Option<String>,
     #[command(flatten)]
     pub mapping: MappingArgs,
+}
+
+impl ImportArgs {
+    /// What the flags say of numbers.
+    pub fn decimal_mark(&self) -> Option<DecimalMark> {
+        match (self.decimal_comma, self.decimal_point) {
+            (true, _) => Some(DecimalMark::Comma),
+            (_, true) => Some(DecimalMark::Point),
+            _ => None,
+        }
+    }
+}
+
+fn times_help() -> String {
+    format!(
+        "Times: {}. Each time is read by itself. A time without an offset, and a day alone, is in the time zone of its \
+         client, unless --time-zone names another. Other forms need --time-format.\n\n\
+         Columns and keys are matched without regard to case, blanks and punctuation: \"Client ID\" is client_id.",
+        usual_forms()
+    )
 }
 
 /// Imports the files one after the other. Fails when a row was not recorded.
@@ -103,6 +158,10 @@ pub async fn run(args: ImportArgs) -> anyhow::Result<ExitCode> {
     let sender = send::Sender::connect(&args).await?;
     let started = Instant::now();
     let mut run = Run::new(&args, sender)?;
+    if args.strict && !run.check_files().await? {
+        eprintln!("--strict: nothing was sent");
+        return Ok(ExitCode::FAILURE);
+    }
     let mut ended = Ok(Ended::Whole);
     for file in &args.files {
         ended = run.import_file(file).await;

@@ -1,17 +1,23 @@
 //! What an import came to: counts, exact sums, and bad rows in words.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 use std::time::Duration;
 
 use bigdecimal::BigDecimal;
+use chrono_tz::Tz;
 use serde_json::json;
 
-use super::batches::{BadRow, Batch};
+use super::batches::{BadRow, Batch, UNREADABLE};
 use super::mapping::Mapping;
+use super::notes::Notes;
 use crate::cli::chart::grouped;
-use crate::cli::connect;
 use crate::cli::decimal;
-use crate::proto::{EventOutcome, UsageResult};
+use crate::cli::time::time_text;
+use crate::proto::{EventError, EventOutcome, UsageEvent, UsageResult};
+
+/// New clients that a report names; it counts all.
+pub const NAMED_CLIENTS_MAX: usize = 5;
 
 /// Counts and sums of a run.
 #[derive(Clone, Debug, Default)]
@@ -36,6 +42,18 @@ pub struct Tally {
     /// Rows that an earlier run had settled, and the bad ones among them.
     pub resumed_rows: u64,
     pub resumed_bad_rows: u64,
+    /// What was done to rows.
+    pub notes: Notes,
+    /// Columns and keys that nothing comes from, in words, with the rows that have the key.
+    pub unused: BTreeMap<String, u64>,
+    /// Clients that the accepted events have created.
+    pub new_clients: BTreeSet<String>,
+    /// Zones of clients that times without one were taken in.
+    pub zones: BTreeSet<&'static str>,
+    /// The zone that was asked for.
+    pub time_zone: Option<Tz>,
+    /// Files that others have rows of.
+    pub repeated_files: BTreeSet<String>,
 }
 
 impl Tally {
@@ -46,13 +64,22 @@ impl Tally {
 
     /// Adds a settled batch. Answers its bad rows, in the order of the file.
     pub fn add(&mut self, batch: &Batch, results: &[UsageResult], mapping: &Mapping) -> anyhow::Result<Vec<BadRow>> {
-        self.unreadable += batch.bad_rows.len() as u64;
+        for bad in &batch.bad_rows {
+            match bad.reason == UNREADABLE {
+                true => self.unreadable += 1,
+                false => self.rejected += 1,
+            }
+        }
         self.rows += (batch.events.len() + batch.bad_rows.len()) as u64;
+        self.zones.extend(&batch.zones);
         let mut bad_rows = batch.bad_rows.clone();
         for ((event, origin), result) in batch.events.iter().zip(&batch.origins).zip(results) {
             match result.outcome() {
                 EventOutcome::Accepted => {
                     self.accepted += 1;
+                    if batch.new_clients.contains(&event.client_id) {
+                        self.new_clients.insert(event.client_id.clone());
+                    }
                     self.input_tokens += i128::from(event.input_tokens);
                     self.output_tokens += i128::from(event.output_tokens);
                     match &result.charge {
@@ -71,7 +98,7 @@ impl Tally {
                 EventOutcome::Conflict => self.conflicts += 1,
                 _ => self.rejected += 1,
             }
-            let bad = refused(result, origin.line, &origin.text, mapping);
+            let bad = refused(result, event, origin.line, &origin.text, mapping);
             self.too_old += u64::from(bad.reason == "EVENT_TOO_OLD");
             bad_rows.push(bad);
         }
@@ -79,21 +106,24 @@ impl Tally {
         Ok(bad_rows)
     }
 
-    /// Adds a batch of a dry run.
-    pub fn add_unsent(&mut self, batch: &Batch) -> Vec<BadRow> {
-        self.unreadable += batch.bad_rows.len() as u64;
-        self.rows += (batch.events.len() + batch.bad_rows.len()) as u64;
-        for event in &batch.events {
-            self.input_tokens += i128::from(event.input_tokens);
-            self.output_tokens += i128::from(event.output_tokens);
+    /// Adds what was done to the rows of a file.
+    pub fn add_notes(&mut self, mapping: &Mapping, notes: &Notes) {
+        self.notes.add(notes);
+        for column in &mapping.unused {
+            self.unused.entry(format!("column {}", mapping.unused_text(column))).or_default();
         }
-        batch.bad_rows.clone()
+        for (key, rows) in &notes.unused {
+            *self.unused.entry(format!("key {}", mapping.unused_text(key))).or_default() += rows;
+        }
     }
 
     /// The summary for people.
     pub fn text(&self, elapsed: Duration, dry_run: bool) -> String {
         let mut lines = Vec::new();
         let mut line = |name: &str, value: String| lines.push(format!("{name:<14} {value}"));
+        if dry_run {
+            line("dry run", "nothing is recorded; an import would come to this".to_owned());
+        }
         if self.resumed_rows > 0 {
             line(
                 "resumed after",
@@ -101,44 +131,19 @@ impl Tally {
             );
         }
         line("rows read", grouped(self.rows));
-        if dry_run {
-            line("would be sent", grouped(self.rows - self.unreadable));
-        } else {
-            line("accepted", grouped(self.accepted));
-            line("duplicates", grouped(self.duplicates));
-            line("conflicts", grouped(self.conflicts));
-            line("rejected", grouped(self.rejected));
-        }
+        line("accepted", grouped(self.accepted));
+        line("duplicates", grouped(self.duplicates));
+        line("conflicts", grouped(self.conflicts));
+        line("rejected", grouped(self.rejected));
         line("unreadable", grouped(self.unreadable));
-        if !dry_run {
-            line("unpriced", grouped(self.unpriced));
-        }
+        line("unpriced", grouped(self.unpriced));
         line("input tokens", grouped(self.input_tokens));
         line("output tokens", grouped(self.output_tokens));
-        if !dry_run {
-            line("cost", format!("{} {}", self.cost_text(), self.currency).trim_end().to_owned());
-        }
+        line("cost", format!("{} {}", self.cost_text(), self.currency).trim_end().to_owned());
         let rate = rows_per_second(self.rows, elapsed);
         line("time", format!("{}.{:03} s, {} rows/s", elapsed.as_secs(), elapsed.subsec_millis(), grouped(rate)));
-        lines.extend(self.hints().into_iter().map(|hint| format!("note: {hint}")));
+        lines.extend(self.hints(dry_run).into_iter().map(|hint| format!("note: {hint}")));
         lines.join("\n")
-    }
-
-    /// What the counts mean, where that may surprise.
-    pub fn hints(&self) -> Vec<String> {
-        let mut hints = Vec::new();
-        if self.duplicates > 0 {
-            hints.push(
-                "duplicates are recorded already, by an earlier run, by a try whose answer was lost, or from an equal row \
-                 of another file; nothing is counted twice. If equal rows of another file are events of their own, give \
-                 that file its own --key-prefix"
-                    .to_owned(),
-            );
-        }
-        if self.too_old > 0 {
-            hints.push(format!("{} rows are too old for the server's window: use --backfill", grouped(self.too_old)));
-        }
-        hints
     }
 
     /// The summary for programs. Sums are strings where they may be beyond a double.
@@ -158,6 +163,17 @@ impl Tally {
             "input_tokens": self.input_tokens.to_string(),
             "output_tokens": self.output_tokens.to_string(),
             "cost": { "currency": self.currency, "amount": self.cost_text() },
+            "new_clients": { "count": self.new_clients.len(), "first": self.new_clients.iter().take(NAMED_CLIENTS_MAX).collect::<Vec<_>>() },
+            "unused": self.unused.keys().collect::<Vec<_>>(),
+            "rows_counted_as_one": self.notes.rows_counted_as_one,
+            "rows_with_filled_units": self.notes.rows_with_filled_units,
+            "local_times": self.notes.local_times,
+            "serial_times": self.notes.serial_times,
+            "trimmed_cells": self.notes.trimmed_cells,
+            "null_cells": self.notes.null_cells,
+            "rounded_quantities": self.notes.rounded_quantities,
+            "repeats_of_other_files": self.notes.repeats_of_other_files,
+            "notes": self.hints(dry_run),
             "elapsed_ms": u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
             "rows_per_second": rows_per_second(self.rows, elapsed),
         })
@@ -170,18 +186,39 @@ impl Tally {
 }
 
 /// A row that the server refused; the column is the one that its field comes from.
-fn refused(result: &UsageResult, line: u64, text: &str, mapping: &Mapping) -> BadRow {
+fn refused(result: &UsageResult, event: &UsageEvent, line: u64, text: &str, mapping: &Mapping) -> BadRow {
     let error = result.error.clone().unwrap_or_default();
-    let field = error.field_violations.first().map_or("", |violation| violation.field.as_str());
+    let column = match &error.field_violations[..] {
+        [one] => mapping.column_of(&one.field),
+        _ => String::new(),
+    };
+    let mut message = reason_text(&error, mapping);
+    if error.reason.starts_with("EVENT_") && event.event_time.is_some() {
+        message.push_str(&format!("; the time was read as {}", time_text(event.event_time.as_ref())));
+    }
     BadRow {
         line,
-        column: mapping.column_of(field),
+        column,
         reason: match error.reason.is_empty() {
             true => result.outcome().as_str_name().trim_start_matches("EVENT_OUTCOME_").to_owned(),
             false => error.reason.clone(),
         },
-        message: connect::event_error_text(&error),
+        message,
         text: text.to_owned(),
+    }
+}
+
+/// Why the server refused a row, once, about the row's own columns.
+fn reason_text(error: &EventError, mapping: &Mapping) -> String {
+    match &error.field_violations[..] {
+        [] => error.message.clone(),
+        [one] => one.description.clone(),
+        all => {
+            let one = |violation: &crate::proto::FieldViolation| {
+                format!("{}: {}", mapping.column_of(&violation.field), violation.description)
+            };
+            all.iter().map(one).collect::<Vec<_>>().join("; ")
+        }
     }
 }
 

@@ -9,10 +9,11 @@ fn result(outcome: EventOutcome, charge: Option<&str>) -> UsageResult {
 }
 
 fn batch(count: u64) -> Batch {
-    let event = UsageEvent { input_tokens: 10, output_tokens: 1, ..Default::default() };
+    let event_time = Some(prost_types::Timestamp { seconds: 1_700_158_546, nanos: 0 });
+    let event = UsageEvent { input_tokens: 10, output_tokens: 1, event_time, ..Default::default() };
     Batch {
         events: vec![event; count as usize],
-        origins: (0..count).map(|index| Origin { line: 2 + index, text: String::new() }).collect(),
+        origins: (0..count).map(|index| Origin { line: 2 + index, ..Origin::default() }).collect(),
         ..Batch::default()
     }
 }
@@ -41,9 +42,60 @@ fn outcomes_are_counted_and_accepted_charges_added_exactly() {
     assert_eq!((bad[0].line, bad[0].column.as_str()), (6, "event_time"));
     assert_eq!(
         bad_row_text("f.csv", &bad[0]),
-        "f.csv:6: column event_time: EVENT_TOO_OLD: too old; events[4].event_time: is old"
+        "f.csv:6: column event_time: EVENT_TOO_OLD: is old; the time was read as 2023-11-16T18:15:46Z"
     );
     assert_eq!(bad[1].reason, "CONFLICT");
     let text = tally.text(Duration::from_secs(2), false);
     assert!(text.contains("use --backfill") && text.contains("0.300000000001 USD"), "{text}");
+}
+
+#[test]
+fn a_reason_is_told_once_and_about_the_columns_of_the_row() {
+    let violation =
+        |field: &str, description: &str| FieldViolation { field: field.into(), description: description.into() };
+    let mut result = result(EventOutcome::Rejected, None);
+    let flags = ["name", "Menge", "client_id", "service", "event_time"].map(str::to_owned);
+    let mapping = Mapping::for_csv(&MappingArgs::default(), &flags).unwrap();
+    let mut text = |violations: Vec<FieldViolation>, message: &str| {
+        result.error = Some(EventError {
+            reason: "INVALID_FIELD".into(),
+            message: message.into(),
+            field_violations: violations,
+            ..Default::default()
+        });
+        let bad = Tally::default().add(&batch(1), std::slice::from_ref(&result), &mapping).unwrap();
+        bad_row_text("f.csv", &bad[0])
+    };
+    assert_eq!(
+        text(vec![violation("events[0].units", "must be x")], "events[0].units: must be x"),
+        "f.csv:2: column units: INVALID_FIELD: must be x"
+    );
+    let both = vec![violation("events[0].units", "must be x"), violation("events[0].client_id", "is y")];
+    assert_eq!(
+        text(both, "events[0].units: must be x; events[0].client_id: is y"),
+        "f.csv:2: INVALID_FIELD: units: must be x; client_id: is y"
+    );
+    assert_eq!(text(vec![], "no client"), "f.csv:2: INVALID_FIELD: no client");
+}
+
+#[test]
+fn what_was_done_to_rows_is_told() {
+    let mut tally = Tally { duplicates: 2, zones: ["Asia/Tokyo"].into(), ..Tally::default() };
+    assert!(Tally::default().hints(false).is_empty());
+    tally.notes.repeats_of_other_files = 2;
+    tally.notes.local_times = 1_000;
+    tally.notes.rows_counted_as_one = 3;
+    tally.repeated_files.insert("a.csv".into());
+    tally.new_clients.extend((0..7).map(|number| format!("c{number}")));
+    let hints = tally.hints(true);
+    assert_eq!(
+        hints,
+        [
+            "new clients that would be created: 7 (c0, c1, c2, c3, c4 and 2 more)",
+            "rows without units, tokens or amount, each counted as 1 unit: 3; --units 1 says that this is meant",
+            "times without a zone, taken in each client's own time zone (Asia/Tokyo): 1,000",
+            "rows that equal a row of another file of this run (a.csv), taken for repeats and not counted again: 2; \
+             --split-files counts them, as of files that are parts of one",
+        ]
+    );
 }

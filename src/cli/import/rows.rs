@@ -1,4 +1,4 @@
-//! Rows of CSV and NDJSON files, streamed, each with its line number and text.
+//! Rows of CSV and JSON files, streamed, each with its line number and text.
 
 use std::io::{self, BufRead, Read};
 use std::sync::Arc;
@@ -7,6 +7,7 @@ use clap::ValueEnum;
 use csv_core::{ReadRecordResult, Terminator};
 use sha2::{Digest, Sha256};
 
+use super::json_scanner::{JsonScanner, Step};
 use crate::cli::json::RawObject;
 
 /// Longest row. Beyond it something else is wrong, such as a quote that is never closed.
@@ -16,10 +17,22 @@ const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 /// Form of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Format {
-    /// Comma-separated with a header line
+    /// Values with a delimiter between them, under a header line
     Csv,
     /// One JSON object a line
     Ndjson,
+    /// An array of JSON objects, or objects over several lines
+    Json,
+}
+
+/// How the rows of a file stand in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layout {
+    pub format: Format,
+    /// Between the columns of CSV.
+    pub delimiter: u8,
+    /// Lines before the header that say nothing.
+    pub skip_lines: u64,
 }
 
 /// What a row says.
@@ -58,7 +71,8 @@ pub struct Position {
 /// Reads rows one after the other. Holds one row at a time.
 pub struct RowReader<R> {
     input: R,
-    format: Format,
+    layout: Layout,
+    json: JsonScanner,
     csv: Box<csv_core::Reader>,
     header: Arc<[String]>,
     position: Position,
@@ -66,12 +80,25 @@ pub struct RowReader<R> {
 
 impl<R: BufRead> RowReader<R> {
     /// Starts at the beginning of a file; of a CSV file this reads the header.
-    pub fn new(input: R, format: Format, delimiter: u8) -> anyhow::Result<RowReader<R>> {
-        let csv = csv_core::ReaderBuilder::new().delimiter(delimiter).terminator(Terminator::Any(b'\n')).build();
-        let mut reader =
-            RowReader { input, format, csv: Box::new(csv), header: Arc::default(), position: Position::default() };
-        if format == Format::Csv {
-            let header = reader.next_row()?;
+    pub fn new(input: R, layout: Layout) -> anyhow::Result<RowReader<R>> {
+        let csv = csv_core::ReaderBuilder::new().delimiter(layout.delimiter).terminator(Terminator::Any(b'\n')).build();
+        let mut reader = RowReader {
+            input,
+            layout,
+            json: JsonScanner::default(),
+            csv: Box::new(csv),
+            header: Arc::default(),
+            position: Position::default(),
+        };
+        for _ in 0..layout.skip_lines {
+            reader.read_line(&mut Vec::new())?;
+        }
+        if layout.format == Format::Csv {
+            let mut header = reader.next_row()?;
+            // A spreadsheet names the delimiter in a line of its own.
+            if header.as_ref().is_some_and(|row| row.text.len() == 5 && row.text.starts_with("sep=")) {
+                header = reader.next_row()?;
+            }
             reader.position.rows = 0;
             reader.header = match header.map(|row| row.cells) {
                 Some(Ok(Cells::Csv(names))) => names.iter().map(|name| name.trim().to_owned()).collect(),
@@ -92,26 +119,89 @@ impl<R: BufRead> RowReader<R> {
         &self.position
     }
 
-    /// The next row, without empty lines. An error is one of reading, after which nothing more can be read.
+    /// The next row, without empty ones. An error is one of reading, after which nothing more can be read.
     pub fn next_row(&mut self) -> io::Result<Option<Row>> {
+        if self.layout.format == Format::Json {
+            return self.next_json();
+        }
         let mut text = Vec::new();
-        loop {
+        let (line, cells) = loop {
+            text.clear();
             if self.read_line(&mut text)? == 0 {
                 return Ok(None);
             }
-            if !text.trim_ascii().is_empty() {
-                break;
+            if text.trim_ascii().is_empty() {
+                continue;
             }
-            text.clear();
-        }
-        let line = self.position.line;
-        let cells = match self.format {
-            Format::Csv => self.csv_cells(&mut text)?,
-            Format::Ndjson => json_cells(&text),
+            let line = self.position.line;
+            let cells = match self.layout.format {
+                Format::Csv => self.csv_cells(&mut text)?,
+                _ => json_cells(&text),
+            };
+            // As spreadsheets write rows that were cleared.
+            match &cells {
+                Ok(Cells::Csv(cells)) if cells.iter().all(|cell| cell.trim().is_empty()) => {}
+                _ => break (line, cells),
+            }
         };
         self.position.rows += 1;
         let text = String::from_utf8_lossy(&text).trim_end_matches(['\r', '\n']).to_owned();
         Ok(Some(Row { line, text, cells }))
+    }
+
+    /// The next value of an array, or of values that stand one after the other.
+    fn next_json(&mut self) -> io::Result<Option<Row>> {
+        let mut text = Vec::new();
+        let mut line = 0;
+        self.position.line = self.position.line.max(1);
+        loop {
+            let buffer = self.input.fill_buf()?;
+            if buffer.is_empty() {
+                let is_whole = text.is_empty() && !self.json.is_open;
+                if is_whole || (text.is_empty() && std::mem::replace(&mut self.json.has_told_end, true)) {
+                    return Ok(None);
+                }
+                self.json.has_told_end = true;
+                line = if line == 0 { self.position.line } else { line };
+                let cells = Err("is not whole: the file ends before its JSON does. Is it cut off?".to_owned());
+                self.position.rows += 1;
+                return Ok(Some(Row { line, text: String::from_utf8_lossy(&text).into_owned(), cells }));
+            }
+            let (mut read, mut ended) = (0, false);
+            for byte in buffer {
+                let step = self.json.step(*byte);
+                if step == Step::EndBefore {
+                    ended = true;
+                    break;
+                }
+                read += 1;
+                if line == 0 && step != Step::Between {
+                    line = self.position.line;
+                }
+                self.position.line += u64::from(*byte == b'\n');
+                if step != Step::Between {
+                    text.push(*byte);
+                }
+                if step == Step::End {
+                    ended = true;
+                    break;
+                }
+            }
+            self.position.digest.update(&buffer[..read]);
+            self.position.offset += read as u64;
+            self.input.consume(read);
+            if text.len() > ROW_BYTES_MAX {
+                return Err(self.too_long());
+            }
+            if ended {
+                self.position.rows += 1;
+                return Ok(Some(Row {
+                    line,
+                    cells: json_cells(&text),
+                    text: String::from_utf8_lossy(&text).into_owned(),
+                }));
+            }
+        }
     }
 
     /// Appends a line with its end.
@@ -120,10 +210,7 @@ impl<R: BufRead> RowReader<R> {
         let bound = (ROW_BYTES_MAX + 1).saturating_sub(before) as u64;
         let read = self.input.by_ref().take(bound).read_until(b'\n', text)?;
         if text.len() > ROW_BYTES_MAX {
-            return Err(io::Error::other(format!(
-                "a row is longer than {ROW_BYTES_MAX} bytes near line {}: is a quote never closed, or is this another format?",
-                self.position.line + 1
-            )));
+            return Err(self.too_long());
         }
         self.position.digest.update(&text[before..]);
         self.position.offset += read as u64;
@@ -134,6 +221,13 @@ impl<R: BufRead> RowReader<R> {
             return Ok(read);
         }
         Ok(read)
+    }
+
+    fn too_long(&self) -> io::Error {
+        io::Error::other(format!(
+            "a row is longer than {ROW_BYTES_MAX} bytes near line {}: is a quote never closed, or is this another format?",
+            self.position.line + 1
+        ))
     }
 
     /// Parses the record that starts with the line in `text`, and reads on while a quote is open.
@@ -170,22 +264,33 @@ impl<R: BufRead> RowReader<R> {
     }
 
     fn cells_of(&self, output: &[u8], ends: &[usize]) -> Result<Cells, String> {
-        if !self.header.is_empty() && ends.len() != self.header.len() {
-            return Err(format!("has {} columns, the header has {}", ends.len(), self.header.len()));
-        }
         let mut start = 0;
         let mut cells = Vec::with_capacity(ends.len());
         for end in ends {
-            let cell = std::str::from_utf8(&output[start..*end]).map_err(|_| "is not UTF-8".to_owned())?;
+            let cell = std::str::from_utf8(&output[start..*end]).map_err(not_utf_8)?;
             cells.push(cell.to_owned());
             start = *end;
+        }
+        let columns = self.header.len();
+        if columns > 0 && cells.len() > columns && cells[columns..].iter().all(|cell| cell.trim().is_empty()) {
+            cells.truncate(columns);
+        }
+        if columns > 0 && cells.len() != columns && !cells.iter().all(|cell| cell.trim().is_empty()) {
+            return Err(format!("has {} columns, the header has {columns}", cells.len()));
         }
         Ok(Cells::Csv(cells))
     }
 }
 
+fn not_utf_8(error: std::str::Utf8Error) -> String {
+    format!(
+        "is not UTF-8 from byte {} on: save the file as UTF-8, or give its --encoding, such as windows-1252",
+        error.valid_up_to() + 1
+    )
+}
+
 fn json_cells(text: &[u8]) -> Result<Cells, String> {
-    let text = std::str::from_utf8(text).map_err(|_| "is not UTF-8".to_owned())?;
+    let text = std::str::from_utf8(text).map_err(not_utf_8)?;
     serde_json::from_str(text).map(Cells::Json).map_err(|error| format!("is not a JSON object: {error}"))
 }
 

@@ -1,7 +1,15 @@
 use super::*;
 
+fn layout(format: Format) -> Layout {
+    Layout { format, delimiter: b',', skip_lines: 0 }
+}
+
+fn csv(text: &[u8]) -> anyhow::Result<RowReader<&[u8]>> {
+    RowReader::new(text, layout(Format::Csv))
+}
+
 fn read(text: &str, format: Format) -> Vec<Row> {
-    let mut reader = RowReader::new(text.as_bytes(), format, b',').unwrap();
+    let mut reader = RowReader::new(text.as_bytes(), layout(format)).unwrap();
     let mut rows = Vec::new();
     while let Some(row) = reader.next_row().unwrap() {
         rows.push(row);
@@ -36,10 +44,10 @@ fn line_ends_marks_and_empty_lines_do_not_matter() {
 
 #[test]
 fn the_header_is_read_without_mark_and_spaces() {
-    let reader = RowReader::new("\u{feff}a, b \r\n".as_bytes(), Format::Csv, b',').unwrap();
+    let reader = csv("\u{feff}a, b \r\n".as_bytes()).unwrap();
     assert_eq!(&*reader.header(), ["a", "b"]);
-    assert!(RowReader::new("".as_bytes(), Format::Csv, b',').is_err());
-    assert!(RowReader::new("\n \n".as_bytes(), Format::Csv, b',').is_err());
+    assert!(csv("".as_bytes()).is_err());
+    assert!(csv("\n \n".as_bytes()).is_err());
 }
 
 #[test]
@@ -70,9 +78,53 @@ fn a_row_of_another_width_is_told_and_the_next_one_is_read() {
 #[test]
 fn many_columns_and_empty_cells_are_read() {
     let header: Vec<String> = (0..100).map(|number| format!("c{number}")).collect();
-    let rows = read(&format!("{}\n{}", header.join(","), ",".repeat(99)), Format::Csv);
+    let rows = read(&format!("{}\n{}1", header.join(","), ",".repeat(99)), Format::Csv);
     assert_eq!(cells(&rows[0]).len(), 100);
-    assert!(cells(&rows[0]).iter().all(String::is_empty));
+    assert!(cells(&rows[0])[..99].iter().all(String::is_empty));
+}
+
+#[test]
+fn rows_of_nothing_but_delimiters_and_cells_beyond_the_header_that_are_empty_do_not_matter() {
+    let rows = read("a,b\n,\n1,2,,\n\" \",\n,,,,,\n,2\n", Format::Csv);
+    assert_eq!(rows.iter().map(|row| row.line).collect::<Vec<_>>(), [3, 6]);
+    assert_eq!(cells(&rows[0]), ["1", "2"]);
+}
+
+#[test]
+fn lines_before_the_header_are_passed_over() {
+    let mut reader = csv(b"sep=,\r\na,b\r\n1,2\r\n").unwrap();
+    assert_eq!(&*reader.header(), ["a", "b"]);
+    assert_eq!(reader.next_row().unwrap().unwrap().line, 3);
+    let text = "Report of November\n\na,b\n1,2\n";
+    let reader = RowReader::new(text.as_bytes(), Layout { skip_lines: 1, ..layout(Format::Csv) }).unwrap();
+    assert_eq!(&*reader.header(), ["a", "b"]);
+}
+
+#[test]
+fn an_array_is_read_value_by_value_wherever_its_lines_end() {
+    let compact = r#"[{"a":"],{"},{"a":[1,{"b":"\""}]},3,"x",{"a":2}]"#;
+    let pretty = compact.replace(',', ",\n ");
+    for text in
+        [compact.to_owned(), format!("\u{feff} {compact}\n"), compact[1..compact.len() - 1].replace("},", "}\n")]
+    {
+        let rows = read(&text, Format::Json);
+        let good: Vec<bool> = rows.iter().map(|row| row.cells.is_ok()).collect();
+        assert_eq!(good, [true, true, false, false, true], "{text}");
+    }
+    let rows = read(&pretty.replace("],\n {", "],{"), Format::Json);
+    assert_eq!(rows.iter().map(|row| row.line).collect::<Vec<_>>(), [1, 2, 4, 5, 6]);
+    assert!(rows[2].cells.as_ref().unwrap_err().contains("is not a JSON object"));
+}
+
+#[test]
+fn an_array_that_is_cut_off_is_told() {
+    for (text, good) in [("[{\"a\":1},", 1), ("[{\"a\":1},{\"a\":", 1), ("[{\"a\":1}", 1), ("[", 0)] {
+        let rows = read(text, Format::Json);
+        assert_eq!(rows.len(), good + 1, "{text}");
+        assert!(rows[good].cells.as_ref().unwrap_err().contains("cut off"), "{text}");
+    }
+    assert!(read("[]", Format::Json).is_empty());
+    assert!(read("", Format::Json).is_empty());
 }
 
 #[test]
@@ -81,14 +133,15 @@ fn an_open_quote_is_told() {
     assert_eq!(rows.len(), 1);
     assert!(rows[0].cells.as_ref().unwrap_err().contains("never closed"));
     let endless = format!("a\n\"{}", "x\n".repeat(ROW_BYTES_MAX));
-    let mut reader = RowReader::new(endless.as_bytes(), Format::Csv, b',').unwrap();
+    let mut reader = csv(endless.as_bytes()).unwrap();
     assert!(reader.next_row().unwrap_err().to_string().contains("quote"));
 }
 
 #[test]
 fn bytes_that_are_not_utf_8_are_told() {
-    let mut reader = RowReader::new(&b"a\n\xff\nb\n"[..], Format::Csv, b',').unwrap();
-    assert_eq!(reader.next_row().unwrap().unwrap().cells.unwrap_err(), "is not UTF-8");
+    let mut reader = csv(&b"a\n\xff\nb\n"[..]).unwrap();
+    let error = reader.next_row().unwrap().unwrap().cells.unwrap_err();
+    assert!(error.contains("is not UTF-8 from byte 1 on") && error.contains("--encoding"), "{error}");
     assert!(reader.next_row().unwrap().unwrap().cells.is_ok());
 }
 
@@ -105,7 +158,8 @@ fn json_lines_are_read_and_others_told() {
 
 #[test]
 fn another_delimiter_can_be_given() {
-    let mut reader = RowReader::new("a;b\n1;2,5\n".as_bytes(), Format::Csv, b';').unwrap();
+    let mut reader =
+        RowReader::new("a;b\n1;2,5\n".as_bytes(), Layout { delimiter: b';', ..layout(Format::Csv) }).unwrap();
     let row = reader.next_row().unwrap().unwrap();
     assert_eq!(cells(&row), ["1", "2,5"]);
 }
@@ -116,11 +170,11 @@ proptest::proptest! {
     fn any_file_is_read_to_its_end(
         bytes in proptest::collection::vec(proptest::sample::select(&b"ab1,,\"\"\n\n\r{}[]:\\ \xef\xbb\xbf\xff\0"[..]), 0..80),
     ) {
-        for format in [Format::Csv, Format::Ndjson] {
-            let Ok(mut reader) = RowReader::new(&*bytes, format, b',') else { continue };
+        for format in [Format::Csv, Format::Ndjson, Format::Json] {
+            let Ok(mut reader) = RowReader::new(&*bytes, layout(format)) else { continue };
             let (columns, mut line) = (reader.header().len(), 0);
             while let Some(row) = reader.next_row().unwrap() {
-                proptest::prop_assert!(row.line > line);
+                proptest::prop_assert!(row.line > line || format == Format::Json && row.line == line);
                 line = row.line;
                 if let Ok(Cells::Csv(cells)) = row.cells {
                     proptest::prop_assert_eq!(cells.len(), columns);

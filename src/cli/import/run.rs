@@ -1,7 +1,9 @@
 //! One file from its first row to its last: reading thread, calls in flight, and what becomes of each row.
 
+use std::io::BufReader;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, bail};
 use sha2::{Digest, Sha256};
@@ -10,16 +12,21 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::ImportArgs;
-use super::batches::{BadRow, Batch, ReadPlan, read_batches};
+use super::batches::{BadRow, Batch, Keys, ReadPlan, read_batches};
 use super::checkpoint::{Checkpoint, SettledPrefix, path_for};
-use super::input::{format_of, name_of, open};
-use super::keys::hex;
+use super::event::EventRules;
+use super::fields::Field;
+use super::input::{Input, name_of, open};
+use super::keys::{KeyMaker, OtherFiles, hex};
 use super::mapping::Mapping;
+use super::notes::Notes;
+use super::preview::Previewed;
 use super::progress::{Printer, Progress};
 use super::rejects::Rejects;
 use super::report::{Tally, bad_row_text};
 use super::rows::{Format, RowReader};
 use super::send::Sender;
+use crate::cli::decimal::NumberRules;
 use crate::cli::time::TimeRules;
 use crate::proto::UsageResult;
 
@@ -40,15 +47,34 @@ pub enum Ended {
 
 /// An import of some files.
 pub struct Run<'a> {
-    args: &'a ImportArgs,
-    sender: Option<Sender>,
-    rejects: Option<Rejects>,
+    pub(super) args: &'a ImportArgs,
+    pub(super) sender: Sender,
+    pub(super) rejects: Option<Rejects>,
     shown_bad_rows: u64,
     started: Instant,
     /// One for the whole run, so that no Ctrl-C falls between two.
     interrupt: Pin<Box<dyn Future<Output = std::io::Result<()>> + Send>>,
+    /// Names of the files so far.
+    files: Vec<String>,
+    /// Of files that are parts of one.
+    shared_keys: Option<Arc<Mutex<KeyMaker>>>,
+    pub(super) others: Option<Arc<Mutex<OtherFiles>>>,
+    /// What a dry run would have recorded.
+    previewed: Option<Previewed>,
     /// Over all files.
     pub tally: Tally,
+}
+
+/// A file that was opened, and how it is read.
+pub(super) struct Opened {
+    pub reader: RowReader<BufReader<Box<dyn std::io::Read + Send>>>,
+    pub mapping: Mapping,
+    mapping_name: String,
+    bytes: Option<u64>,
+    is_file: bool,
+    pub may_have_comma: bool,
+    /// Where the fields come from, for people.
+    described: String,
 }
 
 /// What is needed while one file runs.
@@ -59,14 +85,17 @@ struct FileRun {
     checkpoint: Option<PathBuf>,
     prefix: SettledPrefix,
     progress: Progress,
+    notes: Notes,
 }
 
 type Settled = (Batch, anyhow::Result<Vec<UsageResult>>);
 
 impl<'a> Run<'a> {
-    /// Without a sender it is a dry run.
-    pub fn new(args: &'a ImportArgs, sender: Option<Sender>) -> anyhow::Result<Run<'a>> {
+    /// Begins without a file.
+    pub fn new(args: &'a ImportArgs, sender: Sender) -> anyhow::Result<Run<'a>> {
         let rejects = args.rejects.as_ref().map(|path| Rejects::open(path, args.resume)).transpose()?;
+        let shared_keys = args.split_files.then(|| Arc::new(Mutex::new(KeyMaker::new(&args.key_prefix))));
+        let others = (!args.split_files && args.files.len() > 1).then(Arc::default);
         Ok(Run {
             args,
             sender,
@@ -74,30 +103,32 @@ impl<'a> Run<'a> {
             shown_bad_rows: 0,
             started: Instant::now(),
             interrupt: Box::pin(tokio::signal::ctrl_c()),
-            tally: Tally::default(),
+            files: Vec::new(),
+            shared_keys,
+            others,
+            previewed: args.dry_run.then(Previewed::default),
+            tally: Tally { time_zone: args.time_zone, ..Tally::default() },
         })
     }
 
     /// Imports one file.
     pub async fn import_file(&mut self, path: &Path) -> anyhow::Result<Ended> {
-        let (input, bytes) = open(path).with_context(|| format!("cannot read {}", path.display()))?;
-        let format = format_of(path, self.args.format)?;
         let name = name_of(path);
-        let mut reader = RowReader::new(input, format, self.args.delimiter).with_context(|| name.clone())?;
-        let mapping = match format {
-            Format::Csv => Mapping::for_csv(&self.args.mapping, &reader.header())
-                .map_err(|message| anyhow::anyhow!("{name}: {message}"))?,
-            Format::Ndjson => Mapping::for_json(&self.args.mapping),
-        };
+        let opened = self.open(path).with_context(|| name.clone())?;
+        let Opened { mut reader, mapping, mapping_name, bytes, is_file, .. } = opened;
         if !self.args.quiet {
-            eprintln!("{name}: {}", mapping.describe());
+            eprintln!("{name}: {}", opened.described);
+            mapping.unused.iter().for_each(|column| {
+                eprintln!("{name}: nothing comes from column {}", mapping.unused_text(column));
+            });
         }
-        let mapping_name = self.mapping_name(format);
-        let (checkpoint, resume) = self.checkpoint(path, bytes.is_some(), &mapping_name)?;
+        let (checkpoint, resume) = self.checkpoint(path, is_file, &mapping_name)?;
         let resumed_bad_rows = resume.as_ref().map_or(0, |resume| resume.bad_rows);
         self.tally.resumed_rows += resume.as_ref().map_or(0, |resume| resume.rows);
         self.tally.resumed_bad_rows += resumed_bad_rows;
-        let plan = self.plan(&mapping, resume);
+        let keys = self.keys(self.shared_keys.clone(), self.others.clone(), self.files.len());
+        self.files.push(name.clone());
+        let plan = self.plan(&mapping, opened.may_have_comma, keys, resume);
         let (batches, receiver) = mpsc::channel(READ_AHEAD);
         // A thread of its own: reading standard input may block for ever, and must not keep the process from ending.
         std::thread::spawn(move || {
@@ -113,30 +144,77 @@ impl<'a> Run<'a> {
             mapping_name,
             checkpoint,
             prefix: SettledPrefix::new(resumed_bad_rows),
+            notes: Notes::default(),
         };
         let ended = self.pump(&mut file, receiver).await;
         file.progress.finish();
+        self.tally.add_notes(&file.mapping, &file.notes);
         if let (Ok(Ended::Whole), Some(checkpoint)) = (&ended, &file.checkpoint) {
             std::fs::remove_file(checkpoint).ok();
         }
         ended.with_context(|| file.name.clone())
     }
 
+    pub(super) fn open(&self, path: &Path) -> anyhow::Result<Opened> {
+        let Input { reader, bytes, is_file, layout, may_have_comma, notes } = open(path, self.args)?;
+        let reader = RowReader::new(reader, layout)?;
+        let mapping = match layout.format {
+            Format::Csv => {
+                Mapping::for_csv(&self.args.mapping, &reader.header()).map_err(|message| anyhow::anyhow!(message))?
+            }
+            Format::Ndjson | Format::Json => Mapping::for_json(&self.args.mapping),
+        };
+        if self.args.strict && !mapping.unused.is_empty() {
+            let unused: Vec<String> =
+                mapping.unused.iter().map(|column| format!("column {}", mapping.unused_text(column))).collect();
+            bail!("nothing comes from {}; --ignore-column takes that as meant", unused.join("; and from "));
+        }
+        let mapping_name = self.mapping_name(layout, may_have_comma);
+        let described = notes.into_iter().chain([mapping.describe()]).collect::<Vec<_>>().join("; ");
+        Ok(Opened { reader, mapping, mapping_name, bytes, is_file, may_have_comma, described })
+    }
+
     /// Names all that rows and keys depend on, so that a checkpoint is not used with anything else.
-    fn mapping_name(&self, format: Format) -> String {
+    fn mapping_name(&self, layout: super::rows::Layout, may_have_comma: bool) -> String {
         let args = self.args;
-        let parts = (&args.mapping, format, args.delimiter, &args.key_prefix, args.time_zone, &args.time_format);
+        let values =
+            (args.time_zone, &args.time_format, self.numbers(may_have_comma), &args.empty_units, args.encoding);
+        let parts = (&args.mapping, layout, &args.key_prefix, args.split_files, values);
         hex(&Sha256::digest(format!("{parts:?}")))
     }
 
-    fn plan(&self, mapping: &Mapping, resume: Option<Checkpoint>) -> ReadPlan {
+    fn numbers(&self, may_have_comma: bool) -> NumberRules {
+        NumberRules { mark: self.args.decimal_mark(), may_have_comma }
+    }
+
+    pub(super) fn keys(
+        &self,
+        shared: Option<Arc<Mutex<KeyMaker>>>,
+        others: Option<Arc<Mutex<OtherFiles>>>,
+        number: usize,
+    ) -> Keys {
+        let maker = shared.unwrap_or_else(|| Arc::new(Mutex::new(KeyMaker::new(&self.args.key_prefix))));
+        Keys { maker, others, file: u32::try_from(number).unwrap_or(u32::MAX) }
+    }
+
+    pub(super) fn plan(
+        &self,
+        mapping: &Mapping,
+        may_have_comma: bool,
+        keys: Keys,
+        resume: Option<Checkpoint>,
+    ) -> ReadPlan {
         ReadPlan {
             mapping: mapping.clone(),
-            time: TimeRules { zone: self.args.time_zone, format: self.args.time_format.clone() },
-            key_prefix: self.args.key_prefix.clone(),
+            rules: EventRules {
+                time: TimeRules { zone: self.args.time_zone, format: self.args.time_format.clone() },
+                numbers: self.numbers(may_have_comma),
+                empty_units: self.args.empty_units.clone(),
+                strict: self.args.strict,
+            },
+            keys,
             batch_events_max: usize::from(self.args.batch),
             keep_text: self.rejects.is_some(),
-            strict: self.args.strict,
             resume,
         }
     }
@@ -150,7 +228,7 @@ impl<'a> Run<'a> {
     ) -> anyhow::Result<(Option<PathBuf>, Option<Checkpoint>)> {
         let given = self.args.checkpoint.clone();
         let place = given.or_else(|| is_file.then(|| path_for(path)));
-        let Some(place) = place.filter(|_| self.sender.is_some()) else {
+        let Some(place) = place.filter(|_| !self.args.dry_run) else {
             return Ok((None, None));
         };
         let found = match self.args.resume {
@@ -182,14 +260,16 @@ impl<'a> Run<'a> {
         let mut is_open = true;
         let mut failure = None;
         let mut ended = Ended::Whole;
-        let concurrency = usize::from(self.args.concurrency);
+        // What a row of a dry run comes to depends on the rows before it.
+        let concurrency = if self.args.dry_run { 1 } else { usize::from(self.args.concurrency) };
+        let columns = Arc::new(columns(&file.mapping));
         while is_open || !in_flight.is_empty() {
             tokio::select! {
                 biased;
                 _ = &mut self.interrupt => return Ok(Ended::Interrupted),
                 Some(joined) = in_flight.join_next(), if !in_flight.is_empty() => {
                     let (batch, results) = joined?;
-                    let bad_rows = results.and_then(|results| self.settle(file, &batch, &results));
+                    let bad_rows = results.and_then(|results| self.settle(file, &batch, results));
                     match bad_rows {
                         Ok(0) => {}
                         Ok(_) if self.args.strict => (ended, is_open) = (Ended::Strict, false),
@@ -199,7 +279,7 @@ impl<'a> Run<'a> {
                 }
                 read = batches.recv(), if is_open && in_flight.len() < concurrency => match read {
                     Some(Ok(batch)) => {
-                        in_flight.spawn(send(self.sender.clone(), file.progress.printer(), batch));
+                        in_flight.spawn(send(self.sender.clone(), file.progress.printer(), columns.clone(), batch));
                     }
                     Some(Err(error)) => (failure, is_open) = (failure.or(Some(error)), false),
                     None => is_open = false,
@@ -213,12 +293,14 @@ impl<'a> Run<'a> {
     }
 
     /// Takes what became of a batch. Answers how many rows of it are bad.
-    fn settle(&mut self, file: &mut FileRun, batch: &Batch, results: &[UsageResult]) -> anyhow::Result<u64> {
-        let bad_rows = match self.sender {
-            Some(_) => self.tally.add(batch, results, &file.mapping)?,
-            None => self.tally.add_unsent(batch),
-        };
-        self.show(file, &bad_rows);
+    fn settle(&mut self, file: &mut FileRun, batch: &Batch, mut results: Vec<UsageResult>) -> anyhow::Result<u64> {
+        if let Some(previewed) = &mut self.previewed {
+            previewed.settle(batch, &mut results);
+        }
+        let bad_rows = self.tally.add(batch, &results, &file.mapping)?;
+        file.notes.add(&batch.notes);
+        self.tally.repeated_files.extend(batch.repeats_of.iter().map(|file| self.files[*file as usize].clone()));
+        self.show(&file.name, &file.progress, &bad_rows);
         if let Some(rejects) = &mut self.rejects {
             rejects.add(&file.name, &bad_rows)?;
         }
@@ -238,13 +320,13 @@ impl<'a> Run<'a> {
         Ok(count)
     }
 
-    fn show(&mut self, file: &FileRun, bad_rows: &[BadRow]) {
+    pub(super) fn show(&mut self, name: &str, progress: &Progress, bad_rows: &[BadRow]) {
         for bad in bad_rows {
             self.shown_bad_rows += 1;
             match self.shown_bad_rows {
-                ..=SHOWN_BAD_ROWS_MAX => file.progress.print(&bad_row_text(&file.name, bad)),
+                ..=SHOWN_BAD_ROWS_MAX => progress.print(&bad_row_text(name, bad)),
                 count if count == SHOWN_BAD_ROWS_MAX + 1 => {
-                    file.progress.print("more bad rows are counted, but not shown; --rejects FILE gets them all");
+                    progress.print("more bad rows are counted, but not shown; --rejects FILE gets them all");
                 }
                 _ => return,
             }
@@ -252,12 +334,20 @@ impl<'a> Run<'a> {
     }
 }
 
-async fn send(sender: Option<Sender>, printer: Printer, batch: Batch) -> Settled {
-    let results = match sender {
-        Some(mut sender) if !batch.events.is_empty() => sender.settle(&batch, &printer).await,
-        _ => Ok(Vec::new()),
+async fn send(mut sender: Sender, printer: Printer, columns: Arc<[String; 2]>, mut batch: Batch) -> Settled {
+    if let Err(error) = sender.prepare(&mut batch, &printer, &columns).await {
+        return (batch, Err(error));
+    }
+    let results = match batch.events.is_empty() {
+        true => Ok(Vec::new()),
+        false => sender.settle(&batch, &printer).await,
     };
     (batch, results)
+}
+
+/// Where the client and the time come from.
+pub(super) fn columns(mapping: &Mapping) -> [String; 2] {
+    [Field::Client, Field::Time].map(|field| mapping.place(field).column(field))
 }
 
 #[cfg(test)]

@@ -136,11 +136,63 @@ async fn strict_stops_at_the_first_bad_row() {
 }
 
 #[tokio::test]
-async fn a_dry_run_sends_nothing() {
-    let Setup { dir, file, fake, server } = setup(FILE).await;
-    let run = import_file(&server, &file, &["--dry-run"]).await;
-    assert_eq!((run.tally.rows, run.tally.accepted, *fake.received.lock().unwrap()), (7, 0, 0));
+async fn a_dry_run_records_nothing_and_knows_what_earlier_rows_would_have_recorded() {
+    let text = "client_id,service,event_time,units,idempotency_key\n\
+        a,s,2026-11-01,1,k1\na,s,2026-11-01,2,k2\na,nothing,2026-11-01,2,k3\n\
+        a,s,2026-11-01,1,k1\na,s,2026-11-01,3,k2\na,s,2026-11-01,2,k2\n";
+    let Setup { dir, file, fake, server } = setup(text).await;
+    let dry = import_file(&server, &file, &["--dry-run"]).await;
+    assert_eq!((fake.count(), *fake.received.lock().unwrap()), (0, 0));
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    let real = import_file(&server, &file, &[]).await;
+    let counts =
+        |tally: &Tally| (tally.accepted, tally.duplicates, tally.conflicts, tally.rejected, tally.cost.clone());
+    assert_eq!(counts(&dry.tally), counts(&real.tally));
+    assert_eq!((dry.tally.accepted, dry.tally.duplicates, dry.tally.conflicts), (2, 2, 1));
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_know_of_questions_is_told_before_it_records_one() {
+    let Setup { dir: _dir, file, fake, server } = setup(FILE).await;
+    *fake.is_old.lock().unwrap() = true;
+    for flags in [&["--dry-run"][..], &[]] {
+        let error = format!("{:#}", import_file(&server, &file, flags).await.ended.unwrap_err());
+        assert!(error.contains("older than this meterd"), "{error}");
+    }
+    assert_eq!(fake.count(), 0);
+}
+
+#[tokio::test]
+async fn a_day_is_the_clients_own_and_another_zone_makes_no_other_key() {
+    let Setup { dir: _dir, file, fake, server } = setup(FILE).await;
+    let day = |fake: &Fake| {
+        fake.recorded
+            .lock()
+            .unwrap()
+            .values()
+            .filter_map(|event| event.event_time)
+            .map(|time| time.seconds)
+            .min()
+            .unwrap()
+    };
+    fake.zones.lock().unwrap().insert("a".into(), "America/Los_Angeles".into());
+    let run = import_file(&server, &file, &[]).await;
+    assert_eq!((run.tally.accepted, run.tally.notes.local_times), (7, 7));
+    assert_eq!(run.tally.zones, ["America/Los_Angeles"].into());
+    assert_eq!(day(&fake), 1_793_516_400, "2026-11-01T07:00:00Z");
+    fake.zones.lock().unwrap().insert("a".into(), "Asia/Tokyo".into());
+    let again = import_file(&server, &file, &[]).await;
+    assert_eq!((again.tally.accepted, again.tally.conflicts, fake.count()), (0, 7, 7));
+}
+
+#[tokio::test]
+async fn strict_reads_every_file_before_it_sends_a_row() {
+    let Setup { dir: _dir, file, fake, server } = setup(&FILE.replace("2026-11-05,1", "2026-11-05,x")).await;
+    let arguments = ["import", file.to_str().unwrap(), "--server", &server, "--quiet", "--strict", "--batch", "1"];
+    let args = Command::try_parse_from(arguments).unwrap().args;
+    let code = import::run(args).await.unwrap();
+    assert_eq!(format!("{code:?}"), format!("{:?}", std::process::ExitCode::FAILURE));
+    assert_eq!((fake.count(), *fake.received.lock().unwrap()), (0, 0));
 }
 
 #[tokio::test]

@@ -1,17 +1,20 @@
 //! The sending half of an import: a batch until all of it is settled, or time is up.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tonic::Status;
 
 use super::ImportArgs;
 use super::batches::Batch;
+use super::clients::Clients;
 use super::progress::Printer;
 use crate::cli::connect::Connection;
 use crate::cli::connect::{self, ConnectArgs};
 use crate::cli::retry::Backoff;
 use crate::proto::usage_service_client::UsageServiceClient;
-use crate::proto::{BatchTrackUsageRequest, EventOutcome, UsageEvent, UsageResult};
+use crate::proto::{BatchTrackUsageRequest, BatchTrackUsageResponse, EventOutcome, UsageEvent, UsageResult};
 
 const CALL_SECONDS: u64 = 60;
 
@@ -24,64 +27,113 @@ pub struct Sender {
     pub connect: ConnectArgs,
     /// Old events are welcome.
     pub backfill: bool,
+    /// Let the server check and record nothing.
+    pub dry_run: bool,
     /// How long to go on without any progress.
     pub retry_budget: Duration,
+    /// What is known of the clients.
+    pub clients: Arc<Clients>,
 }
 
 impl Sender {
-    /// Connects as the flags say. None: a dry run, which needs no server.
-    pub async fn connect(args: &ImportArgs) -> anyhow::Result<Option<Sender>> {
-        if args.dry_run {
-            return Ok(None);
-        }
-        Ok(Some(Sender {
+    /// Connects as the flags say.
+    pub async fn connect(args: &ImportArgs) -> anyhow::Result<Sender> {
+        Ok(Sender {
             client: connect::usage_client(args.connect.channel().await?),
             connect: args.connect.clone(),
             backfill: args.backfill,
+            dry_run: args.dry_run,
             retry_budget: Duration::from_secs(args.retry_seconds),
-        }))
+            clients: Arc::new(Clients::new(args.no_new_clients)),
+        })
     }
 
     /// Sends until each event has a final result, always with the same keys. Results are in the order of the events.
     pub async fn settle(&mut self, batch: &Batch, printer: &Printer) -> anyhow::Result<Vec<UsageResult>> {
         let mut settling = Settling::new(batch.events.len());
-        let mut backoff = Backoff::new(self.retry_budget);
+        let mut waiting = self.waiting(batch);
         while !settling.open.is_empty() {
-            let request = BatchTrackUsageRequest {
-                events: settling.open.iter().map(|at| batch.events[*at].clone()).collect::<Vec<UsageEvent>>(),
-                backfill: self.backfill,
-            };
-            let sent = self.client.batch_track_usage(self.connect.request(request, CALL_SECONDS)).await;
-            let (hint, why) = match sent {
+            let events: Vec<UsageEvent> = settling.open.iter().map(|at| batch.events[*at].clone()).collect();
+            let (hint, why) = match self.call(events, self.dry_run).await {
                 Ok(response) => {
-                    let round = settling.take(response.into_inner().results)?;
+                    let round = settling.take(response.results)?;
                     if round.any_final {
-                        backoff.progress();
+                        waiting.backoff.progress();
                     }
                     (round.retry_delay, round.last_error)
                 }
-                Err(status) if connect::is_retryable(&status) => {
-                    (connect::retry_delay(&status), connect::status_text(&status))
-                }
-                Err(status) => return Err(connect::status_error(&status)),
+                Err(status) => retryable(&status)?,
             };
-            if settling.open.is_empty() {
-                break;
+            if !settling.open.is_empty() {
+                waiting.wait(hint, &why, printer).await?;
             }
-            let is_first = !backoff.is_waiting();
-            let Some(wait) = backoff.next_wait(Instant::now(), hint) else {
-                anyhow::bail!("gave up after {} s of trying: {why}", self.retry_budget.as_secs());
-            };
-            if is_first {
-                let line = batch.origins.first().map_or(0, |origin| origin.line);
-                printer.print(&format!(
-                    "rows from line {line}: {why}; trying again for {} s",
-                    self.retry_budget.as_secs()
-                ));
-            }
-            tokio::time::sleep(wait).await;
         }
         Ok(settling.results)
+    }
+
+    /// Asks the server about events, without recording them, until it answers.
+    pub async fn ask(
+        &mut self,
+        events: &[UsageEvent],
+        batch: &Batch,
+        printer: &Printer,
+    ) -> anyhow::Result<BatchTrackUsageResponse> {
+        let mut waiting = self.waiting(batch);
+        loop {
+            let (hint, why) = match self.call(events.to_vec(), true).await {
+                Ok(response) => return Ok(response),
+                Err(status) => retryable(&status)?,
+            };
+            waiting.wait(hint, &why, printer).await?;
+        }
+    }
+
+    async fn call(&mut self, events: Vec<UsageEvent>, validate_only: bool) -> Result<BatchTrackUsageResponse, Status> {
+        let request = BatchTrackUsageRequest { events, backfill: self.backfill, validate_only };
+        let answer = self.client.batch_track_usage(self.connect.request(request, CALL_SECONDS)).await?;
+        Ok(answer.into_inner())
+    }
+
+    fn waiting(&self, batch: &Batch) -> Waiting {
+        Waiting {
+            backoff: Backoff::new(self.retry_budget),
+            budget: self.retry_budget,
+            line: batch.origins.first().map_or(0, |origin| origin.line),
+        }
+    }
+}
+
+/// Pause and reason of a call that may succeed later; others are errors.
+fn retryable(status: &Status) -> anyhow::Result<(Option<Duration>, String)> {
+    match connect::is_retryable(status) {
+        true => Ok((connect::retry_delay(status), connect::status_text(status))),
+        false => Err(connect::status_error(status)),
+    }
+}
+
+/// The tries of one batch.
+struct Waiting {
+    backoff: Backoff,
+    budget: Duration,
+    line: u64,
+}
+
+impl Waiting {
+    /// Waits before the next try, or gives up.
+    async fn wait(&mut self, hint: Option<Duration>, why: &str, printer: &Printer) -> anyhow::Result<()> {
+        let is_first = !self.backoff.is_waiting();
+        let Some(wait) = self.backoff.next_wait(Instant::now(), hint) else {
+            anyhow::bail!("gave up after {} s of trying: {why}", self.budget.as_secs());
+        };
+        if is_first {
+            printer.print(&format!(
+                "rows from line {}: {why}; trying again for {} s",
+                self.line,
+                self.budget.as_secs()
+            ));
+        }
+        tokio::time::sleep(wait).await;
+        Ok(())
     }
 }
 

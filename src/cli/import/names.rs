@@ -1,0 +1,131 @@
+//! Names of columns and keys: when two are the same, and which field one may have been meant for.
+
+use super::fields::Field;
+
+/// Columns of an export that an import has no use for.
+pub const EXPORT_ONLY: [&str; 7] =
+    ["event_id", "day", "currency", "charge", "price_id", "unpriced_reason", "record_time"];
+
+/// What others call the fields, without case and punctuation.
+const SYNONYMS: [(&str, Field); 66] = [
+    ("client", Field::Client),
+    ("customer", Field::Client),
+    ("customerid", Field::Client),
+    ("tenant", Field::Client),
+    ("tenantid", Field::Client),
+    ("account", Field::Client),
+    ("accountid", Field::Client),
+    ("organization", Field::Client),
+    ("organizationid", Field::Client),
+    ("orgid", Field::Client),
+    ("company", Field::Client),
+    ("kunde", Field::Client),
+    ("provider", Field::Service),
+    ("product", Field::Service),
+    ("vendor", Field::Service),
+    ("servicename", Field::Service),
+    ("action", Field::Operation),
+    ("type", Field::Operation),
+    ("endpoint", Field::Operation),
+    ("method", Field::Operation),
+    ("kind", Field::Operation),
+    ("modelname", Field::Model),
+    ("modelid", Field::Model),
+    ("engine", Field::Model),
+    ("deployment", Field::Model),
+    ("quantity", Field::Units),
+    ("qty", Field::Units),
+    ("count", Field::Units),
+    ("usage", Field::Units),
+    ("segments", Field::Units),
+    ("numsegments", Field::Units),
+    ("messages", Field::Units),
+    ("minutes", Field::Units),
+    ("menge", Field::Units),
+    ("prompttokens", Field::InputTokens),
+    ("prompttokencount", Field::InputTokens),
+    ("inputtokencount", Field::InputTokens),
+    ("contexttokens", Field::InputTokens),
+    ("tokensin", Field::InputTokens),
+    ("completiontokens", Field::OutputTokens),
+    ("candidatestokencount", Field::OutputTokens),
+    ("outputtokencount", Field::OutputTokens),
+    ("generatedtokens", Field::OutputTokens),
+    ("tokensout", Field::OutputTokens),
+    ("cachedtokens", Field::CachedInputTokens),
+    ("cachedprompttokens", Field::CachedInputTokens),
+    ("cachereadinputtokens", Field::CachedInputTokens),
+    ("value", Field::Amount),
+    ("volume", Field::Amount),
+    ("time", Field::Time),
+    ("timestamp", Field::Time),
+    ("ts", Field::Time),
+    ("date", Field::Time),
+    ("datetime", Field::Time),
+    ("created", Field::Time),
+    ("createdat", Field::Time),
+    ("occurredat", Field::Time),
+    ("datesent", Field::Time),
+    ("datum", Field::Time),
+    ("key", Field::Key),
+    ("requestid", Field::Key),
+    ("messageid", Field::Key),
+    ("user", Field::Subject),
+    ("userid", Field::Subject),
+    ("tags", Field::Metadata),
+    ("labels", Field::Metadata),
+];
+
+/// Whether two names differ in nothing but case, blanks and punctuation: `client_id`, `Client ID`, `clientId`.
+pub fn is_same(left: &str, right: &str) -> bool {
+    letters(left).eq(letters(right)) && letters(left).next().is_some()
+}
+
+fn letters(name: &str) -> impl Iterator<Item = char> + '_ {
+    name.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase)
+}
+
+/// The one of the fields that a column or key of this name was probably meant for.
+pub fn meant_by(name: &str, fields: &[Field]) -> Option<Field> {
+    let name: String = letters(name).collect();
+    let known = SYNONYMS.iter().find(|(synonym, field)| *synonym == name && fields.contains(field));
+    if let Some((_, field)) = known {
+        return Some(*field);
+    }
+    let distance = |field: &Field| strsim::damerau_levenshtein(&name, &letters(field.name()).collect::<String>());
+    let nearest = fields.iter().copied().min_by_key(|field| distance(field))?;
+    let letters_max = nearest.name().len().min(name.len());
+    (distance(&nearest) <= letters_max / 4).then_some(nearest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_the_same_without_case_blanks_and_punctuation() {
+        for name in ["client_id", "Client_ID", "CLIENT ID", "clientId", " client-id "] {
+            assert!(is_same(name, "client_id"), "{name}");
+        }
+        assert!(!is_same("client", "client_id") && !is_same("", "-"));
+    }
+
+    #[test]
+    fn a_slip_or_another_word_finds_the_field() {
+        for (name, field) in [
+            ("input_token", Some(Field::InputTokens)),
+            ("imput_tokens", Some(Field::InputTokens)),
+            ("prompt_tokens", Some(Field::InputTokens)),
+            ("completionTokens", Some(Field::OutputTokens)),
+            ("unit", Some(Field::Units)),
+            ("evnet_time", Some(Field::Time)),
+            ("Timestamp", Some(Field::Time)),
+            ("customer_id", Some(Field::Client)),
+            ("region", None),
+            ("", None),
+        ] {
+            assert_eq!(meant_by(name, &Field::ALL), field, "{name}");
+        }
+        assert_eq!(meant_by("prompt_tokens", &[Field::Units]), None);
+    }
+}
