@@ -42,6 +42,8 @@ pub struct Fault {
 const MESSAGE_VIOLATIONS_MAX: usize = 3;
 /// What callers are told to wait before they ask again a database that is away.
 const DATABASE_RETRY_DELAY: Duration = Duration::from_secs(1);
+/// The embedded database is restarted within seconds; another one waits for its operator.
+const BROKEN_RETRY_DELAY: Duration = Duration::from_secs(10);
 /// A caller whose connection was old may come back at once: only not all at the same time.
 const AGED_RETRY_DELAY: Duration = Duration::from_millis(100);
 
@@ -127,6 +129,16 @@ impl Error {
             .caused_by(cause)
     }
 
+    /// The database answers, and cannot do its work until an operator acts.
+    pub fn database_broken(cause: impl Into<anyhow::Error>) -> Self {
+        let message = "the database server runs but misses files of its own or cannot load them, as after an upgrade of \
+                       PostgreSQL without a restart: nothing was recorded; the operator has to read its log and restart \
+                       it; send again later";
+        Self::new(Code::Unavailable, ErrorReason::DatabaseBroken, message)
+            .retry_after(BROKEN_RETRY_DELAY)
+            .caused_by(cause)
+    }
+
     /// The server is going down.
     pub fn shutting_down() -> Self {
         Self::new(Code::Unavailable, ErrorReason::ShuttingDown, "the server is stopping; send again")
@@ -184,6 +196,12 @@ impl DerefMut for Error {
 
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
-        if crate::store::is_transient(&error) { Self::database_unavailable(error) } else { Self::internal(error) }
+        if crate::store::is_transient(&error) {
+            Self::database_unavailable(error)
+        } else if crate::store::is_broken_database(&error) {
+            Self::database_broken(error)
+        } else {
+            Self::internal(error)
+        }
     }
 }

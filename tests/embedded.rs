@@ -12,6 +12,11 @@ use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::{Pid, geteuid};
 use sqlx::{Connection, PgConnection};
 
+#[path = "embedded/first_start.rs"]
+mod first_start;
+#[path = "embedded/upgrades.rs"]
+mod upgrades;
+
 /// A data directory of one test. Whatever the test left running on it is ended with it.
 struct Place {
     root: tempfile::TempDir,

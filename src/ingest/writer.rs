@@ -155,7 +155,7 @@ impl Writer {
                         batches.extend([second_half, items]);
                     } else if let Some(item) = items.pop() {
                         tracing::error!(%error, client_id = %item.submission.event.client_id, "event cannot be written");
-                        reply([(item.reply, Outcome::Rejected(Error::internal(error)))]);
+                        reply([(item.reply, Outcome::Rejected(error.into()))]);
                     }
                 }
             }

@@ -49,7 +49,30 @@ pub(super) fn made_by(cluster: &Path) -> Result<Option<u32>, EmbeddedError> {
     }
 }
 
-/// Makes the cluster, in a directory beside and then renamed, so that one cut short is never taken for a whole one.
+/// Begins the names of directories in which clusters are made; a point and hexadecimal digits follow.
+const MAKING: &str = "postgres.init";
+
+fn is_making(name: &str) -> bool {
+    name.strip_prefix(MAKING).is_some_and(|rest| {
+        let digits = rest.strip_prefix('.').unwrap_or(rest);
+        digits.bytes().all(|byte| byte.is_ascii_hexdigit())
+    })
+}
+
+/// Removes what starts that were cut short have left. The `initdb` of a killed meterd may still write to its directory: what
+/// cannot be removed now is removed by a later call.
+pub(super) fn remove_leftovers(data_dir: &Path) {
+    for entry in fs::read_dir(data_dir).into_iter().flatten().flatten() {
+        if is_making(&entry.file_name().to_string_lossy())
+            && let Err(error) = fs::remove_dir_all(entry.path())
+        {
+            info!("{} is left for the next start: {error}", entry.path().display());
+        }
+    }
+}
+
+/// Makes the cluster, in a directory beside and then renamed, so that one cut short is never taken for a whole one. Each try
+/// has a directory of its own: the `initdb` of a killed meterd may still be at work in the one before.
 pub(super) async fn make(
     layout: &Layout,
     binaries: &Binaries,
@@ -57,10 +80,7 @@ pub(super) async fn make(
     durable: bool,
 ) -> Result<(), EmbeddedError> {
     let cluster = &layout.cluster;
-    let making = layout.data_dir.join("postgres.init");
-    if making.exists() {
-        fs::remove_dir_all(&making).map_err(EmbeddedError::io("remove", &making))?;
-    }
+    let making = layout.data_dir.join(format!("{MAKING}.{:016x}", rand::random::<u64>()));
     fs::create_dir(&making).map_err(EmbeddedError::io("make the directory", &making))?;
     user.give(&making)?;
     info!("making a PostgreSQL {} database in {}", binaries.version, cluster.display());

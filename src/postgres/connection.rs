@@ -52,12 +52,33 @@ fn is_same(directory: &Path, canonical: &Path) -> bool {
     directory == canonical || directory.canonicalize().is_ok_and(|real| real == canonical)
 }
 
-/// Whether the server syncs what it commits.
-pub(super) async fn is_durable(socket_dir: &Path) -> Result<bool, EmbeddedError> {
+/// Settings of a running server that only a restart changes.
+pub(super) struct Traits {
+    /// Whether it syncs what it commits.
+    pub(super) durable: bool,
+    /// Libraries that the postmaster has loaded, separated by commas.
+    pub(super) preloaded: String,
+}
+
+/// Asks a running server for these.
+pub(super) async fn traits(socket_dir: &Path) -> Result<Traits, EmbeddedError> {
     let mut connection = connect(socket_dir).await?;
-    let fsync: bool = sqlx::query_scalar("select current_setting('fsync')::boolean").fetch_one(&mut connection).await?;
+    let (durable, preloaded) =
+        sqlx::query_as("select current_setting('fsync')::boolean, current_setting('shared_preload_libraries')")
+            .fetch_one(&mut connection)
+            .await?;
     connection.close().await?;
-    Ok(fsync)
+    Ok(Traits { durable, preloaded })
+}
+
+/// Runs a line of PL/pgSQL on a new connection: fails if a new backend cannot load the library of that language.
+pub(super) async fn run_plpgsql(socket_dir: &Path) -> Result<(), sqlx::Error> {
+    let question = async {
+        let mut connection = connect(socket_dir).await?;
+        sqlx::raw_sql("do language plpgsql 'begin end'").execute(&mut connection).await?;
+        connection.close().await
+    };
+    timeout(ASK_TIMEOUT, question).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
 }
 
 /// Creates meterd's database unless it is there.
@@ -68,7 +89,11 @@ pub(super) async fn ensure_database(socket_dir: &Path) -> Result<(), EmbeddedErr
         .fetch_one(&mut connection)
         .await?;
     if !there {
-        sqlx::raw_sql("create database meterd").execute(&mut connection).await?;
+        match sqlx::raw_sql("create database meterd").execute(&mut connection).await {
+            // A meterd that was killed has left a backend that was just doing it. 42P04, 23505: the name is taken.
+            Err(sqlx::Error::Database(error)) if matches!(error.code().as_deref(), Some("42P04" | "23505")) => {}
+            done => drop(done?),
+        }
     }
     Ok(connection.close().await?)
 }

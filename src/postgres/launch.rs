@@ -14,6 +14,7 @@ use super::layout::Layout;
 use super::log;
 use super::owner::ServerUser;
 use super::process::{PidFile, Postmaster, exists, is_postmaster_of};
+use super::upgrade;
 
 /// How long a server may take until it answers: crash recovery replays up to `max_wal_size`.
 const READY_TIMEOUT: Duration = Duration::from_secs(300);
@@ -25,8 +26,12 @@ const LEFTOVERS_TIMEOUT: Duration = Duration::from_secs(120);
 /// How often the log says that a start goes on.
 const PROGRESS_EVERY: Duration = Duration::from_secs(5);
 
-/// In the log of a start that is worth repeating.
-const LEFTOVERS: [&str; 2] = ["pre-existing shared memory block", "Is another postmaster"];
+/// In the log of a start that is worth repeating. The last one: the file was made and not yet written.
+const LEFTOVERS: [&str; 3] =
+    ["pre-existing shared memory block", "Is another postmaster", "lock file \"postmaster.pid\" is empty"];
+
+/// How long `postmaster.pid` may be empty before whoever made it is taken for dead: it is written right after it is made.
+const EMPTY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A server that answered.
 #[derive(Debug)]
@@ -54,7 +59,8 @@ pub(super) async fn find_running(layout: &Layout) -> Result<Option<Ready>, Embed
     }
 }
 
-/// Starts a postmaster and waits until it answers.
+/// Starts a postmaster and waits until it answers. Returns another one that runs, if a meterd that was killed had just
+/// started it.
 pub(super) async fn start(
     layout: &Layout,
     binaries: &Binaries,
@@ -62,6 +68,8 @@ pub(super) async fn start(
     durable: bool,
 ) -> Result<Ready, EmbeddedError> {
     let give_up = Instant::now() + LEFTOVERS_TIMEOUT;
+    let begin = Instant::now();
+    let preload = upgrade::libraries_to_preload(layout, binaries, user).await;
     loop {
         if let Some(file) = PidFile::read(&layout.cluster)?
             && !file.is_disarmed()
@@ -71,13 +79,19 @@ pub(super) async fn start(
             warn!("process {} in postmaster.pid is not this server: the file is stale", file.pid);
             PidFile::disarm(&layout.cluster)?;
         }
-        let (postmaster, log_begin) = spawn(layout, binaries, user, durable)?;
+        let (postmaster, log_begin) = spawn(layout, binaries, user, durable, &preload)?;
         match wait_ready(postmaster, layout, log_begin).await {
             Err(EmbeddedError::StartFailed { log_tail, .. })
                 if LEFTOVERS.iter().any(|sign| log_tail.contains(sign)) && Instant::now() < give_up =>
             {
-                warn!("backends of the server before still end: trying again");
+                info!("an earlier server of this data still starts or ends: trying again");
                 sleep(Duration::from_millis(500)).await;
+                if let Some(ready) = find_running(layout).await? {
+                    return Ok(ready);
+                }
+                if begin.elapsed() > EMPTY_TIMEOUT {
+                    PidFile::remove_if_empty(&layout.cluster)?;
+                }
             }
             outcome => return outcome,
         }
@@ -91,6 +105,7 @@ fn spawn(
     binaries: &Binaries,
     user: &ServerUser,
     durable: bool,
+    preload: &str,
 ) -> Result<(Postmaster, u64), EmbeddedError> {
     let socket_dir = layout.make_socket_dir(user)?;
     let (log, log_begin) = log::open(&layout.log)?;
@@ -111,6 +126,10 @@ fn spawn(
     set("synchronous_commit", "on");
     set("logging_collector", "off");
     set("log_destination", "stderr");
+    // What the postmaster has loaded stays when an upgrade replaces the files. Compiled queries would load another library
+    // later; meterd's are too short to gain from it.
+    set("shared_preload_libraries", preload);
+    set("jit", "off");
     let child = command
         .stdout(Stdio::from(log.try_clone().map_err(io)?))
         .stderr(Stdio::from(log))

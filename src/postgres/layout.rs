@@ -4,6 +4,7 @@
 //! <data_dir>/              0700; 0710 for the server's group when meterd runs as root
 //!   meterd.lock            held (flock) while a meterd lives, with its process id
 //!   postgres/              PostgreSQL's own directory, 0700
+//!   postgres.init.*        one that is being made; removed by a later start if that was cut short
 //!   postgres.log           what the server says; postgres.log.1 is the one before
 //!   run/                   the socket directory, 0700 (in /tmp when this path is too long for a socket)
 //! ```

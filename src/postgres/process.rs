@@ -49,6 +49,16 @@ impl PidFile {
         })
     }
 
+    /// Removes a file without contents: its postmaster was killed before it wrote, and PostgreSQL does not start beside one.
+    pub(super) fn remove_if_empty(cluster: &Path) -> Result<(), EmbeddedError> {
+        let path = cluster.join("postmaster.pid");
+        if fs::metadata(&path).is_ok_and(|file| file.len() == 0) {
+            warn!("removing {}, which is empty", path.display());
+            fs::remove_file(&path).map_err(EmbeddedError::io("remove the empty", &path))?;
+        }
+        Ok(())
+    }
+
     /// Whether [`disarm`](Self::disarm) was here in this process.
     pub(super) fn is_disarmed(&self) -> bool {
         u32::try_from(self.pid) == Ok(std::process::id())

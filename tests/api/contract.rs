@@ -29,8 +29,14 @@ const PACKAGE: &str = "metering.v1";
 const MESSAGE_BYTES_MAX: usize = 16 << 20;
 
 /// Reasons that any call may have, whatever its own list says.
-const ANY_CALL: [&str; 5] =
-    ["INVALID_FIELD", "MESSAGE_INVALID", "DATABASE_UNAVAILABLE", "SHUTTING_DOWN", "DEADLINE_EXCEEDED"];
+const ANY_CALL: [&str; 6] = [
+    "INVALID_FIELD",
+    "MESSAGE_INVALID",
+    "DATABASE_UNAVAILABLE",
+    "DATABASE_BROKEN",
+    "SHUTTING_DOWN",
+    "DEADLINE_EXCEEDED",
+];
 
 /// All descriptors.
 pub fn contract() -> &'static DescriptorPool {

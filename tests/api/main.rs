@@ -11,6 +11,7 @@ mod bad_queries;
 mod bad_requests;
 mod bad_wire;
 mod bad_world;
+mod broken_database;
 mod busy;
 mod cancelled;
 mod catalog;
