@@ -389,9 +389,9 @@ fn what_people_are_told_to_type_can_be_pasted_with_keys_and_tls() {
     let mut server = Server::start_own(&data_dir, &flags, |_| ());
     let greeting = server.greeting();
     let commands: Vec<_> = greeting.lines().skip(4).filter(|line| line.starts_with("  ")).collect();
-    let (grpcurl, meterd): (Vec<_>, Vec<_>) =
-        commands.iter().partition(|line| line.contains("grpcurl") || line.contains("TrackUsage"));
-    let printed = paste(&meterd.iter().map(|line: &&str| line.to_string()).collect::<Vec<_>>().join("\n"));
+    let (grpcurl, meterd): (Vec<&str>, Vec<&str>) =
+        commands.iter().copied().partition(|line| line.contains("grpcurl") || line.contains("TrackUsage"));
+    let printed = paste(&meterd.join("\n"));
     assert!(printed.contains("ACCEPTED") && printed.contains("acme  "), "{greeting}: {printed}");
     let grpcurl = format!("{grpcurl:?}");
     for part in ["-cacert", "authorization: Bearer $METERD_API_KEY", "localhost:"] {
