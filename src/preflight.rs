@@ -2,8 +2,8 @@
 
 use crate::config::Settings;
 use crate::net::Tls;
-use crate::{alerts, auth, postgres, store};
-use anyhow::{Context, ensure};
+use crate::{alerts, auth, postgres, print, store};
+use anyhow::ensure;
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
 
@@ -51,7 +51,7 @@ fn faults(settings: &Settings) -> Vec<String> {
         alerts::notify::check(&settings.notifications),
         check_database(settings),
     ];
-    checks.into_iter().filter_map(Result::err).map(|error| format!("{error:#}")).collect()
+    checks.into_iter().filter_map(Result::err).map(|error| print::with_causes(&error)).collect()
 }
 
 fn check_database(settings: &Settings) -> anyhow::Result<()> {
@@ -62,9 +62,16 @@ fn check_database(settings: &Settings) -> anyhow::Result<()> {
             let is_ours = ["postgres://", "postgresql://"].iter().any(|scheme| url.reveal().starts_with(scheme));
             // Without what it is, which may have a password in it.
             ensure!(is_ours, "{name}: must be a URL such as postgres://user:password@host:5432/database");
-            store::connect::options(url.reveal()).map(drop).context(name)
+            let options = store::connect::options(url.reveal()).map_err(anyhow::Error::from);
+            options.map(drop).map_err(|error| anyhow::anyhow!("{name}: {}", error.root_cause()))
         }
-        None => Ok(postgres::check_place(&database.embedded())?),
+        None => {
+            if let Some(url) = &database.postgres_download_url {
+                let is_web = ["https://", "http://"].iter().any(|scheme| url.starts_with(scheme));
+                ensure!(is_web, "--postgres-download-url {url}: must be a URL that begins with https:// or http://");
+            }
+            Ok(postgres::check_place(&database.embedded())?)
+        }
     }
 }
 

@@ -26,6 +26,10 @@ impl SettingsFile {
     /// Reads a file and checks each key and value against the settings of all commands. An error names all faults.
     pub fn read(path: &Path, command: &Command) -> anyhow::Result<Self> {
         let shown = path.display();
+        anyhow::ensure!(
+            !path.as_os_str().is_empty(),
+            "--config (METERD_CONFIG) is empty: unset it, or name a settings file"
+        );
         let text = std::fs::read_to_string(path)
             .map_err(|error| anyhow::anyhow!("--config: the settings file {shown} cannot be read: {error}"))?;
         let table = DeTable::parse(&text).map_err(|error| not_toml(path, &text, &error))?;

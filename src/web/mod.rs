@@ -53,6 +53,7 @@ fn describe() {
     metrics::describe_counter!("meterd_events_total", "Events by outcome");
     metrics::describe_counter!("meterd_batch_retries_total", "Batches that were tried again");
     metrics::describe_counter!("meterd_events_priced_later_total", "Events priced after they were recorded");
+    metrics::describe_counter!("meterd_log_lines_lost_total", "Lines of the log that nobody read in time");
     metrics::describe_histogram!("meterd_batch_events", "Events of a transaction");
     metrics::describe_histogram!("meterd_commit_seconds", "From taking a batch to its commit");
     metrics::describe_histogram!("meterd_rpc_seconds", "Calls by method and status code");

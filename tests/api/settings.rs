@@ -174,7 +174,7 @@ fn every_wrong_setting_is_told_at_once_and_before_a_database_is_made() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port();
     let same = format!("127.0.0.1:{port}");
-    let wrong: [(&[&str], &str); 13] = [
+    let wrong: [(&[&str], &str); 16] = [
         (&["--listen=0.0.0.0:0"], "is not a loopback address"),
         (&["--listen=127.0.0.1:7001", "--http-listen=127.0.0.1:7001"], "are the same port"),
         (&["--listen=127.0.0.1:7001", "--http-listen=0.0.0.0:7001", "--insecure-listen"], "are the same port"),
@@ -187,6 +187,9 @@ fn every_wrong_setting_is_told_at_once_and_before_a_database_is_made() {
         (&["--jwt-issuer=http://id.example.com", "--jwt-audience=meterd", "--auth=keys"], "is not https"),
         (&["--tls-cert=/nonexistent/cert.pem", "--tls-key=/nonexistent/key.pem"], "--tls-cert /nonexistent/cert.pem"),
         (&["--key-retention-days=30"], "--key-retention-days 30"),
+        (&["--postgres-download-url=nonsense"], "--postgres-download-url nonsense: must be a URL"),
+        (&["--postgres-bin-dir=/tmp"], "--postgres-bin-dir /tmp holds no usable PostgreSQL"),
+        (&["--database-url=postgres://localhost:99999/meterd"], "DATABASE_URL (--database-url): invalid port number\n"),
         (&["--database-url=mysql://u:hunter2@localhost/meterd"], "DATABASE_URL (--database-url): must be a URL"),
     ];
     for (flags, expected) in wrong {
