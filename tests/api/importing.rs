@@ -1,6 +1,8 @@
 //! `meterd import` of files as people have them, against a running server.
 
+use crate::guarded::*;
 use crate::harness::*;
+use meterd::domain::access::Scope;
 use meterd::proto::UsageEvent;
 use std::io::Write;
 use std::process::Stdio;
@@ -61,10 +63,14 @@ async fn a_day_without_a_zone_is_the_clients_own() {
     let server = TestServer::start().await;
     server.client_in("la", "America/Los_Angeles").await;
     server.client_in("tokyo", "Asia/Tokyo").await;
-    let file = "client_id,service,units,event_time\nla,sms,5,2026-11-01\ntokyo,sms,5,2026-11-01 00:30\nnew,sms,5,2026-11-01\n";
+    let file =
+        "client_id,service,units,event_time\nla,sms,5,2026-11-01\ntokyo,sms,5,2026-11-01 00:30\nnew,sms,5,2026-11-01\n";
     let imported = import(&server, "usage.csv", file, &[]).await;
     assert!(imported.is_fine, "{}", imported.told);
-    assert_eq!(recorded(&server, "day").await, ["la|sms|5|2026-11-01", "new|sms|5|2026-11-01", "tokyo|sms|5|2026-11-01"]);
+    assert_eq!(
+        recorded(&server, "day").await,
+        ["la|sms|5|2026-11-01", "new|sms|5|2026-11-01", "tokyo|sms|5|2026-11-01"]
+    );
     assert_eq!(imported.count("local_times"), 3);
     assert!(imported.notes().contains("each client's own time zone (America/Los_Angeles, Asia/Tokyo, UTC)"));
     // Another zone makes another time, and never a second event.
@@ -95,7 +101,9 @@ async fn times_of_spreadsheets_and_databases_are_understood_row_by_row() {
     let mut expected: Vec<String> = times.iter().map(|(_, time)| format!("z|sms|1|{time}")).collect();
     expected.sort();
     assert_eq!(recorded(&server, TIME).await, expected);
-    assert!(imported.told.contains("usage.csv:11: column event_time: UNREADABLE: is a number that is not a plausible time"));
+    assert!(
+        imported.told.contains("usage.csv:11: column event_time: UNREADABLE: is a number that is not a plausible time")
+    );
     assert!(imported.told.contains("as Unix seconds it would be 1970-01-01T01:17:15Z"), "{}", imported.told);
     assert!(imported.told.contains("--time-format \"%d.%m.%Y\""), "{}", imported.told);
     assert_eq!(imported.count("serial_times"), 1);
@@ -122,9 +130,10 @@ async fn empty_units_are_refused_and_missing_ones_counted() {
     server.assert_exact(0).await;
     let filled = import(&server, "usage.csv", file, &["--empty-units", "0.5"]).await;
     assert_eq!((filled.outcomes(), filled.count("rows_with_filled_units")), ([1, 0, 0, 0, 0], 1));
-    let without = import(&server, "usage.csv", file.replace(",units", "").replace(",,", ","), &[]).await;
+    let without = file.replace(",units", "").replace(",,", ",");
+    let without = import(&server, "usage.csv", without, &["--key-prefix", "other"]).await;
     assert_eq!((without.count("rows_counted_as_one"), without.is_fine), (1, true));
-    assert!(without.notes().contains("counts as 1 unit"), "{}", without.notes());
+    assert!(without.notes().contains("each counted as 1 unit: 1"), "{}", without.notes());
     server.stop().await;
 }
 
@@ -158,7 +167,8 @@ async fn files_of_any_usual_form_are_read() {
     let server = TestServer::start().await;
     let csv = "client_id,service,units,event_time\nz,sms,2.5,2026-11-20T10:00:00Z\n";
     let semicolons = "\u{feff}Client ID;SERVICE;\"Units\";Event Time\r\nz;sms;2,5;2026-11-20T10:00:00Z\r\n;;;\r\n";
-    let utf_16: Vec<u8> = format!("\u{feff}{}", csv.replace(',', "\t")).encode_utf16().flat_map(u16::to_be_bytes).collect();
+    let utf_16: Vec<u8> =
+        format!("\u{feff}{}", csv.replace(',', "\t")).encode_utf16().flat_map(u16::to_be_bytes).collect();
     let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
     packed.write_all(csv.as_bytes()).unwrap();
     let json = "[{\"client_id\":\"z\",\"service\":\"sms\",\"units\":\"2.5\",\"event_time\":\"2026-11-20T10:00:00Z\"}]";
@@ -216,9 +226,17 @@ async fn equal_rows_of_split_files_are_repeats_unless_the_files_are_parts_of_one
     let files = [("part-1.csv", part), ("part-2.csv", part)];
     let imported = import_all(&server, &files, &["--backfill"]).await;
     assert_eq!((imported.is_fine, imported.outcomes()), (true, [2, 2, 0, 0, 0]));
-    assert!(imported.notes().contains("2 rows equal rows of another file of this run (part-1.csv)"), "{}", imported.notes());
+    assert!(
+        imported.notes().contains("rows that equal a row of another file of this run (part-1.csv)"),
+        "{}",
+        imported.notes()
+    );
     let strict = import_all(&server, &files, &["--backfill", "--strict"]).await;
-    assert!(!strict.is_fine && strict.told.contains("part-2.csv:2") && strict.told.contains("--split-files"), "{}", strict.told);
+    assert!(
+        !strict.is_fine && strict.told.contains("part-2.csv:2") && strict.told.contains("--split-files"),
+        "{}",
+        strict.told
+    );
     for expected in [[2, 2, 0, 0, 0], [0, 4, 0, 0, 0]] {
         let parts = import_all(&server, &files, &["--backfill", "--split-files"]).await;
         assert_eq!(parts.outcomes(), expected);
@@ -230,7 +248,8 @@ async fn equal_rows_of_split_files_are_repeats_unless_the_files_are_parts_of_one
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dry_run_comes_to_what_the_import_comes_to() {
     let server = TestServer::start().await;
-    let known = UsageEvent { idempotency_key: "k1".into(), ..event_at("acme", "twilio_sms", "1", "2026-11-20T10:00:00Z") };
+    let known =
+        UsageEvent { idempotency_key: "k1".into(), ..event_at("acme", "twilio_sms", "1", "2026-11-20T10:00:00Z") };
     server.batch(vec![known], true).await;
     let file = "client_id,service,model,units,input_tokens,event_time,idempotency_key\n\
         acme,twilio_sms,,1,,2026-11-20T10:00:00Z,k1\n\
@@ -263,7 +282,11 @@ async fn a_reason_is_told_once_about_the_users_own_row() {
     let imported = import(&server, "usage.csv", file, &["--client-column", "Kunde"]).await;
     let told: Vec<&str> = imported.told.lines().filter(|line| line.starts_with("usage.csv:3")).collect();
     assert_eq!(told.len(), 1, "{}", imported.told);
-    assert!(told[0].starts_with("usage.csv:3: column service: UNKNOWN_SERVICE: there is no service \"smss\""), "{}", told[0]);
+    assert!(
+        told[0].starts_with("usage.csv:3: column service: UNKNOWN_SERVICE: there is no service \"smss\""),
+        "{}",
+        told[0]
+    );
     assert!(!told[0].contains("events[") && told[0].matches("smss").count() == 1, "{}", told[0]);
     server.stop().await;
 }
@@ -277,17 +300,31 @@ async fn new_clients_are_named_and_can_be_refused() {
     assert_eq!(refused.outcomes(), [1, 0, 0, 1, 0]);
     assert!(refused.told.contains("usage.csv:3: column client_id: CLIENT_NOT_FOUND: there is no client \"knwon\""));
     assert_eq!(server.sql("SELECT FROM clients").await, 1);
-    let strict = import(&server, "usage.csv", file.replace("sms", "twilio_sms"), &["--no-new-clients", "--strict"]).await;
-    assert!(!strict.is_fine && strict.told.contains("knwon") && strict.told.contains("nothing was sent"), "{}", strict.told);
+    let strict =
+        import(&server, "usage.csv", file.replace("sms", "twilio_sms"), &["--no-new-clients", "--strict"]).await;
+    assert!(
+        !strict.is_fine && strict.told.contains("knwon") && strict.told.contains("nothing was sent"),
+        "{}",
+        strict.told
+    );
     server.assert_exact(1).await;
     let created = import(&server, "usage.csv", file, &[]).await;
-    assert!(created.notes().contains("1 new clients were created: knwon"), "{}", created.notes());
+    assert!(created.notes().contains("new clients created: 1 (knwon)"), "{}", created.notes());
     server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_key_that_may_only_record_imports_too() {
-    let server = TestServer::start_with(&["--auth", "keys"], meterd::clock::Clock::system()).await;
-    let _ = server.client_in("la", "America/Los_Angeles");
-    server.stop().await;
+async fn a_key_that_may_only_record_knows_its_clients_zones_too() {
+    let guarded = Guarded::start().await;
+    let open = TestServer::replica(&guarded.server.database_url, &[], guarded.server.clock.clone()).await;
+    open.client_in("la", "America/Los_Angeles").await;
+    open.client_in("tokyo", "Asia/Tokyo").await;
+    let token = guarded.key(Scope::Ingest, &["la"]).await;
+    let file = "client_id,service,units,event_time\nla,sms,5,2026-11-01\ntokyo,sms,5,2026-11-01\n";
+    let imported = import(&guarded.server, "usage.csv", file, &["--api-key", &token.token]).await;
+    assert_eq!(imported.outcomes(), [1, 0, 0, 1, 0], "{}", imported.told);
+    assert!(imported.told.contains("usage.csv:3: CLIENT_NOT_COVERED"), "{}", imported.told);
+    assert_eq!(recorded(&open, "day").await, ["la|sms|5|2026-11-01"]);
+    open.stop().await;
+    guarded.server.stop().await;
 }

@@ -204,12 +204,16 @@ fn keyed_event(row: &Row, plan: &ReadPlan, keys: &mut KeyMaker) -> Result<Keyed,
 }
 
 fn unreadable(row: Row, faults: Vec<Fault>, plan: &ReadPlan) -> BadRow {
-    let column = faults.first().map(|fault| fault.column.clone()).unwrap_or_default();
-    let message = match &faults[..] {
-        [fault] => fault.message.clone(),
-        _ => faults.iter().map(|fault| format!("{}: {}", fault.column, fault.message)).collect::<Vec<_>>().join("; "),
+    let (column, message) = match &faults[..] {
+        [fault] => (fault.column.clone(), fault.message.clone()),
+        _ => (String::new(), told(&faults)),
     };
     BadRow { line: row.line, column, reason: UNREADABLE.to_owned(), message, text: kept(row.text, plan) }
+}
+
+/// All that is wrong, each with its column.
+fn told(faults: &[Fault]) -> String {
+    faults.iter().map(|fault| format!("{}: {}", fault.column, fault.message)).collect::<Vec<_>>().join("; ")
 }
 
 fn kept(text: String, plan: &ReadPlan) -> String {

@@ -1,6 +1,6 @@
 use super::*;
-use crate::cli::import::keys::content_hash;
 use crate::cli::import::fields::MappingArgs;
+use crate::cli::import::keys::content_hash;
 use crate::cli::import::rows::{Format, Layout};
 
 fn plan(header: &[String], batch_events_max: usize) -> ReadPlan {

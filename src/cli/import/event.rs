@@ -7,8 +7,10 @@ use prost::Message;
 use prost_types::value::Kind;
 use prost_types::{Struct, Timestamp, Value};
 
+use super::cells::{is_blank, text_of, without_formula_guard};
 use super::fields::Field;
 use super::mapping::{Found, Mapping, find, is_there};
+use super::names::meant_by;
 use super::notes::Notes;
 use super::rows::Cells;
 use crate::cli::decimal::{DecimalMark, NumberRules};
@@ -135,6 +137,26 @@ impl RowFields<'_> {
         self.faults.push(Fault { column, message: message.into() });
     }
 
+    /// Notes that a required field is not there, with the key that may be meant for it.
+    fn missing(&mut self, field: Field) {
+        let Cells::Json(object) = self.cells else { return self.fault(field, "is required, and empty here") };
+        if is_there(self.mapping.place(field), self.cells) {
+            return self.fault(field, "is required, and empty here");
+        }
+        let keys = self.mapping.unused_keys(object);
+        let meant = keys.iter().find(|key| meant_by(key, &[field]).is_some());
+        let flag = field.flag();
+        self.fault(
+            field,
+            match meant {
+                Some(key) => format!(
+                    "is required, and not there; did you mean {key}? --{flag}-column {key:?} takes it from there"
+                ),
+                None => format!("is required, and not there: give --{flag}-column KEY or --{flag} VALUE"),
+            },
+        );
+    }
+
     /// The text of a field, without blanks around it. None: absent or wrong.
     fn text(&mut self, field: Field) -> Option<String> {
         let mapping = self.mapping;
@@ -245,7 +267,7 @@ impl RowFields<'_> {
             false => text,
         };
         if text.is_empty() && field.is_required() && self.faults.len() == faults_before {
-            self.fault(field, "is required, and empty here");
+            self.missing(field);
         } else if text.len() > bytes_max {
             self.fault(field, format!("must be at most {bytes_max} bytes, is {}", text.len()));
         } else if text.chars().any(char::is_control) {
@@ -261,7 +283,7 @@ impl RowFields<'_> {
             Some(text) => self.timestamp(&text).map_err(|message| self.fault(Field::Time, message)).ok(),
             None if self.faults.len() > faults_before => None,
             None => {
-                self.fault(Field::Time, "is required, and empty here");
+                self.missing(Field::Time);
                 None
             }
         }
@@ -315,30 +337,6 @@ impl RowFields<'_> {
             Found::Json(text) => json::metadata(&text),
         };
         parsed.map_err(|message| self.fault(Field::Metadata, message)).ok()
-    }
-}
-
-fn text_of(found: Found<'_>) -> Result<String, String> {
-    match found {
-        Found::Text(text) => Ok(text.to_owned()),
-        Found::Json(json) if json.starts_with('"') => serde_json::from_str(&json).map_err(|error| error.to_string()),
-        Found::Json(json) if json.starts_with(['{', '[']) => {
-            Err("must be a text or a number; a dotted path reaches into an object".to_owned())
-        }
-        Found::Json(json) => Ok(json.into_owned()),
-    }
-}
-
-/// White space, and what looks like it or like nothing.
-fn is_blank(c: char) -> bool {
-    c.is_whitespace() || matches!(c, '\u{200b}' | '\u{200c}' | '\u{200d}' | '\u{2060}' | '\u{feff}')
-}
-
-/// Takes off the ' that an export puts before text that a spreadsheet would take for a formula.
-fn without_formula_guard(text: &str) -> &str {
-    match text.strip_prefix('\'') {
-        Some(rest) if rest.trim_start_matches('\'').starts_with(['=', '+', '-', '@', '\t', '\r']) => rest,
-        _ => text,
     }
 }
 

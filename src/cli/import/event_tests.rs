@@ -230,6 +230,14 @@ fn what_is_required_has_to_be_there() {
 }
 
 #[test]
+fn a_key_that_is_not_there_is_told_with_the_one_that_may_be_meant() {
+    let faults = ndjson(&[], r#"{"client_id":"z","service":"sms","ts":1795428900,"region":"eu"}"#).unwrap_err();
+    assert!(faults[0].message.contains("did you mean ts? --time-column \"ts\""), "{}", faults[0].message);
+    let faults = ndjson(&[], r#"{"client_id":"","service":"sms","event_time":"2026-11-20"}"#).unwrap_err();
+    assert_eq!(faults[0].message, "is required, and empty here");
+}
+
+#[test]
 fn now_leaves_the_time_to_the_server() {
     assert_eq!(csv(&["--time", "now"], "client_id;service", "a;b").unwrap().event_time, None);
 }

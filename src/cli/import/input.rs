@@ -9,6 +9,7 @@ use flate2::read::MultiGzDecoder;
 
 use super::ImportArgs;
 use super::encoding::{Decoder, Encoding, detect};
+use super::names::is_same;
 use super::rows::{Format, Layout};
 
 /// As far as a first line is looked for.
@@ -17,6 +18,17 @@ const FIRST_LINE_BYTES_MAX: usize = 64 * 1024;
 const MARK_BYTES: usize = 8;
 
 type Source = Box<dyn Read + Send>;
+
+/// A packed file, whose errors say what they are about.
+struct Unpacked(MultiGzDecoder<Source>);
+
+impl Read for Unpacked {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.read(buffer).map_err(|error| {
+            io::Error::new(error.kind(), format!("the file cannot be unpacked further: {error}. Is it cut off?"))
+        })
+    }
+}
 
 /// A file, ready to be read as UTF-8.
 pub struct Input {
@@ -40,8 +52,7 @@ pub fn open(path: &Path, args: &ImportArgs) -> anyhow::Result<Input> {
     let (mut start, mut source) = peek(source, MARK_BYTES, |_| false)?;
     let mut bytes = length;
     if start.starts_with(&[0x1f, 0x8b]) {
-        (start, source) = peek(Box::new(MultiGzDecoder::new(source)), MARK_BYTES, |_| false)
-            .context("cannot be unpacked with gzip")?;
+        (start, source) = peek(Box::new(Unpacked(MultiGzDecoder::new(source))), MARK_BYTES, |_| false)?;
         notes.push("unpacked with gzip".to_owned());
         bytes = None;
     }
@@ -149,7 +160,7 @@ fn layout_of(path: &Path, first: &[u8], args: &ImportArgs, notes: &mut Vec<Strin
     let delimiter = match args.delimiter {
         Some(delimiter) => delimiter,
         None if format == Format::Csv => {
-            let delimiter = delimiter_of(line);
+            let delimiter = delimiter_of(line, &args.mapping.column_names());
             if delimiter != b',' {
                 notes.push(format!("columns are separated by {}", name_of_delimiter(delimiter)));
             }
@@ -168,22 +179,24 @@ fn header_line(bytes: &[u8], skip_lines: u64) -> (&[u8], bool) {
     (line.trim_ascii(), line.ends_with(b"\n"))
 }
 
-/// The one of the usual delimiters that a header line has most of outside of quotes. A spreadsheet may name it in a line
-/// before the header.
-fn delimiter_of(line: &[u8]) -> u8 {
+/// The one of the usual delimiters that makes most known names of a header line, and of those the one that it has most of
+/// outside of quotes. A spreadsheet may name it in a line before the header.
+fn delimiter_of(line: &[u8], names: &[&str]) -> u8 {
     if let [b's', b'e', b'p', b'=', delimiter] = line {
         return *delimiter;
     }
-    let mut quoted = false;
-    let mut counts = [(b',', 0), (b';', 0), (b'\t', 0), (b'|', 0)];
-    for byte in line {
-        quoted ^= *byte == b'"';
-        if !quoted && let Some((_, count)) = counts.iter_mut().find(|(delimiter, _)| delimiter == byte) {
-            *count += 1;
-        }
-    }
-    // Of equal counts the first.
-    counts.iter().rev().max_by_key(|(_, count)| *count).map_or(b',', |(delimiter, _)| *delimiter)
+    let columns = |delimiter: u8| {
+        let mut quoted = false;
+        let cells = line.split(move |byte| {
+            quoted ^= *byte == b'"';
+            !quoted && *byte == delimiter
+        });
+        let cells: Vec<String> = cells.map(|cell| String::from_utf8_lossy(cell).into_owned()).collect();
+        let known = cells.iter().filter(|cell| names.iter().any(|name| is_same(cell, name))).count();
+        (known, cells.len())
+    };
+    // Of equal ones the last: the comma.
+    b"|\t;,".iter().copied().max_by_key(|delimiter| columns(*delimiter)).unwrap_or(b',')
 }
 
 /// A delimiter for people.

@@ -85,7 +85,7 @@ impl Mapping {
         let used: Vec<usize> =
             places.filter_map(|place| if let Place::Cell(index, _) = place { Some(*index) } else { None }).collect();
         let is_unused = |(index, name): &(usize, &String)| {
-            !used.contains(index) && !(self.is_export && EXPORT_ONLY.contains(&name.as_str())) && !self.is_ignored(name)
+            !(used.contains(index) || self.is_ignored(name) || self.is_export && EXPORT_ONLY.contains(&name.as_str()))
         };
         let columns = header.iter().enumerate().filter(is_unused);
         columns
@@ -168,8 +168,15 @@ impl Mapping {
         let now = if field == Field::Time { " or --time now" } else { "" };
         let meant = header.iter().find(|column| meant_by(column, &[field]).is_some());
         let meant = meant.map_or(String::new(), |column| format!(" (did you mean {column:?}?)"));
+        let is_quoted_whole = header.len() == 1 && header[0].contains([',', ';', '\t']);
+        let is_header = Field::ALL.iter().any(|field| header.iter().any(|name| meant_by(name, &[*field]).is_some()));
+        let hint = match (is_quoted_whole, is_header) {
+            (true, _) => "; each line is in quotes as a whole: take these off",
+            (_, false) => "; if this is not the header line, give --skip-lines",
+            _ => "",
+        };
         format!(
-            "no column is called {:?}{meant}: give --{flag}-column COLUMN or --{flag} VALUE{now} (columns: {})",
+            "no column is called {:?}{meant}: give --{flag}-column COLUMN or --{flag} VALUE{now} (columns: {}){hint}",
             field.name(),
             header.join(", ")
         )

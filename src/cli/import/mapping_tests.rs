@@ -120,3 +120,14 @@ fn every_column_of_an_export_is_known() {
     assert!(row(r#"{"event_id":"e","event":{"clientId":"a","units":"1"}}"#).is_empty());
     assert_eq!(row(r#"{"charge":"1","event":{"clientId":"a","unit":"1"}}"#), ["charge", "event.unit"]);
 }
+
+#[test]
+fn a_line_that_is_no_header_is_told() {
+    let error = |names: &[&str]| {
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        Mapping::for_csv(&args(&[]), &names).unwrap_err()
+    };
+    assert!(error(&["Usage report", "", ""]).contains("--skip-lines"));
+    assert!(error(&["client_id,service,event_time"]).contains("in quotes as a whole"));
+    assert!(!error(&["Kunde", "Menge"]).contains("--skip-lines"));
+}

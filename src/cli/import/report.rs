@@ -17,8 +17,7 @@ use crate::cli::time::time_text;
 use crate::proto::{EventError, EventOutcome, UsageEvent, UsageResult};
 
 /// New clients that a report names; it counts all.
-const NAMED_CLIENTS_MAX: usize = 5;
-const NAMED_ZONES_MAX: usize = 3;
+pub const NAMED_CLIENTS_MAX: usize = 5;
 
 /// Counts and sums of a run.
 #[derive(Clone, Debug, Default)]
@@ -147,72 +146,6 @@ impl Tally {
         lines.join("\n")
     }
 
-    /// What was done and assumed, and what the counts mean where that may surprise.
-    pub fn hints(&self, dry_run: bool) -> Vec<String> {
-        let mut hints: Vec<String> = self
-            .unused
-            .iter()
-            .map(|(what, rows)| match rows {
-                0 => format!("nothing comes from {what}"),
-                _ => format!("nothing comes from {what} (in {} rows)", grouped(*rows)),
-            })
-            .collect();
-        let notes = &self.notes;
-        let mut counted = |count: u64, what: &str| {
-            if count > 0 {
-                hints.push(what.replacen("{}", &grouped(count), 1));
-            }
-        };
-        let created = if dry_run { "would be created" } else { "were created" };
-        let new_clients: Vec<&str> = self.new_clients.iter().map(String::as_str).collect();
-        let named = shown(&new_clients, NAMED_CLIENTS_MAX);
-        counted(self.new_clients.len() as u64, &format!("{{}} new clients {created}: {named}"));
-        counted(
-            notes.rows_counted_as_one,
-            "{} rows have no units, tokens or amount, and each counts as 1 unit; --units 1 says that this is meant",
-        );
-        counted(notes.rows_with_filled_units, "{} rows have empty units, which were filled in as --empty-units says");
-        let zones: Vec<&str> = self.zones.iter().copied().collect();
-        let in_zone = match self.time_zone {
-            Some(zone) => format!("in {zone}, as --time-zone says"),
-            None if zones.is_empty() => "in each client's own time zone".to_owned(),
-            None => format!("in each client's own time zone ({})", shown(&zones, NAMED_ZONES_MAX)),
-        };
-        counted(notes.local_times, &format!("{{}} times without a zone were taken {in_zone}"));
-        counted(notes.serial_times, "{} times were read as spreadsheet dates, days since 1899-12-30");
-        counted(notes.trimmed_cells, "blanks around {} values were taken off");
-        counted(notes.null_cells, "{} values of \\N or NULL were taken for empty");
-        counted(notes.rounded_quantities, "{} quantities were rounded half to even to 12 decimals");
-        let files: Vec<&str> = self.repeated_files.iter().map(String::as_str).collect();
-        counted(
-            notes.repeats_of_other_files,
-            &format!(
-                "{{}} rows equal rows of another file of this run ({}) and were taken for repeats, not counted again; \
-                 --split-files counts them, as of files that are parts of one",
-                shown(&files, NAMED_CLIENTS_MAX)
-            ),
-        );
-        if self.duplicates > notes.repeats_of_other_files {
-            hints.push(
-                "duplicates are recorded already, by an earlier run, by a try whose answer was lost, or from an equal row \
-                 of another file; nothing is counted twice. If equal rows of another file are events of their own, give \
-                 that file its own --key-prefix"
-                    .to_owned(),
-            );
-        }
-        if self.conflicts > 0 {
-            hints.push(
-                "conflicts are rows whose key is recorded with other values. A row without a key of its own is one if it \
-                 was imported before and is read differently now, such as in another time zone"
-                    .to_owned(),
-            );
-        }
-        if self.too_old > 0 {
-            hints.push(format!("{} rows are too old for the server's window: use --backfill", grouped(self.too_old)));
-        }
-        hints
-    }
-
     /// The summary for programs. Sums are strings where they may be beyond a double.
     pub fn json(&self, elapsed: Duration, dry_run: bool, outcome: &str) -> serde_json::Value {
         json!({
@@ -249,15 +182,6 @@ impl Tally {
     fn cost_text(&self) -> String {
         let text = self.cost.to_plain_string();
         decimal::plain(&text).unwrap_or(text)
-    }
-}
-
-/// Some of these names, and how many there are besides.
-fn shown(names: &[&str], max: usize) -> String {
-    let some = names.iter().take(max).copied().collect::<Vec<_>>().join(", ");
-    match names.len().checked_sub(max) {
-        Some(more @ 1..) => format!("{some} and {} more", grouped(more as u64)),
-        _ => some,
     }
 }
 

@@ -91,10 +91,10 @@ fn what_was_done_to_rows_is_told() {
     assert_eq!(
         hints,
         [
-            "7 new clients would be created: c0, c1, c2, c3, c4 and 2 more",
-            "3 rows have no units, tokens or amount, and each counts as 1 unit; --units 1 says that this is meant",
-            "1,000 times without a zone were taken in each client's own time zone (Asia/Tokyo)",
-            "2 rows equal rows of another file of this run (a.csv) and were taken for repeats, not counted again; \
+            "new clients that would be created: 7 (c0, c1, c2, c3, c4 and 2 more)",
+            "rows without units, tokens or amount, each counted as 1 unit: 3; --units 1 says that this is meant",
+            "times without a zone, taken in each client's own time zone (Asia/Tokyo): 1,000",
+            "rows that equal a row of another file of this run (a.csv), taken for repeats and not counted again: 2; \
              --split-files counts them, as of files that are parts of one",
         ]
     );

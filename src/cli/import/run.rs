@@ -47,9 +47,9 @@ pub enum Ended {
 
 /// An import of some files.
 pub struct Run<'a> {
-    args: &'a ImportArgs,
-    sender: Sender,
-    rejects: Option<Rejects>,
+    pub(super) args: &'a ImportArgs,
+    pub(super) sender: Sender,
+    pub(super) rejects: Option<Rejects>,
     shown_bad_rows: u64,
     started: Instant,
     /// One for the whole run, so that no Ctrl-C falls between two.
@@ -58,7 +58,7 @@ pub struct Run<'a> {
     files: Vec<String>,
     /// Of files that are parts of one.
     shared_keys: Option<Arc<Mutex<KeyMaker>>>,
-    others: Option<Arc<Mutex<OtherFiles>>>,
+    pub(super) others: Option<Arc<Mutex<OtherFiles>>>,
     /// What a dry run would have recorded.
     previewed: Option<Previewed>,
     /// Over all files.
@@ -66,13 +66,13 @@ pub struct Run<'a> {
 }
 
 /// A file that was opened, and how it is read.
-struct Opened {
-    reader: RowReader<BufReader<Box<dyn std::io::Read + Send>>>,
-    mapping: Mapping,
+pub(super) struct Opened {
+    pub reader: RowReader<BufReader<Box<dyn std::io::Read + Send>>>,
+    pub mapping: Mapping,
     mapping_name: String,
     bytes: Option<u64>,
     is_file: bool,
-    may_have_comma: bool,
+    pub may_have_comma: bool,
     /// Where the fields come from, for people.
     described: String,
 }
@@ -155,50 +155,7 @@ impl<'a> Run<'a> {
         ended.with_context(|| file.name.clone())
     }
 
-    /// Reads all files before anything is sent, as far as they can be read twice. Answers whether every row is an event of a
-    /// client that may be, and shows the first one that is not.
-    pub async fn check_files(&mut self) -> anyhow::Result<bool> {
-        let shared = self.args.split_files.then(|| Arc::new(Mutex::new(KeyMaker::new(&self.args.key_prefix))));
-        let others: Option<Arc<Mutex<OtherFiles>>> = self.others.is_some().then(Arc::default);
-        for (number, path) in self.args.files.iter().enumerate().filter(|(_, path)| path.is_file()) {
-            let name = name_of(path);
-            let opened = self.open(path).with_context(|| name.clone())?;
-            let Opened { mut reader, mapping, .. } = opened;
-            let plan =
-                self.plan(&mapping, opened.may_have_comma, self.keys(shared.clone(), others.clone(), number), None);
-            let only_known = self.args.no_new_clients;
-            let read = tokio::task::spawn_blocking(move || {
-                let mut checked = Batch::default();
-                let mut clients = std::collections::HashSet::new();
-                read_batches(&mut reader, &plan, |batch| {
-                    for (event, origin) in batch.events.into_iter().zip(batch.origins).filter(|_| only_known) {
-                        if clients.insert(event.client_id.clone()) {
-                            checked.events.push(event);
-                            checked.origins.push(origin);
-                        }
-                    }
-                    checked.bad_rows = batch.bad_rows;
-                    checked.bad_rows.is_empty()
-                })?;
-                Ok::<Batch, anyhow::Error>(checked)
-            });
-            let mut checked = read.await?.with_context(|| name.clone())?;
-            let progress = Progress::new(&name, None, true);
-            if checked.bad_rows.is_empty() && only_known {
-                self.sender.prepare(&mut checked, &progress.printer(), &columns(&mapping)).await?;
-            }
-            if !checked.bad_rows.is_empty() {
-                self.show(&name, &progress, &checked.bad_rows);
-                if let Some(rejects) = &mut self.rejects {
-                    rejects.add(&name, &checked.bad_rows)?;
-                }
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
-
-    fn open(&self, path: &Path) -> anyhow::Result<Opened> {
+    pub(super) fn open(&self, path: &Path) -> anyhow::Result<Opened> {
         let Input { reader, bytes, is_file, layout, may_have_comma, notes } = open(path, self.args)?;
         let reader = RowReader::new(reader, layout)?;
         let mapping = match layout.format {
@@ -230,7 +187,7 @@ impl<'a> Run<'a> {
         NumberRules { mark: self.args.decimal_mark(), may_have_comma }
     }
 
-    fn keys(
+    pub(super) fn keys(
         &self,
         shared: Option<Arc<Mutex<KeyMaker>>>,
         others: Option<Arc<Mutex<OtherFiles>>>,
@@ -240,7 +197,13 @@ impl<'a> Run<'a> {
         Keys { maker, others, file: u32::try_from(number).unwrap_or(u32::MAX) }
     }
 
-    fn plan(&self, mapping: &Mapping, may_have_comma: bool, keys: Keys, resume: Option<Checkpoint>) -> ReadPlan {
+    pub(super) fn plan(
+        &self,
+        mapping: &Mapping,
+        may_have_comma: bool,
+        keys: Keys,
+        resume: Option<Checkpoint>,
+    ) -> ReadPlan {
         ReadPlan {
             mapping: mapping.clone(),
             rules: EventRules {
@@ -357,7 +320,7 @@ impl<'a> Run<'a> {
         Ok(count)
     }
 
-    fn show(&mut self, name: &str, progress: &Progress, bad_rows: &[BadRow]) {
+    pub(super) fn show(&mut self, name: &str, progress: &Progress, bad_rows: &[BadRow]) {
         for bad in bad_rows {
             self.shown_bad_rows += 1;
             match self.shown_bad_rows {
@@ -383,7 +346,7 @@ async fn send(mut sender: Sender, printer: Printer, columns: Arc<[String; 2]>, m
 }
 
 /// Where the client and the time come from.
-fn columns(mapping: &Mapping) -> [String; 2] {
+pub(super) fn columns(mapping: &Mapping) -> [String; 2] {
     [Field::Client, Field::Time].map(|field| mapping.place(field).column(field))
 }
 

@@ -128,8 +128,13 @@ fn hint(text: &str) -> String {
         (parts.len() == 3 && parts.iter().all(|part| is_digits(part))).then(|| parts[2].len())
     };
     let year = |digits: usize| if digits == 2 { "%y" } else { "%Y" };
-    if parts('.').is_some() && date.find('.') == Some(4) {
-        return format!("; give --time-format \"%Y.%m.%d{clock}\"");
+    if date.find(['.', '/', '-']) == Some(4) {
+        let form = if parts('.').is_some() {
+            format!("give --time-format \"%Y.%m.%d{clock}\"")
+        } else {
+            "there is no such day".to_owned()
+        };
+        return format!("; {form}");
     }
     if let Some(digits) = parts('.') {
         return format!("; give --time-format \"%d.%m.{}{clock}\"", year(digits));

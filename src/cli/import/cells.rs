@@ -1,0 +1,28 @@
+//! Values of cells and keys, as text.
+
+use super::mapping::Found;
+
+/// The text of a value.
+pub fn text_of(found: Found<'_>) -> Result<String, String> {
+    match found {
+        Found::Text(text) => Ok(text.to_owned()),
+        Found::Json(json) if json.starts_with('"') => serde_json::from_str(&json).map_err(|error| error.to_string()),
+        Found::Json(json) if json.starts_with(['{', '[']) => {
+            Err("must be a text or a number; a dotted path reaches into an object".to_owned())
+        }
+        Found::Json(json) => Ok(json.into_owned()),
+    }
+}
+
+/// White space, and what looks like it or like nothing.
+pub fn is_blank(c: char) -> bool {
+    c.is_whitespace() || matches!(c, '\u{200b}' | '\u{200c}' | '\u{200d}' | '\u{2060}' | '\u{feff}')
+}
+
+/// Takes off the ' that an export puts before text that a spreadsheet would take for a formula.
+pub fn without_formula_guard(text: &str) -> &str {
+    match text.strip_prefix('\'') {
+        Some(rest) if rest.trim_start_matches('\'').starts_with(['=', '+', '-', '@', '\t', '\r']) => rest,
+        _ => text,
+    }
+}
