@@ -175,6 +175,14 @@ pub struct MappingArgs {
 }
 
 impl MappingArgs {
+    /// Names that a header may have: those of the fields and of the flags.
+    pub fn column_names(&self) -> Vec<&str> {
+        let given = Field::ALL.into_iter().filter_map(|field| self.flags(field).1);
+        let mut names: Vec<&str> = given.chain(&self.metadata_column).map(String::as_str).collect();
+        names.extend(Field::ALL.map(Field::name));
+        names
+    }
+
     /// The fixed value and the column that were given for a field.
     pub fn flags(&self, field: Field) -> (Option<&String>, Option<&String>) {
         let (fixed, column) = match field {

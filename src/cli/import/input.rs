@@ -9,6 +9,7 @@ use flate2::read::MultiGzDecoder;
 
 use super::ImportArgs;
 use super::encoding::{Decoder, Encoding, detect};
+use super::names::is_same;
 use super::rows::{Format, Layout};
 
 /// As far as a first line is looked for.
@@ -159,7 +160,7 @@ fn layout_of(path: &Path, first: &[u8], args: &ImportArgs, notes: &mut Vec<Strin
     let delimiter = match args.delimiter {
         Some(delimiter) => delimiter,
         None if format == Format::Csv => {
-            let delimiter = delimiter_of(line);
+            let delimiter = delimiter_of(line, &args.mapping.column_names());
             if delimiter != b',' {
                 notes.push(format!("columns are separated by {}", name_of_delimiter(delimiter)));
             }
@@ -178,22 +179,24 @@ fn header_line(bytes: &[u8], skip_lines: u64) -> (&[u8], bool) {
     (line.trim_ascii(), line.ends_with(b"\n"))
 }
 
-/// The one of the usual delimiters that a header line has most of outside of quotes. A spreadsheet may name it in a line
-/// before the header.
-fn delimiter_of(line: &[u8]) -> u8 {
+/// The one of the usual delimiters that makes most known names of a header line, and of those the one that it has most of
+/// outside of quotes. A spreadsheet may name it in a line before the header.
+fn delimiter_of(line: &[u8], names: &[&str]) -> u8 {
     if let [b's', b'e', b'p', b'=', delimiter] = line {
         return *delimiter;
     }
-    let mut quoted = false;
-    let mut counts = [(b',', 0), (b';', 0), (b'\t', 0), (b'|', 0)];
-    for byte in line {
-        quoted ^= *byte == b'"';
-        if !quoted && let Some((_, count)) = counts.iter_mut().find(|(delimiter, _)| delimiter == byte) {
-            *count += 1;
-        }
-    }
-    // Of equal counts the first.
-    counts.iter().rev().max_by_key(|(_, count)| *count).map_or(b',', |(delimiter, _)| *delimiter)
+    let columns = |delimiter: u8| {
+        let mut quoted = false;
+        let cells = line.split(move |byte| {
+            quoted ^= *byte == b'"';
+            !quoted && *byte == delimiter
+        });
+        let cells: Vec<String> = cells.map(|cell| String::from_utf8_lossy(cell).into_owned()).collect();
+        let known = cells.iter().filter(|cell| names.iter().any(|name| is_same(cell, name))).count();
+        (known, cells.len())
+    };
+    // Of equal ones the last: the comma.
+    b"|\t;,".iter().copied().max_by_key(|delimiter| columns(*delimiter)).unwrap_or(b',')
 }
 
 /// A delimiter for people.

@@ -50,6 +50,8 @@ fn the_delimiter_is_that_of_the_header_line() {
         let (cells, comma, _) = first_row("f.csv", text.as_bytes(), &[]).unwrap();
         assert_eq!((cells, comma), (vec!["1".to_owned(), "x".to_owned()], may_have_comma), "{text:?}");
     }
+    let (cells, ..) = first_row("f.csv", b"note, in all, and so on;client_id\n1;x\n", &[]).unwrap();
+    assert_eq!(cells, ["1", "x"]);
     let (cells, ..) = first_row("f.csv", b"title, of\na;b\n1;x\n", &["--skip-lines", "1"]).unwrap();
     assert_eq!(cells, ["1", "x"]);
     let (cells, ..) = first_row("f.csv", b"a,b;c\n1,x;y\n", &["--delimiter", ","]).unwrap();

@@ -85,7 +85,7 @@ impl Mapping {
         let used: Vec<usize> =
             places.filter_map(|place| if let Place::Cell(index, _) = place { Some(*index) } else { None }).collect();
         let is_unused = |(index, name): &(usize, &String)| {
-            !used.contains(index) && !(self.is_export && EXPORT_ONLY.contains(&name.as_str())) && !self.is_ignored(name)
+            !(used.contains(index) || self.is_ignored(name) || self.is_export && EXPORT_ONLY.contains(&name.as_str()))
         };
         let columns = header.iter().enumerate().filter(is_unused);
         columns

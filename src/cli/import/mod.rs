@@ -44,12 +44,8 @@ use crate::cli::time::{check_format, usual_forms};
 const INTERRUPTED: u8 = 130;
 
 /// Import events from CSV or JSON files
-///
-/// A row without an idempotency key gets one made from its content, so running an import again counts nothing twice,
-/// while two equal rows of one file are two events. What was assumed about the rows is reported at the end; --dry-run
-/// reports it, and what the rows come to, without recording anything.
 #[derive(Args, Clone, Debug)]
-#[command(after_long_help = times_help())]
+#[command(after_long_help = long_help())]
 pub struct ImportArgs {
     /// Files to import, plain or packed with gzip; "-" for standard input
     #[arg(required = true, value_name = "FILE")]
@@ -141,10 +137,12 @@ impl ImportArgs {
     }
 }
 
-fn times_help() -> String {
+fn long_help() -> String {
     format!(
-        "Times: {}. Each time is read by itself. A time without an offset, and a day alone, is in the time zone of its \
-         client, unless --time-zone names another. Other forms need --time-format.\n\n\
+        "A row without an idempotency key gets one made from its content, so running an import again counts nothing twice, \
+         while two equal rows of one file are two events. What was assumed about rows is in the notes at the end.\n\n\
+         Times: {}. Each is read by itself. A time without an offset, and a day alone, is in the time zone of its client, \
+         unless --time-zone names another. Other forms need --time-format.\n\n\
          Columns and keys are matched without regard to case, blanks and punctuation: \"Client ID\" is client_id.",
         usual_forms()
     )

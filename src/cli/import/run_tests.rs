@@ -105,6 +105,25 @@ async fn a_cut_run_goes_on_where_it_stood() {
 }
 
 #[tokio::test]
+async fn a_cut_run_of_a_packed_array_goes_on_where_it_stood() {
+    let Setup { dir, file: _, fake, server } = setup(FILE).await;
+    let rows: Vec<String> = (1..=7)
+        .map(|day| format!(r#"{{"client_id":"a","service":"s","event_time":"2026-11-0{}","units":1}}"#, day.max(2)))
+        .collect();
+    let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    std::io::Write::write_all(&mut packed, format!("[\n{}\n]\n", rows.join(",\n")).as_bytes()).unwrap();
+    let file = dir.path().join("usage.json.gz");
+    std::fs::write(&file, packed.finish().unwrap()).unwrap();
+    fake.fail(&[None, None, Some(Fault::Refused)]);
+    import_file(&server, &file, &[]).await.ended.unwrap_err();
+    assert_eq!(fake.count(), 4);
+    let rest = import_file(&server, &file, &["--resume"]).await;
+    assert_eq!((rest.tally.resumed_rows, rest.tally.accepted, rest.tally.duplicates, fake.count()), (4, 3, 0, 7));
+    let again = import_file(&server, &file, &[]).await;
+    assert_eq!((again.tally.accepted, again.tally.duplicates), (0, 7));
+}
+
+#[tokio::test]
 async fn trying_again_has_an_end() {
     let Setup { dir: _dir, file, fake, server } = setup(FILE).await;
     fake.fail(&[Some(Fault::Full); 100]);
