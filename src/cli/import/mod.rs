@@ -47,8 +47,6 @@ pub struct ImportArgs {
     /// What separates CSV columns; "tab" for a tab
     #[arg(long, default_value = ",", value_parser = parse_delimiter)]
     pub delimiter: u8,
-    #[command(flatten)]
-    pub connect: ConnectArgs,
     /// Accept old events, however far back
     #[arg(long)]
     pub backfill: bool,
@@ -93,6 +91,8 @@ pub struct ImportArgs {
     pub time_format: Option<String>,
     #[command(flatten)]
     pub mapping: MappingArgs,
+    #[command(flatten)]
+    pub connect: ConnectArgs,
 }
 
 /// Imports the files one after the other. Fails when a row was not recorded.
