@@ -97,7 +97,7 @@ fn setting_heading(id: &str) -> Option<&'static str> {
         (None, Some(end)) => id.ends_with(end),
         (None, None) => id == *pattern,
     };
-    HEADINGS.iter().find(|(_, patterns)| patterns.iter().any(|pattern| fits(pattern))).map(|(heading, _)| *heading)
+    HEADINGS.iter().find(|(_, patterns)| patterns.iter().any(&fits)).map(|(heading, _)| *heading)
 }
 
 #[cfg(test)]
