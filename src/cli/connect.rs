@@ -16,12 +16,12 @@ use tower::service_fn;
 
 use super::address::{Address, PORT_DEFAULT};
 use super::dial::Dialer;
-use crate::proto::EventError;
 use crate::proto::alert_service_client::AlertServiceClient;
 use crate::proto::catalog_service_client::CatalogServiceClient;
 use crate::proto::client_service_client::ClientServiceClient;
 use crate::proto::key_service_client::KeyServiceClient;
 use crate::proto::usage_service_client::UsageServiceClient;
+use crate::proto::{EventError, FieldViolation};
 
 /// Largest message in both directions: the contract's bound.
 pub const MESSAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -263,8 +263,15 @@ pub fn status_error(status: &Status) -> anyhow::Error {
 
 /// An event's error as one line: each wrong field once, named as in a lone event, or else the message.
 pub fn event_error_text(error: &EventError) -> String {
-    if error.field_violations.is_empty() {
-        return error.message.clone();
+    let whole = |violation: &FieldViolation| violation_text(&violation.field, &violation.description);
+    let is_repeated = error.field_violations.iter().any(|violation| error.message.contains(&whole(violation)));
+    if !is_repeated {
+        let violations = error.field_violations.iter().map(whole);
+        return std::iter::once(error.message.clone())
+            .filter(|text| !text.is_empty())
+            .chain(violations)
+            .collect::<Vec<_>>()
+            .join("; ");
     }
     let of_event = |field: &str| match field.split_once('.') {
         Some((parent, field)) if parent == "event" || parent.starts_with("events[") => field.to_owned(),
@@ -300,15 +307,15 @@ fn is_transport(status: &Status) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tonic_types::{ErrorDetails, FieldViolation};
+    use tonic_types::{ErrorDetails, FieldViolation as Wrong};
 
     #[test]
     fn a_status_reads_with_its_reason_and_each_wrong_field() {
         let mut details =
             ErrorDetails::with_error_info("INVALID_FIELD", "metering.v1", [("request_id".to_owned(), "r1".to_owned())]);
         details.set_bad_request(vec![
-            FieldViolation::new("event.units", "must be zero or more"),
-            FieldViolation::new("event.service", "is required"),
+            Wrong::new("event.units", "must be zero or more"),
+            Wrong::new("event.service", "is required"),
         ]);
         let status = Status::with_error_details(Code::InvalidArgument, "2 fields are wrong", details);
         assert_eq!(
@@ -320,7 +327,7 @@ mod tests {
     #[test]
     fn nothing_is_said_twice() {
         let status = |violations: &[(&str, &str)], metadata: &[(&str, &str)]| {
-            let of = |(field, text): &(&str, &str)| FieldViolation::new(*field, *text);
+            let of = |(field, text): &(&str, &str)| Wrong::new(*field, *text);
             let pairs = metadata.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
             let mut details = ErrorDetails::with_error_info(
                 "INVALID_FIELD",
@@ -340,10 +347,7 @@ mod tests {
 
     #[test]
     fn an_event_of_a_batch_is_told_of_its_own_fields_once() {
-        let violation = crate::proto::FieldViolation {
-            field: "events[1].units".into(),
-            description: "must be zero or more".into(),
-        };
+        let violation = FieldViolation { field: "events[1].units".into(), description: "must be zero or more".into() };
         let error = EventError {
             message: "events[1].units: must be zero or more".into(),
             field_violations: vec![violation],

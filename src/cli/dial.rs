@@ -46,6 +46,9 @@ enum Speaks {
     Http2,
     Http1,
     Tls,
+    /// Something that is none of these.
+    Other,
+    /// Nothing, or not enough to tell.
     Unknown,
 }
 
@@ -140,7 +143,11 @@ impl Dialer {
             (speaks, _) => speaks,
         };
         match speaks {
-            Speaks::Http2 | Speaks::Unknown => {
+            Speaks::Other if !answer.is_empty() => {
+                let said = String::from_utf8_lossy(&answer).into_owned();
+                bail!("the server at {} is no gRPC server: it begins with {said:?}", self.address.authority())
+            }
+            Speaks::Http2 | Speaks::Other | Speaks::Unknown => {
                 Ok(Box::new(Greeted { stream, answer: answer.into(), preface_left: PREFACE.len() }))
             }
             other => Err(self.other_protocol(other)),
@@ -245,6 +252,7 @@ fn what_speaks(answer: &[u8]) -> Speaks {
         // A handshake message or an alert, of any version of TLS.
         [0x15 | 0x16, 3, ..] => Speaks::Tls,
         [_, _, _, SETTINGS, ..] => Speaks::Http2,
+        [_, _, _, _, ..] => Speaks::Other,
         _ => Speaks::Unknown,
     }
 }
@@ -320,7 +328,7 @@ mod tests {
         assert_eq!(what_speaks(&[0x15, 3, 3, 0, 2, 2, 70]), Speaks::Tls);
         assert_eq!(what_speaks(&[0, 0, 18, 4, 0, 0, 0, 0, 0]), Speaks::Http2);
         assert_eq!(what_speaks(b""), Speaks::Unknown);
-        assert_eq!(what_speaks(b"220 smtp ready"), Speaks::Unknown);
+        assert_eq!(what_speaks(b"SSH-2.0-OpenSSH"), Speaks::Other);
     }
 
     #[tokio::test]

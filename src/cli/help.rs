@@ -14,6 +14,9 @@ const GROUPS: [(&str, &[&str]); 6] = [
 /// Commands that no group names.
 const OTHERS: &str = "Others";
 
+/// Beyond the number of any command's own flags.
+const GLOBAL_ORDER: usize = 900;
+
 /// How commands reach the server.
 pub const CONNECTION: &str = "Connection";
 const CONNECTION_FLAGS: [&str; 6] = ["server", "api_key", "tls_ca", "tls_client_cert", "tls_client_key", "timeout"];
@@ -36,6 +39,8 @@ const SETTINGS_COMMANDS: [&str; 4] = ["serve", "migrate", "verify", "create"];
 /// Arranges the help of a command and of all below it.
 pub fn arranged(command: Command) -> Command {
     let help = grouped_commands(&command);
+    // Those of every command stand after a command's own.
+    let command = command.mut_args(|arg| if arg.is_global_set() { arg.display_order(GLOBAL_ORDER) } else { arg });
     arranged_flags(command).help_template(format!(
         "{{about-with-newline}}\n{{usage-heading}} {{usage}}\n\n{help}\nOptions:\n{{options}}{{after-help}}"
     ))
@@ -77,6 +82,8 @@ fn arranged_flags(command: Command) -> Command {
         }
     };
     let command = command.mut_args(|arg| match heading(&arg) {
+        // That of arguments before it may have been left over.
+        Some(CONNECTION) => arg.help_heading(CONNECTION),
         Some(heading) if arg.get_help_heading().is_none() => arg.help_heading(heading),
         _ => arg,
     });
@@ -90,7 +97,7 @@ fn setting_heading(id: &str) -> Option<&'static str> {
         (None, Some(end)) => id.ends_with(end),
         (None, None) => id == *pattern,
     };
-    HEADINGS.iter().find(|(_, patterns)| patterns.iter().any(|pattern| fits(pattern))).map(|(heading, _)| *heading)
+    HEADINGS.iter().find(|(_, patterns)| patterns.iter().any(&fits)).map(|(heading, _)| *heading)
 }
 
 #[cfg(test)]
@@ -104,7 +111,7 @@ mod tests {
 
     /// Every command without commands of its own, by its words.
     fn leaves(command: &Command, words: &str, found: &mut Vec<(String, Command)>) {
-        if !command.has_subcommands() {
+        if !command.has_subcommands() && !command.is_hide_set() {
             found.push((words.to_owned(), command.clone()));
         }
         for sub in command.get_subcommands() {

@@ -71,6 +71,9 @@ pub async fn run(args: RebuildArgs) -> anyhow::Result<ExitCode> {
         }
     }
     println!("{start} to {end}, {} clients: {}", clients.len(), done_text(&sums, args.rezone));
+    if sums.month_count == 0 && failed == 0 {
+        eprintln!("there is no usage from {start} to {end}: nothing was computed");
+    }
     if failed > 0 {
         eprintln!("{failed} clients failed; run again for them");
         return Ok(ExitCode::FAILURE);

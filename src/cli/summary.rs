@@ -118,7 +118,10 @@ pub async fn run(args: SummaryArgs) -> anyhow::Result<ExitCode> {
         let client = (!args.client.is_empty()).then_some(args.client.as_str());
         let months = hints::months_with_usage(&args.connect, &channel, client, None).await;
         let month = args.month.unwrap_or_else(|| Month::of(day_of(Clock::system().now(), chrono_tz::UTC)));
-        println!("no usage in {month}; {}", hints::elsewhere(&months));
+        match months.contains(&month.to_string()) {
+            true => println!("the summaries of {month} are not made yet: try again in a minute, or give --refresh"),
+            false => println!("no usage in {month}; {}", hints::elsewhere(&months)),
+        }
     } else {
         overview.to_text()?.iter().for_each(|line| println!("{line}"));
     }
@@ -178,7 +181,8 @@ impl Overview {
         let clients = if count == 1 { "1 client".to_owned() } else { format!("{} clients", grouped(count)) };
         let mut head = format!("{month}  {clients}: {} {}", shown_amount(&cost), self.currency);
         if self.is_current() {
-            head += &format!(" so far, {} projected", shown_amount(&self.sum(|row| &row.projected)));
+            let projected = shown_amount(&self.sum(|row| &row.projected));
+            head += &format!(" so far, {projected} {} projected", self.currency);
         }
         let change = change_of(&cost, &last_month)?;
         let mut lines = vec![head, format!("last month {} {}", shown_amount(&last_month), self.currency)];

@@ -42,7 +42,7 @@ fn each_client_is_a_line_with_its_cost_by_service_and_the_lines_add_up() {
         summary("acme", "3.5", "0", None, &[("openai", "3"), ("sms", "0.5")]),
     ];
     let lines = overview(clients).to_text().unwrap();
-    assert_eq!(lines[0], "2026-11  2 clients: 119.80 USD so far, 119.80 projected");
+    assert_eq!(lines[0], "2026-11  2 clients: 119.80 USD so far, 119.80 USD projected");
     assert_eq!(lines[1], "last month 100.00 USD, +19.8 %");
     let expected = [
         "client    cost   change  projected  stripe  openai     sms",

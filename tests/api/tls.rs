@@ -356,6 +356,28 @@ async fn a_server_that_wants_a_certificate_is_told_apart_from_one_that_refuses_i
 }
 
 #[tokio::test]
+async fn what_is_no_grpc_server_at_all_is_told_with_what_it_says() {
+    let server = TestServer::start().await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let greeter = tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            stream.write_all(b"SSH-2.0-OpenSSH_9.2\r\n").await.ok();
+        }
+    });
+    for (server_url, says) in [
+        (format!("http://{address}"), "is no gRPC server: it begins with \"SSH-2.0-"),
+        (format!("https://{address}"), "TLS fails with the server at"),
+    ] {
+        let done = meterd(&server, &["usage", "acme", "--server", &server_url]).await;
+        let error = String::from_utf8_lossy(&done.stderr);
+        assert!(!done.status.success() && error.contains(says), "{server_url}: {error}");
+    }
+    greeter.abort();
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn a_mixed_up_scheme_or_port_is_named_with_the_address_that_is_right() {
     let secured = start(&Files::new(&Authority::new().sign()).flags()).await;
     let plain = TestServer::start().await;

@@ -80,7 +80,7 @@ async fn follow(
         };
         let hint = connect::retry_delay(&status);
         let Some(wait) = backoff.next_wait(Instant::now(), hint) else { return Err(status_error(&status)) };
-        eprintln!("{}; going on in {:.1} s", connect::status_text(&status).replace('\n', ""), wait.as_secs_f64());
+        eprintln!("{}; going on in {:.1} s", connect::status_text(&status).replace('\n', " "), wait.as_secs_f64());
         tokio::time::sleep(wait).await;
     }
 }

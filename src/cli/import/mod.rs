@@ -77,8 +77,6 @@ pub struct ImportArgs {
     /// Refuse rows of clients that do not exist yet, instead of creating them
     #[arg(long)]
     pub no_new_clients: bool,
-    #[command(flatten)]
-    pub connect: ConnectArgs,
     /// Accept old events, however far back
     #[arg(long)]
     pub backfill: bool,
@@ -124,6 +122,8 @@ pub struct ImportArgs {
     pub time_format: Option<String>,
     #[command(flatten)]
     pub mapping: MappingArgs,
+    #[command(flatten)]
+    pub connect: ConnectArgs,
 }
 
 impl ImportArgs {

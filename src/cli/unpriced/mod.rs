@@ -1,5 +1,10 @@
 //! `meterd unpriced`: usage that no price covers, and how to set one.
 
+mod remedy;
+
+pub use remedy::Scope;
+use remedy::remedy;
+
 use super::chart::{grouped, table};
 use super::connect::{self, ConnectArgs, Connection};
 use super::hints;
@@ -7,9 +12,7 @@ use super::period::PeriodArgs;
 use super::sheet::{self, Cell};
 use crate::clock::Clock;
 use crate::domain::period::day_of;
-use crate::proto::{
-    ListUsageEventsRequest, QueryUsageRequest, RecordedUsageEvent, UnpricedReason, UsageDimension, UsageRow,
-};
+use crate::proto::{ListUsageEventsRequest, QueryUsageRequest, RecordedUsageEvent, UsageDimension, UsageRow};
 use chrono::{Days, NaiveDate};
 use clap::Args;
 use serde_json::json;
@@ -50,26 +53,6 @@ pub struct UnpricedArgs {
 pub struct UnpricedKey {
     pub client: String,
     pub scope: Scope,
-}
-
-/// What a price is for.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Scope {
-    pub service: String,
-    pub operation: String,
-    pub model: String,
-}
-
-impl Scope {
-    /// In one line: "openai gpt-9 (chat_completion)".
-    pub fn text(&self) -> String {
-        let operation = match self.operation.is_empty() {
-            true => String::new(),
-            false => format!("({})", self.operation),
-        };
-        let words = [self.service.as_str(), &self.model, &operation];
-        words.into_iter().filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
-    }
 }
 
 /// Prints what has no price.
@@ -188,45 +171,6 @@ fn reason(event: &RecordedUsageEvent) -> &'static str {
     event.unpriced_reason().as_str_name().trim_start_matches("UNPRICED_REASON_")
 }
 
-/// What to do so that usage like this event's gets a price, as a command where there is one.
-pub fn remedy(scope: &Scope, event: Option<&RecordedUsageEvent>) -> String {
-    let reason = event.map_or(UnpricedReason::NoPrice, RecordedUsageEvent::unpriced_reason);
-    let measured = event.and_then(|event| event.event.as_ref());
-    let has_tokens = measured.is_some_and(|event| event.input_tokens > 0 || event.output_tokens > 0);
-    let has_amount = measured.is_some_and(|event| !event.amount.is_empty() && event.amount != "0");
-    match reason {
-        UnpricedReason::AmountMissing => "the price is a percentage: send `amount` with the event".to_owned(),
-        UnpricedReason::UnknownService => {
-            "the service is not in the catalogue: create it with CreateService, then set a price".to_owned()
-        }
-        _ => {
-            let rates = match (has_tokens, has_amount) {
-                (true, _) => "--input-per-million RATE --output-per-million RATE",
-                (false, true) => "--percent RATE",
-                (false, false) => "--unit RATE",
-            };
-            let mut words = vec!["meterd prices create".to_owned(), quoted(&scope.service)];
-            for (flag, value) in [("--operation", &scope.operation), ("--model", &scope.model)] {
-                // A model's price holds for each of its operations.
-                if !value.is_empty() && (flag == "--model" || scope.model.is_empty()) {
-                    words.push(format!("{flag} {}", quoted(value)));
-                }
-            }
-            words.push(rates.to_owned());
-            words.join(" ")
-        }
-    }
-}
-
-/// A word for a shell.
-fn quoted(word: &str) -> String {
-    let plain = |char: char| char.is_ascii_alphanumeric() || "_-./:@+".contains(char);
-    match !word.is_empty() && word.chars().all(plain) && !word.starts_with('-') {
-        true => word.to_owned(),
-        false => format!("'{}'", word.replace('\'', r"'\''")),
-    }
-}
-
 fn to_text(
     rows: &BTreeMap<UnpricedKey, i64>,
     found: &BTreeMap<Scope, RecordedUsageEvent>,
@@ -297,7 +241,7 @@ fn to_csv(rows: &BTreeMap<UnpricedKey, i64>, found: &BTreeMap<Scope, RecordedUsa
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proto::UsageEvent;
+    use crate::proto::{UnpricedReason, UsageEvent};
 
     fn scope(service: &str, operation: &str, model: &str) -> Scope {
         Scope { service: service.into(), operation: operation.into(), model: model.into() }
@@ -306,20 +250,6 @@ mod tests {
     fn event(reason: UnpricedReason, input_tokens: i64) -> RecordedUsageEvent {
         let event = Some(UsageEvent { input_tokens, ..Default::default() });
         RecordedUsageEvent { event, unpriced_reason: reason.into(), ..Default::default() }
-    }
-
-    #[test]
-    fn the_remedy_is_a_command_that_fits_what_was_used() {
-        let gpt = scope("openai", "chat_completion", "gpt-9 preview");
-        assert_eq!(
-            remedy(&gpt, Some(&event(UnpricedReason::NoPrice, 5))),
-            "meterd prices create openai --model 'gpt-9 preview' --input-per-million RATE --output-per-million RATE"
-        );
-        assert_eq!(
-            remedy(&scope("social", "post", ""), Some(&event(UnpricedReason::NoPrice, 0))),
-            "meterd prices create social --operation post --unit RATE"
-        );
-        assert!(remedy(&gpt, Some(&event(UnpricedReason::AmountMissing, 0))).contains("`amount`"));
     }
 
     #[test]
