@@ -74,7 +74,12 @@ fn parse() -> anyhow::Result<Cli> {
 
 fn log(common: &Common, server: bool) {
     let default = if server { "info,sqlx::postgres::notice=warn" } else { "warn" };
-    let filter = EnvFilter::new(common.log.as_deref().unwrap_or(default));
+    let wanted = common.log.as_deref().unwrap_or(default);
+    let mut filter = EnvFilter::new(wanted);
+    // It has a line for each connection that it cuts: the server counts them instead.
+    if !wanted.contains("h2") {
+        filter = filter.add_directive("h2=error".parse().expect("a directive"));
+    }
     let format = match common.log_format {
         Some(format) => format,
         None if std::io::stderr().is_terminal() => LogFormat::Text,

@@ -2,6 +2,7 @@
 
 use super::io::{Io, Moved};
 use super::listen::Shared;
+use super::lives::Life;
 use super::rewound::Rewound;
 use super::turns::{Turns, Watching};
 use super::{Ending, Peer, http, http2};
@@ -30,6 +31,8 @@ const AGE_JITTER: f64 = 0.1;
 const STOP_SHARE_TO_SETTLE: f64 = 0.9;
 /// Time for calls to end after they were told to.
 const ENDING_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time for a connection to say goodbye when another one needs its place.
+const DISPLACED_TIMEOUT: Duration = Duration::from_secs(1);
 /// A peer that takes nothing for so long, while only it can go on, is cut when the connection has to end.
 const STALLED_AFTER: Duration = Duration::from_secs(2);
 const STALLED_CHECK_EVERY: Duration = Duration::from_millis(250);
@@ -39,12 +42,14 @@ const STALLED_CHECK_EVERY: Duration = Duration::from_millis(250);
 enum Turnout {
     Silent,
     Ending(Ending),
+    /// Another connection needs its place.
+    Displaced,
     Stalled,
     TimeIsUp,
 }
 
 /// Serves one connection to its end.
-pub(super) async fn serve<S, B>(stream: TcpStream, address: SocketAddr, shared: Arc<Shared<S>>)
+pub(super) async fn serve<S, B>(stream: TcpStream, address: SocketAddr, life: Arc<Life>, shared: Arc<Shared<S>>)
 where
     S: tower::Service<Request<tonic::body::Body>, Response = Response<B>> + Clone + Send + 'static,
     S::Future: Send,
@@ -53,14 +58,23 @@ where
     B::Error: Into<StdError>,
 {
     let handshake_ends = Instant::now() + HANDSHAKE_TIMEOUT;
-    let Some(io) = handshake(stream, address, handshake_ends, &shared).await else { return };
-    let (moved, turns) = (io.moved.clone(), io.turns.clone());
-    let Some((speaks_http2, io)) = sniff(io, handshake_ends, &shared).await else { return };
+    let begun = async {
+        let mut io = handshake(stream, address, handshake_ends, &shared).await?;
+        io.turns = life.turns.clone();
+        let moved = io.moved.clone();
+        Some((moved, sniff(io, handshake_ends, &shared).await?))
+    };
+    let begun = tokio::select! {
+        begun = begun => begun,
+        () = life.leave.notified() => return,
+    };
+    let Some((moved, (speaks_http2, io))) = begun else { return };
+    let turns = life.turns.clone();
     let (end, ending) = watch::channel(Ending::No);
-    let service = Watching { inner: shared.service.clone(), peer: Peer::new(address, ending), turns: turns.clone() };
+    let service = Watching { inner: shared.service.clone(), peer: Peer::new(address, ending, life.vouched.clone()), turns: turns.clone() };
     let closing = Arc::new(Notify::new());
     let stopped = closing.clone();
-    let calls = (moved.clone(), turns, end);
+    let calls = (moved.clone(), life, end);
     if speaks_http2 {
         let served = http2::serve(io, moved, service, shared.port.unread_timeout, closing.clone());
         return live(pin!(served), || closing.notify_one(), address, handshake_ends, calls, &shared).await;
@@ -84,9 +98,10 @@ async fn live<S>(
     closing: impl FnOnce(),
     address: SocketAddr,
     handshake_ends: Instant,
-    (moved, turns, end): (Arc<Moved>, Arc<Turns>, watch::Sender<Ending>),
+    (moved, life, end): (Arc<Moved>, Arc<Life>, watch::Sender<Ending>),
     shared: &Shared<S>,
 ) {
+    let turns = &life.turns;
     let silent = async {
         sleep_until(handshake_ends).await;
         if moved.read.load(Ordering::Relaxed) >= PREFACE_BYTES || turns.begun.load(Ordering::Relaxed) > 0 {
@@ -99,10 +114,17 @@ async fn live<S>(
             () = silent => Turnout::Silent,
             () = sleep(age) => Turnout::Ending(Ending::Aged),
             () = shared.stopped() => Turnout::Ending(Ending::Stopping),
+            () = life.leave.notified() => Turnout::Displaced,
         }
     };
-    let mut why = match until(connection.as_mut(), address, open).await {
+    let mut why = match until(connection.as_mut(), (address, shared), open).await {
         Some(Turnout::Ending(why)) => why,
+        Some(Turnout::Displaced) => {
+            closing();
+            end.send_replace(Ending::Aged);
+            until(connection, (address, shared), sleep(DISPLACED_TIMEOUT)).await;
+            return;
+        }
         Some(_) => return shared.refused("handshake_timeout"),
         None => return,
     };
@@ -115,18 +137,18 @@ async fn live<S>(
                 () = shared.stopped() => Ending::Stopping,
             }
         };
-        let Some(grace) = until(connection.as_mut(), address, grace).await else { return };
+        let Some(grace) = until(connection.as_mut(), (address, shared), grace).await else { return };
         why = grace;
     }
     if why == Ending::Stopping {
         // Handlers end by themselves as they see fit; whoever has not after most of the time is told to.
-        let settling = stalled_or(&turns, &moved, shared.port.stop_timeout.mul_f64(STOP_SHARE_TO_SETTLE));
-        if until(connection.as_mut(), address, settling).await != Some(Turnout::TimeIsUp) {
+        let settling = stalled_or(turns, &moved, shared.port.stop_timeout.mul_f64(STOP_SHARE_TO_SETTLE));
+        if until(connection.as_mut(), (address, shared), settling).await != Some(Turnout::TimeIsUp) {
             return;
         }
     }
     end.send_replace(why);
-    until(connection, address, stalled_or(&turns, &moved, ENDING_TIMEOUT)).await;
+    until(connection, (address, shared), stalled_or(turns, &moved, ENDING_TIMEOUT)).await;
 }
 
 /// Whether the peer speaks HTTP/2, once it has said so.
@@ -167,7 +189,11 @@ async fn handshake<S>(stream: TcpStream, address: SocketAddr, ends: Instant, sha
 }
 
 /// Serves until something happens; None, if the connection ended before.
-async fn until<C, T>(connection: Pin<&mut C>, address: SocketAddr, happens: impl Future<Output = T>) -> Option<T>
+async fn until<S, C, T>(
+    connection: Pin<&mut C>,
+    (address, shared): (SocketAddr, &Shared<S>),
+    happens: impl Future<Output = T>,
+) -> Option<T>
 where
     C: Future<Output = Result<(), StdError>> + ?Sized,
 {
@@ -175,11 +201,20 @@ where
         ended = connection => {
             if let Err(error) = ended {
                 tracing::debug!(%address, %error, "connection");
+                if let Some(reason) = cut_for(&error) {
+                    shared.cut(address, reason);
+                }
             }
             None
         }
         turnout = happens => Some(turnout),
     }
+}
+
+/// Why a connection was cut, if it was for what its peer did.
+fn cut_for(error: &StdError) -> Option<h2::Reason> {
+    let error = error.downcast_ref::<h2::Error>()?;
+    if error.is_go_away() && error.is_library() { error.reason() } else { None }
 }
 
 /// Waits until only the peer could go on and has taken nothing for a while, at most so long.
