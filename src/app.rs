@@ -144,6 +144,7 @@ pub async fn build(
         auth,
         feed,
         exports: Arc::new(Semaphore::new(exports_max as usize)),
+        exports_max: exports_max as usize,
         pricing_wanted: Arc::new(Notify::new()),
         notifications_wanted,
         jobs_wanted: Arc::new(Notify::new()),
@@ -176,6 +177,7 @@ impl App {
         let (health, health_service) = tonic_health::server::health_reporter();
         set_health(&health, ServingStatus::NotServing).await;
         let (ready, is_ready) = watch::channel(false);
+        let (goodbye, said_goodbye) = watch::channel(false);
         let handlers = Handlers::new(context.clone());
         let reflection = || {
             tonic_reflection::server::Builder::configure()
@@ -202,7 +204,7 @@ impl App {
         let mut jobs = vec![pricing, scheduler, feed_reader];
         jobs.extend(context.auth.follow(&context.stopping));
         jobs.push(tokio::spawn(notifier.run(context.notifications_wanted.clone(), context.stopping.clone())));
-        jobs.push(tokio::spawn(watch_database(context.clone(), health, ready)));
+        jobs.push(tokio::spawn(watch_database(context.clone(), health, ready, goodbye)));
 
         let settings = context.settings.clone();
         let port = |name, tls| net::Port::new(name, tls, &context.stopping, &settings);
@@ -240,7 +242,7 @@ impl App {
             .layer(tonic_web::GrpcWebLayer::new())
             .layer(CallLayer { request_timeout })
             .layer(PanicLayer)
-            .layer(ClosingLayer { stopping: context.stopping.clone() })
+            .layer(ClosingLayer { said_goodbye })
             .layer(GuardLayer { auth: context.auth.clone(), web_origins: settings.web_origins.as_slice().into() })
             .layer(AdmissionLayer::new(&limits))
             .service(routes);
@@ -302,29 +304,40 @@ async fn set_health(health: &HealthReporter, status: ServingStatus) {
     }
 }
 
-/// Reports health: each service serves while the database answers and the server is not stopping.
-async fn watch_database(context: Arc<Context>, health: HealthReporter, ready: watch::Sender<bool>) {
+/// Reports health: each service serves while the database answers and the server is not stopping. Says goodbye once health
+/// tells that the server stops, and ends then, with the streams of health.
+async fn watch_database(
+    context: Arc<Context>,
+    health: HealthReporter,
+    ready: watch::Sender<bool>,
+    goodbye: watch::Sender<bool>,
+) {
     let mut stopping = context.stopping.clone();
     let mut before = None;
     loop {
-        let ping = tokio::time::timeout(PING_TIMEOUT, connect::ping(&context.reads));
-        let answers = matches!(ping.await, Ok(Ok(())));
-        let serving = answers && !*stopping.borrow();
+        let answers = tokio::select! {
+            biased;
+            _ = stopping.wait_for(|stopping| *stopping) => false,
+            ping = tokio::time::timeout(PING_TIMEOUT, connect::ping(&context.reads)) => matches!(ping, Ok(Ok(()))),
+        };
+        let is_stopping = *stopping.borrow();
+        let serving = answers && !is_stopping;
         if before != Some(serving) {
             let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
             set_health(&health, status).await;
             ready.send_replace(serving);
-            if before.is_some() && !*stopping.borrow() {
+            if before.is_some() && !is_stopping {
                 tracing::warn!(serving, "the database {}", if serving { "answers again" } else { "does not answer" });
             }
             before = Some(serving);
         }
-        if *stopping.borrow() {
+        if is_stopping {
+            goodbye.send_replace(true);
             return;
         }
         tokio::select! {
             () = tokio::time::sleep(PING_EVERY) => {}
-            _ = stopping.changed() => {}
+            _ = stopping.wait_for(|stopping| *stopping) => {}
         }
     }
 }

@@ -9,7 +9,7 @@ use super::received::{Budget, Expected, Held, ReceivedBody, invalid};
 use super::status::REQUEST_ID;
 use crate::auth::Caller;
 use crate::error::Error;
-use crate::net::{Peer, Unread};
+use crate::net::{Counted, Peer, Unread};
 use crate::proto::{self, ErrorReason};
 use bytes::Bytes;
 use hyper::body::Body as _;
@@ -51,6 +51,17 @@ fn message_bytes_max(path: &str) -> usize {
 pub struct Admitted {
     _place: Arc<Place>,
     _held: Arc<Held>,
+    room: Room,
+}
+
+impl Admitted {
+    /// One of the `most` that the caller may have of something scarce. None, if it has them already.
+    pub(super) fn of_caller<T>(request: &tonic::Request<T>, counted: Counted, most: usize) -> Option<Place> {
+        request
+            .extensions()
+            .get::<Self>()
+            .map_or_else(|| Some(vec![]), |admitted| admitted.room.of_caller(counted, most))
+    }
 }
 
 /// How many may be in.
@@ -168,7 +179,7 @@ impl Shared {
                 true => Body::new(GunzipBody::new(body, held.clone(), expected.message_bytes_max)),
                 false => Body::new(body),
             };
-            return Ok((Request::from_parts(parts, body), Admitted { _place: place, _held: held }));
+            return Ok((Request::from_parts(parts, body), Admitted { _place: place, _held: held, room: room.clone() }));
         }
         let arrived = room.waiting().wait_for(messages::one(body)).await;
         let mut message = arrived.ok_or_else(|| busy("calls without a message"))??;
@@ -180,7 +191,7 @@ impl Shared {
             check_health_request(&message)?;
         }
         let request = Request::from_parts(parts, Body::new(Whole::new(message)));
-        Ok((request, Admitted { _place: place, _held: held }))
+        Ok((request, Admitted { _place: place, _held: held, room: room.clone() }))
     }
 
     fn streams(&self, request: &Request<Body>) -> Streams {

@@ -180,7 +180,8 @@ impl AlertService for Handlers {
         &self,
         request: Request<SubscribeAlertsRequest>,
     ) -> Result<Response<Self::SubscribeAlertsStream>, Status> {
-        self.run(request, subscribe::start).await
+        let place = subscribe::place_of_caller(&self.0, &request)?;
+        self.run(request, |context, request| subscribe::start(context, request, place)).await
     }
 
     async fn get_alert_policy(

@@ -16,22 +16,22 @@ use tower::{Layer, Service};
 /// Wraps a service.
 #[derive(Clone, Debug)]
 pub struct ClosingLayer {
-    /// True once the server is to stop.
-    pub stopping: watch::Receiver<bool>,
+    /// True once the server stops and health says so.
+    pub said_goodbye: watch::Receiver<bool>,
 }
 
 /// A wrapped service.
 #[derive(Clone, Debug)]
 pub struct ClosingService<S> {
     inner: S,
-    stopping: watch::Receiver<bool>,
+    said_goodbye: watch::Receiver<bool>,
 }
 
 impl<S> Layer<S> for ClosingLayer {
     type Service = ClosingService<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        ClosingService { inner, stopping: self.stopping.clone() }
+        ClosingService { inner, said_goodbye: self.said_goodbye.clone() }
     }
 }
 
@@ -51,7 +51,7 @@ where
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let ending = request.extensions().get::<Peer>().map(|peer| peer.ending.clone());
         // Those of other crates know nothing of our stop; ours settle what they have first.
-        let stopping = request.uri().path().starts_with("/grpc.").then(|| self.stopping.clone());
+        let said_goodbye = request.uri().path().starts_with("/grpc.").then(|| self.said_goodbye.clone());
         let call = self.inner.call(request);
         Box::pin(async move {
             let answer = tokio::select! {
@@ -63,12 +63,15 @@ where
             if answer.body().is_end_stream() {
                 return Ok(answer);
             }
-            Ok(answer.map(|inner| Body::new(EndingBody::new(inner, must_end(ending, stopping)))))
+            // A health watch says NOT_SERVING before it ends.
+            let has_last_word = said_goodbye.is_some();
+            let end = must_end(ending, said_goodbye);
+            Ok(answer.map(|inner| Body::new(EndingBody::new(inner, end).with_last_word(has_last_word))))
         })
     }
 }
 
-async fn must_end(ending: Option<watch::Receiver<Ending>>, stopping: Option<watch::Receiver<bool>>) -> Error {
+async fn must_end(ending: Option<watch::Receiver<Ending>>, said_goodbye: Option<watch::Receiver<bool>>) -> Error {
     let ended = async {
         let Some(mut ending) = ending else { return std::future::pending().await };
         let why = ending.wait_for(|ending| *ending != Ending::No).await.map(|why| *why);
@@ -80,8 +83,11 @@ async fn must_end(ending: Option<watch::Receiver<Ending>>, stopping: Option<watc
         }
     };
     let stopped = async {
-        let Some(mut stopping) = stopping else { return std::future::pending().await };
-        drop(stopping.wait_for(|stopping| *stopping).await);
+        let Some(mut said_goodbye) = said_goodbye else { return std::future::pending().await };
+        if said_goodbye.wait_for(|said| *said).await.is_err() {
+            // Nobody is left to say it: the connection ends the stream.
+            return std::future::pending().await;
+        }
         Error::shutting_down()
     };
     tokio::select! {

@@ -18,13 +18,22 @@ pub struct EndingBody<B, F> {
     /// None, once the stream has ended.
     end: Option<Pin<Box<F>>>,
     request_id: String,
+    /// What is ready when the stream has to end is sent first.
+    has_last_word: bool,
+    ended: Option<Error>,
 }
 
 impl<B, F> EndingBody<B, F> {
     /// Made within the call, whose request id the error gets.
     pub fn new(inner: B, end: F) -> Self {
         let request_id = REQUEST_ID.try_with(String::clone).unwrap_or_default();
-        Self { inner, end: Some(Box::pin(end)), request_id }
+        Self { inner, end: Some(Box::pin(end)), request_id, has_last_word: false, ended: None }
+    }
+
+    /// Lets a stream that has to end send the message that it has ready.
+    pub fn with_last_word(mut self, has_last_word: bool) -> Self {
+        self.has_last_word = has_last_word;
+        self
     }
 }
 
@@ -53,7 +62,21 @@ where
         let this = self.get_mut();
         let Some(end) = &mut this.end else { return Poll::Ready(None) };
         // First, since a stream that always has something would never let it be asked.
-        if let Poll::Ready(error) = end.as_mut().poll(cx) {
+        let ended = match this.ended.take() {
+            Some(error) => Poll::Ready(error),
+            None => end.as_mut().poll(cx),
+        };
+        if let Poll::Ready(error) = ended {
+            if std::mem::take(&mut this.has_last_word)
+                && let Poll::Ready(Some(Ok(frame))) = Pin::new(&mut this.inner).poll_frame(cx)
+            {
+                if frame.is_data() {
+                    this.ended = Some(error);
+                } else {
+                    this.end = None;
+                }
+                return Poll::Ready(Some(Ok(frame)));
+            }
             this.end = None;
             let status: Status = REQUEST_ID.sync_scope(std::mem::take(&mut this.request_id), || error.into());
             return Poll::Ready(Some(Ok(trailers(&status))));
@@ -119,6 +142,15 @@ mod tests {
         let frames = Frames(["one", "two"].into());
         let mut body = EndingBody::new(frames, async { Error::shutting_down() });
         assert!(next(&mut body).await.unwrap().is_trailers());
+    }
+
+    #[tokio::test]
+    async fn a_stream_with_a_last_word_says_one_thing_and_ends() {
+        let frames = Frames(["NOT_SERVING", "more"].into());
+        let mut body = EndingBody::new(frames, async { Error::shutting_down() }).with_last_word(true);
+        assert_eq!(next(&mut body).await.unwrap().into_data().unwrap(), "NOT_SERVING");
+        assert!(next(&mut body).await.unwrap().is_trailers());
+        assert!(body.is_end_stream());
     }
 
     #[tokio::test]

@@ -1,12 +1,15 @@
 //! ExportUsage: a file in pieces.
 
+use super::admission::Admitted;
 use super::convert::timestamp;
 use super::export_file::File;
 use super::fields::Fields;
 use super::panics::answer_of_a_task;
+use super::places::Place;
 use super::{Context, clients};
 use crate::domain::event::ID_BYTES_MAX;
 use crate::error::Error;
+use crate::net::Counted;
 use crate::proto::{ErrorReason, ExportFormat, ExportUsageRequest, ExportUsageResponse};
 use crate::store::connect::allow_long_statements;
 use crate::store::export::{ExportFilter, stream};
@@ -27,10 +30,22 @@ const STALLED_AFTER: Duration = Duration::from_secs(60);
 /// When to ask again for one of the places.
 const RETRY_DELAY: Duration = Duration::from_secs(5);
 
+fn too_many(whose: &str) -> Error {
+    let message = format!("too many exports {whose}run at once; retry later");
+    Error::exhausted(ErrorReason::TooManyExports, message, RETRY_DELAY)
+}
+
+/// A place among the exports of a caller, which has at most half of them.
+pub fn place_of_caller(context: &Context, request: &tonic::Request<ExportUsageRequest>) -> Result<Place, Error> {
+    let most = context.exports_max.div_ceil(2);
+    Admitted::of_caller(request, Counted::Exports, most).ok_or_else(|| too_many("of the key "))
+}
+
 /// Checks the request and starts the export in a task of its own.
 pub async fn start(
     context: Arc<Context>,
     request: ExportUsageRequest,
+    place_of_caller: Place,
 ) -> Result<ReceiverStream<Result<ExportUsageResponse, Status>>, Error> {
     let mut fields = Fields::default();
     fields.text("client_id", &request.client_id, ID_BYTES_MAX);
@@ -46,11 +61,10 @@ pub async fn start(
     if let Some(client_id) = &client_id {
         clients::existing(&context, client_id).await?;
     }
-    let place = context.exports.clone().try_acquire_owned().map_err(|_| {
-        Error::exhausted(ErrorReason::TooManyExports, "too many exports run at once; try again", RETRY_DELAY)
-    })?;
+    let place = context.exports.clone().try_acquire_owned().map_err(|_| too_many(""))?;
     let filter = ExportFilter { client_id, start_time, end_time, start_day, end_day, services: request.services };
     Ok(answer_of_a_task(PIECES_WAITING_MAX, |pieces| async move {
+        let _place_of_caller = place_of_caller;
         Ok(export(&context, &filter, format, &pieces, place).await?)
     }))
 }

@@ -90,6 +90,8 @@ pub struct Context {
     pub feed: Arc<Feed>,
     /// One permit for each export that may run.
     pub exports: Arc<Semaphore>,
+    /// How many there are.
+    pub exports_max: usize,
     /// Wakes the pricing job of this replica.
     pub pricing_wanted: Arc<Notify>,
     /// Wakes the notifier of this replica.

@@ -137,7 +137,7 @@ pub(super) struct Room {
 }
 
 /// What a call has taken, given back when it is dropped.
-pub(super) type Place = Vec<Taken>;
+pub type Place = Vec<Taken>;
 
 /// A bound: who is counted, the most that it may have, and its name in `ErrorInfo`.
 type Bound<'a> = (&'a Arc<Counts>, usize, &'static str);
@@ -183,18 +183,28 @@ impl Room {
             false => (Counted::Calls, limits.calls_max, ["calls of the connection", "calls of the key", "calls"]),
         };
         let of_connection = (&self.connection, share(max), names[0]);
-        let of_caller = (&self.held.counts, if self.group == Group::Caller { share(max) } else { max }, names[1]);
+        let of_caller = match self.group {
+            Group::Caller => (&self.held.counts, share(max), names[1]),
+            _ => (&self.held.counts, max, names[2]),
+        };
         take(counted, 1, &[of_connection, of_caller, (all, max, names[2])])
+    }
+
+    /// One of the `most` that a caller with credentials may have.
+    pub fn of_caller(&self, counted: Counted, most: usize) -> Option<Place> {
+        let most = if self.group == Group::Caller { most } else { usize::MAX };
+        Some(vec![self.held.counts.take(counted, 1, most)?])
     }
 
     fn byte_bounds(&self) -> [Bound<'_>; 3] {
         let max = self.places.limits.answer_bytes_max;
-        let of_caller = if self.group == Group::Anybody { max } else { share(max) };
-        [
-            (&self.connection, max / CONNECTION_BYTES_SHARE, "answer bytes of the connection"),
-            (&self.held.counts, of_caller, "answer bytes of the key"),
-            (&self.places.all, max, "answer bytes"),
-        ]
+        let of_caller = match self.group {
+            Group::Anybody => (&self.held.counts, max, "answer bytes"),
+            // Those without credentials together have as much as one key.
+            _ => (&self.held.counts, share(max), "answer bytes of the key"),
+        };
+        let of_connection = (&self.connection, max / CONNECTION_BYTES_SHARE, "answer bytes of the connection");
+        [of_connection, of_caller, (&self.places.all, max, "answer bytes")]
     }
 
     /// Counts bytes of an answer, if there is room for them.

@@ -1,11 +1,14 @@
 //! SubscribeAlerts.
 
+use super::admission::Admitted;
 use super::convert::timestamp;
 use super::fields::Fields;
+use super::places::Place;
 use super::status::REQUEST_ID;
 use super::{Context, TokenMaker};
 use crate::alerts::feed::{Ended, Entry, Start, Subscription};
 use crate::error::{Error, Violation};
+use crate::net::Counted;
 use crate::proto::subscribe_alerts_response::Message;
 use crate::proto::{AlertEvent, ErrorReason, Heartbeat, SubscribeAlertsRequest, SubscribeAlertsResponse};
 use crate::store::alert_feed::FeedFilter;
@@ -13,7 +16,7 @@ use futures_util::stream::{Stream, unfold};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
-use tonic::{Code, Status};
+use tonic::{Code, Request, Status};
 
 /// Which RPC the tokens are of.
 const RPC: &str = "SubscribeAlerts";
@@ -22,8 +25,21 @@ const RETRY_DELAY: Duration = Duration::from_secs(5);
 
 pub type AlertStream = Pin<Box<dyn Stream<Item = Result<SubscribeAlertsResponse, Status>> + Send>>;
 
+/// A place among the subscriptions of a caller, which has at most a quarter of them.
+pub fn place_of_caller(context: &Context, request: &Request<SubscribeAlertsRequest>) -> Result<Place, Error> {
+    let most = context.settings.subscriptions_max.div_ceil(4) as usize;
+    Admitted::of_caller(request, Counted::Subscriptions, most).ok_or_else(|| {
+        let message = "too many subscriptions of the key at once; close some";
+        Error::exhausted(ErrorReason::TooManySubscriptions, message, RETRY_DELAY)
+    })
+}
+
 /// Checks the request and begins the stream. It is polled by its connection alone: there is no task and no queue.
-pub async fn start(context: Arc<Context>, request: SubscribeAlertsRequest) -> Result<AlertStream, Error> {
+pub async fn start(
+    context: Arc<Context>,
+    request: SubscribeAlertsRequest,
+    place_of_caller: Place,
+) -> Result<AlertStream, Error> {
     let mut fields = Fields::default();
     fields.filter("client_ids", &request.client_ids);
     let kinds = fields.alert_types(&request.types);
@@ -43,7 +59,15 @@ pub async fn start(context: Arc<Context>, request: SubscribeAlertsRequest) -> Re
     let subscription = subscription.map_err(|ended| filters.error(&context, ended))?;
     let request_id = REQUEST_ID.try_with(|id| id.as_str().into()).unwrap_or_default();
     let tokens = context.page_tokens.maker(RPC, &filters.0);
-    let subscriber = Subscriber { context, filters, tokens, subscription, request_id, begun: false };
+    let subscriber = Subscriber {
+        context,
+        filters,
+        tokens,
+        subscription,
+        request_id,
+        begun: false,
+        _place_of_caller: place_of_caller,
+    };
     Ok(Box::pin(unfold(Some(subscriber), async |subscriber| {
         let mut subscriber = subscriber?;
         let message = subscriber.next().await;
@@ -128,6 +152,7 @@ struct Subscriber {
     subscription: Subscription,
     request_id: Box<str>,
     begun: bool,
+    _place_of_caller: Place,
 }
 
 impl Subscriber {

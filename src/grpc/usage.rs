@@ -250,7 +250,8 @@ impl UsageService for Handlers {
         &self,
         request: Request<ExportUsageRequest>,
     ) -> Result<Response<Self::ExportUsageStream>, Status> {
-        self.run(request, export::start).await
+        let place = export::place_of_caller(&self.0, &request)?;
+        self.run(request, |context, request| export::start(context, request, place)).await
     }
 
     async fn get_platform_usage(

@@ -3,6 +3,7 @@
 use super::http;
 use super::io::{Io, Moved};
 use super::listen::Shared;
+use super::lives::Life;
 use super::turns::{Turns, Watching};
 use super::{Ending, Peer};
 use hyper::body::Body;
@@ -29,6 +30,8 @@ const AGE_JITTER: f64 = 0.1;
 const STOP_SHARE_TO_SETTLE: f64 = 0.9;
 /// Time for calls to end after they were told to.
 const ENDING_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time for a connection to say goodbye when another one needs its place.
+const DISPLACED_TIMEOUT: Duration = Duration::from_secs(1);
 /// A peer that takes nothing for so long, while only it can go on, is cut when the connection has to end.
 const STALLED_AFTER: Duration = Duration::from_secs(2);
 const STALLED_CHECK_EVERY: Duration = Duration::from_millis(250);
@@ -38,12 +41,14 @@ const STALLED_CHECK_EVERY: Duration = Duration::from_millis(250);
 enum Turnout {
     Silent,
     Ending(Ending),
+    /// Another connection needs its place.
+    Displaced,
     Stalled,
     TimeIsUp,
 }
 
 /// Serves one connection to its end.
-pub(super) async fn serve<S, B>(stream: TcpStream, address: SocketAddr, shared: Arc<Shared<S>>)
+pub(super) async fn serve<S, B>(stream: TcpStream, address: SocketAddr, life: Arc<Life>, shared: Arc<Shared<S>>)
 where
     S: tower::Service<Request<tonic::body::Body>, Response = Response<B>> + Clone + Send + 'static,
     S::Future: Send,
@@ -52,10 +57,16 @@ where
     B::Error: Into<StdError>,
 {
     let handshake_ends = Instant::now() + HANDSHAKE_TIMEOUT;
-    let Some(io) = handshake(stream, address, handshake_ends, &shared).await else { return };
-    let (moved, turns) = (io.moved.clone(), io.turns.clone());
+    let io = tokio::select! {
+        io = handshake(stream, address, handshake_ends, &shared) => io,
+        () = life.leave.notified() => return,
+    };
+    let Some(mut io) = io else { return };
+    let (moved, turns) = (io.moved.clone(), life.turns.clone());
+    io.turns = turns.clone();
     let (end, ending) = watch::channel(Ending::No);
-    let service = Watching { inner: shared.service.clone(), peer: Peer::new(address, ending), turns: turns.clone() };
+    let peer = Peer::new(address, ending, life.vouched.clone());
+    let service = Watching { inner: shared.service.clone(), peer, turns: turns.clone() };
     let (close, closing) = watch::channel(false);
     let mut connection = pin!(http::serve(io, service, &shared, closing));
 
@@ -71,10 +82,17 @@ where
             () = silent => Turnout::Silent,
             () = sleep(age) => Turnout::Ending(Ending::Aged),
             () = shared.stopped() => Turnout::Ending(Ending::Stopping),
+            () = life.leave.notified() => Turnout::Displaced,
         }
     };
-    let mut why = match until(connection.as_mut(), address, open).await {
+    let mut why = match until(connection.as_mut(), (address, &shared), open).await {
         Some(Turnout::Ending(why)) => why,
+        Some(Turnout::Displaced) => {
+            close.send_replace(true);
+            end.send_replace(Ending::Aged);
+            until(connection, (address, &shared), sleep(DISPLACED_TIMEOUT)).await;
+            return;
+        }
         Some(_) => return shared.refused("handshake_timeout"),
         None => return,
     };
@@ -87,18 +105,18 @@ where
                 () = shared.stopped() => Ending::Stopping,
             }
         };
-        let Some(grace) = until(connection.as_mut(), address, grace).await else { return };
+        let Some(grace) = until(connection.as_mut(), (address, &shared), grace).await else { return };
         why = grace;
     }
     if why == Ending::Stopping {
         // Handlers end by themselves as they see fit; whoever has not after most of the time is told to.
         let settling = stalled_or(&turns, &moved, shared.port.stop_timeout.mul_f64(STOP_SHARE_TO_SETTLE));
-        if until(connection.as_mut(), address, settling).await != Some(Turnout::TimeIsUp) {
+        if until(connection.as_mut(), (address, &shared), settling).await != Some(Turnout::TimeIsUp) {
             return;
         }
     }
     end.send_replace(why);
-    until(connection, address, stalled_or(&turns, &moved, ENDING_TIMEOUT)).await;
+    until(connection, (address, &shared), stalled_or(&turns, &moved, ENDING_TIMEOUT)).await;
 }
 
 /// The bytes of a connection, once TLS is agreed on if there is any.
@@ -125,7 +143,11 @@ async fn handshake<S>(stream: TcpStream, address: SocketAddr, ends: Instant, sha
 }
 
 /// Serves until something happens; None, if the connection ended before.
-async fn until<C, T>(connection: Pin<&mut C>, address: SocketAddr, happens: impl Future<Output = T>) -> Option<T>
+async fn until<S, C, T>(
+    connection: Pin<&mut C>,
+    (address, shared): (SocketAddr, &Shared<S>),
+    happens: impl Future<Output = T>,
+) -> Option<T>
 where
     C: Future<Output = Result<(), StdError>>,
 {
@@ -133,11 +155,20 @@ where
         ended = connection => {
             if let Err(error) = ended {
                 tracing::debug!(%address, %error, "connection");
+                if let Some(reason) = cut_for(&error) {
+                    shared.cut(address, reason);
+                }
             }
             None
         }
         turnout = happens => Some(turnout),
     }
+}
+
+/// Why a connection was cut, if it was for what its peer did.
+fn cut_for(error: &StdError) -> Option<h2::Reason> {
+    let error = error.downcast_ref::<h2::Error>()?;
+    if error.is_go_away() && error.is_library() { error.reason() } else { None }
 }
 
 /// Waits until only the peer could go on and has taken nothing for a while, at most so long.

@@ -16,9 +16,13 @@ pub enum Counted {
     PublicStreams,
     /// Bytes of answers that their callers have not read.
     AnswerBytes,
+    /// Exports, which are streams too.
+    Exports,
+    /// Subscriptions to alerts, which are streams too.
+    Subscriptions,
 }
 
-const KINDS: usize = 5;
+const KINDS: usize = 7;
 
 /// Counts of one connection, one caller, or all.
 #[derive(Debug, Default)]

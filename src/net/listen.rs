@@ -1,10 +1,15 @@
 //! The accept loop of both ports.
 
 use super::connection;
+use super::lives::Lives;
+use super::sampled::Sampled;
 use super::windows::Windows;
 use crate::config::Settings;
+use futures_util::FutureExt;
 use hyper::body::Body;
 use std::io;
+use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -16,6 +21,9 @@ use tonic::codegen::http::{Request, Response};
 
 /// After an error that is not one connection's, such as no file descriptor to be had, the next try waits.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Connections that are closed for new ones take a moment: at most this share of the port's (one part in so many), and a few.
+const LEAVING_SHARE: usize = 8;
+const LEAVING_MIN: usize = 8;
 
 /// How one port is served.
 pub struct Port {
@@ -61,6 +69,10 @@ impl Port {
 pub(super) struct Shared<S> {
     pub service: S,
     pub port: Port,
+    /// Connections that were cut for what their peers did.
+    cut: Sampled,
+    /// New connections for which there was no room.
+    full: Sampled,
     pub windows: Arc<Windows>,
 }
 
@@ -75,6 +87,40 @@ impl<S> Shared<S> {
         metrics::counter!("meterd_connections_refused_total", "port" => self.port.name, "reason" => reason)
             .increment(1);
     }
+
+    /// Counts a connection that was cut for what its peer did.
+    pub fn cut(&self, address: SocketAddr, reason: h2::Reason) {
+        metrics::counter!("meterd_connections_cut_total", "port" => self.port.name).increment(1);
+        if let Some(connections) = self.cut.count() {
+            let port = self.port.name;
+            tracing::warn!(port, connections, last = %address, %reason, "connections were cut: their peers abused the protocol");
+        }
+    }
+
+    /// Whether another connection may be taken, if need be in place of one that is worth less.
+    fn has_room(&self, lives: &Lives) -> bool {
+        let max = self.port.connections_max;
+        if lives.len() < max || lives.staying() < max {
+            return true;
+        }
+        let leaving_max = max / LEAVING_SHARE + LEAVING_MIN;
+        let made = lives.leaving() < leaving_max && lives.make_room();
+        if !made {
+            self.refused("full");
+        } else {
+            metrics::counter!("meterd_connections_displaced_total", "port" => self.port.name).increment(1);
+        }
+        if let Some(times) = self.full.count() {
+            tracing::warn!(
+                port = self.port.name,
+                connections_max = max,
+                times,
+                "all connections are taken: {}. Raise inbound_connections_max, or look who opens them",
+                if made { "an idle one was closed for a new one" } else { "a new one was closed" }
+            );
+        }
+        made
+    }
 }
 
 /// Serves a port until the server is to stop and the last connection has ended. Dropped, it cuts all that are left.
@@ -87,20 +133,35 @@ where
     B::Error: Into<StdError>,
 {
     let open = metrics::gauge!("meterd_connections", "port" => port.name);
-    let shared = Arc::new(Shared { service, port, windows: Arc::default() });
+    let shared =
+        Arc::new(Shared { service, port, windows: Arc::default(), cut: Sampled::default(), full: Sampled::default() });
     let mut connections = JoinSet::new();
+    let mut lives = Lives::default();
     loop {
         open.set(connections.len() as f64);
         tokio::select! {
             // Before the next is taken, so that one that has ended leaves room.
             biased;
             () = shared.stopped() => break,
-            Some(_) = connections.join_next() => {}
+            Some(ended) = connections.join_next() => {
+                if let Ok(number) = ended {
+                    lives.end(number);
+                }
+            }
             accepted = listener.accept() => match accepted {
                 // Closed at once: a caller that is told goes elsewhere, one that waits does not.
-                Ok(_) if connections.len() >= shared.port.connections_max => shared.refused("full"),
+                Ok(_) if !shared.has_room(&lives) => {}
                 Ok((stream, address)) => {
-                    connections.spawn(connection::serve(stream, address, shared.clone()));
+                    let (number, life) = lives.begin();
+                    let shared = shared.clone();
+                    connections.spawn(async move {
+                        // A panic in a connection must not keep its number.
+                        let served = AssertUnwindSafe(connection::serve(stream, address, life, shared)).catch_unwind().await;
+                        if served.is_err() {
+                            tracing::error!(%address, "a connection panicked");
+                        }
+                        number
+                    });
                 }
                 Err(error) if of_one_connection(&error) => {}
                 Err(error) => {

@@ -8,9 +8,11 @@ mod http;
 mod http2;
 mod io;
 mod listen;
+mod lives;
 mod names;
 mod reload;
 mod request_body;
+mod sampled;
 mod settings;
 mod tls;
 mod turns;
@@ -42,8 +44,8 @@ pub struct Peer {
 }
 
 impl Peer {
-    fn new(address: SocketAddr, ending: watch::Receiver<Ending>) -> Self {
-        Self { address, ending, counts: Arc::default(), vouched: Arc::default() }
+    fn new(address: SocketAddr, ending: watch::Receiver<Ending>, vouched: Arc<AtomicBool>) -> Self {
+        Self { address, ending, counts: Arc::default(), vouched }
     }
 
     /// Notes that a call on the connection came from somebody who may call: such a connection is the last to be closed for others.

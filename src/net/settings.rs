@@ -6,7 +6,7 @@ use std::path::PathBuf;
 /// Settings of connections and of what may come in through them.
 #[derive(Args, Clone, Debug)]
 pub struct NetSettings {
-    /// Connections that each port takes at once; one more is closed
+    /// Connections that each port takes at once. One more closes an idle one, first those that never made a call, or is closed itself
     #[arg(long, env = "METERD_INBOUND_CONNECTIONS_MAX", default_value_t = 8_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub inbound_connections_max: u32,
     /// After so long a connection takes no more calls, and its caller makes a new one

@@ -9,9 +9,10 @@ use hyper::body::{Body, Frame, SizeHint};
 use hyper::service::Service;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
+use tokio::time::Instant;
 use tonic::codegen::StdError;
 use tonic::codegen::http::Request;
 use tower::ServiceExt;
@@ -23,10 +24,31 @@ pub(super) struct Turns {
     pub begun: AtomicU64,
     /// Calls in which it is the server's turn.
     pub ours: AtomicUsize,
+    open: Mutex<Open>,
+}
+
+/// Calls that go on, and since when there are none.
+#[derive(Debug, Default)]
+struct Open {
+    calls: usize,
+    idle_since: Option<Instant>,
+}
+
+impl Turns {
+    /// Begins a call.
+    pub fn begin(self: &Arc<Self>) -> Arc<Turn> {
+        Turn::begin(self)
+    }
+
+    /// Since when no call goes on.
+    pub fn idle_since(&self) -> Option<Instant> {
+        self.open.lock().expect("not poisoned").idle_since
+    }
 }
 
 /// One call.
-struct Turn {
+#[derive(Debug)]
+pub(super) struct Turn {
     turns: Arc<Turns>,
     ours: AtomicBool,
     answered: AtomicBool,
@@ -36,6 +58,10 @@ impl Turn {
     fn begin(turns: &Arc<Turns>) -> Arc<Self> {
         turns.begun.fetch_add(1, Ordering::Relaxed);
         turns.ours.fetch_add(1, Ordering::Relaxed);
+        let mut open = turns.open.lock().expect("not poisoned");
+        open.calls += 1;
+        open.idle_since = None;
+        drop(open);
         Arc::new(Self { turns: turns.clone(), ours: AtomicBool::new(true), answered: AtomicBool::new(false) })
     }
 
@@ -52,6 +78,9 @@ impl Turn {
 impl Drop for Turn {
     fn drop(&mut self) {
         self.ours(false);
+        let mut open = self.turns.open.lock().expect("not poisoned");
+        open.calls -= 1;
+        open.idle_since = (open.calls == 0).then(Instant::now);
     }
 }
 
@@ -109,7 +138,7 @@ where
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, StdError>> + Send>>;
 
     fn call(&self, request: Request<R>) -> Self::Future {
-        let turn = Turn::begin(&self.turns);
+        let turn = self.turns.begin();
         let mut request =
             request.map(|inner| tonic::body::Body::new(Watched { inner, turn: turn.clone(), is_answer: false }));
         request.extensions_mut().insert(self.peer.clone());

@@ -1,11 +1,12 @@
 //! A well-behaved caller beside the others, and what the server takes meanwhile.
 
 use crate::process::{Process, track};
-use meterd::proto::usage_service_client::UsageServiceClient;
+use std::fmt::{self, Display};
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+use tonic::Status;
 
 /// Between two calls of the well-behaved caller.
 const PAUSE: Duration = Duration::from_millis(5);
@@ -35,16 +36,28 @@ impl Calls {
     }
 }
 
-async fn call(process: &Process, name: &str, done: &AtomicBool) -> Calls {
-    let mut usage = UsageServiceClient::new(process.channel());
+impl Display for Calls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let count = self.took.len() + self.failed;
+        let (p50, p99) = (self.percentile(50), self.percentile(99));
+        write!(f, "{count} calls, {} failed, p50 {p50:.1} ms, p99 {p99:.1} ms", self.failed)
+    }
+}
+
+/// Calls over and over, until it is done.
+async fn call<F>(name: String, done: Arc<AtomicBool>, call: impl Fn(usize) -> F) -> Calls
+where
+    F: Future<Output = Result<(), Status>>,
+{
     let mut calls = Calls::default();
     while !done.load(Ordering::Relaxed) {
         let begun = Instant::now();
-        let key = format!("{name}-{}-{}", calls.took.len(), calls.failed);
-        match track(&mut usage, &key).await {
+        match call(calls.took.len() + calls.failed).await {
             Ok(()) => calls.took.push(begun.elapsed()),
             Err(status) => {
-                println!("{name}: a well-behaved call failed: {status:?}");
+                if calls.failed < 3 {
+                    println!("{name}: a well-behaved call failed: {status:?}");
+                }
                 calls.failed += 1;
             }
         }
@@ -57,10 +70,17 @@ async fn call(process: &Process, name: &str, done: &AtomicBool) -> Calls {
 pub async fn endures<F: Future<Output = String>>(process: &Arc<Process>, name: &str, abuse: impl Fn(String) -> F) {
     let (files_before, before) = (process.files(), process.resident_mib());
     let done = Arc::new(AtomicBool::new(false));
-    let caller = tokio::spawn({
-        let (process, name, done) = (process.clone(), name.to_string(), done.clone());
-        async move { call(&process, &name, &done).await }
-    });
+    let usage = process.usage();
+    let keyed = name.to_string();
+    let caller = tokio::spawn(call(name.to_string(), done.clone(), move |number| {
+        let (mut usage, key) = (usage.clone(), format!("{keyed}-{number}"));
+        async move { track(&mut usage, &key).await }
+    }));
+    let probed = process.clone();
+    let probe = tokio::spawn(call(format!("{name}, health"), done.clone(), move |_| {
+        let probed = probed.clone();
+        async move { probed.check_health().await }
+    }));
     let watching = tokio::spawn({
         let (process, done) = (process.clone(), done.clone());
         async move {
@@ -80,7 +100,7 @@ pub async fn endures<F: Future<Output = String>>(process: &Arc<Process>, name: &
     }
     let took = begun.elapsed();
     done.store(true, Ordering::Relaxed);
-    let (calls, peak) = (caller.await.unwrap(), watching.await.unwrap());
+    let (calls, health, peak) = (caller.await.unwrap(), probe.await.unwrap(), watching.await.unwrap());
     let deadline = Instant::now() + SETTLED_WITHIN;
     while process.connections().await > 0 {
         assert!(Instant::now() < deadline, "{name}: connections are still open");
@@ -88,17 +108,15 @@ pub async fn endures<F: Future<Output = String>>(process: &Arc<Process>, name: &
     }
     let (files, after) = (process.files(), process.resident_mib());
     println!(
-        "{name} × {rounds} in {:.1} s: {seen}; beside it {} calls, {} failed, p50 {:.1} ms, p99 {:.1} ms; memory {before:.0} MiB, peak \
-         {peak:.0}, after {after:.0}; files {files_before}, after {files}",
+        "{name} × {rounds} in {:.1} s: {seen}; beside it {calls}; health over new connections {health}; memory {before:.0} MiB, \
+         peak {peak:.0}, after {after:.0}; files {files_before}, after {files}",
         took.as_secs_f64(),
-        calls.took.len() + calls.failed,
-        calls.failed,
-        calls.percentile(50),
-        calls.percentile(99),
     );
-    assert_eq!(calls.failed, 0, "{name}: well-behaved calls failed");
-    assert!(!calls.took.is_empty());
-    assert!(calls.percentile(99) <= P99_MS_MAX, "{name}: well-behaved calls had to wait");
+    for (calls, whose) in [(&calls, "well-behaved calls"), (&health, "health probes")] {
+        assert_eq!(calls.failed, 0, "{name}: {whose} failed");
+        assert!(!calls.took.is_empty());
+        assert!(calls.percentile(99) <= P99_MS_MAX, "{name}: {whose} had to wait");
+    }
     assert!(peak - before <= GROWTH_MIB_MAX, "{name}: memory grew from {before:.0} to {peak:.0} MiB");
     assert!(files <= files_before + POOL_FILES_MAX, "{name}: {files} files are open, {files_before} were");
     process.track(&format!("after {name}")).await.unwrap();

@@ -3,6 +3,7 @@
 
 mod beside;
 mod frames;
+mod others;
 mod process;
 mod scenarios;
 mod stops;

@@ -4,13 +4,21 @@ use meterd::proto::usage_service_client::UsageServiceClient;
 use meterd::proto::{TrackUsageRequest, UsageEvent};
 use nix::sys::resource::{Resource, getrlimit};
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tonic::Request;
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
+use tonic_reflection::pb::v1::ServerReflectionRequest;
+use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 
 /// A server that has not stopped by then never will.
 const STOPPED_WITHIN: Duration = Duration::from_secs(60);
@@ -20,16 +28,26 @@ pub struct Process {
     data_dir: PathBuf,
     ports: [u16; 2],
     server: Mutex<Child>,
+    /// What the well-behaved caller presents; nothing, where the server asks for no keys.
+    token: String,
 }
 
 impl Process {
     /// Starts one, and waits until it serves.
     pub async fn start(flags: &[&str]) -> Self {
         let data_dir = tempfile::Builder::new().prefix("meterd-abuse-").tempdir().unwrap().keep();
-        Self::start_over(data_dir, flags).await
+        Self::start_over(data_dir, flags, String::new()).await
     }
 
-    async fn start_over(data_dir: PathBuf, flags: &[&str]) -> Self {
+    /// Starts one that asks for keys; gives another key than that of the well-behaved caller, too.
+    pub async fn start_with_keys(flags: &[&str]) -> (Self, String) {
+        let data_dir = tempfile::Builder::new().prefix("meterd-abuse-").tempdir().unwrap().keep();
+        let [token, other] = ["well-behaved", "other"].map(|name| make_key(&data_dir, name));
+        let flags: Vec<&str> = ["--auth=keys"].into_iter().chain(flags.iter().copied()).collect();
+        (Self::start_over(data_dir, &flags, token).await, other)
+    }
+
+    async fn start_over(data_dir: PathBuf, flags: &[&str], token: String) -> Self {
         let ports = [0; 2].map(|_: u16| TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port());
         let log = std::fs::File::options().create(true).append(true).open(data_dir.with_extension("log")).unwrap();
         let server = Command::new(env!("CARGO_BIN_EXE_meterd"))
@@ -46,7 +64,7 @@ impl Process {
             .stderr(log)
             .spawn()
             .unwrap();
-        let process = Self { data_dir, ports, server: Mutex::new(server) };
+        let process = Self { data_dir, ports, server: Mutex::new(server), token };
         let deadline = Instant::now() + Duration::from_secs(60);
         while process.track("first").await.is_err() {
             assert!(Instant::now() < deadline, "the server did not come up");
@@ -57,7 +75,7 @@ impl Process {
 
     /// The same data, served again after a stop.
     pub async fn start_again(&mut self, flags: &[&str]) {
-        let again = Self::start_over(self.data_dir.clone(), flags).await;
+        let again = Self::start_over(self.data_dir.clone(), flags, self.token.clone()).await;
         // The one that has stopped owns nothing any more: only its data directory, which is now that of the other.
         let mut stopped = std::mem::replace(self, again);
         stopped.data_dir = PathBuf::new();
@@ -76,7 +94,31 @@ impl Process {
 
     /// Records one event over a new connection.
     pub async fn track(&self, key: &str) -> Result<(), tonic::Status> {
-        track(&mut UsageServiceClient::new(self.channel()), key).await
+        track(&mut self.usage(), key).await
+    }
+
+    /// The usage service, as the well-behaved caller.
+    pub fn usage(&self) -> UsageServiceClient<As> {
+        UsageServiceClient::with_interceptor(self.channel(), Presents(self.token.clone()))
+    }
+
+    /// Asks for health over a new connection.
+    pub async fn check_health(&self) -> Result<(), tonic::Status> {
+        HealthClient::new(self.channel()).check(HealthCheckRequest::default()).await.map(drop)
+    }
+
+    /// Lists the services by reflection, as the well-behaved caller.
+    pub async fn list_services(&self) -> Result<(), tonic::Status> {
+        let message_request = Some(MessageRequest::ListServices(String::new()));
+        let request = ServerReflectionRequest { host: String::new(), message_request };
+        let mut client = ServerReflectionClient::with_interceptor(self.channel(), Presents(self.token.clone()));
+        let mut answers = client.server_reflection_info(tokio_stream::once(request)).await?.into_inner();
+        answers.message().await?.map(drop).ok_or_else(|| tonic::Status::unknown("no answer"))
+    }
+
+    /// The log so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.data_dir.with_extension("log")).unwrap()
     }
 
     fn pid(&self) -> u32 {
@@ -152,8 +194,35 @@ impl Drop for Process {
     }
 }
 
+/// Presents an API key, if there is one.
+#[derive(Clone)]
+pub struct Presents(pub String);
+
+/// A channel with an API key.
+pub type As = InterceptedService<Channel, Presents>;
+
+impl Interceptor for Presents {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, tonic::Status> {
+        if !self.0.is_empty() {
+            request.metadata_mut().insert("authorization", format!("Bearer {}", self.0).parse().unwrap());
+        }
+        Ok(request)
+    }
+}
+
+fn make_key(data_dir: &Path, name: &str) -> String {
+    let made = Command::new(env!("CARGO_BIN_EXE_meterd"))
+        .args(["keys", "create", name, "--scope=admin", "--all-clients", "--direct", "--quiet"])
+        .args(["--requests-per-second=1000000", &format!("--data-dir={}", data_dir.display())])
+        .env_remove("DATABASE_URL")
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{made:?}");
+    String::from_utf8(made.stdout).unwrap().trim().into()
+}
+
 /// Records one event.
-pub async fn track(usage: &mut UsageServiceClient<Channel>, key: &str) -> Result<(), tonic::Status> {
+pub async fn track(usage: &mut UsageServiceClient<As>, key: &str) -> Result<(), tonic::Status> {
     let event = UsageEvent {
         client_id: "well-behaved".into(),
         service: "sms".into(),

@@ -7,7 +7,6 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use h2::client::{ResponseFuture, SendRequest};
 use meterd::proto::GetPlatformUsageRequest;
-use meterd::proto::usage_service_client::UsageServiceClient;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use prost::Message;
 use std::future::Future;
@@ -28,14 +27,14 @@ const ENHANCE_YOUR_CALM: u32 = 11;
 /// Connections of the scenarios that do the same on several.
 const CONNECTIONS: usize = 10;
 
-async fn h2_connect(address: &str) -> SendRequest<Bytes> {
+pub async fn h2_connect(address: &str) -> SendRequest<Bytes> {
     let (sender, connection) = h2::client::handshake(TcpStream::connect(address).await.unwrap()).await.unwrap();
     tokio::spawn(connection);
     sender.ready().await.unwrap()
 }
 
 /// Begins a call with more headers, and sends these bytes as far as they are wanted; the body stays open.
-async fn send(
+pub async fn send(
     sender: &mut SendRequest<Bytes>,
     path: &str,
     headers: &[(&str, &str)],
@@ -58,7 +57,7 @@ async fn send(
 }
 
 /// What a call was answered with: gRPC's status, or HTTP's.
-async fn answered(answer: ResponseFuture) -> String {
+pub async fn answered(answer: ResponseFuture) -> String {
     match answer.await {
         Ok(answer) => match Status::from_header_map(answer.headers()) {
             Some(status) => format!("{:?}", status.code()),
@@ -69,7 +68,7 @@ async fn answered(answer: ResponseFuture) -> String {
 }
 
 /// Each answer and how often it came.
-fn tally(answers: impl IntoIterator<Item = String>) -> String {
+pub fn tally(answers: impl IntoIterator<Item = String>) -> String {
     let mut counts = std::collections::BTreeMap::<String, usize>::new();
     for answer in answers {
         *counts.entry(answer).or_default() += 1;
@@ -157,8 +156,10 @@ async fn events_of_nothing(address: String) -> String {
 async fn compressed_bombs(address: String) -> String {
     let bomb = bomb();
     let body = message(1, bomb.len() as u32, &bomb);
-    each(&address, 50, &["Unimplemented"], async |mut sender| {
-        answered(send(&mut sender, TRACK, &[("grpc-encoding", "gzip")], body.clone()).await.0).await
+    each(&address, 50, &["OutOfRange"], async |mut sender| {
+        let (answer, mut rest) = send(&mut sender, TRACK, &[("grpc-encoding", "gzip")], body.clone()).await;
+        drop(rest.send_data(Bytes::new(), true));
+        answered(answer).await
     })
     .await
 }
@@ -421,7 +422,7 @@ async fn callers_that_abuse_the_protocol_take_little_and_stop_nobody() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_without_a_file_to_open_serves_whom_it_has_and_others_later() {
     let process = Process::start(&[]).await;
-    let mut usage = UsageServiceClient::new(process.channel());
+    let mut usage = process.usage();
     track(&mut usage, "before").await.unwrap();
     process.limit_files(Some(process.files() + 10));
     let waiting = join_all((0..100).map(async |_| frames::connect(&process.address()).await)).await;

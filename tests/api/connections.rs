@@ -9,6 +9,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Request};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
 use tonic_types::StatusExt;
 
 async fn open(address: &str) -> TcpStream {
@@ -46,19 +48,31 @@ async fn a_connection_that_does_not_say_what_it_wants_is_closed_after_ten_second
 }
 
 #[tokio::test]
-async fn one_connection_more_than_may_be_is_closed_at_once_and_leaves_the_others_alone() {
-    let server = TestServer::start_with(&["--inbound-connections-max=2"], Clock::system()).await;
+async fn one_connection_more_than_may_be_closes_those_first_that_never_made_a_call() {
+    let server = TestServer::start_with(&["--inbound-connections-max=3"], Clock::system()).await;
     let mut usage = server.usage();
     let mut track = async || {
         let request = TrackUsageRequest { event: Some(event("acme", "sms", "1")) };
         usage.track_usage(request).await
     };
     track().await.unwrap();
-    let second = open(&server.address).await;
+    let mut health = HealthClient::new(server.channel());
+    let mut watch = health.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
+    watch.message().await.unwrap().unwrap();
+    let silent = open(&server.address).await;
+    let mut follower = Follower::begin(&server, SubscribeAlertsRequest::default()).await.unwrap();
+    assert!(closed_after(silent).await < Duration::from_secs(5), "it has never made a call");
+    let mut second = Follower::begin(&server, SubscribeAlertsRequest::default()).await.unwrap();
+    assert_eq!(watch.message().await.unwrap_err().code(), Code::Unavailable, "it has shown no credentials");
+    // The first is idle, and makes a new connection for its next call.
+    let mut third = Follower::begin(&server, SubscribeAlertsRequest::default()).await.unwrap();
     for _ in 0..20 {
         assert!(closed_after(open(&server.address).await).await < Duration::from_secs(5));
     }
-    track().await.unwrap();
+    let alert_id = raise(&server.pool, "acme").await;
+    for follower in [&mut follower, &mut second, &mut third] {
+        assert_eq!(follower.change().await.unwrap().alert.unwrap().alert_id, alert_id);
+    }
     drop(second);
     eventually(async || server.track(event("acme", "sms", "1")).await.is_ok()).await;
     // The second port has a count of its own.

@@ -15,6 +15,15 @@ pub async fn connect(address: &str) -> SendRequest<Bytes> {
     sender.ready().await.unwrap()
 }
 
+/// The same, which makes room for no byte of an answer.
+pub async fn connect_unread(address: &str) -> SendRequest<Bytes> {
+    let stream = TcpStream::connect(address.trim_start_matches("http://")).await.unwrap();
+    let handshake = h2::client::Builder::new().initial_window_size(0).handshake::<_, Bytes>(stream);
+    let (sender, connection) = handshake.await.unwrap();
+    tokio::spawn(connection);
+    sender.ready().await.unwrap()
+}
+
 /// A call whose body is still open.
 pub struct OpenCall {
     pub body: SendStream<Bytes>,
@@ -35,6 +44,13 @@ impl OpenCall {
     /// Sends as the server makes room. False, if it wants no more.
     pub async fn send(&mut self, bytes: Bytes) -> bool {
         send(&mut self.body, bytes).await
+    }
+
+    /// Sends a message and ends the request.
+    pub async fn send_all(&mut self, message: &impl prost::Message) {
+        let message = message.encode_to_vec();
+        assert!(self.send([&prefix(message.len() as u32)[..], &message].concat().into()).await);
+        self.body.send_data(Bytes::new(), true).unwrap();
     }
 
     /// The status that the call ends with, wherever it stands.

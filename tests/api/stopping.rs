@@ -9,6 +9,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tonic::Code;
 use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 use tonic_types::StatusExt;
 
@@ -91,4 +92,25 @@ async fn a_call_that_is_under_way_is_answered_before_the_end() {
     let answer = call.await.unwrap().unwrap().into_inner();
     assert_eq!(answer.result.unwrap().outcome(), EventOutcome::Accepted);
     stop.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_health_watch_says_not_serving_before_it_ends_with_the_server() {
+    let server = TestServer::start().await;
+    let mut watches = vec![];
+    for service in ["", "metering.v1.UsageService"] {
+        let request = HealthCheckRequest { service: service.into() };
+        let mut watch = HealthClient::new(server.channel()).watch(request).await.unwrap().into_inner();
+        let mut status = watch.message().await.unwrap().unwrap().status();
+        while status != ServingStatus::Serving {
+            status = watch.message().await.unwrap().unwrap().status();
+        }
+        watches.push(watch);
+    }
+    let stopping = tokio::spawn(server.stop());
+    for mut watch in watches {
+        assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::NotServing);
+        assert_refused(watch.message().await, Code::Unavailable, "SHUTTING_DOWN");
+    }
+    stopping.await.unwrap();
 }
