@@ -2,8 +2,8 @@
 
 /// Digits before the point: quantities are below 10^15.
 const WHOLE_DIGITS_MAX: usize = 15;
-/// Digits after the point.
-const DECIMALS_MAX: usize = 12;
+/// Digits after the point. The server rounds to 12, and says so.
+const DECIMALS_MAX: usize = 80;
 /// Tokens of one event.
 const TOKENS_MAX: i64 = 1_000_000_000_000;
 /// Far beyond anything that can still be in range, and small enough to write out.
@@ -20,7 +20,7 @@ pub fn quantity(text: &str) -> Result<String, String> {
         return Err(format!("must be below 10^15, got {:?}", text.trim()));
     }
     if decimals.len() > DECIMALS_MAX {
-        return Err(format!("must have at most 12 decimals, got {:?}", text.trim()));
+        return Err(format!("must have at most {DECIMALS_MAX} decimals, got {:?}", text.trim()));
     }
     Ok(plain)
 }
@@ -123,7 +123,8 @@ mod tests {
     fn quantities_keep_the_contracts_bounds() {
         assert_eq!(quantity("999999999999999.999999999999").unwrap(), "999999999999999.999999999999");
         assert!(quantity("1e15").unwrap_err().contains("below 10^15"));
-        assert!(quantity("1e-13").unwrap_err().contains("12 decimals"));
+        assert_eq!(quantity("8.333333333333333e-2").unwrap(), "0.08333333333333333");
+        assert!(quantity("1e-81").unwrap_err().contains("80 decimals"));
         assert_eq!(quantity("1.0000000000000").unwrap(), "1");
         assert!(quantity("-1").unwrap_err().contains("zero or more"));
     }

@@ -4,6 +4,7 @@ mod batch;
 mod clients;
 mod queue;
 mod queues;
+mod repeats;
 mod writer;
 
 use crate::alerts::raise::AlertSettings;
@@ -63,8 +64,8 @@ pub enum Outcome {
     Accepted(Recorded),
     /// Recorded before.
     Duplicate(Recorded),
-    /// Its key belongs to another payload: that of this event.
-    Conflict(EventId),
+    /// Its key belongs to another payload.
+    Conflict(Conflict),
     /// Wrong, not recorded.
     Rejected(Error),
     /// Not known to be recorded.
@@ -77,6 +78,15 @@ pub struct Recorded {
     pub id: EventId,
     /// Nothing, where the event itself is no longer kept.
     pub charge: Option<Charge>,
+}
+
+/// The key of an event belongs to another payload.
+#[derive(Clone, Debug)]
+pub struct Conflict {
+    /// The event that has the key.
+    pub holder: EventId,
+    /// Names of the fields that differ. Empty if that event is no longer kept.
+    pub fields: Vec<&'static str>,
 }
 
 /// Where an outcome goes.

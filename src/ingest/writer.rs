@@ -23,8 +23,11 @@ const RETRY_PAUSE_MIN: Duration = Duration::from_millis(5);
 const RETRY_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// How long the database may take to accept a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a batch may take before its connection is taken for dead: longer than any one statement may.
-const RECORD_TIMEOUT: Duration = Duration::from_secs(45);
+/// How long one try of a batch may take before its connection is taken for dead: what is left of the time of its oldest
+/// event, but neither less than a slow database needs nor more than the longest statement. With the least, callers of a
+/// database that hangs get their answer at most five seconds after `retry_for`.
+const TRY_TIMEOUT_MIN: Duration = Duration::from_secs(4);
+const TRY_TIMEOUT_MAX: Duration = Duration::from_secs(45);
 /// So long others leave few events to the first writer.
 const SLOW_AFTER: Duration = Duration::from_millis(20);
 /// How long a batch waits for a row that somebody else holds. Short: all clients of the writer wait with it.
@@ -43,6 +46,9 @@ struct Writer {
     known_partitions: HashSet<Month, RandomState>,
     /// Clients whose rows somebody held for longer than the lock timeout: tried alone, and after the others.
     held_clients: HashSet<Arc<str>>,
+    /// The error of the last try, if the database did not do its part. Then events that have waited for too long already are
+    /// given up without a try of their own: one after another, those of a full queue would wait for many times as long.
+    away: Option<Error>,
 }
 
 /// One batch a client, each in order.
@@ -74,6 +80,7 @@ pub(super) async fn run(
         client_settings: ClientSettings::default(),
         known_partitions: HashSet::default(),
         held_clients: HashSet::new(),
+        away: None,
     };
     while let Some((items, at_work)) = queues.take(number, writer.settings.batch_events_max).await {
         {
@@ -106,13 +113,16 @@ impl Writer {
         while let Some(mut items) = batches.pop() {
             // Nobody waits for these: not recording them is one of the two right answers.
             items.retain(|item| !item.reply.is_closed());
-            if items.is_empty() {
-                continue;
+            if let Some(away) = self.away.clone() {
+                items = self.give_up(items, &away);
             }
+            let Some(left) = self.time_left(&items) else { continue };
             let started = Instant::now();
-            let recorded = tokio::time::timeout(RECORD_TIMEOUT, self.try_record(&items)).await;
+            let try_for = left.clamp(TRY_TIMEOUT_MIN, TRY_TIMEOUT_MAX);
+            let recorded = tokio::time::timeout(try_for, self.try_record(&items)).await;
             match recorded.unwrap_or(Err(sqlx::Error::PoolTimedOut)) {
                 Ok(outcomes) => {
+                    self.away = None;
                     metrics::histogram!("meterd_commit_seconds").record(started.elapsed());
                     metrics::histogram!("meterd_batch_events").record(items.len() as u32);
                     if !self.held_clients.is_empty() {
@@ -126,11 +136,9 @@ impl Writer {
                     self.forget();
                     metrics::counter!("meterd_batch_retries_total").increment(1);
                     tracing::warn!(%error, events = items.len(), "batch failed and is tried again with the same keys");
-                    let expired = |item: &Item| item.queued_at.elapsed() >= self.settings.retry_for;
-                    let (given_up, kept): (Vec<_>, Vec<_>) = items.into_iter().partition(expired);
                     let held = store::is_lock_timeout(&error);
                     let unknown = Error::database_unavailable(error);
-                    reply(given_up.into_iter().map(|item| (item.reply, Outcome::Unavailable(unknown.clone()))));
+                    let kept = self.give_up(items, &unknown);
                     if held {
                         let mut of_clients = by_client(kept);
                         if of_clients.len() == 1 {
@@ -142,8 +150,10 @@ impl Writer {
                         }
                         batches.extend(of_clients);
                     } else {
+                        self.away = Some(unknown);
+                        let left = self.time_left(&kept).unwrap_or_default();
                         batches.push(kept);
-                        tokio::time::sleep(pause).await;
+                        tokio::time::sleep(pause.min(left)).await;
                         pause = (pause * 2).min(RETRY_PAUSE_MAX);
                     }
                 }
@@ -160,6 +170,20 @@ impl Writer {
                 }
             }
         }
+    }
+
+    /// Answers the events whose time is up that their outcome is not known, and returns the others.
+    fn give_up(&self, items: Vec<Item>, unknown: &Error) -> Vec<Item> {
+        let expired = |item: &Item| item.queued_at.elapsed() >= self.settings.retry_for;
+        let (given_up, kept): (Vec<_>, Vec<_>) = items.into_iter().partition(expired);
+        reply(given_up.into_iter().map(|item| (item.reply, Outcome::Unavailable(unknown.clone()))));
+        kept
+    }
+
+    /// How long the oldest of these may still be tried. `None` if there are none.
+    fn time_left(&self, items: &[Item]) -> Option<Duration> {
+        let waited = items.iter().map(|item| item.queued_at.elapsed()).max()?;
+        Some(self.settings.retry_for.saturating_sub(waited))
     }
 
     /// What it remembers of the database may be what went wrong.
