@@ -126,7 +126,9 @@ fn print(difference: &Difference) {
 fn print_key(difference: &KeyDifference) {
     let KeyDifference { client_id, month, idempotency_key, event, fault } = difference;
     let fault = match fault {
-        KeyFault::KeyMissing => format!("event {event} has no row in idempotency_keys: sent again, it would count again"),
+        KeyFault::KeyMissing => {
+            format!("event {event} has no row in idempotency_keys: sent again, it would count again")
+        }
         KeyFault::KeyOfAnother => format!("event {event} has the key of another event: one of the two counts twice"),
         KeyFault::EventMissing => {
             format!("names event {event}, which is not there: sent again, it would not be recorded")

@@ -52,22 +52,17 @@ pub(super) async fn conflicts(
         let leader = dated[order.leaders[order.leader_of[index]]].submission;
         holder_of(index).is_some_and(|holder| holder.id == leader.id).then_some(&leader.event)
     };
-    let client_of = |index: usize| &*dated[index].submission.event.client_id;
-    let wanted: Vec<_> = differing
+    let (numbers, wanted): (Vec<usize>, Vec<_>) = differing
         .iter()
         .filter(|(index, _)| at_hand(*index).is_none())
-        .map(|(index, holder)| (client_of(*index), holder.id))
-        .collect();
-    let mut found: Vec<Option<UsageEvent>> = match wanted.is_empty() {
-        true => vec![],
-        false => holders::events(conn, &wanted).await?,
-    };
-    found.reverse();
+        .map(|(index, holder)| (*index, (&*dated[*index].submission.event.client_id, holder.id)))
+        .unzip();
+    let found = if wanted.is_empty() { vec![] } else { holders::events(conn, &wanted).await? };
+    let found: HashMap<usize, Option<UsageEvent>> = numbers.into_iter().zip(found).collect();
     let conflict = |(index, holder): (usize, &KeyHolder)| {
-        let read = if at_hand(index).is_none() { found.pop().flatten() } else { None };
         let sent = dated[index].submission;
-        let fields = at_hand(index)
-            .or(read.as_ref())
+        let recorded = at_hand(index).or_else(|| found.get(&index)?.as_ref());
+        let fields = recorded
             .map(|recorded| differing_fields((&sent.event, &sent.payload_hash), (recorded, &holder.payload_hash)));
         (index, Conflict { holder: holder.id, fields: fields.unwrap_or_default() })
     };

@@ -28,6 +28,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// database that hangs get their answer at most five seconds after `retry_for`.
 const TRY_TIMEOUT_MIN: Duration = Duration::from_secs(4);
 const TRY_TIMEOUT_MAX: Duration = Duration::from_secs(45);
+/// How often the queue is looked through for events whose time is up, while the database is away.
+const GIVE_UP_EVERY: Duration = Duration::from_millis(200);
 /// So long others leave few events to the first writer.
 const SLOW_AFTER: Duration = Duration::from_millis(20);
 /// How long a batch waits for a row that somebody else holds. Short: all clients of the writer wait with it.
@@ -58,6 +60,12 @@ fn by_client(items: Vec<Item>) -> Vec<Vec<Item>> {
         of_clients.entry(item.submission.event.client_id.clone()).or_default().push(item);
     }
     of_clients.into_values().collect()
+}
+
+/// Answers the events of a writer's own queue whose time is up that their outcome is not known.
+fn give_up_queued(queues: &Queues, own: usize, retry_for: Duration, unknown: &Error) {
+    let expired = queues.take_expired(own, retry_for);
+    reply(expired.into_iter().map(|item| (item.reply, Outcome::Unavailable(unknown.clone()))));
 }
 
 /// Runs until the queue of this number, which is the writer's own, is closed and empty.
@@ -116,11 +124,11 @@ impl Writer {
             if let Some(away) = self.away.clone() {
                 items = self.give_up(items, &away);
             }
-            let Some(left) = self.time_left(&items) else { continue };
+            if items.is_empty() {
+                continue;
+            }
             let started = Instant::now();
-            let try_for = left.clamp(TRY_TIMEOUT_MIN, TRY_TIMEOUT_MAX);
-            let recorded = tokio::time::timeout(try_for, self.try_record(&items)).await;
-            match recorded.unwrap_or(Err(sqlx::Error::PoolTimedOut)) {
+            match self.try_in_time(queues, own, &items).await {
                 Ok(outcomes) => {
                     self.away = None;
                     metrics::histogram!("meterd_commit_seconds").record(started.elapsed());
@@ -150,8 +158,9 @@ impl Writer {
                         }
                         batches.extend(of_clients);
                     } else {
+                        give_up_queued(queues, own, self.settings.retry_for, &unknown);
                         self.away = Some(unknown);
-                        let left = self.time_left(&kept).unwrap_or_default();
+                        let left = self.time_left(&kept);
                         batches.push(kept);
                         tokio::time::sleep(pause.min(left)).await;
                         pause = (pause * 2).min(RETRY_PAUSE_MAX);
@@ -180,10 +189,31 @@ impl Writer {
         kept
     }
 
-    /// How long the oldest of these may still be tried. `None` if there are none.
-    fn time_left(&self, items: &[Item]) -> Option<Duration> {
-        let waited = items.iter().map(|item| item.queued_at.elapsed()).max()?;
-        Some(self.settings.retry_for.saturating_sub(waited))
+    /// How long the oldest of these may still be tried.
+    fn time_left(&self, items: &[Item]) -> Duration {
+        let waited = items.iter().map(|item| item.queued_at.elapsed()).max().unwrap_or_default();
+        self.settings.retry_for.saturating_sub(waited)
+    }
+
+    /// Records a batch, or gives up: see [`TRY_TIMEOUT_MIN`]. While the database is away, what waits in the queue is given up
+    /// at its time, too.
+    async fn try_in_time(&mut self, queues: &Queues, own: usize, items: &[Item]) -> sqlx::Result<Vec<Outcome>> {
+        let (away, retry_for) = (self.away.clone(), self.settings.retry_for);
+        let try_for = self.time_left(items).clamp(TRY_TIMEOUT_MIN, TRY_TIMEOUT_MAX);
+        let mut trying = pin!(tokio::time::timeout(try_for, self.try_record(items)));
+        loop {
+            let tried = match &away {
+                None => trying.as_mut().await,
+                Some(unknown) => match tokio::time::timeout(GIVE_UP_EVERY, trying.as_mut()).await {
+                    Ok(tried) => tried,
+                    Err(_) => {
+                        give_up_queued(queues, own, retry_for, unknown);
+                        continue;
+                    }
+                },
+            };
+            return tried.unwrap_or(Err(sqlx::Error::PoolTimedOut));
+        }
     }
 
     /// What it remembers of the database may be what went wrong.

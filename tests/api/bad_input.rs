@@ -128,7 +128,8 @@ async fn ids_that_look_alike_are_one_client_and_the_error_says_what_to_send() {
     for (client_id, rule) in cases {
         let status = server.track(event(client_id, "sms", "1")).await.unwrap_err();
         assert!(status.message().starts_with("event.client_id: ") && status.message().contains(rule), "{status}");
-        let fields: [(&str, fn(String) -> UsageEvent); 6] = [
+        type Named = (&'static str, fn(String) -> UsageEvent);
+        let fields: [Named; 6] = [
             ("service", |id| event("a17", &id, "1")),
             ("operation", |id| UsageEvent { operation: id, ..event("a17", "sms", "1") }),
             ("model", |id| UsageEvent { model: id, ..event("a17", "sms", "1") }),

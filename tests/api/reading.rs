@@ -257,7 +257,8 @@ async fn assert_top_of_many(server: &TestServer, count: usize) {
         top_operation_count: 3,
     };
     let summary = server.usage().get_usage_summary(request).await.unwrap().into_inner();
-    let top: Vec<_> = summary.top_operations.iter().map(|top| (&*top.operation, cost(&top.totals).to_string())).collect();
+    let top: Vec<_> =
+        summary.top_operations.iter().map(|top| (&*top.operation, cost(&top.totals).to_string())).collect();
     let names: Vec<String> = (count - 2..=count).rev().map(|number| format!("{number:06}")).collect();
     let costs: Vec<String> = (count - 2..=count).rev().map(|number| format!("{}", number as f64 / 500.0)).collect();
     let expected: Vec<_> = names.iter().map(String::as_str).zip(costs).collect();
