@@ -82,7 +82,8 @@ pub struct Settings {
     /// Most events that wait for one writer
     #[arg(long, env = "METERD_QUEUE_EVENTS_MAX", default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(2..=10_000_000))]
     pub queue_events_max: u32,
-    /// How long an event is tried while the database is away, before its caller is told to send it again
+    /// How long an event is tried while the database is away or hangs. Its caller is told to send it again at most 5 seconds
+    /// later
     #[arg(long, env = "METERD_RETRY_SECONDS", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=3600))]
     pub retry_seconds: u32,
     /// Longest time for a call that gives no deadline of its own

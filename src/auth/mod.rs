@@ -45,6 +45,11 @@ impl Caller {
         Self { kind: ActorKind::Anybody, id, name, grants: Grants::everything(), good_until: None }
     }
 
+    /// Names the caller among all others, in the database: kind and id. Empty for callers without credentials.
+    pub fn principal(&self) -> String {
+        if self.id.is_empty() { String::new() } else { format!("{}:{}", self.kind as i32, self.id) }
+    }
+
     /// The error of a caller without this scope.
     pub fn check_scope(&self, scope: Scope) -> Result<(), Error> {
         if self.grants.has(scope) {

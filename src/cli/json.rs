@@ -8,14 +8,15 @@ use prost_types::value::Kind;
 use prost_types::{ListValue, Struct, Value};
 use serde_json::value::RawValue;
 
+use crate::domain::event::METADATA_LEVELS_MAX;
+
 /// An object's values as they stand in the text, so that numbers keep every digit.
 pub type RawObject = BTreeMap<String, Box<RawValue>>;
 
 /// The contract's bound on metadata.
 pub const METADATA_BYTES_MAX: usize = 8 * 1024;
-/// Values in one another. The server's decoder takes a hundred messages in one another, and each object is three of them: a
-/// batch with one row that is deeper would be refused whole.
-const DEPTH_MAX: usize = 30;
+/// The contract's bound on levels. A batch with one row that is very much deeper would be refused whole.
+const DEPTH_MAX: usize = METADATA_LEVELS_MAX;
 
 /// Parses a JSON object as metadata.
 pub fn metadata(text: &str) -> Result<Struct, String> {
@@ -34,7 +35,7 @@ pub fn value(raw: &RawValue) -> Result<Value, String> {
 
 fn nested(raw: &RawValue, depth: usize) -> Result<Value, String> {
     if depth > DEPTH_MAX {
-        return Err(format!("is nested more than {DEPTH_MAX} deep"));
+        return Err(format!("is nested more than {DEPTH_MAX} levels deep"));
     }
     let text = raw.get().trim();
     let wrong = |error: serde_json::Error| error.to_string();

@@ -1,5 +1,6 @@
 //! `meterd track`: one event from the shell.
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -181,6 +182,8 @@ fn result_text(result: &UsageResult) -> String {
         }
         None => {}
     }
+    let rounded: BTreeMap<_, _> = result.rounded.iter().collect();
+    lines.extend(rounded.into_iter().map(|(field, value)| format!("rounded    {field} to {value}")));
     if let Some(error) = &result.error {
         lines.push(format!("{}: {}", error.reason, connect::event_error_text(error)));
     }
@@ -204,6 +207,7 @@ fn result_json(result: &UsageResult) -> serde_json::Value {
             Some(_) => None,
             None => Some(unpriced_name(result.unpriced_reason())),
         },
+        "rounded": result.rounded,
         "error": result.error.as_ref().map(|error| json!({
             "reason": error.reason,
             "message": connect::event_error_text(error),

@@ -1,4 +1,5 @@
-//! `meterd verify`: proves that rollups and totals equal the events, client and month by client and month.
+//! `meterd verify`: proves that rollups and totals equal the events, client and month by client and month, and that keys and
+//! events name each other.
 
 use super::hints;
 use super::period::parse_month;
@@ -10,6 +11,7 @@ use crate::domain::rollup::Sums;
 use crate::print;
 use crate::store::connect::{allow_long_statements, plan_for_values};
 use crate::store::verify::{self, Compared, Difference, RollupRow, Scope};
+use crate::store::verify_keys::{KeyDifference, KeyFault, key_differences};
 use crate::store::{clients, deployment, partitions, usage};
 use anyhow::{anyhow, ensure};
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -112,12 +114,15 @@ pub async fn verify_all(pool: &PgPool, client: Option<&str>, month: Option<Month
     let progress = ProgressBar::new(bounds.len() as u64 + 1).with_style(style);
     let mut verified = Verified::default();
     let mut compared = stream::iter(lots).map(async |lot| verify_lot(pool, lot).await).buffered(LOTS_AT_ONCE);
-    while let Some(compared) = compared.try_next().await? {
+    while let Some((compared, keys)) = compared.try_next().await? {
         progress.inc(1);
         verified.client_months += usize::try_from(compared.client_months)?;
         verified.events += compared.events;
-        verified.differences += compared.differences.len();
-        progress.suspend(|| compared.differences.iter().for_each(print_difference));
+        verified.differences += compared.differences.len() + keys.len();
+        progress.suspend(|| {
+            compared.differences.iter().for_each(print_difference);
+            keys.iter().for_each(print_key);
+        });
         if print::has_ended() {
             break;
         }
@@ -132,16 +137,18 @@ pub async fn verify_all(pool: &PgPool, client: Option<&str>, month: Option<Month
 }
 
 /// Compares what is open.
-async fn verify_lot(pool: &PgPool, lot: Scope) -> anyhow::Result<Compared> {
+async fn verify_lot(pool: &PgPool, lot: Scope) -> anyhow::Result<(Compared, Vec<KeyDifference>)> {
     let mut tx = pool.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
     allow_long_statements(&mut tx).await?;
     plan_for_values(&mut tx).await?;
     // Before the snapshot: what is open in it has its events.
     partitions::keep(&mut tx).await?;
     let open = deployment::closed_through(&mut tx).await?.map(Month::next);
-    let compared = verify::compare(&mut tx, &Scope { first: lot.first.max(open), ..lot }).await?;
+    let lot = Scope { first: lot.first.max(open), ..lot };
+    let compared = verify::compare(&mut tx, &lot).await?;
+    let keys = key_differences(&mut tx, &lot).await?;
     tx.commit().await?;
-    Ok(compared)
+    Ok((compared, keys))
 }
 
 fn print_difference(difference: &Difference) {
@@ -154,6 +161,20 @@ fn print_difference(difference: &Difference) {
         }
     };
     println!("{client_id:?} {month}, {row}: {}", explain(&difference.expected, &difference.actual));
+}
+
+fn print_key(difference: &KeyDifference) {
+    let KeyDifference { client_id, month, idempotency_key, event, fault } = difference;
+    let fault = match fault {
+        KeyFault::KeyMissing => {
+            format!("event {event} has no row in idempotency_keys: sent again, it would count again")
+        }
+        KeyFault::KeyOfAnother => format!("event {event} has the key of another event: one of the two counts twice"),
+        KeyFault::EventMissing => {
+            format!("names event {event}, which is not there: sent again, it would not be recorded")
+        }
+    };
+    println!("{client_id:?} {month}, key {idempotency_key:?}: {fault}");
 }
 
 /// The sums that differ, as the events have them and as the row does.
@@ -174,5 +195,10 @@ fn explain(expected: &Sums, actual: &Sums) -> String {
         .zip(columns(actual))
         .filter(|(expected, actual)| expected != actual)
         .map(|((name, expected), (_, actual))| format!("{name} is {actual}, the events say {expected}"));
-    differing.collect::<Vec<_>>().join("; ")
+    let differing = differing.collect::<Vec<_>>().join("; ");
+    match (expected.request_count, differing.is_empty()) {
+        (0, true) => "a row of zeros that no event is of".into(),
+        (0, false) => format!("a row that no event is of: {differing}"),
+        _ => differing,
+    }
 }

@@ -42,13 +42,27 @@ pub enum DecimalError {
     /// Too large.
     #[error("must be below 10^{0}")]
     TooLarge(u32),
+    /// A longer text than is looked at.
+    #[error("must be a decimal number of at most {TEXT_BYTES_MAX} characters")]
+    TooLong,
 }
 
-/// Longest text that is looked at: anything longer is no number within the bounds, unless padded with zeros.
+/// Longest text that is looked at: room for a double in full, such as 0.1 with its 55 decimals.
 const TEXT_BYTES_MAX: usize = 100;
 
 /// Reads plain digits with an optional fraction into units of 10^-`decimals`. Zeros at either end do not count.
 fn parse(text: &str, integer_digits: u32, decimals: u32) -> Result<i128, DecimalError> {
+    match parse_rounded(text, integer_digits, decimals)? {
+        (units, false) => Ok(units),
+        (_, true) => Err(DecimalError::TooManyDecimals(decimals)),
+    }
+}
+
+/// The same, but rounds further decimals half to even, and says whether it did.
+fn parse_rounded(text: &str, integer_digits: u32, decimals: u32) -> Result<(i128, bool), DecimalError> {
+    if text.len() > TEXT_BYTES_MAX {
+        return Err(DecimalError::TooLong);
+    }
     let unsigned = text.strip_prefix('-').unwrap_or(text);
     let (integer, fraction) = match unsigned.split_once('.') {
         Some((_, "")) => return Err(DecimalError::NotADecimal),
@@ -56,7 +70,7 @@ fn parse(text: &str, integer_digits: u32, decimals: u32) -> Result<i128, Decimal
         None => (unsigned, ""),
     };
     let digits = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
-    if text.len() > TEXT_BYTES_MAX || integer.is_empty() || !digits(integer) || !digits(fraction) {
+    if integer.is_empty() || !digits(integer) || !digits(fraction) {
         return Err(DecimalError::NotADecimal);
     }
     let integer = integer.trim_start_matches('0');
@@ -67,14 +81,19 @@ fn parse(text: &str, integer_digits: u32, decimals: u32) -> Result<i128, Decimal
     if integer.len() > integer_digits as usize {
         return Err(DecimalError::TooLarge(integer_digits));
     }
-    if fraction.len() > decimals as usize {
-        return Err(DecimalError::TooManyDecimals(decimals));
-    }
+    let (kept, rest) = fraction.split_at(fraction.len().min(decimals as usize));
     let mut units: i128 = 0;
-    for byte in integer.bytes().chain(fraction.bytes()) {
+    for byte in integer.bytes().chain(kept.bytes()) {
         units = units * 10 + i128::from(byte - b'0');
     }
-    Ok(units * 10i128.pow(decimals - fraction.len() as u32))
+    units *= 10i128.pow(decimals - kept.len() as u32);
+    // The rest has no zeros at its end: "5" is exactly half.
+    let up = rest > "5" || (rest == "5" && units % 2 != 0);
+    units += i128::from(up);
+    if units >= 10i128.pow(integer_digits + decimals) {
+        return Err(DecimalError::TooLarge(integer_digits));
+    }
+    Ok((units, !rest.is_empty()))
 }
 
 /// Writes units of 10^-`decimals` in plain digits without trailing zeros.
@@ -135,6 +154,11 @@ impl Decimal {
     /// Reads a quantity or an amount as it comes from outside.
     pub fn parse(text: &str) -> Result<Self, DecimalError> {
         parse(text, INTEGER_DIGITS, DECIMALS).map(Self)
+    }
+
+    /// Reads a quantity or an amount, rounds it half to even to 12 decimals, and says whether that changed it.
+    pub fn parse_rounded(text: &str) -> Result<(Self, bool), DecimalError> {
+        parse_rounded(text, INTEGER_DIGITS, DECIMALS).map(|(units, rounded)| (Self(units), rounded))
     }
 
     /// From units of 10^-12.
@@ -300,10 +324,32 @@ mod tests {
         assert_eq!(Decimal::parse("-1"), Err(DecimalError::Negative));
         assert_eq!(Decimal::parse("0.0000000000001"), Err(DecimalError::TooManyDecimals(12)));
         assert_eq!(Decimal::parse("1000000000000000"), Err(DecimalError::TooLarge(15)));
-        assert_eq!(Decimal::parse(&"9".repeat(200)), Err(DecimalError::NotADecimal));
+        assert_eq!(Decimal::parse(&"9".repeat(200)), Err(DecimalError::TooLong));
         assert!(Decimal::parse("999999999999999.999999999999").is_ok());
         assert!(Rate::parse("0.000000000000000000000001").is_ok());
         assert_eq!(Rate::parse("1000000000"), Err(DecimalError::TooLarge(9)));
+    }
+
+    #[test]
+    fn further_decimals_are_rounded_half_to_even() {
+        for (text, rounded) in [
+            ("0.08333333333333333", "0.083333333333"),
+            ("0.30000000000000004", "0.3"),
+            ("0.1000000000000000055511151231257827021181583404541015625", "0.1"),
+            ("1.0000000000005", "1"),
+            ("1.0000000000015", "1.000000000002"),
+            ("1.00000000000050001", "1.000000000001"),
+            ("1.00000000000049999", "1"),
+            ("0.9999999999999", "1"),
+            ("0.0000000000001", "0"),
+        ] {
+            let (value, changed) = Decimal::parse_rounded(text).unwrap();
+            assert_eq!((value.to_string().as_str(), changed), (rounded, true), "{text}");
+        }
+        assert_eq!(Decimal::parse_rounded("1.500000000000000"), Ok((Decimal::parse("1.5").unwrap(), false)));
+        assert_eq!(Decimal::parse_rounded("999999999999999.9999999999995"), Err(DecimalError::TooLarge(15)));
+        assert_eq!(Decimal::parse_rounded("-0.0000000000001"), Err(DecimalError::Negative));
+        assert_eq!(Decimal::parse_rounded(&format!("0.{}", "3".repeat(99))), Err(DecimalError::TooLong));
     }
 
     #[test]

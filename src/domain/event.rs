@@ -1,6 +1,7 @@
 //! A usage event that cannot be wrong any more, its identity and its payload's fingerprint.
 
 use crate::domain::decimal::Decimal;
+use crate::domain::metadata;
 use chrono::{DateTime, NaiveDate, Utc};
 use sha2::{Digest, Sha256};
 use std::fmt;
@@ -12,6 +13,9 @@ pub const ID_BYTES_MAX: usize = 128;
 pub const EXTERNAL_ID_BYTES_MAX: usize = 256;
 /// Longest metadata, as JSON.
 pub const METADATA_BYTES_MAX: usize = 8 * 1024;
+/// Most levels of metadata, objects and lists in one another: answers stay well below the 100 messages that gRPC libraries
+/// read in one another, of which a level takes up to three.
+pub const METADATA_LEVELS_MAX: usize = 16;
 /// Most tokens of one kind in one event. With it, a 64-bit sum holds nine million such events of a client and month.
 pub const TOKENS_MAX: i64 = 1_000_000_000_000;
 /// Most seconds that an event may be allowed to lie ahead of the server's clock.
@@ -173,6 +177,48 @@ pub fn payload_hash(event: &UsageEvent, time_was_given: bool) -> PayloadHash {
     let mut versioned = [PAYLOAD_HASH_VERSION; 17];
     versioned[1..].copy_from_slice(&hash.finalize()[..16]);
     versioned
+}
+
+/// Whether an event with this payload repeats the one whose key has this hash, recorded at this time.
+///
+/// A recorded event may come back as it was exported. Then it has the time that the server filled in when the caller gave
+/// none: that is the same payload, too.
+pub fn repeats(
+    (sent, sent_hash): (&UsageEvent, &PayloadHash),
+    (recorded_time, recorded_hash): (DateTime<Utc>, &PayloadHash),
+) -> bool {
+    sent_hash == recorded_hash || (sent.event_time == recorded_time && payload_hash(sent, false) == *recorded_hash)
+}
+
+/// Names the fields in which a payload differs from the recorded one.
+pub fn differing_fields(
+    (sent, sent_hash): (&UsageEvent, &PayloadHash),
+    (recorded, recorded_hash): (&UsageEvent, &PayloadHash),
+) -> Vec<&'static str> {
+    // The database may spell it in another way.
+    let recorded_metadata = recorded.metadata.as_deref().and_then(metadata::canonical);
+    let recorded = &UsageEvent { metadata: recorded_metadata, ..recorded.clone() };
+    let time_was_given = |event, hash: &PayloadHash| payload_hash(event, false) != *hash;
+    let same_time = match time_was_given(sent, sent_hash) {
+        true => sent.event_time == recorded.event_time,
+        false => !time_was_given(recorded, recorded_hash),
+    };
+    let (measures, other) = (&sent.measures, &recorded.measures);
+    let fields = [
+        ("service", sent.service == recorded.service),
+        ("operation", sent.operation == recorded.operation),
+        ("model", sent.model == recorded.model),
+        ("units", measures.units == other.units),
+        ("input_tokens", measures.input_tokens == other.input_tokens),
+        ("output_tokens", measures.output_tokens == other.output_tokens),
+        ("cached_input_tokens", measures.cached_input_tokens == other.cached_input_tokens),
+        ("amount", measures.amount == other.amount),
+        ("event_time", same_time),
+        ("subject", sent.subject == recorded.subject),
+        ("external_id", sent.external_id == recorded.external_id),
+        ("metadata", sent.metadata == recorded.metadata),
+    ];
+    fields.into_iter().filter(|(_, equal)| !equal).map(|(field, _)| field).collect()
 }
 
 #[cfg(test)]

@@ -5,6 +5,8 @@ pub mod alert;
 pub mod catalog;
 pub mod decimal;
 pub mod event;
+pub mod identifier;
+pub mod metadata;
 pub mod names;
 pub mod notification;
 pub mod period;

@@ -5,6 +5,7 @@ use super::creates::{Begun, Create, check_request_id};
 use super::events::unknown_service;
 use super::fields::Fields;
 use super::{Context, Handlers, prices};
+use crate::auth::Caller;
 use crate::domain::catalog::{Catalog, Service as Metered};
 use crate::domain::event::ID_BYTES_MAX;
 use crate::error::Error;
@@ -48,10 +49,14 @@ async fn list_services(context: Arc<Context>, _: ListServicesRequest) -> Result<
     Ok(ListServicesResponse { services: catalog.services().map(service_message).collect() })
 }
 
-async fn create_service(context: Arc<Context>, request: CreateServiceRequest) -> Result<CreateServiceResponse, Error> {
+async fn create_service(
+    context: Arc<Context>,
+    caller: Arc<Caller>,
+    request: CreateServiceRequest,
+) -> Result<CreateServiceResponse, Error> {
     let given = request.service.clone().unwrap_or_default();
     let mut fields = Fields::default();
-    fields.required("service.service", &given.service, ID_BYTES_MAX);
+    fields.required_identifier("service.service", &given.service, ID_BYTES_MAX);
     fields.text("service.display_name", &given.display_name, DISPLAY_NAME_BYTES_MAX);
     fields.text("service.unit", &given.unit, UNIT_BYTES_MAX);
     if ServiceCategory::try_from(given.category).is_err() {
@@ -61,7 +66,7 @@ async fn create_service(context: Arc<Context>, request: CreateServiceRequest) ->
         fields.wrong("service.uncounted_operations", format!("must be at most {UNCOUNTED_OPERATIONS_MAX}"));
     }
     for (index, operation) in given.uncounted_operations.iter().take(UNCOUNTED_OPERATIONS_MAX).enumerate() {
-        fields.text(&format!("service.uncounted_operations[{index}]"), operation, ID_BYTES_MAX);
+        fields.identifier(&format!("service.uncounted_operations[{index}]"), operation, ID_BYTES_MAX);
     }
     check_request_id(&mut fields, &request.request_id);
     fields.finish()?;
@@ -78,7 +83,7 @@ async fn create_service(context: Arc<Context>, request: CreateServiceRequest) ->
         recurring: given.recurring,
         uncounted_operations: given.uncounted_operations,
     };
-    let mut create = match Create::begin(&context, "CreateService", &request.request_id, &request).await? {
+    let mut create = match Create::begin(&context, &caller, "CreateService", &request.request_id, &request).await? {
         Begun::Repeat(response) => return Ok(response),
         Begun::New(create) => create,
     };
@@ -107,19 +112,20 @@ fn check_chain(fields: &mut Fields, catalog: &Catalog, given: &ModelAlias) {
 
 async fn create_model_alias(
     context: Arc<Context>,
+    caller: Arc<Caller>,
     request: CreateModelAliasRequest,
 ) -> Result<CreateModelAliasResponse, Error> {
     let given = request.model_alias.clone().unwrap_or_default();
     let catalog = context.catalog.refresh(&context.pool).await?;
     let mut fields = Fields::default();
     fields.required("model_alias.service", &given.service, ID_BYTES_MAX);
-    fields.required("model_alias.alias", &given.alias, ID_BYTES_MAX);
-    fields.required("model_alias.model", &given.model, ID_BYTES_MAX);
+    fields.required_identifier("model_alias.alias", &given.alias, ID_BYTES_MAX);
+    fields.required_identifier("model_alias.model", &given.model, ID_BYTES_MAX);
     check_service(&mut fields, &catalog, "model_alias.service", &given.service);
     check_chain(&mut fields, &catalog, &given);
     check_request_id(&mut fields, &request.request_id);
     fields.finish()?;
-    let mut create = match Create::begin(&context, "CreateModelAlias", &request.request_id, &request).await? {
+    let mut create = match Create::begin(&context, &caller, "CreateModelAlias", &request.request_id, &request).await? {
         Begun::Repeat(response) => return Ok(response),
         Begun::New(create) => create,
     };
@@ -165,7 +171,7 @@ impl CatalogService for Handlers {
         &self,
         request: Request<CreateServiceRequest>,
     ) -> Result<Response<CreateServiceResponse>, Status> {
-        self.run(request, create_service).await
+        self.run_as(request, create_service).await
     }
 
     async fn list_prices(&self, request: Request<ListPricesRequest>) -> Result<Response<ListPricesResponse>, Status> {
@@ -176,14 +182,14 @@ impl CatalogService for Handlers {
         &self,
         request: Request<CreatePriceRequest>,
     ) -> Result<Response<CreatePriceResponse>, Status> {
-        self.run(request, prices::create).await
+        self.run_as(request, prices::create).await
     }
 
     async fn create_model_alias(
         &self,
         request: Request<CreateModelAliasRequest>,
     ) -> Result<Response<CreateModelAliasResponse>, Status> {
-        self.run(request, create_model_alias).await
+        self.run_as(request, create_model_alias).await
     }
 
     async fn list_model_aliases(

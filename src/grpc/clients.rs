@@ -4,6 +4,7 @@ use super::convert::timestamp;
 use super::creates::{Begun, Create, check_request_id};
 use super::fields::{Fields, shown};
 use super::{Context, Handlers};
+use crate::auth::Caller;
 use crate::domain::event::ID_BYTES_MAX;
 use crate::error::Error;
 use crate::proto::client_service_server::ClientService;
@@ -46,10 +47,14 @@ pub async fn existing(context: &Context, client_id: &str) -> Result<clients::Cli
     clients::find(&context.pool, client_id).await?.ok_or_else(|| Error::client_not_found(client_id))
 }
 
-async fn create(context: Arc<Context>, request: CreateClientRequest) -> Result<CreateClientResponse, Error> {
+async fn create(
+    context: Arc<Context>,
+    caller: Arc<Caller>,
+    request: CreateClientRequest,
+) -> Result<CreateClientResponse, Error> {
     let client = request.client.clone().unwrap_or_default();
     let mut fields = Fields::default();
-    fields.required("client.client_id", &client.client_id, ID_BYTES_MAX);
+    fields.required_identifier("client.client_id", &client.client_id, ID_BYTES_MAX);
     fields.text("client.display_name", &client.display_name, DISPLAY_NAME_BYTES_MAX);
     check_request_id(&mut fields, &request.request_id);
     let zone = match client.time_zone.as_str() {
@@ -58,7 +63,7 @@ async fn create(context: Arc<Context>, request: CreateClientRequest) -> Result<C
     };
     fields.finish()?;
     let zone = zone.unwrap_or(Tz::UTC);
-    let mut create = match Create::begin(&context, "CreateClient", &request.request_id, &request).await? {
+    let mut create = match Create::begin(&context, &caller, "CreateClient", &request.request_id, &request).await? {
         Begun::Repeat(response) => return Ok(response),
         Begun::New(create) => create,
     };
@@ -129,7 +134,7 @@ impl ClientService for Handlers {
         &self,
         request: Request<CreateClientRequest>,
     ) -> Result<Response<CreateClientResponse>, Status> {
-        self.run(request, create).await
+        self.run_as(request, create).await
     }
 
     async fn get_client(&self, request: Request<GetClientRequest>) -> Result<Response<GetClientResponse>, Status> {

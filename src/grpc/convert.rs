@@ -1,5 +1,6 @@
 //! From domain and store to messages.
 
+use super::events::Echo;
 use super::{Context, json};
 use crate::domain::catalog::Service;
 use crate::domain::decimal::Total;
@@ -69,33 +70,35 @@ impl Context {
         services.iter().filter(recurs).map(|row| row.sums.cost).sum()
     }
 
-    /// What became of an event. `key` is its own.
-    pub fn result(&self, outcome: Outcome, key: &str) -> proto::UsageResult {
+    /// What became of an event.
+    pub fn result(&self, outcome: Outcome, echo: Echo) -> proto::UsageResult {
+        let Echo { key, rounded } = echo;
         let recorded = |outcome: EventOutcome, recorded: Recorded| {
             let (charge, price_id, unpriced_reason) = charge(self, recorded.charge);
             proto::UsageResult {
                 outcome: outcome.into(),
                 event_id: recorded.id.to_string(),
                 event_time: Some(timestamp(recorded.id.time)),
-                idempotency_key: key.into(),
+                idempotency_key: key.to_string(),
                 charge,
                 price_id,
                 unpriced_reason,
                 error: None,
+                rounded,
             }
         };
         let failed = |outcome: EventOutcome, error: crate::error::Error| proto::UsageResult {
             outcome: outcome.into(),
-            idempotency_key: key.into(),
+            idempotency_key: key.to_string(),
             error: Some(error.into()),
             ..Default::default()
         };
         match outcome {
             Outcome::Accepted(event) => recorded(EventOutcome::Accepted, event),
             Outcome::Duplicate(event) => recorded(EventOutcome::Duplicate, event),
-            Outcome::Conflict(holder) => proto::UsageResult {
-                event_id: holder.to_string(),
-                ..failed(EventOutcome::Conflict, super::record::conflict(key, holder))
+            Outcome::Conflict(conflict) => proto::UsageResult {
+                event_id: conflict.holder.to_string(),
+                ..failed(EventOutcome::Conflict, super::record::conflict(&key, &conflict))
             },
             Outcome::Rejected(error) => failed(EventOutcome::Rejected, error),
             Outcome::Unavailable(error) => failed(EventOutcome::Unavailable, error),

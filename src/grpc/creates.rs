@@ -2,6 +2,7 @@
 
 use super::Context;
 use super::fields::Fields;
+use crate::auth::Caller;
 use crate::domain::event::ID_BYTES_MAX;
 use crate::error::Error;
 use crate::proto::ErrorReason;
@@ -12,12 +13,13 @@ use sqlx::{PgConnection, Postgres, Transaction};
 
 /// Checks a request id.
 pub fn check_request_id(fields: &mut Fields, request_id: &str) {
-    fields.text("request_id", request_id, ID_BYTES_MAX);
+    fields.identifier("request_id", request_id, ID_BYTES_MAX);
 }
 
 /// A create under way: its transaction, and what its answer will be kept under.
 pub struct Create {
     tx: Transaction<'static, Postgres>,
+    principal: String,
     request_id: String,
     request_hash: Vec<u8>,
 }
@@ -29,9 +31,10 @@ pub enum Begun<R> {
 }
 
 impl Create {
-    /// Begins a create. `request` is the whole request, `rpc` its RPC.
+    /// Begins a caller's create. `request` is the whole request, `rpc` its RPC. Request ids of other callers do not count.
     pub async fn begin<R: Message + Default>(
         context: &Context,
+        caller: &Caller,
         rpc: &str,
         request_id: &str,
         request: &impl Message,
@@ -41,9 +44,10 @@ impl Create {
         hash.update([0]);
         hash.update(request.encode_to_vec());
         let request_hash = hash.finalize().to_vec();
+        let principal = caller.principal();
         let mut tx = context.pool.begin().await?;
         if !request_id.is_empty()
-            && let Some(first) = requests::find(&mut tx, request_id).await?
+            && let Some(first) = requests::find(&mut tx, &principal, request_id, &request_hash).await?
         {
             if first.request_hash != request_hash {
                 let message = format!("request_id {request_id:?} was used by another create with other contents");
@@ -51,7 +55,7 @@ impl Create {
             }
             return R::decode(first.response.as_slice()).map(Begun::Repeat).map_err(Error::internal);
         }
-        Ok(Begun::New(Self { tx, request_id: request_id.into(), request_hash }))
+        Ok(Begun::New(Self { tx, principal, request_id: request_id.into(), request_hash }))
     }
 
     /// The connection to do the work on.
@@ -63,7 +67,7 @@ impl Create {
     pub async fn commit<R: Message>(mut self, response: R) -> Result<R, Error> {
         if !self.request_id.is_empty() {
             let answer = FirstAnswer { request_hash: self.request_hash, response: response.encode_to_vec() };
-            requests::insert(&mut self.tx, &self.request_id, &answer).await?;
+            requests::insert(&mut self.tx, &self.principal, &self.request_id, &answer).await?;
         }
         self.tx.commit().await?;
         Ok(response)

@@ -11,13 +11,15 @@ use crate::domain::decimal::Decimal;
 use crate::domain::event::{
     EXTERNAL_ID_BYTES_MAX, EventId, ID_BYTES_MAX, METADATA_BYTES_MAX, Measures, TOKENS_MAX, UsageEvent, payload_hash,
 };
-use crate::domain::names;
+use crate::domain::{identifier, names};
 use crate::error::Error;
 use crate::ingest::{Submission, count_rejected};
 use crate::proto::{self, ErrorReason};
 use chrono::{DateTime, TimeDelta, Utc};
 use prost_types::Struct;
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// An event that is not taken.
 pub struct Refused {
@@ -25,6 +27,22 @@ pub struct Refused {
     pub key: Arc<str>,
     pub error: Error,
 }
+
+/// An event that is fine.
+pub struct Checked {
+    pub submission: Submission,
+    pub echo: Echo,
+}
+
+/// What the answer repeats of an event.
+#[derive(Clone, Debug, Default)]
+pub struct Echo {
+    pub key: Arc<str>,
+    pub rounded: Rounded,
+}
+
+/// The fields that were rounded, and their recorded values.
+pub type Rounded = HashMap<String, String>;
 
 /// Texts that one event after another has: they are kept once.
 #[derive(Default)]
@@ -69,7 +87,9 @@ impl<'a> EventChecks<'a> {
     ) -> Result<Self, Error> {
         let mut catalog = context.catalog.current();
         if services.any(|service| catalog.service(service).is_none()) {
-            catalog = context.catalog.refresh(&context.pool).await?;
+            let patience = Duration::from_secs(context.settings.retry_seconds.into());
+            let refreshed = tokio::time::timeout(patience, context.catalog.refresh(&context.pool)).await;
+            catalog = refreshed.unwrap_or(Err(sqlx::Error::PoolTimedOut))?;
         }
         Ok(Self { catalog, context, caller, now: context.clock.now(), backfill, counted: true })
     }
@@ -80,12 +100,7 @@ impl<'a> EventChecks<'a> {
     }
 
     /// Checks an event. `path` is that of the event, such as "event" or "events[3]".
-    pub fn check(
-        &self,
-        texts: &mut Texts,
-        path: Path,
-        event: Option<proto::UsageEvent>,
-    ) -> Result<Submission, Refused> {
+    pub fn check(&self, texts: &mut Texts, path: Path, event: Option<proto::UsageEvent>) -> Result<Checked, Refused> {
         let mut event = event.unwrap_or_default();
         self.submission(texts, path, &mut event).map_err(|error| {
             if self.counted {
@@ -98,18 +113,18 @@ impl<'a> EventChecks<'a> {
     }
 
     /// Takes the texts out of an event that is fine.
-    fn submission(&self, texts: &mut Texts, path: Path, event: &mut proto::UsageEvent) -> Result<Submission, Error> {
+    fn submission(&self, texts: &mut Texts, path: Path, event: &mut proto::UsageEvent) -> Result<Checked, Error> {
         if !event.client_id.is_empty() {
             self.caller.check_client(Scope::Ingest, &event.client_id)?;
         }
         let mut fields = Fields::of(path);
-        fields.required("client_id", &event.client_id, ID_BYTES_MAX);
-        fields.required("service", &event.service, ID_BYTES_MAX);
-        fields.text("operation", &event.operation, ID_BYTES_MAX);
-        fields.text("model", &event.model, ID_BYTES_MAX);
-        fields.text("idempotency_key", &event.idempotency_key, ID_BYTES_MAX);
-        fields.text("subject", &event.subject, ID_BYTES_MAX);
-        fields.text("external_id", &event.external_id, EXTERNAL_ID_BYTES_MAX);
+        fields.required_identifier("client_id", &event.client_id, ID_BYTES_MAX);
+        fields.required_identifier("service", &event.service, ID_BYTES_MAX);
+        fields.identifier("operation", &event.operation, ID_BYTES_MAX);
+        fields.identifier("model", &event.model, ID_BYTES_MAX);
+        fields.identifier("idempotency_key", &event.idempotency_key, ID_BYTES_MAX);
+        fields.identifier("subject", &event.subject, ID_BYTES_MAX);
+        fields.identifier("external_id", &event.external_id, EXTERNAL_ID_BYTES_MAX);
         let service = self.check_service(&mut fields, "service", &event.service);
         let raw = RawMeasures {
             units: &event.units,
@@ -118,7 +133,7 @@ impl<'a> EventChecks<'a> {
             cached_input_tokens: event.cached_input_tokens,
             amount: &event.amount,
         };
-        let measures = measures(&mut fields, raw);
+        let (measures, rounded) = measures(&mut fields, raw);
         let metadata = metadata(&mut fields, "metadata", event.metadata.as_ref());
         let event_time = event.event_time.as_ref().and_then(|time| fields.time("event_time", time));
         let time_was_given = event_time.is_some();
@@ -149,7 +164,9 @@ impl<'a> EventChecks<'a> {
             metadata,
         };
         let payload_hash = payload_hash(&event, time_was_given);
-        Ok(Submission { event, id, payload_hash, backfill: self.backfill, refuse_if_new })
+        let echo = Echo { key: event.idempotency_key.clone(), rounded };
+        let submission = Submission { event, id, payload_hash, backfill: self.backfill, refuse_if_new };
+        Ok(Checked { submission, echo })
     }
 
     /// The name as the catalogue has it, or nothing: where an unknown one is not kept, that is noted.
@@ -158,8 +175,8 @@ impl<'a> EventChecks<'a> {
             return Some(known.service.clone());
         }
         let keep = self.context.settings.unknown_service == UnknownService::Keep;
-        // One that is empty or too long is told so already.
-        let possible = (1..=ID_BYTES_MAX).contains(&service.len());
+        // One that is empty, too long or no identifier has its error already.
+        let possible = (1..=ID_BYTES_MAX).contains(&service.len()) && identifier::check(service).is_ok();
         if possible && !keep {
             let (reason, description) = unknown_service(&self.catalog, service);
             fields.wrong_because(reason, field, description);
@@ -206,22 +223,32 @@ pub struct RawMeasures<'a> {
     pub amount: &'a str,
 }
 
-/// Checks measures.
-pub fn measures(fields: &mut Fields, raw: RawMeasures<'_>) -> Measures {
+/// Checks measures, and returns them with what was rounded.
+pub fn measures(fields: &mut Fields, raw: RawMeasures<'_>) -> (Measures, Rounded) {
     let RawMeasures { units, input_tokens, output_tokens, cached_input_tokens, amount } = raw;
     fields.count("input_tokens", input_tokens, TOKENS_MAX);
     fields.count("output_tokens", output_tokens, TOKENS_MAX);
     fields.count("cached_input_tokens", cached_input_tokens, TOKENS_MAX);
-    if cached_input_tokens > input_tokens {
+    // Input tokens below zero are told already.
+    if cached_input_tokens > input_tokens.max(0) {
         fields.wrong("cached_input_tokens", "must not be more than input_tokens, of which it is a part");
     }
-    Measures {
-        units: if units.is_empty() { Decimal::ONE } else { fields.decimal("units", units) },
+    let mut rounded = Rounded::new();
+    let mut quantity = |field: &str, text: &str| {
+        let (value, changed) = fields.quantity(field, text);
+        if changed {
+            rounded.insert(field.into(), value.to_string());
+        }
+        value
+    };
+    let measures = Measures {
+        units: if units.is_empty() { Decimal::ONE } else { quantity("units", units) },
         input_tokens,
         output_tokens,
         cached_input_tokens,
-        amount: (!amount.is_empty()).then(|| fields.decimal("amount", amount)),
-    }
+        amount: (!amount.is_empty()).then(|| quantity("amount", amount)),
+    };
+    (measures, rounded)
 }
 
 fn metadata(fields: &mut Fields, field: &str, metadata: Option<&Struct>) -> Option<String> {

@@ -2,6 +2,7 @@
 
 use crate::domain::decimal::{Decimal, DecimalError, Rate};
 use crate::domain::event::ID_BYTES_MAX;
+use crate::domain::identifier;
 use crate::domain::period::{Month, parse_day};
 pub use crate::error::shown;
 use crate::error::{Error, Violation};
@@ -108,6 +109,26 @@ impl Fields {
         }
     }
 
+    /// A name that what is written goes by: see [`identifier`]. May be empty.
+    ///
+    /// What is read is a [`Self::text`] only, so that names from before this rule can still be read.
+    pub fn identifier(&mut self, field: &str, value: &str, bytes_max: usize) {
+        if value.len() > bytes_max {
+            self.wrong(field, format!("must be at most {bytes_max} bytes, has {}", value.len()));
+        } else if let Err(error) = identifier::check(value) {
+            self.wrong(field, format!("{error}, got {}", shown(value)));
+        }
+    }
+
+    /// A name that must be there.
+    pub fn required_identifier(&mut self, field: &str, value: &str, bytes_max: usize) {
+        if value.is_empty() {
+            self.wrong(field, "is required");
+        } else {
+            self.identifier(field, value, bytes_max);
+        }
+    }
+
     /// A bound on how many there are.
     pub fn at_most(&mut self, field: &str, count: usize, max: usize) {
         if count > max {
@@ -123,9 +144,14 @@ impl Fields {
         }
     }
 
-    /// A quantity or amount.
+    /// An amount that is taken as it is.
     pub fn decimal(&mut self, field: &str, value: &str) -> Decimal {
         self.number(field, value, Decimal::parse(value)).unwrap_or_default()
+    }
+
+    /// A quantity or amount of an event, rounded half to even to 12 decimals. Also returns whether that changed it.
+    pub fn quantity(&mut self, field: &str, value: &str) -> (Decimal, bool) {
+        self.number(field, value, Decimal::parse_rounded(value)).unwrap_or_default()
     }
 
     /// A rate.

@@ -1,11 +1,10 @@
 //! Metadata: protobuf Struct to JSON and back.
 
+use crate::domain::event::METADATA_LEVELS_MAX;
+use crate::domain::metadata::number;
 use prost_types::value::Kind;
 use prost_types::{ListValue, Struct, Value};
-use serde_json::{Map, Number, Value as Json};
-
-/// Whole numbers up to here are written without a fraction: beyond, a double does not hold every one of them.
-const WHOLE_MAX: f64 = 9_007_199_254_740_992.0;
+use serde_json::{Map, Value as Json};
 
 /// Why metadata is refused.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -14,31 +13,45 @@ pub enum MetadataError {
     NotFinite,
     #[error("must not contain the character U+0000")]
     Nul,
+    #[error(
+        "must be nested at most {METADATA_LEVELS_MAX} levels deep, objects and lists together; flatten it, or send the rest as text"
+    )]
+    TooDeep,
 }
 
 /// JSON with sorted keys, one spelling for equal values.
 pub fn from_struct(message: &Struct) -> Result<Json, MetadataError> {
+    object(message, METADATA_LEVELS_MAX)
+}
+
+/// `levels` are those that this one may still have, its own among them.
+fn object(message: &Struct, levels: usize) -> Result<Json, MetadataError> {
+    let below = levels.checked_sub(1).ok_or(MetadataError::TooDeep)?;
     let mut map = Map::new();
     for (key, value) in &message.fields {
-        map.insert(text(key)?, from_value(value)?);
+        map.insert(text(key)?, from_value(value, below)?);
     }
     Ok(Json::Object(map))
+}
+
+fn list(message: &ListValue, levels: usize) -> Result<Json, MetadataError> {
+    let below = levels.checked_sub(1).ok_or(MetadataError::TooDeep)?;
+    Ok(Json::Array(message.values.iter().map(|value| from_value(value, below)).collect::<Result<_, _>>()?))
 }
 
 fn text(text: &str) -> Result<String, MetadataError> {
     if text.contains('\0') { Err(MetadataError::Nul) } else { Ok(text.into()) }
 }
 
-fn from_value(value: &Value) -> Result<Json, MetadataError> {
+fn from_value(value: &Value, levels: usize) -> Result<Json, MetadataError> {
     Ok(match &value.kind {
         None | Some(Kind::NullValue(_)) => Json::Null,
         Some(Kind::BoolValue(value)) => Json::Bool(*value),
         Some(Kind::StringValue(value)) => Json::String(text(value)?),
-        Some(Kind::StructValue(value)) => from_struct(value)?,
-        Some(Kind::ListValue(list)) => Json::Array(list.values.iter().map(from_value).collect::<Result<_, _>>()?),
+        Some(Kind::StructValue(value)) => object(value, levels)?,
+        Some(Kind::ListValue(value)) => list(value, levels)?,
         // Struct has no other number. It is the caller's remark: no quantity or amount is ever read from it.
-        Some(Kind::NumberValue(value)) if value.fract() == 0.0 && value.abs() <= WHOLE_MAX => Json::from(*value as i64),
-        Some(Kind::NumberValue(value)) => Json::Number(Number::from_f64(*value).ok_or(MetadataError::NotFinite)?),
+        Some(Kind::NumberValue(value)) => Json::Number(number(*value).ok_or(MetadataError::NotFinite)?),
     })
 }
 

@@ -4,6 +4,7 @@ use super::convert::timestamp;
 use super::creates::{Begun, Create, check_request_id};
 use super::fields::Fields;
 use super::{Context, Handlers};
+use crate::auth::Caller;
 use crate::auth::keys::{self, KeySpec};
 use crate::domain::access::{Clients, GRANTED_CLIENTS_MAX, Grants, Scope as Granted};
 use crate::domain::event::ID_BYTES_MAX;
@@ -83,7 +84,7 @@ fn grants(fields: &mut Fields, given: &[Grant]) -> Grants {
         let ids = &grant.client_ids;
         fields.at_most(&format!("{path}.client_ids"), ids.len(), GRANTED_CLIENTS_MAX);
         for (index, client_id) in ids.iter().take(GRANTED_CLIENTS_MAX).enumerate() {
-            fields.required(&format!("{path}.client_ids[{index}]"), client_id, ID_BYTES_MAX);
+            fields.required_identifier(&format!("{path}.client_ids[{index}]"), client_id, ID_BYTES_MAX);
         }
         if grant.all_clients != ids.is_empty() {
             fields.wrong(&path, "must have either client_ids or all_clients: whom the scope is for");
@@ -124,10 +125,14 @@ pub fn spec(request: &CreateApiKeyRequest, now: DateTime<Utc>) -> Result<KeySpec
     Ok(KeySpec { name: key.name, grants, requests_per_second: key.requests_per_second, expire_time })
 }
 
-async fn create(context: Arc<Context>, request: CreateApiKeyRequest) -> Result<CreateApiKeyResponse, Error> {
+async fn create(
+    context: Arc<Context>,
+    caller: Arc<Caller>,
+    request: CreateApiKeyRequest,
+) -> Result<CreateApiKeyResponse, Error> {
     let now = context.clock.now();
     let spec = spec(&request, now)?;
-    let mut create = match Create::begin(&context, "CreateApiKey", &request.request_id, &request).await? {
+    let mut create = match Create::begin(&context, &caller, "CreateApiKey", &request.request_id, &request).await? {
         Begun::Repeat(response) => return Ok(response),
         Begun::New(create) => create,
     };
@@ -178,7 +183,11 @@ async fn revoke(context: Arc<Context>, request: RevokeApiKeyRequest) -> Result<R
     Ok(RevokeApiKeyResponse { api_key: Some(key.into()) })
 }
 
-async fn rotate(context: Arc<Context>, request: RotateApiKeyRequest) -> Result<RotateApiKeyResponse, Error> {
+async fn rotate(
+    context: Arc<Context>,
+    caller: Arc<Caller>,
+    request: RotateApiKeyRequest,
+) -> Result<RotateApiKeyResponse, Error> {
     let now = context.clock.now();
     let mut fields = Fields::default();
     fields.required("key_id", &request.key_id, ID_BYTES_MAX);
@@ -196,7 +205,7 @@ async fn rotate(context: Arc<Context>, request: RotateApiKeyRequest) -> Result<R
     let expire_time = fields.expire_time("expire_time", request.expire_time.as_ref(), now);
     check_request_id(&mut fields, &request.request_id);
     fields.finish()?;
-    let mut create = match Create::begin(&context, "RotateApiKey", &request.request_id, &request).await? {
+    let mut create = match Create::begin(&context, &caller, "RotateApiKey", &request.request_id, &request).await? {
         Begun::Repeat(response) => return Ok(response),
         Begun::New(create) => create,
     };
@@ -233,7 +242,7 @@ impl KeyService for Handlers {
         &self,
         request: Request<CreateApiKeyRequest>,
     ) -> Result<Response<CreateApiKeyResponse>, Status> {
-        self.run(request, create).await
+        self.run_as(request, create).await
     }
 
     async fn get_api_key(&self, request: Request<GetApiKeyRequest>) -> Result<Response<GetApiKeyResponse>, Status> {
@@ -258,7 +267,7 @@ impl KeyService for Handlers {
         &self,
         request: Request<RotateApiKeyRequest>,
     ) -> Result<Response<RotateApiKeyResponse>, Status> {
-        self.run(request, rotate).await
+        self.run_as(request, rotate).await
     }
 
     async fn list_audit_log(

@@ -6,6 +6,7 @@ use super::convert::timestamp;
 use super::creates::{Begun, Create, check_request_id};
 use super::events::{RawMeasures, measures};
 use super::fields::Fields;
+use crate::auth::Caller;
 use crate::domain::decimal::Rate;
 use crate::domain::event::{ID_BYTES_MAX, UnpricedReason};
 use crate::domain::price::Rates;
@@ -93,19 +94,23 @@ pub async fn list(context: Arc<Context>, request: ListPricesRequest) -> Result<L
 }
 
 /// Creates a price, and has the events that wait for it priced.
-pub async fn create(context: Arc<Context>, request: CreatePriceRequest) -> Result<CreatePriceResponse, Error> {
+pub async fn create(
+    context: Arc<Context>,
+    caller: Arc<Caller>,
+    request: CreatePriceRequest,
+) -> Result<CreatePriceResponse, Error> {
     let given = request.price.clone().unwrap_or_default();
     let catalog = context.catalog.refresh(&context.pool).await?;
     let mut fields = Fields::default();
     fields.required("price.service", &given.service, ID_BYTES_MAX);
-    fields.text("price.operation", &given.operation, ID_BYTES_MAX);
-    fields.text("price.model", &given.model, ID_BYTES_MAX);
+    fields.identifier("price.operation", &given.operation, ID_BYTES_MAX);
+    fields.identifier("price.model", &given.model, ID_BYTES_MAX);
     check_service(&mut fields, &catalog, "price.service", &given.service);
     let effective_time = given.effective_time.as_ref().and_then(|time| fields.time("price.effective_time", time));
     let rates = rates(&mut fields, given.rates.clone());
     check_request_id(&mut fields, &request.request_id);
     fields.finish()?;
-    let mut create = match Create::begin(&context, "CreatePrice", &request.request_id, &request).await? {
+    let mut create = match Create::begin(&context, &caller, "CreatePrice", &request.request_id, &request).await? {
         Begun::Repeat(response) => return Ok(response),
         Begun::New(create) => create,
     };
@@ -147,7 +152,7 @@ pub async fn estimate(context: Arc<Context>, request: EstimateCostRequest) -> Re
         cached_input_tokens: request.cached_input_tokens,
         amount: &request.amount,
     };
-    let measures = measures(&mut fields, raw);
+    let (measures, _) = measures(&mut fields, raw);
     let time = request.event_time.as_ref().and_then(|time| fields.time("event_time", time));
     fields.finish()?;
     let time = time.unwrap_or_else(|| context.clock.now());

@@ -1,13 +1,12 @@
 //! TrackUsage and BatchTrackUsage.
 
 use super::Context;
-use super::events::{EventChecks, Refused, Texts};
+use super::events::{Checked, Echo, EventChecks, Refused, Texts};
 use super::fields::Path;
 use super::validate;
 use crate::auth::Caller;
-use crate::domain::event::EventId;
 use crate::error::Error;
-use crate::ingest::Outcome;
+use crate::ingest::{Conflict, Outcome};
 use crate::proto::{
     BatchTrackUsageRequest, BatchTrackUsageResponse, ErrorReason, EventOutcome, TrackUsageRequest, TrackUsageResponse,
     UsageResult,
@@ -15,6 +14,8 @@ use crate::proto::{
 use std::sync::Arc;
 use tokio::sync::mpsc;
 
+/// Under which the metadata of an error names the fields of a conflict, separated by commas.
+pub const DIFFERING_FIELDS: &str = "differing_fields";
 /// Most events of a batch.
 pub const BATCH_EVENTS_MAX: usize = 10_000;
 
@@ -24,12 +25,18 @@ pub fn batch_of(count: usize) -> Error {
 }
 
 /// The error of an event whose key belongs to another payload.
-pub fn conflict(key: &str, holder: EventId) -> Error {
-    Error::already_exists(
-        ErrorReason::IdempotencyConflict,
-        format!("idempotency key {key:?} was used for another payload; nothing was recorded"),
-    )
-    .with("event_id", holder.to_string())
+pub fn conflict(key: &str, conflict: &Conflict) -> Error {
+    let difference = match conflict.fields.as_slice() {
+        [] => "another payload, of an event that is no longer kept".to_string(),
+        fields => format!("a payload that differs in {}", fields.join(", ")),
+    };
+    let message = format!(
+        "idempotency key {key:?} was used for {difference}; nothing was recorded. Resend the first payload, or send this \
+         one with a key of its own"
+    );
+    Error::already_exists(ErrorReason::IdempotencyConflict, message)
+        .with("event_id", conflict.holder.to_string())
+        .with(DIFFERING_FIELDS, conflict.fields.join(","))
 }
 
 /// Records one event. Runs on the caller's future: it only waits, the database work is the writer's.
@@ -41,12 +48,11 @@ pub async fn track(
     let service = request.event.as_ref().map(|event| event.service.as_str());
     let checks = EventChecks::new(context, caller, service.into_iter(), false).await?;
     let checked = checks.check(&mut Texts::default(), Path::Named("event"), request.event);
-    let submission = checked.map_err(|refused| refused.error)?;
-    let key = submission.event.idempotency_key.clone();
+    let Checked { submission, echo } = checked.map_err(|refused| refused.error)?;
     match context.ingest.record(submission).await? {
-        Outcome::Conflict(holder) => Err(conflict(&key, holder)),
+        Outcome::Conflict(differing) => Err(conflict(&echo.key, &differing)),
         Outcome::Rejected(error) | Outcome::Unavailable(error) => Err(error),
-        recorded => Ok(TrackUsageResponse { result: Some(context.result(recorded, &key)) }),
+        recorded => Ok(TrackUsageResponse { result: Some(context.result(recorded, echo)) }),
     }
 }
 
@@ -66,17 +72,17 @@ pub async fn batch(
     let services = request.events.iter().map(|event| event.service.as_str());
     let checks = EventChecks::new(context, caller, services, request.backfill).await?;
     let mut texts = Texts::default();
-    let mut keys = Vec::with_capacity(count);
+    let mut echoes = Vec::with_capacity(count);
     let mut outcomes: Vec<Option<Outcome>> = vec![None; count];
     let mut submissions = Vec::with_capacity(count);
     for (number, event) in request.events.into_iter().enumerate() {
         match checks.check(&mut texts, Path::Element("events", number), Some(event)) {
-            Ok(submission) => {
-                keys.push(submission.event.idempotency_key.clone());
+            Ok(Checked { submission, echo }) => {
+                echoes.push(echo);
                 submissions.push((number, Box::new(submission)));
             }
             Err(Refused { key, error }) => {
-                keys.push(key);
+                echoes.push(Echo { key, ..Echo::default() });
                 outcomes[number] = Some(Outcome::Rejected(error));
             }
         }
@@ -97,8 +103,8 @@ pub async fn batch(
     let unsettled = Outcome::Unavailable(queued.err().unwrap_or_else(Error::shutting_down));
     let results: Vec<UsageResult> = outcomes
         .into_iter()
-        .zip(keys)
-        .map(|(outcome, key)| context.result(outcome.unwrap_or_else(|| unsettled.clone()), &key))
+        .zip(echoes)
+        .map(|(outcome, echo)| context.result(outcome.unwrap_or_else(|| unsettled.clone()), echo))
         .collect();
     Ok(counted(results))
 }

@@ -1,5 +1,6 @@
 //! The one place that turns an error into a status with its details.
 
+use super::record::DIFFERING_FIELDS;
 use crate::error::Error;
 use crate::proto::{ErrorReason, EventError, FieldViolation};
 use std::future::Future;
@@ -62,7 +63,10 @@ impl From<Error> for Status {
 /// Without a line in the log: the writer has one for the batch, and a batch has ten thousand events.
 impl From<Error> for EventError {
     fn from(mut error: Error) -> Self {
+        let differing = error.metadata.iter().find(|(key, _)| *key == DIFFERING_FIELDS);
+        let differing = differing.map_or("", |(_, fields)| fields.as_str());
         Self {
+            differing_fields: differing.split_terminator(',').map(String::from).collect(),
             code: error.code as i32,
             reason: reason(&error).into(),
             retry_delay_ms: error.retry_delay.map_or(0, |delay| delay.as_millis() as i64),

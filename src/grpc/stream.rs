@@ -1,7 +1,7 @@
 //! StreamUsage: events in, acknowledgements out in order and after the commit.
 
 use super::Context;
-use super::events::{EventChecks, Refused, Texts};
+use super::events::{Checked, Echo, EventChecks, Refused, Texts};
 use super::fields::Path;
 use super::panics::answer_of_a_task;
 use crate::auth::Caller;
@@ -19,8 +19,8 @@ const UNSETTLED_EVENTS_MAX: usize = 10_000;
 /// Acknowledgements that wait for a sender that does not read them; then nothing more is settled or read.
 const ACKS_WAITING_MAX: usize = 16;
 
-/// What a message's acknowledgement needs: its key, and the room that it gives back.
-type InFlight = Arc<Mutex<HashMap<usize, (Arc<str>, OwnedSemaphorePermit)>>>;
+/// What a message's acknowledgement needs: what it repeats, and the room that it gives back.
+type InFlight = Arc<Mutex<HashMap<usize, (Echo, OwnedSemaphorePermit)>>>;
 
 /// Runs a stream in a task of its own until the sender has closed its side, hangs up, or the server stops.
 pub fn run(
@@ -70,12 +70,12 @@ async fn read(
         let checks = EventChecks::new(context, caller, std::iter::once(event.service.as_str()), false).await?;
         match checks.check(&mut texts, Path::Named("event"), Some(event)) {
             Err(Refused { key, error }) => {
-                in_flight.lock().expect("not poisoned").insert(number, (key, permit));
+                let echo = Echo { key, ..Echo::default() };
+                in_flight.lock().expect("not poisoned").insert(number, (echo, permit));
                 drop(outcomes.send(vec![(number, Outcome::Rejected(error))]));
             }
-            Ok(submission) => {
-                let key = submission.event.idempotency_key.clone();
-                in_flight.lock().expect("not poisoned").insert(number, (key, permit));
+            Ok(Checked { submission, echo }) => {
+                in_flight.lock().expect("not poisoned").insert(number, (echo, permit));
                 context.ingest.record_numbered(vec![(number, Box::new(submission))], &outcomes).await?;
             }
         }
@@ -116,9 +116,9 @@ async fn settle(
             let outcome = known.pop_front().flatten().expect("just seen");
             settled += 1;
             let message = in_flight.lock().expect("not poisoned").remove(&settled);
-            if !matches!(outcome, Outcome::Accepted(_)) {
-                let key = message.as_ref().map_or("", |(key, _)| key);
-                let result = Some(context.result(outcome, key));
+            let echo = message.map(|(echo, _)| echo).unwrap_or_default();
+            if !matches!(outcome, Outcome::Accepted(_)) || !echo.rounded.is_empty() {
+                let result = Some(context.result(outcome, echo));
                 results.push(StreamUsageResult { message_number: settled as i64, result });
             }
         }

@@ -74,14 +74,14 @@ async fn summary(context: Arc<Context>, request: GetUsageSummaryRequest) -> Resu
         fields.wrong("top_operation_count", format!("must be from 1 to {TOP_OPERATIONS_MAX}, or 0 for 10"));
     }
     fields.finish()?;
-    let reads = &context.reads;
-    let read = connect::read(reads, || usage::range(reads, &request.client_id, start, end)).await?;
-    let AsOf { complete_as_of, rows: OfClient { time_zone, rows } } =
-        read.ok_or_else(|| Error::client_not_found(&request.client_id))?;
     let top = match request.top_operation_count {
         0 => TOP_OPERATIONS_DEFAULT,
         count => i64::from(count),
     };
+    let reads = &context.reads;
+    let read = connect::read(reads, || usage::range(reads, &request.client_id, start, end, top)).await?;
+    let AsOf { complete_as_of, rows: OfClient { time_zone, rows } } =
+        read.ok_or_else(|| Error::client_not_found(&request.client_id))?;
     let (mut totals, mut services, mut days, mut operations) = (Sums::default(), vec![], vec![], vec![]);
     for row in rows {
         match (row.day, row.service, row.operation) {
@@ -95,7 +95,6 @@ async fn summary(context: Arc<Context>, request: GetUsageSummaryRequest) -> Resu
             (None, None, _) => totals = row.sums,
         }
     }
-    operations.truncate(top as usize);
     Ok(GetUsageSummaryResponse {
         client_id: request.client_id,
         start_date: request.start_date,

@@ -1,7 +1,7 @@
 //! BatchTrackUsage with `validate_only`: what would become of a batch. Reads on the pool, beside the write path.
 
 use super::Context;
-use super::events::{EventChecks, Refused, Texts};
+use super::events::{Checked, Echo, EventChecks, Refused, Texts};
 use super::fields::Path;
 use super::record::counted;
 use crate::auth::Caller;
@@ -23,28 +23,30 @@ pub async fn batch(
     let services = request.events.iter().map(|event| event.service.as_str());
     let checks = EventChecks::new(context, caller, services, request.backfill).await?.uncounted();
     let mut texts = Texts::default();
-    let checked: Vec<Result<Submission, Refused>> = request
+    let checked: Vec<Result<Checked, Refused>> = request
         .events
         .into_iter()
         .enumerate()
         .map(|(number, event)| checks.check(&mut texts, Path::Element("events", number), Some(event)))
         .collect();
-    let submissions: Vec<&Submission> = checked.iter().flatten().collect();
+    let submissions: Vec<&Submission> = checked.iter().flatten().map(|checked| &checked.submission).collect();
     let Preview { outcomes, clients } =
         preview(&context.pool, &context.catalog, &context.settings.ingest(), &clients, &submissions).await?;
     let ids: HashSet<EventId> = submissions.iter().map(|submission| submission.id).collect();
     let mut outcomes = outcomes.into_iter();
     let results = checked.iter().map(|checked| match checked {
-        Ok(submission) => {
+        Ok(Checked { echo, .. }) => {
             let outcome = outcomes.next().expect("an outcome for each submission");
             let is_recorded = event_of(&outcome).is_none_or(|id| !ids.contains(&id));
-            let mut result = context.result(outcome, &submission.event.idempotency_key);
+            let mut result = context.result(outcome, echo.clone());
             if !is_recorded {
                 result.event_id.clear();
             }
             result
         }
-        Err(Refused { key, error }) => context.result(Outcome::Rejected(error.clone()), key),
+        Err(Refused { key, error }) => {
+            context.result(Outcome::Rejected(error.clone()), Echo { key: key.clone(), ..Echo::default() })
+        }
     });
     let results = results.collect();
     let clients = clients.into_iter().map(|client| CheckedClient {
@@ -59,7 +61,7 @@ pub async fn batch(
 fn event_of(outcome: &Outcome) -> Option<EventId> {
     match outcome {
         Outcome::Accepted(recorded) | Outcome::Duplicate(recorded) => Some(recorded.id),
-        Outcome::Conflict(id) => Some(*id),
+        Outcome::Conflict(conflict) => Some(conflict.holder),
         Outcome::Rejected(_) | Outcome::Unavailable(_) => None,
     }
 }

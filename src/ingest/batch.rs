@@ -5,7 +5,7 @@ mod preview;
 pub use preview::preview;
 
 use super::clients::ClientSettings;
-use super::{Outcome, Recorded, Submission};
+use super::{Outcome, Submission, repeats};
 use crate::alerts::raise::{self, AlertSettings, ChangedMonth, raise_reached};
 use crate::catalog::CatalogCache;
 use crate::domain::alert::Alert;
@@ -13,7 +13,7 @@ use crate::domain::event::{ACCEPT_FUTURE_SECONDS_MAX, PricedEvent};
 use crate::domain::period::{Month, day_of};
 use crate::domain::rollup::Deltas;
 use crate::error::Error;
-use crate::store::keys::{self, KeyHolder};
+use crate::store::holders::KeyHolder;
 use crate::store::locks::{self, Versions};
 use crate::store::record::{self, NewEvent, Written};
 use crate::store::rollups::MonthRow;
@@ -78,15 +78,17 @@ pub(super) async fn record(
                     let NewEvent { priced: PricedEvent { id, charge, .. }, payload_hash, .. } = new;
                     holders[*leader] = Some(KeyHolder { payload_hash: **payload_hash, id: *id, charge: Some(*charge) });
                 }
-                let earlier = find_earlier_holders(conn, &dated, &order, &mut holders).await?;
+                let earlier = repeats::find_earlier_holders(conn, &dated, &order, &mut holders).await?;
+                let conflicts = repeats::conflicts(conn, &dated, &order, &holders).await?;
                 conn.execute("COMMIT").await?;
                 raise::count(&raised);
-                let outcome = |(dated, &leader): (&Dated<'_>, &usize)| {
+                let outcome = |(index, (dated, &leader)): (usize, (&Dated<'_>, &usize))| {
                     // A month that is closed is told also where the key goes to another event of the batch.
                     let told = dated.is_of_closed_time() && !earlier.contains(&leader);
-                    outcome(dated, holders[leader].as_ref().filter(|_| !told))
+                    let holder = holders[leader].as_ref().filter(|_| !told);
+                    repeats::outcome(dated, holder, conflicts.get(&index))
                 };
-                return dated.iter().zip(&order.leader_of).map(outcome).collect();
+                return dated.iter().zip(&order.leader_of).enumerate().map(outcome).collect();
             }
             Err(error) if copy && is_unique_violation(&error) => {
                 copy = false;
@@ -157,11 +159,11 @@ async fn write(conn: &mut PgConnection, new: &[NewEvent<'_>], copy: bool) -> sql
 }
 
 /// A submission with the day of its event, and why it is not taken as a new one, if it is not.
-struct Dated<'a> {
-    submission: &'a Submission,
+pub(super) struct Dated<'a> {
+    pub submission: &'a Submission,
     /// In its client's zone.
     day: NaiveDate,
-    refusal: Option<Error>,
+    pub refusal: Option<Error>,
 }
 
 impl Dated<'_> {
@@ -196,12 +198,12 @@ fn dated<'a>(
 }
 
 /// Which events may claim their keys.
-struct Order {
+pub(super) struct Order {
     /// The first event of each client and key, sorted by client and key. Of several with the same key, one that may be new
     /// leads before one that may only be a repeat.
-    leaders: Vec<usize>,
+    pub leaders: Vec<usize>,
     /// Of each event, where in `leaders` the one is that has its key.
-    leader_of: Vec<usize>,
+    pub leader_of: Vec<usize>,
 }
 
 impl Order {
@@ -250,29 +252,6 @@ fn number_of(bytes: &[u8]) -> u64 {
     u64::from_be_bytes(first)
 }
 
-/// Adds who has a key that was taken, and gives which leaders those are of.
-async fn find_earlier_holders(
-    conn: &mut PgConnection,
-    dated: &[Dated<'_>],
-    order: &Order,
-    holders: &mut [Option<KeyHolder>],
-) -> sqlx::Result<HashSet<usize>> {
-    let key = |leader: usize| {
-        let event = &dated[order.leaders[leader]].submission.event;
-        (event.client_id.to_string(), event.idempotency_key.to_string())
-    };
-    let taken: Vec<usize> = (0..holders.len()).filter(|&leader| holders[leader].is_none()).collect();
-    if taken.is_empty() {
-        return Ok(HashSet::new());
-    }
-    let (client_ids, keys): (Vec<_>, Vec<_>) = taken.iter().map(|&leader| key(leader)).unzip();
-    let mut earlier = keys::holders(conn, &client_ids, &keys).await?;
-    for ((&leader, client_id), key) in taken.iter().zip(client_ids).zip(keys) {
-        holders[leader] = earlier.remove(&(client_id, key));
-    }
-    Ok(taken.into_iter().filter(|&leader| holders[leader].is_some()).collect())
-}
-
 /// Raises the alerts that the changed months have reached.
 async fn raise_alerts<'a, I: Iterator<Item = &'a NewEvent<'a>>>(
     conn: &mut PgConnection,
@@ -295,22 +274,6 @@ async fn raise_alerts<'a, I: Iterator<Item = &'a NewEvent<'a>>>(
         })
         .collect::<sqlx::Result<Vec<_>>>()?;
     raise_reached(conn, settings, &clients.policies, changed).await
-}
-
-/// The outcome of an event, by comparison with the one that has its key.
-fn outcome(dated: &Dated<'_>, holder: Option<&KeyHolder>) -> sqlx::Result<Outcome> {
-    let Dated { submission, refusal, .. } = dated;
-    match (holder, refusal) {
-        (Some(holder), _) if holder.payload_hash != submission.payload_hash => Ok(Outcome::Conflict(holder.id)),
-        (Some(holder), _) => {
-            let recorded = Recorded { id: holder.id, charge: holder.charge };
-            // Its own: recorded now, or by an earlier try of this batch that had come through after all.
-            let own = holder.id == submission.id;
-            Ok(if own { Outcome::Accepted(recorded) } else { Outcome::Duplicate(recorded) })
-        }
-        (None, Some(refusal)) => Ok(Outcome::Rejected(refusal.clone())),
-        (None, None) => Err(sqlx::Error::Protocol("an idempotency key was neither free nor taken".into())),
-    }
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ mod batch;
 mod clients;
 mod queue;
 mod queues;
+mod repeats;
 mod writer;
 
 pub use batch::preview;
@@ -65,8 +66,8 @@ pub enum Outcome {
     Accepted(Recorded),
     /// Recorded before.
     Duplicate(Recorded),
-    /// Its key belongs to another payload: that of this event.
-    Conflict(EventId),
+    /// Its key belongs to another payload.
+    Conflict(Conflict),
     /// Wrong, not recorded.
     Rejected(Error),
     /// Not known to be recorded.
@@ -97,6 +98,15 @@ pub struct PreviewedClient {
     /// Its own, or the one that it would be created with.
     pub zone: Tz,
     pub exists: bool,
+}
+
+/// The key of an event belongs to another payload.
+#[derive(Clone, Debug)]
+pub struct Conflict {
+    /// The event that has the key.
+    pub holder: EventId,
+    /// Names of the fields that differ. Empty if that event is no longer kept.
+    pub fields: Vec<&'static str>,
 }
 
 /// Where an outcome goes.

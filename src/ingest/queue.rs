@@ -161,6 +161,15 @@ impl Queue {
         self.drained.notify_waiters();
         taken
     }
+
+    /// Takes all events that were queued at this time or before.
+    pub(super) fn take_queued_by(&self, time: Instant) -> Vec<Item> {
+        let taken = self.state().take_queued_by(time);
+        if !taken.is_empty() {
+            self.drained.notify_waiters();
+        }
+        taken
+    }
 }
 
 impl State {
@@ -179,6 +188,20 @@ impl State {
         }
         self.len += 1;
         None
+    }
+
+    fn take_queued_by(&mut self, time: Instant) -> Vec<Item> {
+        let mut taken = vec![];
+        self.clients.retain(|_, waiting| {
+            // The first ones have waited for the longest.
+            let younger = waiting.iter().position(|item| item.queued_at > time).unwrap_or(waiting.len());
+            taken.extend(waiting.drain(..younger));
+            !waiting.is_empty()
+        });
+        let clients = &self.clients;
+        self.turns.retain(|client_id| clients.contains_key(client_id));
+        self.len -= taken.len();
+        taken
     }
 
     fn take(&mut self, max: usize) -> Vec<Item> {
@@ -258,6 +281,23 @@ pub(super) mod tests {
         assert_eq!(queue.take(10, 1).len(), 1);
         waiting.await.unwrap().unwrap();
         assert_eq!(queue.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn what_has_waited_since_a_time_is_taken_and_the_rest_keeps_its_turn() {
+        let queue = Queue::new(100);
+        let time = Instant::now();
+        let at =
+            |client_id, seconds| Item { queued_at: time + std::time::Duration::from_secs(seconds), ..item(client_id) };
+        for (client_id, seconds) in [("a", 0), ("b", 0), ("a", 1), ("c", 2)] {
+            queue.push(at(client_id, seconds)).unwrap();
+        }
+        assert_eq!(queue.take_queued_by(time).len(), 2);
+        assert_eq!(queue.take_queued_by(time).len(), 0);
+        queue.push(at("b", 3)).unwrap();
+        let rest = queue.take(10, 1);
+        let clients: Vec<_> = rest.iter().map(|item| &*item.submission.event.client_id).collect();
+        assert_eq!((clients, queue.len()), (vec!["a", "c", "b"], 0));
     }
 
     #[tokio::test]

@@ -8,6 +8,7 @@ use std::collections::HashSet;
 use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 /// Of a queue with so many events, writers take that have none of their own: two transactions of a busy client are faster
@@ -117,6 +118,11 @@ impl Queues {
         // Nobody waits for a first writer that is held up.
         self.all.notify_waiters();
         number == own
+    }
+
+    /// Takes the events of a writer's own queue that have waited for so long.
+    pub(super) fn take_expired(&self, own: usize, waited: Duration) -> Vec<Item> {
+        Instant::now().checked_sub(waited).map_or(vec![], |time| self.each[own].take_queued_by(time))
     }
 
     /// What the writer of this number knows of clients whose rows somebody holds.

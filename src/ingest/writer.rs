@@ -23,8 +23,13 @@ const RETRY_PAUSE_MIN: Duration = Duration::from_millis(5);
 const RETRY_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// How long the database may take to accept a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a batch may take before its connection is taken for dead: longer than any one statement may.
-const RECORD_TIMEOUT: Duration = Duration::from_secs(45);
+/// How long one try of a batch may take before its connection is taken for dead: what is left of the time of its oldest
+/// event, but neither less than a slow database needs nor more than the longest statement. With the least, callers of a
+/// database that hangs get their answer at most five seconds after `retry_for`.
+const TRY_TIMEOUT_MIN: Duration = Duration::from_secs(4);
+const TRY_TIMEOUT_MAX: Duration = Duration::from_secs(45);
+/// How often the queue is looked through for events whose time is up, while the database is away.
+const GIVE_UP_EVERY: Duration = Duration::from_millis(200);
 /// So long others leave few events to the first writer.
 const SLOW_AFTER: Duration = Duration::from_millis(20);
 /// How long a batch waits for a row that somebody else holds. Short: all clients of the writer wait with it.
@@ -43,6 +48,9 @@ struct Writer {
     known_partitions: HashSet<Month, RandomState>,
     /// Clients whose rows somebody held for longer than the lock timeout: tried alone, and after the others.
     held_clients: HashSet<Arc<str>>,
+    /// The error of the last try, if the database did not do its part. Then events that have waited for too long already are
+    /// given up without a try of their own: one after another, those of a full queue would wait for many times as long.
+    away: Option<Error>,
 }
 
 /// One batch a client, each in order.
@@ -52,6 +60,12 @@ fn by_client(items: Vec<Item>) -> Vec<Vec<Item>> {
         of_clients.entry(item.submission.event.client_id.clone()).or_default().push(item);
     }
     of_clients.into_values().collect()
+}
+
+/// Answers the events of a writer's own queue whose time is up that their outcome is not known.
+fn give_up_queued(queues: &Queues, own: usize, retry_for: Duration, unknown: &Error) {
+    let expired = queues.take_expired(own, retry_for);
+    reply(expired.into_iter().map(|item| (item.reply, Outcome::Unavailable(unknown.clone()))));
 }
 
 /// Runs until the queue of this number, which is the writer's own, is closed and empty.
@@ -74,6 +88,7 @@ pub(super) async fn run(
         client_settings: ClientSettings::default(),
         known_partitions: HashSet::default(),
         held_clients: HashSet::new(),
+        away: None,
     };
     while let Some((items, at_work)) = queues.take(number, writer.settings.batch_events_max).await {
         {
@@ -106,13 +121,16 @@ impl Writer {
         while let Some(mut items) = batches.pop() {
             // Nobody waits for these: not recording them is one of the two right answers.
             items.retain(|item| !item.reply.is_closed());
+            if let Some(away) = self.away.clone() {
+                items = self.give_up(items, &away);
+            }
             if items.is_empty() {
                 continue;
             }
             let started = Instant::now();
-            let recorded = tokio::time::timeout(RECORD_TIMEOUT, self.try_record(&items)).await;
-            match recorded.unwrap_or(Err(sqlx::Error::PoolTimedOut)) {
+            match self.try_in_time(queues, own, &items).await {
                 Ok(outcomes) => {
+                    self.away = None;
                     metrics::histogram!("meterd_commit_seconds").record(started.elapsed());
                     metrics::histogram!("meterd_batch_events").record(items.len() as u32);
                     if !self.held_clients.is_empty() {
@@ -126,11 +144,9 @@ impl Writer {
                     self.forget();
                     metrics::counter!("meterd_batch_retries_total").increment(1);
                     tracing::warn!(%error, events = items.len(), "batch failed and is tried again with the same keys");
-                    let expired = |item: &Item| item.queued_at.elapsed() >= self.settings.retry_for;
-                    let (given_up, kept): (Vec<_>, Vec<_>) = items.into_iter().partition(expired);
                     let held = store::is_lock_timeout(&error);
                     let unknown = Error::database_unavailable(error);
-                    reply(given_up.into_iter().map(|item| (item.reply, Outcome::Unavailable(unknown.clone()))));
+                    let kept = self.give_up(items, &unknown);
                     if held {
                         let mut of_clients = by_client(kept);
                         if of_clients.len() == 1 {
@@ -142,8 +158,11 @@ impl Writer {
                         }
                         batches.extend(of_clients);
                     } else {
+                        give_up_queued(queues, own, self.settings.retry_for, &unknown);
+                        self.away = Some(unknown);
+                        let left = self.time_left(&kept);
                         batches.push(kept);
-                        tokio::time::sleep(pause).await;
+                        tokio::time::sleep(pause.min(left)).await;
                         pause = (pause * 2).min(RETRY_PAUSE_MAX);
                     }
                 }
@@ -159,6 +178,41 @@ impl Writer {
                     }
                 }
             }
+        }
+    }
+
+    /// Answers the events whose time is up that their outcome is not known, and returns the others.
+    fn give_up(&self, items: Vec<Item>, unknown: &Error) -> Vec<Item> {
+        let expired = |item: &Item| item.queued_at.elapsed() >= self.settings.retry_for;
+        let (given_up, kept): (Vec<_>, Vec<_>) = items.into_iter().partition(expired);
+        reply(given_up.into_iter().map(|item| (item.reply, Outcome::Unavailable(unknown.clone()))));
+        kept
+    }
+
+    /// How long the oldest of these may still be tried.
+    fn time_left(&self, items: &[Item]) -> Duration {
+        let waited = items.iter().map(|item| item.queued_at.elapsed()).max().unwrap_or_default();
+        self.settings.retry_for.saturating_sub(waited)
+    }
+
+    /// Records a batch, or gives up: see [`TRY_TIMEOUT_MIN`]. While the database is away, what waits in the queue is given up
+    /// at its time, too.
+    async fn try_in_time(&mut self, queues: &Queues, own: usize, items: &[Item]) -> sqlx::Result<Vec<Outcome>> {
+        let (away, retry_for) = (self.away.clone(), self.settings.retry_for);
+        let try_for = self.time_left(items).clamp(TRY_TIMEOUT_MIN, TRY_TIMEOUT_MAX);
+        let mut trying = pin!(tokio::time::timeout(try_for, self.try_record(items)));
+        loop {
+            let tried = match &away {
+                None => trying.as_mut().await,
+                Some(unknown) => match tokio::time::timeout(GIVE_UP_EVERY, trying.as_mut()).await {
+                    Ok(tried) => tried,
+                    Err(_) => {
+                        give_up_queued(queues, own, retry_for, unknown);
+                        continue;
+                    }
+                },
+            };
+            return tried.unwrap_or(Err(sqlx::Error::PoolTimedOut));
         }
     }
 

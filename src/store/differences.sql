@@ -1,6 +1,7 @@
 -- Rows of days, month services and months that do not equal the events: of clients after $1 and up to $2, or of client $7, in
 -- days from $3 to before $4, which are those of whole months. Events outside $5 to before $6 are on other days in any time
--- zone. A row of zeros equals no row. Beside each difference, and once where there is none, what was compared.
+-- zone. A row of a day or of a month's service that no event is of is a difference, too, also if it is all zeros; a month's own
+-- row may be, and equals no row then. Beside each difference, and once where there is none, what was compared.
 WITH event_days AS (
     SELECT client_id, day, service, operation, model, count(*) AS request_count, sum(units) AS units,
            sum(input_tokens) AS input_tokens, sum(output_tokens) AS output_tokens,
@@ -53,7 +54,8 @@ WITH event_days AS (
            COALESCE(a.request_count, 0) AS actual_request_count, COALESCE(a.units, 0) AS actual_units,
            COALESCE(a.input_tokens, 0) AS actual_input_tokens, COALESCE(a.output_tokens, 0) AS actual_output_tokens,
            COALESCE(a.cached_input_tokens, 0) AS actual_cached_input_tokens, COALESCE(a.cost, 0) AS actual_cost,
-           COALESCE(a.unpriced_event_count, 0) AS actual_unpriced_event_count
+           COALESCE(a.unpriced_event_count, 0) AS actual_unpriced_event_count,
+           e.request_count IS NULL AND kind <> 'month' AS left_over
     FROM expected e FULL JOIN actual a USING (kind, client_id, day, service, operation, model)
 ), compared AS (
     SELECT count(*) FILTER (WHERE kind = 'month')
@@ -72,5 +74,5 @@ SELECT client_months AS "client_months!", events AS "events!", kind AS "kind?", 
 FROM compared
 LEFT JOIN joined ON (request_count, units, input_tokens, output_tokens, cached_input_tokens, cost, unpriced_event_count)
     <> (actual_request_count, actual_units, actual_input_tokens, actual_output_tokens, actual_cached_input_tokens,
-        actual_cost, actual_unpriced_event_count)
+        actual_cost, actual_unpriced_event_count) OR left_over
 ORDER BY client_id, date_trunc('month', day::timestamp), kind, day, service, operation, model

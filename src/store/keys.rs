@@ -1,50 +1,11 @@
 //! The key ledger: who claims a key records its event.
 
-use crate::domain::event::{Charge, EventId, PayloadHash, UnpricedReason};
+use crate::domain::event::{Charge, UnpricedReason};
 use crate::domain::period::Month;
 use crate::store::numeric;
 use bigdecimal::BigDecimal;
 use chrono::{DateTime, NaiveTime, Utc};
-use sqlx::{PgConnection, PgPool};
-use std::collections::HashMap;
-
-/// The event that has a key.
-#[derive(Clone)]
-pub struct KeyHolder {
-    pub payload_hash: PayloadHash,
-    pub id: EventId,
-    /// Nothing, where the event itself is no longer kept.
-    pub charge: Option<Charge>,
-}
-
-/// Who has these keys, by client and key.
-pub async fn holders(
-    conn: &mut PgConnection,
-    client_ids: &[String],
-    keys: &[String],
-) -> sqlx::Result<HashMap<(String, String), KeyHolder>> {
-    let rows = sqlx::query!(
-        r#"SELECT k.client_id, k.idempotency_key, k.payload_hash, k.event_time, k.event_seq,
-                  e.charge AS "charge?: BigDecimal", e.price_id AS "price_id?", e.unpriced_reason AS "unpriced_reason?"
-           FROM unnest($1::text[], $2::text[]) AS wanted (client_id, idempotency_key)
-           JOIN idempotency_keys k USING (client_id, idempotency_key)
-           LEFT JOIN usage_events e USING (client_id, event_time, event_seq)"#,
-        client_ids,
-        keys
-    )
-    .fetch_all(conn)
-    .await?;
-    rows.into_iter()
-        .map(|row| {
-            let holder = KeyHolder {
-                payload_hash: row.payload_hash.try_into().map_err(|_| sqlx::Error::Decode("no payload hash".into()))?,
-                id: EventId { time: row.event_time, seq: row.event_seq },
-                charge: charge(row.charge.as_ref(), row.price_id, row.unpriced_reason)?,
-            };
-            Ok(((row.client_id, row.idempotency_key), holder))
-        })
-        .collect()
-}
+use sqlx::PgPool;
 
 /// Keys that were deleted.
 pub struct Pruned {

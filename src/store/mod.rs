@@ -13,6 +13,7 @@ pub mod events;
 pub mod export;
 pub mod floor;
 pub mod floor_reads;
+pub mod holders;
 pub mod jobs;
 pub mod keys;
 pub mod locks;
@@ -33,6 +34,7 @@ pub mod summaries;
 pub mod sums;
 pub mod usage;
 pub mod verify;
+pub mod verify_keys;
 
 /// Whether the same work may succeed if it is done again: the connection broke, the server is going down or coming up, or
 /// another transaction was in the way.

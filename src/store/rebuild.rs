@@ -4,7 +4,7 @@ use crate::domain::event::EventId;
 use crate::domain::period::{Month, day_of};
 use crate::domain::rollup::{Deltas, Sums};
 use crate::store::verify::{RollupRow, differences};
-use crate::store::{clients, connect, deployment, locks, partitions, record};
+use crate::store::{clients, connect, deployment, locks, partitions, record, rollups};
 use chrono::NaiveDate;
 use chrono_tz::Tz;
 use sqlx::PgConnection;
@@ -55,6 +55,7 @@ pub async fn month(
     };
     let mut corrections = Deltas::default();
     let mut corrected_row_count = 0;
+    let rebuilt = months.clone();
     for month in months {
         for difference in differences(tx, client_id, month).await? {
             corrected_row_count += 1;
@@ -75,6 +76,9 @@ pub async fn month(
     }
     let corrected_months = corrections.months.keys().map(|(_, month)| *month).collect();
     record::add(tx, &corrections).await?;
+    for month in rebuilt {
+        rollups::delete_zeros(tx, client_id, month).await?;
+    }
     Ok(Some(Rebuilt { corrected_row_count, rezoned_event_count, corrected_months }))
 }
 

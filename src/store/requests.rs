@@ -10,21 +10,44 @@ pub struct FirstAnswer {
     pub response: Vec<u8>,
 }
 
-/// Claims the request id until the end of the transaction, so that of two at once the second sees the first's answer.
-/// Nothing, where it is new.
-pub async fn find(conn: &mut PgConnection, request_id: &str) -> sqlx::Result<Option<FirstAnswer>> {
-    sqlx::query!("SELECT pg_advisory_xact_lock(hashtextextended('create_requests:' || $1, 0))", request_id)
-        .execute(&mut *conn)
-        .await?;
-    sqlx::query_as!(FirstAnswer, "SELECT request_hash, response FROM create_requests WHERE request_id = $1", request_id)
-        .fetch_optional(conn)
-        .await
+/// Claims a caller's request id until the end of the transaction, so that of two at once the second sees the first's answer.
+/// `None` if it is new. An answer from before ids belonged to callers is found by exactly the same request alone.
+pub async fn find(
+    conn: &mut PgConnection,
+    principal: &str,
+    request_id: &str,
+    request_hash: &[u8],
+) -> sqlx::Result<Option<FirstAnswer>> {
+    sqlx::query!(
+        "SELECT pg_advisory_xact_lock(hashtextextended('create_requests:' || $1 || ':' || $2, 0))",
+        principal,
+        request_id
+    )
+    .execute(&mut *conn)
+    .await?;
+    sqlx::query_as!(
+        FirstAnswer,
+        "SELECT request_hash, response FROM create_requests
+         WHERE request_id = $2 AND (principal = $1 OR principal = '' AND request_hash = $3)
+         ORDER BY principal DESC LIMIT 1",
+        principal,
+        request_id,
+        request_hash
+    )
+    .fetch_optional(conn)
+    .await
 }
 
 /// Keeps a first answer.
-pub async fn insert(conn: &mut PgConnection, request_id: &str, answer: &FirstAnswer) -> sqlx::Result<()> {
+pub async fn insert(
+    conn: &mut PgConnection,
+    principal: &str,
+    request_id: &str,
+    answer: &FirstAnswer,
+) -> sqlx::Result<()> {
     sqlx::query!(
-        "INSERT INTO create_requests (request_id, request_hash, response) VALUES ($1, $2, $3)",
+        "INSERT INTO create_requests (principal, request_id, request_hash, response) VALUES ($1, $2, $3, $4)",
+        principal,
         request_id,
         answer.request_hash,
         answer.response
@@ -37,8 +60,8 @@ pub async fn insert(conn: &mut PgConnection, request_id: &str, answer: &FirstAns
 /// Deletes first answers that are more than so many days old; gives how many.
 pub async fn prune(pool: &PgPool, retention_days: u32, limit: i64) -> sqlx::Result<i64> {
     let pruned = sqlx::query!(
-        "DELETE FROM create_requests WHERE request_id = ANY(ARRAY(
-             SELECT request_id FROM create_requests WHERE create_time < now() - make_interval(days => $1) LIMIT $2))",
+        "DELETE FROM create_requests WHERE ctid = ANY(ARRAY(
+             SELECT ctid FROM create_requests WHERE create_time < now() - make_interval(days => $1) LIMIT $2))",
         retention_days as i32,
         limit
     );

@@ -90,6 +90,33 @@ pub async fn beside(conn: &mut PgConnection, months: &[&MonthRow]) -> sqlx::Resu
     .await
 }
 
+/// Deletes rows of a client's month that have come to be zeros, as those do that all events were moved away from. In a
+/// transaction that holds the month. The month's own row stays: its summary follows it.
+pub async fn delete_zeros(conn: &mut PgConnection, client_id: &str, month: Month) -> sqlx::Result<()> {
+    sqlx::query!(
+        "DELETE FROM usage_days
+         WHERE client_id = $1 AND day >= $2 AND day < $3
+           AND (request_count, units, input_tokens, output_tokens, cached_input_tokens, cost, unpriced_event_count)
+               = (0, 0, 0, 0, 0, 0, 0)",
+        client_id,
+        month.first_day(),
+        month.next().first_day()
+    )
+    .execute(&mut *conn)
+    .await?;
+    sqlx::query!(
+        "DELETE FROM usage_month_services
+         WHERE client_id = $1 AND month = $2
+           AND (request_count, units, input_tokens, output_tokens, cached_input_tokens, cost, unpriced_event_count)
+               = (0, 0, 0, 0, 0, 0, 0)",
+        client_id,
+        month.first_day()
+    )
+    .execute(conn)
+    .await
+    .map(drop)
+}
+
 /// Services that a client had used before this month.
 pub async fn services_before(conn: &mut PgConnection, client_id: &str, month: Month) -> sqlx::Result<HashSet<String>> {
     let services = sqlx::query_scalar!(

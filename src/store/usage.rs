@@ -76,29 +76,48 @@ pub struct RangeRow {
     pub sums: Sums,
 }
 
-/// A client's range of days: in total, by service, by day, and by service and operation; nothing where there is no such
-/// client.
+/// A client's range of days: in total, by service, by day, and the `top` operations that cost most; nothing where there is no
+/// such client.
+///
+/// Operations are ranked by one sum, and only those of the answer get all of theirs: a client may have very many.
 pub async fn range(
     pool: &PgPool,
     client_id: &str,
     start: NaiveDate,
     end: NaiveDate,
+    top: i64,
 ) -> sqlx::Result<Option<AsOf<OfClient<RangeRow>>>> {
     let rows = sqlx::query!(
-        r#"SELECT now() AS "now!", (SELECT time_zone FROM clients WHERE client_id = $1) AS "time_zone?",
+        r#"WITH top AS (
+               SELECT service, operation FROM usage_days
+               WHERE client_id = $1 AND day BETWEEN $2 AND $3 AND request_count > 0
+               GROUP BY service, operation ORDER BY sum(cost) DESC, service, operation LIMIT $4
+           ), sums AS (
+               SELECT day, service, NULL AS operation, sum(request_count) AS request_count, sum(units) AS units,
+                   sum(input_tokens) AS input_tokens, sum(output_tokens) AS output_tokens,
+                   sum(cached_input_tokens) AS cached_input_tokens, sum(cost) AS cost,
+                   sum(unpriced_event_count) AS unpriced_event_count
+               FROM usage_days WHERE client_id = $1 AND day BETWEEN $2 AND $3 AND request_count > 0
+               GROUP BY GROUPING SETS ((), (service), (day))
+               UNION ALL
+               SELECT NULL, service, operation, sum(request_count), sum(units), sum(input_tokens), sum(output_tokens),
+                   sum(cached_input_tokens), sum(cost), sum(unpriced_event_count)
+               FROM usage_days JOIN top USING (service, operation)
+               WHERE client_id = $1 AND day BETWEEN $2 AND $3 AND request_count > 0
+               GROUP BY service, operation
+           )
+           SELECT now() AS "now!", (SELECT time_zone FROM clients WHERE client_id = $1) AS "time_zone?",
                day AS "day?", service AS "service?", operation AS "operation?",
-               COALESCE(sum(request_count), 0)::bigint AS "request_count!",
-               COALESCE(sum(units), 0) AS "units!: Total", COALESCE(sum(input_tokens), 0)::bigint AS "input_tokens!",
-               COALESCE(sum(output_tokens), 0)::bigint AS "output_tokens!",
-               COALESCE(sum(cached_input_tokens), 0)::bigint AS "cached_input_tokens!",
-               COALESCE(sum(cost), 0) AS "cost!: Total",
-               COALESCE(sum(unpriced_event_count), 0)::bigint AS "unpriced_event_count!"
-           FROM usage_days WHERE client_id = $1 AND day BETWEEN $2 AND $3 AND request_count > 0
-           GROUP BY GROUPING SETS ((), (service), (day), (service, operation))
-           ORDER BY day, COALESCE(sum(cost), 0) DESC, service, operation"#,
+               COALESCE(request_count, 0)::bigint AS "request_count!", COALESCE(units, 0) AS "units!: Total",
+               COALESCE(input_tokens, 0)::bigint AS "input_tokens!",
+               COALESCE(output_tokens, 0)::bigint AS "output_tokens!",
+               COALESCE(cached_input_tokens, 0)::bigint AS "cached_input_tokens!", COALESCE(cost, 0) AS "cost!: Total",
+               COALESCE(unpriced_event_count, 0)::bigint AS "unpriced_event_count!"
+           FROM sums ORDER BY day, COALESCE(cost, 0) DESC, service, operation"#,
         client_id,
         start,
-        end
+        end,
+        top
     )
     .fetch_all(pool)
     .await?;

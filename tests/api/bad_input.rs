@@ -3,7 +3,10 @@
 use crate::harness::*;
 use meterd::clock::Clock;
 use meterd::proto::usage_service_client::UsageServiceClient;
-use meterd::proto::{BatchTrackUsageRequest, EventOutcome, StreamUsageRequest, TrackUsageRequest, UsageEvent};
+use meterd::proto::{
+    BatchTrackUsageRequest, EventOutcome, ListUsageEventsRequest, StreamUsageRequest, TrackUsageRequest, UsageEvent,
+};
+use prost::Message;
 use prost_types::value::Kind;
 use prost_types::{Struct, Timestamp, Value};
 use tonic::Code;
@@ -45,7 +48,12 @@ fn bad_events() -> Vec<(UsageEvent, &'static str, Vec<&'static str>)> {
         (UsageEvent { idempotency_key: "k\0".into(), ..good() }, INVALID, vec!["idempotency_key"]),
         (UsageEvent { subject: long(), ..good() }, INVALID, vec!["subject"]),
         (UsageEvent { external_id: "x".repeat(257), ..good() }, INVALID, vec!["external_id"]),
-        (UsageEvent { input_tokens: -1, ..good() }, INVALID, vec!["input_tokens", "cached_input_tokens"]),
+        (UsageEvent { input_tokens: -1, ..good() }, INVALID, vec!["input_tokens"]),
+        (
+            UsageEvent { input_tokens: -4, cached_input_tokens: 1, ..good() },
+            INVALID,
+            vec!["input_tokens", "cached_input_tokens"],
+        ),
         (UsageEvent { output_tokens: -1, ..good() }, INVALID, vec!["output_tokens"]),
         (UsageEvent { output_tokens: 1_000_000_000_001, ..good() }, INVALID, vec!["output_tokens"]),
         (UsageEvent { output_tokens: i64::MIN, ..good() }, INVALID, vec!["output_tokens"]),
@@ -69,9 +77,8 @@ fn bad_events() -> Vec<(UsageEvent, &'static str, Vec<&'static str>)> {
     }
     let nul_key = metadata("a\0b", Kind::BoolValue(true));
     cases.push((UsageEvent { metadata: nul_key, ..good() }, INVALID, vec!["metadata"]));
-    let over_precise = "0.0000000000001";
-    for number in ["NaN", "inf", "-inf", "1e400", "-1", over_precise, "1000000000000000", "+1", " 1", "1,5", "٣", "1."]
-    {
+    let rounds_up = "999999999999999.9999999999995";
+    for number in ["NaN", "inf", "-inf", "1e400", "-1", rounds_up, "1000000000000000", "+1", " 1", "1,5", "٣", "1."] {
         cases.push((event("acme", "sms", number), INVALID, vec!["units"]));
         cases.push((UsageEvent { amount: number.into(), ..good() }, INVALID, vec!["amount"]));
     }
@@ -102,6 +109,103 @@ async fn each_bad_event_is_refused_with_its_reason_and_fields_and_the_connection
     );
     track(&mut usage, good()).await.unwrap();
     server.assert_exact(1).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn ids_that_look_alike_are_one_client_and_the_error_says_what_to_send() {
+    let server = server().await;
+    server.track(event("a17", "sms", "1")).await.unwrap();
+    let cases = [
+        (" a17", "must not begin or end with a blank"),
+        ("a17 ", "must not begin or end with a blank"),
+        ("a17\u{200b}", "U+200B"),
+        ("\u{feff}a17", "U+FEFF"),
+        ("a\u{a0}17", "U+00A0"),
+        ("a17\u{202e}", "U+202E"),
+        ("a17\t", "U+0009"),
+    ];
+    for (client_id, rule) in cases {
+        let status = server.track(event(client_id, "sms", "1")).await.unwrap_err();
+        assert!(status.message().starts_with("event.client_id: ") && status.message().contains(rule), "{status}");
+        type Named = (&'static str, fn(String) -> UsageEvent);
+        let fields: [Named; 6] = [
+            ("service", |id| event("a17", &id, "1")),
+            ("operation", |id| UsageEvent { operation: id, ..event("a17", "sms", "1") }),
+            ("model", |id| UsageEvent { model: id, ..event("a17", "sms", "1") }),
+            ("subject", |id| UsageEvent { subject: id, ..event("a17", "sms", "1") }),
+            ("idempotency_key", |id| UsageEvent { idempotency_key: id, ..event("a17", "sms", "1") }),
+            ("external_id", |id| UsageEvent { external_id: id, ..event("a17", "sms", "1") }),
+        ];
+        for (field, event) in fields {
+            assert_wrong(server.track(event(client_id.into())).await, INVALID, &[&format!("event.{field}")]);
+        }
+    }
+    let inside = event("a 17", "sms", "1");
+    server.track(inside).await.unwrap();
+    assert_eq!(server.sql("SELECT FROM clients").await, 2);
+    server.assert_exact(2).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn what_an_older_release_took_under_such_a_name_can_still_be_read() {
+    let server = server().await;
+    server.track(event("a17", "sms", "1")).await.unwrap();
+    for table in ["clients", "usage_events", "idempotency_keys", "usage_days", "usage_month_services", "usage_months"] {
+        server.sql(&format!("UPDATE {table} SET client_id = ' a17'")).await;
+    }
+    assert_eq!(server.month(" a17").await.totals.unwrap().request_count, 1);
+    server.assert_exact(1).await;
+    server.stop().await;
+}
+
+/// The deepest that messages lie in one another in a message of the wire, as far as they can be told from texts.
+fn depth(bytes: &[u8]) -> usize {
+    fn varint(bytes: &mut &[u8]) -> Option<u64> {
+        prost::encoding::decode_varint(bytes).ok()
+    }
+    let (mut rest, mut deepest) = (bytes, 0);
+    while !rest.is_empty() {
+        let Some(tag) = varint(&mut rest) else { return 0 };
+        match tag & 7 {
+            0 if varint(&mut rest).is_some() => {}
+            1 if rest.len() >= 8 => rest = &rest[8..],
+            2 => match varint(&mut rest).and_then(|length| rest.split_at_checked(length as usize)) {
+                Some((field, after)) => {
+                    deepest = deepest.max(depth(field));
+                    rest = after;
+                }
+                None => return 0,
+            },
+            _ => return 0,
+        }
+    }
+    deepest + 1
+}
+
+#[tokio::test]
+async fn the_deepest_metadata_that_is_taken_can_be_read_by_every_client_library() {
+    let server = server().await;
+    let deep = |levels: usize| {
+        let value = |kind| Value { kind: Some(kind) };
+        let inner = (1..levels).fold(value(Kind::BoolValue(true)), |inner, _| {
+            value(Kind::StructValue(Struct { fields: [("k".to_string(), inner)].into() }))
+        });
+        Some(Struct { fields: [("k".to_string(), inner)].into() })
+    };
+    server.track(UsageEvent { metadata: deep(16), ..good() }).await.unwrap();
+    for levels in [17, 30] {
+        let status = server.track(UsageEvent { metadata: deep(levels), ..good() }).await.unwrap_err();
+        assert!(status.message().contains("at most 16 levels"), "{status}");
+        assert_wrong::<()>(Err(status), INVALID, &["event.metadata"]);
+    }
+    let request = ListUsageEventsRequest { client_id: "acme".into(), ..Default::default() };
+    let answer = server.usage().list_usage_events(request).await.unwrap().into_inner();
+    assert_eq!(answer.events[0].event.as_ref().unwrap().metadata, deep(16));
+    // Libraries read 100 messages in one another.
+    let deepest = depth(&answer.encode_to_vec());
+    assert!((48..=60).contains(&deepest), "{deepest}");
     server.stop().await;
 }
 

@@ -33,8 +33,19 @@ pub enum Rule {
         empty: Expected,
         other: Expected,
     },
+    /// A name that what is written goes by: a text of which none looks like another.
+    Name {
+        bytes_max: usize,
+        empty: Expected,
+    },
+    /// A name of a service, which is in the catalogue.
+    ServiceName,
     /// At most 100 texts of at most 128 bytes.
     Texts {
+        empty: Expected,
+    },
+    /// The same of names.
+    Names {
         empty: Expected,
     },
     Decimal {
@@ -43,6 +54,8 @@ pub enum Rule {
         zero: Expected,
         empty: Expected,
     },
+    /// Of an event: below 10^15, and rounded to 12 decimals.
+    Quantity,
     /// 0 to 10^12.
     Tokens,
     Count {
@@ -154,10 +167,7 @@ fn odd_texts(unique: &str, bytes_max: usize) -> Vec<(&'static str, String)> {
     let with = |text: &str| format!("{text}{unique}");
     vec![
         ("text of one combining mark", with("\u{301}")),
-        ("text that is turned around", with("\u{202e}abc")),
-        ("text with spaces around", format!(" {unique} ")),
-        ("text with a zero-width joiner", with("👩\u{200d}🚀")),
-        ("text with a byte order mark", with("\u{feff}")),
+        ("text with spaces inside", with("a  b")),
         ("text with no character of Unicode", with("\u{ffff}")),
         ("text like SQL", with("'; DROP TABLE clients; --")),
         ("text like a format", with("%s%n{}$1")),
@@ -165,6 +175,33 @@ fn odd_texts(unique: &str, bytes_max: usize) -> Vec<(&'static str, String)> {
         ("longest text", longest),
         ("longest text of four-byte characters", widest),
     ]
+}
+
+/// Texts that look like another one: those of names are not taken.
+fn deceptive_texts(unique: &str) -> Vec<(&'static str, String)> {
+    let with = |text: &str| format!("{text}{unique}");
+    vec![
+        ("text that is turned around", with("\u{202e}abc")),
+        ("text with spaces around", format!(" {unique} ")),
+        ("text with a space before it", format!(" {unique}")),
+        ("text with a space behind it", format!("{unique} ")),
+        ("text with a no-break space", with("a\u{a0}b")),
+        ("text with a zero-width joiner", with("👩\u{200d}🚀")),
+        ("text with a zero-width space", with("a\u{200b}")),
+        ("text with a byte order mark", with("\u{feff}")),
+        ("text with a tag", with("a\u{e0041}")),
+    ]
+}
+
+/// Those of a name.
+fn name_cases(bytes_max: usize, empty: Expected, other: Expected, unique: &str) -> Vec<Case> {
+    let mut cases = text_cases(bytes_max, empty, other, unique);
+    for case in &mut cases {
+        if deceptive_texts(unique).iter().any(|(kind, _)| *kind == case.kind) {
+            case.expected = Wrong;
+        }
+    }
+    cases
 }
 
 fn text_cases(bytes_max: usize, empty: Expected, other: Expected, unique: &str) -> Vec<Case> {
@@ -175,7 +212,8 @@ fn text_cases(bytes_max: usize, empty: Expected, other: Expected, unique: &str) 
         Case::new("text of 100,000 bytes", string("x".repeat(100_000)), Wrong),
     ];
     cases.extend(never_texts().into_iter().map(|(kind, text)| Case::new(kind, string(text), Wrong)));
-    cases.extend(odd_texts(unique, bytes_max).into_iter().map(|(kind, text)| Case::new(kind, string(text), other)));
+    let odd = odd_texts(unique, bytes_max).into_iter().chain(deceptive_texts(unique));
+    cases.extend(odd.map(|(kind, text)| Case::new(kind, string(text), other)));
     cases
 }
 
@@ -199,6 +237,21 @@ fn decimal_cases(integer_digits: usize, decimals: usize, zero: Expected, empty: 
         "one", "0b1", "1f",
     ];
     cases.extend(never.map(|text| Case::new(format!("decimal {text:?}"), string(text), Wrong)));
+    cases
+}
+
+fn quantity_cases() -> Vec<Case> {
+    let mut cases = decimal_cases(15, 12, Fine, Fine);
+    cases.retain(|case| case.kind != "decimal one digit too fine");
+    let largest = "9".repeat(15);
+    cases.extend([
+        Case::new("decimal of a double", string("0.30000000000000004"), Fine),
+        Case::new("decimal that rounds to zero", string("0.0000000000001"), Fine),
+        Case::new("longest decimal", string(format!("1.{}", "3".repeat(98))), Fine),
+        Case::new("decimal one character too long", string(format!("1.{}", "3".repeat(99))), Wrong),
+        Case::new("decimal that rounds up to too large", string(format!("{largest}.9999999999995")), Wrong),
+        Case::new("decimal a digit below zero", string("-0.0000000000001"), Wrong),
+    ]);
     cases
 }
 
@@ -427,8 +480,9 @@ fn metadata_cases(field: &Field<'_>) -> Vec<Case> {
         |key: &str, kind: Json| well_known(field, &Struct { fields: [(key.to_string(), value(Some(kind)))].into() });
     let text = |text: &str| Json::StringValue(text.into());
     let bytes = |bytes: usize| "x".repeat(bytes - r#"{"k":""}"#.len());
-    let deep = |depth: usize| {
-        (0..depth)
+    // The object itself is a level, too.
+    let deep = |levels: usize| {
+        (1..levels)
             .fold(Json::BoolValue(true), |inner, _| Json::ListValue(ListValue { values: vec![value(Some(inner))] }))
     };
     let many = Struct { fields: (0..2_000).map(|key| (key.to_string(), value(None))).collect() };
@@ -455,7 +509,9 @@ fn metadata_cases(field: &Field<'_>) -> Vec<Case> {
         Case::new("metadata with the largest number", with("k", Json::NumberValue(f64::MAX)), Fine),
         Case::new("metadata with the smallest number", with("k", Json::NumberValue(5e-324)), Fine),
         Case::new("metadata with the longest JSON escape", with("\u{1}", text("\u{1f}\u{7f}\u{2028}")), Fine),
-        Case::new("metadata 40 deep", with("k", deep(40)), Fine),
+        Case::new("deepest metadata", with("k", deep(16)), Fine),
+        Case::new("metadata a level too deep", with("k", deep(17)), Wrong),
+        Case::new("metadata 30 levels deep", with("k", deep(30)), Wrong),
     ]
 }
 
@@ -517,7 +573,7 @@ fn secret_cases(field: &Field<'_>) -> Vec<Case> {
 }
 
 /// Lists of texts: how many there are, and each.
-fn texts_cases(field: &Field<'_>, empty: Expected) -> Vec<Case> {
+fn texts_cases(field: &Field<'_>, each: Vec<Case>) -> Vec<Case> {
     let list = |texts: Vec<String>| Value::List(texts.into_iter().map(Value::String).collect());
     let mut cases = vec![
         Case::new("text twice in a list", list(vec!["acme".into(); 2]), Fine),
@@ -525,7 +581,7 @@ fn texts_cases(field: &Field<'_>, empty: Expected) -> Vec<Case> {
         Case::new("one text too many in a list", list(vec!["x".into(); 101]), Wrong),
         Case::new("100,000 texts in a list", list(vec!["x".into(); 100_000]), Wrong),
     ];
-    for mut case in text_cases(128, empty, Fine, field.unique) {
+    for mut case in each {
         case.value = Some(Value::List(vec![string("acme"), case.value.unwrap()]));
         case.kind = format!("{} in a list", case.kind);
         cases.push(case.naming([format!("{}[1]", field.path)]));
@@ -602,19 +658,13 @@ pub fn cases(rule: Rule, field: &Field<'_>) -> Vec<Case> {
             _ => time_cases(field, Fine, Fine, Fine),
         },
         Rule::Text { bytes_max, empty, other } => text_cases(bytes_max, empty, other, field.unique),
-        Rule::Texts { empty } => texts_cases(field, empty),
+        Rule::Texts { empty } => texts_cases(field, text_cases(128, empty, Fine, field.unique)),
+        Rule::Name { bytes_max, empty } => name_cases(bytes_max, empty, Fine, field.unique),
+        Rule::ServiceName => name_cases(128, Wrong, WrongAs("UNKNOWN_SERVICE"), field.unique),
+        Rule::Names { empty } => texts_cases(field, name_cases(128, empty, Fine, field.unique)),
         Rule::Decimal { integer_digits, decimals, zero, empty } => decimal_cases(integer_digits, decimals, zero, empty),
-        Rule::Tokens => {
-            let mut cases = count_cases(field, 0, 1_000_000_000_000);
-            // Cached ones are a part of the others: below zero, these are less than none of them.
-            if field.descriptor.name() == "input_tokens" {
-                let cached = field.path.replace("input_tokens", "cached_input_tokens");
-                for case in cases.iter_mut().filter(|case| matches!(case.value, Some(Value::I64(i64::MIN..0)))) {
-                    case.fields = Some(vec![field.path.into(), cached.clone()]);
-                }
-            }
-            cases
-        }
+        Rule::Quantity => quantity_cases(),
+        Rule::Tokens => count_cases(field, 0, 1_000_000_000_000),
         Rule::Count { from, to } => count_cases(field, from, to),
         Rule::Token { reason } => token_cases(field, reason),
         Rule::Time { first, last } => time_cases(field, first, last, Wrong),

@@ -168,11 +168,18 @@ pub fn rule(rpc: &str, message: &str, field: &str) -> Rule {
         | (_, "NotificationChannel", "secret_count")
         | (_, "ApiKey", "key_id" | "rotated_from") => PassedOver,
 
-        (_, "UsageEvent", "client_id") | ("CreateClient", "Client", "client_id") => required(Fine),
-        (_, "UsageEvent" | "EstimateCostRequest" | "Price" | "ModelAlias", "service") => required(UNKNOWN_SERVICE),
-        (_, "Service", "service") | (_, "ModelAlias", "alias" | "model") => required(Fine),
-        (_, _, "operation" | "model" | "subject" | "idempotency_key" | "request_id") => text(128),
-        (_, _, "external_id" | "display_name" | "actor_id" | "method") => text(256),
+        (_, "UsageEvent", "client_id") | ("CreateClient", "Client", "client_id") => {
+            Name { bytes_max: 128, empty: Wrong }
+        }
+        (_, "UsageEvent", "service") => ServiceName,
+        (_, "EstimateCostRequest" | "Price" | "ModelAlias", "service") => required(UNKNOWN_SERVICE),
+        (_, "Service", "service") | (_, "ModelAlias", "alias" | "model") => Name { bytes_max: 128, empty: Wrong },
+        (_, "EstimateCostRequest", "operation" | "model") => text(128),
+        (_, _, "operation" | "model" | "subject" | "idempotency_key" | "request_id") => {
+            Name { bytes_max: 128, empty: Fine }
+        }
+        (_, _, "external_id") => Name { bytes_max: 256, empty: Fine },
+        (_, _, "display_name" | "actor_id" | "method") => text(256),
         (_, "Service", "unit") => text(64),
         (_, "ListPricesRequest", "service") => text(128),
         (_, "ApiKey", "name") => Text { bytes_max: 256, empty: Wrong, other: Fine },
@@ -190,12 +197,11 @@ pub fn rule(rpc: &str, message: &str, field: &str) -> Rule {
         (_, _, "key_id") => required(Refused("API_KEY_NOT_FOUND")),
         (_, "RunJobRequest", "job") => required(Refused("JOB_NOT_FOUND")),
 
-        (_, "Grant", "client_ids") => Texts { empty: Wrong },
-        (_, _, "client_ids" | "services" | "operations" | "models" | "subjects" | "uncounted_operations") => {
-            Texts { empty: Fine }
-        }
+        (_, "Grant", "client_ids") => Names { empty: Wrong },
+        (_, "Service", "uncounted_operations") => Names { empty: Fine },
+        (_, _, "client_ids" | "services" | "operations" | "models" | "subjects") => Texts { empty: Fine },
 
-        (_, _, "units" | "amount") => Decimal { integer_digits: 15, decimals: 12, zero: Fine, empty: Fine },
+        (_, _, "units" | "amount") => Quantity,
         (_, "Rates", _) => Decimal { integer_digits: 9, decimals: 24, zero: Fine, empty: Wrong },
         (_, "AlertPolicy", "projection_factor" | "anomaly_factor") => {
             Decimal { integer_digits: 15, decimals: 12, zero: Wrong, empty: Wrong }

@@ -43,6 +43,10 @@ pub async fn succeed(server: &TestServer, arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
+fn stamp(time: chrono::DateTime<chrono::Utc>) -> prost_types::Timestamp {
+    prost_types::Timestamp { seconds: time.timestamp(), nanos: time.timestamp_subsec_nanos() as i32 }
+}
+
 async fn import(server: &TestServer, file: &Path, more: &[&str]) -> (bool, serde_json::Value) {
     let mut arguments = vec!["import", file.to_str().unwrap(), "--json"];
     arguments.extend(MAPPING);
@@ -112,6 +116,34 @@ async fn what_is_exported_can_be_imported_elsewhere_and_adds_up_to_the_same() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_exported_and_imported_into_the_same_server_is_all_duplicates() {
+    let server = TestServer::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let number = prost_types::value::Kind::NumberValue(1e16);
+    let number = prost_types::Value { kind: Some(number) };
+    let metadata = prost_types::Struct { fields: [("n".to_string(), number)].into() };
+    let keyed = meterd::proto::UsageEvent {
+        idempotency_key: "k".into(),
+        units: "0.30000000000000004".into(),
+        metadata: Some(metadata),
+        ..event("acme", "sms", "")
+    };
+    let timed = meterd::proto::UsageEvent { event_time: Some(stamp(server.clock.now())), ..event("acme", "sms", "") };
+    for event in [keyed, timed, event("acme", "sms", "2"), model_call("acme", 7, 1)] {
+        server.track(event).await.unwrap();
+    }
+    for format in ["csv", "ndjson"] {
+        let file = folder.path().join(format!("usage.{format}"));
+        succeed(&server, &["export", "--output", file.to_str().unwrap()]).await;
+        let imported = succeed(&server, &["import", file.to_str().unwrap(), "--json"]).await;
+        let summary: serde_json::Value = serde_json::from_str(&imported).unwrap();
+        assert_eq!((&summary["accepted"], &summary["duplicates"]), (&0.into(), &4.into()), "{format}: {summary}");
+    }
+    server.assert_exact(4).await;
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn verify_prints_every_difference_and_fails_and_rebuild_repairs() {
     let server = TestServer::start().await;
     server.track(event("acme", "sms", "3")).await.unwrap();
@@ -125,6 +157,68 @@ async fn verify_prints_every_difference_and_fails_and_rebuild_repairs() {
     assert!(printed.ends_with("1 client-months, 1 events: 2 differences\n"), "{printed}");
     succeed(&server, &["rebuild", "--month", &server.clock.now().format("%Y-%m").to_string()]).await;
     assert!(succeed(&server, &["verify"]).await.ends_with(": 0 differences\n"));
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn verify_finds_keys_and_events_that_do_not_name_each_other_and_rows_without_events() {
+    let server = TestServer::start().await;
+    let keyed = |key: &str, client_id: &str| meterd::proto::UsageEvent {
+        idempotency_key: key.into(),
+        ..event(client_id, "sms", "1")
+    };
+    for key in ["lost", "shared", "orphan", "fine"] {
+        server.track(keyed(key, "acme")).await.unwrap();
+    }
+    server.assert_exact(4).await;
+    let month = server.clock.now().format("%Y-%m").to_string();
+    let damages = [
+        (
+            "DELETE FROM idempotency_keys WHERE idempotency_key = 'lost'".to_string(),
+            vec!["key \"lost\": event ", "has no row in idempotency_keys"],
+        ),
+        (
+            "UPDATE idempotency_keys SET event_seq = f.event_seq, event_time = f.event_time
+             FROM (SELECT * FROM usage_events WHERE idempotency_key = 'fine') AS f WHERE
+             idempotency_keys.idempotency_key = 'shared'"
+                .into(),
+            vec!["key \"shared\": event ", "has the key of another event"],
+        ),
+        (
+            "INSERT INTO idempotency_keys (client_id, idempotency_key, payload_hash, event_time, event_seq)
+             VALUES ('acme', 'ghost', '', now(), 7)"
+                .into(),
+            vec!["key \"ghost\": names event ", "which is not there"],
+        ),
+        (
+            format!("INSERT INTO usage_days VALUES ('acme', '{month}-01', 'sms', 'ghost', '', 2, 3, 0, 0, 0, 0, 0)"),
+            vec!["-01 sms operation=\"ghost\"", "a row that no event is of: requests is 2, the events say 0"],
+        ),
+        (
+            format!("INSERT INTO usage_days VALUES ('acme', '{month}-02', 'sms', 'ghost', '', 0, 0, 0, 0, 0, 0, 0)"),
+            vec!["-02 sms operation=\"ghost\"", "a row of zeros that no event is of"],
+        ),
+        (
+            format!("INSERT INTO usage_month_services VALUES ('acme', '{month}-01', 'ghost', 1, 1, 0, 0, 0, 0, 0)"),
+            vec!["month of ghost: a row that no event is of"],
+        ),
+        (
+            format!("INSERT INTO usage_months VALUES ('ghost', '{month}-01', 1, 1, 0, 0, 0, 0, 0)"),
+            vec!["\"ghost\"", "month total: a row that no event is of"],
+        ),
+    ];
+    let count = damages.len();
+    for (damage, _) in &damages {
+        assert_eq!(server.sql(damage).await, 1, "{damage}");
+    }
+    let printed = String::from_utf8(meterd(&server, &["verify"]).await.stdout).unwrap();
+    for (damage, texts) in damages {
+        let found = printed.lines().any(|line| texts.iter().all(|text| line.contains(text)));
+        assert!(found, "{damage}: {texts:?} in\n{printed}");
+    }
+    assert!(printed.ends_with(&format!("4 events: {count} differences\n")), "{printed}");
+    // Of another month nothing is said.
+    assert!(succeed(&server, &["verify", "--month", "2020-01"]).await.ends_with(": 0 differences\n"));
     server.stop().await;
 }
 

@@ -19,6 +19,7 @@ fn keyed(key: &str, event: UsageEvent) -> UsageEvent {
 /// Makes everything in the ledger so many days older.
 async fn age(server: &TestServer, days: u32) {
     server.sql(&format!("UPDATE idempotency_keys SET claim_time = claim_time - make_interval(days => {days})")).await;
+    server.sql(&format!("UPDATE usage_events SET record_time = record_time - make_interval(days => {days})")).await;
 }
 
 async fn keys(server: &TestServer) -> Vec<String> {

@@ -224,3 +224,35 @@ async fn a_name_of_a_client_comes_back_cut_short_whatever_its_length() {
     assert!(status.message().len() < 200, "{}", status.message().len());
     guarded.server.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_id_belongs_to_the_key_that_sent_it() {
+    let guarded = Guarded::start_with(&[], noon()).await;
+    let open = guarded.open().await;
+    let first = guarded.key(Scope::Admin, &["acme", "globex"]).await;
+    let second = guarded.key(Scope::Admin, &["globex", "initech"]).await;
+    let channel = guarded.server.channel();
+    let create = async |token: Option<&str>, client_id: &str| {
+        let bearer: Vec<String> = token.iter().map(|token| format!("Bearer {token}")).collect();
+        let request = format!(r#"{{"client":{{"clientId":"{client_id}"}},"requestId":"r1"}}"#);
+        let channel = if token.is_some() { channel.clone() } else { open.channel() };
+        call(&channel, "ClientService/CreateClient", &request, &bearer).await
+    };
+    create(Some(&first.token), "acme").await.unwrap();
+    // Nothing tells another caller that the id was used, and its own answer is kept beside the first one's.
+    create(Some(&second.token), "initech").await.unwrap();
+    create(Some(&second.token), "initech").await.unwrap();
+    create(Some(&first.token), "acme").await.unwrap();
+    create(None, "umbrella").await.unwrap();
+    for token in [&first.token, &second.token] {
+        let reused = create(Some(token), "globex").await;
+        assert_refused(reused, Code::AlreadyExists, "REQUEST_ID_REUSED");
+    }
+    // An answer from before ids belonged to callers is for who sends the very same again.
+    open.sql("DELETE FROM create_requests WHERE principal = ''").await;
+    open.sql("UPDATE create_requests SET principal = '' WHERE position('initech'::bytea IN response) > 0").await;
+    create(Some(&second.token), "initech").await.unwrap();
+    create(Some(&second.token), "globex").await.unwrap();
+    guarded.server.stop().await;
+    open.stop().await;
+}

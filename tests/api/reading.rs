@@ -219,3 +219,53 @@ async fn reads_go_on_where_every_connection_was_just_cut() {
     }
     server.stop().await;
 }
+
+/// `cargo test --test api -- --ignored --nocapture very_many_operations`: 200,000 of them.
+#[tokio::test]
+#[ignore = "measures for some seconds"]
+async fn a_summary_of_very_many_operations_takes_a_second() {
+    let (server, started) = (with_operations(200_000).await, std::time::Instant::now());
+    assert_top_of_many(&server, 200_000).await;
+    println!("GetUsageSummary of 200,000 operations took {:?}", started.elapsed());
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_summary_of_many_operations_has_the_costliest_and_sums_of_all() {
+    let server = with_operations(3_000).await;
+    assert_top_of_many(&server, 3_000).await;
+    server.stop().await;
+}
+
+/// A client with so many operations on each of two days, the last ones the costliest.
+async fn with_operations(count: usize) -> TestServer {
+    let server = TestServer::start().await;
+    server.client_in("many", "UTC").await;
+    let rows = format!(
+        "INSERT INTO usage_days SELECT 'many', day, 'sms', lpad(n::text, 6, '0'), '', 1, 2, 3, 4, 1, n / 1000.0, 0
+         FROM generate_series(1, {count}) AS n, (VALUES (date '2026-11-20'), (date '2026-11-21')) AS days (day)"
+    );
+    assert_eq!(server.sql(&rows).await, 2 * count as u64);
+    server
+}
+
+async fn assert_top_of_many(server: &TestServer, count: usize) {
+    let request = GetUsageSummaryRequest {
+        client_id: "many".into(),
+        start_date: "2026-11-01".into(),
+        end_date: "2026-11-30".into(),
+        top_operation_count: 3,
+    };
+    let summary = server.usage().get_usage_summary(request).await.unwrap().into_inner();
+    let top: Vec<_> =
+        summary.top_operations.iter().map(|top| (&*top.operation, cost(&top.totals).to_string())).collect();
+    let names: Vec<String> = (count - 2..=count).rev().map(|number| format!("{number:06}")).collect();
+    let costs: Vec<String> = (count - 2..=count).rev().map(|number| format!("{}", number as f64 / 500.0)).collect();
+    let expected: Vec<_> = names.iter().map(String::as_str).zip(costs).collect();
+    assert_eq!(top, expected);
+    assert_eq!(summary.top_operations[0].totals.as_ref().unwrap().request_count, 2);
+    let totals = summary.totals.unwrap();
+    assert_eq!((totals.request_count, totals.units), (2 * count as i64, (4 * count).to_string()));
+    assert_eq!((summary.services.len(), summary.days.len()), (1, 2));
+    assert_eq!(summary.days[1].totals.as_ref().unwrap().request_count, count as i64);
+}

@@ -120,6 +120,57 @@ async fn a_stream_acknowledges_in_order_and_lists_what_was_not_plainly_accepted(
 }
 
 #[tokio::test]
+async fn a_quantity_with_more_decimals_is_rounded_half_to_even_and_the_answer_shows_the_recorded_value() {
+    let server = TestServer::start().await;
+    let cases = [
+        ("0.08333333333333333", Some("0.083333333333")),
+        ("0.30000000000000004", Some("0.3")),
+        ("0.1000000000000000055511151231257827021181583404541015625", Some("0.1")),
+        ("2.0000000000005", Some("2")),
+        ("2.0000000000015", Some("2.000000000002")),
+        ("2.500000000000000", None),
+    ];
+    for (number, (sent, recorded)) in cases.into_iter().enumerate() {
+        let fields = |fields: &[&str]| {
+            recorded
+                .iter()
+                .flat_map(|value| fields.iter().map(|field| (field.to_string(), value.to_string())))
+                .collect()
+        };
+        let event =
+            UsageEvent { idempotency_key: format!("k{number}"), amount: sent.into(), ..event("acme", "sms", sent) };
+        let first = server.track(event.clone()).await.unwrap();
+        assert_eq!((first.outcome(), first.rounded), (EventOutcome::Accepted, fields(&["units", "amount"])), "{sent}");
+        let again = &server.batch(vec![event.clone()], false).await[0];
+        assert_eq!(
+            (again.outcome(), &again.rounded),
+            (EventOutcome::Duplicate, &fields(&["units", "amount"])),
+            "{sent}"
+        );
+        // By its recorded value, too: what was exported may come back.
+        let plain = recorded.unwrap_or(sent).to_string();
+        let plain = UsageEvent { units: plain.clone(), amount: plain, ..event };
+        let plain = server.track(plain).await.unwrap();
+        assert_eq!((plain.outcome(), plain.rounded.len()), (EventOutcome::Duplicate, 0), "{sent}");
+    }
+    let rounded = UsageEvent { units: "0.1000000000000001".into(), ..event("acme", "sms", "") };
+    let messages = [rounded, event("acme", "sms", "1")].map(|event| StreamUsageRequest { event: Some(event) });
+    let mut acks = server.usage().stream_usage(tokio_stream::iter(messages)).await.unwrap().into_inner();
+    let mut listed = vec![];
+    while let Some(ack) = acks.message().await.unwrap() {
+        listed.extend(ack.results);
+    }
+    let result = listed[0].result.as_ref().unwrap();
+    assert_eq!((listed.len(), listed[0].message_number, &*result.rounded["units"]), (1, 1, "0.1"));
+    assert_eq!(result.outcome(), EventOutcome::Accepted);
+    let month = server.month("acme").await.totals.unwrap();
+    // 0.083333333333 + 0.3 + 0.1 + 2 + 2.000000000002 + 2.5 + 0.1 + 1
+    assert_eq!(month.units, "8.083333333335");
+    server.assert_exact(8).await;
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn a_key_twice_in_a_batch_is_a_duplicate_with_the_same_payload_and_a_conflict_with_another() {
     let server = TestServer::start_with(&[], Clock::fixed(time(NOW))).await;
     let keyed = |key: &str, units: &str| UsageEvent { idempotency_key: key.into(), ..event("acme", "sms", units) };
@@ -160,7 +211,7 @@ async fn the_same_payload_in_another_spelling_is_a_duplicate_and_any_other_value
         UsageEvent { metadata: None, ..first.clone() },
         UsageEvent { subject: "u".into(), ..first.clone() },
         UsageEvent { service: "email".into(), ..first.clone() },
-        UsageEvent { event_time: Some(timestamp(NOW)), ..first },
+        UsageEvent { event_time: Some(timestamp("2026-11-21T11:59:59Z")), ..first },
     ];
     for other in others {
         assert_refused(server.track(other).await, Code::AlreadyExists, "IDEMPOTENCY_CONFLICT");

@@ -44,17 +44,18 @@ pub async fn preview(
     let dated = dated(&settings, &versions, &of_clients, &known)?;
     let order = Order::of(&dated, &of_clients);
     let mut holders = vec![None; order.leaders.len()];
-    let earlier = find_earlier_holders(&mut tx, &dated, &order, &mut holders).await?;
-    tx.rollback().await?;
+    let earlier = repeats::find_earlier_holders(&mut tx, &dated, &order, &mut holders).await?;
     for (holder, &leader) in holders.iter_mut().zip(&order.leaders) {
         let Dated { submission: Submission { event, id, payload_hash, .. }, refusal, .. } = &dated[leader];
         if holder.is_none() && refusal.is_none() {
             *holder = Some(KeyHolder { payload_hash: *payload_hash, id: *id, charge: Some(catalog.charge(event)) });
         }
     }
-    let mut decided = dated.iter().zip(&order.leader_of).map(|(dated, &leader)| {
+    let conflicts = repeats::conflicts(&mut tx, &dated, &order, &holders).await?;
+    tx.rollback().await?;
+    let mut decided = dated.iter().zip(&order.leader_of).enumerate().map(|(index, (dated, &leader))| {
         let told = dated.is_of_closed_time() && !earlier.contains(&leader);
-        outcome(dated, holders[leader].as_ref().filter(|_| !told))
+        repeats::outcome(dated, holders[leader].as_ref().filter(|_| !told), conflicts.get(&index))
     });
     let outcomes = batch.iter().map(|submission| match unknown.contains(&submission.id) {
         true => Ok(Outcome::Rejected(Error::client_not_found(&submission.event.client_id))),

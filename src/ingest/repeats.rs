@@ -1,0 +1,90 @@
+//! Keys that were taken: who has them, and what that makes of an event.
+
+use super::batch::{Dated, Order};
+use super::{Conflict, Outcome, Recorded};
+use crate::domain::event::{UsageEvent, differing_fields, repeats};
+use crate::store::holders::{self, KeyHolder};
+use sqlx::PgConnection;
+use std::collections::{HashMap, HashSet};
+
+/// Adds who has a key that was taken, and gives which leaders those are of.
+pub(super) async fn find_earlier_holders(
+    conn: &mut PgConnection,
+    dated: &[Dated<'_>],
+    order: &Order,
+    holders: &mut [Option<KeyHolder>],
+) -> sqlx::Result<HashSet<usize>> {
+    let key = |leader: usize| {
+        let event = &dated[order.leaders[leader]].submission.event;
+        (event.client_id.to_string(), event.idempotency_key.to_string())
+    };
+    let taken: Vec<usize> = (0..holders.len()).filter(|&leader| holders[leader].is_none()).collect();
+    if taken.is_empty() {
+        return Ok(HashSet::new());
+    }
+    let (client_ids, keys): (Vec<_>, Vec<_>) = taken.iter().map(|&leader| key(leader)).unzip();
+    let earlier = holders::find(conn, &client_ids, &keys).await?;
+    for (&leader, holder) in taken.iter().zip(earlier) {
+        holders[leader] = holder;
+    }
+    Ok(taken.into_iter().filter(|&leader| holders[leader].is_some()).collect())
+}
+
+fn is_repeat(dated: &Dated<'_>, holder: &KeyHolder) -> bool {
+    let submission = dated.submission;
+    repeats((&submission.event, &submission.payload_hash), (holder.id.time, &holder.payload_hash))
+}
+
+/// The events of the batch, by number, whose key belongs to another payload.
+pub(super) async fn conflicts(
+    conn: &mut PgConnection,
+    dated: &[Dated<'_>],
+    order: &Order,
+    holders: &[Option<KeyHolder>],
+) -> sqlx::Result<HashMap<usize, Conflict>> {
+    let holder_of = |index: usize| holders[order.leader_of[index]].as_ref();
+    let differing: Vec<(usize, &KeyHolder)> = (0..dated.len())
+        .filter_map(|index| Some((index, holder_of(index)?)))
+        .filter(|(index, holder)| !is_repeat(&dated[*index], holder))
+        .collect();
+    // One that this batch has recorded is at hand.
+    let at_hand = |index: usize| {
+        let leader = dated[order.leaders[order.leader_of[index]]].submission;
+        holder_of(index).is_some_and(|holder| holder.id == leader.id).then_some(&leader.event)
+    };
+    let (numbers, wanted): (Vec<usize>, Vec<_>) = differing
+        .iter()
+        .filter(|(index, _)| at_hand(*index).is_none())
+        .map(|(index, holder)| (*index, (&*dated[*index].submission.event.client_id, holder.id)))
+        .unzip();
+    let found = if wanted.is_empty() { vec![] } else { holders::events(conn, &wanted).await? };
+    let found: HashMap<usize, Option<UsageEvent>> = numbers.into_iter().zip(found).collect();
+    let conflict = |(index, holder): (usize, &KeyHolder)| {
+        let sent = dated[index].submission;
+        let recorded = at_hand(index).or_else(|| found.get(&index)?.as_ref());
+        let fields = recorded
+            .map(|recorded| differing_fields((&sent.event, &sent.payload_hash), (recorded, &holder.payload_hash)));
+        (index, Conflict { holder: holder.id, fields: fields.unwrap_or_default() })
+    };
+    Ok(differing.into_iter().map(conflict).collect())
+}
+
+/// The outcome of an event, by comparison with the one that has its key.
+pub(super) fn outcome(
+    dated: &Dated<'_>,
+    holder: Option<&KeyHolder>,
+    conflict: Option<&Conflict>,
+) -> sqlx::Result<Outcome> {
+    let Dated { submission, refusal, .. } = dated;
+    match (holder, conflict, refusal) {
+        (Some(_), Some(conflict), _) => Ok(Outcome::Conflict(conflict.clone())),
+        (Some(holder), None, _) => {
+            let recorded = Recorded { id: holder.id, charge: holder.charge };
+            // Its own: recorded now, or by an earlier try of this batch that had come through after all.
+            let own = holder.id == submission.id;
+            Ok(if own { Outcome::Accepted(recorded) } else { Outcome::Duplicate(recorded) })
+        }
+        (None, _, Some(refusal)) => Ok(Outcome::Rejected(refusal.clone())),
+        (None, _, None) => Err(sqlx::Error::Protocol("an idempotency key was neither free nor taken".into())),
+    }
+}
