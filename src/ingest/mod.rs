@@ -4,6 +4,7 @@ mod batch;
 mod clients;
 mod queue;
 mod queues;
+mod unpriced;
 mod writer;
 
 use crate::alerts::raise::AlertSettings;
