@@ -166,6 +166,7 @@ fn unpriced_name(reason: UnpricedReason) -> &'static str {
 fn unpriced_text(reason: UnpricedReason) -> &'static str {
     match reason {
         UnpricedReason::TokensNotCovered => "the price has no component for these tokens",
+        UnpricedReason::TokensMissing => "the price is per token: give --input-tokens and --output-tokens",
         UnpricedReason::AmountMissing => "the price is a percentage: give --amount",
         UnpricedReason::UnknownService => "the service is not in the catalogue",
         UnpricedReason::NoPrice | UnpricedReason::Unspecified => "no price fits; it is charged as soon as one does",

@@ -75,6 +75,14 @@ pub struct Measures {
     pub amount: Option<Decimal>,
 }
 
+impl Measures {
+    /// Whether something was used, and no tokens are reported. On the wire none and zero are the same; zero units say that
+    /// nothing was used.
+    pub fn reports_no_tokens(&self) -> bool {
+        self.input_tokens == 0 && self.output_tokens == 0 && self.units != Decimal::ZERO
+    }
+}
+
 /// What an event was charged and by which price, or why it has no charge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Charge {
@@ -92,6 +100,7 @@ pub enum UnpricedReason {
     TokensNotCovered = 2,
     AmountMissing = 3,
     UnknownService = 4,
+    TokensMissing = 5,
 }
 
 impl UnpricedReason {
@@ -101,6 +110,7 @@ impl UnpricedReason {
             2 => Self::TokensNotCovered,
             3 => Self::AmountMissing,
             4 => Self::UnknownService,
+            5 => Self::TokensMissing,
             _ => Self::NoPrice,
         }
     }

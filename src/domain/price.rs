@@ -69,6 +69,9 @@ impl Rates {
         let tokens = |count: i64| Decimal::from_scaled(i128::from(count) * Decimal::ONE.scaled());
         let fresh_input = tokens(measures.input_tokens - measures.cached_input_tokens);
         let cached_input = tokens(measures.cached_input_tokens);
+        if self.charges_only_tokens() && measures.reports_no_tokens() {
+            return Err(UnpricedReason::TokensMissing);
+        }
         let amount = match (self.percent_of_amount, measures.amount) {
             (Some(_), None) => return Err(UnpricedReason::AmountMissing),
             (_, amount) => amount.unwrap_or_default(),
@@ -111,6 +114,14 @@ impl Rates {
             "fixed" => &mut self.fixed,
             _ => return None,
         })
+    }
+
+    /// Whether something is charged for tokens, and nothing for anything else. A rate of zero charges nothing.
+    fn charges_only_tokens(&self) -> bool {
+        let charges = |rate: Option<Rate>| rate.is_some_and(|rate| rate.scaled() != 0);
+        let of_tokens = [self.input_token, self.output_token, self.cached_input_token];
+        let of_others = [self.unit, self.fixed, self.percent_of_amount];
+        of_tokens.into_iter().any(charges) && !of_others.into_iter().any(charges)
     }
 
     /// Whether no component is set.
@@ -159,6 +170,31 @@ mod tests {
         assert_eq!(rates.charge(&input), Err(UnpricedReason::TokensNotCovered));
         let output = Measures { output_tokens: 1, ..measures("1") };
         assert_eq!(rates.charge(&output).unwrap().to_string(), "2");
+    }
+
+    #[test]
+    fn a_price_of_tokens_alone_does_not_charge_zero_where_none_are_reported() {
+        let rates = Rates { input_token: rate("0.0000025"), output_token: rate("0.00001"), ..Rates::default() };
+        assert_eq!(rates.charge(&measures("1")), Err(UnpricedReason::TokensMissing));
+        assert_eq!(rates.charge(&measures("3")), Err(UnpricedReason::TokensMissing));
+        let free_unit = Rates { unit: rate("0"), fixed: rate("0.00"), ..rates };
+        assert_eq!(free_unit.charge(&measures("1")), Err(UnpricedReason::TokensMissing));
+        let cached = Rates { cached_input_token: rate("1"), ..Rates::default() };
+        assert_eq!(cached.charge(&measures("1")), Err(UnpricedReason::TokensMissing));
+        let output = Measures { output_tokens: 1, ..measures("1") };
+        assert_eq!(rates.charge(&output).unwrap().to_string(), "0.00001");
+    }
+
+    #[test]
+    fn what_is_free_or_really_nothing_is_charged_zero() {
+        let rates = Rates { input_token: rate("0.0000025"), output_token: rate("0.00001"), ..Rates::default() };
+        assert_eq!(rates.charge(&measures("0")).unwrap(), Decimal::ZERO, "no units: nothing was used");
+        let free = Rates { input_token: rate("0"), output_token: rate("0"), ..Rates::default() };
+        assert_eq!(free.charge(&measures("1")).unwrap(), Decimal::ZERO);
+        let unit = Rates { unit: rate("0"), ..Rates::default() };
+        assert_eq!(unit.charge(&measures("1")).unwrap(), Decimal::ZERO);
+        let each = Rates { fixed: rate("0.01"), ..rates };
+        assert_eq!(each.charge(&measures("1")).unwrap().to_string(), "0.01");
     }
 
     #[test]
@@ -233,11 +269,13 @@ mod tests {
             let uncovered = (input.is_none() && input_tokens > cached_input_tokens)
                 || (output.is_none() && output_tokens > 0)
                 || (cached.or(input).is_none() && cached_input_tokens > 0);
+            let missing = rates.charges_only_tokens() && measures.reports_no_tokens();
             match rates.charge(&measures) {
                 Ok(charge) => {
-                    prop_assert!(!uncovered);
+                    prop_assert!(!uncovered && !missing);
                     prop_assert_eq!(BigInt::from(charge.scaled()), expected);
                 }
+                Err(UnpricedReason::TokensMissing) => prop_assert!(missing && !uncovered),
                 Err(reason) => {
                     prop_assert_eq!(reason, UnpricedReason::TokensNotCovered);
                     prop_assert!(uncovered);

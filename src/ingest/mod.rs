@@ -5,6 +5,7 @@ mod clients;
 mod queue;
 mod queues;
 mod repeats;
+mod unpriced;
 mod writer;
 
 pub use batch::preview;

@@ -4,7 +4,7 @@
 use super::clients::{ClientSettings, KNOWN_CLIENTS_MAX};
 use super::queue::Item;
 use super::queues::Queues;
-use super::{IngestSettings, Outcome, batch, reply};
+use super::{IngestSettings, Outcome, batch, reply, unpriced};
 use crate::alerts::raise::AlertSettings;
 use crate::catalog::CatalogCache;
 use crate::domain::period::Month;
@@ -133,6 +133,7 @@ impl Writer {
                     self.away = None;
                     metrics::histogram!("meterd_commit_seconds").record(started.elapsed());
                     metrics::histogram!("meterd_batch_events").record(items.len() as u32);
+                    unpriced::count(&items, &outcomes);
                     if !self.held_clients.is_empty() {
                         self.held_clients
                             .retain(|held| !items.iter().any(|item| item.submission.event.client_id == *held));

@@ -6,7 +6,7 @@
 
 use super::{Work, counted};
 use crate::store::{deployment, keys, locks, requests};
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 
 /// Rows of one transaction.
 const CHUNK_ROWS: i64 = 10_000;
@@ -14,11 +14,12 @@ const CHUNK_ROWS: i64 = 10_000;
 /// Deletes the keys past their retention, those of backfills when their month is closed too. What
 /// fails stops nothing else, and fails the run.
 pub(super) async fn run_once(work: &Work) -> anyhow::Result<String> {
+    let before = work.data_time().await? - TimeDelta::days(work.settings.jobs.key_retention_days.into());
     let (mut key_count, mut request_count) = (0, 0);
     let failures = [
-        ("keys", prune_live(work, &mut key_count).await),
-        ("keys of backfills", prune_backfill(work, &mut key_count).await),
-        ("request ids", prune_requests(work, &mut request_count).await),
+        ("keys", prune_live(work, before, &mut key_count).await),
+        ("keys of backfills", prune_backfill(work, before, &mut key_count).await),
+        ("request ids", prune_requests(work, before, &mut request_count).await),
     ];
     let done = format!("{} and {} deleted", counted(key_count, "key"), counted(request_count, "request id"));
     let failures: Vec<String> = failures
@@ -29,9 +30,10 @@ pub(super) async fn run_once(work: &Work) -> anyhow::Result<String> {
     Ok(done)
 }
 
-async fn prune_live(work: &Work, count: &mut u64) -> sqlx::Result<()> {
-    let days = work.settings.jobs.key_retention_days;
-    let Some(before) = keys::live_before(&work.pool, days).await? else { return Ok(()) };
+async fn prune_live(work: &Work, before: DateTime<Utc>, count: &mut u64) -> sqlx::Result<()> {
+    if !keys::is_any_live_before(&work.pool, before).await? {
+        return Ok(());
+    }
     refuse_before(work, before).await?;
     let mut after = None;
     loop {
@@ -54,13 +56,12 @@ async fn refuse_before(work: &Work, before: DateTime<Utc>) -> sqlx::Result<()> {
     tx.commit().await
 }
 
-async fn prune_backfill(work: &Work, count: &mut u64) -> sqlx::Result<()> {
+async fn prune_backfill(work: &Work, before: DateTime<Utc>, count: &mut u64) -> sqlx::Result<()> {
     let closed = deployment::closed_through(&mut *work.pool.acquire().await?).await?;
     let Some(closed) = closed else { return Ok(()) };
     let mut after = None;
     loop {
-        let days = work.settings.jobs.key_retention_days;
-        let pruned = keys::prune_backfill(&work.pool, days, closed, after, CHUNK_ROWS).await?;
+        let pruned = keys::prune_backfill(&work.pool, before, closed, after, CHUNK_ROWS).await?;
         *count += pruned.count as u64;
         if pruned.count < CHUNK_ROWS {
             return Ok(());
@@ -69,9 +70,9 @@ async fn prune_backfill(work: &Work, count: &mut u64) -> sqlx::Result<()> {
     }
 }
 
-async fn prune_requests(work: &Work, count: &mut u64) -> sqlx::Result<()> {
+async fn prune_requests(work: &Work, before: DateTime<Utc>, count: &mut u64) -> sqlx::Result<()> {
     loop {
-        let pruned = requests::prune(&work.pool, work.settings.jobs.key_retention_days, CHUNK_ROWS).await?;
+        let pruned = requests::prune(&work.pool, before, CHUNK_ROWS).await?;
         *count += pruned as u64;
         if pruned < CHUNK_ROWS {
             return Ok(());

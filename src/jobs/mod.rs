@@ -20,6 +20,8 @@ use crate::alerts::raise::AlertSettings;
 use crate::catalog::CatalogCache;
 use crate::clock::Clock;
 use crate::config::Settings;
+use crate::store::{connect, summaries as totals};
+use chrono::{DateTime, Utc};
 use futures_util::future::BoxFuture;
 use sqlx::PgPool;
 use std::sync::Arc;
@@ -39,6 +41,14 @@ pub struct Work {
     pub clock: Clock,
     pub settings: Settings,
     pub alert_settings: AlertSettings,
+}
+
+impl Work {
+    /// The time by which rows that carry the database's time are old enough to be deleted: the earlier of the database's clock
+    /// and this machine's. No one clock is trusted with what cannot be undone.
+    async fn data_time(&self) -> sqlx::Result<DateTime<Utc>> {
+        Ok(connect::now(&self.pool).await?.min(Clock::system().now()))
+    }
 }
 
 /// A scheduled job.
@@ -100,6 +110,10 @@ pub fn start_pricing(
                 Ok(false) => {
                     // Reads show names and categories by the snapshot in memory, also where nothing is recorded.
                     drop(tokio::time::timeout(PRICING_TIMEOUT, catalog.refresh(&pool)).await);
+                    let unpriced = tokio::time::timeout(PRICING_TIMEOUT, totals::unpriced_event_count(&pool)).await;
+                    if let Ok(Ok(count)) = unpriced {
+                        metrics::gauge!("meterd_unpriced_events").set(count as f64);
+                    }
                 }
                 Err(error) => tracing::warn!(%error, "pricing of waiting events failed and goes on later"),
             }

@@ -73,8 +73,7 @@ async fn detach(conn: &mut PgConnection, month: Month, drop_table: bool) -> sqlx
 }
 
 async fn prune_feed(work: &Work) -> sqlx::Result<u64> {
-    // Changes carry the database's time.
-    let before = connect::now(&work.pool).await? - TimeDelta::days(work.settings.alert_feed_days.into());
+    let before = work.data_time().await? - TimeDelta::days(work.settings.alert_feed_days.into());
     let mut pruned = 0;
     loop {
         let count = alert_feed::prune(&work.pool, before, FEED_CHUNK_ROWS).await?;
@@ -87,7 +86,7 @@ async fn prune_feed(work: &Work) -> sqlx::Result<u64> {
 
 /// Removes notifications that ended before what is kept of the feed.
 async fn prune_notifications(work: &Work) -> sqlx::Result<u64> {
-    let before = connect::now(&work.pool).await? - TimeDelta::days(work.settings.alert_feed_days.into());
+    let before = work.data_time().await? - TimeDelta::days(work.settings.alert_feed_days.into());
     let mut pruned = 0;
     loop {
         let count = outbox::prune(&work.pool, before, NOTIFICATIONS_CHUNK_ROWS).await?;

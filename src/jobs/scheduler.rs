@@ -5,8 +5,10 @@
 use super::lease::{LEASE, Lease};
 use super::schedule::Schedule;
 use super::{JOBS, Job, Work};
-use crate::store::{connect, jobs};
+use crate::store::jobs::Glance;
+use crate::store::{cause, connect, jobs};
 use anyhow::Context as _;
+use chrono::TimeDelta;
 use futures_util::FutureExt;
 use sqlx::PgPool;
 use std::panic::AssertUnwindSafe;
@@ -17,6 +19,9 @@ use tokio::task::JoinSet;
 
 /// How often a replica looks for what is due.
 const POLL_EVERY: Duration = Duration::from_secs(1);
+/// A due time is brought forward only if it lies beyond the next one even by a clock that is so much ahead: the database's
+/// clock may be set back a little.
+const CLOCK_STEP_MAX: TimeDelta = TimeDelta::seconds(60);
 /// How long a look may take.
 const POLL_TIMEOUT: Duration = Duration::from_secs(5);
 /// A run that failed is tried again after so long, unless it is due before.
@@ -85,14 +90,18 @@ impl Scheduler {
 
     /// Takes every job that is due and that nobody else takes, and starts each as it is taken: the look may fail at another.
     async fn start_due(&self, names: &[String], runs: &mut JoinSet<()>) -> sqlx::Result<()> {
-        for glance in jobs::glance(&self.pool, names).await? {
+        for glance in jobs::glance(&self.pool, names, LEASE).await? {
             if let Some(time) = glance.last_success_time {
                 let labels = [("job", glance.job.clone())];
                 metrics::gauge!("meterd_job_last_success_timestamp_seconds", &labels).set(time.timestamp() as f64);
             }
-            let Some(job) = JOBS.iter().find(|job| glance.due && job.name == glance.job) else { continue };
+            let Some(job) = JOBS.iter().find(|job| job.name == glance.job) else { continue };
             // Another version of meterd wrote what this one cannot read, and runs it.
             let Ok(schedule) = glance.schedule.parse::<Schedule>() else { continue };
+            if !glance.due {
+                self.bring_forward(&glance, &schedule).await?;
+                continue;
+            }
             let next = schedule.next_after(glance.now);
             let holder = holder();
             let taken_at = Instant::now();
@@ -101,6 +110,23 @@ impl Scheduler {
             }
         }
         Ok(())
+    }
+
+    /// Brings a job forward that would wait beyond its next time by the schedule, or for the end of a lease that is longer
+    /// than any: the database's clock was ahead and was set back.
+    async fn bring_forward(&self, glance: &Glance, schedule: &Schedule) -> sqlx::Result<()> {
+        let next = schedule.next_after(glance.now);
+        let latest = schedule.next_after(glance.now + CLOCK_STEP_MAX);
+        let too_late = glance.next_run_time.filter(|time| latest.is_some_and(|latest| *time > latest));
+        if too_late.is_none() && !glance.lease_too_long {
+            return Ok(());
+        }
+        tracing::warn!(
+            job = glance.job,
+            next_run_time = too_late.map(|time| time.to_rfc3339()),
+            "the database's clock was set back: the job is brought forward"
+        );
+        jobs::bring_forward(&self.pool, &glance.job, too_late, next, LEASE).await
     }
 
     /// Runs a job under its lease, and notes what became of it.
@@ -123,7 +149,7 @@ impl Scheduler {
                 dropped = true;
                 Err("panicked; the log has why".to_string())
             }
-            Some(Ok(Ok(Err(error)))) => Err(format!("{error:#}").chars().take(ERROR_CHARS_MAX).collect()),
+            Some(Ok(Ok(Err(error)))) => Err(cause::text(&error).chars().take(ERROR_CHARS_MAX).collect()),
             Some(Ok(Ok(Ok(result)))) => Ok(result),
         };
         let took = started.elapsed();

@@ -29,6 +29,8 @@ pub struct Glance {
     pub last_success_time: Option<DateTime<Utc>>,
     /// Nobody runs it and its time has come, or whoever ran it has let the lease run out; and no lease is in force.
     pub due: bool,
+    /// Its lease ends later than one that is taken now would.
+    pub lease_too_long: bool,
     pub now: DateTime<Utc>,
 }
 
@@ -50,17 +52,43 @@ pub async fn register(pool: &PgPool, job: &str, schedule: &str, next: Option<Dat
 }
 
 /// These jobs, as far as they are there.
-pub async fn glance(pool: &PgPool, jobs: &[String]) -> sqlx::Result<Vec<Glance>> {
+pub async fn glance(pool: &PgPool, jobs: &[String], lease: Duration) -> sqlx::Result<Vec<Glance>> {
     sqlx::query_as!(
         Glance,
         r#"SELECT job, schedule, next_run_time, last_success_time, now() AS "now!",
                COALESCE((holder IS NOT NULL OR next_run_time <= now()) AND COALESCE(lease_expire_time <= now(), true), false)
-                   AS "due!"
+                   AS "due!",
+               COALESCE(lease_expire_time > now() + make_interval(secs => $2), false) AS "lease_too_long!"
            FROM jobs WHERE job = ANY($1) ORDER BY job"#,
-        jobs
+        jobs,
+        lease.as_secs_f64()
     )
     .fetch_all(pool)
     .await
+}
+
+/// Brings forward what a database clock that was ahead has left: a due time, unless it is not `seen` any more, to `next`, and
+/// the end of a lease to that of one that is taken now. Whoever still holds such a lease renews it meanwhile.
+pub async fn bring_forward(
+    pool: &PgPool,
+    job: &str,
+    seen: Option<DateTime<Utc>>,
+    next: Option<DateTime<Utc>>,
+    lease: Duration,
+) -> sqlx::Result<()> {
+    sqlx::query!(
+        "UPDATE jobs SET next_run_time = CASE WHEN next_run_time = $2 THEN $3 ELSE next_run_time END,
+             lease_expire_time = CASE WHEN lease_expire_time > now() + make_interval(secs => $4)
+                 THEN now() + make_interval(secs => $4) ELSE lease_expire_time END
+         WHERE job = $1",
+        job,
+        seen,
+        next,
+        lease.as_secs_f64()
+    )
+    .execute(pool)
+    .await
+    .map(drop)
 }
 
 /// Takes a due job under a lease, unless somebody else was faster, and moves its next time on.

@@ -14,15 +14,13 @@ pub struct Pruned {
     pub last_time: Option<DateTime<Utc>>,
 }
 
-/// The time so many days ago, if keys of live events are older than that.
-pub async fn live_before(pool: &PgPool, retention_days: u32) -> sqlx::Result<Option<DateTime<Utc>>> {
+/// Whether keys of live events came before this time.
+pub async fn is_any_live_before(pool: &PgPool, before: DateTime<Utc>) -> sqlx::Result<bool> {
     sqlx::query_scalar!(
-        r#"SELECT now() - make_interval(days => $1) AS "before!"
-           WHERE EXISTS (SELECT FROM idempotency_keys
-                         WHERE NOT backfill AND claim_time < now() - make_interval(days => $1))"#,
-        retention_days as i32
+        r#"SELECT EXISTS (SELECT FROM idempotency_keys WHERE NOT backfill AND claim_time < $1) AS "any!""#,
+        before
     )
-    .fetch_optional(pool)
+    .fetch_one(pool)
     .await
 }
 
@@ -52,30 +50,30 @@ pub async fn prune_live(
     .await
 }
 
-/// Deletes keys that came more than so many days ago, in a backfill, and whose month is closed in any time zone, in the order
+/// Deletes keys that came before this time, in a backfill, and whose month is closed in any time zone, in the order
 /// of their events' times. From `after` on, as with [`prune_live`].
 pub async fn prune_backfill(
     pool: &PgPool,
-    retention_days: u32,
+    before: DateTime<Utc>,
     closed_through: Month,
     after: Option<DateTime<Utc>>,
     limit: i64,
 ) -> sqlx::Result<Pruned> {
     // What lies before the last closed month by UTC is at most in that month.
-    let before = closed_through.first_day().and_time(NaiveTime::MIN).and_utc();
+    let events_before = closed_through.first_day().and_time(NaiveTime::MIN).and_utc();
     sqlx::query_as!(
         Pruned,
         r#"WITH pruned AS (
                DELETE FROM idempotency_keys WHERE ctid = ANY(ARRAY(
                    SELECT ctid FROM idempotency_keys
-                   WHERE backfill AND event_time < $2 AND claim_time < now() - make_interval(days => $1)
+                   WHERE backfill AND event_time < $2 AND claim_time < $1
                      AND event_time >= COALESCE($3, '-infinity'::timestamptz)
                    ORDER BY event_time LIMIT $4))
                RETURNING event_time
            )
            SELECT count(*) AS "count!", max(event_time) AS last_time FROM pruned"#,
-        retention_days as i32,
         before,
+        events_before,
         after,
         limit
     )

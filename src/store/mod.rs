@@ -5,6 +5,7 @@ pub mod alerts;
 pub mod api_keys;
 pub mod audit;
 pub mod catalog;
+pub mod cause;
 pub mod channels;
 pub mod clients;
 pub mod connect;

@@ -6,6 +6,7 @@ use crate::domain::alert::Alert;
 use chrono::{DateTime, Utc};
 use sqlx::types::Json;
 use sqlx::{PgConnection, PgPool};
+use std::time::Duration;
 
 /// Notifications that one digest takes in. What is beyond makes another one.
 const DIGEST_NOTIFICATIONS_MAX: i64 = 10_000;
@@ -20,7 +21,8 @@ pub struct DueChannel {
     pub secrets: Vec<String>,
     /// Notifications begun in its hour.
     pub hour_count: i32,
-    /// Whether the hour is over, so that the next notification begins another.
+    /// Whether the hour is over, so that the next notification begins another; or begins later, as the database's clock was
+    /// ahead.
     pub hour_over: bool,
 }
 
@@ -42,7 +44,8 @@ pub async fn lock_channel(conn: &mut PgConnection, busy: &[i64]) -> sqlx::Result
     sqlx::query_as!(
         DueChannel,
         r#"SELECT c.client_id, c.channel_id, c.kind, c.target, c.secrets, c.hour_count,
-                  c.hour_start_time <= now() - interval '1 hour' AS "hour_over!"
+                  (c.hour_start_time <= now() - interval '1 hour' OR c.hour_start_time > now() + interval '1 minute')
+                      AS "hour_over!"
            FROM notifications n JOIN notification_channels c ON c.client_id = n.client_id AND c.channel_id = n.channel_id
            WHERE n.state = 1 AND n.next_attempt_time <= now() AND c.channel_id <> ALL($1)
            ORDER BY n.next_attempt_time LIMIT 1 FOR UPDATE OF c SKIP LOCKED"#,
@@ -252,6 +255,18 @@ pub async fn prune(pool: &PgPool, before: DateTime<Utc>, limit: i64) -> sqlx::Re
          WHERE n.client_id = ended.client_id AND n.notification_id = ended.notification_id",
         before,
         limit
+    )
+    .execute(pool)
+    .await?;
+    Ok(done.rows_affected())
+}
+
+/// Makes due what would wait longer than `longest`: the database's clock was ahead and was set back. Gives how many.
+pub async fn bring_forward(pool: &PgPool, longest: Duration) -> sqlx::Result<u64> {
+    let done = sqlx::query!(
+        "UPDATE notifications SET next_attempt_time = now()
+         WHERE state = 1 AND next_attempt_time > now() + make_interval(secs => $1)",
+        longest.as_secs_f64()
     )
     .execute(pool)
     .await?;

@@ -1,5 +1,6 @@
 //! First answers of creates, for repeats with the same request id.
 
+use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, PgPool};
 
 /// What a create answered.
@@ -57,12 +58,12 @@ pub async fn insert(
     .map(drop)
 }
 
-/// Deletes first answers that are more than so many days old; gives how many.
-pub async fn prune(pool: &PgPool, retention_days: u32, limit: i64) -> sqlx::Result<i64> {
+/// Deletes first answers from before this time; gives how many.
+pub async fn prune(pool: &PgPool, before: DateTime<Utc>, limit: i64) -> sqlx::Result<i64> {
     let pruned = sqlx::query!(
         "DELETE FROM create_requests WHERE ctid = ANY(ARRAY(
-             SELECT ctid FROM create_requests WHERE create_time < now() - make_interval(days => $1) LIMIT $2))",
-        retention_days as i32,
+             SELECT ctid FROM create_requests WHERE create_time < $1 LIMIT $2))",
+        before,
         limit
     );
     Ok(pruned.execute(pool).await?.rows_affected() as i64)

@@ -130,7 +130,8 @@ pub async fn mark_stale(conn: &mut PgConnection, service: &str) -> sqlx::Result<
     .map(drop)
 }
 
-/// Client-months whose summary has been stale since `before` or longer, the longest waiting first.
+/// Client-months whose summary has been stale since `before` or longer, the longest waiting first; and those that a database
+/// clock which was ahead has marked.
 pub async fn stale(
     pool: &PgPool,
     client_id: Option<&str>,
@@ -141,7 +142,7 @@ pub async fn stale(
     let rows = sqlx::query!(
         "SELECT client_id, month FROM usage_months
          WHERE summary_stale_since IS NOT NULL AND ($1::text IS NULL OR client_id = $1) AND ($2::date IS NULL OR month = $2)
-           AND summary_stale_since <= $4
+           AND (summary_stale_since <= $4 OR summary_stale_since > now())
          ORDER BY summary_stale_since LIMIT $3",
         client_id,
         month.map(Month::first_day),
@@ -352,6 +353,13 @@ pub async fn months_to_total(pool: &PgPool) -> sqlx::Result<Vec<Month>> {
          WHERE t.version IS DISTINCT FROM v.version ORDER BY v.month"
     );
     Ok(months.fetch_all(pool).await?.into_iter().map(Month::of).collect())
+}
+
+/// Events without a charge in all months, as of their totals.
+pub async fn unpriced_event_count(pool: &PgPool) -> sqlx::Result<i64> {
+    sqlx::query_scalar!(r#"SELECT COALESCE(sum(unpriced_event_count), 0)::bigint AS "count!" FROM monthly_totals"#)
+        .fetch_one(pool)
+        .await
 }
 
 /// Adds a month's summaries up and keeps the totals. One statement: they and their version are of one snapshot.

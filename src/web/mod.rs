@@ -54,6 +54,14 @@ fn describe() {
     metrics::describe_counter!("meterd_batch_retries_total", "Batches that were tried again");
     metrics::describe_counter!("meterd_events_priced_later_total", "Events priced after they were recorded");
     metrics::describe_counter!("meterd_log_lines_lost_total", "Lines of the log that nobody read in time");
+    metrics::describe_counter!(
+        "meterd_events_unpriced_total",
+        "Events recorded without a charge by service and reason"
+    );
+    metrics::describe_gauge!(
+        "meterd_unpriced_events",
+        "Events without a charge in all months, as of the last run of the job monthly_summaries on any replica"
+    );
     metrics::describe_histogram!("meterd_batch_events", "Events of a transaction");
     metrics::describe_histogram!("meterd_commit_seconds", "From taking a batch to its commit");
     metrics::describe_histogram!("meterd_rpc_seconds", "Calls by method and status code");

@@ -24,7 +24,7 @@ async fn a_library_that_the_database_cannot_load_is_not_called_a_database_that_i
         let fail = format!(
             "CREATE OR REPLACE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
                  RAISE 'could not load library \"/lib/plpgsql.so\": undefined symbol: x' USING ERRCODE = '{code}'; END $$;
-             CREATE OR REPLACE TRIGGER fail BEFORE INSERT OR UPDATE ON clients FOR EACH ROW EXECUTE FUNCTION fail()"
+             CREATE OR REPLACE TRIGGER fail AFTER INSERT OR UPDATE ON clients FOR EACH ROW EXECUTE FUNCTION fail()"
         );
         server.sql(&fail).await;
         let client = Client { client_id: "acme".into(), time_zone: "Asia/Tokyo".into(), ..Default::default() };

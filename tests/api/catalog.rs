@@ -128,13 +128,13 @@ async fn an_estimate_shows_how_the_charge_comes_about_and_records_nothing() {
         ..of("openai", "chat", "gpt-4o-mini-2024-07-18")
     };
     let estimated = estimate(&server, request).await;
-    assert_eq!(amount(&estimated.charge), "0.00018");
+    assert_eq!(amount(&estimated.charge), "0.00015");
     let lines: Vec<_> =
         estimated.lines.iter().map(|line| (&*line.component, &*line.quantity, &*line.rate, &*line.amount)).collect();
     let expected = [
         ("input_token", "600", "0.00000015", "0.00009"),
         ("output_token", "50", "0.0000006", "0.00003"),
-        ("cached_input_token", "400", "0.00000015", "0.00006"),
+        ("cached_input_token", "400", "0.000000075", "0.00003"),
     ];
     assert_eq!(lines, expected);
     let payment = EstimateCostRequest { amount: "100".into(), ..of("stripe", "", "") };
@@ -255,4 +255,58 @@ async fn a_deployment_in_another_currency_begins_without_prices_and_stays_in_it(
     let options = meterd::store::connect::options(&database_url).unwrap();
     let refused = meterd::app::prepare(&options, &settings_of(&[])).await.err().unwrap().to_string();
     assert!(refused.contains("EUR") && refused.contains("--currency EUR"), "{refused}");
+}
+
+/// A call of which almost all input came from the cache.
+fn cached_call(model: &str) -> UsageEvent {
+    let tokens =
+        UsageEvent { input_tokens: 2_006, cached_input_tokens: 1_920, output_tokens: 300, ..Default::default() };
+    UsageEvent { client_id: "c".into(), service: "openai".into(), model: model.into(), ..tokens }
+}
+
+#[tokio::test]
+async fn cached_input_tokens_of_built_in_models_have_their_own_rate() {
+    let server = TestServer::start().await;
+    for (model, charge) in [
+        ("gpt-4o-mini", "0.0003369"),
+        ("gpt-4o-mini-2024-07-18", "0.0003369"),
+        ("gpt-4o", "0.005615"),
+        ("gpt-4o-2024-11-20", "0.005615"),
+        // These have none: cached input is charged as input.
+        ("gpt-4-turbo", "0.02906"),
+    ] {
+        assert_eq!(amount(&server.track(cached_call(model)).await.unwrap().charge), charge, "{model}");
+    }
+    server.assert_exact(5).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_database_that_was_seeded_without_rates_for_cached_input_gets_them_from_now_on() {
+    let server = TestServer::start().await;
+    let own = |time: &str| Price {
+        service: "openai".into(),
+        model: "gpt-4o".into(),
+        effective_time: Some(timestamp(time)),
+        rates: Some(Rates { input_token: Some("1".into()), output_token: Some("1".into()), ..Default::default() }),
+        ..Default::default()
+    };
+    create_price(&server, own("2026-01-01T00:00:00Z")).await;
+    // As an older release left it.
+    server.sql("UPDATE prices SET cached_input_token = NULL WHERE built_in; UPDATE catalog_version SET version = version + 1").await;
+    let before = server.track(cached_call("gpt-4o-mini")).await.unwrap();
+    assert_eq!(amount(&before.charge), "0.0004809");
+    let count = all_prices(&server, 0).await.len();
+
+    server.sql(include_str!("../../migrations/0014_cached_input_rates.sql")).await;
+    let after = server.track(cached_call("gpt-4o-mini")).await.unwrap();
+    assert_eq!(amount(&after.charge), "0.0003369");
+    assert_ne!(before.price_id, after.price_id, "prices do not change: it is another one");
+    let of_model = server.track(cached_call("gpt-4o")).await.unwrap();
+    assert_eq!(amount(&of_model.charge), "2306", "an operator's own price stays");
+    assert_eq!(all_prices(&server, 0).await.len(), count + 1);
+    server.sql(include_str!("../../migrations/0014_cached_input_rates.sql")).await;
+    assert_eq!(all_prices(&server, 0).await.len(), count + 1, "once");
+    server.assert_exact(3).await;
+    server.stop().await;
 }

@@ -215,7 +215,7 @@ async fn retention_prunes_notifications_that_ended_long_ago_and_none_that_waits(
             "INSERT INTO notifications
                  (client_id, notification_id, channel_id, kind, target, alerts, state, create_time, next_attempt_time, finish_time)
              SELECT client_id, 'notification-' || n, channel_id, kind, target, '[]', 1 + n % 4, now() - interval '1 year',
-                 now() + interval '1 day', CASE WHEN n % 4 > 0 THEN now() - interval '9 days' END
+                 now() + interval '50 minutes', CASE WHEN n % 4 > 0 THEN now() - interval '9 days' END
              FROM notification_channels, generate_series(1, 3000) AS n",
         )
         .await;

@@ -74,7 +74,7 @@ async fn a_csv_file_has_a_header_and_every_field_of_every_event() {
         ("cached_input_tokens", "1"),
         ("amount", "2.5"),
         ("currency", "USD"),
-        ("charge", "0.0000045"),
+        ("charge", "0.000004425"),
         ("price_id", &*result.price_id),
         ("unpriced_reason", ""),
         ("subject", "u1"),

@@ -16,6 +16,7 @@ mod busy;
 mod cancelled;
 mod catalog;
 mod clients;
+mod clock_set_back;
 mod commands;
 mod compressed;
 mod concurrency;

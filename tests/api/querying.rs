@@ -235,7 +235,7 @@ async fn a_recorded_event_reads_as_it_was_sent_with_its_defaults_filled_in() {
     assert_eq!(read.event, Some(expected));
     assert_eq!((&read.event_id, &*read.day), (&result.event_id, "2026-11-11"));
     assert_eq!((&read.charge, &read.price_id), (&result.charge, &result.price_id));
-    assert_eq!(amount(&read.charge), "0.000075");
+    assert_eq!(amount(&read.charge), "0.00007125");
     assert_eq!(listed(&server, list("acme")).await, [read]);
     server.stop().await;
 }

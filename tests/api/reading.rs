@@ -35,9 +35,9 @@ async fn the_current_month_is_projected_by_its_days_and_numbers_per_month_are_no
     let totals = month.totals.as_ref().unwrap();
     assert_eq!((totals.request_count, totals.unpriced_event_count), (4, 1));
     assert_eq!((totals.input_tokens, totals.output_tokens, totals.cached_input_tokens), (1_000, 500, 250));
-    assert_eq!(cost(&month.totals), "3.05045");
+    assert_eq!(cost(&month.totals), "3.05043125");
     // (3.05045 - 2.30) × 30 ÷ 10 + 2.30
-    assert_eq!(amount(&month.projected_cost), "4.55135");
+    assert_eq!(amount(&month.projected_cost), "4.55129375");
     let services: Vec<_> = month
         .services
         .iter()
@@ -46,7 +46,7 @@ async fn the_current_month_is_projected_by_its_days_and_numbers_per_month_are_no
     let expected = [
         ("twilio_phone", "Twilio phone numbers", "2.3", "2.3"),
         ("sms", "SMS", "0.75", "2.25"),
-        ("openai", "OpenAI", "0.00045", "0.00135"),
+        ("openai", "OpenAI", "0.00043125", "0.00129375"),
         ("social", "Social", "0", "0"),
     ];
     assert_eq!(services, expected);

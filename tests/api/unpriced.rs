@@ -215,3 +215,85 @@ async fn a_price_made_on_one_replica_holds_on_the_other_at_once() {
     other.stop().await;
     one.stop().await;
 }
+
+#[tokio::test]
+async fn a_model_call_that_reports_no_tokens_is_unpriced_and_not_free() {
+    let server = TestServer::start_with(&[], Clock::fixed(time("2026-11-21T12:00:00Z"))).await;
+    let of_model = |model: &str| UsageEvent {
+        operation: "chat_completion".into(),
+        model: model.into(),
+        ..event("acme", "openai", "")
+    };
+    let batch = vec![of_model("gpt-4o"), of_model("gpt-4o-2024-11-20"), of_model("text-embedding-3-small")];
+    for result in server.batch(batch, false).await {
+        assert_eq!((result.unpriced_reason(), &result.charge), (UnpricedReason::TokensMissing, &None));
+    }
+    let estimate = EstimateCostRequest { service: "openai".into(), model: "gpt-4o".into(), ..Default::default() };
+    let estimated = server.catalog().estimate_cost(estimate).await.unwrap().into_inner();
+    assert_eq!((estimated.unpriced_reason(), estimated.charge), (UnpricedReason::TokensMissing, None));
+    // A call that used nothing says so.
+    let nothing = server.track(UsageEvent { units: "0".into(), ..of_model("gpt-4o") }).await.unwrap();
+    assert_eq!(amount(&nothing.charge), "0");
+
+    let listed = unpriced(&server, "acme").await;
+    assert_eq!(listed.len(), 3);
+    assert!(listed.iter().all(|event| event.unpriced_reason() == UnpricedReason::TokensMissing));
+    assert_eq!(server.month("acme").await.totals.unwrap().unpriced_event_count, 3);
+
+    // A change of the catalogue looks at each once, and a price that charges the call itself covers it.
+    let tokens = Rates { input_token: Some("0.1".into()), ..Default::default() };
+    create_price(&server, Price { rates: Some(tokens), ..unit_price("openai", "another", "1") }).await;
+    price_all(&server).await;
+    assert_eq!(unpriced(&server, "acme").await.len(), 3);
+    let later =
+        Price { effective_time: Some(timestamp("2026-11-01T00:00:00Z")), ..unit_price("openai", "gpt-4o", "2") };
+    create_price(&server, later).await;
+    price_all(&server).await;
+    let left: Vec<_> = unpriced(&server, "acme").await;
+    assert_eq!(left.iter().map(|e| &*e.event.as_ref().unwrap().model).collect::<Vec<_>>(), ["text-embedding-3-small"]);
+    assert_eq!(cost(&server.month("acme").await.totals), "4");
+    server.assert_exact(4).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn usage_that_is_free_by_its_price_stays_priced() {
+    let server = TestServer::start().await;
+    let free = Rates { input_token: Some("0".into()), output_token: Some("0".into()), ..Default::default() };
+    let price = Price { rates: Some(free), ..unit_price("openai", "local-model", "0") };
+    create_price(&server, price).await;
+    for event in [
+        UsageEvent { model: "local-model".into(), ..event("acme", "openai", "1") },
+        event("acme", "api_call", "5"),
+        event("acme", "sms", "0"),
+    ] {
+        assert_eq!(amount(&server.track(event).await.unwrap().charge), "0");
+    }
+    assert_eq!(unpriced(&server, "acme").await, []);
+    server.assert_exact(3).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn metrics_count_unpriced_events_by_service_and_reason() {
+    let server = TestServer::start_with(&["--unknown-service=keep"], Clock::system()).await;
+    let service = Service { service: "metered_fax".into(), ..Default::default() };
+    let request = CreateServiceRequest { service: Some(service), request_id: String::new() };
+    server.catalog().create_service(request).await.unwrap();
+    let keyed = UsageEvent { idempotency_key: "k".into(), ..event("acme", "metered_fax", "1") };
+    server
+        .batch(vec![keyed.clone(), event("acme", "metered_fax", "2"), event("acme", "made-up-4711", "1")], false)
+        .await;
+    server.track(keyed).await.unwrap(); // a repeat is not counted again
+    let scrape = async || crate::http::get(&server.http_address, "/metrics").await.text().to_string();
+    let page = scrape().await;
+    assert!(page.contains("meterd_events_unpriced_total{service=\"metered_fax\",reason=\"NO_PRICE\"} 2\n"), "{page}");
+    assert!(page.contains("meterd_events_unpriced_total{service=\"unknown\",reason=\"UNKNOWN_SERVICE\"}"), "{page}");
+    assert!(!page.contains("made-up-4711"), "callers choose such names, and each would stay");
+
+    server.usage().update_monthly_summaries(UpdateMonthlySummariesRequest::default()).await.unwrap();
+    let count = meterd::store::summaries::unpriced_event_count(&server.pool).await.unwrap();
+    assert_eq!(count, 3);
+    assert!(page.contains("# TYPE meterd_unpriced_events gauge"), "{page}");
+    server.stop().await;
+}

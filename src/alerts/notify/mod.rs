@@ -41,6 +41,9 @@ const CHANNELS_MAX: usize = 8;
 const CLAIM_MAX: i64 = 4;
 /// A claim runs out so long after its deliveries have to be over.
 const CLAIM_MARGIN: Duration = Duration::from_secs(50);
+/// Nothing waits longer, for a claim to run out, the next attempt, or the end of a channel's hour.
+const WAIT_MAX: Duration = Duration::from_secs(3600 + 60);
+const WAIT_MARGIN: Duration = Duration::from_secs(60);
 /// Alerts that a digest spells out.
 const DIGEST_ALERTS_MAX: i64 = 100;
 /// Notifications that one statement gives up.
@@ -210,6 +213,10 @@ impl Notifier {
     async fn upkeep(&self) -> sqlx::Result<()> {
         let keeping = async {
             give_up_without_channel(&self.pool).await?;
+            let count = outbox::bring_forward(&self.pool, WAIT_MAX.max(self.claim + WAIT_MARGIN)).await?;
+            if count > 0 {
+                tracing::warn!(count, "the database's clock was set back: notifications are brought forward");
+            }
             metrics::gauge!("meterd_notifications_pending").set(outbox::pending_count(&self.pool).await? as f64);
             Ok(())
         };
