@@ -4,7 +4,7 @@ use crate::domain::event::EventId;
 use crate::domain::period::Month;
 use crate::store::verify::Scope;
 use chrono::{DateTime, NaiveDate, Utc};
-use sqlx::PgConnection;
+use sqlx::{Executor, PgConnection};
 
 /// A key or an event that is wrong.
 pub struct KeyDifference {
@@ -53,12 +53,15 @@ impl From<KeyRow> for KeyDifference {
 }
 
 /// Keys and events of a scope that do not name each other, ordered. Without those whose keys may be pruned by now. Of a scope
-/// that begins with an open month, so that the events are kept.
+/// that begins with an open month, so that the events are kept. The last statement of its transaction: planned without nested
+/// loops from here on.
 pub async fn key_differences(conn: &mut PgConnection, scope: &Scope) -> sqlx::Result<Vec<KeyDifference>> {
     let pruned_through =
         sqlx::query_scalar!("SELECT NULLIF(keys_pruned_through, '-infinity') AS pruned_through FROM deployment")
             .fetch_optional(&mut *conn)
             .await?;
+    // Where nothing was analysed yet, the planner takes partitions for small, and would look through them for each key.
+    conn.execute("SET LOCAL enable_nestloop = off").await?;
     let rows = sqlx::query_file_as!(
         KeyRow,
         "src/store/key_differences.sql",

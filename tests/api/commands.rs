@@ -170,7 +170,8 @@ async fn verify_finds_keys_and_events_that_do_not_name_each_other_and_rows_witho
     for key in ["lost", "shared", "orphan", "fine"] {
         server.track(keyed(key, "acme")).await.unwrap();
     }
-    server.assert_exact(4).await;
+    server.track(keyed("other", "other")).await.unwrap();
+    server.assert_exact(5).await;
     let month = server.clock.now().format("%Y-%m").to_string();
     let damages = [
         (
@@ -216,9 +217,9 @@ async fn verify_finds_keys_and_events_that_do_not_name_each_other_and_rows_witho
         let found = printed.lines().any(|line| texts.iter().all(|text| line.contains(text)));
         assert!(found, "{damage}: {texts:?} in\n{printed}");
     }
-    assert!(printed.ends_with(&format!("4 events: {count} differences\n")), "{printed}");
-    // Of another month nothing is said.
-    assert!(succeed(&server, &["verify", "--month", "2020-01"]).await.ends_with(": 0 differences\n"));
+    assert!(printed.ends_with(&format!("5 events: {count} differences\n")), "{printed}");
+    // Of another client nothing is said.
+    assert!(succeed(&server, &["verify", "--client", "other"]).await.ends_with("1 events: 0 differences\n"));
     server.stop().await;
 }
 

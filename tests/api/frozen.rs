@@ -107,7 +107,7 @@ async fn callers_of_a_database_that_hangs_hear_of_it_in_time_and_what_they_resen
     let (mut usage, events) = (server.usage(), batch.clone());
     callers.spawn(async move {
         let started = Instant::now();
-        let request = BatchTrackUsageRequest { events, backfill: false };
+        let request = BatchTrackUsageRequest { events, ..Default::default() };
         let results = usage.batch_track_usage(request).await.unwrap().into_inner().results;
         assert!(results.iter().all(|result| result.outcome() == EventOutcome::Unavailable));
         in_time(started, "a batch");
