@@ -6,8 +6,8 @@ use super::ending::status_headers;
 use super::messages::{self, ENCODING, GunzipBody, Whole, gunzip, is_gzip};
 use super::places::{Place, PlaceLimits, Places, Room, busy};
 use super::received::{Budget, Expected, Held, ReceivedBody, invalid};
-use crate::auth::Caller;
 use super::status::REQUEST_ID;
+use crate::auth::Caller;
 use crate::error::Error;
 use crate::net::{Counted, Peer, Unread};
 use crate::proto::{self, ErrorReason};
@@ -20,9 +20,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tonic::{Code, Status};
 use tonic::body::Body;
 use tonic::codegen::http::{HeaderValue, Request, Response};
+use tonic::{Code, Status};
 use tonic_health::pb::HealthCheckRequest;
 use tower::{Layer, Service};
 
@@ -57,7 +57,10 @@ pub struct Admitted {
 impl Admitted {
     /// One of the `most` that the caller may have of something scarce. None, if it has them already.
     pub(super) fn of_caller<T>(request: &tonic::Request<T>, counted: Counted, most: usize) -> Option<Place> {
-        request.extensions().get::<Self>().map_or_else(|| Some(vec![]), |admitted| admitted.room.of_caller(counted, most))
+        request
+            .extensions()
+            .get::<Self>()
+            .map_or_else(|| Some(vec![]), |admitted| admitted.room.of_caller(counted, most))
     }
 }
 
@@ -201,7 +204,10 @@ fn unread(after: Duration) -> Unread {
     let request_id = REQUEST_ID.try_with(String::clone).unwrap_or_default();
     Unread(Arc::new(move || {
         metrics::counter!("meterd_answers_unread_total").increment(1);
-        let message = format!("the caller has read too little of the answer for {} s; call again and read faster", after.as_secs());
+        let message = format!(
+            "the caller has read too little of the answer for {} s; call again and read faster",
+            after.as_secs()
+        );
         let error = Error::new(Code::DeadlineExceeded, ErrorReason::DeadlineExceeded, message);
         let status: Status = REQUEST_ID.sync_scope(request_id.clone(), || error.into());
         status_headers(&status)
@@ -244,7 +250,9 @@ where
                 Ok(admitted) => admitted,
                 Err(status) => return Ok(status.into_http()),
             };
-            if room.is_vouched_for() && let Some(peer) = request.extensions().get::<Peer>() {
+            if room.is_vouched_for()
+                && let Some(peer) = request.extensions().get::<Peer>()
+            {
                 peer.vouch();
             }
             request.extensions_mut().insert(admitted.clone());

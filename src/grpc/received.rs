@@ -91,7 +91,9 @@ impl Position {
                 // The first byte says whether the message is compressed.
                 self.length = match (self.prefix, *first) {
                     (1, 0 | 1) => 0,
-                    (1, flag) => return Err(invalid(format!("starts with the flag {flag}, which must be 0 or 1")).into()),
+                    (1, flag) => {
+                        return Err(invalid(format!("starts with the flag {flag}, which must be 0 or 1")).into());
+                    }
                     (_, byte) => self.length << 8 | usize::from(byte),
                 };
                 self.missing = self.length;

@@ -37,7 +37,8 @@ where
 {
     let (mut head, body) = answer.into_parts();
     // Trailers are part of the body in gRPC-Web.
-    let is_web = head.headers.get(CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/grpc-web"));
+    let is_web =
+        head.headers.get(CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/grpc-web"));
     let unread = head.extensions.remove::<Unread>().filter(|_| !is_web);
     head.headers.entry(DATE).or_insert_with(date);
     let is_whole = body.is_end_stream();

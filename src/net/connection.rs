@@ -71,7 +71,11 @@ where
     let Some((moved, (speaks_http2, io))) = begun else { return };
     let turns = life.turns.clone();
     let (end, ending) = watch::channel(Ending::No);
-    let service = Watching { inner: shared.service.clone(), peer: Peer::new(address, ending, life.vouched.clone()), turns: turns.clone() };
+    let service = Watching {
+        inner: shared.service.clone(),
+        peer: Peer::new(address, ending, life.vouched.clone()),
+        turns: turns.clone(),
+    };
     let closing = Arc::new(Notify::new());
     let stopped = closing.clone();
     let calls = (moved.clone(), life, end);
@@ -115,16 +119,21 @@ async fn live<S>(
             () = sleep(age) => Turnout::Ending(Ending::Aged),
             () = shared.stopped() => Turnout::Ending(Ending::Stopping),
             () = life.leave.notified() => Turnout::Displaced,
+            // Nothing can be told to a peer that reads nothing at all.
+            () = moved.unread_for(shared.port.unread_timeout) => Turnout::Stalled,
         }
     };
     let mut why = match until(connection.as_mut(), (address, shared), open).await {
         Some(Turnout::Ending(why)) => why,
+        // There is no call to be careful with.
+        Some(Turnout::Displaced) if turns.begun.load(Ordering::Relaxed) == 0 => return,
         Some(Turnout::Displaced) => {
             closing();
             end.send_replace(Ending::Aged);
             until(connection, (address, shared), sleep(DISPLACED_TIMEOUT)).await;
             return;
         }
+        Some(Turnout::Stalled) => return,
         Some(_) => return shared.refused("handshake_timeout"),
         None => return,
     };

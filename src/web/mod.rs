@@ -86,7 +86,10 @@ fn describe() {
     );
     metrics::describe_counter!("meterd_calls_shed_total", "Calls refused with SERVER_BUSY by limit");
     metrics::describe_counter!("meterd_connections_displaced_total", "Idle connections closed for new ones by port");
-    metrics::describe_counter!("meterd_connections_cut_total", "Connections cut because their peers abused HTTP/2 by port");
+    metrics::describe_counter!(
+        "meterd_connections_cut_total",
+        "Connections cut because their peers abused HTTP/2 by port"
+    );
     metrics::describe_counter!("meterd_answers_unread_total", "Answers ended because their callers did not read them");
     metrics::describe_counter!(
         "meterd_tls_reload_failures_total",

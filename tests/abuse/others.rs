@@ -61,9 +61,9 @@ async fn headers_only(address: &str, connections: usize, path: &str, authorizati
         for _ in 0..1_000 {
             calls.push(send(&mut sender, path, &[("authorization", authorization)], Bytes::new()).await);
         }
-        let ends = calls.into_iter().map(async |(answer, _body)| {
-            timeout(GOES_ON, answered(answer)).await.unwrap_or_else(|_| "waits".into())
-        });
+        let ends = calls
+            .into_iter()
+            .map(async |(answer, _body)| timeout(GOES_ON, answered(answer)).await.unwrap_or_else(|_| "waits".into()));
         join_all(ends).await
     });
     tally(join_all(connections).await.into_iter().flatten())
@@ -167,7 +167,10 @@ async fn watches(address: &str, connections: usize, each: usize, process: &Proce
             let (answer, mut body) = send(&mut sender, WATCH, &[], health.clone()).await;
             drop(body.send_data(Bytes::new(), true));
             let answer = answer.await.unwrap();
-            answers.push(Status::from_header_map(answer.headers()).map_or("watches".into(), |status| format!("{:?}", status.code())));
+            answers.push(
+                Status::from_header_map(answer.headers())
+                    .map_or("watches".into(), |status| format!("{:?}", status.code())),
+            );
             open.push((answer, sender.clone()));
         }
     }
@@ -229,6 +232,8 @@ async fn connections_that_never_call_leave_room_for_those_that_do() {
         for _ in 0..200 {
             idle.push(TcpStream::connect(&address).await.unwrap());
             idle.push(frames::connect(&address).await);
+            // Faster than the server takes them, they are open for their callers alone.
+            sleep(Duration::from_millis(2)).await;
         }
         sleep(GOES_ON).await;
         format!("{} opened", idle.len())
@@ -241,6 +246,7 @@ async fn connections_that_never_call_leave_room_for_those_that_do() {
             let (answer, mut body) = send(&mut sender, WATCH, &[], health.clone()).await;
             drop(body.send_data(Bytes::new(), true));
             open.push((timeout(GOES_ON, answer).await, sender));
+            sleep(Duration::from_millis(2)).await;
         }
         sleep(GOES_ON).await;
         format!("{} opened", open.len())

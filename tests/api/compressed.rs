@@ -88,7 +88,9 @@ async fn an_answer_is_compressed_only_for_a_caller_that_accepts_gzip() {
 #[tokio::test]
 async fn the_bounds_of_messages_hold_for_what_they_are_decompressed_to() {
     let server = TestServer::start_with(&["--request-bytes-max=67108864"], Clock::system()).await;
-    for (rpc, most) in [("TrackUsage", MIB), ("StreamUsage", MIB / 4), ("BatchTrackUsage", 16 * MIB), ("ListUsageEvents", MIB)] {
+    for (rpc, most) in
+        [("TrackUsage", MIB), ("StreamUsage", MIB / 4), ("BatchTrackUsage", 16 * MIB), ("ListUsageEvents", MIB)]
+    {
         let path = format!("{USAGE}/{rpc}");
         let status = answer(&server, &path, &vec![0; most + 1]).await;
         assert_eq!(status.code(), Code::OutOfRange, "{rpc}: {status:?}");
@@ -104,7 +106,9 @@ async fn the_bounds_of_messages_hold_for_what_they_are_decompressed_to() {
 
 #[tokio::test]
 async fn what_is_decompressed_counts_against_the_budget_of_requests() {
-    let server = TestServer::start_with(&["--request-bytes-max=67108864", "--request-timeout-seconds=30"], Clock::system()).await;
+    let server =
+        TestServer::start_with(&["--request-bytes-max=67108864", "--request-timeout-seconds=30"], Clock::system())
+            .await;
     let mut other = raw::connect(&server.address).await;
     let mut large = raw::begin(&mut other, &format!("{USAGE}/BatchTrackUsage"), &[]);
     assert!(large.send(raw::prefix(16 * MIB as u32)).await && large.send(vec![0; 10 * MIB].into()).await);

@@ -22,7 +22,12 @@ fn bearer(token: &Token) -> String {
     format!("Bearer {}", token.token)
 }
 
-async fn begin(connection: &mut SendRequest<Bytes>, path: &str, token: &Token, message: &impl prost::Message) -> OpenCall {
+async fn begin(
+    connection: &mut SendRequest<Bytes>,
+    path: &str,
+    token: &Token,
+    message: &impl prost::Message,
+) -> OpenCall {
     let mut ready = connection.clone().ready().await.unwrap();
     let mut call = raw::begin(&mut ready, path, &[("authorization", &bearer(token))]);
     call.send_all(message).await;
@@ -244,7 +249,9 @@ async fn two_messages_in_one_call_are_refused_and_none_is_recorded() {
     let batch = ["a", "b"].map(|key| {
         prost::Message::encode_to_vec(&BatchTrackUsageRequest { events: vec![event(key)], backfill: false })
     });
-    for (rpc, body) in [("TrackUsage", two(track)), ("BatchTrackUsage", two(batch)), ("ExportUsage", two(Default::default()))] {
+    for (rpc, body) in
+        [("TrackUsage", two(track)), ("BatchTrackUsage", two(batch)), ("ExportUsage", two(Default::default()))]
+    {
         let mut connection = raw::connect(&server.address).await;
         let mut call = raw::begin(&mut connection, &format!("/metering.v1.UsageService/{rpc}"), &[]);
         call.send(body.into()).await;
