@@ -23,6 +23,8 @@ const PUBLIC_STREAMS_MAX: usize = 1_000;
 const PUBLIC_STREAMS_OF_CONNECTION_MAX: usize = 16;
 /// Calls without credentials whose message has not arrived. One more ends the one that has waited longest.
 const PUBLIC_WAITING_MAX: usize = 1_000;
+/// The same of one caller with credentials: as many as its calls, and at least so many.
+const WAITING_MIN: usize = 100;
 /// When to ask again for one of the places.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 /// Callers that are remembered before those without a call are forgotten.
@@ -85,7 +87,7 @@ impl Places {
             limits,
             all: Arc::default(),
             public: Held::new(PUBLIC_WAITING_MAX),
-            anybody: Held::new(limits.calls_max),
+            anybody: Held::new(limits.calls_max.max(WAITING_MIN)),
             callers: Mutex::new(callers),
             hasher: RandomState::default(),
         }
@@ -114,7 +116,7 @@ impl Places {
             callers.by_hash.retain(|_, held| Arc::strong_count(held) > 1);
             callers.swept_from = (2 * callers.by_hash.len()).max(CALLERS_SWEPT_FROM);
         }
-        let held = Held::new(share(self.limits.calls_max));
+        let held = Held::new(share(self.limits.calls_max).max(WAITING_MIN));
         callers.by_hash.insert(hash, held.clone());
         held
     }

@@ -83,16 +83,21 @@ where
             () = sleep(age) => Turnout::Ending(Ending::Aged),
             () = shared.stopped() => Turnout::Ending(Ending::Stopping),
             () = life.leave.notified() => Turnout::Displaced,
+            // Nothing can be told to a peer that reads nothing at all.
+            () = moved.unread_for(shared.port.unread_timeout) => Turnout::Stalled,
         }
     };
     let mut why = match until(connection.as_mut(), (address, &shared), open).await {
         Some(Turnout::Ending(why)) => why,
+        // There is no call to be careful with.
+        Some(Turnout::Displaced) if turns.begun.load(Ordering::Relaxed) == 0 => return,
         Some(Turnout::Displaced) => {
             close.send_replace(true);
             end.send_replace(Ending::Aged);
             until(connection, (address, &shared), sleep(DISPLACED_TIMEOUT)).await;
             return;
         }
+        Some(Turnout::Stalled) => return,
         Some(_) => return shared.refused("handshake_timeout"),
         None => return,
     };

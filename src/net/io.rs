@@ -3,11 +3,13 @@
 use super::turns::Turns;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 use tokio_rustls::server::TlsStream;
 
 /// How many bytes have gone which way.
@@ -15,6 +17,21 @@ use tokio_rustls::server::TlsStream;
 pub(super) struct Moved {
     pub read: AtomicU64,
     pub written: AtomicU64,
+    /// Since when the peer has taken nothing of what waits to be written.
+    blocked: Mutex<Option<Instant>>,
+}
+
+impl Moved {
+    /// Returns once the peer has taken nothing for so long, while something waited for it.
+    pub async fn unread_for(&self, timeout: Duration) {
+        loop {
+            let waited = self.blocked.lock().expect("not poisoned").map_or(Duration::ZERO, |since| since.elapsed());
+            match timeout.checked_sub(waited) {
+                Some(left) if !left.is_zero() => tokio::time::sleep(left).await,
+                _ => return,
+            }
+        }
+    }
 }
 
 enum Stream {
@@ -146,6 +163,9 @@ impl Io {
         if let Poll::Ready(Ok(bytes)) = &written {
             self.moved.written.fetch_add(*bytes as u64, Ordering::Relaxed);
         }
+        let mut blocked = self.moved.blocked.lock().expect("not poisoned");
+        *blocked = if written.is_pending() { blocked.or_else(|| Some(Instant::now())) } else { None };
+        drop(blocked);
         written
     }
 }

@@ -140,7 +140,10 @@ impl Process {
     /// Open connections of the gRPC port.
     pub async fn connections(&self) -> usize {
         let mut stream = TcpStream::connect(("127.0.0.1", self.ports[1])).await.unwrap();
-        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n").await.unwrap();
+        let authorization =
+            if self.token.is_empty() { String::new() } else { format!("Authorization: Bearer {}\r\n", self.token) };
+        let request = format!("GET /metrics HTTP/1.1\r\nHost: test\r\n{authorization}Connection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
         let mut page = String::new();
         stream.read_to_string(&mut page).await.unwrap();
         let line = page.lines().find_map(|line| line.strip_prefix("meterd_connections{port=\"grpc\"} "));

@@ -33,7 +33,11 @@ async fn every_kind_of_call_takes_and_gives_gzip() {
     let server = TestServer::start().await;
     let mut usage = server.usage().send_compressed(Gzip).accept_compressed(Gzip);
     usage.track_usage(TrackUsageRequest { event: Some(event("acme", "sms", "1")) }).await.unwrap();
-    let batch = BatchTrackUsageRequest { events: vec![event("acme", "sms", "1"); 2_000], backfill: false };
+    let batch = BatchTrackUsageRequest {
+        events: vec![event("acme", "sms", "1"); 2_000],
+        backfill: false,
+        ..Default::default()
+    };
     let answered = usage.batch_track_usage(batch).await.unwrap();
     assert_eq!(answered.metadata().get("grpc-encoding").unwrap(), "gzip");
     assert_eq!(answered.into_inner().results.len(), 2_000);
@@ -113,7 +117,7 @@ async fn what_is_decompressed_counts_against_the_budget_of_requests() {
     let mut large = raw::begin(&mut other, &format!("{USAGE}/BatchTrackUsage"), &[]);
     assert!(large.send(raw::prefix(16 * MIB as u32)).await && large.send(vec![0; 10 * MIB].into()).await);
     let event = UsageEvent { operation: "x".repeat(15 * MIB), ..event("acme", "sms", "1") };
-    let batch = BatchTrackUsageRequest { events: vec![event], backfill: false }.encode_to_vec();
+    let batch = BatchTrackUsageRequest { events: vec![event], backfill: false, ..Default::default() }.encode_to_vec();
     let status = answer(&server, &format!("{USAGE}/BatchTrackUsage"), &batch).await;
     assert_refused::<()>(Err(status), Code::ResourceExhausted, "SERVER_BUSY");
     drop(large);

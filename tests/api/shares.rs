@@ -149,7 +149,7 @@ async fn fill(server: &TestServer, token: &Token) {
     let kind = prost_types::value::Kind::StringValue("x".repeat(8_000));
     let metadata = prost_types::Struct { fields: [("k".into(), prost_types::Value { kind: Some(kind) })].into() };
     let events = vec![UsageEvent { metadata: Some(metadata), ..event("acme", "sms", "1") }; 1_000];
-    let batch = BatchTrackUsageRequest { events, backfill: false };
+    let batch = BatchTrackUsageRequest { events, backfill: false, ..Default::default() };
     let mut usage = usage_as(server, token).max_encoding_message_size(16 << 20);
     assert_eq!(usage.batch_track_usage(batch).await.unwrap().into_inner().accepted_count, 1_000);
 }
@@ -247,7 +247,11 @@ async fn two_messages_in_one_call_are_refused_and_none_is_recorded() {
     };
     let track = ["a", "b"].map(|key| prost::Message::encode_to_vec(&TrackUsageRequest { event: Some(event(key)) }));
     let batch = ["a", "b"].map(|key| {
-        prost::Message::encode_to_vec(&BatchTrackUsageRequest { events: vec![event(key)], backfill: false })
+        prost::Message::encode_to_vec(&BatchTrackUsageRequest {
+            events: vec![event(key)],
+            backfill: false,
+            ..Default::default()
+        })
     });
     for (rpc, body) in
         [("TrackUsage", two(track)), ("BatchTrackUsage", two(batch)), ("ExportUsage", two(Default::default()))]
