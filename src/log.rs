@@ -3,11 +3,14 @@
 //! A reader that is slow or stuck costs lines, never time: at most [`WAITING_BYTES_MAX`] wait for it, the next ones are
 //! dropped and counted, and the count is logged once there is room again. A reader that has gone away costs all lines.
 
+mod filter;
+
+pub use filter::parse_filter;
+
 use std::collections::VecDeque;
 use std::io::{ErrorKind, IsTerminal, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use tracing::level_filters::LevelFilter;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
@@ -94,6 +97,13 @@ struct Waiting {
     writing: bool,
 }
 
+impl Waiting {
+    /// How many lines were lost, once there is room to say so.
+    fn take_lost(&mut self) -> u64 {
+        if self.bytes > WAITING_BYTES_MAX / 2 { 0 } else { std::mem::take(&mut self.lost) }
+    }
+}
+
 impl LogQueue {
     fn start(to: impl Write + Send + 'static) -> Self {
         let queue = Self(Arc::default());
@@ -127,7 +137,7 @@ impl LogQueue {
             let mut waiting = self.waiting();
             waiting.writing = false;
             self.0.changed.notify_all();
-            let lost = std::mem::take(&mut waiting.lost);
+            let lost = waiting.take_lost();
             if lost > 0 {
                 drop(waiting);
                 tracing::warn!(lost, "lines of the log were dropped, as nobody read it");
@@ -192,70 +202,9 @@ impl<'a> MakeWriter<'a> for LogQueue {
     }
 }
 
-/// Accepts a filter that logs what it says: levels, and levels of targets. A word alone would turn everything else off.
-pub fn parse_filter(text: &str) -> Result<String, String> {
-    const RULE: &str =
-        "must be a level (error, warn, info, debug, trace, off) or levels of targets, such as warn,meterd=debug";
-    const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
-    let meant = |word: &str, words: &[&'static str]| {
-        let near = words.iter().find(|name| strsim::damerau_levenshtein(&word.to_lowercase(), name) <= 2);
-        near.map(|name| format!("; did you mean {name}?")).unwrap_or_default()
-    };
-    for directive in directives(text) {
-        let (target, level) = match directive.rsplit_once('=').filter(|_| !directive.ends_with(']')) {
-            Some((target, level)) => (Some(target), level),
-            None => (None, directive),
-        };
-        if level.is_empty() || level.parse::<LevelFilter>().is_err() {
-            let level_meant = meant(level, &LEVELS);
-            let as_target = if level == "meterd" { "; write meterd=debug".to_owned() } else { level_meant };
-            return Err(format!("{RULE}; {level:?} is no level{as_target}"));
-        }
-        let root = target.unwrap_or("meterd").split([':', '[']).next().unwrap_or_default();
-        if root != "meterd" && !meant(root, &["meterd"]).is_empty() {
-            return Err(format!("{RULE}; nothing logs as {root:?}{}", meant(root, &["meterd"])));
-        }
-    }
-    EnvFilter::try_new(text).map_err(|error| format!("{RULE}: {error}"))?;
-    Ok(text.to_owned())
-}
-
-/// The parts between the commas that are not inside of a span's fields.
-fn directives(text: &str) -> Vec<&str> {
-    let mut depth = 0_i32;
-    let parts = text.split(|character| {
-        depth += i32::from(matches!(character, '[' | '{')) - i32::from(matches!(character, ']' | '}'));
-        character == ',' && depth == 0
-    });
-    parts.map(str::trim).filter(|part| !part.is_empty()).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_filter_that_would_log_nothing_is_refused() {
-        for wrong in
-            ["nonsense", "infos", "meterd", "meterd=debgu", "warn,metred=debug", "info,meterd=", "=", "info;debug"]
-        {
-            let refused = parse_filter(wrong).unwrap_err();
-            assert!(refused.contains("must be a level"), "{wrong}: {refused}");
-        }
-        assert!(parse_filter("infos").unwrap_err().ends_with("did you mean info?"));
-        assert!(parse_filter("metred=debug").unwrap_err().ends_with("did you mean meterd?"));
-        for right in [
-            "info",
-            "WARN",
-            "off",
-            "",
-            "warn,meterd=debug",
-            "info,sqlx::postgres::notice=warn",
-            "meterd[call{method=a}]=trace",
-        ] {
-            assert_eq!(parse_filter(right).as_deref(), Ok(right), "{right}");
-        }
-    }
 
     /// Takes nothing until it is let.
     struct Stuck(Arc<(Mutex<bool>, Condvar)>, Arc<Mutex<Vec<u8>>>);
@@ -289,6 +238,14 @@ mod tests {
         gate.1.notify_all();
         queue.flush();
         assert!(written.lock().unwrap().len() > WAITING_BYTES_MAX - 2_000);
+    }
+
+    #[test]
+    fn lost_lines_are_counted_until_there_is_room_to_say_so() {
+        let mut waiting = Waiting { bytes: WAITING_BYTES_MAX, lost: 7, ..Waiting::default() };
+        assert_eq!(waiting.take_lost(), 0);
+        waiting.bytes = WAITING_BYTES_MAX / 2;
+        assert_eq!((waiting.take_lost(), waiting.take_lost()), (7, 0));
     }
 
     #[test]
