@@ -160,13 +160,13 @@ class Live:
 
 
 def write_trace(path):
-    """A trace like the real one: its columns, seven decimals of a second, CRLF. Gives what it costs."""
+    """A trace like the real one: its columns, seven decimals of a second, CRLF between lines. Gives what it costs."""
     rows, cost = 250, Decimal(0)
     with open(path, "w", newline="") as file:
-        file.write("TIMESTAMP,ContextTokens,GeneratedTokens\r\n")
+        file.write("TIMESTAMP,ContextTokens,GeneratedTokens")
         for row in range(rows):
             context, generated = 100 + row * 37 % 4000, 10 + row * 11 % 700
-            file.write(f"2023-11-16 18:{15 + row // 60:02}:{row % 60:02}.{row * 39916:07},{context},{generated}\r\n")
+            file.write(f"\r\n2023-11-16 18:{15 + row // 60:02}:{row % 60:02}.{row * 39916:07},{context},{generated}")
             cost += context * Decimal("0.00000015") + generated * Decimal("0.0000006")
     return rows, f"{cost.normalize():f} USD"
 

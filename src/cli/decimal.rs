@@ -9,6 +9,9 @@ const TOKENS_MAX: i64 = 1_000_000_000_000;
 /// Far beyond anything that can still be in range, and small enough to write out.
 const EXPONENT_MAX: i32 = 1_000;
 
+/// What separates thousands in many countries, beside points and commas.
+const GROUP_BLANKS: [char; 5] = [' ', '\u{a0}', '\u{202f}', '\'', '’'];
+
 /// How numbers of a file are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct NumberRules {
@@ -37,6 +40,13 @@ pub fn localized(text: &str, rules: NumberRules) -> Result<String, String> {
                  thousands"
             ));
         }
+        if text.contains(GROUP_BLANKS)
+            && text.chars().all(|c| c.is_ascii_digit() || c == '.' || GROUP_BLANKS.contains(&c))
+        {
+            return Err(format!(
+                "has groups of digits, got {text:?}: give --decimal-point or --decimal-comma, whichever its decimals follow"
+            ));
+        }
         if rules.may_have_comma && is_group_or_decimals(text) {
             let thousands = text.replace('.', "");
             return Err(format!(
@@ -54,7 +64,7 @@ pub fn localized(text: &str, rules: NumberRules) -> Result<String, String> {
         Some(at) => text.split_at(at),
         None => (text, ""),
     };
-    let is_group = |c: char| c == group || matches!(c, ' ' | '\u{a0}' | '\u{202f}' | '\'' | '’');
+    let is_group = |c: char| c == group || GROUP_BLANKS.contains(&c);
     let groups: Vec<&str> = whole.split(is_group).collect();
     if groups.len() > 1 {
         let first = groups[0].trim_start_matches(['+', '-']);
@@ -270,6 +280,10 @@ mod tests {
         let read = |text: &str, may_have_comma| localized(text, NumberRules { mark: None, may_have_comma });
         assert!(read("2,5", false).unwrap_err().contains("--decimal-comma"));
         assert!(read("1,234", true).unwrap_err().contains("--decimal-point"));
+        for text in ["1 000", "1'234.5", "1\u{a0}000"] {
+            assert!(read(text, false).unwrap_err().contains("groups of digits"), "{text}");
+        }
+        assert_eq!(read("1 unit", false).as_deref(), Ok("1 unit"));
         let error = read("1.234", true).unwrap_err();
         assert!(error.contains("can be 1234 or") && error.contains("--decimal-comma"), "{error}");
         for text in ["1.234", "0.125", "2.5", "1234.567", "1.2345"] {

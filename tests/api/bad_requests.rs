@@ -12,7 +12,7 @@ const EVENT: &str = r#"{"clientId": "acme", "service": "openai", "operation": "c
 /// `$ALERT` are ids of what there is.
 const REQUESTS: &[(&str, &str)] = &[
     ("TrackUsage", r#"{"event": $USAGE}"#),
-    ("BatchTrackUsage", r#"{"events": [$USAGE], "backfill": true}"#),
+    ("BatchTrackUsage", r#"{"events": [$USAGE], "backfill": true, "validateOnly": false}"#),
     ("StreamUsage", r#"{"event": $USAGE}"#),
     ("GetCurrentMonthUsage", r#"{"clientId": "acme"}"#),
     (
@@ -258,6 +258,7 @@ pub fn rule(rpc: &str, message: &str, field: &str) -> Rule {
             _,
             _,
             "backfill"
+            | "validate_only"
             | "count_subjects"
             | "unpriced_only"
             | "ascending"

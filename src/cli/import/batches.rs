@@ -115,6 +115,7 @@ pub fn read_batches<R: BufRead>(
     let mut batch = Batch::default();
     let mut bytes = 0;
     while let Some(row) = reader.next_row()? {
+        batch.notes.open_ended_files += u64::from(reader.is_open_ended());
         match keyed_event(&row, plan, &mut keys) {
             Ok(keyed) => {
                 bytes += keyed.event.encoded_len() + 8;

@@ -26,3 +26,12 @@ pub fn without_formula_guard(text: &str) -> &str {
         _ => text,
     }
 }
+
+/// An id of many digits as a spreadsheet shows it, such as 4.91762E+11: different ids become the same.
+pub fn is_shortened_number(text: &str) -> bool {
+    let is_digits = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    text.split_once("E+").is_some_and(|(mantissa, exponent)| {
+        let (whole, decimals) = mantissa.split_once(['.', ',']).unwrap_or((mantissa, "0"));
+        whole.len() == 1 && is_digits(whole) && is_digits(decimals) && exponent.len() == 2 && is_digits(exponent)
+    })
+}

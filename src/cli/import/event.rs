@@ -7,7 +7,7 @@ use prost::Message;
 use prost_types::value::Kind;
 use prost_types::{Struct, Timestamp, Value};
 
-use super::cells::{is_blank, text_of, without_formula_guard};
+use super::cells::{is_blank, is_shortened_number, text_of, without_formula_guard};
 use super::fields::Field;
 use super::mapping::{Found, Mapping, find, is_there};
 use super::names::meant_by;
@@ -268,6 +268,11 @@ impl RowFields<'_> {
         };
         if text.is_empty() && field.is_required() && self.faults.len() == faults_before {
             self.missing(field);
+        } else if !self.mapping.is_export && is_shortened_number(&text) {
+            self.fault(
+                field,
+                format!("is a number that a spreadsheet has shortened, got {text:?}: format its column as text and save again"),
+            );
         } else if text.len() > bytes_max {
             self.fault(field, format!("must be at most {bytes_max} bytes, is {}", text.len()));
         } else if text.chars().any(char::is_control) {

@@ -45,6 +45,15 @@ fn blanks_around_values_are_taken_off_and_counted() {
 }
 
 #[test]
+fn ids_that_a_spreadsheet_has_shortened_are_refused() {
+    for id in ["4.91762E+11", "4,91762E+11", "1E+15"] {
+        let faults = csv(&[], HEADER, &format!("{id};sms;o;1;2026-11-20")).unwrap_err();
+        assert!(faults[0].message.contains("shortened"), "{id}");
+    }
+    assert!(csv(&[], HEADER, "E+12;sms;1E+1;1;2026-11-20").is_ok());
+}
+
+#[test]
 fn what_databases_write_for_nothing_is_empty() {
     let read = csv_by(&EventRules::default(), &[], HEADER, "z;sms;NULL;1;2026-11-20").unwrap();
     assert_eq!((read.event.operation.as_str(), read.notes.null_cells), ("", 1));

@@ -42,6 +42,10 @@ impl Tally {
         counted(notes.trimmed_cells, "values with blanks around them, which were taken off: {}");
         counted(notes.null_cells, "values of \\N or NULL, taken for empty: {}");
         counted(notes.rounded_quantities, "quantities rounded half to even to 12 decimals: {}");
+        counted(
+            notes.open_ended_files,
+            "files whose last row has no line end: {}; if one was cut off, the last value of that row may be too",
+        );
         let files: Vec<&str> = self.repeated_files.iter().map(String::as_str).collect();
         counted(
             notes.repeats_of_other_files,

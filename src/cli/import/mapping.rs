@@ -102,10 +102,13 @@ impl Mapping {
 
     /// Keys of a JSON object that nothing comes from.
     pub fn unused_keys(&self, object: &RawObject) -> Vec<String> {
-        let is_export = object.contains_key("event_id");
+        let is_export = value_of(object, "event_id").is_some();
         let mut unused = Vec::new();
         for (key, value) in object {
-            if (is_export && EXPORT_ONLY.contains(&key.as_str())) || self.is_ignored(key) || self.uses(key) {
+            if (is_export && EXPORT_ONLY.iter().any(|name| is_same(name, key)))
+                || self.is_ignored(key)
+                || self.uses(key)
+            {
                 continue;
             }
             // A recorded event in its envelope.

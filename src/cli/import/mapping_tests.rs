@@ -118,6 +118,9 @@ fn every_column_of_an_export_is_known() {
     let row = |text: &str| mapping.unused_keys(&serde_json::from_str(text).unwrap());
     assert!(row(r#"{"event_id":"e","charge":"1","client_id":"a"}"#).is_empty());
     assert!(row(r#"{"event_id":"e","event":{"clientId":"a","units":"1"}}"#).is_empty());
+    assert!(
+        row(r#"{"eventId":"e","event":{"clientId":"a"},"priceId":"5","recordTime":"2026-11-20T10:00:00Z"}"#).is_empty()
+    );
     assert_eq!(row(r#"{"charge":"1","event":{"clientId":"a","unit":"1"}}"#), ["charge", "event.unit"]);
 }
 

@@ -26,6 +26,8 @@ pub struct Notes {
     pub serial_times: u64,
     /// Rows that equal a row of another file of the run.
     pub repeats_of_other_files: u64,
+    /// Files whose last row has no line end.
+    pub open_ended_files: u64,
 }
 
 impl Notes {
@@ -47,5 +49,6 @@ impl Notes {
         self.local_times += other.local_times;
         self.serial_times += other.serial_times;
         self.repeats_of_other_files += other.repeats_of_other_files;
+        self.open_ended_files += other.open_ended_files;
     }
 }

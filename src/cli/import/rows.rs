@@ -76,6 +76,8 @@ pub struct RowReader<R> {
     csv: Box<csv_core::Reader>,
     header: Arc<[String]>,
     position: Position,
+    /// The last line that was read has no end.
+    is_open_ended: bool,
 }
 
 impl<R: BufRead> RowReader<R> {
@@ -89,6 +91,7 @@ impl<R: BufRead> RowReader<R> {
             csv: Box::new(csv),
             header: Arc::default(),
             position: Position::default(),
+            is_open_ended: false,
         };
         for _ in 0..layout.skip_lines {
             reader.read_line(&mut Vec::new())?;
@@ -112,6 +115,11 @@ impl<R: BufRead> RowReader<R> {
     /// Names of the columns. Empty for NDJSON.
     pub fn header(&self) -> Arc<[String]> {
         Arc::clone(&self.header)
+    }
+
+    /// Whether the last row is a CSV row without a line end, and may be half of one.
+    pub fn is_open_ended(&self) -> bool {
+        self.is_open_ended && self.layout.format == Format::Csv
     }
 
     /// Up to where all rows were given out.
@@ -215,6 +223,7 @@ impl<R: BufRead> RowReader<R> {
         self.position.digest.update(&text[before..]);
         self.position.offset += read as u64;
         self.position.line += u64::from(read > 0);
+        self.is_open_ended = read > 0 && !text.ends_with(b"\n");
         if self.position.line == 1 && text.starts_with(BYTE_ORDER_MARK) {
             text.drain(..BYTE_ORDER_MARK.len());
             // A line of nothing but the mark is an empty one, not the end.

@@ -101,6 +101,15 @@ fn lines_before_the_header_are_passed_over() {
 }
 
 #[test]
+fn a_last_row_without_a_line_end_is_known() {
+    for (text, open) in [("a,b\n1,2\n", false), ("a,b\n1,2", true), ("a,b\n1,2\n\n", false)] {
+        let mut reader = csv(text.as_bytes()).unwrap();
+        reader.next_row().unwrap().unwrap();
+        assert_eq!(reader.is_open_ended(), open, "{text:?}");
+    }
+}
+
+#[test]
 fn an_array_is_read_value_by_value_wherever_its_lines_end() {
     let compact = r#"[{"a":"],{"},{"a":[1,{"b":"\""}]},3,"x",{"a":2}]"#;
     let pretty = compact.replace(',', ",\n ");

@@ -39,6 +39,10 @@ fn iso(text: &str) -> Option<Result<Written, String>> {
         false if !matches!(date.as_bytes().get(4), Some(b'-' | b'/')) => return None,
         false => &["%Y-%m-%d", "%Y/%m/%d"],
     };
+    // A day of one digit may be half of one, where a file was cut off.
+    if date.contains('-') && date.len() != 10 {
+        return None;
+    }
     let day = formats.iter().find_map(|format| NaiveDate::parse_from_str(date, format).ok())?;
     if rest.is_empty() {
         return Some(Ok(Written::Day(day)));
@@ -60,6 +64,9 @@ fn time_of_day(clock: &str, half: Option<&str>) -> Option<NaiveTime> {
         return ["%I:%M:%S%.f %p", "%I:%M %p"].iter().find_map(|format| NaiveTime::parse_from_str(&text, format).ok());
     }
     let digits = clock.find('.').unwrap_or(clock.len());
+    if clock[..digits].split(':').skip(1).any(|part| part.len() != 2) {
+        return None;
+    }
     let formats: &[&str] = match clock[..digits].contains(':') {
         true => &["%H:%M:%S%.f", "%H:%M"],
         false if digits == 6 => &["%H%M%S%.f"],
