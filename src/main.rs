@@ -95,7 +95,7 @@ async fn main() -> ExitCode {
         cli::run(cli.command).await
     };
     run.await.unwrap_or_else(|error: anyhow::Error| {
-        eprintln!("error: {error:#}");
+        eprintln!("error: {}", meterd::store::cause::text(&error));
         ExitCode::FAILURE
     })
 }

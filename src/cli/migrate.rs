@@ -15,7 +15,7 @@ pub struct MigrateArgs {
 /// Migrates and says so.
 pub async fn run(args: MigrateArgs) -> anyhow::Result<ExitCode> {
     let database = Database::open(&args.settings.database).await?;
-    let prepared = app::prepare(&database.options, &args.settings).await;
+    let prepared = database.explained(app::prepare(&database.options, &args.settings).await);
     let description = database.describe();
     database.close().await?;
     prepared?;

@@ -49,7 +49,7 @@ pub struct Verified {
 pub async fn run(args: VerifyArgs) -> anyhow::Result<ExitCode> {
     let database = Database::open_beside(&args.database).await?;
     let pool = command_pool(&database.options);
-    let verified = verify_all(&pool, args.client.as_deref(), args.month).await;
+    let verified = database.explained(verify_all(&pool, args.client.as_deref(), args.month).await);
     pool.close().await;
     database.close().await?;
     let Verified { client_months, closed_client_months, events, differences } = verified?;
