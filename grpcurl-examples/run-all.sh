@@ -1,11 +1,56 @@
 #!/usr/bin/env bash
 # Runs every example against $METERD_SERVER (127.0.0.1:50051 unless set), and checks that each RPC of the server has an
 # example with a line in the index. Prints what each answered with --verbose, else only of those that failed.
+#
+# The examples record usage, which stays: a database that has clients already is refused, unless --force is given. At the end,
+# API keys that the run made are revoked, and alert policies and channels of the example clients are taken back.
 set -euo pipefail
 cd "$(dirname "$0")"
 export METERD_SERVER=${METERD_SERVER:-127.0.0.1:50051}
-verbose=${1:-}
+verbose='' force=''
+for argument in "$@"; do
+  case $argument in
+    --verbose) verbose=$argument ;;
+    --force) force=$argument ;;
+    *) echo "usage: $0 [--verbose] [--force]" >&2; exit 2 ;;
+  esac
+done
 passed=0 failed=0
+
+call() { # method, request
+  grpcurl -plaintext -d "$2" "$METERD_SERVER" "metering.v1.$1"
+}
+
+clients=$(call ClientService/ListClients '{"page_size": 1}' | sed -n 's/.*"clientId": "\(.*\)".*/\1/p')
+if [ -n "$clients" ] && [ -z "$force" ]; then
+  echo "$METERD_SERVER has data (client \"$clients\"), and the examples record usage that stays in its totals." >&2
+  echo "Use an empty database, for example: meterd serve --data-dir \$(mktemp -d). Or give --force." >&2
+  exit 1
+fi
+
+live_keys() {
+  call KeyService/ListApiKeys '{"live_only": true, "page_size": 1000}' | sed -n 's/.*"keyId": "\(.*\)".*/\1/p' | sort
+}
+keys_before=$(live_keys)
+
+clean_up() {
+  local key_id client_id paths
+  for key_id in $(comm -13 <(echo "$keys_before") <(live_keys)); do
+    call KeyService/RevokeApiKey "{\"key_id\": \"$key_id\"}" > /dev/null || echo "key $key_id is not revoked" >&2
+  done
+  # A field that the mask names and that has no value goes back to the default.
+  paths='["threshold_enabled", "monthly_warning", "monthly_critical", "spike_enabled", "spike_warning_percent",
+    "spike_critical_percent", "spike_baseline_min", "projection_enabled", "projection_factor", "projection_first_day",
+    "anomaly_enabled", "anomaly_factor", "anomaly_cost_min", "anomaly_units_min", "channels"]'
+  for client_id in example-berlin example-alerts; do
+    call AlertService/UpdateAlertPolicy \
+      "{\"policy\": {\"client_id\": \"$client_id\"}, \"update_mask\": {\"paths\": $paths}}" > /dev/null ||
+      echo "the alert policy of $client_id is not taken back" >&2
+  done
+  echo "What stays: the clients demo, example-berlin and example-alerts with their events and alerts; the service example_ocr"
+  echo "with its price; the model alias example-house-chat. Keys are revoked, alert policies and channels taken back."
+}
+trap clean_up EXIT
 
 report() { # name, exit status, output
   if [ "$2" = 0 ]; then

@@ -22,7 +22,7 @@ use crate::store::{connect, locks};
 use crate::{jobs, net, proto, web};
 use anyhow::Context as _;
 use sqlx::Connection;
-use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::postgres::PgConnectOptions;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -45,7 +45,7 @@ const POOL_CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Brings the schema up to date and makes the deployment if there is none. Safely with several replicas at once.
 pub async fn prepare(options: &PgConnectOptions, settings: &Settings) -> anyhow::Result<Deployment> {
-    let mut conn = PgConnection::connect_with(options).await.context("the database cannot be reached")?;
+    let mut conn = connect::open(options).await?;
     connect::check_fitness(&mut conn, settings.database.allow_non_durable_database).await?;
     connect::migrate(options).await.context("the database schema could not be brought up to date")?;
     let mut tx = conn.begin().await?;

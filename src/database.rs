@@ -2,7 +2,7 @@
 
 use crate::config::DatabaseSettings;
 use crate::postgres::{self, Embedded};
-use crate::store::connect;
+use crate::store::{cause, connect};
 use anyhow::Context as _;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, PgPool};
@@ -25,7 +25,12 @@ impl Database {
                 (Some(embedded), url)
             }
         };
-        let options = connect::options(&url).context("DATABASE_URL is not a PostgreSQL URL")?;
+        let options = connect::options(&url).map_err(|error| {
+            anyhow::anyhow!(
+                "DATABASE_URL is not the URL of a PostgreSQL database, such as postgres://user:password@host:5432/database: {}",
+                cause::cause(&error)
+            )
+        })?;
         Ok(Self { options, embedded })
     }
 
@@ -36,7 +41,16 @@ impl Database {
         {
             return Ok(Self { options: connect::options(&url)?, embedded: None });
         }
-        Self::open(settings).await
+        let database = Self::open(settings).await?;
+        // So that one that cannot be reached is named with the fix, and not as a pool that has timed out.
+        let opened = connect::open(&database.options).await.map_err(anyhow::Error::from);
+        drop(database.explained(opened)?);
+        Ok(database)
+    }
+
+    /// The result of work on it. An error that is the database's says what is wrong with it, once, and what to do.
+    pub fn explained<T>(&self, result: anyhow::Result<T>) -> anyhow::Result<T> {
+        result.map_err(|error| cause::explained(error, &self.options))
     }
 
     /// Opens it for a command that only reads: as [`Self::open_beside`] does, but makes no data directory where there is none.

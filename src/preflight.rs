@@ -2,7 +2,7 @@
 
 use crate::config::Settings;
 use crate::net::Tls;
-use crate::{alerts, auth, postgres, print, store};
+use crate::{alerts, auth, postgres, store};
 use anyhow::ensure;
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
@@ -51,7 +51,7 @@ fn faults(settings: &Settings) -> Vec<String> {
         alerts::notify::check(&settings.notifications),
         check_database(settings),
     ];
-    checks.into_iter().filter_map(Result::err).map(|error| print::with_causes(&error)).collect()
+    checks.into_iter().filter_map(Result::err).map(|error| store::cause::text(&error)).collect()
 }
 
 fn check_database(settings: &Settings) -> anyhow::Result<()> {

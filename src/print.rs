@@ -40,17 +40,6 @@ pub fn note(text: Arguments<'_>) {
     drop(writeln!(io::stderr(), "{text}"));
 }
 
-/// An error with its causes, without those that it has said already.
-pub fn with_causes(error: &anyhow::Error) -> String {
-    let mut text = error.to_string();
-    for cause in error.chain().skip(1).map(ToString::to_string) {
-        if !text.contains(&cause) {
-            text += &format!(": {cause}");
-        }
-    }
-    text
-}
-
 /// Whether nothing more can be printed, so that a command may end.
 pub fn has_ended() -> bool {
     FAILED.get().is_some()
@@ -74,25 +63,5 @@ fn write(print: impl FnOnce(&mut io::StdoutLock<'static>) -> io::Result<()>) {
         && let Err(error) = print(&mut io::stdout().lock())
     {
         drop(FAILED.set(error));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use anyhow::Context;
-
-    #[test]
-    fn a_cause_is_said_once() {
-        #[derive(Debug, thiserror::Error)]
-        #[error("cannot open /x: {source}")]
-        struct Open {
-            source: io::Error,
-        }
-        let denied = || io::Error::from(ErrorKind::PermissionDenied);
-        let said = denied().to_string();
-        let error = Err::<(), _>(Open { source: denied() }).context("no data").unwrap_err();
-        assert_eq!(with_causes(&error), format!("no data: cannot open /x: {said}"));
-        assert_eq!(with_causes(&anyhow::anyhow!("alone")), "alone");
     }
 }

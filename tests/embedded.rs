@@ -14,6 +14,8 @@ use sqlx::{Connection, PgConnection};
 
 #[path = "embedded/first_start.rs"]
 mod first_start;
+#[path = "embedded/own_server.rs"]
+mod own_server;
 #[path = "embedded/upgrades.rs"]
 mod upgrades;
 

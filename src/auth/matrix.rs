@@ -144,6 +144,7 @@ matrix! {
             |m| client_or_all(m.policy.as_ref().map_or("", |policy| &policy.client_id));
         ListNotifications ListNotificationsRequest ADMIN, , |m| client_or_all(&m.client_id);
         RetryNotification RetryNotificationRequest ADMIN, audited, |_m| Handler;
+        SendTestNotification SendTestNotificationRequest ADMIN, audited, |m| client_or_all(&m.client_id);
     }
     CatalogService {
         ListServices ListServicesRequest Need::AnyKey, , |_m| Everybody;

@@ -265,7 +265,7 @@ async fn create_directly(
         let made = made?;
         Ok((made.key.into(), made.token))
     };
-    let made = made.await;
+    let made = database.explained(made.await);
     // A token that is made is shown, whatever else goes wrong.
     if let Err(error) = database.close().await {
         eprintln!("warning: the database did not close in order: {error:#}");

@@ -2,7 +2,9 @@
 
 use super::chart::table;
 use super::connect::{self, ConnectArgs};
-use crate::proto::{ListNotificationsRequest, Notification, NotificationState, RetryNotificationRequest};
+use crate::proto::{
+    ListNotificationsRequest, Notification, NotificationState, RetryNotificationRequest, SendTestNotificationRequest,
+};
 use chrono::{DateTime, SecondsFormat};
 use clap::{Args, Subcommand};
 use prost_types::Timestamp;
@@ -10,12 +12,14 @@ use serde_json::json;
 use std::process::ExitCode;
 
 const CALL_SECONDS: u64 = 30;
+/// A test waits for its deliveries.
+const TEST_SECONDS: u64 = 120;
 /// Most notifications of one call.
 const PAGE_SIZE: i32 = 1_000;
 /// Most characters of a target or an error in the table.
 const CELL_CHARS_MAX: usize = 60;
 
-/// Show notifications, or try one again that was given up
+/// Show notifications, try one again that was given up, or test channels
 #[derive(Args, Clone, Debug)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct NotificationsArgs {
@@ -32,6 +36,21 @@ pub enum NotificationsCommand {
     List(ListArgs),
     /// Try one again that was given up
     Retry(RetryArgs),
+    /// Send a test to every channel of a policy, and show what became of it
+    Test(TestArgs),
+}
+
+/// Arguments of `notifications test`.
+#[derive(Args, Clone, Debug)]
+pub struct TestArgs {
+    /// The channels of this client, instead of the operator's
+    #[arg(long, value_name = "CLIENT")]
+    pub client: Option<String>,
+    /// Print JSON, one notification a line
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub connect: ConnectArgs,
 }
 
 /// Arguments of `notifications list`.
@@ -70,6 +89,7 @@ pub struct RetryArgs {
 pub async fn run(args: NotificationsArgs) -> anyhow::Result<ExitCode> {
     match args.command {
         Some(NotificationsCommand::Retry(args)) => retry(args).await,
+        Some(NotificationsCommand::Test(args)) => test(args).await,
         Some(NotificationsCommand::List(args)) => list(args).await,
         None => list(args.list).await,
     }
@@ -113,6 +133,22 @@ async fn retry(args: RetryArgs) -> anyhow::Result<ExitCode> {
     let notification = answer.map_err(|status| connect::status_error(&status))?.into_inner().notification;
     to_table(&notification.into_iter().collect::<Vec<_>>()).iter().for_each(|line| println!("{line}"));
     Ok(ExitCode::SUCCESS)
+}
+
+/// Fails unless every channel has taken its test.
+async fn test(args: TestArgs) -> anyhow::Result<ExitCode> {
+    let mut client = connect::alerts_client(args.connect.channel().await?);
+    let request = SendTestNotificationRequest { client_id: args.client.clone().unwrap_or_default() };
+    let answer = client.send_test_notification(args.connect.request(request, TEST_SECONDS)).await;
+    let tests = answer.map_err(|status| connect::status_error(&status))?.into_inner().notifications;
+    let whose = args.client.map_or_else(|| "the operator".into(), |client| format!("client {client}"));
+    anyhow::ensure!(!tests.is_empty(), "{whose} has no channels: set some with AlertService.UpdateAlertPolicy");
+    match args.json {
+        true => tests.iter().for_each(|test| println!("{}", to_json(test))),
+        false => to_table(&tests).iter().for_each(|line| println!("{line}")),
+    }
+    let all_sent = tests.iter().all(|test| test.state() == NotificationState::Sent);
+    Ok(if all_sent { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn kind(notification: &Notification) -> &'static str {

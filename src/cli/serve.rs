@@ -44,8 +44,9 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
 }
 
 async fn serve(settings: Settings, database: &Database, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
-    let deployment = app::prepare(&database.options, &settings).await?;
-    let app = app::build(settings, &database.options, deployment, Clock::system()).await?;
+    let deployment = database.explained(app::prepare(&database.options, &settings).await)?;
+    let built = app::build(settings, &database.options, deployment, Clock::system()).await;
+    let app = database.explained(built)?;
     greet(&app, database);
     app.run(shutdown, database.embedded()).await
 }

@@ -59,6 +59,7 @@ pub async fn run(args: VerifyArgs) -> anyhow::Result<ExitCode> {
     let database = Database::open_existing(&args.database).await?;
     let pool = command_pool(&database.options);
     let verified = signals::unless_stopped(stop, verify_selected(&pool, args.client.as_deref(), args.month)).await;
+    let verified = database.explained(verified);
     pool.close().await;
     database.close().await?;
     let Verified { client_months, closed_client_months, events, differences } = verified?;

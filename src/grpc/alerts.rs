@@ -211,4 +211,11 @@ impl AlertService for Handlers {
     ) -> Result<Response<RetryNotificationResponse>, Status> {
         self.run_as(request, notifications::retry).await
     }
+
+    async fn send_test_notification(
+        &self,
+        request: Request<SendTestNotificationRequest>,
+    ) -> Result<Response<SendTestNotificationResponse>, Status> {
+        self.run(request, notifications::send_test).await
+    }
 }

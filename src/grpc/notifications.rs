@@ -1,6 +1,7 @@
 //! Notifications of AlertService.
 
 use super::Context;
+use super::clients;
 use super::convert::timestamp;
 use super::fields::{FILTER_VALUES_MAX, Fields};
 use crate::auth::Caller;
@@ -10,15 +11,20 @@ use crate::domain::notification::NotificationState;
 use crate::error::Error;
 use crate::proto::{
     self, ErrorReason, ListNotificationsRequest, ListNotificationsResponse, RetryNotificationRequest,
-    RetryNotificationResponse,
+    RetryNotificationResponse, SendTestNotificationRequest, SendTestNotificationResponse,
 };
 use crate::store::notifications::{self, Notification};
 use chrono::{DateTime, Utc};
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
 use tonic::Code;
 
 const PAGE_SIZE_DEFAULT: i64 = 100;
 const PAGE_SIZE_MAX: i64 = 1_000;
+/// How long a test waits for its outcome beyond the time of an attempt, and how often it looks.
+const TEST_MARGIN: Duration = Duration::from_secs(3);
+const TEST_LOOK_EVERY: Duration = Duration::from_millis(100);
 
 fn message(notification: Notification) -> proto::Notification {
     let pending = notification.state == NotificationState::Pending as i16;
@@ -102,4 +108,34 @@ pub async fn retry(
     context.notifications_wanted.notify_one();
     let found = notifications::find(&context.pool, id).await?.ok_or_else(not_found)?;
     Ok(RetryNotificationResponse { notification: Some(message(found)) })
+}
+
+/// Sends a test to every channel of a policy, and waits for what becomes of it.
+pub async fn send_test(
+    context: Arc<Context>,
+    request: SendTestNotificationRequest,
+) -> Result<SendTestNotificationResponse, Error> {
+    let mut fields = Fields::default();
+    fields.text("client_id", &request.client_id, ID_BYTES_MAX);
+    fields.finish()?;
+    if !request.client_id.is_empty() {
+        clients::existing(&context, &request.client_id).await?;
+    }
+    let id = format!("{:032x}-test", rand::random::<u128>());
+    let mut ids = notifications::insert_tests(&context.pool, &request.client_id, &id).await?;
+    ids.sort();
+    context.notifications_wanted.notify_one();
+    let attempt = Duration::from_secs(context.settings.notifications.notification_timeout_seconds.into());
+    let give_up = Instant::now() + attempt + TEST_MARGIN;
+    loop {
+        let mut found = vec![];
+        for id in &ids {
+            found.extend(notifications::find(&context.pool, id).await?);
+        }
+        let pending = found.iter().any(|test| test.state == NotificationState::Pending as i16);
+        if !pending || Instant::now() > give_up || *context.stopping.borrow() {
+            return Ok(SendTestNotificationResponse { notifications: found.into_iter().map(message).collect() });
+        }
+        tokio::time::sleep(TEST_LOOK_EVERY).await;
+    }
 }

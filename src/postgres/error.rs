@@ -234,7 +234,7 @@ pub enum EmbeddedError {
     },
 
     /// A statement of the set-up failed.
-    #[error("cannot prepare the embedded database: {0}")]
+    #[error("cannot prepare the embedded database")]
     Database(#[from] sqlx::Error),
 }
 

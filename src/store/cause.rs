@@ -22,7 +22,7 @@ pub fn text(error: &anyhow::Error) -> String {
     for cause in error.chain() {
         let of_database = database_error(cause);
         let said = of_database.map_or_else(|| cause.to_string(), self::cause);
-        if !text.ends_with(&said) {
+        if !text.contains(&said) {
             let separator = if text.is_empty() { "" } else { ": " };
             let _ = write!(text, "{separator}{said}");
         }
@@ -199,6 +199,19 @@ mod tests {
              PostgreSQL there, or correct host and port in DATABASE_URL"
         );
         assert!(!explained.contains("hunter2"));
+    }
+
+    #[test]
+    fn a_cause_that_an_error_names_itself_is_said_once() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("cannot open /x: {source}")]
+        struct Open {
+            source: std::io::Error,
+        }
+        let denied = || std::io::Error::from(ErrorKind::PermissionDenied);
+        let error = Err::<(), _>(Open { source: denied() }).context("no data").unwrap_err();
+        assert_eq!(text(&error), format!("no data: cannot open /x: {}", denied()));
+        assert_eq!(text(&anyhow::anyhow!("alone")), "alone");
     }
 
     #[test]

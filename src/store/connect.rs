@@ -1,5 +1,6 @@
 //! Connections: their bounds, the guard of pooled ones, and what a server must be before it is trusted.
 
+use super::cause::READ_ONLY_FIX;
 use chrono::{DateTime, Utc};
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
@@ -43,6 +44,21 @@ pub enum UnfitDatabase {
          --allow-non-durable-database if that is what you want"
     )]
     NotDurable(String),
+    /// It takes no writes: a standby, or read-only by a setting.
+    #[error("it takes no writes ({0}): {READ_ONLY_FIX}")]
+    ReadOnly(&'static str),
+    /// Tables, and later partitions, could not be made.
+    #[error(
+        "user {user} may not create tables in {schema}: GRANT CREATE, USAGE ON SCHEMA public TO {user}, or make it the owner of \
+         the database"
+    )]
+    MayNotCreate { user: String, schema: String },
+    /// Partitions could not be made.
+    #[error(
+        "the table usage_events belongs to {owner}, and user {user} is no member of that role, so it could not make the \
+         partitions of coming months: GRANT {owner} TO {user}, or name {owner} in DATABASE_URL"
+    )]
+    ForeignTables { user: String, owner: String },
     /// It cannot be asked.
     #[error(transparent)]
     Database(#[from] sqlx::Error),
@@ -57,6 +73,17 @@ pub fn options(url: &str) -> sqlx::Result<PgConnectOptions> {
         ("idle_in_transaction_session_timeout", IDLE_IN_TRANSACTION_TIMEOUT_MS),
         ("timezone", "UTC"),
     ]))
+}
+
+/// How long the first connection may take.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// The first connection of a server or command.
+pub async fn open(options: &PgConnectOptions) -> sqlx::Result<PgConnection> {
+    let late =
+        || std::io::Error::new(std::io::ErrorKind::TimedOut, format!("no answer within {} s", OPEN_TIMEOUT.as_secs()));
+    let opened = tokio::time::timeout(OPEN_TIMEOUT, PgConnection::connect_with(options)).await;
+    opened.unwrap_or_else(|_| Err(sqlx::Error::Io(late())))
 }
 
 /// A pool that connects when it is used.
@@ -140,19 +167,35 @@ fn is_connection_lost(error: &sqlx::Error) -> bool {
     }
 }
 
-/// Refuses a server that is too old, or that would acknowledge before it is durable.
+/// Refuses a server that is too old, takes no writes, would acknowledge before it is durable, or where the user has not the
+/// rights that meterd needs.
 pub async fn check_fitness(conn: &mut PgConnection, allow_non_durable: bool) -> Result<(), UnfitDatabase> {
     let server = sqlx::query!(
         r#"SELECT current_setting('server_version_num')::int AS "version_number!",
                   current_setting('server_version') AS "version!",
                   current_setting('fsync') AS "fsync!",
                   current_setting('full_page_writes') AS "full_page_writes!",
-                  current_setting('synchronous_commit') AS "synchronous_commit!""#
+                  current_setting('synchronous_commit') AS "synchronous_commit!",
+                  pg_is_in_recovery() AS "standby!", current_setting('transaction_read_only')::bool AS "read_only!",
+                  current_user::text AS "user!", current_schema()::text AS schema,
+                  COALESCE(has_schema_privilege(current_schema(), 'CREATE'), false) AS "may_create!",
+                  (SELECT pg_get_userbyid(relowner)::text FROM pg_class
+                   WHERE oid = to_regclass('usage_events') AND NOT pg_has_role(relowner, 'USAGE')) AS foreign_owner"#
     )
     .fetch_one(conn)
     .await?;
     if server.version_number < SERVER_VERSION_MIN {
         return Err(UnfitDatabase::TooOld(server.version));
+    }
+    if server.standby || server.read_only {
+        return Err(UnfitDatabase::ReadOnly(if server.standby { "it is a standby" } else { "it is read-only" }));
+    }
+    if !server.may_create {
+        let schema = server.schema.map_or("any schema of its search_path".into(), |name| format!("schema {name}"));
+        return Err(UnfitDatabase::MayNotCreate { user: server.user, schema });
+    }
+    if let Some(owner) = server.foreign_owner {
+        return Err(UnfitDatabase::ForeignTables { user: server.user, owner });
     }
     let durable = [
         ("fsync", server.fsync),

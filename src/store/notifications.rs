@@ -33,6 +33,20 @@ pub async fn insert(conn: &mut PgConnection, alerts: &[Alert]) -> sqlx::Result<u
     Ok(done.rows_affected())
 }
 
+/// Queues a test for every channel of a policy; gives their ids.
+pub async fn insert_tests(pool: &PgPool, client_id: &str, id: &str) -> sqlx::Result<Vec<String>> {
+    sqlx::query_scalar!(
+        "INSERT INTO notifications (client_id, notification_id, channel_id, kind, target, alerts, alert_count)
+         SELECT client_id, $2 || '-' || channel_id, channel_id, kind, target, '[]', 0
+         FROM notification_channels WHERE client_id = $1
+         RETURNING notification_id",
+        client_id,
+        id
+    )
+    .fetch_all(pool)
+    .await
+}
+
 /// A notification as it stands.
 #[derive(Clone, Debug)]
 pub struct Notification {

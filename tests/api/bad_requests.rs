@@ -69,6 +69,7 @@ const REQUESTS: &[(&str, &str)] = &[
         r#"{"states": ["NOTIFICATION_STATE_PENDING", "NOTIFICATION_STATE_SENT", "NOTIFICATION_STATE_FAILED"], "pageSize": 1}"#,
     ),
     ("RetryNotification", r#"{"notificationId": "told"}"#),
+    ("SendTestNotification", r#"{"clientId": "gamma"}"#),
     ("ListServices", "{}"),
     (
         "CreateService",

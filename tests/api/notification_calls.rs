@@ -103,3 +103,50 @@ async fn the_command_shows_who_was_not_told_and_tells_them() {
     assert!(!fine && error.contains("NOTIFICATION_NOT_FAILED"), "{error}");
     server.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_test_goes_to_every_channel_once_and_the_answer_says_what_became_of_it() {
+    let (taking, refusing) = (HttpReceiver::start([]).await, HttpReceiver::start([Answer::Status(500)]).await);
+    let server = server_with(&[]).await;
+    server.client_in("acme", "UTC").await;
+    set_channels(&server, "acme", &[webhook(taking.url()), webhook(refusing.url())]).await;
+    let send = async |client_id: &str| {
+        let request = SendTestNotificationRequest { client_id: client_id.into() };
+        server.alerts().send_test_notification(request).await
+    };
+    let mut tests = send("acme").await.unwrap().into_inner().notifications;
+    tests.sort_by_key(|test| test.state);
+    let states: Vec<_> = tests.iter().map(|test| (test.state(), test.attempt_count, test.alert_count)).collect();
+    assert_eq!(states, [(NotificationState::Sent, 1, 0), (NotificationState::Failed, 1, 0)]);
+    assert!(tests[1].last_error.contains("500"), "{tests:?}");
+    let [received] = &taking.received()[..] else { panic!("one test") };
+    let body: serde_json::Value = serde_json::from_str(&received.body).unwrap();
+    assert_eq!(body["type"], "notification.test");
+    assert!(received.is_signed_with(SECRET) && received.header("webhook-id") == tests[0].notification_id);
+    assert_eq!(notifications(&server).await.len(), 2, "they are in the list");
+
+    assert_eq!(send("").await.unwrap().into_inner().notifications, [], "the operator has no channels");
+    assert_refused(send("nobody").await, Code::NotFound, "CLIENT_NOT_FOUND");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_command_tests_channels_and_fails_unless_all_take_it() {
+    let hook = HttpReceiver::start([Answer::Status(200), Answer::Status(410)]).await;
+    let server = server_with(&[]).await;
+    let meterd = async |args: &[&str]| {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_meterd"));
+        command.args(["notifications", "test"]).args(args).args(["--server", &server.address]);
+        let output = command.stdin(Stdio::null()).output().await.unwrap();
+        let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+        (output.status.success(), text.into_owned())
+    };
+    let (ok, said) = meterd(&[]).await;
+    assert!(!ok && said.contains("the operator has no channels"), "{said}");
+    set_channels(&server, "", &[webhook(hook.url())]).await;
+    let (ok, said) = meterd(&[]).await;
+    assert!(ok && said.contains("SENT"), "{said}");
+    let (ok, said) = meterd(&["--json"]).await;
+    assert!(!ok && said.contains("\"state\":\"FAILED\"") && said.contains("410"), "{said}");
+    server.stop().await;
+}

@@ -42,7 +42,7 @@ const CHANGES_ALL: &str = "--y --- ---";
 const FOR_EVERYBODY: &str = "yyy yyy yyy";
 
 /// RPC, request, answers. `{alert}` and `{notification}` are ids of things of acme's.
-pub const CELLS: [(&str, &str, &str); 63] = [
+pub const CELLS: [(&str, &str, &str); 65] = [
     ("UsageService/TrackUsage", r#"{"event":{"clientId":"acme","service":"sms"}}"#, "y-y y-y ---"),
     ("UsageService/BatchTrackUsage", r#"{"events":[{"clientId":"acme","service":"sms"}]}"#, EVENTS_OF_ACME),
     ("UsageService/StreamUsage", r#"{"event":{"clientId":"acme","service":"sms"}}"#, EVENTS_OF_ACME),
@@ -101,6 +101,8 @@ pub const CELLS: [(&str, &str, &str); 63] = [
     ("AlertService/ListNotifications", "{}", CHANGES_ALL),
     ("AlertService/ListNotifications", r#"{"operatorOnly":true}"#, CHANGES_ALL),
     ("AlertService/RetryNotification", r#"{"notificationId":"{notification}"}"#, "--y --y --f"),
+    ("AlertService/SendTestNotification", r#"{"clientId":"acme"}"#, CHANGES_ACME),
+    ("AlertService/SendTestNotification", "{}", CHANGES_ALL),
     ("CatalogService/ListServices", "{}", FOR_EVERYBODY),
     ("CatalogService/CreateService", r#"{"service":{"service":"made"}}"#, CHANGES_ALL),
     ("CatalogService/ListPrices", "{}", FOR_EVERYBODY),
@@ -142,13 +144,14 @@ pub const CELLS: [(&str, &str, &str); 63] = [
 ];
 
 /// RPCs that change something as an admin does, and are in the audit log.
-pub const AUDITED: [&str; 15] = [
+pub const AUDITED: [&str; 16] = [
     "UsageService/UpdateMonthlySummaries",
     "UsageService/RebuildRollups",
     "AlertService/CheckAlerts",
     "AlertService/AcknowledgeAlert",
     "AlertService/UpdateAlertPolicy",
     "AlertService/RetryNotification",
+    "AlertService/SendTestNotification",
     "CatalogService/CreateService",
     "CatalogService/CreatePrice",
     "CatalogService/CreateModelAlias",

@@ -62,7 +62,8 @@ async fn webhooks_do_not_reach_inner_addresses_neither_by_number_nor_by_name() {
     assert_eq!(hook.received().len(), 0);
 
     // What can be seen at once is refused when the channel is set.
-    for host in hosts {
+    let never_public = ["localhost", "LOCALHOST.", "a.localhost", "intranet", "db.internal", "printer.local"];
+    for host in hosts.into_iter().chain(never_public) {
         let channel = NotificationChannel {
             kind: NotificationChannelKind::Webhook.into(),
             target: format!("http://{host}:{port}/"),
@@ -160,4 +161,26 @@ async fn a_machine_without_certificates_still_serves() {
     let first = tokio::time::timeout(Duration::from_secs(60), lines.next_line()).await.expect("it starts").unwrap();
     assert!(first.is_some_and(|line| line.ends_with("is ready")));
     server.kill().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_error_does_not_tell_an_inner_name_from_one_that_is_not_known() {
+    let flags = ["--webhook-allow-http", "--notification-attempts-max=1"];
+    let server = TestServer::start_with(&flags, Clock::fixed(time(NOW))).await;
+    metered(&server, "metered").await;
+    // Both as a name leads there: set beside the RPC, which refuses what is seen at once.
+    let resolver = meterd_resolver_names();
+    set_channels(&server, "", &resolver.iter().map(|name| webhook(format!("http://{name}/"))).collect::<Vec<_>>())
+        .await;
+    raise(&server, "acme").await;
+    let given_up = failed(&server, resolver.len()).await;
+    let errors: Vec<&str> = given_up.iter().map(|notification| notification.last_error.as_str()).collect();
+    assert!(errors.iter().all(|error| error.contains("leads to no public address")), "{errors:?}");
+    server.stop().await;
+}
+
+/// Names that are not known, and one that the system may know as its own.
+fn meterd_resolver_names() -> Vec<String> {
+    let own = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();
+    ["no-such-host.invalid".to_owned(), own].into_iter().filter(|name| !name.is_empty()).collect()
 }

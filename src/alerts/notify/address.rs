@@ -5,8 +5,21 @@
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// Why a name is not connected to. Without its addresses: who may set a channel must not learn them.
-pub const REFUSED: &str = "leads to a private, loopback, link-local or otherwise special address";
+/// Why a name is not connected to. The same for one that is not known and one of an inner address: who may set a channel must
+/// not learn which names there are inside.
+pub const REFUSED: &str =
+    "leads to no public address: it is not known, or private, loopback, link-local or otherwise special";
+
+/// Ends of names that are never of the public internet (RFC 6761, 6762, 8375, and what ICANN keeps for inner use).
+const INNER_SUFFIXES: [&str; 8] =
+    ["localhost", "local", "localdomain", "internal", "intranet", "lan", "home.arpa", "corp"];
+
+/// Whether a name can only lead to an inner address: of this machine, of its network, or without a domain.
+pub fn is_inner_name(host: &str) -> bool {
+    let name = host.trim_end_matches('.').to_ascii_lowercase();
+    let is_below = |suffix: &str| name.strip_suffix(suffix).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+    !name.contains('.') || INNER_SUFFIXES.iter().any(|suffix| is_below(suffix))
+}
 
 /// Networks of RFC 6890 and its followers that are not the public internet, with the bits of their prefix.
 const SPECIAL_V4: [(Ipv4Addr, u32); 15] = [
@@ -62,11 +75,18 @@ impl Resolve for PublicResolver {
     fn resolve(&self, name: Name) -> Resolving {
         Box::pin(async move {
             // Port 0: the URL's is put in its place.
-            let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
-            let public: Vec<SocketAddr> = found.filter(|address| is_public(address.ip())).collect();
-            if public.is_empty() {
-                return Err(REFUSED.into());
-            }
+            let found = tokio::net::lookup_host((name.as_str(), 0))
+                .await
+                .map(|found| found.filter(|address| is_public(address.ip())).collect::<Vec<SocketAddr>>());
+            let public = match found {
+                Ok(public) if !public.is_empty() => public,
+                refused => {
+                    // For the operator, who may know.
+                    let error = refused.err().map(|error| error.to_string());
+                    tracing::info!(name = name.as_str(), error, "a webhook's name leads to no public address");
+                    return Err(REFUSED.into());
+                }
+            };
             Ok(Box::new(public.into_iter()) as Addrs)
         })
     }
@@ -142,8 +162,22 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_name_of_this_machine_is_not_resolved() {
-        let Err(error) = PublicResolver.resolve("localhost".parse().unwrap()).await else { panic!("localhost") };
-        assert_eq!(error.to_string(), REFUSED);
+    async fn a_name_of_this_machine_and_one_that_is_not_known_are_refused_alike() {
+        for name in ["localhost", "no-such-host.invalid"] {
+            let Err(error) = PublicResolver.resolve(name.parse().unwrap()).await else { panic!("{name}") };
+            assert_eq!(error.to_string(), REFUSED);
+        }
+    }
+
+    #[test]
+    fn names_that_are_never_public_are_seen_without_a_lookup() {
+        let inner =
+            ["localhost", "LocalHost.", "a.localhost", "intranet", "db.internal", "printer.local", "x.home.arpa"];
+        for name in inner {
+            assert!(is_inner_name(name), "{name}");
+        }
+        for name in ["example.com", "localhost.example.com", "notlocal.net", "hooks.invalid", "mylocalhost.io"] {
+            assert!(!is_inner_name(name), "{name}");
+        }
     }
 }

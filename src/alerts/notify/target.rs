@@ -1,6 +1,6 @@
 //! Checks of channels: targets and the keys of webhooks.
 
-use super::address::{REFUSED, is_public};
+use super::address::{REFUSED, is_inner_name, is_public};
 use crate::config::NotificationSettings;
 use crate::domain::notification::ChannelKind;
 use base64::Engine;
@@ -54,10 +54,13 @@ pub(super) fn webhook_url(target: &str, settings: &NotificationSettings) -> Resu
         return Err("must not contain a fragment".into());
     }
     let host = url.host_str().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
-    match host.parse::<IpAddr>() {
-        Ok(address) if !settings.webhook_allow_private && !is_public(address) => Err(REFUSED.into()),
-        _ => Ok(url),
+    let inner = host.parse::<IpAddr>().map_or_else(|_| is_inner_name(host), |address| !is_public(address));
+    if inner && !settings.webhook_allow_private {
+        return Err(format!(
+            "{REFUSED}. Name a host of the public internet, or let the operator turn on the setting webhook_allow_private"
+        ));
     }
+    Ok(url)
 }
 
 /// A new key to sign webhooks with.

@@ -91,7 +91,21 @@ fn line(text: &str, chars_max: usize) -> String {
     text.chars().take(chars_max - 1).map(clean).chain(['…']).collect()
 }
 
+/// What a test notification says.
+const TEST_TEXT: &str = "This is a test of meterd. No alert was raised.";
+
+/// A test has nothing to tell.
+#[derive(Serialize)]
+struct TestBody {
+    message: &'static str,
+}
+
 impl<'a> Told<'a> {
+    /// Sent on request, to see whether a channel works.
+    fn is_test(&self) -> bool {
+        self.alert_count == 0
+    }
+
     fn is_digest(&self) -> bool {
         self.alert_count > 1
     }
@@ -129,6 +143,11 @@ impl<'a> Told<'a> {
     /// The body of a webhook; the same at every attempt.
     pub fn json(&self) -> String {
         let json = match self.alerts {
+            [] if self.is_test() => serde_json::to_string(&Body {
+                r#type: "notification.test",
+                timestamp: rfc3339(self.create_time),
+                data: TestBody { message: TEST_TEXT },
+            }),
             [alert] if !self.is_digest() => serde_json::to_string(&Body {
                 r#type: "alert.raised",
                 timestamp: rfc3339(alert.raise_time),
@@ -149,6 +168,7 @@ impl<'a> Told<'a> {
     /// The subject of an e-mail.
     pub fn subject(&self) -> String {
         let subject = match self.alerts {
+            [] if self.is_test() => "[test] meterd notification".to_owned(),
             [alert] if !self.is_digest() => format!("[{}] {}", severity(alert), alert.message),
             alerts => {
                 let critical = alerts.iter().any(|alert| alert.finding.severity == Severity::Critical);
@@ -160,6 +180,9 @@ impl<'a> Told<'a> {
 
     /// The text of an e-mail.
     pub fn mail(&self) -> String {
+        if self.is_test() {
+            return format!("{TEST_TEXT}\n");
+        }
         if let [alert] = self.alerts
             && !self.is_digest()
         {
@@ -203,6 +226,9 @@ impl<'a> Told<'a> {
 
     /// The text of an SMS.
     pub fn sms(&self) -> String {
+        if self.is_test() {
+            return TEST_TEXT.to_owned();
+        }
         if let [alert] = self.alerts
             && !self.is_digest()
         {

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Sends a test to every channel of a client, and shows what became of each. Here the receiver does not exist: FAILED, with why.
+set -euo pipefail
+server=${METERD_SERVER:-127.0.0.1:50051}
+"$(dirname "$0")/raise.sh" > /dev/null
+channels() { # the new ones
+  grpcurl -plaintext -d "{\"policy\": {\"client_id\": \"example-alerts\", \"channels\": $1}, \"update_mask\": {\"paths\": [\"channels\"]}}" \
+    "$server" metering.v1.AlertService/UpdateAlertPolicy > /dev/null
+}
+
+channels '[{"kind": "NOTIFICATION_CHANNEL_KIND_WEBHOOK", "target": "https://alerts.example.invalid/meterd"}]'
+grpcurl -plaintext -d '{"client_id": "example-alerts"}' "$server" metering.v1.AlertService/SendTestNotification
+channels '[]'

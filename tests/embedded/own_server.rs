@@ -1,0 +1,249 @@
+//! An operator's own PostgreSQL that meterd cannot use: what it says, once, and what to do about it.
+
+use super::{Place, connect};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, geteuid};
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// A PostgreSQL on a TCP port with passwords, as an operator has it. Its superuser comes in over the socket.
+struct Own {
+    process: Child,
+    port: u16,
+    /// Of the superuser.
+    url: String,
+    place: Place,
+}
+
+/// The settings of a server, beside its port.
+type Setting<'a> = (&'a str, &'a str);
+
+impl Own {
+    async fn start(settings: &[Setting<'_>], prepare: impl FnOnce(&Path)) -> Self {
+        let place = Place::new();
+        place.start().await.stop().await.unwrap();
+        let cluster = place.data_dir.join("postgres");
+        let hba = "local all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n";
+        fs::write(cluster.join("pg_hba.conf"), hba).unwrap();
+        prepare(&cluster);
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let mut command = Command::new("postgres");
+        command
+            .arg("-D")
+            .arg(&cluster)
+            .arg("-c")
+            .arg(format!("port={port}"))
+            .args(["-c", "listen_addresses=127.0.0.1"]);
+        command.arg("-c").arg(format!("unix_socket_directories={}", place.data_dir.join("run").display()));
+        for (name, value) in settings {
+            command.arg("-c").arg(format!("{name}={value}"));
+        }
+        if geteuid().is_root() {
+            let owner = fs::metadata(&cluster).unwrap();
+            command.uid(owner.uid()).gid(owner.gid());
+        }
+        let log = fs::File::create(place.root.path().join("own.log")).unwrap();
+        let process = command.current_dir("/").stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
+        let host = place.data_dir.join("run");
+        let url = format!("postgres://meterd@localhost:{port}/postgres?host={}&sslmode=disable", host.display());
+        let own = Self { process, port, url, place };
+        let begin = Instant::now();
+        while let Err(error) = PgConnection::connect(&own.url).await {
+            assert!(begin.elapsed() < Duration::from_secs(30), "{error}: {}", own.log());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        own
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.place.root.path().join("own.log")).unwrap()
+    }
+
+    async fn sql(&self, sql: &str) {
+        sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&mut connect(&self.url).await).await.unwrap();
+    }
+
+    /// The URL over TCP of a user whose password is its name.
+    fn url_of(&self, user: &str, rest: &str) -> String {
+        format!("postgres://{user}:{user}@127.0.0.1:{}/{rest}", self.port)
+    }
+}
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        let _ = kill(Pid::from_raw(self.process.id() as i32), Signal::SIGQUIT);
+        let _ = self.process.wait();
+    }
+}
+
+/// What a command that fails says.
+fn said(command: &str, url: &str) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_meterd"))
+        .args([command, "--allow-non-durable-database"].iter().take(if command == "verify" { 1 } else { 2 }))
+        .env("DATABASE_URL", url)
+        .output()
+        .unwrap();
+    assert!(!output.status.success(), "{command} on {url} went well");
+    let text = String::from_utf8(output.stderr).unwrap();
+    println!("{command}: {text}");
+    let error = text.lines().find(|line| line.starts_with("error: ")).unwrap_or_else(|| panic!("an error in {text}"));
+    assert!(!error.contains("at line"), "no line of PostgreSQL's source: {error}");
+    assert!(!error.contains("error returned from database"), "{error}");
+    error.to_owned()
+}
+
+/// The error says `cause` once, and `fix`.
+fn assert_says(error: &str, cause: &str, fix: &str) {
+    assert_eq!(error.matches(cause).count(), 1, "{cause} in {error}");
+    assert!(error.contains(fix), "{fix} in {error}");
+}
+
+#[tokio::test]
+async fn what_stands_in_the_way_of_a_database_is_said_once_with_the_fix() {
+    let own = Own::start(&[], |_| {}).await;
+    own.sql("CREATE ROLE alice LOGIN PASSWORD 'alice'; CREATE ROLE bob LOGIN PASSWORD 'bob'").await;
+    own.sql("CREATE DATABASE usage OWNER alice").await;
+    own.sql("CREATE ROLE once LOGIN PASSWORD 'once' CONNECTION LIMIT 0").await;
+    own.sql("CREATE ROLE reader LOGIN PASSWORD 'reader'; ALTER ROLE reader SET default_transaction_read_only = on")
+        .await;
+    let place = format!("database usage on 127.0.0.1:{}", own.port);
+    for command in ["migrate", "serve", "verify"] {
+        let wrong = format!("postgres://alice:hunter2@127.0.0.1:{}/usage", own.port);
+        let error = said(command, &wrong);
+        assert_says(&error, "password authentication failed for user \"alice\"", "correct the user and the password");
+        assert_says(&error, &place, "DATABASE_URL");
+        assert!(!error.contains("hunter2"));
+        let error = said(command, &own.url_of("alice", "nowhere"));
+        assert_says(&error, "database \"nowhere\" does not exist", "CREATE DATABASE \"nowhere\"");
+        let error = said(command, &own.url_of("once", "usage"));
+        assert_says(&error, "too many connections for role \"once\"", "CONNECTION LIMIT");
+        let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let error = said(command, &format!("postgres://alice:alice@127.0.0.1:{closed}/usage"));
+        assert_says(&error, "Connection refused", &format!("nothing listens on 127.0.0.1:{closed}"));
+        let error = said(command, "postgres://alice:alice@no-such-host.invalid/usage");
+        assert_says(&error, "failed to lookup address information", "correct the host in DATABASE_URL");
+        let error = said(command, "usage");
+        assert_says(&error, "DATABASE_URL is not the URL of a PostgreSQL database", "postgres://user:password@host");
+    }
+    for command in ["migrate", "serve"] {
+        let error = said(command, &own.url_of("bob", "usage"));
+        assert_says(
+            &error,
+            "user bob may not create tables in schema public",
+            "GRANT CREATE, USAGE ON SCHEMA public TO bob",
+        );
+        let error = said(command, &own.url_of("reader", "usage"));
+        assert_says(&error, "takes no writes (it is read-only)", "default_transaction_read_only");
+    }
+
+    // Tables of somebody else: partitions could not be made later.
+    let status = Command::new(env!("CARGO_BIN_EXE_meterd"))
+        .args(["migrate", "--allow-non-durable-database"])
+        .env("DATABASE_URL", own.url_of("alice", "usage"))
+        .output()
+        .unwrap();
+    assert!(status.status.success(), "{status:?}");
+    let of_usage = own.url.replace("/postgres?", "/usage?");
+    let grant = "GRANT CREATE, USAGE ON SCHEMA public TO bob; GRANT ALL ON ALL TABLES IN SCHEMA public TO bob";
+    sqlx::raw_sql(grant).execute(&mut connect(&of_usage).await).await.unwrap();
+    let error = said("serve", &own.url_of("bob", "usage"));
+    assert_says(&error, "usage_events belongs to alice", "GRANT alice TO bob");
+    own.sql("GRANT alice TO bob").await;
+    let migrated = Command::new(env!("CARGO_BIN_EXE_meterd"))
+        .args(["migrate", "--allow-non-durable-database"])
+        .env("DATABASE_URL", own.url_of("bob", "usage"))
+        .output()
+        .unwrap();
+    assert!(migrated.status.success(), "{migrated:?}");
+}
+
+#[tokio::test]
+async fn a_standby_is_named() {
+    let signal = |cluster: &Path| {
+        let path = cluster.join("standby.signal");
+        fs::write(&path, "").unwrap();
+        let owner = fs::metadata(cluster).unwrap();
+        chown(&path, Some(owner.uid()), Some(owner.gid())).unwrap();
+    };
+    let own = Own::start(&[], signal).await;
+    for command in ["migrate", "serve"] {
+        let error = said(command, &own.url);
+        assert_says(&error, "it is a standby", "name the primary server in DATABASE_URL");
+    }
+}
+
+/// Makes a self-signed certificate of version 1 for a server, as Citus does on its first start; gives certificate and key.
+fn version_1_certificate(cluster: &Path) -> [PathBuf; 2] {
+    let [certificate, key, request] = ["server.crt", "server.key", "server.csr"].map(|name| cluster.join(name));
+    let openssl = |args: &[&str]| {
+        let output = Command::new("openssl").args(args).current_dir(cluster).output().expect("openssl is installed");
+        (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let new = ["-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-keyout", "server.key"];
+    let direct = [&["req", "-x509", "-x509v1", "-out", "server.crt"][..], &new].concat();
+    if !openssl(&direct).0 {
+        // Older ones make it version 1 by default.
+        assert!(openssl(&[&["req", "-new", "-out", "server.csr"][..], &new].concat()).0);
+        let sign = ["x509", "-req", "-in", "server.csr", "-signkey", "server.key", "-out", "server.crt", "-days", "30"];
+        assert!(openssl(&sign).0);
+        fs::remove_file(request).unwrap();
+    }
+    let (_, text) = openssl(&["x509", "-in", "server.crt", "-noout", "-text"]);
+    assert!(text.contains("Version: 1"), "{text}");
+    let owner = fs::metadata(cluster).unwrap();
+    for file in [&certificate, &key] {
+        chown(file, Some(owner.uid()), Some(owner.gid())).unwrap();
+        fs::set_permissions(file, fs::Permissions::from_mode(0o600)).unwrap();
+    }
+    [certificate, key]
+}
+
+/// A self-signed certificate of version 3, as `openssl req -x509` makes it.
+fn version_3_certificate(cluster: &Path) {
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();
+    let owner = fs::metadata(cluster).unwrap();
+    for (name, text) in [("server.crt", made.cert.pem()), ("server.key", made.signing_key.serialize_pem())] {
+        let path = cluster.join(name);
+        fs::write(&path, text).unwrap();
+        chown(&path, Some(owner.uid()), Some(owner.gid())).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_that_cannot_be_read_names_sslmode_and_the_fix() {
+    let own = Own::start(&[("ssl", "on")], |cluster| drop(version_1_certificate(cluster))).await;
+    own.sql("CREATE ROLE alice LOGIN PASSWORD 'alice'").await;
+    own.sql("CREATE DATABASE usage OWNER alice").await;
+    for (mode, named) in [("", "sslmode=prefer"), ("?sslmode=require", "sslmode=require")] {
+        let error = said("migrate", &own.url_of("alice", &format!("usage{mode}")));
+        assert_says(&error, named, "sslmode=disable");
+        assert_says(&error, "version 1", "version 3");
+    }
+    // What the message says helps.
+    let disabled = own.url_of("alice", "usage?sslmode=disable");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_meterd"));
+    let migrated = command.args(["migrate", "--allow-non-durable-database"]).env("DATABASE_URL", disabled).output();
+    assert!(migrated.as_ref().unwrap().status.success(), "{migrated:?}");
+}
+
+#[tokio::test]
+async fn a_self_signed_certificate_is_verified_only_where_sslmode_says_so() {
+    let own = Own::start(&[("ssl", "on")], version_3_certificate).await;
+    own.sql("CREATE ROLE alice LOGIN PASSWORD 'alice'").await;
+    own.sql("CREATE DATABASE usage OWNER alice").await;
+    for mode in ["usage", "usage?sslmode=prefer", "usage?sslmode=require"] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_meterd"));
+        let migrate = command.args(["migrate", "--allow-non-durable-database"]);
+        let migrated = migrate.env("DATABASE_URL", own.url_of("alice", mode)).output().unwrap();
+        assert!(migrated.status.success(), "{mode}: {migrated:?}");
+    }
+    let error = said("migrate", &own.url_of("alice", "usage?sslmode=verify-full"));
+    assert_says(&error, "sslmode=verify-full", "sslrootcert");
+}
