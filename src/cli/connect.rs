@@ -1,4 +1,4 @@
-//! How commands reach the server, and how its errors read.
+//! How commands reach the server. `address`, `dial` and `trust` make the connection, `errors` tells what goes wrong.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -10,18 +10,17 @@ use hyper_util::rt::TokioIo;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::interceptor::{InterceptedService, Interceptor};
 use tonic::transport::{Channel, Endpoint, Uri};
-use tonic::{Code, Request, Status};
-use tonic_types::StatusExt;
+use tonic::{Request, Status};
 use tower::service_fn;
 
-use super::address::{Address, PORT_DEFAULT};
+use super::address::Address;
 use super::dial::Dialer;
+pub use super::errors::{event_error_text, is_retryable, retry_delay, status_error, status_text};
 use crate::proto::alert_service_client::AlertServiceClient;
 use crate::proto::catalog_service_client::CatalogServiceClient;
 use crate::proto::client_service_client::ClientServiceClient;
 use crate::proto::key_service_client::KeyServiceClient;
 use crate::proto::usage_service_client::UsageServiceClient;
-use crate::proto::{EventError, FieldViolation};
 
 /// Largest message in both directions: the contract's bound.
 pub const MESSAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -131,7 +130,10 @@ impl ConnectArgs {
                 }
             }
         });
-        let channel = endpoint.connect_with_connector(connector).await.map_err(|error| anyhow!(root_cause(&error)))?;
+        let channel = endpoint
+            .connect_with_connector(connector)
+            .await
+            .map_err(|error| anyhow!(super::errors::root_cause(&error)))?;
         Ok(Connection::new(channel, Credentials(self.api_key.clone())))
     }
 
@@ -178,210 +180,9 @@ pub fn keys_client(channel: Connection) -> KeyServiceClient<Connection> {
         .max_encoding_message_size(MESSAGE_BYTES_MAX)
 }
 
-fn root_cause(error: &dyn std::error::Error) -> String {
-    let mut cause = error;
-    while let Some(next) = cause.source() {
-        cause = next;
-    }
-    cause.to_string()
-}
-
-/// A status as lines for people: the reason, what is wrong, and what to do. Nothing is said twice.
-pub fn status_text(status: &Status) -> String {
-    if is_no_grpc(status) {
-        return format!(
-            "what answers is no gRPC server ({}): --server must name the port of --listen, {PORT_DEFAULT} by default, and not \
-             the one of /healthz and /metrics",
-            status.message()
-        );
-    }
-    let info = status.get_details_error_info();
-    let name = match &info {
-        Some(info) => info.reason.clone(),
-        None => format!("{:?}", status.code()),
-    };
-    let violations = status.get_details_bad_request().map(|bad| bad.field_violations).unwrap_or_default();
-    let lines: Vec<_> = violations.into_iter().map(|wrong| violation_text(&wrong.field, &wrong.description)).collect();
-    let mut text = match (status.message(), &lines[..]) {
-        ("", _) => name,
-        // The message repeats the violations.
-        (message, [first, rest @ ..]) if message.contains(first.as_str()) => match rest {
-            [] => format!("{name}: {first}"),
-            _ => format!("{name}: {} fields are wrong", lines.len()),
-        },
-        (message, _) => format!("{name}: {message}"),
-    };
-    let is_said = |text: &str, line: &str| text.contains(line);
-    for line in &lines {
-        if !is_said(&text, line) {
-            text.push_str(&format!("\n  {line}"));
-        }
-    }
-    if let Some(hint) = hint(status) {
-        text.push_str(&format!("\n  {hint}"));
-    }
-    let mut metadata: Vec<_> = info.into_iter().flat_map(|info| info.metadata).collect();
-    metadata.sort();
-    for (key, value) in metadata {
-        if !value.is_empty() && !is_said(&text, &value) {
-            text.push_str(&format!("\n  ({key} {value})"));
-        }
-    }
-    text
-}
-
-fn violation_text(field: &str, description: &str) -> String {
-    format!("{field}: {description}")
-}
-
-/// What to do, where the server does not say it in the words of a command.
-fn hint(status: &Status) -> Option<String> {
-    let reason = status.get_details_error_info().map(|info| info.reason).unwrap_or_default();
-    match (reason.as_str(), status.code()) {
-        ("CREDENTIALS_MISSING", _) => Some(
-            "give the key with METERD_API_KEY or --api-key; make the first one beside the server with \
-             `meterd keys create NAME --scope admin --all-clients --direct`"
-                .to_owned(),
-        ),
-        ("", Code::Unimplemented) => {
-            Some("the server does not know this call: is it an older meterd, or something else?".to_owned())
-        }
-        _ if is_transport(status) => {
-            let cause = std::error::Error::source(status).map(root_cause).unwrap_or_default();
-            let cause =
-                if cause.is_empty() || status.message().contains(&cause) { cause } else { format!(": {cause}") };
-            Some(format!("the connection to the server broke or timed out{cause}"))
-        }
-        _ => None,
-    }
-}
-
-/// A status as the error of a command.
-pub fn status_error(status: &Status) -> anyhow::Error {
-    anyhow::anyhow!(status_text(status))
-}
-
-/// An event's error as one line: each wrong field once, named as in a lone event, or else the message.
-pub fn event_error_text(error: &EventError) -> String {
-    let whole = |violation: &FieldViolation| violation_text(&violation.field, &violation.description);
-    let is_repeated = error.field_violations.iter().any(|violation| error.message.contains(&whole(violation)));
-    if !is_repeated {
-        let violations = error.field_violations.iter().map(whole);
-        return std::iter::once(error.message.clone())
-            .filter(|text| !text.is_empty())
-            .chain(violations)
-            .collect::<Vec<_>>()
-            .join("; ");
-    }
-    let of_event = |field: &str| match field.split_once('.') {
-        Some((parent, field)) if parent == "event" || parent.starts_with("events[") => field.to_owned(),
-        _ => field.to_owned(),
-    };
-    let violations = error.field_violations.iter();
-    violations.map(|wrong| violation_text(&of_event(&wrong.field), &wrong.description)).collect::<Vec<_>>().join("; ")
-}
-
-/// Whether the same call may succeed later. Only for calls that are safe to repeat.
-pub fn is_retryable(status: &Status) -> bool {
-    matches!(status.code(), Code::Unavailable | Code::ResourceExhausted | Code::DeadlineExceeded)
-        || is_transport(status)
-}
-
-/// The pause that the server asks for.
-pub fn retry_delay(status: &Status) -> Option<Duration> {
-    status.get_details_retry_info()?.retry_delay
-}
-
-/// Whether something answers over HTTP/2 that does not speak gRPC, such as the second port. The text is tonic's.
-fn is_no_grpc(status: &Status) -> bool {
-    matches!(status.code(), Code::Unimplemented | Code::Unknown)
-        && status.message().contains("mapped from HTTP status code")
-}
-
-/// Not the server's word: tonic makes these from a broken connection or a local time limit, and keeps the cause.
-fn is_transport(status: &Status) -> bool {
-    matches!(status.code(), Code::Unknown | Code::Cancelled | Code::Internal)
-        && std::error::Error::source(status).is_some()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tonic_types::{ErrorDetails, FieldViolation as Wrong};
-
-    #[test]
-    fn a_status_reads_with_its_reason_and_each_wrong_field() {
-        let mut details =
-            ErrorDetails::with_error_info("INVALID_FIELD", "metering.v1", [("request_id".to_owned(), "r1".to_owned())]);
-        details.set_bad_request(vec![
-            Wrong::new("event.units", "must be zero or more"),
-            Wrong::new("event.service", "is required"),
-        ]);
-        let status = Status::with_error_details(Code::InvalidArgument, "2 fields are wrong", details);
-        assert_eq!(
-            status_text(&status),
-            "INVALID_FIELD: 2 fields are wrong\n  event.units: must be zero or more\n  event.service: is required\n  (request_id r1)"
-        );
-    }
-
-    #[test]
-    fn nothing_is_said_twice() {
-        let status = |violations: &[(&str, &str)], metadata: &[(&str, &str)]| {
-            let of = |(field, text): &(&str, &str)| Wrong::new(*field, *text);
-            let pairs = metadata.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
-            let mut details = ErrorDetails::with_error_info(
-                "INVALID_FIELD",
-                "metering.v1",
-                pairs.collect::<std::collections::HashMap<_, _>>(),
-            );
-            details.set_bad_request(violations.iter().map(of).collect::<Vec<_>>());
-            let message =
-                violations.iter().map(|(field, text)| format!("{field}: {text}")).collect::<Vec<_>>().join("; ");
-            Status::with_error_details(Code::InvalidArgument, message, details)
-        };
-        let one = status(&[("event.units", "must be zero or more")], &[("limit", "zero")]);
-        assert_eq!(status_text(&one), "INVALID_FIELD: event.units: must be zero or more");
-        let two = status(&[("a", "is required"), ("b", "is wrong")], &[]);
-        assert_eq!(status_text(&two), "INVALID_FIELD: 2 fields are wrong\n  a: is required\n  b: is wrong");
-    }
-
-    #[test]
-    fn an_event_of_a_batch_is_told_of_its_own_fields_once() {
-        let violation = FieldViolation { field: "events[1].units".into(), description: "must be zero or more".into() };
-        let error = EventError {
-            message: "events[1].units: must be zero or more".into(),
-            field_violations: vec![violation],
-            ..Default::default()
-        };
-        assert_eq!(event_error_text(&error), "units: must be zero or more");
-        let plain = EventError { message: "the server is stopping".into(), ..Default::default() };
-        assert_eq!(event_error_text(&plain), "the server is stopping");
-    }
-
-    #[test]
-    fn a_status_without_details_reads_with_its_code() {
-        assert_eq!(status_text(&Status::not_found("no")), "NotFound: no");
-        assert_eq!(status_text(&Status::internal("")), "Internal");
-    }
-
-    #[test]
-    fn busy_and_away_are_retryable_and_wrong_input_is_not() {
-        assert!(is_retryable(&Status::unavailable("")));
-        assert!(is_retryable(&Status::resource_exhausted("")));
-        assert!(is_retryable(&Status::deadline_exceeded("")));
-        assert!(is_retryable(&Status::from_error(Box::new(std::io::Error::other("reset")))));
-        assert!(!is_retryable(&Status::invalid_argument("")));
-        assert!(!is_retryable(&Status::internal("")));
-        assert!(!is_retryable(&Status::unknown("")));
-    }
-
-    #[test]
-    fn the_pause_of_retry_info_is_read() {
-        let details = ErrorDetails::with_retry_info(Some(Duration::from_millis(250)));
-        let status = Status::with_error_details(Code::ResourceExhausted, "full", details);
-        assert_eq!(retry_delay(&status), Some(Duration::from_millis(250)));
-        assert_eq!(retry_delay(&Status::unavailable("")), None);
-    }
 
     #[tokio::test]
     async fn an_absent_server_is_told_with_what_to_do() {

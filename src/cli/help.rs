@@ -156,7 +156,7 @@ mod tests {
     fn every_setting_of_the_server_has_a_heading() {
         let command = commands();
         let serve = command.find_subcommand("serve").unwrap();
-        for arg in serve.get_arguments() {
+        for arg in serve.get_arguments().filter(|arg| arg.get_env().is_some()) {
             assert!(arg.get_help_heading().is_some(), "{}", arg.get_id());
         }
     }

@@ -24,6 +24,7 @@ pub mod chart;
 pub mod connect;
 pub mod decimal;
 pub mod dial;
+pub mod errors;
 pub mod help;
 pub mod hints;
 pub mod json;
