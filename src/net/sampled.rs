@@ -20,12 +20,16 @@ struct State {
 impl Sampled {
     /// Counts an occurrence. Returns how many there were since the last line, if another line is due.
     pub fn count(&self) -> Option<u64> {
+        self.count_at(Instant::now())
+    }
+
+    fn count_at(&self, now: Instant) -> Option<u64> {
         let mut state = self.0.lock().expect("not poisoned");
         state.since += 1;
-        if state.last_line.is_some_and(|last| last.elapsed() < LINE_EVERY) {
+        if state.last_line.is_some_and(|last| now < last + LINE_EVERY) {
             return None;
         }
-        state.last_line = Some(Instant::now());
+        state.last_line = Some(now);
         Some(std::mem::take(&mut state.since))
     }
 }
@@ -34,12 +38,11 @@ impl Sampled {
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn the_first_has_a_line_and_the_next_line_counts_those_between() {
-        let sampled = Sampled::default();
-        assert_eq!(sampled.count(), Some(1));
-        assert_eq!((0..4_700).filter_map(|_| sampled.count()).count(), 0);
-        tokio::time::advance(LINE_EVERY).await;
-        assert_eq!(sampled.count(), Some(4_701));
+    #[test]
+    fn the_first_has_a_line_and_the_next_line_counts_those_between() {
+        let (sampled, now) = (Sampled::default(), Instant::now());
+        assert_eq!(sampled.count_at(now), Some(1));
+        assert_eq!((0..4_700).filter_map(|_| sampled.count_at(now)).count(), 0);
+        assert_eq!(sampled.count_at(now + LINE_EVERY), Some(4_701));
     }
 }
