@@ -136,7 +136,7 @@ fn a_date_with_its_day_or_month_first_is_refused_with_the_formats_that_it_may_ha
         ("11/20/26", "\"%d/%m/%y\""),
         ("20-11-2026", "\"%d-%m-%Y\""),
         ("2026.11.20 10:15", "\"%Y.%m.%d %H:%M\""),
-        ("0000-00-00 00:00:00", "there is no such day"),
+        ("0000-00-00 00:00:00", "its day or time of day is incomplete or does not exist"),
     ] {
         let error = text_of(text, None, None).unwrap_err();
         assert!(error.contains(format), "{text}: {error}");

@@ -139,7 +139,7 @@ fn hint(text: &str) -> String {
         let form = if parts('.').is_some() {
             format!("give --time-format \"%Y.%m.%d{clock}\"")
         } else {
-            "there is no such day".to_owned()
+            "its day or time of day is incomplete or does not exist".to_owned()
         };
         return format!("; {form}");
     }
