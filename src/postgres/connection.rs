@@ -89,10 +89,11 @@ pub(super) async fn ensure_database(socket_dir: &Path) -> Result<(), EmbeddedErr
         .fetch_one(&mut connection)
         .await?;
     if !there {
-        match sqlx::raw_sql("create database meterd").execute(&mut connection).await {
-            // A meterd that was killed has left a backend that was just doing it. 42P04, 23505: the name is taken.
-            Err(sqlx::Error::Database(error)) if matches!(error.code().as_deref(), Some("42P04" | "23505")) => {}
-            done => drop(done?),
+        // 42P04, 23505: a meterd that was killed has left a backend that was just doing it.
+        let created = sqlx::raw_sql("create database meterd").execute(&mut connection).await;
+        let code = created.as_ref().err().and_then(|error| error.as_database_error()?.code());
+        if !matches!(code.as_deref(), Some("42P04" | "23505")) {
+            created?;
         }
     }
     Ok(connection.close().await?)

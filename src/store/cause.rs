@@ -1,5 +1,6 @@
 //! What is wrong with a database, for operators: the cause once, and what to do about it.
 
+use super::connect::UnfitDatabase;
 use sqlx::migrate::MigrateError;
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use std::fmt::Write as _;
@@ -35,6 +36,9 @@ pub fn text(error: &anyhow::Error) -> String {
 
 /// The database's error, if this is one, or one of a migration.
 fn database_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a sqlx::Error> {
+    if let Some(UnfitDatabase::Database(error)) = error.downcast_ref() {
+        return Some(error);
+    }
     if let Some(MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _)) = error.downcast_ref() {
         return Some(error);
     }
@@ -49,6 +53,11 @@ pub fn explained(error: anyhow::Error, options: &PgConnectOptions) -> anyhow::Er
             "{}: its schema is of a newer meterd (migration {version} is not known): use that version or a newer one",
             place(options)
         );
+    }
+    if let Some(unfit) = error.downcast_ref::<UnfitDatabase>()
+        && !matches!(unfit, UnfitDatabase::Database(_))
+    {
+        return anyhow::anyhow!("{}: {unfit}", place(options));
     }
     let Some(found) = error.chain().find_map(database_error) else { return error };
     let (cause, place) = (cause(found), place(options));
@@ -122,8 +131,8 @@ fn fix_by_code(code: &str, message: &str, options: &PgConnectOptions) -> Option<
 }
 
 /// What to do about a server that takes no writes.
-pub(super) const READ_ONLY_FIX: &str = "name the primary server in DATABASE_URL, or, if this is it, turn \
-                                        default_transaction_read_only off for the database and the user";
+pub(super) const READ_ONLY_FIX: &str = "turn default_transaction_read_only off for the database and the user, or name the \
+                                        primary server in DATABASE_URL";
 
 fn fix_io(error: &std::io::Error, options: &PgConnectOptions) -> String {
     let server = server(options);

@@ -44,9 +44,12 @@ pub enum UnfitDatabase {
          --allow-non-durable-database if that is what you want"
     )]
     NotDurable(String),
-    /// It takes no writes: a standby, or read-only by a setting.
-    #[error("it takes no writes ({0}): {READ_ONLY_FIX}")]
-    ReadOnly(&'static str),
+    /// A standby.
+    #[error("it is a standby, which takes no writes: name the primary server in DATABASE_URL")]
+    Standby,
+    /// Read-only by a setting.
+    #[error("it takes no writes: {READ_ONLY_FIX}")]
+    ReadOnly,
     /// Tables, and later partitions, could not be made.
     #[error(
         "user {user} may not create tables in {schema}: GRANT CREATE, USAGE ON SCHEMA public TO {user}, or make it the owner of \
@@ -187,8 +190,11 @@ pub async fn check_fitness(conn: &mut PgConnection, allow_non_durable: bool) -> 
     if server.version_number < SERVER_VERSION_MIN {
         return Err(UnfitDatabase::TooOld(server.version));
     }
-    if server.standby || server.read_only {
-        return Err(UnfitDatabase::ReadOnly(if server.standby { "it is a standby" } else { "it is read-only" }));
+    if server.standby {
+        return Err(UnfitDatabase::Standby);
+    }
+    if server.read_only {
+        return Err(UnfitDatabase::ReadOnly);
     }
     if !server.may_create {
         let schema = server.schema.map_or("any schema of its search_path".into(), |name| format!("schema {name}"));

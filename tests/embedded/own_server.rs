@@ -139,7 +139,7 @@ async fn what_stands_in_the_way_of_a_database_is_said_once_with_the_fix() {
             "GRANT CREATE, USAGE ON SCHEMA public TO bob",
         );
         let error = said(command, &own.url_of("reader", "usage"));
-        assert_says(&error, "takes no writes (it is read-only)", "default_transaction_read_only");
+        assert_says(&error, "it takes no writes", "default_transaction_read_only");
     }
 
     // Tables of somebody else: partitions could not be made later.
