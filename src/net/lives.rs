@@ -4,6 +4,7 @@ use super::turns::Turns;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -25,13 +26,18 @@ enum Rank {
     NeverCalled,
     IdleWithoutCredentials,
     BusyWithoutCredentials,
+    /// It has not had the time for a call yet.
+    New,
     Idle,
 }
 
+/// Time for the first call of a connection.
+const NEW_FOR: Duration = Duration::from_secs(1);
+
 impl Life {
-    fn new() -> Self {
+    fn new(began: Instant) -> Self {
         let (turns, vouched, leave) = Default::default();
-        Self { turns, vouched, leave, leaving: AtomicBool::new(false), began: Instant::now() }
+        Self { turns, vouched, leave, leaving: AtomicBool::new(false), began }
     }
 
     /// None, if the connection is not closed for others.
@@ -41,6 +47,7 @@ impl Life {
         }
         let vouched = self.vouched.load(Ordering::Relaxed);
         match (self.turns.begun.load(Ordering::Relaxed), self.turns.idle_since(), vouched) {
+            (0, ..) if self.began.elapsed() < NEW_FOR => Some((Rank::New, self.began)),
             (0, ..) => Some((Rank::NeverCalled, self.began)),
             (_, Some(since), false) => Some((Rank::IdleWithoutCredentials, since)),
             (_, None, false) => Some((Rank::BusyWithoutCredentials, self.began)),
@@ -59,7 +66,11 @@ pub(super) struct Lives {
 
 impl Lives {
     pub fn begin(&mut self) -> (u64, Arc<Life>) {
-        let (number, life) = (self.next, Arc::new(Life::new()));
+        self.begin_at(Instant::now())
+    }
+
+    fn begin_at(&mut self, began: Instant) -> (u64, Arc<Life>) {
+        let (number, life) = (self.next, Arc::new(Life::new(began)));
         self.next += 1;
         self.open.insert(number, life.clone());
         (number, life)
@@ -99,13 +110,14 @@ mod tests {
     #[tokio::test]
     async fn those_that_never_called_go_first_and_those_at_work_for_callers_with_credentials_stay() {
         let mut lives = Lives::default();
-        let [idle, busy, public, silent, silent_later] = [0; 5].map(|_| lives.begin().1);
+        let [idle, busy, public, new] = [0; 4].map(|_| lives.begin().1);
+        let silent = lives.begin_at(Instant::now() - NEW_FOR).1;
         let _calls = [&busy, &public].map(|life| life.turns.begin());
         drop(idle.turns.begin());
         for life in [&idle, &busy] {
             life.vouched.store(true, Ordering::Relaxed);
         }
-        for life in [&silent, &silent_later, &public, &idle] {
+        for life in [&silent, &public, &new, &idle] {
             assert!(!life.leaving.load(Ordering::Relaxed) && lives.make_room());
             assert!(life.leaving.load(Ordering::Relaxed));
         }

@@ -60,6 +60,8 @@ async fn one_connection_more_than_may_be_closes_those_first_that_never_made_a_ca
     let mut watch = health.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
     watch.message().await.unwrap().unwrap();
     let silent = open(&server.address).await;
+    // It has had its time for a first call.
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
     let mut follower = Follower::begin(&server, SubscribeAlertsRequest::default()).await.unwrap();
     assert!(closed_after(silent).await < Duration::from_secs(5), "it has never made a call");
     let mut second = Follower::begin(&server, SubscribeAlertsRequest::default()).await.unwrap();
