@@ -1,4 +1,4 @@
-module meterd.dev/clients
+module github.com/meterd/meterd/gen/go
 
 go 1.26.0
 

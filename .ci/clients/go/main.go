@@ -15,7 +15,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health/grpc_health_v1"
 
-	metering "meterd.dev/clients/metering/v1"
+	meteringv1 "github.com/meterd/meterd/gen/go/metering/v1"
 )
 
 type report struct {
@@ -40,7 +40,7 @@ func add(settled, duplicates int64, err string) {
 	}
 }
 
-func run(ctx context.Context, service metering.UsageServiceClient, clientID string, number, events int) {
+func run(ctx context.Context, service meteringv1.UsageServiceClient, clientID string, number, events int) {
 	stream, err := service.StreamUsage(ctx)
 	if err != nil {
 		add(0, 0, err.Error())
@@ -48,7 +48,7 @@ func run(ctx context.Context, service metering.UsageServiceClient, clientID stri
 	}
 	go func() {
 		for event := 0; event < events; event++ {
-			message := &metering.StreamUsageRequest{Event: &metering.UsageEvent{
+			message := &meteringv1.StreamUsageRequest{Event: &meteringv1.UsageEvent{
 				ClientId: clientID, Service: "email", IdempotencyKey: fmt.Sprintf("%d-%d", number, event),
 			}}
 			if stream.Send(message) != nil {
@@ -70,7 +70,7 @@ func run(ctx context.Context, service metering.UsageServiceClient, clientID stri
 		add(ack.SettledCount-settled, 0, "")
 		settled = ack.SettledCount
 		for _, each := range ack.Results {
-			if each.Result.Outcome == metering.EventOutcome_EVENT_OUTCOME_DUPLICATE {
+			if each.Result.Outcome == meteringv1.EventOutcome_EVENT_OUTCOME_DUPLICATE {
 				add(0, 1, "")
 			} else {
 				add(0, 0, each.Result.String())
@@ -108,7 +108,7 @@ func main() {
 	ctx, cancel := context.WithTimeout(context.Background(), 300*time.Second)
 	defer cancel()
 	fmt.Println("streaming")
-	service := metering.NewUsageServiceClient(connection)
+	service := meteringv1.NewUsageServiceClient(connection)
 	var sending, checking sync.WaitGroup
 	done := make(chan struct{})
 	checking.Go(func() { otherCalls(ctx, connection, done) })
