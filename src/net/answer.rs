@@ -1,11 +1,9 @@
 //! An answer on its way to a caller over HTTP/2: no faster than the caller reads, and ended when the caller does not read.
 
 use bytes::Bytes;
-use chrono::Utc;
 use h2::server::SendResponse;
 use h2::{Reason, SendStream};
 use hyper::body::Body as _;
-use std::cell::RefCell;
 use std::fmt;
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -13,8 +11,8 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 use tonic::body::Body;
 use tonic::codegen::StdError;
-use tonic::codegen::http::header::{CONTENT_LENGTH, CONTENT_TYPE, DATE};
-use tonic::codegen::http::{HeaderMap, HeaderValue, Response};
+use tonic::codegen::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use tonic::codegen::http::{HeaderMap, Response};
 
 /// A caller that reads slowly has to take so much in the time for unread answers, or what is left of a piece.
 const PROGRESS_BYTES: usize = 16 * 1024;
@@ -55,7 +53,6 @@ async fn send(answer: Response<Body>, mut respond: SendResponse<Bytes>, unread_t
     let is_web =
         head.headers.get(CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/grpc-web"));
     let unread = head.extensions.remove::<Unread>().filter(|_| !is_web);
-    head.headers.entry(DATE).or_insert_with(date);
     let is_whole = body.is_end_stream();
     if !is_whole && let Some(length) = body.size_hint().exact() {
         head.headers.entry(CONTENT_LENGTH).or_insert_with(|| length.into());
@@ -175,18 +172,4 @@ impl Sending {
             self.stream.send_reset(Reason::CANCEL);
         }
     }
-}
-
-/// The date of now, made once a second (RFC 9110, section 6.6.1).
-fn date() -> HeaderValue {
-    thread_local!(static MADE: RefCell<Option<(i64, HeaderValue)>> = const { RefCell::new(None) });
-    let now = Utc::now();
-    MADE.with_borrow_mut(|made| match made {
-        Some((second, value)) if *second == now.timestamp() => value.clone(),
-        _ => {
-            let text = now.format("%a, %d %b %Y %H:%M:%S GMT").to_string();
-            let value = HeaderValue::from_str(&text).expect("a date has no strange characters");
-            made.insert((now.timestamp(), value)).1.clone()
-        }
-    })
 }

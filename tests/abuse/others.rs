@@ -124,7 +124,7 @@ async fn fill(process: &Process, token: &str) {
         metadata: Some(metadata),
         ..Default::default()
     };
-    let batch = BatchTrackUsageRequest { events: vec![event; 1_000], backfill: false };
+    let batch = BatchTrackUsageRequest { events: vec![event; 1_000], backfill: false, ..Default::default() };
     usage_as(process, token).batch_track_usage(batch).await.unwrap();
 }
 
