@@ -1,6 +1,8 @@
 -- The built-in prices of these models had no rate for cached input tokens, which were charged as fresh ones. Prices do not
 -- change: a new one holds from now on, and what was charged before stays. Only where the built-in price is in force: an
 -- operator's own price of the model stays the one that applies.
+-- Waits for nobody for long, such as a rebuild of all months: every batch would wait behind it. A start that fails is repeated.
+SET LOCAL lock_timeout = '5s';
 SELECT pg_advisory_xact_lock(7882834701841596417); -- the versions lock: batches that price by the old list end first
 
 INSERT INTO prices (service, operation, model, effective_time, input_token, output_token, cached_input_token, built_in)

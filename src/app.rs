@@ -345,8 +345,8 @@ async fn watch_database(
 /// Lets pages of these origins call with gRPC-Web.
 fn cors(origins: &[String]) -> anyhow::Result<CorsLayer> {
     use tonic::codegen::http::{HeaderName, HeaderValue, Method};
-    let origins =
-        origins.iter().map(|origin| Ok(HeaderValue::from_str(origin)?)).collect::<anyhow::Result<Vec<_>>>()?;
+    let origins = origins.iter().filter(|origin| !origin.is_empty());
+    let origins = origins.map(|origin| Ok(HeaderValue::from_str(origin)?)).collect::<anyhow::Result<Vec<_>>>()?;
     if origins.is_empty() {
         return Ok(CorsLayer::new());
     }

@@ -159,8 +159,11 @@ fn parse_address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| "must be an IP address and a port, such as 127.0.0.1:50051".into())
 }
 
-/// An origin as browsers send it, which is compared letter by letter.
+/// An origin as browsers send it, which is compared letter by letter. Empty, as container tools pass what is not set, is none.
 fn parse_origin(text: &str) -> Result<String, String> {
+    if text.is_empty() {
+        return Ok(String::new());
+    }
     let origin = text.parse::<reqwest::Url>().ok().filter(|url| matches!(url.scheme(), "https" | "http"));
     match origin.map(|url| url.origin().ascii_serialization()) {
         Some(origin) if origin == text => Ok(origin),

@@ -132,8 +132,8 @@ impl Error {
     /// The database answers, and cannot do its work until an operator acts.
     pub fn database_broken(cause: impl Into<anyhow::Error>) -> Self {
         let message = "the database server runs but misses files of its own or cannot load them, as after an upgrade of \
-                       PostgreSQL without a restart: nothing was recorded; the operator has to read its log and restart \
-                       it; send again later";
+                       PostgreSQL without a restart; the operator has to read its log and restart it. Send again later, \
+                       events with the same idempotency key";
         Self::new(Code::Unavailable, ErrorReason::DatabaseBroken, message)
             .retry_after(BROKEN_RETRY_DELAY)
             .caused_by(cause)

@@ -64,9 +64,13 @@ pub fn log_panics() {
 pub struct LogGuard(LogQueue);
 
 impl LogGuard {
-    /// Says something as a line of its own, in no format.
+    /// Says something as a line of its own, in no format: the next one, whatever waits.
     pub fn say(&self, line: &str) {
-        self.0.push(format!("{line}\n").into_bytes());
+        let line = format!("{line}\n").into_bytes();
+        let mut waiting = self.0.waiting();
+        waiting.bytes += line.len();
+        waiting.lines.push_front(line);
+        self.0.0.changed.notify_all();
     }
 }
 

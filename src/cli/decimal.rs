@@ -2,8 +2,8 @@
 
 /// Digits before the point: quantities are below 10^15.
 const WHOLE_DIGITS_MAX: usize = 15;
-/// Digits after the point. The server rounds to 12, and says so.
-const DECIMALS_MAX: usize = 80;
+/// Digits after the point.
+const DECIMALS_MAX: usize = 12;
 /// Tokens of one event.
 const TOKENS_MAX: i64 = 1_000_000_000_000;
 /// Far beyond anything that can still be in range, and small enough to write out.

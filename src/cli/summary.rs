@@ -1,7 +1,7 @@
 //! `meterd summary`: who costs what in a month. All clients with their cost by service, the change, and the projection.
 
 use super::chart::{grouped, shown_amount, table};
-use super::connect::{self, ConnectArgs};
+use super::connect::{self, ConnectArgs, Connection};
 use super::hints;
 use super::period::parse_month;
 use super::sheet::{self, Cell};
@@ -11,6 +11,7 @@ use crate::clock::Clock;
 use crate::domain::decimal::Total;
 use crate::domain::period::{Month, day_of};
 use crate::domain::projection::change_percent;
+use crate::proto::usage_service_client::UsageServiceClient;
 use crate::proto::{ListMonthlySummariesRequest, MonthlySummary, UpdateMonthlySummariesRequest};
 use bigdecimal::{BigDecimal, Zero};
 use clap::Args;
@@ -22,6 +23,8 @@ use std::process::ExitCode;
 const CALL_SECONDS: u64 = 60;
 const REFRESH_SECONDS: u64 = 600;
 const PAGE_SIZE: i32 = 1_000;
+/// How often all pages are read until no client is missing.
+const READS_MAX: usize = 5;
 /// Services with a column of their own in the table; CSV and JSON have all.
 const SERVICE_COLUMNS_MAX: usize = 5;
 
@@ -83,8 +86,50 @@ pub async fn run(args: SummaryArgs) -> anyhow::Result<ExitCode> {
         let done = usage.update_monthly_summaries(args.connect.request(request, REFRESH_SECONDS)).await;
         done.map_err(|status| connect::status_error(&status))?;
     }
+    let overview = read_whole(&args, &mut usage, &month).await?;
+    if args.json {
+        overview.clients.iter().for_each(|row| println!("{}", to_json(&row.message)));
+    } else if args.csv {
+        println!("{}", sheet::lines(&overview.to_csv()?));
+    } else if overview.clients.is_empty() {
+        let client = (!args.client.is_empty()).then_some(args.client.as_str());
+        let months = hints::months_with_usage(&args.connect, &channel, client, None).await;
+        let month = args.month.unwrap_or_else(|| Month::of(day_of(Clock::system().now(), chrono_tz::UTC)));
+        match months.contains(&month.to_string()) {
+            true => println!("the summaries of {month} are not made yet: try again in a minute, or give --refresh"),
+            false => println!("no usage in {month}; {}", hints::elsewhere(&months)),
+        }
+    } else {
+        overview.to_text()?.iter().for_each(|line| println!("{line}"));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Reads all pages, again if a client was missed: one whose cost changes may move from a page to come to one that was read.
+async fn read_whole(
+    args: &SummaryArgs,
+    usage: &mut UsageServiceClient<Connection>,
+    month: &str,
+) -> anyhow::Result<Overview> {
+    for _ in 0..READS_MAX {
+        let (overview, clients) = read(args, usage, month).await?;
+        if overview.clients.len() as i64 == clients {
+            return Ok(overview);
+        }
+    }
+    anyhow::bail!(
+        "the costs of clients changed while they were read, {READS_MAX} times: try again when less is recorded"
+    )
+}
+
+/// Reads the pages once, and how many clients the last one counts.
+async fn read(
+    args: &SummaryArgs,
+    usage: &mut UsageServiceClient<Connection>,
+    month: &str,
+) -> anyhow::Result<(Overview, i64)> {
     let mut request = ListMonthlySummariesRequest {
-        month,
+        month: month.to_owned(),
         client_id: args.client.clone(),
         page_size: PAGE_SIZE,
         page_token: String::new(),
@@ -103,29 +148,13 @@ pub async fn run(args: SummaryArgs) -> anyhow::Result<ExitCode> {
         }
         request.page_token = page.next_page_token;
         if request.page_token.is_empty() {
-            break;
+            return Ok((overview, page.totals.map_or(0, |totals| totals.client_count)));
         }
         // The month of the first page, should the next one begin meanwhile.
         if let Some(first) = overview.clients.first() {
             request.month.clone_from(&first.message.month);
         }
     }
-    if args.json {
-        overview.clients.iter().for_each(|row| println!("{}", to_json(&row.message)));
-    } else if args.csv {
-        println!("{}", sheet::lines(&overview.to_csv()?));
-    } else if overview.clients.is_empty() {
-        let client = (!args.client.is_empty()).then_some(args.client.as_str());
-        let months = hints::months_with_usage(&args.connect, &channel, client, None).await;
-        let month = args.month.unwrap_or_else(|| Month::of(day_of(Clock::system().now(), chrono_tz::UTC)));
-        match months.contains(&month.to_string()) {
-            true => println!("the summaries of {month} are not made yet: try again in a minute, or give --refresh"),
-            false => println!("no usage in {month}; {}", hints::elsewhere(&months)),
-        }
-    } else {
-        overview.to_text()?.iter().for_each(|line| println!("{line}"));
-    }
-    Ok(ExitCode::SUCCESS)
 }
 
 impl Overview {

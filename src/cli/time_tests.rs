@@ -121,6 +121,10 @@ fn numbers_that_are_no_plausible_time_are_refused_with_what_they_would_be() {
         let error = text_of(text, None, None).unwrap_err();
         assert!(error.contains("not a plausible time"), "{text}: {error}");
     }
+    for text in ["1.70016E+12", "1.70016E+09", "2.02611E+13"] {
+        let error = text_of(text, None, None).unwrap_err();
+        assert!(error.contains("a spreadsheet has shortened"), "{text}: {error}");
+    }
     let error = text_of("99999", None, None).unwrap_err();
     assert!(error.contains("as Unix seconds it would be 1970-01-02T03:46:39Z"), "{error}");
     let error = text_of("2026112510", None, None).unwrap_err();

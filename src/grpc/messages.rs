@@ -3,7 +3,7 @@
 use super::places::busy;
 use super::received::{Held, PREFIX_BYTES, ReceivedBody, invalid};
 use bytes::{Buf, Bytes, BytesMut};
-use flate2::read::GzDecoder;
+use flate2::read::MultiGzDecoder;
 use hyper::body::{Body, Frame, SizeHint};
 use std::future::poll_fn;
 use std::io::Read;
@@ -70,7 +70,7 @@ pub(super) fn gunzip(message: Bytes, message_bytes_max: usize, held: &Held) -> R
     if message.first() != Some(&1) {
         return Ok(message);
     }
-    let mut decoder = GzDecoder::new(&message[PREFIX_BYTES..]);
+    let mut decoder = MultiGzDecoder::new(&message[PREFIX_BYTES..]);
     let mut plain = vec![0; PREFIX_BYTES];
     loop {
         let length = plain.len() - PREFIX_BYTES;

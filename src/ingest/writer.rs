@@ -175,7 +175,10 @@ impl Writer {
                         batches.extend([second_half, items]);
                     } else if let Some(item) = items.pop() {
                         tracing::error!(%error, client_id = %item.submission.event.client_id, "event cannot be written");
-                        reply([(item.reply, Outcome::Rejected(error.into()))]);
+                        // An earlier try may have recorded it.
+                        let is_unknown = store::is_broken_database(&error);
+                        let outcome = if is_unknown { Outcome::Unavailable } else { Outcome::Rejected };
+                        reply([(item.reply, outcome(error.into()))]);
                     }
                 }
             }

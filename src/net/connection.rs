@@ -106,12 +106,20 @@ where
     if why == Ending::Aged {
         let grace = async {
             tokio::select! {
-                () = sleep(shared.port.age_grace) => Ending::Aged,
-                () = shared.stopped() => Ending::Stopping,
+                () = sleep(shared.port.age_grace) => Turnout::Ending(Ending::Aged),
+                () = shared.stopped() => Turnout::Ending(Ending::Stopping),
+                () = life.leave.notified() => Turnout::Displaced,
             }
         };
-        let Some(grace) = until(connection.as_mut(), (address, &shared), grace).await else { return };
-        why = grace;
+        match until(connection.as_mut(), (address, &shared), grace).await {
+            Some(Turnout::Ending(next)) => why = next,
+            Some(_) => {
+                end.send_replace(Ending::Aged);
+                until(connection, (address, &shared), sleep(DISPLACED_TIMEOUT)).await;
+                return;
+            }
+            None => return,
+        }
     }
     if why == Ending::Stopping {
         // Handlers end by themselves as they see fit; whoever has not after most of the time is told to.

@@ -28,7 +28,8 @@ const FRAME_BYTES_MAX: u32 = 16 * 1024;
 /// are not read leave the others room.
 const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 pub(super) const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
-/// The window of a connection when too many have the large one: the smallest that HTTP/2 knows.
+/// The window of a connection before its first call of somebody who may call, and of all when too many have the large one: the
+/// smallest that HTTP/2 knows.
 const SMALL_CONNECTION_WINDOW_BYTES: u32 = 65_535;
 /// What one stream may have written and its peer not yet have made room for.
 const SEND_BUFFER_BYTES_MAX: usize = 128 * 1024;
@@ -41,9 +42,8 @@ const HTTP1_HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 const HTTP1_BUFFER_BYTES_MAX: usize = 16 * 1024;
 const HTTP1_HEADERS_MAX: usize = 100;
 
-/// HTTP/2 within these bounds, with the large window or the small one.
-pub(super) fn http2(has_large_window: bool) -> h2::server::Builder {
-    let window = if has_large_window { CONNECTION_WINDOW_BYTES } else { SMALL_CONNECTION_WINDOW_BYTES };
+/// HTTP/2 within these bounds, with the small window: see [`super::windows`].
+pub(super) fn http2() -> h2::server::Builder {
     let mut builder = h2::server::Builder::new();
     builder
         .max_concurrent_streams(CONCURRENT_STREAMS_MAX)
@@ -52,7 +52,7 @@ pub(super) fn http2(has_large_window: bool) -> h2::server::Builder {
         .max_header_list_size(HEADER_LIST_BYTES_MAX)
         .max_frame_size(FRAME_BYTES_MAX)
         .initial_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(window)
+        .initial_connection_window_size(SMALL_CONNECTION_WINDOW_BYTES)
         .max_send_buffer_size(SEND_BUFFER_BYTES_MAX);
     builder
 }
@@ -87,7 +87,8 @@ where
         _ = closing.wait_for(|closing| *closing) => return Ok(()),
     };
     if speaks_http2 {
-        return http2::serve(io, service, shared, closing).await;
+        let vouched = service.peer.vouched.clone();
+        return http2::serve(io, service, shared, vouched, closing).await;
     }
     let mut connection = pin!(http1().serve_connection(TokioIo::new(io), service));
     tokio::select! {

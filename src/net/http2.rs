@@ -3,7 +3,7 @@
 
 use super::answer::answer;
 use super::http;
-use super::io::{Io, Moved, READ_BYTES_PER_TURN, ReadTurn};
+use super::io::{Io, Moved, ReadTurn};
 use super::listen::Shared;
 use super::request_body::{Filler, RequestBody, split};
 use super::windows::{Grown, Windows};
@@ -17,7 +17,7 @@ use hyper::service::Service;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -26,15 +26,17 @@ use tonic::body::Body;
 use tonic::codegen::StdError;
 use tonic::codegen::http::Request;
 
-/// What h2 may count for frames that are not moved out of it yet. A turn reads at most [`READ_BYTES_PER_TURN`] and one buffer
-/// more; a frame has at least ten bytes and counts at most 255: so a connection never reaches this, whatever it sends.
-const DATA_FRAME_BUDGET: usize = 2 * READ_BYTES_PER_TURN / 10 * 255;
+/// h2's own bound of small frames is off: it also counts, for good, those of calls that were refused. What keeps the memory of
+/// small frames bounded is that a turn reads at most [`super::io::READ_BYTES_PER_TURN`] and one buffer more before the frames
+/// are moved out of h2.
+const DATA_FRAME_BUDGET: usize = usize::MAX;
 
 /// Serves a connection until its peer closes it, or, once `closing` is true, until the calls that are there have ended.
 pub(super) async fn serve<S, T>(
     io: Io,
     service: S,
     shared: &Shared<T>,
+    vouched: Arc<AtomicBool>,
     mut closing: watch::Receiver<bool>,
 ) -> Result<(), StdError>
 where
@@ -43,13 +45,12 @@ where
 {
     let (moved, reads) = (io.moved.clone(), io.reads.clone());
     let (windows, unread_timeout) = (shared.windows.clone(), shared.port.unread_timeout);
-    let grown = windows.grow();
     let mut connection: Connection<Io, Bytes> =
-        http::http2(grown.is_some()).data_frame_budget(DATA_FRAME_BUDGET).handshake(io).await?;
+        http::http2().data_frame_budget(DATA_FRAME_BUDGET).handshake(io).await?;
     let ping_pong = connection.ping_pong().expect("it is taken once");
     let mut answers = pin!(answers(ping_pong, &moved));
-    let mut serving =
-        Serving { connection, fillers: FuturesUnordered::new(), service, reads, windows, grown, unread_timeout };
+    let (fillers, grown) = (FuturesUnordered::new(), None);
+    let mut serving = Serving { connection, fillers, service, reads, vouched, windows, grown, unread_timeout };
     let mut open = true;
     loop {
         tokio::select! {
@@ -70,6 +71,8 @@ struct Serving<S> {
     fillers: FuturesUnordered<Filler>,
     service: S,
     reads: Arc<ReadTurn>,
+    /// A call of the connection came from somebody who may call.
+    vouched: Arc<AtomicBool>,
     windows: Arc<Windows>,
     grown: Option<Grown>,
     unread_timeout: Duration,
@@ -100,7 +103,8 @@ where
     }
 
     fn begin(&mut self, request: Request<RecvStream>, respond: SendResponse<Bytes>, cx: &mut Context<'_>) {
-        if self.grown.is_none() {
+        // Not for strangers: who opens connections and does nothing with them is not to take the large windows.
+        if self.grown.is_none() && self.vouched.load(Ordering::Relaxed) {
             self.grown = self.windows.grow();
             if self.grown.is_some() {
                 self.connection.set_target_window_size(http::CONNECTION_WINDOW_BYTES);

@@ -16,8 +16,8 @@ use std::task::{Context, Poll, Waker};
 use tonic::codegen::StdError;
 use tonic::codegen::http::HeaderMap;
 
-/// Shorter frames are copied together. A longer one keeps the buffer that it was read into.
-const COPIED_BYTES_MAX: usize = 1024;
+/// Shorter frames are copied together. A longer one keeps the buffer that it was read into, which has 8 KiB and more.
+const COPIED_BYTES_MAX: usize = 8 * 1024;
 
 /// How a body ended: with trailers, or by an error.
 type End = Result<Option<HeaderMap>, StdError>;
@@ -122,10 +122,13 @@ impl Drop for RequestBody {
     fn drop(&mut self) {
         let mut state = self.inbox.state();
         state.reader_is_gone = true;
-        (state.chunks, state.short) = Default::default();
+        let unread: usize = std::iter::from_fn(|| state.pop()).map(|bytes| bytes.len()).sum();
         if let Some(filler) = state.filler.take() {
             filler.wake();
         }
+        drop(state);
+        // The rest of the connection has the room, also while the answer of this call goes on.
+        drop(self.flow.release_capacity(unread));
     }
 }
 

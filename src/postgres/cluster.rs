@@ -49,14 +49,14 @@ pub(super) fn made_by(cluster: &Path) -> Result<Option<u32>, EmbeddedError> {
     }
 }
 
-/// Begins the names of directories in which clusters are made; a point and hexadecimal digits follow.
+/// Begins the names of directories in which clusters are made; a point and 16 hexadecimal digits follow. Earlier versions made
+/// all of them in the one of this name.
 const MAKING: &str = "postgres.init";
 
+/// Whether a directory is one of those, and nobody else's: it is removed without asking.
 fn is_making(name: &str) -> bool {
-    name.strip_prefix(MAKING).is_some_and(|rest| {
-        let digits = rest.strip_prefix('.').unwrap_or(rest);
-        digits.bytes().all(|byte| byte.is_ascii_hexdigit())
-    })
+    let is_try = |rest: &str| rest.len() == 16 && rest.bytes().all(|byte| byte.is_ascii_hexdigit());
+    name.strip_prefix(MAKING).is_some_and(|rest| rest.is_empty() || rest.strip_prefix('.').is_some_and(is_try))
 }
 
 /// Removes what starts that were cut short have left. The `initdb` of a killed meterd may still write to its directory: what
@@ -124,4 +124,21 @@ pub(super) async fn make(
     fs::rename(&making, cluster)
         .and_then(|()| fs::File::open(&layout.data_dir)?.sync_all())
         .map_err(EmbeddedError::io("put in place", cluster))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_making;
+
+    #[test]
+    fn only_directories_that_a_start_has_made_are_leftovers() {
+        for name in ["postgres.init", "postgres.init.0123456789abcdef"] {
+            assert!(is_making(name), "{name}");
+        }
+        for name in
+            ["postgres", "postgres.initdb", "postgres.init.bad", "postgres.init.20261127", "postgres.init.d", "x"]
+        {
+            assert!(!is_making(name), "{name}");
+        }
+    }
 }

@@ -113,7 +113,9 @@ pub async fn endures<F: Future<Output = String>>(process: &Arc<Process>, name: &
         took.as_secs_f64(),
     );
     for (calls, whose) in [(&calls, "well-behaved calls"), (&health, "health probes")] {
-        assert_eq!(calls.failed, 0, "{name}: {whose} failed");
+        // A probe over a new connection takes part in what strangers fight about; a caller with a key does not.
+        let failed_max = if whose == "health probes" { calls.took.len() / 50 } else { 0 };
+        assert!(calls.failed <= failed_max, "{name}: {} {whose} failed, {} did not", calls.failed, calls.took.len());
         assert!(!calls.took.is_empty());
         assert!(calls.percentile(99) <= P99_MS_MAX, "{name}: {whose} had to wait");
     }

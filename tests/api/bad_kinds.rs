@@ -73,7 +73,9 @@ pub enum Rule {
     },
     /// 0 to 90 days.
     Duration,
-    Day,
+    Day {
+        empty: Expected,
+    },
     Month,
     Zone {
         empty: Expected,
@@ -255,9 +257,8 @@ fn quantity_cases() -> Vec<Case> {
     cases
 }
 
-fn day_cases() -> Vec<Case> {
+fn day_cases(empty: Expected) -> Vec<Case> {
     let never = [
-        "",
         "2026-2-01",
         "2026-02-30",
         "2026-02-29",
@@ -281,7 +282,8 @@ fn day_cases() -> Vec<Case> {
         "2026-11-0１",
         "99999999999999999999-01-01",
     ];
-    never.map(|text| Case::new(format!("day {text:?}"), string(text), Wrong)).into()
+    let never = never.map(|text| Case::new(format!("day {text:?}"), string(text), Wrong));
+    never.into_iter().chain([Case::new("day \"\"", string(""), empty)]).collect()
 }
 
 fn month_cases() -> Vec<Case> {
@@ -669,7 +671,7 @@ pub fn cases(rule: Rule, field: &Field<'_>) -> Vec<Case> {
         Rule::Token { reason } => token_cases(field, reason),
         Rule::Time { first, last } => time_cases(field, first, last, Wrong),
         Rule::Duration => duration_cases(field),
-        Rule::Day => day_cases(),
+        Rule::Day { empty } => day_cases(empty),
         Rule::Month => month_cases(),
         Rule::Zone { empty } => zone_cases(empty),
         Rule::Enum { unspecified, last } => enum_cases(unspecified, last),

@@ -83,6 +83,23 @@ async fn one_connection_more_than_may_be_closes_those_first_that_never_made_a_ca
 }
 
 #[tokio::test]
+async fn a_connection_that_is_too_old_and_still_has_a_call_makes_room_too() {
+    let flags = ["--inbound-connections-max=2", "--connection-age-seconds=1", "--connection-age-grace-seconds=60"];
+    let server = TestServer::start_with(&flags, Clock::system()).await;
+    let mut watches = vec![];
+    for _ in 0..2 {
+        let watch = HealthClient::new(server.channel()).watch(HealthCheckRequest::default()).await;
+        let mut watch = watch.unwrap().into_inner();
+        watch.message().await.unwrap().unwrap();
+        watches.push(watch);
+    }
+    // Longer than the age with its jitter.
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    eventually(async || server.track(event("acme", "sms", "1")).await.is_ok()).await;
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn a_stream_of_an_old_connection_ends_with_a_status_and_goes_on_over_a_new_one() {
     let flags = ["--connection-age-seconds=1", "--connection-age-grace-seconds=1"];
     let server = TestServer::start_with(&flags, Clock::system()).await;

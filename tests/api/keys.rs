@@ -504,7 +504,7 @@ fn forms_of(token: &str) -> [String; 4] {
 async fn a_secret_is_in_no_table_no_line_of_the_log_and_no_debug_output() {
     let guarded = Guarded::start().await;
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_meterd"));
-    command.args(["serve", "--auth=keys", "--listen=127.0.0.1:0", "--http-listen=127.0.0.1:0", "--log=trace"]);
+    command.args(["serve", "--auth=keys", "--listen=127.0.0.1:0", "--http-listen=127.0.0.1:0", "--log=trace,h2=trace"]);
     command.args(["--allow-non-durable-database"]).env("DATABASE_URL", &guarded.server.database_url);
     let mut process = command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
     let mut stderr = process.stderr.take().unwrap();

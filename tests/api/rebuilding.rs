@@ -72,7 +72,7 @@ async fn every_kind_of_damage_is_found_and_rebuilt_from_the_events() {
     }
     let again = rebuild(&server, "", "2026-10-15", "2026-12-15", false).await;
     assert_eq!(again.corrected_row_count, 0);
-    assert_eq!(cost(&server.month("acme").await.totals), "0.0075045");
+    assert_eq!(cost(&server.month("acme").await.totals), "0.007504425");
     server.stop().await;
 }
 

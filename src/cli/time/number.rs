@@ -9,6 +9,8 @@ use crate::cli::decimal;
 const SECONDS: std::ops::Range<i64> = 1_000_000_000..4_102_444_800;
 /// Days of a spreadsheet from 1970 to 2099; day 0 is 1899-12-30.
 const SERIAL_DAYS: std::ops::RangeInclusive<i64> = 25_569..=73_050;
+/// Digits that a number with an exponent has at least: Unix seconds have ten. 1.70016E+12 has lost some.
+const EXACT_DIGITS_MIN: usize = 10;
 const DAY_MS: i128 = 86_400_000;
 
 /// Whether a text is a number, and nothing else.
@@ -25,6 +27,12 @@ pub fn read(text: &str) -> Result<ReadTime, String> {
         Some((whole, _)) if whole.len() > 3 => text.replacen(',', ".", 1),
         _ => text.to_owned(),
     };
+    let (mantissa, exponent) = text.split_once(['e', 'E']).unwrap_or((&text, ""));
+    if !exponent.is_empty() && mantissa.bytes().filter(u8::is_ascii_digit).count() < EXACT_DIGITS_MIN {
+        return Err(format!(
+            "is a number that a spreadsheet has shortened, got {text:?}: format its column as text and save again"
+        ));
+    }
     let plain = decimal::plain(&text)?;
     let (whole, fraction) = plain.split_once('.').unwrap_or((&plain, ""));
     let read = match whole.len() {
