@@ -129,7 +129,7 @@ async fn what_stands_in_the_way_of_a_database_is_said_once_with_the_fix() {
         let error = said(command, "postgres://alice:alice@no-such-host.invalid/usage");
         assert_says(&error, "failed to lookup address information", "correct the host in DATABASE_URL");
         let error = said(command, "usage");
-        assert_says(&error, "DATABASE_URL is not the URL of a PostgreSQL database", "postgres://user:password@host");
+        assert_says(&error, "error: DATABASE_URL", "postgres://user:password@host");
     }
     for command in ["migrate", "serve"] {
         let error = said(command, &own.url_of("bob", "usage"));
