@@ -42,6 +42,12 @@ impl std::fmt::Debug for ApiKeyArg {
 }
 
 fn parse_api_key(text: &str) -> Result<ApiKeyArg, String> {
+    if text.trim().is_empty() {
+        return Err(
+            "METERD_API_KEY is empty, as after a command that failed: set it to a token such as mtr_…, or unset it"
+                .into(),
+        );
+    }
     let value = format!("Bearer {}", text.trim()).parse::<MetadataValue<Ascii>>();
     let mut value = value.map_err(|_| "must be plain text, such as mtr_…".to_owned())?;
     value.set_sensitive(true);

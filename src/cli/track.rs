@@ -8,7 +8,7 @@ use chrono::DateTime;
 use clap::Args;
 use serde_json::json;
 use tokio::time::Instant;
-use tonic::Status;
+use tonic::{Code, Status};
 
 use super::connect::{self, ConnectArgs, Connection};
 use super::retry::Backoff;
@@ -83,7 +83,14 @@ pub struct TrackArgs {
 pub async fn run(args: TrackArgs) -> anyhow::Result<ExitCode> {
     let event = event_of(&args)?;
     let mut client = connect::usage_client(args.connect.channel().await?);
-    let result = track(&mut client, &args, event).await.map_err(|status| connect::status_error(&status))?;
+    let key = event.idempotency_key.clone();
+    let result = track(&mut client, &args, event).await.map_err(|status| {
+        let error = connect::status_error(&status);
+        match may_be_recorded(&status) {
+            true => anyhow::anyhow!("{error:#}\nto send this event again, repeat the command with --key {key}"),
+            false => error,
+        }
+    })?;
     match args.json {
         true => println!("{}", result_json(&result)),
         false => println!("{}", result_text(&result)),
@@ -92,6 +99,14 @@ pub async fn run(args: TrackArgs) -> anyhow::Result<ExitCode> {
         EventOutcome::Accepted | EventOutcome::Duplicate => ExitCode::SUCCESS,
         _ => ExitCode::FAILURE,
     })
+}
+
+/// Whether nobody knows what became of the event.
+fn may_be_recorded(status: &Status) -> bool {
+    matches!(
+        status.code(),
+        Code::Unavailable | Code::DeadlineExceeded | Code::Unknown | Code::Internal | Code::Cancelled
+    )
 }
 
 /// Sends it until the answer is known. The key makes that safe.

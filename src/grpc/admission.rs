@@ -199,13 +199,6 @@ impl Shared {
     }
 }
 
-/// Notes on the connection that the call came from somebody who may call.
-fn vouch(request: &Request<Body>) {
-    if let Some(peer) = request.extensions().get::<Peer>() {
-        peer.vouch();
-    }
-}
-
 /// What an answer ends with that its caller does not read.
 fn unread(after: Duration) -> Unread {
     let request_id = REQUEST_ID.try_with(String::clone).unwrap_or_default();
@@ -253,17 +246,16 @@ where
             let room = shared.room(&request);
             let is_stream = shared.streams(&request).answer;
             let gzip = accepts_gzip(request.headers());
-            if room.has_credentials() {
+            if room.is_vouched_for()
+                && let Some(peer) = request.extensions().get::<Peer>()
+            {
                 // Before the message is there, which may take its time.
-                vouch(&request);
+                peer.vouch();
             }
             let (mut request, admitted) = match shared.admit(request, &room).await {
                 Ok(admitted) => admitted,
                 Err(status) => return Ok(status.into_http()),
             };
-            if room.is_vouched_for() {
-                vouch(&request);
-            }
             request.extensions_mut().insert(admitted.clone());
             let mut answer = inner.call(request).await?;
             // Such as a status in the headers.

@@ -145,11 +145,6 @@ pub type Place = Vec<Taken>;
 type Bound<'a> = (&'a Arc<Counts>, usize, &'static str);
 
 impl Room {
-    /// Whether the caller has shown a key or a token that is good.
-    pub fn has_credentials(&self) -> bool {
-        self.group == Group::Caller
-    }
-
     /// Whether the caller has shown credentials, or the server asks for none.
     pub fn is_vouched_for(&self) -> bool {
         self.group != Group::Public

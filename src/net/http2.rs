@@ -86,6 +86,7 @@ where
     /// One turn: reads a bounded number of bytes, begins the calls that are among them, and moves the bodies out of h2.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StdError>> {
         self.reads.begin();
+        self.grow();
         let ended = loop {
             match self.connection.poll_accept(cx) {
                 Poll::Ready(Some(Ok((request, respond)))) => self.begin(request, respond, cx),
@@ -102,14 +103,17 @@ where
         ended
     }
 
-    fn begin(&mut self, request: Request<RecvStream>, respond: SendResponse<Bytes>, cx: &mut Context<'_>) {
-        // Not for strangers: who opens connections and does nothing with them is not to take the large windows.
+    /// Takes the large window, not for strangers: who opens connections and does nothing with them is not to have it.
+    fn grow(&mut self) {
         if self.grown.is_none() && self.vouched.load(Ordering::Relaxed) {
             self.grown = self.windows.grow();
             if self.grown.is_some() {
                 self.connection.set_target_window_size(http::CONNECTION_WINDOW_BYTES);
             }
         }
+    }
+
+    fn begin(&mut self, request: Request<RecvStream>, respond: SendResponse<Bytes>, cx: &mut Context<'_>) {
         let (head, stream) = request.into_parts();
         let (body, filler) = split(stream, cx);
         self.fillers.extend(filler);
