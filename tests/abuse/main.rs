@@ -7,3 +7,6 @@ mod others;
 mod process;
 mod scenarios;
 mod stops;
+
+/// One test at a time: each measures what others have to wait for.
+static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());

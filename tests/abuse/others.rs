@@ -130,6 +130,7 @@ async fn fill(process: &Process, token: &str) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_without_a_key_shuts_others_out() {
+    let _alone = crate::ALONE.lock().await;
     allow_files();
     let (process, _) = Process::start_with_keys(&FLAGS).await;
     let process = Arc::new(process);
@@ -183,6 +184,7 @@ async fn watches(address: &str, connections: usize, each: usize, process: &Proce
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_with_a_key_shuts_other_keys_out() {
+    let _alone = crate::ALONE.lock().await;
     allow_files();
     let (process, hot) = Process::start_with_keys(&FLAGS).await;
     fill(&process, &hot).await;
@@ -222,6 +224,7 @@ async fn nobody_with_a_key_shuts_other_keys_out() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_that_never_call_leave_room_for_those_that_do() {
+    let _alone = crate::ALONE.lock().await;
     allow_files();
     let flags: Vec<&str> = FLAGS.into_iter().chain(["--inbound-connections-max=200"]).collect();
     let (process, _) = Process::start_with_keys(&flags).await;

@@ -397,6 +397,7 @@ async fn window_updates(address: String) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn callers_that_abuse_the_protocol_take_little_and_stop_nobody() {
+    let _alone = crate::ALONE.lock().await;
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
     let process = Arc::new(Process::start(&["--request-bytes-max=67108864", "--request-timeout-seconds=5"]).await);
@@ -421,6 +422,7 @@ async fn callers_that_abuse_the_protocol_take_little_and_stop_nobody() {
 /// No descriptor left: what is connected goes on, the loop neither spins nor ends, and takes connections again later.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_without_a_file_to_open_serves_whom_it_has_and_others_later() {
+    let _alone = crate::ALONE.lock().await;
     let process = Process::start(&[]).await;
     let mut usage = process.usage();
     track(&mut usage, "before").await.unwrap();

@@ -53,6 +53,7 @@ async fn leave_open(process: &Process) -> Vec<Box<dyn Any>> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_stop_is_within_its_bound_whatever_peers_leave_open() {
+    let _alone = crate::ALONE.lock().await;
     let mut process = Process::start(&[]).await;
     let mut took = vec![];
     for stop in 0..stops() {
