@@ -63,7 +63,9 @@ async fn work_whose_caller_has_hung_up_keeps_its_place_until_it_is_done() {
         request.set_timeout(patience);
         server.clients().list_clients(request).await
     };
-    assert_eq!(list(Duration::from_millis(200)).await.unwrap_err().code(), Code::DeadlineExceeded);
+    // The server's answer, or, if this process is slow, what the caller's own timer says.
+    let code = list(Duration::from_millis(200)).await.unwrap_err().code();
+    assert!(matches!(code, Code::DeadlineExceeded | Code::Cancelled), "{code:?}");
     assert_busy(&list(Duration::from_secs(5)).await.unwrap_err(), "calls");
     tx.rollback().await.unwrap();
     eventually(async || list(Duration::from_secs(5)).await.is_ok()).await;

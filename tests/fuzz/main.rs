@@ -27,7 +27,7 @@ mod requests;
 
 use bad_world::World;
 use contract::*;
-use meterd::proto::{EventOutcome, StreamUsageResponse};
+use meterd::proto::{EventOutcome, StreamUsageResponse, UsageResult};
 use prost_reflect::MethodDescriptor;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -96,12 +96,16 @@ impl Seen {
     fn count_events(&self, rpc: &str, answer: &Answer) {
         let results = answer.results();
         let of = |outcome| results.iter().filter(|result| result.outcome() == outcome).count() as u64;
+        // With `validate_only` an event would be accepted, and has no id.
+        let is_recorded =
+            |result: &&UsageResult| result.outcome() == EventOutcome::Accepted && !result.event_id.is_empty();
+        let recorded = results.iter().filter(is_recorded).count() as u64;
         let accepted = match rpc {
-            "TrackUsage" | "BatchTrackUsage" => of(EventOutcome::Accepted),
+            "TrackUsage" | "BatchTrackUsage" => recorded,
             "StreamUsage" => {
-                // What is settled and not listed is accepted.
+                // What is settled and not listed is accepted, and what is listed as that, for it was rounded.
                 let last = answer.messages.last().map(|ack| ack.transcode_to::<StreamUsageResponse>().unwrap());
-                last.map_or(0, |ack| ack.settled_count as u64) - results.len() as u64
+                last.map_or(0, |ack| ack.settled_count as u64) - results.len() as u64 + recorded
             }
             _ => return,
         };
