@@ -4,8 +4,8 @@ use super::http::CONNECTION_WINDOW_BYTES;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Bytes that connections with a large window may have sent and handlers not have read. The connections beyond have the
-/// 65,535 bytes each that HTTP/2 does not let a server go below.
+/// Bytes that connections with a large window may have sent and handlers not have read. All other connections have 65,535
+/// bytes each: HTTP/2 does not let a server go below.
 const LARGE_WINDOWS_BYTES_MAX: usize = 512 * 1024 * 1024;
 
 /// Counts connections with a large window.

@@ -188,7 +188,7 @@ impl Notifier {
                 count(channel, "sent", 1);
                 outbox::mark_sent(&self.pool, &channel.client_id, id).await
             }
-            // Whoever tests a channel waits for the outcome: one attempt.
+            // The caller of a test waits for its outcome: there is one attempt.
             Err(Failure::Passing(error)) if attempts < self.attempts_max && taken.alert_count > 0 => {
                 tracing::info!(
                     notification_id = id,
