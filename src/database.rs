@@ -25,12 +25,8 @@ impl Database {
                 (Some(embedded), url)
             }
         };
-        let options = connect::options(&url).map_err(|error| {
-            anyhow::anyhow!(
-                "DATABASE_URL is not the URL of a PostgreSQL database, such as postgres://user:password@host:5432/database: {}",
-                cause::cause(&error)
-            )
-        })?;
+        let options = connect::options(&url)
+            .map_err(|error| anyhow::anyhow!("DATABASE_URL (--database-url): {}", cause::cause(&error)))?;
         Ok(Self { options, embedded })
     }
 
@@ -56,7 +52,20 @@ impl Database {
     /// Opens it for a command that only reads: as [`Self::open_beside`] does, but makes no data directory where there is none.
     pub async fn open_existing(settings: &DatabaseSettings) -> anyhow::Result<Self> {
         if settings.database_url.is_none() {
-            check_made(&settings.data_dir)?;
+            check_made(&settings.data_dir, "")?;
+        }
+        Self::open_beside(settings).await
+    }
+
+    /// Opens it for a command that may be the first on it. In the default data directory, or if that is allowed, there may be
+    /// no database yet: then it says that it makes one.
+    pub async fn open_first(settings: &DatabaseSettings, may_be_new: bool) -> anyhow::Result<Self> {
+        if settings.database_url.is_none() {
+            match check_made(&settings.data_dir, " without --new-database") {
+                Err(error) if !may_be_new && settings.data_dir != postgres::default_data_dir() => return Err(error),
+                Err(_) => eprintln!("note: making a new database in {}", settings.data_dir.display()),
+                Ok(()) => {}
+            }
         }
         Self::open_beside(settings).await
     }
@@ -68,10 +77,7 @@ impl Database {
                 let how = if embedded.reattached() { "found running" } else { "started" };
                 format!("{} (embedded PostgreSQL {}, {how})", embedded.data_dir().display(), embedded.version())
             }
-            None => {
-                let database = self.options.get_database().unwrap_or("postgres");
-                format!("database {database} on {}:{}", self.options.get_host(), self.options.get_port())
-            }
+            None => cause::place(&self.options),
         }
     }
 
@@ -90,7 +96,7 @@ impl Database {
 }
 
 /// Refuses a data directory in which no meterd has made a database, and names those beside it that have one.
-fn check_made(data_dir: &Path) -> anyhow::Result<()> {
+fn check_made(data_dir: &Path, but: &str) -> anyhow::Result<()> {
     let shown = data_dir.display();
     let made = postgres::is_made(data_dir)
         .with_context(|| format!("the data directory {shown} cannot be read: run this as the user that runs meterd"))?;
@@ -103,7 +109,7 @@ fn check_made(data_dir: &Path) -> anyhow::Result<()> {
         paths => format!("; there is one in {}", paths.join(" and in ")),
     };
     anyhow::bail!(
-        "no meterd has made a database in {shown}, and this command makes none: check --data-dir (METERD_DATA_DIR){hint}"
+        "no meterd has made a database in {shown}, and this command makes none{but}: check --data-dir (METERD_DATA_DIR){hint}"
     )
 }
 

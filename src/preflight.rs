@@ -58,12 +58,8 @@ fn check_database(settings: &Settings) -> anyhow::Result<()> {
     let database = &settings.database;
     match &database.database_url {
         Some(url) => {
-            let name = "DATABASE_URL (--database-url)";
-            let is_ours = ["postgres://", "postgresql://"].iter().any(|scheme| url.reveal().starts_with(scheme));
-            // Without what it is, which may have a password in it.
-            ensure!(is_ours, "{name}: must be a URL such as postgres://user:password@host:5432/database");
-            let options = store::connect::options(url.reveal()).map_err(anyhow::Error::from);
-            options.map(drop).map_err(|error| anyhow::anyhow!("{name}: {}", error.root_cause()))
+            let parsed = store::url::parse(url.reveal());
+            parsed.map(drop).map_err(|wrong| anyhow::anyhow!("DATABASE_URL (--database-url): {wrong}"))
         }
         None => {
             if let Some(url) = &database.postgres_download_url {
