@@ -2,17 +2,24 @@
 
 use super::{AuthMode, DatabaseSettings, Settings};
 use crate::net::TlsNames;
-use crate::postgres::default_data_dir;
+use crate::postgres::{default_data_dir, is_made};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 /// The settings file of this process.
 static CONFIG: OnceLock<PathBuf> = OnceLock::new();
+/// Set if the URL of the database came by its flag.
+static URL_FLAG: OnceLock<()> = OnceLock::new();
 
 /// Has commands name this settings file.
 pub fn with_config(file: &Path) {
     drop(CONFIG.set(file.to_owned()));
+}
+
+/// Has commands show the URL of the database, which came by a flag.
+pub fn with_url_flag() {
+    let _ = URL_FLAG.set(());
 }
 
 /// This program as it was called, since `cargo run` puts no meterd on the PATH.
@@ -23,7 +30,12 @@ pub fn program() -> String {
 
 /// Makes the first key of all, on the database itself.
 pub fn first_key(name: &str, database: &DatabaseSettings) -> String {
-    format!("{} keys create {name} --scope admin --all-clients --direct{}", program(), database_flags(database))
+    // In a directory that was named, a command makes a database only on request.
+    let is_new = database.database_url.is_none()
+        && database.data_dir != default_data_dir()
+        && !is_made(&database.data_dir).unwrap_or(true);
+    let new = if is_new { " --new-database" } else { "" };
+    format!("{} keys create {name} --scope admin --all-clients --direct{new}{}", program(), database_flags(database))
 }
 
 /// The flags by which a command opens the same database.
@@ -33,6 +45,9 @@ pub fn database_flags(database: &DatabaseSettings) -> String {
         quoted(&absolute.to_string_lossy())
     };
     if let Some(url) = &database.database_url {
+        if URL_FLAG.get().is_some() {
+            return format!(" --database-url {}", quoted(&without_password(url.reveal())));
+        }
         // Not what it is: it may have a password in it.
         let is_in_environment = std::env::var("DATABASE_URL").is_ok_and(|value| value == url.reveal());
         return match CONFIG.get().filter(|_| !is_in_environment) {
@@ -48,6 +63,22 @@ pub fn database_flags(database: &DatabaseSettings) -> String {
         flags += &format!(" --postgres-bin-dir {}", path(dir));
     }
     flags
+}
+
+/// The URL of a database, with a word in the place of its password.
+fn without_password(url: &str) -> String {
+    const PASSWORD: &str = "PASSWORD";
+    let Ok(mut url) = url.parse::<reqwest::Url>() else { return "URL".into() };
+    if url.password().is_some() {
+        let _ = url.set_password(Some(PASSWORD));
+    }
+    let is_password = |key: &str| key == "password";
+    if url.query_pairs().any(|(key, _)| is_password(&key)) {
+        let pairs: Vec<(String, String)> = url.query_pairs().into_owned().collect();
+        let shown = pairs.iter().map(|(key, value)| (key, if is_password(key) { PASSWORD } else { value }));
+        url.query_pairs_mut().clear().extend_pairs(shown);
+    }
+    url.into()
 }
 
 /// How callers on this machine reach a server that listens.
@@ -122,6 +153,20 @@ mod tests {
         assert_eq!(quoted("/srv/meterd-1"), "/srv/meterd-1");
         assert_eq!(quoted("/srv/my data"), "'/srv/my data'");
         assert_eq!(quoted("it's"), r"'it'\''s'");
+    }
+
+    #[test]
+    fn a_url_is_shown_without_its_password() {
+        for (url, shown) in [
+            ("postgres://u:hunter2@db.example/usage", "postgres://u:PASSWORD@db.example/usage"),
+            ("postgres:///usage?host=/run&password=hunter2", "postgres:///usage?host=%2Frun&password=PASSWORD"),
+            (
+                "postgres://u@db.example:5433/usage?sslmode=require",
+                "postgres://u@db.example:5433/usage?sslmode=require",
+            ),
+        ] {
+            assert_eq!(without_password(url), shown);
+        }
     }
 
     #[test]
