@@ -409,3 +409,17 @@ fn what_people_are_told_to_type_can_be_pasted_with_keys_and_tls() {
     server.signal(Signal::SIGTERM);
     assert!(server.ended().0.success());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_asks_for_certificates_does_not_say_that_anybody_may_call() {
+    let dir = open_dir();
+    let [cert, key] = write_certificate(dir.path());
+    let authority = format!("--tls-client-ca={}", cert.display());
+    let (cert, key) = (format!("--tls-cert={}", cert.display()), format!("--tls-key={}", key.display()));
+    let mut server = Server::start(&[&cert, &key, &authority], |_| ()).await;
+    let greeting = server.greeting();
+    assert!(greeting.contains("(whoever has a certificate of --tls-client-ca may call)"), "{greeting}");
+    assert!(!greeting.contains("anybody"), "{greeting}");
+    server.signal(Signal::SIGTERM);
+    assert!(server.ended().0.success());
+}
