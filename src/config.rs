@@ -15,7 +15,7 @@ pub use auth::{Access, AuthMode, AuthSettings, JwtAlgorithm, JwtSettings};
 pub use effective::effective;
 pub use environment::{meant_urls, opens_a_database, wrong_variables};
 pub use file::SettingsFile;
-pub use given::{WrongVariables, check_database, chooses_a_database, innermost, is_by_flag};
+pub use given::{WrongVariables, check_database, chooses_a_database, innermost, is_by_flag, places};
 pub use notifications::{NotificationSettings, Secret, SmtpSettings, TwilioSettings};
 
 use crate::domain::event::ACCEPT_FUTURE_SECONDS_MAX;

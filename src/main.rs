@@ -104,6 +104,7 @@ fn parse() -> anyhow::Result<Asked> {
             return Ok(Asked::Answered(ExitCode::SUCCESS));
         }
     }
+    config::hints::with_places(config::places(&matches, &bare, file.as_ref()));
     if config::is_by_flag(&matches, "database_url") {
         config::hints::with_url_flag();
     }

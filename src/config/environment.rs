@@ -27,7 +27,9 @@ pub fn wrong_variables(command: &Command, variables: impl Iterator<Item = (OsStr
         } else {
             Some(slip(&catalogue, name)?)
         };
-        Some(format!("{name}: no setting has this environment variable{}; unset or rename it", did_you_mean(meant)))
+        let meant = did_you_mean(meant);
+        let fix = if meant.is_empty() { "; unset or rename it" } else { " Unset or rename it" };
+        Some(format!("{name}: no setting has this environment variable{meant}{fix}"))
     });
     let mut wrong: Vec<_> = wrong.collect();
     wrong.sort();

@@ -91,6 +91,16 @@ fn given(
     Some((source, place))
 }
 
+/// The flags of settings that were given in another way, and where.
+pub fn places(matches: &ArgMatches, command: &Command, file: Option<&SettingsFile>) -> Vec<(String, String)> {
+    let (matches, catalogue) = (innermost(matches), Catalogue::of(command));
+    let place = |setting: &Declared| {
+        let (source, place) = given(matches, &catalogue, file, &setting.id)?;
+        (source != ValueSource::CommandLine).then(|| (format!("--{}", setting.flag), place))
+    };
+    catalogue.iter().filter_map(place).collect()
+}
+
 /// Whether the database was chosen: somebody's by its URL, or a place for meterd's own.
 pub fn chooses_a_database(matches: &ArgMatches, command: &Command, file: Option<&SettingsFile>) -> bool {
     let (matches, catalogue) = (innermost(matches), Catalogue::of(command));

@@ -12,6 +12,28 @@ static CONFIG: OnceLock<PathBuf> = OnceLock::new();
 /// Set if the URL of the database came by its flag.
 static URL_FLAG: OnceLock<()> = OnceLock::new();
 
+/// Flags whose settings were given elsewhere, and where.
+static PLACES: OnceLock<Vec<(String, String)>> = OnceLock::new();
+
+/// Has errors name settings by the places where they were given, in the place of their flags.
+pub fn with_places(places: Vec<(String, String)>) {
+    drop(PLACES.set(places));
+}
+
+/// An error about the setting whose flag it begins with: with the place where that was given.
+pub fn by_place(text: &str) -> String {
+    let places = PLACES.get().map(Vec::as_slice).unwrap_or_default();
+    placed(text, places)
+}
+
+fn placed(text: &str, places: &[(String, String)]) -> String {
+    let subject = text.split([' ', ':', ',']).next().unwrap_or_default();
+    match places.iter().find(|(flag, _)| flag == subject) {
+        Some((_, place)) => text.replacen(subject, place, 1),
+        None => text.to_owned(),
+    }
+}
+
 /// Has commands name this settings file.
 pub fn with_config(file: &Path) {
     drop(CONFIG.set(file.to_owned()));
@@ -153,6 +175,17 @@ mod tests {
         assert_eq!(quoted("/srv/meterd-1"), "/srv/meterd-1");
         assert_eq!(quoted("/srv/my data"), "'/srv/my data'");
         assert_eq!(quoted("it's"), r"'it'\''s'");
+    }
+
+    #[test]
+    fn an_error_names_the_place_where_its_setting_was_given() {
+        let places = [("--listen".to_owned(), "METERD_LISTEN".to_owned())];
+        assert_eq!(
+            placed("--listen 0.0.0.0:1 is open: add --listen", &places),
+            "METERD_LISTEN 0.0.0.0:1 is open: add --listen"
+        );
+        assert_eq!(placed("--listen: is wrong", &places), "METERD_LISTEN: is wrong");
+        assert_eq!(placed("--listen-more is wrong", &places), "--listen-more is wrong");
     }
 
     #[test]

@@ -69,6 +69,11 @@ const SSL_MODES: [&str; 6] = ["disable", "allow", "prefer", "require", "verify-c
 
 /// Reads a URL, or says what is wrong with it, without a password that is in it.
 pub fn parse(text: &str) -> Result<PgConnectOptions, String> {
+    if text.trim().is_empty() {
+        return Err(format!(
+            "must not be empty: unset it for a PostgreSQL of meterd's own, or write a URL such as {EXAMPLE}"
+        ));
+    }
     let rest = ["postgres://", "postgresql://"].iter().find_map(|scheme| text.strip_prefix(scheme));
     let rest = rest.ok_or_else(|| format!("must be a URL such as {EXAMPLE}"))?;
     let authority = rest.split(['/', '?']).next().unwrap_or_default();
@@ -213,6 +218,7 @@ mod tests {
             ("postgres://a:1,b:2/db", "must name one host"),
             ("postgres://u:hunter2#1@localhost/db", "must not contain #"),
             ("postgres://u:hunter/2@localhost/db", "percent-encoded"),
+            ("", "must not be empty: unset it"),
             ("mysql://u:hunter2@localhost/db", "must be a URL such as postgres://"),
             ("u:hunter2@localhost/db", "must be a URL such as postgres://"),
         ] {

@@ -154,6 +154,15 @@ fn every_wrong_variable_is_told_at_once_by_its_name() {
             assert!(refused.lines().any(|line| line.starts_with(says)), "{says} in {refused}");
         }
     }
+    // Values that are wrong only by what they mean, too.
+    let mut command = place.meterd(&["serve", "--check"]);
+    command.envs([("METERD_LISTEN", "0.0.0.0:0"), ("METERD_SMTP_URL", "x"), ("METERD_SMTP_FROM", "a@b.example")]);
+    let file = place.file("tls_client_ca = \"x\"\n");
+    let refused = place.refusal(command.arg("--config").arg(&file));
+    let in_file = format!("tls_client_ca ({}, line 1) needs TLS", file.display());
+    for says in ["METERD_LISTEN 0.0.0.0:0 is not a loopback address", "METERD_SMTP_URL is not one of", &in_file] {
+        assert!(refused.lines().any(|line| line.starts_with(says)), "{says} in {refused}");
+    }
     // A flag wins over its variable, right or wrong.
     let fine = run(check(&place).env("METERD_WRITERS", "many").arg("--writers=2"));
     assert_eq!(said(&fine), "the settings are valid\n");
