@@ -341,7 +341,8 @@ async fn watch_database(
             ready.send_replace(found);
             // A server that starts does so over a database that answers and takes writes.
             if !is_stopping && (before.is_some() || !serving) {
-                tracing::warn!(serving, "{}", found.text());
+                let text = if serving { "ready again: the database takes writes" } else { found.text() };
+                tracing::warn!(serving, "{text}");
             }
             before = Some(found);
         }

@@ -1,6 +1,6 @@
 //! The database that the settings name: somebody's, or our own.
 
-use crate::config::DatabaseSettings;
+use crate::config::{DatabaseSettings, hints};
 use crate::postgres::{self, Embedded};
 use crate::store::{cause, connect};
 use anyhow::Context as _;
@@ -46,7 +46,7 @@ impl Database {
 
     /// The result of work on it. An error that is the database's says what is wrong with it, once, and what to do.
     pub fn explained<T>(&self, result: anyhow::Result<T>) -> anyhow::Result<T> {
-        result.map_err(|error| cause::explained(error, &self.options))
+        result.map_err(|error| hints::by_url_place(cause::explained(error, &self.options)))
     }
 
     /// Opens it for a command that only reads: as [`Self::open_beside`] does, but makes no data directory where there is none.

@@ -26,6 +26,23 @@ pub fn by_place(text: &str) -> String {
     placed(text, places)
 }
 
+/// Where the URL of the database was given, unless by its variable.
+fn url_place() -> Option<String> {
+    if URL_FLAG.get().is_some() {
+        return Some("--database-url".into());
+    }
+    let place = PLACES.get()?.iter().find(|(flag, _)| flag == "--database-url").map(|(_, place)| place.clone());
+    place.filter(|place| place != "DATABASE_URL")
+}
+
+/// What is to be done about DATABASE_URL, by the place where that was given.
+pub fn by_url_place(error: anyhow::Error) -> anyhow::Error {
+    match (url_place(), format!("{error:#}")) {
+        (Some(place), text) if text.contains("DATABASE_URL") => anyhow::anyhow!(text.replace("DATABASE_URL", &place)),
+        _ => error,
+    }
+}
+
 fn placed(text: &str, places: &[(String, String)]) -> String {
     let subject = text.split([' ', ':', ',']).next().unwrap_or_default();
     match places.iter().find(|(flag, _)| flag == subject) {

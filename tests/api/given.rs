@@ -80,6 +80,32 @@ async fn a_command_prints_no_log_of_the_library_that_it_uses() {
 }
 
 #[test]
+fn what_to_correct_is_named_as_it_was_given() {
+    let place = Place::new();
+    let url = "postgres://localhost:1/db";
+    let file = place.file(&format!("database_url = \"{url}\"\n"));
+    let verify = || {
+        let mut command = place.meterd(&["verify"]);
+        command.env_remove("METERD_DATA_DIR");
+        command
+    };
+    let in_file = format!("correct host and port in database_url ({}, line 1)", file.display());
+    for (command, says) in [
+        (verify().args(["--database-url", url]), "correct host and port in --database-url"),
+        (verify().env("DATABASE_URL", url), "correct host and port in DATABASE_URL"),
+        (verify().arg("--config").arg(&file), &in_file),
+    ] {
+        let refused = place.refusal(command);
+        assert!(refused.contains(says), "{refused}");
+    }
+    // And a command to paste has the URL, without its password.
+    let mut open = place.meterd(&["serve", "--check", "--listen=0.0.0.0:0", "--http-listen=127.0.0.1:0"]);
+    open.env_remove("METERD_DATA_DIR").args(["--database-url", "postgres://u:hunter2@localhost:1/db"]);
+    let refused = place.refusal(&mut open);
+    assert!(refused.contains("--direct --database-url postgres://u:PASSWORD@localhost:1/db`"), "{refused}");
+}
+
+#[test]
 fn a_misspelt_database_url_variable_is_refused_unless_a_database_was_chosen() {
     let place = Place::new();
     let chosen = place.data_dir().display().to_string();
