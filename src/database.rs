@@ -57,13 +57,15 @@ impl Database {
         Self::open_beside(settings).await
     }
 
-    /// Opens it for a command that may be the first on it. In the default data directory, or if that is allowed, there may be
-    /// no database yet: then it says that it makes one.
+    /// Opens it for a command that may be the first on it. In the default data directory, in one that was made for it, or if that
+    /// is allowed, there may be no database yet: then it says that it makes one. A directory that is not there is misspelt.
     pub async fn open_first(settings: &DatabaseSettings, may_be_new: bool) -> anyhow::Result<Self> {
         if settings.database_url.is_none() {
-            match check_made(&settings.data_dir, " without --new-database") {
-                Err(error) if !may_be_new && settings.data_dir != postgres::default_data_dir() => return Err(error),
-                Err(_) => eprintln!("note: making a new database in {}", settings.data_dir.display()),
+            let data_dir = &settings.data_dir;
+            let may_be_new = may_be_new || data_dir.is_dir() || *data_dir == postgres::default_data_dir();
+            match check_made(data_dir, " without --new-database") {
+                Err(error) if !may_be_new => return Err(error),
+                Err(_) => eprintln!("note: making a new database in {}", data_dir.display()),
                 Ok(()) => {}
             }
         }

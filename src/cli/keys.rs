@@ -69,7 +69,8 @@ pub struct CreateArgs {
     /// Without a server: on the database itself. So the first key of all is made
     #[arg(long)]
     pub direct: bool,
-    /// With --direct: make the database if there is none in the data directory. In the default one it is made without asking
+    /// With --direct: make the data directory and its database if they are not there. In the default directory, and in an empty
+    /// one, the database is made without asking
     #[arg(long, requires = "direct")]
     pub new_database: bool,
     #[command(flatten)]

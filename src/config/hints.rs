@@ -2,7 +2,7 @@
 
 use super::{AuthMode, DatabaseSettings, Settings};
 use crate::net::TlsNames;
-use crate::postgres::{default_data_dir, is_made};
+use crate::postgres::default_data_dir;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -69,10 +69,10 @@ pub fn program() -> String {
 
 /// Makes the first key of all, on the database itself.
 pub fn first_key(name: &str, database: &DatabaseSettings) -> String {
-    // In a directory that was named, a command makes a database only on request.
+    // In a directory that was named and is not there, a command makes a database only on request.
     let is_new = database.database_url.is_none()
         && database.data_dir != default_data_dir()
-        && !is_made(&database.data_dir).unwrap_or(true);
+        && database.data_dir.try_exists().is_ok_and(|exists| !exists);
     let new = if is_new { " --new-database" } else { "" };
     format!("{} keys create {name} --scope admin --all-clients --direct{new}{}", program(), database_flags(database))
 }
