@@ -176,7 +176,7 @@ impl App {
         let Self { context, grpc, http, tls, writers, scheduler, feed_reader, notifier, stop } = self;
         let (health, health_service) = tonic_health::server::health_reporter();
         set_health(&health, ServingStatus::NotServing).await;
-        let (ready, is_ready) = watch::channel(false);
+        let (ready, is_ready) = watch::channel(web::Readiness::Starting);
         let (goodbye, said_goodbye) = watch::channel(false);
         let handlers = Handlers::new(context.clone());
         let reflection = || {
@@ -204,7 +204,8 @@ impl App {
         let mut jobs = vec![pricing, scheduler, feed_reader];
         jobs.extend(context.auth.follow(&context.stopping));
         jobs.push(tokio::spawn(notifier.run(context.notifications_wanted.clone(), context.stopping.clone())));
-        jobs.push(tokio::spawn(watch_database(context.clone(), health, ready, goodbye)));
+        let probe = connect::Probe::new(&context.pool.connect_options());
+        jobs.push(tokio::spawn(watch_database(context.clone(), probe, health, ready, goodbye)));
 
         let settings = context.settings.clone();
         let port = |name, tls| net::Port::new(name, tls, &context.stopping, &settings);
@@ -304,32 +305,46 @@ async fn set_health(health: &HealthReporter, status: ServingStatus) {
     }
 }
 
-/// Reports health: each service serves while the database answers and the server is not stopping. Says goodbye once health
-/// tells that the server stops, and ends then, with the streams of health.
+/// What the database's answer means for those who ask for health.
+async fn readiness(probe: &mut connect::Probe) -> web::Readiness {
+    match tokio::time::timeout(PING_TIMEOUT, probe.ask()).await {
+        Ok(Ok(connect::Writes::Taken)) => web::Readiness::Ready,
+        Ok(Ok(connect::Writes::ReadOnly)) => web::Readiness::DatabaseReadOnly,
+        Ok(Ok(connect::Writes::Standby)) => web::Readiness::DatabaseStandby,
+        Ok(Err(_)) | Err(_) => web::Readiness::DatabaseAway,
+    }
+}
+
+/// Reports health: each service serves while the database takes writes and the server is not stopping. Says goodbye once
+/// health tells that the server stops, and ends then, with the streams of health.
 async fn watch_database(
     context: Arc<Context>,
+    mut probe: connect::Probe,
     health: HealthReporter,
-    ready: watch::Sender<bool>,
+    ready: watch::Sender<web::Readiness>,
     goodbye: watch::Sender<bool>,
 ) {
     let mut stopping = context.stopping.clone();
     let mut before = None;
     loop {
-        let answers = tokio::select! {
+        let found = tokio::select! {
             biased;
-            _ = stopping.wait_for(|stopping| *stopping) => false,
-            ping = tokio::time::timeout(PING_TIMEOUT, connect::ping(&context.reads)) => matches!(ping, Ok(Ok(()))),
+            _ = stopping.wait_for(|stopping| *stopping) => web::Readiness::Stopping,
+            found = readiness(&mut probe) => found,
         };
         let is_stopping = *stopping.borrow();
-        let serving = answers && !is_stopping;
-        if before != Some(serving) {
+        let found = if is_stopping { web::Readiness::Stopping } else { found };
+        if before != Some(found) {
+            let serving = found == web::Readiness::Ready;
             let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
             set_health(&health, status).await;
-            ready.send_replace(serving);
-            if before.is_some() && !is_stopping {
-                tracing::warn!(serving, "the database {}", if serving { "answers again" } else { "does not answer" });
+            ready.send_replace(found);
+            // A server that starts does so over a database that answers and takes writes.
+            if !is_stopping && (before.is_some() || !serving) {
+                let text = if serving { "ready again: the database takes writes" } else { found.text() };
+                tracing::warn!(serving, "{text}");
             }
-            before = Some(serving);
+            before = Some(found);
         }
         if is_stopping {
             goodbye.send_replace(true);

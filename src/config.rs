@@ -6,13 +6,16 @@ mod declared;
 mod effective;
 mod environment;
 mod file;
+mod given;
 pub mod hints;
 mod notifications;
+mod toml_fault;
 
 pub use auth::{Access, AuthMode, AuthSettings, JwtAlgorithm, JwtSettings};
 pub use effective::effective;
-pub use environment::{opens_a_database, wrong_variables};
+pub use environment::{meant_urls, opens_a_database, wrong_variables};
 pub use file::SettingsFile;
+pub use given::{WrongVariables, check_database, chooses_a_database, innermost, is_by_flag, places};
 pub use notifications::{NotificationSettings, Secret, SmtpSettings, TwilioSettings};
 
 use crate::domain::event::ACCEPT_FUTURE_SECONDS_MAX;
@@ -208,9 +211,14 @@ impl Settings {
     /// Refuses to listen where strangers could call: without API keys, only this machine may.
     pub fn check_exposure(&self) -> anyhow::Result<()> {
         for (name, address) in [("--listen", self.listen), ("--http-listen", self.http_listen)] {
+            let who = match (name, self.net.tls_client_ca.is_some()) {
+                ("--listen", true) => "whoever has a certificate of --tls-client-ca could read and write everything",
+                ("--listen", false) => "whoever reaches it could read and write everything",
+                _ => "whoever reaches it could read the metrics",
+            };
             anyhow::ensure!(
                 address.ip().is_loopback() || self.auth.auth == AuthMode::Keys || self.insecure_listen,
-                "{name} {address} is not a loopback address, and whoever reaches it could read and write everything. \
+                "{name} {address} is not a loopback address, and {who}. \
                  Make an API key with `{}` and add --auth keys; \
                  or add --insecure-listen if the network itself is closed.",
                 hints::first_key("NAME", &self.database)

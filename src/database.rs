@@ -1,6 +1,6 @@
 //! The database that the settings name: somebody's, or our own.
 
-use crate::config::DatabaseSettings;
+use crate::config::{DatabaseSettings, hints};
 use crate::postgres::{self, Embedded};
 use crate::store::{cause, connect};
 use anyhow::Context as _;
@@ -25,12 +25,8 @@ impl Database {
                 (Some(embedded), url)
             }
         };
-        let options = connect::options(&url).map_err(|error| {
-            anyhow::anyhow!(
-                "DATABASE_URL is not the URL of a PostgreSQL database, such as postgres://user:password@host:5432/database: {}",
-                cause::cause(&error)
-            )
-        })?;
+        let options = connect::options(&url)
+            .map_err(|error| anyhow::anyhow!("DATABASE_URL (--database-url): {}", cause::cause(&error)))?;
         Ok(Self { options, embedded })
     }
 
@@ -50,13 +46,28 @@ impl Database {
 
     /// The result of work on it. An error that is the database's says what is wrong with it, once, and what to do.
     pub fn explained<T>(&self, result: anyhow::Result<T>) -> anyhow::Result<T> {
-        result.map_err(|error| cause::explained(error, &self.options))
+        result.map_err(|error| hints::by_url_place(cause::explained(error, &self.options)))
     }
 
     /// Opens it for a command that only reads: as [`Self::open_beside`] does, but makes no data directory where there is none.
     pub async fn open_existing(settings: &DatabaseSettings) -> anyhow::Result<Self> {
         if settings.database_url.is_none() {
-            check_made(&settings.data_dir)?;
+            check_made(&settings.data_dir, "")?;
+        }
+        Self::open_beside(settings).await
+    }
+
+    /// Opens it for a command that may be the first on it. In the default data directory, in one that was made for it, or if that
+    /// is allowed, there may be no database yet: then it says that it makes one. A directory that is not there is misspelt.
+    pub async fn open_first(settings: &DatabaseSettings, may_be_new: bool) -> anyhow::Result<Self> {
+        if settings.database_url.is_none() {
+            let data_dir = &settings.data_dir;
+            let may_be_new = may_be_new || data_dir.is_dir() || *data_dir == postgres::default_data_dir();
+            match check_made(data_dir, " without --new-database") {
+                Err(error) if !may_be_new => return Err(error),
+                Err(_) => eprintln!("note: making a new database in {}", data_dir.display()),
+                Ok(()) => {}
+            }
         }
         Self::open_beside(settings).await
     }
@@ -68,10 +79,7 @@ impl Database {
                 let how = if embedded.reattached() { "found running" } else { "started" };
                 format!("{} (embedded PostgreSQL {}, {how})", embedded.data_dir().display(), embedded.version())
             }
-            None => {
-                let database = self.options.get_database().unwrap_or("postgres");
-                format!("database {database} on {}:{}", self.options.get_host(), self.options.get_port())
-            }
+            None => cause::place(&self.options),
         }
     }
 
@@ -90,7 +98,7 @@ impl Database {
 }
 
 /// Refuses a data directory in which no meterd has made a database, and names those beside it that have one.
-fn check_made(data_dir: &Path) -> anyhow::Result<()> {
+fn check_made(data_dir: &Path, but: &str) -> anyhow::Result<()> {
     let shown = data_dir.display();
     let made = postgres::is_made(data_dir)
         .with_context(|| format!("the data directory {shown} cannot be read: run this as the user that runs meterd"))?;
@@ -103,7 +111,7 @@ fn check_made(data_dir: &Path) -> anyhow::Result<()> {
         paths => format!("; there is one in {}", paths.join(" and in ")),
     };
     anyhow::bail!(
-        "no meterd has made a database in {shown}, and this command makes none: check --data-dir (METERD_DATA_DIR){hint}"
+        "no meterd has made a database in {shown}, and this command makes none{but}: check --data-dir (METERD_DATA_DIR){hint}"
     )
 }
 

@@ -3,7 +3,7 @@
 use anyhow::Context;
 use clap::{Args, CommandFactory, FromArgMatches, Parser};
 use meterd::cli::{self, Command};
-use meterd::config::{self, SettingsFile};
+use meterd::config::{self, SettingsFile, WrongVariables};
 use meterd::log::{self, LogFormat, LogGuard};
 use meterd::print;
 use std::ffi::OsString;
@@ -57,7 +57,11 @@ fn with_default_command(mut arguments: Vec<OsString>) -> Vec<OsString> {
 
 /// What was asked for.
 enum Asked {
-    Run(Box<Cli>),
+    Run {
+        cli: Box<Cli>,
+        /// What is worth a note about the settings.
+        notes: Vec<String>,
+    },
     /// Nothing is left to do but to end.
     Answered(ExitCode),
 }
@@ -71,6 +75,8 @@ fn parse() -> anyhow::Result<Asked> {
     let path = named.cloned().or(inline).or_else(|| std::env::var_os("METERD_CONFIG"));
     let file = path.map(|path| SettingsFile::read(&PathBuf::from(path), &bare)).transpose()?;
     let command = file.iter().fold(bare.clone(), |command, file| file.apply(command));
+    let wrong_variables = WrongVariables::find(&bare, std::env::vars_os());
+    let command = wrong_variables.left_out(command);
     let matches = match command.try_get_matches_from(&arguments) {
         Ok(matches) => matches,
         Err(error) => return Ok(Asked::Answered(refuse(&error, &arguments))),
@@ -80,7 +86,8 @@ fn parse() -> anyhow::Result<Asked> {
         Err(error) => return Ok(Asked::Answered(refuse(&error, &arguments))),
     };
     let (name, of_command) = matches.subcommand().context("a command is required")?;
-    check_variables(&bare, name)?;
+    check_variables(&bare, name, &matches, file.as_ref())?;
+    wrong_variables.refuse(&matches)?;
     if let Some(file) = &file {
         file.check_keys_of(name, &bare)?;
         config::hints::with_config(file.path());
@@ -97,7 +104,18 @@ fn parse() -> anyhow::Result<Asked> {
             return Ok(Asked::Answered(ExitCode::SUCCESS));
         }
     }
-    Ok(Asked::Run(Box::new(cli)))
+    config::hints::with_places(config::places(&matches, &bare, file.as_ref()));
+    if config::is_by_flag(&matches, "database_url") {
+        config::hints::with_url_flag();
+    }
+    if let Some(file) = &file {
+        file.check_masks(config::innermost(&matches), &bare)?;
+    }
+    let notes = match config::opens_a_database(&bare, name) {
+        true => config::check_database(&matches, &bare, file.as_ref())?,
+        false => vec![],
+    };
+    Ok(Asked::Run { cli: Box::new(cli), notes })
 }
 
 /// Prints what is wrong with the arguments, or the help. `serve --check` knows two exit codes only.
@@ -111,16 +129,29 @@ fn refuse(error: &clap::Error, arguments: &[OsString]) -> ExitCode {
 }
 
 /// Refuses misspelt variables where they would change what is served or which database is opened, and names them elsewhere.
-fn check_variables(command: &clap::Command, name: &str) -> anyhow::Result<()> {
-    let wrong = config::wrong_variables(command, std::env::vars_os());
+fn check_variables(
+    command: &clap::Command,
+    name: &str,
+    matches: &clap::ArgMatches,
+    file: Option<&SettingsFile>,
+) -> anyhow::Result<()> {
+    let mut wrong = config::wrong_variables(command, std::env::vars_os());
     let opens_a_database = config::opens_a_database(command, name);
+    if opens_a_database && !config::chooses_a_database(matches, command, file) {
+        wrong.extend(config::meant_urls(std::env::vars_os()));
+    }
     anyhow::ensure!(wrong.is_empty() || !opens_a_database, "{}", wrong.join("\n"));
     wrong.iter().for_each(|wrong| print::note(format_args!("warning: {wrong}")));
     Ok(())
 }
 
 fn start_log(common: &Common, is_server: bool) -> LogGuard {
-    let default = if is_server { "info,sqlx::postgres::notice=warn" } else { "warn" };
+    let default = if is_server {
+        "info,sqlx::postgres::notice=warn,sqlx_postgres::options::pgpass=error"
+    } else {
+        // What a command has to say of its database it says itself.
+        "warn,sqlx=error"
+    };
     // Empty, as container tools pass what is not set, is not set.
     let filter = common.log.as_deref().filter(|filter| !filter.is_empty()).unwrap_or(default);
     if is_server {
@@ -131,13 +162,19 @@ fn start_log(common: &Common, is_server: bool) -> LogGuard {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let cli = match parse() {
-        Ok(Asked::Run(cli)) => cli,
+    let (cli, notes) = match parse() {
+        Ok(Asked::Run { cli, notes }) => (cli, notes),
         Ok(Asked::Answered(code)) => return print::end(code),
         Err(error) => return fail(&error, None),
     };
     let is_server = matches!(&cli.command, Command::Serve(args) if !args.check);
     let log = start_log(&cli.common, is_server);
+    for note in notes {
+        match is_server {
+            true => tracing::warn!("{note}"),
+            false => print::note(format_args!("note: {note}")),
+        }
+    }
     match cli::run(cli.command).await {
         // Nobody has to read what a server prints.
         Ok(code) if is_server => code,

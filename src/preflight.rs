@@ -1,6 +1,6 @@
 //! What is checked before anything is started: all that settings can get wrong by themselves.
 
-use crate::config::Settings;
+use crate::config::{Settings, hints};
 use crate::net::Tls;
 use crate::{alerts, auth, postgres, store};
 use anyhow::ensure;
@@ -51,19 +51,16 @@ fn faults(settings: &Settings) -> Vec<String> {
         alerts::notify::check(&settings.notifications),
         check_database(settings),
     ];
-    checks.into_iter().filter_map(Result::err).map(|error| store::cause::text(&error)).collect()
+    let faults = checks.into_iter().filter_map(Result::err).map(|error| store::cause::text(&error));
+    faults.map(|fault| hints::by_place(&fault)).collect()
 }
 
 fn check_database(settings: &Settings) -> anyhow::Result<()> {
     let database = &settings.database;
     match &database.database_url {
         Some(url) => {
-            let name = "DATABASE_URL (--database-url)";
-            let is_ours = ["postgres://", "postgresql://"].iter().any(|scheme| url.reveal().starts_with(scheme));
-            // Without what it is, which may have a password in it.
-            ensure!(is_ours, "{name}: must be a URL such as postgres://user:password@host:5432/database");
-            let options = store::connect::options(url.reveal()).map_err(anyhow::Error::from);
-            options.map(drop).map_err(|error| anyhow::anyhow!("{name}: {}", error.root_cause()))
+            let parsed = store::url::parse(url.reveal());
+            parsed.map(drop).map_err(|wrong| anyhow::anyhow!("DATABASE_URL (--database-url): {wrong}"))
         }
         None => {
             if let Some(url) = &database.postgres_download_url {
@@ -87,7 +84,7 @@ impl std::fmt::Display for PortFault {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { name, address, error, .. } = self;
         let question = if self.is_in_use { "; is another server running there?" } else { "" };
-        write!(f, "{name} {address} cannot be listened on{question}: {error}")
+        write!(f, "{} {address} cannot be listened on{question}: {error}", hints::by_place(name))
     }
 }
 

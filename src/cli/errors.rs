@@ -72,6 +72,13 @@ fn hint(status: &Status) -> Option<String> {
              `meterd keys create NAME --scope admin --all-clients --direct`"
                 .to_owned(),
         ),
+        ("EVENT_TOO_OLD", _) => Some(
+            "from the shell, record old events with `meterd import FILE --backfill`, where a file has one event a line"
+                .to_owned(),
+        ),
+        ("UNKNOWN_SERVICE", _) if status.message().contains("ListServices") => {
+            Some("`meterd prices list` shows the services that have prices".to_owned())
+        }
         ("CREDENTIALS_INVALID", _) => Some("check METERD_API_KEY and --api-key".to_owned()),
         ("CLIENT_NOT_COVERED", _) if status.message().contains("all of them") => {
             Some("give --client, if this command takes it, or a key for all clients".to_owned())

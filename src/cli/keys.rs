@@ -1,9 +1,11 @@
 //! `meterd keys`: makes, lists, rotates and revokes API keys.
 
+mod named;
+
 use super::chart::table;
 use super::connect::{self, ConnectArgs, Connection};
 use super::signals;
-use super::time::{TimeRules, parse_time, time_text};
+use super::time::{parse_flag_time, time_text};
 use crate::auth::{Caller, keys, token};
 use crate::clock::Clock;
 use crate::config::{DatabaseSettings, hints};
@@ -12,20 +14,16 @@ use crate::domain::access::Grants;
 use crate::grpc::{audit, keys::spec};
 use crate::print;
 use crate::proto::key_service_client::KeyServiceClient;
-use crate::proto::{
-    ActorKind, ApiKey, CreateApiKeyRequest, Grant, ListApiKeysRequest, RevokeApiKeyRequest, RotateApiKeyRequest, Scope,
-};
-use crate::store::connect as store;
+use crate::proto::{ActorKind, ApiKey, CreateApiKeyRequest, Grant, RevokeApiKeyRequest, RotateApiKeyRequest, Scope};
+use crate::store::{connect as store, deployment};
 use chrono::{DateTime, Utc};
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 use prost_types::Timestamp;
 use serde_json::json;
 use std::process::ExitCode;
 use std::time::Duration;
 
 const CALL_SECONDS: u64 = 30;
-/// Few, as a key may name three hundred clients.
-const PAGE_SIZE: i32 = 100;
 
 /// Make, list, rotate and revoke API keys
 #[derive(Args, Clone, Debug)]
@@ -49,6 +47,7 @@ pub enum KeysCommand {
 
 /// Arguments of `keys create`.
 #[derive(Args, Clone, Debug)]
+#[command(group = ArgGroup::new("whom").required(true).args(["clients", "all_clients"]))]
 pub struct CreateArgs {
     /// Name for people, such as "billing backend"
     pub name: String,
@@ -56,10 +55,10 @@ pub struct CreateArgs {
     #[arg(long = "scope", value_name = "SCOPE", value_delimiter = ',', required = true)]
     pub scopes: Vec<ScopeArg>,
     /// For this client only; repeat for more
-    #[arg(long = "client", value_name = "CLIENT", required_unless_present = "all_clients")]
+    #[arg(long = "client", value_name = "CLIENT")]
     pub clients: Vec<String>,
     /// For all clients
-    #[arg(long, conflicts_with = "clients")]
+    #[arg(long)]
     pub all_clients: bool,
     /// When it ceases to be good: a time such as 2027-01-01, or how long it is good, such as 90d or 12h
     #[arg(long, value_name = "TIME", value_parser = parse_expiry)]
@@ -70,6 +69,10 @@ pub struct CreateArgs {
     /// Without a server: on the database itself. So the first key of all is made
     #[arg(long)]
     pub direct: bool,
+    /// With --direct: make the data directory and its database if they are not there. In the default directory, and in an empty
+    /// one, the database is made without asking
+    #[arg(long, requires = "direct")]
+    pub new_database: bool,
     #[command(flatten)]
     pub database: DatabaseSettings,
     #[command(flatten)]
@@ -177,7 +180,7 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
 fn parse_expiry(text: &str) -> Result<Expiry, String> {
     parse_duration(text).map(Expiry::After).or_else(|_| {
         let time =
-            parse_time(text, &TimeRules::default()).map_err(|error| format!("{error}, or 90d or 12h from now"))?;
+            parse_flag_time(text).map_err(|error| format!("{error}; or so long from now, such as 90d or 12h"))?;
         Ok(Expiry::At(time))
     })
 }
@@ -220,7 +223,7 @@ fn create_request(args: &CreateArgs, now: DateTime<Utc>) -> CreateApiKeyRequest 
 async fn create(args: CreateArgs) -> anyhow::Result<ExitCode> {
     let request = create_request(&args, Clock::system().now());
     let (key, token) = match args.direct {
-        true => create_directly(&args.database, &request).await?,
+        true => create_directly(&args, &request).await?,
         false => {
             let mut client = client(&args.connect).await?;
             let answer = client.create_api_key(args.connect.request(request, CALL_SECONDS)).await;
@@ -233,16 +236,16 @@ async fn create(args: CreateArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// Makes a key on the database, beside a running server or without one.
-async fn create_directly(
-    settings: &DatabaseSettings,
-    request: &CreateApiKeyRequest,
-) -> anyhow::Result<(ApiKey, String)> {
+async fn create_directly(args: &CreateArgs, request: &CreateApiKeyRequest) -> anyhow::Result<(ApiKey, String)> {
     // Taken, so that a key that is made is shown and our own PostgreSQL is stopped.
     let _stop = signals::asked_to_stop()?;
-    let database = Database::open_beside(settings).await?;
+    let database = Database::open_first(&args.database, args.new_database).await?;
     let made = async {
-        store::migrate(&database.options).await?;
         let pool = command_pool(&database.options);
+        if args.database.database_url.is_some() && !deployment::has_schema(&pool).await? {
+            eprintln!("note: {} has no tables of meterd yet: making them", database.describe());
+        }
+        store::migrate(&database.options).await?;
         let caller = Caller {
             kind: ActorKind::Database,
             id: String::new(),
@@ -287,17 +290,8 @@ fn key_id(text: &str) -> String {
 
 async fn list(args: ListArgs) -> anyhow::Result<ExitCode> {
     let mut client = client(&args.connect).await?;
-    let (mut keys, mut page_token) = (vec![], String::new());
-    loop {
-        let request = ListApiKeysRequest { live_only: args.live, page_size: PAGE_SIZE, page_token };
-        let answer = client.list_api_keys(args.connect.request(request, CALL_SECONDS)).await;
-        let page = answer.map_err(|status| connect::status_error(&status))?.into_inner();
-        keys.extend(page.api_keys);
-        page_token = page.next_page_token;
-        if page_token.is_empty() {
-            break;
-        }
-    }
+    let keys = named::all(&mut client, &args.connect, args.live).await;
+    let keys = keys.map_err(|status| connect::status_error(&status))?;
     match args.json {
         true => keys.iter().for_each(|key| println!("{}", to_json(key))),
         false => to_table(&keys, Clock::system().now()).iter().for_each(|line| println!("{line}")),
@@ -314,12 +308,18 @@ async fn rotate(args: RotateArgs) -> anyhow::Result<ExitCode> {
         request_id: String::new(),
     };
     let mut client = client(&args.connect).await?;
-    let answer = client.rotate_api_key(args.connect.request(request, CALL_SECONDS)).await;
-    let answer = answer.map_err(|status| connect::status_error(&status))?.into_inner();
-    show_new(&args.shown, &answer.api_key.unwrap_or_default(), &answer.token, None);
+    let takes_the_olds_life = request.expire_time.is_none();
+    let answer = match client.rotate_api_key(args.connect.request(request, CALL_SECONDS)).await {
+        Ok(answer) => answer.into_inner(),
+        Err(status) => return Err(named::error(&mut client, &args.connect, &status, &args.key_id).await),
+    };
+    let (new, old) = (answer.api_key.unwrap_or_default(), answer.old_api_key.unwrap_or_default());
+    show_new(&args.shown, &new, &answer.token, None);
     if !args.shown.json && !args.shown.quiet {
-        let old = answer.old_api_key.unwrap_or_default();
         println!("old key  {} is good until {}", old.key_id, time_text(old.expire_time.as_ref()));
+    }
+    if takes_the_olds_life && let Some(note) = named::shortened(&mut client, &args.connect, &new, &old).await {
+        eprintln!("note: {note}");
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -327,8 +327,10 @@ async fn rotate(args: RotateArgs) -> anyhow::Result<ExitCode> {
 async fn revoke(args: RevokeArgs) -> anyhow::Result<ExitCode> {
     let mut client = client(&args.connect).await?;
     let request = args.connect.request(RevokeApiKeyRequest { key_id: key_id(&args.key_id) }, CALL_SECONDS);
-    let answer = client.revoke_api_key(request).await.map_err(|status| connect::status_error(&status))?;
-    let key = answer.into_inner().api_key.unwrap_or_default();
+    let key = match client.revoke_api_key(request).await {
+        Ok(answer) => answer.into_inner().api_key.unwrap_or_default(),
+        Err(status) => return Err(named::error(&mut client, &args.connect, &status, &args.key_id).await),
+    };
     println!("{} ({}) is revoked since {}", key.key_id, key.name, time_text(key.revoke_time.as_ref()));
     Ok(ExitCode::SUCCESS)
 }

@@ -16,7 +16,7 @@ const CALL_SECONDS: u64 = 30;
 const TEST_SECONDS: u64 = 120;
 /// Most notifications of one call.
 const PAGE_SIZE: i32 = 1_000;
-/// Most characters of a target or an error in the table.
+/// Most characters of a target in the table. The reason of a failure is the last column, and whole.
 const CELL_CHARS_MAX: usize = 60;
 
 /// Show notifications, try one again that was given up, or test channels
@@ -188,7 +188,7 @@ fn to_table(notifications: &[Notification]) -> Vec<String> {
             notification.alert_count.to_string(),
             notification.attempt_count.to_string(),
             notification.notification_id.clone(),
-            cell(&notification.last_error),
+            notification.last_error.clone(),
         ]);
     }
     table(&rows, &[false, false, false, false, false, true, true])

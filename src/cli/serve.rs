@@ -8,6 +8,7 @@ use crate::config::{Access, AuthMode, Settings};
 use crate::database::Database;
 use crate::{net, preflight};
 use std::io::Write;
+use std::net::SocketAddr;
 use std::process::ExitCode;
 
 /// Arguments of `serve`.
@@ -52,16 +53,14 @@ async fn serve(settings: Settings, database: &Database, shutdown: impl Future<Ou
 }
 
 /// Who may call.
-fn access(settings: &Settings) -> &'static str {
-    match settings.auth.auth {
-        AuthMode::Off => {
-            if settings.insecure_listen {
-                "anybody who reaches it may call"
-            } else {
-                "anybody on this machine may call"
-            }
-        }
-        AuthMode::Keys => "every call needs an API key",
+fn access(settings: &Settings, grpc: SocketAddr) -> &'static str {
+    let asks_for_certificates = settings.net.tls_client_ca.is_some();
+    match (settings.auth.auth, asks_for_certificates) {
+        (AuthMode::Keys, true) => "every call needs an API key, every connection a certificate of --tls-client-ca",
+        (AuthMode::Keys, false) => "every call needs an API key",
+        (AuthMode::Off, true) => "whoever has a certificate of --tls-client-ca may call",
+        (AuthMode::Off, false) if grpc.ip().is_loopback() => "anybody on this machine may call",
+        (AuthMode::Off, false) => "anybody who reaches it may call",
     }
 }
 
@@ -84,7 +83,7 @@ fn greet(app: &app::App, database: &Database) {
     let (meterd, flags) = (hints::program(), &reach.flags);
     let mut lines = vec![
         format!("meterd {} is ready", env!("CARGO_PKG_VERSION")),
-        format!("  gRPC     {grpc}   ({})", access(settings)),
+        format!("  gRPC     {grpc}   ({})", access(settings, grpc)),
         format!("  health   {0}/readyz   metrics {0}/metrics", reach.http),
         format!("  data     {}", database.describe()),
         String::new(),

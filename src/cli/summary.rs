@@ -31,7 +31,8 @@ const SERVICE_COLUMNS_MAX: usize = 5;
 /// Show who costs what: all clients of a month, the costliest first
 ///
 /// With cost by service, the change against the month before, and where the current month ends. What was recorded in the
-/// last seconds may be missing: the answer says up to when it is complete.
+/// last seconds may be missing: the answer says up to when it is complete. A month without usage is an error, unless
+/// --allow-empty is given.
 #[derive(Args, Clone, Debug)]
 pub struct SummaryArgs {
     /// The month, such as 2026-11; each client's own [default: the current one]
@@ -43,6 +44,9 @@ pub struct SummaryArgs {
     /// Bring the summaries up to date first; takes an admin key
     #[arg(long)]
     pub refresh: bool,
+    /// Succeed where nobody has usage in the month; CSV is then a header, JSON nothing
+    #[arg(long)]
+    pub allow_empty: bool,
     /// Print CSV, with exact amounts and a column for each service
     #[arg(long, conflicts_with = "json")]
     pub csv: bool,
@@ -87,22 +91,37 @@ pub async fn run(args: SummaryArgs) -> anyhow::Result<ExitCode> {
         done.map_err(|status| connect::status_error(&status))?;
     }
     let overview = read_whole(&args, &mut usage, &month).await?;
+    let is_empty = overview.clients.is_empty();
+    if is_empty && !args.allow_empty {
+        return Err(nothing_to_show(&args, &channel).await);
+    }
     if args.json {
         overview.clients.iter().for_each(|row| println!("{}", to_json(&row.message)));
     } else if args.csv {
         println!("{}", sheet::lines(&overview.to_csv()?));
-    } else if overview.clients.is_empty() {
-        let client = (!args.client.is_empty()).then_some(args.client.as_str());
-        let months = hints::months_with_usage(&args.connect, &channel, client, None).await;
-        let month = args.month.unwrap_or_else(|| Month::of(day_of(Clock::system().now(), chrono_tz::UTC)));
-        match months.contains(&month.to_string()) {
-            true => println!("the summaries of {month} are not made yet: try again in a minute, or give --refresh"),
-            false => println!("no usage in {month}; {}", hints::elsewhere(&months)),
-        }
+    } else if is_empty {
+        println!("{}", why_empty(&args, &channel).await);
     } else {
         overview.to_text()?.iter().for_each(|line| println!("{line}"));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The error of a month without a summary: a report of nothing would pass for one of no costs.
+async fn nothing_to_show(args: &SummaryArgs, channel: &Connection) -> anyhow::Error {
+    anyhow::anyhow!("nothing to show: {}. --allow-empty makes this no error", why_empty(args, channel).await)
+}
+
+/// Why there is nothing, and what there is instead.
+async fn why_empty(args: &SummaryArgs, channel: &Connection) -> String {
+    let client = (!args.client.is_empty()).then_some(args.client.as_str());
+    let months = hints::months_with_usage(&args.connect, channel, client, None).await;
+    let month = args.month.unwrap_or_else(|| Month::of(day_of(Clock::system().now(), chrono_tz::UTC)));
+    if months.contains(&month.to_string()) {
+        return format!("the summaries of {month} are not made yet: try again in a minute, or give --refresh");
+    }
+    let whose = client.map(|client| format!(" of client {client:?}")).unwrap_or_default();
+    format!("no usage{whose} in {month}; {}", hints::elsewhere(&months))
 }
 
 /// Reads all pages, again if a client was missed: one whose cost changes may move from a page to come to one that was read.

@@ -78,6 +78,14 @@ pub fn usual_forms() -> &'static str {
      20261120 and 20261120101500, and spreadsheet dates such as 46346.5"
 }
 
+/// Parses the time of a flag, in any of the usual forms; without an offset it is in UTC. There is no flag for another form.
+pub fn parse_flag_time(text: &str) -> Result<Timestamp, String> {
+    parse_time(text, &TimeRules::default()).map_err(|error| {
+        let rule = error.split("; give --time-format").next().unwrap_or_default();
+        rule.trim_end_matches("; see --time-format").to_owned()
+    })
+}
+
 /// Parses one time; without an offset it is in the zone of the rules, or in UTC.
 pub fn parse_time(text: &str, rules: &TimeRules) -> Result<Timestamp, String> {
     let time = read_time(text, rules.format.as_deref())?.written.in_zone(rules.zone.unwrap_or(Tz::UTC))?;

@@ -12,7 +12,7 @@ use tonic::{Code, Status};
 
 use super::connect::{self, ConnectArgs, Connection};
 use super::retry::Backoff;
-use super::time::{TimeRules, parse_time};
+use super::time::parse_flag_time;
 use super::{decimal, json as metadata_json};
 use crate::proto::usage_service_client::UsageServiceClient;
 use crate::proto::{EventOutcome, TrackUsageRequest, UnpricedReason, UsageEvent, UsageResult};
@@ -55,7 +55,7 @@ pub struct TrackArgs {
     #[arg(long, value_name = "DECIMAL", value_parser = decimal::quantity)]
     pub amount: Option<String>,
     /// When it was used, such as 2026-11-21T10:00:00Z [default: now]
-    #[arg(long, value_name = "TIME", value_parser = parse_event_time)]
+    #[arg(long, value_name = "TIME", value_parser = parse_flag_time)]
     pub time: Option<prost_types::Timestamp>,
     /// Idempotency key [default: a random one]
     #[arg(long, value_name = "KEY")]
@@ -69,7 +69,8 @@ pub struct TrackArgs {
     /// Anything else, a JSON object
     #[arg(long, value_name = "JSON", value_parser = metadata_json::metadata)]
     pub metadata: Option<prost_types::Struct>,
-    /// How long to try again when the server goes away or is full; one that is not there at first is told at once
+    /// How long to try in all, calls under way included, when the server goes away, is full or hangs. 0: one try. A server that
+    /// is not there at first is told at once
     #[arg(long, default_value_t = 15, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=3_600))]
     pub retry_seconds: u64,
     /// Print the result as JSON
@@ -115,17 +116,30 @@ async fn track(
     args: &TrackArgs,
     event: UsageEvent,
 ) -> Result<UsageResult, Status> {
-    let mut backoff = Backoff::new(Duration::from_secs(args.retry_seconds));
+    let budget = Duration::from_secs(args.retry_seconds);
+    let give_up_at = Instant::now() + budget;
+    let call_limit = Duration::from_secs(args.connect.timeout.unwrap_or(CALL_SECONDS));
+    let mut backoff = Backoff::new(budget);
     loop {
-        let request = TrackUsageRequest { event: Some(event.clone()) };
-        let status = match client.track_usage(args.connect.request(request, CALL_SECONDS)).await {
+        let limit = match args.retry_seconds {
+            0 => call_limit,
+            _ => call_limit.min(give_up_at.saturating_duration_since(Instant::now())),
+        };
+        let mut request = tonic::Request::new(TrackUsageRequest { event: Some(event.clone()) });
+        request.set_timeout(limit);
+        // The limit of a call does not count the time until its connection is made again.
+        let answer = tokio::time::timeout(limit, client.track_usage(request)).await;
+        let answer = answer.unwrap_or_else(|_| {
+            Err(Status::deadline_exceeded(format!("no answer within {} s", limit.as_secs_f32().round())))
+        });
+        let status = match answer {
             Ok(response) => return Ok(response.into_inner().result.unwrap_or_default()),
             Err(status) if connect::is_retryable(&status) => status,
             Err(status) => return Err(status),
         };
         match backoff.next_wait(Instant::now(), connect::retry_delay(&status)) {
-            Some(wait) => tokio::time::sleep(wait).await,
-            None => return Err(status),
+            Some(wait) if Instant::now() + wait < give_up_at => tokio::time::sleep(wait).await,
+            _ => return Err(status),
         }
     }
 }
@@ -163,10 +177,6 @@ fn event_of(args: &TrackArgs) -> anyhow::Result<UsageEvent> {
 
 fn random_key() -> String {
     format!("track-{:032x}", rand::random::<u128>())
-}
-
-fn parse_event_time(text: &str) -> Result<prost_types::Timestamp, String> {
-    parse_time(text, &TimeRules::default())
 }
 
 fn outcome_name(result: &UsageResult) -> &'static str {

@@ -30,6 +30,9 @@ pub struct VerifyArgs {
     /// Only this month, such as 2026-11
     #[arg(long, value_name = "YYYY-MM", value_parser = parse_month)]
     pub month: Option<Month>,
+    /// Succeed where there is nothing to verify, as in a new database
+    #[arg(long)]
+    pub allow_empty: bool,
 }
 
 /// Clients that are compared at once: enough that their events are read in the order in which they lie, few enough that what
@@ -53,16 +56,28 @@ const CLIENTS_COMPARED_MAX: i64 = 10_000;
 /// Months that are named where there is nothing in the one that was asked for.
 const MONTHS_SHOWN_MAX: i64 = 6;
 
-/// Verifies, prints every difference, and exits with 1 if there is one. To verify nothing is an error.
+impl Verified {
+    /// Whether there was nothing to compare: that proves nothing.
+    fn is_empty(&self) -> bool {
+        self.client_months == 0 && self.closed_client_months == 0 && self.differences == 0
+    }
+}
+
+/// Verifies, prints every difference, and exits with 1 if there is one. To verify nothing is an error, unless it is allowed.
 pub async fn run(args: VerifyArgs) -> anyhow::Result<ExitCode> {
     let stop = signals::asked_to_stop()?;
     let database = Database::open_existing(&args.database).await?;
     let pool = command_pool(&database.options);
-    let verified = signals::unless_stopped(stop, verify_selected(&pool, args.client.as_deref(), args.month)).await;
+    let verified = signals::unless_stopped(stop, verify_selected(&pool, &args)).await;
     let verified = database.explained(verified);
     pool.close().await;
     database.close().await?;
-    let Verified { client_months, closed_client_months, events, differences } = verified?;
+    let verified = verified?;
+    let Verified { client_months, closed_client_months, events, differences } = verified;
+    if verified.is_empty() {
+        println!("nothing to verify: there are no events");
+        return Ok(ExitCode::SUCCESS);
+    }
     if closed_client_months > 0 {
         println!("{closed_client_months} client-months are closed and not compared");
     }
@@ -70,16 +85,14 @@ pub async fn run(args: VerifyArgs) -> anyhow::Result<ExitCode> {
     Ok(if differences == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-async fn verify_selected(pool: &PgPool, client: Option<&str>, month: Option<Month>) -> anyhow::Result<Verified> {
+async fn verify_selected(pool: &PgPool, args: &VerifyArgs) -> anyhow::Result<Verified> {
     ensure!(
         deployment::has_schema(pool).await?,
         "the database has no tables of meterd: check --database-url (DATABASE_URL) and --data-dir (METERD_DATA_DIR)"
     );
-    let verified = verify_all(pool, client, month).await?;
-    let is_empty = verified.client_months == 0 && verified.closed_client_months == 0;
-    // A whole database may be empty; what was asked for by name must be there.
-    if is_empty && (client.is_some() || month.is_some()) {
-        return Err(nothing_to_verify(pool, client, month).await?);
+    let verified = verify_all(pool, args.client.as_deref(), args.month).await?;
+    if verified.is_empty() && !args.allow_empty {
+        return Err(nothing_to_verify(pool, args.client.as_deref(), args.month).await?);
     }
     Ok(verified)
 }
@@ -97,7 +110,10 @@ async fn nothing_to_verify(pool: &PgPool, client: Option<&str>, month: Option<Mo
     let whose = client.map_or("no client".to_owned(), |client| format!("client {client:?}"));
     let has = if client.is_some() { "has no usage" } else { "has usage" };
     let when = month.map_or(String::new(), |month| format!(" in {month}"));
-    Ok(anyhow!("nothing to verify: {whose} {has}{when}; {}", hints::elsewhere(&hints::month_texts(&months))))
+    Ok(anyhow!(
+        "nothing to verify: {whose} {has}{when}; {}. --allow-empty makes this no error",
+        hints::elsewhere(&hints::month_texts(&months))
+    ))
 }
 
 /// Verifies some clients after the other, each lot in one snapshot of its own, and prints what differs.

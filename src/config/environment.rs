@@ -7,8 +7,11 @@ use std::ffi::OsString;
 const PREFIX: &str = "METERD_";
 /// Names the settings file; declared by a flag that is in no file.
 const CONFIG: &str = "METERD_CONFIG";
-/// A name of another prefix that differs from a variable's in so few characters is a slip: METERED_AUTH.
+/// A name of another prefix that differs from a variable's in so few characters is a slip: METERED_AUTH, MTERD_AUHT.
 const SLIPS_MAX: usize = 2;
+/// And its prefix in so few: METRO_LOG is another program's.
+const PREFIX_SLIPS_MAX: usize = 1;
+const DATABASE_URL: &str = "DATABASE_URL";
 
 /// What is wrong with each variable of the environment that seems to mean a setting.
 pub fn wrong_variables(command: &Command, variables: impl Iterator<Item = (OsString, OsString)>) -> Vec<String> {
@@ -24,7 +27,9 @@ pub fn wrong_variables(command: &Command, variables: impl Iterator<Item = (OsStr
         } else {
             Some(slip(&catalogue, name)?)
         };
-        Some(format!("{name}: no setting has this environment variable{}; unset or rename it", did_you_mean(meant)))
+        let meant = did_you_mean(meant);
+        let fix = if meant.is_empty() { "; unset or rename it" } else { " Unset or rename it" };
+        Some(format!("{name}: no setting has this environment variable{meant}{fix}"))
     });
     let mut wrong: Vec<_> = wrong.collect();
     wrong.sort();
@@ -36,14 +41,34 @@ pub fn opens_a_database(command: &Command, name: &str) -> bool {
     Catalogue::of(command).find("database_url").is_some_and(|setting| setting.is_of(name))
 }
 
-/// The variable that a name of another prefix means: METERED_AUTH, METER_AUTH, METERDAUTH.
+/// The variable that a name of another prefix means: METERED_AUTH, METER_AUTH, MTERD_AUTH, METRED_AUTH, METERDAUTH.
 fn slip<'a>(catalogue: &'a Catalogue, name: &str) -> Option<&'a str> {
     let name = name.to_uppercase();
+    let prefix = name.split_inclusive('_').next().unwrap_or_default();
+    let is_near = strsim::damerau_levenshtein(prefix, PREFIX) <= PREFIX_SLIPS_MAX || name.starts_with("METERD");
     let near = |variable: &&str| {
-        let differs = strsim::damerau_levenshtein(&name, variable);
-        variable.starts_with(PREFIX) && name.starts_with("MET") && differs <= SLIPS_MAX
+        variable.starts_with(PREFIX) && is_near && strsim::damerau_levenshtein(&name, variable) <= SLIPS_MAX
     };
     catalogue.iter().map(|setting| setting.variable.as_str()).chain([CONFIG]).find(near)
+}
+
+/// Variables that seem to mean DATABASE_URL: of a name like it, and with the URL of a PostgreSQL database. Without a choice of
+/// a database, meterd would make one of its own instead.
+pub fn meant_urls(variables: impl Iterator<Item = (OsString, OsString)>) -> Vec<String> {
+    let wrong = variables.filter_map(|(name, value)| {
+        let (name, value) = (name.to_str()?, value.to_string_lossy());
+        let differs = strsim::damerau_levenshtein(&name.to_uppercase(), DATABASE_URL);
+        let is_url = ["postgres://", "postgresql://"].iter().any(|scheme| value.starts_with(scheme));
+        (is_url && differs <= SLIPS_MAX && name != DATABASE_URL).then(|| {
+            format!(
+                "{name}: no setting has this environment variable; did you mean {DATABASE_URL}? Rename it, or give \
+                 --data-dir for meterd's own PostgreSQL"
+            )
+        })
+    });
+    let mut wrong: Vec<_> = wrong.collect();
+    wrong.sort();
+    wrong
 }
 
 /// Kubernetes sets these in each container for a service named meterd or meterd-…; they are nobody's mistake.
@@ -83,6 +108,11 @@ mod tests {
             ("METERD_TLS_CRET", "METERD_TLS_CERT"),
             ("METERD_HTTP_LISTN", "METERD_HTTP_LISTEN"),
             ("METERD_RETENTION_MONTH", "METERD_RETENTION_MONTHS"),
+            ("MTERD_AUTH", "METERD_AUTH"),
+            ("METRED_AUTH", "METERD_AUTH"),
+            ("METERDAUTH", "METERD_AUTH"),
+            ("METRED_TLS_CRET", "METERD_TLS_CERT"),
+            ("EMTERD_HTTP_LISTEN", "METERD_HTTP_LISTEN"),
         ] {
             let said = wrong(name, "x");
             assert!(said.len() == 1 && said[0].contains(&format!("did you mean {meant}?")), "{name}: {said:?}");
@@ -97,6 +127,11 @@ mod tests {
             ("METERD_CONFIG", "/etc/meterd.toml"),
             ("DATABASE_URL", "postgres://"),
             ("METRICS_PORT", "1"),
+            ("METRO_LISTEN", "1"),
+            ("METEOR_CURRENCY", "EUR"),
+            ("METEO_LISTEN", "1"),
+            ("AUTH", "off"),
+            ("HTTP_LISTEN", "1"),
             ("HOME", "/root"),
             ("METERD_PORT", "tcp://10.0.0.1:50051"),
             ("METERD_SERVICE_HOST", "10.0.0.1"),
@@ -105,6 +140,25 @@ mod tests {
             ("METERD_PORT_50051_TCP_ADDR", "10.0.0.1"),
             ("METERD_PORT_50051_TCP_PORT", "50051"),
             ("METERD_HTTP_SERVICE_HOST", "10.0.0.1"),
+        ] {
+            assert_eq!(wrong(name, value), Vec::<String>::new(), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_misspelt_database_url_is_named_and_variables_of_others_are_not() {
+        let wrong = |name: &str, value: &str| meant_urls(std::iter::once((name.into(), value.into())));
+        for name in ["DATABSE_URL", "DATABASE_ULR", "DATABASEURL", "database_url", "DATABASE_URI", "DATABASES_URL"] {
+            let said = wrong(name, "postgres://u:hunter2@localhost/db");
+            assert!(said.len() == 1 && said[0].contains("did you mean DATABASE_URL?"), "{name}: {said:?}");
+            assert!(!said[0].contains("hunter2"));
+        }
+        for (name, value) in [
+            ("DATABASE_URL", "postgres://localhost/db"),
+            ("DATABASE_URI", "mysql://localhost/db"),
+            ("DATABSE_URL", ""),
+            ("TEST_DATABASE_URL", "postgres://localhost/db"),
+            ("POSTGRES_URL", "postgres://localhost/db"),
         ] {
             assert_eq!(wrong(name, value), Vec::<String>::new(), "{name}");
         }

@@ -1,8 +1,11 @@
 //! The settings file: TOML with the keys of settings, and nothing else in it.
 
 use super::declared::{Catalogue, Declared, Kind, did_you_mean};
+use super::effective::{MASK, is_mask};
+use super::toml_fault;
 use clap::error::{ContextKind, ContextValue};
-use clap::{Arg, Command};
+use clap::parser::ValueSource;
+use clap::{Arg, ArgMatches, Command};
 use std::collections::BTreeMap;
 use std::error::Error as _;
 use std::path::{Path, PathBuf};
@@ -11,10 +14,14 @@ use toml::de::{DeTable, DeValue};
 /// The command whose settings every file may have: other commands use the file of their server.
 const SERVE: &str = "serve";
 
+const EMPTY: &str = "must not be empty; remove it to leave it unset";
+
 /// A file that was read, with nothing wrong in it by itself.
 pub struct SettingsFile {
     path: PathBuf,
     entries: BTreeMap<String, Entry>,
+    /// Keys whose values `--print-config` did not show, and their lines.
+    masked: BTreeMap<String, usize>,
 }
 
 struct Entry {
@@ -32,15 +39,20 @@ impl SettingsFile {
         );
         let text = std::fs::read_to_string(path)
             .map_err(|error| anyhow::anyhow!("--config: the settings file {shown} cannot be read: {error}"))?;
-        let table = DeTable::parse(&text).map_err(|error| not_toml(path, &text, &error))?;
+        let (table, errors) = DeTable::parse_recoverable(&text);
         let catalogue = Catalogue::of(command);
-        let mut file = Self { path: path.to_owned(), entries: BTreeMap::new() };
+        let mut file = Self { path: path.to_owned(), entries: BTreeMap::new(), masked: BTreeMap::new() };
+        file.refuse_at(toml_fault::faults(&catalogue, &text, &errors), ", ")?;
         let mut faults = vec![];
         let mut keys: Vec<_> = table.get_ref().iter().collect();
         keys.sort_by_key(|(key, _)| key.span().start);
         for (key, value) in keys {
             let line = line_of(&text, key.span().start);
             let (key, value) = (key.get_ref().as_ref(), value.get_ref());
+            if let Some(setting) = catalogue.find(key).filter(|_| is_mask(value)) {
+                file.masked.insert(setting.id.clone(), line);
+                continue;
+            }
             let taken = entry(&catalogue, key, value).and_then(|(id, values)| match file.entries.get(&id) {
                 Some(before) => Err(format!("{key}: is set on line {} already; remove one of the two", before.line)),
                 None => Ok((id, values)),
@@ -75,9 +87,29 @@ impl SettingsFile {
         self.refuse(foreign.collect())
     }
 
+    /// Refuses a file that `--print-config` wrote without a secret which the command needs, and is not given elsewhere.
+    pub fn check_masks(&self, matches: &ArgMatches, command: &Command) -> anyhow::Result<()> {
+        let catalogue = Catalogue::of(command);
+        let is_missing = |id: &str| {
+            let given = [Some(ValueSource::CommandLine), Some(ValueSource::EnvVariable)];
+            matches.try_contains_id(id).is_ok() && !given.contains(&matches.value_source(id))
+        };
+        let missing = self.masked.iter().filter(|(id, _)| is_missing(id)).filter_map(|(id, line)| {
+            let variable = &catalogue.find(id)?.variable;
+            let fault = format!("{id}: {MASK:?} stands for a value that --print-config does not show");
+            Some((*line, format!("{fault}; write the value here, or remove the line and set {variable}")))
+        });
+        self.refuse(missing.collect())
+    }
+
     /// Where a setting is in the file.
     pub fn line_of(&self, id: &str) -> Option<usize> {
-        self.entries.get(id).map(|entry| entry.line)
+        self.entries.get(id).map(|entry| entry.line).or_else(|| self.masked.get(id).copied())
+    }
+
+    /// Whether a setting is in the file without its value.
+    pub fn is_masked(&self, id: &str) -> bool {
+        self.masked.contains_key(id)
     }
 
     /// The file.
@@ -85,9 +117,14 @@ impl SettingsFile {
         &self.path
     }
 
-    fn refuse(&self, mut faults: Vec<(usize, String)>) -> anyhow::Result<()> {
+    fn refuse(&self, faults: Vec<(usize, String)>) -> anyhow::Result<()> {
+        self.refuse_at(faults, ": ")
+    }
+
+    fn refuse_at(&self, mut faults: Vec<(usize, String)>, separator: &str) -> anyhow::Result<()> {
         faults.sort();
-        let lines = faults.iter().map(|(line, fault)| format!("{}, line {line}: {fault}", self.path.display()));
+        let line = |(line, fault): &(usize, String)| format!("{}, line {line}{separator}{fault}", self.path.display());
+        let lines = faults.iter().map(line);
         let lines: Vec<_> = lines.collect();
         anyhow::ensure!(lines.is_empty(), "{}", lines.join("\n"));
         Ok(())
@@ -163,13 +200,18 @@ fn type_name(value: &DeValue<'_>) -> &'static str {
 }
 
 /// Has the flag's own rules say what is wrong with a value.
-fn check_value(setting: &Declared, value: &str) -> Result<(), String> {
+pub(super) fn check_value(setting: &Declared, value: &str) -> Result<(), String> {
     let arg = setting.arg.clone().env(None).global(false);
     let flag = format!("--{}={value}", setting.flag);
     let parsed = Command::new("meterd").disable_help_flag(true).arg(arg).try_get_matches_from(["meterd", &flag]);
     let Err(error) = parsed else { return Ok(()) };
     if let Some(cause) = error.source() {
-        return Err(cause.to_string());
+        let is_no_number = setting.kind == Kind::Number && value.parse::<i64>().is_err();
+        return Err(match is_no_number {
+            true if value.is_empty() => EMPTY.to_owned(),
+            true => format!("must be a whole number, got {value:?}"),
+            false => cause.to_string(),
+        });
     }
     let names = |kind| match error.get(kind) {
         Some(ContextValue::Strings(names)) => names.clone(),
@@ -180,21 +222,9 @@ fn check_value(setting: &Declared, value: &str) -> Result<(), String> {
     let rule = if valid.is_empty() { "is not valid".into() } else { format!("must be one of {}", valid.join(", ")) };
     let got = if setting.is_secret { String::new() } else { format!(", got {value:?}") };
     let meant = did_you_mean(names(ContextKind::SuggestedValue).first().map(String::as_str));
-    Err(if value.is_empty() {
-        "must not be empty; remove it to leave it unset".into()
-    } else {
-        format!("{rule}{got}{meant}")
-    })
+    Err(if value.is_empty() { EMPTY.to_owned() } else { format!("{rule}{got}{meant}") })
 }
 
 fn line_of(text: &str, at: usize) -> usize {
     text.get(..at).unwrap_or_default().matches('\n').count() + 1
-}
-
-/// Where a settings file is wrong, without the line itself: it may have a password in it.
-fn not_toml(file: &Path, text: &str, error: &toml::de::Error) -> anyhow::Error {
-    let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
-    let line = before.matches('\n').count() + 1;
-    let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
-    anyhow::anyhow!("{}, line {line}, column {column}: {}", file.display(), error.message())
 }

@@ -79,7 +79,7 @@ impl NotificationSettings {
         let has = |secret: &Option<Secret>| secret.as_ref().is_some_and(|secret| !secret.0.is_empty());
         anyhow::ensure!(
             has(&self.smtp_url) == given(&self.smtp_from).is_some(),
-            "--smtp-url and --smtp-from need each other"
+            "--smtp-url (METERD_SMTP_URL) and --smtp-from (METERD_SMTP_FROM) need each other, and only one is set"
         );
         let parts = [
             given(&self.twilio_account_sid).is_some(),
@@ -88,7 +88,7 @@ impl NotificationSettings {
         ];
         anyhow::ensure!(
             parts.iter().all(|part| *part == parts[0]),
-            "--twilio-account-sid, --twilio-auth-token and --twilio-from need each other"
+            "--twilio-account-sid, --twilio-auth-token and --twilio-from (METERD_TWILIO_…) need each other, and not all are set"
         );
         Ok(())
     }

@@ -68,7 +68,7 @@ pub fn explained(error: anyhow::Error, options: &PgConnectOptions) -> anyhow::Er
 }
 
 /// The database as its URL names it, without the password.
-fn place(options: &PgConnectOptions) -> String {
+pub fn place(options: &PgConnectOptions) -> String {
     let database = options.get_database().unwrap_or(options.get_username());
     format!("database {database} on {}", server(options))
 }
@@ -102,7 +102,11 @@ fn fix(error: &sqlx::Error, options: &PgConnectOptions) -> Option<String> {
 fn fix_by_code(code: &str, message: &str, options: &PgConnectOptions) -> Option<String> {
     let (user, database) = (options.get_username(), options.get_database().unwrap_or(options.get_username()));
     Some(match code {
-        "28P01" => "correct the user and the password in DATABASE_URL".to_owned(),
+        "28P01" => {
+            "correct the user and the password in DATABASE_URL; if none is there, PGPASSWORD or ~/.pgpass has it, a \
+                    file that only its owner may read"
+                .to_owned()
+        }
         "28000" if message.contains("pg_hba.conf") => {
             let encryption = match options.get_ssl_mode() {
                 PgSslMode::Disable | PgSslMode::Allow => {

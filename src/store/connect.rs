@@ -4,7 +4,7 @@ use super::cause::READ_ONLY_FIX;
 use chrono::{DateTime, Utc};
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
-use sqlx::{Connection, Executor};
+use sqlx::{Connection, Executor, Row};
 use std::time::{Duration, Instant};
 
 /// Numbered SQL in `migrations/`, compiled in.
@@ -67,9 +67,9 @@ pub enum UnfitDatabase {
     Database(#[from] sqlx::Error),
 }
 
-/// Connection options with every timeout set.
+/// Connection options with every timeout set; an error says what is wrong with the URL.
 pub fn options(url: &str) -> sqlx::Result<PgConnectOptions> {
-    let options: PgConnectOptions = url.parse()?;
+    let options = super::url::parse(url).map_err(|wrong| sqlx::Error::Configuration(wrong.into()))?;
     Ok(options.application_name("meterd").options([
         ("lock_timeout", LOCK_TIMEOUT_MS),
         ("statement_timeout", STATEMENT_TIMEOUT_MS),
@@ -137,8 +137,10 @@ pub fn guarded(options: PgPoolOptions) -> PgPoolOptions {
         Box::pin(async move {
             // One round trip. A lone ROLLBACK would be a warning in the server's log each time there is nothing to roll
             // back; BEGIN warns only where there is. In a failed transaction it is an error, and the connection is closed.
-            conn.execute("BEGIN; ROLLBACK").await?;
-            Ok(true)
+            let state = sqlx::raw_sql("BEGIN; ROLLBACK; SHOW transaction_read_only").fetch_all(conn).await?;
+            // A session that began while the database took no writes would refuse them after that, too.
+            let is_read_only = state.first().is_some_and(|row| row.try_get(0).is_ok_and(|state: String| state == "on"));
+            Ok(!is_read_only)
         })
     })
 }
@@ -223,9 +225,54 @@ pub async fn migrate(options: &PgConnectOptions) -> Result<(), MigrateError> {
     Ok(())
 }
 
-/// Whether the database answers.
-pub async fn ping(pool: &PgPool) -> sqlx::Result<()> {
-    sqlx::query!("SELECT 1 AS one").fetch_one(pool).await.map(drop)
+/// Whether a database that answers takes writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Writes {
+    Taken,
+    /// Refused by the setting default_transaction_read_only.
+    ReadOnly,
+    /// Refused by a standby.
+    Standby,
+}
+
+/// Asks a database whether it takes writes in sessions that begin now. It keeps its connection only for a while: a session
+/// remembers the settings with which it began.
+pub struct Probe {
+    options: PgConnectOptions,
+    conn: Option<(PgConnection, Instant)>,
+}
+
+impl Probe {
+    /// How old a connection may be.
+    const CONNECTION_AGE_MAX: Duration = Duration::from_secs(5);
+
+    /// Of the database that these name.
+    pub fn new(options: &PgConnectOptions) -> Self {
+        Self { options: options.clone().application_name("meterd health"), conn: None }
+    }
+
+    /// Asks once.
+    pub async fn ask(&mut self) -> sqlx::Result<Writes> {
+        let kept = self.conn.take().filter(|(_, since)| since.elapsed() < Self::CONNECTION_AGE_MAX);
+        let (mut conn, since) = match kept {
+            Some(kept) => kept,
+            None => (PgConnection::connect_with(&self.options).await?, Instant::now()),
+        };
+        let asked = sqlx::query!(
+            r#"SELECT pg_is_in_recovery() AS "standby!", current_setting('transaction_read_only')::bool AS "read_only!""#
+        );
+        let answer = asked.fetch_one(&mut conn).await?;
+        let writes = match (answer.standby, answer.read_only) {
+            (true, _) => Writes::Standby,
+            (false, true) => Writes::ReadOnly,
+            (false, false) => Writes::Taken,
+        };
+        // One that is read-only would stay so after the setting has changed.
+        if writes == Writes::Taken {
+            self.conn = Some((conn, since));
+        }
+        Ok(writes)
+    }
 }
 
 /// The database's time.

@@ -33,6 +33,7 @@ pub mod rollups;
 mod rows;
 pub mod summaries;
 pub mod sums;
+pub mod url;
 pub mod usage;
 pub mod verify;
 pub mod verify_keys;

@@ -29,7 +29,34 @@ pub struct WebState {
     /// Who may see the metrics.
     pub auth: Arc<Auth>,
     /// Whether calls are answered.
-    pub ready: watch::Receiver<bool>,
+    pub ready: watch::Receiver<Readiness>,
+}
+
+/// Whether calls are answered, and why not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Readiness {
+    Ready,
+    Starting,
+    Stopping,
+    DatabaseAway,
+    /// The database takes no writes, by a setting.
+    DatabaseReadOnly,
+    /// The database takes no writes, as a standby.
+    DatabaseStandby,
+}
+
+impl Readiness {
+    /// For people and probes.
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Starting => "not ready: the server is starting",
+            Self::Stopping => "not ready: the server is stopping",
+            Self::DatabaseAway => "not ready: the database does not answer",
+            Self::DatabaseReadOnly => "not ready: the database takes no writes: default_transaction_read_only is on",
+            Self::DatabaseStandby => "not ready: the database takes no writes: it is a standby",
+        }
+    }
 }
 
 /// The process's one recorder of metrics; several servers in one process, as in tests, share it.
@@ -117,10 +144,9 @@ pub fn router(state: WebState) -> Router {
 }
 
 async fn ready(State(state): State<WebState>) -> impl IntoResponse {
-    match *state.ready.borrow() {
-        true => (StatusCode::OK, "ready\n"),
-        false => (StatusCode::SERVICE_UNAVAILABLE, "not ready: the database is away or the server is stopping\n"),
-    }
+    let readiness = *state.ready.borrow();
+    let status = if readiness == Readiness::Ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, format!("{}\n", readiness.text()))
 }
 
 /// Who may call with the scope read for all clients sees the metrics: they are about everybody.

@@ -55,13 +55,13 @@ async fn the_summary_of_a_month_has_every_client_with_its_cost_by_service_change
     let json = lines(&succeed(&server, &["summary", "--month=2026-11", "--json"]).await);
     assert_eq!(json[0]["projected_cost"]["amount"], "166.142857142857");
     // A month that is over goes nowhere.
-    let early = succeed(&server, &["summary", "--month=2026-10"]).await;
+    let early = fail(&server, &["summary", "--month=2026-10"]).await;
     assert!(early.contains("the summaries of 2026-10 are not made yet"), "{early}");
     let october = succeed(&server, &["summary", "--month=2026-10", "--refresh"]).await;
     assert!(october.starts_with("2026-10  1 client: 58.30 USD\n") && !october.contains("projected"), "{october}");
     let one = succeed(&server, &["summary", "--month=2026-11", "--client=acme", "--json"]).await;
     assert_eq!(lines(&one)[0]["client_id"], "acme");
-    let none = succeed(&server, &["summary", "--month=2026-09"]).await;
+    let none = fail(&server, &["summary", "--month=2026-09"]).await;
     assert!(none.contains("no usage in 2026-09; there is usage in 2026-11, 2026-10"), "{none}");
     server.stop().await;
 }

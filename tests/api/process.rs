@@ -409,3 +409,38 @@ fn what_people_are_told_to_type_can_be_pasted_with_keys_and_tls() {
     server.signal(Signal::SIGTERM);
     assert!(server.ended().0.success());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_asks_for_certificates_does_not_say_that_anybody_may_call() {
+    let dir = open_dir();
+    let [cert, key] = write_certificate(dir.path());
+    let authority = format!("--tls-client-ca={}", cert.display());
+    let (cert, key) = (format!("--tls-cert={}", cert.display()), format!("--tls-key={}", key.display()));
+    let mut server = Server::start(&[&cert, &key, &authority], |_| ()).await;
+    let greeting = server.greeting();
+    assert!(greeting.contains("(whoever has a certificate of --tls-client-ca may call)"), "{greeting}");
+    assert!(!greeting.contains("anybody"), "{greeting}");
+    server.signal(Signal::SIGTERM);
+    assert!(server.ended().0.success());
+}
+
+#[test]
+fn the_first_key_makes_a_database_where_it_is_asked_to_or_a_directory_is_there_for_it_and_says_so() {
+    let dir = open_dir();
+    let create = |data_dir: &Path, more: &[&str]| {
+        let mut command = meterd(&["keys", "create", "ops", "--scope=admin", "--all-clients", "--direct", "--quiet"]);
+        command.args(more).arg("--data-dir").arg(data_dir).output().unwrap()
+    };
+    let (asked, empty) = (dir.path().join("asked"), dir.path().join("empty"));
+    let refused = create(&asked, &[]);
+    assert!(!refused.status.success() && !asked.exists(), "{}", said(&refused));
+    fs::create_dir(&empty).unwrap();
+    for (data_dir, more) in [(&asked, &["--new-database"][..]), (&empty, &[])] {
+        let made = create(data_dir, more);
+        let note = format!("note: making a new database in {}\n", data_dir.display());
+        let (token, noted) = (String::from_utf8_lossy(&made.stdout), String::from_utf8_lossy(&made.stderr));
+        assert!(made.status.success() && token.starts_with("mtr_") && *noted == note, "{token}{noted}");
+    }
+    let second = create(&asked, &[]);
+    assert_eq!((second.status.success(), second.stderr.len()), (true, 0), "{}", said(&second));
+}

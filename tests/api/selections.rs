@@ -164,7 +164,9 @@ async fn to_export_nothing_is_an_error_that_says_what_was_meant_and_leaves_no_fi
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn to_verify_nothing_is_an_error_that_says_what_there_is() {
     let server = TestServer::start().await;
-    assert_eq!(succeed(&server, &["verify"]).await, "0 client-months, 0 events: 0 differences\n");
+    let said = fail(&server, &["verify"]).await;
+    assert!(said.contains("nothing to verify: no client has usage; there is no usage at all yet"), "{said}");
+    assert_eq!(succeed(&server, &["verify", "--allow-empty"]).await, "nothing to verify: there are no events\n");
     boundaries(&server).await;
     for (words, says) in [
         (&["--client=acem"][..], "no client \"acem\"; did you mean acme?"),
@@ -180,6 +182,39 @@ async fn to_verify_nothing_is_an_error_that_says_what_there_is() {
     }
     let one = succeed(&server, &["verify", "--client=acme", "--month=2026-11"]).await;
     assert_eq!(one, "1 client-months, 3 events: 0 differences\n");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_left_of_events_that_are_gone_is_a_difference_and_not_nothing() {
+    let server = TestServer::start().await;
+    let row = "INSERT INTO idempotency_keys (client_id, idempotency_key, payload_hash, event_time, event_seq)
+               VALUES ('acme', 'ghost', '', now(), 7)";
+    server.client_in("acme", "UTC").await;
+    assert_eq!(server.sql(row).await, 1);
+    for words in [&["verify"][..], &["verify", "--client=acme"], &["verify", "--allow-empty"]] {
+        let output = meterd(&server, words).await;
+        let printed = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{printed}");
+        assert!(printed.ends_with("0 client-months, 0 events: 1 differences\n"), "{printed}");
+    }
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_summary_of_nothing_is_an_error_in_every_form_unless_it_is_allowed() {
+    let server = TestServer::start().await;
+    for form in [&[][..], &["--csv"], &["--json"]] {
+        let summary = [&["summary"], form].concat();
+        let output = meterd(&server, &summary).await;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0), "{form:?}: {said}");
+        assert!(said.contains("nothing to show: no usage in ") && said.contains("no usage at all yet"), "{said}");
+    }
+    let text = succeed(&server, &["summary", "--allow-empty"]).await;
+    assert!(text.starts_with("no usage in "), "{text}");
+    assert_eq!(succeed(&server, &["summary", "--allow-empty", "--csv"]).await.lines().count(), 1);
+    assert_eq!(succeed(&server, &["summary", "--allow-empty", "--json"]).await, "");
     server.stop().await;
 }
 

@@ -179,6 +179,39 @@ async fn an_error_does_not_tell_an_inner_name_from_one_that_is_not_known() {
     server.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn why_a_webhook_failed_is_said_in_plain_words_with_the_true_cause() {
+    let server = server_with(&["--notification-attempts-max=1"]).await;
+    let closed = {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        listener.local_addr().unwrap()
+    };
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let rude = silent.local_addr().unwrap();
+    tokio::spawn(async move {
+        // Reads the request and hangs up.
+        while let Ok((mut connection, _)) = silent.accept().await {
+            let mut bytes = [0; 4096];
+            drop(tokio::io::AsyncReadExt::read(&mut connection, &mut bytes).await);
+        }
+    });
+    let plain = HttpReceiver::start([]).await;
+    let targets = [
+        (format!("http://{closed}/"), "the connection was refused: nothing listens at that port"),
+        (format!("http://{rude}/"), "the receiver closed the connection without an answer"),
+        (format!("https://{}/", plain.address), "the receiver does not speak TLS at that port"),
+        ("http://no-such-host.invalid/".to_owned(), "the host name is not known"),
+    ];
+    set_channels(&server, "", &targets.iter().map(|(target, _)| webhook(target)).collect::<Vec<_>>()).await;
+    raise(&server, "acme").await;
+    let given_up = failed(&server, targets.len()).await;
+    for (target, says) in targets {
+        let of_target = given_up.iter().find(|notification| notification.target == target).unwrap();
+        assert_eq!(of_target.last_error, says, "{target}");
+    }
+    server.stop().await;
+}
+
 /// Names that are not known, and one that the system may know as its own.
 fn meterd_resolver_names() -> Vec<String> {
     let own = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();

@@ -1,6 +1,7 @@
 //! One delivery, by whatever way its channel names.
 
 use super::email::Mailer;
+use super::reason::cleaned;
 use super::sms::Texter;
 use super::text::Told;
 use super::webhook::Poster;
@@ -9,9 +10,6 @@ use crate::config::NotificationSettings;
 use crate::domain::notification::ChannelKind;
 use crate::store::outbox::{DueChannel, Taken};
 use std::time::Duration;
-
-/// Most characters of an error that are kept.
-const ERROR_CHARS_MAX: usize = 500;
 
 /// Why a delivery has failed.
 #[derive(Debug, PartialEq, Eq)]
@@ -98,23 +96,4 @@ impl Courier {
         let done = tokio::time::timeout(self.timeout, sending).await;
         done.unwrap_or_else(|_| Err(Failure::Passing("no answer in time".into())))
     }
-}
-
-/// An error with its causes, as much of it as helps.
-pub fn reason(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(next) = cause {
-        let said = next.to_string();
-        if !text.contains(&said) {
-            text += &format!(": {said}");
-        }
-        cause = next.source();
-    }
-    cleaned(&text)
-}
-
-/// So much of a text as is kept, without control characters: the database takes no NUL.
-fn cleaned(text: &str) -> String {
-    text.chars().take(ERROR_CHARS_MAX).map(|character| if character.is_control() { ' ' } else { character }).collect()
 }

@@ -22,5 +22,11 @@ pub fn reason(error: reqwest::Error) -> String {
     if error.is_timeout() {
         return "no answer in time".into();
     }
-    super::reason(&error.without_url())
+    let is_cut = error.is_request() && !error.is_connect();
+    let reason = super::reason(&error.without_url());
+    // hyper keeps its own words for an end of the connection to itself.
+    match is_cut && reason.contains("connection closed before message completed") {
+        true => "the receiver closed the connection without an answer".into(),
+        false => reason,
+    }
 }

@@ -10,13 +10,15 @@ mod backoff;
 mod courier;
 mod email;
 mod http;
+mod reason;
 mod sms;
 mod target;
 mod text;
 mod webhook;
 
+use courier::Failure;
 pub use courier::{Courier, check};
-use courier::{Failure, reason};
+use reason::reason;
 pub use target::{check_secret, check_target, new_secret};
 
 use crate::config::NotificationSettings;

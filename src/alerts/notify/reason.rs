@@ -1,0 +1,155 @@
+//! Why a delivery has failed, in words for whoever reads the list of notifications: the true cause, without addresses and without
+//! what libraries wrap around it.
+
+use super::address::REFUSED;
+use rustls::CertificateError as Wrong;
+use std::error::Error;
+use std::io::{self, ErrorKind};
+
+/// Most characters of an error that are kept.
+const ERROR_CHARS_MAX: usize = 500;
+/// What the system's resolver says of a name that it does not know.
+const UNKNOWN_NAME: &str = "lookup address information";
+
+/// Why something has failed: its cause in plain words if that is known, else the error with its causes.
+pub fn reason(error: &(dyn Error + 'static)) -> String {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(known) = known(error) {
+            return known;
+        }
+        cause = error.source();
+    }
+    whole(error)
+}
+
+/// An error with its causes, each said once.
+fn whole(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        let said = next.to_string();
+        if !text.contains(&said) {
+            text += &format!(": {said}");
+        }
+        cause = next.source();
+    }
+    cleaned(&text)
+}
+
+/// So much of a text as is kept, without control characters: the database takes no NUL.
+pub fn cleaned(text: &str) -> String {
+    let cleaned = |character: char| if character.is_control() { ' ' } else { character };
+    let mut cleaned: String = text.chars().map(cleaned).take(ERROR_CHARS_MAX + 1).collect();
+    if cleaned.chars().count() > ERROR_CHARS_MAX {
+        cleaned = cleaned.chars().take(ERROR_CHARS_MAX - 1).chain(['…']).collect();
+    }
+    cleaned
+}
+
+/// The words for an error that says the cause itself.
+fn known(error: &(dyn Error + 'static)) -> Option<String> {
+    let text = error.to_string();
+    if error.source().is_none() && text.contains(REFUSED) {
+        return Some(format!("the host {REFUSED}"));
+    }
+    if error.source().is_none() && text.contains(UNKNOWN_NAME) {
+        return Some("the host name is not known".into());
+    }
+    if let Some(error) = error.downcast_ref::<rustls::Error>() {
+        return Some(tls(error));
+    }
+    let error = error.downcast_ref::<io::Error>()?;
+    if let Some(inner) = error.get_ref()
+        && let Some(known) = known(inner)
+    {
+        return Some(known);
+    }
+    Some(match error.kind() {
+        ErrorKind::ConnectionRefused => "the connection was refused: nothing listens at that port".into(),
+        ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted | ErrorKind::BrokenPipe => {
+            "the receiver closed the connection without an answer".into()
+        }
+        ErrorKind::UnexpectedEof => "the receiver closed the connection without an answer".into(),
+        ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => "there is no route to the host".into(),
+        ErrorKind::TimedOut => "no answer in time".into(),
+        _ => return None,
+    })
+}
+
+fn tls(error: &rustls::Error) -> String {
+    match error {
+        rustls::Error::InvalidCertificate(wrong) => format!("the receiver's certificate {}", certificate(wrong)),
+        rustls::Error::InvalidMessage(_) => "the receiver does not speak TLS at that port".into(),
+        rustls::Error::AlertReceived(_) | rustls::Error::PeerIncompatible(_) => {
+            "the receiver refused the TLS handshake".into()
+        }
+        _ => "the TLS handshake failed".into(),
+    }
+}
+
+fn certificate(wrong: &Wrong) -> &'static str {
+    match wrong {
+        Wrong::Expired | Wrong::ExpiredContext { .. } => "has expired",
+        Wrong::NotValidYet | Wrong::NotValidYetContext { .. } => "is not valid yet",
+        Wrong::NotValidForName | Wrong::NotValidForNameContext { .. } => "is for another host name",
+        Wrong::UnknownIssuer => "is signed by an authority that this server does not trust",
+        Wrong::Revoked => "was revoked",
+        Wrong::BadEncoding => "cannot be read",
+        Wrong::BadSignature => "has a wrong signature",
+        // As `openssl req -x509` makes one.
+        Wrong::Other(other) if other.to_string() == "CaUsedAsEndEntity" => {
+            "is that of an authority, as self-signed ones are, and this server does not trust it"
+        }
+        _ => "cannot be trusted",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An error as libraries wrap it.
+    #[derive(Debug, thiserror::Error)]
+    #[error("client error (Connect)")]
+    struct Wrapped(#[source] Box<dyn Error + Send + Sync>);
+
+    fn wrapped(error: impl Into<Box<dyn Error + Send + Sync>>) -> String {
+        reason(&Wrapped(Box::new(Wrapped(error.into()))))
+    }
+
+    #[test]
+    fn the_true_cause_is_said_in_plain_words_and_nothing_else() {
+        let tls = |error: rustls::Error| io::Error::new(ErrorKind::InvalidData, error);
+        let certificate = |wrong| tls(rustls::Error::InvalidCertificate(wrong));
+        let alert = rustls::Error::AlertReceived(rustls::AlertDescription::HandshakeFailure);
+        for (error, says) in [
+            (io::Error::from(ErrorKind::ConnectionRefused), "the connection was refused: nothing listens at that port"),
+            (io::Error::from(ErrorKind::ConnectionReset), "the receiver closed the connection without an answer"),
+            (io::Error::from(ErrorKind::HostUnreachable), "there is no route to the host"),
+            (
+                io::Error::other("failed to lookup address information: Name or service not known"),
+                "the host name is not known",
+            ),
+            (certificate(Wrong::Expired), "the receiver's certificate has expired"),
+            (
+                certificate(Wrong::UnknownIssuer),
+                "the receiver's certificate is signed by an authority that this server does not trust",
+            ),
+            (certificate(Wrong::NotValidForName), "the receiver's certificate is for another host name"),
+            (certificate(Wrong::ApplicationVerificationFailure), "the receiver's certificate cannot be trusted"),
+            (tls(alert), "the receiver refused the TLS handshake"),
+            (tls(rustls::Error::DecryptError), "the TLS handshake failed"),
+        ] {
+            assert_eq!(wrapped(error), says);
+        }
+        assert_eq!(wrapped(REFUSED), format!("the host {REFUSED}"));
+    }
+
+    #[test]
+    fn an_error_that_is_not_known_is_said_with_its_causes_and_cut_with_a_sign() {
+        assert_eq!(wrapped("550 no such user\0"), "client error (Connect): 550 no such user ");
+        let cut = cleaned(&"x".repeat(600));
+        assert!(cut.chars().count() == ERROR_CHARS_MAX && cut.ends_with('…'));
+    }
+}

@@ -1,0 +1,46 @@
+//! `meterd track`: how long it tries, and what it says.
+
+use crate::commands::{meterd, succeed};
+use crate::harness::*;
+use std::time::{Duration, Instant};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_hangs_is_tried_for_as_long_as_was_asked_for_and_no_longer() {
+    let server = TestServer::start().await;
+    let stalled = server.stall_writers().await;
+    for seconds in [1, 3] {
+        let begun = Instant::now();
+        let retry = format!("--retry-seconds={seconds}");
+        let output = meterd(&server, &["track", "acme", "sms", "1", "--key=k", &retry]).await;
+        let (took, said) = (begun.elapsed(), String::from_utf8(output.stderr).unwrap());
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        // One call alone may take ten seconds.
+        assert!(took < Duration::from_secs(seconds + 3), "{took:?}: {said}");
+        assert!(said.contains("repeat the command with --key k"), "{said}");
+    }
+    drop(stalled);
+    let settled = succeed(&server, &["track", "acme", "sms", "1", "--key=k"]).await;
+    assert!(settled.contains("ACCEPTED") || settled.contains("DUPLICATE"), "{settled}");
+    server.assert_exact(1).await;
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hints_of_commands_name_flags_that_the_command_has() {
+    let server = TestServer::start().await;
+    for (arguments, code) in [
+        (&["track", "acme", "sms", "1", "--time=12.11.2026"][..], 2),
+        (&["track", "acme", "sms", "1", "--time=11/12/2026"], 2),
+        (&["track", "acme", "sms", "1", "--time=yesterday"], 2),
+        (&["keys", "create", "x", "--scope=read", "--all-clients", "--expires=12.11.2026"], 2),
+    ] {
+        let output = meterd(&server, arguments).await;
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{said}");
+        assert!(said.contains("must be a time such as") && !said.contains("--time-format"), "{said}");
+    }
+    let output = meterd(&server, &["track", "acme", "sms", "1", "--time=2020-01-01"]).await;
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("days back") && said.contains("`meterd import FILE --backfill`"), "{said}");
+    server.stop().await;
+}
