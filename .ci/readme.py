@@ -1,6 +1,6 @@
-"""Runs the command blocks of the README against a server over an empty data directory, and compares what they print.
+"""Runs the command blocks of documents and compares their output. Each document gets a server over an empty data directory.
 
-usage: readme.py README TARGET_DIR SUMMARY
+usage: readme.py TARGET_DIR SUMMARY DOCUMENT...
 
 A block of ```console holds commands after `$ ` and what they print, standard error too. A line `...` stands for any
 number of lines. Ids, times and what depends on the day of the month may differ. An HTML comment before a block says more:
@@ -9,9 +9,10 @@ number of lines. Ids, times and what depends on the day of the month may differ.
   <!-- ci: live -->     a command without an end: it goes on while the next block runs, and then has printed what is shown
   <!-- ci: trace -->    AzureLLMInferenceTrace_conv.csv is a small file of the same form here: all numbers may differ
   <!-- ci: .ci/name --> not run here but by that step of CI
+  <!-- ci: examples/… --> a part of that file, which a step of CI runs; indentation may differ
 
-A block of ```sh or ```console that none of this covers is an error. SUMMARY gets the numbers of commands that passed and
-failed.
+A block of ```sh, ```console or a programming language that none of this covers is an error. SUMMARY gets the numbers of
+commands that passed and failed.
 """
 
 import os
@@ -119,6 +120,7 @@ class Server:
         until = time.monotonic() + START_SECONDS
         while not (found := re.search(r"gRPC +(\S+)", self.output())):
             if self.process.poll() is not None or time.monotonic() > until:
+                self.process.kill()
                 raise SystemExit(f"`{command}` did not start a server:\n{self.output()}")
             time.sleep(0.1)
         self.address = found[1]
@@ -157,7 +159,7 @@ class Live:
         self.process.kill()
         self.process.wait()
         if not good():
-            print(f"README.md:{self.number}: {self.command}\nprinted\n{self.output()}")
+            print(f"{self.number}: {self.command}\nprinted\n{self.output()}")
         return good()
 
 
@@ -173,62 +175,97 @@ def write_trace(path):
     return rows, f"{cost.normalize():f} USD"
 
 
+class Document:
+    """One document, and how its commands did."""
+
+    def __init__(self, path, root, target):
+        self.path, self.root, self.target = path, root, target
+        self.name = str(path.relative_to(root))
+        self.passed = self.failed = 0
+        self.server = self.live = None
+
+    def wrong(self, number, what):
+        raise SystemExit(f"{self.name}:{number}: {what}")
+
+    def report(self, good, number, text):
+        if good:
+            self.passed += 1
+        else:
+            self.failed += 1
+            print(f"{self.name}:{number}: {text}")
+
+    def start(self, command, place, data):
+        self.server = Server(command, self.root, data)
+        self.trace = write_trace(f"{place}/{TRACE}")
+
+    def run(self):
+        with tempfile.TemporaryDirectory() as place, tempfile.TemporaryDirectory() as data:
+            try:
+                for mark, language, lines, number in list(blocks(self.path.read_text())):
+                    self.block(mark, language, lines, number, place, data)
+            finally:
+                if self.live:
+                    self.live.process.kill()
+                if self.server and self.server.stop() != 0:
+                    self.failed += 1
+                    print(f"the server did not stop well:\n{self.server.output()}")
+
+    def block(self, mark, language, lines, number, place, data):
+        if mark and mark.startswith("examples/"):
+            bare = lambda text: [line.strip() for line in text if line.strip()]
+            here, there = bare(lines), bare((self.root / mark).read_text().splitlines())
+            found = any(there[i : i + len(here)] == here for i in range(len(there)))
+            return self.report(found, number, f"the block is not in {mark}")
+        if mark and mark.startswith(".ci/"):
+            if not os.access(self.root / mark, os.X_OK):
+                self.wrong(number, f"there is no step {mark}")
+            return
+        if language in ("", "text", "toml"):
+            return
+        if mark == "server":
+            self.start(re.sub(r"\s+#.*", "", lines[0]), place, data)
+            self.passed += 1
+            return
+        if language != "console":
+            self.wrong(number, "nothing runs this block; mark it with <!-- ci: … -->")
+        if self.server is None:
+            self.start(f"{self.target}/debug/meterd", place, data)
+        env = os.environ | {"METERD_SERVER": self.server.address, "METERD_DATA_DIR": data}
+        if mark == "live":
+            (command, output), = commands(lines)
+            self.live = Live(command, env, output, place, self.server, f"{self.name}:{number}")
+            return
+        for command, output in commands(lines):
+            self.command(command, output, mark == "trace", env, place, number)
+        if self.live:
+            good, self.live = self.live.end(), None
+            self.passed, self.failed = self.passed + good, self.failed + (not good)
+
+    def command(self, command, output, trace, env, place, number):
+        real = command.replace(ADDRESS, self.server.address).replace(BINARY, f"{self.target}/debug/meterd")
+        run = subprocess.run(
+            ["bash", "-c", real], cwd=place, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True, timeout=COMMAND_SECONDS,
+        )
+        shown = run.stdout.replace(self.server.address, ADDRESS)
+        good = agrees(normal("\n".join(output), trace), normal(shown, trace))
+        good = good and (run.returncode == 0) != shown.startswith("ERROR")
+        if trace and " import " in command:
+            rows, cost = self.trace
+            good = good and f"{rows}" in shown and (cost in shown or f"duplicates     {rows}" in shown)
+        self.report(good, number, f"{command}\nprints (exit status {run.returncode})\n{shown}")
+
+
 def main():
-    readme, target, summary = sys.argv[1:]
-    root = pathlib.Path(readme).resolve().parent
-    found = list(blocks(pathlib.Path(readme).read_text()))
+    target, summary, *paths = sys.argv[1:]
+    root = pathlib.Path.cwd()
     passed = failed = 0
-    server = live = None
-    with tempfile.TemporaryDirectory() as place, tempfile.TemporaryDirectory() as data:
-        try:
-            for mark, language, lines, number in found:
-                if language not in ("sh", "console"):
-                    continue
-                if mark == "server":
-                    first = re.sub(r"\s+#.*", "", lines[0])
-                    server = Server(first, root, data)
-                    rows, cost = write_trace(f"{place}/{TRACE}")
-                    passed += 1
-                    continue
-                if mark and mark.startswith(".ci/"):
-                    if not os.access(root / mark, os.X_OK):
-                        raise SystemExit(f"README.md:{number}: there is no step {mark}")
-                    continue
-                if language != "console" or server is None:
-                    raise SystemExit(f"README.md:{number}: nothing runs this block; mark it with <!-- ci: … -->")
-                env = os.environ | {"METERD_SERVER": server.address, "METERD_DATA_DIR": data}
-                if mark == "live":
-                    (command, output), = commands(lines)
-                    live = Live(command, env, output, place, server, number)
-                    continue
-                for command, output in commands(lines):
-                    real = command.replace(ADDRESS, server.address).replace(BINARY, f"{target}/debug/meterd")
-                    run = subprocess.run(
-                        ["bash", "-c", real], cwd=place, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                        text=True, timeout=COMMAND_SECONDS,
-                    )
-                    shown = run.stdout.replace(server.address, ADDRESS)
-                    trace = mark == "trace"
-                    good = agrees(normal("\n".join(output), trace), normal(shown, trace))
-                    good = good and (run.returncode == 0) != shown.startswith("ERROR")
-                    if trace and " import " in command:
-                        good = good and f"{rows}" in shown and (cost in shown or f"duplicates     {rows}" in shown)
-                    if good:
-                        passed += 1
-                    else:
-                        failed += 1
-                        print(f"README.md:{number}: {command}\nprints (exit status {run.returncode})\n{shown}")
-                if live:
-                    good, live = live.end(), None
-                    passed, failed = passed + good, failed + (not good)
-        finally:
-            if live:
-                live.process.kill()
-            if server and server.stop() != 0:
-                failed += 1
-                print(f"the server did not stop well:\n{server.output()}")
+    for path in paths:
+        document = Document(pathlib.Path(path).resolve(), root, target)
+        document.run()
+        passed, failed = passed + document.passed, failed + document.failed
     pathlib.Path(summary).write_text(f"{passed} {failed}\n")
-    print(f"{passed} commands of the README do what it says, {failed} do not")
+    print(f"{passed} commands and examples of {len(paths)} documents are right, {failed} are not")
     return 1 if failed or not passed else 0
 
 

@@ -346,3 +346,14 @@ impl<S: Subscriber> Layer<S> for Watch {
         }
     }
 }
+
+#[test]
+fn the_comment_of_each_reason_has_an_example_of_its_error_info() {
+    let files = FileDescriptorSet::decode(DESCRIPTORS).unwrap();
+    let file = files.file.iter().find(|file| file.name() == "metering/v1/errors.proto").unwrap();
+    for (index, value) in file.enum_type[0].value.iter().enumerate().skip(1) {
+        let reason = value.name().trim_start_matches("ERROR_REASON_");
+        let comment = comment(file, &[5, 0, 2, index]);
+        assert!(comment.contains(&format!("Example: {{reason: \"{reason}\"")), "{reason}: {comment}");
+    }
+}

@@ -58,6 +58,7 @@ mod replicas;
 mod resending;
 mod retention;
 mod role_matrix;
+mod schema_page;
 mod selections;
 mod settings;
 mod shares;
