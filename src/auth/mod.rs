@@ -4,6 +4,7 @@ mod jwt;
 pub mod keys;
 pub mod matrix;
 mod ring;
+mod strangers;
 pub mod token;
 
 pub use ring::KeyRing;
@@ -12,6 +13,7 @@ use crate::clock::Clock;
 use crate::config::{Access, AuthMode, AuthSettings, DatabaseSettings, hints};
 use crate::domain::access::{Grants, Scope};
 use crate::error::{Error, shown};
+use crate::net::Peer;
 use crate::proto::{ActorKind, ErrorReason};
 use chrono::{DateTime, Utc};
 use jwt::Jwt;
@@ -19,6 +21,7 @@ use matrix::Need;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
+use strangers::{Stranger, Strangers};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tonic::Code;
@@ -111,6 +114,7 @@ pub struct Auth {
     pub keys: Arc<KeyRing>,
     jwt: Option<Jwt>,
     anybody: Arc<Caller>,
+    strangers: Strangers,
     clock: Clock,
 }
 
@@ -119,7 +123,8 @@ impl Auth {
     pub fn new(settings: &AuthSettings, keys: Arc<KeyRing>, clock: Clock) -> anyhow::Result<Arc<Self>> {
         let jwt = settings.jwt()?.map(|jwt| Jwt::new(&jwt, settings.requests_per_second())).transpose()?;
         let anybody = Arc::new(Caller::anybody());
-        Ok(Arc::new(Self { mode: settings.auth, settings: settings.clone(), keys, jwt, anybody, clock }))
+        let strangers = Strangers::default();
+        Ok(Arc::new(Self { mode: settings.auth, settings: settings.clone(), keys, jwt, anybody, strangers, clock }))
     }
 
     /// Keeps keys up to date until `stopping` turns true.
@@ -144,8 +149,8 @@ impl Auth {
         Ok(())
     }
 
-    /// The caller that presents these headers, and has a call left.
-    pub async fn authenticate(&self, headers: &HeaderMap) -> Result<Arc<Caller>, Error> {
+    /// The caller that presents these headers on a connection, and has a call left.
+    pub async fn authenticate(&self, headers: &HeaderMap, peer: Option<&Peer>) -> Result<Arc<Caller>, Error> {
         if self.mode == AuthMode::Off {
             return Ok(self.anybody.clone());
         }
@@ -161,9 +166,10 @@ impl Auth {
             return Err(unauthenticated(ErrorReason::CredentialsInvalid, message));
         };
         let now = self.clock.now();
+        let stranger = Stranger { strangers: &self.strangers, peer };
         match (token::parse(token), &self.jwt) {
-            (Some((key_id, hash)), _) => self.keys.admit(key_id, &hash, now).await,
-            (None, Some(jwt)) if !token.starts_with(token::PREFIX) => jwt.admit(token, now).await,
+            (Some((key_id, hash)), _) => self.keys.admit(key_id, &hash, stranger, now).await,
+            (None, Some(jwt)) if !token.starts_with(token::PREFIX) => jwt.admit(token, stranger, now).await,
             (None, _) => {
                 let message = "what the header `authorization` presents is no API key of this deployment";
                 Err(unauthenticated(ErrorReason::CredentialsInvalid, message))
@@ -173,7 +179,7 @@ impl Auth {
 
     /// Lets a call pass whose method has a row, and whose caller has the scope for it. What it may do it to is for the
     /// handler to ask, which has the message. Nothing, where there is no such method.
-    pub async fn admit(&self, path: &str, headers: &HeaderMap) -> Result<Option<Passed>, Error> {
+    pub async fn admit(&self, path: &str, headers: &HeaderMap, peer: Option<&Peer>) -> Result<Option<Passed>, Error> {
         let of_grpc = match path {
             path if path.starts_with(HEALTH) => Some(self.settings.health),
             path if REFLECTION.iter().any(|service| path.starts_with(service)) => Some(self.settings.reflection),
@@ -183,11 +189,11 @@ impl Auth {
             Some(Access::Off) => return Ok(None),
             Some(Access::Public) => return Ok(Some(Passed { caller: self.anybody.clone(), streaming: false })),
             Some(Access::Keys) => {
-                return Ok(Some(Passed { caller: self.authenticate(headers).await?, streaming: true }));
+                return Ok(Some(Passed { caller: self.authenticate(headers, peer).await?, streaming: true }));
             }
             None => {}
         }
-        let caller = self.authenticate(headers).await?;
+        let caller = self.authenticate(headers, peer).await?;
         let Some(row) = matrix::row(path) else { return Ok(None) };
         if let Need::Scope(scope) = row.need {
             caller.check_scope(scope)?;

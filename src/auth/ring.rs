@@ -1,5 +1,6 @@
 //! The keys of the deployment in memory, as new as half a second ago.
 
+use super::strangers::Stranger;
 use super::token::SecretHash;
 use super::{Caller, left, rate_limited, unauthenticated};
 use crate::clock::Clock;
@@ -18,7 +19,7 @@ use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
-use tokio::sync::{Mutex, Semaphore, watch};
+use tokio::sync::{Mutex, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
@@ -34,8 +35,6 @@ const NOTE_USE_EVERY: Duration = Duration::from_secs(30);
 /// Who presents a key that is not known makes the ring look at once, so that a new key is good on every replica; but so
 /// often at most, whoever presents whatever.
 const LOOK_FOR_UNKNOWN_EVERY: Duration = Duration::from_millis(100);
-/// Calls that wait at once for such a look.
-const UNKNOWN_WAITING_MAX: usize = 1_000;
 /// Keys read at once.
 const READ_KEYS: i64 = 1_000;
 /// A database that does not answer for so long is away: then the keys are those that are known.
@@ -84,8 +83,6 @@ pub struct KeyRing {
     /// Of the newest change that is known.
     version: watch::Sender<i64>,
     looked: Mutex<Looked>,
-    /// Places of those who wait for a look for their key.
-    unknown: Semaphore,
     requests_per_second: NonZeroU32,
 }
 
@@ -94,14 +91,8 @@ impl KeyRing {
     pub async fn load(options: &PgConnectOptions, requests_per_second: NonZeroU32) -> sqlx::Result<Arc<Self>> {
         let pool = connect::pool(options.clone().application_name("meterd keys"), CONNECTIONS_MAX);
         let (version, _) = watch::channel(0);
-        let ring = Arc::new(Self {
-            pool,
-            keys: RwLock::default(),
-            version,
-            looked: Mutex::default(),
-            unknown: Semaphore::new(UNKNOWN_WAITING_MAX),
-            requests_per_second,
-        });
+        let ring =
+            Arc::new(Self { pool, keys: RwLock::default(), version, looked: Mutex::default(), requests_per_second });
         ring.look().await?;
         Ok(ring)
     }
@@ -218,10 +209,17 @@ impl KeyRing {
     }
 
     /// The holder of the key, if the secret is its own, it is good, and it has a call left.
-    pub async fn admit(&self, key_id: &str, hash: &SecretHash, now: DateTime<Utc>) -> Result<Arc<Caller>, Error> {
+    pub(super) async fn admit(
+        &self,
+        key_id: &str,
+        hash: &SecretHash,
+        stranger: Stranger<'_>,
+        now: DateTime<Utc>,
+    ) -> Result<Arc<Caller>, Error> {
         let key = match self.get(key_id) {
             Some(key) => Some(key),
             None => {
+                let _place = stranger.wait()?;
                 self.look_for_unknown().await?;
                 self.get(key_id)
             }
@@ -240,10 +238,6 @@ impl KeyRing {
 
     /// Looks for a key that was made a moment ago. Those who wait for that look together.
     async fn look_for_unknown(&self) -> Result<(), Error> {
-        let _place = self.unknown.try_acquire().map_err(|_| {
-            let message = "too many calls wait to have their keys looked for; send again";
-            Error::exhausted(ErrorReason::ServerBusy, message, LOOK_EVERY).with("limit", "unknown keys")
-        })?;
         let asked = Instant::now();
         let mut looked = self.looked.lock().await;
         if looked.done.is_some_and(|done| done >= asked) {

@@ -2,7 +2,7 @@
 
 use crate::domain::decimal::Decimal;
 use crate::domain::metadata;
-use chrono::{DateTime, NaiveDate, Utc};
+use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
 use sha2::{Digest, Sha256};
 use std::fmt;
 use std::sync::Arc;
@@ -20,6 +20,8 @@ pub const METADATA_LEVELS_MAX: usize = 16;
 pub const TOKENS_MAX: i64 = 1_000_000_000_000;
 /// Most seconds that an event may be allowed to lie ahead of the server's clock.
 pub const ACCEPT_FUTURE_SECONDS_MAX: u32 = 86_400;
+/// An event lies at most so far after the time at which its key was claimed: the most that may be accepted.
+pub const KEY_LEAD: TimeDelta = TimeDelta::seconds(ACCEPT_FUTURE_SECONDS_MAX as i64);
 /// First byte of a payload hash: goes up when the canonical form changes, so that old hashes stay comparable.
 const PAYLOAD_HASH_VERSION: u8 = 1;
 

@@ -5,7 +5,7 @@ use super::answers::{AnswerBody, Kept, accepts_gzip};
 use super::ending::status_headers;
 use super::messages::{self, ENCODING, GunzipBody, Whole, gunzip, is_gzip};
 use super::places::{Place, PlaceLimits, Places, Room, busy};
-use super::received::{Budget, Expected, Held, ReceivedBody, invalid};
+use super::received::{Expected, Held, ReceivedBody, invalid};
 use super::status::REQUEST_ID;
 use crate::auth::Caller;
 use crate::error::Error;
@@ -33,12 +33,15 @@ const HEALTH_PATHS: &str = "/grpc.health.v1.Health/";
 /// Longest message of a stream of events, which keeps a buffer of that size. An event may have some 10 KiB: the rest is for what
 /// is refused with a reason.
 const STREAMED_MESSAGE_BYTES_MAX: usize = 256 * 1024;
+/// Longest message to gRPC's own services: what needs no credentials takes nothing of the budget of requests.
+const PUBLIC_MESSAGE_BYTES_MAX: usize = 16 * 1024;
 /// Longest message of other requests, but for batches of events.
 const OTHER_MESSAGE_BYTES_MAX: usize = 1024 * 1024;
 
 /// Longest message that a method takes.
 fn message_bytes_max(path: &str) -> usize {
     match path {
+        path if path.starts_with(PUBLIC_PATHS) => PUBLIC_MESSAGE_BYTES_MAX,
         "/metering.v1.UsageService/BatchTrackUsage" => MESSAGE_BYTES_MAX,
         "/metering.v1.UsageService/StreamUsage" => STREAMED_MESSAGE_BYTES_MAX,
         _ => OTHER_MESSAGE_BYTES_MAX,
@@ -55,12 +58,15 @@ pub struct Admitted {
 }
 
 impl Admitted {
-    /// One of the `most` that the caller may have of something scarce. None, if it has them already.
-    pub(super) fn of_caller<T>(request: &tonic::Request<T>, counted: Counted, most: usize) -> Option<Place> {
-        request
-            .extensions()
-            .get::<Self>()
-            .map_or_else(|| Some(vec![]), |admitted| admitted.room.of_caller(counted, most))
+    /// One of `max` of something scarce: see [`Room::of_caller`]. None, if the caller has its share already.
+    pub(super) fn of_caller<T>(
+        request: &tonic::Request<T>,
+        counted: Counted,
+        max: usize,
+        parts: usize,
+    ) -> Option<Place> {
+        let admitted = request.extensions().get::<Self>();
+        admitted.map_or_else(|| Some(vec![]), |admitted| admitted.room.of_caller(counted, max, parts))
     }
 }
 
@@ -85,7 +91,6 @@ struct Streams {
 struct Shared {
     streams_of: HashMap<String, Streams>,
     places: Arc<Places>,
-    budget: Arc<Budget>,
     receive_timeout: Duration,
     unread_timeout: Duration,
 }
@@ -106,8 +111,7 @@ impl AdmissionLayer {
     pub fn new(limits: &AdmissionLimits) -> Self {
         Self(Arc::new(Shared {
             streams_of: streams_of(),
-            places: Arc::new(Places::new(limits.places)),
-            budget: Arc::new(Budget::new(limits.request_bytes_max)),
+            places: Arc::new(Places::new(limits.places, limits.request_bytes_max)),
             receive_timeout: limits.receive_timeout,
             unread_timeout: limits.unread_timeout,
         }))
@@ -165,7 +169,7 @@ impl Shared {
             timeout: self.receive_timeout,
         };
         let is_health = path.starts_with(HEALTH_PATHS);
-        let held = Arc::new(Held::new(&self.budget));
+        let held = Arc::new(Held::new(room.request_bytes()));
         let (mut parts, body) = request.into_parts();
         let gzip = is_gzip(&parts.headers);
         if gzip {

@@ -35,10 +35,9 @@ fn too_many(whose: &str) -> Error {
     Error::exhausted(ErrorReason::TooManyExports, message, RETRY_DELAY)
 }
 
-/// A place among the exports of a caller, which has at most half of them.
+/// A place among the exports of a caller, which has at most half of them, and less while others have some.
 pub fn place_of_caller(context: &Context, request: &tonic::Request<ExportUsageRequest>) -> Result<Place, Error> {
-    let most = context.exports_max.div_ceil(2);
-    Admitted::of_caller(request, Counted::Exports, most).ok_or_else(|| too_many("of the key "))
+    Admitted::of_caller(request, Counted::Exports, context.exports_max, 2).ok_or_else(|| too_many("of the key "))
 }
 
 /// Checks the request and starts the export in a task of its own.

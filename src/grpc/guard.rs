@@ -3,6 +3,7 @@
 use super::ending::EndingBody;
 use crate::auth::Auth;
 use crate::error::Error;
+use crate::net::Peer;
 use crate::proto::ErrorReason;
 use std::future::Future;
 use std::pin::Pin;
@@ -92,7 +93,8 @@ where
         // The clone may not be ready; the one that was asked is.
         let mut inner = std::mem::replace(&mut self.inner, next);
         Box::pin(async move {
-            let passed = match auth.admit(request.uri().path(), request.headers()).await {
+            let peer = request.extensions().get::<Peer>();
+            let passed = match auth.admit(request.uri().path(), request.headers(), peer).await {
                 Ok(Some(passed)) => passed,
                 Ok(None) => return Ok(Status::unimplemented("there is no such method").into_http()),
                 Err(error) => return Ok(Status::from(error).into_http()),

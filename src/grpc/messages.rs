@@ -1,6 +1,5 @@
 //! Messages as they arrive: whole, and no longer compressed.
 
-use super::places::busy;
 use super::received::{Held, PREFIX_BYTES, ReceivedBody, invalid};
 use bytes::{Buf, Bytes, BytesMut};
 use flate2::read::MultiGzDecoder;
@@ -79,9 +78,7 @@ pub(super) fn gunzip(message: Bytes, message_bytes_max: usize, held: &Held) -> R
                 "the message is too long: it has more than {message_bytes_max} bytes once it is decompressed"
             )));
         }
-        if !held.hold(message.len().max(plain.len())) {
-            return Err(busy("request bytes").into());
-        }
+        held.hold(message.len().max(plain.len()))?;
         let step = GUNZIP_STEP_BYTES.min(message_bytes_max + 1 - length);
         let read = decoder.by_ref().take(step as u64).read_to_end(&mut plain);
         match read.map_err(|error| invalid(format_args!("cannot be decompressed: {error}")))? {

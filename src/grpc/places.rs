@@ -1,5 +1,6 @@
 //! Places of calls and streams, and the bytes of their answers: per connection, per caller and in all.
 
+use super::received::Budget;
 use super::waiting::Waiting;
 use crate::auth::Caller;
 use crate::error::Error;
@@ -11,9 +12,10 @@ use std::hash::BuildHasher;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-/// One caller, and one connection, may take at most this share (one part in so many) of the places of all.
+/// One caller, and one connection, may take at most this share (one part in so many) of the places and answer bytes of all,
+/// while no other has any.
 const SHARE: usize = 4;
-/// One connection may take at most this share of the answer bytes of all.
+/// The same for the answer bytes of one connection.
 const CONNECTION_BYTES_SHARE: usize = 8;
 /// Calls without credentials at once. Each connection may have one beyond them, so that nobody can use them up for others.
 const PUBLIC_CALLS_MAX: usize = 1_000;
@@ -50,11 +52,12 @@ pub struct PlaceLimits {
 struct Held {
     counts: Arc<Counts>,
     waiting: Arc<Waiting>,
+    request_bytes: Arc<Budget>,
 }
 
 impl Held {
-    fn new(waiting_max: usize) -> Arc<Self> {
-        Arc::new(Self { counts: Arc::default(), waiting: Arc::new(Waiting::new(waiting_max)) })
+    fn new(waiting_max: usize, request_bytes: Arc<Budget>) -> Arc<Self> {
+        Arc::new(Self { counts: Arc::default(), waiting: Arc::new(Waiting::new(waiting_max)), request_bytes })
     }
 }
 
@@ -68,6 +71,7 @@ struct Callers {
 pub(super) struct Places {
     limits: PlaceLimits,
     all: Arc<Counts>,
+    request_bytes: Arc<Budget>,
     public: Arc<Held>,
     /// Everybody, on a server that asks for no credentials.
     anybody: Arc<Held>,
@@ -75,19 +79,24 @@ pub(super) struct Places {
     hasher: RandomState,
 }
 
-/// A quarter, or one.
-fn share(max: usize) -> usize {
-    max.div_ceil(SHARE)
+/// The most that somebody may take of `max` while others have `others` of it: one part in `parts` of the rest, and of that
+/// as much as there is of the rest. With a quarter, the first may take 250 of 1,000, and a newcomer after 4, 8 and 20 who
+/// have all that they may take 51, 23 and 6. At least one: where there is no rest, it is the bound of all that is reached.
+pub(super) fn share(max: usize, others: usize, parts: usize) -> usize {
+    let rest = max.saturating_sub(others) as u128;
+    (rest.pow(2).div_ceil((parts * max.max(1)) as u128) as usize).max(1)
 }
 
 impl Places {
-    pub fn new(limits: PlaceLimits) -> Self {
+    pub fn new(limits: PlaceLimits, request_bytes_max: usize) -> Self {
+        let request_bytes = Arc::new(Budget::new(request_bytes_max));
         let callers = Callers { by_hash: HashMap::new(), swept_from: CALLERS_SWEPT_FROM };
         Self {
             limits,
             all: Arc::default(),
-            public: Held::new(PUBLIC_WAITING_MAX),
-            anybody: Held::new(limits.calls_max.max(WAITING_MIN)),
+            public: Held::new(PUBLIC_WAITING_MAX, Arc::new(Budget::share_of(&request_bytes))),
+            anybody: Held::new(limits.calls_max.max(WAITING_MIN), request_bytes.clone()),
+            request_bytes,
             callers: Mutex::new(callers),
             hasher: RandomState::default(),
         }
@@ -116,7 +125,8 @@ impl Places {
             callers.by_hash.retain(|_, held| Arc::strong_count(held) > 1);
             callers.swept_from = (2 * callers.by_hash.len()).max(CALLERS_SWEPT_FROM);
         }
-        let held = Held::new(share(self.limits.calls_max).max(WAITING_MIN));
+        let waiting_max = share(self.limits.calls_max, 0, SHARE).max(WAITING_MIN);
+        let held = Held::new(waiting_max, Arc::new(Budget::share_of(&self.request_bytes)));
         callers.by_hash.insert(hash, held.clone());
         held
     }
@@ -155,6 +165,11 @@ impl Room {
         &self.held.waiting
     }
 
+    /// What the caller's requests take.
+    pub fn request_bytes(&self) -> &Arc<Budget> {
+        &self.held.request_bytes
+    }
+
     /// A place for a call or a stream.
     pub fn place(&self, is_stream: bool) -> Result<Place, Error> {
         let limits = &self.places.limits;
@@ -184,18 +199,32 @@ impl Room {
             }
             false => (Counted::Calls, limits.calls_max, ["calls of the connection", "calls of the key", "calls"]),
         };
-        let of_connection = (&self.connection, share(max), names[0]);
+        let of_connection = (&self.connection, self.share_of_connection(counted, max, SHARE), names[0]);
         let of_caller = match self.group {
-            Group::Caller => (&self.held.counts, share(max), names[1]),
+            Group::Caller => (&self.held.counts, self.share(&self.held.counts, counted, max, SHARE), names[1]),
             _ => (&self.held.counts, max, names[2]),
         };
         take(counted, 1, &[of_connection, of_caller, (all, max, names[2])])
     }
 
-    /// One of the `most` that a caller with credentials may have.
-    pub fn of_caller(&self, counted: Counted, most: usize) -> Option<Place> {
-        let most = if self.group == Group::Caller { most } else { usize::MAX };
-        Some(vec![self.held.counts.take(counted, 1, most)?])
+    /// The most that one of those who are counted may have, by what the others have.
+    fn share(&self, own: &Counts, counted: Counted, max: usize, parts: usize) -> usize {
+        share(max, self.places.all.get(counted).saturating_sub(own.get(counted)), parts)
+    }
+
+    /// The same for the connection. Those of a key share what the key may have.
+    fn share_of_connection(&self, counted: Counted, max: usize, parts: usize) -> usize {
+        match self.group {
+            Group::Anybody => self.share(&self.connection, counted, max, parts),
+            _ => max.div_ceil(parts),
+        }
+    }
+
+    /// One of `max` in all, of which a caller with credentials may have one part in `parts` while no other has any.
+    pub fn of_caller(&self, counted: Counted, max: usize, parts: usize) -> Option<Place> {
+        let own = &self.held.counts;
+        let most = if self.group == Group::Caller { self.share(own, counted, max, parts) } else { usize::MAX };
+        Some(vec![own.take(counted, 1, most)?, self.places.all.take(counted, 1, usize::MAX)?])
     }
 
     fn byte_bounds(&self) -> [Bound<'_>; 3] {
@@ -203,9 +232,13 @@ impl Room {
         let of_caller = match self.group {
             Group::Anybody => (&self.held.counts, max, "answer bytes"),
             // Those without credentials together have as much as one key.
-            _ => (&self.held.counts, share(max), "answer bytes of the key"),
+            _ => {
+                let most = self.share(&self.held.counts, Counted::AnswerBytes, max, SHARE);
+                (&self.held.counts, most, "answer bytes of the key")
+            }
         };
-        let of_connection = (&self.connection, max / CONNECTION_BYTES_SHARE, "answer bytes of the connection");
+        let of_connection = self.share_of_connection(Counted::AnswerBytes, max, CONNECTION_BYTES_SHARE);
+        let of_connection = (&self.connection, of_connection, "answer bytes of the connection");
         [of_connection, of_caller, (&self.places.all, max, "answer bytes")]
     }
 
@@ -237,7 +270,7 @@ mod tests {
     use crate::domain::access::Grants;
 
     fn places() -> Arc<Places> {
-        Arc::new(Places::new(PlaceLimits { calls_max: 8, streams_max: 8, answer_bytes_max: 800 }))
+        Arc::new(Places::new(PlaceLimits { calls_max: 8, streams_max: 8, answer_bytes_max: 800 }, 64 << 20))
     }
 
     fn key(id: &str) -> Caller {
@@ -255,10 +288,76 @@ mod tests {
         let hot = || places.of(&key("hot"), None, false);
         let _first = [hot().place(false).unwrap(), hot().place(false).unwrap()];
         assert_eq!(limit(hot().place(false)), "calls of the key");
-        let others: Vec<_> = ["a", "b", "c"].map(|id| places.of(&key(id), None, false)).into();
-        let _others: Vec<_> =
-            others.iter().flat_map(|room| [room.place(false).unwrap(), room.place(false).unwrap()]).collect();
-        assert_eq!(limit(places.of(&key("d"), None, false).place(false)), "calls");
+    }
+
+    /// All that a key can get on connections of its own.
+    fn take_all<T>(places: &Arc<Places>, id: &str, take: impl Fn(&Room) -> Result<T, Error>) -> Vec<T> {
+        let mut taken = vec![];
+        loop {
+            let room = places.of(&key(id), None, false);
+            let before = taken.len();
+            taken.extend(std::iter::from_fn(|| take(&room).ok()));
+            if taken.len() == before {
+                return taken;
+            }
+        }
+    }
+
+    #[test]
+    fn keys_that_take_all_they_can_leave_room_for_others() {
+        let limits = PlaceLimits { calls_max: 10_000, streams_max: 30_000, answer_bytes_max: 256 << 20 };
+        for (greedy, calls, streams, kib) in [
+            (1, 1_400, 4_200, 36_000),
+            (4, 500, 1_500, 13_000),
+            (8, 220, 670, 5_500),
+            (20, 55, 165, 1_400),
+            (100, 3, 9, 0),
+        ] {
+            let places = Arc::new(Places::new(limits, 64 << 20));
+            let taken: Vec<_> = (0..greedy)
+                .map(|number| {
+                    let id = format!("greedy {number}");
+                    let calls = take_all(&places, &id, |room| room.place(false));
+                    let streams = take_all(&places, &id, |room| room.place(true));
+                    let bytes = take_all(&places, &id, |room| room.answer_bytes(64 << 10));
+                    (calls, streams, bytes)
+                })
+                .collect();
+            let newcomer = |id| {
+                (
+                    take_all(&places, id, |room| room.place(false)).len(),
+                    take_all(&places, id, |room| room.place(true)).len(),
+                    take_all(&places, id, |room| room.answer_bytes(1 << 10)).len(),
+                )
+            };
+            let left = newcomer("new");
+            println!("{greedy} greedy keys leave a newcomer {} calls, {} streams, {} KiB", left.0, left.1, left.2);
+            assert!(left.0 >= calls && left.1 >= streams && left.2 >= kib, "{left:?} after {greedy}");
+            let next = newcomer("newer");
+            assert!(next.0 > 0 && next.1 > 0, "{next:?} after {greedy} and one");
+            drop(taken);
+            assert!(places.of(&key("greedy 0"), None, false).place(false).is_ok());
+        }
+    }
+
+    #[test]
+    fn connections_of_a_server_without_keys_leave_room_for_others() {
+        let places = places();
+        let connections: Vec<_> = (0..4).map(|_| places.of(&Caller::anybody(), None, false)).collect();
+        let taken: Vec<_> =
+            connections.iter().map(|room| std::iter::from_fn(|| room.place(false).ok()).collect::<Vec<_>>()).collect();
+        assert_eq!(taken.iter().map(Vec::len).collect::<Vec<_>>(), [2, 2, 1, 1]);
+        assert!(places.of(&Caller::anybody(), None, false).place(false).is_ok());
+    }
+
+    #[test]
+    fn scarce_things_are_shared_as_places_are() {
+        let places = places();
+        let of = |id: &str| places.of(&key(id), None, false).of_caller(Counted::Exports, 8, 2);
+        let hot: Vec<_> = std::iter::from_fn(|| of("hot")).collect();
+        let second: Vec<_> = std::iter::from_fn(|| of("second")).collect();
+        assert_eq!((hot.len(), second.len()), (4, 1));
+        assert!(of("third").is_some());
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Requests as they arrive: none is longer than its method's may be, what they take counts against a budget of all connections,
 //! and each has a time to be whole.
 
-use super::places::busy;
+use super::MESSAGE_BYTES_MAX;
+use super::places::{busy, share};
 use crate::error::Error;
 use crate::proto::ErrorReason;
 use hyper::body::{Frame, SizeHint};
@@ -19,18 +20,55 @@ use tonic::{Code, Status};
 const FREE_BYTES: usize = 16 * 1024;
 /// What a message takes for each of its bytes, once it is decoded: texts and numbers have their own allocations and fields.
 const DECODED_BYTES_PER_BYTE: usize = 4;
+/// One caller may take at most this share (one part in so many) of the budget while no other has any of it, and always the
+/// largest request then.
+const SHARE: usize = 2;
+const LARGEST_BYTES: usize = DECODED_BYTES_PER_BYTE * MESSAGE_BYTES_MAX;
 /// What stands before each message: whether it is compressed, and its length.
 pub(super) const PREFIX_BYTES: usize = 5;
 
-/// Bytes of requests, of all connections.
+/// Bytes of requests: of all connections, or of one caller, which has its share of those.
+#[derive(Debug)]
 pub(super) struct Budget {
     bytes_max: usize,
     used: AtomicUsize,
+    all: Option<Arc<Self>>,
 }
 
 impl Budget {
     pub fn new(bytes_max: usize) -> Self {
-        Self { bytes_max, used: AtomicUsize::new(0) }
+        Self { bytes_max, used: AtomicUsize::new(0), all: None }
+    }
+
+    /// Of one caller.
+    pub fn share_of(all: &Arc<Self>) -> Self {
+        Self { bytes_max: all.bytes_max, used: AtomicUsize::new(0), all: Some(all.clone()) }
+    }
+
+    /// The most that may be used of it now.
+    fn most(&self) -> usize {
+        let used = |budget: &Self| budget.used.load(Ordering::Relaxed);
+        let Some(all) = &self.all else { return self.bytes_max };
+        match used(all).saturating_sub(used(self)) {
+            0 => share(self.bytes_max, 0, SHARE).max(LARGEST_BYTES),
+            others => share(self.bytes_max, others, SHARE),
+        }
+    }
+
+    /// Uses so many in place of those before. Names the bound that has no room for them.
+    fn change(&self, before: usize, now: usize) -> Result<(), &'static str> {
+        let most = self.most();
+        let fits = |used: usize| {
+            let used = used - before + now;
+            (now <= before || used <= most).then_some(used)
+        };
+        let name = if self.all.is_some() { "request bytes of the key" } else { "request bytes" };
+        self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).map_err(|_| name)?;
+        let Some(all) = &self.all else { return Ok(()) };
+        all.change(before, now).inspect_err(|_| {
+            // It was for more: nobody is refused to have less.
+            self.used.fetch_sub(now - before, Ordering::Relaxed);
+        })
     }
 }
 
@@ -50,25 +88,21 @@ impl Held {
         Self { budget: budget.clone(), bytes: AtomicUsize::new(0) }
     }
 
-    /// Takes so many in place of what it has. False, if the budget does not have them.
-    pub fn hold(&self, bytes: usize) -> bool {
+    /// Takes so many in place of what it has, if the budget has them.
+    pub fn hold(&self, bytes: usize) -> Result<(), Error> {
         let before = charged(self.bytes.load(Ordering::Relaxed));
         let now = charged(bytes);
-        let fits = |used: usize| {
-            let used = used - before + now;
-            (now <= before || used <= self.budget.bytes_max).then_some(used)
-        };
-        let held = self.budget.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_ok();
-        if held {
-            self.bytes.store(bytes, Ordering::Relaxed);
+        if now != before {
+            self.budget.change(before, now).map_err(busy)?;
         }
-        held
+        self.bytes.store(bytes, Ordering::Relaxed);
+        Ok(())
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.hold(0);
+        drop(self.hold(0));
     }
 }
 
@@ -174,7 +208,7 @@ impl ReceivedBody {
         } else if self.whole > 1 || (self.whole == 1 && self.position.open() > 0) {
             return Err(invalid("is followed by another one, and this method takes one").into());
         }
-        if self.held.hold(self.received) { Ok(()) } else { Err(busy("request bytes").into()) }
+        Ok(self.held.hold(self.received)?)
     }
 
     /// Whether a message has begun or has to: a stream may be silent between two.
@@ -219,10 +253,17 @@ impl hyper::body::Body for ReceivedBody {
             return Poll::Ready(None);
         }
         match Pin::new(&mut this.inner).poll_frame(cx) {
-            Poll::Ready(Some(Ok(frame))) => match frame.data_ref().map_or(Ok(()), |bytes| this.count(bytes)) {
-                Ok(()) => Poll::Ready(Some(Ok(frame))),
-                Err(status) => this.fail(status),
-            },
+            Poll::Ready(Some(Ok(frame))) => {
+                let checked = match frame.data_ref() {
+                    Some(bytes) => this.count(bytes),
+                    // Trailers end the request, too.
+                    None => this.check_end(),
+                };
+                match checked {
+                    Ok(()) => Poll::Ready(Some(Ok(frame))),
+                    Err(status) => this.fail(status),
+                }
+            }
             Poll::Ready(None) => match this.check_end() {
                 Ok(()) => Poll::Ready(None),
                 Err(status) => this.fail(status),
@@ -283,11 +324,31 @@ mod tests {
     fn small_requests_go_on_when_the_budget_is_used_up_and_what_is_dropped_comes_back() {
         let budget = Arc::new(Budget::new(DECODED_BYTES_PER_BYTE * 100_000));
         let (large, small) = (Held::new(&budget), Held::new(&budget));
-        assert!(large.hold(FREE_BYTES + 100_000));
-        assert!(small.hold(FREE_BYTES) && !small.hold(FREE_BYTES + 1));
+        large.hold(FREE_BYTES + 100_000).unwrap();
+        small.hold(FREE_BYTES).unwrap();
+        assert_eq!(small.hold(FREE_BYTES + 1).unwrap_err().metadata[0].1, "request bytes");
         drop(large);
-        assert!(small.hold(FREE_BYTES + 1));
+        small.hold(FREE_BYTES + 1).unwrap();
         drop(small);
         assert_eq!(budget.used.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn keys_whose_requests_take_all_they_can_leave_room_for_those_of_others() {
+        let all = Arc::new(Budget::new(256 << 20));
+        let step = 64 * 1024;
+        let requests = || {
+            let budget = Arc::new(Budget::share_of(&all));
+            let request = || Some(Held::new(&budget)).filter(|held| held.hold(FREE_BYTES + step).is_ok());
+            std::iter::from_fn(request).collect::<Vec<_>>()
+        };
+        let greedy: Vec<_> = (0..20).map(|_| requests()).collect();
+        assert_eq!(greedy[0].len() * DECODED_BYTES_PER_BYTE * step, 128 << 20, "the first has half of it");
+        assert!(greedy[4].len() >= 30 && greedy[8].len() >= 10, "{} and {}", greedy[4].len(), greedy[8].len());
+        let newcomer = Held::new(&Arc::new(Budget::share_of(&all)));
+        newcomer.hold(FREE_BYTES + 128 * 1024).unwrap();
+        assert_eq!(newcomer.hold(FREE_BYTES + 64 * 1024 * 1024).unwrap_err().metadata[0].1, "request bytes of the key");
+        drop((greedy, newcomer));
+        assert_eq!(all.used.load(Ordering::Relaxed), 0);
     }
 }

@@ -25,10 +25,10 @@ const RETRY_DELAY: Duration = Duration::from_secs(5);
 
 pub type AlertStream = Pin<Box<dyn Stream<Item = Result<SubscribeAlertsResponse, Status>> + Send>>;
 
-/// A place among the subscriptions of a caller, which has at most a quarter of them.
+/// A place among the subscriptions of a caller, which has at most a quarter of them, and less while others have some.
 pub fn place_of_caller(context: &Context, request: &Request<SubscribeAlertsRequest>) -> Result<Place, Error> {
-    let most = context.settings.subscriptions_max.div_ceil(4) as usize;
-    Admitted::of_caller(request, Counted::Subscriptions, most).ok_or_else(|| {
+    let max = context.settings.subscriptions_max as usize;
+    Admitted::of_caller(request, Counted::Subscriptions, max, 4).ok_or_else(|| {
         let message = "too many subscriptions of the key at once; close some";
         Error::exhausted(ErrorReason::TooManySubscriptions, message, RETRY_DELAY)
     })

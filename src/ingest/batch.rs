@@ -9,7 +9,7 @@ use super::{Outcome, Submission, repeats};
 use crate::alerts::raise::{self, AlertSettings, ChangedMonth, raise_reached};
 use crate::catalog::CatalogCache;
 use crate::domain::alert::Alert;
-use crate::domain::event::{ACCEPT_FUTURE_SECONDS_MAX, PricedEvent};
+use crate::domain::event::{KEY_LEAD, PricedEvent};
 use crate::domain::period::{Month, day_of};
 use crate::domain::rollup::Deltas;
 use crate::error::Error;
@@ -18,15 +18,12 @@ use crate::store::locks::{self, Versions};
 use crate::store::record::{self, NewEvent, Written};
 use crate::store::rollups::MonthRow;
 use crate::store::{catalog, is_lock_timeout, is_unique_violation};
-use chrono::{NaiveDate, TimeDelta};
+use chrono::NaiveDate;
 use chrono_tz::Tz;
 use foldhash::fast::RandomState;
 use sqlx::{Executor, PgConnection};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-
-/// An event lies at most so far after the time at which its key was claimed: the most that may be accepted.
-const KEY_LEAD: TimeDelta = TimeDelta::seconds(ACCEPT_FUTURE_SECONDS_MAX as i64);
 
 /// So many new events and more are copied; below it one statement is faster.
 const COPY_EVENTS_MIN: usize = 50;

@@ -5,6 +5,7 @@ mod clients;
 mod queue;
 mod queues;
 mod repeats;
+mod split;
 mod unpriced;
 mod writer;
 

@@ -4,6 +4,7 @@
 use super::clients::{ClientSettings, KNOWN_CLIENTS_MAX};
 use super::queue::Item;
 use super::queues::Queues;
+use super::split::{FAILED_TRIES_MAX, split};
 use super::{IngestSettings, Outcome, batch, reply, unpriced};
 use crate::alerts::raise::AlertSettings;
 use crate::catalog::CatalogCache;
@@ -13,7 +14,7 @@ use crate::store::{self, clients, partitions};
 use foldhash::fast::RandomState;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions, Connection};
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -68,6 +69,21 @@ fn give_up_queued(queues: &Queues, own: usize, retry_for: Duration, unknown: &Er
     reply(expired.into_iter().map(|item| (item.reply, Outcome::Unavailable(unknown.clone()))));
 }
 
+/// Answers the events of a part that cannot be written.
+fn give_up_unwritable(items: Vec<Item>, error: sqlx::Error) {
+    let client_id = &items[0].submission.event.client_id;
+    tracing::error!(%error, %client_id, events = items.len(), "events cannot be written");
+    // An earlier try may have recorded it.
+    let is_unknown = store::is_broken_database(&error);
+    let outcome = match items.len() {
+        _ if is_unknown => Outcome::Unavailable(error.into()),
+        1 => Outcome::Rejected(error.into()),
+        // Some of them may be fine, beside others.
+        _ => Outcome::Unavailable(Error::database_unavailable(error)),
+    };
+    reply(items.into_iter().map(|item| (item.reply, outcome.clone())));
+}
+
 /// Runs until the queue of this number, which is the writer's own, is closed and empty.
 pub(super) async fn run(
     queues: Arc<Queues>,
@@ -115,10 +131,10 @@ impl Writer {
             false => items.into_iter().partition(|item| self.held_clients.contains(&item.submission.event.client_id)),
         };
         // The last one is the next.
-        let mut batches: Vec<Vec<Item>> = by_client(held);
-        batches.push(others);
-        let mut pause = RETRY_PAUSE_MIN;
-        while let Some(mut items) = batches.pop() {
+        let mut batches: VecDeque<Vec<Item>> = by_client(held).into();
+        batches.push_back(others);
+        let (mut pause, mut failed_tries) = (RETRY_PAUSE_MIN, 0);
+        while let Some(mut items) = batches.pop_back() {
             // Nobody waits for these: not recording them is one of the two right answers.
             items.retain(|item| !item.reply.is_closed());
             if let Some(away) = self.away.clone() {
@@ -162,23 +178,20 @@ impl Writer {
                         give_up_queued(queues, own, self.settings.retry_for, &unknown);
                         self.away = Some(unknown);
                         let left = self.time_left(&kept);
-                        batches.push(kept);
+                        batches.push_back(kept);
                         tokio::time::sleep(pause.min(left)).await;
                         pause = (pause * 2).min(RETRY_PAUSE_MAX);
                     }
                 }
                 Err(error) => {
-                    // Something in this batch cannot be written. Halve it until that stands alone.
+                    // Something in this batch cannot be written. Divide it until that stands alone.
                     self.forget();
-                    if items.len() > 1 {
-                        let second_half = items.split_off(items.len() / 2);
-                        batches.extend([second_half, items]);
-                    } else if let Some(item) = items.pop() {
-                        tracing::error!(%error, client_id = %item.submission.event.client_id, "event cannot be written");
-                        // An earlier try may have recorded it.
-                        let is_unknown = store::is_broken_database(&error);
-                        let outcome = if is_unknown { Outcome::Unavailable } else { Outcome::Rejected };
-                        reply([(item.reply, outcome(error.into()))]);
+                    failed_tries += 1;
+                    if items.len() == 1 || failed_tries >= FAILED_TRIES_MAX {
+                        give_up_unwritable(items, error);
+                    } else {
+                        // Large parts before small ones, so that few tries are spent on what is damaged as a whole.
+                        split(items).into_iter().for_each(|part| batches.push_front(part));
                     }
                 }
             }

@@ -20,9 +20,11 @@ pub enum Counted {
     Exports,
     /// Subscriptions to alerts, which are streams too.
     Subscriptions,
+    /// Calls whose credentials are looked for.
+    Strangers,
 }
 
-const KINDS: usize = 7;
+const KINDS: usize = 8;
 
 /// Counts of one connection, one caller, or all.
 #[derive(Debug, Default)]

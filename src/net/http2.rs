@@ -29,6 +29,9 @@ use tonic::codegen::http::Request;
 /// h2's own bound of small frames is off: it also counts, for good, those of calls that were refused. What keeps the memory of
 /// small frames bounded is that a turn reads at most [`super::io::READ_BYTES_PER_TURN`] and one buffer more before the frames
 /// are moved out of h2.
+///
+/// One bound of h2 cannot be set: more than 100 empty DATA frames that do not end their stream close the connection. Clients of
+/// gRPC send none: an empty frame of theirs ends a stream, and such are not counted.
 const DATA_FRAME_BUDGET: usize = usize::MAX;
 
 /// Serves a connection until its peer closes it, or, once `closing` is true, until the calls that are there have ended.

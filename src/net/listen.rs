@@ -98,7 +98,7 @@ impl<S> Shared<S> {
     }
 
     /// Whether another connection may be taken, if need be in place of one that is worth less.
-    fn has_room(&self, lives: &Lives) -> bool {
+    fn has_room(&self, lives: &mut Lives) -> bool {
         let max = self.port.connections_max;
         if lives.len() < max || lives.staying() < max {
             return true;
@@ -150,7 +150,7 @@ where
             }
             accepted = listener.accept() => match accepted {
                 // Closed at once: a caller that is told goes elsewhere, one that waits does not.
-                Ok(_) if !shared.has_room(&lives) => {}
+                Ok(_) if !shared.has_room(&mut lives) => {}
                 Ok((stream, address)) => {
                     let (number, life) = lives.begin();
                     let shared = shared.clone();

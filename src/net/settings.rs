@@ -16,19 +16,20 @@ pub struct NetSettings {
     #[arg(long, env = "METERD_CONNECTION_AGE_GRACE_SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..=86_400))]
     pub connection_age_grace_seconds: u32,
     /// Calls at once, except streams, from the arrival of their message until their answer is read. One key and one connection
-    /// have at most a quarter each
+    /// have at most a quarter each, and less while others have many
     #[arg(long, env = "METERD_CALLS_MAX", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub calls_max: u32,
-    /// Streams at once: subscriptions, usage streams and exports. One key and one connection have at most a quarter each. Streams
-    /// without credentials, such as health watches, have 1,000 places of their own, and one for each connection
+    /// Streams at once: subscriptions, usage streams and exports. One key and one connection have at most a quarter each, and
+    /// less while others have many. Streams without credentials, such as health watches, have 1,000 places of their own, and one
+    /// for each connection
     #[arg(long, env = "METERD_STREAMS_MAX", default_value_t = 30_000, value_parser = clap::value_parser!(u32).range(1..=2_000_000))]
     pub streams_max: u32,
     /// Bytes that requests may take while they are received and worked on, of all connections: four for each byte that is sent,
-    /// but for the first 16 KiB of each
+    /// but for the first 16 KiB of each. One key has at most half of them, and less while others have many
     #[arg(long, env = "METERD_REQUEST_BYTES_MAX", default_value_t = 256 * 1024 * 1024, value_parser = clap::value_parser!(u64).range(67_108_864..=1_099_511_627_776))]
     pub request_bytes_max: u64,
     /// Bytes of answers that callers have not read, except the first 4 KiB of each. One key has at most a quarter of them, and one
-    /// connection an eighth
+    /// connection an eighth; less while others have many
     #[arg(long, env = "METERD_ANSWER_BYTES_MAX", default_value_t = 256 * 1024 * 1024, value_parser = clap::value_parser!(u64).range(134_217_728..=1_099_511_627_776))]
     pub answer_bytes_max: u64,
     /// A caller that reads less than 16 KiB of a waiting answer in this time gets DEADLINE_EXCEEDED

@@ -1,6 +1,6 @@
 //! The key ledger: who claims a key records its event.
 
-use crate::domain::event::{Charge, UnpricedReason};
+use crate::domain::event::{Charge, KEY_LEAD, UnpricedReason};
 use crate::domain::period::Month;
 use crate::store::numeric;
 use bigdecimal::BigDecimal;
@@ -14,11 +14,12 @@ pub struct Pruned {
     pub last_time: Option<DateTime<Utc>>,
 }
 
-/// Whether keys of live events came before this time.
+/// Whether keys of live events came before this time, and their events are as old: those that [`prune_live`] deletes.
 pub async fn is_any_live_before(pool: &PgPool, before: DateTime<Utc>) -> sqlx::Result<bool> {
     sqlx::query_scalar!(
-        r#"SELECT EXISTS (SELECT FROM idempotency_keys WHERE NOT backfill AND claim_time < $1) AS "any!""#,
-        before
+        r#"SELECT EXISTS (SELECT FROM idempotency_keys WHERE NOT backfill AND claim_time < $1 AND event_time < $2) AS "any!""#,
+        before,
+        before + KEY_LEAD
     )
     .fetch_one(pool)
     .await
@@ -26,6 +27,9 @@ pub async fn is_any_live_before(pool: &PgPool, before: DateTime<Utc>) -> sqlx::R
 
 /// Deletes keys that came before this time, not in a backfill, the oldest first. From `after` on, where the chunk before
 /// ended, so that what it has left behind is not walked over again.
+///
+/// A key whose event is younger stays, because a repeat of such an event is not refused: the database's clock was behind when
+/// the key came.
 pub async fn prune_live(
     pool: &PgPool,
     before: DateTime<Utc>,
@@ -38,13 +42,15 @@ pub async fn prune_live(
                DELETE FROM idempotency_keys WHERE ctid = ANY(ARRAY(
                    SELECT ctid FROM idempotency_keys
                    WHERE NOT backfill AND claim_time < $1 AND claim_time >= COALESCE($2, '-infinity'::timestamptz)
+                     AND event_time < $4
                    ORDER BY claim_time LIMIT $3))
                RETURNING claim_time
            )
            SELECT count(*) AS "count!", max(claim_time) AS last_time FROM pruned"#,
         before,
         after,
-        limit
+        limit,
+        before + KEY_LEAD
     )
     .fetch_one(pool)
     .await

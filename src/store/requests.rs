@@ -1,5 +1,6 @@
 //! First answers of creates, for repeats with the same request id.
 
+use crate::clock::Clock;
 use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, PgPool};
 
@@ -39,7 +40,8 @@ pub async fn find(
     .await
 }
 
-/// Keeps a first answer.
+/// Keeps a first answer. It is as old as the later of the two clocks says, so that a clock that is behind does not make it be
+/// forgotten early.
 pub async fn insert(
     conn: &mut PgConnection,
     principal: &str,
@@ -47,11 +49,13 @@ pub async fn insert(
     answer: &FirstAnswer,
 ) -> sqlx::Result<()> {
     sqlx::query!(
-        "INSERT INTO create_requests (principal, request_id, request_hash, response) VALUES ($1, $2, $3, $4)",
+        "INSERT INTO create_requests (principal, request_id, request_hash, response, create_time)
+         VALUES ($1, $2, $3, $4, GREATEST(now(), $5))",
         principal,
         request_id,
         answer.request_hash,
-        answer.response
+        answer.response,
+        Clock::system().now()
     )
     .execute(conn)
     .await

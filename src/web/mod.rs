@@ -5,7 +5,8 @@ use crate::domain::access::Scope;
 use crate::error::Error;
 use axum::Router;
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::request::Parts;
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
@@ -150,8 +151,8 @@ async fn ready(State(state): State<WebState>) -> impl IntoResponse {
 }
 
 /// Who may call with the scope read for all clients sees the metrics: they are about everybody.
-async fn check_reader(auth: &Auth, headers: &HeaderMap) -> Result<(), Error> {
-    auth.authenticate(headers).await?.check_all_clients(Scope::Read)
+async fn check_reader(auth: &Auth, request: &Parts) -> Result<(), Error> {
+    auth.authenticate(&request.headers, request.extensions.get()).await?.check_all_clients(Scope::Read)
 }
 
 /// An error as HTTP says it.
@@ -166,8 +167,8 @@ fn refusal(error: Error) -> Response {
     (status, challenge, error.into_fault().message + "\n").into_response()
 }
 
-async fn metrics_page(State(state): State<WebState>, headers: HeaderMap) -> Response {
-    if let Err(error) = check_reader(&state.auth, &headers).await {
+async fn metrics_page(State(state): State<WebState>, request: Parts) -> Response {
+    if let Err(error) = check_reader(&state.auth, &request).await {
         return refusal(error);
     }
     metrics::gauge!("meterd_tasks").set(tokio::runtime::Handle::current().metrics().num_alive_tasks() as f64);

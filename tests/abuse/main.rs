@@ -2,6 +2,7 @@
 //! and nothing of it is left. And stops beside peers that do not help.
 
 mod beside;
+mod cut;
 mod frames;
 mod others;
 mod process;

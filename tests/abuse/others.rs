@@ -7,6 +7,7 @@ use crate::scenarios::{answered, h2_connect, send, tally};
 use bytes::Bytes;
 use futures_util::future::join_all;
 use h2::client::SendRequest;
+use meterd::proto::key_service_client::KeyServiceClient;
 use meterd::proto::usage_service_client::UsageServiceClient;
 use meterd::proto::*;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -217,6 +218,49 @@ async fn nobody_with_a_key_shuts_other_keys_out() {
     .await;
     endures(&process, "10 × 1,000 TrackUsage of headers only", async |address: String| {
         headers_only(&address, 10, TRACK, &format!("Bearer {hot}")).await
+    })
+    .await;
+    assert_eq!(process.stop().await.0, Some(0));
+}
+
+/// Makes another key.
+async fn key(process: &Process, admin: &str, number: usize) -> String {
+    let grant = Grant { scope: Scope::Admin.into(), all_clients: true, client_ids: vec![] };
+    let api_key = ApiKey {
+        name: format!("greedy {number}"),
+        grants: vec![grant],
+        requests_per_second: 1_000_000,
+        ..Default::default()
+    };
+    let request = CreateApiKeyRequest { api_key: Some(api_key), request_id: String::new() };
+    let mut keys = KeyServiceClient::with_interceptor(process.channel(), Presents(admin.into()));
+    keys.create_api_key(request).await.unwrap().into_inner().token
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn twenty_keys_that_take_all_they_can_leave_room_for_others() {
+    let _alone = crate::ALONE.lock().await;
+    allow_files();
+    let flags: Vec<&str> =
+        FLAGS.into_iter().filter(|flag| !flag.starts_with("--calls-max")).chain(["--calls-max=1000"]).collect();
+    let (process, admin) = Process::start_with_keys(&flags).await;
+    let mut tokens = vec![];
+    for number in 0..20 {
+        tokens.push(key(&process, &admin, number).await);
+    }
+    let process = Arc::new(process);
+    let prices = framed(&ListPricesRequest::default());
+    endures(&process, "20 keys × 4 × 100 ListPrices, unread", async |address: String| {
+        let (address, prices) = (address.as_str(), &prices);
+        let greedy = tokens.iter().map(|token| unread(address, 4, 100, LIST_PRICES, token, prices));
+        tally(join_all(greedy).await)
+    })
+    .await;
+    let subscribe = framed(&SubscribeAlertsRequest::default());
+    endures(&process, "20 keys × 3 × 100 SubscribeAlerts, unread", async |address: String| {
+        let (address, subscribe) = (address.as_str(), &subscribe);
+        let greedy = tokens.iter().map(|token| unread(address, 3, 100, SUBSCRIBE, token, subscribe));
+        tally(join_all(greedy).await)
     })
     .await;
     assert_eq!(process.stop().await.0, Some(0));

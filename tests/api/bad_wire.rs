@@ -16,7 +16,7 @@ use std::io::Write;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use tonic::body::Body;
-use tonic::codegen::http::{HeaderValue, Method, Request};
+use tonic::codegen::http::{HeaderName, HeaderValue, Method, Request};
 use tonic::{Code, Status};
 use tower::ServiceExt;
 use tracing_subscriber::layer::SubscriberExt;
@@ -45,17 +45,21 @@ struct Bad {
     expected: Expected,
 }
 
-/// A body of one piece.
-struct Piece(VecDeque<Bytes>);
+/// A body of few frames.
+struct Frames(VecDeque<Frame<Bytes>>);
 
-impl HttpBody for Piece {
+impl HttpBody for Frames {
     type Data = Bytes;
     type Error = Status;
 
     fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        Poll::Ready(self.0.pop_front().map(|bytes| Ok(Frame::data(bytes))))
+        Poll::Ready(self.0.pop_front().map(Ok))
     }
 }
+
+/// Says that HTTP trailers follow a request, which no client of gRPC sends.
+#[derive(Clone)]
+struct Trailers;
 
 /// A message with gRPC's prefix.
 fn framed(flag: u8, message: &[u8]) -> Vec<u8> {
@@ -80,7 +84,13 @@ fn proper(rpc: &MethodDescriptor, body: Vec<u8>) -> Request<Vec<u8>> {
 
 /// The HTTP status, and gRPC's. A subscription that has begun is OK: it would go on.
 async fn exchange(wire: &Wire, request: Request<Vec<u8>>, subscribes: bool) -> (u16, Option<Status>) {
-    let request = request.map(|bytes| Body::new(Piece([bytes.into()].into())));
+    let trailers = request.extensions().get::<Trailers>().map(|_| {
+        Frame::trailers(
+            [(HeaderName::from_static("x-end"), HeaderValue::from_static("of the request"))].into_iter().collect(),
+        )
+    });
+    let request =
+        request.map(|bytes| Body::new(Frames([Frame::data(bytes.into())].into_iter().chain(trailers).collect())));
     let response = wire.channel.clone().oneshot(request).await.expect("the connection is there");
     let http = response.status().as_u16();
     let mut status = Status::from_header_map(response.headers());
@@ -245,6 +255,20 @@ fn heads(rpc: &MethodDescriptor, fine: &[u8]) -> Vec<Bad> {
     let mut untyped = good();
     untyped.headers_mut().remove("content-type");
     add("no content-type", untyped, Http(415));
+    let cut = &framed(0, &[fine, b"x"].concat())[..5 + fine.len()];
+    for (kind, encoding, body, expected) in [
+        ("", "identity", framed(0, fine), Same),
+        (" of a compressed message", "gzip", framed(1, &gzipped(fine)), Same),
+        (" of half of a prefix", "identity", vec![0, 0, 0], Invalid),
+        (" of a prefix without its message", "identity", vec![0, 0, 0, 0, 9], Invalid),
+        (" of a message cut in the middle", "identity", cut.to_vec(), Invalid),
+        (" of a compressed message cut in the middle", "gzip", framed(1, &gzipped(fine))[..9].to_vec(), Invalid),
+    ] {
+        let mut request = with("grpc-encoding", encoding.as_bytes());
+        *request.body_mut() = body;
+        request.extensions_mut().insert(Trailers);
+        add(&format!("trailers after the end{kind}"), request, expected);
+    }
     for method in [Method::GET, Method::PUT, Method::DELETE, Method::PATCH] {
         let mut request = good();
         *request.method_mut() = method.clone();

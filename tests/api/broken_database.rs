@@ -1,7 +1,8 @@
 //! A database that answers and cannot do its work: named as such, and not as one that is away.
 
 use crate::harness::*;
-use meterd::proto::{Client, EventOutcome, UpdateClientRequest};
+use meterd::clock::Clock;
+use meterd::proto::{Client, EventOutcome, UpdateClientRequest, UsageEvent};
 use std::time::Instant;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
@@ -42,5 +43,46 @@ async fn a_library_that_the_database_cannot_load_is_not_called_a_database_that_i
     server.sql("DROP TRIGGER fail ON clients").await;
     server.track(event("new", "sms", "1")).await.unwrap();
     server.assert_exact(5).await;
+    server.stop().await;
+}
+
+/// Makes every insert into the partition of this month fail, and counts the transactions that meet it.
+async fn damage_partition(server: &TestServer, month: &str) {
+    let damage = format!(
+        "CREATE SEQUENCE failed_tries;
+         CREATE FUNCTION damaged() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+             PERFORM nextval('failed_tries');
+             RAISE 'invalid page in block 7 of relation base/5/16501' USING ERRCODE = 'XX001'; END $$;
+         CREATE TRIGGER damaged BEFORE INSERT ON usage_events_{month} FOR EACH ROW EXECUTE FUNCTION damaged()"
+    );
+    server.sql(&damage).await;
+}
+
+#[tokio::test]
+async fn a_damaged_partition_costs_few_tries_and_leaves_the_other_months_alone() {
+    let server = TestServer::start_with(&["--writers=1"], Clock::fixed(time("2026-03-20T12:00:00Z"))).await;
+    let at = |number: usize| {
+        let (month, day) = if number.is_multiple_of(2) { ("02", 20) } else { ("03", 10) };
+        let event = event_at(&format!("c{}", number % 40), "sms", "1", &format!("2026-{month}-{day}T12:00:00Z"));
+        UsageEvent { idempotency_key: format!("k{number}"), ..event }
+    };
+    server.batch(vec![at(0), at(1)], false).await;
+    damage_partition(&server, "2026_02").await;
+    let begin = Instant::now();
+    let batch = server.batch((2..1_002).map(at).collect(), false).await;
+    let took = begin.elapsed();
+    for (number, result) in (2..1_002).zip(&batch) {
+        match number % 2 {
+            0 => assert_eq!(result.error.as_ref().unwrap().reason, "DATABASE_BROKEN"),
+            _ => assert_eq!(result.outcome(), EventOutcome::Accepted),
+        }
+    }
+    let tries: i64 = sqlx::query_scalar("SELECT last_value FROM failed_tries").fetch_one(&server.pool).await.unwrap();
+    println!("1,000 events, half of them of a damaged partition: {tries} tries failed, {took:?}");
+    // The events come to the writer in a few batches.
+    assert!(tries <= 3 * 65, "{tries} tries failed");
+    server.sql("DROP TRIGGER damaged ON usage_events_2026_02").await;
+    server.batch((2..1_002).map(at).collect(), false).await;
+    server.assert_exact(1_002).await;
     server.stop().await;
 }

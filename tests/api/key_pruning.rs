@@ -145,7 +145,8 @@ async fn many_keys_go_in_many_transactions_and_those_within_the_retention_stay()
         format!(
             "INSERT INTO idempotency_keys (client_id, idempotency_key, payload_hash, event_time, event_seq, claim_time,
                  backfill)
-             SELECT 'acme', '{prefix}' || n, '', now(), n, now() - make_interval(days => {days}), {backfill}
+             SELECT 'acme', '{prefix}' || n, '', now() - make_interval(days => {days}), n,
+                 now() - make_interval(days => {days}), {backfill}
              FROM generate_series(1, {count}) AS n"
         )
     };
@@ -155,6 +156,44 @@ async fn many_keys_go_in_many_transactions_and_those_within_the_retention_stay()
     server.sql(&insert(300, "older", 80, false)).await;
     assert_eq!(server.run_job("key_pruning").await, "25300 keys and 0 request ids deleted");
     assert_eq!(count(&server, "idempotency_keys").await, 150);
+    server.stop().await;
+}
+
+/// While the clock was 500 days behind, that is.
+#[tokio::test]
+async fn a_key_that_came_while_the_clock_of_the_database_was_behind_is_kept_as_long_as_its_event_may_be_sent_again() {
+    let server = TestServer::start().await;
+    let now = server.clock.now();
+    let at = |time: DateTime<Utc>| event_at("acme", "sms", "1", &time.to_rfc3339());
+    let (live, ahead) = (keyed("live", at(now - TimeDelta::days(3))), keyed("ahead", at(now + TimeDelta::minutes(4))));
+    server.batch(vec![live.clone(), ahead.clone()], false).await;
+    let dated_by_server = keyed("dated by the server", event("acme", "sms", "1"));
+    server.track(dated_by_server.clone()).await.unwrap();
+    age(&server, 500).await;
+    assert_eq!(server.run_job("key_pruning").await, "0 keys and 0 request ids deleted");
+    for event in [live, ahead, dated_by_server] {
+        assert_eq!(server.track(event).await.unwrap().outcome(), EventOutcome::Duplicate);
+    }
+    // Nor is anything refused for it.
+    let flags = ["--accept-past-days=450", "--key-retention-days=500"];
+    let lenient = TestServer::replica(&server.database_url, &flags, Clock::system()).await;
+    let old = lenient.track(at(now - TimeDelta::days(420))).await.unwrap();
+    assert_eq!(old.outcome(), EventOutcome::Accepted);
+    lenient.assert_exact(4).await;
+    lenient.stop().await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_first_answer_that_was_given_while_the_clock_of_the_database_was_behind_is_kept() {
+    let server = TestServer::start().await;
+    // What the database takes for the time of a transaction cannot be set; the default of a column can.
+    server.sql("ALTER TABLE create_requests ALTER create_time SET DEFAULT now() - interval '500 days'").await;
+    let client = Some(Client { client_id: "acme".into(), ..Default::default() });
+    let request = CreateClientRequest { client, request_id: "r".into() };
+    server.clients().create_client(request.clone()).await.unwrap();
+    assert_eq!(server.run_job("key_pruning").await, "0 keys and 0 request ids deleted");
+    server.clients().create_client(request).await.unwrap();
     server.stop().await;
 }
 

@@ -65,6 +65,7 @@ mod shares;
 mod sizes;
 mod startup;
 mod stopping;
+mod strangers;
 mod streams;
 mod subscribing;
 mod summaries;

@@ -43,6 +43,8 @@ async fn each_method_takes_messages_as_long_as_the_contract_says_and_no_longer()
         (format!("{USAGE}/StreamUsage"), 256 * 1024, StreamUsageRequest { event: one() }.encode_to_vec()),
         (format!("{USAGE}/BatchTrackUsage"), 16 * MIB, batch.encode_to_vec()),
         ("/metering.v1.ClientService/GetClient".into(), MIB, get.encode_to_vec()),
+        // Of callers without credentials.
+        ("/grpc.health.v1.Health/Check".into(), 16 * 1024, vec![]),
     ];
     for (path, longest, message) in cases {
         let of_length = |bytes| of_length(message.clone(), bytes);

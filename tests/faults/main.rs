@@ -7,7 +7,7 @@
 //! `METERD_FAULTS_SEED` repeats the choices of a run, `METERD_FAULTS_COUNT` sets how often, `METERD_SOAK_SECONDS` how long the
 //! soak goes on. `tests/faults/mutants` shows that the suite can fail.
 //!
-//! In reading order: the scenarios (`kills`, `cuts`, `cancelled`, `disk_full`, `clocks`, `repeats`, `soak`), what they happen to
+//! In reading order: the scenarios (`kills`, `cuts`, `cancelled`, `disk_full`, `frozen`, `clocks`, `repeats`, `soak`), what they happen to
 //! (`world`, with `place`, `database`, `replica`, `inside` and `proxy`), who works meanwhile (`load`, `calls`, `subscribers`,
 //! `events`), and what must hold (`journal`, `check`, `held`).
 
@@ -19,6 +19,7 @@ mod cuts;
 mod database;
 mod disk_full;
 mod events;
+mod frozen;
 mod held;
 mod inside;
 mod journal;

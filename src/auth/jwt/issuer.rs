@@ -1,5 +1,6 @@
 //! The keys that the identity provider signs with: fetched from it, and kept for a while where it is away.
 
+use crate::auth::strangers::Stranger;
 use crate::error::Error;
 use crate::proto::ErrorReason;
 use anyhow::Context;
@@ -141,13 +142,18 @@ impl IssuerKeys {
         self: &Arc<Self>,
         key_id: Option<&str>,
         algorithm: Algorithm,
+        stranger: Stranger<'_>,
     ) -> Result<Option<DecodingKey>, Error> {
         if let Some(found) = self.known(key_id, algorithm) {
             return Ok(Some(found));
         }
         // In a task of its own: a caller that hangs up takes nothing from the others, who wait for the same.
-        let keys = self.clone();
-        let fetched = tokio::spawn(async move { keys.fetch_for_unknown().await }).await;
+        let (keys, place) = (self.clone(), stranger.wait()?);
+        let fetched = tokio::spawn(async move {
+            let _place = place;
+            keys.fetch_for_unknown().await
+        })
+        .await;
         match self.known(key_id, algorithm) {
             Some(found) => Ok(Some(found)),
             None if fetched.map_err(Error::internal)? => Ok(None),

@@ -4,6 +4,7 @@ mod claims;
 mod issuer;
 mod signature;
 
+use super::strangers::Stranger;
 use super::{Caller, rate_limited, unauthenticated};
 use crate::config::JwtSettings;
 use crate::domain::access::Grants;
@@ -86,8 +87,13 @@ impl Jwt {
     }
 
     /// The holder of the token, if it is good, and the subject has a call left.
-    pub async fn admit(&self, token: &str, now: DateTime<Utc>) -> Result<Arc<Caller>, Error> {
-        let claims = self.verify(token).await?;
+    pub(super) async fn admit(
+        &self,
+        token: &str,
+        stranger: Stranger<'_>,
+        now: DateTime<Utc>,
+    ) -> Result<Arc<Caller>, Error> {
+        let claims = self.verify(token, stranger).await?;
         if claims.time("nbf").map_err(invalid)?.is_some_and(|good_from| good_from > now + LEEWAY) {
             return Err(invalid("it is not good yet"));
         }
@@ -108,7 +114,7 @@ impl Jwt {
     }
 
     /// The claims of a token that the provider has signed for this deployment.
-    async fn verify(&self, token: &str) -> Result<Claims, Error> {
+    async fn verify(&self, token: &str, stranger: Stranger<'_>) -> Result<Claims, Error> {
         if token.len() > TOKEN_BYTES_MAX {
             return Err(invalid("it is too long"));
         }
@@ -119,7 +125,7 @@ impl Jwt {
         if header.crit.is_some() {
             return Err(invalid("it has extensions that must be understood"));
         }
-        let key = self.keys.find(header.kid.as_deref(), *algorithm).await?;
+        let key = self.keys.find(header.kid.as_deref(), *algorithm, stranger).await?;
         let key = key.ok_or_else(|| invalid("the provider has no such key"))?;
         decode::<Claims>(token, &key, validation).map(|token| token.claims).map_err(|error| wrong(&error))
     }

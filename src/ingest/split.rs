@@ -1,0 +1,46 @@
+//! How a batch is divided that could not be written: so that what cannot be stands alone soon, whatever it is that is damaged.
+
+use super::queue::Item;
+use crate::domain::period::Month;
+
+/// Most tries that may fail, of a batch and its parts. Then the parts that fail are given up whole. In a batch of 1,000 events, 64
+/// find five that cannot be written; a damaged database, where none can be, costs no more.
+pub(super) const FAILED_TRIES_MAX: usize = 64;
+
+/// Events of one month, which are in one partition, and of one client stand together.
+fn place(item: &Item) -> (Month, &str) {
+    let event = &item.submission.event;
+    (Month::of(event.event_time.date_naive()), &event.client_id)
+}
+
+/// Two parts of a batch, of more than one event: by month if it has several, or else by client, or else halves.
+pub(super) fn split(mut items: Vec<Item>) -> [Vec<Item>; 2] {
+    // Stable: events with the same key stay in their order.
+    items.sort_by(|left, right| place(left).cmp(&place(right)));
+    let places: Vec<_> = items.iter().map(place).collect();
+    let at = nearest_to_middle(&places, |(month, _)| month)
+        .or_else(|| nearest_to_middle(&places, |place| place))
+        .unwrap_or(places.len() / 2);
+    let second = items.split_off(at);
+    [items, second]
+}
+
+/// The position nearest to the middle that has another value than the one before it.
+fn nearest_to_middle<T, V: PartialEq>(sorted: &[T], value: impl Fn(&T) -> &V) -> Option<usize> {
+    let changes = (1..sorted.len()).filter(|&at| value(&sorted[at - 1]) != value(&sorted[at]));
+    changes.min_by_key(|at| at.abs_diff(sorted.len() / 2))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_is_divided_where_something_changes_nearest_to_its_middle() {
+        let at = |sorted: &[u8]| nearest_to_middle(sorted, |value| value);
+        assert_eq!(at(&[1, 1, 1, 1]), None);
+        assert_eq!(at(&[1, 2, 2, 2, 2]), Some(1));
+        assert_eq!(at(&[1, 2, 2, 2, 3, 3]), Some(4));
+        assert_eq!(at(&[1, 1, 2, 2, 3, 3]), Some(2));
+    }
+}
