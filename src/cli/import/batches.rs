@@ -111,10 +111,12 @@ pub fn read_batches<R: BufRead>(
     let mut keys = maker.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(checkpoint) = &plan.resume {
         skip_settled(reader, plan, checkpoint, &mut keys)?;
+        reader.take_repeated_headers();
     }
     let mut batch = Batch::default();
     let mut bytes = 0;
     while let Some(row) = reader.next_row()? {
+        batch.notes.repeated_headers += reader.take_repeated_headers();
         batch.notes.open_ended_files += u64::from(reader.is_open_ended());
         match keyed_event(&row, plan, &mut keys) {
             Ok(keyed) => {
@@ -187,6 +189,12 @@ struct Keyed {
 fn keyed_event(row: &Row, plan: &ReadPlan, keys: &mut KeyMaker) -> Result<Keyed, Vec<Fault>> {
     let wrong = |message: String| vec![Fault { column: String::new(), message: format!("the row {message}") }];
     let cells = row.cells.as_ref().map_err(|message| wrong(message.clone()))?;
+    if let Some((first, line)) = swallowed_row(row, plan) {
+        return Err(wrong(format!(
+            "has rows of their own within a quoted value, the first in line {line}: is a quote in line {first} never closed? \
+             Nothing of its lines is recorded"
+        )));
+    }
     let read = event_of(cells, &plan.mapping, &plan.rules)?;
     let made = read.event.idempotency_key.is_empty().then(|| keys.next_key(&read.as_written()));
     let ReadEvent { event, local_time, notes, .. } = read;
@@ -202,6 +210,12 @@ fn keyed_event(row: &Row, plan: &ReadPlan, keys: &mut KeyMaker) -> Result<Keyed,
     }
     keyed.notes.repeats_of_other_files += u64::from(keyed.repeat_of.is_some());
     Ok(keyed)
+}
+
+/// The line of a row, and the first of its later lines that is an event by itself.
+fn swallowed_row(row: &Row, plan: &ReadPlan) -> Option<(u64, u64)> {
+    let is_event = |cells| plan.mapping.tells_rows_from_text() && event_of(cells, &plan.mapping, &plan.rules).is_ok();
+    row.inner.iter().find(|(_, cells)| is_event(cells)).map(|(line, _)| (row.line, *line))
 }
 
 fn unreadable(row: Row, faults: Vec<Fault>, plan: &ReadPlan) -> BadRow {

@@ -15,7 +15,10 @@ fn plan(header: &[String], batch_events_max: usize) -> ReadPlan {
 }
 
 fn read(text: &str, change: impl FnOnce(&mut ReadPlan)) -> anyhow::Result<Vec<Batch>> {
-    let mut reader = RowReader::new(text.as_bytes(), Layout { format: Format::Csv, delimiter: b',', skip_lines: 0 })?;
+    let mut reader = RowReader::new(
+        text.as_bytes(),
+        Layout { format: Format::Csv, delimiter: b',', skip_lines: 0, quotes: Default::default() },
+    )?;
     let mut plan = plan(&reader.header(), 2);
     change(&mut plan);
     let mut batches = Vec::new();

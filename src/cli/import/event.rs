@@ -8,7 +8,7 @@ use prost_types::value::Kind;
 use prost_types::{Struct, Timestamp, Value};
 
 use super::cells::{is_blank, is_shortened_number, text_of, without_formula_guard};
-use super::fields::Field;
+use super::fields::{Field, MEASURES};
 use super::mapping::{Found, Mapping, find, is_there};
 use super::names::meant_by;
 use super::notes::Notes;
@@ -20,9 +20,6 @@ use crate::proto::UsageEvent;
 
 const ID_BYTES_MAX: usize = 128;
 const EXTERNAL_ID_BYTES_MAX: usize = 256;
-/// Fields that say how much was used.
-const MEASURES: [Field; 5] =
-    [Field::Units, Field::InputTokens, Field::OutputTokens, Field::CachedInputTokens, Field::Amount];
 
 /// How values are read.
 #[derive(Clone, Debug, Default)]

@@ -42,6 +42,7 @@ impl Tally {
         counted(notes.trimmed_cells, "values with blanks around them, which were taken off: {}");
         counted(notes.null_cells, "values of \\N or NULL, taken for empty: {}");
         counted(notes.rounded_quantities, "quantities rounded half to even to 12 decimals: {}");
+        counted(notes.repeated_headers, "lines that repeat the header, which were passed over: {}");
         counted(
             notes.open_ended_files,
             "files whose last row has no line end: {}; if one was cut off, the last value of that row may be too",

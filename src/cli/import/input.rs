@@ -168,7 +168,7 @@ fn layout_of(path: &Path, first: &[u8], args: &ImportArgs, notes: &mut Vec<Strin
         }
         None => b',',
     };
-    Ok(Layout { format, delimiter, skip_lines: args.skip_lines })
+    Ok(Layout { format, delimiter, skip_lines: args.skip_lines, quotes: args.quotes })
 }
 
 /// The first line that is not empty after those that are skipped, and whether it is there whole.

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::fields::{Field, MappingArgs};
+use super::fields::{Field, MEASURES, MappingArgs};
 use super::names::{EXPORT_ONLY, is_same, meant_by};
 use super::rows::Cells;
 use crate::cli::json::RawObject;
@@ -188,6 +188,12 @@ impl Mapping {
     /// Where a field comes from.
     pub fn place(&self, field: Field) -> &Place {
         &self.places[field as usize]
+    }
+
+    /// Whether a line of text would not pass for a row: a cell of it has to be a number or a time.
+    pub fn tells_rows_from_text(&self) -> bool {
+        let strict = MEASURES.into_iter().chain([Field::Time]);
+        strict.into_iter().any(|field| matches!(self.place(field), Place::Cell(..)))
     }
 
     /// The column that a field of an error comes from; the error names it like `events[3].units`.

@@ -19,6 +19,7 @@ pub mod names;
 pub mod notes;
 pub mod preview;
 pub mod progress;
+pub mod quotes;
 pub mod rejects;
 pub mod report;
 pub mod rows;
@@ -35,6 +36,7 @@ use tokio::time::Instant;
 
 use self::encoding::Encoding;
 use self::fields::MappingArgs;
+use self::quotes::Quotes;
 use self::rows::Format;
 use self::run::{Ended, Run};
 use crate::cli::connect::ConnectArgs;
@@ -62,6 +64,9 @@ pub struct ImportArgs {
     /// Pass over so many lines before the header
     #[arg(long, value_name = "LINES", default_value_t = 0, hide_default_value = true)]
     pub skip_lines: u64,
+    /// How CSV values have quotes in them
+    #[arg(long, value_enum, default_value = "doubled", hide_default_value = true)]
+    pub quotes: Quotes,
     /// Numbers have a comma before the decimals: 2,5 is two and a half, and 1.234 is 1234
     #[arg(long, conflicts_with = "decimal_point")]
     pub decimal_comma: bool,

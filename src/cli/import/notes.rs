@@ -28,6 +28,8 @@ pub struct Notes {
     pub repeats_of_other_files: u64,
     /// Files whose last row has no line end.
     pub open_ended_files: u64,
+    /// Lines that repeat the header.
+    pub repeated_headers: u64,
 }
 
 impl Notes {
@@ -50,5 +52,6 @@ impl Notes {
         self.serial_times += other.serial_times;
         self.repeats_of_other_files += other.repeats_of_other_files;
         self.open_ended_files += other.open_ended_files;
+        self.repeated_headers += other.repeated_headers;
     }
 }

@@ -173,6 +173,7 @@ impl Tally {
             "null_cells": self.notes.null_cells,
             "rounded_quantities": self.notes.rounded_quantities,
             "repeats_of_other_files": self.notes.repeats_of_other_files,
+            "repeated_headers": self.notes.repeated_headers,
             "notes": self.hints(dry_run),
             "elapsed_ms": u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
             "rows_per_second": rows_per_second(self.rows, elapsed),

@@ -7,11 +7,15 @@ use clap::ValueEnum;
 use csv_core::{ReadRecordResult, Terminator};
 use sha2::{Digest, Sha256};
 
+use super::cells::is_blank;
 use super::json_scanner::{JsonScanner, Step};
+use super::quotes::{self, Quotes};
 use crate::cli::json::RawObject;
 
 /// Longest row. Beyond it something else is wrong, such as a quote that is never closed.
 pub const ROW_BYTES_MAX: usize = 1024 * 1024;
+/// Lines within one record that are looked at.
+const INNER_ROWS_MAX: usize = 100;
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// Form of a file.
@@ -33,6 +37,8 @@ pub struct Layout {
     pub delimiter: u8,
     /// Lines before the header that say nothing.
     pub skip_lines: u64,
+    /// How CSV values are quoted.
+    pub quotes: Quotes,
 }
 
 /// What a row says.
@@ -53,6 +59,9 @@ pub struct Row {
     pub text: String,
     /// What it says, or why it cannot be read.
     pub cells: Result<Cells, String>,
+    /// Its later lines that have the columns of a row themselves, with their numbers: text, or rows that an open quote
+    /// swallowed.
+    pub inner: Vec<(u64, Cells)>,
 }
 
 /// How far a file was read.
@@ -78,12 +87,19 @@ pub struct RowReader<R> {
     position: Position,
     /// The last line that was read has no end.
     is_open_ended: bool,
+    /// Rows that repeat the header, since they were last asked for.
+    repeated_headers: u64,
 }
 
 impl<R: BufRead> RowReader<R> {
     /// Starts at the beginning of a file; of a CSV file this reads the header.
     pub fn new(input: R, layout: Layout) -> anyhow::Result<RowReader<R>> {
-        let csv = csv_core::ReaderBuilder::new().delimiter(layout.delimiter).terminator(Terminator::Any(b'\n')).build();
+        let csv = csv_core::ReaderBuilder::new()
+            .delimiter(layout.delimiter)
+            .terminator(Terminator::Any(b'\n'))
+            .quoting(layout.quotes != Quotes::None)
+            .escape((layout.quotes == Quotes::Backslash).then_some(b'\\'))
+            .build();
         let mut reader = RowReader {
             input,
             layout,
@@ -92,6 +108,7 @@ impl<R: BufRead> RowReader<R> {
             header: Arc::default(),
             position: Position::default(),
             is_open_ended: false,
+            repeated_headers: 0,
         };
         for _ in 0..layout.skip_lines {
             reader.read_line(&mut Vec::new())?;
@@ -122,6 +139,11 @@ impl<R: BufRead> RowReader<R> {
         self.is_open_ended && self.layout.format == Format::Csv
     }
 
+    /// Rows that repeat the header, as files have that were put together, since the last call. They are passed over.
+    pub fn take_repeated_headers(&mut self) -> u64 {
+        std::mem::take(&mut self.repeated_headers)
+    }
+
     /// Up to where all rows were given out.
     pub fn position(&self) -> &Position {
         &self.position
@@ -138,7 +160,8 @@ impl<R: BufRead> RowReader<R> {
             if self.read_line(&mut text)? == 0 {
                 return Ok(None);
             }
-            if text.trim_ascii().is_empty() {
+            // Ctrl-Z is the end of a file of DOS.
+            if text.iter().all(|byte| byte.is_ascii_whitespace() || *byte == 0x1a) {
                 continue;
             }
             let line = self.position.line;
@@ -146,15 +169,55 @@ impl<R: BufRead> RowReader<R> {
                 Format::Csv => self.csv_cells(&mut text)?,
                 _ => json_cells(&text),
             };
-            // As spreadsheets write rows that were cleared.
             match &cells {
+                // As spreadsheets write rows that were cleared.
                 Ok(Cells::Csv(cells)) if cells.iter().all(|cell| cell.trim().is_empty()) => {}
+                Ok(Cells::Csv(cells)) if self.is_header(cells)? => self.repeated_headers += 1,
                 _ => break (line, cells),
             }
         };
         self.position.rows += 1;
+        let inner = self.inner_rows(&text, line);
         let text = String::from_utf8_lossy(&text).trim_end_matches(['\r', '\n']).to_owned();
-        Ok(Some(Row { line, text, cells }))
+        Ok(Some(Row { line, text, cells, inner }))
+    }
+
+    /// Whether a row is the header once more. One with its columns in another order is an error: the rows after it cannot be
+    /// read by the first header.
+    fn is_header(&self, cells: &[String]) -> io::Result<bool> {
+        let trimmed = |names: &[String]| -> Vec<String> {
+            names.iter().map(|name| name.trim_matches(is_blank).to_owned()).collect()
+        };
+        let (mut cells, mut header) = (trimmed(cells), trimmed(&self.header));
+        if cells == header {
+            return Ok(true);
+        }
+        cells.sort();
+        header.sort();
+        match cells == header {
+            true => Err(io::Error::other(format!(
+                "line {} is a header line with the columns in another order: import the lines from there on as a file of \
+                 their own",
+                self.position.line
+            ))),
+            false => Ok(false),
+        }
+    }
+
+    /// Later lines of a record over several lines that have as many columns as the header.
+    fn inner_rows(&self, text: &[u8], line: u64) -> Vec<(u64, Cells)> {
+        let lines = text.split(|byte| *byte == b'\n').zip(line..).skip(1);
+        let cells = |text: &[u8]| {
+            let mut reader = csv::ReaderBuilder::new()
+                .has_headers(false)
+                .flexible(true)
+                .delimiter(self.layout.delimiter)
+                .from_reader(text);
+            let record = reader.records().next()?.ok()?;
+            let is_row = self.header.len() > 1 && record.len() == self.header.len();
+            is_row.then(|| Cells::Csv(record.iter().map(str::to_owned).collect()))
+        };
+        lines.filter_map(|(text, line)| Some((line, cells(text)?))).take(INNER_ROWS_MAX).collect()
     }
 
     /// The next value of an array, or of values that stand one after the other.
@@ -173,7 +236,8 @@ impl<R: BufRead> RowReader<R> {
                 line = if line == 0 { self.position.line } else { line };
                 let cells = Err("is not whole: the file ends before its JSON does. Is it cut off?".to_owned());
                 self.position.rows += 1;
-                return Ok(Some(Row { line, text: String::from_utf8_lossy(&text).into_owned(), cells }));
+                let text = String::from_utf8_lossy(&text).into_owned();
+                return Ok(Some(Row { line, text, cells, inner: Vec::new() }));
             }
             let (mut read, mut ended) = (0, false);
             for byte in buffer {
@@ -207,6 +271,7 @@ impl<R: BufRead> RowReader<R> {
                     line,
                     cells: json_cells(&text),
                     text: String::from_utf8_lossy(&text).into_owned(),
+                    inner: Vec::new(),
                 }));
             }
         }
@@ -242,6 +307,7 @@ impl<R: BufRead> RowReader<R> {
     /// Parses the record that starts with the line in `text`, and reads on while a quote is open.
     fn csv_cells(&mut self, text: &mut Vec<u8>) -> io::Result<Result<Cells, String>> {
         self.csv.reset();
+        let first_line = self.position.line;
         let mut output = vec![0; text.len() + 1];
         let mut ends = vec![0; self.header.len() + 16];
         let (mut fed, mut written, mut ended) = (0, 0, 0);
@@ -265,6 +331,9 @@ impl<R: BufRead> RowReader<R> {
                 }
             }
         }
+        if let Some(line) = quotes::misplaced(text, self.layout.delimiter, self.layout.quotes) {
+            return Ok(Err(quotes::misplaced_text(first_line, first_line + line)));
+        }
         if text.ends_with(b"\r\n") && output[..written].ends_with(b"\r") {
             written -= 1;
             ends[ended - 1] -= 1;
@@ -277,7 +346,10 @@ impl<R: BufRead> RowReader<R> {
         let mut cells = Vec::with_capacity(ends.len());
         for end in ends {
             let cell = std::str::from_utf8(&output[start..*end]).map_err(not_utf_8)?;
-            cells.push(cell.to_owned());
+            cells.push(match self.layout.quotes {
+                Quotes::None => cell.to_owned(),
+                _ => quotes::unquoted(cell).unwrap_or_else(|| cell.to_owned()),
+            });
             start = *end;
         }
         let columns = self.header.len();
@@ -285,9 +357,22 @@ impl<R: BufRead> RowReader<R> {
             cells.truncate(columns);
         }
         if columns > 0 && cells.len() != columns && !cells.iter().all(|cell| cell.trim().is_empty()) {
-            return Err(format!("has {} columns, the header has {columns}", cells.len()));
+            let hint = match cells.len() > columns {
+                true => "; a value with the delimiter in it has to be in quotes",
+                false => "",
+            };
+            return Err(format!("has {} columns, the header has {columns}{hint}", cells.len()));
         }
-        Ok(Cells::Csv(cells))
+        // Such as the rest of 1,234 where the header line ends with a delimiter.
+        let named = self.header.iter().rposition(|name| !name.is_empty()).map_or(0, |last| last + 1);
+        match cells.iter().enumerate().skip(named).find(|(_, cell)| columns > 0 && !cell.trim().is_empty()) {
+            Some((index, cell)) => Err(format!(
+                "has {cell:?} in column {}, which has no name: put a value with the delimiter in it in quotes, or name the \
+                 column in the header line",
+                index + 1
+            )),
+            None => Ok(Cells::Csv(cells)),
+        }
     }
 }
 
