@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::BufRead;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use prost::Message;
@@ -9,6 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::checkpoint::Checkpoint;
 use super::event::{EventRules, Fault, ReadEvent, event_of};
+use super::input::Stamp;
 use super::keys::{KeyMaker, OtherFiles, hex};
 use super::mapping::Mapping;
 use super::notes::Notes;
@@ -97,6 +99,8 @@ pub struct ReadPlan {
     pub batch_events_max: usize,
     /// Keep the rows' text.
     pub keep_text: bool,
+    /// The file, and how it was when it was opened.
+    pub source: Option<(PathBuf, Stamp)>,
     /// What an earlier run has settled.
     pub resume: Option<Checkpoint>,
 }
@@ -115,7 +119,13 @@ pub fn read_batches<R: BufRead>(
     }
     let mut batch = Batch::default();
     let mut bytes = 0;
-    while let Some(row) = reader.next_row()? {
+    while let Some(mut row) = reader.next_row()? {
+        if reader.is_open_ended()
+            && plan.source.as_ref().is_some_and(|(path, stamp)| Stamp::of(path).as_ref() != Some(stamp))
+        {
+            row.cells =
+                Err("has no line end yet, and the file is being written: import it again when it is complete".into());
+        }
         batch.notes.repeated_headers += reader.take_repeated_headers();
         batch.notes.open_ended_files += u64::from(reader.is_open_ended());
         match keyed_event(&row, plan, &mut keys) {

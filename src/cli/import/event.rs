@@ -7,11 +7,14 @@ use prost::Message;
 use prost_types::value::Kind;
 use prost_types::{Struct, Timestamp, Value};
 
-use super::cells::{is_blank, is_shortened_number, text_of, without_formula_guard};
+use super::cells::{
+    formula_text, is_blank, is_missing, is_shortened_number, number_hint, text_of, without_formula_guard,
+};
 use super::fields::{Field, MEASURES};
-use super::mapping::{Found, Mapping, find, is_there};
-use super::names::meant_by;
+use super::mapping::{Found, Mapping, Place, find, is_there};
+use super::names::{is_total, meant_by};
 use super::notes::Notes;
+use super::objects::list_key;
 use super::rows::Cells;
 use crate::cli::decimal::{DecimalMark, NumberRules};
 use crate::cli::time::{TimeRules, Written, read_time, timestamp};
@@ -28,6 +31,8 @@ pub struct EventRules {
     pub numbers: NumberRules,
     /// Units of a row whose cell is empty. None: such a row is refused, unless it has tokens or an amount.
     pub empty_units: Option<String>,
+    /// Rows that look like sums of others are usage.
+    pub total_rows: bool,
     /// Refuse what is otherwise only noted.
     pub strict: bool,
 }
@@ -56,7 +61,8 @@ pub struct ReadEvent {
 
 impl ReadEvent {
     /// The event as the row has it, before anything was trimmed or filled in. Its time is as in `event`. So a change of these
-    /// rules makes a row that was imported before a conflict, and never counts it twice.
+    /// rules makes a row that was imported before a conflict, and does not count it twice. There is one exception: keys are
+    /// per client, so a row whose client id or key column is read differently is another event.
     pub fn as_written(&self) -> Cow<'_, UsageEvent> {
         if self.written.is_empty() {
             return Cow::Borrowed(&self.event);
@@ -91,6 +97,9 @@ pub fn event_of(cells: &Cells, mapping: &Mapping, rules: &EventRules) -> Result<
         notes: Notes::default(),
         local_time: None,
     };
+    if let Some(message) = row.sum_of_others() {
+        return Err(vec![Fault { column: String::new(), message }]);
+    }
     let mut event = UsageEvent {
         client_id: row.name(Field::Client),
         service: row.name(Field::Service),
@@ -109,8 +118,12 @@ pub fn event_of(cells: &Cells, mapping: &Mapping, rules: &EventRules) -> Result<
     };
     row.fill_units(&mut event);
     row.note_unused();
+    row.refuse_twins();
     if row.faults.is_empty() && event.cached_input_tokens > event.input_tokens {
         row.fault(Field::CachedInputTokens, "must be a part of input_tokens, but is more");
+    }
+    if let Some(message) = row.list_of_events() {
+        return Err(vec![Fault { column: String::new(), message }]);
     }
     match row.faults.is_empty() {
         true => Ok(ReadEvent { event, local_time: row.local_time, written: row.written, notes: row.notes }),
@@ -128,17 +141,56 @@ struct RowFields<'a> {
     local_time: Option<Written>,
 }
 
+fn is_number_or_time(field: Field) -> bool {
+    field == Field::Time || MEASURES.contains(&field)
+}
+
 impl RowFields<'_> {
     fn fault(&mut self, field: Field, message: impl Into<String>) {
         let column = self.mapping.place(field).column(field);
         self.faults.push(Fault { column, message: message.into() });
     }
 
+    /// Why the row is refused as a sum of other rows, such as the last line of a report.
+    fn sum_of_others(&self) -> Option<String> {
+        let client = match self.mapping.place(Field::Client) {
+            Place::Fixed(_) => None,
+            place => find(place, self.cells).and_then(|found| text_of(found).ok()),
+        };
+        let first = match self.cells {
+            Cells::Csv(cells) => cells.iter().map(|cell| cell.trim()).find(|cell| !cell.is_empty()),
+            Cells::Json(_) => None,
+        };
+        let label = client.as_deref().into_iter().chain(first).find(|label| is_total(label))?;
+        (!self.rules.total_rows && !self.mapping.is_export).then(|| {
+            format!("the row is a sum of other rows by its label {label:?}; if it is usage, give --total-rows")
+        })
+    }
+
+    /// Why the row is refused as one object around all events.
+    fn list_of_events(&self) -> Option<String> {
+        let Cells::Json(object) = self.cells else { return None };
+        let is_absent = |field: &Field| {
+            matches!(self.mapping.place(*field), Place::Path(_)) && !is_there(self.mapping.place(*field), self.cells)
+        };
+        let is_event = Field::ALL.iter().filter(|field| field.is_required()).any(|field| !is_absent(field));
+        let key = list_key(object).filter(|_| !self.faults.is_empty() && !is_event)?;
+        Some(format!(
+            "the row has its events in a list, {key:?}: make a row of each, such as with \
+             jq -c 'del(.{key:?}) + .{key:?}[]' FILE | meterd import - --format ndjson"
+        ))
+    }
+
     /// Notes that a required field is not there, with the key that may be meant for it.
     fn missing(&mut self, field: Field) {
-        let Cells::Json(object) = self.cells else { return self.fault(field, "is required, and empty here") };
+        let written = find(self.mapping.place(field), self.cells).and_then(|found| text_of(found).ok());
+        let empty = match written.as_deref().map(|text| text.trim_matches(is_blank)) {
+            Some(text) if !text.is_empty() => format!("is required, and {text:?} is taken for empty"),
+            _ => "is required, and empty here".to_owned(),
+        };
+        let Cells::Json(object) = self.cells else { return self.fault(field, empty) };
         if is_there(self.mapping.place(field), self.cells) {
-            return self.fault(field, "is required, and empty here");
+            return self.fault(field, empty);
         }
         let keys = self.mapping.unused_keys(object);
         let meant = keys.iter().find(|key| meant_by(key, &[field]).is_some());
@@ -170,15 +222,19 @@ impl RowFields<'_> {
         if self.mapping.is_export {
             return text;
         }
-        let tidy = match text.trim_matches(is_blank) {
-            "\\N" | "NULL" => {
-                self.notes.null_cells += 1;
-                ""
-            }
-            tidy => {
-                self.notes.trimmed_cells += u64::from(tidy.len() < text.len());
-                tidy
-            }
+        let trimmed = text.trim_matches(is_blank);
+        let is_fixed = matches!(self.mapping.place(field), Place::Fixed(_));
+        let tidy = if !is_fixed && !trimmed.is_empty() && is_missing(trimmed, is_number_or_time(field)) {
+            self.notes.null_cells += 1;
+            ""
+        } else if let Some(inner) = formula_text(trimmed).filter(|_| matches!(self.cells, Cells::Csv(_))) {
+            self.notes.formula_cells += 1;
+            inner
+        } else {
+            let is_trimmed = u64::from(trimmed.len() < text.len());
+            self.notes.trimmed_cells += is_trimmed;
+            self.notes.trimmed_ids += is_trimmed * u64::from(matches!(field, Field::Client | Field::Key));
+            trimmed
         };
         if tidy.len() == text.len() {
             return text;
@@ -196,7 +252,11 @@ impl RowFields<'_> {
         let is_json =
             matches!(find(self.mapping.place(field), self.cells), Some(Found::Json(json)) if !json.starts_with('"'));
         let rules = if is_json { NumberRules::default() } else { self.rules.numbers };
-        let parsed = self.text(field).map(|text| parse(&decimal::localized(&text, rules)?)).transpose();
+        let read = |text: String| -> Result<T, String> {
+            let number = decimal::localized(&text, rules)?;
+            parse(&number).map_err(|message| message + number_hint(&text))
+        };
+        let parsed = self.text(field).map(read).transpose();
         let parsed = parsed.unwrap_or_else(|message| {
             self.fault(field, message);
             None
@@ -214,7 +274,7 @@ impl RowFields<'_> {
     fn fill_units(&mut self, event: &mut UsageEvent) {
         let has_measure =
             |field: &Field| find(self.mapping.place(*field), self.cells).and_then(|found| text_of(found).ok());
-        let is_value = |text: String| !matches!(text.trim_matches(is_blank), "" | "\\N" | "NULL");
+        let is_value = |text: String| !is_missing(text.trim_matches(is_blank), true);
         if MEASURES.iter().filter_map(has_measure).any(is_value) || !self.faults.is_empty() {
             return;
         }
@@ -242,12 +302,26 @@ impl RowFields<'_> {
             match self.rules.strict {
                 true => {
                     let message = format!(
-                        "nothing comes from this key: {}; --ignore-column takes that as meant",
-                        self.mapping.unused_text(&key)
+                        "nothing comes from this key{}; --ignore-column takes that as meant",
+                        self.mapping.unused_hint(&key)
                     );
                     self.faults.push(Fault { column: key, message });
                 }
                 false => self.notes.add_unused(key, 1),
+            }
+        }
+    }
+
+    /// Keys that one field may come from.
+    fn refuse_twins(&mut self) {
+        let Cells::Json(object) = self.cells else { return };
+        for field in Field::ALL {
+            if let Some([first, second]) = self.mapping.twins(field, object) {
+                let flag = field.flag();
+                self.fault(
+                    field,
+                    format!("can come from {first:?} or {second:?}: give --{flag}-column with one of them"),
+                );
             }
         }
     }
@@ -299,7 +373,7 @@ impl RowFields<'_> {
             _ => text.to_owned(),
         };
         let rules = &self.rules.time;
-        let read = read_time(&text, rules.format.as_deref())?;
+        let read = read_time(&text, &rules.formats)?;
         self.notes.serial_times += u64::from(read.is_serial);
         if read.written.needs_zone() {
             self.notes.local_times += 1;

@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::cells::is_blank;
 use super::json_scanner::{JsonScanner, Step};
+use super::objects::object_of;
 use super::quotes::{self, Quotes};
 use crate::cli::json::RawObject;
 
@@ -385,7 +386,7 @@ fn not_utf_8(error: std::str::Utf8Error) -> String {
 
 fn json_cells(text: &[u8]) -> Result<Cells, String> {
     let text = std::str::from_utf8(text).map_err(not_utf_8)?;
-    serde_json::from_str(text).map(Cells::Json).map_err(|error| format!("is not a JSON object: {error}"))
+    object_of(text).map(Cells::Json)
 }
 
 #[cfg(test)]
