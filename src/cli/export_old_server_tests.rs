@@ -49,7 +49,7 @@ impl tonic::server::ServerStreamingService<ExportUsageRequest> for OldServer {
     type Future = Pin<Box<dyn Future<Output = Result<Response<Self::ResponseStream>, Status>> + Send>>;
 
     fn call(&mut self, _: Request<ExportUsageRequest>) -> Self::Future {
-        let piece = ExportUsageResponse { data: b"event_id\n1\n".into(), event_count: 1, ..Default::default() };
+        let piece = ExportUsageResponse { data: "event_id\n1\n".into(), event_count: 1, ..Default::default() };
         Box::pin(async { Ok(Response::new(tokio_stream::iter(vec![Ok(piece)]))) })
     }
 }
