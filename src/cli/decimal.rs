@@ -41,6 +41,8 @@ pub fn localized(text: &str, rules: NumberRules) -> Result<String, String> {
             ));
         }
         if text.contains(GROUP_BLANKS)
+            && text.starts_with(|c: char| c.is_ascii_digit())
+            && text.ends_with(|c: char| c.is_ascii_digit())
             && text.chars().all(|c| c.is_ascii_digit() || c == '.' || GROUP_BLANKS.contains(&c))
         {
             return Err(format!(

@@ -15,8 +15,8 @@ use prost_types::Timestamp;
 pub struct TimeRules {
     /// Zone of times without an offset. None: UTC in [`parse_time`], each client's own in an import.
     pub zone: Option<Tz>,
-    /// strftime format. None: the usual ones.
-    pub format: Option<String>,
+    /// strftime formats. Empty: the usual forms.
+    pub formats: Vec<String>,
 }
 
 /// A time as it is written.
@@ -61,13 +61,26 @@ impl From<Written> for ReadTime {
     }
 }
 
-/// Reads a time with `format` if there is one, else in any of the usual forms (see [`usual_forms`]).
-pub fn read_time(text: &str, format: Option<&str>) -> Result<ReadTime, String> {
+/// Reads a time with the one of `formats` that fits, or, if there are none, in any of the usual forms (see [`usual_forms`]).
+pub fn read_time(text: &str, formats: &[String]) -> Result<ReadTime, String> {
     let text = text.trim();
-    match format {
-        Some(format) => formatted(text, format).map(ReadTime::from),
-        None if number::is_number(text) => number::read(text),
-        None => text::read(text).map(ReadTime::from),
+    match formats {
+        [] if number::is_number(text) => number::read(text),
+        [] => text::read(text).map(ReadTime::from),
+        [format] => formatted(text, format).map(ReadTime::from),
+        several => one_of(text, several).map(ReadTime::from),
+    }
+}
+
+/// A time that all formats that fit read alike.
+fn one_of(text: &str, formats: &[String]) -> Result<Written, String> {
+    let mut fitting = formats.iter().filter_map(|format| Some((format, formatted(text, format).ok()?)));
+    let Some((format, written)) = fitting.next() else {
+        return Err(format!("fits no --time-format, got {text:?}"));
+    };
+    match fitting.find(|(_, other)| *other != written) {
+        Some((other, _)) => Err(format!("is one time by {format:?} and another by {other:?}, got {text:?}")),
+        None => Ok(written),
     }
 }
 
@@ -88,7 +101,7 @@ pub fn parse_flag_time(text: &str) -> Result<Timestamp, String> {
 
 /// Parses one time; without an offset it is in the zone of the rules, or in UTC.
 pub fn parse_time(text: &str, rules: &TimeRules) -> Result<Timestamp, String> {
-    let time = read_time(text, rules.format.as_deref())?.written.in_zone(rules.zone.unwrap_or(Tz::UTC))?;
+    let time = read_time(text, &rules.formats)?.written.in_zone(rules.zone.unwrap_or(Tz::UTC))?;
     timestamp(time)
 }
 

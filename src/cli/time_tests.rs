@@ -1,7 +1,10 @@
 use super::*;
 
 fn text_of(text: &str, zone: Option<&str>, format: Option<&str>) -> Result<String, String> {
-    let rules = TimeRules { zone: zone.map(|zone| zone.parse().unwrap()), format: format.map(str::to_owned) };
+    let rules = TimeRules {
+        zone: zone.map(|zone| zone.parse().unwrap()),
+        formats: format.into_iter().map(str::to_owned).collect(),
+    };
     let time = parse_time(text, &rules)?;
     let time = DateTime::from_timestamp(time.seconds, time.nanos as u32).unwrap();
     Ok(time.to_rfc3339_opts(chrono::SecondsFormat::AutoSi, true))
@@ -98,8 +101,8 @@ fn spreadsheet_dates_and_compact_dates_are_local_times() {
         assert_eq!(text_of(text, None, None).as_deref(), Ok(expected), "{text}");
         assert_ne!(text_of(text, Some("Asia/Tokyo"), None).as_deref(), Ok(expected), "{text}");
     }
-    assert!(read_time("46351.5", None).unwrap().is_serial);
-    assert!(!read_time("20261125", None).unwrap().is_serial);
+    assert!(read_time("46351.5", &[]).unwrap().is_serial);
+    assert!(!read_time("20261125", &[]).unwrap().is_serial);
 }
 
 #[test]
@@ -208,11 +211,23 @@ proptest::proptest! {
     /// Whatever stands there is read or refused, and read the same way again.
     #[test]
     fn any_text_is_read_or_refused(text in "\\PC{0,40}|[0-9]{1,20}([.,][0-9]{0,20})?|2026-11-[0-9]{2}[T ][0-9:.,]{0,12} ?[-+A-Za-z0-9:\\[\\]]{0,8}") {
-        if let Ok(ReadTime { written: Written::Exact(time), .. }) = read_time(&text, None)
+        if let Ok(ReadTime { written: Written::Exact(time), .. }) = read_time(&text, &[])
             && let Ok(stamp) = timestamp(time)
         {
             let again = time_of(Some(&stamp), SecondsFormat::Nanos).unwrap();
             proptest::prop_assert_eq!(parse_time(&again, &TimeRules::default()), Ok(stamp), "{}", text);
         }
     }
+}
+
+#[test]
+fn several_formats_are_tried_and_have_to_agree() {
+    let formats = ["%m/%d/%Y", "%d/%m/%Y", "%Y-%m-%dT%H:%M:%S%z"].map(str::to_owned);
+    let read = |text: &str| read_time(text, &formats).map(|read| read.written);
+    assert_eq!(read("11/20/2026"), Ok(Written::Day("2026-11-20".parse().unwrap())));
+    assert_eq!(read("20/11/2026"), Ok(Written::Day("2026-11-20".parse().unwrap())));
+    assert!(matches!(read("2026-11-20T10:00:00+0100"), Ok(Written::Exact(_))));
+    assert!(read("11/11/2026").is_ok());
+    assert!(read("05/11/2026").unwrap_err().contains("is one time by \"%m/%d/%Y\" and another by \"%d/%m/%Y\""));
+    assert!(read("2026-11-20").unwrap_err().contains("fits no --time-format"));
 }

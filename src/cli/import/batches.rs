@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::BufRead;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use prost::Message;
@@ -9,6 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::checkpoint::Checkpoint;
 use super::event::{EventRules, Fault, ReadEvent, event_of};
+use super::input::Stamp;
 use super::keys::{KeyMaker, OtherFiles, hex};
 use super::mapping::Mapping;
 use super::notes::Notes;
@@ -97,6 +99,8 @@ pub struct ReadPlan {
     pub batch_events_max: usize,
     /// Keep the rows' text.
     pub keep_text: bool,
+    /// The file, and how it was when it was opened.
+    pub source: Option<(PathBuf, Stamp)>,
     /// What an earlier run has settled.
     pub resume: Option<Checkpoint>,
 }
@@ -111,10 +115,18 @@ pub fn read_batches<R: BufRead>(
     let mut keys = maker.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(checkpoint) = &plan.resume {
         skip_settled(reader, plan, checkpoint, &mut keys)?;
+        reader.take_repeated_headers();
     }
     let mut batch = Batch::default();
     let mut bytes = 0;
-    while let Some(row) = reader.next_row()? {
+    while let Some(mut row) = reader.next_row()? {
+        if reader.is_open_ended()
+            && plan.source.as_ref().is_some_and(|(path, stamp)| Stamp::of(path).as_ref() != Some(stamp))
+        {
+            row.cells =
+                Err("has no line end yet, and the file is being written: import it again when it is complete".into());
+        }
+        batch.notes.repeated_headers += reader.take_repeated_headers();
         batch.notes.open_ended_files += u64::from(reader.is_open_ended());
         match keyed_event(&row, plan, &mut keys) {
             Ok(keyed) => {
@@ -187,6 +199,12 @@ struct Keyed {
 fn keyed_event(row: &Row, plan: &ReadPlan, keys: &mut KeyMaker) -> Result<Keyed, Vec<Fault>> {
     let wrong = |message: String| vec![Fault { column: String::new(), message: format!("the row {message}") }];
     let cells = row.cells.as_ref().map_err(|message| wrong(message.clone()))?;
+    if let Some((first, line)) = swallowed_row(row, plan) {
+        return Err(wrong(format!(
+            "has rows of their own within a quoted value, the first in line {line}: is a quote in line {first} never closed? \
+             Nothing of its lines is recorded"
+        )));
+    }
     let read = event_of(cells, &plan.mapping, &plan.rules)?;
     let made = read.event.idempotency_key.is_empty().then(|| keys.next_key(&read.as_written()));
     let ReadEvent { event, local_time, notes, .. } = read;
@@ -202,6 +220,12 @@ fn keyed_event(row: &Row, plan: &ReadPlan, keys: &mut KeyMaker) -> Result<Keyed,
     }
     keyed.notes.repeats_of_other_files += u64::from(keyed.repeat_of.is_some());
     Ok(keyed)
+}
+
+/// The line of a row, and the first of its later lines that is an event by itself.
+fn swallowed_row(row: &Row, plan: &ReadPlan) -> Option<(u64, u64)> {
+    let is_event = |cells| plan.mapping.tells_rows_from_text() && event_of(cells, &plan.mapping, &plan.rules).is_ok();
+    row.inner.iter().find(|(_, cells)| is_event(cells)).map(|(line, _)| (row.line, *line))
 }
 
 fn unreadable(row: Row, faults: Vec<Fault>, plan: &ReadPlan) -> BadRow {

@@ -10,12 +10,16 @@ fn plan(header: &[String], batch_events_max: usize) -> ReadPlan {
         keys: Keys { maker: Arc::new(Mutex::new(KeyMaker::new("import"))), others: None, file: 0 },
         batch_events_max,
         keep_text: true,
+        source: None,
         resume: None,
     }
 }
 
 fn read(text: &str, change: impl FnOnce(&mut ReadPlan)) -> anyhow::Result<Vec<Batch>> {
-    let mut reader = RowReader::new(text.as_bytes(), Layout { format: Format::Csv, delimiter: b',', skip_lines: 0 })?;
+    let mut reader = RowReader::new(
+        text.as_bytes(),
+        Layout { format: Format::Csv, delimiter: b',', skip_lines: 0, quotes: Default::default() },
+    )?;
     let mut plan = plan(&reader.header(), 2);
     change(&mut plan);
     let mut batches = Vec::new();
@@ -115,4 +119,45 @@ fn equal_rows_of_two_files_are_told_or_counted() {
     assert!(first.iter().all(|key| !second.contains(key)));
     let strict = read(FILE, |plan| (plan.keys.others, plan.keys.file, plan.rules.strict) = (others.clone(), 1, true));
     assert!(strict.unwrap()[0].bad_rows[0].message.contains("--split-files"));
+}
+
+const TEXTS: &str = "client_id,service,event_time,units,note\n";
+
+#[test]
+fn rows_that_an_open_quote_swallowed_are_not_lost_unsaid() {
+    let row = "a,s,2026-11-01,1";
+    let batches = read(&format!("{TEXTS}{row},\"open\n{row},x\n{row},y\"\n{row},z\n"), |_| {}).unwrap();
+    assert_eq!((batches[0].events.len(), batches[0].bad_rows.len()), (1, 1));
+    let bad = &batches[0].bad_rows[0];
+    assert!(
+        bad.line == 2 && bad.message.contains("the first in line 3: is a quote in line 2 never closed?"),
+        "{bad:?}"
+    );
+    // Text is not taken for rows.
+    let text = "\"dear, a, s, 1, x\nyours,a,s,2,y\"";
+    let batches = read(&format!("{TEXTS}{row},{text}\n"), |_| {}).unwrap();
+    assert_eq!((batches[0].events.len(), batches[0].bad_rows.len()), (1, 0));
+}
+
+#[test]
+fn headers_that_come_again_are_counted() {
+    let batches =
+        read("client_id,service,event_time\na,s,2026-11-01\nclient_id,service,event_time\nb,s,2026-11-01\n", |_| {});
+    let batch = &batches.unwrap()[0];
+    assert_eq!((batch.events.len(), batch.bad_rows.len(), batch.notes.repeated_headers), (2, 0, 1));
+}
+
+#[test]
+fn half_a_row_of_a_file_that_is_being_written_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("usage.csv");
+    let text = "client_id,service,event_time,units\na,s,2026-11-01,10\na,s,2026-11-01,1";
+    std::fs::write(&path, text).unwrap();
+    let stamp = Stamp::of(&path).unwrap();
+    let rows = |stamp: Stamp| read(text, |plan| plan.source = Some((path.clone(), stamp))).unwrap();
+    assert_eq!(rows(stamp.clone())[0].events.len(), 2);
+    std::fs::write(&path, format!("{text}5\n")).unwrap();
+    let batch = &rows(stamp)[0];
+    assert_eq!((batch.events.len(), batch.bad_rows.len()), (1, 1));
+    assert!(batch.bad_rows[0].message.contains("is being written"), "{}", batch.bad_rows[0].message);
 }

@@ -19,6 +19,52 @@ pub fn is_blank(c: char) -> bool {
     c.is_whitespace() || matches!(c, '\u{200b}' | '\u{200c}' | '\u{200d}' | '\u{2060}' | '\u{feff}')
 }
 
+/// What programs write for a value that is not there.
+pub fn is_missing(text: &str, is_number_or_time: bool) -> bool {
+    const ANYWHERE: [&str; 14] = [
+        "\\N",
+        "NULL",
+        "null",
+        "(null)",
+        "<null>",
+        "None",
+        "undefined",
+        "NaN",
+        "nan",
+        "N/A",
+        "n/a",
+        "#N/A",
+        "<NA>",
+        "<nil>",
+    ];
+    const NUMBERS_AND_TIMES: [&str; 9] = ["NA", "na", "none", "nil", "Null", "-", "--", "–", "—"];
+    text.is_empty() || ANYWHERE.contains(&text) || is_number_or_time && NUMBERS_AND_TIMES.contains(&text)
+}
+
+/// The text in ="0012", which keeps a spreadsheet from reading it as a number.
+pub fn formula_text(text: &str) -> Option<&str> {
+    text.strip_prefix("=\"")?.strip_suffix('"').filter(|inner| !inner.contains('"'))
+}
+
+/// What to do about a text that is nearly a number.
+pub fn number_hint(text: &str) -> &'static str {
+    let text = text.trim_matches(is_blank);
+    match text.trim_matches(|c: char| c.is_ascii_digit() || is_blank(c)) {
+        _ if text.starts_with('(') && text.ends_with(')') => "; parentheses mean less than zero, which usage cannot be",
+        _ if text.starts_with(['−', '–']) => "; it is less than zero, which usage cannot be",
+        _ if text.contains(['$', '€', '£', '¥']) => "; remove the currency sign",
+        _ if text.ends_with('%') => "; remove the percent sign",
+        unit if unit.len() > 1
+            && unit.chars().all(char::is_alphabetic)
+            && text.starts_with(|c: char| c.is_ascii_digit())
+            && text.ends_with(unit) =>
+        {
+            "; remove what follows the number"
+        }
+        _ => "",
+    }
+}
+
 /// Takes off the ' that an export puts before text that a spreadsheet would take for a formula.
 pub fn without_formula_guard(text: &str) -> &str {
     match text.strip_prefix('\'') {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use anyhow::Context;
 
 use super::batches::{Batch, read_batches};
-use super::input::name_of;
+use super::input::{Stamp, name_of};
 use super::keys::{KeyMaker, OtherFiles};
 use super::progress::Progress;
 use super::run::{Opened, Run, columns};
@@ -19,6 +19,7 @@ impl Run<'_> {
         let others: Option<Arc<Mutex<OtherFiles>>> = self.others.is_some().then(Arc::default);
         for (number, path) in self.args.files.iter().enumerate().filter(|(_, path)| path.is_file()) {
             let name = name_of(path);
+            self.checked.extend(Stamp::of(path).map(|stamp| (path.clone(), stamp)));
             let opened = self.open(path).with_context(|| name.clone())?;
             let Opened { mut reader, mapping, .. } = opened;
             let plan =

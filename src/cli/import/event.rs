@@ -1,5 +1,7 @@
 //! A row into an event, with every wrong field at once.
 
+mod refusals;
+
 use std::borrow::Cow;
 
 use chrono_tz::Tz;
@@ -7,10 +9,11 @@ use prost::Message;
 use prost_types::value::Kind;
 use prost_types::{Struct, Timestamp, Value};
 
-use super::cells::{is_blank, is_shortened_number, text_of, without_formula_guard};
-use super::fields::Field;
-use super::mapping::{Found, Mapping, find, is_there};
-use super::names::meant_by;
+use super::cells::{
+    formula_text, is_blank, is_missing, is_shortened_number, number_hint, text_of, without_formula_guard,
+};
+use super::fields::{Field, MEASURES};
+use super::mapping::{Found, Mapping, Place, find};
 use super::notes::Notes;
 use super::rows::Cells;
 use crate::cli::decimal::{DecimalMark, NumberRules};
@@ -20,9 +23,6 @@ use crate::proto::UsageEvent;
 
 const ID_BYTES_MAX: usize = 128;
 const EXTERNAL_ID_BYTES_MAX: usize = 256;
-/// Fields that say how much was used.
-const MEASURES: [Field; 5] =
-    [Field::Units, Field::InputTokens, Field::OutputTokens, Field::CachedInputTokens, Field::Amount];
 
 /// How values are read.
 #[derive(Clone, Debug, Default)]
@@ -31,6 +31,8 @@ pub struct EventRules {
     pub numbers: NumberRules,
     /// Units of a row whose cell is empty. None: such a row is refused, unless it has tokens or an amount.
     pub empty_units: Option<String>,
+    /// Rows that look like sums of others are usage.
+    pub total_rows: bool,
     /// Refuse what is otherwise only noted.
     pub strict: bool,
 }
@@ -59,7 +61,8 @@ pub struct ReadEvent {
 
 impl ReadEvent {
     /// The event as the row has it, before anything was trimmed or filled in. Its time is as in `event`. So a change of these
-    /// rules makes a row that was imported before a conflict, and never counts it twice.
+    /// rules makes a row that was imported before a conflict, and does not count it twice. There is one exception: keys are
+    /// per client, so a row whose client id or key column is read differently is another event.
     pub fn as_written(&self) -> Cow<'_, UsageEvent> {
         if self.written.is_empty() {
             return Cow::Borrowed(&self.event);
@@ -94,6 +97,9 @@ pub fn event_of(cells: &Cells, mapping: &Mapping, rules: &EventRules) -> Result<
         notes: Notes::default(),
         local_time: None,
     };
+    if let Some(message) = row.sum_of_others() {
+        return Err(vec![Fault { column: String::new(), message }]);
+    }
     let mut event = UsageEvent {
         client_id: row.name(Field::Client),
         service: row.name(Field::Service),
@@ -112,8 +118,12 @@ pub fn event_of(cells: &Cells, mapping: &Mapping, rules: &EventRules) -> Result<
     };
     row.fill_units(&mut event);
     row.note_unused();
+    row.refuse_twins();
     if row.faults.is_empty() && event.cached_input_tokens > event.input_tokens {
         row.fault(Field::CachedInputTokens, "must be a part of input_tokens, but is more");
+    }
+    if let Some(message) = row.list_of_events() {
+        return Err(vec![Fault { column: String::new(), message }]);
     }
     match row.faults.is_empty() {
         true => Ok(ReadEvent { event, local_time: row.local_time, written: row.written, notes: row.notes }),
@@ -131,30 +141,14 @@ struct RowFields<'a> {
     local_time: Option<Written>,
 }
 
+fn is_number_or_time(field: Field) -> bool {
+    field == Field::Time || MEASURES.contains(&field)
+}
+
 impl RowFields<'_> {
     fn fault(&mut self, field: Field, message: impl Into<String>) {
         let column = self.mapping.place(field).column(field);
         self.faults.push(Fault { column, message: message.into() });
-    }
-
-    /// Notes that a required field is not there, with the key that may be meant for it.
-    fn missing(&mut self, field: Field) {
-        let Cells::Json(object) = self.cells else { return self.fault(field, "is required, and empty here") };
-        if is_there(self.mapping.place(field), self.cells) {
-            return self.fault(field, "is required, and empty here");
-        }
-        let keys = self.mapping.unused_keys(object);
-        let meant = keys.iter().find(|key| meant_by(key, &[field]).is_some());
-        let flag = field.flag();
-        self.fault(
-            field,
-            match meant {
-                Some(key) => format!(
-                    "is required, and not there; did you mean {key}? --{flag}-column {key:?} takes it from there"
-                ),
-                None => format!("is required, and not there: give --{flag}-column KEY or --{flag} VALUE"),
-            },
-        );
     }
 
     /// The text of a field, without blanks around it. None: absent or wrong.
@@ -173,15 +167,19 @@ impl RowFields<'_> {
         if self.mapping.is_export {
             return text;
         }
-        let tidy = match text.trim_matches(is_blank) {
-            "\\N" | "NULL" => {
-                self.notes.null_cells += 1;
-                ""
-            }
-            tidy => {
-                self.notes.trimmed_cells += u64::from(tidy.len() < text.len());
-                tidy
-            }
+        let trimmed = text.trim_matches(is_blank);
+        let is_fixed = matches!(self.mapping.place(field), Place::Fixed(_));
+        let tidy = if !is_fixed && !trimmed.is_empty() && is_missing(trimmed, is_number_or_time(field)) {
+            self.notes.null_cells += 1;
+            ""
+        } else if let Some(inner) = formula_text(trimmed).filter(|_| matches!(self.cells, Cells::Csv(_))) {
+            self.notes.formula_cells += 1;
+            inner
+        } else {
+            let is_trimmed = u64::from(trimmed.len() < text.len());
+            self.notes.trimmed_cells += is_trimmed;
+            self.notes.trimmed_ids += is_trimmed * u64::from(matches!(field, Field::Client | Field::Key));
+            trimmed
         };
         if tidy.len() == text.len() {
             return text;
@@ -199,7 +197,11 @@ impl RowFields<'_> {
         let is_json =
             matches!(find(self.mapping.place(field), self.cells), Some(Found::Json(json)) if !json.starts_with('"'));
         let rules = if is_json { NumberRules::default() } else { self.rules.numbers };
-        let parsed = self.text(field).map(|text| parse(&decimal::localized(&text, rules)?)).transpose();
+        let read = |text: String| -> Result<T, String> {
+            let number = decimal::localized(&text, rules)?;
+            parse(&number).map_err(|message| message + number_hint(&text))
+        };
+        let parsed = self.text(field).map(read).transpose();
         let parsed = parsed.unwrap_or_else(|message| {
             self.fault(field, message);
             None
@@ -211,48 +213,6 @@ impl RowFields<'_> {
         let (quantity, was_rounded) = self.number(field, decimal::rounded_quantity);
         self.notes.rounded_quantities += u64::from(was_rounded);
         quantity
-    }
-
-    /// A row of nothing but an empty cell for its units says nothing of how much was used.
-    fn fill_units(&mut self, event: &mut UsageEvent) {
-        let has_measure =
-            |field: &Field| find(self.mapping.place(*field), self.cells).and_then(|found| text_of(found).ok());
-        let is_value = |text: String| !matches!(text.trim_matches(is_blank), "" | "\\N" | "NULL");
-        if MEASURES.iter().filter_map(has_measure).any(is_value) || !self.faults.is_empty() {
-            return;
-        }
-        match (is_there(self.mapping.place(Field::Units), self.cells), &self.rules.empty_units) {
-            (true, Some(units)) => {
-                event.units.clone_from(units);
-                self.written.push((Field::Units, String::new()));
-                self.notes.rows_with_filled_units += 1;
-            }
-            (true, None) => self.fault(
-                Field::Units,
-                "is empty, and the row has no tokens or amount: write how many units it is, or give --empty-units 1 to count \
-                 each such row as one",
-            ),
-            (false, _) if self.rules.strict => {
-                self.fault(Field::Units, "is missing, as tokens and amount are: give --units 1 to count each row as one");
-            }
-            (false, _) => self.notes.rows_counted_as_one += 1,
-        }
-    }
-
-    fn note_unused(&mut self) {
-        let Cells::Json(object) = self.cells else { return };
-        for key in self.mapping.unused_keys(object) {
-            match self.rules.strict {
-                true => {
-                    let message = format!(
-                        "nothing comes from this key: {}; --ignore-column takes that as meant",
-                        self.mapping.unused_text(&key)
-                    );
-                    self.faults.push(Fault { column: key, message });
-                }
-                false => self.notes.add_unused(key, 1),
-            }
-        }
     }
 
     fn name(&mut self, field: Field) -> String {
@@ -273,6 +233,8 @@ impl RowFields<'_> {
                 field,
                 format!("is a number that a spreadsheet has shortened, got {text:?}: format its column as text and save again"),
             );
+        } else if !self.mapping.is_export && text.len() > 2 && text.starts_with('\'') && text.ends_with('\'') {
+            self.fault(field, format!("is in single quotes, got {text:?}: remove them, or write double quotes"));
         } else if text.len() > bytes_max {
             self.fault(field, format!("must be at most {bytes_max} bytes, is {}", text.len()));
         } else if text.chars().any(char::is_control) {
@@ -302,7 +264,7 @@ impl RowFields<'_> {
             _ => text.to_owned(),
         };
         let rules = &self.rules.time;
-        let read = read_time(&text, rules.format.as_deref())?;
+        let read = read_time(&text, &rules.formats)?;
         self.notes.serial_times += u64::from(read.is_serial);
         if read.written.needs_zone() {
             self.notes.local_times += 1;

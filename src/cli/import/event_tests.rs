@@ -29,6 +29,106 @@ fn ndjson_by(rules: &EventRules, flags: &[&str], row: &str) -> Result<ReadEvent,
     event_of(&cells, &Mapping::for_json(&args), rules)
 }
 
+#[test]
+fn what_programs_write_for_nothing_is_empty_and_counted() {
+    let header = "client_id;service;operation;input_tokens;cached_input_tokens;event_time;idempotency_key";
+    for word in ["NaN", "None", "null", "N/A", "undefined", "#N/A"] {
+        let read = csv_by(&EventRules::default(), &[], header, &format!("z;openai;{word};5;{word};2026-11-20;{word}"));
+        let read = read.unwrap();
+        assert_eq!((read.event.operation.as_str(), read.event.idempotency_key.as_str()), ("", ""), "{word}");
+        assert_eq!(read.notes.null_cells, 3, "{word}");
+        let faults = csv(&[], header, &format!("{word};openai;o;5;0;2026-11-20;k")).unwrap_err();
+        assert_eq!(faults[0].message, format!("is required, and {word:?} is taken for empty"));
+    }
+    assert_eq!(csv(&[], HEADER, "z;sms;-;-;2026-11-20").unwrap_err()[0].column, "units");
+    let event = csv(&[], HEADER, "na;sms;none;1;2026-11-20").unwrap();
+    assert_eq!((event.client_id.as_str(), event.operation.as_str()), ("na", "none"));
+    assert_eq!(csv(&["--client", "None"], "service;event_time", "sms;2026-11-20").unwrap().client_id, "None");
+}
+
+#[test]
+fn a_row_that_is_the_sum_of_others_is_refused_unless_it_is_usage() {
+    let flags = ["--time", "now", "--service", "sms", "--client-column", "Customer", "--units-column", "Quantity"];
+    let header = "Region;Customer;Quantity";
+    for row in ["eu;Total;3", "Grand total:;acme;3", "TOTAL;;3", ";Summe;3"] {
+        let faults = csv(&flags, header, row).unwrap_err();
+        assert!(faults.len() == 1 && faults[0].message.contains("--total-rows"), "{row}: {faults:?}");
+    }
+    assert!(csv(&flags, header, "eu;Total Energies;3").is_ok());
+    let rules = EventRules { total_rows: true, ..EventRules::default() };
+    assert_eq!(csv_by(&rules, &flags, header, "eu;Total;3").unwrap().event.client_id, "Total");
+    assert!(csv(&["--client", "total"], "service;event_time", "sms;2026-11-20").is_ok());
+    assert!(ndjson(&[], r#"{"client_id":"total","service":"sms","event_time":"2026-11-20"}"#).is_err());
+}
+
+#[test]
+fn text_that_a_spreadsheet_keeps_as_text_is_read_without_its_formula() {
+    let read = csv_by(&EventRules::default(), &[], HEADER, "=\"0012\";sms;=A1;=\"3\";2026-11-20").unwrap();
+    assert_eq!((read.event.client_id.as_str(), read.event.units.as_str()), ("0012", "3"));
+    assert_eq!((read.event.operation.as_str(), read.notes.formula_cells), ("=A1", 2));
+}
+
+#[test]
+fn a_text_that_is_nearly_a_number_is_refused_with_what_is_wrong() {
+    for (units, hint) in [
+        ("(3)", "parentheses mean less than zero"),
+        ("\u{2212}3", "less than zero"),
+        ("$5", "currency sign"),
+        ("5,00 \u{20ac}", "--decimal-comma"),
+        ("50%", "percent sign"),
+        ("3 sms", "what follows the number"),
+        ("'3'", "must be a decimal number"),
+    ] {
+        let faults = csv(&[], HEADER, &format!("z;sms;o;{units};2026-11-20")).unwrap_err();
+        assert!(faults[0].message.contains(hint), "{units}: {}", faults[0].message);
+    }
+}
+
+#[test]
+fn an_id_in_single_quotes_is_refused() {
+    let faults = csv(&[], HEADER, "'z';'sms';o;1;2026-11-20").unwrap_err();
+    assert_eq!(faults.len(), 2);
+    assert!(faults[0].message.contains("single quotes"), "{}", faults[0].message);
+    assert!(csv(&[], HEADER, "o'z;sms;o;1;2026-11-20").is_ok());
+}
+
+#[test]
+fn a_list_around_the_events_is_refused_with_the_way_out() {
+    let faults = ndjson(&[], r#"{"object":"page","data":[{"client_id":"a"}]}"#).unwrap_err();
+    assert!(faults.len() == 1 && faults[0].message.contains(r#"jq -c 'del(."data") + ."data"[]'"#), "{faults:?}");
+    let faults = ndjson(&[], r#"{"client_id":"a","items":[{"x":1}]}"#).unwrap_err();
+    assert_eq!(faults.iter().map(|fault| fault.column.as_str()).collect::<Vec<_>>(), ["service", "event_time"]);
+}
+
+#[test]
+fn keys_that_one_field_may_come_from_are_refused() {
+    let row = r#"{"client_id":"z","service":"sms","event_time":"2026-11-20","Units":1,"UNITS":100}"#;
+    let faults = ndjson(&[], row).unwrap_err();
+    assert!(faults[0].message.contains(r#"can come from "UNITS" or "Units": give --units-column"#), "{faults:?}");
+    assert_eq!(ndjson(&["--units-column", "Units"], row).unwrap().units, "1");
+    // The exact name wins, and the other one is told.
+    let row = row.replace("UNITS", "units");
+    let read = ndjson_by(&EventRules::default(), &[], &row).unwrap();
+    assert_eq!((read.event.units.as_str(), read.notes.unused.keys().next().unwrap().as_str()), ("100", "Units"));
+}
+
+#[test]
+fn usage_in_an_object_of_its_own_is_told_with_its_path() {
+    let row = r#"{"client_id":"z","service":"openai","event_time":"2026-11-20",
+        "usage":{"prompt_tokens":5,"prompt_tokens_details":{"cached_tokens":1},"total_tokens":5}}"#;
+    let mapping = Mapping::for_json(&Default::default());
+    let notes = ndjson_by(&EventRules::default(), &[], row).unwrap().notes;
+    let told: Vec<String> = notes.unused.keys().map(|key| mapping.unused_text(key)).collect();
+    assert_eq!(
+        told,
+        [
+            "usage.prompt_tokens; did you mean input_tokens? --input-tokens-column \"usage.prompt_tokens\" takes it from there",
+            "usage.prompt_tokens_details.cached_tokens; did you mean cached_input_tokens? --cached-input-tokens-column \
+             \"usage.prompt_tokens_details.cached_tokens\" takes it from there"
+        ]
+    );
+}
+
 const HEADER: &str = "client_id;service;operation;units;event_time";
 
 #[test]
@@ -139,7 +239,7 @@ fn a_time_without_a_zone_waits_for_its_client() {
     assert!(read(&rules, "46351.5").local_time.is_some() && read(&rules, "46351.5").notes.serial_times == 1);
     assert!(read(&rules, "2026-11-20 10:00+00").local_time.is_none());
     assert_eq!(read(&rules, "2026-11-20").notes.local_times, 1);
-    let time = TimeRules { zone: Some(Tz::Asia__Tokyo), format: None };
+    let time = TimeRules { zone: Some(Tz::Asia__Tokyo), formats: Vec::new() };
     let read = read(&EventRules { time, ..rules }, "2026-11-20");
     assert_eq!((read.local_time, read.notes.local_times), (None, 1));
     assert_eq!(read.event.event_time.unwrap().seconds, 1_795_100_400);
@@ -317,7 +417,7 @@ proptest::proptest! {
         let args = Flags::try_parse_from(["test"]).unwrap().mapping;
         let mapping = Mapping::for_csv(&args, &names).unwrap();
         for zone in [None, Some(chrono_tz::America::New_York), Some(chrono_tz::Pacific::Kiritimati)] {
-            let rules = EventRules { time: TimeRules { zone, format: None }, ..EventRules::default() };
+            let rules = EventRules { time: TimeRules { zone, formats: Vec::new() }, ..EventRules::default() };
             let Ok(ReadEvent { event, .. }) = event_of(&Cells::Csv(cells.to_vec()), &mapping, &rules) else { continue };
             for number in [&event.units, &event.amount] {
                 proptest::prop_assert!(number.is_empty() || crate::domain::decimal::Decimal::parse_rounded(number).is_ok(), "{}", number);

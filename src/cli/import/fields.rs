@@ -22,6 +22,10 @@ pub enum Field {
     Metadata,
 }
 
+/// Fields that say how much was used.
+pub const MEASURES: [Field; 5] =
+    [Field::Units, Field::InputTokens, Field::OutputTokens, Field::CachedInputTokens, Field::Amount];
+
 impl Field {
     /// All of them, in the order of their numbers.
     pub const ALL: [Field; 14] = [

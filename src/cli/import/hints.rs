@@ -40,11 +40,23 @@ impl Tally {
         counted(notes.local_times, &format!("times without a zone, taken {in_zone}: {{}}"));
         counted(notes.serial_times, "times read as spreadsheet dates, days since 1899-12-30: {}");
         counted(notes.trimmed_cells, "values with blanks around them, which were taken off: {}");
-        counted(notes.null_cells, "values of \\N or NULL, taken for empty: {}");
+        counted(
+            notes.trimmed_ids,
+            "client ids and keys among these: {}; an earlier version recorded them with the blanks, and rows that it \
+             imported so count again",
+        );
+        counted(notes.null_cells, "values such as NULL, N/A or None, taken for empty: {}");
+        counted(notes.formula_cells, "values such as =\"0012\", read as the text in the quotes: {}");
         counted(notes.rounded_quantities, "quantities rounded half to even to 12 decimals: {}");
+        counted(notes.repeated_headers, "lines that repeat the header, which were passed over: {}");
         counted(
             notes.open_ended_files,
             "files whose last row has no line end: {}; if one was cut off, the last value of that row may be too",
+        );
+        counted(
+            notes.changed_files,
+            "files that were changed while they were read: {}; import them again when they are complete, nothing is counted \
+             twice",
         );
         let files: Vec<&str> = self.repeated_files.iter().map(String::as_str).collect();
         counted(
@@ -55,6 +67,13 @@ impl Tally {
                 shown(&files, NAMED_CLIENTS_MAX)
             ),
         );
+        if self.duplicates > 0 && self.split_files {
+            hints.push(
+                "--split-files tells equal rows of different parts apart only if each run names all parts: rows of parts that \
+                 are not named now may be among the duplicates"
+                    .to_owned(),
+            );
+        }
         if self.duplicates > notes.repeats_of_other_files {
             hints.push(
                 "duplicates are recorded already, by an earlier run, by a try whose answer was lost, or from an equal row \

@@ -3,32 +3,22 @@
 use std::fs::File;
 use std::io::{self, BufReader, Cursor, Read};
 use std::path::Path;
+use std::time::SystemTime;
 
 use anyhow::{Context, bail};
-use flate2::read::MultiGzDecoder;
 
 use super::ImportArgs;
 use super::encoding::{Decoder, Encoding, detect};
 use super::names::is_same;
-use super::rows::{Format, Layout};
+use super::rows::{Format, Layout, is_frame};
+use super::unpack::{self, Unpacked};
 
 /// As far as a first line is looked for.
 const FIRST_LINE_BYTES_MAX: usize = 64 * 1024;
 /// Enough for a byte order mark, or the mark of a packed file.
 const MARK_BYTES: usize = 8;
 
-type Source = Box<dyn Read + Send>;
-
-/// A packed file, whose errors say what they are about.
-struct Unpacked(MultiGzDecoder<Source>);
-
-impl Read for Unpacked {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.0.read(buffer).map_err(|error| {
-            io::Error::new(error.kind(), format!("the file cannot be unpacked further: {error}. Is it cut off?"))
-        })
-    }
-}
+pub type Source = Box<dyn Read + Send>;
 
 /// A file, ready to be read as UTF-8.
 pub struct Input {
@@ -51,8 +41,8 @@ pub fn open(path: &Path, args: &ImportArgs) -> anyhow::Result<Input> {
     let mut notes = Vec::new();
     let (mut start, mut source) = peek(source, MARK_BYTES, |_| false)?;
     let mut bytes = length;
-    if start.starts_with(&[0x1f, 0x8b]) {
-        (start, source) = peek(Box::new(Unpacked(MultiGzDecoder::new(source))), MARK_BYTES, |_| false)?;
+    if start.starts_with(&unpack::MARK) {
+        (start, source) = peek(Box::new(Unpacked::new(source)), MARK_BYTES, |_| false)?;
         notes.push("unpacked with gzip".to_owned());
         bytes = None;
     }
@@ -70,6 +60,21 @@ pub fn open(path: &Path, args: &ImportArgs) -> anyhow::Result<Input> {
         layout.format == Format::Csv && (layout.delimiter == b';' || (layout.delimiter == b'\t' && is_utf_16));
     let reader = BufReader::with_capacity(1 << 16, source);
     Ok(Input { reader, bytes, is_file, layout, may_have_comma, notes })
+}
+
+/// What shows that a file was changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    length: u64,
+    modified: Option<SystemTime>,
+}
+
+impl Stamp {
+    /// Of a file as it is now. None: it is gone, or no file.
+    pub fn of(path: &Path) -> Option<Stamp> {
+        let metadata = path.metadata().ok().filter(|metadata| metadata.is_file())?;
+        Some(Stamp { length: metadata.len(), modified: metadata.modified().ok() })
+    }
 }
 
 /// What to call it in messages.
@@ -168,14 +173,14 @@ fn layout_of(path: &Path, first: &[u8], args: &ImportArgs, notes: &mut Vec<Strin
         }
         None => b',',
     };
-    Ok(Layout { format, delimiter, skip_lines: args.skip_lines })
+    Ok(Layout { format, delimiter, skip_lines: args.skip_lines, quotes: args.quotes })
 }
 
 /// The first line that is not empty after those that are skipped, and whether it is there whole.
 fn header_line(bytes: &[u8], skip_lines: u64) -> (&[u8], bool) {
     let skip = usize::try_from(skip_lines).unwrap_or(usize::MAX);
     let mut lines = bytes.split_inclusive(|byte| *byte == b'\n').skip(skip);
-    let line = lines.find(|line| !line.trim_ascii().is_empty()).unwrap_or_default();
+    let line = lines.find(|line| !line.trim_ascii().is_empty() && !is_frame(line)).unwrap_or_default();
     (line.trim_ascii(), line.ends_with(b"\n"))
 }
 

@@ -2,8 +2,9 @@
 
 use std::borrow::Cow;
 
-use super::fields::{Field, MappingArgs};
+use super::fields::{Field, MEASURES, MappingArgs};
 use super::names::{EXPORT_ONLY, is_same, meant_by};
+use super::objects::meant_within;
 use super::rows::Cells;
 use crate::cli::json::RawObject;
 
@@ -48,6 +49,7 @@ pub struct Mapping {
 impl Mapping {
     /// For a CSV file with this header. Every column that a flag names has to be there.
     pub fn for_csv(args: &MappingArgs, header: &[String]) -> Result<Mapping, String> {
+        let mut wrong = Vec::new();
         let named = |flag: &str, name: &String| {
             let found = column(name, header)?;
             found.ok_or_else(|| format!("--{flag} {name:?}: no such column{}", nearest(name, header)))
@@ -55,27 +57,33 @@ impl Mapping {
         let mut places = Vec::new();
         for field in Field::ALL {
             let place = match args.flags(field) {
-                (Some(fixed), _) => Place::Fixed(fixed.clone()),
-                (_, Some(name)) => named(&format!("{}-column", field.flag()), name)?,
-                _ => column(field.name(), header)?.unwrap_or(Place::Nothing),
+                (Some(fixed), _) => Ok(Place::Fixed(fixed.clone())),
+                (_, Some(name)) => named(&format!("{}-column", field.flag()), name),
+                _ => column(field.name(), header).and_then(|place| match place {
+                    None if field.is_required() => Err(missing(field, header)),
+                    place => Ok(place.unwrap_or(Place::Nothing)),
+                }),
             };
-            places.push(place);
+            places.push(place.unwrap_or_else(|message| {
+                wrong.push(message);
+                Place::Nothing
+            }));
         }
-        let missing =
-            Field::ALL.into_iter().find(|field| field.is_required() && places[*field as usize] == Place::Nothing);
-        let metadata = args
-            .metadata_column
-            .iter()
-            .map(|name| Ok((named("metadata-column", name)?, name.clone())))
-            .collect::<Result<_, String>>()?;
+        let mut metadata = Vec::new();
+        for name in &args.metadata_column {
+            match named("metadata-column", name) {
+                Ok(place) => metadata.push((place, name.clone())),
+                Err(message) => wrong.push(message),
+            }
+        }
+        if !wrong.is_empty() {
+            return Err(format!("{} (columns: {}){}", wrong.join("; "), header.join(", "), header_hint(header)));
+        }
         let is_export = ["event_id", "client_id", "idempotency_key", "record_time"]
             .iter()
             .all(|name| header.iter().any(|column| column == name));
         let ignored = args.ignore_column.clone();
         let mut mapping = Mapping { places, metadata, is_export, unused: Vec::new(), ignored };
-        if let Some(field) = missing {
-            return Err(mapping.missing(field, header));
-        }
         mapping.unused = mapping.unused_columns(header);
         Ok(mapping)
     }
@@ -107,7 +115,7 @@ impl Mapping {
         for (key, value) in object {
             if (is_export && EXPORT_ONLY.iter().any(|name| is_same(name, key)))
                 || self.is_ignored(key)
-                || self.uses(key)
+                || self.uses(key, object)
             {
                 continue;
             }
@@ -117,17 +125,31 @@ impl Mapping {
                     let own = event.keys().filter(|key| !Field::ALL.iter().any(|field| is_same(field.name(), key)));
                     unused.extend(own.map(|key| format!("event.{key}")).filter(|key| !self.is_ignored(key)));
                 }
-                _ => unused.push(key.clone()),
+                _ => {
+                    let within = meant_within(key, value, &self.free_fields());
+                    unused.extend(if within.is_empty() { vec![key.clone()] } else { within });
+                }
             }
         }
         unused
     }
 
+    /// Two keys of an object that differ from the name of a field in case and punctuation only.
+    pub fn twins<'a>(&self, field: Field, object: &'a RawObject) -> Option<[&'a str; 2]> {
+        let has_own_path = matches!(self.place(field), Place::Path(paths) if paths.len() > 1);
+        if !has_own_path || object.contains_key(field.name()) {
+            return None;
+        }
+        let mut similar = object.keys().filter(|key| is_same(key, field.name()));
+        Some([similar.next()?, similar.next()?])
+    }
+
     /// Whether something comes from a key of an object, or from what is in it.
-    fn uses(&self, key: &str) -> bool {
+    fn uses(&self, key: &str, object: &RawObject) -> bool {
         let reaches = |path: &String| {
             let head = path.split_once('.').map_or(path.as_str(), |(head, _)| head);
-            key == path || (key == head && key != "event") || (!path.contains('.') && is_same(key, path))
+            let is_similar = || !path.contains('.') && is_same(key, path) && !object.contains_key(path);
+            key == path || (key == head && key != "event") || is_similar()
         };
         let places = self.places.iter().chain(self.metadata.iter().map(|(place, _)| place));
         places.into_iter().any(|place| matches!(place, Place::Path(paths) if paths.iter().any(reaches)))
@@ -135,18 +157,27 @@ impl Mapping {
 
     /// What to say of a column or key that nothing comes from.
     pub fn unused_text(&self, name: &str) -> String {
+        format!("{name}{}", self.unused_hint(name))
+    }
+
+    /// Fields that nothing was given for.
+    fn free_fields(&self) -> Vec<Field> {
         let is_free = |field: &Field| match self.place(*field) {
             Place::Nothing => true,
             Place::Path(paths) => paths.len() > 1,
             _ => false,
         };
-        let free: Vec<Field> = Field::ALL.into_iter().filter(is_free).collect();
-        match meant_by(name.rsplit('.').next().unwrap_or(name), &free) {
-            Some(Field::Metadata) => format!("{name}; did you mean metadata?"),
+        Field::ALL.into_iter().filter(is_free).collect()
+    }
+
+    /// What a column or key that nothing comes from may be meant for.
+    pub fn unused_hint(&self, name: &str) -> String {
+        match meant_by(name.rsplit('.').next().unwrap_or(name), &self.free_fields()) {
+            Some(Field::Metadata) => "; did you mean metadata?".to_owned(),
             Some(field) => {
-                format!("{name}; did you mean {}? --{}-column {name:?} takes it from there", field.name(), field.flag())
+                format!("; did you mean {}? --{}-column {name:?} takes it from there", field.name(), field.flag())
             }
-            None => name.to_owned(),
+            None => String::new(),
         }
     }
 
@@ -166,28 +197,15 @@ impl Mapping {
         }
     }
 
-    fn missing(&self, field: Field, header: &[String]) -> String {
-        let flag = field.flag();
-        let now = if field == Field::Time { " or --time now" } else { "" };
-        let meant = header.iter().find(|column| meant_by(column, &[field]).is_some());
-        let meant = meant.map_or(String::new(), |column| format!(" (did you mean {column:?}?)"));
-        let is_quoted_whole = header.len() == 1 && header[0].contains([',', ';', '\t']);
-        let is_header = Field::ALL.iter().any(|field| header.iter().any(|name| meant_by(name, &[*field]).is_some()));
-        let hint = match (is_quoted_whole, is_header) {
-            (true, _) => "; each line is in quotes as a whole: take these off",
-            (_, false) => "; if this is not the header line, give --skip-lines",
-            _ => "",
-        };
-        format!(
-            "no column is called {:?}{meant}: give --{flag}-column COLUMN or --{flag} VALUE{now} (columns: {}){hint}",
-            field.name(),
-            header.join(", ")
-        )
-    }
-
     /// Where a field comes from.
     pub fn place(&self, field: Field) -> &Place {
         &self.places[field as usize]
+    }
+
+    /// Whether a line of text would not pass for a row: a cell of it has to be a number or a time.
+    pub fn tells_rows_from_text(&self) -> bool {
+        let strict = MEASURES.into_iter().chain([Field::Time]);
+        strict.into_iter().any(|field| matches!(self.place(field), Place::Cell(..)))
     }
 
     /// The column that a field of an error comes from; the error names it like `events[3].units`.
@@ -236,13 +254,33 @@ fn column(name: &str, header: &[String]) -> Result<Option<Place>, String> {
     }
 }
 
+/// Says that a required field has no column.
+fn missing(field: Field, header: &[String]) -> String {
+    let flag = field.flag();
+    let now = if field == Field::Time { " or --time now" } else { "" };
+    let meant = header.iter().find(|column| meant_by(column, &[field]).is_some());
+    let meant = meant.map_or(String::new(), |column| format!(" (did you mean {column:?}?)"));
+    let name = field.name();
+    format!("no column is called {name:?}{meant}: give --{flag}-column COLUMN or --{flag} VALUE{now}")
+}
+
+/// What may be wrong with a line that is no header.
+fn header_hint(header: &[String]) -> &'static str {
+    let is_quoted_whole = header.len() == 1 && header[0].contains([',', ';', '\t']);
+    let is_header = Field::ALL.iter().any(|field| header.iter().any(|name| meant_by(name, &[*field]).is_some()));
+    match (is_quoted_whole, is_header) {
+        (true, _) => "; each line is in quotes as a whole: take these off",
+        (_, false) => "; if this is not the header line, give --skip-lines",
+        _ => "",
+    }
+}
+
 fn nearest(name: &str, header: &[String]) -> String {
     let near = header
         .iter()
         .min_by_key(|column| strsim::levenshtein(&name.to_lowercase(), &column.to_lowercase()))
         .filter(|column| strsim::levenshtein(&name.to_lowercase(), &column.to_lowercase()) <= name.len() / 2);
-    let hint = near.map(|near| format!("; did you mean {near:?}?")).unwrap_or_default();
-    format!("{hint} (columns: {})", header.join(", "))
+    near.map(|near| format!("; did you mean {near:?}?")).unwrap_or_default()
 }
 
 /// What stands at a place of a row.

@@ -47,6 +47,20 @@ fn what_every_row_needs_has_to_come_from_somewhere() {
 }
 
 #[test]
+fn all_columns_that_are_missing_are_told_at_once() {
+    let flags = ["--units-column", "Mange", "--metadata-column", "x"];
+    let error = Mapping::for_csv(&args(&flags), &header("Kunde,Menge")).unwrap_err();
+    assert_eq!(
+        error,
+        "no column is called \"client_id\" (did you mean \"Kunde\"?): give --client-column COLUMN or --client VALUE; \
+         no column is called \"service\": give --service-column COLUMN or --service VALUE; \
+         --units-column \"Mange\": no such column; did you mean \"Menge\"?; \
+         no column is called \"event_time\": give --time-column COLUMN or --time VALUE or --time now; \
+         --metadata-column \"x\": no such column (columns: Kunde, Menge)"
+    );
+}
+
+#[test]
 fn a_fixed_value_and_a_column_exclude_each_other() {
     assert!(Flags::try_parse_from(["test", "--client", "a", "--client-column", "b"]).is_err());
 }

@@ -17,13 +17,16 @@ pub mod keys;
 pub mod mapping;
 pub mod names;
 pub mod notes;
+pub mod objects;
 pub mod preview;
 pub mod progress;
+pub mod quotes;
 pub mod rejects;
 pub mod report;
 pub mod rows;
 pub mod run;
 pub mod send;
+pub mod unpack;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -35,6 +38,7 @@ use tokio::time::Instant;
 
 use self::encoding::Encoding;
 use self::fields::MappingArgs;
+use self::quotes::Quotes;
 use self::rows::Format;
 use self::run::{Ended, Run};
 use crate::cli::connect::ConnectArgs;
@@ -62,6 +66,9 @@ pub struct ImportArgs {
     /// Pass over so many lines before the header
     #[arg(long, value_name = "LINES", default_value_t = 0, hide_default_value = true)]
     pub skip_lines: u64,
+    /// How CSV values have quotes in them
+    #[arg(long, value_enum, default_value = "doubled", hide_default_value = true)]
+    pub quotes: Quotes,
     /// Numbers have a comma before the decimals: 2,5 is two and a half, and 1.234 is 1234
     #[arg(long, conflicts_with = "decimal_point")]
     pub decimal_comma: bool,
@@ -71,7 +78,11 @@ pub struct ImportArgs {
     /// Units of rows whose units are empty [default: such a row is refused, unless it has tokens or an amount]
     #[arg(long, value_name = "DECIMAL", value_parser = decimal::quantity)]
     pub empty_units: Option<String>,
-    /// The files are parts of one: equal rows of different files are events of their own
+    /// Record rows whose client or first value is "total" or the like [default: they are refused as sums of other rows]
+    #[arg(long)]
+    pub total_rows: bool,
+    /// The files are parts of one: equal rows of different files are events of their own. Name all parts in one run, also with
+    /// --resume
     #[arg(long)]
     pub split_files: bool,
     /// Refuse rows of clients that do not exist yet, instead of creating them
@@ -117,9 +128,9 @@ pub struct ImportArgs {
     /// IANA time zone of times without an offset, such as Europe/Berlin [default: each client's own]
     #[arg(long, value_name = "ZONE", value_parser = parse_zone)]
     pub time_zone: Option<Tz>,
-    /// strftime format of times, such as "%d.%m.%Y %H:%M"
+    /// strftime format of times, such as "%d.%m.%Y %H:%M"; repeat for a column that has several
     #[arg(long, value_name = "FORMAT", value_parser = check_format)]
-    pub time_format: Option<String>,
+    pub time_format: Vec<String>,
     #[command(flatten)]
     pub mapping: MappingArgs,
     #[command(flatten)]
@@ -141,6 +152,8 @@ fn long_help() -> String {
     format!(
         "A row without an idempotency key gets one made from its content, so running an import again counts nothing twice, \
          while two equal rows of one file are two events. What was assumed about rows is in the notes at the end.\n\n\
+         Blanks around values are removed, and NULL, N/A, None and the like are empty. Keys belong to a client: a row whose \
+         client id or key an earlier version recorded with its blanks is another event now, and counts again.\n\n\
          Times: {}. Each is read by itself. A time without an offset, and a day alone, is in the time zone of its client, \
          unless --time-zone names another. Other forms need --time-format.\n\n\
          Columns and keys are matched without regard to case, blanks and punctuation: \"Client ID\" is client_id.",
@@ -152,6 +165,9 @@ fn long_help() -> String {
 pub async fn run(args: ImportArgs) -> anyhow::Result<ExitCode> {
     if args.checkpoint.is_some() && args.files.len() > 1 {
         bail!("--checkpoint goes with one file; each file has its own checkpoint beside it without the flag");
+    }
+    if args.split_files && args.files.len() == 1 {
+        bail!("--split-files needs all parts in one run, also with --resume; one file is named");
     }
     let sender = send::Sender::connect(&args).await?;
     let started = Instant::now();

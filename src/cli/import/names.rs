@@ -76,6 +76,27 @@ const SYNONYMS: [(&str, Field); 66] = [
     ("labels", Field::Metadata),
 ];
 
+/// Labels of rows that are sums, without case and punctuation.
+const TOTALS: [&str; 17] = [
+    "total",
+    "totals",
+    "grandtotal",
+    "subtotal",
+    "totalsum",
+    "sum",
+    "summe",
+    "gesamt",
+    "gesamtsumme",
+    "zwischensumme",
+    "insgesamt",
+    "totale",
+    "totaal",
+    "somme",
+    "suma",
+    "soma",
+    "итого",
+];
+
 /// Whether two names differ in nothing but case, blanks and punctuation: `client_id`, `Client ID`, `clientId`.
 pub fn is_same(left: &str, right: &str) -> bool {
     letters(left).eq(letters(right)) && letters(left).next().is_some()
@@ -83,6 +104,12 @@ pub fn is_same(left: &str, right: &str) -> bool {
 
 fn letters(name: &str) -> impl Iterator<Item = char> + '_ {
     name.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase)
+}
+
+/// Whether a row of this label is the sum of others: "Total", "Grand total:".
+pub fn is_total(label: &str) -> bool {
+    let label: String = letters(label).collect();
+    TOTALS.contains(&label.as_str())
 }
 
 /// The one of the fields that a column or key of this name was probably meant for.
@@ -108,6 +135,12 @@ mod tests {
             assert!(is_same(name, "client_id"), "{name}");
         }
         assert!(!is_same("client", "client_id") && !is_same("", "-"));
+    }
+
+    #[test]
+    fn labels_of_sums_are_known() {
+        assert!(["Total", "GRAND TOTAL:", "Sub-total", "Summe", "Итого"].into_iter().all(is_total));
+        assert!(!["Total Energies", "acme", "", "-"].into_iter().any(is_total));
     }
 
     #[test]

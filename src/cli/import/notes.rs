@@ -12,8 +12,12 @@ pub struct Notes {
     pub unused: BTreeMap<String, u64>,
     /// Cells that had blanks around their value.
     pub trimmed_cells: u64,
-    /// Cells that were taken for empty because they say `\N` or `NULL`.
+    /// Client ids and keys among them.
+    pub trimmed_ids: u64,
+    /// Cells that were taken for empty because they say `NULL` or the like.
     pub null_cells: u64,
+    /// Cells such as `="0012"`.
+    pub formula_cells: u64,
     /// Quantities that had more decimals than are kept.
     pub rounded_quantities: u64,
     /// Rows without units, tokens and amount, which count as one unit.
@@ -28,6 +32,10 @@ pub struct Notes {
     pub repeats_of_other_files: u64,
     /// Files whose last row has no line end.
     pub open_ended_files: u64,
+    /// Files that were changed while they were read.
+    pub changed_files: u64,
+    /// Lines that repeat the header.
+    pub repeated_headers: u64,
 }
 
 impl Notes {
@@ -42,7 +50,9 @@ impl Notes {
     pub fn add(&mut self, other: &Notes) {
         other.unused.iter().for_each(|(key, rows)| self.add_unused(key.clone(), *rows));
         self.trimmed_cells += other.trimmed_cells;
+        self.trimmed_ids += other.trimmed_ids;
         self.null_cells += other.null_cells;
+        self.formula_cells += other.formula_cells;
         self.rounded_quantities += other.rounded_quantities;
         self.rows_counted_as_one += other.rows_counted_as_one;
         self.rows_with_filled_units += other.rows_with_filled_units;
@@ -50,5 +60,7 @@ impl Notes {
         self.serial_times += other.serial_times;
         self.repeats_of_other_files += other.repeats_of_other_files;
         self.open_ended_files += other.open_ended_files;
+        self.changed_files += other.changed_files;
+        self.repeated_headers += other.repeated_headers;
     }
 }

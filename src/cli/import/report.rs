@@ -52,6 +52,8 @@ pub struct Tally {
     pub zones: BTreeSet<&'static str>,
     /// The zone that was asked for.
     pub time_zone: Option<Tz>,
+    /// The files are parts of one.
+    pub split_files: bool,
     /// Files that others have rows of.
     pub repeated_files: BTreeSet<String>,
 }
@@ -171,8 +173,10 @@ impl Tally {
             "serial_times": self.notes.serial_times,
             "trimmed_cells": self.notes.trimmed_cells,
             "null_cells": self.notes.null_cells,
+            "formula_cells": self.notes.formula_cells,
             "rounded_quantities": self.notes.rounded_quantities,
             "repeats_of_other_files": self.notes.repeats_of_other_files,
+            "repeated_headers": self.notes.repeated_headers,
             "notes": self.hints(dry_run),
             "elapsed_ms": u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
             "rows_per_second": rows_per_second(self.rows, elapsed),
@@ -193,6 +197,11 @@ fn refused(result: &UsageResult, event: &UsageEvent, line: u64, text: &str, mapp
         _ => String::new(),
     };
     let mut message = reason_text(&error, mapping);
+    if error.reason == "EVENT_TOO_OLD" {
+        // The server says it in the words of its API.
+        let what = message.split("; send old events").next().unwrap_or_default();
+        message = format!("{what}; --backfill accepts it");
+    }
     if error.reason.starts_with("EVENT_") && event.event_time.is_some() {
         message.push_str(&format!("; the time was read as {}", time_text(event.event_time.as_ref())));
     }

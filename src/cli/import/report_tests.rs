@@ -42,7 +42,7 @@ fn outcomes_are_counted_and_accepted_charges_added_exactly() {
     assert_eq!((bad[0].line, bad[0].column.as_str()), (6, "event_time"));
     assert_eq!(
         bad_row_text("f.csv", &bad[0]),
-        "f.csv:6: column event_time: EVENT_TOO_OLD: is old; the time was read as 2023-11-16T18:15:46Z"
+        "f.csv:6: column event_time: EVENT_TOO_OLD: is old; --backfill accepts it; the time was read as 2023-11-16T18:15:46Z"
     );
     assert_eq!(bad[1].reason, "CONFLICT");
     let text = tally.text(Duration::from_secs(2), false);

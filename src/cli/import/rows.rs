@@ -1,13 +1,17 @@
 //! Rows of CSV and JSON files, streamed, each with its line number and text.
 
+mod records;
+
 use std::io::{self, BufRead, Read};
 use std::sync::Arc;
 
 use clap::ValueEnum;
-use csv_core::{ReadRecordResult, Terminator};
+use csv_core::Terminator;
 use sha2::{Digest, Sha256};
 
 use super::json_scanner::{JsonScanner, Step};
+use super::objects::object_of;
+use super::quotes::Quotes;
 use crate::cli::json::RawObject;
 
 /// Longest row. Beyond it something else is wrong, such as a quote that is never closed.
@@ -33,6 +37,8 @@ pub struct Layout {
     pub delimiter: u8,
     /// Lines before the header that say nothing.
     pub skip_lines: u64,
+    /// How CSV values are quoted.
+    pub quotes: Quotes,
 }
 
 /// What a row says.
@@ -53,6 +59,9 @@ pub struct Row {
     pub text: String,
     /// What it says, or why it cannot be read.
     pub cells: Result<Cells, String>,
+    /// Its later lines that have the columns of a row themselves, with their numbers: text, or rows that an open quote
+    /// swallowed.
+    pub inner: Vec<(u64, Cells)>,
 }
 
 /// How far a file was read.
@@ -78,12 +87,19 @@ pub struct RowReader<R> {
     position: Position,
     /// The last line that was read has no end.
     is_open_ended: bool,
+    /// Rows that repeat the header, since they were last asked for.
+    repeated_headers: u64,
 }
 
 impl<R: BufRead> RowReader<R> {
     /// Starts at the beginning of a file; of a CSV file this reads the header.
     pub fn new(input: R, layout: Layout) -> anyhow::Result<RowReader<R>> {
-        let csv = csv_core::ReaderBuilder::new().delimiter(layout.delimiter).terminator(Terminator::Any(b'\n')).build();
+        let csv = csv_core::ReaderBuilder::new()
+            .delimiter(layout.delimiter)
+            .terminator(Terminator::Any(b'\n'))
+            .quoting(layout.quotes != Quotes::None)
+            .escape((layout.quotes == Quotes::Backslash).then_some(b'\\'))
+            .build();
         let mut reader = RowReader {
             input,
             layout,
@@ -92,6 +108,7 @@ impl<R: BufRead> RowReader<R> {
             header: Arc::default(),
             position: Position::default(),
             is_open_ended: false,
+            repeated_headers: 0,
         };
         for _ in 0..layout.skip_lines {
             reader.read_line(&mut Vec::new())?;
@@ -122,6 +139,11 @@ impl<R: BufRead> RowReader<R> {
         self.is_open_ended && self.layout.format == Format::Csv
     }
 
+    /// Rows that repeat the header, as files have that were put together, since the last call. They are passed over.
+    pub fn take_repeated_headers(&mut self) -> u64 {
+        std::mem::take(&mut self.repeated_headers)
+    }
+
     /// Up to where all rows were given out.
     pub fn position(&self) -> &Position {
         &self.position
@@ -138,7 +160,7 @@ impl<R: BufRead> RowReader<R> {
             if self.read_line(&mut text)? == 0 {
                 return Ok(None);
             }
-            if text.trim_ascii().is_empty() {
+            if is_empty(&text) || self.layout.format == Format::Csv && is_frame(&text) {
                 continue;
             }
             let line = self.position.line;
@@ -146,15 +168,17 @@ impl<R: BufRead> RowReader<R> {
                 Format::Csv => self.csv_cells(&mut text)?,
                 _ => json_cells(&text),
             };
-            // As spreadsheets write rows that were cleared.
             match &cells {
+                // As spreadsheets write rows that were cleared.
                 Ok(Cells::Csv(cells)) if cells.iter().all(|cell| cell.trim().is_empty()) => {}
+                Ok(Cells::Csv(cells)) if self.is_header(cells)? => self.repeated_headers += 1,
                 _ => break (line, cells),
             }
         };
         self.position.rows += 1;
+        let inner = self.inner_rows(&text, line);
         let text = String::from_utf8_lossy(&text).trim_end_matches(['\r', '\n']).to_owned();
-        Ok(Some(Row { line, text, cells }))
+        Ok(Some(Row { line, text, cells, inner }))
     }
 
     /// The next value of an array, or of values that stand one after the other.
@@ -173,7 +197,8 @@ impl<R: BufRead> RowReader<R> {
                 line = if line == 0 { self.position.line } else { line };
                 let cells = Err("is not whole: the file ends before its JSON does. Is it cut off?".to_owned());
                 self.position.rows += 1;
-                return Ok(Some(Row { line, text: String::from_utf8_lossy(&text).into_owned(), cells }));
+                let text = String::from_utf8_lossy(&text).into_owned();
+                return Ok(Some(Row { line, text, cells, inner: Vec::new() }));
             }
             let (mut read, mut ended) = (0, false);
             for byte in buffer {
@@ -207,6 +232,7 @@ impl<R: BufRead> RowReader<R> {
                     line,
                     cells: json_cells(&text),
                     text: String::from_utf8_lossy(&text).into_owned(),
+                    inner: Vec::new(),
                 }));
             }
         }
@@ -238,57 +264,19 @@ impl<R: BufRead> RowReader<R> {
             self.position.line + 1
         ))
     }
+}
 
-    /// Parses the record that starts with the line in `text`, and reads on while a quote is open.
-    fn csv_cells(&mut self, text: &mut Vec<u8>) -> io::Result<Result<Cells, String>> {
-        self.csv.reset();
-        let mut output = vec![0; text.len() + 1];
-        let mut ends = vec![0; self.header.len() + 16];
-        let (mut fed, mut written, mut ended) = (0, 0, 0);
-        loop {
-            // The last line may lack its end. Fed apart, for `text` must stay what the file says.
-            let at_end = fed == text.len() && !text.ends_with(b"\n");
-            let input = if at_end { b"\n" } else { &text[fed..] };
-            let (result, read, wrote, closed) = self.csv.read_record(input, &mut output[written..], &mut ends[ended..]);
-            fed += if at_end { 0 } else { read };
-            written += wrote;
-            ended += closed;
-            match result {
-                ReadRecordResult::Record => break,
-                ReadRecordResult::OutputFull => output.resize(output.len() * 2, 0),
-                ReadRecordResult::OutputEndsFull => ends.resize(ends.len() * 2, 0),
-                ReadRecordResult::InputEmpty if fed == text.len() && !at_end && !text.ends_with(b"\n") => {}
-                ReadRecordResult::InputEmpty | ReadRecordResult::End => {
-                    if self.read_line(text)? == 0 {
-                        return Ok(Err("has a quote that is never closed".to_owned()));
-                    }
-                }
-            }
-        }
-        if text.ends_with(b"\r\n") && output[..written].ends_with(b"\r") {
-            written -= 1;
-            ends[ended - 1] -= 1;
-        }
-        Ok(self.cells_of(&output[..written], &ends[..ended]))
-    }
+/// Whether a line says nothing. Ctrl-Z is the end of a file of DOS.
+fn is_empty(line: &[u8]) -> bool {
+    line.iter().all(|byte| byte.is_ascii_whitespace() || *byte == 0x1a)
+}
 
-    fn cells_of(&self, output: &[u8], ends: &[usize]) -> Result<Cells, String> {
-        let mut start = 0;
-        let mut cells = Vec::with_capacity(ends.len());
-        for end in ends {
-            let cell = std::str::from_utf8(&output[start..*end]).map_err(not_utf_8)?;
-            cells.push(cell.to_owned());
-            start = *end;
-        }
-        let columns = self.header.len();
-        if columns > 0 && cells.len() > columns && cells[columns..].iter().all(|cell| cell.trim().is_empty()) {
-            cells.truncate(columns);
-        }
-        if columns > 0 && cells.len() != columns && !cells.iter().all(|cell| cell.trim().is_empty()) {
-            return Err(format!("has {} columns, the header has {columns}", cells.len()));
-        }
-        Ok(Cells::Csv(cells))
-    }
+/// Whether a line is part of the frame that the consoles of databases draw around a table, such as `----+----` or `(2 rows)`.
+pub fn is_frame(line: &[u8]) -> bool {
+    let line = line.trim_ascii();
+    let is_rule = line.iter().all(|byte| b"-+|=".contains(byte)) && line.windows(3).any(|three| three == b"---");
+    let count = line.strip_prefix(b"(").and_then(|rest| rest.strip_suffix(b" rows)").or(rest.strip_suffix(b" row)")));
+    is_rule || count.is_some_and(|count| !count.is_empty() && count.iter().all(u8::is_ascii_digit))
 }
 
 fn not_utf_8(error: std::str::Utf8Error) -> String {
@@ -300,7 +288,7 @@ fn not_utf_8(error: std::str::Utf8Error) -> String {
 
 fn json_cells(text: &[u8]) -> Result<Cells, String> {
     let text = std::str::from_utf8(text).map_err(not_utf_8)?;
-    serde_json::from_str(text).map(Cells::Json).map_err(|error| format!("is not a JSON object: {error}"))
+    object_of(text).map(Cells::Json)
 }
 
 #[cfg(test)]

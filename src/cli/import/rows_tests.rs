@@ -1,7 +1,7 @@
 use super::*;
 
 fn layout(format: Format) -> Layout {
-    Layout { format, delimiter: b',', skip_lines: 0 }
+    Layout { format, delimiter: b',', skip_lines: 0, quotes: Quotes::Doubled }
 }
 
 fn csv(text: &[u8]) -> anyhow::Result<RowReader<&[u8]>> {
@@ -71,7 +71,10 @@ fn a_stray_quote_stays_in_its_row() {
 fn a_row_of_another_width_is_told_and_the_next_one_is_read() {
     let rows = read("a,b\n1\n1,2,3\n1,2", Format::Csv);
     assert_eq!(rows[0].cells.as_ref().unwrap_err(), "has 1 columns, the header has 2");
-    assert_eq!(rows[1].cells.as_ref().unwrap_err(), "has 3 columns, the header has 2");
+    assert_eq!(
+        rows[1].cells.as_ref().unwrap_err(),
+        "has 3 columns, the header has 2; a value with the delimiter in it has to be in quotes"
+    );
     assert_eq!(cells(&rows[2]), ["1", "2"]);
 }
 
@@ -171,6 +174,72 @@ fn another_delimiter_can_be_given() {
         RowReader::new("a;b\n1;2,5\n".as_bytes(), Layout { delimiter: b';', ..layout(Format::Csv) }).unwrap();
     let row = reader.next_row().unwrap().unwrap();
     assert_eq!(cells(&row), ["1", "2,5"]);
+}
+
+#[test]
+fn a_quote_that_is_misplaced_is_told_with_the_lines_that_it_swallowed() {
+    let rows = read("a,b\n1,\"say hi\n2,ok\n3,\"bye\"\n4,ok\n5,\"a \"b\" c\"\n", Format::Csv);
+    let told = |row: &Row| row.cells.as_ref().unwrap_err().clone();
+    assert_eq!(rows.len(), 3);
+    assert!(told(&rows[0]).starts_with("reaches from line 2 to line 4"), "{}", told(&rows[0]));
+    assert_eq!(cells(&rows[1]), ["4", "ok"]);
+    assert!(told(&rows[2]).starts_with("has text after a closing quote") && told(&rows[2]).contains("--quotes none"));
+}
+
+#[test]
+fn quotes_are_read_as_the_file_writes_them() {
+    let text = "a,b\n\"x \\\"y\\\"\",2\n";
+    let mut reader =
+        RowReader::new(text.as_bytes(), Layout { quotes: Quotes::Backslash, ..layout(Format::Csv) }).unwrap();
+    assert_eq!(cells(&reader.next_row().unwrap().unwrap()), ["x \"y\"", "2"]);
+    let text = "a,b\n\"x,2\n";
+    let mut reader = RowReader::new(text.as_bytes(), Layout { quotes: Quotes::None, ..layout(Format::Csv) }).unwrap();
+    assert_eq!(cells(&reader.next_row().unwrap().unwrap()), ["\"x", "2"]);
+    let rows = read("\"a\", \"b\"\n\"1\", \"2\"\n", Format::Csv);
+    assert_eq!(cells(&rows[0]), ["1", "2"]);
+}
+
+#[test]
+fn lines_within_a_value_that_have_the_columns_of_a_row_are_known() {
+    let rows = read("a,b\n\"hello\nmy, friend\nbye\",2\n3,4\n", Format::Csv);
+    assert_eq!(rows[0].inner.iter().map(|(line, _)| *line).collect::<Vec<_>>(), [3, 4]);
+    assert!(rows[1].inner.is_empty());
+}
+
+#[test]
+fn a_header_that_comes_again_is_passed_over_and_one_of_another_order_ends_the_file() {
+    let mut reader = csv("a,b\n1,2\n\u{feff}a, b\r\n3,4\n".as_bytes()).unwrap();
+    assert_eq!(cells(&reader.next_row().unwrap().unwrap()), ["1", "2"]);
+    assert_eq!(cells(&reader.next_row().unwrap().unwrap()), ["3", "4"]);
+    assert_eq!((reader.take_repeated_headers(), reader.position().rows), (1, 2));
+    let mut reader = csv(b"a,b\n1,2\nb,a\n3,4\n").unwrap();
+    reader.next_row().unwrap().unwrap();
+    let error = reader.next_row().unwrap_err().to_string();
+    assert!(error.contains("line 3 is a header line with the columns in another order"), "{error}");
+}
+
+#[test]
+fn a_value_beyond_the_named_columns_is_told() {
+    let rows = read("a,b,\n1,234,5\n1,2,\n", Format::Csv);
+    let told = rows[0].cells.as_ref().unwrap_err();
+    assert!(told.starts_with("has \"5\" in column 3, which has no name"), "{told}");
+    assert_eq!(cells(&rows[1]), ["1", "2", ""]);
+}
+
+#[test]
+fn the_frame_around_a_table_is_no_row() {
+    let rows = read(" a , b \n---+----\n 1 , 2 \n---,---\n(1 row)\n(12 rows)\n", Format::Csv);
+    assert_eq!(rows.iter().map(|row| row.line).collect::<Vec<_>>(), [3, 4]);
+    let mysql = "+---+---+\n| a | b |\n+---+---+\n| 1 | 2 |\n+---+---+\n";
+    let mut reader = RowReader::new(mysql.as_bytes(), Layout { delimiter: b'|', ..layout(Format::Csv) }).unwrap();
+    assert_eq!(&*reader.header(), ["", "a", "b", ""]);
+    assert_eq!(cells(&reader.next_row().unwrap().unwrap())[1..3], [" 1 ", " 2 "]);
+    assert!(reader.next_row().unwrap().is_none());
+}
+
+#[test]
+fn the_mark_of_an_ended_dos_file_is_no_row() {
+    assert_eq!(read("a,b\n1,2\n\u{1a}", Format::Csv).len(), 1);
 }
 
 proptest::proptest! {

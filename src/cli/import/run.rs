@@ -1,5 +1,6 @@
 //! One file from its first row to its last: reading thread, calls in flight, and what becomes of each row.
 
+use std::collections::HashMap;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -16,7 +17,7 @@ use super::batches::{BadRow, Batch, Keys, ReadPlan, read_batches};
 use super::checkpoint::{Checkpoint, SettledPrefix, path_for};
 use super::event::EventRules;
 use super::fields::Field;
-use super::input::{Input, name_of, open};
+use super::input::{Input, Stamp, name_of, open};
 use super::keys::{KeyMaker, OtherFiles, hex};
 use super::mapping::Mapping;
 use super::notes::Notes;
@@ -59,6 +60,8 @@ pub struct Run<'a> {
     /// Of files that are parts of one.
     shared_keys: Option<Arc<Mutex<KeyMaker>>>,
     pub(super) others: Option<Arc<Mutex<OtherFiles>>>,
+    /// Files that --strict has checked, as they were then.
+    pub(super) checked: HashMap<PathBuf, Stamp>,
     /// What a dry run would have recorded.
     previewed: Option<Previewed>,
     /// Over all files.
@@ -106,14 +109,19 @@ impl<'a> Run<'a> {
             files: Vec::new(),
             shared_keys,
             others,
+            checked: HashMap::new(),
             previewed: args.dry_run.then(Previewed::default),
-            tally: Tally { time_zone: args.time_zone, ..Tally::default() },
+            tally: Tally { time_zone: args.time_zone, split_files: args.split_files, ..Tally::default() },
         })
     }
 
     /// Imports one file.
     pub async fn import_file(&mut self, path: &Path) -> anyhow::Result<Ended> {
         let name = name_of(path);
+        let stamp = Stamp::of(path);
+        if self.checked.get(path).is_some_and(|checked| Some(checked) != stamp.as_ref()) {
+            bail!("{name}: the file was changed after --strict had checked it; nothing of it was sent: run again");
+        }
         let opened = self.open(path).with_context(|| name.clone())?;
         let Opened { mut reader, mapping, mapping_name, bytes, is_file, .. } = opened;
         if !self.args.quiet {
@@ -128,7 +136,8 @@ impl<'a> Run<'a> {
         self.tally.resumed_bad_rows += resumed_bad_rows;
         let keys = self.keys(self.shared_keys.clone(), self.others.clone(), self.files.len());
         self.files.push(name.clone());
-        let plan = self.plan(&mapping, opened.may_have_comma, keys, resume);
+        let source = stamp.map(|stamp| (path.to_owned(), stamp));
+        let plan = ReadPlan { source: source.clone(), ..self.plan(&mapping, opened.may_have_comma, keys, resume) };
         let (batches, receiver) = mpsc::channel(READ_AHEAD);
         // A thread of its own: reading standard input may block for ever, and must not keep the process from ending.
         std::thread::spawn(move || {
@@ -148,6 +157,7 @@ impl<'a> Run<'a> {
         };
         let ended = self.pump(&mut file, receiver).await;
         file.progress.finish();
+        file.notes.changed_files += u64::from(source.is_some_and(|(path, stamp)| Stamp::of(&path) != Some(stamp)));
         self.tally.add_notes(&file.mapping, &file.notes);
         if let (Ok(Ended::Whole), Some(checkpoint)) = (&ended, &file.checkpoint) {
             std::fs::remove_file(checkpoint).ok();
@@ -177,9 +187,18 @@ impl<'a> Run<'a> {
     /// Names all that rows and keys depend on, so that a checkpoint is not used with anything else.
     fn mapping_name(&self, layout: super::rows::Layout, may_have_comma: bool) -> String {
         let args = self.args;
-        let values =
-            (args.time_zone, &args.time_format, self.numbers(may_have_comma), &args.empty_units, args.encoding);
-        let parts = (&args.mapping, layout, &args.key_prefix, args.split_files, values);
+        let values = (
+            args.time_zone,
+            &args.time_format,
+            self.numbers(may_have_comma),
+            &args.empty_units,
+            args.encoding,
+            args.total_rows,
+        );
+        // A part has its keys by the rows of the others.
+        let mut files: Vec<_> = args.files.iter().filter(|_| args.split_files).map(|path| path.file_name()).collect();
+        files.sort();
+        let parts = (&args.mapping, layout, &args.key_prefix, files, values);
         hex(&Sha256::digest(format!("{parts:?}")))
     }
 
@@ -207,14 +226,16 @@ impl<'a> Run<'a> {
         ReadPlan {
             mapping: mapping.clone(),
             rules: EventRules {
-                time: TimeRules { zone: self.args.time_zone, format: self.args.time_format.clone() },
+                time: TimeRules { zone: self.args.time_zone, formats: self.args.time_format.clone() },
                 numbers: self.numbers(may_have_comma),
                 empty_units: self.args.empty_units.clone(),
+                total_rows: self.args.total_rows,
                 strict: self.args.strict,
             },
             keys,
             batch_events_max: usize::from(self.args.batch),
             keep_text: self.rejects.is_some(),
+            source: None,
             resume,
         }
     }
@@ -237,7 +258,11 @@ impl<'a> Run<'a> {
         };
         match &found {
             Some(found) if found.mapping != mapping => {
-                bail!("{} was made with other flags: give the same ones, or run without --resume", place.display())
+                let parts = if self.args.split_files { " or other parts" } else { "" };
+                bail!(
+                    "{} was made with other flags{parts}: give the same ones, or run without --resume",
+                    place.display()
+                )
             }
             Some(found) => eprintln!("{}: going on after line {}", path.display(), found.line),
             None if self.args.resume => eprintln!("{}: no checkpoint, starting at the beginning", path.display()),

@@ -232,3 +232,44 @@ async fn export_columns_come_back_in_either_form() {
     let run = import_file(&server, &file, &[]).await;
     assert_eq!((run.tally.accepted, fake.recorded.lock().unwrap().contains_key("k1")), (1, true));
 }
+
+#[tokio::test]
+async fn parts_are_resumed_with_all_parts_or_not_at_all() {
+    let Setup { dir, file: first, fake, server } = setup(FILE).await;
+    let [second, third] = ["b.csv", "c.csv"].map(|name| dir.path().join(name));
+    std::fs::write(&second, FILE).unwrap();
+    let import = |files: Vec<PathBuf>, flags: &'static [&'static str]| {
+        let server = server.clone();
+        async move {
+            let base =
+                ["import", "--server", &server, "--quiet", "--batch", "2", "--concurrency", "1", "--split-files"];
+            let files = files.iter().map(|file| file.to_str().unwrap());
+            let args = base.into_iter().chain(flags.iter().copied()).chain(files).collect::<Vec<_>>();
+            import::run(Command::try_parse_from(args).unwrap().args).await
+        }
+    };
+    // The first file needs four calls; the second is cut in its third.
+    fake.fail(&[None, None, None, None, None, None, Some(Fault::Refused)]);
+    import(vec![first.clone(), second.clone()], &[]).await.unwrap_err();
+    assert_eq!(fake.count(), 11);
+    let error = import(vec![second.clone()], &["--resume"]).await.unwrap_err();
+    assert!(format!("{error:#}").contains("--split-files needs all parts in one run"), "{error:#}");
+    std::fs::write(&third, FILE).unwrap();
+    let error = import(vec![second.clone(), third], &["--resume"]).await.unwrap_err();
+    assert!(format!("{error:#}").contains("other flags or other parts"), "{error:#}");
+    import(vec![first, second], &["--resume"]).await.unwrap();
+    assert_eq!(fake.count(), 14);
+}
+
+#[tokio::test]
+async fn a_file_that_changes_after_its_check_is_not_sent() {
+    let Setup { dir: _dir, file, fake, server } = setup(FILE).await;
+    let args = ["import", file.to_str().unwrap(), "--server", &server, "--quiet", "--strict"];
+    let args = Command::try_parse_from(args).unwrap().args;
+    let sender = Sender::connect(&args).await.unwrap();
+    let mut run = Run::new(&args, sender).unwrap();
+    assert!(run.check_files().await.unwrap());
+    std::fs::write(&file, format!("{FILE}a,s,2026-11-06,1\r\n")).unwrap();
+    let error = run.import_file(&file).await.unwrap_err().to_string();
+    assert!(error.contains("was changed after --strict had checked it") && fake.count() == 0, "{error}");
+}
