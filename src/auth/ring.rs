@@ -3,14 +3,14 @@
 use super::token::SecretHash;
 use super::{Caller, left, rate_limited, unauthenticated};
 use crate::clock::Clock;
-use crate::domain::access::Scope;
 use crate::error::Error;
 use crate::proto::{ActorKind, ErrorReason};
-use crate::store::api_keys::{self, ApiKey};
-use crate::store::connect;
 use chrono::{DateTime, Utc};
 use governor::clock::{Clock as _, DefaultClock};
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
+use meterd_domain::access::Scope;
+use meterd_store::api_keys::{self, ApiKey};
+use meterd_store::connect;
 use sqlx::PgPool;
 use sqlx::postgres::PgConnectOptions;
 use std::collections::HashMap;

@@ -8,16 +8,16 @@ use crate::auth::{Caller, keys, token};
 use crate::clock::Clock;
 use crate::config::{DatabaseSettings, hints};
 use crate::database::{Database, command_pool};
-use crate::domain::access::Grants;
 use crate::grpc::{audit, keys::spec};
 use crate::print;
 use crate::proto::key_service_client::KeyServiceClient;
 use crate::proto::{
     ActorKind, ApiKey, CreateApiKeyRequest, Grant, ListApiKeysRequest, RevokeApiKeyRequest, RotateApiKeyRequest, Scope,
 };
-use crate::store::connect as store;
 use chrono::{DateTime, Utc};
 use clap::{Args, Subcommand, ValueEnum};
+use meterd_domain::access::Grants;
+use meterd_store::connect as store;
 use prost_types::Timestamp;
 use serde_json::json;
 use std::process::ExitCode;

@@ -3,10 +3,10 @@
 use super::Context;
 use super::fields::Fields;
 use crate::auth::Caller;
-use crate::domain::event::ID_BYTES_MAX;
 use crate::error::Error;
 use crate::proto::ErrorReason;
-use crate::store::requests::{self, FirstAnswer};
+use meterd_domain::event::ID_BYTES_MAX;
+use meterd_store::requests::{self, FirstAnswer};
 use prost::Message;
 use sha2::{Digest, Sha256};
 use sqlx::{PgConnection, Postgres, Transaction};

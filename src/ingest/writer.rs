@@ -7,10 +7,10 @@ use super::queues::Queues;
 use super::{IngestSettings, Outcome, batch, reply, unpriced};
 use crate::alerts::raise::AlertSettings;
 use crate::catalog::CatalogCache;
-use crate::domain::period::Month;
 use crate::error::Error;
-use crate::store::{self, clients, partitions};
 use foldhash::fast::RandomState;
+use meterd_domain::period::Month;
+use meterd_store::{clients, partitions};
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions, Connection};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -141,11 +141,11 @@ impl Writer {
                     reply(items.into_iter().map(|item| item.reply).zip(outcomes));
                     pause = RETRY_PAUSE_MIN;
                 }
-                Err(error) if store::is_transient(&error) => {
+                Err(error) if meterd_store::is_transient(&error) => {
                     self.forget();
                     metrics::counter!("meterd_batch_retries_total").increment(1);
                     tracing::warn!(%error, events = items.len(), "batch failed and is tried again with the same keys");
-                    let held = store::is_lock_timeout(&error);
+                    let held = meterd_store::is_lock_timeout(&error);
                     let unknown = Error::database_unavailable(error);
                     let kept = self.give_up(items, &unknown);
                     if held {
@@ -176,7 +176,7 @@ impl Writer {
                     } else if let Some(item) = items.pop() {
                         tracing::error!(%error, client_id = %item.submission.event.client_id, "event cannot be written");
                         // An earlier try may have recorded it.
-                        let is_unknown = store::is_broken_database(&error);
+                        let is_unknown = meterd_store::is_broken_database(&error);
                         let outcome = if is_unknown { Outcome::Unavailable } else { Outcome::Rejected };
                         reply([(item.reply, outcome(error.into()))]);
                     }

@@ -1,13 +1,13 @@
 //! The second port: health for probes, metrics for Prometheus.
 
 use crate::auth::Auth;
-use crate::domain::access::Scope;
 use crate::error::Error;
 use axum::Router;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use meterd_domain::access::Scope;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use sqlx::PgPool;
 use std::sync::{Arc, OnceLock};

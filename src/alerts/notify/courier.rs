@@ -6,8 +6,8 @@ use super::text::Told;
 use super::webhook::Poster;
 use crate::clock::Clock;
 use crate::config::NotificationSettings;
-use crate::domain::notification::ChannelKind;
-use crate::store::outbox::{DueChannel, Taken};
+use meterd_domain::notification::ChannelKind;
+use meterd_store::outbox::{DueChannel, Taken};
 use std::time::Duration;
 
 /// Most characters of an error that are kept.

@@ -6,7 +6,6 @@ mod signature;
 
 use super::{Caller, rate_limited, unauthenticated};
 use crate::config::JwtSettings;
-use crate::domain::access::Grants;
 use crate::error::Error;
 use crate::proto::{ActorKind, ErrorReason};
 use chrono::{DateTime, TimeDelta, Utc};
@@ -17,6 +16,7 @@ use governor::{Quota, RateLimiter};
 use issuer::IssuerKeys;
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, Validation, decode, decode_header};
+use meterd_domain::access::Grants;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use tokio::sync::watch;
