@@ -7,7 +7,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         ["usage_service", "alert_service", "catalog_service", "client_service", "job_service", "key_service", "errors"]
             .map(|name| format!("proto/metering/v1/{name}.proto"));
     println!("cargo:rerun-if-changed=proto");
-    println!("cargo:rerun-if-changed=migrations");
     let mut compiler = protox::Compiler::new(["proto"])?;
     compiler.include_source_info(true).include_imports(true).open_files(files)?;
     let out = PathBuf::from(std::env::var("OUT_DIR")?);

@@ -1,8 +1,8 @@
 //! The catalogue in memory: one immutable snapshot, replaced whole; and what a new database begins with.
 
-use crate::domain::catalog::{Catalog, Service};
-use crate::domain::price::Rates;
-use crate::store::{self, catalog::NewPrice};
+use meterd_domain::catalog::{Catalog, Service};
+use meterd_domain::price::Rates;
+use meterd_store::catalog::NewPrice;
 use sqlx::{PgConnection, PgPool};
 use std::sync::{Arc, RwLock};
 
@@ -33,9 +33,9 @@ impl CatalogCache {
 
     /// Reads the catalogue again if it has changed, and gives the newest snapshot.
     pub async fn refresh(&self, pool: &PgPool) -> sqlx::Result<Arc<Catalog>> {
-        if store::catalog::version(&mut *pool.acquire().await?).await? != self.current().version {
+        if meterd_store::catalog::version(&mut *pool.acquire().await?).await? != self.current().version {
             let mut tx = pool.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
-            let catalog = store::catalog::load(&mut tx).await?;
+            let catalog = meterd_store::catalog::load(&mut tx).await?;
             tx.commit().await?;
             self.replace(catalog);
         }
@@ -61,21 +61,22 @@ pub async fn seed(conn: &mut PgConnection, currency: &str) -> anyhow::Result<()>
             recurring: &row[4] == "true",
             uncounted_operations: row[5].split_whitespace().map(String::from).collect(),
         };
-        store::catalog::insert_service(conn, &service).await?;
+        meterd_store::catalog::insert_service(conn, &service).await?;
     }
     for row in csv::Reader::from_reader(BUILT_IN_ALIASES.as_bytes()).records() {
         let row = row?;
-        let alias = store::catalog::ModelAlias { service: row[0].into(), alias: row[1].into(), model: row[2].into() };
-        store::catalog::insert_alias(conn, &alias).await?;
+        let alias =
+            meterd_store::catalog::ModelAlias { service: row[0].into(), alias: row[1].into(), model: row[2].into() };
+        meterd_store::catalog::insert_alias(conn, &alias).await?;
     }
     if currency == BUILT_IN_CURRENCY {
         for (scope, rates) in built_in_prices()? {
             let [service, operation, model] = &scope;
             let price = NewPrice { service, operation, model, effective_time: None, rates, built_in: true };
-            store::catalog::insert_price(conn, &price).await?;
+            meterd_store::catalog::insert_price(conn, &price).await?;
         }
     }
-    store::catalog::bump_version(conn).await?;
+    meterd_store::catalog::bump_version(conn).await?;
     Ok(())
 }
 
@@ -86,7 +87,7 @@ fn built_in_prices() -> anyhow::Result<std::collections::BTreeMap<[String; 3], R
         let row = row?;
         let rates = prices.entry([row[0].into(), row[1].into(), row[2].into()]).or_default();
         *rates.component_mut(&row[3]).ok_or_else(|| anyhow::anyhow!("no component {}", &row[3]))? =
-            Some(crate::domain::decimal::Rate::parse(&row[4])?);
+            Some(meterd_domain::decimal::Rate::parse(&row[4])?);
     }
     Ok(prices)
 }

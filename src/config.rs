@@ -18,13 +18,13 @@ pub use file::SettingsFile;
 pub use given::{WrongVariables, check_database, chooses_a_database, innermost, is_by_flag, places};
 pub use notifications::{NotificationSettings, Secret, SmtpSettings, TwilioSettings};
 
-use crate::domain::event::ACCEPT_FUTURE_SECONDS_MAX;
 use crate::ingest::IngestSettings;
 use crate::jobs::JobSettings;
 use crate::net::NetSettings;
-use crate::postgres::{EmbeddedSettings, default_data_dir};
 use chrono_tz::Tz;
 use clap::{Args, ValueEnum};
+use meterd_domain::event::ACCEPT_FUTURE_SECONDS_MAX;
+use meterd_embedded_postgres::{EmbeddedSettings, default_data_dir};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;

@@ -1,9 +1,9 @@
 //! The database that the settings name: somebody's, or our own.
 
 use crate::config::{DatabaseSettings, hints};
-use crate::postgres::{self, Embedded};
-use crate::store::{cause, connect};
 use anyhow::Context as _;
+use meterd_embedded_postgres::Embedded;
+use meterd_store::{cause, connect};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, PgPool};
 use std::path::Path;
@@ -33,7 +33,7 @@ impl Database {
     /// Opens it for a command: as it is beside a running server, else as [`Self::open`] does.
     pub async fn open_beside(settings: &DatabaseSettings) -> anyhow::Result<Self> {
         if settings.database_url.is_none()
-            && let Some(url) = postgres::attach(&settings.data_dir).await?
+            && let Some(url) = meterd_embedded_postgres::attach(&settings.data_dir).await?
         {
             return Ok(Self { options: connect::options(&url)?, embedded: None });
         }
@@ -62,7 +62,7 @@ impl Database {
     pub async fn open_first(settings: &DatabaseSettings, may_be_new: bool) -> anyhow::Result<Self> {
         if settings.database_url.is_none() {
             let data_dir = &settings.data_dir;
-            let may_be_new = may_be_new || data_dir.is_dir() || *data_dir == postgres::default_data_dir();
+            let may_be_new = may_be_new || data_dir.is_dir() || *data_dir == meterd_embedded_postgres::default_data_dir();
             match check_made(data_dir, " without --new-database") {
                 Err(error) if !may_be_new => return Err(error),
                 Err(_) => eprintln!("note: making a new database in {}", data_dir.display()),
@@ -100,12 +100,13 @@ impl Database {
 /// Refuses a data directory in which no meterd has made a database, and names those beside it that have one.
 fn check_made(data_dir: &Path, but: &str) -> anyhow::Result<()> {
     let shown = data_dir.display();
-    let made = postgres::is_made(data_dir)
+    let made = meterd_embedded_postgres::is_made(data_dir)
         .with_context(|| format!("the data directory {shown} cannot be read: run this as the user that runs meterd"))?;
     if made {
         return Ok(());
     }
-    let beside: Vec<String> = postgres::made_beside(data_dir).iter().map(|path| path.display().to_string()).collect();
+    let beside: Vec<String> =
+        meterd_embedded_postgres::made_beside(data_dir).iter().map(|path| path.display().to_string()).collect();
     let hint = match &beside[..] {
         [] => String::new(),
         paths => format!("; there is one in {}", paths.join(" and in ")),

@@ -1,8 +1,8 @@
 //! The one error type at the edge. `grpc::status` turns it into a status with details.
 
-use crate::domain::period::Month;
 use crate::proto::ErrorReason;
 use chrono::{DateTime, SecondsFormat, Utc};
+use meterd_domain::period::Month;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::Duration;
@@ -196,9 +196,9 @@ impl DerefMut for Error {
 
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
-        if crate::store::is_transient(&error) {
+        if meterd_store::is_transient(&error) {
             Self::database_unavailable(error)
-        } else if crate::store::is_broken_database(&error) {
+        } else if meterd_store::is_broken_database(&error) {
             Self::database_broken(error)
         } else {
             Self::internal(error)

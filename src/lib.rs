@@ -12,17 +12,14 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod database;
-pub mod domain;
 pub mod error;
 pub mod grpc;
 pub mod ingest;
 pub mod jobs;
 pub mod log;
 pub mod net;
-pub mod postgres;
 pub mod preflight;
 mod redacted;
-pub mod store;
 pub mod web;
 
 /// Messages, clients and servers of `proto/metering/v1`.

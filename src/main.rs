@@ -185,7 +185,7 @@ async fn main() -> ExitCode {
 
 /// Says why a command has failed; by way of the log where that may be read by nobody.
 fn fail(error: &anyhow::Error, log: Option<&LogGuard>) -> ExitCode {
-    let text = meterd::store::cause::text(error);
+    let text = meterd_store::cause::text(error);
     match log {
         Some(log) => log.say(&format!("error: {text}")),
         None => print::note(format_args!("error: {text}")),

@@ -2,7 +2,7 @@
 
 use crate::config::{Settings, hints};
 use crate::net::Tls;
-use crate::{alerts, auth, postgres, store};
+use crate::{alerts, auth};
 use anyhow::ensure;
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
@@ -22,7 +22,7 @@ pub fn check_beside(settings: &Settings) -> anyhow::Result<Vec<String>> {
     let (in_use, others): (Vec<_>, Vec<_>) = in_use.into_iter().partition(|fault| fault.is_in_use);
     faults.extend(others.iter().map(PortFault::to_string));
     let database = &settings.database;
-    let is_beside = database.database_url.is_some() || postgres::is_locked(&database.data_dir);
+    let is_beside = database.database_url.is_some() || meterd_embedded_postgres::is_locked(&database.data_dir);
     let in_use = in_use.iter().map(PortFault::to_string);
     if !is_beside {
         faults.extend(in_use);
@@ -51,7 +51,7 @@ fn faults(settings: &Settings) -> Vec<String> {
         alerts::notify::check(&settings.notifications),
         check_database(settings),
     ];
-    let faults = checks.into_iter().filter_map(Result::err).map(|error| store::cause::text(&error));
+    let faults = checks.into_iter().filter_map(Result::err).map(|error| meterd_store::cause::text(&error));
     faults.map(|fault| hints::by_place(&fault)).collect()
 }
 
@@ -59,7 +59,7 @@ fn check_database(settings: &Settings) -> anyhow::Result<()> {
     let database = &settings.database;
     match &database.database_url {
         Some(url) => {
-            let parsed = store::url::parse(url.reveal());
+            let parsed = meterd_store::url::parse(url.reveal());
             parsed.map(drop).map_err(|wrong| anyhow::anyhow!("DATABASE_URL (--database-url): {wrong}"))
         }
         None => {
@@ -67,7 +67,7 @@ fn check_database(settings: &Settings) -> anyhow::Result<()> {
                 let is_web = ["https://", "http://"].iter().any(|scheme| url.starts_with(scheme));
                 ensure!(is_web, "--postgres-download-url {url}: must be a URL that begins with https:// or http://");
             }
-            Ok(postgres::check_place(&database.embedded())?)
+            Ok(meterd_embedded_postgres::check_place(&database.embedded())?)
         }
     }
 }

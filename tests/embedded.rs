@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use meterd::postgres::{Embedded, EmbeddedError, EmbeddedSettings, attach};
+use meterd_embedded_postgres::{Embedded, EmbeddedError, EmbeddedSettings, attach};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::{Pid, geteuid};
 use sqlx::{Connection, PgConnection};

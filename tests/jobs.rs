@@ -2,10 +2,10 @@
 //! in time, and the two never run it at once, also when the stopped one goes on.
 
 use meterd::cli::verify::verify_all;
-use meterd::postgres::{Embedded, EmbeddedSettings};
 use meterd::proto::job_service_client::JobServiceClient;
 use meterd::proto::{Job, ListJobsRequest, RunJobRequest};
-use meterd::store::connect;
+use meterd_embedded_postgres::{Embedded, EmbeddedSettings};
+use meterd_store::connect;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use sqlx::{AssertSqlSafe, Executor, PgPool};

@@ -4,7 +4,6 @@
 use axum::Router;
 use axum::extract::State;
 use axum::http::HeaderMap;
-use meterd::postgres;
 use meterd::proto::alert_service_client::AlertServiceClient;
 use meterd::proto::usage_service_client::UsageServiceClient;
 use meterd::proto::{
@@ -116,7 +115,7 @@ async fn a_server_that_is_killed_between_sending_and_noting_it_leaves_it_to_the_
     eventually(async || !receiver.0.lock().unwrap().is_empty()).await;
     process.kill();
 
-    let url = postgres::attach(&process.data_dir).await.unwrap().unwrap();
+    let url = meterd_embedded_postgres::attach(&process.data_dir).await.unwrap().unwrap();
     let pool = sqlx::PgPool::connect(&url).await.unwrap();
     let claimed = "SELECT state, attempt_count, next_attempt_time > now() FROM notifications WHERE kind = 3";
     let claimed: Vec<(i16, i32, bool)> = sqlx::query_as(claimed).fetch_all(&pool).await.unwrap();

@@ -1,15 +1,15 @@
 //! Checking: everything that holds of a client now, with what time alone, a policy or a correction has changed.
 
 use super::raise::{AlertSettings, Raising, count, raise};
-use crate::domain::alert::{ANOMALY_DAYS_BEFORE, Alert, AlertSet, AlertType, Change, DayFacts, Finding};
-use crate::domain::decimal::Total;
-use crate::domain::period::Month;
-use crate::domain::policy::Policy;
 use crate::error::Error;
-use crate::store::rollups::{self, DayRow, MonthRow};
-use crate::store::{alert_feed, alerts, clients, is_transient, locks, policies};
 use chrono::{Days, NaiveDate};
 use futures_util::stream::{self, StreamExt};
+use meterd_domain::alert::{ANOMALY_DAYS_BEFORE, Alert, AlertSet, AlertType, Change, DayFacts, Finding};
+use meterd_domain::decimal::Total;
+use meterd_domain::period::Month;
+use meterd_domain::policy::Policy;
+use meterd_store::rollups::{self, DayRow, MonthRow};
+use meterd_store::{alert_feed, alerts, clients, is_transient, locks, policies};
 use sqlx::{PgConnection, PgPool};
 use std::collections::{BTreeMap, HashSet};
 use std::pin::pin;

@@ -5,8 +5,8 @@
 //! has caught up. So who reads slowly, or not at all for a day, costs no memory and misses nothing.
 
 use crate::proto::AlertEvent;
-use crate::store::alert_feed::{self, Bounds, CHANNEL, FeedEntry, FeedFilter, Page};
-use crate::store::connect;
+use meterd_store::alert_feed::{self, Bounds, CHANNEL, FeedEntry, FeedFilter, Page};
+use meterd_store::connect;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgListener, PgPoolOptions};
 use sqlx::{Acquire, PgPool};
 use std::collections::VecDeque;

@@ -1,14 +1,14 @@
 //! Raising: what a transaction's usage has reached becomes an alert in that transaction.
 
 use crate::clock::Clock;
-use crate::domain::alert::{Alert, AlertType, Change, Finding, MonthFacts, Severity};
-use crate::domain::period::day_of;
-use crate::store::alerts::{self, NewAlert};
-use crate::store::policies::Policies;
-use crate::store::rollups::{self, Beside, MonthRow};
-use crate::store::{alert_feed, clients, notifications};
 use chrono::{Days, NaiveDate};
 use chrono_tz::Tz;
+use meterd_domain::alert::{Alert, AlertType, Change, Finding, Severity};
+use meterd_domain::period::day_of;
+use meterd_store::alerts::{self, NewAlert};
+use meterd_store::policies::Policies;
+use meterd_store::rollups::{self, Beside, MonthRow};
+use meterd_store::{alert_feed, clients, notifications};
 use sqlx::PgConnection;
 use std::collections::HashSet;
 
@@ -38,14 +38,6 @@ impl AlertSettings {
     /// Whether somebody is to be told of alerts of this month.
     pub fn notifies(&self, row: &MonthRow, today: NaiveDate) -> bool {
         row.month.last_day() + Days::new(self.accept_past_days.into()) >= today
-    }
-}
-
-impl MonthRow {
-    /// What the rules look at.
-    pub fn facts(&self, today: NaiveDate, beside: Beside) -> MonthFacts {
-        let Beside { recurring_cost, previous_cost } = beside;
-        MonthFacts { month: self.month, cost: self.cost, recurring_cost, previous_cost, today }
     }
 }
 

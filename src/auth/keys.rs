@@ -1,11 +1,11 @@
 //! Making, rotating and ending keys: what KeyService does, and `meterd keys --direct` without a server.
 
 use super::token;
-use crate::domain::access::Grants;
 use crate::error::Error;
 use crate::proto::ErrorReason;
-use crate::store::api_keys::{self, ApiKey, NewApiKey};
 use chrono::{DateTime, TimeDelta, Utc};
+use meterd_domain::access::Grants;
+use meterd_store::api_keys::{self, ApiKey, NewApiKey};
 use sqlx::PgConnection;
 use tonic::Code;
 

@@ -2,9 +2,9 @@
 //! A handler cannot take a request that has no row here, and a test fails for an RPC of the contract without one.
 
 use super::Caller;
-use crate::domain::access::Scope;
 use crate::error::Error;
 use crate::proto::*;
+use meterd_domain::access::Scope;
 use prost::Message;
 
 /// What an RPC needs.

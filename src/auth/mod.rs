@@ -11,13 +11,13 @@ pub use ring::KeyRing;
 
 use crate::clock::Clock;
 use crate::config::{Access, AuthMode, AuthSettings, DatabaseSettings, hints};
-use crate::domain::access::{Grants, Scope};
 use crate::error::{Error, shown};
 use crate::net::Peer;
 use crate::proto::{ActorKind, ErrorReason};
 use chrono::{DateTime, Utc};
 use jwt::Jwt;
 use matrix::Need;
+use meterd_domain::access::{Grants, Scope};
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;

@@ -16,10 +16,10 @@ use super::chart::grouped;
 use super::connect::{self, ConnectArgs, Connection};
 use super::hints;
 use super::period::{PeriodArgs, days_text, parse_instant, parse_month};
-use crate::domain::period::{self, Month};
 use crate::print;
 use crate::proto::usage_service_client::UsageServiceClient;
 use crate::proto::{ExportFormat, ExportUsageRequest, ExportUsageResponse};
+use meterd_domain::period::{self, Month};
 
 /// Form of the exported file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

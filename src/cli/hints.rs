@@ -2,10 +2,10 @@
 
 use super::connect::{self, ConnectArgs, Connection};
 use crate::clock::Clock;
-use crate::domain::names::nearest;
-use crate::domain::period::{Month, day_of};
 use crate::proto::{GetClientRequest, ListClientsRequest, ListServicesRequest, QueryUsageRequest, UsageDimension};
 use chrono::{Days, NaiveDate};
+use meterd_domain::names::nearest;
+use meterd_domain::period::{Month, day_of};
 use tonic::Status;
 use tonic_types::StatusExt;
 

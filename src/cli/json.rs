@@ -8,7 +8,7 @@ use prost_types::value::Kind;
 use prost_types::{ListValue, Struct, Value};
 use serde_json::value::RawValue;
 
-use crate::domain::event::METADATA_LEVELS_MAX;
+use meterd_domain::event::METADATA_LEVELS_MAX;
 
 /// An object's values as they stand in the text, so that numbers keep every digit.
 pub type RawObject = BTreeMap<String, Box<RawValue>>;

@@ -1,9 +1,9 @@
 //! `--month`, `--start` and `--end`: the same words with the same meaning in every command. Days are the clients' own, and
 //! both ends are included.
 
-use crate::domain::period::{self, Month};
 use chrono::{DateTime, NaiveDate};
 use clap::Args;
+use meterd_domain::period::{self, Month};
 use prost_types::Timestamp;
 
 /// Which days. Nothing set: what the command says.

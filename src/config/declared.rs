@@ -1,7 +1,7 @@
 //! The settings that the commands declare: each argument that has an environment variable.
 
-use crate::domain::names;
 use clap::{Arg, ArgAction, Command};
+use meterd_domain::names;
 use std::any::TypeId;
 use std::collections::BTreeMap;
 

@@ -2,7 +2,7 @@
 
 use super::{AuthMode, DatabaseSettings, Settings};
 use crate::net::TlsNames;
-use crate::postgres::default_data_dir;
+use meterd_embedded_postgres::default_data_dir;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;

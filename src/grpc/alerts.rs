@@ -5,16 +5,16 @@ use super::fields::{FILTER_VALUES_MAX, Fields};
 use super::subscribe::AlertStream;
 use super::{Context, Handlers, checks, notifications, policies, subscribe};
 use crate::auth::Caller;
-use crate::domain::access::Scope;
-use crate::domain::alert::{self, AlertType, Change};
-use crate::domain::event::ID_BYTES_MAX;
-use crate::domain::period::Month;
 use crate::error::Error;
 use crate::proto::alert_service_server::AlertService;
 use crate::proto::*;
-use crate::store::alert_feed;
-use crate::store::alerts::{self, AlertFilter};
 use chrono::{DateTime, Utc};
+use meterd_domain::access::Scope;
+use meterd_domain::alert::{self, AlertType, Change};
+use meterd_domain::event::ID_BYTES_MAX;
+use meterd_domain::period::Month;
+use meterd_store::alert_feed;
+use meterd_store::alerts::{self, AlertFilter};
 use std::sync::Arc;
 use tokio::sync::watch;
 use tonic::{Code, Request, Response, Status};
@@ -27,7 +27,7 @@ impl Context {
     pub fn alert(&self, alert: &alert::Alert) -> Alert {
         let finding = &alert.finding;
         let text =
-            |value: Option<_>| value.map_or_else(String::new, |value: crate::domain::decimal::Total| value.to_string());
+            |value: Option<_>| value.map_or_else(String::new, |value: meterd_domain::decimal::Total| value.to_string());
         let period = match finding.kind {
             AlertType::Anomaly => finding.period.to_string(),
             _ => Month::of(finding.period).to_string(),

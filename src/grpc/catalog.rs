@@ -6,8 +6,6 @@ use super::events::unknown_service;
 use super::fields::Fields;
 use super::{Context, Handlers, prices};
 use crate::auth::Caller;
-use crate::domain::catalog::{Catalog, Service as Metered};
-use crate::domain::event::ID_BYTES_MAX;
 use crate::error::Error;
 use crate::proto::catalog_service_server::CatalogService;
 use crate::proto::{
@@ -16,8 +14,10 @@ use crate::proto::{
     ListModelAliasesResponse, ListPricesRequest, ListPricesResponse, ListServicesRequest, ListServicesResponse,
     ModelAlias, Service, ServiceCategory,
 };
-use crate::store::catalog::{self as store};
-use crate::store::{locks, pricing, summaries};
+use meterd_domain::catalog::{Catalog, Service as Metered};
+use meterd_domain::event::ID_BYTES_MAX;
+use meterd_store::catalog::{self as store};
+use meterd_store::{locks, pricing, summaries};
 use std::sync::Arc;
 use tonic::{Request, Response, Status};
 

@@ -3,9 +3,9 @@
 use super::Context;
 use super::fields::Fields;
 use crate::alerts::check::{self, Report};
-use crate::domain::event::ID_BYTES_MAX;
 use crate::error::Error;
 use crate::proto::{CheckAlertsRequest, CheckAlertsResponse, FailedCheck};
+use meterd_domain::event::ID_BYTES_MAX;
 use std::sync::Arc;
 use tokio::sync::watch;
 

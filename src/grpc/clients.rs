@@ -5,15 +5,15 @@ use super::creates::{Begun, Create, check_request_id};
 use super::fields::{Fields, shown};
 use super::{Context, Handlers};
 use crate::auth::Caller;
-use crate::domain::event::ID_BYTES_MAX;
 use crate::error::Error;
 use crate::proto::client_service_server::ClientService;
 use crate::proto::{
     Client, CreateClientRequest, CreateClientResponse, ErrorReason, GetClientRequest, GetClientResponse,
     ListClientsRequest, ListClientsResponse, UpdateClientRequest, UpdateClientResponse,
 };
-use crate::store::{clients, locks};
 use chrono_tz::Tz;
+use meterd_domain::event::ID_BYTES_MAX;
+use meterd_store::{clients, locks};
 use std::sync::Arc;
 use tonic::{Request, Response, Status};
 

@@ -2,15 +2,15 @@
 
 use super::events::Echo;
 use super::{Context, json};
-use crate::domain::catalog::Service;
-use crate::domain::decimal::Total;
-use crate::domain::event::{Charge, UsageEvent};
-use crate::domain::rollup::Sums;
 use crate::ingest::{Outcome, Recorded};
 use crate::proto::{self, EventOutcome, Money, UsageTotals};
-use crate::store::events::RecordedEvent;
-use crate::store::usage::ServiceSums;
 use chrono::{DateTime, Utc};
+use meterd_domain::catalog::Service;
+use meterd_domain::decimal::Total;
+use meterd_domain::event::{Charge, UsageEvent};
+use meterd_domain::rollup::Sums;
+use meterd_store::events::RecordedEvent;
+use meterd_store::usage::ServiceSums;
 use prost_types::Timestamp;
 
 /// A timestamp.

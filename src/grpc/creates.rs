@@ -3,10 +3,11 @@
 use super::Context;
 use super::fields::Fields;
 use crate::auth::Caller;
-use crate::domain::event::ID_BYTES_MAX;
+use crate::clock::Clock;
 use crate::error::Error;
 use crate::proto::ErrorReason;
-use crate::store::requests::{self, FirstAnswer};
+use meterd_domain::event::ID_BYTES_MAX;
+use meterd_store::requests::{self, FirstAnswer};
 use prost::Message;
 use sha2::{Digest, Sha256};
 use sqlx::{PgConnection, Postgres, Transaction};
@@ -19,6 +20,7 @@ pub fn check_request_id(fields: &mut Fields, request_id: &str) {
 /// A create under way: its transaction, and what its answer will be kept under.
 pub struct Create {
     tx: Transaction<'static, Postgres>,
+    clock: Clock,
     principal: String,
     request_id: String,
     request_hash: Vec<u8>,
@@ -55,7 +57,8 @@ impl Create {
             }
             return R::decode(first.response.as_slice()).map(Begun::Repeat).map_err(Error::internal);
         }
-        Ok(Begun::New(Self { tx, principal, request_id: request_id.into(), request_hash }))
+        let clock = context.clock.clone();
+        Ok(Begun::New(Self { tx, clock, principal, request_id: request_id.into(), request_hash }))
     }
 
     /// The connection to do the work on.
@@ -67,7 +70,7 @@ impl Create {
     pub async fn commit<R: Message>(mut self, response: R) -> Result<R, Error> {
         if !self.request_id.is_empty() {
             let answer = FirstAnswer { request_hash: self.request_hash, response: response.encode_to_vec() };
-            requests::insert(&mut self.tx, &self.principal, &self.request_id, &answer).await?;
+            requests::insert(&mut self.tx, &self.principal, &self.request_id, &answer, self.clock.now()).await?;
         }
         self.tx.commit().await?;
         Ok(response)

@@ -5,17 +5,17 @@ use super::fields::{Fields, Path};
 use super::json;
 use crate::auth::Caller;
 use crate::config::UnknownService;
-use crate::domain::access::Scope;
-use crate::domain::catalog::Catalog;
-use crate::domain::decimal::Decimal;
-use crate::domain::event::{
-    EXTERNAL_ID_BYTES_MAX, EventId, ID_BYTES_MAX, METADATA_BYTES_MAX, Measures, TOKENS_MAX, UsageEvent, payload_hash,
-};
-use crate::domain::{identifier, names};
 use crate::error::Error;
 use crate::ingest::{Submission, count_rejected};
 use crate::proto::{self, ErrorReason};
 use chrono::{DateTime, TimeDelta, Utc};
+use meterd_domain::access::Scope;
+use meterd_domain::catalog::Catalog;
+use meterd_domain::decimal::Decimal;
+use meterd_domain::event::{
+    EXTERNAL_ID_BYTES_MAX, EventId, ID_BYTES_MAX, METADATA_BYTES_MAX, Measures, TOKENS_MAX, UsageEvent, payload_hash,
+};
+use meterd_domain::{identifier, names};
 use prost_types::Struct;
 use std::collections::HashMap;
 use std::sync::Arc;

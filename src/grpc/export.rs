@@ -7,13 +7,13 @@ use super::fields::Fields;
 use super::panics::answer_of_a_task;
 use super::places::Place;
 use super::{Context, clients};
-use crate::domain::event::ID_BYTES_MAX;
 use crate::error::Error;
 use crate::net::Counted;
 use crate::proto::{ErrorReason, ExportFormat, ExportUsageRequest, ExportUsageResponse};
-use crate::store::connect::allow_long_statements;
-use crate::store::export::{ExportFilter, stream};
 use futures_util::TryStreamExt;
+use meterd_domain::event::ID_BYTES_MAX;
+use meterd_store::connect::allow_long_statements;
+use meterd_store::export::{ExportFilter, stream};
 use sqlx::Connection;
 use std::sync::Arc;
 use std::time::Duration;
@@ -82,7 +82,7 @@ async fn export(
     conn.close_on_drop();
     let mut tx = conn.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
     allow_long_statements(&mut tx).await?;
-    let complete_as_of = crate::store::export::snapshot_time(&mut tx).await?;
+    let complete_as_of = meterd_store::export::snapshot_time(&mut tx).await?;
     let piece = |data: Vec<u8>, event_count, empty_services| ExportUsageResponse {
         data: data.into(),
         event_count,

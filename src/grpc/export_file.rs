@@ -1,9 +1,10 @@
 //! The file of an export, row by row: straight into its bytes, since there may be millions.
 
-use crate::domain::event::UnpricedReason;
 use crate::proto::{self, ExportFormat};
-use crate::store::export::ExportRow;
 use chrono::{DateTime, Datelike, SecondsFormat, Timelike, Utc};
+use meterd_domain::decimal::Total;
+use meterd_domain::event::UnpricedReason;
+use meterd_store::export::ExportRow;
 use std::fmt::{self, Display};
 use std::io::Write;
 
@@ -68,9 +69,9 @@ impl File {
         row.number(event.input_tokens);
         row.number(event.output_tokens);
         row.number(event.cached_input_tokens);
-        row.plain(event.amount);
+        row.plain(event.amount.map(Total::from));
         row.plain(currency);
-        row.plain(event.charge);
+        row.plain(event.charge.map(Total::from));
         row.plain(event.price_id.filter(|_| event.charge.is_some()));
         row.plain(event.unpriced_reason.map(reason_name));
         row.text(&event.subject);

@@ -1,13 +1,13 @@
 //! Checks of request fields. Every wrong field is collected, and all are told at once.
 
-use crate::domain::decimal::{Decimal, DecimalError, Rate};
-use crate::domain::event::ID_BYTES_MAX;
-use crate::domain::identifier;
-use crate::domain::period::{Month, parse_day};
 pub use crate::error::shown;
 use crate::error::{Error, Violation};
 use crate::proto::ErrorReason;
 use chrono::{DateTime, NaiveDate, Utc};
+use meterd_domain::decimal::{Decimal, DecimalError, Rate};
+use meterd_domain::event::ID_BYTES_MAX;
+use meterd_domain::identifier;
+use meterd_domain::period::{Month, parse_day};
 use prost_types::Timestamp;
 use tonic::Code;
 

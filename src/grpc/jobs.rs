@@ -3,12 +3,12 @@
 use super::convert::timestamp;
 use super::fields::Fields;
 use super::{Context, Handlers};
-use crate::domain::event::ID_BYTES_MAX;
 use crate::error::Error;
 use crate::jobs;
 use crate::proto::job_service_server::JobService;
 use crate::proto::{ErrorReason, Job, ListJobsRequest, ListJobsResponse, RunJobRequest, RunJobResponse};
-use crate::store::jobs::{self as rows, JobRow};
+use meterd_domain::event::ID_BYTES_MAX;
+use meterd_store::jobs::{self as rows, JobRow};
 use std::sync::Arc;
 use std::time::Duration;
 use tonic::{Code, Request, Response, Status};

@@ -1,7 +1,7 @@
 //! Metadata: protobuf Struct to JSON and back.
 
-use crate::domain::event::METADATA_LEVELS_MAX;
-use crate::domain::metadata::number;
+use meterd_domain::event::METADATA_LEVELS_MAX;
+use meterd_domain::metadata::number;
 use prost_types::value::Kind;
 use prost_types::{ListValue, Struct, Value};
 use serde_json::{Map, Value as Json};

@@ -75,7 +75,7 @@ pub const MESSAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// What every handler works with.
 pub struct Context {
     pub pool: PgPool,
-    /// For reads of one statement: see [`crate::store::connect::read_pool`].
+    /// For reads of one statement: see [`meterd_store::connect::read_pool`].
     pub reads: PgPool,
     pub catalog: Arc<CatalogCache>,
     pub ingest: Ingest,

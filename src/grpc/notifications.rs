@@ -5,16 +5,16 @@ use super::clients;
 use super::convert::timestamp;
 use super::fields::{FILTER_VALUES_MAX, Fields};
 use crate::auth::Caller;
-use crate::domain::access::Scope;
-use crate::domain::event::ID_BYTES_MAX;
-use crate::domain::notification::NotificationState;
 use crate::error::Error;
 use crate::proto::{
     self, ErrorReason, ListNotificationsRequest, ListNotificationsResponse, RetryNotificationRequest,
     RetryNotificationResponse, SendTestNotificationRequest, SendTestNotificationResponse,
 };
-use crate::store::notifications::{self, Notification};
 use chrono::{DateTime, Utc};
+use meterd_domain::access::Scope;
+use meterd_domain::event::ID_BYTES_MAX;
+use meterd_domain::notification::NotificationState;
+use meterd_store::notifications::{self, Notification};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;

@@ -267,7 +267,7 @@ fn take(counted: Counted, amount: usize, bounds: &[Bound<'_>]) -> Result<Place, 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::access::Grants;
+    use meterd_domain::access::Grants;
 
     fn places() -> Arc<Places> {
         Arc::new(Places::new(PlaceLimits { calls_max: 8, streams_max: 8, answer_bytes_max: 800 }, 64 << 20))

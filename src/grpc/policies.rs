@@ -4,19 +4,19 @@ use super::convert::timestamp;
 use super::fields::{FILTER_VALUES_MAX, Fields, Path, shown};
 use super::{Context, clients};
 use crate::alerts::{check, notify};
-use crate::domain::alert::Severity;
-use crate::domain::decimal::{Decimal, Total};
-use crate::domain::event::ID_BYTES_MAX;
-use crate::domain::notification::ChannelKind;
-use crate::domain::policy::{Overrides, Policy};
 use crate::error::Error;
 use crate::jobs::ALERT_CHECKS;
 use crate::proto::{
     AlertPolicy, GetAlertPolicyRequest, GetAlertPolicyResponse, NotificationChannel, UpdateAlertPolicyRequest,
     UpdateAlertPolicyResponse,
 };
-use crate::store::channels::{self, Channel};
-use crate::store::{jobs, locks, policies};
+use meterd_domain::alert::Severity;
+use meterd_domain::decimal::{Decimal, Total};
+use meterd_domain::event::ID_BYTES_MAX;
+use meterd_domain::notification::ChannelKind;
+use meterd_domain::policy::{Overrides, Policy};
+use meterd_store::channels::{self, Channel};
+use meterd_store::{jobs, locks, policies};
 use prost_types::FieldMask;
 use sqlx::PgConnection;
 use std::collections::HashSet;

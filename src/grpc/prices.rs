@@ -7,17 +7,17 @@ use super::creates::{Begun, Create, check_request_id};
 use super::events::{RawMeasures, measures};
 use super::fields::Fields;
 use crate::auth::Caller;
-use crate::domain::decimal::Rate;
-use crate::domain::event::{ID_BYTES_MAX, UnpricedReason};
-use crate::domain::price::Rates;
 use crate::error::Error;
 use crate::proto::{
     self, ChargeLine, CreatePriceRequest, CreatePriceResponse, ErrorReason, EstimateCostRequest, EstimateCostResponse,
     ListPricesRequest, ListPricesResponse, Price,
 };
-use crate::store::catalog::{self as store, NewPrice, PriceRow};
-use crate::store::{locks, pricing};
 use chrono::{DateTime, Utc};
+use meterd_domain::decimal::Rate;
+use meterd_domain::event::{ID_BYTES_MAX, UnpricedReason};
+use meterd_domain::price::Rates;
+use meterd_store::catalog::{self as store, NewPrice, PriceRow};
+use meterd_store::{locks, pricing};
 use std::sync::Arc;
 
 const PAGE_SIZE_DEFAULT: i64 = 100;

@@ -3,11 +3,11 @@
 use super::Context;
 use super::convert::timestamp;
 use super::fields::Fields;
-use crate::domain::period::Month;
 use crate::error::Error;
 use crate::proto::{QueryUsageRequest, QueryUsageResponse, UsageDimension, UsageRow};
-use crate::store::connect;
-use crate::store::query::{self, GroupBy, QueryKey, QueryRow, UsageQuery};
+use meterd_domain::period::Month;
+use meterd_store::connect;
+use meterd_store::query::{self, GroupBy, QueryKey, QueryRow, UsageQuery};
 use std::sync::Arc;
 
 /// Longest range, in days: a year.

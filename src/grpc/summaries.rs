@@ -5,19 +5,19 @@ use super::fields::Fields;
 use super::usage::SUMMARY_DAYS_MAX;
 use super::{Context, clients};
 use crate::alerts::check;
-use crate::domain::decimal::Total;
-use crate::domain::event::ID_BYTES_MAX;
-use crate::domain::period::{Month, day_of, elapsed_and_remaining};
-use crate::domain::projection::{change_percent, month_end};
 use crate::error::Error;
 use crate::jobs;
 use crate::proto::{
     ListMonthlySummariesRequest, ListMonthlySummariesResponse, MonthlySummary, MonthlySummaryTotals,
     RebuildRollupsRequest, RebuildRollupsResponse, UpdateMonthlySummariesRequest, UpdateMonthlySummariesResponse,
 };
-use crate::store::clients::zone;
-use crate::store::summaries::{self, Summary, SummaryTotals};
-use crate::store::{deployment, rebuild, verify};
+use meterd_domain::decimal::Total;
+use meterd_domain::event::ID_BYTES_MAX;
+use meterd_domain::period::{Month, day_of, elapsed_and_remaining};
+use meterd_domain::projection::{change_percent, month_end};
+use meterd_store::clients::zone;
+use meterd_store::summaries::{self, Summary, SummaryTotals};
+use meterd_store::{deployment, rebuild, verify};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 

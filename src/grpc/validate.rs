@@ -5,11 +5,11 @@ use super::events::{Checked, Echo, EventChecks, Refused, Texts};
 use super::fields::Path;
 use super::record::counted;
 use crate::auth::Caller;
-use crate::domain::access::Scope;
-use crate::domain::event::{EventId, ID_BYTES_MAX};
 use crate::error::Error;
 use crate::ingest::{Outcome, Preview, Submission, preview};
 use crate::proto::{BatchTrackUsageRequest, BatchTrackUsageResponse, CheckedClient};
+use meterd_domain::access::Scope;
+use meterd_domain::event::{EventId, ID_BYTES_MAX};
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 

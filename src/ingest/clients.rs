@@ -1,9 +1,9 @@
 //! What a writer remembers of clients: their time zones and alert policies.
 
-use crate::store::clients;
-use crate::store::policies::{self, Policies};
 use chrono_tz::Tz;
 use foldhash::fast::RandomState;
+use meterd_store::clients;
+use meterd_store::policies::{self, Policies};
 use sqlx::PgConnection;
 use std::collections::HashMap;
 use std::sync::Arc;

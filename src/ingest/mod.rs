@@ -13,11 +13,11 @@ pub use batch::preview;
 
 use crate::alerts::raise::AlertSettings;
 use crate::catalog::CatalogCache;
-use crate::domain::event::{Charge, EventId, PayloadHash, UsageEvent};
 use crate::error::Error;
 use crate::proto::ErrorReason;
 use chrono_tz::Tz;
 use foldhash::fast::RandomState;
+use meterd_domain::event::{Charge, EventId, PayloadHash, UsageEvent};
 use queue::Item;
 use queues::Queues;
 use sqlx::postgres::PgConnectOptions;

@@ -226,7 +226,7 @@ impl State {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::domain::event::{EventId, Measures, UsageEvent};
+    use meterd_domain::event::{EventId, Measures, UsageEvent};
     use tokio::sync::oneshot;
 
     pub(in super::super) fn item(client_id: &str) -> Item {

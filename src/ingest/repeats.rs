@@ -2,8 +2,8 @@
 
 use super::batch::{Dated, Order};
 use super::{Conflict, Outcome, Recorded};
-use crate::domain::event::{UsageEvent, differing_fields, repeats};
-use crate::store::holders::{self, KeyHolder};
+use meterd_domain::event::{UsageEvent, differing_fields, repeats};
+use meterd_store::holders::{self, KeyHolder};
 use sqlx::PgConnection;
 use std::collections::{HashMap, HashSet};
 

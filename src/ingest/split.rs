@@ -1,7 +1,7 @@
 //! How a batch is divided that could not be written: so that what cannot be stands alone soon, whatever it is that is damaged.
 
 use super::queue::Item;
-use crate::domain::period::Month;
+use meterd_domain::period::Month;
 
 /// Most tries that may fail, of a batch and its parts. Then the parts that fail are given up whole. In a batch of 1,000 events, 64
 /// find five that cannot be written; a damaged database, where none can be, costs no more.

@@ -2,8 +2,8 @@
 
 use super::Outcome;
 use super::queue::Item;
-use crate::domain::event::{Charge, UnpricedReason};
 use crate::proto;
+use meterd_domain::event::{Charge, UnpricedReason};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 

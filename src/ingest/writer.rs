@@ -8,10 +8,10 @@ use super::split::{FAILED_TRIES_MAX, split};
 use super::{IngestSettings, Outcome, batch, reply, unpriced};
 use crate::alerts::raise::AlertSettings;
 use crate::catalog::CatalogCache;
-use crate::domain::period::Month;
 use crate::error::Error;
-use crate::store::{self, clients, partitions};
 use foldhash::fast::RandomState;
+use meterd_domain::period::Month;
+use meterd_store::{clients, partitions};
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions, Connection};
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
@@ -74,7 +74,7 @@ fn give_up_unwritable(items: Vec<Item>, error: sqlx::Error) {
     let client_id = &items[0].submission.event.client_id;
     tracing::error!(%error, %client_id, events = items.len(), "events cannot be written");
     // An earlier try may have recorded it.
-    let is_unknown = store::is_broken_database(&error);
+    let is_unknown = meterd_store::is_broken_database(&error);
     let outcome = match items.len() {
         _ if is_unknown => Outcome::Unavailable(error.into()),
         1 => Outcome::Rejected(error.into()),
@@ -157,11 +157,11 @@ impl Writer {
                     reply(items.into_iter().map(|item| item.reply).zip(outcomes));
                     pause = RETRY_PAUSE_MIN;
                 }
-                Err(error) if store::is_transient(&error) => {
+                Err(error) if meterd_store::is_transient(&error) => {
                     self.forget();
                     metrics::counter!("meterd_batch_retries_total").increment(1);
                     tracing::warn!(%error, events = items.len(), "batch failed and is tried again with the same keys");
-                    let held = store::is_lock_timeout(&error);
+                    let held = meterd_store::is_lock_timeout(&error);
                     let unknown = Error::database_unavailable(error);
                     let kept = self.give_up(items, &unknown);
                     if held {

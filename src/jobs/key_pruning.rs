@@ -5,8 +5,8 @@
 //! gone counts it again; its own keys are kept until their months are closed.
 
 use super::{Work, counted};
-use crate::store::{deployment, keys, locks, requests};
 use chrono::{DateTime, TimeDelta, Utc};
+use meterd_store::{deployment, keys, locks, requests};
 
 /// Rows of one transaction.
 const CHUNK_ROWS: i64 = 10_000;

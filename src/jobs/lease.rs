@@ -5,7 +5,7 @@
 //! the run is dropped after [`DROP_AFTER`] without a renewal; a connection that was idle for longer is cut by the server,
 //! so that a holder that wakes up late sends nothing more; and a statement that is under way ends within its timeout.
 
-use crate::store::{connect, jobs};
+use meterd_store::{connect, jobs};
 use sqlx::PgPool;
 use std::future::poll_fn;
 use std::pin::pin;

@@ -1,8 +1,8 @@
 //! Makes the partitions of the coming months ahead of time, so that no writer has to at the turn of a month.
 
 use super::{Work, counted};
-use crate::domain::period::Month;
-use crate::store::partitions;
+use meterd_domain::period::Month;
+use meterd_store::partitions;
 
 /// Months after the present one.
 const MONTHS_AHEAD: usize = 2;

@@ -3,15 +3,15 @@
 
 use crate::alerts::raise::{self, AlertSettings, ChangedMonth, raise_reached};
 use crate::catalog::CatalogCache;
-use crate::domain::alert::Alert;
-use crate::domain::event::{Charge, EventId};
-use crate::domain::period::Month;
-use crate::domain::rollup::{Deltas, Sums};
-use crate::store::events::RecordedEvent;
-use crate::store::pricing::{self, Waiting};
-use crate::store::record;
-use crate::store::rollups::MonthRow;
-use crate::store::{catalog, clients, deployment, locks, policies, rollups};
+use meterd_domain::alert::Alert;
+use meterd_domain::event::{Charge, EventId};
+use meterd_domain::period::Month;
+use meterd_domain::rollup::{Deltas, Sums};
+use meterd_store::events::RecordedEvent;
+use meterd_store::pricing::{self, Waiting};
+use meterd_store::record;
+use meterd_store::rollups::MonthRow;
+use meterd_store::{catalog, clients, deployment, locks, policies, rollups};
 use sqlx::{PgConnection, PgPool};
 use std::collections::BTreeSet;
 

@@ -1,9 +1,9 @@
 //! Closes months past their retention: their sums stay, their events go. Changes of alerts and notifications past theirs go too.
 
 use super::{RetentionAction, Work, counted};
-use crate::domain::period::Month;
-use crate::store::{alert_feed, connect, deployment, is_lock_timeout, locks, outbox, partitions};
 use chrono::{DateTime, TimeDelta, Utc};
+use meterd_domain::period::Month;
+use meterd_store::{alert_feed, connect, deployment, is_lock_timeout, locks, outbox, partitions};
 use sqlx::{Connection, PgConnection};
 use std::time::Duration;
 

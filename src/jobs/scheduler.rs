@@ -5,11 +5,11 @@
 use super::lease::{LEASE, Lease};
 use super::schedule::Schedule;
 use super::{JOBS, Job, Work};
-use crate::store::jobs::Glance;
-use crate::store::{cause, connect, jobs};
 use anyhow::Context as _;
 use chrono::TimeDelta;
 use futures_util::FutureExt;
+use meterd_store::jobs::Glance;
+use meterd_store::{cause, connect, jobs};
 use sqlx::PgPool;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;

@@ -1,8 +1,8 @@
 //! Refreshes the summaries of client-months that changed.
 
 use super::{Work, counted};
-use crate::domain::period::Month;
-use crate::store::{connect, is_statement_timeout, summaries};
+use meterd_domain::period::Month;
+use meterd_store::{connect, is_statement_timeout, summaries};
 use sqlx::PgPool;
 
 /// Client-months of one transaction: few, because it holds their rows.

@@ -1,7 +1,6 @@
 //! The second port: health for probes, metrics for Prometheus.
 
 use crate::auth::Auth;
-use crate::domain::access::Scope;
 use crate::error::Error;
 use axum::Router;
 use axum::extract::State;
@@ -9,6 +8,7 @@ use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use meterd_domain::access::Scope;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use sqlx::PgPool;
 use std::sync::{Arc, OnceLock};

@@ -3,7 +3,7 @@
 use crate::harness::*;
 use crate::subscribing::raise;
 use meterd::clock::Clock;
-use meterd::store::connect;
+use meterd_store::connect;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;

@@ -1,7 +1,7 @@
 //! Callers that give up, and connections that they leave behind.
 
 use crate::harness::*;
-use meterd::store::connect::guarded;
+use meterd_store::connect::guarded;
 use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
 use std::time::Duration;

@@ -252,7 +252,7 @@ async fn a_deployment_in_another_currency_begins_without_prices_and_stays_in_it(
     let charge = server.track(event("acme", "email", "1")).await.unwrap().charge.unwrap();
     assert_eq!((&*charge.currency, &*charge.amount), ("EUR", "0.5"));
     server.stop().await;
-    let options = meterd::store::connect::options(&database_url).unwrap();
+    let options = meterd_store::connect::options(&database_url).unwrap();
     let refused = meterd::app::prepare(&options, &settings_of(&[])).await.err().unwrap().to_string();
     assert!(refused.contains("EUR") && refused.contains("--currency EUR"), "{refused}");
 }

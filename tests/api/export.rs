@@ -2,8 +2,8 @@
 
 use crate::harness::*;
 use meterd::clock::Clock;
-use meterd::domain::decimal::{Decimal, Total};
 use meterd::proto::*;
+use meterd_domain::decimal::{Decimal, Total};
 use std::collections::HashMap;
 use std::time::Duration;
 use tonic::Code;

@@ -7,7 +7,7 @@ use meterd::clock::Clock;
 use meterd::proto::alert_service_client::AlertServiceClient;
 use meterd::proto::subscribe_alerts_response::Message;
 use meterd::proto::{AlertEvent, SubscribeAlertsRequest};
-use meterd::store::alert_feed;
+use meterd_store::alert_feed;
 use sqlx::PgPool;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -143,8 +143,8 @@ async fn nobody_misses_a_change_whoever_breaks_off_stalls_or_is_restarted() {
     for _ in 0..REPLICAS {
         servers.push(replica().await);
     }
-    let options = meterd::store::connect::options(&url).unwrap();
-    let pool = meterd::store::connect::pool(options, RAISERS as u32 + 4);
+    let options = meterd_store::connect::options(&url).unwrap();
+    let pool = meterd_store::connect::pool(options, RAISERS as u32 + 4);
     let (done, is_done) = watch::channel(false);
     let mut raisers = JoinSet::new();
     for _ in 0..RAISERS {

@@ -8,7 +8,6 @@ use meterd::cli::verify::{Verified, verify_all};
 use meterd::clock::Clock;
 use meterd::config::Settings;
 use meterd::grpc::Context;
-use meterd::postgres::{Embedded, EmbeddedSettings};
 use meterd::proto::alert_service_client::AlertServiceClient;
 use meterd::proto::catalog_service_client::CatalogServiceClient;
 use meterd::proto::client_service_client::ClientServiceClient;
@@ -18,8 +17,9 @@ use meterd::proto::{
     BatchTrackUsageRequest, Client, CreateClientRequest, GetCurrentMonthUsageRequest, GetCurrentMonthUsageResponse,
     Price, QueryUsageRequest, Rates, RunJobRequest, TrackUsageRequest, UsageEvent, UsageResult, UsageRow,
 };
-use meterd::store::connect;
-use meterd::store::locks::VERSIONS_LOCK;
+use meterd_embedded_postgres::{Embedded, EmbeddedSettings};
+use meterd_store::connect;
+use meterd_store::locks::VERSIONS_LOCK;
 use sqlx::{AssertSqlSafe, Executor, PgPool, Postgres, Transaction};
 use std::process::{ChildStdin, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};

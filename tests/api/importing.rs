@@ -2,8 +2,8 @@
 
 use crate::guarded::*;
 use crate::harness::*;
-use meterd::domain::access::Scope;
 use meterd::proto::UsageEvent;
+use meterd_domain::access::Scope;
 use std::io::Write;
 use std::process::Stdio;
 

@@ -476,7 +476,7 @@ async fn with_a_provider_no_key_is_needed_to_start_and_a_provider_at_http_is_ref
     let server = TestServer::replica(&fresh_database().await, &flags, Clock::fixed(time(NOON))).await;
     read(&server, &key.sign(&issuer.claims(time(NOON), "meterd:admin", json!("*")))).await.unwrap();
     server.stop().await;
-    let options = meterd::store::connect::options(&fresh_database().await).unwrap();
+    let options = meterd_store::connect::options(&fresh_database().await).unwrap();
     let settings = settings_of(&["--auth=keys", "--jwt-issuer=http://id.example.com", "--jwt-audience=meterd"]);
     let deployment = meterd::app::prepare(&options, &settings).await.unwrap();
     let refused = meterd::app::build(settings, &options, deployment, Clock::system()).await.err().unwrap();

@@ -4,9 +4,9 @@ use crate::guarded::*;
 use crate::harness::*;
 use crate::role_matrix::alert_and_notification;
 use meterd::clock::Clock;
-use meterd::domain::access::Scope;
 use meterd::proto::subscribe_alerts_response::Message;
 use meterd::proto::*;
+use meterd_domain::access::Scope;
 use std::collections::BTreeSet;
 use tonic::Code;
 

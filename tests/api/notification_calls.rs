@@ -3,9 +3,9 @@
 use crate::harness::*;
 use crate::notifying::*;
 use crate::receivers::{Answer, HttpReceiver};
-use meterd::domain::alert::Severity;
 use meterd::proto::*;
-use meterd::store::channels::Channel;
+use meterd_domain::alert::Severity;
+use meterd_store::channels::Channel;
 use std::process::Stdio;
 use tonic::Code;
 

@@ -5,7 +5,7 @@ use crate::http;
 use meterd::app;
 use meterd::clock::Clock;
 use meterd::proto::*;
-use meterd::store::connect;
+use meterd_store::connect;
 use prost::Message;
 use std::time::Duration;
 use tonic::{Code, Request, Status};

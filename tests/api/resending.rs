@@ -2,9 +2,9 @@
 
 use crate::harness::*;
 use meterd::clock::Clock;
-use meterd::domain::period::{Month, parse_day};
 use meterd::proto::{EventOutcome, TrackUsageRequest, UsageEvent};
-use meterd::store::{holders, partitions};
+use meterd_domain::period::{Month, parse_day};
+use meterd_store::{holders, partitions};
 use prost_types::value::Kind;
 use prost_types::{Struct, Value};
 use sqlx::Executor;

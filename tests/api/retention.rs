@@ -4,12 +4,12 @@ use crate::harness::*;
 use chrono::TimeDelta;
 use chrono_tz::Tz;
 use meterd::clock::Clock;
-use meterd::domain::period::{Month, day_of};
 use meterd::proto::{
     BatchTrackUsageRequest, CreatePriceRequest, EventOutcome, GetUsageSummaryRequest, ListUsageEventsRequest,
     RebuildRollupsRequest, RunJobRequest, StreamUsageRequest, TrackUsageRequest, UpdateClientRequest, UsageEvent,
     UsageResult,
 };
+use meterd_domain::period::{Month, day_of};
 use prost_types::FieldMask;
 use rand::RngExt;
 use sqlx::{AssertSqlSafe, Executor, Postgres, Transaction};
@@ -584,7 +584,7 @@ async fn waiting_events_of_a_closed_month_stay_unpriced_and_those_of_an_open_one
     let price = Some(meterd::proto::Price { effective_time: None, ..unit_price("social", "", "0.5") });
     server.catalog().create_price(CreatePriceRequest { price, request_id: String::new() }).await.unwrap();
     let deadline = Instant::now() + Duration::from_secs(20);
-    while meterd::store::pricing::open_task_count(&server.pool).await.unwrap() > 0 {
+    while meterd_store::pricing::open_task_count(&server.pool).await.unwrap() > 0 {
         assert!(Instant::now() < deadline);
         tokio::time::sleep(Duration::from_millis(20)).await;
     }

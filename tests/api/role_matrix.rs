@@ -7,11 +7,11 @@ use crate::http;
 use crate::jwt::{Issuer, SigningKey, bad_tokens};
 use meterd::auth::matrix;
 use meterd::clock::Clock;
-use meterd::domain::access::Scope;
 use meterd::proto::{
     AlertPolicy, BatchTrackUsageResponse, EventError, ListClientsRequest, NotificationChannel, NotificationChannelKind,
     StreamUsageResponse, UpdateAlertPolicyRequest,
 };
+use meterd_domain::access::Scope;
 use prost::Message;
 use prost_types::FieldMask;
 use serde_json::json;

@@ -32,5 +32,9 @@ async fn the_schema_page_names_every_table_and_column() {
     .await
     .unwrap();
     let page = include_str!("../../docs/schema.md");
-    assert_eq!(documented(page), there.into_iter().collect(), "docs/schema.md (left) differs from the migrations (right)");
+    assert_eq!(
+        documented(page),
+        there.into_iter().collect(),
+        "docs/schema.md (left) differs from the migrations (right)"
+    );
 }

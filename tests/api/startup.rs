@@ -3,9 +3,9 @@
 use crate::harness::*;
 use meterd::app;
 use meterd::clock::Clock;
-use meterd::postgres::{Embedded, EmbeddedSettings};
 use meterd::proto::{EventOutcome, GetClientRequest, UsageEvent};
-use meterd::store::connect;
+use meterd_embedded_postgres::{Embedded, EmbeddedSettings};
+use meterd_store::connect;
 use std::time::{Duration, Instant};
 use tonic::Code;
 use tonic_health::pb::health_client::HealthClient;

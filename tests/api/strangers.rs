@@ -5,7 +5,7 @@ use crate::harness::*;
 use crate::raw;
 use bytes::Bytes;
 use meterd::auth::token;
-use meterd::domain::access::Scope;
+use meterd_domain::access::Scope;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};

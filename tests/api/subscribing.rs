@@ -3,12 +3,12 @@
 use crate::harness::*;
 use chrono::{DateTime, NaiveDate, Utc};
 use meterd::clock::Clock;
-use meterd::domain::alert::{self, AlertType, Change, Finding, Severity};
 use meterd::proto::alert_service_client::AlertServiceClient;
 use meterd::proto::subscribe_alerts_response::Message;
 use meterd::proto::*;
-use meterd::store::alert_feed;
-use meterd::store::alerts::{self, NewAlert};
+use meterd_domain::alert::{self, AlertType, Change, Finding, Severity};
+use meterd_store::alert_feed;
+use meterd_store::alerts::{self, NewAlert};
 use sqlx::PgPool;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -6,7 +6,7 @@ use meterd::proto::{
     GetPlatformUsageRequest, GetPlatformUsageResponse, ListMonthlySummariesRequest, ListMonthlySummariesResponse,
     MonthlySummary, UpdateMonthlySummariesRequest, UsageEvent,
 };
-use meterd::store::connect;
+use meterd_store::connect;
 use tonic::Code;
 
 async fn update(server: &TestServer) -> i64 {

@@ -6,7 +6,7 @@ use crate::notifying::*;
 use crate::receivers::{Answer, HttpReceiver};
 use meterd::clock::Clock;
 use meterd::proto::*;
-use meterd::store::channels::Channel;
+use meterd_store::channels::Channel;
 use std::process::Stdio;
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, BufReader};

@@ -1,7 +1,6 @@
 //! Minor upgrades of the installed PostgreSQL under its running server, on a copy of the installation.
 
 use super::{Place, connect, count, write};
-use meterd::postgres::{Embedded, EmbeddedSettings};
 use meterd::proto::alert_service_client::AlertServiceClient;
 use meterd::proto::client_service_client::ClientServiceClient;
 use meterd::proto::job_service_client::JobServiceClient;
@@ -9,6 +8,7 @@ use meterd::proto::usage_service_client::UsageServiceClient;
 use meterd::proto::{
     AlertPolicy, Client, RunJobRequest, TrackUsageRequest, UpdateAlertPolicyRequest, UpdateClientRequest, UsageEvent,
 };
+use meterd_embedded_postgres::{Embedded, EmbeddedSettings};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs;

@@ -6,8 +6,8 @@ use bigdecimal::BigDecimal;
 use chrono::{DateTime, Utc};
 use futures_util::TryStreamExt;
 use meterd::cli::verify::verify_all;
-use meterd::domain::decimal::Decimal;
-use meterd::domain::event::EventId;
+use meterd_domain::decimal::Decimal;
+use meterd_domain::event::EventId;
 use sqlx::{PgPool, Row};
 use std::time::Duration;
 

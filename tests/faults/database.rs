@@ -1,8 +1,8 @@
 //! The durable PostgreSQL of a scenario: one that this test keeps, or one that the first replica does.
 
 use crate::place::Place;
-use meterd::postgres::{Embedded, EmbeddedSettings, attach};
-use meterd::store::connect;
+use meterd_embedded_postgres::{Embedded, EmbeddedSettings, attach};
+use meterd_store::connect;
 use sqlx::PgPool;
 use std::path::PathBuf;
 use std::process::Command;

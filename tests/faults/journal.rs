@@ -1,9 +1,9 @@
 //! A client's own record of what was acknowledged, written before it goes on.
 
 use crate::events;
-use meterd::domain::decimal::Decimal;
-use meterd::domain::event::EventId;
 use meterd::proto::UsageResult;
+use meterd_domain::decimal::Decimal;
+use meterd_domain::event::EventId;
 use std::fs::File;
 use std::io::{BufReader, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};

@@ -7,8 +7,8 @@ use super::text::Told;
 use super::webhook::Poster;
 use crate::clock::Clock;
 use crate::config::NotificationSettings;
-use crate::domain::notification::ChannelKind;
-use crate::store::outbox::{DueChannel, Taken};
+use meterd_domain::notification::ChannelKind;
+use meterd_store::outbox::{DueChannel, Taken};
 use std::time::Duration;
 
 /// Why a delivery has failed.

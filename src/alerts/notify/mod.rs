@@ -22,10 +22,10 @@ use reason::reason;
 pub use target::{check_secret, check_target, new_secret};
 
 use crate::config::NotificationSettings;
-use crate::domain::notification::ChannelKind;
-use crate::store::outbox::{self, DueChannel, Taken};
 use aside::Aside;
 use futures_util::future::join_all;
+use meterd_domain::notification::ChannelKind;
+use meterd_store::outbox::{self, DueChannel, Taken};
 use sqlx::PgPool;
 use std::collections::HashMap;
 use std::sync::Arc;

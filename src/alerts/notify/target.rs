@@ -2,9 +2,9 @@
 
 use super::address::{REFUSED, is_inner_name, is_public};
 use crate::config::NotificationSettings;
-use crate::domain::notification::ChannelKind;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use meterd_domain::notification::ChannelKind;
 use reqwest::Url;
 use std::net::IpAddr;
 

@@ -1,8 +1,8 @@
 //! What people and programs are told: the texts of e-mails and SMS, the body of webhooks.
 
-use crate::domain::alert::{Alert, AlertType, Severity};
-use crate::domain::period::Month;
 use chrono::{DateTime, SecondsFormat, Utc};
+use meterd_domain::alert::{Alert, AlertType, Severity};
+use meterd_domain::period::Month;
 use serde::Serialize;
 
 /// Most characters of an SMS: ten segments where all are ASCII or so, and well within Twilio's 1,600.
@@ -112,7 +112,7 @@ impl<'a> Told<'a> {
 
     fn body(&self, alert: &'a Alert) -> AlertBody<'a> {
         let finding = &alert.finding;
-        let text = |value: Option<crate::domain::decimal::Total>| value.map(|value| value.to_string());
+        let text = |value: Option<meterd_domain::decimal::Total>| value.map(|value| value.to_string());
         AlertBody {
             alert_id: &alert.alert_id,
             client_id: &alert.client_id,

@@ -1,6 +1,6 @@
 use super::*;
-use crate::domain::alert::Finding;
-use crate::domain::decimal::Total;
+use meterd_domain::alert::Finding;
+use meterd_domain::decimal::Total;
 
 fn alert(number: usize, message: &str) -> Alert {
     let total = |text: &str| text.parse::<Total>().unwrap();

@@ -1,8 +1,8 @@
 //! What a token says about its holder.
 
-use crate::domain::access::{Clients, GRANTED_CLIENTS_MAX, Grants, Scope};
-use crate::domain::event::ID_BYTES_MAX;
 use chrono::{DateTime, Utc};
+use meterd_domain::access::{Clients, GRANTED_CLIENTS_MAX, Grants, Scope};
+use meterd_domain::event::ID_BYTES_MAX;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;

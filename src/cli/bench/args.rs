@@ -5,7 +5,7 @@ use super::events::{KINDS_MAX, PAYLOAD_BYTES_MIN};
 use super::plan::Call;
 use super::preload::{DAYS_MIN, EVENTS_MIN};
 use crate::cli::connect::MESSAGE_BYTES_MAX;
-use crate::domain::event::METADATA_BYTES_MAX;
+use meterd_domain::event::METADATA_BYTES_MAX;
 
 /// Most bytes of an event on the wire beside its metadata, and of what is around that.
 const EVENT_BYTES_MAX: usize = 256;

@@ -1,10 +1,10 @@
 //! What the load consists of: usage of many clients, or of a hot one.
 
 use super::plan::Mix;
-use crate::domain::decimal::Decimal;
-use crate::domain::event::{Measures, UsageEvent};
 use crate::proto;
 use chrono::{DateTime, Utc};
+use meterd_domain::decimal::Decimal;
+use meterd_domain::event::{Measures, UsageEvent};
 use prost_types::value::Kind as ValueKind;
 use prost_types::{Struct, Value};
 use std::sync::Arc;

@@ -1,9 +1,9 @@
 //! Where it is measured: a scratch database, in a PostgreSQL of our own or in one that is there. Nothing of it stays.
 
 use super::PlaceArgs;
-use crate::postgres::{Embedded, EmbeddedSettings};
-use crate::store::{connect, floor};
 use anyhow::Context;
+use meterd_embedded_postgres::{Embedded, EmbeddedSettings};
+use meterd_store::{connect, floor};
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions, Connection};
 use std::path::PathBuf;

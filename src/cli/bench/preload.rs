@@ -3,18 +3,18 @@
 
 use super::server::Server;
 use crate::clock::Clock;
-use crate::domain::catalog::Catalog;
-use crate::domain::decimal::Decimal;
-use crate::domain::event::{Charge, Measures, UsageEvent, payload_hash};
-use crate::domain::period::{Month, day_of};
-use crate::store::preload::{self, Kinds, Stretch};
-use crate::store::{self, connect, partitions, summaries};
 use anyhow::Context;
-use bigdecimal::BigDecimal;
 use chrono::{DateTime, Days, NaiveDate, NaiveTime, TimeDelta, Utc};
 use chrono_tz::Tz;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use indicatif::{ProgressBar, ProgressStyle};
+use meterd_domain::catalog::Catalog;
+use meterd_domain::decimal::Decimal;
+use meterd_domain::event::{Charge, Measures, UsageEvent, payload_hash};
+use meterd_domain::period::{Month, day_of};
+use meterd_store::numeric;
+use meterd_store::preload::{self, Kinds, Stretch};
+use meterd_store::{connect, partitions, summaries};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions, Connection, PgPool};
 
@@ -60,7 +60,7 @@ impl Preload {
         Server::start(url, flags).await?.stop().await?;
         let options = connect::options(url)?.disable_statement_logging();
         let mut conn = options.connect().await?;
-        let catalog = store::catalog::load(&mut conn).await?;
+        let catalog = meterd_store::catalog::load(&mut conn).await?;
         conn.close().await?;
         self.fill(&options, &catalog, Clock::system().now()).await
     }
@@ -188,10 +188,10 @@ fn kinds(catalog: &Catalog, now: DateTime<Utc>) -> anyhow::Result<Kinds> {
         kinds.services.push(service.into());
         kinds.operations.push(operation.into());
         kinds.models.push(model.into());
-        kinds.units.push(BigDecimal::from(measures.units));
+        kinds.units.push(numeric::of(measures.units));
         kinds.input_tokens.push(input_tokens);
         kinds.output_tokens.push(output_tokens);
-        kinds.charges.push(BigDecimal::from(charge));
+        kinds.charges.push(numeric::of(charge));
         kinds.price_ids.push(price_id);
         kinds.payload_hashes.push(payload_hash(&event, false).to_vec());
     }

@@ -7,7 +7,7 @@ use super::window::percentile;
 use super::writes::{Ended, Recorded};
 use crate::cli::chart::{grouped, table};
 use crate::cli::verify::Verified;
-use crate::store::floor::Facts;
+use meterd_store::floor::Facts;
 use serde_json::{Value, json};
 
 /// The floors that calls are compared with, as the table names them, and as JSON does.

@@ -420,7 +420,7 @@ proptest::proptest! {
             let rules = EventRules { time: TimeRules { zone, formats: Vec::new() }, ..EventRules::default() };
             let Ok(ReadEvent { event, .. }) = event_of(&Cells::Csv(cells.to_vec()), &mapping, &rules) else { continue };
             for number in [&event.units, &event.amount] {
-                proptest::prop_assert!(number.is_empty() || crate::domain::decimal::Decimal::parse_rounded(number).is_ok(), "{}", number);
+                proptest::prop_assert!(number.is_empty() || meterd_domain::decimal::Decimal::parse_rounded(number).is_ok(), "{}", number);
             }
             let tokens = [event.input_tokens, event.output_tokens, event.cached_input_tokens];
             proptest::prop_assert!(tokens.iter().all(|count| (0..=1_000_000_000_000).contains(count)));

@@ -1,8 +1,8 @@
 //! What would become of a batch: the same decisions as in [`super::record`], in a transaction that writes nothing.
 
 use super::*;
-use crate::domain::event::EventId;
 use crate::ingest::{IngestSettings, Preview, PreviewedClient};
+use meterd_domain::event::EventId;
 use sqlx::PgPool;
 
 /// Decides about a batch without recording it. `client_ids` are sorted, have no client twice, and have every client of the

@@ -20,9 +20,8 @@ use crate::cli::connect::ConnectArgs;
 use crate::cli::connect::Connection;
 use crate::cli::verify::verify_all;
 use crate::database::command_pool;
-use crate::store;
-use crate::store::connect;
 use anyhow::Context;
+use meterd_store::connect;
 use report::Report;
 use sqlx::{ConnectOptions, Connection as _};
 
@@ -96,7 +95,7 @@ pub async fn measure_all(args: &AlertsArgs, place: &Place) -> anyhow::Result<Rep
     let options = connect::options(&url)?.disable_statement_logging();
     let server = Server::start(&url, &args.place.server).await?;
     let mut conn = options.connect().await?;
-    let database = store::floor::facts(&mut conn).await?;
+    let database = meterd_store::floor::facts(&mut conn).await?;
     conn.close().await?;
     let watch = Watch::new(server.pid().context("the server has ended")?, database.backend_pid, place.database());
     let load_average_before = cpu::load_average();

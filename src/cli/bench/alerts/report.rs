@@ -8,7 +8,7 @@ use crate::cli::bench::goals::{Bound, Goal, Outcome, lines};
 use crate::cli::bench::report::{Spread, build_text, flags_text};
 use crate::cli::chart::{grouped, table};
 use crate::cli::verify::Verified;
-use crate::store::floor::Facts;
+use meterd_store::floor::Facts;
 use serde_json::{Value, json};
 
 const SUBSCRIBER_KIB_MAX: f64 = 16.0;

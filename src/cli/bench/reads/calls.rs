@@ -2,15 +2,15 @@
 
 use crate::cli::bench::preload::{YEAR_CLIENT_COUNT, YEAR_CLIENTS, YEAR_DAYS};
 use crate::cli::connect::{Connection, status_error, usage_client};
-use crate::domain::period::Month;
 use crate::proto::usage_service_client::UsageServiceClient;
 use crate::proto::{
     GetCurrentMonthUsageRequest, GetUsageSummaryRequest, ListMonthlySummariesRequest, QueryUsageRequest,
     UsageDimension, UsageTotals,
 };
-use crate::store::floor_reads::{self, FloorRow};
 use anyhow::Context;
 use chrono::{Days, NaiveDate};
+use meterd_domain::period::Month;
+use meterd_store::floor_reads::{self, FloorRow};
 use sqlx::PgConnection;
 use std::time::{Duration, Instant};
 use tonic_health::pb::HealthCheckRequest;

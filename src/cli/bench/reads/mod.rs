@@ -16,9 +16,6 @@ use super::preload::{DAYS_MIN, EVENTS_MIN, Preload};
 use super::server::Server;
 use super::{LOAD_CLIENTS, PlaceArgs};
 use crate::cli::connect::{ConnectArgs, Connection};
-use crate::domain::period::day_of;
-use crate::store;
-use crate::store::connect;
 use anyhow::Context;
 use beside::Beside;
 use bulk::Export;
@@ -26,6 +23,8 @@ use calls::Reader;
 use chrono::{DateTime, Utc};
 use chrono_tz::Tz;
 use indicatif::{ProgressBar, ProgressStyle};
+use meterd_domain::period::day_of;
+use meterd_store::connect;
 pub use report::Report;
 use sqlx::postgres::PgConnection;
 use sqlx::{ConnectOptions, Connection as _};
@@ -119,7 +118,7 @@ async fn serve(url: String, preloaded: bool, preload: &Preload, flags: &[String]
     }
     let mut conn = options.connect().await?;
     let preloaded_by =
-        store::preload::last_event_time(&mut conn, preload.prefix).await?.context("no events are there")?;
+        meterd_store::preload::last_event_time(&mut conn, preload.prefix).await?.context("no events are there")?;
     conn.close().await?;
     let server = Server::start(&url, flags).await?;
     Ok(Served { url, server, preloaded_by, events: preload.events })
@@ -140,7 +139,7 @@ pub async fn measure_all(args: &ReadsArgs, place: &Place) -> anyhow::Result<Repo
     };
     let options = connect::options(&large.url)?.disable_statement_logging();
     let mut conn = options.connect().await?;
-    let facts = store::floor::facts(&mut conn).await?;
+    let facts = meterd_store::floor::facts(&mut conn).await?;
     let pid = large.server.pid().context("the server has ended")?;
     let mut readers = vec![];
     for (served, clients) in small.iter().map(|small| (small, SMALL_CLIENTS)).chain([(&large, args.clients)]) {

@@ -7,7 +7,7 @@ use super::{LARGE, Measured, Outcome, ReadsArgs, SMALL};
 use crate::cli::bench::goals::{Bound, Goal, lines};
 use crate::cli::bench::report::{Spread, build_text, flags_text};
 use crate::cli::chart::{grouped, table};
-use crate::store::floor::Facts;
+use meterd_store::floor::Facts;
 use serde_json::{Value, json};
 
 /// Most of (r) that a read may take.

@@ -1,0 +1,259 @@
+use super::*;
+use crate::period::parse_day;
+use proptest::prelude::*;
+
+fn total(text: &str) -> Total {
+    text.parse().unwrap()
+}
+
+fn facts(cost: &str, previous: &str, today: &str) -> MonthFacts {
+    let today = parse_day(today).unwrap();
+    MonthFacts {
+        month: Month::of(today),
+        cost: total(cost),
+        recurring_cost: Total::ZERO,
+        previous_cost: total(previous),
+        today,
+    }
+}
+
+/// Types, severities and thresholds of what is raised in a month that has had nothing yet.
+fn raised(facts: &MonthFacts) -> Vec<(AlertType, Severity, String)> {
+    let findings = facts.to_raise(&Policy::default(), AlertSet::default(), AlertSet::default());
+    findings.into_iter().map(|finding| (finding.kind, finding.severity, finding.threshold.to_string())).collect()
+}
+
+use AlertType::{Anomaly, Projection, Spike, Threshold};
+use Severity::{Critical, Warning};
+
+#[test]
+fn a_threshold_is_reached_exactly_at_its_line_and_only_the_highest_is_raised() {
+    assert_eq!(raised(&facts("49.999999999999", "0", "2026-11-30")), []);
+    assert_eq!(raised(&facts("50", "0", "2026-11-30")), [(Threshold, Warning, "50".into())]);
+    assert_eq!(raised(&facts("99.999999999999", "0", "2026-11-30")), [(Threshold, Warning, "50".into())]);
+    assert_eq!(raised(&facts("100", "0", "2026-11-30")), [(Threshold, Critical, "100".into())]);
+}
+
+#[test]
+fn a_spike_is_measured_against_the_whole_month_before_from_its_baseline_on() {
+    assert_eq!(raised(&facts("14.999999999999", "10", "2026-11-30")), []);
+    assert_eq!(raised(&facts("15", "10", "2026-11-30")), [(Spike, Warning, "15".into())]);
+    assert_eq!(raised(&facts("20", "10", "2026-11-30")), [(Spike, Critical, "20".into())]);
+    assert_eq!(raised(&facts("0.02", "0.01", "2026-11-30")), []);
+    assert_eq!(raised(&facts("40", "0.999999999999", "2026-11-30")), []);
+    assert_eq!(raised(&facts("1.5", "1", "2026-11-30")), [(Spike, Warning, "1.5".into())]);
+    let finding = facts("20", "8", "2026-11-30").reached(&Policy::default(), Spike, Critical).unwrap();
+    assert_eq!((finding.percent, finding.previous), (Some(total("150")), Some(total("8"))));
+}
+
+#[test]
+fn a_projection_begins_on_its_day_leaves_what_recurs_alone_and_is_of_the_present_month_only() {
+    assert_eq!(raised(&facts("40", "0", "2026-11-02")), []);
+    assert_eq!(raised(&facts("15", "0", "2026-11-03")), [(Projection, Warning, "150".into())]);
+    assert_eq!(raised(&facts("14.999999999999", "0", "2026-11-03")), []);
+    // 5 + 10 × 30 ÷ 3.
+    let with_numbers = MonthFacts { recurring_cost: total("5"), ..facts("15", "0", "2026-11-03") };
+    assert_eq!(raised(&with_numbers), []);
+    let late = MonthFacts { month: Month::parse("2026-10").unwrap(), ..facts("45", "0", "2026-11-03") };
+    assert_eq!(raised(&late), []);
+}
+
+#[test]
+fn what_is_beside_a_month_need_not_be_known_where_it_cannot_decide() {
+    let none = AlertSet::default();
+    let may = |cost: &str, open| facts(cost, "0", "2026-11-30").may_raise(&Policy::default(), open, open);
+    assert!(!may("1.499999999999", none) && may("1.5", none));
+    assert!(!may("40", AlertSet::of(Spike, Critical)));
+}
+
+proptest! {
+    #[test]
+    fn what_is_raised_may_be_raised_whatever_is_beside_it(
+        cost in 0i64..20_000, previous in 0i64..20_000, recurring in 0i64..200, day in 1u32..=30, raised in 0i32..64, open in 0i32..64
+    ) {
+        let cents = |count: i64| Total::from_scaled(I256::from(i128::from(count) * 10i128.pow(10)));
+        let month = facts("0", "0", &format!("2026-11-{day:02}"));
+        let recurring_cost = cents(recurring.min(cost));
+        let month = MonthFacts { cost: cents(cost), previous_cost: cents(previous), recurring_cost, ..month };
+        let (raised, open) = (AlertSet(raised | open), AlertSet(open));
+        if !month.to_raise(&Policy::default(), raised, open).is_empty() {
+            prop_assert!(month.may_raise(&Policy::default(), raised, open));
+        }
+    }
+}
+
+#[test]
+fn nothing_is_raised_by_a_month_that_has_cost_nothing() {
+    let zero = Policy { monthly_warning: Total::ZERO, monthly_critical: Total::ZERO, ..Policy::default() };
+    let none = AlertSet::default();
+    assert_eq!(facts("0", "0", "2026-11-20").to_raise(&zero, none, none), []);
+    assert!(!facts("0.000000000001", "0", "2026-11-20").to_raise(&zero, none, none).is_empty());
+}
+
+#[test]
+fn a_rule_that_is_switched_off_raises_nothing_and_lets_its_open_alerts_go() {
+    let facts = facts("200", "10", "2026-11-10");
+    let off = Policy { threshold_enabled: false, spike_enabled: false, projection_enabled: false, ..Policy::default() };
+    let none = AlertSet::default();
+    assert_eq!(facts.to_raise(&Policy::default(), none, none).len(), 3);
+    assert_eq!(facts.to_raise(&off, none, none), []);
+    for finding in facts.to_raise(&Policy::default(), none, none) {
+        assert!(facts.resolves(&off, &finding), "{finding:?}");
+        assert!(!facts.resolves(&Policy::default(), &finding), "{finding:?}");
+    }
+}
+
+#[test]
+fn an_alert_is_over_when_its_line_moves_away_or_its_usage_is_corrected_not_when_time_passes() {
+    let now = facts("120", "0", "2026-11-10");
+    let alert = now.reached(&Policy::default(), Threshold, Critical).unwrap();
+    let higher = Policy { monthly_critical: total("121"), ..Policy::default() };
+    assert!(now.resolves(&higher, &alert));
+    assert!(facts("99", "0", "2026-11-10").resolves(&Policy::default(), &alert));
+    assert!(!facts("101", "0", "2026-11-10").resolves(&Policy::default(), &alert));
+    let projected = facts("60", "0", "2026-11-10").reached(&Policy::default(), Projection, Warning).unwrap();
+    assert!(!facts("60", "0", "2026-11-30").resolves(&Policy::default(), &projected));
+    let next_month = MonthFacts { today: parse_day("2026-12-05").unwrap(), ..facts("60", "0", "2026-11-10") };
+    assert!(!next_month.resolves(&Policy::default(), &projected));
+    // Late usage in the month before moves the line of a spike.
+    let spike = facts("15", "10", "2026-11-10").reached(&Policy::default(), Spike, Warning).unwrap();
+    assert!(facts("15", "11", "2026-11-10").resolves(&Policy::default(), &spike));
+}
+
+#[test]
+fn what_is_open_is_not_raised_again_and_a_warning_never_follows_a_critical_alert() {
+    let policy = Policy { spike_enabled: false, projection_enabled: false, ..Policy::default() };
+    let (warning, critical) = (AlertSet::of(Threshold, Warning), AlertSet::of(Threshold, Critical));
+    let severity = |cost, raised, open| {
+        facts(cost, "0", "2026-11-10").to_raise(&policy, raised, open).first().map(|finding| finding.severity)
+    };
+    let none = AlertSet::default();
+    assert_eq!(severity("60", none, none), Some(Warning));
+    assert_eq!(severity("60", warning, warning), None);
+    assert_eq!(severity("110", warning, warning), Some(Critical));
+    assert_eq!(severity("110", critical, critical), None);
+    // The critical one was resolved: no warning follows it, but it may come back itself.
+    assert_eq!(severity("60", critical, none), None);
+    assert_eq!(severity("110", critical, none), Some(Critical));
+    assert_eq!(severity("60", warning, none), Some(Warning));
+}
+
+fn day(value: &str, sum_before: &str, days_with_usage: u32, service: &str) -> Option<Finding> {
+    let day = parse_day("2026-11-21").unwrap();
+    let (value, sum_before) = (total(value), total(sum_before));
+    let facts = DayFacts { service: service.into(), day, value, days_before: 29, sum_before, days_with_usage };
+    let off = Policy { anomaly_enabled: false, ..Policy::default() };
+    assert_eq!(facts.anomaly(&off), None);
+    facts.anomaly(&Policy::default())
+}
+
+#[test]
+fn steady_usage_is_no_anomaly_from_the_first_day_that_can_be_one() {
+    let day = parse_day("2026-11-21").unwrap();
+    let steady = |days: u32| DayFacts {
+        service: String::new(),
+        day,
+        value: total("10"),
+        days_before: days,
+        sum_before: total(&(10 * days).to_string()),
+        days_with_usage: days,
+    };
+    for days in 1..=29 {
+        assert_eq!(steady(days).anomaly(&Policy::default()), None, "{days}");
+    }
+    assert!(DayFacts { value: total("30.1"), ..steady(7) }.anomaly(&Policy::default()).is_some());
+}
+
+#[test]
+fn an_anomaly_is_above_three_times_the_mean_of_29_days_seven_of_them_with_usage() {
+    assert_eq!(day("6", "58", 29, ""), None);
+    let finding = day("6.000000000001", "58", 29, "").unwrap();
+    assert_eq!((finding.kind, finding.severity, finding.threshold), (Anomaly, Warning, total("6")));
+    assert_eq!(finding.previous, Some(total("2")));
+    assert_eq!(day("100", "58", 6, ""), None);
+    assert!(day("100", "58", 7, "").is_some());
+    assert_eq!(day("0.99", "0.1", 29, ""), None);
+    assert!(day("1", "0.1", 29, "").is_some());
+    assert_eq!(day("9.9", "0.1", 29, "sms"), None);
+    assert!(day("10", "0.1", 29, "sms").is_some());
+}
+
+#[test]
+fn messages_are_sentences_with_rounded_figures() {
+    let month = facts("103.2000825", "40", "2026-11-10");
+    let text = |kind, severity| month.reached(&Policy::default(), kind, severity).unwrap().message("acme", "USD");
+    assert_eq!(
+        text(Threshold, Critical),
+        "acme has used 103.20 USD in November 2026: the critical threshold of 100.00 USD is reached."
+    );
+    assert_eq!(
+        text(Spike, Critical),
+        "acme has used 103.20 USD in November 2026, 158 % more than in all of October 2026 (40.00 USD)."
+    );
+    assert_eq!(
+        text(Projection, Warning),
+        "acme is heading for 309.60 USD in November 2026, with 103.20 USD used so far: the line is 150.00 USD."
+    );
+    assert_eq!(
+        day("30", "58", 29, "").unwrap().message("acme", "USD"),
+        "acme used 30.00 USD on 21 November 2026; the days before had 2.00 USD on average."
+    );
+    assert_eq!(
+        day("30.5", "58", 29, "sms").unwrap().message("acme", "USD"),
+        "acme used 30.5 units of sms on 21 November 2026; the days before had 2.00 on average."
+    );
+    let january = facts("40", "20", "2027-01-10");
+    let spike = january.reached(&Policy::default(), Spike, Warning).unwrap().message("acme", "USD");
+    assert!(spike.contains("January 2027") && spike.contains("December 2026"), "{spike}");
+}
+
+#[test]
+fn an_alert_survives_the_database() {
+    let finding = facts("120", "10", "2026-11-10").reached(&Policy::default(), Spike, Critical).unwrap();
+    let alert = Alert {
+        alert_id: "a".into(),
+        client_id: "acme".into(),
+        message: finding.message("acme", "USD"),
+        finding,
+        raise_time: DateTime::UNIX_EPOCH,
+        raise_count: 1,
+        acknowledge_time: None,
+        acknowledged_by: String::new(),
+        resolve_time: None,
+    };
+    let text = serde_json::to_string(&alert).unwrap();
+    assert!(text.contains(r#""type":2,"severity":2"#) && text.contains(r#""current":"120""#), "{text}");
+    assert_eq!(serde_json::from_str::<Alert>(&text).unwrap(), alert);
+}
+
+proptest! {
+    /// Usage that comes in any number of steps raises each level at most once, the highest in the end, never a warning
+    /// after a critical alert, and exactly when the total is at or over its line.
+    #[test]
+    fn any_steps_raise_each_level_once_and_in_order(
+        steps in prop::collection::vec(0i128..40_000_000_000_000, 1..40), previous in 0i128..60_000_000_000_000,
+        day in 1u32..=30,
+    ) {
+        let today = parse_day(&format!("2026-11-{day:02}")).unwrap();
+        let policy = Policy::default();
+        let (mut cost, mut set) = (Total::ZERO, AlertSet::default());
+        let mut all: Vec<(AlertType, Severity)> = vec![];
+        for step in steps {
+            cost += Total::from_scaled(I256::from(step));
+            let facts = MonthFacts {
+                month: Month::of(today), cost, recurring_cost: Total::ZERO,
+                previous_cost: Total::from_scaled(I256::from(previous)), today,
+            };
+            for finding in facts.to_raise(&policy, set, set) {
+                prop_assert!(finding.projected.unwrap_or(cost) >= finding.threshold);
+                prop_assert!(!all.contains(&(finding.kind, finding.severity)));
+                prop_assert!(finding.severity == Critical || !all.contains(&(finding.kind, Critical)));
+                all.push((finding.kind, finding.severity));
+                set.0 |= AlertSet::of(finding.kind, finding.severity).0;
+            }
+            prop_assert_eq!(set.has(Threshold, Critical), cost >= policy.monthly_critical);
+            prop_assert!(cost < policy.monthly_warning || set.has(Threshold, Warning) || set.has(Threshold, Critical));
+            prop_assert_eq!(facts.to_raise(&policy, set, set), vec![]);
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! One immutable snapshot of services, prices and aliases, and the rule which price applies.
+
+use crate::event::{Charge, UnpricedReason, UsageEvent};
+use crate::price::Price;
+use chrono::{DateTime, Utc};
+use foldhash::fast::RandomState;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+/// Something that can be metered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// Name in events.
+    pub service: Arc<str>,
+    /// Name for people.
+    pub display_name: String,
+    /// Number of proto enum ServiceCategory.
+    pub category: i16,
+    /// What one unit is.
+    pub unit: String,
+    /// Charged once a period: not scaled in projections.
+    pub recurring: bool,
+    /// Charged, but left out of message, call and minute counts.
+    pub uncounted_operations: Vec<String>,
+}
+
+/// Looked up for every event.
+type ByName<T> = HashMap<Arc<str>, T, RandomState>;
+
+/// Prices of one scope, the earliest first.
+type Timeline = Vec<Price>;
+
+/// Prices of one service: model ("" is any) → operation ("" is any) → timeline.
+type ServicePrices = ByName<ByName<Timeline>>;
+
+/// All that pricing needs, of one version of the catalogue.
+#[derive(Debug, Default)]
+pub struct Catalog {
+    /// The version that this is a snapshot of.
+    pub version: i64,
+    services: BTreeMap<Arc<str>, Service>,
+    /// By service.
+    prices: ByName<ServicePrices>,
+    /// Service → alias → model.
+    aliases: ByName<ByName<Arc<str>>>,
+}
+
+impl Catalog {
+    /// An empty catalogue of this version.
+    pub fn new(version: i64) -> Self {
+        Self { version, ..Self::default() }
+    }
+
+    /// Adds a service.
+    pub fn add_service(&mut self, service: Service) {
+        self.services.insert(service.service.clone(), service);
+    }
+
+    /// Adds a price for a scope; empty operation or model is any.
+    pub fn add_price(&mut self, service: &str, operation: &str, model: &str, price: Price) {
+        let scope = self.prices.entry(service.into()).or_default().entry(model.into()).or_default();
+        let timeline = scope.entry(operation.into()).or_default();
+        let at = timeline.partition_point(|other| other.effective_time <= price.effective_time);
+        timeline.insert(at, price);
+    }
+
+    /// Adds a second name of a model.
+    pub fn add_alias(&mut self, service: &str, alias: &str, model: &str) {
+        self.aliases.entry(service.into()).or_default().insert(alias.into(), model.into());
+    }
+
+    /// The service of this name.
+    pub fn service(&self, service: &str) -> Option<&Service> {
+        self.services.get(service)
+    }
+
+    /// All services by name.
+    pub fn services(&self) -> impl Iterator<Item = &Service> {
+        self.services.values()
+    }
+
+    /// Whether a name is an alias.
+    pub fn is_alias(&self, service: &str, name: &str) -> bool {
+        self.aliases.get(service).is_some_and(|aliases| aliases.contains_key(name))
+    }
+
+    /// Whether a model has a second name.
+    pub fn is_aliased(&self, service: &str, model: &str) -> bool {
+        self.aliases.get(service).is_some_and(|aliases| aliases.values().any(|name| &**name == model))
+    }
+
+    /// The price in force at `time`: the most specific one, by service+operation+model, service+model, service+operation,
+    /// service. On a level, the model that the name is an alias of is tried after the name itself.
+    pub fn price(&self, service: &str, operation: &str, model: &str, time: DateTime<Utc>) -> Option<&Price> {
+        let prices = self.prices.get(service)?;
+        let in_force = |model: &str, operation: &str| {
+            let timeline = prices.get(model)?.get(operation)?;
+            let later = timeline.partition_point(|price| price.effective_time.is_none_or(|from| from <= time));
+            timeline[..later].last()
+        };
+        let alias = self.aliases.get(service).and_then(|aliases| aliases.get(model));
+        let of_model = |operation: &str| in_force(model, operation).or_else(|| in_force(alias?, operation));
+        if !model.is_empty() {
+            let specific = of_model(operation).or_else(|| of_model(""));
+            if specific.is_some() {
+                return specific;
+            }
+        }
+        in_force("", operation).or_else(|| in_force("", ""))
+    }
+
+    /// What an event is charged by this catalogue, at its own time.
+    pub fn charge(&self, event: &UsageEvent) -> Charge {
+        if self.service(&event.service).is_none() {
+            return Charge::Unpriced(UnpricedReason::UnknownService);
+        }
+        match self.price(&event.service, &event.operation, &event.model, event.event_time) {
+            None => Charge::Unpriced(UnpricedReason::NoPrice),
+            Some(price) => match price.rates.charge(&event.measures) {
+                Ok(charge) => Charge::Priced { charge, price_id: price.price_id },
+                Err(reason) => Charge::Unpriced(reason),
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::price::Rates;
+
+    fn price(price_id: i64, from: Option<&str>) -> Price {
+        Price { price_id, effective_time: from.map(|text| text.parse().unwrap()), rates: Rates::default() }
+    }
+
+    fn id(catalog: &Catalog, operation: &str, model: &str, time: &str) -> Option<i64> {
+        catalog.price("s", operation, model, time.parse().unwrap()).map(|price| price.price_id)
+    }
+
+    const NOW: &str = "2026-11-21T00:00:00Z";
+
+    #[test]
+    fn the_most_specific_price_wins() {
+        let mut catalog = Catalog::new(1);
+        let scopes = [("", "", 1), ("op", "", 2), ("", "m", 3), ("op", "m", 4)];
+        for (operation, model, price_id) in scopes {
+            catalog.add_price("s", operation, model, price(price_id, None));
+        }
+        assert_eq!(id(&catalog, "op", "m", NOW), Some(4));
+        assert_eq!(id(&catalog, "other", "m", NOW), Some(3));
+        assert_eq!(id(&catalog, "op", "other", NOW), Some(2));
+        assert_eq!(id(&catalog, "op", "", NOW), Some(2));
+        assert_eq!(id(&catalog, "other", "", NOW), Some(1));
+        assert_eq!(catalog.price("unknown", "", "", NOW.parse().unwrap()), None);
+    }
+
+    #[test]
+    fn a_price_holds_from_its_time_until_the_next() {
+        let mut catalog = Catalog::new(1);
+        catalog.add_price("s", "", "m", price(2, Some("2026-06-01T00:00:00Z")));
+        catalog.add_price("s", "", "m", price(3, Some("2026-12-01T00:00:00Z")));
+        catalog.add_price("s", "", "m", price(1, Some("2026-01-01T00:00:00Z")));
+        assert_eq!(id(&catalog, "", "m", "2025-12-31T23:59:59Z"), None);
+        assert_eq!(id(&catalog, "", "m", "2026-01-01T00:00:00Z"), Some(1));
+        assert_eq!(id(&catalog, "", "m", "2026-05-31T23:59:59.999999Z"), Some(1));
+        assert_eq!(id(&catalog, "", "m", "2026-06-01T00:00:00Z"), Some(2));
+        assert_eq!(id(&catalog, "", "m", "2099-01-01T00:00:00Z"), Some(3));
+    }
+
+    #[test]
+    fn a_specific_price_that_is_not_in_force_yet_lets_the_general_one_through() {
+        let mut catalog = Catalog::new(1);
+        catalog.add_price("s", "", "", price(1, None));
+        catalog.add_price("s", "", "m", price(2, Some("2026-12-01T00:00:00Z")));
+        assert_eq!(id(&catalog, "", "m", NOW), Some(1));
+    }
+
+    #[test]
+    fn an_alias_is_tried_after_the_name_on_the_same_level() {
+        let mut catalog = Catalog::new(1);
+        catalog.add_price("s", "", "m", price(1, None));
+        catalog.add_price("s", "", "", price(9, None));
+        catalog.add_alias("s", "m-2024", "m");
+        assert_eq!(id(&catalog, "", "m-2024", NOW), Some(1));
+        catalog.add_price("s", "", "m-2024", price(2, None));
+        assert_eq!(id(&catalog, "", "m-2024", NOW), Some(2));
+        catalog.add_price("s", "op", "m", price(3, None));
+        assert_eq!(id(&catalog, "op", "m-2024", NOW), Some(3));
+    }
+}

@@ -1,0 +1,286 @@
+//! What an event costs by a price: exact, rounded once.
+
+use crate::decimal::{DECIMALS, Decimal, RATE_DECIMALS, Rate, divide_half_even, plain};
+use crate::event::{Measures, UnpricedReason};
+use chrono::{DateTime, Utc};
+use ethnum::I256;
+
+/// What each measure of an event costs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rates {
+    /// Per unit.
+    pub unit: Option<Rate>,
+    /// Per input token.
+    pub input_token: Option<Rate>,
+    /// Per output token.
+    pub output_token: Option<Rate>,
+    /// Per cached input token; as an input token where there is none.
+    pub cached_input_token: Option<Rate>,
+    /// Percent of the amount.
+    pub percent_of_amount: Option<Rate>,
+    /// Per unit too, beside a percentage.
+    pub fixed: Option<Rate>,
+}
+
+/// Rates from a time on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Price {
+    /// Named by the charges.
+    pub price_id: i64,
+    /// `None`: from the beginning of time.
+    pub effective_time: Option<DateTime<Utc>>,
+    /// What it costs.
+    pub rates: Rates,
+}
+
+/// One component of a charge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Line {
+    /// Field of [`Rates`].
+    pub component: &'static str,
+    /// How many.
+    pub quantity: Decimal,
+    /// At how much.
+    pub rate: Rate,
+    /// Their product in units of 10^-38.
+    pub product: I256,
+}
+
+/// Decimals of a product: those of quantity and rate, and two for percent.
+const PRODUCT_DECIMALS: u32 = DECIMALS + RATE_DECIMALS + 2;
+
+/// Quantity by rate by factor, 100 at most: below 10^15 × 10^9 × 10^38, 62 digits, so no sum of six leaves the 76 digits of the
+/// type. Almost every product fits 128 bits, whose multiplication is many times faster.
+fn product(quantity: Decimal, rate: Rate, factor: i128) -> I256 {
+    let narrow = quantity.scaled().checked_mul(rate.scaled()).and_then(|product| product.checked_mul(factor));
+    narrow.map_or_else(|| I256::from(quantity.scaled()) * I256::from(rate.scaled()) * I256::from(factor), I256::from)
+}
+
+impl Line {
+    /// The product in plain digits, exact.
+    pub fn amount(&self) -> String {
+        plain(self.product, PRODUCT_DECIMALS as usize)
+    }
+}
+
+impl Rates {
+    /// The components that make up the charge, those of zero quantity left out, or why there is no charge.
+    pub fn lines(&self, measures: &Measures) -> Result<impl Iterator<Item = Line>, UnpricedReason> {
+        let tokens = |count: i64| Decimal::from_scaled(i128::from(count) * Decimal::ONE.scaled());
+        let fresh_input = tokens(measures.input_tokens - measures.cached_input_tokens);
+        let cached_input = tokens(measures.cached_input_tokens);
+        if self.charges_only_tokens() && measures.reports_no_tokens() {
+            return Err(UnpricedReason::TokensMissing);
+        }
+        let amount = match (self.percent_of_amount, measures.amount) {
+            (Some(_), None) => return Err(UnpricedReason::AmountMissing),
+            (_, amount) => amount.unwrap_or_default(),
+        };
+        // (component, quantity, rate, one in how many, must have a rate)
+        let components = [
+            ("unit", measures.units, self.unit, 100, false),
+            ("input_token", fresh_input, self.input_token, 100, true),
+            ("output_token", tokens(measures.output_tokens), self.output_token, 100, true),
+            ("cached_input_token", cached_input, self.cached_input_token.or(self.input_token), 100, true),
+            ("percent_of_amount", amount, self.percent_of_amount, 1, false),
+            ("fixed", measures.units, self.fixed, 100, false),
+        ];
+        let components = components.into_iter().filter(|(_, quantity, ..)| *quantity != Decimal::ZERO);
+        if components.clone().any(|(_, _, rate, _, must_have_rate)| must_have_rate && rate.is_none()) {
+            return Err(UnpricedReason::TokensNotCovered);
+        }
+        let line = |(component, quantity, rate, factor, _)| {
+            let rate: Rate = rate?;
+            Some(Line { component, quantity, rate, product: product(quantity, rate, factor) })
+        };
+        Ok(components.filter_map(line))
+    }
+
+    /// The charge, rounded once, half to even, to 12 decimals, or why there is none.
+    pub fn charge(&self, measures: &Measures) -> Result<Decimal, UnpricedReason> {
+        let exact: I256 = self.lines(measures)?.map(|line| line.product).sum();
+        let rounded = divide_half_even(exact, I256::from(10i128.pow(PRODUCT_DECIMALS - DECIMALS)));
+        Ok(Decimal::from_scaled(rounded.as_i128()))
+    }
+
+    /// The component of this name.
+    pub fn component_mut(&mut self, name: &str) -> Option<&mut Option<Rate>> {
+        Some(match name {
+            "unit" => &mut self.unit,
+            "input_token" => &mut self.input_token,
+            "output_token" => &mut self.output_token,
+            "cached_input_token" => &mut self.cached_input_token,
+            "percent_of_amount" => &mut self.percent_of_amount,
+            "fixed" => &mut self.fixed,
+            _ => return None,
+        })
+    }
+
+    /// Whether something is charged for tokens, and nothing for anything else. A rate of zero charges nothing.
+    fn charges_only_tokens(&self) -> bool {
+        let charges = |rate: Option<Rate>| rate.is_some_and(|rate| rate.scaled() != 0);
+        let of_tokens = [self.input_token, self.output_token, self.cached_input_token];
+        let of_others = [self.unit, self.fixed, self.percent_of_amount];
+        of_tokens.into_iter().any(charges) && !of_others.into_iter().any(charges)
+    }
+
+    /// Whether no component is set.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use num_bigint::BigInt;
+    use proptest::prelude::*;
+
+    fn rate(text: &str) -> Option<Rate> {
+        Some(Rate::parse(text).unwrap())
+    }
+
+    fn measures(units: &str) -> Measures {
+        Measures { units: Decimal::parse(units).unwrap(), ..Measures::default() }
+    }
+
+    #[test]
+    fn tokens_are_charged_by_kind_and_cached_ones_as_input_unless_they_have_a_rate() {
+        let mut rates = Rates { input_token: rate("0.00000015"), output_token: rate("0.0000006"), ..Rates::default() };
+        let call = Measures { input_tokens: 374, output_tokens: 44, cached_input_tokens: 100, ..measures("1") };
+        assert_eq!(rates.charge(&call).unwrap().to_string(), "0.0000825");
+        rates.cached_input_token = rate("0.000000075");
+        assert_eq!(rates.charge(&call).unwrap().to_string(), "0.000075");
+    }
+
+    #[test]
+    fn payments_take_a_percentage_and_a_fixed_part_for_each() {
+        let rates = Rates { percent_of_amount: rate("2.9"), fixed: rate("0.30"), ..Rates::default() };
+        let payment = Measures { amount: Some(Decimal::parse("100").unwrap()), ..measures("1") };
+        assert_eq!(rates.charge(&payment).unwrap().to_string(), "3.2");
+        let two = Measures { units: Decimal::parse("2").unwrap(), ..payment };
+        assert_eq!(rates.charge(&two).unwrap().to_string(), "3.5");
+        assert_eq!(rates.charge(&measures("1")), Err(UnpricedReason::AmountMissing));
+    }
+
+    #[test]
+    fn tokens_that_no_component_covers_leave_the_event_unpriced() {
+        let rates = Rates { unit: rate("1"), output_token: rate("1"), ..Rates::default() };
+        let input = Measures { input_tokens: 1, ..measures("1") };
+        assert_eq!(rates.charge(&input), Err(UnpricedReason::TokensNotCovered));
+        let output = Measures { output_tokens: 1, ..measures("1") };
+        assert_eq!(rates.charge(&output).unwrap().to_string(), "2");
+    }
+
+    #[test]
+    fn a_price_of_tokens_alone_does_not_charge_zero_where_none_are_reported() {
+        let rates = Rates { input_token: rate("0.0000025"), output_token: rate("0.00001"), ..Rates::default() };
+        assert_eq!(rates.charge(&measures("1")), Err(UnpricedReason::TokensMissing));
+        assert_eq!(rates.charge(&measures("3")), Err(UnpricedReason::TokensMissing));
+        let free_unit = Rates { unit: rate("0"), fixed: rate("0.00"), ..rates };
+        assert_eq!(free_unit.charge(&measures("1")), Err(UnpricedReason::TokensMissing));
+        let cached = Rates { cached_input_token: rate("1"), ..Rates::default() };
+        assert_eq!(cached.charge(&measures("1")), Err(UnpricedReason::TokensMissing));
+        let output = Measures { output_tokens: 1, ..measures("1") };
+        assert_eq!(rates.charge(&output).unwrap().to_string(), "0.00001");
+    }
+
+    #[test]
+    fn what_is_free_or_really_nothing_is_charged_zero() {
+        let rates = Rates { input_token: rate("0.0000025"), output_token: rate("0.00001"), ..Rates::default() };
+        assert_eq!(rates.charge(&measures("0")).unwrap(), Decimal::ZERO, "no units: nothing was used");
+        let free = Rates { input_token: rate("0"), output_token: rate("0"), ..Rates::default() };
+        assert_eq!(free.charge(&measures("1")).unwrap(), Decimal::ZERO);
+        let unit = Rates { unit: rate("0"), ..Rates::default() };
+        assert_eq!(unit.charge(&measures("1")).unwrap(), Decimal::ZERO);
+        let each = Rates { fixed: rate("0.01"), ..rates };
+        assert_eq!(each.charge(&measures("1")).unwrap().to_string(), "0.01");
+    }
+
+    #[test]
+    fn the_sum_is_rounded_once_not_its_parts() {
+        // Each part is 0.4 of the last decimal: rounded one by one they would vanish.
+        let rates = Rates { unit: rate("0.0000000000004"), fixed: rate("0.0000000000004"), ..Rates::default() };
+        assert_eq!(rates.charge(&measures("1")).unwrap().to_string(), "0.000000000001");
+    }
+
+    #[test]
+    fn the_largest_charge_fits() {
+        let most = rate("999999999.999999999999999999999999");
+        let rates = Rates {
+            unit: most,
+            input_token: most,
+            output_token: most,
+            cached_input_token: most,
+            percent_of_amount: most,
+            fixed: most,
+        };
+        let largest = Decimal::parse("999999999999999.999999999999").unwrap();
+        let all = Measures {
+            units: largest,
+            amount: Some(largest),
+            input_tokens: 1_000_000_000_000,
+            output_tokens: 1_000_000_000_000,
+            cached_input_tokens: 500_000_000_000,
+        };
+        assert!(rates.charge(&all).unwrap() > largest);
+    }
+
+    fn any_rate() -> impl Strategy<Value = Option<Rate>> {
+        prop::option::of(
+            (0u64..1_000_000_000, "[0-9]{1,24}")
+                .prop_map(|(integer, fraction)| Rate::parse(&format!("{integer}.{fraction}")).unwrap()),
+        )
+    }
+
+    fn any_quantity() -> impl Strategy<Value = Decimal> {
+        (0u64..1_000_000_000_000_000, "[0-9]{1,12}")
+            .prop_map(|(integer, fraction)| Decimal::parse(&format!("{integer}.{fraction}")).unwrap())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2_000))]
+        /// Against big integers: the sum of all products over 10^38, rounded half to even to units of 10^-12.
+        #[test]
+        fn charges_are_exact_for_any_decimals_in_range(
+            unit in any_rate(), input in any_rate(), output in any_rate(), cached in any_rate(), percent in any_rate(),
+            fixed in any_rate(), units in any_quantity(), amount in any_quantity(),
+            input_tokens in 0i64..1_000_000_000_000, output_tokens in 0i64..1_000_000_000_000, cached_share in 0i64..=100,
+        ) {
+            let cached_input_tokens = input_tokens / 100 * cached_share;
+            let rates = Rates {
+                unit, input_token: input, output_token: output, cached_input_token: cached,
+                percent_of_amount: percent, fixed,
+            };
+            let measures = Measures { units, input_tokens, output_tokens, cached_input_tokens, amount: Some(amount) };
+            let big = |rate: Option<Rate>| BigInt::from(rate.map_or(0, Rate::scaled));
+            let token = BigInt::from(10).pow(14);
+            let exact: BigInt = big(unit) * units.scaled() * 100
+                + big(input) * (input_tokens - cached_input_tokens) * &token
+                + big(cached.or(input)) * cached_input_tokens * &token
+                + big(output) * output_tokens * &token
+                + big(percent) * amount.scaled()
+                + big(fixed) * units.scaled() * 100;
+            let one = BigInt::from(10).pow(26);
+            let (floor, rest) = (&exact / &one, &exact % &one);
+            let twice: BigInt = rest * 2;
+            let odd: bool = &floor % 2 != BigInt::from(0);
+            let expected = if twice > one || (twice == one && odd) { floor + 1 } else { floor };
+            let uncovered = (input.is_none() && input_tokens > cached_input_tokens)
+                || (output.is_none() && output_tokens > 0)
+                || (cached.or(input).is_none() && cached_input_tokens > 0);
+            let missing = rates.charges_only_tokens() && measures.reports_no_tokens();
+            match rates.charge(&measures) {
+                Ok(charge) => {
+                    prop_assert!(!uncovered && !missing);
+                    prop_assert_eq!(BigInt::from(charge.scaled()), expected);
+                }
+                Err(UnpricedReason::TokensMissing) => prop_assert!(missing && !uncovered),
+                Err(reason) => {
+                    prop_assert_eq!(reason, UnpricedReason::TokensNotCovered);
+                    prop_assert!(uncovered);
+                }
+            }
+        }
+    }
+}

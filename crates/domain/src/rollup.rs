@@ -1,0 +1,182 @@
+//! What a batch of events adds to days and months.
+
+use crate::decimal::Total;
+use crate::event::{Charge, Measures, PricedEvent};
+use crate::period::Month;
+use chrono::NaiveDate;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Sums over events. A difference may be negative.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sums {
+    pub request_count: i64,
+    pub units: Total,
+    pub input_tokens: i64,
+    pub output_tokens: i64,
+    pub cached_input_tokens: i64,
+    pub cost: Total,
+    pub unpriced_event_count: i64,
+}
+
+/// Client and month.
+pub type MonthKey = (Arc<str>, Month);
+/// Client, month and service.
+pub type MonthServiceKey = (Arc<str>, Month, Arc<str>);
+/// Client, day, service, operation and model.
+pub type DayKey = (Arc<str>, NaiveDate, Arc<str>, Arc<str>, Arc<str>);
+
+/// What is to be added to each row, every table's rows in the order in which they are locked.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Deltas {
+    pub months: BTreeMap<MonthKey, Sums>,
+    pub month_services: BTreeMap<MonthServiceKey, Sums>,
+    pub days: BTreeMap<DayKey, Sums>,
+}
+
+impl Sums {
+    /// The sums of one event.
+    pub fn of(measures: &Measures, charge: Charge) -> Self {
+        let (cost, unpriced_event_count) = match charge {
+            Charge::Priced { charge, .. } => (charge.into(), 0),
+            Charge::Unpriced(_) => (Total::ZERO, 1),
+        };
+        Self {
+            request_count: 1,
+            units: measures.units.into(),
+            input_tokens: measures.input_tokens,
+            output_tokens: measures.output_tokens,
+            cached_input_tokens: measures.cached_input_tokens,
+            cost,
+            unpriced_event_count,
+        }
+    }
+
+    /// What pricing one waiting event changes.
+    pub fn of_pricing(cost: Total) -> Self {
+        Self { cost, unpriced_event_count: -1, ..Self::default() }
+    }
+}
+
+impl std::ops::AddAssign for Sums {
+    fn add_assign(&mut self, other: Self) {
+        self.request_count += other.request_count;
+        self.units += other.units;
+        self.input_tokens += other.input_tokens;
+        self.output_tokens += other.output_tokens;
+        self.cached_input_tokens += other.cached_input_tokens;
+        self.cost += other.cost;
+        self.unpriced_event_count += other.unpriced_event_count;
+    }
+}
+
+impl std::iter::Sum for Sums {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), |mut sum, next| {
+            sum += next;
+            sum
+        })
+    }
+}
+
+impl Deltas {
+    /// Adds to the day, and to the month and its service that the day belongs to.
+    pub fn add(&mut self, key: DayKey, sums: Sums) {
+        let month = Month::of(key.1);
+        *self.months.entry((key.0.clone(), month)).or_default() += sums;
+        *self.month_services.entry((key.0.clone(), month, key.2.clone())).or_default() += sums;
+        *self.days.entry(key).or_default() += sums;
+    }
+
+    /// What these events add; fastest where they are sorted by client.
+    pub fn of_events<'a>(events: impl IntoIterator<Item = &'a PricedEvent<'a>>) -> Self {
+        fn row<'a>(PricedEvent { event, day, .. }: &PricedEvent<'a>) -> (NaiveDate, &'a str, &'a str, &'a str) {
+            (*day, &event.service, &event.operation, &event.model)
+        }
+        let mut events: Vec<&PricedEvent<'_>> = events.into_iter().collect();
+        events.sort_by(|left, right| left.event.client_id.cmp(&right.event.client_id));
+        let (mut months, mut month_services, mut days) = (vec![], vec![], vec![]);
+        for of_client in events.chunk_by_mut(|left, right| left.event.client_id == right.event.client_id) {
+            of_client.sort_unstable_by(|left, right| row(left).cmp(&row(right)));
+            let mut services: BTreeMap<(Month, Arc<str>), Sums> = BTreeMap::new();
+            for of_day in of_client.chunk_by(|left, right| row(left) == row(right)) {
+                let PricedEvent { event, day, .. } = of_day[0];
+                let sums: Sums = of_day.iter().map(|priced| Sums::of(&priced.event.measures, priced.charge)).sum();
+                let (client, service) = (event.client_id.clone(), event.service.clone());
+                *services.entry((Month::of(*day), service.clone())).or_default() += sums;
+                days.push(((client, *day, service, event.operation.clone(), event.model.clone()), sums));
+            }
+            let client = &of_client[0].event.client_id;
+            for ((month, service), sums) in services {
+                match months.last_mut() {
+                    Some(((of, last), total)) if of == client && *last == month => *total += sums,
+                    _ => months.push(((client.clone(), month), sums)),
+                }
+                month_services.push(((client.clone(), month, service), sums));
+            }
+        }
+        // Sorted already, so nothing is searched for.
+        Self {
+            months: months.into_iter().collect(),
+            month_services: month_services.into_iter().collect(),
+            days: days.into_iter().collect(),
+        }
+    }
+}
+
+impl std::ops::Sub for Sums {
+    type Output = Self;
+
+    fn sub(self, other: Self) -> Self {
+        Self {
+            request_count: self.request_count - other.request_count,
+            units: self.units - other.units,
+            input_tokens: self.input_tokens - other.input_tokens,
+            output_tokens: self.output_tokens - other.output_tokens,
+            cached_input_tokens: self.cached_input_tokens - other.cached_input_tokens,
+            cost: self.cost - other.cost,
+            unpriced_event_count: self.unpriced_event_count - other.unpriced_event_count,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decimal::Decimal;
+    use crate::event::{EventId, UsageEvent};
+
+    proptest::proptest! {
+        /// In one go as one by one.
+        #[test]
+        fn events_add_up_in_one_go_as_one_by_one(
+            rows in proptest::collection::vec((0u8..3, 1u32..4, 10u32..13, 0u8..2, 0u8..2, 0u8..2, 0i64..1_000), 0..60)
+        ) {
+            let events: Vec<UsageEvent> = rows.iter().map(|row| UsageEvent {
+                client_id: format!("c{}", row.0).into(),
+                service: format!("s{}", row.3).into(),
+                operation: format!("o{}", row.4).into(),
+                model: format!("m{}", row.5).into(),
+                measures: Measures { units: Decimal::from_scaled(row.6.into()), input_tokens: row.6, ..Measures::default() },
+                event_time: chrono::DateTime::UNIX_EPOCH,
+                idempotency_key: "k".into(),
+                subject: String::new(),
+                external_id: String::new(),
+                metadata: None,
+            }).collect();
+            let priced: Vec<PricedEvent<'_>> = events.iter().zip(&rows).map(|(event, row)| PricedEvent {
+                event,
+                id: EventId::new(event.event_time),
+                day: NaiveDate::from_ymd_opt(2026, row.2, row.1).unwrap(),
+                charge: Charge::Priced { charge: Decimal::from_scaled(7 * i128::from(row.6)), price_id: 1 },
+            }).collect();
+            let mut one_by_one = Deltas::default();
+            for PricedEvent { event, day, charge, .. } in &priced {
+                let (client, service) = (event.client_id.clone(), event.service.clone());
+                let key = (client, *day, service, event.operation.clone(), event.model.clone());
+                one_by_one.add(key, Sums::of(&event.measures, *charge));
+            }
+            proptest::prop_assert_eq!(Deltas::of_events(&priced), one_by_one);
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! API keys.
+
+use chrono::{DateTime, Utc};
+use meterd_domain::access::{Clients, Grants};
+use sqlx::{PgConnection, PgPool};
+
+/// A key as it stands in the database.
+#[derive(Clone, Debug)]
+pub struct ApiKey {
+    pub key_id: String,
+    pub name: String,
+    pub grants: Grants,
+    /// 0: what the replica's setting says.
+    pub requests_per_second: i32,
+    pub create_time: DateTime<Utc>,
+    pub expire_time: Option<DateTime<Utc>>,
+    pub revoke_time: Option<DateTime<Utc>>,
+    pub last_used_time: Option<DateTime<Utc>>,
+    pub rotated_from: Option<String>,
+    /// SHA-256.
+    pub secret_hash: Vec<u8>,
+    pub version: i64,
+}
+
+/// A key that is to be made.
+pub struct NewApiKey<'a> {
+    pub key_id: &'a str,
+    pub secret_hash: &'a [u8],
+    pub name: &'a str,
+    pub grants: &'a Grants,
+    pub requests_per_second: i32,
+    pub expire_time: Option<DateTime<Utc>>,
+    pub rotated_from: Option<&'a str>,
+}
+
+struct Row {
+    key_id: String,
+    secret_hash: Vec<u8>,
+    name: String,
+    ingest_clients: Option<Vec<String>>,
+    read_clients: Option<Vec<String>>,
+    admin_clients: Option<Vec<String>>,
+    requests_per_second: i32,
+    create_time: DateTime<Utc>,
+    expire_time: Option<DateTime<Utc>>,
+    revoke_time: Option<DateTime<Utc>>,
+    last_used_time: Option<DateTime<Utc>>,
+    rotated_from: Option<String>,
+    version: i64,
+}
+
+/// What stands for all clients: the id that no client has.
+const ALL: &str = "";
+
+fn clients(ids: Vec<String>) -> Clients {
+    if ids == [ALL] { Clients::All } else { Clients::These(ids.into_iter().collect()) }
+}
+
+fn ids(clients: Option<&Clients>) -> Option<Vec<String>> {
+    clients.map(|clients| match clients {
+        Clients::All => vec![ALL.into()],
+        Clients::These(ids) => ids.iter().cloned().collect(),
+    })
+}
+
+impl From<Row> for ApiKey {
+    fn from(row: Row) -> Self {
+        Self {
+            key_id: row.key_id,
+            name: row.name,
+            grants: Grants {
+                ingest: row.ingest_clients.map(clients),
+                read: row.read_clients.map(clients),
+                admin: row.admin_clients.map(clients),
+            },
+            requests_per_second: row.requests_per_second,
+            create_time: row.create_time,
+            expire_time: row.expire_time,
+            revoke_time: row.revoke_time,
+            last_used_time: row.last_used_time,
+            rotated_from: row.rotated_from,
+            secret_hash: row.secret_hash,
+            version: row.version,
+        }
+    }
+}
+
+/// The next version. Its row stays locked until the commit, so versions are in commit order, and one changes keys at a time.
+pub async fn next_version(conn: &mut PgConnection) -> sqlx::Result<i64> {
+    sqlx::query_scalar!("UPDATE key_version SET version = version + 1 RETURNING version").fetch_one(conn).await
+}
+
+/// Makes a key.
+pub async fn insert(conn: &mut PgConnection, version: i64, key: &NewApiKey<'_>) -> sqlx::Result<ApiKey> {
+    let row = sqlx::query_as!(
+        Row,
+        "INSERT INTO api_keys (key_id, secret_hash, name, ingest_clients, read_clients, admin_clients, requests_per_second,
+                               expire_time, rotated_from, version)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+         RETURNING key_id, secret_hash, name, ingest_clients, read_clients, admin_clients, requests_per_second, create_time,
+                   expire_time, revoke_time, last_used_time, rotated_from, version",
+        key.key_id,
+        key.secret_hash,
+        key.name,
+        ids(key.grants.ingest.as_ref()) as _,
+        ids(key.grants.read.as_ref()) as _,
+        ids(key.grants.admin.as_ref()) as _,
+        key.requests_per_second,
+        key.expire_time,
+        key.rotated_from,
+        version
+    );
+    row.fetch_one(conn).await.map(ApiKey::from)
+}
+
+/// One key.
+pub async fn find(conn: &mut PgConnection, key_id: &str) -> sqlx::Result<Option<ApiKey>> {
+    let row = sqlx::query_as!(Row, "SELECT * FROM api_keys WHERE key_id = $1", key_id);
+    Ok(row.fetch_optional(conn).await?.map(ApiKey::from))
+}
+
+/// Keys after `after`, the oldest first.
+pub async fn list(
+    pool: &PgPool,
+    live_at: Option<DateTime<Utc>>,
+    after: Option<(DateTime<Utc>, &str)>,
+    limit: i64,
+) -> sqlx::Result<Vec<ApiKey>> {
+    let rows = sqlx::query_as!(
+        Row,
+        "SELECT * FROM api_keys
+         WHERE ($1::timestamptz IS NULL OR (revoke_time IS NULL AND (expire_time IS NULL OR expire_time > $1)))
+           AND ($2::timestamptz IS NULL OR (create_time, key_id) > ($2, $3))
+         ORDER BY create_time, key_id LIMIT $4",
+        live_at,
+        after.map(|(time, _)| time),
+        after.map_or("", |(_, key_id)| key_id),
+        limit
+    );
+    Ok(rows.fetch_all(pool).await?.into_iter().map(ApiKey::from).collect())
+}
+
+/// How many keys are neither revoked nor expired.
+pub async fn live_count(conn: &mut PgConnection, now: DateTime<Utc>) -> sqlx::Result<i64> {
+    sqlx::query_scalar!(
+        r#"SELECT count(*) AS "count!" FROM api_keys
+           WHERE revoke_time IS NULL AND (expire_time IS NULL OR expire_time > $1)"#,
+        now
+    )
+    .fetch_one(conn)
+    .await
+}
+
+/// Ends a key, unless it has ended. Gives it as it is then.
+pub async fn revoke(conn: &mut PgConnection, version: i64, key_id: &str) -> sqlx::Result<Option<ApiKey>> {
+    let row = sqlx::query_as!(
+        Row,
+        "UPDATE api_keys SET version = CASE WHEN revoke_time IS NULL THEN $2 ELSE version END,
+                             revoke_time = COALESCE(revoke_time, now())
+         WHERE key_id = $1 RETURNING *",
+        key_id,
+        version
+    );
+    Ok(row.fetch_optional(conn).await?.map(ApiKey::from))
+}
+
+/// Lets a key end at this time, or sooner if it does so anyway.
+pub async fn expire_by(
+    conn: &mut PgConnection,
+    version: i64,
+    key_id: &str,
+    time: DateTime<Utc>,
+) -> sqlx::Result<Option<ApiKey>> {
+    let row = sqlx::query_as!(
+        Row,
+        "UPDATE api_keys SET version = $2, expire_time = LEAST(expire_time, $3) WHERE key_id = $1 RETURNING *",
+        key_id,
+        version,
+        time
+    );
+    Ok(row.fetch_optional(conn).await?.map(ApiKey::from))
+}
+
+/// Keys that have changed since this version, in the order in which they did; without those that ended long ago.
+pub async fn changed_since(conn: &mut PgConnection, version: i64, limit: i64) -> sqlx::Result<Vec<ApiKey>> {
+    let rows = sqlx::query_as!(
+        Row,
+        "SELECT * FROM api_keys
+             WHERE version > $1 AND COALESCE(LEAST(revoke_time, expire_time), 'infinity') > now() - interval '30 days'
+             ORDER BY version, key_id LIMIT $2",
+        version,
+        limit
+    );
+    Ok(rows.fetch_all(conn).await?.into_iter().map(ApiKey::from).collect())
+}
+
+/// Notes when keys were last used. Rows are locked in the order of the ids.
+pub async fn touch(conn: &mut PgConnection, key_ids: &[String], times: &[DateTime<Utc>]) -> sqlx::Result<()> {
+    sqlx::query!(
+        "WITH used AS (SELECT key_id, used.time
+                       FROM unnest($1::text[], $2::timestamptz[]) AS used (key_id, time) JOIN api_keys USING (key_id)
+                       ORDER BY key_id FOR UPDATE OF api_keys)
+         UPDATE api_keys SET last_used_time = GREATEST(last_used_time, used.time) FROM used WHERE api_keys.key_id = used.key_id",
+        key_ids,
+        times
+    )
+    .execute(conn)
+    .await
+    .map(drop)
+}

@@ -1,0 +1,200 @@
+//! Services, prices and model aliases.
+
+use crate::numeric;
+use bigdecimal::BigDecimal;
+use chrono::{DateTime, Utc};
+use meterd_domain::catalog::{Catalog, Service};
+use meterd_domain::price::{Price, Rates};
+use sqlx::PgConnection;
+
+/// A price as it stands in the database.
+pub struct PriceRow {
+    pub price_id: i64,
+    pub service: String,
+    pub operation: String,
+    pub model: String,
+    /// Nothing: the beginning of time.
+    pub effective_time: Option<DateTime<Utc>>,
+    pub unit: Option<BigDecimal>,
+    pub input_token: Option<BigDecimal>,
+    pub output_token: Option<BigDecimal>,
+    pub cached_input_token: Option<BigDecimal>,
+    pub percent_of_amount: Option<BigDecimal>,
+    pub fixed: Option<BigDecimal>,
+    pub built_in: bool,
+    pub create_time: DateTime<Utc>,
+}
+
+/// A price to be made.
+pub struct NewPrice<'a> {
+    pub service: &'a str,
+    pub operation: &'a str,
+    pub model: &'a str,
+    pub effective_time: Option<DateTime<Utc>>,
+    pub rates: Rates,
+    pub built_in: bool,
+}
+
+/// A second name of a model.
+pub struct ModelAlias {
+    pub service: String,
+    pub alias: String,
+    pub model: String,
+}
+
+impl PriceRow {
+    /// What it costs.
+    pub fn rates(&self) -> sqlx::Result<Rates> {
+        let rate = |value: &Option<BigDecimal>| value.as_ref().map(numeric::rate).transpose();
+        Ok(Rates {
+            unit: rate(&self.unit)?,
+            input_token: rate(&self.input_token)?,
+            output_token: rate(&self.output_token)?,
+            cached_input_token: rate(&self.cached_input_token)?,
+            percent_of_amount: rate(&self.percent_of_amount)?,
+            fixed: rate(&self.fixed)?,
+        })
+    }
+}
+
+/// The version that a snapshot would have now.
+pub async fn version(conn: &mut PgConnection) -> sqlx::Result<i64> {
+    sqlx::query_scalar!("SELECT version FROM catalog_version").fetch_one(conn).await
+}
+
+/// Counts a change. Under the versions lock, so that whoever prices after the commit sees it.
+pub async fn bump_version(conn: &mut PgConnection) -> sqlx::Result<()> {
+    sqlx::query!("UPDATE catalog_version SET version = version + 1").execute(conn).await.map(drop)
+}
+
+/// A whole snapshot. In a transaction that holds the versions lock, or in a repeatable read one.
+pub async fn load(conn: &mut PgConnection) -> sqlx::Result<Catalog> {
+    let version = version(conn).await?;
+    let mut catalog = Catalog::new(version);
+    for service in services(conn).await? {
+        catalog.add_service(service);
+    }
+    for row in prices(conn, None, ("", "", "", None), i64::MAX).await? {
+        let price = Price { price_id: row.price_id, effective_time: row.effective_time, rates: row.rates()? };
+        catalog.add_price(&row.service, &row.operation, &row.model, price);
+    }
+    for alias in aliases(conn).await? {
+        catalog.add_alias(&alias.service, &alias.alias, &alias.model);
+    }
+    Ok(catalog)
+}
+
+/// All services by name.
+pub async fn services(conn: &mut PgConnection) -> sqlx::Result<Vec<Service>> {
+    let rows = sqlx::query!(
+        "SELECT service, display_name, category, unit, recurring, uncounted_operations FROM services ORDER BY service"
+    )
+    .fetch_all(conn)
+    .await?;
+    Ok(rows
+        .into_iter()
+        .map(|row| Service {
+            service: row.service.into(),
+            display_name: row.display_name,
+            category: row.category,
+            unit: row.unit,
+            recurring: row.recurring,
+            uncounted_operations: row.uncounted_operations,
+        })
+        .collect())
+}
+
+/// Creates a service; false where it exists.
+pub async fn insert_service(conn: &mut PgConnection, service: &Service) -> sqlx::Result<bool> {
+    let done = sqlx::query!(
+        "INSERT INTO services (service, display_name, category, unit, recurring, uncounted_operations)
+         VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING",
+        &*service.service,
+        service.display_name,
+        service.category,
+        service.unit,
+        service.recurring,
+        &service.uncounted_operations
+    )
+    .execute(conn)
+    .await?;
+    Ok(done.rows_affected() > 0)
+}
+
+/// Where a page of prices goes on: service, operation, model and effective time of the last one.
+pub type PriceCursor<'a> = (&'a str, &'a str, &'a str, Option<DateTime<Utc>>);
+
+/// Prices after a cursor, ordered by service, operation, model and effective time.
+pub async fn prices(
+    conn: &mut PgConnection,
+    service: Option<&str>,
+    after: PriceCursor<'_>,
+    limit: i64,
+) -> sqlx::Result<Vec<PriceRow>> {
+    sqlx::query_as!(
+        PriceRow,
+        r#"SELECT price_id, service, operation, model,
+                  NULLIF(effective_time, '-infinity') AS effective_time, unit, input_token, output_token,
+                  cached_input_token, percent_of_amount, fixed, built_in, create_time
+           FROM prices
+           WHERE ($1::text IS NULL OR service = $1)
+             AND (service, operation, model, effective_time) > ($2, $3, $4, COALESCE($5, '-infinity'::timestamptz))
+           ORDER BY service, operation, model, prices.effective_time LIMIT $6"#,
+        service,
+        after.0,
+        after.1,
+        after.2,
+        after.3,
+        limit
+    )
+    .fetch_all(conn)
+    .await
+}
+
+/// Creates a price; nothing where one of this scope and time exists.
+pub async fn insert_price(conn: &mut PgConnection, new: &NewPrice<'_>) -> sqlx::Result<Option<PriceRow>> {
+    let Rates { unit, input_token, output_token, cached_input_token, percent_of_amount, fixed } = new.rates;
+    sqlx::query_as!(
+        PriceRow,
+        r#"INSERT INTO prices (service, operation, model, effective_time, unit, input_token, output_token,
+               cached_input_token, percent_of_amount, fixed, built_in)
+           VALUES ($1, $2, $3, COALESCE($4, '-infinity'::timestamptz), $5, $6, $7, $8, $9, $10, $11)
+           ON CONFLICT DO NOTHING
+           RETURNING price_id, service, operation, model,
+               NULLIF(effective_time, '-infinity') AS effective_time, unit, input_token, output_token,
+               cached_input_token, percent_of_amount, fixed, built_in, create_time"#,
+        new.service,
+        new.operation,
+        new.model,
+        new.effective_time,
+        unit.map(numeric::of_rate),
+        input_token.map(numeric::of_rate),
+        output_token.map(numeric::of_rate),
+        cached_input_token.map(numeric::of_rate),
+        percent_of_amount.map(numeric::of_rate),
+        fixed.map(numeric::of_rate),
+        new.built_in
+    )
+    .fetch_optional(conn)
+    .await
+}
+
+/// All aliases by service and alias.
+pub async fn aliases(conn: &mut PgConnection) -> sqlx::Result<Vec<ModelAlias>> {
+    sqlx::query_as!(ModelAlias, "SELECT service, alias, model FROM model_aliases ORDER BY service, alias")
+        .fetch_all(conn)
+        .await
+}
+
+/// Creates an alias; false where it exists.
+pub async fn insert_alias(conn: &mut PgConnection, alias: &ModelAlias) -> sqlx::Result<bool> {
+    let done = sqlx::query!(
+        "INSERT INTO model_aliases (service, alias, model) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
+        alias.service,
+        alias.alias,
+        alias.model
+    )
+    .execute(conn)
+    .await?;
+    Ok(done.rows_affected() > 0)
+}

@@ -1,0 +1,75 @@
+//! Notification channels: the operator's, under the client id '', and clients' own.
+
+use crate::locks;
+use meterd_domain::alert::Severity;
+use sqlx::PgConnection;
+
+/// A place where alerts are told. Not to be shown as a whole: it has the keys of a webhook.
+#[derive(Clone)]
+pub struct Channel {
+    /// Number of proto enum NotificationChannelKind.
+    pub kind: i16,
+    pub target: String,
+    pub min_severity: Severity,
+    pub secrets: Vec<String>,
+}
+
+/// The channels of a client, or of the operator, in the order in which they were made.
+pub async fn list(conn: &mut PgConnection, client_id: &str) -> sqlx::Result<Vec<Channel>> {
+    let rows = sqlx::query!(
+        "SELECT kind, target, min_severity, secrets FROM notification_channels WHERE client_id = $1 ORDER BY channel_id",
+        client_id
+    )
+    .fetch_all(conn)
+    .await?;
+    rows.into_iter()
+        .map(|row| {
+            let min_severity =
+                Severity::try_from(row.min_severity).map_err(|error| sqlx::Error::Decode(error.into()))?;
+            Ok(Channel { kind: row.kind, target: row.target, min_severity, secrets: row.secrets })
+        })
+        .collect()
+}
+
+/// Locks the channels of a client, or of the operator, and lets nobody else change channels until the end of the transaction.
+/// It waits for workers that hold one, so it comes before the versions lock, with which everybody would wait.
+pub async fn lock(conn: &mut PgConnection, client_id: &str) -> sqlx::Result<()> {
+    locks::change_channels(&mut *conn).await?;
+    sqlx::query!(
+        "SELECT channel_id FROM notification_channels WHERE client_id = $1 ORDER BY channel_id FOR UPDATE",
+        client_id
+    )
+    .fetch_all(conn)
+    .await
+    .map(drop)
+}
+
+/// Makes these the channels of a client, or of the operator. Those that stay keep their place and their hour; what waits for
+/// those that go is left to `outbox::give_up_without_channel`.
+pub async fn replace(conn: &mut PgConnection, client_id: &str, channels: &[Channel]) -> sqlx::Result<()> {
+    let kinds: Vec<i16> = channels.iter().map(|channel| channel.kind).collect();
+    let targets: Vec<String> = channels.iter().map(|channel| channel.target.clone()).collect();
+    sqlx::query!(
+        "DELETE FROM notification_channels
+         WHERE client_id = $1 AND (kind, target) NOT IN (SELECT * FROM unnest($2::smallint[], $3::text[]))",
+        client_id,
+        &kinds,
+        &targets
+    )
+    .execute(&mut *conn)
+    .await?;
+    for channel in channels {
+        sqlx::query!(
+            "INSERT INTO notification_channels (client_id, kind, target, min_severity, secrets) VALUES ($1, $2, $3, $4, $5)
+             ON CONFLICT (client_id, kind, target) DO UPDATE SET min_severity = excluded.min_severity, secrets = excluded.secrets",
+            client_id,
+            channel.kind,
+            channel.target,
+            i16::from(channel.min_severity),
+            &channel.secrets
+        )
+        .execute(&mut *conn)
+        .await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,157 @@
+//! Clients and their time zones.
+
+use chrono::{DateTime, NaiveDate, Utc};
+use chrono_tz::Tz;
+use meterd_domain::period::{self, Month};
+use sqlx::{PgConnection, PgPool};
+use std::collections::HashMap;
+
+/// A tenant that is metered.
+pub struct Client {
+    pub client_id: String,
+    pub display_name: String,
+    /// IANA name.
+    pub time_zone: String,
+    pub create_time: DateTime<Utc>,
+    pub update_time: DateTime<Utc>,
+}
+
+/// A time zone as it stands in the database: checked before it was written.
+pub fn zone(name: &str) -> sqlx::Result<Tz> {
+    name.parse().map_err(|_| sqlx::Error::Decode(format!("\"{name}\" is no time zone").into()))
+}
+
+impl Client {
+    /// The client's own day at this time.
+    pub fn day_of(&self, time: DateTime<Utc>) -> sqlx::Result<NaiveDate> {
+        Ok(period::day_of(time, zone(&self.time_zone)?))
+    }
+}
+
+/// One client.
+pub async fn find(pool: &PgPool, client_id: &str) -> sqlx::Result<Option<Client>> {
+    sqlx::query_as!(
+        Client,
+        "SELECT client_id, display_name, time_zone, create_time, update_time FROM clients WHERE client_id = $1",
+        client_id
+    )
+    .fetch_optional(pool)
+    .await
+}
+
+/// The client's zone, if there is such a client.
+pub async fn time_zone(conn: &mut PgConnection, client_id: &str) -> sqlx::Result<Option<Tz>> {
+    let name = sqlx::query_scalar!("SELECT time_zone FROM clients WHERE client_id = $1", client_id);
+    name.fetch_optional(conn).await?.as_deref().map(zone).transpose()
+}
+
+/// Clients after `after`, ordered by id.
+pub async fn list(pool: &PgPool, after: &str, limit: i64) -> sqlx::Result<Vec<Client>> {
+    sqlx::query_as!(
+        Client,
+        "SELECT client_id, display_name, time_zone, create_time, update_time FROM clients
+         WHERE client_id > $1 ORDER BY client_id LIMIT $2",
+        after,
+        limit
+    )
+    .fetch_all(pool)
+    .await
+}
+
+/// Creates a client; nothing where it exists.
+pub async fn insert(
+    conn: &mut PgConnection,
+    client_id: &str,
+    display_name: &str,
+    zone: Tz,
+) -> sqlx::Result<Option<Client>> {
+    sqlx::query_as!(
+        Client,
+        "INSERT INTO clients (client_id, display_name, time_zone) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING
+         RETURNING client_id, display_name, time_zone, create_time, update_time",
+        client_id,
+        display_name,
+        zone.name()
+    )
+    .fetch_optional(conn)
+    .await
+}
+
+/// Creates those of the clients, sorted, that do not exist.
+pub async fn insert_missing(conn: &mut PgConnection, client_ids: &[String], zone: Tz) -> sqlx::Result<()> {
+    sqlx::query!(
+        "INSERT INTO clients (client_id, time_zone) SELECT unnest($1::text[]), $2 ON CONFLICT DO NOTHING",
+        client_ids,
+        zone.name()
+    )
+    .execute(conn)
+    .await
+    .map(drop)
+}
+
+/// Those of the clients that exist.
+pub async fn existing(conn: &mut PgConnection, client_ids: &[String]) -> sqlx::Result<Vec<String>> {
+    sqlx::query_scalar!(
+        "SELECT client_id FROM clients JOIN unnest($1::text[]) AS wanted (client_id) USING (client_id)",
+        client_ids
+    )
+    .fetch_all(conn)
+    .await
+}
+
+/// Changes what is given; nothing where there is no such client. A changed zone needs the versions lock.
+pub async fn update(
+    conn: &mut PgConnection,
+    client_id: &str,
+    display_name: Option<&str>,
+    zone: Option<Tz>,
+) -> sqlx::Result<Option<Client>> {
+    sqlx::query_as!(
+        Client,
+        "UPDATE clients SET display_name = COALESCE($2, display_name), time_zone = COALESCE($3, time_zone),
+             update_time = now()
+         WHERE client_id = $1
+         RETURNING client_id, display_name, time_zone, create_time, update_time",
+        client_id,
+        display_name,
+        zone.map(|zone| zone.name())
+    )
+    .fetch_optional(conn)
+    .await
+}
+
+/// Names for people of those clients that have one.
+pub async fn names(conn: &mut PgConnection, client_ids: &[String]) -> sqlx::Result<HashMap<String, String>> {
+    let rows = sqlx::query!(
+        "SELECT client_id, display_name FROM clients JOIN unnest($1::text[]) AS wanted (client_id) USING (client_id)
+         WHERE display_name <> ''",
+        client_ids
+    )
+    .fetch_all(conn)
+    .await?;
+    Ok(rows.into_iter().map(|row| (row.client_id, row.display_name)).collect())
+}
+
+/// Zones of those clients that exist.
+pub async fn time_zones(conn: &mut PgConnection, client_ids: &[String]) -> sqlx::Result<HashMap<String, Tz>> {
+    let rows = sqlx::query!(
+        "SELECT client_id, time_zone FROM clients JOIN unnest($1::text[]) AS wanted (client_id) USING (client_id)",
+        client_ids
+    )
+    .fetch_all(conn)
+    .await?;
+    rows.into_iter().map(|row| Ok((row.client_id, zone(&row.time_zone)?))).collect()
+}
+
+/// Clients after `after` with usage in this month or later, ordered by id.
+pub async fn active_since(pool: &PgPool, month: Month, after: &str, limit: i64) -> sqlx::Result<Vec<String>> {
+    sqlx::query_scalar!(
+        "SELECT DISTINCT client_id FROM usage_months WHERE month >= $1 AND client_id > $2 AND request_count > 0
+         ORDER BY client_id LIMIT $3",
+        month.first_day(),
+        after,
+        limit
+    )
+    .fetch_all(pool)
+    .await
+}

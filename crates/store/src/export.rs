@@ -1,0 +1,94 @@
+//! All events of a range, streamed.
+
+use crate::numeric::Numeric;
+use chrono::{DateTime, NaiveDate, Utc};
+use futures_util::Stream;
+use meterd_domain::decimal::Total;
+use meterd_domain::event::EventId;
+use meterd_domain::period::widest_range;
+use sqlx::PgConnection;
+
+/// Which events to export. Empty filters let everything through.
+pub struct ExportFilter {
+    pub client_id: Option<String>,
+    pub start_time: Option<DateTime<Utc>>,
+    pub end_time: Option<DateTime<Utc>>,
+    /// The clients' own days, both included.
+    pub start_day: Option<NaiveDate>,
+    pub end_day: Option<NaiveDate>,
+    pub services: Vec<String>,
+}
+
+impl ExportFilter {
+    /// No event that passes lies outside of these times: they tell the database which partitions to leave out.
+    fn times(&self) -> (Option<DateTime<Utc>>, Option<DateTime<Utc>>) {
+        let start = self.start_time.max(self.start_day.map(|day| widest_range(day).0));
+        let ends = [self.end_time, self.end_day.map(|day| widest_range(day).1)];
+        (start, ends.into_iter().flatten().min())
+    }
+}
+
+/// The row of an event, as it is exported: there are millions, so nothing is made of it on the way.
+pub struct ExportRow {
+    pub client_id: String,
+    pub event_time: DateTime<Utc>,
+    pub event_seq: i64,
+    pub day: NaiveDate,
+    pub service: String,
+    pub operation: String,
+    pub model: String,
+    pub units: Total,
+    pub input_tokens: i64,
+    pub output_tokens: i64,
+    pub cached_input_tokens: i64,
+    pub amount: Option<Numeric>,
+    pub charge: Option<Numeric>,
+    pub price_id: Option<i64>,
+    /// Of [`meterd_domain::event::UnpricedReason`].
+    pub unpriced_reason: Option<i16>,
+    pub subject: String,
+    pub external_id: String,
+    pub idempotency_key: String,
+    /// JSON.
+    pub metadata: Option<String>,
+    pub record_time: DateTime<Utc>,
+}
+
+impl ExportRow {
+    /// The event's id.
+    pub fn id(&self) -> EventId {
+        EventId { time: self.event_time, seq: self.event_seq }
+    }
+}
+
+/// The events, read as they are taken, all of one snapshot.
+pub fn stream<'a>(
+    conn: &'a mut PgConnection,
+    filter: &'a ExportFilter,
+) -> impl Stream<Item = sqlx::Result<ExportRow>> + Send + 'a {
+    let (start_time, end_time) = filter.times();
+    sqlx::query_as!(
+        ExportRow,
+        r#"SELECT client_id, event_time, event_seq, day, service, operation, model, units AS "units: Numeric", input_tokens,
+               output_tokens, cached_input_tokens, amount AS "amount: Numeric", charge AS "charge: Numeric", price_id,
+               unpriced_reason, subject, external_id, idempotency_key, metadata::text AS metadata, record_time
+           FROM usage_events
+           WHERE ($1::text IS NULL OR client_id = $1)
+             AND event_time >= COALESCE($2, '-infinity'::timestamptz) AND event_time < COALESCE($3, 'infinity'::timestamptz)
+             AND (cardinality($4::text[]) = 0 OR service = ANY($4))
+             AND day >= COALESCE($5, '-infinity'::date) AND day <= COALESCE($6, 'infinity'::date)
+           ORDER BY client_id, event_time, event_seq"#,
+        filter.client_id,
+        start_time,
+        end_time,
+        &filter.services,
+        filter.start_day,
+        filter.end_day
+    )
+    .fetch(conn)
+}
+
+/// The start of the transaction, which lies before its snapshot: what was acknowledged before it is in.
+pub async fn snapshot_time(conn: &mut PgConnection) -> sqlx::Result<DateTime<Utc>> {
+    sqlx::query_scalar!(r#"SELECT now() AS "now!""#).fetch_one(conn).await
+}

@@ -1,0 +1,303 @@
+//! Floor (d): a transaction a batch, a multi-row statement a table, as a careful engineer writes them. On purpose nothing of
+//! the write path is used here: the floor has to stay what it is when that changes.
+
+use crate::numeric;
+use bigdecimal::BigDecimal;
+use chrono::{DateTime, NaiveDate, Utc};
+use meterd_domain::decimal::Total;
+use meterd_domain::event::{Charge, PayloadHash, PricedEvent};
+use meterd_domain::period::Month;
+use sqlx::PgConnection;
+use std::collections::{BTreeMap, HashSet};
+
+/// An event of a batch, and the fingerprint that its key keeps.
+pub type HashedEvent<'a> = (PricedEvent<'a>, PayloadHash);
+
+/// Records events in the caller's transaction: keys, events, months, months by service, days, in the lock order that
+/// everyone keeps. Those whose key was taken are left out. Gives how many were not.
+pub async fn record_batch(conn: &mut PgConnection, mut events: Vec<HashedEvent<'_>>) -> sqlx::Result<usize> {
+    let key = |(priced, _): &HashedEvent<'_>| (priced.event.client_id.clone(), priced.event.idempotency_key.clone());
+    events.sort_by_cached_key(key);
+    let mut number = 0;
+    let new = claim(conn, &events).await?;
+    events.retain(|_| {
+        number += 1;
+        new.as_ref().is_none_or(|new| new.contains(&number))
+    });
+    if events.is_empty() {
+        return Ok(0);
+    }
+    insert(conn, &events).await?;
+    let (mut months, mut services, mut days) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+    for (priced, _) in &events {
+        let (event, month) = (priced.event, Month::of(priced.day).first_day());
+        let sum = Sum::of(priced);
+        months.entry((&*event.client_id, month)).or_insert_with(Sum::default).add(&sum);
+        services.entry((&*event.client_id, month, &*event.service)).or_insert_with(Sum::default).add(&sum);
+        let day = (&*event.client_id, priced.day, &*event.service, &*event.operation, &*event.model);
+        days.entry(day).or_insert_with(Sum::default).add(&sum);
+    }
+    add_months(conn, &months).await?;
+    add_services(conn, &services).await?;
+    add_days(conn, &days).await?;
+    Ok(events.len())
+}
+
+/// Claims the keys. Gives the numbers of the events, from 1, that got theirs; nothing, if all of them did.
+async fn claim(conn: &mut PgConnection, events: &[HashedEvent<'_>]) -> sqlx::Result<Option<HashSet<i64>>> {
+    let clients: Vec<&str> = column(events, |priced| &*priced.event.client_id);
+    let keys: Vec<&str> = column(events, |priced| &*priced.event.idempotency_key);
+    let hashes: Vec<&[u8]> = events.iter().map(|(_, hash)| &hash[..]).collect();
+    let times: Vec<DateTime<Utc>> = column(events, |priced| priced.id.time);
+    let seqs: Vec<i64> = column(events, |priced| priced.id.seq);
+    let claimed = sqlx::query!(
+        "INSERT INTO idempotency_keys (client_id, idempotency_key, payload_hash, event_time, event_seq)
+         SELECT * FROM unnest($1::text[], $2::text[], $3::bytea[], $4::timestamptz[], $5::bigint[])
+         ON CONFLICT DO NOTHING",
+        &clients as &[&str],
+        &keys as &[&str],
+        &hashes as &[&[u8]],
+        &times,
+        &seqs
+    )
+    .execute(&mut *conn)
+    .await?;
+    if claimed.rows_affected() == events.len() as u64 {
+        return Ok(None);
+    }
+    // A key that was taken names another event.
+    let numbers = sqlx::query_scalar!(
+        r#"SELECT number AS "number!"
+           FROM unnest($1::text[], $2::text[], $3::timestamptz[], $4::bigint[]) WITH ORDINALITY
+               AS sent (client_id, idempotency_key, event_time, event_seq, number)
+           JOIN idempotency_keys USING (client_id, idempotency_key, event_time, event_seq)"#,
+        &clients as &[&str],
+        &keys as &[&str],
+        &times,
+        &seqs
+    )
+    .fetch_all(conn)
+    .await?;
+    Ok(Some(numbers.into_iter().collect()))
+}
+
+async fn insert(conn: &mut PgConnection, events: &[HashedEvent<'_>]) -> sqlx::Result<()> {
+    let charges = column(events, |priced| match priced.charge {
+        Charge::Priced { charge, .. } => Some(numeric::of(charge)),
+        Charge::Unpriced(_) => None,
+    });
+    let price_ids = column(events, |priced| match priced.charge {
+        Charge::Priced { price_id, .. } => Some(price_id),
+        Charge::Unpriced(_) => None,
+    });
+    let reasons = column(events, |priced| match priced.charge {
+        Charge::Priced { .. } => None,
+        Charge::Unpriced(reason) => Some(reason as i16),
+    });
+    sqlx::query!(
+        "INSERT INTO usage_events (client_id, event_time, event_seq, day, service, operation, model, units, input_tokens,
+             output_tokens, cached_input_tokens, amount, charge, price_id, unpriced_reason, subject, external_id,
+             idempotency_key, metadata)
+         SELECT client_id, event_time, event_seq, day, service, operation, model, units, input_tokens, output_tokens,
+             cached_input_tokens, amount, charge, price_id, unpriced_reason, subject, external_id, idempotency_key,
+             metadata::jsonb
+         FROM unnest($1::text[], $2::timestamptz[], $3::bigint[], $4::date[], $5::text[], $6::text[], $7::text[],
+             $8::numeric[], $9::bigint[], $10::bigint[], $11::bigint[], $12::numeric[], $13::numeric[], $14::bigint[],
+             $15::smallint[], $16::text[], $17::text[], $18::text[], $19::text[])
+             AS sent (client_id, event_time, event_seq, day, service, operation, model, units, input_tokens,
+                 output_tokens, cached_input_tokens, amount, charge, price_id, unpriced_reason, subject, external_id,
+                 idempotency_key, metadata)",
+        &column(events, |priced| &*priced.event.client_id) as &[&str],
+        &column(events, |priced| priced.id.time),
+        &column(events, |priced| priced.id.seq),
+        &column(events, |priced| priced.day),
+        &column(events, |priced| &*priced.event.service) as &[&str],
+        &column(events, |priced| &*priced.event.operation) as &[&str],
+        &column(events, |priced| &*priced.event.model) as &[&str],
+        &column(events, |priced| numeric::of(priced.event.measures.units)),
+        &column(events, |priced| priced.event.measures.input_tokens),
+        &column(events, |priced| priced.event.measures.output_tokens),
+        &column(events, |priced| priced.event.measures.cached_input_tokens),
+        &column(events, |priced| priced.event.measures.amount.map(numeric::of)) as &[Option<BigDecimal>],
+        &charges as &[Option<BigDecimal>],
+        &price_ids as &[Option<i64>],
+        &reasons as &[Option<i16>],
+        &column(events, |priced| &*priced.event.subject) as &[&str],
+        &column(events, |priced| &*priced.event.external_id) as &[&str],
+        &column(events, |priced| &*priced.event.idempotency_key) as &[&str],
+        &column(events, |priced| priced.event.metadata.as_deref()) as &[Option<&str>]
+    )
+    .execute(conn)
+    .await
+    .map(drop)
+}
+
+fn column<'a, T>(events: &'a [HashedEvent<'a>], of: impl Fn(&'a PricedEvent<'a>) -> T) -> Vec<T> {
+    events.iter().map(|(priced, _)| of(priced)).collect()
+}
+
+/// What a row gets added.
+#[derive(Default)]
+struct Sum {
+    requests: i64,
+    units: Total,
+    input_tokens: i64,
+    output_tokens: i64,
+    cached_input_tokens: i64,
+    cost: Total,
+    unpriced: i64,
+}
+
+impl Sum {
+    fn of(priced: &PricedEvent<'_>) -> Self {
+        let (cost, unpriced) = match priced.charge {
+            Charge::Priced { charge, .. } => (charge.into(), 0),
+            Charge::Unpriced(_) => (Total::ZERO, 1),
+        };
+        let measures = &priced.event.measures;
+        Self {
+            requests: 1,
+            units: measures.units.into(),
+            input_tokens: measures.input_tokens,
+            output_tokens: measures.output_tokens,
+            cached_input_tokens: measures.cached_input_tokens,
+            cost,
+            unpriced,
+        }
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.requests += other.requests;
+        self.units += other.units;
+        self.input_tokens += other.input_tokens;
+        self.output_tokens += other.output_tokens;
+        self.cached_input_tokens += other.cached_input_tokens;
+        self.cost += other.cost;
+        self.unpriced += other.unpriced;
+    }
+}
+
+/// Sums of rows, a column each.
+struct Sums {
+    requests: Vec<i64>,
+    units: Vec<BigDecimal>,
+    input_tokens: Vec<i64>,
+    output_tokens: Vec<i64>,
+    cached_input_tokens: Vec<i64>,
+    costs: Vec<BigDecimal>,
+    unpriced: Vec<i64>,
+}
+
+impl Sums {
+    fn of<K>(rows: &BTreeMap<K, Sum>) -> Self {
+        let counts = |of: fn(&Sum) -> i64| rows.values().map(of).collect();
+        let decimals = |of: fn(&Sum) -> Total| rows.values().map(|sum| numeric::of(of(sum))).collect();
+        Self {
+            requests: counts(|sum| sum.requests),
+            units: decimals(|sum| sum.units),
+            input_tokens: counts(|sum| sum.input_tokens),
+            output_tokens: counts(|sum| sum.output_tokens),
+            cached_input_tokens: counts(|sum| sum.cached_input_tokens),
+            costs: decimals(|sum| sum.cost),
+            unpriced: counts(|sum| sum.unpriced),
+        }
+    }
+}
+
+async fn add_months(conn: &mut PgConnection, rows: &BTreeMap<(&str, NaiveDate), Sum>) -> sqlx::Result<()> {
+    let sums = Sums::of(rows);
+    sqlx::query!(
+        "INSERT INTO usage_months AS t (client_id, month, request_count, units, input_tokens, output_tokens,
+             cached_input_tokens, cost, unpriced_event_count, summary_stale_since)
+         SELECT *, now() FROM unnest($1::text[], $2::date[], $3::bigint[], $4::numeric[], $5::bigint[], $6::bigint[],
+             $7::bigint[], $8::numeric[], $9::bigint[])
+         ON CONFLICT (client_id, month) DO UPDATE SET
+             request_count = t.request_count + excluded.request_count,
+             units = t.units + excluded.units,
+             input_tokens = t.input_tokens + excluded.input_tokens,
+             output_tokens = t.output_tokens + excluded.output_tokens,
+             cached_input_tokens = t.cached_input_tokens + excluded.cached_input_tokens,
+             cost = t.cost + excluded.cost,
+             unpriced_event_count = t.unpriced_event_count + excluded.unpriced_event_count,
+             summary_stale_since = COALESCE(t.summary_stale_since, now())",
+        &rows.keys().map(|key| key.0).collect::<Vec<_>>() as &[&str],
+        &rows.keys().map(|key| key.1).collect::<Vec<_>>(),
+        &sums.requests,
+        &sums.units,
+        &sums.input_tokens,
+        &sums.output_tokens,
+        &sums.cached_input_tokens,
+        &sums.costs,
+        &sums.unpriced
+    )
+    .execute(conn)
+    .await
+    .map(drop)
+}
+
+async fn add_services(conn: &mut PgConnection, rows: &BTreeMap<(&str, NaiveDate, &str), Sum>) -> sqlx::Result<()> {
+    let sums = Sums::of(rows);
+    sqlx::query!(
+        "INSERT INTO usage_month_services AS t (client_id, month, service, request_count, units, input_tokens,
+             output_tokens, cached_input_tokens, cost, unpriced_event_count)
+         SELECT * FROM unnest($1::text[], $2::date[], $3::text[], $4::bigint[], $5::numeric[], $6::bigint[],
+             $7::bigint[], $8::bigint[], $9::numeric[], $10::bigint[])
+         ON CONFLICT (client_id, month, service) DO UPDATE SET
+             request_count = t.request_count + excluded.request_count,
+             units = t.units + excluded.units,
+             input_tokens = t.input_tokens + excluded.input_tokens,
+             output_tokens = t.output_tokens + excluded.output_tokens,
+             cached_input_tokens = t.cached_input_tokens + excluded.cached_input_tokens,
+             cost = t.cost + excluded.cost,
+             unpriced_event_count = t.unpriced_event_count + excluded.unpriced_event_count",
+        &rows.keys().map(|key| key.0).collect::<Vec<_>>() as &[&str],
+        &rows.keys().map(|key| key.1).collect::<Vec<_>>(),
+        &rows.keys().map(|key| key.2).collect::<Vec<_>>() as &[&str],
+        &sums.requests,
+        &sums.units,
+        &sums.input_tokens,
+        &sums.output_tokens,
+        &sums.cached_input_tokens,
+        &sums.costs,
+        &sums.unpriced
+    )
+    .execute(conn)
+    .await
+    .map(drop)
+}
+
+/// Client, day, service, operation and model.
+type DayKey<'a> = (&'a str, NaiveDate, &'a str, &'a str, &'a str);
+
+async fn add_days(conn: &mut PgConnection, rows: &BTreeMap<DayKey<'_>, Sum>) -> sqlx::Result<()> {
+    let sums = Sums::of(rows);
+    sqlx::query!(
+        "INSERT INTO usage_days AS t (client_id, day, service, operation, model, request_count, units, input_tokens,
+             output_tokens, cached_input_tokens, cost, unpriced_event_count)
+         SELECT * FROM unnest($1::text[], $2::date[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::numeric[],
+             $8::bigint[], $9::bigint[], $10::bigint[], $11::numeric[], $12::bigint[])
+         ON CONFLICT (client_id, day, service, operation, model) DO UPDATE SET
+             request_count = t.request_count + excluded.request_count,
+             units = t.units + excluded.units,
+             input_tokens = t.input_tokens + excluded.input_tokens,
+             output_tokens = t.output_tokens + excluded.output_tokens,
+             cached_input_tokens = t.cached_input_tokens + excluded.cached_input_tokens,
+             cost = t.cost + excluded.cost,
+             unpriced_event_count = t.unpriced_event_count + excluded.unpriced_event_count",
+        &rows.keys().map(|key| key.0).collect::<Vec<_>>() as &[&str],
+        &rows.keys().map(|key| key.1).collect::<Vec<_>>(),
+        &rows.keys().map(|key| key.2).collect::<Vec<_>>() as &[&str],
+        &rows.keys().map(|key| key.3).collect::<Vec<_>>() as &[&str],
+        &rows.keys().map(|key| key.4).collect::<Vec<_>>() as &[&str],
+        &sums.requests,
+        &sums.units,
+        &sums.input_tokens,
+        &sums.output_tokens,
+        &sums.cached_input_tokens,
+        &sums.costs,
+        &sums.unpriced
+    )
+    .execute(conn)
+    .await
+    .map(drop)
+}

@@ -1,0 +1,114 @@
+//! The floor (r) of `meterd bench reads`: each read as a plain query over the rollups, on one connection.
+
+use bigdecimal::BigDecimal;
+use chrono::{DateTime, NaiveDate, Utc};
+use futures_util::TryStreamExt;
+use meterd_domain::period::Month;
+use sqlx::PgConnection;
+
+/// A row of any of the reads, with what it is of.
+pub struct FloorRow {
+    pub day: Option<NaiveDate>,
+    pub service: Option<String>,
+    pub operation: Option<String>,
+    pub request_count: i64,
+    pub units: BigDecimal,
+    pub input_tokens: i64,
+    pub output_tokens: i64,
+    pub cached_input_tokens: i64,
+    pub cost: BigDecimal,
+    pub unpriced_event_count: i64,
+}
+
+/// A client's month by service.
+pub async fn month(conn: &mut PgConnection, client_id: &str, month: Month) -> sqlx::Result<Vec<FloorRow>> {
+    sqlx::query_as!(
+        FloorRow,
+        r#"SELECT NULL::date AS day, service AS "service?", NULL::text AS operation, request_count, units, input_tokens,
+               output_tokens, cached_input_tokens, cost, unpriced_event_count
+           FROM usage_month_services WHERE client_id = $1 AND month = $2 ORDER BY cost DESC"#,
+        client_id,
+        month.first_day()
+    )
+    .fetch_all(conn)
+    .await
+}
+
+/// A client's days, in total, by service, by day, and by service and operation.
+pub async fn summary(
+    conn: &mut PgConnection,
+    client_id: &str,
+    start: NaiveDate,
+    end: NaiveDate,
+) -> sqlx::Result<Vec<FloorRow>> {
+    sqlx::query_as!(
+        FloorRow,
+        r#"SELECT day AS "day?", service AS "service?", operation AS "operation?",
+               sum(request_count)::bigint AS "request_count!", sum(units) AS "units!",
+               sum(input_tokens)::bigint AS "input_tokens!", sum(output_tokens)::bigint AS "output_tokens!",
+               sum(cached_input_tokens)::bigint AS "cached_input_tokens!", sum(cost) AS "cost!",
+               sum(unpriced_event_count)::bigint AS "unpriced_event_count!"
+           FROM usage_days WHERE client_id = $1 AND day BETWEEN $2 AND $3
+           GROUP BY GROUPING SETS ((), (service), (day), (service, operation))"#,
+        client_id,
+        start,
+        end
+    )
+    .fetch_all(conn)
+    .await
+}
+
+/// A client's sums of each day.
+pub async fn by_day(
+    conn: &mut PgConnection,
+    client_id: &str,
+    start: NaiveDate,
+    end: NaiveDate,
+) -> sqlx::Result<Vec<FloorRow>> {
+    sqlx::query_as!(
+        FloorRow,
+        r#"SELECT day AS "day?", NULL::text AS service, NULL::text AS operation,
+               sum(request_count)::bigint AS "request_count!", sum(units) AS "units!",
+               sum(input_tokens)::bigint AS "input_tokens!", sum(output_tokens)::bigint AS "output_tokens!",
+               sum(cached_input_tokens)::bigint AS "cached_input_tokens!", sum(cost) AS "cost!",
+               sum(unpriced_event_count)::bigint AS "unpriced_event_count!"
+           FROM usage_days WHERE client_id = $1 AND day BETWEEN $2 AND $3 GROUP BY day ORDER BY day"#,
+        client_id,
+        start,
+        end
+    )
+    .fetch_all(conn)
+    .await
+}
+
+/// The costliest clients of a month.
+pub async fn summaries(conn: &mut PgConnection, month: Month, limit: i64) -> sqlx::Result<Vec<FloorRow>> {
+    sqlx::query_as!(
+        FloorRow,
+        r#"SELECT NULL::date AS day, client_id AS "service?", NULL::text AS operation, request_count, units, input_tokens,
+               output_tokens, cached_input_tokens, cost, unpriced_event_count
+           FROM monthly_summaries WHERE month = $1 ORDER BY cost DESC, client_id LIMIT $2"#,
+        month.first_day(),
+        limit
+    )
+    .fetch_all(conn)
+    .await
+}
+
+/// Copies the events of a range of time out as CSV, in the order in which they are exported, and drops them. Gives how many
+/// bytes they were.
+pub async fn copy_out(conn: &mut PgConnection, start: DateTime<Utc>, end: DateTime<Utc>) -> sqlx::Result<u64> {
+    // COPY takes no parameters; these are times of ours.
+    let statement = format!(
+        "COPY (SELECT * FROM usage_events WHERE event_time >= '{}' AND event_time < '{}' \
+         ORDER BY client_id, event_time, event_seq) TO STDOUT (FORMAT csv)",
+        start.to_rfc3339(),
+        end.to_rfc3339()
+    );
+    let mut pieces = conn.copy_out_raw(&statement).await?;
+    let mut bytes = 0;
+    while let Some(piece) = pieces.try_next().await? {
+        bytes += piece.len() as u64;
+    }
+    Ok(bytes)
+}

@@ -1,0 +1,129 @@
+//! The outbox of notifications.
+
+use crate::alert_feed::json;
+use crate::connect;
+use chrono::{DateTime, Utc};
+use meterd_domain::alert::Alert;
+use sqlx::{PgConnection, PgPool};
+
+/// Queues notifications of alerts that were raised, for every channel that wants them, in the transaction that raises them.
+///
+/// The id is made of the alert, which raising of it this is, and the channel: it is the same whoever makes it.
+pub async fn insert(conn: &mut PgConnection, alerts: &[Alert]) -> sqlx::Result<u64> {
+    if alerts.is_empty() {
+        return Ok(0);
+    }
+    let clients: Vec<String> = alerts.iter().map(|alert| alert.client_id.clone()).collect();
+    let severities: Vec<i16> = alerts.iter().map(|alert| alert.finding.severity.into()).collect();
+    let ids: Vec<String> = alerts.iter().map(|alert| format!("{}-{}", alert.alert_id, alert.raise_count)).collect();
+    let texts: Vec<String> = alerts.iter().map(json).collect::<sqlx::Result<_>>()?;
+    let done = sqlx::query!(
+        "INSERT INTO notifications (client_id, notification_id, channel_id, kind, target, alerts)
+         SELECT c.client_id, new.id || '-' || c.channel_id, c.channel_id, c.kind, c.target, jsonb_build_array(new.alert::jsonb)
+         FROM unnest($1::text[], $2::smallint[], $3::text[], $4::text[]) AS new (client_id, severity, id, alert)
+         JOIN notification_channels c ON c.client_id IN ('', new.client_id) AND c.min_severity <= new.severity
+         ON CONFLICT DO NOTHING",
+        &clients,
+        &severities,
+        &ids,
+        &texts
+    )
+    .execute(conn)
+    .await?;
+    Ok(done.rows_affected())
+}
+
+/// Queues a test for every channel of a policy; gives their ids.
+pub async fn insert_tests(pool: &PgPool, client_id: &str, id: &str) -> sqlx::Result<Vec<String>> {
+    sqlx::query_scalar!(
+        "INSERT INTO notifications (client_id, notification_id, channel_id, kind, target, alerts, alert_count)
+         SELECT client_id, $2 || '-' || channel_id, channel_id, kind, target, '[]', 0
+         FROM notification_channels WHERE client_id = $1
+         RETURNING notification_id",
+        client_id,
+        id
+    )
+    .fetch_all(pool)
+    .await
+}
+
+/// A notification as it stands.
+#[derive(Clone, Debug)]
+pub struct Notification {
+    pub client_id: String,
+    pub notification_id: String,
+    /// Number of proto enum NotificationChannelKind.
+    pub kind: i16,
+    pub target: String,
+    pub alert_ids: Vec<String>,
+    pub alert_count: i32,
+    /// Number of proto enum NotificationState.
+    pub state: i16,
+    pub attempt_count: i32,
+    pub next_attempt_time: DateTime<Utc>,
+    pub last_error: String,
+    pub digest_id: Option<String>,
+    pub create_time: DateTime<Utc>,
+    pub finish_time: Option<DateTime<Utc>>,
+}
+
+/// Notifications after a cursor (create time and id), the newest first. Of the channels of one client ('' is the operator) or
+/// of all; no states: all.
+pub async fn list(
+    pool: &PgPool,
+    client_id: Option<&str>,
+    states: &[i16],
+    after: Option<(DateTime<Utc>, &str)>,
+    limit: i64,
+) -> sqlx::Result<Vec<Notification>> {
+    let mut tx = pool.begin().await?;
+    // So that those that were given up, few among many, are found by their index.
+    connect::plan_for_values(&mut tx).await?;
+    sqlx::query_as!(
+        Notification,
+        r#"SELECT client_id, notification_id, kind, target,
+               ARRAY(SELECT alert ->> 'alert_id' FROM jsonb_array_elements(alerts) AS alert) AS "alert_ids!", alert_count,
+               state, attempt_count, next_attempt_time, last_error, digest_id, create_time, finish_time
+           FROM notifications
+           WHERE ($1::text IS NULL OR client_id = $1) AND (cardinality($2::smallint[]) = 0 OR state = ANY($2))
+             AND ($3::timestamptz IS NULL OR (create_time, notification_id) < ($3, $4))
+           ORDER BY create_time DESC, notification_id DESC LIMIT $5"#,
+        client_id,
+        states,
+        after.map(|(time, _)| time),
+        after.map_or("", |(_, notification_id)| notification_id),
+        limit
+    )
+    .fetch_all(&mut *tx)
+    .await
+}
+
+/// One notification.
+pub async fn find(pool: &PgPool, notification_id: &str) -> sqlx::Result<Option<Notification>> {
+    sqlx::query_as!(
+        Notification,
+        r#"SELECT client_id, notification_id, kind, target,
+               ARRAY(SELECT alert ->> 'alert_id' FROM jsonb_array_elements(alerts) AS alert) AS "alert_ids!", alert_count,
+               state, attempt_count, next_attempt_time, last_error, digest_id, create_time, finish_time
+           FROM notifications WHERE notification_id = $1"#,
+        notification_id
+    )
+    .fetch_optional(pool)
+    .await
+}
+
+/// Lets a notification that was given up be sent like a new one, at once; whether it was one. Where its channel was removed
+/// and set again, it goes to the one that is there now.
+pub async fn retry(pool: &PgPool, notification_id: &str) -> sqlx::Result<bool> {
+    let done = sqlx::query!(
+        "UPDATE notifications n SET state = 1, attempt_count = 0, counted = true, next_attempt_time = now(), last_error = '',
+             finish_time = NULL, channel_id = COALESCE(
+                 (SELECT c.channel_id FROM notification_channels c
+                  WHERE c.client_id = n.client_id AND c.kind = n.kind AND c.target = n.target), n.channel_id)
+         WHERE notification_id = $1 AND state = 3",
+        notification_id
+    )
+    .execute(pool)
+    .await?;
+    Ok(done.rows_affected() > 0)
+}

@@ -1,0 +1,216 @@
+//! Decimals of the domain to and from NUMERIC. BigDecimal, and not rust_decimal: a sum may need more than 96 bits.
+
+use bigdecimal::BigDecimal;
+use bigdecimal::num_bigint::BigInt;
+use ethnum::{I256, U256};
+use meterd_domain::decimal::{DECIMALS, Decimal, RATE_DECIMALS, Rate, Total};
+use sqlx::error::BoxDynError;
+use sqlx::postgres::{PgTypeInfo, PgValueFormat, PgValueRef};
+use sqlx::{Decode, Postgres, Type};
+
+/// A quantity, an amount, a charge or a sum as a parameter of a statement.
+pub fn of(value: impl Into<Total>) -> BigDecimal {
+    let scaled = value.into().scaled();
+    let units = match i128::try_from(scaled) {
+        Ok(units) => BigInt::from(units),
+        Err(_) => {
+            let (high, low) = scaled.into_words();
+            (BigInt::from(high) << 128) + BigInt::from(low as u128)
+        }
+    };
+    BigDecimal::new(units, i64::from(DECIMALS))
+}
+
+/// A rate as a parameter of a statement.
+pub fn of_rate(rate: Rate) -> BigDecimal {
+    BigDecimal::new(BigInt::from(rate.scaled()), i64::from(RATE_DECIMALS))
+}
+
+/// Digits of NUMERIC on the wire are of base 10,000 = 10^4.
+const DIGIT_DECIMALS: u32 = 4;
+const BASE: u16 = 10u16.pow(DIGIT_DECIMALS);
+/// The most of them that a scaled number may have: 19, 76 decimal ones, fit 256 bits.
+const DIGITS_MAX: usize = 19;
+/// The most that fit 128 bits.
+const DIGITS_OF_128_BITS: usize = 9;
+/// Signs of NUMERIC on the wire (numeric.c); the others are those of what is no finite number.
+const POSITIVE: u16 = 0x0000;
+const NEGATIVE: u16 = 0x4000;
+
+/// Units of 10^-12 of a NUMERIC as it comes in binary: how many digits there are, the power of 10,000 that the first is of,
+/// the sign, how many decimals are shown, and the digits.
+fn units_of_wire(bytes: &[u8]) -> Option<I256> {
+    let (count, rest) = bytes.split_first_chunk::<2>()?;
+    let (weight, rest) = rest.split_first_chunk::<2>()?;
+    let (sign, rest) = rest.split_first_chunk::<2>()?;
+    let (_scale, digits) = rest.split_first_chunk::<2>()?;
+    let (digits, rest) = digits.as_chunks::<2>();
+    if digits.len() != usize::from(u16::from_be_bytes(*count)) || !rest.is_empty() {
+        return None;
+    }
+    // How many digits lie before the last one that is kept.
+    let kept = i32::from(i16::from_be_bytes(*weight)) + 1 + (DECIMALS / DIGIT_DECIMALS) as i32;
+    let kept = if digits.is_empty() { 0 } else { usize::try_from(kept).ok().filter(|kept| *kept <= DIGITS_MAX)? };
+    let (whole, below) = digits.split_at(digits.len().min(kept));
+    if below.iter().any(|digit| *digit != [0, 0]) {
+        return None;
+    }
+    let padded = || whole.iter().copied().chain(std::iter::repeat([0, 0])).take(kept).map(u16::from_be_bytes);
+    let units = if kept <= DIGITS_OF_128_BITS {
+        I256::from(padded().fold(0i128, |units, digit| units * 10_000 + i128::from(digit)))
+    } else {
+        padded().fold(I256::ZERO, |units, digit| units * 10_000 + I256::from(digit))
+    };
+    match u16::from_be_bytes(*sign) {
+        POSITIVE => Some(units),
+        NEGATIVE => Some(-units),
+        _ => None,
+    }
+}
+
+/// Writes a number of 12 decimals, without zeros at either end.
+pub(super) fn put(out: &mut Vec<u8>, scaled: I256) {
+    // The least first.
+    let mut digits = [0u16; DIGITS_MAX + 1];
+    let (mut rest, mut count) = (scaled.unsigned_abs(), 0);
+    while rest > U256::from(u64::MAX) {
+        digits[count] = (rest % U256::from(BASE)).as_u16();
+        rest /= U256::from(BASE);
+        count += 1;
+    }
+    // Where nearly all numbers begin.
+    let mut rest = rest.as_u64();
+    while rest > 0 {
+        digits[count] = (rest % u64::from(BASE)) as u16;
+        rest /= u64::from(BASE);
+        count += 1;
+    }
+    let zeros = digits[..count].iter().take_while(|digit| **digit == 0).count();
+    let weight = if count == 0 { 0 } else { count as i32 - 1 - (DECIMALS / DIGIT_DECIMALS) as i32 };
+    let sign = if scaled.is_negative() { NEGATIVE } else { POSITIVE };
+    for header in [(count - zeros) as u16, weight as i16 as u16, sign, DECIMALS as u16] {
+        out.extend_from_slice(&header.to_be_bytes());
+    }
+    for digit in digits[zeros..count].iter().rev() {
+        out.extend_from_slice(&digit.to_be_bytes());
+    }
+}
+
+/// A column of a query, as in `cost AS "cost: Numeric"`: the domain's type cannot say how it is decoded. Into [`Total`]
+/// where the row becomes a value of the domain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Numeric(Total);
+
+impl From<Numeric> for Total {
+    fn from(value: Numeric) -> Self {
+        value.0
+    }
+}
+
+impl Type<Postgres> for Numeric {
+    fn type_info() -> PgTypeInfo {
+        <BigDecimal as Type<Postgres>>::type_info()
+    }
+}
+
+/// Straight from the wire: many times faster than by way of [`BigDecimal`].
+impl<'r> Decode<'r, Postgres> for Numeric {
+    fn decode(value: PgValueRef<'r>) -> Result<Self, BoxDynError> {
+        let impossible = || format!("a number is none of at most {DECIMALS} decimals within range");
+        let total = match value.format() {
+            PgValueFormat::Binary => Total::from_scaled(units_of_wire(value.as_bytes()?).ok_or_else(impossible)?),
+            PgValueFormat::Text => total(&value.as_str()?.parse::<BigDecimal>()?)?,
+        };
+        Ok(Self(total))
+    }
+}
+
+/// The database held a number that no write of ours can have made.
+fn impossible(value: &BigDecimal) -> sqlx::Error {
+    sqlx::Error::Decode(format!("{value} is no number of at most {DECIMALS} decimals within range").into())
+}
+
+/// Units of 10^-`decimals`, where the value has no more decimals than that.
+fn units(value: &BigDecimal, decimals: u32) -> Result<BigInt, sqlx::Error> {
+    let scaled = value.with_scale(i64::from(decimals));
+    if &scaled != value {
+        return Err(impossible(value));
+    }
+    Ok(scaled.into_bigint_and_exponent().0)
+}
+
+/// A sum as it stands in the database.
+pub fn total(value: &BigDecimal) -> Result<Total, sqlx::Error> {
+    let units = units(value, DECIMALS)?;
+    match i128::try_from(&units) {
+        Ok(units) => Ok(Total::from_scaled(I256::from(units))),
+        Err(_) => {
+            let units = I256::from_str_radix(&units.to_string(), 10).map_err(|_| impossible(value))?;
+            Ok(Total::from_scaled(units))
+        }
+    }
+}
+
+/// A quantity, an amount or a charge as it stands in the database.
+pub fn decimal(value: &BigDecimal) -> Result<Decimal, sqlx::Error> {
+    i128::try_from(&units(value, DECIMALS)?).map(Decimal::from_scaled).map_err(|_| impossible(value))
+}
+
+/// A rate as it stands in the database.
+pub fn rate(value: &BigDecimal) -> Result<Rate, sqlx::Error> {
+    Rate::parse(&value.to_plain_string()).map_err(|_| impossible(value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    proptest::proptest! {
+        #[test]
+        fn totals_of_any_size_come_back_as_they_went(high in -1_000_000_000i128..1_000_000_000, low: u128) {
+            let sum = Total::from_scaled(I256::from_words(high, low as i128));
+            proptest::prop_assert_eq!(total(&of(sum)).unwrap(), sum);
+        }
+
+        #[test]
+        fn totals_are_written_as_they_are_read(high in -1_000_000_000i128..1_000_000_000, low: u128, small: i64) {
+            for scaled in [I256::from_words(high, low as i128), I256::from(small), I256::from(small) * 1_000_000_000_000] {
+                let mut written = vec![];
+                put(&mut written, scaled);
+                proptest::prop_assert_eq!(units_of_wire(&written), Some(scaled));
+            }
+        }
+
+        /// As the database sends them: without zeros at either end, or with some after the point.
+        #[test]
+        fn totals_are_read_from_the_wire_as_they_were_sent(high in -1_000_000_000i128..1_000_000_000, low: u128, small: i64, zeros in 0i64..9) {
+            for scaled in [I256::from_words(high, low as i128), I256::from(small), I256::from(small) * 1_000_000_000_000] {
+                let sum = Total::from_scaled(scaled);
+                for value in [of(sum), of(sum).normalized()] {
+                    let value = value.with_scale(value.fractional_digit_count() + if value.fractional_digit_count() >= 12 { zeros } else { 0 });
+                    let mut buffer = sqlx::postgres::PgArgumentBuffer::default();
+                    assert!(!sqlx::Encode::<Postgres>::encode(value, &mut buffer).unwrap().is_null());
+                    proptest::prop_assert_eq!(units_of_wire(&buffer), Some(sum.scaled()));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_total_is_refused() {
+        let wire = |parts: &[u16]| parts.iter().flat_map(|part| part.to_be_bytes()).collect::<Vec<u8>>();
+        // One, ten thousandth parts of 10^-12, more than 10^76, NaN, infinity, and what is cut.
+        assert_eq!(units_of_wire(&wire(&[1, 0, 0, 0, 1])), Some(I256::from(10i64.pow(12))));
+        assert_eq!(units_of_wire(&wire(&[0, 0, 0, 0])), Some(I256::ZERO));
+        for parts in [
+            &[1, (-4i16) as u16, 0, 16, 1][..],
+            &[1, 16, 0, 0, 1],
+            &[0, 0, 0xc000, 0],
+            &[0, 0, 0xd000, 0],
+            &[2, 0, 0, 0, 1],
+        ] {
+            assert_eq!(units_of_wire(&wire(parts)), None, "{parts:?}");
+        }
+        assert_eq!(units_of_wire(&[0, 1, 0]), None);
+    }
+}

@@ -1,0 +1,79 @@
+//! Alert policies: the default one, and what clients override.
+
+use chrono::{DateTime, Utc};
+use meterd_domain::policy::{Overrides, Policy};
+use sqlx::PgConnection;
+use sqlx::types::Json;
+use std::collections::HashMap;
+
+/// The client id that the default policy stands under.
+pub const DEFAULT: &str = "";
+
+/// Policies of some clients, and of all others.
+#[derive(Clone, Debug, Default)]
+pub struct Policies {
+    default: Policy,
+    clients: HashMap<String, Policy>,
+}
+
+impl Policies {
+    /// From rows of the table, among them that of the default if there is one.
+    pub fn of_rows(rows: impl IntoIterator<Item = (String, String)>) -> sqlx::Result<Self> {
+        let parse =
+            |text: &str| serde_json::from_str::<Overrides>(text).map_err(|error| sqlx::Error::Decode(error.into()));
+        let mut overrides = HashMap::new();
+        for (client_id, text) in rows {
+            overrides.insert(client_id, parse(&text)?);
+        }
+        let default = Policy::default().with(&overrides.remove(DEFAULT).unwrap_or_default());
+        let clients = overrides.into_iter().map(|(client_id, over)| (client_id, default.with(&over))).collect();
+        Ok(Self { default, clients })
+    }
+
+    /// Takes those of more clients in, read at the same version.
+    pub fn join(&mut self, more: Self) {
+        self.default = more.default;
+        self.clients.extend(more.clients);
+    }
+
+    /// The one that holds for a client.
+    pub fn of(&self, client_id: &str) -> &Policy {
+        self.clients.get(client_id).unwrap_or(&self.default)
+    }
+}
+
+/// Policies that hold for these clients. Under the versions lock they hold until the commit.
+pub async fn load(conn: &mut PgConnection, client_ids: &[String]) -> sqlx::Result<Policies> {
+    let rows = sqlx::query!(
+        r#"SELECT client_id, policy::text AS "policy!" FROM alert_policies
+           WHERE client_id = '' OR client_id IN (SELECT unnest($1::text[]))"#,
+        client_ids
+    )
+    .fetch_all(conn)
+    .await?;
+    Policies::of_rows(rows.into_iter().map(|row| (row.client_id, row.policy)))
+}
+
+/// What a client, or the default policy, sets, and when that was changed.
+pub async fn find(conn: &mut PgConnection, client_id: &str) -> sqlx::Result<Option<(Overrides, DateTime<Utc>)>> {
+    let row = sqlx::query!(
+        r#"SELECT policy AS "policy: Json<Overrides>", update_time FROM alert_policies WHERE client_id = $1"#,
+        client_id
+    )
+    .fetch_optional(conn)
+    .await?;
+    Ok(row.map(|row| (row.policy.0, row.update_time)))
+}
+
+/// Sets a policy. Under the exclusive versions lock, so that it holds for every commit after this one.
+pub async fn put(conn: &mut PgConnection, client_id: &str, policy: &Overrides) -> sqlx::Result<DateTime<Utc>> {
+    sqlx::query_scalar!(
+        "INSERT INTO alert_policies (client_id, policy) VALUES ($1, $2)
+         ON CONFLICT (client_id) DO UPDATE SET policy = excluded.policy, update_time = now()
+         RETURNING update_time",
+        client_id,
+        Json(policy) as _
+    )
+    .fetch_one(conn)
+    .await
+}

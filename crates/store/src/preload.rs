@@ -1,0 +1,169 @@
+//! Fills a database for `meterd bench` as live events would have: keys, events, days, months and summaries.
+
+use bigdecimal::BigDecimal;
+use chrono::{DateTime, Utc};
+use sqlx::{AssertSqlSafe, Executor, PgConnection};
+
+/// Tables whose indexes are made when all rows are there: many times faster, and the same in the end.
+const TABLES: [&str; 3] = ["usage_events", "idempotency_keys", "usage_days"];
+
+/// Kinds of events: priced, and otherwise as a caller sends them.
+#[derive(Clone, Debug, Default)]
+pub struct Kinds {
+    pub services: Vec<String>,
+    pub operations: Vec<String>,
+    pub models: Vec<String>,
+    pub units: Vec<BigDecimal>,
+    pub input_tokens: Vec<i64>,
+    pub output_tokens: Vec<i64>,
+    pub charges: Vec<BigDecimal>,
+    pub price_ids: Vec<i64>,
+    pub payload_hashes: Vec<Vec<u8>>,
+}
+
+/// Events of one UTC day, which is also their clients' own: `first` to before `end`, counted from `start_time`.
+#[derive(Clone, Debug)]
+pub struct Stretch {
+    /// What client ids begin with.
+    pub prefix: String,
+    pub clients: i64,
+    /// Of event 0.
+    pub start_time: DateTime<Utc>,
+    /// Between two events.
+    pub step_us: i64,
+    pub first: i64,
+    pub end: i64,
+    /// How many kinds a client has. Neighbours have others.
+    pub kinds_each: i64,
+}
+
+/// Whether nothing was recorded yet.
+pub async fn is_empty(conn: &mut PgConnection) -> sqlx::Result<bool> {
+    sqlx::query_scalar!(r#"SELECT NOT EXISTS (SELECT FROM usage_events) AS "empty!""#).fetch_one(conn).await
+}
+
+/// The time of the newest event of any of the first clients of this prefix.
+pub async fn last_event_time(conn: &mut PgConnection, prefix: &str) -> sqlx::Result<Option<DateTime<Utc>>> {
+    sqlx::query_scalar!(
+        "SELECT max(event_time) FROM usage_events WHERE client_id BETWEEN $1 || '-000000' AND $1 || '-000009'",
+        prefix
+    )
+    .fetch_one(conn)
+    .await
+}
+
+/// Drops the indexes of the tables that are filled, and gives the statements that make them again.
+pub async fn drop_indexes(conn: &mut PgConnection) -> sqlx::Result<Vec<String>> {
+    let tables: Vec<String> = TABLES.map(String::from).into();
+    let rows = sqlx::query!(
+        r#"SELECT i.indrelid::regclass::text AS "table!", i.indexrelid::regclass::text AS "index!",
+               pg_get_indexdef(i.indexrelid) AS "definition!", c.conname::text AS "constraint?",
+               pg_get_constraintdef(c.oid) AS "constraint_definition?"
+           FROM pg_index i LEFT JOIN pg_constraint c ON c.conindid = i.indexrelid AND c.conrelid = i.indrelid
+           WHERE i.indrelid::regclass::text = ANY($1) ORDER BY i.indrelid, i.indexrelid"#,
+        &tables
+    )
+    .fetch_all(&mut *conn)
+    .await?;
+    let mut statements = vec![];
+    for row in rows {
+        let table = row.table;
+        let (drop, make) = match (row.constraint, row.constraint_definition) {
+            (Some(name), Some(definition)) => (
+                format!("ALTER TABLE {table} DROP CONSTRAINT {name}"),
+                format!("ALTER TABLE {table} ADD CONSTRAINT {name} {definition}"),
+            ),
+            // Of a partitioned table, ONLY would leave the partitions without.
+            _ => (format!("DROP INDEX {}", row.index), row.definition.replace(" ON ONLY ", " ON ")),
+        };
+        conn.execute(AssertSqlSafe(drop)).await?;
+        statements.push(make);
+    }
+    Ok(statements)
+}
+
+/// Makes an index again.
+pub async fn make_index(conn: &mut PgConnection, statement: &str) -> sqlx::Result<()> {
+    conn.execute(AssertSqlSafe(statement.to_string())).await.map(drop)
+}
+
+/// Makes the clients of these prefixes, so many each, with days of UTC.
+pub async fn insert_clients(conn: &mut PgConnection, prefix: &str, clients: i64) -> sqlx::Result<()> {
+    sqlx::query!(
+        "INSERT INTO clients (client_id, time_zone)
+         SELECT $1 || '-' || lpad(n::text, 6, '0'), 'UTC' FROM generate_series(0::bigint, $2::bigint - 1) AS n ON CONFLICT DO NOTHING",
+        prefix,
+        clients
+    )
+    .execute(conn)
+    .await
+    .map(drop)
+}
+
+/// Records a stretch: events in the order of their time, a key for each, which is its id, and their days.
+pub async fn insert_stretch(conn: &mut PgConnection, kinds: &Kinds, stretch: &Stretch) -> sqlx::Result<()> {
+    sqlx::query_file!(
+        "src/preload_stretch.sql",
+        stretch.prefix,
+        stretch.clients,
+        stretch.start_time,
+        stretch.step_us,
+        stretch.first,
+        stretch.end,
+        stretch.kinds_each,
+        &kinds.services,
+        &kinds.operations,
+        &kinds.models,
+        &kinds.units,
+        &kinds.input_tokens,
+        &kinds.output_tokens,
+        &kinds.charges,
+        &kinds.price_ids,
+        &kinds.payload_hashes
+    )
+    .execute(conn)
+    .await
+    .map(drop)
+}
+
+/// Adds the days up to months by service, and these to months, whose summaries are fresh.
+pub async fn insert_months(conn: &mut PgConnection) -> sqlx::Result<()> {
+    sqlx::query!(
+        "INSERT INTO usage_month_services (client_id, month, service, request_count, units, input_tokens, output_tokens,
+             cached_input_tokens, cost, unpriced_event_count)
+         SELECT client_id, date_trunc('month', day::timestamp)::date, service, sum(request_count), sum(units),
+             sum(input_tokens), sum(output_tokens), sum(cached_input_tokens), sum(cost), sum(unpriced_event_count)
+         FROM usage_days GROUP BY 1, 2, 3"
+    )
+    .execute(&mut *conn)
+    .await?;
+    sqlx::query!(
+        "INSERT INTO usage_months (client_id, month, request_count, units, input_tokens, output_tokens,
+             cached_input_tokens, cost, unpriced_event_count)
+         SELECT client_id, month, sum(request_count), sum(units), sum(input_tokens), sum(output_tokens),
+             sum(cached_input_tokens), sum(cost), sum(unpriced_event_count)
+         FROM usage_month_services GROUP BY 1, 2"
+    )
+    .execute(conn)
+    .await
+    .map(drop)
+}
+
+/// Writes the summaries of all months, as their job would.
+pub async fn insert_summaries(conn: &mut PgConnection) -> sqlx::Result<()> {
+    sqlx::query!(
+        "INSERT INTO monthly_summaries (client_id, month, request_count, units, input_tokens, output_tokens,
+             cached_input_tokens, cost, unpriced_event_count, messages, ai_calls, voice_minutes, services)
+         SELECT client_id, month, request_count, units, input_tokens, output_tokens, cached_input_tokens, cost,
+             unpriced_event_count, messages, ai_calls, voice_minutes, services
+         FROM live_summaries"
+    )
+    .execute(conn)
+    .await
+    .map(drop)
+}
+
+/// What autovacuum would have done by and by.
+pub async fn tidy(conn: &mut PgConnection) -> sqlx::Result<()> {
+    conn.execute("VACUUM (ANALYZE)").await.map(drop)
+}

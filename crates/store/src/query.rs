@@ -1,0 +1,230 @@
+//! Sums by any dimensions: from the rollups, or from the events where subjects matter.
+
+use crate::connect;
+use crate::numeric::Numeric;
+use crate::sums::sums_of;
+use crate::usage::AsOf;
+use chrono::{DateTime, NaiveDate, Utc};
+use meterd_domain::period::Month;
+use meterd_domain::rollup::Sums;
+use serde::{Deserialize, Serialize};
+use sqlx::PgPool;
+
+/// What to query. Empty filters let everything through.
+#[derive(Debug, Default)]
+pub struct UsageQuery {
+    pub client_ids: Vec<String>,
+    pub services: Vec<String>,
+    pub operations: Vec<String>,
+    pub models: Vec<String>,
+    pub subjects: Vec<String>,
+    pub start: NaiveDate,
+    pub end: NaiveDate,
+    pub group_by: GroupBy,
+    pub count_subjects: bool,
+    pub unpriced_only: bool,
+}
+
+/// The dimensions that make a row.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GroupBy {
+    pub day: bool,
+    pub month: bool,
+    pub client: bool,
+    pub service: bool,
+    pub operation: bool,
+    pub model: bool,
+    pub subject: bool,
+}
+
+/// The dimensions of a row: those not grouped by hold the first day there is, or the empty string.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueryKey {
+    pub day: NaiveDate,
+    pub month: NaiveDate,
+    pub client_id: String,
+    pub service: String,
+    pub operation: String,
+    pub model: String,
+    pub subject: String,
+}
+
+/// A row of a query.
+#[derive(Default)]
+pub struct QueryRow {
+    pub key: QueryKey,
+    pub sums: Sums,
+    /// Distinct subjects, where the query counts them.
+    pub subject_count: i64,
+}
+
+impl UsageQuery {
+    /// Whether the answer is one row, there also where there is nothing to add up.
+    pub fn wants_total(&self) -> bool {
+        self.group_by == GroupBy::default() && !self.unpriced_only
+    }
+
+    /// Subjects are not in the rollups.
+    fn needs_events(&self) -> bool {
+        self.group_by.subject || self.count_subjects || !self.subjects.is_empty()
+    }
+}
+
+/// Up to `limit` rows after `after`, ordered by key: from the rollups, or from the events where subjects matter. One
+/// statement, so one snapshot, and one round trip.
+pub async fn query(
+    pool: &PgPool,
+    query: &UsageQuery,
+    after: Option<&QueryKey>,
+    limit: i64,
+) -> sqlx::Result<AsOf<Vec<QueryRow>>> {
+    let rows = rows(pool, query, after, limit).await?;
+    if let Some(first) = rows.first() {
+        return Ok(AsOf { complete_as_of: first.now, rows: rows.into_iter().map(QueryRow::from).collect() });
+    }
+    // No row tells the time: it is asked for, and then read again.
+    let complete_as_of = connect::now(pool).await?;
+    let rows = self::rows(pool, query, after, limit).await?.into_iter().map(QueryRow::from).collect();
+    Ok(AsOf { complete_as_of, rows })
+}
+
+async fn rows(
+    pool: &PgPool,
+    query: &UsageQuery,
+    after: Option<&QueryKey>,
+    limit: i64,
+) -> sqlx::Result<Vec<GroupedRow>> {
+    if query.needs_events() {
+        query_events(pool, query, after, limit).await
+    } else {
+        query_days(pool, query, after, limit).await
+    }
+}
+
+/// Row of either source.
+struct GroupedRow {
+    /// The start of the transaction, which lies before its snapshot.
+    now: DateTime<Utc>,
+    day: NaiveDate,
+    month: NaiveDate,
+    client_id: String,
+    service: String,
+    operation: String,
+    model: String,
+    subject: String,
+    request_count: i64,
+    units: Numeric,
+    input_tokens: i64,
+    output_tokens: i64,
+    cached_input_tokens: i64,
+    cost: Numeric,
+    unpriced_event_count: i64,
+    subject_count: i64,
+}
+
+impl From<GroupedRow> for QueryRow {
+    fn from(row: GroupedRow) -> Self {
+        let sums = sums_of!(row);
+        Self {
+            key: QueryKey {
+                day: row.day,
+                month: row.month,
+                client_id: row.client_id,
+                service: row.service,
+                operation: row.operation,
+                model: row.model,
+                subject: row.subject,
+            },
+            sums,
+            subject_count: row.subject_count,
+        }
+    }
+}
+
+/// The rollups by one of two statements, which differ in a condition.
+macro_rules! days {
+    ($file:literal, $pool:expr, $query:expr, $after:expr, $limit:expr) => {
+        sqlx::query_file_as!(
+            GroupedRow,
+            $file,
+            &$query.client_ids,
+            &$query.services,
+            &$query.operations,
+            &$query.models,
+            $query.start,
+            $query.end,
+            $query.group_by.day,
+            $query.group_by.month,
+            $query.group_by.client,
+            $query.group_by.service,
+            $query.group_by.operation,
+            $query.group_by.model,
+            $query.unpriced_only,
+            $after.is_some(),
+            $after.map(|key| key.day),
+            $after.map(|key| key.month),
+            $after.map(|key| key.client_id.as_str()),
+            $after.map(|key| key.service.as_str()),
+            $after.map(|key| key.operation.as_str()),
+            $after.map(|key| key.model.as_str()),
+            $limit
+        )
+        .fetch_all($pool)
+        .await
+    };
+}
+
+async fn query_days(
+    pool: &PgPool,
+    query: &UsageQuery,
+    after: Option<&QueryKey>,
+    limit: i64,
+) -> sqlx::Result<Vec<GroupedRow>> {
+    if query.client_ids.is_empty() {
+        days!("src/query_days.sql", pool, query, after, limit)
+    } else {
+        days!("src/query_client_days.sql", pool, query, after, limit)
+    }
+}
+
+async fn query_events(
+    pool: &PgPool,
+    query: &UsageQuery,
+    after: Option<&QueryKey>,
+    limit: i64,
+) -> sqlx::Result<Vec<GroupedRow>> {
+    let by = query.group_by;
+    let (from, to) = (Month::of(query.start).widest_range().0, Month::of(query.end).widest_range().1);
+    sqlx::query_file_as!(
+        GroupedRow,
+        "src/query_events.sql",
+        &query.client_ids,
+        &query.services,
+        &query.operations,
+        &query.models,
+        query.start,
+        query.end,
+        by.day,
+        by.month,
+        by.client,
+        by.service,
+        by.operation,
+        by.model,
+        query.unpriced_only,
+        after.is_some(),
+        after.map(|key| key.day),
+        after.map(|key| key.month),
+        after.map(|key| key.client_id.as_str()),
+        after.map(|key| key.service.as_str()),
+        after.map(|key| key.operation.as_str()),
+        after.map(|key| key.model.as_str()),
+        limit,
+        by.subject,
+        after.map(|key| key.subject.as_str()),
+        &query.subjects,
+        from,
+        to
+    )
+    .fetch_all(pool)
+    .await
+}

@@ -1,0 +1,74 @@
+//! First answers of creates, for repeats with the same request id.
+
+use chrono::{DateTime, Utc};
+use sqlx::{PgConnection, PgPool};
+
+/// What a create answered.
+pub struct FirstAnswer {
+    /// Of the RPC's name and the request.
+    pub request_hash: Vec<u8>,
+    /// Encoded.
+    pub response: Vec<u8>,
+}
+
+/// Claims a caller's request id until the end of the transaction, so that of two at once the second sees the first's answer.
+/// `None` if it is new. An answer from before ids belonged to callers is found by exactly the same request alone.
+pub async fn find(
+    conn: &mut PgConnection,
+    principal: &str,
+    request_id: &str,
+    request_hash: &[u8],
+) -> sqlx::Result<Option<FirstAnswer>> {
+    sqlx::query!(
+        "SELECT pg_advisory_xact_lock(hashtextextended('create_requests:' || $1 || ':' || $2, 0))",
+        principal,
+        request_id
+    )
+    .execute(&mut *conn)
+    .await?;
+    sqlx::query_as!(
+        FirstAnswer,
+        "SELECT request_hash, response FROM create_requests
+         WHERE request_id = $2 AND (principal = $1 OR principal = '' AND request_hash = $3)
+         ORDER BY principal DESC LIMIT 1",
+        principal,
+        request_id,
+        request_hash
+    )
+    .fetch_optional(conn)
+    .await
+}
+
+/// Keeps a first answer, with the later of `now` and the time of the database, so that a clock that is behind does not make
+/// retention delete the answer early.
+pub async fn insert(
+    conn: &mut PgConnection,
+    principal: &str,
+    request_id: &str,
+    answer: &FirstAnswer,
+    now: DateTime<Utc>,
+) -> sqlx::Result<()> {
+    sqlx::query!(
+        "INSERT INTO create_requests (principal, request_id, request_hash, response, create_time)
+         VALUES ($1, $2, $3, $4, GREATEST(now(), $5))",
+        principal,
+        request_id,
+        answer.request_hash,
+        answer.response,
+        now
+    )
+    .execute(conn)
+    .await
+    .map(drop)
+}
+
+/// Deletes first answers from before this time; gives how many.
+pub async fn prune(pool: &PgPool, before: DateTime<Utc>, limit: i64) -> sqlx::Result<i64> {
+    let pruned = sqlx::query!(
+        "DELETE FROM create_requests WHERE ctid = ANY(ARRAY(
+             SELECT ctid FROM create_requests WHERE create_time < $1 LIMIT $2))",
+        before,
+        limit
+    );
+    Ok(pruned.execute(pool).await?.rows_affected() as i64)
+}

@@ -1,0 +1,184 @@
+//! Rows in PostgreSQL's binary formats: those of COPY (its manual, chapter "COPY", section "Binary Format"), and those of
+//! composite types (`record_recv` in its rowtypes.c), which have the type of each field beside it.
+
+use super::numeric;
+use chrono::{DateTime, Datelike, NaiveDate, Utc};
+use ethnum::I256;
+use meterd_domain::decimal::{Decimal, Total};
+use sqlx::encode::IsNull;
+use sqlx::error::BoxDynError;
+use sqlx::postgres::{PgArgumentBuffer, PgConnection, PgCopyIn, PgHasArrayType, PgTypeInfo};
+use sqlx::{Encode, Postgres, Type};
+
+/// Sent when so much has gathered.
+const CHUNK_BYTES: usize = 128 * 1024;
+const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0";
+/// 2000-01-01, which the database counts days and microseconds from.
+const EPOCH_DAYS_FROM_CE: i32 = 730_120;
+const EPOCH_MICROS: i64 = 946_684_800_000_000;
+/// In place of a field's length.
+const NULL: i32 = -1;
+
+/// Numbers of types (pg_type.dat).
+mod oid {
+    pub const BOOL: u32 = 16;
+    pub const BYTEA: u32 = 17;
+    pub const INT8: u32 = 20;
+    pub const INT2: u32 = 21;
+    pub const TEXT: u32 = 25;
+    pub const DATE: u32 = 1082;
+    pub const TIMESTAMPTZ: u32 = 1184;
+    pub const NUMERIC: u32 = 1700;
+    pub const JSONB: u32 = 3802;
+}
+
+/// What makes up a row.
+pub trait Fields {
+    /// A composite type of the same fields.
+    const TYPE: &'static str;
+    /// How many there are.
+    const COUNT: u16;
+
+    /// Puts each, in order.
+    fn put(&self, row: &mut Row<'_>);
+}
+
+/// The fields of a row that is being written.
+pub struct Row<'b> {
+    out: &'b mut Vec<u8>,
+    /// As in a composite type.
+    typed: bool,
+}
+
+/// Rows on their way into a table. What is not finished is not copied.
+pub struct CopyIn<'c> {
+    copy: PgCopyIn<&'c mut PgConnection>,
+    out: Vec<u8>,
+}
+
+impl<'c> CopyIn<'c> {
+    /// Begins `COPY ... FROM STDIN (FORMAT binary)`.
+    pub async fn begin(conn: &'c mut PgConnection, statement: &str) -> sqlx::Result<Self> {
+        let copy = conn.copy_in_raw(statement).await?;
+        let mut out = Vec::with_capacity(CHUNK_BYTES + CHUNK_BYTES / 4);
+        out.extend_from_slice(SIGNATURE);
+        // Neither flags nor an extension of the header.
+        out.extend_from_slice(&[0; 8]);
+        Ok(Self { copy, out })
+    }
+
+    /// Adds a row.
+    pub async fn add<F: Fields>(&mut self, fields: &F) -> sqlx::Result<()> {
+        self.out.extend_from_slice(&F::COUNT.to_be_bytes());
+        fields.put(&mut Row { out: &mut self.out, typed: false });
+        if self.out.len() >= CHUNK_BYTES {
+            self.copy.send(&*self.out).await?;
+            self.out.clear();
+        }
+        Ok(())
+    }
+
+    /// Ends the copy.
+    pub async fn finish(mut self) -> sqlx::Result<()> {
+        // In place of a row's number of fields.
+        self.out.extend_from_slice(&(-1i16).to_be_bytes());
+        self.copy.send(&*self.out).await?;
+        self.copy.finish().await.map(drop)
+    }
+}
+
+/// A row as a value of its composite type.
+pub struct Composite<F>(pub F);
+
+impl<F: Fields> Type<Postgres> for Composite<F> {
+    fn type_info() -> PgTypeInfo {
+        PgTypeInfo::with_name(F::TYPE)
+    }
+}
+
+impl<F: Fields> PgHasArrayType for Composite<F> {
+    fn array_type_info() -> PgTypeInfo {
+        PgTypeInfo::array_of(F::TYPE)
+    }
+}
+
+impl<F: Fields> Encode<'_, Postgres> for Composite<F> {
+    fn encode_by_ref(&self, buffer: &mut PgArgumentBuffer) -> Result<IsNull, BoxDynError> {
+        buffer.extend_from_slice(&u32::from(F::COUNT).to_be_bytes());
+        self.0.put(&mut Row { out: buffer, typed: true });
+        Ok(IsNull::No)
+    }
+}
+
+impl Row<'_> {
+    fn field(&mut self, oid: u32, value: Option<&[u8]>) {
+        self.field_of(oid, value, |out, value| out.extend_from_slice(value));
+    }
+
+    fn field_of<T>(&mut self, oid: u32, value: Option<T>, put: impl FnOnce(&mut Vec<u8>, T)) {
+        if self.typed {
+            self.out.extend_from_slice(&oid.to_be_bytes());
+        }
+        let start = self.out.len();
+        self.out.extend_from_slice(&NULL.to_be_bytes());
+        if let Some(value) = value {
+            put(self.out, value);
+            let bytes = (self.out.len() - start - NULL.to_be_bytes().len()) as i32;
+            self.out[start..start + 4].copy_from_slice(&bytes.to_be_bytes());
+        }
+    }
+
+    /// `text`
+    pub fn text(&mut self, value: &str) {
+        self.field(oid::TEXT, Some(value.as_bytes()));
+    }
+
+    /// `bytea`
+    pub fn bytes(&mut self, value: &[u8]) {
+        self.field(oid::BYTEA, Some(value));
+    }
+
+    /// `bigint`
+    pub fn int8(&mut self, value: impl Into<Option<i64>>) {
+        self.field(oid::INT8, value.into().map(i64::to_be_bytes).as_ref().map(|bytes| &bytes[..]));
+    }
+
+    /// `smallint`
+    pub fn int2(&mut self, value: impl Into<Option<i16>>) {
+        self.field(oid::INT2, value.into().map(i16::to_be_bytes).as_ref().map(|bytes| &bytes[..]));
+    }
+
+    /// `boolean`
+    pub fn bool(&mut self, value: bool) {
+        self.field(oid::BOOL, Some(&[u8::from(value)]));
+    }
+
+    /// `timestamptz`
+    pub fn time(&mut self, value: DateTime<Utc>) {
+        self.field(oid::TIMESTAMPTZ, Some(&(value.timestamp_micros() - EPOCH_MICROS).to_be_bytes()));
+    }
+
+    /// `date`
+    pub fn date(&mut self, value: NaiveDate) {
+        self.field(oid::DATE, Some(&(value.num_days_from_ce() - EPOCH_DAYS_FROM_CE).to_be_bytes()));
+    }
+
+    /// `jsonb`, from its text.
+    pub fn jsonb(&mut self, value: Option<&str>) {
+        const VERSION: u8 = 1;
+        self.field_of(oid::JSONB, value, |out, value| {
+            out.push(VERSION);
+            out.extend_from_slice(value.as_bytes());
+        });
+    }
+
+    /// `numeric`
+    pub fn decimal(&mut self, value: impl Into<Option<Decimal>>) {
+        self.field_of(oid::NUMERIC, value.into(), |out, value| numeric::put(out, I256::from(value.scaled())));
+    }
+
+    /// `numeric`
+    pub fn total(&mut self, value: Total) {
+        self.field_of(oid::NUMERIC, Some(value.scaled()), numeric::put);
+    }
+}

@@ -1,0 +1,184 @@
+//! Reading sums: months, ranges and the platform. Each answer is one statement, so one snapshot; `now()` is the
+//! start of its transaction, which lies before that snapshot: what was acknowledged before it is in.
+
+use crate::numeric::Numeric;
+use crate::sums::sums_of;
+use chrono::{DateTime, NaiveDate, Utc};
+use meterd_domain::period::Month;
+use meterd_domain::rollup::Sums;
+use sqlx::PgPool;
+
+/// Rows, and the time up to which they are complete.
+pub struct AsOf<T> {
+    pub complete_as_of: DateTime<Utc>,
+    pub rows: T,
+}
+
+/// Sums of a service.
+pub struct ServiceSums {
+    pub service: String,
+    pub sums: Sums,
+}
+
+/// Rows of a client, and its time zone of the same snapshot.
+pub struct OfClient<T> {
+    /// IANA name.
+    pub time_zone: String,
+    pub rows: Vec<T>,
+}
+
+/// A client's months from `first` to `last` by service, each the costliest first; nothing where there is no such client.
+pub async fn months(
+    pool: &PgPool,
+    client_id: &str,
+    first: Month,
+    last: Month,
+) -> sqlx::Result<Option<AsOf<OfClient<(Month, ServiceSums)>>>> {
+    let rows = sqlx::query!(
+        r#"SELECT now() AS "now!", time_zone, month AS "month?", service AS "service?", request_count AS "request_count?",
+               units AS "units?: Numeric", input_tokens AS "input_tokens?", output_tokens AS "output_tokens?",
+               cached_input_tokens AS "cached_input_tokens?", cost AS "cost?: Numeric",
+               unpriced_event_count AS "unpriced_event_count?"
+           FROM clients c
+           LEFT JOIN usage_month_services u
+               ON u.client_id = $1 AND month BETWEEN $2 AND $3 AND request_count > 0
+           WHERE c.client_id = $1
+           ORDER BY cost DESC, service"#,
+        client_id,
+        first.first_day(),
+        last.first_day()
+    )
+    .fetch_all(pool)
+    .await?;
+    let Some((complete_as_of, time_zone)) = rows.first().map(|row| (row.now, row.time_zone.clone())) else {
+        return Ok(None);
+    };
+    let rows = rows.into_iter().filter_map(|row| {
+        let sums = Sums {
+            request_count: row.request_count?,
+            units: row.units?.into(),
+            input_tokens: row.input_tokens?,
+            output_tokens: row.output_tokens?,
+            cached_input_tokens: row.cached_input_tokens?,
+            cost: row.cost?.into(),
+            unpriced_event_count: row.unpriced_event_count?,
+        };
+        Some((Month::of(row.month?), ServiceSums { service: row.service?, sums }))
+    });
+    Ok(Some(AsOf { complete_as_of, rows: OfClient { time_zone, rows: rows.collect() } }))
+}
+
+/// One row of a range's summary. Which of the fields are set says what it sums.
+pub struct RangeRow {
+    pub day: Option<NaiveDate>,
+    pub service: Option<String>,
+    pub operation: Option<String>,
+    pub sums: Sums,
+}
+
+/// A client's range of days: in total, by service, by day, and the `top` operations that cost most; nothing where there is no
+/// such client.
+///
+/// Operations are ranked by one sum, and only those of the answer get all of theirs: a client may have very many.
+pub async fn range(
+    pool: &PgPool,
+    client_id: &str,
+    start: NaiveDate,
+    end: NaiveDate,
+    top: i64,
+) -> sqlx::Result<Option<AsOf<OfClient<RangeRow>>>> {
+    let rows = sqlx::query!(
+        r#"WITH top AS (
+               SELECT service, operation FROM usage_days
+               WHERE client_id = $1 AND day BETWEEN $2 AND $3 AND request_count > 0
+               GROUP BY service, operation ORDER BY sum(cost) DESC, service, operation LIMIT $4
+           ), sums AS (
+               SELECT day, service, NULL AS operation, sum(request_count) AS request_count, sum(units) AS units,
+                   sum(input_tokens) AS input_tokens, sum(output_tokens) AS output_tokens,
+                   sum(cached_input_tokens) AS cached_input_tokens, sum(cost) AS cost,
+                   sum(unpriced_event_count) AS unpriced_event_count
+               FROM usage_days WHERE client_id = $1 AND day BETWEEN $2 AND $3 AND request_count > 0
+               GROUP BY GROUPING SETS ((), (service), (day))
+               UNION ALL
+               SELECT NULL, service, operation, sum(request_count), sum(units), sum(input_tokens), sum(output_tokens),
+                   sum(cached_input_tokens), sum(cost), sum(unpriced_event_count)
+               FROM usage_days JOIN top USING (service, operation)
+               WHERE client_id = $1 AND day BETWEEN $2 AND $3 AND request_count > 0
+               GROUP BY service, operation
+           )
+           SELECT now() AS "now!", (SELECT time_zone FROM clients WHERE client_id = $1) AS "time_zone?",
+               day AS "day?", service AS "service?", operation AS "operation?",
+               COALESCE(request_count, 0)::bigint AS "request_count!", COALESCE(units, 0) AS "units!: Numeric",
+               COALESCE(input_tokens, 0)::bigint AS "input_tokens!",
+               COALESCE(output_tokens, 0)::bigint AS "output_tokens!",
+               COALESCE(cached_input_tokens, 0)::bigint AS "cached_input_tokens!", COALESCE(cost, 0) AS "cost!: Numeric",
+               COALESCE(unpriced_event_count, 0)::bigint AS "unpriced_event_count!"
+           FROM sums ORDER BY day, COALESCE(cost, 0) DESC, service, operation"#,
+        client_id,
+        start,
+        end,
+        top
+    )
+    .fetch_all(pool)
+    .await?;
+    let zone = rows.first().and_then(|row| Some((row.now, row.time_zone.clone()?)));
+    let Some((complete_as_of, time_zone)) = zone else { return Ok(None) };
+    let rows = rows.into_iter().map(|row| {
+        let sums = sums_of!(row);
+        RangeRow { day: row.day, service: row.service, operation: row.operation, sums }
+    });
+    Ok(Some(AsOf { complete_as_of, rows: OfClient { time_zone, rows: rows.collect() } }))
+}
+
+/// The latest months with usage of a client, or of any, the latest first.
+pub async fn latest_months(pool: &PgPool, client_id: Option<&str>, limit: i64) -> sqlx::Result<Vec<Month>> {
+    let months = sqlx::query_scalar!(
+        "SELECT DISTINCT month FROM usage_months WHERE ($1::text IS NULL OR client_id = $1) AND request_count > 0
+         ORDER BY month DESC LIMIT $2",
+        client_id,
+        limit
+    );
+    Ok(months.fetch_all(pool).await?.into_iter().map(Month::of).collect())
+}
+
+/// Totals over all clients of a month.
+pub struct Platform {
+    pub client_count: i64,
+    pub active_client_count: i64,
+    pub services: Vec<ServiceSums>,
+}
+
+/// The platform's month.
+pub async fn platform(pool: &PgPool, month: Month) -> sqlx::Result<AsOf<Platform>> {
+    let mut tx = pool.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
+    let counts = sqlx::query!(
+        r#"SELECT now() AS "now!", (SELECT count(*) FROM clients) AS "client_count!",
+               (SELECT count(*) FROM usage_months WHERE month = $1 AND request_count > 0) AS "active_client_count!""#,
+        month.first_day()
+    )
+    .fetch_one(&mut *tx)
+    .await?;
+    let rows = sqlx::query!(
+        r#"SELECT service, sum(request_count)::bigint AS "request_count!", sum(units) AS "units!: Numeric",
+               sum(input_tokens)::bigint AS "input_tokens!", sum(output_tokens)::bigint AS "output_tokens!",
+               sum(cached_input_tokens)::bigint AS "cached_input_tokens!", sum(cost) AS "cost!: Numeric",
+               sum(unpriced_event_count)::bigint AS "unpriced_event_count!"
+           FROM usage_month_services WHERE month = $1 AND request_count > 0
+           GROUP BY service ORDER BY sum(cost) DESC, service"#,
+        month.first_day()
+    )
+    .fetch_all(&mut *tx)
+    .await?;
+    tx.commit().await?;
+    let services = rows
+        .into_iter()
+        .map(|row| {
+            let sums = sums_of!(row);
+            ServiceSums { service: row.service, sums }
+        })
+        .collect();
+    Ok(AsOf {
+        complete_as_of: counts.now,
+        rows: Platform { client_count: counts.client_count, active_client_count: counts.active_client_count, services },
+    })
+}

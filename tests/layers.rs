@@ -1,0 +1,99 @@
+//! Which crates may use which. Cargo enforces what the manifests say, and these tests what they may say. They read the manifests
+//! and Cargo.lock of the repository.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use toml::{Table, Value};
+
+/// The directory of each crate below the server, the crates of the workspace that it uses, and what it must not need, not even
+/// by way of another crate.
+const LAYERS: [(&str, &[&str], &[&str]); 3] = [
+    ("crates/domain", &[], &["sqlx", "sqlx-core", "tokio", "tonic", "prost", "clap"]),
+    ("crates/store", &["meterd-domain"], &["tonic", "prost", "clap"]),
+    ("crates/embedded-postgres", &[], &["tonic", "prost", "clap"]),
+];
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: &Path) -> Table {
+    let text = std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    text.parse().unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn tables<'a>(table: &'a Table, keys: &'static [&str]) -> impl Iterator<Item = &'a Table> {
+    keys.iter().filter_map(|key| table.get(*key)).filter_map(Value::as_table)
+}
+
+/// The packages that a crate uses, on any platform and in its build script, but not those that only its tests use.
+fn used_directly(directory: &str) -> BTreeSet<String> {
+    const KINDS: &[&str] = &["dependencies", "build-dependencies"];
+    let manifest = read(&root().join(directory).join("Cargo.toml"));
+    let of_platforms = tables(&manifest, &["target"]).flat_map(Table::values).filter_map(Value::as_table);
+    let package = |(name, value): (&String, &Value)| match value.get("package").and_then(Value::as_str) {
+        Some(package) => package.to_owned(),
+        None => name.clone(),
+    };
+    of_platforms.chain([&manifest]).flat_map(|table| tables(table, KINDS)).flatten().map(package).collect()
+}
+
+/// Package by package what each needs, as Cargo.lock has it: with any features, on any platform.
+fn locked() -> BTreeMap<String, BTreeSet<String>> {
+    let lock = read(&root().join("Cargo.lock"));
+    let mut needs: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for package in lock["package"].as_array().expect("packages") {
+        let needed = package.get("dependencies").and_then(Value::as_array).into_iter().flatten();
+        // A name, or a name and a version.
+        let names = needed.filter_map(|name| name.as_str()?.split(' ').next()).map(str::to_owned);
+        needs.entry(package["name"].as_str().expect("a name").to_owned()).or_default().extend(names);
+    }
+    needs
+}
+
+/// The packages that a crate uses, and all that these need.
+fn used(directory: &str) -> BTreeSet<String> {
+    let needs = locked();
+    let mut found = BTreeSet::new();
+    let mut next: Vec<String> = used_directly(directory).into_iter().collect();
+    while let Some(name) = next.pop() {
+        let needed = needs.get(&name).unwrap_or_else(|| panic!("{name} is not in Cargo.lock"));
+        next.extend(needed.iter().filter(|name| !found.contains(*name)).cloned());
+        found.insert(name);
+    }
+    found
+}
+
+#[test]
+fn every_crate_below_the_server_has_its_row() {
+    let crates = std::fs::read_dir(root().join("crates")).unwrap();
+    let found: BTreeSet<String> =
+        crates.map(|entry| format!("crates/{}", entry.unwrap().file_name().to_str().unwrap())).collect();
+    assert_eq!(found, LAYERS.map(|(directory, ..)| directory.to_owned()).into());
+}
+
+#[test]
+fn crates_use_only_those_below_them() {
+    for (directory, below, _) in LAYERS {
+        let of_workspace = used(directory).into_iter().filter(|name| name == "meterd" || name.starts_with("meterd-"));
+        assert_eq!(of_workspace.collect::<Vec<_>>(), below, "{directory}");
+    }
+}
+
+#[test]
+fn crates_below_the_server_know_neither_the_wire_nor_the_command_line_and_the_domain_no_database() {
+    for (directory, _, forbidden) in LAYERS {
+        let used = used(directory);
+        let found: Vec<_> = forbidden.iter().filter(|name| used.contains(**name)).collect();
+        assert!(found.is_empty(), "{directory} must not need {found:?}");
+    }
+}
+
+#[test]
+fn the_server_uses_all_of_them() {
+    let used = used_directly(".");
+    for name in ["meterd-domain", "meterd-store", "meterd-embedded-postgres", "sqlx", "tokio", "tonic", "prost", "clap"]
+    {
+        assert!(used.contains(name), "{name}");
+    }
+}
