@@ -10,6 +10,7 @@ use chrono::NaiveDate;
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use prost_types::Timestamp;
+use tonic::{Code, Status};
 
 use super::chart::grouped;
 use super::connect::{self, ConnectArgs, Connection};
@@ -17,6 +18,7 @@ use super::hints;
 use super::period::{PeriodArgs, days_text, parse_instant, parse_month};
 use crate::domain::period::{self, Month};
 use crate::print;
+use crate::proto::usage_service_client::UsageServiceClient;
 use crate::proto::{ExportFormat, ExportUsageRequest, ExportUsageResponse};
 
 /// Form of the exported file.
@@ -117,6 +119,9 @@ pub async fn run(args: ExportArgs) -> anyhow::Result<ExitCode> {
     let request = request(&args)?;
     let channel = args.connect.channel().await?;
     let mut client = connect::usage_client(channel.clone());
+    if let Err(status) = ask_about_days(&mut client, &request).await? {
+        return Err(hints::client_error(&args.connect, &channel, &status, &args.client).await);
+    }
     // No time limit unless one is asked for: an export takes as long as it takes.
     let request = match args.connect.timeout {
         Some(seconds) => args.connect.request(request, seconds),
@@ -156,6 +161,26 @@ pub async fn run(args: ExportArgs) -> anyhow::Result<ExitCode> {
         eprintln!("exported {} events{place}", grouped(last.event_count));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Makes sure that the server knows of days before it is asked for some: one that does not would export everything. Asks for
+/// a day that is none, which a server that knows of days refuses. Returns the server's refusal of anything else.
+async fn ask_about_days(
+    client: &mut UsageServiceClient<Connection>,
+    request: &ExportUsageRequest,
+) -> anyhow::Result<Result<(), Status>> {
+    if request.start_date.is_empty() && request.end_date.is_empty() {
+        return Ok(Ok(()));
+    }
+    let question = ExportUsageRequest { start_date: "no day".to_owned(), end_date: String::new(), ..request.clone() };
+    match client.export_usage(question).await {
+        Err(status) if status.code() == Code::InvalidArgument && status.message().contains("start_date") => Ok(Ok(())),
+        Err(status) => Ok(Err(status)),
+        Ok(_) => anyhow::bail!(
+            "the server is older than this meterd and would export all days: update the server, or give --start and --end as \
+             times, such as 2026-11-01T00:00:00Z"
+        ),
+    }
 }
 
 /// Refuses services without an event that are not in the catalogue either: they are misspelt. Notes the others.
@@ -283,6 +308,10 @@ impl Drop for PartFile {
         std::fs::remove_file(&self.0).ok();
     }
 }
+
+#[cfg(test)]
+#[path = "export_old_server_tests.rs"]
+mod old_server_tests;
 
 #[cfg(test)]
 mod tests {

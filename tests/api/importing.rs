@@ -8,29 +8,29 @@ use std::io::Write;
 use std::process::Stdio;
 
 /// What an import came to.
-struct Imported {
-    is_fine: bool,
-    summary: serde_json::Value,
+pub struct Imported {
+    pub is_fine: bool,
+    pub summary: serde_json::Value,
     /// What it printed beside the summary.
-    told: String,
+    pub told: String,
 }
 
 impl Imported {
-    fn count(&self, name: &str) -> u64 {
+    pub fn count(&self, name: &str) -> u64 {
         self.summary[name].as_u64().unwrap_or_else(|| panic!("{name} in {}", self.summary))
     }
 
     /// Accepted, duplicates, conflicts, rejected, unreadable.
-    fn outcomes(&self) -> [u64; 5] {
+    pub fn outcomes(&self) -> [u64; 5] {
         ["accepted", "duplicates", "conflicts", "rejected", "unreadable"].map(|name| self.count(name))
     }
 
-    fn notes(&self) -> String {
+    pub fn notes(&self) -> String {
         self.summary["notes"].to_string()
     }
 }
 
-async fn import_all(server: &TestServer, files: &[(&str, &[u8])], flags: &[&str]) -> Imported {
+pub async fn import_all(server: &TestServer, files: &[(&str, &[u8])], flags: &[&str]) -> Imported {
     let folder = tempfile::tempdir().unwrap();
     for (name, bytes) in files {
         std::fs::write(folder.path().join(name), bytes).unwrap();
@@ -43,12 +43,12 @@ async fn import_all(server: &TestServer, files: &[(&str, &[u8])], flags: &[&str]
     Imported { is_fine: output.status.success(), summary, told }
 }
 
-async fn import(server: &TestServer, name: &str, text: impl AsRef<[u8]>, flags: &[&str]) -> Imported {
+pub async fn import(server: &TestServer, name: &str, text: impl AsRef<[u8]>, flags: &[&str]) -> Imported {
     import_all(server, &[(name, text.as_ref())], &[&["--backfill"], flags].concat()).await
 }
 
 /// The events that are recorded: client, service, units, and time or day.
-async fn recorded(server: &TestServer, column: &str) -> Vec<String> {
+pub async fn recorded(server: &TestServer, column: &str) -> Vec<String> {
     let sql = format!(
         "SELECT concat_ws('|', client_id, service, trim_scale(units), {column}) FROM usage_events
          ORDER BY client_id, event_time, units"
@@ -56,7 +56,7 @@ async fn recorded(server: &TestServer, column: &str) -> Vec<String> {
     sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_all(&server.pool).await.unwrap()
 }
 
-const TIME: &str = "to_char(event_time AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS')";
+pub const TIME: &str = "to_char(event_time AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS')";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_day_without_a_zone_is_the_clients_own() {

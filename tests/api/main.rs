@@ -33,6 +33,7 @@ mod guarded;
 mod harness;
 mod http;
 mod importing;
+mod importing_reports;
 mod jobs;
 mod jwt;
 mod key_pruning;
