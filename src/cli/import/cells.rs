@@ -54,7 +54,11 @@ pub fn number_hint(text: &str) -> &'static str {
         _ if text.starts_with(['−', '–']) => "; it is less than zero, which usage cannot be",
         _ if text.contains(['$', '€', '£', '¥']) => "; remove the currency sign",
         _ if text.ends_with('%') => "; remove the percent sign",
-        unit if unit.len() > 1 && unit.chars().all(char::is_alphabetic) && text.ends_with(unit) => {
+        unit if unit.len() > 1
+            && unit.chars().all(char::is_alphabetic)
+            && text.starts_with(|c: char| c.is_ascii_digit())
+            && text.ends_with(unit) =>
+        {
             "; remove what follows the number"
         }
         _ => "",

@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use super::ImportArgs;
 use super::encoding::{Decoder, Encoding, detect};
 use super::names::is_same;
-use super::rows::{Format, Layout};
+use super::rows::{Format, Layout, is_frame};
 use super::unpack::{self, Unpacked};
 
 /// As far as a first line is looked for.
@@ -180,7 +180,7 @@ fn layout_of(path: &Path, first: &[u8], args: &ImportArgs, notes: &mut Vec<Strin
 fn header_line(bytes: &[u8], skip_lines: u64) -> (&[u8], bool) {
     let skip = usize::try_from(skip_lines).unwrap_or(usize::MAX);
     let mut lines = bytes.split_inclusive(|byte| *byte == b'\n').skip(skip);
-    let line = lines.find(|line| !line.trim_ascii().is_empty()).unwrap_or_default();
+    let line = lines.find(|line| !line.trim_ascii().is_empty() && !is_frame(line)).unwrap_or_default();
     (line.trim_ascii(), line.ends_with(b"\n"))
 }
 

@@ -46,6 +46,8 @@ pub fn object_of(text: &str) -> Result<RawObject, String> {
             _ if error.to_string().starts_with("trailing characters") => {
                 "; objects that follow each other on one line need --format json"
             }
+            _ if text.starts_with("{'") => "; JSON has its strings in double quotes",
+            _ if text.contains("NaN") => "; JSON has no NaN: write null",
             _ => "",
         };
         format!("is not a JSON object: {error}{hint}")
@@ -129,6 +131,8 @@ mod tests {
     fn what_is_no_object_is_told_with_the_form_that_it_may_have() {
         assert!(object_of(r#"{"a":1}{"a":2}"#).unwrap_err().contains("--format json"));
         assert!(object_of(r#"{"a":"#).unwrap_err().contains("is it cut off?"));
+        assert!(object_of("{'a':1}").unwrap_err().contains("double quotes"));
+        assert!(object_of(r#"{"a":NaN}"#).unwrap_err().contains("write null"));
         assert!(!object_of("[1]").unwrap_err().contains("--format"));
     }
 

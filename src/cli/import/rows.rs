@@ -1,22 +1,21 @@
 //! Rows of CSV and JSON files, streamed, each with its line number and text.
 
+mod records;
+
 use std::io::{self, BufRead, Read};
 use std::sync::Arc;
 
 use clap::ValueEnum;
-use csv_core::{ReadRecordResult, Terminator};
+use csv_core::Terminator;
 use sha2::{Digest, Sha256};
 
-use super::cells::is_blank;
 use super::json_scanner::{JsonScanner, Step};
 use super::objects::object_of;
-use super::quotes::{self, Quotes};
+use super::quotes::Quotes;
 use crate::cli::json::RawObject;
 
 /// Longest row. Beyond it something else is wrong, such as a quote that is never closed.
 pub const ROW_BYTES_MAX: usize = 1024 * 1024;
-/// Lines within one record that are looked at.
-const INNER_ROWS_MAX: usize = 100;
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// Form of a file.
@@ -161,8 +160,7 @@ impl<R: BufRead> RowReader<R> {
             if self.read_line(&mut text)? == 0 {
                 return Ok(None);
             }
-            // Ctrl-Z is the end of a file of DOS.
-            if text.iter().all(|byte| byte.is_ascii_whitespace() || *byte == 0x1a) {
+            if is_empty(&text) || self.layout.format == Format::Csv && is_frame(&text) {
                 continue;
             }
             let line = self.position.line;
@@ -181,44 +179,6 @@ impl<R: BufRead> RowReader<R> {
         let inner = self.inner_rows(&text, line);
         let text = String::from_utf8_lossy(&text).trim_end_matches(['\r', '\n']).to_owned();
         Ok(Some(Row { line, text, cells, inner }))
-    }
-
-    /// Whether a row is the header once more. One with its columns in another order is an error: the rows after it cannot be
-    /// read by the first header.
-    fn is_header(&self, cells: &[String]) -> io::Result<bool> {
-        let trimmed = |names: &[String]| -> Vec<String> {
-            names.iter().map(|name| name.trim_matches(is_blank).to_owned()).collect()
-        };
-        let (mut cells, mut header) = (trimmed(cells), trimmed(&self.header));
-        if cells == header {
-            return Ok(true);
-        }
-        cells.sort();
-        header.sort();
-        match cells == header {
-            true => Err(io::Error::other(format!(
-                "line {} is a header line with the columns in another order: import the lines from there on as a file of \
-                 their own",
-                self.position.line
-            ))),
-            false => Ok(false),
-        }
-    }
-
-    /// Later lines of a record over several lines that have as many columns as the header.
-    fn inner_rows(&self, text: &[u8], line: u64) -> Vec<(u64, Cells)> {
-        let lines = text.split(|byte| *byte == b'\n').zip(line..).skip(1);
-        let cells = |text: &[u8]| {
-            let mut reader = csv::ReaderBuilder::new()
-                .has_headers(false)
-                .flexible(true)
-                .delimiter(self.layout.delimiter)
-                .from_reader(text);
-            let record = reader.records().next()?.ok()?;
-            let is_row = self.header.len() > 1 && record.len() == self.header.len();
-            is_row.then(|| Cells::Csv(record.iter().map(str::to_owned).collect()))
-        };
-        lines.filter_map(|(text, line)| Some((line, cells(text)?))).take(INNER_ROWS_MAX).collect()
     }
 
     /// The next value of an array, or of values that stand one after the other.
@@ -304,77 +264,19 @@ impl<R: BufRead> RowReader<R> {
             self.position.line + 1
         ))
     }
+}
 
-    /// Parses the record that starts with the line in `text`, and reads on while a quote is open.
-    fn csv_cells(&mut self, text: &mut Vec<u8>) -> io::Result<Result<Cells, String>> {
-        self.csv.reset();
-        let first_line = self.position.line;
-        let mut output = vec![0; text.len() + 1];
-        let mut ends = vec![0; self.header.len() + 16];
-        let (mut fed, mut written, mut ended) = (0, 0, 0);
-        loop {
-            // The last line may lack its end. Fed apart, for `text` must stay what the file says.
-            let at_end = fed == text.len() && !text.ends_with(b"\n");
-            let input = if at_end { b"\n" } else { &text[fed..] };
-            let (result, read, wrote, closed) = self.csv.read_record(input, &mut output[written..], &mut ends[ended..]);
-            fed += if at_end { 0 } else { read };
-            written += wrote;
-            ended += closed;
-            match result {
-                ReadRecordResult::Record => break,
-                ReadRecordResult::OutputFull => output.resize(output.len() * 2, 0),
-                ReadRecordResult::OutputEndsFull => ends.resize(ends.len() * 2, 0),
-                ReadRecordResult::InputEmpty if fed == text.len() && !at_end && !text.ends_with(b"\n") => {}
-                ReadRecordResult::InputEmpty | ReadRecordResult::End => {
-                    if self.read_line(text)? == 0 {
-                        return Ok(Err("has a quote that is never closed".to_owned()));
-                    }
-                }
-            }
-        }
-        if let Some(line) = quotes::misplaced(text, self.layout.delimiter, self.layout.quotes) {
-            return Ok(Err(quotes::misplaced_text(first_line, first_line + line)));
-        }
-        if text.ends_with(b"\r\n") && output[..written].ends_with(b"\r") {
-            written -= 1;
-            ends[ended - 1] -= 1;
-        }
-        Ok(self.cells_of(&output[..written], &ends[..ended]))
-    }
+/// Whether a line says nothing. Ctrl-Z is the end of a file of DOS.
+fn is_empty(line: &[u8]) -> bool {
+    line.iter().all(|byte| byte.is_ascii_whitespace() || *byte == 0x1a)
+}
 
-    fn cells_of(&self, output: &[u8], ends: &[usize]) -> Result<Cells, String> {
-        let mut start = 0;
-        let mut cells = Vec::with_capacity(ends.len());
-        for end in ends {
-            let cell = std::str::from_utf8(&output[start..*end]).map_err(not_utf_8)?;
-            cells.push(match self.layout.quotes {
-                Quotes::None => cell.to_owned(),
-                _ => quotes::unquoted(cell).unwrap_or_else(|| cell.to_owned()),
-            });
-            start = *end;
-        }
-        let columns = self.header.len();
-        if columns > 0 && cells.len() > columns && cells[columns..].iter().all(|cell| cell.trim().is_empty()) {
-            cells.truncate(columns);
-        }
-        if columns > 0 && cells.len() != columns && !cells.iter().all(|cell| cell.trim().is_empty()) {
-            let hint = match cells.len() > columns {
-                true => "; a value with the delimiter in it has to be in quotes",
-                false => "",
-            };
-            return Err(format!("has {} columns, the header has {columns}{hint}", cells.len()));
-        }
-        // Such as the rest of 1,234 where the header line ends with a delimiter.
-        let named = self.header.iter().rposition(|name| !name.is_empty()).map_or(0, |last| last + 1);
-        match cells.iter().enumerate().skip(named).find(|(_, cell)| columns > 0 && !cell.trim().is_empty()) {
-            Some((index, cell)) => Err(format!(
-                "has {cell:?} in column {}, which has no name: put a value with the delimiter in it in quotes, or name the \
-                 column in the header line",
-                index + 1
-            )),
-            None => Ok(Cells::Csv(cells)),
-        }
-    }
+/// Whether a line is part of the frame that the consoles of databases draw around a table, such as `----+----` or `(2 rows)`.
+pub fn is_frame(line: &[u8]) -> bool {
+    let line = line.trim_ascii();
+    let is_rule = line.iter().all(|byte| b"-+|=".contains(byte)) && line.windows(3).any(|three| three == b"---");
+    let count = line.strip_prefix(b"(").and_then(|rest| rest.strip_suffix(b" rows)").or(rest.strip_suffix(b" row)")));
+    is_rule || count.is_some_and(|count| !count.is_empty() && count.iter().all(u8::is_ascii_digit))
 }
 
 fn not_utf_8(error: std::str::Utf8Error) -> String {

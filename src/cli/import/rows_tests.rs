@@ -227,6 +227,17 @@ fn a_value_beyond_the_named_columns_is_told() {
 }
 
 #[test]
+fn the_frame_around_a_table_is_no_row() {
+    let rows = read(" a , b \n---+----\n 1 , 2 \n---,---\n(1 row)\n(12 rows)\n", Format::Csv);
+    assert_eq!(rows.iter().map(|row| row.line).collect::<Vec<_>>(), [3, 4]);
+    let mysql = "+---+---+\n| a | b |\n+---+---+\n| 1 | 2 |\n+---+---+\n";
+    let mut reader = RowReader::new(mysql.as_bytes(), Layout { delimiter: b'|', ..layout(Format::Csv) }).unwrap();
+    assert_eq!(&*reader.header(), ["", "a", "b", ""]);
+    assert_eq!(cells(&reader.next_row().unwrap().unwrap())[1..3], [" 1 ", " 2 "]);
+    assert!(reader.next_row().unwrap().is_none());
+}
+
+#[test]
 fn the_mark_of_an_ended_dos_file_is_no_row() {
     assert_eq!(read("a,b\n1,2\n\u{1a}", Format::Csv).len(), 1);
 }
