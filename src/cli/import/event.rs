@@ -233,6 +233,8 @@ impl RowFields<'_> {
                 field,
                 format!("is a number that a spreadsheet has shortened, got {text:?}: format its column as text and save again"),
             );
+        } else if !self.mapping.is_export && text.len() > 2 && text.starts_with('\'') && text.ends_with('\'') {
+            self.fault(field, format!("is in single quotes, got {text:?}: remove them, or write double quotes"));
         } else if text.len() > bytes_max {
             self.fault(field, format!("must be at most {bytes_max} bytes, is {}", text.len()));
         } else if text.chars().any(char::is_control) {

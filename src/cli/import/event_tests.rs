@@ -85,6 +85,14 @@ fn a_text_that_is_nearly_a_number_is_refused_with_what_is_wrong() {
 }
 
 #[test]
+fn an_id_in_single_quotes_is_refused() {
+    let faults = csv(&[], HEADER, "'z';'sms';o;1;2026-11-20").unwrap_err();
+    assert_eq!(faults.len(), 2);
+    assert!(faults[0].message.contains("single quotes"), "{}", faults[0].message);
+    assert!(csv(&[], HEADER, "o'z;sms;o;1;2026-11-20").is_ok());
+}
+
+#[test]
 fn a_list_around_the_events_is_refused_with_the_way_out() {
     let faults = ndjson(&[], r#"{"object":"page","data":[{"client_id":"a"}]}"#).unwrap_err();
     assert!(faults.len() == 1 && faults[0].message.contains(r#"jq -c 'del(."data") + ."data"[]'"#), "{faults:?}");
