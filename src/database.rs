@@ -62,7 +62,8 @@ impl Database {
     pub async fn open_first(settings: &DatabaseSettings, may_be_new: bool) -> anyhow::Result<Self> {
         if settings.database_url.is_none() {
             let data_dir = &settings.data_dir;
-            let may_be_new = may_be_new || data_dir.is_dir() || *data_dir == meterd_embedded_postgres::default_data_dir();
+            let may_be_new =
+                may_be_new || data_dir.is_dir() || *data_dir == meterd_embedded_postgres::default_data_dir();
             match check_made(data_dir, " without --new-database") {
                 Err(error) if !may_be_new => return Err(error),
                 Err(_) => eprintln!("note: making a new database in {}", data_dir.display()),

@@ -2,9 +2,9 @@
 //! change how a connection is made, unseen.
 
 use meterd_domain::names::nearest;
-use url::Url;
 use sqlx::postgres::PgConnectOptions;
 use std::net::IpAddr;
+use url::Url;
 
 /// How a URL is written.
 const EXAMPLE: &str = "postgres://user:password@host:5432/database";
