@@ -20,7 +20,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             ".metering.v1.RotateApiKeyResponse",
             ".metering.v1.NotificationChannel",
         ])
-        .codec_path("crate::grpc::codec::SmallBuffers")
+        .codec_path("crate::grpc::wire::codec::SmallBuffers")
         .compile_fds(compiler.file_descriptor_set())?;
     Ok(())
 }

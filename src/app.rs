@@ -7,12 +7,12 @@ use crate::auth::{Auth, KeyRing};
 use crate::catalog::{CatalogCache, seed};
 use crate::clock::Clock;
 use crate::config::Settings;
-use crate::grpc::admission::{AdmissionLayer, AdmissionLimits};
-use crate::grpc::closing::ClosingLayer;
-use crate::grpc::guard::GuardLayer;
-use crate::grpc::layer::CallLayer;
-use crate::grpc::panics::PanicLayer;
-use crate::grpc::places::PlaceLimits;
+use crate::grpc::layers::admission::{AdmissionLayer, AdmissionLimits};
+use crate::grpc::layers::call::CallLayer;
+use crate::grpc::layers::guard::GuardLayer;
+use crate::grpc::layers::panics::PanicLayer;
+use crate::grpc::layers::shutdown::ClosingLayer;
+use crate::grpc::layers::slots::SlotLimits;
 use crate::grpc::{Context, Handlers, PageTokens};
 use crate::ingest::Ingest;
 use crate::jobs::{Scheduler, Work};
@@ -217,7 +217,7 @@ impl App {
         let mut http = tokio::spawn(net::serve(http, http_port, web::router(web_state)));
         let request_timeout = Duration::from_secs(settings.request_timeout_seconds.into());
         let limits = AdmissionLimits {
-            places: PlaceLimits {
+            slots: SlotLimits {
                 calls_max: settings.net.calls_max as usize,
                 streams_max: settings.net.streams_max as usize,
                 answer_bytes_max: settings.net.answer_bytes_max as usize,

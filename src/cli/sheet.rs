@@ -1,6 +1,6 @@
 //! CSV for spreadsheets: quoted where it has to be (RFC 4180), and without cells that would be run as formulas.
 
-use crate::grpc::export_file::is_formula;
+use crate::grpc::usage::export_file::is_formula;
 use csv::{Terminator, WriterBuilder};
 
 /// A cell.

@@ -1,11 +1,11 @@
 //! The audit log: what is written before a call of an admin acts, and after it.
 
-use super::status::REQUEST_ID;
-use super::status::reason;
 use crate::auth::Caller;
 use crate::auth::matrix::Guarded;
 use crate::auth::token::without_secrets;
 use crate::error::Error;
+use crate::grpc::wire::status::REQUEST_ID;
+use crate::grpc::wire::status::reason;
 use crate::proto;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;

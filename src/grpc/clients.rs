@@ -1,11 +1,11 @@
 //! ClientService.
 
-use super::convert::timestamp;
-use super::creates::{Begun, Create, check_request_id};
-use super::fields::{Fields, shown};
-use super::{Context, Handlers};
 use crate::auth::Caller;
 use crate::error::Error;
+use crate::grpc::wire::convert::timestamp;
+use crate::grpc::wire::fields::{Fields, shown};
+use crate::grpc::wire::idempotent_create::{Begun, Create, check_request_id};
+use crate::grpc::{Context, Handlers};
 use crate::proto::client_service_server::ClientService;
 use crate::proto::{
     Client, CreateClientRequest, CreateClientResponse, ErrorReason, GetClientRequest, GetClientResponse,

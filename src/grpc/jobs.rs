@@ -1,9 +1,9 @@
 //! JobService.
 
-use super::convert::timestamp;
-use super::fields::Fields;
-use super::{Context, Handlers};
 use crate::error::Error;
+use crate::grpc::wire::convert::timestamp;
+use crate::grpc::wire::fields::Fields;
+use crate::grpc::{Context, Handlers};
 use crate::jobs;
 use crate::proto::job_service_server::JobService;
 use crate::proto::{ErrorReason, Job, ListJobsRequest, ListJobsResponse, RunJobRequest, RunJobResponse};

@@ -1,12 +1,12 @@
 //! KeyService.
 
-use super::convert::timestamp;
-use super::creates::{Begun, Create, check_request_id};
-use super::fields::Fields;
-use super::{Context, Handlers};
 use crate::auth::Caller;
 use crate::auth::keys::{self, KeySpec};
 use crate::error::Error;
+use crate::grpc::wire::convert::timestamp;
+use crate::grpc::wire::fields::Fields;
+use crate::grpc::wire::idempotent_create::{Begun, Create, check_request_id};
+use crate::grpc::{Context, Handlers};
 use crate::proto::key_service_server::KeyService;
 use crate::proto::*;
 use chrono::{DateTime, TimeDelta, Utc};

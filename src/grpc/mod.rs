@@ -1,49 +1,19 @@
 //! The services, thin: check, call, convert.
 
-pub mod admission;
-mod alerts;
-mod answers;
+pub mod alerts;
 pub mod audit;
-mod catalog;
-mod checks;
-mod clients;
-pub mod closing;
-pub mod codec;
-mod convert;
-mod creates;
-pub mod ending;
-mod events;
-mod export;
-pub mod export_file;
-mod fields;
-pub mod guard;
-mod jobs;
-mod json;
+pub mod catalog;
+pub mod clients;
+pub mod jobs;
 pub mod keys;
-pub mod layer;
-mod messages;
-mod notifications;
-mod page_token;
-pub mod panics;
-pub mod places;
-mod policies;
-mod prices;
-mod query;
-mod received;
-mod record;
-mod status;
-mod stream;
-mod subscribe;
-mod summaries;
-mod usage;
-mod validate;
-mod waiting;
-mod weight;
+pub mod layers;
+pub mod usage;
+pub mod wire;
 
-use admission::Admitted;
-pub use page_token::{PageTokens, TokenMaker};
-pub use status::ERROR_DOMAIN;
-use status::keeping_request_id;
+use layers::admission::Admitted;
+pub use wire::page_token::{PageTokens, TokenMaker};
+pub use wire::status::ERROR_DOMAIN;
+use wire::status::keeping_request_id;
 
 use crate::alerts::feed::Feed;
 use crate::alerts::raise::AlertSettings;
@@ -189,7 +159,7 @@ impl Handlers {
         Fut: Future<Output = Result<Res, Error>> + Send + 'static,
         Res: Send + 'static,
     {
-        // The task keeps the call's place: work that nobody waits for any more is work still.
+        // The task keeps the call's slot: work that nobody waits for any more is work still.
         let admitted = request.extensions_mut().remove::<Admitted>();
         let (context, address) = (self.0.clone(), address(&request));
         if !Req::ROW.audited {

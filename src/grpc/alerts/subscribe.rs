@@ -1,0 +1,178 @@
+//! SubscribeAlerts.
+
+use crate::alerts::feed::{Ended, Entry, Start, Subscription};
+use crate::error::{Error, Violation};
+use crate::grpc::layers::admission::Admitted;
+use crate::grpc::layers::slots::Slot;
+use crate::grpc::wire::convert::timestamp;
+use crate::grpc::wire::fields::Fields;
+use crate::grpc::wire::status::REQUEST_ID;
+use crate::grpc::{Context, TokenMaker};
+use crate::net::Counted;
+use crate::proto::subscribe_alerts_response::Message;
+use crate::proto::{AlertEvent, ErrorReason, Heartbeat, SubscribeAlertsRequest, SubscribeAlertsResponse};
+use futures_util::stream::{Stream, unfold};
+use meterd_store::alert_feed::FeedFilter;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+use tonic::{Code, Request, Status};
+
+/// Which RPC the tokens are of.
+const RPC: &str = "SubscribeAlerts";
+/// When to ask again for one of the slots.
+const RETRY_DELAY: Duration = Duration::from_secs(5);
+
+pub type AlertStream = Pin<Box<dyn Stream<Item = Result<SubscribeAlertsResponse, Status>> + Send>>;
+
+/// A slot among the subscriptions of a caller, which has at most a quarter of them, and less while others have some.
+pub fn place_of_caller(context: &Context, request: &Request<SubscribeAlertsRequest>) -> Result<Slot, Error> {
+    let max = context.settings.subscriptions_max as usize;
+    Admitted::of_caller(request, Counted::Subscriptions, max, 4).ok_or_else(|| {
+        let message = "too many subscriptions of the key at once; close some";
+        Error::exhausted(ErrorReason::TooManySubscriptions, message, RETRY_DELAY)
+    })
+}
+
+/// Checks the request and begins the stream. It is polled by its connection alone: there is no task and no queue.
+pub async fn start(
+    context: Arc<Context>,
+    request: SubscribeAlertsRequest,
+    place_of_caller: Slot,
+) -> Result<AlertStream, Error> {
+    let mut fields = Fields::default();
+    fields.filter("client_ids", &request.client_ids);
+    let kinds = fields.alert_types(&request.types);
+    let min_severity = fields.min_severity("min_severity", request.min_severity);
+    if request.from_start && !request.resume_token.is_empty() {
+        fields.wrong("from_start", "must not be together with resume_token: it says where to begin");
+    }
+    fields.finish()?;
+    let filters = Filters::of(&request);
+    let start = match (&*request.resume_token, request.from_start) {
+        ("", true) => Start::Oldest,
+        ("", false) => Start::Now,
+        (token, _) => Start::After(filters.cursor(&context, token)?),
+    };
+    let filter = FeedFilter { client_ids: filters.0.client_ids.clone(), kinds, min_severity };
+    let subscription = context.feed.subscribe(filter, start).await;
+    let subscription = subscription.map_err(|ended| filters.error(&context, ended))?;
+    let request_id = REQUEST_ID.try_with(|id| id.as_str().into()).unwrap_or_default();
+    let tokens = context.page_tokens.maker(RPC, &filters.0);
+    let subscriber = Subscriber {
+        context,
+        filters,
+        tokens,
+        subscription,
+        request_id,
+        begun: false,
+        _place_of_caller: place_of_caller,
+    };
+    Ok(Box::pin(unfold(Some(subscriber), async |subscriber| {
+        let mut subscriber = subscriber?;
+        let message = subscriber.next().await;
+        let goes_on = message.is_ok();
+        Some((message, goes_on.then_some(subscriber)))
+    })))
+}
+
+/// A caller's filters, which its tokens are bound to.
+struct Filters(SubscribeAlertsRequest);
+
+impl Filters {
+    /// Filters that say the same are the same, in whatever order.
+    fn of(request: &SubscribeAlertsRequest) -> Self {
+        let mut filters = SubscribeAlertsRequest {
+            client_ids: request.client_ids.clone(),
+            types: request.types.clone(),
+            min_severity: request.min_severity,
+            ..Default::default()
+        };
+        filters.client_ids.sort_unstable();
+        filters.client_ids.dedup();
+        filters.types.sort_unstable();
+        filters.types.dedup();
+        Self(filters)
+    }
+
+    fn token(&self, context: &Context, cursor: i64) -> String {
+        context.page_tokens.make(RPC, &self.0, &cursor)
+    }
+
+    fn cursor(&self, context: &Context, token: &str) -> Result<i64, Error> {
+        context.page_tokens.cursor(RPC, &self.0, token).ok_or_else(|| {
+            let description = "must be the last resume_token of a stream with these same filters; begin without it";
+            Error::invalid(ErrorReason::ResumeTokenInvalid, vec![Violation::new("resume_token", description)])
+        })
+    }
+
+    fn error(&self, context: &Context, ended: Ended) -> Error {
+        let out_of_range = |reason, message: &str, oldest| {
+            Error::new(Code::OutOfRange, reason, message).with("oldest_resume_token", self.token(context, oldest))
+        };
+        match ended {
+            Ended::Stopping => Error::shutting_down(),
+            Ended::TooMany => Error::exhausted(
+                ErrorReason::TooManySubscriptions,
+                "there are as many subscriptions as there may be; try again, on another replica if there is one",
+                RETRY_DELAY,
+            ),
+            Ended::Expired { oldest } => out_of_range(
+                ErrorReason::ResumeTokenExpired,
+                "changes after the resume token are no longer kept; oldest_resume_token continues with the oldest one that is",
+                oldest,
+            ),
+            Ended::Ahead { oldest } => out_of_range(
+                ErrorReason::ResumeTokenAhead,
+                "the database is an older copy of the one that gave the resume token; oldest_resume_token continues with the \
+                 oldest change that is kept",
+                oldest,
+            ),
+            Ended::Database(error) => error.into(),
+        }
+    }
+}
+
+/// A change as callers see it: one for a thousand subscribers.
+fn shown<'a>(context: &Context, entry: &'a Entry) -> &'a AlertEvent {
+    let Entry { change, shown } = entry;
+    shown.get_or_init(|| AlertEvent {
+        sequence: change.sequence,
+        change: change.change as i32,
+        alert: Some(context.alert(&change.alert)),
+        change_time: Some(timestamp(change.change_time)),
+    })
+}
+
+/// One stream.
+struct Subscriber {
+    context: Arc<Context>,
+    filters: Filters,
+    tokens: TokenMaker,
+    subscription: Subscription,
+    request_id: Box<str>,
+    begun: bool,
+    _place_of_caller: Slot,
+}
+
+impl Subscriber {
+    /// The next message, or the status that ends the stream.
+    async fn next(&mut self) -> Result<SubscribeAlertsResponse, Status> {
+        let quiet = Duration::from_millis(self.context.settings.alert_heartbeat_ms.into());
+        let message = if std::mem::replace(&mut self.begun, true) {
+            match tokio::time::timeout(quiet, self.subscription.next()).await {
+                Err(_) => Message::Heartbeat(Heartbeat {}),
+                Ok(Ok(entry)) => Message::Alert(shown(&self.context, &entry).clone()),
+                Ok(Err(ended)) => {
+                    let error = self.filters.error(&self.context, ended);
+                    // Outside of the call that began the stream.
+                    return Err(REQUEST_ID.sync_scope(self.request_id.to_string(), || error.into()));
+                }
+            }
+        } else {
+            Message::Heartbeat(Heartbeat {})
+        };
+        let resume_token = self.tokens.make(&self.subscription.cursor());
+        Ok(SubscribeAlertsResponse { message: Some(message), resume_token })
+    }
+}

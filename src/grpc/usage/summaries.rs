@@ -1,0 +1,167 @@
+//! Monthly summaries, and rebuilding what they stand on.
+
+use crate::alerts::check;
+use crate::error::Error;
+use crate::grpc::Context;
+use crate::grpc::clients;
+use crate::grpc::usage::SUMMARY_DAYS_MAX;
+use crate::grpc::wire::convert::timestamp;
+use crate::grpc::wire::fields::Fields;
+use crate::jobs;
+use crate::proto::{
+    ListMonthlySummariesRequest, ListMonthlySummariesResponse, MonthlySummary, MonthlySummaryTotals,
+    RebuildRollupsRequest, RebuildRollupsResponse, UpdateMonthlySummariesRequest, UpdateMonthlySummariesResponse,
+};
+use meterd_domain::decimal::Total;
+use meterd_domain::event::ID_BYTES_MAX;
+use meterd_domain::period::{Month, day_of, elapsed_and_remaining};
+use meterd_domain::projection::{change_percent, month_end};
+use meterd_store::clients::zone;
+use meterd_store::summaries::{self, Summary, SummaryTotals};
+use meterd_store::{deployment, rebuild, verify};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+const PAGE_SIZE_DEFAULT: i64 = 100;
+const PAGE_SIZE_MAX: i64 = 1_000;
+
+fn summary(context: &Context, month: Month, summary: Summary) -> Result<MonthlySummary, Error> {
+    let today = day_of(context.clock.now(), zone(&summary.time_zone)?);
+    let (days_elapsed, _) = elapsed_and_remaining(today);
+    let projected =
+        || month_end(summary.sums.cost, context.recurring_cost(&summary.services), days_elapsed, month.days());
+    Ok(MonthlySummary {
+        projected_cost: (Month::of(today) == month).then(|| context.money(projected())),
+        month: month.to_string(),
+        totals: Some(context.totals(&summary.sums)),
+        services: context.services(&summary.services),
+        messages: summary.counts.messages.to_string(),
+        ai_calls: summary.counts.ai_calls,
+        voice_minutes: summary.counts.voice_minutes.to_string(),
+        last_month_cost: Some(context.money(summary.last_month_cost)),
+        change_percent: change_percent(summary.sums.cost, summary.last_month_cost).map(|change| change.to_string()),
+        client_id: summary.client_id,
+        display_name: summary.display_name,
+    })
+}
+
+fn totals(context: &Context, totals: SummaryTotals) -> MonthlySummaryTotals {
+    MonthlySummaryTotals {
+        client_count: totals.client_count,
+        totals: Some(context.totals(&totals.sums)),
+        messages: totals.counts.messages.to_string(),
+        ai_calls: totals.counts.ai_calls,
+        voice_minutes: totals.counts.voice_minutes.to_string(),
+        last_month_cost: Some(context.money(totals.last_month_cost)),
+        change_percent: change_percent(totals.sums.cost, totals.last_month_cost).map(|change| change.to_string()),
+    }
+}
+
+/// Lists a month's clients.
+pub async fn list(
+    context: Arc<Context>,
+    request: ListMonthlySummariesRequest,
+) -> Result<ListMonthlySummariesResponse, Error> {
+    let mut fields = Fields::default();
+    fields.text("client_id", &request.client_id, ID_BYTES_MAX);
+    let month = context.month_or_current(&mut fields, &request.month);
+    let limit = fields.page_size(request.page_size, PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX);
+    fields.finish()?;
+    // The month is part of what a token is bound to, also where it was left out.
+    let bound = ListMonthlySummariesRequest {
+        month: month.to_string(),
+        page_size: 0,
+        page_token: String::new(),
+        ..request.clone()
+    };
+    let after: Option<(String, String)> =
+        context.page_tokens.read("ListMonthlySummaries", &bound, &request.page_token)?;
+    let after: Option<(Total, String)> = after.and_then(|(cost, client_id)| Some((cost.parse().ok()?, client_id)));
+    let mut read = if request.client_id.is_empty() {
+        let after = after.as_ref().map(|(cost, client_id)| (*cost, client_id.as_str()));
+        summaries::page(&context.pool, month, after, limit + 1).await?
+    } else {
+        summaries::live(&context.pool, &request.client_id, month).await?
+    };
+    let rows = &mut read.rows.summaries;
+    let more = !rows.split_off(rows.len().min(limit as usize)).is_empty();
+    let next_page_token = match rows.last().filter(|_| more) {
+        None => String::new(),
+        Some(last) => {
+            let cursor = (last.sums.cost.to_string(), &last.client_id);
+            context.page_tokens.make("ListMonthlySummaries", &bound, &cursor)
+        }
+    };
+    Ok(ListMonthlySummariesResponse {
+        summaries: read
+            .rows
+            .summaries
+            .into_iter()
+            .map(|row| summary(&context, month, row))
+            .collect::<Result<_, _>>()?,
+        next_page_token,
+        totals: Some(totals(&context, read.rows.totals)),
+        complete_as_of_time: Some(timestamp(read.complete_as_of)),
+    })
+}
+
+/// Refreshes summaries.
+pub async fn update(
+    context: Arc<Context>,
+    request: UpdateMonthlySummariesRequest,
+) -> Result<UpdateMonthlySummariesResponse, Error> {
+    let mut fields = Fields::default();
+    fields.text("client_id", &request.client_id, ID_BYTES_MAX);
+    let month = (!request.month.is_empty()).then(|| fields.month("month", &request.month)).flatten();
+    fields.finish()?;
+    let client_id = (!request.client_id.is_empty()).then_some(request.client_id.as_str());
+    if let Some(client_id) = client_id {
+        clients::existing(&context, client_id).await?;
+    }
+    let updated_count = jobs::summaries::refresh(&context.pool, client_id, month).await? as i64;
+    Ok(UpdateMonthlySummariesResponse { updated_count })
+}
+
+/// Computes months again from their events.
+pub async fn rebuild(context: Arc<Context>, request: RebuildRollupsRequest) -> Result<RebuildRollupsResponse, Error> {
+    let mut fields = Fields::default();
+    fields.text("client_id", &request.client_id, ID_BYTES_MAX);
+    let (start, end) = fields.days(&request.start_date, &request.end_date, SUMMARY_DAYS_MAX);
+    fields.finish()?;
+    let client_id = (!request.client_id.is_empty()).then_some(request.client_id.as_str());
+    if let Some(client_id) = client_id {
+        clients::existing(&context, client_id).await?;
+    }
+    let asked = Month::of(start)..=Month::of(end);
+    let closed = deployment::closed_through(&mut *context.pool.acquire().await?).await?;
+    if let Some(closed) = closed.filter(|closed| asked.start() <= closed) {
+        return Err(Error::month_closed(closed));
+    }
+    let (first, last) = (asked.start().previous(), asked.end().next());
+    let there = verify::client_months(&context.pool, client_id, Some(first), Some(last)).await?;
+    // A changed zone may move events into a month that has none yet, from one beside it.
+    let touched = |month: Month| match request.rezone {
+        true => vec![month.previous(), month, month.next()],
+        false => vec![month],
+    };
+    let months: BTreeSet<(String, Month)> = there
+        .into_iter()
+        .flat_map(|(client_id, month)| touched(month).into_iter().map(move |month| (client_id.clone(), month)))
+        .filter(|(_, month)| asked.contains(month))
+        .collect();
+    let mut response = RebuildRollupsResponse::default();
+    for (client_id, month) in months {
+        let mut tx = context.pool.begin().await?;
+        let rebuilt = rebuild::month(&mut tx, &client_id, month, request.rezone).await?;
+        let Some(rebuilt) = rebuilt else {
+            let closed = deployment::closed_through(&mut tx).await?;
+            return Err(Error::month_closed(closed.unwrap_or(month)));
+        };
+        check::corrected_months(&mut tx, &context.alert_settings, &client_id, &rebuilt.corrected_months).await?;
+        tx.commit().await?;
+        response.month_count += 1;
+        response.corrected_row_count += rebuilt.corrected_row_count;
+        response.rezoned_event_count += rebuilt.rezoned_event_count;
+    }
+    Ok(response)
+}

@@ -1,0 +1,142 @@
+//! From domain and store to messages.
+
+use crate::grpc::Context;
+use crate::grpc::usage::events::Echo;
+use crate::grpc::wire::json;
+use crate::ingest::{Outcome, Recorded};
+use crate::proto::{self, EventOutcome, Money, UsageTotals};
+use chrono::{DateTime, Utc};
+use meterd_domain::catalog::Service;
+use meterd_domain::decimal::Total;
+use meterd_domain::event::{Charge, UsageEvent};
+use meterd_domain::rollup::Sums;
+use meterd_store::events::RecordedEvent;
+use meterd_store::usage::ServiceSums;
+use prost_types::Timestamp;
+
+/// A timestamp.
+pub fn timestamp(time: DateTime<Utc>) -> Timestamp {
+    Timestamp { seconds: time.timestamp(), nanos: time.timestamp_subsec_nanos() as i32 }
+}
+
+/// A charge in its three fields.
+fn charge(context: &Context, charge: Option<Charge>) -> (Option<Money>, String, i32) {
+    match charge {
+        Some(Charge::Priced { charge, price_id }) => (Some(context.money(charge.into())), price_id.to_string(), 0),
+        Some(Charge::Unpriced(reason)) => (None, String::new(), reason as i32),
+        None => (None, String::new(), 0),
+    }
+}
+
+impl Context {
+    /// An amount in the deployment's currency.
+    pub fn money(&self, amount: Total) -> Money {
+        Money { currency: self.currency.clone(), amount: amount.to_string() }
+    }
+
+    /// Sums.
+    pub fn totals(&self, sums: &Sums) -> UsageTotals {
+        UsageTotals {
+            request_count: sums.request_count,
+            units: sums.units.to_string(),
+            input_tokens: sums.input_tokens,
+            output_tokens: sums.output_tokens,
+            cached_input_tokens: sums.cached_input_tokens,
+            cost: Some(self.money(sums.cost)),
+            unpriced_event_count: sums.unpriced_event_count,
+        }
+    }
+
+    /// Sums of services, with what the catalogue says of each.
+    pub fn services(&self, services: &[ServiceSums]) -> Vec<proto::ServiceUsage> {
+        let catalog = self.catalog.current();
+        let service = |row: &ServiceSums| {
+            let known = catalog.service(&row.service);
+            proto::ServiceUsage {
+                service: row.service.clone(),
+                display_name: known.map_or_else(|| row.service.clone(), |service| service.display_name.clone()),
+                category: known
+                    .map_or(proto::ServiceCategory::Other as i32, |service: &Service| service.category.into()),
+                totals: Some(self.totals(&row.sums)),
+                projected_cost: None,
+            }
+        };
+        services.iter().map(service).collect()
+    }
+
+    /// What those of the services cost that are charged once a period: projections do not scale it.
+    pub fn recurring_cost(&self, services: &[ServiceSums]) -> Total {
+        let catalog = self.catalog.current();
+        let recurs = |row: &&ServiceSums| catalog.service(&row.service).is_some_and(|service| service.recurring);
+        services.iter().filter(recurs).map(|row| row.sums.cost).sum()
+    }
+
+    /// What became of an event.
+    pub fn result(&self, outcome: Outcome, echo: Echo) -> proto::UsageResult {
+        let Echo { key, rounded } = echo;
+        let recorded = |outcome: EventOutcome, recorded: Recorded| {
+            let (charge, price_id, unpriced_reason) = charge(self, recorded.charge);
+            proto::UsageResult {
+                outcome: outcome.into(),
+                event_id: recorded.id.to_string(),
+                event_time: Some(timestamp(recorded.id.time)),
+                idempotency_key: key.to_string(),
+                charge,
+                price_id,
+                unpriced_reason,
+                error: None,
+                rounded,
+            }
+        };
+        let failed = |outcome: EventOutcome, error: crate::error::Error| proto::UsageResult {
+            outcome: outcome.into(),
+            idempotency_key: key.to_string(),
+            error: Some(error.into()),
+            ..Default::default()
+        };
+        match outcome {
+            Outcome::Accepted(event) => recorded(EventOutcome::Accepted, event),
+            Outcome::Duplicate(event) => recorded(EventOutcome::Duplicate, event),
+            Outcome::Conflict(conflict) => proto::UsageResult {
+                event_id: conflict.holder.to_string(),
+                ..failed(EventOutcome::Conflict, crate::grpc::usage::record::conflict(&key, &conflict))
+            },
+            Outcome::Rejected(error) => failed(EventOutcome::Rejected, error),
+            Outcome::Unavailable(error) => failed(EventOutcome::Unavailable, error),
+        }
+    }
+
+    /// A recorded event.
+    pub fn event(&self, recorded: RecordedEvent) -> proto::RecordedUsageEvent {
+        let (charge, price_id, unpriced_reason) = charge(self, Some(recorded.charge));
+        proto::RecordedUsageEvent {
+            event_id: recorded.id.to_string(),
+            event: Some(event(recorded.event)),
+            day: recorded.day.to_string(),
+            charge,
+            price_id,
+            unpriced_reason,
+            record_time: Some(timestamp(recorded.record_time)),
+        }
+    }
+}
+
+fn event(event: UsageEvent) -> proto::UsageEvent {
+    let metadata = event.metadata.and_then(|text| serde_json::from_str(&text).ok()).map(json::to_struct);
+    proto::UsageEvent {
+        client_id: event.client_id.to_string(),
+        service: event.service.to_string(),
+        operation: event.operation.to_string(),
+        model: event.model.to_string(),
+        units: event.measures.units.to_string(),
+        input_tokens: event.measures.input_tokens,
+        output_tokens: event.measures.output_tokens,
+        cached_input_tokens: event.measures.cached_input_tokens,
+        amount: event.measures.amount.map(|amount| amount.to_string()).unwrap_or_default(),
+        event_time: Some(timestamp(event.event_time)),
+        idempotency_key: event.idempotency_key.to_string(),
+        subject: event.subject,
+        external_id: event.external_id,
+        metadata,
+    }
+}
