@@ -32,7 +32,7 @@ impl CatalogCache {
     }
 
     /// Reads the catalogue again if it has changed, and gives the newest snapshot.
-    pub async fn refresh(&self, pool: &PgPool) -> sqlx::Result<Arc<Catalog>> {
+    pub async fn refresh(&self, pool: &PgPool) -> meterd_store::Result<Arc<Catalog>> {
         if meterd_store::catalog::version(&mut *pool.acquire().await?).await? != self.current().version {
             let mut tx = pool.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
             let catalog = meterd_store::catalog::load(&mut tx).await?;

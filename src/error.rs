@@ -3,6 +3,7 @@
 use crate::proto::ErrorReason;
 use chrono::{DateTime, SecondsFormat, Utc};
 use meterd_domain::period::Month;
+use meterd_store::StoreError;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::Duration;
@@ -194,14 +195,20 @@ impl DerefMut for Error {
     }
 }
 
-impl From<sqlx::Error> for Error {
-    fn from(error: sqlx::Error) -> Self {
-        if meterd_store::is_transient(&error) {
+impl From<StoreError> for Error {
+    fn from(error: StoreError) -> Self {
+        if error.is_transient() {
             Self::database_unavailable(error)
-        } else if meterd_store::is_broken_database(&error) {
+        } else if error.is_broken_database() {
             Self::database_broken(error)
         } else {
             Self::internal(error)
         }
+    }
+}
+
+impl From<sqlx::Error> for Error {
+    fn from(error: sqlx::Error) -> Self {
+        StoreError::from(error).into()
     }
 }

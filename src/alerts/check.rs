@@ -9,7 +9,7 @@ use meterd_domain::decimal::Total;
 use meterd_domain::period::Month;
 use meterd_domain::policy::Policy;
 use meterd_store::rollups::{self, DayRow, MonthRow};
-use meterd_store::{alert_feed, alerts, clients, is_transient, locks, policies};
+use meterd_store::{StoreError, alert_feed, alerts, clients, locks, policies};
 use sqlx::{PgConnection, PgPool};
 use std::collections::{BTreeMap, HashSet};
 use std::pin::pin;
@@ -49,7 +49,7 @@ pub async fn client(
     conn: &mut PgConnection,
     settings: &AlertSettings,
     client_id: &str,
-) -> sqlx::Result<Option<Checked>> {
+) -> meterd_store::Result<Option<Checked>> {
     let Some(zone) = clients::time_zone(conn, client_id).await? else { return Ok(None) };
     let today = settings.today(zone);
     let month = Month::of(today);
@@ -73,7 +73,7 @@ pub async fn corrected_months(
     settings: &AlertSettings,
     client_id: &str,
     months: &[Month],
-) -> sqlx::Result<Checked> {
+) -> meterd_store::Result<Checked> {
     let Some(zone) = clients::time_zone(conn, client_id).await? else { return Ok(Checked::default()) };
     let Some(raise_from) = months.iter().min().copied() else { return Ok(Checked::default()) };
     let rows = rollups::lock_client_months(conn, client_id, months).await?;
@@ -103,7 +103,11 @@ struct DayUsage {
     services_before: HashSet<String>,
 }
 
-async fn evaluate(conn: &mut PgConnection, settings: &AlertSettings, scope: Scope<'_>) -> sqlx::Result<Checked> {
+async fn evaluate(
+    conn: &mut PgConnection,
+    settings: &AlertSettings,
+    scope: Scope<'_>,
+) -> meterd_store::Result<Checked> {
     let Scope { client_id, today, raise_from, rows, days, usage } = scope;
     let policies = policies::load(conn, &[client_id.to_string()]).await?;
     let policy = policies.of(client_id);
@@ -197,7 +201,7 @@ impl DayUsage {
 }
 
 /// Checks one client in a transaction of its own. Nothing where there is no such client.
-pub async fn one(pool: &PgPool, settings: &AlertSettings, client_id: &str) -> sqlx::Result<Option<Checked>> {
+pub async fn one(pool: &PgPool, settings: &AlertSettings, client_id: &str) -> meterd_store::Result<Option<Checked>> {
     let mut tx = pool.begin().await?;
     locks::share_versions(&mut tx).await?;
     let checked = client(&mut tx, settings, client_id).await?;
@@ -210,7 +214,7 @@ pub async fn one(pool: &PgPool, settings: &AlertSettings, client_id: &str) -> sq
 
 /// Checks all clients that have used something this month or the month before, each in a transaction of its own, while
 /// `goes_on` says so. One that fails is reported and stops nobody; a database that is away stops all.
-pub async fn all(pool: &PgPool, settings: &AlertSettings, goes_on: impl Fn() -> bool) -> sqlx::Result<Report> {
+pub async fn all(pool: &PgPool, settings: &AlertSettings, goes_on: impl Fn() -> bool) -> meterd_store::Result<Report> {
     let mut report = Report::default();
     // A month earlier than it may be: days differ by a day around the world.
     let since = Month::of(settings.clock.now().date_naive() - Days::new(1)).previous();
@@ -235,7 +239,7 @@ pub async fn all(pool: &PgPool, settings: &AlertSettings, goes_on: impl Fn() -> 
 
 impl Report {
     /// Adds a client's check. An error that is not the client's stops all.
-    fn add(&mut self, client_id: String, checked: sqlx::Result<Option<Checked>>) -> sqlx::Result<()> {
+    fn add(&mut self, client_id: String, checked: meterd_store::Result<Option<Checked>>) -> meterd_store::Result<()> {
         match checked {
             Ok(checked) => {
                 let Checked { raised, resolved_count } = checked.unwrap_or_default();
@@ -245,7 +249,9 @@ impl Report {
                 let room = REPORTED_MAX.saturating_sub(self.raised.len());
                 self.raised.extend(raised.into_iter().take(room));
             }
-            Err(error) if is_transient(&error) && !matches!(error, sqlx::Error::Database(_)) => return Err(error),
+            Err(error) if error.is_transient() && !matches!(error, StoreError::Driver(sqlx::Error::Database(_))) => {
+                return Err(error);
+            }
             Err(error) => {
                 tracing::error!(%error, client_id, "alerts of a client cannot be checked");
                 self.failed_count += 1;

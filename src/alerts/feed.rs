@@ -5,6 +5,7 @@
 //! has caught up. So who reads slowly, or not at all for a day, costs no memory and misses nothing.
 
 use crate::proto::AlertEvent;
+use meterd_store::StoreError;
 use meterd_store::alert_feed::{self, Bounds, CHANNEL, FeedEntry, FeedFilter, Page};
 use meterd_store::connect;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgListener, PgPoolOptions};
@@ -109,7 +110,7 @@ pub enum Ended {
     /// Its cursor is ahead of the feed: the database is an older copy.
     Ahead { oldest: i64 },
     /// The database was away, or failed otherwise, for too long.
-    Database(sqlx::Error),
+    Database(StoreError),
 }
 
 /// The feed of one replica.
@@ -131,7 +132,7 @@ impl Feed {
         subscriptions_max: u32,
         notifications_wanted: Arc<Notify>,
         mut stopping: watch::Receiver<bool>,
-    ) -> sqlx::Result<(Arc<Self>, JoinHandle<()>)> {
+    ) -> meterd_store::Result<(Arc<Self>, JoinHandle<()>)> {
         let mut listener = listen(options).await?;
         let window = load(listener.acquire().await?, 0).await?;
         let feed = Arc::new(Self {
@@ -178,21 +179,21 @@ impl Feed {
     }
 
     /// Reads what is new, and waits until there may be more. Ends with the connection.
-    async fn follow(&self, listener: &mut PgListener) -> sqlx::Result<Infallible> {
+    async fn follow(&self, listener: &mut PgListener) -> meterd_store::Result<Infallible> {
         loop {
             let caught_up = self.catch_up(listener.acquire().await?);
-            timeout(READ_TIMEOUT, caught_up).await.map_err(|_| sqlx::Error::PoolTimedOut)??;
+            timeout(READ_TIMEOUT, caught_up).await.map_err(|_| StoreError::Timeout)??;
             match timeout(POLL_EVERY, listener.try_recv()).await {
                 Ok(Ok(Some(_))) | Err(_) => {}
-                Ok(Ok(None)) => return Err(sqlx::Error::Io(ErrorKind::ConnectionAborted.into())),
-                Ok(Err(error)) => return Err(error),
+                Ok(Ok(None)) => return Err(sqlx::Error::Io(ErrorKind::ConnectionAborted.into()).into()),
+                Ok(Err(error)) => return Err(error.into()),
             }
             // Many wake it once.
             while listener.next_buffered().is_some() {}
         }
     }
 
-    async fn catch_up(&self, conn: &mut PgConnection) -> sqlx::Result<()> {
+    async fn catch_up(&self, conn: &mut PgConnection) -> meterd_store::Result<()> {
         loop {
             let (last, history) = {
                 let window = self.window.borrow();
@@ -268,12 +269,12 @@ impl Feed {
     }
 
     /// A page of the table. A connection that hangs is not used again.
-    async fn page(&self, filter: &FeedFilter, after: i64, to: i64) -> sqlx::Result<Page> {
+    async fn page(&self, filter: &FeedFilter, after: i64, to: i64) -> meterd_store::Result<Page> {
         let mut conn = self.pool.acquire().await?;
         let page = timeout(READ_TIMEOUT, alert_feed::page(&mut *conn, filter, after, to, PAGE_ENTRIES)).await;
         page.unwrap_or_else(|_| {
             conn.close_on_drop();
-            Err(sqlx::Error::PoolTimedOut)
+            Err(StoreError::Timeout)
         })
     }
 
@@ -283,7 +284,7 @@ impl Feed {
 }
 
 /// A connection that is told of new changes, and reads them. Its pool is its own: one that hangs is left behind with it.
-async fn listen(options: &PgConnectOptions) -> sqlx::Result<PgListener> {
+async fn listen(options: &PgConnectOptions) -> meterd_store::Result<PgListener> {
     let pool = PgPoolOptions::new().max_connections(1).max_lifetime(None).idle_timeout(None);
     let mut listener = PgListener::connect_with(&pool.connect_lazy_with(options.clone())).await?;
     listener.eager_reconnect(false);
@@ -292,7 +293,7 @@ async fn listen(options: &PgConnectOptions) -> sqlx::Result<PgListener> {
 }
 
 /// The window as the table has it now.
-async fn load(conn: &mut PgConnection, history: u32) -> sqlx::Result<Window> {
+async fn load(conn: &mut PgConnection, history: u32) -> meterd_store::Result<Window> {
     let Bounds { last, pruned } = alert_feed::bounds(&mut *conn).await?;
     let after = (last - WINDOW_ENTRIES as i64).max(pruned);
     let page = alert_feed::page(conn, &FeedFilter::default(), after, last, WINDOW_ENTRIES as i64).await?;
@@ -330,7 +331,7 @@ pub struct Subscription {
     page: std::vec::IntoIter<FeedEntry>,
     page_end: i64,
     /// The page that is being read, and where it ends.
-    reading: Option<(i64, JoinHandle<sqlx::Result<Page>>)>,
+    reading: Option<(i64, JoinHandle<meterd_store::Result<Page>>)>,
     failing_since: Option<Instant>,
     _place: Place,
 }
@@ -402,7 +403,7 @@ impl Subscription {
         });
         let (to, page) = (*to, read.await);
         self.reading = None;
-        let page = match page.unwrap_or(Err(sqlx::Error::WorkerCrashed)) {
+        let page = match page.unwrap_or(Err(sqlx::Error::WorkerCrashed.into())) {
             Ok(page) => page,
             Err(error) => {
                 let since = *self.failing_since.get_or_insert_with(Instant::now);

@@ -56,7 +56,7 @@ pub async fn raise_reached(
     settings: &AlertSettings,
     policies: &Policies,
     mut changed: Vec<ChangedMonth>,
-) -> sqlx::Result<Vec<Alert>> {
+) -> meterd_store::Result<Vec<Alert>> {
     let facts = |month: &ChangedMonth, beside| month.row.facts(settings.today(month.zone), beside);
     changed.retain(|month| {
         let MonthRow { client_id, raised, open, .. } = &month.row;
@@ -99,7 +99,7 @@ pub async fn raise(
     conn: &mut PgConnection,
     settings: &AlertSettings,
     raising: &[Raising<'_>],
-) -> sqlx::Result<Vec<Alert>> {
+) -> meterd_store::Result<Vec<Alert>> {
     let client_ids: HashSet<&str> = raising.iter().map(|raising| raising.client_id).collect();
     let client_ids: Vec<String> = client_ids.into_iter().map(String::from).collect();
     let names = clients::names(conn, &client_ids).await?;

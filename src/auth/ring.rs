@@ -10,6 +10,7 @@ use chrono::{DateTime, Utc};
 use governor::clock::{Clock as _, DefaultClock};
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use meterd_domain::access::Scope;
+use meterd_store::StoreError;
 use meterd_store::api_keys::{self, ApiKey};
 use meterd_store::connect;
 use sqlx::PgPool;
@@ -88,7 +89,7 @@ pub struct KeyRing {
 
 impl KeyRing {
     /// All keys; those without a limit of their own have this one.
-    pub async fn load(options: &PgConnectOptions, requests_per_second: NonZeroU32) -> sqlx::Result<Arc<Self>> {
+    pub async fn load(options: &PgConnectOptions, requests_per_second: NonZeroU32) -> meterd_store::Result<Arc<Self>> {
         let pool = connect::pool(options.clone().application_name("meterd keys"), CONNECTIONS_MAX);
         let (version, _) = watch::channel(0);
         let ring =
@@ -125,12 +126,12 @@ impl KeyRing {
     }
 
     /// Reads what has changed.
-    pub async fn look(&self) -> sqlx::Result<()> {
+    pub async fn look(&self) -> meterd_store::Result<()> {
         let mut looked = self.looked.lock().await;
         self.read(&mut looked).await
     }
 
-    async fn read(&self, looked: &mut Looked) -> sqlx::Result<()> {
+    async fn read(&self, looked: &mut Looked) -> meterd_store::Result<()> {
         let began = Instant::now();
         looked.tried = Some(began);
         let all = looked.reloaded.is_none_or(|reloaded| reloaded.elapsed() >= RELOAD_EVERY);
@@ -157,19 +158,23 @@ impl KeyRing {
     }
 
     /// A page of changes. A connection that hangs is not used again.
-    async fn changed_since(&self, version: i64) -> sqlx::Result<Vec<ApiKey>> {
+    async fn changed_since(&self, version: i64) -> meterd_store::Result<Vec<ApiKey>> {
         let mut conn = self.pool.acquire().await?;
         let read = timeout(READ_TIMEOUT, api_keys::changed_since(&mut conn, version, READ_KEYS)).await;
         read.unwrap_or_else(|_| {
             conn.close_on_drop();
-            Err(sqlx::Error::PoolTimedOut)
+            Err(StoreError::Timeout)
         })
     }
 
     /// A key as it is now; it goes on with the calls that it has had.
-    fn key(&self, row: ApiKey, before: Option<Arc<Key>>) -> sqlx::Result<Arc<Key>> {
+    fn key(&self, row: ApiKey, before: Option<Arc<Key>>) -> meterd_store::Result<Arc<Key>> {
         let before = before.as_deref();
-        let hash = row.secret_hash.as_slice().try_into().map_err(|_| sqlx::Error::Decode("no SHA-256".into()))?;
+        let hash = row
+            .secret_hash
+            .as_slice()
+            .try_into()
+            .map_err(|_| StoreError::inconsistent(format!("the hash of API key {} is no SHA-256", row.key_id)))?;
         let own = u32::try_from(row.requests_per_second).ok().and_then(NonZeroU32::new);
         let quota = Quota::per_second(own.unwrap_or(self.requests_per_second));
         let used = |of: fn(&Key) -> &AtomicI64| AtomicI64::new(before.map_or(0, |key| of(key).load(Ordering::Relaxed)));
@@ -245,7 +250,7 @@ impl KeyRing {
         }
         match looked.tried {
             // Somebody has tried since, and the database was away: it is asked once for all who wait.
-            Some(tried) if tried >= asked => return Err(Error::database_unavailable(sqlx::Error::PoolTimedOut)),
+            Some(tried) if tried >= asked => return Err(Error::database_unavailable(StoreError::Timeout)),
             Some(tried) => tokio::time::sleep_until(tried + LOOK_FOR_UNKNOWN_EVERY).await,
             None => {}
         }
@@ -293,7 +298,7 @@ impl KeyRing {
             let touched = timeout(READ_TIMEOUT, api_keys::touch(&mut conn, &key_ids, &times)).await;
             touched.unwrap_or_else(|_| {
                 conn.close_on_drop();
-                Err(sqlx::Error::PoolTimedOut)
+                Err(StoreError::Timeout)
             })
         };
         match touched.await {

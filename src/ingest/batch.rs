@@ -16,11 +16,12 @@ use meterd_domain::alert::Alert;
 use meterd_domain::event::{KEY_LEAD, PricedEvent};
 use meterd_domain::period::{Month, day_of};
 use meterd_domain::rollup::Deltas;
+use meterd_store::StoreError;
+use meterd_store::catalog;
 use meterd_store::holders::KeyHolder;
 use meterd_store::locks::{self, Versions};
 use meterd_store::record::{self, NewEvent, Written};
 use meterd_store::rollups::MonthRow;
-use meterd_store::{catalog, is_lock_timeout, is_unique_violation};
 use sqlx::{Executor, PgConnection};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -38,7 +39,7 @@ pub(super) async fn record(
     clients: &mut ClientSettings,
     alert_settings: &AlertSettings,
     batch: &[&Submission],
-) -> sqlx::Result<Vec<Outcome>> {
+) -> meterd_store::Result<Vec<Outcome>> {
     let of_clients = Clients::of(batch);
     let mut catalog = cache.current();
     let mut copy = true;
@@ -87,7 +88,7 @@ pub(super) async fn record(
                 };
                 return dated.iter().zip(&order.leader_of).enumerate().map(outcome).collect();
             }
-            Err(error) if copy && is_unique_violation(&error) => {
+            Err(error) if copy && error.is_unique_violation() => {
                 copy = false;
                 conn.execute("ROLLBACK").await?;
             }
@@ -123,9 +124,9 @@ impl<'a> Clients<'a> {
     }
 }
 
-async fn begin(conn: &mut PgConnection) -> sqlx::Result<Versions> {
+async fn begin(conn: &mut PgConnection) -> meterd_store::Result<Versions> {
     // Held against all clients, not one: no reason to try them apart.
-    let held_for_all = |error| if is_lock_timeout(&error) { sqlx::Error::PoolTimedOut } else { error };
+    let held_for_all = |error: StoreError| if error.is_lock_timeout() { StoreError::Timeout } else { error };
     locks::begin_sharing_versions(conn).await.map_err(held_for_all)
 }
 
@@ -137,7 +138,7 @@ struct Wrote {
 }
 
 /// Writes the events whose keys are free.
-async fn write(conn: &mut PgConnection, new: &[NewEvent<'_>], copy: bool) -> sqlx::Result<Wrote> {
+async fn write(conn: &mut PgConnection, new: &[NewEvent<'_>], copy: bool) -> meterd_store::Result<Wrote> {
     if new.is_empty() {
         return Ok(Wrote { claimed: None, months: vec![] });
     }
@@ -170,8 +171,8 @@ impl Dated<'_> {
     }
 }
 
-fn client_vanished() -> sqlx::Error {
-    sqlx::Error::Protocol("a client was removed while its event was recorded".into())
+fn client_vanished() -> StoreError {
+    StoreError::Stale("a client was removed while its event was recorded")
 }
 
 fn dated<'a>(
@@ -179,7 +180,7 @@ fn dated<'a>(
     versions: &Versions,
     clients: &Clients<'_>,
     batch: &[&'a Submission],
-) -> sqlx::Result<Vec<Dated<'a>>> {
+) -> meterd_store::Result<Vec<Dated<'a>>> {
     let zones: Vec<Option<Tz>> = clients.ids.iter().map(|client_id| settings.zone(client_id)).collect();
     let dated = batch.iter().zip(&clients.of).map(|(&submission, &client)| {
         let Submission { event, backfill, refuse_if_new, .. } = submission;
@@ -256,7 +257,7 @@ async fn raise_alerts<'a, I: Iterator<Item = &'a NewEvent<'a>>>(
     clients: &ClientSettings,
     recorded: impl Fn() -> I,
     months: Vec<MonthRow>,
-) -> sqlx::Result<Vec<Alert>> {
+) -> meterd_store::Result<Vec<Alert>> {
     // Months that more than a backfill has changed; without one there is nothing to tell apart.
     let any_backfill = recorded().any(|new| new.backfill);
     let live: HashSet<(&str, Month)> = recorded()
@@ -269,7 +270,7 @@ async fn raise_alerts<'a, I: Iterator<Item = &'a NewEvent<'a>>>(
             let backfill = any_backfill && !live.contains(&(row.client_id.as_str(), row.month));
             Ok(ChangedMonth { zone: clients.zone(&row.client_id).ok_or_else(client_vanished)?, backfill, row })
         })
-        .collect::<sqlx::Result<Vec<_>>>()?;
+        .collect::<meterd_store::Result<Vec<_>>>()?;
     raise_reached(conn, settings, &clients.policies, changed).await
 }
 

@@ -22,7 +22,12 @@ pub(super) struct ClientSettings {
 impl ClientSettings {
     /// Asks for those of the clients that are not known at this version. It is that of a transaction that holds the versions
     /// lock, so that nothing of it changes until the commit.
-    pub async fn know(&mut self, conn: &mut PgConnection, version: i64, client_ids: &[&Arc<str>]) -> sqlx::Result<()> {
+    pub async fn know(
+        &mut self,
+        conn: &mut PgConnection,
+        version: i64,
+        client_ids: &[&Arc<str>],
+    ) -> meterd_store::Result<()> {
         if self.version != version || self.zones.len() > KNOWN_CLIENTS_MAX {
             *self = Self { version, ..Self::default() };
         }

@@ -3,6 +3,7 @@
 use super::batch::{Dated, Order};
 use super::{Conflict, Outcome, Recorded};
 use meterd_domain::event::{UsageEvent, differing_fields, repeats};
+use meterd_store::StoreError;
 use meterd_store::holders::{self, KeyHolder};
 use sqlx::PgConnection;
 use std::collections::{HashMap, HashSet};
@@ -13,7 +14,7 @@ pub(super) async fn find_earlier_holders(
     dated: &[Dated<'_>],
     order: &Order,
     holders: &mut [Option<KeyHolder>],
-) -> sqlx::Result<HashSet<usize>> {
+) -> meterd_store::Result<HashSet<usize>> {
     let key = |leader: usize| {
         let event = &dated[order.leaders[leader]].submission.event;
         (event.client_id.to_string(), event.idempotency_key.to_string())
@@ -41,7 +42,7 @@ pub(super) async fn conflicts(
     dated: &[Dated<'_>],
     order: &Order,
     holders: &[Option<KeyHolder>],
-) -> sqlx::Result<HashMap<usize, Conflict>> {
+) -> meterd_store::Result<HashMap<usize, Conflict>> {
     let holder_of = |index: usize| holders[order.leader_of[index]].as_ref();
     let differing: Vec<(usize, &KeyHolder)> = (0..dated.len())
         .filter_map(|index| Some((index, holder_of(index)?)))
@@ -74,7 +75,7 @@ pub(super) fn outcome(
     dated: &Dated<'_>,
     holder: Option<&KeyHolder>,
     conflict: Option<&Conflict>,
-) -> sqlx::Result<Outcome> {
+) -> meterd_store::Result<Outcome> {
     let Dated { submission, refusal, .. } = dated;
     match (holder, conflict, refusal) {
         (Some(_), Some(conflict), _) => Ok(Outcome::Conflict(conflict.clone())),
@@ -85,6 +86,6 @@ pub(super) fn outcome(
             Ok(if own { Outcome::Accepted(recorded) } else { Outcome::Duplicate(recorded) })
         }
         (None, _, Some(refusal)) => Ok(Outcome::Rejected(refusal.clone())),
-        (None, _, None) => Err(sqlx::Error::Protocol("an idempotency key was neither free nor taken".into())),
+        (None, _, None) => Err(StoreError::Stale("an idempotency key was neither free nor taken")),
     }
 }

@@ -11,6 +11,7 @@ use crate::catalog::CatalogCache;
 use crate::error::Error;
 use foldhash::fast::RandomState;
 use meterd_domain::period::Month;
+use meterd_store::StoreError;
 use meterd_store::{clients, partitions};
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions, Connection};
@@ -70,11 +71,11 @@ fn give_up_queued(queues: &Queues, own: usize, retry_for: Duration, unknown: &Er
 }
 
 /// Answers the events of a part that cannot be written.
-fn give_up_unwritable(items: Vec<Item>, error: sqlx::Error) {
+fn give_up_unwritable(items: Vec<Item>, error: StoreError) {
     let client_id = &items[0].submission.event.client_id;
     tracing::error!(%error, %client_id, events = items.len(), "events cannot be written");
     // An earlier try may have recorded it.
-    let is_unknown = meterd_store::is_broken_database(&error);
+    let is_unknown = error.is_broken_database();
     let outcome = match items.len() {
         _ if is_unknown => Outcome::Unavailable(error.into()),
         1 => Outcome::Rejected(error.into()),
@@ -157,11 +158,11 @@ impl Writer {
                     reply(items.into_iter().map(|item| item.reply).zip(outcomes));
                     pause = RETRY_PAUSE_MIN;
                 }
-                Err(error) if meterd_store::is_transient(&error) => {
+                Err(error) if error.is_transient() => {
                     self.forget();
                     metrics::counter!("meterd_batch_retries_total").increment(1);
                     tracing::warn!(%error, events = items.len(), "batch failed and is tried again with the same keys");
-                    let held = meterd_store::is_lock_timeout(&error);
+                    let held = error.is_lock_timeout();
                     let unknown = Error::database_unavailable(error);
                     let kept = self.give_up(items, &unknown);
                     if held {
@@ -214,7 +215,7 @@ impl Writer {
 
     /// Records a batch, or gives up: see [`TRY_TIMEOUT_MIN`]. While the database is away, what waits in the queue is given up
     /// at its time, too.
-    async fn try_in_time(&mut self, queues: &Queues, own: usize, items: &[Item]) -> sqlx::Result<Vec<Outcome>> {
+    async fn try_in_time(&mut self, queues: &Queues, own: usize, items: &[Item]) -> meterd_store::Result<Vec<Outcome>> {
         let (away, retry_for) = (self.away.clone(), self.settings.retry_for);
         let try_for = self.time_left(items).clamp(TRY_TIMEOUT_MIN, TRY_TIMEOUT_MAX);
         let mut trying = pin!(tokio::time::timeout(try_for, self.try_record(items)));
@@ -229,7 +230,7 @@ impl Writer {
                     }
                 },
             };
-            return tried.unwrap_or(Err(sqlx::Error::PoolTimedOut));
+            return tried.unwrap_or(Err(StoreError::Timeout));
         }
     }
 
@@ -241,14 +242,14 @@ impl Writer {
         self.client_settings = ClientSettings::default();
     }
 
-    async fn try_record(&mut self, items: &[Item]) -> sqlx::Result<Vec<Outcome>> {
+    async fn try_record(&mut self, items: &[Item]) -> meterd_store::Result<Vec<Outcome>> {
         let mut conn = match self.conn.take() {
             Some(conn) => conn,
             None => {
                 let connected = tokio::time::timeout(CONNECT_TIMEOUT, self.database.connect()).await;
                 // Whatever stands in the way of a connection (a changed password, a restore) says nothing of the events.
                 let refused = |error| sqlx::Error::Io(std::io::Error::other(error));
-                connected.map_err(|_| sqlx::Error::PoolTimedOut)?.map_err(refused)?
+                connected.map_err(|_| StoreError::Timeout)?.map_err(refused)?
             }
         };
         let unknown_clients = self.prepare(&mut conn, items).await?;
@@ -279,7 +280,7 @@ impl Writer {
 
     /// Makes the clients and partitions that a batch needs, each in a transaction of its own. Gives the clients that do
     /// not exist and may not be made.
-    async fn prepare(&mut self, conn: &mut PgConnection, items: &[Item]) -> sqlx::Result<HashSet<Arc<str>>> {
+    async fn prepare(&mut self, conn: &mut PgConnection, items: &[Item]) -> meterd_store::Result<HashSet<Arc<str>>> {
         let mut missing = BTreeSet::new();
         for item in items {
             let event = &item.submission.event;

@@ -30,7 +30,7 @@ pub(super) async fn run_once(work: &Work) -> anyhow::Result<String> {
     Ok(done)
 }
 
-async fn prune_live(work: &Work, before: DateTime<Utc>, count: &mut u64) -> sqlx::Result<()> {
+async fn prune_live(work: &Work, before: DateTime<Utc>, count: &mut u64) -> meterd_store::Result<()> {
     if !keys::is_any_live_before(&work.pool, before).await? {
         return Ok(());
     }
@@ -47,16 +47,16 @@ async fn prune_live(work: &Work, before: DateTime<Utc>, count: &mut u64) -> sqlx
 }
 
 /// Lets no new event be taken that may have had a key from before this time.
-async fn refuse_before(work: &Work, before: DateTime<Utc>) -> sqlx::Result<()> {
+async fn refuse_before(work: &Work, before: DateTime<Utc>) -> meterd_store::Result<()> {
     let mut tx = work.pool.begin().await?;
     // Every batch shares it from before it claims its keys until its commit: none that looks for keys by the time before is
     // under way when they go.
     locks::change_versions(&mut tx).await?;
     deployment::prune_keys_through(&mut tx, before).await?;
-    tx.commit().await
+    tx.commit().await.map_err(Into::into)
 }
 
-async fn prune_backfill(work: &Work, before: DateTime<Utc>, count: &mut u64) -> sqlx::Result<()> {
+async fn prune_backfill(work: &Work, before: DateTime<Utc>, count: &mut u64) -> meterd_store::Result<()> {
     let closed = deployment::closed_through(&mut *work.pool.acquire().await?).await?;
     let Some(closed) = closed else { return Ok(()) };
     let mut after = None;
@@ -70,7 +70,7 @@ async fn prune_backfill(work: &Work, before: DateTime<Utc>, count: &mut u64) -> 
     }
 }
 
-async fn prune_requests(work: &Work, before: DateTime<Utc>, count: &mut u64) -> sqlx::Result<()> {
+async fn prune_requests(work: &Work, before: DateTime<Utc>, count: &mut u64) -> meterd_store::Result<()> {
     loop {
         let pruned = requests::prune(&work.pool, before, CHUNK_ROWS).await?;
         *count += pruned as u64;

@@ -22,6 +22,7 @@ use crate::clock::Clock;
 use crate::config::Settings;
 use chrono::{DateTime, Utc};
 use futures_util::future::BoxFuture;
+use meterd_store::StoreError;
 use meterd_store::{connect, summaries as totals};
 use sqlx::PgPool;
 use std::sync::Arc;
@@ -46,7 +47,7 @@ pub struct Work {
 impl Work {
     /// The time by which rows that carry the database's time are old enough to be deleted: the earlier of the database's clock
     /// and this machine's. No one clock is trusted with what cannot be undone.
-    async fn data_time(&self) -> sqlx::Result<DateTime<Utc>> {
+    async fn data_time(&self) -> meterd_store::Result<DateTime<Utc>> {
         Ok(connect::now(&self.pool).await?.min(Clock::system().now()))
     }
 }
@@ -105,7 +106,7 @@ pub fn start_pricing(
     tokio::spawn(async move {
         while !*stopping.borrow() {
             let run = pricing::run_once(&pool, &catalog, &alert_settings);
-            match tokio::time::timeout(PRICING_TIMEOUT, run).await.unwrap_or(Err(sqlx::Error::PoolTimedOut)) {
+            match tokio::time::timeout(PRICING_TIMEOUT, run).await.unwrap_or(Err(StoreError::Timeout)) {
                 Ok(true) => continue,
                 Ok(false) => {
                     // Reads show names and categories by the snapshot in memory, also where nothing is recorded.

@@ -21,7 +21,11 @@ const BATCH_EVENTS: i64 = 2_000;
 /// Does one transaction's worth of the oldest open task. False, when there is none.
 ///
 /// Lock order: versions, (client, month), (client, month, service), days, alerts, feed counter.
-pub async fn run_once(pool: &PgPool, cache: &CatalogCache, alert_settings: &AlertSettings) -> sqlx::Result<bool> {
+pub async fn run_once(
+    pool: &PgPool,
+    cache: &CatalogCache,
+    alert_settings: &AlertSettings,
+) -> meterd_store::Result<bool> {
     let mut tx = pool.begin().await?;
     locks::share_versions(&mut tx).await?;
     let Some(task) = pricing::take_task(&mut tx).await? else { return Ok(false) };
@@ -85,7 +89,7 @@ async fn raise_alerts(
     settings: &AlertSettings,
     months: Vec<MonthRow>,
     priced: &[&RecordedEvent],
-) -> sqlx::Result<Vec<Alert>> {
+) -> meterd_store::Result<Vec<Alert>> {
     if months.is_empty() {
         return Ok(vec![]);
     }

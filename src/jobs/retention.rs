@@ -3,7 +3,7 @@
 use super::{RetentionAction, Work, counted};
 use chrono::{DateTime, TimeDelta, Utc};
 use meterd_domain::period::Month;
-use meterd_store::{alert_feed, connect, deployment, is_lock_timeout, locks, outbox, partitions};
+use meterd_store::{alert_feed, connect, deployment, locks, outbox, partitions};
 use sqlx::{Connection, PgConnection};
 use std::time::Duration;
 
@@ -48,7 +48,7 @@ fn last_to_close(now: DateTime<Utc>, retention_months: u32) -> Option<Month> {
     (retention_months > 0).then(|| (0..=retention_months).fold(present, |month, _| month.previous()))
 }
 
-async fn close_through(conn: &mut PgConnection, last: Month) -> sqlx::Result<()> {
+async fn close_through(conn: &mut PgConnection, last: Month) -> meterd_store::Result<()> {
     if deployment::closed_through(conn).await?.is_some_and(|closed| closed >= last) {
         return Ok(());
     }
@@ -61,18 +61,18 @@ async fn close_through(conn: &mut PgConnection, last: Month) -> sqlx::Result<()>
     Ok(())
 }
 
-async fn detach(conn: &mut PgConnection, month: Month, drop_table: bool) -> sqlx::Result<()> {
+async fn detach(conn: &mut PgConnection, month: Month, drop_table: bool) -> meterd_store::Result<()> {
     let mut tries = 1;
     loop {
         match partitions::detach(conn, month, drop_table).await {
-            Err(error) if is_lock_timeout(&error) && tries < DETACH_TRIES => tokio::time::sleep(DETACH_PAUSE).await,
+            Err(error) if error.is_lock_timeout() && tries < DETACH_TRIES => tokio::time::sleep(DETACH_PAUSE).await,
             done => return done,
         }
         tries += 1;
     }
 }
 
-async fn prune_feed(work: &Work) -> sqlx::Result<u64> {
+async fn prune_feed(work: &Work) -> meterd_store::Result<u64> {
     let before = work.data_time().await? - TimeDelta::days(work.settings.alert_feed_days.into());
     let mut pruned = 0;
     loop {
@@ -85,7 +85,7 @@ async fn prune_feed(work: &Work) -> sqlx::Result<u64> {
 }
 
 /// Removes notifications that ended before what is kept of the feed.
-async fn prune_notifications(work: &Work) -> sqlx::Result<u64> {
+async fn prune_notifications(work: &Work) -> meterd_store::Result<u64> {
     let before = work.data_time().await? - TimeDelta::days(work.settings.alert_feed_days.into());
     let mut pruned = 0;
     loop {

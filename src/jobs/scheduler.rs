@@ -8,6 +8,7 @@ use super::{JOBS, Job, Work};
 use anyhow::Context as _;
 use chrono::TimeDelta;
 use futures_util::FutureExt;
+use meterd_store::StoreError;
 use meterd_store::jobs::Glance;
 use meterd_store::{cause, connect, jobs};
 use sqlx::PgPool;
@@ -51,7 +52,7 @@ pub struct Scheduler {
 
 impl Scheduler {
     /// Makes the jobs known, with the schedules of the settings.
-    pub async fn start(pool: PgPool, work: Work) -> sqlx::Result<Self> {
+    pub async fn start(pool: PgPool, work: Work) -> meterd_store::Result<Self> {
         let now = connect::now(&pool).await?;
         for job in &JOBS {
             let schedule = (job.schedule)(&work.settings.jobs);
@@ -67,7 +68,7 @@ impl Scheduler {
         let mut away = false;
         while !*stopping.borrow() {
             let looked = tokio::time::timeout(POLL_TIMEOUT, self.start_due(&names, &mut runs)).await;
-            match looked.unwrap_or(Err(sqlx::Error::PoolTimedOut)) {
+            match looked.unwrap_or(Err(StoreError::Timeout)) {
                 Ok(()) => away = false,
                 Err(error) if !away => {
                     away = true;
@@ -89,7 +90,7 @@ impl Scheduler {
     }
 
     /// Takes every job that is due and that nobody else takes, and starts each as it is taken: the look may fail at another.
-    async fn start_due(&self, names: &[String], runs: &mut JoinSet<()>) -> sqlx::Result<()> {
+    async fn start_due(&self, names: &[String], runs: &mut JoinSet<()>) -> meterd_store::Result<()> {
         for glance in jobs::glance(&self.pool, names, LEASE).await? {
             if let Some(time) = glance.last_success_time {
                 let labels = [("job", glance.job.clone())];
@@ -114,7 +115,7 @@ impl Scheduler {
 
     /// Brings a job forward that would wait beyond its next time by the schedule, or for the end of a lease that is longer
     /// than any: the database's clock was ahead and was set back.
-    async fn bring_forward(&self, glance: &Glance, schedule: &Schedule) -> sqlx::Result<()> {
+    async fn bring_forward(&self, glance: &Glance, schedule: &Schedule) -> meterd_store::Result<()> {
         let next = schedule.next_after(glance.now);
         let latest = schedule.next_after(glance.now + CLOCK_STEP_MAX);
         let too_late = glance.next_run_time.filter(|time| latest.is_some_and(|latest| *time > latest));

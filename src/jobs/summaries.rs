@@ -2,7 +2,7 @@
 
 use super::{Work, counted};
 use meterd_domain::period::Month;
-use meterd_store::{connect, is_statement_timeout, summaries};
+use meterd_store::{connect, summaries};
 use sqlx::PgPool;
 
 /// Client-months of one transaction: few, because it holds their rows.
@@ -15,7 +15,7 @@ pub(super) async fn run_once(work: &Work) -> anyhow::Result<String> {
 }
 
 /// Refreshes what is stale, of one client or month or of all; gives how many summaries were written.
-pub async fn refresh(pool: &PgPool, client_id: Option<&str>, month: Option<Month>) -> sqlx::Result<usize> {
+pub async fn refresh(pool: &PgPool, client_id: Option<&str>, month: Option<Month>) -> meterd_store::Result<usize> {
     // What becomes stale meanwhile is the next run's, so that this one ends.
     let before = connect::now(pool).await?;
     let mut written = 0;
@@ -40,11 +40,11 @@ pub async fn refresh(pool: &PgPool, client_id: Option<&str>, month: Option<Month
 
 /// Refreshes a batch; where that takes too long, in halves, so that a few months of very many services are not in the way
 /// for ever.
-async fn refresh_batch(pool: &PgPool, batch: Vec<(String, Month)>) -> sqlx::Result<()> {
+async fn refresh_batch(pool: &PgPool, batch: Vec<(String, Month)>) -> meterd_store::Result<()> {
     let mut batches = vec![batch];
     while let Some(mut batch) = batches.pop() {
         match summaries::refresh(&mut *pool.acquire().await?, batch.clone()).await {
-            Err(error) if is_statement_timeout(&error) && batch.len() > 1 => {
+            Err(error) if error.is_statement_timeout() && batch.len() > 1 => {
                 let second_half = batch.split_off(batch.len() / 2);
                 batches.extend([second_half, batch]);
             }

@@ -86,3 +86,36 @@ async fn a_damaged_partition_costs_few_tries_and_leaves_the_other_months_alone()
     server.assert_exact(1_002).await;
     server.stop().await;
 }
+
+#[tokio::test]
+async fn data_that_meterd_cannot_have_written_is_an_internal_error_and_not_tried_again() {
+    let server = TestServer::start().await;
+    server.track(event("acme", "sms", "1")).await.unwrap();
+    // A time zone that is none, written past the server.
+    server.sql("UPDATE clients SET time_zone = 'Nowhere' WHERE client_id = 'acme'").await;
+    let begin = Instant::now();
+    let status = server.track(event("acme", "sms", "1")).await.unwrap_err();
+    assert_refused::<()>(Err(status), Code::Internal, "INTERNAL");
+    assert!(begin.elapsed().as_secs() < 5, "trying again would not help");
+    server.sql("UPDATE clients SET time_zone = 'UTC' WHERE client_id = 'acme'").await;
+    server.track(event("acme", "sms", "1")).await.unwrap();
+    server.assert_exact(2).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn sums_that_cannot_be_written_are_an_internal_error_and_not_tried_again() {
+    let server = TestServer::start().await;
+    server.track(event("acme", "sms", "1")).await.unwrap();
+    // Somebody's trigger that swallows the rows of months.
+    let swallow = "CREATE FUNCTION swallow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
+         CREATE TRIGGER swallow BEFORE INSERT OR UPDATE ON usage_months FOR EACH ROW EXECUTE FUNCTION swallow()";
+    server.sql(swallow).await;
+    let begin = Instant::now();
+    let status = server.track(event("acme", "sms", "1")).await.unwrap_err();
+    assert_refused::<()>(Err(status), Code::Internal, "INTERNAL");
+    assert!(begin.elapsed().as_secs() < 5, "trying again would not help");
+    server.sql("DROP TRIGGER swallow ON usage_months").await;
+    server.assert_exact(1).await;
+    server.stop().await;
+}

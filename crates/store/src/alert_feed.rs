@@ -27,7 +27,7 @@ pub struct Bounds {
 
 /// Adds changes to the feed and wakes its readers. The last statement before the commit: until then it holds the one row
 /// that gives out the numbers, which is what makes them gapless and in commit order.
-pub async fn append(conn: &mut PgConnection, changes: &[(Change, Alert)]) -> sqlx::Result<()> {
+pub async fn append(conn: &mut PgConnection, changes: &[(Change, Alert)]) -> crate::Result<()> {
     if changes.is_empty() {
         return Ok(());
     }
@@ -35,7 +35,7 @@ pub async fn append(conn: &mut PgConnection, changes: &[(Change, Alert)]) -> sql
     let kinds: Vec<i16> = changes.iter().map(|(_, alert)| alert.finding.kind.into()).collect();
     let severities: Vec<i16> = changes.iter().map(|(_, alert)| alert.finding.severity.into()).collect();
     let numbers: Vec<i16> = changes.iter().map(|(change, _)| (*change).into()).collect();
-    let alerts: Vec<String> = changes.iter().map(|(_, alert)| json(alert)).collect::<sqlx::Result<_>>()?;
+    let alerts: Vec<String> = changes.iter().map(|(_, alert)| json(alert)).collect::<crate::Result<_>>()?;
     sqlx::query!(
         r#"WITH counter AS (
                UPDATE alert_feed_counter SET sequence = sequence + cardinality($1::text[]) RETURNING sequence
@@ -55,19 +55,20 @@ pub async fn append(conn: &mut PgConnection, changes: &[(Change, Alert)]) -> sql
     )
     .execute(conn)
     .await
-    .map(drop)
+    .map(drop).map_err(Into::into)
 }
 
 /// An alert as it is kept in the feed and in notifications.
-pub fn json(alert: &Alert) -> sqlx::Result<String> {
-    serde_json::to_string(alert).map_err(|error| sqlx::Error::Encode(error.into()))
+pub fn json(alert: &Alert) -> crate::Result<String> {
+    serde_json::to_string(alert).map_err(|error| crate::StoreError::inconsistent(error))
 }
 
 /// Where the feed begins and ends.
-pub async fn bounds(executor: impl PgExecutor<'_>) -> sqlx::Result<Bounds> {
+pub async fn bounds(executor: impl PgExecutor<'_>) -> crate::Result<Bounds> {
     sqlx::query_as!(Bounds, "SELECT sequence AS last, pruned_sequence AS pruned FROM alert_feed_counter")
         .fetch_one(executor)
         .await
+        .map_err(Into::into)
 }
 
 /// Which changes to read. Empty filters let everything through.
@@ -104,7 +105,7 @@ pub async fn page(
     after: i64,
     to: i64,
     limit: i64,
-) -> sqlx::Result<Page> {
+) -> crate::Result<Page> {
     let rows = sqlx::query!(
         r#"SELECT c.sequence AS last, c.pruned_sequence AS pruned, f.sequence AS "sequence?", f.change AS "change?",
                f.alert AS "alert?: Json<Alert>", f.change_time AS "change_time?"
@@ -125,14 +126,14 @@ pub async fn page(
     .fetch_all(executor)
     .await?;
     let bounds = rows.first().map(|row| Bounds { last: row.last, pruned: row.pruned });
-    let bounds = bounds.ok_or(sqlx::Error::RowNotFound)?;
+    let bounds = bounds.ok_or_else(|| crate::StoreError::inconsistent("the counter of the alert feed is missing"))?;
     let mut entries = Vec::with_capacity(rows.len());
     for row in rows {
         // Without changes there is one row, of the bounds alone.
         if let (Some(sequence), Some(change), Some(alert), Some(change_time)) =
             (row.sequence, row.change, row.alert, row.change_time)
         {
-            let change = Change::try_from(change).map_err(|error| sqlx::Error::Decode(error.into()))?;
+            let change = Change::try_from(change).map_err(|error| crate::StoreError::inconsistent(error))?;
             entries.push(FeedEntry { sequence, change, alert: alert.0, change_time });
         }
     }
@@ -141,7 +142,7 @@ pub async fn page(
 
 /// Removes up to `limit` of the oldest changes that are from before a time, and notes up to where the feed is pruned; gives
 /// how many. Stops at the first change that is to stay, so that nothing is ever missing in the middle.
-pub async fn prune(pool: &PgPool, before: DateTime<Utc>, limit: i64) -> sqlx::Result<u64> {
+pub async fn prune(pool: &PgPool, before: DateTime<Utc>, limit: i64) -> crate::Result<u64> {
     let mut tx = pool.begin().await?;
     let removed = sqlx::query_scalar!(
         "WITH oldest AS (SELECT sequence, change_time FROM alert_feed ORDER BY sequence LIMIT $2)

@@ -30,10 +30,10 @@ struct AlertRow {
 }
 
 impl TryFrom<AlertRow> for Alert {
-    type Error = sqlx::Error;
+    type Error = crate::StoreError;
 
-    fn try_from(row: AlertRow) -> sqlx::Result<Self> {
-        let unknown = |error: meterd_domain::alert::UnknownNumber| sqlx::Error::Decode(error.into());
+    fn try_from(row: AlertRow) -> crate::Result<Self> {
+        let unknown = |error: meterd_domain::alert::UnknownNumber| crate::StoreError::inconsistent(error);
         let total = |value: &Option<BigDecimal>| value.as_ref().map(numeric::total).transpose();
         Ok(Self {
             finding: Finding {
@@ -68,7 +68,7 @@ pub struct NewAlert {
 
 /// Raises alerts; gives those that were not open already. The months they belong to are locked, and the time is that of the
 /// clock, not of the transaction's begin: so a client's alerts are in the order of their times.
-pub async fn raise(conn: &mut PgConnection, new: &[NewAlert]) -> sqlx::Result<Vec<Alert>> {
+pub async fn raise(conn: &mut PgConnection, new: &[NewAlert]) -> crate::Result<Vec<Alert>> {
     fn column<T>(new: &[NewAlert], of: impl Fn(&NewAlert) -> T) -> Vec<T> {
         new.iter().map(of).collect()
     }
@@ -102,7 +102,7 @@ pub async fn raise(conn: &mut PgConnection, new: &[NewAlert]) -> sqlx::Result<Ve
     )
     .fetch_all(&mut *conn)
     .await?;
-    let alerts = rows.into_iter().map(Alert::try_from).collect::<sqlx::Result<Vec<_>>>()?;
+    let alerts = rows.into_iter().map(Alert::try_from).collect::<crate::Result<Vec<_>>>()?;
     note(conn, &alerts).await?;
     Ok(alerts)
 }
@@ -113,7 +113,7 @@ pub async fn open(
     client_id: &str,
     months: &[Month],
     day: NaiveDate,
-) -> sqlx::Result<Vec<Alert>> {
+) -> crate::Result<Vec<Alert>> {
     let months: Vec<NaiveDate> = months.iter().map(|month| month.first_day()).collect();
     let rows = sqlx::query_as!(
         AlertRow,
@@ -132,7 +132,7 @@ pub async fn open(
 }
 
 /// Resolves alerts that are open; gives them as they are now. The months they belong to are locked.
-pub async fn resolve(conn: &mut PgConnection, client_id: &str, alert_ids: &[String]) -> sqlx::Result<Vec<Alert>> {
+pub async fn resolve(conn: &mut PgConnection, client_id: &str, alert_ids: &[String]) -> crate::Result<Vec<Alert>> {
     let rows = sqlx::query_as!(
         AlertRow,
         "UPDATE alerts SET resolve_time = clock_timestamp()
@@ -144,13 +144,13 @@ pub async fn resolve(conn: &mut PgConnection, client_id: &str, alert_ids: &[Stri
     )
     .fetch_all(&mut *conn)
     .await?;
-    let alerts = rows.into_iter().map(Alert::try_from).collect::<sqlx::Result<Vec<_>>>()?;
+    let alerts = rows.into_iter().map(Alert::try_from).collect::<crate::Result<Vec<_>>>()?;
     note(conn, &alerts).await?;
     Ok(alerts)
 }
 
 /// Notes in the months which alerts they have had and which are open.
-async fn note(conn: &mut PgConnection, alerts: &[Alert]) -> sqlx::Result<()> {
+async fn note(conn: &mut PgConnection, alerts: &[Alert]) -> crate::Result<()> {
     let mut bits: BTreeMap<(&str, NaiveDate), (i32, i32, i32)> = BTreeMap::new();
     for alert in alerts.iter().filter(|alert| alert.finding.kind != AlertType::Anomaly) {
         let AlertSet(bit) = AlertSet::of(alert.finding.kind, alert.finding.severity);
@@ -179,11 +179,11 @@ async fn note(conn: &mut PgConnection, alerts: &[Alert]) -> sqlx::Result<()> {
     )
     .execute(conn)
     .await
-    .map(drop)
+    .map(drop).map_err(Into::into)
 }
 
 /// One alert.
-pub async fn find(conn: &mut PgConnection, alert_id: &str) -> sqlx::Result<Option<Alert>> {
+pub async fn find(conn: &mut PgConnection, alert_id: &str) -> crate::Result<Option<Alert>> {
     let row = sqlx::query_as!(
         AlertRow,
         "SELECT client_id, alert_id, type AS kind, severity, service, period, current_value, previous_value, threshold,
@@ -197,7 +197,7 @@ pub async fn find(conn: &mut PgConnection, alert_id: &str) -> sqlx::Result<Optio
 }
 
 /// Acknowledges an alert that nobody has acknowledged; nothing where somebody has, or it does not exist.
-pub async fn acknowledge(conn: &mut PgConnection, alert_id: &str, who: &str) -> sqlx::Result<Option<Alert>> {
+pub async fn acknowledge(conn: &mut PgConnection, alert_id: &str, who: &str) -> crate::Result<Option<Alert>> {
     let row = sqlx::query_as!(
         AlertRow,
         "UPDATE alerts SET acknowledge_time = clock_timestamp(), acknowledged_by = $2 WHERE alert_id = $1 AND acknowledge_time IS NULL
@@ -229,7 +229,7 @@ pub async fn list(
     filter: &AlertFilter,
     after: Option<(DateTime<Utc>, &str)>,
     limit: i64,
-) -> sqlx::Result<Vec<Alert>> {
+) -> crate::Result<Vec<Alert>> {
     let rows = sqlx::query_as!(
         AlertRow,
         "SELECT client_id, alert_id, type AS kind, severity, service, period, current_value, previous_value, threshold,

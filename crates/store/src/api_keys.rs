@@ -86,12 +86,15 @@ impl From<Row> for ApiKey {
 }
 
 /// The next version. Its row stays locked until the commit, so versions are in commit order, and one changes keys at a time.
-pub async fn next_version(conn: &mut PgConnection) -> sqlx::Result<i64> {
-    sqlx::query_scalar!("UPDATE key_version SET version = version + 1 RETURNING version").fetch_one(conn).await
+pub async fn next_version(conn: &mut PgConnection) -> crate::Result<i64> {
+    sqlx::query_scalar!("UPDATE key_version SET version = version + 1 RETURNING version")
+        .fetch_one(conn)
+        .await
+        .map_err(Into::into)
 }
 
 /// Makes a key.
-pub async fn insert(conn: &mut PgConnection, version: i64, key: &NewApiKey<'_>) -> sqlx::Result<ApiKey> {
+pub async fn insert(conn: &mut PgConnection, version: i64, key: &NewApiKey<'_>) -> crate::Result<ApiKey> {
     let row = sqlx::query_as!(
         Row,
         "INSERT INTO api_keys (key_id, secret_hash, name, ingest_clients, read_clients, admin_clients, requests_per_second,
@@ -110,11 +113,11 @@ pub async fn insert(conn: &mut PgConnection, version: i64, key: &NewApiKey<'_>) 
         key.rotated_from,
         version
     );
-    row.fetch_one(conn).await.map(ApiKey::from)
+    row.fetch_one(conn).await.map(ApiKey::from).map_err(Into::into)
 }
 
 /// One key.
-pub async fn find(conn: &mut PgConnection, key_id: &str) -> sqlx::Result<Option<ApiKey>> {
+pub async fn find(conn: &mut PgConnection, key_id: &str) -> crate::Result<Option<ApiKey>> {
     let row = sqlx::query_as!(Row, "SELECT * FROM api_keys WHERE key_id = $1", key_id);
     Ok(row.fetch_optional(conn).await?.map(ApiKey::from))
 }
@@ -125,7 +128,7 @@ pub async fn list(
     live_at: Option<DateTime<Utc>>,
     after: Option<(DateTime<Utc>, &str)>,
     limit: i64,
-) -> sqlx::Result<Vec<ApiKey>> {
+) -> crate::Result<Vec<ApiKey>> {
     let rows = sqlx::query_as!(
         Row,
         "SELECT * FROM api_keys
@@ -141,7 +144,7 @@ pub async fn list(
 }
 
 /// How many keys are neither revoked nor expired.
-pub async fn live_count(conn: &mut PgConnection, now: DateTime<Utc>) -> sqlx::Result<i64> {
+pub async fn live_count(conn: &mut PgConnection, now: DateTime<Utc>) -> crate::Result<i64> {
     sqlx::query_scalar!(
         r#"SELECT count(*) AS "count!" FROM api_keys
            WHERE revoke_time IS NULL AND (expire_time IS NULL OR expire_time > $1)"#,
@@ -149,10 +152,11 @@ pub async fn live_count(conn: &mut PgConnection, now: DateTime<Utc>) -> sqlx::Re
     )
     .fetch_one(conn)
     .await
+    .map_err(Into::into)
 }
 
 /// Ends a key, unless it has ended. Gives it as it is then.
-pub async fn revoke(conn: &mut PgConnection, version: i64, key_id: &str) -> sqlx::Result<Option<ApiKey>> {
+pub async fn revoke(conn: &mut PgConnection, version: i64, key_id: &str) -> crate::Result<Option<ApiKey>> {
     let row = sqlx::query_as!(
         Row,
         "UPDATE api_keys SET version = CASE WHEN revoke_time IS NULL THEN $2 ELSE version END,
@@ -170,7 +174,7 @@ pub async fn expire_by(
     version: i64,
     key_id: &str,
     time: DateTime<Utc>,
-) -> sqlx::Result<Option<ApiKey>> {
+) -> crate::Result<Option<ApiKey>> {
     let row = sqlx::query_as!(
         Row,
         "UPDATE api_keys SET version = $2, expire_time = LEAST(expire_time, $3) WHERE key_id = $1 RETURNING *",
@@ -182,7 +186,7 @@ pub async fn expire_by(
 }
 
 /// Keys that have changed since this version, in the order in which they did; without those that ended long ago.
-pub async fn changed_since(conn: &mut PgConnection, version: i64, limit: i64) -> sqlx::Result<Vec<ApiKey>> {
+pub async fn changed_since(conn: &mut PgConnection, version: i64, limit: i64) -> crate::Result<Vec<ApiKey>> {
     let rows = sqlx::query_as!(
         Row,
         "SELECT * FROM api_keys
@@ -195,7 +199,7 @@ pub async fn changed_since(conn: &mut PgConnection, version: i64, limit: i64) ->
 }
 
 /// Notes when keys were last used. Rows are locked in the order of the ids.
-pub async fn touch(conn: &mut PgConnection, key_ids: &[String], times: &[DateTime<Utc>]) -> sqlx::Result<()> {
+pub async fn touch(conn: &mut PgConnection, key_ids: &[String], times: &[DateTime<Utc>]) -> crate::Result<()> {
     sqlx::query!(
         "WITH used AS (SELECT key_id, used.time
                        FROM unnest($1::text[], $2::timestamptz[]) AS used (key_id, time) JOIN api_keys USING (key_id)
@@ -206,5 +210,5 @@ pub async fn touch(conn: &mut PgConnection, key_ids: &[String], times: &[DateTim
     )
     .execute(conn)
     .await
-    .map(drop)
+    .map(drop).map_err(Into::into)
 }

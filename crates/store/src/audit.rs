@@ -41,7 +41,7 @@ pub struct Filter<'a> {
 }
 
 /// Adds an entry, in a transaction of its own. Gives its id.
-pub async fn begin(pool: &PgPool, entry: &NewEntry<'_>) -> sqlx::Result<i64> {
+pub async fn begin(pool: &PgPool, entry: &NewEntry<'_>) -> crate::Result<i64> {
     sqlx::query_scalar!(
         "INSERT INTO audit_log (actor_kind, actor_id, actor_name, method, request, request_id, address)
          VALUES ($1, $2, $3, $4, $5, $6, $7) RETURNING entry_id",
@@ -55,18 +55,20 @@ pub async fn begin(pool: &PgPool, entry: &NewEntry<'_>) -> sqlx::Result<i64> {
     )
     .fetch_one(pool)
     .await
+    .map_err(Into::into)
 }
 
 /// Adds how the call of an entry ended.
-pub async fn finish(pool: &PgPool, entry_id: i64, code: i32, reason: &str) -> sqlx::Result<()> {
+pub async fn finish(pool: &PgPool, entry_id: i64, code: i32, reason: &str) -> crate::Result<()> {
     sqlx::query!("INSERT INTO audit_outcomes (entry_id, code, reason) VALUES ($1, $2, $3)", entry_id, code, reason)
         .execute(pool)
         .await
         .map(drop)
+        .map_err(Into::into)
 }
 
 /// Entries before `before`, the newest first.
-pub async fn list(pool: &PgPool, filter: &Filter<'_>, before: Option<i64>, limit: i64) -> sqlx::Result<Vec<Entry>> {
+pub async fn list(pool: &PgPool, filter: &Filter<'_>, before: Option<i64>, limit: i64) -> crate::Result<Vec<Entry>> {
     sqlx::query_as!(
         Entry,
         r#"SELECT entry_id, audit_log.time, actor_kind, actor_id, actor_name, method, request, request_id, address,
@@ -85,4 +87,5 @@ pub async fn list(pool: &PgPool, filter: &Filter<'_>, before: Option<i64>, limit
     )
     .fetch_all(pool)
     .await
+    .map_err(Into::into)
 }

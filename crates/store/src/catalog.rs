@@ -44,7 +44,7 @@ pub struct ModelAlias {
 
 impl PriceRow {
     /// What it costs.
-    pub fn rates(&self) -> sqlx::Result<Rates> {
+    pub fn rates(&self) -> crate::Result<Rates> {
         let rate = |value: &Option<BigDecimal>| value.as_ref().map(numeric::rate).transpose();
         Ok(Rates {
             unit: rate(&self.unit)?,
@@ -58,17 +58,17 @@ impl PriceRow {
 }
 
 /// The version that a snapshot would have now.
-pub async fn version(conn: &mut PgConnection) -> sqlx::Result<i64> {
-    sqlx::query_scalar!("SELECT version FROM catalog_version").fetch_one(conn).await
+pub async fn version(conn: &mut PgConnection) -> crate::Result<i64> {
+    sqlx::query_scalar!("SELECT version FROM catalog_version").fetch_one(conn).await.map_err(Into::into)
 }
 
 /// Counts a change. Under the versions lock, so that whoever prices after the commit sees it.
-pub async fn bump_version(conn: &mut PgConnection) -> sqlx::Result<()> {
-    sqlx::query!("UPDATE catalog_version SET version = version + 1").execute(conn).await.map(drop)
+pub async fn bump_version(conn: &mut PgConnection) -> crate::Result<()> {
+    sqlx::query!("UPDATE catalog_version SET version = version + 1").execute(conn).await.map(drop).map_err(Into::into)
 }
 
 /// A whole snapshot. In a transaction that holds the versions lock, or in a repeatable read one.
-pub async fn load(conn: &mut PgConnection) -> sqlx::Result<Catalog> {
+pub async fn load(conn: &mut PgConnection) -> crate::Result<Catalog> {
     let version = version(conn).await?;
     let mut catalog = Catalog::new(version);
     for service in services(conn).await? {
@@ -85,7 +85,7 @@ pub async fn load(conn: &mut PgConnection) -> sqlx::Result<Catalog> {
 }
 
 /// All services by name.
-pub async fn services(conn: &mut PgConnection) -> sqlx::Result<Vec<Service>> {
+pub async fn services(conn: &mut PgConnection) -> crate::Result<Vec<Service>> {
     let rows = sqlx::query!(
         "SELECT service, display_name, category, unit, recurring, uncounted_operations FROM services ORDER BY service"
     )
@@ -105,7 +105,7 @@ pub async fn services(conn: &mut PgConnection) -> sqlx::Result<Vec<Service>> {
 }
 
 /// Creates a service; false where it exists.
-pub async fn insert_service(conn: &mut PgConnection, service: &Service) -> sqlx::Result<bool> {
+pub async fn insert_service(conn: &mut PgConnection, service: &Service) -> crate::Result<bool> {
     let done = sqlx::query!(
         "INSERT INTO services (service, display_name, category, unit, recurring, uncounted_operations)
          VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING",
@@ -130,7 +130,7 @@ pub async fn prices(
     service: Option<&str>,
     after: PriceCursor<'_>,
     limit: i64,
-) -> sqlx::Result<Vec<PriceRow>> {
+) -> crate::Result<Vec<PriceRow>> {
     sqlx::query_as!(
         PriceRow,
         r#"SELECT price_id, service, operation, model,
@@ -149,10 +149,11 @@ pub async fn prices(
     )
     .fetch_all(conn)
     .await
+    .map_err(Into::into)
 }
 
 /// Creates a price; nothing where one of this scope and time exists.
-pub async fn insert_price(conn: &mut PgConnection, new: &NewPrice<'_>) -> sqlx::Result<Option<PriceRow>> {
+pub async fn insert_price(conn: &mut PgConnection, new: &NewPrice<'_>) -> crate::Result<Option<PriceRow>> {
     let Rates { unit, input_token, output_token, cached_input_token, percent_of_amount, fixed } = new.rates;
     sqlx::query_as!(
         PriceRow,
@@ -177,17 +178,19 @@ pub async fn insert_price(conn: &mut PgConnection, new: &NewPrice<'_>) -> sqlx::
     )
     .fetch_optional(conn)
     .await
+    .map_err(Into::into)
 }
 
 /// All aliases by service and alias.
-pub async fn aliases(conn: &mut PgConnection) -> sqlx::Result<Vec<ModelAlias>> {
+pub async fn aliases(conn: &mut PgConnection) -> crate::Result<Vec<ModelAlias>> {
     sqlx::query_as!(ModelAlias, "SELECT service, alias, model FROM model_aliases ORDER BY service, alias")
         .fetch_all(conn)
         .await
+        .map_err(Into::into)
 }
 
 /// Creates an alias; false where it exists.
-pub async fn insert_alias(conn: &mut PgConnection, alias: &ModelAlias) -> sqlx::Result<bool> {
+pub async fn insert_alias(conn: &mut PgConnection, alias: &ModelAlias) -> crate::Result<bool> {
     let done = sqlx::query!(
         "INSERT INTO model_aliases (service, alias, model) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
         alias.service,

@@ -1,6 +1,7 @@
 //! What is wrong with a database, for operators: the cause once, and what to do about it.
 
 use super::connect::UnfitDatabase;
+use crate::StoreError;
 use sqlx::migrate::MigrateError;
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use std::fmt::Write as _;
@@ -37,6 +38,9 @@ pub fn text(error: &anyhow::Error) -> String {
 /// The database's error, if this is one, or one of a migration.
 fn database_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a sqlx::Error> {
     if let Some(UnfitDatabase::Database(error)) = error.downcast_ref() {
+        return Some(error);
+    }
+    if let Some(StoreError::Driver(error)) = error.downcast_ref() {
         return Some(error);
     }
     if let Some(MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _)) = error.downcast_ref() {

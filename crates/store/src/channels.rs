@@ -15,7 +15,7 @@ pub struct Channel {
 }
 
 /// The channels of a client, or of the operator, in the order in which they were made.
-pub async fn list(conn: &mut PgConnection, client_id: &str) -> sqlx::Result<Vec<Channel>> {
+pub async fn list(conn: &mut PgConnection, client_id: &str) -> crate::Result<Vec<Channel>> {
     let rows = sqlx::query!(
         "SELECT kind, target, min_severity, secrets FROM notification_channels WHERE client_id = $1 ORDER BY channel_id",
         client_id
@@ -25,7 +25,7 @@ pub async fn list(conn: &mut PgConnection, client_id: &str) -> sqlx::Result<Vec<
     rows.into_iter()
         .map(|row| {
             let min_severity =
-                Severity::try_from(row.min_severity).map_err(|error| sqlx::Error::Decode(error.into()))?;
+                Severity::try_from(row.min_severity).map_err(|error| crate::StoreError::inconsistent(error))?;
             Ok(Channel { kind: row.kind, target: row.target, min_severity, secrets: row.secrets })
         })
         .collect()
@@ -33,7 +33,7 @@ pub async fn list(conn: &mut PgConnection, client_id: &str) -> sqlx::Result<Vec<
 
 /// Locks the channels of a client, or of the operator, and lets nobody else change channels until the end of the transaction.
 /// It waits for workers that hold one, so it comes before the versions lock, with which everybody would wait.
-pub async fn lock(conn: &mut PgConnection, client_id: &str) -> sqlx::Result<()> {
+pub async fn lock(conn: &mut PgConnection, client_id: &str) -> crate::Result<()> {
     locks::change_channels(&mut *conn).await?;
     sqlx::query!(
         "SELECT channel_id FROM notification_channels WHERE client_id = $1 ORDER BY channel_id FOR UPDATE",
@@ -42,11 +42,12 @@ pub async fn lock(conn: &mut PgConnection, client_id: &str) -> sqlx::Result<()> 
     .fetch_all(conn)
     .await
     .map(drop)
+    .map_err(Into::into)
 }
 
 /// Makes these the channels of a client, or of the operator. Those that stay keep their place and their hour; what waits for
 /// those that go is left to `outbox::give_up_without_channel`.
-pub async fn replace(conn: &mut PgConnection, client_id: &str, channels: &[Channel]) -> sqlx::Result<()> {
+pub async fn replace(conn: &mut PgConnection, client_id: &str, channels: &[Channel]) -> crate::Result<()> {
     let kinds: Vec<i16> = channels.iter().map(|channel| channel.kind).collect();
     let targets: Vec<String> = channels.iter().map(|channel| channel.target.clone()).collect();
     sqlx::query!(

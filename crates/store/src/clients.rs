@@ -17,19 +17,19 @@ pub struct Client {
 }
 
 /// A time zone as it stands in the database: checked before it was written.
-pub fn zone(name: &str) -> sqlx::Result<Tz> {
-    name.parse().map_err(|_| sqlx::Error::Decode(format!("\"{name}\" is no time zone").into()))
+pub fn zone(name: &str) -> crate::Result<Tz> {
+    name.parse().map_err(|_| crate::StoreError::Inconsistent(format!("\"{name}\" is no time zone")))
 }
 
 impl Client {
     /// The client's own day at this time.
-    pub fn day_of(&self, time: DateTime<Utc>) -> sqlx::Result<NaiveDate> {
+    pub fn day_of(&self, time: DateTime<Utc>) -> crate::Result<NaiveDate> {
         Ok(period::day_of(time, zone(&self.time_zone)?))
     }
 }
 
 /// One client.
-pub async fn find(pool: &PgPool, client_id: &str) -> sqlx::Result<Option<Client>> {
+pub async fn find(pool: &PgPool, client_id: &str) -> crate::Result<Option<Client>> {
     sqlx::query_as!(
         Client,
         "SELECT client_id, display_name, time_zone, create_time, update_time FROM clients WHERE client_id = $1",
@@ -37,16 +37,17 @@ pub async fn find(pool: &PgPool, client_id: &str) -> sqlx::Result<Option<Client>
     )
     .fetch_optional(pool)
     .await
+    .map_err(Into::into)
 }
 
 /// The client's zone, if there is such a client.
-pub async fn time_zone(conn: &mut PgConnection, client_id: &str) -> sqlx::Result<Option<Tz>> {
+pub async fn time_zone(conn: &mut PgConnection, client_id: &str) -> crate::Result<Option<Tz>> {
     let name = sqlx::query_scalar!("SELECT time_zone FROM clients WHERE client_id = $1", client_id);
     name.fetch_optional(conn).await?.as_deref().map(zone).transpose()
 }
 
 /// Clients after `after`, ordered by id.
-pub async fn list(pool: &PgPool, after: &str, limit: i64) -> sqlx::Result<Vec<Client>> {
+pub async fn list(pool: &PgPool, after: &str, limit: i64) -> crate::Result<Vec<Client>> {
     sqlx::query_as!(
         Client,
         "SELECT client_id, display_name, time_zone, create_time, update_time FROM clients
@@ -56,6 +57,7 @@ pub async fn list(pool: &PgPool, after: &str, limit: i64) -> sqlx::Result<Vec<Cl
     )
     .fetch_all(pool)
     .await
+    .map_err(Into::into)
 }
 
 /// Creates a client; nothing where it exists.
@@ -64,7 +66,7 @@ pub async fn insert(
     client_id: &str,
     display_name: &str,
     zone: Tz,
-) -> sqlx::Result<Option<Client>> {
+) -> crate::Result<Option<Client>> {
     sqlx::query_as!(
         Client,
         "INSERT INTO clients (client_id, display_name, time_zone) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING
@@ -75,10 +77,11 @@ pub async fn insert(
     )
     .fetch_optional(conn)
     .await
+    .map_err(Into::into)
 }
 
 /// Creates those of the clients, sorted, that do not exist.
-pub async fn insert_missing(conn: &mut PgConnection, client_ids: &[String], zone: Tz) -> sqlx::Result<()> {
+pub async fn insert_missing(conn: &mut PgConnection, client_ids: &[String], zone: Tz) -> crate::Result<()> {
     sqlx::query!(
         "INSERT INTO clients (client_id, time_zone) SELECT unnest($1::text[]), $2 ON CONFLICT DO NOTHING",
         client_ids,
@@ -87,16 +90,18 @@ pub async fn insert_missing(conn: &mut PgConnection, client_ids: &[String], zone
     .execute(conn)
     .await
     .map(drop)
+    .map_err(Into::into)
 }
 
 /// Those of the clients that exist.
-pub async fn existing(conn: &mut PgConnection, client_ids: &[String]) -> sqlx::Result<Vec<String>> {
+pub async fn existing(conn: &mut PgConnection, client_ids: &[String]) -> crate::Result<Vec<String>> {
     sqlx::query_scalar!(
         "SELECT client_id FROM clients JOIN unnest($1::text[]) AS wanted (client_id) USING (client_id)",
         client_ids
     )
     .fetch_all(conn)
     .await
+    .map_err(Into::into)
 }
 
 /// Changes what is given; nothing where there is no such client. A changed zone needs the versions lock.
@@ -105,7 +110,7 @@ pub async fn update(
     client_id: &str,
     display_name: Option<&str>,
     zone: Option<Tz>,
-) -> sqlx::Result<Option<Client>> {
+) -> crate::Result<Option<Client>> {
     sqlx::query_as!(
         Client,
         "UPDATE clients SET display_name = COALESCE($2, display_name), time_zone = COALESCE($3, time_zone),
@@ -118,10 +123,11 @@ pub async fn update(
     )
     .fetch_optional(conn)
     .await
+    .map_err(Into::into)
 }
 
 /// Names for people of those clients that have one.
-pub async fn names(conn: &mut PgConnection, client_ids: &[String]) -> sqlx::Result<HashMap<String, String>> {
+pub async fn names(conn: &mut PgConnection, client_ids: &[String]) -> crate::Result<HashMap<String, String>> {
     let rows = sqlx::query!(
         "SELECT client_id, display_name FROM clients JOIN unnest($1::text[]) AS wanted (client_id) USING (client_id)
          WHERE display_name <> ''",
@@ -133,7 +139,7 @@ pub async fn names(conn: &mut PgConnection, client_ids: &[String]) -> sqlx::Resu
 }
 
 /// Zones of those clients that exist.
-pub async fn time_zones(conn: &mut PgConnection, client_ids: &[String]) -> sqlx::Result<HashMap<String, Tz>> {
+pub async fn time_zones(conn: &mut PgConnection, client_ids: &[String]) -> crate::Result<HashMap<String, Tz>> {
     let rows = sqlx::query!(
         "SELECT client_id, time_zone FROM clients JOIN unnest($1::text[]) AS wanted (client_id) USING (client_id)",
         client_ids
@@ -144,7 +150,7 @@ pub async fn time_zones(conn: &mut PgConnection, client_ids: &[String]) -> sqlx:
 }
 
 /// Clients after `after` with usage in this month or later, ordered by id.
-pub async fn active_since(pool: &PgPool, month: Month, after: &str, limit: i64) -> sqlx::Result<Vec<String>> {
+pub async fn active_since(pool: &PgPool, month: Month, after: &str, limit: i64) -> crate::Result<Vec<String>> {
     sqlx::query_scalar!(
         "SELECT DISTINCT client_id FROM usage_months WHERE month >= $1 AND client_id > $2 AND request_count > 0
          ORDER BY client_id LIMIT $3",
@@ -154,4 +160,5 @@ pub async fn active_since(pool: &PgPool, month: Month, after: &str, limit: i64) 
     )
     .fetch_all(pool)
     .await
+    .map_err(Into::into)
 }

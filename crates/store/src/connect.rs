@@ -1,6 +1,7 @@
 //! Connections: their bounds, the guard of pooled ones, and what a server must be before it is trusted.
 
 use super::cause::READ_ONLY_FIX;
+use crate::StoreError;
 use chrono::{DateTime, Utc};
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
@@ -149,9 +150,9 @@ pub fn guarded(options: PgPoolOptions) -> PgPoolOptions {
 const LOST_BEFORE_MAX: Duration = Duration::from_millis(500);
 
 /// Reads on the pool of [`read_pool`]; again, where the connection turns out to have been lost: each of them may be.
-pub async fn read<T, F>(pool: &PgPool, read: impl Fn() -> F) -> sqlx::Result<T>
+pub async fn read<T, F>(pool: &PgPool, read: impl Fn() -> F) -> crate::Result<T>
 where
-    F: Future<Output = sqlx::Result<T>>,
+    F: Future<Output = crate::Result<T>>,
 {
     let mut left = pool.options().get_max_connections();
     loop {
@@ -164,7 +165,8 @@ where
 }
 
 /// Whether the server, or what is in between, has cut a connection. 57P01 to 57P03: its shutdown, or that of the session.
-fn is_connection_lost(error: &sqlx::Error) -> bool {
+fn is_connection_lost(error: &StoreError) -> bool {
+    let StoreError::Driver(error) = error else { return false };
     match error {
         sqlx::Error::Io(_) => true,
         sqlx::Error::Database(error) => error.code().is_some_and(|code| code.starts_with("57P")),
@@ -252,7 +254,7 @@ impl Probe {
     }
 
     /// Asks once.
-    pub async fn ask(&mut self) -> sqlx::Result<Writes> {
+    pub async fn ask(&mut self) -> crate::Result<Writes> {
         let kept = self.conn.take().filter(|(_, since)| since.elapsed() < Self::CONNECTION_AGE_MAX);
         let (mut conn, since) = match kept {
             Some(kept) => kept,
@@ -276,16 +278,16 @@ impl Probe {
 }
 
 /// The database's time.
-pub async fn now(pool: &PgPool) -> sqlx::Result<DateTime<Utc>> {
-    sqlx::query_scalar!(r#"SELECT now() AS "now!""#).fetch_one(pool).await
+pub async fn now(pool: &PgPool) -> crate::Result<DateTime<Utc>> {
+    sqlx::query_scalar!(r#"SELECT now() AS "now!""#).fetch_one(pool).await.map_err(Into::into)
 }
 
 /// Lifts the statement timeout until the end of the transaction.
-pub async fn allow_long_statements(conn: &mut PgConnection) -> sqlx::Result<()> {
-    conn.execute("SET LOCAL statement_timeout = 0").await.map(drop)
+pub async fn allow_long_statements(conn: &mut PgConnection) -> crate::Result<()> {
+    conn.execute("SET LOCAL statement_timeout = 0").await.map(drop).map_err(Into::into)
 }
 
 /// Has statements planned for the values that they come with, until the end of the transaction.
-pub async fn plan_for_values(conn: &mut PgConnection) -> sqlx::Result<()> {
-    conn.execute("SET LOCAL plan_cache_mode = force_custom_plan").await.map(drop)
+pub async fn plan_for_values(conn: &mut PgConnection) -> crate::Result<()> {
+    conn.execute("SET LOCAL plan_cache_mode = force_custom_plan").await.map(drop).map_err(Into::into)
 }

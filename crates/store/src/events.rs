@@ -55,10 +55,10 @@ pub struct EventFilter<'a> {
 }
 
 impl TryFrom<EventRow> for RecordedEvent {
-    type Error = sqlx::Error;
+    type Error = crate::StoreError;
 
-    fn try_from(row: EventRow) -> sqlx::Result<Self> {
-        let without_charge = || sqlx::Error::Decode("event with neither charge nor reason".into());
+    fn try_from(row: EventRow) -> crate::Result<Self> {
+        let without_charge = || crate::StoreError::inconsistent("event with neither charge nor reason");
         Ok(Self {
             id: EventId { time: row.event_time, seq: row.event_seq },
             day: row.day,
@@ -87,7 +87,7 @@ impl TryFrom<EventRow> for RecordedEvent {
 }
 
 /// One event of a client.
-pub async fn find(pool: &PgPool, client_id: &str, id: EventId) -> sqlx::Result<Option<RecordedEvent>> {
+pub async fn find(pool: &PgPool, client_id: &str, id: EventId) -> crate::Result<Option<RecordedEvent>> {
     let row = sqlx::query_as!(
         EventRow,
         r#"SELECT client_id, event_time, event_seq, day, service, operation, model, units, input_tokens, output_tokens,
@@ -110,7 +110,7 @@ pub async fn list(
     ascending: bool,
     after: Option<EventId>,
     limit: i64,
-) -> sqlx::Result<AsOf<Vec<RecordedEvent>>> {
+) -> crate::Result<AsOf<Vec<RecordedEvent>>> {
     let mut tx = pool.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
     let complete_as_of = sqlx::query_scalar!(r#"SELECT now() AS "now!""#).fetch_one(&mut *tx).await?;
     let EventFilter { client_id, start_time, end_time, services, operations, models, subjects, unpriced_only } =
@@ -179,6 +179,6 @@ pub async fn list(
         .await?
     };
     tx.commit().await?;
-    let rows = rows.into_iter().map(RecordedEvent::try_from).collect::<sqlx::Result<_>>()?;
+    let rows = rows.into_iter().map(RecordedEvent::try_from).collect::<crate::Result<_>>()?;
     Ok(AsOf { complete_as_of, rows })
 }

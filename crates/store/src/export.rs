@@ -2,7 +2,7 @@
 
 use crate::numeric::Numeric;
 use chrono::{DateTime, NaiveDate, Utc};
-use futures_util::Stream;
+use futures_util::{Stream, TryStreamExt};
 use meterd_domain::decimal::Total;
 use meterd_domain::event::EventId;
 use meterd_domain::period::widest_range;
@@ -65,7 +65,7 @@ impl ExportRow {
 pub fn stream<'a>(
     conn: &'a mut PgConnection,
     filter: &'a ExportFilter,
-) -> impl Stream<Item = sqlx::Result<ExportRow>> + Send + 'a {
+) -> impl Stream<Item = crate::Result<ExportRow>> + Send + 'a {
     let (start_time, end_time) = filter.times();
     sqlx::query_as!(
         ExportRow,
@@ -86,9 +86,10 @@ pub fn stream<'a>(
         filter.end_day
     )
     .fetch(conn)
+    .map_err(Into::into)
 }
 
 /// The start of the transaction, which lies before its snapshot: what was acknowledged before it is in.
-pub async fn snapshot_time(conn: &mut PgConnection) -> sqlx::Result<DateTime<Utc>> {
-    sqlx::query_scalar!(r#"SELECT now() AS "now!""#).fetch_one(conn).await
+pub async fn snapshot_time(conn: &mut PgConnection) -> crate::Result<DateTime<Utc>> {
+    sqlx::query_scalar!(r#"SELECT now() AS "now!""#).fetch_one(conn).await.map_err(Into::into)
 }

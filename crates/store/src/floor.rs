@@ -25,7 +25,7 @@ pub struct Facts {
 }
 
 /// Asks what matters for a figure.
-pub async fn facts(conn: &mut PgConnection) -> sqlx::Result<Facts> {
+pub async fn facts(conn: &mut PgConnection) -> crate::Result<Facts> {
     sqlx::query_as!(
         Facts,
         r#"SELECT current_setting('server_version') AS "version!", current_setting('fsync') AS "fsync!",
@@ -35,48 +35,57 @@ pub async fn facts(conn: &mut PgConnection) -> sqlx::Result<Facts> {
     )
     .fetch_one(conn)
     .await
+    .map_err(Into::into)
 }
 
 /// How many events the months count.
-pub async fn counted_events(conn: &mut PgConnection) -> sqlx::Result<u64> {
+pub async fn counted_events(conn: &mut PgConnection) -> crate::Result<u64> {
     let count = sqlx::query_scalar!(r#"SELECT COALESCE(sum(request_count), 0)::bigint AS "count!" FROM usage_months"#);
     Ok(u64::try_from(count.fetch_one(conn).await?).unwrap_or_default())
 }
 
 /// How far the log of changes has been written, in bytes.
-pub async fn wal_position(conn: &mut PgConnection) -> sqlx::Result<u64> {
+pub async fn wal_position(conn: &mut PgConnection) -> crate::Result<u64> {
     let bytes = sqlx::query_scalar!(r#"SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint AS "bytes!""#);
     Ok(u64::try_from(bytes.fetch_one(conn).await?).unwrap_or_default())
 }
 
 /// A round trip that does nothing.
-pub async fn round_trip(conn: &mut PgConnection) -> sqlx::Result<()> {
-    sqlx::query!("SELECT 1 AS one").fetch_one(conn).await.map(drop)
+pub async fn round_trip(conn: &mut PgConnection) -> crate::Result<()> {
+    sqlx::query!("SELECT 1 AS one").fetch_one(conn).await.map(drop).map_err(Into::into)
 }
 
 /// A round trip with the smallest transaction that has something to make durable.
-pub async fn durable_commit(conn: &mut PgConnection) -> sqlx::Result<()> {
+pub async fn durable_commit(conn: &mut PgConnection) -> crate::Result<()> {
     sqlx::query!("SELECT pg_logical_emit_message(true, 'meterd bench', '')::text AS lsn")
         .fetch_one(conn)
         .await
         .map(drop)
+        .map_err(Into::into)
 }
 
 /// Whether there is a database of this name.
-pub async fn database_exists(conn: &mut PgConnection, name: &str) -> sqlx::Result<bool> {
+pub async fn database_exists(conn: &mut PgConnection, name: &str) -> crate::Result<bool> {
     sqlx::query_scalar!(r#"SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1) AS "exists!""#, name)
         .fetch_one(conn)
         .await
+        .map_err(Into::into)
 }
 
 /// Makes an empty database. The name is one that needs no quotes.
-pub async fn create_database(conn: &mut PgConnection, name: &str) -> sqlx::Result<()> {
-    conn.execute(AssertSqlSafe(format!("CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8'"))).await.map(drop)
+pub async fn create_database(conn: &mut PgConnection, name: &str) -> crate::Result<()> {
+    conn.execute(AssertSqlSafe(format!("CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8'")))
+        .await
+        .map(drop)
+        .map_err(Into::into)
 }
 
 /// Removes a database, and cuts off who is still there.
-pub async fn drop_database(conn: &mut PgConnection, name: &str) -> sqlx::Result<()> {
-    conn.execute(AssertSqlSafe(format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)"))).await.map(drop)
+pub async fn drop_database(conn: &mut PgConnection, name: &str) -> crate::Result<()> {
+    conn.execute(AssertSqlSafe(format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)")))
+        .await
+        .map(drop)
+        .map_err(Into::into)
 }
 
 /// Records one event: key, event, month, month's service, day, each with a prepared statement and in the lock order that
@@ -85,7 +94,7 @@ pub async fn record(
     conn: &mut PgConnection,
     priced: &PricedEvent<'_>,
     payload_hash: &PayloadHash,
-) -> sqlx::Result<bool> {
+) -> crate::Result<bool> {
     if !claim(conn, priced, payload_hash).await? {
         return Ok(false);
     }
@@ -104,7 +113,7 @@ pub async fn record(
     Ok(true)
 }
 
-async fn claim(conn: &mut PgConnection, priced: &PricedEvent<'_>, payload_hash: &PayloadHash) -> sqlx::Result<bool> {
+async fn claim(conn: &mut PgConnection, priced: &PricedEvent<'_>, payload_hash: &PayloadHash) -> crate::Result<bool> {
     let claimed = sqlx::query!(
         "INSERT INTO idempotency_keys (client_id, idempotency_key, payload_hash, event_time, event_seq)
          VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING",
@@ -125,7 +134,7 @@ async fn insert(
     charge: Option<BigDecimal>,
     price_id: Option<i64>,
     unpriced_reason: Option<i16>,
-) -> sqlx::Result<()> {
+) -> crate::Result<()> {
     let (event, measures) = (priced.event, &priced.event.measures);
     sqlx::query!(
         "INSERT INTO usage_events (client_id, event_time, event_seq, day, service, operation, model, units, input_tokens,
@@ -154,7 +163,7 @@ async fn insert(
     )
     .execute(conn)
     .await
-    .map(drop)
+    .map(drop).map_err(Into::into)
 }
 
 async fn add_month(
@@ -162,7 +171,7 @@ async fn add_month(
     priced: &PricedEvent<'_>,
     cost: &BigDecimal,
     unpriced: i64,
-) -> sqlx::Result<()> {
+) -> crate::Result<()> {
     let (event, measures) = (priced.event, &priced.event.measures);
     sqlx::query!(
         "INSERT INTO usage_months AS t (client_id, month, request_count, units, input_tokens, output_tokens,
@@ -189,6 +198,7 @@ async fn add_month(
     .execute(conn)
     .await
     .map(drop)
+    .map_err(Into::into)
 }
 
 async fn add_month_service(
@@ -196,7 +206,7 @@ async fn add_month_service(
     priced: &PricedEvent<'_>,
     cost: &BigDecimal,
     unpriced: i64,
-) -> sqlx::Result<()> {
+) -> crate::Result<()> {
     let (event, measures) = (priced.event, &priced.event.measures);
     sqlx::query!(
         "INSERT INTO usage_month_services AS t (client_id, month, service, request_count, units, input_tokens,
@@ -223,6 +233,7 @@ async fn add_month_service(
     .execute(conn)
     .await
     .map(drop)
+    .map_err(Into::into)
 }
 
 async fn add_day(
@@ -230,7 +241,7 @@ async fn add_day(
     priced: &PricedEvent<'_>,
     cost: &BigDecimal,
     unpriced: i64,
-) -> sqlx::Result<()> {
+) -> crate::Result<()> {
     let (event, measures) = (priced.event, &priced.event.measures);
     sqlx::query!(
         "INSERT INTO usage_days AS t (client_id, day, service, operation, model, request_count, units, input_tokens,
@@ -259,4 +270,5 @@ async fn add_day(
     .execute(conn)
     .await
     .map(drop)
+    .map_err(Into::into)
 }

@@ -21,7 +21,7 @@ pub struct FloorRow {
 }
 
 /// A client's month by service.
-pub async fn month(conn: &mut PgConnection, client_id: &str, month: Month) -> sqlx::Result<Vec<FloorRow>> {
+pub async fn month(conn: &mut PgConnection, client_id: &str, month: Month) -> crate::Result<Vec<FloorRow>> {
     sqlx::query_as!(
         FloorRow,
         r#"SELECT NULL::date AS day, service AS "service?", NULL::text AS operation, request_count, units, input_tokens,
@@ -32,6 +32,7 @@ pub async fn month(conn: &mut PgConnection, client_id: &str, month: Month) -> sq
     )
     .fetch_all(conn)
     .await
+    .map_err(Into::into)
 }
 
 /// A client's days, in total, by service, by day, and by service and operation.
@@ -40,7 +41,7 @@ pub async fn summary(
     client_id: &str,
     start: NaiveDate,
     end: NaiveDate,
-) -> sqlx::Result<Vec<FloorRow>> {
+) -> crate::Result<Vec<FloorRow>> {
     sqlx::query_as!(
         FloorRow,
         r#"SELECT day AS "day?", service AS "service?", operation AS "operation?",
@@ -56,6 +57,7 @@ pub async fn summary(
     )
     .fetch_all(conn)
     .await
+    .map_err(Into::into)
 }
 
 /// A client's sums of each day.
@@ -64,7 +66,7 @@ pub async fn by_day(
     client_id: &str,
     start: NaiveDate,
     end: NaiveDate,
-) -> sqlx::Result<Vec<FloorRow>> {
+) -> crate::Result<Vec<FloorRow>> {
     sqlx::query_as!(
         FloorRow,
         r#"SELECT day AS "day?", NULL::text AS service, NULL::text AS operation,
@@ -79,10 +81,11 @@ pub async fn by_day(
     )
     .fetch_all(conn)
     .await
+    .map_err(Into::into)
 }
 
 /// The costliest clients of a month.
-pub async fn summaries(conn: &mut PgConnection, month: Month, limit: i64) -> sqlx::Result<Vec<FloorRow>> {
+pub async fn summaries(conn: &mut PgConnection, month: Month, limit: i64) -> crate::Result<Vec<FloorRow>> {
     sqlx::query_as!(
         FloorRow,
         r#"SELECT NULL::date AS day, client_id AS "service?", NULL::text AS operation, request_count, units, input_tokens,
@@ -92,12 +95,12 @@ pub async fn summaries(conn: &mut PgConnection, month: Month, limit: i64) -> sql
         limit
     )
     .fetch_all(conn)
-    .await
+    .await.map_err(Into::into)
 }
 
 /// Copies the events of a range of time out as CSV, in the order in which they are exported, and drops them. Gives how many
 /// bytes they were.
-pub async fn copy_out(conn: &mut PgConnection, start: DateTime<Utc>, end: DateTime<Utc>) -> sqlx::Result<u64> {
+pub async fn copy_out(conn: &mut PgConnection, start: DateTime<Utc>, end: DateTime<Utc>) -> crate::Result<u64> {
     // COPY takes no parameters; these are times of ours.
     let statement = format!(
         "COPY (SELECT * FROM usage_events WHERE event_time >= '{}' AND event_time < '{}' \

@@ -31,7 +31,7 @@ pub async fn find(
     conn: &mut PgConnection,
     client_ids: &[String],
     keys: &[String],
-) -> sqlx::Result<Vec<Option<KeyHolder>>> {
+) -> crate::Result<Vec<Option<KeyHolder>>> {
     connect::plan_for_values(conn).await?;
     let rows = sqlx::query!(
         r#"SELECT number AS "number!", k.payload_hash, k.event_time, k.event_seq
@@ -47,7 +47,8 @@ pub async fn find(
     .await?;
     let mut holders: Vec<Option<KeyHolder>> = vec![None; keys.len()];
     for row in rows {
-        let payload_hash = row.payload_hash.try_into().map_err(|_| sqlx::Error::Decode("no payload hash".into()))?;
+        let payload_hash =
+            row.payload_hash.try_into().map_err(|_| crate::StoreError::inconsistent("no payload hash"))?;
         let id = EventId { time: row.event_time, seq: row.event_seq };
         holders[row.number as usize - 1] = Some(KeyHolder { payload_hash, id, charge: None });
     }
@@ -66,7 +67,7 @@ pub async fn find(
 }
 
 /// These events of clients, in their order; nothing for one that is no longer kept. Planned as [`find`] is.
-pub async fn events(conn: &mut PgConnection, wanted: &[(&str, EventId)]) -> sqlx::Result<Vec<Option<UsageEvent>>> {
+pub async fn events(conn: &mut PgConnection, wanted: &[(&str, EventId)]) -> crate::Result<Vec<Option<UsageEvent>>> {
     connect::plan_for_values(conn).await?;
     let mut events: Vec<Option<UsageEvent>> = wanted.iter().map(|_| None).collect();
     let numbered = wanted.iter().enumerate().map(|(number, (client_id, id))| (number, *client_id, *id));
@@ -114,7 +115,7 @@ fn bounds(month: Month) -> (DateTime<Utc>, DateTime<Utc>) {
     (start(month), start(month.next()))
 }
 
-async fn charges(conn: &mut PgConnection, month: Month, ids: &Ids) -> sqlx::Result<Vec<(usize, Option<Charge>)>> {
+async fn charges(conn: &mut PgConnection, month: Month, ids: &Ids) -> crate::Result<Vec<(usize, Option<Charge>)>> {
     let (start, end) = bounds(month);
     let rows = sqlx::query!(
         r#"SELECT number AS "number!", e.charge AS "charge?: BigDecimal", e.price_id, e.unpriced_reason
@@ -141,7 +142,7 @@ async fn charges(conn: &mut PgConnection, month: Month, ids: &Ids) -> sqlx::Resu
         .collect()
 }
 
-async fn rows(conn: &mut PgConnection, month: Month, ids: &Ids) -> sqlx::Result<Vec<EventRow>> {
+async fn rows(conn: &mut PgConnection, month: Month, ids: &Ids) -> crate::Result<Vec<EventRow>> {
     let (start, end) = bounds(month);
     sqlx::query_as!(
         EventRow,
@@ -162,4 +163,5 @@ async fn rows(conn: &mut PgConnection, month: Month, ids: &Ids) -> sqlx::Result<
     )
     .fetch_all(conn)
     .await
+    .map_err(Into::into)
 }

@@ -35,7 +35,7 @@ pub struct Glance {
 }
 
 /// Makes a job, due at once, or gives it a changed schedule with its next time. A run that was missed stays due.
-pub async fn register(pool: &PgPool, job: &str, schedule: &str, next: Option<DateTime<Utc>>) -> sqlx::Result<()> {
+pub async fn register(pool: &PgPool, job: &str, schedule: &str, next: Option<DateTime<Utc>>) -> crate::Result<()> {
     sqlx::query!(
         "INSERT INTO jobs AS t (job, schedule, next_run_time)
          VALUES ($1, $2, CASE WHEN $3::timestamptz IS NOT NULL THEN now() END)
@@ -49,10 +49,11 @@ pub async fn register(pool: &PgPool, job: &str, schedule: &str, next: Option<Dat
     .execute(pool)
     .await
     .map(drop)
+    .map_err(Into::into)
 }
 
 /// These jobs, as far as they are there.
-pub async fn glance(pool: &PgPool, jobs: &[String], lease: Duration) -> sqlx::Result<Vec<Glance>> {
+pub async fn glance(pool: &PgPool, jobs: &[String], lease: Duration) -> crate::Result<Vec<Glance>> {
     sqlx::query_as!(
         Glance,
         r#"SELECT job, schedule, next_run_time, last_success_time, now() AS "now!",
@@ -64,7 +65,7 @@ pub async fn glance(pool: &PgPool, jobs: &[String], lease: Duration) -> sqlx::Re
         lease.as_secs_f64()
     )
     .fetch_all(pool)
-    .await
+    .await.map_err(Into::into)
 }
 
 /// Brings forward what a database clock that was ahead has left: a due time, unless it is not `seen` any more, to `next`, and
@@ -75,7 +76,7 @@ pub async fn bring_forward(
     seen: Option<DateTime<Utc>>,
     next: Option<DateTime<Utc>>,
     lease: Duration,
-) -> sqlx::Result<()> {
+) -> crate::Result<()> {
     sqlx::query!(
         "UPDATE jobs SET next_run_time = CASE WHEN next_run_time = $2 THEN $3 ELSE next_run_time END,
              lease_expire_time = CASE WHEN lease_expire_time > now() + make_interval(secs => $4)
@@ -89,6 +90,7 @@ pub async fn bring_forward(
     .execute(pool)
     .await
     .map(drop)
+    .map_err(Into::into)
 }
 
 /// Takes a due job under a lease, unless somebody else was faster, and moves its next time on.
@@ -98,7 +100,7 @@ pub async fn claim(
     holder: &str,
     lease: Duration,
     next: Option<DateTime<Utc>>,
-) -> sqlx::Result<bool> {
+) -> crate::Result<bool> {
     let claimed = sqlx::query!(
         "UPDATE jobs SET holder = $2, lease_expire_time = now() + make_interval(secs => $3), last_start_time = now(),
              next_run_time = $4
@@ -112,7 +114,7 @@ pub async fn claim(
 }
 
 /// Renews a lease. False, where it is over or somebody else's.
-pub async fn renew(pool: &PgPool, job: &str, holder: &str, lease: Duration) -> sqlx::Result<bool> {
+pub async fn renew(pool: &PgPool, job: &str, holder: &str, lease: Duration) -> crate::Result<bool> {
     let renewed = sqlx::query!(
         "UPDATE jobs SET lease_expire_time = now() + make_interval(secs => $3)
          WHERE job = $1 AND holder = $2 AND lease_expire_time > now()",
@@ -133,7 +135,7 @@ pub async fn finish(
     outcome: Result<&str, &str>,
     retry_after: Duration,
     keep_lease: bool,
-) -> sqlx::Result<bool> {
+) -> crate::Result<bool> {
     let finished = sqlx::query!(
         "UPDATE jobs SET holder = NULL, lease_expire_time = CASE WHEN $6 THEN lease_expire_time END,
              last_finish_time = now(), ended_start_time = last_start_time, last_result = COALESCE($3, ''), last_error = COALESCE($4, ''),
@@ -153,14 +155,15 @@ pub async fn finish(
 }
 
 /// Asks for a run, and gives the time of asking; nothing where there is no such job.
-pub async fn want(pool: &PgPool, job: &str) -> sqlx::Result<Option<DateTime<Utc>>> {
+pub async fn want(pool: &PgPool, job: &str) -> crate::Result<Option<DateTime<Utc>>> {
     sqlx::query_scalar!(r#"UPDATE jobs SET next_run_time = now() WHERE job = $1 RETURNING now() AS "now!""#, job)
         .fetch_optional(pool)
         .await
+        .map_err(Into::into)
 }
 
 /// These jobs, by name.
-pub async fn list(pool: &PgPool, jobs: &[String]) -> sqlx::Result<Vec<JobRow>> {
+pub async fn list(pool: &PgPool, jobs: &[String]) -> crate::Result<Vec<JobRow>> {
     sqlx::query_as!(
         JobRow,
         r#"SELECT job, schedule, next_run_time, holder IS NOT NULL AND lease_expire_time > now() AS "running!",
@@ -170,4 +173,5 @@ pub async fn list(pool: &PgPool, jobs: &[String]) -> sqlx::Result<Vec<JobRow>> {
     )
     .fetch_all(pool)
     .await
+    .map_err(Into::into)
 }

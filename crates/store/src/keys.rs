@@ -15,14 +15,14 @@ pub struct Pruned {
 }
 
 /// Whether keys of live events came before this time, and their events are as old: those that [`prune_live`] deletes.
-pub async fn is_any_live_before(pool: &PgPool, before: DateTime<Utc>) -> sqlx::Result<bool> {
+pub async fn is_any_live_before(pool: &PgPool, before: DateTime<Utc>) -> crate::Result<bool> {
     sqlx::query_scalar!(
         r#"SELECT EXISTS (SELECT FROM idempotency_keys WHERE NOT backfill AND claim_time < $1 AND event_time < $2) AS "any!""#,
         before,
         before + KEY_LEAD
     )
     .fetch_one(pool)
-    .await
+    .await.map_err(Into::into)
 }
 
 /// Deletes keys that came before this time, not in a backfill, the oldest first. From `after` on, where the chunk before
@@ -35,7 +35,7 @@ pub async fn prune_live(
     before: DateTime<Utc>,
     after: Option<DateTime<Utc>>,
     limit: i64,
-) -> sqlx::Result<Pruned> {
+) -> crate::Result<Pruned> {
     sqlx::query_as!(
         Pruned,
         r#"WITH pruned AS (
@@ -54,6 +54,7 @@ pub async fn prune_live(
     )
     .fetch_one(pool)
     .await
+    .map_err(Into::into)
 }
 
 /// Deletes keys that came before this time, in a backfill, and whose month is closed in any time zone, in the order
@@ -64,7 +65,7 @@ pub async fn prune_backfill(
     closed_through: Month,
     after: Option<DateTime<Utc>>,
     limit: i64,
-) -> sqlx::Result<Pruned> {
+) -> crate::Result<Pruned> {
     // What lies before the last closed month by UTC is at most in that month.
     let events_before = closed_through.first_day().and_time(NaiveTime::MIN).and_utc();
     sqlx::query_as!(
@@ -85,6 +86,7 @@ pub async fn prune_backfill(
     )
     .fetch_one(pool)
     .await
+    .map_err(Into::into)
 }
 
 /// A charge from its three columns; nothing where all are null.
@@ -92,7 +94,7 @@ pub fn charge(
     charge: Option<&BigDecimal>,
     price_id: Option<i64>,
     unpriced_reason: Option<i16>,
-) -> sqlx::Result<Option<Charge>> {
+) -> crate::Result<Option<Charge>> {
     Ok(match (charge, unpriced_reason) {
         (Some(charge), _) => {
             Some(Charge::Priced { charge: numeric::decimal(charge)?, price_id: price_id.unwrap_or_default() })

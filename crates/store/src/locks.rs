@@ -19,33 +19,37 @@ const CHANNELS_LOCK: i64 = 0x6d65_7465_7264_0004;
 // 0x6d65_7465_7264_0005 is that of the trigger which counts the versions of summaries, in migration 0009.
 
 /// Keeps prices, aliases and time zones as they are until the end of the transaction.
-pub async fn share_versions(conn: &mut PgConnection) -> sqlx::Result<()> {
-    sqlx::query!("SELECT pg_advisory_xact_lock_shared($1)", VERSIONS_LOCK).execute(conn).await.map(drop)
+pub async fn share_versions(conn: &mut PgConnection) -> crate::Result<()> {
+    sqlx::query!("SELECT pg_advisory_xact_lock_shared($1)", VERSIONS_LOCK)
+        .execute(conn)
+        .await
+        .map(drop)
+        .map_err(Into::into)
 }
 
 /// Waits until nobody prices or dates by the old versions any more, and lets nobody begin until the end of the
 /// transaction.
-pub async fn change_versions(conn: &mut PgConnection) -> sqlx::Result<()> {
+pub async fn change_versions(conn: &mut PgConnection) -> crate::Result<()> {
     exclusive(conn, VERSIONS_LOCK).await
 }
 
 /// One maker of partitions at a time.
-pub async fn make_partitions(conn: &mut PgConnection) -> sqlx::Result<()> {
+pub async fn make_partitions(conn: &mut PgConnection) -> crate::Result<()> {
     exclusive(conn, PARTITIONS_LOCK).await
 }
 
 /// One changes channels at a time: so rows that it has locked before the versions lock are still all when it has that.
-pub async fn change_channels(conn: &mut PgConnection) -> sqlx::Result<()> {
+pub async fn change_channels(conn: &mut PgConnection) -> crate::Result<()> {
     exclusive(conn, CHANNELS_LOCK).await
 }
 
 /// One replica seeds the database.
-pub async fn seed(conn: &mut PgConnection) -> sqlx::Result<()> {
+pub async fn seed(conn: &mut PgConnection) -> crate::Result<()> {
     exclusive(conn, DEPLOYMENT_LOCK).await
 }
 
-async fn exclusive(conn: &mut PgConnection, key: i64) -> sqlx::Result<()> {
-    sqlx::query!("SELECT pg_advisory_xact_lock($1)", key).execute(conn).await.map(drop)
+async fn exclusive(conn: &mut PgConnection, key: i64) -> crate::Result<()> {
+    sqlx::query!("SELECT pg_advisory_xact_lock($1)", key).execute(conn).await.map(drop).map_err(Into::into)
 }
 
 /// What a transaction of the write path has to know, as it is until its commit.
@@ -63,16 +67,16 @@ pub struct Versions {
 
 /// Begins a transaction that shares the versions lock, and reads what it protects, in one round trip. Three statements: the
 /// snapshot of the last one comes after the lock.
-pub async fn begin_sharing_versions(conn: &mut PgConnection) -> sqlx::Result<Versions> {
+pub async fn begin_sharing_versions(conn: &mut PgConnection) -> crate::Result<Versions> {
     read_versions(conn, "BEGIN; ").await
 }
 
 /// Shares the versions lock until the end of the transaction, and reads what it protects.
-pub async fn share_and_read_versions(conn: &mut PgConnection) -> sqlx::Result<Versions> {
+pub async fn share_and_read_versions(conn: &mut PgConnection) -> crate::Result<Versions> {
     read_versions(conn, "").await
 }
 
-async fn read_versions(conn: &mut PgConnection, begin: &str) -> sqlx::Result<Versions> {
+async fn read_versions(conn: &mut PgConnection, begin: &str) -> crate::Result<Versions> {
     let read = format!(
         "{begin}SELECT pg_advisory_xact_lock_shared({VERSIONS_LOCK});
          SELECT version, client_settings_version, NULLIF(closed_through, '-infinity') AS closed_through,
@@ -80,7 +84,7 @@ async fn read_versions(conn: &mut PgConnection, begin: &str) -> sqlx::Result<Ver
          FROM catalog_version, deployment"
     );
     let rows = raw_sql(AssertSqlSafe(read)).fetch_all(conn).await?;
-    let row = rows.last().ok_or(sqlx::Error::RowNotFound)?;
+    let row = rows.last().ok_or_else(|| crate::StoreError::inconsistent("the row of the deployment is missing"))?;
     let closed_through: Option<NaiveDate> = row.try_get("closed_through")?;
     Ok(Versions {
         catalog: row.try_get("version")?,

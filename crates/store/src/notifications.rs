@@ -9,14 +9,14 @@ use sqlx::{PgConnection, PgPool};
 /// Queues notifications of alerts that were raised, for every channel that wants them, in the transaction that raises them.
 ///
 /// The id is made of the alert, which raising of it this is, and the channel: it is the same whoever makes it.
-pub async fn insert(conn: &mut PgConnection, alerts: &[Alert]) -> sqlx::Result<u64> {
+pub async fn insert(conn: &mut PgConnection, alerts: &[Alert]) -> crate::Result<u64> {
     if alerts.is_empty() {
         return Ok(0);
     }
     let clients: Vec<String> = alerts.iter().map(|alert| alert.client_id.clone()).collect();
     let severities: Vec<i16> = alerts.iter().map(|alert| alert.finding.severity.into()).collect();
     let ids: Vec<String> = alerts.iter().map(|alert| format!("{}-{}", alert.alert_id, alert.raise_count)).collect();
-    let texts: Vec<String> = alerts.iter().map(json).collect::<sqlx::Result<_>>()?;
+    let texts: Vec<String> = alerts.iter().map(json).collect::<crate::Result<_>>()?;
     let done = sqlx::query!(
         "INSERT INTO notifications (client_id, notification_id, channel_id, kind, target, alerts)
          SELECT c.client_id, new.id || '-' || c.channel_id, c.channel_id, c.kind, c.target, jsonb_build_array(new.alert::jsonb)
@@ -34,7 +34,7 @@ pub async fn insert(conn: &mut PgConnection, alerts: &[Alert]) -> sqlx::Result<u
 }
 
 /// Queues a test for every channel of a policy; gives their ids.
-pub async fn insert_tests(pool: &PgPool, client_id: &str, id: &str) -> sqlx::Result<Vec<String>> {
+pub async fn insert_tests(pool: &PgPool, client_id: &str, id: &str) -> crate::Result<Vec<String>> {
     sqlx::query_scalar!(
         "INSERT INTO notifications (client_id, notification_id, channel_id, kind, target, alerts, alert_count)
          SELECT client_id, $2 || '-' || channel_id, channel_id, kind, target, '[]', 0
@@ -45,6 +45,7 @@ pub async fn insert_tests(pool: &PgPool, client_id: &str, id: &str) -> sqlx::Res
     )
     .fetch_all(pool)
     .await
+    .map_err(Into::into)
 }
 
 /// A notification as it stands.
@@ -75,7 +76,7 @@ pub async fn list(
     states: &[i16],
     after: Option<(DateTime<Utc>, &str)>,
     limit: i64,
-) -> sqlx::Result<Vec<Notification>> {
+) -> crate::Result<Vec<Notification>> {
     let mut tx = pool.begin().await?;
     // So that those that were given up, few among many, are found by their index.
     connect::plan_for_values(&mut tx).await?;
@@ -95,11 +96,11 @@ pub async fn list(
         limit
     )
     .fetch_all(&mut *tx)
-    .await
+    .await.map_err(Into::into)
 }
 
 /// One notification.
-pub async fn find(pool: &PgPool, notification_id: &str) -> sqlx::Result<Option<Notification>> {
+pub async fn find(pool: &PgPool, notification_id: &str) -> crate::Result<Option<Notification>> {
     sqlx::query_as!(
         Notification,
         r#"SELECT client_id, notification_id, kind, target,
@@ -109,12 +110,12 @@ pub async fn find(pool: &PgPool, notification_id: &str) -> sqlx::Result<Option<N
         notification_id
     )
     .fetch_optional(pool)
-    .await
+    .await.map_err(Into::into)
 }
 
 /// Lets a notification that was given up be sent like a new one, at once; whether it was one. Where its channel was removed
 /// and set again, it goes to the one that is there now.
-pub async fn retry(pool: &PgPool, notification_id: &str) -> sqlx::Result<bool> {
+pub async fn retry(pool: &PgPool, notification_id: &str) -> crate::Result<bool> {
     let done = sqlx::query!(
         "UPDATE notifications n SET state = 1, attempt_count = 0, counted = true, next_attempt_time = now(), last_error = '',
              finish_time = NULL, channel_id = COALESCE(

@@ -126,12 +126,12 @@ impl<'r> Decode<'r, Postgres> for Numeric {
 }
 
 /// The database held a number that no write of ours can have made.
-fn impossible(value: &BigDecimal) -> sqlx::Error {
-    sqlx::Error::Decode(format!("{value} is no number of at most {DECIMALS} decimals within range").into())
+fn impossible(value: &BigDecimal) -> crate::StoreError {
+    crate::StoreError::Inconsistent(format!("{value} is no number of at most {DECIMALS} decimals within range"))
 }
 
 /// Units of 10^-`decimals`, where the value has no more decimals than that.
-fn units(value: &BigDecimal, decimals: u32) -> Result<BigInt, sqlx::Error> {
+fn units(value: &BigDecimal, decimals: u32) -> crate::Result<BigInt> {
     let scaled = value.with_scale(i64::from(decimals));
     if &scaled != value {
         return Err(impossible(value));
@@ -140,7 +140,7 @@ fn units(value: &BigDecimal, decimals: u32) -> Result<BigInt, sqlx::Error> {
 }
 
 /// A sum as it stands in the database.
-pub fn total(value: &BigDecimal) -> Result<Total, sqlx::Error> {
+pub fn total(value: &BigDecimal) -> crate::Result<Total> {
     let units = units(value, DECIMALS)?;
     match i128::try_from(&units) {
         Ok(units) => Ok(Total::from_scaled(I256::from(units))),
@@ -152,13 +152,16 @@ pub fn total(value: &BigDecimal) -> Result<Total, sqlx::Error> {
 }
 
 /// A quantity, an amount or a charge as it stands in the database.
-pub fn decimal(value: &BigDecimal) -> Result<Decimal, sqlx::Error> {
-    i128::try_from(&units(value, DECIMALS)?).map(Decimal::from_scaled).map_err(|_| impossible(value))
+pub fn decimal(value: &BigDecimal) -> crate::Result<Decimal> {
+    i128::try_from(&units(value, DECIMALS)?)
+        .map(Decimal::from_scaled)
+        .map_err(|_| impossible(value))
+        .map_err(Into::into)
 }
 
 /// A rate as it stands in the database.
-pub fn rate(value: &BigDecimal) -> Result<Rate, sqlx::Error> {
-    Rate::parse(&value.to_plain_string()).map_err(|_| impossible(value))
+pub fn rate(value: &BigDecimal) -> crate::Result<Rate> {
+    Rate::parse(&value.to_plain_string()).map_err(|_| impossible(value)).map_err(Into::into)
 }
 
 #[cfg(test)]

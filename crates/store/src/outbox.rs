@@ -40,7 +40,7 @@ pub struct Taken {
 }
 
 /// Locks the channel that has waited longest, of those that nobody has locked and that are not among `busy`.
-pub async fn lock_channel(conn: &mut PgConnection, busy: &[i64]) -> sqlx::Result<Option<DueChannel>> {
+pub async fn lock_channel(conn: &mut PgConnection, busy: &[i64]) -> crate::Result<Option<DueChannel>> {
     sqlx::query_as!(
         DueChannel,
         r#"SELECT c.client_id, c.channel_id, c.kind, c.target, c.secrets, c.hour_count,
@@ -52,7 +52,7 @@ pub async fn lock_channel(conn: &mut PgConnection, busy: &[i64]) -> sqlx::Result
         busy
     )
     .fetch_optional(conn)
-    .await
+    .await.map_err(Into::into)
 }
 
 /// Makes one notification of those that a full hour has held up, if there are several; gives how many. The digest has their
@@ -62,7 +62,7 @@ pub async fn digest(
     channel: &DueChannel,
     digest_id: &str,
     alerts_max: i64,
-) -> sqlx::Result<u64> {
+) -> crate::Result<u64> {
     let done = sqlx::query!(
         "WITH held AS (
              SELECT notification_id, alerts, alert_count, create_time FROM notifications
@@ -96,7 +96,7 @@ pub async fn digest(
 }
 
 /// Gives up what was tried so often and is due again: nobody has noted what became of the last attempt.
-pub async fn give_up_tried(conn: &mut PgConnection, channel: &DueChannel, attempts_max: i32) -> sqlx::Result<u64> {
+pub async fn give_up_tried(conn: &mut PgConnection, channel: &DueChannel, attempts_max: i32) -> crate::Result<u64> {
     let done = sqlx::query!(
         "UPDATE notifications SET state = 3, finish_time = now(),
              last_error = 'what became of the last attempt is not known'
@@ -119,7 +119,7 @@ pub async fn take(
     room: i64,
     limit: i64,
     claim_seconds: f64,
-) -> sqlx::Result<Vec<Taken>> {
+) -> crate::Result<Vec<Taken>> {
     let rows = sqlx::query!(
         r#"WITH due AS (
                (SELECT notification_id, counted, create_time FROM notifications
@@ -157,7 +157,7 @@ pub async fn take(
 }
 
 /// Counts notifications in the channel's hour, and begins another where it is over.
-pub async fn count(conn: &mut PgConnection, channel: &DueChannel, begun: i32) -> sqlx::Result<()> {
+pub async fn count(conn: &mut PgConnection, channel: &DueChannel, begun: i32) -> crate::Result<()> {
     sqlx::query!(
         "UPDATE notification_channels SET
              hour_start_time = CASE WHEN $4 THEN now() ELSE hour_start_time END,
@@ -171,10 +171,11 @@ pub async fn count(conn: &mut PgConnection, channel: &DueChannel, begun: i32) ->
     .execute(conn)
     .await
     .map(drop)
+    .map_err(Into::into)
 }
 
 /// Lets what has no place in the channel's full hour wait until that is over.
-pub async fn hold(conn: &mut PgConnection, channel: &DueChannel) -> sqlx::Result<()> {
+pub async fn hold(conn: &mut PgConnection, channel: &DueChannel) -> crate::Result<()> {
     sqlx::query!(
         "UPDATE notifications n SET next_attempt_time = c.hour_start_time + interval '1 hour'
          FROM notification_channels c
@@ -186,10 +187,11 @@ pub async fn hold(conn: &mut PgConnection, channel: &DueChannel) -> sqlx::Result
     .execute(conn)
     .await
     .map(drop)
+    .map_err(Into::into)
 }
 
 /// Notes that the receiver has taken it, whatever was thought of it meanwhile.
-pub async fn mark_sent(pool: &PgPool, client_id: &str, notification_id: &str) -> sqlx::Result<()> {
+pub async fn mark_sent(pool: &PgPool, client_id: &str, notification_id: &str) -> crate::Result<()> {
     sqlx::query!(
         "UPDATE notifications SET state = 2, last_error = '', finish_time = now()
          WHERE client_id = $1 AND notification_id = $2 AND state IN (1, 3)",
@@ -199,6 +201,7 @@ pub async fn mark_sent(pool: &PgPool, client_id: &str, notification_id: &str) ->
     .execute(pool)
     .await
     .map(drop)
+    .map_err(Into::into)
 }
 
 /// Notes that an attempt has failed, and when the next one is: with no `delay` it is given up. Nothing where another worker
@@ -209,7 +212,7 @@ pub async fn mark_failed(
     taken: &Taken,
     error: &str,
     delay: Option<f64>,
-) -> sqlx::Result<()> {
+) -> crate::Result<()> {
     sqlx::query!(
         "UPDATE notifications SET last_error = $4, state = CASE WHEN $5::float8 IS NULL THEN 3 ELSE 1 END,
              finish_time = CASE WHEN $5 IS NULL THEN now() END,
@@ -224,10 +227,11 @@ pub async fn mark_failed(
     .execute(pool)
     .await
     .map(drop)
+    .map_err(Into::into)
 }
 
 /// Gives up what waits for a channel that is gone, at most `limit`; in an order, so that two who do it take turns.
-pub async fn give_up_without_channel(pool: &PgPool, limit: i64) -> sqlx::Result<u64> {
+pub async fn give_up_without_channel(pool: &PgPool, limit: i64) -> crate::Result<u64> {
     let done = sqlx::query!(
         "WITH lost AS (
              SELECT client_id, notification_id FROM notifications n
@@ -245,7 +249,7 @@ pub async fn give_up_without_channel(pool: &PgPool, limit: i64) -> sqlx::Result<
 }
 
 /// Removes what ended before a time, at most `limit`; gives how many.
-pub async fn prune(pool: &PgPool, before: DateTime<Utc>, limit: i64) -> sqlx::Result<u64> {
+pub async fn prune(pool: &PgPool, before: DateTime<Utc>, limit: i64) -> crate::Result<u64> {
     let done = sqlx::query!(
         "WITH ended AS (
              SELECT client_id, notification_id FROM notifications WHERE state <> 1 AND finish_time < $1
@@ -262,7 +266,7 @@ pub async fn prune(pool: &PgPool, before: DateTime<Utc>, limit: i64) -> sqlx::Re
 }
 
 /// Makes due what would wait longer than `longest`: the database's clock was ahead and was set back. Gives how many.
-pub async fn bring_forward(pool: &PgPool, longest: Duration) -> sqlx::Result<u64> {
+pub async fn bring_forward(pool: &PgPool, longest: Duration) -> crate::Result<u64> {
     let done = sqlx::query!(
         "UPDATE notifications SET next_attempt_time = now()
          WHERE state = 1 AND next_attempt_time > now() + make_interval(secs => $1)",
@@ -274,6 +278,9 @@ pub async fn bring_forward(pool: &PgPool, longest: Duration) -> sqlx::Result<u64
 }
 
 /// How many wait, over all channels.
-pub async fn pending_count(pool: &PgPool) -> sqlx::Result<i64> {
-    sqlx::query_scalar!(r#"SELECT count(*) AS "count!" FROM notifications WHERE state = 1"#).fetch_one(pool).await
+pub async fn pending_count(pool: &PgPool) -> crate::Result<i64> {
+    sqlx::query_scalar!(r#"SELECT count(*) AS "count!" FROM notifications WHERE state = 1"#)
+        .fetch_one(pool)
+        .await
+        .map_err(Into::into)
 }

@@ -13,7 +13,7 @@ fn name(month: Month) -> String {
 }
 
 /// Whether events of this UTC month have a place.
-pub async fn exists(conn: &mut PgConnection, month: Month) -> sqlx::Result<bool> {
+pub async fn exists(conn: &mut PgConnection, month: Month) -> crate::Result<bool> {
     sqlx::query_scalar!(
         r#"SELECT EXISTS (SELECT FROM pg_inherits WHERE inhparent = 'usage_events'::regclass
                           AND inhrelid = to_regclass($1)) AS "exists!""#,
@@ -21,17 +21,18 @@ pub async fn exists(conn: &mut PgConnection, month: Month) -> sqlx::Result<bool>
     )
     .fetch_one(conn)
     .await
+    .map_err(Into::into)
 }
 
 /// Keeps every partition where it is until the end of the transaction. What is read of the events after it is all there,
 /// as far as the months are open.
-pub async fn keep(conn: &mut PgConnection) -> sqlx::Result<()> {
-    conn.execute("LOCK TABLE ONLY usage_events IN ACCESS SHARE MODE").await.map(drop)
+pub async fn keep(conn: &mut PgConnection) -> crate::Result<()> {
+    conn.execute("LOCK TABLE ONLY usage_events IN ACCESS SHARE MODE").await.map(drop).map_err(Into::into)
 }
 
 /// Makes the partition of a UTC month if it is not there and no closed month's; true, if it was made. Made like the parent
 /// and then attached: attaching does not lock out writers, creating in place would.
-pub async fn ensure(conn: &mut PgConnection, month: Month) -> sqlx::Result<bool> {
+pub async fn ensure(conn: &mut PgConnection, month: Month) -> crate::Result<bool> {
     if exists(conn, month).await? {
         return Ok(false);
     }
@@ -55,7 +56,7 @@ pub async fn ensure(conn: &mut PgConnection, month: Month) -> sqlx::Result<bool>
 
 /// The partitions in which only closed months have events, oldest first. A client's month has events in the UTC months from
 /// the one before to the one after, so these are the ones before the last closed month.
-pub async fn before(conn: &mut PgConnection, closed_through: Month) -> sqlx::Result<Vec<Month>> {
+pub async fn before(conn: &mut PgConnection, closed_through: Month) -> crate::Result<Vec<Month>> {
     let names = sqlx::query_scalar!(
         r#"SELECT c.relname::text AS "name!" FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
            WHERE i.inhparent = 'usage_events'::regclass"#
@@ -70,7 +71,7 @@ pub async fn before(conn: &mut PgConnection, closed_through: Month) -> sqlx::Res
 
 /// Takes a partition away, and drops its table if asked. It locks out everybody for a moment, so it does not wait for who
 /// reads for long: then it fails.
-pub async fn detach(conn: &mut PgConnection, month: Month, drop_table: bool) -> sqlx::Result<()> {
+pub async fn detach(conn: &mut PgConnection, month: Month, drop_table: bool) -> crate::Result<()> {
     let name = name(month);
     let mut tx = conn.begin().await?;
     tx.execute(AssertSqlSafe(format!("SET LOCAL lock_timeout = {DETACH_LOCK_TIMEOUT_MS}"))).await?;
@@ -78,5 +79,5 @@ pub async fn detach(conn: &mut PgConnection, month: Month, drop_table: bool) -> 
     if drop_table {
         tx.execute(AssertSqlSafe(format!("DROP TABLE {name}"))).await?;
     }
-    tx.commit().await
+    tx.commit().await.map_err(Into::into)
 }

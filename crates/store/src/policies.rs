@@ -18,9 +18,10 @@ pub struct Policies {
 
 impl Policies {
     /// From rows of the table, among them that of the default if there is one.
-    pub fn of_rows(rows: impl IntoIterator<Item = (String, String)>) -> sqlx::Result<Self> {
-        let parse =
-            |text: &str| serde_json::from_str::<Overrides>(text).map_err(|error| sqlx::Error::Decode(error.into()));
+    pub fn of_rows(rows: impl IntoIterator<Item = (String, String)>) -> crate::Result<Self> {
+        let parse = |text: &str| {
+            serde_json::from_str::<Overrides>(text).map_err(|error| crate::StoreError::inconsistent(error))
+        };
         let mut overrides = HashMap::new();
         for (client_id, text) in rows {
             overrides.insert(client_id, parse(&text)?);
@@ -43,7 +44,7 @@ impl Policies {
 }
 
 /// Policies that hold for these clients. Under the versions lock they hold until the commit.
-pub async fn load(conn: &mut PgConnection, client_ids: &[String]) -> sqlx::Result<Policies> {
+pub async fn load(conn: &mut PgConnection, client_ids: &[String]) -> crate::Result<Policies> {
     let rows = sqlx::query!(
         r#"SELECT client_id, policy::text AS "policy!" FROM alert_policies
            WHERE client_id = '' OR client_id IN (SELECT unnest($1::text[]))"#,
@@ -55,7 +56,7 @@ pub async fn load(conn: &mut PgConnection, client_ids: &[String]) -> sqlx::Resul
 }
 
 /// What a client, or the default policy, sets, and when that was changed.
-pub async fn find(conn: &mut PgConnection, client_id: &str) -> sqlx::Result<Option<(Overrides, DateTime<Utc>)>> {
+pub async fn find(conn: &mut PgConnection, client_id: &str) -> crate::Result<Option<(Overrides, DateTime<Utc>)>> {
     let row = sqlx::query!(
         r#"SELECT policy AS "policy: Json<Overrides>", update_time FROM alert_policies WHERE client_id = $1"#,
         client_id
@@ -66,7 +67,7 @@ pub async fn find(conn: &mut PgConnection, client_id: &str) -> sqlx::Result<Opti
 }
 
 /// Sets a policy. Under the exclusive versions lock, so that it holds for every commit after this one.
-pub async fn put(conn: &mut PgConnection, client_id: &str, policy: &Overrides) -> sqlx::Result<DateTime<Utc>> {
+pub async fn put(conn: &mut PgConnection, client_id: &str, policy: &Overrides) -> crate::Result<DateTime<Utc>> {
     sqlx::query_scalar!(
         "INSERT INTO alert_policies (client_id, policy) VALUES ($1, $2)
          ON CONFLICT (client_id) DO UPDATE SET policy = excluded.policy, update_time = now()
@@ -76,4 +77,5 @@ pub async fn put(conn: &mut PgConnection, client_id: &str, policy: &Overrides) -
     )
     .fetch_one(conn)
     .await
+    .map_err(Into::into)
 }

@@ -38,22 +38,26 @@ pub struct Stretch {
 }
 
 /// Whether nothing was recorded yet.
-pub async fn is_empty(conn: &mut PgConnection) -> sqlx::Result<bool> {
-    sqlx::query_scalar!(r#"SELECT NOT EXISTS (SELECT FROM usage_events) AS "empty!""#).fetch_one(conn).await
+pub async fn is_empty(conn: &mut PgConnection) -> crate::Result<bool> {
+    sqlx::query_scalar!(r#"SELECT NOT EXISTS (SELECT FROM usage_events) AS "empty!""#)
+        .fetch_one(conn)
+        .await
+        .map_err(Into::into)
 }
 
 /// The time of the newest event of any of the first clients of this prefix.
-pub async fn last_event_time(conn: &mut PgConnection, prefix: &str) -> sqlx::Result<Option<DateTime<Utc>>> {
+pub async fn last_event_time(conn: &mut PgConnection, prefix: &str) -> crate::Result<Option<DateTime<Utc>>> {
     sqlx::query_scalar!(
         "SELECT max(event_time) FROM usage_events WHERE client_id BETWEEN $1 || '-000000' AND $1 || '-000009'",
         prefix
     )
     .fetch_one(conn)
     .await
+    .map_err(Into::into)
 }
 
 /// Drops the indexes of the tables that are filled, and gives the statements that make them again.
-pub async fn drop_indexes(conn: &mut PgConnection) -> sqlx::Result<Vec<String>> {
+pub async fn drop_indexes(conn: &mut PgConnection) -> crate::Result<Vec<String>> {
     let tables: Vec<String> = TABLES.map(String::from).into();
     let rows = sqlx::query!(
         r#"SELECT i.indrelid::regclass::text AS "table!", i.indexrelid::regclass::text AS "index!",
@@ -83,12 +87,12 @@ pub async fn drop_indexes(conn: &mut PgConnection) -> sqlx::Result<Vec<String>> 
 }
 
 /// Makes an index again.
-pub async fn make_index(conn: &mut PgConnection, statement: &str) -> sqlx::Result<()> {
-    conn.execute(AssertSqlSafe(statement.to_string())).await.map(drop)
+pub async fn make_index(conn: &mut PgConnection, statement: &str) -> crate::Result<()> {
+    conn.execute(AssertSqlSafe(statement.to_string())).await.map(drop).map_err(Into::into)
 }
 
 /// Makes the clients of these prefixes, so many each, with days of UTC.
-pub async fn insert_clients(conn: &mut PgConnection, prefix: &str, clients: i64) -> sqlx::Result<()> {
+pub async fn insert_clients(conn: &mut PgConnection, prefix: &str, clients: i64) -> crate::Result<()> {
     sqlx::query!(
         "INSERT INTO clients (client_id, time_zone)
          SELECT $1 || '-' || lpad(n::text, 6, '0'), 'UTC' FROM generate_series(0::bigint, $2::bigint - 1) AS n ON CONFLICT DO NOTHING",
@@ -97,11 +101,11 @@ pub async fn insert_clients(conn: &mut PgConnection, prefix: &str, clients: i64)
     )
     .execute(conn)
     .await
-    .map(drop)
+    .map(drop).map_err(Into::into)
 }
 
 /// Records a stretch: events in the order of their time, a key for each, which is its id, and their days.
-pub async fn insert_stretch(conn: &mut PgConnection, kinds: &Kinds, stretch: &Stretch) -> sqlx::Result<()> {
+pub async fn insert_stretch(conn: &mut PgConnection, kinds: &Kinds, stretch: &Stretch) -> crate::Result<()> {
     sqlx::query_file!(
         "src/preload_stretch.sql",
         stretch.prefix,
@@ -124,10 +128,11 @@ pub async fn insert_stretch(conn: &mut PgConnection, kinds: &Kinds, stretch: &St
     .execute(conn)
     .await
     .map(drop)
+    .map_err(Into::into)
 }
 
 /// Adds the days up to months by service, and these to months, whose summaries are fresh.
-pub async fn insert_months(conn: &mut PgConnection) -> sqlx::Result<()> {
+pub async fn insert_months(conn: &mut PgConnection) -> crate::Result<()> {
     sqlx::query!(
         "INSERT INTO usage_month_services (client_id, month, service, request_count, units, input_tokens, output_tokens,
              cached_input_tokens, cost, unpriced_event_count)
@@ -147,10 +152,11 @@ pub async fn insert_months(conn: &mut PgConnection) -> sqlx::Result<()> {
     .execute(conn)
     .await
     .map(drop)
+    .map_err(Into::into)
 }
 
 /// Writes the summaries of all months, as their job would.
-pub async fn insert_summaries(conn: &mut PgConnection) -> sqlx::Result<()> {
+pub async fn insert_summaries(conn: &mut PgConnection) -> crate::Result<()> {
     sqlx::query!(
         "INSERT INTO monthly_summaries (client_id, month, request_count, units, input_tokens, output_tokens,
              cached_input_tokens, cost, unpriced_event_count, messages, ai_calls, voice_minutes, services)
@@ -161,9 +167,10 @@ pub async fn insert_summaries(conn: &mut PgConnection) -> sqlx::Result<()> {
     .execute(conn)
     .await
     .map(drop)
+    .map_err(Into::into)
 }
 
 /// What autovacuum would have done by and by.
-pub async fn tidy(conn: &mut PgConnection) -> sqlx::Result<()> {
-    conn.execute("VACUUM (ANALYZE)").await.map(drop)
+pub async fn tidy(conn: &mut PgConnection) -> crate::Result<()> {
+    conn.execute("VACUUM (ANALYZE)").await.map(drop).map_err(Into::into)
 }

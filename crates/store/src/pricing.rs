@@ -29,26 +29,31 @@ pub struct Waiting {
 }
 
 /// Asks for the waiting events of a service to be looked at.
-pub async fn insert_task(conn: &mut PgConnection, service: &str) -> sqlx::Result<()> {
-    sqlx::query!("INSERT INTO pricing_tasks (service) VALUES ($1)", service).execute(conn).await.map(drop)
+pub async fn insert_task(conn: &mut PgConnection, service: &str) -> crate::Result<()> {
+    sqlx::query!("INSERT INTO pricing_tasks (service) VALUES ($1)", service)
+        .execute(conn)
+        .await
+        .map(drop)
+        .map_err(Into::into)
 }
 
 /// How many tasks are open.
-pub async fn open_task_count(pool: &PgPool) -> sqlx::Result<i64> {
+pub async fn open_task_count(pool: &PgPool) -> crate::Result<i64> {
     sqlx::query_scalar!(r#"SELECT count(*) AS "count!" FROM pricing_tasks WHERE finish_time IS NULL"#)
         .fetch_one(pool)
         .await
+        .map_err(Into::into)
 }
 
 /// The oldest open task that no other replica works on, until the end of the transaction.
-pub async fn take_task(conn: &mut PgConnection) -> sqlx::Result<Option<Task>> {
+pub async fn take_task(conn: &mut PgConnection) -> crate::Result<Option<Task>> {
     sqlx::query_as!(
         Task,
         r#"SELECT task_id, service, client_id, NULLIF(event_time, '-infinity') AS event_time, event_seq FROM pricing_tasks
            WHERE finish_time IS NULL ORDER BY task_id LIMIT 1 FOR UPDATE SKIP LOCKED"#
     )
     .fetch_optional(conn)
-    .await
+    .await.map_err(Into::into)
 }
 
 /// The next waiting events of a task in months after `closed`, in the order of their index.
@@ -57,7 +62,7 @@ pub async fn next_waiting(
     task: &Task,
     closed: Option<Month>,
     limit: i64,
-) -> sqlx::Result<Vec<Waiting>> {
+) -> crate::Result<Vec<Waiting>> {
     sqlx::query_as!(
         Waiting,
         "SELECT client_id, event_time, event_seq, day FROM usage_events
@@ -74,10 +79,11 @@ pub async fn next_waiting(
     )
     .fetch_all(conn)
     .await
+    .map_err(Into::into)
 }
 
 /// Those of the events that still wait, whole. Their months are locked, so they stay as they are.
-pub async fn still_waiting(conn: &mut PgConnection, waiting: &[Waiting]) -> sqlx::Result<Vec<RecordedEvent>> {
+pub async fn still_waiting(conn: &mut PgConnection, waiting: &[Waiting]) -> crate::Result<Vec<RecordedEvent>> {
     let clients: Vec<String> = waiting.iter().map(|event| event.client_id.clone()).collect();
     let times: Vec<DateTime<Utc>> = waiting.iter().map(|event| event.event_time).collect();
     let seqs: Vec<i64> = waiting.iter().map(|event| event.event_seq).collect();
@@ -99,7 +105,10 @@ pub async fn still_waiting(conn: &mut PgConnection, waiting: &[Waiting]) -> sqlx
 }
 
 /// Months of clients in which one of these events came live, not in a backfill, as their keys say.
-pub async fn live_months(conn: &mut PgConnection, events: &[&RecordedEvent]) -> sqlx::Result<HashSet<(String, Month)>> {
+pub async fn live_months(
+    conn: &mut PgConnection,
+    events: &[&RecordedEvent],
+) -> crate::Result<HashSet<(String, Month)>> {
     let clients: Vec<String> = events.iter().map(|recorded| recorded.event.client_id.to_string()).collect();
     let keys: Vec<String> = events.iter().map(|recorded| recorded.event.idempotency_key.to_string()).collect();
     let days: Vec<NaiveDate> = events.iter().map(|recorded| recorded.day).collect();
@@ -117,7 +126,7 @@ pub async fn live_months(conn: &mut PgConnection, events: &[&RecordedEvent]) -> 
 }
 
 /// Gives waiting events their charge, or another reason why they have none.
-pub async fn set_charges(conn: &mut PgConnection, charges: &[(&str, EventId, Charge)]) -> sqlx::Result<()> {
+pub async fn set_charges(conn: &mut PgConnection, charges: &[(&str, EventId, Charge)]) -> crate::Result<()> {
     let clients: Vec<String> = charges.iter().map(|(client_id, ..)| client_id.to_string()).collect();
     let times: Vec<DateTime<Utc>> = charges.iter().map(|(_, id, _)| id.time).collect();
     let seqs: Vec<i64> = charges.iter().map(|(_, id, _)| id.seq).collect();
@@ -146,6 +155,7 @@ pub async fn set_charges(conn: &mut PgConnection, charges: &[(&str, EventId, Cha
     .execute(conn)
     .await
     .map(drop)
+    .map_err(Into::into)
 }
 
 /// Notes how far a task is; `last` is nothing when it has come to the end.
@@ -155,7 +165,7 @@ pub async fn advance(
     last: Option<&Waiting>,
     examined: i64,
     priced: i64,
-) -> sqlx::Result<()> {
+) -> crate::Result<()> {
     sqlx::query!(
         "UPDATE pricing_tasks SET client_id = COALESCE($2, client_id), event_time = COALESCE($3, event_time),
              event_seq = COALESCE($4, event_seq), examined_count = examined_count + $5, priced_count = priced_count + $6,
@@ -170,5 +180,5 @@ pub async fn advance(
     )
     .execute(conn)
     .await
-    .map(drop)
+    .map(drop).map_err(Into::into)
 }

@@ -77,7 +77,7 @@ pub async fn query(
     query: &UsageQuery,
     after: Option<&QueryKey>,
     limit: i64,
-) -> sqlx::Result<AsOf<Vec<QueryRow>>> {
+) -> crate::Result<AsOf<Vec<QueryRow>>> {
     let rows = rows(pool, query, after, limit).await?;
     if let Some(first) = rows.first() {
         return Ok(AsOf { complete_as_of: first.now, rows: rows.into_iter().map(QueryRow::from).collect() });
@@ -93,7 +93,7 @@ async fn rows(
     query: &UsageQuery,
     after: Option<&QueryKey>,
     limit: i64,
-) -> sqlx::Result<Vec<GroupedRow>> {
+) -> crate::Result<Vec<GroupedRow>> {
     if query.needs_events() {
         query_events(pool, query, after, limit).await
     } else {
@@ -171,6 +171,7 @@ macro_rules! days {
         )
         .fetch_all($pool)
         .await
+        .map_err(Into::into)
     };
 }
 
@@ -179,7 +180,7 @@ async fn query_days(
     query: &UsageQuery,
     after: Option<&QueryKey>,
     limit: i64,
-) -> sqlx::Result<Vec<GroupedRow>> {
+) -> crate::Result<Vec<GroupedRow>> {
     if query.client_ids.is_empty() {
         days!("src/query_days.sql", pool, query, after, limit)
     } else {
@@ -192,7 +193,7 @@ async fn query_events(
     query: &UsageQuery,
     after: Option<&QueryKey>,
     limit: i64,
-) -> sqlx::Result<Vec<GroupedRow>> {
+) -> crate::Result<Vec<GroupedRow>> {
     let by = query.group_by;
     let (from, to) = (Month::of(query.start).widest_range().0, Month::of(query.end).widest_range().1);
     sqlx::query_file_as!(
@@ -227,4 +228,5 @@ async fn query_events(
     )
     .fetch_all(pool)
     .await
+    .map_err(Into::into)
 }

@@ -27,7 +27,7 @@ pub async fn month(
     client_id: &str,
     month: Month,
     rezone: bool,
-) -> sqlx::Result<Option<Rebuilt>> {
+) -> crate::Result<Option<Rebuilt>> {
     let client: Arc<str> = client_id.into();
     let mut months = if rezone { vec![month.previous(), month, month.next()] } else { vec![month] };
     connect::allow_long_statements(tx).await?;
@@ -89,7 +89,7 @@ async fn rezone_events(
     month: Month,
     zone: Tz,
     closed: Option<Month>,
-) -> sqlx::Result<i64> {
+) -> crate::Result<i64> {
     let (from, to) = month.widest_range();
     let rows = sqlx::query!(
         "SELECT event_time, event_seq, day FROM usage_events

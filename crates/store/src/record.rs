@@ -29,7 +29,7 @@ pub enum Written {
 
 /// Claims the keys of all events, and if all were free writes everything, in one statement. `events` sorted by client and
 /// key, `deltas` what they add. Waits for a transaction that is claiming the same key.
-pub async fn record(conn: &mut PgConnection, events: &[NewEvent<'_>], deltas: &Deltas) -> sqlx::Result<Written> {
+pub async fn record(conn: &mut PgConnection, events: &[NewEvent<'_>], deltas: &Deltas) -> crate::Result<Written> {
     write(conn, events, events, deltas).await
 }
 
@@ -38,25 +38,25 @@ pub async fn record_claimed(
     conn: &mut PgConnection,
     events: &[NewEvent<'_>],
     deltas: &Deltas,
-) -> sqlx::Result<Vec<MonthRow>> {
+) -> crate::Result<Vec<MonthRow>> {
     written(write(conn, &[], events, deltas).await?)
 }
 
 /// Adds the deltas to months, their services and days, and gives the months as they are now.
-pub async fn add(conn: &mut PgConnection, deltas: &Deltas) -> sqlx::Result<Vec<MonthRow>> {
+pub async fn add(conn: &mut PgConnection, deltas: &Deltas) -> crate::Result<Vec<MonthRow>> {
     written(write(conn, &[], &[], deltas).await?)
 }
 
-fn written(written: Written) -> sqlx::Result<Vec<MonthRow>> {
+fn written(written: Written) -> crate::Result<Vec<MonthRow>> {
     match written {
         Written::All(months) => Ok(months),
-        Written::Claimed(_) => Err(sqlx::Error::Protocol("rows of months were neither added nor changed".into())),
+        Written::Claimed(_) => Err(crate::StoreError::inconsistent("rows of months were neither added nor changed")),
     }
 }
 
 /// Does the same as [`record`] for many events, faster. A taken key is an error, a unique violation, and ends the
 /// transaction.
-pub async fn copy(conn: &mut PgConnection, events: &[NewEvent<'_>], deltas: &Deltas) -> sqlx::Result<Vec<MonthRow>> {
+pub async fn copy(conn: &mut PgConnection, events: &[NewEvent<'_>], deltas: &Deltas) -> crate::Result<Vec<MonthRow>> {
     let keys = "COPY idempotency_keys (client_id, idempotency_key, payload_hash, event_time, event_seq, backfill)
         FROM STDIN (FORMAT binary)";
     let mut copy = CopyIn::begin(conn, keys).await?;
@@ -189,7 +189,7 @@ async fn write(
     claims: &[NewEvent<'_>],
     events: &[NewEvent<'_>],
     deltas: &Deltas,
-) -> sqlx::Result<Written> {
+) -> crate::Result<Written> {
     let Deltas { months, month_services, days } = deltas;
     let rows = sqlx::query!(
         r#"WITH claimed AS (
@@ -271,6 +271,9 @@ async fn write(
             raised: AlertSet(row.raised_alerts.unwrap_or_default()),
             open: AlertSet(row.open_alerts.unwrap_or_default()),
         });
+    }
+    if months.len() != deltas.months.len() {
+        return Err(crate::StoreError::inconsistent("the sums of a month were neither added nor changed"));
     }
     Ok(Written::All(months))
 }

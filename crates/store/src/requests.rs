@@ -18,7 +18,7 @@ pub async fn find(
     principal: &str,
     request_id: &str,
     request_hash: &[u8],
-) -> sqlx::Result<Option<FirstAnswer>> {
+) -> crate::Result<Option<FirstAnswer>> {
     sqlx::query!(
         "SELECT pg_advisory_xact_lock(hashtextextended('create_requests:' || $1 || ':' || $2, 0))",
         principal,
@@ -37,6 +37,7 @@ pub async fn find(
     )
     .fetch_optional(conn)
     .await
+    .map_err(Into::into)
 }
 
 /// Keeps a first answer, with the later of `now` and the time of the database, so that a clock that is behind does not make
@@ -47,7 +48,7 @@ pub async fn insert(
     request_id: &str,
     answer: &FirstAnswer,
     now: DateTime<Utc>,
-) -> sqlx::Result<()> {
+) -> crate::Result<()> {
     sqlx::query!(
         "INSERT INTO create_requests (principal, request_id, request_hash, response, create_time)
          VALUES ($1, $2, $3, $4, GREATEST(now(), $5))",
@@ -60,10 +61,11 @@ pub async fn insert(
     .execute(conn)
     .await
     .map(drop)
+    .map_err(Into::into)
 }
 
 /// Deletes first answers from before this time; gives how many.
-pub async fn prune(pool: &PgPool, before: DateTime<Utc>, limit: i64) -> sqlx::Result<i64> {
+pub async fn prune(pool: &PgPool, before: DateTime<Utc>, limit: i64) -> crate::Result<i64> {
     let pruned = sqlx::query!(
         "DELETE FROM create_requests WHERE ctid = ANY(ARRAY(
              SELECT ctid FROM create_requests WHERE create_time < $1 LIMIT $2))",

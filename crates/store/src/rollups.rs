@@ -38,7 +38,7 @@ impl MonthRow {
 }
 
 /// Locks the month rows of these clients and first days, in order.
-pub async fn lock_months(conn: &mut PgConnection, clients: &[String], months: &[NaiveDate]) -> sqlx::Result<()> {
+pub async fn lock_months(conn: &mut PgConnection, clients: &[String], months: &[NaiveDate]) -> crate::Result<()> {
     sqlx::query!(
         "SELECT 1 AS one FROM usage_months JOIN unnest($1::text[], $2::date[]) AS wanted (client_id, month)
              USING (client_id, month) ORDER BY client_id, month FOR UPDATE OF usage_months",
@@ -48,6 +48,7 @@ pub async fn lock_months(conn: &mut PgConnection, clients: &[String], months: &[
     .fetch_all(conn)
     .await
     .map(drop)
+    .map_err(Into::into)
 }
 
 /// Locks months of a client that have a row, in order, and gives them as they are then.
@@ -55,7 +56,7 @@ pub async fn lock_client_months(
     conn: &mut PgConnection,
     client_id: &str,
     months: &[Month],
-) -> sqlx::Result<Vec<MonthRow>> {
+) -> crate::Result<Vec<MonthRow>> {
     let months: Vec<NaiveDate> = months.iter().map(|month| month.first_day()).collect();
     let rows = sqlx::query!(
         r#"SELECT client_id, month, cost AS "cost: Numeric", raised_alerts, open_alerts
@@ -77,7 +78,7 @@ pub async fn lock_client_months(
 
 /// What is beside these months, in their order. Read while their rows are held, in a statement of its own: one that waits for a
 /// row may have read others before.
-pub async fn beside(conn: &mut PgConnection, months: &[&MonthRow]) -> sqlx::Result<Vec<Beside>> {
+pub async fn beside(conn: &mut PgConnection, months: &[&MonthRow]) -> crate::Result<Vec<Beside>> {
     let clients: Vec<String> = months.iter().map(|row| row.client_id.clone()).collect();
     let firsts: Vec<NaiveDate> = months.iter().map(|row| row.month.first_day()).collect();
     let before: Vec<NaiveDate> = months.iter().map(|row| row.month.previous().first_day()).collect();
@@ -96,11 +97,12 @@ pub async fn beside(conn: &mut PgConnection, months: &[&MonthRow]) -> sqlx::Resu
     )
     .fetch_all(conn)
     .await
+    .map_err(Into::into)
 }
 
 /// Deletes rows of a client's month that have come to be zeros, as those do that all events were moved away from. In a
 /// transaction that holds the month. The month's own row stays: its summary follows it.
-pub async fn delete_zeros(conn: &mut PgConnection, client_id: &str, month: Month) -> sqlx::Result<()> {
+pub async fn delete_zeros(conn: &mut PgConnection, client_id: &str, month: Month) -> crate::Result<()> {
     sqlx::query!(
         "DELETE FROM usage_days
          WHERE client_id = $1 AND day >= $2 AND day < $3
@@ -123,10 +125,11 @@ pub async fn delete_zeros(conn: &mut PgConnection, client_id: &str, month: Month
     .execute(conn)
     .await
     .map(drop)
+    .map_err(Into::into)
 }
 
 /// Services that a client had used before this month.
-pub async fn services_before(conn: &mut PgConnection, client_id: &str, month: Month) -> sqlx::Result<HashSet<String>> {
+pub async fn services_before(conn: &mut PgConnection, client_id: &str, month: Month) -> crate::Result<HashSet<String>> {
     let services = sqlx::query_scalar!(
         "SELECT DISTINCT service FROM usage_month_services WHERE client_id = $1 AND month < $2 AND request_count > 0",
         client_id,
@@ -149,7 +152,7 @@ pub async fn days(
     client_id: &str,
     first: NaiveDate,
     last: NaiveDate,
-) -> sqlx::Result<Vec<DayRow>> {
+) -> crate::Result<Vec<DayRow>> {
     let rows = sqlx::query!(
         r#"SELECT day, service, sum(units) AS "units!", sum(cost) AS "cost!" FROM usage_days
            WHERE client_id = $1 AND day BETWEEN $2 AND $3 AND request_count > 0 GROUP BY day, service"#,

@@ -58,7 +58,7 @@ pub struct CopyIn<'c> {
 
 impl<'c> CopyIn<'c> {
     /// Begins `COPY ... FROM STDIN (FORMAT binary)`.
-    pub async fn begin(conn: &'c mut PgConnection, statement: &str) -> sqlx::Result<Self> {
+    pub async fn begin(conn: &'c mut PgConnection, statement: &str) -> crate::Result<Self> {
         let copy = conn.copy_in_raw(statement).await?;
         let mut out = Vec::with_capacity(CHUNK_BYTES + CHUNK_BYTES / 4);
         out.extend_from_slice(SIGNATURE);
@@ -68,7 +68,7 @@ impl<'c> CopyIn<'c> {
     }
 
     /// Adds a row.
-    pub async fn add<F: Fields>(&mut self, fields: &F) -> sqlx::Result<()> {
+    pub async fn add<F: Fields>(&mut self, fields: &F) -> crate::Result<()> {
         self.out.extend_from_slice(&F::COUNT.to_be_bytes());
         fields.put(&mut Row { out: &mut self.out, typed: false });
         if self.out.len() >= CHUNK_BYTES {
@@ -79,11 +79,11 @@ impl<'c> CopyIn<'c> {
     }
 
     /// Ends the copy.
-    pub async fn finish(mut self) -> sqlx::Result<()> {
+    pub async fn finish(mut self) -> crate::Result<()> {
         // In place of a row's number of fields.
         self.out.extend_from_slice(&(-1i16).to_be_bytes());
         self.copy.send(&*self.out).await?;
-        self.copy.finish().await.map(drop)
+        self.copy.finish().await.map(drop).map_err(Into::into)
     }
 }
 

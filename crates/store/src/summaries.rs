@@ -74,10 +74,10 @@ struct ServiceJson {
 }
 
 impl TryFrom<ServiceJson> for ServiceSums {
-    type Error = sqlx::Error;
+    type Error = crate::StoreError;
 
-    fn try_from(json: ServiceJson) -> sqlx::Result<Self> {
-        let number = |text: String| text.parse::<Total>().map_err(|error| sqlx::Error::Decode(error.into()));
+    fn try_from(json: ServiceJson) -> crate::Result<Self> {
+        let number = |text: String| text.parse::<Total>().map_err(|error| crate::StoreError::inconsistent(error));
         let sums = Sums {
             request_count: json.request_count,
             units: number(json.units)?,
@@ -92,16 +92,16 @@ impl TryFrom<ServiceJson> for ServiceSums {
 }
 
 impl TryFrom<SummaryRow> for Summary {
-    type Error = sqlx::Error;
+    type Error = crate::StoreError;
 
-    fn try_from(row: SummaryRow) -> sqlx::Result<Self> {
+    fn try_from(row: SummaryRow) -> crate::Result<Self> {
         let sums = sums_of!(row);
         Ok(Self {
             client_id: row.client_id,
             display_name: row.display_name,
             time_zone: row.time_zone,
             sums,
-            services: row.services.0.into_iter().map(ServiceSums::try_from).collect::<sqlx::Result<_>>()?,
+            services: row.services.0.into_iter().map(ServiceSums::try_from).collect::<crate::Result<_>>()?,
             counts: Counts { messages: row.messages, ai_calls: row.ai_calls, voice_minutes: row.voice_minutes },
             last_month_cost: row.last_month_cost,
         })
@@ -109,7 +109,7 @@ impl TryFrom<SummaryRow> for Summary {
 }
 
 /// Marks the months in which a service was used. Locks them first, in order.
-pub async fn mark_stale(conn: &mut PgConnection, service: &str) -> sqlx::Result<()> {
+pub async fn mark_stale(conn: &mut PgConnection, service: &str) -> crate::Result<()> {
     let rows = sqlx::query!(
         "SELECT client_id, month FROM usage_month_services WHERE service = $1 ORDER BY client_id, month",
         service
@@ -128,6 +128,7 @@ pub async fn mark_stale(conn: &mut PgConnection, service: &str) -> sqlx::Result<
     .execute(conn)
     .await
     .map(drop)
+    .map_err(Into::into)
 }
 
 /// Client-months whose summary has been stale since `before` or longer, the longest waiting first; and those that a database
@@ -138,7 +139,7 @@ pub async fn stale(
     month: Option<Month>,
     before: DateTime<Utc>,
     limit: i64,
-) -> sqlx::Result<Vec<(String, Month)>> {
+) -> crate::Result<Vec<(String, Month)>> {
     let rows = sqlx::query!(
         "SELECT client_id, month FROM usage_months
          WHERE summary_stale_since IS NOT NULL AND ($1::text IS NULL OR client_id = $1) AND ($2::date IS NULL OR month = $2)
@@ -156,7 +157,7 @@ pub async fn stale(
 
 /// Writes the summaries of these client-months from the rollups. Locks their month rows first and in order, as every
 /// change of a month does, so that a summary is of one state of the month.
-pub async fn refresh(conn: &mut PgConnection, mut months: Vec<(String, Month)>) -> sqlx::Result<()> {
+pub async fn refresh(conn: &mut PgConnection, mut months: Vec<(String, Month)>) -> crate::Result<()> {
     months.sort();
     let clients: Vec<String> = months.iter().map(|(client_id, _)| client_id.clone()).collect();
     let firsts: Vec<NaiveDate> = months.iter().map(|(_, month)| month.first_day()).collect();
@@ -187,7 +188,7 @@ pub async fn refresh(conn: &mut PgConnection, mut months: Vec<(String, Month)>) 
     )
     .execute(&mut *tx)
     .await?;
-    tx.commit().await
+    tx.commit().await.map_err(Into::into)
 }
 
 /// A page of a month: its clients after `after` (cost and id), the costliest first; and the month's totals.
@@ -197,7 +198,7 @@ pub struct Page {
 }
 
 /// Reads a page.
-pub async fn page(pool: &PgPool, month: Month, after: Option<(Total, &str)>, limit: i64) -> sqlx::Result<AsOf<Page>> {
+pub async fn page(pool: &PgPool, month: Month, after: Option<(Total, &str)>, limit: i64) -> crate::Result<AsOf<Page>> {
     let mut tx = pool.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
     let (first, before) = (month.first_day(), month.previous().first_day());
     let (totals, complete_as_of) = totals(&mut tx, first, before).await?;
@@ -223,13 +224,13 @@ pub async fn page(pool: &PgPool, month: Month, after: Option<(Total, &str)>, lim
     )
     .fetch_all(&mut *tx)
     .await?;
-    let summaries = rows.into_iter().map(Summary::try_from).collect::<sqlx::Result<Vec<_>>>()?;
+    let summaries = rows.into_iter().map(Summary::try_from).collect::<crate::Result<Vec<_>>>()?;
     tx.commit().await?;
     Ok(AsOf { complete_as_of, rows: Page { summaries, totals } })
 }
 
 /// One client's month, from the rollups themselves.
-pub async fn live(pool: &PgPool, client_id: &str, month: Month) -> sqlx::Result<AsOf<Page>> {
+pub async fn live(pool: &PgPool, client_id: &str, month: Month) -> crate::Result<AsOf<Page>> {
     let mut tx = pool.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
     let (first, before) = (month.first_day(), month.previous().first_day());
     let complete_as_of = sqlx::query_scalar!(r#"SELECT now() AS "now!""#).fetch_one(&mut *tx).await?;
@@ -296,7 +297,7 @@ async fn totals(
     conn: &mut PgConnection,
     month: NaiveDate,
     before: NaiveDate,
-) -> sqlx::Result<(SummaryTotals, DateTime<Utc>)> {
+) -> crate::Result<(SummaryTotals, DateTime<Utc>)> {
     let complete_as_of = sqlx::query_scalar!(
         r#"SELECT LEAST(now(), (SELECT min(summary_stale_since) FROM usage_months
                                 WHERE month = $1 AND summary_stale_since IS NOT NULL)) AS "complete_as_of!""#,
@@ -324,7 +325,7 @@ async fn totals(
     Ok((row.into(), complete_as_of))
 }
 
-async fn added_up(conn: &mut PgConnection, month: NaiveDate, before: NaiveDate) -> sqlx::Result<TotalsRow> {
+async fn added_up(conn: &mut PgConnection, month: NaiveDate, before: NaiveDate) -> crate::Result<TotalsRow> {
     sqlx::query_as!(
         TotalsRow,
         r#"SELECT count(*) AS "client_count!",
@@ -343,11 +344,11 @@ async fn added_up(conn: &mut PgConnection, month: NaiveDate, before: NaiveDate) 
         before
     )
     .fetch_one(conn)
-    .await
+    .await.map_err(Into::into)
 }
 
 /// Months whose totals are not those of their summaries any more.
-pub async fn months_to_total(pool: &PgPool) -> sqlx::Result<Vec<Month>> {
+pub async fn months_to_total(pool: &PgPool) -> crate::Result<Vec<Month>> {
     let months = sqlx::query_scalar!(
         "SELECT v.month FROM summary_versions v LEFT JOIN monthly_totals t ON t.month = v.month
          WHERE t.version IS DISTINCT FROM v.version ORDER BY v.month"
@@ -356,14 +357,15 @@ pub async fn months_to_total(pool: &PgPool) -> sqlx::Result<Vec<Month>> {
 }
 
 /// Events without a charge in all months, as of their totals.
-pub async fn unpriced_event_count(pool: &PgPool) -> sqlx::Result<i64> {
+pub async fn unpriced_event_count(pool: &PgPool) -> crate::Result<i64> {
     sqlx::query_scalar!(r#"SELECT COALESCE(sum(unpriced_event_count), 0)::bigint AS "count!" FROM monthly_totals"#)
         .fetch_one(pool)
         .await
+        .map_err(Into::into)
 }
 
 /// Adds a month's summaries up and keeps the totals. One statement: they and their version are of one snapshot.
-pub async fn write_totals(conn: &mut PgConnection, month: Month) -> sqlx::Result<()> {
+pub async fn write_totals(conn: &mut PgConnection, month: Month) -> crate::Result<()> {
     sqlx::query!(
         "INSERT INTO monthly_totals AS t (month, version, client_count, request_count, units, input_tokens, output_tokens,
              cached_input_tokens, cost, unpriced_event_count, messages, ai_calls, voice_minutes, last_month_cost)
@@ -388,5 +390,5 @@ pub async fn write_totals(conn: &mut PgConnection, month: Month) -> sqlx::Result
     )
     .execute(conn)
     .await
-    .map(drop)
+    .map(drop).map_err(Into::into)
 }

@@ -33,7 +33,7 @@ pub async fn months(
     client_id: &str,
     first: Month,
     last: Month,
-) -> sqlx::Result<Option<AsOf<OfClient<(Month, ServiceSums)>>>> {
+) -> crate::Result<Option<AsOf<OfClient<(Month, ServiceSums)>>>> {
     let rows = sqlx::query!(
         r#"SELECT now() AS "now!", time_zone, month AS "month?", service AS "service?", request_count AS "request_count?",
                units AS "units?: Numeric", input_tokens AS "input_tokens?", output_tokens AS "output_tokens?",
@@ -86,7 +86,7 @@ pub async fn range(
     start: NaiveDate,
     end: NaiveDate,
     top: i64,
-) -> sqlx::Result<Option<AsOf<OfClient<RangeRow>>>> {
+) -> crate::Result<Option<AsOf<OfClient<RangeRow>>>> {
     let rows = sqlx::query!(
         r#"WITH top AS (
                SELECT service, operation FROM usage_days
@@ -131,7 +131,7 @@ pub async fn range(
 }
 
 /// The latest months with usage of a client, or of any, the latest first.
-pub async fn latest_months(pool: &PgPool, client_id: Option<&str>, limit: i64) -> sqlx::Result<Vec<Month>> {
+pub async fn latest_months(pool: &PgPool, client_id: Option<&str>, limit: i64) -> crate::Result<Vec<Month>> {
     let months = sqlx::query_scalar!(
         "SELECT DISTINCT month FROM usage_months WHERE ($1::text IS NULL OR client_id = $1) AND request_count > 0
          ORDER BY month DESC LIMIT $2",
@@ -149,7 +149,7 @@ pub struct Platform {
 }
 
 /// The platform's month.
-pub async fn platform(pool: &PgPool, month: Month) -> sqlx::Result<AsOf<Platform>> {
+pub async fn platform(pool: &PgPool, month: Month) -> crate::Result<AsOf<Platform>> {
     let mut tx = pool.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
     let counts = sqlx::query!(
         r#"SELECT now() AS "now!", (SELECT count(*) FROM clients) AS "client_count!",

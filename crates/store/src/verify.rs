@@ -102,18 +102,18 @@ impl ComparedRow {
 }
 
 /// Every so many clients, in order: what lies between two of them, whatever it is of, is compared at once.
-pub async fn bounds(conn: &mut PgConnection, clients: i64) -> sqlx::Result<Vec<String>> {
+pub async fn bounds(conn: &mut PgConnection, clients: i64) -> crate::Result<Vec<String>> {
     sqlx::query_scalar!(
         "SELECT client_id FROM (SELECT client_id, row_number() OVER (ORDER BY client_id) AS number FROM clients) AS numbered
          WHERE number % $1 = 0 ORDER BY client_id",
         clients
     )
     .fetch_all(conn)
-    .await
+    .await.map_err(Into::into)
 }
 
 /// Compares all rows of a scope with their events, in one statement, so of one snapshot.
-pub async fn compare(conn: &mut PgConnection, scope: &Scope) -> sqlx::Result<Compared> {
+pub async fn compare(conn: &mut PgConnection, scope: &Scope) -> crate::Result<Compared> {
     let rows = sqlx::query_file_as!(
         ComparedRow,
         "src/differences.sql",
@@ -133,7 +133,7 @@ pub async fn compare(conn: &mut PgConnection, scope: &Scope) -> sqlx::Result<Com
 }
 
 /// How many client-months up to this one there are in a scope.
-pub async fn count_until(conn: &mut PgConnection, scope: &Scope, last: Month) -> sqlx::Result<i64> {
+pub async fn count_until(conn: &mut PgConnection, scope: &Scope, last: Month) -> crate::Result<i64> {
     sqlx::query_scalar!(
         r#"SELECT count(*) AS "count!" FROM (
                SELECT client_id, month FROM usage_months UNION SELECT client_id, month FROM usage_month_services
@@ -147,6 +147,7 @@ pub async fn count_until(conn: &mut PgConnection, scope: &Scope, last: Month) ->
     )
     .fetch_one(conn)
     .await
+    .map_err(Into::into)
 }
 
 /// Client-months that have an event or a row, ordered.
@@ -155,7 +156,7 @@ pub async fn client_months(
     client_id: Option<&str>,
     start: Option<Month>,
     end: Option<Month>,
-) -> sqlx::Result<Vec<(String, Month)>> {
+) -> crate::Result<Vec<(String, Month)>> {
     let mut tx = pool.begin().await?;
     crate::connect::allow_long_statements(&mut tx).await?;
     let rows = sqlx::query!(
@@ -180,7 +181,7 @@ pub async fn client_months(
 }
 
 /// The rows of a client's month that do not equal its events, all of one snapshot.
-pub async fn differences(conn: &mut PgConnection, client_id: &str, month: Month) -> sqlx::Result<Vec<Difference>> {
+pub async fn differences(conn: &mut PgConnection, client_id: &str, month: Month) -> crate::Result<Vec<Difference>> {
     let scope = Scope { client_id: Some(client_id.into()), first: Some(month), last: Some(month), ..Scope::default() };
     Ok(compare(conn, &scope).await?.differences)
 }

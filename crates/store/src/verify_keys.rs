@@ -55,7 +55,7 @@ impl From<KeyRow> for KeyDifference {
 /// Keys and events of a scope that do not name each other, ordered. Without those whose keys may be pruned by now. Of a scope
 /// that begins with an open month, so that the events are kept. The last statement of its transaction: planned without nested
 /// loops from here on.
-pub async fn key_differences(conn: &mut PgConnection, scope: &Scope) -> sqlx::Result<Vec<KeyDifference>> {
+pub async fn key_differences(conn: &mut PgConnection, scope: &Scope) -> crate::Result<Vec<KeyDifference>> {
     let pruned_through =
         sqlx::query_scalar!("SELECT NULLIF(keys_pruned_through, '-infinity') AS pruned_through FROM deployment")
             .fetch_optional(&mut *conn)

@@ -18,6 +18,7 @@ mod webhook;
 
 use courier::Failure;
 pub use courier::{Courier, check};
+use meterd_store::StoreError;
 use reason::reason;
 pub use target::{check_secret, check_target, new_secret};
 
@@ -57,7 +58,7 @@ const DATABASE_TIMEOUT: Duration = Duration::from_secs(30);
 struct ClaimError {
     /// The channel that was to be claimed; without one, the database failed before.
     channel_id: Option<i64>,
-    error: sqlx::Error,
+    error: StoreError,
 }
 
 /// The worker of a replica.
@@ -169,7 +170,7 @@ impl Notifier {
             }
             Ok(Some((channel, taken)))
         };
-        let claimed = tokio::time::timeout(DATABASE_TIMEOUT, claiming).await.unwrap_or(Err(sqlx::Error::PoolTimedOut));
+        let claimed = tokio::time::timeout(DATABASE_TIMEOUT, claiming).await.unwrap_or(Err(StoreError::Timeout));
         claimed.map_err(|error| ClaimError { channel_id, error })
     }
 
@@ -213,7 +214,7 @@ impl Notifier {
         }
     }
 
-    async fn upkeep(&self) -> sqlx::Result<()> {
+    async fn upkeep(&self) -> meterd_store::Result<()> {
         let keeping = async {
             give_up_without_channel(&self.pool).await?;
             let count = outbox::bring_forward(&self.pool, WAIT_MAX.max(self.claim + WAIT_MARGIN)).await?;
@@ -223,12 +224,12 @@ impl Notifier {
             metrics::gauge!("meterd_notifications_pending").set(outbox::pending_count(&self.pool).await? as f64);
             Ok(())
         };
-        tokio::time::timeout(DATABASE_TIMEOUT, keeping).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
+        tokio::time::timeout(DATABASE_TIMEOUT, keeping).await.unwrap_or(Err(StoreError::Timeout))
     }
 }
 
 /// Gives up what waits for channels that were removed.
-pub async fn give_up_without_channel(pool: &PgPool) -> sqlx::Result<()> {
+pub async fn give_up_without_channel(pool: &PgPool) -> meterd_store::Result<()> {
     loop {
         let count = outbox::give_up_without_channel(pool, GIVE_UP_ROWS).await?;
         if count > 0 {

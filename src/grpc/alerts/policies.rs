@@ -44,7 +44,7 @@ pub async fn get(context: Arc<Context>, request: GetAlertPolicyRequest) -> Resul
 }
 
 /// The policy as it holds.
-async fn read(conn: &mut PgConnection, client_id: &str) -> sqlx::Result<AlertPolicy> {
+async fn read(conn: &mut PgConnection, client_id: &str) -> meterd_store::Result<AlertPolicy> {
     let policy = policies::load(conn, &[client_id.to_string()]).await?.of(client_id).clone();
     let found = policies::find(conn, client_id).await?;
     let channels = channels::list(conn, client_id).await?;

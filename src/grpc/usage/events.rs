@@ -16,6 +16,7 @@ use meterd_domain::event::{
     EXTERNAL_ID_BYTES_MAX, EventId, ID_BYTES_MAX, METADATA_BYTES_MAX, Measures, TOKENS_MAX, UsageEvent, payload_hash,
 };
 use meterd_domain::{identifier, names};
+use meterd_store::StoreError;
 use prost_types::Struct;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -89,7 +90,7 @@ impl<'a> EventChecks<'a> {
         if services.any(|service| catalog.service(service).is_none()) {
             let patience = Duration::from_secs(context.settings.retry_seconds.into());
             let refreshed = tokio::time::timeout(patience, context.catalog.refresh(&context.pool)).await;
-            catalog = refreshed.unwrap_or(Err(sqlx::Error::PoolTimedOut))?;
+            catalog = refreshed.unwrap_or(Err(StoreError::Timeout))?;
         }
         Ok(Self { catalog, context, caller, now: context.clock.now(), backfill, counted: true })
     }

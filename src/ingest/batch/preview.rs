@@ -13,7 +13,7 @@ pub async fn preview(
     ingest: &IngestSettings,
     client_ids: &[Arc<str>],
     batch: &[&Submission],
-) -> sqlx::Result<Preview> {
+) -> meterd_store::Result<Preview> {
     let mut tx = pool.begin().await?;
     let versions = locks::share_and_read_versions(&mut tx).await?;
     let mut catalog = cache.current();
@@ -61,5 +61,5 @@ pub async fn preview(
         true => Ok(Outcome::Rejected(Error::client_not_found(&submission.event.client_id))),
         false => decided.next().expect("an outcome for each event of a known client"),
     });
-    Ok(Preview { outcomes: outcomes.collect::<sqlx::Result<_>>()?, clients })
+    Ok(Preview { outcomes: outcomes.collect::<meterd_store::Result<_>>()?, clients })
 }

@@ -26,7 +26,7 @@ const NUMERIC_FRACTION_DIGITS: usize = 3;
 const JSONB_VERSION: u8 = 1;
 
 /// Makes the table anew, without rows.
-pub async fn create_copied(conn: &mut PgConnection) -> sqlx::Result<()> {
+pub async fn create_copied(conn: &mut PgConnection) -> crate::Result<()> {
     let statements = r#"
         DROP TABLE IF EXISTS floor_copied;
         CREATE TABLE floor_copied (
@@ -52,21 +52,24 @@ pub async fn create_copied(conn: &mut PgConnection) -> sqlx::Result<()> {
             record_time          timestamptz NOT NULL DEFAULT now(),
             PRIMARY KEY (client_id, idempotency_key)
         )"#;
-    conn.execute(statements).await.map(drop)
+    conn.execute(statements).await.map(drop).map_err(Into::into)
 }
 
 /// How many rows the table has, and the sum of their charges.
-pub async fn sum_copied(conn: &mut PgConnection) -> sqlx::Result<(i64, bigdecimal::BigDecimal)> {
-    sqlx::query_as("SELECT count(*), COALESCE(sum(charge), 0) FROM floor_copied").fetch_one(conn).await
+pub async fn sum_copied(conn: &mut PgConnection) -> crate::Result<(i64, bigdecimal::BigDecimal)> {
+    sqlx::query_as("SELECT count(*), COALESCE(sum(charge), 0) FROM floor_copied")
+        .fetch_one(conn)
+        .await
+        .map_err(Into::into)
 }
 
 /// Copies a chunk of rows, in a transaction of its own. Gives how many there were.
-pub async fn copy(conn: &mut PgConnection, rows: CopyRows) -> sqlx::Result<u64> {
+pub async fn copy(conn: &mut PgConnection, rows: CopyRows) -> crate::Result<u64> {
     let mut copy = conn.copy_in_raw(STATEMENT).await?;
     let CopyRows(mut bytes) = rows;
     bytes.extend_from_slice(&TRAILER);
     copy.send(bytes).await?;
-    copy.finish().await
+    copy.finish().await.map_err(Into::into)
 }
 
 /// Rows as a binary COPY has them.

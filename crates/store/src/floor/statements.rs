@@ -15,7 +15,7 @@ pub type HashedEvent<'a> = (PricedEvent<'a>, PayloadHash);
 
 /// Records events in the caller's transaction: keys, events, months, months by service, days, in the lock order that
 /// everyone keeps. Those whose key was taken are left out. Gives how many were not.
-pub async fn record_batch(conn: &mut PgConnection, mut events: Vec<HashedEvent<'_>>) -> sqlx::Result<usize> {
+pub async fn record_batch(conn: &mut PgConnection, mut events: Vec<HashedEvent<'_>>) -> crate::Result<usize> {
     let key = |(priced, _): &HashedEvent<'_>| (priced.event.client_id.clone(), priced.event.idempotency_key.clone());
     events.sort_by_cached_key(key);
     let mut number = 0;
@@ -44,7 +44,7 @@ pub async fn record_batch(conn: &mut PgConnection, mut events: Vec<HashedEvent<'
 }
 
 /// Claims the keys. Gives the numbers of the events, from 1, that got theirs; nothing, if all of them did.
-async fn claim(conn: &mut PgConnection, events: &[HashedEvent<'_>]) -> sqlx::Result<Option<HashSet<i64>>> {
+async fn claim(conn: &mut PgConnection, events: &[HashedEvent<'_>]) -> crate::Result<Option<HashSet<i64>>> {
     let clients: Vec<&str> = column(events, |priced| &*priced.event.client_id);
     let keys: Vec<&str> = column(events, |priced| &*priced.event.idempotency_key);
     let hashes: Vec<&[u8]> = events.iter().map(|(_, hash)| &hash[..]).collect();
@@ -81,7 +81,7 @@ async fn claim(conn: &mut PgConnection, events: &[HashedEvent<'_>]) -> sqlx::Res
     Ok(Some(numbers.into_iter().collect()))
 }
 
-async fn insert(conn: &mut PgConnection, events: &[HashedEvent<'_>]) -> sqlx::Result<()> {
+async fn insert(conn: &mut PgConnection, events: &[HashedEvent<'_>]) -> crate::Result<()> {
     let charges = column(events, |priced| match priced.charge {
         Charge::Priced { charge, .. } => Some(numeric::of(charge)),
         Charge::Unpriced(_) => None,
@@ -129,7 +129,7 @@ async fn insert(conn: &mut PgConnection, events: &[HashedEvent<'_>]) -> sqlx::Re
     )
     .execute(conn)
     .await
-    .map(drop)
+    .map(drop).map_err(Into::into)
 }
 
 fn column<'a, T>(events: &'a [HashedEvent<'a>], of: impl Fn(&'a PricedEvent<'a>) -> T) -> Vec<T> {
@@ -204,7 +204,7 @@ impl Sums {
     }
 }
 
-async fn add_months(conn: &mut PgConnection, rows: &BTreeMap<(&str, NaiveDate), Sum>) -> sqlx::Result<()> {
+async fn add_months(conn: &mut PgConnection, rows: &BTreeMap<(&str, NaiveDate), Sum>) -> crate::Result<()> {
     let sums = Sums::of(rows);
     sqlx::query!(
         "INSERT INTO usage_months AS t (client_id, month, request_count, units, input_tokens, output_tokens,
@@ -233,9 +233,10 @@ async fn add_months(conn: &mut PgConnection, rows: &BTreeMap<(&str, NaiveDate), 
     .execute(conn)
     .await
     .map(drop)
+    .map_err(Into::into)
 }
 
-async fn add_services(conn: &mut PgConnection, rows: &BTreeMap<(&str, NaiveDate, &str), Sum>) -> sqlx::Result<()> {
+async fn add_services(conn: &mut PgConnection, rows: &BTreeMap<(&str, NaiveDate, &str), Sum>) -> crate::Result<()> {
     let sums = Sums::of(rows);
     sqlx::query!(
         "INSERT INTO usage_month_services AS t (client_id, month, service, request_count, units, input_tokens,
@@ -264,12 +265,13 @@ async fn add_services(conn: &mut PgConnection, rows: &BTreeMap<(&str, NaiveDate,
     .execute(conn)
     .await
     .map(drop)
+    .map_err(Into::into)
 }
 
 /// Client, day, service, operation and model.
 type DayKey<'a> = (&'a str, NaiveDate, &'a str, &'a str, &'a str);
 
-async fn add_days(conn: &mut PgConnection, rows: &BTreeMap<DayKey<'_>, Sum>) -> sqlx::Result<()> {
+async fn add_days(conn: &mut PgConnection, rows: &BTreeMap<DayKey<'_>, Sum>) -> crate::Result<()> {
     let sums = Sums::of(rows);
     sqlx::query!(
         "INSERT INTO usage_days AS t (client_id, day, service, operation, model, request_count, units, input_tokens,
@@ -300,4 +302,5 @@ async fn add_days(conn: &mut PgConnection, rows: &BTreeMap<DayKey<'_>, Sum>) -> 
     .execute(conn)
     .await
     .map(drop)
+    .map_err(Into::into)
 }
