@@ -79,9 +79,12 @@ pub fn recorder() -> PrometheusHandle {
 
 fn describe() {
     metrics::describe_counter!("meterd_events_total", "Events by outcome");
-    metrics::describe_counter!("meterd_batch_retries_total", "Batches that were tried again");
+    metrics::describe_counter!("meterd_batch_retries_total", "Retried batches");
     metrics::describe_counter!("meterd_events_priced_later_total", "Events priced after they were recorded");
-    metrics::describe_counter!("meterd_log_lines_lost_total", "Lines of the log that nobody read in time");
+    metrics::describe_counter!(
+        "meterd_log_lines_lost_total",
+        "Log lines dropped because the reader of the log was too slow"
+    );
     metrics::describe_counter!(
         "meterd_events_unpriced_total",
         "Events recorded without a charge by service and reason"
@@ -90,47 +93,47 @@ fn describe() {
         "meterd_unpriced_events",
         "Events without a charge in all months, as of the last run of the job monthly_summaries on any replica"
     );
-    metrics::describe_histogram!("meterd_batch_events", "Events of a transaction");
-    metrics::describe_histogram!("meterd_commit_seconds", "From taking a batch to its commit");
-    metrics::describe_histogram!("meterd_rpc_seconds", "Calls by method and status code");
+    metrics::describe_histogram!("meterd_batch_events", "Events per transaction");
+    metrics::describe_histogram!("meterd_commit_seconds", "Seconds from taking a batch from the queue to its commit");
+    metrics::describe_histogram!("meterd_rpc_seconds", "Seconds per call, by method and status code");
     metrics::describe_counter!("meterd_notifications_total", "Deliveries of notifications by kind and outcome");
-    metrics::describe_gauge!(
-        "meterd_notifications_pending",
-        "Notifications that wait to be delivered, of all replicas"
-    );
+    metrics::describe_gauge!("meterd_notifications_pending", "Notifications waiting for delivery, on all replicas");
     metrics::describe_counter!("meterd_job_runs_total", "Runs of scheduled jobs by result: ok, failed, lost");
-    metrics::describe_histogram!("meterd_job_seconds", "Runs of scheduled jobs");
+    metrics::describe_histogram!("meterd_job_seconds", "Seconds per run of a scheduled job");
     metrics::describe_gauge!(
         "meterd_job_last_success_timestamp_seconds",
-        "When each scheduled job last went well, on whatever replica"
+        "Time of the last successful run of each scheduled job, on any replica"
     );
     metrics::describe_counter!("meterd_alerts_raised_total", "Alerts raised by type");
     metrics::describe_gauge!("meterd_tasks", "Tasks of the process");
     metrics::describe_gauge!("meterd_queue_events", "Events that wait for a writer");
     metrics::describe_counter!(
         "meterd_alert_changes_sent_total",
-        "Changes of alerts given to subscriptions, from memory or table"
+        "Alert changes sent to subscriptions, by source: memory or table"
     );
     metrics::describe_gauge!("meterd_alert_subscriptions", "Subscriptions to alerts");
     metrics::describe_gauge!(
         "meterd_alert_feed_sequence",
-        "Number of the last change of an alert that this replica has read"
+        "Sequence number of the last alert change that this replica has read"
     );
     metrics::describe_gauge!("meterd_connections", "Open connections by port");
     metrics::describe_counter!(
         "meterd_connections_refused_total",
         "Connections closed before their first call by port and reason: full, handshake_timeout, tls"
     );
-    metrics::describe_counter!("meterd_calls_shed_total", "Calls refused with SERVER_BUSY by limit");
+    metrics::describe_counter!("meterd_calls_shed_total", "Calls rejected with SERVER_BUSY, by limit");
     metrics::describe_counter!("meterd_connections_displaced_total", "Idle connections closed for new ones by port");
     metrics::describe_counter!(
         "meterd_connections_cut_total",
         "Connections cut because their peers abused HTTP/2 by port"
     );
-    metrics::describe_counter!("meterd_answers_unread_total", "Answers ended because their callers did not read them");
+    metrics::describe_counter!(
+        "meterd_answers_unread_total",
+        "Responses ended because their callers did not read them"
+    );
     metrics::describe_counter!(
         "meterd_tls_reload_failures_total",
-        "Changed certificates or keys that could not be taken into use"
+        "Changed certificates or keys that could not be loaded"
     );
     metrics::describe_gauge!("meterd_pool_connections", "Connections of the pool by state");
 }

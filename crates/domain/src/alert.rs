@@ -51,6 +51,11 @@ pub struct UnknownNumber(pub i16, pub &'static str);
 /// Numbers of an enum, both ways.
 macro_rules! numbered {
     ($name:ident, $what:literal, [$($variant:ident),+]) => {
+        impl $name {
+            /// Every value, in the order of the numbers.
+            pub const ALL: &[Self] = &[$(Self::$variant),+];
+        }
+
         impl From<$name> for i16 {
             fn from(value: $name) -> Self {
                 value as i16
@@ -61,7 +66,7 @@ macro_rules! numbered {
             type Error = $crate::alert::UnknownNumber;
 
             fn try_from(number: i16) -> Result<Self, Self::Error> {
-                let found = [$(Self::$variant),+].into_iter().find(|value| *value as i16 == number);
+                let found = Self::ALL.iter().copied().find(|value| *value as i16 == number);
                 found.ok_or($crate::alert::UnknownNumber(number, $what))
             }
         }
@@ -108,16 +113,21 @@ pub struct Finding {
     pub projected: Option<Total>,
 }
 
-/// Alerts of a month: a bit for each type and severity, in the database.
+/// Alerts of a month: one bit for each type and severity, as stored in the database. The bits of a type are next to each other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AlertSet(pub i32);
+
+/// Bits of one type. A third severity needs more of them, and a migration of the sets that are stored.
+const SEVERITY_BITS: i32 = 2;
+const _: () =
+    assert!(Severity::ALL.len() <= SEVERITY_BITS as usize && AlertType::ALL.len() * SEVERITY_BITS as usize <= 31);
 
 impl AlertSet {
     /// One alert of a month. Anomalies are of days, and in no set.
     pub fn of(kind: AlertType, severity: Severity) -> Self {
         match kind {
             AlertType::Anomaly => Self(0),
-            _ => Self(1 << (2 * (kind as i32 - 1) + severity as i32 - 1)),
+            _ => Self(1 << (SEVERITY_BITS * (kind as i32 - 1) + severity as i32 - 1)),
         }
     }
 
