@@ -60,7 +60,7 @@ pub async fn append(conn: &mut PgConnection, changes: &[(Change, Alert)]) -> cra
 
 /// An alert as it is kept in the feed and in notifications.
 pub fn json(alert: &Alert) -> crate::Result<String> {
-    serde_json::to_string(alert).map_err(|error| crate::StoreError::inconsistent(error))
+    serde_json::to_string(alert).map_err(crate::StoreError::inconsistent)
 }
 
 /// Where the feed begins and ends.
@@ -133,7 +133,7 @@ pub async fn page(
         if let (Some(sequence), Some(change), Some(alert), Some(change_time)) =
             (row.sequence, row.change, row.alert, row.change_time)
         {
-            let change = Change::try_from(change).map_err(|error| crate::StoreError::inconsistent(error))?;
+            let change = Change::try_from(change).map_err(crate::StoreError::inconsistent)?;
             entries.push(FeedEntry { sequence, change, alert: alert.0, change_time });
         }
     }

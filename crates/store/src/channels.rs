@@ -24,8 +24,7 @@ pub async fn list(conn: &mut PgConnection, client_id: &str) -> crate::Result<Vec
     .await?;
     rows.into_iter()
         .map(|row| {
-            let min_severity =
-                Severity::try_from(row.min_severity).map_err(|error| crate::StoreError::inconsistent(error))?;
+            let min_severity = Severity::try_from(row.min_severity).map_err(crate::StoreError::inconsistent)?;
             Ok(Channel { kind: row.kind, target: row.target, min_severity, secrets: row.secrets })
         })
         .collect()

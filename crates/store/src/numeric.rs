@@ -153,15 +153,12 @@ pub fn total(value: &BigDecimal) -> crate::Result<Total> {
 
 /// A quantity, an amount or a charge as it stands in the database.
 pub fn decimal(value: &BigDecimal) -> crate::Result<Decimal> {
-    i128::try_from(&units(value, DECIMALS)?)
-        .map(Decimal::from_scaled)
-        .map_err(|_| impossible(value))
-        .map_err(Into::into)
+    i128::try_from(&units(value, DECIMALS)?).map(Decimal::from_scaled).map_err(|_| impossible(value))
 }
 
 /// A rate as it stands in the database.
 pub fn rate(value: &BigDecimal) -> crate::Result<Rate> {
-    Rate::parse(&value.to_plain_string()).map_err(|_| impossible(value)).map_err(Into::into)
+    Rate::parse(&value.to_plain_string()).map_err(|_| impossible(value))
 }
 
 #[cfg(test)]

@@ -19,9 +19,7 @@ pub struct Policies {
 impl Policies {
     /// From rows of the table, among them that of the default if there is one.
     pub fn of_rows(rows: impl IntoIterator<Item = (String, String)>) -> crate::Result<Self> {
-        let parse = |text: &str| {
-            serde_json::from_str::<Overrides>(text).map_err(|error| crate::StoreError::inconsistent(error))
-        };
+        let parse = |text: &str| serde_json::from_str::<Overrides>(text).map_err(crate::StoreError::inconsistent);
         let mut overrides = HashMap::new();
         for (client_id, text) in rows {
             overrides.insert(client_id, parse(&text)?);

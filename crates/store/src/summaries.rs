@@ -77,7 +77,7 @@ impl TryFrom<ServiceJson> for ServiceSums {
     type Error = crate::StoreError;
 
     fn try_from(json: ServiceJson) -> crate::Result<Self> {
-        let number = |text: String| text.parse::<Total>().map_err(|error| crate::StoreError::inconsistent(error));
+        let number = |text: String| text.parse::<Total>().map_err(crate::StoreError::inconsistent);
         let sums = Sums {
             request_count: json.request_count,
             units: number(json.units)?,
