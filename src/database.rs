@@ -57,6 +57,15 @@ impl Database {
         Self::open_beside(settings).await
     }
 
+    /// Opens it as [`Self::open`] does. Without a database URL, the data directory has to have a database: who forgets the URL
+    /// would otherwise get a new, empty one.
+    pub async fn open_made(settings: &DatabaseSettings) -> anyhow::Result<Self> {
+        if settings.database_url.is_none() {
+            check_made(&settings.data_dir, "")?;
+        }
+        Self::open(settings).await
+    }
+
     /// Opens it for a command that may be the first on it. In the default data directory, in one that was made for it, or if that
     /// is allowed, there may be no database yet: then it says that it makes one. A directory that is not there is misspelt.
     pub async fn open_first(settings: &DatabaseSettings, may_be_new: bool) -> anyhow::Result<Self> {

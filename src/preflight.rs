@@ -67,6 +67,12 @@ fn check_database(settings: &Settings) -> anyhow::Result<()> {
                 let is_web = ["https://", "http://"].iter().any(|scheme| url.starts_with(scheme));
                 ensure!(is_web, "--postgres-download-url {url}: must be a URL that begins with https:// or http://");
             }
+            let data_dir = &database.data_dir;
+            ensure!(
+                !data_dir.starts_with("~"),
+                "--data-dir {}: \"~\" is not expanded here: write the whole path of the directory",
+                data_dir.display()
+            );
             Ok(meterd_embedded_postgres::check_place(&database.embedded())?)
         }
     }

@@ -3,6 +3,7 @@
 use super::chart::table;
 use super::connect::{self, ConnectArgs};
 use super::time::time_of;
+use crate::auth::matrix;
 use crate::proto::{ActorKind, AuditEntry, ListAuditLogRequest};
 use chrono::SecondsFormat;
 use clap::Args;
@@ -22,7 +23,7 @@ pub struct AuditArgs {
     /// Only of this key, or subject of a token
     #[arg(long, value_name = "ID")]
     pub actor: Option<String>,
-    /// Only of this method, such as metering.v1.CatalogService/CreatePrice
+    /// Only of this method, such as CatalogService/CreatePrice or CreatePrice
     #[arg(long)]
     pub method: Option<String>,
     /// Most that are shown
@@ -37,13 +38,14 @@ pub struct AuditArgs {
 
 /// Prints the log.
 pub async fn run(args: AuditArgs) -> anyhow::Result<ExitCode> {
+    let method = args.method.as_deref().map(method).transpose()?.unwrap_or_default();
     let mut client = connect::keys_client(args.connect.channel().await?);
     let (mut entries, mut page_token) = (vec![], String::new());
     loop {
         let left = args.limit as usize - entries.len();
         let request = ListAuditLogRequest {
             actor_id: args.actor.clone().unwrap_or_default(),
-            method: args.method.clone().unwrap_or_default(),
+            method: method.to_owned(),
             page_size: left.min(PAGE_SIZE) as i32,
             page_token,
             ..Default::default()
@@ -58,12 +60,24 @@ pub async fn run(args: AuditArgs) -> anyhow::Result<ExitCode> {
     }
     match args.json {
         true => entries.iter().for_each(|entry| println!("{}", to_json(entry))),
+        false if entries.is_empty() => println!("no entries"),
         false => to_table(&entries).iter().for_each(|line| println!("{line}")),
     }
     if !args.json && !page_token.is_empty() {
         println!("and older ones: see --limit");
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The full name of a method that is given with or without its package and service.
+fn method(given: &str) -> anyhow::Result<&'static str> {
+    let is_it = |full: &str| full == given || full.strip_suffix(given).is_some_and(|rest| rest.ends_with(['.', '/']));
+    let audited = || matrix::ROWS.iter().filter(|row| row.audited).map(|row| row.method);
+    audited().find(|full| is_it(full)).ok_or_else(|| {
+        let short = |full: &'static str| full.rsplit('/').next().unwrap_or(full);
+        let names: Vec<_> = audited().map(short).collect();
+        anyhow::anyhow!("--method {given:?}: no audited method has this name; there are {}", names.join(", "))
+    })
 }
 
 fn time_text(time: Option<&Timestamp>) -> String {
@@ -125,6 +139,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_method_is_found_by_any_part_of_its_name_and_an_unknown_one_is_refused() {
+        for given in ["CreatePrice", "CatalogService/CreatePrice", "metering.v1.CatalogService/CreatePrice"] {
+            assert_eq!(method(given).unwrap(), "metering.v1.CatalogService/CreatePrice");
+        }
+        for given in ["Price", "ListPrices", "CreatPrice", ""] {
+            assert!(method(given).unwrap_err().to_string().contains("CreatePrice"), "{given}");
+        }
+    }
+
+    #[test]
     fn an_entry_is_a_line_that_says_who_did_what_and_how_it_ended() {
         let entry = AuditEntry {
             actor_kind: ActorKind::ApiKey.into(),
@@ -138,6 +162,7 @@ mod tests {
         };
         let line = &to_table(std::slice::from_ref(&entry))[1];
         assert!(line.contains("key 0123456789abcdef ops  JobService/RunJob  JOB_NOT_FOUND  {}"), "{line}");
+        assert_eq!(to_table(&[]).len(), 1);
         let unknown = AuditEntry { code: None, ..entry };
         assert!(to_table(&[unknown])[1].contains("not known"));
     }

@@ -12,12 +12,15 @@ use tonic::{Code, Status};
 
 use super::connect::{self, ConnectArgs, Connection};
 use super::retry::Backoff;
+use super::signals;
 use super::time::parse_flag_time;
 use super::{decimal, json as metadata_json};
 use crate::proto::usage_service_client::UsageServiceClient;
 use crate::proto::{EventOutcome, TrackUsageRequest, UnpricedReason, UsageEvent, UsageResult};
 
 const CALL_SECONDS: u64 = 10;
+/// Exit code of a command that a signal ended, as a shell has it for SIGINT.
+const INTERRUPTED: u8 = 130;
 
 /// Record one event
 ///
@@ -85,7 +88,17 @@ pub async fn run(args: TrackArgs) -> anyhow::Result<ExitCode> {
     let event = event_of(&args)?;
     let mut client = connect::usage_client(args.connect.channel().await?);
     let key = event.idempotency_key.clone();
-    let result = track(&mut client, &args, event).await.map_err(|status| {
+    let interrupted = signals::asked_to_stop()?;
+    let tracked = tokio::select! {
+        tracked = track(&mut client, &args, event) => tracked,
+        () = interrupted => {
+            eprintln!(
+                "interrupted: the event was recorded once or not at all\nto send this event again, repeat the command with --key {key}"
+            );
+            return Ok(ExitCode::from(INTERRUPTED));
+        }
+    };
+    let result = tracked.map_err(|status| {
         let error = connect::status_error(&status);
         match may_be_recorded(&status) {
             true => anyhow::anyhow!("{error:#}\nto send this event again, repeat the command with --key {key}"),

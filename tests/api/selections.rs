@@ -219,11 +219,11 @@ async fn a_summary_of_nothing_is_an_error_in_every_form_unless_it_is_allowed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn verify_makes_no_data_directory_and_refuses_a_database_that_is_not_meterds() {
+async fn verify_and_migrate_make_no_data_directory_and_verify_refuses_a_database_that_is_not_meterds() {
     let place = tempfile::tempdir().unwrap();
-    let verify = async |directory: &std::path::Path| {
+    let run = async |name: &str, directory: &std::path::Path| {
         let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_meterd"));
-        command.args(["verify", "--data-dir"]).arg(directory).env_remove("DATABASE_URL");
+        command.args([name, "--data-dir"]).arg(directory).env_remove("DATABASE_URL");
         let output = command.output().await.unwrap();
         (output.status.code(), String::from_utf8(output.stderr).unwrap())
     };
@@ -231,14 +231,17 @@ async fn verify_makes_no_data_directory_and_refuses_a_database_that_is_not_meter
     std::fs::create_dir_all(made.join("postgres")).unwrap();
     std::fs::write(made.join("postgres/PG_VERSION"), "17").unwrap();
     let missing = place.path().join("dta");
-    let (code, said) = verify(&missing).await;
-    assert!(said.contains("no meterd has made a database in") && said.contains(&made.display().to_string()), "{said}");
-    assert_eq!((code, missing.exists()), (Some(1), false));
     let empty = place.path().join("empty");
     std::fs::create_dir(&empty).unwrap();
-    let (code, said) = verify(&empty).await;
-    assert!(code == Some(1) && said.contains("no meterd has made a database in"), "{said}");
-    assert!(std::fs::read_dir(&empty).unwrap().next().is_none());
+    for command in ["verify", "migrate"] {
+        let (code, said) = run(command, &missing).await;
+        assert!(said.contains("no meterd has made a database in"), "{said}");
+        assert!(said.contains(&made.display().to_string()), "{said}");
+        assert_eq!((code, missing.exists()), (Some(1), false));
+        let (code, said) = run(command, &empty).await;
+        assert!(code == Some(1) && said.contains("no meterd has made a database in"), "{said}");
+        assert!(std::fs::read_dir(&empty).unwrap().next().is_none());
+    }
 
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_meterd"));
     let output = command.arg("verify").env("DATABASE_URL", empty_database().await).output().await.unwrap();

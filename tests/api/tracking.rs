@@ -2,6 +2,9 @@
 
 use crate::commands::{meterd, succeed};
 use crate::harness::*;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -20,6 +23,26 @@ async fn a_server_that_hangs_is_tried_for_as_long_as_was_asked_for_and_no_longer
     }
     drop(stalled);
     let settled = succeed(&server, &["track", "acme", "sms", "1", "--key=k"]).await;
+    assert!(settled.contains("ACCEPTED") || settled.contains("DUPLICATE"), "{settled}");
+    server.assert_exact(1).await;
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_interrupted_track_names_the_key_that_it_made() {
+    let server = TestServer::start().await;
+    let stalled = server.stall_writers().await;
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_meterd"));
+    command.args(["track", "acme", "sms", "1"]).env("METERD_SERVER", &server.address);
+    let process = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    server.until_a_writer_waits().await;
+    kill(Pid::from_raw(process.id().unwrap() as i32), Signal::SIGINT).unwrap();
+    let output = process.wait_with_output().await.unwrap();
+    drop(stalled);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(130), "{said}");
+    let key = said.split("--key ").nth(1).unwrap_or_else(|| panic!("{said}")).trim().to_owned();
+    let settled = succeed(&server, &["track", "acme", "sms", "1", "--key", &key]).await;
     assert!(settled.contains("ACCEPTED") || settled.contains("DUPLICATE"), "{settled}");
     server.assert_exact(1).await;
     server.stop().await;

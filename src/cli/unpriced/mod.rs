@@ -194,7 +194,7 @@ fn to_text(
     let mut lines = table(&cells, &[false, false, false, false, true]);
     let total: i64 = rows.values().sum();
     lines.push(String::new());
-    lines.push(format!("{} events from {start} to {end} are in no cost. To set their prices:", grouped(total)));
+    lines.push(format!("{} events from {start} to {end} are in no cost. What to do:", grouped(total)));
     let scopes: std::collections::BTreeSet<_> = rows.keys().map(|key| &key.scope).collect();
     let mut remedies: Vec<String> = vec![];
     for scope in scopes {
@@ -260,7 +260,7 @@ mod tests {
         let day = |text: &str| text.parse().unwrap();
         let lines = to_text(&rows, &found, day("2026-11-01"), day("2026-11-30"));
         assert_eq!(lines[1], "acme    openai   chat       gpt-9       3  NO_PRICE");
-        assert_eq!(lines[4], "1,003 events from 2026-11-01 to 2026-11-30 are in no cost. To set their prices:");
+        assert_eq!(lines[4], "1,003 events from 2026-11-01 to 2026-11-30 are in no cost. What to do:");
         assert_eq!(lines.len(), 6, "{lines:?}");
         let file = to_csv(&rows, &found).unwrap();
         assert!(file.ends_with("beta,openai,chat,gpt-9,1000,NO_PRICE\r\n"), "{file}");

@@ -29,7 +29,16 @@ pub fn remedy(scope: &Scope, event: Option<&RecordedUsageEvent>) -> String {
     let has_tokens = measured.is_some_and(|event| event.input_tokens > 0 || event.output_tokens > 0);
     let has_amount = measured.is_some_and(|event| !event.amount.is_empty() && event.amount != "0");
     match reason {
-        UnpricedReason::AmountMissing => "the price is a percentage: send `amount` with the event".to_owned(),
+        UnpricedReason::AmountMissing => {
+            "the price is a percentage, and these events have no `amount`: send it with further events. A price by unit would \
+             replace the percentage for all later events, too"
+                .to_owned()
+        }
+        UnpricedReason::TokensMissing => {
+            "the price is by token, and these events report no tokens: send them with further events, or `units` = \"0\" if \
+             nothing was used. A price by unit would replace the rates of tokens for all later events, too"
+                .to_owned()
+        }
         UnpricedReason::UnknownService => {
             "the service is not in the catalogue: create it with CreateService, then set a price".to_owned()
         }
@@ -86,6 +95,10 @@ mod tests {
             remedy(&scope("social", "post", ""), Some(&event(UnpricedReason::NoPrice, 0))),
             "meterd prices create social --operation post --unit RATE"
         );
-        assert!(remedy(&gpt, Some(&event(UnpricedReason::AmountMissing, 0))).contains("`amount`"));
+        for (reason, field) in [(UnpricedReason::AmountMissing, "`amount`"), (UnpricedReason::TokensMissing, "`units`")]
+        {
+            let remedy = remedy(&gpt, Some(&event(reason, 0)));
+            assert!(remedy.contains(field) && !remedy.contains("prices create"), "{remedy}");
+        }
     }
 }
