@@ -19,7 +19,8 @@ const SHARE: usize = 4;
 const CONNECTION_BYTES_SHARE: usize = 8;
 /// Calls without credentials at once. Each connection may have one beyond them, so that nobody can use them up for others.
 const PUBLIC_CALLS_MAX: usize = 1_000;
-const PUBLIC_CALLS_OF_CONNECTION_MAX: usize = 64;
+/// Twice what a client has in flight that checks health as fast as it can: a slot comes back a little after its answer.
+const PUBLIC_CALLS_OF_CONNECTION_MAX: usize = 128;
 /// Streams without credentials at once, which are health watches; counted as the calls are.
 const PUBLIC_STREAMS_MAX: usize = 1_000;
 const PUBLIC_STREAMS_OF_CONNECTION_MAX: usize = 16;
