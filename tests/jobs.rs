@@ -114,7 +114,7 @@ impl Pair {
              CREATE SEQUENCE runs_beside MINVALUE 0 START 0;
              SELECT nextval('runs_beside');
              INSERT INTO idempotency_keys (client_id, idempotency_key, payload_hash, event_time, event_seq, claim_time)
-             SELECT 'acme', n::text, '', now(), n, now() - interval '500 days' FROM generate_series(1, {keys}) AS n;
+             SELECT 'acme', n::text, '', now() - interval '500 days', n, now() - interval '500 days' FROM generate_series(1, {keys}) AS n;
              CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$
              DECLARE began timestamptz := clock_timestamp();
              BEGIN
