@@ -57,8 +57,8 @@ impl Database {
         Self::open_beside(settings).await
     }
 
-    /// Opens it as [`Self::open`] does. Without a database URL, the data directory has to have a database: who forgets the URL
-    /// would otherwise get a new, empty one.
+    /// Opens it as [`Self::open`] does. Without a database URL, the data directory must contain a database. Otherwise a
+    /// forgotten URL would create a new, empty one.
     pub async fn open_made(settings: &DatabaseSettings) -> anyhow::Result<Self> {
         if settings.database_url.is_none() {
             check_made(&settings.data_dir, "")?;

@@ -1,4 +1,4 @@
-//! Calls whose credentials are not known yet, while these are looked for: so many per connection and in all.
+//! Limits the calls that wait while the server looks up their unknown credentials, per connection and in total.
 
 use crate::error::Error;
 use crate::net::{Counted, Counts, Peer, Taken};
@@ -6,17 +6,17 @@ use crate::proto::ErrorReason;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Calls of all connections. Each connection may have one beyond them, so that nobody can use them up for others.
+/// Maximum for all connections together. Each connection may always have one waiting call, so that others cannot use up its share.
 const WAITING_MAX: usize = 1_000;
-/// Calls of one connection: those of a good caller whose key was made a moment ago find room.
+/// Maximum for one connection. Enough for a caller whose key was created a moment ago.
 const WAITING_OF_CONNECTION_MAX: usize = 100;
 const RETRY_DELAY: Duration = Duration::from_millis(500);
 
-/// Counts the calls that wait.
+/// Counts the waiting calls.
 #[derive(Debug, Default)]
 pub struct Strangers(Arc<Counts>);
 
-/// Who presents credentials that may not be known.
+/// A call whose credentials may be unknown.
 #[derive(Clone, Copy)]
 pub(super) struct Stranger<'a> {
     pub strangers: &'a Strangers,
@@ -24,7 +24,10 @@ pub(super) struct Stranger<'a> {
 }
 
 impl Stranger<'_> {
-    /// A place among those who wait, until it is dropped.
+    /// Counts the call as waiting until the result is dropped.
+    ///
+    /// # Errors
+    /// SERVER_BUSY if too many calls wait.
     pub fn wait(&self) -> Result<Vec<Taken>, Error> {
         let counted = Counted::Strangers;
         let all = &self.strangers.0;

@@ -163,8 +163,8 @@ pub async fn run(args: ExportArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Makes sure that the server knows of days before it is asked for some: one that does not would export everything. Asks for
-/// a day that is none, which a server that knows of days refuses. Returns the server's refusal of anything else.
+/// Checks that the server supports ranges of days. An older server ignores these fields and would export everything. Sends an
+/// invalid day, which a server that supports days rejects. Returns an error of the server for any other reason.
 async fn ask_about_days(
     client: &mut UsageServiceClient<Connection>,
     request: &ExportUsageRequest,

@@ -19,7 +19,7 @@ use crate::proto::usage_service_client::UsageServiceClient;
 use crate::proto::{EventOutcome, TrackUsageRequest, UnpricedReason, UsageEvent, UsageResult};
 
 const CALL_SECONDS: u64 = 10;
-/// Exit code of a command that a signal ended, as a shell has it for SIGINT.
+/// Exit code after a signal, the same as a shell reports for SIGINT.
 const INTERRUPTED: u8 = 130;
 
 /// Record one event
@@ -72,8 +72,8 @@ pub struct TrackArgs {
     /// Anything else, a JSON object
     #[arg(long, value_name = "JSON", value_parser = metadata_json::metadata)]
     pub metadata: Option<prost_types::Struct>,
-    /// How long to try in all, calls under way included, when the server goes away, is full or hangs. 0: one try. A server that
-    /// is not there at first is told at once
+    /// How long to retry in total, including calls in progress, if the server is away, full or hangs. 0: one try. If no server
+    /// answers at the start, the command fails immediately
     #[arg(long, default_value_t = 15, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=3_600))]
     pub retry_seconds: u64,
     /// Print the result as JSON
@@ -115,7 +115,7 @@ pub async fn run(args: TrackArgs) -> anyhow::Result<ExitCode> {
     })
 }
 
-/// Whether nobody knows what became of the event.
+/// Whether it is unknown if the event was recorded.
 fn may_be_recorded(status: &Status) -> bool {
     matches!(
         status.code(),

@@ -1,4 +1,4 @@
-//! Where settings were given, and what is wrong with what was given where.
+//! Finds where each setting was given (flag, variable, file) and checks combinations.
 
 use super::declared::{Catalogue, Declared};
 use super::file::{SettingsFile, check_value};

@@ -1,13 +1,13 @@
-//! How a batch is divided that could not be written: so that what cannot be stands alone soon, whatever it is that is damaged.
+//! Splits a batch that could not be written, so that the events that fail are soon separate from the others.
 
 use super::queue::Item;
 use meterd_domain::period::Month;
 
-/// Most tries that may fail, of a batch and its parts. Then the parts that fail are given up whole. In a batch of 1,000 events, 64
-/// find five that cannot be written; a damaged database, where none can be, costs no more.
+/// Maximum number of failed attempts for a batch and its parts. After that, every part that fails is given up as a whole. 64 attempts
+/// find five failing events among 1,000, and limit the cost of a damaged database, in which every attempt fails.
 pub(super) const FAILED_TRIES_MAX: usize = 64;
 
-/// Events of one month, which are in one partition, and of one client stand together.
+/// Sorts events by month, and so by partition, and then by client.
 fn place(item: &Item) -> (Month, &str) {
     let event = &item.submission.event;
     (Month::of(event.event_time.date_naive()), &event.client_id)

@@ -15,7 +15,7 @@ use tonic::{Code, Status};
 
 const STREAM: &str = "/metering.v1.UsageService/StreamUsage";
 /// Events that a stream may have read and not settled, and bytes that it may have sent and the server not read: see
-/// `src/grpc/stream.rs` and `src/net/http.rs`.
+/// `src/grpc/usage/stream.rs` and `src/net/http.rs`.
 const UNSETTLED_EVENTS_MAX: usize = 10_000;
 const STREAM_WINDOW_BYTES: usize = 256 * 1024;
 

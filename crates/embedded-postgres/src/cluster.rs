@@ -53,7 +53,7 @@ pub(super) fn made_by(cluster: &Path) -> Result<Option<u32>, EmbeddedError> {
 /// all of them in the one of this name.
 const MAKING: &str = "postgres.init";
 
-/// Whether a directory is one of those, and nobody else's: it is removed without asking.
+/// Whether meterd made the directory itself, for an initialisation that did not finish. Such a directory is removed.
 fn is_making(name: &str) -> bool {
     let is_try = |rest: &str| rest.len() == 16 && rest.bytes().all(|byte| byte.is_ascii_hexdigit());
     name.strip_prefix(MAKING).is_some_and(|rest| rest.is_empty() || rest.strip_prefix('.').is_some_and(is_try))

@@ -1,5 +1,5 @@
-//! The URL of a database, read strictly: sqlx passes over parameters that it does not know, and a misspelt `sslmode` would
-//! change how a connection is made, unseen.
+//! Strict parsing of database URLs. sqlx ignores unknown parameters, so a misspelt `sslmode` would silently change how a
+//! connection is made.
 
 use meterd_domain::names::nearest;
 use sqlx::postgres::PgConnectOptions;

@@ -1,5 +1,4 @@
-//! Why a delivery has failed, in words for whoever reads the list of notifications: the true cause, without addresses and without
-//! what libraries wrap around it.
+//! The reason of a failed delivery, as the list of notifications shows it: the root cause in plain words, without addresses.
 
 use super::address::REFUSED;
 use rustls::CertificateError as Wrong;
@@ -37,7 +36,7 @@ fn whole(error: &dyn Error) -> String {
     cleaned(&text)
 }
 
-/// So much of a text as is kept, without control characters: the database takes no NUL.
+/// The part of a text that is stored, without control characters, because PostgreSQL rejects NUL.
 pub fn cleaned(text: &str) -> String {
     let cleaned = |character: char| if character.is_control() { ' ' } else { character };
     let mut cleaned: String = text.chars().map(cleaned).take(ERROR_CHARS_MAX + 1).collect();

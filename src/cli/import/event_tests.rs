@@ -106,7 +106,7 @@ fn keys_that_one_field_may_come_from_are_refused() {
     let faults = ndjson(&[], row).unwrap_err();
     assert!(faults[0].message.contains(r#"can come from "UNITS" or "Units": give --units-column"#), "{faults:?}");
     assert_eq!(ndjson(&["--units-column", "Units"], row).unwrap().units, "1");
-    // The exact name wins, and the other one is told.
+    // The exact name wins, and a note names the other one.
     let row = row.replace("UNITS", "units");
     let read = ndjson_by(&EventRules::default(), &[], &row).unwrap();
     assert_eq!((read.event.units.as_str(), read.notes.unused.keys().next().unwrap().as_str()), ("100", "Units"));

@@ -1,4 +1,4 @@
-//! Objects of JSON rows: keys that are there twice, and events that lie in a list of their own.
+//! JSON rows: detects duplicate keys, and files whose events are in a nested list.
 
 use std::collections::HashSet;
 use std::fmt;

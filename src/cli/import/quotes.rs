@@ -1,4 +1,4 @@
-//! Quotes of CSV: how a file writes them, and where one is misplaced.
+//! Quotes in CSV: detects the style of a file and misplaced quotes.
 
 use clap::ValueEnum;
 

@@ -1,4 +1,4 @@
-//! The other keys of a deployment, where a command about one of them has something to say of them.
+//! Hints about other keys of the deployment in commands about one key.
 
 use super::{CALL_SECONDS, state};
 use crate::cli::connect::{self, ConnectArgs, Connection};

@@ -1,4 +1,4 @@
-//! Slots of calls and streams, and the bytes of their answers: per connection, per caller and in all.
+//! Counts and limits calls, streams and the bytes of their answers: per connection, per caller and in total.
 
 use crate::auth::Caller;
 use crate::error::Error;
@@ -33,7 +33,7 @@ const RETRY_DELAY: Duration = Duration::from_secs(1);
 /// Callers that are remembered before those without a call are forgotten.
 const CALLERS_SWEPT_FROM: usize = 1_024;
 
-/// The server has as much to do as it may, for this caller, this connection, or in all.
+/// The error of a call at a limit: of its caller, its connection or the server.
 pub(in crate::grpc) fn busy(what: &'static str) -> Error {
     metrics::counter!("meterd_calls_shed_total", "limit" => what).increment(1);
     let message = format!("too many {what} at once; retry later, or on another replica");

@@ -1,4 +1,4 @@
-//! Rows that are refused as a whole or for what is not there, and what they may have meant.
+//! Errors of rows that are rejected as a whole or because a value is missing, with suggestions.
 
 use super::{Fault, RowFields};
 use crate::cli::import::cells::{is_blank, is_missing, text_of};
