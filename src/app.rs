@@ -1,12 +1,7 @@
 //! `build()` wires everything, `run()` serves and drains.
 
-use crate::alerts::feed::Feed;
-use crate::alerts::notify::{Courier, Notifier};
-use crate::alerts::raise::AlertSettings;
-use crate::auth::{Auth, KeyRing};
-use crate::catalog::{CatalogCache, seed};
-use crate::clock::Clock;
 use crate::config::Settings;
+use crate::grpc::access::AccessRules;
 use crate::grpc::layers::admission::{AdmissionLayer, AdmissionLimits};
 use crate::grpc::layers::call::CallLayer;
 use crate::grpc::layers::guard::GuardLayer;
@@ -14,11 +9,18 @@ use crate::grpc::layers::panics::PanicLayer;
 use crate::grpc::layers::shutdown::ClosingLayer;
 use crate::grpc::layers::slots::SlotLimits;
 use crate::grpc::{Context, Handlers, PageTokens};
-use crate::ingest::Ingest;
-use crate::jobs::{Scheduler, Work};
-use crate::{jobs, net, proto, web};
+use crate::{net, preflight, proto, web};
 use anyhow::Context as _;
 use meterd_embedded_postgres::Embedded;
+use meterd_engine::alerts::feed::Feed;
+use meterd_engine::alerts::notify::{Courier, Notifier};
+use meterd_engine::alerts::raise::AlertSettings;
+use meterd_engine::auth::{Auth, KeyRing};
+use meterd_engine::catalog::{CatalogCache, seed};
+use meterd_engine::clock::Clock;
+use meterd_engine::ingest::Ingest;
+use meterd_engine::jobs;
+use meterd_engine::jobs::{Scheduler, Work};
 use meterd_store::deployment::{self, Deployment};
 use meterd_store::{connect, locks};
 use sqlx::Connection;
@@ -102,7 +104,9 @@ pub async fn build(
     let grpc = bind("--listen", settings.listen).await?;
     let http = bind("--http-listen", settings.http_listen).await?;
     web::recorder();
-    let courier = Courier::new(&settings.notifications, &deployment.currency, &clock)?;
+    let notify_config = settings.notifications.config()?;
+    let auth_config = settings.auth.config()?;
+    let courier = Courier::new(&notify_config, &deployment.currency, &clock)?;
     let read_connections_max = settings.database.connections_max / 2;
     let reads = connect::read_pool(options.clone(), read_connections_max);
     let pool_connections_max = settings.database.connections_max - read_connections_max;
@@ -111,7 +115,7 @@ pub async fn build(
     let exports_max = settings.exports_max.min(pool_connections_max.saturating_sub(1)).max(1);
     let catalog = Arc::new(CatalogCache::default());
     catalog.refresh(&pool).await?;
-    let notifier = Notifier::new(&pool, courier, &settings.notifications);
+    let notifier = Notifier::new(&pool, courier, &notify_config);
     let alert_settings = AlertSettings {
         clock: clock.clone(),
         currency: deployment.currency.clone(),
@@ -120,7 +124,7 @@ pub async fn build(
     let work = Work {
         pool: connect::job_pool(options.clone()),
         clock: clock.clone(),
-        settings: settings.clone(),
+        config: settings.jobs.config(settings.alert_feed_days),
         alert_settings: alert_settings.clone(),
     };
     let scheduler = Scheduler::start(connect::lease_pool(options.clone()), work).await?;
@@ -129,9 +133,9 @@ pub async fn build(
     let notifications_wanted = Arc::new(Notify::new());
     let (feed, feed_reader) =
         Feed::start(options, settings.subscriptions_max, notifications_wanted.clone(), stopping.clone()).await?;
-    let keys = KeyRing::load(options, settings.auth.requests_per_second()).await?;
-    let auth = Auth::new(&settings.auth, keys, clock.clone())?;
-    auth.check_somebody_may_call(&settings.database)?;
+    let keys = KeyRing::load(options, auth_config.requests_per_second).await?;
+    let auth = Auth::new(&auth_config, keys, clock.clone())?;
+    preflight::check_callers(&auth, &settings.database)?;
     let context = Arc::new(Context {
         pool,
         reads,
@@ -150,6 +154,7 @@ pub async fn build(
         jobs_wanted: Arc::new(Notify::new()),
         stopping,
         settings,
+        notify_config,
     });
     Ok(App { context, grpc, http, tls, writers, scheduler, feed_reader, notifier, stop })
 }
@@ -226,6 +231,11 @@ impl App {
             receive_timeout: request_timeout,
             unread_timeout: Duration::from_secs(settings.net.unread_timeout_seconds.into()),
         };
+        let rules = AccessRules {
+            auth: context.auth.clone(),
+            health: settings.auth.health,
+            reflection: settings.auth.reflection,
+        };
         let routes = Routes::new(handlers.usage())
             .add_service(handlers.alerts())
             .add_service(handlers.catalog())
@@ -244,7 +254,7 @@ impl App {
             .layer(CallLayer { request_timeout })
             .layer(PanicLayer)
             .layer(ClosingLayer { said_goodbye })
-            .layer(GuardLayer { auth: context.auth.clone(), web_origins: settings.web_origins.as_slice().into() })
+            .layer(GuardLayer { rules, web_origins: settings.web_origins.as_slice().into() })
             .layer(AdmissionLayer::new(&limits))
             .service(routes);
         let mut grpc = tokio::spawn(net::serve(grpc, grpc_port, service));

@@ -8,23 +8,25 @@ mod environment;
 mod file;
 mod given;
 pub mod hints;
+mod jobs;
 mod notifications;
 mod toml_fault;
 
-pub use auth::{Access, AuthMode, AuthSettings, JwtAlgorithm, JwtSettings};
+pub use auth::{Access, AuthMode, AuthSettings, JwtAlgorithm};
 pub use effective::effective;
 pub use environment::{meant_urls, opens_a_database, wrong_variables};
 pub use file::SettingsFile;
 pub use given::{WrongVariables, check_database, chooses_a_database, innermost, is_by_flag, places};
-pub use notifications::{NotificationSettings, Secret, SmtpSettings, TwilioSettings};
+pub use jobs::JobSettings;
+pub use notifications::NotificationSettings;
 
-use crate::ingest::IngestSettings;
-use crate::jobs::JobSettings;
 use crate::net::NetSettings;
 use chrono_tz::Tz;
 use clap::{Args, ValueEnum};
 use meterd_domain::event::ACCEPT_FUTURE_SECONDS_MAX;
 use meterd_embedded_postgres::{EmbeddedSettings, default_data_dir};
+use meterd_engine::alerts::notify::Secret;
+use meterd_engine::ingest::IngestConfig;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -181,8 +183,8 @@ fn parse_zone(text: &str) -> Result<Tz, String> {
 
 impl Settings {
     /// Settings of the write path.
-    pub fn ingest(&self) -> IngestSettings {
-        IngestSettings {
+    pub fn ingest(&self) -> IngestConfig {
+        IngestConfig {
             writers: self.writers.into(),
             batch_events_max: self.batch_events_max as usize,
             queue_events_max: self.queue_events_max as usize,

@@ -4,18 +4,11 @@
 #[macro_use]
 pub mod print;
 
-pub mod alerts;
 pub mod app;
-pub mod auth;
-pub mod catalog;
 pub mod cli;
-pub mod clock;
 pub mod config;
 pub mod database;
-pub mod error;
 pub mod grpc;
-pub mod ingest;
-pub mod jobs;
 pub mod log;
 pub mod net;
 pub mod preflight;

@@ -1,9 +1,10 @@
 //! What is checked before anything is started: all that settings can get wrong by themselves.
 
-use crate::config::{Settings, hints};
+use crate::config::{DatabaseSettings, Settings, hints};
 use crate::net::Tls;
-use crate::{alerts, auth};
 use anyhow::ensure;
+use meterd_engine::alerts::notify;
+use meterd_engine::auth::{Access, Auth};
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
 
@@ -46,9 +47,9 @@ fn faults(settings: &Settings) -> Vec<String> {
         settings.check_exposure(),
         settings.check_ports(),
         settings.check_retention(),
-        auth::check(&settings.auth),
+        settings.auth.config().and_then(|config| config.check()),
         Tls::load(&settings.net).map(drop),
-        alerts::notify::check(&settings.notifications),
+        settings.notifications.config().and_then(|config| notify::check(&config)),
         check_database(settings),
     ];
     let faults = checks.into_iter().filter_map(Result::err).map(|error| meterd_store::cause::text(&error));
@@ -76,6 +77,21 @@ fn check_database(settings: &Settings) -> anyhow::Result<()> {
             Ok(meterd_embedded_postgres::check_place(&database.embedded())?)
         }
     }
+}
+
+/// Checks that somebody can call a server that requires credentials.
+pub fn check_callers(auth: &Auth, database: &DatabaseSettings) -> anyhow::Result<()> {
+    let way_out = || format!("make one with `{}`", hints::first_key("NAME", database));
+    match auth.access() {
+        Access::Full => {}
+        Access::WithoutAdmin => tracing::warn!("no live API key has the scope admin for all clients: {}", way_out()),
+        Access::Nobody => anyhow::bail!(
+            "--auth keys, and there is no live API key, so nobody could call: {}, or name an identity provider with \
+             --jwt-issuer",
+            way_out()
+        ),
+    }
+    Ok(())
 }
 
 /// Why a port cannot be listened on.

@@ -7,9 +7,10 @@ use toml::{Table, Value};
 
 /// The directory of each crate below the server, the crates of the workspace that it uses, and what it must not need, not even
 /// by way of another crate.
-const LAYERS: [(&str, &[&str], &[&str]); 3] = [
+const LAYERS: [(&str, &[&str], &[&str]); 4] = [
     ("crates/domain", &[], &["sqlx", "sqlx-core", "tokio", "tonic", "prost", "clap"]),
     ("crates/store", &["meterd-domain"], &["tonic", "prost", "clap"]),
+    ("crates/engine", &["meterd-domain", "meterd-store"], &["tonic", "prost", "clap", "axum", "h2"]),
     ("crates/embedded-postgres", &[], &["tonic", "prost", "clap"]),
 ];
 

@@ -3,7 +3,7 @@
 use super::chart::table;
 use super::connect::{self, ConnectArgs};
 use super::time::time_of;
-use crate::auth::matrix;
+use crate::grpc::methods;
 use crate::proto::{ActorKind, AuditEntry, ListAuditLogRequest};
 use chrono::SecondsFormat;
 use clap::Args;
@@ -72,7 +72,7 @@ pub async fn run(args: AuditArgs) -> anyhow::Result<ExitCode> {
 /// The full name of a method that is given with or without its package and service.
 fn method(given: &str) -> anyhow::Result<&'static str> {
     let is_it = |full: &str| full == given || full.strip_suffix(given).is_some_and(|rest| rest.ends_with(['.', '/']));
-    let audited = || matrix::ROWS.iter().filter(|row| row.audited).map(|row| row.method);
+    let audited = || methods::ROWS.iter().filter(|row| row.audited).map(|row| row.method);
     audited().find(|full| is_it(full)).ok_or_else(|| {
         let short = |full: &'static str| full.rsplit('/').next().unwrap_or(full);
         let names: Vec<_> = audited().map(short).collect();

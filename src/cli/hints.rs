@@ -1,11 +1,11 @@
 //! What was meant by a name that is not there, and where there is usage.
 
 use super::connect::{self, ConnectArgs, Connection};
-use crate::clock::Clock;
 use crate::proto::{GetClientRequest, ListClientsRequest, ListServicesRequest, QueryUsageRequest, UsageDimension};
 use chrono::{Days, NaiveDate};
 use meterd_domain::names::nearest;
 use meterd_domain::period::{Month, day_of};
+use meterd_engine::clock::Clock;
 use tonic::Status;
 use tonic_types::StatusExt;
 

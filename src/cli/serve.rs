@@ -2,11 +2,11 @@
 
 use super::signals;
 use crate::app;
-use crate::clock::Clock;
 use crate::config::hints::{self, Reach};
 use crate::config::{Access, AuthMode, Settings};
 use crate::database::Database;
 use crate::{net, preflight};
+use meterd_engine::clock::Clock;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::process::ExitCode;

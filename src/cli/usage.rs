@@ -15,12 +15,12 @@ use super::connect::{self, ConnectArgs, Connection};
 use super::hints;
 use super::period::PeriodArgs;
 use super::unpriced::{self, UnpricedKey};
-use crate::clock::Clock;
 use crate::proto::{
     DayUsage, GetClientRequest, GetCurrentMonthUsageRequest, GetCurrentMonthUsageResponse, GetUsageSummaryRequest,
     GetUsageSummaryResponse, Money, ServiceUsage, UsageTotals,
 };
 use meterd_domain::period::{Month, day_of};
+use meterd_engine::clock::Clock;
 
 const CALL_SECONDS: u64 = 30;
 const BAR_WIDTH: u32 = 30;

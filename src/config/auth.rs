@@ -3,7 +3,7 @@
 use super::notifications::given;
 use anyhow::Context;
 use clap::{Args, ValueEnum};
-use jsonwebtoken::Algorithm;
+use meterd_engine::auth::{Algorithm, AuthConfig, JwtConfig};
 use std::num::NonZeroU32;
 
 /// Who may call.
@@ -47,24 +47,21 @@ pub struct AuthSettings {
     pub jwt_clients_claim: String,
 }
 
-/// An identity provider, and how its tokens are read.
-pub struct JwtSettings<'a> {
-    pub issuer: &'a str,
-    pub audience: &'a str,
-    pub jwks_url: Option<&'a str>,
-    pub algorithms: &'a [JwtAlgorithm],
-    pub scope_claim: &'a str,
-    pub clients_claim: &'a str,
-}
-
 impl AuthSettings {
-    /// Calls in a second with a key that has no limit of its own.
-    pub fn requests_per_second(&self) -> NonZeroU32 {
-        NonZeroU32::new(self.key_requests_per_second).unwrap_or(NonZeroU32::MIN)
+    /// The configuration of authentication.
+    ///
+    /// # Errors
+    /// If an identity provider is only partly set.
+    pub fn config(&self) -> anyhow::Result<AuthConfig> {
+        Ok(AuthConfig {
+            required: self.auth == AuthMode::Keys,
+            requests_per_second: NonZeroU32::new(self.key_requests_per_second).unwrap_or(NonZeroU32::MIN),
+            jwt: self.jwt()?,
+        })
     }
 
     /// The identity provider, if there is one. Refuses halves of one, which would let in nobody, or anybody.
-    pub fn jwt(&self) -> anyhow::Result<Option<JwtSettings<'_>>> {
+    fn jwt(&self) -> anyhow::Result<Option<JwtConfig>> {
         let (issuer, audience) = (given(&self.jwt_issuer), given(&self.jwt_audience));
         let jwks_url = given(&self.jwt_jwks_url);
         let Some(issuer) = issuer else {
@@ -79,13 +76,13 @@ impl AuthSettings {
             "--jwt-issuer needs --auth keys: without it nobody is asked for a token"
         );
         let audience = audience.context("--jwt-issuer needs --jwt-audience: the provider has tokens for others too")?;
-        Ok(Some(JwtSettings {
-            issuer,
-            audience,
-            jwks_url,
-            algorithms: &self.jwt_algorithms,
-            scope_claim: &self.jwt_scope_claim,
-            clients_claim: &self.jwt_clients_claim,
+        Ok(Some(JwtConfig {
+            issuer: issuer.into(),
+            audience: audience.into(),
+            jwks_url: jwks_url.map(String::from),
+            algorithms: self.jwt_algorithms.iter().map(|algorithm| algorithm.algorithm()).collect(),
+            scope_claim: self.jwt_scope_claim.clone(),
+            clients_claim: self.jwt_clients_claim.clone(),
         }))
     }
 }

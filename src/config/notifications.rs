@@ -1,6 +1,8 @@
 //! Settings of how people are told of alerts.
 
 use clap::Args;
+use meterd_engine::alerts::notify::{NotifyConfig, Secret, SmtpConfig, TwilioConfig};
+use std::time::Duration;
 
 /// How people are told of alerts. Without any of these, webhooks can be sent and nothing else.
 #[derive(Args, Clone, Debug)]
@@ -43,40 +45,42 @@ pub struct NotificationSettings {
     pub notifications_hourly_max: u32,
 }
 
-/// An SMTP server to send by.
-pub struct SmtpSettings<'a> {
-    pub url: &'a Secret,
-    pub from: &'a str,
-}
-
-/// A Twilio account to send by.
-pub struct TwilioSettings<'a> {
-    pub account_sid: &'a str,
-    pub auth_token: &'a Secret,
-    pub from: &'a str,
-    pub api_url: &'a str,
-}
-
 impl NotificationSettings {
-    /// The SMTP server, if there is one.
-    pub fn smtp(&self) -> Option<SmtpSettings<'_>> {
-        let url = self.smtp_url.as_ref().filter(|url| !url.0.is_empty())?;
-        Some(SmtpSettings { url, from: given(&self.smtp_from)? })
+    /// The configuration of notifications.
+    ///
+    /// # Errors
+    /// If an SMTP server or a Twilio account is only partly set.
+    pub fn config(&self) -> anyhow::Result<NotifyConfig> {
+        self.check()?;
+        Ok(NotifyConfig {
+            smtp: self.smtp(),
+            twilio: self.twilio(),
+            webhook_allow_http: self.webhook_allow_http,
+            webhook_allow_private: self.webhook_allow_private,
+            attempts_max: self.notification_attempts_max,
+            backoff: Duration::from_secs(self.notification_backoff_seconds.into()),
+            timeout: Duration::from_secs(self.notification_timeout_seconds.into()),
+            hourly_max: self.notifications_hourly_max,
+        })
     }
 
-    /// The Twilio account, if there is one.
-    pub fn twilio(&self) -> Option<TwilioSettings<'_>> {
-        Some(TwilioSettings {
-            account_sid: given(&self.twilio_account_sid)?,
-            auth_token: self.twilio_auth_token.as_ref().filter(|token| !token.0.is_empty())?,
-            from: given(&self.twilio_from)?,
-            api_url: self.twilio_api_url.as_str(),
+    fn smtp(&self) -> Option<SmtpConfig> {
+        let url = self.smtp_url.as_ref().filter(|url| !url.reveal().is_empty())?.clone();
+        Some(SmtpConfig { url, from: given(&self.smtp_from)?.into() })
+    }
+
+    fn twilio(&self) -> Option<TwilioConfig> {
+        Some(TwilioConfig {
+            account_sid: given(&self.twilio_account_sid)?.into(),
+            auth_token: self.twilio_auth_token.as_ref().filter(|token| !token.reveal().is_empty())?.clone(),
+            from: given(&self.twilio_from)?.into(),
+            api_url: self.twilio_api_url.clone(),
         })
     }
 
     /// Refuses halves of a way to send, which would send nothing.
-    pub fn check(&self) -> anyhow::Result<()> {
-        let has = |secret: &Option<Secret>| secret.as_ref().is_some_and(|secret| !secret.0.is_empty());
+    fn check(&self) -> anyhow::Result<()> {
+        let has = |secret: &Option<Secret>| secret.as_ref().is_some_and(|secret| !secret.reveal().is_empty());
         anyhow::ensure!(
             has(&self.smtp_url) == given(&self.smtp_from).is_some(),
             "--smtp-url (METERD_SMTP_URL) and --smtp-from (METERD_SMTP_FROM) need each other, and only one is set"
@@ -97,27 +101,4 @@ impl NotificationSettings {
 /// A text that is set. Empty, as container tools pass what is not, is not.
 pub(super) fn given(text: &Option<String>) -> Option<&str> {
     text.as_deref().filter(|text| !text.is_empty())
-}
-
-/// A setting that is shown nowhere.
-#[derive(Clone)]
-pub struct Secret(String);
-
-impl From<String> for Secret {
-    fn from(text: String) -> Self {
-        Self(text)
-    }
-}
-
-impl Secret {
-    /// What it is. Not for logs and errors.
-    pub fn reveal(&self) -> &str {
-        &self.0
-    }
-}
-
-impl std::fmt::Debug for Secret {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("…")
-    }
 }

@@ -1,14 +1,14 @@
 //! The audit log: what is written before a call of an admin acts, and after it.
 
-use crate::auth::Caller;
-use crate::auth::matrix::Guarded;
-use crate::auth::token::without_secrets;
-use crate::error::Error;
+use crate::grpc::methods::Guarded;
 use crate::grpc::wire::status::REQUEST_ID;
-use crate::grpc::wire::status::reason;
+use crate::grpc::wire::status::code;
 use crate::proto;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use meterd_engine::auth::Caller;
+use meterd_engine::auth::token::without_secrets;
+use meterd_engine::refusal::Refusal;
 use meterd_store::audit::{self, NewEntry};
 use prost::Message;
 use prost_reflect::{DescriptorPool, DynamicMessage, ReflectMessage, Value};
@@ -69,14 +69,14 @@ fn request_json<R: Guarded>(request: &R) -> anyhow::Result<String> {
 pub struct Begun(i64);
 
 /// Writes down who is about to do what. Where that fails, the call must not act.
-pub async fn begin<R: Guarded>(pool: &PgPool, caller: &Caller, address: &str, request: &R) -> Result<Begun, Error> {
+pub async fn begin<R: Guarded>(pool: &PgPool, caller: &Caller, address: &str, request: &R) -> Result<Begun, Refusal> {
     let request_id = REQUEST_ID.try_with(String::clone).unwrap_or_default();
     let entry = NewEntry {
         actor_kind: caller.kind as i16,
         actor_id: &caller.id,
         actor_name: &caller.name,
         method: R::ROW.method,
-        request: &request_json(request).map_err(Error::internal)?,
+        request: &request_json(request).map_err(Refusal::internal)?,
         request_id: &request_id,
         address,
     };
@@ -85,8 +85,8 @@ pub async fn begin<R: Guarded>(pool: &PgPool, caller: &Caller, address: &str, re
 
 impl Begun {
     /// Writes down how the call ended. Where that fails, it is not known; the call is as it is.
-    pub async fn finish(self, pool: &PgPool, error: Option<&Error>) {
-        let (code, reason) = error.map_or((0, ""), |error| (error.code as i32, reason(error)));
+    pub async fn finish(self, pool: &PgPool, error: Option<&Refusal>) {
+        let (code, reason) = error.map_or((0, ""), |error| (code(error.reason) as i32, error.reason.name()));
         if let Err(error) = audit::finish(pool, self.0, code, reason).await {
             tracing::warn!(%error, entry_id = self.0, "how a call of the audit log ended could not be noted");
         }

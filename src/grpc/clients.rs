@@ -1,18 +1,18 @@
 //! ClientService.
 
-use crate::auth::Caller;
-use crate::error::Error;
 use crate::grpc::wire::convert::timestamp;
 use crate::grpc::wire::fields::{Fields, shown};
 use crate::grpc::wire::idempotent_create::{Begun, Create, check_request_id};
 use crate::grpc::{Context, Handlers};
 use crate::proto::client_service_server::ClientService;
 use crate::proto::{
-    Client, CreateClientRequest, CreateClientResponse, ErrorReason, GetClientRequest, GetClientResponse,
-    ListClientsRequest, ListClientsResponse, UpdateClientRequest, UpdateClientResponse,
+    Client, CreateClientRequest, CreateClientResponse, GetClientRequest, GetClientResponse, ListClientsRequest,
+    ListClientsResponse, UpdateClientRequest, UpdateClientResponse,
 };
 use chrono_tz::Tz;
 use meterd_domain::event::ID_BYTES_MAX;
+use meterd_engine::auth::Caller;
+use meterd_engine::refusal::{Reason, Refusal};
 use meterd_store::{clients, locks};
 use std::sync::Arc;
 use tonic::{Request, Response, Status};
@@ -43,15 +43,15 @@ fn zone(fields: &mut Fields, field: &str, name: &str) -> Option<Tz> {
 }
 
 /// The client, or the error that there is none.
-pub async fn existing(context: &Context, client_id: &str) -> Result<clients::Client, Error> {
-    clients::find(&context.pool, client_id).await?.ok_or_else(|| Error::client_not_found(client_id))
+pub async fn existing(context: &Context, client_id: &str) -> Result<clients::Client, Refusal> {
+    clients::find(&context.pool, client_id).await?.ok_or_else(|| Refusal::client_not_found(client_id))
 }
 
 async fn create(
     context: Arc<Context>,
     caller: Arc<Caller>,
     request: CreateClientRequest,
-) -> Result<CreateClientResponse, Error> {
+) -> Result<CreateClientResponse, Refusal> {
     let client = request.client.clone().unwrap_or_default();
     let mut fields = Fields::default();
     fields.required_identifier("client.client_id", &client.client_id, ID_BYTES_MAX);
@@ -68,20 +68,19 @@ async fn create(
         Begun::New(create) => create,
     };
     let created = clients::insert(create.conn(), &client.client_id, &client.display_name, zone).await?;
-    let created = created.ok_or_else(|| {
-        Error::already_exists(ErrorReason::ClientExists, format!("client {:?} exists", client.client_id))
-    })?;
+    let created =
+        created.ok_or_else(|| Refusal::new(Reason::ClientExists, format!("client {:?} exists", client.client_id)))?;
     create.commit(CreateClientResponse { client: Some(created.into()) }).await
 }
 
-async fn get(context: Arc<Context>, request: GetClientRequest) -> Result<GetClientResponse, Error> {
+async fn get(context: Arc<Context>, request: GetClientRequest) -> Result<GetClientResponse, Refusal> {
     let mut fields = Fields::default();
     fields.required("client_id", &request.client_id, ID_BYTES_MAX);
     fields.finish()?;
     Ok(GetClientResponse { client: Some(existing(&context, &request.client_id).await?.into()) })
 }
 
-async fn update(context: Arc<Context>, request: UpdateClientRequest) -> Result<UpdateClientResponse, Error> {
+async fn update(context: Arc<Context>, request: UpdateClientRequest) -> Result<UpdateClientResponse, Refusal> {
     let client = request.client.unwrap_or_default();
     let paths = request.update_mask.unwrap_or_default().paths;
     let mut fields = Fields::default();
@@ -110,11 +109,11 @@ async fn update(context: Arc<Context>, request: UpdateClientRequest) -> Result<U
     }
     let updated = clients::update(&mut tx, &client.client_id, display_name, time_zone).await?;
     tx.commit().await?;
-    let updated = updated.ok_or_else(|| Error::client_not_found(&client.client_id))?;
+    let updated = updated.ok_or_else(|| Refusal::client_not_found(&client.client_id))?;
     Ok(UpdateClientResponse { client: Some(updated.into()) })
 }
 
-async fn list(context: Arc<Context>, request: ListClientsRequest) -> Result<ListClientsResponse, Error> {
+async fn list(context: Arc<Context>, request: ListClientsRequest) -> Result<ListClientsResponse, Refusal> {
     let mut fields = Fields::default();
     let limit = fields.page_size(request.page_size, PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX);
     fields.finish()?;

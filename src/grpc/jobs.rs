@@ -1,17 +1,17 @@
 //! JobService.
 
-use crate::error::Error;
 use crate::grpc::wire::convert::timestamp;
 use crate::grpc::wire::fields::Fields;
 use crate::grpc::{Context, Handlers};
-use crate::jobs;
 use crate::proto::job_service_server::JobService;
-use crate::proto::{ErrorReason, Job, ListJobsRequest, ListJobsResponse, RunJobRequest, RunJobResponse};
+use crate::proto::{Job, ListJobsRequest, ListJobsResponse, RunJobRequest, RunJobResponse};
 use meterd_domain::event::ID_BYTES_MAX;
+use meterd_engine::jobs;
+use meterd_engine::refusal::{Reason, Refusal};
 use meterd_store::jobs::{self as rows, JobRow};
 use std::sync::Arc;
 use std::time::Duration;
-use tonic::{Code, Request, Response, Status};
+use tonic::{Request, Response, Status};
 
 /// How often a waiting call looks whether the run has ended.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -33,19 +33,19 @@ impl From<JobRow> for Job {
     }
 }
 
-async fn list(context: Arc<Context>, ListJobsRequest {}: ListJobsRequest) -> Result<ListJobsResponse, Error> {
+async fn list(context: Arc<Context>, ListJobsRequest {}: ListJobsRequest) -> Result<ListJobsResponse, Refusal> {
     let jobs = rows::list(&context.pool, &jobs::names()).await?;
     Ok(ListJobsResponse { jobs: jobs.into_iter().map(Job::from).collect() })
 }
 
 /// Runs a job: asks for it, and waits until it has run.
-async fn run(context: Arc<Context>, request: RunJobRequest) -> Result<RunJobResponse, Error> {
+async fn run(context: Arc<Context>, request: RunJobRequest) -> Result<RunJobResponse, Refusal> {
     let mut fields = Fields::default();
     fields.required("job", &request.job, ID_BYTES_MAX);
     fields.finish()?;
     let not_found = || {
         let message = format!("no job {:?}; there are {}", request.job, jobs::names().join(", "));
-        Error::new(Code::NotFound, ErrorReason::JobNotFound, message)
+        Refusal::new(Reason::JobNotFound, message)
     };
     let name = jobs::names().into_iter().find(|name| *name == request.job).ok_or_else(not_found)?;
     let asked_time = rows::want(&context.pool, &name).await?.ok_or_else(not_found)?;
@@ -56,7 +56,7 @@ async fn run(context: Arc<Context>, request: RunJobRequest) -> Result<RunJobResp
             return Ok(RunJobResponse { job: Some(row.into()) });
         }
         if *context.stopping.borrow() {
-            return Err(Error::shutting_down());
+            return Err(Refusal::shutting_down());
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }

@@ -1,8 +1,5 @@
 //! KeyService.
 
-use crate::auth::Caller;
-use crate::auth::keys::{self, KeySpec};
-use crate::error::Error;
 use crate::grpc::wire::convert::timestamp;
 use crate::grpc::wire::fields::Fields;
 use crate::grpc::wire::idempotent_create::{Begun, Create, check_request_id};
@@ -12,6 +9,9 @@ use crate::proto::*;
 use chrono::{DateTime, TimeDelta, Utc};
 use meterd_domain::access::{Clients, GRANTED_CLIENTS_MAX, Grants, Scope as Granted};
 use meterd_domain::event::ID_BYTES_MAX;
+use meterd_engine::auth::Caller;
+use meterd_engine::auth::keys::{self, KeySpec};
+use meterd_engine::refusal::Refusal;
 use meterd_store::{api_keys, audit};
 use prost_types::Timestamp;
 use std::collections::BTreeSet;
@@ -113,7 +113,7 @@ impl Fields {
 }
 
 /// What a request asks for, or every wrong field.
-pub fn spec(request: &CreateApiKeyRequest, now: DateTime<Utc>) -> Result<KeySpec, Error> {
+pub fn spec(request: &CreateApiKeyRequest, now: DateTime<Utc>) -> Result<KeySpec, Refusal> {
     let key = request.api_key.clone().unwrap_or_default();
     let mut fields = Fields::default();
     fields.required("api_key.name", &key.name, NAME_BYTES_MAX);
@@ -129,7 +129,7 @@ async fn create(
     context: Arc<Context>,
     caller: Arc<Caller>,
     request: CreateApiKeyRequest,
-) -> Result<CreateApiKeyResponse, Error> {
+) -> Result<CreateApiKeyResponse, Refusal> {
     let now = context.clock.now();
     let spec = spec(&request, now)?;
     let mut create = match Create::begin(&context, &caller, "CreateApiKey", &request.request_id, &request).await? {
@@ -145,7 +145,7 @@ async fn create(
     Ok(CreateApiKeyResponse { token: made.token, ..response })
 }
 
-async fn get(context: Arc<Context>, request: GetApiKeyRequest) -> Result<GetApiKeyResponse, Error> {
+async fn get(context: Arc<Context>, request: GetApiKeyRequest) -> Result<GetApiKeyResponse, Refusal> {
     let mut fields = Fields::default();
     fields.required("key_id", &request.key_id, ID_BYTES_MAX);
     fields.finish()?;
@@ -153,7 +153,7 @@ async fn get(context: Arc<Context>, request: GetApiKeyRequest) -> Result<GetApiK
     Ok(GetApiKeyResponse { api_key: Some(key.into()) })
 }
 
-async fn list(context: Arc<Context>, request: ListApiKeysRequest) -> Result<ListApiKeysResponse, Error> {
+async fn list(context: Arc<Context>, request: ListApiKeysRequest) -> Result<ListApiKeysResponse, Refusal> {
     let mut fields = Fields::default();
     let limit = fields.page_size(request.page_size, PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX);
     fields.finish()?;
@@ -171,7 +171,7 @@ async fn list(context: Arc<Context>, request: ListApiKeysRequest) -> Result<List
     Ok(ListApiKeysResponse { api_keys: rows.into_iter().map(ApiKey::from).collect(), next_page_token })
 }
 
-async fn revoke(context: Arc<Context>, request: RevokeApiKeyRequest) -> Result<RevokeApiKeyResponse, Error> {
+async fn revoke(context: Arc<Context>, request: RevokeApiKeyRequest) -> Result<RevokeApiKeyResponse, Refusal> {
     let mut fields = Fields::default();
     fields.required("key_id", &request.key_id, ID_BYTES_MAX);
     fields.finish()?;
@@ -187,7 +187,7 @@ async fn rotate(
     context: Arc<Context>,
     caller: Arc<Caller>,
     request: RotateApiKeyRequest,
-) -> Result<RotateApiKeyResponse, Error> {
+) -> Result<RotateApiKeyResponse, Refusal> {
     let now = context.clock.now();
     let mut fields = Fields::default();
     fields.required("key_id", &request.key_id, ID_BYTES_MAX);
@@ -217,7 +217,7 @@ async fn rotate(
     Ok(RotateApiKeyResponse { token: made.token, ..response })
 }
 
-async fn list_audit_log(context: Arc<Context>, request: ListAuditLogRequest) -> Result<ListAuditLogResponse, Error> {
+async fn list_audit_log(context: Arc<Context>, request: ListAuditLogRequest) -> Result<ListAuditLogResponse, Refusal> {
     let mut fields = Fields::default();
     fields.text("actor_id", &request.actor_id, NAME_BYTES_MAX);
     fields.text("method", &request.method, NAME_BYTES_MAX);

@@ -1,5 +1,6 @@
 //! The services, thin: check, call, convert.
 
+pub mod access;
 pub mod alerts;
 pub mod audit;
 pub mod catalog;
@@ -7,30 +8,33 @@ pub mod clients;
 pub mod jobs;
 pub mod keys;
 pub mod layers;
+pub mod methods;
 pub mod usage;
 pub mod wire;
 
 use layers::admission::Admitted;
 pub use wire::page_token::{PageTokens, TokenMaker};
 pub use wire::status::ERROR_DOMAIN;
-use wire::status::keeping_request_id;
+use wire::status::{keeping_request_id, status};
 
-use crate::alerts::feed::Feed;
-use crate::alerts::raise::AlertSettings;
-use crate::auth::matrix::{About, Guarded};
-use crate::auth::{Auth, Caller};
-use crate::catalog::CatalogCache;
-use crate::clock::Clock;
 use crate::config::Settings;
-use crate::error::Error;
-use crate::ingest::Ingest;
+use crate::grpc::methods::{About, Guarded};
 use crate::net::Peer;
+use crate::proto::AlertEvent;
 use crate::proto::alert_service_server::AlertServiceServer;
 use crate::proto::catalog_service_server::CatalogServiceServer;
 use crate::proto::client_service_server::ClientServiceServer;
 use crate::proto::job_service_server::JobServiceServer;
 use crate::proto::key_service_server::KeyServiceServer;
 use crate::proto::usage_service_server::UsageServiceServer;
+use meterd_engine::alerts::feed::Feed;
+use meterd_engine::alerts::notify::NotifyConfig;
+use meterd_engine::alerts::raise::AlertSettings;
+use meterd_engine::auth::{Auth, Caller};
+use meterd_engine::catalog::CatalogCache;
+use meterd_engine::clock::Clock;
+use meterd_engine::ingest::Ingest;
+use meterd_engine::refusal::Refusal;
 use sqlx::PgPool;
 use std::future::Future;
 use std::sync::Arc;
@@ -51,13 +55,15 @@ pub struct Context {
     pub ingest: Ingest,
     pub clock: Clock,
     pub settings: Settings,
+    /// How notifications are sent: which channels can be created depends on it.
+    pub notify_config: NotifyConfig,
     pub alert_settings: AlertSettings,
     /// The deployment's.
     pub currency: String,
     pub page_tokens: PageTokens,
     pub auth: Arc<Auth>,
     /// What happens to alerts, live.
-    pub feed: Arc<Feed>,
+    pub feed: Arc<Feed<AlertEvent>>,
     /// One permit for each export that may run.
     pub exports: Arc<Semaphore>,
     /// How many there are.
@@ -137,13 +143,14 @@ impl Handlers {
         handler: impl FnOnce(Arc<Context>, Req) -> Fut + Send + 'static,
     ) -> Result<Response<Res>, Status>
     where
-        Fut: Future<Output = Result<Res, Error>> + Send + 'static,
+        Fut: Future<Output = Result<Res, Refusal>> + Send + 'static,
         Res: Send + 'static,
     {
         if matches!(request.get_mut().about(), About::Handler) {
-            return Err(
-                Error::internal(anyhow::anyhow!("{} lets its handler check the caller", Req::ROW.method)).into()
-            );
+            return Err(status(Refusal::internal(anyhow::anyhow!(
+                "{} lets its handler check the caller",
+                Req::ROW.method
+            ))));
         }
         self.run_as(request, |context, _, request| handler(context, request)).await
     }
@@ -156,22 +163,22 @@ impl Handlers {
         handler: impl FnOnce(Arc<Context>, Arc<Caller>, Req) -> Fut + Send + 'static,
     ) -> Result<Response<Res>, Status>
     where
-        Fut: Future<Output = Result<Res, Error>> + Send + 'static,
+        Fut: Future<Output = Result<Res, Refusal>> + Send + 'static,
         Res: Send + 'static,
     {
         // The task keeps the call's slot: work that nobody waits for any more is work still.
         let admitted = request.extensions_mut().remove::<Admitted>();
         let (context, address) = (self.0.clone(), address(&request));
         if !Req::ROW.audited {
-            let (caller, request) = admit(request)?;
+            let (caller, request) = admit(request).map_err(status)?;
             let handled = handler(context, caller, request);
             let work = async move {
                 let _admitted = admitted;
                 handled.await
             };
-            return Ok(Response::new(in_a_task(work).await?));
+            return Ok(Response::new(in_a_task(work).await.map_err(status)?));
         }
-        let caller = caller(&request)?;
+        let caller = caller(&request).map_err(status)?;
         let mut request = request.into_inner();
         let audited = async move {
             let _admitted = admitted;
@@ -185,26 +192,26 @@ impl Handlers {
             entry.finish(&pool, done.as_ref().err()).await;
             done
         };
-        Ok(Response::new(in_a_task(audited).await?))
+        Ok(Response::new(in_a_task(audited).await.map_err(status)?))
     }
 }
 
 /// Runs work in a task, under the request id and in the span of this one. A panic is an error of ours.
 async fn in_a_task<R: Send + 'static>(
-    work: impl Future<Output = Result<R, Error>> + Send + 'static,
-) -> Result<R, Error> {
+    work: impl Future<Output = Result<R, Refusal>> + Send + 'static,
+) -> Result<R, Refusal> {
     let work = keeping_request_id(work).in_current_span();
-    tokio::spawn(work).await.unwrap_or_else(|panic| Err(Error::internal(panic)))
+    tokio::spawn(work).await.unwrap_or_else(|panic| Err(Refusal::internal(panic)))
 }
 
 /// The caller, as the guard of every call has found out.
-fn caller<T>(request: &Request<T>) -> Result<Arc<Caller>, Error> {
-    let unguarded = || Error::internal(anyhow::anyhow!("a call came past its guard"));
+fn caller<T>(request: &Request<T>) -> Result<Arc<Caller>, Refusal> {
+    let unguarded = || Refusal::internal(anyhow::anyhow!("a call came past its guard"));
     request.extensions().get::<Arc<Caller>>().cloned().ok_or_else(unguarded)
 }
 
 /// The caller and its message, if it may send it.
-fn admit<Req: Guarded>(request: Request<Req>) -> Result<(Arc<Caller>, Req), Error> {
+fn admit<Req: Guarded>(request: Request<Req>) -> Result<(Arc<Caller>, Req), Refusal> {
     let caller = caller(&request)?;
     let mut message = request.into_inner();
     message.check(&caller)?;

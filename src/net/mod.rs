@@ -2,7 +2,6 @@
 
 mod answer;
 mod connection;
-mod counts;
 mod files;
 mod http;
 mod http2;
@@ -19,13 +18,13 @@ mod turns;
 mod windows;
 
 pub use answer::Unread;
-pub use counts::{Counted, Counts, Taken};
 pub use files::allow_open_files;
 pub use listen::{Port, serve};
 pub use names::TlsNames;
 pub use settings::NetSettings;
 pub use tls::Tls;
 
+use meterd_engine::counts::Counts;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

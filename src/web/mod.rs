@@ -1,7 +1,6 @@
 //! The second port: health for probes, metrics for Prometheus.
 
-use crate::auth::Auth;
-use crate::error::Error;
+use crate::grpc::access::authenticate;
 use axum::Router;
 use axum::extract::State;
 use axum::http::request::Parts;
@@ -9,11 +8,12 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use meterd_domain::access::Scope;
+use meterd_engine::auth::Auth;
+use meterd_engine::refusal::{Reason, Refusal};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use sqlx::PgPool;
 use std::sync::{Arc, OnceLock};
 use tokio::sync::watch;
-use tonic::Code;
 
 /// Upper bounds of the latency histograms, in seconds.
 const SECONDS_BUCKETS: [f64; 14] =
@@ -26,7 +26,7 @@ const EVENTS_BUCKETS: [f64; 9] = [1.0, 2.0, 5.0, 10.0, 50.0, 100.0, 500.0, 1_000
 pub struct WebState {
     pub metrics: PrometheusHandle,
     pub pool: PgPool,
-    pub ingest: crate::ingest::Ingest,
+    pub ingest: meterd_engine::ingest::Ingest,
     /// Who may see the metrics.
     pub auth: Arc<Auth>,
     /// Whether calls are answered.
@@ -154,25 +154,52 @@ async fn ready(State(state): State<WebState>) -> impl IntoResponse {
 }
 
 /// Who may call with the scope read for all clients sees the metrics: they are about everybody.
-async fn check_reader(auth: &Auth, request: &Parts) -> Result<(), Error> {
-    auth.authenticate(&request.headers, request.extensions.get()).await?.check_all_clients(Scope::Read)
+async fn check_reader(auth: &Auth, request: &Parts) -> Result<(), Refusal> {
+    authenticate(auth, &request.headers, request.extensions.get()).await?.check_all_clients(Scope::Read)
 }
 
-/// An error as HTTP says it.
-fn refusal(error: Error) -> Response {
-    let status = match error.code {
-        Code::Unauthenticated => StatusCode::UNAUTHORIZED,
-        Code::PermissionDenied => StatusCode::FORBIDDEN,
-        Code::ResourceExhausted => StatusCode::TOO_MANY_REQUESTS,
-        _ => StatusCode::SERVICE_UNAVAILABLE,
-    };
+/// The HTTP status of each reason.
+fn http_status(reason: Reason) -> StatusCode {
+    use Reason::*;
+    match reason {
+        CredentialsMissing | CredentialsInvalid | CredentialsExpired | ApiKeyRevoked => StatusCode::UNAUTHORIZED,
+        ScopeMissing | ClientNotCovered | OriginNotAllowed => StatusCode::FORBIDDEN,
+        QueueFull | TooManyExports | TooManySubscriptions | TooManyApiKeys | RateLimited | ServerBusy => {
+            StatusCode::TOO_MANY_REQUESTS
+        }
+        InvalidField | UnknownService | EventTooOld | EventInFuture | PageTokenInvalid | RangeTooLong
+        | ResumeTokenInvalid | MessageInvalid => StatusCode::BAD_REQUEST,
+        ClientNotFound | EventNotFound | AlertNotFound | NotificationNotFound | JobNotFound | ApiKeyNotFound => {
+            StatusCode::NOT_FOUND
+        }
+        IdempotencyConflict
+        | ClientExists
+        | ServiceExists
+        | PriceExists
+        | ModelAliasExists
+        | RequestIdReused
+        | NotificationNotFailed
+        | MonthClosed
+        | ApiKeyNotLive => StatusCode::CONFLICT,
+        ResumeTokenExpired | ResumeTokenAhead => StatusCode::GONE,
+        DatabaseUnavailable | DatabaseBroken | ShuttingDown | ConnectionAged | IdentityProviderUnavailable => {
+            StatusCode::SERVICE_UNAVAILABLE
+        }
+        DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
+        Internal => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+/// Returns the response that tells a caller of a refusal.
+fn refused(refusal: Refusal) -> Response {
+    let status = http_status(refusal.reason);
     let challenge = (status == StatusCode::UNAUTHORIZED).then_some([(header::WWW_AUTHENTICATE, "Bearer")]);
-    (status, challenge, error.into_fault().message + "\n").into_response()
+    (status, challenge, refusal.into_details().message + "\n").into_response()
 }
 
 async fn metrics_page(State(state): State<WebState>, request: Parts) -> Response {
     if let Err(error) = check_reader(&state.auth, &request).await {
-        return refusal(error);
+        return refused(error);
     }
     metrics::gauge!("meterd_tasks").set(tokio::runtime::Handle::current().metrics().num_alive_tasks() as f64);
     metrics::gauge!("meterd_queue_events").set(state.ingest.depth() as f64);

@@ -2,7 +2,7 @@
 
 use crate::harness::*;
 use crate::subscribing::raise;
-use meterd::clock::Clock;
+use meterd_engine::clock::Clock;
 use meterd_store::connect;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;

@@ -1,8 +1,8 @@
 //! Alerts: raised with the usage that reaches a line, once, in the usage's own month.
 
 use crate::harness::*;
-use meterd::clock::Clock;
 use meterd::proto::*;
+use meterd_engine::clock::Clock;
 use std::collections::BTreeMap;
 use tokio::task::JoinSet;
 

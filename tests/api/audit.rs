@@ -3,10 +3,10 @@
 use crate::guarded::*;
 use crate::harness::*;
 use crate::role_matrix::{AUDITED, CELLS};
-use meterd::clock::Clock;
 use meterd::proto::key_service_client::KeyServiceClient;
 use meterd::proto::*;
 use meterd_domain::access::Scope;
+use meterd_engine::clock::Clock;
 use std::collections::BTreeSet;
 use std::process::Stdio;
 use tokio::io::{AsyncBufReadExt, BufReader};

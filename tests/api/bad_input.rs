@@ -1,11 +1,11 @@
 //! Bad events: refused with a reason and every wrong field, and nothing else is touched.
 
 use crate::harness::*;
-use meterd::clock::Clock;
 use meterd::proto::usage_service_client::UsageServiceClient;
 use meterd::proto::{
     BatchTrackUsageRequest, EventOutcome, ListUsageEventsRequest, StreamUsageRequest, TrackUsageRequest, UsageEvent,
 };
+use meterd_engine::clock::Clock;
 use prost::Message;
 use prost_types::value::Kind;
 use prost_types::{Struct, Timestamp, Value};

@@ -1,8 +1,8 @@
 //! Bad requests other than events: wrong ranges, zones, pages and tokens, and texts and messages that are too large.
 
 use crate::harness::*;
-use meterd::clock::Clock;
 use meterd::proto::*;
+use meterd_engine::clock::Clock;
 use prost_types::{FieldMask, Timestamp};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;

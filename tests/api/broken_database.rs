@@ -1,8 +1,8 @@
 //! A database that answers and cannot do its work: named as such, and not as one that is away.
 
 use crate::harness::*;
-use meterd::clock::Clock;
 use meterd::proto::{Client, EventOutcome, UpdateClientRequest, UsageEvent};
+use meterd_engine::clock::Clock;
 use std::time::Instant;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;

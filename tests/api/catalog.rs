@@ -1,8 +1,8 @@
 //! Services, prices and aliases: creating, listing, and what an event is charged by them.
 
 use crate::harness::*;
-use meterd::clock::Clock;
 use meterd::proto::*;
+use meterd_engine::clock::Clock;
 use tonic::Code;
 
 async fn create_price(server: &TestServer, price: Price) -> Price {

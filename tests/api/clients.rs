@@ -1,8 +1,8 @@
 //! Clients: made, read, changed and listed, and what becomes of events of clients that are not there.
 
 use crate::harness::*;
-use meterd::clock::Clock;
 use meterd::proto::*;
+use meterd_engine::clock::Clock;
 use prost_types::FieldMask;
 use tonic::{Code, Status};
 

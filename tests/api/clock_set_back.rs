@@ -3,8 +3,8 @@
 use crate::harness::*;
 use crate::notifying::{raise, sent, server_with, set_channels, webhook};
 use crate::receivers::HttpReceiver;
-use meterd::clock::Clock;
 use meterd::proto::*;
+use meterd_engine::clock::Clock;
 use std::time::{Duration, Instant};
 
 async fn job(server: &TestServer, name: &str) -> Job {

@@ -1,8 +1,8 @@
 //! Many callers, many replicas, any interleaving: sums stay exact.
 
 use crate::harness::*;
-use meterd::clock::Clock;
 use meterd::proto::{BatchTrackUsageRequest, EventOutcome, TrackUsageRequest, UsageEvent};
+use meterd_engine::clock::Clock;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use sqlx::Row;

@@ -2,8 +2,8 @@
 
 use crate::harness::*;
 use crate::subscribing::{Follower, raise};
-use meterd::clock::Clock;
 use meterd::proto::*;
+use meterd_engine::clock::Clock;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;

@@ -1,8 +1,8 @@
 //! Batches large enough to be copied are what single events are.
 
 use crate::harness::*;
-use meterd::clock::Clock;
 use meterd::proto::{EventOutcome, ListUsageEventsRequest, RecordedUsageEvent, UsageEvent};
+use meterd_engine::clock::Clock;
 use prost_types::value::Kind;
 use prost_types::{Struct, Value};
 

@@ -3,8 +3,8 @@
 use crate::commands::{meterd, succeed};
 use crate::harness::*;
 use crate::selections::fail;
-use meterd::clock::Clock;
 use meterd::proto::*;
+use meterd_engine::clock::Clock;
 use serde_json::Value;
 
 fn lines(text: &str) -> Vec<Value> {

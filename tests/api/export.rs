@@ -1,9 +1,9 @@
 //! Exports: whole, exact, safe in a spreadsheet, and bounded.
 
 use crate::harness::*;
-use meterd::clock::Clock;
 use meterd::proto::*;
 use meterd_domain::decimal::{Decimal, Total};
+use meterd_engine::clock::Clock;
 use std::collections::HashMap;
 use std::time::Duration;
 use tonic::Code;

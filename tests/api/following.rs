@@ -3,10 +3,10 @@
 
 use crate::harness::*;
 use crate::subscribing::{Follower, narrow, raise_in, raised};
-use meterd::clock::Clock;
 use meterd::proto::alert_service_client::AlertServiceClient;
 use meterd::proto::subscribe_alerts_response::Message;
 use meterd::proto::{AlertEvent, SubscribeAlertsRequest};
+use meterd_engine::clock::Clock;
 use meterd_store::alert_feed;
 use sqlx::PgPool;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,8 +1,8 @@
 //! A database that hangs: connections stay open, and nothing answers. Callers hear of it in time, and lose and double nothing.
 
 use crate::harness::*;
-use meterd::clock::Clock;
 use meterd::proto::{BatchTrackUsageRequest, EventOutcome, StreamUsageRequest, TrackUsageRequest, UsageEvent};
+use meterd_engine::clock::Clock;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

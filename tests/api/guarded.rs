@@ -2,13 +2,13 @@
 
 use crate::contract::Raw;
 use crate::harness::*;
-use meterd::auth::keys::{self, KeySpec};
-use meterd::clock::Clock;
 use meterd::proto::alert_service_client::AlertServiceClient;
 use meterd::proto::client_service_client::ClientServiceClient;
 use meterd::proto::key_service_client::KeyServiceClient;
 use meterd::proto::usage_service_client::UsageServiceClient;
 use meterd_domain::access::{Clients, Grants, Scope};
+use meterd_engine::auth::keys::{self, KeySpec};
+use meterd_engine::clock::Clock;
 use prost_reflect::{DescriptorPool, DynamicMessage};
 use std::sync::OnceLock;
 use tonic::metadata::AsciiMetadataValue;

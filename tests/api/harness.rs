@@ -5,7 +5,6 @@ use chrono::{DateTime, Utc};
 use clap::Parser;
 use meterd::app;
 use meterd::cli::verify::{Verified, verify_all};
-use meterd::clock::Clock;
 use meterd::config::Settings;
 use meterd::grpc::Context;
 use meterd::proto::alert_service_client::AlertServiceClient;
@@ -18,6 +17,7 @@ use meterd::proto::{
     Price, QueryUsageRequest, Rates, RunJobRequest, TrackUsageRequest, UsageEvent, UsageResult, UsageRow,
 };
 use meterd_embedded_postgres::{Embedded, EmbeddedSettings};
+use meterd_engine::clock::Clock;
 use meterd_store::connect;
 use meterd_store::locks::VERSIONS_LOCK;
 use sqlx::{AssertSqlSafe, Executor, PgPool, Postgres, Transaction};
@@ -99,7 +99,7 @@ pub fn settings_of(flags: &[&str]) -> Settings {
     }
     let fixed = ["test", "--listen=127.0.0.1:0", "--http-listen=127.0.0.1:0", "--allow-non-durable-database"];
     // Nothing runs by itself, unless a test says so.
-    let off = meterd::jobs::names().into_iter().map(|job| format!("--schedule-{}=off", job.replace('_', "-")));
+    let off = meterd_engine::jobs::names().into_iter().map(|job| format!("--schedule-{}=off", job.replace('_', "-")));
     let flags = fixed.iter().map(|flag| flag.to_string()).chain(off).chain(flags.iter().map(|flag| flag.to_string()));
     Flags::parse_from(flags).settings
 }

@@ -2,8 +2,8 @@
 
 use crate::harness::*;
 use crate::http;
-use meterd::clock::Clock;
 use meterd::proto::{Job, ListJobsRequest, ListMonthlySummariesRequest, RunJobRequest};
+use meterd_engine::clock::Clock;
 use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
 use tonic::Code;

@@ -9,9 +9,9 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use chrono::TimeDelta;
 use hmac::{Hmac, KeyInit, Mac};
-use meterd::clock::Clock;
 use meterd::config::AuthSettings;
 use meterd::proto::*;
+use meterd_engine::clock::Clock;
 use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
 use serde_json::{Value, json};
@@ -457,7 +457,7 @@ async fn each_subject_has_its_calls_of_a_second_and_stands_in_the_audit_log() {
 fn halves_of_a_provider_are_refused() {
     let refusal = |flags: &[&str]| {
         let settings: AuthSettings = settings_of(flags).auth;
-        settings.jwt().err().map(|error| error.to_string()).unwrap_or_default()
+        settings.config().err().map(|error| error.to_string()).unwrap_or_default()
     };
     let issuer = "--jwt-issuer=https://id.example.com";
     assert!(refusal(&["--auth=keys", issuer]).contains("--jwt-audience"));

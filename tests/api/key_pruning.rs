@@ -2,8 +2,8 @@
 
 use crate::harness::*;
 use chrono::{DateTime, TimeDelta, Utc};
-use meterd::clock::Clock;
 use meterd::proto::{Client, CreateClientRequest, EventOutcome, RunJobRequest, UsageEvent};
+use meterd_engine::clock::Clock;
 use sqlx::AssertSqlSafe;
 
 const NOW: &str = "2024-11-21T12:00:00Z";

@@ -5,10 +5,10 @@ use crate::harness::*;
 use crate::http;
 use chrono::{DateTime, TimeDelta, Utc};
 use meterd::app;
-use meterd::auth::keys::LIVE_KEYS_MAX;
-use meterd::clock::Clock;
 use meterd::proto::{Scope as Scope_, *};
 use meterd_domain::access::Scope;
+use meterd_engine::auth::keys::LIVE_KEYS_MAX;
+use meterd_engine::clock::Clock;
 use meterd_store::connect;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -530,7 +530,7 @@ async fn a_secret_is_in_no_table_no_line_of_the_log_and_no_debug_output() {
     let request = RotateApiKeyRequest { key_id, request_id: "r2".into(), ..Default::default() };
     let rotated = keys.rotate_api_key(request).await.unwrap().into_inner();
     let shown = format!("{made:?} {made:#?} {rotated:?} {rotated:#?}");
-    let strange = meterd::auth::token::new().token;
+    let strange = meterd_engine::auth::token::new().token;
     let presented = [&made.token, &rotated.token, &guarded.admin.token, &strange];
     for token in presented {
         for value in [format!("Bearer {token}"), format!("Bearer {token}x"), format!("Basic {token}")] {
@@ -566,7 +566,7 @@ async fn metrics_are_for_who_may_read_about_all_clients_and_probes_for_everybody
     let refused = get("/metrics", None).await;
     assert_eq!((refused.status, refused.header("www-authenticate")), (401, "Bearer"));
     assert!(!refused.text().contains("meterd_"), "{}", refused.text());
-    let stranger = Token { key_id: String::new(), token: meterd::auth::token::new().token };
+    let stranger = Token { key_id: String::new(), token: meterd_engine::auth::token::new().token };
     assert_eq!(get("/metrics", Some(&stranger)).await.status, 401);
     let acme: &[&str] = &["acme"];
     for (scope, clients, expected) in [

@@ -3,10 +3,10 @@
 use crate::guarded::*;
 use crate::harness::*;
 use crate::role_matrix::alert_and_notification;
-use meterd::clock::Clock;
 use meterd::proto::subscribe_alerts_response::Message;
 use meterd::proto::*;
 use meterd_domain::access::Scope;
+use meterd_engine::clock::Clock;
 use std::collections::BTreeSet;
 use tonic::Code;
 

@@ -3,9 +3,9 @@
 use crate::alerting::metered;
 use crate::harness::*;
 use crate::receivers::{Answer, HttpReceiver, Received, SmtpReceiver};
-use meterd::clock::Clock;
 use meterd::proto::*;
 use meterd_domain::alert::Severity;
+use meterd_engine::clock::Clock;
 use meterd_store::channels::{self, Channel};
 use std::collections::HashSet;
 use std::time::Duration;

@@ -3,8 +3,8 @@
 use crate::harness::*;
 use crate::http;
 use meterd::app;
-use meterd::clock::Clock;
 use meterd::proto::*;
+use meterd_engine::clock::Clock;
 use meterd_store::connect;
 use prost::Message;
 use std::time::Duration;

@@ -3,13 +3,13 @@
 use crate::harness::*;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
-use meterd::clock::Clock;
 use meterd::grpc::layers::call::CallLayer;
 use meterd::grpc::layers::panics::PanicLayer;
 use meterd::net::{self, Port};
 use meterd::proto::alert_service_client::AlertServiceClient;
 use meterd::proto::usage_service_client::UsageServiceClient;
 use meterd::proto::*;
+use meterd_engine::clock::Clock;
 use std::convert::Infallible;
 use std::time::Duration;
 use tokio::net::TcpListener;

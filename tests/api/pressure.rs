@@ -2,8 +2,8 @@
 
 use crate::harness::*;
 use crate::http;
-use meterd::clock::Clock;
 use meterd::proto::*;
+use meterd_engine::clock::Clock;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;

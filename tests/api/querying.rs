@@ -2,12 +2,12 @@
 
 use crate::harness::*;
 use chrono::{DateTime, Utc};
-use meterd::clock::Clock;
 use meterd::proto::UsageDimension::{self, *};
 use meterd::proto::{
     GetPlatformUsageRequest, GetUsageEventRequest, ListUsageEventsRequest, QueryUsageRequest, RecordedUsageEvent,
     UsageEvent, UsageRow,
 };
+use meterd_engine::clock::Clock;
 use prost_types::Timestamp;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

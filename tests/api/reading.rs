@@ -1,8 +1,8 @@
 //! Reading months, days and summaries, each client's in its own time zone.
 
 use crate::harness::*;
-use meterd::clock::Clock;
 use meterd::proto::{GetUsageSummaryRequest, QueryUsageRequest, UsageDimension, UsageEvent};
+use meterd_engine::clock::Clock;
 
 /// Days of a client with the units of each.
 async fn units_by_day(server: &TestServer, client_id: &str, start: &str, end: &str) -> Vec<(String, String)> {

@@ -1,11 +1,11 @@
 //! Verifying and rebuilding rollups, and moving events after a time zone has changed.
 
 use crate::harness::*;
-use meterd::clock::Clock;
 use meterd::proto::{
     Client, GetPlatformUsageRequest, ListUsageEventsRequest, RebuildRollupsRequest, RebuildRollupsResponse,
     UpdateClientRequest, UsageEvent,
 };
+use meterd_engine::clock::Clock;
 use prost_types::FieldMask;
 use tonic::Code;
 

@@ -1,8 +1,8 @@
 //! Recording: one event, batches, streams, repeats.
 
 use crate::harness::*;
-use meterd::clock::Clock;
 use meterd::proto::{EventOutcome, GetCurrentMonthUsageRequest, StreamUsageRequest, UsageEvent};
+use meterd_engine::clock::Clock;
 use prost_types::value::Kind;
 use prost_types::{Struct, Value};
 use tonic::Code;

@@ -1,9 +1,9 @@
 //! Two replicas: every event is charged and dated by what is in force at its commit.
 
 use crate::harness::*;
-use meterd::clock::Clock;
 use meterd::proto::{Client, GetUsageEventRequest, Service};
 use meterd::proto::{CreateClientRequest, CreatePriceRequest, CreateServiceRequest, UpdateClientRequest};
+use meterd_engine::clock::Clock;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use tokio::task::JoinSet;

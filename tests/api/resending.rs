@@ -1,9 +1,9 @@
 //! Keys that were taken: what a repeat costs, what counts as one, and what a conflict says.
 
 use crate::harness::*;
-use meterd::clock::Clock;
 use meterd::proto::{EventOutcome, TrackUsageRequest, UsageEvent};
 use meterd_domain::period::{Month, parse_day};
+use meterd_engine::clock::Clock;
 use meterd_store::{holders, partitions};
 use prost_types::value::Kind;
 use prost_types::{Struct, Value};

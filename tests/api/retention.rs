@@ -3,13 +3,13 @@
 use crate::harness::*;
 use chrono::TimeDelta;
 use chrono_tz::Tz;
-use meterd::clock::Clock;
 use meterd::proto::{
     BatchTrackUsageRequest, CreatePriceRequest, EventOutcome, GetUsageSummaryRequest, ListUsageEventsRequest,
     RebuildRollupsRequest, RunJobRequest, StreamUsageRequest, TrackUsageRequest, UpdateClientRequest, UsageEvent,
     UsageResult,
 };
 use meterd_domain::period::{Month, day_of};
+use meterd_engine::clock::Clock;
 use prost_types::FieldMask;
 use rand::RngExt;
 use sqlx::{AssertSqlSafe, Executor, Postgres, Transaction};

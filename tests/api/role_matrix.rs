@@ -5,13 +5,13 @@ use crate::guarded::*;
 use crate::harness::*;
 use crate::http;
 use crate::jwt::{Issuer, SigningKey, bad_tokens};
-use meterd::auth::matrix;
-use meterd::clock::Clock;
+use meterd::grpc::methods;
 use meterd::proto::{
     AlertPolicy, BatchTrackUsageResponse, EventError, ListClientsRequest, NotificationChannel, NotificationChannelKind,
     StreamUsageResponse, UpdateAlertPolicyRequest,
 };
 use meterd_domain::access::Scope;
+use meterd_engine::clock::Clock;
 use prost::Message;
 use prost_types::FieldMask;
 use serde_json::json;
@@ -176,11 +176,11 @@ fn rpcs() -> BTreeSet<String> {
 
 #[test]
 fn every_rpc_of_the_contract_has_one_row_of_its_own_request_and_streams_as_the_contract_says() {
-    let rows: Vec<&str> = matrix::ROWS.iter().map(|row| row.method).collect();
+    let rows: Vec<&str> = methods::ROWS.iter().map(|row| row.method).collect();
     let named: BTreeSet<String> = rows.iter().map(|row| row.trim_start_matches("metering.v1.").into()).collect();
     assert_eq!(named, rpcs());
     assert_eq!(named.len(), rows.len(), "an RPC twice");
-    for row in matrix::ROWS {
+    for row in methods::ROWS {
         let (service, rpc) = row.method.split_once('/').unwrap();
         let service = contract().get_service_by_name(service).unwrap();
         let method = service.methods().find(|method| method.name() == rpc).unwrap();
@@ -263,7 +263,7 @@ async fn every_rpc_answers_every_kind_of_credentials_as_the_table_says() {
 
     // Everything that is no good key is refused before anything else is looked at.
     let bearer = |token: &str| format!("Bearer {token}");
-    let (admin, stranger) = (guarded.admin.token.clone(), meterd::auth::token::new().token);
+    let (admin, stranger) = (guarded.admin.token.clone(), meterd_engine::auth::token::new().token);
     let revoked = guarded.key(Scope::Admin, &[]).await;
     let expire_time = Some(time("2026-11-21T11:59:59Z"));
     let expired = keys_spec_expiring(&open, expire_time).await;

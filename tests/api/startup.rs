@@ -2,9 +2,9 @@
 
 use crate::harness::*;
 use meterd::app;
-use meterd::clock::Clock;
 use meterd::proto::{EventOutcome, GetClientRequest, UsageEvent};
 use meterd_embedded_postgres::{Embedded, EmbeddedSettings};
+use meterd_engine::clock::Clock;
 use meterd_store::connect;
 use std::time::{Duration, Instant};
 use tonic::Code;

@@ -2,11 +2,11 @@
 
 use crate::harness::*;
 use chrono::{DateTime, NaiveDate, Utc};
-use meterd::clock::Clock;
 use meterd::proto::alert_service_client::AlertServiceClient;
 use meterd::proto::subscribe_alerts_response::Message;
 use meterd::proto::*;
 use meterd_domain::alert::{self, AlertType, Change, Finding, Severity};
+use meterd_engine::clock::Clock;
 use meterd_store::alert_feed;
 use meterd_store::alerts::{self, NewAlert};
 use sqlx::PgPool;

@@ -1,11 +1,11 @@
 //! Monthly summaries of all clients, and the platform.
 
 use crate::harness::*;
-use meterd::clock::Clock;
 use meterd::proto::{
     GetPlatformUsageRequest, GetPlatformUsageResponse, ListMonthlySummariesRequest, ListMonthlySummariesResponse,
     MonthlySummary, UpdateMonthlySummariesRequest, UsageEvent,
 };
+use meterd_engine::clock::Clock;
 use meterd_store::connect;
 use tonic::Code;
 
@@ -209,7 +209,7 @@ async fn summaries_that_take_too_long_together_are_refreshed_apart() {
         .await;
     let impatient = connect::options(&server.database_url).unwrap().options([("statement_timeout", "1000")]);
     let pool = connect::pool(impatient, 1);
-    assert_eq!(meterd::jobs::summaries::refresh(&pool, None, None).await.unwrap(), 6);
+    assert_eq!(meterd_engine::jobs::summaries::refresh(&pool, None, None).await.unwrap(), 6);
     assert_eq!(update(&server).await, 0, "none is left");
     assert_eq!(ids(&list(&server, "2026-11", "").await.summaries), ["acme", "beta", "gamma"]);
     pool.close().await;

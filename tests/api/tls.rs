@@ -1,10 +1,10 @@
 //! TLS and mutual TLS on both ports, new certificates while the server runs, and files that are wrong.
 
 use crate::harness::*;
-use meterd::clock::Clock;
 use meterd::net::Tls;
 use meterd::proto::TrackUsageRequest;
 use meterd::proto::usage_service_client::UsageServiceClient;
+use meterd_engine::clock::Clock;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};

@@ -1,9 +1,9 @@
 //! Usage without a price: kept with the reason, in every count, and priced as soon as a price covers it.
 
 use crate::harness::*;
-use meterd::clock::Clock;
-use meterd::jobs::pricing;
 use meterd::proto::*;
+use meterd_engine::clock::Clock;
+use meterd_engine::jobs::pricing;
 use std::sync::Arc;
 use std::time::Duration;
 

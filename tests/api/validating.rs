@@ -1,8 +1,8 @@
 //! BatchTrackUsage with `validate_only`: the true outcome of each event, and nothing recorded.
 
 use crate::harness::*;
-use meterd::clock::Clock;
 use meterd::proto::{BatchTrackUsageRequest, BatchTrackUsageResponse, EventOutcome, UsageEvent};
+use meterd_engine::clock::Clock;
 
 async fn validate(server: &TestServer, events: Vec<UsageEvent>) -> BatchTrackUsageResponse {
     let request = BatchTrackUsageRequest { events, validate_only: true, ..Default::default() };

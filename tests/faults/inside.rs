@@ -2,9 +2,9 @@
 
 use clap::Parser;
 use meterd::app;
-use meterd::clock::Clock;
 use meterd::config::Settings;
 use meterd::grpc::Context;
+use meterd_engine::clock::Clock;
 use meterd_store::connect;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -37,7 +37,7 @@ fn settings() -> Settings {
     let ports =
         ["test", "--listen=127.0.0.1:0", "--http-listen=127.0.0.1:0", "--alert-heartbeat-ms=500"].map(String::from);
     // Nothing runs by itself.
-    let off = meterd::jobs::names().into_iter().map(|job| format!("--schedule-{}=off", job.replace('_', "-")));
+    let off = meterd_engine::jobs::names().into_iter().map(|job| format!("--schedule-{}=off", job.replace('_', "-")));
     Flags::parse_from(ports.into_iter().chain(off)).settings
 }
 

@@ -45,7 +45,7 @@ impl Known {
             ("alert_id", vec![world.alert_id.clone()]),
             ("notification_id", vec!["told".into()]),
             ("key_id", vec!["0123456789abcdef".into()]),
-            ("job", meterd::jobs::names()),
+            ("job", meterd_engine::jobs::names()),
             ("service", ["sms", "openai", "stripe", "api_call", "service-1"].map(String::from).to_vec()),
         ];
         Self(Mutex::new(known.into_iter().map(|(name, values)| (name.to_string(), values)).collect()))

@@ -29,6 +29,19 @@ impl Scope {
     }
 }
 
+/// What kind of caller made a call. The numbers are those of the database and the contract.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ActorKind {
+    /// A caller of a server that does not require credentials.
+    Anybody = 1,
+    /// The holder of an API key.
+    ApiKey = 2,
+    /// The subject of a token of the identity provider.
+    Jwt = 3,
+    /// A command that works on the database directly.
+    Database = 4,
+}
+
 /// Most clients that all scopes of a caller name together: a filter may name as many.
 pub const GRANTED_CLIENTS_MAX: usize = 100;
 

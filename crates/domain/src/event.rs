@@ -116,6 +116,17 @@ impl UnpricedReason {
             _ => Self::NoPrice,
         }
     }
+
+    /// The name in metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::NoPrice => "NO_PRICE",
+            Self::TokensNotCovered => "TOKENS_NOT_COVERED",
+            Self::AmountMissing => "AMOUNT_MISSING",
+            Self::UnknownService => "UNKNOWN_SERVICE",
+            Self::TokensMissing => "TOKENS_MISSING",
+        }
+    }
 }
 
 impl Charge {

@@ -201,7 +201,7 @@ mod tests {
 
     #[test]
     fn every_kind_has_a_price_in_the_built_in_catalogue() {
-        let prices = include_str!("../../../catalog/prices.csv");
+        let prices = include_str!("../../../crates/engine/catalog/prices.csv");
         for Kind { service, operation, model, .. } in &KINDS {
             let scope = match model.is_empty() {
                 true => format!("\n{service},{operation},,"),

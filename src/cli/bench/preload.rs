@@ -2,7 +2,6 @@
 //! and all that is kept of them.
 
 use super::server::Server;
-use crate::clock::Clock;
 use anyhow::Context;
 use chrono::{DateTime, Days, NaiveDate, NaiveTime, TimeDelta, Utc};
 use chrono_tz::Tz;
@@ -12,6 +11,7 @@ use meterd_domain::catalog::Catalog;
 use meterd_domain::decimal::Decimal;
 use meterd_domain::event::{Charge, Measures, UsageEvent, payload_hash};
 use meterd_domain::period::{Month, day_of};
+use meterd_engine::clock::Clock;
 use meterd_store::numeric;
 use meterd_store::preload::{self, Kinds, Stretch};
 use meterd_store::{connect, partitions, summaries};

@@ -3,10 +3,10 @@
 use super::{CALL_SECONDS, state};
 use crate::cli::connect::{self, ConnectArgs, Connection};
 use crate::cli::time::time_text;
-use crate::clock::Clock;
 use crate::proto::key_service_client::KeyServiceClient;
 use crate::proto::{ApiKey, ListApiKeysRequest};
 use meterd_domain::names::nearest;
+use meterd_engine::clock::Clock;
 use tonic::Status;
 use tonic_types::StatusExt;
 

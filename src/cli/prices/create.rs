@@ -4,9 +4,9 @@ use super::show;
 use super::{CALL_SECONDS, State};
 use crate::cli::connect::{self, ConnectArgs};
 use crate::cli::period::parse_instant;
-use crate::clock::Clock;
 use crate::proto::{CreatePriceRequest, Price, Rates};
 use clap::Args;
+use meterd_engine::clock::Clock;
 use prost_types::Timestamp;
 
 /// Create a price

@@ -5,9 +5,9 @@ mod show;
 
 use super::connect::{self, ConnectArgs, Connection};
 use super::hints;
-use crate::clock::Clock;
 use crate::proto::{ListPricesRequest, Price};
 use clap::{Args, Subcommand};
+use meterd_engine::clock::Clock;
 use std::collections::HashMap;
 use std::process::ExitCode;
 

@@ -1,11 +1,11 @@
 //! CheckAlerts.
 
-use crate::alerts::check::{self, Report};
-use crate::error::Error;
 use crate::grpc::Context;
 use crate::grpc::wire::fields::Fields;
 use crate::proto::{CheckAlertsRequest, CheckAlertsResponse, FailedCheck};
 use meterd_domain::event::ID_BYTES_MAX;
+use meterd_engine::alerts::check::{self, Report};
+use meterd_engine::refusal::Refusal;
 use std::sync::Arc;
 use tokio::sync::watch;
 
@@ -14,7 +14,7 @@ pub async fn check(
     context: Arc<Context>,
     request: CheckAlertsRequest,
     caller: watch::Receiver<()>,
-) -> Result<CheckAlertsResponse, Error> {
+) -> Result<CheckAlertsResponse, Refusal> {
     let mut fields = Fields::default();
     fields.text("client_id", &request.client_id, ID_BYTES_MAX);
     fields.finish()?;
@@ -22,7 +22,7 @@ pub async fn check(
         check::all(&context.pool, &context.alert_settings, || caller.has_changed().is_ok()).await?
     } else {
         let checked = check::one(&context.pool, &context.alert_settings, &request.client_id).await?;
-        let checked = checked.ok_or_else(|| Error::client_not_found(&request.client_id))?;
+        let checked = checked.ok_or_else(|| Refusal::client_not_found(&request.client_id))?;
         Report {
             checked_count: 1,
             raised_count: checked.raised.len() as u64,

@@ -5,11 +5,10 @@ pub mod notifications;
 pub mod policies;
 pub mod subscribe;
 
-use crate::auth::Caller;
-use crate::error::Error;
 use crate::grpc::alerts::subscribe::AlertStream;
 use crate::grpc::wire::convert::timestamp;
 use crate::grpc::wire::fields::{FILTER_VALUES_MAX, Fields};
+use crate::grpc::wire::status::status;
 use crate::grpc::{Context, Handlers};
 use crate::proto::alert_service_server::AlertService;
 use crate::proto::*;
@@ -18,11 +17,13 @@ use meterd_domain::access::Scope;
 use meterd_domain::alert::{self, AlertType, Change};
 use meterd_domain::event::ID_BYTES_MAX;
 use meterd_domain::period::Month;
+use meterd_engine::auth::Caller;
+use meterd_engine::refusal::{Reason, Refusal};
 use meterd_store::alert_feed;
 use meterd_store::alerts::{self, AlertFilter};
 use std::sync::Arc;
 use tokio::sync::watch;
-use tonic::{Code, Request, Response, Status};
+use tonic::{Request, Response, Status};
 
 const PAGE_SIZE_DEFAULT: i64 = 100;
 const PAGE_SIZE_MAX: i64 = 1_000;
@@ -85,7 +86,7 @@ impl Fields {
     }
 }
 
-async fn list(context: Arc<Context>, request: ListAlertsRequest) -> Result<ListAlertsResponse, Error> {
+async fn list(context: Arc<Context>, request: ListAlertsRequest) -> Result<ListAlertsResponse, Refusal> {
     let mut fields = Fields::default();
     fields.filter("client_ids", &request.client_ids);
     let kinds = fields.alert_types(&request.types);
@@ -114,11 +115,15 @@ async fn list(context: Arc<Context>, request: ListAlertsRequest) -> Result<ListA
     Ok(ListAlertsResponse { alerts: alerts.iter().map(|alert| context.alert(alert)).collect(), next_page_token })
 }
 
-fn not_found(alert_id: &str) -> Error {
-    Error::new(Code::NotFound, ErrorReason::AlertNotFound, format!("no alert {alert_id:?}"))
+fn not_found(alert_id: &str) -> Refusal {
+    Refusal::new(Reason::AlertNotFound, format!("no alert {alert_id:?}"))
 }
 
-async fn get(context: Arc<Context>, caller: Arc<Caller>, request: GetAlertRequest) -> Result<GetAlertResponse, Error> {
+async fn get(
+    context: Arc<Context>,
+    caller: Arc<Caller>,
+    request: GetAlertRequest,
+) -> Result<GetAlertResponse, Refusal> {
     let mut fields = Fields::default();
     fields.required("alert_id", &request.alert_id, ID_BYTES_MAX);
     fields.finish()?;
@@ -132,7 +137,7 @@ async fn acknowledge(
     context: Arc<Context>,
     caller: Arc<Caller>,
     request: AcknowledgeAlertRequest,
-) -> Result<AcknowledgeAlertResponse, Error> {
+) -> Result<AcknowledgeAlertResponse, Refusal> {
     let mut fields = Fields::default();
     fields.required("alert_id", &request.alert_id, ID_BYTES_MAX);
     fields.required("acknowledged_by", &request.acknowledged_by, ID_BYTES_MAX);
@@ -185,7 +190,7 @@ impl AlertService for Handlers {
         &self,
         request: Request<SubscribeAlertsRequest>,
     ) -> Result<Response<Self::SubscribeAlertsStream>, Status> {
-        let place = subscribe::place_of_caller(&self.0, &request)?;
+        let place = subscribe::place_of_caller(&self.0, &request).map_err(status)?;
         self.run(request, |context, request| subscribe::start(context, request, place)).await
     }
 

@@ -1,24 +1,23 @@
 //! Notifications of AlertService.
 
-use crate::auth::Caller;
-use crate::error::Error;
 use crate::grpc::Context;
 use crate::grpc::clients;
 use crate::grpc::wire::convert::timestamp;
 use crate::grpc::wire::fields::{FILTER_VALUES_MAX, Fields};
 use crate::proto::{
-    self, ErrorReason, ListNotificationsRequest, ListNotificationsResponse, RetryNotificationRequest,
-    RetryNotificationResponse, SendTestNotificationRequest, SendTestNotificationResponse,
+    self, ListNotificationsRequest, ListNotificationsResponse, RetryNotificationRequest, RetryNotificationResponse,
+    SendTestNotificationRequest, SendTestNotificationResponse,
 };
 use chrono::{DateTime, Utc};
 use meterd_domain::access::Scope;
 use meterd_domain::event::ID_BYTES_MAX;
 use meterd_domain::notification::NotificationState;
+use meterd_engine::auth::Caller;
+use meterd_engine::refusal::{Reason, Refusal};
 use meterd_store::notifications::{self, Notification};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
-use tonic::Code;
 
 const PAGE_SIZE_DEFAULT: i64 = 100;
 const PAGE_SIZE_MAX: i64 = 1_000;
@@ -49,7 +48,7 @@ fn message(notification: Notification) -> proto::Notification {
 pub async fn list(
     context: Arc<Context>,
     request: ListNotificationsRequest,
-) -> Result<ListNotificationsResponse, Error> {
+) -> Result<ListNotificationsResponse, Refusal> {
     let mut fields = Fields::default();
     fields.text("client_id", &request.client_id, ID_BYTES_MAX);
     if request.operator_only && !request.client_id.is_empty() {
@@ -87,7 +86,7 @@ pub async fn retry(
     context: Arc<Context>,
     caller: Arc<Caller>,
     request: RetryNotificationRequest,
-) -> Result<RetryNotificationResponse, Error> {
+) -> Result<RetryNotificationResponse, Refusal> {
     let id = request.notification_id.as_str();
     let mut fields = Fields::default();
     fields.required("notification_id", id, ID_BYTES_MAX);
@@ -97,13 +96,13 @@ pub async fn retry(
         "" => caller.grants.covers_all(Scope::Admin),
         client_id => caller.grants.covers(Scope::Admin, client_id),
     };
-    let not_found = || Error::new(Code::NotFound, ErrorReason::NotificationNotFound, format!("no notification {id:?}"));
+    let not_found = || Refusal::new(Reason::NotificationNotFound, format!("no notification {id:?}"));
     let found = notifications::find(&context.pool, id).await?;
     found.filter(|found| covered(&found.client_id)).ok_or_else(not_found)?;
     let retried = notifications::retry(&context.pool, id).await?;
     if !retried {
         let message = format!("notification {id:?} was not given up: there is nothing to try again");
-        return Err(Error::new(Code::FailedPrecondition, ErrorReason::NotificationNotFailed, message));
+        return Err(Refusal::new(Reason::NotificationNotFailed, message));
     }
     context.notifications_wanted.notify_one();
     let found = notifications::find(&context.pool, id).await?.ok_or_else(not_found)?;
@@ -114,7 +113,7 @@ pub async fn retry(
 pub async fn send_test(
     context: Arc<Context>,
     request: SendTestNotificationRequest,
-) -> Result<SendTestNotificationResponse, Error> {
+) -> Result<SendTestNotificationResponse, Refusal> {
     let mut fields = Fields::default();
     fields.text("client_id", &request.client_id, ID_BYTES_MAX);
     fields.finish()?;

@@ -1,12 +1,9 @@
 //! Alert policies of AlertService.
 
-use crate::alerts::{check, notify};
-use crate::error::Error;
 use crate::grpc::Context;
 use crate::grpc::clients;
 use crate::grpc::wire::convert::timestamp;
 use crate::grpc::wire::fields::{FILTER_VALUES_MAX, Fields, Path, shown};
-use crate::jobs::ALERT_CHECKS;
 use crate::proto::{
     AlertPolicy, GetAlertPolicyRequest, GetAlertPolicyResponse, NotificationChannel, UpdateAlertPolicyRequest,
     UpdateAlertPolicyResponse,
@@ -16,6 +13,9 @@ use meterd_domain::decimal::{Decimal, Total};
 use meterd_domain::event::ID_BYTES_MAX;
 use meterd_domain::notification::ChannelKind;
 use meterd_domain::policy::{Overrides, Policy};
+use meterd_engine::alerts::{check, notify};
+use meterd_engine::jobs::ALERT_CHECKS;
+use meterd_engine::refusal::Refusal;
 use meterd_store::channels::{self, Channel};
 use meterd_store::{jobs, locks, policies};
 use prost_types::FieldMask;
@@ -30,7 +30,7 @@ const TARGET_BYTES_MAX: usize = 1_024;
 const SECRETS_MAX: usize = 3;
 
 /// Reads a policy.
-pub async fn get(context: Arc<Context>, request: GetAlertPolicyRequest) -> Result<GetAlertPolicyResponse, Error> {
+pub async fn get(context: Arc<Context>, request: GetAlertPolicyRequest) -> Result<GetAlertPolicyResponse, Refusal> {
     let mut fields = Fields::default();
     fields.text("client_id", &request.client_id, ID_BYTES_MAX);
     fields.finish()?;
@@ -89,7 +89,7 @@ fn channel_message(channel: Channel) -> NotificationChannel {
 pub async fn update(
     context: Arc<Context>,
     request: UpdateAlertPolicyRequest,
-) -> Result<UpdateAlertPolicyResponse, Error> {
+) -> Result<UpdateAlertPolicyResponse, Refusal> {
     let without_policy = request.policy.is_none();
     let given = request.policy.unwrap_or_default();
     let paths = request.update_mask.unwrap_or_default().paths;
@@ -244,7 +244,7 @@ fn check_channels(context: &Context, fields: &mut Fields, given: &AlertPolicy) -
             continue;
         };
         if !channel.target.is_empty()
-            && let Err(description) = notify::check_target(kind, &channel.target, &context.settings.notifications)
+            && let Err(description) = notify::check_target(kind, &channel.target, &context.notify_config)
         {
             fields.wrong(path("target"), description);
         }

@@ -1,22 +1,22 @@
 //! SubscribeAlerts.
 
-use crate::alerts::feed::{Ended, Entry, Start, Subscription};
-use crate::error::{Error, Violation};
 use crate::grpc::layers::admission::Admitted;
 use crate::grpc::layers::slots::Slot;
 use crate::grpc::wire::convert::timestamp;
 use crate::grpc::wire::fields::Fields;
-use crate::grpc::wire::status::REQUEST_ID;
+use crate::grpc::wire::status::{REQUEST_ID, status};
 use crate::grpc::{Context, TokenMaker};
-use crate::net::Counted;
 use crate::proto::subscribe_alerts_response::Message;
-use crate::proto::{AlertEvent, ErrorReason, Heartbeat, SubscribeAlertsRequest, SubscribeAlertsResponse};
+use crate::proto::{AlertEvent, Heartbeat, SubscribeAlertsRequest, SubscribeAlertsResponse};
 use futures_util::stream::{Stream, unfold};
+use meterd_engine::alerts::feed::{Ended, Entry, Start, Subscription};
+use meterd_engine::counts::Counted;
+use meterd_engine::refusal::{Reason, Refusal, Violation};
 use meterd_store::alert_feed::FeedFilter;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
-use tonic::{Code, Request, Status};
+use tonic::{Request, Status};
 
 /// Which RPC the tokens are of.
 const RPC: &str = "SubscribeAlerts";
@@ -26,11 +26,11 @@ const RETRY_DELAY: Duration = Duration::from_secs(5);
 pub type AlertStream = Pin<Box<dyn Stream<Item = Result<SubscribeAlertsResponse, Status>> + Send>>;
 
 /// A slot among the subscriptions of a caller, which has at most a quarter of them, and less while others have some.
-pub fn place_of_caller(context: &Context, request: &Request<SubscribeAlertsRequest>) -> Result<Slot, Error> {
+pub fn place_of_caller(context: &Context, request: &Request<SubscribeAlertsRequest>) -> Result<Slot, Refusal> {
     let max = context.settings.subscriptions_max as usize;
     Admitted::of_caller(request, Counted::Subscriptions, max, 4).ok_or_else(|| {
         let message = "too many subscriptions of the key at once; close some";
-        Error::exhausted(ErrorReason::TooManySubscriptions, message, RETRY_DELAY)
+        Refusal::exhausted(Reason::TooManySubscriptions, message, RETRY_DELAY)
     })
 }
 
@@ -39,7 +39,7 @@ pub async fn start(
     context: Arc<Context>,
     request: SubscribeAlertsRequest,
     place_of_caller: Slot,
-) -> Result<AlertStream, Error> {
+) -> Result<AlertStream, Refusal> {
     let mut fields = Fields::default();
     fields.filter("client_ids", &request.client_ids);
     let kinds = fields.alert_types(&request.types);
@@ -99,31 +99,31 @@ impl Filters {
         context.page_tokens.make(RPC, &self.0, &cursor)
     }
 
-    fn cursor(&self, context: &Context, token: &str) -> Result<i64, Error> {
+    fn cursor(&self, context: &Context, token: &str) -> Result<i64, Refusal> {
         context.page_tokens.cursor(RPC, &self.0, token).ok_or_else(|| {
             let description = "must be the last resume_token of a stream with these same filters; begin without it";
-            Error::invalid(ErrorReason::ResumeTokenInvalid, vec![Violation::new("resume_token", description)])
+            Refusal::invalid(Reason::ResumeTokenInvalid, vec![Violation::new("resume_token", description)])
         })
     }
 
-    fn error(&self, context: &Context, ended: Ended) -> Error {
+    fn error(&self, context: &Context, ended: Ended) -> Refusal {
         let out_of_range = |reason, message: &str, oldest| {
-            Error::new(Code::OutOfRange, reason, message).with("oldest_resume_token", self.token(context, oldest))
+            Refusal::new(reason, message).with("oldest_resume_token", self.token(context, oldest))
         };
         match ended {
-            Ended::Stopping => Error::shutting_down(),
-            Ended::TooMany => Error::exhausted(
-                ErrorReason::TooManySubscriptions,
+            Ended::Stopping => Refusal::shutting_down(),
+            Ended::TooMany => Refusal::exhausted(
+                Reason::TooManySubscriptions,
                 "there are as many subscriptions as there may be; try again, on another replica if there is one",
                 RETRY_DELAY,
             ),
             Ended::Expired { oldest } => out_of_range(
-                ErrorReason::ResumeTokenExpired,
+                Reason::ResumeTokenExpired,
                 "changes after the resume token are no longer kept; oldest_resume_token continues with the oldest one that is",
                 oldest,
             ),
             Ended::Ahead { oldest } => out_of_range(
-                ErrorReason::ResumeTokenAhead,
+                Reason::ResumeTokenAhead,
                 "the database is an older copy of the one that gave the resume token; oldest_resume_token continues with the \
                  oldest change that is kept",
                 oldest,
@@ -134,7 +134,7 @@ impl Filters {
 }
 
 /// A change as callers see it: one for a thousand subscribers.
-fn shown<'a>(context: &Context, entry: &'a Entry) -> &'a AlertEvent {
+fn shown<'a>(context: &Context, entry: &'a Entry<AlertEvent>) -> &'a AlertEvent {
     let Entry { change, shown } = entry;
     shown.get_or_init(|| AlertEvent {
         sequence: change.sequence,
@@ -149,7 +149,7 @@ struct Subscriber {
     context: Arc<Context>,
     filters: Filters,
     tokens: TokenMaker,
-    subscription: Subscription,
+    subscription: Subscription<AlertEvent>,
     request_id: Box<str>,
     begun: bool,
     _place_of_caller: Slot,
@@ -166,7 +166,7 @@ impl Subscriber {
                 Ok(Err(ended)) => {
                     let error = self.filters.error(&self.context, ended);
                     // Outside of the call that began the stream.
-                    return Err(REQUEST_ID.sync_scope(self.request_id.to_string(), || error.into()));
+                    return Err(REQUEST_ID.sync_scope(self.request_id.to_string(), || status(error)));
                 }
             }
         } else {

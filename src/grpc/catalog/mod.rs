@@ -2,8 +2,6 @@
 
 pub mod prices;
 
-use crate::auth::Caller;
-use crate::error::Error;
 use crate::grpc::clients::DISPLAY_NAME_BYTES_MAX;
 use crate::grpc::usage::events::unknown_service;
 use crate::grpc::wire::fields::Fields;
@@ -12,12 +10,14 @@ use crate::grpc::{Context, Handlers};
 use crate::proto::catalog_service_server::CatalogService;
 use crate::proto::{
     CreateModelAliasRequest, CreateModelAliasResponse, CreatePriceRequest, CreatePriceResponse, CreateServiceRequest,
-    CreateServiceResponse, ErrorReason, EstimateCostRequest, EstimateCostResponse, ListModelAliasesRequest,
+    CreateServiceResponse, EstimateCostRequest, EstimateCostResponse, ListModelAliasesRequest,
     ListModelAliasesResponse, ListPricesRequest, ListPricesResponse, ListServicesRequest, ListServicesResponse,
     ModelAlias, Service, ServiceCategory,
 };
 use meterd_domain::catalog::{Catalog, Service as Metered};
 use meterd_domain::event::ID_BYTES_MAX;
+use meterd_engine::auth::Caller;
+use meterd_engine::refusal::{Reason, Refusal};
 use meterd_store::catalog::{self as store};
 use meterd_store::{locks, pricing, summaries};
 use std::sync::Arc;
@@ -46,7 +46,7 @@ pub fn check_service(fields: &mut Fields, catalog: &Catalog, field: &str, servic
     }
 }
 
-async fn list_services(context: Arc<Context>, _: ListServicesRequest) -> Result<ListServicesResponse, Error> {
+async fn list_services(context: Arc<Context>, _: ListServicesRequest) -> Result<ListServicesResponse, Refusal> {
     let catalog = context.catalog.refresh(&context.pool).await?;
     Ok(ListServicesResponse { services: catalog.services().map(service_message).collect() })
 }
@@ -55,7 +55,7 @@ async fn create_service(
     context: Arc<Context>,
     caller: Arc<Caller>,
     request: CreateServiceRequest,
-) -> Result<CreateServiceResponse, Error> {
+) -> Result<CreateServiceResponse, Refusal> {
     let given = request.service.clone().unwrap_or_default();
     let mut fields = Fields::default();
     fields.required_identifier("service.service", &given.service, ID_BYTES_MAX);
@@ -92,7 +92,7 @@ async fn create_service(
     locks::change_versions(create.conn()).await?;
     if !store::insert_service(create.conn(), &service).await? {
         let message = format!("service {:?} exists", service.service);
-        return Err(Error::already_exists(ErrorReason::ServiceExists, message));
+        return Err(Refusal::new(Reason::ServiceExists, message));
     }
     store::bump_version(create.conn()).await?;
     // Events of it may have been kept: they get another reason, and their months count by its category from now on.
@@ -116,7 +116,7 @@ async fn create_model_alias(
     context: Arc<Context>,
     caller: Arc<Caller>,
     request: CreateModelAliasRequest,
-) -> Result<CreateModelAliasResponse, Error> {
+) -> Result<CreateModelAliasResponse, Refusal> {
     let given = request.model_alias.clone().unwrap_or_default();
     let catalog = context.catalog.refresh(&context.pool).await?;
     let mut fields = Fields::default();
@@ -140,7 +140,7 @@ async fn create_model_alias(
         store::ModelAlias { service: given.service.clone(), alias: given.alias.clone(), model: given.model.clone() };
     if !store::insert_alias(create.conn(), &alias).await? {
         let message = format!("alias {:?} of service {:?} exists", given.alias, given.service);
-        return Err(Error::already_exists(ErrorReason::ModelAliasExists, message));
+        return Err(Refusal::new(Reason::ModelAliasExists, message));
     }
     store::bump_version(create.conn()).await?;
     pricing::insert_task(create.conn(), &given.service).await?;
@@ -152,7 +152,7 @@ async fn create_model_alias(
 async fn list_model_aliases(
     context: Arc<Context>,
     _: ListModelAliasesRequest,
-) -> Result<ListModelAliasesResponse, Error> {
+) -> Result<ListModelAliasesResponse, Refusal> {
     let mut conn = context.pool.acquire().await?;
     let aliases = store::aliases(&mut conn).await?;
     let message =

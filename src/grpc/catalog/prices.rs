@@ -1,7 +1,5 @@
 //! CatalogService: prices.
 
-use crate::auth::Caller;
-use crate::error::Error;
 use crate::grpc::Context;
 use crate::grpc::catalog::check_service;
 use crate::grpc::usage::events::{RawMeasures, measures};
@@ -9,13 +7,15 @@ use crate::grpc::wire::convert::timestamp;
 use crate::grpc::wire::fields::Fields;
 use crate::grpc::wire::idempotent_create::{Begun, Create, check_request_id};
 use crate::proto::{
-    self, ChargeLine, CreatePriceRequest, CreatePriceResponse, ErrorReason, EstimateCostRequest, EstimateCostResponse,
+    self, ChargeLine, CreatePriceRequest, CreatePriceResponse, EstimateCostRequest, EstimateCostResponse,
     ListPricesRequest, ListPricesResponse, Price,
 };
 use chrono::{DateTime, Utc};
 use meterd_domain::decimal::Rate;
 use meterd_domain::event::{ID_BYTES_MAX, UnpricedReason};
 use meterd_domain::price::Rates;
+use meterd_engine::auth::Caller;
+use meterd_engine::refusal::{Reason, Refusal};
 use meterd_store::catalog::{self as store, NewPrice, PriceRow};
 use meterd_store::{locks, pricing};
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use std::sync::Arc;
 const PAGE_SIZE_DEFAULT: i64 = 100;
 const PAGE_SIZE_MAX: i64 = 1_000;
 
-fn price_message(row: PriceRow) -> Result<Price, Error> {
+fn price_message(row: PriceRow) -> Result<Price, Refusal> {
     let rates = row.rates()?;
     let text = |rate: Option<Rate>| rate.map(|rate| rate.to_string());
     Ok(Price {
@@ -69,7 +69,7 @@ fn rates(fields: &mut Fields, rates: Option<proto::Rates>) -> Rates {
 }
 
 /// Lists prices.
-pub async fn list(context: Arc<Context>, request: ListPricesRequest) -> Result<ListPricesResponse, Error> {
+pub async fn list(context: Arc<Context>, request: ListPricesRequest) -> Result<ListPricesResponse, Refusal> {
     let mut fields = Fields::default();
     fields.text("service", &request.service, ID_BYTES_MAX);
     let limit = fields.page_size(request.page_size, PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX);
@@ -98,7 +98,7 @@ pub async fn create(
     context: Arc<Context>,
     caller: Arc<Caller>,
     request: CreatePriceRequest,
-) -> Result<CreatePriceResponse, Error> {
+) -> Result<CreatePriceResponse, Refusal> {
     let given = request.price.clone().unwrap_or_default();
     let catalog = context.catalog.refresh(&context.pool).await?;
     let mut fields = Fields::default();
@@ -124,8 +124,8 @@ pub async fn create(
         built_in: false,
     };
     let row = store::insert_price(create.conn(), &new).await?.ok_or_else(|| {
-        Error::already_exists(
-            ErrorReason::PriceExists,
+        Refusal::new(
+            Reason::PriceExists,
             "a price of this service, operation, model and effective time exists; prices do not change: make one with a \
              later effective time",
         )
@@ -138,7 +138,7 @@ pub async fn create(
 }
 
 /// What an event would be charged.
-pub async fn estimate(context: Arc<Context>, request: EstimateCostRequest) -> Result<EstimateCostResponse, Error> {
+pub async fn estimate(context: Arc<Context>, request: EstimateCostRequest) -> Result<EstimateCostResponse, Refusal> {
     let catalog = context.catalog.refresh(&context.pool).await?;
     let mut fields = Fields::default();
     fields.required("service", &request.service, ID_BYTES_MAX);

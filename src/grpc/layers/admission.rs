@@ -1,18 +1,19 @@
 //! Lets calls in, so many at once and so many bytes, per connection, per caller and in all. Others get SERVER_BUSY.
 
-use crate::auth::Caller;
-use crate::error::Error;
 use crate::grpc::MESSAGE_BYTES_MAX;
 use crate::grpc::layers::ending_body::status_headers;
 use crate::grpc::layers::messages::{self, ENCODING, GunzipBody, Whole, gunzip, is_gzip};
 use crate::grpc::layers::request_body::{Expected, Held, ReceivedBody, invalid};
 use crate::grpc::layers::response_body::{AnswerBody, Kept, accepts_gzip};
 use crate::grpc::layers::slots::{Quota, Slot, SlotLimits, Slots, busy};
-use crate::grpc::wire::status::REQUEST_ID;
-use crate::net::{Counted, Peer, Unread};
-use crate::proto::{self, ErrorReason};
+use crate::grpc::wire::status::{REQUEST_ID, status};
+use crate::net::{Peer, Unread};
+use crate::proto;
 use bytes::Bytes;
 use hyper::body::Body as _;
+use meterd_engine::auth::Caller;
+use meterd_engine::counts::Counted;
+use meterd_engine::refusal::{Reason, Refusal};
 use prost::Message;
 use std::collections::HashMap;
 use std::future::Future;
@@ -20,9 +21,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
+use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::http::{HeaderValue, Request, Response};
-use tonic::{Code, Status};
 use tonic_health::pb::HealthCheckRequest;
 use tower::{Layer, Service};
 
@@ -178,7 +179,7 @@ impl Shared {
         let body = ReceivedBody::new(body, held.clone(), expected);
         if streams.request {
             // A stream has its slot from the begin: its answer begins before its first message.
-            let slot = Arc::new(quota.slot(true)?);
+            let slot = Arc::new(quota.slot(true).map_err(status)?);
             let body = match gzip {
                 true => Body::new(GunzipBody::new(body, held.clone(), expected.message_bytes_max)),
                 false => Body::new(body),
@@ -186,8 +187,8 @@ impl Shared {
             return Ok((Request::from_parts(parts, body), Admitted { _slot: slot, _held: held, quota: quota.clone() }));
         }
         let arrived = quota.waiting().wait_for(messages::one(body)).await;
-        let mut message = arrived.ok_or_else(|| busy("calls without a message"))??;
-        let slot = Arc::new(quota.slot(streams.answer)?);
+        let mut message = arrived.ok_or_else(|| busy("calls without a message")).map_err(status)??;
+        let slot = Arc::new(quota.slot(streams.answer).map_err(status)?);
         if gzip {
             message = gunzip(message, expected.message_bytes_max, &held)?;
         }
@@ -212,8 +213,8 @@ fn unread(after: Duration) -> Unread {
             "the caller has read too little of the answer for {} s; call again and read faster",
             after.as_secs()
         );
-        let error = Error::new(Code::DeadlineExceeded, ErrorReason::DeadlineExceeded, message);
-        let status: Status = REQUEST_ID.sync_scope(request_id.clone(), || error.into());
+        let error = Refusal::new(Reason::DeadlineExceeded, message);
+        let status = REQUEST_ID.sync_scope(request_id.clone(), || status(error));
         status_headers(&status)
     }))
 }
@@ -224,7 +225,7 @@ fn check_health_request(message: &Bytes) -> Result<(), Status> {
     if is_plain
         && let Err(error) = HealthCheckRequest::decode(&message[crate::grpc::layers::request_body::PREFIX_BYTES..])
     {
-        return Err(invalid(format_args!("cannot be decoded: {error}")).into());
+        return Err(status(invalid(format_args!("cannot be decoded: {error}"))));
     }
     Ok(())
 }

@@ -1,9 +1,9 @@
 //! What surrounds every call: its request id, deadline, span and metrics.
 
-use crate::auth::matrix;
-use crate::error::Error;
-use crate::grpc::wire::status::REQUEST_ID;
-use crate::proto::ErrorReason;
+use crate::grpc::methods;
+use crate::grpc::wire::status::{REQUEST_ID, status};
+use meterd_engine::refusal::Reason;
+use meterd_engine::refusal::Refusal;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -70,12 +70,10 @@ fn caller_timeout(headers: &HeaderMap) -> Option<Duration> {
 }
 
 fn deadline_exceeded() -> Status {
-    Error::new(
-        Code::DeadlineExceeded,
-        ErrorReason::DeadlineExceeded,
+    status(Refusal::new(
+        Reason::DeadlineExceeded,
         "the deadline passed; an event was recorded once or not at all: send it again with the same idempotency key",
-    )
-    .into()
+    ))
 }
 
 impl<S> Service<Request<Body>> for CallService<S>
@@ -138,7 +136,7 @@ const GRPC_METHODS: [&str; 4] = [
 
 /// The method, unless it is none of ours: strangers do not make labels.
 fn known_method(path: String, code: Code) -> String {
-    let ours = matrix::row(&path).is_some() || GRPC_METHODS.contains(&path.as_str());
+    let ours = methods::row(&path).is_some() || GRPC_METHODS.contains(&path.as_str());
     if ours && code != Code::Unimplemented { path } else { "other".into() }
 }
 

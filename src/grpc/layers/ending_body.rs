@@ -1,8 +1,8 @@
 //! A stream that something outside of its handler may end.
 
-use crate::error::Error;
-use crate::grpc::wire::status::REQUEST_ID;
+use crate::grpc::wire::status::{REQUEST_ID, status};
 use hyper::body::{Body, Frame, SizeHint};
+use meterd_engine::refusal::Refusal;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -20,7 +20,7 @@ pub struct EndingBody<B, F> {
     request_id: String,
     /// What is ready when the stream has to end is sent first.
     has_last_word: bool,
-    ended: Option<Error>,
+    ended: Option<Refusal>,
 }
 
 impl<B, F> EndingBody<B, F> {
@@ -53,7 +53,7 @@ pub(in crate::grpc) fn trailers(status: &Status) -> Frame<bytes::Bytes> {
 impl<B, F> Body for EndingBody<B, F>
 where
     B: Body<Data = bytes::Bytes, Error = Status> + Unpin,
-    F: Future<Output = Error>,
+    F: Future<Output = Refusal>,
 {
     type Data = bytes::Bytes;
     type Error = Status;
@@ -78,7 +78,7 @@ where
                 return Poll::Ready(Some(Ok(frame)));
             }
             this.end = None;
-            let status: Status = REQUEST_ID.sync_scope(std::mem::take(&mut this.request_id), || error.into());
+            let status = REQUEST_ID.sync_scope(std::mem::take(&mut this.request_id), || status(error));
             return Poll::Ready(Some(Ok(trailers(&status))));
         }
         Pin::new(&mut this.inner).poll_frame(cx)
@@ -121,14 +121,14 @@ mod tests {
 
     #[tokio::test]
     async fn a_silent_stream_ends_with_the_error_that_comes_from_outside() {
-        let (end, ended) = oneshot::channel::<Error>();
+        let (end, ended) = oneshot::channel::<Refusal>();
         let frames = Frames(["one", "two"].into());
         let mut body = REQUEST_ID.sync_scope("r1".into(), || EndingBody::new(frames, async { ended.await.unwrap() }));
         assert_eq!(next(&mut body).await.unwrap().into_data().unwrap(), "one");
         assert_eq!(next(&mut body).await.unwrap().into_data().unwrap(), "two");
         let waiting = tokio::spawn(async move { (next(&mut body).await, body) });
         tokio::task::yield_now().await;
-        end.send(Error::shutting_down()).unwrap();
+        end.send(Refusal::shutting_down()).unwrap();
         let (last, mut body) = waiting.await.unwrap();
         let status = Status::from_header_map(&last.unwrap().into_trailers().unwrap()).unwrap();
         assert_eq!(status.code(), Code::Unavailable);
@@ -140,14 +140,14 @@ mod tests {
     #[tokio::test]
     async fn a_stream_that_always_has_something_is_ended_too() {
         let frames = Frames(["one", "two"].into());
-        let mut body = EndingBody::new(frames, async { Error::shutting_down() });
+        let mut body = EndingBody::new(frames, async { Refusal::shutting_down() });
         assert!(next(&mut body).await.unwrap().is_trailers());
     }
 
     #[tokio::test]
     async fn a_stream_with_a_last_word_says_one_thing_and_ends() {
         let frames = Frames(["NOT_SERVING", "more"].into());
-        let mut body = EndingBody::new(frames, async { Error::shutting_down() }).with_last_word(true);
+        let mut body = EndingBody::new(frames, async { Refusal::shutting_down() }).with_last_word(true);
         assert_eq!(next(&mut body).await.unwrap().into_data().unwrap(), "NOT_SERVING");
         assert!(next(&mut body).await.unwrap().is_trailers());
         assert!(body.is_end_stream());
@@ -155,7 +155,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_stream_that_nobody_ends_is_as_it_was() {
-        let mut body = EndingBody::new(Frames(["one"].into()), pending::<Error>());
+        let mut body = EndingBody::new(Frames(["one"].into()), pending::<Refusal>());
         assert!(!body.is_end_stream());
         assert_eq!(next(&mut body).await.unwrap().into_data().unwrap(), "one");
     }

@@ -1,24 +1,25 @@
 //! The guard of every call: nothing passes that is none, or that the role matrix does not name, and nobody whom it does not let.
 
-use crate::auth::Auth;
-use crate::error::Error;
+use crate::grpc::access::AccessRules;
 use crate::grpc::layers::ending_body::EndingBody;
+use crate::grpc::wire::status::status;
 use crate::net::Peer;
-use crate::proto::ErrorReason;
+use meterd_engine::refusal::Reason;
+use meterd_engine::refusal::Refusal;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::http::header::{CONTENT_TYPE, ORIGIN};
 use tonic::codegen::http::{Method, Request, Response, StatusCode};
-use tonic::{Code, Status};
 use tower::{Layer, Service};
 
 /// Wraps a service.
 #[derive(Clone)]
 pub struct GuardLayer {
-    pub auth: Arc<Auth>,
+    pub rules: AccessRules,
     /// Origins of pages that may call.
     pub web_origins: Arc<[String]>,
 }
@@ -47,13 +48,13 @@ fn no_call<T>(request: &Request<T>) -> Option<(StatusCode, &'static str)> {
 impl GuardLayer {
     /// Calls come from a page only where the setting names its origin. A browser lets a page call what has the page's own
     /// name, and a name may be made to lead to this machine after the page is there.
-    fn strange_origin(&self, request: &Request<Body>) -> Option<Error> {
+    fn strange_origin(&self, request: &Request<Body>) -> Option<Refusal> {
         let origin = request.headers().get(ORIGIN)?;
         if self.web_origins.iter().any(|allowed| allowed.as_bytes() == origin.as_bytes()) {
             return None;
         }
         let message = "pages of this origin may not call: the setting web_origins names those that may";
-        Some(Error::new(Code::PermissionDenied, ErrorReason::OriginNotAllowed, message))
+        Some(Refusal::new(Reason::OriginNotAllowed, message))
     }
 }
 
@@ -86,20 +87,20 @@ where
             return Box::pin(async { Ok(response) });
         }
         if let Some(error) = self.guard.strange_origin(&request) {
-            return Box::pin(async { Ok(Status::from(error).into_http()) });
+            return Box::pin(async { Ok(status(error).into_http()) });
         }
-        let auth = self.guard.auth.clone();
+        let rules = self.guard.rules.clone();
         let next = self.inner.clone();
         // The clone may not be ready; the one that was asked is.
         let mut inner = std::mem::replace(&mut self.inner, next);
         Box::pin(async move {
             let peer = request.extensions().get::<Peer>();
-            let passed = match auth.admit(request.uri().path(), request.headers(), peer).await {
+            let passed = match rules.admit(request.uri().path(), request.headers(), peer).await {
                 Ok(Some(passed)) => passed,
                 Ok(None) => return Ok(Status::unimplemented("there is no such method").into_http()),
-                Err(error) => return Ok(Status::from(error).into_http()),
+                Err(error) => return Ok(status(error).into_http()),
             };
-            let ended = passed.streaming.then(|| auth.ended(&passed.caller));
+            let ended = passed.streaming.then(|| rules.auth.ended(&passed.caller));
             request.extensions_mut().insert(passed.caller);
             let response = inner.call(request).await?;
             Ok(match ended {

@@ -1,6 +1,7 @@
 //! Messages as they arrive: whole, and no longer compressed.
 
 use crate::grpc::layers::request_body::{Held, PREFIX_BYTES, ReceivedBody, invalid};
+use crate::grpc::wire::status::status;
 use bytes::{Buf, Bytes, BytesMut};
 use flate2::read::MultiGzDecoder;
 use hyper::body::{Body, Frame, SizeHint};
@@ -78,10 +79,10 @@ pub(in crate::grpc) fn gunzip(message: Bytes, message_bytes_max: usize, held: &H
                 "the message is too long: it has more than {message_bytes_max} bytes once it is decompressed"
             )));
         }
-        held.hold(message.len().max(plain.len()))?;
+        held.hold(message.len().max(plain.len())).map_err(status)?;
         let step = GUNZIP_STEP_BYTES.min(message_bytes_max + 1 - length);
         let read = decoder.by_ref().take(step as u64).read_to_end(&mut plain);
-        match read.map_err(|error| invalid(format_args!("cannot be decompressed: {error}")))? {
+        match read.map_err(|error| invalid(format_args!("cannot be decompressed: {error}"))).map_err(status)? {
             0 => break,
             _ => continue,
         }

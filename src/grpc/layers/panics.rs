@@ -1,10 +1,10 @@
 //! A panic ends its call with INTERNAL and a request id, and nothing else.
 
-use crate::error::Error;
 use crate::grpc::layers::ending_body::trailers;
-use crate::grpc::wire::status::{REQUEST_ID, keeping_request_id};
+use crate::grpc::wire::status::{REQUEST_ID, keeping_request_id, status};
 use futures_util::FutureExt;
 use hyper::body::{Frame, SizeHint};
+use meterd_engine::refusal::Refusal;
 use std::any::Any;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -34,9 +34,9 @@ impl<S> Layer<S> for PanicLayer {
     }
 }
 
-fn status(panic: &(dyn Any + Send)) -> Status {
+fn panic_status(panic: &(dyn Any + Send)) -> Status {
     let said = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    Error::internal(anyhow::anyhow!("panicked: {}", said.unwrap_or("without a message"))).into()
+    status(Refusal::internal(anyhow::anyhow!("panicked: {}", said.unwrap_or("without a message"))))
 }
 
 /// An answer that a task of its own makes, of which so many messages may wait for their reader. An error of the task is its last,
@@ -54,7 +54,7 @@ where
     tokio::spawn(
         keeping_request_id(async move {
             let done = AssertUnwindSafe(work).catch_unwind().await;
-            if let Err(last) = done.unwrap_or_else(|panic| Err(status(&*panic))) {
+            if let Err(last) = done.unwrap_or_else(|panic| Err(panic_status(&*panic))) {
                 drop(sender.send(Err(last)).await);
             }
         })
@@ -85,7 +85,7 @@ where
             };
             match done {
                 Ok(answer) => answer.map(|answer| answer.map(|inner| Body::new(CaughtBody::new(inner)))),
-                Err(panic) => Ok(status(&*panic).into_http()),
+                Err(panic) => Ok(panic_status(&*panic).into_http()),
             }
         })
     }
@@ -112,7 +112,7 @@ impl hyper::body::Body for CaughtBody {
         let Some(inner) = &mut self.inner else { return Poll::Ready(None) };
         catch_unwind(AssertUnwindSafe(|| Pin::new(inner).poll_frame(cx))).unwrap_or_else(|panic| {
             self.inner = None;
-            let status = REQUEST_ID.sync_scope(std::mem::take(&mut self.request_id), || status(&*panic));
+            let status = REQUEST_ID.sync_scope(std::mem::take(&mut self.request_id), || panic_status(&*panic));
             Poll::Ready(Some(Ok(trailers(&status))))
         })
     }

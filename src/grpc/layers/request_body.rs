@@ -1,11 +1,12 @@
 //! Requests as they arrive: none is longer than its method's may be, what they take counts against a budget of all connections,
 //! and each has a time to be whole.
 
-use crate::error::Error;
 use crate::grpc::MESSAGE_BYTES_MAX;
 use crate::grpc::layers::slots::{busy, share};
-use crate::proto::ErrorReason;
+use crate::grpc::wire::status::status;
 use hyper::body::{Frame, SizeHint};
+use meterd_engine::refusal::Reason;
+use meterd_engine::refusal::Refusal;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -13,8 +14,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::time::Sleep;
+use tonic::Status;
 use tonic::body::Body;
-use tonic::{Code, Status};
 
 /// What each request may take beside the budget, so that small ones go on while large ones have used it up.
 const FREE_BYTES: usize = 16 * 1024;
@@ -89,7 +90,7 @@ impl Held {
     }
 
     /// Takes so many instead of what it has, if the budget has them.
-    pub fn hold(&self, bytes: usize) -> Result<(), Error> {
+    pub fn hold(&self, bytes: usize) -> Result<(), Refusal> {
         let before = charged(self.bytes.load(Ordering::Relaxed));
         let now = charged(bytes);
         if now != before {
@@ -126,7 +127,7 @@ impl Position {
                 self.length = match (self.prefix, *first) {
                     (1, 0 | 1) => 0,
                     (1, flag) => {
-                        return Err(invalid(format!("starts with the flag {flag}, which must be 0 or 1")).into());
+                        return Err(status(invalid(format!("starts with the flag {flag}, which must be 0 or 1"))));
                     }
                     (_, byte) => self.length << 8 | usize::from(byte),
                 };
@@ -160,9 +161,9 @@ fn too_long(bytes: usize, bytes_max: usize) -> Status {
 }
 
 /// The request is not one message of its method.
-pub(in crate::grpc) fn invalid(what: impl std::fmt::Display) -> Error {
+pub(in crate::grpc) fn invalid(what: impl std::fmt::Display) -> Refusal {
     let message = format!("the request message {what}; nothing of it was recorded");
-    Error::new(Code::InvalidArgument, ErrorReason::MessageInvalid, message)
+    Refusal::new(Reason::MessageInvalid, message)
 }
 
 /// What may come as the body of a request.
@@ -206,9 +207,9 @@ impl ReceivedBody {
             }
             self.received = self.position.open();
         } else if self.whole > 1 || (self.whole == 1 && self.position.open() > 0) {
-            return Err(invalid("is followed by another one, and this method takes one").into());
+            return Err(status(invalid("is followed by another one, and this method takes one")));
         }
-        Ok(self.held.hold(self.received)?)
+        Ok(self.held.hold(self.received).map_err(status)?)
     }
 
     /// Whether a message has begun or has to: a stream may be silent between two.
@@ -220,21 +221,21 @@ impl ReceivedBody {
     pub fn check_end(&self) -> Result<(), Status> {
         // tonic takes a prefix without its message for the end of a stream that is whole.
         if self.position.open() > 0 {
-            return Err(invalid("is cut: the request ends in the middle of it").into());
+            return Err(status(invalid("is cut: the request ends in the middle of it")));
         }
         if !self.expected.is_stream && self.whole == 0 {
-            return Err(invalid("is missing: the request has no message").into());
+            return Err(status(invalid("is missing: the request has no message")));
         }
         Ok(())
     }
 
-    fn late(&self) -> Error {
+    fn late(&self) -> Refusal {
         let done = match self.expected.is_stream {
             true => "what was acknowledged is recorded: send the rest again",
             false => "nothing was done",
         };
         let message = format!("the message did not arrive within {} s; {done}", self.expected.timeout.as_secs());
-        Error::new(Code::DeadlineExceeded, ErrorReason::DeadlineExceeded, message)
+        Refusal::new(Reason::DeadlineExceeded, message)
     }
 
     fn fail(&mut self, status: Status) -> Poll<Option<Result<Frame<bytes::Bytes>, Status>>> {
@@ -272,7 +273,7 @@ impl hyper::body::Body for ReceivedBody {
                 let timeout = this.expected.timeout;
                 let deadline = this.deadline.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
                 match deadline.as_mut().poll(cx) {
-                    Poll::Ready(()) => this.fail(this.late().into()),
+                    Poll::Ready(()) => this.fail(status(this.late())),
                     Poll::Pending => Poll::Pending,
                 }
             }
@@ -317,7 +318,7 @@ mod tests {
         let bytes = [message(300), message(301)].concat();
         let (mut position, longest) = (Position::default(), 300);
         position.advance(&bytes[..309], longest).unwrap();
-        assert_eq!(position.advance(&bytes[309..310], longest).unwrap_err().code(), Code::OutOfRange);
+        assert_eq!(position.advance(&bytes[309..310], longest).unwrap_err().code(), tonic::Code::OutOfRange);
     }
 
     #[test]

@@ -1,14 +1,14 @@
 //! Answers on their way: what their callers have not read counts against budgets, and large ones are compressed if they may be.
 
-use crate::error::Error;
 use crate::grpc::layers::ending_body::trailers;
 use crate::grpc::layers::request_body::{Held, PREFIX_BYTES};
 use crate::grpc::layers::slots::{Quota, Slot};
-use crate::grpc::wire::status::REQUEST_ID;
+use crate::grpc::wire::status::{REQUEST_ID, status};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use flate2::Compression;
 use flate2::read::GzEncoder;
 use hyper::body::{Frame, SizeHint};
+use meterd_engine::refusal::Refusal;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -82,7 +82,7 @@ impl AnswerBody {
         Poll::Ready(())
     }
 
-    fn count(&self, bytes: Bytes) -> Result<Bytes, Error> {
+    fn count(&self, bytes: Bytes) -> Result<Bytes, Refusal> {
         let counted = match bytes.len().saturating_sub(FREE_BYTES) {
             0 => vec![],
             // Of streams the messages are made one by one: what is a little too much now is waited for the next time.
@@ -138,7 +138,7 @@ impl hyper::body::Body for AnswerBody {
         };
         let frame = this.count(bytes).map(Frame::data).unwrap_or_else(|error| {
             this.refused = true;
-            trailers(&REQUEST_ID.sync_scope(std::mem::take(&mut this.request_id), || error.into()))
+            trailers(&REQUEST_ID.sync_scope(std::mem::take(&mut this.request_id), || status(error)))
         });
         Poll::Ready(Some(Ok(frame)))
     }

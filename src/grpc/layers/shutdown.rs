@@ -1,14 +1,15 @@
 //! Ends the calls of a connection that has to end, and the streams of health and reflection when the server stops.
 
-use crate::error::Error;
 use crate::grpc::layers::ending_body::EndingBody;
+use crate::grpc::wire::status::status;
 use crate::net::{Ending, Peer};
 use hyper::body::Body as _;
+use meterd_engine::refusal::Refusal;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use tokio::sync::watch;
-use tonic::Status;
+
 use tonic::body::Body;
 use tonic::codegen::http::{Request, Response};
 use tower::{Layer, Service};
@@ -57,7 +58,7 @@ where
             let answer = tokio::select! {
                 biased;
                 answer = call => answer?,
-                error = must_end(ending.clone(), None) => return Ok(Status::from(error).into_http()),
+                error = must_end(ending.clone(), None) => return Ok(status(error).into_http()),
             };
             // Such as a status in the headers.
             if answer.body().is_end_stream() {
@@ -71,13 +72,13 @@ where
     }
 }
 
-async fn must_end(ending: Option<watch::Receiver<Ending>>, said_goodbye: Option<watch::Receiver<bool>>) -> Error {
+async fn must_end(ending: Option<watch::Receiver<Ending>>, said_goodbye: Option<watch::Receiver<bool>>) -> Refusal {
     let ended = async {
         let Some(mut ending) = ending else { return std::future::pending().await };
         let why = ending.wait_for(|ending| *ending != Ending::No).await.map(|why| *why);
         match why {
-            Ok(Ending::Aged) => Error::connection_aged(),
-            Ok(_) => Error::shutting_down(),
+            Ok(Ending::Aged) => Refusal::connection_aged(),
+            Ok(_) => Refusal::shutting_down(),
             // The connection is gone already.
             Err(_) => std::future::pending().await,
         }
@@ -88,7 +89,7 @@ async fn must_end(ending: Option<watch::Receiver<Ending>>, said_goodbye: Option<
             // Nobody is left to say it: the connection ends the stream.
             return std::future::pending().await;
         }
-        Error::shutting_down()
+        Refusal::shutting_down()
     };
     tokio::select! {
         error = ended => error,

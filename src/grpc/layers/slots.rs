@@ -1,12 +1,13 @@
 //! Counts and limits calls, streams and the bytes of their answers: per connection, per caller and in total.
 
-use crate::auth::Caller;
-use crate::error::Error;
 use crate::grpc::layers::request_body::Budget;
 use crate::grpc::layers::waiting::Waiting;
-use crate::net::{Counted, Counts, Peer, Taken};
-use crate::proto::{ActorKind, ErrorReason};
+use crate::net::Peer;
 use foldhash::fast::RandomState;
+use meterd_domain::access::ActorKind;
+use meterd_engine::auth::Caller;
+use meterd_engine::counts::{Counted, Counts, Taken};
+use meterd_engine::refusal::{Reason, Refusal};
 use std::collections::HashMap;
 use std::hash::BuildHasher;
 use std::sync::{Arc, Mutex};
@@ -34,10 +35,10 @@ const RETRY_DELAY: Duration = Duration::from_secs(1);
 const CALLERS_SWEPT_FROM: usize = 1_024;
 
 /// The error of a call at a limit: of its caller, its connection or the server.
-pub(in crate::grpc) fn busy(what: &'static str) -> Error {
+pub(in crate::grpc) fn busy(what: &'static str) -> Refusal {
     metrics::counter!("meterd_calls_shed_total", "limit" => what).increment(1);
     let message = format!("too many {what} at once; retry later, or on another replica");
-    Error::exhausted(ErrorReason::ServerBusy, message, RETRY_DELAY).with("limit", what)
+    Refusal::exhausted(Reason::ServerBusy, message, RETRY_DELAY).with("limit", what)
 }
 
 /// Most of each kind in all.
@@ -172,7 +173,7 @@ impl Quota {
     }
 
     /// A slot for a call or a stream.
-    pub fn slot(&self, is_stream: bool) -> Result<Slot, Error> {
+    pub fn slot(&self, is_stream: bool) -> Result<Slot, Refusal> {
         let limits = &self.slots.limits;
         let all = &self.slots.all;
         if self.group == Group::Public {
@@ -244,7 +245,7 @@ impl Quota {
     }
 
     /// Counts bytes of an answer, if there is room for them.
-    pub fn answer_bytes(&self, bytes: usize) -> Result<Slot, Error> {
+    pub fn answer_bytes(&self, bytes: usize) -> Result<Slot, Refusal> {
         take(Counted::AnswerBytes, bytes, &self.byte_bounds())
     }
 
@@ -260,7 +261,7 @@ impl Quota {
     }
 }
 
-fn take(counted: Counted, amount: usize, bounds: &[Bound<'_>]) -> Result<Slot, Error> {
+fn take(counted: Counted, amount: usize, bounds: &[Bound<'_>]) -> Result<Slot, Refusal> {
     let taken = bounds.iter().map(|(counts, max, name)| counts.take(counted, amount, *max).ok_or(*name));
     taken.collect::<Result<Slot, _>>().map_err(busy)
 }
@@ -279,7 +280,7 @@ mod tests {
         Caller { kind: ActorKind::ApiKey, id, name, grants: Grants::everything(), good_until: None }
     }
 
-    fn limit<T>(refused: Result<T, Error>) -> String {
+    fn limit<T>(refused: Result<T, Refusal>) -> String {
         refused.err().expect("refused").metadata[0].1.clone()
     }
 
@@ -292,7 +293,7 @@ mod tests {
     }
 
     /// All that a key can get on connections of its own.
-    fn take_all<T>(slots: &Arc<Slots>, id: &str, take: impl Fn(&Quota) -> Result<T, Error>) -> Vec<T> {
+    fn take_all<T>(slots: &Arc<Slots>, id: &str, take: impl Fn(&Quota) -> Result<T, Refusal>) -> Vec<T> {
         let mut taken = vec![];
         loop {
             let quota = slots.of(&key(id), None, false);

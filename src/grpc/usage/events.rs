@@ -1,13 +1,10 @@
 //! A usage event from the wire, checked and turned into what the write path takes.
 
-use crate::auth::Caller;
 use crate::config::UnknownService;
-use crate::error::Error;
 use crate::grpc::Context;
 use crate::grpc::wire::fields::{Fields, Path};
 use crate::grpc::wire::json;
-use crate::ingest::{Submission, count_rejected};
-use crate::proto::{self, ErrorReason};
+use crate::proto;
 use chrono::{DateTime, TimeDelta, Utc};
 use meterd_domain::access::Scope;
 use meterd_domain::catalog::Catalog;
@@ -16,6 +13,9 @@ use meterd_domain::event::{
     EXTERNAL_ID_BYTES_MAX, EventId, ID_BYTES_MAX, METADATA_BYTES_MAX, Measures, TOKENS_MAX, UsageEvent, payload_hash,
 };
 use meterd_domain::{identifier, names};
+use meterd_engine::auth::Caller;
+use meterd_engine::ingest::{Submission, count_rejected};
+use meterd_engine::refusal::{Reason, Refusal};
 use meterd_store::StoreError;
 use prost_types::Struct;
 use std::collections::HashMap;
@@ -26,7 +26,7 @@ use std::time::Duration;
 pub struct Refused {
     /// As it was given; empty, where it is too long to be one.
     pub key: Arc<str>,
-    pub error: Error,
+    pub error: Refusal,
 }
 
 /// An event that is fine.
@@ -85,7 +85,7 @@ impl<'a> EventChecks<'a> {
         caller: &'a Caller,
         mut services: impl Iterator<Item = &str>,
         backfill: bool,
-    ) -> Result<Self, Error> {
+    ) -> Result<Self, Refusal> {
         let mut catalog = context.catalog.current();
         if services.any(|service| catalog.service(service).is_none()) {
             let patience = Duration::from_secs(context.settings.retry_seconds.into());
@@ -114,7 +114,7 @@ impl<'a> EventChecks<'a> {
     }
 
     /// Takes the texts out of an event that is fine.
-    fn submission(&self, texts: &mut Texts, path: Path, event: &mut proto::UsageEvent) -> Result<Checked, Error> {
+    fn submission(&self, texts: &mut Texts, path: Path, event: &mut proto::UsageEvent) -> Result<Checked, Refusal> {
         if !event.client_id.is_empty() {
             self.caller.check_client(Scope::Ingest, &event.client_id)?;
         }
@@ -190,7 +190,7 @@ impl<'a> EventChecks<'a> {
         let seconds = self.context.settings.accept_future_seconds;
         if event_time > self.now + TimeDelta::seconds(seconds.into()) {
             let description = format!("is more than {seconds} seconds ahead of the server's clock");
-            fields.wrong_because(ErrorReason::EventInFuture, field, description);
+            fields.wrong_because(Reason::EventInFuture, field, description);
         }
     }
 
@@ -200,19 +200,19 @@ impl<'a> EventChecks<'a> {
         if !self.backfill && event_time < self.now - TimeDelta::days(days.into()) {
             let description =
                 format!("is more than {days} days back; send old events with BatchTrackUsage and backfill = true");
-            fields.wrong_because(ErrorReason::EventTooOld, field, description);
+            fields.wrong_because(Reason::EventTooOld, field, description);
         }
     }
 }
 
 /// Reason and description of a service that is not in the catalogue: with the nearest names, or where to look.
-pub fn unknown_service(catalog: &Catalog, service: &str) -> (ErrorReason, String) {
+pub fn unknown_service(catalog: &Catalog, service: &str) -> (Reason, String) {
     let nearest = names::nearest(service, catalog.services().map(|service| &*service.service));
     let hint = match nearest.as_slice() {
         [] => "CatalogService.ListServices has them all, and CreateService adds one".to_string(),
         names => format!("did you mean {}?", names.join(", ")),
     };
-    (ErrorReason::UnknownService, format!("there is no service {service:?}; {hint}"))
+    (Reason::UnknownService, format!("there is no service {service:?}; {hint}"))
 }
 
 /// Measures as they come from the wire.

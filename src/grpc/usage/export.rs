@@ -1,6 +1,5 @@
 //! ExportUsage: a file in pieces.
 
-use crate::error::Error;
 use crate::grpc::Context;
 use crate::grpc::clients;
 use crate::grpc::layers::admission::Admitted;
@@ -9,10 +8,12 @@ use crate::grpc::layers::slots::Slot;
 use crate::grpc::usage::export_file::File;
 use crate::grpc::wire::convert::timestamp;
 use crate::grpc::wire::fields::Fields;
-use crate::net::Counted;
-use crate::proto::{ErrorReason, ExportFormat, ExportUsageRequest, ExportUsageResponse};
+use crate::grpc::wire::status::status;
+use crate::proto::{ExportFormat, ExportUsageRequest, ExportUsageResponse};
 use futures_util::TryStreamExt;
 use meterd_domain::event::ID_BYTES_MAX;
+use meterd_engine::counts::Counted;
+use meterd_engine::refusal::{Reason, Refusal};
 use meterd_store::connect::allow_long_statements;
 use meterd_store::export::{ExportFilter, stream};
 use sqlx::Connection;
@@ -31,13 +32,13 @@ const STALLED_AFTER: Duration = Duration::from_secs(60);
 /// When to ask again for one of the slots.
 const RETRY_DELAY: Duration = Duration::from_secs(5);
 
-fn too_many(whose: &str) -> Error {
+fn too_many(whose: &str) -> Refusal {
     let message = format!("too many exports {whose}run at once; retry later");
-    Error::exhausted(ErrorReason::TooManyExports, message, RETRY_DELAY)
+    Refusal::exhausted(Reason::TooManyExports, message, RETRY_DELAY)
 }
 
 /// A slot among the exports of a caller, which has at most half of them, and less while others have some.
-pub fn place_of_caller(context: &Context, request: &tonic::Request<ExportUsageRequest>) -> Result<Slot, Error> {
+pub fn place_of_caller(context: &Context, request: &tonic::Request<ExportUsageRequest>) -> Result<Slot, Refusal> {
     Admitted::of_caller(request, Counted::Exports, context.exports_max, 2).ok_or_else(|| too_many("of the key "))
 }
 
@@ -46,7 +47,7 @@ pub async fn start(
     context: Arc<Context>,
     request: ExportUsageRequest,
     place_of_caller: Slot,
-) -> Result<ReceiverStream<Result<ExportUsageResponse, Status>>, Error> {
+) -> Result<ReceiverStream<Result<ExportUsageResponse, Status>>, Refusal> {
     let mut fields = Fields::default();
     fields.text("client_id", &request.client_id, ID_BYTES_MAX);
     let (start_time, end_time) = fields.times(request.start_time.as_ref(), request.end_time.as_ref());
@@ -65,7 +66,7 @@ pub async fn start(
     let filter = ExportFilter { client_id, start_time, end_time, start_day, end_day, services: request.services };
     Ok(answer_of_a_task(PIECES_WAITING_MAX, |pieces| async move {
         let _place_of_caller = place_of_caller;
-        Ok(export(&context, &filter, format, &pieces, slot).await?)
+        Ok(export(&context, &filter, format, &pieces, slot).await.map_err(status)?)
     }))
 }
 
@@ -77,7 +78,7 @@ async fn export(
     format: ExportFormat,
     pieces: &Pieces,
     _slot: OwnedSemaphorePermit,
-) -> Result<(), Error> {
+) -> Result<(), Refusal> {
     let mut conn = context.pool.acquire().await?;
     // An export that ends early leaves rows unread: the pool would read them all before it has the connection back.
     conn.close_on_drop();
@@ -109,18 +110,18 @@ async fn export(
 }
 
 /// Sends a piece. False, when nobody reads any more.
-async fn send(context: &Context, pieces: &Pieces, piece: ExportUsageResponse) -> Result<bool, Error> {
+async fn send(context: &Context, pieces: &Pieces, piece: ExportUsageResponse) -> Result<bool, Refusal> {
     let mut stopping = context.stopping.clone();
     let sent = tokio::select! {
         biased;
-        _ = stopping.wait_for(|stopping| *stopping) => return Err(Error::shutting_down()),
+        _ = stopping.wait_for(|stopping| *stopping) => return Err(Refusal::shutting_down()),
         sent = tokio::time::timeout(STALLED_AFTER, pieces.send(Ok(piece))) => sent,
     };
     match sent {
         Ok(sent) => Ok(sent.is_ok()),
         Err(_) => {
             let message = format!("no piece was read for {} seconds; export again", STALLED_AFTER.as_secs());
-            Err(Error::new(tonic::Code::DeadlineExceeded, ErrorReason::DeadlineExceeded, message))
+            Err(Refusal::new(Reason::DeadlineExceeded, message))
         }
     }
 }

@@ -9,10 +9,10 @@ pub mod stream;
 pub mod summaries;
 pub mod validate;
 
-use crate::error::Error;
 use crate::grpc::clients;
 use crate::grpc::wire::convert::timestamp;
 use crate::grpc::wire::fields::Fields;
+use crate::grpc::wire::status::status;
 use crate::grpc::{Context, Handlers, admit, caller};
 use crate::proto::usage_service_server::UsageService;
 use crate::proto::*;
@@ -22,6 +22,7 @@ use meterd_domain::event::{EventId, ID_BYTES_MAX};
 use meterd_domain::period::{self, Month, day_of};
 use meterd_domain::projection;
 use meterd_domain::rollup::Sums;
+use meterd_engine::refusal::{Reason, Refusal};
 use meterd_store::clients::zone;
 use meterd_store::connect;
 use meterd_store::events::{self as recorded_events, EventFilter};
@@ -40,7 +41,7 @@ const EVENTS_PAGE_SIZE_MAX: i64 = 1_000;
 async fn current_month(
     context: Arc<Context>,
     request: GetCurrentMonthUsageRequest,
-) -> Result<GetCurrentMonthUsageResponse, Error> {
+) -> Result<GetCurrentMonthUsageResponse, Refusal> {
     let mut fields = Fields::default();
     fields.required("client_id", &request.client_id, ID_BYTES_MAX);
     fields.finish()?;
@@ -51,7 +52,7 @@ async fn current_month(
     let reads = &context.reads;
     let read = connect::read(reads, || usage::months(reads, &request.client_id, first, last)).await?;
     let AsOf { complete_as_of, rows: OfClient { time_zone, rows } } =
-        read.ok_or_else(|| Error::client_not_found(&request.client_id))?;
+        read.ok_or_else(|| Refusal::client_not_found(&request.client_id))?;
     let today = day_of(now, zone(&time_zone)?);
     let month = Month::of(today);
     let (days_elapsed, days_remaining) = period::elapsed_and_remaining(today);
@@ -76,7 +77,7 @@ async fn current_month(
     })
 }
 
-async fn summary(context: Arc<Context>, request: GetUsageSummaryRequest) -> Result<GetUsageSummaryResponse, Error> {
+async fn summary(context: Arc<Context>, request: GetUsageSummaryRequest) -> Result<GetUsageSummaryResponse, Refusal> {
     let mut fields = Fields::default();
     fields.required("client_id", &request.client_id, ID_BYTES_MAX);
     let (start, end) = fields.days(&request.start_date, &request.end_date, SUMMARY_DAYS_MAX);
@@ -91,7 +92,7 @@ async fn summary(context: Arc<Context>, request: GetUsageSummaryRequest) -> Resu
     let reads = &context.reads;
     let read = connect::read(reads, || usage::range(reads, &request.client_id, start, end, top)).await?;
     let AsOf { complete_as_of, rows: OfClient { time_zone, rows } } =
-        read.ok_or_else(|| Error::client_not_found(&request.client_id))?;
+        read.ok_or_else(|| Refusal::client_not_found(&request.client_id))?;
     let (mut totals, mut services, mut days, mut operations) = (Sums::default(), vec![], vec![], vec![]);
     for row in rows {
         match (row.day, row.service, row.operation) {
@@ -118,7 +119,7 @@ async fn summary(context: Arc<Context>, request: GetUsageSummaryRequest) -> Resu
     })
 }
 
-async fn get_event(context: Arc<Context>, request: GetUsageEventRequest) -> Result<GetUsageEventResponse, Error> {
+async fn get_event(context: Arc<Context>, request: GetUsageEventRequest) -> Result<GetUsageEventResponse, Refusal> {
     let mut fields = Fields::default();
     fields.required("client_id", &request.client_id, ID_BYTES_MAX);
     fields.required("event_id", &request.event_id, ID_BYTES_MAX);
@@ -129,12 +130,15 @@ async fn get_event(context: Arc<Context>, request: GetUsageEventRequest) -> Resu
     };
     let event = found.ok_or_else(|| {
         let message = format!("client {:?} has no event {:?}", request.client_id, request.event_id);
-        Error::new(tonic::Code::NotFound, ErrorReason::EventNotFound, message)
+        Refusal::new(Reason::EventNotFound, message)
     })?;
     Ok(GetUsageEventResponse { event: Some(context.event(event)) })
 }
 
-async fn list_events(context: Arc<Context>, request: ListUsageEventsRequest) -> Result<ListUsageEventsResponse, Error> {
+async fn list_events(
+    context: Arc<Context>,
+    request: ListUsageEventsRequest,
+) -> Result<ListUsageEventsResponse, Refusal> {
     let mut fields = Fields::default();
     fields.required("client_id", &request.client_id, ID_BYTES_MAX);
     let (start_time, end_time) = fields.times(request.start_time.as_ref(), request.end_time.as_ref());
@@ -172,7 +176,10 @@ async fn list_events(context: Arc<Context>, request: ListUsageEventsRequest) -> 
     })
 }
 
-async fn platform(context: Arc<Context>, request: GetPlatformUsageRequest) -> Result<GetPlatformUsageResponse, Error> {
+async fn platform(
+    context: Arc<Context>,
+    request: GetPlatformUsageRequest,
+) -> Result<GetPlatformUsageResponse, Refusal> {
     let mut fields = Fields::default();
     let month = context.month_or_current(&mut fields, &request.month);
     fields.finish()?;
@@ -199,16 +206,16 @@ impl Context {
 #[tonic::async_trait]
 impl UsageService for Handlers {
     async fn track_usage(&self, request: Request<TrackUsageRequest>) -> Result<Response<TrackUsageResponse>, Status> {
-        let (caller, request) = admit(request)?;
-        Ok(Response::new(record::track(&self.0, &caller, request).await?))
+        let (caller, request) = admit(request).map_err(status)?;
+        Ok(Response::new(record::track(&self.0, &caller, request).await.map_err(status)?))
     }
 
     async fn batch_track_usage(
         &self,
         request: Request<BatchTrackUsageRequest>,
     ) -> Result<Response<BatchTrackUsageResponse>, Status> {
-        let (caller, request) = admit(request)?;
-        Ok(Response::new(record::batch(&self.0, &caller, request).await?))
+        let (caller, request) = admit(request).map_err(status)?;
+        Ok(Response::new(record::batch(&self.0, &caller, request).await.map_err(status)?))
     }
 
     type StreamUsageStream = ReceiverStream<Result<StreamUsageResponse, Status>>;
@@ -217,7 +224,7 @@ impl UsageService for Handlers {
         &self,
         request: Request<Streaming<StreamUsageRequest>>,
     ) -> Result<Response<Self::StreamUsageStream>, Status> {
-        let caller = caller(&request)?;
+        let caller = caller(&request).map_err(status)?;
         Ok(Response::new(stream::run(self.0.clone(), caller, request.into_inner())))
     }
 
@@ -259,7 +266,7 @@ impl UsageService for Handlers {
         &self,
         request: Request<ExportUsageRequest>,
     ) -> Result<Response<Self::ExportUsageStream>, Status> {
-        let place = export::place_of_caller(&self.0, &request)?;
+        let place = export::place_of_caller(&self.0, &request).map_err(status)?;
         self.run(request, |context, request| export::start(context, request, place)).await
     }
 

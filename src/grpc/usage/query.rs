@@ -1,11 +1,11 @@
 //! QueryUsage.
 
-use crate::error::Error;
 use crate::grpc::Context;
 use crate::grpc::wire::convert::timestamp;
 use crate::grpc::wire::fields::Fields;
 use crate::proto::{QueryUsageRequest, QueryUsageResponse, UsageDimension, UsageRow};
 use meterd_domain::period::Month;
+use meterd_engine::refusal::Refusal;
 use meterd_store::connect;
 use meterd_store::query::{self, GroupBy, QueryKey, QueryRow, UsageQuery};
 use std::sync::Arc;
@@ -55,7 +55,7 @@ fn query_row(context: &Context, query: &UsageQuery, row: QueryRow) -> UsageRow {
 }
 
 /// Answers a query.
-pub async fn run(context: Arc<Context>, request: QueryUsageRequest) -> Result<QueryUsageResponse, Error> {
+pub async fn run(context: Arc<Context>, request: QueryUsageRequest) -> Result<QueryUsageResponse, Refusal> {
     let mut fields = Fields::default();
     fields.filter("client_ids", &request.client_ids);
     fields.filter("services", &request.services);

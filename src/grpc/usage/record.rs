@@ -1,16 +1,15 @@
 //! TrackUsage and BatchTrackUsage.
 
-use crate::auth::Caller;
-use crate::error::Error;
 use crate::grpc::Context;
 use crate::grpc::usage::events::{Checked, Echo, EventChecks, Refused, Texts};
 use crate::grpc::usage::validate;
 use crate::grpc::wire::fields::Path;
-use crate::ingest::{Conflict, Outcome};
 use crate::proto::{
-    BatchTrackUsageRequest, BatchTrackUsageResponse, ErrorReason, EventOutcome, TrackUsageRequest, TrackUsageResponse,
-    UsageResult,
+    BatchTrackUsageRequest, BatchTrackUsageResponse, EventOutcome, TrackUsageRequest, TrackUsageResponse, UsageResult,
 };
+use meterd_engine::auth::Caller;
+use meterd_engine::ingest::{Conflict, Outcome};
+use meterd_engine::refusal::{Reason, Refusal};
 use std::sync::Arc;
 use tokio::sync::mpsc;
 
@@ -20,12 +19,12 @@ pub const DIFFERING_FIELDS: &str = "differing_fields";
 pub const BATCH_EVENTS_MAX: usize = 10_000;
 
 /// The error of a batch of so many events.
-pub fn batch_of(count: usize) -> Error {
-    Error::field("events", format!("must be 1 to {BATCH_EVENTS_MAX} events, has {count}"))
+pub fn batch_of(count: usize) -> Refusal {
+    Refusal::field("events", format!("must be 1 to {BATCH_EVENTS_MAX} events, has {count}"))
 }
 
 /// The error of an event whose key belongs to another payload.
-pub fn conflict(key: &str, conflict: &Conflict) -> Error {
+pub fn conflict(key: &str, conflict: &Conflict) -> Refusal {
     let difference = match conflict.fields.as_slice() {
         [] => "another payload, of an event that is no longer kept".to_string(),
         fields => format!("a payload that differs in {}", fields.join(", ")),
@@ -34,7 +33,7 @@ pub fn conflict(key: &str, conflict: &Conflict) -> Error {
         "idempotency key {key:?} was used for {difference}; nothing was recorded. Resend the first payload, or send this \
          one with a key of its own"
     );
-    Error::already_exists(ErrorReason::IdempotencyConflict, message)
+    Refusal::new(Reason::IdempotencyConflict, message)
         .with("event_id", conflict.holder.to_string())
         .with(DIFFERING_FIELDS, conflict.fields.join(","))
 }
@@ -44,7 +43,7 @@ pub async fn track(
     context: &Context,
     caller: &Caller,
     request: TrackUsageRequest,
-) -> Result<TrackUsageResponse, Error> {
+) -> Result<TrackUsageResponse, Refusal> {
     let service = request.event.as_ref().map(|event| event.service.as_str());
     let checks = EventChecks::new(context, caller, service.into_iter(), false).await?;
     let checked = checks.check(&mut Texts::default(), Path::Named("event"), request.event);
@@ -61,7 +60,7 @@ pub async fn batch(
     context: &Context,
     caller: &Caller,
     request: BatchTrackUsageRequest,
-) -> Result<BatchTrackUsageResponse, Error> {
+) -> Result<BatchTrackUsageResponse, Refusal> {
     let count = request.events.len();
     if !(1..=BATCH_EVENTS_MAX).contains(&count) {
         return Err(batch_of(count));
@@ -100,7 +99,7 @@ pub async fn batch(
         }
     };
     let (queued, ()) = tokio::join!(queueing, settling);
-    let unsettled = Outcome::Unavailable(queued.err().unwrap_or_else(Error::shutting_down));
+    let unsettled = Outcome::Unavailable(queued.err().unwrap_or_else(Refusal::shutting_down));
     let results: Vec<UsageResult> = outcomes
         .into_iter()
         .zip(echoes)

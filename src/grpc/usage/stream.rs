@@ -1,13 +1,14 @@
 //! StreamUsage: events in, acknowledgements out in order and after the commit.
 
-use crate::auth::Caller;
-use crate::error::Error;
 use crate::grpc::Context;
 use crate::grpc::layers::panics::answer_of_a_task;
 use crate::grpc::usage::events::{Checked, Echo, EventChecks, Refused, Texts};
 use crate::grpc::wire::fields::Path;
-use crate::ingest::{Numbered, Outcome, Outcomes};
+use crate::grpc::wire::status::status;
 use crate::proto::{StreamUsageRequest, StreamUsageResponse, StreamUsageResult};
+use meterd_engine::auth::Caller;
+use meterd_engine::ingest::{Numbered, Outcome, Outcomes};
+use meterd_engine::refusal::Refusal;
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -59,15 +60,16 @@ async fn read(
         };
         let (message, permit) = tokio::select! {
             biased;
-            _ = stopping.wait_for(|stopping| *stopping) => return Err(Error::shutting_down().into()),
+            _ = stopping.wait_for(|stopping| *stopping) => return Err(status(Refusal::shutting_down())),
             // The acknowledging half has gone: so has the caller.
             _ = outcomes.closed() => return Ok(()),
-            error = &mut ended => return Err(error.into()),
+            error = &mut ended => return Err(status(error)),
             next = next => next,
         };
         let Some(StreamUsageRequest { event }) = message? else { return Ok(()) };
         let event = event.unwrap_or_default();
-        let checks = EventChecks::new(context, caller, std::iter::once(event.service.as_str()), false).await?;
+        let checks =
+            EventChecks::new(context, caller, std::iter::once(event.service.as_str()), false).await.map_err(status)?;
         match checks.check(&mut texts, Path::Named("event"), Some(event)) {
             Err(Refused { key, error }) => {
                 let echo = Echo { key, ..Echo::default() };
@@ -76,7 +78,11 @@ async fn read(
             }
             Ok(Checked { submission, echo }) => {
                 in_flight.lock().expect("not poisoned").insert(number, (echo, permit));
-                context.ingest.record_numbered(vec![(number, Box::new(submission))], &outcomes).await?;
+                context
+                    .ingest
+                    .record_numbered(vec![(number, Box::new(submission))], &outcomes)
+                    .await
+                    .map_err(status)?;
             }
         }
     }

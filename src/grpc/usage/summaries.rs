@@ -1,13 +1,10 @@
 //! Monthly summaries, and rebuilding what they stand on.
 
-use crate::alerts::check;
-use crate::error::Error;
 use crate::grpc::Context;
 use crate::grpc::clients;
 use crate::grpc::usage::SUMMARY_DAYS_MAX;
 use crate::grpc::wire::convert::timestamp;
 use crate::grpc::wire::fields::Fields;
-use crate::jobs;
 use crate::proto::{
     ListMonthlySummariesRequest, ListMonthlySummariesResponse, MonthlySummary, MonthlySummaryTotals,
     RebuildRollupsRequest, RebuildRollupsResponse, UpdateMonthlySummariesRequest, UpdateMonthlySummariesResponse,
@@ -16,6 +13,9 @@ use meterd_domain::decimal::Total;
 use meterd_domain::event::ID_BYTES_MAX;
 use meterd_domain::period::{Month, day_of, elapsed_and_remaining};
 use meterd_domain::projection::{change_percent, month_end};
+use meterd_engine::alerts::check;
+use meterd_engine::jobs;
+use meterd_engine::refusal::Refusal;
 use meterd_store::clients::zone;
 use meterd_store::summaries::{self, Summary, SummaryTotals};
 use meterd_store::{deployment, rebuild, verify};
@@ -25,7 +25,7 @@ use std::sync::Arc;
 const PAGE_SIZE_DEFAULT: i64 = 100;
 const PAGE_SIZE_MAX: i64 = 1_000;
 
-fn summary(context: &Context, month: Month, summary: Summary) -> Result<MonthlySummary, Error> {
+fn summary(context: &Context, month: Month, summary: Summary) -> Result<MonthlySummary, Refusal> {
     let today = day_of(context.clock.now(), zone(&summary.time_zone)?);
     let (days_elapsed, _) = elapsed_and_remaining(today);
     let projected =
@@ -61,7 +61,7 @@ fn totals(context: &Context, totals: SummaryTotals) -> MonthlySummaryTotals {
 pub async fn list(
     context: Arc<Context>,
     request: ListMonthlySummariesRequest,
-) -> Result<ListMonthlySummariesResponse, Error> {
+) -> Result<ListMonthlySummariesResponse, Refusal> {
     let mut fields = Fields::default();
     fields.text("client_id", &request.client_id, ID_BYTES_MAX);
     let month = context.month_or_current(&mut fields, &request.month);
@@ -109,7 +109,7 @@ pub async fn list(
 pub async fn update(
     context: Arc<Context>,
     request: UpdateMonthlySummariesRequest,
-) -> Result<UpdateMonthlySummariesResponse, Error> {
+) -> Result<UpdateMonthlySummariesResponse, Refusal> {
     let mut fields = Fields::default();
     fields.text("client_id", &request.client_id, ID_BYTES_MAX);
     let month = (!request.month.is_empty()).then(|| fields.month("month", &request.month)).flatten();
@@ -123,7 +123,7 @@ pub async fn update(
 }
 
 /// Computes months again from their events.
-pub async fn rebuild(context: Arc<Context>, request: RebuildRollupsRequest) -> Result<RebuildRollupsResponse, Error> {
+pub async fn rebuild(context: Arc<Context>, request: RebuildRollupsRequest) -> Result<RebuildRollupsResponse, Refusal> {
     let mut fields = Fields::default();
     fields.text("client_id", &request.client_id, ID_BYTES_MAX);
     let (start, end) = fields.days(&request.start_date, &request.end_date, SUMMARY_DAYS_MAX);
@@ -135,7 +135,7 @@ pub async fn rebuild(context: Arc<Context>, request: RebuildRollupsRequest) -> R
     let asked = Month::of(start)..=Month::of(end);
     let closed = deployment::closed_through(&mut *context.pool.acquire().await?).await?;
     if let Some(closed) = closed.filter(|closed| asked.start() <= closed) {
-        return Err(Error::month_closed(closed));
+        return Err(Refusal::month_closed(closed));
     }
     let (first, last) = (asked.start().previous(), asked.end().next());
     let there = verify::client_months(&context.pool, client_id, Some(first), Some(last)).await?;
@@ -155,7 +155,7 @@ pub async fn rebuild(context: Arc<Context>, request: RebuildRollupsRequest) -> R
         let rebuilt = rebuild::month(&mut tx, &client_id, month, request.rezone).await?;
         let Some(rebuilt) = rebuilt else {
             let closed = deployment::closed_through(&mut tx).await?;
-            return Err(Error::month_closed(closed.unwrap_or(month)));
+            return Err(Refusal::month_closed(closed.unwrap_or(month)));
         };
         check::corrected_months(&mut tx, &context.alert_settings, &client_id, &rebuilt.corrected_months).await?;
         tx.commit().await?;

@@ -1,15 +1,15 @@
 //! BatchTrackUsage with `validate_only`: what would become of a batch. Reads on the pool, beside the write path.
 
-use crate::auth::Caller;
-use crate::error::Error;
 use crate::grpc::Context;
 use crate::grpc::usage::events::{Checked, Echo, EventChecks, Refused, Texts};
 use crate::grpc::usage::record::counted;
 use crate::grpc::wire::fields::Path;
-use crate::ingest::{Outcome, Preview, Submission, preview};
 use crate::proto::{BatchTrackUsageRequest, BatchTrackUsageResponse, CheckedClient};
 use meterd_domain::access::Scope;
 use meterd_domain::event::{EventId, ID_BYTES_MAX};
+use meterd_engine::auth::Caller;
+use meterd_engine::ingest::{Outcome, Preview, Submission, preview};
+use meterd_engine::refusal::Refusal;
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ pub async fn batch(
     context: &Context,
     caller: &Caller,
     request: BatchTrackUsageRequest,
-) -> Result<BatchTrackUsageResponse, Error> {
+) -> Result<BatchTrackUsageResponse, Refusal> {
     let clients = clients(caller, request.events.iter().map(|event| event.client_id.as_str()));
     let services = request.events.iter().map(|event| event.service.as_str());
     let checks = EventChecks::new(context, caller, services, request.backfill).await?.uncounted();

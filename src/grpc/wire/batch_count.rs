@@ -1,8 +1,8 @@
 //! What a batch is about to take, counted on the wire: decoded, an event of two bytes takes three hundred, so a batch of
 //! millions must be refused before it is.
 
-use crate::error::Error;
 use crate::grpc::usage::record::{BATCH_EVENTS_MAX, batch_of};
+use meterd_engine::refusal::Refusal;
 use prost::DecodeError;
 use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
 
@@ -69,7 +69,7 @@ impl Counts {
 }
 
 /// Refuses a batch of more than may be, given its bytes. What is no message at all is left to the decoder.
-pub fn check_batch(bytes: &[u8]) -> Result<usize, Error> {
+pub fn check_batch(bytes: &[u8]) -> Result<usize, Refusal> {
     let mut counts = Counts::default();
     drop(counts.add(Part::Batch, bytes, 0));
     if counts.events > BATCH_EVENTS_MAX {
@@ -78,7 +78,7 @@ pub fn check_batch(bytes: &[u8]) -> Result<usize, Error> {
     if counts.values > BATCH_METADATA_VALUES_MAX {
         let most = BATCH_METADATA_VALUES_MAX;
         let description = format!("must have at most {most} metadata values together, has {}", counts.values);
-        return Err(Error::field("events", description));
+        return Err(Refusal::field("events", description));
     }
     Ok(counts.events)
 }

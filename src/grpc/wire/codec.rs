@@ -3,6 +3,7 @@
 
 use crate::grpc::layers::request_body::invalid;
 use crate::grpc::wire::batch_count as weight;
+use crate::grpc::wire::status::status;
 use crate::proto::BatchTrackUsageRequest;
 use bytes::Buf;
 use prost::Message;
@@ -57,9 +58,9 @@ impl<U: Message + Default + 'static> Decoder for WeighingDecoder<U> {
         let mut message = U::default();
         if let Some(batch) = (&mut message as &mut dyn Any).downcast_mut::<BatchTrackUsageRequest>() {
             // All of it: the buffer is in one piece.
-            batch.events.reserve_exact(weight::check_batch(bytes.chunk())?);
+            batch.events.reserve_exact(weight::check_batch(bytes.chunk()).map_err(status)?);
         }
-        message.merge(bytes).map_err(|error| invalid(format_args!("cannot be decoded: {error}")))?;
+        message.merge(bytes).map_err(|error| invalid(format_args!("cannot be decoded: {error}"))).map_err(status)?;
         Ok(Some(message))
     }
 

@@ -3,13 +3,13 @@
 use crate::grpc::Context;
 use crate::grpc::usage::events::Echo;
 use crate::grpc::wire::json;
-use crate::ingest::{Outcome, Recorded};
 use crate::proto::{self, EventOutcome, Money, UsageTotals};
 use chrono::{DateTime, Utc};
 use meterd_domain::catalog::Service;
 use meterd_domain::decimal::Total;
 use meterd_domain::event::{Charge, UsageEvent};
 use meterd_domain::rollup::Sums;
+use meterd_engine::ingest::{Outcome, Recorded};
 use meterd_store::events::RecordedEvent;
 use meterd_store::usage::ServiceSums;
 use prost_types::Timestamp;
@@ -88,7 +88,7 @@ impl Context {
                 rounded,
             }
         };
-        let failed = |outcome: EventOutcome, error: crate::error::Error| proto::UsageResult {
+        let failed = |outcome: EventOutcome, error: meterd_engine::refusal::Refusal| proto::UsageResult {
             outcome: outcome.into(),
             idempotency_key: key.to_string(),
             error: Some(error.into()),

@@ -1,15 +1,14 @@
 //! Checks of request fields. Every wrong field is collected, and all are told at once.
 
-pub use crate::error::shown;
-use crate::error::{Error, Violation};
-use crate::proto::ErrorReason;
 use chrono::{DateTime, NaiveDate, Utc};
 use meterd_domain::decimal::{Decimal, DecimalError, Rate};
 use meterd_domain::event::ID_BYTES_MAX;
 use meterd_domain::identifier;
 use meterd_domain::period::{Month, parse_day};
+use meterd_engine::refusal::Reason;
+pub use meterd_engine::refusal::shown;
+use meterd_engine::refusal::{Refusal, Violation};
 use prost_types::Timestamp;
-use tonic::Code;
 
 /// Last second of the year 9999.
 const SECONDS_MAX: i64 = 253_402_300_799;
@@ -50,7 +49,7 @@ fn has_control(text: &str) -> bool {
 #[derive(Debug, Default)]
 pub struct Fields {
     path: Path,
-    wrong: Vec<(ErrorReason, Violation)>,
+    wrong: Vec<(Reason, Violation)>,
     metadata: Vec<(&'static str, String)>,
 }
 
@@ -62,17 +61,17 @@ impl Fields {
 
     /// Notes a wrong field.
     pub fn wrong(&mut self, field: impl AsRef<str>, description: impl Into<String>) {
-        self.wrong_because(ErrorReason::InvalidField, field, description);
+        self.wrong_because(Reason::InvalidField, field, description);
     }
 
     /// Notes a field that is wrong for a reason of its own.
-    pub fn wrong_because(&mut self, reason: ErrorReason, field: impl AsRef<str>, description: impl Into<String>) {
+    pub fn wrong_because(&mut self, reason: Reason, field: impl AsRef<str>, description: impl Into<String>) {
         self.wrong.push((reason, Violation::new(self.path.of(field.as_ref()), description)));
     }
 
     /// Notes a wrong field of the request itself, whatever message the others are of.
     pub fn wrong_outside(&mut self, field: &str, description: impl Into<String>) {
-        self.wrong.push((ErrorReason::InvalidField, Violation::new(field, description)));
+        self.wrong.push((Reason::InvalidField, Violation::new(field, description)));
     }
 
     /// Whether nothing is wrong so far.
@@ -81,12 +80,11 @@ impl Fields {
     }
 
     /// Nothing wrong, or one error with every violation; its reason is that of all of them, if they share one.
-    pub fn finish(self) -> Result<(), Error> {
+    pub fn finish(self) -> Result<(), Refusal> {
         let Some((first, _)) = self.wrong.first() else { return Ok(()) };
         let shared = self.wrong.iter().all(|(reason, _)| reason == first);
-        let reason = if shared { *first } else { ErrorReason::InvalidField };
-        let mut error = Error::invalid(reason, self.wrong.into_iter().map(|(_, violation)| violation).collect());
-        error.code = Code::InvalidArgument;
+        let reason = if shared { *first } else { Reason::InvalidField };
+        let mut error = Refusal::invalid(reason, self.wrong.into_iter().map(|(_, violation)| violation).collect());
         error.metadata = self.metadata;
         Err(error)
     }
@@ -206,7 +204,7 @@ impl Fields {
             self.wrong("end_date", "must not be before start_date");
         } else if days > days_max {
             let description = format!("must be at most {days_max} days from start_date, is {days}");
-            self.wrong_because(ErrorReason::RangeTooLong, "end_date", description);
+            self.wrong_because(Reason::RangeTooLong, "end_date", description);
             self.metadata.push(("max_days", days_max.to_string()));
         }
         (first, last)

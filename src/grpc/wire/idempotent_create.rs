@@ -1,12 +1,12 @@
 //! Creates that answer a repeat with the first result.
 
-use crate::auth::Caller;
-use crate::clock::Clock;
-use crate::error::Error;
 use crate::grpc::Context;
 use crate::grpc::wire::fields::Fields;
-use crate::proto::ErrorReason;
 use meterd_domain::event::ID_BYTES_MAX;
+use meterd_engine::auth::Caller;
+use meterd_engine::clock::Clock;
+use meterd_engine::refusal::Reason;
+use meterd_engine::refusal::Refusal;
 use meterd_store::requests::{self, FirstAnswer};
 use prost::Message;
 use sha2::{Digest, Sha256};
@@ -40,7 +40,7 @@ impl Create {
         rpc: &str,
         request_id: &str,
         request: &impl Message,
-    ) -> Result<Begun<R>, Error> {
+    ) -> Result<Begun<R>, Refusal> {
         let mut hash = Sha256::new();
         hash.update(rpc);
         hash.update([0]);
@@ -53,9 +53,9 @@ impl Create {
         {
             if first.request_hash != request_hash {
                 let message = format!("request_id {request_id:?} was used by another create with other contents");
-                return Err(Error::already_exists(ErrorReason::RequestIdReused, message));
+                return Err(Refusal::new(Reason::RequestIdReused, message));
             }
-            return R::decode(first.response.as_slice()).map(Begun::Repeat).map_err(Error::internal);
+            return R::decode(first.response.as_slice()).map(Begun::Repeat).map_err(Refusal::internal);
         }
         let clock = context.clock.clone();
         Ok(Begun::New(Self { tx, clock, principal, request_id: request_id.into(), request_hash }))
@@ -67,7 +67,7 @@ impl Create {
     }
 
     /// Keeps the answer and commits.
-    pub async fn commit<R: Message>(mut self, response: R) -> Result<R, Error> {
+    pub async fn commit<R: Message>(mut self, response: R) -> Result<R, Refusal> {
         if !self.request_id.is_empty() {
             let answer = FirstAnswer { request_hash: self.request_hash, response: response.encode_to_vec() };
             requests::insert(&mut self.tx, &self.principal, &self.request_id, &answer, self.clock.now()).await?;

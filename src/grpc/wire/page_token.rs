@@ -1,10 +1,10 @@
 //! Page tokens: where a list goes on, bound to its query and signed, so that they can be neither moved nor forged.
 
-use crate::error::Error;
-use crate::proto::ErrorReason;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use hmac::{Hmac, KeyInit, Mac};
+use meterd_engine::refusal::Reason;
+use meterd_engine::refusal::Refusal;
 use prost::Message;
 use serde::{Serialize, de::DeserializeOwned};
 use sha2::Sha256;
@@ -40,16 +40,21 @@ impl PageTokens {
     }
 
     /// The cursor of a token of this RPC and query; nothing for the first page.
-    pub fn read<C: DeserializeOwned>(&self, rpc: &str, query: &impl Message, token: &str) -> Result<Option<C>, Error> {
+    pub fn read<C: DeserializeOwned>(
+        &self,
+        rpc: &str,
+        query: &impl Message,
+        token: &str,
+    ) -> Result<Option<C>, Refusal> {
         if token.is_empty() {
             return Ok(None);
         }
         self.cursor(rpc, query, token).map(Some).ok_or_else(|| {
-            let violation = crate::error::Violation::new(
+            let violation = meterd_engine::refusal::Violation::new(
                 "page_token",
                 "must be the next_page_token of this same request; begin again without it",
             );
-            Error::invalid(ErrorReason::PageTokenInvalid, vec![violation])
+            Refusal::invalid(Reason::PageTokenInvalid, vec![violation])
         })
     }
 

@@ -1,10 +1,11 @@
 //! The one place that turns an error into a status with its details.
 
-use crate::error::Error;
 use crate::grpc::usage::record::DIFFERING_FIELDS;
-use crate::proto::{ErrorReason, EventError, FieldViolation};
+use crate::proto::{EventError, FieldViolation};
+use meterd_engine::refusal::{Reason, Refusal};
+use std::collections::HashMap;
 use std::future::Future;
-use tonic::Status;
+use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 /// Domain of every `ErrorInfo`.
@@ -23,55 +24,74 @@ pub fn keeping_request_id<F: Future>(work: F) -> impl Future<Output = F::Output>
     REQUEST_ID.scope(REQUEST_ID.try_with(String::clone).unwrap_or_default(), work)
 }
 
-/// The reason without the prefix of its enum.
-pub fn reason(error: &Error) -> &'static str {
-    error.reason.as_str_name().trim_start_matches("ERROR_REASON_")
-}
-
-impl From<Error> for Status {
-    fn from(error: Error) -> Self {
-        let request_id = REQUEST_ID.try_with(String::clone).unwrap_or_default();
-        if let Some(cause) = &error.cause {
-            tracing::error!(%request_id, reason = reason(&error), cause = format!("{cause:#}"), "call failed");
+/// The status code of each reason. `errors.proto` documents it, and a test compares the two.
+pub fn code(reason: Reason) -> Code {
+    use Reason::*;
+    match reason {
+        InvalidField | UnknownService | EventTooOld | EventInFuture | PageTokenInvalid | RangeTooLong
+        | ResumeTokenInvalid | MessageInvalid => Code::InvalidArgument,
+        ClientNotFound | EventNotFound | AlertNotFound | NotificationNotFound | JobNotFound | ApiKeyNotFound => {
+            Code::NotFound
         }
-        // In gRPC's own place, and as it says it.
-        if error.reason == ErrorReason::Unspecified {
-            return Status::new(error.code, error.into_fault().message);
+        IdempotencyConflict | ClientExists | ServiceExists | PriceExists | ModelAliasExists | RequestIdReused => {
+            Code::AlreadyExists
         }
-        let mut details = ErrorDetails::new();
-        let mut metadata: std::collections::HashMap<String, String> =
-            error.metadata.iter().map(|(key, value)| (key.to_string(), value.clone())).collect();
-        metadata.insert("request_id".into(), request_id);
-        let mut bytes = 0;
-        for (index, violation) in error.violations.iter().enumerate() {
-            bytes += violation.field.len() + violation.description.len();
-            if bytes > VIOLATIONS_BYTES_MAX {
-                let left_out = error.violations.len() - index;
-                metadata.insert("violations_left_out".into(), left_out.to_string());
-                break;
-            }
-            details.add_bad_request_violation(&violation.field, &violation.description);
+        NotificationNotFailed | MonthClosed | ApiKeyNotLive => Code::FailedPrecondition,
+        ResumeTokenExpired | ResumeTokenAhead => Code::OutOfRange,
+        CredentialsMissing | CredentialsInvalid | CredentialsExpired | ApiKeyRevoked => Code::Unauthenticated,
+        ScopeMissing | ClientNotCovered | OriginNotAllowed => Code::PermissionDenied,
+        QueueFull | TooManyExports | TooManySubscriptions | TooManyApiKeys | RateLimited | ServerBusy => {
+            Code::ResourceExhausted
         }
-        details.set_error_info(reason(&error), ERROR_DOMAIN, metadata);
-        if error.retry_delay.is_some() {
-            details.set_retry_info(error.retry_delay);
+        DatabaseUnavailable | DatabaseBroken | ShuttingDown | ConnectionAged | IdentityProviderUnavailable => {
+            Code::Unavailable
         }
-        Status::with_error_details(error.code, &error.message, details)
+        DeadlineExceeded => Code::DeadlineExceeded,
+        Internal => Code::Internal,
     }
 }
 
+/// Returns the status of a refusal, with its details. Logs the cause, if there is one.
+///
+/// A function and not a `From`, because neither type belongs to this crate.
+pub fn status(refusal: Refusal) -> Status {
+    let request_id = REQUEST_ID.try_with(String::clone).unwrap_or_default();
+    if let Some(cause) = &refusal.cause {
+        tracing::error!(%request_id, reason = refusal.reason.name(), cause = format!("{cause:#}"), "call failed");
+    }
+    let mut details = ErrorDetails::new();
+    let mut metadata: HashMap<String, String> =
+        refusal.metadata.iter().map(|(key, value)| (key.to_string(), value.clone())).collect();
+    metadata.insert("request_id".into(), request_id);
+    let mut bytes = 0;
+    for (index, violation) in refusal.fields.iter().enumerate() {
+        bytes += violation.field.len() + violation.description.len();
+        if bytes > VIOLATIONS_BYTES_MAX {
+            let left_out = refusal.fields.len() - index;
+            metadata.insert("violations_left_out".into(), left_out.to_string());
+            break;
+        }
+        details.add_bad_request_violation(&violation.field, &violation.description);
+    }
+    details.set_error_info(refusal.reason.name(), ERROR_DOMAIN, metadata);
+    if refusal.retry.is_some() {
+        details.set_retry_info(refusal.retry);
+    }
+    Status::with_error_details(code(refusal.reason), &refusal.message, details)
+}
+
 /// Without a line in the log: the writer has one for the batch, and a batch has ten thousand events.
-impl From<Error> for EventError {
-    fn from(mut error: Error) -> Self {
+impl From<Refusal> for EventError {
+    fn from(mut error: Refusal) -> Self {
         let differing = error.metadata.iter().find(|(key, _)| *key == DIFFERING_FIELDS);
         let differing = differing.map_or("", |(_, fields)| fields.as_str());
         Self {
             differing_fields: differing.split_terminator(',').map(String::from).collect(),
-            code: error.code as i32,
-            reason: reason(&error).into(),
-            retry_delay_ms: error.retry_delay.map_or(0, |delay| delay.as_millis() as i64),
+            code: code(error.reason) as i32,
+            reason: error.reason.name().into(),
+            retry_delay_ms: error.retry.map_or(0, |delay| delay.as_millis() as i64),
             message: std::mem::take(&mut error.message),
-            field_violations: std::mem::take(&mut error.violations)
+            field_violations: std::mem::take(&mut error.fields)
                 .into_iter()
                 .map(|violation| FieldViolation { field: violation.field, description: violation.description })
                 .collect(),

@@ -1,0 +1,265 @@
+//! Checking: everything that holds of a client now, with what time alone, a policy or a correction has changed.
+
+use super::raise::{AlertSettings, Raising, count, raise};
+use crate::refusal::Refusal;
+use chrono::{Days, NaiveDate};
+use futures_util::stream::{self, StreamExt};
+use meterd_domain::alert::{ANOMALY_DAYS_BEFORE, Alert, AlertSet, AlertType, Change, DayFacts, Finding};
+use meterd_domain::decimal::Total;
+use meterd_domain::period::Month;
+use meterd_domain::policy::Policy;
+use meterd_store::rollups::{self, DayRow, MonthRow};
+use meterd_store::{StoreError, alert_feed, alerts, clients, locks, policies};
+use sqlx::{PgConnection, PgPool};
+use std::collections::{BTreeMap, HashSet};
+use std::pin::pin;
+
+/// Clients that are looked up at once, and that are checked at once.
+const CLIENTS_PAGE: i64 = 500;
+const CLIENTS_AT_ONCE: usize = 4;
+/// Days that are looked at for anomalies, today among them: usage may come late, and checks may have been missed.
+const ANOMALY_DAYS_CHECKED: u64 = 7;
+/// Most alerts and failures that a report spells out.
+const REPORTED_MAX: usize = 1_000;
+
+/// What a check of one client did.
+#[derive(Debug, Default)]
+pub struct Checked {
+    pub raised: Vec<Alert>,
+    pub resolved_count: usize,
+}
+
+/// What a check of all clients did.
+#[derive(Debug, Default)]
+pub struct Report {
+    pub checked_count: u64,
+    pub raised_count: u64,
+    pub resolved_count: u64,
+    pub failed_count: u64,
+    /// The first of them.
+    pub raised: Vec<Alert>,
+    /// The first of them: clients, and why.
+    pub failed: Vec<(String, String)>,
+}
+
+/// Checks a client: raises what its present month and its last seven days have reached, and resolves what no longer holds of
+/// these days, this month and the month before. Nothing where there is no such client. In a transaction that holds or shares the versions
+/// lock, as its last write.
+pub async fn client(
+    conn: &mut PgConnection,
+    settings: &AlertSettings,
+    client_id: &str,
+) -> meterd_store::Result<Option<Checked>> {
+    let Some(zone) = clients::time_zone(conn, client_id).await? else { return Ok(None) };
+    let today = settings.today(zone);
+    let month = Month::of(today);
+    let months = [month.previous(), month];
+    let rows = rollups::lock_client_months(conn, client_id, &months).await?;
+    let days: Vec<NaiveDate> = (0..ANOMALY_DAYS_CHECKED).rev().map(|ago| today - Days::new(ago)).collect();
+    // From the begin of a month on: whether a service was used before is known by month.
+    let first = Month::of(days[0] - Days::new(ANOMALY_DAYS_BEFORE.into()));
+    let usage = DayUsage {
+        rows: rollups::days(conn, client_id, first.first_day(), today).await?,
+        services_before: rollups::services_before(conn, client_id, first).await?,
+    };
+    evaluate(conn, settings, Scope { client_id, today, raise_from: month, rows, days: &days, usage }).await.map(Some)
+}
+
+/// Checks months of a client that were corrected, whichever they are. As the last write of a transaction that holds them, but
+/// not the versions lock: what a policy that changes meanwhile says instead is left to that policy's own check, which takes
+/// the months after it.
+pub async fn corrected_months(
+    conn: &mut PgConnection,
+    settings: &AlertSettings,
+    client_id: &str,
+    months: &[Month],
+) -> meterd_store::Result<Checked> {
+    let Some(zone) = clients::time_zone(conn, client_id).await? else { return Ok(Checked::default()) };
+    let Some(raise_from) = months.iter().min().copied() else { return Ok(Checked::default()) };
+    let rows = rollups::lock_client_months(conn, client_id, months).await?;
+    let scope =
+        Scope { client_id, today: settings.today(zone), raise_from, rows, days: &[], usage: DayUsage::default() };
+    evaluate(conn, settings, scope).await
+}
+
+/// What is looked at.
+struct Scope<'a> {
+    client_id: &'a str,
+    today: NaiveDate,
+    /// Alerts are raised in this month and later ones only; earlier ones are looked at to resolve theirs.
+    raise_from: Month,
+    /// Locked.
+    rows: Vec<MonthRow>,
+    /// Looked at for anomalies.
+    days: &'a [NaiveDate],
+    usage: DayUsage,
+}
+
+/// What anomalies are seen by.
+#[derive(Default)]
+struct DayUsage {
+    rows: Vec<DayRow>,
+    /// Services that were used before these days.
+    services_before: HashSet<String>,
+}
+
+async fn evaluate(
+    conn: &mut PgConnection,
+    settings: &AlertSettings,
+    scope: Scope<'_>,
+) -> meterd_store::Result<Checked> {
+    let Scope { client_id, today, raise_from, rows, days, usage } = scope;
+    let policies = policies::load(conn, &[client_id.to_string()]).await?;
+    let policy = policies.of(client_id);
+    let months: Vec<Month> = rows.iter().map(|row| row.month).collect();
+    let open = alerts::open(conn, client_id, &months, days.first().copied().unwrap_or(NaiveDate::MAX)).await?;
+    let refs: Vec<&MonthRow> = rows.iter().collect();
+    let beside = rollups::beside(conn, &refs).await?;
+    let anomalies: Vec<DayFacts> = days.iter().flat_map(|day| usage.facts(*day)).collect();
+
+    let mut resolved: Vec<String> = vec![];
+    let mut raising: Vec<Raising<'_>> = vec![];
+    for (row, beside) in rows.iter().zip(beside) {
+        let facts = row.facts(today, beside);
+        let mut still_open = row.open;
+        for alert in open.iter().filter(|alert| is_of_month(&alert.finding, row.month)) {
+            if facts.resolves(policy, &alert.finding) {
+                resolved.push(alert.alert_id.clone());
+                still_open.0 &= !AlertSet::of(alert.finding.kind, alert.finding.severity).0;
+            }
+        }
+        if row.month >= raise_from {
+            let notifies = settings.notifies(row, today);
+            let findings = facts.to_raise(policy, row.raised, still_open);
+            raising.extend(findings.into_iter().map(|finding| Raising { client_id, finding, notifies }));
+        }
+    }
+    for alert in open.iter().filter(|alert| alert.finding.kind == AlertType::Anomaly) {
+        if anomaly_is_over(policy, &anomalies, &alert.finding) {
+            resolved.push(alert.alert_id.clone());
+        }
+    }
+    let is_open = |finding: &Finding| {
+        let same = |of: &Finding| (of.kind, &of.service, of.period) == (finding.kind, &finding.service, finding.period);
+        open.iter().any(|alert| same(&alert.finding) && !resolved.contains(&alert.alert_id))
+    };
+    let found = anomalies.iter().filter_map(|facts| facts.anomaly(policy)).filter(|finding| !is_open(finding));
+    raising.extend(found.map(|finding| Raising { client_id, finding, notifies: true }));
+
+    let resolved = if resolved.is_empty() { vec![] } else { alerts::resolve(conn, client_id, &resolved).await? };
+    let raised = if raising.is_empty() { vec![] } else { raise(conn, settings, &raising).await? };
+    let changes: Vec<_> = resolved
+        .iter()
+        .map(|alert| (Change::Resolved, alert.clone()))
+        .chain(raised.iter().map(|alert| (Change::Raised, alert.clone())))
+        .collect();
+    alert_feed::append(conn, &changes).await?;
+    Ok(Checked { raised, resolved_count: resolved.len() })
+}
+
+fn is_of_month(finding: &Finding, month: Month) -> bool {
+    finding.kind != AlertType::Anomaly && finding.period == month.first_day()
+}
+
+/// Whether an open anomaly is none any more: by a changed policy, a correction, or late usage in the days before.
+fn anomaly_is_over(policy: &Policy, days: &[DayFacts], alert: &Finding) -> bool {
+    let same = |facts: &&DayFacts| facts.day == alert.period && facts.service == alert.service;
+    days.iter().find(same).is_none_or(|facts| facts.anomaly(policy).is_none())
+}
+
+impl DayUsage {
+    /// A day's cost, and its units of each service, with the days before.
+    fn facts(&self, day: NaiveDate) -> Vec<DayFacts> {
+        // Of each thing that is counted, its days.
+        let mut values: BTreeMap<&str, BTreeMap<NaiveDate, Total>> = BTreeMap::new();
+        for row in self.rows.iter().filter(|row| row.day <= day) {
+            *values.entry("").or_default().entry(row.day).or_default() += row.cost;
+            *values.entry(&row.service).or_default().entry(row.day).or_default() += row.units;
+        }
+        values
+            .into_iter()
+            .filter_map(|(service, mut values)| {
+                let value = values.remove(&day)?;
+                let used_before = match service {
+                    "" => !self.services_before.is_empty(),
+                    service => self.services_before.contains(service),
+                };
+                let longest = day - Days::new(ANOMALY_DAYS_BEFORE.into());
+                let first = values.keys().next().copied().filter(|_| !used_before).unwrap_or(longest).max(longest);
+                let before = values.range(first..);
+                Some(DayFacts {
+                    service: service.into(),
+                    day,
+                    value,
+                    days_before: (day - first).num_days() as u32,
+                    days_with_usage: before.clone().count() as u32,
+                    sum_before: before.map(|(_, value)| *value).sum(),
+                })
+            })
+            .collect()
+    }
+}
+
+/// Checks one client in a transaction of its own. Nothing where there is no such client.
+pub async fn one(pool: &PgPool, settings: &AlertSettings, client_id: &str) -> meterd_store::Result<Option<Checked>> {
+    let mut tx = pool.begin().await?;
+    locks::share_versions(&mut tx).await?;
+    let checked = client(&mut tx, settings, client_id).await?;
+    tx.commit().await?;
+    if let Some(checked) = &checked {
+        count(&checked.raised);
+    }
+    Ok(checked)
+}
+
+/// Checks all clients that have used something this month or the month before, each in a transaction of its own, while
+/// `goes_on` says so. One that fails is reported and stops nobody; a database that is away stops all.
+pub async fn all(pool: &PgPool, settings: &AlertSettings, goes_on: impl Fn() -> bool) -> meterd_store::Result<Report> {
+    let mut report = Report::default();
+    // A month earlier than it may be: days differ by a day around the world.
+    let since = Month::of(settings.clock.now().date_naive() - Days::new(1)).previous();
+    let mut after = String::new();
+    loop {
+        let clients = clients::active_since(pool, since, &after, CLIENTS_PAGE).await?;
+        let Some(last) = clients.last() else { return Ok(report) };
+        after = last.clone();
+        let checks = clients.into_iter().map(|client_id| async move {
+            let checked = one(pool, settings, &client_id).await;
+            (client_id, checked)
+        });
+        let mut checks = pin!(stream::iter(checks).buffered(CLIENTS_AT_ONCE));
+        while let Some((client_id, checked)) = checks.next().await {
+            report.add(client_id, checked)?;
+            if !goes_on() {
+                return Ok(report);
+            }
+        }
+    }
+}
+
+impl Report {
+    /// Adds a client's check. An error that is not the client's stops all.
+    fn add(&mut self, client_id: String, checked: meterd_store::Result<Option<Checked>>) -> meterd_store::Result<()> {
+        match checked {
+            Ok(checked) => {
+                let Checked { raised, resolved_count } = checked.unwrap_or_default();
+                self.checked_count += 1;
+                self.raised_count += raised.len() as u64;
+                self.resolved_count += resolved_count as u64;
+                let room = REPORTED_MAX.saturating_sub(self.raised.len());
+                self.raised.extend(raised.into_iter().take(room));
+            }
+            Err(error) if error.is_transient() && !matches!(error, StoreError::Driver(sqlx::Error::Database(_))) => {
+                return Err(error);
+            }
+            Err(error) => {
+                tracing::error!(%error, client_id, "alerts of a client cannot be checked");
+                self.failed_count += 1;
+                if self.failed.len() < REPORTED_MAX {
+                    self.failed.push((client_id, Refusal::from(error).into_details().message));
+                }
+            }
+        }
+        Ok(())
+    }
+}

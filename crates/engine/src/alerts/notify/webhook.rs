@@ -1,0 +1,98 @@
+//! Webhooks by the Standard Webhooks specification.
+
+use super::address::PublicResolver;
+use super::config::NotifyConfig;
+use super::target::{secret_bytes, webhook_url};
+use super::text::Told;
+use super::{Failure, http};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use hmac::{Hmac, KeyInit, Mac};
+use reqwest::header::CONTENT_TYPE;
+use reqwest::{Client, StatusCode};
+use sha2::Sha256;
+use std::sync::Arc;
+
+/// Posts to webhooks.
+pub struct Poster {
+    /// Or why there is none: a machine without CA certificates still serves.
+    client: Result<Client, String>,
+    config: NotifyConfig,
+}
+
+impl Poster {
+    /// Under the settings' rules of where webhooks may be.
+    pub fn new(config: &NotifyConfig) -> Self {
+        let mut client = http::client(config.timeout).https_only(!config.webhook_allow_http);
+        if !config.webhook_allow_private {
+            client = client.dns_resolver(Arc::new(PublicResolver));
+        }
+        let client = client.build().map_err(|error| {
+            let reason = super::reason(&error);
+            tracing::warn!(reason, "webhooks cannot be sent");
+            format!("webhooks cannot be sent from this server: {reason}")
+        });
+        Self { client, config: config.clone() }
+    }
+
+    /// Posts one, signed with every key, as of `timestamp` (seconds). What the receiver answers is not read: its status says
+    /// it all.
+    pub async fn send(
+        &self,
+        id: &str,
+        target: &str,
+        secrets: &[String],
+        told: &Told<'_>,
+        timestamp: i64,
+    ) -> Result<(), Failure> {
+        // Settings may have become stricter since the channel was set.
+        let url = webhook_url(target, &self.config).map_err(|wrong| Failure::Passing(format!("the target {wrong}")))?;
+        let keys: Option<Vec<Vec<u8>>> = secrets.iter().map(|secret| secret_bytes(secret)).collect();
+        let keys = keys.filter(|keys| !keys.is_empty());
+        let keys = keys.ok_or_else(|| Failure::Final("the channel has no key to sign with".into()))?;
+        let body = told.json();
+        let client = self.client.as_ref().map_err(|error| Failure::Passing(error.clone()))?;
+        let request = client
+            .post(url)
+            .header(CONTENT_TYPE, "application/json")
+            .header("webhook-id", id)
+            .header("webhook-timestamp", timestamp)
+            .header("webhook-signature", signatures(&keys, id, timestamp, &body))
+            .body(body);
+        let status = request.send().await.map_err(|error| Failure::Passing(http::reason(error)))?.status();
+        match status {
+            _ if status.is_success() => Ok(()),
+            StatusCode::GONE => Err(Failure::Final(format!("the receiver answered {status}"))),
+            _ if status.is_redirection() => {
+                Err(Failure::Passing(format!("the receiver answered {status}, and redirects are not followed")))
+            }
+            _ => Err(Failure::Passing(format!("the receiver answered {status}"))),
+        }
+    }
+}
+
+/// One signature for each key, so that a receiver with any of them can verify.
+fn signatures(keys: &[Vec<u8>], id: &str, timestamp: i64, body: &str) -> String {
+    let sign = |key: &Vec<u8>| {
+        let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes keys of any length");
+        mac.update(format!("{id}.{timestamp}.{body}").as_bytes());
+        format!("v1,{}", STANDARD.encode(mac.finalize().into_bytes()))
+    };
+    keys.iter().map(sign).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The example of the specification (and of its reference libraries' tests).
+    #[test]
+    fn a_signature_is_that_of_the_specification() {
+        let key = secret_bytes("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").unwrap();
+        let body = r#"{"test": 2432232314}"#;
+        assert_eq!(
+            signatures(&[key], "msg_p5jXN8AQM9LWM0D4loKWxJek", 1_614_265_330, body),
+            "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+        );
+    }
+}

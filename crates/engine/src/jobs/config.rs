@@ -1,0 +1,30 @@
+//! When jobs run, and how long data is kept.
+
+use super::schedule::Schedule;
+use std::time::Duration;
+
+/// When each job runs.
+#[derive(Clone, Debug)]
+pub struct Schedules {
+    pub alert_checks: Schedule,
+    pub key_pruning: Schedule,
+    pub monthly_summaries: Schedule,
+    pub partitions: Schedule,
+    pub retention: Schedule,
+}
+
+/// When jobs run, and how long data is kept.
+#[derive(Clone, Debug)]
+pub struct JobConfig {
+    pub schedules: Schedules,
+    /// Maximum duration of one run. The next run continues.
+    pub run_timeout: Duration,
+    /// Whole months before the present one that stay open. 0 closes no month.
+    pub retention_months: u32,
+    /// Whether the events of closed months are dropped. Otherwise their table is detached and kept.
+    pub drop_closed_months: bool,
+    /// Days that the key of an event is kept after the event was received.
+    pub key_retention_days: u32,
+    /// Days that changes of alerts and finished notifications are kept.
+    pub alert_feed_days: u32,
+}

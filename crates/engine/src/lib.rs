@@ -1,0 +1,12 @@
+//! The use cases of meterd: recording usage, alerts, jobs and credentials. Protocols, commands and settings are above it.
+
+pub mod alerts;
+pub mod auth;
+pub mod catalog;
+pub mod clock;
+pub mod counts;
+pub mod ingest;
+pub mod jobs;
+pub mod refusal;
+
+pub use refusal::{Reason, Refusal};
