@@ -1,6 +1,6 @@
 //! `build()` wires everything, `run()` serves and drains.
 
-use crate::config::Settings;
+use crate::config::{Settings, UnknownService};
 use crate::grpc::access::AccessRules;
 use crate::grpc::layers::admission::{AdmissionLayer, AdmissionLimits};
 use crate::grpc::layers::call::CallLayer;
@@ -21,6 +21,7 @@ use meterd_engine::clock::Clock;
 use meterd_engine::ingest::Ingest;
 use meterd_engine::jobs;
 use meterd_engine::jobs::{Scheduler, Work};
+use meterd_engine::{Engine, EngineConfig};
 use meterd_store::deployment::{self, Deployment};
 use meterd_store::{connect, locks};
 use sqlx::Connection;
@@ -128,7 +129,8 @@ pub async fn build(
         alert_settings: alert_settings.clone(),
     };
     let scheduler = Scheduler::start(connect::lease_pool(options.clone()), work).await?;
-    let (ingest, writers) = Ingest::start(&settings.ingest(), options, &catalog, &alert_settings);
+    let ingest_config = settings.ingest();
+    let (ingest, writers) = Ingest::start(&ingest_config, options, &catalog, &alert_settings);
     let (stop, stopping) = watch::channel(false);
     let notifications_wanted = Arc::new(Notify::new());
     let (feed, feed_reader) =
@@ -136,7 +138,14 @@ pub async fn build(
     let keys = KeyRing::load(options, auth_config.requests_per_second).await?;
     let auth = Auth::new(&auth_config, keys, clock.clone())?;
     preflight::check_callers(&auth, &settings.database)?;
-    let context = Arc::new(Context {
+    let config = EngineConfig {
+        accept_past_days: settings.accept_past_days,
+        accept_future_seconds: settings.accept_future_seconds,
+        keep_unknown_services: settings.unknown_service == UnknownService::Keep,
+        ingest: ingest_config,
+        notify: notify_config,
+    };
+    let engine = Engine {
         pool,
         reads,
         catalog,
@@ -144,17 +153,20 @@ pub async fn build(
         clock,
         alert_settings,
         currency: deployment.currency,
+        config,
+        pricing_wanted: Arc::new(Notify::new()),
+        notifications_wanted,
+        jobs_wanted: Arc::new(Notify::new()),
+    };
+    let context = Arc::new(Context {
+        engine: Arc::new(engine),
+        settings,
         page_tokens: PageTokens::new(deployment.token_secret),
         auth,
         feed,
         exports: Arc::new(Semaphore::new(exports_max as usize)),
         exports_max: exports_max as usize,
-        pricing_wanted: Arc::new(Notify::new()),
-        notifications_wanted,
-        jobs_wanted: Arc::new(Notify::new()),
         stopping,
-        settings,
-        notify_config,
     });
     Ok(App { context, grpc, http, tls, writers, scheduler, feed_reader, notifier, stop })
 }
@@ -193,23 +205,23 @@ impl App {
         };
         let web_state = web::WebState {
             metrics: web::recorder(),
-            pool: context.pool.clone(),
-            ingest: context.ingest.clone(),
+            pool: context.engine.pool.clone(),
+            ingest: context.engine.ingest.clone(),
             auth: context.auth.clone(),
             ready: is_ready,
         };
         let pricing = jobs::start_pricing(
-            &context.pool,
-            &context.catalog,
-            &context.alert_settings,
-            &context.pricing_wanted,
+            &context.engine.pool,
+            &context.engine.catalog,
+            &context.engine.alert_settings,
+            &context.engine.pricing_wanted,
             &context.stopping,
         );
-        let scheduler = tokio::spawn(scheduler.run(context.jobs_wanted.clone(), context.stopping.clone()));
+        let scheduler = tokio::spawn(scheduler.run(context.engine.jobs_wanted.clone(), context.stopping.clone()));
         let mut jobs = vec![pricing, scheduler, feed_reader];
         jobs.extend(context.auth.follow(&context.stopping));
-        jobs.push(tokio::spawn(notifier.run(context.notifications_wanted.clone(), context.stopping.clone())));
-        let probe = connect::Probe::new(&context.pool.connect_options());
+        jobs.push(tokio::spawn(notifier.run(context.engine.notifications_wanted.clone(), context.stopping.clone())));
+        let probe = connect::Probe::new(&context.engine.pool.connect_options());
         jobs.push(tokio::spawn(watch_database(context.clone(), probe, health, ready, goodbye)));
 
         let settings = context.settings.clone();
@@ -269,7 +281,7 @@ impl App {
             () = supervise(embedded) => unreachable!("supervision never ends"),
         }
         stop.send_replace(true);
-        context.ingest.close();
+        context.engine.ingest.close();
         let drain = async {
             for writer in writers {
                 drop(writer.await);
@@ -287,7 +299,12 @@ impl App {
         }
         // What still holds a connection then is a read that nobody will get the answer of.
         let close = async {
-            tokio::join!(context.pool.close(), context.reads.close(), context.feed.close(), context.auth.keys.close())
+            tokio::join!(
+                context.engine.pool.close(),
+                context.engine.reads.close(),
+                context.feed.close(),
+                context.auth.keys.close()
+            )
         };
         drop(tokio::time::timeout(POOL_CLOSE_TIMEOUT, close).await);
         Ok(())

@@ -44,7 +44,7 @@ fn zone(fields: &mut Fields, field: &str, name: &str) -> Option<Tz> {
 
 /// The client, or the error that there is none.
 pub async fn existing(context: &Context, client_id: &str) -> Result<clients::Client, Refusal> {
-    clients::find(&context.pool, client_id).await?.ok_or_else(|| Refusal::client_not_found(client_id))
+    clients::find(&context.engine.pool, client_id).await?.ok_or_else(|| Refusal::client_not_found(client_id))
 }
 
 async fn create(
@@ -58,7 +58,7 @@ async fn create(
     fields.text("client.display_name", &client.display_name, DISPLAY_NAME_BYTES_MAX);
     check_request_id(&mut fields, &request.request_id);
     let zone = match client.time_zone.as_str() {
-        "" => Some(context.settings.default_time_zone),
+        "" => Some(context.engine.config.ingest.default_zone),
         name => zone(&mut fields, "client.time_zone", name),
     };
     fields.finish()?;
@@ -103,7 +103,7 @@ async fn update(context: Arc<Context>, request: UpdateClientRequest) -> Result<U
         }
     }
     fields.finish()?;
-    let mut tx = context.pool.begin().await?;
+    let mut tx = context.engine.pool.begin().await?;
     if time_zone.is_some() {
         locks::change_versions(&mut tx).await?;
     }
@@ -119,7 +119,7 @@ async fn list(context: Arc<Context>, request: ListClientsRequest) -> Result<List
     fields.finish()?;
     let query = ListClientsRequest::default();
     let after: Option<String> = context.page_tokens.read("ListClients", &query, &request.page_token)?;
-    let mut clients = clients::list(&context.pool, after.as_deref().unwrap_or_default(), limit + 1).await?;
+    let mut clients = clients::list(&context.engine.pool, after.as_deref().unwrap_or_default(), limit + 1).await?;
     let next_page_token = match clients.split_off(clients.len().min(limit as usize)).is_empty() {
         true => String::new(),
         false => context.page_tokens.make("ListClients", &query, &clients.last().map(|last| &last.client_id)),

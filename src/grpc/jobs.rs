@@ -34,7 +34,7 @@ impl From<JobRow> for Job {
 }
 
 async fn list(context: Arc<Context>, ListJobsRequest {}: ListJobsRequest) -> Result<ListJobsResponse, Refusal> {
-    let jobs = rows::list(&context.pool, &jobs::names()).await?;
+    let jobs = rows::list(&context.engine.pool, &jobs::names()).await?;
     Ok(ListJobsResponse { jobs: jobs.into_iter().map(Job::from).collect() })
 }
 
@@ -48,10 +48,10 @@ async fn run(context: Arc<Context>, request: RunJobRequest) -> Result<RunJobResp
         Refusal::new(Reason::JobNotFound, message)
     };
     let name = jobs::names().into_iter().find(|name| *name == request.job).ok_or_else(not_found)?;
-    let asked_time = rows::want(&context.pool, &name).await?.ok_or_else(not_found)?;
-    context.jobs_wanted.notify_one();
+    let asked_time = rows::want(&context.engine.pool, &name).await?.ok_or_else(not_found)?;
+    context.engine.jobs_wanted.notify_one();
     loop {
-        let row = rows::list(&context.pool, std::slice::from_ref(&name)).await?.pop().ok_or_else(not_found)?;
+        let row = rows::list(&context.engine.pool, std::slice::from_ref(&name)).await?.pop().ok_or_else(not_found)?;
         if row.ended_start_time.is_some_and(|began| began >= asked_time) {
             return Ok(RunJobResponse { job: Some(row.into()) });
         }

@@ -130,7 +130,7 @@ async fn create(
     caller: Arc<Caller>,
     request: CreateApiKeyRequest,
 ) -> Result<CreateApiKeyResponse, Refusal> {
-    let now = context.clock.now();
+    let now = context.engine.clock.now();
     let spec = spec(&request, now)?;
     let mut create = match Create::begin(&context, &caller, "CreateApiKey", &request.request_id, &request).await? {
         Begun::Repeat(response) => return Ok(response),
@@ -149,7 +149,7 @@ async fn get(context: Arc<Context>, request: GetApiKeyRequest) -> Result<GetApiK
     let mut fields = Fields::default();
     fields.required("key_id", &request.key_id, ID_BYTES_MAX);
     fields.finish()?;
-    let key = keys::existing(&mut *context.pool.acquire().await?, &request.key_id).await?;
+    let key = keys::existing(&mut *context.engine.pool.acquire().await?, &request.key_id).await?;
     Ok(GetApiKeyResponse { api_key: Some(key.into()) })
 }
 
@@ -161,8 +161,8 @@ async fn list(context: Arc<Context>, request: ListApiKeysRequest) -> Result<List
     let after: Option<(DateTime<Utc>, String)> =
         context.page_tokens.read("ListApiKeys", &bound, &request.page_token)?;
     let after = after.as_ref().map(|(time, key_id)| (*time, key_id.as_str()));
-    let live_at = request.live_only.then(|| context.clock.now());
-    let mut rows = api_keys::list(&context.pool, live_at, after, limit + 1).await?;
+    let live_at = request.live_only.then(|| context.engine.clock.now());
+    let mut rows = api_keys::list(&context.engine.pool, live_at, after, limit + 1).await?;
     let more = !rows.split_off(rows.len().min(limit as usize)).is_empty();
     let next_page_token = match rows.last().filter(|_| more) {
         None => String::new(),
@@ -175,7 +175,7 @@ async fn revoke(context: Arc<Context>, request: RevokeApiKeyRequest) -> Result<R
     let mut fields = Fields::default();
     fields.required("key_id", &request.key_id, ID_BYTES_MAX);
     fields.finish()?;
-    let mut tx = context.pool.begin().await?;
+    let mut tx = context.engine.pool.begin().await?;
     let key = keys::revoke(&mut tx, &request.key_id).await?;
     tx.commit().await?;
     // It is revoked, whether this replica knows already or in half a second.
@@ -188,7 +188,7 @@ async fn rotate(
     caller: Arc<Caller>,
     request: RotateApiKeyRequest,
 ) -> Result<RotateApiKeyResponse, Refusal> {
-    let now = context.clock.now();
+    let now = context.engine.clock.now();
     let mut fields = Fields::default();
     fields.required("key_id", &request.key_id, ID_BYTES_MAX);
     let overlap = match &request.overlap {
@@ -227,7 +227,7 @@ async fn list_audit_log(context: Arc<Context>, request: ListAuditLogRequest) -> 
     let bound = ListAuditLogRequest { page_size: 0, page_token: String::new(), ..request.clone() };
     let before: Option<i64> = context.page_tokens.read("ListAuditLog", &bound, &request.page_token)?;
     let filter = audit::Filter { actor_id: &request.actor_id, method: &request.method, start_time, end_time };
-    let mut rows = audit::list(&context.pool, &filter, before, limit + 1).await?;
+    let mut rows = audit::list(&context.engine.pool, &filter, before, limit + 1).await?;
     let more = !rows.split_off(rows.len().min(limit as usize)).is_empty();
     let next_page_token = match rows.last().filter(|_| more) {
         None => String::new(),

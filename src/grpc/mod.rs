@@ -28,17 +28,11 @@ use crate::proto::job_service_server::JobServiceServer;
 use crate::proto::key_service_server::KeyServiceServer;
 use crate::proto::usage_service_server::UsageServiceServer;
 use meterd_engine::alerts::feed::Feed;
-use meterd_engine::alerts::notify::NotifyConfig;
-use meterd_engine::alerts::raise::AlertSettings;
 use meterd_engine::auth::{Auth, Caller};
-use meterd_engine::catalog::CatalogCache;
-use meterd_engine::clock::Clock;
-use meterd_engine::ingest::Ingest;
-use meterd_engine::refusal::Refusal;
-use sqlx::PgPool;
+use meterd_engine::{Engine, Refusal};
 use std::future::Future;
 use std::sync::Arc;
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Semaphore, watch};
 use tonic::codec::CompressionEncoding;
 use tonic::{Request, Response, Status};
 use tracing::Instrument;
@@ -48,32 +42,16 @@ pub const MESSAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// What every handler works with.
 pub struct Context {
-    pub pool: PgPool,
-    /// For reads of one statement: see [`meterd_store::connect::read_pool`].
-    pub reads: PgPool,
-    pub catalog: Arc<CatalogCache>,
-    pub ingest: Ingest,
-    pub clock: Clock,
+    pub engine: Arc<Engine>,
     pub settings: Settings,
-    /// How notifications are sent: which channels can be created depends on it.
-    pub notify_config: NotifyConfig,
-    pub alert_settings: AlertSettings,
-    /// The deployment's.
-    pub currency: String,
     pub page_tokens: PageTokens,
     pub auth: Arc<Auth>,
-    /// What happens to alerts, live.
+    /// Changes of alerts, live.
     pub feed: Arc<Feed<AlertEvent>>,
     /// One permit for each export that may run.
     pub exports: Arc<Semaphore>,
-    /// How many there are.
+    /// Maximum number of exports at once.
     pub exports_max: usize,
-    /// Wakes the pricing job of this replica.
-    pub pricing_wanted: Arc<Notify>,
-    /// Wakes the notifier of this replica.
-    pub notifications_wanted: Arc<Notify>,
-    /// Makes the scheduler of this replica look at once.
-    pub jobs_wanted: Arc<Notify>,
     /// True once the server is to stop.
     pub stopping: watch::Receiver<bool>,
 }
@@ -182,7 +160,7 @@ impl Handlers {
         let mut request = request.into_inner();
         let audited = async move {
             let _admitted = admitted;
-            let pool = context.pool.clone();
+            let pool = context.engine.pool.clone();
             // Before the caller is checked: what an admin of some clients tried on others is written down too.
             let entry = audit::begin(&pool, &caller, &address, &request).await?;
             let done = match request.check(&caller) {

@@ -3,9 +3,12 @@
 use bytes::{Buf, BufMut};
 use hyper_util::rt::TokioIo;
 use meterd::grpc::ERROR_DOMAIN;
+use meterd::grpc::wire::status::code;
 use meterd::proto::{
-    BatchTrackUsageResponse, DESCRIPTORS, EventError, StreamUsageResponse, TrackUsageResponse, UsageResult,
+    self, BatchTrackUsageResponse, DESCRIPTORS, EventError, StreamUsageResponse, TrackUsageResponse, UsageResult,
 };
+use meterd_domain::event::UnpricedReason;
+use meterd_engine::refusal::Reason;
 use prost::Message;
 use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, MethodDescriptor, ReflectMessage};
 use prost_types::{FileDescriptorProto, FileDescriptorSet};
@@ -356,4 +359,35 @@ fn the_comment_of_each_reason_has_an_example_of_its_error_info() {
         let comment = comment(file, &[5, 0, 2, index]);
         assert!(comment.contains(&format!("Example: {{reason: \"{reason}\"")), "{reason}: {comment}");
     }
+}
+
+#[test]
+fn the_engine_has_the_documented_reasons_with_their_codes() {
+    let documented = &error_rules().codes;
+    let names: HashSet<&str> = Reason::ALL.iter().map(|reason| reason.name()).collect();
+    let missing: Vec<_> = documented.keys().filter(|name| !names.contains(name.as_str())).collect();
+    assert!(missing.is_empty(), "documented, but not in the engine: {missing:?}");
+    for reason in Reason::ALL {
+        assert_eq!(error_rules().code(reason.name()), Some(code(*reason)), "{}", reason.name());
+    }
+}
+
+#[test]
+fn the_enums_of_the_domain_have_the_numbers_of_the_contract() {
+    use meterd_domain::access::ActorKind::{self, Anybody, ApiKey, Database, Jwt};
+    let kinds: [(ActorKind, proto::ActorKind); 4] = [
+        (Anybody, proto::ActorKind::Anybody),
+        (ApiKey, proto::ActorKind::ApiKey),
+        (Jwt, proto::ActorKind::Jwt),
+        (Database, proto::ActorKind::Database),
+    ];
+    for (kind, documented) in kinds {
+        assert_eq!(kind as i32, documented as i32, "{documented:?}");
+    }
+    for number in 1..=5 {
+        let reason = UnpricedReason::from_number(number);
+        let documented = proto::UnpricedReason::try_from(i32::from(number)).unwrap().as_str_name();
+        assert_eq!((reason as i16, format!("UNPRICED_REASON_{}", reason.name())), (number, documented.to_string()));
+    }
+    assert!(proto::UnpricedReason::try_from(6).is_err());
 }

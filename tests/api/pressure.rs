@@ -46,9 +46,9 @@ async fn a_deadline_is_kept_and_the_event_is_counted_once_after_it_is_sent_again
         let status = Status::from_header_map(&answer.headers).expect("a status in the headers");
         assert_refused::<()>(Err(status), Code::DeadlineExceeded, "DEADLINE_EXCEEDED");
     }
-    assert_eq!(server.context.ingest.depth(), 1);
+    assert_eq!(server.context.engine.ingest.depth(), 1);
     stalled.rollback().await.unwrap();
-    until("the queue is empty", async || server.context.ingest.depth() == 0).await;
+    until("the queue is empty", async || server.context.engine.ingest.depth() == 0).await;
     for key in ["k1", "k2"] {
         server.track(keyed(key)).await.unwrap();
     }
@@ -80,11 +80,11 @@ async fn a_full_queue_tells_a_lone_caller_when_to_come_back_and_leaves_room_for_
     let mut calls = vec![send(keyed("first"))];
     writer_stands(&server).await;
     calls.extend((0..5).map(|number| send(keyed(&format!("k{number}")))));
-    until("five wait", async || server.context.ingest.depth() == 5).await;
+    until("five wait", async || server.context.engine.ingest.depth() == 5).await;
     let status = assert_refused(server.track(keyed("more")).await, Code::ResourceExhausted, "QUEUE_FULL");
     assert!(status.get_error_details().retry_info().unwrap().retry_delay.unwrap() > Duration::ZERO);
     calls.push(send(event("beta", "sms", "1")));
-    until("a neighbour has room", async || server.context.ingest.depth() == 6).await;
+    until("a neighbour has room", async || server.context.engine.ingest.depth() == 6).await;
     // A batch waits for room instead.
     let mut usage = server.usage();
     let request =
@@ -118,8 +118,8 @@ async fn an_orderly_stop_settles_what_is_queued_and_ends_streams_with_the_reason
     let mut calls = vec![send("first".into())];
     writer_stands(&server).await;
     calls.extend((0..5).map(|number| send(format!("k{number}"))));
-    until("five wait", async || server.context.ingest.depth() == 5).await;
-    let ingest = server.context.ingest.clone();
+    until("five wait", async || server.context.engine.ingest.depth() == 5).await;
+    let ingest = server.context.engine.ingest.clone();
     let stopping = tokio::spawn(server.stop());
     let refused = acks.message().await;
     assert_refused(refused, Code::Unavailable, "SHUTTING_DOWN");
@@ -151,7 +151,7 @@ async fn a_stream_is_read_no_further_than_ten_thousand_events_ahead_of_what_is_s
     let mut acks = server.usage().stream_usage(tokio_stream::iter(messages)).await.unwrap().into_inner();
     let sent = || sent.load(std::sync::atomic::Ordering::Relaxed);
     // One writer has taken a batch, of up to a thousand, and stands; the rest waits in the queue.
-    let read = || server.context.ingest.depth();
+    let read = || server.context.engine.ingest.depth();
     until("the server has read as far as it may", async || {
         let before = (read(), sent());
         tokio::time::sleep(Duration::from_millis(300)).await;

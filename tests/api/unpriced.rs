@@ -15,9 +15,13 @@ async fn create_price(server: &TestServer, price: Price) {
 /// Waits until no pricing is left to do, by this server's job, by another's or by stepping it here.
 async fn price_all(server: &TestServer) {
     loop {
-        while pricing::run_once(&server.context.pool, &server.context.catalog, &server.context.alert_settings)
-            .await
-            .unwrap()
+        while pricing::run_once(
+            &server.context.engine.pool,
+            &server.context.engine.catalog,
+            &server.context.engine.alert_settings,
+        )
+        .await
+        .unwrap()
         {}
         if open_tasks(server).await == 0 {
             return;

@@ -77,7 +77,7 @@ impl Inside {
     pub async fn gives_back(&self, tasks: usize) {
         let deadline = Instant::now() + GIVE_BACK_TIMEOUT;
         loop {
-            let queued: usize = self.servers.iter().map(|server| server.context.ingest.depth()).sum();
+            let queued: usize = self.servers.iter().map(|server| server.context.engine.ingest.depth()).sum();
             if self.tasks() <= tasks && queued == 0 {
                 return;
             }

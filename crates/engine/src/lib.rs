@@ -5,8 +5,10 @@ pub mod auth;
 pub mod catalog;
 pub mod clock;
 pub mod counts;
+mod engine;
 pub mod ingest;
 pub mod jobs;
 pub mod refusal;
 
+pub use engine::{Engine, EngineConfig};
 pub use refusal::{Reason, Refusal};

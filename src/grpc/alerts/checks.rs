@@ -19,9 +19,9 @@ pub async fn check(
     fields.text("client_id", &request.client_id, ID_BYTES_MAX);
     fields.finish()?;
     let report = if request.client_id.is_empty() {
-        check::all(&context.pool, &context.alert_settings, || caller.has_changed().is_ok()).await?
+        check::all(&context.engine.pool, &context.engine.alert_settings, || caller.has_changed().is_ok()).await?
     } else {
-        let checked = check::one(&context.pool, &context.alert_settings, &request.client_id).await?;
+        let checked = check::one(&context.engine.pool, &context.engine.alert_settings, &request.client_id).await?;
         let checked = checked.ok_or_else(|| Refusal::client_not_found(&request.client_id))?;
         Report {
             checked_count: 1,

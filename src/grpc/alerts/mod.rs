@@ -51,7 +51,7 @@ impl Context {
             threshold: finding.threshold.to_string(),
             percent: text(finding.percent),
             projected: text(finding.projected),
-            currency: if finding.service.is_empty() { self.currency.clone() } else { String::new() },
+            currency: if finding.service.is_empty() { self.engine.currency.clone() } else { String::new() },
             raise_time: Some(timestamp(alert.raise_time)),
             raise_count: alert.raise_count,
             acknowledge_time: alert.acknowledge_time.map(timestamp),
@@ -106,7 +106,7 @@ async fn list(context: Arc<Context>, request: ListAlertsRequest) -> Result<ListA
         end_time,
     };
     let after = after.as_ref().map(|(time, alert_id)| (*time, alert_id.as_str()));
-    let mut alerts = alerts::list(&context.pool, &filter, after, limit + 1).await?;
+    let mut alerts = alerts::list(&context.engine.pool, &filter, after, limit + 1).await?;
     let more = !alerts.split_off(alerts.len().min(limit as usize)).is_empty();
     let next_page_token = match alerts.last().filter(|_| more) {
         None => String::new(),
@@ -127,7 +127,7 @@ async fn get(
     let mut fields = Fields::default();
     fields.required("alert_id", &request.alert_id, ID_BYTES_MAX);
     fields.finish()?;
-    let found = alerts::find(&mut *context.pool.acquire().await?, &request.alert_id).await?;
+    let found = alerts::find(&mut *context.engine.pool.acquire().await?, &request.alert_id).await?;
     let alert = found.filter(|alert| caller.grants.covers(Scope::Read, &alert.client_id));
     let alert = alert.ok_or_else(|| not_found(&request.alert_id))?;
     Ok(GetAlertResponse { alert: Some(context.alert(&alert)) })
@@ -142,7 +142,7 @@ async fn acknowledge(
     fields.required("alert_id", &request.alert_id, ID_BYTES_MAX);
     fields.required("acknowledged_by", &request.acknowledged_by, ID_BYTES_MAX);
     fields.finish()?;
-    let mut tx = context.pool.begin().await?;
+    let mut tx = context.engine.pool.begin().await?;
     // A stranger's alert is as if there were none.
     let found = alerts::find(&mut tx, &request.alert_id).await?;
     let found = found.filter(|alert| caller.grants.covers(Scope::Admin, &alert.client_id));

@@ -72,7 +72,7 @@ pub async fn list(
         context.page_tokens.read("ListNotifications", &bound, &request.page_token)?;
     let after = after.as_ref().map(|(time, notification_id)| (*time, notification_id.as_str()));
     let client_id = (request.operator_only || !request.client_id.is_empty()).then_some(request.client_id.as_str());
-    let mut rows = notifications::list(&context.pool, client_id, &states, after, limit + 1).await?;
+    let mut rows = notifications::list(&context.engine.pool, client_id, &states, after, limit + 1).await?;
     let more = !rows.split_off(rows.len().min(limit as usize)).is_empty();
     let next_page_token = match rows.last().filter(|_| more) {
         None => String::new(),
@@ -97,15 +97,15 @@ pub async fn retry(
         client_id => caller.grants.covers(Scope::Admin, client_id),
     };
     let not_found = || Refusal::new(Reason::NotificationNotFound, format!("no notification {id:?}"));
-    let found = notifications::find(&context.pool, id).await?;
+    let found = notifications::find(&context.engine.pool, id).await?;
     found.filter(|found| covered(&found.client_id)).ok_or_else(not_found)?;
-    let retried = notifications::retry(&context.pool, id).await?;
+    let retried = notifications::retry(&context.engine.pool, id).await?;
     if !retried {
         let message = format!("notification {id:?} was not given up: there is nothing to try again");
         return Err(Refusal::new(Reason::NotificationNotFailed, message));
     }
-    context.notifications_wanted.notify_one();
-    let found = notifications::find(&context.pool, id).await?.ok_or_else(not_found)?;
+    context.engine.notifications_wanted.notify_one();
+    let found = notifications::find(&context.engine.pool, id).await?.ok_or_else(not_found)?;
     Ok(RetryNotificationResponse { notification: Some(message(found)) })
 }
 
@@ -121,15 +121,15 @@ pub async fn send_test(
         clients::existing(&context, &request.client_id).await?;
     }
     let id = format!("{:032x}-test", rand::random::<u128>());
-    let mut ids = notifications::insert_tests(&context.pool, &request.client_id, &id).await?;
+    let mut ids = notifications::insert_tests(&context.engine.pool, &request.client_id, &id).await?;
     ids.sort();
-    context.notifications_wanted.notify_one();
-    let attempt = Duration::from_secs(context.settings.notifications.notification_timeout_seconds.into());
+    context.engine.notifications_wanted.notify_one();
+    let attempt = context.engine.config.notify.timeout;
     let give_up = Instant::now() + attempt + TEST_MARGIN;
     loop {
         let mut found = vec![];
         for id in &ids {
-            found.extend(notifications::find(&context.pool, id).await?);
+            found.extend(notifications::find(&context.engine.pool, id).await?);
         }
         let pending = found.iter().any(|test| test.state == NotificationState::Pending as i16);
         if !pending || Instant::now() > give_up || *context.stopping.borrow() {

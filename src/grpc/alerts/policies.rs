@@ -37,7 +37,7 @@ pub async fn get(context: Arc<Context>, request: GetAlertPolicyRequest) -> Resul
     if !request.client_id.is_empty() {
         clients::existing(&context, &request.client_id).await?;
     }
-    let mut tx = context.pool.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
+    let mut tx = context.engine.pool.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
     let policy = read(&mut tx, &request.client_id).await?;
     tx.commit().await?;
     Ok(GetAlertPolicyResponse { policy: Some(policy) })
@@ -110,7 +110,7 @@ pub async fn update(
         clients::existing(&context, client_id).await?;
     }
 
-    let mut tx = context.pool.begin().await?;
+    let mut tx = context.engine.pool.begin().await?;
     if names_channels {
         channels::lock(&mut tx, client_id).await?;
     }
@@ -146,17 +146,17 @@ pub async fn update(
     }
     let mut policy = read(&mut tx, client_id).await?;
     tx.commit().await?;
-    if names_channels && let Err(error) = notify::give_up_without_channel(&context.pool).await {
+    if names_channels && let Err(error) = notify::give_up_without_channel(&context.engine.pool).await {
         tracing::warn!(%error, "what waits for removed channels is given up later");
     }
     // After the commit: the check may have to wait for the client's month, and with the versions lock everybody would wait with
     // it. The policy holds, whatever becomes of the check: where it fails, the job for all clients does it, soon if it can be
     // asked to.
     if !client_id.is_empty()
-        && let Err(error) = check::one(&context.pool, &context.alert_settings, client_id).await
+        && let Err(error) = check::one(&context.engine.pool, &context.engine.alert_settings, client_id).await
     {
         tracing::warn!(%error, client_id, "a changed alert policy could not be evaluated at once");
-        drop(jobs::want(&context.pool, ALERT_CHECKS).await);
+        drop(jobs::want(&context.engine.pool, ALERT_CHECKS).await);
     }
     for channel in &mut policy.channels {
         let made = made_secrets.iter().find(|(target, _)| *target == channel.target);
@@ -244,7 +244,7 @@ fn check_channels(context: &Context, fields: &mut Fields, given: &AlertPolicy) -
             continue;
         };
         if !channel.target.is_empty()
-            && let Err(description) = notify::check_target(kind, &channel.target, &context.notify_config)
+            && let Err(description) = notify::check_target(kind, &channel.target, &context.engine.config.notify)
         {
             fields.wrong(path("target"), description);
         }

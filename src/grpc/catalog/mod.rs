@@ -47,7 +47,7 @@ pub fn check_service(fields: &mut Fields, catalog: &Catalog, field: &str, servic
 }
 
 async fn list_services(context: Arc<Context>, _: ListServicesRequest) -> Result<ListServicesResponse, Refusal> {
-    let catalog = context.catalog.refresh(&context.pool).await?;
+    let catalog = context.engine.catalog.refresh(&context.engine.pool).await?;
     Ok(ListServicesResponse { services: catalog.services().map(service_message).collect() })
 }
 
@@ -118,7 +118,7 @@ async fn create_model_alias(
     request: CreateModelAliasRequest,
 ) -> Result<CreateModelAliasResponse, Refusal> {
     let given = request.model_alias.clone().unwrap_or_default();
-    let catalog = context.catalog.refresh(&context.pool).await?;
+    let catalog = context.engine.catalog.refresh(&context.engine.pool).await?;
     let mut fields = Fields::default();
     fields.required("model_alias.service", &given.service, ID_BYTES_MAX);
     fields.required_identifier("model_alias.alias", &given.alias, ID_BYTES_MAX);
@@ -145,7 +145,7 @@ async fn create_model_alias(
     store::bump_version(create.conn()).await?;
     pricing::insert_task(create.conn(), &given.service).await?;
     let response = create.commit(CreateModelAliasResponse { model_alias: Some(given) }).await?;
-    context.pricing_wanted.notify_one();
+    context.engine.pricing_wanted.notify_one();
     Ok(response)
 }
 
@@ -153,7 +153,7 @@ async fn list_model_aliases(
     context: Arc<Context>,
     _: ListModelAliasesRequest,
 ) -> Result<ListModelAliasesResponse, Refusal> {
-    let mut conn = context.pool.acquire().await?;
+    let mut conn = context.engine.pool.acquire().await?;
     let aliases = store::aliases(&mut conn).await?;
     let message =
         |alias: store::ModelAlias| ModelAlias { service: alias.service, alias: alias.alias, model: alias.model };

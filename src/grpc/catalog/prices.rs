@@ -79,7 +79,7 @@ pub async fn list(context: Arc<Context>, request: ListPricesRequest) -> Result<L
     let after: Option<Cursor> = context.page_tokens.read("ListPrices", &query, &request.page_token)?;
     let after = after.unwrap_or_default();
     let service = (!request.service.is_empty()).then_some(request.service.as_str());
-    let mut conn = context.pool.acquire().await?;
+    let mut conn = context.engine.pool.acquire().await?;
     let mut rows = store::prices(&mut conn, service, (&after.0, &after.1, &after.2, after.3), limit + 1).await?;
     let more = !rows.split_off(rows.len().min(limit as usize)).is_empty();
     let next_page_token = match rows.last().filter(|_| more) {
@@ -100,7 +100,7 @@ pub async fn create(
     request: CreatePriceRequest,
 ) -> Result<CreatePriceResponse, Refusal> {
     let given = request.price.clone().unwrap_or_default();
-    let catalog = context.catalog.refresh(&context.pool).await?;
+    let catalog = context.engine.catalog.refresh(&context.engine.pool).await?;
     let mut fields = Fields::default();
     fields.required("price.service", &given.service, ID_BYTES_MAX);
     fields.identifier("price.operation", &given.operation, ID_BYTES_MAX);
@@ -133,13 +133,13 @@ pub async fn create(
     store::bump_version(create.conn()).await?;
     pricing::insert_task(create.conn(), &given.service).await?;
     let response = create.commit(CreatePriceResponse { price: Some(price_message(row)?) }).await?;
-    context.pricing_wanted.notify_one();
+    context.engine.pricing_wanted.notify_one();
     Ok(response)
 }
 
 /// What an event would be charged.
 pub async fn estimate(context: Arc<Context>, request: EstimateCostRequest) -> Result<EstimateCostResponse, Refusal> {
-    let catalog = context.catalog.refresh(&context.pool).await?;
+    let catalog = context.engine.catalog.refresh(&context.engine.pool).await?;
     let mut fields = Fields::default();
     fields.required("service", &request.service, ID_BYTES_MAX);
     fields.text("operation", &request.operation, ID_BYTES_MAX);
@@ -155,7 +155,7 @@ pub async fn estimate(context: Arc<Context>, request: EstimateCostRequest) -> Re
     let (measures, _) = measures(&mut fields, raw);
     let time = request.event_time.as_ref().and_then(|time| fields.time("event_time", time));
     fields.finish()?;
-    let time = time.unwrap_or_else(|| context.clock.now());
+    let time = time.unwrap_or_else(|| context.engine.clock.now());
     let unpriced = |price_id: String, reason: UnpricedReason| EstimateCostResponse {
         price_id,
         unpriced_reason: reason as i32,

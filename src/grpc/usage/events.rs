@@ -1,6 +1,5 @@
 //! A usage event from the wire, checked and turned into what the write path takes.
 
-use crate::config::UnknownService;
 use crate::grpc::Context;
 use crate::grpc::wire::fields::{Fields, Path};
 use crate::grpc::wire::json;
@@ -20,7 +19,6 @@ use meterd_store::StoreError;
 use prost_types::Struct;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 /// An event that is not taken.
 pub struct Refused {
@@ -86,13 +84,13 @@ impl<'a> EventChecks<'a> {
         mut services: impl Iterator<Item = &str>,
         backfill: bool,
     ) -> Result<Self, Refusal> {
-        let mut catalog = context.catalog.current();
+        let mut catalog = context.engine.catalog.current();
         if services.any(|service| catalog.service(service).is_none()) {
-            let patience = Duration::from_secs(context.settings.retry_seconds.into());
-            let refreshed = tokio::time::timeout(patience, context.catalog.refresh(&context.pool)).await;
+            let patience = context.engine.config.ingest.retry_for;
+            let refreshed = tokio::time::timeout(patience, context.engine.catalog.refresh(&context.engine.pool)).await;
             catalog = refreshed.unwrap_or(Err(StoreError::Timeout))?;
         }
-        Ok(Self { catalog, context, caller, now: context.clock.now(), backfill, counted: true })
+        Ok(Self { catalog, context, caller, now: context.engine.clock.now(), backfill, counted: true })
     }
 
     /// Leaves events that are only checked out of the metrics.
@@ -175,7 +173,7 @@ impl<'a> EventChecks<'a> {
         if let Some(known) = self.catalog.service(service) {
             return Some(known.service.clone());
         }
-        let keep = self.context.settings.unknown_service == UnknownService::Keep;
+        let keep = self.context.engine.config.keep_unknown_services;
         // One that is empty, too long or no identifier has its error already.
         let possible = (1..=ID_BYTES_MAX).contains(&service.len()) && identifier::check(service).is_ok();
         if possible && !keep {
@@ -187,7 +185,7 @@ impl<'a> EventChecks<'a> {
 
     /// Notes a time that lies too far ahead.
     fn check_future(&self, fields: &mut Fields, field: &str, event_time: DateTime<Utc>) {
-        let seconds = self.context.settings.accept_future_seconds;
+        let seconds = self.context.engine.config.accept_future_seconds;
         if event_time > self.now + TimeDelta::seconds(seconds.into()) {
             let description = format!("is more than {seconds} seconds ahead of the server's clock");
             fields.wrong_because(Reason::EventInFuture, field, description);
@@ -196,7 +194,7 @@ impl<'a> EventChecks<'a> {
 
     /// Notes a time that lies too far back.
     fn check_age(&self, fields: &mut Fields, field: &str, event_time: DateTime<Utc>) {
-        let days = self.context.settings.accept_past_days;
+        let days = self.context.engine.config.accept_past_days;
         if !self.backfill && event_time < self.now - TimeDelta::days(days.into()) {
             let description =
                 format!("is more than {days} days back; send old events with BatchTrackUsage and backfill = true");

@@ -79,7 +79,7 @@ async fn export(
     pieces: &Pieces,
     _slot: OwnedSemaphorePermit,
 ) -> Result<(), Refusal> {
-    let mut conn = context.pool.acquire().await?;
+    let mut conn = context.engine.pool.acquire().await?;
     // An export that ends early leaves rows unread: the pool would read them all before it has the connection back.
     conn.close_on_drop();
     let mut tx = conn.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
@@ -91,7 +91,7 @@ async fn export(
         complete_as_of_time: Some(timestamp(complete_as_of)),
         empty_services,
     };
-    let mut file = File::new(format, context.currency.clone());
+    let mut file = File::new(format, context.engine.currency.clone());
     let mut count = 0;
     let mut empty_services = filter.services.clone();
     let mut events = std::pin::pin!(stream(&mut tx, filter));

@@ -45,11 +45,11 @@ async fn current_month(
     let mut fields = Fields::default();
     fields.required("client_id", &request.client_id, ID_BYTES_MAX);
     fields.finish()?;
-    let now = context.clock.now();
+    let now = context.engine.clock.now();
     // Whatever its zone is, the client is in one of these: so the zone and the month are read at once.
     let day_around = |days| day_of(now + TimeDelta::days(days), Tz::UTC);
     let (first, last) = (Month::of(day_around(-1)), Month::of(day_around(1)));
-    let reads = &context.reads;
+    let reads = &context.engine.reads;
     let read = connect::read(reads, || usage::months(reads, &request.client_id, first, last)).await?;
     let AsOf { complete_as_of, rows: OfClient { time_zone, rows } } =
         read.ok_or_else(|| Refusal::client_not_found(&request.client_id))?;
@@ -89,7 +89,7 @@ async fn summary(context: Arc<Context>, request: GetUsageSummaryRequest) -> Resu
         0 => TOP_OPERATIONS_DEFAULT,
         count => i64::from(count),
     };
-    let reads = &context.reads;
+    let reads = &context.engine.reads;
     let read = connect::read(reads, || usage::range(reads, &request.client_id, start, end, top)).await?;
     let AsOf { complete_as_of, rows: OfClient { time_zone, rows } } =
         read.ok_or_else(|| Refusal::client_not_found(&request.client_id))?;
@@ -125,7 +125,7 @@ async fn get_event(context: Arc<Context>, request: GetUsageEventRequest) -> Resu
     fields.required("event_id", &request.event_id, ID_BYTES_MAX);
     fields.finish()?;
     let found = match EventId::parse(&request.event_id) {
-        Some(id) => recorded_events::find(&context.pool, &request.client_id, id).await?,
+        Some(id) => recorded_events::find(&context.engine.pool, &request.client_id, id).await?,
         None => None,
     };
     let event = found.ok_or_else(|| {
@@ -163,7 +163,7 @@ async fn list_events(
         unpriced_only: request.unpriced_only,
     };
     let after = after.map(|(time, seq)| EventId { time, seq });
-    let mut read = recorded_events::list(&context.pool, &filter, request.ascending, after, limit + 1).await?;
+    let mut read = recorded_events::list(&context.engine.pool, &filter, request.ascending, after, limit + 1).await?;
     let more = !read.rows.split_off(read.rows.len().min(limit as usize)).is_empty();
     let next_page_token = match read.rows.last().filter(|_| more) {
         None => String::new(),
@@ -183,7 +183,7 @@ async fn platform(
     let mut fields = Fields::default();
     let month = context.month_or_current(&mut fields, &request.month);
     fields.finish()?;
-    let read = usage::platform(&context.pool, month).await?;
+    let read = usage::platform(&context.engine.pool, month).await?;
     let total: Sums = read.rows.services.iter().map(|row| row.sums).sum();
     Ok(GetPlatformUsageResponse {
         month: month.to_string(),
@@ -198,7 +198,7 @@ async fn platform(
 impl Context {
     /// The month that a request names, or the current one in the default time zone.
     pub fn month_or_current(&self, fields: &mut Fields, text: &str) -> Month {
-        let current = Month::of(period::day_of(self.clock.now(), self.settings.default_time_zone));
+        let current = Month::of(period::day_of(self.engine.clock.now(), self.engine.config.ingest.default_zone));
         if text.is_empty() { current } else { fields.month("month", text).unwrap_or(current) }
     }
 }

@@ -80,7 +80,7 @@ pub async fn run(context: Arc<Context>, request: QueryUsageRequest) -> Result<Qu
         count_subjects: request.count_subjects,
         unpriced_only: request.unpriced_only,
     };
-    let reads = &context.reads;
+    let reads = &context.engine.reads;
     let mut read = connect::read(reads, || query::query(reads, &wanted, after.as_ref(), limit + 1)).await?;
     if wanted.wants_total() && after.is_none() && read.rows.is_empty() {
         read.rows.push(QueryRow::default());

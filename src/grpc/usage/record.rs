@@ -48,7 +48,7 @@ pub async fn track(
     let checks = EventChecks::new(context, caller, service.into_iter(), false).await?;
     let checked = checks.check(&mut Texts::default(), Path::Named("event"), request.event);
     let Checked { submission, echo } = checked.map_err(|refused| refused.error)?;
-    match context.ingest.record(submission).await? {
+    match context.engine.ingest.record(submission).await? {
         Outcome::Conflict(differing) => Err(conflict(&echo.key, &differing)),
         Outcome::Rejected(error) | Outcome::Unavailable(error) => Err(error),
         recorded => Ok(TrackUsageResponse { result: Some(context.result(recorded, echo)) }),
@@ -89,7 +89,7 @@ pub async fn batch(
     let (sender, mut receiver) = mpsc::unbounded_channel();
     let sender = Arc::new(sender);
     let queueing = async {
-        let queued = context.ingest.record_numbered(submissions, &sender).await;
+        let queued = context.engine.ingest.record_numbered(submissions, &sender).await;
         drop(sender);
         queued
     };

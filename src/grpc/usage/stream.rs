@@ -79,6 +79,7 @@ async fn read(
             Ok(Checked { submission, echo }) => {
                 in_flight.lock().expect("not poisoned").insert(number, (echo, permit));
                 context
+                    .engine
                     .ingest
                     .record_numbered(vec![(number, Box::new(submission))], &outcomes)
                     .await

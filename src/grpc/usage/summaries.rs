@@ -26,7 +26,7 @@ const PAGE_SIZE_DEFAULT: i64 = 100;
 const PAGE_SIZE_MAX: i64 = 1_000;
 
 fn summary(context: &Context, month: Month, summary: Summary) -> Result<MonthlySummary, Refusal> {
-    let today = day_of(context.clock.now(), zone(&summary.time_zone)?);
+    let today = day_of(context.engine.clock.now(), zone(&summary.time_zone)?);
     let (days_elapsed, _) = elapsed_and_remaining(today);
     let projected =
         || month_end(summary.sums.cost, context.recurring_cost(&summary.services), days_elapsed, month.days());
@@ -79,9 +79,9 @@ pub async fn list(
     let after: Option<(Total, String)> = after.and_then(|(cost, client_id)| Some((cost.parse().ok()?, client_id)));
     let mut read = if request.client_id.is_empty() {
         let after = after.as_ref().map(|(cost, client_id)| (*cost, client_id.as_str()));
-        summaries::page(&context.pool, month, after, limit + 1).await?
+        summaries::page(&context.engine.pool, month, after, limit + 1).await?
     } else {
-        summaries::live(&context.pool, &request.client_id, month).await?
+        summaries::live(&context.engine.pool, &request.client_id, month).await?
     };
     let rows = &mut read.rows.summaries;
     let more = !rows.split_off(rows.len().min(limit as usize)).is_empty();
@@ -118,7 +118,7 @@ pub async fn update(
     if let Some(client_id) = client_id {
         clients::existing(&context, client_id).await?;
     }
-    let updated_count = jobs::summaries::refresh(&context.pool, client_id, month).await? as i64;
+    let updated_count = jobs::summaries::refresh(&context.engine.pool, client_id, month).await? as i64;
     Ok(UpdateMonthlySummariesResponse { updated_count })
 }
 
@@ -133,12 +133,12 @@ pub async fn rebuild(context: Arc<Context>, request: RebuildRollupsRequest) -> R
         clients::existing(&context, client_id).await?;
     }
     let asked = Month::of(start)..=Month::of(end);
-    let closed = deployment::closed_through(&mut *context.pool.acquire().await?).await?;
+    let closed = deployment::closed_through(&mut *context.engine.pool.acquire().await?).await?;
     if let Some(closed) = closed.filter(|closed| asked.start() <= closed) {
         return Err(Refusal::month_closed(closed));
     }
     let (first, last) = (asked.start().previous(), asked.end().next());
-    let there = verify::client_months(&context.pool, client_id, Some(first), Some(last)).await?;
+    let there = verify::client_months(&context.engine.pool, client_id, Some(first), Some(last)).await?;
     // A changed zone may move events into a month that has none yet, from one beside it.
     let touched = |month: Month| match request.rezone {
         true => vec![month.previous(), month, month.next()],
@@ -151,13 +151,13 @@ pub async fn rebuild(context: Arc<Context>, request: RebuildRollupsRequest) -> R
         .collect();
     let mut response = RebuildRollupsResponse::default();
     for (client_id, month) in months {
-        let mut tx = context.pool.begin().await?;
+        let mut tx = context.engine.pool.begin().await?;
         let rebuilt = rebuild::month(&mut tx, &client_id, month, request.rezone).await?;
         let Some(rebuilt) = rebuilt else {
             let closed = deployment::closed_through(&mut tx).await?;
             return Err(Refusal::month_closed(closed.unwrap_or(month)));
         };
-        check::corrected_months(&mut tx, &context.alert_settings, &client_id, &rebuilt.corrected_months).await?;
+        check::corrected_months(&mut tx, &context.engine.alert_settings, &client_id, &rebuilt.corrected_months).await?;
         tx.commit().await?;
         response.month_count += 1;
         response.corrected_row_count += rebuilt.corrected_row_count;

@@ -31,7 +31,8 @@ pub async fn batch(
         .collect();
     let submissions: Vec<&Submission> = checked.iter().flatten().map(|checked| &checked.submission).collect();
     let Preview { outcomes, clients } =
-        preview(&context.pool, &context.catalog, &context.settings.ingest(), &clients, &submissions).await?;
+        preview(&context.engine.pool, &context.engine.catalog, &context.engine.config.ingest, &clients, &submissions)
+            .await?;
     let ids: HashSet<EventId> = submissions.iter().map(|submission| submission.id).collect();
     let mut outcomes = outcomes.into_iter();
     let results = checked.iter().map(|checked| match checked {

@@ -31,7 +31,7 @@ fn charge(context: &Context, charge: Option<Charge>) -> (Option<Money>, String, 
 impl Context {
     /// An amount in the deployment's currency.
     pub fn money(&self, amount: Total) -> Money {
-        Money { currency: self.currency.clone(), amount: amount.to_string() }
+        Money { currency: self.engine.currency.clone(), amount: amount.to_string() }
     }
 
     /// Sums.
@@ -49,7 +49,7 @@ impl Context {
 
     /// Sums of services, with what the catalogue says of each.
     pub fn services(&self, services: &[ServiceSums]) -> Vec<proto::ServiceUsage> {
-        let catalog = self.catalog.current();
+        let catalog = self.engine.catalog.current();
         let service = |row: &ServiceSums| {
             let known = catalog.service(&row.service);
             proto::ServiceUsage {
@@ -66,7 +66,7 @@ impl Context {
 
     /// What those of the services cost that are charged once a period: projections do not scale it.
     pub fn recurring_cost(&self, services: &[ServiceSums]) -> Total {
-        let catalog = self.catalog.current();
+        let catalog = self.engine.catalog.current();
         let recurs = |row: &&ServiceSums| catalog.service(&row.service).is_some_and(|service| service.recurring);
         services.iter().filter(recurs).map(|row| row.sums.cost).sum()
     }

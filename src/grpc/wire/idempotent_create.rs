@@ -47,7 +47,7 @@ impl Create {
         hash.update(request.encode_to_vec());
         let request_hash = hash.finalize().to_vec();
         let principal = caller.principal();
-        let mut tx = context.pool.begin().await?;
+        let mut tx = context.engine.pool.begin().await?;
         if !request_id.is_empty()
             && let Some(first) = requests::find(&mut tx, &principal, request_id, &request_hash).await?
         {
@@ -57,7 +57,7 @@ impl Create {
             }
             return R::decode(first.response.as_slice()).map(Begun::Repeat).map_err(Refusal::internal);
         }
-        let clock = context.clock.clone();
+        let clock = context.engine.clock.clone();
         Ok(Begun::New(Self { tx, clock, principal, request_id: request_id.into(), request_hash }))
     }
 

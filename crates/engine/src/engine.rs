@@ -1,0 +1,43 @@
+//! What every use case works with.
+
+use crate::alerts::notify::NotifyConfig;
+use crate::alerts::raise::AlertSettings;
+use crate::catalog::CatalogCache;
+use crate::clock::Clock;
+use crate::ingest::{Ingest, IngestConfig};
+use sqlx::PgPool;
+use std::sync::Arc;
+use tokio::sync::Notify;
+
+/// The database, the state in memory and the configuration of one replica.
+pub struct Engine {
+    pub pool: PgPool,
+    /// For reads that are one statement: see [`meterd_store::connect::read_pool`].
+    pub reads: PgPool,
+    pub catalog: Arc<CatalogCache>,
+    pub ingest: Ingest,
+    pub clock: Clock,
+    pub alert_settings: AlertSettings,
+    /// The currency of the deployment, an ISO 4217 code.
+    pub currency: String,
+    pub config: EngineConfig,
+    /// Wakes the pricing job of this replica.
+    pub pricing_wanted: Arc<Notify>,
+    /// Wakes the notifier of this replica.
+    pub notifications_wanted: Arc<Notify>,
+    /// Wakes the scheduler of this replica.
+    pub jobs_wanted: Arc<Notify>,
+}
+
+/// The configuration of the use cases.
+#[derive(Clone, Debug)]
+pub struct EngineConfig {
+    /// Maximum age of an event in days, except in a backfill.
+    pub accept_past_days: u32,
+    /// Maximum number of seconds that an event may be ahead of the clock.
+    pub accept_future_seconds: u32,
+    /// Whether events of services that are not in the catalogue are recorded, without a charge. Otherwise they are refused.
+    pub keep_unknown_services: bool,
+    pub ingest: IngestConfig,
+    pub notify: NotifyConfig,
+}
