@@ -98,3 +98,34 @@ fn the_server_uses_all_of_them() {
         assert!(used.contains(name), "{name}");
     }
 }
+
+/// The functions of the store that change the sums of a month.
+const WRITES_OF_SUMS: [&str; 5] =
+    ["record::record(", "record::record_claimed(", "record::copy(", "record::add(", "rollups::delete_zeros("];
+
+fn source_files(directory: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(directory).unwrap().map(Result::unwrap) {
+        let path = entry.path();
+        match path.is_dir() {
+            true => source_files(&path, found),
+            false => found.extend(path.extension().is_some_and(|extension| extension == "rs").then_some(path)),
+        }
+    }
+}
+
+#[test]
+fn only_the_ledger_changes_the_sums_of_a_month() {
+    let mut files = vec![];
+    for directory in ["src", "crates/engine/src", "crates/embedded-postgres/src"] {
+        source_files(&root().join(directory), &mut files);
+    }
+    let ledger = root().join("crates/engine/src/ledger");
+    let writes = |path: &PathBuf| {
+        let text = std::fs::read_to_string(path).unwrap();
+        WRITES_OF_SUMS.iter().any(|write| text.contains(write))
+    };
+    let (in_ledger, elsewhere): (Vec<PathBuf>, Vec<PathBuf>) =
+        files.into_iter().filter(writes).partition(|path| path.starts_with(&ledger));
+    assert!(!in_ledger.is_empty(), "the functions of the store have other names: mend this test");
+    assert!(elsewhere.is_empty(), "these files change sums without the ledger: {elsewhere:?}");
+}

@@ -8,6 +8,8 @@ pub mod counts;
 mod engine;
 pub mod ingest;
 pub mod jobs;
+pub mod ledger;
+pub mod rebuild;
 pub mod refusal;
 
 pub use engine::{Engine, EngineConfig};

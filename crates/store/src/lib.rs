@@ -11,6 +11,7 @@ pub mod clients;
 pub mod connect;
 pub mod deployment;
 mod error;
+pub mod event_days;
 pub mod events;
 pub mod export;
 pub mod floor;
@@ -27,7 +28,7 @@ pub mod policies;
 pub mod preload;
 pub mod pricing;
 pub mod query;
-pub mod rebuild;
+
 pub mod record;
 pub mod requests;
 pub mod rollups;

@@ -295,6 +295,6 @@ impl UsageService for Handlers {
         &self,
         request: Request<RebuildRollupsRequest>,
     ) -> Result<Response<RebuildRollupsResponse>, Status> {
-        self.run(request, summaries::rebuild).await
+        self.run(request, summaries::rebuild_rollups).await
     }
 }

@@ -13,13 +13,10 @@ use meterd_domain::decimal::Total;
 use meterd_domain::event::ID_BYTES_MAX;
 use meterd_domain::period::{Month, day_of, elapsed_and_remaining};
 use meterd_domain::projection::{change_percent, month_end};
-use meterd_engine::alerts::check;
-use meterd_engine::jobs;
 use meterd_engine::refusal::Refusal;
+use meterd_engine::{jobs, rebuild};
 use meterd_store::clients::zone;
 use meterd_store::summaries::{self, Summary, SummaryTotals};
-use meterd_store::{deployment, rebuild, verify};
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 const PAGE_SIZE_DEFAULT: i64 = 100;
@@ -123,7 +120,10 @@ pub async fn update(
 }
 
 /// Computes months again from their events.
-pub async fn rebuild(context: Arc<Context>, request: RebuildRollupsRequest) -> Result<RebuildRollupsResponse, Refusal> {
+pub async fn rebuild_rollups(
+    context: Arc<Context>,
+    request: RebuildRollupsRequest,
+) -> Result<RebuildRollupsResponse, Refusal> {
     let mut fields = Fields::default();
     fields.text("client_id", &request.client_id, ID_BYTES_MAX);
     let (start, end) = fields.days(&request.start_date, &request.end_date, SUMMARY_DAYS_MAX);
@@ -132,36 +132,12 @@ pub async fn rebuild(context: Arc<Context>, request: RebuildRollupsRequest) -> R
     if let Some(client_id) = client_id {
         clients::existing(&context, client_id).await?;
     }
-    let asked = Month::of(start)..=Month::of(end);
-    let closed = deployment::closed_through(&mut *context.engine.pool.acquire().await?).await?;
-    if let Some(closed) = closed.filter(|closed| asked.start() <= closed) {
-        return Err(Refusal::month_closed(closed));
-    }
-    let (first, last) = (asked.start().previous(), asked.end().next());
-    let there = verify::client_months(&context.engine.pool, client_id, Some(first), Some(last)).await?;
-    // A changed zone may move events into a month that has none yet, from one beside it.
-    let touched = |month: Month| match request.rezone {
-        true => vec![month.previous(), month, month.next()],
-        false => vec![month],
-    };
-    let months: BTreeSet<(String, Month)> = there
-        .into_iter()
-        .flat_map(|(client_id, month)| touched(month).into_iter().map(move |month| (client_id.clone(), month)))
-        .filter(|(_, month)| asked.contains(month))
-        .collect();
-    let mut response = RebuildRollupsResponse::default();
-    for (client_id, month) in months {
-        let mut tx = context.engine.pool.begin().await?;
-        let rebuilt = rebuild::month(&mut tx, &client_id, month, request.rezone).await?;
-        let Some(rebuilt) = rebuilt else {
-            let closed = deployment::closed_through(&mut tx).await?;
-            return Err(Refusal::month_closed(closed.unwrap_or(month)));
-        };
-        check::corrected_months(&mut tx, &context.engine.alert_settings, &client_id, &rebuilt.corrected_months).await?;
-        tx.commit().await?;
-        response.month_count += 1;
-        response.corrected_row_count += rebuilt.corrected_row_count;
-        response.rezoned_event_count += rebuilt.rezoned_event_count;
-    }
-    Ok(response)
+    let months = Month::of(start)..=Month::of(end);
+    let asked = rebuild::Request { client_id: client_id.map(String::from), months, rezone: request.rezone };
+    let rebuilt = rebuild::run(&context.engine, &asked).await?;
+    Ok(RebuildRollupsResponse {
+        month_count: rebuilt.month_count,
+        corrected_row_count: rebuilt.corrected_row_count,
+        rezoned_event_count: rebuilt.rezoned_event_count,
+    })
 }

@@ -1,6 +1,7 @@
 //! Checking: everything that holds of a client now, with what time alone, a policy or a correction has changed.
 
 use super::raise::{AlertSettings, Raising, count, raise};
+use crate::ledger::Posted;
 use crate::refusal::Refusal;
 use chrono::{Days, NaiveDate};
 use futures_util::stream::{self, StreamExt};
@@ -65,15 +66,15 @@ pub async fn client(
     evaluate(conn, settings, Scope { client_id, today, raise_from: month, rows, days: &days, usage }).await.map(Some)
 }
 
-/// Checks months of a client that were corrected, whichever they are. As the last write of a transaction that holds them, but
-/// not the versions lock: what a policy that changes meanwhile says instead is left to that policy's own check, which takes
-/// the months after it.
+/// Checks months of a client whose sums were corrected: raises and resolves alerts. It is the last write of the transaction,
+/// which need not share the versions lock: if a policy changes at the same time, that change checks the client after it.
 pub async fn corrected_months(
-    conn: &mut PgConnection,
+    posted: Posted<'_>,
     settings: &AlertSettings,
     client_id: &str,
     months: &[Month],
 ) -> meterd_store::Result<Checked> {
+    let conn = posted.into_conn();
     let Some(zone) = clients::time_zone(conn, client_id).await? else { return Ok(Checked::default()) };
     let Some(raise_from) = months.iter().min().copied() else { return Ok(Checked::default()) };
     let rows = rollups::lock_client_months(conn, client_id, months).await?;

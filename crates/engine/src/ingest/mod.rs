@@ -1,10 +1,8 @@
 //! The one write path: bounded queues, and writers that commit what has gathered.
 
 mod batch;
-mod clients;
 mod queue;
 mod queues;
-mod repeats;
 mod split;
 mod unpriced;
 mod writer;

@@ -1,13 +1,13 @@
 //! A writer: takes what has gathered while the last commit ran, commits it, answers each caller. Its database work runs
 //! here, in its own task and on its own connection, and never on a caller's future.
 
-use super::clients::{ClientSettings, KNOWN_CLIENTS_MAX};
 use super::queue::Item;
 use super::queues::Queues;
 use super::split::{FAILED_TRIES_MAX, split};
 use super::{IngestConfig, Outcome, batch, reply, unpriced};
 use crate::alerts::raise::AlertSettings;
 use crate::catalog::CatalogCache;
+use crate::ledger::{ClientSettings, KNOWN_CLIENTS_MAX};
 use crate::refusal::Refusal;
 use foldhash::fast::RandomState;
 use meterd_domain::period::Month;

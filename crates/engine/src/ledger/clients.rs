@@ -1,4 +1,4 @@
-//! What a writer remembers of clients: their time zones and alert policies.
+//! What a transaction needs to know of clients: their time zones and alert policies.
 
 use chrono_tz::Tz;
 use foldhash::fast::RandomState;
@@ -8,20 +8,20 @@ use sqlx::PgConnection;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// Clients that a writer remembers; then it forgets all and asks again.
-pub(super) const KNOWN_CLIENTS_MAX: usize = 1_000_000;
+/// Maximum number of clients that are remembered. If there are more, all are forgotten and read again.
+pub const KNOWN_CLIENTS_MAX: usize = 1_000_000;
 
-/// Settings of the clients that were asked for, as they are at one version.
+/// Settings of clients, as they are at one version.
 #[derive(Default)]
-pub(super) struct ClientSettings {
+pub struct ClientSettings {
     version: i64,
     zones: HashMap<Arc<str>, Tz, RandomState>,
     pub policies: Policies,
 }
 
 impl ClientSettings {
-    /// Asks for those of the clients that are not known at this version. It is that of a transaction that holds the versions
-    /// lock, so that nothing of it changes until the commit.
+    /// Reads the settings of those clients that are not known at this version. `version` is that of a transaction that shares the
+    /// versions lock, so the settings cannot change until its commit.
     pub async fn know(
         &mut self,
         conn: &mut PgConnection,
@@ -42,12 +42,12 @@ impl ClientSettings {
         Ok(())
     }
 
-    /// Takes a client that does not exist for one of this zone.
+    /// Pretends that a client with this zone exists.
     pub fn assume(&mut self, client_id: Arc<str>, zone: Tz) {
         self.zones.insert(client_id, zone);
     }
 
-    /// The zone of a client that exists.
+    /// The time zone of a client that is known.
     pub fn zone(&self, client_id: &str) -> Option<Tz> {
         self.zones.get(client_id).copied()
     }

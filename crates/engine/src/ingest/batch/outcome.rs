@@ -1,22 +1,23 @@
-//! Keys that were taken: who has them, and what that makes of an event.
+//! Decides the outcome of each event, by comparison with the event that has its key.
 
-use super::batch::{Dated, Order};
-use super::{Conflict, Outcome, Recorded};
+use super::claim::Claims;
+use super::date::Dated;
+use crate::ingest::{Conflict, Outcome, Recorded};
 use meterd_domain::event::{UsageEvent, differing_fields, repeats};
 use meterd_store::StoreError;
 use meterd_store::holders::{self, KeyHolder};
 use sqlx::PgConnection;
 use std::collections::{HashMap, HashSet};
 
-/// Adds who has a key that was taken, and gives which leaders those are of.
-pub(super) async fn find_earlier_holders(
+/// Adds the holders of keys that were taken, and returns the leaders that have these keys.
+pub async fn find_earlier_holders(
     conn: &mut PgConnection,
     dated: &[Dated<'_>],
-    order: &Order,
+    claims: &Claims,
     holders: &mut [Option<KeyHolder>],
 ) -> meterd_store::Result<HashSet<usize>> {
     let key = |leader: usize| {
-        let event = &dated[order.leaders[leader]].submission.event;
+        let event = &dated[claims.leaders[leader]].submission.event;
         (event.client_id.to_string(), event.idempotency_key.to_string())
     };
     let taken: Vec<usize> = (0..holders.len()).filter(|&leader| holders[leader].is_none()).collect();
@@ -36,21 +37,40 @@ fn is_repeat(dated: &Dated<'_>, holder: &KeyHolder) -> bool {
     repeats((&submission.event, &submission.payload_hash), (holder.id.time, &holder.payload_hash))
 }
 
-/// The events of the batch, by number, whose key belongs to another payload.
-pub(super) async fn conflicts(
+/// Decides the outcome of each event. `holders` has the event that has each leader's key; `earlier` are those of them that were
+/// there before this batch.
+pub async fn decide(
     conn: &mut PgConnection,
     dated: &[Dated<'_>],
-    order: &Order,
+    claims: &Claims,
+    holders: &[Option<KeyHolder>],
+    earlier: &HashSet<usize>,
+) -> meterd_store::Result<Vec<meterd_store::Result<Outcome>>> {
+    let conflicts = conflicts(conn, dated, claims, holders).await?;
+    let decide = |(index, (dated, &leader)): (usize, (&Dated<'_>, &usize))| {
+        // A closed month is the answer even if the key went to another event of the batch.
+        let is_closed = dated.is_of_closed_time() && !earlier.contains(&leader);
+        let holder = holders[leader].as_ref().filter(|_| !is_closed);
+        outcome(dated, holder, conflicts.get(&index))
+    };
+    Ok(dated.iter().zip(&claims.leader_of).enumerate().map(decide).collect())
+}
+
+/// Returns the events of the batch, by index, whose key belongs to another payload.
+async fn conflicts(
+    conn: &mut PgConnection,
+    dated: &[Dated<'_>],
+    claims: &Claims,
     holders: &[Option<KeyHolder>],
 ) -> meterd_store::Result<HashMap<usize, Conflict>> {
-    let holder_of = |index: usize| holders[order.leader_of[index]].as_ref();
+    let holder_of = |index: usize| holders[claims.leader_of[index]].as_ref();
     let differing: Vec<(usize, &KeyHolder)> = (0..dated.len())
         .filter_map(|index| Some((index, holder_of(index)?)))
         .filter(|(index, holder)| !is_repeat(&dated[*index], holder))
         .collect();
-    // One that this batch has recorded is at hand.
+    // An event of this batch need not be read.
     let at_hand = |index: usize| {
-        let leader = dated[order.leaders[order.leader_of[index]]].submission;
+        let leader = dated[claims.leaders[claims.leader_of[index]]].submission;
         holder_of(index).is_some_and(|holder| holder.id == leader.id).then_some(&leader.event)
     };
     let (numbers, wanted): (Vec<usize>, Vec<_>) = differing
@@ -70,8 +90,8 @@ pub(super) async fn conflicts(
     Ok(differing.into_iter().map(conflict).collect())
 }
 
-/// The outcome of an event, by comparison with the one that has its key.
-pub(super) fn outcome(
+/// Returns the outcome of one event.
+fn outcome(
     dated: &Dated<'_>,
     holder: Option<&KeyHolder>,
     conflict: Option<&Conflict>,
@@ -81,7 +101,7 @@ pub(super) fn outcome(
         (Some(_), Some(conflict), _) => Ok(Outcome::Conflict(conflict.clone())),
         (Some(holder), None, _) => {
             let recorded = Recorded { id: holder.id, charge: holder.charge };
-            // Its own: recorded now, or by an earlier try of this batch that had come through after all.
+            // The event itself has the key: it was recorded now, or by an earlier attempt whose outcome was unknown.
             let own = holder.id == submission.id;
             Ok(if own { Outcome::Accepted(recorded) } else { Outcome::Duplicate(recorded) })
         }

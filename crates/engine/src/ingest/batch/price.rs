@@ -1,0 +1,31 @@
+//! Prices the events that may claim their keys.
+
+use super::Submission;
+use super::claim::Claims;
+use super::date::Dated;
+use meterd_domain::catalog::Catalog;
+use meterd_domain::event::PricedEvent;
+use meterd_store::record::NewEvent;
+
+/// The events to post, sorted by client and key.
+pub struct Priced<'a> {
+    pub new: Vec<NewEvent<'a>>,
+    /// For each of `new`, its index in [`Claims::leaders`].
+    pub leaders: Vec<usize>,
+}
+
+/// Prices the leaders that are not refused. The catalogue is that of the transaction's version.
+pub fn price<'a>(catalog: &Catalog, dated: &[Dated<'a>], claims: &Claims) -> Priced<'a> {
+    let (leaders, new) = claims
+        .leaders
+        .iter()
+        .enumerate()
+        .filter(|&(_, &index)| dated[index].refusal.is_none())
+        .map(|(leader, &index)| {
+            let Dated { submission: Submission { event, id, payload_hash, backfill, .. }, day, .. } = dated[index];
+            let priced = PricedEvent { event, id: *id, day, charge: catalog.charge(event) };
+            (leader, NewEvent { priced, payload_hash, backfill: *backfill })
+        })
+        .unzip();
+    Priced { new, leaders }
+}
