@@ -2,7 +2,6 @@
 
 mod batch;
 mod queue;
-mod queues;
 mod split;
 mod unpriced;
 mod writer;
@@ -15,8 +14,7 @@ use crate::refusal::{Reason, Refusal};
 use chrono_tz::Tz;
 use foldhash::fast::RandomState;
 use meterd_domain::event::{Charge, EventId, PayloadHash, UsageEvent};
-use queue::Item;
-use queues::Queues;
+use queue::{Item, WriteQueue};
 use sqlx::postgres::PgConnectOptions;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -184,7 +182,7 @@ impl Outcome {
 /// The way in.
 #[derive(Clone, Debug)]
 pub struct Ingest {
-    queues: Arc<Queues>,
+    queue: Arc<WriteQueue>,
 }
 
 impl Ingest {
@@ -195,13 +193,13 @@ impl Ingest {
         catalog: &Arc<CatalogCache>,
         alert_settings: &AlertSettings,
     ) -> (Self, Vec<JoinHandle<()>>) {
-        let queues = Arc::new(Queues::new(settings.writers.max(1), settings.queue_events_max));
+        let queue = Arc::new(WriteQueue::new(settings.writers.max(1), settings.queue_events_max));
         let writer = |number| {
-            let (queues, settings, database) = (queues.clone(), settings.clone(), database.clone());
-            tokio::spawn(writer::run(queues, number, settings, database, catalog.clone(), alert_settings.clone()))
+            let (queue, settings, database) = (queue.clone(), settings.clone(), database.clone());
+            tokio::spawn(writer::run(queue, number, settings, database, catalog.clone(), alert_settings.clone()))
         };
-        let writers = (0..queues.count()).map(writer).collect();
-        (Self { queues }, writers)
+        let writers = (0..queue.writer_count()).map(writer).collect();
+        (Self { queue }, writers)
     }
 
     /// Queues a lone event, and settles when it is durable. A full queue is an error at once: a lone caller is told, not
@@ -209,7 +207,7 @@ impl Ingest {
     pub async fn record(&self, submission: Submission) -> Result<Outcome, Refusal> {
         let (sender, receiver) = oneshot::channel();
         let item = Item { submission: Box::new(submission), reply: Reply::One(sender), queued_at: Instant::now() };
-        self.queues.push(item)?;
+        self.queue.push(item)?;
         receiver.await.map_err(|_| Refusal::shutting_down())
     }
 
@@ -224,17 +222,17 @@ impl Ingest {
             let reply = Reply::Numbered(number, outcomes.clone());
             Item { submission, reply, queued_at }
         };
-        self.queues.push_when_room(submissions.into_iter().map(item)).await
+        self.queue.push_when_room(submissions.into_iter().map(item)).await
     }
 
     /// Takes nothing more. What is queued is still settled.
     pub fn close(&self) {
-        self.queues.close();
+        self.queue.close();
     }
 
     /// How many events wait.
     pub fn depth(&self) -> usize {
-        self.queues.len()
+        self.queue.len()
     }
 }
 

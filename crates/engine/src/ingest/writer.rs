@@ -1,8 +1,7 @@
 //! A writer: takes what has gathered while the last commit ran, commits it, answers each caller. Its database work runs
 //! here, in its own task and on its own connection, and never on a caller's future.
 
-use super::queue::Item;
-use super::queues::Queues;
+use super::queue::{Batch, Item, WriteQueue};
 use super::split::{FAILED_TRIES_MAX, split};
 use super::{IngestConfig, Outcome, batch, reply, unpriced};
 use crate::alerts::raise::AlertSettings;
@@ -48,8 +47,6 @@ struct Writer {
     known_clients: HashSet<Arc<str>, RandomState>,
     client_settings: ClientSettings,
     known_partitions: HashSet<Month, RandomState>,
-    /// Clients whose rows somebody held for longer than the lock timeout: tried alone, and after the others.
-    held_clients: HashSet<Arc<str>>,
     /// The error of the last try, if the database did not do its part. Then events that have waited for too long already are
     /// given up without a try of their own: one after another, those of a full queue would wait for many times as long.
     away: Option<Refusal>,
@@ -65,8 +62,8 @@ fn by_client(items: Vec<Item>) -> Vec<Vec<Item>> {
 }
 
 /// Answers the events of a writer's own queue whose time is up that their outcome is not known.
-fn give_up_queued(queues: &Queues, own: usize, retry_for: Duration, unknown: &Refusal) {
-    let expired = queues.take_expired(own, retry_for);
+fn give_up_queued(queue: &WriteQueue, own: usize, retry_for: Duration, unknown: &Refusal) {
+    let expired = queue.take_expired(own, retry_for);
     reply(expired.into_iter().map(|item| (item.reply, Outcome::Unavailable(unknown.clone()))));
 }
 
@@ -87,7 +84,7 @@ fn give_up_unwritable(items: Vec<Item>, error: StoreError) {
 
 /// Runs until the queue of this number, which is the writer's own, is closed and empty.
 pub(super) async fn run(
-    queues: Arc<Queues>,
+    queue: Arc<WriteQueue>,
     number: usize,
     settings: IngestConfig,
     database: PgConnectOptions,
@@ -104,18 +101,14 @@ pub(super) async fn run(
         known_clients: HashSet::default(),
         client_settings: ClientSettings::default(),
         known_partitions: HashSet::default(),
-        held_clients: HashSet::new(),
         away: None,
     };
-    while let Some((items, at_work)) = queues.take(number, writer.settings.batch_events_max).await {
-        {
-            let mut settled = pin!(writer.settle(&queues, number, items));
-            if tokio::time::timeout(SLOW_AFTER, settled.as_mut()).await.is_err() {
-                at_work.is_slow();
-                settled.await;
-            }
+    while let Some(Batch { items, blocked, work }) = queue.take(number, writer.settings.batch_events_max).await {
+        let mut settled = pin!(writer.settle(&queue, number, items, blocked));
+        if tokio::time::timeout(SLOW_AFTER, settled.as_mut()).await.is_err() {
+            work.is_slow();
+            settled.await;
         }
-        queues.know_held(number, &mut writer.held_clients);
     }
     if let Some(conn) = writer.conn {
         drop(conn.close().await);
@@ -125,11 +118,12 @@ pub(super) async fn run(
 impl Writer {
     /// Answers every item: with its outcome, or, when the database stays away too long, that it is not known.
     ///
-    /// Where a row of one client is held for long, its events go back into the queue, and the other clients' go on.
-    async fn settle(&mut self, queues: &Queues, own: usize, items: Vec<Item>) {
-        let (held, others): (Vec<_>, Vec<_>) = match self.held_clients.is_empty() {
+    /// If another transaction has locked the month of a client for long, the client is blocked: its events go back into the queue
+    /// and are tried alone, after the events of the other clients.
+    async fn settle(&mut self, queue: &WriteQueue, own: usize, items: Vec<Item>, mut blocked: HashSet<Arc<str>>) {
+        let (held, others): (Vec<_>, Vec<_>) = match blocked.is_empty() {
             true => (vec![], items),
-            false => items.into_iter().partition(|item| self.held_clients.contains(&item.submission.event.client_id)),
+            false => items.into_iter().partition(|item| blocked.contains(&item.submission.event.client_id)),
         };
         // The last one is the next.
         let mut batches: VecDeque<Vec<Item>> = by_client(held).into();
@@ -145,15 +139,14 @@ impl Writer {
                 continue;
             }
             let started = Instant::now();
-            match self.try_in_time(queues, own, &items).await {
+            match self.try_in_time(queue, own, &items).await {
                 Ok(outcomes) => {
                     self.away = None;
                     metrics::histogram!("meterd_commit_seconds").record(started.elapsed());
                     metrics::histogram!("meterd_batch_events").record(items.len() as u32);
                     unpriced::count(&items, &outcomes);
-                    if !self.held_clients.is_empty() {
-                        self.held_clients
-                            .retain(|held| !items.iter().any(|item| item.submission.event.client_id == *held));
+                    if !blocked.is_empty() {
+                        queue.unblock(own, items.iter().map(|item| &item.submission.event.client_id));
                     }
                     reply(items.into_iter().map(|item| item.reply).zip(outcomes));
                     pause = RETRY_PAUSE_MIN;
@@ -170,13 +163,13 @@ impl Writer {
                         if of_clients.len() == 1 {
                             let items = of_clients.remove(0);
                             let client_id = items[0].submission.event.client_id.clone();
-                            if queues.give_back(own, items) {
-                                self.held_clients.insert(client_id);
+                            if queue.give_back(own, items) {
+                                blocked.insert(client_id);
                             }
                         }
                         batches.extend(of_clients);
                     } else {
-                        give_up_queued(queues, own, self.settings.retry_for, &unknown);
+                        give_up_queued(queue, own, self.settings.retry_for, &unknown);
                         self.away = Some(unknown);
                         let left = self.time_left(&kept);
                         batches.push_back(kept);
@@ -215,7 +208,12 @@ impl Writer {
 
     /// Records a batch, or gives up: see [`TRY_TIMEOUT_MIN`]. While the database is away, what waits in the queue is given up
     /// at its time, too.
-    async fn try_in_time(&mut self, queues: &Queues, own: usize, items: &[Item]) -> meterd_store::Result<Vec<Outcome>> {
+    async fn try_in_time(
+        &mut self,
+        queue: &WriteQueue,
+        own: usize,
+        items: &[Item],
+    ) -> meterd_store::Result<Vec<Outcome>> {
         let (away, retry_for) = (self.away.clone(), self.settings.retry_for);
         let try_for = self.time_left(items).clamp(TRY_TIMEOUT_MIN, TRY_TIMEOUT_MAX);
         let mut trying = pin!(tokio::time::timeout(try_for, self.try_record(items)));
@@ -225,7 +223,7 @@ impl Writer {
                 Some(unknown) => match tokio::time::timeout(GIVE_UP_EVERY, trying.as_mut()).await {
                     Ok(tried) => tried,
                     Err(_) => {
-                        give_up_queued(queues, own, retry_for, unknown);
+                        give_up_queued(queue, own, retry_for, unknown);
                         continue;
                     }
                 },
