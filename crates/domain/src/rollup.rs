@@ -5,18 +5,52 @@ use crate::event::{Charge, Measures, PricedEvent};
 use crate::period::Month;
 use chrono::NaiveDate;
 use std::collections::BTreeMap;
+use std::ops::{AddAssign, Sub};
 use std::sync::Arc;
 
-/// Sums over events. A difference may be negative.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Sums {
-    pub request_count: i64,
-    pub units: Total,
-    pub input_tokens: i64,
-    pub output_tokens: i64,
-    pub cached_input_tokens: i64,
-    pub cost: Total,
-    pub unpriced_event_count: i64,
+macro_rules! sums {
+    ($($(#[$doc:meta])* $name:ident: $type:ty,)*) => {
+        /// Sums over events. A difference of sums can be negative.
+        ///
+        /// This list is the only source of the sums. The store has a test that each of its statements has all of them.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct Sums {
+            $($(#[$doc])* pub $name: $type,)*
+        }
+
+        impl Sums {
+            /// The names of the sums, which are also their columns, in their order.
+            pub const NAMES: &[&str] = &[$(stringify!($name),)*];
+        }
+
+        impl AddAssign for Sums {
+            fn add_assign(&mut self, other: Self) {
+                $(self.$name += other.$name;)*
+            }
+        }
+
+        impl Sub for Sums {
+            type Output = Self;
+
+            fn sub(self, other: Self) -> Self {
+                Self { $($name: self.$name - other.$name,)* }
+            }
+        }
+    };
+}
+
+sums! {
+    /// Events.
+    request_count: i64,
+    units: Total,
+    input_tokens: i64,
+    output_tokens: i64,
+    /// Tokens that are also counted in `input_tokens`.
+    cached_input_tokens: i64,
+    /// The sum of the charges, in the currency of the deployment.
+    cost: Total,
+    /// Events that have no charge.
+    unpriced_event_count: i64,
 }
 
 /// Client and month.
@@ -55,18 +89,6 @@ impl Sums {
     /// What pricing one waiting event changes.
     pub fn of_pricing(cost: Total) -> Self {
         Self { cost, unpriced_event_count: -1, ..Self::default() }
-    }
-}
-
-impl std::ops::AddAssign for Sums {
-    fn add_assign(&mut self, other: Self) {
-        self.request_count += other.request_count;
-        self.units += other.units;
-        self.input_tokens += other.input_tokens;
-        self.output_tokens += other.output_tokens;
-        self.cached_input_tokens += other.cached_input_tokens;
-        self.cost += other.cost;
-        self.unpriced_event_count += other.unpriced_event_count;
     }
 }
 
@@ -120,22 +142,6 @@ impl Deltas {
             months: months.into_iter().collect(),
             month_services: month_services.into_iter().collect(),
             days: days.into_iter().collect(),
-        }
-    }
-}
-
-impl std::ops::Sub for Sums {
-    type Output = Self;
-
-    fn sub(self, other: Self) -> Self {
-        Self {
-            request_count: self.request_count - other.request_count,
-            units: self.units - other.units,
-            input_tokens: self.input_tokens - other.input_tokens,
-            output_tokens: self.output_tokens - other.output_tokens,
-            cached_input_tokens: self.cached_input_tokens - other.cached_input_tokens,
-            cost: self.cost - other.cost,
-            unpriced_event_count: self.unpriced_event_count - other.unpriced_event_count,
         }
     }
 }
