@@ -3,18 +3,19 @@
 //! - An id, key id, token, page token, resume token or secret that the server has made becomes `<id 1>`, `<key 1>`, `<token 1>`,
 //!   `<page 1>`, `<resume 1>`, `<secret 1>`: the number is that of its first appearance in the topic, and wherever it appears
 //!   again it is written the same, also inside of texts. A later request can name it.
-//! - A time within 100 days of now becomes `<now>`, or `<now +24h>` by its distance in hours; a day `<day>`, a month `<month>`.
-//!   Recorded events are of 2024, so that every time of theirs stays.
+//! - A time within 200 days of now becomes `<now>`, or `<now +24h>` by its distance in hours; a day `<day>`, a month `<month>`.
+//!   Recorded events are of 2024, so that every time of theirs stays. What comes after "such as" is an example, and stays.
 //! - The request id of a call becomes `<request>` in its own answer, and `<request 7>` in that of others.
-//! - The members that an exchange masks become `<masked>`.
+//! - The members that an exchange masks are left out.
 
 use crate::json::sorted;
+use crate::recording;
 use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
 use meterd::clock::Clock;
 use serde_json::{Map, Value};
 
 /// Times closer to now than this are counted from now.
-const NEAR: TimeDelta = TimeDelta::days(100);
+const NEAR: TimeDelta = TimeDelta::days(200);
 /// Members with values that are made by the server, and how they are named.
 const MADE: [(&str, &str); 11] = [
     ("alertId", "id"),
@@ -88,6 +89,8 @@ impl Known {
         for (value, name) in self.names.iter().filter(|(_, name)| !name.starts_with("<request")) {
             text = text.replace(name, value);
         }
+        let unknown = |(_, kind): &(&str, &str)| text.contains(&format!("<{kind} "));
+        assert!(!recording() || !MADE.iter().any(unknown), "no answer before has a value that is named in {text}");
         let hours = text.strip_prefix("<now").and_then(|rest| rest.strip_suffix('>')).map(|rest| rest.trim());
         if let Some(hours) = hours {
             let hours = hours.strip_suffix('h').map_or(0, |hours| hours.parse().expect("hours, such as <now +24h>"));
@@ -98,14 +101,13 @@ impl Known {
 
     /// An answer as it is recorded.
     pub fn normal(&mut self, member: &str, value: &Value) -> Value {
-        if self.mask.iter().any(|masked| masked == member) {
-            return "<masked>".into();
-        }
         match value {
             Value::Object(object) => {
                 let mut normal = Map::new();
                 for (name, value) in sorted(object) {
-                    normal.insert(name.clone(), self.normal(name, value));
+                    if !self.mask.contains(name) {
+                        normal.insert(name.clone(), self.normal(name, value));
+                    }
                 }
                 Value::Object(normal)
             }
@@ -127,13 +129,23 @@ impl Known {
         for (value, name) in &self.names {
             text = text.replace(value, name);
         }
+        for months in -6..=6 {
+            // As people write it: "November 2026".
+            let month = (Clock::system().now() + TimeDelta::days(30 * months)).format("%B %Y").to_string();
+            text = text.replace(&month, "<month>");
+        }
+        for day in (1..=31).rev().filter(|_| text.contains("<month>")).collect::<Vec<_>>() {
+            text = text.replace(&format!(" {day} <month>"), " <day>");
+        }
         let is_part = |letter: char| letter.is_ascii_alphanumeric() || "-+:.".contains(letter);
         let mut normal = String::new();
         let mut rest = text.as_str();
         while let Some(begin) = rest.find(is_part) {
             let end = rest[begin..].find(|letter| !is_part(letter)).map_or(rest.len(), |length| begin + length);
             normal += &rest[..begin];
-            normal += &self.normal_word(&rest[begin..end]);
+            let word = &rest[begin..end];
+            let named = if normal.ends_with("such as ") { word.into() } else { self.normal_word(word) };
+            normal += &named;
             rest = &rest[end..];
         }
         normal + rest
@@ -142,11 +154,16 @@ impl Known {
     fn normal_word(&mut self, word: &str) -> String {
         let plain = word.trim_end_matches(['.', ':', '-']);
         let end = &word[plain.len()..];
-        let is_id = plain.len() == ID_DIGITS && plain.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-        if is_id {
-            return self.name("id", plain) + end;
+        if let Some(named) = from_now(plain) {
+            return named + end;
         }
-        from_now(plain).map_or_else(|| word.into(), |named| named + end)
+        // Also with something before it, as keys of the server have.
+        let parts = word.split_inclusive(['.', ':', '-']).map(|part| {
+            let id = part.trim_end_matches(['.', ':', '-']);
+            let is_id = id.len() == ID_DIGITS && id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+            if is_id { self.name("id", id) + &part[id.len()..] } else { part.into() }
+        });
+        parts.collect()
     }
 }
 
