@@ -33,10 +33,9 @@ struct Replay<'a> {
 pub async fn replay(topic: &Topic) -> Vec<Option<Value>> {
     let server = Server::start(&topic.server).await;
     let mut known = Known::default();
-    if topic.server.iter().any(|flag| flag == "--auth=keys") {
-        let token = server.first_key();
+    if let Some(token) = &server.first_token {
         known.name("key", token.split('_').nth(1).unwrap());
-        known.name("token", &token);
+        known.name("token", token);
     }
     let channel = Endpoint::from_shared(server.address.clone()).unwrap().connect_lazy();
     let database = PgConnection::connect(&server.database_url).await.unwrap();

@@ -12,6 +12,8 @@ pub struct Server {
     /// Such as "http://127.0.0.1:50051".
     pub address: String,
     pub database_url: String,
+    /// The token of an admin of all clients, where the server asks for keys.
+    pub first_token: Option<String>,
 }
 
 fn meterd(database_url: &str) -> Command {
@@ -24,10 +26,21 @@ fn meterd(database_url: &str) -> Command {
     command
 }
 
+/// Makes the first key, as an operator does, and gives its token.
+fn first_key(database_url: &str) -> String {
+    let mut command = meterd(database_url);
+    command.args(["keys", "create", "ops", "--scope=admin", "--all-clients", "--direct", "--quiet"]);
+    let made = command.output().unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    String::from_utf8(made.stdout).unwrap().trim().into()
+}
+
 impl Server {
     /// With these flags. No job runs by itself, unless a flag says so.
     pub async fn start(flags: &[String]) -> Self {
         let database_url = fresh_database().await;
+        // Without a key it would not start.
+        let first_token = flags.iter().any(|flag| flag == "--auth=keys").then(|| first_key(&database_url));
         let mut command = meterd(&database_url);
         for job in meterd::jobs::names() {
             command.env(format!("METERD_SCHEDULE_{}", job.to_uppercase()), "off");
@@ -47,16 +60,7 @@ impl Server {
             std::thread::spawn(move || drop(std::io::copy(&mut greeting, &mut std::io::sink())));
             line.split_whitespace().find_map(|word| word.find("127.0.0.1:").map(|at| word[at..].to_string())).unwrap()
         });
-        Self { address: format!("http://{}", address.await.unwrap()), child, database_url }
-    }
-
-    /// Makes the first key, as an operator does, and gives its token.
-    pub fn first_key(&self) -> String {
-        let mut command = meterd(&self.database_url);
-        command.args(["keys", "create", "ops", "--scope=admin", "--all-clients", "--direct", "--quiet"]);
-        let made = command.output().unwrap();
-        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-        String::from_utf8(made.stdout).unwrap().trim().into()
+        Self { address: format!("http://{}", address.await.unwrap()), child, database_url, first_token }
     }
 
     /// Sends a signal.

@@ -118,7 +118,8 @@ impl Topic {
     }
 
     fn text_with(&self, answers: &[Option<Value>]) -> String {
-        let (about, server) = (json::pretty(&self.about.clone().into(), 2), json::pretty(&self.server.clone().into(), 2));
+        let (about, server) =
+            (json::pretty(&self.about.clone().into(), 2), json::pretty(&self.server.clone().into(), 2));
         let exchanges = self.exchanges.iter().zip(answers);
         let exchanges: Vec<String> = exchanges.map(|(exchange, answer)| exchange.text(answer.as_ref())).collect();
         let exchanges = exchanges.join(",\n");
