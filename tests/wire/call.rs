@@ -173,7 +173,7 @@ impl Call {
         if let Some(Value::String(data)) = json.get_mut("data") {
             // A file, as lines.
             use base64::Engine;
-            let text = String::from_utf8(base64::engine::general_purpose::STANDARD.decode(&data).unwrap()).unwrap();
+            let text = String::from_utf8(base64::engine::general_purpose::STANDARD.decode(data).unwrap()).unwrap();
             json["data"] = text.lines().map(Value::from).collect();
         }
         json
