@@ -11,7 +11,7 @@
 use crate::json::sorted;
 use crate::recording;
 use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
-use meterd::clock::Clock;
+use meterd_engine::clock::Clock;
 use serde_json::{Map, Value};
 
 /// Times closer to now than this are counted from now.

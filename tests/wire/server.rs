@@ -42,7 +42,7 @@ impl Server {
         // Without a key it would not start.
         let first_token = flags.iter().any(|flag| flag == "--auth=keys").then(|| first_key(&database_url));
         let mut command = meterd(&database_url);
-        for job in meterd::jobs::names() {
+        for job in meterd_engine::jobs::names() {
             command.env(format!("METERD_SCHEDULE_{}", job.to_uppercase()), "off");
         }
         command.args(["serve", "--allow-non-durable-database", "--listen=127.0.0.1:0", "--http-listen=127.0.0.1:0"]);
