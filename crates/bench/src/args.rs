@@ -21,44 +21,44 @@ pub struct LoadArgs {
     /// Seconds of each measurement
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=60))]
     pub seconds: u64,
-    /// How often everything is measured, in turns
+    /// Number of rounds. Each round measures everything
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub rounds: u32,
-    /// What is measured beside its floors; several with commas between them
+    /// Calls to measure, with their floors; separate several with commas
     #[arg(long, value_delimiter = ',', default_values_t = [Calls::Track, Calls::Batch, Calls::Stream])]
     pub calls: Vec<Calls>,
-    /// How many clients the events are spread over
+    /// Number of clients of the events
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub clients: u32,
-    /// Percent of the events that one hot client has, where there is one; 0 measures without
+    /// Percentage of the events that belong to one hot client, in the workloads with a hot client; 0 leaves these out
     #[arg(long, alias = "skew", default_value_t = 100, value_parser = clap::value_parser!(u32).range(0..=100))]
     pub hot: u32,
-    /// How many kinds of usage the events are spread over: services, operations and models of the built-in catalogue
+    /// Number of kinds of usage: services, operations and models of the built-in catalogue
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=i64::from(KINDS_MAX)))]
     pub services: u32,
-    /// Bytes of metadata of an event, as JSON
+    /// Bytes of metadata per event, as JSON
     #[arg(long, default_value_t = 0, value_parser = payload_bytes)]
     pub payload_bytes: u32,
-    /// Percent of the events that are sent again with their key, once they have been acknowledged
+    /// Percentage of the events that are sent again with the same key after their acknowledgement
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=90))]
     pub duplicates: u32,
-    /// Events a second, in open loop: they are due whether those before have been answered or not, and their latency counts
-    /// from then. Without it, each caller sends as soon as it has its answer
+    /// Events per second, in open loop: events become due independent of earlier answers, and their latency counts from the
+    /// time when they are due. Without it, each caller sends its next event as soon as it has an answer
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     pub rate: Option<u32>,
-    /// TrackUsage calls under way at once; several with commas between them
+    /// Concurrent TrackUsage calls; separate several numbers with commas
     #[arg(long, value_delimiter = ',', default_values_t = [1, 8, 32, 64, 256], value_parser = clap::value_parser!(u32).range(1..=1_000))]
     pub concurrency: Vec<u32>,
-    /// Events of a BatchTrackUsage call, and most unsettled ones of a stream; several with commas between them
+    /// Events of a BatchTrackUsage call, and most unsettled events of a stream; separate several numbers with commas
     #[arg(long, value_delimiter = ',', default_values_t = [1_000, 5_000], value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub batch: Vec<u32>,
-    /// BatchTrackUsage calls, or streams, at once
+    /// Concurrent BatchTrackUsage calls or streams
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=256))]
     pub batch_calls: u32,
     /// gRPC connections
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub connections: u32,
-    /// Most database connections of floor (b). More than the default were slower with a hot client and no faster without
+    /// Most database connections of floor (b). More than the default were slower with a hot client and no faster without one
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     pub floor_connections: u32,
 }
@@ -68,10 +68,10 @@ pub struct LoadArgs {
 pub struct WritesArgs {
     #[command(flatten)]
     pub load: LoadArgs,
-    /// Events that are there before anything is measured, with their keys, of the same clients; 0 begins with none
+    /// Events to write before the measurement, with their keys, of the same clients; 0 starts with an empty database
     #[arg(long, default_value_t = 0, value_parser = preload)]
     pub preload: u64,
-    /// How many days they are spread over, up to now
+    /// Number of days of the preloaded events, up to now
     #[arg(long, default_value_t = PRELOAD_DAYS, requires = "preload", value_parser = clap::value_parser!(u32).range(i64::from(DAYS_MIN)..=3_650))]
     pub days: u32,
     /// Print JSON
@@ -87,21 +87,21 @@ pub struct SetupArgs {
     /// Program to measure [default: the meterd next to meterd-bench]
     #[arg(long, env = "METERD_BIN", value_name = "PATH")]
     pub meterd: Option<PathBuf>,
-    /// PostgreSQL to use, with the right to make a scratch database; not taken from the environment, as the load is heavy.
-    /// Without it, a durable one is started for the while
+    /// PostgreSQL to use, with the right to create databases; not taken from the environment, because the load is heavy.
+    /// Without it, a durable embedded PostgreSQL runs during the measurement
     #[arg(long, id = "bench_database_url", value_name = "URL")]
     pub database_url: Option<String>,
-    /// Name of a database there that is made if it is not there, and kept: what is preloaded is used again
+    /// Name of a database to keep there: it is created if it does not exist, and later runs use its preloaded events
     #[arg(long, value_name = "NAME", requires = "bench_database_url", value_parser = postgres::parse_name)]
     pub keep: Option<String>,
-    /// Where the database of the while is made, in a directory of its own; on the disk that is to be measured [default:
-    /// the system's temporary directory]
+    /// Directory for the embedded PostgreSQL, on the disk to measure; it gets a new directory there, which is removed at the
+    /// end [default: the system's temporary directory]
     #[arg(long, id = "bench_data_dir", value_name = "DIRECTORY")]
     pub data_dir: Option<PathBuf>,
-    /// Where initdb and postgres are. Without it they are searched for
+    /// Directory of initdb and postgres. Without it they are searched for
     #[arg(long, env = "METERD_POSTGRES_BIN_DIR")]
     pub postgres_bin_dir: Option<PathBuf>,
-    /// Whether PostgreSQL may be downloaded when none is found
+    /// Whether PostgreSQL may be downloaded if none is found
     #[arg(long, env = "METERD_POSTGRES_DOWNLOAD", num_args = 0..=1, default_missing_value = "true", default_value = "true", action = clap::ArgAction::Set)]
     pub postgres_download: bool,
     /// Where to download PostgreSQL from

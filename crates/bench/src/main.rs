@@ -52,7 +52,7 @@ const LOAD_CLIENTS: &str = "load";
 /// The name of this program among the commands whose settings a settings file may hold.
 const COMMAND: &str = "bench";
 
-/// Measure throughput and latency against the database's own floor
+/// Measure throughput and latency of meterd, compared with plain PostgreSQL programs in the same run
 #[derive(Parser)]
 #[command(name = "meterd-bench", version, long_version = entry::LONG_VERSION, args_conflicts_with_subcommands = true)]
 struct Cli {
@@ -67,14 +67,14 @@ struct Cli {
 /// What is measured instead of the write side.
 #[derive(Subcommand)]
 enum Only {
-    /// Measure how soon an alert is at a subscriber, and what idle subscribers cost
+    /// Measure how soon a subscriber receives an alert, and what idle subscribers cost
     Alerts(alerts::AlertsArgs),
-    /// Compare what is measured with how fast it is meant to be
+    /// Compare measured figures with their goals
     Goals(goals::GoalsArgs),
     /// Serve the floor of alerts to many subscribers
     #[command(hide = true)]
     Broadcast,
-    /// Measure reads in a database that is full already, exports, imports and verification
+    /// Measure reads in a preloaded database, exports, imports and verification
     Reads(reads::ReadsArgs),
 }
 

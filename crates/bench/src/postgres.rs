@@ -15,7 +15,11 @@ const SECOND: &str = "_second";
 pub fn parse_name(text: &str) -> Result<String, String> {
     let plain = text.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_'));
     let fits = (1..=40).contains(&text.len()) && text.starts_with(|first: char| first.is_ascii_lowercase());
-    if plain && fits { Ok(text.into()) } else { Err("must be 1 to 40 of a-z, 0-9 and _, a letter first".into()) }
+    if plain && fits {
+        Ok(text.into())
+    } else {
+        Err("must be 1 to 40 characters of a-z, 0-9 and _, and start with a letter".into())
+    }
 }
 
 /// A PostgreSQL, and the name of the scratch database in it.
@@ -37,7 +41,11 @@ impl Postgres {
             return Ok(Self { url: url.clone(), database, embedded: None, keeps });
         }
         let parent = args.data_dir.clone().unwrap_or_else(std::env::temp_dir);
-        anyhow::ensure!(parent.is_dir(), "--data-dir {} is no directory", parent.display());
+        anyhow::ensure!(
+            parent.is_dir(),
+            "--data-dir: {} is not a directory; create it, or give another one",
+            parent.display()
+        );
         // A new directory: it is removed with its contents at the end.
         let directory = parent.join(database.replace('_', "-"));
         let settings = EmbeddedSettings {
@@ -61,7 +69,7 @@ impl Postgres {
     /// Creates the scratch database and returns its URL.
     pub async fn create_database(&self) -> anyhow::Result<String> {
         let mut conn = self.connect().await?;
-        floor::create_database(&mut conn, &self.database).await.context("the scratch database cannot be made")?;
+        floor::create_database(&mut conn, &self.database).await.context("the scratch database cannot be created")?;
         conn.close().await?;
         with_database(&self.url, &self.database)
     }
@@ -83,7 +91,7 @@ impl Postgres {
         let name = self.second_name();
         let mut conn = self.connect().await?;
         floor::drop_database(&mut conn, &name).await?;
-        floor::create_database(&mut conn, &name).await.context("the scratch database cannot be made")?;
+        floor::create_database(&mut conn, &name).await.context("the scratch database cannot be created")?;
         conn.close().await?;
         with_database(&self.url, &name)
     }
@@ -125,14 +133,14 @@ impl Postgres {
 
 /// Replaces the database in a URL.
 fn with_database(url: &str, database: &str) -> anyhow::Result<String> {
-    let after_scheme = url.find("://").context("the database URL has no scheme")? + 3;
+    let after_scheme = url.find("://").context("--database-url: must start with postgres://")? + 3;
     let (front, query) = url.split_at(url[after_scheme..].find('?').map_or(url.len(), |at| after_scheme + at));
     let authority = front[after_scheme..].find('/').map_or(front, |at| &front[..after_scheme + at]);
     let changed = format!("{authority}/{database}{query}");
     let options: PgConnectOptions = changed.parse()?;
     anyhow::ensure!(
         options.get_database() == Some(database),
-        "the database URL names its database elsewhere than in the path"
+        "--database-url: must name its database in the path of the URL only"
     );
     Ok(changed)
 }

@@ -59,7 +59,7 @@ impl Server {
             Ok::<_, std::io::Error>(None)
         };
         let addresses =
-            tokio::time::timeout(READY_TIMEOUT, greeting).await.context("the server does not get ready")??;
+            tokio::time::timeout(READY_TIMEOUT, greeting).await.context("the server was not ready in time")??;
         let (address, http_address) = addresses.context("the server ended before it was ready; its reason is above")?;
         Ok(Self { child, address, http_address, _stdout: stdout })
     }
@@ -74,8 +74,9 @@ impl Server {
         if let Some(pid) = self.child.id() {
             kill(Pid::from_raw(i32::try_from(pid)?), Signal::SIGTERM)?;
         }
-        let status =
-            tokio::time::timeout(STOP_TIMEOUT, self.child.wait()).await.context("the server does not end")??;
+        let status = tokio::time::timeout(STOP_TIMEOUT, self.child.wait())
+            .await
+            .context("the server did not stop in time")??;
         anyhow::ensure!(status.success(), "the server ended with {status}");
         Ok(())
     }

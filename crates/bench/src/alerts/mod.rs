@@ -28,40 +28,40 @@ use sqlx::{ConnectOptions, Connection as _};
 /// Arguments of `meterd-bench alerts`.
 #[derive(clap::Args, Clone, Debug)]
 pub struct AlertsArgs {
-    /// Events that cross a line, each of a client of its own
+    /// Events that cross a line, each of another client
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub crossings: u32,
-    /// Of them, how many a second
+    /// Crossings per second
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub crossings_per_second: u32,
-    /// Other events a second, meanwhile
+    /// Other events per second at the same time
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub load: u32,
-    /// Idle subscribers; 0 measures none
+    /// Idle subscribers; 0 skips their measurement
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
     pub subscribers: u32,
-    /// Subscribers of one connection
+    /// Subscribers per connection
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     pub streams_per_connection: u32,
-    /// Subscribers that all have every alert of a burst; 0 measures none
+    /// Subscribers that receive every alert of a burst; 0 skips this measurement
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(0..=100_000))]
     pub fan_out: u32,
     /// Alerts of a burst
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(2..=fan_out::ALERTS_MAX))]
     pub fan_out_alerts: u32,
-    /// How often throughput is measured with idle subscribers and without, in turns
+    /// Number of rounds. Each round measures the throughput with and without idle subscribers
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub rounds: u32,
     /// Seconds of each of these measurements
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=60))]
     pub seconds: u64,
-    /// TrackUsage calls under way at once in these measurements
+    /// Concurrent TrackUsage calls in these measurements
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     pub concurrency: u32,
-    /// How many clients the other events are spread over
+    /// Number of clients of the other events
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub clients: u32,
-    /// gRPC connections of the events
+    /// gRPC connections for the events
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub connections: u32,
     /// Print JSON

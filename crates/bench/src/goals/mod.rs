@@ -20,25 +20,25 @@ use std::time::Instant;
 /// Arguments of `meterd-bench goals`.
 #[derive(clap::Args, Clone, Debug)]
 pub struct GoalsArgs {
-    /// Measure only these sections; several with commas between them
+    /// Measure only these sections; separate several with commas
     #[arg(long, value_delimiter = ',', value_enum, default_values_t = Section::ALL)]
     pub only: Vec<Section>,
     /// Seconds of each measurement
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=60))]
     pub seconds: u64,
-    /// How often everything is measured, in turns
+    /// Number of rounds. Each round measures everything
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub rounds: u32,
-    /// How many clients the events are spread over
+    /// Number of clients of the events
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub clients: u32,
-    /// BatchTrackUsage calls, or streams, at once
+    /// Concurrent BatchTrackUsage calls or streams
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=256))]
     pub batch_calls: u32,
-    /// Events that are there before, where that is asked for
+    /// Events to write before the measurement, in the sections with a preloaded database
     #[arg(long, default_value_t = 20_000_000, value_parser = clap::value_parser!(u64).range(EVENTS_MIN..=PRELOAD_MAX))]
     pub preload: u64,
-    /// How many days they are spread over, up to now
+    /// Number of days of the preloaded events, up to now
     #[arg(long, default_value_t = PRELOAD_DAYS, value_parser = clap::value_parser!(u32).range(i64::from(DAYS_MIN)..=3_650))]
     pub days: u32,
     /// gRPC connections
@@ -54,15 +54,15 @@ pub struct GoalsArgs {
 /// A part of the table that can be measured alone, over its own database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Section {
-    /// TrackUsage beside a transaction an event and an empty call
+    /// TrackUsage, compared with one transaction per event and an empty call
     Track,
-    /// BatchTrackUsage and StreamUsage beside multi-row statements and COPY
+    /// BatchTrackUsage and StreamUsage, compared with multi-row statements and COPY
     Batch,
-    /// The same in a database that is full already, beside an empty one
+    /// BatchTrackUsage and StreamUsage in a preloaded database, compared with an empty one
     Preloaded,
-    /// Reads beside the same in SQL, in a database that is full already
+    /// Reads in a preloaded database, compared with their SQL
     Reads,
-    /// Alerts to many subscribers beside a bare stream, and the memory of the server
+    /// Alerts to many subscribers, compared with a plain stream, and the memory of the server
     Alerts,
 }
 

@@ -42,13 +42,13 @@ const CONNECTIONS: usize = 4;
 /// Arguments of `meterd-bench reads`.
 #[derive(clap::Args, Clone, Debug)]
 pub struct ReadsArgs {
-    /// Events that are there before anything is measured
+    /// Events to write before the measurement
     #[arg(long, default_value_t = 20_000_000, value_parser = clap::value_parser!(u64).range(EVENTS_MIN..=10_000_000_000))]
     pub preload: u64,
-    /// How many clients they are spread over
+    /// Number of clients of the preloaded events
     #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub clients: u32,
-    /// How many days they are spread over, up to now
+    /// Number of days of the preloaded events, up to now
     #[arg(long, default_value_t = 35, value_parser = clap::value_parser!(u32).range(i64::from(DAYS_MIN)..=3_650))]
     pub days: u32,
     /// Events of an export and of an import
@@ -57,10 +57,10 @@ pub struct ReadsArgs {
     /// Seconds of each measurement of a read
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=60))]
     pub seconds: u64,
-    /// How often everything is measured, in turns
+    /// Number of rounds. Each round measures everything
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub rounds: u32,
-    /// Only these parts
+    /// Measure only these parts; separate several with commas
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Part::Calls, Part::Export, Part::Import, Part::UnderLoad, Part::Verify])]
     pub parts: Vec<Part>,
     /// Print JSON
@@ -73,13 +73,13 @@ pub struct ReadsArgs {
 /// What is measured together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Part {
-    /// Months, summaries and queries, one call after the other
+    /// Months, summaries and queries, one call at a time
     Calls,
-    /// ExportUsage beside COPY
+    /// ExportUsage, compared with COPY
     Export,
-    /// `meterd import` beside BatchTrackUsage
+    /// `meterd import`, compared with BatchTrackUsage
     Import,
-    /// Reads while events come in
+    /// Reads while the server records events
     #[value(name = "beside")]
     UnderLoad,
     /// `meterd verify`
