@@ -38,6 +38,7 @@ use preload::Preload;
 use product::entry::{self, Common, Given, fail};
 use product::{MeterdCommand, help, print};
 use report::Report;
+use serde_json::Value;
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
 use writes::{Bench, measure_rounds};
@@ -111,27 +112,27 @@ async fn main() -> ExitCode {
 /// Measures, verifies, prints and removes what it made. Exits with 1 if the database does not have exactly what the server
 /// acknowledged.
 async fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
-    let (text, is_exact) = match &cli.only {
-        Some(Only::Broadcast) => return alerts::broadcast::run().await,
+    match &cli.only {
+        Some(Only::Broadcast) => alerts::broadcast::run().await,
         Some(Only::Alerts(args)) => {
             let meterd = find_meterd(&args.setup).await?;
             let measure = async |postgres: &Postgres| alerts::measure_all(args, &meterd, postgres).await;
             let report = with_postgres(&args.setup, measure).await?;
-            let text = if args.json { format!("{:#}", report.json(args, &meterd)) } else { report.text(args, &meterd) };
-            (text, report.is_exact())
+            let json = args.json.then(|| report.json(args, &meterd));
+            Ok(finish(json, || report.text(args, &meterd), report.is_exact()))
         }
         Some(Only::Goals(args)) => {
             let meterd = find_meterd(&args.setup).await?;
             let report = goals::measure_all(args, &meterd).await?;
-            let text = if args.json { format!("{:#}", report.json(args, &meterd)) } else { report.text(args, &meterd) };
-            (text, report.is_exact())
+            let json = args.json.then(|| report.json(args, &meterd));
+            Ok(finish(json, || report.text(args, &meterd), report.is_exact()))
         }
         Some(Only::Reads(args)) => {
             let meterd = find_meterd(&args.setup).await?;
             let measure = async |postgres: &Postgres| reads::measure_all(args, &meterd, postgres).await;
             let report = with_postgres(&args.setup, measure).await?;
-            let text = if args.json { format!("{:#}", report.json(args, &meterd)) } else { report.text(args, &meterd) };
-            (text, report.is_exact())
+            let json = args.json.then(|| report.json(args, &meterd));
+            Ok(finish(json, || report.text(args, &meterd), report.is_exact()))
         }
         None => {
             let args = &cli.writes;
@@ -139,12 +140,19 @@ async fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
             let meterd = find_meterd(&args.setup).await?;
             let measure = async |postgres: &Postgres| measure_writes(args, &meterd, postgres).await;
             let report = with_postgres(&args.setup, measure).await?;
-            let text = if args.json { format!("{:#}", report.json(args, &meterd)) } else { report.text(args, &meterd) };
-            (text, report.ended.is_exact())
+            let json = args.json.then(|| report.json(args, &meterd));
+            Ok(finish(json, || report.text(args, &meterd), report.ended.is_exact()))
         }
-    };
-    print::line(format_args!("{text}"));
-    Ok(if is_exact { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+}
+
+/// Prints a report, as JSON or as text, and chooses the exit code.
+fn finish(json: Option<Value>, text: impl FnOnce() -> String, is_exact: bool) -> ExitCode {
+    match json {
+        Some(json) => print::line(format_args!("{json:#}")),
+        None => print::line(format_args!("{}", text())),
+    }
+    if is_exact { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// Finds the program to measure before anything is started, and warns if it is of another version.
