@@ -8,7 +8,7 @@ const GROUPS: [(&str, &[&str]); 6] = [
     ("Record usage", &["track", "import"]),
     ("Read usage and costs", &["usage", "summary", "unpriced", "export"]),
     ("Clients, prices and alerts", &["clients", "prices", "alerts", "notifications"]),
-    ("Check and repair", &["verify", "rebuild", "jobs", "bench"]),
+    ("Check and repair", &["verify", "rebuild", "jobs"]),
     ("Access", &["keys", "audit"]),
 ];
 /// Commands that no group names.
@@ -36,11 +36,9 @@ const HEADINGS: [(&str, &[&str]); 8] = [
 /// Commands whose flags are settings of the server or of its database.
 const SETTINGS_COMMANDS: [&str; 4] = ["serve", "migrate", "verify", "create"];
 
-/// Arranges the help of a command and of all below it.
+/// Arranges the help of meterd: its commands in groups, and the flags of each command.
 pub fn arranged(command: Command) -> Command {
     let help = grouped_commands(&command);
-    // Those of every command stand after a command's own.
-    let command = command.mut_args(|arg| if arg.is_global_set() { arg.display_order(GLOBAL_ORDER) } else { arg });
     arranged_flags(command).help_template(format!(
         "{{about-with-newline}}\n{{usage-heading}} {{usage}}\n\n{help}\nOptions:\n{{options}}{{after-help}}"
     ))
@@ -70,7 +68,9 @@ fn grouped_commands(command: &Command) -> String {
     text + "`meterd COMMAND --help` tells the rest.\n"
 }
 
-fn arranged_flags(command: Command) -> Command {
+/// Arranges the flags of a command and of its subcommands. Flags of every command come after a command's own flags.
+pub fn arranged_flags(command: Command) -> Command {
+    let command = command.mut_args(|arg| if arg.is_global_set() { arg.display_order(GLOBAL_ORDER) } else { arg });
     let connects = command.get_arguments().any(|arg| arg.get_id() == "api_key");
     let has_settings = SETTINGS_COMMANDS.contains(&command.get_name());
     let heading = |arg: &Arg| {

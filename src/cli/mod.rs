@@ -2,7 +2,6 @@
 
 pub mod alerts;
 pub mod audit;
-pub mod bench;
 pub mod clients;
 pub mod export;
 pub mod import;
@@ -24,6 +23,7 @@ pub mod chart;
 pub mod connect;
 pub mod decimal;
 pub mod dial;
+pub mod entry;
 pub mod errors;
 pub mod help;
 pub mod hints;
@@ -76,8 +76,6 @@ pub enum Command {
     Audit(audit::AuditArgs),
     /// List alert notifications and retry failed ones
     Notifications(notifications::NotificationsArgs),
-    /// Measure throughput and latency against the database's own floor
-    Bench(Box<bench::BenchCommand>),
 }
 
 /// Runs a command. Boxed here, so that it is compiled here, once, and not again in the binary.
@@ -101,7 +99,6 @@ pub fn run(command: Command) -> Pin<Box<dyn Future<Output = anyhow::Result<ExitC
             Command::Keys(args) => keys::run(args).await,
             Command::Audit(args) => audit::run(args).await,
             Command::Notifications(args) => notifications::run(args).await,
-            Command::Bench(args) => bench::run(*args).await,
         }
     })
 }

@@ -7,6 +7,8 @@ use std::ffi::OsString;
 const PREFIX: &str = "METERD_";
 /// Names the settings file; declared by a flag that is in no file.
 const CONFIG: &str = "METERD_CONFIG";
+/// Names the program that meterd-bench measures. It is no mistake if it is set for all programs.
+const BENCH_PROGRAM: &str = "METERD_BIN";
 /// A name of another prefix that differs from a variable's in so few characters is a slip: METERED_AUTH, MTERD_AUHT.
 const SLIPS_MAX: usize = 2;
 /// And its prefix in so few: METRO_LOG is another program's.
@@ -18,7 +20,8 @@ pub fn wrong_variables(command: &Command, variables: impl Iterator<Item = (OsStr
     let catalogue = Catalogue::of(command);
     let wrong = variables.filter_map(|(name, value)| {
         let name = name.to_str()?;
-        let is_known = name == CONFIG || catalogue.iter().any(|setting| setting.variable == name);
+        let is_known =
+            [CONFIG, BENCH_PROGRAM].contains(&name) || catalogue.iter().any(|setting| setting.variable == name);
         if is_known || is_of_kubernetes(name, &value.to_string_lossy()) {
             return None;
         }
@@ -125,6 +128,7 @@ mod tests {
         for (name, value) in [
             ("METERD_AUTH", "keys"),
             ("METERD_CONFIG", "/etc/meterd.toml"),
+            ("METERD_BIN", "target/release/meterd"),
             ("DATABASE_URL", "postgres://"),
             ("METRICS_PORT", "1"),
             ("METRO_LISTEN", "1"),

@@ -1,5 +1,5 @@
-//! The floors of `meterd bench`: the same promise kept in the plain way, a transaction an event; `statements`, a batch at a
-//! time; `copy`, with no promise but the unique key; and what else it asks the database.
+//! The floors of `meterd-bench`: the same guarantees with one transaction per event; `statements`, with one transaction per batch;
+//! `copy`, with no guarantee but the unique key; and other queries of the bench.
 
 mod copy;
 mod statements;

@@ -1,4 +1,4 @@
-//! The floor (r) of `meterd bench reads`: each read as a plain query over the rollups, on one connection.
+//! The floor (r) of `meterd-bench reads`: each read as a plain query over the rollups, on one connection.
 
 use bigdecimal::BigDecimal;
 use chrono::{DateTime, NaiveDate, Utc};

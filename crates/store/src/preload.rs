@@ -1,4 +1,4 @@
-//! Fills a database for `meterd bench` as live events would have: keys, events, days, months and summaries.
+//! Fills a database for `meterd-bench` as live events would have: keys, events, days, months and summaries.
 
 use bigdecimal::BigDecimal;
 use chrono::{DateTime, Utc};

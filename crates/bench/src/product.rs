@@ -1,0 +1,10 @@
+//! Everything that the bench uses of meterd's library.
+
+pub use meterd::cli::chart::{grouped, table};
+pub use meterd::cli::connect::{ConnectArgs, Connection, MESSAGE_BYTES_MAX, alerts_client, status_error, usage_client};
+pub use meterd::cli::verify::{Verified, verify_all};
+pub use meterd::cli::{Command as MeterdCommand, entry, help};
+pub use meterd::database::command_pool;
+pub use meterd::{print, proto};
+pub use meterd_engine::catalog::CatalogCache;
+pub use meterd_engine::clock::Clock;

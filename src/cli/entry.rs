@@ -1,0 +1,149 @@
+//! What every program of meterd does around its command: it parses the arguments over the settings file and the environment,
+//! starts the log, prints errors and chooses the exit code.
+
+use crate::config::{self, SettingsFile, WrongVariables};
+use crate::log::{self, LogFormat, LogGuard};
+use crate::print;
+use clap::{ArgMatches, Args, Command, FromArgMatches};
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// The version for `--version`: it names a debug build, because `meterd-bench` has to know which build it measures.
+pub const LONG_VERSION: &str = if cfg!(debug_assertions) {
+    concat!(env!("CARGO_PKG_VERSION"), " (debug build)")
+} else {
+    env!("CARGO_PKG_VERSION")
+};
+
+/// Flags of every command.
+#[derive(Args, Clone, Debug)]
+pub struct Common {
+    /// Settings file: TOML, with the names of the flags as keys
+    #[arg(long, global = true, env = "METERD_CONFIG")]
+    config: Option<PathBuf>,
+    /// What to log, such as "info" or "warn,meterd=debug"
+    #[arg(long, global = true, env = "METERD_LOG", value_parser = log::parse_filter)]
+    log: Option<String>,
+    /// How to log. Default: text on a terminal, JSON elsewhere
+    #[arg(long, global = true, env = "METERD_LOG_FORMAT")]
+    log_format: Option<LogFormat>,
+}
+
+impl Common {
+    /// Starts the log, until the guard is dropped. A server logs more than other commands, and also its panics.
+    pub fn start_log(&self, is_server: bool) -> LogGuard {
+        let default = if is_server {
+            "info,sqlx::postgres::notice=warn,sqlx_postgres::options::pgpass=error"
+        } else {
+            // Commands print database errors themselves.
+            "warn,sqlx=error"
+        };
+        // Container tools pass unset variables as empty ones.
+        let filter = self.log.as_deref().filter(|filter| !filter.is_empty()).unwrap_or(default);
+        if is_server {
+            log::log_panics();
+        }
+        log::start(filter, self.log_format)
+    }
+}
+
+/// The arguments of a program, and the settings file that they or the environment name.
+pub struct Given {
+    arguments: Vec<OsString>,
+    settings: Command,
+    file: Option<SettingsFile>,
+    wrong_variables: WrongVariables,
+}
+
+impl Given {
+    /// Reads the settings file. `settings` has every command whose settings the file and the environment may hold.
+    pub fn read(arguments: Vec<OsString>, settings: Command) -> anyhow::Result<Self> {
+        // Arguments after `--` are for another program.
+        let own = arguments.split(|argument| argument == "--").next().unwrap_or_default();
+        let named = own.iter().position(|argument| argument == "--config").and_then(|at| own.get(at + 1));
+        let inline = own.iter().find_map(|argument| argument.to_str()?.strip_prefix("--config=").map(OsString::from));
+        let path = named.cloned().or(inline).or_else(|| std::env::var_os("METERD_CONFIG"));
+        let file = path.map(|path| SettingsFile::read(&PathBuf::from(path), &settings)).transpose()?;
+        let wrong_variables = WrongVariables::find(&settings, std::env::vars_os());
+        Ok(Self { arguments, settings, file, wrong_variables })
+    }
+
+    /// Parses the arguments. Returns an exit code if nothing is left to do, because it printed the help or what is wrong.
+    pub fn parse<P: FromArgMatches>(&self, command: Command) -> Result<(P, ArgMatches), ExitCode> {
+        let command = self.file.iter().fold(command, |command, file| file.apply(command));
+        let command = self.wrong_variables.left_out(command);
+        let parsed = command
+            .try_get_matches_from(&self.arguments)
+            .and_then(|matches| Ok((P::from_arg_matches(&matches)?, matches)));
+        parsed.map_err(|error| refuse(&error, &self.arguments))
+    }
+
+    /// Checks the environment and the settings file for the command of this name in `settings`.
+    pub fn check(&self, name: &str, matches: &ArgMatches, common: &Common) -> anyhow::Result<()> {
+        self.check_variables(name, matches)?;
+        self.wrong_variables.refuse(matches)?;
+        if let Some(file) = &self.file {
+            file.check_keys_of(name, &self.settings)?;
+            config::hints::with_config(file.path());
+        }
+        anyhow::ensure!(
+            common.config.as_deref() == self.file.as_ref().map(SettingsFile::path),
+            "--config: give it once, as --config FILE"
+        );
+        Ok(())
+    }
+
+    /// Refuses misspelt variables if the command serves or opens a database, and warns about them otherwise.
+    fn check_variables(&self, name: &str, matches: &ArgMatches) -> anyhow::Result<()> {
+        let mut wrong = config::wrong_variables(&self.settings, std::env::vars_os());
+        let opens_a_database = config::opens_a_database(&self.settings, name);
+        if opens_a_database && !config::chooses_a_database(matches, &self.settings, self.file.as_ref()) {
+            wrong.extend(config::meant_urls(std::env::vars_os()));
+        }
+        anyhow::ensure!(wrong.is_empty() || !opens_a_database, "{}", wrong.join("\n"));
+        wrong.iter().for_each(|wrong| print::note(format_args!("warning: {wrong}")));
+        Ok(())
+    }
+
+    /// Prepares the hints of later errors and checks how the settings of the database go together. Returns notes to print.
+    pub fn notes(&self, name: &str, matches: &ArgMatches) -> anyhow::Result<Vec<String>> {
+        let file = self.file.as_ref();
+        config::hints::with_places(config::places(matches, &self.settings, file));
+        if config::is_by_flag(matches, "database_url") {
+            config::hints::with_url_flag();
+        }
+        if let Some(file) = file {
+            file.check_masks(config::innermost(matches), &self.settings)?;
+        }
+        match config::opens_a_database(&self.settings, name) {
+            true => config::check_database(matches, &self.settings, file),
+            false => Ok(vec![]),
+        }
+    }
+
+    /// The settings in effect, as a settings file.
+    pub fn effective(&self, matches: &ArgMatches) -> String {
+        config::effective(&self.settings, matches, self.file.as_ref())
+    }
+}
+
+/// Prints what is wrong with the arguments, or the help. `serve --check` has only two exit codes.
+fn refuse(error: &clap::Error, arguments: &[OsString]) -> ExitCode {
+    drop(error.print());
+    match error.exit_code() {
+        0 => ExitCode::SUCCESS,
+        _ if arguments.iter().any(|argument| argument == "--check") => ExitCode::FAILURE,
+        code => ExitCode::from(u8::try_from(code).unwrap_or(1)),
+    }
+}
+
+/// Prints why a command failed, through the log if there is one.
+pub fn fail(error: &anyhow::Error, log: Option<&LogGuard>) -> ExitCode {
+    let text = meterd_store::cause::text(error);
+    match log {
+        Some(log) => log.say(&format!("error: {text}")),
+        None => print::note(format_args!("error: {text}")),
+    }
+    ExitCode::FAILURE
+}
