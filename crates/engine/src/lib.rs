@@ -6,6 +6,7 @@ pub mod catalog;
 pub mod clock;
 pub mod counts;
 mod engine;
+pub mod fields;
 pub mod ingest;
 pub mod jobs;
 pub mod refusal;
