@@ -264,7 +264,7 @@ async fn create_directly(args: &CreateArgs, request: &CreateApiKeyRequest) -> an
             Ok(made)
         };
         let made = made.await;
-        entry.finish(&pool, made.as_ref().err()).await;
+        audit::finish(entry, &pool, made.as_ref().err()).await;
         pool.close().await;
         let made = made?;
         Ok((made.key.into(), made.token))

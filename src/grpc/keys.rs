@@ -1,7 +1,7 @@
 //! KeyService.
 
 use crate::grpc::wire::convert::timestamp;
-use crate::grpc::wire::fields::Fields;
+use crate::grpc::wire::fields::{Fields, unix_time};
 use crate::grpc::wire::idempotent_create::{Begun, Create, check_request_id};
 use crate::grpc::{Context, Handlers};
 use crate::proto::key_service_server::KeyService;
@@ -9,10 +9,11 @@ use crate::proto::*;
 use chrono::{DateTime, TimeDelta, Utc};
 use meterd_domain::access::{Clients, GRANTED_CLIENTS_MAX, Grants, Scope as Granted};
 use meterd_domain::event::ID_BYTES_MAX;
+use meterd_engine::audit::{self, AuditQuery};
 use meterd_engine::auth::Caller;
 use meterd_engine::auth::keys::{self, KeySpec};
 use meterd_engine::refusal::Refusal;
-use meterd_store::{api_keys, audit};
+use meterd_store::api_keys;
 use prost_types::Timestamp;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -46,25 +47,6 @@ impl From<api_keys::ApiKey> for ApiKey {
             revoke_time: key.revoke_time.map(timestamp),
             last_used_time: key.last_used_time.map(timestamp),
             rotated_from: key.rotated_from.unwrap_or_default(),
-        }
-    }
-}
-
-impl From<audit::Entry> for AuditEntry {
-    fn from(entry: audit::Entry) -> Self {
-        Self {
-            entry_id: entry.entry_id,
-            time: Some(timestamp(entry.time)),
-            actor_kind: entry.actor_kind.into(),
-            actor_id: entry.actor_id,
-            actor_name: entry.actor_name,
-            method: entry.method,
-            request_json: entry.request,
-            request_id: entry.request_id,
-            address: entry.address,
-            code: entry.code,
-            reason: entry.reason.unwrap_or_default(),
-            finish_time: entry.finish_time.map(timestamp),
         }
     }
 }
@@ -217,23 +199,23 @@ async fn rotate(
     Ok(RotateApiKeyResponse { token: made.token, ..response })
 }
 
-async fn list_audit_log(context: Arc<Context>, request: ListAuditLogRequest) -> Result<ListAuditLogResponse, Refusal> {
-    let mut fields = Fields::default();
-    fields.text("actor_id", &request.actor_id, NAME_BYTES_MAX);
-    fields.text("method", &request.method, NAME_BYTES_MAX);
-    let (start_time, end_time) = fields.times(request.start_time.as_ref(), request.end_time.as_ref());
-    let limit = fields.page_size(request.page_size, PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX);
-    fields.finish()?;
-    let bound = ListAuditLogRequest { page_size: 0, page_token: String::new(), ..request.clone() };
-    let before: Option<i64> = context.page_tokens.read("ListAuditLog", &bound, &request.page_token)?;
-    let filter = audit::Filter { actor_id: &request.actor_id, method: &request.method, start_time, end_time };
-    let mut rows = audit::list(&context.engine.pool, &filter, before, limit + 1).await?;
-    let more = !rows.split_off(rows.len().min(limit as usize)).is_empty();
-    let next_page_token = match rows.last().filter(|_| more) {
-        None => String::new(),
-        Some(last) => context.page_tokens.make("ListAuditLog", &bound, &last.entry_id),
+async fn list_audit_log(
+    context: Arc<Context>,
+    mut request: ListAuditLogRequest,
+) -> Result<ListAuditLogResponse, Refusal> {
+    let (page, next_token) = context.page(&mut request);
+    let query = AuditQuery {
+        actor_id: request.actor_id,
+        method: request.method,
+        start_time: request.start_time.as_ref().map(unix_time),
+        end_time: request.end_time.as_ref().map(unix_time),
+        page,
     };
-    Ok(ListAuditLogResponse { entries: rows.into_iter().map(AuditEntry::from).collect(), next_page_token })
+    let found = audit::list(&context.engine, query).await?;
+    Ok(ListAuditLogResponse {
+        entries: found.rows.into_iter().map(AuditEntry::from).collect(),
+        next_page_token: next_token.of(found.next),
+    })
 }
 
 #[tonic::async_trait]

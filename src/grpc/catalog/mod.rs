@@ -2,7 +2,6 @@
 
 pub mod prices;
 
-use crate::grpc::clients::DISPLAY_NAME_BYTES_MAX;
 use crate::grpc::usage::events::unknown_service;
 use crate::grpc::wire::fields::Fields;
 use crate::grpc::wire::idempotent_create::{Begun, Create, check_request_id};
@@ -17,6 +16,7 @@ use crate::proto::{
 use meterd_domain::catalog::{Catalog, Service as Metered};
 use meterd_domain::event::ID_BYTES_MAX;
 use meterd_engine::auth::Caller;
+use meterd_engine::clients::DISPLAY_NAME_BYTES_MAX;
 use meterd_engine::refusal::{Reason, Refusal};
 use meterd_store::catalog::{self as store};
 use meterd_store::{locks, pricing, summaries};
