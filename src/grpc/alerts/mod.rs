@@ -141,8 +141,8 @@ impl AlertService for Handlers {
         &self,
         request: Request<SubscribeAlertsRequest>,
     ) -> Result<Response<Self::SubscribeAlertsStream>, Status> {
-        let place = subscribe::place_of_caller(&self.0, &request).map_err(status)?;
-        self.run(request, |context, request| subscribe::start(context, request, place)).await
+        let slot = subscribe::slot(&self.0, &request).map_err(status)?;
+        self.run(request, |context, request| subscribe::start(context, request, slot)).await
     }
 
     async fn get_alert_policy(
