@@ -13,7 +13,7 @@ use crate::{net, preflight, proto, web};
 use anyhow::Context as _;
 use meterd_embedded_postgres::Embedded;
 use meterd_engine::alerts::feed::Feed;
-use meterd_engine::alerts::notify::{Courier, Notifier};
+use meterd_engine::alerts::notify::{Notifier, Sender};
 use meterd_engine::alerts::raise::AlertSettings;
 use meterd_engine::auth::{Auth, KeyRing};
 use meterd_engine::catalog::{CatalogCache, seed};
@@ -107,7 +107,7 @@ pub async fn build(
     web::recorder();
     let notify_config = settings.notifications.config()?;
     let auth_config = settings.auth.config()?;
-    let courier = Courier::new(&notify_config, &deployment.currency, &clock)?;
+    let sender = Sender::new(&notify_config, &deployment.currency, &clock)?;
     let read_connections_max = settings.database.connections_max / 2;
     let reads = connect::read_pool(options.clone(), read_connections_max);
     let pool_connections_max = settings.database.connections_max - read_connections_max;
@@ -116,7 +116,7 @@ pub async fn build(
     let exports_max = settings.exports_max.min(pool_connections_max.saturating_sub(1)).max(1);
     let catalog = Arc::new(CatalogCache::default());
     catalog.refresh(&pool).await?;
-    let notifier = Notifier::new(&pool, courier, &notify_config);
+    let notifier = Notifier::new(&pool, sender, &notify_config);
     let alert_settings = AlertSettings {
         clock: clock.clone(),
         currency: deployment.currency.clone(),
@@ -136,7 +136,7 @@ pub async fn build(
     let (feed, feed_reader) =
         Feed::start(options, settings.subscriptions_max, notifications_wanted.clone(), stopping.clone()).await?;
     let keys = KeyRing::load(options, auth_config.requests_per_second).await?;
-    let auth = Auth::new(&auth_config, keys, clock.clone())?;
+    let auth = Auth::new(&auth_config, keys.clone(), clock.clone())?;
     preflight::check_callers(&auth, &settings.database)?;
     let config = EngineConfig {
         accept_past_days: settings.accept_past_days,
@@ -150,6 +150,7 @@ pub async fn build(
         reads,
         catalog,
         ingest,
+        keys,
         clock,
         alert_settings,
         currency: deployment.currency,
@@ -157,6 +158,7 @@ pub async fn build(
         pricing_wanted: Arc::new(Notify::new()),
         notifications_wanted,
         jobs_wanted: Arc::new(Notify::new()),
+        stopping: stopping.clone(),
     };
     let context = Arc::new(Context {
         engine: Arc::new(engine),

@@ -10,7 +10,7 @@ use toml::{Table, Value};
 const LAYERS: [(&str, &[&str], &[&str]); 5] = [
     ("crates/domain", &[], &["sqlx", "sqlx-core", "tokio", "tonic", "prost", "clap"]),
     ("crates/store", &["meterd-domain"], &["tonic", "prost", "clap"]),
-    ("crates/engine", &["meterd-domain", "meterd-store"], &["tonic", "prost", "clap", "axum", "h2"]),
+    ("crates/engine", &["meterd-domain", "meterd-store"], &["tonic", "prost", "clap", "axum"]),
     ("crates/embedded-postgres", &[], &["tonic", "prost", "clap"]),
     ("crates/bench", &["meterd", "meterd-domain", "meterd-embedded-postgres", "meterd-engine", "meterd-store"], &[]),
 ];

@@ -8,7 +8,7 @@ use super::signals;
 use super::time::{parse_flag_time, time_text};
 use crate::config::{DatabaseSettings, hints};
 use crate::database::{Database, command_pool};
-use crate::grpc::{audit, keys::spec};
+use crate::grpc::audit;
 use crate::print;
 use crate::proto::key_service_client::KeyServiceClient;
 use crate::proto::{ApiKey, CreateApiKeyRequest, Grant, RevokeApiKeyRequest, RotateApiKeyRequest, Scope};
@@ -16,7 +16,8 @@ use chrono::{DateTime, Utc};
 use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 use meterd_domain::access::ActorKind;
 use meterd_domain::access::Grants;
-use meterd_engine::auth::{Caller, keys, token};
+use meterd_engine::auth::keys::{self, NewKey};
+use meterd_engine::auth::{Caller, token};
 use meterd_engine::clock::Clock;
 use meterd_store::{connect as store, deployment};
 use prost_types::Timestamp;
@@ -257,14 +258,14 @@ async fn create_directly(args: &CreateArgs, request: &CreateApiKeyRequest) -> an
         let entry = audit::begin(&pool, &caller, "", request).await?;
         let made = async {
             let now = store::now(&pool).await?;
-            let spec = spec(request, now)?;
+            let spec = NewKey::from(request.api_key.clone().unwrap_or_default()).check(now)?;
             let mut tx = pool.begin().await?;
-            let made = keys::create(&mut tx, &spec, now).await?;
+            let made = keys::create_in(&mut tx, &spec, now).await?;
             tx.commit().await?;
             Ok(made)
         };
         let made = made.await;
-        entry.finish(&pool, made.as_ref().err()).await;
+        audit::finish(entry, &pool, made.as_ref().err()).await;
         pool.close().await;
         let made = made?;
         Ok((made.key.into(), made.token))

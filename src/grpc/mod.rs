@@ -167,7 +167,7 @@ impl Handlers {
                 Ok(()) => in_a_task(handler(context, caller, request)).await,
                 Err(error) => Err(error),
             };
-            entry.finish(&pool, done.as_ref().err()).await;
+            audit::finish(entry, &pool, done.as_ref().err()).await;
             done
         };
         Ok(Response::new(in_a_task(audited).await.map_err(status)?))

@@ -61,7 +61,7 @@ pub fn spec(grants: Grants) -> KeySpec {
 pub async fn make_key(database_url: &str, spec: &KeySpec) -> Token {
     let pool = sqlx::PgPool::connect(database_url).await.unwrap();
     let mut tx = pool.begin().await.unwrap();
-    let made = keys::create(&mut tx, spec, Clock::system().now()).await.unwrap();
+    let made = keys::create_in(&mut tx, spec, Clock::system().now()).await.unwrap();
     tx.commit().await.unwrap();
     pool.close().await;
     Token { key_id: made.key.key_id, token: made.token }

@@ -73,5 +73,6 @@ mod summaries;
 mod tls;
 mod tracking;
 mod unpriced;
+mod use_cases;
 mod validating;
 mod webhook_targets;

@@ -14,7 +14,10 @@ pub enum Scope {
 }
 
 impl Scope {
-    /// Its name in messages and settings.
+    /// All scopes.
+    pub const ALL: [Self; 3] = [Self::Ingest, Self::Read, Self::Admin];
+
+    /// Returns its name in messages and settings.
     pub fn name(self) -> &'static str {
         match self {
             Self::Ingest => "ingest",
@@ -23,9 +26,9 @@ impl Scope {
         }
     }
 
-    /// The scope of this name.
+    /// Returns the scope of this name.
     pub fn parse(name: &str) -> Option<Self> {
-        [Self::Ingest, Self::Read, Self::Admin].into_iter().find(|scope| scope.name() == name)
+        Self::ALL.into_iter().find(|scope| scope.name() == name)
     }
 }
 
@@ -54,7 +57,7 @@ pub enum Clients {
     These(BTreeSet<String>),
 }
 
-/// Whom each scope is for; nothing where the caller has not the scope.
+/// The clients that each scope is for. `None` if the caller does not have the scope.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Grants {
     pub ingest: Option<Clients>,
@@ -77,7 +80,7 @@ impl Grants {
         } = Some(clients);
     }
 
-    /// What the scope is for by itself, admin left aside.
+    /// Returns the clients that the scope itself is for, without those of the admin scope.
     pub fn get(&self, scope: Scope) -> Option<&Clients> {
         match scope {
             Scope::Ingest => self.ingest.as_ref(),

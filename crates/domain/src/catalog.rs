@@ -1,11 +1,25 @@
 //! One immutable snapshot of services, prices and aliases, and the rule which price applies.
 
+use crate::alert::numbered;
 use crate::event::{Charge, UnpricedReason, UsageEvent};
 use crate::price::Price;
 use chrono::{DateTime, Utc};
 use foldhash::fast::RandomState;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+
+/// What kind of thing a service is. The numbers are those of the proto enum, and are stored in the database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(i16)]
+pub enum ServiceCategory {
+    Ai = 1,
+    Messaging = 2,
+    Voice = 3,
+    Payment = 4,
+    Storage = 5,
+    Other = 6,
+}
+numbered!(ServiceCategory, "category", [Ai, Messaging, Voice, Payment, Storage, Other]);
 
 /// Something that can be metered.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,7 +28,7 @@ pub struct Service {
     pub service: Arc<str>,
     /// Name for people.
     pub display_name: String,
-    /// Number of proto enum ServiceCategory.
+    /// A number of [`ServiceCategory`].
     pub category: i16,
     /// What one unit is.
     pub unit: String,

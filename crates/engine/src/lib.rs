@@ -1,15 +1,20 @@
 //! The use cases of meterd: recording usage, alerts, jobs and credentials. Protocols, commands and settings are above it.
 
 pub mod alerts;
+pub mod audit;
 pub mod auth;
 pub mod catalog;
+pub mod clients;
 pub mod clock;
 pub mod counts;
 mod engine;
+pub mod fields;
+pub mod idempotency;
 pub mod ingest;
 pub mod jobs;
 pub mod ledger;
 pub mod rebuild;
+pub mod paging;
 pub mod refusal;
 
 pub use engine::{Engine, EngineConfig};

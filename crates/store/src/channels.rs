@@ -4,17 +4,17 @@ use crate::locks;
 use meterd_domain::alert::Severity;
 use sqlx::PgConnection;
 
-/// A place where alerts are told. Not to be shown as a whole: it has the keys of a webhook.
+/// A notification channel. It must not be shown as a whole, because it contains the keys of a webhook.
 #[derive(Clone)]
 pub struct Channel {
-    /// Number of proto enum NotificationChannelKind.
+    /// A number of [`meterd_domain::notification::ChannelKind`].
     pub kind: i16,
     pub target: String,
     pub min_severity: Severity,
     pub secrets: Vec<String>,
 }
 
-/// The channels of a client, or of the operator, in the order in which they were made.
+/// Returns the channels of a client or of the operator, ordered by creation.
 pub async fn list(conn: &mut PgConnection, client_id: &str) -> crate::Result<Vec<Channel>> {
     let rows = sqlx::query!(
         "SELECT kind, target, min_severity, secrets FROM notification_channels WHERE client_id = $1 ORDER BY channel_id",
@@ -30,8 +30,8 @@ pub async fn list(conn: &mut PgConnection, client_id: &str) -> crate::Result<Vec
         .collect()
 }
 
-/// Locks the channels of a client, or of the operator, and lets nobody else change channels until the end of the transaction.
-/// It waits for workers that hold one, so it comes before the versions lock, with which everybody would wait.
+/// Locks the channels of a client or of the operator. No other transaction changes channels until this one ends. Because it waits
+/// for workers that have locked a channel, it must come before the versions lock.
 pub async fn lock(conn: &mut PgConnection, client_id: &str) -> crate::Result<()> {
     locks::change_channels(&mut *conn).await?;
     sqlx::query!(
@@ -44,8 +44,8 @@ pub async fn lock(conn: &mut PgConnection, client_id: &str) -> crate::Result<()>
     .map_err(Into::into)
 }
 
-/// Makes these the channels of a client, or of the operator. Those that stay keep their place and their hour; what waits for
-/// those that go is left to `outbox::give_up_without_channel`.
+/// Replaces the channels of a client or of the operator. Channels that stay keep their id and their hourly count. Pending
+/// notifications of removed channels are given up by `outbox::give_up_without_channel`.
 pub async fn replace(conn: &mut PgConnection, client_id: &str, channels: &[Channel]) -> crate::Result<()> {
     let kinds: Vec<i16> = channels.iter().map(|channel| channel.kind).collect();
     let targets: Vec<String> = channels.iter().map(|channel| channel.target.clone()).collect();

@@ -6,7 +6,7 @@ use sqlx::PgConnection;
 use sqlx::types::Json;
 use std::collections::HashMap;
 
-/// The client id that the default policy stands under.
+/// The client id of the default policy.
 pub const DEFAULT: &str = "";
 
 /// Policies of some clients, and of all others.
@@ -17,7 +17,7 @@ pub struct Policies {
 }
 
 impl Policies {
-    /// From rows of the table, among them that of the default if there is one.
+    /// Reads rows of the table. They include the row of the default policy, if there is one.
     pub fn of_rows(rows: impl IntoIterator<Item = (String, String)>) -> crate::Result<Self> {
         let parse = |text: &str| serde_json::from_str::<Overrides>(text).map_err(crate::StoreError::inconsistent);
         let mut overrides = HashMap::new();
@@ -29,19 +29,19 @@ impl Policies {
         Ok(Self { default, clients })
     }
 
-    /// Takes those of more clients in, read at the same version.
+    /// Adds policies of more clients, read at the same version.
     pub fn join(&mut self, more: Self) {
         self.default = more.default;
         self.clients.extend(more.clients);
     }
 
-    /// The one that holds for a client.
+    /// Returns the policy that applies to a client.
     pub fn of(&self, client_id: &str) -> &Policy {
         self.clients.get(client_id).unwrap_or(&self.default)
     }
 }
 
-/// Policies that hold for these clients. Under the versions lock they hold until the commit.
+/// Reads the policies that apply to these clients. Under the versions lock they apply until the commit.
 pub async fn load(conn: &mut PgConnection, client_ids: &[String]) -> crate::Result<Policies> {
     let rows = sqlx::query!(
         r#"SELECT client_id, policy::text AS "policy!" FROM alert_policies
@@ -53,7 +53,7 @@ pub async fn load(conn: &mut PgConnection, client_ids: &[String]) -> crate::Resu
     Policies::of_rows(rows.into_iter().map(|row| (row.client_id, row.policy)))
 }
 
-/// What a client, or the default policy, sets, and when that was changed.
+/// Returns the values that a client or the default policy sets, and the time of their last change.
 pub async fn find(conn: &mut PgConnection, client_id: &str) -> crate::Result<Option<(Overrides, DateTime<Utc>)>> {
     let row = sqlx::query!(
         r#"SELECT policy AS "policy: Json<Overrides>", update_time FROM alert_policies WHERE client_id = $1"#,
@@ -64,7 +64,7 @@ pub async fn find(conn: &mut PgConnection, client_id: &str) -> crate::Result<Opt
     Ok(row.map(|row| (row.policy.0, row.update_time)))
 }
 
-/// Sets a policy. Under the exclusive versions lock, so that it holds for every commit after this one.
+/// Stores a policy. It needs the exclusive versions lock, so that the policy applies to every later commit.
 pub async fn put(conn: &mut PgConnection, client_id: &str, policy: &Overrides) -> crate::Result<DateTime<Utc>> {
     sqlx::query_scalar!(
         "INSERT INTO alert_policies (client_id, policy) VALUES ($1, $2)
