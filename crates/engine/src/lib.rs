@@ -10,6 +10,7 @@ pub mod fields;
 pub mod ingest;
 pub mod jobs;
 pub mod refusal;
+pub mod usage;
 
 pub use engine::{Engine, EngineConfig};
 pub use refusal::{Reason, Refusal};

@@ -7,7 +7,6 @@ pub mod query;
 pub mod record;
 pub mod stream;
 pub mod summaries;
-pub mod validate;
 
 use crate::grpc::clients;
 use crate::grpc::wire::convert::timestamp;

@@ -1,7 +1,6 @@
 //! From domain and store to messages.
 
 use crate::grpc::Context;
-use crate::grpc::usage::events::Echo;
 use crate::grpc::wire::json;
 use crate::proto::{self, EventOutcome, Money, UsageTotals};
 use chrono::{DateTime, Utc};
@@ -9,7 +8,8 @@ use meterd_domain::catalog::Service;
 use meterd_domain::decimal::Total;
 use meterd_domain::event::{Charge, UsageEvent};
 use meterd_domain::rollup::Sums;
-use meterd_engine::ingest::{Outcome, Recorded};
+use meterd_engine::ingest::{Echo, Outcome, Recorded};
+use meterd_engine::usage;
 use meterd_store::events::RecordedEvent;
 use meterd_store::usage::ServiceSums;
 use prost_types::Timestamp;
@@ -99,7 +99,7 @@ impl Context {
             Outcome::Duplicate(event) => recorded(EventOutcome::Duplicate, event),
             Outcome::Conflict(conflict) => proto::UsageResult {
                 event_id: conflict.holder.to_string(),
-                ..failed(EventOutcome::Conflict, crate::grpc::usage::record::conflict(&key, &conflict))
+                ..failed(EventOutcome::Conflict, usage::conflict(&key, &conflict))
             },
             Outcome::Rejected(error) => failed(EventOutcome::Rejected, error),
             Outcome::Unavailable(error) => failed(EventOutcome::Unavailable, error),

@@ -4,12 +4,16 @@ mod batch;
 mod clients;
 mod queue;
 mod queues;
+mod raw_event;
 mod repeats;
 mod split;
 mod unpriced;
+mod validate;
 mod writer;
 
 pub use batch::preview;
+pub use raw_event::{RawEvent, RawMeasures, Rounded, measures};
+pub use validate::{Checked, Echo, EventChecks, Refused, Texts, unknown_service};
 
 use crate::alerts::raise::AlertSettings;
 use crate::catalog::CatalogCache;
