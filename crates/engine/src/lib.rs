@@ -9,6 +9,7 @@ mod engine;
 pub mod fields;
 pub mod ingest;
 pub mod jobs;
+pub mod paging;
 pub mod refusal;
 pub mod usage;
 

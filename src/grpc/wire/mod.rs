@@ -7,4 +7,5 @@ pub mod fields;
 pub mod idempotent_create;
 pub mod json;
 pub mod page_token;
+pub mod paging;
 pub mod status;
