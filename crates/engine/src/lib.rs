@@ -1,4 +1,4 @@
-//! The use cases of meterd: recording usage, alerts, jobs and credentials. Protocols, commands and settings are above it.
+//! The use cases of meterd: recording and reading usage, alerts, jobs and credentials. Protocols, commands and settings are above it.
 
 pub mod alerts;
 pub mod auth;

@@ -56,3 +56,28 @@ fn to_value(json: Json) -> Value {
     };
     Value { kind: Some(kind) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn checked(message: Struct) -> Option<Result<String, MetadataError>> {
+        from_struct(message).map(|checked| checked.map(|metadata| metadata.to_string()))
+    }
+
+    #[test]
+    fn a_struct_has_one_spelling() {
+        let message = to_struct(json!({"b": [1.0, 2.5, 1e300, null, true, []], "a": {"d": "x\"ß", "c": {}}}));
+        let text = r#"{"a":{"c":{},"d":"x\"ß"},"b":[1,2.5,1e+300,null,true,[]]}"#;
+        assert_eq!(checked(message), Some(Ok(text.into())));
+        assert_eq!(checked(Struct::default()), None);
+    }
+
+    #[test]
+    fn a_number_that_is_not_finite_is_rejected() {
+        let value = Value { kind: Some(Kind::NumberValue(f64::NAN)) };
+        let message = Struct { fields: [("a".to_string(), value)].into() };
+        assert_eq!(checked(message), Some(Err(MetadataError::NotFinite)));
+    }
+}

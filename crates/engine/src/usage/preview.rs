@@ -1,4 +1,4 @@
-//! Tells what would become of a batch. Reads from the pool, without the write path.
+//! Checks a batch without recording it. Reads from the pool and does not use the write path.
 
 use crate::auth::Caller;
 use crate::engine::Engine;
@@ -12,16 +12,16 @@ use meterd_domain::event::{EventId, ID_BYTES_MAX};
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
-/// What would become of a batch.
+/// The outcomes that a batch would have.
 #[derive(Debug)]
 pub struct BatchPreview {
-    /// One for each event, in their order.
+    /// One for each event, in order.
     pub events: Vec<PreviewedEvent>,
     /// The clients of the batch that the caller may record for, sorted.
     pub clients: Vec<PreviewedClient>,
 }
 
-/// What would become of an event.
+/// The outcome that an event would have.
 #[derive(Debug)]
 pub struct PreviewedEvent {
     pub outcome: Outcome,

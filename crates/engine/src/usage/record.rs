@@ -36,8 +36,8 @@ pub fn conflict(key: &str, conflict: &Conflict) -> Refusal {
         .with(DIFFERING_FIELDS, conflict.fields.join(","))
 }
 
-/// Records one event. The outcome is accepted or duplicate. The caller may drop this future: it only waits, and the writer
-/// does the work.
+/// Records one event. The outcome is accepted or duplicate. Dropping the future cancels no database work, because the writer
+/// does it in its own task.
 pub async fn record(engine: &Engine, caller: &Caller, event: RawEvent) -> Result<(Outcome, Echo), Refusal> {
     let checks = EventChecks::new(engine, caller, std::iter::once(event.service.as_str()), false).await?;
     let checked = checks.check(&mut Texts::default(), Path::Named("event"), event);
@@ -49,8 +49,8 @@ pub async fn record(engine: &Engine, caller: &Caller, event: RawEvent) -> Result
     }
 }
 
-/// Records a batch of a permitted size, and returns the outcome of each event in their order. The caller may drop this future,
-/// as that of [`record`].
+/// Records a batch of a permitted size, and returns the outcome of each event, in order. Dropping the future cancels no database
+/// work, as in [`record`].
 pub async fn record_batch(
     checks: &EventChecks<'_>,
     events: impl ExactSizeIterator<Item = RawEvent>,
