@@ -1,4 +1,4 @@
-//! The use cases of meterd: recording usage, alerts, jobs and credentials. Protocols, commands and settings are above it.
+//! The use cases of meterd: recording and reading usage, alerts, jobs and credentials. Protocols, commands and settings are above it.
 
 pub mod alerts;
 pub mod audit;
@@ -13,9 +13,10 @@ pub mod idempotency;
 pub mod ingest;
 pub mod jobs;
 pub mod ledger;
-pub mod rebuild;
 pub mod paging;
+pub mod rebuild;
 pub mod refusal;
+pub mod usage;
 
 pub use engine::{Engine, EngineConfig};
 pub use refusal::{Reason, Refusal};

@@ -1,14 +1,17 @@
 //! All events of a range, streamed.
 
+use crate::connect::allow_long_statements;
 use crate::numeric::Numeric;
 use chrono::{DateTime, NaiveDate, Utc};
 use futures_util::{Stream, TryStreamExt};
 use meterd_domain::decimal::Total;
 use meterd_domain::event::EventId;
 use meterd_domain::period::widest_range;
-use sqlx::PgConnection;
+use sqlx::pool::PoolConnection;
+use sqlx::{Executor, PgConnection, PgPool, Postgres};
 
 /// Which events to export. Empty filters let everything through.
+#[derive(Debug)]
 pub struct ExportFilter {
     pub client_id: Option<String>,
     pub start_time: Option<DateTime<Utc>>,
@@ -61,8 +64,36 @@ impl ExportRow {
     }
 }
 
-/// The events, read as they are taken, all of one snapshot.
-pub fn stream<'a>(
+/// A snapshot of the events, on a connection of its own.
+pub struct Snapshot {
+    conn: PoolConnection<Postgres>,
+    /// The start of the transaction, which lies before its snapshot: events that were acknowledged before it are in the export.
+    pub complete_as_of: DateTime<Utc>,
+}
+
+impl Snapshot {
+    /// Begins a transaction without a statement timeout.
+    pub async fn begin(pool: &PgPool) -> crate::Result<Self> {
+        let mut conn = pool.acquire().await?;
+        // Closing the connection also ends the transaction. An export that ends early leaves unread rows, which the pool would
+        // read before it could use the connection again.
+        conn.close_on_drop();
+        conn.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
+        allow_long_statements(&mut conn).await?;
+        let complete_as_of = snapshot_time(&mut conn).await?;
+        Ok(Self { conn, complete_as_of })
+    }
+
+    /// Returns the events ordered by client and time. They are read from the database as the caller takes them.
+    pub fn events<'a>(
+        &'a mut self,
+        filter: &'a ExportFilter,
+    ) -> impl Stream<Item = crate::Result<ExportRow>> + Send + 'a {
+        stream(&mut self.conn, filter)
+    }
+}
+
+fn stream<'a>(
     conn: &'a mut PgConnection,
     filter: &'a ExportFilter,
 ) -> impl Stream<Item = crate::Result<ExportRow>> + Send + 'a {
@@ -89,7 +120,6 @@ pub fn stream<'a>(
     .map_err(Into::into)
 }
 
-/// The start of the transaction, which lies before its snapshot: what was acknowledged before it is in.
-pub async fn snapshot_time(conn: &mut PgConnection) -> crate::Result<DateTime<Utc>> {
+async fn snapshot_time(conn: &mut PgConnection) -> crate::Result<DateTime<Utc>> {
     sqlx::query_scalar!(r#"SELECT now() AS "now!""#).fetch_one(conn).await.map_err(Into::into)
 }

@@ -26,7 +26,7 @@ pub struct Summary {
 }
 
 /// What the categories count.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Counts {
     pub messages: Total,
     pub ai_calls: i64,

@@ -4,8 +4,8 @@ use crate::grpc::Context;
 use crate::grpc::methods::Guarded;
 use crate::grpc::wire::page_token::TokenMaker;
 use crate::proto::{
-    ListAlertsRequest, ListApiKeysRequest, ListAuditLogRequest, ListClientsRequest, ListNotificationsRequest,
-    ListPricesRequest,
+    ListAlertsRequest, ListApiKeysRequest, ListAuditLogRequest, ListClientsRequest, ListMonthlySummariesRequest,
+    ListNotificationsRequest, ListPricesRequest, ListUsageEventsRequest, QueryUsageRequest,
 };
 use meterd_engine::paging::PageRequest;
 use serde::{Serialize, de::DeserializeOwned};
@@ -32,7 +32,10 @@ paged! {
     ListAuditLogRequest,
     ListClientsRequest,
     ListNotificationsRequest,
+    ListMonthlySummariesRequest,
     ListPricesRequest,
+    ListUsageEventsRequest,
+    QueryUsageRequest,
 }
 
 impl Context {
