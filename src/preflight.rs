@@ -47,7 +47,7 @@ fn faults(settings: &Settings) -> Vec<String> {
         settings.check_ports(),
         settings.check_retention(),
         auth::check(&settings.auth),
-        Tls::load(&settings.net).map(drop),
+        settings.net().and_then(|net| Tls::load(&net)).map(drop),
         alerts::notify::check(&settings.notifications),
         check_database(settings),
     ];

@@ -10,7 +10,7 @@ pub mod layers;
 pub mod usage;
 pub mod wire;
 
-use layers::admission::Admitted;
+use layers::admission::AdmissionPermit;
 pub use wire::page_token::{PageTokens, TokenMaker};
 pub use wire::status::ERROR_DOMAIN;
 use wire::status::keeping_request_id;
@@ -160,7 +160,7 @@ impl Handlers {
         Res: Send + 'static,
     {
         // The task keeps the call's slot: work that nobody waits for any more is work still.
-        let admitted = request.extensions_mut().remove::<Admitted>();
+        let admitted = request.extensions_mut().remove::<AdmissionPermit>();
         let (context, address) = (self.0.clone(), address(&request));
         if !Req::ROW.audited {
             let (caller, request) = admit(request)?;

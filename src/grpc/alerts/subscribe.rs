@@ -2,13 +2,13 @@
 
 use crate::alerts::feed::{Ended, Entry, Start, Subscription};
 use crate::error::{Error, Violation};
-use crate::grpc::layers::admission::Admitted;
+use crate::grpc::layers::admission::AdmissionPermit;
 use crate::grpc::layers::slots::Slot;
 use crate::grpc::wire::convert::timestamp;
 use crate::grpc::wire::fields::Fields;
 use crate::grpc::wire::status::REQUEST_ID;
 use crate::grpc::{Context, TokenMaker};
-use crate::net::Counted;
+use crate::net::Resource;
 use crate::proto::subscribe_alerts_response::Message;
 use crate::proto::{AlertEvent, ErrorReason, Heartbeat, SubscribeAlertsRequest, SubscribeAlertsResponse};
 use futures_util::stream::{Stream, unfold};
@@ -28,7 +28,7 @@ pub type AlertStream = Pin<Box<dyn Stream<Item = Result<SubscribeAlertsResponse,
 /// A slot among the subscriptions of a caller, which has at most a quarter of them, and less while others have some.
 pub fn place_of_caller(context: &Context, request: &Request<SubscribeAlertsRequest>) -> Result<Slot, Error> {
     let max = context.settings.subscriptions_max as usize;
-    Admitted::of_caller(request, Counted::Subscriptions, max, 4).ok_or_else(|| {
+    AdmissionPermit::take_for_caller(request, Resource::Subscriptions, max, 4).ok_or_else(|| {
         let message = "too many subscriptions of the key at once; close some";
         Error::exhausted(ErrorReason::TooManySubscriptions, message, RETRY_DELAY)
     })

@@ -1,111 +1,79 @@
-//! The guard of every call: nothing passes that is none, or that the role matrix does not name, and nobody whom it does not let.
+//! Rejects requests that are not gRPC calls, calls of methods that are missing from the role matrix, and callers that may not call
+//! the method.
 
 use crate::auth::Auth;
 use crate::error::Error;
-use crate::grpc::layers::ending_body::EndingBody;
+use crate::grpc::layers::interruptible_body::InterruptibleBody;
 use crate::net::Peer;
 use crate::proto::ErrorReason;
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use tonic::body::Body;
 use tonic::codegen::http::header::{CONTENT_TYPE, ORIGIN};
 use tonic::codegen::http::{Method, Request, Response, StatusCode};
 use tonic::{Code, Status};
-use tower::{Layer, Service};
 
-/// Wraps a service.
+/// The layer that checks who calls what.
 #[derive(Clone)]
 pub struct GuardLayer {
     pub auth: Arc<Auth>,
-    /// Origins of pages that may call.
+    /// Origins of web pages that may call.
     pub web_origins: Arc<[String]>,
 }
 
-/// A wrapped service.
-#[derive(Clone)]
-pub struct GuardService<S> {
-    inner: S,
-    guard: GuardLayer,
+impl GuardLayer {
+    /// Checks a call and passes it to the next layer with its caller. A stream ends when the credentials of its caller end.
+    pub async fn handle(
+        &self,
+        mut request: Request<Body>,
+        next: impl AsyncFnOnce(Request<Body>) -> Response<Body>,
+    ) -> Response<Body> {
+        if let Some((http_status, message)) = protocol_error(&request) {
+            let mut response = Status::unimplemented(message).into_http();
+            *response.status_mut() = http_status;
+            return response;
+        }
+        if let Err(error) = self.check_origin(&request) {
+            return Status::from(error).into_http();
+        }
+        let peer = request.extensions().get::<Peer>();
+        let passed = match self.auth.admit(request.uri().path(), request.headers(), peer).await {
+            Ok(Some(passed)) => passed,
+            Ok(None) => return Status::unimplemented("unknown method").into_http(),
+            Err(error) => return Status::from(error).into_http(),
+        };
+        let credentials_ended = passed.streaming.then(|| self.auth.ended(&passed.caller));
+        request.extensions_mut().insert(passed.caller);
+        let response = next(request).await;
+        match credentials_ended {
+            Some(ended) => response.map(|body| Body::new(InterruptibleBody::new(body, ended))),
+            None => response,
+        }
+    }
+
+    /// Checks that the page that makes the call has an allowed origin. Requests without an origin do not come from a page.
+    ///
+    /// Pages of the server's own name are not allowed either. A browser does not restrict them, and the name of a page can be
+    /// changed to resolve to this server after the page was loaded (DNS rebinding).
+    fn check_origin(&self, request: &Request<Body>) -> Result<(), Error> {
+        let Some(origin) = request.headers().get(ORIGIN) else { return Ok(()) };
+        if self.web_origins.iter().any(|allowed| allowed.as_bytes() == origin.as_bytes()) {
+            return Ok(());
+        }
+        let message = "pages of this origin may not call; add the origin to the setting web_origins to allow it";
+        Err(Error::new(Code::PermissionDenied, ErrorReason::OriginNotAllowed, message))
+    }
 }
 
-/// Why a request is no gRPC call, if it is none (gRPC over HTTP/2, "Requests"). A page may send such requests to where it may
-/// not send calls.
-fn no_call<T>(request: &Request<T>) -> Option<(StatusCode, &'static str)> {
+/// Returns why a request is not a gRPC call (gRPC over HTTP/2, "Requests"). A browser may send such a request without the
+/// permission that it needs for a gRPC call.
+fn protocol_error<T>(request: &Request<T>) -> Option<(StatusCode, &'static str)> {
     let content_type = request.headers().get(CONTENT_TYPE).map_or(&[][..], |value| value.as_bytes());
-    let of_grpc = content_type.strip_prefix(b"application/grpc");
+    let grpc_suffix = content_type.strip_prefix(b"application/grpc");
     if request.method() != Method::POST {
-        Some((StatusCode::METHOD_NOT_ALLOWED, "a gRPC call has the method POST"))
-    } else if !of_grpc.is_some_and(|rest| matches!(rest, [] | [b'+' | b';', ..])) {
-        Some((StatusCode::UNSUPPORTED_MEDIA_TYPE, "a gRPC call has the content-type application/grpc"))
+        Some((StatusCode::METHOD_NOT_ALLOWED, "a gRPC call must use the method POST"))
+    } else if !grpc_suffix.is_some_and(|suffix| matches!(suffix, [] | [b'+' | b';', ..])) {
+        Some((StatusCode::UNSUPPORTED_MEDIA_TYPE, "a gRPC call must have the content-type application/grpc"))
     } else {
         None
-    }
-}
-
-impl GuardLayer {
-    /// Calls come from a page only where the setting names its origin. A browser lets a page call what has the page's own
-    /// name, and a name may be made to lead to this machine after the page is there.
-    fn strange_origin(&self, request: &Request<Body>) -> Option<Error> {
-        let origin = request.headers().get(ORIGIN)?;
-        if self.web_origins.iter().any(|allowed| allowed.as_bytes() == origin.as_bytes()) {
-            return None;
-        }
-        let message = "pages of this origin may not call: the setting web_origins names those that may";
-        Some(Error::new(Code::PermissionDenied, ErrorReason::OriginNotAllowed, message))
-    }
-}
-
-impl<S> Layer<S> for GuardLayer {
-    type Service = GuardService<S>;
-
-    fn layer(&self, inner: S) -> Self::Service {
-        GuardService { inner, guard: self.clone() }
-    }
-}
-
-impl<S> Service<Request<Body>> for GuardService<S>
-where
-    S: Service<Request<Body>, Response = Response<Body>> + Clone + Send + 'static,
-    S::Future: Send + 'static,
-    S::Error: Send + 'static,
-{
-    type Response = Response<Body>;
-    type Error = S::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, S::Error>> + Send>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
-        if let Some((http, message)) = no_call(&request) {
-            let mut response = Status::unimplemented(message).into_http();
-            *response.status_mut() = http;
-            return Box::pin(async { Ok(response) });
-        }
-        if let Some(error) = self.guard.strange_origin(&request) {
-            return Box::pin(async { Ok(Status::from(error).into_http()) });
-        }
-        let auth = self.guard.auth.clone();
-        let next = self.inner.clone();
-        // The clone may not be ready; the one that was asked is.
-        let mut inner = std::mem::replace(&mut self.inner, next);
-        Box::pin(async move {
-            let peer = request.extensions().get::<Peer>();
-            let passed = match auth.admit(request.uri().path(), request.headers(), peer).await {
-                Ok(Some(passed)) => passed,
-                Ok(None) => return Ok(Status::unimplemented("there is no such method").into_http()),
-                Err(error) => return Ok(Status::from(error).into_http()),
-            };
-            let ended = passed.streaming.then(|| auth.ended(&passed.caller));
-            request.extensions_mut().insert(passed.caller);
-            let response = inner.call(request).await?;
-            Ok(match ended {
-                Some(ended) => response.map(|body| Body::new(EndingBody::new(body, ended))),
-                None => response,
-            })
-        })
     }
 }

@@ -3,13 +3,13 @@
 use crate::error::Error;
 use crate::grpc::Context;
 use crate::grpc::clients;
-use crate::grpc::layers::admission::Admitted;
-use crate::grpc::layers::panics::answer_of_a_task;
+use crate::grpc::layers::admission::AdmissionPermit;
+use crate::grpc::layers::panics::stream_from_task;
 use crate::grpc::layers::slots::Slot;
 use crate::grpc::usage::export_file::File;
 use crate::grpc::wire::convert::timestamp;
 use crate::grpc::wire::fields::Fields;
-use crate::net::Counted;
+use crate::net::Resource;
 use crate::proto::{ErrorReason, ExportFormat, ExportUsageRequest, ExportUsageResponse};
 use futures_util::TryStreamExt;
 use meterd_domain::event::ID_BYTES_MAX;
@@ -38,7 +38,8 @@ fn too_many(whose: &str) -> Error {
 
 /// A slot among the exports of a caller, which has at most half of them, and less while others have some.
 pub fn place_of_caller(context: &Context, request: &tonic::Request<ExportUsageRequest>) -> Result<Slot, Error> {
-    Admitted::of_caller(request, Counted::Exports, context.exports_max, 2).ok_or_else(|| too_many("of the key "))
+    AdmissionPermit::take_for_caller(request, Resource::Exports, context.exports_max, 2)
+        .ok_or_else(|| too_many("of the key "))
 }
 
 /// Checks the request and starts the export in a task of its own.
@@ -63,7 +64,7 @@ pub async fn start(
     }
     let slot = context.exports.clone().try_acquire_owned().map_err(|_| too_many(""))?;
     let filter = ExportFilter { client_id, start_time, end_time, start_day, end_day, services: request.services };
-    Ok(answer_of_a_task(PIECES_WAITING_MAX, |pieces| async move {
+    Ok(stream_from_task(PIECES_WAITING_MAX, |pieces| async move {
         let _place_of_caller = place_of_caller;
         Ok(export(&context, &filter, format, &pieces, slot).await?)
     }))

@@ -3,7 +3,7 @@
 use crate::auth::Caller;
 use crate::error::Error;
 use crate::grpc::Context;
-use crate::grpc::layers::panics::answer_of_a_task;
+use crate::grpc::layers::panics::stream_from_task;
 use crate::grpc::usage::events::{Checked, Echo, EventChecks, Refused, Texts};
 use crate::grpc::wire::fields::Path;
 use crate::ingest::{Numbered, Outcome, Outcomes};
@@ -28,7 +28,7 @@ pub fn run(
     caller: Arc<Caller>,
     messages: Streaming<StreamUsageRequest>,
 ) -> ReceiverStream<Result<StreamUsageResponse, Status>> {
-    answer_of_a_task(ACKS_WAITING_MAX, |acks| async move {
+    stream_from_task(ACKS_WAITING_MAX, |acks| async move {
         let (sender, outcomes) = mpsc::unbounded_channel();
         let in_flight = InFlight::default();
         let reading = read(&context, &caller, messages, Arc::new(sender), &in_flight);
