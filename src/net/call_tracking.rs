@@ -46,7 +46,7 @@ impl CallTracker {
         Arc::new(TrackedCall { tracker: self.clone(), waits_for_server, has_response })
     }
 
-    /// Returns when the last call ended, or `None` if a call runs or none was made.
+    /// Returns when the last call ended, or `None` while a call runs and before the first call.
     pub fn idle_since(&self) -> Option<Instant> {
         self.running.lock().expect("not poisoned").idle_since
     }

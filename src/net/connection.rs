@@ -20,7 +20,8 @@ use tonic::codegen::StdError;
 
 /// Time for the TLS handshake together with the HTTP/2 preface or the header of the first HTTP/1 request.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// The length of the HTTP/2 preface. After so many bytes, the keepalive of HTTP/2 or the header timeout of HTTP/1 applies.
+/// The length of the HTTP/2 preface. Once the server has read as much, the handshake timeout no longer applies, but the keepalive
+/// of HTTP/2 or the header timeout of HTTP/1.
 const PREFACE_BYTES: u64 = 24;
 /// The maximum age of each connection differs by up to this share at random, so that connections that were opened together do not
 /// all reconnect together.
@@ -178,7 +179,7 @@ impl Lifecycle<'_> {
             }
         }
         if reason == DrainReason::Stopping {
-            // Handlers end by themselves once they have done what they have to.
+            // Handlers notice the stop and finish their work by themselves.
             let timeout = config.stop_timeout.mul_f64(STOP_SHARE_FOR_CALLS);
             if self.serve_until(http.as_mut(), self.stalled_or_timeout(timeout)).await != Some(Event::TimedOut) {
                 return;
@@ -215,7 +216,7 @@ impl Lifecycle<'_> {
     }
 }
 
-/// Returns the reason if the error means that the connection was cut because of what its peer did.
+/// Returns the reason if the error means that h2 closed the connection because its peer abused the protocol.
 fn abuse(error: &StdError) -> Option<h2::Reason> {
     let error = error.downcast_ref::<h2::Error>()?;
     if error.is_go_away() && error.is_library() { error.reason() } else { None }

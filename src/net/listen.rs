@@ -83,7 +83,7 @@ impl PortState {
         }
     }
 
-    /// Makes room for a new connection. If the port is full, evicts another connection. Returns false if none can be evicted.
+    /// Makes room for a new connection. If the port is full, evicts another connection. Returns false if that is not possible.
     fn make_room(&self, registry: &mut Registry) -> bool {
         let max = self.port.config.connections_max;
         if registry.len() < max || registry.staying() < max {

@@ -12,7 +12,7 @@ use tonic::codegen::http::header::{CONTENT_TYPE, ORIGIN};
 use tonic::codegen::http::{Method, Request, Response, StatusCode};
 use tonic::{Code, Status};
 
-/// The layer that checks who calls what.
+/// The layer that authenticates callers and checks their permissions.
 #[derive(Clone)]
 pub struct GuardLayer {
     pub auth: Arc<Auth>,

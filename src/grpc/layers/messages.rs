@@ -16,7 +16,7 @@ use tonic::codegen::http::HeaderMap;
 
 /// Header with the compression of the messages of a call.
 pub(in crate::grpc) const ENCODING: &str = "grpc-encoding";
-/// While a message is decompressed, its size is counted after every so many bytes.
+/// Number of bytes that are decompressed between two updates of the memory of the request.
 const GUNZIP_STEP_BYTES: usize = 64 * 1024;
 
 /// Returns whether messages of the request may be compressed with gzip.
@@ -33,7 +33,7 @@ pub(in crate::grpc) async fn read_message(mut body: LimitedBody) -> Result<Bytes
             body.check_end()?;
             return Ok(piece);
         }
-        // A small piece that is not copied would keep the whole buffer it was received in.
+        // The copy frees the buffer that the piece was received in, which is larger than a small piece.
         message.extend_from_slice(&piece);
     }
     Ok(message.freeze())

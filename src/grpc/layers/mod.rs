@@ -70,3 +70,25 @@ impl Layers {
         self.call.handle(request, catch_panics).await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Maximum size of the future of a call. Every running call has one.
+    const FUTURE_BYTES_MAX: usize = 8 * 1024;
+
+    fn output_size<F, T>(_: F) -> usize
+    where
+        F: FnOnce(&'static Layers, Request<Body>, Routes) -> T,
+    {
+        size_of::<T>()
+    }
+
+    #[test]
+    fn the_future_of_all_layers_is_small() {
+        let bytes = output_size(|layers, request, routes| layers.handle(request, routes));
+        println!("the future of all layers has {bytes} bytes");
+        assert!(bytes <= FUTURE_BYTES_MAX, "{bytes}");
+    }
+}

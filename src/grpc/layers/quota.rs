@@ -7,7 +7,7 @@ use crate::grpc::layers::slots::{CallerState, SHARE_DIVISOR, Slot, Slots, busy, 
 use crate::net::{Counters, Exceeded, Limits, Resource, take_one};
 use std::sync::Arc;
 
-/// Like `SHARE_DIVISOR`, for the response bytes of one connection.
+/// One connection may use this fraction (1 / divisor) of the response bytes.
 const CONNECTION_BYTES_DIVISOR: usize = 8;
 /// Limits of calls without credentials. The limit of a connection is twice the number of calls in flight of a client that checks
 /// health as fast as it can, because a slot becomes free a little after its response.
@@ -112,8 +112,10 @@ impl Quota {
         }
     }
 
-    /// Takes one unit of a resource. `max` units exist in total. A caller with credentials may use `max` / `divisor` of them while
-    /// no other caller uses any. Returns `None` if the caller already has its share. The caller of this function enforces `max`.
+    /// Takes one unit of a resource of which `max` units exist. A caller with credentials may use `max` / `divisor` of them while no
+    /// other caller uses any. Returns `None` if the caller already has its share.
+    ///
+    /// This function does not enforce `max`: the code that uses it has its own limit of the total.
     pub fn take_for_caller(&self, resource: Resource, max: usize, divisor: usize) -> Option<Slot> {
         let own = &self.caller.counters;
         let limit = match self.group {

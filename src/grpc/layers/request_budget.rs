@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 const FREE_BYTES: usize = 16 * 1024;
 /// Memory of a decoded message for each of its bytes. Strings and numbers have their own allocations and fields.
 const DECODED_BYTES_PER_BYTE: usize = 4;
-/// A caller may use the budget divided by this while no other caller uses any of it, and always enough for the largest request.
+/// One caller may use this fraction (1 / divisor) of the budget while no other caller uses any of it. It may then always use
+/// enough for the largest request.
 const SHARE_DIVISOR: usize = 2;
 const LARGEST_REQUEST_BYTES: usize = DECODED_BYTES_PER_BYTE * MESSAGE_BYTES_MAX;
 

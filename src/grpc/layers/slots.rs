@@ -13,11 +13,11 @@ use std::hash::BuildHasher;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-/// A caller, and a connection, may use the slots divided by this while no other uses any.
+/// One caller, or one connection, may use this fraction (1 / divisor) of the slots while no other uses any.
 pub(super) const SHARE_DIVISOR: usize = 4;
 /// Maximum number of calls without credentials whose message has not arrived. One more ends the call that has waited longest.
 const PUBLIC_PENDING_MAX: usize = 1_000;
-/// Minimum of the same limit for a caller with credentials, who may have as many pending calls as slots.
+/// A caller with credentials may have as many pending calls as call slots, and at least this many.
 const PENDING_MIN: usize = 100;
 /// Delay after which a rejected call may be retried.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
