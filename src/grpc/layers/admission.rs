@@ -5,7 +5,7 @@ use crate::error::Error;
 use crate::grpc::layers::framing::{PREFIX_BYTES, invalid};
 use crate::grpc::layers::interruptible_body::status_trailers;
 use crate::grpc::layers::messages::{self, ENCODING, FullBody, GunzipBody, gunzip, is_gzip};
-use crate::grpc::layers::methods::{HEALTH_SERVICE, STANDARD_SERVICES, Streaming, StreamingMethods, message_bytes_max};
+use crate::grpc::layers::methods::{HEALTH_SERVICE, STANDARD_SERVICES, StreamingMethods, message_bytes_max};
 use crate::grpc::layers::quota::Quota;
 use crate::grpc::layers::request_body::{LimitedBody, RequestLimits};
 use crate::grpc::layers::request_budget::RequestBytes;
@@ -78,65 +78,28 @@ impl AdmissionLayer {
         }
     }
 
-    /// Waits for the message, takes a slot, and calls the next layer.
-    pub async fn handle(
-        &self,
-        request: Request<Body>,
-        next: impl AsyncFnOnce(Request<Body>) -> Response<Body>,
-    ) -> Response<Body> {
+    /// Waits for the message of a call and takes a slot. Returns the request with its message. A streaming request gets its slot
+    /// at once, because its response starts before its first message.
+    ///
+    /// # Errors
+    /// Returns the status of a call that is rejected.
+    pub(super) async fn admit(&self, request: Request<Body>) -> Result<(Request<Body>, Admission), Status> {
+        let path = request.uri().path();
+        let streaming = self.methods.get(path);
+        let is_health = path.starts_with(HEALTH_SERVICE);
+        let limits = RequestLimits {
+            is_stream: streaming.request,
+            message_bytes_max: message_bytes_max(path),
+            timeout: self.receive_timeout,
+        };
         let quota = self.quota(&request);
-        let streaming = self.methods.get(request.uri().path());
-        let gzip = accepts_gzip(request.headers());
         if quota.is_authenticated()
             && let Some(peer) = request.extensions().get::<Peer>()
         {
             // Done before the message arrives, which may take long.
             peer.mark_authenticated();
         }
-        let (mut request, permit) = match self.admit(request, streaming, &quota).await {
-            Ok(admitted) => admitted,
-            Err(status) => return status.into_http(),
-        };
-        request.extensions_mut().insert(permit.clone());
-        let mut response = next(request).await;
-        // For example, an error in the headers.
-        if response.body().is_end_stream() {
-            return response;
-        }
-        if gzip {
-            response.headers_mut().insert(ENCODING, HeaderValue::from_static("gzip"));
-        }
-        response.extensions_mut().insert(unread_trailers(self.unread_timeout));
-        let is_stream = streaming.response;
-        // The handler of a stream drops the request after its start, so the response does not keep the memory of the request.
-        let request_bytes = (!is_stream).then_some(permit.request_bytes);
-        let permits = ResponsePermits { _slot: permit.slot, _request_bytes: request_bytes };
-        response.map(|inner| Body::new(ResponseBody::new(inner, quota, permits, is_stream, gzip)))
-    }
-
-    fn quota(&self, request: &Request<Body>) -> Quota {
-        let extensions = request.extensions();
-        let is_public = request.uri().path().starts_with(STANDARD_SERVICES);
-        let anybody = Caller::anybody();
-        let caller = extensions.get::<Arc<Caller>>().map_or(&anybody, |caller| caller);
-        self.slots.quota(caller, extensions.get(), is_public)
-    }
-
-    /// Waits for the message of a call and takes a slot. Returns the request with its message. A streaming request gets its slot
-    /// at once, because its response starts before its first message.
-    async fn admit(
-        &self,
-        request: Request<Body>,
-        streaming: Streaming,
-        quota: &Quota,
-    ) -> Result<(Request<Body>, AdmissionPermit), Status> {
-        let path = request.uri().path();
-        let limits = RequestLimits {
-            is_stream: streaming.request,
-            message_bytes_max: message_bytes_max(path),
-            timeout: self.receive_timeout,
-        };
-        let is_health = path.starts_with(HEALTH_SERVICE);
+        let accepts_gzip = accepts_gzip(request.headers());
         let request_bytes = Arc::new(RequestBytes::new(quota.request_budget()));
         let (mut parts, body) = request.into_parts();
         let gzip = is_gzip(&parts.headers);
@@ -163,8 +126,45 @@ impl AdmissionLayer {
             }
             (slot, Body::new(FullBody::new(message)))
         };
-        let permit = AdmissionPermit { slot: Arc::new(slot), request_bytes, quota: quota.clone() };
-        Ok((Request::from_parts(parts, body), permit))
+        let permit = AdmissionPermit { slot: Arc::new(slot), request_bytes, quota };
+        parts.extensions.insert(permit.clone());
+        let unread_timeout = self.unread_timeout;
+        let admission = Admission { permit, is_stream: streaming.response, accepts_gzip, unread_timeout };
+        Ok((Request::from_parts(parts, body), admission))
+    }
+
+    fn quota(&self, request: &Request<Body>) -> Quota {
+        let extensions = request.extensions();
+        let is_public = request.uri().path().starts_with(STANDARD_SERVICES);
+        let anybody = Caller::anybody();
+        let caller = extensions.get::<Arc<Caller>>().map_or(&anybody, |caller| caller);
+        self.slots.quota(caller, extensions.get(), is_public)
+    }
+}
+
+/// What the response of an admitted call needs.
+pub(super) struct Admission {
+    permit: AdmissionPermit,
+    is_stream: bool,
+    accepts_gzip: bool,
+    unread_timeout: Duration,
+}
+
+impl Admission {
+    /// Makes the response count as a running call until it is sent.
+    pub fn wrap(self, mut response: Response<Body>) -> Response<Body> {
+        // For example, an error in the headers.
+        if response.body().is_end_stream() {
+            return response;
+        }
+        let Self { permit: AdmissionPermit { slot, request_bytes, quota }, is_stream, accepts_gzip, .. } = self;
+        if accepts_gzip {
+            response.headers_mut().insert(ENCODING, HeaderValue::from_static("gzip"));
+        }
+        response.extensions_mut().insert(unread_trailers(self.unread_timeout));
+        // The handler of a stream drops the request after its start, so the response does not keep the memory of the request.
+        let permits = ResponsePermits { _slot: slot, _request_bytes: (!is_stream).then_some(request_bytes) };
+        response.map(|inner| Body::new(ResponseBody::new(inner, quota, permits, is_stream, accepts_gzip)))
     }
 }
 

@@ -73,25 +73,22 @@ impl CallLayer {
             .map(|timeout| timeout - (timeout / 10).min(DEADLINE_MARGIN_MAX))
             .map_or(self.request_timeout, |timeout| timeout.min(Duration::from_secs(u32::MAX.into())));
         let span = tracing::info_span!("call", request_id = %id, %method);
-        let call = async {
-            let header = HeaderValue::from_str(&id).ok();
-            let within_deadline = async {
-                let response = tokio::time::timeout(timeout, next(request)).await;
-                response.unwrap_or_else(|_| deadline_exceeded().into_http())
-            };
-            let mut response = REQUEST_ID.scope(id, within_deadline).await;
-            if let Some(header) = header {
-                response.headers_mut().insert(REQUEST_ID_HEADER, header);
-            }
-            // The status of a unary call that failed is in the headers. The status of a stream is sent later.
-            let code = Status::from_header_map(response.headers()).map_or(Code::Ok, |status| status.code());
-            let elapsed = started.elapsed();
-            let labels = [("method", method_label(method, code)), ("code", format!("{code:?}"))];
-            metrics::histogram!("meterd_rpc_seconds", &labels).record(elapsed);
-            tracing::debug!(?code, elapsed_us = elapsed.as_micros() as u64, "call");
-            response
+        let header = HeaderValue::from_str(&id).ok();
+        let within_deadline = async {
+            let response = tokio::time::timeout(timeout, next(request)).await;
+            response.unwrap_or_else(|_| deadline_exceeded().into_http())
         };
-        call.instrument(span).await
+        let mut response = REQUEST_ID.scope(id, within_deadline).instrument(span.clone()).await;
+        if let Some(header) = header {
+            response.headers_mut().insert(REQUEST_ID_HEADER, header);
+        }
+        // The status of a unary call that failed is in the headers. The status of a stream is sent later.
+        let code = Status::from_header_map(response.headers()).map_or(Code::Ok, |status| status.code());
+        let elapsed = started.elapsed();
+        let labels = [("method", method_label(method, code)), ("code", format!("{code:?}"))];
+        metrics::histogram!("meterd_rpc_seconds", &labels).record(elapsed);
+        span.in_scope(|| tracing::debug!(?code, elapsed_us = elapsed.as_micros() as u64, "call"));
+        response
     }
 }
 

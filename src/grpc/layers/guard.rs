@@ -3,9 +3,9 @@
 
 use crate::auth::Auth;
 use crate::error::Error;
-use crate::grpc::layers::interruptible_body::InterruptibleBody;
 use crate::net::Peer;
 use crate::proto::ErrorReason;
+use std::future::Future;
 use std::sync::Arc;
 use tonic::body::Body;
 use tonic::codegen::http::header::{CONTENT_TYPE, ORIGIN};
@@ -21,33 +21,23 @@ pub struct GuardLayer {
 }
 
 impl GuardLayer {
-    /// Checks a call and passes it to the next layer with its caller. A stream ends when the credentials of its caller end.
-    pub async fn handle(
+    /// Checks a call and adds its caller to the extensions of the request. For a stream, returns a future that waits until the
+    /// credentials of the caller end. The stream has to end then.
+    ///
+    /// # Errors
+    /// Returns the status of a call that is rejected.
+    pub async fn check(
         &self,
-        mut request: Request<Body>,
-        next: impl AsyncFnOnce(Request<Body>) -> Response<Body>,
-    ) -> Response<Body> {
-        if let Some((http_status, message)) = protocol_error(&request) {
-            let mut response = Status::unimplemented(message).into_http();
-            *response.status_mut() = http_status;
-            return response;
-        }
-        if let Err(error) = self.check_origin(&request) {
-            return Status::from(error).into_http();
-        }
+        request: &mut Request<Body>,
+    ) -> Result<Option<impl Future<Output = Error> + Send + 'static>, Status> {
+        self.check_origin(request)?;
         let peer = request.extensions().get::<Peer>();
-        let passed = match self.auth.admit(request.uri().path(), request.headers(), peer).await {
-            Ok(Some(passed)) => passed,
-            Ok(None) => return Status::unimplemented("unknown method").into_http(),
-            Err(error) => return Status::from(error).into_http(),
-        };
-        let credentials_ended = passed.streaming.then(|| self.auth.ended(&passed.caller));
+        // Boxed, because this future is larger than all others of the call together, and only needed for a moment.
+        let passed = Box::pin(self.auth.admit(request.uri().path(), request.headers(), peer)).await?;
+        let passed = passed.ok_or_else(|| Status::unimplemented("unknown method"))?;
+        let credentials_end = passed.streaming.then(|| self.auth.ended(&passed.caller));
         request.extensions_mut().insert(passed.caller);
-        let response = next(request).await;
-        match credentials_ended {
-            Some(ended) => response.map(|body| Body::new(InterruptibleBody::new(body, ended))),
-            None => response,
-        }
+        Ok(credentials_end)
     }
 
     /// Checks that the page that makes the call has an allowed origin. Requests without an origin do not come from a page.
@@ -64,16 +54,19 @@ impl GuardLayer {
     }
 }
 
-/// Returns why a request is not a gRPC call (gRPC over HTTP/2, "Requests"). A browser may send such a request without the
-/// permission that it needs for a gRPC call.
-fn protocol_error<T>(request: &Request<T>) -> Option<(StatusCode, &'static str)> {
+/// Returns the response to a request that is not a gRPC call (gRPC over HTTP/2, "Requests"). A browser may send such a request
+/// without the permission that it needs for a gRPC call.
+pub fn protocol_error(request: &Request<Body>) -> Option<Response<Body>> {
     let content_type = request.headers().get(CONTENT_TYPE).map_or(&[][..], |value| value.as_bytes());
     let grpc_suffix = content_type.strip_prefix(b"application/grpc");
-    if request.method() != Method::POST {
-        Some((StatusCode::METHOD_NOT_ALLOWED, "a gRPC call must use the method POST"))
+    let (http_status, message) = if request.method() != Method::POST {
+        (StatusCode::METHOD_NOT_ALLOWED, "a gRPC call must use the method POST")
     } else if !grpc_suffix.is_some_and(|suffix| matches!(suffix, [] | [b'+' | b';', ..])) {
-        Some((StatusCode::UNSUPPORTED_MEDIA_TYPE, "a gRPC call must have the content-type application/grpc"))
+        (StatusCode::UNSUPPORTED_MEDIA_TYPE, "a gRPC call must have the content-type application/grpc")
     } else {
-        None
-    }
+        return None;
+    };
+    let mut response = Status::unimplemented(message).into_http();
+    *response.status_mut() = http_status;
+    Some(response)
 }

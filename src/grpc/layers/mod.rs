@@ -1,7 +1,7 @@
 //! The layers around every call, from the outermost to the innermost: `call`, `panics`, `shutdown`, `guard`, `admission`.
 //!
-//! A layer is an async function with the request and the next layer as its arguments. All layers of a call are one future, so a
-//! call needs one allocation for all of them. A stack of tower services would need one for each.
+//! The layers are async functions. All layers of a call are one future, so a call needs one allocation for all of them (and one for
+//! the check of its credentials). A stack of tower services would need one for each.
 
 pub mod admission;
 pub mod call;
@@ -24,9 +24,11 @@ use call::CallLayer;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use guard::GuardLayer;
+use interruptible_body::InterruptibleBody;
 use shutdown::ShutdownLayer;
 use std::convert::Infallible;
 use std::sync::Arc;
+use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::http::{Request, Response};
 use tonic::service::Routes;
@@ -59,15 +61,29 @@ impl Layers {
     }
 
     async fn handle(&self, request: Request<Body>, routes: Routes) -> Response<Body> {
-        let route = async |request| {
-            let Ok(response) = routes.oneshot(request).await;
-            response
-        };
-        let admit = async |request| self.admission.handle(request, route).await;
-        let guard = async |request| self.guard.handle(request, admit).await;
-        let end_on_shutdown = async |request| self.shutdown.handle(request, guard).await;
-        let catch_panics = async |request| panics::catch(request, end_on_shutdown).await;
+        let route = |request| self.route(request, routes);
+        let end_on_shutdown = |request| self.shutdown.handle(request, route);
+        let catch_panics = |request| panics::catch(request, end_on_shutdown);
         self.call.handle(request, catch_panics).await
+    }
+
+    /// Runs the inner layers and the handler.
+    async fn route(&self, request: Request<Body>, routes: Routes) -> Response<Body> {
+        if let Some(response) = guard::protocol_error(&request) {
+            return response;
+        }
+        self.try_route(request, routes).await.unwrap_or_else(Status::into_http)
+    }
+
+    async fn try_route(&self, mut request: Request<Body>, routes: Routes) -> Result<Response<Body>, Status> {
+        let credentials_end = self.guard.check(&mut request).await?;
+        let (request, admission) = self.admission.admit(request).await?;
+        let Ok(response) = routes.oneshot(request).await;
+        let response = admission.wrap(response);
+        Ok(match credentials_end {
+            Some(end) => response.map(|body| Body::new(InterruptibleBody::new(body, end))),
+            None => response,
+        })
     }
 }
 
@@ -76,7 +92,7 @@ mod tests {
     use super::*;
 
     /// Maximum size of the future of a call. Every running call has one.
-    const FUTURE_BYTES_MAX: usize = 8 * 1024;
+    const FUTURE_BYTES_MAX: usize = 6 * 1024;
 
     fn output_size<F, T>(_: F) -> usize
     where

@@ -25,7 +25,7 @@ fn status(panic: &(dyn Any + Send)) -> Status {
 
 /// Calls the next layer and catches a panic, also in the body of the response.
 pub async fn catch(request: Request<Body>, next: impl AsyncFnOnce(Request<Body>) -> Response<Body>) -> Response<Body> {
-    match AssertUnwindSafe(async { next(request).await }).catch_unwind().await {
+    match AssertUnwindSafe(next(request)).catch_unwind().await {
         Ok(response) => response.map(|inner| Body::new(CatchingBody::new(inner))),
         Err(panic) => status(&*panic).into_http(),
     }
