@@ -9,6 +9,7 @@ mod file;
 mod given;
 pub mod hints;
 mod jobs;
+mod net;
 mod notifications;
 mod toml_fault;
 
@@ -18,9 +19,10 @@ pub use environment::{meant_urls, opens_a_database, wrong_variables};
 pub use file::SettingsFile;
 pub use given::{WrongVariables, check_database, chooses_a_database, innermost, is_by_flag, places};
 pub use jobs::JobSettings;
+pub use net::NetSettings;
 pub use notifications::NotificationSettings;
 
-use crate::net::NetSettings;
+use crate::net::NetConfig;
 use chrono_tz::Tz;
 use clap::{Args, ValueEnum};
 use meterd_domain::event::ACCEPT_FUTURE_SECONDS_MAX;
@@ -192,6 +194,22 @@ impl Settings {
             create_clients: self.unknown_client == UnknownClient::Create,
             default_zone: self.default_time_zone,
         }
+    }
+
+    /// Returns how connections are taken and served.
+    ///
+    /// # Errors
+    /// Returns an error if one setting of TLS lacks another.
+    pub fn net(&self) -> anyhow::Result<NetConfig> {
+        let seconds = |seconds: u32| Duration::from_secs(seconds.into());
+        Ok(NetConfig {
+            connections_max: self.net.inbound_connections_max as usize,
+            connection_age: seconds(self.net.connection_age_seconds),
+            connection_age_grace: seconds(self.net.connection_age_grace_seconds),
+            stop_timeout: seconds(self.stop_timeout_seconds),
+            unread_timeout: seconds(self.net.unread_timeout_seconds),
+            tls: self.net.tls_files()?,
+        })
     }
 
     /// Refuses settings by which an event could be taken twice, or taken for a month that is closed.

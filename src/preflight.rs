@@ -48,7 +48,7 @@ fn faults(settings: &Settings) -> Vec<String> {
         settings.check_ports(),
         settings.check_retention(),
         settings.auth.config().and_then(|config| config.check()),
-        Tls::load(&settings.net).map(drop),
+        settings.net().and_then(|net| Tls::load(&net)).map(drop),
         settings.notifications.config().and_then(|config| notify::check(&config)),
         check_database(settings),
     ];

@@ -34,7 +34,7 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     // Taken first, so that a signal during the start ends it in order too.
     let shutdown = signals::asked_to_stop()?;
     preflight::check(&args.settings)?;
-    net::allow_open_files(&args.settings.net);
+    net::raise_open_files_limit(args.settings.net.inbound_connections_max);
     let database = Database::open(&args.settings.database).await?;
     let served = serve(args.settings, &database, shutdown).await;
     let closed = database.close().await;

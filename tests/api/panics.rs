@@ -4,7 +4,7 @@ use crate::harness::*;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use meterd::grpc::layers::call::CallLayer;
-use meterd::grpc::layers::panics::PanicLayer;
+use meterd::grpc::layers::panics;
 use meterd::net::{self, Port};
 use meterd::proto::alert_service_client::AlertServiceClient;
 use meterd::proto::usage_service_client::UsageServiceClient;
@@ -19,12 +19,12 @@ use tonic::codegen::http::{Request, Response};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
-use tower::{ServiceBuilder, service_fn};
+use tower::service_fn;
 
 /// Panics where the path says.
-async fn panicking(request: Request<Body>) -> Result<Response<Body>, Infallible> {
+async fn panicking(request: Request<Body>) -> Response<Body> {
     let message = Bytes::from_static(&[0, 0, 0, 0, 0]);
-    let answer = |body| Ok(Response::builder().header("content-type", "application/grpc").body(body).unwrap());
+    let answer = |body| Response::builder().header("content-type", "application/grpc").body(body).unwrap();
     match request.uri().path() {
         "/metering.v1.UsageService/TrackUsage" => panic!("in a handler"),
         "/metering.v1.AlertService/SubscribeAlerts" => {
@@ -37,7 +37,7 @@ async fn panicking(request: Request<Body>) -> Result<Response<Body>, Infallible>
             });
             answer(Body::new(http_body_util::StreamBody::new(Box::pin(frames))))
         }
-        _ => Ok(Status::not_found("no panic").into_http()),
+        _ => Status::not_found("no panic").into_http(),
     }
 }
 
@@ -54,11 +54,15 @@ async fn a_panic_ends_its_call_with_a_request_id_and_leaves_the_others_of_the_co
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
     let (stop, stopping) = watch::channel(false);
-    let service = ServiceBuilder::new()
-        .layer(CallLayer { request_timeout: Duration::from_secs(10) })
-        .layer(PanicLayer)
-        .service(service_fn(panicking));
-    let port = Port::new("test", None, &stopping, &settings_of(&[]));
+    let call = CallLayer { request_timeout: Duration::from_secs(10) };
+    let service = service_fn(move |request| {
+        let call = call.clone();
+        async move {
+            let catch = async |request| panics::catch(request, panicking).await;
+            Ok::<_, Infallible>(call.handle(request, catch).await)
+        }
+    });
+    let port = Port { name: "test", tls: None, stopping, config: settings_of(&[]).net().unwrap() };
     let server = tokio::spawn(net::serve(listener, port, service));
     // Over one connection.
     let channel = Channel::from_shared(address).unwrap().connect().await.unwrap();

@@ -242,11 +242,11 @@ fn wrong_files_and_half_settings_are_refused_by_name_and_without_what_is_in_them
     let foreign = put("foreign.pem", &other.sign().key);
     let missing = files.path("missing.pem");
     let load = |cert: Option<&Path>, key: Option<&Path>, ca: Option<&Path>| {
-        let mut settings = settings_of(&[]).net;
-        settings.tls_cert = cert.map(Into::into);
-        settings.tls_key = key.map(Into::into);
-        settings.tls_client_ca = ca.map(Into::into);
-        Tls::load(&settings).map(|tls| tls.is_some())
+        let mut settings = settings_of(&[]);
+        settings.net.tls_cert = cert.map(Into::into);
+        settings.net.tls_key = key.map(Into::into);
+        settings.net.tls_client_ca = ca.map(Into::into);
+        settings.net().and_then(|net| Tls::load(&net)).map(|tls| tls.is_some())
     };
     assert!(!load(None, None, None).unwrap());
     assert!(load(Some(&cert), Some(&key), Some(&cert)).unwrap());

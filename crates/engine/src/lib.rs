@@ -6,7 +6,7 @@ pub mod auth;
 pub mod catalog;
 pub mod clients;
 pub mod clock;
-pub mod counts;
+pub mod counters;
 mod engine;
 pub mod fields;
 pub mod idempotency;

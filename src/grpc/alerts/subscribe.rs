@@ -1,6 +1,6 @@
 //! SubscribeAlerts.
 
-use crate::grpc::layers::admission::Admitted;
+use crate::grpc::layers::admission::AdmissionPermit;
 use crate::grpc::layers::slots::Slot;
 use crate::grpc::wire::convert::timestamp;
 use crate::grpc::wire::fields::Fields;
@@ -10,7 +10,7 @@ use crate::proto::subscribe_alerts_response::Message;
 use crate::proto::{AlertEvent, Heartbeat, SubscribeAlertsRequest, SubscribeAlertsResponse};
 use futures_util::stream::{Stream, unfold};
 use meterd_engine::alerts::feed::{Ended, Entry, Start, Subscription};
-use meterd_engine::counts::Counted;
+use meterd_engine::counters::Resource;
 use meterd_engine::refusal::{Reason, Refusal, Violation};
 use meterd_store::alert_feed::FeedFilter;
 use std::pin::Pin;
@@ -28,7 +28,7 @@ pub type AlertStream = Pin<Box<dyn Stream<Item = Result<SubscribeAlertsResponse,
 /// Takes one of the slots for subscriptions. A caller has at most a quarter of them, and fewer while other callers have some.
 pub fn slot(context: &Context, request: &Request<SubscribeAlertsRequest>) -> Result<Slot, Refusal> {
     let max = context.settings.subscriptions_max as usize;
-    Admitted::of_caller(request, Counted::Subscriptions, max, 4).ok_or_else(|| {
+    AdmissionPermit::take_for_caller(request, Resource::Subscriptions, max, 4).ok_or_else(|| {
         let message = "too many subscriptions of the key at once; close some";
         Refusal::exhausted(Reason::TooManySubscriptions, message, RETRY_DELAY)
     })

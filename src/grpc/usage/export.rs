@@ -1,8 +1,8 @@
 //! ExportUsage: a file in pieces.
 
 use crate::grpc::Context;
-use crate::grpc::layers::admission::Admitted;
-use crate::grpc::layers::panics::answer_of_a_task;
+use crate::grpc::layers::admission::AdmissionPermit;
+use crate::grpc::layers::panics::stream_from_task;
 use crate::grpc::layers::slots::Slot;
 use crate::grpc::usage::export_file::File;
 use crate::grpc::wire::convert::timestamp;
@@ -10,7 +10,7 @@ use crate::grpc::wire::fields::unix_time;
 use crate::grpc::wire::status::status;
 use crate::proto::{self, ExportUsageRequest, ExportUsageResponse};
 use futures_util::TryStreamExt;
-use meterd_engine::counts::Counted;
+use meterd_engine::counters::Resource;
 use meterd_engine::refusal::{Reason, Refusal};
 use meterd_engine::usage::{Export, ExportFormat, ExportInput};
 use std::sync::Arc;
@@ -33,16 +33,17 @@ fn too_many(whose: &str) -> Refusal {
     Refusal::exhausted(Reason::TooManyExports, message, RETRY_DELAY)
 }
 
-/// Takes a slot of the caller, which has at most half of all slots, and less while others have some.
-pub fn place_of_caller(context: &Context, request: &tonic::Request<ExportUsageRequest>) -> Result<Slot, Refusal> {
-    Admitted::of_caller(request, Counted::Exports, context.exports_max, 2).ok_or_else(|| too_many("of the key "))
+/// Takes a slot of the caller, which has at most half of all slots, and fewer while other callers have some.
+pub fn slot_of_caller(context: &Context, request: &tonic::Request<ExportUsageRequest>) -> Result<Slot, Refusal> {
+    AdmissionPermit::take_for_caller(request, Resource::Exports, context.exports_max, 2)
+        .ok_or_else(|| too_many("of the key "))
 }
 
 /// Checks the request and starts the export in a task of its own.
 pub async fn start(
     context: Arc<Context>,
     request: ExportUsageRequest,
-    place_of_caller: Slot,
+    slot_of_caller: Slot,
 ) -> Result<ReceiverStream<Result<ExportUsageResponse, Status>>, Refusal> {
     let input = ExportInput {
         client_id: request.client_id,
@@ -55,8 +56,8 @@ pub async fn start(
     };
     let export = Export::check(&context.engine, input).await?;
     let slot = context.exports.clone().try_acquire_owned().map_err(|_| too_many(""))?;
-    Ok(answer_of_a_task(PIECES_WAITING_MAX, |pieces| async move {
-        let _place_of_caller = place_of_caller;
+    Ok(stream_from_task(PIECES_WAITING_MAX, |pieces| async move {
+        let _slot_of_caller = slot_of_caller;
         Ok(send_file(&context, &export, &pieces, slot).await.map_err(status)?)
     }))
 }

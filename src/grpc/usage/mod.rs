@@ -81,8 +81,8 @@ impl UsageService for Handlers {
         &self,
         request: Request<ExportUsageRequest>,
     ) -> Result<Response<Self::ExportUsageStream>, Status> {
-        let place = export::place_of_caller(&self.0, &request).map_err(status)?;
-        self.run(request, |context, request| export::start(context, request, place)).await
+        let slot = export::slot_of_caller(&self.0, &request).map_err(status)?;
+        self.run(request, |context, request| export::start(context, request, slot)).await
     }
 
     async fn get_platform_usage(

@@ -1,7 +1,7 @@
 //! StreamUsage: events in, acknowledgements out in order and after the commit.
 
 use crate::grpc::Context;
-use crate::grpc::layers::panics::answer_of_a_task;
+use crate::grpc::layers::panics::stream_from_task;
 use crate::grpc::usage::events::raw_event;
 use crate::grpc::wire::status::status;
 use crate::proto::{StreamUsageRequest, StreamUsageResponse, StreamUsageResult};
@@ -29,7 +29,7 @@ pub fn run(
     caller: Arc<Caller>,
     messages: Streaming<StreamUsageRequest>,
 ) -> ReceiverStream<Result<StreamUsageResponse, Status>> {
-    answer_of_a_task(ACKS_WAITING_MAX, |acks| async move {
+    stream_from_task(ACKS_WAITING_MAX, |acks| async move {
         let (sender, outcomes) = mpsc::unbounded_channel();
         let in_flight = InFlight::default();
         let events = EventStream::new(&context.engine, &caller, Arc::new(sender));

@@ -1,9 +1,11 @@
-//! Settings of connections and of what may come in through them.
+//! Settings of connections, calls, and TLS.
 
+use crate::net::TlsFiles;
+use anyhow::ensure;
 use clap::Args;
 use std::path::PathBuf;
 
-/// Settings of connections and of what may come in through them.
+/// Settings of connections, calls, and TLS.
 #[derive(Args, Clone, Debug)]
 pub struct NetSettings {
     /// Connections that each port takes at once. One more closes an idle one, first those that never made a call, or is closed itself
@@ -45,4 +47,37 @@ pub struct NetSettings {
     /// Certificates, PEM, one of which must have signed what callers of the gRPC port show. Read again when it changes
     #[arg(long, env = "METERD_TLS_CLIENT_CA", value_name = "FILE")]
     pub tls_client_ca: Option<PathBuf>,
+}
+
+impl NetSettings {
+    /// Returns the TLS files, or `None` if the ports are served without TLS.
+    ///
+    /// # Errors
+    /// Returns an error if one setting of TLS lacks another.
+    pub(super) fn tls_files(&self) -> anyhow::Result<Option<TlsFiles>> {
+        let client_ca = self.tls_client_ca.clone();
+        match (self.tls_cert.clone(), self.tls_key.clone()) {
+            (Some(cert), Some(key)) => Ok(Some(TlsFiles { cert, key, client_ca })),
+            (Some(_), None) => anyhow::bail!("--tls-cert needs the private key of the certificate: add --tls-key"),
+            (None, Some(_)) => anyhow::bail!("--tls-key needs the certificate of the key: add --tls-cert"),
+            (None, None) => {
+                ensure!(client_ca.is_none(), "--tls-client-ca needs TLS: add --tls-cert and --tls-key");
+                Ok(None)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::open_files_needed;
+    use clap::FromArgMatches;
+
+    #[test]
+    fn the_default_number_of_connections_needs_fewer_than_twenty_thousand_open_files() {
+        let matches = NetSettings::augment_args(clap::Command::new("test")).get_matches_from(["test"]);
+        let settings = NetSettings::from_arg_matches(&matches).unwrap();
+        assert_eq!(open_files_needed(settings.inbound_connections_max), 16_256);
+    }
 }

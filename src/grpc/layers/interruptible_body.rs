@@ -1,4 +1,4 @@
-//! A stream that something outside of its handler may end.
+//! A response body that can be ended from outside its handler.
 
 use crate::grpc::wire::status::{REQUEST_ID, status};
 use hyper::body::{Body, Frame, SizeHint};
@@ -9,48 +9,49 @@ use std::task::{Context, Poll};
 use tonic::Status;
 use tonic::codegen::http::HeaderMap;
 
-/// The body of an answer that goes on until it ends, or until `end` says with which error it has to.
+/// A response body that ends when the inner body ends or when the future `interrupt` returns an error.
 ///
-/// The error becomes the call's trailers, so the caller is told why. It comes between messages, never within one. A caller
-/// that reads nothing is not told before it reads: its connection has to be closed by other means.
-pub struct EndingBody<B, F> {
+/// The error becomes the trailers of the call, so that the caller gets the reason. It is sent between two messages, never within
+/// one. A caller that does not read gets no error; its connection has to be closed by other means.
+pub struct InterruptibleBody<B, F> {
     inner: B,
-    /// None, once the stream has ended.
-    end: Option<Pin<Box<F>>>,
+    /// `None` after the body has ended.
+    interrupt: Option<Pin<Box<F>>>,
     request_id: String,
-    /// What is ready when the stream has to end is sent first.
-    has_last_word: bool,
-    ended: Option<Refusal>,
+    /// Whether a message that is ready at the interrupt is sent before the error.
+    sends_final_message: bool,
+    /// The error to send after the final message.
+    error: Option<Refusal>,
 }
 
-impl<B, F> EndingBody<B, F> {
-    /// Made within the call, whose request id the error gets.
-    pub fn new(inner: B, end: F) -> Self {
+impl<B, F> InterruptibleBody<B, F> {
+    /// Must be called within the call, because the error gets the request id of the current call.
+    pub fn new(inner: B, interrupt: F) -> Self {
         let request_id = REQUEST_ID.try_with(String::clone).unwrap_or_default();
-        Self { inner, end: Some(Box::pin(end)), request_id, has_last_word: false, ended: None }
+        Self { inner, interrupt: Some(Box::pin(interrupt)), request_id, sends_final_message: false, error: None }
     }
 
-    /// Lets a stream that has to end send the message that it has ready.
-    pub fn with_last_word(mut self, has_last_word: bool) -> Self {
-        self.has_last_word = has_last_word;
+    /// Sets whether a message that is ready at the interrupt is sent before the error.
+    pub fn with_final_message(mut self, sends_final_message: bool) -> Self {
+        self.sends_final_message = sends_final_message;
         self
     }
 }
 
-/// A status as the trailers of a call.
-pub(in crate::grpc) fn status_headers(status: &Status) -> HeaderMap {
+/// Returns the trailers of a call that ends with this status.
+pub(in crate::grpc) fn status_trailers(status: &Status) -> HeaderMap {
     let mut trailers = HeaderMap::new();
-    // Only metadata that is no header could fail, and ours is made here.
+    // This fails only for metadata that is not a valid header, and the status has no such metadata.
     drop(status.add_header(&mut trailers));
     trailers
 }
 
-/// What ends a call whose answer has begun.
-pub(in crate::grpc) fn trailers(status: &Status) -> Frame<bytes::Bytes> {
-    Frame::trailers(status_headers(status))
+/// Returns the last frame of a response that ends with this status.
+pub(in crate::grpc) fn trailers_frame(status: &Status) -> Frame<bytes::Bytes> {
+    Frame::trailers(status_trailers(status))
 }
 
-impl<B, F> Body for EndingBody<B, F>
+impl<B, F> Body for InterruptibleBody<B, F>
 where
     B: Body<Data = bytes::Bytes, Error = Status> + Unpin,
     F: Future<Output = Refusal>,
@@ -60,32 +61,32 @@ where
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Self::Data>, Status>>> {
         let this = self.get_mut();
-        let Some(end) = &mut this.end else { return Poll::Ready(None) };
-        // First, since a stream that always has something would never let it be asked.
-        let ended = match this.ended.take() {
+        let Some(interrupt) = &mut this.interrupt else { return Poll::Ready(None) };
+        // Polled before the inner body, which may always be ready.
+        let interrupted = match this.error.take() {
             Some(error) => Poll::Ready(error),
-            None => end.as_mut().poll(cx),
+            None => interrupt.as_mut().poll(cx),
         };
-        if let Poll::Ready(error) = ended {
-            if std::mem::take(&mut this.has_last_word)
+        if let Poll::Ready(error) = interrupted {
+            if std::mem::take(&mut this.sends_final_message)
                 && let Poll::Ready(Some(Ok(frame))) = Pin::new(&mut this.inner).poll_frame(cx)
             {
                 if frame.is_data() {
-                    this.ended = Some(error);
+                    this.error = Some(error);
                 } else {
-                    this.end = None;
+                    this.interrupt = None;
                 }
                 return Poll::Ready(Some(Ok(frame)));
             }
-            this.end = None;
+            this.interrupt = None;
             let status = REQUEST_ID.sync_scope(std::mem::take(&mut this.request_id), || status(error));
-            return Poll::Ready(Some(Ok(trailers(&status))));
+            return Poll::Ready(Some(Ok(trailers_frame(&status))));
         }
         Pin::new(&mut this.inner).poll_frame(cx)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.end.is_none() || self.inner.is_end_stream()
+        self.interrupt.is_none() || self.inner.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -103,7 +104,7 @@ mod tests {
     use tonic::Code;
     use tonic_types::StatusExt;
 
-    /// Frames, and then silence.
+    /// Returns these frames and then stays pending.
     struct Frames(VecDeque<&'static str>);
 
     impl Body for Frames {
@@ -120,15 +121,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_silent_stream_ends_with_the_error_that_comes_from_outside() {
-        let (end, ended) = oneshot::channel::<Refusal>();
+    async fn a_pending_stream_ends_with_the_error_of_the_interrupt() {
+        let (sender, error) = oneshot::channel::<Refusal>();
         let frames = Frames(["one", "two"].into());
-        let mut body = REQUEST_ID.sync_scope("r1".into(), || EndingBody::new(frames, async { ended.await.unwrap() }));
+        let mut body =
+            REQUEST_ID.sync_scope("r1".into(), || InterruptibleBody::new(frames, async { error.await.unwrap() }));
         assert_eq!(next(&mut body).await.unwrap().into_data().unwrap(), "one");
         assert_eq!(next(&mut body).await.unwrap().into_data().unwrap(), "two");
         let waiting = tokio::spawn(async move { (next(&mut body).await, body) });
         tokio::task::yield_now().await;
-        end.send(Refusal::shutting_down()).unwrap();
+        sender.send(Refusal::shutting_down()).unwrap();
         let (last, mut body) = waiting.await.unwrap();
         let status = Status::from_header_map(&last.unwrap().into_trailers().unwrap()).unwrap();
         assert_eq!(status.code(), Code::Unavailable);
@@ -138,24 +140,24 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stream_that_always_has_something_is_ended_too() {
+    async fn a_stream_that_is_always_ready_is_interrupted_too() {
         let frames = Frames(["one", "two"].into());
-        let mut body = EndingBody::new(frames, async { Refusal::shutting_down() });
+        let mut body = InterruptibleBody::new(frames, async { Refusal::shutting_down() });
         assert!(next(&mut body).await.unwrap().is_trailers());
     }
 
     #[tokio::test]
-    async fn a_stream_with_a_last_word_says_one_thing_and_ends() {
+    async fn a_stream_with_a_final_message_sends_one_message_and_ends() {
         let frames = Frames(["NOT_SERVING", "more"].into());
-        let mut body = EndingBody::new(frames, async { Refusal::shutting_down() }).with_last_word(true);
+        let mut body = InterruptibleBody::new(frames, async { Refusal::shutting_down() }).with_final_message(true);
         assert_eq!(next(&mut body).await.unwrap().into_data().unwrap(), "NOT_SERVING");
         assert!(next(&mut body).await.unwrap().is_trailers());
         assert!(body.is_end_stream());
     }
 
     #[tokio::test]
-    async fn a_stream_that_nobody_ends_is_as_it_was() {
-        let mut body = EndingBody::new(Frames(["one"].into()), pending::<Refusal>());
+    async fn a_stream_without_an_interrupt_passes_its_frames() {
+        let mut body = InterruptibleBody::new(Frames(["one"].into()), pending::<Refusal>());
         assert!(!body.is_end_stream());
         assert_eq!(next(&mut body).await.unwrap().into_data().unwrap(), "one");
     }

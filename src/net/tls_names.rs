@@ -1,4 +1,4 @@
-//! By what name a certificate is reached, for hints.
+//! Names of the server in its certificate, for hints about how to connect.
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -6,15 +6,15 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use webpki::EndEntityCert;
 
-/// What a certificate chain says of its server.
+/// The names of the server in its certificate chain.
 pub struct TlsNames {
     chain: Vec<CertificateDer<'static>>,
-    /// Whether the file itself has what verifies the certificate, so that callers can take it for `--tls-ca`.
+    /// Whether callers can use the file for `--tls-ca`, because it contains the certificate of its issuer.
     pub signs_itself: bool,
 }
 
 impl TlsNames {
-    /// Of a file in PEM form. Of one that cannot be read there is nothing to say.
+    /// Reads a file in PEM format. If the file cannot be read, the result has no names.
     pub fn read(file: &Path) -> Self {
         let chain = CertificateDer::pem_file_iter(file).map(|chain| chain.flatten().collect());
         let chain: Vec<CertificateDer<'static>> = chain.unwrap_or_default();
@@ -23,7 +23,7 @@ impl TlsNames {
         Self { chain, signs_itself }
     }
 
-    /// The name to connect by to a server on this address: one that the certificate has, if there is one that leads here.
+    /// Returns the host to connect to for a server at this address. Prefers a name that the certificate is valid for.
     pub fn name_for(&self, ip: IpAddr) -> String {
         let bracketed = SocketAddr::new(ip, 0).to_string().trim_end_matches(":0").to_owned();
         let Some(leaf) = self.chain.first().and_then(|leaf| EndEntityCert::try_from(leaf).ok()) else {
