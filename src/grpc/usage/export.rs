@@ -57,7 +57,7 @@ pub async fn start(
     let slot = context.exports.clone().try_acquire_owned().map_err(|_| too_many(""))?;
     Ok(answer_of_a_task(PIECES_WAITING_MAX, |pieces| async move {
         let _place_of_caller = place_of_caller;
-        Ok(send_file(&context, &export, &pieces, slot).await.map_err(status)?)
+        send_file(&context, &export, &pieces, slot).await.map_err(status)
     }))
 }
 
