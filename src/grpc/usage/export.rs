@@ -58,7 +58,7 @@ pub async fn start(
     let slot = context.exports.clone().try_acquire_owned().map_err(|_| too_many(""))?;
     Ok(stream_from_task(PIECES_WAITING_MAX, |pieces| async move {
         let _slot_of_caller = slot_of_caller;
-        Ok(send_file(&context, &export, &pieces, slot).await.map_err(status)?)
+        send_file(&context, &export, &pieces, slot).await.map_err(status)
     }))
 }
 
