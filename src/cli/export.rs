@@ -146,7 +146,7 @@ pub async fn run(args: ExportArgs) -> anyhow::Result<ExitCode> {
         }
         target.write(&piece.data).context("cannot write")?;
         // Such as `meterd export | head`.
-        if print::has_ended() {
+        if print::has_failed() {
             return Ok(ExitCode::SUCCESS);
         }
         bar.inc(piece.data.len() as u64);

@@ -239,7 +239,7 @@ async fn create(args: CreateArgs) -> anyhow::Result<ExitCode> {
 async fn create_directly(args: &CreateArgs, request: &CreateApiKeyRequest) -> anyhow::Result<(ApiKey, String)> {
     // Taken, so that a key that is made is shown and our own PostgreSQL is stopped.
     let _stop = signals::asked_to_stop()?;
-    let database = Database::open_first(&args.database, args.new_database).await?;
+    let database = Database::open_or_create(&args.database, args.new_database).await?;
     let made = async {
         let pool = command_pool(&database.options);
         if args.database.database_url.is_some() && !deployment::has_schema(&pool).await? {
@@ -268,7 +268,7 @@ async fn create_directly(args: &CreateArgs, request: &CreateApiKeyRequest) -> an
         let made = made?;
         Ok((made.key.into(), made.token))
     };
-    let made = database.explained(made.await);
+    let made = database.explain(made.await);
     // A token that is made is shown, whatever else goes wrong.
     if let Err(error) = database.close().await {
         eprintln!("warning: the database did not close in order: {error:#}");
@@ -356,7 +356,7 @@ fn show_new(shown: &ShownArgs, key: &ApiKey, token: &str, direct: Option<&Databa
             println!("  {} serve --auth keys{}", hints::program(), hints::database_flags(database));
         }
     }
-    if print::has_ended() {
+    if print::has_failed() {
         let (program, key_id) = (hints::program(), &key.key_id);
         eprintln!(
             "warning: the key {key_id} is made, and its token was not shown: revoke it with `{program} keys revoke {key_id}`"

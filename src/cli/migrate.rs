@@ -16,9 +16,9 @@ pub struct MigrateArgs {
 /// Migrates and says so.
 pub async fn run(args: MigrateArgs) -> anyhow::Result<ExitCode> {
     let stop = signals::asked_to_stop()?;
-    let database = Database::open_made(&args.settings.database).await?;
+    let database = Database::open_initialized(&args.settings.database).await?;
     let prepared = signals::unless_stopped(stop, app::prepare(&database.options, &args.settings)).await;
-    let prepared = database.explained(prepared);
+    let prepared = database.explain(prepared);
     let description = database.describe();
     database.close().await?;
     prepared?;

@@ -3,7 +3,7 @@
 use super::signals;
 use crate::app;
 use crate::clock::Clock;
-use crate::config::hints::{self, Reach};
+use crate::config::hints::{self, ConnectionHints};
 use crate::config::{Access, AuthMode, Settings};
 use crate::database::Database;
 use crate::{net, preflight};
@@ -27,7 +27,7 @@ pub struct ServeArgs {
 /// Serves until SIGINT, SIGTERM or SIGHUP.
 pub async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     if args.check {
-        preflight::check_beside(&args.settings)?.iter().for_each(|note| eprintln!("note: {note}"));
+        preflight::check_while_running(&args.settings)?.iter().for_each(|note| eprintln!("note: {note}"));
         println!("the settings are valid");
         return Ok(ExitCode::SUCCESS);
     }
@@ -45,9 +45,9 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
 }
 
 async fn serve(settings: Settings, database: &Database, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
-    let deployment = database.explained(app::prepare(&database.options, &settings).await)?;
+    let deployment = database.explain(app::prepare(&database.options, &settings).await)?;
     let built = app::build(settings, &database.options, deployment, Clock::system()).await;
-    let app = database.explained(built)?;
+    let app = database.explain(built)?;
     greet(&app, database);
     app.run(shutdown, database.embedded()).await
 }
@@ -79,7 +79,7 @@ fn greet(app: &app::App, database: &Database) {
     let (grpc, http) = (app.grpc_address(), app.http_address());
     let settings = &app.context().settings;
     warn_of_keys_in_the_clear(settings);
-    let reach = Reach::of(settings, grpc, http);
+    let reach = ConnectionHints::of(settings, grpc, http);
     let (meterd, flags) = (hints::program(), &reach.flags);
     let mut lines = vec![
         format!("meterd {} is ready", env!("CARGO_PKG_VERSION")),

@@ -69,7 +69,7 @@ pub async fn run(args: VerifyArgs) -> anyhow::Result<ExitCode> {
     let database = Database::open_existing(&args.database).await?;
     let pool = command_pool(&database.options);
     let verified = signals::unless_stopped(stop, verify_selected(&pool, &args)).await;
-    let verified = database.explained(verified);
+    let verified = database.explain(verified);
     pool.close().await;
     database.close().await?;
     let verified = verified?;
@@ -140,7 +140,7 @@ pub async fn verify_all(pool: &PgPool, client: Option<&str>, month: Option<Month
             compared.differences.iter().for_each(print_difference);
             keys.iter().for_each(print_key);
         });
-        if print::has_ended() {
+        if print::has_failed() {
             break;
         }
     }

@@ -1,55 +1,56 @@
-//! Settings of how people are told of alerts.
+//! Settings of alert notifications.
 
 use clap::Args;
 
-/// How people are told of alerts. Without any of these, webhooks can be sent and nothing else.
+/// Settings of alert notifications. Without them, meterd can send webhooks only.
 #[derive(Args, Clone, Debug)]
 pub struct NotificationSettings {
-    /// SMTP server of e-mail notifications, such as smtps://user:password@host:465 or smtp://host:587?tls=required
+    /// SMTP server for e-mail notifications, such as smtps://user:password@host:465 or smtp://host:587?tls=required
     #[arg(long, env = "METERD_SMTP_URL", hide_env_values = true, hide_default_value = true)]
     pub smtp_url: Option<Secret>,
-    /// Sender of e-mail notifications, such as "meterd <alerts@example.com>"
+    /// Sender of the e-mails, such as "meterd <alerts@example.com>"
     #[arg(long, env = "METERD_SMTP_FROM")]
     pub smtp_from: Option<String>,
-    /// Twilio account of SMS notifications
+    /// Twilio account for SMS notifications
     #[arg(long, env = "METERD_TWILIO_ACCOUNT_SID")]
     pub twilio_account_sid: Option<String>,
-    /// Its token
+    /// Token of the Twilio account
     #[arg(long, env = "METERD_TWILIO_AUTH_TOKEN", hide_env_values = true, hide_default_value = true)]
     pub twilio_auth_token: Option<Secret>,
-    /// Phone number that SMS notifications come from, such as +15551234567
+    /// Phone number that sends the SMS, such as +15551234567
     #[arg(long, env = "METERD_TWILIO_FROM")]
     pub twilio_from: Option<String>,
-    /// Where Twilio's API is
+    /// URL of Twilio's API
     #[arg(long, env = "METERD_TWILIO_API_URL", default_value = "https://api.twilio.com")]
     pub twilio_api_url: String,
-    /// Take webhooks at http:// too, where anybody on the way may read them
+    /// Also accept webhooks with http://; everyone between the server and the receiver can then read them
     #[arg(long, env = "METERD_WEBHOOK_ALLOW_HTTP", num_args = 0..=1, default_missing_value = "true", default_value = "false", action = clap::ArgAction::Set)]
     pub webhook_allow_http: bool,
-    /// Send webhooks to private, loopback and link-local addresses too: whoever sets a channel reaches the inner network
+    /// Also send webhooks to private, loopback and link-local addresses; an admin who sets a channel can then reach the
+    /// internal network
     #[arg(long, env = "METERD_WEBHOOK_ALLOW_PRIVATE", num_args = 0..=1, default_missing_value = "true", default_value = "false", action = clap::ArgAction::Set)]
     pub webhook_allow_private: bool,
-    /// How often a notification is tried before it is given up
+    /// Maximum number of attempts to send a notification
     #[arg(long, env = "METERD_NOTIFICATION_ATTEMPTS_MAX", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub notification_attempts_max: u32,
-    /// Longest pause after the first attempt. Each further one may be four times as long, up to an hour
+    /// Maximum pause after the first attempt, in seconds; four times as long after each further attempt, at most an hour
     #[arg(long, env = "METERD_NOTIFICATION_BACKOFF_SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=3600))]
     pub notification_backoff_seconds: u32,
-    /// Longest time of one attempt
+    /// Maximum duration of one attempt, in seconds
     #[arg(long, env = "METERD_NOTIFICATION_TIMEOUT_SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=300))]
     pub notification_timeout_seconds: u32,
-    /// Notifications that one channel gets in an hour; the rest comes as a digest
+    /// Maximum number of notifications to one channel in an hour; the rest is sent as one digest
     #[arg(long, env = "METERD_NOTIFICATIONS_HOURLY_MAX", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub notifications_hourly_max: u32,
 }
 
-/// An SMTP server to send by.
+/// An SMTP server that sends e-mails.
 pub struct SmtpSettings<'a> {
     pub url: &'a Secret,
     pub from: &'a str,
 }
 
-/// A Twilio account to send by.
+/// A Twilio account that sends SMS.
 pub struct TwilioSettings<'a> {
     pub account_sid: &'a str,
     pub auth_token: &'a Secret,
@@ -58,48 +59,49 @@ pub struct TwilioSettings<'a> {
 }
 
 impl NotificationSettings {
-    /// The SMTP server, if there is one.
+    /// The SMTP server, if it is set.
     pub fn smtp(&self) -> Option<SmtpSettings<'_>> {
         let url = self.smtp_url.as_ref().filter(|url| !url.0.is_empty())?;
-        Some(SmtpSettings { url, from: given(&self.smtp_from)? })
+        Some(SmtpSettings { url, from: non_empty(&self.smtp_from)? })
     }
 
-    /// The Twilio account, if there is one.
+    /// The Twilio account, if it is set.
     pub fn twilio(&self) -> Option<TwilioSettings<'_>> {
         Some(TwilioSettings {
-            account_sid: given(&self.twilio_account_sid)?,
+            account_sid: non_empty(&self.twilio_account_sid)?,
             auth_token: self.twilio_auth_token.as_ref().filter(|token| !token.0.is_empty())?,
-            from: given(&self.twilio_from)?,
+            from: non_empty(&self.twilio_from)?,
             api_url: self.twilio_api_url.as_str(),
         })
     }
 
-    /// Refuses halves of a way to send, which would send nothing.
+    /// Checks that the settings of each way to send are complete.
     pub fn check(&self) -> anyhow::Result<()> {
         let has = |secret: &Option<Secret>| secret.as_ref().is_some_and(|secret| !secret.0.is_empty());
         anyhow::ensure!(
-            has(&self.smtp_url) == given(&self.smtp_from).is_some(),
-            "--smtp-url (METERD_SMTP_URL) and --smtp-from (METERD_SMTP_FROM) need each other, and only one is set"
+            has(&self.smtp_url) == non_empty(&self.smtp_from).is_some(),
+            "--smtp-url (METERD_SMTP_URL) and --smtp-from (METERD_SMTP_FROM): only one of them is set; set both or none"
         );
         let parts = [
-            given(&self.twilio_account_sid).is_some(),
+            non_empty(&self.twilio_account_sid).is_some(),
             has(&self.twilio_auth_token),
-            given(&self.twilio_from).is_some(),
+            non_empty(&self.twilio_from).is_some(),
         ];
         anyhow::ensure!(
             parts.iter().all(|part| *part == parts[0]),
-            "--twilio-account-sid, --twilio-auth-token and --twilio-from (METERD_TWILIO_…) need each other, and not all are set"
+            "--twilio-account-sid, --twilio-auth-token and --twilio-from (METERD_TWILIO_…): only some of them are set; \
+             set all or none"
         );
         Ok(())
     }
 }
 
-/// A text that is set. Empty, as container tools pass what is not, is not.
-pub(super) fn given(text: &Option<String>) -> Option<&str> {
+/// Returns the text unless it is empty. Container tools pass an unset variable as an empty one.
+pub(super) fn non_empty(text: &Option<String>) -> Option<&str> {
     text.as_deref().filter(|text| !text.is_empty())
 }
 
-/// A setting that is shown nowhere.
+/// A setting whose value must never be shown.
 #[derive(Clone)]
 pub struct Secret(String);
 
@@ -110,7 +112,7 @@ impl From<String> for Secret {
 }
 
 impl Secret {
-    /// What it is. Not for logs and errors.
+    /// The value. Never write it to logs or errors.
     pub fn reveal(&self) -> &str {
         &self.0
     }

@@ -70,7 +70,7 @@ fn the_first_key_is_made_in_no_directory_that_was_misspelt() {
         command
     };
     let refused = place.refusal(&mut create(&[]));
-    assert!(refused.contains("no meterd has made a database in") && refused.contains("--new-database"), "{refused}");
+    assert!(refused.contains("contains no database of meterd") && refused.contains("--new-database"), "{refused}");
     // The way out that a server names for a directory without a database has the flag.
     let exposed = said(&run(place
         .meterd(&["serve", "--check", "--listen=0.0.0.0:0", "--http-listen=127.0.0.1:0"])

@@ -437,7 +437,7 @@ fn the_first_key_makes_a_database_where_it_is_asked_to_or_a_directory_is_there_f
     fs::create_dir(&empty).unwrap();
     for (data_dir, more) in [(&asked, &["--new-database"][..]), (&empty, &[])] {
         let made = create(data_dir, more);
-        let note = format!("note: making a new database in {}\n", data_dir.display());
+        let note = format!("note: creating a new database in {}\n", data_dir.display());
         let (token, noted) = (String::from_utf8_lossy(&made.stdout), String::from_utf8_lossy(&made.stderr));
         assert!(made.status.success() && token.starts_with("mtr_") && *noted == note, "{token}{noted}");
     }

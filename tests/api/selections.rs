@@ -235,11 +235,11 @@ async fn verify_and_migrate_make_no_data_directory_and_verify_refuses_a_database
     std::fs::create_dir(&empty).unwrap();
     for command in ["verify", "migrate"] {
         let (code, said) = run(command, &missing).await;
-        assert!(said.contains("no meterd has made a database in"), "{said}");
+        assert!(said.contains("contains no database of meterd"), "{said}");
         assert!(said.contains(&made.display().to_string()), "{said}");
         assert_eq!((code, missing.exists()), (Some(1), false));
         let (code, said) = run(command, &empty).await;
-        assert!(code == Some(1) && said.contains("no meterd has made a database in"), "{said}");
+        assert!(code == Some(1) && said.contains("contains no database of meterd"), "{said}");
         assert!(std::fs::read_dir(&empty).unwrap().next().is_none());
     }
 

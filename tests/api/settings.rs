@@ -176,8 +176,8 @@ fn every_wrong_setting_is_told_at_once_and_before_a_database_is_made() {
     let same = format!("127.0.0.1:{port}");
     let wrong: [(&[&str], &str); 16] = [
         (&["--listen=0.0.0.0:0"], "is not a loopback address"),
-        (&["--listen=127.0.0.1:7001", "--http-listen=127.0.0.1:7001"], "are the same port"),
-        (&["--listen=127.0.0.1:7001", "--http-listen=0.0.0.0:7001", "--insecure-listen"], "are the same port"),
+        (&["--listen=127.0.0.1:7001", "--http-listen=127.0.0.1:7001"], "use the same port"),
+        (&["--listen=127.0.0.1:7001", "--http-listen=0.0.0.0:7001", "--insecure-listen"], "use the same port"),
         (&["--listen", &same], "cannot be listened on; is another server running there?"),
         (&["--smtp-url=smtp://u:hunter2@localhost"], "--smtp-from"),
         (&["--smtp-url=u:hunter2@localhost", "--smtp-from=a@b.example"], "--smtp-url"),

@@ -104,7 +104,7 @@ async fn stream(
                 false => event_text(&event),
             };
             println!("{line}");
-            if print::has_ended() {
+            if print::has_failed() {
                 return Ok(());
             }
         }
