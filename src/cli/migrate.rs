@@ -1,4 +1,4 @@
-//! `meterd migrate`: brings the schema up to date, and nothing else.
+//! `meterd migrate`: updates the database schema and exits.
 
 use super::signals;
 use crate::app;
@@ -13,9 +13,9 @@ pub struct MigrateArgs {
     pub settings: Settings,
 }
 
-/// Migrates and says so.
+/// Migrates the database and prints its location.
 pub async fn run(args: MigrateArgs) -> anyhow::Result<ExitCode> {
-    let stop = signals::asked_to_stop()?;
+    let stop = signals::stop_signal()?;
     let database = Database::open_initialized(&args.settings.database).await?;
     let prepared = signals::unless_stopped(stop, app::prepare(&database.options, &args.settings)).await;
     let prepared = database.explain(prepared);

@@ -189,7 +189,7 @@ async fn verify_finds_keys_and_events_that_do_not_name_each_other_and_rows_witho
             "INSERT INTO idempotency_keys (client_id, idempotency_key, payload_hash, event_time, event_seq)
              VALUES ('acme', 'ghost', '', now(), 7)"
                 .into(),
-            vec!["key \"ghost\": names event ", "which is not there"],
+            vec!["key \"ghost\": names event ", "which does not exist"],
         ),
         (
             format!("INSERT INTO usage_days VALUES ('acme', '{month}-01', 'sms', 'ghost', '', 2, 3, 0, 0, 0, 0, 0)"),
@@ -197,7 +197,7 @@ async fn verify_finds_keys_and_events_that_do_not_name_each_other_and_rows_witho
         ),
         (
             format!("INSERT INTO usage_days VALUES ('acme', '{month}-02', 'sms', 'ghost', '', 0, 0, 0, 0, 0, 0, 0)"),
-            vec!["-02 sms operation=\"ghost\"", "a row of zeros that no event is of"],
+            vec!["-02 sms operation=\"ghost\"", "a row of zeros without events"],
         ),
         (
             format!("INSERT INTO usage_month_services VALUES ('acme', '{month}-01', 'ghost', 1, 1, 0, 0, 0, 0, 0)"),

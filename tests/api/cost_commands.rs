@@ -190,7 +190,7 @@ async fn clients_are_listed_shown_made_and_changed() {
     assert!(String::from_utf8_lossy(&more.stderr).contains("more than 1: see --limit"));
     for (words, says) in [
         (&["create", "acme"][..], "CLIENT_EXISTS: client \"acme\" exists"),
-        (&["update", "acme"], "nothing to change: give --name, --time-zone or both"),
+        (&["update", "acme"], "nothing to change: add --name, --time-zone or both"),
     ] {
         let said = fail(&server, &[&["clients"], words].concat()).await;
         assert!(said.contains(says), "{words:?}: {said}");

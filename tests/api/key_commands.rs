@@ -23,7 +23,7 @@ async fn a_key_that_is_rotated_again_is_told_that_the_new_one_has_a_short_life()
     for quiet in [&[][..], &["--quiet"]] {
         let again = meterd(&server, &[&["keys", "rotate", &key], quiet].concat()).await;
         let noted = String::from_utf8(again.stderr).unwrap();
-        let says = format!("note: key {key} was rotated before, to ");
+        let says = format!("note: key {key} was already rotated to ");
         assert!(again.status.success() && noted.contains(&says) && noted.contains("is good until 2"), "{noted}");
         assert!(quiet.len() == 1 || noted.contains(&format!("or rotate {successor}")), "{noted}");
     }
@@ -39,7 +39,7 @@ async fn a_name_in_the_place_of_a_key_id_is_answered_with_the_id() {
     for command in ["rotate", "revoke"] {
         let error = fail(&server, &["keys", command, "acme backend"]).await;
         assert!(
-            error.contains(&format!("that is a name, and the command takes an id: {key} (\"acme backend\", live)")),
+            error.contains(&format!("this is the name of a key; use its id: {key} (\"acme backend\", live)")),
             "{error}"
         );
         let error = fail(&server, &["keys", command, "acme bakend"]).await;

@@ -165,7 +165,7 @@ async fn to_export_nothing_is_an_error_that_says_what_was_meant_and_leaves_no_fi
 async fn to_verify_nothing_is_an_error_that_says_what_there_is() {
     let server = TestServer::start().await;
     let said = fail(&server, &["verify"]).await;
-    assert!(said.contains("nothing to verify: no client has usage; there is no usage at all yet"), "{said}");
+    assert!(said.contains("nothing to verify: no client has usage; no usage is recorded yet"), "{said}");
     assert_eq!(succeed(&server, &["verify", "--allow-empty"]).await, "nothing to verify: there are no events\n");
     boundaries(&server).await;
     for (words, says) in [
@@ -209,7 +209,7 @@ async fn a_summary_of_nothing_is_an_error_in_every_form_unless_it_is_allowed() {
         let output = meterd(&server, &summary).await;
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0), "{form:?}: {said}");
-        assert!(said.contains("nothing to show: no usage in ") && said.contains("no usage at all yet"), "{said}");
+        assert!(said.contains("nothing to show: no usage in ") && said.contains("no usage is recorded yet"), "{said}");
     }
     let text = succeed(&server, &["summary", "--allow-empty"]).await;
     assert!(text.starts_with("no usage in "), "{text}");
@@ -276,7 +276,7 @@ async fn usage_of_an_empty_month_says_in_which_months_there_is_usage() {
     let server = TestServer::start().await;
     server.client_in("acme", "UTC").await;
     let nothing = succeed(&server, &["usage", "acme"]).await;
-    assert!(nothing.contains("no usage\nthere is no usage at all yet"), "{nothing}");
+    assert!(nothing.contains("no usage\nno usage is recorded yet"), "{nothing}");
     let old = ["2024-02-29T00:00:00Z", "2024-03-01T00:00:00Z"].map(|time| event_at("acme", "sms", "1", time));
     server.batch(old.into(), true).await;
     for words in [&["usage", "acme"][..], &["usage", "acme", "--month=2024-04"]] {

@@ -178,7 +178,7 @@ fn every_wrong_setting_is_told_at_once_and_before_a_database_is_made() {
         (&["--listen=0.0.0.0:0"], "is not a loopback address"),
         (&["--listen=127.0.0.1:7001", "--http-listen=127.0.0.1:7001"], "use the same port"),
         (&["--listen=127.0.0.1:7001", "--http-listen=0.0.0.0:7001", "--insecure-listen"], "use the same port"),
-        (&["--listen", &same], "cannot be listened on; is another server running there?"),
+        (&["--listen", &same], "cannot listen on this address (is another server running?)"),
         (&["--smtp-url=smtp://u:hunter2@localhost"], "--smtp-from"),
         (&["--smtp-url=u:hunter2@localhost", "--smtp-from=a@b.example"], "--smtp-url"),
         (&["--smtp-url=smtp://localhost", "--smtp-from=nobody"], "--smtp-from"),

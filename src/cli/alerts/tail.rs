@@ -97,7 +97,7 @@ async fn stream(
         let message = tokio::time::timeout(SILENCE_MAX, messages.message()).await;
         let message = message.map_err(|_| Status::unavailable("the stream has fallen silent"))??;
         let Some(message) = message else { return Err(Status::unavailable("the stream has ended")) };
-        backoff.progress();
+        backoff.reset();
         if let Some(Message::Alert(event)) = message.message {
             let line = match args.json {
                 true => event_json(&event, &message.resume_token),

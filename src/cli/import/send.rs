@@ -58,7 +58,7 @@ impl Sender {
                 Ok(response) => {
                     let round = settling.take(response.results)?;
                     if round.any_final {
-                        waiting.backoff.progress();
+                        waiting.backoff.reset();
                     }
                     (round.retry_delay, round.last_error)
                 }
