@@ -57,7 +57,7 @@ fn all_fields_can_be_set() {
 #[test]
 fn the_error_names_the_missing_or_wrong_argument() {
     assert!(event(&[]).is_err());
-    assert!(event(&["acme"]).unwrap_err().to_string().contains("which service"));
+    assert!(event(&["acme"]).unwrap_err().to_string().contains("the service is missing"));
     assert!(event(&["acme", "sms", "x"]).unwrap_err().to_string().contains("UNITS"));
     assert!(event(&["acme", "sms", "1", "--units", "2"]).is_err());
     assert!(event(&["acme", "sms", "--metadata", "[]"]).is_err());
@@ -77,6 +77,6 @@ fn a_result_is_shown_as_lines() {
     assert_eq!(result_text(&priced), "ACCEPTED   e1\ncharge     0.0000825 USD\nkey        k");
     assert_eq!(result_json(&priced)["charge"]["amount"], "0.0000825");
     let unpriced = UsageResult { charge: None, unpriced_reason: UnpricedReason::AmountMissing.into(), ..priced };
-    assert!(result_text(&unpriced).contains("AMOUNT_MISSING: the price is a percentage: give --amount"));
+    assert!(result_text(&unpriced).contains("AMOUNT_MISSING: the price is a percentage: add --amount"));
     assert_eq!(result_json(&unpriced)["unpriced_reason"], "AMOUNT_MISSING");
 }

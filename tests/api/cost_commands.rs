@@ -160,7 +160,7 @@ async fn prices_are_listed_as_they_are_in_force_with_their_history_and_new_ones_
         (&["list", "opnai"][..], "there is no service \"opnai\"; did you mean openai?"),
         (&["list", "openai", "--model=gtp-4o"], "no price fits; did you mean gpt-4o"),
         (&["history", "openai", "--model=gtp-4o-mini"], "did you mean gpt-4o-mini"),
-        (&["create", "openai", "--model=x"], "what does it cost?"),
+        (&["create", "openai", "--model=x"], "no rate is set"),
         (&["create", "opnai", "--unit=1"], "did you mean openai"),
     ] {
         let said = fail(&server, &[&["prices"], words].concat()).await;

@@ -75,8 +75,8 @@ async fn exact_times_with_an_offset_bound_an_export_too_and_others_are_refused()
     assert_eq!(exported(&server, &instants).await, 2);
     assert_eq!(exported(&server, &["--client=acme", "--start=2026-11-01", "--end=2026-11-26T07:59:59Z"]).await, 1);
     for (words, says) in [
-        ("--start=2026-11-01T00:00:00", "a time with its offset"),
-        ("--start=20261101", "a time with its offset"),
+        ("--start=2026-11-01T00:00:00", "a time with an offset"),
+        ("--start=20261101", "a time with an offset"),
         ("--start=2026-11", "--month 2026-11"),
     ] {
         let output = meterd(&server, &["export", words]).await;

@@ -15,7 +15,7 @@ use super::keys::{KeyMaker, OtherFiles, hex};
 use super::mapping::Mapping;
 use super::notes::Notes;
 use super::rows::{Position, Row, RowReader};
-use crate::cli::time::Written;
+use crate::cli::time::TimeValue;
 use crate::proto::UsageEvent;
 
 /// Room for the envelope below the contract's 16 MiB.
@@ -47,7 +47,7 @@ pub struct Origin {
     /// Line in the file, from 1.
     pub line: u64,
     /// Its time, if that still needs its client's zone.
-    pub local_time: Option<Written>,
+    pub local_time: Option<TimeValue>,
     /// The row as it stands in the file. Empty unless rejects are written.
     pub text: String,
 }
@@ -191,7 +191,7 @@ pub fn digest_of(position: &Position) -> String {
 /// An event with its key.
 struct Keyed {
     event: UsageEvent,
-    local_time: Option<Written>,
+    local_time: Option<TimeValue>,
     notes: Notes,
     repeat_of: Option<u32>,
 }

@@ -17,7 +17,7 @@ use super::mapping::{Found, Mapping, Place, find};
 use super::notes::Notes;
 use super::rows::Cells;
 use crate::cli::decimal::{DecimalMark, NumberRules};
-use crate::cli::time::{TimeRules, Written, read_time, timestamp};
+use crate::cli::time::{TimeRules, TimeValue, read_time, timestamp};
 use crate::cli::{decimal, json};
 use crate::proto::UsageEvent;
 
@@ -52,7 +52,7 @@ pub struct ReadEvent {
     /// Without a key, unless a column has one. A time without a zone is taken as UTC here.
     pub event: UsageEvent,
     /// The time, if it still needs its client's zone.
-    pub local_time: Option<Written>,
+    pub local_time: Option<TimeValue>,
     /// Fields that were changed, as they are written: keys are made from these.
     written: Vec<(Field, String)>,
     /// What was done to the row.
@@ -138,7 +138,7 @@ struct RowFields<'a> {
     faults: Vec<Fault>,
     written: Vec<(Field, String)>,
     notes: Notes,
-    local_time: Option<Written>,
+    local_time: Option<TimeValue>,
 }
 
 fn is_number_or_time(field: Field) -> bool {
@@ -198,7 +198,7 @@ impl RowFields<'_> {
             matches!(find(self.mapping.place(field), self.cells), Some(Found::Json(json)) if !json.starts_with('"'));
         let rules = if is_json { NumberRules::default() } else { self.rules.numbers };
         let read = |text: String| -> Result<T, String> {
-            let number = decimal::localized(&text, rules)?;
+            let number = decimal::normalized(&text, rules)?;
             parse(&number).map_err(|message| message + number_hint(&text))
         };
         let parsed = self.text(field).map(read).transpose();
@@ -266,13 +266,13 @@ impl RowFields<'_> {
         let rules = &self.rules.time;
         let read = read_time(&text, &rules.formats)?;
         self.notes.serial_times += u64::from(read.is_serial);
-        if read.written.needs_zone() {
+        if read.value.needs_zone() {
             self.notes.local_times += 1;
             if rules.zone.is_none() {
-                self.local_time = Some(read.written);
+                self.local_time = Some(read.value);
             }
         }
-        timestamp(read.written.in_zone(rules.zone.unwrap_or(Tz::UTC))?)
+        timestamp(read.value.in_zone(rules.zone.unwrap_or(Tz::UTC))?)
     }
 
     fn metadata(&mut self) -> Option<Struct> {
