@@ -41,7 +41,7 @@ async fn the_summary_of_a_month_has_every_client_with_its_cost_by_service_change
         "globex  116.30   +99.49 %     166.14  116.30       -           -         0",
         "acme    0.8290        new       1.18       -  0.7500      0.0790         1",
         "total   117.13  +100.91 %     167.33  116.30  0.7500      0.0790         1",
-        "1 events have no price and are in no cost: `meterd unpriced --month 2026-11` lists them",
+        "1 events have no price and are not included in any cost: `meterd unpriced --month 2026-11` lists them",
     ];
     for line in expected {
         assert!(table.lines().any(|shown| shown == line), "{line:?} in\n{table}");
@@ -157,7 +157,7 @@ async fn prices_are_listed_as_they_are_in_force_with_their_history_and_new_ones_
     assert_eq!(all.iter().filter(|row| row["model"] == "gpt-4o-mini").count(), 3);
 
     for (words, says) in [
-        (&["list", "opnai"][..], "there is no service \"opnai\"; did you mean openai?"),
+        (&["list", "opnai"][..], "service \"opnai\" does not exist; did you mean openai?"),
         (&["list", "openai", "--model=gtp-4o"], "no price fits; did you mean gpt-4o"),
         (&["history", "openai", "--model=gtp-4o-mini"], "did you mean gpt-4o-mini"),
         (&["create", "openai", "--model=x"], "no rate is set"),

@@ -75,7 +75,7 @@ async fn a_day_without_a_zone_is_the_clients_own() {
     assert!(imported.notes().contains("each client's own time zone (America/Los_Angeles, Asia/Tokyo, UTC)"));
     // Another zone makes another time, and never a second event.
     let other = import(&server, "usage.csv", file, &["--time-zone", "Asia/Tokyo"]).await;
-    assert!(other.notes().contains("in Asia/Tokyo, as --time-zone says"), "{}", other.notes());
+    assert!(other.notes().contains("in Asia/Tokyo (--time-zone)"), "{}", other.notes());
     server.stop().await;
 }
 
@@ -115,7 +115,7 @@ async fn a_refusal_shows_the_time_that_was_understood() {
     let server = TestServer::start().await;
     let file = "client_id,service,units,event_time\nz,sms,1,36526.5\n";
     let imported = import_all(&server, &[("usage.csv", file.as_bytes())], &[]).await;
-    assert!(imported.told.contains("the time was read as 2000-01-01T12:00:00Z"), "{}", imported.told);
+    assert!(imported.told.contains("the time was interpreted as 2000-01-01T12:00:00Z"), "{}", imported.told);
     assert!(imported.notes().contains("use --backfill"));
     server.stop().await;
 }

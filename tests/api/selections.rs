@@ -281,7 +281,7 @@ async fn usage_of_an_empty_month_says_in_which_months_there_is_usage() {
     server.batch(old.into(), true).await;
     for words in [&["usage", "acme"][..], &["usage", "acme", "--month=2024-04"]] {
         let shown = succeed(&server, words).await;
-        assert!(shown.contains("there is usage in 2024-03, 2024-02: give --month 2024-03"), "{shown}");
+        assert!(shown.contains("there is usage in 2024-03, 2024-02: use --month 2024-03"), "{shown}");
     }
     let shown = succeed(&server, &["usage", "acme", "--month=2024-02"]).await;
     assert!(shown.contains("acme  2024-02-01 to 2024-02-29 (UTC)") && shown.contains("1 requests"), "{shown}");
