@@ -157,7 +157,7 @@ fn settings_of_the_own_postgresql_beside_a_database_url_are_refused_as_flags_and
     let noted = said(&run(check(&place).env_remove("METERD_DATA_DIR").arg("--config").arg(&file)));
     let shown = file.display();
     assert!(noted.contains(&format!("postgres_download ({shown}, line 2): has no effect")), "{noted}");
-    assert!(noted.contains(&format!("because database_url ({shown}, line 1) names the database")), "{noted}");
+    assert!(noted.contains(&format!("because database_url ({shown}, line 1) selects the database")), "{noted}");
 }
 
 #[test]

@@ -299,7 +299,7 @@ async fn new_clients_are_named_and_can_be_refused() {
     let file = "client_id,service,units,event_time\nknown,sms,1,2026-11-20\nknwon,sms,1,2026-11-20\n";
     let refused = import(&server, "usage.csv", file, &["--no-new-clients"]).await;
     assert_eq!(refused.outcomes(), [1, 0, 0, 1, 0]);
-    assert!(refused.told.contains("usage.csv:3: column client_id: CLIENT_NOT_FOUND: there is no client \"knwon\""));
+    assert!(refused.told.contains("usage.csv:3: column client_id: CLIENT_NOT_FOUND: client \"knwon\" does not exist"));
     assert_eq!(server.sql("SELECT FROM clients").await, 1);
     let strict =
         import(&server, "usage.csv", file.replace("sms", "twilio_sms"), &["--no-new-clients", "--strict"]).await;
