@@ -72,7 +72,7 @@ async fn a_day_without_a_zone_is_the_clients_own() {
         ["la|sms|5|2026-11-01", "new|sms|5|2026-11-01", "tokyo|sms|5|2026-11-01"]
     );
     assert_eq!(imported.count("local_times"), 3);
-    assert!(imported.notes().contains("each client's own time zone (America/Los_Angeles, Asia/Tokyo, UTC)"));
+    assert!(imported.notes().contains("the time zone of each client (America/Los_Angeles, Asia/Tokyo, UTC)"));
     // Another zone makes another time, and never a second event.
     let other = import(&server, "usage.csv", file, &["--time-zone", "Asia/Tokyo"]).await;
     assert!(other.notes().contains("in Asia/Tokyo (--time-zone)"), "{}", other.notes());

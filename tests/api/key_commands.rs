@@ -24,7 +24,7 @@ async fn a_key_that_is_rotated_again_is_told_that_the_new_one_has_a_short_life()
         let again = meterd(&server, &[&["keys", "rotate", &key], quiet].concat()).await;
         let noted = String::from_utf8(again.stderr).unwrap();
         let says = format!("note: key {key} was already rotated to ");
-        assert!(again.status.success() && noted.contains(&says) && noted.contains("is good until 2"), "{noted}");
+        assert!(again.status.success() && noted.contains(&says) && noted.contains("is only valid until 2"), "{noted}");
         assert!(quiet.len() == 1 || noted.contains(&format!("or rotate {successor}")), "{noted}");
     }
     let chosen = meterd(&server, &["keys", "rotate", &key, "--expires=90d"]).await;
