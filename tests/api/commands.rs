@@ -152,8 +152,8 @@ async fn verify_prints_every_difference_and_fails_and_rebuild_repairs() {
     let broken = meterd(&server, &["verify"]).await;
     let printed = String::from_utf8(broken.stdout).unwrap();
     assert_eq!(broken.status.code(), Some(1));
-    assert!(printed.contains("cost is 1.0225, the events say 0.0225"), "{printed}");
-    assert!(printed.contains("requests is 0, the events say 1"), "{printed}");
+    assert!(printed.contains("cost is 1.0225, but the sum of the events is 0.0225"), "{printed}");
+    assert!(printed.contains("requests is 0, but the sum of the events is 1"), "{printed}");
     assert!(printed.ends_with("1 client-months, 1 events: 2 differences\n"), "{printed}");
     succeed(&server, &["rebuild", "--month", &server.clock.now().format("%Y-%m").to_string()]).await;
     assert!(succeed(&server, &["verify"]).await.ends_with(": 0 differences\n"));
@@ -189,23 +189,23 @@ async fn verify_finds_keys_and_events_that_do_not_name_each_other_and_rows_witho
             "INSERT INTO idempotency_keys (client_id, idempotency_key, payload_hash, event_time, event_seq)
              VALUES ('acme', 'ghost', '', now(), 7)"
                 .into(),
-            vec!["key \"ghost\": names event ", "which is not there"],
+            vec!["key \"ghost\": names event ", "which does not exist"],
         ),
         (
             format!("INSERT INTO usage_days VALUES ('acme', '{month}-01', 'sms', 'ghost', '', 2, 3, 0, 0, 0, 0, 0)"),
-            vec!["-01 sms operation=\"ghost\"", "a row that no event is of: requests is 2, the events say 0"],
+            vec!["-01 sms operation=\"ghost\"", "a row without events: requests is 2, but the sum of the events is 0"],
         ),
         (
             format!("INSERT INTO usage_days VALUES ('acme', '{month}-02', 'sms', 'ghost', '', 0, 0, 0, 0, 0, 0, 0)"),
-            vec!["-02 sms operation=\"ghost\"", "a row of zeros that no event is of"],
+            vec!["-02 sms operation=\"ghost\"", "a row of zeros without events"],
         ),
         (
             format!("INSERT INTO usage_month_services VALUES ('acme', '{month}-01', 'ghost', 1, 1, 0, 0, 0, 0, 0)"),
-            vec!["month of ghost: a row that no event is of"],
+            vec!["month of ghost: a row without events"],
         ),
         (
             format!("INSERT INTO usage_months VALUES ('ghost', '{month}-01', 1, 1, 0, 0, 0, 0, 0)"),
-            vec!["\"ghost\"", "month total: a row that no event is of"],
+            vec!["\"ghost\"", "month total: a row without events"],
         ),
     ];
     let count = damages.len();

@@ -41,7 +41,7 @@ async fn the_summary_of_a_month_has_every_client_with_its_cost_by_service_change
         "globex  116.30   +99.49 %     166.14  116.30       -           -         0",
         "acme    0.8290        new       1.18       -  0.7500      0.0790         1",
         "total   117.13  +100.91 %     167.33  116.30  0.7500      0.0790         1",
-        "1 events have no price and are in no cost: `meterd unpriced --month 2026-11` lists them",
+        "1 events have no price and are not included in any cost: `meterd unpriced --month 2026-11` lists them",
     ];
     for line in expected {
         assert!(table.lines().any(|shown| shown == line), "{line:?} in\n{table}");
@@ -56,7 +56,7 @@ async fn the_summary_of_a_month_has_every_client_with_its_cost_by_service_change
     assert_eq!(json[0]["projected_cost"]["amount"], "166.142857142857");
     // A month that is over goes nowhere.
     let early = fail(&server, &["summary", "--month=2026-10"]).await;
-    assert!(early.contains("the summaries of 2026-10 are not made yet"), "{early}");
+    assert!(early.contains("the summaries of 2026-10 do not exist yet"), "{early}");
     let october = succeed(&server, &["summary", "--month=2026-10", "--refresh"]).await;
     assert!(october.starts_with("2026-10  1 client: 58.30 USD\n") && !october.contains("projected"), "{october}");
     let one = succeed(&server, &["summary", "--month=2026-11", "--client=acme", "--json"]).await;
@@ -157,10 +157,10 @@ async fn prices_are_listed_as_they_are_in_force_with_their_history_and_new_ones_
     assert_eq!(all.iter().filter(|row| row["model"] == "gpt-4o-mini").count(), 3);
 
     for (words, says) in [
-        (&["list", "opnai"][..], "there is no service \"opnai\"; did you mean openai?"),
-        (&["list", "openai", "--model=gtp-4o"], "no price fits; did you mean gpt-4o"),
+        (&["list", "opnai"][..], "service \"opnai\" does not exist; did you mean openai?"),
+        (&["list", "openai", "--model=gtp-4o"], "no price matches; did you mean gpt-4o"),
         (&["history", "openai", "--model=gtp-4o-mini"], "did you mean gpt-4o-mini"),
-        (&["create", "openai", "--model=x"], "what does it cost?"),
+        (&["create", "openai", "--model=x"], "no rate is set"),
         (&["create", "opnai", "--unit=1"], "did you mean openai"),
     ] {
         let said = fail(&server, &[&["prices"], words].concat()).await;
@@ -187,10 +187,10 @@ async fn clients_are_listed_shown_made_and_changed() {
     let file = rows(&succeed(&server, &["clients", "list", "--csv"]).await);
     assert_eq!((&*file[0]["client_id"], &*file[1]["display_name"]), ("'=beta", "Acme, Inc."));
     let more = meterd(&server, &["clients", "list", "--limit=1"]).await;
-    assert!(String::from_utf8_lossy(&more.stderr).contains("more than 1: see --limit"));
+    assert!(String::from_utf8_lossy(&more.stderr).contains("only the first 1 clients are shown: increase --limit"));
     for (words, says) in [
         (&["create", "acme"][..], "CLIENT_EXISTS: client \"acme\" exists"),
-        (&["update", "acme"], "nothing to change: give --name, --time-zone or both"),
+        (&["update", "acme"], "nothing to change: add --name, --time-zone or both"),
     ] {
         let said = fail(&server, &[&["clients"], words].concat()).await;
         assert!(said.contains(says), "{words:?}: {said}");

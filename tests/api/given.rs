@@ -145,18 +145,19 @@ fn settings_of_the_own_postgresql_beside_a_database_url_are_refused_as_flags_and
     ] {
         for command in [&["serve"][..], &["serve", "--check"], &["migrate"]] {
             let refused = place.refusal(place.meterd(command).arg(flag).env("DATABASE_URL", url));
-            let says = format!("{name}: is for meterd's own PostgreSQL, and DATABASE_URL names another database");
+            let says =
+                format!("{name}: applies only to the embedded PostgreSQL, but DATABASE_URL selects another database");
             assert!(refused.contains(&says), "{refused}");
         }
     }
     let noted = run(check(&place).env("DATABASE_URL", url));
-    let note = "note: METERD_DATA_DIR: has no effect, because DATABASE_URL names the database\n";
+    let note = "note: METERD_DATA_DIR: has no effect because DATABASE_URL selects the database\n";
     assert!(noted.status.success() && said(&noted).contains(note), "{}", said(&noted));
     let file = place.file(&format!("database_url = \"{url}\"\npostgres_download = false\n"));
     let noted = said(&run(check(&place).env_remove("METERD_DATA_DIR").arg("--config").arg(&file)));
     let shown = file.display();
     assert!(noted.contains(&format!("postgres_download ({shown}, line 2): has no effect")), "{noted}");
-    assert!(noted.contains(&format!("because database_url ({shown}, line 1) names the database")), "{noted}");
+    assert!(noted.contains(&format!("because database_url ({shown}, line 1) selects the database")), "{noted}");
 }
 
 #[test]
@@ -203,19 +204,19 @@ fn a_line_that_is_no_toml_is_told_with_its_key_and_the_fix_and_without_a_secret(
     for (text, says) in [
         (
             "writers = 2\nlisten = 127.0.0.1:0\n",
-            "line 2, column 15: listen: a text must be in quotes: write listen = \"127.0.0.1:0\"",
+            "line 2, column 15: listen: a string must be in quotes: write listen = \"127.0.0.1:0\"",
         ),
-        ("auth = keys # or off\n", "auth: a text must be in quotes: write auth = \"keys\""),
-        ("smtp_url = smtp://u:hunter2@localhost\n", "smtp_url: a text must be in quotes: write smtp_url = \"…\""),
+        ("auth = keys # or off\n", "auth: a string must be in quotes: write auth = \"keys\""),
+        ("smtp_url = smtp://u:hunter2@localhost\n", "smtp_url: a string must be in quotes: write smtp_url = \"…\""),
         (
             "twilio_auth_token = hunter2\n",
-            "twilio_auth_token: a text must be in quotes: write twilio_auth_token = \"…\"",
+            "twilio_auth_token: a string must be in quotes: write twilio_auth_token = \"…\"",
         ),
         (
             "writers = 2\nlog = \"info\"\nwriters = 3\n",
-            "line 3, column 1: writers: is set on line 1 already; remove one of the two",
+            "line 3, column 1: writers: is already set on line 1; remove one of the two",
         ),
-        ("currency = \"EUR\nwriters = 2\n", "currency: the text has no end; close it with \""),
+        ("currency = \"EUR\nwriters = 2\n", "currency: the string is not closed; add \""),
         ("writers =\n", "writers: has no value; remove the line to leave it unset"),
     ] {
         let refused = place.serve_with(text);
@@ -233,7 +234,7 @@ fn printed_settings_with_a_secret_left_out_are_refused_where_it_is_needed_and_fi
     let printed = said(&run(print.envs(secrets).args(listen_on(0))));
     assert!(!printed.contains("hunter2"), "{printed}");
     assert!(
-        printed.lines().nth(1).unwrap().contains("write smtp_url out, or remove the lines and set the variables"),
+        printed.lines().nth(1).unwrap().contains("write the values of smtp_url, or remove these lines and set"),
         "{printed}"
     );
     let file = place.file(&printed);
@@ -243,7 +244,7 @@ fn printed_settings_with_a_secret_left_out_are_refused_where_it_is_needed_and_fi
         command
     };
     let refused = place.refusal(&mut check());
-    let says = "smtp_url: \"(not shown)\" stands for a value that --print-config does not show; write the value here, or \
+    let says = "smtp_url: \"(not shown)\" is not a value; --print-config writes it in place of a secret; write the secret here, or \
                 remove the line and set METERD_SMTP_URL";
     assert!(refused.contains(says) && refused.lines().count() == 1, "{refused}");
     let fine = run(check().env(secrets[0].0, secrets[0].1));

@@ -72,10 +72,10 @@ async fn a_day_without_a_zone_is_the_clients_own() {
         ["la|sms|5|2026-11-01", "new|sms|5|2026-11-01", "tokyo|sms|5|2026-11-01"]
     );
     assert_eq!(imported.count("local_times"), 3);
-    assert!(imported.notes().contains("each client's own time zone (America/Los_Angeles, Asia/Tokyo, UTC)"));
+    assert!(imported.notes().contains("the time zone of each client (America/Los_Angeles, Asia/Tokyo, UTC)"));
     // Another zone makes another time, and never a second event.
     let other = import(&server, "usage.csv", file, &["--time-zone", "Asia/Tokyo"]).await;
-    assert!(other.notes().contains("in Asia/Tokyo, as --time-zone says"), "{}", other.notes());
+    assert!(other.notes().contains("in Asia/Tokyo (--time-zone)"), "{}", other.notes());
     server.stop().await;
 }
 
@@ -115,7 +115,7 @@ async fn a_refusal_shows_the_time_that_was_understood() {
     let server = TestServer::start().await;
     let file = "client_id,service,units,event_time\nz,sms,1,36526.5\n";
     let imported = import_all(&server, &[("usage.csv", file.as_bytes())], &[]).await;
-    assert!(imported.told.contains("the time was read as 2000-01-01T12:00:00Z"), "{}", imported.told);
+    assert!(imported.told.contains("the time was interpreted as 2000-01-01T12:00:00Z"), "{}", imported.told);
     assert!(imported.notes().contains("use --backfill"));
     server.stop().await;
 }
@@ -299,7 +299,7 @@ async fn new_clients_are_named_and_can_be_refused() {
     let file = "client_id,service,units,event_time\nknown,sms,1,2026-11-20\nknwon,sms,1,2026-11-20\n";
     let refused = import(&server, "usage.csv", file, &["--no-new-clients"]).await;
     assert_eq!(refused.outcomes(), [1, 0, 0, 1, 0]);
-    assert!(refused.told.contains("usage.csv:3: column client_id: CLIENT_NOT_FOUND: there is no client \"knwon\""));
+    assert!(refused.told.contains("usage.csv:3: column client_id: CLIENT_NOT_FOUND: client \"knwon\" does not exist"));
     assert_eq!(server.sql("SELECT FROM clients").await, 1);
     let strict =
         import(&server, "usage.csv", file.replace("sms", "twilio_sms"), &["--no-new-clients", "--strict"]).await;

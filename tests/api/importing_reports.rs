@@ -37,7 +37,7 @@ async fn files_put_together_count_their_rows_and_no_headers_or_sums() {
     let flags = ["--time", "now", "--service", "twilio_sms"];
     let imported = import(&server, "usage.csv", &file, &flags).await;
     assert_eq!((imported.outcomes(), imported.count("repeated_headers")), ([2, 0, 0, 0, 1], 1), "{}", imported.told);
-    assert!(imported.told.contains("a sum of other rows by its label \"Total\""), "{}", imported.told);
+    assert!(imported.told.contains("the row has the label \"Total\""), "{}", imported.told);
     assert_eq!(imported.summary["new_clients"], serde_json::json!({ "count": 1, "first": ["z"] }));
     assert_eq!(imported.summary["cost"]["amount"], "0.0237");
     let other = format!("{HEADER}{}service,client_id,units,event_time,note\n", rows(&["9"]));

@@ -23,8 +23,8 @@ async fn a_key_that_is_rotated_again_is_told_that_the_new_one_has_a_short_life()
     for quiet in [&[][..], &["--quiet"]] {
         let again = meterd(&server, &[&["keys", "rotate", &key], quiet].concat()).await;
         let noted = String::from_utf8(again.stderr).unwrap();
-        let says = format!("note: key {key} was rotated before, to ");
-        assert!(again.status.success() && noted.contains(&says) && noted.contains("is good until 2"), "{noted}");
+        let says = format!("note: key {key} was already rotated to ");
+        assert!(again.status.success() && noted.contains(&says) && noted.contains("is only valid until 2"), "{noted}");
         assert!(quiet.len() == 1 || noted.contains(&format!("or rotate {successor}")), "{noted}");
     }
     let chosen = meterd(&server, &["keys", "rotate", &key, "--expires=90d"]).await;
@@ -39,7 +39,7 @@ async fn a_name_in_the_place_of_a_key_id_is_answered_with_the_id() {
     for command in ["rotate", "revoke"] {
         let error = fail(&server, &["keys", command, "acme backend"]).await;
         assert!(
-            error.contains(&format!("that is a name, and the command takes an id: {key} (\"acme backend\", live)")),
+            error.contains(&format!("this is the name of a key; use its id: {key} (\"acme backend\", live)")),
             "{error}"
         );
         let error = fail(&server, &["keys", command, "acme bakend"]).await;
@@ -70,7 +70,7 @@ fn the_first_key_is_made_in_no_directory_that_was_misspelt() {
         command
     };
     let refused = place.refusal(&mut create(&[]));
-    assert!(refused.contains("no meterd has made a database in") && refused.contains("--new-database"), "{refused}");
+    assert!(refused.contains("contains no database of meterd") && refused.contains("--new-database"), "{refused}");
     // The way out that a server names for a directory without a database has the flag.
     let exposed = said(&run(place
         .meterd(&["serve", "--check", "--listen=0.0.0.0:0", "--http-listen=127.0.0.1:0"])

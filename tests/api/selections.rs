@@ -75,8 +75,8 @@ async fn exact_times_with_an_offset_bound_an_export_too_and_others_are_refused()
     assert_eq!(exported(&server, &instants).await, 2);
     assert_eq!(exported(&server, &["--client=acme", "--start=2026-11-01", "--end=2026-11-26T07:59:59Z"]).await, 1);
     for (words, says) in [
-        ("--start=2026-11-01T00:00:00", "a time with its offset"),
-        ("--start=20261101", "a time with its offset"),
+        ("--start=2026-11-01T00:00:00", "a time with an offset"),
+        ("--start=20261101", "a time with an offset"),
         ("--start=2026-11", "--month 2026-11"),
     ] {
         let output = meterd(&server, &["export", words]).await;
@@ -165,7 +165,7 @@ async fn to_export_nothing_is_an_error_that_says_what_was_meant_and_leaves_no_fi
 async fn to_verify_nothing_is_an_error_that_says_what_there_is() {
     let server = TestServer::start().await;
     let said = fail(&server, &["verify"]).await;
-    assert!(said.contains("nothing to verify: no client has usage; there is no usage at all yet"), "{said}");
+    assert!(said.contains("nothing to verify: no client has usage; no usage is recorded yet"), "{said}");
     assert_eq!(succeed(&server, &["verify", "--allow-empty"]).await, "nothing to verify: there are no events\n");
     boundaries(&server).await;
     for (words, says) in [
@@ -209,7 +209,7 @@ async fn a_summary_of_nothing_is_an_error_in_every_form_unless_it_is_allowed() {
         let output = meterd(&server, &summary).await;
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0), "{form:?}: {said}");
-        assert!(said.contains("nothing to show: no usage in ") && said.contains("no usage at all yet"), "{said}");
+        assert!(said.contains("nothing to show: no usage in ") && said.contains("no usage is recorded yet"), "{said}");
     }
     let text = succeed(&server, &["summary", "--allow-empty"]).await;
     assert!(text.starts_with("no usage in "), "{text}");
@@ -235,11 +235,11 @@ async fn verify_and_migrate_make_no_data_directory_and_verify_refuses_a_database
     std::fs::create_dir(&empty).unwrap();
     for command in ["verify", "migrate"] {
         let (code, said) = run(command, &missing).await;
-        assert!(said.contains("no meterd has made a database in"), "{said}");
+        assert!(said.contains("contains no database of meterd"), "{said}");
         assert!(said.contains(&made.display().to_string()), "{said}");
         assert_eq!((code, missing.exists()), (Some(1), false));
         let (code, said) = run(command, &empty).await;
-        assert!(code == Some(1) && said.contains("no meterd has made a database in"), "{said}");
+        assert!(code == Some(1) && said.contains("contains no database of meterd"), "{said}");
         assert!(std::fs::read_dir(&empty).unwrap().next().is_none());
     }
 
@@ -276,12 +276,12 @@ async fn usage_of_an_empty_month_says_in_which_months_there_is_usage() {
     let server = TestServer::start().await;
     server.client_in("acme", "UTC").await;
     let nothing = succeed(&server, &["usage", "acme"]).await;
-    assert!(nothing.contains("no usage\nthere is no usage at all yet"), "{nothing}");
+    assert!(nothing.contains("no usage\nno usage is recorded yet"), "{nothing}");
     let old = ["2024-02-29T00:00:00Z", "2024-03-01T00:00:00Z"].map(|time| event_at("acme", "sms", "1", time));
     server.batch(old.into(), true).await;
     for words in [&["usage", "acme"][..], &["usage", "acme", "--month=2024-04"]] {
         let shown = succeed(&server, words).await;
-        assert!(shown.contains("there is usage in 2024-03, 2024-02: give --month 2024-03"), "{shown}");
+        assert!(shown.contains("there is usage in 2024-03, 2024-02: use --month 2024-03"), "{shown}");
     }
     let shown = succeed(&server, &["usage", "acme", "--month=2024-02"]).await;
     assert!(shown.contains("acme  2024-02-01 to 2024-02-29 (UTC)") && shown.contains("1 requests"), "{shown}");

@@ -211,8 +211,8 @@ async fn commands_reach_a_server_that_asks_for_a_certificate_and_say_what_is_wro
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     let wrong = [
         (&tls[..0], "certificate"),
-        (&tls[..4], "--tls-client-cert and --tls-client-key go together"),
-        (&["--tls-ca", "/nowhere.pem"][..], "--tls-ca /nowhere.pem cannot be read"),
+        (&tls[..4], "--tls-client-cert and --tls-client-key: only one of them is set"),
+        (&["--tls-ca", "/nowhere.pem"][..], "--tls-ca: cannot read /nowhere.pem"),
         (&["--tls-ca", &ca, "--server", "http://127.0.0.1:1"][..], "use https://"),
     ];
     for (flags, says) in wrong {
@@ -292,12 +292,12 @@ async fn commands_trust_a_self_signed_certificate_of_an_authority_that_they_are_
     std::fs::write(&other, self_signed(|_| {}).cert).unwrap();
     let other = other.display().to_string();
     for (flags, says) in
-        [(&["--tls-ca", &other][..], "is none of those in --tls-ca"), (&[], "give --tls-ca FILE (METERD_TLS_CA)")]
+        [(&["--tls-ca", &other][..], "is neither in --tls-ca"), (&[], "add --tls-ca FILE (METERD_TLS_CA)")]
     {
         let done = meterd(&server, &[&["track", "acme", "sms"], flags].concat()).await;
         let error = String::from_utf8_lossy(&done.stderr);
         assert!(!done.status.success() && error.contains("is not trusted") && error.contains(says), "{error}");
-        assert!(!error.contains("is it running"), "{error}");
+        assert!(!error.contains("start the server with"), "{error}");
     }
     server.assert_exact(1).await;
     server.stop().await;
@@ -317,7 +317,7 @@ async fn a_given_certificate_that_is_over_or_for_another_host_is_refused_with_th
         (expired, "its certificate expired at 2021-01-01"),
         (early, "its certificate is not valid before 2999-01-01"),
         (foreign, "is not for \"127.0.0.1\", but for"),
-        (nameless, "it has no subjectAltName"),
+        (nameless, "has no host name (subjectAltName)"),
     ] {
         let files = Files::new(&signed);
         let server = start(&files.flags()).await;
@@ -345,7 +345,7 @@ async fn a_server_that_wants_a_certificate_is_told_apart_from_one_that_refuses_i
     let server = start(&flags).await;
     let shown = ["--tls-client-cert", &cert, "--tls-client-key", &key];
     for (more, says) in [
-        (&[][..], "it asks for a client certificate"),
+        (&[][..], "it requires a client certificate"),
         (&shown, "it does not accept the certificate of --tls-client-cert"),
     ] {
         let done = meterd(&server, &[&["track", "acme", "sms", "--tls-ca", &ca], more].concat()).await;
@@ -366,8 +366,8 @@ async fn what_is_no_grpc_server_at_all_is_told_with_what_it_says() {
         }
     });
     for (server_url, says) in [
-        (format!("http://{address}"), "is no gRPC server: it begins with \"SSH-2.0-"),
-        (format!("https://{address}"), "TLS fails with the server at"),
+        (format!("http://{address}"), "is not a gRPC server: its answer begins with \"SSH-2.0-"),
+        (format!("https://{address}"), "the TLS handshake with the server at"),
     ] {
         let done = meterd(&server, &["usage", "acme", "--server", &server_url]).await;
         let error = String::from_utf8_lossy(&done.stderr);
@@ -384,16 +384,16 @@ async fn a_mixed_up_scheme_or_port_is_named_with_the_address_that_is_right() {
     let place = |server: &TestServer| server.address.trim_start_matches("http://").to_owned();
     let (tls, clear) = (place(&secured), place(&plain));
     for (server, says) in [
-        (format!("http://{tls}"), format!("speaks TLS: use --server https://{tls}")),
-        (tls.clone(), format!("speaks TLS: use --server https://{tls}")),
-        (format!("https://{clear}"), format!("does not speak TLS: use --server http://{clear}")),
-        (format!("http://{}", plain.http_address), "is no gRPC server".into()),
-        (format!("https://{}", plain.http_address), "does not speak TLS".into()),
-        (format!("http://{}", secured.http_address), "speaks TLS".into()),
+        (format!("http://{tls}"), format!("uses TLS: use --server https://{tls}")),
+        (tls.clone(), format!("uses TLS: use --server https://{tls}")),
+        (format!("https://{clear}"), format!("does not use TLS: use --server http://{clear}")),
+        (format!("http://{}", plain.http_address), "is not a gRPC server".into()),
+        (format!("https://{}", plain.http_address), "does not use TLS".into()),
+        (format!("http://{}", secured.http_address), "uses TLS".into()),
         (format!("grpc://{clear}"), "must begin with http:// or https://".into()),
-        (format!("http://{clear}/metrics"), "must have no path".into()),
+        (format!("http://{clear}/metrics"), "must not have a path".into()),
         ("127.0.0.1:1".into(), "no server answers at http://127.0.0.1:1: Connection refused".into()),
-        ("no-such-host.invalid".into(), "cannot be resolved".into()),
+        ("no-such-host.invalid".into(), "cannot resolve".into()),
     ] {
         let began = std::time::Instant::now();
         let done = meterd(&plain, &["track", "acme", "sms", "--server", &server]).await;

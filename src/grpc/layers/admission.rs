@@ -20,9 +20,9 @@ use meterd_engine::refusal::Refusal;
 use prost::Message;
 use std::sync::Arc;
 use std::time::Duration;
+use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::http::{HeaderValue, Request, Response};
-use tonic::Status;
 use tonic_health::pb::HealthCheckRequest;
 
 /// The slot of a call and the memory of its request. The extensions of the request contain it. A task that continues after its

@@ -12,8 +12,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::time::Sleep;
-use tonic::body::Body;
 use tonic::Status;
+use tonic::body::Body;
 
 /// What a request may contain.
 #[derive(Clone, Copy)]

@@ -1,4 +1,4 @@
-//! Files that are packed with gzip, as UTF-8 or any other bytes.
+//! Reads files that are compressed with gzip.
 
 use std::io::{self, BufRead, BufReader, Read};
 
@@ -6,27 +6,27 @@ use flate2::bufread::GzDecoder;
 
 use super::input::Source;
 
-/// What a gzip member begins with.
-pub const MARK: [u8; 2] = [0x1f, 0x8b];
+/// The first bytes of a gzip member.
+pub const MAGIC: [u8; 2] = [0x1f, 0x8b];
 
-/// The bytes in a gzip file, of all its members.
-pub struct Unpacked {
-    /// None: at the end.
+/// Decompresses all members of a gzip file.
+pub struct GzipReader {
+    /// The current member. `None` at the end of the file.
     member: Option<GzDecoder<BufReader<Source>>>,
 }
 
-impl Unpacked {
-    /// Begins with the first member.
-    pub fn new(source: Source) -> Unpacked {
-        Unpacked { member: Some(GzDecoder::new(BufReader::new(source))) }
+impl GzipReader {
+    /// Starts with the first member.
+    pub fn new(source: Source) -> GzipReader {
+        GzipReader { member: Some(GzDecoder::new(BufReader::new(source))) }
     }
 }
 
-impl Read for Unpacked {
+impl Read for GzipReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         while let Some(member) = &mut self.member {
             let read = member.read(buffer).map_err(|error| {
-                io::Error::new(error.kind(), format!("the file cannot be unpacked further: {error}. Is it cut off?"))
+                io::Error::new(error.kind(), format!("cannot decompress the file: {error}; it may be truncated"))
             })?;
             if read > 0 || buffer.is_empty() {
                 return Ok(read);
@@ -37,7 +37,7 @@ impl Read for Unpacked {
     }
 }
 
-/// The member after one that ended. Tapes and block devices add zeros after the last one.
+/// Starts the next member. Skips zero bytes, because tapes and block devices add them after the last member.
 fn next_member(mut rest: BufReader<Source>) -> io::Result<Option<GzDecoder<BufReader<Source>>>> {
     loop {
         let bytes = rest.fill_buf()?;
@@ -45,13 +45,13 @@ fn next_member(mut rest: BufReader<Source>) -> io::Result<Option<GzDecoder<BufRe
         match (bytes.first(), bytes.get(zeros)) {
             (None, _) => return Ok(None),
             (_, None) => rest.consume(zeros),
-            (_, Some(first)) if *first == MARK[0] => {
+            (_, Some(first)) if *first == MAGIC[0] => {
                 rest.consume(zeros);
                 return Ok(Some(GzDecoder::new(rest)));
             }
             _ => {
-                let what = "the file has bytes after its packed data that are not gzip: was something appended to it?";
-                return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+                let message = "the file has other bytes after its gzip data; something may have been appended to it";
+                return Err(io::Error::new(io::ErrorKind::InvalidData, message));
             }
         }
     }
@@ -71,23 +71,23 @@ mod tests {
 
     fn unpacked(bytes: Vec<u8>) -> io::Result<String> {
         let mut text = String::new();
-        Unpacked::new(Box::new(io::Cursor::new(bytes))).read_to_string(&mut text)?;
+        GzipReader::new(Box::new(io::Cursor::new(bytes))).read_to_string(&mut text)?;
         Ok(text)
     }
 
     #[test]
-    fn all_members_are_read_and_zeros_after_them_do_not_matter() {
+    fn all_members_are_read_and_zeros_after_them_are_ignored() {
         let two = [packed("a,b\n"), packed("1,2\n")].concat();
         assert_eq!(unpacked(two.clone()).unwrap(), "a,b\n1,2\n");
         assert_eq!(unpacked([two, vec![0; 20_000]].concat()).unwrap(), "a,b\n1,2\n");
     }
 
     #[test]
-    fn what_is_cut_off_or_appended_is_told_as_that() {
+    fn a_truncated_file_and_appended_bytes_are_errors() {
         let whole = packed("a,b\n1,2\n");
-        let told = |bytes| unpacked(bytes).unwrap_err().to_string();
-        assert!(told(whole[..whole.len() - 4].to_vec()).contains("Is it cut off?"));
-        assert!(told([whole.clone(), whole[..5].to_vec()].concat()).contains("Is it cut off?"));
-        assert!(told([&whole[..], &b"x,y\n"[..]].concat()).contains("not gzip"));
+        let error = |bytes| unpacked(bytes).unwrap_err().to_string();
+        assert!(error(whole[..whole.len() - 4].to_vec()).contains("truncated"));
+        assert!(error([whole.clone(), whole[..5].to_vec()].concat()).contains("truncated"));
+        assert!(error([&whole[..], &b"x,y\n"[..]].concat()).contains("appended"));
     }
 }

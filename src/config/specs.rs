@@ -1,14 +1,14 @@
-//! The settings that the commands declare: each argument that has an environment variable.
+//! The settings of all commands: each argument that has an environment variable.
 
 use clap::{Arg, ArgAction, Command};
 use meterd_domain::names;
 use std::any::TypeId;
 use std::collections::BTreeMap;
 
-/// Names the settings file itself, so it cannot be in one.
+/// The flag of the settings file, which is not a setting.
 const CONFIG: &str = "config";
 
-/// What a settings file writes for a setting.
+/// The type of a setting in a settings file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Flag,
@@ -32,34 +32,34 @@ impl Kind {
     }
 }
 
-/// One setting.
-pub(super) struct Declared {
+/// The specification of a setting.
+pub(super) struct SettingSpec {
     /// The key in a settings file.
     pub id: String,
-    /// The name after the dashes; the key too, with underscores.
+    /// The flag without the leading dashes. With underscores it is also accepted as a key.
     pub flag: String,
     pub variable: String,
     pub kind: Kind,
-    /// Whether its value is shown nowhere.
+    /// Whether the value must never be shown.
     pub is_secret: bool,
     pub is_hidden: bool,
     pub arg: Arg,
-    /// The commands that take it; every one if there is none here.
+    /// The commands that use the setting. Empty means all commands.
     pub commands: Vec<String>,
 }
 
-/// All settings of a tree of commands, by their keys.
-pub(super) struct Catalogue {
-    settings: BTreeMap<String, Declared>,
-    /// Other arguments with the command that each belongs to.
+/// All settings of a command and its subcommands.
+pub(super) struct SettingSpecs {
+    settings: BTreeMap<String, SettingSpec>,
+    /// Other arguments, each with its command.
     arguments: BTreeMap<String, String>,
 }
 
-impl Catalogue {
+impl SettingSpecs {
     pub fn of(command: &Command) -> Self {
-        let mut catalogue = Self { settings: BTreeMap::new(), arguments: BTreeMap::new() };
-        catalogue.add(command, &[]);
-        catalogue
+        let mut specs = Self { settings: BTreeMap::new(), arguments: BTreeMap::new() };
+        specs.add(command, &[]);
+        specs
     }
 
     fn add(&mut self, command: &Command, path: &[&str]) {
@@ -69,7 +69,7 @@ impl Catalogue {
                 self.arguments.entry(id).or_insert_with(|| path.join(" "));
                 continue;
             };
-            let setting = self.settings.entry(id.clone()).or_insert_with(|| Declared {
+            let setting = self.settings.entry(id.clone()).or_insert_with(|| SettingSpec {
                 flag: arg.get_long().unwrap_or(&id).to_owned(),
                 id,
                 variable,
@@ -87,23 +87,23 @@ impl Catalogue {
         }
     }
 
-    /// The setting with this key, written with dashes or underscores, as its id or as its flag.
-    pub fn find(&self, key: &str) -> Option<&Declared> {
+    /// Finds a setting by its id or its flag, written with dashes or underscores.
+    pub fn find(&self, key: &str) -> Option<&SettingSpec> {
         let key = key.replace('-', "_");
         self.settings.get(&key).or_else(|| self.iter().find(|setting| setting.flag.replace('-', "_") == key))
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = &Declared> {
+    pub fn iter(&self) -> impl Iterator<Item = &SettingSpec> {
         self.settings.values()
     }
 
-    /// The command with an argument of this name that is no setting.
+    /// The command that has an argument of this name which is not a setting.
     pub fn command_of_argument(&self, key: &str) -> Option<&str> {
         self.arguments.get(&key.replace('-', "_")).map(String::as_str).filter(|command| !command.is_empty())
     }
 
-    /// The setting that a wrong key or variable means, if one is near.
-    pub fn meant(&self, wrong: &str) -> Option<&Declared> {
+    /// Finds the setting whose name is most similar to a wrong key or variable.
+    pub fn nearest(&self, wrong: &str) -> Option<&SettingSpec> {
         let wrong = wrong.to_lowercase().replace('-', "_");
         let wrong = wrong.strip_prefix("meterd_").unwrap_or(&wrong);
         let nearest = names::nearest(wrong, self.settings.keys().map(String::as_str));
@@ -111,14 +111,14 @@ impl Catalogue {
     }
 }
 
-impl Declared {
-    /// Whether this command takes it.
-    pub fn is_of(&self, command: &str) -> bool {
+impl SettingSpec {
+    /// Whether this command uses the setting.
+    pub fn applies_to(&self, command: &str) -> bool {
         self.commands.is_empty() || self.commands.iter().any(|name| name == command)
     }
 }
 
-/// "; did you mean x?", or nothing.
+/// Returns "; did you mean x?", or an empty text without a name.
 pub(super) fn did_you_mean(name: Option<&str>) -> String {
     name.map(|name| format!("; did you mean {name}?")).unwrap_or_default()
 }

@@ -1,4 +1,4 @@
-//! Hints about other keys of the deployment in commands about one key.
+//! Hints for commands about one key, from the list of all keys.
 
 use super::{CALL_SECONDS, state};
 use crate::cli::connect::{self, ConnectArgs, Connection};
@@ -10,12 +10,12 @@ use meterd_engine::clock::Clock;
 use tonic::Status;
 use tonic_types::StatusExt;
 
-/// Few, as a key may name three hundred clients.
+/// Small pages, because a key can cover three hundred clients.
 const PAGE_SIZE: i32 = 100;
-/// Keys that a hint names.
+/// Maximum number of keys in a hint.
 const SHOWN_MAX: usize = 5;
 
-/// All keys, the oldest first.
+/// Returns all keys, the oldest first.
 pub async fn all(
     client: &mut KeyServiceClient<Connection>,
     connect: &ConnectArgs,
@@ -33,7 +33,7 @@ pub async fn all(
     }
 }
 
-/// The error of a command about a key: if there is none with this id, with the ids of those that have it as their name.
+/// Converts a status to the error of a command. If the key does not exist, the error suggests keys with a similar id or name.
 pub async fn error(
     client: &mut KeyServiceClient<Connection>,
     connect: &ConnectArgs,
@@ -50,13 +50,13 @@ pub async fn error(
     }
 }
 
-/// Which id to give instead of this.
+/// Returns a suggestion for an unknown key id.
 fn hint(wanted: &str, keys: &[ApiKey]) -> String {
     let now = Clock::system().now();
     let describe = |key: &ApiKey| format!("{} ({:?}, {})", key.key_id, key.name, state(key, now));
     let named: Vec<_> = keys.iter().rev().filter(|key| key.name == wanted).take(SHOWN_MAX).map(describe).collect();
     if !named.is_empty() {
-        return format!("that is a name, and the command takes an id: {}", named.join(", "));
+        return format!("this is the name of a key; use its id: {}", named.join(", "));
     }
     let near = nearest(wanted, keys.iter().flat_map(|key| [key.key_id.as_str(), key.name.as_str()]));
     let near: Vec<_> = keys
@@ -66,14 +66,14 @@ fn hint(wanted: &str, keys: &[ApiKey]) -> String {
         .map(describe)
         .collect();
     match near.is_empty() {
-        true => "`meterd keys list` shows those that there are".to_owned(),
+        true => "`meterd keys list` shows all keys".to_owned(),
         false => format!("did you mean {}?", near.join(" or ")),
     }
 }
 
-/// What is to be said of a new key that ends sooner than its user may expect: the old one had got its end from an earlier
-/// rotation.
-pub async fn shortened(
+/// Returns a note if the new key expires earlier than the user may expect, because an earlier rotation set the expiry of the
+/// old key.
+pub async fn early_expiry_note(
     client: &mut KeyServiceClient<Connection>,
     connect: &ConnectArgs,
     new: &ApiKey,
@@ -83,8 +83,8 @@ pub async fn shortened(
     let keys = all(client, connect, false).await.ok()?;
     let earlier = keys.iter().rfind(|key| key.rotated_from == old.key_id && key.key_id != new.key_id)?;
     Some(format!(
-        "key {} was rotated before, to {}, which gave it an end; so the new key is good until {} only. To have another end, \
-         revoke {} and rotate again with --expires, or rotate {}",
+        "key {} was already rotated to {}, which set its expiry; therefore the new key is only valid until {}. For another \
+         expiry, revoke {} and rotate again with --expires, or rotate {}",
         old.key_id,
         earlier.key_id,
         time_text(new.expire_time.as_ref()),
@@ -98,14 +98,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_in_the_place_of_an_id_is_answered_with_the_id() {
+    fn the_error_for_a_name_instead_of_an_id_suggests_the_id() {
         let key = |key_id: &str, name: &str| ApiKey { key_id: key_id.into(), name: name.into(), ..Default::default() };
         let keys = [key("4e06fd2b69a24c1f", "acme backend"), key("11112222aaaabbbb", "ops")];
         assert_eq!(
             hint("acme backend", &keys),
-            "that is a name, and the command takes an id: 4e06fd2b69a24c1f (\"acme backend\", live)"
+            "this is the name of a key; use its id: 4e06fd2b69a24c1f (\"acme backend\", live)"
         );
         assert_eq!(hint("4e06fd2b69a24c1e", &keys), "did you mean 4e06fd2b69a24c1f (\"acme backend\", live)?");
-        assert_eq!(hint("zzz", &keys), "`meterd keys list` shows those that there are");
+        assert_eq!(hint("zzz", &keys), "`meterd keys list` shows all keys");
     }
 }
