@@ -1,10 +1,10 @@
-//! What alerts go by: the default policy, what a client overrides, and the one that holds for it.
+//! Alert policies: the default policy, the values that a client overrides, and the resulting policy.
 
 use crate::decimal::Total;
 use ethnum::I256;
 use serde::{Deserialize, Serialize};
 
-/// A policy with every value.
+/// A complete policy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
     pub threshold_enabled: bool,
@@ -13,10 +13,10 @@ pub struct Policy {
     pub spike_enabled: bool,
     pub spike_warning_percent: Total,
     pub spike_critical_percent: Total,
-    /// A month before that has cost less is compared with nothing.
+    /// A spike is not checked if the month before has cost less than this.
     pub spike_baseline_min: Total,
     pub projection_enabled: bool,
-    /// Of the critical threshold.
+    /// Factor of the critical threshold.
     pub projection_factor: Total,
     /// Day of the month, from 1.
     pub projection_first_day: u32,
@@ -26,8 +26,8 @@ pub struct Policy {
     pub anomaly_units_min: Total,
 }
 
-/// What a policy sets; what it does not is that of the one below. As it stands in the database. Fields that a newer version
-/// has added are passed over: usage goes on while replicas are replaced one by one.
+/// The values that a policy overrides, in the form stored in the database. Other values come from the policy below.
+/// Unknown fields of a newer version are ignored, so that usage is recorded while replicas are replaced one by one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Overrides {
@@ -62,7 +62,7 @@ pub struct Overrides {
 }
 
 impl Overrides {
-    /// Every value that can be overridden, by its name in the contract.
+    /// The API names of all values that can be overridden.
     pub const NAMES: [&str; 14] = [
         "threshold_enabled",
         "monthly_warning",
@@ -80,7 +80,7 @@ impl Overrides {
         "anomaly_units_min",
     ];
 
-    /// The names of those that are.
+    /// Returns the names of the values that are set.
     pub fn names(&self) -> Vec<String> {
         match serde_json::to_value(self) {
             Ok(serde_json::Value::Object(values)) => values.into_iter().map(|(name, _)| name).collect(),
@@ -89,13 +89,13 @@ impl Overrides {
     }
 }
 
-/// A whole number of tenths.
+/// Returns a number of tenths.
 const fn tenths(number: u32) -> Total {
     Total::from_scaled(I256::from_words(0, number as i128 * 100_000_000_000))
 }
 
 impl Default for Policy {
-    /// The built-in one (FEATURES A1 to A4).
+    /// The built-in policy (FEATURES A1 to A4).
     fn default() -> Self {
         Self {
             threshold_enabled: true,
@@ -117,7 +117,7 @@ impl Default for Policy {
 }
 
 impl Policy {
-    /// This policy with what `over` sets.
+    /// Returns this policy with the values that `over` sets.
     pub fn with(&self, over: &Overrides) -> Self {
         Self {
             threshold_enabled: over.threshold_enabled.unwrap_or(self.threshold_enabled),
@@ -137,7 +137,7 @@ impl Policy {
         }
     }
 
-    /// Pairs of fields of which the first is above the second although it is the lower line.
+    /// Returns pairs of fields of which the first must not be above the second, but is.
     pub fn contradictions(&self) -> Vec<(&'static str, &'static str)> {
         let pairs = [
             (self.monthly_warning > self.monthly_critical, ("monthly_warning", "monthly_critical")),
@@ -155,7 +155,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_built_in_policy_is_the_documented_one_and_contradicts_nothing() {
+    fn the_built_in_policy_has_the_documented_values() {
         let policy = Policy::default();
         let shown = [
             policy.monthly_warning,
@@ -173,20 +173,20 @@ mod tests {
     }
 
     #[test]
-    fn overrides_replace_single_values_and_survive_the_database() {
+    fn overrides_replace_single_values_and_can_be_stored() {
         let over = Overrides { monthly_warning: Some(tenths(1)), spike_enabled: Some(false), ..Overrides::default() };
         let text = serde_json::to_string(&over).unwrap();
         assert_eq!(text, r#"{"monthly_warning":"0.1","spike_enabled":false}"#);
         assert_eq!(serde_json::from_str::<Overrides>(&text).unwrap(), over);
         assert_eq!(over.names(), ["monthly_warning", "spike_enabled"]);
-        assert_eq!(serde_json::from_str::<Overrides>(r#"{"of_tomorrow":1}"#).unwrap(), Overrides::default());
+        assert_eq!(serde_json::from_str::<Overrides>(r#"{"from_a_newer_version":1}"#).unwrap(), Overrides::default());
         let policy = Policy::default().with(&over);
         assert_eq!(policy.monthly_warning, tenths(1));
         assert_eq!(Policy { monthly_warning: tenths(500), spike_enabled: true, ..policy }, Policy::default());
     }
 
     #[test]
-    fn a_warning_above_its_critical_line_contradicts() {
+    fn a_warning_threshold_above_the_critical_one_is_a_contradiction() {
         let over = Overrides { monthly_warning: Some(tenths(1_001)), ..Overrides::default() };
         assert_eq!(Policy::default().with(&over).contradictions(), [("monthly_warning", "monthly_critical")]);
         let equal = Overrides { monthly_warning: Some(tenths(1_000)), ..Overrides::default() };
