@@ -1,4 +1,4 @@
-//! Where PostgreSQL's programs usually are.
+//! The usual directories of PostgreSQL's programs.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,8 +10,8 @@ use super::binaries::PROBE_TIMEOUT;
 use super::download;
 use super::environment;
 
-/// Places of numbered installations: parent, what a child's name begins with before the version, and the way down.
-/// The highest version comes first.
+/// Directories of numbered installations: the parent, the prefix of a child's name before the version, and the path
+/// below the child. The highest version comes first.
 const NUMBERED: [(&str, &str, &str); 9] = [
     ("/usr/lib/postgresql", "", "bin"), // Debian, Ubuntu
     ("/usr", "pgsql-", "bin"),          // packages of postgresql.org for Red Hat
@@ -24,11 +24,11 @@ const NUMBERED: [(&str, &str, &str); 9] = [
     ("/Library/PostgreSQL", "", "bin"), // the installer of EDB
 ];
 
-/// Places without a version in their name.
+/// Directories without a version in their name.
 const PLAIN: [&str; 5] =
     ["/opt/homebrew/bin", "/usr/local/bin", "/home/linuxbrew/.linuxbrew/bin", "/usr/local/pgsql/bin", "/usr/bin"];
 
-/// Every directory worth a look, best first, each once.
+/// Returns every directory to check, best first, without duplicates.
 pub(super) async fn candidates() -> Vec<PathBuf> {
     let mut found = Vec::new();
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -53,8 +53,8 @@ pub(super) async fn candidates() -> Vec<PathBuf> {
     unique
 }
 
-/// The directory where the programs of `dir` really are: behind a link to `initdb`, or where `pg_config` says. Debian
-/// puts links or wrappers on the `PATH` and keeps `postgres` elsewhere.
+/// Returns the directory that really contains the programs of `dir`: the target of the link `initdb`, or the output of
+/// `pg_config`. Debian has links or wrappers on the `PATH`, and `postgres` in another directory.
 pub(super) async fn resolve(dir: &Path) -> PathBuf {
     let behind_link = dir.join("initdb").canonicalize().ok().and_then(|initdb| Some(initdb.parent()?.to_owned()));
     if let Some(found) = behind_link.filter(|dir| dir.join("postgres").exists()) {
@@ -69,7 +69,8 @@ pub(super) async fn resolve(dir: &Path) -> PathBuf {
     }
 }
 
-/// The children of `parent` named `prefix` and a version, highest version first, each with the way `below` to its programs.
+/// Returns the children of `parent` whose name is `prefix` and a version, highest version first, each with `below`
+/// appended.
 fn numbered(parent: &Path, prefix: &str, below: &str) -> Vec<PathBuf> {
     let mut found: Vec<(Vec<u32>, PathBuf)> = fs::read_dir(parent)
         .into_iter()
@@ -92,12 +93,12 @@ mod tests {
 
     #[test]
     fn the_highest_of_several_versions_comes_first() {
-        let place = tempfile::tempdir().unwrap();
+        let parent = tempfile::tempdir().unwrap();
         for name in ["postgresql@9", "postgresql@15", "postgresql@16.2", "postgresql@x", "other"] {
-            fs::create_dir(place.path().join(name)).unwrap();
+            fs::create_dir(parent.path().join(name)).unwrap();
         }
-        let found = numbered(place.path(), "postgresql@", "bin");
-        let names: Vec<_> = found.iter().map(|dir| dir.strip_prefix(place.path()).unwrap()).collect();
+        let found = numbered(parent.path(), "postgresql@", "bin");
+        let names: Vec<_> = found.iter().map(|dir| dir.strip_prefix(parent.path()).unwrap()).collect();
         assert_eq!(names, ["postgresql@16.2/bin", "postgresql@15/bin", "postgresql@9/bin"].map(Path::new));
     }
 }

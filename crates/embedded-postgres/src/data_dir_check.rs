@@ -1,4 +1,4 @@
-//! Whether a data directory will do, and what is missing if it will not. Changes nothing.
+//! Checks whether a data directory can be used. Changes nothing.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind};
@@ -13,20 +13,20 @@ use super::cluster;
 use super::error::EmbeddedError;
 use super::owner::ServerUser;
 
-/// Refuses settings by which the embedded server could not start. Finds and starts no programs.
+/// Rejects settings with which the embedded server cannot start. Does not search for programs or start any.
 ///
 /// # Errors
-/// Those of [`Embedded::start`](super::Embedded::start) that can be told without it.
+/// The errors of [`Embedded::start`](super::Embedded::start) that can be detected without a start.
 pub fn check_place(settings: &EmbeddedSettings) -> Result<(), EmbeddedError> {
     let dir = settings.data_dir.as_path();
-    // The working directory is above a relative path.
-    let place = dir.ancestors().find(|dir| dir.exists()).unwrap_or(Path::new("."));
+    // A relative path is below the working directory.
+    let existing = dir.ancestors().find(|dir| dir.exists()).unwrap_or(Path::new("."));
     let rights = AccessFlags::R_OK | AccessFlags::W_OK | AccessFlags::X_OK;
-    if !place.is_dir() {
-        return Err(EmbeddedError::io("use as a directory", place)(ErrorKind::NotADirectory.into()));
+    if !existing.is_dir() {
+        return Err(EmbeddedError::io("use as a directory", existing)(ErrorKind::NotADirectory.into()));
     }
-    let needed = if place == dir { rights } else { AccessFlags::W_OK | AccessFlags::X_OK };
-    if let Err(errno) = access(place, needed) {
+    let needed = if existing == dir { rights } else { AccessFlags::W_OK | AccessFlags::X_OK };
+    if let Err(errno) = access(existing, needed) {
         return Err(denied("read and write", dir)(errno.into()));
     }
     let data = dir.join("postgres");
@@ -42,13 +42,13 @@ pub fn check_place(settings: &EmbeddedSettings) -> Result<(), EmbeddedError> {
     }
 }
 
-/// Whether a meterd that runs holds this data directory.
+/// Returns whether a running meterd uses this data directory.
 pub fn is_locked(data_dir: &Path) -> bool {
     let lock = File::open(data_dir.join("meterd.lock"));
     lock.is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
 }
 
-/// For `map_err`: says what is missing where an operation on a path was not permitted.
+/// For `map_err`: explains why an operation on a path was not permitted.
 pub(super) fn denied(needed: &'static str, path: &Path) -> impl FnOnce(io::Error) -> EmbeddedError {
     let path = path.to_owned();
     move |error| {
