@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# No example of its own: lets the client example-alerts cross its critical threshold, once a month, and prints the id of
-# its newest alert. The other scripts here begin with it. A payment of 4,000 USD costs 2.9 % and 0.30: 116.30.
+# This is not an example; the other scripts in this directory run it first. Makes the client example-alerts reach its
+# critical threshold, once per month, and prints the id of its newest alert. A payment of 4,000 USD costs 2.9 % plus
+# 0.30: 116.30.
 set -euo pipefail
 server=${METERD_SERVER:-127.0.0.1:50051}
 
