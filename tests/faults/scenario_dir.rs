@@ -1,5 +1,5 @@
-//! Where a scenario lives: a directory, the processes in it, what is mounted in it. All of it ends with the test, however that
-//! ends.
+//! The directory of a scenario, its processes and its mounted file systems. All of them are removed when the test ends
+//! in any way.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -7,9 +7,9 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-/// Waits for the end of the test, then ends the servers, the database and the mounts, and removes the directory. Servers first:
-/// one of them would start the database again.
-const KEEPER: &str = r#"
+/// Waits for the end of the test, then ends the servers, the database and the mounts, and removes the directory. The
+/// servers end first, because they would restart the database.
+const CLEANUP_SCRIPT: &str = r#"
 cat > /dev/null
 for file in "$1"/*.pid; do [ -e "$file" ] && kill -9 "$(cat "$file")" 2> /dev/null; done
 postmaster=$(find "$1" -maxdepth 4 -name postmaster.pid -exec head -n 1 {} \; 2> /dev/null)
@@ -21,45 +21,45 @@ for dir in "$1"/mount-*; do [ -e "$dir" ] && umount -l "$dir"; done
 rm -rf "$1"
 "#;
 
-/// A directory of a scenario.
-pub struct Place {
+/// The directory of a scenario.
+pub struct ScenarioDir {
     dir: PathBuf,
-    keeper: Child,
+    cleanup: Child,
 }
 
-impl Place {
+impl ScenarioDir {
     pub fn new() -> Self {
         let dir = tempfile::Builder::new().prefix("meterd-faults-").tempdir_in("/tmp").unwrap().keep();
-        // The user that runs PostgreSQL must get through.
+        // The user that runs PostgreSQL must be able to enter it.
         fs::set_permissions(&dir, Permissions::from_mode(0o755)).unwrap();
-        let keeper = Command::new("sh")
-            .args(["-c", KEEPER, "keeper"])
+        let cleanup = Command::new("sh")
+            .args(["-c", CLEANUP_SCRIPT, "cleanup"])
             .arg(&dir)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
-            // Ctrl-C is not for it.
+            // Ctrl-C must not end it.
             .process_group(0)
             .spawn()
             .unwrap();
-        Self { dir, keeper }
+        Self { dir, cleanup }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.join(name)
     }
 
-    /// Notes a process to be ended.
-    pub fn note_process(&self, name: &str, pid: u32) {
+    /// Registers a process that must be ended.
+    pub fn add_process(&self, name: &str, pid: u32) {
         fs::write(self.path(&format!("{name}.pid")), pid.to_string()).unwrap();
     }
 
-    /// It has ended.
-    pub fn forget_process(&self, name: &str) {
+    /// Removes a process that has ended.
+    pub fn remove_process(&self, name: &str) {
         drop(fs::remove_file(self.path(&format!("{name}.pid"))));
     }
 
-    /// A file system in memory; nothing where we may not mount.
+    /// Mounts a file system in memory. Returns `None` if this process may not mount.
     pub fn mount(&self, name: &str, mib: usize) -> Option<PathBuf> {
         let dir = self.path(&format!("mount-{name}"));
         fs::create_dir(&dir).unwrap();
@@ -69,7 +69,7 @@ impl Place {
         mounted.is_ok_and(|status| status.success()).then_some(dir)
     }
 
-    /// Of a test that failed, what the servers said.
+    /// Prints the logs of the servers after a failed test.
     fn show_logs(&self) {
         let files = fs::read_dir(&self.dir).into_iter().flatten().flatten().map(|entry| entry.path());
         for log in files.filter(|path| path.extension().is_some_and(|extension| extension == "log")) {
@@ -81,17 +81,17 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for ScenarioDir {
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.show_logs();
         }
-        drop(self.keeper.stdin.take());
-        drop(self.keeper.wait());
+        drop(self.cleanup.stdin.take());
+        drop(self.cleanup.wait());
     }
 }
 
-/// Runs a program that must go well.
+/// Runs a program and checks that it succeeds.
 pub fn run(program: &str, arguments: &[&Path]) {
     let status = Command::new(program).args(arguments).status().unwrap();
     assert!(status.success(), "{program} {arguments:?}");

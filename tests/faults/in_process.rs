@@ -1,4 +1,4 @@
-//! Replicas inside this process, on a runtime of their own: their clocks can be set and their tasks counted.
+//! Replicas inside this process, on their own runtime, so that tests can set their clocks and count their tasks.
 
 use clap::Parser;
 use meterd::app;
@@ -12,11 +12,11 @@ use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-/// How long tasks may take to end after their callers have gone.
-const GIVE_BACK_TIMEOUT: Duration = Duration::from_secs(20);
+/// Maximum time until tasks end after their callers are gone.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Replicas that share a runtime.
-pub struct Inside {
+pub struct InProcess {
     runtime: Option<Runtime>,
     servers: Vec<Server>,
 }
@@ -36,13 +36,13 @@ fn settings() -> Settings {
     }
     let ports =
         ["test", "--listen=127.0.0.1:0", "--http-listen=127.0.0.1:0", "--alert-heartbeat-ms=500"].map(String::from);
-    // Nothing runs by itself.
+    // No job runs by schedule.
     let off = meterd::jobs::names().into_iter().map(|job| format!("--schedule-{}=off", job.replace('_', "-")));
     Flags::parse_from(ports.into_iter().chain(off)).settings
 }
 
-impl Inside {
-    /// A replica for each clock.
+impl InProcess {
+    /// Starts a replica for each clock.
     pub async fn start(database_url: &str, clocks: &[Clock]) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let mut servers = vec![];
@@ -57,47 +57,51 @@ impl Inside {
                 let task = tokio::spawn(app.run(async { drop(stopped.await) }, None));
                 Server { address, context, stop, task }
             };
-            // Its tasks are spawned from here.
+            // Start it on this runtime, so that its tasks are spawned there.
             servers.push(tokio::task::spawn_blocking(move || handle.block_on(start())).await.unwrap());
         }
         Self { runtime: Some(runtime), servers }
     }
 
-    /// Where callers call.
+    /// Returns the addresses for callers.
     pub fn addresses(&self) -> Vec<String> {
         self.servers.iter().map(|server| server.address.clone()).collect()
     }
 
-    /// Tasks of all replicas.
+    /// Returns the number of tasks of all replicas.
     pub fn tasks(&self) -> usize {
-        self.runtime.as_ref().expect("it runs").metrics().num_alive_tasks()
+        self.runtime.as_ref().expect("the runtime is running").metrics().num_alive_tasks()
     }
 
-    /// Waits until there are no more tasks than this, and nothing is queued.
-    pub async fn gives_back(&self, tasks: usize) {
-        let deadline = Instant::now() + GIVE_BACK_TIMEOUT;
+    /// Waits until there are at most `tasks` tasks and no queued event.
+    pub async fn wait_until_released(&self, tasks: usize) {
+        let deadline = Instant::now() + RELEASE_TIMEOUT;
         loop {
             let queued: usize = self.servers.iter().map(|server| server.context.ingest.depth()).sum();
             if self.tasks() <= tasks && queued == 0 {
                 return;
             }
-            assert!(Instant::now() < deadline, "leaked: {} tasks after {tasks}, {queued} queued events", self.tasks());
+            assert!(
+                Instant::now() < deadline,
+                "leaked: {} tasks instead of {tasks}, {queued} queued events",
+                self.tasks()
+            );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 
-    /// Stops all in order; nothing is left behind.
+    /// Stops all replicas and checks that no task remains.
     pub async fn stop(mut self) {
         for Server { stop, task, context, .. } in self.servers.drain(..) {
             drop(stop);
             task.await.unwrap().unwrap();
             drop(context);
         }
-        self.gives_back(0).await;
+        self.wait_until_released(0).await;
     }
 }
 
-impl Drop for Inside {
+impl Drop for InProcess {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();

@@ -1,8 +1,8 @@
-//! A database whose processes are stopped: its connections stay open, it takes new ones, and nothing answers.
+//! A database whose processes are stopped. Its connections stay open, it accepts new ones, and it does not answer.
 
 use crate::database::Database;
-use crate::place::Place;
 use crate::replica::Replica;
+use crate::scenario_dir::ScenarioDir;
 use meterd::proto::usage_service_client::UsageServiceClient;
 use meterd::proto::{EventOutcome, TrackUsageRequest, UsageEvent};
 use nix::sys::signal::{Signal, kill};
@@ -15,19 +15,19 @@ use tonic::{Code, Request, Status};
 use tonic_types::StatusExt;
 
 const RETRY: Duration = Duration::from_secs(2);
-/// The bound that the setting documents.
-const LATER_MAX: Duration = Duration::from_secs(5);
-/// What callers would wait for.
+/// The limit that the documentation of the setting states.
+const EXTRA_MAX: Duration = Duration::from_secs(5);
+/// Deadline of the callers.
 const DEADLINE: Duration = Duration::from_secs(100);
 const CALLERS: u64 = 10;
 
-/// Processes that are stopped, until it is dropped.
-struct Frozen(Vec<Pid>);
+/// Stopped processes. They continue when this is dropped.
+struct StoppedProcesses(Vec<Pid>);
 
-impl Frozen {
-    /// SIGSTOP to all processes of a database, the first of them first, so that none is added.
+impl StoppedProcesses {
+    /// Stops all processes of a database. The postmaster is stopped first, so that it starts no further process.
     fn all_of(database: &Database) -> Self {
-        let postmaster: i32 = database.postmaster().expect("it runs").parse().unwrap();
+        let postmaster: i32 = database.postmaster().expect("the database is running").parse().unwrap();
         let stop = |pid: i32| kill(Pid::from_raw(pid), Signal::SIGSTOP).map(|()| Pid::from_raw(pid));
         let first = stop(postmaster).unwrap();
         let is_child = |pid: &i32| {
@@ -42,7 +42,7 @@ impl Frozen {
     }
 }
 
-impl Drop for Frozen {
+impl Drop for StoppedProcesses {
     fn drop(&mut self) {
         for pid in &self.0 {
             kill(*pid, Signal::SIGCONT).ok();
@@ -70,24 +70,24 @@ async fn count(pool: &PgPool) -> i64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn callers_of_a_database_whose_processes_are_stopped_hear_of_it_in_time_and_what_they_resend_counts_once() {
-    let place = Place::new();
-    let data_dir = place.path("data");
-    let replica = Replica::with_data_dir(&place, &data_dir, &["--retry-seconds=2"]).await;
+async fn calls_fail_in_time_if_the_database_is_stopped_and_resent_events_count_once() {
+    let scenario_dir = ScenarioDir::new();
+    let data_dir = scenario_dir.path("data");
+    let replica = Replica::with_data_dir(&scenario_dir, &data_dir, &["--retry-seconds=2"]).await;
     let database = Database::of_replica(data_dir);
     track(&replica.address(), "before").await.unwrap();
 
-    let frozen = Frozen::all_of(&database);
-    assert!(frozen.0.len() > 5, "its connections are processes, too: {:?}", frozen.0);
+    let stopped = StoppedProcesses::all_of(&database);
+    assert!(stopped.0.len() > 5, "the connections of the database are processes, too: {:?}", stopped.0);
     let mut callers = JoinSet::new();
     for number in 0..CALLERS {
         let address = replica.address();
         callers.spawn(async move {
-            // Some come while a batch hangs, some while it is tried again, some while a connection is made.
+            // Some calls arrive while a batch hangs, some while it is retried, and some while a connection is opened.
             tokio::time::sleep(Duration::from_millis(600 * number)).await;
-            let begun = Instant::now();
+            let started = Instant::now();
             let status = track(&address, &format!("k{number}")).await.unwrap_err();
-            (status, begun.elapsed())
+            (status, started.elapsed())
         });
     }
     let mut longest = Duration::ZERO;
@@ -96,9 +96,9 @@ async fn callers_of_a_database_whose_processes_are_stopped_hear_of_it_in_time_an
         assert_eq!(status.get_error_details().error_info().unwrap().reason, "DATABASE_UNAVAILABLE");
         longest = longest.max(waited);
     }
-    drop(frozen);
-    println!("database stopped, --retry-seconds 2: {CALLERS} callers heard of it, the last after {longest:.1?}");
-    assert!(longest < RETRY + LATER_MAX, "{longest:?}");
+    drop(stopped);
+    println!("database stopped, --retry-seconds 2: {CALLERS} callers got an error, the last after {longest:.1?}");
+    assert!(longest < RETRY + EXTRA_MAX, "{longest:?}");
 
     for number in 0..CALLERS {
         let outcome = track(&replica.address(), &format!("k{number}")).await.unwrap();
@@ -107,5 +107,5 @@ async fn callers_of_a_database_whose_processes_are_stopped_hear_of_it_in_time_an
     let pool = database.pool().await;
     assert_eq!(count(&pool).await, 1 + CALLERS as i64);
     pool.close().await;
-    assert_eq!(replica.stop(&place).await, Some(0));
+    assert_eq!(replica.stop(&scenario_dir).await, Some(0));
 }
