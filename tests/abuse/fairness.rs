@@ -1,9 +1,9 @@
-//! Callers without a key, and with one, that try to shut out the others of a server that asks for keys.
+//! Callers with and without a key that try to block the other callers of a server that requires keys.
 
-use crate::beside::endures;
+use crate::bystander::assert_survives;
+use crate::calls::{h2_connect, result_of, send, tally};
 use crate::frames;
-use crate::process::{As, Presents, Process};
-use crate::scenarios::{answered, h2_connect, send, tally};
+use crate::process::{Authorized, BearerToken, Process};
 use bytes::Bytes;
 use futures_util::future::join_all;
 use h2::client::SendRequest;
@@ -28,10 +28,10 @@ const LIST_EVENTS: &str = "/metering.v1.UsageService/ListUsageEvents";
 const SUBSCRIBE: &str = "/metering.v1.AlertService/SubscribeAlerts";
 const EXPORT: &str = "/metering.v1.UsageService/ExportUsage";
 const STREAM: &str = "/metering.v1.UsageService/StreamUsage";
-/// How long an abuse goes on.
-const GOES_ON: Duration = Duration::from_secs(5);
+/// Duration of an abuse.
+const ABUSE_TIME: Duration = Duration::from_secs(5);
 
-/// Bounds that are small, so that they are reached soon.
+/// Low limits, so that the tests reach them quickly.
 const FLAGS: [&str; 6] = [
     "--request-bytes-max=67108864",
     "--answer-bytes-max=134217728",
@@ -54,7 +54,7 @@ async fn connect_unread(address: &str) -> SendRequest<Bytes> {
     sender.ready().await.unwrap()
 }
 
-/// Headers of calls without a message, which is never sent; gives what those got that ended.
+/// Sends headers of calls and never a message. Returns the results of the calls that ended.
 async fn headers_only(address: &str, connections: usize, path: &str, authorization: &str) -> String {
     let connections = (0..connections).map(async |_| {
         let mut sender = h2_connect(address).await;
@@ -62,15 +62,15 @@ async fn headers_only(address: &str, connections: usize, path: &str, authorizati
         for _ in 0..1_000 {
             calls.push(send(&mut sender, path, &[("authorization", authorization)], Bytes::new()).await);
         }
-        let ends = calls
-            .into_iter()
-            .map(async |(answer, _body)| timeout(GOES_ON, answered(answer)).await.unwrap_or_else(|_| "waits".into()));
+        let ends = calls.into_iter().map(async |(answer, _body)| {
+            timeout(ABUSE_TIME, result_of(answer)).await.unwrap_or_else(|_| "waits".into())
+        });
         join_all(ends).await
     });
     tally(join_all(connections).await.into_iter().flatten())
 }
 
-/// The code that a call ends with, while nothing of its answer is read.
+/// Returns the status code of a call whose response is not read.
 async fn end_unread(answer: h2::client::ResponseFuture) -> String {
     let end = async {
         let answer = answer.await?;
@@ -80,7 +80,7 @@ async fn end_unread(answer: h2::client::ResponseFuture) -> String {
         let trailers = answer.into_body().trailers().await?;
         Ok::<_, h2::Error>(trailers.as_ref().and_then(Status::from_header_map))
     };
-    match timeout(2 * GOES_ON, end).await {
+    match timeout(2 * ABUSE_TIME, end).await {
         Ok(Ok(Some(status))) => format!("{:?}", status.code()),
         Ok(Ok(None)) => "no status".into(),
         Ok(Err(error)) => format!("{error}"),
@@ -88,7 +88,7 @@ async fn end_unread(answer: h2::client::ResponseFuture) -> String {
     }
 }
 
-/// The same call many times, of which no answer is read.
+/// Sends the same call many times without reading any response.
 async fn unread(address: &str, connections: usize, calls: usize, path: &str, token: &str, message: &Bytes) -> String {
     let authorization = format!("Bearer {token}");
     let headers: &[(&str, &str)] = if token.is_empty() { &[] } else { &[("authorization", &authorization)] };
@@ -110,11 +110,12 @@ fn allow_files() {
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
 }
 
-fn usage_as(process: &Process, token: &str) -> UsageServiceClient<As> {
-    UsageServiceClient::with_interceptor(process.channel(), Presents(token.into())).max_encoding_message_size(16 << 20)
+fn usage_as(process: &Process, token: &str) -> UsageServiceClient<Authorized> {
+    UsageServiceClient::with_interceptor(process.channel(), BearerToken(token.into()))
+        .max_encoding_message_size(16 << 20)
 }
 
-/// Eight megabytes on one page.
+/// Records events that fill a page of eight megabytes.
 async fn fill(process: &Process, token: &str) {
     let kind = prost_types::value::Kind::StringValue("x".repeat(8_000));
     let metadata = prost_types::Struct { fields: [("k".into(), prost_types::Value { kind: Some(kind) })].into() };
@@ -130,36 +131,36 @@ async fn fill(process: &Process, token: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nobody_without_a_key_shuts_others_out() {
+async fn callers_without_a_key_cannot_block_others() {
     let _alone = crate::ALONE.lock().await;
     allow_files();
     let (process, _) = Process::start_with_keys(&FLAGS).await;
     let process = Arc::new(process);
-    endures(&process, "10 × 1,000 health checks of headers only", async |address: String| {
+    assert_survives(&process, "10 × 1,000 health checks of headers only", async |address: String| {
         headers_only(&address, 10, CHECK, "").await
     })
     .await;
-    endures(&process, "10 × 1,000 calls with a bad key, headers only", async |address: String| {
+    assert_survives(&process, "10 × 1,000 calls with a bad key, headers only", async |address: String| {
         headers_only(&address, 10, TRACK, "Bearer mtr_bad").await
     })
     .await;
     let health = framed(&HealthCheckRequest::default());
-    endures(&process, "10 × 1,000 health checks, answers unread", async |address: String| {
+    assert_survives(&process, "10 × 1,000 health checks, answers unread", async |address: String| {
         unread(&address, 10, 1_000, CHECK, "", &health).await
     })
     .await;
-    endures(&process, "a connection with 1,000 health watches", async |address: String| {
+    assert_survives(&process, "a connection with 1,000 health watches", async |address: String| {
         watches(&address, 1, 1_000, &process, &health).await
     })
     .await;
-    endures(&process, "100 connections with 16 health watches each", async |address: String| {
+    assert_survives(&process, "100 connections with 16 health watches each", async |address: String| {
         watches(&address, 100, 16, &process, &health).await
     })
     .await;
     assert_eq!(process.stop().await.0, Some(0));
 }
 
-/// Health watches, and whether others can still begin one and list the services meanwhile.
+/// Opens health watches, and checks that other callers can still start one and list the services.
 async fn watches(address: &str, connections: usize, each: usize, process: &Process, health: &Bytes) -> String {
     let mut open = vec![];
     let mut answers = vec![];
@@ -177,53 +178,53 @@ async fn watches(address: &str, connections: usize, each: usize, process: &Proce
         }
     }
     let mut other = HealthClient::new(process.channel());
-    let mut watch = other.watch(HealthCheckRequest::default()).await.expect("others may watch").into_inner();
+    let mut watch = other.watch(HealthCheckRequest::default()).await.expect("other callers can watch").into_inner();
     watch.message().await.unwrap().unwrap();
-    process.list_services().await.expect("others may list the services");
+    process.list_services().await.expect("other callers can list the services");
     tally(answers)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nobody_with_a_key_shuts_other_keys_out() {
+async fn a_caller_with_a_key_cannot_block_other_keys() {
     let _alone = crate::ALONE.lock().await;
     allow_files();
     let (process, hot) = Process::start_with_keys(&FLAGS).await;
     fill(&process, &hot).await;
     let process = Arc::new(process);
     let prices = framed(&ListPricesRequest::default());
-    endures(&process, "101 × 100 ListPrices, unread", async |address: String| {
+    assert_survives(&process, "101 × 100 ListPrices, unread", async |address: String| {
         unread(&address, 101, 100, LIST_PRICES, &hot, &prices).await
     })
     .await;
     let page = framed(&ListUsageEventsRequest { client_id: "large".into(), page_size: 1_000, ..Default::default() });
-    endures(&process, "4 × 100 ListUsageEvents of 8 MB, unread", async |address: String| {
+    assert_survives(&process, "4 × 100 ListUsageEvents of 8 MB, unread", async |address: String| {
         unread(&address, 4, 100, LIST_EVENTS, &hot, &page).await
     })
     .await;
     let subscribe = framed(&SubscribeAlertsRequest::default());
-    endures(&process, "101 × 100 SubscribeAlerts, unread", async |address: String| {
+    assert_survives(&process, "101 × 100 SubscribeAlerts, unread", async |address: String| {
         unread(&address, 101, 100, SUBSCRIBE, &hot, &subscribe).await
     })
     .await;
     let export = framed(&ExportUsageRequest::default());
-    endures(&process, "10 × 10 ExportUsage, unread", async |address: String| {
+    assert_survives(&process, "10 × 10 ExportUsage, unread", async |address: String| {
         unread(&address, 10, 10, EXPORT, &hot, &export).await
     })
     .await;
     let event = UsageEvent { client_id: "hot".into(), service: "sms".into(), units: "x".into(), ..Default::default() };
     let event = framed(&StreamUsageRequest { event: Some(event) });
-    endures(&process, "101 × 100 StreamUsage, unread", async |address: String| {
+    assert_survives(&process, "101 × 100 StreamUsage, unread", async |address: String| {
         unread(&address, 101, 100, STREAM, &hot, &event).await
     })
     .await;
-    endures(&process, "10 × 1,000 TrackUsage of headers only", async |address: String| {
+    assert_survives(&process, "10 × 1,000 TrackUsage of headers only", async |address: String| {
         headers_only(&address, 10, TRACK, &format!("Bearer {hot}")).await
     })
     .await;
     assert_eq!(process.stop().await.0, Some(0));
 }
 
-/// Makes another key.
+/// Creates another key.
 async fn key(process: &Process, admin: &str, number: usize) -> String {
     let grant = Grant { scope: Scope::Admin.into(), all_clients: true, client_ids: vec![] };
     let api_key = ApiKey {
@@ -233,12 +234,12 @@ async fn key(process: &Process, admin: &str, number: usize) -> String {
         ..Default::default()
     };
     let request = CreateApiKeyRequest { api_key: Some(api_key), request_id: String::new() };
-    let mut keys = KeyServiceClient::with_interceptor(process.channel(), Presents(admin.into()));
+    let mut keys = KeyServiceClient::with_interceptor(process.channel(), BearerToken(admin.into()));
     keys.create_api_key(request).await.unwrap().into_inner().token
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn twenty_keys_that_take_all_they_can_leave_room_for_others() {
+async fn twenty_greedy_keys_leave_room_for_others() {
     let _alone = crate::ALONE.lock().await;
     allow_files();
     let flags: Vec<&str> =
@@ -250,14 +251,14 @@ async fn twenty_keys_that_take_all_they_can_leave_room_for_others() {
     }
     let process = Arc::new(process);
     let prices = framed(&ListPricesRequest::default());
-    endures(&process, "20 keys × 4 × 100 ListPrices, unread", async |address: String| {
+    assert_survives(&process, "20 keys × 4 × 100 ListPrices, unread", async |address: String| {
         let (address, prices) = (address.as_str(), &prices);
         let greedy = tokens.iter().map(|token| unread(address, 4, 100, LIST_PRICES, token, prices));
         tally(join_all(greedy).await)
     })
     .await;
     let subscribe = framed(&SubscribeAlertsRequest::default());
-    endures(&process, "20 keys × 3 × 100 SubscribeAlerts, unread", async |address: String| {
+    assert_survives(&process, "20 keys × 3 × 100 SubscribeAlerts, unread", async |address: String| {
         let (address, subscribe) = (address.as_str(), &subscribe);
         let greedy = tokens.iter().map(|token| unread(address, 3, 100, SUBSCRIBE, token, subscribe));
         tally(join_all(greedy).await)
@@ -267,35 +268,35 @@ async fn twenty_keys_that_take_all_they_can_leave_room_for_others() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn connections_that_never_call_leave_room_for_those_that_do() {
+async fn idle_connections_leave_room_for_connections_with_calls() {
     let _alone = crate::ALONE.lock().await;
     allow_files();
     let flags: Vec<&str> = FLAGS.into_iter().chain(["--inbound-connections-max=200"]).collect();
     let (process, _) = Process::start_with_keys(&flags).await;
     let process = Arc::new(process);
     let health = framed(&HealthCheckRequest::default());
-    endures(&process, "400 connections that never call", async |address: String| {
+    assert_survives(&process, "400 connections that never call", async |address: String| {
         let mut idle = vec![];
         for _ in 0..200 {
             idle.push(TcpStream::connect(&address).await.unwrap());
             idle.push(frames::connect(&address).await);
-            // Faster than the server takes them, they are open for their callers alone.
+            // If they are opened faster than the server accepts them, they exist only for their callers.
             sleep(Duration::from_millis(2)).await;
         }
-        sleep(GOES_ON).await;
+        sleep(ABUSE_TIME).await;
         format!("{} opened", idle.len())
     })
     .await;
-    endures(&process, "400 connections with a health watch each", async |address: String| {
+    assert_survives(&process, "400 connections with a health watch each", async |address: String| {
         let mut open = vec![];
         for _ in 0..400 {
             let mut sender = h2_connect(&address).await;
             let (answer, mut body) = send(&mut sender, WATCH, &[], health.clone()).await;
             drop(body.send_data(Bytes::new(), true));
-            open.push((timeout(GOES_ON, answer).await, sender));
+            open.push((timeout(ABUSE_TIME, answer).await, sender));
             sleep(Duration::from_millis(2)).await;
         }
-        sleep(GOES_ON).await;
+        sleep(ABUSE_TIME).await;
         format!("{} opened", open.len())
     })
     .await;

@@ -1,4 +1,4 @@
-//! A well-behaved caller beside the others, and what the server takes meanwhile.
+//! A well-behaved caller during an abuse, and measurements of the server.
 
 use crate::process::{Process, track};
 use std::fmt::{self, Display};
@@ -8,16 +8,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tonic::Status;
 
-/// Between two calls of the well-behaved caller.
+/// Pause between two calls of the well-behaved caller.
 const PAUSE: Duration = Duration::from_millis(5);
-/// A scenario is done over and over for at least so long, so that there are calls enough for a percentile.
+/// A scenario is repeated for at least this time, so that there are enough calls for a percentile.
 const DURATION_MIN: Duration = Duration::from_secs(3);
-/// What the server may take in addition, whatever it is done to. Its settings here give requests 64 MiB; buffers of messages
-/// double as they grow, and the allocator keeps some of what it had.
+/// Maximum growth of the server's memory. The settings of these tests allow 64 MiB for requests. Message buffers double
+/// when they grow, and the allocator keeps some freed memory.
 pub const GROWTH_MIB_MAX: f64 = 160.0;
-/// Nearly all calls of the well-behaved caller take no longer, however busy the machine is with the abuse.
+/// Maximum 99th percentile of the well-behaved caller's latency, however busy the abuse makes the machine.
 const P99_MS_MAX: f64 = 5_000.0;
-/// All that a scenario opened is closed again within this: the longest is the keepalive of a peer that has gone.
+/// All connections of a scenario are closed within this time. The longest part is the keepalive of a peer that is gone.
 const SETTLED_WITHIN: Duration = Duration::from_secs(60);
 
 /// Calls of the well-behaved caller.
@@ -44,7 +44,7 @@ impl Display for Calls {
     }
 }
 
-/// Calls over and over, until it is done.
+/// Repeats a call until `done` is set.
 async fn call<F>(name: String, done: Arc<AtomicBool>, call: impl Fn(usize) -> F) -> Calls
 where
     F: Future<Output = Result<(), Status>>,
@@ -66,8 +66,13 @@ where
     calls
 }
 
-/// Does this to a server, and asserts that it takes no more than it may, goes on serving, and has nothing left of it.
-pub async fn endures<F: Future<Output = String>>(process: &Arc<Process>, name: &str, abuse: impl Fn(String) -> F) {
+/// Runs a scenario against a server. Checks that its memory stays within the limit, that it serves other callers, and
+/// that no connection or file is left.
+pub async fn assert_survives<F: Future<Output = String>>(
+    process: &Arc<Process>,
+    name: &str,
+    abuse: impl Fn(String) -> F,
+) {
     let (files_before, before) = (process.files(), process.resident_mib());
     let done = Arc::new(AtomicBool::new(false));
     let usage = process.usage();
@@ -81,7 +86,7 @@ pub async fn endures<F: Future<Output = String>>(process: &Arc<Process>, name: &
         let probed = probed.clone();
         async move { probed.check_health().await }
     }));
-    let watching = tokio::spawn({
+    let memory_watch = tokio::spawn({
         let (process, done) = (process.clone(), done.clone());
         async move {
             let mut peak = 0.0_f64;
@@ -100,7 +105,7 @@ pub async fn endures<F: Future<Output = String>>(process: &Arc<Process>, name: &
     }
     let took = begun.elapsed();
     done.store(true, Ordering::Relaxed);
-    let (calls, health, peak) = (caller.await.unwrap(), probe.await.unwrap(), watching.await.unwrap());
+    let (calls, health, peak) = (caller.await.unwrap(), probe.await.unwrap(), memory_watch.await.unwrap());
     let deadline = Instant::now() + SETTLED_WITHIN;
     while process.connections().await > 0 {
         assert!(Instant::now() < deadline, "{name}: connections are still open");
@@ -108,21 +113,21 @@ pub async fn endures<F: Future<Output = String>>(process: &Arc<Process>, name: &
     }
     let (files, after) = (process.files(), process.resident_mib());
     println!(
-        "{name} × {rounds} in {:.1} s: {seen}; beside it {calls}; health over new connections {health}; memory {before:.0} MiB, \
+        "{name} × {rounds} in {:.1} s: {seen}; well-behaved caller: {calls}; health over new connections {health}; memory {before:.0} MiB, \
          peak {peak:.0}, after {after:.0}; files {files_before}, after {files}",
         took.as_secs_f64(),
     );
     for (calls, whose) in [(&calls, "well-behaved calls"), (&health, "health probes")] {
-        // A probe over a new connection takes part in what strangers fight about; a caller with a key does not.
+        // A health probe over a new connection competes with other callers without a key. A caller with a key does not.
         let failed_max = if whose == "health probes" { calls.took.len() / 50 } else { 0 };
         assert!(calls.failed <= failed_max, "{name}: {} {whose} failed, {} did not", calls.failed, calls.took.len());
         assert!(!calls.took.is_empty());
-        assert!(calls.percentile(99) <= P99_MS_MAX, "{name}: {whose} had to wait");
+        assert!(calls.percentile(99) <= P99_MS_MAX, "{name}: {whose} were too slow");
     }
     assert!(peak - before <= GROWTH_MIB_MAX, "{name}: memory grew from {before:.0} to {peak:.0} MiB");
-    assert!(files <= files_before + POOL_FILES_MAX, "{name}: {files} files are open, {files_before} were");
+    assert!(files <= files_before + POOL_FILES_MAX, "{name}: {files} files are open instead of {files_before}");
     process.track(&format!("after {name}")).await.unwrap();
 }
 
-/// Connections that the server's own pools may open and close as they like.
+/// Number of connections that the server's own pools may open and close at any time.
 const POOL_FILES_MAX: usize = 16;

@@ -1,4 +1,4 @@
-//! Stops beside idle connections, open streams and peers that read nothing.
+//! Stops the server while there are idle connections, open streams and peers that do not read.
 
 use crate::frames;
 use crate::process::Process;
@@ -9,9 +9,9 @@ use std::any::Any;
 use std::time::Duration;
 use tokio::net::TcpStream;
 
-/// Stops of one run. More by hand: `METERD_TEST_STOPS=100 cargo test --test abuse stop`.
+/// Number of stops in a test. To run more: `METERD_TEST_STOPS=100 cargo test --test abuse stop`.
 const STOPS: usize = 5;
-/// What the setting gives, and the time to close the database and end PostgreSQL.
+/// The time that the setting allows, plus the time to close the database and stop PostgreSQL.
 const STOPPED_WITHIN: Duration = Duration::from_secs(20 + 5);
 
 fn stops() -> usize {
@@ -24,7 +24,7 @@ fn usage_of(units: &str) -> StreamUsageRequest {
     StreamUsageRequest { event: Some(event) }
 }
 
-/// What callers leave open.
+/// Opens connections and streams that the callers leave open.
 async fn leave_open(process: &Process) -> Vec<Box<dyn Any>> {
     let mut open: Vec<Box<dyn Any>> = vec![];
     for _ in 0..10 {
@@ -36,7 +36,8 @@ async fn leave_open(process: &Process) -> Vec<Box<dyn Any>> {
         open.push(Box::new((alerts, follower)));
     }
     for number in 0..6 {
-        // One that sends as it likes and reads, and one that reads nothing while acknowledgements are due without end.
+        // Half of the callers read the acknowledgements. The others send messages that cause many acknowledgements, and
+        // read none.
         let mut usage = UsageServiceClient::new(process.channel());
         let is_stalled = number % 2 == 0;
         let message = usage_of(&if is_stalled { "x".repeat(1_000) } else { "1".into() });
@@ -52,7 +53,7 @@ async fn leave_open(process: &Process) -> Vec<Box<dyn Any>> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_stop_is_within_its_bound_whatever_peers_leave_open() {
+async fn a_stop_takes_no_longer_than_allowed_if_peers_keep_connections_open() {
     let _alone = crate::ALONE.lock().await;
     let mut process = Process::start(&[]).await;
     let mut took = vec![];
@@ -63,13 +64,13 @@ async fn every_stop_is_within_its_bound_whatever_peers_leave_open() {
         let open = leave_open(&process).await;
         let (code, elapsed) = process.stop().await;
         drop(open);
-        assert_eq!(code, Some(0), "an orderly stop ends with 0");
+        assert_eq!(code, Some(0), "the exit code of a normal stop is 0");
         assert!(elapsed < STOPPED_WITHIN, "{elapsed:?}");
         took.push(elapsed);
     }
     took.sort_unstable();
     println!(
-        "stop × {} beside 20 idle connections, 10 subscriptions and 6 usage streams, 3 of them stalled: median {:.2} s, \
+        "stop × {} with 20 idle connections, 10 subscriptions and 6 usage streams, 3 of them stalled: median {:.2} s, \
          longest {:.2} s",
         took.len(),
         took[took.len() / 2].as_secs_f64(),
