@@ -1,4 +1,4 @@
-//! Random requests.
+//! Generates random requests.
 
 use crate::bad_kinds::Case;
 use crate::bad_requests::fine_request;
@@ -12,7 +12,7 @@ use rand::{Rng, RngExt};
 use std::collections::HashMap;
 use std::sync::Mutex;
 
-/// How often an RPC is called, the others ten times: some take long, some record what the rest is about.
+/// Relative frequency of an RPC; others have 10. Some RPCs take long, and some record the data that the others need.
 const WEIGHTS: [(&str, u32); 9] = [
     ("TrackUsage", 60),
     ("BatchTrackUsage", 40),
@@ -24,19 +24,19 @@ const WEIGHTS: [(&str, u32); 9] = [
     ("CreateApiKey", 2),
     ("RotateApiKey", 2),
 ];
-/// Values larger than this are sent by other tests.
+/// Other tests send larger values.
 const VALUE_BYTES_MAX: usize = 4_000;
-/// Most ids and tokens of a name that are kept.
+/// Maximum number of remembered ids and tokens per name.
 const KNOWN_MAX: usize = 100;
-/// Months of random times: each is a partition.
+/// Months of random times. Each month creates a partition.
 const TIMES: [i64; 8] =
     [0, 1, 1_700_000_000, 1_790_000_000, 1_795_262_399, 1_795_262_400, 1_795_262_700, 253_402_300_799];
 
-/// Ids and tokens that the server has given out, by the field that takes them.
+/// Ids and tokens that the server returned, by the name of the field that takes them.
 pub struct Known(Mutex<HashMap<String, Vec<String>>>);
 
 impl Known {
-    /// What is there at the begin.
+    /// Starts with the ids that exist at the beginning.
     pub fn new(world: &World) -> Self {
         let clients = ["acme", "beta", "gamma", "client-1", "client-2"].map(String::from).to_vec();
         let known = [
@@ -51,7 +51,7 @@ impl Known {
         Self(Mutex::new(known.into_iter().map(|(name, values)| (name.to_string(), values)).collect()))
     }
 
-    /// Takes ids and tokens from an answer.
+    /// Remembers ids and tokens of a response.
     pub fn learn(&self, answer: &Answer) {
         for message in &answer.messages {
             self.learn_from(message);
@@ -90,7 +90,7 @@ impl Known {
     }
 }
 
-/// An RPC with its fine request, and the values that its fields may be given.
+/// An RPC with its valid request and the values for its fields.
 struct Prepared {
     rpc: MethodDescriptor,
     fine: String,
@@ -98,19 +98,19 @@ struct Prepared {
     weight: u32,
 }
 
-/// What is sent.
+/// A generated request.
 pub struct Made {
     pub rpc: MethodDescriptor,
     pub messages: Vec<Vec<u8>>,
-    /// Whether these are messages of the method.
+    /// Whether these are valid messages of the method.
     pub is_message: bool,
 }
 
-/// Makes requests.
+/// Generates requests.
 pub struct Requests(Vec<Prepared>);
 
 impl Requests {
-    /// To every RPC.
+    /// Prepares requests to every RPC.
     pub async fn new(world: &mut World) -> Self {
         let mut prepared = vec![];
         for rpc in rpcs() {
@@ -131,7 +131,7 @@ impl Requests {
         Self(prepared)
     }
 
-    /// A request.
+    /// Returns a random request.
     pub fn make(&self, random: &mut StdRng, known: &Known) -> Made {
         let prepared = self.0.choose_weighted(random, |prepared| prepared.weight).unwrap();
         let count = if prepared.rpc.is_client_streaming() { random.random_range(0..6) } else { 1 };
@@ -144,7 +144,7 @@ impl Requests {
                 let message =
                     if random.random() { any_message(prepared, random) } else { prepared.plausible(random, known) };
                 let other = self.0.choose(random).unwrap().plausible(random, known).encode_to_vec();
-                spoiled(message.encode_to_vec(), &other, random)
+                corrupted(message.encode_to_vec(), &other, random)
             }
         };
         let messages = (0..count).map(|_| one()).collect();
@@ -153,9 +153,9 @@ impl Requests {
 }
 
 impl Prepared {
-    /// The fine request, with some fields changed.
+    /// Returns the valid request with some fields changed.
     fn plausible(&self, random: &mut StdRng, known: &Known) -> DynamicMessage {
-        // Few numbers, so that keys and ids come again with other contents, or one that is new.
+        // Small numbers repeat keys and ids with other contents. Large numbers are new.
         let few = random.random_bool(0.4);
         let number = if few { random.random_range(0..40) } else { random.random::<u32>() };
         let mut text = self.fine.replace("$N", &number.to_string());
@@ -186,7 +186,7 @@ impl Prepared {
     }
 }
 
-/// Gives a field another value.
+/// Sets a field to another value.
 fn change(message: &mut DynamicMessage, place: &Place, cases: &[Case], random: &mut StdRng, known: &Known) {
     let field = place.last().unwrap();
     let Some(message) = parent(message, place) else { return };
@@ -207,7 +207,7 @@ fn change(message: &mut DynamicMessage, place: &Place, cases: &[Case], random: &
     }
 }
 
-/// A message with any values, whatever they mean.
+/// Returns a message with arbitrary values.
 fn any_message(prepared: &Prepared, random: &mut StdRng) -> DynamicMessage {
     let mut message = DynamicMessage::new(prepared.rpc.input());
     fill(&mut message, random, 4);
@@ -262,13 +262,13 @@ fn any_single(kind: &Kind, random: &mut StdRng, depth: u32) -> Value {
             }
             Value::Message(message)
         }
-        other => panic!("the contract has no {other:?}"),
+        other => panic!("the proto files have no {other:?}"),
     }
 }
 
-/// A text that may mean something, or none.
+/// Returns a text that may have a meaning or not.
 fn any_text(random: &mut StdRng) -> String {
-    const MEANT: [&str; 24] = [
+    const MEANINGFUL: [&str; 24] = [
         "acme",
         "beta",
         "sms",
@@ -299,7 +299,7 @@ fn any_text(random: &mut StdRng) -> String {
         '🚀', '\u{85}',
     ];
     match random.random_range(0..10) {
-        0..6 => MEANT.choose(random).unwrap().to_string(),
+        0..6 => MEANINGFUL.choose(random).unwrap().to_string(),
         6..9 => {
             let length = random.random_range(0..12);
             (0..length).map(|_| *LETTERS.choose(random).unwrap()).collect()
@@ -311,7 +311,7 @@ fn any_text(random: &mut StdRng) -> String {
 fn any_bytes(random: &mut StdRng) -> Vec<u8> {
     let mut bytes = vec![0; random.random_range(0..200)];
     random.fill_bytes(&mut bytes);
-    // Field numbers that there are, so that it goes on a while.
+    // Use existing field numbers, so that decoding does not fail at once.
     if random.random()
         && let Some(first) = bytes.first_mut()
     {
@@ -320,8 +320,8 @@ fn any_bytes(random: &mut StdRng) -> Vec<u8> {
     bytes
 }
 
-/// Bytes with some of them changed.
-fn spoiled(mut bytes: Vec<u8>, other: &[u8], random: &mut StdRng) -> Vec<u8> {
+/// Returns the bytes with some of them changed.
+fn corrupted(mut bytes: Vec<u8>, other: &[u8], random: &mut StdRng) -> Vec<u8> {
     for _ in 0..random.random_range(1..4) {
         let at = random.random_range(0..=bytes.len());
         let end = random.random_range(at..=bytes.len().min(at + 20));
@@ -338,7 +338,7 @@ fn spoiled(mut bytes: Vec<u8>, other: &[u8], random: &mut StdRng) -> Vec<u8> {
     bytes
 }
 
-/// About how long a value is.
+/// Returns the approximate size of a value in bytes.
 fn bytes_of(value: &Value) -> usize {
     match value {
         Value::String(text) => text.len(),
