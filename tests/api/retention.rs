@@ -1,4 +1,4 @@
-//! Months past their retention: closed for everyone, their sums kept, their events gone, and nothing of an open month lost.
+//! Months past their retention are closed: their sums are kept, their events are removed, and open months lose nothing.
 
 use crate::harness::*;
 use chrono::TimeDelta;
@@ -20,9 +20,9 @@ use std::time::{Duration, Instant};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-/// Before what any database says: months are closed by the earlier of the two.
+/// Before the current time of any database. Months are closed by the earlier of the two times.
 const NOW: &str = "2024-11-21T12:00:00Z";
-/// August to October stay open, besides November.
+/// August, September and October stay open, in addition to November.
 const THREE_MONTHS: &[&str] = &["--retention-months=3"];
 
 async fn server(flags: &[&str]) -> TestServer {
@@ -33,7 +33,7 @@ fn keyed(key: &str, event: UsageEvent) -> UsageEvent {
     UsageEvent { idempotency_key: key.into(), ..event }
 }
 
-/// UTC months that have a partition.
+/// Returns the UTC months that have a partition.
 async fn partitions(server: &TestServer) -> Vec<String> {
     let names: Vec<String> = sqlx::query_scalar(
         "SELECT c.relname::text FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
@@ -45,7 +45,7 @@ async fn partitions(server: &TestServer) -> Vec<String> {
     names.iter().map(|name| name.trim_start_matches("usage_events_").replace('_', "-")).collect()
 }
 
-/// How many rows a table has, if there is such a table.
+/// Returns the number of rows of a table, or `None` if the table does not exist.
 async fn rows(server: &TestServer, table: &str) -> Option<i64> {
     let count = format!("SELECT count(*) FROM {table}");
     sqlx::query_scalar(AssertSqlSafe(count)).fetch_one(&server.pool).await.ok()
@@ -71,7 +71,7 @@ fn rebuild_request(start_date: &str, end_date: &str, rezone: bool) -> RebuildRol
 
 #[track_caller]
 fn assert_closed(status: &Status, through: &str) {
-    let (code, reason, _) = refusal(status);
+    let (code, reason, _) = error_parts(status);
     assert_eq!((code, &*reason), (Code::FailedPrecondition, "MONTH_CLOSED"), "{status}");
     assert_eq!(status.get_details_error_info().unwrap().metadata["closed_through"], through);
 }
@@ -83,8 +83,8 @@ fn assert_closed_result(result: &UsageResult, through: &str) {
     assert!(error.message.contains(through), "{}", error.message);
 }
 
-/// One event of each month of 2024 from March on, each with its month as its key.
-async fn history(server: &TestServer) {
+/// Records an event in each month of 2024 from March on. Its key is the month.
+async fn record_history(server: &TestServer) {
     let month = |month: u32| {
         let day = format!("2024-{month:02}-15T12:00:00Z");
         keyed(&format!("2024-{month:02}"), event_at("acme", "sms", "2", &day))
@@ -96,15 +96,19 @@ async fn history(server: &TestServer) {
 #[tokio::test]
 async fn closed_months_keep_their_sums_and_lose_their_events_and_open_ones_stay_exact() {
     let server = server(THREE_MONTHS).await;
-    history(&server).await;
+    record_history(&server).await;
     let before = summary(&server, "acme", "2024-03-01", "2024-11-30").await;
     assert_eq!(
         server.run_job("retention").await,
         "months through 2024-07 are closed; 4 partitions detached; 0 changes of alerts and 0 notifications pruned"
     );
     assert_eq!(partitions(&server).await, ["2024-07", "2024-08", "2024-09", "2024-10", "2024-11"]);
-    assert_eq!(rows(&server, "usage_events_2024_06").await, Some(1), "detached, and left for the operator");
-    assert_eq!(summary(&server, "acme", "2024-03-01", "2024-11-30").await, before, "reads of sums go on");
+    assert_eq!(
+        rows(&server, "usage_events_2024_06").await,
+        Some(1),
+        "a detached partition must be left for the operator"
+    );
+    assert_eq!(summary(&server, "acme", "2024-03-01", "2024-11-30").await, before, "sums must still be readable");
     assert_eq!(summary(&server, "acme", "2024-04-01", "2024-04-30").await, (1, "0.015".into()));
     assert_eq!(listed(&server, "acme").await, ["2024-07", "2024-08", "2024-09", "2024-10", "2024-11"]);
     let verified = server.verify().await;
@@ -120,7 +124,7 @@ async fn closed_months_keep_their_sums_and_lose_their_events_and_open_ones_stay_
         "5 client-months are closed and not compared\n4 client-months, 4 events: 0 differences\n"
     );
 
-    // In December August is closed, and July's partition goes.
+    // In December, August is closed and July's partition is removed.
     server.clock.set(time("2024-12-01T00:00:00Z"));
     server.run_job("retention").await;
     assert_eq!(partitions(&server).await[0], "2024-08");
@@ -128,12 +132,15 @@ async fn closed_months_keep_their_sums_and_lose_their_events_and_open_ones_stay_
     server.stop().await;
     let server = TestServer::replica(&url, &[], Clock::fixed(time(NOW))).await;
     let done = server.run_job("retention").await;
-    assert!(done.starts_with("months through 2024-08 are closed; 0 partitions"), "closed for good: {done}");
+    assert!(
+        done.starts_with("months through 2024-08 are closed; 0 partitions"),
+        "a closed month must stay closed: {done}"
+    );
     server.stop().await;
 }
 
 #[tokio::test]
-async fn a_server_whose_clock_is_years_ahead_closes_no_month_that_is_open_by_the_databases_time() {
+async fn a_server_with_a_clock_years_ahead_closes_months_by_the_databases_time() {
     let server = TestServer::start_with(&["--retention-months=2"], Clock::fixed(time("2100-01-15T12:00:00Z"))).await;
     server.run_job("retention").await;
     let open =
@@ -143,9 +150,9 @@ async fn a_server_whose_clock_is_years_ahead_closes_no_month_that_is_open_by_the
 }
 
 #[tokio::test]
-async fn closed_partitions_are_dropped_where_the_setting_says_so() {
+async fn closed_partitions_are_dropped_if_the_setting_says_so() {
     let server = server(&["--retention-months=3", "--retention-action=drop"]).await;
-    history(&server).await;
+    record_history(&server).await;
     assert_eq!(
         server.run_job("retention").await,
         "months through 2024-07 are closed; 4 partitions dropped; 0 changes of alerts and 0 notifications pruned"
@@ -157,9 +164,9 @@ async fn closed_partitions_are_dropped_where_the_setting_says_so() {
 }
 
 #[tokio::test]
-async fn what_would_change_a_closed_month_is_refused_in_every_way_and_keeps_no_key() {
+async fn every_change_of_a_closed_month_is_rejected_and_leaves_no_key() {
     let server = server(THREE_MONTHS).await;
-    history(&server).await;
+    record_history(&server).await;
     server.run_job("retention").await;
     let new = |key: &str, day: &str| keyed(key, event_at("acme", "sms", "1", &format!("{day}T12:00:00Z")));
 
@@ -170,7 +177,7 @@ async fn what_would_change_a_closed_month_is_refused_in_every_way_and_keeps_no_k
     }
     assert_eq!(results[1].outcome(), EventOutcome::Accepted);
 
-    // A replica with other settings, which would take such an event without a backfill.
+    // A replica with other settings would accept such an event without a backfill.
     let lenient = TestServer::replica(&server.database_url, &["--accept-past-days=300"], server.clock.clone()).await;
     assert_closed(&lenient.track(new("d", "2024-07-31")).await.unwrap_err(), "2024-07");
     let messages = vec![StreamUsageRequest { event: Some(new("e", "2024-07-31")) }];
@@ -190,9 +197,9 @@ async fn what_would_change_a_closed_month_is_refused_in_every_way_and_keeps_no_k
     .fetch_all(&server.pool)
     .await
     .unwrap();
-    assert_eq!(keys, ["b"], "keys of refused events are free");
+    assert_eq!(keys, ["b"], "keys of rejected events must not be used");
     assert_eq!(server.batch(vec![new("a", "2024-08-02")], true).await[0].outcome(), EventOutcome::Accepted);
-    assert_eq!(partitions(&server).await[0], "2024-07", "no closed partition was made again");
+    assert_eq!(partitions(&server).await[0], "2024-07", "no closed partition must be created again");
     assert_eq!(summary(&server, "acme", "2024-01-01", "2024-07-31").await.0, 5);
     let verified = server.verify().await;
     assert_eq!((verified.events, verified.differences), (6, 0));
@@ -201,21 +208,21 @@ async fn what_would_change_a_closed_month_is_refused_in_every_way_and_keeps_no_k
 }
 
 #[tokio::test]
-async fn a_repeat_of_what_was_recorded_before_its_month_was_closed_is_a_duplicate() {
+async fn a_repeated_event_of_a_closed_month_is_a_duplicate() {
     let server = server(THREE_MONTHS).await;
-    history(&server).await;
+    record_history(&server).await;
     server.run_job("retention").await;
     let again = |key: &str, units: &str| keyed(key, event_at("acme", "sms", units, &format!("{key}-15T12:00:00Z")));
     let results = server.batch(vec![again("2024-03", "2"), again("2024-07", "2"), again("2024-03", "3")], true).await;
     let outcomes: Vec<_> = results.iter().map(|result| result.outcome()).collect();
     assert_eq!(outcomes, [EventOutcome::Duplicate, EventOutcome::Duplicate, EventOutcome::Conflict]);
-    assert_eq!(results[0].charge, None, "the event with its charge is gone");
-    assert_eq!(amount(&results[1].charge), "0.015", "this one is still there");
+    assert_eq!(results[0].charge, None, "the event and its charge must be removed");
+    assert_eq!(amount(&results[1].charge), "0.015", "the event of an open month must still exist");
     server.stop().await;
 }
 
 #[tokio::test]
-async fn a_key_that_a_refused_event_of_the_same_batch_had_is_free_for_the_next() {
+async fn a_key_of_a_rejected_event_can_be_used_by_the_next_event_of_the_batch() {
     let server = server(THREE_MONTHS).await;
     server.run_job("retention").await;
     let events = vec![
@@ -235,7 +242,7 @@ async fn a_key_that_a_refused_event_of_the_same_batch_had_is_free_for_the_next()
 }
 
 #[tokio::test]
-async fn a_thousand_events_of_a_closed_month_with_one_key_are_refused_one_by_one() {
+async fn each_of_a_thousand_events_of_a_closed_month_with_one_key_is_rejected() {
     let server = server(THREE_MONTHS).await;
     server.run_job("retention").await;
     let same = keyed("k", event_at("acme", "sms", "1", "2024-07-31T12:00:00Z"));
@@ -244,7 +251,7 @@ async fn a_thousand_events_of_a_closed_month_with_one_key_are_refused_one_by_one
     results.iter().for_each(|result| assert_closed_result(result, "2024-07"));
     assert_eq!(rows(&server, "idempotency_keys").await, Some(0));
 
-    // Among others of an open month, which share the key or have one of their own.
+    // They are mixed with events of an open month, which share the key or have their own.
     let event = |number: usize| match number % 4 {
         0 | 1 => same.clone(),
         2 => keyed("k", event_at("acme", "sms", "2", "2024-08-01T12:00:00Z")),
@@ -261,17 +268,17 @@ async fn a_thousand_events_of_a_closed_month_with_one_key_are_refused_one_by_one
         assert_eq!(result.outcome(), expected, "{number}");
     }
     server.assert_exact(251).await;
-    // The key is taken now, so what was refused before is another payload.
+    // The key is used now, so the events that were rejected before have another payload.
     assert_eq!(server.batch(vec![same], true).await[0].outcome(), EventOutcome::Conflict);
     server.stop().await;
 }
 
 #[tokio::test]
-async fn a_client_at_the_edge_of_the_world_keeps_its_open_month_whole() {
+async fn a_client_in_an_extreme_time_zone_keeps_all_events_of_its_open_month() {
     let server = server(THREE_MONTHS).await;
-    server.client_in("kiritimati", "Pacific/Kiritimati").await;
-    server.client_in("pago-pago", "Pacific/Pago_Pago").await;
-    // UTC+14: August begins on 31 July, 10:00. UTC-11: July ends on 1 August, 11:00.
+    server.create_client_in_zone("kiritimati", "Pacific/Kiritimati").await;
+    server.create_client_in_zone("pago-pago", "Pacific/Pago_Pago").await;
+    // At UTC+14, August starts on 31 July at 10:00. At UTC-11, July ends on 1 August at 11:00.
     let edges = [
         ("kiritimati", "2024-06-30T09:59:59Z", false),
         ("kiritimati", "2024-07-31T09:59:59Z", false),
@@ -285,7 +292,7 @@ async fn a_client_at_the_edge_of_the_world_keeps_its_open_month_whole() {
     };
     server.batch(edges.iter().map(|edge| at("1", edge)).collect(), true).await;
     server.run_job("retention").await;
-    assert_eq!(partitions(&server).await, ["2024-07", "2024-08"], "June had closed months only");
+    assert_eq!(partitions(&server).await, ["2024-07", "2024-08"], "only the partition of June contained no open month");
     let more = server.batch(edges.iter().map(|edge| at("2", edge)).collect(), true).await;
     for (result, (client_id, time, open)) in more.iter().zip(edges) {
         match open {
@@ -301,10 +308,10 @@ async fn a_client_at_the_edge_of_the_world_keeps_its_open_month_whole() {
     server.stop().await;
 }
 
-/// Months as they come, clients around the world, most events within a day of a month's end: whatever is closed, the sums of
-/// every month stay what was accepted for it, and no event of an open month is missing.
+/// Random months, clients in all time zones, most events within a day of the end of a month. The sums of every month
+/// must be those of its accepted events, and no event of an open month may be missing.
 #[tokio::test]
-async fn no_open_month_ever_loses_an_event() {
+async fn no_open_month_loses_an_event() {
     const EVENTS: usize = 1_500;
     let zones: [Tz; 6] = [
         chrono_tz::Pacific::Kiritimati,
@@ -317,7 +324,7 @@ async fn no_open_month_ever_loses_an_event() {
     let clock = Clock::fixed(time("2024-06-15T12:00:00Z"));
     let server = TestServer::start_with(&["--retention-months=2"], clock).await;
     for zone in zones {
-        server.client_in(zone.name(), zone.name()).await;
+        server.create_client_in_zone(zone.name(), zone.name()).await;
     }
     let mut rng = rand::rng();
     let mut send = async |server: &TestServer, count: usize, accepted: &mut BTreeMap<(String, Month), i64>| {
@@ -388,9 +395,9 @@ async fn no_open_month_ever_loses_an_event() {
     server.stop().await;
 }
 
-/// Backfills from two replicas while the months that they are of are closed one after the other.
+/// Two replicas record backfills while their months are closed one after the other.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_backfill_that_races_with_the_closing_of_its_months_is_counted_or_refused_and_never_half() {
+async fn a_backfill_during_the_closing_of_its_months_is_counted_or_rejected() {
     const CALLERS: usize = 6;
     const BATCHES: usize = 30;
     let first = TestServer::start_with(&["--retention-months=2"], Clock::fixed(time(NOW))).await;
@@ -428,7 +435,7 @@ async fn a_backfill_that_races_with_the_closing_of_its_months_is_counted_or_refu
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
             first.clock.set(time(&format!("2024-{month:02}-21T12:00:00Z")));
-            // A detach gives way to who is at work, and is tried again.
+            // A detach waits only briefly for other transactions, and is retried.
             let request = RunJobRequest { job: "retention".into() };
             first.jobs().run_job(request).await.unwrap();
         }
@@ -440,12 +447,12 @@ async fn a_backfill_that_races_with_the_closing_of_its_months_is_counted_or_refu
         sqlx::query_scalar::<_, String>("SELECT closed_through::text FROM deployment").fetch_one(&first.pool).await;
     println!("{accepted} accepted, {refused} refused; closed through {}", closed.unwrap());
     assert_eq!(accepted + refused, CALLERS * BATCHES * 40);
-    assert!(accepted > 0 && refused > 0, "the closing was in the middle");
+    assert!(accepted > 0 && refused > 0, "the months must be closed during the backfill");
     let counted: i64 =
         sqlx::query_scalar("SELECT sum(request_count)::bigint FROM usage_months").fetch_one(&first.pool).await.unwrap();
     assert_eq!(counted as usize, accepted);
     let keys: i64 = sqlx::query_scalar("SELECT count(*) FROM idempotency_keys").fetch_one(&first.pool).await.unwrap();
-    assert_eq!(keys as usize, accepted, "one key an event that was recorded");
+    assert_eq!(keys as usize, accepted, "each recorded event must have one key");
     first.run_job("retention").await;
     assert_eq!(partitions(&first).await.first().map(String::as_str), Some("2024-06"));
     assert_eq!(first.verify().await.differences, 0);
@@ -453,19 +460,19 @@ async fn a_backfill_that_races_with_the_closing_of_its_months_is_counted_or_refu
     first.stop().await;
 }
 
-/// Waits until a statement of the server with these words waits for a lock.
-async fn until_it_waits(server: &TestServer, words: &str) {
+/// Waits until a statement that contains these words waits for a lock.
+async fn wait_for_blocked_statement(server: &TestServer, words: &str) {
     let deadline = Instant::now() + Duration::from_secs(10);
     let waiting = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database()
          AND wait_event_type = 'Lock' AND query LIKE '%' || $1 || '%')";
     while !sqlx::query_scalar::<_, bool>(waiting).bind(words).fetch_one(&server.pool).await.unwrap() {
-        assert!(Instant::now() < deadline, "nothing with {words:?} waits");
+        assert!(Instant::now() < deadline, "no statement with {words:?} waits");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
-/// Holds a client's month: whoever wants to change it waits.
-async fn hold_month(server: &TestServer, month: &str) -> Transaction<'static, Postgres> {
+/// Locks a client's month, so that changes of it wait.
+async fn lock_month(server: &TestServer, month: &str) -> Transaction<'static, Postgres> {
     let mut tx = server.pool.begin().await.unwrap();
     let hold = format!("SELECT FROM usage_months WHERE client_id = 'acme' AND month = '{month}-01' FOR UPDATE");
     tx.execute(AssertSqlSafe(hold)).await.unwrap();
@@ -473,10 +480,10 @@ async fn hold_month(server: &TestServer, month: &str) -> Transaction<'static, Po
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_month_is_closed_when_the_batches_that_saw_it_open_are_through() {
+async fn closing_a_month_waits_for_batches_that_saw_it_open() {
     let server = server(THREE_MONTHS).await;
-    history(&server).await;
-    let held = hold_month(&server, "2024-07").await;
+    record_history(&server).await;
+    let held = lock_month(&server, "2024-07").await;
     let mut usage = server.usage();
     let events = vec![keyed("late", event_at("acme", "sms", "1", "2024-07-20T12:00:00Z"))];
     let batch = tokio::spawn(async move {
@@ -486,10 +493,10 @@ async fn a_month_is_closed_when_the_batches_that_saw_it_open_are_through() {
             .unwrap()
             .into_inner()
     });
-    until_it_waits(&server, "INSERT INTO usage_months").await;
+    wait_for_blocked_statement(&server, "INSERT INTO usage_months").await;
     let mut jobs = server.jobs();
     let job = tokio::spawn(async move { jobs.run_job(RunJobRequest { job: "retention".into() }).await.unwrap() });
-    until_it_waits(&server, "pg_advisory_xact_lock").await;
+    wait_for_blocked_statement(&server, "pg_advisory_xact_lock").await;
     held.rollback().await.unwrap();
     let results = batch.await.unwrap().results;
     job.await.unwrap();
@@ -505,19 +512,19 @@ async fn a_month_is_closed_when_the_batches_that_saw_it_open_are_through() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_rebuild_that_began_before_its_month_was_closed_finds_all_its_events() {
+async fn a_rebuild_that_started_before_its_month_was_closed_finds_all_events() {
     let server = server(THREE_MONTHS).await;
-    history(&server).await;
-    let held = hold_month(&server, "2024-06").await;
+    record_history(&server).await;
+    let held = lock_month(&server, "2024-06").await;
     let mut usage = server.usage();
     let rebuild = tokio::spawn(async move {
         usage.rebuild_rollups(rebuild_request("2024-06-01", "2024-06-30", false)).await.unwrap().into_inner()
     });
-    until_it_waits(&server, "INSERT INTO usage_months").await;
+    wait_for_blocked_statement(&server, "INSERT INTO usage_months").await;
     let job = server.jobs().run_job(RunJobRequest { job: "retention".into() }).await.unwrap().into_inner().job.unwrap();
     held.rollback().await.unwrap();
     assert_eq!(rebuild.await.unwrap().corrected_row_count, 0);
-    assert!(job.last_error.contains("lock timeout"), "its events wait for it: {job:?}");
+    assert!(job.last_error.contains("lock timeout"), "the job must not remove the events during the rebuild: {job:?}");
     assert_eq!(summary(&server, "acme", "2024-06-01", "2024-06-30").await, (1, "0.015".into()));
     server.run_job("retention").await;
     assert_eq!(partitions(&server).await[0], "2024-07");
@@ -525,15 +532,15 @@ async fn a_rebuild_that_began_before_its_month_was_closed_finds_all_its_events()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_rebuild_whose_months_are_closed_meanwhile_names_the_last_one_that_is() {
+async fn a_rebuild_whose_months_are_closed_meanwhile_names_the_last_closed_month() {
     let server = server(THREE_MONTHS).await;
-    history(&server).await;
-    let held = hold_month(&server, "2024-05").await;
+    record_history(&server).await;
+    let held = lock_month(&server, "2024-05").await;
     let mut usage = server.usage();
     let rebuild =
         tokio::spawn(async move { usage.rebuild_rollups(rebuild_request("2024-05-01", "2024-06-30", false)).await });
-    until_it_waits(&server, "INSERT INTO usage_months").await;
-    // It closes the months, and cannot take the partitions away.
+    wait_for_blocked_statement(&server, "INSERT INTO usage_months").await;
+    // The job closes the months but cannot remove the partitions.
     server.jobs().run_job(RunJobRequest { job: "retention".into() }).await.unwrap();
     held.rollback().await.unwrap();
     assert_closed(&rebuild.await.unwrap().unwrap_err(), "2024-07");
@@ -541,9 +548,9 @@ async fn a_rebuild_whose_months_are_closed_meanwhile_names_the_last_one_that_is(
 }
 
 #[tokio::test]
-async fn a_long_reader_keeps_the_events_that_it_reads_and_the_job_is_tried_again() {
+async fn a_long_read_keeps_its_events_and_the_job_is_retried() {
     let server = server(THREE_MONTHS).await;
-    history(&server).await;
+    record_history(&server).await;
     let mut reader = server.pool.begin().await.unwrap();
     reader.execute("SELECT count(*) FROM usage_events").await.unwrap();
     let request = RunJobRequest { job: "retention".into() };
@@ -558,17 +565,17 @@ async fn a_long_reader_keeps_the_events_that_it_reads_and_the_job_is_tried_again
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_reader_that_ends_soon_only_delays_the_run() {
+async fn a_short_read_only_delays_the_run() {
     let server = server(THREE_MONTHS).await;
-    history(&server).await;
+    record_history(&server).await;
     let mut reader = server.pool.begin().await.unwrap();
     reader.execute("SELECT count(*) FROM usage_events").await.unwrap();
     let mut jobs = server.jobs();
     let job = tokio::spawn(async move { jobs.run_job(RunJobRequest { job: "retention".into() }).await.unwrap() });
-    until_it_waits(&server, "DETACH").await;
+    wait_for_blocked_statement(&server, "DETACH").await;
     let gave_way = "SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database()
          AND wait_event_type = 'Lock' AND query LIKE 'ALTER TABLE%DETACH%')";
-    eventually(async || sqlx::query_scalar::<_, bool>(gave_way).fetch_one(&server.pool).await.unwrap()).await;
+    wait_until(async || sqlx::query_scalar::<_, bool>(gave_way).fetch_one(&server.pool).await.unwrap()).await;
     drop(reader);
     assert_eq!(job.await.unwrap().into_inner().job.unwrap().last_error, "");
     assert_eq!(partitions(&server).await[0], "2024-07");
@@ -576,7 +583,7 @@ async fn a_reader_that_ends_soon_only_delays_the_run() {
 }
 
 #[tokio::test]
-async fn waiting_events_of_a_closed_month_stay_unpriced_and_those_of_an_open_one_are_priced() {
+async fn unpriced_events_are_priced_only_in_open_months() {
     let server = server(&["--retention-months=3", "--unknown-service=keep"]).await;
     let days = ["2024-07-15T12:00:00Z", "2024-08-15T12:00:00Z"];
     server.batch(days.iter().map(|day| event_at("acme", "social", "2", day)).collect(), true).await;
@@ -602,8 +609,8 @@ async fn waiting_events_of_a_closed_month_stay_unpriced_and_those_of_an_open_one
 #[tokio::test]
 async fn a_changed_time_zone_moves_no_event_into_or_out_of_a_closed_month() {
     let server = server(THREE_MONTHS).await;
-    server.client_in("west", "UTC").await;
-    server.client_in("east", "UTC").await;
+    server.create_client_in_zone("west", "UTC").await;
+    server.create_client_in_zone("east", "UTC").await;
     let events = vec![
         event_at("west", "sms", "1", "2024-08-01T03:00:00Z"),
         event_at("west", "sms", "2", "2024-09-01T03:00:00Z"),
@@ -630,7 +637,7 @@ async fn a_changed_time_zone_moves_no_event_into_or_out_of_a_closed_month() {
 }
 
 #[tokio::test]
-async fn partitions_of_this_month_and_the_next_two_are_made_ahead_of_time() {
+async fn partitions_of_the_next_three_months_are_created_in_advance() {
     let server = TestServer::start_with(&[], Clock::fixed(time("2024-12-31T23:59:59Z"))).await;
     assert_eq!(server.run_job("partitions").await, "3 partitions made; there are all through 2025-02");
     assert_eq!(partitions(&server).await, ["2024-12", "2025-01", "2025-02"]);
@@ -640,9 +647,9 @@ async fn partitions_of_this_month_and_the_next_two_are_made_ahead_of_time() {
 }
 
 #[tokio::test]
-async fn retention_prunes_changes_of_alerts_that_are_past_theirs() {
+async fn retention_prunes_old_changes_of_alerts() {
     let server = server(&["--alert-feed-days=10"]).await;
-    // 0.0075 each: over the warning of 50 and the critical 100.
+    // 0.0075 each: above the warning threshold of 50 and the critical threshold of 100.
     let request = TrackUsageRequest { event: Some(event("acme", "sms", "20000")) };
     server.usage().track_usage(request).await.unwrap();
     let changes = rows(&server, "alert_feed").await.unwrap();

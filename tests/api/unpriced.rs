@@ -1,4 +1,4 @@
-//! Usage without a price: kept with the reason, in every count, and priced as soon as a price covers it.
+//! Usage without a price is stored with the reason, included in all counts, and priced as soon as a price covers it.
 
 use crate::harness::*;
 use meterd::clock::Clock;
@@ -12,7 +12,7 @@ async fn create_price(server: &TestServer, price: Price) {
     server.catalog().create_price(request).await.unwrap();
 }
 
-/// Waits until no pricing is left to do, by this server's job, by another's or by stepping it here.
+/// Waits until all pricing is done, by the job of this or another server, or by running it here.
 async fn price_all(server: &TestServer) {
     loop {
         while pricing::run_once(&server.context.pool, &server.context.catalog, &server.context.alert_settings)
@@ -88,7 +88,7 @@ async fn unpriced_usage_is_kept_with_its_reason_counted_everywhere_and_priced_wi
     assert_eq!(cost(&server.month("acme").await.totals), "0.301");
     let whole = server.usage().get_usage_summary(summary.clone()).await.unwrap().into_inner();
     assert_eq!(cost(&whole.totals), "1.301");
-    // A repeat is answered with the charge that the event has now.
+    // A repeated event returns its current charge.
     let left: Vec<_> = unpriced(&server, "acme").await.iter().map(|event| event.unpriced_reason()).collect();
     assert_eq!(left.len(), 2);
     assert!(left.contains(&AmountMissing) && left.contains(&TokensNotCovered));
@@ -97,7 +97,7 @@ async fn unpriced_usage_is_kept_with_its_reason_counted_everywhere_and_priced_wi
 }
 
 #[tokio::test]
-async fn the_job_begins_by_itself_and_a_repeat_then_has_the_charge() {
+async fn the_pricing_job_starts_by_itself_and_a_repeat_returns_the_charge() {
     let server = TestServer::start().await;
     let keyed = UsageEvent { idempotency_key: "k".into(), ..event("acme", "social", "3") };
     assert_eq!(server.track(keyed.clone()).await.unwrap().charge, None);
@@ -107,8 +107,8 @@ async fn the_job_begins_by_itself_and_a_repeat_then_has_the_charge() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    // Well before the job would look by itself.
-    tokio::time::timeout(Duration::from_secs(3), priced).await.expect("CreatePrice wakes the job");
+    // Long before the job would run by schedule.
+    tokio::time::timeout(Duration::from_secs(3), priced).await.expect("CreatePrice starts the job");
     let again = server.track(keyed).await.unwrap();
     assert_eq!((again.outcome(), amount(&again.charge)), (EventOutcome::Duplicate, "0.3"));
     server.assert_exact(1).await;
@@ -116,7 +116,7 @@ async fn the_job_begins_by_itself_and_a_repeat_then_has_the_charge() {
 }
 
 #[tokio::test]
-async fn an_alias_and_an_earlier_price_cover_waiting_events_too() {
+async fn an_alias_or_an_earlier_price_covers_unpriced_events() {
     let server = TestServer::start_with(&[], Clock::fixed(time("2026-11-21T12:00:00Z"))).await;
     let dated = UsageEvent { model: "gpt-4o-mini-2027".into(), ..model_call("acme", 1_000, 0) };
     assert_eq!(server.track(dated).await.unwrap().unpriced_reason(), UnpricedReason::NoPrice);
@@ -138,13 +138,13 @@ async fn an_alias_and_an_earlier_price_cover_waiting_events_too() {
 }
 
 #[tokio::test]
-async fn pricing_goes_on_after_a_restart_while_events_come_in() {
+async fn pricing_continues_after_a_restart_while_events_are_recorded() {
     let database_url = fresh_database().await;
     let server = TestServer::replica(&database_url, &[], Clock::system()).await;
     for client in ["acme", "beta"] {
         server.batch(vec![event(client, "social", "1"); 3_500], false).await;
     }
-    // No job gets at the month before the stop: the test holds it.
+    // No job can change the month before the stop, because the test has locked it.
     let mut tx = server.pool.begin().await.unwrap();
     sqlx::query("SELECT 1 FROM usage_months WHERE client_id = 'beta' FOR UPDATE").execute(&mut *tx).await.unwrap();
     create_price(&server, unit_price("social", "", "0.01")).await;
@@ -154,8 +154,8 @@ async fn pricing_goes_on_after_a_restart_while_events_come_in() {
     while examined(&server.pool).await == 0 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    assert_eq!((examined(&server.pool).await, open_tasks(&server).await), (2_000, 1), "in the middle of it");
-    // The stop waits for the step that is under way, and begins no other.
+    assert_eq!((examined(&server.pool).await, open_tasks(&server).await), (2_000, 1), "the pricing must be unfinished");
+    // The stop waits for the running step, and no other step starts.
     tokio::join!(server.stop(), async {
         tokio::time::sleep(Duration::from_millis(50)).await;
         tx.rollback().await.unwrap();
@@ -175,12 +175,12 @@ async fn pricing_goes_on_after_a_restart_while_events_come_in() {
     for client in ["acme", "beta"] {
         assert_eq!(cost(&server.month(client).await.totals), "35.2");
     }
-    assert_eq!(examined(&server.pool).await, 7_000, "each waiting event was looked at once");
+    assert_eq!(examined(&server.pool).await, 7_000, "each unpriced event must be examined once");
     server.assert_exact(7_040).await;
 }
 
 #[tokio::test]
-async fn an_unknown_service_can_be_kept_and_is_priced_once_it_is_made() {
+async fn usage_of_an_unknown_service_can_be_stored_and_is_priced_once_the_service_exists() {
     let server = TestServer::start_with(&["--unknown-service=keep"], Clock::system()).await;
     let result = server.track(event("acme", "fax", "2")).await.unwrap();
     assert_eq!((result.unpriced_reason(), result.charge), (UnpricedReason::UnknownService, None));
@@ -199,7 +199,7 @@ async fn an_unknown_service_can_be_kept_and_is_priced_once_it_is_made() {
 }
 
 #[tokio::test]
-async fn a_price_made_on_one_replica_holds_on_the_other_at_once() {
+async fn a_price_created_on_one_replica_applies_on_the_other_at_once() {
     let one = TestServer::start().await;
     let other = TestServer::replica(&one.database_url, &[], Clock::system()).await;
     for round in 0..5 {
@@ -217,7 +217,7 @@ async fn a_price_made_on_one_replica_holds_on_the_other_at_once() {
 }
 
 #[tokio::test]
-async fn a_model_call_that_reports_no_tokens_is_unpriced_and_not_free() {
+async fn a_model_call_without_tokens_is_unpriced_and_not_free() {
     let server = TestServer::start_with(&[], Clock::fixed(time("2026-11-21T12:00:00Z"))).await;
     let of_model = |model: &str| UsageEvent {
         operation: "chat_completion".into(),
@@ -231,7 +231,7 @@ async fn a_model_call_that_reports_no_tokens_is_unpriced_and_not_free() {
     let estimate = EstimateCostRequest { service: "openai".into(), model: "gpt-4o".into(), ..Default::default() };
     let estimated = server.catalog().estimate_cost(estimate).await.unwrap().into_inner();
     assert_eq!((estimated.unpriced_reason(), estimated.charge), (UnpricedReason::TokensMissing, None));
-    // A call that used nothing says so.
+    // A call that used nothing has zero units.
     let nothing = server.track(UsageEvent { units: "0".into(), ..of_model("gpt-4o") }).await.unwrap();
     assert_eq!(amount(&nothing.charge), "0");
 
@@ -240,7 +240,7 @@ async fn a_model_call_that_reports_no_tokens_is_unpriced_and_not_free() {
     assert!(listed.iter().all(|event| event.unpriced_reason() == UnpricedReason::TokensMissing));
     assert_eq!(server.month("acme").await.totals.unwrap().unpriced_event_count, 3);
 
-    // A change of the catalogue looks at each once, and a price that charges the call itself covers it.
+    // After a change of the catalogue, each event is examined once. A price per call covers it.
     let tokens = Rates { input_token: Some("0.1".into()), ..Default::default() };
     create_price(&server, Price { rates: Some(tokens), ..unit_price("openai", "another", "1") }).await;
     price_all(&server).await;
@@ -257,7 +257,7 @@ async fn a_model_call_that_reports_no_tokens_is_unpriced_and_not_free() {
 }
 
 #[tokio::test]
-async fn usage_that_is_free_by_its_price_stays_priced() {
+async fn free_usage_stays_priced() {
     let server = TestServer::start().await;
     let free = Rates { input_token: Some("0".into()), output_token: Some("0".into()), ..Default::default() };
     let price = Price { rates: Some(free), ..unit_price("openai", "local-model", "0") };
@@ -289,7 +289,7 @@ async fn metrics_count_unpriced_events_by_service_and_reason() {
     let page = scrape().await;
     assert!(page.contains("meterd_events_unpriced_total{service=\"metered_fax\",reason=\"NO_PRICE\"} 2\n"), "{page}");
     assert!(page.contains("meterd_events_unpriced_total{service=\"unknown\",reason=\"UNKNOWN_SERVICE\"}"), "{page}");
-    assert!(!page.contains("made-up-4711"), "callers choose such names, and each would stay");
+    assert!(!page.contains("made-up-4711"), "the metrics must not have labels that callers choose");
 
     server.usage().update_monthly_summaries(UpdateMonthlySummariesRequest::default()).await.unwrap();
     let count = meterd_store::summaries::unpriced_event_count(&server.pool).await.unwrap();

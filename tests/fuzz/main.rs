@@ -5,18 +5,18 @@
 //! To run more: `METERD_FUZZ_RUNS=1000000 METERD_FUZZ_SEED=7 cargo test --release --test fuzz -- --nocapture`. A run
 //! depends only on the seed and its number, except for ids that the server generated.
 
-#[path = "../api/answers.rs"]
+#[path = "../api/assertions.rs"]
 #[expect(dead_code, reason = "used by other tests")]
-mod answers;
-#[path = "../api/bad_kinds.rs"]
-#[expect(dead_code, reason = "responses to single values are not checked here")]
-mod bad_kinds;
+mod assertions;
 #[path = "../api/bad_requests.rs"]
 #[expect(dead_code, reason = "responses to single requests are not checked here")]
 mod bad_requests;
-#[path = "../api/bad_world.rs"]
+#[path = "../api/bad_test_data.rs"]
 #[expect(dead_code, reason = "used by other tests")]
-mod bad_world;
+mod bad_test_data;
+#[path = "../api/bad_values.rs"]
+#[expect(dead_code, reason = "responses to single values are not checked here")]
+mod bad_values;
 #[path = "../api/contract.rs"]
 #[expect(dead_code, reason = "used by other tests")]
 mod contract;
@@ -25,7 +25,7 @@ mod contract;
 mod harness;
 mod requests;
 
-use bad_world::World;
+use bad_test_data::TestData;
 use contract::*;
 use meterd::proto::{EventOutcome, StreamUsageResponse, UsageResult};
 use prost_reflect::MethodDescriptor;
@@ -66,27 +66,27 @@ impl Seen {
     /// Checks a response. `is_message` is true if the request was a valid message of the method.
     fn check_answer(&self, rpc: &MethodDescriptor, is_message: bool, answer: &Answer) {
         let (rules, name) = (error_rules(), rpc.name());
-        let status = match answer.end.as_ref().err().map(Refusal::of) {
+        let status = match answer.end.as_ref().err().map(ApiError::of) {
             None => {
                 self.answered.lock().unwrap().insert(name.into());
                 "OK".to_string()
             }
-            Some(refusal) if refusal.is_of_grpc() => {
+            Some(error) if error.is_of_grpc() => {
                 if is_message {
-                    self.add_failure(format!("{name}: gRPC refused a message: {refusal:?}"));
+                    self.add_failure(format!("{name}: gRPC refused a message: {error:?}"));
                 }
-                format!("{:?} of gRPC", refusal.code)
+                format!("{:?} of gRPC", error.code)
             }
-            Some(refusal) => {
-                if let Err(wrong) = rules.check(name, refusal.code, &refusal.reason) {
-                    self.add_failure(format!("{wrong}: {refusal:?}"));
+            Some(error) => {
+                if let Err(wrong) = rules.check(name, error.code, &error.reason) {
+                    self.add_failure(format!("{wrong}: {error:?}"));
                 }
-                refusal.reason
+                error.reason
             }
         };
-        for refusal in answer.results().into_iter().filter_map(|result| result.error).map(Refusal::of_event) {
-            if let Err(wrong) = rules.check("TrackUsage", refusal.code, &refusal.reason) {
-                self.add_failure(format!("an event of {name}: {wrong}: {refusal:?}"));
+        for error in answer.results().into_iter().filter_map(|result| result.error).map(ApiError::of_event) {
+            if let Err(wrong) = rules.check("TrackUsage", error.code, &error.reason) {
+                self.add_failure(format!("an event of {name}: {wrong}: {error:?}"));
             }
         }
         *self.calls.lock().unwrap().entry(status).or_default() += 1;
@@ -123,16 +123,16 @@ async fn random_requests_break_neither_the_server_nor_a_sum() {
     let runs = number("METERD_FUZZ_RUNS").unwrap_or(RUNS);
     let seed = number("METERD_FUZZ_SEED").unwrap_or_else(rand::random);
     println!("fuzz: METERD_FUZZ_SEED={seed} METERD_FUZZ_RUNS={runs}");
-    let watch = Watch::start();
+    let watch = FailureWatch::start();
     tracing::subscriber::set_global_default(tracing_subscriber::registry().with(watch.clone())).unwrap();
-    let mut world = World::start().await;
-    let events_before = world.server.verify().await.events as u64;
-    let requests = Arc::new(Requests::new(&mut world).await);
-    let (seen, known, next) = (Arc::new(Seen::default()), Arc::new(Known::new(&world)), Arc::new(AtomicU64::new(0)));
+    let mut data = TestData::start().await;
+    let events_before = data.server.verify().await.events as u64;
+    let requests = Arc::new(Requests::new(&mut data).await);
+    let (seen, known, next) = (Arc::new(Seen::default()), Arc::new(Known::new(&data)), Arc::new(AtomicU64::new(0)));
     let mut callers = JoinSet::new();
     for _ in 0..CALLERS {
         let (requests, seen, known, next) = (requests.clone(), seen.clone(), known.clone(), next.clone());
-        let wire = world.wire.clone();
+        let connection = data.connection.clone();
         callers.spawn(async move {
             loop {
                 let run = next.fetch_add(1, Ordering::Relaxed);
@@ -141,9 +141,9 @@ async fn random_requests_break_neither_the_server_nor_a_sum() {
                 }
                 // Each run has its own generator, so that it does not depend on the other runs.
                 let mut random = StdRng::seed_from_u64(seed ^ run.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-                let made = requests.make(&mut random, &known);
-                let answer = wire.call(&made.rpc, made.messages, read_max(made.rpc.name())).await;
-                seen.check_answer(&made.rpc, made.is_message, &answer);
+                let request = requests.make(&mut random, &known);
+                let answer = connection.call(&request.rpc, request.messages, read_max(request.rpc.name())).await;
+                seen.check_answer(&request.rpc, request.is_message, &answer);
                 known.learn(&answer);
             }
         });
@@ -151,7 +151,7 @@ async fn random_requests_break_neither_the_server_nor_a_sum() {
     while let Some(caller) = callers.join_next().await {
         caller.unwrap();
     }
-    let verified = world.server.verify().await;
+    let verified = data.server.verify().await;
     let (accepted, unknown) = (seen.accepted.load(Ordering::Relaxed), seen.unknown.load(Ordering::Relaxed));
     let events = verified.events as u64 - events_before;
     let failures = seen.failures.lock().unwrap().clone();
@@ -165,16 +165,16 @@ async fn random_requests_break_neither_the_server_nor_a_sum() {
         watch.panics(false).len(),
         failures.len(),
         watch.errors().len(),
-        world.wire.lost()
+        data.connection.lost()
     );
     assert!(failures.is_empty(), "{}", failures.iter().take(50).cloned().collect::<Vec<_>>().join("\n"));
-    assert_eq!((watch.panics(false), watch.errors(), world.wire.lost()), (vec![], vec![], 0));
+    assert_eq!((watch.panics(false), watch.errors(), data.connection.lost()), (vec![], vec![], 0));
     assert_eq!(verified.differences, 0);
     assert!(
         (accepted..=accepted + unknown).contains(&events),
         "{accepted} accepted, {unknown} unknown, {events} recorded"
     );
-    world.server.stop().await;
+    data.server.stop().await;
 }
 
 /// Maximum number of messages of a response to read. A subscription does not end, and a whole export is too long.

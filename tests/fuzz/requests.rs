@@ -1,8 +1,8 @@
 //! Generates random requests.
 
-use crate::bad_kinds::Case;
-use crate::bad_requests::fine_request;
-use crate::bad_world::{Place, World, cases_of, parent, path, places};
+use crate::bad_requests::valid_request;
+use crate::bad_test_data::{FieldPath, TestData, cases_of_field, field_paths, parent, path_text};
+use crate::bad_values::Case;
 use crate::contract::*;
 use prost::Message;
 use prost_reflect::{DynamicMessage, FieldDescriptor, Kind, MapKey, MethodDescriptor, ReflectMessage, Value};
@@ -37,12 +37,12 @@ pub struct Known(Mutex<HashMap<String, Vec<String>>>);
 
 impl Known {
     /// Starts with the ids that exist at the beginning.
-    pub fn new(world: &World) -> Self {
+    pub fn new(data: &TestData) -> Self {
         let clients = ["acme", "beta", "gamma", "client-1", "client-2"].map(String::from).to_vec();
         let known = [
             ("client_id", clients),
-            ("event_id", vec![world.event_id.clone()]),
-            ("alert_id", vec![world.alert_id.clone()]),
+            ("event_id", vec![data.event_id.clone()]),
+            ("alert_id", vec![data.alert_id.clone()]),
             ("notification_id", vec!["told".into()]),
             ("key_id", vec!["0123456789abcdef".into()]),
             ("job", meterd::jobs::names()),
@@ -93,8 +93,8 @@ impl Known {
 /// An RPC with its valid request and the values for its fields.
 struct Prepared {
     rpc: MethodDescriptor,
-    fine: String,
-    places: Vec<(Place, Vec<Case>)>,
+    valid: String,
+    field_paths: Vec<(FieldPath, Vec<Case>)>,
     weight: u32,
 }
 
@@ -111,22 +111,22 @@ pub struct Requests(Vec<Prepared>);
 
 impl Requests {
     /// Prepares requests to every RPC.
-    pub async fn new(world: &mut World) -> Self {
+    pub async fn new(data: &mut TestData) -> Self {
         let mut prepared = vec![];
         for rpc in rpcs() {
             let mut found = vec![];
-            places(&rpc.input(), &[], &mut found);
-            let mut fine = world.fine(&rpc).await;
+            field_paths(&rpc.input(), &[], &mut found);
+            let mut valid = data.valid(&rpc).await;
             let tokens = ["QUFBQUFBQUFBQUFBQUFBQUFBQQ".into(), "QkJCQkJCQkJCQkJCQkJCQkJCQkI".into()];
-            let cases = |place: Place| {
-                let unique = format!("{}-{}", rpc.name(), path(&place).len());
-                let mut cases = cases_of(&rpc, &place, &mut fine, &tokens, &unique);
+            let cases = |path: FieldPath| {
+                let unique = format!("{}-{}", rpc.name(), path_text(&path).len());
+                let mut cases = cases_of_field(&rpc, &path, &mut valid, &tokens, &unique);
                 cases.retain(|case| case.value.as_ref().is_none_or(|value| bytes_of(value) <= VALUE_BYTES_MAX));
-                (place, cases)
+                (path, cases)
             };
-            let places = found.into_iter().map(cases).collect();
+            let field_paths = found.into_iter().map(cases).collect();
             let weight = WEIGHTS.iter().find(|(name, _)| *name == rpc.name()).map_or(10, |(_, weight)| *weight);
-            prepared.push(Prepared { fine: fine_request(rpc.name()), places, weight, rpc });
+            prepared.push(Prepared { valid: valid_request(rpc.name()), field_paths, weight, rpc });
         }
         Self(prepared)
     }
@@ -158,7 +158,7 @@ impl Prepared {
         // Small numbers repeat keys and ids with other contents. Large numbers are new.
         let few = random.random_bool(0.4);
         let number = if few { random.random_range(0..40) } else { random.random::<u32>() };
-        let mut text = self.fine.replace("$N", &number.to_string());
+        let mut text = self.valid.replace("$N", &number.to_string());
         for (sign, name) in [("$KEY", "key_id"), ("$EVENT", "event_id"), ("$ALERT", "alert_id")] {
             if text.contains(sign) {
                 text = text.replace(sign, &known.any(name, random).unwrap_or_default());
@@ -178,8 +178,8 @@ impl Prepared {
         }
         let changes = *[0, 0, 1, 1, 1, 2, 3, 5].choose(random).unwrap();
         for _ in 0..changes {
-            if let Some((place, cases)) = self.places.choose(random) {
-                change(&mut message, place, cases, random, known);
+            if let Some((path, cases)) = self.field_paths.choose(random) {
+                change(&mut message, path, cases, random, known);
             }
         }
         message
@@ -187,9 +187,9 @@ impl Prepared {
 }
 
 /// Sets a field to another value.
-fn change(message: &mut DynamicMessage, place: &Place, cases: &[Case], random: &mut StdRng, known: &Known) {
-    let field = place.last().unwrap();
-    let Some(message) = parent(message, place) else { return };
+fn change(message: &mut DynamicMessage, path: &FieldPath, cases: &[Case], random: &mut StdRng, known: &Known) {
+    let field = path.last().unwrap();
+    let Some(message) = parent(message, path) else { return };
     let is_text = field.kind() == Kind::String && !field.is_list();
     let known = if is_text { known.any(field.name(), random) } else { None };
     match (random.random_range(0..100), known, cases.choose(random)) {
@@ -199,7 +199,7 @@ fn change(message: &mut DynamicMessage, place: &Place, cases: &[Case], random: &
                 Some(value) => message.set_field(field, value.clone()),
                 None => message.clear_field(field),
             }
-            if let Some((name, value)) = &case.beside {
+            if let Some((name, value)) = &case.sibling {
                 message.set_field_by_name(name, value.clone());
             }
         }

@@ -1,0 +1,251 @@
+//! Settings that have no effect or the wrong effect. They are rejected or logged with the place where they were set.
+
+use crate::harness::*;
+use crate::settings::{SettingsDir, listen_on, output_of, run};
+
+/// Returns a command that only checks the settings of a server.
+fn check(dir: &SettingsDir) -> std::process::Command {
+    let mut command = dir.meterd(&["serve", "--check"]);
+    command.args(listen_on(0));
+    command
+}
+
+#[test]
+fn a_misspelled_parameter_of_a_database_url_is_rejected_before_the_start() {
+    let dir = SettingsDir::new();
+    let url = |query: &str| format!("postgres://u:hunter2@localhost:1/db?{query}");
+    for (query, says) in [
+        ("sslmod=require", "parameter sslmod: there is no such parameter; did you mean sslmode?"),
+        ("sslmode=verify_full", "parameter sslmode: must be one of disable, allow, prefer"),
+        ("sslmode=require&conect_timeout=3", "parameter conect_timeout: there is no such parameter"),
+    ] {
+        for command in [&["serve"][..], &["serve", "--check"], &["migrate"], &["verify"]] {
+            let refused =
+                dir.start_error(dir.meterd(command).env("DATABASE_URL", url(query)).env_remove("METERD_DATA_DIR"));
+            assert!(refused.contains(says) && !refused.contains("hunter2"), "{command:?}: {refused}");
+            assert_eq!(refused.lines().count(), 1, "{refused}");
+        }
+    }
+    let fine =
+        run(check(&dir).env("DATABASE_URL", url("sslmode=require&connect_timeout=5")).env_remove("METERD_DATA_DIR"));
+    assert_eq!(output_of(&fine), "the settings are valid\n");
+}
+
+#[test]
+fn a_database_url_without_a_database_is_rejected() {
+    let dir = SettingsDir::new();
+    for url in ["postgres://u:hunter2@localhost", "postgres://u:hunter2@localhost:1/"] {
+        for command in [&["serve"][..], &["serve", "--check"], &["migrate"], &["verify"]] {
+            let refused = dir.start_error(dir.meterd(command).env_remove("PGDATABASE").env("DATABASE_URL", url));
+            assert!(refused.contains("names no database") && !refused.contains("hunter2"), "{command:?}: {refused}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn both_forms_of_a_socket_url_reach_the_database() {
+    let server = TestServer::start().await;
+    server.track(event("acme", "sms", "1")).await.unwrap();
+    let options = meterd_store::connect::options(&server.database_url).unwrap();
+    let (database, user) = (options.get_database().unwrap(), options.get_username());
+    let socket = options.get_socket().unwrap().display().to_string();
+    let dir = SettingsDir::new();
+    let encoded = socket.replace('/', "%2F");
+    for url in
+        [format!("postgres:///{database}?host={socket}&user={user}"), format!("postgres://{user}@{encoded}/{database}")]
+    {
+        let verified = run(dir.meterd(&["verify"]).env("DATABASE_URL", &url).env_remove("METERD_DATA_DIR"));
+        assert_eq!(output_of(&verified), "1 client-months, 1 events: 0 differences\n", "{url}");
+    }
+    let mut migrate = dir.meterd(&["migrate", "--allow-non-durable-database"]);
+    migrate.env("DATABASE_URL", &server.database_url).env_remove("METERD_DATA_DIR");
+    let migrated = output_of(&run(&mut migrate));
+    assert_eq!(migrated, format!("The schema is up to date: database {database} on {socket}\n"));
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_command_does_not_print_logs_of_its_libraries() {
+    let server = TestServer::start().await;
+    server.track(event("acme", "sms", "1")).await.unwrap();
+    let home = tempfile::tempdir().unwrap();
+    let file = home.path().join(".pgpass");
+    std::fs::write(&file, "*:*:*:*:hunter2\n").unwrap();
+    std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+    let dir = SettingsDir::new();
+    let mut command = dir.meterd(&["verify"]);
+    command.env("HOME", home.path()).env("DATABASE_URL", &server.database_url).env_remove("METERD_DATA_DIR");
+    assert_eq!(output_of(&run(&mut command)), "1 client-months, 1 events: 0 differences\n");
+    server.stop().await;
+}
+
+#[test]
+fn an_error_names_a_setting_as_it_was_set() {
+    let dir = SettingsDir::new();
+    let url = "postgres://localhost:1/db";
+    let file = dir.file(&format!("database_url = \"{url}\"\n"));
+    let verify = || {
+        let mut command = dir.meterd(&["verify"]);
+        command.env_remove("METERD_DATA_DIR");
+        command
+    };
+    let in_file = format!("correct host and port in database_url ({}, line 1)", file.display());
+    for (command, says) in [
+        (verify().args(["--database-url", url]), "correct host and port in --database-url"),
+        (verify().env("DATABASE_URL", url), "correct host and port in DATABASE_URL"),
+        (verify().arg("--config").arg(&file), &in_file),
+    ] {
+        let refused = dir.start_error(command);
+        assert!(refused.contains(says), "{refused}");
+    }
+    // A suggested command contains the URL without its password.
+    let mut open = dir.meterd(&["serve", "--check", "--listen=0.0.0.0:0", "--http-listen=127.0.0.1:0"]);
+    open.env_remove("METERD_DATA_DIR").args(["--database-url", "postgres://u:hunter2@localhost:1/db"]);
+    let refused = dir.start_error(&mut open);
+    assert!(refused.contains("--direct --database-url postgres://u:PASSWORD@localhost:1/db`"), "{refused}");
+}
+
+#[test]
+fn a_misspelled_database_url_variable_is_rejected_unless_a_database_is_set() {
+    let dir = SettingsDir::new();
+    let chosen = dir.data_dir().display().to_string();
+    for name in ["DATABSE_URL", "DATABASE_ULR", "DATABASEURL"] {
+        for command in ["serve", "migrate", "verify"] {
+            let mut command = dir.meterd(&[command]);
+            command.env_remove("METERD_DATA_DIR").env(name, "postgres://u:hunter2@localhost:1/db");
+            let refused = dir.start_error(&mut command);
+            assert!(
+                refused.contains(&format!("{name}: no setting")) && refused.contains("did you mean DATABASE_URL?"),
+                "{refused}"
+            );
+            assert!(!refused.contains("hunter2"), "{refused}");
+        }
+        // Then the variable belongs to another program.
+        let other = run(check(&dir)
+            .env_remove("METERD_DATA_DIR")
+            .args(["--data-dir", &chosen])
+            .env(name, "postgres://localhost/db"));
+        assert_eq!(output_of(&other), "the settings are valid\n");
+    }
+    for name in ["MTERD_AUTH", "METRED_AUTH"] {
+        let refused = dir.start_error(check(&dir).env(name, "keys"));
+        assert!(refused.contains(name) && refused.contains("did you mean METERD_AUTH?"), "{refused}");
+    }
+}
+
+#[test]
+fn settings_of_the_embedded_postgresql_next_to_a_database_url_are_rejected_as_flags_and_logged_otherwise() {
+    let dir = SettingsDir::new();
+    let url = "postgres://localhost:1/db";
+    for (flag, name) in [
+        ("--data-dir=/nonexistent", "--data-dir"),
+        ("--postgres-bin-dir=/nonexistent", "--postgres-bin-dir"),
+        ("--postgres-download=false", "--postgres-download"),
+        ("--postgres-download-url=https://x.example", "--postgres-download-url"),
+    ] {
+        for command in [&["serve"][..], &["serve", "--check"], &["migrate"]] {
+            let refused = dir.start_error(dir.meterd(command).arg(flag).env("DATABASE_URL", url));
+            let says = format!("{name}: is for meterd's own PostgreSQL, and DATABASE_URL names another database");
+            assert!(refused.contains(&says), "{refused}");
+        }
+    }
+    let noted = run(check(&dir).env("DATABASE_URL", url));
+    let note = "note: METERD_DATA_DIR: has no effect, because DATABASE_URL names the database\n";
+    assert!(noted.status.success() && output_of(&noted).contains(note), "{}", output_of(&noted));
+    let file = dir.file(&format!("database_url = \"{url}\"\npostgres_download = false\n"));
+    let noted = output_of(&run(check(&dir).env_remove("METERD_DATA_DIR").arg("--config").arg(&file)));
+    let shown = file.display();
+    assert!(noted.contains(&format!("postgres_download ({shown}, line 2): has no effect")), "{noted}");
+    assert!(noted.contains(&format!("because database_url ({shown}, line 1) names the database")), "{noted}");
+}
+
+#[test]
+fn all_wrong_environment_variables_are_reported_at_once() {
+    let dir = SettingsDir::new();
+    let variables = [
+        ("METERD_WRITERS", "many", "METERD_WRITERS: must be a whole number, got \"many\""),
+        ("METERD_CALLS_MAX", "1.5", "METERD_CALLS_MAX: must be a whole number, got \"1.5\""),
+        ("METERD_RETRY_SECONDS", "0", "METERD_RETRY_SECONDS: 0 is not in 1..=3600"),
+        ("METERD_AUTH", "key", "METERD_AUTH: must be one of off, keys, got \"key\"; did you mean keys?"),
+        ("METERD_LISTEN", "localhost", "METERD_LISTEN: must be an IP address and a port"),
+        ("METERD_INSECURE_LISTEN", "yes", "METERD_INSECURE_LISTEN: must be one of true, false, got \"yes\""),
+        ("METERD_LOG", "nonsense", "METERD_LOG: must be a level"),
+    ];
+    for command in [&["serve"][..], &["serve", "--check"]] {
+        let mut command = dir.meterd(command);
+        command.envs(variables.map(|(name, value, _)| (name, value)));
+        let refused = dir.start_error(&mut command);
+        assert!(refused.contains("7 environment variables are wrong"), "{refused}");
+        for (_, _, says) in variables {
+            assert!(refused.lines().any(|line| line.starts_with(says)), "no {says} in {refused}");
+        }
+    }
+    // Values that are valid alone but wrong in combination are reported, too.
+    let mut command = dir.meterd(&["serve", "--check"]);
+    command.envs([("METERD_LISTEN", "0.0.0.0:0"), ("METERD_SMTP_URL", "x"), ("METERD_SMTP_FROM", "a@b.example")]);
+    let file = dir.file("tls_client_ca = \"x\"\n");
+    let refused = dir.start_error(command.arg("--config").arg(&file));
+    let in_file = format!("tls_client_ca ({}, line 1) needs TLS", file.display());
+    for says in ["METERD_LISTEN 0.0.0.0:0 is not a loopback address", "METERD_SMTP_URL is not one of", &in_file] {
+        assert!(refused.lines().any(|line| line.starts_with(says)), "no {says} in {refused}");
+    }
+    // A flag overrides its variable, whether the variable is valid or not.
+    let fine = run(check(&dir).env("METERD_WRITERS", "many").arg("--writers=2"));
+    assert_eq!(output_of(&fine), "the settings are valid\n");
+    // Variables of other commands are ignored.
+    let other = output_of(&run(dir.meterd(&["usage", "acme", "--server=127.0.0.1:1"]).env("METERD_WRITERS", "many")));
+    assert!(other.contains("no server answers"), "{other}");
+}
+
+#[test]
+fn an_invalid_toml_line_is_reported_with_its_key_and_fix_and_without_secrets() {
+    let dir = SettingsDir::new();
+    for (text, says) in [
+        (
+            "writers = 2\nlisten = 127.0.0.1:0\n",
+            "line 2, column 15: listen: a text must be in quotes: write listen = \"127.0.0.1:0\"",
+        ),
+        ("auth = keys # or off\n", "auth: a text must be in quotes: write auth = \"keys\""),
+        ("smtp_url = smtp://u:hunter2@localhost\n", "smtp_url: a text must be in quotes: write smtp_url = \"…\""),
+        (
+            "twilio_auth_token = hunter2\n",
+            "twilio_auth_token: a text must be in quotes: write twilio_auth_token = \"…\"",
+        ),
+        (
+            "writers = 2\nlog = \"info\"\nwriters = 3\n",
+            "line 3, column 1: writers: is set on line 1 already; remove one of the two",
+        ),
+        ("currency = \"EUR\nwriters = 2\n", "currency: the text has no end; close it with \""),
+        ("writers =\n", "writers: has no value; remove the line to leave it unset"),
+    ] {
+        let refused = dir.serve_with(text);
+        assert!(refused.contains(says) && !refused.contains("hunter2"), "{text}: {refused}");
+    }
+    let both = dir.serve_with("listen = 127.0.0.1:0\nauth = keys\n");
+    assert!(both.contains("line 1, column") && both.contains("line 2, column") && both.lines().count() == 2, "{both}");
+}
+
+#[test]
+fn printed_settings_without_a_secret_are_valid_only_with_its_variable() {
+    let dir = SettingsDir::new();
+    let secrets = [("METERD_SMTP_URL", "smtp://u:hunter2@localhost"), ("METERD_SMTP_FROM", "a@b.example")];
+    let mut print = dir.meterd(&["serve", "--print-config"]);
+    let printed = output_of(&run(print.envs(secrets).args(listen_on(0))));
+    assert!(!printed.contains("hunter2"), "{printed}");
+    assert!(
+        printed.lines().nth(1).unwrap().contains("write smtp_url out, or remove the lines and set the variables"),
+        "{printed}"
+    );
+    let file = dir.file(&printed);
+    let check = || {
+        let mut command = dir.meterd(&["serve", "--check"]);
+        command.arg("--config").arg(&file);
+        command
+    };
+    let refused = dir.start_error(&mut check());
+    let says = "smtp_url: \"(not shown)\" stands for a value that --print-config does not show; write the value here, or \
+                remove the line and set METERD_SMTP_URL";
+    assert!(refused.contains(says) && refused.lines().count() == 1, "{refused}");
+    let fine = run(check().env(secrets[0].0, secrets[0].1));
+    assert!(fine.status.success(), "{}", output_of(&fine));
+}
