@@ -134,7 +134,7 @@ fn a_misspelled_database_url_variable_is_rejected_unless_a_database_is_set() {
 }
 
 #[test]
-fn settings_of_the_embedded_postgresql_next_to_a_database_url_are_rejected_as_flags_and_logged_otherwise() {
+fn settings_of_the_embedded_postgresql_have_no_effect_with_a_database_url() {
     let dir = SettingsDir::new();
     let url = "postgres://localhost:1/db";
     for (flag, name) in [

@@ -1,6 +1,6 @@
 //! Errors of an operator's own PostgreSQL that meterd cannot use: each is reported once and says how to fix it.
 
-use super::{Place, connect};
+use super::{TestDir, connect};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
@@ -18,7 +18,7 @@ struct OwnServer {
     port: u16,
     /// Password of the superuser.
     url: String,
-    place: Place,
+    dir: TestDir,
 }
 
 /// A setting of the server, in addition to its port.
@@ -26,9 +26,9 @@ type Setting<'a> = (&'a str, &'a str);
 
 impl OwnServer {
     async fn start(settings: &[Setting<'_>], prepare: impl FnOnce(&Path)) -> Self {
-        let place = Place::new();
-        place.start().await.stop().await.unwrap();
-        let cluster = place.data_dir.join("postgres");
+        let dir = TestDir::new();
+        dir.start().await.stop().await.unwrap();
+        let cluster = dir.data_dir.join("postgres");
         let hba = "local all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n";
         fs::write(cluster.join("pg_hba.conf"), hba).unwrap();
         prepare(&cluster);
@@ -40,7 +40,7 @@ impl OwnServer {
             .arg("-c")
             .arg(format!("port={port}"))
             .args(["-c", "listen_addresses=127.0.0.1"]);
-        command.arg("-c").arg(format!("unix_socket_directories={}", place.data_dir.join("run").display()));
+        command.arg("-c").arg(format!("unix_socket_directories={}", dir.data_dir.join("run").display()));
         for (name, value) in settings {
             command.arg("-c").arg(format!("{name}={value}"));
         }
@@ -48,11 +48,11 @@ impl OwnServer {
             let owner = fs::metadata(&cluster).unwrap();
             command.uid(owner.uid()).gid(owner.gid());
         }
-        let log = fs::File::create(place.root.path().join("own.log")).unwrap();
+        let log = fs::File::create(dir.root.path().join("own.log")).unwrap();
         let process = command.current_dir("/").stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
-        let host = place.data_dir.join("run");
+        let host = dir.data_dir.join("run");
         let url = format!("postgres://meterd@localhost:{port}/postgres?host={}&sslmode=disable", host.display());
-        let own = Self { process, port, url, place };
+        let own = Self { process, port, url, dir };
         let begin = Instant::now();
         while let Err(error) = PgConnection::connect(&own.url).await {
             assert!(begin.elapsed() < Duration::from_secs(30), "{error}: {}", own.log());
@@ -62,7 +62,7 @@ impl OwnServer {
     }
 
     fn log(&self) -> String {
-        fs::read_to_string(self.place.root.path().join("own.log")).unwrap()
+        fs::read_to_string(self.dir.root.path().join("own.log")).unwrap()
     }
 
     async fn sql(&self, sql: &str) {
@@ -112,12 +112,12 @@ async fn each_database_error_is_reported_once_with_its_fix() {
     own.sql("CREATE ROLE once LOGIN PASSWORD 'once' CONNECTION LIMIT 0").await;
     own.sql("CREATE ROLE reader LOGIN PASSWORD 'reader'; ALTER ROLE reader SET default_transaction_read_only = on")
         .await;
-    let place = format!("database usage on 127.0.0.1:{}", own.port);
+    let location = format!("database usage on 127.0.0.1:{}", own.port);
     for command in ["migrate", "serve", "verify"] {
         let wrong = format!("postgres://alice:hunter2@127.0.0.1:{}/usage", own.port);
         let error = error_of(command, &wrong);
         assert_says(&error, "password authentication failed for user \"alice\"", "correct the user and the password");
-        assert_says(&error, &place, "DATABASE_URL");
+        assert_says(&error, &location, "DATABASE_URL");
         assert!(!error.contains("hunter2"));
         let error = error_of(command, &own.url_of("alice", "nowhere"));
         assert_says(&error, "database \"nowhere\" does not exist", "CREATE DATABASE \"nowhere\"");

@@ -11,10 +11,10 @@
 //!   configuration file), unless a test says otherwise.
 //! - Only meterd's user can connect: the server listens on a socket with mode 0700 in a directory with mode 0700.
 //! - The server outlives meterd. Dropping an [`Embedded`] releases the lock and leaves the server running, as killing
-//! meterd does. The next start takes it over, or restarts it if its programs were upgraded. Only [`Embedded::stop`]
-//! ends it.
+//!   meterd does. The next start takes it over, or restarts it if its programs were upgraded. Only [`Embedded::stop`]
+//!   ends it.
 //! - The server is not in meterd's process group, so Ctrl-C reaches only meterd. Use `KillMode=mixed` under systemd for
-//! the same reason.
+//!   the same reason.
 
 mod binaries;
 mod cluster;
