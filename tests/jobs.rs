@@ -158,7 +158,7 @@ impl Pair {
             there.then_some(())
         })
         .await;
-        let took = since.elapsed();
+        let duration = since.elapsed();
         let gap: f64 = sqlx::query_scalar(
             "SELECT extract(epoch FROM min(began) FILTER (WHERE role = $1) - max(ended) FILTER (WHERE role <> $1))::float8
              FROM chunks",
@@ -167,7 +167,7 @@ impl Pair {
         .fetch_one(&self.pool)
         .await
         .unwrap();
-        (took, gap)
+        (duration, gap)
     }
 
     /// Checks that the job ended once with all work done, and that the two servers never ran it at the same time.
@@ -212,8 +212,8 @@ async fn another_replica_takes_over_the_job_of_a_killed_one() {
     let (holder, other) = pair.begin().await;
     let killed_at = Instant::now();
     holder.signal(Signal::SIGKILL);
-    let (took, gap) = pair.take_over(&other, killed_at).await;
-    println!("kill -9: the next transaction completed {:.1} s later, {gap:.1} s without a job", took.as_secs_f64());
+    let (duration, gap) = pair.take_over(&other, killed_at).await;
+    println!("kill -9: the next transaction completed {:.1} s later, {gap:.1} s without a job", duration.as_secs_f64());
     pair.assert_apart(holder.role, &other).await;
     drop(other);
     pair.stop().await;
@@ -225,13 +225,13 @@ async fn a_replica_that_continues_after_a_stop_leaves_its_job_to_the_other() {
     let (holder, other) = pair.begin().await;
     let stopped_at = Instant::now();
     holder.signal(Signal::SIGSTOP);
-    let (took, gap) = pair.take_over(&other, stopped_at).await;
+    let (duration, gap) = pair.take_over(&other, stopped_at).await;
     // Its next renewal hangs, so it does not learn that it has lost the job. It must not work at the same time as the
     // other.
     let mut stall = pair.pool.begin().await.unwrap();
     stall.execute("LOCK TABLE jobs").await.unwrap();
     holder.signal(Signal::SIGCONT);
-    println!("SIGSTOP: the next transaction completed {:.1} s later, {gap:.1} s without a job", took.as_secs_f64());
+    println!("SIGSTOP: the next transaction completed {:.1} s later, {gap:.1} s without a job", duration.as_secs_f64());
     until("it notices by itself", Duration::from_secs(3), async || {
         std::fs::read_to_string(&holder.log).unwrap().contains("lost its lease").then_some(())
     })

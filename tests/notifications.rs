@@ -129,9 +129,9 @@ async fn the_next_server_resends_a_notification_of_a_killed_server_with_the_same
         answer.map(|answer| answer.into_inner().notifications).unwrap_or_default()
     };
     eventually(async || listed().await.first().is_some_and(|one| one.state() == NotificationState::Sent)).await;
-    let (told, received) = (listed().await, receiver.0.lock().unwrap().clone());
-    assert_eq!((told.len(), told[0].attempt_count, received.len()), (1, 2, 2));
+    let (reported, received) = (listed().await, receiver.0.lock().unwrap().clone());
+    assert_eq!((reported.len(), reported[0].attempt_count, received.len()), (1, 2, 2));
     assert_eq!(received[0], received[1]);
-    assert_eq!(received[0].0, told[0].notification_id);
+    assert_eq!(received[0].0, reported[0].notification_id);
     pool.close().await;
 }

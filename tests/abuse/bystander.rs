@@ -23,22 +23,23 @@ const SETTLED_WITHIN: Duration = Duration::from_secs(60);
 /// Calls of the well-behaved caller.
 #[derive(Default)]
 pub struct Calls {
-    took: Vec<Duration>,
+    duration: Vec<Duration>,
     failed: usize,
 }
 
 impl Calls {
     fn percentile(&self, percent: usize) -> f64 {
-        let mut took = self.took.clone();
-        took.sort_unstable();
-        took.get((took.len() * percent / 100).min(took.len().saturating_sub(1)))
-            .map_or(0.0, |took| took.as_secs_f64() * 1e3)
+        let mut duration = self.duration.clone();
+        duration.sort_unstable();
+        duration
+            .get((duration.len() * percent / 100).min(duration.len().saturating_sub(1)))
+            .map_or(0.0, |duration| duration.as_secs_f64() * 1e3)
     }
 }
 
 impl Display for Calls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let count = self.took.len() + self.failed;
+        let count = self.duration.len() + self.failed;
         let (p50, p99) = (self.percentile(50), self.percentile(99));
         write!(f, "{count} calls, {} failed, p50 {p50:.1} ms, p99 {p99:.1} ms", self.failed)
     }
@@ -51,9 +52,9 @@ where
 {
     let mut calls = Calls::default();
     while !done.load(Ordering::Relaxed) {
-        let begun = Instant::now();
-        match call(calls.took.len() + calls.failed).await {
-            Ok(()) => calls.took.push(begun.elapsed()),
+        let started = Instant::now();
+        match call(calls.duration.len() + calls.failed).await {
+            Ok(()) => calls.duration.push(started.elapsed()),
             Err(status) => {
                 if calls.failed < 3 {
                     println!("{name}: a well-behaved call failed: {status:?}");
@@ -76,9 +77,9 @@ pub async fn assert_survives<F: Future<Output = String>>(
     let (files_before, before) = (process.files(), process.resident_mib());
     let done = Arc::new(AtomicBool::new(false));
     let usage = process.usage();
-    let keyed = name.to_string();
+    let event_with_key = name.to_string();
     let caller = tokio::spawn(call(name.to_string(), done.clone(), move |number| {
-        let (mut usage, key) = (usage.clone(), format!("{keyed}-{number}"));
+        let (mut usage, key) = (usage.clone(), format!("{event_with_key}-{number}"));
         async move { track(&mut usage, &key).await }
     }));
     let probed = process.clone();
@@ -97,13 +98,13 @@ pub async fn assert_survives<F: Future<Output = String>>(
             peak
         }
     });
-    let begun = Instant::now();
+    let started = Instant::now();
     let (mut rounds, mut seen) = (0, String::new());
-    while begun.elapsed() < DURATION_MIN {
+    while started.elapsed() < DURATION_MIN {
         seen = abuse(process.address()).await;
         rounds += 1;
     }
-    let took = begun.elapsed();
+    let duration = started.elapsed();
     done.store(true, Ordering::Relaxed);
     let (calls, health, peak) = (caller.await.unwrap(), probe.await.unwrap(), memory_watch.await.unwrap());
     let deadline = Instant::now() + SETTLED_WITHIN;
@@ -115,13 +116,18 @@ pub async fn assert_survives<F: Future<Output = String>>(
     println!(
         "{name} × {rounds} in {:.1} s: {seen}; well-behaved caller: {calls}; health over new connections {health}; memory {before:.0} MiB, \
          peak {peak:.0}, after {after:.0}; files {files_before}, after {files}",
-        took.as_secs_f64(),
+        duration.as_secs_f64(),
     );
     for (calls, whose) in [(&calls, "well-behaved calls"), (&health, "health probes")] {
         // A health probe over a new connection competes with other callers without a key. A caller with a key does not.
-        let failed_max = if whose == "health probes" { calls.took.len() / 50 } else { 0 };
-        assert!(calls.failed <= failed_max, "{name}: {} {whose} failed, {} did not", calls.failed, calls.took.len());
-        assert!(!calls.took.is_empty());
+        let failed_max = if whose == "health probes" { calls.duration.len() / 50 } else { 0 };
+        assert!(
+            calls.failed <= failed_max,
+            "{name}: {} {whose} failed, {} did not",
+            calls.failed,
+            calls.duration.len()
+        );
+        assert!(!calls.duration.is_empty());
         assert!(calls.percentile(99) <= P99_MS_MAX, "{name}: {whose} were too slow");
     }
     assert!(peak - before <= GROWTH_MIB_MAX, "{name}: memory grew from {before:.0} to {peak:.0} MiB");

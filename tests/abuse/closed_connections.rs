@@ -51,11 +51,11 @@ fn logged_counts(process: &Process) -> Vec<u64> {
 async fn few_log_lines_count_all_connections_closed_for_abuse() {
     let _alone = crate::ALONE.lock().await;
     let process = Process::start(&[]).await;
-    let (resets, begun) = (rapid_resets(), Instant::now());
+    let (resets, started) = (rapid_resets(), Instant::now());
     for _ in 0..CONNECTIONS {
         assert!(send_frames(&process, &resets, Duration::from_secs(5)).await.closed);
     }
-    let took = begun.elapsed();
+    let duration = started.elapsed();
     tokio::time::sleep(LINE_EVERY).await;
     assert!(send_frames(&process, &resets, Duration::from_secs(5)).await.closed);
     // A line is written send_frames the connection is closed.
@@ -65,11 +65,11 @@ async fn few_log_lines_count_all_connections_closed_for_abuse() {
     }
     let logged_counts = logged_counts(&process);
     println!(
-        "{CONNECTIONS} connections cut in {took:?}, and one more: the log has {} lines: {logged_counts:?}",
+        "{CONNECTIONS} connections cut in {duration:?}, and one more: the log has {} lines: {logged_counts:?}",
         logged_counts.len()
     );
     assert_eq!(logged_counts.iter().sum::<u64>(), CONNECTIONS + 1);
-    let lines_max = 2 + (took.as_secs() / LINE_EVERY.as_secs()) as usize;
+    let lines_max = 2 + (duration.as_secs() / LINE_EVERY.as_secs()) as usize;
     assert!(logged_counts.len() <= lines_max, "{logged_counts:?}");
     assert_eq!(process.stop().await.0, Some(0));
 }

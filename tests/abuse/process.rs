@@ -214,14 +214,14 @@ impl Interceptor for BearerToken {
 }
 
 fn make_key(data_dir: &Path, name: &str) -> String {
-    let made = Command::new(env!("CARGO_BIN_EXE_meterd"))
+    let created = Command::new(env!("CARGO_BIN_EXE_meterd"))
         .args(["keys", "create", name, "--scope=admin", "--all-clients", "--direct", "--quiet"])
         .args(["--requests-per-second=1000000", &format!("--data-dir={}", data_dir.display())])
         .env_remove("DATABASE_URL")
         .output()
         .unwrap();
-    assert!(made.status.success(), "{made:?}");
-    String::from_utf8(made.stdout).unwrap().trim().into()
+    assert!(created.status.success(), "{created:?}");
+    String::from_utf8(created.stdout).unwrap().trim().into()
 }
 
 /// Records one event.

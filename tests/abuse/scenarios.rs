@@ -258,9 +258,9 @@ async fn a_server_without_free_file_descriptors_serves_existing_connections() {
     track(&mut usage, "before").await.unwrap();
     process.limit_files(Some(process.files() + 10));
     let waiting = join_all((0..100).map(async |_| frames::connect(&process.address()).await)).await;
-    let (begun, used) = (Instant::now(), process.processor_time());
+    let (started, used) = (Instant::now(), process.processor_time());
     let mut calls = 0;
-    while begun.elapsed() < Duration::from_secs(3) {
+    while started.elapsed() < Duration::from_secs(3) {
         track(&mut usage, &format!("during-{calls}")).await.unwrap();
         calls += 1;
         tokio::time::sleep(Duration::from_millis(100)).await;

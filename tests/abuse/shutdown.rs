@@ -56,7 +56,7 @@ async fn leave_open(process: &Process) -> Vec<Box<dyn Any>> {
 async fn a_stop_takes_no_longer_than_allowed_if_peers_keep_connections_open() {
     let _alone = crate::ALONE.lock().await;
     let mut process = Process::start(&[]).await;
-    let mut took = vec![];
+    let mut duration = vec![];
     for stop in 0..stops() {
         if stop > 0 {
             process.start_again(&[]).await;
@@ -66,14 +66,14 @@ async fn a_stop_takes_no_longer_than_allowed_if_peers_keep_connections_open() {
         drop(open);
         assert_eq!(code, Some(0), "the exit code of a normal stop is 0");
         assert!(elapsed < STOPPED_WITHIN, "{elapsed:?}");
-        took.push(elapsed);
+        duration.push(elapsed);
     }
-    took.sort_unstable();
+    duration.sort_unstable();
     println!(
         "stop × {} with 20 idle connections, 10 subscriptions and 6 usage streams, 3 of them stalled: median {:.2} s, \
          longest {:.2} s",
-        took.len(),
-        took[took.len() / 2].as_secs_f64(),
-        took[took.len() - 1].as_secs_f64()
+        duration.len(),
+        duration[duration.len() / 2].as_secs_f64(),
+        duration[duration.len() - 1].as_secs_f64()
     );
 }

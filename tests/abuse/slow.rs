@@ -13,9 +13,9 @@ const MIB: usize = 1024 * 1024;
 
 /// Sends one byte after each pause until the connection is closed. Returns whether it was closed.
 async fn trickle(mut stream: TcpStream, bytes: &[u8], pause: Duration, at_most: Duration) -> String {
-    let begun = Instant::now();
+    let started = Instant::now();
     let mut bytes = bytes.iter().cycle();
-    while begun.elapsed() < at_most {
+    while started.elapsed() < at_most {
         let byte = *bytes.next().unwrap();
         let mut answer = [0; 1_024];
         if stream.write_all(&[byte]).await.is_err() {
@@ -46,12 +46,12 @@ pub async fn slow_headers(address: String) -> String {
 }
 
 pub async fn slow_bodies(address: String) -> String {
-    let begun = message(0, 16 * MIB as u32, &vec![0; MIB]);
+    let started = message(0, 16 * MIB as u32, &vec![0; MIB]);
     let connections = (0..CONNECTIONS).map(async |_| {
         let mut sender = h2_connect(&address).await;
         let mut calls = vec![];
         for _ in 0..30 {
-            calls.push(send(&mut sender, BATCH, &[("grpc-timeout", "99999999S")], begun.clone()).await);
+            calls.push(send(&mut sender, BATCH, &[("grpc-timeout", "99999999S")], started.clone()).await);
         }
         let calls = calls.into_iter().map(async |(answer, mut body)| {
             let trickling = async {
@@ -77,10 +77,10 @@ pub async fn slow_bodies(address: String) -> String {
 }
 
 pub async fn idle_connections(address: String) -> String {
-    let (mut silent, mut begun) = (vec![], vec![]);
+    let (mut silent, mut started) = (vec![], vec![]);
     for _ in 0..1_000 {
         silent.push(TcpStream::connect(&address).await.unwrap());
-        begun.push(frames::connect(&address).await);
+        started.push(frames::connect(&address).await);
         // If too many are opened at once, they wait in the kernel, which drops some: those exist only for their
         // callers.
         tokio::time::sleep(Duration::from_millis(1)).await;
@@ -89,7 +89,7 @@ pub async fn idle_connections(address: String) -> String {
         let ended = streams.into_iter().map(|stream| read_to_end(stream, Duration::from_secs(15)));
         join_all(ended).await.into_iter().filter(|ended| ended.closed).count()
     };
-    let (silent, begun) = tokio::join!(closed(silent), closed(begun));
-    assert_eq!((silent, begun), (1_000, 0), "exactly the silent connections are closed");
-    format!("of 1,000 silent connections {silent} closed, of 1,000 after the HTTP/2 handshake {begun}")
+    let (silent, started) = tokio::join!(closed(silent), closed(started));
+    assert_eq!((silent, started), (1_000, 0), "exactly the silent connections are closed");
+    format!("of 1,000 silent connections {silent} closed, of 1,000 after the HTTP/2 handshake {started}")
 }

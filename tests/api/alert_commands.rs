@@ -84,17 +84,17 @@ async fn a_tail_continues_after_a_restart_and_with_its_token_after_an_interrupt(
     let server = TestServer::replica(&url, &[&listen], Clock::system()).await;
     let line = tail.next().await;
     assert_eq!((&line["alert"]["alert_id"], &line["sequence"]), (&missed.into(), &3.into()));
-    let said = tail.interrupt().await;
-    let token = said.lines().last().unwrap().strip_prefix("to continue here: --resume ").expect(&said);
+    let printed = tail.interrupt().await;
+    let token = printed.lines().last().unwrap().strip_prefix("to continue here: --resume ").expect(&printed);
     assert_eq!(line["resume_token"], token);
 
     let next = raise(&pool, "acme").await;
     let mut tail = Tail::start(&server, &["--client=acme", "--resume", token]);
     assert_eq!(tail.next().await["alert"]["alert_id"], next);
     tail.interrupt().await;
-    let refused = meterd(&server, &["tail", "--resume", token]).await;
-    assert!(!refused.status.success());
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("RESUME_TOKEN_INVALID"), "{refused:?}");
+    let rejected = meterd(&server, &["tail", "--resume", token]).await;
+    assert!(!rejected.status.success());
+    assert!(String::from_utf8_lossy(&rejected.stderr).contains("RESUME_TOKEN_INVALID"), "{rejected:?}");
     pool.close().await;
     server.stop().await;
 }
@@ -113,8 +113,8 @@ async fn alerts_are_listed_acknowledged_and_checked() {
     for none in ["--type=spike", "--client=nobody"] {
         assert_eq!(ids(succeed(&server, &["list", "--json", none]).await), [""; 0]);
     }
-    let said = succeed(&server, &["ack", &acme, "--by=ana"]).await;
-    assert!(said.starts_with("acknowledged by ana ") && said.ends_with("acme has reached 100\n"), "{said}");
+    let printed = succeed(&server, &["ack", &acme, "--by=ana"]).await;
+    assert!(printed.starts_with("acknowledged by ana ") && printed.ends_with("acme has reached 100\n"), "{printed}");
     assert_eq!(ids(succeed(&server, &["list", "--json", "--unacknowledged"]).await), [&*other]);
     let table = succeed(&server, &["list", "--open", "--min-severity=critical"]).await;
     assert!(table.contains("CRITICAL") && table.contains("acknowledged by ana") && table.contains(&other), "{table}");

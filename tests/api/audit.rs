@@ -35,21 +35,21 @@ async fn an_entry_contains_actor_method_address_and_outcome() {
     let mut clients = clients_as(&key_server.server, &key_server.admin);
     assert_error(clients.create_client(create_client("acme")).await, Code::AlreadyExists, "CLIENT_EXISTS");
     let bound = key_server.key(Scope::Admin, &["globex"]).await;
-    let refused = clients_as(&key_server.server, &bound).create_client(create_client("acme")).await;
-    assert_error(refused, Code::PermissionDenied, "CLIENT_NOT_COVERED");
+    let rejected = clients_as(&key_server.server, &bound).create_client(create_client("acme")).await;
+    assert_error(rejected, Code::PermissionDenied, "CLIENT_NOT_COVERED");
     let reader = key_server.key(Scope::Read, &[]).await;
-    let refused = clients_as(&key_server.server, &reader).create_client(create_client("acme")).await;
-    assert_error(refused, Code::PermissionDenied, "SCOPE_MISSING");
+    let rejected = clients_as(&key_server.server, &reader).create_client(create_client("acme")).await;
+    assert_error(rejected, Code::PermissionDenied, "SCOPE_MISSING");
 
     let log = all(&key_server).await;
-    let told: Vec<_> = log.iter().map(|entry| (&*entry.actor_id, entry.code, &*entry.reason)).collect();
+    let reported: Vec<_> = log.iter().map(|entry| (&*entry.actor_id, entry.code, &*entry.reason)).collect();
     let (admin, bound) = (key_server.admin.key_id.as_str(), bound.key_id.as_str());
     let expected = [
         (bound, Some(Code::PermissionDenied as i32), "CLIENT_NOT_COVERED"),
         (admin, Some(Code::AlreadyExists as i32), "CLIENT_EXISTS"),
         (admin, Some(0), ""),
     ];
-    assert_eq!(told, expected, "entries are sorted from the newest, and calls without the scope have none");
+    assert_eq!(reported, expected, "entries are sorted from the newest, and calls without the scope have none");
     let first = &log[2];
     assert_eq!((first.actor_kind(), &*first.actor_name), (ActorKind::ApiKey, "test"));
     assert_eq!((&*first.method, &*first.request_id), ("metering.v1.ClientService/CreateClient", "my-id"));
@@ -123,10 +123,10 @@ async fn the_database_rejects_changes_and_deletions_of_entries() {
             format!("DELETE FROM {table}"),
             format!("TRUNCATE {table} CASCADE"),
         ] {
-            let refused = sqlx::raw_sql(sqlx::AssertSqlSafe(sql.clone())).execute(&key_server.server.pool).await;
-            let refused = refused.expect_err(&sql).into_database_error().unwrap();
-            assert_eq!(refused.code().as_deref(), Some("42501"), "{sql}: {refused}");
-            assert!(refused.message().contains("append-only"), "{sql}: {refused}");
+            let rejected = sqlx::raw_sql(sqlx::AssertSqlSafe(sql.clone())).execute(&key_server.server.pool).await;
+            let rejected = rejected.expect_err(&sql).into_database_error().unwrap();
+            assert_eq!(rejected.code().as_deref(), Some("42501"), "{sql}: {rejected}");
+            assert!(rejected.message().contains("append-only"), "{sql}: {rejected}");
         }
     }
     assert_eq!(all(&key_server).await.len(), 1);
@@ -173,8 +173,8 @@ async fn entries_are_paged_and_filtered() {
         assert_eq!(entries(&key_server, request.clone()).await, expected, "{request:?}");
     }
     let wrong = ListAuditLogRequest { page_size: 1_001, actor_id: "x".repeat(257), ..Default::default() };
-    let refused = key_server.keys().list_audit_log(wrong).await;
-    assert_invalid(refused, "INVALID_FIELD", &["actor_id", "page_size"]);
+    let rejected = key_server.keys().list_audit_log(wrong).await;
+    assert_invalid(rejected, "INVALID_FIELD", &["actor_id", "page_size"]);
     key_server.server.stop().await;
 }
 
@@ -214,8 +214,8 @@ async fn a_request_without_a_json_form_is_recorded_and_rejected() {
         key_server.server.channel(),
         key_server.admin.clone(),
     );
-    let refused = catalog.create_price(CreatePriceRequest { price: Some(price), request_id: String::new() }).await;
-    assert_invalid(refused, "INVALID_FIELD", &["price.effective_time"]);
+    let rejected = catalog.create_price(CreatePriceRequest { price: Some(price), request_id: String::new() }).await;
+    assert_invalid(rejected, "INVALID_FIELD", &["price.effective_time"]);
     let entry = all(&key_server).await.remove(0);
     assert!(entry.request_json.starts_with(r#"{"protobufBase64":""#), "{}", entry.request_json);
     assert_eq!((entry.code, &*entry.reason), (Some(Code::InvalidArgument as i32), "INVALID_FIELD"));

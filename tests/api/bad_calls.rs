@@ -185,13 +185,13 @@ fn malformed_bodies(rpc: &MethodDescriptor, valid: &[u8]) -> Vec<(&'static str, 
     ];
     let mut found = vec![];
     field_paths(&rpc.input(), &[], &mut found);
-    let of_kind = |wanted: fn(&Kind) -> bool| found.iter().find(|path| wanted(&path.last().unwrap().kind()));
-    if let Some(path) = of_kind(|kind| *kind == Kind::String) {
+    let matching = |wanted: fn(&Kind) -> bool| found.iter().find(|path| wanted(&path.last().unwrap().kind()));
+    if let Some(path) = matching(|kind| *kind == Kind::String) {
         malformed_bodies.push(("text that is no UTF-8", one(&at(path, b"a\xff")), Invalid));
         malformed_bodies.push(("text with half a surrogate", one(&at(path, b"\xed\xa0\x80")), Invalid));
         malformed_bodies.push(("text with an overlong slash", one(&at(path, b"\xc0\xaf")), Invalid));
     }
-    if let Some(path) = of_kind(|kind| matches!(kind, Kind::Message(message) if message.name() == "Struct")) {
+    if let Some(path) = matching(|kind| matches!(kind, Kind::Message(message) if message.name() == "Struct")) {
         // Nested lists have two messages per level, and the decoder reads a hundred.
         let deep = (0..200).fold(vec![], |inner: Vec<u8>, _| {
             let list = [key(1, 2, Some(inner.len())), inner].concat();

@@ -237,8 +237,8 @@ async fn a_message_above_16_mib_is_rejected_without_closing_the_connection() {
     let server = server().await;
     let mut usage = server.usage().max_encoding_message_size(64 << 20);
     let huge = UsageEvent { subject: "x".repeat(17 << 20), ..event("a", "sms", "1") };
-    let refused = usage.track_usage(TrackUsageRequest { event: Some(huge) }).await.unwrap_err();
-    assert_eq!(refused.code(), Code::OutOfRange);
+    let rejected = usage.track_usage(TrackUsageRequest { event: Some(huge) }).await.unwrap_err();
+    assert_eq!(rejected.code(), Code::OutOfRange);
     usage.track_usage(TrackUsageRequest { event: Some(event("a", "sms", "1")) }).await.unwrap();
     server.assert_exact(7).await;
     server.stop().await;

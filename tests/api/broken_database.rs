@@ -71,7 +71,7 @@ async fn a_damaged_partition_fails_few_transactions_and_does_not_affect_other_mo
     damage_partition(&server, "2026_02").await;
     let begin = Instant::now();
     let batch = server.batch((2..1_002).map(at).collect(), false).await;
-    let took = begin.elapsed();
+    let duration = begin.elapsed();
     for (number, result) in (2..1_002).zip(&batch) {
         match number % 2 {
             0 => assert_eq!(result.error.as_ref().unwrap().reason, "DATABASE_BROKEN"),
@@ -79,7 +79,7 @@ async fn a_damaged_partition_fails_few_transactions_and_does_not_affect_other_mo
         }
     }
     let tries: i64 = sqlx::query_scalar("SELECT last_value FROM failed_tries").fetch_one(&server.pool).await.unwrap();
-    println!("1,000 events, half of them of a damaged partition: {tries} tries failed, {took:?}");
+    println!("1,000 events, half of them of a damaged partition: {tries} tries failed, {duration:?}");
     // The events reach the writer in a few batches.
     assert!(tries <= 3 * 65, "{tries} transactions failed");
     server.sql("DROP TRIGGER damaged ON usage_events_2026_02").await;

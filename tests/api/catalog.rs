@@ -39,8 +39,8 @@ async fn a_create_repeated_with_its_request_id_gets_the_first_answer_unless_it_d
     let service = |name: &str| Service { service: name.into(), ..Default::default() };
     let create = CreateServiceRequest { service: Some(service("fax")), request_id: "r1".into() };
     let first = catalog.create_service(create.clone()).await.unwrap().into_inner();
-    let made = first.service.clone().unwrap();
-    assert_eq!((&*made.display_name, &*made.unit, made.category()), ("fax", "unit", ServiceCategory::Other));
+    let created = first.service.clone().unwrap();
+    assert_eq!((&*created.display_name, &*created.unit, created.category()), ("fax", "unit", ServiceCategory::Other));
     assert_eq!(catalog.create_service(create.clone()).await.unwrap().into_inner(), first);
     let other = CreateServiceRequest { service: Some(service("telex")), ..create.clone() };
     assert_error(catalog.create_service(other).await, Code::AlreadyExists, "REQUEST_ID_REUSED");
@@ -253,8 +253,8 @@ async fn a_deployment_in_another_currency_starts_without_prices_and_keeps_its_cu
     assert_eq!((&*charge.currency, &*charge.amount), ("EUR", "0.5"));
     server.stop().await;
     let options = meterd_store::connect::options(&database_url).unwrap();
-    let refused = meterd::app::prepare(&options, &settings_of(&[])).await.err().unwrap().to_string();
-    assert!(refused.contains("EUR") && refused.contains("--currency EUR"), "{refused}");
+    let rejected = meterd::app::prepare(&options, &settings_of(&[])).await.err().unwrap().to_string();
+    assert!(rejected.contains("EUR") && rejected.contains("--currency EUR"), "{rejected}");
 }
 
 /// A call with almost all input from the cache.

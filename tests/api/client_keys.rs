@@ -133,8 +133,8 @@ async fn an_empty_filter_selects_the_clients_of_the_key_on_every_page() {
         ..Default::default()
     };
     for stranger in [&other, &key_server.admin] {
-        let refused = usage_as(&key_server.server, stranger).query_usage(moved.clone()).await;
-        assert_invalid(refused, "PAGE_TOKEN_INVALID", &["page_token"]);
+        let rejection = usage_as(&key_server.server, stranger).query_usage(moved.clone()).await;
+        assert_invalid(rejection, "PAGE_TOKEN_INVALID", &["page_token"]);
     }
     key_server.server.stop().await;
     open.stop().await;
@@ -168,8 +168,8 @@ async fn a_subscription_and_its_resume_token_cover_only_the_clients_of_the_key()
     assert_eq!((next(&mut resumed).await.0.as_str(), next(&mut resumed).await.0.as_str()), ("globex", "globex"));
     let other = key_server.key(Scope::Read, &["initech"]).await;
     for stranger in [&other, &key_server.admin] {
-        let refused = alerts_as(&key_server.server, stranger).subscribe_alerts(resume(&resume_token)).await;
-        assert_invalid(refused, "RESUME_TOKEN_INVALID", &["resume_token"]);
+        let rejection = alerts_as(&key_server.server, stranger).subscribe_alerts(resume(&resume_token)).await;
+        assert_invalid(rejection, "RESUME_TOKEN_INVALID", &["resume_token"]);
     }
     key_server.server.stop().await;
     open.stop().await;
@@ -198,13 +198,14 @@ async fn only_the_events_of_other_clients_are_rejected() {
 
     let messages = events.into_iter().map(|event| StreamUsageRequest { event: Some(event) });
     let mut acks = usage.stream_usage(tokio_stream::iter(messages)).await.unwrap().into_inner();
-    let (mut settled, mut refused) = (0, vec![]);
+    let (mut settled, mut rejection) = (0, vec![]);
     while let Some(ack) = acks.message().await.unwrap() {
         settled = ack.settled_count;
-        refused.extend(ack.results.into_iter().map(|result| (result.message_number, outcome(&result.result.unwrap()))));
+        rejection
+            .extend(ack.results.into_iter().map(|result| (result.message_number, outcome(&result.result.unwrap()))));
     }
     assert_eq!(settled, 5);
-    assert_eq!(refused, [(2, not_covered()), (4, rejected("INVALID_FIELD")), (5, not_covered())]);
+    assert_eq!(rejection, [(2, not_covered()), (4, rejected("INVALID_FIELD")), (5, not_covered())]);
     let lone = usage.track_usage(TrackUsageRequest { event: Some(event("globex", "sms", "1")) }).await;
     assert_error(lone, Code::PermissionDenied, "CLIENT_NOT_COVERED");
     key_server.server.assert_exact(4).await;
@@ -219,8 +220,8 @@ async fn a_client_id_is_truncated_in_errors_whatever_its_length() {
     let key_server = KeyServer::start().await;
     let token = key_server.key(Scope::Admin, &["acme"]).await;
     let request = GetClientRequest { client_id: "x".repeat(1_000_000) };
-    let refused = clients_as(&key_server.server, &token).get_client(request).await;
-    let status = assert_error(refused, Code::PermissionDenied, "CLIENT_NOT_COVERED");
+    let rejection = clients_as(&key_server.server, &token).get_client(request).await;
+    let status = assert_error(rejection, Code::PermissionDenied, "CLIENT_NOT_COVERED");
     assert!(status.message().len() < 200, "{}", status.message().len());
     key_server.server.stop().await;
 }

@@ -30,10 +30,10 @@ async fn update(server: &TestServer, client: Client, paths: &[&str]) -> Result<C
 #[tokio::test]
 async fn a_client_is_read_as_it_was_created() {
     let server = TestServer::start_with(&["--default-time-zone=Europe/Berlin"], Clock::system()).await;
-    let made = create(&server, client("acme", "Acme GmbH", "America/New_York")).await.unwrap();
-    assert_eq!((&*made.display_name, &*made.time_zone), ("Acme GmbH", "America/New_York"));
-    assert!(made.create_time.is_some() && made.create_time == made.update_time);
-    assert_eq!(get(&server, "acme").await.unwrap(), made);
+    let created = create(&server, client("acme", "Acme GmbH", "America/New_York")).await.unwrap();
+    assert_eq!((&*created.display_name, &*created.time_zone), ("Acme GmbH", "America/New_York"));
+    assert!(created.create_time.is_some() && created.create_time == created.update_time);
+    assert_eq!(get(&server, "acme").await.unwrap(), created);
     assert_error(create(&server, client("acme", "", "")).await, Code::AlreadyExists, "CLIENT_EXISTS");
     assert_eq!(create(&server, client("plain", "", "")).await.unwrap().time_zone, "Europe/Berlin");
     assert_error(get(&server, "nobody").await, Code::NotFound, "CLIENT_NOT_FOUND");
@@ -55,12 +55,12 @@ async fn a_repeated_create_gets_the_first_answer_even_after_a_change() {
 #[tokio::test]
 async fn an_update_changes_only_the_fields_of_its_mask() {
     let server = TestServer::start().await;
-    let made = create(&server, client("acme", "Acme", "Europe/Berlin")).await.unwrap();
+    let created = create(&server, client("acme", "Acme", "Europe/Berlin")).await.unwrap();
     let named = update(&server, client("acme", "New", "Asia/Tokyo"), &["display_name"]).await.unwrap();
     assert_eq!((&*named.display_name, &*named.time_zone), ("New", "Europe/Berlin"));
-    assert_eq!(named.create_time, made.create_time);
-    assert!(named.update_time.unwrap().seconds >= made.update_time.unwrap().seconds);
-    assert_ne!(named.update_time, made.update_time);
+    assert_eq!(named.create_time, created.create_time);
+    assert!(named.update_time.unwrap().seconds >= created.update_time.unwrap().seconds);
+    assert_ne!(named.update_time, created.update_time);
     let moved = update(&server, client("acme", "ignored", "Asia/Tokyo"), &["time_zone"]).await.unwrap();
     assert_eq!((&*moved.display_name, &*moved.time_zone), ("New", "Asia/Tokyo"));
     let both = update(&server, client("acme", "", "UTC"), &["display_name", "time_zone"]).await.unwrap();

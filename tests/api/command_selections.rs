@@ -8,9 +8,9 @@ use serde_json::Value;
 /// Runs a command that must fail with status 1, and returns its error.
 pub async fn fail(server: &TestServer, arguments: &[&str]) -> String {
     let output = meterd(server, arguments).await;
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1), "{arguments:?}: {said}");
-    said
+    let output_text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{arguments:?}: {output_text}");
+    output_text
 }
 
 /// Returns the number of exported events.
@@ -74,14 +74,14 @@ async fn an_export_accepts_exact_times_only_with_an_offset() {
     let instants = ["--client=acme", "--start=2026-11-01T00:00:00-07:00", "--end=2026-11-26T08:00:00Z"];
     assert_eq!(exported(&server, &instants).await, 2);
     assert_eq!(exported(&server, &["--client=acme", "--start=2026-11-01", "--end=2026-11-26T07:59:59Z"]).await, 1);
-    for (words, says) in [
+    for (words, expected_text) in [
         ("--start=2026-11-01T00:00:00", "a time with its offset"),
         ("--start=20261101", "a time with its offset"),
         ("--start=2026-11", "--month 2026-11"),
     ] {
         let output = meterd(&server, &["export", words]).await;
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(!output.status.success() && said.contains(says), "{words}: {said}");
+        let output_text = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && output_text.contains(expected_text), "{words}: {output_text}");
     }
     server.stop().await;
 }
@@ -140,7 +140,7 @@ async fn an_empty_export_is_an_error_with_suggestions_and_leaves_no_file() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("out.csv");
     let output = format!("--output={}", file.display());
-    for (words, says) in [
+    for (words, expected_text) in [
         (&["--client=acem"][..], &["no client \"acem\"", "did you mean acme?"][..]),
         (&["--service=smss"], &["no service \"smss\"", "did you mean sms"]),
         // A service with events does not hide the one without.
@@ -150,12 +150,18 @@ async fn an_empty_export_is_an_error_with_suggestions_and_leaves_no_file() {
         (&["--start=2026-09-01", "--end=2026-09-02"], &["from 2026-09-01 to 2026-09-02", "--allow-empty"]),
         (&["--start=2026-12-02", "--end=2026-12-01"], &["--start 2026-12-02 is after --end 2026-12-01"]),
     ] {
-        let said = fail(&server, &[&["export", &output], words].concat()).await;
-        assert!(says.iter().all(|says| said.contains(says)), "{words:?}: {said}");
+        let output_text = fail(&server, &[&["export", &output], words].concat()).await;
+        assert!(
+            expected_text.iter().all(|expected_text| output_text.contains(expected_text)),
+            "{words:?}: {output_text}"
+        );
         assert!(std::fs::read_dir(folder.path()).unwrap().next().is_none(), "{words:?}");
     }
-    let said = meterd(&server, &["export", "--service=sms", "--service=email"]).await;
-    assert!(said.status.success() && String::from_utf8_lossy(&said.stderr).contains("no events of service email"));
+    let output_text = meterd(&server, &["export", "--service=sms", "--service=email"]).await;
+    assert!(
+        output_text.status.success()
+            && String::from_utf8_lossy(&output_text.stderr).contains("no events of service email")
+    );
     succeed(&server, &["export", &output, "--month=2026-09", "--allow-empty"]).await;
     assert_eq!(std::fs::read_to_string(&file).unwrap().lines().count(), 1);
     server.stop().await;
@@ -164,11 +170,14 @@ async fn an_empty_export_is_an_error_with_suggestions_and_leaves_no_file() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_empty_verification_is_an_error_that_says_what_exists() {
     let server = TestServer::start().await;
-    let said = fail(&server, &["verify"]).await;
-    assert!(said.contains("nothing to verify: no client has usage; there is no usage at all yet"), "{said}");
+    let output_text = fail(&server, &["verify"]).await;
+    assert!(
+        output_text.contains("nothing to verify: no client has usage; there is no usage at all yet"),
+        "{output_text}"
+    );
     assert_eq!(succeed(&server, &["verify", "--allow-empty"]).await, "nothing to verify: there are no events\n");
     boundaries(&server).await;
-    for (words, says) in [
+    for (words, expected_text) in [
         (&["--client=acem"][..], "no client \"acem\"; did you mean acme?"),
         (&["--client=nosuch"], "no client \"nosuch\"; `meterd clients list`"),
         (
@@ -177,8 +186,8 @@ async fn an_empty_verification_is_an_error_that_says_what_exists() {
         ),
         (&["--month=2026-09"], "no client has usage in 2026-09; there is usage in 2026-11, 2026-10"),
     ] {
-        let said = fail(&server, &[&["verify"], words].concat()).await;
-        assert!(said.contains(says), "{words:?}: {said}");
+        let output_text = fail(&server, &[&["verify"], words].concat()).await;
+        assert!(output_text.contains(expected_text), "{words:?}: {output_text}");
     }
     let one = succeed(&server, &["verify", "--client=acme", "--month=2026-11"]).await;
     assert_eq!(one, "1 client-months, 3 events: 0 differences\n");
@@ -207,9 +216,12 @@ async fn an_empty_summary_is_an_error_in_every_format_unless_allowed() {
     for form in [&[][..], &["--csv"], &["--json"]] {
         let summary = [&["summary"], form].concat();
         let output = meterd(&server, &summary).await;
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0), "{form:?}: {said}");
-        assert!(said.contains("nothing to show: no usage in ") && said.contains("no usage at all yet"), "{said}");
+        let output_text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0), "{form:?}: {output_text}");
+        assert!(
+            output_text.contains("nothing to show: no usage in ") && output_text.contains("no usage at all yet"),
+            "{output_text}"
+        );
     }
     let text = succeed(&server, &["summary", "--allow-empty"]).await;
     assert!(text.starts_with("no usage in "), "{text}");
@@ -227,26 +239,26 @@ async fn verify_and_migrate_create_no_data_directory_and_verify_rejects_other_da
         let output = command.output().await.unwrap();
         (output.status.code(), String::from_utf8(output.stderr).unwrap())
     };
-    let made = place.path().join("data");
-    std::fs::create_dir_all(made.join("postgres")).unwrap();
-    std::fs::write(made.join("postgres/PG_VERSION"), "17").unwrap();
+    let created = place.path().join("data");
+    std::fs::create_dir_all(created.join("postgres")).unwrap();
+    std::fs::write(created.join("postgres/PG_VERSION"), "17").unwrap();
     let missing = place.path().join("dta");
     let empty = place.path().join("empty");
     std::fs::create_dir(&empty).unwrap();
     for command in ["verify", "migrate"] {
-        let (code, said) = run(command, &missing).await;
-        assert!(said.contains("no meterd has made a database in"), "{said}");
-        assert!(said.contains(&made.display().to_string()), "{said}");
+        let (code, output_text) = run(command, &missing).await;
+        assert!(output_text.contains("no meterd has made a database in"), "{output_text}");
+        assert!(output_text.contains(&created.display().to_string()), "{output_text}");
         assert_eq!((code, missing.exists()), (Some(1), false));
-        let (code, said) = run(command, &empty).await;
-        assert!(code == Some(1) && said.contains("no meterd has made a database in"), "{said}");
+        let (code, output_text) = run(command, &empty).await;
+        assert!(code == Some(1) && output_text.contains("no meterd has made a database in"), "{output_text}");
         assert!(std::fs::read_dir(&empty).unwrap().next().is_none());
     }
 
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_meterd"));
     let output = command.arg("verify").env("DATABASE_URL", empty_database().await).output().await.unwrap();
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert!(output.status.code() == Some(1) && said.contains("no tables of meterd"), "{said}");
+    let output_text = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(1) && output_text.contains("no tables of meterd"), "{output_text}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -264,9 +276,9 @@ async fn commands_suggest_similar_names_for_an_unknown_client() {
         &["clients", "show", "acem"],
         &["clients", "update", "acem", "--name=x"],
     ] {
-        let said = fail(&server, words).await;
-        assert!(said.contains("no client \"acem\"; did you mean acme?"), "{words:?}: {said}");
-        assert_eq!(said.matches("no client").count(), 1, "{said}");
+        let output_text = fail(&server, words).await;
+        assert!(output_text.contains("no client \"acem\"; did you mean acme?"), "{words:?}: {output_text}");
+        assert_eq!(output_text.matches("no client").count(), 1, "{output_text}");
     }
     server.stop().await;
 }

@@ -64,8 +64,8 @@ async fn an_imported_trace_counts_once_and_its_equal_rows_are_separate_events() 
     let file = folder.path().join("trace.csv");
     std::fs::write(&file, TRACE).unwrap();
 
-    let (fine, refused) = import(&server, &file, &[]).await;
-    assert!(!fine, "old rows must be rejected without --backfill: {refused}");
+    let (fine, rejection) = import(&server, &file, &[]).await;
+    assert!(!fine, "old rows must be rejected without --backfill: {rejection}");
     server.assert_exact(0).await;
 
     let (fine, first) = import(&server, &file, &["--backfill"]).await;
@@ -122,14 +122,14 @@ async fn an_export_imported_into_the_same_server_is_all_duplicates() {
     let number = prost_types::value::Kind::NumberValue(1e16);
     let number = prost_types::Value { kind: Some(number) };
     let metadata = prost_types::Struct { fields: [("n".to_string(), number)].into() };
-    let keyed = meterd::proto::UsageEvent {
+    let event_with_key = meterd::proto::UsageEvent {
         idempotency_key: "k".into(),
         units: "0.30000000000000004".into(),
         metadata: Some(metadata),
         ..event("acme", "sms", "")
     };
     let timed = meterd::proto::UsageEvent { event_time: Some(stamp(server.clock.now())), ..event("acme", "sms", "") };
-    for event in [keyed, timed, event("acme", "sms", "2"), model_call("acme", 7, 1)] {
+    for event in [event_with_key, timed, event("acme", "sms", "2"), model_call("acme", 7, 1)] {
         server.track(event).await.unwrap();
     }
     for format in ["csv", "ndjson"] {
@@ -163,14 +163,14 @@ async fn verify_prints_every_difference_and_fails_and_rebuild_repairs() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn verify_finds_inconsistent_keys_and_rows_without_events() {
     let server = TestServer::start().await;
-    let keyed = |key: &str, client_id: &str| meterd::proto::UsageEvent {
+    let event_with_key = |key: &str, client_id: &str| meterd::proto::UsageEvent {
         idempotency_key: key.into(),
         ..event(client_id, "sms", "1")
     };
     for key in ["lost", "shared", "orphan", "fine"] {
-        server.track(keyed(key, "acme")).await.unwrap();
+        server.track(event_with_key(key, "acme")).await.unwrap();
     }
-    server.track(keyed("other", "other")).await.unwrap();
+    server.track(event_with_key("other", "other")).await.unwrap();
     server.assert_exact(5).await;
     let month = server.clock.now().format("%Y-%m").to_string();
     let damages = [

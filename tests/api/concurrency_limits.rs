@@ -127,13 +127,13 @@ async fn a_stream_releases_the_memory_of_each_message() {
 async fn a_request_that_does_not_arrive_is_ended_before_its_deadline() {
     let server = TestServer::start_with(&["--request-timeout-seconds=1"], Clock::system()).await;
     let mut connection = raw::connect(&server.address).await;
-    let begun = Instant::now();
+    let started = Instant::now();
     let mut call = raw::begin(&mut connection, TRACK, &[("grpc-timeout", "1H")]);
     call.send(raw::prefix(100)).await;
     let status = tokio::time::timeout(Duration::from_secs(5), call.status()).await.unwrap();
     assert_eq!(status.code(), Code::DeadlineExceeded);
     assert!(status.message().contains("did not arrive"), "{status:?}");
-    assert!(begun.elapsed() >= Duration::from_secs(1));
+    assert!(started.elapsed() >= Duration::from_secs(1));
     server.stop().await;
 }
 
@@ -180,8 +180,8 @@ async fn health_watches_have_their_own_slots_on_each_connection() {
     for _ in 0..16 {
         watches.push(health.watch(HealthCheckRequest::default()).await.unwrap());
     }
-    let refused = health.watch(HealthCheckRequest::default()).await.unwrap_err();
-    assert_busy(&refused, "public streams of the connection");
+    let rejected = health.watch(HealthCheckRequest::default()).await.unwrap_err();
+    assert_busy(&rejected, "public streams of the connection");
     health.check(HealthCheckRequest::default()).await.unwrap();
     let mut other = HealthClient::new(server.channel());
     watches.push(other.watch(HealthCheckRequest::default()).await.unwrap());

@@ -19,14 +19,14 @@ async fn open(address: &str) -> TcpStream {
 
 /// Returns after what time the server closes a connection.
 async fn closed_after(mut stream: TcpStream) -> Duration {
-    let begun = Instant::now();
+    let started = Instant::now();
     let mut bytes = vec![];
     drop(
         tokio::time::timeout(Duration::from_secs(30), stream.read_to_end(&mut bytes))
             .await
             .expect("the connection is closed within 30 s"),
     );
-    begun.elapsed()
+    started.elapsed()
 }
 
 #[tokio::test]
@@ -111,13 +111,13 @@ async fn a_too_old_connection_with_a_call_is_replaced_too() {
 async fn a_stream_of_an_old_connection_ends_with_a_status_and_can_continue_on_a_new_one() {
     let flags = ["--connection-age-seconds=1", "--connection-age-grace-seconds=1"];
     let server = TestServer::start_with(&flags, Clock::system()).await;
-    let begun = Instant::now();
+    let started = Instant::now();
     let mut follower = Follower::begin(&server, SubscribeAlertsRequest::default()).await.unwrap();
     let first = raise(&server.pool, "acme").await;
     assert_eq!(follower.change().await.unwrap().alert.unwrap().alert_id, first);
     let resume_token = follower.token.clone();
     let status = follower.end().await;
-    assert!((1.5..10.0).contains(&begun.elapsed().as_secs_f64()), "{:?}", begun.elapsed());
+    assert!((1.5..10.0).contains(&started.elapsed().as_secs_f64()), "{:?}", started.elapsed());
     let details = status.get_error_details();
     let info = details.error_info().unwrap_or_else(|| panic!("no details in {status:?}"));
     assert_eq!((status.code(), &*info.reason), (Code::Unavailable, "CONNECTION_AGED"));
@@ -148,14 +148,14 @@ async fn no_sent_call_is_lost_when_its_connection_reaches_its_age() {
     let flags = ["--connection-age-seconds=1", "--connection-age-grace-seconds=1"];
     let server = TestServer::start_with(&flags, Clock::system()).await;
     let mut usage = server.usage();
-    let begun = Instant::now();
-    let (mut calls, mut given_up) = (0, 0);
-    while begun.elapsed() < Duration::from_secs(5) {
-        let keyed = UsageEvent { idempotency_key: format!("key-{calls}"), ..event("acme", "sms", "1") };
-        let request = TrackUsageRequest { event: Some(keyed) };
+    let started = Instant::now();
+    let (mut calls, mut unsent_calls) = (0, 0);
+    while started.elapsed() < Duration::from_secs(5) {
+        let event_with_key = UsageEvent { idempotency_key: format!("key-{calls}"), ..event("acme", "sms", "1") };
+        let request = TrackUsageRequest { event: Some(event_with_key) };
         let answer = match usage.track_usage(request.clone()).await {
             Err(status) if status.code() == Code::Cancelled => {
-                given_up += 1;
+                unsent_calls += 1;
                 usage.track_usage(request).await
             }
             answer => answer,
@@ -164,8 +164,8 @@ async fn no_sent_call_is_lost_when_its_connection_reaches_its_age() {
         assert_eq!(answer.unwrap().into_inner().result.unwrap().outcome(), EventOutcome::Accepted);
         calls += 1;
     }
-    println!("{calls} calls over connections of one second, {given_up} given up unsent");
-    assert!(given_up <= 6, "more than one call failed per connection");
+    println!("{calls} calls over connections of one second, {unsent_calls} failed unsent");
+    assert!(unsent_calls <= 6, "more than one call failed per connection");
     server.assert_exact(calls).await;
     server.stop().await;
 }
@@ -181,9 +181,9 @@ async fn headers_of_17_kib_are_rejected_without_closing_the_connection() {
         usage.track_usage(request).await
     };
     track(15 * 1024).await.unwrap();
-    let refused = track(17 * 1024).await.unwrap_err();
-    assert!(!matches!(refused.code(), Code::Ok), "{refused:?}");
-    println!("17 KiB of headers: {refused:?}");
+    let rejected = track(17 * 1024).await.unwrap_err();
+    assert!(!matches!(rejected.code(), Code::Ok), "{rejected:?}");
+    println!("17 KiB of headers: {rejected:?}");
     track(15 * 1024).await.unwrap();
     // The same with HTTP/1.
     let more = format!("X-Large: {}\r\n", "x".repeat(17 * 1024));

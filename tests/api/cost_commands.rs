@@ -141,8 +141,8 @@ async fn prices_are_listed_with_their_history_and_created() {
     assert!(listed.contains("gpt-4o-mini") && listed.contains("0.15") && !listed.contains("gpt-3.5"), "{listed}");
     let create =
         ["prices", "create", "openai", "--model=gpt-4o-mini", "--input-per-million=0.20", "--output-per-million=0.8"];
-    let made = succeed(&server, &[&create[..], &["--from=2026-01-01T00:00:00Z", "--json"]].concat()).await;
-    assert_eq!(lines(&made)[0]["rates"]["input_token"], "0.0000002");
+    let created = succeed(&server, &[&create[..], &["--from=2026-01-01T00:00:00Z", "--json"]].concat()).await;
+    assert_eq!(lines(&created)[0]["rates"]["input_token"], "0.0000002");
     let later = succeed(&server, &[&create[..], &["--from=2999-01-01T00:00:00Z", "--json"]].concat()).await;
     assert_eq!(lines(&later)[0]["state"], "future");
     let again = fail(&server, &[&create[..], &["--from=2026-01-01T00:00:00Z"]].concat()).await;
@@ -157,15 +157,15 @@ async fn prices_are_listed_with_their_history_and_created() {
     let all = rows(&succeed(&server, &["prices", "list", "openai", "--model=gpt-4o-mini", "--all", "--csv"]).await);
     assert_eq!(all.iter().filter(|row| row["model"] == "gpt-4o-mini").count(), 3);
 
-    for (words, says) in [
+    for (words, expected_text) in [
         (&["list", "opnai"][..], "there is no service \"opnai\"; did you mean openai?"),
         (&["list", "openai", "--model=gtp-4o"], "no price fits; did you mean gpt-4o"),
         (&["history", "openai", "--model=gtp-4o-mini"], "did you mean gpt-4o-mini"),
         (&["create", "openai", "--model=x"], "what does it cost?"),
         (&["create", "opnai", "--unit=1"], "did you mean openai"),
     ] {
-        let said = fail(&server, &[&["prices"], words].concat()).await;
-        assert!(said.contains(says), "{words:?}: {said}");
+        let printed = fail(&server, &[&["prices"], words].concat()).await;
+        assert!(printed.contains(expected_text), "{words:?}: {printed}");
     }
     server.stop().await;
 }
@@ -189,12 +189,12 @@ async fn clients_are_listed_shown_created_and_changed() {
     assert_eq!((&*file[0]["client_id"], &*file[1]["display_name"]), ("'=beta", "Acme, Inc."));
     let more = meterd(&server, &["clients", "list", "--limit=1"]).await;
     assert!(String::from_utf8_lossy(&more.stderr).contains("more than 1: see --limit"));
-    for (words, says) in [
+    for (words, expected_text) in [
         (&["create", "acme"][..], "CLIENT_EXISTS: client \"acme\" exists"),
         (&["update", "acme"], "nothing to change: give --name, --time-zone or both"),
     ] {
-        let said = fail(&server, &[&["clients"], words].concat()).await;
-        assert!(said.contains(says), "{words:?}: {said}");
+        let printed = fail(&server, &[&["clients"], words].concat()).await;
+        assert!(printed.contains(expected_text), "{words:?}: {printed}");
     }
     server.stop().await;
 }

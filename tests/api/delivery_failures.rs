@@ -86,9 +86,9 @@ async fn a_changed_password_is_a_temporary_failure() {
     let texts = (0..3).map(|n| channel(NotificationChannelKind::Sms, format!("+1555123456{n}")));
     set_channels(&server, "", &mails.chain(texts).collect::<Vec<_>>()).await;
     raise(&server, "acme").await;
-    let told = sent(&server, 7).await;
+    let reported = sent(&server, 7).await;
     // Each rejected login costs one attempt.
-    assert_eq!(told.iter().map(|notification| notification.attempt_count).sum::<i32>(), 14);
+    assert_eq!(reported.iter().map(|notification| notification.attempt_count).sum::<i32>(), 14);
     assert_eq!((mail.mails().len(), twilio.received().len()), (4, 6));
     server.stop().await;
 }
@@ -155,12 +155,12 @@ async fn pending_notifications_have_failed_when_the_call_that_removes_their_chan
     raise(&server, "acme").await;
     wait_until(async || notifications(&server).await[0].last_error.contains("500")).await;
     try_update(&server, hook_policy("", &[]), &["channels"]).await.unwrap();
-    let given_up = notifications(&server).await.remove(0);
+    let failed_notification = notifications(&server).await.remove(0);
     assert_eq!(
-        (given_up.state(), given_up.last_error.as_str()),
+        (failed_notification.state(), failed_notification.last_error.as_str()),
         (NotificationState::Failed, "the channel was removed")
     );
-    assert!(given_up.finish_time.is_some());
+    assert!(failed_notification.finish_time.is_some());
     server.stop().await;
 }
 
@@ -180,9 +180,12 @@ async fn the_maximum_number_of_attempts_applies_if_outcomes_cannot_be_recorded()
         wait_until(async || hook.received().len() == attempt).await;
         server.sql("UPDATE notifications SET next_attempt_time = now()").await;
     }
-    let given_up = failed(&server, 1).await.remove(0);
-    assert_eq!((given_up.attempt_count, hook.received().len()), (2, 2));
-    assert!(given_up.last_error.contains("is not known") && given_up.finish_time.is_some(), "{given_up:?}");
+    let failed_notification = failed(&server, 1).await.remove(0);
+    assert_eq!((failed_notification.attempt_count, hook.received().len()), (2, 2));
+    assert!(
+        failed_notification.last_error.contains("is not known") && failed_notification.finish_time.is_some(),
+        "{failed_notification:?}"
+    );
     server.stop().await;
 }
 
@@ -200,8 +203,8 @@ async fn a_providers_error_is_stored_without_characters_that_the_database_reject
     .await;
     set_channels(&server, "", &[channel(NotificationChannelKind::Sms, "+15551234567")]).await;
     raise(&server, "acme").await;
-    let given_up = failed(&server, 1).await.remove(0);
-    assert!(given_up.last_error.ends_with(": no such number (1)"), "{given_up:?}");
+    let failed_notification = failed(&server, 1).await.remove(0);
+    assert!(failed_notification.last_error.ends_with(": no such number (1)"), "{failed_notification:?}");
     server.stop().await;
 }
 

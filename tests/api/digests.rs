@@ -38,9 +38,9 @@ async fn alerts_above_the_hourly_limit_are_sent_as_one_digest() {
     assert_eq!(received.len(), 3);
     let body = received[2].json();
     assert_eq!((&body["type"], &body["data"]["alertCount"]), (&"alert.digest".into(), &105.into()));
-    let told = body["data"]["alerts"].as_array().unwrap();
+    let reported = body["data"]["alerts"].as_array().unwrap();
     assert_eq!(
-        (told.len(), &told[0]["clientId"], &told[99]["clientId"]),
+        (reported.len(), &reported[0]["clientId"], &reported[99]["clientId"]),
         (100, &"client-002".into(), &"client-101".into())
     );
 
@@ -65,9 +65,9 @@ async fn retries_are_not_counted_or_delayed_by_the_hourly_limit() {
     let server = server_with(&flags).await;
     set_channels(&server, "", &[webhook(hook.url())]).await;
     raise(&server, "acme").await;
-    let given_up = failed(&server, 1).await.remove(0);
+    let failed_notification = failed(&server, 1).await.remove(0);
     raise(&server, "globex").await;
-    let request = RetryNotificationRequest { notification_id: given_up.notification_id };
+    let request = RetryNotificationRequest { notification_id: failed_notification.notification_id };
     server.alerts().retry_notification(request).await.unwrap();
     wait_until(async || count(&notifications(&server).await, NotificationState::Sent) == 1).await;
     let waiting: Vec<_> =

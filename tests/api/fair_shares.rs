@@ -92,7 +92,7 @@ async fn a_key_with_unread_responses_uses_only_its_own_slots() {
     let key_server = KeyServer::start_with(&flags, Clock::system()).await;
     let hot = key_server.key(Scope::Read, &[]).await;
     let mut calls = vec![];
-    let begun = Instant::now();
+    let started = Instant::now();
     for _ in 0..2 {
         let mut connection = raw::connect_unread(&key_server.server.address).await;
         calls.push(begin(&mut connection, LIST_PRICES, &hot, &ListPricesRequest::default()).await);
@@ -104,7 +104,7 @@ async fn a_key_with_unread_responses_uses_only_its_own_slots() {
     assert_eq!(limit_of(&end_of(third).await), "calls of the key");
     track(&key_server.server, &key_server.admin).await.unwrap();
     check(&key_server.server).await.unwrap();
-    assert!(begun.elapsed() < Duration::from_secs(2), "the responses still wait");
+    assert!(started.elapsed() < Duration::from_secs(2), "the responses still wait");
     // Now they have ended, and their slots are free.
     for call in calls {
         assert_unread(&end_of(call).await);
@@ -118,8 +118,8 @@ async fn a_key_with_unread_responses_uses_only_its_own_slots() {
 async fn unread(server: &TestServer, path: &str, token: &Token, message: impl prost::Message) -> (Status, Duration) {
     let mut connection = raw::connect_unread(&server.address).await;
     let call = begin(&mut connection, path, token, &message).await;
-    let begun = Instant::now();
-    (end_of(call).await, begun.elapsed())
+    let started = Instant::now();
+    (end_of(call).await, started.elapsed())
 }
 
 #[tokio::test]
@@ -137,9 +137,9 @@ async fn an_unread_response_of_any_method_ends_with_a_status() {
         unread(server, "/metering.v1.UsageService/StreamUsage", admin, stream),
     );
     let health = unread(server, "/grpc.health.v1.Health/Watch", admin, HealthCheckRequest::default()).await;
-    for (status, took) in [prices, events, alerts, export, stream, health] {
+    for (status, duration) in [prices, events, alerts, export, stream, health] {
         assert_unread(&status);
-        assert!((0.9..5.0).contains(&took.as_secs_f64()), "{took:?}");
+        assert!((0.9..5.0).contains(&duration.as_secs_f64()), "{duration:?}");
     }
     key_server.server.stop().await;
 }
@@ -169,8 +169,8 @@ async fn unread_responses_share_a_byte_budget_per_connection_and_per_key() {
             let answer = tokio::time::timeout(Duration::from_secs(10), &mut call.answer).await.unwrap().unwrap();
             assert_eq!(answer.status(), 200);
             let mut body = answer.into_body();
-            let refused = tokio::time::timeout(Duration::from_millis(500), body.trailers()).await;
-            match (connections, number, refused) {
+            let rejected = tokio::time::timeout(Duration::from_millis(500), body.trailers()).await;
+            match (connections, number, rejected) {
                 (_, 0, Err(_)) => kept.push((call.body, body, connection.clone())),
                 (_, 1, Ok(trailers)) => {
                     let status = Status::from_header_map(&trailers.unwrap().unwrap()).unwrap();

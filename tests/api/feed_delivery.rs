@@ -100,9 +100,9 @@ async fn subscriber(shared: Arc<SharedState>, number: usize, client_ids: Vec<Str
         for count in 0.. {
             token = follower.token.clone();
             let end = *shared.end.borrow();
-            let begun = *deadline.get_or_insert_with(Instant::now);
+            let started = *deadline.get_or_insert_with(Instant::now);
             let at_end = received.last().is_some_and(|(sequence, _)| Some(*sequence) == end);
-            if broken_off == DISCONNECTS_EACH && end.is_some() && (at_end || begun.elapsed() > PATIENCE) {
+            if broken_off == DISCONNECTS_EACH && end.is_some() && (at_end || started.elapsed() > PATIENCE) {
                 return received;
             }
             if end.is_none() {
@@ -206,7 +206,7 @@ async fn no_subscriber_misses_a_change_after_disconnects_stalls_and_restarts() {
     let in_feed = rows.len();
     println!(
         "{in_feed} changes in the feed; {SUBSCRIBERS} subscribers received {changes} of them, over {} disconnects, {RESTARTS} \
-         restarts and {} refused calls, {STALLED} of them stalled for {STALL_CHANGES} changes: {missing} missing, {wrong} \
+         restarts and {} rejected calls, {STALLED} of them stalled for {STALL_CHANGES} changes: {missing} missing, {wrong} \
          subscribers with a gap, a repetition or another order",
         shared.disconnects.load(Ordering::Relaxed),
         shared.errors.load(Ordering::Relaxed),

@@ -18,7 +18,7 @@ const LATER_MAX: Duration = Duration::from_secs(5);
 
 /// A proxy between a server and its database that can be stopped.
 struct PausableProxy {
-    frozen: watch::Sender<bool>,
+    paused: watch::Sender<bool>,
     url: String,
     _folder: tempfile::TempDir,
     accepting: JoinHandle<()>,
@@ -30,8 +30,8 @@ impl PausableProxy {
         let listener = UnixListener::bind(folder.path().join(".s.PGSQL.5432")).unwrap();
         let host = database_url.split("host=").nth(1).unwrap().split('&').next().unwrap();
         let target = PathBuf::from(host.replace("%2F", "/")).join(".s.PGSQL.5432");
-        let frozen = watch::Sender::new(false);
-        let state = frozen.subscribe();
+        let paused = watch::Sender::new(false);
+        let state = paused.subscribe();
         let accepting = tokio::spawn(async move {
             while let Ok((from, _)) = listener.accept().await {
                 let (state, target) = (state.clone(), target.clone());
@@ -45,7 +45,7 @@ impl PausableProxy {
             }
         });
         let url = database_url.replace(host, &folder.path().display().to_string());
-        Self { frozen, url, _folder: folder, accepting }
+        Self { paused, url, _folder: folder, accepting }
     }
 }
 
@@ -57,13 +57,13 @@ async fn pass(
 ) {
     let mut buffer = vec![0; 64 * 1024];
     while let Ok(bytes @ 1..) = from.read(&mut buffer).await {
-        if state.wait_for(|frozen| !frozen).await.is_err() || to.write_all(&buffer[..bytes]).await.is_err() {
+        if state.wait_for(|paused| !paused).await.is_err() || to.write_all(&buffer[..bytes]).await.is_err() {
             return;
         }
     }
 }
 
-fn keyed(key: &str, event: UsageEvent) -> UsageEvent {
+fn event_with_key(key: &str, event: UsageEvent) -> UsageEvent {
     UsageEvent { idempotency_key: key.into(), ..event }
 }
 
@@ -76,17 +76,18 @@ fn assert_in_time(started: Instant, what: &str) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn calls_fail_in_time_if_the_database_hangs_and_resent_events_count_once() {
     let database_url = fresh_database().await;
-    let ice = PausableProxy::in_front_of(&database_url).await;
-    let server = TestServer::replica(&ice.url, &["--retry-seconds", "2", "--writers", "1"], Clock::system()).await;
-    server.track(keyed("k0", event("acme", "sms", "1"))).await.unwrap();
-    ice.frozen.send_replace(true);
+    let proxy = PausableProxy::in_front_of(&database_url).await;
+    let server = TestServer::replica(&proxy.url, &["--retry-seconds", "2", "--writers", "1"], Clock::system()).await;
+    server.track(event_with_key("k0", event("acme", "sms", "1"))).await.unwrap();
+    proxy.paused.send_replace(true);
     let mut callers = JoinSet::new();
     // Some calls arrive while the writer hangs, some while it retries.
     for number in 0..8u64 {
         let mut usage = server.usage();
         callers.spawn(async move {
             tokio::time::sleep(Duration::from_millis(700 * number)).await;
-            let event = keyed(&format!("lone-{number}"), event(["acme", "other"][number as usize % 2], "sms", "1"));
+            let event =
+                event_with_key(&format!("lone-{number}"), event(["acme", "other"][number as usize % 2], "sms", "1"));
             let mut request = tonic::Request::new(TrackUsageRequest { event: Some(event) });
             request.set_timeout(Duration::from_secs(100));
             let started = Instant::now();
@@ -104,7 +105,7 @@ async fn calls_fail_in_time_if_the_database_hangs_and_resent_events_count_once()
         assert_in_time(started, "an event of an unknown service");
     });
     let batch: Vec<UsageEvent> =
-        (0..9_000).map(|number| keyed(&format!("b{number}"), event("many", "sms", "1"))).collect();
+        (0..9_000).map(|number| event_with_key(&format!("b{number}"), event("many", "sms", "1"))).collect();
     let (mut usage, events) = (server.usage(), batch.clone());
     callers.spawn(async move {
         let started = Instant::now();
@@ -116,7 +117,7 @@ async fn calls_fail_in_time_if_the_database_hangs_and_resent_events_count_once()
     let mut usage = server.usage();
     callers.spawn(async move {
         let started = Instant::now();
-        let messages = (0..100).map(|number| keyed(&format!("s{number}"), event("streamed", "sms", "1")));
+        let messages = (0..100).map(|number| event_with_key(&format!("s{number}"), event("streamed", "sms", "1")));
         let messages: Vec<_> = messages.map(|event| StreamUsageRequest { event: Some(event) }).collect();
         let mut acks = usage.stream_usage(tokio_stream::iter(messages)).await.unwrap().into_inner();
         let mut unavailable = 0;
@@ -127,9 +128,9 @@ async fn calls_fail_in_time_if_the_database_hangs_and_resent_events_count_once()
         assert_in_time(started, "a stream");
     });
     callers.join_all().await;
-    ice.frozen.send_replace(false);
+    proxy.paused.send_replace(false);
     for number in 0..8 {
-        let again = keyed(&format!("lone-{number}"), event(["acme", "other"][number % 2], "sms", "1"));
+        let again = event_with_key(&format!("lone-{number}"), event(["acme", "other"][number % 2], "sms", "1"));
         server.track(again).await.unwrap();
     }
     let results = server.batch(batch, false).await;
@@ -138,5 +139,5 @@ async fn calls_fail_in_time_if_the_database_hangs_and_resent_events_count_once()
     let streamed = server.sql("SELECT FROM usage_events WHERE client_id = 'streamed'").await;
     server.assert_exact(1 + 8 + 9_000 + streamed as i64).await;
     server.stop().await;
-    ice.accepting.abort();
+    proxy.accepting.abort();
 }

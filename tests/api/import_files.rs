@@ -143,25 +143,31 @@ async fn empty_units_are_rejected_and_missing_units_are_reported() {
 async fn unused_columns_are_reported_and_rejected_by_strict_before_sending() {
     let server = TestServer::start().await;
     let row = "acme,openai,chat_completion,gpt-4o-mini,1000000,2026-11-20T10:00:00Z";
-    let misspelt = format!("client_id,service,operation,model,input_token,event_time\n{row}\n");
+    let misspelled = format!("client_id,service,operation,model,input_token,event_time\n{row}\n");
     let unknown = "{\"client_id\":\"acme\",\"service\":\"openai\",\"model\":\"gpt-4o-mini\",\"input_tokens\":1,\"event_time\":\"2026-11-20T10:00:00Z\"}\n\
         {\"client_id\":\"acme\",\"service\":\"openai\",\"model\":\"gpt-4o-mini\",\"prompt_tokens\":1000,\"event_time\":\"2026-11-20T10:00:00Z\"}\n";
     for (name, text, expected) in [
-        ("usage.csv", misspelt.as_str(), "column input_token; did you mean input_tokens?"),
+        ("usage.csv", misspelled.as_str(), "column input_token; did you mean input_tokens?"),
         ("usage.ndjson", unknown, "key prompt_tokens; did you mean input_tokens?"),
     ] {
         let strict = import(&server, name, text, &["--strict"]).await;
         assert!(!strict.is_fine);
-        let (column, meant) = expected.split_once(' ').unwrap().1.split_once("; ").unwrap();
-        assert!(strict.printed.contains(meant) && strict.printed.contains("--ignore-column"), "{}", strict.printed);
+        let (column, suggested) = expected.split_once(' ').unwrap().1.split_once("; ").unwrap();
+        assert!(strict.printed.contains(suggested) && strict.printed.contains("--ignore-column"), "{}", strict.printed);
         assert!(strict.printed.contains(column), "{}", strict.printed);
         server.assert_exact(0).await;
-        let noted = import(&server, name, text, &["--dry-run"]).await;
-        assert!(noted.is_fine && noted.notes().contains(expected), "{}", noted.notes());
+        let logged = import(&server, name, text, &["--dry-run"]).await;
+        assert!(logged.is_fine && logged.notes().contains(expected), "{}", logged.notes());
     }
     server.assert_exact(0).await;
-    let meant = import(&server, "usage.csv", &misspelt, &["--strict", "--input-tokens-column", "input_token"]).await;
-    assert_eq!((meant.is_fine, &meant.summary["cost"]["amount"]), (true, &"0.15".into()), "{}", meant.printed);
+    let suggested =
+        import(&server, "usage.csv", &misspelled, &["--strict", "--input-tokens-column", "input_token"]).await;
+    assert_eq!(
+        (suggested.is_fine, &suggested.summary["cost"]["amount"]),
+        (true, &"0.15".into()),
+        "{}",
+        suggested.printed
+    );
     server.stop().await;
 }
 
@@ -299,9 +305,11 @@ async fn new_clients_are_named_and_can_be_rejected() {
     let server = TestServer::start().await;
     server.create_client_in_zone("known", "UTC").await;
     let file = "client_id,service,units,event_time\nknown,sms,1,2026-11-20\nknwon,sms,1,2026-11-20\n";
-    let refused = import(&server, "usage.csv", file, &["--no-new-clients"]).await;
-    assert_eq!(refused.outcomes(), [1, 0, 0, 1, 0]);
-    assert!(refused.printed.contains("usage.csv:3: column client_id: CLIENT_NOT_FOUND: there is no client \"knwon\""));
+    let rejection = import(&server, "usage.csv", file, &["--no-new-clients"]).await;
+    assert_eq!(rejection.outcomes(), [1, 0, 0, 1, 0]);
+    assert!(
+        rejection.printed.contains("usage.csv:3: column client_id: CLIENT_NOT_FOUND: there is no client \"knwon\"")
+    );
     assert_eq!(server.sql("SELECT FROM clients").await, 1);
     let strict =
         import(&server, "usage.csv", file.replace("sms", "twilio_sms"), &["--no-new-clients", "--strict"]).await;

@@ -63,9 +63,9 @@ async fn a_response_of_a_model_is_charged_by_its_usage_object() {
     let server = TestServer::start().await;
     let file = r#"{"id":"c1","created":1795132800,"model":"gpt-4o-mini","usage":{"prompt_tokens":1000,"completion_tokens":500,"prompt_tokens_details":{"cached_tokens":400}}}"#;
     let flags = ["--client", "z", "--service", "openai", "--time-column", "created", "--key-column", "id"];
-    let noted = import(&server, "calls.ndjson", file, &[&flags[..], &["--dry-run"]].concat()).await;
+    let logged = import(&server, "calls.ndjson", file, &[&flags[..], &["--dry-run"]].concat()).await;
     for flag in ["--input-tokens-column", "--output-tokens-column", "--cached-input-tokens-column"] {
-        assert!(noted.notes().contains(flag), "{flag}: {}", noted.notes());
+        assert!(logged.notes().contains(flag), "{flag}: {}", logged.notes());
     }
     let tokens = [
         "--input-tokens-column",

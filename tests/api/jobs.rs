@@ -221,15 +221,15 @@ async fn two_replicas_never_run_a_job_at_the_same_time() {
     let first = TestServer::replica(&url, &flags, Clock::system()).await;
     let second = TestServer::replica(&url, &flags, Clock::system()).await;
     let deadline = Instant::now() + Duration::from_secs(60);
-    let mut asked = 0;
+    let mut requested = 0;
     while job(&first, "key_pruning").await.run_count < 12 {
         assert!(Instant::now() < deadline);
         // Both replicas are also asked to run the job as often as they can.
-        asked += 1;
+        requested += 1;
         tokio::join!(run(&first, "key_pruning"), run(&second, "key_pruning"));
     }
     let (runs, overlaps) = (count(&first, "runs_begun").await, count(&first, "runs_beside").await);
-    println!("{runs} runs, asked for twice {asked} times: {overlaps} beside another");
+    println!("{runs} runs, asked for twice {requested} times: {overlaps} beside another");
     assert_eq!((overlaps, job(&second, "key_pruning").await.failure_count), (0, 0));
     first.stop().await;
     second.stop().await;
@@ -290,16 +290,16 @@ async fn a_run_that_takes_too_long_is_ended_and_the_next_waits_for_its_statement
     let next = run(&server, "key_pruning").await;
     assert_eq!((next.run_count, count(&server, "runs_begun").await), (2, 2));
     assert_eq!(count(&server, "runs_beside").await, 0);
-    let begun = seconds(&next.last_start_time) - seconds(&dropped.last_finish_time);
-    assert!(begun < 25.0, "the next run started only after {begun} s");
+    let started = seconds(&next.last_start_time) - seconds(&dropped.last_finish_time);
+    assert!(started < 25.0, "the next run started only after {started} s");
     server.stop().await;
 }
 
 #[tokio::test]
 async fn an_unknown_job_is_rejected_with_the_names_of_all_jobs() {
     let server = TestServer::start().await;
-    let refused = server.jobs().run_job(RunJobRequest { job: "retentoin".into() }).await;
-    let status = assert_error(refused, Code::NotFound, "JOB_NOT_FOUND");
+    let rejected = server.jobs().run_job(RunJobRequest { job: "retentoin".into() }).await;
+    let status = assert_error(rejected, Code::NotFound, "JOB_NOT_FOUND");
     assert!(status.message().contains("key_pruning") && status.message().contains("retention"), "{status}");
     assert_invalid(server.jobs().run_job(RunJobRequest::default()).await, "INVALID_FIELD", &["job"]);
     server.stop().await;

@@ -70,7 +70,7 @@ struct Answers {
     keys: Value,
     configuration: Option<Value>,
     fails: bool,
-    asked: usize,
+    requested: usize,
 }
 
 /// An identity provider on 127.0.0.1.
@@ -99,8 +99,8 @@ impl Issuer {
         self.answers.lock().unwrap().fails = fails;
     }
 
-    fn asked(&self) -> usize {
-        self.answers.lock().unwrap().asked
+    fn requested(&self) -> usize {
+        self.answers.lock().unwrap().requested
     }
 
     /// Returns the flags of a server that accepts its tokens.
@@ -124,7 +124,7 @@ async fn answer(State(issuer): State<Issuer>, uri: Uri) -> (StatusCode, String) 
         _ if answers.fails => return (StatusCode::INTERNAL_SERVER_ERROR, String::new()),
         "/.well-known/openid-configuration" => answers.configuration.clone().unwrap_or(configuration),
         "/keys" => {
-            answers.asked += 1;
+            answers.requested += 1;
             answers.keys.clone()
         }
         _ => return (StatusCode::NOT_FOUND, String::new()),
@@ -271,8 +271,8 @@ async fn only_valid_tokens_of_the_provider_are_accepted() {
     let empty = Token { key_id: String::new(), token: key.sign(&with(&good, "meterd_clients", json!([]))) };
     for filter in [vec![], vec!["acme".to_string()]] {
         let request = ListAlertsRequest { client_ids: filter, ..Default::default() };
-        let refused = alerts_as(&key_server.server, &empty).list_alerts(request).await;
-        assert_error(refused, Code::PermissionDenied, "CLIENT_NOT_COVERED");
+        let rejected = alerts_as(&key_server.server, &empty).list_alerts(request).await;
+        assert_error(rejected, Code::PermissionDenied, "CLIENT_NOT_COVERED");
     }
     key_server.server.stop().await;
 }
@@ -336,24 +336,28 @@ async fn an_unknown_key_is_fetched_and_the_number_of_requests_is_limited() {
     read(&key_server.server, &first.sign(&claims)).await.unwrap();
     issuer.set_keys(vec![second.jwk()]);
     let started = Instant::now();
-    let asked = issuer.asked();
-    let mut refused = 0;
+    let requested = issuer.requested();
+    let mut rejected = 0;
     while let Err(status) = read(&key_server.server, &second.sign(&claims)).await {
         assert_error::<()>(Err(status), Code::Unauthenticated, "CREDENTIALS_INVALID");
         assert!(started.elapsed() < Duration::from_secs(10), "rotated keys were not fetched");
-        refused += 1;
+        rejected += 1;
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    println!("a new key was known after {} ms and {refused} calls", started.elapsed().as_millis());
-    assert_eq!(issuer.asked(), asked + 1, "the keys must be requested once for all tokens");
-    let gone = read(&key_server.server, &first.sign(&claims)).await;
-    assert_error(gone, Code::Unauthenticated, "CREDENTIALS_INVALID");
+    println!("a new key was known after {} ms and {rejected} calls", started.elapsed().as_millis());
+    assert_eq!(issuer.requested(), requested + 1, "the keys must be requested once for all tokens");
+    let missing = read(&key_server.server, &first.sign(&claims)).await;
+    assert_error(missing, Code::Unauthenticated, "CREDENTIALS_INVALID");
     for number in 0..200 {
         let stranger = SigningKey::new(&format!("k{number}"));
         assert!(read(&key_server.server, &stranger.sign(&claims)).await.is_err());
     }
     let bound = 2 + started.elapsed().as_secs() as usize / 5;
-    assert!(issuer.asked() - asked <= bound, "the keys were requested {} times", issuer.asked() - asked);
+    assert!(
+        issuer.requested() - requested <= bound,
+        "the keys were requested {} times",
+        issuer.requested() - requested
+    );
     key_server.server.stop().await;
 }
 
@@ -369,8 +373,8 @@ async fn while_the_provider_is_unavailable_known_keys_are_valid_and_others_get_a
     // The server starts without the provider and accepts API keys.
     let starting = server_of(&issuer).await;
     read(&starting.server, &starting.admin.token).await.unwrap();
-    let refused = read(&starting.server, &key.sign(&claims)).await;
-    let status = assert_error(refused, Code::Unavailable, "IDENTITY_PROVIDER_UNAVAILABLE");
+    let rejected = read(&starting.server, &key.sign(&claims)).await;
+    let status = assert_error(rejected, Code::Unavailable, "IDENTITY_PROVIDER_UNAVAILABLE");
     assert!(status.get_error_details().retry_info().unwrap().retry_delay.is_some());
     issuer.set_fails(false);
     wait_until(async || read(&starting.server, &key.sign(&claims)).await.is_ok()).await;
@@ -391,11 +395,11 @@ async fn a_provider_with_another_issuer_or_with_keys_at_http_is_rejected() {
     ] {
         issuer.answers.lock().unwrap().configuration = Some(configuration.clone());
         let key_server = server_of(&issuer).await;
-        let refused = read(&key_server.server, &key.sign(&claims)).await;
-        assert_error(refused, Code::Unavailable, "IDENTITY_PROVIDER_UNAVAILABLE");
+        let rejected = read(&key_server.server, &key.sign(&claims)).await;
+        assert_error(rejected, Code::Unavailable, "IDENTITY_PROVIDER_UNAVAILABLE");
         key_server.server.stop().await;
     }
-    assert_eq!(issuer.asked(), 0);
+    assert_eq!(issuer.requested(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -434,15 +438,15 @@ async fn each_subject_has_its_own_rate_limit_and_is_named_in_the_audit_log() {
     let claims = issuer.claims(time(NOON), "meterd:admin", json!("*"));
     let (jane, joe) = (key.sign(&claims), key.sign(&with(&claims, "sub", json!("joe"))));
     let mut calls = 0;
-    let refused = loop {
+    let rejected = loop {
         match read(&key_server.server, &jane).await {
             Ok(()) => calls += 1,
             Err(status) => break status,
         }
     };
     assert!(calls >= 3, "{calls}");
-    assert!(refused.get_error_details().retry_info().unwrap().retry_delay.is_some());
-    assert_error::<()>(Err(refused), Code::ResourceExhausted, "RATE_LIMITED");
+    assert!(rejected.get_error_details().retry_info().unwrap().retry_delay.is_some());
+    assert_error::<()>(Err(rejected), Code::ResourceExhausted, "RATE_LIMITED");
     let client = Client { client_id: "acme".into(), ..Default::default() };
     let request = CreateClientRequest { client: Some(client), request_id: String::new() };
     let joe = Token { key_id: String::new(), token: joe };
@@ -483,6 +487,6 @@ async fn a_server_with_a_provider_starts_without_keys_and_a_provider_at_http_is_
     let options = meterd_store::connect::options(&fresh_database().await).unwrap();
     let settings = settings_of(&["--auth=keys", "--jwt-issuer=http://id.example.com", "--jwt-audience=meterd"]);
     let deployment = meterd::app::prepare(&options, &settings).await.unwrap();
-    let refused = meterd::app::build(settings, &options, deployment, Clock::system()).await.err().unwrap();
-    assert!(format!("{refused:#}").contains("not https"), "{refused:#}");
+    let rejected = meterd::app::build(settings, &options, deployment, Clock::system()).await.err().unwrap();
+    assert!(format!("{rejected:#}").contains("not https"), "{rejected:#}");
 }

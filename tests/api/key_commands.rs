@@ -22,10 +22,13 @@ async fn rotating_a_rotated_key_warns_that_the_new_key_expires_soon() {
     let successor = shown.split_whitespace().nth(1).unwrap().to_owned();
     for quiet in [&[][..], &["--quiet"]] {
         let again = meterd(&server, &[&["keys", "rotate", &key], quiet].concat()).await;
-        let noted = String::from_utf8(again.stderr).unwrap();
-        let says = format!("note: key {key} was rotated before, to ");
-        assert!(again.status.success() && noted.contains(&says) && noted.contains("is good until 2"), "{noted}");
-        assert!(quiet.len() == 1 || noted.contains(&format!("or rotate {successor}")), "{noted}");
+        let logged = String::from_utf8(again.stderr).unwrap();
+        let expected_text = format!("note: key {key} was rotated before, to ");
+        assert!(
+            again.status.success() && logged.contains(&expected_text) && logged.contains("is good until 2"),
+            "{logged}"
+        );
+        assert!(quiet.len() == 1 || logged.contains(&format!("or rotate {successor}")), "{logged}");
     }
     let chosen = meterd(&server, &["keys", "rotate", &key, "--expires=90d"]).await;
     assert_eq!(String::from_utf8_lossy(&chosen.stderr), "");
@@ -69,11 +72,8 @@ fn the_first_key_is_not_created_in_a_misspelled_directory() {
         command.args(more);
         command
     };
-    let refused = dir.start_error(&mut create(&[]));
-    assert!(
-        refused.contains("no meterd has create_key a database in") && refused.contains("--new-database"),
-        "{refused}"
-    );
+    let rejected = dir.start_error(&mut create(&[]));
+    assert!(rejected.contains("no meterd has made a database in") && rejected.contains("--new-database"), "{rejected}");
     // The command that a server suggests for a directory without a database includes the flag.
     let exposed = output_of(&run(dir
         .meterd(&["serve", "--check", "--listen=0.0.0.0:0", "--http-listen=127.0.0.1:0"])

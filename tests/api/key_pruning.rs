@@ -12,7 +12,7 @@ async fn server(flags: &[&str]) -> TestServer {
     TestServer::start_with(flags, Clock::fixed(time(NOW))).await
 }
 
-fn keyed(key: &str, event: UsageEvent) -> UsageEvent {
+fn event_with_key(key: &str, event: UsageEvent) -> UsageEvent {
     UsageEvent { idempotency_key: key.into(), ..event }
 }
 
@@ -34,7 +34,7 @@ async fn count(server: &TestServer, rows: &str) -> i64 {
 #[tokio::test]
 async fn a_live_event_is_a_duplicate_while_its_key_is_kept_and_too_old_afterwards() {
     let server = server(&[]).await;
-    let first = keyed("k", event_at("acme", "sms", "1", NOW));
+    let first = event_with_key("k", event_at("acme", "sms", "1", NOW));
     server.track(first.clone()).await.unwrap();
     age(&server, 399).await;
     server.clock.set(time(NOW) + TimeDelta::days(399));
@@ -51,12 +51,12 @@ async fn a_live_event_is_a_duplicate_while_its_key_is_kept_and_too_old_afterward
 #[tokio::test]
 async fn a_backfilled_event_is_a_duplicate_while_its_month_is_open() {
     let server = server(&["--retention-months=3"]).await;
-    let march = keyed("march", event_at("acme", "sms", "1", "2024-03-15T12:00:00Z"));
-    let july = keyed("july", event_at("acme", "sms", "1", "2024-07-15T12:00:00Z"));
-    let august = keyed("august", event_at("acme", "sms", "1", "2024-08-15T12:00:00Z"));
+    let march = event_with_key("march", event_at("acme", "sms", "1", "2024-03-15T12:00:00Z"));
+    let july = event_with_key("july", event_at("acme", "sms", "1", "2024-07-15T12:00:00Z"));
+    let august = event_with_key("august", event_at("acme", "sms", "1", "2024-08-15T12:00:00Z"));
     let all = vec![march.clone(), july.clone(), august.clone()];
     server.batch(all.clone(), true).await;
-    let live = keyed("live", event_at("acme", "sms", "1", NOW));
+    let live = event_with_key("live", event_at("acme", "sms", "1", NOW));
     server.track(live.clone()).await.unwrap();
     age(&server, 401).await;
     assert_eq!(server.run_job("key_pruning").await, "1 key and 0 request ids deleted");
@@ -80,7 +80,7 @@ async fn a_backfilled_event_is_a_duplicate_while_its_month_is_open() {
 #[tokio::test]
 async fn a_young_key_of_a_closed_month_is_kept_for_its_retention() {
     let server = server(&["--retention-months=3"]).await;
-    let march = keyed("march", event_at("acme", "sms", "1", "2024-03-15T12:00:00Z"));
+    let march = event_with_key("march", event_at("acme", "sms", "1", "2024-03-15T12:00:00Z"));
     server.batch(vec![march.clone()], true).await;
     server.run_job("retention").await;
     assert_eq!(server.run_job("key_pruning").await, "0 keys and 0 request ids deleted");
@@ -96,29 +96,29 @@ async fn a_live_event_whose_key_may_be_deleted_is_rejected_with_any_settings() {
     let flags = ["--accept-future-seconds=86400", "--accept-past-days=390"];
     let first = TestServer::start_with(&flags, Clock::fixed(came)).await;
     let at = |time: DateTime<Utc>| event_at("acme", "sms", "1", &time.to_rfc3339());
-    let gone = keyed("gone", at(came - TimeDelta::days(1)));
-    let ahead = keyed("ahead", at(came + TimeDelta::seconds(86_300)));
-    first.batch(vec![gone.clone(), ahead.clone()], false).await;
+    let missing = event_with_key("gone", at(came - TimeDelta::days(1)));
+    let ahead = event_with_key("ahead", at(came + TimeDelta::seconds(86_300)));
+    first.batch(vec![missing.clone(), ahead.clone()], false).await;
     age(&first, 401).await;
-    let kept = keyed("kept", at(came));
+    let kept = event_with_key("kept", at(came));
     first.track(kept.clone()).await.unwrap();
     assert_eq!(first.run_job("key_pruning").await, "2 keys and 0 request ids deleted");
 
     // With the settings of the other replica, the events are recent enough and their keys would still be kept.
     let flags = ["--accept-past-days=1000", "--key-retention-days=1100"];
     let lenient = TestServer::replica(&first.database_url, &flags, Clock::fixed(now)).await;
-    for event in [&gone, &ahead] {
+    for event in [&missing, &ahead] {
         assert_invalid(lenient.track(event.clone()).await, "EVENT_TOO_OLD", &["event.event_time"]);
     }
-    let young = keyed("young", at(came + TimeDelta::days(2)));
-    let results = lenient.batch(vec![gone.clone(), kept, young, gone], false).await;
+    let young = event_with_key("young", at(came + TimeDelta::days(2)));
+    let results = lenient.batch(vec![missing.clone(), kept, young, missing], false).await;
     let outcomes: Vec<_> = results.iter().map(|result| result.outcome()).collect();
     use EventOutcome::{Accepted, Duplicate, Rejected};
     assert_eq!(outcomes, [Rejected, Duplicate, Accepted, Rejected]);
     assert_eq!(results[0].error.as_ref().unwrap().reason, "EVENT_TOO_OLD");
     assert_eq!(keys(&first).await, ["kept", "young"], "a rejected event must not leave a key");
     // An event that was never sent can be sent as a backfill.
-    let missed = keyed("missed", at(came));
+    let missed = event_with_key("missed", at(came));
     assert_eq!(lenient.batch(vec![missed], true).await[0].outcome(), Accepted);
     lenient.assert_exact(5).await;
     lenient.stop().await;
@@ -128,7 +128,7 @@ async fn a_live_event_whose_key_may_be_deleted_is_rejected_with_any_settings() {
 #[tokio::test]
 async fn a_run_that_deletes_no_key_causes_no_rejections() {
     let server = TestServer::start_with(&["--key-retention-days=40"], Clock::system()).await;
-    server.track(keyed("young", event("acme", "sms", "1"))).await.unwrap();
+    server.track(event_with_key("young", event("acme", "sms", "1"))).await.unwrap();
     server.run_job("key_pruning").await;
     let flags = ["--accept-past-days=300"];
     let lenient = TestServer::replica(&server.database_url, &flags, Clock::system()).await;
@@ -166,9 +166,12 @@ async fn a_key_claimed_while_the_databases_clock_was_behind_is_kept_as_long_as_n
     let server = TestServer::start().await;
     let now = server.clock.now();
     let at = |time: DateTime<Utc>| event_at("acme", "sms", "1", &time.to_rfc3339());
-    let (live, ahead) = (keyed("live", at(now - TimeDelta::days(3))), keyed("ahead", at(now + TimeDelta::minutes(4))));
+    let (live, ahead) = (
+        event_with_key("live", at(now - TimeDelta::days(3))),
+        event_with_key("ahead", at(now + TimeDelta::minutes(4))),
+    );
     server.batch(vec![live.clone(), ahead.clone()], false).await;
-    let dated_by_server = keyed("dated by the server", event("acme", "sms", "1"));
+    let dated_by_server = event_with_key("dated by the server", event("acme", "sms", "1"));
     server.track(dated_by_server.clone()).await.unwrap();
     age(&server, 500).await;
     assert_eq!(server.run_job("key_pruning").await, "0 keys and 0 request ids deleted");
@@ -215,7 +218,7 @@ async fn request_ids_of_creates_are_deleted_after_their_retention() {
 #[tokio::test]
 async fn a_failing_deletion_does_not_stop_the_others_but_fails_the_run() {
     let server = server(&[]).await;
-    server.track(keyed("k", event_at("acme", "sms", "1", NOW))).await.unwrap();
+    server.track(event_with_key("k", event_at("acme", "sms", "1", NOW))).await.unwrap();
     let client = Some(Client { client_id: "old".into(), ..Default::default() });
     let request = CreateClientRequest { client, request_id: "old".into() };
     server.clients().create_client(request).await.unwrap();

@@ -61,10 +61,10 @@ pub fn spec(grants: Grants) -> KeySpec {
 pub async fn create_key_in_database(database_url: &str, spec: &KeySpec) -> Token {
     let pool = sqlx::PgPool::connect(database_url).await.unwrap();
     let mut tx = pool.begin().await.unwrap();
-    let made = keys::create(&mut tx, spec, Clock::system().now()).await.unwrap();
+    let created = keys::create(&mut tx, spec, Clock::system().now()).await.unwrap();
     tx.commit().await.unwrap();
     pool.close().await;
-    Token { key_id: made.key.key_id, token: made.token }
+    Token { key_id: created.key.key_id, token: created.token }
 }
 
 /// Creates a key for this server.

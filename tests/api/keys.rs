@@ -11,42 +11,36 @@ use meterd::clock::Clock;
 use meterd::proto::{Scope as Scope_, *};
 use meterd_domain::access::Scope;
 use meterd_store::connect;
-use std::process::Stdio;
 use std::time::{Duration, Instant};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
-use tonic::transport::Channel;
-use tonic::{Code, Status, Streaming};
+use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-/// Maximum time until another replica learns of a revoked key.
-const REVOKED_WITHIN: Duration = Duration::from_secs(2);
-
-fn proto_time(time: DateTime<Utc>) -> Option<prost_types::Timestamp> {
+pub fn proto_time(time: DateTime<Utc>) -> Option<prost_types::Timestamp> {
     Some(prost_types::Timestamp { seconds: time.timestamp(), nanos: time.timestamp_subsec_nanos() as i32 })
 }
 
-fn new_key(scope: Scope_, client_ids: &[&str]) -> ApiKey {
+pub fn new_key(scope: Scope_, client_ids: &[&str]) -> ApiKey {
     let client_ids: Vec<String> = client_ids.iter().map(ToString::to_string).collect();
     let grant = Grant { scope: scope.into(), all_clients: client_ids.is_empty(), client_ids };
     ApiKey { name: "billing".into(), grants: vec![grant], ..Default::default() }
 }
 
-fn token_of(api_key: Option<ApiKey>, token: String) -> Token {
+pub fn token_of(api_key: Option<ApiKey>, token: String) -> Token {
     Token { key_id: api_key.unwrap().key_id, token }
 }
 
-async fn create(key_server: &KeyServer, api_key: ApiKey) -> Token {
+pub async fn create(key_server: &KeyServer, api_key: ApiKey) -> Token {
     let request = CreateApiKeyRequest { api_key: Some(api_key), request_id: String::new() };
-    let made = key_server.keys().create_api_key(request).await.unwrap().into_inner();
-    token_of(made.api_key, made.token)
+    let created = key_server.keys().create_api_key(request).await.unwrap().into_inner();
+    token_of(created.api_key, created.token)
 }
 
-async fn read(server: &TestServer, token: &Token) -> Result<(), Status> {
+pub async fn read(server: &TestServer, token: &Token) -> Result<(), Status> {
     let request = ListAlertsRequest { client_ids: vec!["acme".into()], ..Default::default() };
     alerts_as(server, token).list_alerts(request).await.map(drop)
 }
 
-async fn revoke(key_server: &KeyServer, key_id: &str) -> ApiKey {
+pub async fn revoke(key_server: &KeyServer, key_id: &str) -> ApiKey {
     let request = RevokeApiKeyRequest { key_id: key_id.into() };
     key_server.keys().revoke_api_key(request).await.unwrap().into_inner().api_key.unwrap()
 }
@@ -158,8 +152,8 @@ async fn bad_input_of_the_key_service_is_rejected_with_every_field() {
         request_id: String::new(),
     };
     assert_invalid(keys.create_api_key(request(too_many)).await, "INVALID_FIELD", &["api_key.grants"]);
-    let made = keys.create_api_key(request(fitting)).await.unwrap().into_inner();
-    let token = token_of(made.api_key, made.token);
+    let created = keys.create_api_key(request(fitting)).await.unwrap().into_inner();
+    let token = token_of(created.api_key, created.token);
     alerts_as(&key_server.server, &token).list_alerts(ListAlertsRequest::default()).await.unwrap();
 
     let overlap = |seconds, nanos| RotateApiKeyRequest {
@@ -207,9 +201,9 @@ async fn a_rotated_key_is_valid_until_its_overlap_ends() {
         ..Default::default()
     };
     let rotated = key_server.keys().rotate_api_key(request).await.unwrap().into_inner();
-    let (made, before) = (rotated.api_key.clone().unwrap(), rotated.old_api_key.unwrap());
-    assert_eq!((&made.rotated_from, &made.name, &made.grants), (&old.key_id, &before.name, &before.grants));
-    assert_eq!((made.requests_per_second, before.expire_time), (7, Some(timestamp("2026-11-21T13:00:00Z"))));
+    let (created, before) = (rotated.api_key.clone().unwrap(), rotated.old_api_key.unwrap());
+    assert_eq!((&created.rotated_from, &created.name, &created.grants), (&old.key_id, &before.name, &before.grants));
+    assert_eq!((created.requests_per_second, before.expire_time), (7, Some(timestamp("2026-11-21T13:00:00Z"))));
     let new = token_of(rotated.api_key, rotated.token);
     clock.set(time("2026-11-21T12:59:59Z"));
     for server in [&key_server.server, &second] {
@@ -220,9 +214,9 @@ async fn a_rotated_key_is_valid_until_its_overlap_ends() {
     // The other replica knows the end of the old key before it is reached.
     wait_until(async || {
         clock.set(time("2026-11-21T13:00:00Z"));
-        let refused = read(&second, &old).await.is_err();
+        let rejected = read(&second, &old).await.is_err();
         clock.set(time("2026-11-21T12:59:59Z"));
-        refused
+        rejected
     })
     .await;
     clock.set(time("2026-11-21T13:00:00Z"));
@@ -263,165 +257,10 @@ async fn a_rotated_key_is_valid_as_long_as_the_old_one_by_default() {
     let life = |key: &ApiKey| key.expire_time.unwrap().seconds - clock.now().timestamp();
     let kept = rotate(&old.key_id, None).await;
     assert!((life(&kept) - 90 * 86_400).abs() < 60, "{kept:?}");
-    let asked = until(clock.now() + TimeDelta::days(7));
-    assert_eq!(rotate(&kept.key_id, Some(asked)).await.expire_time, Some(asked));
+    let requested = until(clock.now() + TimeDelta::days(7));
+    assert_eq!(rotate(&kept.key_id, Some(requested)).await.expire_time, Some(requested));
     let forever = create(&key_server, new_key(Scope_::Read, &["acme"])).await;
     assert_eq!(rotate(&forever.key_id, None).await.expire_time, None);
-    key_server.server.stop().await;
-}
-
-/// One stream of each of the three kinds.
-struct Streams {
-    alerts: Streaming<SubscribeAlertsResponse>,
-    acks: Streaming<StreamUsageResponse>,
-    export: Streaming<ExportUsageResponse>,
-    /// Keeps the sending side open.
-    _events: tokio::sync::mpsc::Sender<StreamUsageRequest>,
-}
-
-impl Streams {
-    async fn open(server: &TestServer, token: &Token) -> Self {
-        let mut usage = usage_as(server, token);
-        let request = SubscribeAlertsRequest { client_ids: vec!["acme".into()], ..Default::default() };
-        let mut alerts = alerts_as(server, token).subscribe_alerts(request).await.unwrap().into_inner();
-        alerts.message().await.unwrap().unwrap();
-        let (events, receiver) = tokio::sync::mpsc::channel(1);
-        let receiver = tokio_stream::wrappers::ReceiverStream::new(receiver);
-        let mut acks = usage.stream_usage(receiver).await.unwrap().into_inner();
-        events.send(StreamUsageRequest { event: Some(event("acme", "sms", "1")) }).await.unwrap();
-        acks.message().await.unwrap().unwrap();
-        let request = ExportUsageRequest { client_id: "acme".into(), ..Default::default() };
-        let mut export = usage.export_usage(request).await.unwrap().into_inner();
-        export.message().await.unwrap().unwrap();
-        Self { alerts, acks, export, _events: events }
-    }
-
-    /// Returns the statuses with which they end.
-    async fn ends(self) -> [Status; 3] {
-        async fn end<M>(mut stream: Streaming<M>) -> Status {
-            let to_end = async {
-                loop {
-                    match stream.message().await {
-                        Ok(Some(_)) => {}
-                        Ok(None) => panic!("a stream ended without an error"),
-                        Err(status) => return status,
-                    }
-                }
-            };
-            tokio::time::timeout(Duration::from_secs(20), to_end).await.expect("the streams end in time")
-        }
-        tokio::join!(end(self.alerts), end(self.acks), end(self.export)).into()
-    }
-}
-
-/// Records so many events that their export does not fit into the buffers between server and reader.
-async fn record_many_events(key_server: &KeyServer) {
-    let open = key_server.open().await;
-    let external_id = "x".repeat(256);
-    for _ in 0..3 {
-        let event = UsageEvent { external_id: external_id.clone(), ..event("acme", "sms", "1") };
-        open.batch(vec![event; 10_000], false).await;
-    }
-    open.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_revoked_key_is_rejected_on_every_replica_and_its_streams_end() {
-    let key_server = KeyServer::start().await;
-    let second = key_server.replica().await;
-    record_many_events(&key_server).await;
-    let token = key_server.key(Scope::Admin, &["acme"]).await;
-    let (here, there) = (Streams::open(&key_server.server, &token).await, Streams::open(&second, &token).await);
-    let revoked = revoke(&key_server, &token.key_id).await;
-    let told = Instant::now();
-    assert_error(read(&key_server.server, &token).await, Code::Unauthenticated, "API_KEY_REVOKED");
-    while read(&second, &token).await.is_ok() {}
-    let after = told.elapsed();
-    assert!(after < REVOKED_WITHIN, "{after:?}");
-    for status in here.ends().await.into_iter().chain(there.ends().await) {
-        assert_error::<()>(Err(status), Code::Unauthenticated, "API_KEY_REVOKED");
-    }
-    println!(
-        "rejected on the other replica after {} ms, all streams ended after {} ms",
-        after.as_millis(),
-        told.elapsed().as_millis()
-    );
-    assert_eq!(
-        revoke(&key_server, &token.key_id).await.revoke_time,
-        revoked.revoke_time,
-        "revoking again must not change the time"
-    );
-    key_server.server.stop().await;
-    second.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn keys_of_a_restored_database_are_known_although_their_versions_were_seen_before() {
-    let key_server = KeyServer::start().await;
-    let (revoked, gone) = (key_server.key(Scope::Read, &["acme"]).await, key_server.key(Scope::Read, &["acme"]).await);
-    for token in [&revoked, &gone] {
-        read(&key_server.server, token).await.unwrap();
-    }
-    let key_id = &revoked.key_id;
-    key_server.server.sql(&format!("UPDATE api_keys SET revoke_time = now() WHERE key_id = '{key_id}'")).await;
-    key_server.server.sql(&format!("DELETE FROM api_keys WHERE key_id = '{}'", gone.key_id)).await;
-    for (token, reason) in [(&revoked, "API_KEY_REVOKED"), (&gone, "CREDENTIALS_INVALID")] {
-        wait_until(async || read(&key_server.server, token).await.is_err()).await;
-        assert_error(read(&key_server.server, token).await, Code::Unauthenticated, reason);
-    }
-    read(&key_server.server, &key_server.admin).await.unwrap();
-    key_server.server.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_expired_key_is_rejected_and_its_streams_end() {
-    let key_server = KeyServer::start().await;
-    record_many_events(&key_server).await;
-    let mut brief = new_key(Scope_::Admin, &["acme"]);
-    brief.expire_time = proto_time(key_server.server.clock.now() + TimeDelta::seconds(5));
-    let token = create(&key_server, brief).await;
-    let streams = Streams::open(&key_server.server, &token).await;
-    // Continue reading only now, because an export that is read could end before.
-    wait_until(async || read(&key_server.server, &token).await.is_err()).await;
-    for status in streams.ends().await {
-        assert_error::<()>(Err(status), Code::Unauthenticated, "CREDENTIALS_EXPIRED");
-    }
-    assert_error(read(&key_server.server, &token).await, Code::Unauthenticated, "CREDENTIALS_EXPIRED");
-    key_server.server.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stalled_sender_records_nothing_after_its_key_is_revoked() {
-    let key_server = KeyServer::start().await;
-    let token = key_server.key(Scope::Ingest, &["acme"]).await;
-    // The window is zero, so the response is stalled.
-    let endpoint = Channel::from_shared(key_server.server.address.clone()).unwrap().initial_stream_window_size(Some(0));
-    let channel = endpoint.connect().await.unwrap();
-    let mut usage = meterd::proto::usage_service_client::UsageServiceClient::with_interceptor(channel, token.clone());
-    let (events, receiver) = tokio::sync::mpsc::channel(1);
-    let receiver = tokio_stream::wrappers::ReceiverStream::new(receiver);
-    let acks = usage.stream_usage(receiver).await.unwrap().into_inner();
-    let sending = tokio::spawn(async move {
-        while events.send(StreamUsageRequest { event: Some(event("acme", "sms", "1")) }).await.is_ok() {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    });
-    let recorded = async || {
-        let count = sqlx::query_scalar("SELECT count(*) FROM usage_events");
-        let count: i64 = count.fetch_one(&key_server.server.pool).await.unwrap();
-        count
-    };
-    wait_until(async || recorded().await > 10).await;
-    revoke(&key_server, &token.key_id).await;
-    wait_until(async || {
-        let before = recorded().await;
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        recorded().await == before
-    })
-    .await;
-    assert!(recorded().await < 9_000, "the stream was not stalled by its acknowledgements");
-    sending.abort();
-    drop((acks, usage));
     key_server.server.stop().await;
 }
 
@@ -433,7 +272,7 @@ async fn a_key_above_its_rate_limit_is_rejected_with_a_retry_time() {
     let (two, default) = (create(&key_server, limited).await, key_server.key(Scope::Read, &["acme"]).await);
     for (token, calls) in [(&two, 2), (&default, 3)] {
         let (mut good, started) = (0, Instant::now());
-        let refused = loop {
+        let rejected = loop {
             match read(&key_server.server, token).await {
                 Ok(()) => good += 1,
                 Err(status) => break status,
@@ -441,9 +280,9 @@ async fn a_key_above_its_rate_limit_is_rejected_with_a_retry_time() {
         };
         // Each part of a second that has passed meanwhile allows one more call.
         assert!((calls..=calls + 1 + started.elapsed().as_secs() as u32 * calls).contains(&good), "{good}");
-        let delay = refused.get_error_details().retry_info().unwrap().retry_delay.unwrap();
+        let delay = rejected.get_error_details().retry_info().unwrap().retry_delay.unwrap();
         assert!(delay > Duration::ZERO && delay <= Duration::from_secs(1), "{delay:?}");
-        assert_error::<()>(Err(refused), Code::ResourceExhausted, "RATE_LIMITED");
+        assert_error::<()>(Err(rejected), Code::ResourceExhausted, "RATE_LIMITED");
         tokio::time::sleep(delay).await;
         read(&key_server.server, token).await.unwrap();
     }
@@ -459,8 +298,8 @@ async fn the_last_use_of_a_key_is_recorded() {
     read(&second, &used).await.unwrap();
     let (start, last) = unused.token.split_at(unused.token.len() - 1);
     let wrong = format!("{start}{}", if last == "0" { "1" } else { "0" });
-    let refused = read(&second, &Token { token: wrong, ..unused.clone() }).await;
-    assert_error(refused, Code::Unauthenticated, "CREDENTIALS_INVALID");
+    let rejected = read(&second, &Token { token: wrong, ..unused.clone() }).await;
+    assert_error(rejected, Code::Unauthenticated, "CREDENTIALS_INVALID");
     // A last use that is not recorded yet is recorded at the end.
     second.stop().await;
     let last_used = async |token: &Token| {
@@ -470,92 +309,6 @@ async fn the_last_use_of_a_key_is_recorded() {
     let time = last_used(&used).await.expect("the last use is recorded");
     assert!((before.timestamp()..=before.timestamp() + 20).contains(&time.seconds));
     assert_eq!(last_used(&unused).await, None);
-    key_server.server.stop().await;
-}
-
-/// Returns the contents of all tables as text.
-async fn dump(server: &TestServer) -> String {
-    let tables: Vec<String> = sqlx::query_scalar(
-        "SELECT format('%I.%I', schemaname, tablename) FROM pg_tables WHERE schemaname NOT IN ('information_schema', 'pg_catalog')",
-    )
-    .fetch_all(&server.pool)
-    .await
-    .unwrap();
-    assert!(tables.len() > 20, "{tables:?}");
-    let mut text = String::new();
-    for table in tables {
-        let sql = format!("SELECT COALESCE(string_agg(t::text, ' '), '') FROM {table} AS t");
-        let rows: String = sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_one(&server.pool).await.unwrap();
-        text += &rows;
-    }
-    text
-}
-
-/// Returns a secret in all formats in which it could be stored.
-fn forms_of(token: &str) -> [String; 4] {
-    use base64::Engine;
-    let secret = token.rsplit('_').next().unwrap();
-    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-    [
-        secret.into(),
-        secret.to_uppercase(),
-        hex(secret.as_bytes()),
-        base64::engine::general_purpose::STANDARD.encode(secret),
-    ]
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_secret_is_in_no_table_log_or_debug_output() {
-    let key_server = KeyServer::start().await;
-    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_meterd"));
-    command.args(["serve", "--auth=keys", "--listen=127.0.0.1:0", "--http-listen=127.0.0.1:0", "--log=trace,h2=trace"]);
-    command.args(["--allow-non-durable-database"]).env("DATABASE_URL", &key_server.server.database_url);
-    let mut process = command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
-    let mut stderr = process.stderr.take().unwrap();
-    let log = tokio::spawn(async move {
-        let mut log = vec![];
-        stderr.read_to_end(&mut log).await.unwrap();
-        String::from_utf8(log).unwrap()
-    });
-    let mut stdout = BufReader::new(process.stdout.take().unwrap()).lines();
-    let address = loop {
-        let line = stdout.next_line().await.unwrap().expect("the server prints its addresses");
-        if let Some(rest) = line.trim().strip_prefix("gRPC") {
-            break format!("http://{}", rest.split_whitespace().next().unwrap());
-        }
-    };
-    let channel = Channel::from_shared(address).unwrap().connect().await.unwrap();
-    let mut keys = meterd::proto::key_service_client::KeyServiceClient::with_interceptor(
-        channel.clone(),
-        key_server.admin.clone(),
-    );
-    let request = CreateApiKeyRequest { api_key: Some(new_key(Scope_::Read, &["acme"])), request_id: "r1".into() };
-    let made = keys.create_api_key(request.clone()).await.unwrap().into_inner();
-    keys.create_api_key(request).await.unwrap();
-    let key_id = made.api_key.as_ref().unwrap().key_id.clone();
-    let request = RotateApiKeyRequest { key_id, request_id: "r2".into(), ..Default::default() };
-    let rotated = keys.rotate_api_key(request).await.unwrap().into_inner();
-    let shown = format!("{made:?} {made:#?} {rotated:?} {rotated:#?}");
-    let strange = meterd::auth::token::new().token;
-    let presented = [&made.token, &rotated.token, &key_server.admin.token, &strange];
-    for token in presented {
-        for value in [format!("Bearer {token}"), format!("Bearer {token}x"), format!("Basic {token}")] {
-            drop(call(&channel, "AlertService/ListAlerts", "{}", &[value]).await);
-        }
-    }
-    let pid = process.id().unwrap().to_string();
-    assert!(std::process::Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
-    assert!(process.wait().await.unwrap().success());
-    let (log, tables) = (log.await.unwrap(), dump(&key_server.server).await);
-    assert!(log.contains("TRACE") && log.contains("ListAlerts") && tables.contains("billing"));
-    for (place, text) in [("log", &log), ("database", &tables), ("Debug", &shown)] {
-        for token in presented {
-            for form in forms_of(token) {
-                let at = text.find(&form);
-                assert!(at.is_none(), "in the {place}: {}", &text[at.unwrap().saturating_sub(300)..at.unwrap() + 20]);
-            }
-        }
-    }
     key_server.server.stop().await;
 }
 
@@ -569,9 +322,9 @@ async fn metrics_require_the_read_scope_for_all_clients_and_probes_require_no_ke
     };
     assert_eq!(get("/healthz", None).await.status, 200);
     wait_until(async || get("/readyz", None).await.status == 200).await;
-    let refused = get("/metrics", None).await;
-    assert_eq!((refused.status, refused.header("www-authenticate")), (401, "Bearer"));
-    assert!(!refused.text().contains("meterd_"), "{}", refused.text());
+    let rejected = get("/metrics", None).await;
+    assert_eq!((rejected.status, rejected.header("www-authenticate")), (401, "Bearer"));
+    assert!(!rejected.text().contains("meterd_"), "{}", rejected.text());
     let stranger = Token { key_id: String::new(), token: meterd::auth::token::new().token };
     assert_eq!(get("/metrics", Some(&stranger)).await.status, 401);
     let acme: &[&str] = &["acme"];
@@ -606,8 +359,8 @@ async fn a_server_that_requires_keys_does_not_start_without_a_key_and_says_how_t
     let mut expired = spec(grant(Scope::Admin, &[]));
     expired.expire_time = Some(Clock::system().now() - TimeDelta::seconds(1));
     for _ in 0..2 {
-        let refused = start().await.err().unwrap().to_string();
-        assert!(refused.contains("meterd keys create NAME --scope admin --all-clients --direct"), "{refused}");
+        let rejected = start().await.err().unwrap().to_string();
+        assert!(rejected.contains("meterd keys create NAME --scope admin --all-clients --direct"), "{rejected}");
         create_key_in_database(&database_url, &expired).await;
     }
     // A server starts although the only admin key has expired, so that callers can still record events.

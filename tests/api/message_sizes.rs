@@ -56,11 +56,11 @@ async fn each_method_accepts_messages_up_to_its_documented_length() {
     server.stop().await;
 }
 
-fn assert_rejected(status: &Status, says: &str) {
+fn assert_rejected(status: &Status, expected_text: &str) {
     let details = status.get_error_details();
     let violations = &details.bad_request().unwrap_or_else(|| panic!("{status:?}")).field_violations;
     assert_eq!((status.code(), violations.len(), &*violations[0].field), (Code::InvalidArgument, 1, "events"));
-    assert!(violations[0].description.contains(says), "{status:?}");
+    assert!(violations[0].description.contains(expected_text), "{status:?}");
     assert!(!details.error_info().unwrap().metadata["request_id"].is_empty());
 }
 

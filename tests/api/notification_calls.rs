@@ -142,12 +142,12 @@ async fn the_command_tests_channels_and_fails_unless_all_accept() {
         let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
         (output.status.success(), text.into_owned())
     };
-    let (ok, said) = meterd(&[]).await;
-    assert!(!ok && said.contains("the operator has no channels"), "{said}");
+    let (ok, printed) = meterd(&[]).await;
+    assert!(!ok && printed.contains("the operator has no channels"), "{printed}");
     set_channels(&server, "", &[webhook(hook.url())]).await;
-    let (ok, said) = meterd(&[]).await;
-    assert!(ok && said.contains("SENT"), "{said}");
-    let (ok, said) = meterd(&["--json"]).await;
-    assert!(!ok && said.contains("\"state\":\"FAILED\"") && said.contains("410"), "{said}");
+    let (ok, printed) = meterd(&[]).await;
+    assert!(ok && printed.contains("SENT"), "{printed}");
+    let (ok, printed) = meterd(&["--json"]).await;
+    assert!(!ok && printed.contains("\"state\":\"FAILED\"") && printed.contains("410"), "{printed}");
     server.stop().await;
 }

@@ -242,16 +242,19 @@ async fn a_failed_notification_is_listed_with_its_reason_and_can_be_retried() {
     let server = server_with(&["--notification-attempts-max=2", "--notification-backoff-seconds=1"]).await;
     set_channels(&server, "", &[webhook(hook.url())]).await;
     raise(&server, "acme").await;
-    let given_up = failed(&server, 1).await.remove(0);
-    assert_eq!((given_up.attempt_count, hook.received().len()), (2, 2));
-    assert!(given_up.last_error.contains("503"), "{given_up:?}");
-    assert!(given_up.finish_time.is_some() && given_up.next_attempt_time.is_none());
+    let failed_notification = failed(&server, 1).await.remove(0);
+    assert_eq!((failed_notification.attempt_count, hook.received().len()), (2, 2));
+    assert!(failed_notification.last_error.contains("503"), "{failed_notification:?}");
+    assert!(failed_notification.finish_time.is_some() && failed_notification.next_attempt_time.is_none());
 
-    let request = RetryNotificationRequest { notification_id: given_up.notification_id.clone() };
+    let request = RetryNotificationRequest { notification_id: failed_notification.notification_id.clone() };
     let retried = server.alerts().retry_notification(request.clone()).await.unwrap().into_inner().notification.unwrap();
     assert_eq!((retried.last_error.as_str(), retried.finish_time), ("", None));
     let alerts_received = sent(&server, 1).await;
-    assert_eq!((alerts_received[0].attempt_count, &alerts_received[0].notification_id), (1, &given_up.notification_id));
+    assert_eq!(
+        (alerts_received[0].attempt_count, &alerts_received[0].notification_id),
+        (1, &failed_notification.notification_id)
+    );
     assert_eq!((hook.received().len(), ids(&hook.received()).len()), (3, 1));
     let again = server.alerts().retry_notification(request).await;
     assert_error(again, Code::FailedPrecondition, "NOTIFICATION_NOT_FAILED");
@@ -284,17 +287,17 @@ async fn a_permanent_error_is_not_retried_and_a_temporary_one_is() {
     ];
     set_channels(&server, "", &channels).await;
     raise(&server, "acme").await;
-    let given_up = failed(&server, 3).await;
+    let failed_notifications = failed(&server, 3).await;
     for (kind, said) in [
         (NotificationChannelKind::Email, "no such user"),
         (NotificationChannelKind::Sms, "Invalid 'To' Phone Number (21211)"),
         (NotificationChannelKind::Webhook, "410"),
     ] {
-        let of_kind = given_up.iter().find(|notification| notification.kind() == kind).unwrap();
-        assert!(of_kind.last_error.contains(said) && of_kind.attempt_count == 1, "{of_kind:?}");
+        let matching = failed_notifications.iter().find(|notification| notification.kind() == kind).unwrap();
+        assert!(matching.last_error.contains(said) && matching.attempt_count == 1, "{matching:?}");
     }
-    for given_up in given_up {
-        let request = RetryNotificationRequest { notification_id: given_up.notification_id };
+    for failed_notification in failed_notifications {
+        let request = RetryNotificationRequest { notification_id: failed_notification.notification_id };
         server.alerts().retry_notification(request).await.unwrap();
     }
     let alerts_received = sent(&server, 3).await;
@@ -379,10 +382,10 @@ async fn notifications_of_a_removed_channel_fail_and_can_be_retried_when_it_is_s
     raise(&server, "acme").await;
     wait_until(async || notifications(&server).await[0].last_error.contains("500")).await;
     set_channels(&server, "", &[]).await;
-    let given_up = failed(&server, 1).await.remove(0);
-    assert_eq!(given_up.last_error, "the channel was removed");
+    let failed_notification = failed(&server, 1).await.remove(0);
+    assert_eq!(failed_notification.last_error, "the channel was removed");
     set_channels(&server, "", &[webhook(hook.url())]).await;
-    let request = RetryNotificationRequest { notification_id: given_up.notification_id };
+    let request = RetryNotificationRequest { notification_id: failed_notification.notification_id };
     server.alerts().retry_notification(request).await.unwrap();
     sent(&server, 1).await;
 
@@ -390,8 +393,8 @@ async fn notifications_of_a_removed_channel_fail_and_can_be_retried_when_it_is_s
     server.sql("UPDATE notifications SET state = 1, channel_id = -1, next_attempt_time = now()").await;
     let flags: Vec<&str> = LOCAL.to_vec();
     let other = TestServer::replica(&server.database_url, &flags, server.clock.clone()).await;
-    let given_up = failed(&server, 1).await;
-    assert_eq!(given_up[0].last_error, "the channel was removed");
+    let failed_notifications = failed(&server, 1).await;
+    assert_eq!(failed_notifications[0].last_error, "the channel was removed");
     other.stop().await;
     server.stop().await;
 }

@@ -113,9 +113,9 @@ async fn a_request_id_is_returned_and_is_part_of_errors() {
     };
     assert_eq!(call("my-id", 0).await, ("my-id".into(), None));
     assert_eq!(call("my-id", -1).await, ("my-id".into(), Some("my-id".into())));
-    let (made, in_error) = call("", -1).await;
-    assert_eq!((made.len(), in_error), (32, Some(made.clone())));
-    assert_ne!(call("", 0).await.0, made);
+    let (created, in_error) = call("", -1).await;
+    assert_eq!((created.len(), in_error), (32, Some(created.clone())));
+    assert_ne!(call("", 0).await.0, created);
     assert_eq!(call(&"x".repeat(129), 0).await.0.len(), 32);
     server.stop().await;
 }
@@ -157,11 +157,11 @@ async fn metrics_show_events_batches_commits_calls_queue_and_pool() {
         (call("InvalidArgument"), 1),
     ];
     let before = scrape().await;
-    let keyed = UsageEvent { idempotency_key: "k".into(), ..event("acme", "sms", "1") };
-    server.track(keyed.clone()).await.unwrap();
-    server.track(keyed.clone()).await.unwrap();
-    server.track(UsageEvent { units: "2".into(), ..keyed.clone() }).await.unwrap_err();
-    server.track(UsageEvent { units: "NaN".into(), ..keyed }).await.unwrap_err();
+    let event_with_key = UsageEvent { idempotency_key: "k".into(), ..event("acme", "sms", "1") };
+    server.track(event_with_key.clone()).await.unwrap();
+    server.track(event_with_key.clone()).await.unwrap();
+    server.track(UsageEvent { units: "2".into(), ..event_with_key.clone() }).await.unwrap_err();
+    server.track(UsageEvent { units: "NaN".into(), ..event_with_key }).await.unwrap_err();
     let after = scrape().await;
     for (series, more) in counters {
         let grown = value(&after, &series).unwrap_or_default() - value(&before, &series).unwrap_or_default();
@@ -188,8 +188,8 @@ async fn a_server_without_keys_rejects_public_addresses() {
         let mut settings = settings_of(&[]);
         settings.listen = address.parse().unwrap();
         let deployment = app::prepare(&options, &settings).await.unwrap();
-        let refused = app::build(settings, &options, deployment, Clock::system()).await.err().unwrap();
-        assert!(refused.to_string().contains("--insecure-listen"), "{refused}");
+        let rejected = app::build(settings, &options, deployment, Clock::system()).await.err().unwrap();
+        assert!(rejected.to_string().contains("--insecure-listen"), "{rejected}");
         let mut settings = settings_of(&[]);
         settings.http_listen = address.parse().unwrap();
         assert!(settings.check_exposure().is_err());

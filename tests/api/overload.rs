@@ -10,7 +10,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-fn keyed(key: &str) -> UsageEvent {
+fn event_with_key(key: &str) -> UsageEvent {
     UsageEvent { idempotency_key: key.into(), ..event("acme", "sms", "1") }
 }
 
@@ -39,7 +39,7 @@ async fn a_call_fails_at_its_deadline_and_its_resent_event_counts_once() {
     let stalled = server.stall_writers().await;
     // The first event is blocked in the writer, and the second waits in the queue.
     for key in ["k1", "k2"] {
-        let request = TrackUsageRequest { event: Some(keyed(key)) };
+        let request = TrackUsageRequest { event: Some(event_with_key(key)) };
         let path = "/metering.v1.UsageService/TrackUsage";
         let answer = http::grpc_web(&server.address, path, &request, "Grpc-Timeout: 200m\r\n").await;
         assert_eq!(answer.header("content-type"), "application/grpc-web+proto");
@@ -50,7 +50,7 @@ async fn a_call_fails_at_its_deadline_and_its_resent_event_counts_once() {
     stalled.rollback().await.unwrap();
     until("the queue is empty", async || server.context.ingest.depth() == 0).await;
     for key in ["k1", "k2"] {
-        server.track(keyed(key)).await.unwrap();
+        server.track(event_with_key(key)).await.unwrap();
     }
     server.assert_exact(2).await;
     server.stop().await;
@@ -60,9 +60,9 @@ async fn a_call_fails_at_its_deadline_and_its_resent_event_counts_once() {
 async fn a_call_without_a_deadline_gets_the_servers() {
     let server = TestServer::start_with(&["--request-timeout-seconds=1"], Clock::system()).await;
     let stalled = server.stall_writers().await;
-    assert_error(server.track(keyed("k")).await, Code::DeadlineExceeded, "DEADLINE_EXCEEDED");
+    assert_error(server.track(event_with_key("k")).await, Code::DeadlineExceeded, "DEADLINE_EXCEEDED");
     stalled.rollback().await.unwrap();
-    server.track(keyed("k")).await.unwrap();
+    server.track(event_with_key("k")).await.unwrap();
     server.assert_exact(1).await;
     server.stop().await;
 }
@@ -77,11 +77,11 @@ async fn a_full_queue_rejects_its_client_with_a_retry_time_and_leaves_room_for_o
         let mut usage = server.usage();
         tokio::spawn(async move { usage.track_usage(TrackUsageRequest { event: Some(event) }).await })
     };
-    let mut calls = vec![send(keyed("first"))];
+    let mut calls = vec![send(event_with_key("first"))];
     wait_for_blocked_writer(&server).await;
-    calls.extend((0..5).map(|number| send(keyed(&format!("k{number}")))));
+    calls.extend((0..5).map(|number| send(event_with_key(&format!("k{number}")))));
     until("five wait", async || server.context.ingest.depth() == 5).await;
-    let status = assert_error(server.track(keyed("more")).await, Code::ResourceExhausted, "QUEUE_FULL");
+    let status = assert_error(server.track(event_with_key("more")).await, Code::ResourceExhausted, "QUEUE_FULL");
     assert!(status.get_error_details().retry_info().unwrap().retry_delay.unwrap() > Duration::ZERO);
     calls.push(send(event("beta", "sms", "1")));
     until("a neighbour has room", async || server.context.ingest.depth() == 6).await;
@@ -95,7 +95,7 @@ async fn a_full_queue_rejects_its_client_with_a_retry_time_and_leaves_room_for_o
         call.await.unwrap().unwrap();
     }
     assert_eq!(batch.await.unwrap().unwrap().into_inner().accepted_count, 50);
-    server.track(keyed("more")).await.unwrap();
+    server.track(event_with_key("more")).await.unwrap();
     server.assert_exact(58).await;
     server.stop().await;
 }
@@ -106,14 +106,14 @@ async fn a_normal_stop_settles_queued_events_and_ends_streams_with_the_reason() 
     server.create_client_in_zone("acme", "UTC").await;
     let database_url = server.database_url.clone();
     let (messages, receiver) = mpsc::channel(1);
-    messages.send(StreamUsageRequest { event: Some(keyed("streamed")) }).await.unwrap();
+    messages.send(StreamUsageRequest { event: Some(event_with_key("streamed")) }).await.unwrap();
     let mut acks = server.usage().stream_usage(ReceiverStream::new(receiver)).await.unwrap().into_inner();
     assert_eq!(acks.message().await.unwrap().unwrap().settled_count, 1);
 
     let stalled = server.stall_writers().await;
     let send = |key: String| {
         let mut usage = server.usage();
-        tokio::spawn(async move { usage.track_usage(TrackUsageRequest { event: Some(keyed(&key)) }).await })
+        tokio::spawn(async move { usage.track_usage(TrackUsageRequest { event: Some(event_with_key(&key)) }).await })
     };
     let mut calls = vec![send("first".into())];
     wait_for_blocked_writer(&server).await;
@@ -121,8 +121,8 @@ async fn a_normal_stop_settles_queued_events_and_ends_streams_with_the_reason() 
     until("five wait", async || server.context.ingest.depth() == 5).await;
     let ingest = server.context.ingest.clone();
     let stopping = tokio::spawn(server.stop());
-    let refused = acks.message().await;
-    assert_error(refused, Code::Unavailable, "SHUTTING_DOWN");
+    let rejected = acks.message().await;
+    assert_error(rejected, Code::Unavailable, "SHUTTING_DOWN");
     assert_eq!(ingest.depth(), 5, "the stop did not wait for the writer");
     stalled.rollback().await.unwrap();
     for call in calls {

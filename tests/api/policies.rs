@@ -203,10 +203,10 @@ async fn a_policy_update_waits_for_batches_that_use_the_old_policy() {
 async fn channels_are_replaced_completely_and_their_keys_shown_once() {
     let server = server_at("2026-11-02T12:00:00Z").await;
     let one = AlertPolicy { channels: vec![webhook("https://example.com/a")], ..Default::default() };
-    let made = update(&server, one.clone(), &["channels"]).await;
-    let secret = made.channels[0].secrets[0].clone();
+    let created = update(&server, one.clone(), &["channels"]).await;
+    let secret = created.channels[0].secrets[0].clone();
     assert!(secret.starts_with("whsec_"));
-    assert_eq!((made.channels[0].min_severity(), made.channels[0].secret_count), (AlertSeverity::Critical, 1));
+    assert_eq!((created.channels[0].min_severity(), created.channels[0].secret_count), (AlertSeverity::Critical, 1));
     assert!(policy(&server, "").await.channels[0].secrets.is_empty());
     // If the channel is sent again without a key, its key stays and is not shown.
     let mut two = one.clone();
@@ -301,11 +301,11 @@ async fn contradictions_and_wrong_values_are_reported_with_the_field() {
         assert_invalid(result, "INVALID_FIELD", fields);
         message
     };
-    let told = wrong(lines("acme", "200", "100"), &LINES, &["policy.monthly_warning"]).await;
-    assert_eq!(told, "policy.monthly_warning: must be at most monthly_critical, which is 100");
+    let reported = wrong(lines("acme", "200", "100"), &LINES, &["policy.monthly_warning"]).await;
+    assert_eq!(reported, "policy.monthly_warning: must be at most monthly_critical, which is 100");
     // Compared with a value that the request does not contain, but the policy does.
-    let told = wrong(lines("acme", "", "20"), &["monthly_critical"], &["policy.monthly_critical"]).await;
-    assert_eq!(told, "policy.monthly_critical: must be at least monthly_warning, which is 50");
+    let reported = wrong(lines("acme", "", "20"), &["monthly_critical"], &["policy.monthly_critical"]).await;
+    assert_eq!(reported, "policy.monthly_critical: must be at least monthly_warning, which is 50");
     for value in ["NaN", "-1", "1e3", "inf", "", "0.0000000000001"] {
         wrong(lines("", value, "100"), &["monthly_warning"], &["policy.monthly_warning"]).await;
     }

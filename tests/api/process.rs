@@ -35,7 +35,7 @@ fn meterd(arguments: &[&str]) -> Command {
     command
 }
 
-fn said(output: &Output) -> String {
+fn output_text(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
@@ -106,12 +106,12 @@ impl Server {
 
     /// Waits until it ends. Returns the status and the time.
     fn ended(&mut self) -> (ExitStatus, Duration) {
-        let begun = Instant::now();
+        let started = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
-                return (status, begun.elapsed());
+                return (status, started.elapsed());
             }
-            assert!(begun.elapsed() < Duration::from_secs(60), "the server did not end");
+            assert!(started.elapsed() < Duration::from_secs(60), "the server did not end");
             std::thread::sleep(Duration::from_millis(10));
         }
     }
@@ -144,11 +144,11 @@ async fn a_server_continues_when_the_reader_of_its_log_exits() {
     let address = server.address();
     for _ in 0..3 {
         let tracked = track(&address);
-        assert!(tracked.status.success(), "{}", said(&tracked));
+        assert!(tracked.status.success(), "{}", output_text(&tracked));
     }
     server.signal(Signal::SIGTERM);
-    let (status, took) = server.ended();
-    assert!(status.success() && took < PROMPT, "{status:?} after {took:?}");
+    let (status, duration) = server.ended();
+    assert!(status.success() && duration < PROMPT, "{status:?} after {duration:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -161,13 +161,13 @@ async fn a_log_that_nobody_reads_stalls_neither_calls_nor_the_stop() {
     let mut log = server.stderr();
     let address = server.address();
     for _ in 0..3 {
-        let begun = Instant::now();
+        let started = Instant::now();
         let tracked = track(&address);
-        assert!(tracked.status.success() && begun.elapsed() < PROMPT, "{}", said(&tracked));
+        assert!(tracked.status.success() && started.elapsed() < PROMPT, "{}", output_text(&tracked));
     }
     server.signal(Signal::SIGTERM);
-    let (status, took) = server.ended();
-    assert!(status.success() && took < PROMPT, "{status:?} after {took:?}");
+    let (status, duration) = server.ended();
+    assert!(status.success() && duration < PROMPT, "{status:?} after {duration:?}");
     let mut left = vec![];
     log.read_to_end(&mut left).unwrap();
     assert!(left.len() > 60_000, "the pipe was full: {}", left.len());
@@ -196,8 +196,8 @@ fn a_closed_terminal_stops_the_server_and_its_postgresql_normally() {
     assert!(track(&address).status.success());
     let postmaster = server.postmaster().unwrap();
     server.signal(Signal::SIGHUP);
-    let (status, took) = server.ended();
-    assert!(status.success() && took < PROMPT, "{status:?} after {took:?}");
+    let (status, duration) = server.ended();
+    assert!(status.success() && duration < PROMPT, "{status:?} after {duration:?}");
     assert!(!Path::new(&format!("/proc/{postmaster}")).exists(), "PostgreSQL must be stopped, too");
     assert_eq!(server.postmaster(), None);
 }
@@ -292,14 +292,14 @@ async fn every_command_ends_silently_when_its_reader_exits() {
         let mut command = meterd(arguments);
         command.env("METERD_SERVER", &server.address).env("DATABASE_URL", &server.database_url);
         let output = unread(command);
-        assert_eq!((output.status.code(), said(&output).as_str()), (READER_GONE, ""), "{arguments:?}");
+        assert_eq!((output.status.code(), output_text(&output).as_str()), (READER_GONE, ""), "{arguments:?}");
     }
     // A key that could not be printed is reported.
     let mut command = meterd(&["keys", "create", "ops", "--scope=read", "--all-clients"]);
     command.env("METERD_SERVER", &server.address);
     let output = unread(command);
     assert_eq!(output.status.code(), READER_GONE);
-    assert!(said(&output).contains("keys revoke"), "{}", said(&output));
+    assert!(output_text(&output).contains("keys revoke"), "{}", output_text(&output));
     server.stop().await;
 }
 
@@ -312,7 +312,11 @@ async fn a_full_disk_is_an_error_of_commands_that_print() {
         command.env("METERD_SERVER", &server.address).stdout(File::create("/dev/full").unwrap());
         let output = command.stderr(Stdio::piped()).spawn().unwrap().wait_with_output().unwrap();
         assert_eq!(output.status.code(), Some(1), "{arguments:?}");
-        assert!(said(&output).contains("cannot write to standard output: No space left"), "{}", said(&output));
+        assert!(
+            output_text(&output).contains("cannot write to standard output: No space left"),
+            "{}",
+            output_text(&output)
+        );
     }
     server.stop().await;
 }
@@ -332,7 +336,7 @@ fn a_data_directory_without_access_is_reported_with_the_fix() {
         }
         let output = command.output().unwrap();
         assert!(!output.status.success());
-        said(&output)
+        output_text(&output)
     };
     if geteuid().is_root() {
         std::os::unix::fs::chown(&closed, Some(nobody), Some(nobody)).unwrap();
@@ -340,15 +344,15 @@ fn a_data_directory_without_access_is_reported_with_the_fix() {
     for mode in [0o500, 0o300, 0o600, 0o000] {
         fs::set_permissions(&closed, Permissions::from_mode(mode)).unwrap();
         for flags in [&[][..], &["--check"]] {
-            let refused = run(&closed, flags);
+            let rejected = run(&closed, flags);
             let fix = format!("chmod u+rwX {}", closed.display());
-            assert!(refused.contains(&format!("its mode is {mode:04o}")) && refused.contains(&fix), "{refused}");
+            assert!(rejected.contains(&format!("its mode is {mode:04o}")) && rejected.contains(&fix), "{rejected}");
         }
     }
     fs::set_permissions(&closed, Permissions::from_mode(0o500)).unwrap();
     for flags in [&[][..], &["--check"]] {
-        let refused = run(&closed.join("data"), flags);
-        assert!(refused.contains("may not create it in") && refused.contains("install -d"), "{refused}");
+        let rejected = run(&closed.join("data"), flags);
+        assert!(rejected.contains("may not create it in") && rejected.contains("install -d"), "{rejected}");
     }
     fs::set_permissions(&closed, Permissions::from_mode(0o700)).unwrap();
 }
@@ -375,7 +379,7 @@ fn paste(lines: &str) -> String {
         shell.env_remove(name);
     }
     let output = shell.env_remove("DATABASE_URL").output().unwrap();
-    assert!(output.status.success(), "{lines}: {}", said(&output));
+    assert!(output.status.success(), "{lines}: {}", output_text(&output));
     String::from_utf8(output.stdout).unwrap()
 }
 
@@ -389,10 +393,10 @@ fn suggested_commands_work_with_keys_and_tls() {
 
     // Without a key, the server does not start and prints a command that creates one.
     let mut first = meterd(&["serve", "--listen=127.0.0.1:0", "--http-listen=127.0.0.1:0"]);
-    let refused = said(&first.arg("--data-dir").arg(&data_dir).args(flags).output().unwrap());
-    let command = refused.split('`').find(|part| part.contains("keys create")).unwrap_or_else(|| panic!("{refused}"));
-    let made = paste(command);
-    assert!(made.contains("mtr_") && made.contains("serve --auth keys --data-dir"), "{made}");
+    let rejected = output_text(&first.arg("--data-dir").arg(&data_dir).args(flags).output().unwrap());
+    let command = rejected.split('`').find(|part| part.contains("keys create")).unwrap_or_else(|| panic!("{rejected}"));
+    let created = paste(command);
+    assert!(created.contains("mtr_") && created.contains("serve --auth keys --data-dir"), "{created}");
 
     let mut server = Server::start_own(&data_dir, &flags, |_| ());
     let greeting = server.greeting();
@@ -431,16 +435,16 @@ fn creating_the_first_key_creates_a_database_only_on_request_or_in_an_existing_d
         let mut command = meterd(&["keys", "create", "ops", "--scope=admin", "--all-clients", "--direct", "--quiet"]);
         command.args(more).arg("--data-dir").arg(data_dir).output().unwrap()
     };
-    let (asked, empty) = (dir.path().join("asked"), dir.path().join("empty"));
-    let refused = create(&asked, &[]);
-    assert!(!refused.status.success() && !asked.exists(), "{}", said(&refused));
+    let (requested, empty) = (dir.path().join("asked"), dir.path().join("empty"));
+    let rejected = create(&requested, &[]);
+    assert!(!rejected.status.success() && !requested.exists(), "{}", output_text(&rejected));
     fs::create_dir(&empty).unwrap();
-    for (data_dir, more) in [(&asked, &["--new-database"][..]), (&empty, &[])] {
-        let made = create(data_dir, more);
+    for (data_dir, more) in [(&requested, &["--new-database"][..]), (&empty, &[])] {
+        let created = create(data_dir, more);
         let note = format!("note: making a new database in {}\n", data_dir.display());
-        let (token, noted) = (String::from_utf8_lossy(&made.stdout), String::from_utf8_lossy(&made.stderr));
-        assert!(made.status.success() && token.starts_with("mtr_") && *noted == note, "{token}{noted}");
+        let (token, logged) = (String::from_utf8_lossy(&created.stdout), String::from_utf8_lossy(&created.stderr));
+        assert!(created.status.success() && token.starts_with("mtr_") && *logged == note, "{token}{logged}");
     }
-    let second = create(&asked, &[]);
-    assert_eq!((second.status.success(), second.stderr.len()), (true, 0), "{}", said(&second));
+    let second = create(&requested, &[]);
+    assert_eq!((second.status.success(), second.stderr.len()), (true, 0), "{}", output_text(&second));
 }

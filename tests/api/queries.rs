@@ -99,9 +99,9 @@ async fn values_of_a_filter_are_alternatives_and_filters_apply_together() {
     assert_eq!(sum(&server.query(of_sms.clone()).await).0, 24);
     let without_operation = QueryUsageRequest { operations: texts(&[""]), ..of_sms };
     assert_eq!(sum(&server.query(without_operation.clone()).await).0, 12);
-    let of_model = QueryUsageRequest { models: texts(&["m"]), ..without_operation };
-    assert_eq!(sum(&server.query(of_model.clone()).await).0, 6);
-    let of_subjects = QueryUsageRequest { subjects: texts(&["u1", "u2"]), ..of_model };
+    let event_of_model = QueryUsageRequest { models: texts(&["m"]), ..without_operation };
+    assert_eq!(sum(&server.query(event_of_model.clone()).await).0, 6);
+    let of_subjects = QueryUsageRequest { subjects: texts(&["u1", "u2"]), ..event_of_model };
     assert_eq!(sum(&server.query(of_subjects.clone()).await).0, 4);
     let of_a_day = QueryUsageRequest { start_date: "2026-11-01".into(), ..of_subjects };
     assert_eq!(sum(&server.query(of_a_day).await).0, 2);

@@ -28,14 +28,14 @@ async fn an_event_with_few_fields_is_charged() {
 #[tokio::test]
 async fn a_repeated_key_is_a_duplicate_or_a_conflict_if_the_payload_differs() {
     let server = TestServer::start().await;
-    let keyed = UsageEvent { idempotency_key: "k1".into(), ..event("acme", "sms", "2") };
-    let first = server.track(keyed.clone()).await.unwrap();
-    let again = server.track(UsageEvent { units: "2.0".into(), ..keyed.clone() }).await.unwrap();
+    let event_with_key = UsageEvent { idempotency_key: "k1".into(), ..event("acme", "sms", "2") };
+    let first = server.track(event_with_key.clone()).await.unwrap();
+    let again = server.track(UsageEvent { units: "2.0".into(), ..event_with_key.clone() }).await.unwrap();
     assert_eq!(again.outcome(), EventOutcome::Duplicate);
     assert_eq!((&again.event_id, again.event_time, &again.charge), (&first.event_id, first.event_time, &first.charge));
-    let conflict = server.track(UsageEvent { units: "3".into(), ..keyed.clone() }).await.unwrap_err();
+    let conflict = server.track(UsageEvent { units: "3".into(), ..event_with_key.clone() }).await.unwrap_err();
     assert_eq!(conflict.code(), Code::AlreadyExists);
-    let other_client = server.track(UsageEvent { client_id: "other".into(), ..keyed }).await.unwrap();
+    let other_client = server.track(UsageEvent { client_id: "other".into(), ..event_with_key }).await.unwrap();
     assert_eq!(other_client.outcome(), EventOutcome::Accepted);
     server.assert_exact(2).await;
     server.stop().await;
@@ -45,15 +45,15 @@ async fn a_repeated_key_is_a_duplicate_or_a_conflict_if_the_payload_differs() {
 async fn a_known_key_is_a_duplicate_although_its_event_is_too_old() {
     let clock = Clock::fixed(time("2026-11-21T12:00:00Z"));
     let server = TestServer::start_with(&[], clock.clone()).await;
-    let keyed = UsageEvent {
+    let event_with_key = UsageEvent {
         idempotency_key: "k1".into(),
         event_time: Some(timestamp("2026-11-20T00:00:00Z")),
         ..event("acme", "sms", "1")
     };
-    server.track(keyed.clone()).await.unwrap();
+    server.track(event_with_key.clone()).await.unwrap();
     clock.set(time("2027-03-01T12:00:00Z"));
-    assert_eq!(server.track(keyed.clone()).await.unwrap().outcome(), EventOutcome::Duplicate);
-    let new = server.track(UsageEvent { idempotency_key: "k2".into(), ..keyed }).await.unwrap_err();
+    assert_eq!(server.track(event_with_key.clone()).await.unwrap().outcome(), EventOutcome::Duplicate);
+    let new = server.track(UsageEvent { idempotency_key: "k2".into(), ..event_with_key }).await.unwrap_err();
     assert_eq!(new.code(), Code::InvalidArgument);
     server.assert_exact(1).await;
     server.stop().await;
@@ -62,9 +62,9 @@ async fn a_known_key_is_a_duplicate_although_its_event_is_too_old() {
 #[tokio::test]
 async fn a_too_old_event_of_an_unknown_client_does_not_affect_others() {
     let server = TestServer::start_with(&["--writers", "1"], Clock::fixed(time(NOW))).await;
-    let keyed = |key: &str, event: UsageEvent| UsageEvent { idempotency_key: key.into(), ..event };
-    let old = keyed("k1", event_at("stranger", "sms", "1", "2026-09-01T00:00:00Z"));
-    let results = server.batch(vec![old.clone(), keyed("k2", event("acme", "sms", "1"))], false).await;
+    let event_with_key = |key: &str, event: UsageEvent| UsageEvent { idempotency_key: key.into(), ..event };
+    let old = event_with_key("k1", event_at("stranger", "sms", "1", "2026-09-01T00:00:00Z"));
+    let results = server.batch(vec![old.clone(), event_with_key("k2", event("acme", "sms", "1"))], false).await;
     assert_eq!(results[0].error.as_ref().unwrap().reason, "EVENT_TOO_OLD");
     assert_eq!(results[1].outcome(), EventOutcome::Accepted);
     assert_invalid(server.track(old).await, "EVENT_TOO_OLD", &["event.event_time"]);
@@ -78,12 +78,13 @@ async fn a_known_key_is_a_duplicate_although_its_event_is_ahead_of_the_clock() {
     let ahead = TestServer::start_with(&[], Clock::fixed(time("2026-11-21T12:00:00Z"))).await;
     let behind = Clock::fixed(time("2026-11-21T11:00:00Z"));
     let behind = TestServer::replica(&ahead.database_url, &[], behind).await;
-    let keyed = UsageEvent { idempotency_key: "k1".into(), ..event_at("acme", "sms", "1", "2026-11-21T12:00:00Z") };
-    let first = ahead.track(keyed.clone()).await.unwrap();
-    let again = behind.track(keyed.clone()).await.unwrap();
+    let event_with_key =
+        UsageEvent { idempotency_key: "k1".into(), ..event_at("acme", "sms", "1", "2026-11-21T12:00:00Z") };
+    let first = ahead.track(event_with_key.clone()).await.unwrap();
+    let again = behind.track(event_with_key.clone()).await.unwrap();
     assert_eq!((again.outcome(), again.event_id), (EventOutcome::Duplicate, first.event_id));
     assert_invalid(
-        behind.track(UsageEvent { idempotency_key: "k2".into(), ..keyed }).await,
+        behind.track(UsageEvent { idempotency_key: "k2".into(), ..event_with_key }).await,
         "EVENT_IN_FUTURE",
         &["event.event_time"],
     );
@@ -173,8 +174,19 @@ async fn a_quantity_with_too_many_decimals_is_rounded_and_the_rounded_value_retu
 #[tokio::test]
 async fn a_key_twice_in_a_batch_is_a_duplicate_or_a_conflict() {
     let server = TestServer::start_with(&[], Clock::fixed(time(NOW))).await;
-    let keyed = |key: &str, units: &str| UsageEvent { idempotency_key: key.into(), ..event("acme", "sms", units) };
-    let results = server.batch(vec![keyed("a", "1"), keyed("b", "1"), keyed("a", "1.0"), keyed("a", "2")], false).await;
+    let event_with_key =
+        |key: &str, units: &str| UsageEvent { idempotency_key: key.into(), ..event("acme", "sms", units) };
+    let results = server
+        .batch(
+            vec![
+                event_with_key("a", "1"),
+                event_with_key("b", "1"),
+                event_with_key("a", "1.0"),
+                event_with_key("a", "2"),
+            ],
+            false,
+        )
+        .await;
     use EventOutcome::{Accepted, Conflict, Duplicate};
     assert_eq!(results.iter().map(|r| r.outcome()).collect::<Vec<_>>(), [Accepted, Accepted, Duplicate, Conflict]);
     assert_eq!((&results[2].event_id, &results[2].charge), (&results[0].event_id, &results[0].charge));

@@ -17,7 +17,7 @@ use tonic_types::StatusExt;
 
 const NOW: &str = "2026-11-21T12:00:00Z";
 
-fn keyed(key: &str, event: UsageEvent) -> UsageEvent {
+fn event_with_key(key: &str, event: UsageEvent) -> UsageEvent {
     UsageEvent { idempotency_key: key.into(), ..event }
 }
 
@@ -44,8 +44,8 @@ async fn server_with_months(count: usize, clock: Clock) -> TestServer {
 #[tokio::test]
 async fn the_event_of_a_key_is_read_only_from_the_partition_of_its_month() {
     let server = server_with_months(40, Clock::fixed(time(NOW))).await;
-    let old = keyed("old", event_at("acme", "sms", "2", "2024-02-03T04:05:06Z"));
-    let new = keyed("new", event("acme", "sms", "1"));
+    let old = event_with_key("old", event_at("acme", "sms", "2", "2024-02-03T04:05:06Z"));
+    let new = event_with_key("new", event("acme", "sms", "1"));
     server.batch(vec![old, new], true).await;
     let mut tx = server.pool.begin().await.unwrap();
     // The settings of a writer's connection.
@@ -71,7 +71,7 @@ async fn the_event_of_a_key_is_read_only_from_the_partition_of_its_month() {
 async fn the_event_of_a_key_is_read_by_index_without_table_statistics() {
     let server = server_with_months(2, Clock::fixed(time(NOW))).await;
     server.sql("ALTER TABLE usage_events_2026_11 SET (autovacuum_enabled = false)").await;
-    let events = (0..2_000).map(|number| keyed(&format!("k{number}"), event("acme", "sms", "1")));
+    let events = (0..2_000).map(|number| event_with_key(&format!("k{number}"), event("acme", "sms", "1")));
     server.batch(events.collect(), false).await;
     let reads = async || -> (i64, i64) {
         let sums =
@@ -120,7 +120,7 @@ fn full_event() -> UsageEvent {
         metadata: metadata("secret", "hunter2"),
         ..event("acme", "sms", "3")
     };
-    keyed("k", event)
+    event_with_key("k", event)
 }
 
 #[tokio::test]
@@ -136,7 +136,14 @@ async fn a_conflict_names_the_different_fields_without_values() {
         assert!(!format!("{status:?}").contains("hunter2"), "{status}");
         // A conflict with a recorded event and one with an event of the same batch have the same message.
         let results = server
-            .batch(vec![change(full_event()), keyed("new", full_event()), keyed("new", change(full_event()))], false)
+            .batch(
+                vec![
+                    change(full_event()),
+                    event_with_key("new", full_event()),
+                    event_with_key("new", change(full_event())),
+                ],
+                false,
+            )
             .await;
         for result in [&results[0], &results[2]] {
             let error = result.error.as_ref().unwrap();
@@ -157,8 +164,8 @@ async fn a_conflict_names_the_different_fields_without_values() {
 #[tokio::test]
 async fn a_conflict_names_the_time_if_it_differs() {
     let server = TestServer::start_with(&[], Clock::fixed(time(NOW))).await;
-    let timed = keyed("timed", event_at("acme", "sms", "1", "2026-11-20T00:00:00Z"));
-    let untimed = keyed("untimed", event("acme", "sms", "1"));
+    let timed = event_with_key("timed", event_at("acme", "sms", "1", "2026-11-20T00:00:00Z"));
+    let untimed = event_with_key("untimed", event("acme", "sms", "1"));
     server.batch(vec![timed.clone(), untimed.clone()], false).await;
     let units = |event: &UsageEvent| UsageEvent { units: "2".into(), ..event.clone() };
     let without = |event: &UsageEvent| UsageEvent { event_time: None, ..event.clone() };
@@ -184,7 +191,7 @@ async fn a_conflict_names_the_time_if_it_differs() {
 async fn the_filled_in_time_is_the_same_payload_and_any_other_time_a_conflict() {
     let clock = Clock::fixed(time("2026-11-21T12:00:00.123456Z"));
     let server = TestServer::start_with(&[], clock.clone()).await;
-    let sent = keyed("k", event("acme", "sms", "1"));
+    let sent = event_with_key("k", event("acme", "sms", "1"));
     let first = server.track(sent.clone()).await.unwrap();
     clock.set(time("2026-11-21T12:05:00Z"));
     let exported = UsageEvent { event_time: first.event_time, ..sent.clone() };
@@ -236,13 +243,18 @@ async fn rates(month_count: usize) -> (f64, f64) {
     }
     let old = move |number: usize| {
         let month = months[number % months.len()];
-        keyed(&format!("old-{number}"), event_at("acme", "sms", "1", &format!("{}T00:00:00Z", month.first_day())))
+        event_with_key(
+            &format!("old-{number}"),
+            event_at("acme", "sms", "1", &format!("{}T00:00:00Z", month.first_day())),
+        )
     };
     let imported: Vec<UsageEvent> = (0..month_count * EACH).map(&old).collect();
     for part in imported.chunks(5_000) {
         server.batch(part.to_vec(), true).await;
     }
-    let fresh = |name: &'static str| move |number: usize| keyed(&format!("{name}-{number}"), event("acme", "sms", "1"));
+    let fresh = |name: &'static str| {
+        move |number: usize| event_with_key(&format!("{name}-{number}"), event("acme", "sms", "1"))
+    };
     let new = rate(&server, fresh("new")).await;
     let (mixed, count) = (fresh("mixed"), month_count * EACH);
     let resent = rate(&server, move |number| {

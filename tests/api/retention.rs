@@ -5,36 +5,34 @@ use chrono::TimeDelta;
 use chrono_tz::Tz;
 use meterd::clock::Clock;
 use meterd::proto::{
-    BatchTrackUsageRequest, CreatePriceRequest, EventOutcome, GetUsageSummaryRequest, ListUsageEventsRequest,
-    RebuildRollupsRequest, RunJobRequest, StreamUsageRequest, TrackUsageRequest, UpdateClientRequest, UsageEvent,
-    UsageResult,
+    CreatePriceRequest, EventOutcome, GetUsageSummaryRequest, ListUsageEventsRequest, RebuildRollupsRequest,
+    StreamUsageRequest, TrackUsageRequest, UpdateClientRequest, UsageEvent, UsageResult,
 };
 use meterd_domain::period::{Month, day_of};
 use prost_types::FieldMask;
 use rand::RngExt;
-use sqlx::{AssertSqlSafe, Executor, Postgres, Transaction};
+use sqlx::AssertSqlSafe;
 use std::collections::{BTreeMap, HashMap};
 use std::process::Stdio;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
 /// Before the current time of any database. Months are closed by the earlier of the two times.
-const NOW: &str = "2024-11-21T12:00:00Z";
+pub const NOW: &str = "2024-11-21T12:00:00Z";
 /// August, September and October stay open, in addition to November.
-const THREE_MONTHS: &[&str] = &["--retention-months=3"];
+pub const THREE_MONTHS: &[&str] = &["--retention-months=3"];
 
-async fn server(flags: &[&str]) -> TestServer {
+pub async fn server(flags: &[&str]) -> TestServer {
     TestServer::start_with(flags, Clock::fixed(time(NOW))).await
 }
 
-fn keyed(key: &str, event: UsageEvent) -> UsageEvent {
+pub fn event_with_key(key: &str, event: UsageEvent) -> UsageEvent {
     UsageEvent { idempotency_key: key.into(), ..event }
 }
 
 /// Returns the UTC months that have a partition.
-async fn partitions(server: &TestServer) -> Vec<String> {
+pub async fn partitions(server: &TestServer) -> Vec<String> {
     let names: Vec<String> = sqlx::query_scalar(
         "SELECT c.relname::text FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
          WHERE i.inhparent = 'usage_events'::regclass ORDER BY 1",
@@ -46,48 +44,48 @@ async fn partitions(server: &TestServer) -> Vec<String> {
 }
 
 /// Returns the number of rows of a table, or `None` if the table does not exist.
-async fn rows(server: &TestServer, table: &str) -> Option<i64> {
+pub async fn rows(server: &TestServer, table: &str) -> Option<i64> {
     let count = format!("SELECT count(*) FROM {table}");
     sqlx::query_scalar(AssertSqlSafe(count)).fetch_one(&server.pool).await.ok()
 }
 
-async fn summary(server: &TestServer, client_id: &str, start_date: &str, end_date: &str) -> (i64, String) {
+pub async fn summary(server: &TestServer, client_id: &str, start_date: &str, end_date: &str) -> (i64, String) {
     let (client_id, start_date, end_date) = (client_id.into(), start_date.into(), end_date.into());
     let request = GetUsageSummaryRequest { client_id, start_date, end_date, top_operation_count: 0 };
     let totals = server.usage().get_usage_summary(request).await.unwrap().into_inner().totals;
     (totals.as_ref().unwrap().request_count, cost(&totals).into())
 }
 
-async fn listed(server: &TestServer, client_id: &str) -> Vec<String> {
+pub async fn listed(server: &TestServer, client_id: &str) -> Vec<String> {
     let request = ListUsageEventsRequest { client_id: client_id.into(), ascending: true, ..Default::default() };
     let events = server.usage().list_usage_events(request).await.unwrap().into_inner().events;
     events.into_iter().map(|event| event.event.unwrap().idempotency_key).collect()
 }
 
-fn rebuild_request(start_date: &str, end_date: &str, rezone: bool) -> RebuildRollupsRequest {
+pub fn rebuild_request(start_date: &str, end_date: &str, rezone: bool) -> RebuildRollupsRequest {
     let (start_date, end_date) = (start_date.into(), end_date.into());
     RebuildRollupsRequest { client_id: String::new(), start_date, end_date, rezone }
 }
 
 #[track_caller]
-fn assert_closed(status: &Status, through: &str) {
+pub fn assert_closed(status: &Status, through: &str) {
     let (code, reason, _) = error_parts(status);
     assert_eq!((code, &*reason), (Code::FailedPrecondition, "MONTH_CLOSED"), "{status}");
     assert_eq!(status.get_details_error_info().unwrap().metadata["closed_through"], through);
 }
 
 #[track_caller]
-fn assert_closed_result(result: &UsageResult, through: &str) {
+pub fn assert_closed_result(result: &UsageResult, through: &str) {
     let error = result.error.as_ref().unwrap_or_else(|| panic!("{result:?}"));
     assert_eq!((result.outcome(), &*error.reason), (EventOutcome::Rejected, "MONTH_CLOSED"), "{result:?}");
     assert!(error.message.contains(through), "{}", error.message);
 }
 
 /// Records an event in each month of 2024 from March on. Its key is the month.
-async fn record_history(server: &TestServer) {
+pub async fn record_history(server: &TestServer) {
     let month = |month: u32| {
         let day = format!("2024-{month:02}-15T12:00:00Z");
-        keyed(&format!("2024-{month:02}"), event_at("acme", "sms", "2", &day))
+        event_with_key(&format!("2024-{month:02}"), event_at("acme", "sms", "2", &day))
     };
     let results = server.batch((3..=11).map(month).collect(), true).await;
     assert!(results.iter().all(|result| result.outcome() == EventOutcome::Accepted), "{results:?}");
@@ -168,7 +166,7 @@ async fn every_change_of_a_closed_month_is_rejected_and_leaves_no_key() {
     let server = server(THREE_MONTHS).await;
     record_history(&server).await;
     server.run_job("retention").await;
-    let new = |key: &str, day: &str| keyed(key, event_at("acme", "sms", "1", &format!("{day}T12:00:00Z")));
+    let new = |key: &str, day: &str| event_with_key(key, event_at("acme", "sms", "1", &format!("{day}T12:00:00Z")));
 
     let events = vec![new("a", "2024-07-31"), new("b", "2024-08-01"), new("c", "2020-01-01"), new("c", "2020-01-01")];
     let results = server.batch(events, true).await;
@@ -186,8 +184,8 @@ async fn every_change_of_a_closed_month_is_rejected_and_leaves_no_key() {
     assert_closed_result(ack.results[0].result.as_ref().unwrap(), "2024-07");
 
     for (start, end) in [("2024-07-01", "2024-07-31"), ("2024-06-30", "2024-11-30")] {
-        let refused = server.usage().rebuild_rollups(rebuild_request(start, end, false)).await.unwrap_err();
-        assert_closed(&refused, "2024-07");
+        let rejected = server.usage().rebuild_rollups(rebuild_request(start, end, false)).await.unwrap_err();
+        assert_closed(&rejected, "2024-07");
     }
     server.usage().rebuild_rollups(rebuild_request("2024-08-01", "2024-11-30", true)).await.unwrap();
 
@@ -212,7 +210,8 @@ async fn a_repeated_event_of_a_closed_month_is_a_duplicate() {
     let server = server(THREE_MONTHS).await;
     record_history(&server).await;
     server.run_job("retention").await;
-    let again = |key: &str, units: &str| keyed(key, event_at("acme", "sms", units, &format!("{key}-15T12:00:00Z")));
+    let again =
+        |key: &str, units: &str| event_with_key(key, event_at("acme", "sms", units, &format!("{key}-15T12:00:00Z")));
     let results = server.batch(vec![again("2024-03", "2"), again("2024-07", "2"), again("2024-03", "3")], true).await;
     let outcomes: Vec<_> = results.iter().map(|result| result.outcome()).collect();
     assert_eq!(outcomes, [EventOutcome::Duplicate, EventOutcome::Duplicate, EventOutcome::Conflict]);
@@ -226,11 +225,11 @@ async fn a_key_of_a_rejected_event_can_be_used_by_the_next_event_of_the_batch() 
     let server = server(THREE_MONTHS).await;
     server.run_job("retention").await;
     let events = vec![
-        keyed("k", event_at("acme", "sms", "1", "2024-07-31T12:00:00Z")),
-        keyed("k", event_at("acme", "sms", "2", "2024-07-30T12:00:00Z")),
-        keyed("k", event_at("acme", "sms", "3", "2024-08-02T12:00:00Z")),
-        keyed("k", event_at("acme", "sms", "4", "2024-08-03T12:00:00Z")),
-        keyed("k", event_at("acme", "sms", "3.0", "2024-08-02T12:00:00Z")),
+        event_with_key("k", event_at("acme", "sms", "1", "2024-07-31T12:00:00Z")),
+        event_with_key("k", event_at("acme", "sms", "2", "2024-07-30T12:00:00Z")),
+        event_with_key("k", event_at("acme", "sms", "3", "2024-08-02T12:00:00Z")),
+        event_with_key("k", event_at("acme", "sms", "4", "2024-08-03T12:00:00Z")),
+        event_with_key("k", event_at("acme", "sms", "3.0", "2024-08-02T12:00:00Z")),
     ];
     let results = server.batch(events, true).await;
     let outcomes: Vec<_> = results.iter().map(|result| result.outcome()).collect();
@@ -245,7 +244,7 @@ async fn a_key_of_a_rejected_event_can_be_used_by_the_next_event_of_the_batch() 
 async fn each_of_a_thousand_events_of_a_closed_month_with_one_key_is_rejected() {
     let server = server(THREE_MONTHS).await;
     server.run_job("retention").await;
-    let same = keyed("k", event_at("acme", "sms", "1", "2024-07-31T12:00:00Z"));
+    let same = event_with_key("k", event_at("acme", "sms", "1", "2024-07-31T12:00:00Z"));
     let results = server.batch(vec![same.clone(); 1_000], true).await;
     assert_eq!(results.len(), 1_000);
     results.iter().for_each(|result| assert_closed_result(result, "2024-07"));
@@ -254,7 +253,7 @@ async fn each_of_a_thousand_events_of_a_closed_month_with_one_key_is_rejected() 
     // They are mixed with events of an open month, which share the key or have their own.
     let event = |number: usize| match number % 4 {
         0 | 1 => same.clone(),
-        2 => keyed("k", event_at("acme", "sms", "2", "2024-08-01T12:00:00Z")),
+        2 => event_with_key("k", event_at("acme", "sms", "2", "2024-08-01T12:00:00Z")),
         _ => event_at("acme", "sms", "1", "2024-08-01T12:00:00Z"),
     };
     let results = server.batch((0..1_000).map(event).collect(), true).await;
@@ -288,7 +287,7 @@ async fn a_client_in_an_extreme_time_zone_keeps_all_events_of_its_open_month() {
         ("pago-pago", "2024-08-01T11:00:00Z", true),
     ];
     let at = |units: &str, (client_id, time, _): &(&str, &str, bool)| {
-        keyed(&format!("{time}-{units}"), event_at(client_id, "sms", units, time))
+        event_with_key(&format!("{time}-{units}"), event_at(client_id, "sms", units, time))
     };
     server.batch(edges.iter().map(|edge| at("1", edge)).collect(), true).await;
     server.run_job("retention").await;
@@ -392,193 +391,6 @@ async fn no_open_month_loses_an_event() {
         left.push((verified.closed_client_months, verified.client_months, verified.events));
     }
     println!("closed client-months, open ones, their events, month by month: {left:?}");
-    server.stop().await;
-}
-
-/// Two replicas record backfills while their months are closed one after the other.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_backfill_during_the_closing_of_its_months_is_counted_or_rejected() {
-    const CALLERS: usize = 6;
-    const BATCHES: usize = 30;
-    let first = TestServer::start_with(&["--retention-months=2"], Clock::fixed(time(NOW))).await;
-    let second = TestServer::replica(&first.database_url, &["--retention-months=2"], first.clock.clone()).await;
-    let servers = [&first, &second];
-    let settled = AtomicUsize::new(0);
-    let callers = (0..CALLERS).map(|caller| {
-        let mut usage = servers[caller % 2].usage();
-        let settled = &settled;
-        async move {
-            let mut outcomes = [0, 0];
-            for batch in 0..BATCHES {
-                let day = |number: usize| format!("2024-{:02}-{:02}T12:00:00Z", 1 + number % 6, 1 + number % 28);
-                let events =
-                    (0..40).map(|number| event_at(&format!("c{}", number % 3), "sms", "1", &day(number + batch)));
-                let request = BatchTrackUsageRequest { events: events.collect(), backfill: true, ..Default::default() };
-                for result in usage.batch_track_usage(request).await.unwrap().into_inner().results {
-                    settled.fetch_add(1, Ordering::Relaxed);
-                    match result.outcome() {
-                        EventOutcome::Accepted => outcomes[0] += 1,
-                        _ => {
-                            assert_eq!(result.error.unwrap().reason, "MONTH_CLOSED");
-                            outcomes[1] += 1;
-                        }
-                    }
-                }
-            }
-            outcomes
-        }
-    });
-    let closing = async {
-        for month in [7, 8, 9] {
-            let part = CALLERS * BATCHES * 40 / 4 * (month - 6);
-            while settled.load(Ordering::Relaxed) < part {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-            first.clock.set(time(&format!("2024-{month:02}-21T12:00:00Z")));
-            // A detach waits only briefly for other transactions, and is retried.
-            let request = RunJobRequest { job: "retention".into() };
-            first.jobs().run_job(request).await.unwrap();
-        }
-    };
-    first.clock.set(time("2024-07-01T12:00:00Z"));
-    let (outcomes, ()) = tokio::join!(futures_util::future::join_all(callers), closing);
-    let [accepted, refused] = outcomes.into_iter().fold([0, 0], |sum, of| [sum[0] + of[0], sum[1] + of[1]]);
-    let closed =
-        sqlx::query_scalar::<_, String>("SELECT closed_through::text FROM deployment").fetch_one(&first.pool).await;
-    println!("{accepted} accepted, {refused} refused; closed through {}", closed.unwrap());
-    assert_eq!(accepted + refused, CALLERS * BATCHES * 40);
-    assert!(accepted > 0 && refused > 0, "the months must be closed during the backfill");
-    let counted: i64 =
-        sqlx::query_scalar("SELECT sum(request_count)::bigint FROM usage_months").fetch_one(&first.pool).await.unwrap();
-    assert_eq!(counted as usize, accepted);
-    let keys: i64 = sqlx::query_scalar("SELECT count(*) FROM idempotency_keys").fetch_one(&first.pool).await.unwrap();
-    assert_eq!(keys as usize, accepted, "each recorded event must have one key");
-    first.run_job("retention").await;
-    assert_eq!(partitions(&first).await.first().map(String::as_str), Some("2024-06"));
-    assert_eq!(first.verify().await.differences, 0);
-    second.stop().await;
-    first.stop().await;
-}
-
-/// Waits until a statement that contains these words waits for a lock.
-async fn wait_for_blocked_statement(server: &TestServer, words: &str) {
-    let deadline = Instant::now() + Duration::from_secs(10);
-    let waiting = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database()
-         AND wait_event_type = 'Lock' AND query LIKE '%' || $1 || '%')";
-    while !sqlx::query_scalar::<_, bool>(waiting).bind(words).fetch_one(&server.pool).await.unwrap() {
-        assert!(Instant::now() < deadline, "no statement with {words:?} waits");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-}
-
-/// Locks a client's month, so that changes of it wait.
-async fn lock_month(server: &TestServer, month: &str) -> Transaction<'static, Postgres> {
-    let mut tx = server.pool.begin().await.unwrap();
-    let hold = format!("SELECT FROM usage_months WHERE client_id = 'acme' AND month = '{month}-01' FOR UPDATE");
-    tx.execute(AssertSqlSafe(hold)).await.unwrap();
-    tx
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn closing_a_month_waits_for_batches_that_saw_it_open() {
-    let server = server(THREE_MONTHS).await;
-    record_history(&server).await;
-    let held = lock_month(&server, "2024-07").await;
-    let mut usage = server.usage();
-    let events = vec![keyed("late", event_at("acme", "sms", "1", "2024-07-20T12:00:00Z"))];
-    let batch = tokio::spawn(async move {
-        usage
-            .batch_track_usage(BatchTrackUsageRequest { events, backfill: true, ..Default::default() })
-            .await
-            .unwrap()
-            .into_inner()
-    });
-    wait_for_blocked_statement(&server, "INSERT INTO usage_months").await;
-    let mut jobs = server.jobs();
-    let job = tokio::spawn(async move { jobs.run_job(RunJobRequest { job: "retention".into() }).await.unwrap() });
-    wait_for_blocked_statement(&server, "pg_advisory_xact_lock").await;
-    held.rollback().await.unwrap();
-    let results = batch.await.unwrap().results;
-    job.await.unwrap();
-    let july = summary(&server, "acme", "2024-07-01", "2024-07-31").await.0;
-    match results[0].outcome() {
-        EventOutcome::Accepted => assert_eq!(july, 2),
-        _ => {
-            assert_closed_result(&results[0], "2024-07");
-            assert_eq!(july, 1);
-        }
-    }
-    server.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_rebuild_that_started_before_its_month_was_closed_finds_all_events() {
-    let server = server(THREE_MONTHS).await;
-    record_history(&server).await;
-    let held = lock_month(&server, "2024-06").await;
-    let mut usage = server.usage();
-    let rebuild = tokio::spawn(async move {
-        usage.rebuild_rollups(rebuild_request("2024-06-01", "2024-06-30", false)).await.unwrap().into_inner()
-    });
-    wait_for_blocked_statement(&server, "INSERT INTO usage_months").await;
-    let job = server.jobs().run_job(RunJobRequest { job: "retention".into() }).await.unwrap().into_inner().job.unwrap();
-    held.rollback().await.unwrap();
-    assert_eq!(rebuild.await.unwrap().corrected_row_count, 0);
-    assert!(job.last_error.contains("lock timeout"), "the job must not remove the events during the rebuild: {job:?}");
-    assert_eq!(summary(&server, "acme", "2024-06-01", "2024-06-30").await, (1, "0.015".into()));
-    server.run_job("retention").await;
-    assert_eq!(partitions(&server).await[0], "2024-07");
-    server.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_rebuild_whose_months_are_closed_meanwhile_names_the_last_closed_month() {
-    let server = server(THREE_MONTHS).await;
-    record_history(&server).await;
-    let held = lock_month(&server, "2024-05").await;
-    let mut usage = server.usage();
-    let rebuild =
-        tokio::spawn(async move { usage.rebuild_rollups(rebuild_request("2024-05-01", "2024-06-30", false)).await });
-    wait_for_blocked_statement(&server, "INSERT INTO usage_months").await;
-    // The job closes the months but cannot remove the partitions.
-    server.jobs().run_job(RunJobRequest { job: "retention".into() }).await.unwrap();
-    held.rollback().await.unwrap();
-    assert_closed(&rebuild.await.unwrap().unwrap_err(), "2024-07");
-    server.stop().await;
-}
-
-#[tokio::test]
-async fn a_long_read_keeps_its_events_and_the_job_is_retried() {
-    let server = server(THREE_MONTHS).await;
-    record_history(&server).await;
-    let mut reader = server.pool.begin().await.unwrap();
-    reader.execute("SELECT count(*) FROM usage_events").await.unwrap();
-    let request = RunJobRequest { job: "retention".into() };
-    let job = server.jobs().run_job(request).await.unwrap().into_inner().job.unwrap();
-    assert!(job.last_error.contains("lock timeout"), "{job:?}");
-    assert_eq!(partitions(&server).await[0], "2024-03");
-    server.track(event("acme", "sms", "1")).await.unwrap();
-    drop(reader);
-    server.run_job("retention").await;
-    assert_eq!(partitions(&server).await[0], "2024-07");
-    server.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_short_read_only_delays_the_run() {
-    let server = server(THREE_MONTHS).await;
-    record_history(&server).await;
-    let mut reader = server.pool.begin().await.unwrap();
-    reader.execute("SELECT count(*) FROM usage_events").await.unwrap();
-    let mut jobs = server.jobs();
-    let job = tokio::spawn(async move { jobs.run_job(RunJobRequest { job: "retention".into() }).await.unwrap() });
-    wait_for_blocked_statement(&server, "DETACH").await;
-    let gave_way = "SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database()
-         AND wait_event_type = 'Lock' AND query LIKE 'ALTER TABLE%DETACH%')";
-    wait_until(async || sqlx::query_scalar::<_, bool>(gave_way).fetch_one(&server.pool).await.unwrap()).await;
-    drop(reader);
-    assert_eq!(job.await.unwrap().into_inner().job.unwrap().last_error, "");
-    assert_eq!(partitions(&server).await[0], "2024-07");
     server.stop().await;
 }
 

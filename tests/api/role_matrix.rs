@@ -105,7 +105,7 @@ pub const CELLS: [(&str, &str, &str); 65] = [
     ("AlertService/SendTestNotification", r#"{"clientId":"acme"}"#, CHANGES_ACME),
     ("AlertService/SendTestNotification", "{}", CHANGES_ALL),
     ("CatalogService/ListServices", "{}", FOR_EVERYBODY),
-    ("CatalogService/CreateService", r#"{"service":{"service":"made"}}"#, CHANGES_ALL),
+    ("CatalogService/CreateService", r#"{"service":{"service":"created"}}"#, CHANGES_ALL),
     ("CatalogService/ListPrices", "{}", FOR_EVERYBODY),
     ("CatalogService/CreatePrice", r#"{"price":{"service":"sms","model":"m","rates":{"unit":"1"}}}"#, CHANGES_ALL),
     (

@@ -83,8 +83,8 @@ fn a_table_in_a_settings_file_is_rejected() {
         ("[[server]]\nauth = \"keys\"\n", 1, "server"),
         ("[client]\n", 1, "client"),
     ] {
-        let refused = dir.serve_with(file);
-        assert!(refused.contains(&format!("meterd.toml, line {line}: {key}: is a table")), "{file}: {refused}");
+        let rejected = dir.serve_with(file);
+        assert!(rejected.contains(&format!("meterd.toml, line {line}: {key}: is a table")), "{file}: {rejected}");
     }
     assert!(dir.serve_with("[server]\nauth = \"keys\"\n").contains("such as `auth = …`"));
 }
@@ -115,9 +115,9 @@ fn every_wrong_line_of_a_settings_file_is_reported_with_a_similar_key() {
         ("smtp_url = 25", "smtp_url: must be a text in quotes; this is a whole number"),
         ("stop-timeout-seconds = 5\nstop_timeout_seconds = 6", "stop_timeout_seconds: is set on line 21 already"),
     ];
-    let refused = dir.serve_with(&wrong.map(|(line, _)| line).join("\n"));
-    let lines: Vec<_> = refused.lines().collect();
-    assert_eq!(lines.len(), wrong.len(), "{refused}");
+    let rejected = dir.serve_with(&wrong.map(|(line, _)| line).join("\n"));
+    let lines: Vec<_> = rejected.lines().collect();
+    assert_eq!(lines.len(), wrong.len(), "{rejected}");
     for (index, (line, expected)) in lines.iter().zip(wrong.map(|(_, expected)| expected)).enumerate() {
         let number = if index == wrong.len() - 1 { index + 2 } else { index + 1 };
         assert!(line.contains(&format!("meterd.toml, line {number}: {expected}")), "{line}");
@@ -127,11 +127,11 @@ fn every_wrong_line_of_a_settings_file_is_reported_with_a_similar_key() {
 #[test]
 fn settings_of_client_commands_are_rejected_by_the_server() {
     let dir = SettingsDir::new();
-    let refused = dir.serve_with("auth = \"keys\"\nserver = \"https://meterd.example\"\napi_key = \"mtr_hunter2\"\n");
+    let rejected = dir.serve_with("auth = \"keys\"\nserver = \"https://meterd.example\"\napi_key = \"mtr_hunter2\"\n");
     for key in ["line 2: server", "line 3: api_key"] {
-        assert!(refused.contains(&format!("{key}: is a setting of other commands")), "{refused}");
+        assert!(rejected.contains(&format!("{key}: is a setting of other commands")), "{rejected}");
     }
-    assert!(!refused.contains("hunter2"), "{refused}");
+    assert!(!rejected.contains("hunter2"), "{rejected}");
     // A client may use the settings file of its server.
     let file = dir.file("auth = \"keys\"\nserver = \"127.0.0.1:1\"\n");
     let usage = run(dir.meterd(&["usage", "acme"]).arg("--config").arg(file));
@@ -141,15 +141,15 @@ fn settings_of_client_commands_are_rejected_by_the_server() {
 #[test]
 fn a_misspelled_variable_is_rejected_by_server_commands_and_a_warning_of_others() {
     let dir = SettingsDir::new();
-    for (name, meant) in [
+    for (name, suggested) in [
         ("METERD_AUHT", "METERD_AUTH"),
         ("METERED_AUTH", "METERD_AUTH"),
         ("meterd_auth", "METERD_AUTH"),
         ("METERD_DATABASE_URL", "DATABASE_URL"),
     ] {
         for command in ["serve", "migrate", "verify"] {
-            let refused = dir.start_error(dir.meterd(&[command]).env(name, "keys"));
-            assert!(refused.contains(name) && refused.contains(&format!("did you mean {meant}?")), "{refused}");
+            let rejected = dir.start_error(dir.meterd(&[command]).env(name, "keys"));
+            assert!(rejected.contains(name) && rejected.contains(&format!("did you mean {suggested}?")), "{rejected}");
         }
         let warned = output_of(&run(dir.meterd(&["usage", "acme", "--server=127.0.0.1:1"]).env(name, "keys")));
         assert!(warned.starts_with(&format!("warning: {name}")) && warned.contains("no server answers"), "{warned}");
@@ -163,11 +163,11 @@ fn a_misspelled_variable_is_rejected_by_server_commands_and_a_warning_of_others(
 #[test]
 fn a_filter_that_logs_nothing_is_rejected() {
     for filter in ["nonsense", "infos", "metred=debug", "meterd=debgu"] {
-        let refused = run(&mut meterd(&["serve", "--check", "--log", filter]));
+        let rejected = run(&mut meterd(&["serve", "--check", "--log", filter]));
         assert!(
-            !refused.status.success() && output_of(&refused).contains("must be a level"),
+            !rejected.status.success() && output_of(&rejected).contains("must be a level"),
             "{}",
-            output_of(&refused)
+            output_of(&rejected)
         );
     }
 }
@@ -205,8 +205,8 @@ fn all_wrong_settings_are_reported_at_once_before_a_database_is_created() {
                     command.arg(flag);
                 }
             }
-            let refused = dir.start_error(&mut command);
-            assert!(refused.contains(expected) && !refused.contains("hunter2"), "{flags:?}: {refused}");
+            let rejected = dir.start_error(&mut command);
+            assert!(rejected.contains(expected) && !rejected.contains("hunter2"), "{flags:?}: {rejected}");
         }
     }
     let all = dir.start_error(dir.meterd(&["serve", "--check", "--smtp-from=x", "--tls-key=x"]).args(listen_on(0)));
@@ -280,8 +280,8 @@ async fn a_settings_file_applies_to_subcommands() {
     let dir = SettingsDir::new();
     let file = dir.file(&format!("database_url = \"{}\"\n", server.database_url));
     let mut command = dir.meterd(&["keys", "create", "ops", "--scope=admin", "--all-clients", "--direct", "--quiet"]);
-    let made = run(command.arg("--config").arg(&file));
-    assert!(made.status.success(), "{}", output_of(&made));
+    let created = run(command.arg("--config").arg(&file));
+    assert!(created.status.success(), "{}", output_of(&created));
     let keys: i64 = sqlx::query_scalar("SELECT count(*) FROM api_keys").fetch_one(&server.pool).await.unwrap();
     assert_eq!(keys, 1, "the key must be in the database of the settings file");
     assert!(!Path::new(&dir.data_dir()).exists());

@@ -14,16 +14,16 @@ fn check(dir: &SettingsDir) -> std::process::Command {
 fn a_misspelled_parameter_of_a_database_url_is_rejected_before_the_start() {
     let dir = SettingsDir::new();
     let url = |query: &str| format!("postgres://u:hunter2@localhost:1/db?{query}");
-    for (query, says) in [
+    for (query, expected_text) in [
         ("sslmod=require", "parameter sslmod: there is no such parameter; did you mean sslmode?"),
         ("sslmode=verify_full", "parameter sslmode: must be one of disable, allow, prefer"),
         ("sslmode=require&conect_timeout=3", "parameter conect_timeout: there is no such parameter"),
     ] {
         for command in [&["serve"][..], &["serve", "--check"], &["migrate"], &["verify"]] {
-            let refused =
+            let rejected =
                 dir.start_error(dir.meterd(command).env("DATABASE_URL", url(query)).env_remove("METERD_DATA_DIR"));
-            assert!(refused.contains(says) && !refused.contains("hunter2"), "{command:?}: {refused}");
-            assert_eq!(refused.lines().count(), 1, "{refused}");
+            assert!(rejected.contains(expected_text) && !rejected.contains("hunter2"), "{command:?}: {rejected}");
+            assert_eq!(rejected.lines().count(), 1, "{rejected}");
         }
     }
     let fine =
@@ -36,8 +36,8 @@ fn a_database_url_without_a_database_is_rejected() {
     let dir = SettingsDir::new();
     for url in ["postgres://u:hunter2@localhost", "postgres://u:hunter2@localhost:1/"] {
         for command in [&["serve"][..], &["serve", "--check"], &["migrate"], &["verify"]] {
-            let refused = dir.start_error(dir.meterd(command).env_remove("PGDATABASE").env("DATABASE_URL", url));
-            assert!(refused.contains("names no database") && !refused.contains("hunter2"), "{command:?}: {refused}");
+            let rejected = dir.start_error(dir.meterd(command).env_remove("PGDATABASE").env("DATABASE_URL", url));
+            assert!(rejected.contains("names no database") && !rejected.contains("hunter2"), "{command:?}: {rejected}");
         }
     }
 }
@@ -90,19 +90,19 @@ fn an_error_names_a_setting_as_it_was_set() {
         command
     };
     let in_file = format!("correct host and port in database_url ({}, line 1)", file.display());
-    for (command, says) in [
+    for (command, expected_text) in [
         (verify().args(["--database-url", url]), "correct host and port in --database-url"),
         (verify().env("DATABASE_URL", url), "correct host and port in DATABASE_URL"),
         (verify().arg("--config").arg(&file), &in_file),
     ] {
-        let refused = dir.start_error(command);
-        assert!(refused.contains(says), "{refused}");
+        let rejected = dir.start_error(command);
+        assert!(rejected.contains(expected_text), "{rejected}");
     }
     // A suggested command contains the URL without its password.
     let mut open = dir.meterd(&["serve", "--check", "--listen=0.0.0.0:0", "--http-listen=127.0.0.1:0"]);
     open.env_remove("METERD_DATA_DIR").args(["--database-url", "postgres://u:hunter2@localhost:1/db"]);
-    let refused = dir.start_error(&mut open);
-    assert!(refused.contains("--direct --database-url postgres://u:PASSWORD@localhost:1/db`"), "{refused}");
+    let rejected = dir.start_error(&mut open);
+    assert!(rejected.contains("--direct --database-url postgres://u:PASSWORD@localhost:1/db`"), "{rejected}");
 }
 
 #[test]
@@ -113,12 +113,12 @@ fn a_misspelled_database_url_variable_is_rejected_unless_a_database_is_set() {
         for command in ["serve", "migrate", "verify"] {
             let mut command = dir.meterd(&[command]);
             command.env_remove("METERD_DATA_DIR").env(name, "postgres://u:hunter2@localhost:1/db");
-            let refused = dir.start_error(&mut command);
+            let rejected = dir.start_error(&mut command);
             assert!(
-                refused.contains(&format!("{name}: no setting")) && refused.contains("did you mean DATABASE_URL?"),
-                "{refused}"
+                rejected.contains(&format!("{name}: no setting")) && rejected.contains("did you mean DATABASE_URL?"),
+                "{rejected}"
             );
-            assert!(!refused.contains("hunter2"), "{refused}");
+            assert!(!rejected.contains("hunter2"), "{rejected}");
         }
         // Then the variable belongs to another program.
         let other = run(check(&dir)
@@ -128,8 +128,8 @@ fn a_misspelled_database_url_variable_is_rejected_unless_a_database_is_set() {
         assert_eq!(output_of(&other), "the settings are valid\n");
     }
     for name in ["MTERD_AUTH", "METRED_AUTH"] {
-        let refused = dir.start_error(check(&dir).env(name, "keys"));
-        assert!(refused.contains(name) && refused.contains("did you mean METERD_AUTH?"), "{refused}");
+        let rejected = dir.start_error(check(&dir).env(name, "keys"));
+        assert!(rejected.contains(name) && rejected.contains("did you mean METERD_AUTH?"), "{rejected}");
     }
 }
 
@@ -144,19 +144,20 @@ fn settings_of_the_embedded_postgresql_have_no_effect_with_a_database_url() {
         ("--postgres-download-url=https://x.example", "--postgres-download-url"),
     ] {
         for command in [&["serve"][..], &["serve", "--check"], &["migrate"]] {
-            let refused = dir.start_error(dir.meterd(command).arg(flag).env("DATABASE_URL", url));
-            let says = format!("{name}: is for meterd's own PostgreSQL, and DATABASE_URL names another database");
-            assert!(refused.contains(&says), "{refused}");
+            let rejected = dir.start_error(dir.meterd(command).arg(flag).env("DATABASE_URL", url));
+            let expected_text =
+                format!("{name}: is for meterd's own PostgreSQL, and DATABASE_URL names another database");
+            assert!(rejected.contains(&expected_text), "{rejected}");
         }
     }
-    let noted = run(check(&dir).env("DATABASE_URL", url));
+    let logged = run(check(&dir).env("DATABASE_URL", url));
     let note = "note: METERD_DATA_DIR: has no effect, because DATABASE_URL names the database\n";
-    assert!(noted.status.success() && output_of(&noted).contains(note), "{}", output_of(&noted));
+    assert!(logged.status.success() && output_of(&logged).contains(note), "{}", output_of(&logged));
     let file = dir.file(&format!("database_url = \"{url}\"\npostgres_download = false\n"));
-    let noted = output_of(&run(check(&dir).env_remove("METERD_DATA_DIR").arg("--config").arg(&file)));
+    let logged = output_of(&run(check(&dir).env_remove("METERD_DATA_DIR").arg("--config").arg(&file)));
     let shown = file.display();
-    assert!(noted.contains(&format!("postgres_download ({shown}, line 2): has no effect")), "{noted}");
-    assert!(noted.contains(&format!("because database_url ({shown}, line 1) names the database")), "{noted}");
+    assert!(logged.contains(&format!("postgres_download ({shown}, line 2): has no effect")), "{logged}");
+    assert!(logged.contains(&format!("because database_url ({shown}, line 1) names the database")), "{logged}");
 }
 
 #[test]
@@ -174,20 +175,22 @@ fn all_wrong_environment_variables_are_reported_at_once() {
     for command in [&["serve"][..], &["serve", "--check"]] {
         let mut command = dir.meterd(command);
         command.envs(variables.map(|(name, value, _)| (name, value)));
-        let refused = dir.start_error(&mut command);
-        assert!(refused.contains("7 environment variables are wrong"), "{refused}");
-        for (_, _, says) in variables {
-            assert!(refused.lines().any(|line| line.starts_with(says)), "no {says} in {refused}");
+        let rejected = dir.start_error(&mut command);
+        assert!(rejected.contains("7 environment variables are wrong"), "{rejected}");
+        for (_, _, expected_text) in variables {
+            assert!(rejected.lines().any(|line| line.starts_with(expected_text)), "no {expected_text} in {rejected}");
         }
     }
     // Values that are valid alone but wrong in combination are reported, too.
     let mut command = dir.meterd(&["serve", "--check"]);
     command.envs([("METERD_LISTEN", "0.0.0.0:0"), ("METERD_SMTP_URL", "x"), ("METERD_SMTP_FROM", "a@b.example")]);
     let file = dir.file("tls_client_ca = \"x\"\n");
-    let refused = dir.start_error(command.arg("--config").arg(&file));
+    let rejected = dir.start_error(command.arg("--config").arg(&file));
     let in_file = format!("tls_client_ca ({}, line 1) needs TLS", file.display());
-    for says in ["METERD_LISTEN 0.0.0.0:0 is not a loopback address", "METERD_SMTP_URL is not one of", &in_file] {
-        assert!(refused.lines().any(|line| line.starts_with(says)), "no {says} in {refused}");
+    for expected_text in
+        ["METERD_LISTEN 0.0.0.0:0 is not a loopback address", "METERD_SMTP_URL is not one of", &in_file]
+    {
+        assert!(rejected.lines().any(|line| line.starts_with(expected_text)), "no {expected_text} in {rejected}");
     }
     // A flag overrides its variable, whether the variable is valid or not.
     let fine = run(check(&dir).env("METERD_WRITERS", "many").arg("--writers=2"));
@@ -200,7 +203,7 @@ fn all_wrong_environment_variables_are_reported_at_once() {
 #[test]
 fn an_invalid_toml_line_is_reported_with_its_key_and_fix_and_without_secrets() {
     let dir = SettingsDir::new();
-    for (text, says) in [
+    for (text, expected_text) in [
         (
             "writers = 2\nlisten = 127.0.0.1:0\n",
             "line 2, column 15: listen: a text must be in quotes: write listen = \"127.0.0.1:0\"",
@@ -218,8 +221,8 @@ fn an_invalid_toml_line_is_reported_with_its_key_and_fix_and_without_secrets() {
         ("currency = \"EUR\nwriters = 2\n", "currency: the text has no end; close it with \""),
         ("writers =\n", "writers: has no value; remove the line to leave it unset"),
     ] {
-        let refused = dir.serve_with(text);
-        assert!(refused.contains(says) && !refused.contains("hunter2"), "{text}: {refused}");
+        let rejected = dir.serve_with(text);
+        assert!(rejected.contains(expected_text) && !rejected.contains("hunter2"), "{text}: {rejected}");
     }
     let both = dir.serve_with("listen = 127.0.0.1:0\nauth = keys\n");
     assert!(both.contains("line 1, column") && both.contains("line 2, column") && both.lines().count() == 2, "{both}");
@@ -242,10 +245,10 @@ fn printed_settings_without_a_secret_are_valid_only_with_its_variable() {
         command.arg("--config").arg(&file);
         command
     };
-    let refused = dir.start_error(&mut check());
-    let says = "smtp_url: \"(not shown)\" stands for a value that --print-config does not show; write the value here, or \
+    let rejected = dir.start_error(&mut check());
+    let expected_text = "smtp_url: \"(not shown)\" stands for a value that --print-config does not show; write the value here, or \
                 remove the line and set METERD_SMTP_URL";
-    assert!(refused.contains(says) && refused.lines().count() == 1, "{refused}");
+    assert!(rejected.contains(expected_text) && rejected.lines().count() == 1, "{rejected}");
     let fine = run(check().env(secrets[0].0, secrets[0].1));
     assert!(fine.status.success(), "{}", output_of(&fine));
 }

@@ -48,11 +48,11 @@ async fn a_stop_is_fast_with_any_open_connections() {
             }
         }
     });
-    let begun = Instant::now();
+    let started = Instant::now();
     server.stop().await;
-    let took = begun.elapsed();
-    println!("stopped in {took:?} beside silent and stalled peers");
-    assert!(took < PROMPT, "{took:?}");
+    let duration = started.elapsed();
+    println!("stopped in {duration:?} beside silent and stalled peers");
+    assert!(duration < PROMPT, "{duration:?}");
     let ended = watching.await.unwrap();
     let reason = ended.get_details_error_info().map(|info| info.reason);
     assert_eq!((ended.code(), reason.as_deref()), (Code::Unavailable, Some("SHUTTING_DOWN")));
@@ -67,12 +67,12 @@ async fn a_call_that_cannot_be_settled_in_time_gets_an_error_before_the_stop() {
     let request = TrackUsageRequest { event: Some(event("acme", "sms", "1")) };
     let call = tokio::spawn(async move { usage.track_usage(request).await });
     server.wait_for_stalled_writer().await;
-    let begun = Instant::now();
+    let started = Instant::now();
     let stop = tokio::spawn(server.stop());
     let status = call.await.unwrap().unwrap_err();
     let reason = status.get_details_error_info().map(|info| info.reason);
     assert_eq!((status.code(), reason.as_deref()), (Code::Unavailable, Some("SHUTTING_DOWN")));
-    assert!(begun.elapsed() > Duration::from_secs(2), "the call must have time to settle");
+    assert!(started.elapsed() > Duration::from_secs(2), "the call must have time to settle");
     stalled.rollback().await.unwrap();
     stop.await.unwrap();
 }

@@ -34,24 +34,24 @@ async fn a_non_durable_database_is_rejected_unless_allowed() {
     let options = connect::options(&empty_database().await).unwrap();
     let mut settings = settings_of(&[]);
     settings.database.allow_non_durable_database = false;
-    let refused = app::prepare(&options, &settings).await.err().unwrap().to_string();
-    assert!(refused.contains("fsync = off") && refused.contains("--allow-non-durable-database"), "{refused}");
+    let rejected = app::prepare(&options, &settings).await.err().unwrap().to_string();
+    assert!(rejected.contains("fsync = off") && rejected.contains("--allow-non-durable-database"), "{rejected}");
 }
 
 #[tokio::test]
 async fn a_currency_other_than_that_of_the_first_start_is_rejected() {
     let options = connect::options(&empty_database().await).unwrap();
     app::prepare(&options, &settings_of(&["--currency=EUR"])).await.unwrap();
-    let refused = app::prepare(&options, &settings_of(&[])).await.err().unwrap().to_string();
-    assert!(refused.contains("EUR") && refused.contains("--currency"), "{refused}");
+    let rejected = app::prepare(&options, &settings_of(&[])).await.err().unwrap().to_string();
+    assert!(rejected.contains("EUR") && rejected.contains("--currency"), "{rejected}");
 }
 
 #[tokio::test]
 async fn without_keys_only_loopback_addresses_are_allowed() {
     for flag in ["--listen=0.0.0.0:0", "--http-listen=[::]:0"] {
         let settings = settings_of(&[flag]);
-        let refused = settings.check_exposure().unwrap_err().to_string();
-        assert!(refused.contains("loopback") && refused.contains("--insecure-listen"), "{refused}");
+        let rejected = settings.check_exposure().unwrap_err().to_string();
+        assert!(rejected.contains("loopback") && rejected.contains("--insecure-listen"), "{rejected}");
     }
     settings_of(&["--listen=0.0.0.0:0", "--insecure-listen"]).check_exposure().unwrap();
 }
@@ -82,13 +82,13 @@ async fn an_unavailable_database_is_visible_in_health_and_status_and_recovers() 
     let database = Embedded::start(&own).await.unwrap();
     let server = TestServer::replica(database.url(), &["--retry-seconds=2"], Clock::system()).await;
     wait_for_health(&server, ServingStatus::Serving).await;
-    let keyed = |key: &str| UsageEvent { idempotency_key: key.into(), ..event("acme", "sms", "1") };
-    server.track(keyed("before")).await.unwrap();
+    let event_with_key = |key: &str| UsageEvent { idempotency_key: key.into(), ..event("acme", "sms", "1") };
+    server.track(event_with_key("before")).await.unwrap();
 
     database.stop().await.unwrap();
     wait_for_health(&server, ServingStatus::NotServing).await;
     assert_eq!(health(&server, "").await, ServingStatus::NotServing);
-    let recorded = server.track(keyed("meanwhile")).await.unwrap_err();
+    let recorded = server.track(event_with_key("meanwhile")).await.unwrap_err();
     let read = server.clients().get_client(GetClientRequest { client_id: "acme".into() }).await.unwrap_err();
     for status in [recorded, read] {
         assert_eq!(status.code(), Code::Unavailable, "{status:?}");
@@ -105,8 +105,8 @@ async fn an_unavailable_database_is_visible_in_health_and_status_and_recovers() 
     let database = Embedded::start(&own).await.unwrap();
     wait_for_health(&server, ServingStatus::Serving).await;
     let outcomes = [
-        server.track(keyed("before")).await.unwrap().outcome(),
-        server.track(keyed("meanwhile")).await.unwrap().outcome(),
+        server.track(event_with_key("before")).await.unwrap().outcome(),
+        server.track(event_with_key("meanwhile")).await.unwrap().outcome(),
     ];
     assert_eq!(outcomes, [EventOutcome::Duplicate, EventOutcome::Accepted]);
     server.assert_exact(2).await;

@@ -165,9 +165,9 @@ async fn a_new_certificate_is_used_soon_and_an_invalid_one_is_not() {
     // A certificate whose key is not written yet, half a file, and no file. The old certificate stays in use.
     let new = after.sign();
     for bad in [new.cert.as_str(), &new.cert[..40], ""] {
-        let told = failures().await;
+        let reported = failures().await;
         std::fs::write(files.path("cert.pem"), bad).unwrap();
-        wait_until(async || failures().await > told).await;
+        wait_until(async || failures().await > reported).await;
         records(&server, &before, None).await.unwrap();
     }
     files.write(&new);
@@ -216,10 +216,10 @@ async fn commands_reach_a_server_that_requires_a_certificate_or_say_what_is_wron
         (&["--tls-ca", "/nowhere.pem"][..], "--tls-ca /nowhere.pem cannot be read"),
         (&["--tls-ca", &ca, "--server", "http://127.0.0.1:1"][..], "use https://"),
     ];
-    for (flags, says) in wrong {
+    for (flags, expected_text) in wrong {
         let done = meterd(&server, &[&track[..], flags].concat()).await;
         let error = String::from_utf8_lossy(&done.stderr);
-        assert!(!done.status.success() && error.contains(says), "{flags:?}: {error}");
+        assert!(!done.status.success() && error.contains(expected_text), "{flags:?}: {error}");
     }
     server.assert_exact(1).await;
     server.stop().await;
@@ -263,9 +263,9 @@ fn wrong_files_and_incomplete_settings_are_rejected_by_name_without_contents() {
         (Some(&*cert), Some(&*foreign), None, "do not go together".into()),
         (Some(&*cert), Some(&*key), Some(&*none), format!("--tls-client-ca {}", none.display())),
     ];
-    for (cert, key, ca, says) in cases {
+    for (cert, key, ca, expected_text) in cases {
         let error = format!("{:#}", load(cert, key, ca).unwrap_err());
-        assert!(error.contains(&says), "{error:?} should say {says:?}");
+        assert!(error.contains(&expected_text), "{error:?} should say {expected_text:?}");
         for line in signed.key.lines().filter(|line| !line.starts_with('-')) {
             assert!(!error.contains(line), "{error}");
         }
@@ -292,12 +292,12 @@ async fn commands_trust_a_self_signed_certificate_only_if_it_is_configured() {
     let other = files.path("other.pem");
     std::fs::write(&other, self_signed(|_| {}).cert).unwrap();
     let other = other.display().to_string();
-    for (flags, says) in
+    for (flags, expected_text) in
         [(&["--tls-ca", &other][..], "is none of those in --tls-ca"), (&[], "give --tls-ca FILE (METERD_TLS_CA)")]
     {
         let done = meterd(&server, &[&["track", "acme", "sms"], flags].concat()).await;
         let error = String::from_utf8_lossy(&done.stderr);
-        assert!(!done.status.success() && error.contains("is not trusted") && error.contains(says), "{error}");
+        assert!(!done.status.success() && error.contains("is not trusted") && error.contains(expected_text), "{error}");
         assert!(!error.contains("is it running"), "{error}");
     }
     server.assert_exact(1).await;
@@ -314,7 +314,7 @@ async fn a_configured_certificate_that_is_expired_or_for_another_host_is_rejecte
     let names = CertificateParams::new(vec!["meterd.example.com".into()]).unwrap().subject_alt_names;
     let foreign = self_signed(|params| params.subject_alt_names = names);
     let nameless = self_signed(|params| params.subject_alt_names.clear());
-    for (signed, says) in [
+    for (signed, expected_text) in [
         (expired, "its certificate expired at 2021-01-01"),
         (early, "its certificate is not valid before 2999-01-01"),
         (foreign, "is not for \"127.0.0.1\", but for"),
@@ -325,7 +325,7 @@ async fn a_configured_certificate_that_is_expired_or_for_another_host_is_rejecte
         let ca = files.path("cert.pem").display().to_string();
         let done = meterd(&server, &["track", "acme", "sms", "--tls-ca", &ca]).await;
         let error = String::from_utf8_lossy(&done.stderr);
-        assert!(!done.status.success() && error.contains(says), "{says}: {error}");
+        assert!(!done.status.success() && error.contains(expected_text), "{expected_text}: {error}");
         server.assert_exact(0).await;
         server.stop().await;
     }
@@ -345,13 +345,13 @@ async fn a_missing_certificate_and_a_rejected_certificate_have_different_errors(
     flags.push(format!("--tls-client-ca={allowed}"));
     let server = start(&flags).await;
     let shown = ["--tls-client-cert", &cert, "--tls-client-key", &key];
-    for (more, says) in [
+    for (more, expected_text) in [
         (&[][..], "it asks for a client certificate"),
         (&shown, "it does not accept the certificate of --tls-client-cert"),
     ] {
         let done = meterd(&server, &[&["track", "acme", "sms", "--tls-ca", &ca], more].concat()).await;
         let error = String::from_utf8_lossy(&done.stderr);
-        assert!(!done.status.success() && error.contains(says), "{says}: {error}");
+        assert!(!done.status.success() && error.contains(expected_text), "{expected_text}: {error}");
     }
     server.stop().await;
 }
@@ -366,13 +366,13 @@ async fn the_response_of_a_server_without_grpc_is_shown() {
             stream.write_all(b"SSH-2.0-OpenSSH_9.2\r\n").await.ok();
         }
     });
-    for (server_url, says) in [
+    for (server_url, expected_text) in [
         (format!("http://{address}"), "is no gRPC server: it begins with \"SSH-2.0-"),
         (format!("https://{address}"), "TLS fails with the server at"),
     ] {
         let done = meterd(&server, &["usage", "acme", "--server", &server_url]).await;
         let error = String::from_utf8_lossy(&done.stderr);
-        assert!(!done.status.success() && error.contains(says), "{server_url}: {error}");
+        assert!(!done.status.success() && error.contains(expected_text), "{server_url}: {error}");
     }
     greeter.abort();
     server.stop().await;
@@ -384,7 +384,7 @@ async fn a_wrong_scheme_or_port_is_reported_with_the_right_address() {
     let plain = TestServer::start().await;
     let place = |server: &TestServer| server.address.trim_start_matches("http://").to_owned();
     let (tls, clear) = (place(&secured), place(&plain));
-    for (server, says) in [
+    for (server, expected_text) in [
         (format!("http://{tls}"), format!("speaks TLS: use --server https://{tls}")),
         (tls.clone(), format!("speaks TLS: use --server https://{tls}")),
         (format!("https://{clear}"), format!("does not speak TLS: use --server http://{clear}")),
@@ -399,7 +399,7 @@ async fn a_wrong_scheme_or_port_is_reported_with_the_right_address() {
         let began = std::time::Instant::now();
         let done = meterd(&plain, &["track", "acme", "sms", "--server", &server]).await;
         let error = String::from_utf8_lossy(&done.stderr);
-        assert!(!done.status.success() && error.contains(&says), "{server}: {error}");
+        assert!(!done.status.success() && error.contains(&expected_text), "{server}: {error}");
         assert_eq!(error.matches("error:").count(), 1, "{error}");
         // Immediately: an error that time does not fix is not retried.
         assert!(began.elapsed().as_secs() < 10, "{server}: {:?}", began.elapsed());

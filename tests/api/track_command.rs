@@ -12,14 +12,14 @@ async fn a_hanging_server_is_retried_for_the_requested_time() {
     let server = TestServer::start().await;
     let stalled = server.stall_writers().await;
     for seconds in [1, 3] {
-        let begun = Instant::now();
+        let started = Instant::now();
         let retry = format!("--retry-seconds={seconds}");
         let output = meterd(&server, &["track", "acme", "sms", "1", "--key=k", &retry]).await;
-        let (took, said) = (begun.elapsed(), String::from_utf8(output.stderr).unwrap());
-        assert_eq!(output.status.code(), Some(1), "{said}");
+        let (duration, printed) = (started.elapsed(), String::from_utf8(output.stderr).unwrap());
+        assert_eq!(output.status.code(), Some(1), "{printed}");
         // A single call may take ten seconds.
-        assert!(took < Duration::from_secs(seconds + 3), "{took:?}: {said}");
-        assert!(said.contains("repeat the command with --key k"), "{said}");
+        assert!(duration < Duration::from_secs(seconds + 3), "{duration:?}: {printed}");
+        assert!(printed.contains("repeat the command with --key k"), "{printed}");
     }
     drop(stalled);
     let settled = succeed(&server, &["track", "acme", "sms", "1", "--key=k"]).await;
@@ -39,9 +39,9 @@ async fn an_interrupted_track_prints_its_generated_key() {
     kill(Pid::from_raw(process.id().unwrap() as i32), Signal::SIGINT).unwrap();
     let output = process.wait_with_output().await.unwrap();
     drop(stalled);
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(130), "{said}");
-    let key = said.split("--key ").nth(1).unwrap_or_else(|| panic!("{said}")).trim().to_owned();
+    let printed = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(130), "{printed}");
+    let key = printed.split("--key ").nth(1).unwrap_or_else(|| panic!("{printed}")).trim().to_owned();
     let settled = succeed(&server, &["track", "acme", "sms", "1", "--key", &key]).await;
     assert!(settled.contains("ACCEPTED") || settled.contains("DUPLICATE"), "{settled}");
     server.assert_exact(1).await;
@@ -58,12 +58,12 @@ async fn suggestions_of_a_command_use_only_its_own_flags() {
         (&["keys", "create", "x", "--scope=read", "--all-clients", "--expires=12.11.2026"], 2),
     ] {
         let output = meterd(&server, arguments).await;
-        let said = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(code), "{said}");
-        assert!(said.contains("must be a time such as") && !said.contains("--time-format"), "{said}");
+        let printed = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{printed}");
+        assert!(printed.contains("must be a time such as") && !printed.contains("--time-format"), "{printed}");
     }
     let output = meterd(&server, &["track", "acme", "sms", "1", "--time=2020-01-01"]).await;
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert!(said.contains("days back") && said.contains("`meterd import FILE --backfill`"), "{said}");
+    let printed = String::from_utf8(output.stderr).unwrap();
+    assert!(printed.contains("days back") && printed.contains("`meterd import FILE --backfill`"), "{printed}");
     server.stop().await;
 }

@@ -20,7 +20,7 @@ const WAITING_OF_CONNECTION_MAX: usize = 100;
 /// Makes calls with unknown keys repeatedly on one connection, `CALLS_AT_ONCE` at a time.
 async fn send_unknown_keys(address: String, done: Arc<AtomicBool>, looked_up: Arc<AtomicUsize>) -> usize {
     let mut sender = raw::connect(&address).await;
-    let mut refused = 0;
+    let mut rejected = 0;
     while !done.load(Ordering::Relaxed) {
         let mut calls = vec![];
         for _ in 0..CALLS_AT_ONCE {
@@ -36,9 +36,9 @@ async fn send_unknown_keys(address: String, done: Arc<AtomicBool>, looked_up: Ar
         let shed = statuses.iter().find(|status| status.code() == Code::ResourceExhausted);
         assert!(shed.is_none_or(|status| error_parts(status).1 == "SERVER_BUSY"), "{shed:?}");
         looked_up.fetch_add(unknown, Ordering::Relaxed);
-        refused += busy;
+        rejected += busy;
     }
-    refused
+    rejected
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -51,19 +51,19 @@ async fn a_new_key_is_valid_at_once_while_others_send_unknown_keys() {
     wait_until(async || looked_up.load(Ordering::Relaxed) > 0).await;
     for _ in 0..5 {
         let token = key_server.key(Scope::Read, &[]).await;
-        let begun = Instant::now();
+        let started = Instant::now();
         let mut alerts = alerts_as(&key_server.server, &token);
         alerts.list_alerts(meterd::proto::ListAlertsRequest::default()).await.unwrap();
-        println!("a new key was good after {:?}", begun.elapsed());
-        assert!(begun.elapsed() < Duration::from_secs(5));
+        println!("a new key was good after {:?}", started.elapsed());
+        assert!(started.elapsed() < Duration::from_secs(5));
     }
     done.store(true, Ordering::Relaxed);
-    let mut refused = 0;
+    let mut rejected = 0;
     for stranger in strangers {
-        refused += stranger.await.unwrap();
+        rejected += stranger.await.unwrap();
     }
-    println!("{} unknown keys were looked_up for, {refused} calls were refused", looked_up.load(Ordering::Relaxed));
-    assert!(refused > 0);
+    println!("{} unknown keys were looked up, {rejected} calls were rejected", looked_up.load(Ordering::Relaxed));
+    assert!(rejected > 0);
     key_server.server.stop().await;
 }
 
@@ -74,9 +74,9 @@ async fn a_limited_number_of_calls_per_connection_waits_for_key_lookups() {
     let stranger = tokio::spawn(send_unknown_keys(key_server.server.address.clone(), done.clone(), looked_up.clone()));
     wait_until(async || looked_up.load(Ordering::Relaxed) > 0).await;
     done.store(true, Ordering::Relaxed);
-    let refused = stranger.await.unwrap();
+    let rejected = stranger.await.unwrap();
     let looked_up = looked_up.load(Ordering::Relaxed);
-    println!("{looked_up} unknown keys were looked_up for, {refused} calls were refused");
-    assert!(looked_up >= WAITING_OF_CONNECTION_MAX && refused > 0, "{looked_up} looked_up for, {refused} refused");
+    println!("{looked_up} unknown keys were looked up, {rejected} calls were rejected");
+    assert!(looked_up >= WAITING_OF_CONNECTION_MAX && rejected > 0, "{looked_up} looked up, {rejected} rejected");
     key_server.server.stop().await;
 }

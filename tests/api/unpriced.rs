@@ -99,8 +99,8 @@ async fn unpriced_usage_is_kept_with_its_reason_counted_everywhere_and_priced_wi
 #[tokio::test]
 async fn the_pricing_job_starts_by_itself_and_a_repeat_returns_the_charge() {
     let server = TestServer::start().await;
-    let keyed = UsageEvent { idempotency_key: "k".into(), ..event("acme", "social", "3") };
-    assert_eq!(server.track(keyed.clone()).await.unwrap().charge, None);
+    let event_with_key = UsageEvent { idempotency_key: "k".into(), ..event("acme", "social", "3") };
+    assert_eq!(server.track(event_with_key.clone()).await.unwrap().charge, None);
     create_price(&server, unit_price("social", "", "0.1")).await;
     let priced = async {
         while !unpriced(&server, "acme").await.is_empty() {
@@ -109,7 +109,7 @@ async fn the_pricing_job_starts_by_itself_and_a_repeat_returns_the_charge() {
     };
     // Long before the job would run by schedule.
     tokio::time::timeout(Duration::from_secs(3), priced).await.expect("CreatePrice starts the job");
-    let again = server.track(keyed).await.unwrap();
+    let again = server.track(event_with_key).await.unwrap();
     assert_eq!((again.outcome(), amount(&again.charge)), (EventOutcome::Duplicate, "0.3"));
     server.assert_exact(1).await;
     server.stop().await;
@@ -204,10 +204,10 @@ async fn a_price_created_on_one_replica_applies_on_the_other_at_once() {
     let other = TestServer::replica(&one.database_url, &[], Clock::system()).await;
     for round in 0..5 {
         let scope = format!("m{round}");
-        let of_model = |client: &str| UsageEvent { model: scope.clone(), ..event(client, "social", "1") };
-        assert_eq!(other.track(of_model("acme")).await.unwrap().charge, None);
+        let event_of_model = |client: &str| UsageEvent { model: scope.clone(), ..event(client, "social", "1") };
+        assert_eq!(other.track(event_of_model("acme")).await.unwrap().charge, None);
         create_price(&one, unit_price("social", &scope, "1")).await;
-        assert_eq!(amount(&other.track(of_model("acme")).await.unwrap().charge), "1");
+        assert_eq!(amount(&other.track(event_of_model("acme")).await.unwrap().charge), "1");
     }
     price_all(&one).await;
     assert_eq!(cost(&other.month("acme").await.totals), "10");
@@ -219,12 +219,13 @@ async fn a_price_created_on_one_replica_applies_on_the_other_at_once() {
 #[tokio::test]
 async fn a_model_call_without_tokens_is_unpriced_and_not_free() {
     let server = TestServer::start_with(&[], Clock::fixed(time("2026-11-21T12:00:00Z"))).await;
-    let of_model = |model: &str| UsageEvent {
+    let event_of_model = |model: &str| UsageEvent {
         operation: "chat_completion".into(),
         model: model.into(),
         ..event("acme", "openai", "")
     };
-    let batch = vec![of_model("gpt-4o"), of_model("gpt-4o-2024-11-20"), of_model("text-embedding-3-small")];
+    let batch =
+        vec![event_of_model("gpt-4o"), event_of_model("gpt-4o-2024-11-20"), event_of_model("text-embedding-3-small")];
     for result in server.batch(batch, false).await {
         assert_eq!((result.unpriced_reason(), &result.charge), (UnpricedReason::TokensMissing, &None));
     }
@@ -232,7 +233,7 @@ async fn a_model_call_without_tokens_is_unpriced_and_not_free() {
     let estimated = server.catalog().estimate_cost(estimate).await.unwrap().into_inner();
     assert_eq!((estimated.unpriced_reason(), estimated.charge), (UnpricedReason::TokensMissing, None));
     // A call that used nothing has zero units.
-    let nothing = server.track(UsageEvent { units: "0".into(), ..of_model("gpt-4o") }).await.unwrap();
+    let nothing = server.track(UsageEvent { units: "0".into(), ..event_of_model("gpt-4o") }).await.unwrap();
     assert_eq!(amount(&nothing.charge), "0");
 
     let listed = unpriced(&server, "acme").await;
@@ -280,11 +281,14 @@ async fn metrics_count_unpriced_events_by_service_and_reason() {
     let service = Service { service: "metered_fax".into(), ..Default::default() };
     let request = CreateServiceRequest { service: Some(service), request_id: String::new() };
     server.catalog().create_service(request).await.unwrap();
-    let keyed = UsageEvent { idempotency_key: "k".into(), ..event("acme", "metered_fax", "1") };
+    let event_with_key = UsageEvent { idempotency_key: "k".into(), ..event("acme", "metered_fax", "1") };
     server
-        .batch(vec![keyed.clone(), event("acme", "metered_fax", "2"), event("acme", "made-up-4711", "1")], false)
+        .batch(
+            vec![event_with_key.clone(), event("acme", "metered_fax", "2"), event("acme", "made-up-4711", "1")],
+            false,
+        )
         .await;
-    server.track(keyed).await.unwrap(); // a repeat is not counted again
+    server.track(event_with_key).await.unwrap(); // a repeat is not counted again
     let scrape = async || crate::http::get(&server.http_address, "/metrics").await.text().to_string();
     let page = scrape().await;
     assert!(page.contains("meterd_events_unpriced_total{service=\"metered_fax\",reason=\"NO_PRICE\"} 2\n"), "{page}");

@@ -9,31 +9,34 @@ async fn validate(server: &TestServer, events: Vec<UsageEvent>) -> BatchTrackUsa
     server.usage().batch_track_usage(request).await.unwrap().into_inner()
 }
 
-fn keyed(key: &str, event: UsageEvent) -> UsageEvent {
+fn event_with_key(key: &str, event: UsageEvent) -> UsageEvent {
     UsageEvent { idempotency_key: key.into(), ..event }
 }
 
 /// Returns events with every kind of outcome: new, unpriced, recorded before, conflicting, and four invalid ones.
 fn events() -> Vec<UsageEvent> {
     vec![
-        keyed("new", event("acme", "twilio_sms", "3")),
-        keyed("unpriced", UsageEvent { model: "no-such-model".into(), input_tokens: 5, ..event("acme", "openai", "") }),
-        keyed("known", event("acme", "twilio_sms", "2")),
-        keyed("taken", event("acme", "twilio_sms", "9")),
-        keyed("new", event("acme", "twilio_sms", "3")),
-        keyed("new", event("acme", "twilio_sms", "4")),
-        keyed("wrong", event("acme", "twilio_sns", "3")),
-        keyed("negative", event("acme", "twilio_sms", "-3")),
-        keyed("old", event_at("acme", "twilio_sms", "1", "2020-01-01T00:00:00Z")),
-        keyed("elsewhere", event("globex", "twilio_sms", "1")),
+        event_with_key("new", event("acme", "twilio_sms", "3")),
+        event_with_key(
+            "unpriced",
+            UsageEvent { model: "no-such-model".into(), input_tokens: 5, ..event("acme", "openai", "") },
+        ),
+        event_with_key("known", event("acme", "twilio_sms", "2")),
+        event_with_key("taken", event("acme", "twilio_sms", "9")),
+        event_with_key("new", event("acme", "twilio_sms", "3")),
+        event_with_key("new", event("acme", "twilio_sms", "4")),
+        event_with_key("wrong", event("acme", "twilio_sns", "3")),
+        event_with_key("negative", event("acme", "twilio_sms", "-3")),
+        event_with_key("old", event_at("acme", "twilio_sms", "1", "2020-01-01T00:00:00Z")),
+        event_with_key("elsewhere", event("globex", "twilio_sms", "1")),
     ]
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_validated_batch_has_the_results_of_a_recorded_one_and_records_nothing() {
     let server = TestServer::start().await;
-    server.track(keyed("known", event("acme", "twilio_sms", "2"))).await.unwrap();
-    server.track(keyed("taken", event("acme", "twilio_sms", "1"))).await.unwrap();
+    server.track(event_with_key("known", event("acme", "twilio_sms", "2"))).await.unwrap();
+    server.track(event_with_key("taken", event("acme", "twilio_sms", "1"))).await.unwrap();
     let checked = validate(&server, events()).await;
     server.assert_exact(2).await;
     let recorded = server.batch(events(), false).await;

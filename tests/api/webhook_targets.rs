@@ -18,8 +18,8 @@ async fn a_redirect_is_not_followed() {
     let server = server_with(&["--notification-attempts-max=1"]).await;
     set_channels(&server, "", &[webhook(hook.url())]).await;
     raise(&server, "acme").await;
-    let given_up = failed(&server, 1).await;
-    assert!(given_up[0].last_error.contains("redirects are not followed"), "{given_up:?}");
+    let failed_notifications = failed(&server, 1).await;
+    assert!(failed_notifications[0].last_error.contains("redirects are not followed"), "{failed_notifications:?}");
     assert_eq!((hook.received().len(), elsewhere.received().len()), (1, 0));
     server.stop().await;
 }
@@ -55,8 +55,8 @@ async fn webhooks_do_not_reach_private_addresses_by_number_or_by_name() {
     let targets: Vec<String> = hosts.iter().chain(&names).map(|host| format!("http://{host}:{port}/")).collect();
     set_channels(&server, "", &targets.iter().map(webhook).collect::<Vec<_>>()).await;
     raise(&server, "acme").await;
-    let given_up = failed(&server, targets.len()).await;
-    for notification in &given_up {
+    let failed_notifications = failed(&server, targets.len()).await;
+    for notification in &failed_notifications {
         assert!(notification.last_error.contains("private, loopback, link-local"), "{notification:?}");
     }
     assert_eq!(hook.received().len(), 0);
@@ -86,8 +86,8 @@ async fn stricter_settings_apply_to_existing_channels() {
     metered(&server, "metered").await;
     set_channels(&server, "", &[webhook(hook.url()), channel(NotificationChannelKind::Email, "ops@example.com")]).await;
     raise(&server, "acme").await;
-    let given_up = failed(&server, 2).await;
-    let errors: Vec<&str> = given_up.iter().map(|notification| notification.last_error.as_str()).collect();
+    let failed_notifications = failed(&server, 2).await;
+    let errors: Vec<&str> = failed_notifications.iter().map(|notification| notification.last_error.as_str()).collect();
     assert!(errors.iter().any(|error| error.contains("must be https")), "{errors:?}");
     assert!(errors.iter().any(|error| error.contains("no SMTP server is set")), "{errors:?}");
     assert_eq!(hook.received().len(), 0);
@@ -134,9 +134,12 @@ async fn an_incomplete_transport_is_rejected_at_the_start_without_printing_secre
             .output();
         let output =
             tokio::time::timeout(Duration::from_secs(60), output).await.expect("the command ends in time").unwrap();
-        let said = String::from_utf8_lossy(&output.stderr) + String::from_utf8_lossy(&output.stdout);
-        assert!(!output.status.success() && said.contains("--smtp-") | said.contains("--twilio-"), "{flags:?}: {said}");
-        assert!(!said.contains("hunter2"), "{said}");
+        let printed = String::from_utf8_lossy(&output.stderr) + String::from_utf8_lossy(&output.stdout);
+        assert!(
+            !output.status.success() && printed.contains("--smtp-") | printed.contains("--twilio-"),
+            "{flags:?}: {printed}"
+        );
+        assert!(!printed.contains("hunter2"), "{printed}");
     }
     let help = tokio::process::Command::new(env!("CARGO_BIN_EXE_meterd"))
         .args(["serve", "--help"])
@@ -178,8 +181,8 @@ async fn private_and_unknown_names_have_the_same_error() {
     set_channels(&server, "", &resolver.iter().map(|name| webhook(format!("http://{name}/"))).collect::<Vec<_>>())
         .await;
     raise(&server, "acme").await;
-    let given_up = failed(&server, resolver.len()).await;
-    let errors: Vec<&str> = given_up.iter().map(|notification| notification.last_error.as_str()).collect();
+    let failed_notifications = failed(&server, resolver.len()).await;
+    let errors: Vec<&str> = failed_notifications.iter().map(|notification| notification.last_error.as_str()).collect();
     assert!(errors.iter().all(|error| error.contains("leads to no public address")), "{errors:?}");
     server.stop().await;
 }
@@ -209,10 +212,10 @@ async fn the_error_of_a_failed_webhook_names_the_cause() {
     ];
     set_channels(&server, "", &targets.iter().map(|(target, _)| webhook(target)).collect::<Vec<_>>()).await;
     raise(&server, "acme").await;
-    let given_up = failed(&server, targets.len()).await;
-    for (target, says) in targets {
-        let of_target = given_up.iter().find(|notification| notification.target == target).unwrap();
-        assert_eq!(of_target.last_error, says, "{target}");
+    let failed_notifications = failed(&server, targets.len()).await;
+    for (target, expected_text) in targets {
+        let matching = failed_notifications.iter().find(|notification| notification.target == target).unwrap();
+        assert_eq!(matching.last_error, expected_text, "{target}");
     }
     server.stop().await;
 }

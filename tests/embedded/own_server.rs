@@ -207,9 +207,9 @@ fn version_1_certificate(cluster: &Path) -> [PathBuf; 2] {
 
 /// Creates a self-signed certificate of version 3, as `openssl req -x509` does.
 fn version_3_certificate(cluster: &Path) {
-    let made = rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();
+    let created = rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();
     let owner = fs::metadata(cluster).unwrap();
-    for (name, text) in [("server.crt", made.cert.pem()), ("server.key", made.signing_key.serialize_pem())] {
+    for (name, text) in [("server.crt", created.cert.pem()), ("server.key", created.signing_key.serialize_pem())] {
         let path = cluster.join(name);
         fs::write(&path, text).unwrap();
         chown(&path, Some(owner.uid()), Some(owner.gid())).unwrap();

@@ -58,7 +58,7 @@ pub fn reason(status: &Status) -> Option<String> {
 }
 
 impl Answer {
-    fn refused(&mut self, status: &Status) {
+    fn rejected(&mut self, status: &Status) {
         match reason(status) {
             None if status.message().contains("Timeout expired") => {
                 self.refusals.push("the caller's own deadline".into())
@@ -92,7 +92,7 @@ impl Answer {
     pub async fn send_unary(&mut self, client: &mut Client, number: u64) {
         match self.bounded(track(client, numbered_event(number))).await {
             Some(Ok(result)) => self.take(number, &result),
-            Some(Err(status)) => self.refused(&status),
+            Some(Err(status)) => self.rejected(&status),
             None => {}
         }
     }
@@ -108,7 +108,7 @@ impl Answer {
                 assert_eq!(results.len(), numbers.len(), "not one result per event");
                 numbers.iter().zip(&results).for_each(|(number, result)| self.take(*number, result));
             }
-            Some(Err(status)) => self.refused(&status),
+            Some(Err(status)) => self.rejected(&status),
             None => {}
         }
     }
@@ -120,14 +120,14 @@ impl Answer {
         let started = self.bounded(client.stream_usage(tokio_stream::iter(events))).await;
         let mut acks = match started {
             Some(Ok(response)) => response.into_inner(),
-            Some(Err(status)) => return self.refused(&status),
+            Some(Err(status)) => return self.rejected(&status),
             None => return,
         };
         let mut settled = 0;
         loop {
             match tokio::time::timeout(STREAM_SILENCE_MAX, acks.next()).await {
                 Err(_) => return self.hung = true,
-                Ok(Some(Err(status))) => return self.refused(&status),
+                Ok(Some(Err(status))) => return self.rejected(&status),
                 Ok(None) if settled == numbers.len() => return,
                 Ok(None) => return self.wrong.push(format!("a stream ended after {settled} of {}", numbers.len())),
                 Ok(Some(Ok(ack))) => {
@@ -154,7 +154,7 @@ impl Answer {
         match self.bounded(track(client, conflicting_event(number))).await {
             Some(Ok(result)) => self.wrong.push(format!("a conflicting event got the result {:?}", result.outcome())),
             Some(Err(status)) if reason(&status).as_deref() == Some("IDEMPOTENCY_CONFLICT") => {}
-            Some(Err(status)) => self.refused(&status),
+            Some(Err(status)) => self.rejected(&status),
             None => {}
         }
     }

@@ -51,7 +51,7 @@ struct Sent {
 #[derive(Default)]
 struct Seen {
     accepted: Vec<Sent>,
-    refused: HashMap<String, usize>,
+    rejection: HashMap<String, usize>,
     repeats: usize,
 }
 
@@ -91,10 +91,10 @@ async fn jumps(run: Run) {
         clocks[rng.random_range(0..2)].jump(&mut rng);
     }
     done.store(true, Ordering::Relaxed);
-    let (mut sent, mut refused, mut repeats) = (HashMap::new(), HashMap::<String, usize>::new(), 0);
+    let (mut sent, mut rejection, mut repeats) = (HashMap::new(), HashMap::<String, usize>::new(), 0);
     for seen in callers.join_all().await {
         sent.extend(seen.accepted.into_iter().map(|sent| (sent.number, sent)));
-        seen.refused.into_iter().for_each(|(reason, count)| *refused.entry(reason).or_default() += count);
+        seen.rejection.into_iter().for_each(|(reason, count)| *rejection.entry(reason).or_default() += count);
         repeats += seen.repeats;
     }
     let pool = database.pool().await;
@@ -105,12 +105,12 @@ async fn jumps(run: Run) {
     assert_eq!(database.count_in_log("deadlock detected"), 0);
     replicas.stop().await;
     let refusals: Vec<String> =
-        refused.iter().map(|(reason, count)| format!("{reason} × {}", grouped(*count))).collect();
+        rejection.iter().map(|(reason, count)| format!("{reason} × {}", grouped(*count))).collect();
     run.report(
         format!("clocks jumped × {}", grouped(jumps)),
         format!(
             "{checked}, 0 in a wrong day or month of {days} client-days and {months} client-months, {} repeats answered with \
-             the first result, refused only: {}",
+             the first result, rejected only: {}",
             grouped(repeats),
             refusals.join(", ")
         ),
@@ -166,7 +166,7 @@ impl Caller {
                         _ => false,
                     };
                     assert!(right, "{time} was rejected at {times_shown:?}: {status}");
-                    *self.seen.refused.entry(reason).or_default() += 1;
+                    *self.seen.rejection.entry(reason).or_default() += 1;
                 }
             }
         }

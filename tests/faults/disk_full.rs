@@ -53,10 +53,10 @@ async fn full(run: Run, disk: Disk) {
     let baseline = deployment.resources().await;
     for _ in 0..times {
         load.wait_for_progress(EVENTS_BEFORE_FULL, RECOVERED_WITHIN).await;
-        let refused = load.refused();
+        let rejected = load.rejected();
         fill(&small.join("ballast"));
         let begin = Instant::now();
-        while load.refused() < refused + REJECTED_CALLS {
+        while load.rejected() < rejected + REJECTED_CALLS {
             assert!(begin.elapsed() < REJECTED_WITHIN, "no call was rejected");
             tokio::time::sleep(Duration::from_millis(10)).await;
             // Fill the space that the database has freed meanwhile.

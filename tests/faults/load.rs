@@ -31,7 +31,7 @@ struct Shared {
     journal: Arc<Journal>,
     next: AtomicU64,
     settled: AtomicU64,
-    refused: AtomicUsize,
+    rejected: AtomicUsize,
     done: AtomicBool,
 }
 
@@ -74,7 +74,7 @@ impl Load {
             journal: journal.clone(),
             next: AtomicU64::new(0),
             settled: AtomicU64::new(0),
-            refused: AtomicUsize::new(0),
+            rejected: AtomicUsize::new(0),
             done: AtomicBool::new(false),
         });
         let callers =
@@ -88,8 +88,8 @@ impl Load {
     }
 
     /// Returns how many events or calls were rejected so far, for any reason.
-    pub fn refused(&self) -> usize {
-        self.shared.refused.load(Ordering::Relaxed)
+    pub fn rejected(&self) -> usize {
+        self.shared.rejected.load(Ordering::Relaxed)
     }
 
     /// Waits until `events` more events are settled, and returns how long it took.
@@ -156,7 +156,7 @@ impl Caller {
             self.shared.settled.fetch_add(answer.acknowledged.len() as u64, Ordering::Relaxed);
             let settled: HashSet<u64> = answer.acknowledged.iter().map(|Acknowledged { number, .. }| *number).collect();
             numbers.retain(|number| !settled.contains(number));
-            self.shared.refused.fetch_add(answer.refusals.len() + answer.wrong.len(), Ordering::Relaxed);
+            self.shared.rejected.fetch_add(answer.refusals.len() + answer.wrong.len(), Ordering::Relaxed);
             self.tally.take(answer);
             if !numbers.is_empty() {
                 self.tally.repeats += 1;

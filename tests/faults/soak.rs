@@ -95,15 +95,15 @@ async fn soak(run: Run) {
     let found = deployment.find(tally, subscribers, baseline).await;
     latencies.sort_unstable();
     let percentile = |percent: usize| latencies[(latencies.len() - 1) * percent / 100].as_secs_f64() * 1e3;
-    let (top, [asked, reached]) =
+    let (top, [requested, reached]) =
         (top.iter().sum::<f64>(), [top.iter().sum::<f64>() / 2.0, reached].map(|rate| rate as usize));
     deployment.run.report(
         format!("soak of {seconds} s"),
         format!(
-            "top {} events/s, asked {}/s, reached {}/s, p50 {:.1} ms, p99 {:.1} ms, {} reads, {found}; MiB of both servers and \
+            "top {} events/s, requested {}/s, reached {}/s, p50 {:.1} ms, p99 {:.1} ms, {} reads, {found}; MiB of both servers and \
              PostgreSQL at the start {start}, after the warm-up {warm}, in the middle {middle}, at the end {end}",
             grouped(top as usize),
-            grouped(asked),
+            grouped(requested),
             grouped(reached),
             percentile(50),
             percentile(99),
@@ -111,7 +111,7 @@ async fn soak(run: Run) {
         ),
     );
     assert_eq!(found.checked.recorded, found.checked.acknowledged);
-    assert!(reached as f64 > 0.9 * asked as f64, "half of the maximum rate was not reached");
+    assert!(reached as f64 > 0.9 * requested as f64, "half of the maximum rate was not reached");
     for (warm, end) in warm.replicas.iter().zip(end.replicas) {
         assert!(end <= GROWTH_MAX * warm.max(RSS_FLOOR_MIB), "a server grew from {warm:.0} MiB to {end:.0} MiB");
     }

@@ -8,6 +8,8 @@
 #[path = "../api/assertions.rs"]
 #[expect(dead_code, reason = "used by other tests")]
 mod assertions;
+#[path = "../api/bad_composites.rs"]
+mod bad_composites;
 #[path = "../api/bad_requests.rs"]
 #[expect(dead_code, reason = "responses to single requests are not checked here")]
 mod bad_requests;

@@ -43,7 +43,7 @@ impl Known {
             ("client_id", clients),
             ("event_id", vec![data.event_id.clone()]),
             ("alert_id", vec![data.alert_id.clone()]),
-            ("notification_id", vec!["told".into()]),
+            ("notification_id", vec!["sent".into()]),
             ("key_id", vec!["0123456789abcdef".into()]),
             ("job", meterd::jobs::names()),
             ("service", ["sms", "openai", "stripe", "api_call", "service-1"].map(String::from).to_vec()),
