@@ -1,10 +1,10 @@
-//! Metadata of an event in one canonical spelling: equal values are equal texts.
+//! Canonical form of an event's metadata: equal values have equal texts.
 
 use crate::event::METADATA_LEVELS_MAX;
 use serde_json::{Map, Number, Value as Json};
 use std::fmt;
 
-/// Whole numbers up to here are written without a fraction: beyond, a double does not hold every one of them.
+/// Whole numbers up to this value are written without a fraction. A double cannot represent every larger whole number.
 const WHOLE_MAX: f64 = 9_007_199_254_740_992.0;
 
 /// Why metadata is rejected.
@@ -110,7 +110,8 @@ fn number(value: f64) -> Option<Number> {
     Number::from_f64(value)
 }
 
-/// The canonical text of metadata that the database may have spelled in another way. `None` if it is not JSON.
+/// Returns the canonical text of metadata, which the database may have formatted differently. Returns `None` if the
+/// text is not JSON.
 pub fn canonical(text: &str) -> Option<String> {
     Some(canonical_json(serde_json::from_str(text).ok()?).to_string())
 }
@@ -135,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn the_spelling_of_a_number_and_the_order_of_keys_do_not_count() {
+    fn equal_numbers_and_reordered_keys_have_the_same_text() {
         let spellings = [r#"{"b": [1.0, 10000000000000000], "a": 2.50}"#, r#"{"a":2.5,"b":[1,1e16]}"#];
         let [first, second] = spellings.map(|text| canonical(text).unwrap());
         assert_eq!(first, second);

@@ -136,7 +136,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_built_in_policy_is_the_documented_one_and_contradicts_nothing() {
+    fn the_built_in_policy_has_the_documented_values() {
         let policy = Policy::default();
         let shown = [
             policy.monthly_warning,
@@ -154,13 +154,13 @@ mod tests {
     }
 
     #[test]
-    fn overrides_replace_single_values_and_survive_the_database() {
+    fn overrides_replace_single_values_and_can_be_stored() {
         let over = Overrides { monthly_warning: Some(tenths(1)), spike_enabled: Some(false), ..Overrides::default() };
         let text = serde_json::to_string(&over).unwrap();
         assert_eq!(text, r#"{"monthly_warning":"0.1","spike_enabled":false}"#);
         assert_eq!(serde_json::from_str::<Overrides>(&text).unwrap(), over);
         assert_eq!(over.names(), ["monthly_warning", "spike_enabled"]);
-        assert_eq!(serde_json::from_str::<Overrides>(r#"{"of_tomorrow":1}"#).unwrap(), Overrides::default());
+        assert_eq!(serde_json::from_str::<Overrides>(r#"{"from_a_newer_version":1}"#).unwrap(), Overrides::default());
         let policy = Policy::default().with(&over);
         assert_eq!(policy.monthly_warning, tenths(1));
         assert_eq!(Policy { monthly_warning: tenths(500), spike_enabled: true, ..policy }, Policy::default());
