@@ -8,7 +8,7 @@ use prost_types::value::Kind;
 use prost_types::{ListValue, Struct, Value};
 use serde_json::value::RawValue;
 
-use meterd_domain::event::METADATA_LEVELS_MAX;
+use meterd_domain::metadata::METADATA_LEVELS_MAX;
 
 /// The values of an object as text, so that numbers keep all digits.
 pub type RawObject = BTreeMap<String, Box<RawValue>>;

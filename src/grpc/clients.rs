@@ -28,11 +28,6 @@ impl From<store::Client> for Client {
     }
 }
 
-/// See [`clients::existing`].
-pub async fn existing(context: &Context, client_id: &str) -> Result<store::Client, Refusal> {
-    clients::existing(&context.engine, client_id).await
-}
-
 fn created(client: store::Client) -> CreateClientResponse {
     CreateClientResponse { client: Some(client.into()) }
 }

@@ -1,7 +1,7 @@
 //! KeyService.
 
 use crate::grpc::wire::convert::timestamp;
-use crate::grpc::wire::fields::unix_time;
+use crate::grpc::wire::convert::unix_time;
 use crate::grpc::wire::idempotent_create::{answer, idempotency};
 use crate::grpc::{Context, Handlers};
 use crate::proto::key_service_server::KeyService;

@@ -186,7 +186,9 @@ fn the_role_matrix_has_one_row_for_every_rpc() {
         let service = contract().get_service_by_name(service).unwrap();
         let method = service.methods().find(|method| method.name() == rpc).unwrap();
         assert_eq!(row.request, method.input().name(), "{}", row.method);
-        assert_eq!(row.streaming, method.is_server_streaming(), "{}", row.method);
+        let messages = methods::messages(&format!("/{}", row.method));
+        let streams = (method.is_client_streaming(), method.is_server_streaming());
+        assert_eq!((messages.request_stream, messages.response_stream), streams, "{}", row.method);
         let audited = AUDITED.contains(&row.method.trim_start_matches("metering.v1."));
         assert_eq!(row.audited, audited, "{}", row.method);
     }

@@ -13,9 +13,6 @@ pub const ID_BYTES_MAX: usize = 128;
 pub const EXTERNAL_ID_BYTES_MAX: usize = 256;
 /// Maximum length of the metadata as JSON.
 pub const METADATA_BYTES_MAX: usize = 8 * 1024;
-/// Maximum nesting depth of objects and lists in the metadata. gRPC libraries read at most 100 nested messages, and one
-/// level of metadata takes up to three, so responses stay well below that limit.
-pub const METADATA_LEVELS_MAX: usize = 16;
 /// Maximum number of tokens of one kind in an event. With this limit, a 64-bit sum can hold nine million such events
 /// per client and month.
 pub const TOKENS_MAX: i64 = 1_000_000_000_000;

@@ -1,9 +1,11 @@
 //! Canonical form of an event's metadata: equal values have equal texts.
 
-use crate::event::METADATA_LEVELS_MAX;
 use serde_json::{Map, Number, Value as Json};
 use std::fmt;
 
+/// Maximum nesting depth of objects and lists in the metadata. gRPC libraries read at most 100 nested messages, and one
+/// level of metadata takes up to three, so responses stay well below that limit.
+pub const METADATA_LEVELS_MAX: usize = 16;
 /// Whole numbers up to this value are written without a fraction. A double cannot represent every larger whole number.
 const WHOLE_MAX: f64 = 9_007_199_254_740_992.0;
 

@@ -6,7 +6,7 @@ pub mod subscribe;
 
 use crate::grpc::alerts::subscribe::AlertStream;
 use crate::grpc::wire::convert::timestamp;
-use crate::grpc::wire::fields::unix_time;
+use crate::grpc::wire::convert::unix_time;
 use crate::grpc::wire::status::status;
 use crate::grpc::{Context, Handlers};
 use crate::proto::alert_service_server::AlertService;

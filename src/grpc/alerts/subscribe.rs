@@ -3,7 +3,6 @@
 use crate::grpc::layers::admission::AdmissionPermit;
 use crate::grpc::layers::slots::Slot;
 use crate::grpc::wire::convert::timestamp;
-use crate::grpc::wire::fields::Fields;
 use crate::grpc::wire::status::{REQUEST_ID, status};
 use crate::grpc::{Context, TokenMaker};
 use crate::proto::subscribe_alerts_response::Message;
@@ -11,6 +10,7 @@ use crate::proto::{AlertEvent, Heartbeat, SubscribeAlertsRequest, SubscribeAlert
 use futures_util::stream::{Stream, unfold};
 use meterd_engine::alerts::feed::{Ended, Entry, Start, Subscription};
 use meterd_engine::counters::Resource;
+use meterd_engine::fields::Fields;
 use meterd_engine::refusal::{Reason, Refusal, Violation};
 use meterd_store::alert_feed::FeedFilter;
 use std::pin::Pin;

@@ -2,7 +2,7 @@
 
 use crate::grpc::Context;
 use crate::grpc::wire::convert::timestamp;
-use crate::grpc::wire::fields::unix_time;
+use crate::grpc::wire::convert::unix_time;
 use crate::grpc::wire::idempotent_create::{answer, idempotency};
 use crate::proto::{
     ChargeLine, CreatePriceRequest, CreatePriceResponse, EstimateCostRequest, EstimateCostResponse, ListPricesRequest,
@@ -11,8 +11,8 @@ use crate::proto::{
 use meterd_domain::decimal::Rate;
 use meterd_domain::price::{self, Line};
 use meterd_engine::auth::Caller;
-use meterd_engine::catalog::RawMeasures;
 use meterd_engine::catalog::prices::{self, EstimateInput, NewPrice, PriceQuery};
+use meterd_engine::ingest::RawMeasures;
 use meterd_engine::refusal::Refusal;
 use meterd_store::catalog::StoredPrice;
 use prost::Message;

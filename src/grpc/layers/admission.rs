@@ -3,12 +3,12 @@
 use crate::grpc::layers::framing::{PREFIX_BYTES, invalid};
 use crate::grpc::layers::interruptible_body::status_trailers;
 use crate::grpc::layers::messages::{self, ENCODING, FullBody, GunzipBody, gunzip, is_gzip};
-use crate::grpc::layers::methods::{HEALTH_SERVICE, STANDARD_SERVICES, StreamingMethods, message_bytes_max};
 use crate::grpc::layers::quota::Quota;
 use crate::grpc::layers::request_body::{LimitedBody, RequestLimits};
 use crate::grpc::layers::request_budget::RequestBytes;
 use crate::grpc::layers::response_body::{ResponseBody, ResponsePermits, accepts_gzip};
 use crate::grpc::layers::slots::{Slot, SlotLimits, Slots, busy};
+use crate::grpc::methods::{self, Standard};
 use crate::grpc::wire::status::{REQUEST_ID, status};
 use crate::net::{Peer, UnreadTrailers};
 use bytes::Bytes;
@@ -62,7 +62,6 @@ pub struct AdmissionLimits {
 
 /// The layer that enforces the limits.
 pub struct AdmissionLayer {
-    methods: StreamingMethods,
     slots: Arc<Slots>,
     receive_timeout: Duration,
     unread_timeout: Duration,
@@ -72,7 +71,6 @@ impl AdmissionLayer {
     /// Creates the layer with these limits.
     pub fn new(limits: &AdmissionLimits) -> Self {
         Self {
-            methods: StreamingMethods::new(),
             slots: Arc::new(Slots::new(limits.slots, limits.request_bytes_max)),
             receive_timeout: limits.receive_timeout,
             unread_timeout: limits.unread_timeout,
@@ -86,11 +84,11 @@ impl AdmissionLayer {
     /// Returns the status of a call that is rejected.
     pub(super) async fn admit(&self, request: Request<Body>) -> Result<(Request<Body>, Admission), Status> {
         let path = request.uri().path();
-        let streaming = self.methods.get(path);
-        let is_health = path.starts_with(HEALTH_SERVICE);
+        let method = methods::messages(path);
+        let is_health = methods::standard(path) == Some(Standard::Health);
         let limits = RequestLimits {
-            is_stream: streaming.request,
-            message_bytes_max: message_bytes_max(path),
+            is_stream: method.request_stream,
+            message_bytes_max: method.bytes_max,
             timeout: self.receive_timeout,
         };
         let quota = self.quota(&request);
@@ -108,7 +106,7 @@ impl AdmissionLayer {
             parts.headers.remove(ENCODING);
         }
         let body = LimitedBody::new(body, request_bytes.clone(), limits);
-        let (slot, body) = if streaming.request {
+        let (slot, body) = if method.request_stream {
             let slot = quota.slot(true).map_err(status)?;
             let body = match gzip {
                 true => Body::new(GunzipBody::new(body, request_bytes.clone(), limits.message_bytes_max)),
@@ -118,7 +116,7 @@ impl AdmissionLayer {
         } else {
             let message = quota.pending_calls().wait_for(messages::read_message(body)).await;
             let mut message = message.ok_or_else(|| busy("calls without a message")).map_err(status)??;
-            let slot = quota.slot(streaming.response).map_err(status)?;
+            let slot = quota.slot(method.response_stream).map_err(status)?;
             if gzip {
                 message = gunzip(message, limits.message_bytes_max, &request_bytes)?;
             }
@@ -130,13 +128,13 @@ impl AdmissionLayer {
         let permit = AdmissionPermit { slot: Arc::new(slot), request_bytes, quota };
         parts.extensions.insert(permit.clone());
         let unread_timeout = self.unread_timeout;
-        let admission = Admission { permit, is_stream: streaming.response, accepts_gzip, unread_timeout };
+        let admission = Admission { permit, is_stream: method.response_stream, accepts_gzip, unread_timeout };
         Ok((Request::from_parts(parts, body), admission))
     }
 
     fn quota(&self, request: &Request<Body>) -> Quota {
         let extensions = request.extensions();
-        let is_public = request.uri().path().starts_with(STANDARD_SERVICES);
+        let is_public = methods::is_standard(request.uri().path());
         let anybody = Caller::anybody();
         let caller = extensions.get::<Arc<Caller>>().map_or(&anybody, |caller| caller);
         self.slots.quota(caller, extensions.get(), is_public)

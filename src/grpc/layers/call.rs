@@ -90,17 +90,9 @@ impl CallLayer {
     }
 }
 
-/// Methods of the standard services of gRPC.
-const STANDARD_METHODS: [&str; 4] = [
-    "/grpc.health.v1.Health/Check",
-    "/grpc.health.v1.Health/Watch",
-    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
-    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
-];
-
 /// Returns the value of the label "method". Unknown methods share one value, so that callers cannot create labels.
 fn method_label(path: String, code: Code) -> String {
-    let is_known = methods::row(&path).is_some() || STANDARD_METHODS.contains(&path.as_str());
+    let is_known = methods::row(&path).is_some() || methods::is_standard_method(&path);
     if is_known && code != Code::Unimplemented { path } else { "other".into() }
 }
 

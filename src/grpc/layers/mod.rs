@@ -9,7 +9,6 @@ pub mod framing;
 pub mod guard;
 pub mod interruptible_body;
 pub mod messages;
-pub mod methods;
 pub mod panics;
 pub mod pending_calls;
 pub mod quota;

@@ -1,7 +1,7 @@
 //! Ends the calls of a draining connection. Ends the streams of the health and reflection services when the server stops.
 
 use crate::grpc::layers::interruptible_body::InterruptibleBody;
-use crate::grpc::layers::methods::STANDARD_SERVICES;
+use crate::grpc::methods::is_standard;
 use crate::grpc::wire::status::status;
 use crate::net::{DrainReason, Peer};
 use hyper::body::Body as _;
@@ -28,7 +28,7 @@ impl ShutdownLayer {
         let drain = request.extensions().get::<Peer>().map(|peer| peer.drain.clone());
         // The standard services do not know that the server stops. Other streams end by themselves after they have sent what
         // they have.
-        let is_standard = request.uri().path().starts_with(STANDARD_SERVICES);
+        let is_standard = is_standard(request.uri().path());
         let response = tokio::select! {
             biased;
             response = next(request) => response,

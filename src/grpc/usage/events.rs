@@ -1,10 +1,9 @@
 //! A usage event from the wire.
 
-use crate::grpc::wire::fields::unix_time;
+use crate::grpc::wire::convert::unix_time;
 use crate::grpc::wire::json;
 use crate::proto::UsageEvent;
 use meterd_engine::ingest::RawEvent;
-pub use meterd_engine::ingest::{RawMeasures, measures, unknown_service};
 
 /// Returns an event as the engine takes it. Texts are moved, not copied.
 pub fn raw_event(event: UsageEvent) -> RawEvent {

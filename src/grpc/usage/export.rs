@@ -6,7 +6,7 @@ use crate::grpc::layers::panics::stream_from_task;
 use crate::grpc::layers::slots::Slot;
 use crate::grpc::usage::export_file::File;
 use crate::grpc::wire::convert::timestamp;
-use crate::grpc::wire::fields::unix_time;
+use crate::grpc::wire::convert::unix_time;
 use crate::grpc::wire::status::status;
 use crate::proto::{self, ExportUsageRequest, ExportUsageResponse};
 use futures_util::TryStreamExt;

@@ -9,8 +9,6 @@ pub mod record;
 pub mod stream;
 pub mod summaries;
 
-pub use meterd_engine::usage::SUMMARY_DAYS_MAX;
-
 use crate::grpc::wire::status::status;
 use crate::grpc::{Handlers, admit, caller};
 use crate::proto::usage_service_server::UsageService;

@@ -2,7 +2,7 @@
 
 use crate::grpc::Context;
 use crate::grpc::wire::convert::timestamp;
-use crate::grpc::wire::fields::unix_time;
+use crate::grpc::wire::convert::unix_time;
 use crate::proto::{
     DayUsage, GetCurrentMonthUsageRequest, GetCurrentMonthUsageResponse, GetPlatformUsageRequest,
     GetPlatformUsageResponse, GetUsageEventRequest, GetUsageEventResponse, GetUsageSummaryRequest,

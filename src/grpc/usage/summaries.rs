@@ -1,18 +1,14 @@
 //! Monthly summaries, and rebuilding what they stand on.
 
 use crate::grpc::Context;
-use crate::grpc::clients;
-use crate::grpc::usage::SUMMARY_DAYS_MAX;
 use crate::grpc::wire::convert::timestamp;
-use crate::grpc::wire::fields::Fields;
 use crate::proto::{
     ListMonthlySummariesRequest, ListMonthlySummariesResponse, MonthlySummary, MonthlySummaryTotals,
     RebuildRollupsRequest, RebuildRollupsResponse, UpdateMonthlySummariesRequest, UpdateMonthlySummariesResponse,
 };
-use meterd_domain::event::ID_BYTES_MAX;
 use meterd_domain::period::Month;
 use meterd_engine::paging::{Page, PageRequest};
-use meterd_engine::rebuild;
+use meterd_engine::rebuild::{RebuildInput, rebuild};
 use meterd_engine::refusal::Refusal;
 use meterd_engine::usage::{self, ClientMonth, MonthTotals, MonthlySummariesInput};
 use std::sync::Arc;
@@ -84,17 +80,9 @@ pub async fn rebuild_rollups(
     context: Arc<Context>,
     request: RebuildRollupsRequest,
 ) -> Result<RebuildRollupsResponse, Refusal> {
-    let mut fields = Fields::default();
-    fields.text("client_id", &request.client_id, ID_BYTES_MAX);
-    let (start, end) = fields.days(&request.start_date, &request.end_date, SUMMARY_DAYS_MAX);
-    fields.finish()?;
-    let client_id = (!request.client_id.is_empty()).then_some(request.client_id.as_str());
-    if let Some(client_id) = client_id {
-        clients::existing(&context, client_id).await?;
-    }
-    let months = Month::of(start)..=Month::of(end);
-    let asked = rebuild::Request { client_id: client_id.map(String::from), months, rezone: request.rezone };
-    let rebuilt = rebuild::run(&context.engine, &asked).await?;
+    let RebuildRollupsRequest { client_id, start_date, end_date, rezone } = request;
+    let input = RebuildInput { client_id, start_date, end_date, rezone };
+    let rebuilt = rebuild(&context.engine, input).await?;
     Ok(RebuildRollupsResponse {
         month_count: rebuilt.month_count,
         corrected_row_count: rebuilt.corrected_row_count,

@@ -7,6 +7,7 @@ use chrono::{DateTime, Utc};
 use meterd_domain::decimal::Total;
 use meterd_domain::event::{Charge, UsageEvent};
 use meterd_domain::rollup::Sums;
+use meterd_engine::fields::UnixTime;
 use meterd_engine::ingest::{Echo, Outcome, Recorded};
 use meterd_engine::usage::{self, ServiceUsage};
 use meterd_store::events::RecordedEvent;
@@ -129,4 +130,9 @@ fn event(event: UsageEvent) -> proto::UsageEvent {
         external_id: event.external_id,
         metadata,
     }
+}
+
+/// Returns a timestamp as the engine takes it.
+pub fn unix_time(time: &Timestamp) -> UnixTime {
+    UnixTime { seconds: time.seconds, nanos: time.nanos }
 }

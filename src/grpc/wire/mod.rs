@@ -3,7 +3,6 @@
 pub mod batch_count;
 pub mod codec;
 pub mod convert;
-pub mod fields;
 pub mod idempotent_create;
 pub mod json;
 pub mod page_token;

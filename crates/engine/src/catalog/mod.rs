@@ -2,13 +2,11 @@
 
 pub mod aliases;
 mod cache;
-mod measures;
 pub mod prices;
 mod seed;
 pub mod services;
 
 pub use cache::CatalogCache;
-pub use measures::RawMeasures;
 pub use seed::seed;
 
 use crate::fields::Fields;

@@ -1,10 +1,10 @@
 //! Prices, and estimates of charges.
 
 use super::check_service;
-use super::measures::{RawMeasures, measures};
 use crate::engine::Engine;
 use crate::fields::{Fields, UnixTime};
 use crate::idempotency::{Begun, Created, Idempotency};
+use crate::ingest::{RawMeasures, measures};
 use crate::paging::{Page, PageRequest};
 use crate::refusal::{Reason, Refusal};
 use chrono::{DateTime, Utc};
@@ -136,7 +136,7 @@ pub async fn estimate(engine: &Engine, input: EstimateInput<'_>) -> Result<Estim
     fields.text("operation", operation, ID_BYTES_MAX);
     fields.text("model", model, ID_BYTES_MAX);
     check_service(&mut fields, &catalog, "service", service);
-    let measures = measures(&mut fields, raw);
+    let (measures, _) = measures(&mut fields, raw);
     let time = event_time.and_then(|time| fields.time("event_time", time));
     fields.finish()?;
     let time = time.unwrap_or_else(|| engine.clock.now());

@@ -10,7 +10,7 @@ mod writer;
 
 pub use batch::preview;
 pub use raw_event::{RawEvent, RawMeasures, Rounded, measures};
-pub use validate::{Checked, Echo, EventChecks, Refused, Texts, unknown_service};
+pub use validate::{Checked, Echo, EventChecks, Refused, Texts};
 
 use crate::alerts::raise::AlertSettings;
 use crate::catalog::CatalogCache;

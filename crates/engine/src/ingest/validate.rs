@@ -3,6 +3,7 @@
 use super::raw_event::{RawEvent, RawMeasures, Rounded, measures};
 use super::{Submission, count_rejected};
 use crate::auth::Caller;
+use crate::catalog::unknown_service;
 use crate::engine::Engine;
 use crate::fields::{Fields, Path};
 use crate::refusal::{Reason, Refusal};
@@ -12,8 +13,8 @@ use meterd_domain::catalog::Catalog;
 use meterd_domain::event::{
     EXTERNAL_ID_BYTES_MAX, EventId, ID_BYTES_MAX, METADATA_BYTES_MAX, UsageEvent, payload_hash,
 };
+use meterd_domain::identifier;
 use meterd_domain::metadata::{Metadata, MetadataError};
-use meterd_domain::{identifier, names};
 use meterd_store::StoreError;
 use std::sync::Arc;
 
@@ -194,16 +195,6 @@ impl<'a> EventChecks<'a> {
             fields.wrong_because(Reason::EventTooOld, "event_time", description);
         }
     }
-}
-
-/// Returns the reason and the description of a service that is not in the catalogue, with the nearest names.
-pub fn unknown_service(catalog: &Catalog, service: &str) -> (Reason, String) {
-    let nearest = names::nearest(service, catalog.services().map(|service| &*service.service));
-    let hint = match nearest.as_slice() {
-        [] => "CatalogService.ListServices has them all, and CreateService adds one".to_string(),
-        names => format!("did you mean {}?", names.join(", ")),
-    };
-    (Reason::UnknownService, format!("there is no service {service:?}; {hint}"))
 }
 
 /// Checks the length of metadata, and returns its JSON.

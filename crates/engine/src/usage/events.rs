@@ -1,6 +1,6 @@
 //! Recorded events: one, or a list.
 
-use super::check_client_exists;
+use crate::clients;
 use crate::engine::Engine;
 use crate::fields::{Fields, UnixTime};
 use crate::paging::{Page, PageRequest};
@@ -55,7 +55,7 @@ pub async fn list_events(
     let size = page.check_size(&mut fields);
     fields.finish()?;
     let after = page.after?;
-    check_client_exists(engine, &input.client_id).await?;
+    clients::existing(engine, &input.client_id).await?;
     let filter = EventFilter {
         client_id: &input.client_id,
         start_time,

@@ -1,6 +1,6 @@
 //! All events of a range, one after the other.
 
-use super::check_client_exists;
+use crate::clients;
 use crate::engine::Engine;
 use crate::fields::{Fields, UnixTime};
 use crate::refusal::Refusal;
@@ -53,7 +53,7 @@ impl Export {
         fields.finish()?;
         let client_id = (!input.client_id.is_empty()).then_some(input.client_id);
         if let Some(client_id) = &client_id {
-            check_client_exists(engine, client_id).await?;
+            clients::existing(engine, client_id).await?;
         }
         let filter = ExportFilter { client_id, start_time, end_time, start_day, end_day, services: input.services };
         Ok(Self { filter, format })

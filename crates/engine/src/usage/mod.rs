@@ -34,12 +34,10 @@ pub use summary::{DaySums, OperationSums, SUMMARY_DAYS_MAX, Summary, SummaryInpu
 
 use crate::engine::Engine;
 use crate::fields::Fields;
-use crate::refusal::Refusal;
 use meterd_domain::catalog::Catalog;
 use meterd_domain::decimal::Total;
 use meterd_domain::period::{Month, day_of};
 use meterd_domain::rollup::Sums;
-use meterd_store::clients;
 use meterd_store::usage::ServiceSums;
 
 /// Usage of a service, with its entry in the catalogue.
@@ -77,10 +75,4 @@ pub fn default_month(engine: &Engine) -> Month {
 fn month_or_default(engine: &Engine, fields: &mut Fields, month: &str) -> Month {
     let default = default_month(engine);
     if month.is_empty() { default } else { fields.month("month", month).unwrap_or(default) }
-}
-
-/// Checks that a client exists.
-async fn check_client_exists(engine: &Engine, client_id: &str) -> Result<(), Refusal> {
-    let found = clients::find(&engine.pool, client_id).await?;
-    found.map(drop).ok_or_else(|| Refusal::client_not_found(client_id))
 }

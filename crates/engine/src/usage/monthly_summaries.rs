@@ -1,6 +1,7 @@
 //! The clients of a month, ordered by cost.
 
-use super::{ServiceUsage, check_client_exists, month_or_default, recurring_cost, services};
+use super::{ServiceUsage, month_or_default, recurring_cost, services};
+use crate::clients;
 use crate::engine::Engine;
 use crate::fields::Fields;
 use crate::jobs;
@@ -96,7 +97,7 @@ pub async fn refresh_monthly_summaries(engine: &Engine, client_id: &str, month: 
     fields.finish()?;
     let client_id = (!client_id.is_empty()).then_some(client_id);
     if let Some(client_id) = client_id {
-        check_client_exists(engine, client_id).await?;
+        clients::existing(engine, client_id).await?;
     }
     Ok(jobs::summaries::refresh(&engine.pool, client_id, month).await?)
 }

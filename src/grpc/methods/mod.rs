@@ -1,5 +1,13 @@
-//! The role matrix: for every RPC the scope that it needs, whom its request is about, and whether it goes into the audit log.
+//! The one table of methods. For every RPC: the scope that it needs, the clients that its request is about, whether calls go into
+//! the audit log, which sides are streams, and the maximum length of its messages; and the same for the standard services of gRPC.
+//!
 //! A handler cannot take a request that has no row here, and a test fails for an RPC of the contract without one.
+
+mod messages;
+mod standard;
+
+pub use messages::{Messages, messages};
+pub use standard::{Standard, is_standard, is_standard_method, standard};
 
 use crate::proto::*;
 use meterd_domain::access::Scope;
@@ -7,16 +15,16 @@ use meterd_engine::auth::Caller;
 use meterd_engine::refusal::Refusal;
 use prost::Message;
 
-/// What an RPC needs.
+/// The credentials that an RPC needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
-    /// This scope.
+    /// A key with this scope.
     Scope(Scope),
-    /// Some key, whatever it may do: what the RPC tells is the same for everybody.
+    /// Any key. The response is the same for every caller.
     AnyKey,
 }
 
-/// An RPC.
+/// A row of the table.
 #[derive(Clone, Copy, Debug)]
 pub struct Row {
     /// Such as "metering.v1.UsageService/TrackUsage".
@@ -26,21 +34,19 @@ pub struct Row {
     pub need: Need,
     /// Whether calls go into the audit log.
     pub audited: bool,
-    /// Whether its answer is a stream, which ends with the caller's key.
-    pub streaming: bool,
 }
 
-/// Whom a request is about.
+/// The clients that a request is about.
 pub enum About<'a> {
-    /// Nobody in particular: what everybody may know.
+    /// No client. Every caller may know the response.
     Everybody,
     /// All clients, or the deployment.
     All,
     /// This client.
     Client(&'a str),
-    /// These clients, or all where none is named: then those that the caller's key is for.
+    /// These clients, or all if the list is empty. An empty list is filled with the clients of the caller's key.
     Filter(&'a mut Vec<String>),
-    /// What only the handler finds out: it is given the caller.
+    /// Only the handler knows. It gets the caller.
     Handler,
 }
 
@@ -49,17 +55,17 @@ pub trait Guarded: Message + Default + Sized + 'static {
     /// The row.
     const ROW: Row;
 
-    /// Whom it is about.
+    /// Returns the clients that it is about.
     fn about(&mut self) -> About<'_>;
 
-    /// Whether the caller may do this. A filter that names nobody then names those that the caller's key is for.
+    /// Checks that the caller may send this request, and fills an empty filter with the clients of the caller's key.
     fn check(&mut self, caller: &Caller) -> Result<(), Refusal> {
         let Need::Scope(scope) = Self::ROW.need else { return Ok(()) };
         caller.check_scope(scope)?;
         match self.about() {
             About::Everybody | About::Handler => Ok(()),
             About::All => caller.check_all_clients(scope),
-            // What is missing is told by the handler, with everything else that is wrong.
+            // The handler reports a missing client together with all other wrong fields.
             About::Client("") => Ok(()),
             About::Client(client_id) => caller.check_client(scope, client_id),
             About::Filter(client_ids) => {
@@ -68,7 +74,7 @@ pub trait Guarded: Message + Default + Sized + 'static {
                 }
                 if client_ids.is_empty() {
                     *client_ids = caller.grants.covered(scope);
-                    // An empty filter would let everything through.
+                    // An empty filter would select all clients.
                     return if client_ids.is_empty() { caller.check_all_clients(scope) } else { Ok(()) };
                 }
                 client_ids.iter().try_for_each(|client_id| caller.check_client(scope, client_id))
@@ -77,12 +83,12 @@ pub trait Guarded: Message + Default + Sized + 'static {
     }
 }
 
-/// A client that a request may name, and means all where it does not.
+/// The client of a request, or all clients if it names none.
 fn client_or_all(client_id: &str) -> About<'_> {
     if client_id.is_empty() { About::All } else { About::Client(client_id) }
 }
 
-/// The client of a message that should be there.
+/// The client of a message that a request must contain.
 fn client_of<M>(message: &Option<M>, client_id: impl Fn(&M) -> &String) -> About<'_> {
     About::Client(message.as_ref().map_or("", |message| client_id(message)))
 }
@@ -102,7 +108,7 @@ macro_rules! matrix {
                 request: stringify!($request),
                 need: $need,
                 $($flag: true,)*
-                ..Row { method: "", request: "", need: Need::AnyKey, audited: false, streaming: false }
+                ..Row { method: "", request: "", need: Need::AnyKey, audited: false }
             };
 
             fn about(&mut self) -> About<'_> {
@@ -117,16 +123,16 @@ use About::{All, Client, Everybody, Filter, Handler};
 
 matrix! {
     UsageService {
-        // Each event by itself: those of other clients are refused, the others recorded.
+        // Each event is checked alone: events of other clients are refused, the others are recorded.
         TrackUsage TrackUsageRequest INGEST, , |_m| Handler;
         BatchTrackUsage BatchTrackUsageRequest INGEST, , |_m| Handler;
-        StreamUsage StreamUsageRequest INGEST, streaming, |_m| Handler;
+        StreamUsage StreamUsageRequest INGEST, , |_m| Handler;
         GetCurrentMonthUsage GetCurrentMonthUsageRequest READ, , |m| Client(&m.client_id);
         GetUsageSummary GetUsageSummaryRequest READ, , |m| Client(&m.client_id);
         QueryUsage QueryUsageRequest READ, , |m| Filter(&mut m.client_ids);
         GetUsageEvent GetUsageEventRequest READ, , |m| Client(&m.client_id);
         ListUsageEvents ListUsageEventsRequest READ, , |m| Client(&m.client_id);
-        ExportUsage ExportUsageRequest READ, streaming, |m| client_or_all(&m.client_id);
+        ExportUsage ExportUsageRequest READ, , |m| client_or_all(&m.client_id);
         GetPlatformUsage GetPlatformUsageRequest READ, , |_m| All;
         UpdateMonthlySummaries UpdateMonthlySummariesRequest ADMIN, audited, |m| client_or_all(&m.client_id);
         ListMonthlySummaries ListMonthlySummariesRequest READ, , |m| client_or_all(&m.client_id);
@@ -137,8 +143,8 @@ matrix! {
         ListAlerts ListAlertsRequest READ, , |m| Filter(&mut m.client_ids);
         GetAlert GetAlertRequest READ, , |_m| Handler;
         AcknowledgeAlert AcknowledgeAlertRequest ADMIN, audited, |_m| Handler;
-        SubscribeAlerts SubscribeAlertsRequest READ, streaming, |m| Filter(&mut m.client_ids);
-        // The channels of a policy are people's addresses.
+        SubscribeAlerts SubscribeAlertsRequest READ, , |m| Filter(&mut m.client_ids);
+        // The channels of a policy are personal addresses.
         GetAlertPolicy GetAlertPolicyRequest ADMIN, , |m| client_or_all(&m.client_id);
         UpdateAlertPolicy UpdateAlertPolicyRequest ADMIN, audited,
             |m| client_or_all(m.policy.as_ref().map_or("", |policy| &policy.client_id));
@@ -175,7 +181,7 @@ matrix! {
     }
 }
 
-/// The row of a path such as "/metering.v1.UsageService/TrackUsage".
+/// Returns the row of a path such as "/metering.v1.UsageService/TrackUsage".
 pub fn row(path: &str) -> Option<&'static Row> {
     use std::collections::HashMap;
     use std::sync::OnceLock;
