@@ -47,6 +47,7 @@ mod key_revocation;
 mod key_secrets;
 mod key_server;
 mod keys;
+mod ledger;
 mod message_sizes;
 mod notification_calls;
 mod notifications;

@@ -74,6 +74,16 @@ macro_rules! numbered {
 pub(super) use numbered;
 
 numbered!(AlertType, "alert type", [Threshold, Spike, Projection, Anomaly]);
+
+impl AlertType {
+    /// Whether alerts of this type are about a day. The others are about a month, which stores their bits.
+    pub fn is_of_day(self) -> bool {
+        match self {
+            Self::Threshold | Self::Spike | Self::Projection => false,
+            Self::Anomaly => true,
+        }
+    }
+}
 numbered!(Severity, "severity", [Warning, Critical]);
 numbered!(Change, "change of an alert", [Raised, Acknowledged, Resolved]);
 
@@ -123,11 +133,11 @@ const _: () =
     assert!(Severity::ALL.len() <= SEVERITY_BITS as usize && AlertType::ALL.len() * SEVERITY_BITS as usize <= 31);
 
 impl AlertSet {
-    /// Returns the set with one alert. Anomalies belong to days and are in no set.
+    /// Returns the set with one alert. Alerts about days are in no set.
     pub fn of(kind: AlertType, severity: Severity) -> Self {
-        match kind {
-            AlertType::Anomaly => Self(0),
-            _ => Self(1 << (SEVERITY_BITS * (kind as i32 - 1) + severity as i32 - 1)),
+        match kind.is_of_day() {
+            true => Self(0),
+            false => Self(1 << (SEVERITY_BITS * (kind as i32 - 1) + severity as i32 - 1)),
         }
     }
 

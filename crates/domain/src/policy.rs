@@ -53,7 +53,7 @@ macro_rules! define {
         }
 
         /// The values that a policy sets, as stored in the database. The others are those of the policy below it. Unknown fields
-        /// are ignored, so that recording continues while replicas are upgraded one by one.
+        /// are ignored, so that an older version can still record with a policy that a newer one has written.
         #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
         #[serde(default)]
         pub struct Overrides {

@@ -1,9 +1,8 @@
 //! Rebuilds the sums of months from their events, and moves events to other days after a client's time zone has changed.
 
-use crate::alerts::check;
 use crate::clients;
 use crate::fields::Fields;
-use crate::ledger::{Begun, MonthsLocked};
+use crate::ledger::{AlertEffect, Begun, MonthsLocked};
 use crate::refusal::Refusal;
 use crate::usage::SUMMARY_DAYS_MAX;
 use crate::{Engine, alerts::raise::AlertSettings};
@@ -138,7 +137,8 @@ async fn rebuild_month(
     let corrected: Vec<Month> = corrections.months.keys().map(|(_, month)| *month).collect();
     let mut posted = tx.post(&corrections).await?;
     posted.delete_zeros(client_id, &months).await?;
-    check::corrected_months(posted, settings, client_id, &corrected).await?;
+    // What is raised is not counted: a correction is no new usage.
+    drop(posted.run_effects(settings, AlertEffect::Check { client_id, months: &corrected }).await?.into_raised());
     Ok(Some(Rebuilt { month_count: 1, corrected_row_count, rezoned_event_count }))
 }
 

@@ -152,7 +152,7 @@ pub async fn resolve(conn: &mut PgConnection, client_id: &str, alert_ids: &[Stri
 /// Notes in the months which alerts they have had and which are open.
 async fn note(conn: &mut PgConnection, alerts: &[Alert]) -> crate::Result<()> {
     let mut bits: BTreeMap<(&str, NaiveDate), (i32, i32, i32)> = BTreeMap::new();
-    for alert in alerts.iter().filter(|alert| alert.finding.kind != AlertType::Anomaly) {
+    for alert in alerts.iter().filter(|alert| !alert.finding.kind.is_of_day()) {
         let AlertSet(bit) = AlertSet::of(alert.finding.kind, alert.finding.severity);
         let (raised, opened, closed) = bits.entry((&alert.client_id, alert.finding.period)).or_default();
         *raised |= bit;

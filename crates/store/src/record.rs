@@ -33,6 +33,15 @@ pub async fn record(conn: &mut PgConnection, events: &[NewEvent<'_>], deltas: &D
     write(conn, events, events, deltas).await
 }
 
+/// Claims keys and writes nothing else. `events` is sorted by client and key; their charges are not read. Returns the sequence
+/// numbers of the events whose keys were free. Waits for a transaction that claims one of the keys.
+pub async fn claim(conn: &mut PgConnection, events: &[NewEvent<'_>]) -> crate::Result<HashSet<i64>> {
+    match write(conn, events, &[], &Deltas::default()).await? {
+        Written::All(_) => Ok(events.iter().map(|event| event.priced.id.seq).collect()),
+        Written::Claimed(claimed) => Ok(claimed),
+    }
+}
+
 /// Writes events whose keys this transaction has claimed.
 pub async fn record_claimed(
     conn: &mut PgConnection,

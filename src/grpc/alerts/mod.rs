@@ -26,9 +26,9 @@ impl Context {
     pub fn alert(&self, alert: &alert::Alert) -> Alert {
         let finding = &alert.finding;
         let text = |value: Option<Total>| value.map(|value| value.to_string()).unwrap_or_default();
-        let period = match finding.kind {
-            AlertType::Anomaly => finding.period.to_string(),
-            _ => Month::of(finding.period).to_string(),
+        let period = match finding.kind.is_of_day() {
+            true => finding.period.to_string(),
+            false => Month::of(finding.period).to_string(),
         };
         Alert {
             alert_id: alert.alert_id.clone(),

@@ -1,7 +1,6 @@
 //! Checking: everything that holds of a client now, with what time alone, a policy or a correction has changed.
 
 use super::raise::{AlertSettings, Raising, count, raise};
-use crate::ledger::Posted;
 use crate::refusal::Refusal;
 use chrono::{Days, NaiveDate};
 use futures_util::stream::{self, StreamExt};
@@ -69,12 +68,11 @@ pub async fn client(
 /// Checks months of a client whose sums were corrected: raises and resolves alerts. It is the last write of the transaction,
 /// which need not share the versions lock: if a policy changes at the same time, that change checks the client after it.
 pub async fn corrected_months(
-    posted: Posted<'_>,
+    conn: &mut PgConnection,
     settings: &AlertSettings,
     client_id: &str,
     months: &[Month],
 ) -> meterd_store::Result<Checked> {
-    let conn = posted.into_conn();
     let Some(zone) = clients::time_zone(conn, client_id).await? else { return Ok(Checked::default()) };
     let Some(raise_from) = months.iter().min().copied() else { return Ok(Checked::default()) };
     let rows = rollups::lock_client_months(conn, client_id, months).await?;
@@ -135,7 +133,7 @@ async fn evaluate(
             raising.extend(findings.into_iter().map(|finding| Raising { client_id, finding, notifies }));
         }
     }
-    for alert in open.iter().filter(|alert| alert.finding.kind == AlertType::Anomaly) {
+    for alert in open.iter().filter(|alert| alert.finding.kind.is_of_day()) {
         if anomaly_is_over(policy, &anomalies, &alert.finding) {
             resolved.push(alert.alert_id.clone());
         }
@@ -159,7 +157,7 @@ async fn evaluate(
 }
 
 fn is_of_month(finding: &Finding, month: Month) -> bool {
-    finding.kind != AlertType::Anomaly && finding.period == month.first_day()
+    !finding.kind.is_of_day() && finding.period == month.first_day()
 }
 
 /// Whether an open anomaly is none any more: by a changed policy, a correction, or late usage in the days before.

@@ -3,7 +3,7 @@
 
 use crate::alerts::raise::{self, AlertSettings};
 use crate::catalog::CatalogCache;
-use crate::ledger::{Begun, ClientSettings, MonthsLocked};
+use crate::ledger::{AlertEffect, Begun, ClientSettings, MonthsLocked};
 use meterd_domain::catalog::Catalog;
 use meterd_domain::event::{Charge, EventId};
 use meterd_domain::period::Month;
@@ -56,7 +56,8 @@ pub async fn run_once(
         _ => pricing::live_months(posted.conn(), &priced.events).await?,
     };
     let is_backfill = |row: &MonthRow| !live.contains(&(row.client_id.clone(), row.month));
-    let raised = posted.settle(alert_settings, &settings, is_backfill).await?.into_raised();
+    let effect = AlertEffect::Raise { clients: &settings, is_backfill: &is_backfill };
+    let raised = posted.run_effects(alert_settings, effect).await?.into_raised();
     transaction.commit().await?;
     raise::count(&raised);
     if count > 0 {

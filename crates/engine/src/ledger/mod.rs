@@ -2,35 +2,39 @@
 //!
 //! # Stages and lock order
 //!
-//! A transaction goes through stages. Each stage is a type that holds the connection, and the next stage consumes it. So a
-//! transaction takes its locks in this order, and cannot go back:
+//! A transaction goes through stages. Each stage is a type that holds the connection, and the next stage consumes it. Each stage takes
+//! its locks after those of the stages before it. This is the one lock order of meterd:
 //!
-//! | stage | locks that are taken to reach it |
+//! | stage | locks |
 //! |---|---|
 //! | [`Begun`] | none |
-//! | [`Versioned`] | 1. the versions of prices, time zones, policies and closed months, shared |
+//! | [`Versioned`] | 1. versions of prices, time zones, policies and closed months, shared |
+//! | [`KeysClaimed`] | 2. idempotency keys |
 //! | [`MonthsLocked`] | 3. rows of (client, month) |
-//! | [`Posted`] | 2. idempotency keys and 3., unless the months were locked before; 4. rows of the months' services and days |
-//! | [`Settled`] | 5. alerts, 6. outbox, 7. feed counter |
+//! | [`Posted`] | 4. rows of the months' services and days |
+//! | [`EffectsDone`] | 5. alerts, 6. outbox, 7. feed counter |
 //!
-//! Within each step, rows are locked in sorted order. Nobody changes the rows of step 4 without the row of their month, so whoever
-//! holds that row can read all sums of the month and write them.
+//! A stage can be left out, but not taken later. Within each step, rows are locked in sorted order. Nobody changes the rows of step 4
+//! without the row of their month, so whoever holds that row can read all sums of the month and write them.
 //!
-//! # Two ways to post
+//! # Ways to post
 //!
-//! New events are posted from [`Versioned`]: one statement claims their keys, adds to the sums and inserts the events. Other
-//! changes (a price that came later, a correction) are posted from [`MonthsLocked`]: the caller locks the months, reads what it
-//! needs while nobody else can change them, computes the changes, and posts these. A charge that depends on what the month
-//! already has, such as a tier, is computed there.
+//! - [`Versioned::post`] posts new events whose charges are known: one statement, or COPY, takes the steps 2 to 4.
+//! - [`Versioned::claim_keys`], [`KeysClaimed::lock_months`] and [`KeysClaimed::post`] post new events whose charges depend on what their
+//!   months already have, such as a tier: the caller reads the months and prices the events after step 3.
+//! - [`MonthsLocked::post`] posts other changes, such as a price that came later or a correction. The caller locks the months, reads what
+//!   it needs while nobody else can change them, and computes the changes.
 //!
 //! # Effects
 //!
-//! [`Posted`] is not the end: its owner runs the effects of the new sums. Today these are alerts.
+//! Every way leads to [`Posted`], and only [`Posted::run_effects`] leads on. It runs the effects of the new sums, which today are alerts.
+//! An effect observes the new sums; it cannot refuse them.
 
 mod clients;
 
 pub use clients::{ClientSettings, KNOWN_CLIENTS_MAX};
 
+use crate::alerts::check;
 use crate::alerts::raise::{self, AlertSettings, ChangedMonth, raise_reached};
 use meterd_domain::alert::Alert;
 use meterd_domain::period::Month;
@@ -52,6 +56,13 @@ pub struct Versioned<'c> {
     pub versions: Versions,
 }
 
+/// A transaction that has claimed the keys of new events.
+pub struct KeysClaimed<'c> {
+    conn: &'c mut PgConnection,
+    /// Sequence numbers of the events whose keys were free.
+    claimed: HashSet<i64>,
+}
+
 /// A transaction that holds the rows of months: nobody else can change their sums or the days of their events.
 pub struct MonthsLocked<'c>(&'c mut PgConnection);
 
@@ -65,9 +76,18 @@ pub struct Posted<'c> {
     claimed: Option<HashSet<i64>>,
 }
 
+/// How the alerts of the changed months are evaluated.
+pub enum AlertEffect<'a> {
+    /// Raises the alerts that the months have reached. Alerts of months for which `is_backfill` holds notify nobody. A client that
+    /// `clients` does not know has no alerts.
+    Raise { clients: &'a ClientSettings, is_backfill: &'a (dyn Fn(&MonthRow) -> bool + Sync) },
+    /// Raises and resolves the alerts of these months, whose sums were corrected.
+    Check { client_id: &'a str, months: &'a [Month] },
+}
+
 /// A transaction whose effects have run.
 #[must_use = "the transaction is not committed"]
-pub struct Settled<'c> {
+pub struct EffectsDone<'c> {
     conn: &'c mut PgConnection,
     raised: Vec<Alert>,
 }
@@ -143,10 +163,38 @@ impl<'c> Versioned<'c> {
             let months = record::copy(conn, new, &deltas).await?;
             return Ok(Posted { conn, months, claimed: None });
         }
-        let claimed = match record::record(conn, new, &deltas).await? {
-            Written::All(months) => return Ok(Posted { conn, months, claimed: None }),
-            Written::Claimed(claimed) => claimed,
-        };
+        match record::record(conn, new, &deltas).await? {
+            Written::All(months) => Ok(Posted { conn, months, claimed: None }),
+            Written::Claimed(claimed) => KeysClaimed { conn, claimed }.post(new).await,
+        }
+    }
+
+    /// Claims the keys of new events, and writes nothing else. `new` is sorted by client and key; its charges are not read.
+    pub async fn claim_keys(self, new: &[NewEvent<'_>]) -> meterd_store::Result<KeysClaimed<'c>> {
+        let claimed = record::claim(self.conn, new).await?;
+        Ok(KeysClaimed { conn: self.conn, claimed })
+    }
+}
+
+impl<'c> KeysClaimed<'c> {
+    /// The connection.
+    pub fn conn(&mut self) -> &mut PgConnection {
+        self.conn
+    }
+
+    /// Whether the key of a new event was free.
+    pub fn is_claimed(&self, new: &NewEvent<'_>) -> bool {
+        self.claimed.contains(&new.priced.id.seq)
+    }
+
+    /// Locks months, and creates the rows of those that have none. The caller can then read them and price the events.
+    pub async fn lock_months(&mut self, months: &BTreeSet<(Arc<str>, Month)>) -> meterd_store::Result<()> {
+        lock_or_create(self.conn, months.iter().cloned()).await
+    }
+
+    /// Posts those of the events whose keys were claimed.
+    pub async fn post(self, new: &[NewEvent<'_>]) -> meterd_store::Result<Posted<'c>> {
+        let Self { conn, claimed } = self;
         let free: Vec<NewEvent<'_>> = new.iter().filter(|new| claimed.contains(&new.priced.id.seq)).cloned().collect();
         let deltas = Deltas::of_events(free.iter().map(|new| &new.priced));
         let months = if free.is_empty() { vec![] } else { record::record_claimed(conn, &free, &deltas).await? };
@@ -154,13 +202,21 @@ impl<'c> Versioned<'c> {
     }
 }
 
+/// Locks rows of months, and creates those that do not exist: adding nothing does both.
+async fn lock_or_create(
+    conn: &mut PgConnection,
+    months: impl Iterator<Item = (Arc<str>, Month)>,
+) -> meterd_store::Result<()> {
+    let nothing = months.map(|month| (month, Sums::default())).collect();
+    record::add(conn, &Deltas { months: nothing, ..Deltas::default() }).await.map(drop)
+}
+
 async fn create_months<'c>(
     conn: &'c mut PgConnection,
     client: &Arc<str>,
     months: &[Month],
 ) -> meterd_store::Result<MonthsLocked<'c>> {
-    let nothing = months.iter().map(|month| ((client.clone(), *month), Sums::default())).collect();
-    record::add(conn, &Deltas { months: nothing, ..Deltas::default() }).await?;
+    lock_or_create(conn, months.iter().map(|month| (client.clone(), *month))).await?;
     Ok(MonthsLocked(conn))
 }
 
@@ -205,34 +261,35 @@ impl<'c> Posted<'c> {
         Ok(())
     }
 
-    /// Runs the effects: raises the alerts that the changed months have reached. Alerts of months for which `is_backfill` holds
-    /// notify nobody. A client that `clients` does not know has no alerts.
-    pub async fn settle(
+    /// Runs the effects of the new sums.
+    pub async fn run_effects(
         self,
         settings: &AlertSettings,
-        clients: &ClientSettings,
-        is_backfill: impl Fn(&MonthRow) -> bool,
-    ) -> meterd_store::Result<Settled<'c>> {
-        let changed = self.months.into_iter().filter_map(|row| {
-            Some(ChangedMonth { zone: clients.zone(&row.client_id)?, backfill: is_backfill(&row), row })
-        });
-        let raised = raise_reached(self.conn, settings, &clients.policies, changed.collect()).await?;
-        Ok(Settled { conn: self.conn, raised })
-    }
-
-    /// Ends the stage for a caller that evaluates the alerts of the months itself, with what has to be resolved.
-    pub fn into_conn(self) -> &'c mut PgConnection {
-        self.conn
+        alerts: AlertEffect<'_>,
+    ) -> meterd_store::Result<EffectsDone<'c>> {
+        let Self { conn, months, .. } = self;
+        let raised = match alerts {
+            AlertEffect::Raise { clients, is_backfill } => {
+                let changed = months.into_iter().filter_map(|row| {
+                    Some(ChangedMonth { zone: clients.zone(&row.client_id)?, backfill: is_backfill(&row), row })
+                });
+                raise_reached(conn, settings, &clients.policies, changed.collect()).await?
+            }
+            AlertEffect::Check { client_id, months } => {
+                check::corrected_months(conn, settings, client_id, months).await?.raised
+            }
+        };
+        Ok(EffectsDone { conn, raised })
     }
 }
 
-impl Settled<'_> {
+impl EffectsDone<'_> {
     /// The connection.
     pub fn conn(&mut self) -> &mut PgConnection {
         self.conn
     }
 
-    /// Commits a transaction of [`Versioned::begin`].
+    /// Commits a transaction of [`Versioned::begin`]. The owner of any other transaction commits it.
     pub async fn commit(self) -> meterd_store::Result<()> {
         self.conn.execute("COMMIT").await?;
         raise::count(&self.raised);

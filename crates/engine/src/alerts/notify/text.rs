@@ -76,9 +76,9 @@ fn severity(alert: &Alert) -> &'static str {
 }
 
 fn period(alert: &Alert) -> String {
-    match alert.finding.kind {
-        AlertType::Anomaly => alert.finding.period.to_string(),
-        _ => Month::of(alert.finding.period).to_string(),
+    match alert.finding.kind.is_of_day() {
+        true => alert.finding.period.to_string(),
+        false => Month::of(alert.finding.period).to_string(),
     }
 }
 

@@ -1,14 +1,14 @@
-//! Decides which events of a batch may claim their keys: one per client and key.
+//! Decides which events of a batch claim their keys: one for each client and key.
 
 use super::date::{Clients, Dated};
 
-/// Which events may claim their keys.
+/// The claims of a batch: one for each client and key, sorted by client and key. Events and claims have numbers from 0.
 pub struct Claims {
-    /// The first event of each client and key, sorted by client and key. If several events have the same key, one that may be
-    /// new comes before one that can only be a repeat.
-    pub leaders: Vec<usize>,
-    /// For each event, the index in `leaders` of the event with its key.
-    pub leader_of: Vec<usize>,
+    /// For each claim, the event that makes it. If several events have the same key, one that may be new makes the claim rather
+    /// than one that can only be a repeat.
+    pub event_of: Vec<usize>,
+    /// For each event, the claim of its key.
+    pub claim_of: Vec<usize>,
 }
 
 impl Claims {
@@ -16,14 +16,14 @@ impl Claims {
     pub fn of(dated: &[Dated<'_>], clients: &Clients<'_>) -> Self {
         let key = |index: usize| (clients.of[index], dated[index].submission.event.idempotency_key.as_bytes());
         let keys: Vec<_> = (0..dated.len()).map(|index| (key(index), dated[index].refusal.is_some())).collect();
-        let (mut leaders, mut leader_of) = (Vec::with_capacity(dated.len()), vec![0; dated.len()]);
+        let (mut event_of, mut claim_of): (Vec<usize>, _) = (Vec::with_capacity(dated.len()), vec![0; dated.len()]);
         for index in in_order(&keys) {
-            if leaders.last().is_none_or(|&leader| key(leader) != key(index)) {
-                leaders.push(index);
+            if event_of.last().is_none_or(|&event| key(event) != key(index)) {
+                event_of.push(index);
             }
-            leader_of[index] = leaders.len() - 1;
+            claim_of[index] = event_of.len() - 1;
         }
-        Self { leaders, leader_of }
+        Self { event_of, claim_of }
     }
 }
 

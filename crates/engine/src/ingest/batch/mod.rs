@@ -1,9 +1,9 @@
-//! One transaction of the write path, in five steps, one file each:
+//! One transaction of the write path, in five steps:
 //!
 //! 1. [`date`]: the day of each event in its client's zone, and whether its month is closed.
-//! 2. [`claim`]: which events may claim their keys.
+//! 2. [`claim`]: which events claim their keys, one for each key of a client. The post claims them.
 //! 3. [`price`]: the charge of each of them.
-//! 4. post: [`crate::ledger`] writes keys, events and sums, and raises alerts.
+//! 4. post: [`crate::ledger`] writes keys, events and sums, and runs the effects, such as alerts.
 //! 5. [`outcome`]: what each caller is told, by comparison with the event that has the key.
 
 mod claim;
@@ -17,7 +17,7 @@ pub use preview::preview;
 use super::{Outcome, Submission};
 use crate::alerts::raise::AlertSettings;
 use crate::catalog::CatalogCache;
-use crate::ledger::{ClientSettings, Method, Posted, Versioned};
+use crate::ledger::{AlertEffect, ClientSettings, Method, Posted, Versioned};
 use claim::Claims;
 use date::{Clients, Dated, date};
 use meterd_domain::catalog::Catalog;
@@ -78,17 +78,18 @@ async fn finish(
     priced: &Priced<'_>,
 ) -> meterd_store::Result<Vec<Outcome>> {
     let recorded: Vec<(usize, &NewEvent<'_>)> =
-        priced.leaders.iter().copied().zip(&priced.new).filter(|(_, new)| posted.is_recorded(new)).collect();
+        priced.claims.iter().copied().zip(&priced.new).filter(|(_, new)| posted.is_recorded(new)).collect();
     let backfills = Backfills::of(recorded.iter().map(|(_, new)| *new));
-    let mut settled = posted.settle(alert_settings, settings, |row| backfills.are_all_of(row)).await?;
-    let mut holders = vec![None; claims.leaders.len()];
-    for (leader, new) in recorded {
+    let effect = AlertEffect::Raise { clients: settings, is_backfill: &|row| backfills.are_all_of(row) };
+    let mut done = posted.run_effects(alert_settings, effect).await?;
+    let mut holders = vec![None; claims.event_of.len()];
+    for (claim, new) in recorded {
         let holder = KeyHolder { payload_hash: *new.payload_hash, id: new.priced.id, charge: Some(new.priced.charge) };
-        holders[leader] = Some(holder);
+        holders[claim] = Some(holder);
     }
-    let earlier = outcome::find_earlier_holders(settled.conn(), dated, claims, &mut holders).await?;
-    let outcomes = outcome::decide(settled.conn(), dated, claims, &holders, &earlier).await?;
-    settled.commit().await?;
+    let earlier = outcome::find_earlier_holders(done.conn(), dated, claims, &mut holders).await?;
+    let outcomes = outcome::decide(done.conn(), dated, claims, &holders, &earlier).await?;
+    done.commit().await?;
     outcomes.into_iter().collect()
 }
 

@@ -9,27 +9,27 @@ use meterd_store::holders::{self, KeyHolder};
 use sqlx::PgConnection;
 use std::collections::{HashMap, HashSet};
 
-/// Adds the holders of keys that were taken, and returns the leaders that have these keys.
+/// Adds the holders of keys that were taken, and returns the claims of these keys.
 pub async fn find_earlier_holders(
     conn: &mut PgConnection,
     dated: &[Dated<'_>],
     claims: &Claims,
     holders: &mut [Option<KeyHolder>],
 ) -> meterd_store::Result<HashSet<usize>> {
-    let key = |leader: usize| {
-        let event = &dated[claims.leaders[leader]].submission.event;
+    let key = |claim: usize| {
+        let event = &dated[claims.event_of[claim]].submission.event;
         (event.client_id.to_string(), event.idempotency_key.to_string())
     };
-    let taken: Vec<usize> = (0..holders.len()).filter(|&leader| holders[leader].is_none()).collect();
+    let taken: Vec<usize> = (0..holders.len()).filter(|&claim| holders[claim].is_none()).collect();
     if taken.is_empty() {
         return Ok(HashSet::new());
     }
-    let (client_ids, keys): (Vec<_>, Vec<_>) = taken.iter().map(|&leader| key(leader)).unzip();
+    let (client_ids, keys): (Vec<_>, Vec<_>) = taken.iter().map(|&claim| key(claim)).unzip();
     let earlier = holders::find(conn, &client_ids, &keys).await?;
-    for (&leader, holder) in taken.iter().zip(earlier) {
-        holders[leader] = holder;
+    for (&claim, holder) in taken.iter().zip(earlier) {
+        holders[claim] = holder;
     }
-    Ok(taken.into_iter().filter(|&leader| holders[leader].is_some()).collect())
+    Ok(taken.into_iter().filter(|&claim| holders[claim].is_some()).collect())
 }
 
 fn is_repeat(dated: &Dated<'_>, holder: &KeyHolder) -> bool {
@@ -37,8 +37,8 @@ fn is_repeat(dated: &Dated<'_>, holder: &KeyHolder) -> bool {
     repeats((&submission.event, &submission.payload_hash), (holder.id.time, &holder.payload_hash))
 }
 
-/// Decides the outcome of each event. `holders` has the event that has each leader's key; `earlier` are those of them that were
-/// there before this batch.
+/// Decides the outcome of each event. `holders` has the event that holds the key of each claim; `earlier` has the claims whose
+/// holder was recorded before this batch.
 pub async fn decide(
     conn: &mut PgConnection,
     dated: &[Dated<'_>],
@@ -47,13 +47,13 @@ pub async fn decide(
     earlier: &HashSet<usize>,
 ) -> meterd_store::Result<Vec<meterd_store::Result<Outcome>>> {
     let conflicts = conflicts(conn, dated, claims, holders).await?;
-    let decide = |(index, (dated, &leader)): (usize, (&Dated<'_>, &usize))| {
+    let decide = |(index, (dated, &claim)): (usize, (&Dated<'_>, &usize))| {
         // A closed month is the answer even if the key went to another event of the batch.
-        let is_closed = dated.is_of_closed_time() && !earlier.contains(&leader);
-        let holder = holders[leader].as_ref().filter(|_| !is_closed);
+        let is_closed = dated.is_of_closed_time() && !earlier.contains(&claim);
+        let holder = holders[claim].as_ref().filter(|_| !is_closed);
         outcome(dated, holder, conflicts.get(&index))
     };
-    Ok(dated.iter().zip(&claims.leader_of).enumerate().map(decide).collect())
+    Ok(dated.iter().zip(&claims.claim_of).enumerate().map(decide).collect())
 }
 
 /// Returns the events of the batch, by index, whose key belongs to another payload.
@@ -63,15 +63,15 @@ async fn conflicts(
     claims: &Claims,
     holders: &[Option<KeyHolder>],
 ) -> meterd_store::Result<HashMap<usize, Conflict>> {
-    let holder_of = |index: usize| holders[claims.leader_of[index]].as_ref();
+    let holder_of = |index: usize| holders[claims.claim_of[index]].as_ref();
     let differing: Vec<(usize, &KeyHolder)> = (0..dated.len())
         .filter_map(|index| Some((index, holder_of(index)?)))
         .filter(|(index, holder)| !is_repeat(&dated[*index], holder))
         .collect();
     // An event of this batch need not be read.
     let at_hand = |index: usize| {
-        let leader = dated[claims.leaders[claims.leader_of[index]]].submission;
-        holder_of(index).is_some_and(|holder| holder.id == leader.id).then_some(&leader.event)
+        let claim = dated[claims.event_of[claims.claim_of[index]]].submission;
+        holder_of(index).is_some_and(|holder| holder.id == claim.id).then_some(&claim.event)
     };
     let (numbers, wanted): (Vec<usize>, Vec<_>) = differing
         .iter()

@@ -35,11 +35,11 @@ pub async fn preview(
     let dated = date(&settings, &tx.versions, &of_clients, &known)?;
     let claims = Claims::of(&dated, &of_clients);
     let priced = price(&catalog, &dated, &claims);
-    let mut holders = vec![None; claims.leaders.len()];
+    let mut holders = vec![None; claims.event_of.len()];
     let earlier = outcome::find_earlier_holders(tx.conn(), &dated, &claims, &mut holders).await?;
-    for (leader, new) in priced.leaders.iter().zip(&priced.new).filter(|(leader, _)| !earlier.contains(leader)) {
+    for (claim, new) in priced.claims.iter().zip(&priced.new).filter(|(claim, _)| !earlier.contains(claim)) {
         let NewEvent { priced, payload_hash, .. } = new;
-        holders[*leader] = Some(KeyHolder { payload_hash: **payload_hash, id: priced.id, charge: Some(priced.charge) });
+        holders[*claim] = Some(KeyHolder { payload_hash: **payload_hash, id: priced.id, charge: Some(priced.charge) });
     }
     let decided = outcome::decide(tx.conn(), &dated, &claims, &holders, &earlier).await?;
     transaction.rollback().await?;

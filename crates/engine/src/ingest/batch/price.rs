@@ -10,22 +10,22 @@ use meterd_store::record::NewEvent;
 /// The events to post, sorted by client and key.
 pub struct Priced<'a> {
     pub new: Vec<NewEvent<'a>>,
-    /// For each of `new`, its index in [`Claims::leaders`].
-    pub leaders: Vec<usize>,
+    /// For each of `new`, its claim.
+    pub claims: Vec<usize>,
 }
 
-/// Prices the leaders that are not refused. The catalogue is that of the transaction's version.
+/// Prices the events that make a claim and are not refused. The catalogue is that of the transaction's version.
 pub fn price<'a>(catalog: &Catalog, dated: &[Dated<'a>], claims: &Claims) -> Priced<'a> {
-    let (leaders, new) = claims
-        .leaders
+    let (claims, new) = claims
+        .event_of
         .iter()
         .enumerate()
-        .filter(|&(_, &index)| dated[index].refusal.is_none())
-        .map(|(leader, &index)| {
-            let Dated { submission: Submission { event, id, payload_hash, backfill, .. }, day, .. } = dated[index];
+        .filter(|&(_, &event)| dated[event].refusal.is_none())
+        .map(|(claim, &event)| {
+            let Dated { submission: Submission { event, id, payload_hash, backfill, .. }, day, .. } = dated[event];
             let priced = PricedEvent { event, id: *id, day, charge: catalog.charge(event) };
-            (leader, NewEvent { priced, payload_hash, backfill: *backfill })
+            (claim, NewEvent { priced, payload_hash, backfill: *backfill })
         })
         .unzip();
-    Priced { new, leaders }
+    Priced { new, claims }
 }
