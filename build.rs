@@ -1,4 +1,4 @@
-//! Compiles `proto/` with protox, so that no protoc has to be installed.
+//! Compiles `proto/` with protox, so that protoc need not be installed.
 
 use std::path::PathBuf;
 
@@ -10,11 +10,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut compiler = protox::Compiler::new(["proto"])?;
     compiler.include_source_info(true).include_imports(true).open_files(files)?;
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
-    // As the compiler has them: prost's own types would lose options that they do not know, `debug_redact` among them.
+    // Encoded by the compiler, because prost's types drop options that they do not know, such as `debug_redact`.
     std::fs::write(out.join("metering.v1.bin"), compiler.encode_file_descriptor_set())?;
     tonic_prost_build::configure()
         .bytes(".metering.v1.ExportUsageResponse.data")
-        // What has a secret in it is shown without: see src/redacted.rs.
+        // These messages contain secrets. src/redacted.rs has their `Debug`, which leaves the secrets out.
         .skip_debug([
             ".metering.v1.CreateApiKeyResponse",
             ".metering.v1.RotateApiKeyResponse",

@@ -1,4 +1,4 @@
-//! `build()` wires everything, `run()` serves and drains.
+//! `build()` connects the parts of a server; `run()` serves, and stops in order.
 
 use crate::config::{Settings, UnknownService};
 use crate::grpc::access::AccessRules;
@@ -39,18 +39,18 @@ use tonic_health::server::HealthReporter;
 use tower::ServiceBuilder;
 use tower_http::cors::CorsLayer;
 
-/// How often the database is asked whether it is there.
-const PING_EVERY: Duration = Duration::from_secs(1);
-/// A database that does not answer for so long is away.
+/// How often the database is pinged.
+const PING_INTERVAL: Duration = Duration::from_secs(1);
+/// The database is reported as away if it does not answer a ping within this time.
 const PING_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long connections may take to close at the end.
+/// Maximum time to close the database connections at the end.
 const POOL_CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Brings the schema up to date and makes the deployment if there is none. Safely with several replicas at once.
+/// Updates the schema, and creates the deployment if there is none. Several replicas can do this at the same time.
 pub async fn prepare(options: &PgConnectOptions, settings: &Settings) -> anyhow::Result<Deployment> {
     let mut conn = connect::open(options).await?;
     connect::check_fitness(&mut conn, settings.database.allow_non_durable_database).await?;
-    connect::migrate(options).await.context("the database schema could not be brought up to date")?;
+    connect::migrate(options).await.context("cannot update the database schema")?;
     let mut tx = conn.begin().await?;
     locks::seed(&mut tx).await?;
     let deployment = match deployment::find(&mut tx).await? {
@@ -67,15 +67,15 @@ pub async fn prepare(options: &PgConnectOptions, settings: &Settings) -> anyhow:
     conn.close().await?;
     anyhow::ensure!(
         deployment.currency == settings.currency,
-        "this deployment keeps its books in {}, fixed at its first start, and the setting is {}: start with --currency {}",
-        deployment.currency,
+        "--currency {}: must be {}, because the currency of a deployment is fixed at its first start: start with --currency {}",
         settings.currency,
+        deployment.currency,
         deployment.currency
     );
     Ok(deployment)
 }
 
-/// A server, bound and ready to run.
+/// A server that listens on its ports and is ready to run.
 pub struct App {
     context: Arc<Context>,
     grpc: TcpListener,
@@ -89,7 +89,7 @@ pub struct App {
     stop: watch::Sender<bool>,
 }
 
-/// Wires a server over a prepared database and binds its ports.
+/// Connects the parts of a server and listens on its ports. The database must be prepared.
 pub async fn build(
     settings: Settings,
     options: &PgConnectOptions,
@@ -101,8 +101,8 @@ pub async fn build(
     let net = settings.net()?;
     let tls = net::Tls::load(&net)?;
     let bind = async |name: &str, address: SocketAddr| {
-        let taken = || format!("{name} {address} cannot be listened on; is another server running there?");
-        TcpListener::bind(address).await.with_context(taken)
+        let failed = || format!("{name} {address}: cannot listen on this address (is another server running?)");
+        TcpListener::bind(address).await.with_context(failed)
     };
     let grpc = bind("--listen", settings.listen).await?;
     let http = bind("--http-listen", settings.http_listen).await?;
@@ -114,7 +114,7 @@ pub async fn build(
     let reads = connect::read_pool(options.clone(), read_connections_max);
     let pool_connections_max = settings.database.connections_max - read_connections_max;
     let pool = connect::pool(options.clone(), pool_connections_max);
-    // An export has a connection as long as it lasts: they leave one to the others.
+    // An export uses a connection until it ends. One connection stays free for other calls.
     let exports_max = settings.exports_max.min(pool_connections_max.saturating_sub(1)).max(1);
     let catalog = Arc::new(CatalogCache::default());
     catalog.refresh(&pool).await?;
@@ -176,23 +176,23 @@ pub async fn build(
 }
 
 impl App {
-    /// Where gRPC is served.
+    /// Address of the gRPC port.
     pub fn grpc_address(&self) -> SocketAddr {
         self.grpc.local_addr().expect("a bound listener has an address")
     }
 
-    /// Where the second port is.
+    /// Address of the second port.
     pub fn http_address(&self) -> SocketAddr {
         self.http.local_addr().expect("a bound listener has an address")
     }
 
-    /// What the handlers work with.
+    /// The context of the handlers.
     pub fn context(&self) -> &Arc<Context> {
         &self.context
     }
 
-    /// Serves until `shutdown`, then stops in order, within the bound: NOT_SERVING, no new work, everything queued
-    /// settled, connections closed. `supervise` keeps our own database alive meanwhile.
+    /// Serves until `shutdown`. Then reports NOT_SERVING, accepts no new work, settles all queued events and closes the
+    /// connections, within the stop timeout. Meanwhile `supervise` restarts the embedded database if it stops.
     pub async fn run(self, shutdown: impl Future<Output = ()>, embedded: Option<&Embedded>) -> anyhow::Result<()> {
         let Self { context, grpc, http, net, tls, writers, scheduler, feed_reader, notifier, stop } = self;
         let (health, health_service) = tonic_health::server::health_reporter();
@@ -268,20 +268,20 @@ impl App {
             guard: GuardLayer { rules, web_origins: settings.web_origins.as_slice().into() },
             admission: AdmissionLayer::new(&limits),
         };
-        // The first is the outermost.
+        // The first layer is the outermost.
         let service = ServiceBuilder::new()
             .layer(cors(&settings.web_origins)?)
-            // Outside of the other layers, so that their responses are converted to gRPC-Web, too.
+            // Outside the layers of a call, so that their responses are converted to gRPC-Web, too.
             .layer(tonic_web::GrpcWebLayer::new())
             .service(layers.wrap(routes));
         let mut grpc = tokio::spawn(net::serve(grpc, grpc_port, service));
 
         let bound = Duration::from_secs(context.settings.stop_timeout_seconds.into());
         tokio::select! {
-            () = shutdown => tracing::info!("stopping: settling what is under way"),
+            () = shutdown => tracing::info!("stopping: waiting for queued events and calls in progress"),
             ended = &mut grpc => {
                 ended?;
-                anyhow::bail!("the gRPC server ended by itself");
+                anyhow::bail!("the gRPC server stopped unexpectedly");
             }
             () = supervise(embedded) => unreachable!("supervision never ends"),
         }
@@ -298,11 +298,14 @@ impl App {
             drop((&mut http).await);
         };
         if tokio::time::timeout(bound, drain).await.is_err() {
-            tracing::warn!(seconds = bound.as_secs(), "not everything settled in time; callers will send it again");
+            tracing::warn!(
+                seconds = bound.as_secs(),
+                "some events or calls did not finish in time; their callers must send them again"
+            );
             grpc.abort();
             http.abort();
         }
-        // What still holds a connection then is a read that nobody will get the answer of.
+        // Only reads whose callers have disconnected can still use a connection.
         let close = async {
             tokio::join!(
                 context.engine.pool.close(),
@@ -316,15 +319,15 @@ impl App {
     }
 }
 
-/// Restarts our own database when it has died.
+/// Restarts the embedded database whenever it has stopped.
 async fn supervise(embedded: Option<&Embedded>) {
     let Some(embedded) = embedded else { return std::future::pending().await };
     loop {
-        tokio::time::sleep(PING_EVERY / 4).await;
+        tokio::time::sleep(PING_INTERVAL / 4).await;
         match embedded.ensure_running().await {
             Ok(false) => {}
-            Ok(true) => tracing::warn!("the embedded PostgreSQL had ended and is running again"),
-            Err(error) => tracing::error!(%error, "the embedded PostgreSQL has ended and does not start"),
+            Ok(true) => tracing::warn!("the embedded PostgreSQL had stopped and is running again"),
+            Err(error) => tracing::error!(%error, "the embedded PostgreSQL has stopped and does not start"),
         }
     }
 }
@@ -337,7 +340,7 @@ async fn set_health(health: &HealthReporter, status: ServingStatus) {
     }
 }
 
-/// What the database's answer means for those who ask for health.
+/// Returns the readiness that follows from the answer of the database.
 async fn readiness(probe: &mut connect::Probe) -> web::Readiness {
     match tokio::time::timeout(PING_TIMEOUT, probe.ask()).await {
         Ok(Ok(connect::Writes::Taken)) => web::Readiness::Ready,
@@ -347,8 +350,8 @@ async fn readiness(probe: &mut connect::Probe) -> web::Readiness {
     }
 }
 
-/// Reports health: each service serves while the database takes writes and the server is not stopping. Sets `report_stop` once
-/// the health service reports the stop, and returns then.
+/// Reports health: every service is SERVING while the database accepts writes and the server is not stopping. When the server
+/// stops, reports NOT_SERVING, sets `report_stop` and returns.
 async fn watch_database(
     context: Arc<Context>,
     mut probe: connect::Probe,
@@ -371,9 +374,9 @@ async fn watch_database(
             let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
             set_health(&health, status).await;
             ready.send_replace(found);
-            // A server that starts does so over a database that answers and takes writes.
+            // At the start, a database that accepts writes is the normal case and is not logged.
             if !is_stopping && (before.is_some() || !serving) {
-                let text = if serving { "ready again: the database takes writes" } else { found.text() };
+                let text = if serving { "ready again: the database accepts writes" } else { found.text() };
                 tracing::warn!(serving, "{text}");
             }
             before = Some(found);
@@ -383,13 +386,13 @@ async fn watch_database(
             return;
         }
         tokio::select! {
-            () = tokio::time::sleep(PING_EVERY) => {}
+            () = tokio::time::sleep(PING_INTERVAL) => {}
             _ = stopping.wait_for(|stopping| *stopping) => {}
         }
     }
 }
 
-/// Lets pages of these origins call with gRPC-Web.
+/// Allows web pages of these origins to call with gRPC-Web.
 fn cors(origins: &[String]) -> anyhow::Result<CorsLayer> {
     use tonic::codegen::http::{HeaderName, HeaderValue, Method};
     let origins = origins.iter().filter(|origin| !origin.is_empty());

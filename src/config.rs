@@ -51,10 +51,10 @@ pub struct Settings {
     /// Address of the second port: /healthz, /readyz, /metrics
     #[arg(long, env = "METERD_HTTP_LISTEN", default_value = "127.0.0.1:50052", value_parser = parse_address)]
     pub http_listen: SocketAddr,
-    /// Allow addresses other than loopback without API keys: everyone who reaches the server can read and change everything
+    /// Allow addresses other than loopback without API keys: everyone who can reach the server can read and change everything
     #[arg(long, env = "METERD_INSECURE_LISTEN", num_args = 0..=1, default_missing_value = "true", default_value = "false", action = clap::ArgAction::Set)]
     pub insecure_listen: bool,
-    /// Origin from which browsers may call with gRPC-Web, such as https://app.example.com; repeat for more
+    /// Origin from which browsers may call with gRPC-Web, such as https://app.example.com; repeat the flag for more [default: none]
     #[arg(long = "web-origin", env = "METERD_WEB_ORIGINS", value_delimiter = ',', value_parser = parse_origin)]
     pub web_origins: Vec<String>,
 
@@ -105,7 +105,7 @@ pub struct Settings {
     /// Maximum number of concurrent subscriptions to alerts
     #[arg(long, env = "METERD_SUBSCRIPTIONS_MAX", default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub subscriptions_max: u32,
-    /// Days that changes of alerts, for subscribers that reconnect, and finished notifications are kept
+    /// Number of days that meterd keeps changes of alerts, for subscribers that reconnect, and finished notifications
     #[arg(long, env = "METERD_ALERT_FEED_DAYS", default_value_t = 90, value_parser = clap::value_parser!(u32).range(1..=3650))]
     pub alert_feed_days: u32,
     /// Idle time in milliseconds after which a subscription gets a heartbeat; the API promises 15 seconds
@@ -116,19 +116,19 @@ pub struct Settings {
 /// Settings of the database.
 #[derive(Args, Clone, Debug)]
 pub struct DatabaseSettings {
-    /// URL of the database, PostgreSQL 15 or newer; without it, meterd runs an embedded PostgreSQL
+    /// URL of the database, PostgreSQL 15 or newer [default: meterd runs an embedded PostgreSQL]
     #[arg(long, env = "DATABASE_URL", hide_env_values = true, hide_default_value = true)]
     pub database_url: Option<Secret>,
     /// Directory with the data of the embedded PostgreSQL
     #[arg(long, env = "METERD_DATA_DIR", default_value_os_t = default_data_dir())]
     pub data_dir: PathBuf,
-    /// Directory with initdb and postgres; without it, meterd searches for them
+    /// Directory that contains initdb and postgres [default: search the PATH and the usual directories]
     #[arg(long, env = "METERD_POSTGRES_BIN_DIR")]
     pub postgres_bin_dir: Option<PathBuf>,
     /// Whether meterd may download PostgreSQL if it finds none
     #[arg(long, env = "METERD_POSTGRES_DOWNLOAD", num_args = 0..=1, default_missing_value = "true", default_value = "true", action = clap::ArgAction::Set)]
     pub postgres_download: bool,
-    /// URL to download PostgreSQL from
+    /// URL to download PostgreSQL from [default: GitHub, then Maven Central]
     #[arg(long, env = "METERD_POSTGRES_DOWNLOAD_URL")]
     pub postgres_download_url: Option<String>,
     /// Maximum number of database connections, in addition to those of the writers
@@ -185,7 +185,7 @@ fn parse_zone(text: &str) -> Result<Tz, String> {
 }
 
 impl Settings {
-    /// Settings of the write path.
+    /// Returns the settings of the write path.
     pub fn ingest(&self) -> IngestConfig {
         IngestConfig {
             writers: self.writers.into(),
@@ -252,7 +252,7 @@ impl Settings {
 }
 
 impl DatabaseSettings {
-    /// Settings of the embedded server.
+    /// Returns the settings of the embedded server.
     pub fn embedded(&self) -> EmbeddedSettings {
         EmbeddedSettings {
             data_dir: self.data_dir.clone(),

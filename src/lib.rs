@@ -1,6 +1,6 @@
 //! meterd: usage metering over gRPC, on one PostgreSQL.
 
-// First, as its macros are for the others.
+// First, because the other modules use its macros.
 #[macro_use]
 pub mod print;
 

@@ -12,7 +12,7 @@ use std::process::ExitCode;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Usage metering over gRPC: exact prices, exact months, one binary, one PostgreSQL.
+/// Usage metering over gRPC: exact prices and exact totals, with one binary and one PostgreSQL.
 #[derive(Parser)]
 #[command(name = "meterd", version, long_version = entry::LONG_VERSION, about)]
 struct Cli {

@@ -1,5 +1,5 @@
-//! What every program of meterd does around its command: it parses the arguments over the settings file and the environment,
-//! starts the log, prints errors and chooses the exit code.
+//! The part that all programs of meterd share: it combines arguments, environment and settings file, starts the log, prints errors
+//! and chooses the exit code.
 
 use crate::config::{self, InvalidVariables, SettingsFile};
 use crate::log::{self, LogFormat, LogGuard};
@@ -9,7 +9,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// The version for `--version`: it names a debug build, because `meterd-bench` has to know which build it measures.
+/// The text of `--version`. It marks a debug build, because `meterd-bench` reports which build it measures.
 pub const LONG_VERSION: &str = if cfg!(debug_assertions) {
     concat!(env!("CARGO_PKG_VERSION"), " (debug build)")
 } else {
@@ -22,7 +22,7 @@ pub struct Common {
     /// Settings file in TOML format; its keys are the names of the flags
     #[arg(long, global = true, env = "METERD_CONFIG")]
     config: Option<PathBuf>,
-    /// Levels of the log, such as "info" or "warn,meterd=debug"
+    /// Levels of the log, such as "info" or "warn,meterd=debug" [default: info for serve, else warn]
     #[arg(long, global = true, env = "METERD_LOG", value_parser = log::parse_filter)]
     log: Option<String>,
     /// Format of the log [default: text on a terminal, else JSON]
@@ -57,7 +57,7 @@ pub struct CommandLine {
 }
 
 impl CommandLine {
-    /// Reads the settings file. `settings` has every command whose settings the file and the environment may hold.
+    /// Reads the settings file. `settings` has all commands whose settings may be in the file and the environment.
     pub fn read(arguments: Vec<OsString>, settings: Command) -> anyhow::Result<Self> {
         // Arguments after `--` are for another program.
         let own = arguments.split(|argument| argument == "--").next().unwrap_or_default();
@@ -69,7 +69,7 @@ impl CommandLine {
         Ok(Self { arguments, settings, file, invalid_variables })
     }
 
-    /// Parses the arguments. Returns an exit code if nothing is left to do, because it printed the help or what is wrong.
+    /// Parses the arguments. Returns an exit code if it has printed the help or an error.
     pub fn parse<P: FromArgMatches>(&self, command: Command) -> Result<(P, ArgMatches), ExitCode> {
         let command = self.file.iter().fold(command, |command, file| file.apply(command));
         let command = self.invalid_variables.remove_from(command);
@@ -107,7 +107,7 @@ impl CommandLine {
         Ok(())
     }
 
-    /// Prepares the hints of later errors and checks how the settings of the database go together. Returns notes to print.
+    /// Prepares the hints of later errors and checks the combination of database settings. Returns notes to print.
     pub fn notes(&self, name: &str, matches: &ArgMatches) -> anyhow::Result<Vec<String>> {
         let file = self.file.as_ref();
         config::hints::set_sources(config::setting_sources(matches, &self.settings, file));
@@ -139,7 +139,7 @@ fn print_parse_error(error: &clap::Error, arguments: &[OsString]) -> ExitCode {
     }
 }
 
-/// Prints why a command failed, through the log if there is one.
+/// Prints the error of a failed command, through the log if there is one.
 pub fn fail(error: &anyhow::Error, log: Option<&LogGuard>) -> ExitCode {
     let text = meterd_store::cause::text(error);
     match log {

@@ -30,10 +30,7 @@ pub enum Format {
     Ndjson,
 }
 
-/// Export recorded events
-///
-/// The export is a consistent snapshot. `meterd import` can read the file. If there are no events, the command fails, unless
-/// --allow-empty is set.
+/// Arguments of `export`.
 #[derive(Args, Clone, Debug)]
 pub struct ExportArgs {
     /// Only this client
@@ -42,13 +39,13 @@ pub struct ExportArgs {
     /// Only this month, such as 2026-11, in each client's time zone
     #[arg(long, value_name = "YYYY-MM", value_parser = parse_month, conflicts_with_all = ["start", "end"])]
     pub month: Option<Month>,
-    /// First day, in each client's time zone; or an exact time, such as 2026-11-01T00:00:00+01:00, included
+    /// First day, in each client's time zone, included; or an exact time, such as 2026-11-01T00:00:00+01:00, included
     #[arg(long, value_name = "YYYY-MM-DD", value_parser = parse_bound)]
     pub start: Option<Bound>,
     /// Last day, in each client's time zone, included; or an exact time, not included
     #[arg(long, value_name = "YYYY-MM-DD", value_parser = parse_bound)]
     pub end: Option<Bound>,
-    /// Only this service; repeat for more
+    /// Only this service; repeat the flag for more
     #[arg(long, value_name = "NAME")]
     pub service: Vec<String>,
     /// Format of the file [default: from the extension of --output, else csv]

@@ -30,7 +30,7 @@ const HEADINGS: [(&str, &[&str]); 8] = [
     ("Usage", &["currency", "default_time_zone", "unknown_*", "accept_*"]),
     ("Alerts and notifications", &["alert_*", "smtp_*", "twilio_*", "webhook_*", "notification*"]),
     ("Jobs and retention", &["schedule_*", "retention_*", "key_retention_*"]),
-    ("Bounds", &["*_max", "*_seconds", "writers"]),
+    ("Limits", &["*_max", "*_seconds", "writers"]),
 ];
 
 /// Commands whose flags are settings of the server or of its database.
@@ -82,7 +82,7 @@ pub fn arranged_flags(command: Command) -> Command {
         }
     };
     let command = command.mut_args(|arg| match heading(&arg) {
-        // Replace a heading that clap carried over from flattened arguments.
+        // Replaces a heading that clap carried over from flattened arguments.
         Some(CONNECTION) => arg.help_heading(CONNECTION),
         Some(heading) if arg.get_help_heading().is_none() => arg.help_heading(heading),
         _ => arg,

@@ -27,7 +27,7 @@ use std::time::Duration;
 
 const CALL_SECONDS: u64 = 30;
 
-/// Create, list, rotate and revoke API keys
+/// Arguments of `keys`.
 #[derive(Args, Clone, Debug)]
 pub struct KeysArgs {
     #[command(subcommand)]
@@ -41,7 +41,7 @@ pub enum KeysCommand {
     Create(Box<CreateArgs>),
     /// List keys, the oldest first
     List(ListArgs),
-    /// Replace a key by a new one; the old key stays valid for a while
+    /// Replace a key by a new one; the old key stays valid for the time of --overlap
     Rotate(RotateArgs),
     /// Revoke a key permanently
     Revoke(RevokeArgs),
@@ -53,19 +53,19 @@ pub enum KeysCommand {
 pub struct CreateArgs {
     /// Display name, such as "billing backend"
     pub name: String,
-    /// Scope of the key; repeat for more
+    /// Scope of the key; repeat the flag for more
     #[arg(long = "scope", value_name = "SCOPE", value_delimiter = ',', required = true)]
     pub scopes: Vec<ScopeArg>,
-    /// Client that the key covers; repeat for more
+    /// Client that the key covers; repeat the flag for more
     #[arg(long = "client", value_name = "CLIENT")]
     pub clients: Vec<String>,
-    /// Let the key cover all clients
+    /// The key covers all clients
     #[arg(long)]
     pub all_clients: bool,
     /// Expiry of the key: a time such as 2027-01-01, or a duration such as 90d or 12h [default: never]
     #[arg(long, value_name = "TIME", value_parser = parse_expiry)]
     pub expires: Option<Expiry>,
-    /// Maximum number of calls per second; 0 means the server's setting
+    /// Maximum number of calls per second; 0 means the setting --key-requests-per-second of the server
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(i32).range(0..=1_000_000))]
     pub requests_per_second: i32,
     /// Create the key directly in the database, without a server, for example the first key

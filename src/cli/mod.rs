@@ -47,12 +47,24 @@ pub enum Command {
     /// Update the database schema
     Migrate(Box<migrate::MigrateArgs>),
     /// Record one event
+    ///
+    /// Short form: `meterd track acme twilio_sms 3` records 3 units of the service twilio_sms for the client acme.
     Track(Box<track::TrackArgs>),
     /// Show the usage of a client
+    ///
+    /// Without --month and --start, the command shows the current month. With --start but without --end, it shows the days up
+    /// to today.
     Usage(usage::UsageArgs),
     /// Show the costs of all clients in a month
+    ///
+    /// Shows the cost by service, the change from the month before, and the projected cost of the current month. Usage of the
+    /// last seconds may be missing; the line `complete as of` has the time. A month without usage is an error, unless
+    /// --allow-empty is set.
     Summary(summary::SummaryArgs),
     /// List usage without a price and show how to set one
+    ///
+    /// Usage without a price is recorded, and its requests, units and tokens are counted, but it is not included in any cost.
+    /// meterd prices it as soon as a price applies to it. The default range is the last 366 days.
     Unpriced(unpriced::UnpricedArgs),
     /// List, show, create and change clients
     Clients(clients::ClientsArgs),
@@ -63,10 +75,16 @@ pub enum Command {
     /// Record the rows of CSV or NDJSON files as events
     Import(Box<import::ImportArgs>),
     /// Write recorded events to a CSV or NDJSON file
+    ///
+    /// The export is a consistent snapshot. Without --month, --start and --end, it contains all events. `meterd import` can read
+    /// the file. If there are no events, the command fails, unless --allow-empty is set.
     Export(export::ExportArgs),
     /// Prove that rollups and totals equal the events
     Verify(verify::VerifyArgs),
     /// Recompute rollups and totals from the events
+    ///
+    /// Needs --month, or --start and --end. Recomputes all months that contain a day of the range, and changes only rows that
+    /// differ from the events.
     Rebuild(rebuild::RebuildArgs),
     /// Show scheduled jobs and their last runs, or run a job now
     Jobs(jobs::JobsArgs),

@@ -19,7 +19,7 @@ const PAGE_SIZE: i32 = 1_000;
 /// Maximum number of characters of a target in the table. The last column, the error, is not shortened.
 const CELL_CHARS_MAX: usize = 60;
 
-/// List alert notifications, retry failed ones, or test channels
+/// Arguments of `notifications`.
 #[derive(Args, Clone, Debug)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct NotificationsArgs {

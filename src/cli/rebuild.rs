@@ -17,9 +17,7 @@ const CALL_SECONDS: u64 = 3_600;
 const LIST_SECONDS: u64 = 30;
 const CLIENTS_PAGE: i32 = 1_000;
 
-/// Recompute rollups and totals from the events
-///
-/// Recomputes all months that contain a day of the range. Changes only rows that differ from the events.
+/// Arguments of `rebuild`.
 #[derive(Args, Clone, Debug)]
 pub struct RebuildArgs {
     /// Only this client [default: all clients, one after the other]

@@ -28,11 +28,7 @@ const READS_MAX: usize = 5;
 /// Maximum number of services with their own column in the table. CSV and JSON have all services.
 const SERVICE_COLUMNS_MAX: usize = 5;
 
-/// Show the costs of all clients in a month, the highest first
-///
-/// Shows the cost by service, the change from the month before, and the projected cost of the current month. Usage of the
-/// last seconds may be missing; the line `complete as of` has the time. A month without usage is an error, unless
-/// --allow-empty is set.
+/// Arguments of `summary`.
 #[derive(Args, Clone, Debug)]
 pub struct SummaryArgs {
     /// The month in each client's time zone, such as 2026-11 [default: the current month]
@@ -44,7 +40,7 @@ pub struct SummaryArgs {
     /// Update the summaries first; needs an admin key
     #[arg(long)]
     pub refresh: bool,
-    /// Exit with 0 if the month has no usage; CSV is then only a header, JSON is empty
+    /// Exit with 0 if the month has no usage; the CSV output is then only the header, the JSON output is empty
     #[arg(long)]
     pub allow_empty: bool,
     /// Print CSV, with exact amounts and a column for each service

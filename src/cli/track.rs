@@ -22,9 +22,7 @@ const CALL_SECONDS: u64 = 10;
 /// Exit code after a signal, the same as a shell reports for SIGINT.
 const INTERRUPTED: u8 = 130;
 
-/// Record one event
-///
-/// Short form: meterd track acme twilio_sms 3
+/// Arguments of `track`.
 #[derive(Args, Clone, Debug)]
 pub struct TrackArgs {
     /// Client, service and units; replaces --client, --service and --units
@@ -51,10 +49,10 @@ pub struct TrackArgs {
     /// Number of output tokens
     #[arg(long, default_value = "0", value_name = "COUNT", value_parser = decimal::tokens)]
     pub output_tokens: i64,
-    /// Number of input tokens that came from a cache
+    /// Number of those input tokens that were read from a cache
     #[arg(long, default_value = "0", value_name = "COUNT", value_parser = decimal::tokens)]
     pub cached_input_tokens: i64,
-    /// Amount to which a percentage price applies
+    /// Amount of money to which a percentage price applies, in the currency of the deployment
     #[arg(long, value_name = "DECIMAL", value_parser = decimal::quantity)]
     pub amount: Option<String>,
     /// Time of the event, such as 2026-11-21T10:00:00Z [default: now]

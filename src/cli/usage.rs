@@ -27,7 +27,7 @@ const BAR_WIDTH: u32 = 30;
 /// Longer ranges have one bar for each month.
 const DAY_BARS_MAX: i64 = 92;
 
-/// Show the usage of a client in the current month or in a range of days
+/// Arguments of `usage`.
 #[derive(Args, Clone, Debug)]
 pub struct UsageArgs {
     /// Id of the client

@@ -18,11 +18,11 @@ pub struct AuthSettings {
     /// Who may use the gRPC health service
     #[arg(long, env = "METERD_HEALTH", default_value = "public")]
     pub health: Access,
-    /// Calls per second for each API key without its own limit
+    /// Maximum number of calls per second for each API key without its own limit
     #[arg(long, env = "METERD_KEY_REQUESTS_PER_SECOND", default_value_t = 50_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub key_requests_per_second: u32,
-    /// Identity provider (OpenID Connect) whose tokens are accepted in addition to API keys, such as https://id.example.com;
-    /// needs --auth keys
+    /// URL of an identity provider (OpenID Connect) whose tokens are accepted in addition to API keys, such as
+    /// https://id.example.com; needs --auth keys
     #[arg(long, env = "METERD_JWT_ISSUER")]
     pub jwt_issuer: Option<String>,
     /// Audience that the tokens must have; required with --jwt-issuer
@@ -43,16 +43,17 @@ pub struct AuthSettings {
     /// Claim that contains the scopes meterd:ingest, meterd:read and meterd:admin: a string with spaces between them, or a list
     #[arg(long, env = "METERD_JWT_SCOPE_CLAIM", default_value = "scope")]
     pub jwt_scope_claim: String,
-    /// Claim that contains the clients: an id, a list of at most 100 ids, or "*" for all; without it the token covers no client
+    /// Claim that contains the clients: an id, a list of at most 100 ids, or "*" for all; without
+    /// the claim, the token covers no client
     #[arg(long, env = "METERD_JWT_CLIENTS_CLAIM", default_value = "meterd_clients")]
     pub jwt_clients_claim: String,
 }
 
 impl AuthSettings {
-    /// The configuration of authentication.
+    /// Returns the configuration of authentication.
     ///
     /// # Errors
-    /// If an identity provider is only partly set.
+    /// Returns an error if the settings of the identity provider are incomplete.
     pub fn config(&self) -> anyhow::Result<AuthConfig> {
         Ok(AuthConfig {
             required: self.auth == AuthMode::Keys,
@@ -61,23 +62,23 @@ impl AuthSettings {
         })
     }
 
-    /// The identity provider, if it is set. Incomplete settings are an error.
+    /// Returns the identity provider, if it is set.
     fn jwt(&self) -> anyhow::Result<Option<JwtConfig>> {
         let (issuer, audience) = (non_empty(&self.jwt_issuer), non_empty(&self.jwt_audience));
         let jwks_url = non_empty(&self.jwt_jwks_url);
         let Some(issuer) = issuer else {
             anyhow::ensure!(
                 audience.is_none() && jwks_url.is_none(),
-                "--jwt-audience and --jwt-jwks-url need --jwt-issuer"
+                "--jwt-audience and --jwt-jwks-url need --jwt-issuer: add it, or remove them"
             );
             return Ok(None);
         };
         anyhow::ensure!(
             self.auth == AuthMode::Keys,
-            "--jwt-issuer needs --auth keys: without it the server does not check tokens"
+            "--jwt-issuer needs --auth keys, because without it the server does not check tokens: add --auth keys, or remove --jwt-issuer"
         );
         let audience =
-            audience.context("--jwt-issuer needs --jwt-audience: the provider issues tokens for other services too")?;
+            audience.context("--jwt-issuer needs --jwt-audience, because the provider also issues tokens for other services: add --jwt-audience")?;
         Ok(Some(JwtConfig {
             issuer: issuer.into(),
             audience: audience.into(),
@@ -113,7 +114,7 @@ pub enum JwtAlgorithm {
 }
 
 impl JwtAlgorithm {
-    /// The algorithm as a type of the library.
+    /// Returns the algorithm as a type of the library.
     pub fn algorithm(self) -> Algorithm {
         match self {
             Self::Rs256 => Algorithm::RS256,
@@ -132,7 +133,7 @@ impl JwtAlgorithm {
 /// Whether calls need an API key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum AuthMode {
-    /// No call needs a key, so the server listens on loopback addresses only
+    /// No call needs a key. The server then listens only on loopback addresses, unless --insecure-listen is set
     Off,
     /// Every call needs a key
     Keys,

@@ -1,50 +1,53 @@
-//! Settings of the jobs: when they run, and how long data stays.
+//! Settings of jobs: when they run, and how long data is kept.
 
 use clap::{Args, ValueEnum};
 use meterd_engine::jobs::{JobConfig, Schedule, Schedules};
 use std::time::Duration;
 
-/// Between the oldest event that is still taken and the oldest key that is kept: clocks differ, and batches are retried.
+/// Minimum time that a key is kept after its event is too old to be accepted: clocks differ, and batches are retried.
 const KEY_MARGIN_SECONDS: u64 = SECONDS_OF_DAY;
-/// An event's day in the client's zone differs from that of UTC by less.
+/// The day of an event in the client's time zone and its day in UTC differ by at most this.
 const ZONE_DAYS: u32 = 1;
 const SECONDS_OF_DAY: u64 = 86_400;
-/// With less, a month in which clients in the far east or west still are could be closed.
+/// With fewer months, a month could be closed that is not yet over in some time zone.
 const RETENTION_MONTHS_MIN: u32 = 2;
 const RETENTION_MONTHS_MAX: u32 = 1_200;
 /// Days of the months of a year that is not a leap year.
 const MONTH_DAYS: [u32; 12] = [31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
 
-/// When jobs run, and how long data stays.
+/// When jobs run, and how long data is kept.
 #[derive(Args, Clone, Debug)]
 pub struct JobSettings {
-    /// When alerts are checked for what time alone changes: a cron expression in UTC, seconds first, or "off"
+    /// When to check for alerts that no single event raises, such as anomalies: a cron expression in UTC, seconds first, or
+    /// "off"
     #[arg(long, env = "METERD_SCHEDULE_ALERT_CHECKS", default_value = "0 0 * * * *", value_name = "CRON")]
     pub schedule_alert_checks: Schedule,
-    /// When summaries of changed clients are refreshed: a cron expression in UTC, seconds first, or "off"
+    /// When to refresh the monthly summaries of changed clients: a cron expression in UTC, seconds first, or "off"
     #[arg(long, env = "METERD_SCHEDULE_MONTHLY_SUMMARIES", default_value = "*/20 * * * * *", value_name = "CRON")]
     pub schedule_monthly_summaries: Schedule,
-    /// When partitions of the coming months are made: a cron expression in UTC, seconds first, or "off"
+    /// When to create the partitions of the next months: a cron expression in UTC, seconds first, or "off"
     #[arg(long, env = "METERD_SCHEDULE_PARTITIONS", default_value = "0 10 0 * * *", value_name = "CRON")]
     pub schedule_partitions: Schedule,
-    /// When months past the retention are closed: a cron expression in UTC, seconds first, or "off"
+    /// When to close months older than --retention-months: a cron expression in UTC, seconds first, or "off"
     #[arg(long, env = "METERD_SCHEDULE_RETENTION", default_value = "0 20 0 * * *", value_name = "CRON")]
     pub schedule_retention: Schedule,
-    /// When old idempotency keys are deleted: a cron expression in UTC, seconds first, or "off"
+    /// When to delete idempotency keys older than --key-retention-days: a cron expression in UTC, seconds first, or "off"
     #[arg(long, env = "METERD_SCHEDULE_KEY_PRUNING", default_value = "0 30 0 * * *", value_name = "CRON")]
     pub schedule_key_pruning: Schedule,
 
-    /// A run that takes longer hangs, or goes on where it was with the next one
+    /// Maximum duration of a run, in seconds; a longer run is cancelled, and the next one continues its work
     #[arg(long, env = "METERD_JOB_RUN_SECONDS", hide = true, default_value_t = 1_800, value_parser = clap::value_parser!(u32).range(1..=86_400))]
     pub job_run_seconds: u32,
 
-    /// Whole months before the present one that stay open; older ones are closed for good. 0: everything is kept
+    /// Number of whole months before the current month that stay open, 2 to 1,200; older months are closed permanently. 0: no
+    /// month is closed
     #[arg(long, env = "METERD_RETENTION_MONTHS", default_value_t = 0, value_parser = parse_retention_months)]
     pub retention_months: u32,
     /// What happens to the events of closed months
     #[arg(long, env = "METERD_RETENTION_ACTION", default_value = "detach")]
     pub retention_action: RetentionAction,
-    /// Days that an idempotency key is kept after its event came; those of backfills until their month is closed too
+    /// Days that an idempotency key is kept after its event was received; keys of backfills are also kept until their month is
+    /// closed
     #[arg(long, env = "METERD_KEY_RETENTION_DAYS", default_value_t = 400, value_parser = clap::value_parser!(u32).range(2..=36_500))]
     pub key_retention_days: u32,
 }
@@ -52,27 +55,27 @@ pub struct JobSettings {
 /// What happens to the events of closed months.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum RetentionAction {
-    /// Their table is detached and stays, for the operator to archive
+    /// Detach their tables and keep them, so that you can archive them
     Detach,
-    /// Their table is dropped
+    /// Delete their tables
     Drop,
 }
 
 fn parse_retention_months(text: &str) -> Result<u32, String> {
     match text.parse() {
         Ok(months @ (0 | RETENTION_MONTHS_MIN..=RETENTION_MONTHS_MAX)) => Ok(months),
-        _ => Err(format!("must be {RETENTION_MONTHS_MIN} to {RETENTION_MONTHS_MAX}, or 0 to keep everything")),
+        _ => Err(format!("must be {RETENTION_MONTHS_MIN} to {RETENTION_MONTHS_MAX} months, or 0 to close no month")),
     }
 }
 
-/// Fewest days that so many whole months in a row have.
+/// Returns the smallest number of days that this many consecutive months can have.
 fn fewest_days(months: u32) -> u32 {
     let from = |first: usize| MONTH_DAYS.iter().cycle().skip(first).take(months as usize).sum();
     (0..MONTH_DAYS.len()).map(from).min().unwrap_or_default()
 }
 
 impl JobSettings {
-    /// The configuration of the jobs. `alert_feed_days` is how long changes of alerts are kept.
+    /// Returns the configuration of the jobs. Changes of alerts are kept for `alert_feed_days`.
     pub fn config(&self, alert_feed_days: u32) -> JobConfig {
         JobConfig {
             schedules: Schedules {
@@ -90,23 +93,23 @@ impl JobSettings {
         }
     }
 
-    /// Refuses settings by which an event could be taken twice, or taken for a month that is closed.
+    /// Checks that no event can be recorded twice, and that no event of a closed month can be accepted.
     pub fn check(&self, accept_past_days: u32, accept_future_seconds: u32) -> anyhow::Result<()> {
         let (months, open_days) = (self.retention_months, fewest_days(self.retention_months));
         anyhow::ensure!(
             months == 0 || accept_past_days + ZONE_DAYS <= open_days,
-            "--retention-months {months} keeps as little as {open_days} days open, and --accept-past-days \
-             {accept_past_days} takes events of months that are closed: raise the first or lower the second, to {} days",
+            "--retention-months {months} can leave only {open_days} days open, but --accept-past-days {accept_past_days} \
+             accepts events of closed months: raise --retention-months, or lower --accept-past-days to {} days or less",
             open_days.saturating_sub(ZONE_DAYS)
         );
         let kept = u64::from(self.key_retention_days) * SECONDS_OF_DAY;
-        let taken = u64::from(accept_past_days) * SECONDS_OF_DAY + u64::from(accept_future_seconds);
-        let needed = (taken + KEY_MARGIN_SECONDS).div_ceil(SECONDS_OF_DAY);
+        let accepted = u64::from(accept_past_days) * SECONDS_OF_DAY + u64::from(accept_future_seconds);
+        let needed = (accepted + KEY_MARGIN_SECONDS).div_ceil(SECONDS_OF_DAY);
         anyhow::ensure!(
-            kept >= taken + KEY_MARGIN_SECONDS,
-            "--key-retention-days {} forgets the keys of events that --accept-past-days {accept_past_days} and \
-             --accept-future-seconds {accept_future_seconds} would take again, and count twice: raise the first to \
-             {needed} days or more, or lower the second",
+            kept >= accepted + KEY_MARGIN_SECONDS,
+            "--key-retention-days {} deletes keys while --accept-past-days {accept_past_days} and --accept-future-seconds \
+             {accept_future_seconds} still accept their events, which could then be counted twice: raise \
+             --key-retention-days to {needed} days or more, or lower the other two",
             self.key_retention_days
         );
         Ok(())
@@ -147,9 +150,12 @@ mod tests {
     }
 
     #[test]
-    fn neither_the_present_nor_the_previous_month_is_ever_closed() {
+    fn neither_the_current_nor_the_previous_month_is_ever_closed() {
         let refused = check("--retention-months 1", 5).unwrap_err();
-        assert!(refused.contains("--retention-months") && refused.contains("must be 2 to 1200, or 0"), "{refused}");
+        assert!(
+            refused.contains("--retention-months") && refused.contains("must be 2 to 1200 months, or 0"),
+            "{refused}"
+        );
     }
 
     #[test]
@@ -167,9 +173,9 @@ mod tests {
     }
 
     proptest! {
-        /// Against the calendar: so many whole months never have fewer days.
+        /// Compared with the calendar: no sequence of months has fewer days.
         #[test]
-        fn whole_months_have_at_least_so_many_days(year in 1970i32..2400, month in 1u32..=12, months in 1u32..60) {
+        fn consecutive_months_have_at_least_the_fewest_days(year in 1970i32..2400, month in 1u32..=12, months in 1u32..60) {
             let first = chrono::NaiveDate::from_ymd_opt(year, month, 1).unwrap();
             let days = (first + chrono::Months::new(months) - first).num_days();
             prop_assert!(days >= i64::from(fewest_days(months)));

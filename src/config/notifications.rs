@@ -10,16 +10,16 @@ pub struct NotificationSettings {
     /// SMTP server for e-mail notifications, such as smtps://user:password@host:465 or smtp://host:587?tls=required
     #[arg(long, env = "METERD_SMTP_URL", hide_env_values = true, hide_default_value = true)]
     pub smtp_url: Option<Secret>,
-    /// Sender of the e-mails, such as "meterd <alerts@example.com>"
+    /// Sender of the e-mails, such as "meterd <alerts@example.com>"; required with --smtp-url
     #[arg(long, env = "METERD_SMTP_FROM")]
     pub smtp_from: Option<String>,
-    /// Twilio account for SMS notifications
+    /// Id (SID) of the Twilio account for SMS notifications
     #[arg(long, env = "METERD_TWILIO_ACCOUNT_SID")]
     pub twilio_account_sid: Option<String>,
-    /// Token of the Twilio account
+    /// Token of the Twilio account; required with --twilio-account-sid
     #[arg(long, env = "METERD_TWILIO_AUTH_TOKEN", hide_env_values = true, hide_default_value = true)]
     pub twilio_auth_token: Option<Secret>,
-    /// Phone number that sends the SMS, such as +15551234567
+    /// Phone number that sends the SMS, such as +15551234567; required with --twilio-account-sid
     #[arg(long, env = "METERD_TWILIO_FROM")]
     pub twilio_from: Option<String>,
     /// URL of Twilio's API
@@ -35,7 +35,8 @@ pub struct NotificationSettings {
     /// Maximum number of attempts to send a notification
     #[arg(long, env = "METERD_NOTIFICATION_ATTEMPTS_MAX", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub notification_attempts_max: u32,
-    /// Maximum pause after the first attempt, in seconds; four times as long after each further attempt, at most an hour
+    /// Maximum pause after the first attempt, in seconds; the maximum is four times as long after each further attempt, at most
+    /// an hour
     #[arg(long, env = "METERD_NOTIFICATION_BACKOFF_SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=3600))]
     pub notification_backoff_seconds: u32,
     /// Maximum duration of one attempt, in seconds
@@ -47,10 +48,10 @@ pub struct NotificationSettings {
 }
 
 impl NotificationSettings {
-    /// The configuration of notifications.
+    /// Returns the configuration of notifications.
     ///
     /// # Errors
-    /// If an SMTP server or a Twilio account is only partly set.
+    /// Returns an error if the settings of the SMTP server or of the Twilio account are incomplete.
     pub fn config(&self) -> anyhow::Result<NotifyConfig> {
         self.check()?;
         Ok(NotifyConfig {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use tonic::codegen::http::HeaderMap;
 use tonic::codegen::http::header::AUTHORIZATION;
 
-/// Which credentials the methods of the gRPC port need.
+/// The rules for the credentials that methods of the gRPC port need.
 #[derive(Clone)]
 pub struct AccessRules {
     pub auth: Arc<Auth>,

@@ -16,15 +16,15 @@ use serde_json::json;
 use sqlx::PgPool;
 use std::sync::OnceLock;
 
-/// Replaces a secret.
+/// The text in place of a secret.
 const REDACTED: &str = "(secret)";
 
 fn descriptors() -> &'static DescriptorPool {
     static POOL: OnceLock<DescriptorPool> = OnceLock::new();
-    POOL.get_or_init(|| DescriptorPool::decode(proto::DESCRIPTORS).expect("our own descriptors"))
+    POOL.get_or_init(|| DescriptorPool::decode(proto::DESCRIPTORS).expect("descriptors of the build are valid"))
 }
 
-/// Replaces every field that the contract marks `debug_redact` by a fixed text, at any depth.
+/// Replaces the value of every field with the option `debug_redact` by a fixed text, at any depth.
 fn redact(message: &mut DynamicMessage) {
     let fields: Vec<_> = message.fields().map(|(field, _)| field).collect();
     for field in fields {
@@ -47,7 +47,7 @@ fn redact_value(value: &mut Value) {
     }
 }
 
-/// A request in protobuf's JSON mapping, without secrets.
+/// Returns a request in protobuf's JSON mapping, without secrets.
 fn request_json<R: Guarded>(request: &R) -> anyhow::Result<String> {
     let (service, rpc) = R::ROW.method.split_once('/').unwrap_or_default();
     let service = descriptors().get_service_by_name(service);
@@ -61,7 +61,7 @@ fn request_json<R: Guarded>(request: &R) -> anyhow::Result<String> {
         .unwrap_or_else(|_| json!({ "protobufBase64": STANDARD.encode(message.encode_to_vec()) }).to_string()))
 }
 
-/// Writes the entry of a call, before it acts.
+/// Writes the entry of a call, before the handler acts.
 pub async fn begin<R: Guarded>(pool: &PgPool, caller: &Caller, address: &str, request: &R) -> Result<Begun, Refusal> {
     let request_id = REQUEST_ID.try_with(String::clone).unwrap_or_default();
     let request = request_json(request).map_err(Refusal::internal)?;
@@ -69,7 +69,7 @@ pub async fn begin<R: Guarded>(pool: &PgPool, caller: &Caller, address: &str, re
         .await
 }
 
-/// Writes the outcome of a call.
+/// Adds the outcome of a call to its entry.
 pub async fn finish(entry: Begun, pool: &PgPool, error: Option<&Refusal>) {
     let (code, reason) = error.map_or((0, ""), |error| (code(error.reason) as i32, error.reason.name()));
     entry.finish(pool, code, reason).await;

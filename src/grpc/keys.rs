@@ -101,7 +101,7 @@ fn rotated(key: store::ApiKey, old: store::ApiKey, token: String) -> RotateApiKe
     RotateApiKeyResponse { api_key: Some(key.into()), token, old_api_key: Some(old.into()) }
 }
 
-/// Returns a duration. One that is out of range becomes the longest one, which is rejected.
+/// Converts a duration. A duration out of range becomes the longest one, which the use case rejects.
 fn duration(duration: &prost_types::Duration) -> TimeDelta {
     let nanos = duration.nanos.try_into().unwrap_or(u32::MAX);
     TimeDelta::new(duration.seconds, nanos).unwrap_or(TimeDelta::MAX)

@@ -1,4 +1,4 @@
-//! The services, thin: check, call, convert.
+//! The gRPC services. A handler checks the request, calls the use case and converts the result.
 
 pub mod access;
 pub mod alerts;
@@ -37,22 +37,22 @@ use tonic::codec::CompressionEncoding;
 use tonic::{Request, Response, Status};
 use tracing::Instrument;
 
-/// Longest message, both ways.
+/// Maximum size of a message, in both directions.
 pub const MESSAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
 
-/// What every handler works with.
+/// The state that all handlers share.
 pub struct Context {
     pub engine: Arc<Engine>,
     pub settings: Settings,
     pub page_tokens: PageTokens,
     pub auth: Arc<Auth>,
-    /// Changes of alerts, live.
+    /// The live changes of alerts.
     pub feed: Arc<Feed<AlertEvent>>,
-    /// One permit for each export that may run.
+    /// Permits of exports; each running export holds one.
     pub exports: Arc<Semaphore>,
-    /// Maximum number of exports at once.
+    /// Maximum number of concurrent exports.
     pub exports_max: usize,
-    /// True once the server is to stop.
+    /// True once the server is stopping.
     pub stopping: watch::Receiver<bool>,
 }
 
@@ -61,12 +61,12 @@ pub struct Context {
 pub struct Handlers(Arc<Context>);
 
 impl Handlers {
-    /// Over one context.
+    /// Creates the handlers of a context.
     pub fn new(context: Arc<Context>) -> Self {
         Self(context)
     }
 
-    /// The usage service.
+    /// Returns the usage service.
     pub fn usage(&self) -> UsageServiceServer<Self> {
         UsageServiceServer::new(self.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
@@ -74,7 +74,7 @@ impl Handlers {
             .accept_compressed(CompressionEncoding::Gzip)
     }
 
-    /// The alert service.
+    /// Returns the alert service.
     pub fn alerts(&self) -> AlertServiceServer<Self> {
         AlertServiceServer::new(self.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
@@ -82,7 +82,7 @@ impl Handlers {
             .accept_compressed(CompressionEncoding::Gzip)
     }
 
-    /// The catalogue service.
+    /// Returns the catalogue service.
     pub fn catalog(&self) -> CatalogServiceServer<Self> {
         CatalogServiceServer::new(self.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
@@ -90,7 +90,7 @@ impl Handlers {
             .accept_compressed(CompressionEncoding::Gzip)
     }
 
-    /// The client service.
+    /// Returns the client service.
     pub fn clients(&self) -> ClientServiceServer<Self> {
         ClientServiceServer::new(self.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
@@ -98,7 +98,7 @@ impl Handlers {
             .accept_compressed(CompressionEncoding::Gzip)
     }
 
-    /// The job service.
+    /// Returns the job service.
     pub fn jobs(&self) -> JobServiceServer<Self> {
         JobServiceServer::new(self.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
@@ -106,7 +106,7 @@ impl Handlers {
             .accept_compressed(CompressionEncoding::Gzip)
     }
 
-    /// The key service.
+    /// Returns the key service.
     pub fn keys(&self) -> KeyServiceServer<Self> {
         KeyServiceServer::new(self.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
@@ -114,7 +114,7 @@ impl Handlers {
             .accept_compressed(CompressionEncoding::Gzip)
     }
 
-    /// Runs a handler that need not know who calls: see [`Self::run_as`].
+    /// Runs a handler that does not need the caller: see [`Self::run_as`].
     async fn run<Req: Guarded, Res, Fut>(
         &self,
         mut request: Request<Req>,
@@ -133,8 +133,8 @@ impl Handlers {
         self.run_as(request, |context, _, request| handler(context, request)).await
     }
 
-    /// Runs a handler in a task of its own, so that a caller that hangs up cancels no database work half-way; after the
-    /// caller was checked, and inside of an entry of the audit log where the role matrix says so.
+    /// Checks the caller and runs a handler in its own task, so that a caller that disconnects does not cancel database work.
+    /// If the role matrix says so, the call gets an entry in the audit log.
     async fn run_as<Req: Guarded, Res, Fut>(
         &self,
         mut request: Request<Req>,
@@ -144,7 +144,7 @@ impl Handlers {
         Fut: Future<Output = Result<Res, Refusal>> + Send + 'static,
         Res: Send + 'static,
     {
-        // The task keeps the call's slot: work that nobody waits for any more is work still.
+        // The task keeps the slot of the call, because it continues after the caller has disconnected.
         let admitted = request.extensions_mut().remove::<AdmissionPermit>();
         let (context, address) = (self.0.clone(), address(&request));
         if !Req::ROW.audited {
@@ -161,7 +161,8 @@ impl Handlers {
         let audited = async move {
             let _admitted = admitted;
             let pool = context.engine.pool.clone();
-            // Before the caller is checked: what an admin of some clients tried on others is written down too.
+            // Before the check of the caller, so that the log also has an admin's attempts on clients that its key does not
+            // cover.
             let entry = audit::begin(&pool, &caller, &address, &request).await?;
             let done = match request.check(&caller) {
                 Ok(()) => in_a_task(handler(context, caller, request)).await,
@@ -174,7 +175,7 @@ impl Handlers {
     }
 }
 
-/// Runs work in a task, under the request id and in the span of this one. A panic is an error of ours.
+/// Runs work in a task with the request id and the span of the current one. Returns a panic as an internal error.
 async fn in_a_task<R: Send + 'static>(
     work: impl Future<Output = Result<R, Refusal>> + Send + 'static,
 ) -> Result<R, Refusal> {
@@ -182,13 +183,13 @@ async fn in_a_task<R: Send + 'static>(
     tokio::spawn(work).await.unwrap_or_else(|panic| Err(Refusal::internal(panic)))
 }
 
-/// The caller, as the guard of every call has found out.
+/// Returns the caller, which the guard has identified.
 fn caller<T>(request: &Request<T>) -> Result<Arc<Caller>, Refusal> {
-    let unguarded = || Refusal::internal(anyhow::anyhow!("a call came past its guard"));
+    let unguarded = || Refusal::internal(anyhow::anyhow!("a call has no caller: it did not pass the guard"));
     request.extensions().get::<Arc<Caller>>().cloned().ok_or_else(unguarded)
 }
 
-/// The caller and its message, if it may send it.
+/// Returns the caller and its message, if the caller may send this message.
 fn admit<Req: Guarded>(request: Request<Req>) -> Result<(Arc<Caller>, Req), Refusal> {
     let caller = caller(&request)?;
     let mut message = request.into_inner();
@@ -196,7 +197,7 @@ fn admit<Req: Guarded>(request: Request<Req>) -> Result<(Arc<Caller>, Req), Refu
     Ok((caller, message))
 }
 
-/// Where a call comes from.
+/// Returns the network address of the caller.
 fn address<T>(request: &Request<T>) -> String {
     request.extensions().get::<Peer>().map_or_else(String::new, |peer| peer.address.to_string())
 }

@@ -73,7 +73,7 @@ async fn full(run: Run, disk: Disk) {
         found.tally.refusals.iter().map(|(refusal, count)| format!("{refusal} × {}", grouped(*count))).collect();
     // PostgreSQL restarts by itself unless there is no space for its recovery. Then meterd restarts it.
     let panics = deployment.database.count_in_log("PANIC:");
-    let restarts = deployment.replicas[0].count_in_log("had ended and is running again");
+    let restarts = deployment.replicas[0].count_in_log("had stopped and is running again");
     deployment.run.report(
         format!("disk of the {disk:?} full × {times}"),
         format!(

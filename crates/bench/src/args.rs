@@ -1,4 +1,4 @@
-//! The flags of the write side and of the setup, and which of them do not go together.
+//! The flags of the write side and of the setup, and the check of their combinations.
 
 use super::events::{KINDS_MAX, PAYLOAD_BYTES_MIN};
 use super::plan::Call;
@@ -8,57 +8,60 @@ use crate::product::MESSAGE_BYTES_MAX;
 use meterd_domain::event::METADATA_BYTES_MAX;
 use std::path::PathBuf;
 
-/// Most bytes of an event on the wire without its metadata, with the framing.
+/// Maximum number of bytes of an encoded event without its metadata, including the framing.
 const EVENT_BYTES_MAX: usize = 256;
 
-/// Most preloaded events, and the default number of days that they are spread over.
+/// Maximum number of preloaded events, and the default number of days that they cover.
 pub const PRELOAD_MAX: u64 = 10_000_000_000;
 pub const PRELOAD_DAYS: u32 = 35;
 
 /// What is measured.
 #[derive(clap::Args, Clone, Debug)]
 pub struct LoadArgs {
-    /// Seconds of each measurement
+    /// Duration of each measurement, in seconds
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=60))]
     pub seconds: u64,
-    /// Number of rounds. Each round measures everything
+    /// Number of rounds; each round repeats all measurements
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub rounds: u32,
-    /// Calls to measure, with their floors; separate several with commas
+    /// Calls to measure, each with the programs that it is compared with (floors); separate several calls with commas
     #[arg(long, value_delimiter = ',', default_values_t = [Calls::Track, Calls::Batch, Calls::Stream])]
     pub calls: Vec<Calls>,
     /// Number of clients of the events
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub clients: u32,
-    /// Percentage of the events that belong to one hot client, in the workloads with a hot client; 0 leaves these out
+    /// Percentage of the events that belong to one hot client, in the workloads with a hot client; 0 skips these
+    /// workloads
     #[arg(long, alias = "skew", default_value_t = 100, value_parser = clap::value_parser!(u32).range(0..=100))]
     pub hot: u32,
     /// Number of kinds of usage: services, operations and models of the built-in catalogue
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=i64::from(KINDS_MAX)))]
     pub services: u32,
-    /// Bytes of metadata per event, as JSON
+    /// Number of bytes of metadata per event, as JSON
     #[arg(long, default_value_t = 0, value_parser = payload_bytes)]
     pub payload_bytes: u32,
     /// Percentage of the events that are sent again with the same key after their acknowledgement
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=90))]
     pub duplicates: u32,
-    /// Events per second, in open loop: events become due independent of earlier answers, and their latency counts from the
-    /// time when they are due. Without it, each caller sends its next event as soon as it has an answer
+    /// Number of events that become due per second, independent of earlier answers (open loop). Latency counts from the time
+    /// when an event is due [default: each caller sends its next event as soon as it has an answer]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     pub rate: Option<u32>,
-    /// Concurrent TrackUsage calls; separate several numbers with commas
+    /// Number of concurrent TrackUsage calls; separate several numbers with commas
     #[arg(long, value_delimiter = ',', default_values_t = [1, 8, 32, 64, 256], value_parser = clap::value_parser!(u32).range(1..=1_000))]
     pub concurrency: Vec<u32>,
-    /// Events of a BatchTrackUsage call, and most unsettled events of a stream; separate several numbers with commas
+    /// Number of events in a BatchTrackUsage call, and maximum number of unsettled events of a stream; separate several numbers
+    /// with commas
     #[arg(long, value_delimiter = ',', default_values_t = [1_000, 5_000], value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub batch: Vec<u32>,
-    /// Concurrent BatchTrackUsage calls or streams
+    /// Number of concurrent BatchTrackUsage calls or streams
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=256))]
     pub batch_calls: u32,
-    /// gRPC connections
+    /// Number of gRPC connections
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub connections: u32,
-    /// Most database connections of floor (b). More than the default were slower with a hot client and no faster without one
+    /// Maximum number of database connections of floor (b), which runs one transaction per event. More than the default was
+    /// slower with a hot client and not faster without one
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     pub floor_connections: u32,
 }
@@ -68,10 +71,10 @@ pub struct LoadArgs {
 pub struct WritesArgs {
     #[command(flatten)]
     pub load: LoadArgs,
-    /// Events to write before the measurement, with their keys, of the same clients; 0 starts with an empty database
+    /// Number of events to write before the measurement, with keys and for the same clients; 0 starts with an empty database
     #[arg(long, default_value_t = 0, value_parser = preload)]
     pub preload: u64,
-    /// Number of days of the preloaded events, up to now
+    /// Number of days that the preloaded events cover, up to now
     #[arg(long, default_value_t = PRELOAD_DAYS, requires = "preload", value_parser = clap::value_parser!(u32).range(i64::from(DAYS_MIN)..=3_650))]
     pub days: u32,
     /// Print JSON
@@ -87,24 +90,25 @@ pub struct SetupArgs {
     /// Program to measure [default: the meterd next to meterd-bench]
     #[arg(long, env = "METERD_BIN", value_name = "PATH")]
     pub meterd: Option<PathBuf>,
-    /// PostgreSQL to use, with the right to create databases; not taken from the environment, because the load is heavy.
-    /// Without it, a durable embedded PostgreSQL runs during the measurement
+    /// URL of a PostgreSQL whose user may create databases; not read from the environment, because the load is heavy [default: an
+    /// embedded PostgreSQL, as durable as the one of meterd, runs during the measurement]
     #[arg(long, id = "bench_database_url", value_name = "URL")]
     pub database_url: Option<String>,
-    /// Name of a database to keep there: it is created if it does not exist, and later runs use its preloaded events
+    /// Name of a database to keep in this PostgreSQL: it is created if it does not exist, and later runs use its preloaded
+    /// events; needs --database-url
     #[arg(long, value_name = "NAME", requires = "bench_database_url", value_parser = postgres::parse_name)]
     pub keep: Option<String>,
-    /// Directory for the embedded PostgreSQL, on the disk to measure; it gets a new directory there, which is removed at the
-    /// end [default: the system's temporary directory]
+    /// Directory on the disk to measure; the embedded PostgreSQL gets a new directory in it, which is removed at the end
+    /// [default: the system's temporary directory]
     #[arg(long, id = "bench_data_dir", value_name = "DIRECTORY")]
     pub data_dir: Option<PathBuf>,
-    /// Directory of initdb and postgres. Without it they are searched for
+    /// Directory that contains initdb and postgres [default: search the PATH and the usual directories]
     #[arg(long, env = "METERD_POSTGRES_BIN_DIR")]
     pub postgres_bin_dir: Option<PathBuf>,
-    /// Whether PostgreSQL may be downloaded if none is found
+    /// Whether meterd-bench may download PostgreSQL if it finds none
     #[arg(long, env = "METERD_POSTGRES_DOWNLOAD", num_args = 0..=1, default_missing_value = "true", default_value = "true", action = clap::ArgAction::Set)]
     pub postgres_download: bool,
-    /// Where to download PostgreSQL from
+    /// URL to download PostgreSQL from [default: GitHub, then Maven Central]
     #[arg(long, env = "METERD_POSTGRES_DOWNLOAD_URL")]
     pub postgres_download_url: Option<String>,
     /// Flags of the measured server, after `--`, such as `-- --writers 4`
@@ -124,7 +128,7 @@ pub enum Calls {
 }
 
 impl Calls {
-    /// The workload's call.
+    /// Returns the call of the workload.
     pub fn call(self) -> Call {
         match self {
             Self::Track => Call::TrackUsage,
@@ -146,17 +150,17 @@ impl std::fmt::Display for Calls {
 
 fn preload(text: &str) -> Result<u64, String> {
     let events = text.parse().ok().filter(|events| *events == 0 || (EVENTS_MIN..=PRELOAD_MAX).contains(events));
-    events.ok_or_else(|| format!("must be 0, or from {EVENTS_MIN} to {PRELOAD_MAX}"))
+    events.ok_or_else(|| format!("must be 0, or {EVENTS_MIN} to {PRELOAD_MAX} events"))
 }
 
 fn payload_bytes(text: &str) -> Result<u32, String> {
     let range = PAYLOAD_BYTES_MIN..=METADATA_BYTES_MAX as u32;
     let bytes = text.parse().ok().filter(|bytes| *bytes == 0 || range.contains(bytes));
-    bytes.ok_or_else(|| format!("must be 0, or from {} to {}", range.start(), range.end()))
+    bytes.ok_or_else(|| format!("must be 0, or {} to {} bytes", range.start(), range.end()))
 }
 
 impl LoadArgs {
-    /// Rejects flags that do not go together, all at once.
+    /// Checks the combinations of flags. The error lists all faults.
     pub fn check(&self) -> anyhow::Result<()> {
         let mut wrong = vec![];
         let batch = self.batch.iter().copied().max().unwrap_or_default();
@@ -165,7 +169,8 @@ impl LoadArgs {
             let bytes = batch as usize * (self.payload_bytes as usize + EVENT_BYTES_MAX);
             if bytes > MESSAGE_BYTES_MAX {
                 wrong.push(format!(
-                    "--batch {batch} with --payload-bytes {} may need {} MiB a call, and a message has at most {}",
+                    "--batch {batch} with --payload-bytes {} may need {} MiB in a call, but a message has at most {} MiB: lower one \
+                     of the two",
                     self.payload_bytes,
                     bytes.div_ceil(1 << 20),
                     MESSAGE_BYTES_MAX >> 20
@@ -176,7 +181,8 @@ impl LoadArgs {
             let due = u64::from(rate) * self.seconds;
             if measured(Calls::Batch) && due < u64::from(batch) {
                 wrong.push(format!(
-                    "--rate {rate} makes {due} events due in --seconds {}, fewer than one --batch of {batch}",
+                    "--rate {rate} makes only {due} events due in --seconds {}, but a call of --batch {batch} needs {batch}: raise \
+                     --rate or --seconds, or lower --batch",
                     self.seconds
                 ));
             }

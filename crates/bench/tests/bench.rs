@@ -152,11 +152,11 @@ fn in_open_loop_events_come_at_the_rate_that_was_asked_for() {
 fn each_wrong_flag_is_named_before_anything_is_started() {
     for (flags, named) in [
         (&["--batch=5000", "--payload-bytes=8000", "--rate=100"][..], &["--payload-bytes 8000", "--rate 100"][..]),
-        (&["--payload-bytes=5"], &["--payload-bytes", "must be 0, or from"]),
+        (&["--payload-bytes=5"], &["--payload-bytes", "must be 0, or"]),
         (&["--services=17"], &["--services"]),
         (&["--duplicates=91"], &["--duplicates"]),
         (&["--calls=health"], &["--calls"]),
-        (&["--preload=5"], &["--preload", "must be 0, or from"]),
+        (&["--preload=5"], &["--preload", "must be 0, or"]),
         (&["--days=5"], &["--preload"]),
         (&["goals", "--only=everything"], &["--only"]),
     ] {

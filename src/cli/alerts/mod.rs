@@ -41,10 +41,10 @@ enum Command {
 /// Filters of alerts.
 #[derive(Args, Clone, Debug)]
 struct FilterArgs {
-    /// Only alerts of this client; repeat for more
+    /// Only alerts of this client; repeat the flag for more
     #[arg(long = "client", value_name = "ID")]
     clients: Vec<String>,
-    /// Only alerts of this type; repeat for more
+    /// Only alerts of this type; repeat the flag for more
     #[arg(long = "type", value_name = "TYPE")]
     types: Vec<TypeArg>,
     /// Only alerts with at least this severity

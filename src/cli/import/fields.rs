@@ -143,7 +143,7 @@ pub struct MappingArgs {
     /// Column of the cached input tokens
     #[arg(long, value_name = "COLUMN", conflicts_with = "cached_input_tokens")]
     cached_input_tokens_column: Option<String>,
-    /// Amount of each row
+    /// Amount of each row, in the currency of the deployment
     #[arg(long, value_name = "DECIMAL")]
     amount: Option<String>,
     /// Column of the amount
@@ -170,10 +170,10 @@ pub struct MappingArgs {
     /// Column of the external id
     #[arg(long, value_name = "COLUMN", conflicts_with = "external_id")]
     external_id_column: Option<String>,
-    /// Add this column to the metadata, with the same name; repeat for more
+    /// Add this column to the metadata, with the same name; repeat the flag for more
     #[arg(long, value_name = "COLUMN")]
     pub metadata_column: Vec<String>,
-    /// Do not report this column or key as unused; repeat for more
+    /// Do not report this column or key as unused; repeat the flag for more
     #[arg(long, value_name = "COLUMN")]
     pub ignore_column: Vec<String>,
 }

@@ -47,7 +47,7 @@ use crate::cli::time::{check_format, usual_forms};
 
 const INTERRUPTED: u8 = 130;
 
-/// Import events from CSV or JSON files
+/// Arguments of `import`.
 #[derive(Args, Clone, Debug)]
 #[command(after_long_help = long_help())]
 pub struct ImportArgs {
@@ -64,10 +64,10 @@ pub struct ImportArgs {
     #[arg(long, value_enum)]
     pub encoding: Option<Encoding>,
     /// Number of lines to skip before the header
-    #[arg(long, value_name = "LINES", default_value_t = 0, hide_default_value = true)]
+    #[arg(long, value_name = "LINES", default_value_t = 0)]
     pub skip_lines: u64,
-    /// How CSV values contain quotes
-    #[arg(long, value_enum, default_value = "doubled", hide_default_value = true)]
+    /// How quotes are written inside CSV values
+    #[arg(long, value_enum, default_value = "doubled")]
     pub quotes: Quotes,
     /// The decimal mark of numbers is a comma: 2,5 is two and a half, and 1.234 is 1234
     #[arg(long, conflicts_with = "decimal_point")]
@@ -88,7 +88,7 @@ pub struct ImportArgs {
     /// Reject rows of clients that do not exist, instead of creating the clients
     #[arg(long)]
     pub no_new_clients: bool,
-    /// Accept events of any age
+    /// Accept events of any age, and send no notifications of alerts
     #[arg(long)]
     pub backfill: bool,
     /// Maximum number of events in one call
@@ -114,7 +114,7 @@ pub struct ImportArgs {
     /// equal rows in different files; then stop at the first row that is not recorded
     #[arg(long)]
     pub strict: bool,
-    /// Continue an interrupted import
+    /// Continue an interrupted import of the same files
     #[arg(long)]
     pub resume: bool,
     /// File that stores the progress, for --resume [default: FILE.meterd-import]
@@ -129,7 +129,7 @@ pub struct ImportArgs {
     /// IANA time zone of times without an offset, such as Europe/Berlin [default: each client's time zone]
     #[arg(long, value_name = "ZONE", value_parser = parse_zone)]
     pub time_zone: Option<Tz>,
-    /// strftime format of times, such as "%d.%m.%Y %H:%M"; repeat for a column with several formats
+    /// strftime format of times, such as "%d.%m.%Y %H:%M"; repeat the flag for a column with several formats
     #[arg(long, value_name = "FORMAT", value_parser = check_format)]
     pub time_format: Vec<String>,
     #[command(flatten)]
@@ -151,12 +151,12 @@ impl ImportArgs {
 
 fn long_help() -> String {
     format!(
-        "If a row has no idempotency key, the import makes one from the contents of the row. A repeated import therefore \
+        "If a row has no idempotency key, the import generates one from the contents of the row. A repeated import therefore \
          counts nothing twice, but two equal rows in one file are two events. The notes at the end list all assumptions.\n\n\
          Spaces around values are removed, and values such as NULL, N/A and None are empty. Earlier versions kept spaces in \
          client ids and keys: such rows are counted again if they are imported again.\n\n\
-         Times: {}. Each row can have another form. A time without an offset, and a day without a time, is in the time zone \
-         of the client, unless --time-zone names another. Other forms need --time-format.\n\n\
+         Times: {}. Each row can use a different form. A time without an offset, and a day without a time, is in the time zone \
+         of the client, unless --time-zone is set. Other forms need --time-format.\n\n\
          Case, spaces and punctuation in the names of columns and keys are ignored: \"Client ID\" is client_id.",
         usual_forms()
     )

@@ -5,10 +5,10 @@ use clap::ValueEnum;
 /// How a file writes a quote inside a value.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Quotes {
-    /// Doubled inside a quoted value: "say ""hi"""
+    /// A quote is doubled inside a quoted value: "say ""hi"""
     #[default]
     Doubled,
-    /// With a backslash before it, or doubled: "say \"hi\""
+    /// A quote has a backslash before it, or is doubled: "say \"hi\""
     Backslash,
     /// Values are never quoted, and contain no line ends and no delimiters
     None,

@@ -9,22 +9,19 @@ use clap::Args;
 use meterd_engine::clock::Clock;
 use prost_types::Timestamp;
 
-/// Create a price
-///
-/// The price applies to all events of its service, operation and model from a given time. Priced events keep their charge;
-/// unpriced events are priced immediately. A price never changes: a new price replaces the old one.
+/// Arguments of `prices create`.
 #[derive(Args, Clone, Debug)]
 pub struct CreateArgs {
     /// Name of the service
     #[arg(value_name = "SERVICE")]
     pub service: String,
-    /// Only for this operation
+    /// Operation to which the price applies [default: all operations]
     #[arg(long, default_value = "", value_name = "NAME", hide_default_value = true)]
     pub operation: String,
-    /// Only for this model
+    /// Model to which the price applies [default: all models]
     #[arg(long, default_value = "", value_name = "NAME", hide_default_value = true)]
     pub model: String,
-    /// The price applies from this time, such as 2027-01-01T00:00:00Z [default: to events of any time]
+    /// Time from which the price applies, such as 2027-01-01T00:00:00Z [default: it applies to events of any time]
     #[arg(long, value_name = "TIME", value_parser = parse_instant)]
     pub from: Option<Timestamp>,
     /// Rate for one million input tokens, such as 2.50

@@ -29,6 +29,10 @@ pub enum PricesCommand {
     /// Show the history of a price: past, current and future prices
     History(HistoryArgs),
     /// Create a price
+    ///
+    /// The price applies to all events of its service, operation and model from a given time. Priced events keep their charge;
+    /// unpriced events are priced immediately. A price never changes: a new price replaces the old one. Rates are in the currency
+    /// of the deployment.
     Create(Box<create::CreateArgs>),
 }
 

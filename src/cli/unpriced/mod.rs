@@ -27,13 +27,10 @@ const RANGE_DAYS_MAX: i64 = 3_660;
 /// Maximum number of models whose reason is queried. Each needs a call.
 const REASONS_MAX: usize = 50;
 
-/// List usage without a price and show how to set one
-///
-/// Usage without a price is recorded, and its requests, units and tokens are counted, but it is not included in any cost.
-/// meterd prices it as soon as a price applies to it. The default range is the last 366 days.
+/// Arguments of `unpriced`.
 #[derive(Args, Clone, Debug)]
 pub struct UnpricedArgs {
-    /// Only this client; repeat for more
+    /// Only this client; repeat the flag for more
     #[arg(long = "client", value_name = "ID")]
     pub clients: Vec<String>,
     #[command(flatten)]

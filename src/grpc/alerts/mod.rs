@@ -1,4 +1,4 @@
-//! AlertService: the alerts, and the table of its RPCs.
+//! AlertService: its RPCs, and the handlers of alerts.
 
 pub mod notifications;
 pub mod policies;
@@ -22,7 +22,7 @@ use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
 impl Context {
-    /// Returns the message of an alert.
+    /// Converts an alert to its message.
     pub fn alert(&self, alert: &alert::Alert) -> Alert {
         let finding = &alert.finding;
         let text = |value: Option<Total>| value.map(|value| value.to_string()).unwrap_or_default();
@@ -53,7 +53,7 @@ impl Context {
     }
 }
 
-/// Checks one client, or all clients until the caller disconnects, which closes `caller`.
+/// Checks one client or all clients. The check of all clients ends if the caller disconnects, which closes `caller`.
 async fn check(
     context: Arc<Context>,
     request: CheckAlertsRequest,
@@ -115,7 +115,7 @@ impl AlertService for Handlers {
         &self,
         request: Request<CheckAlertsRequest>,
     ) -> Result<Response<CheckAlertsResponse>, Status> {
-        // The sender is dropped with this future if the caller disconnects or its deadline passes. This ends the check of all.
+        // If the caller disconnects or its deadline passes, the sender is dropped with this future. This ends the check.
         let (_caller, caller) = watch::channel(());
         self.run(request, |context, request| check(context, request, caller)).await
     }

@@ -57,7 +57,7 @@ pub async fn retry(
     Ok(RetryNotificationResponse { notification: Some(message(notification)) })
 }
 
-/// Sends a test to every channel of a policy.
+/// Sends a test notification to every channel of a policy.
 pub async fn send_test(
     context: Arc<Context>,
     request: SendTestNotificationRequest,

@@ -20,7 +20,7 @@ use tonic::{Request, Status};
 
 /// The RPC that tokens belong to.
 const RPC: &str = "SubscribeAlerts";
-/// When a caller should try again to get a slot.
+/// How long a caller should wait before it retries to get a slot.
 const RETRY_DELAY: Duration = Duration::from_secs(5);
 
 pub type AlertStream = Pin<Box<dyn Stream<Item = Result<SubscribeAlertsResponse, Status>> + Send>>;
@@ -55,16 +55,16 @@ pub async fn start(context: Arc<Context>, request: SubscribeAlertsRequest, slot:
     let subscription = subscription.map_err(|ended| filters.error(&context, ended))?;
     let request_id = REQUEST_ID.try_with(|id| id.as_str().into()).unwrap_or_default();
     let tokens = context.page_tokens.maker(RPC, &filters.0);
-    let subscriber = Subscriber { context, filters, tokens, subscription, request_id, begun: false, _slot: slot };
+    let subscriber = Subscriber { context, filters, tokens, subscription, request_id, has_begun: false, _slot: slot };
     Ok(Box::pin(unfold(Some(subscriber), async |subscriber| {
         let mut subscriber = subscriber?;
         let message = subscriber.next().await;
-        let goes_on = message.is_ok();
-        Some((message, goes_on.then_some(subscriber)))
+        let continues = message.is_ok();
+        Some((message, continues.then_some(subscriber)))
     })))
 }
 
-/// The filters of a caller. Its tokens belong to them.
+/// The filters of a subscription. Its resume tokens are valid only with the same filters.
 struct Filters(SubscribeAlertsRequest);
 
 impl Filters {
@@ -121,8 +121,8 @@ impl Filters {
     }
 }
 
-/// Returns the message of a change. It is made once for all subscribers.
-fn shown<'a>(context: &Context, entry: &'a Entry<AlertEvent>) -> &'a AlertEvent {
+/// Returns the message of a change, which is built once for all subscribers.
+fn message_of<'a>(context: &Context, entry: &'a Entry<AlertEvent>) -> &'a AlertEvent {
     let Entry { change, shown } = entry;
     shown.get_or_init(|| AlertEvent {
         sequence: change.sequence,
@@ -132,28 +132,29 @@ fn shown<'a>(context: &Context, entry: &'a Entry<AlertEvent>) -> &'a AlertEvent 
     })
 }
 
-/// One stream.
+/// The state of one stream.
 struct Subscriber {
     context: Arc<Context>,
     filters: Filters,
     tokens: TokenMaker,
     subscription: Subscription<AlertEvent>,
     request_id: Box<str>,
-    begun: bool,
+    /// Whether the first message, a heartbeat, has been sent.
+    has_begun: bool,
     _slot: Slot,
 }
 
 impl Subscriber {
-    /// The next message, or the status that ends the stream.
+    /// Returns the next message, or the status that ends the stream.
     async fn next(&mut self) -> Result<SubscribeAlertsResponse, Status> {
-        let quiet = Duration::from_millis(self.context.settings.alert_heartbeat_ms.into());
-        let message = if std::mem::replace(&mut self.begun, true) {
-            match tokio::time::timeout(quiet, self.subscription.next()).await {
+        let heartbeat_after = Duration::from_millis(self.context.settings.alert_heartbeat_ms.into());
+        let message = if std::mem::replace(&mut self.has_begun, true) {
+            match tokio::time::timeout(heartbeat_after, self.subscription.next()).await {
                 Err(_) => Message::Heartbeat(Heartbeat {}),
-                Ok(Ok(entry)) => Message::Alert(shown(&self.context, &entry).clone()),
+                Ok(Ok(entry)) => Message::Alert(message_of(&self.context, &entry).clone()),
                 Ok(Err(ended)) => {
                     let error = self.filters.error(&self.context, ended);
-                    // Outside of the call that began the stream.
+                    // The call that started the stream has returned, so the request id must be set again.
                     return Err(REQUEST_ID.sync_scope(self.request_id.to_string(), || status(error)));
                 }
             }

@@ -1,4 +1,4 @@
-//! CatalogService: services and aliases, and the table of its RPCs. Prices have their own file.
+//! CatalogService: its RPCs, and the handlers of services and aliases.
 
 pub mod prices;
 

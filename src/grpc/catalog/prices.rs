@@ -1,4 +1,4 @@
-//! CatalogService: prices.
+//! CatalogService: the handlers of prices.
 
 use crate::grpc::Context;
 use crate::grpc::wire::convert::timestamp;

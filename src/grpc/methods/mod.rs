@@ -1,7 +1,8 @@
-//! The one table of methods. For every RPC: the scope that it needs, the clients that its request is about, whether calls go into
-//! the audit log, which sides are streams, and the maximum length of its messages; and the same for the standard services of gRPC.
+//! The role matrix: one table of all methods. It has the scope that an RPC needs, the clients that its request is about, and
+//! whether calls go into the audit log. `messages` has the streams and the maximum length of messages, `standard` the standard
+//! services of gRPC.
 //!
-//! A handler cannot take a request that has no row here, and a test fails for an RPC of the contract without one.
+//! A handler whose request has no row does not compile, and a test fails if an RPC of the contract has no row.
 
 mod messages;
 mod standard;
@@ -123,7 +124,7 @@ use About::{All, Client, Everybody, Filter, Handler};
 
 matrix! {
     UsageService {
-        // Each event is checked alone: events of other clients are refused, the others are recorded.
+        // Each event is checked on its own: events of clients that the key does not cover are rejected, the others recorded.
         TrackUsage TrackUsageRequest INGEST, , |_m| Handler;
         BatchTrackUsage BatchTrackUsageRequest INGEST, , |_m| Handler;
         StreamUsage StreamUsageRequest INGEST, , |_m| Handler;

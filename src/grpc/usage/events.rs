@@ -1,11 +1,11 @@
-//! A usage event from the wire.
+//! Converts usage events of requests.
 
 use crate::grpc::wire::convert::unix_time;
 use crate::grpc::wire::json;
 use crate::proto::UsageEvent;
 use meterd_engine::ingest::RawEvent;
 
-/// Returns an event as the engine takes it. Texts are moved, not copied.
+/// Converts an event to the type of the engine. Moves texts and does not copy them.
 pub fn raw_event(event: UsageEvent) -> RawEvent {
     RawEvent {
         client_id: event.client_id,

@@ -1,4 +1,4 @@
-//! ExportUsage: a file in pieces.
+//! ExportUsage: streams a file in pieces.
 
 use crate::grpc::Context;
 use crate::grpc::layers::admission::AdmissionPermit;
@@ -19,13 +19,13 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
-/// A piece is sent when it has this size.
+/// Size at which a piece is sent.
 const PIECE_BYTES: usize = 64 * 1024;
-/// Maximum number of pieces that wait for a slow caller. Then the database waits as well.
+/// Maximum number of pieces that wait for a slow caller. The export reads no more rows while this many wait.
 const PIECES_WAITING_MAX: usize = 4;
 /// A caller that reads no piece for this time is disconnected, because the export keeps a snapshot and a connection.
 const STALLED_AFTER: Duration = Duration::from_secs(60);
-/// When to try again to get a slot.
+/// How long a caller should wait before it retries to get a slot.
 const RETRY_DELAY: Duration = Duration::from_secs(5);
 
 fn too_many(whose: &str) -> Refusal {
@@ -39,7 +39,7 @@ pub fn slot_of_caller(context: &Context, request: &tonic::Request<ExportUsageReq
         .ok_or_else(|| too_many("of the key "))
 }
 
-/// Checks the request and starts the export in a task of its own.
+/// Checks the request and starts the export in its own task.
 pub async fn start(
     context: Arc<Context>,
     request: ExportUsageRequest,

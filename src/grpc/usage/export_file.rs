@@ -1,4 +1,4 @@
-//! The file of an export, row by row: straight into its bytes, since there may be millions.
+//! Writes the rows of an export as CSV or NDJSON, directly as bytes, because an export can have millions of rows.
 
 use chrono::{DateTime, Datelike, SecondsFormat, Timelike, Utc};
 use meterd_domain::decimal::Total;
@@ -32,7 +32,7 @@ const COLUMNS: [&str; 21] = [
     "record_time",
 ];
 
-/// The file as far as it has not been sent.
+/// The part of the file that has not been sent.
 pub struct File {
     is_json: bool,
     currency: String,
@@ -40,17 +40,17 @@ pub struct File {
 }
 
 impl File {
-    /// With its header.
+    /// Starts a file with its header.
     pub fn new(format: ExportFormat, currency: String) -> Self {
         let is_json = format == ExportFormat::Ndjson;
         let header = if is_json { String::new() } else { COLUMNS.join(",") + "\r\n" };
         Self { is_json, currency, bytes: header.into_bytes() }
     }
 
-    /// What there is, to be sent. The next piece is about as long.
+    /// Takes the bytes to send. The next piece is about as long, so its memory is reserved.
     pub fn take(&mut self) -> Vec<u8> {
-        let room = self.bytes.len();
-        std::mem::replace(&mut self.bytes, Vec::with_capacity(room))
+        let length = self.bytes.len();
+        std::mem::replace(&mut self.bytes, Vec::with_capacity(length))
     }
 
     /// Adds a row.
@@ -82,7 +82,7 @@ impl File {
     }
 }
 
-/// A row that is being written. Its cells come in the order of the columns.
+/// A row that is being written. The caller writes its cells in the order of the columns.
 struct Row<'a> {
     bytes: &'a mut Vec<u8>,
     is_json: bool,
@@ -90,10 +90,10 @@ struct Row<'a> {
     is_empty: bool,
 }
 
-const INFALLIBLE: &str = "memory can be written to";
+const INFALLIBLE: &str = "writing to memory cannot fail";
 
 impl Row<'_> {
-    /// Begins a cell. False, where there is nothing to write: an object leaves out what is absent.
+    /// Begins a cell. Returns `false` if the value is absent. A JSON object leaves out absent values.
     fn begin(&mut self, is_absent: bool) -> bool {
         let column = COLUMNS[self.column];
         self.column += 1;
@@ -111,7 +111,7 @@ impl Row<'_> {
         !is_absent
     }
 
-    /// From outside: guarded in CSV.
+    /// Writes a text of a caller. In CSV, formulas are escaped.
     fn text(&mut self, text: &str) {
         if !self.begin(text.is_empty()) {
             return;
@@ -122,7 +122,7 @@ impl Row<'_> {
         }
     }
 
-    /// A decimal in plain digits, a time, an id of ours: nothing to guard or to quote.
+    /// Writes a value that needs no escape: a decimal, a time, an id of meterd.
     fn plain(&mut self, value: Option<impl Display>) {
         if !self.begin(value.is_none()) {
             return;
@@ -140,7 +140,7 @@ impl Row<'_> {
         write!(self.bytes, "{number}").expect(INFALLIBLE);
     }
 
-    /// JSON as the database writes it.
+    /// Writes JSON in the form of the database.
     fn json(&mut self, text: Option<&str>) {
         let text = text.unwrap_or_default();
         if !self.begin(text.is_empty()) {
@@ -152,7 +152,7 @@ impl Row<'_> {
         }
     }
 
-    /// Quoted where it has to be (RFC 4180).
+    /// Writes a CSV cell, with quotes if necessary (RFC 4180).
     fn csv(&mut self, text: &str) {
         let guard = if is_formula(text) { "'" } else { "" };
         if !text.bytes().any(|byte| matches!(byte, b',' | b'"' | b'\r' | b'\n')) {
@@ -175,13 +175,13 @@ impl Row<'_> {
     }
 }
 
-/// What a spreadsheet would take for one, and what looks as if it had been guarded already: with a ' before it, taking that
-/// off again gives the text back.
+/// Whether a spreadsheet would read the text as a formula, or the text looks like an escaped formula. Such a text is written with
+/// a `'` before it. An import removes this `'`, so the text does not change.
 pub fn is_formula(text: &str) -> bool {
     text.trim_start_matches('\'').starts_with(['=', '+', '-', '@', '\t', '\r'])
 }
 
-/// A time as RFC 3339 has it, to the microsecond.
+/// Formats a time as RFC 3339, with microseconds.
 struct Micros(DateTime<Utc>);
 
 impl Display for Micros {
@@ -189,7 +189,7 @@ impl Display for Micros {
         let Some(year) = u32::try_from(self.0.year()).ok().filter(|year| *year <= 9_999) else {
             return f.write_str(&self.0.to_rfc3339_opts(SecondsFormat::Micros, true));
         };
-        // By hand: several times faster than chrono, which does it twice a row.
+        // Written by hand, because chrono is several times slower and each row has two times.
         let mut text = *b"0000-00-00T00:00:00.000000Z";
         let mut put = |at: usize, digits: usize, mut number: u32| {
             for byte in text[at..at + digits].iter_mut().rev() {
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn formulas_are_defused_and_texts_are_left_alone() {
+    fn formulas_are_escaped_and_other_texts_are_not() {
         for text in ["=1+1", "+1", "-1", "@a", "\tx", "'=1", "''-"] {
             assert_eq!(csv_cell(text), format!("'{text}"));
         }
@@ -241,7 +241,7 @@ mod tests {
         }
 
         #[test]
-        fn times_read_as_chrono_writes_them(micros in -62_167_219_200_000_000i64..260_000_000_000_000_000) {
+        fn times_have_the_same_format_as_in_chrono(micros in -62_167_219_200_000_000i64..260_000_000_000_000_000) {
             let time = DateTime::from_timestamp_micros(micros).unwrap();
             prop_assert_eq!(Micros(time).to_string(), time.to_rfc3339_opts(SecondsFormat::Micros, true));
         }

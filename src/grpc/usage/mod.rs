@@ -1,4 +1,4 @@
-//! UsageService: its RPCs. The other modules have their handlers.
+//! UsageService: its RPCs. The handlers are in the other modules.
 
 pub mod events;
 pub mod export;

@@ -8,7 +8,7 @@ use meterd_engine::refusal::Refusal;
 use meterd_engine::usage::{self, AsOf, Dimension, QueryInput, UsageRow};
 use std::sync::Arc;
 
-/// Answers a query.
+/// Runs a query.
 pub async fn run(context: Arc<Context>, mut request: QueryUsageRequest) -> Result<QueryUsageResponse, Refusal> {
     let (page, next_token) = context.page(&mut request);
     let input = QueryInput {

@@ -22,7 +22,7 @@ pub async fn track(
     Ok(TrackUsageResponse { result: Some(context.result(outcome, echo)) })
 }
 
-/// Records or only checks a batch.
+/// Records a batch, or only checks it.
 pub async fn batch(
     context: &Context,
     caller: &Caller,
@@ -67,7 +67,7 @@ impl From<PreviewedClient> for CheckedClient {
     }
 }
 
-/// Returns results together with the number of each outcome.
+/// Returns the results with the number of events of each outcome.
 fn counted(results: Vec<UsageResult>) -> BatchTrackUsageResponse {
     let count_of = |wanted: EventOutcome| results.iter().filter(|result| result.outcome() == wanted).count() as i32;
     let (accepted_count, duplicate_count) = (count_of(EventOutcome::Accepted), count_of(EventOutcome::Duplicate));

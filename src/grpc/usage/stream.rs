@@ -1,4 +1,4 @@
-//! StreamUsage: events in, acknowledgements out in order and after the commit.
+//! StreamUsage: receives events, and acknowledges them in order after their commit.
 
 use crate::grpc::Context;
 use crate::grpc::layers::panics::stream_from_task;
@@ -17,10 +17,11 @@ use tonic::{Status, Streaming};
 
 /// Maximum number of events of a stream that are read but not settled.
 const UNSETTLED_EVENTS_MAX: usize = 10_000;
-/// Maximum number of acknowledgements that wait for a caller that does not read them. Then no more events are settled or read.
+/// Maximum number of acknowledgements that wait for a caller that does not read them. While this many wait, no
+/// event is settled, so reading stops at the maximum above.
 const ACKS_WAITING_MAX: usize = 16;
 
-/// What the acknowledgement of each event needs: what it repeats, and the permit that it returns.
+/// The data for the acknowledgement of each event: the fields that it repeats, and the permit that it releases.
 type InFlight = Arc<Mutex<HashMap<usize, (Echo, OwnedSemaphorePermit)>>>;
 
 /// Runs a stream in its own task until the caller has closed its side or disconnects, or the server stops.
@@ -50,7 +51,7 @@ async fn read(
 ) -> Result<(), Status> {
     let room = Arc::new(Semaphore::new(UNSETTLED_EVENTS_MAX));
     let mut stopping = context.stopping.clone();
-    // Checked here as well, because a caller that reads no acknowledgements must not record more either.
+    // Checked here too, because a caller whose key has ended could send events without reading acknowledgements.
     let mut ended = std::pin::pin!(context.auth.ended(caller));
     loop {
         // The order matters: a message is read only if there is room for it.
@@ -61,7 +62,7 @@ async fn read(
         let (message, permit) = tokio::select! {
             biased;
             _ = stopping.wait_for(|stopping| *stopping) => return Err(status(Refusal::shutting_down())),
-            // The acknowledging half ends only if the caller has disconnected.
+            // The other half, which acknowledges, ends only if the caller has disconnected.
             () = events.closed() => return Ok(()),
             error = &mut ended => return Err(status(error)),
             next = next => next,

@@ -1,4 +1,4 @@
-//! Monthly summaries, and rebuilding what they stand on.
+//! ListMonthlySummaries, UpdateMonthlySummaries and RebuildRollups.
 
 use crate::grpc::Context;
 use crate::grpc::wire::convert::timestamp;
@@ -13,12 +13,12 @@ use meterd_engine::refusal::Refusal;
 use meterd_engine::usage::{self, ClientMonth, MonthTotals, MonthlySummariesInput};
 use std::sync::Arc;
 
-/// Lists a month's clients.
+/// Lists the summaries of a month.
 pub async fn list(
     context: Arc<Context>,
     mut request: ListMonthlySummariesRequest,
 ) -> Result<ListMonthlySummariesResponse, Refusal> {
-    // A token belongs to one month, even if the request does not name it.
+    // A page token is valid for one month only, even if the request does not name the month.
     if request.month.is_empty() {
         request.month = usage::default_month(&context.engine).to_string();
     }
@@ -75,7 +75,7 @@ impl Context {
     }
 }
 
-/// Computes months again from their events.
+/// Recomputes the rollups of months from their events.
 pub async fn rebuild_rollups(
     context: Arc<Context>,
     request: RebuildRollupsRequest,

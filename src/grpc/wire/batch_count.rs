@@ -1,17 +1,17 @@
-//! What a batch is about to take, counted on the wire: decoded, an event of two bytes takes three hundred, so a batch of
-//! millions must be refused before it is.
+//! Counts the events and metadata values of an encoded batch. An event of two bytes takes three hundred bytes after decoding, so a
+//! batch of millions must be rejected before it is decoded.
 
 use meterd_engine::refusal::Refusal;
 use meterd_engine::usage::{BATCH_EVENTS_MAX, check_batch_size};
 use prost::DecodeError;
 use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
 
-/// Most values in the metadata of a batch, those within others too.
+/// Maximum number of values in the metadata of a batch, including nested values.
 pub const BATCH_METADATA_VALUES_MAX: usize = 1_000_000;
-/// Deeper messages are left to the decoder, which refuses what is more than 100 deep.
+/// Maximum depth that is counted. The decoder rejects messages that are nested more than 100 levels deep.
 const DEPTH_MAX: usize = 110;
 
-/// Messages of a batch, from the outside.
+/// The kinds of messages in a batch, from the outermost to the innermost.
 #[derive(Clone, Copy)]
 enum Part {
     Batch,
@@ -23,7 +23,7 @@ enum Part {
 }
 
 impl Part {
-    /// What is in a field of this number; none, where it is nothing that grows.
+    /// Returns the kind of message in a field, or `None` if the field is not counted.
     fn field(self, number: u32) -> Option<Self> {
         Some(match (self, number) {
             (Self::Batch, 1) => Self::Event,
@@ -54,12 +54,12 @@ impl Counts {
             };
             match (part, inner) {
                 (_, Part::Event) => self.events += 1,
-                // An entry has one value, also where it is not there.
+                // An entry has one value, even if the value is missing on the wire.
                 (_, Part::Entry) | (Part::List, _) => self.values += 1,
                 _ => {}
             }
             let length = usize::try_from(decode_varint(&mut bytes)?).unwrap_or(usize::MAX);
-            // One that is longer than what there is: the decoder says so.
+            // The message is longer than the remaining bytes. The decoder reports the error.
             let Some((message, rest)) = bytes.split_at_checked(length) else { return Ok(()) };
             self.add(inner, message, depth + 1)?;
             bytes = rest;
@@ -68,7 +68,8 @@ impl Counts {
     }
 }
 
-/// Refuses a batch of more than may be, given its bytes. What is no message at all is left to the decoder.
+/// Rejects an encoded batch with too many events or metadata values, and returns its number of events. The decoder reports
+/// bytes that are not a message.
 pub fn check_batch(bytes: &[u8]) -> Result<usize, Refusal> {
     let mut counts = Counts::default();
     drop(counts.add(Part::Batch, bytes, 0));
@@ -76,8 +77,8 @@ pub fn check_batch(bytes: &[u8]) -> Result<usize, Refusal> {
         check_batch_size(counts.events)?;
     }
     if counts.values > BATCH_METADATA_VALUES_MAX {
-        let most = BATCH_METADATA_VALUES_MAX;
-        let description = format!("must have at most {most} metadata values together, has {}", counts.values);
+        let max = BATCH_METADATA_VALUES_MAX;
+        let description = format!("must have at most {max} metadata values together, has {}", counts.values);
         return Err(Refusal::field("events", description));
     }
     Ok(counts.events)
@@ -98,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn events_and_metadata_are_counted_wherever_they_stand() {
+    fn events_and_metadata_values_are_counted_at_any_depth() {
         let event =
             |json| UsageEvent { client_id: "a".repeat(200), metadata: Some(to_struct(json)), ..Default::default() };
         let events = vec![
@@ -107,9 +108,9 @@ mod tests {
             event(json!({"d": {"e": {}}})),
         ];
         let bytes = BatchTrackUsageRequest { events, backfill: true, ..Default::default() }.encode_to_vec();
-        // Of the first, those of a, b and c, and five in lists; of the last, those of d and e.
+        // In the first event, the values of a, b and c, and five in lists. In the last event, the values of d and e.
         assert_eq!(counted(&bytes), (3, 3 + 5 + 2));
-        // Cut anywhere, it is counted as far as it goes.
+        // A truncated batch is counted up to its end.
         for length in 0..bytes.len() {
             let (events, values) = counted(&bytes[..length]);
             assert!(events <= 3 && values <= 10);
@@ -117,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_in_itself_a_million_times_is_left_to_the_decoder() {
+    fn messages_nested_a_million_levels_deep_are_left_to_the_decoder() {
         let list = [[0x0a, 0x7f], [0x32, 0x7f]].concat().repeat(1_000_000);
         counted(&[&[0x0a, 0x7f, 0x72, 0x7f, 0x0a, 0x7f, 0x12, 0x7f][..], &list].concat());
     }

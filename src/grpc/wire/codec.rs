@@ -1,8 +1,8 @@
-//! How messages are put on the wire and taken from it: as tonic does it, with a smaller buffer to begin with, and with a look at
-//! batches before they are decoded.
+//! Encodes and decodes messages as tonic does, with two differences: the encode buffer starts smaller, and batches are checked
+//! before they are decoded.
 
 use crate::grpc::layers::framing::invalid;
-use crate::grpc::wire::batch_count as weight;
+use crate::grpc::wire::batch_count;
 use crate::grpc::wire::status::status;
 use crate::proto::BatchTrackUsageRequest;
 use bytes::Buf;
@@ -13,10 +13,10 @@ use tonic::Status;
 use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder};
 use tonic_prost::{ProstCodec, ProstDecoder, ProstEncoder};
 
-/// First size of the buffer that messages are written to. It grows with them, and a stream keeps it as long as it lasts:
-/// beginning with tonic's 8 KiB, an idle subscription takes 8.5 KiB of the server's memory in place of 3.
+/// Initial size of the encode buffer. The buffer grows with the messages, and a stream keeps it. With tonic's 8 KiB, an idle
+/// subscription would take 8.5 KiB of memory instead of 3.
 const ENCODE_BUFFER_BYTES: usize = 512;
-/// As in tonic: a buffer that has grown to this is sent.
+/// The buffer is sent when it has this size, as in tonic.
 const YIELD_BYTES: usize = 32 * 1024;
 
 /// The codec of all services.
@@ -36,29 +36,29 @@ where
     type Encode = T;
     type Decode = U;
     type Encoder = ProstEncoder<T>;
-    type Decoder = WeighingDecoder<U>;
+    type Decoder = BatchCheckingDecoder<U>;
 
     fn encoder(&mut self) -> Self::Encoder {
         ProstCodec::<T, U>::raw_encoder(BufferSettings::new(ENCODE_BUFFER_BYTES, YIELD_BYTES))
     }
 
     fn decoder(&mut self) -> Self::Decoder {
-        WeighingDecoder(ProstCodec::<T, U>::default().decoder())
+        BatchCheckingDecoder(ProstCodec::<T, U>::default().decoder())
     }
 }
 
-/// Refuses batches that are too large before they are decoded, and makes room for the events of the others at once.
-pub struct WeighingDecoder<U>(ProstDecoder<U>);
+/// Rejects batches that are too large before it decodes them, and reserves memory for all events of the others at once.
+pub struct BatchCheckingDecoder<U>(ProstDecoder<U>);
 
-impl<U: Message + Default + 'static> Decoder for WeighingDecoder<U> {
+impl<U: Message + Default + 'static> Decoder for BatchCheckingDecoder<U> {
     type Item = U;
     type Error = Status;
 
     fn decode(&mut self, bytes: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
         let mut message = U::default();
         if let Some(batch) = (&mut message as &mut dyn Any).downcast_mut::<BatchTrackUsageRequest>() {
-            // All of it: the buffer is in one piece.
-            batch.events.reserve_exact(weight::check_batch(bytes.chunk()).map_err(status)?);
+            // The chunk is the whole message, because the buffer is contiguous.
+            batch.events.reserve_exact(batch_count::check_batch(bytes.chunk()).map_err(status)?);
         }
         message.merge(bytes).map_err(|error| invalid(format_args!("cannot be decoded: {error}"))).map_err(status)?;
         Ok(Some(message))

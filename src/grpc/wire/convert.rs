@@ -1,4 +1,4 @@
-//! From domain and store to messages.
+//! Converts values of the domain and the store to messages.
 
 use crate::grpc::Context;
 use crate::grpc::wire::json;
@@ -13,12 +13,12 @@ use meterd_engine::usage::{self, ServiceUsage};
 use meterd_store::events::RecordedEvent;
 use prost_types::Timestamp;
 
-/// A timestamp.
+/// Converts a time to a timestamp.
 pub fn timestamp(time: DateTime<Utc>) -> Timestamp {
     Timestamp { seconds: time.timestamp(), nanos: time.timestamp_subsec_nanos() as i32 }
 }
 
-/// A charge in its three fields.
+/// Returns the three fields of a charge: the amount, the price, and the reason if the event is unpriced.
 fn charge(context: &Context, charge: Option<Charge>) -> (Option<Money>, String, i32) {
     match charge {
         Some(Charge::Priced { charge, price_id }) => (Some(context.money(charge.into())), price_id.to_string(), 0),
@@ -28,12 +28,12 @@ fn charge(context: &Context, charge: Option<Charge>) -> (Option<Money>, String, 
 }
 
 impl Context {
-    /// An amount in the deployment's currency.
+    /// Converts an amount in the currency of the deployment.
     pub fn money(&self, amount: Total) -> Money {
         Money { currency: self.engine.currency.clone(), amount: amount.to_string() }
     }
 
-    /// Sums.
+    /// Converts sums.
     pub fn totals(&self, sums: &Sums) -> UsageTotals {
         UsageTotals {
             request_count: sums.request_count,
@@ -46,12 +46,12 @@ impl Context {
         }
     }
 
-    /// Usage of services.
+    /// Converts the usage of services.
     pub fn services(&self, services: Vec<ServiceUsage>) -> Vec<proto::ServiceUsage> {
         services.into_iter().map(|service| self.service(service)).collect()
     }
 
-    /// Usage of a service.
+    /// Converts the usage of a service.
     pub fn service(&self, service: ServiceUsage) -> proto::ServiceUsage {
         proto::ServiceUsage {
             service: service.service,
@@ -62,7 +62,7 @@ impl Context {
         }
     }
 
-    /// What became of an event.
+    /// Converts the outcome of an event.
     pub fn result(&self, outcome: Outcome, echo: Echo) -> proto::UsageResult {
         let Echo { key, rounded } = echo;
         let recorded = |outcome: EventOutcome, recorded: Recorded| {
@@ -97,7 +97,7 @@ impl Context {
         }
     }
 
-    /// A recorded event.
+    /// Converts a recorded event.
     pub fn event(&self, recorded: RecordedEvent) -> proto::RecordedUsageEvent {
         let (charge, price_id, unpriced_reason) = charge(self, Some(recorded.charge));
         proto::RecordedUsageEvent {
@@ -132,7 +132,7 @@ fn event(event: UsageEvent) -> proto::UsageEvent {
     }
 }
 
-/// Returns a timestamp as the engine takes it.
+/// Converts a timestamp to the type of the engine.
 pub fn unix_time(time: &Timestamp) -> UnixTime {
     UnixTime { seconds: time.seconds, nanos: time.nanos }
 }

@@ -1,4 +1,4 @@
-//! Creates that return the first answer to a repeated request: the requests are hashed and the answers encoded here.
+//! Creates that return the first answer to a repeated request. Hashes the requests and encodes the answers.
 
 use crate::grpc::methods::Guarded;
 use crate::grpc::wire::paging::rpc_name;
@@ -8,7 +8,7 @@ use meterd_engine::refusal::Refusal;
 use prost::Message;
 use sha2::{Digest, Sha256};
 
-/// Identifies a create of this caller. `encode` encodes the answer that is stored.
+/// Returns the identity of a create of this caller. `encode` encodes the answer to store.
 pub fn idempotency<T>(
     caller: &Caller,
     request: &impl Guarded,

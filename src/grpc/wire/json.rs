@@ -1,4 +1,4 @@
-//! Metadata: protobuf Struct to checked metadata, and JSON to protobuf Struct.
+//! Converts a protobuf Struct to checked metadata, and JSON to a protobuf Struct.
 
 use meterd_domain::metadata::{self, Metadata, MetadataError};
 use prost_types::value::Kind;
@@ -7,7 +7,7 @@ use serde_json::Value as Json;
 use std::collections::btree_map;
 use std::iter::Map;
 
-/// Checks metadata. An empty object is no metadata.
+/// Checks metadata. Returns `None` if the object is empty.
 pub fn from_struct(message: Struct) -> Option<Result<Metadata, MetadataError>> {
     (!message.fields.is_empty()).then(|| Metadata::new::<WireValue>(fields(message)))
 }

@@ -1,4 +1,4 @@
-//! What handlers share: messages to values and back, errors to statuses, page tokens, repeated creates.
+//! Code that handlers share: the codec, conversions, statuses of errors, page tokens, and repeated creates.
 
 pub mod batch_count;
 pub mod codec;

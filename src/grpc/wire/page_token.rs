@@ -20,12 +20,12 @@ pub struct PageTokens {
 }
 
 impl PageTokens {
-    /// Takes the secret of the deployment.
+    /// Creates the tokens of a deployment from its secret.
     pub fn new(secret: Vec<u8>) -> Self {
         Self { secret }
     }
 
-    /// Returns a maker of tokens of one RPC and query. `query` is the request without page size and token.
+    /// Returns the maker of the tokens of an RPC and query. `query` is the request without page size and token.
     pub fn maker(&self, rpc: &str, query: &impl Message) -> TokenMaker {
         let mut mac = Hmac::<Sha256>::new_from_slice(&self.secret).expect("HMAC takes keys of any length");
         let query = query.encode_to_vec();
@@ -73,7 +73,7 @@ impl PageTokens {
     }
 }
 
-/// Makes tokens of one RPC and query. The part that does not change is already signed.
+/// Makes tokens of one RPC and query. The RPC and the query are already signed.
 #[derive(Clone)]
 pub struct TokenMaker(Hmac<Sha256>);
 
@@ -95,7 +95,7 @@ impl TokenMaker {
     }
 }
 
-/// Signs a part with its length, so that different lists of parts have different signatures.
+/// Signs a part together with its length, so that different lists of parts have different signatures.
 fn add_part(mac: &mut Hmac<Sha256>, part: &[u8]) {
     mac.update(&(part.len() as u64).to_le_bytes());
     mac.update(part);
@@ -108,7 +108,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn any_text_is_no_token(text in "\\PC*|[A-Za-z0-9_-]{0,80}=*", bytes in proptest::collection::vec(0u8.., 0..64)) {
+        fn arbitrary_text_is_not_a_valid_token(text in "\\PC*|[A-Za-z0-9_-]{0,80}=*", bytes in proptest::collection::vec(0u8.., 0..64)) {
             let (tokens, query) = (PageTokens::new(vec![7; 32]), ListClientsRequest::default());
             for text in [text, URL_SAFE_NO_PAD.encode(bytes)] {
                 proptest::prop_assert_eq!(tokens.cursor::<serde_json::Value>("ListClients", &query, &text), None);
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_good_for_its_query_only_and_no_bit_of_it_can_be_changed() {
+    fn a_token_is_valid_only_for_its_query_and_without_a_changed_bit() {
         let tokens = PageTokens::new(vec![7; 32]);
         let query = ListClientsRequest::default();
         let token = tokens.make("ListClients", &query, &"acme");

@@ -1,4 +1,4 @@
-//! The one place that turns an error into a status with its details.
+//! Converts refusals to statuses with details. Only this file knows the status code of a reason.
 
 use crate::proto::{EventError, FieldViolation};
 use meterd_engine::refusal::{Reason, Refusal};
@@ -8,23 +8,24 @@ use std::future::Future;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
-/// Domain of every `ErrorInfo`.
+/// The domain of every `ErrorInfo`.
 pub const ERROR_DOMAIN: &str = "metering.v1";
 
-/// Most bytes of violations in one status. It travels in a header, and clients take headers of 8 to 16 KiB, base64 and all.
+/// Maximum number of bytes of violations in one status. A status is sent in a header in base64, and clients accept headers of 8 to
+/// 16 KiB.
 const VIOLATIONS_BYTES_MAX: usize = 4 * 1024;
 
 tokio::task_local! {
-    /// Id of the request that the current task serves: the caller's `x-request-id`, or one made here.
+    /// Id of the request that the current task serves: the caller's `x-request-id`, or an id of the server.
     pub static REQUEST_ID: String;
 }
 
-/// Work for a task of its own, under the request id of this one.
+/// Wraps work for another task, so that it keeps the current request id.
 pub fn keeping_request_id<F: Future>(work: F) -> impl Future<Output = F::Output> {
     REQUEST_ID.scope(REQUEST_ID.try_with(String::clone).unwrap_or_default(), work)
 }
 
-/// The status code of each reason. `errors.proto` documents it, and a test compares the two.
+/// Returns the status code of a reason. `errors.proto` documents the codes, and a test compares the two.
 pub fn code(reason: Reason) -> Code {
     use Reason::*;
     match reason {
@@ -80,7 +81,7 @@ pub fn status(refusal: Refusal) -> Status {
     Status::with_error_details(code(refusal.reason), &refusal.message, details)
 }
 
-/// Without a line in the log: the writer has one for the batch, and a batch has ten thousand events.
+/// Logs nothing, because a batch has up to ten thousand events, and the writer logs one line for the batch.
 impl From<Refusal> for EventError {
     fn from(mut error: Refusal) -> Self {
         let differing = error.metadata.iter().find(|(key, _)| *key == DIFFERING_FIELDS);

@@ -28,40 +28,40 @@ use sqlx::{ConnectOptions, Connection as _};
 /// Arguments of `meterd-bench alerts`.
 #[derive(clap::Args, Clone, Debug)]
 pub struct AlertsArgs {
-    /// Events that cross a line, each of another client
+    /// Number of events that raise an alert, each of a different client
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub crossings: u32,
-    /// Crossings per second
+    /// Number of these events per second
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub crossings_per_second: u32,
-    /// Other events per second at the same time
+    /// Number of other events per second at the same time
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub load: u32,
-    /// Idle subscribers; 0 skips their measurement
+    /// Number of idle subscribers; 0 skips their measurement
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
     pub subscribers: u32,
-    /// Subscribers per connection
+    /// Number of idle subscribers per connection
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     pub streams_per_connection: u32,
-    /// Subscribers that receive every alert of a burst; 0 skips this measurement
+    /// Number of subscribers that receive every alert of a burst; 0 skips this measurement
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(0..=100_000))]
     pub fan_out: u32,
-    /// Alerts of a burst
+    /// Number of alerts in a burst
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(2..=fan_out::ALERTS_MAX))]
     pub fan_out_alerts: u32,
-    /// Number of rounds. Each round measures the throughput with and without idle subscribers
+    /// Number of rounds; each round measures the throughput with and without idle subscribers
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub rounds: u32,
-    /// Seconds of each of these measurements
+    /// Duration of each of these measurements of throughput, in seconds
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=60))]
     pub seconds: u64,
-    /// Concurrent TrackUsage calls in these measurements
+    /// Number of concurrent TrackUsage calls in these measurements
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     pub concurrency: u32,
     /// Number of clients of the other events
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub clients: u32,
-    /// gRPC connections for the events
+    /// Number of gRPC connections for the events
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub connections: u32,
     /// Print JSON

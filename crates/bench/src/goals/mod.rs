@@ -1,4 +1,4 @@
-//! `meterd-bench goals`: how fast meterd is meant to be, and how fast it is.
+//! `meterd-bench goals`: compares the measured speed of meterd with its goals.
 //!
 //! `goal` is a row of the table, `writes` measures the sections of the write side.
 
@@ -20,28 +20,28 @@ use std::time::Instant;
 /// Arguments of `meterd-bench goals`.
 #[derive(clap::Args, Clone, Debug)]
 pub struct GoalsArgs {
-    /// Measure only these sections; separate several with commas
+    /// Sections to measure; separate several with commas
     #[arg(long, value_delimiter = ',', value_enum, default_values_t = Section::ALL)]
     pub only: Vec<Section>,
-    /// Seconds of each measurement
+    /// Duration of each measurement, in seconds
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=60))]
     pub seconds: u64,
-    /// Number of rounds. Each round measures everything
+    /// Number of rounds; each round repeats all measurements
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub rounds: u32,
     /// Number of clients of the events
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub clients: u32,
-    /// Concurrent BatchTrackUsage calls or streams
+    /// Number of concurrent BatchTrackUsage calls or streams
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=256))]
     pub batch_calls: u32,
-    /// Events to write before the measurement, in the sections with a preloaded database
+    /// Number of events to write before the measurement, in the sections with a preloaded database
     #[arg(long, default_value_t = 20_000_000, value_parser = clap::value_parser!(u64).range(EVENTS_MIN..=PRELOAD_MAX))]
     pub preload: u64,
-    /// Number of days of the preloaded events, up to now
+    /// Number of days that the preloaded events cover, up to now
     #[arg(long, default_value_t = PRELOAD_DAYS, value_parser = clap::value_parser!(u32).range(i64::from(DAYS_MIN)..=3_650))]
     pub days: u32,
-    /// gRPC connections
+    /// Number of gRPC connections
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub connections: u32,
     /// Print JSON
@@ -148,7 +148,7 @@ const SUBSCRIBERS: u32 = 1_000;
 const ALERTS: u32 = 500;
 const IDLE_SUBSCRIBERS: u32 = 10_000;
 const CROSSINGS: u32 = 50;
-/// Most connections of floor (b). More are slower with a hot client and no faster without one.
+/// Maximum number of connections of floor (b). More are slower with a hot client and not faster without one.
 const FLOOR_CONNECTIONS: u32 = 16;
 
 /// The outcome of each section.

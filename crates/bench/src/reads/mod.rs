@@ -42,25 +42,25 @@ const CONNECTIONS: usize = 4;
 /// Arguments of `meterd-bench reads`.
 #[derive(clap::Args, Clone, Debug)]
 pub struct ReadsArgs {
-    /// Events to write before the measurement
+    /// Number of events to write before the measurement
     #[arg(long, default_value_t = 20_000_000, value_parser = clap::value_parser!(u64).range(EVENTS_MIN..=10_000_000_000))]
     pub preload: u64,
     /// Number of clients of the preloaded events
     #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub clients: u32,
-    /// Number of days of the preloaded events, up to now
+    /// Number of days that the preloaded events cover, up to now
     #[arg(long, default_value_t = 35, value_parser = clap::value_parser!(u32).range(i64::from(DAYS_MIN)..=3_650))]
     pub days: u32,
-    /// Events of an export and of an import
+    /// Number of events of an export and of an import
     #[arg(long, default_value_t = 500_000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     pub bulk: u32,
-    /// Seconds of each measurement of a read
+    /// Duration of each measurement of a read, in seconds
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=60))]
     pub seconds: u64,
-    /// Number of rounds. Each round measures everything
+    /// Number of rounds; each round repeats all measurements
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub rounds: u32,
-    /// Measure only these parts; separate several with commas
+    /// Parts to measure; separate several with commas
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Part::Calls, Part::Export, Part::Import, Part::UnderLoad, Part::Verify])]
     pub parts: Vec<Part>,
     /// Print JSON
