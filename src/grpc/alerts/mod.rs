@@ -11,7 +11,7 @@ use crate::grpc::wire::status::status;
 use crate::grpc::{Context, Handlers};
 use crate::proto::alert_service_server::AlertService;
 use crate::proto::*;
-use meterd_domain::alert::{self, AlertType};
+use meterd_domain::alert;
 use meterd_domain::decimal::Total;
 use meterd_domain::period::Month;
 use meterd_engine::alerts::{self, AlertQuery};

@@ -4,7 +4,7 @@ use super::raise::{AlertSettings, Raising, count, raise};
 use crate::refusal::Refusal;
 use chrono::{Days, NaiveDate};
 use futures_util::stream::{self, StreamExt};
-use meterd_domain::alert::{ANOMALY_DAYS_BEFORE, Alert, AlertSet, AlertType, Change, DayFacts, Finding};
+use meterd_domain::alert::{ANOMALY_DAYS_BEFORE, Alert, AlertSet, Change, DayFacts, Finding};
 use meterd_domain::decimal::Total;
 use meterd_domain::period::Month;
 use meterd_domain::policy::Policy;

@@ -1,16 +1,13 @@
 //! `build()` connects the parts of a server; `run()` serves, and stops in order.
 
+mod grpc_port;
+mod health;
+
 use crate::config::{Settings, UnknownService};
-use crate::grpc::access::AccessRules;
-use crate::grpc::layers::Layers;
-use crate::grpc::layers::admission::{AdmissionLayer, AdmissionLimits};
-use crate::grpc::layers::call::CallLayer;
-use crate::grpc::layers::guard::GuardLayer;
-use crate::grpc::layers::shutdown::ShutdownLayer;
-use crate::grpc::layers::slots::SlotLimits;
-use crate::grpc::{Context, Handlers, PageTokens};
-use crate::{net, preflight, proto, web};
+use crate::grpc::{Context, PageTokens};
+use crate::{net, preflight, web};
 use anyhow::Context as _;
+use health::{set_health, supervise, watch_database};
 use meterd_embedded_postgres::Embedded;
 use meterd_engine::alerts::feed::Feed;
 use meterd_engine::alerts::notify::{Notifier, Sender};
@@ -33,16 +30,8 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinHandle;
-use tonic::service::Routes;
 use tonic_health::ServingStatus;
-use tonic_health::server::HealthReporter;
-use tower::ServiceBuilder;
-use tower_http::cors::CorsLayer;
 
-/// How often the database is pinged.
-const PING_INTERVAL: Duration = Duration::from_secs(1);
-/// The database is reported as away if it does not answer a ping within this time.
-const PING_TIMEOUT: Duration = Duration::from_secs(3);
 /// Maximum time to close the database connections at the end.
 const POOL_CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -199,14 +188,6 @@ impl App {
         set_health(&health, ServingStatus::NotServing).await;
         let (ready, is_ready) = watch::channel(web::Readiness::Starting);
         let (report_stop, health_reports_stop) = watch::channel(false);
-        let handlers = Handlers::new(context.clone());
-        let reflection = || {
-            tonic_reflection::server::Builder::configure()
-                .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
-                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-                // With these, grpcurl shows error details as fields instead of bytes.
-                .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
-        };
         let web_state = web::WebState {
             metrics: web::recorder(),
             pool: context.engine.pool.clone(),
@@ -228,7 +209,6 @@ impl App {
         let probe = connect::Probe::new(&context.engine.pool.connect_options());
         jobs.push(tokio::spawn(watch_database(context.clone(), probe, health, ready, report_stop)));
 
-        let settings = context.settings.clone();
         let port = |name, tls| net::Port { name, tls, stopping: context.stopping.clone(), config: net.clone() };
         let grpc_port = port("grpc", tls.as_ref().map(net::Tls::grpc));
         let http_port = port("http", tls.as_ref().map(net::Tls::http));
@@ -236,45 +216,7 @@ impl App {
             jobs.push(tokio::spawn(tls.reload_on_change(context.stopping.clone())));
         }
         let mut http = tokio::spawn(net::serve(http, http_port, web::router(web_state)));
-        let request_timeout = Duration::from_secs(settings.request_timeout_seconds.into());
-        let limits = AdmissionLimits {
-            slots: SlotLimits {
-                calls_max: settings.net.calls_max as usize,
-                streams_max: settings.net.streams_max as usize,
-                response_bytes_max: settings.net.answer_bytes_max as usize,
-            },
-            request_bytes_max: settings.net.request_bytes_max as usize,
-            receive_timeout: request_timeout,
-            unread_timeout: net.unread_timeout,
-        };
-        let rules = AccessRules {
-            auth: context.auth.clone(),
-            health: settings.auth.health,
-            reflection: settings.auth.reflection,
-        };
-        let routes = Routes::new(handlers.usage())
-            .add_service(handlers.alerts())
-            .add_service(handlers.catalog())
-            .add_service(handlers.clients())
-            .add_service(handlers.jobs())
-            .add_service(handlers.keys())
-            .add_service(health_service)
-            .add_service(reflection().build_v1()?)
-            .add_service(reflection().build_v1alpha()?)
-            .prepare();
-        let layers = Layers {
-            call: CallLayer { request_timeout },
-            shutdown: ShutdownLayer { health_reports_stop },
-            guard: GuardLayer { rules, web_origins: settings.web_origins.as_slice().into() },
-            admission: AdmissionLayer::new(&limits),
-        };
-        // The first layer is the outermost.
-        let service = ServiceBuilder::new()
-            .layer(cors(&settings.web_origins)?)
-            // Outside the layers of a call, so that their responses are converted to gRPC-Web, too.
-            .layer(tonic_web::GrpcWebLayer::new())
-            .service(layers.wrap(routes));
-        let mut grpc = tokio::spawn(net::serve(grpc, grpc_port, service));
+        let mut grpc = grpc_port::serve(grpc, grpc_port, &context, health_service, health_reports_stop)?;
 
         let bound = Duration::from_secs(context.settings.stop_timeout_seconds.into());
         tokio::select! {
@@ -317,94 +259,4 @@ impl App {
         drop(tokio::time::timeout(POOL_CLOSE_TIMEOUT, close).await);
         Ok(())
     }
-}
-
-/// Restarts the embedded database whenever it has stopped.
-async fn supervise(embedded: Option<&Embedded>) {
-    let Some(embedded) = embedded else { return std::future::pending().await };
-    loop {
-        tokio::time::sleep(PING_INTERVAL / 4).await;
-        match embedded.ensure_running().await {
-            Ok(false) => {}
-            Ok(true) => tracing::warn!("the embedded PostgreSQL had stopped and is running again"),
-            Err(error) => tracing::error!(%error, "the embedded PostgreSQL has stopped and does not start"),
-        }
-    }
-}
-
-async fn set_health(health: &HealthReporter, status: ServingStatus) {
-    let services =
-        ["Usage", "Alert", "Catalog", "Client", "Job", "Key"].map(|name| format!("metering.v1.{name}Service"));
-    for service in std::iter::once(String::new()).chain(services) {
-        health.set_service_status(service, status).await;
-    }
-}
-
-/// Returns the readiness that follows from the answer of the database.
-async fn readiness(probe: &mut connect::Probe) -> web::Readiness {
-    match tokio::time::timeout(PING_TIMEOUT, probe.ask()).await {
-        Ok(Ok(connect::Writes::Taken)) => web::Readiness::Ready,
-        Ok(Ok(connect::Writes::ReadOnly)) => web::Readiness::DatabaseReadOnly,
-        Ok(Ok(connect::Writes::Standby)) => web::Readiness::DatabaseStandby,
-        Ok(Err(_)) | Err(_) => web::Readiness::DatabaseAway,
-    }
-}
-
-/// Reports health: every service is SERVING while the database accepts writes and the server is not stopping. When the server
-/// stops, reports NOT_SERVING, sets `report_stop` and returns.
-async fn watch_database(
-    context: Arc<Context>,
-    mut probe: connect::Probe,
-    health: HealthReporter,
-    ready: watch::Sender<web::Readiness>,
-    report_stop: watch::Sender<bool>,
-) {
-    let mut stopping = context.stopping.clone();
-    let mut before = None;
-    loop {
-        let found = tokio::select! {
-            biased;
-            _ = stopping.wait_for(|stopping| *stopping) => web::Readiness::Stopping,
-            found = readiness(&mut probe) => found,
-        };
-        let is_stopping = *stopping.borrow();
-        let found = if is_stopping { web::Readiness::Stopping } else { found };
-        if before != Some(found) {
-            let serving = found == web::Readiness::Ready;
-            let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
-            set_health(&health, status).await;
-            ready.send_replace(found);
-            // At the start, a database that accepts writes is the normal case and is not logged.
-            if !is_stopping && (before.is_some() || !serving) {
-                let text = if serving { "ready again: the database accepts writes" } else { found.text() };
-                tracing::warn!(serving, "{text}");
-            }
-            before = Some(found);
-        }
-        if is_stopping {
-            report_stop.send_replace(true);
-            return;
-        }
-        tokio::select! {
-            () = tokio::time::sleep(PING_INTERVAL) => {}
-            _ = stopping.wait_for(|stopping| *stopping) => {}
-        }
-    }
-}
-
-/// Allows web pages of these origins to call with gRPC-Web.
-fn cors(origins: &[String]) -> anyhow::Result<CorsLayer> {
-    use tonic::codegen::http::{HeaderName, HeaderValue, Method};
-    let origins = origins.iter().filter(|origin| !origin.is_empty());
-    let origins = origins.map(|origin| Ok(HeaderValue::from_str(origin)?)).collect::<anyhow::Result<Vec<_>>>()?;
-    if origins.is_empty() {
-        return Ok(CorsLayer::new());
-    }
-    let headers = ["content-type", "x-grpc-web", "x-user-agent", "grpc-timeout", "authorization", "x-request-id"];
-    let exposed = ["grpc-status", "grpc-message", "grpc-status-details-bin", "x-request-id"];
-    Ok(CorsLayer::new()
-        .allow_origin(origins)
-        .allow_methods([Method::POST])
-        .allow_headers(headers.map(HeaderName::from_static))
-        .expose_headers(exposed.map(HeaderName::from_static)))
 }
