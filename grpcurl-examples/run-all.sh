@@ -2,9 +2,9 @@
 # Runs every example against $METERD_SERVER (127.0.0.1:50051 unless set), and checks that each RPC of the server has an
 # example and a line in README.md. Prints the output of failed examples, and with --verbose of all examples.
 #
-# The examples record usage that cannot be deleted. Therefore a database that already has clients is rejected, unless
-# --force is given. At the end, the API keys of this run are revoked, and the alert policies and channels of the example
-# clients are reset.
+# The examples record usage that cannot be deleted. Therefore the script rejects a database that already has clients,
+# unless --force is given. At the end it revokes the API keys of this run, and resets the alert policies and channels of
+# the example clients.
 set -euo pipefail
 cd "$(dirname "$0")"
 export METERD_SERVER=${METERD_SERVER:-127.0.0.1:50051}

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# This is not an example; the other scripts in this directory run it first. Makes the client example-alerts reach its
+# This is not an example; the other scripts in this directory run it first. Brings the client example-alerts to its
 # critical threshold, once per month, and prints the id of its newest alert. A payment of 4,000 USD costs 2.9 % plus
-# 0.30: 116.30.
+# 0.30 USD, which is 116.30 USD.
 set -euo pipefail
 server=${METERD_SERVER:-127.0.0.1:50051}
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Retries a failed notification. This one failed because its channel was removed; then the channel is added again.
+# Retries a failed notification. The notification failed because its channel was removed. The script then adds the
+# channel again.
 set -euo pipefail
 server=${METERD_SERVER:-127.0.0.1:50051}
 "$(dirname "$0")/raise_alert.sh" > /dev/null

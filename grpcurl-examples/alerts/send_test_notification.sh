@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Sends a test notification to every channel of a client and shows the results. The receiver does not exist, so the
-# result is FAILED with the reason.
+# result is FAILED, with the reason.
 set -euo pipefail
 server=${METERD_SERVER:-127.0.0.1:50051}
 "$(dirname "$0")/raise_alert.sh" > /dev/null

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Adds a price that is valid for all times. Events of the service without a price are then priced, too.
+# Creates a price that is valid for all times. Recorded events that have no price yet, and that this price covers, are then
+# priced too.
 set -euo pipefail
 server=${METERD_SERVER:-127.0.0.1:50051}
 "$(dirname "$0")/create_service.sh" > /dev/null

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Streams four events in one call. Each acknowledgement says up to which message all events are settled, and lists the
-# events that were not simply accepted. Here this is the fourth event, which has the key of the third, and on a second
-# run all events.
+# events that have another outcome than ACCEPTED. Here the fourth event is a duplicate, because it has the key of the
+# third. On a second run all events are duplicates.
 set -euo pipefail
 server=${METERD_SERVER:-127.0.0.1:50051}
 
