@@ -1,4 +1,4 @@
-//! All events of a range, streamed.
+//! Streams all events of a range.
 
 use crate::numeric::Numeric;
 use chrono::{DateTime, NaiveDate, Utc};
@@ -8,19 +8,19 @@ use meterd_domain::event::EventId;
 use meterd_domain::period::widest_range;
 use sqlx::PgConnection;
 
-/// Which events to export. Empty filters let everything through.
+/// Which events to export. An empty filter matches everything.
 pub struct ExportFilter {
     pub client_id: Option<String>,
     pub start_time: Option<DateTime<Utc>>,
     pub end_time: Option<DateTime<Utc>>,
-    /// The clients' own days, both included.
+    /// Days in the time zone of the client, both included.
     pub start_day: Option<NaiveDate>,
     pub end_day: Option<NaiveDate>,
     pub services: Vec<String>,
 }
 
 impl ExportFilter {
-    /// No event that passes lies outside of these times: they tell the database which partitions to leave out.
+    /// Returns a range of event times that includes every matching event. It lets the database skip partitions.
     fn times(&self) -> (Option<DateTime<Utc>>, Option<DateTime<Utc>>) {
         let start = self.start_time.max(self.start_day.map(|day| widest_range(day).0));
         let ends = [self.end_time, self.end_day.map(|day| widest_range(day).1)];
@@ -28,7 +28,7 @@ impl ExportFilter {
     }
 }
 
-/// The row of an event, as it is exported: there are millions, so nothing is made of it on the way.
+/// An event's row for export. There may be millions of them, so they are not converted to a domain type.
 pub struct ExportRow {
     pub client_id: String,
     pub event_time: DateTime<Utc>,
@@ -44,24 +44,25 @@ pub struct ExportRow {
     pub amount: Option<Numeric>,
     pub charge: Option<Numeric>,
     pub price_id: Option<i64>,
-    /// Of [`meterd_domain::event::UnpricedReason`].
+    /// Number of an [`UnpricedReason`](meterd_domain::event::UnpricedReason).
     pub unpriced_reason: Option<i16>,
     pub subject: String,
     pub external_id: String,
     pub idempotency_key: String,
-    /// JSON.
+    /// JSON text.
     pub metadata: Option<String>,
     pub record_time: DateTime<Utc>,
 }
 
 impl ExportRow {
-    /// The event's id.
+    /// Returns the event's id.
     pub fn id(&self) -> EventId {
         EventId { time: self.event_time, seq: self.event_seq }
     }
 }
 
-/// The events, read as they are taken, all of one snapshot.
+/// Streams the matching events in order of client, time and sequence number, all from one snapshot. The server sends
+/// the rows while the caller reads them.
 pub fn stream<'a>(
     conn: &'a mut PgConnection,
     filter: &'a ExportFilter,
@@ -89,7 +90,8 @@ pub fn stream<'a>(
     .map_err(Into::into)
 }
 
-/// The start of the transaction, which lies before its snapshot: what was acknowledged before it is in.
+/// Returns the start of the transaction. The snapshot is taken later, so it includes everything that was acknowledged
+/// before this time.
 pub async fn snapshot_time(conn: &mut PgConnection) -> crate::Result<DateTime<Utc>> {
     sqlx::query_scalar!(r#"SELECT now() AS "now!""#).fetch_one(conn).await.map_err(Into::into)
 }

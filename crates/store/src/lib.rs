@@ -1,4 +1,5 @@
-//! All SQL. One file a table or read model, free functions on a connection; the caller owns the transaction.
+//! All SQL of meterd. Each module covers one table or one read model. Its functions take a connection; the caller
+//! begins and commits the transaction. Statements of about 15 lines and more are files in `sql/`.
 
 pub mod alert_feed;
 pub mod alerts;
@@ -28,7 +29,6 @@ pub mod policies;
 pub mod preload;
 pub mod pricing;
 pub mod query;
-
 pub mod record;
 pub mod requests;
 pub mod rollups;
