@@ -23,7 +23,7 @@ use meterd_engine::jobs;
 use meterd_engine::jobs::{Scheduler, Work};
 use meterd_engine::{Engine, EngineConfig};
 use meterd_store::deployment::{self, Deployment};
-use meterd_store::{connect, locks};
+use meterd_store::{connect, fitness, locks};
 use sqlx::Connection;
 use sqlx::postgres::PgConnectOptions;
 use std::future::Future;
@@ -49,7 +49,7 @@ const POOL_CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Brings the schema up to date and makes the deployment if there is none. Safely with several replicas at once.
 pub async fn prepare(options: &PgConnectOptions, settings: &Settings) -> anyhow::Result<Deployment> {
     let mut conn = connect::open(options).await?;
-    connect::check_fitness(&mut conn, settings.database.allow_non_durable_database).await?;
+    fitness::check(&mut conn, settings.database.allow_non_durable_database).await?;
     connect::migrate(options).await.context("the database schema could not be brought up to date")?;
     let mut tx = conn.begin().await?;
     locks::seed(&mut tx).await?;
@@ -221,7 +221,7 @@ impl App {
         let mut jobs = vec![pricing, scheduler, feed_reader];
         jobs.extend(context.auth.follow(&context.stopping));
         jobs.push(tokio::spawn(notifier.run(context.engine.notifications_wanted.clone(), context.stopping.clone())));
-        let probe = connect::Probe::new(&context.engine.pool.connect_options());
+        let probe = fitness::Probe::new(&context.engine.pool.connect_options());
         jobs.push(tokio::spawn(watch_database(context.clone(), probe, health, ready, goodbye)));
 
         let settings = context.settings.clone();
@@ -333,11 +333,11 @@ async fn set_health(health: &HealthReporter, status: ServingStatus) {
 }
 
 /// What the database's answer means for those who ask for health.
-async fn readiness(probe: &mut connect::Probe) -> web::Readiness {
+async fn readiness(probe: &mut fitness::Probe) -> web::Readiness {
     match tokio::time::timeout(PING_TIMEOUT, probe.ask()).await {
-        Ok(Ok(connect::Writes::Taken)) => web::Readiness::Ready,
-        Ok(Ok(connect::Writes::ReadOnly)) => web::Readiness::DatabaseReadOnly,
-        Ok(Ok(connect::Writes::Standby)) => web::Readiness::DatabaseStandby,
+        Ok(Ok(fitness::Writes::Taken)) => web::Readiness::Ready,
+        Ok(Ok(fitness::Writes::ReadOnly)) => web::Readiness::DatabaseReadOnly,
+        Ok(Ok(fitness::Writes::Standby)) => web::Readiness::DatabaseStandby,
         Ok(Err(_)) | Err(_) => web::Readiness::DatabaseAway,
     }
 }
@@ -346,7 +346,7 @@ async fn readiness(probe: &mut connect::Probe) -> web::Readiness {
 /// health tells that the server stops, and ends then, with the streams of health.
 async fn watch_database(
     context: Arc<Context>,
-    mut probe: connect::Probe,
+    mut probe: fitness::Probe,
     health: HealthReporter,
     ready: watch::Sender<web::Readiness>,
     goodbye: watch::Sender<bool>,

@@ -1,7 +1,7 @@
 //! Explains database errors to operators: the cause, stated once, and the fix.
 
-use super::connect::UnfitDatabase;
 use crate::StoreError;
+use crate::fitness::{READ_ONLY_FIX, UnfitDatabase};
 use sqlx::migrate::MigrateError;
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use std::fmt::Write as _;
@@ -138,10 +138,6 @@ fn fix_by_code(code: &str, message: &str, options: &PgConnectOptions) -> Option<
         _ => return None,
     })
 }
-
-/// The fix for a server that accepts no writes.
-pub(super) const READ_ONLY_FIX: &str = "turn default_transaction_read_only off for the database and the user, or name the \
-                                        primary server in DATABASE_URL";
 
 fn fix_io(error: &std::io::Error, options: &PgConnectOptions) -> String {
     let server = server(options);

@@ -4,6 +4,7 @@
 
 mod copy;
 mod statements;
+mod sums;
 
 pub use copy::{CopyRows, copy, create_copied, sum_copied};
 pub use statements::{HashedEvent, record_batch};

@@ -1,5 +1,5 @@
 //! All SQL of meterd. Each module covers one table or one read model. Its functions take a connection; the caller
-//! begins and commits the transaction. Statements of about 15 lines and more are files in `sql/`.
+//! begins and commits the transaction. Statements of about 12 lines and more are files in `sql/`.
 
 pub mod alert_feed;
 pub mod alerts;
@@ -15,6 +15,7 @@ mod error;
 pub mod event_days;
 pub mod events;
 pub mod export;
+pub mod fitness;
 pub mod floor;
 pub mod floor_reads;
 pub mod holders;
@@ -34,6 +35,7 @@ pub mod requests;
 pub mod rollups;
 mod rows;
 pub mod summaries;
+pub mod summary_totals;
 pub mod sums;
 pub mod url;
 pub mod usage;

@@ -53,7 +53,7 @@ mod tests {
     /// Checks all files below a directory of the crate and returns the number of lists.
     fn check_all(directory: &str) -> usize {
         let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join(directory);
-        files(&directory).iter().filter(|path| !path.ends_with("sums.rs")).map(|path| check(path)).sum()
+        files(&directory).iter().filter(|path| !path.ends_with("src/sums.rs")).map(|path| check(path)).sum()
     }
 
     #[test]

@@ -16,7 +16,8 @@ use meterd_domain::projection::{change_percent, month_end};
 use meterd_engine::refusal::Refusal;
 use meterd_engine::{jobs, rebuild};
 use meterd_store::clients::zone;
-use meterd_store::summaries::{self, Summary, SummaryTotals};
+use meterd_store::summaries::{self, Summary};
+use meterd_store::summary_totals::SummaryTotals;
 use std::sync::Arc;
 
 const PAGE_SIZE_DEFAULT: i64 = 100;

@@ -2,10 +2,10 @@
 //! the benchmarks use it. It does not use the write path of meterd on purpose: the floor must stay the same when the
 //! write path changes.
 
+use super::sums::{Sum, Sums};
 use crate::numeric;
 use bigdecimal::BigDecimal;
 use chrono::{DateTime, NaiveDate, Utc};
-use meterd_domain::decimal::Total;
 use meterd_domain::event::{Charge, PayloadHash, PricedEvent};
 use meterd_domain::period::Month;
 use sqlx::PgConnection;
@@ -125,74 +125,6 @@ async fn insert(conn: &mut PgConnection, events: &[HashedEvent<'_>]) -> crate::R
 
 fn column<'a, T>(events: &'a [HashedEvent<'a>], of: impl Fn(&'a PricedEvent<'a>) -> T) -> Vec<T> {
     events.iter().map(|(priced, _)| of(priced)).collect()
-}
-
-/// Sums to add to one row.
-#[derive(Default)]
-struct Sum {
-    requests: i64,
-    units: Total,
-    input_tokens: i64,
-    output_tokens: i64,
-    cached_input_tokens: i64,
-    cost: Total,
-    unpriced: i64,
-}
-
-impl Sum {
-    fn of(priced: &PricedEvent<'_>) -> Self {
-        let (cost, unpriced) = match priced.charge {
-            Charge::Priced { charge, .. } => (charge.into(), 0),
-            Charge::Unpriced(_) => (Total::ZERO, 1),
-        };
-        let measures = &priced.event.measures;
-        Self {
-            requests: 1,
-            units: measures.units.into(),
-            input_tokens: measures.input_tokens,
-            output_tokens: measures.output_tokens,
-            cached_input_tokens: measures.cached_input_tokens,
-            cost,
-            unpriced,
-        }
-    }
-
-    fn add(&mut self, other: &Self) {
-        self.requests += other.requests;
-        self.units += other.units;
-        self.input_tokens += other.input_tokens;
-        self.output_tokens += other.output_tokens;
-        self.cached_input_tokens += other.cached_input_tokens;
-        self.cost += other.cost;
-        self.unpriced += other.unpriced;
-    }
-}
-
-/// Sums of many rows, one vector per column.
-struct Sums {
-    requests: Vec<i64>,
-    units: Vec<BigDecimal>,
-    input_tokens: Vec<i64>,
-    output_tokens: Vec<i64>,
-    cached_input_tokens: Vec<i64>,
-    costs: Vec<BigDecimal>,
-    unpriced: Vec<i64>,
-}
-
-impl Sums {
-    fn of<K>(rows: &BTreeMap<K, Sum>) -> Self {
-        let counts = |of: fn(&Sum) -> i64| rows.values().map(of).collect();
-        let decimals = |of: fn(&Sum) -> Total| rows.values().map(|sum| numeric::of(of(sum))).collect();
-        Self {
-            requests: counts(|sum| sum.requests),
-            units: decimals(|sum| sum.units),
-            input_tokens: counts(|sum| sum.input_tokens),
-            output_tokens: counts(|sum| sum.output_tokens),
-            cached_input_tokens: counts(|sum| sum.cached_input_tokens),
-            costs: decimals(|sum| sum.cost),
-            unpriced: counts(|sum| sum.unpriced),
-        }
-    }
 }
 
 async fn add_months(conn: &mut PgConnection, rows: &BTreeMap<(&str, NaiveDate), Sum>) -> crate::Result<()> {
