@@ -1,6 +1,7 @@
-//! The floors of `meterd-bench`: baselines that only the benchmarks use. This module has the same guarantees as meterd
-//! with one transaction per event, and `statements` with one transaction per batch. `copy` guarantees only the unique
-//! key. This module also has other queries of the benchmarks.
+//! The floors of `meterd-bench`: baselines that only the benchmarks use, and other queries of the benchmarks.
+//!
+//! This module records events with the same guarantees as meterd, in one transaction per event; `statements` does so in
+//! one transaction per batch. `copy` guarantees only the unique key.
 
 mod copy;
 mod statements;

@@ -99,7 +99,7 @@ pub(super) fn put(out: &mut Vec<u8>, scaled: I256) {
 }
 
 /// The type of a query column, as in `cost AS "cost: Numeric"`. The domain's [`Total`] cannot implement [`Decode`],
-/// because it is in another crate. Convert into [`Total`] where the row becomes a domain value.
+/// because it is in another crate. Convert it into [`Total`] for domain values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Numeric(Total);
 
@@ -118,9 +118,9 @@ impl Type<Postgres> for Numeric {
 /// Decodes the binary format directly, which is many times faster than through [`BigDecimal`].
 impl<'r> Decode<'r, Postgres> for Numeric {
     fn decode(value: PgValueRef<'r>) -> Result<Self, BoxDynError> {
-        let impossible = || format!("a number is none of at most {DECIMALS} decimals within range");
+        let invalid = || format!("a number is none of at most {DECIMALS} decimals within range");
         let total = match value.format() {
-            PgValueFormat::Binary => Total::from_scaled(units_from_binary(value.as_bytes()?).ok_or_else(impossible)?),
+            PgValueFormat::Binary => Total::from_scaled(units_from_binary(value.as_bytes()?).ok_or_else(invalid)?),
             PgValueFormat::Text => total(&value.as_str()?.parse::<BigDecimal>()?)?,
         };
         Ok(Self(total))
@@ -128,7 +128,7 @@ impl<'r> Decode<'r, Postgres> for Numeric {
 }
 
 /// Returns the error for a stored number that meterd cannot have written.
-fn impossible(value: &BigDecimal) -> crate::StoreError {
+fn invalid(value: &BigDecimal) -> crate::StoreError {
     crate::StoreError::Inconsistent(format!("{value} is no number of at most {DECIMALS} decimals within range"))
 }
 
@@ -136,7 +136,7 @@ fn impossible(value: &BigDecimal) -> crate::StoreError {
 fn units(value: &BigDecimal, decimals: u32) -> crate::Result<BigInt> {
     let scaled = value.with_scale(i64::from(decimals));
     if &scaled != value {
-        return Err(impossible(value));
+        return Err(invalid(value));
     }
     Ok(scaled.into_bigint_and_exponent().0)
 }
@@ -147,7 +147,7 @@ pub fn total(value: &BigDecimal) -> crate::Result<Total> {
     match i128::try_from(&units) {
         Ok(units) => Ok(Total::from_scaled(I256::from(units))),
         Err(_) => {
-            let units = I256::from_str_radix(&units.to_string(), 10).map_err(|_| impossible(value))?;
+            let units = I256::from_str_radix(&units.to_string(), 10).map_err(|_| invalid(value))?;
             Ok(Total::from_scaled(units))
         }
     }
@@ -155,12 +155,12 @@ pub fn total(value: &BigDecimal) -> crate::Result<Total> {
 
 /// Converts a stored quantity, amount or charge. An error if it has more than 12 decimals or is out of range.
 pub fn decimal(value: &BigDecimal) -> crate::Result<Decimal> {
-    i128::try_from(&units(value, DECIMALS)?).map(Decimal::from_scaled).map_err(|_| impossible(value))
+    i128::try_from(&units(value, DECIMALS)?).map(Decimal::from_scaled).map_err(|_| invalid(value))
 }
 
 /// Converts a stored rate. An error if it is out of range.
 pub fn rate(value: &BigDecimal) -> crate::Result<Rate> {
-    Rate::parse(&value.to_plain_string()).map_err(|_| impossible(value))
+    Rate::parse(&value.to_plain_string()).map_err(|_| invalid(value))
 }
 
 #[cfg(test)]

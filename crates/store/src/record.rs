@@ -44,15 +44,16 @@ pub async fn record_claimed(
     events: &[NewEvent<'_>],
     deltas: &Deltas,
 ) -> crate::Result<Vec<MonthRow>> {
-    written(write(conn, &[], events, deltas).await?)
+    all_written(write(conn, &[], events, deltas).await?)
 }
 
 /// Adds sums to months, month services and days. Returns the updated months.
 pub async fn add(conn: &mut PgConnection, deltas: &Deltas) -> crate::Result<Vec<MonthRow>> {
-    written(write(conn, &[], &[], deltas).await?)
+    all_written(write(conn, &[], &[], deltas).await?)
 }
 
-fn written(written: Written) -> crate::Result<Vec<MonthRow>> {
+/// Returns the months of a write that claimed no keys.
+fn all_written(written: Written) -> crate::Result<Vec<MonthRow>> {
     match written {
         Written::All(months) => Ok(months),
         Written::Claimed(_) => Err(crate::StoreError::inconsistent("rows of months were neither added nor changed")),

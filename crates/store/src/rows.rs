@@ -115,10 +115,10 @@ impl<F: Fields> Encode<'_, Postgres> for Composite<F> {
 
 impl Row<'_> {
     fn field(&mut self, oid: u32, value: Option<&[u8]>) {
-        self.field_of(oid, value, |out, value| out.extend_from_slice(value));
+        self.field_with(oid, value, |out, value| out.extend_from_slice(value));
     }
 
-    fn field_of<T>(&mut self, oid: u32, value: Option<T>, put: impl FnOnce(&mut Vec<u8>, T)) {
+    fn field_with<T>(&mut self, oid: u32, value: Option<T>, put: impl FnOnce(&mut Vec<u8>, T)) {
         if self.typed {
             self.out.extend_from_slice(&oid.to_be_bytes());
         }
@@ -169,7 +169,7 @@ impl Row<'_> {
     /// Writes a `jsonb` field from JSON text.
     pub fn jsonb(&mut self, value: Option<&str>) {
         const VERSION: u8 = 1;
-        self.field_of(oid::JSONB, value, |out, value| {
+        self.field_with(oid::JSONB, value, |out, value| {
             out.push(VERSION);
             out.extend_from_slice(value.as_bytes());
         });
@@ -177,11 +177,11 @@ impl Row<'_> {
 
     /// Writes a `numeric` field.
     pub fn decimal(&mut self, value: impl Into<Option<Decimal>>) {
-        self.field_of(oid::NUMERIC, value.into(), |out, value| numeric::put(out, I256::from(value.scaled())));
+        self.field_with(oid::NUMERIC, value.into(), |out, value| numeric::put(out, I256::from(value.scaled())));
     }
 
     /// Writes a `numeric` field.
     pub fn total(&mut self, value: Total) {
-        self.field_of(oid::NUMERIC, Some(value.scaled()), numeric::put);
+        self.field_with(oid::NUMERIC, Some(value.scaled()), numeric::put);
     }
 }
