@@ -1,4 +1,4 @@
-//! Alerts. There is one per client, type, service, severity and period.
+//! Alerts. They are unique per client, type, service, severity and period.
 
 use crate::numeric;
 use bigdecimal::BigDecimal;

@@ -16,7 +16,7 @@ pub enum UnfitDatabase {
     /// The server is too old.
     #[error("PostgreSQL {0} is too old: meterd needs 15 or newer")]
     TooOld(String),
-    /// A setting is off that makes commits durable.
+    /// A setting that makes commits durable is off.
     #[error(
         "the database has {0} = off, so an acknowledged event could be lost; turn it on, or start with \
          --allow-non-durable-database if that is what you want"

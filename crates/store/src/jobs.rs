@@ -27,8 +27,8 @@ pub struct Glance {
     pub schedule: String,
     pub next_run_time: Option<DateTime<Utc>>,
     pub last_success_time: Option<DateTime<Utc>>,
-    /// Whether the job can be claimed: its time has come, or its last holder has not finished; and no lease is in
-    /// force.
+    /// Whether the job can be claimed: no lease is in force, and either its time has come or its last holder has not
+    /// finished.
     pub due: bool,
     /// Whether its lease ends later than a lease that is taken now.
     pub lease_too_long: bool,

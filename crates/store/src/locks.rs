@@ -1,5 +1,5 @@
-//! Advisory locks. They come first in the lock order of all transactions: channels, versions, keys, (client, month),
-//! (client, month, service), days.
+//! Advisory locks, and the order in which all transactions take locks: channels, versions, keys, (client, month),
+//! (client, month, service), days. No transaction takes a lock of this list after a later one.
 //!
 //! A transaction that changes channels takes the advisory lock of channels first and then the rows. A worker that
 //! claims a channel locks its row without waiting, and after it only rows of the outbox.

@@ -183,7 +183,7 @@ mod tests {
             }
         }
 
-        /// The database sends no zero digits at either end, or some after the decimal point.
+        /// PostgreSQL sends numbers without zero digits at either end, or with some after the decimal point.
         #[test]
         fn a_total_encoded_by_the_driver_decodes_to_the_same_value(high in -1_000_000_000i128..1_000_000_000, low: u128, small: i64, zeros in 0i64..9) {
             for scaled in [I256::from_words(high, low as i128), I256::from(small), I256::from(small) * 1_000_000_000_000] {

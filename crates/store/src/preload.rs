@@ -1,5 +1,5 @@
-//! Fills a database for `meterd-bench` with the rows that live events would have written: keys, events, days, months
-//! and summaries. Only the benchmarks use it.
+//! Fills a database for `meterd-bench` with the rows that meterd writes for live events: keys, events, days, months and
+//! summaries. Only the benchmarks use it.
 
 use bigdecimal::BigDecimal;
 use chrono::{DateTime, Utc};
@@ -134,7 +134,7 @@ pub async fn insert_stretch(conn: &mut PgConnection, kinds: &Kinds, stretch: &St
     .map_err(Into::into)
 }
 
-/// Computes the month services from the days, and the months from the month services. Their summaries are not stale.
+/// Computes the month services from the days, and the months from the month services. Marks no summary as stale.
 pub async fn insert_months(conn: &mut PgConnection) -> crate::Result<()> {
     sqlx::query!(
         "INSERT INTO usage_month_services (client_id, month, service, request_count, units, input_tokens, output_tokens,

@@ -93,7 +93,7 @@ impl TryFrom<SummaryRow> for Summary {
     }
 }
 
-/// Marks the summaries of all months in which a service was used as stale. Locks the month rows first, in order.
+/// Marks summaries as stale: those of all months in which the service was used. Locks the month rows first, in order.
 pub async fn mark_stale(conn: &mut PgConnection, service: &str) -> crate::Result<()> {
     let rows = sqlx::query!(
         "SELECT client_id, month FROM usage_month_services WHERE service = $1 ORDER BY client_id, month",

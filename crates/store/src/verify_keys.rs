@@ -62,7 +62,7 @@ pub async fn key_differences(conn: &mut PgConnection, scope: &Scope) -> crate::R
         sqlx::query_scalar!("SELECT NULLIF(keys_pruned_through, '-infinity') AS pruned_through FROM deployment")
             .fetch_optional(&mut *conn)
             .await?;
-    // Before the first ANALYZE the planner assumes that partitions are small and would scan them for each key.
+    // Before the first ANALYZE, the planner assumes that partitions are small and would scan them for each key.
     conn.execute("SET LOCAL enable_nestloop = off").await?;
     let rows = sqlx::query_file_as!(
         KeyRow,
