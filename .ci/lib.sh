@@ -1,8 +1,9 @@
-# Sourced by the steps: heading, elapsed time, counts, tools, a throw-away server. A step is `.ci/<name>`, and runs alone.
+# Sourced by the steps: prints headings and times, counts tests, installs tools, starts a temporary server. A step is
+# `.ci/<name>` and can be run alone.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export CARGO_TERM_COLOR=never
-# What a developer's shell sets for a server of their own must not reach the servers of CI.
+# Settings in a developer's shell must not affect the servers of CI.
 unset DATABASE_URL "${!METERD_@}"
 
 target=${CARGO_TARGET_DIR:-target}
@@ -23,12 +24,12 @@ finish() {
 }
 trap finish EXIT
 
-# Adds passed, failed and skipped tests to the sum of .ci/run.
+# Adds passed, failed and skipped tests to the total of .ci/run.
 count() {
   if [ -n "${CI_COUNTS:-}" ]; then echo "$1 $2 $3" >> "$CI_COUNTS"; fi
 }
 
-# Installs packages of the distribution, which takes root.
+# Installs packages of the distribution. Needs root.
 apt_install() {
   export DEBIAN_FRONTEND=noninteractive
   if [ -z "${apt_updated:-}" ]; then
@@ -38,7 +39,7 @@ apt_install() {
   apt-get install -y -qq --no-install-recommends "$@" > /dev/null
 }
 
-# Prints the directory of the newest PostgreSQL programs from 15 on.
+# Prints the directory of the programs of the newest PostgreSQL, version 15 or newer.
 postgres_bin_dir() {
   local dir major best='' best_major=14
   for dir in "$(pg_config --bindir 2> /dev/null || true)" /usr/lib/postgresql/*/bin /usr/pgsql-*/bin /usr/local/pgsql/bin; do
@@ -51,10 +52,10 @@ postgres_bin_dir() {
   [ -n "$best" ] && echo "$best"
 }
 
-# Makes sure of PostgreSQL 15 or newer. The cluster that the packages would make and start is left out.
+# Installs PostgreSQL 15 or newer if it is missing, without the cluster that the packages would create and start.
 need_postgres() {
   if postgres_bin_dir > /dev/null; then return; fi
-  echo "no PostgreSQL 15 or newer: installing the distribution's"
+  echo "no PostgreSQL 15 or newer found: installing the package of the distribution"
   apt_install postgresql-common
   mkdir -p /etc/postgresql-common/createcluster.d
   echo 'create_main_cluster = false' > /etc/postgresql-common/createcluster.d/no-main-cluster.conf
@@ -62,7 +63,7 @@ need_postgres() {
   postgres_bin_dir > /dev/null || { echo "the distribution has no PostgreSQL 15 or newer" >&2; return 1; }
 }
 
-# Puts a pinned grpcurl on the PATH.
+# Adds a pinned version of grpcurl to the PATH.
 grpcurl_version=v1.9.4
 need_grpcurl() {
   export PATH="$tools/bin:$PATH"
@@ -73,7 +74,7 @@ need_grpcurl() {
   fi
 }
 
-# Sets python to one with what the Python clients need.
+# Sets `python` to a Python with the packages of the Python clients.
 need_python_clients() {
   python=$tools/venv/bin/python
   if [ ! -x "$python" ]; then
@@ -82,8 +83,8 @@ need_python_clients() {
   "$python" -m pip install --quiet --disable-pip-version-check -r .ci/clients/requirements.txt
 }
 
-# Builds meterd and starts it on free ports over an empty data directory, unless $server_data is set, with these flags more;
-# sets METERD_SERVER.
+# Builds meterd and starts it on free ports with the given flags. Uses an empty data directory unless $server_data is
+# set. Sets METERD_SERVER.
 start_server() {
   need_postgres
   cargo build --locked --quiet
@@ -107,7 +108,7 @@ start_server() {
   return 1
 }
 
-# Stops it, and its PostgreSQL with it, as Ctrl-C does.
+# Stops the server and its PostgreSQL as Ctrl-C does.
 stop_server() {
   if [ -n "$server_pid" ]; then
     kill -INT "$server_pid" 2> /dev/null || true

@@ -1,18 +1,18 @@
-"""Runs the command blocks of documents and compares their output. Each document gets a server over an empty data directory.
+"""Runs the command blocks of documents and compares their output. Each document gets its own server with an empty data directory.
 
 usage: readme.py TARGET_DIR SUMMARY DOCUMENT...
 
-A block of ```console holds commands after `$ ` and what they print, standard error too. A line `...` stands for any
-number of lines. Ids, times and what depends on the day of the month may differ. An HTML comment before a block says more:
+A ```console block contains commands after `$ ` and their output, including standard error. A line `...` matches any
+number of lines. Ids, times and values that depend on the day of the month may differ. An HTML comment before a block can say:
 
-  <!-- ci: server -->   a block of ```sh whose first command starts the server; the second is a step of CI (cargo test)
-  <!-- ci: live -->     a command without an end: it goes on while the next block runs, and then has printed what is shown
-  <!-- ci: trace -->    AzureLLMInferenceTrace_conv.csv is a small file of the same form here: all numbers may differ
-  <!-- ci: .ci/name --> not run here but by that step of CI
-  <!-- ci: examples/… --> a part of that file, which a step of CI runs; indentation may differ
+  <!-- ci: server -->   a ```sh block whose first command starts the server; the second is a step of CI (cargo test)
+  <!-- ci: live -->     a command that does not end: it keeps running during the next block and must then have printed its output
+  <!-- ci: trace -->    AzureLLMInferenceTrace_conv.csv is replaced by a small file of the same form, so all numbers may differ
+  <!-- ci: .ci/name --> the block is not run here but in that step of CI
+  <!-- ci: examples/… --> the block is a part of that file, which a step of CI runs; indentation may differ
 
-A block of ```sh, ```console or a programming language that none of this covers is an error. SUMMARY gets the numbers of
-commands that passed and failed.
+Any other block of ```sh, ```console or a programming language is an error. SUMMARY receives the numbers of passed and failed
+commands.
 """
 
 import os
@@ -32,7 +32,7 @@ START_SECONDS = 120
 COMMAND_SECONDS = 120
 LIVE_SECONDS = 10
 
-# Differs from run to run: pattern, and what stands for it.
+# Texts that differ in every run: a pattern, and its replacement.
 MASKS = [
     (r"\b[0-9a-f]{32}\b", "ID"),
     (r"\bmtr_[0-9a-f]{16}_[0-9a-f]{64}\b", "API KEY"),
@@ -48,7 +48,7 @@ MASKS = [
     (r"whsec_[A-Za-z0-9+/=]+", "KEY"),
     (r"\b(January|February|March|April|May|June|July|August|September|October|November|December) \d{4}", "MONTH"),
 ]
-# Lines that are absent on some days, and the value of a projection.
+# Lines that are missing on some days, and the value of a projection.
 DAILY_LINE = re.compile(r'^\s*"days(Elapsed|Remaining)": \d+,$')
 PROJECTION = re.compile(r'("projectedCost": \{\s*"currency": "USD",\s*"amount": )"[0-9.]+"')
 
@@ -72,7 +72,7 @@ def blocks(text):
 
 
 def commands(lines):
-    """Yields (command, lines that it prints) of a console block."""
+    """Yields (command, expected output lines) of a console block."""
     command, output = None, []
     continues = quoted = False
     for line in lines:
@@ -98,13 +98,13 @@ def normal(text, numbers):
         text = re.sub(pattern, name, text)
     if numbers:
         text = re.sub(r"\d[\d,.]*\d|\d", "N", text)
-    # Columns are as wide as what stands in them.
+    # The width of columns depends on their contents.
     return re.sub(r" {2,}", "  ", re.sub(r"(?m)^ +", "", text))
 
 
-def agrees(expected, actual):
+def matches(expected, actual):
     pattern = "\n".join(".*" if line == "..." else re.escape(line) for line in expected.split("\n"))
-    # "..." also stands for nothing at all: on late days of a month no projection follows an alert, for example.
+    # "..." also matches no lines: for example, no projection follows an alert on the last days of a month.
     pattern = re.sub(r"\n\.\*$", r"(?:\\n.*)?", pattern.replace("\n.*\n", "\n(?:.*\n)?"))
     return re.fullmatch(pattern, actual, re.DOTALL) is not None
 
@@ -134,13 +134,13 @@ class Server:
 
 
 class Live:
-    """A command that goes on, and what it has to print in the end."""
+    """A command that keeps running, and its expected output."""
 
-    def __init__(self, command, env, output, place, server, number):
+    def __init__(self, command, env, output, work_dir, server, number):
         self.log = tempfile.NamedTemporaryFile("r", suffix=".live")
         real = command.replace(ADDRESS, server.address)
         self.process = subprocess.Popen(
-            ["bash", "-c", f"exec {real}"], cwd=place, env=env, stdout=open(self.log.name, "w"), stderr=subprocess.STDOUT
+            ["bash", "-c", f"exec {real}"], cwd=work_dir, env=env, stdout=open(self.log.name, "w"), stderr=subprocess.STDOUT
         )
         self.command, self.expected, self.number = command, normal("\n".join(output), False), number
         self.wait(lambda: self.output())
@@ -154,7 +154,7 @@ class Live:
             time.sleep(0.05)
 
     def end(self):
-        good = lambda: agrees(self.expected, normal(self.output(), False))
+        good = lambda: matches(self.expected, normal(self.output(), False))
         self.wait(good)
         self.process.kill()
         self.process.wait()
@@ -164,7 +164,7 @@ class Live:
 
 
 def write_trace(path):
-    """A trace like the real one: its columns, seven decimals of a second, CRLF between lines. Gives what it costs."""
+    """Writes a small trace in the form of the real one: same columns, seven decimals of a second, CRLF. Returns its rows and cost."""
     rows, cost = 250, Decimal(0)
     with open(path, "w", newline="") as file:
         file.write("TIMESTAMP,ContextTokens,GeneratedTokens")
@@ -176,7 +176,7 @@ def write_trace(path):
 
 
 class Document:
-    """One document, and how its commands did."""
+    """A document and the results of its commands."""
 
     def __init__(self, path, root, target):
         self.path, self.root, self.target = path, root, target
@@ -184,7 +184,7 @@ class Document:
         self.passed = self.failed = 0
         self.server = self.live = None
 
-    def wrong(self, number, what):
+    def fail(self, number, what):
         raise SystemExit(f"{self.name}:{number}: {what}")
 
     def report(self, good, number, text):
@@ -194,23 +194,23 @@ class Document:
             self.failed += 1
             print(f"{self.name}:{number}: {text}")
 
-    def start(self, command, place, data):
+    def start(self, command, work_dir, data):
         self.server = Server(command, self.root, data)
-        self.trace = write_trace(f"{place}/{TRACE}")
+        self.trace = write_trace(f"{work_dir}/{TRACE}")
 
     def run(self):
-        with tempfile.TemporaryDirectory() as place, tempfile.TemporaryDirectory() as data:
+        with tempfile.TemporaryDirectory() as work_dir, tempfile.TemporaryDirectory() as data:
             try:
                 for mark, language, lines, number in list(blocks(self.path.read_text())):
-                    self.block(mark, language, lines, number, place, data)
+                    self.block(mark, language, lines, number, work_dir, data)
             finally:
                 if self.live:
                     self.live.process.kill()
                 if self.server and self.server.stop() != 0:
                     self.failed += 1
-                    print(f"the server did not stop well:\n{self.server.output()}")
+                    print(f"the server did not stop with status 0:\n{self.server.output()}")
 
-    def block(self, mark, language, lines, number, place, data):
+    def block(self, mark, language, lines, number, work_dir, data):
         if mark and mark.startswith("examples/"):
             bare = lambda text: [line.strip() for line in text if line.strip()]
             here, there = bare(lines), bare((self.root / mark).read_text().splitlines())
@@ -218,37 +218,37 @@ class Document:
             return self.report(found, number, f"the block is not in {mark}")
         if mark and mark.startswith(".ci/"):
             if not os.access(self.root / mark, os.X_OK):
-                self.wrong(number, f"there is no step {mark}")
+                self.fail(number, f"there is no CI step {mark}")
             return
         if language in ("", "text", "toml"):
             return
         if mark == "server":
-            self.start(re.sub(r"\s+#.*", "", lines[0]), place, data)
+            self.start(re.sub(r"\s+#.*", "", lines[0]), work_dir, data)
             self.passed += 1
             return
         if language != "console":
-            self.wrong(number, "nothing runs this block; mark it with <!-- ci: … -->")
+            self.fail(number, "this block is not run; mark it with <!-- ci: … -->")
         if self.server is None:
-            self.start(f"{self.target}/debug/meterd", place, data)
+            self.start(f"{self.target}/debug/meterd", work_dir, data)
         env = os.environ | {"METERD_SERVER": self.server.address, "METERD_DATA_DIR": data}
         if mark == "live":
             (command, output), = commands(lines)
-            self.live = Live(command, env, output, place, self.server, f"{self.name}:{number}")
+            self.live = Live(command, env, output, work_dir, self.server, f"{self.name}:{number}")
             return
         for command, output in commands(lines):
-            self.command(command, output, mark == "trace", env, place, number)
+            self.command(command, output, mark == "trace", env, work_dir, number)
         if self.live:
             good, self.live = self.live.end(), None
             self.passed, self.failed = self.passed + good, self.failed + (not good)
 
-    def command(self, command, output, trace, env, place, number):
+    def command(self, command, output, trace, env, work_dir, number):
         real = command.replace(ADDRESS, self.server.address).replace(BINARY, f"{self.target}/debug/meterd")
         run = subprocess.run(
-            ["bash", "-c", real], cwd=place, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            ["bash", "-c", real], cwd=work_dir, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             text=True, timeout=COMMAND_SECONDS,
         )
         shown = run.stdout.replace(self.server.address, ADDRESS)
-        good = agrees(normal("\n".join(output), trace), normal(shown, trace))
+        good = matches(normal("\n".join(output), trace), normal(shown, trace))
         good = good and (run.returncode == 0) != shown.startswith("ERROR")
         if trace and " import " in command:
             rows, cost = self.trace
@@ -265,7 +265,7 @@ def main():
         document.run()
         passed, failed = passed + document.passed, failed + document.failed
     pathlib.Path(summary).write_text(f"{passed} {failed}\n")
-    print(f"{passed} commands and examples of {len(paths)} documents are right, {failed} are not")
+    print(f"{passed} commands and examples of {len(paths)} documents passed, {failed} failed")
     return 1 if failed or not passed else 0
 
 

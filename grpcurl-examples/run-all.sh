@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Runs every example against $METERD_SERVER (127.0.0.1:50051 unless set), and checks that each RPC of the server has an
-# example with a line in the index. Prints what each answered with --verbose, else only of those that failed.
+# example and a line in README.md. Prints the output of failed examples, and with --verbose of all examples.
 #
-# The examples record usage, which stays: a database that has clients already is refused, unless --force is given. At the end,
-# API keys that the run made are revoked, and alert policies and channels of the example clients are taken back.
+# The examples record usage that cannot be deleted. Therefore a database that already has clients is rejected, unless
+# --force is given. At the end, the API keys of this run are revoked, and the alert policies and channels of the example
+# clients are reset.
 set -euo pipefail
 cd "$(dirname "$0")"
 export METERD_SERVER=${METERD_SERVER:-127.0.0.1:50051}
@@ -23,8 +24,8 @@ call() { # method, request
 
 clients=$(call ClientService/ListClients '{"page_size": 1}' | sed -n 's/.*"clientId": "\(.*\)".*/\1/p')
 if [ -n "$clients" ] && [ -z "$force" ]; then
-  echo "$METERD_SERVER has data (client \"$clients\"), and the examples record usage that stays in its totals." >&2
-  echo "Use an empty database, for example: meterd serve --data-dir \$(mktemp -d). Or give --force." >&2
+  echo "$METERD_SERVER already has data (client \"$clients\"), and the examples record usage that cannot be deleted." >&2
+  echo "Use an empty database, for example: meterd serve --data-dir \$(mktemp -d). Or pass --force." >&2
   exit 1
 fi
 
@@ -36,19 +37,19 @@ keys_before=$(live_keys)
 clean_up() {
   local key_id client_id paths
   for key_id in $(comm -13 <(echo "$keys_before") <(live_keys)); do
-    call KeyService/RevokeApiKey "{\"key_id\": \"$key_id\"}" > /dev/null || echo "key $key_id is not revoked" >&2
+    call KeyService/RevokeApiKey "{\"key_id\": \"$key_id\"}" > /dev/null || echo "key $key_id was not revoked" >&2
   done
-  # A field that the mask names and that has no value goes back to the default.
+  # A field that the mask names without a value is reset to the default.
   paths='["threshold_enabled", "monthly_warning", "monthly_critical", "spike_enabled", "spike_warning_percent",
     "spike_critical_percent", "spike_baseline_min", "projection_enabled", "projection_factor", "projection_first_day",
     "anomaly_enabled", "anomaly_factor", "anomaly_cost_min", "anomaly_units_min", "channels"]'
   for client_id in example-berlin example-alerts; do
     call AlertService/UpdateAlertPolicy \
       "{\"policy\": {\"client_id\": \"$client_id\"}, \"update_mask\": {\"paths\": $paths}}" > /dev/null ||
-      echo "the alert policy of $client_id is not taken back" >&2
+      echo "the alert policy of $client_id was not reset" >&2
   done
-  echo "What stays: the clients demo, example-berlin and example-alerts with their events and alerts; the service example_ocr"
-  echo "with its price; the model alias example-house-chat. Keys are revoked, alert policies and channels taken back."
+  echo "Remaining data: the clients demo, example-berlin and example-alerts with their events and alerts; the service example_ocr"
+  echo "with its price; the model alias example-house-chat. The keys were revoked, and alert policies and channels were reset."
 }
 trap clean_up EXIT
 
@@ -71,23 +72,23 @@ for script in */*.sh; do
   report "$script" "$status" "$output"
 done
 
-without=()
+missing=()
 services=$(grpcurl -plaintext "$METERD_SERVER" list | grep '^metering\.') || true
 for service in $services; do
   for method in $(grpcurl -plaintext "$METERD_SERVER" list "$service"); do
     rpc="${method%.*}/${method##*.}"
     script=$(grep -lF "$rpc" */*.sh | head -n 1) || true
     if [ -z "$script" ]; then
-      without+=("$rpc has no example")
+      missing+=("$rpc has no example")
     elif ! grep -qF "| \`${rpc##*/}\` |" README.md; then
-      without+=("$rpc has no line in README.md")
+      missing+=("$rpc has no line in README.md")
     fi
   done
 done
-[ -n "$services" ] || without+=("no service was listed")
+[ -n "$services" ] || missing+=("no service was listed")
 status=0
-[ ${#without[@]} = 0 ] || status=1
-report "every RPC has an example" "$status" "$(printf '%s\n' "${without[@]}")"
+[ ${#missing[@]} = 0 ] || status=1
+report "every RPC has an example" "$status" "$(printf '%s\n' "${missing[@]}")"
 
 echo "$passed passed, $failed failed"
 [ "$failed" = 0 ]

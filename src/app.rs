@@ -2,18 +2,18 @@
 
 use crate::config::{Settings, UnknownService};
 use crate::grpc::access::AccessRules;
+use crate::grpc::layers::Layers;
 use crate::grpc::layers::admission::{AdmissionLayer, AdmissionLimits};
 use crate::grpc::layers::call::CallLayer;
 use crate::grpc::layers::guard::GuardLayer;
-use crate::grpc::layers::panics::PanicLayer;
-use crate::grpc::layers::shutdown::ClosingLayer;
+use crate::grpc::layers::shutdown::ShutdownLayer;
 use crate::grpc::layers::slots::SlotLimits;
 use crate::grpc::{Context, Handlers, PageTokens};
 use crate::{net, preflight, proto, web};
 use anyhow::Context as _;
 use meterd_embedded_postgres::Embedded;
 use meterd_engine::alerts::feed::Feed;
-use meterd_engine::alerts::notify::{Courier, Notifier};
+use meterd_engine::alerts::notify::{Notifier, Sender};
 use meterd_engine::alerts::raise::AlertSettings;
 use meterd_engine::auth::{Auth, KeyRing};
 use meterd_engine::catalog::{CatalogCache, seed};
@@ -80,6 +80,7 @@ pub struct App {
     context: Arc<Context>,
     grpc: TcpListener,
     http: TcpListener,
+    net: net::NetConfig,
     tls: Option<net::Tls>,
     writers: Vec<JoinHandle<()>>,
     scheduler: Scheduler,
@@ -97,7 +98,8 @@ pub async fn build(
 ) -> anyhow::Result<App> {
     settings.check_exposure()?;
     settings.check_retention()?;
-    let tls = net::Tls::load(&settings.net)?;
+    let net = settings.net()?;
+    let tls = net::Tls::load(&net)?;
     let bind = async |name: &str, address: SocketAddr| {
         let taken = || format!("{name} {address} cannot be listened on; is another server running there?");
         TcpListener::bind(address).await.with_context(taken)
@@ -107,7 +109,7 @@ pub async fn build(
     web::recorder();
     let notify_config = settings.notifications.config()?;
     let auth_config = settings.auth.config()?;
-    let courier = Courier::new(&notify_config, &deployment.currency, &clock)?;
+    let sender = Sender::new(&notify_config, &deployment.currency, &clock)?;
     let read_connections_max = settings.database.connections_max / 2;
     let reads = connect::read_pool(options.clone(), read_connections_max);
     let pool_connections_max = settings.database.connections_max - read_connections_max;
@@ -116,7 +118,7 @@ pub async fn build(
     let exports_max = settings.exports_max.min(pool_connections_max.saturating_sub(1)).max(1);
     let catalog = Arc::new(CatalogCache::default());
     catalog.refresh(&pool).await?;
-    let notifier = Notifier::new(&pool, courier, &notify_config);
+    let notifier = Notifier::new(&pool, sender, &notify_config);
     let alert_settings = AlertSettings {
         clock: clock.clone(),
         currency: deployment.currency.clone(),
@@ -136,7 +138,7 @@ pub async fn build(
     let (feed, feed_reader) =
         Feed::start(options, settings.subscriptions_max, notifications_wanted.clone(), stopping.clone()).await?;
     let keys = KeyRing::load(options, auth_config.requests_per_second).await?;
-    let auth = Auth::new(&auth_config, keys, clock.clone())?;
+    let auth = Auth::new(&auth_config, keys.clone(), clock.clone())?;
     preflight::check_callers(&auth, &settings.database)?;
     let config = EngineConfig {
         accept_past_days: settings.accept_past_days,
@@ -150,6 +152,7 @@ pub async fn build(
         reads,
         catalog,
         ingest,
+        keys,
         clock,
         alert_settings,
         currency: deployment.currency,
@@ -157,6 +160,7 @@ pub async fn build(
         pricing_wanted: Arc::new(Notify::new()),
         notifications_wanted,
         jobs_wanted: Arc::new(Notify::new()),
+        stopping: stopping.clone(),
     };
     let context = Arc::new(Context {
         engine: Arc::new(engine),
@@ -168,7 +172,7 @@ pub async fn build(
         exports_max: exports_max as usize,
         stopping,
     });
-    Ok(App { context, grpc, http, tls, writers, scheduler, feed_reader, notifier, stop })
+    Ok(App { context, grpc, http, net, tls, writers, scheduler, feed_reader, notifier, stop })
 }
 
 impl App {
@@ -190,11 +194,11 @@ impl App {
     /// Serves until `shutdown`, then stops in order, within the bound: NOT_SERVING, no new work, everything queued
     /// settled, connections closed. `supervise` keeps our own database alive meanwhile.
     pub async fn run(self, shutdown: impl Future<Output = ()>, embedded: Option<&Embedded>) -> anyhow::Result<()> {
-        let Self { context, grpc, http, tls, writers, scheduler, feed_reader, notifier, stop } = self;
+        let Self { context, grpc, http, net, tls, writers, scheduler, feed_reader, notifier, stop } = self;
         let (health, health_service) = tonic_health::server::health_reporter();
         set_health(&health, ServingStatus::NotServing).await;
         let (ready, is_ready) = watch::channel(web::Readiness::Starting);
-        let (goodbye, said_goodbye) = watch::channel(false);
+        let (report_stop, health_reports_stop) = watch::channel(false);
         let handlers = Handlers::new(context.clone());
         let reflection = || {
             tonic_reflection::server::Builder::configure()
@@ -222,14 +226,14 @@ impl App {
         jobs.extend(context.auth.follow(&context.stopping));
         jobs.push(tokio::spawn(notifier.run(context.engine.notifications_wanted.clone(), context.stopping.clone())));
         let probe = fitness::Probe::new(&context.engine.pool.connect_options());
-        jobs.push(tokio::spawn(watch_database(context.clone(), probe, health, ready, goodbye)));
+        jobs.push(tokio::spawn(watch_database(context.clone(), probe, health, ready, report_stop)));
 
         let settings = context.settings.clone();
-        let port = |name, tls| net::Port::new(name, tls, &context.stopping, &settings);
+        let port = |name, tls| net::Port { name, tls, stopping: context.stopping.clone(), config: net.clone() };
         let grpc_port = port("grpc", tls.as_ref().map(net::Tls::grpc));
         let http_port = port("http", tls.as_ref().map(net::Tls::http));
         if let Some(tls) = tls {
-            jobs.push(tokio::spawn(tls.keep_fresh(context.stopping.clone())));
+            jobs.push(tokio::spawn(tls.reload_on_change(context.stopping.clone())));
         }
         let mut http = tokio::spawn(net::serve(http, http_port, web::router(web_state)));
         let request_timeout = Duration::from_secs(settings.request_timeout_seconds.into());
@@ -237,11 +241,11 @@ impl App {
             slots: SlotLimits {
                 calls_max: settings.net.calls_max as usize,
                 streams_max: settings.net.streams_max as usize,
-                answer_bytes_max: settings.net.answer_bytes_max as usize,
+                response_bytes_max: settings.net.answer_bytes_max as usize,
             },
             request_bytes_max: settings.net.request_bytes_max as usize,
             receive_timeout: request_timeout,
-            unread_timeout: Duration::from_secs(settings.net.unread_timeout_seconds.into()),
+            unread_timeout: net.unread_timeout,
         };
         let rules = AccessRules {
             auth: context.auth.clone(),
@@ -258,17 +262,18 @@ impl App {
             .add_service(reflection().build_v1()?)
             .add_service(reflection().build_v1alpha()?)
             .prepare();
+        let layers = Layers {
+            call: CallLayer { request_timeout },
+            shutdown: ShutdownLayer { health_reports_stop },
+            guard: GuardLayer { rules, web_origins: settings.web_origins.as_slice().into() },
+            admission: AdmissionLayer::new(&limits),
+        };
         // The first is the outermost.
         let service = ServiceBuilder::new()
             .layer(cors(&settings.web_origins)?)
-            // Outside of the call layer, so that its answers too are put as gRPC-Web wants them.
+            // Outside of the other layers, so that their responses are converted to gRPC-Web, too.
             .layer(tonic_web::GrpcWebLayer::new())
-            .layer(CallLayer { request_timeout })
-            .layer(PanicLayer)
-            .layer(ClosingLayer { said_goodbye })
-            .layer(GuardLayer { rules, web_origins: settings.web_origins.as_slice().into() })
-            .layer(AdmissionLayer::new(&limits))
-            .service(routes);
+            .service(layers.wrap(routes));
         let mut grpc = tokio::spawn(net::serve(grpc, grpc_port, service));
 
         let bound = Duration::from_secs(context.settings.stop_timeout_seconds.into());
@@ -342,14 +347,14 @@ async fn readiness(probe: &mut fitness::Probe) -> web::Readiness {
     }
 }
 
-/// Reports health: each service serves while the database takes writes and the server is not stopping. Says goodbye once
-/// health tells that the server stops, and ends then, with the streams of health.
+/// Reports health: each service serves while the database takes writes and the server is not stopping. Sets `report_stop` once
+/// the health service reports the stop, and returns then.
 async fn watch_database(
     context: Arc<Context>,
     mut probe: fitness::Probe,
     health: HealthReporter,
     ready: watch::Sender<web::Readiness>,
-    goodbye: watch::Sender<bool>,
+    report_stop: watch::Sender<bool>,
 ) {
     let mut stopping = context.stopping.clone();
     let mut before = None;
@@ -374,7 +379,7 @@ async fn watch_database(
             before = Some(found);
         }
         if is_stopping {
-            goodbye.send_replace(true);
+            report_stop.send_replace(true);
             return;
         }
         tokio::select! {

@@ -1,4 +1,4 @@
-//! The database that the settings name: somebody's, or our own.
+//! The database of the settings: the one of a database URL, or the embedded PostgreSQL.
 
 use crate::config::{DatabaseSettings, hints};
 use anyhow::Context as _;
@@ -8,14 +8,14 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, PgPool};
 use std::path::Path;
 
-/// A database that is open.
+/// An open database.
 pub struct Database {
     pub options: PgConnectOptions,
     embedded: Option<Embedded>,
 }
 
 impl Database {
-    /// Opens the database that the settings name, starting our own if they name none.
+    /// Opens the database of the URL. Without a URL, starts the embedded PostgreSQL.
     pub async fn open(settings: &DatabaseSettings) -> anyhow::Result<Self> {
         let (embedded, url) = match &settings.database_url {
             Some(url) => (None, url.reveal().to_string()),
@@ -30,70 +30,72 @@ impl Database {
         Ok(Self { options, embedded })
     }
 
-    /// Opens it for a command: as it is beside a running server, else as [`Self::open`] does.
-    pub async fn open_beside(settings: &DatabaseSettings) -> anyhow::Result<Self> {
+    /// Opens the database for a command. Connects to an embedded PostgreSQL that already runs; otherwise works like
+    /// [`Self::open`].
+    pub async fn open_shared(settings: &DatabaseSettings) -> anyhow::Result<Self> {
         if settings.database_url.is_none()
             && let Some(url) = meterd_embedded_postgres::attach(&settings.data_dir).await?
         {
             return Ok(Self { options: connect::options(&url)?, embedded: None });
         }
         let database = Self::open(settings).await?;
-        // So that one that cannot be reached is named with the fix, and not as a pool that has timed out.
+        // Test the connection, because the error of a pool is only a timeout.
         let opened = connect::open(&database.options).await.map_err(anyhow::Error::from);
-        drop(database.explained(opened)?);
+        drop(database.explain(opened)?);
         Ok(database)
     }
 
-    /// The result of work on it. An error that is the database's says what is wrong with it, once, and what to do.
-    pub fn explained<T>(&self, result: anyhow::Result<T>) -> anyhow::Result<T> {
-        result.map_err(|error| hints::by_url_place(cause::explained(error, &self.options)))
+    /// Replaces a database error by one that states the cause and the fix.
+    pub fn explain<T>(&self, result: anyhow::Result<T>) -> anyhow::Result<T> {
+        result.map_err(|error| hints::name_url_source(cause::explained(error, &self.options)))
     }
 
-    /// Opens it for a command that only reads: as [`Self::open_beside`] does, but makes no data directory where there is none.
+    /// Opens the database for a command that only reads. Works like [`Self::open_shared`], but never creates a data directory.
     pub async fn open_existing(settings: &DatabaseSettings) -> anyhow::Result<Self> {
         if settings.database_url.is_none() {
-            check_made(&settings.data_dir, "")?;
+            check_initialized(&settings.data_dir, "")?;
         }
-        Self::open_beside(settings).await
+        Self::open_shared(settings).await
     }
 
-    /// Opens it as [`Self::open`] does. Without a database URL, the data directory must contain a database. Otherwise a
-    /// forgotten URL would create a new, empty one.
-    pub async fn open_made(settings: &DatabaseSettings) -> anyhow::Result<Self> {
+    /// Opens the database like [`Self::open`]. Without a database URL, the data directory must contain a database. Otherwise a
+    /// forgotten URL would create a new, empty database.
+    pub async fn open_initialized(settings: &DatabaseSettings) -> anyhow::Result<Self> {
         if settings.database_url.is_none() {
-            check_made(&settings.data_dir, "")?;
+            check_initialized(&settings.data_dir, "")?;
         }
         Self::open(settings).await
     }
 
-    /// Opens it for a command that may be the first on it. In the default data directory, in one that was made for it, or if that
-    /// is allowed, there may be no database yet: then it says that it makes one. A directory that is not there is misspelt.
-    pub async fn open_first(settings: &DatabaseSettings, may_be_new: bool) -> anyhow::Result<Self> {
+    /// Opens the database for a command that may run before the first start of the server. Creates a database, and prints a
+    /// note, if the data directory is the default one, exists, or `may_be_new` is true. Otherwise a missing directory is an
+    /// error, because its name may be misspelt.
+    pub async fn open_or_create(settings: &DatabaseSettings, may_be_new: bool) -> anyhow::Result<Self> {
         if settings.database_url.is_none() {
             let data_dir = &settings.data_dir;
             let may_be_new =
                 may_be_new || data_dir.is_dir() || *data_dir == meterd_embedded_postgres::default_data_dir();
-            match check_made(data_dir, " without --new-database") {
+            match check_initialized(data_dir, " without --new-database") {
                 Err(error) if !may_be_new => return Err(error),
-                Err(_) => eprintln!("note: making a new database in {}", data_dir.display()),
+                Err(_) => eprintln!("note: creating a new database in {}", data_dir.display()),
                 Ok(()) => {}
             }
         }
-        Self::open_beside(settings).await
+        Self::open_shared(settings).await
     }
 
-    /// Where the data is, for people; without a password.
+    /// Describes where the data is. Contains no password.
     pub fn describe(&self) -> String {
         match &self.embedded {
             Some(embedded) => {
-                let how = if embedded.reattached() { "found running" } else { "started" };
+                let how = if embedded.reattached() { "already running" } else { "started" };
                 format!("{} (embedded PostgreSQL {}, {how})", embedded.data_dir().display(), embedded.version())
             }
             None => cause::place(&self.options),
         }
     }
 
-    /// Leaves somebody's database, stops our own.
+    /// Closes the database. Stops the embedded PostgreSQL.
     pub async fn close(self) -> anyhow::Result<()> {
         if let Some(embedded) = self.embedded {
             embedded.stop().await?;
@@ -101,33 +103,36 @@ impl Database {
         Ok(())
     }
 
-    /// Our own server, if it is.
+    /// The embedded PostgreSQL, unless the settings have a database URL.
     pub fn embedded(&self) -> Option<&Embedded> {
         self.embedded.as_ref()
     }
 }
 
-/// Refuses a data directory in which no meterd has made a database, and names those beside it that have one.
-fn check_made(data_dir: &Path, but: &str) -> anyhow::Result<()> {
+/// Checks that the data directory contains a database of meterd. The error names neighbouring directories that contain one.
+/// `exception` is added to the rule.
+fn check_initialized(data_dir: &Path, exception: &str) -> anyhow::Result<()> {
     let shown = data_dir.display();
-    let made = meterd_embedded_postgres::is_made(data_dir)
-        .with_context(|| format!("the data directory {shown} cannot be read: run this as the user that runs meterd"))?;
-    if made {
+    let is_initialized = meterd_embedded_postgres::is_made(data_dir).with_context(|| {
+        format!("cannot read the data directory {shown}: run this command as the user that runs meterd")
+    })?;
+    if is_initialized {
         return Ok(());
     }
-    let beside: Vec<String> =
+    let neighbours: Vec<String> =
         meterd_embedded_postgres::made_beside(data_dir).iter().map(|path| path.display().to_string()).collect();
-    let hint = match &beside[..] {
+    let hint = match &neighbours[..] {
         [] => String::new(),
-        paths => format!("; there is one in {}", paths.join(" and in ")),
+        paths => format!("; databases exist in {}", paths.join(" and in ")),
     };
     anyhow::bail!(
-        "no meterd has made a database in {shown}, and this command makes none{but}: check --data-dir (METERD_DATA_DIR){hint}"
+        "{shown} contains no database of meterd, and this command does not create one{exception}: \
+         check --data-dir (METERD_DATA_DIR){hint}"
     )
 }
 
-/// The pool of a command that reads the database beside a running server.
+/// Returns the connection pool of a command.
 pub fn command_pool(options: &PgConnectOptions) -> PgPool {
-    // What it asks takes as long as it takes, and is no news to who waits for it.
+    // Statements of commands can take long. Warnings about slow statements would only disturb the user.
     connect::pool(options.clone().disable_statement_logging(), 2)
 }

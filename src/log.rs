@@ -1,7 +1,7 @@
-//! The log: lines to standard error by a thread of its own, so that nobody who logs ever waits for its reader.
+//! The log. A separate thread writes the lines to standard error, so that logging never blocks the server.
 //!
-//! A reader that is slow or stuck costs lines, never time: at most [`WAITING_BYTES_MAX`] wait for it, the next ones are
-//! dropped and counted, and the count is logged once there is room again. A reader that has gone away costs all lines.
+//! If standard error is read too slowly, at most [`WAITING_BYTES_MAX`] bytes of lines wait. Further lines are dropped and
+//! counted, and the count is logged when there is room again. If standard error is closed, all lines are dropped.
 
 mod filter;
 
@@ -14,21 +14,21 @@ use std::time::{Duration, Instant};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
-/// Most bytes of lines that wait for the reader.
+/// Maximum number of bytes of the lines that wait to be written.
 const WAITING_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// How long the end of the process waits for the last lines to be read.
+/// How long the process waits at its end until the last lines are written.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
-/// Pause before a write is tried again on a terminal or pipe that somebody has made non-blocking.
-const FULL_PAUSE: Duration = Duration::from_millis(10);
+/// Pause before a write is retried. Another program may have made the terminal or pipe non-blocking.
+const WRITE_RETRY_PAUSE: Duration = Duration::from_millis(10);
 
-/// How to log.
+/// Format of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum LogFormat {
     Text,
     Json,
 }
 
-/// Starts to log, until the guard is dropped.
+/// Starts the log. It ends when the guard is dropped.
 pub fn start(filter: &str, format: Option<LogFormat>) -> LogGuard {
     let format = match format {
         Some(format) => format,
@@ -44,13 +44,14 @@ pub fn start(filter: &str, format: Option<LogFormat>) -> LogGuard {
     LogGuard(queue)
 }
 
-/// h2 has a line for each connection that it cuts: the server counts them instead, unless somebody asks for h2's lines.
+/// Parses the filter. Hides h2's warnings unless the filter mentions h2: h2 logs a line for each connection that it closes,
+/// and the server counts these connections.
 fn env_filter(filter: &str) -> EnvFilter {
-    let lines = EnvFilter::new(filter);
-    if filter.contains("h2") { lines } else { lines.add_directive("h2=error".parse().expect("a directive")) }
+    let parsed = EnvFilter::new(filter);
+    if filter.contains("h2") { parsed } else { parsed.add_directive("h2=error".parse().expect("a directive")) }
 }
 
-/// Has panics logged as other lines are: the default way writes to standard error itself, and waits for its reader.
+/// Writes panics through the log. The default hook writes to standard error directly and can block.
 pub fn log_panics() {
     std::panic::set_hook(Box::new(|panic| {
         let backtrace = std::backtrace::Backtrace::capture();
@@ -60,12 +61,12 @@ pub fn log_panics() {
     }));
 }
 
-/// Writes what still waits when it is dropped, and waits for it at most [`FLUSH_TIMEOUT`].
+/// Writes the waiting lines when it is dropped. This takes at most [`FLUSH_TIMEOUT`].
 pub struct LogGuard(LogQueue);
 
 impl LogGuard {
-    /// Says something as a line of its own, in no format: the next one, whatever waits.
-    pub fn say(&self, line: &str) {
+    /// Writes a line as it is, without time and level, before all waiting lines.
+    pub fn write_unformatted(&self, line: &str) {
         let line = format!("{line}\n").into_bytes();
         let mut waiting = self.0.waiting();
         waiting.bytes += line.len();
@@ -80,14 +81,14 @@ impl Drop for LogGuard {
     }
 }
 
-/// Lines on their way to a reader.
+/// Lines that wait to be written.
 #[derive(Clone)]
 struct LogQueue(Arc<Shared>);
 
 #[derive(Default)]
 struct Shared {
     waiting: Mutex<Waiting>,
-    /// Lines have come, or all were written.
+    /// Signalled when a line is added or written.
     changed: Condvar,
 }
 
@@ -95,14 +96,14 @@ struct Shared {
 struct Waiting {
     lines: VecDeque<Vec<u8>>,
     bytes: usize,
-    /// Lines for which there was no room, since the last count was logged.
+    /// Number of dropped lines since the count was last logged.
     lost: u64,
-    /// Whether the thread holds a line that is not written yet.
+    /// Whether the thread is writing a line.
     writing: bool,
 }
 
 impl Waiting {
-    /// How many lines were lost, once there is room to say so.
+    /// Returns and resets the number of lost lines. Returns 0 while the queue is more than half full.
     fn take_lost(&mut self) -> u64 {
         if self.bytes > WAITING_BYTES_MAX / 2 { 0 } else { std::mem::take(&mut self.lost) }
     }
@@ -111,9 +112,9 @@ impl Waiting {
 impl LogQueue {
     fn start(to: impl Write + Send + 'static) -> Self {
         let queue = Self(Arc::default());
-        let of_thread = queue.clone();
-        let thread = std::thread::Builder::new().name("log".into()).spawn(move || of_thread.write_all(to));
-        // Without a thread nothing is read, and all lines are dropped: no reason to serve nobody.
+        let thread_queue = queue.clone();
+        let thread = std::thread::Builder::new().name("log".into()).spawn(move || thread_queue.write_all(to));
+        // If the thread cannot be started, all lines are dropped. The server still works.
         drop(thread);
         queue
     }
@@ -135,7 +136,7 @@ impl LogQueue {
         self.0.changed.notify_all();
     }
 
-    /// The thread: line by line, whatever becomes of them.
+    /// Writes lines forever. Runs in the log thread.
     fn write_all(&self, mut to: impl Write) {
         loop {
             let mut waiting = self.waiting();
@@ -144,7 +145,7 @@ impl LogQueue {
             let lost = waiting.take_lost();
             if lost > 0 {
                 drop(waiting);
-                tracing::warn!(lost, "lines of the log were dropped, as nobody read it");
+                tracing::warn!(lost, "log lines were dropped because standard error was not read fast enough");
                 waiting = self.waiting();
             }
             let mut waiting = self
@@ -160,7 +161,7 @@ impl LogQueue {
         }
     }
 
-    /// Waits until everything is written, but not for a reader that does not read.
+    /// Waits until all lines are written, at most [`FLUSH_TIMEOUT`].
     fn flush(&self) {
         let deadline = Instant::now() + FLUSH_TIMEOUT;
         let mut waiting = self.waiting();
@@ -174,14 +175,14 @@ impl LogQueue {
     }
 }
 
-/// Writes a line. One that cannot be written is dropped: there is nobody to tell.
+/// Writes a line, or drops it if it cannot be written.
 fn write_line(to: &mut impl Write, mut line: &[u8]) {
     while !line.is_empty() {
         match to.write(line) {
             Ok(0) => return,
             Ok(written) => line = &line[written..],
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == ErrorKind::WouldBlock => std::thread::sleep(FULL_PAUSE),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => std::thread::sleep(WRITE_RETRY_PAUSE),
             Err(_) => return,
         }
     }
@@ -210,13 +211,13 @@ impl<'a> MakeWriter<'a> for LogQueue {
 mod tests {
     use super::*;
 
-    /// Takes nothing until it is let.
-    struct Stuck(Arc<(Mutex<bool>, Condvar)>, Arc<Mutex<Vec<u8>>>);
+    /// A writer that blocks until the test releases it.
+    struct Blocked(Arc<(Mutex<bool>, Condvar)>, Arc<Mutex<Vec<u8>>>);
 
-    impl Write for Stuck {
+    impl Write for Blocked {
         fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            let (stuck, changed) = &*self.0;
-            drop(changed.wait_while(stuck.lock().unwrap(), |stuck| *stuck).unwrap());
+            let (blocked, changed) = &*self.0;
+            drop(changed.wait_while(blocked.lock().unwrap(), |blocked| *blocked).unwrap());
             self.1.lock().unwrap().extend_from_slice(bytes);
             Ok(bytes.len())
         }
@@ -227,9 +228,9 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_is_stuck_costs_lines_and_no_time() {
+    fn lines_are_dropped_without_a_wait_if_standard_error_blocks() {
         let (gate, written) = (Arc::new((Mutex::new(true), Condvar::new())), Arc::default());
-        let queue = LogQueue::start(Stuck(gate.clone(), Arc::clone(&written)));
+        let queue = LogQueue::start(Blocked(gate.clone(), Arc::clone(&written)));
         let begun = Instant::now();
         for _ in 0..WAITING_BYTES_MAX / 1_000 * 2 {
             queue.push(vec![b'x'; 1_000]);
@@ -245,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn lost_lines_are_counted_until_there_is_room_to_say_so() {
+    fn dropped_lines_are_counted_until_there_is_room_to_log_the_count() {
         let mut waiting = Waiting { bytes: WAITING_BYTES_MAX, lost: 7, ..Waiting::default() };
         assert_eq!(waiting.take_lost(), 0);
         waiting.bytes = WAITING_BYTES_MAX / 2;
@@ -253,9 +254,9 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_is_gone_costs_nothing() {
-        struct Gone;
-        impl Write for Gone {
+    fn a_closed_standard_error_causes_no_wait() {
+        struct Closed;
+        impl Write for Closed {
             fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {
                 Err(ErrorKind::BrokenPipe.into())
             }
@@ -263,7 +264,7 @@ mod tests {
                 Ok(())
             }
         }
-        let queue = LogQueue::start(Gone);
+        let queue = LogQueue::start(Closed);
         (0..10).for_each(|_| queue.push(b"line\n".to_vec()));
         let begun = Instant::now();
         queue.flush();

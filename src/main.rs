@@ -1,14 +1,14 @@
-//! The commands.
+//! The command line of meterd: parses the arguments, starts the log, runs the command.
 
 use anyhow::Context;
 use clap::{CommandFactory, Parser};
-use meterd::cli::entry::{self, Common, Given, fail};
+use meterd::cli::entry::{self, CommandLine, Common, fail};
 use meterd::cli::{self, Command};
 use meterd::print;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-/// Many small allocations from several threads: with the system's allocator they are a fifth of what an event costs.
+/// An event needs many small allocations on several threads. With the system's allocator they take a fifth of its CPU time.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -22,16 +22,19 @@ struct Cli {
     command: Command,
 }
 
-/// Without a command, `serve` is meant: also where only its flags are given.
+/// Inserts `serve` if the arguments contain no command but only flags, or nothing.
 fn with_default_command(mut arguments: Vec<OsString>) -> Vec<OsString> {
     let command = Cli::command();
-    let named = |argument: &OsString| {
+    let is_command_name = |argument: &OsString| {
         let text = argument.to_string_lossy();
         text == "help" || command.get_subcommands().any(|sub| sub.get_name() == text)
     };
-    let asks = |argument: &OsString| matches!(argument.to_str(), Some("-h" | "--help" | "-V" | "--version"));
+    let is_help_or_version =
+        |argument: &OsString| matches!(argument.to_str(), Some("-h" | "--help" | "-V" | "--version"));
     let first = arguments.get(1);
-    if first.is_none() || (!arguments.iter().skip(1).any(named) && first.is_some_and(|first| !asks(first))) {
+    if first.is_none()
+        || (!arguments.iter().skip(1).any(is_command_name) && first.is_some_and(|first| !is_help_or_version(first)))
+    {
         let flags_only = first.is_none_or(|first| first.to_string_lossy().starts_with('-'));
         if flags_only {
             arguments.insert(1, "serve".into());
@@ -40,44 +43,44 @@ fn with_default_command(mut arguments: Vec<OsString>) -> Vec<OsString> {
     arguments
 }
 
-/// What was asked for.
-enum Asked {
+/// Result of parsing the command line.
+enum Invocation {
     Run {
         cli: Box<Cli>,
-        /// What is worth a note about the settings.
+        /// Notes about settings that have no effect.
         notes: Vec<String>,
     },
-    /// Nothing is left to do but to end.
-    Answered(ExitCode),
+    /// The output is already printed; the process exits with this code.
+    Exit(ExitCode),
 }
 
-/// Parses the arguments over the settings file that they or the environment name.
-fn parse() -> anyhow::Result<Asked> {
+/// Parses the arguments and the environment, with the values of the settings file as defaults.
+fn parse() -> anyhow::Result<Invocation> {
     let command = cli::help::arranged(Cli::command());
-    let given = Given::read(with_default_command(std::env::args_os().collect()), command.clone())?;
-    let (cli, matches) = match given.parse::<Cli>(command) {
+    let line = CommandLine::read(with_default_command(std::env::args_os().collect()), command.clone())?;
+    let (cli, matches) = match line.parse::<Cli>(command) {
         Ok(parsed) => parsed,
-        Err(code) => return Ok(Asked::Answered(code)),
+        Err(code) => return Ok(Invocation::Exit(code)),
     };
     let (name, of_command) = matches.subcommand().context("a command is required")?;
-    given.check(name, &matches, &cli.common)?;
+    line.check(name, &matches, &cli.common)?;
     if let Command::Serve(args) = &cli.command
         && args.print_config
     {
-        print::line(format_args!("{}", given.effective(of_command)));
+        print::line(format_args!("{}", line.effective(of_command)));
         if !args.check {
-            return Ok(Asked::Answered(ExitCode::SUCCESS));
+            return Ok(Invocation::Exit(ExitCode::SUCCESS));
         }
     }
-    let notes = given.notes(name, &matches)?;
-    Ok(Asked::Run { cli: Box::new(cli), notes })
+    let notes = line.notes(name, &matches)?;
+    Ok(Invocation::Run { cli: Box::new(cli), notes })
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
     let (cli, notes) = match parse() {
-        Ok(Asked::Run { cli, notes }) => (cli, notes),
-        Ok(Asked::Answered(code)) => return print::end(code),
+        Ok(Invocation::Run { cli, notes }) => (cli, notes),
+        Ok(Invocation::Exit(code)) => return print::finish(code),
         Err(error) => return fail(&error, None),
     };
     let is_server = matches!(&cli.command, Command::Serve(args) if !args.check);
@@ -89,9 +92,9 @@ async fn main() -> ExitCode {
         }
     }
     match cli::run(cli.command).await {
-        // Nobody has to read what a server prints.
+        // A server does not fail because its standard output is closed.
         Ok(code) if is_server => code,
-        Ok(code) => print::end(code),
+        Ok(code) => print::finish(code),
         Err(error) => fail(&error, Some(&log).filter(|_| is_server)),
     }
 }

@@ -1,4 +1,4 @@
-//! What is checked before anything is started: all that settings can get wrong by themselves.
+//! Checks of settings before the server starts.
 
 use crate::config::{DatabaseSettings, Settings, hints};
 use crate::net::Tls;
@@ -8,33 +8,33 @@ use meterd_engine::auth::{Access, Auth};
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
 
-/// Refuses settings that the server could not serve by, with all that is wrong with them.
+/// Checks that a server can start with these settings. The error lists all faults.
 pub fn check(settings: &Settings) -> anyhow::Result<()> {
     let mut faults = faults(settings);
     faults.extend(port_faults(settings).iter().map(PortFault::to_string));
-    refuse(&faults)
+    fail_if_any(&faults)
 }
 
-/// The same for `serve --check`, which may run beside the server: its ports are then taken by right. Gives what is worth a
-/// note.
-pub fn check_beside(settings: &Settings) -> anyhow::Result<Vec<String>> {
+/// Checks the settings for `serve --check`, which can run while the server runs. The server may then use the ports, so a
+/// port that is in use is only a note. Returns the notes.
+pub fn check_while_running(settings: &Settings) -> anyhow::Result<Vec<String>> {
     let mut faults = faults(settings);
     let in_use = port_faults(settings);
     let (in_use, others): (Vec<_>, Vec<_>) = in_use.into_iter().partition(|fault| fault.is_in_use);
     faults.extend(others.iter().map(PortFault::to_string));
     let database = &settings.database;
-    let is_beside = database.database_url.is_some() || meterd_embedded_postgres::is_locked(&database.data_dir);
+    let may_be_running = database.database_url.is_some() || meterd_embedded_postgres::is_locked(&database.data_dir);
     let in_use = in_use.iter().map(PortFault::to_string);
-    if !is_beside {
+    if !may_be_running {
         faults.extend(in_use);
-        refuse(&faults)?;
+        fail_if_any(&faults)?;
         return Ok(vec![]);
     }
-    refuse(&faults)?;
-    Ok(in_use.map(|fault| format!("{fault}. That is right if it is this server")).collect())
+    fail_if_any(&faults)?;
+    Ok(in_use.map(|fault| format!("{fault}. This is no problem if meterd itself uses the port")).collect())
 }
 
-fn refuse(faults: &[String]) -> anyhow::Result<()> {
+fn fail_if_any(faults: &[String]) -> anyhow::Result<()> {
     match faults {
         [] => Ok(()),
         [fault] => anyhow::bail!("{fault}"),
@@ -48,12 +48,12 @@ fn faults(settings: &Settings) -> Vec<String> {
         settings.check_ports(),
         settings.check_retention(),
         settings.auth.config().and_then(|config| config.check()),
-        Tls::load(&settings.net).map(drop),
+        settings.net().and_then(|net| Tls::load(&net)).map(drop),
         settings.notifications.config().and_then(|config| notify::check(&config)),
         check_database(settings),
     ];
     let faults = checks.into_iter().filter_map(Result::err).map(|error| meterd_store::cause::text(&error));
-    faults.map(|fault| hints::by_place(&fault)).collect()
+    faults.map(|fault| hints::name_source(&fault)).collect()
 }
 
 fn check_database(settings: &Settings) -> anyhow::Result<()> {
@@ -71,7 +71,7 @@ fn check_database(settings: &Settings) -> anyhow::Result<()> {
             let data_dir = &database.data_dir;
             ensure!(
                 !data_dir.starts_with("~"),
-                "--data-dir {}: \"~\" is not expanded here: write the whole path of the directory",
+                "--data-dir {}: meterd does not expand \"~\": write the full path of the directory",
                 data_dir.display()
             );
             Ok(meterd_embedded_postgres::check_place(&database.embedded())?)
@@ -81,20 +81,20 @@ fn check_database(settings: &Settings) -> anyhow::Result<()> {
 
 /// Checks that somebody can call a server that requires credentials.
 pub fn check_callers(auth: &Auth, database: &DatabaseSettings) -> anyhow::Result<()> {
-    let way_out = || format!("make one with `{}`", hints::first_key("NAME", database));
+    let fix = || format!("make one with `{}`", hints::first_key("NAME", database));
     match auth.access() {
         Access::Full => {}
-        Access::WithoutAdmin => tracing::warn!("no live API key has the scope admin for all clients: {}", way_out()),
+        Access::WithoutAdmin => tracing::warn!("no live API key has the scope admin for all clients: {}", fix()),
         Access::Nobody => anyhow::bail!(
             "--auth keys, and there is no live API key, so nobody could call: {}, or name an identity provider with \
              --jwt-issuer",
-            way_out()
+            fix()
         ),
     }
     Ok(())
 }
 
-/// Why a port cannot be listened on.
+/// An error of listening on a port.
 struct PortFault {
     name: &'static str,
     address: SocketAddr,
@@ -105,12 +105,12 @@ struct PortFault {
 impl std::fmt::Display for PortFault {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { name, address, error, .. } = self;
-        let question = if self.is_in_use { "; is another server running there?" } else { "" };
-        write!(f, "{} {address} cannot be listened on{question}: {error}", hints::by_place(name))
+        let hint = if self.is_in_use { " (is another server running?)" } else { "" };
+        write!(f, "{} {address}: cannot listen on this address{hint}: {error}", hints::name_source(name))
     }
 }
 
-/// Listens on both ports for a moment.
+/// Listens on both ports for a moment and returns the errors.
 fn port_faults(settings: &Settings) -> Vec<PortFault> {
     if settings.check_ports().is_err() {
         return vec![];
@@ -120,7 +120,7 @@ fn port_faults(settings: &Settings) -> Vec<PortFault> {
         let is_in_use = |error: &std::io::Error| error.kind() == ErrorKind::AddrInUse;
         TcpListener::bind(address).map_err(|error| PortFault { name, address, is_in_use: is_in_use(&error), error })
     };
-    // All at once, so that one is not in the way of the other unseen.
+    // Both at the same time, so that a conflict between the two is found.
     let listeners = ports.map(listen);
     listeners.into_iter().filter_map(Result::err).collect()
 }

@@ -1,19 +1,19 @@
-//! What commands print. `println!` and `eprintln!` of this crate are these: those of the standard library panic when
-//! the reader has gone, as in `meterd usage acme | head -1`.
+//! Output of commands. This crate replaces `println!` and `eprintln!` because those of the standard library panic when
+//! the reader of a pipe has exited, as in `meterd usage acme | head -1`.
 //!
-//! After its reader has gone, standard output takes everything and writes nothing, and the command ends without a word,
-//! with the exit code that a shell gives to a program that SIGPIPE has ended, as `cat` is.
+//! After the reader has exited, output is discarded. The command ends without a message, and with the exit code that a
+//! shell reports for a program that SIGPIPE ended.
 
 use std::fmt::Arguments;
 use std::io::{self, ErrorKind, Write};
 use std::process::ExitCode;
 use std::sync::OnceLock;
 
-/// 128 and SIGPIPE.
-const READER_GONE: u8 = 141;
+/// Exit code after a broken pipe: 128 + SIGPIPE.
+const BROKEN_PIPE: u8 = 141;
 
-/// Why standard output takes no more.
-static FAILED: OnceLock<io::Error> = OnceLock::new();
+/// The first error of writing to standard output.
+static WRITE_ERROR: OnceLock<io::Error> = OnceLock::new();
 
 /// Prints a line to standard output.
 macro_rules! println {
@@ -35,22 +35,22 @@ pub fn bytes(bytes: &[u8]) {
     write(|stdout| stdout.write_all(bytes));
 }
 
-/// Prints a line to standard error. If nobody reads it, nobody misses it.
+/// Prints a line to standard error. Ignores errors.
 pub fn note(text: Arguments<'_>) {
     drop(writeln!(io::stderr(), "{text}"));
 }
 
-/// Whether nothing more can be printed, so that a command may end.
-pub fn has_ended() -> bool {
-    FAILED.get().is_some()
+/// Whether standard output has failed. A command can stop then, because further output is discarded.
+pub fn has_failed() -> bool {
+    WRITE_ERROR.get().is_some()
 }
 
-/// The end of a command: with its own exit code, unless what it printed did not arrive.
-pub fn end(code: ExitCode) -> ExitCode {
+/// Flushes standard output. Returns `code`, or another exit code if the output could not be written.
+pub fn finish(code: ExitCode) -> ExitCode {
     write(Write::flush);
-    match FAILED.get() {
+    match WRITE_ERROR.get() {
         None => code,
-        Some(error) if error.kind() == ErrorKind::BrokenPipe => ExitCode::from(READER_GONE),
+        Some(error) if error.kind() == ErrorKind::BrokenPipe => ExitCode::from(BROKEN_PIPE),
         Some(error) => {
             note(format_args!("error: cannot write to standard output: {error}"));
             ExitCode::FAILURE
@@ -59,9 +59,9 @@ pub fn end(code: ExitCode) -> ExitCode {
 }
 
 fn write(print: impl FnOnce(&mut io::StdoutLock<'static>) -> io::Result<()>) {
-    if !has_ended()
+    if !has_failed()
         && let Err(error) = print(&mut io::stdout().lock())
     {
-        drop(FAILED.set(error));
+        drop(WRITE_ERROR.set(error));
     }
 }

@@ -1,4 +1,4 @@
-//! The embedded server's life, against a real PostgreSQL. Passes as root and as an ordinary user.
+//! Tests of the embedded server with a real PostgreSQL. They pass as root and as an ordinary user.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -19,20 +19,20 @@ mod own_server;
 #[path = "embedded/upgrades.rs"]
 mod upgrades;
 
-/// A data directory of one test. Whatever the test left running on it is ended with it.
-struct Place {
+/// A data directory of one test. When dropped, it ends a server that still runs on it.
+struct TestDir {
     root: tempfile::TempDir,
     data_dir: PathBuf,
 }
 
-impl Place {
+impl TestDir {
     fn new() -> Self {
-        Self::below("data")
+        Self::with_data_dir("data")
     }
 
-    fn below(name: impl AsRef<Path>) -> Self {
+    fn with_data_dir(name: impl AsRef<Path>) -> Self {
         let root = tempfile::Builder::new().prefix("meterd-test-").tempdir_in("/tmp").unwrap();
-        // A temporary directory is closed to the user that PostgreSQL runs as under root.
+        // Under root, the user that PostgreSQL runs as cannot enter a temporary directory.
         fs::set_permissions(root.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let data_dir = root.path().join(name);
         Self { root, data_dir }
@@ -56,7 +56,7 @@ impl Place {
         self.data_dir.join("postgres/postmaster.pid")
     }
 
-    /// The postmaster's process id, as its pid file tells it.
+    /// Returns the postmaster's process id from its pid file.
     fn postmaster(&self) -> Option<i32> {
         fs::read_to_string(self.pid_file()).ok()?.lines().next()?.trim().parse().ok()
     }
@@ -68,7 +68,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for TestDir {
     fn drop(&mut self) {
         let cluster = self.data_dir.join("postgres");
         let Some(pid) = self.postmaster().filter(|pid| is_server_of(*pid, &cluster)) else {
@@ -87,16 +87,16 @@ fn is_server_of(pid: i32, cluster: &Path) -> bool {
     output.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains(cluster.to_str().unwrap()))
 }
 
-/// A process that has nothing to do with PostgreSQL, ended with the test.
-struct Bystander(Child);
+/// A process that has nothing to do with PostgreSQL. It ends with the test.
+struct UnrelatedProcess(Child);
 
-impl Bystander {
+impl UnrelatedProcess {
     fn start() -> Self {
         Self(Command::new("sleep").arg("600").stdin(Stdio::null()).spawn().unwrap())
     }
 }
 
-impl Drop for Bystander {
+impl Drop for UnrelatedProcess {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
@@ -127,7 +127,7 @@ fn mode(path: impl AsRef<Path>) -> u32 {
     fs::metadata(path).unwrap().permissions().mode() & 0o777
 }
 
-async fn refusal(settings: &EmbeddedSettings) -> EmbeddedError {
+async fn start_error(settings: &EmbeddedSettings) -> EmbeddedError {
     let error = Embedded::start(settings).await.expect_err("it should be refused");
     println!("{error}");
     error
@@ -135,15 +135,15 @@ async fn refusal(settings: &EmbeddedSettings) -> EmbeddedError {
 
 #[tokio::test]
 async fn data_survives_a_stop_and_a_start() {
-    let place = Place::new();
-    let embedded = place.start().await;
+    let dir = TestDir::new();
+    let embedded = dir.start().await;
     assert!(!embedded.reattached());
     assert!(embedded.version().split('.').next().unwrap().parse::<u32>().unwrap() >= 15);
     write(embedded.url()).await;
     embedded.stop().await.unwrap();
-    assert!(!place.pid_file().exists(), "stopped means stopped");
+    assert!(!dir.pid_file().exists(), "the server has stopped");
 
-    let again = place.start().await;
+    let again = dir.start().await;
     assert!(!again.reattached());
     assert_eq!(count(again.url()).await, 1);
     again.stop().await.unwrap();
@@ -151,8 +151,8 @@ async fn data_survives_a_stop_and_a_start() {
 
 #[tokio::test]
 async fn the_server_is_durable_private_and_in_utc() {
-    let place = Place::new();
-    let durable = EmbeddedSettings { durable: true, ..place.settings() };
+    let dir = TestDir::new();
+    let durable = EmbeddedSettings { durable: true, ..dir.settings() };
     let embedded = Embedded::start(&durable).await.unwrap();
     for (name, value) in [
         ("fsync", "on"),
@@ -167,44 +167,44 @@ async fn the_server_is_durable_private_and_in_utc() {
     ] {
         assert_eq!(setting(embedded.url(), name).await, value, "{name}");
     }
-    assert_eq!(mode(place.data_dir.join("run")), 0o700);
-    assert_eq!(mode(place.data_dir.join("postgres")), 0o700);
-    assert_eq!(mode(place.data_dir.join("postgres.log")), 0o600);
-    assert_eq!(mode(&place.data_dir) & 0o007, 0);
+    assert_eq!(mode(dir.data_dir.join("run")), 0o700);
+    assert_eq!(mode(dir.data_dir.join("postgres")), 0o700);
+    assert_eq!(mode(dir.data_dir.join("postgres.log")), 0o600);
+    assert_eq!(mode(&dir.data_dir) & 0o007, 0);
     embedded.stop().await.unwrap();
 }
 
 #[tokio::test]
 async fn a_server_that_outlived_meterd_is_taken_over() {
-    let place = Place::new();
-    let killed = place.start().await;
+    let dir = TestDir::new();
+    let killed = dir.start().await;
     write(killed.url()).await;
-    let pid = place.postmaster();
+    let pid = dir.postmaster();
     let url = killed.url().to_owned();
-    drop(killed); // what kill -9 does: the lock is free, the server runs on
+    drop(killed); // as kill -9 does: the lock is free and the server still runs
 
-    let embedded = place.start().await;
+    let embedded = dir.start().await;
     assert!(embedded.reattached());
-    assert_eq!(place.postmaster(), pid);
+    assert_eq!(dir.postmaster(), pid);
     assert_eq!(embedded.url(), url);
     assert_eq!(count(embedded.url()).await, 1);
 
-    // It is no child of this value any more, and is supervised and stopped all the same.
+    // It is not a child of this value any more, but it is supervised and stopped all the same.
     assert!(!embedded.ensure_running().await.unwrap());
-    place.kill_postmaster();
-    assert!(restored(&embedded).await);
+    dir.kill_postmaster();
+    assert!(ensure_restarted(&embedded).await);
     assert_eq!(count(embedded.url()).await, 1);
     embedded.stop().await.unwrap();
-    assert!(!place.pid_file().exists());
+    assert!(!dir.pid_file().exists());
 }
 
 #[tokio::test]
 async fn a_server_without_fsync_is_not_taken_over_by_a_durable_meterd() {
-    let place = Place::new();
-    let killed = place.start().await;
+    let dir = TestDir::new();
+    let killed = dir.start().await;
     write(killed.url()).await;
     drop(killed);
-    let durable = EmbeddedSettings { durable: true, ..place.settings() };
+    let durable = EmbeddedSettings { durable: true, ..dir.settings() };
     let embedded = Embedded::start(&durable).await.unwrap();
     assert!(!embedded.reattached());
     assert_eq!(setting(embedded.url(), "fsync").await, "on");
@@ -212,8 +212,8 @@ async fn a_server_without_fsync_is_not_taken_over_by_a_durable_meterd() {
     embedded.stop().await.unwrap();
 }
 
-/// Calls `ensure_running` until it notices the death: a signal takes a moment.
-async fn restored(embedded: &Embedded) -> bool {
+/// Calls `ensure_running` until it detects the death of the server, because a signal takes a moment.
+async fn ensure_restarted(embedded: &Embedded) -> bool {
     for _ in 0..200 {
         if embedded.ensure_running().await.unwrap() {
             return true;
@@ -224,17 +224,17 @@ async fn restored(embedded: &Embedded) -> bool {
 }
 
 #[tokio::test]
-async fn a_killed_server_is_brought_up_with_what_was_committed() {
-    let place = Place::new();
-    let embedded = place.start().await;
+async fn a_killed_server_is_restarted_with_the_committed_data() {
+    let dir = TestDir::new();
+    let embedded = dir.start().await;
     write(embedded.url()).await;
-    // A backend with an open transaction is in the way of the new postmaster until it notices.
+    // A backend with an open transaction blocks the new postmaster until it notices the death of the old one.
     let mut idle = connect(embedded.url()).await;
     sqlx::raw_sql("begin; insert into kept values (2)").execute(&mut idle).await.unwrap();
     assert!(!embedded.ensure_running().await.unwrap());
-    let before = place.kill_postmaster();
-    assert!(restored(&embedded).await);
-    assert_ne!(place.postmaster(), Some(before));
+    let before = dir.kill_postmaster();
+    assert!(ensure_restarted(&embedded).await);
+    assert_ne!(dir.postmaster(), Some(before));
     assert_eq!(count(embedded.url()).await, 1);
     assert!(!embedded.ensure_running().await.unwrap());
     embedded.stop().await.unwrap();
@@ -242,53 +242,53 @@ async fn a_killed_server_is_brought_up_with_what_was_committed() {
 
 #[tokio::test]
 async fn a_start_waits_for_backends_that_outlived_their_postmaster() {
-    let place = Place::new();
-    let embedded = place.start().await;
+    let dir = TestDir::new();
+    let embedded = dir.start().await;
     write(embedded.url()).await;
     let mut busy = connect(embedded.url()).await;
     let pid: i32 = sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut busy).await.unwrap();
-    // Stopped, it cannot notice the postmaster's death, as one deep in a computation does not.
+    // A stopped backend cannot notice the postmaster's death, like one in a long computation.
     kill(Pid::from_raw(pid), Signal::SIGSTOP).unwrap();
-    place.kill_postmaster();
+    dir.kill_postmaster();
     let wake = async {
         tokio::time::sleep(Duration::from_secs(2)).await;
         kill(Pid::from_raw(pid), Signal::SIGCONT).unwrap();
     };
     let begin = Instant::now();
-    let (restored, ()) = tokio::join!(restored(&embedded), wake);
-    assert!(restored);
-    assert!(begin.elapsed() > Duration::from_secs(2), "two servers on one cluster");
+    let (ensure_restarted, ()) = tokio::join!(ensure_restarted(&embedded), wake);
+    assert!(ensure_restarted);
+    assert!(begin.elapsed() > Duration::from_secs(2), "the start must wait for the old backend");
     assert_eq!(count(embedded.url()).await, 1);
     embedded.stop().await.unwrap();
 }
 
 #[tokio::test]
-async fn meterd_and_server_killed_together_recover() {
-    let place = Place::new();
-    let killed = place.start().await;
+async fn meterd_and_its_server_recover_after_both_are_killed() {
+    let dir = TestDir::new();
+    let killed = dir.start().await;
     write(killed.url()).await;
-    place.kill_postmaster();
+    dir.kill_postmaster();
     drop(killed);
-    let embedded = place.start().await;
+    let embedded = dir.start().await;
     assert!(!embedded.reattached());
     assert_eq!(count(embedded.url()).await, 1);
     embedded.stop().await.unwrap();
 }
 
 #[tokio::test]
-async fn a_stale_pid_file_with_an_unrelated_process_is_no_obstacle() {
-    let place = Place::new();
-    let killed = place.start().await;
+async fn the_server_starts_despite_a_stale_pid_file_of_an_unrelated_process() {
+    let dir = TestDir::new();
+    let killed = dir.start().await;
     write(killed.url()).await;
-    place.kill_postmaster();
+    dir.kill_postmaster();
     drop(killed);
-    let bystander = Bystander::start();
-    let stale = fs::read_to_string(place.pid_file()).unwrap();
+    let bystander = UnrelatedProcess::start();
+    let stale = fs::read_to_string(dir.pid_file()).unwrap();
     let (_, rest) = stale.split_once('\n').unwrap();
-    fs::write(place.pid_file(), format!("{}\n{rest}", bystander.0.id())).unwrap();
+    fs::write(dir.pid_file(), format!("{}\n{rest}", bystander.0.id())).unwrap();
 
-    assert_eq!(attach(&place.data_dir).await.unwrap(), None);
-    let embedded = place.start().await;
+    assert_eq!(attach(&dir.data_dir).await.unwrap(), None);
+    let embedded = dir.start().await;
     assert!(!embedded.reattached());
     assert_eq!(count(embedded.url()).await, 1);
     embedded.stop().await.unwrap();
@@ -296,44 +296,44 @@ async fn a_stale_pid_file_with_an_unrelated_process_is_no_obstacle() {
 }
 
 #[tokio::test]
-async fn a_second_meterd_on_the_same_data_is_refused() {
-    let place = Place::new();
-    let embedded = place.start().await;
-    let error = refusal(&place.settings()).await;
+async fn a_second_meterd_cannot_use_the_same_data() {
+    let dir = TestDir::new();
+    let embedded = dir.start().await;
+    let error = start_error(&dir.settings()).await;
     assert!(matches!(error, EmbeddedError::Locked { holder: Some(pid), .. } if pid == std::process::id()));
     assert!(error.to_string().contains("--data-dir"));
     embedded.stop().await.unwrap();
-    place.start().await.stop().await.unwrap();
+    dir.start().await.stop().await.unwrap();
 }
 
 #[tokio::test]
-async fn commands_beside_a_server_attach_to_it() {
-    let place = Place::new();
-    assert_eq!(attach(&place.data_dir).await.unwrap(), None);
-    let embedded = place.start().await;
-    let url = attach(&place.data_dir).await.unwrap().expect("a server runs");
+async fn commands_attach_to_a_running_server() {
+    let dir = TestDir::new();
+    assert_eq!(attach(&dir.data_dir).await.unwrap(), None);
+    let embedded = dir.start().await;
+    let url = attach(&dir.data_dir).await.unwrap().expect("a server runs");
     assert_eq!(url, embedded.url());
     write(&url).await;
     embedded.stop().await.unwrap();
-    assert_eq!(attach(&place.data_dir).await.unwrap(), None);
+    assert_eq!(attach(&dir.data_dir).await.unwrap(), None);
 }
 
 #[tokio::test]
-async fn a_path_too_long_for_a_socket_or_full_of_odd_signs_works() {
-    let long = Place::below("a-rather-long-name/".repeat(8));
-    let odd = Place::below("it's 100%, \"so\" to say");
-    for place in [&long, &odd] {
-        let embedded = place.start().await;
+async fn long_paths_and_paths_with_special_characters_work() {
+    let long = TestDir::with_data_dir("a-rather-long-name/".repeat(8));
+    let odd = TestDir::with_data_dir("it's 100%, \"so\" to say");
+    for dir in [&long, &odd] {
+        let embedded = dir.start().await;
         write(embedded.url()).await;
         let socket_dir = PathBuf::from(setting(embedded.url(), "unix_socket_directories").await.replace('"', ""));
         assert!(socket_dir.starts_with("/tmp"), "{}", socket_dir.display());
         assert!(socket_dir.as_os_str().len() < 40);
         assert_eq!(mode(&socket_dir), 0o700);
-        assert_eq!(attach(&place.data_dir).await.unwrap().as_deref(), Some(embedded.url()));
+        assert_eq!(attach(&dir.data_dir).await.unwrap().as_deref(), Some(embedded.url()));
         embedded.stop().await.unwrap();
         fs::remove_dir(&socket_dir).unwrap();
     }
-    let spaced = Place::below("my data é");
+    let spaced = TestDir::with_data_dir("my data é");
     let embedded = spaced.start().await;
     write(embedded.url()).await;
     assert!(spaced.data_dir.join("run/.s.PGSQL.5432").exists());
@@ -341,18 +341,18 @@ async fn a_path_too_long_for_a_socket_or_full_of_odd_signs_works() {
 }
 
 #[tokio::test]
-async fn a_wrong_bin_dir_is_named() {
-    let place = Place::new();
-    let wrong = EmbeddedSettings { bin_dir: Some("/nowhere/bin".into()), ..place.settings() };
-    let error = refusal(&wrong).await;
+async fn a_wrong_bin_dir_is_named_in_the_error() {
+    let dir = TestDir::new();
+    let wrong = EmbeddedSettings { bin_dir: Some("/nowhere/bin".into()), ..dir.settings() };
+    let error = start_error(&wrong).await;
     assert!(matches!(error, EmbeddedError::BadBinDir { .. }));
     let text = error.to_string();
     assert!(text.contains("--postgres-bin-dir /nowhere/bin") && text.contains("pg_config --bindir"));
 }
 
-/// A PostgreSQL that only tells its version.
-fn fake_programs(place: &Place, version: &str) -> PathBuf {
-    let dir = place.root.path().join(format!("fake-{version}"));
+/// Creates a fake PostgreSQL that only prints its version.
+fn fake_programs(dir: &TestDir, version: &str) -> PathBuf {
+    let dir = dir.root.path().join(format!("fake-{version}"));
     fs::create_dir(&dir).unwrap();
     fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
     for name in ["initdb", "postgres"] {
@@ -364,89 +364,89 @@ fn fake_programs(place: &Place, version: &str) -> PathBuf {
 }
 
 #[tokio::test]
-async fn a_version_that_is_too_old_is_refused() {
-    let place = Place::new();
-    let old = EmbeddedSettings { bin_dir: Some(fake_programs(&place, "14.2")), ..place.settings() };
-    let text = refusal(&old).await.to_string();
+async fn a_too_old_version_is_rejected() {
+    let dir = TestDir::new();
+    let old = EmbeddedSettings { bin_dir: Some(fake_programs(&dir, "14.2")), ..dir.settings() };
+    let text = start_error(&old).await.to_string();
     assert!(text.contains("14.2") && text.contains("15 or newer"), "{text}");
 }
 
 #[tokio::test]
-async fn data_of_another_major_version_is_refused_naming_both() {
-    let place = Place::new();
-    let embedded = place.start().await;
+async fn data_of_another_major_version_is_rejected_and_both_are_named() {
+    let dir = TestDir::new();
+    let embedded = dir.start().await;
     let version = embedded.version().to_owned();
     embedded.stop().await.unwrap();
-    let tag = place.data_dir.join("postgres/PG_VERSION");
+    let tag = dir.data_dir.join("postgres/PG_VERSION");
     let real = fs::read_to_string(&tag).unwrap();
 
     fs::write(&tag, "99\n").unwrap();
-    let text = refusal(&place.settings()).await.to_string();
+    let text = start_error(&dir.settings()).await.to_string();
     assert!(text.contains("PostgreSQL 99") && text.contains(&version), "{text}");
 
     fs::write(&tag, "13\n").unwrap();
-    let error = refusal(&place.settings()).await;
+    let error = start_error(&dir.settings()).await;
     assert!(matches!(error, EmbeddedError::DataTooOld { made_by: 13, .. }));
     let text = error.to_string();
     assert!(text.contains("PostgreSQL 13") && text.contains("15 or newer"), "{text}");
 
     fs::write(&tag, &real).unwrap();
-    let newer = EmbeddedSettings { bin_dir: Some(fake_programs(&place, "98.1")), ..place.settings() };
-    let text = refusal(&newer).await.to_string();
+    let newer = EmbeddedSettings { bin_dir: Some(fake_programs(&dir, "98.1")), ..dir.settings() };
+    let text = start_error(&newer).await.to_string();
     assert!(text.contains("98.1") && text.contains(&format!("PostgreSQL {}", real.trim())), "{text}");
 }
 
 #[tokio::test]
-async fn a_directory_with_something_else_in_it_is_left_alone() {
-    let place = Place::new();
-    let cluster = place.data_dir.join("postgres");
+async fn a_directory_with_other_contents_is_not_changed() {
+    let dir = TestDir::new();
+    let cluster = dir.data_dir.join("postgres");
     fs::create_dir_all(&cluster).unwrap();
-    fs::set_permissions(&place.data_dir, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::set_permissions(&dir.data_dir, fs::Permissions::from_mode(0o755)).unwrap();
     if geteuid().is_root() {
-        // Root's own directory could never be PostgreSQL's: that is said first.
-        assert!(matches!(refusal(&place.settings()).await, EmbeddedError::ForeignOwner { .. }));
+        // PostgreSQL can never use a directory that root owns, so this error comes first.
+        assert!(matches!(start_error(&dir.settings()).await, EmbeddedError::ForeignOwner { .. }));
         std::os::unix::fs::chown(&cluster, Some(65534), Some(65534)).unwrap();
     }
     fs::write(cluster.join("letter.txt"), "dear").unwrap();
-    assert!(matches!(refusal(&place.settings()).await, EmbeddedError::NotACluster { .. }));
+    assert!(matches!(start_error(&dir.settings()).await, EmbeddedError::NotACluster { .. }));
     assert_eq!(fs::read_to_string(cluster.join("letter.txt")).unwrap(), "dear");
 }
 
 #[tokio::test]
-async fn an_initdb_that_was_cut_short_is_done_again() {
-    let place = Place::new();
-    fs::create_dir_all(place.data_dir.join("postgres.init/base")).unwrap();
-    fs::set_permissions(&place.data_dir, fs::Permissions::from_mode(0o755)).unwrap();
-    fs::write(place.data_dir.join("postgres.init/PG_VERSION"), "15\n").unwrap();
-    let embedded = place.start().await;
-    assert!(!place.data_dir.join("postgres.init").exists());
+async fn an_interrupted_initdb_is_repeated() {
+    let dir = TestDir::new();
+    fs::create_dir_all(dir.data_dir.join("postgres.init/base")).unwrap();
+    fs::set_permissions(&dir.data_dir, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::write(dir.data_dir.join("postgres.init/PG_VERSION"), "15\n").unwrap();
+    let embedded = dir.start().await;
+    assert!(!dir.data_dir.join("postgres.init").exists());
     embedded.stop().await.unwrap();
 }
 
 #[tokio::test]
-async fn a_failed_start_shows_the_servers_last_words() {
-    let place = Place::new();
-    place.start().await.stop().await.unwrap();
-    let conf = place.data_dir.join("postgres/postgresql.conf");
+async fn a_failed_start_shows_the_end_of_the_servers_log() {
+    let dir = TestDir::new();
+    dir.start().await.stop().await.unwrap();
+    let conf = dir.data_dir.join("postgres/postgresql.conf");
     let text = fs::read_to_string(&conf).unwrap();
     fs::write(&conf, format!("{text}\nno_such_setting = 1\n")).unwrap();
-    let error = refusal(&place.settings()).await;
+    let error = start_error(&dir.settings()).await;
     assert!(matches!(error, EmbeddedError::StartFailed { .. }));
     assert!(error.to_string().contains("no_such_setting"));
     fs::write(&conf, text).unwrap();
-    place.start().await.stop().await.unwrap();
+    dir.start().await.stop().await.unwrap();
 }
 
 #[tokio::test]
-async fn a_place_that_postgresql_cannot_reach_is_named() {
+async fn a_directory_that_postgresql_cannot_reach_is_named() {
     if !geteuid().is_root() {
-        return; // an ordinary user's server is that user
+        return; // the server of an ordinary user runs as that user
     }
-    let place = Place::below("closed/data");
-    let closed = place.root.path().join("closed");
+    let dir = TestDir::with_data_dir("closed/data");
+    let closed = dir.root.path().join("closed");
     fs::create_dir(&closed).unwrap();
     fs::set_permissions(&closed, fs::Permissions::from_mode(0o700)).unwrap();
-    let error = refusal(&place.settings()).await;
+    let error = start_error(&dir.settings()).await;
     assert!(
         matches!(&error, EmbeddedError::Unreachable { blocker: Some(dir), .. } if *dir == closed.canonicalize().unwrap())
     );
@@ -455,16 +455,16 @@ async fn a_place_that_postgresql_cannot_reach_is_named() {
 
 #[tokio::test]
 async fn a_long_log_is_rotated_at_a_start() {
-    let place = Place::new();
-    place.start().await.stop().await.unwrap();
-    let log = place.data_dir.join("postgres.log");
+    let dir = TestDir::new();
+    dir.start().await.stop().await.unwrap();
+    let log = dir.data_dir.join("postgres.log");
     fs::OpenOptions::new().write(true).open(&log).unwrap().set_len(11 << 20).unwrap();
-    place.start().await.stop().await.unwrap();
-    assert_eq!(fs::metadata(place.data_dir.join("postgres.log.1")).unwrap().len(), 11 << 20);
+    dir.start().await.stop().await.unwrap();
+    assert_eq!(fs::metadata(dir.data_dir.join("postgres.log.1")).unwrap().len(), 11 << 20);
     assert!(fs::metadata(&log).unwrap().len() < 100_000);
 }
 
-/// No test of its own: the meterd that the next test kills.
+/// Not a test of its own: the meterd that the next test kills.
 #[tokio::test]
 #[ignore = "run by another test, as a process of its own"]
 async fn meterd_to_be_killed() {
@@ -478,7 +478,7 @@ async fn meterd_to_be_killed() {
         download: false,
         durable: true,
     };
-    // Taken by itself: a shell that runs the tests in the background has them ignore it.
+    // Ctrl-C is handled here, because a shell that runs the tests in the background makes them ignore it.
     let mut interrupt = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt()).unwrap();
     let embedded = Embedded::start(&settings).await.unwrap();
     write(embedded.url()).await;
@@ -488,15 +488,15 @@ async fn meterd_to_be_killed() {
 }
 
 #[tokio::test]
-async fn neither_ctrl_c_nor_kill_9_on_meterd_touches_the_server() {
-    let place = Place::new();
+async fn ctrl_c_and_kill_9_of_meterd_do_not_stop_the_server() {
+    let dir = TestDir::new();
     let mut pids = Vec::new();
     for signal in [Signal::SIGINT, Signal::SIGKILL] {
-        let written = place.data_dir.join("written");
+        let written = dir.data_dir.join("written");
         let _ = fs::remove_file(&written);
         let mut meterd = Command::new(std::env::current_exe().unwrap())
             .args(["--ignored", "--exact", "meterd_to_be_killed"])
-            .env("METERD_TEST_DATA_DIR", &place.data_dir)
+            .env("METERD_TEST_DATA_DIR", &dir.data_dir)
             .stdout(Stdio::null())
             .process_group(0)
             .spawn()
@@ -505,15 +505,15 @@ async fn neither_ctrl_c_nor_kill_9_on_meterd_touches_the_server() {
         while !written.exists() && begin.elapsed() < Duration::from_secs(60) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        // To the whole process group, as a terminal does.
+        // Sent to the whole process group, as a terminal does.
         killpg(Pid::from_raw(meterd.id().try_into().unwrap()), signal).unwrap();
         assert!(!meterd.wait().unwrap().success());
-        assert!(written.exists(), "it ended too early");
-        pids.push(place.postmaster());
+        assert!(written.exists(), "meterd ended too early");
+        pids.push(dir.postmaster());
     }
-    let embedded = place.start().await; // not asked to be durable, it takes a durable one over
+    let embedded = dir.start().await; // a start that does not need durability takes over a durable server
     assert!(embedded.reattached());
-    assert_eq!(pids, [place.postmaster(), place.postmaster()]);
+    assert_eq!(pids, [dir.postmaster(), dir.postmaster()]);
     assert_eq!(count(embedded.url()).await, 2);
     embedded.stop().await.unwrap();
 }

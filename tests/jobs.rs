@@ -1,5 +1,5 @@
-//! Two real servers on one database: the one that runs a job is killed or stopped in the middle, the other one takes over
-//! in time, and the two never run it at once, also when the stopped one goes on.
+//! Two real servers on one database. The server that runs a job is killed or stopped, and the other one takes over in
+//! time. They never run the job at the same time, also when the stopped server continues.
 
 use meterd::cli::verify::verify_all;
 use meterd::proto::job_service_client::JobServiceClient;
@@ -16,13 +16,13 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tonic::transport::Channel;
 
-/// What the contract says.
+/// The limit in the API documentation.
 const TAKE_OVER_MAX: Duration = Duration::from_secs(25);
-/// Transactions of the job, of 10,000 keys each, and how long the trigger makes each of them last.
+/// Transactions of the job, with 10,000 keys each, and how long the trigger delays each.
 const CHUNKS: i64 = 24;
 const CHUNK_SECONDS: f64 = 0.5;
 
-/// A server process; its database role tells its statements from those of the other.
+/// A server process. Its database role distinguishes its statements from those of the other.
 struct Server {
     role: &'static str,
     process: Child,
@@ -69,7 +69,7 @@ impl Drop for Server {
     }
 }
 
-/// Two servers, and a job that takes long.
+/// Two servers and a job that takes long.
 struct Pair {
     folder: TempDir,
     postgres: Embedded,
@@ -83,7 +83,7 @@ async fn until<T>(what: &str, at_most: Duration, mut look: impl AsyncFnMut() -> 
         if let Some(found) = look().await {
             return found;
         }
-        assert!(Instant::now() < deadline, "{what}, within {at_most:?}");
+        assert!(Instant::now() < deadline, "timeout after {at_most:?}: {what}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
@@ -107,18 +107,18 @@ impl Pair {
             until("the servers come up", Duration::from_secs(60), async || server.key_pruning().await).await;
         }
         let keys = CHUNKS * 10_000 - 1;
-        // Each transaction of the job waits, notes who it was and when, and whether another one was at work beside it: on a
-        // sequence, which keeps what was rolled back.
+        // Each transaction of the job waits, records its role and time, and records whether another one ran at the same
+        // time. A sequence counts the latter, because a rollback does not reset a sequence.
         let slow = format!(
             "CREATE TABLE chunks (role text, began timestamptz, ended timestamptz);
-             CREATE SEQUENCE runs_beside MINVALUE 0 START 0;
-             SELECT nextval('runs_beside');
+             CREATE SEQUENCE overlapping_runs MINVALUE 0 START 0;
+             SELECT nextval('overlapping_runs');
              INSERT INTO idempotency_keys (client_id, idempotency_key, payload_hash, event_time, event_seq, claim_time)
              SELECT 'acme', n::text, '', now() - interval '500 days', n, now() - interval '500 days' FROM generate_series(1, {keys}) AS n;
              CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$
              DECLARE began timestamptz := clock_timestamp();
              BEGIN
-                 IF NOT pg_try_advisory_xact_lock(4711) THEN PERFORM nextval('runs_beside'); END IF;
+                 IF NOT pg_try_advisory_xact_lock(4711) THEN PERFORM nextval('overlapping_runs'); END IF;
                  PERFORM pg_sleep({CHUNK_SECONDS});
                  INSERT INTO chunks VALUES (session_user, began, clock_timestamp());
                  RETURN NULL;
@@ -129,7 +129,7 @@ impl Pair {
         Self { folder, postgres, pool, servers }
     }
 
-    /// Asks for the job, waits until it is in the middle, and gives who runs it and who does not.
+    /// Starts the job and waits until it is running. Returns the server that runs it and the other one.
     async fn begin(&mut self) -> (Server, Server) {
         let mut client = self.servers[0].jobs();
         tokio::spawn(async move { client.run_job(RunJobRequest { job: "key_pruning".into() }).await });
@@ -146,7 +146,8 @@ impl Pair {
         if first.role == role { (first, second) } else { (second, first) }
     }
 
-    /// Waits until the other one has done a transaction, and gives how long that took and how long it was until it began.
+    /// Waits until the other server has completed a transaction. Returns how long this took, and how long after `since`
+    /// it began.
     async fn take_over(&self, other: &Server, since: Instant) -> (Duration, f64) {
         until("the other one takes over", TAKE_OVER_MAX, async || {
             let there: bool = sqlx::query_scalar("SELECT EXISTS (SELECT FROM chunks WHERE role = $1)")
@@ -157,7 +158,7 @@ impl Pair {
             there.then_some(())
         })
         .await;
-        let took = since.elapsed();
+        let duration = since.elapsed();
         let gap: f64 = sqlx::query_scalar(
             "SELECT extract(epoch FROM min(began) FILTER (WHERE role = $1) - max(ended) FILTER (WHERE role <> $1))::float8
              FROM chunks",
@@ -166,10 +167,10 @@ impl Pair {
         .fetch_one(&self.pool)
         .await
         .unwrap();
-        (took, gap)
+        (duration, gap)
     }
 
-    /// The job ends once, everything is done, and at no time two were at it: the intervals of the two are apart.
+    /// Checks that the job ended once with all work done, and that the two servers never ran it at the same time.
     async fn assert_apart(&self, holder: &str, other: &Server) {
         let done = until("the job ends", Duration::from_secs(60), async || {
             other.key_pruning().await.filter(|job| !job.running && job.run_count > 0)
@@ -186,13 +187,14 @@ impl Pair {
         .fetch_one(&self.pool)
         .await
         .unwrap();
-        let beside: i64 = sqlx::query_scalar("SELECT last_value FROM runs_beside").fetch_one(&self.pool).await.unwrap();
+        let overlapping: i64 =
+            sqlx::query_scalar("SELECT last_value FROM overlapping_runs").fetch_one(&self.pool).await.unwrap();
         let left: i64 =
             sqlx::query_scalar("SELECT count(*) FROM idempotency_keys").fetch_one(&self.pool).await.unwrap();
         println!(
-            "{mine} transactions of the first holder, {theirs} of the next; {beside} beside another, {late} late, {left} keys left"
+            "{mine} transactions of the first holder, {theirs} of the next; {overlapping} at the same time, {late} late, {left} keys left"
         );
-        assert_eq!((beside, late, left), (0, 0, 0));
+        assert_eq!((overlapping, late, left), (0, 0, 0));
         assert_eq!(verify_all(&self.pool, None, None).await.unwrap().differences, 0);
     }
 
@@ -205,36 +207,31 @@ impl Pair {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn another_replica_takes_a_job_over_from_one_that_is_killed() {
+async fn another_replica_takes_over_the_job_of_a_killed_one() {
     let mut pair = Pair::start().await;
     let (holder, other) = pair.begin().await;
     let killed_at = Instant::now();
     holder.signal(Signal::SIGKILL);
-    let (took, gap) = pair.take_over(&other, killed_at).await;
-    println!(
-        "kill -9: taken over and a transaction done {:.1} s later, {gap:.1} s between the two",
-        took.as_secs_f64()
-    );
+    let (duration, gap) = pair.take_over(&other, killed_at).await;
+    println!("kill -9: the next transaction completed {:.1} s later, {gap:.1} s without a job", duration.as_secs_f64());
     pair.assert_apart(holder.role, &other).await;
     drop(other);
     pair.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_replica_that_was_stopped_and_goes_on_finds_its_job_taken_over_and_leaves_it() {
+async fn a_replica_that_continues_after_a_stop_leaves_its_job_to_the_other() {
     let mut pair = Pair::start().await;
     let (holder, other) = pair.begin().await;
     let stopped_at = Instant::now();
     holder.signal(Signal::SIGSTOP);
-    let (took, gap) = pair.take_over(&other, stopped_at).await;
-    // Its next renewal, which would tell it, hangs: what it does meanwhile, it does beside the other one.
+    let (duration, gap) = pair.take_over(&other, stopped_at).await;
+    // Its next renewal hangs, so it does not learn that it has lost the job. It must not work at the same time as the
+    // other.
     let mut stall = pair.pool.begin().await.unwrap();
     stall.execute("LOCK TABLE jobs").await.unwrap();
     holder.signal(Signal::SIGCONT);
-    println!(
-        "SIGSTOP: taken over and a transaction done {:.1} s later, {gap:.1} s between the two",
-        took.as_secs_f64()
-    );
+    println!("SIGSTOP: the next transaction completed {:.1} s later, {gap:.1} s without a job", duration.as_secs_f64());
     until("it notices by itself", Duration::from_secs(3), async || {
         std::fs::read_to_string(&holder.log).unwrap().contains("lost its lease").then_some(())
     })
@@ -242,7 +239,7 @@ async fn a_replica_that_was_stopped_and_goes_on_finds_its_job_taken_over_and_lea
     stall.rollback().await.unwrap();
     pair.assert_apart(holder.role, &other).await;
     let again = holder.jobs().run_job(RunJobRequest { job: "partitions".into() }).await;
-    assert_eq!(again.unwrap().into_inner().job.unwrap().last_error, "", "and it goes on with others");
+    assert_eq!(again.unwrap().into_inner().job.unwrap().last_error, "", "the server can run other jobs");
     drop((holder, other));
     pair.stop().await;
 }

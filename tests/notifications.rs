@@ -1,5 +1,5 @@
-//! The real binary, killed with -9 while the receiver of a webhook holds its answer back: who comes after it delivers again,
-//! under the same id.
+//! The real binary is killed with SIGKILL while the receiver of a webhook delays its response. The next server delivers
+//! the notification again with the same id.
 
 use axum::Router;
 use axum::extract::State;
@@ -16,7 +16,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-/// A server process over a data directory of its own; both end with the test.
+/// A server process with its own data directory. Both end with the test.
 struct Process {
     data_dir: PathBuf,
     ports: [u16; 2],
@@ -35,7 +35,7 @@ impl Process {
         format!("http://127.0.0.1:{}", self.ports[0])
     }
 
-    /// kill -9 of meterd. Its PostgreSQL goes on.
+    /// Kills meterd with SIGKILL. Its PostgreSQL keeps running.
     fn kill(&mut self) {
         self.server.kill().unwrap();
         self.server.wait().unwrap();
@@ -71,12 +71,12 @@ fn spawn(data_dir: &Path, [grpc, http]: [u16; 2]) -> Child {
 async fn eventually(is_so: impl AsyncFn() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(60);
     while !is_so().await {
-        assert!(Instant::now() < deadline, "it did not come about in 60 s");
+        assert!(Instant::now() < deadline, "the condition was not true within 60 s");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
-/// Keeps ids and bodies; the first one is never answered.
+/// Stores ids and bodies. Does not respond to the first request.
 #[derive(Clone, Default)]
 struct Receiver(Arc<Mutex<Vec<(String, String)>>>);
 
@@ -92,7 +92,7 @@ async fn receive(State(receiver): State<Receiver>, headers: HeaderMap, body: Str
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_is_killed_between_sending_and_noting_it_leaves_it_to_the_next_one_under_the_same_id() {
+async fn the_next_server_resends_a_notification_of_a_killed_server_with_the_same_id() {
     let receiver = Receiver::default();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let target = format!("http://{}/alerts", listener.local_addr().unwrap());
@@ -119,8 +119,8 @@ async fn a_server_that_is_killed_between_sending_and_noting_it_leaves_it_to_the_
     let pool = sqlx::PgPool::connect(&url).await.unwrap();
     let claimed = "SELECT state, attempt_count, next_attempt_time > now() FROM notifications WHERE kind = 3";
     let claimed: Vec<(i16, i32, bool)> = sqlx::query_as(claimed).fetch_all(&pool).await.unwrap();
-    assert_eq!(claimed, [(1, 1, true)], "the killed server's claim holds, and it has noted nothing");
-    // The claim runs out.
+    assert_eq!(claimed, [(1, 1, true)], "the claim of the killed server is valid, and no result is recorded");
+    // Let the claim expire.
     sqlx::query("UPDATE notifications SET next_attempt_time = now()").execute(&pool).await.unwrap();
     process.server = spawn(&process.data_dir, process.ports);
 
@@ -129,9 +129,9 @@ async fn a_server_that_is_killed_between_sending_and_noting_it_leaves_it_to_the_
         answer.map(|answer| answer.into_inner().notifications).unwrap_or_default()
     };
     eventually(async || listed().await.first().is_some_and(|one| one.state() == NotificationState::Sent)).await;
-    let (told, received) = (listed().await, receiver.0.lock().unwrap().clone());
-    assert_eq!((told.len(), told[0].attempt_count, received.len()), (1, 2, 2));
+    let (reported, received) = (listed().await, receiver.0.lock().unwrap().clone());
+    assert_eq!((reported.len(), reported[0].attempt_count, received.len()), (1, 2, 2));
     assert_eq!(received[0], received[1]);
-    assert_eq!(received[0].0, told[0].notification_id);
+    assert_eq!(received[0].0, reported[0].notification_id);
     pool.close().await;
 }

@@ -1,4 +1,4 @@
-"""Stubs of proto/, generated into a directory."""
+"""Generates the Python stubs of proto/ into a directory."""
 
 import pathlib
 

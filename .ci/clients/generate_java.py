@@ -1,4 +1,4 @@
-"""Java classes of proto/, generated into a directory without any option; checks that each has the package and a file of its own."""
+"""Generates the Java classes of proto/ into a directory without any option. Checks that each has the right package and its own file."""
 
 import pathlib
 import subprocess
@@ -11,7 +11,7 @@ PACKAGE = "io.github.meterd.metering.v1"
 
 
 def protoc(*arguments: str) -> None:
-    """The compiler of requirements.txt, which has the generator for Java built in."""
+    """Runs the protoc of requirements.txt, which includes the generator for Java."""
     program = pathlib.Path(sys.executable).parent / "protoc"
     files = sorted(str(path.relative_to(ROOT / "proto")) for path in (ROOT / "proto").rglob("*.proto"))
     subprocess.run([str(program), f"-I{ROOT / 'proto'}", *arguments, *files], check=True)
@@ -26,13 +26,13 @@ def main(out: pathlib.Path) -> None:
     expected = set()
     for file in descriptor_pb2.FileDescriptorSet.FromString(descriptors.read_bytes()).file:
         expected |= {kind.name for kind in (*file.message_type, *file.enum_type)}
-    made = {path.stem: path for path in out.rglob("*.java")}
-    missing = sorted(expected - made.keys())
-    assert expected and not missing, f"without a file of their own: {missing}"
-    for path in made.values():
+    generated = {path.stem: path for path in out.rglob("*.java")}
+    missing = sorted(expected - generated.keys())
+    assert expected and not missing, f"no file for: {missing}"
+    for path in generated.values():
         assert path.parent == out / PACKAGE.replace(".", "/"), path
         assert f"\npackage {PACKAGE};\n" in path.read_text(), path
-    print(f"Java: {len(expected)} messages and enums of {PACKAGE}, each in a file of its own")
+    print(f"Java: {len(expected)} messages and enums of {PACKAGE}, each in its own file")
 
 
 main(pathlib.Path(sys.argv[1]))

@@ -1,6 +1,6 @@
-"""What a Python backend does with meterd: records an event, sends it again, reads the month.
+"""Shows how a Python backend uses meterd: records an event, sends it again, reads the current month.
 
-Stubs are generated from proto/ into a temporary directory. The server is $METERD_SERVER.
+The stubs are generated from proto/ into a temporary directory. The server is $METERD_SERVER.
 """
 
 import os
@@ -48,10 +48,10 @@ def main() -> None:
             event.input_tokens = 375
             try:
                 service.TrackUsage(usage.TrackUsageRequest(event=event), timeout=10)
-                raise AssertionError("another payload under the same key was taken")
+                raise AssertionError("another payload with the same key was accepted")
             except grpc.RpcError as error:
                 assert error.code() == grpc.StatusCode.ALREADY_EXISTS, error
-    print("accepted, duplicate, counted once, conflict refused")
+    print("event accepted, duplicate recognized, counted once, conflict rejected")
 
 
 main()

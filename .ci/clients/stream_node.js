@@ -1,4 +1,4 @@
-// Streams events with @grpc/grpc-js as fast as it takes them: arguments are client id, streams, events a stream.
+// Streams events with @grpc/grpc-js as fast as possible. Arguments: client id, number of streams, events per stream.
 'use strict';
 const path = require('path');
 const grpc = require('@grpc/grpc-js');
@@ -47,14 +47,14 @@ function run(number) {
   });
 }
 
-// A health check on the same connection, as the wire has it: an empty request.
+// Runs a health check on the same connection. The request is an empty message.
 function check() {
   const bytes = (value) => value;
   return new Promise((resolve) => {
-    const begun = process.hrtime.bigint();
+    const started = process.hrtime.bigint();
     service.makeUnaryRequest('/grpc.health.v1.Health/Check', bytes, bytes, Buffer.alloc(0), (error) => {
       if (error) errors.push(`health: ${grpc.status[error.code]}: ${error.details}`);
-      slowest = Math.max(slowest, Number(process.hrtime.bigint() - begun) / 1e6);
+      slowest = Math.max(slowest, Number(process.hrtime.bigint() - started) / 1e6);
       resolve();
     });
   });

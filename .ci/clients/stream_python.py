@@ -1,4 +1,4 @@
-"""Streams events with grpcio as fast as it takes them: arguments are client id, streams, events a stream."""
+"""Streams events with grpcio as fast as possible. Arguments: client id, number of streams, events per stream."""
 
 import json
 import os
@@ -42,15 +42,15 @@ def main() -> None:
                 errors.append(f"{error.code().name}: {error.details()}")
 
         def other_calls() -> None:
-            # A health check, as the wire has it: an empty request, and SERVING is field 1 with the value 1.
+            # A health check without stubs. The request is an empty message, and SERVING is field 1 with the value 1.
             check = channel.unary_unary("/grpc.health.v1.Health/Check")
             while not done.wait(0.05):
-                begun = time.monotonic()
+                started = time.monotonic()
                 try:
                     check(b"", timeout=60)
                 except grpc.RpcError as error:
                     errors.append(f"health: {error.code().name}: {error.details()}")
-                slowest[0] = max(slowest[0], time.monotonic() - begun)
+                slowest[0] = max(slowest[0], time.monotonic() - started)
 
         with grpc.insecure_channel(os.environ["METERD_SERVER"]) as channel:
             service = usage_grpc.UsageServiceStub(channel)

@@ -1,7 +1,7 @@
-"""The stream matrix: real clients in several languages stream events as fast as they can, also while the database stalls.
+"""Real clients in several languages stream events as fast as they can, also while the database is stopped.
 
-Arguments are the server's pid, and the command of each language as language=command. The server is $METERD_SERVER, its data
-directory $METERD_DATA_DIR. Prints a row for each case, and fails if an event is not settled, recorded and counted once.
+Arguments: the server's pid, and a command for each language as language=command. The server is $METERD_SERVER, its data
+directory $METERD_DATA_DIR. Prints a row per case. Fails if any event is not settled, recorded and counted exactly once.
 """
 
 import json
@@ -20,12 +20,12 @@ from generate import generate
 
 STREAMS = [(1, 20_000), (1, 50_000), (4, 5_000), (8, 5_000)]
 STALL_SECONDS = 2
-# Streams and a stalled database go together where most is waiting.
+# The cases with a stalled database: those in which most events wait.
 STALLED = [(1, 50_000), (8, 5_000)]
 
 
 def postgres() -> list:
-    """The processes of the embedded PostgreSQL."""
+    """Returns the process ids of the embedded PostgreSQL."""
     pid = (pathlib.Path(os.environ["METERD_DATA_DIR"]) / "postgres/postmaster.pid").read_text().split()[0]
     children = pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return [int(pid), *map(int, children)]
@@ -47,18 +47,18 @@ def mebibytes(pid: str, field: str) -> int:
 
 def run(command: list, streams: int, events: int, stalls: bool) -> tuple:
     client_id = f"streams-{uuid.uuid4()}"
-    begun = time.monotonic()
+    started = time.monotonic()
     client = subprocess.Popen([*command, client_id, str(streams), str(events)], stdout=subprocess.PIPE, text=True)
     assert client.stdout.readline().strip() == "streaming"
     stalling = threading.Timer(0.5, stall)
     if stalls:
         stalling.start()
     report = json.loads(client.stdout.readline())
-    took = time.monotonic() - begun
+    seconds = time.monotonic() - started
     if stalls:
         stalling.join()
     assert client.wait(timeout=10) == 0
-    return client_id, report, took
+    return client_id, report, seconds
 
 
 def main() -> int:
@@ -75,7 +75,7 @@ def main() -> int:
         for language, command in commands.items():
             for stalls in (False, True):
                 for streams, events in STALLED if stalls else STREAMS:
-                    client_id, report, took = run(command.split(), streams, events, stalls)
+                    client_id, report, seconds = run(command.split(), streams, events, stalls)
                     request = usage.GetCurrentMonthUsageRequest(client_id=client_id)
                     recorded = service.GetCurrentMonthUsage(request, timeout=30).totals.request_count
                     sent = streams * events
@@ -84,7 +84,7 @@ def main() -> int:
                     passed, failed = passed + right, failed + (not right)
                     print(
                         f"{language:8}  {streams}×{events:<6} {f'{STALL_SECONDS} s' if stalls else '-':>4}"
-                        f"  {sent:7}  {report['settled']:7}  {recorded:8}  {report['duplicates']:10}  {took:7.1f}"
+                        f"  {sent:7}  {report['settled']:7}  {recorded:8}  {report['duplicates']:10}  {seconds:7.1f}"
                         f"  {report['slowest_check_ms']:13}  {mebibytes(pid, 'VmRSS')}, {mebibytes(pid, 'VmHWM')}"
                         f"{'' if right else '  WRONG: ' + '; '.join(report['errors'])}",
                         flush=True,

@@ -1,7 +1,7 @@
-"""What a Python backend does with meterd's webhooks: receives them over TLS and verifies them with the PyPI library
-`standardwebhooks`, while the key is changed, and refuses what somebody else has changed.
+"""Shows how a Python backend receives meterd's webhooks: over TLS, verified with the PyPI library `standardwebhooks`, also
+while the key is changed. Modified webhooks must be rejected.
 
-The server is $METERD_SERVER; the argument is a directory with cert.pem and key.pem for localhost.
+The server is $METERD_SERVER. The argument is a directory with cert.pem and key.pem for localhost.
 """
 
 import http.server
@@ -71,8 +71,8 @@ def main() -> None:
                 )
                 return list(alerts.UpdateAlertPolicy(request, timeout=10).policy.channels[0].secrets)
 
-            def crossing() -> tuple:
-                """Crosses the critical threshold of a new client: 20,000 × 0.0075 USD."""
+            def reach_threshold() -> tuple:
+                """Reaches the critical threshold of a new client: 20,000 × 0.0075 USD."""
                 client_id = f"python-{uuid.uuid4()}"
                 event = usage.UsageEvent(client_id=client_id, service="sms", units="20000")
                 service.TrackUsage(usage.TrackUsageRequest(event=event), timeout=10)
@@ -85,22 +85,22 @@ def main() -> None:
                 return headers, body
 
             (old,) = set_channel([])
-            headers, body = crossing()
+            headers, body = reach_threshold()
             assert verifies(old, headers, body)
-            assert not verifies(old, headers, body.replace(b'"150"', b'"151"')), "a changed body was taken"
+            assert not verifies(old, headers, body.replace(b'"150"', b'"151"')), "a modified body was accepted"
             other = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
-            assert not verifies(other, headers, body), "another key was taken"
+            assert not verifies(other, headers, body), "another key was accepted"
             late = {**headers, "webhook-timestamp": str(int(headers["webhook-timestamp"]) + 1)}
-            assert not verifies(old, late, body), "another time was taken"
+            assert not verifies(old, late, body), "another time was accepted"
 
-            assert set_channel([other, old]) == [], "keys that the caller knows are shown"
-            headers, body = crossing()
+            assert set_channel([other, old]) == [], "keys that the caller set are returned"
+            headers, body = reach_threshold()
             assert verifies(old, headers, body) and verifies(other, headers, body)
 
             set_channel([other])
-            headers, body = crossing()
+            headers, body = reach_threshold()
             assert verifies(other, headers, body) and not verifies(old, headers, body)
-    print("verified with the published library: one key, two during a change, the new one; changed bodies refused")
+    print("webhooks verified with one key, with two keys and with a new key; modified webhooks rejected")
 
 
 main()

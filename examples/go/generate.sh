@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes the Go stubs in gen/go. Needs protoc, protoc-gen-go and protoc-gen-go-grpc on the PATH.
+# Generates the Go stubs in gen/go. Needs protoc, protoc-gen-go and protoc-gen-go-grpc on the PATH.
 set -eu
 cd "$(dirname "$0")"
 ${PROTOC:-protoc} -I ../../proto --go_out=. --go_opt=module=github.com/meterd/meterd \

@@ -1,4 +1,4 @@
-// Command track records one event. generate.sh beside this file makes the stubs that it imports.
+// Command track records one event. It imports the stubs that generate.sh generates.
 package main
 
 import (

@@ -1,4 +1,4 @@
-"""Records one event. `generate.sh` beside this file makes the stubs it imports."""
+"""Records one event. It imports the stubs that `generate.sh` generates."""
 
 import os
 

@@ -1,4 +1,4 @@
-// Records one event. The proto files are read when the program starts: nothing is generated.
+// Records one event. The program reads the proto files when it starts, so no code is generated.
 import path from 'node:path';
 import * as grpc from '@grpc/grpc-js';
 import * as loader from '@grpc/proto-loader';

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Reads the default policy: what holds for every client that overrides nothing.
+# Reads the default policy, which applies to every client without overrides.
 set -euo pipefail
 server=${METERD_SERVER:-127.0.0.1:50051}
 

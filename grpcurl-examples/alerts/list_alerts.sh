@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Lists the critical alerts of a client that nobody has resolved, the newest first.
+# Lists the unresolved critical alerts of a client, the newest first.
 set -euo pipefail
 server=${METERD_SERVER:-127.0.0.1:50051}
-"$(dirname "$0")/raise.sh" > /dev/null
+"$(dirname "$0")/raise_alert.sh" > /dev/null
 
 grpcurl -plaintext -d '{
   "client_ids": ["example-alerts"],

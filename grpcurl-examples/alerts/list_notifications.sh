@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Lists the notifications that were given up, with the reason.
+# Lists failed notifications with the reason.
 set -euo pipefail
 server=${METERD_SERVER:-127.0.0.1:50051}
 

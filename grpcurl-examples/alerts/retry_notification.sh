@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Tries a notification again that was given up: here because its channel was removed, and is there again.
+# Retries a failed notification. This one failed because its channel was removed; then the channel is added again.
 set -euo pipefail
 server=${METERD_SERVER:-127.0.0.1:50051}
-"$(dirname "$0")/raise.sh" > /dev/null
-policy() { # field to change, and its value; without one it goes back to the default
+"$(dirname "$0")/raise_alert.sh" > /dev/null
+policy() { # field, value; without a value the field is reset to the default
   grpcurl -plaintext -d "{\"policy\": {\"client_id\": \"example-alerts\"${2:+, \"$1\": $2}}, \"update_mask\": {\"paths\": [\"$1\"]}}" \
     "$server" metering.v1.AlertService/UpdateAlertPolicy > /dev/null
 }
 channel='[{"kind": "NOTIFICATION_CHANNEL_KIND_WEBHOOK", "target": "https://alerts.example.invalid/meterd"}]'
 
 policy channels "$channel"
-# The alert is resolved by a higher line, and raised again by the old one.
+# A higher threshold resolves the alert, and the old threshold raises it again.
 policy monthly_critical '"100000"'
 policy monthly_critical
 policy channels

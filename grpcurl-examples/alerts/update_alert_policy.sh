@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Gives a client lines of its own. The mask says which fields change; a named one without a value goes back to the default.
+# Overrides thresholds for a client. update_mask names the fields to change. A named field without a value is reset to
+# the default.
 set -euo pipefail
 server=${METERD_SERVER:-127.0.0.1:50051}
 "$(dirname "$0")/../clients/create_client.sh" > /dev/null

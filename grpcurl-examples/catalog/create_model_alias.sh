@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Gives a model a second name: events under it cost what the model costs.
+# Adds an alias for a model. Events with the alias cost the same as events with the model's name.
 set -euo pipefail
 server=${METERD_SERVER:-127.0.0.1:50051}
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Gives a service a price, from the beginning of time on. Its events that were waiting for one are then priced too.
+# Adds a price that is valid for all times. Events of the service without a price are then priced, too.
 set -euo pipefail
 server=${METERD_SERVER:-127.0.0.1:50051}
 "$(dirname "$0")/create_service.sh" > /dev/null

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Creates a service of your own. With a request_id a repeat gets the first answer instead of SERVICE_EXISTS.
+# Creates a custom service. With a request_id, a repeated call returns the first result instead of SERVICE_EXISTS.
 set -euo pipefail
 server=${METERD_SERVER:-127.0.0.1:50051}
 

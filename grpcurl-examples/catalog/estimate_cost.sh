@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Computes what an event would cost, line by line, and records nothing.
+# Computes the cost of an event, line by line, without recording it.
 set -euo pipefail
 server=${METERD_SERVER:-127.0.0.1:50051}
 

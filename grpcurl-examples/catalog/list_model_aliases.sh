@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Lists the second names of models.
+# Lists the aliases of models.
 set -euo pipefail
 server=${METERD_SERVER:-127.0.0.1:50051}
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Lists what the service openai costs.
+# Lists the prices of the service openai.
 set -euo pipefail
 server=${METERD_SERVER:-127.0.0.1:50051}
 

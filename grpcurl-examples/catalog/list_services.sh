@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Lists everything that can be metered.
+# Lists all services that can be metered.
 set -euo pipefail
 server=${METERD_SERVER:-127.0.0.1:50051}
 

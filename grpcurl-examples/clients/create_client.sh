@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Creates a client with a time zone of its own. With a request_id a repeat gets the first answer instead of CLIENT_EXISTS.
+# Creates a client with its own time zone. With a request_id, a repeated call returns the first result instead of
+# CLIENT_EXISTS.
 set -euo pipefail
 server=${METERD_SERVER:-127.0.0.1:50051}
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Reads one client.
+# Reads a client.
 set -euo pipefail
 server=${METERD_SERVER:-127.0.0.1:50051}
 "$(dirname "$0")/create_client.sh" > /dev/null

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Lists clients, ten a page.
+# Lists clients, ten per page.
 set -euo pipefail
 server=${METERD_SERVER:-127.0.0.1:50051}
 

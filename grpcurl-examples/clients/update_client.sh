@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Changes a client's name. update_mask says which fields change; the time zone stays as it is. (grpcurl takes the mask as
-# the message it is; other JSON tools write it as one string, "displayName".)
+# Changes a client's name. update_mask names the fields to change, so the time zone is unchanged. (grpcurl expects the
+# mask as a message with paths; other JSON tools expect a string, "displayName".)
 set -euo pipefail
 server=${METERD_SERVER:-127.0.0.1:50051}
 "$(dirname "$0")/create_client.sh" > /dev/null

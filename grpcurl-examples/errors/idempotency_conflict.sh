@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Uses an idempotency key again for another payload: ALREADY_EXISTS, with the id of the event that has the key. Nothing is
-# recorded.
+# Sends an idempotency key again with another payload. The error is ALREADY_EXISTS with the id of the event that has the
+# key. Nothing is recorded.
 set -euo pipefail
 server=${METERD_SERVER:-127.0.0.1:50051}
 "$(dirname "$0")/../usage/track_usage.sh" > /dev/null

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Continues a subscription with a token that this deployment never gave: INVALID_ARGUMENT, RESUME_TOKEN_INVALID.
+# Continues a subscription with a token that this deployment did not issue. The error is INVALID_ARGUMENT with the
+# reason RESUME_TOKEN_INVALID.
 set -euo pipefail
 server=${METERD_SERVER:-127.0.0.1:50051}
 

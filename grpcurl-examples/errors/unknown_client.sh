@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Reads the month of a client that does not exist: NOT_FOUND.
+# Reads the current month of a client that does not exist. The error is NOT_FOUND.
 set -euo pipefail
 server=${METERD_SERVER:-127.0.0.1:50051}
 

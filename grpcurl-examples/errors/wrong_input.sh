@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Sends an event with four mistakes. The answer is INVALID_ARGUMENT and names all of them at once, each with what to send
-# instead; nothing is recorded. grpcurl exits with 64 plus the status code, and prints errors on standard error.
+# Sends an event with four mistakes. The error is INVALID_ARGUMENT and lists all four, each with its fix. Nothing is
+# recorded. grpcurl exits with 64 plus the status code and prints errors on standard error.
 set -euo pipefail
 server=${METERD_SERVER:-127.0.0.1:50051}
 

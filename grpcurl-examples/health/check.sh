@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Asks whether calls to a service are answered: NOT_SERVING while the database is away or the server is stopping.
+# Checks whether a service can answer calls. The status is NOT_SERVING while the database is unavailable or the server
+# is stopping.
 set -euo pipefail
 server=${METERD_SERVER:-127.0.0.1:50051}
 

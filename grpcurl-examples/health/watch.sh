@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Watches the health of the whole server for two seconds. A watch has no end of its own, so DEADLINE_EXCEEDED is right
-# here: grpcurl exits with 64 plus the status code.
+# Watches the health of the whole server for two seconds. A watch does not end by itself, so DEADLINE_EXCEEDED is
+# expected: grpcurl exits with 64 plus the status code.
 set -euo pipefail
 server=${METERD_SERVER:-127.0.0.1:50051}
 

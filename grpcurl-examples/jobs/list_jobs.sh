@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Lists the scheduled jobs: when each ran last, what it did, and when it is due next.
+# Lists the scheduled jobs with their last run, its result, and the time of the next run.
 set -euo pipefail
 server=${METERD_SERVER:-127.0.0.1:50051}
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs a scheduled job now, on whichever replica takes it, and waits for its end.
+# Runs a scheduled job now and waits until it ends. Any replica may run it.
 set -euo pipefail
 server=${METERD_SERVER:-127.0.0.1:50051}
 

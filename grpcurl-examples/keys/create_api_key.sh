@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes a key that may record usage of one client. The token is in this answer and nowhere else.
+# Creates a key that may record usage of one client. The token is returned only once.
 set -euo pipefail
 server=${METERD_SERVER:-127.0.0.1:50051}
 

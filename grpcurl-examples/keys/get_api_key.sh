@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Reads a key, which never shows its secret.
+# Reads a key. The secret is never returned.
 set -euo pipefail
 server=${METERD_SERVER:-127.0.0.1:50051}
 

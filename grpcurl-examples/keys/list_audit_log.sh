@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Lists what admins did last.
+# Lists the latest changes by admins.
 set -euo pipefail
 server=${METERD_SERVER:-127.0.0.1:50051}
 

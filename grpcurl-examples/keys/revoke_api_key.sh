@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Ends a key for good: its calls are refused and its streams end.
+# Revokes a key permanently: its calls are rejected and its streams end.
 set -euo pipefail
 server=${METERD_SERVER:-127.0.0.1:50051}
 

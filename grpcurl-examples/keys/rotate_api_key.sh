@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes a new key in the place of an old one, which stays good for an hour.
+# Creates a new key that replaces an old one. The old key stays valid for an hour.
 set -euo pipefail
 server=${METERD_SERVER:-127.0.0.1:50051}
 

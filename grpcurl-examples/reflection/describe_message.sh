@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Shows the fields of a message with their units, bounds and defaults, and a template to fill in.
+# Shows the fields of a message with their units, limits and defaults, and a JSON template.
 set -euo pipefail
 server=${METERD_SERVER:-127.0.0.1:50051}
 

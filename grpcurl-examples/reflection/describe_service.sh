@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Shows the RPCs of a service, each with its manual.
+# Shows the RPCs of a service with their documentation.
 set -euo pipefail
 server=${METERD_SERVER:-127.0.0.1:50051}
 

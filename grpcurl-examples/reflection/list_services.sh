@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Asks the server which services it has. Every example here works without a proto file because of this.
+# Lists the services of the server. All examples here work without proto files because the server supports reflection.
 set -euo pipefail
 server=${METERD_SERVER:-127.0.0.1:50051}
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Records several events in one call. The third one is wrong on purpose: it is rejected, the others are not touched.
+# Records several events in one call. The third event is invalid on purpose: only this one is rejected.
 set -euo pipefail
 server=${METERD_SERVER:-127.0.0.1:50051}
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Exports a client's events as CSV, from a day of its own calendar on. JSON shows the bytes of each piece as base64; decoded
-# and put together they are the file. (`meterd export` writes the file directly.)
+# Exports a client's events as CSV, starting with a day in the client's time zone. In JSON, the bytes of each chunk are
+# base64; decoded and concatenated they are the file. (`meterd export` writes the file directly.)
 set -euo pipefail
 server=${METERD_SERVER:-127.0.0.1:50051}
 "$(dirname "$0")/track_usage.sh" > /dev/null

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Reads a client's month so far, by service, and where it ends if it goes on like this.
+# Reads a client's usage of the current month by service, and the projected cost at the end of the month.
 set -euo pipefail
 server=${METERD_SERVER:-127.0.0.1:50051}
 "$(dirname "$0")/track_usage.sh" > /dev/null

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Reads the totals of this month over all clients, and by service.
+# Reads the totals of the current month over all clients, and by service.
 set -euo pipefail
 server=${METERD_SERVER:-127.0.0.1:50051}
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Reads one recorded event by its id, which TrackUsage has answered.
+# Reads a recorded event by the id that TrackUsage returned.
 set -euo pipefail
 server=${METERD_SERVER:-127.0.0.1:50051}
 event_id=$("$(dirname "$0")/track_usage.sh" | sed -n 's/.*"eventId": "\([^"]*\)".*/\1/p')

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Reads the days of this month up to today: total, by service, by day, and the two operations that cost most.
+# Reads the current month up to today: the total, the sums by service and by day, and the two most expensive operations.
 set -euo pipefail
 server=${METERD_SERVER:-127.0.0.1:50051}
 "$(dirname "$0")/batch_track_usage.sh" > /dev/null

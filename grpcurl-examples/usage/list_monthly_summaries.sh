@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Lists all clients with usage in this month, the costliest first, with last month beside it and totals over all.
+# Lists all clients with usage in the current month, the most expensive first, with the previous month for comparison
+# and the totals of all.
 set -euo pipefail
 server=${METERD_SERVER:-127.0.0.1:50051}
 "$(dirname "$0")/batch_track_usage.sh" > /dev/null

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Lists the two newest chat completions of a client. next_page_token of the answer, sent as page_token, gives the next two.
+# Lists the two newest chat completions of a client. To get the next two, send next_page_token of the response as
+# page_token.
 set -euo pipefail
 server=${METERD_SERVER:-127.0.0.1:50051}
 "$(dirname "$0")/track_usage.sh" > /dev/null

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Groups this month's usage of one client by service and model, and counts the active users of each exactly.
+# Groups a client's usage of the current month by service and model, and counts the active users of each group exactly.
 set -euo pipefail
 server=${METERD_SERVER:-127.0.0.1:50051}
 "$(dirname "$0")/track_usage.sh" > /dev/null

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Computes a client's current month again from its events. Nothing is corrected where rollups and events agree already.
+# Recomputes the sums of a client's current month from its events. Changes nothing if the sums are already correct.
 set -euo pipefail
 server=${METERD_SERVER:-127.0.0.1:50051}
 "$(dirname "$0")/track_usage.sh" > /dev/null

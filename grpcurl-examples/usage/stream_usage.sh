@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Streams four events over one call. Acknowledgements say up to which message everything is settled, and list what is not
-# plainly accepted: here the fourth event, which repeats the third one's key, and on a second run all of them.
+# Streams four events in one call. Each acknowledgement says up to which message all events are settled, and lists the
+# events that were not simply accepted. Here this is the fourth event, which has the key of the third, and on a second
+# run all events.
 set -euo pipefail
 server=${METERD_SERVER:-127.0.0.1:50051}
 

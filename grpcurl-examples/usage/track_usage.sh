@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Records one event and shows what it cost. Run again, it answers DUPLICATE: the idempotency key is the same.
+# Records an event and shows its cost. A second run returns DUPLICATE, because the idempotency key is the same.
 set -euo pipefail
 server=${METERD_SERVER:-127.0.0.1:50051}
 

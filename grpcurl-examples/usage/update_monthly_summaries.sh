@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Refreshes the summaries of every month that has changed since it was summarised. A job does the same within a minute.
+# Refreshes the summaries of all months that changed since they were computed. A job does the same within a minute.
 set -euo pipefail
 server=${METERD_SERVER:-127.0.0.1:50051}
 

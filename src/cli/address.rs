@@ -1,16 +1,16 @@
-//! The address of a server, as people write it.
+//! Parses the address of a server.
 
 use anyhow::{bail, ensure};
 use std::net::Ipv6Addr;
 
-/// Port of a server that was started without `--listen`.
+/// Default port of the server.
 pub const PORT_DEFAULT: u16 = 50_051;
 
-/// Where a server is, and whether it is spoken to over TLS.
+/// The address of a server, and whether to use TLS.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Address {
     pub tls: bool,
-    /// A name or an IP address, without brackets.
+    /// A host name or an IP address, without brackets.
     pub host: String,
     pub port: u16,
     /// Whether the port was left out.
@@ -18,12 +18,12 @@ pub struct Address {
 }
 
 impl Address {
-    /// Reads `https://host:port`; without a scheme `http://` is meant, without a port 50051.
+    /// Parses `https://host:port`. The default scheme is `http://`, the default port 50051.
     pub fn parse(text: &str) -> anyhow::Result<Self> {
         let text = text.trim();
         let wrong = |why: &str| {
             anyhow::anyhow!(
-                "--server (METERD_SERVER) {text:?} {why}; write it like http://127.0.0.1:50051 or https://meterd.example.com"
+                "--server (METERD_SERVER) {text:?} {why}; examples: http://127.0.0.1:50051, https://meterd.example.com"
             )
         };
         let (scheme, rest) = text.split_once("://").unwrap_or(("http", text));
@@ -33,23 +33,23 @@ impl Address {
             _ => bail!(wrong("must begin with http:// or https://")),
         };
         let authority = rest.trim_end_matches('/');
-        ensure!(!authority.is_empty(), wrong("names no host"));
-        ensure!(!authority.contains(['/', '?', '#']), wrong("must have no path"));
-        ensure!(!authority.contains('@'), wrong("must have no user or password: the key is for --api-key"));
-        let (host, port) = split_port(authority).ok_or_else(|| wrong("has a wrong port"))?;
+        ensure!(!authority.is_empty(), wrong("has no valid host"));
+        ensure!(!authority.contains(['/', '?', '#']), wrong("must not have a path"));
+        ensure!(!authority.contains('@'), wrong("must not have a user or password: use --api-key for the API key"));
+        let (host, port) = split_port(authority).ok_or_else(|| wrong("has an invalid port"))?;
         let is_host = |char: char| char.is_ascii_alphanumeric() || "-._:%".contains(char);
-        ensure!(!host.is_empty() && host.chars().all(is_host), wrong("names no host"));
-        ensure!(!host.contains(':') || host.parse::<Ipv6Addr>().is_ok(), wrong("has a wrong IPv6 address"));
+        ensure!(!host.is_empty() && host.chars().all(is_host), wrong("has no valid host"));
+        ensure!(!host.contains(':') || host.parse::<Ipv6Addr>().is_ok(), wrong("has an invalid IPv6 address"));
         let port_is_default = port.is_none();
         Ok(Self { tls, host: host.to_owned(), port: port.unwrap_or(PORT_DEFAULT), port_is_default })
     }
 
-    /// The same place by the other scheme.
+    /// The same address with or without TLS.
     pub fn with_tls(&self, tls: bool) -> Self {
         Self { tls, ..self.clone() }
     }
 
-    /// The same host at another port.
+    /// The same host with another port.
     pub fn with_port(&self, port: u16) -> Self {
         Self { port, ..self.clone() }
     }
@@ -69,7 +69,7 @@ impl std::fmt::Display for Address {
     }
 }
 
-/// Host and port; None, where the port is none.
+/// Splits host and port. `None` if the port is invalid.
 fn split_port(authority: &str) -> Option<(&str, Option<u16>)> {
     if let Some(bracketed) = authority.strip_prefix('[') {
         let (host, rest) = bracketed.split_once(']')?;
@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn scheme_and_port_may_be_left_out() {
+    fn scheme_and_port_are_optional() {
         for (text, expected) in [
             ("127.0.0.1:50051", "http://127.0.0.1:50051"),
             ("localhost", "http://localhost:50051"),
@@ -111,19 +111,19 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_address_is_refused_with_the_reason() {
+    fn the_error_of_an_invalid_address_has_the_reason() {
         for (text, why) in [
-            ("", "names no host"),
-            ("http://", "names no host"),
+            ("", "has no valid host"),
+            ("http://", "has no valid host"),
             ("grpc://a:1", "must begin with http:// or https://"),
             ("dns:///a:1", "must begin with http:// or https://"),
-            ("http://a:1/metrics", "must have no path"),
-            ("a:port", "has a wrong port"),
-            ("a:0", "has a wrong port"),
-            ("a:70000", "has a wrong port"),
-            ("http://key@a:1", "must have no user or password"),
-            ("http://a b", "names no host"),
-            ("http://[::1", "has a wrong port"),
+            ("http://a:1/metrics", "must not have a path"),
+            ("a:port", "has an invalid port"),
+            ("a:0", "has an invalid port"),
+            ("a:70000", "has an invalid port"),
+            ("http://key@a:1", "must not have a user or password"),
+            ("http://a b", "has no valid host"),
+            ("http://[::1", "has an invalid port"),
         ] {
             let error = Address::parse(text).unwrap_err().to_string();
             assert!(error.contains(why), "{text}: {error}");

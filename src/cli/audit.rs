@@ -1,4 +1,4 @@
-//! `meterd audit`: what admins did.
+//! `meterd audit`: shows the audit log of admin calls.
 
 use super::chart::table;
 use super::connect::{self, ConnectArgs};
@@ -14,29 +14,29 @@ use tonic::Code;
 
 const CALL_SECONDS: u64 = 30;
 const PAGE_SIZE: usize = 1_000;
-/// Most characters of a request in the table.
+/// Maximum number of characters of a request in the table.
 const REQUEST_CHARS_MAX: usize = 80;
 
-/// Show what admins did, the newest first
+/// Show the audit log of admin calls, the newest first
 #[derive(Args, Clone, Debug)]
 pub struct AuditArgs {
-    /// Only of this key, or subject of a token
+    /// Only calls with this key id or this subject of a token
     #[arg(long, value_name = "ID")]
     pub actor: Option<String>,
-    /// Only of this method, such as CatalogService/CreatePrice or CreatePrice
+    /// Only calls of this method, such as CatalogService/CreatePrice or CreatePrice
     #[arg(long)]
     pub method: Option<String>,
-    /// Most that are shown
+    /// Maximum number of entries
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub limit: u32,
-    /// Print JSON, one entry a line
+    /// Print JSON, one entry per line
     #[arg(long)]
     pub json: bool,
     #[command(flatten)]
     pub connect: ConnectArgs,
 }
 
-/// Prints the log.
+/// Prints the audit log.
 pub async fn run(args: AuditArgs) -> anyhow::Result<ExitCode> {
     let method = args.method.as_deref().map(method).transpose()?.unwrap_or_default();
     let mut client = connect::keys_client(args.connect.channel().await?);
@@ -64,19 +64,19 @@ pub async fn run(args: AuditArgs) -> anyhow::Result<ExitCode> {
         false => to_table(&entries).iter().for_each(|line| println!("{line}")),
     }
     if !args.json && !page_token.is_empty() {
-        println!("and older ones: see --limit");
+        println!("there are older entries: increase --limit");
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// The full name of a method that is given with or without its package and service.
-fn method(given: &str) -> anyhow::Result<&'static str> {
-    let is_it = |full: &str| full == given || full.strip_suffix(given).is_some_and(|rest| rest.ends_with(['.', '/']));
+/// Finds the full name of a method. `name` may be without the package and the service.
+fn method(name: &str) -> anyhow::Result<&'static str> {
+    let matches = |full: &str| full == name || full.strip_suffix(name).is_some_and(|rest| rest.ends_with(['.', '/']));
     let audited = || methods::ROWS.iter().filter(|row| row.audited).map(|row| row.method);
-    audited().find(|full| is_it(full)).ok_or_else(|| {
+    audited().find(|full| matches(full)).ok_or_else(|| {
         let short = |full: &'static str| full.rsplit('/').next().unwrap_or(full);
         let names: Vec<_> = audited().map(short).collect();
-        anyhow::anyhow!("--method {given:?}: no audited method has this name; there are {}", names.join(", "))
+        anyhow::anyhow!("--method {name:?}: must be the name of an audited method, one of {}", names.join(", "))
     })
 }
 
@@ -139,17 +139,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_method_is_found_by_any_part_of_its_name_and_an_unknown_one_is_refused() {
-        for given in ["CreatePrice", "CatalogService/CreatePrice", "metering.v1.CatalogService/CreatePrice"] {
-            assert_eq!(method(given).unwrap(), "metering.v1.CatalogService/CreatePrice");
+    fn a_method_is_found_by_its_full_or_short_name_and_an_unknown_one_is_an_error() {
+        for name in ["CreatePrice", "CatalogService/CreatePrice", "metering.v1.CatalogService/CreatePrice"] {
+            assert_eq!(method(name).unwrap(), "metering.v1.CatalogService/CreatePrice");
         }
-        for given in ["Price", "ListPrices", "CreatPrice", ""] {
-            assert!(method(given).unwrap_err().to_string().contains("CreatePrice"), "{given}");
+        for name in ["Price", "ListPrices", "CreatPrice", ""] {
+            assert!(method(name).unwrap_err().to_string().contains("CreatePrice"), "{name}");
         }
     }
 
     #[test]
-    fn an_entry_is_a_line_that_says_who_did_what_and_how_it_ended() {
+    fn an_entry_is_a_line_with_the_actor_the_method_and_the_outcome() {
         let entry = AuditEntry {
             actor_kind: ActorKind::ApiKey.into(),
             actor_id: "0123456789abcdef".into(),

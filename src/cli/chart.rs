@@ -1,10 +1,11 @@
-//! Tables and bars for a terminal, drawn with exact numbers.
+//! Tables and bars for the terminal, computed with exact numbers.
 
 use bigdecimal::{BigDecimal, RoundingMode, ToPrimitive, Zero};
 
 const EIGHTHS: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"];
 
-/// A bar of at most `width` cells, in eighths of a cell, where `max` fills it. What is above zero can be seen.
+/// Draws a bar for `value`. A bar for `max` has `width` cells. The resolution is an eighth of a cell; every positive value has
+/// at least one eighth.
 pub fn bar(value: &BigDecimal, max: &BigDecimal, width: u32) -> String {
     if value <= &BigDecimal::zero() || max <= &BigDecimal::zero() {
         return String::new();
@@ -16,7 +17,7 @@ pub fn bar(value: &BigDecimal, max: &BigDecimal, width: u32) -> String {
     format!("{}{part}", "█".repeat((eighths / 8) as usize))
 }
 
-/// An amount for people: 2 decimals, or 4 below one, or that it is smaller. Half to even.
+/// Rounds an amount half to even for display: to 2 decimals, or to 4 decimals below one. Smaller amounts are "<0.0001".
 pub fn shown_amount(amount: &BigDecimal) -> String {
     let one = BigDecimal::from(1);
     let decimals = if amount.abs() >= one || amount.is_zero() { 2 } else { 4 };
@@ -27,7 +28,7 @@ pub fn shown_amount(amount: &BigDecimal) -> String {
     }
 }
 
-/// A count with thousands separators: `22,361,870`.
+/// Formats a count with thousands separators: `22,361,870`.
 pub fn grouped(count: impl ToString) -> String {
     let text = count.to_string();
     let (sign, digits) = match text.strip_prefix('-') {
@@ -44,7 +45,7 @@ pub fn grouped(count: impl ToString) -> String {
     grouped
 }
 
-/// Lines of a table. The columns that `right` marks are set right; there is no space after the last one.
+/// Formats rows as lines of a table. Columns that `right` marks are aligned right. Lines have no trailing spaces.
 pub fn table(rows: &[Vec<String>], right: &[bool]) -> Vec<String> {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
@@ -88,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn amounts_are_rounded_where_they_are_shown() {
+    fn amounts_are_rounded_for_display() {
         for (amount, expected) in [
             ("5.8074795", "5.81"),
             ("2.345", "2.34"),
@@ -114,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn columns_line_up() {
+    fn columns_are_aligned() {
         let rows = [["a", "1", "x"], ["béta", "22", ""]].map(|row| row.map(str::to_owned).to_vec());
         assert_eq!(table(&rows, &[false, true]), ["a      1  x", "béta  22"]);
     }

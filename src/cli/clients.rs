@@ -25,7 +25,7 @@ pub struct ClientsArgs {
     pub list: ListArgs,
 }
 
-/// What to do with clients.
+/// Subcommands of `clients`.
 #[derive(Subcommand, Clone, Debug)]
 pub enum ClientsCommand {
     /// List clients, ordered by id (the default)
@@ -41,10 +41,10 @@ pub enum ClientsCommand {
 /// Arguments of `clients list`.
 #[derive(Args, Clone, Debug)]
 pub struct ListArgs {
-    /// Most clients to list
+    /// Maximum number of clients
     #[arg(long, default_value_t = 1_000, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     pub limit: u32,
-    /// Print JSON, one client a line
+    /// Print JSON, one client per line
     #[arg(long, conflicts_with = "csv")]
     pub json: bool,
     /// Print CSV
@@ -57,7 +57,7 @@ pub struct ListArgs {
 /// Arguments of `clients show`.
 #[derive(Args, Clone, Debug)]
 pub struct ShowArgs {
-    /// The client
+    /// Id of the client
     #[arg(value_name = "CLIENT")]
     pub client: String,
     /// Print JSON
@@ -70,13 +70,13 @@ pub struct ShowArgs {
 /// Arguments of `clients create` and `clients update`.
 #[derive(Args, Clone, Debug)]
 pub struct ChangeArgs {
-    /// The client
+    /// Id of the client
     #[arg(value_name = "CLIENT")]
     pub client: String,
-    /// Name for people, such as "Acme Inc."
+    /// Display name, such as "Acme Inc."
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
-    /// IANA time zone in which the client's days and months begin, such as Europe/Berlin
+    /// IANA time zone of the client's days and months, such as Europe/Berlin
     #[arg(long, value_name = "ZONE", value_parser = parse_zone)]
     pub time_zone: Option<String>,
     /// Print JSON
@@ -95,7 +95,7 @@ fn parse_zone(text: &str) -> Result<String, String> {
     Err(format!("must be an IANA time zone such as Europe/Berlin{hint}"))
 }
 
-/// Does what was asked.
+/// Runs the subcommand.
 pub async fn run(args: ClientsArgs) -> anyhow::Result<ExitCode> {
     match args.command {
         None => list(args.list).await?,
@@ -133,7 +133,7 @@ async fn list(args: ListArgs) -> anyhow::Result<()> {
         to_table(&clients).iter().for_each(|line| println!("{line}"));
     }
     if !page_token.is_empty() {
-        eprintln!("there are more than {}: see --limit", args.limit);
+        eprintln!("only the first {} clients are shown: increase --limit", args.limit);
     }
     Ok(())
 }
@@ -167,9 +167,9 @@ async fn create(args: ChangeArgs) -> anyhow::Result<()> {
 }
 
 async fn update(args: ChangeArgs) -> anyhow::Result<()> {
-    let given = [("display_name", args.name.is_some()), ("time_zone", args.time_zone.is_some())];
-    let paths: Vec<String> = given.iter().filter(|(_, given)| *given).map(|(path, _)| (*path).to_owned()).collect();
-    anyhow::ensure!(!paths.is_empty(), "nothing to change: give --name, --time-zone or both");
+    let fields = [("display_name", args.name.is_some()), ("time_zone", args.time_zone.is_some())];
+    let paths: Vec<String> = fields.iter().filter(|(_, is_set)| *is_set).map(|(path, _)| (*path).to_owned()).collect();
+    anyhow::ensure!(!paths.is_empty(), "nothing to change: add --name, --time-zone or both");
     let request = UpdateClientRequest { client: Some(client_of(&args)), update_mask: Some(FieldMask { paths }) };
     let channel = args.connect.channel().await?;
     let updated = match service(&channel).update_client(args.connect.request(request, CALL_SECONDS)).await {
@@ -179,7 +179,7 @@ async fn update(args: ChangeArgs) -> anyhow::Result<()> {
     print(&updated, args.json);
     if args.time_zone.is_some() && !args.json {
         println!(
-            "Earlier events keep their days: `meterd rebuild --client {} --month YYYY-MM --rezone` moves them.",
+            "Existing events keep their days. `meterd rebuild --client {} --month YYYY-MM --rezone` moves them.",
             args.client
         );
     }
@@ -240,7 +240,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_client_is_a_line_and_a_safe_row() {
+    fn a_client_is_a_line_of_the_table_and_an_escaped_row_of_the_csv() {
         let client = Client {
             client_id: "+acme".into(),
             display_name: "Acme, Inc.".into(),
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn a_misspelt_zone_is_answered_with_those_like_it() {
+    fn the_error_of_a_misspelt_time_zone_suggests_similar_ones() {
         assert!(parse_zone("Europe/Berln").unwrap_err().contains("did you mean Europe/Berlin"));
         assert_eq!(parse_zone("Asia/Tokyo").as_deref(), Ok("Asia/Tokyo"));
     }

@@ -1,4 +1,4 @@
-//! How commands reach the server. `address`, `dial` and `trust` make the connection, `errors` tells what goes wrong.
+//! Connections of commands to the server. Uses `address`, `dial` and `trust`; `errors` formats errors.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -22,16 +22,16 @@ use crate::proto::client_service_client::ClientServiceClient;
 use crate::proto::key_service_client::KeyServiceClient;
 use crate::proto::usage_service_client::UsageServiceClient;
 
-/// Largest message in both directions: the contract's bound.
+/// Maximum size of a message in both directions, as in the API.
 pub const MESSAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// A peer that is gone without a word is noticed within these two.
+/// A dead peer is detected within the sum of these two.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(20);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A connection that presents the API key with every call.
+/// A connection that sends the API key with every call.
 pub type Connection = InterceptedService<Channel, Credentials>;
 
-/// An API key as the header that it is sent in. Does not show itself.
+/// An API key as the value of its header. `Debug` does not show it.
 #[derive(Clone)]
 pub struct ApiKeyArg(MetadataValue<Ascii>);
 
@@ -44,7 +44,7 @@ impl std::fmt::Debug for ApiKeyArg {
 fn parse_api_key(text: &str) -> Result<ApiKeyArg, String> {
     if text.trim().is_empty() {
         return Err(
-            "METERD_API_KEY is empty, as after a command that failed: set it to a token such as mtr_…, or unset it"
+            "METERD_API_KEY is empty; the command that sets it may have failed. Set it to a token such as mtr_…, or unset it"
                 .into(),
         );
     }
@@ -67,60 +67,64 @@ impl Interceptor for Credentials {
     }
 }
 
-/// Where the server is. Flattened into every command that talks to it.
+/// Arguments of all commands that call a server.
 #[derive(Args, Clone, Debug)]
 pub struct ConnectArgs {
-    /// Address of the server; without a port, 50051 is meant
+    /// Address of the server; the default port is 50051
     #[arg(long, env = "METERD_SERVER", default_value = "http://127.0.0.1:50051", value_name = "URL")]
     pub server: String,
-    /// API key, where the server asks for one
+    /// API key, if the server needs one
     #[arg(long, env = "METERD_API_KEY", hide_env_values = true, value_name = "TOKEN", value_parser = parse_api_key)]
     pub api_key: Option<ApiKeyArg>,
     #[command(flatten)]
     pub tls: TlsArgs,
-    /// Seconds that one call may take [default: depends on the command]
+    /// Maximum duration of one call in seconds [default: depends on the command]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub timeout: Option<u64>,
 }
 
-/// How an https:// server is known, and how it knows its caller.
+/// Certificates for https:// servers.
 #[derive(Args, Clone, Debug, Default)]
 pub struct TlsArgs {
-    /// Certificates, PEM: the server's own, or the one that signed it [default: those of the system]
+    /// File with the server's certificate or the certificate that signed it, PEM [default: the system's certificates]
     #[arg(long, env = "METERD_TLS_CA", value_name = "FILE")]
     pub tls_ca: Option<PathBuf>,
-    /// Certificate chain to show to a server that asks for one, PEM
+    /// File with the client certificate chain, PEM, if the server requires one
     #[arg(long, env = "METERD_TLS_CLIENT_CERT", value_name = "FILE")]
     pub tls_client_cert: Option<PathBuf>,
-    /// Private key of that certificate, PEM
+    /// File with the private key of the client certificate, PEM
     #[arg(long, env = "METERD_TLS_CLIENT_KEY", value_name = "FILE")]
     pub tls_client_key: Option<PathBuf>,
 }
 
 impl TlsArgs {
-    /// Files of TLS for a server that speaks in the clear: the caller means otherwise, and should not be in the clear unawares.
+    /// Rejects TLS flags for an http:// server, because the user expects an encrypted connection.
     pub fn check_unused(&self, url: &str) -> anyhow::Result<()> {
         let flags = [
             ("--tls-ca", &self.tls_ca),
             ("--tls-client-cert", &self.tls_client_cert),
             ("--tls-client-key", &self.tls_client_key),
         ];
-        let given = flags.iter().find(|(_, path)| path.is_some());
-        ensure!(given.is_none(), "{} is for TLS, and {url} is not: use https://", given.map_or("", |(flag, _)| flag));
+        let used = flags.iter().find(|(_, path)| path.is_some());
+        ensure!(
+            used.is_none(),
+            "{} needs TLS, but {url} does not use it: use https://",
+            used.map_or("", |(flag, _)| flag)
+        );
         Ok(())
     }
 }
 
 impl ConnectArgs {
-    /// A server, and nothing else.
+    /// Arguments for a server without TLS and without an API key.
     pub fn to(server: &str) -> Self {
         Self { server: server.into(), api_key: None, tls: TlsArgs::default(), timeout: None }
     }
 
-    /// Connects now, so that a server that is not there, or something else that is, is told at once.
+    /// Connects immediately, so that a missing server or a wrong protocol is reported at once.
     pub async fn channel(&self) -> anyhow::Result<Connection> {
         let address = Address::parse(&self.server)?;
-        // TLS is the dialer's, hence http for tonic; calls carry the true origin.
+        // The dialer does TLS, so tonic gets an http URL. Calls have the real origin.
         let endpoint = Endpoint::from_shared(address.with_tls(false).to_string())?
             .origin(address.to_string().parse()?)
             .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
@@ -143,7 +147,7 @@ impl ConnectArgs {
         Ok(Connection::new(channel, Credentials(self.api_key.clone())))
     }
 
-    /// A request with this command's time limit.
+    /// Wraps a message in a request with the timeout of the command.
     pub fn request<T>(&self, message: T, default_seconds: u64) -> Request<T> {
         let mut request = Request::new(message);
         request.set_timeout(Duration::from_secs(self.timeout.unwrap_or(default_seconds)));
@@ -151,35 +155,35 @@ impl ConnectArgs {
     }
 }
 
-/// The usage client with the contract's message bound.
+/// The usage client with the maximum message size of the API.
 pub fn usage_client(channel: Connection) -> UsageServiceClient<Connection> {
     UsageServiceClient::new(channel)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX)
 }
 
-/// The alert client with the contract's message bound.
+/// The alert client with the maximum message size of the API.
 pub fn alerts_client(channel: Connection) -> AlertServiceClient<Connection> {
     AlertServiceClient::new(channel)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX)
 }
 
-/// The catalogue client with the contract's message bound.
+/// The catalogue client with the maximum message size of the API.
 pub fn catalog_client(channel: Connection) -> CatalogServiceClient<Connection> {
     CatalogServiceClient::new(channel)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX)
 }
 
-/// The client-service client with the contract's message bound.
+/// The client of the client service with the maximum message size of the API.
 pub fn clients_client(channel: Connection) -> ClientServiceClient<Connection> {
     ClientServiceClient::new(channel)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX)
 }
 
-/// The key client with the contract's message bound.
+/// The key client with the maximum message size of the API.
 pub fn keys_client(channel: Connection) -> KeyServiceClient<Connection> {
     KeyServiceClient::new(channel)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
@@ -191,7 +195,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn an_absent_server_is_told_with_what_to_do() {
+    async fn the_error_without_a_server_says_how_to_start_one() {
         let args = ConnectArgs::to("127.0.0.1:1");
         let text = args.channel().await.unwrap_err().to_string();
         assert!(text.contains("no server answers at http://127.0.0.1:1"), "{text}");

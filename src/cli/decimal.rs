@@ -1,27 +1,28 @@
-//! Decimal numbers as text, exact: the contract's quantities never pass through binary floating point.
+//! Exact decimal numbers as text. No quantity is ever converted to binary floating point.
 
-/// Digits before the point: quantities are below 10^15.
+/// Maximum number of digits before the point: quantities are below 10^15.
 const WHOLE_DIGITS_MAX: usize = 15;
-/// Digits after the point.
+/// Maximum number of digits after the point.
 const DECIMALS_MAX: usize = 12;
-/// Tokens of one event.
+/// Maximum number of tokens of one event.
 const TOKENS_MAX: i64 = 1_000_000_000_000;
-/// Far beyond anything that can still be in range, and small enough to write out.
+/// Maximum exponent. No valid number needs a larger one.
 const EXPONENT_MAX: i32 = 1_000;
 
-/// What separates thousands in many countries, beside points and commas.
-const GROUP_BLANKS: [char; 5] = [' ', '\u{a0}', '\u{202f}', '\'', '’'];
+/// Thousands separators besides the point and the comma.
+const THOUSANDS_SEPARATORS: [char; 5] = [' ', '\u{a0}', '\u{202f}', '\'', '’'];
 
-/// How numbers of a file are written.
+/// The format of the numbers in a file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct NumberRules {
-    /// What stands before the decimals, if it is known; then thousands may be grouped too. None: a point, and no groups.
+    /// The decimal mark, if it is known. Numbers can then have thousands separators. `None` means a point and no thousands
+    /// separators.
     pub mark: Option<DecimalMark>,
-    /// Without a known mark: the file is of a kind that often has a comma there, so 1.234 may be 1234.
+    /// Without a known mark, files of this kind often have a decimal comma, so 1.234 may be 1234.
     pub may_have_comma: bool,
 }
 
-/// What stands before the decimals of a number.
+/// The decimal mark of a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DecimalMark {
     /// 1,234.5
@@ -30,30 +31,30 @@ pub enum DecimalMark {
     Comma,
 }
 
-/// A number as this service writes it: without groups, with a point.
-pub fn localized(text: &str, rules: NumberRules) -> Result<String, String> {
+/// Converts a number of a file to the form with a decimal point and without thousands separators.
+pub fn normalized(text: &str, rules: NumberRules) -> Result<String, String> {
     let text = text.trim();
     let Some(mark) = rules.mark else {
         if text.contains(',') {
             return Err(format!(
-                "has a comma, got {text:?}: give --decimal-comma if decimals follow it, --decimal-point if it separates \
-                 thousands"
+                "has a comma, got {text:?}: add --decimal-comma if the comma is the decimal mark, or --decimal-point if it \
+                 separates thousands"
             ));
         }
-        if text.contains(GROUP_BLANKS)
+        if text.contains(THOUSANDS_SEPARATORS)
             && text.starts_with(|c: char| c.is_ascii_digit())
             && text.ends_with(|c: char| c.is_ascii_digit())
-            && text.chars().all(|c| c.is_ascii_digit() || c == '.' || GROUP_BLANKS.contains(&c))
+            && text.chars().all(|c| c.is_ascii_digit() || c == '.' || THOUSANDS_SEPARATORS.contains(&c))
         {
             return Err(format!(
-                "has groups of digits, got {text:?}: give --decimal-point or --decimal-comma, whichever its decimals follow"
+                "has groups of digits, got {text:?}: add --decimal-point or --decimal-comma to set the decimal mark"
             ));
         }
-        if rules.may_have_comma && is_group_or_decimals(text) {
+        if rules.may_have_comma && is_ambiguous(text) {
             let thousands = text.replace('.', "");
             return Err(format!(
-                "can be {thousands} or a number with three decimals, got {text:?}: give --decimal-comma for the first, \
-                 --decimal-point for the second"
+                "can be {thousands} or a number with three decimals, got {text:?}: add --decimal-comma for {thousands}, or \
+                 --decimal-point for three decimals"
             ));
         }
         return Ok(text.to_owned());
@@ -66,7 +67,7 @@ pub fn localized(text: &str, rules: NumberRules) -> Result<String, String> {
         Some(at) => text.split_at(at),
         None => (text, ""),
     };
-    let is_group = |c: char| c == group || GROUP_BLANKS.contains(&c);
+    let is_group = |c: char| c == group || THOUSANDS_SEPARATORS.contains(&c);
     let groups: Vec<&str> = whole.split(is_group).collect();
     if groups.len() > 1 {
         let first = groups[0].trim_start_matches(['+', '-']);
@@ -80,8 +81,9 @@ pub fn localized(text: &str, rules: NumberRules) -> Result<String, String> {
     Ok(groups.concat() + &rest.replacen(decimal, ".", 1))
 }
 
-/// Such as 1.234: up to three digits, not beginning with zero, and three after a point.
-fn is_group_or_decimals(text: &str) -> bool {
+/// Whether the point of a number, such as 1.234, can separate thousands or decimals: one to three digits without a leading
+/// zero, a point, and three digits.
+fn is_ambiguous(text: &str) -> bool {
     let unsigned = text.trim_start_matches(['+', '-']);
     let digits = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
     unsigned.split_once('.').is_some_and(|(whole, rest)| {
@@ -89,13 +91,13 @@ fn is_group_or_decimals(text: &str) -> bool {
     })
 }
 
-/// A quantity in plain canonical form: no sign, exponent, leading or trailing zeros. `1.50e1` → `15`. More decimals than the
-/// contract has, as programs print of binary fractions, are rounded half to even.
+/// Parses a quantity and returns its canonical form, without a sign, an exponent, or leading and trailing zeros: `1.50e1` is
+/// `15`. Further decimals than 12, as in printed binary fractions, are rounded half to even.
 pub fn quantity(text: &str) -> Result<String, String> {
     rounded_quantity(text).map(|(quantity, _)| quantity)
 }
 
-/// A [`quantity`], and whether it was rounded.
+/// Like [`quantity`], and returns whether the quantity was rounded.
 pub fn rounded_quantity(text: &str) -> Result<(String, bool), String> {
     let plain = plain(text)?;
     if plain.starts_with('-') {
@@ -108,7 +110,7 @@ pub fn rounded_quantity(text: &str) -> Result<(String, bool), String> {
     Ok((rounded, was_rounded))
 }
 
-/// A plain number of zero or more with at most 12 decimals.
+/// Rounds a canonical, non-negative number to 12 decimals.
 fn rounded(plain: String) -> (String, bool) {
     let Some((whole, decimals)) = plain.split_once('.') else { return (plain, false) };
     let Some((kept, rest)) = decimals.split_at_checked(DECIMALS_MAX).filter(|(_, rest)| !rest.is_empty()) else {
@@ -116,7 +118,7 @@ fn rounded(plain: String) -> (String, bool) {
     };
     let mut digits: Vec<u8> = [b"0", whole.as_bytes(), kept.as_bytes()].concat();
     let is_odd = digits.last().is_some_and(|digit| digit % 2 == 1);
-    // There are no trailing zeros: what is longer than "5" is more than half.
+    // Without trailing zeros, a rest that begins with 5 and is longer is more than half.
     let up = match rest.as_bytes()[0] {
         b'5' => rest.len() > 1 || is_odd,
         first => first > b'5',
@@ -126,10 +128,10 @@ fn rounded(plain: String) -> (String, bool) {
         digits[last] += 1;
         digits[last + 1..].fill(b'0');
     }
-    (place(&digits, whole.len() as i64 + 1, false), true)
+    (canonical(&digits, whole.len() as i64 + 1, false), true)
 }
 
-/// A count of tokens. `374.0` is 374, `374.5` is refused.
+/// Parses a number of tokens. `374.0` is 374; `374.5` is an error.
 pub fn tokens(text: &str) -> Result<i64, String> {
     let plain = plain(text)?;
     if plain.contains('.') {
@@ -141,7 +143,7 @@ pub fn tokens(text: &str) -> Result<i64, String> {
     }
 }
 
-/// Any decimal number in plain canonical form, with `-` where it is below zero.
+/// Parses a decimal number and returns its canonical form, with `-` if it is negative.
 pub fn plain(text: &str) -> Result<String, String> {
     let text = text.trim();
     let wrong = || format!("must be a decimal number such as 5.25, got {text:?}");
@@ -160,14 +162,14 @@ pub fn plain(text: &str) -> Result<String, String> {
         return Err(wrong());
     }
     if !(-EXPONENT_MAX..=EXPONENT_MAX).contains(&exponent) {
-        return Err(format!("has an exponent out of range: {text:?}"));
+        return Err(format!("must have an exponent from -{EXPONENT_MAX} to {EXPONENT_MAX}, got {text:?}"));
     }
     let point = whole.len() as i64 + i64::from(exponent);
-    Ok(place(&digits, point, negative))
+    Ok(canonical(&digits, point, negative))
 }
 
-/// Writes `digits` with the point after `point` of them, which may lie outside.
-fn place(digits: &[u8], point: i64, negative: bool) -> String {
+/// Returns the canonical form of `digits` with the decimal point at the position `point`, which may be outside the digits.
+fn canonical(digits: &[u8], point: i64, negative: bool) -> String {
     let digit = |at: i64| match usize::try_from(at).ok().and_then(|at| digits.get(at)) {
         Some(digit) => char::from(*digit),
         None => '0',
@@ -194,7 +196,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn numbers_become_plain_and_stay_exact() {
+    fn numbers_get_their_canonical_form_and_stay_exact() {
         for (text, expected) in [
             ("0.1", "0.1"),
             ("1e-7", "0.0000001"),
@@ -216,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_number_is_refused() {
+    fn a_text_that_is_not_a_number_is_an_error() {
         for text in ["", ".", "-", "e5", "1,000", "NaN", "inf", "1e", "1e5.0", "--1", "0x10", "1_000", "１", "1e9999"]
         {
             assert!(plain(text).is_err(), "{text}");
@@ -224,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn quantities_keep_the_contracts_bounds() {
+    fn quantities_have_the_bounds_of_the_api() {
         assert_eq!(quantity("999999999999999.999999999999").unwrap(), "999999999999999.999999999999");
         assert!(quantity("1e15").unwrap_err().contains("below 10^15"));
         assert!(quantity("999999999999999.9999999999995").unwrap_err().contains("below 10^15"));
@@ -233,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn decimals_that_are_not_kept_are_rounded_half_to_even() {
+    fn further_decimals_are_rounded_half_to_even() {
         for (text, expected) in [
             ("0.08333333333333333", "0.083333333333"),
             ("0.30000000000000004", "0.3"),
@@ -250,8 +252,9 @@ mod tests {
     }
 
     #[test]
-    fn numbers_of_other_countries_are_read_where_the_mark_is_known() {
-        let read = |text: &str, mark| plain(&localized(text, NumberRules { mark: Some(mark), may_have_comma: false })?);
+    fn numbers_of_other_countries_are_read_if_the_decimal_mark_is_known() {
+        let read =
+            |text: &str, mark| plain(&normalized(text, NumberRules { mark: Some(mark), may_have_comma: false })?);
         for (text, expected) in [
             ("2,5", "2.5"),
             ("1.234", "1234"),
@@ -278,8 +281,8 @@ mod tests {
     }
 
     #[test]
-    fn what_may_be_thousands_or_decimals_is_refused_with_the_way_out() {
-        let read = |text: &str, may_have_comma| localized(text, NumberRules { mark: None, may_have_comma });
+    fn the_error_of_an_ambiguous_number_names_the_flags() {
+        let read = |text: &str, may_have_comma| normalized(text, NumberRules { mark: None, may_have_comma });
         assert!(read("2,5", false).unwrap_err().contains("--decimal-comma"));
         assert!(read("1,234", true).unwrap_err().contains("--decimal-point"));
         for text in ["1 000", "1'234.5", "1\u{a0}000"] {
@@ -297,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn tokens_are_whole() {
+    fn numbers_of_tokens_are_whole() {
         assert_eq!(tokens("374.0"), Ok(374));
         assert_eq!(tokens("3.74e2"), Ok(374));
         assert!(tokens("374.5").unwrap_err().contains("whole number"));
@@ -309,7 +312,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn plain_is_equal_to_what_it_came_from(mantissa in "[0-9]{1,20}(\\.[0-9]{0,20})?", exponent in -30i32..30) {
+        fn the_canonical_form_equals_the_number(mantissa in "[0-9]{1,20}(\\.[0-9]{0,20})?", exponent in -30i32..30) {
             use std::str::FromStr;
             let text = format!("{mantissa}e{exponent}");
             let plain = plain(&text).unwrap();

@@ -1,4 +1,4 @@
-//! How a connection comes about: TCP, TLS, and the first bytes of HTTP/2. What answers and is no gRPC server is named.
+//! Connects to a server: TCP, TLS, and the first bytes of HTTP/2. Detects servers that do not speak gRPC.
 
 use super::address::{Address, PORT_DEFAULT};
 use super::connect::TlsArgs;
@@ -18,42 +18,42 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 
-/// For the name and TCP, and again for TLS.
+/// Timeout for name resolution and TCP together, and for the TLS handshake.
 const STEP_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a server may take to say that it speaks HTTP/2. One that is slow is believed.
-const GREETING_TIMEOUT: Duration = Duration::from_secs(1);
-/// What a client of HTTP/2 says first.
+/// Timeout for the first bytes of the server. After it, the server is assumed to speak HTTP/2.
+const PREFACE_TIMEOUT: Duration = Duration::from_secs(1);
+/// The first bytes of an HTTP/2 client.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// Header of a frame: what a server says first is one of SETTINGS.
+/// Size of a frame header. The first frame of an HTTP/2 server is SETTINGS.
 const FRAME_HEADER_BYTES: usize = 9;
 
-/// Makes connections to one server.
+/// Connects to one server.
 pub struct Dialer {
     address: Address,
     tls: Option<Arc<ClientConfig>>,
     ca: Option<PathBuf>,
-    shows_certificate: bool,
+    has_client_cert: bool,
 }
 
-/// What a connection is to HTTP/2.
-pub trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
+/// A byte stream for HTTP/2.
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
-/// What was found to speak at an address.
+/// The protocol of a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Speaks {
+enum Protocol {
     Http2,
     Http1,
     Tls,
-    /// Something that is none of these.
+    /// Another protocol.
     Other,
-    /// Nothing, or not enough to tell.
+    /// The server sent too few bytes.
     Unknown,
 }
 
 impl Dialer {
-    /// For this address. Reads the files of TLS.
+    /// Creates a dialer and reads the TLS files.
     pub fn new(address: Address, args: &TlsArgs) -> anyhow::Result<Self> {
         let tls = match address.tls {
             true => Some(trust::config(args)?),
@@ -62,64 +62,64 @@ impl Dialer {
                 None
             }
         };
-        Ok(Self { address, tls, ca: args.tls_ca.clone(), shows_certificate: args.tls_client_cert.is_some() })
+        Ok(Self { address, tls, ca: args.tls_ca.clone(), has_client_cert: args.tls_client_cert.is_some() })
     }
 
-    /// A connection on which HTTP/2 can begin.
-    pub async fn dial(&self) -> anyhow::Result<Box<dyn Wire>> {
+    /// Connects to the server.
+    pub async fn dial(&self) -> anyhow::Result<Box<dyn Stream>> {
         let tcp = self.tcp().await?;
-        let Some(config) = &self.tls else { return self.greet(tcp).await };
+        let Some(config) = &self.tls else { return self.exchange_preface(tcp).await };
         let name = ServerName::try_from(self.address.host.clone());
-        let name = name.map_err(|_| anyhow!("--server: {:?} is no name that TLS knows", self.address.host))?;
+        let name = name.map_err(|_| anyhow!("--server: {:?} is not a valid host name for TLS", self.address.host))?;
         let handshake = TlsConnector::from(config.clone()).connect(name, tcp);
         let tls = match timeout(STEP_TIMEOUT, handshake).await {
             Ok(Ok(tls)) => tls,
             Ok(Err(error)) => return Err(self.tls_error(&error).await),
-            Err(_) => bail!("the server at {} does not answer over TLS within 5 s: does it speak TLS?", self.address),
+            Err(_) => bail!("no TLS answer from the server at {} within 5 s: does it use TLS?", self.address),
         };
         if tls.get_ref().1.alpn_protocol() != Some(trust::ALPN) {
-            return Err(self.other_protocol(Speaks::Http1));
+            return Err(self.other_protocol(Protocol::Http1));
         }
-        self.greet(tls).await
+        self.exchange_preface(tls).await
     }
 
-    /// The first address that answers; a name such as localhost has several.
+    /// Connects to the first address that answers. A name such as localhost has several addresses.
     async fn tcp(&self) -> anyhow::Result<TcpStream> {
         let Address { host, port, .. } = &self.address;
-        let give_up = Instant::now() + STEP_TIMEOUT;
-        let found = timeout(STEP_TIMEOUT, tokio::net::lookup_host((host.as_str(), *port))).await;
-        let addresses: Vec<_> = match found {
+        let deadline = Instant::now() + STEP_TIMEOUT;
+        let resolved = timeout(STEP_TIMEOUT, tokio::net::lookup_host((host.as_str(), *port))).await;
+        let addresses: Vec<_> = match resolved {
             Ok(Ok(addresses)) => addresses.collect(),
-            Ok(Err(error)) => bail!("--server: the name {host:?} cannot be resolved: {error}"),
-            Err(_) => bail!("--server: the name {host:?} cannot be resolved within 5 s"),
+            Ok(Err(error)) => bail!("--server: cannot resolve the host name {host:?}: {error}"),
+            Err(_) => bail!("--server: cannot resolve the host name {host:?} within 5 s"),
         };
-        let mut cause = "the name has no address".to_owned();
+        let mut cause = "the host name has no address".to_owned();
         for (index, address) in addresses.iter().enumerate() {
-            // An address that nobody answers for leaves time for the others.
+            // Divide the time among the addresses, so that one without an answer leaves time for the others.
             let left = (addresses.len() - index) as u32;
-            let share = give_up.saturating_duration_since(Instant::now()) / left;
+            let share = deadline.saturating_duration_since(Instant::now()) / left;
             match timeout(share, TcpStream::connect(address)).await {
                 Ok(Ok(tcp)) => {
                     tcp.set_nodelay(true)?;
                     return Ok(tcp);
                 }
                 Ok(Err(error)) => cause = error.to_string(),
-                Err(_) => cause = format!("{address} does not answer: is a firewall in between?"),
+                Err(_) => cause = format!("{address} does not answer; a firewall may block it"),
             }
         }
         let assumed = match self.address.port_is_default {
-            true => format!(" (the port {PORT_DEFAULT} was assumed)"),
+            true => format!(" (default port {PORT_DEFAULT})"),
             false => String::new(),
         };
         bail!(
-            "no server answers at {}{assumed}: {cause}\nis it running? start it with `meterd serve`, or name another with \
+            "no server answers at {}{assumed}: {cause}\nstart the server with `meterd serve`, or set its address with \
              --server or METERD_SERVER",
             self.address
         )
     }
 
-    /// Says what a client of HTTP/2 says first, and looks at the answer before anything is sent.
-    async fn greet<S: Wire + 'static>(&self, mut stream: S) -> anyhow::Result<Box<dyn Wire>> {
+    /// Sends the HTTP/2 preface and checks the first bytes of the answer.
+    async fn exchange_preface<S: Stream + 'static>(&self, mut stream: S) -> anyhow::Result<Box<dyn Stream>> {
         let mut answer = vec![];
         let exchange = async {
             stream.write_all(PREFACE).await?;
@@ -127,58 +127,62 @@ impl Dialer {
             while answer.len() < FRAME_HEADER_BYTES && stream.read_buf(&mut answer).await? > 0 {}
             io::Result::Ok(())
         };
-        let ended = match timeout(GREETING_TIMEOUT, exchange).await {
+        let ended = match timeout(PREFACE_TIMEOUT, exchange).await {
             Ok(Ok(())) => answer.is_empty(),
             Ok(Err(error)) => {
                 if let Some(alert) = alert_of(&error) {
-                    bail!("the server at {}: {}", self.address, trust::alert_text(alert, self.shows_certificate));
+                    bail!("the server at {}: {}", self.address, trust::alert_text(alert, self.has_client_cert));
                 }
                 true
             }
             Err(_) => false,
         };
-        let speaks = match (what_speaks(&answer), ended && !self.address.tls) {
-            // One that only hangs up may speak something else, or have no place left.
-            (Speaks::Unknown, true) => self.probe().await,
-            (speaks, _) => speaks,
+        let protocol = match (protocol_of(&answer), ended && !self.address.tls) {
+            // A server that closes the connection may use another protocol, or have too many connections.
+            (Protocol::Unknown, true) => self.probe().await,
+            (protocol, _) => protocol,
         };
-        match speaks {
-            Speaks::Other if !answer.is_empty() => {
-                let said = String::from_utf8_lossy(&answer).into_owned();
-                bail!("the server at {} is no gRPC server: it begins with {said:?}", self.address.authority())
+        match protocol {
+            Protocol::Other if !answer.is_empty() => {
+                let start = String::from_utf8_lossy(&answer).into_owned();
+                bail!(
+                    "the server at {} is not a gRPC server: its answer begins with {start:?}",
+                    self.address.authority()
+                )
             }
-            Speaks::Http2 | Speaks::Other | Speaks::Unknown => {
-                Ok(Box::new(Greeted { stream, answer: answer.into(), preface_left: PREFACE.len() }))
+            Protocol::Http2 | Protocol::Other | Protocol::Unknown => {
+                Ok(Box::new(PrefacedStream { stream, answer: answer.into(), preface_left: PREFACE.len() }))
             }
             other => Err(self.other_protocol(other)),
         }
     }
 
-    /// What is there instead, and what to write instead.
-    fn other_protocol(&self, speaks: Speaks) -> anyhow::Error {
+    /// The error for a server with another protocol, with the right address if possible.
+    fn other_protocol(&self, protocol: Protocol) -> anyhow::Error {
         let address = &self.address;
-        let place = address.authority();
-        match speaks {
-            Speaks::Tls => anyhow!(
-                "the server at {place} speaks TLS: use --server {}, and --tls-ca FILE unless this system trusts its certificate",
+        let authority = address.authority();
+        match protocol {
+            Protocol::Tls => anyhow!(
+                "the server at {authority} uses TLS: use --server {}, and add --tls-ca FILE unless this system trusts its \
+                 certificate",
                 address.with_tls(true)
             ),
-            Speaks::Http2 => {
-                anyhow!("the server at {place} does not speak TLS: use --server {}", address.with_tls(false))
+            Protocol::Http2 => {
+                anyhow!("the server at {authority} does not use TLS: use --server {}", address.with_tls(false))
             }
             _ => {
                 let grpc = match address.port {
-                    PORT_DEFAULT => "a proxy may stand before it that does not pass on HTTP/2".to_owned(),
-                    _ => format!("the gRPC port is that of --listen: try --server {}", address.with_port(PORT_DEFAULT)),
+                    PORT_DEFAULT => "a proxy in front of it may not forward HTTP/2".to_owned(),
+                    _ => format!("use the gRPC port (--listen), such as --server {}", address.with_port(PORT_DEFAULT)),
                 };
                 anyhow!(
-                    "the server at {place} answers HTTP/1.1, not gRPC, as the port of /healthz and /metrics does; {grpc}"
+                    "the server at {authority} answers HTTP/1.1, not gRPC, like the port of /healthz and /metrics; {grpc}"
                 )
             }
         }
     }
 
-    /// Why there is no TLS.
+    /// The error for a failed TLS handshake.
     async fn tls_error(&self, error: &io::Error) -> anyhow::Error {
         let address = &self.address;
         let cause = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
@@ -188,28 +192,28 @@ impl Dialer {
                 anyhow!("the server at {address} is not trusted: {why}")
             }
             Some(rustls::Error::AlertReceived(AlertDescription::NoApplicationProtocol)) => {
-                self.other_protocol(Speaks::Http1)
+                self.other_protocol(Protocol::Http1)
             }
             Some(rustls::Error::AlertReceived(alert)) => {
-                anyhow!("the server at {address}: {}", trust::alert_text(*alert, self.shows_certificate))
+                anyhow!("the server at {address}: {}", trust::alert_text(*alert, self.has_client_cert))
             }
-            // What came is no TLS, or the other side hung up on what is none to it.
+            // The answer is not TLS, or the server closed the connection because it does not speak TLS.
             cause => match self.probe().await {
-                Speaks::Http2 => self.other_protocol(Speaks::Http2),
-                Speaks::Http1 => {
-                    let hint = self.other_protocol(Speaks::Http1);
-                    anyhow!("{hint}; and it does not speak TLS: use http://")
+                Protocol::Http2 => self.other_protocol(Protocol::Http2),
+                Protocol::Http1 => {
+                    let hint = self.other_protocol(Protocol::Http1);
+                    anyhow!("{hint}; it does not use TLS either: use http://")
                 }
                 _ => match cause {
-                    Some(cause) => anyhow!("TLS fails with the server at {address}: {cause}"),
-                    None => anyhow!("the server at {address} broke off the TLS handshake: {error}"),
+                    Some(cause) => anyhow!("the TLS handshake with the server at {address} failed: {cause}"),
+                    None => anyhow!("the server at {address} closed the connection during the TLS handshake: {error}"),
                 },
             },
         }
     }
 
-    /// Finds out over connections of their own what speaks there: HTTP/2, HTTP/1 or TLS.
-    async fn probe(&self) -> Speaks {
+    /// Finds the protocol of the server with separate connections: HTTP/2, HTTP/1 or TLS.
+    async fn probe(&self) -> Protocol {
         let mut http2 = PREFACE.to_vec();
         // An empty SETTINGS frame.
         http2.extend([0, 0, 0, 4, 0, 0, 0, 0, 0]);
@@ -220,14 +224,14 @@ impl Dialer {
                 tcp.write_all(&question).await?;
                 let mut answer = vec![];
                 while answer.len() < FRAME_HEADER_BYTES && tcp.read_buf(&mut answer).await? > 0 {}
-                anyhow::Ok(what_speaks(&answer))
+                anyhow::Ok(protocol_of(&answer))
             };
-            match timeout(GREETING_TIMEOUT, ask).await {
-                Ok(Ok(speaks)) if speaks != Speaks::Unknown => return speaks,
+            match timeout(PREFACE_TIMEOUT, ask).await {
+                Ok(Ok(protocol)) if protocol != Protocol::Unknown => return protocol,
                 _ => {}
             }
         }
-        Speaks::Unknown
+        Protocol::Unknown
     }
 }
 
@@ -244,16 +248,16 @@ fn client_hello() -> anyhow::Result<Vec<u8>> {
     Ok(hello)
 }
 
-/// By the first bytes of an answer.
-fn what_speaks(answer: &[u8]) -> Speaks {
+/// Detects the protocol from the first bytes of an answer.
+fn protocol_of(answer: &[u8]) -> Protocol {
     const SETTINGS: u8 = 4;
     match answer {
-        [b'H', b'T', b'T', b'P', b'/', ..] => Speaks::Http1,
+        [b'H', b'T', b'T', b'P', b'/', ..] => Protocol::Http1,
         // A handshake message or an alert, of any version of TLS.
-        [0x15 | 0x16, 3, ..] => Speaks::Tls,
-        [_, _, _, SETTINGS, ..] => Speaks::Http2,
-        [_, _, _, _, ..] => Speaks::Other,
-        _ => Speaks::Unknown,
+        [0x15 | 0x16, 3, ..] => Protocol::Tls,
+        [_, _, _, SETTINGS, ..] => Protocol::Http2,
+        [_, _, _, _, ..] => Protocol::Other,
+        _ => Protocol::Unknown,
     }
 }
 
@@ -264,14 +268,14 @@ fn alert_of(error: &io::Error) -> Option<AlertDescription> {
     }
 }
 
-/// A stream whose preface is sent already, and of whose answer some is read already.
-struct Greeted<S> {
+/// A stream on which the preface is already sent and the start of the answer is already read.
+struct PrefacedStream<S> {
     stream: S,
     answer: Bytes,
     preface_left: usize,
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Greeted<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for PrefacedStream<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.answer.is_empty() {
             return Pin::new(&mut self.stream).poll_read(cx, buf);
@@ -283,7 +287,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Greeted<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Greeted<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for PrefacedStream<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         if self.preface_left > 0 && !buf.is_empty() {
             let count = self.preface_left.min(buf.len());
@@ -323,27 +327,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_bytes_tell_what_speaks() {
-        assert_eq!(what_speaks(b"HTTP/1.1 400 Bad Request"), Speaks::Http1);
-        assert_eq!(what_speaks(&[0x15, 3, 3, 0, 2, 2, 70]), Speaks::Tls);
-        assert_eq!(what_speaks(&[0, 0, 18, 4, 0, 0, 0, 0, 0]), Speaks::Http2);
-        assert_eq!(what_speaks(b""), Speaks::Unknown);
-        assert_eq!(what_speaks(b"SSH-2.0-OpenSSH"), Speaks::Other);
+    fn the_protocol_is_detected_from_the_first_bytes() {
+        assert_eq!(protocol_of(b"HTTP/1.1 400 Bad Request"), Protocol::Http1);
+        assert_eq!(protocol_of(&[0x15, 3, 3, 0, 2, 2, 70]), Protocol::Tls);
+        assert_eq!(protocol_of(&[0, 0, 18, 4, 0, 0, 0, 0, 0]), Protocol::Http2);
+        assert_eq!(protocol_of(b""), Protocol::Unknown);
+        assert_eq!(protocol_of(b"SSH-2.0-OpenSSH"), Protocol::Other);
     }
 
     #[tokio::test]
-    async fn the_preface_is_sent_once_and_the_answer_is_read_whole() {
+    async fn the_preface_is_sent_once_and_the_whole_answer_is_read() {
         let (stream, mut server) = tokio::io::duplex(1_024);
-        let mut greeted = Greeted { stream, answer: Bytes::from_static(b"settings"), preface_left: PREFACE.len() };
-        greeted.write_all(PREFACE).await.unwrap();
-        greeted.write_all(b"next").await.unwrap();
+        let mut prefaced =
+            PrefacedStream { stream, answer: Bytes::from_static(b"settings"), preface_left: PREFACE.len() };
+        prefaced.write_all(PREFACE).await.unwrap();
+        prefaced.write_all(b"next").await.unwrap();
         let mut sent = [0; 4];
         server.read_exact(&mut sent).await.unwrap();
         assert_eq!(&sent, b"next");
         server.write_all(b" and more").await.unwrap();
         drop(server);
         let mut read = String::new();
-        greeted.read_to_string(&mut read).await.unwrap();
+        prefaced.read_to_string(&mut read).await.unwrap();
         assert_eq!(read, "settings and more");
     }
 }

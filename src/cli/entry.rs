@@ -1,7 +1,7 @@
 //! What every program of meterd does around its command: it parses the arguments over the settings file and the environment,
 //! starts the log, prints errors and chooses the exit code.
 
-use crate::config::{self, SettingsFile, WrongVariables};
+use crate::config::{self, InvalidVariables, SettingsFile};
 use crate::log::{self, LogFormat, LogGuard};
 use crate::print;
 use clap::{ArgMatches, Args, Command, FromArgMatches};
@@ -19,13 +19,13 @@ pub const LONG_VERSION: &str = if cfg!(debug_assertions) {
 /// Flags of every command.
 #[derive(Args, Clone, Debug)]
 pub struct Common {
-    /// Settings file: TOML, with the names of the flags as keys
+    /// Settings file in TOML format; its keys are the names of the flags
     #[arg(long, global = true, env = "METERD_CONFIG")]
     config: Option<PathBuf>,
-    /// What to log, such as "info" or "warn,meterd=debug"
+    /// Levels of the log, such as "info" or "warn,meterd=debug"
     #[arg(long, global = true, env = "METERD_LOG", value_parser = log::parse_filter)]
     log: Option<String>,
-    /// How to log. Default: text on a terminal, JSON elsewhere
+    /// Format of the log [default: text on a terminal, else JSON]
     #[arg(long, global = true, env = "METERD_LOG_FORMAT")]
     log_format: Option<LogFormat>,
 }
@@ -49,14 +49,14 @@ impl Common {
 }
 
 /// The arguments of a program, and the settings file that they or the environment name.
-pub struct Given {
+pub struct CommandLine {
     arguments: Vec<OsString>,
     settings: Command,
     file: Option<SettingsFile>,
-    wrong_variables: WrongVariables,
+    invalid_variables: InvalidVariables,
 }
 
-impl Given {
+impl CommandLine {
     /// Reads the settings file. `settings` has every command whose settings the file and the environment may hold.
     pub fn read(arguments: Vec<OsString>, settings: Command) -> anyhow::Result<Self> {
         // Arguments after `--` are for another program.
@@ -65,58 +65,59 @@ impl Given {
         let inline = own.iter().find_map(|argument| argument.to_str()?.strip_prefix("--config=").map(OsString::from));
         let path = named.cloned().or(inline).or_else(|| std::env::var_os("METERD_CONFIG"));
         let file = path.map(|path| SettingsFile::read(&PathBuf::from(path), &settings)).transpose()?;
-        let wrong_variables = WrongVariables::find(&settings, std::env::vars_os());
-        Ok(Self { arguments, settings, file, wrong_variables })
+        let invalid_variables = InvalidVariables::find(&settings, std::env::vars_os());
+        Ok(Self { arguments, settings, file, invalid_variables })
     }
 
     /// Parses the arguments. Returns an exit code if nothing is left to do, because it printed the help or what is wrong.
     pub fn parse<P: FromArgMatches>(&self, command: Command) -> Result<(P, ArgMatches), ExitCode> {
         let command = self.file.iter().fold(command, |command, file| file.apply(command));
-        let command = self.wrong_variables.left_out(command);
+        let command = self.invalid_variables.remove_from(command);
         let parsed = command
             .try_get_matches_from(&self.arguments)
             .and_then(|matches| Ok((P::from_arg_matches(&matches)?, matches)));
-        parsed.map_err(|error| refuse(&error, &self.arguments))
+        parsed.map_err(|error| print_parse_error(&error, &self.arguments))
     }
 
     /// Checks the environment and the settings file for the command of this name in `settings`.
     pub fn check(&self, name: &str, matches: &ArgMatches, common: &Common) -> anyhow::Result<()> {
         self.check_variables(name, matches)?;
-        self.wrong_variables.refuse(matches)?;
+        self.invalid_variables.check(matches)?;
         if let Some(file) = &self.file {
             file.check_keys_of(name, &self.settings)?;
-            config::hints::with_config(file.path());
+            config::hints::set_config_file(file.path());
         }
         anyhow::ensure!(
             common.config.as_deref() == self.file.as_ref().map(SettingsFile::path),
-            "--config: give it once, as --config FILE"
+            "--config: can be given only once, as --config FILE"
         );
         Ok(())
     }
 
-    /// Refuses misspelt variables if the command serves or opens a database, and warns about them otherwise.
+    /// Checks the environment for variables with misspelt names. They are an error for a command that opens a database, and a
+    /// warning for other commands.
     fn check_variables(&self, name: &str, matches: &ArgMatches) -> anyhow::Result<()> {
-        let mut wrong = config::wrong_variables(&self.settings, std::env::vars_os());
-        let opens_a_database = config::opens_a_database(&self.settings, name);
-        if opens_a_database && !config::chooses_a_database(matches, &self.settings, self.file.as_ref()) {
-            wrong.extend(config::meant_urls(std::env::vars_os()));
+        let mut unknown = config::unknown_variables(&self.settings, std::env::vars_os());
+        let opens_database = config::opens_database(&self.settings, name);
+        if opens_database && !config::chooses_database(matches, &self.settings, self.file.as_ref()) {
+            unknown.extend(config::misspelt_database_urls(std::env::vars_os()));
         }
-        anyhow::ensure!(wrong.is_empty() || !opens_a_database, "{}", wrong.join("\n"));
-        wrong.iter().for_each(|wrong| print::note(format_args!("warning: {wrong}")));
+        anyhow::ensure!(unknown.is_empty() || !opens_database, "{}", unknown.join("\n"));
+        unknown.iter().for_each(|message| print::note(format_args!("warning: {message}")));
         Ok(())
     }
 
     /// Prepares the hints of later errors and checks how the settings of the database go together. Returns notes to print.
     pub fn notes(&self, name: &str, matches: &ArgMatches) -> anyhow::Result<Vec<String>> {
         let file = self.file.as_ref();
-        config::hints::with_places(config::places(matches, &self.settings, file));
-        if config::is_by_flag(matches, "database_url") {
-            config::hints::with_url_flag();
+        config::hints::set_sources(config::setting_sources(matches, &self.settings, file));
+        if config::is_set_by_flag(matches, "database_url") {
+            config::hints::set_url_flag();
         }
         if let Some(file) = file {
             file.check_masks(config::innermost(matches), &self.settings)?;
         }
-        match config::opens_a_database(&self.settings, name) {
+        match config::opens_database(&self.settings, name) {
             true => config::check_database(matches, &self.settings, file),
             false => Ok(vec![]),
         }
@@ -128,8 +129,8 @@ impl Given {
     }
 }
 
-/// Prints what is wrong with the arguments, or the help. `serve --check` has only two exit codes.
-fn refuse(error: &clap::Error, arguments: &[OsString]) -> ExitCode {
+/// Prints the error of the parser, or the help. Returns the exit code; `serve --check` only uses 0 and 1.
+fn print_parse_error(error: &clap::Error, arguments: &[OsString]) -> ExitCode {
     drop(error.print());
     match error.exit_code() {
         0 => ExitCode::SUCCESS,
@@ -142,7 +143,7 @@ fn refuse(error: &clap::Error, arguments: &[OsString]) -> ExitCode {
 pub fn fail(error: &anyhow::Error, log: Option<&LogGuard>) -> ExitCode {
     let text = meterd_store::cause::text(error);
     match log {
-        Some(log) => log.say(&format!("error: {text}")),
+        Some(log) => log.write_unformatted(&format!("error: {text}")),
         None => print::note(format_args!("error: {text}")),
     }
     ExitCode::FAILURE

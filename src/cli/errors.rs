@@ -1,4 +1,4 @@
-//! How errors of calls read: once, with the true cause, and with what to do.
+//! Texts for errors of calls: the reason, the cause and the fix, each only once.
 
 use super::address::PORT_DEFAULT;
 use crate::proto::{EventError, FieldViolation};
@@ -6,7 +6,7 @@ use std::time::Duration;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-/// The end of a chain of causes.
+/// Returns the last error of a chain of causes.
 pub fn root_cause(error: &dyn std::error::Error) -> String {
     let mut cause = error;
     while let Some(next) = cause.source() {
@@ -15,12 +15,12 @@ pub fn root_cause(error: &dyn std::error::Error) -> String {
     cause.to_string()
 }
 
-/// A status as lines for people: the reason, what is wrong, and what to do. Nothing is said twice.
+/// Formats a status as lines of text: the reason, the wrong fields and a hint.
 pub fn status_text(status: &Status) -> String {
-    if is_no_grpc(status) {
+    if is_not_grpc(status) {
         return format!(
-            "what answers is no gRPC server ({}): --server must name the port of --listen, {PORT_DEFAULT} by default, and not \
-             the one of /healthz and /metrics",
+            "the server is not a gRPC server ({}): --server must have the gRPC port (--listen, {PORT_DEFAULT} by default), not \
+             the port of /healthz and /metrics",
             status.message()
         );
     }
@@ -40,9 +40,9 @@ pub fn status_text(status: &Status) -> String {
         },
         (message, _) => format!("{name}: {message}"),
     };
-    let is_said = |text: &str, line: &str| text.contains(line);
+    let is_included = |text: &str, line: &str| text.contains(line);
     for line in &lines {
-        if !is_said(&text, line) {
+        if !is_included(&text, line) {
             text.push_str(&format!("\n  {line}"));
         }
     }
@@ -52,7 +52,7 @@ pub fn status_text(status: &Status) -> String {
     let mut metadata: Vec<_> = info.into_iter().flat_map(|info| info.metadata).collect();
     metadata.sort();
     for (key, value) in metadata {
-        if !value.is_empty() && !is_said(&text, &value) {
+        if !value.is_empty() && !is_included(&text, &value) {
             text.push_str(&format!("\n  ({key} {value})"));
         }
     }
@@ -63,45 +63,44 @@ fn violation_text(field: &str, description: &str) -> String {
     format!("{field}: {description}")
 }
 
-/// What to do, where the server does not say it in the words of a command.
+/// Returns a hint in terms of the command line, if there is one.
 fn hint(status: &Status) -> Option<String> {
     let reason = status.get_details_error_info().map(|info| info.reason).unwrap_or_default();
     match (reason.as_str(), status.code()) {
         ("CREDENTIALS_MISSING", _) => Some(
-            "give the key with METERD_API_KEY or --api-key; make the first one beside the server with \
+            "set METERD_API_KEY or --api-key; create the first key on the machine of the server with \
              `meterd keys create NAME --scope admin --all-clients --direct`"
                 .to_owned(),
         ),
-        ("EVENT_TOO_OLD", _) => Some(
-            "from the shell, record old events with `meterd import FILE --backfill`, where a file has one event a line"
-                .to_owned(),
-        ),
+        ("EVENT_TOO_OLD", _) => {
+            Some("record old events with `meterd import FILE --backfill`; the file has one event per line".to_owned())
+        }
         ("UNKNOWN_SERVICE", _) if status.message().contains("ListServices") => {
             Some("`meterd prices list` shows the services that have prices".to_owned())
         }
         ("CREDENTIALS_INVALID", _) => Some("check METERD_API_KEY and --api-key".to_owned()),
         ("CLIENT_NOT_COVERED", _) if status.message().contains("all of them") => {
-            Some("give --client, if this command takes it, or a key for all clients".to_owned())
+            Some("add --client if this command has this flag, or use a key for all clients".to_owned())
         }
         ("", Code::Unimplemented) => {
-            Some("the server does not know this call: is it an older meterd, or something else?".to_owned())
+            Some("the server does not have this method: it may be an older meterd or another program".to_owned())
         }
         _ if is_transport(status) => {
             let cause = std::error::Error::source(status).map(root_cause).unwrap_or_default();
             let cause =
                 if cause.is_empty() || status.message().contains(&cause) { cause } else { format!(": {cause}") };
-            Some(format!("the connection to the server broke or timed out{cause}"))
+            Some(format!("the connection to the server failed or timed out{cause}"))
         }
         _ => None,
     }
 }
 
-/// A status as the error of a command.
+/// Converts a status to the error of a command.
 pub fn status_error(status: &Status) -> anyhow::Error {
     anyhow::anyhow!(status_text(status))
 }
 
-/// An event's error as one line: each wrong field once, named as in a lone event, or else the message.
+/// Formats the error of an event as one line: its wrong fields, without the prefix `events[n].`, or the message.
 pub fn event_error_text(error: &EventError) -> String {
     let whole = |violation: &FieldViolation| violation_text(&violation.field, &violation.description);
     let is_repeated = error.field_violations.iter().any(|violation| error.message.contains(&whole(violation)));
@@ -113,32 +112,35 @@ pub fn event_error_text(error: &EventError) -> String {
             .collect::<Vec<_>>()
             .join("; ");
     }
-    let of_event = |field: &str| match field.split_once('.') {
+    let without_parent = |field: &str| match field.split_once('.') {
         Some((parent, field)) if parent == "event" || parent.starts_with("events[") => field.to_owned(),
         _ => field.to_owned(),
     };
     let violations = error.field_violations.iter();
-    violations.map(|wrong| violation_text(&of_event(&wrong.field), &wrong.description)).collect::<Vec<_>>().join("; ")
+    violations
+        .map(|wrong| violation_text(&without_parent(&wrong.field), &wrong.description))
+        .collect::<Vec<_>>()
+        .join("; ")
 }
 
-/// Whether the same call may succeed later. Only for calls that are safe to repeat.
+/// Whether a retry may succeed. Only for calls that are safe to repeat.
 pub fn is_retryable(status: &Status) -> bool {
     matches!(status.code(), Code::Unavailable | Code::ResourceExhausted | Code::DeadlineExceeded)
         || is_transport(status)
 }
 
-/// The pause that the server asks for.
+/// The delay that the server requests before a retry.
 pub fn retry_delay(status: &Status) -> Option<Duration> {
     status.get_details_retry_info()?.retry_delay
 }
 
-/// Whether something answers over HTTP/2 that does not speak gRPC, such as the second port. The text is tonic's.
-fn is_no_grpc(status: &Status) -> bool {
+/// Whether the server speaks HTTP/2 but not gRPC, like the second port. tonic reports this only in the text.
+fn is_not_grpc(status: &Status) -> bool {
     matches!(status.code(), Code::Unimplemented | Code::Unknown)
         && status.message().contains("mapped from HTTP status code")
 }
 
-/// Not the server's word: tonic makes these from a broken connection or a local time limit, and keeps the cause.
+/// Whether the client created this status. tonic creates one, with a source, for a broken connection and a local timeout.
 fn is_transport(status: &Status) -> bool {
     matches!(status.code(), Code::Unknown | Code::Cancelled | Code::Internal)
         && std::error::Error::source(status).is_some()
@@ -165,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_said_twice() {
+    fn no_text_is_repeated() {
         let status = |violations: &[(&str, &str)], metadata: &[(&str, &str)]| {
             let of = |(field, text): &(&str, &str)| Wrong::new(*field, *text);
             let pairs = metadata.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
@@ -186,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_of_a_batch_is_told_of_its_own_fields_once() {
+    fn the_error_of_an_event_in_a_batch_names_each_field_once() {
         let violation = FieldViolation { field: "events[1].units".into(), description: "must be zero or more".into() };
         let error = EventError {
             message: "events[1].units: must be zero or more".into(),
@@ -199,13 +201,13 @@ mod tests {
     }
 
     #[test]
-    fn a_status_without_details_reads_with_its_code() {
+    fn a_status_without_details_is_shown_with_its_code() {
         assert_eq!(status_text(&Status::not_found("no")), "NotFound: no");
         assert_eq!(status_text(&Status::internal("")), "Internal");
     }
 
     #[test]
-    fn busy_and_away_are_retryable_and_wrong_input_is_not() {
+    fn unavailable_and_exhausted_are_retryable_and_invalid_input_is_not() {
         assert!(is_retryable(&Status::unavailable("")));
         assert!(is_retryable(&Status::resource_exhausted("")));
         assert!(is_retryable(&Status::deadline_exceeded("")));
@@ -216,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn the_pause_of_retry_info_is_read() {
+    fn the_retry_delay_is_read_from_retry_info() {
         let details = ErrorDetails::with_retry_info(Some(Duration::from_millis(250)));
         let status = Status::with_error_details(Code::ResourceExhausted, "full", details);
         assert_eq!(retry_delay(&status), Some(Duration::from_millis(250)));

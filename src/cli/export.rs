@@ -1,4 +1,4 @@
-//! `meterd export`: recorded events to a file or to standard output.
+//! `meterd export`: writes recorded events to a file or to standard output.
 
 use std::fs::File;
 use std::io::{BufWriter, IsTerminal, Write};
@@ -21,57 +21,58 @@ use crate::proto::usage_service_client::UsageServiceClient;
 use crate::proto::{ExportFormat, ExportUsageRequest, ExportUsageResponse};
 use meterd_domain::period::{self, Month};
 
-/// Form of the exported file.
+/// Format of the exported file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Format {
     /// Comma-separated with a header line
     Csv,
-    /// One JSON object a line
+    /// One JSON object per line
     Ndjson,
 }
 
 /// Export recorded events
 ///
-/// All of one moment. `meterd import` reads the file again. To export nothing is an error, unless --allow-empty is given.
+/// The export is a consistent snapshot. `meterd import` can read the file. If there are no events, the command fails, unless
+/// --allow-empty is set.
 #[derive(Args, Clone, Debug)]
 pub struct ExportArgs {
     /// Only this client
     #[arg(long, default_value = "", value_name = "ID", hide_default_value = true)]
     pub client: String,
-    /// Only this month, such as 2026-11, of each client's own calendar
+    /// Only this month, such as 2026-11, in each client's time zone
     #[arg(long, value_name = "YYYY-MM", value_parser = parse_month, conflicts_with_all = ["start", "end"])]
     pub month: Option<Month>,
-    /// First day, of each client's own calendar; or the first instant, such as 2026-11-01T00:00:00+01:00
+    /// First day, in each client's time zone; or an exact time, such as 2026-11-01T00:00:00+01:00, included
     #[arg(long, value_name = "YYYY-MM-DD", value_parser = parse_bound)]
     pub start: Option<Bound>,
-    /// Last day, included; or the first instant that is left out
+    /// Last day, in each client's time zone, included; or an exact time, not included
     #[arg(long, value_name = "YYYY-MM-DD", value_parser = parse_bound)]
     pub end: Option<Bound>,
     /// Only this service; repeat for more
     #[arg(long, value_name = "NAME")]
     pub service: Vec<String>,
-    /// Form of the file [default: by the extension of --output, else csv]
+    /// Format of the file [default: from the extension of --output, else csv]
     #[arg(long, value_enum)]
     pub format: Option<Format>,
-    /// Write to this file, which appears when it is whole [default: standard output]
+    /// Write to this file; it is created when the export is complete [default: standard output]
     #[arg(long, short, value_name = "FILE")]
     pub output: Option<PathBuf>,
-    /// Succeed where there is nothing to export, with a file that has no events
+    /// Exit with 0 if there are no events, and write a file without events
     #[arg(long)]
     pub allow_empty: bool,
-    /// Show no progress
+    /// Do not show progress
     #[arg(long, short)]
     pub quiet: bool,
     #[command(flatten)]
     pub connect: ConnectArgs,
 }
 
-/// Where an export starts or ends.
+/// The start or the end of an export.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Bound {
-    /// A day of each client's own, included.
+    /// A day in each client's time zone; included.
     Day(NaiveDate),
-    /// A point in time: included as a start, left out as an end.
+    /// A point in time; included as the start, not included as the end.
     Instant(Timestamp),
 }
 
@@ -91,7 +92,7 @@ impl Bound {
     }
 }
 
-/// The first and the last day.
+/// Returns the first and the last day.
 fn days(args: &ExportArgs) -> anyhow::Result<(Option<NaiveDate>, Option<NaiveDate>)> {
     let days = PeriodArgs { month: args.month, start: Bound::day(args.start), end: Bound::day(args.end) };
     days.days()
@@ -114,15 +115,15 @@ fn request(args: &ExportArgs) -> anyhow::Result<ExportUsageRequest> {
     })
 }
 
-/// Exports. On any error, and on Ctrl-C, there is no output file, or the one from before.
+/// Runs the export. After an error and after Ctrl-C, an existing output file is unchanged, and no new one exists.
 pub async fn run(args: ExportArgs) -> anyhow::Result<ExitCode> {
     let request = request(&args)?;
     let channel = args.connect.channel().await?;
     let mut client = connect::usage_client(channel.clone());
-    if let Err(status) = ask_about_days(&mut client, &request).await? {
+    if let Err(status) = check_supports_days(&mut client, &request).await? {
         return Err(hints::client_error(&args.connect, &channel, &status, &args.client).await);
     }
-    // No time limit unless one is asked for: an export takes as long as it takes.
+    // No timeout unless the user sets one, because an export can take long.
     let request = match args.connect.timeout {
         Some(seconds) => args.connect.request(request, seconds),
         None => tonic::Request::new(request),
@@ -137,16 +138,16 @@ pub async fn run(args: ExportArgs) -> anyhow::Result<ExitCode> {
     loop {
         let piece = tokio::select! {
             piece = pieces.message() => piece.map_err(|status| connect::status_error(&status))?,
-            _ = tokio::signal::ctrl_c() => anyhow::bail!("interrupted: nothing is kept"),
+            _ = tokio::signal::ctrl_c() => anyhow::bail!("interrupted: no file was written"),
         };
         let Some(piece) = piece else { break };
-        // Before anything is written: the only piece of an empty export is a header.
+        // Checked before anything is written. An empty export has a single piece, the header.
         if piece.event_count == 0 && !args.allow_empty {
             return Err(nothing_to_export(&args, &channel).await);
         }
         target.write(&piece.data).context("cannot write")?;
-        // Such as `meterd export | head`.
-        if print::has_ended() {
+        // For example in `meterd export | head`.
+        if print::has_failed() {
             return Ok(ExitCode::SUCCESS);
         }
         bar.inc(piece.data.len() as u64);
@@ -157,15 +158,15 @@ pub async fn run(args: ExportArgs) -> anyhow::Result<ExitCode> {
     target.finish()?;
     bar.finish_and_clear();
     if !args.quiet {
-        let place = args.output.as_ref().map(|path| format!(" to {}", path.display())).unwrap_or_default();
-        eprintln!("exported {} events{place}", grouped(last.event_count));
+        let target = args.output.as_ref().map(|path| format!(" to {}", path.display())).unwrap_or_default();
+        eprintln!("exported {} events{target}", grouped(last.event_count));
     }
     Ok(ExitCode::SUCCESS)
 }
 
 /// Checks that the server supports ranges of days. An older server ignores these fields and would export everything. Sends an
 /// invalid day, which a server that supports days rejects. Returns an error of the server for any other reason.
-async fn ask_about_days(
+async fn check_supports_days(
     client: &mut UsageServiceClient<Connection>,
     request: &ExportUsageRequest,
 ) -> anyhow::Result<Result<(), Status>> {
@@ -177,13 +178,14 @@ async fn ask_about_days(
         Err(status) if status.code() == Code::InvalidArgument && status.message().contains("start_date") => Ok(Ok(())),
         Err(status) => Ok(Err(status)),
         Ok(_) => anyhow::bail!(
-            "the server is older than this meterd and would export all days: update the server, or give --start and --end as \
-             times, such as 2026-11-01T00:00:00Z"
+            "the server is older than this meterd and would export all days: update the server, or use exact times for \
+             --start and --end, such as 2026-11-01T00:00:00Z"
         ),
     }
 }
 
-/// Refuses services without an event that are not in the catalogue either: they are misspelt. Notes the others.
+/// Checks services without events. A service that is not in the catalogue is an error, because its name may be misspelt.
+/// Prints a note for the others.
 async fn check_services(args: &ExportArgs, channel: &Connection, empty: &[String]) -> anyhow::Result<()> {
     if empty.is_empty() {
         return Ok(());
@@ -192,8 +194,8 @@ async fn check_services(args: &ExportArgs, channel: &Connection, empty: &[String
     for service in empty {
         if !known.contains(service) {
             let hint = hints::did_you_mean(service, known.iter().map(String::as_str));
-            let hint = hint.unwrap_or_else(|| "`meterd prices list` shows those that there are".to_owned());
-            anyhow::bail!("--service: there is no service {service:?}, and no event of it; {hint}");
+            let hint = hint.unwrap_or_else(|| "`meterd prices list` shows all services with prices".to_owned());
+            anyhow::bail!("--service: service {service:?} does not exist and has no events; {hint}");
         }
         if !args.quiet {
             eprintln!("no events of service {service}");
@@ -202,7 +204,7 @@ async fn check_services(args: &ExportArgs, channel: &Connection, empty: &[String
     Ok(())
 }
 
-/// Why there is nothing, and what there is instead.
+/// The error for an empty export, with a hint.
 async fn nothing_to_export(args: &ExportArgs, channel: &Connection) -> anyhow::Error {
     if let Err(misspelt) = check_services(&ExportArgs { quiet: true, ..args.clone() }, channel, &args.service).await {
         return misspelt;
@@ -223,7 +225,7 @@ async fn nothing_to_export(args: &ExportArgs, channel: &Connection) -> anyhow::E
     let when = if when.is_empty() { when } else { format!(" {when}") };
     let months = hints::months_with_usage(&args.connect, channel, client, end).await;
     anyhow::anyhow!(
-        "nothing to export: there are no events{whose}{services}{when}; {}. --allow-empty makes an empty file",
+        "nothing to export: there are no events{whose}{services}{when}; {}. Add --allow-empty to write an empty file",
         hints::elsewhere(&months)
     )
 }
@@ -242,8 +244,8 @@ fn progress(args: &ExportArgs) -> ProgressBar {
         return ProgressBar::hidden();
     }
     let bar = ProgressBar::no_length();
-    let form = "{spinner} {bytes} {bytes_per_sec} {msg}";
-    bar.set_style(ProgressStyle::with_template(form).unwrap_or_else(|_| ProgressStyle::default_spinner()));
+    let template = "{spinner} {bytes} {bytes_per_sec} {msg}";
+    bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_spinner()));
     bar
 }
 
@@ -252,16 +254,16 @@ fn parse_bound(text: &str) -> Result<Bound, String> {
         return Ok(Bound::Day(day));
     }
     let hint = match Month::parse(text) {
-        Some(month) => format!("; for the whole month give --month {month}"),
+        Some(month) => format!("; for the whole month use --month {month}"),
         None => String::new(),
     };
     let time = parse_instant(text).map_err(|_| {
-        format!("must be a day such as 2026-11-25, or a time with its offset such as 2026-11-25T00:00:00Z{hint}")
+        format!("must be a day such as 2026-11-25, or a time with an offset such as 2026-11-25T00:00:00Z{hint}")
     })?;
     Ok(Bound::Instant(time))
 }
 
-/// Standard output, or a file that appears only when it is whole.
+/// Standard output, or a file that is created when it is complete.
 enum Target {
     Stdout,
     File { writer: BufWriter<File>, part: PartFile, path: PathBuf },
@@ -300,7 +302,7 @@ impl Target {
     }
 }
 
-/// A file that goes away with its owner, unless it was renamed.
+/// A temporary file. It is deleted when the value is dropped, unless it was renamed.
 struct PartFile(PathBuf);
 
 impl Drop for PartFile {
@@ -318,7 +320,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_appears_only_when_it_is_whole() {
+    fn a_file_is_replaced_only_when_it_is_complete() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("out.csv");
         std::fs::write(&path, "before").unwrap();
@@ -341,7 +343,7 @@ mod tests {
         assert_eq!(parse_bound("2026-11-01T00:00:00Z"), Ok(instant));
         assert_eq!(parse_bound("2026-11-01T01:00:00+01:00"), Ok(instant));
         for text in ["november", "2026-11-01 00:00:00", "2026-11-01T00:00:00", "20261101", "1793491200", "2026-11-31"] {
-            assert!(parse_bound(text).unwrap_err().contains("with its offset"), "{text}");
+            assert!(parse_bound(text).unwrap_err().contains("with an offset"), "{text}");
         }
         assert!(parse_bound("2026-11").unwrap_err().contains("--month 2026-11"));
     }

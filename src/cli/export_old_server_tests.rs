@@ -1,4 +1,4 @@
-//! An export of some days, asked of a server that only knows of times.
+//! Exports a range of days from an older server that only supports exact times.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -18,7 +18,7 @@ struct Command {
     args: ExportArgs,
 }
 
-/// Exports an event whatever it is asked for.
+/// A server that returns one event for every request.
 #[derive(Clone)]
 struct OldServer;
 
@@ -55,7 +55,7 @@ impl tonic::server::ServerStreamingService<ExportUsageRequest> for OldServer {
 }
 
 #[tokio::test]
-async fn days_are_not_asked_of_a_server_that_would_export_all() {
+async fn an_export_of_days_fails_with_a_server_that_would_export_all_days() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let server = format!("http://{}", listener.local_addr().unwrap());
     let serving = tonic::transport::Server::builder().add_service(OldServer);

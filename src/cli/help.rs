@@ -1,4 +1,4 @@
-//! How `--help` is arranged: flags under headings, those of the connection last, and commands in groups.
+//! Layout of `--help`: commands in groups, flags under headings, the flags of the connection last.
 
 use clap::{Arg, Command};
 
@@ -11,17 +11,17 @@ const GROUPS: [(&str, &[&str]); 6] = [
     ("Check and repair", &["verify", "rebuild", "jobs"]),
     ("Access", &["keys", "audit"]),
 ];
-/// Commands that no group names.
+/// Heading of commands without a group.
 const OTHERS: &str = "Others";
 
-/// Beyond the number of any command's own flags.
+/// Display order of global flags. Larger than the number of flags of any command, so global flags come last.
 const GLOBAL_ORDER: usize = 900;
 
-/// How commands reach the server.
+/// Heading of the flags that select the server.
 pub const CONNECTION: &str = "Connection";
 const CONNECTION_FLAGS: [&str; 6] = ["server", "api_key", "tls_ca", "tls_client_cert", "tls_client_key", "timeout"];
 
-/// Headings of the settings, by the ids of their flags.
+/// Headings of settings, by the ids of their flags.
 const HEADINGS: [(&str, &[&str]); 8] = [
     ("Database", &["database_url", "data_dir", "postgres_*", "connections_max", "allow_non_durable_database"]),
     ("Addresses", &["listen", "http_listen", "insecure_listen", "web_origins"]),
@@ -36,7 +36,7 @@ const HEADINGS: [(&str, &[&str]); 8] = [
 /// Commands whose flags are settings of the server or of its database.
 const SETTINGS_COMMANDS: [&str; 4] = ["serve", "migrate", "verify", "create"];
 
-/// Arranges the help of meterd: its commands in groups, and the flags of each command.
+/// Sets the layout of the help of meterd: its commands in groups, and the flags of each command.
 pub fn arranged(command: Command) -> Command {
     let help = grouped_commands(&command);
     arranged_flags(command).help_template(format!(
@@ -44,7 +44,7 @@ pub fn arranged(command: Command) -> Command {
     ))
 }
 
-/// The commands in their groups.
+/// Returns the list of commands in their groups.
 fn grouped_commands(command: &Command) -> String {
     let shown: Vec<_> = command.get_subcommands().filter(|sub| !sub.is_hide_set()).collect();
     let width = shown.iter().map(|sub| sub.get_name().len()).max().unwrap_or_default();
@@ -65,7 +65,7 @@ fn grouped_commands(command: &Command) -> String {
     if !others.is_empty() {
         text += &format!("{OTHERS}:\n{others}\n");
     }
-    text + "`meterd COMMAND --help` tells the rest.\n"
+    text + "`meterd COMMAND --help` describes the flags of a command.\n"
 }
 
 /// Arranges the flags of a command and of its subcommands. Flags of every command come after a command's own flags.
@@ -82,7 +82,7 @@ pub fn arranged_flags(command: Command) -> Command {
         }
     };
     let command = command.mut_args(|arg| match heading(&arg) {
-        // That of arguments before it may have been left over.
+        // Replace a heading that clap carried over from flattened arguments.
         Some(CONNECTION) => arg.help_heading(CONNECTION),
         Some(heading) if arg.get_help_heading().is_none() => arg.help_heading(heading),
         _ => arg,
@@ -109,7 +109,7 @@ mod tests {
         arranged(super::super::Command::augment_subcommands(Command::new("meterd")))
     }
 
-    /// Every command without commands of its own, by its words.
+    /// Collects all commands without subcommands, each with its full name.
     fn leaves(command: &Command, words: &str, found: &mut Vec<(String, Command)>) {
         if !command.has_subcommands() && !command.is_hide_set() {
             found.push((words.to_owned(), command.clone()));
@@ -120,13 +120,13 @@ mod tests {
     }
 
     #[test]
-    fn every_command_is_in_one_group_and_every_group_has_its_commands() {
+    fn every_command_is_in_exactly_one_group() {
         let command = commands();
         let mut grouped: Vec<_> = GROUPS.iter().flat_map(|(_, names)| names.iter().copied()).collect();
-        let mut there: Vec<_> = command.get_subcommands().map(Command::get_name).collect();
+        let mut all: Vec<_> = command.get_subcommands().map(Command::get_name).collect();
         grouped.sort_unstable();
-        there.sort_unstable();
-        assert_eq!(grouped, there);
+        all.sort_unstable();
+        assert_eq!(grouped, all);
         let help = commands().render_help().to_string();
         assert!(help.contains("Read usage and costs:\n  usage ") && !help.contains(OTHERS), "{help}");
     }
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_command_does_begins_with_a_verb() {
+    fn the_description_of_a_command_begins_with_a_verb() {
         let mut found = vec![];
         leaves(&commands(), "", &mut found);
         for (words, command) in found {

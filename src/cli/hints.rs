@@ -1,4 +1,4 @@
-//! What was meant by a name that is not there, and where there is usage.
+//! Hints for errors: similar names for an unknown name, and months with usage.
 
 use super::connect::{self, ConnectArgs, Connection};
 use crate::proto::{GetClientRequest, ListClientsRequest, ListServicesRequest, QueryUsageRequest, UsageDimension};
@@ -11,21 +11,21 @@ use tonic_types::StatusExt;
 
 const CALL_SECONDS: u64 = 10;
 const CLIENTS_PAGE: i32 = 1_000;
-/// Client ids that are compared with a misspelt one.
+/// Maximum number of pages of clients that are searched for similar ids.
 const CLIENT_PAGES_MAX: usize = 10;
 /// Days of one query: a year.
 const WINDOW_DAYS: u64 = 365;
-/// How many years are looked through for months with usage.
+/// Maximum number of years that are searched for months with usage.
 const WINDOWS_MAX: usize = 10;
-/// Months that a hint names.
+/// Maximum number of months in a hint.
 const MONTHS_SHOWN_MAX: usize = 6;
 
-/// A status as the error of a command about a client: where there is no such client, with the ids nearest to it.
+/// Converts a status to the error of a command. If the client does not exist, the error suggests similar ids.
 pub async fn client_error(connect: &ConnectArgs, channel: &Connection, status: &Status, client: &str) -> anyhow::Error {
     if status.get_details_error_info().is_none_or(|info| info.reason != "CLIENT_NOT_FOUND") {
         return connect::status_error(status);
     }
-    // A key for some clients only may not list them: then there is nothing to add.
+    // A key for only some clients cannot list clients. The error then has no suggestion.
     match client_ids(connect, channel).await {
         Err(_) => connect::status_error(status),
         Ok(ids) => anyhow::anyhow!("CLIENT_NOT_FOUND: {}; {}", status.message(), suggestion(client, &ids)),
@@ -47,7 +47,7 @@ async fn client_ids(connect: &ConnectArgs, channel: &Connection) -> Result<Vec<S
     Ok(ids)
 }
 
-/// Refuses clients that are not there: a filter that names one lets nothing through, and nobody would notice.
+/// Checks that the clients of a filter exist. With an unknown client, the filter would silently match nothing.
 pub async fn check_clients(connect: &ConnectArgs, channel: &Connection, clients: &[String]) -> anyhow::Result<()> {
     let mut service = connect::clients_client(channel.clone());
     for client in clients {
@@ -59,30 +59,30 @@ pub async fn check_clients(connect: &ConnectArgs, channel: &Connection, clients:
     Ok(())
 }
 
-/// What to do about a client that is not there.
+/// Returns a suggestion for an unknown client.
 pub fn suggestion(client: &str, ids: &[String]) -> String {
     if ids.is_empty() {
         return "there are no clients yet".to_owned();
     }
     did_you_mean(client, ids.iter().map(String::as_str))
-        .unwrap_or_else(|| "`meterd clients list` shows those that there are".to_owned())
+        .unwrap_or_else(|| "`meterd clients list` shows all clients".to_owned())
 }
 
-/// The names nearest to this one, as a question. None: nothing is near.
+/// Returns the names similar to `wanted` as a question. `None` if no name is similar.
 pub fn did_you_mean<'a>(wanted: &str, names: impl Iterator<Item = &'a str>) -> Option<String> {
     let near = nearest(wanted.trim(), names);
     (!near.is_empty()).then(|| format!("did you mean {}?", near.join(" or ")))
 }
 
-/// Names of all services of the catalogue.
+/// Returns the names of all services in the catalogue.
 pub async fn services(connect: &ConnectArgs, channel: &Connection) -> Result<Vec<String>, Status> {
     let mut catalog = connect::catalog_client(channel.clone());
     let answer = catalog.list_services(connect.request(ListServicesRequest {}, CALL_SECONDS)).await?;
     Ok(answer.into_inner().services.into_iter().map(|service| service.service).collect())
 }
 
-/// The latest months before `before` in which there is usage of a client, or of any that the key is for; the latest first.
-/// Empty, where that cannot be found out.
+/// Returns the latest months with usage of a client, or of any client that the key covers, the latest first. The search starts
+/// at the later of `before` and tomorrow. Empty if there is no usage or the calls fail.
 pub async fn months_with_usage(
     connect: &ConnectArgs,
     channel: &Connection,
@@ -90,7 +90,7 @@ pub async fn months_with_usage(
     before: Option<NaiveDate>,
 ) -> Vec<String> {
     let mut usage = connect::usage_client(channel.clone());
-    // Tomorrow is today somewhere.
+    // In some time zones the next day has begun.
     let tomorrow = day_of(Clock::system().now(), chrono_tz::UTC) + Days::new(1);
     let mut end = before.map_or(tomorrow, |before| before.max(tomorrow));
     for _ in 0..WINDOWS_MAX {
@@ -114,16 +114,16 @@ pub async fn months_with_usage(
     vec![]
 }
 
-/// Where there is usage instead, as the end of a sentence.
+/// Describes the months with usage. The text is the end of a sentence.
 pub fn elsewhere(months: &[String]) -> String {
     match months {
-        [] => "there is no usage at all yet".to_owned(),
-        [month] => format!("there is usage in {month}: give --month {month}"),
-        [latest, ..] => format!("there is usage in {}: give --month {latest}", months.join(", ")),
+        [] => "no usage is recorded yet".to_owned(),
+        [month] => format!("there is usage in {month}: use --month {month}"),
+        [latest, ..] => format!("there is usage in {}: use --month {latest}", months.join(", ")),
     }
 }
 
-/// Months as they are written.
+/// Formats months.
 pub fn month_texts(months: &[Month]) -> Vec<String> {
     months.iter().map(Month::to_string).collect()
 }
@@ -133,18 +133,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_misspelt_client_is_answered_with_those_like_it() {
+    fn the_error_of_a_misspelt_client_suggests_similar_ids() {
         let ids = ["acme".to_owned(), "globex".to_owned()];
         assert_eq!(suggestion("acem", &ids), "did you mean acme?");
         assert_eq!(suggestion(" acme ", &ids), "did you mean acme?");
-        assert_eq!(suggestion("zzz", &ids), "`meterd clients list` shows those that there are");
+        assert_eq!(suggestion("zzz", &ids), "`meterd clients list` shows all clients");
         assert_eq!(suggestion("acme", &[]), "there are no clients yet");
     }
 
     #[test]
-    fn months_with_usage_are_named_with_the_flag_for_the_latest() {
+    fn the_hint_lists_months_with_usage_and_the_flag_for_the_latest() {
         let months = ["2026-11".to_owned(), "2026-09".to_owned()];
-        assert_eq!(elsewhere(&months), "there is usage in 2026-11, 2026-09: give --month 2026-11");
-        assert_eq!(elsewhere(&[]), "there is no usage at all yet");
+        assert_eq!(elsewhere(&months), "there is usage in 2026-11, 2026-09: use --month 2026-11");
+        assert_eq!(elsewhere(&[]), "no usage is recorded yet");
     }
 }

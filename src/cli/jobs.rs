@@ -1,4 +1,4 @@
-//! `meterd jobs`: the scheduled jobs with their last runs, and running one now.
+//! `meterd jobs`: shows scheduled jobs with their last runs, or runs a job now.
 
 use std::process::ExitCode;
 
@@ -11,10 +11,10 @@ use crate::proto::job_service_client::JobServiceClient;
 use crate::proto::{Job, ListJobsRequest, RunJobRequest};
 
 const LIST_SECONDS: u64 = 30;
-/// A job may wait for the lease of a replica that died, and then takes its time.
+/// A job may have to wait for the lease of a dead replica, and can run for long.
 const RUN_SECONDS: u64 = 1_800;
 
-/// Show the scheduled jobs and their last runs, or run one now
+/// Show scheduled jobs and their last runs, or run a job now
 #[derive(Args, Clone, Debug)]
 pub struct JobsArgs {
     #[command(subcommand)]
@@ -23,24 +23,24 @@ pub struct JobsArgs {
     pub connect: ConnectArgs,
 }
 
-/// What to do besides showing.
+/// Subcommands of `jobs`.
 #[derive(Subcommand, Clone, Debug)]
 pub enum JobsAction {
-    /// Run a job now and wait for its end
+    /// Run a job now and wait until it ends
     Run(RunArgs),
 }
 
 /// Arguments of `jobs run`.
 #[derive(Args, Clone, Debug)]
 pub struct RunArgs {
-    /// The job, such as key_pruning
+    /// Name of the job, such as key_pruning
     #[arg(value_name = "JOB")]
     pub job: String,
     #[command(flatten)]
     pub connect: ConnectArgs,
 }
 
-/// Prints the jobs, or runs one. A run that failed exits with 1.
+/// Prints the jobs, or runs one. The exit code is 1 if the run fails.
 pub async fn run(args: JobsArgs) -> anyhow::Result<ExitCode> {
     match args.action {
         None => {
@@ -68,13 +68,13 @@ fn outcome(job: &Job) -> String {
     }
 }
 
-/// To the second, in UTC.
+/// Formats a time in UTC, to the second.
 fn time_text(time: Option<&Timestamp>) -> String {
     let time = time.and_then(|time| chrono::DateTime::from_timestamp(time.seconds, 0));
     time.map(|time| time.format("%Y-%m-%d %H:%M:%S").to_string()).unwrap_or_default()
 }
 
-/// How long the last run took; nothing while one is under way, or was cut off.
+/// Formats the duration of the last run. Empty if a run is in progress or did not finish.
 fn duration_text(job: &Job) -> String {
     let (Some(start), Some(finish)) = (&job.last_start_time, &job.last_finish_time) else { return String::new() };
     let millis = (finish.seconds - start.seconds) * 1_000 + i64::from(finish.nanos - start.nanos) / 1_000_000;
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn a_job_is_a_line_with_its_last_run() {
+    fn a_job_is_shown_as_a_line_with_its_last_run() {
         let lines = jobs_lines(&[job()]);
         let expected =
             "retention  0 20 0 * * *    2026-11-21 00:20:00  1.250 s  2026-11-22 00:20:00  every month is kept";
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_and_a_run_under_way_are_told() {
+    fn a_failed_run_and_a_run_in_progress_are_marked() {
         let failed = Job { last_error: "canceling statement".into(), ..job() };
         assert!(jobs_lines(&[failed])[1].ends_with("FAILED: canceling statement"));
         let later = Some(Timestamp { seconds: 1_795_220_500, nanos: 0 });

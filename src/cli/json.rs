@@ -1,4 +1,4 @@
-//! JSON into `google.protobuf.Struct` and back.
+//! Converts JSON to `google.protobuf.Struct`.
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
@@ -8,14 +8,14 @@ use prost_types::value::Kind;
 use prost_types::{ListValue, Struct, Value};
 use serde_json::value::RawValue;
 
-use meterd_domain::event::METADATA_LEVELS_MAX;
+use meterd_domain::metadata::METADATA_LEVELS_MAX;
 
-/// An object's values as they stand in the text, so that numbers keep every digit.
+/// The values of an object as text, so that numbers keep all digits.
 pub type RawObject = BTreeMap<String, Box<RawValue>>;
 
-/// The contract's bound on metadata.
+/// Maximum size of metadata, as in the API.
 pub const METADATA_BYTES_MAX: usize = 8 * 1024;
-/// The contract's bound on levels. A batch with one row that is very much deeper would be refused whole.
+/// Maximum nesting of metadata, as in the API. The server would reject a whole batch with a much deeper row.
 const DEPTH_MAX: usize = METADATA_LEVELS_MAX;
 
 /// Parses a JSON object as metadata.
@@ -27,15 +27,14 @@ pub fn metadata(text: &str) -> Result<Struct, String> {
     }
 }
 
-/// One JSON value. A number that a double cannot hold exactly becomes a string, so that no digit is lost: the contract's
-/// metadata has no wider number.
+/// Converts a JSON value. A number that a double cannot represent exactly becomes a string, so that it keeps all digits.
 pub fn value(raw: &RawValue) -> Result<Value, String> {
     nested(raw, 0)
 }
 
 fn nested(raw: &RawValue, depth: usize) -> Result<Value, String> {
     if depth > DEPTH_MAX {
-        return Err(format!("is nested more than {DEPTH_MAX} levels deep"));
+        return Err(format!("must be nested at most {DEPTH_MAX} levels deep"));
     }
     let text = raw.get().trim();
     let wrong = |error: serde_json::Error| error.to_string();
@@ -62,17 +61,17 @@ fn nested(raw: &RawValue, depth: usize) -> Result<Value, String> {
     Ok(Value { kind: Some(kind) })
 }
 
-/// Doubles are what `google.protobuf.Value` has; metadata is never used for a sum or a price.
+/// Converts a number. `google.protobuf.Value` only has doubles; metadata is never used for a sum or a price.
 fn number(text: &str) -> Result<Kind, String> {
     let exact = BigDecimal::from_str(text).map_err(|error| format!("{text}: {error}"))?;
-    let held = text.parse::<f64>().ok().filter(|double| double.is_finite());
-    let same = held.is_some_and(|double| match double == 0.0 {
+    let nearest = text.parse::<f64>().ok().filter(|double| double.is_finite());
+    let is_exact = nearest.is_some_and(|double| match double == 0.0 {
         true => exact.is_zero(),
         false => BigDecimal::from_str(&format!("{double:e}")).is_ok_and(|shown| shown == exact),
     });
-    Ok(match held {
-        // Adding zero makes -0 a 0.
-        Some(double) if same => Kind::NumberValue(double + 0.0),
+    Ok(match nearest {
+        // Adding zero converts -0 to 0.
+        Some(double) if is_exact => Kind::NumberValue(double + 0.0),
         _ => Kind::StringValue(text.to_owned()),
     })
 }
@@ -87,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_that_a_double_holds_stay_numbers_and_others_keep_their_digits() {
+    fn numbers_without_an_exact_double_become_strings() {
         assert_eq!(kind("0.1"), Kind::NumberValue(0.1));
         assert_eq!(kind("1e3"), Kind::NumberValue(1000.0));
         assert_eq!(kind("-0"), Kind::NumberValue(0.0));
@@ -97,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn objects_nest() {
+    fn objects_can_be_nested() {
         let object = metadata(r#"{"b":[1,true,null,"x"],"a":{"c":"d"}}"#).unwrap();
         assert_eq!(object.fields.keys().collect::<Vec<_>>(), ["a", "b"]);
         let Some(Kind::ListValue(list)) = &object.fields["b"].kind else { panic!() };
@@ -105,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_object_is_refused() {
+    fn a_text_that_is_not_an_object_is_an_error() {
         assert!(metadata("[1]").unwrap_err().contains("JSON object"));
         assert!(metadata("{").unwrap_err().contains("is not JSON"));
         let deep = "[".repeat(100) + &"]".repeat(100);
@@ -113,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn the_deepest_metadata_that_is_taken_can_be_decoded() {
+    fn the_deepest_accepted_metadata_can_be_decoded() {
         let text = |depth: usize| "{\"a\":".repeat(depth) + "1" + &"}".repeat(depth);
         let deepest = (1..100).map_while(|depth| metadata(&text(depth)).ok()).last();
         let event = crate::proto::UsageEvent { metadata: deepest, ..Default::default() };

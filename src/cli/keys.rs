@@ -1,14 +1,14 @@
-//! `meterd keys`: makes, lists, rotates and revokes API keys.
+//! `meterd keys`: creates, lists, rotates and revokes API keys.
 
-mod named;
+mod hints;
 
 use super::chart::table;
 use super::connect::{self, ConnectArgs, Connection};
 use super::signals;
 use super::time::{parse_flag_time, time_text};
-use crate::config::{DatabaseSettings, hints};
+use crate::config::{self, DatabaseSettings};
 use crate::database::{Database, command_pool};
-use crate::grpc::{audit, keys::spec};
+use crate::grpc::audit;
 use crate::print;
 use crate::proto::key_service_client::KeyServiceClient;
 use crate::proto::{ApiKey, CreateApiKeyRequest, Grant, RevokeApiKeyRequest, RotateApiKeyRequest, Scope};
@@ -16,7 +16,8 @@ use chrono::{DateTime, Utc};
 use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 use meterd_domain::access::ActorKind;
 use meterd_domain::access::Grants;
-use meterd_engine::auth::{Caller, keys, token};
+use meterd_engine::auth::keys::{self, NewKey};
+use meterd_engine::auth::{Caller, token};
 use meterd_engine::clock::Clock;
 use meterd_store::{connect as store, deployment};
 use prost_types::Timestamp;
@@ -26,58 +27,58 @@ use std::time::Duration;
 
 const CALL_SECONDS: u64 = 30;
 
-/// Make, list, rotate and revoke API keys
+/// Create, list, rotate and revoke API keys
 #[derive(Args, Clone, Debug)]
 pub struct KeysArgs {
     #[command(subcommand)]
     pub command: KeysCommand,
 }
 
-/// What to do with keys.
+/// Subcommands of `keys`.
 #[derive(Subcommand, Clone, Debug)]
 pub enum KeysCommand {
-    /// Make a key; its token is shown this once
+    /// Create a key; its token is shown only once
     Create(Box<CreateArgs>),
-    /// Show the keys, the oldest first
+    /// List keys, the oldest first
     List(ListArgs),
-    /// Make a new key in the place of an old one, which stays good for a while
+    /// Replace a key by a new one; the old key stays valid for a while
     Rotate(RotateArgs),
-    /// End a key for good
+    /// Revoke a key permanently
     Revoke(RevokeArgs),
 }
 
 /// Arguments of `keys create`.
 #[derive(Args, Clone, Debug)]
-#[command(group = ArgGroup::new("whom").required(true).args(["clients", "all_clients"]))]
+#[command(group = ArgGroup::new("covered_clients").required(true).args(["clients", "all_clients"]))]
 pub struct CreateArgs {
-    /// Name for people, such as "billing backend"
+    /// Display name, such as "billing backend"
     pub name: String,
-    /// What it may do; repeat for more
+    /// Scope of the key; repeat for more
     #[arg(long = "scope", value_name = "SCOPE", value_delimiter = ',', required = true)]
     pub scopes: Vec<ScopeArg>,
-    /// For this client only; repeat for more
+    /// Client that the key covers; repeat for more
     #[arg(long = "client", value_name = "CLIENT")]
     pub clients: Vec<String>,
-    /// For all clients
+    /// Let the key cover all clients
     #[arg(long)]
     pub all_clients: bool,
-    /// When it ceases to be good: a time such as 2027-01-01, or how long it is good, such as 90d or 12h
+    /// Expiry of the key: a time such as 2027-01-01, or a duration such as 90d or 12h [default: never]
     #[arg(long, value_name = "TIME", value_parser = parse_expiry)]
     pub expires: Option<Expiry>,
-    /// Calls in a second. Default: the server's setting
+    /// Maximum number of calls per second; 0 means the server's setting
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(i32).range(0..=1_000_000))]
     pub requests_per_second: i32,
-    /// Without a server: on the database itself. So the first key of all is made
+    /// Create the key directly in the database, without a server, for example the first key
     #[arg(long)]
     pub direct: bool,
-    /// With --direct: make the data directory and its database if they are not there. In the default directory, and in an empty
-    /// one, the database is made without asking
+    /// With --direct, create the data directory and its database if they do not exist. The default data directory and an empty
+    /// directory do not need this flag
     #[arg(long, requires = "direct")]
     pub new_database: bool,
     #[command(flatten)]
     pub database: DatabaseSettings,
     #[command(flatten)]
-    pub shown: ShownArgs,
+    pub output: OutputArgs,
     #[command(flatten)]
     pub connect: ConnectArgs,
 }
@@ -85,10 +86,10 @@ pub struct CreateArgs {
 /// Arguments of `keys list`.
 #[derive(Args, Clone, Debug)]
 pub struct ListArgs {
-    /// Only those that are neither revoked nor expired
+    /// Only keys that are neither revoked nor expired
     #[arg(long)]
     pub live: bool,
-    /// Print JSON, one key a line
+    /// Print JSON, one key per line
     #[arg(long)]
     pub json: bool,
     #[command(flatten)]
@@ -98,17 +99,17 @@ pub struct ListArgs {
 /// Arguments of `keys rotate`.
 #[derive(Args, Clone, Debug)]
 pub struct RotateArgs {
-    /// The old key
+    /// Id of the old key
     #[arg(value_name = "KEY_ID")]
     pub key_id: String,
-    /// How long the old key stays good beside the new one, such as 24h or 7d
+    /// How long the old key stays valid, such as 24h or 7d
     #[arg(long, default_value = "24h", value_parser = parse_duration)]
     pub overlap: Duration,
-    /// When the new key ceases to be good [default: it is good for as long as the old one was; if that never expires, for ever]
+    /// Expiry of the new key [default: the same lifetime as the old key, or never]
     #[arg(long, value_name = "TIME", value_parser = parse_expiry)]
     pub expires: Option<Expiry>,
     #[command(flatten)]
-    pub shown: ShownArgs,
+    pub output: OutputArgs,
     #[command(flatten)]
     pub connect: ConnectArgs,
 }
@@ -116,25 +117,25 @@ pub struct RotateArgs {
 /// Arguments of `keys revoke`.
 #[derive(Args, Clone, Debug)]
 pub struct RevokeArgs {
-    /// The key
+    /// Id of the key
     #[arg(value_name = "KEY_ID")]
     pub key_id: String,
     #[command(flatten)]
     pub connect: ConnectArgs,
 }
 
-/// How a new key is shown.
+/// How to print a new key.
 #[derive(Args, Clone, Debug)]
-pub struct ShownArgs {
+pub struct OutputArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
-    /// Print the token alone, for METERD_API_KEY=$(…)
+    /// Print only the token, for METERD_API_KEY=$(…)
     #[arg(long, short, conflicts_with = "json")]
     pub quiet: bool,
 }
 
-/// What a key may do.
+/// Scope of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ScopeArg {
     /// Record usage
@@ -145,7 +146,7 @@ pub enum ScopeArg {
     Admin,
 }
 
-/// A time, or so long from now.
+/// A time, or a duration from now.
 #[derive(Clone, Debug)]
 pub enum Expiry {
     At(Timestamp),
@@ -181,12 +182,12 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
 fn parse_expiry(text: &str) -> Result<Expiry, String> {
     parse_duration(text).map(Expiry::After).or_else(|_| {
         let time =
-            parse_flag_time(text).map_err(|error| format!("{error}; or so long from now, such as 90d or 12h"))?;
+            parse_flag_time(text).map_err(|error| format!("{error}, or a duration from now such as 90d or 12h"))?;
         Ok(Expiry::At(time))
     })
 }
 
-/// Does what was asked.
+/// Runs the subcommand.
 pub async fn run(args: KeysArgs) -> anyhow::Result<ExitCode> {
     match args.command {
         KeysCommand::Create(args) => create(*args).await,
@@ -200,7 +201,7 @@ async fn client(connect: &ConnectArgs) -> anyhow::Result<KeyServiceClient<Connec
     Ok(connect::keys_client(connect.channel().await?))
 }
 
-/// The request that the arguments say, whoever carries it out.
+/// Returns the request to create the key.
 fn create_request(args: &CreateArgs, now: DateTime<Utc>) -> CreateApiKeyRequest {
     let grant = |scope: &ScopeArg| Grant {
         scope: match scope {
@@ -232,19 +233,19 @@ async fn create(args: CreateArgs) -> anyhow::Result<ExitCode> {
             (answer.api_key.unwrap_or_default(), answer.token)
         }
     };
-    show_new(&args.shown, &key, &token, args.direct.then_some(&args.database));
+    print_new(&args.output, &key, &token, args.direct.then_some(&args.database));
     Ok(ExitCode::SUCCESS)
 }
 
-/// Makes a key on the database, beside a running server or without one.
+/// Creates a key directly in the database, with or without a running server.
 async fn create_directly(args: &CreateArgs, request: &CreateApiKeyRequest) -> anyhow::Result<(ApiKey, String)> {
-    // Taken, so that a key that is made is shown and our own PostgreSQL is stopped.
-    let _stop = signals::asked_to_stop()?;
-    let database = Database::open_first(&args.database, args.new_database).await?;
-    let made = async {
+    // Ignore signals, so that the key is printed and the embedded PostgreSQL is stopped.
+    let _stop = signals::stop_signal()?;
+    let database = Database::open_or_create(&args.database, args.new_database).await?;
+    let created = async {
         let pool = command_pool(&database.options);
         if args.database.database_url.is_some() && !deployment::has_schema(&pool).await? {
-            eprintln!("note: {} has no tables of meterd yet: making them", database.describe());
+            eprintln!("note: {} has no tables of meterd yet: creating them", database.describe());
         }
         store::migrate(&database.options).await?;
         let caller = Caller {
@@ -255,43 +256,43 @@ async fn create_directly(args: &CreateArgs, request: &CreateApiKeyRequest) -> an
             good_until: None,
         };
         let entry = audit::begin(&pool, &caller, "", request).await?;
-        let made = async {
+        let created = async {
             let now = store::now(&pool).await?;
-            let spec = spec(request, now)?;
+            let spec = NewKey::from(request.api_key.clone().unwrap_or_default()).check(now)?;
             let mut tx = pool.begin().await?;
-            let made = keys::create(&mut tx, &spec, now).await?;
+            let created = keys::create_in(&mut tx, &spec, now).await?;
             tx.commit().await?;
-            Ok(made)
+            Ok(created)
         };
-        let made = made.await;
-        entry.finish(&pool, made.as_ref().err()).await;
+        let created = created.await;
+        audit::finish(entry, &pool, created.as_ref().err()).await;
         pool.close().await;
-        let made = made?;
-        Ok((made.key.into(), made.token))
+        let created = created?;
+        Ok((created.key.into(), created.token))
     };
-    let made = database.explained(made.await);
-    // A token that is made is shown, whatever else goes wrong.
+    let created = database.explain(created.await);
+    // An error here must not hide the token of the new key.
     if let Err(error) = database.close().await {
-        eprintln!("warning: the database did not close in order: {error:#}");
+        eprintln!("warning: the database did not close cleanly: {error:#}");
     }
-    made
+    created
 }
 
-/// Of the operating system, whatever the environment says.
+/// The name of the user according to the operating system, not to the environment.
 fn user_name() -> String {
     let uid = nix::unistd::getuid();
     let user = nix::unistd::User::from_uid(uid).ok().flatten();
     user.map_or_else(|| uid.to_string(), |user| user.name)
 }
 
-/// An id, also from who has the token at hand.
+/// Returns the id of a key. `text` is the id or the token.
 fn key_id(text: &str) -> String {
     token::parse(text).map_or(text, |(key_id, _)| key_id).to_owned()
 }
 
 async fn list(args: ListArgs) -> anyhow::Result<ExitCode> {
     let mut client = client(&args.connect).await?;
-    let keys = named::all(&mut client, &args.connect, args.live).await;
+    let keys = hints::all(&mut client, &args.connect, args.live).await;
     let keys = keys.map_err(|status| connect::status_error(&status))?;
     match args.json {
         true => keys.iter().for_each(|key| println!("{}", to_json(key))),
@@ -309,17 +310,17 @@ async fn rotate(args: RotateArgs) -> anyhow::Result<ExitCode> {
         request_id: String::new(),
     };
     let mut client = client(&args.connect).await?;
-    let takes_the_olds_life = request.expire_time.is_none();
+    let keeps_lifetime = request.expire_time.is_none();
     let answer = match client.rotate_api_key(args.connect.request(request, CALL_SECONDS)).await {
         Ok(answer) => answer.into_inner(),
-        Err(status) => return Err(named::error(&mut client, &args.connect, &status, &args.key_id).await),
+        Err(status) => return Err(hints::error(&mut client, &args.connect, &status, &args.key_id).await),
     };
     let (new, old) = (answer.api_key.unwrap_or_default(), answer.old_api_key.unwrap_or_default());
-    show_new(&args.shown, &new, &answer.token, None);
-    if !args.shown.json && !args.shown.quiet {
-        println!("old key  {} is good until {}", old.key_id, time_text(old.expire_time.as_ref()));
+    print_new(&args.output, &new, &answer.token, None);
+    if !args.output.json && !args.output.quiet {
+        println!("old key  {} is valid until {}", old.key_id, time_text(old.expire_time.as_ref()));
     }
-    if takes_the_olds_life && let Some(note) = named::shortened(&mut client, &args.connect, &new, &old).await {
+    if keeps_lifetime && let Some(note) = hints::early_expiry_note(&mut client, &args.connect, &new, &old).await {
         eprintln!("note: {note}");
     }
     Ok(ExitCode::SUCCESS)
@@ -330,17 +331,17 @@ async fn revoke(args: RevokeArgs) -> anyhow::Result<ExitCode> {
     let request = args.connect.request(RevokeApiKeyRequest { key_id: key_id(&args.key_id) }, CALL_SECONDS);
     let key = match client.revoke_api_key(request).await {
         Ok(answer) => answer.into_inner().api_key.unwrap_or_default(),
-        Err(status) => return Err(named::error(&mut client, &args.connect, &status, &args.key_id).await),
+        Err(status) => return Err(hints::error(&mut client, &args.connect, &status, &args.key_id).await),
     };
-    println!("{} ({}) is revoked since {}", key.key_id, key.name, time_text(key.revoke_time.as_ref()));
+    println!("{} ({}) was revoked at {}", key.key_id, key.name, time_text(key.revoke_time.as_ref()));
     Ok(ExitCode::SUCCESS)
 }
 
-/// Shows a key with its token; of one that was made on a database itself also how to serve with it.
-fn show_new(shown: &ShownArgs, key: &ApiKey, token: &str, direct: Option<&DatabaseSettings>) {
-    if shown.quiet {
+/// Prints a new key with its token. For a key that was created directly in a database, also prints how to start the server.
+fn print_new(output: &OutputArgs, key: &ApiKey, token: &str, direct: Option<&DatabaseSettings>) {
+    if output.quiet {
         println!("{token}");
-    } else if shown.json {
+    } else if output.json {
         let mut json = to_json(key);
         json["token"] = token.into();
         println!("{json}");
@@ -349,18 +350,19 @@ fn show_new(shown: &ShownArgs, key: &ApiKey, token: &str, direct: Option<&Databa
         println!("grants   {}", grants_text(key));
         println!("expires  {}", expiry_text(key));
         println!("token    {token}");
-        println!("The token is shown this once. Callers send it as `authorization: Bearer {token}`;");
-        println!("commands of meterd take it from METERD_API_KEY:");
+        println!("The token is shown only once. Callers send it as `authorization: Bearer {token}`.");
+        println!("Commands of meterd read it from METERD_API_KEY:");
         println!("  export METERD_API_KEY={token}");
         if let Some(database) = direct {
-            println!("A server asks for keys with --auth keys:");
-            println!("  {} serve --auth keys{}", hints::program(), hints::database_flags(database));
+            println!("Start the server with --auth keys, so that it checks API keys:");
+            println!("  {} serve --auth keys{}", config::hints::program(), config::hints::database_flags(database));
         }
     }
-    if print::has_ended() {
-        let (program, key_id) = (hints::program(), &key.key_id);
+    if print::has_failed() {
+        let (program, key_id) = (config::hints::program(), &key.key_id);
         eprintln!(
-            "warning: the key {key_id} is made, and its token was not shown: revoke it with `{program} keys revoke {key_id}`"
+            "warning: the key {key_id} was created, but its token could not be printed: revoke it with \
+             `{program} keys revoke {key_id}`"
         );
     }
 }
@@ -425,7 +427,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_expiry_is_a_time_or_so_long_from_now() {
+    fn an_expiry_is_a_time_or_a_duration_from_now() {
         let now = DateTime::from_timestamp(1_795_220_400, 0).unwrap();
         let seconds = |text: &str| parse_expiry(text).unwrap().time(now).seconds - now.timestamp();
         assert_eq!((seconds("90d"), seconds("12h"), seconds("30m")), (90 * 86_400, 12 * 3_600, 1_800));
@@ -436,7 +438,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_a_line_with_its_state() {
+    fn a_key_is_shown_as_a_line_with_its_state() {
         let now = DateTime::from_timestamp(1_795_220_400, 0).unwrap();
         let key = ApiKey {
             key_id: "0123456789abcdef".into(),

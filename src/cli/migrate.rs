@@ -1,4 +1,4 @@
-//! `meterd migrate`: brings the schema up to date, and nothing else.
+//! `meterd migrate`: updates the database schema and exits.
 
 use super::signals;
 use crate::app;
@@ -13,12 +13,12 @@ pub struct MigrateArgs {
     pub settings: Settings,
 }
 
-/// Migrates and says so.
+/// Migrates the database and prints its location.
 pub async fn run(args: MigrateArgs) -> anyhow::Result<ExitCode> {
-    let stop = signals::asked_to_stop()?;
-    let database = Database::open_made(&args.settings.database).await?;
+    let stop = signals::stop_signal()?;
+    let database = Database::open_initialized(&args.settings.database).await?;
     let prepared = signals::unless_stopped(stop, app::prepare(&database.options, &args.settings)).await;
-    let prepared = database.explained(prepared);
+    let prepared = database.explain(prepared);
     let description = database.describe();
     database.close().await?;
     prepared?;

@@ -1,4 +1,4 @@
-//! Commands that talk to a running server, one a file. Each is a set of arguments and a `run`.
+//! The commands of meterd, one file or folder for each. Each command has a struct of arguments and a function `run`.
 
 pub mod alerts;
 pub mod audit;
@@ -44,15 +44,15 @@ use std::process::ExitCode;
 pub enum Command {
     /// Run the server (the default)
     Serve(Box<serve::ServeArgs>),
-    /// Bring the database schema up to date
+    /// Update the database schema
     Migrate(Box<migrate::MigrateArgs>),
     /// Record one event
     Track(Box<track::TrackArgs>),
-    /// Show what a client has used
+    /// Show the usage of a client
     Usage(usage::UsageArgs),
-    /// Show who costs what: all clients of a month
+    /// Show the costs of all clients in a month
     Summary(summary::SummaryArgs),
-    /// List usage without a price, and how to set one
+    /// List usage without a price and show how to set one
     Unpriced(unpriced::UnpricedArgs),
     /// List, show, create and change clients
     Clients(clients::ClientsArgs),
@@ -60,25 +60,25 @@ pub enum Command {
     Prices(prices::PricesArgs),
     /// Follow, list, acknowledge and check alerts
     Alerts(alerts::AlertsArgs),
-    /// Record the rows of CSV or NDJSON files
+    /// Record the rows of CSV or NDJSON files as events
     Import(Box<import::ImportArgs>),
     /// Write recorded events to a CSV or NDJSON file
     Export(export::ExportArgs),
     /// Prove that rollups and totals equal the events
     Verify(verify::VerifyArgs),
-    /// Compute rollups and totals again from the events
+    /// Recompute rollups and totals from the events
     Rebuild(rebuild::RebuildArgs),
-    /// Show the scheduled jobs and their last runs, or run one now
+    /// Show scheduled jobs and their last runs, or run a job now
     Jobs(jobs::JobsArgs),
-    /// Make, list, rotate and revoke API keys
+    /// Create, list, rotate and revoke API keys
     Keys(keys::KeysArgs),
-    /// Show what admins did
+    /// Show the audit log of admin calls
     Audit(audit::AuditArgs),
     /// List alert notifications and retry failed ones
     Notifications(notifications::NotificationsArgs),
 }
 
-/// Runs a command. Boxed here, so that it is compiled here, once, and not again in the binary.
+/// Runs a command. The future is boxed so that it is compiled only once, in this crate and not again in the binary.
 pub fn run(command: Command) -> Pin<Box<dyn Future<Output = anyhow::Result<ExitCode>>>> {
     Box::pin(async {
         match command {

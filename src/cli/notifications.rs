@@ -1,4 +1,4 @@
-//! `meterd notifications`: who was told of alerts, who waits, and who was given up; and trying those again.
+//! `meterd notifications`: lists alert notifications, retries failed ones, tests channels.
 
 use super::chart::table;
 use super::connect::{self, ConnectArgs};
@@ -12,14 +12,14 @@ use serde_json::json;
 use std::process::ExitCode;
 
 const CALL_SECONDS: u64 = 30;
-/// A test waits for its deliveries.
+/// The server answers a test after all deliveries.
 const TEST_SECONDS: u64 = 120;
-/// Most notifications of one call.
+/// Maximum number of notifications in one call.
 const PAGE_SIZE: i32 = 1_000;
-/// Most characters of a target in the table. The reason of a failure is the last column, and whole.
+/// Maximum number of characters of a target in the table. The last column, the error, is not shortened.
 const CELL_CHARS_MAX: usize = 60;
 
-/// Show notifications, try one again that was given up, or test channels
+/// List alert notifications, retry failed ones, or test channels
 #[derive(Args, Clone, Debug)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct NotificationsArgs {
@@ -29,24 +29,24 @@ pub struct NotificationsArgs {
     pub list: ListArgs,
 }
 
-/// What to do with notifications.
+/// Subcommands of `notifications`.
 #[derive(Subcommand, Clone, Debug)]
 pub enum NotificationsCommand {
-    /// Show them, the newest first (the default)
+    /// List notifications, the newest first (the default)
     List(ListArgs),
-    /// Try one again that was given up
+    /// Retry a failed notification
     Retry(RetryArgs),
-    /// Send a test to every channel of a policy, and show what became of it
+    /// Send a test notification to every channel of a policy and show the results
     Test(TestArgs),
 }
 
 /// Arguments of `notifications test`.
 #[derive(Args, Clone, Debug)]
 pub struct TestArgs {
-    /// The channels of this client, instead of the operator's
+    /// Test the channels of this client, instead of the operator's
     #[arg(long, value_name = "CLIENT")]
     pub client: Option<String>,
-    /// Print JSON, one notification a line
+    /// Print JSON, one notification per line
     #[arg(long)]
     pub json: bool,
     #[command(flatten)]
@@ -56,19 +56,19 @@ pub struct TestArgs {
 /// Arguments of `notifications list`.
 #[derive(Args, Clone, Debug)]
 pub struct ListArgs {
-    /// Only those that were given up
+    /// Only failed notifications
     #[arg(long)]
     pub failed: bool,
-    /// Only those to channels of this client
+    /// Only notifications to channels of this client
     #[arg(long, value_name = "CLIENT")]
     pub client: Option<String>,
-    /// Only those to the operator's channels
+    /// Only notifications to the operator's channels
     #[arg(long, conflicts_with = "client")]
     pub operator: bool,
-    /// Most that are shown
+    /// Maximum number of notifications
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub limit: u32,
-    /// Print JSON, one notification a line
+    /// Print JSON, one notification per line
     #[arg(long)]
     pub json: bool,
     #[command(flatten)]
@@ -78,14 +78,14 @@ pub struct ListArgs {
 /// Arguments of `notifications retry`.
 #[derive(Args, Clone, Debug)]
 pub struct RetryArgs {
-    /// The notification
+    /// Id of the notification
     #[arg(value_name = "ID")]
     pub notification_id: String,
     #[command(flatten)]
     pub connect: ConnectArgs,
 }
 
-/// Shows notifications, or tries one again.
+/// Runs the subcommand.
 pub async fn run(args: NotificationsArgs) -> anyhow::Result<ExitCode> {
     match args.command {
         Some(NotificationsCommand::Retry(args)) => retry(args).await,
@@ -121,7 +121,7 @@ async fn list(args: ListArgs) -> anyhow::Result<ExitCode> {
         false => to_table(&found).iter().for_each(|line| println!("{line}")),
     }
     if !args.json && !page_token.is_empty() {
-        println!("and older ones: see --limit");
+        println!("there are older notifications: increase --limit");
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -135,14 +135,14 @@ async fn retry(args: RetryArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Fails unless every channel has taken its test.
+/// Sends test notifications. The exit code is 1 if one fails.
 async fn test(args: TestArgs) -> anyhow::Result<ExitCode> {
     let mut client = connect::alerts_client(args.connect.channel().await?);
     let request = SendTestNotificationRequest { client_id: args.client.clone().unwrap_or_default() };
     let answer = client.send_test_notification(args.connect.request(request, TEST_SECONDS)).await;
     let tests = answer.map_err(|status| connect::status_error(&status))?.into_inner().notifications;
     let whose = args.client.map_or_else(|| "the operator".into(), |client| format!("client {client}"));
-    anyhow::ensure!(!tests.is_empty(), "{whose} has no channels: set some with AlertService.UpdateAlertPolicy");
+    anyhow::ensure!(!tests.is_empty(), "{whose} has no channels: add channels with AlertService.UpdateAlertPolicy");
     match args.json {
         true => tests.iter().for_each(|test| println!("{}", to_json(test))),
         false => to_table(&tests).iter().for_each(|line| println!("{line}")),
@@ -218,7 +218,7 @@ mod tests {
     use crate::proto::NotificationChannelKind;
 
     #[test]
-    fn a_notification_that_was_given_up_is_a_row_with_the_reason() {
+    fn a_failed_notification_is_shown_with_its_last_error() {
         let notification = Notification {
             notification_id: "n1".into(),
             kind: NotificationChannelKind::Webhook.into(),

@@ -1,4 +1,4 @@
-//! `meterd rebuild`: rollups and totals of whole months, computed again from the events.
+//! `meterd rebuild`: recomputes rollups and totals of whole months from the events.
 
 use std::process::ExitCode;
 
@@ -17,24 +17,24 @@ const CALL_SECONDS: u64 = 3_600;
 const LIST_SECONDS: u64 = 30;
 const CLIENTS_PAGE: i32 = 1_000;
 
-/// Compute rollups and totals again from the events
+/// Recompute rollups and totals from the events
 ///
-/// Takes whole months: those that the days lie in. Changes nothing where they agree already.
+/// Recomputes all months that contain a day of the range. Changes only rows that differ from the events.
 #[derive(Args, Clone, Debug)]
 pub struct RebuildArgs {
-    /// Only this client [default: all, one after the other]
+    /// Only this client [default: all clients, one after the other]
     #[arg(long, value_name = "ID")]
     pub client: Option<String>,
     #[command(flatten)]
     pub period: PeriodArgs,
-    /// Also put each event into the day and month of the client's present time zone
+    /// Also move each event to the day and month in the client's current time zone
     #[arg(long)]
     pub rezone: bool,
     #[command(flatten)]
     pub connect: ConnectArgs,
 }
 
-/// Rebuilds. A client that fails does not keep the others from theirs.
+/// Rebuilds the months of each client. Continues with the other clients after a failure.
 pub async fn run(args: RebuildArgs) -> anyhow::Result<ExitCode> {
     let (start, end) = range(&args)?;
     let channel = args.connect.channel().await?;
@@ -52,11 +52,11 @@ pub async fn run(args: RebuildArgs) -> anyhow::Result<ExitCode> {
             end_date: end.to_string(),
             rezone: args.rezone,
         };
-        let place = format!("[{}/{}] {client}", index + 1, clients.len());
+        let prefix = format!("[{}/{}] {client}", index + 1, clients.len());
         match usage.rebuild_rollups(args.connect.request(request, CALL_SECONDS)).await {
             Ok(response) => {
                 let done = response.into_inner();
-                println!("{place}: {}", done_text(&done, args.rezone));
+                println!("{prefix}: {}", done_text(&done, args.rezone));
                 sums.month_count += done.month_count;
                 sums.corrected_row_count += done.corrected_row_count;
                 sums.rezoned_event_count += done.rezoned_event_count;
@@ -66,16 +66,16 @@ pub async fn run(args: RebuildArgs) -> anyhow::Result<ExitCode> {
             }
             Err(status) => {
                 failed += 1;
-                eprintln!("{place}: {}", connect::status_text(&status));
+                eprintln!("{prefix}: {}", connect::status_text(&status));
             }
         }
     }
     println!("{start} to {end}, {} clients: {}", clients.len(), done_text(&sums, args.rezone));
     if sums.month_count == 0 && failed == 0 {
-        eprintln!("there is no usage from {start} to {end}: nothing was computed");
+        eprintln!("no usage from {start} to {end}: nothing was recomputed");
     }
     if failed > 0 {
-        eprintln!("{failed} clients failed; run again for them");
+        eprintln!("{failed} clients failed: run the command again for these clients");
         return Ok(ExitCode::FAILURE);
     }
     Ok(ExitCode::SUCCESS)
@@ -100,7 +100,7 @@ async fn all_clients(connect: &ConnectArgs, channel: Connection) -> anyhow::Resu
 fn range(args: &RebuildArgs) -> anyhow::Result<(NaiveDate, NaiveDate)> {
     match args.period.days()? {
         (Some(start), Some(end)) => Ok((start, end)),
-        _ => bail!("which months? give --month, or --start and --end"),
+        _ => bail!("no months selected: add --month, or --start and --end"),
     }
 }
 
@@ -108,7 +108,7 @@ fn done_text(done: &RebuildRollupsResponse, rezone: bool) -> String {
     let months = if done.month_count == 1 { "month" } else { "months" };
     let mut text = format!("{} {months}, ", grouped(done.month_count));
     text.push_str(&match done.corrected_row_count {
-        0 => "all rows were right".to_owned(),
+        0 => "all rows were correct".to_owned(),
         count => format!("{} rows corrected", grouped(count)),
     });
     if rezone {
@@ -134,14 +134,14 @@ mod tests {
     }
 
     #[test]
-    fn a_month_is_all_its_days() {
+    fn a_month_covers_all_its_days() {
         assert_eq!(days(&["--month", "2026-02"]).unwrap(), "2026-02-01 2026-02-28");
         assert_eq!(days(&["--month", "2023-12"]).unwrap(), "2023-12-01 2023-12-31");
         assert!(days(&["--month", "2026-13"]).is_err());
     }
 
     #[test]
-    fn a_range_has_both_ends_in_order() {
+    fn a_range_needs_a_start_and_a_later_end() {
         assert_eq!(days(&["--start", "2026-01-05", "--end", "2026-02-01"]).unwrap(), "2026-01-05 2026-02-01");
         assert!(days(&["--start", "2026-01-05"]).is_err());
         assert!(days(&["--start", "2026-01-05", "--end", "2026-01-04"]).is_err());
@@ -150,11 +150,11 @@ mod tests {
     }
 
     #[test]
-    fn what_was_done_is_told() {
+    fn the_result_counts_months_rows_and_events() {
         let done = RebuildRollupsResponse { month_count: 2, corrected_row_count: 1500, rezoned_event_count: 3 };
         assert_eq!(done_text(&done, false), "2 months, 1,500 rows corrected");
         assert!(done_text(&done, true).ends_with("3 events moved to another day"));
         let done = RebuildRollupsResponse { month_count: 1, ..Default::default() };
-        assert_eq!(done_text(&done, false), "1 month, all rows were right");
+        assert_eq!(done_text(&done, false), "1 month, all rows were correct");
     }
 }

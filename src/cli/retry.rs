@@ -1,4 +1,4 @@
-//! When to try again: exponential backoff with jitter, bounded in time.
+//! Exponential backoff with jitter and a time limit.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use tokio::time::Instant;
 const FIRST_STEP: Duration = Duration::from_millis(100);
 const LAST_STEP: Duration = Duration::from_secs(10);
 
-/// Pauses between the tries of one call.
+/// Computes the pauses between the attempts of a call.
 #[derive(Debug)]
 pub struct Backoff {
     budget: Duration,
@@ -16,12 +16,13 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// `budget`: how long to go on after the first failure.
+    /// `budget` is the maximum time for retries after the first failure.
     pub fn new(budget: Duration) -> Backoff {
         Backoff { budget, step: FIRST_STEP, give_up_at: None }
     }
 
-    /// How long to wait before the next try, at least as long as the server asks (`hint`). None: give up.
+    /// Returns the pause before the next attempt, at least the delay that the server requests (`hint`). `None` if the time is
+    /// over.
     pub fn next_wait(&mut self, now: Instant, hint: Option<Duration>) -> Option<Duration> {
         let give_up_at = *self.give_up_at.get_or_insert(now + self.budget);
         let step_ms = u64::try_from(self.step.as_millis()).unwrap_or(u64::MAX);
@@ -31,13 +32,13 @@ impl Backoff {
         (now + wait <= give_up_at).then_some(wait)
     }
 
-    /// There was a failure, and no progress since.
+    /// Whether a failure was not yet followed by progress.
     pub fn is_waiting(&self) -> bool {
         self.give_up_at.is_some()
     }
 
-    /// Something went through: the next failure is a first one again.
-    pub fn progress(&mut self) {
+    /// Resets the backoff after progress.
+    pub fn reset(&mut self) {
         self.step = FIRST_STEP;
         self.give_up_at = None;
     }
@@ -63,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn the_server_is_given_the_time_it_asks_for() {
+    fn the_pause_is_at_least_the_delay_that_the_server_requests() {
         let mut backoff = Backoff::new(Duration::from_secs(5));
         let hint = Duration::from_secs(2);
         assert!(backoff.next_wait(Instant::now(), Some(hint)).unwrap() >= hint);
@@ -72,13 +73,13 @@ mod tests {
     }
 
     #[test]
-    fn progress_renews_the_budget() {
+    fn a_reset_renews_the_budget() {
         let start = Instant::now();
         let mut backoff = Backoff::new(Duration::from_secs(1));
         assert!(backoff.next_wait(start, None).is_some());
         let late = start + Duration::from_secs(2);
         assert!(backoff.next_wait(late, None).is_none());
-        backoff.progress();
+        backoff.reset();
         assert!(backoff.next_wait(late, None).is_some());
     }
 }

@@ -1,4 +1,4 @@
-//! CSV for spreadsheets: quoted where it has to be (RFC 4180), and without cells that would be run as formulas.
+//! CSV for spreadsheets, with quotes as in RFC 4180 and protection against formulas.
 
 use crate::grpc::usage::export_file::is_formula;
 use csv::{Terminator, WriterBuilder};
@@ -6,19 +6,19 @@ use csv::{Terminator, WriterBuilder};
 /// A cell.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Cell {
-    /// From outside: a ' is put before what a spreadsheet would take for a formula.
+    /// Text of users. A text that a spreadsheet would evaluate as a formula gets a leading `'`.
     Text(String),
-    /// A number, a day, a name of ours: as it is.
+    /// A number, a day or a constant; written unchanged.
     Plain(String),
 }
 
 impl Cell {
-    /// A text from outside.
+    /// A text of users.
     pub fn text(text: impl Into<String>) -> Self {
         Self::Text(text.into())
     }
 
-    /// A number, or nothing.
+    /// A number, a day or a constant.
     pub fn plain(value: impl ToString) -> Self {
         Self::Plain(value.to_string())
     }
@@ -31,7 +31,7 @@ impl Cell {
     }
 }
 
-/// The file.
+/// Returns the file as text.
 pub fn csv(header: &[Cell], rows: &[Vec<Cell>]) -> anyhow::Result<String> {
     let mut writer = WriterBuilder::new().terminator(Terminator::CRLF).from_writer(vec![]);
     writer.write_record(header.iter().map(Cell::shown))?;
@@ -41,12 +41,12 @@ pub fn csv(header: &[Cell], rows: &[Vec<Cell>]) -> anyhow::Result<String> {
     Ok(String::from_utf8(writer.into_inner()?)?)
 }
 
-/// The file as `println!` is to print it, which ends the last line itself.
+/// Removes the last line feed, because `println!` adds one.
 pub fn lines(csv: &str) -> &str {
     csv.strip_suffix('\n').unwrap_or(csv)
 }
 
-/// Header cells of ours.
+/// Returns header cells with constant names.
 pub fn header(names: &[&str]) -> Vec<Cell> {
     names.iter().map(Cell::plain).collect()
 }
@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn texts_are_quoted_and_defused_and_negative_numbers_stay_numbers() {
+    fn texts_are_quoted_and_formulas_escaped_and_negative_numbers_are_unchanged() {
         let row = vec![Cell::text("=1+1"), Cell::text("a, \"b\""), Cell::plain("-12.5")];
         let file = csv(&header(&["client_id", "name", "change_percent"]), &[row]).unwrap();
         assert_eq!(file, "client_id,name,change_percent\r\n'=1+1,\"a, \"\"b\"\"\",-12.5\r\n");

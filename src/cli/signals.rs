@@ -1,13 +1,13 @@
-//! Signals by which people and supervisors end a command.
+//! Signals that stop a command.
 
 use std::future::Future;
 use std::io;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Takes SIGINT, SIGTERM and SIGHUP (a terminal that is closed) from now on. The future ends with the first of them.
+/// Registers handlers for SIGINT, SIGTERM and SIGHUP (the terminal was closed). The future completes at the first signal.
 ///
-/// A process that was started with SIGHUP ignored, as by `nohup`, goes on ignoring it.
-pub fn asked_to_stop() -> io::Result<impl Future<Output = ()>> {
+/// SIGHUP stays ignored if the process was started with it ignored, as by `nohup`.
+pub fn stop_signal() -> io::Result<impl Future<Output = ()>> {
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let mut hangup = if ignores_hangup() { None } else { Some(signal(SignalKind::hangup())?) };
     Ok(async move {
@@ -25,7 +25,7 @@ pub fn asked_to_stop() -> io::Result<impl Future<Output = ()>> {
     })
 }
 
-/// Does work until it is done or a signal ends it. What must be put in order afterwards then still can be.
+/// Runs `work` until it completes or `stop` completes. Returns in both cases, so that the caller can clean up.
 pub async fn unless_stopped<T>(
     stop: impl Future<Output = ()>,
     work: impl Future<Output = anyhow::Result<T>>,
@@ -36,7 +36,7 @@ pub async fn unless_stopped<T>(
     }
 }
 
-/// Whether SIGHUP was ignored when the process began. Only Linux tells; elsewhere it is taken.
+/// Whether SIGHUP was ignored when the process started. Returns false on systems other than Linux.
 fn ignores_hangup() -> bool {
     const SIGHUP_BIT: u64 = 1;
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();

@@ -1,4 +1,4 @@
-//! `meterd summary`: who costs what in a month. All clients with their cost by service, the change, and the projection.
+//! `meterd summary`: shows the costs of all clients in a month, by service, with the change and the projection.
 
 use super::chart::{grouped, shown_amount, table};
 use super::connect::{self, ConnectArgs, Connection};
@@ -23,41 +23,41 @@ use std::process::ExitCode;
 const CALL_SECONDS: u64 = 60;
 const REFRESH_SECONDS: u64 = 600;
 const PAGE_SIZE: i32 = 1_000;
-/// How often all pages are read until no client is missing.
+/// Maximum number of attempts to read all pages without a missing client.
 const READS_MAX: usize = 5;
-/// Services with a column of their own in the table; CSV and JSON have all.
+/// Maximum number of services with their own column in the table. CSV and JSON have all services.
 const SERVICE_COLUMNS_MAX: usize = 5;
 
-/// Show who costs what: all clients of a month, the costliest first
+/// Show the costs of all clients in a month, the highest first
 ///
-/// With cost by service, the change against the month before, and where the current month ends. What was recorded in the
-/// last seconds may be missing: the answer says up to when it is complete. A month without usage is an error, unless
-/// --allow-empty is given.
+/// Shows the cost by service, the change from the month before, and the projected cost of the current month. Usage of the
+/// last seconds may be missing; the line `complete as of` has the time. A month without usage is an error, unless
+/// --allow-empty is set.
 #[derive(Args, Clone, Debug)]
 pub struct SummaryArgs {
-    /// The month, such as 2026-11; each client's own [default: the current one]
+    /// The month in each client's time zone, such as 2026-11 [default: the current month]
     #[arg(long, value_name = "YYYY-MM", value_parser = parse_month)]
     pub month: Option<Month>,
     /// Only this client
     #[arg(long, default_value = "", value_name = "ID", hide_default_value = true)]
     pub client: String,
-    /// Bring the summaries up to date first; takes an admin key
+    /// Update the summaries first; needs an admin key
     #[arg(long)]
     pub refresh: bool,
-    /// Succeed where nobody has usage in the month; CSV is then a header, JSON nothing
+    /// Exit with 0 if the month has no usage; CSV is then only a header, JSON is empty
     #[arg(long)]
     pub allow_empty: bool,
     /// Print CSV, with exact amounts and a column for each service
     #[arg(long, conflicts_with = "json")]
     pub csv: bool,
-    /// Print JSON, one client a line
+    /// Print JSON, one client per line
     #[arg(long)]
     pub json: bool,
     #[command(flatten)]
     pub connect: ConnectArgs,
 }
 
-/// The clients of a month.
+/// The summaries of all clients in a month.
 #[derive(Debug, Default)]
 struct Overview {
     clients: Vec<Row>,
@@ -65,13 +65,13 @@ struct Overview {
     complete_as_of: Option<Timestamp>,
 }
 
-/// One client's month, with amounts that can be added.
+/// The summary of a client, with parsed amounts.
 #[derive(Debug, Default)]
 struct Row {
     message: MonthlySummary,
     cost: BigDecimal,
     last_month: BigDecimal,
-    /// Where the month ends. A month that is over ends where it is.
+    /// The projected cost. The cost if the month is over.
     projected: BigDecimal,
     services: BTreeMap<String, BigDecimal>,
     unpriced: i64,
@@ -107,24 +107,28 @@ pub async fn run(args: SummaryArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The error of a month without a summary: a report of nothing would pass for one of no costs.
+/// The error for a month without summaries. An empty report could be mistaken for a report without costs.
 async fn nothing_to_show(args: &SummaryArgs, channel: &Connection) -> anyhow::Error {
-    anyhow::anyhow!("nothing to show: {}. --allow-empty makes this no error", why_empty(args, channel).await)
+    anyhow::anyhow!(
+        "nothing to show: {}. Add --allow-empty to exit with 0 in this case",
+        why_empty(args, channel).await
+    )
 }
 
-/// Why there is nothing, and what there is instead.
+/// Explains why there are no summaries, with a hint.
 async fn why_empty(args: &SummaryArgs, channel: &Connection) -> String {
     let client = (!args.client.is_empty()).then_some(args.client.as_str());
     let months = hints::months_with_usage(&args.connect, channel, client, None).await;
     let month = args.month.unwrap_or_else(|| Month::of(day_of(Clock::system().now(), chrono_tz::UTC)));
     if months.contains(&month.to_string()) {
-        return format!("the summaries of {month} are not made yet: try again in a minute, or give --refresh");
+        return format!("the summaries of {month} do not exist yet: retry in a minute, or add --refresh");
     }
     let whose = client.map(|client| format!(" of client {client:?}")).unwrap_or_default();
     format!("no usage{whose} in {month}; {}", hints::elsewhere(&months))
 }
 
-/// Reads all pages, again if a client was missed: one whose cost changes may move from a page to come to one that was read.
+/// Reads all pages, and reads them again if a client is missing. A client whose cost changes can move from a later page to an
+/// earlier one.
 async fn read_whole(
     args: &SummaryArgs,
     usage: &mut UsageServiceClient<Connection>,
@@ -136,12 +140,10 @@ async fn read_whole(
             return Ok(overview);
         }
     }
-    anyhow::bail!(
-        "the costs of clients changed while they were read, {READS_MAX} times: try again when less is recorded"
-    )
+    anyhow::bail!("costs changed during each of {READS_MAX} attempts to read them: retry when less usage is recorded")
 }
 
-/// Reads the pages once, and how many clients the last one counts.
+/// Reads all pages once. Returns the summaries and the number of clients according to the last page.
 async fn read(
     args: &SummaryArgs,
     usage: &mut UsageServiceClient<Connection>,
@@ -154,7 +156,7 @@ async fn read(
         page_token: String::new(),
     };
     let mut overview = Overview::default();
-    // A client whose cost changes between two pages may be on both.
+    // A client whose cost changes between two calls can be on two pages.
     let mut seen = HashSet::new();
     loop {
         let answer = usage.list_monthly_summaries(args.connect.request(request.clone(), CALL_SECONDS)).await;
@@ -169,7 +171,7 @@ async fn read(
         if request.page_token.is_empty() {
             return Ok((overview, page.totals.map_or(0, |totals| totals.client_count)));
         }
-        // The month of the first page, should the next one begin meanwhile.
+        // Keep the month of the first page, because the next month can begin between two calls.
         if let Some(first) = overview.clients.first() {
             request.month.clone_from(&first.message.month);
         }
@@ -201,7 +203,7 @@ impl Overview {
         Ok(())
     }
 
-    /// Whether the month goes on for anybody.
+    /// Whether the month is not over for at least one client.
     fn is_current(&self) -> bool {
         self.clients.iter().any(|row| row.message.projected_cost.is_some())
     }
@@ -210,7 +212,7 @@ impl Overview {
         self.clients.iter().map(of).sum()
     }
 
-    /// All services, the costliest first.
+    /// All services, the one with the highest cost first.
     fn services(&self) -> Vec<(String, BigDecimal)> {
         let mut sums: BTreeMap<&String, BigDecimal> = BTreeMap::new();
         for (service, cost) in self.clients.iter().flat_map(|row| &row.services) {
@@ -243,7 +245,7 @@ impl Overview {
         if unpriced > 0 {
             lines.push(String::new());
             lines.push(format!(
-                "{} events have no price and are in no cost: `meterd unpriced --month {month}` lists them",
+                "{} events have no price and are not included in any cost: `meterd unpriced --month {month}` lists them",
                 grouped(unpriced)
             ));
         }
@@ -252,7 +254,7 @@ impl Overview {
 
     fn table(&self, with_unpriced: bool) -> anyhow::Result<Vec<String>> {
         let services = self.services();
-        // A last column alone would say no less under its own name.
+        // A column "others" for a single service would be useless.
         let own = if services.len() <= SERVICE_COLUMNS_MAX + 1 { services.len() } else { SERVICE_COLUMNS_MAX };
         let named: Vec<&str> = services.iter().take(own).map(|(service, _)| service.as_str()).collect();
         let with_names = self.clients.iter().any(|row| !row.message.display_name.is_empty());
@@ -271,7 +273,7 @@ impl Overview {
         Ok(table(&rows, &columns.right()))
     }
 
-    /// All clients as one row.
+    /// The sum of all clients.
     fn total(&self) -> Row {
         Row {
             cost: self.sum(|row| &row.cost),
@@ -379,11 +381,11 @@ impl Columns<'_> {
     }
 }
 
-/// The change in percent, by the server's rule.
+/// The change in percent, computed like on the server.
 fn change_of(now: &BigDecimal, before: &BigDecimal) -> anyhow::Result<Option<String>> {
     let total = |amount: &BigDecimal| {
         let text = amount.to_plain_string();
-        text.parse::<Total>().map_err(|error| anyhow::anyhow!("{text} cannot be compared: {error}"))
+        text.parse::<Total>().map_err(|error| anyhow::anyhow!("cannot parse the amount {text}: {error}"))
     };
     Ok(change_percent(total(now)?, total(before)?).map(|change| change.to_string()))
 }

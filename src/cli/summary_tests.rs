@@ -36,7 +36,7 @@ fn overview(summaries: Vec<MonthlySummary>) -> Overview {
 }
 
 #[test]
-fn each_client_is_a_line_with_its_cost_by_service_and_the_lines_add_up() {
+fn each_client_is_a_line_with_its_cost_by_service_and_the_last_line_is_the_total() {
     let clients = vec![
         summary("globex", "116.3", "100", Some("16.3"), &[("stripe", "116.3")]),
         summary("acme", "3.5", "0", None, &[("openai", "3"), ("sms", "0.5")]),
@@ -54,7 +54,7 @@ fn each_client_is_a_line_with_its_cost_by_service_and_the_lines_add_up() {
 }
 
 #[test]
-fn many_services_are_summed_in_a_last_column_and_unpriced_usage_is_told() {
+fn further_services_are_summed_in_the_last_column_and_unpriced_usage_is_shown() {
     let services = [("a", "7"), ("b", "6"), ("c", "5"), ("d", "4"), ("e", "3"), ("f", "2"), ("g", "1")];
     let mut client = summary("acme", "28", "28", Some("0"), &services);
     client.totals = totals("28", 3);

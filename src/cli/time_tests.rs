@@ -11,7 +11,7 @@ fn text_of(text: &str, zone: Option<&str>, format: Option<&str>) -> Result<Strin
 }
 
 #[test]
-fn usual_forms_are_utc_unless_they_say_otherwise() {
+fn usual_forms_are_utc_unless_they_have_an_offset() {
     for (text, expected) in [
         ("2023-11-16T18:15:46Z", "2023-11-16T18:15:46Z"),
         ("2023-11-16T19:15:46.5+01:00", "2023-11-16T18:15:46.500Z"),
@@ -29,7 +29,7 @@ fn usual_forms_are_utc_unless_they_say_otherwise() {
 }
 
 #[test]
-fn times_of_databases_logs_and_mail_are_read() {
+fn times_of_databases_logs_and_mail_are_parsed() {
     for text in [
         "2026-11-20 10:15:00.123+00",
         "2026-11-20 10:15:00.123 UTC",
@@ -57,7 +57,7 @@ fn times_of_databases_logs_and_mail_are_read() {
 }
 
 #[test]
-fn a_zone_that_is_no_offset_is_refused() {
+fn a_zone_that_is_not_an_offset_is_an_error() {
     for text in
         ["2026-11-20 10:15:00 PST", "2026-11-20 10:15:00 +99:00", "2026-11-20 10:15:00 +1", "2026-11-20 10:15:00 x"]
     {
@@ -67,7 +67,7 @@ fn a_zone_that_is_no_offset_is_refused() {
 }
 
 #[test]
-fn unix_times_are_told_by_their_length_and_stay_exact() {
+fn unix_times_are_recognized_by_their_length_and_stay_exact() {
     for (text, expected) in [
         ("1700158546", "2023-11-16T18:15:46Z"),
         ("1700158546.680590", "2023-11-16T18:15:46.680590Z"),
@@ -87,7 +87,7 @@ fn spreadsheet_dates_and_compact_dates_are_local_times() {
         ("46351", "2026-11-25T00:00:00Z"),
         ("46351.5", "2026-11-25T12:00:00Z"),
         ("46351,5", "2026-11-25T12:00:00Z"),
-        // As much of 10:15 as a spreadsheet writes.
+        // 10:15 with the digits that a spreadsheet writes.
         ("46351.4270833333", "2026-11-25T10:15:00Z"),
         ("46351.999999999999", "2026-11-26T00:00:00Z"),
         ("20261125", "2026-11-25T00:00:00Z"),
@@ -106,7 +106,7 @@ fn spreadsheet_dates_and_compact_dates_are_local_times() {
 }
 
 #[test]
-fn numbers_that_are_no_plausible_time_are_refused_with_what_they_would_be() {
+fn the_error_of_an_implausible_number_shows_it_as_unix_seconds() {
     for text in [
         "0",
         "5",
@@ -135,7 +135,7 @@ fn numbers_that_are_no_plausible_time_are_refused_with_what_they_would_be() {
 }
 
 #[test]
-fn a_date_with_its_day_or_month_first_is_refused_with_the_formats_that_it_may_have() {
+fn the_error_of_a_date_with_day_or_month_first_suggests_formats() {
     for (text, format) in [
         ("20.11.2026", "\"%d.%m.%Y\""),
         ("20.11.2026 10:15", "\"%d.%m.%Y %H:%M\""),
@@ -151,7 +151,7 @@ fn a_date_with_its_day_or_month_first_is_refused_with_the_formats_that_it_may_ha
 }
 
 #[test]
-fn local_times_are_taken_in_the_zone() {
+fn local_times_are_in_the_zone_of_the_rules() {
     let berlin = Some("Europe/Berlin");
     assert_eq!(text_of("2023-11-16 19:15:46", berlin, None).unwrap(), "2023-11-16T18:15:46Z");
     assert_eq!(text_of("2023-11-16 18:15:46Z", berlin, None).unwrap(), "2023-11-16T18:15:46Z");
@@ -164,21 +164,21 @@ fn a_day_begins_with_its_first_moment() {
     assert_eq!(text_of("2018-11-04", Some("America/Sao_Paulo"), None).unwrap(), "2018-11-04T03:00:00Z");
     // Clocks went back from one to midnight.
     assert_eq!(text_of("2025-11-02", Some("America/Havana"), None).unwrap(), "2025-11-02T04:00:00Z");
-    let left_out = text_of("2011-12-30", Some("Pacific/Apia"), None).unwrap_err();
-    assert!(left_out.contains("there is no 2011-12-30 in Pacific/Apia"), "{left_out}");
+    let skipped_day = text_of("2011-12-30", Some("Pacific/Apia"), None).unwrap_err();
+    assert!(skipped_day.contains("2011-12-30 does not exist in Pacific/Apia"), "{skipped_day}");
 }
 
 #[test]
-fn hours_that_a_clock_change_skips_or_repeats_are_told() {
+fn hours_that_a_clock_change_skips_or_repeats_are_errors() {
     let berlin = Some("Europe/Berlin");
     let skipped = text_of("2026-03-29 02:30:00", berlin, None).unwrap_err();
     assert!(skipped.contains("does not exist in Europe/Berlin"), "{skipped}");
     let twice = text_of("2026-10-25 02:30:00", berlin, None).unwrap_err();
-    assert!(twice.contains("happens twice") && twice.contains("2026-10-25T02:30:00+02:00"), "{twice}");
+    assert!(twice.contains("occurs twice") && twice.contains("2026-10-25T02:30:00+02:00"), "{twice}");
 }
 
 #[test]
-fn other_forms_have_a_format() {
+fn other_forms_need_a_format() {
     let read = |text, format| text_of(text, None, Some(format));
     assert_eq!(read("16/Nov/2023:18:15:46 +0100", "%d/%b/%Y:%H:%M:%S %z").unwrap(), "2023-11-16T17:15:46Z");
     assert_eq!(read("16.11.2023 18:15", "%d.%m.%Y %H:%M").unwrap(), "2023-11-16T18:15:00Z");
@@ -191,7 +191,7 @@ fn other_forms_have_a_format() {
 }
 
 #[test]
-fn what_is_no_time_is_refused() {
+fn a_text_that_is_not_a_time_is_an_error() {
     for text in [
         "",
         "yesterday",
@@ -208,10 +208,10 @@ fn what_is_no_time_is_refused() {
 }
 
 proptest::proptest! {
-    /// Whatever stands there is read or refused, and read the same way again.
+    /// Any text gives a time or an error, and gives the same result again.
     #[test]
-    fn any_text_is_read_or_refused(text in "\\PC{0,40}|[0-9]{1,20}([.,][0-9]{0,20})?|2026-11-[0-9]{2}[T ][0-9:.,]{0,12} ?[-+A-Za-z0-9:\\[\\]]{0,8}") {
-        if let Ok(ReadTime { written: Written::Exact(time), .. }) = read_time(&text, &[])
+    fn any_text_is_parsed_or_is_an_error(text in "\\PC{0,40}|[0-9]{1,20}([.,][0-9]{0,20})?|2026-11-[0-9]{2}[T ][0-9:.,]{0,12} ?[-+A-Za-z0-9:\\[\\]]{0,8}") {
+        if let Ok(ParsedTime { value: TimeValue::Exact(time), .. }) = read_time(&text, &[])
             && let Ok(stamp) = timestamp(time)
         {
             let again = time_of(Some(&stamp), SecondsFormat::Nanos).unwrap();
@@ -221,13 +221,17 @@ proptest::proptest! {
 }
 
 #[test]
-fn several_formats_are_tried_and_have_to_agree() {
+fn several_formats_are_tried_and_must_agree() {
     let formats = ["%m/%d/%Y", "%d/%m/%Y", "%Y-%m-%dT%H:%M:%S%z"].map(str::to_owned);
-    let read = |text: &str| read_time(text, &formats).map(|read| read.written);
-    assert_eq!(read("11/20/2026"), Ok(Written::Day("2026-11-20".parse().unwrap())));
-    assert_eq!(read("20/11/2026"), Ok(Written::Day("2026-11-20".parse().unwrap())));
-    assert!(matches!(read("2026-11-20T10:00:00+0100"), Ok(Written::Exact(_))));
+    let read = |text: &str| read_time(text, &formats).map(|read| read.value);
+    assert_eq!(read("11/20/2026"), Ok(TimeValue::Day("2026-11-20".parse().unwrap())));
+    assert_eq!(read("20/11/2026"), Ok(TimeValue::Day("2026-11-20".parse().unwrap())));
+    assert!(matches!(read("2026-11-20T10:00:00+0100"), Ok(TimeValue::Exact(_))));
     assert!(read("11/11/2026").is_ok());
-    assert!(read("05/11/2026").unwrap_err().contains("is one time by \"%m/%d/%Y\" and another by \"%d/%m/%Y\""));
-    assert!(read("2026-11-20").unwrap_err().contains("fits no --time-format"));
+    assert!(
+        read("05/11/2026")
+            .unwrap_err()
+            .contains("matches the formats \"%m/%d/%Y\" and \"%d/%m/%Y\" with different times")
+    );
+    assert!(read("2026-11-20").unwrap_err().contains("does not match any --time-format"));
 }

@@ -1,4 +1,4 @@
-//! `meterd track`: one event from the shell.
+//! `meterd track`: records one event.
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -27,53 +27,53 @@ const INTERRUPTED: u8 = 130;
 /// Short form: meterd track acme twilio_sms 3
 #[derive(Args, Clone, Debug)]
 pub struct TrackArgs {
-    /// Client, service and units, in this order
+    /// Client, service and units; replaces --client, --service and --units
     #[arg(value_name = "CLIENT SERVICE [UNITS]", num_args = 0..=3)]
     pub event: Vec<String>,
-    /// The client that used it
+    /// Id of the client
     #[arg(long, value_name = "ID", required_unless_present = "event", conflicts_with = "event")]
     pub client: Option<String>,
-    /// What was used, such as openai
+    /// Name of the service, such as openai
     #[arg(long, value_name = "NAME", required_unless_present = "event", conflicts_with = "event")]
     pub service: Option<String>,
-    /// What was done, such as chat_completion
+    /// Name of the operation, such as chat_completion
     #[arg(long, default_value = "", value_name = "NAME", hide_default_value = true)]
     pub operation: String,
-    /// Which model or variant, such as gpt-4o-mini
+    /// Name of the model or variant, such as gpt-4o-mini
     #[arg(long, default_value = "", value_name = "NAME", hide_default_value = true)]
     pub model: String,
-    /// How many units [default: 1]
+    /// Number of units [default: 1]
     #[arg(long, value_name = "DECIMAL", value_parser = decimal::quantity)]
     pub units: Option<String>,
-    /// Tokens read, cached ones included
+    /// Number of input tokens, including cached ones
     #[arg(long, default_value = "0", value_name = "COUNT", value_parser = decimal::tokens)]
     pub input_tokens: i64,
-    /// Tokens written
+    /// Number of output tokens
     #[arg(long, default_value = "0", value_name = "COUNT", value_parser = decimal::tokens)]
     pub output_tokens: i64,
-    /// Those of the input tokens that came from a cache
+    /// Number of input tokens that came from a cache
     #[arg(long, default_value = "0", value_name = "COUNT", value_parser = decimal::tokens)]
     pub cached_input_tokens: i64,
-    /// Amount that a percentage price applies to
+    /// Amount to which a percentage price applies
     #[arg(long, value_name = "DECIMAL", value_parser = decimal::quantity)]
     pub amount: Option<String>,
-    /// When it was used, such as 2026-11-21T10:00:00Z [default: now]
+    /// Time of the event, such as 2026-11-21T10:00:00Z [default: now]
     #[arg(long, value_name = "TIME", value_parser = parse_flag_time)]
     pub time: Option<prost_types::Timestamp>,
-    /// Idempotency key [default: a random one]
+    /// Idempotency key [default: a random key]
     #[arg(long, value_name = "KEY")]
     pub key: Option<String>,
-    /// The user inside the client
+    /// Id of the user inside the client
     #[arg(long, default_value = "", value_name = "ID", hide_default_value = true)]
     pub subject: String,
-    /// Your own reference
+    /// Your own reference for the event
     #[arg(long, default_value = "", value_name = "ID", hide_default_value = true)]
     pub external_id: String,
-    /// Anything else, a JSON object
+    /// Additional data, a JSON object
     #[arg(long, value_name = "JSON", value_parser = metadata_json::metadata)]
     pub metadata: Option<prost_types::Struct>,
-    /// How long to retry in total, including calls in progress, if the server is away, full or hangs. 0: one try. If no server
-    /// answers at the start, the command fails immediately
+    /// Total time for retries in seconds, including calls in progress, if the server is unavailable, full or hangs. 0 means one
+    /// attempt. If no server answers at the start, the command fails immediately
     #[arg(long, default_value_t = 15, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=3_600))]
     pub retry_seconds: u64,
     /// Print the result as JSON
@@ -83,15 +83,15 @@ pub struct TrackArgs {
     pub connect: ConnectArgs,
 }
 
-/// Records the event. Fails unless it is recorded, now or before.
+/// Records the event. The exit code is 0 if the event is recorded, by this call or by an earlier one.
 pub async fn run(args: TrackArgs) -> anyhow::Result<ExitCode> {
     let event = event_of(&args)?;
     let mut client = connect::usage_client(args.connect.channel().await?);
     let key = event.idempotency_key.clone();
-    let interrupted = signals::asked_to_stop()?;
+    let stop = signals::stop_signal()?;
     let tracked = tokio::select! {
         tracked = track(&mut client, &args, event) => tracked,
-        () = interrupted => {
+        () = stop => {
             eprintln!(
                 "interrupted: the event was recorded once or not at all\nto send this event again, repeat the command with --key {key}"
             );
@@ -115,7 +115,7 @@ pub async fn run(args: TrackArgs) -> anyhow::Result<ExitCode> {
     })
 }
 
-/// Whether it is unknown if the event was recorded.
+/// Whether the event may have been recorded in spite of the error.
 fn may_be_recorded(status: &Status) -> bool {
     matches!(
         status.code(),
@@ -123,7 +123,7 @@ fn may_be_recorded(status: &Status) -> bool {
     )
 }
 
-/// Sends it until the answer is known. The key makes that safe.
+/// Sends the event and retries it. The idempotency key makes retries safe.
 async fn track(
     client: &mut UsageServiceClient<Connection>,
     args: &TrackArgs,
@@ -140,7 +140,7 @@ async fn track(
         };
         let mut request = tonic::Request::new(TrackUsageRequest { event: Some(event.clone()) });
         request.set_timeout(limit);
-        // The limit of a call does not count the time until its connection is made again.
+        // The timeout of a request does not include the time to reconnect.
         let answer = tokio::time::timeout(limit, client.track_usage(request)).await;
         let answer = answer.unwrap_or_else(|_| {
             Err(Status::deadline_exceeded(format!("no answer within {} s", limit.as_secs_f32().round())))
@@ -161,11 +161,11 @@ fn event_of(args: &TrackArgs) -> anyhow::Result<UsageEvent> {
     let (client, service, units) = match &args.event[..] {
         [] => (args.client.as_deref(), args.service.as_deref(), None),
         [client] => {
-            anyhow::bail!("which service did {client:?} use? meterd track CLIENT SERVICE [UNITS]")
+            anyhow::bail!("the service is missing after client {client:?}; usage: meterd track CLIENT SERVICE [UNITS]")
         }
         [client, service, rest @ ..] => (Some(client.as_str()), Some(service.as_str()), rest.first()),
     };
-    anyhow::ensure!(units.is_none() || args.units.is_none(), "units are given twice");
+    anyhow::ensure!(units.is_none() || args.units.is_none(), "units are set twice: remove UNITS or --units");
     let units = match units {
         Some(units) => Some(decimal::quantity(units).map_err(|message| anyhow::anyhow!("UNITS {message}"))?),
         None => args.units.clone(),
@@ -200,14 +200,16 @@ fn unpriced_name(reason: UnpricedReason) -> &'static str {
     reason.as_str_name().trim_start_matches("UNPRICED_REASON_")
 }
 
-/// Why there is no charge, and what to do.
+/// Explains why there is no charge, with the fix.
 fn unpriced_text(reason: UnpricedReason) -> &'static str {
     match reason {
-        UnpricedReason::TokensNotCovered => "the price has no component for these tokens",
-        UnpricedReason::TokensMissing => "the price is per token: give --input-tokens and --output-tokens",
-        UnpricedReason::AmountMissing => "the price is a percentage: give --amount",
+        UnpricedReason::TokensNotCovered => "the price has no rate for these tokens",
+        UnpricedReason::TokensMissing => "the price is per token: add --input-tokens and --output-tokens",
+        UnpricedReason::AmountMissing => "the price is a percentage: add --amount",
         UnpricedReason::UnknownService => "the service is not in the catalogue",
-        UnpricedReason::NoPrice | UnpricedReason::Unspecified => "no price fits; it is charged as soon as one does",
+        UnpricedReason::NoPrice | UnpricedReason::Unspecified => {
+            "no price applies; the event is charged as soon as one does"
+        }
     }
 }
 

@@ -13,14 +13,14 @@ fn event(arguments: &[&str]) -> anyhow::Result<UsageEvent> {
 }
 
 #[test]
-fn the_short_form_and_flags_say_the_same() {
+fn the_short_form_and_the_flags_are_equivalent() {
     let short = event(&["acme", "sms", "2.50", "--key", "k"]).unwrap();
     let long = event(&["--client", "acme", "--service", "sms", "--units", "2.5", "--key", "k"]).unwrap();
     assert_eq!(short, long);
 }
 
 #[test]
-fn all_fields_can_be_given() {
+fn all_fields_can_be_set() {
     let event = event(&[
         "--client",
         "acme",
@@ -55,9 +55,9 @@ fn all_fields_can_be_given() {
 }
 
 #[test]
-fn what_is_missing_or_wrong_is_told() {
+fn the_error_names_the_missing_or_wrong_argument() {
     assert!(event(&[]).is_err());
-    assert!(event(&["acme"]).unwrap_err().to_string().contains("which service"));
+    assert!(event(&["acme"]).unwrap_err().to_string().contains("the service is missing"));
     assert!(event(&["acme", "sms", "x"]).unwrap_err().to_string().contains("UNITS"));
     assert!(event(&["acme", "sms", "1", "--units", "2"]).is_err());
     assert!(event(&["acme", "sms", "--metadata", "[]"]).is_err());
@@ -65,7 +65,7 @@ fn what_is_missing_or_wrong_is_told() {
 }
 
 #[test]
-fn results_read_well() {
+fn a_result_is_shown_as_lines() {
     let charge = Some(Money { currency: "USD".into(), amount: "0.0000825".into() });
     let priced = UsageResult {
         outcome: EventOutcome::Accepted.into(),
@@ -77,6 +77,6 @@ fn results_read_well() {
     assert_eq!(result_text(&priced), "ACCEPTED   e1\ncharge     0.0000825 USD\nkey        k");
     assert_eq!(result_json(&priced)["charge"]["amount"], "0.0000825");
     let unpriced = UsageResult { charge: None, unpriced_reason: UnpricedReason::AmountMissing.into(), ..priced };
-    assert!(result_text(&unpriced).contains("AMOUNT_MISSING: the price is a percentage: give --amount"));
+    assert!(result_text(&unpriced).contains("AMOUNT_MISSING: the price is a percentage: add --amount"));
     assert_eq!(result_json(&unpriced)["unpriced_reason"], "AMOUNT_MISSING");
 }

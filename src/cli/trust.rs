@@ -1,4 +1,4 @@
-//! Which servers are trusted over TLS, and why one is not.
+//! TLS configuration of commands, and texts for TLS errors.
 
 use super::connect::TlsArgs;
 use anyhow::{Context, bail, ensure};
@@ -15,77 +15,76 @@ use rustls::{
 use std::path::Path;
 use std::sync::Arc;
 
-/// gRPC is HTTP/2 and nothing else.
+/// The ALPN protocol of gRPC: HTTP/2.
 pub const ALPN: &[u8] = b"h2";
 
-/// TLS as the flags say.
+/// Returns the TLS configuration for the flags.
 pub fn config(args: &TlsArgs) -> anyhow::Result<Arc<ClientConfig>> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let trust = match &args.tls_ca {
-        Some(path) => Trust::in_file(path, &provider)?,
-        None => Trust::of_system(&provider)?,
+    let verifier = match &args.tls_ca {
+        Some(path) => Verifier::from_file(path, &provider)?,
+        None => Verifier::from_system(&provider)?,
     };
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(trust));
+        .with_custom_certificate_verifier(Arc::new(verifier));
     let mut config = match (&args.tls_client_cert, &args.tls_client_key) {
         (Some(cert), Some(key)) => {
             let chain = certificates("--tls-client-cert", cert)?;
-            // Not the error itself: it is about a secret.
+            // Do not show the error itself, because it can contain parts of the key.
             let private = PrivateKeyDer::from_pem_slice(&read("--tls-client-key", key)?).map_err(|_| {
-                anyhow::anyhow!("--tls-client-key {}: there is no private key in PEM form in it", key.display())
+                anyhow::anyhow!("--tls-client-key {}: the file contains no private key in PEM format", key.display())
             })?;
             builder.with_client_auth_cert(chain, private).with_context(|| {
                 let (cert, key) = (cert.display(), key.display());
-                format!("--tls-client-cert {cert} and --tls-client-key {key} do not go together")
+                format!("--tls-client-cert {cert} and --tls-client-key {key} do not match")
             })?
         }
         (None, None) => builder.with_no_client_auth(),
-        _ => bail!("--tls-client-cert and --tls-client-key go together: give both, or neither"),
+        _ => bail!("--tls-client-cert and --tls-client-key: only one of them is set; set both or none"),
     };
     config.alpn_protocols = vec![ALPN.into()];
     Ok(Arc::new(config))
 }
 
 fn read(flag: &str, path: &Path) -> anyhow::Result<Vec<u8>> {
-    std::fs::read(path).with_context(|| format!("{flag} {} cannot be read", path.display()))
+    std::fs::read(path).with_context(|| format!("{flag}: cannot read {}", path.display()))
 }
 
 fn certificates(flag: &str, path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
     let shown = path.display();
     let pem = read(flag, path)?;
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
-    let found = found.with_context(|| format!("{flag} {shown} is not PEM"))?;
-    ensure!(!found.is_empty(), "{flag} {shown}: there is no certificate in PEM form in it");
+    let found = found.with_context(|| format!("{flag} {shown}: the file is not in PEM format"))?;
+    ensure!(!found.is_empty(), "{flag} {shown}: the file contains no certificate in PEM format");
     Ok(found)
 }
 
-/// Trusts what the certificates have signed, and the certificates themselves: one that `openssl req -x509` makes calls
-/// itself an authority, and no chain may end with an authority. To be the very certificate that is trusted is more than to be
-/// signed by it.
+/// Accepts certificates that a trusted certificate signed, and the trusted certificates themselves. A self-signed certificate
+/// of `openssl req -x509` is marked as an authority, and rustls rejects authorities as server certificates.
 #[derive(Debug)]
-struct Trust {
+struct Verifier {
     chains: Arc<WebPkiServerVerifier>,
     trusted: Vec<CertificateDer<'static>>,
 }
 
-impl Trust {
-    fn in_file(path: &Path, provider: &Arc<CryptoProvider>) -> anyhow::Result<Self> {
+impl Verifier {
+    fn from_file(path: &Path, provider: &Arc<CryptoProvider>) -> anyhow::Result<Self> {
         let trusted = certificates("--tls-ca", path)?;
         let mut roots = RootCertStore::empty();
         for certificate in &trusted {
             let added = roots.add(certificate.clone());
-            added.with_context(|| format!("--tls-ca {} has a certificate that cannot be used", path.display()))?;
+            added.with_context(|| format!("--tls-ca {}: the file contains an unusable certificate", path.display()))?;
         }
         Self::new(roots, trusted, provider)
     }
 
-    fn of_system(provider: &Arc<CryptoProvider>) -> anyhow::Result<Self> {
+    fn from_system(provider: &Arc<CryptoProvider>) -> anyhow::Result<Self> {
         let trusted = rustls_native_certs::load_native_certs().certs;
         let mut roots = RootCertStore::empty();
         roots.add_parsable_certificates(trusted.iter().cloned());
-        ensure!(!roots.is_empty(), "this system has no certificates of authorities: give --tls-ca FILE");
+        ensure!(!roots.is_empty(), "this system has no trusted certificates: add --tls-ca FILE");
         Self::new(roots, trusted, provider)
     }
 
@@ -99,7 +98,7 @@ impl Trust {
     }
 }
 
-impl ServerCertVerifier for Trust {
+impl ServerCertVerifier for Verifier {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -110,7 +109,7 @@ impl ServerCertVerifier for Trust {
     ) -> Result<ServerCertVerified, Error> {
         let verified = self.chains.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
         match verified {
-            // Its dates were checked before this was found.
+            // rustls has already checked the validity period.
             Err(Error::InvalidCertificate(error)) if is_authority(&error) && self.trusted.contains(end_entity) => {
                 verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
                 Ok(ServerCertVerified::assertion())
@@ -142,32 +141,30 @@ impl ServerCertVerifier for Trust {
     }
 }
 
-/// Whether a certificate was refused only because it is one of an authority. The check of chains has no name for this in its
-/// interface, but this text.
+/// Whether a certificate was rejected only because it is an authority. rustls reports this only in the text of the error.
 fn is_authority(error: &CertificateError) -> bool {
     matches!(error, CertificateError::Other(other) if other.to_string() == "CaUsedAsEndEntity")
 }
 
-/// Why the server's certificate is refused, and what to do.
+/// Explains why the server's certificate is rejected, with the fix.
 pub fn certificate_text(error: &CertificateError, host: &str, ca: Option<&Path>) -> String {
     match error {
         CertificateError::UnknownIssuer => match ca {
             Some(ca) => {
-                format!("its certificate is none of those in --tls-ca {} and signed by none of them", ca.display())
+                format!("its certificate is neither in --tls-ca {} nor signed by a certificate in it", ca.display())
             }
             None => {
-                "its certificate is signed by no authority that this system trusts: give --tls-ca FILE (METERD_TLS_CA) \
-                     with the certificate of its authority, or with its own if it is self-signed"
+                "its certificate is not signed by an authority that this system trusts: add --tls-ca FILE (METERD_TLS_CA) \
+                     with the certificate of its authority, or with its own certificate if it is self-signed"
                     .to_owned()
             }
         },
         CertificateError::NotValidForNameContext { presented, .. } if presented.is_empty() => format!(
-            "its certificate is for no host: it has no subjectAltName; make it with \
-             -addext subjectAltName=DNS:{host} (or IP:…)"
+            "its certificate has no host name (subjectAltName): create it with -addext subjectAltName=DNS:{host} (or IP:…)"
         ),
         CertificateError::NotValidForNameContext { presented, .. } => {
             format!(
-                "its certificate is not for {host:?}, but for {}: use such a name in --server",
+                "its certificate is not for {host:?}, but for {}: use one of these names in --server",
                 presented.join(", ")
             )
         }
@@ -175,18 +172,18 @@ pub fn certificate_text(error: &CertificateError, host: &str, ca: Option<&Path>)
             format!("its certificate expired at {}", unix_time(*not_after))
         }
         CertificateError::NotValidYetContext { not_before, .. } => {
-            format!("its certificate is not valid before {}: is a clock wrong?", unix_time(*not_before))
+            format!("its certificate is not valid before {}: check the clocks", unix_time(*not_before))
         }
         error if is_authority(error) => match ca {
             Some(ca) => format!(
-                "its certificate is none of those in --tls-ca {}, and as that of an authority (CA:TRUE) it must be there itself",
+                "its certificate is an authority (CA:TRUE), so --tls-ca {} must contain this certificate itself",
                 ca.display()
             ),
-            None => "its certificate is that of an authority (CA:TRUE), as self-signed ones are: give --tls-ca FILE \
-                     (METERD_TLS_CA) with this very certificate"
+            None => "its certificate is an authority (CA:TRUE), like most self-signed ones: add --tls-ca FILE \
+                     (METERD_TLS_CA) with this certificate"
                 .to_owned(),
         },
-        error => format!("its certificate cannot be trusted: {error}"),
+        error => format!("its certificate is not valid: {error}"),
     }
 }
 
@@ -195,12 +192,12 @@ fn unix_time(time: UnixTime) -> String {
     chrono::DateTime::from_timestamp(seconds, 0).unwrap_or_default().to_rfc3339()
 }
 
-/// What a server means by a fatal alert.
-pub fn alert_text(alert: AlertDescription, shows_certificate: bool) -> String {
+/// Explains a fatal alert of the server.
+pub fn alert_text(alert: AlertDescription, has_client_cert: bool) -> String {
     use AlertDescription as Alert;
     match alert {
-        Alert::CertificateRequired | Alert::HandshakeFailure if !shows_certificate => {
-            format!("it asks for a client certificate ({alert:?}): give --tls-client-cert and --tls-client-key")
+        Alert::CertificateRequired | Alert::HandshakeFailure if !has_client_cert => {
+            format!("it requires a client certificate ({alert:?}): add --tls-client-cert and --tls-client-key")
         }
         Alert::CertificateRequired
         | Alert::UnknownCA

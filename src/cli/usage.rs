@@ -1,4 +1,4 @@
-//! `meterd usage`: what a client used, as a table with bars.
+//! `meterd usage`: shows the usage of a client as a table with bars.
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -24,13 +24,13 @@ use meterd_engine::clock::Clock;
 
 const CALL_SECONDS: u64 = 30;
 const BAR_WIDTH: u32 = 30;
-/// More days than these are drawn by month.
+/// Longer ranges have one bar for each month.
 const DAY_BARS_MAX: i64 = 92;
 
-/// Show what a client used: the current month, or any days
+/// Show the usage of a client in the current month or in a range of days
 #[derive(Args, Clone, Debug)]
 pub struct UsageArgs {
-    /// The client
+    /// Id of the client
     #[arg(value_name = "CLIENT")]
     pub client: String,
     #[command(flatten)]
@@ -42,7 +42,7 @@ pub struct UsageArgs {
     pub connect: ConnectArgs,
 }
 
-/// Prints the current month, or the given days.
+/// Prints the usage of the current month or of the range of days.
 pub async fn run(args: UsageArgs) -> anyhow::Result<ExitCode> {
     let days = args.period.days()?;
     let channel = args.connect.channel().await?;
@@ -54,7 +54,7 @@ pub async fn run(args: UsageArgs) -> anyhow::Result<ExitCode> {
             ensure!(start <= today, "--start {start} is in the future; today is {today} for this client");
             range(&args, &channel, start, today).await?;
         }
-        (None, Some(end)) => bail!("--end {end} needs --start: on which day does the range begin?"),
+        (None, Some(end)) => bail!("--end {end} needs --start: add the first day of the range"),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -106,7 +106,7 @@ async fn range(args: &UsageArgs, channel: &Connection, start: NaiveDate, end: Na
     Ok(())
 }
 
-/// The client's own day.
+/// Returns the current day in the client's time zone.
 async fn today(args: &UsageArgs, channel: &Connection) -> anyhow::Result<NaiveDate> {
     let mut clients = connect::clients_client(channel.clone());
     let request = GetClientRequest { client_id: args.client.clone() };
@@ -117,13 +117,13 @@ async fn today(args: &UsageArgs, channel: &Connection) -> anyhow::Result<NaiveDa
     Ok(day_of(Clock::system().now(), client.time_zone.parse()?))
 }
 
-/// Where there is usage instead.
+/// Describes the months with usage.
 async fn hint(args: &UsageArgs, channel: &Connection, until: Option<NaiveDate>) -> String {
     let months = hints::months_with_usage(&args.connect, channel, Some(&args.client), until).await;
     hints::elsewhere(&months)
 }
 
-/// What has no price, by model; asked only where there is something.
+/// Returns the number of unpriced events by model. Calls the server only if there are unpriced events.
 async fn unpriced_of(
     args: &UsageArgs,
     channel: &Connection,
@@ -166,7 +166,7 @@ fn summary_text(
     let totals = summary.totals.clone().unwrap_or_default();
     let mut lines = vec![
         format!("{}  {} to {} ({})", summary.client_id, summary.start_date, summary.end_date, summary.time_zone),
-        format!("{} in all", money_text(totals.cost.as_ref())?),
+        format!("{} in total", money_text(totals.cost.as_ref())?),
     ];
     lines.extend(totals_lines(&totals, unpriced));
     lines.push(String::new());
@@ -189,7 +189,7 @@ fn summary_text(
     Ok(lines.join("\n"))
 }
 
-/// Models without a price that are named.
+/// Maximum number of models without a price that are listed.
 const UNPRICED_SHOWN_MAX: usize = 10;
 
 fn totals_lines(totals: &UsageTotals, unpriced: &BTreeMap<UnpricedKey, i64>) -> Vec<String> {
@@ -202,7 +202,9 @@ fn totals_lines(totals: &UsageTotals, unpriced: &BTreeMap<UnpricedKey, i64>) -> 
     )];
     if totals.unpriced_event_count > 0 {
         let count = grouped(totals.unpriced_event_count);
-        lines.push(format!("{count} events have no price yet and are not in the cost (see `meterd unpriced`):"));
+        lines.push(format!(
+            "{count} events have no price yet and are not included in the cost (see `meterd unpriced`):"
+        ));
         let named = unpriced.iter().take(UNPRICED_SHOWN_MAX);
         lines.extend(named.map(|(key, count)| format!("  {}: {} events", key.scope.text(), grouped(count))));
         if unpriced.len() > UNPRICED_SHOWN_MAX {
@@ -235,7 +237,7 @@ fn services_lines(services: &[ServiceUsage]) -> anyhow::Result<Vec<String>> {
     Ok(table(&rows, &[false, true, true, true]))
 }
 
-/// A bar for each day of the range, those without usage too, or for each month when there are many days.
+/// Returns a line with a bar for each day of the range, also for days without usage. Long ranges have a line for each month.
 fn day_lines(days: &[DayUsage], start: NaiveDate, end: NaiveDate) -> anyhow::Result<Vec<String>> {
     let by_day = (end - start).num_days() < DAY_BARS_MAX;
     let label = |day: &str| day.get(..if by_day { 10 } else { 7 }).unwrap_or(day).to_owned();
@@ -253,12 +255,12 @@ fn day_lines(days: &[DayUsage], start: NaiveDate, end: NaiveDate) -> anyhow::Res
     Ok(table(&rows, &[false, true]))
 }
 
-/// The cost of sums.
+/// Returns the cost of the totals.
 pub fn cost_of(totals: &UsageTotals) -> anyhow::Result<BigDecimal> {
     amount_of(totals.cost.as_ref())
 }
 
-/// An amount, exact; zero where there is none.
+/// Parses an amount exactly. `None` is zero.
 pub fn amount_of(money: Option<&Money>) -> anyhow::Result<BigDecimal> {
     Ok(match money {
         Some(money) => BigDecimal::from_str(&money.amount)?,
@@ -302,7 +304,7 @@ fn summary_json(summary: &GetUsageSummaryResponse) -> serde_json::Value {
     })
 }
 
-/// Adds what has no price.
+/// Adds the unpriced events to the JSON object.
 fn with_unpriced(mut json: serde_json::Value, unpriced: &BTreeMap<UnpricedKey, i64>) -> serde_json::Value {
     let rows = unpriced.iter().map(|(key, count)| {
         json!({
@@ -325,7 +327,7 @@ fn service_json(service: &ServiceUsage) -> serde_json::Value {
     })
 }
 
-/// Sums for programs.
+/// Converts totals to JSON.
 pub fn totals_json(totals: &UsageTotals) -> serde_json::Value {
     json!({
         "request_count": totals.request_count,
@@ -338,7 +340,7 @@ pub fn totals_json(totals: &UsageTotals) -> serde_json::Value {
     })
 }
 
-/// An amount for programs.
+/// Converts an amount to JSON.
 pub fn money_json(money: &Money) -> serde_json::Value {
     json!({ "currency": money.currency, "amount": money.amount })
 }

@@ -17,7 +17,7 @@ fn day(text: &str) -> NaiveDate {
 }
 
 #[test]
-fn the_current_month_reads_as_a_table_with_bars() {
+fn the_current_month_is_a_table_with_bars() {
     let month = GetCurrentMonthUsageResponse {
         client_id: "acme".into(),
         month: "2026-11".into(),
@@ -42,7 +42,7 @@ fn the_current_month_reads_as_a_table_with_bars() {
 }
 
 #[test]
-fn each_day_of_a_range_has_a_bar_and_empty_ones_a_line() {
+fn each_day_of_a_range_has_a_line_and_days_with_usage_have_a_bar() {
     let days = [DayUsage { day: "2026-11-02".into(), totals: totals("4") }];
     let lines = day_lines(&days, day("2026-11-01"), day("2026-11-03")).unwrap();
     assert_eq!(lines.len(), 3);
@@ -51,7 +51,7 @@ fn each_day_of_a_range_has_a_bar_and_empty_ones_a_line() {
 }
 
 #[test]
-fn long_ranges_are_drawn_by_month() {
+fn long_ranges_have_one_bar_for_each_month() {
     let days = ["2026-01-05", "2026-01-31", "2026-12-31"].map(|day| DayUsage { day: day.into(), totals: totals("2") });
     let lines = day_lines(&days, day("2026-01-01"), day("2026-12-31")).unwrap();
     assert_eq!(lines.len(), 12);
@@ -59,13 +59,13 @@ fn long_ranges_are_drawn_by_month() {
 }
 
 #[test]
-fn a_client_without_usage_reads_well() {
+fn a_client_without_usage_has_the_line_no_usage() {
     let text = month_text(&GetCurrentMonthUsageResponse::default(), &BTreeMap::new()).unwrap();
     assert!(text.ends_with("no usage"), "{text}");
 }
 
 #[test]
-fn models_without_a_price_are_named() {
+fn models_without_a_price_are_listed() {
     let scope = unpriced::Scope { service: "openai".into(), operation: "chat".into(), model: "gpt-9".into() };
     let unpriced = BTreeMap::from([(UnpricedKey { client: "acme".into(), scope }, 1_003)]);
     let totals = UsageTotals { unpriced_event_count: 1_003, ..Default::default() };

@@ -1,5 +1,5 @@
-//! `meterd verify`: proves that rollups and totals equal the events, client and month by client and month, and that keys and
-//! events name each other.
+//! `meterd verify`: checks for each client and month that rollups and totals equal the events, and that idempotency keys and
+//! events match.
 
 use super::hints;
 use super::period::parse_month;
@@ -30,46 +30,47 @@ pub struct VerifyArgs {
     /// Only this month, such as 2026-11
     #[arg(long, value_name = "YYYY-MM", value_parser = parse_month)]
     pub month: Option<Month>,
-    /// Succeed where there is nothing to verify, as in a new database
+    /// Exit with 0 if there is nothing to verify, as in a new database
     #[arg(long)]
     pub allow_empty: bool,
 }
 
-/// Clients that are compared at once: enough that their events are read in the order in which they lie, few enough that what
-/// PostgreSQL keeps of them meanwhile is little.
-const LOT_CLIENTS: i64 = 1_000;
-/// Lots at the same time: one for each connection of a command.
-const LOTS_AT_ONCE: usize = 2;
+/// Number of clients in one batch: enough to read events in their physical order, few enough to need little memory in
+/// PostgreSQL.
+const BATCH_CLIENTS: i64 = 1_000;
+/// Number of concurrent batches, one for each connection of the command.
+const BATCHES_MAX: usize = 2;
 
-/// What a verification found.
+/// Result of a verification.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Verified {
     pub client_months: usize,
-    /// Client-months that are past their retention: nothing is left to compare them with.
+    /// Closed client-months. Their events may be gone, so they are not compared.
     pub closed_client_months: usize,
     pub events: i64,
     pub differences: usize,
 }
 
-/// Client ids that are compared with one that is not there.
+/// Maximum number of clients that are searched for similar ids.
 const CLIENTS_COMPARED_MAX: i64 = 10_000;
-/// Months that are named where there is nothing in the one that was asked for.
+/// Maximum number of months in a hint.
 const MONTHS_SHOWN_MAX: i64 = 6;
 
 impl Verified {
-    /// Whether there was nothing to compare: that proves nothing.
+    /// Whether there was nothing to compare.
     fn is_empty(&self) -> bool {
         self.client_months == 0 && self.closed_client_months == 0 && self.differences == 0
     }
 }
 
-/// Verifies, prints every difference, and exits with 1 if there is one. To verify nothing is an error, unless it is allowed.
+/// Verifies the selected client-months and prints every difference. The exit code is 1 if there is a difference. If there is
+/// nothing to verify, returns an error, unless `--allow-empty` is set.
 pub async fn run(args: VerifyArgs) -> anyhow::Result<ExitCode> {
-    let stop = signals::asked_to_stop()?;
+    let stop = signals::stop_signal()?;
     let database = Database::open_existing(&args.database).await?;
     let pool = command_pool(&database.options);
     let verified = signals::unless_stopped(stop, verify_selected(&pool, &args)).await;
-    let verified = database.explained(verified);
+    let verified = database.explain(verified);
     pool.close().await;
     database.close().await?;
     let verified = verified?;
@@ -88,7 +89,7 @@ pub async fn run(args: VerifyArgs) -> anyhow::Result<ExitCode> {
 async fn verify_selected(pool: &PgPool, args: &VerifyArgs) -> anyhow::Result<Verified> {
     ensure!(
         deployment::has_schema(pool).await?,
-        "the database has no tables of meterd: check --database-url (DATABASE_URL) and --data-dir (METERD_DATA_DIR)"
+        "the database contains no tables of meterd: check --database-url (DATABASE_URL) and --data-dir (METERD_DATA_DIR)"
     );
     let verified = verify_all(pool, args.client.as_deref(), args.month).await?;
     if verified.is_empty() && !args.allow_empty {
@@ -97,40 +98,41 @@ async fn verify_selected(pool: &PgPool, args: &VerifyArgs) -> anyhow::Result<Ver
     Ok(verified)
 }
 
-/// Why there is nothing, and what there is instead.
+/// Explains why there is nothing to verify, with a hint.
 async fn nothing_to_verify(pool: &PgPool, client: Option<&str>, month: Option<Month>) -> anyhow::Result<anyhow::Error> {
     if let Some(client) = client
         && clients::find(pool, client).await?.is_none()
     {
         let known = clients::list(pool, "", CLIENTS_COMPARED_MAX).await?;
         let ids: Vec<String> = known.into_iter().map(|client| client.client_id).collect();
-        return Ok(anyhow!("--client: no client {client:?}; {}", hints::suggestion(client, &ids)));
+        return Ok(anyhow!("--client: client {client:?} does not exist; {}", hints::suggestion(client, &ids)));
     }
     let months = usage::latest_months(pool, client, MONTHS_SHOWN_MAX).await?;
     let whose = client.map_or("no client".to_owned(), |client| format!("client {client:?}"));
     let has = if client.is_some() { "has no usage" } else { "has usage" };
     let when = month.map_or(String::new(), |month| format!(" in {month}"));
     Ok(anyhow!(
-        "nothing to verify: {whose} {has}{when}; {}. --allow-empty makes this no error",
+        "nothing to verify: {whose} {has}{when}; {}. Add --allow-empty to exit with 0 in this case",
         hints::elsewhere(&hints::month_texts(&months))
     ))
 }
 
-/// Verifies some clients after the other, each lot in one snapshot of its own, and prints what differs.
+/// Verifies the clients in batches, each in its own snapshot, and prints the differences.
 pub async fn verify_all(pool: &PgPool, client: Option<&str>, month: Option<Month>) -> anyhow::Result<Verified> {
-    let whole = Scope { client_id: client.map(String::from), first: month, last: month, ..Scope::default() };
+    let selected = Scope { client_id: client.map(String::from), first: month, last: month, ..Scope::default() };
     let mut tx = pool.begin().await?;
     allow_long_statements(&mut tx).await?;
-    let bounds = if client.is_some() { vec![] } else { verify::bounds(&mut tx, LOT_CLIENTS).await? };
+    let bounds = if client.is_some() { vec![] } else { verify::bounds(&mut tx, BATCH_CLIENTS).await? };
     tx.commit().await?;
-    let (after, upto) = (bounds.iter().map(Some), bounds.iter().map(Some));
-    let lots = std::iter::once(None).chain(after).zip(upto.chain([None]));
-    let lots = lots.map(|(after, upto)| Scope { after: after.cloned(), upto: upto.cloned(), ..whole.clone() });
-    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} lots of clients {eta}")?;
-    // Draws on a terminal only.
+    let (after, up_to) = (bounds.iter().map(Some), bounds.iter().map(Some));
+    let batches = std::iter::once(None).chain(after).zip(up_to.chain([None]));
+    let batches =
+        batches.map(|(after, up_to)| Scope { after: after.cloned(), upto: up_to.cloned(), ..selected.clone() });
+    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} batches of clients {eta}")?;
+    // Shown only on a terminal.
     let progress = ProgressBar::new(bounds.len() as u64 + 1).with_style(style);
     let mut verified = Verified::default();
-    let mut compared = stream::iter(lots).map(async |lot| verify_lot(pool, lot).await).buffered(LOTS_AT_ONCE);
+    let mut compared = stream::iter(batches).map(async |batch| verify_batch(pool, batch).await).buffered(BATCHES_MAX);
     while let Some((compared, keys)) = compared.try_next().await? {
         progress.inc(1);
         verified.client_months += usize::try_from(compared.client_months)?;
@@ -140,7 +142,7 @@ pub async fn verify_all(pool: &PgPool, client: Option<&str>, month: Option<Month
             compared.differences.iter().for_each(print_difference);
             keys.iter().for_each(print_key);
         });
-        if print::has_ended() {
+        if print::has_failed() {
             break;
         }
     }
@@ -148,22 +150,22 @@ pub async fn verify_all(pool: &PgPool, client: Option<&str>, month: Option<Month
     let mut tx = pool.begin().await?;
     allow_long_statements(&mut tx).await?;
     if let Some(closed) = deployment::closed_through(&mut tx).await? {
-        verified.closed_client_months = usize::try_from(verify::count_until(&mut tx, &whole, closed).await?)?;
+        verified.closed_client_months = usize::try_from(verify::count_until(&mut tx, &selected, closed).await?)?;
     }
     Ok(verified)
 }
 
-/// Compares what is open.
-async fn verify_lot(pool: &PgPool, lot: Scope) -> anyhow::Result<(Compared, Vec<KeyDifference>)> {
+/// Compares the open months of a batch.
+async fn verify_batch(pool: &PgPool, batch: Scope) -> anyhow::Result<(Compared, Vec<KeyDifference>)> {
     let mut tx = pool.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
     allow_long_statements(&mut tx).await?;
     plan_for_values(&mut tx).await?;
-    // Before the snapshot: what is open in it has its events.
+    // Before the snapshot starts, so that the partitions of its open months stay attached.
     partitions::keep(&mut tx).await?;
     let open = deployment::closed_through(&mut tx).await?.map(Month::next);
-    let lot = Scope { first: lot.first.max(open), ..lot };
-    let compared = verify::compare(&mut tx, &lot).await?;
-    let keys = key_differences(&mut tx, &lot).await?;
+    let batch = Scope { first: batch.first.max(open), ..batch };
+    let compared = verify::compare(&mut tx, &batch).await?;
+    let keys = key_differences(&mut tx, &batch).await?;
     tx.commit().await?;
     Ok((compared, keys))
 }
@@ -184,17 +186,17 @@ fn print_key(difference: &KeyDifference) {
     let KeyDifference { client_id, month, idempotency_key, event, fault } = difference;
     let fault = match fault {
         KeyFault::KeyMissing => {
-            format!("event {event} has no row in idempotency_keys: sent again, it would count again")
+            format!("event {event} has no row in idempotency_keys: a repeat would be counted again")
         }
         KeyFault::KeyOfAnother => format!("event {event} has the key of another event: one of the two counts twice"),
         KeyFault::EventMissing => {
-            format!("names event {event}, which is not there: sent again, it would not be recorded")
+            format!("names event {event}, which does not exist: a repeat would not be recorded")
         }
     };
     println!("{client_id:?} {month}, key {idempotency_key:?}: {fault}");
 }
 
-/// The sums that differ, as the events have them and as the row does.
+/// Lists the sums that differ, with the value of the row and the value of the events.
 fn explain(expected: &Sums, actual: &Sums) -> String {
     let columns = |sums: &Sums| {
         [
@@ -207,15 +209,14 @@ fn explain(expected: &Sums, actual: &Sums) -> String {
             ("unpriced", sums.unpriced_event_count.to_string()),
         ]
     };
-    let differing = columns(expected)
-        .into_iter()
-        .zip(columns(actual))
-        .filter(|(expected, actual)| expected != actual)
-        .map(|((name, expected), (_, actual))| format!("{name} is {actual}, the events say {expected}"));
+    let differing =
+        columns(expected).into_iter().zip(columns(actual)).filter(|(expected, actual)| expected != actual).map(
+            |((name, expected), (_, actual))| format!("{name} is {actual}, but the sum of the events is {expected}"),
+        );
     let differing = differing.collect::<Vec<_>>().join("; ");
     match (expected.request_count, differing.is_empty()) {
-        (0, true) => "a row of zeros that no event is of".into(),
-        (0, false) => format!("a row that no event is of: {differing}"),
+        (0, true) => "a row of zeros without events".into(),
+        (0, false) => format!("a row without events: {differing}"),
         _ => differing,
     }
 }

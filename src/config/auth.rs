@@ -1,36 +1,37 @@
-//! Settings of who may call.
+//! Settings of authentication and access.
 
-use super::notifications::given;
+use super::notifications::non_empty;
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use meterd_engine::auth::{Algorithm, AuthConfig, JwtConfig};
 use std::num::NonZeroU32;
 
-/// Who may call.
+/// Settings of authentication and access.
 #[derive(Args, Clone, Debug)]
 pub struct AuthSettings {
-    /// Whether callers are asked for an API key
+    /// Whether calls need an API key
     #[arg(long, env = "METERD_AUTH", default_value = "off")]
     pub auth: AuthMode,
-    /// Who may list the services with gRPC reflection
+    /// Who may use gRPC reflection
     #[arg(long, env = "METERD_REFLECTION", default_value = "keys")]
     pub reflection: Access,
-    /// Who may ask for health over gRPC
+    /// Who may use the gRPC health service
     #[arg(long, env = "METERD_HEALTH", default_value = "public")]
     pub health: Access,
-    /// Calls in a second with a key that has no limit of its own
+    /// Calls per second for each API key without its own limit
     #[arg(long, env = "METERD_KEY_REQUESTS_PER_SECOND", default_value_t = 50_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub key_requests_per_second: u32,
-    /// Identity provider (OpenID Connect) whose tokens are taken beside API keys, such as https://id.example.com
+    /// Identity provider (OpenID Connect) whose tokens are accepted in addition to API keys, such as https://id.example.com;
+    /// needs --auth keys
     #[arg(long, env = "METERD_JWT_ISSUER")]
     pub jwt_issuer: Option<String>,
-    /// Audience that its tokens must be for; required with --jwt-issuer
+    /// Audience that the tokens must have; required with --jwt-issuer
     #[arg(long, env = "METERD_JWT_AUDIENCE")]
     pub jwt_audience: Option<String>,
-    /// Where the provider's keys are. Default: where its /.well-known/openid-configuration says
+    /// URL of the provider's public keys [default: from its /.well-known/openid-configuration]
     #[arg(long, env = "METERD_JWT_JWKS_URL")]
     pub jwt_jwks_url: Option<String>,
-    /// Algorithms that its tokens may be signed with
+    /// Accepted signature algorithms of the tokens
     #[arg(
         long,
         env = "METERD_JWT_ALGORITHMS",
@@ -39,10 +40,10 @@ pub struct AuthSettings {
         default_value = "RS256,ES256"
     )]
     pub jwt_algorithms: Vec<JwtAlgorithm>,
-    /// Claim with the scopes meterd:ingest, meterd:read and meterd:admin: a text with spaces between them, or a list
+    /// Claim that contains the scopes meterd:ingest, meterd:read and meterd:admin: a string with spaces between them, or a list
     #[arg(long, env = "METERD_JWT_SCOPE_CLAIM", default_value = "scope")]
     pub jwt_scope_claim: String,
-    /// Claim with the clients that they are for: an id or a list of at most 100, "*" for all. Without it, none
+    /// Claim that contains the clients: an id, a list of at most 100 ids, or "*" for all; without it the token covers no client
     #[arg(long, env = "METERD_JWT_CLIENTS_CLAIM", default_value = "meterd_clients")]
     pub jwt_clients_claim: String,
 }
@@ -60,10 +61,10 @@ impl AuthSettings {
         })
     }
 
-    /// The identity provider, if there is one. Refuses halves of one, which would let in nobody, or anybody.
+    /// The identity provider, if it is set. Incomplete settings are an error.
     fn jwt(&self) -> anyhow::Result<Option<JwtConfig>> {
-        let (issuer, audience) = (given(&self.jwt_issuer), given(&self.jwt_audience));
-        let jwks_url = given(&self.jwt_jwks_url);
+        let (issuer, audience) = (non_empty(&self.jwt_issuer), non_empty(&self.jwt_audience));
+        let jwks_url = non_empty(&self.jwt_jwks_url);
         let Some(issuer) = issuer else {
             anyhow::ensure!(
                 audience.is_none() && jwks_url.is_none(),
@@ -73,9 +74,10 @@ impl AuthSettings {
         };
         anyhow::ensure!(
             self.auth == AuthMode::Keys,
-            "--jwt-issuer needs --auth keys: without it nobody is asked for a token"
+            "--jwt-issuer needs --auth keys: without it the server does not check tokens"
         );
-        let audience = audience.context("--jwt-issuer needs --jwt-audience: the provider has tokens for others too")?;
+        let audience =
+            audience.context("--jwt-issuer needs --jwt-audience: the provider issues tokens for other services too")?;
         Ok(Some(JwtConfig {
             issuer: issuer.into(),
             audience: audience.into(),
@@ -87,7 +89,7 @@ impl AuthSettings {
     }
 }
 
-/// Algorithms of signatures that need no secret to be verified: there are no others here.
+/// Asymmetric signature algorithms. Symmetric ones are not supported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum JwtAlgorithm {
     #[value(name = "RS256")]
@@ -111,7 +113,7 @@ pub enum JwtAlgorithm {
 }
 
 impl JwtAlgorithm {
-    /// As the library knows it.
+    /// The algorithm as a type of the library.
     pub fn algorithm(self) -> Algorithm {
         match self {
             Self::Rs256 => Algorithm::RS256,
@@ -127,22 +129,22 @@ impl JwtAlgorithm {
     }
 }
 
-/// Whether callers are asked for an API key.
+/// Whether calls need an API key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum AuthMode {
-    /// No: whoever reaches the server may do everything, so it listens on loopback only
+    /// No call needs a key, so the server listens on loopback addresses only
     Off,
-    /// Each call needs one
+    /// Every call needs a key
     Keys,
 }
 
-/// Who may use a service of gRPC's own.
+/// Who may use gRPC reflection or the gRPC health service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Access {
-    /// Nobody
+    /// No one
     Off,
-    /// Whoever has a key, of whatever scope; everybody, where no keys are asked for
+    /// Callers with an API key of any scope, or everyone with --auth off
     Keys,
-    /// Everybody
+    /// Everyone
     Public,
 }

@@ -1,80 +1,79 @@
-//! Environment variables that look like settings and are none: a misspelt one would change nothing, unseen.
+//! Finds environment variables with misspelt names, which would have no effect.
 
-use super::declared::{Catalogue, did_you_mean};
+use super::specs::{SettingSpecs, did_you_mean};
 use clap::Command;
 use std::ffi::OsString;
 
 const PREFIX: &str = "METERD_";
-/// Names the settings file; declared by a flag that is in no file.
+/// The variable of `--config`, which is not a setting.
 const CONFIG: &str = "METERD_CONFIG";
-/// Names the program that meterd-bench measures. It is no mistake if it is set for all programs.
+/// The program that meterd-bench measures. It is not an error if the variable is set for all programs.
 const BENCH_PROGRAM: &str = "METERD_BIN";
-/// A name of another prefix that differs from a variable's in so few characters is a slip: METERED_AUTH, MTERD_AUHT.
-const SLIPS_MAX: usize = 2;
-/// And its prefix in so few: METRO_LOG is another program's.
-const PREFIX_SLIPS_MAX: usize = 1;
+/// Maximum edit distance between a misspelt name and the name of a variable, as in METERED_AUTH and MTERD_AUHT.
+const NAME_DISTANCE_MAX: usize = 2;
+/// Maximum edit distance between the prefixes. METRO_LOG belongs to another program.
+const PREFIX_DISTANCE_MAX: usize = 1;
 const DATABASE_URL: &str = "DATABASE_URL";
 
-/// What is wrong with each variable of the environment that seems to mean a setting.
-pub fn wrong_variables(command: &Command, variables: impl Iterator<Item = (OsString, OsString)>) -> Vec<String> {
-    let catalogue = Catalogue::of(command);
-    let wrong = variables.filter_map(|(name, value)| {
+/// Returns an error for each unknown variable whose name begins with `METERD_` or resembles the name of a setting.
+pub fn unknown_variables(command: &Command, variables: impl Iterator<Item = (OsString, OsString)>) -> Vec<String> {
+    let specs = SettingSpecs::of(command);
+    let errors = variables.filter_map(|(name, value)| {
         let name = name.to_str()?;
-        let is_known =
-            [CONFIG, BENCH_PROGRAM].contains(&name) || catalogue.iter().any(|setting| setting.variable == name);
+        let is_known = [CONFIG, BENCH_PROGRAM].contains(&name) || specs.iter().any(|setting| setting.variable == name);
         if is_known || is_of_kubernetes(name, &value.to_string_lossy()) {
             return None;
         }
-        let meant = if name.to_uppercase().starts_with(PREFIX) {
-            catalogue.meant(name).map(|setting| setting.variable.as_str())
+        let nearest = if name.to_uppercase().starts_with(PREFIX) {
+            specs.nearest(name).map(|setting| setting.variable.as_str())
         } else {
-            Some(slip(&catalogue, name)?)
+            Some(misspelt(&specs, name)?)
         };
-        let meant = did_you_mean(meant);
-        let fix = if meant.is_empty() { "; unset or rename it" } else { " Unset or rename it" };
-        Some(format!("{name}: no setting has this environment variable{meant}{fix}"))
+        let hint = did_you_mean(nearest);
+        let fix = if hint.is_empty() { "; unset or rename it" } else { " Unset or rename it" };
+        Some(format!("{name}: no setting has this environment variable{hint}{fix}"))
     });
-    let mut wrong: Vec<_> = wrong.collect();
-    wrong.sort();
-    wrong
+    let mut errors: Vec<_> = errors.collect();
+    errors.sort();
+    errors
 }
 
-/// Whether this command opens the database that the settings name.
-pub fn opens_a_database(command: &Command, name: &str) -> bool {
-    Catalogue::of(command).find("database_url").is_some_and(|setting| setting.is_of(name))
+/// Whether this command opens the database itself.
+pub fn opens_database(command: &Command, name: &str) -> bool {
+    SettingSpecs::of(command).find("database_url").is_some_and(|setting| setting.applies_to(name))
 }
 
-/// The variable that a name of another prefix means: METERED_AUTH, METER_AUTH, MTERD_AUTH, METRED_AUTH, METERDAUTH.
-fn slip<'a>(catalogue: &'a Catalogue, name: &str) -> Option<&'a str> {
+/// The variable that a name with a misspelt prefix resembles: METERED_AUTH, METER_AUTH, MTERD_AUTH, METRED_AUTH, METERDAUTH.
+fn misspelt<'a>(specs: &'a SettingSpecs, name: &str) -> Option<&'a str> {
     let name = name.to_uppercase();
     let prefix = name.split_inclusive('_').next().unwrap_or_default();
-    let is_near = strsim::damerau_levenshtein(prefix, PREFIX) <= PREFIX_SLIPS_MAX || name.starts_with("METERD");
+    let is_near = strsim::damerau_levenshtein(prefix, PREFIX) <= PREFIX_DISTANCE_MAX || name.starts_with("METERD");
     let near = |variable: &&str| {
-        variable.starts_with(PREFIX) && is_near && strsim::damerau_levenshtein(&name, variable) <= SLIPS_MAX
+        variable.starts_with(PREFIX) && is_near && strsim::damerau_levenshtein(&name, variable) <= NAME_DISTANCE_MAX
     };
-    catalogue.iter().map(|setting| setting.variable.as_str()).chain([CONFIG]).find(near)
+    specs.iter().map(|setting| setting.variable.as_str()).chain([CONFIG]).find(near)
 }
 
-/// Variables that seem to mean DATABASE_URL: of a name like it, and with the URL of a PostgreSQL database. Without a choice of
-/// a database, meterd would make one of its own instead.
-pub fn meant_urls(variables: impl Iterator<Item = (OsString, OsString)>) -> Vec<String> {
-    let wrong = variables.filter_map(|(name, value)| {
+/// Returns an error for each variable whose name resembles `DATABASE_URL` and whose value is the URL of a PostgreSQL database.
+/// Without the URL, meterd would start an embedded PostgreSQL.
+pub fn misspelt_database_urls(variables: impl Iterator<Item = (OsString, OsString)>) -> Vec<String> {
+    let errors = variables.filter_map(|(name, value)| {
         let (name, value) = (name.to_str()?, value.to_string_lossy());
-        let differs = strsim::damerau_levenshtein(&name.to_uppercase(), DATABASE_URL);
+        let distance = strsim::damerau_levenshtein(&name.to_uppercase(), DATABASE_URL);
         let is_url = ["postgres://", "postgresql://"].iter().any(|scheme| value.starts_with(scheme));
-        (is_url && differs <= SLIPS_MAX && name != DATABASE_URL).then(|| {
+        (is_url && distance <= NAME_DISTANCE_MAX && name != DATABASE_URL).then(|| {
             format!(
-                "{name}: no setting has this environment variable; did you mean {DATABASE_URL}? Rename it, or give \
-                 --data-dir for meterd's own PostgreSQL"
+                "{name}: no setting has this environment variable; did you mean {DATABASE_URL}? Rename it, or add \
+                 --data-dir to use the embedded PostgreSQL"
             )
         })
     });
-    let mut wrong: Vec<_> = wrong.collect();
-    wrong.sort();
-    wrong
+    let mut errors: Vec<_> = errors.collect();
+    errors.sort();
+    errors
 }
 
-/// Kubernetes sets these in each container for a service named meterd or meterd-…; they are nobody's mistake.
+/// Whether Kubernetes sets this variable in each container, because a service has the name meterd or meterd-….
 fn is_of_kubernetes(name: &str, value: &str) -> bool {
     let is_address = ["tcp://", "udp://", "sctp://"].iter().any(|scheme| value.starts_with(scheme));
     let port = |name: &str| {
@@ -94,13 +93,13 @@ mod tests {
     use super::*;
     use clap::Args;
 
-    fn wrong(name: &str, value: &str) -> Vec<String> {
+    fn errors_of(name: &str, value: &str) -> Vec<String> {
         let command = Command::new("meterd").subcommand(crate::config::Settings::augment_args(Command::new("serve")));
-        wrong_variables(&command, std::iter::once((name.into(), value.into())))
+        unknown_variables(&command, std::iter::once((name.into(), value.into())))
     }
 
     #[test]
-    fn a_misspelt_variable_is_named_with_the_one_that_was_meant() {
+    fn the_error_of_a_misspelt_variable_suggests_the_right_name() {
         for (name, meant) in [
             ("METERD_AUHT", "METERD_AUTH"),
             ("meterd_auth", "METERD_AUTH"),
@@ -117,14 +116,14 @@ mod tests {
             ("METRED_TLS_CRET", "METERD_TLS_CERT"),
             ("EMTERD_HTTP_LISTEN", "METERD_HTTP_LISTEN"),
         ] {
-            let said = wrong(name, "x");
-            assert!(said.len() == 1 && said[0].contains(&format!("did you mean {meant}?")), "{name}: {said:?}");
+            let errors = errors_of(name, "x");
+            assert!(errors.len() == 1 && errors[0].contains(&format!("did you mean {meant}?")), "{name}: {errors:?}");
         }
-        assert_eq!(wrong("METERD_PORT", "50051").len(), 1);
+        assert_eq!(errors_of("METERD_PORT", "50051").len(), 1);
     }
 
     #[test]
-    fn known_variables_and_those_of_others_are_left_alone() {
+    fn known_variables_and_variables_of_other_programs_are_accepted() {
         for (name, value) in [
             ("METERD_AUTH", "keys"),
             ("METERD_CONFIG", "/etc/meterd.toml"),
@@ -145,17 +144,17 @@ mod tests {
             ("METERD_PORT_50051_TCP_PORT", "50051"),
             ("METERD_HTTP_SERVICE_HOST", "10.0.0.1"),
         ] {
-            assert_eq!(wrong(name, value), Vec::<String>::new(), "{name}");
+            assert_eq!(errors_of(name, value), Vec::<String>::new(), "{name}");
         }
     }
 
     #[test]
-    fn a_misspelt_database_url_is_named_and_variables_of_others_are_not() {
-        let wrong = |name: &str, value: &str| meant_urls(std::iter::once((name.into(), value.into())));
+    fn a_misspelt_database_url_is_an_error_and_variables_of_other_programs_are_not() {
+        let errors_of = |name: &str, value: &str| misspelt_database_urls(std::iter::once((name.into(), value.into())));
         for name in ["DATABSE_URL", "DATABASE_ULR", "DATABASEURL", "database_url", "DATABASE_URI", "DATABASES_URL"] {
-            let said = wrong(name, "postgres://u:hunter2@localhost/db");
-            assert!(said.len() == 1 && said[0].contains("did you mean DATABASE_URL?"), "{name}: {said:?}");
-            assert!(!said[0].contains("hunter2"));
+            let errors = errors_of(name, "postgres://u:hunter2@localhost/db");
+            assert!(errors.len() == 1 && errors[0].contains("did you mean DATABASE_URL?"), "{name}: {errors:?}");
+            assert!(!errors[0].contains("hunter2"));
         }
         for (name, value) in [
             ("DATABASE_URL", "postgres://localhost/db"),
@@ -164,7 +163,7 @@ mod tests {
             ("TEST_DATABASE_URL", "postgres://localhost/db"),
             ("POSTGRES_URL", "postgres://localhost/db"),
         ] {
-            assert_eq!(wrong(name, value), Vec::<String>::new(), "{name}");
+            assert_eq!(errors_of(name, value), Vec::<String>::new(), "{name}");
         }
     }
 }

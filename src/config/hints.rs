@@ -1,4 +1,4 @@
-//! Commands that are shown to people: with all flags that they need here, so that they can be pasted.
+//! Commands in messages. They contain all flags that they need, so that users can copy and paste them.
 
 use super::{AuthMode, DatabaseSettings, Settings};
 use crate::net::TlsNames;
@@ -8,68 +8,67 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 /// The settings file of this process.
-static CONFIG: OnceLock<PathBuf> = OnceLock::new();
-/// Set if the URL of the database came by its flag.
+static CONFIG_FILE: OnceLock<PathBuf> = OnceLock::new();
+/// Set if the database URL was set by its flag.
 static URL_FLAG: OnceLock<()> = OnceLock::new();
+/// Flags of the settings that a variable or the file sets, each with the name of this source.
+static SOURCES: OnceLock<Vec<(String, String)>> = OnceLock::new();
 
-/// Flags whose settings were given elsewhere, and where.
-static PLACES: OnceLock<Vec<(String, String)>> = OnceLock::new();
-
-/// Has errors name settings by the places where they were given, in the place of their flags.
-pub fn with_places(places: Vec<(String, String)>) {
-    drop(PLACES.set(places));
+/// Sets the sources that errors name instead of flags.
+pub fn set_sources(sources: Vec<(String, String)>) {
+    drop(SOURCES.set(sources));
 }
 
-/// An error about the setting whose flag it begins with: with the place where that was given.
-pub fn by_place(text: &str) -> String {
-    let places = PLACES.get().map(Vec::as_slice).unwrap_or_default();
-    placed(text, places)
+/// Replaces the flag at the start of an error by the source of the setting.
+pub fn name_source(text: &str) -> String {
+    let sources = SOURCES.get().map(Vec::as_slice).unwrap_or_default();
+    replace_flag(text, sources)
 }
 
-/// Where the URL of the database was given, unless by its variable.
-fn url_place() -> Option<String> {
+/// The source of the database URL. `None` if it is the variable.
+fn url_source() -> Option<String> {
     if URL_FLAG.get().is_some() {
         return Some("--database-url".into());
     }
-    let place = PLACES.get()?.iter().find(|(flag, _)| flag == "--database-url").map(|(_, place)| place.clone());
-    place.filter(|place| place != "DATABASE_URL")
+    let source = SOURCES.get()?.iter().find(|(flag, _)| flag == "--database-url").map(|(_, source)| source.clone());
+    source.filter(|source| source != "DATABASE_URL")
 }
 
-/// What is to be done about DATABASE_URL, by the place where that was given.
-pub fn by_url_place(error: anyhow::Error) -> anyhow::Error {
-    match (url_place(), format!("{error:#}")) {
-        (Some(place), text) if text.contains("DATABASE_URL") => anyhow::anyhow!(text.replace("DATABASE_URL", &place)),
+/// Replaces `DATABASE_URL` in an error by the source of the database URL.
+pub fn name_url_source(error: anyhow::Error) -> anyhow::Error {
+    match (url_source(), format!("{error:#}")) {
+        (Some(source), text) if text.contains("DATABASE_URL") => anyhow::anyhow!(text.replace("DATABASE_URL", &source)),
         _ => error,
     }
 }
 
-fn placed(text: &str, places: &[(String, String)]) -> String {
+fn replace_flag(text: &str, sources: &[(String, String)]) -> String {
     let subject = text.split([' ', ':', ',']).next().unwrap_or_default();
-    match places.iter().find(|(flag, _)| flag == subject) {
-        Some((_, place)) => text.replacen(subject, place, 1),
+    match sources.iter().find(|(flag, _)| flag == subject) {
+        Some((_, source)) => text.replacen(subject, source, 1),
         None => text.to_owned(),
     }
 }
 
-/// Has commands name this settings file.
-pub fn with_config(file: &Path) {
-    drop(CONFIG.set(file.to_owned()));
+/// Sets the settings file that commands in messages contain.
+pub fn set_config_file(file: &Path) {
+    drop(CONFIG_FILE.set(file.to_owned()));
 }
 
-/// Has commands show the URL of the database, which came by a flag.
-pub fn with_url_flag() {
+/// Lets commands in messages contain the database URL, because it was set by a flag.
+pub fn set_url_flag() {
     let _ = URL_FLAG.set(());
 }
 
-/// This program as it was called, since `cargo run` puts no meterd on the PATH.
+/// The name of this program as the user called it. With `cargo run`, meterd is not on the PATH.
 pub fn program() -> String {
     let called = std::env::args().next().filter(|name| Path::new(name).ends_with("meterd"));
     called.map_or_else(|| "meterd".into(), |name| quoted(&name))
 }
 
-/// Makes the first key of all, on the database itself.
+/// The command that creates the first API key, directly in the database.
 pub fn first_key(name: &str, database: &DatabaseSettings) -> String {
-    // In a directory that was named and is not there, a command makes a database only on request.
+    // A command creates a database in a missing directory only with --new-database.
     let is_new = database.database_url.is_none()
         && database.data_dir != default_data_dir()
         && database.data_dir.try_exists().is_ok_and(|exists| !exists);
@@ -77,7 +76,7 @@ pub fn first_key(name: &str, database: &DatabaseSettings) -> String {
     format!("{} keys create {name} --scope admin --all-clients --direct{new}{}", program(), database_flags(database))
 }
 
-/// The flags by which a command opens the same database.
+/// The flags with which a command opens the same database.
 pub fn database_flags(database: &DatabaseSettings) -> String {
     let path = |path: &Path| {
         let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
@@ -87,9 +86,9 @@ pub fn database_flags(database: &DatabaseSettings) -> String {
         if URL_FLAG.get().is_some() {
             return format!(" --database-url {}", quoted(&without_password(url.reveal())));
         }
-        // Not what it is: it may have a password in it.
+        // The URL may contain a password, so show only where it is set.
         let is_in_environment = std::env::var("DATABASE_URL").is_ok_and(|value| value == url.reveal());
-        return match CONFIG.get().filter(|_| !is_in_environment) {
+        return match CONFIG_FILE.get().filter(|_| !is_in_environment) {
             Some(file) => format!(" --config {}", path(file)),
             None => " --database-url \"$DATABASE_URL\"".into(),
         };
@@ -104,7 +103,7 @@ pub fn database_flags(database: &DatabaseSettings) -> String {
     flags
 }
 
-/// The URL of a database, with a word in the place of its password.
+/// Replaces the password in a database URL.
 fn without_password(url: &str) -> String {
     const PASSWORD: &str = "PASSWORD";
     let Ok(mut url) = url.parse::<reqwest::Url>() else { return "URL".into() };
@@ -120,20 +119,20 @@ fn without_password(url: &str) -> String {
     url.into()
 }
 
-/// How callers on this machine reach a server that listens.
-pub struct Reach {
-    /// Flags of meterd's commands, with a space before.
+/// How callers on this machine connect to the server.
+pub struct ConnectionHints {
+    /// Flags for commands of meterd, with a leading space.
     pub flags: String,
-    /// Flags of grpcurl, with a space before.
+    /// Flags for grpcurl, with a leading space.
     pub grpcurl: String,
-    /// Where grpcurl connects to.
+    /// Address for grpcurl.
     pub address: String,
     /// The second port, such as `https://localhost:50052`.
     pub http: String,
 }
 
-impl Reach {
-    /// Of these ports under these settings.
+impl ConnectionHints {
+    /// Returns the hints for a server that listens on these addresses.
     pub fn of(settings: &Settings, grpc: SocketAddr, http: SocketAddr) -> Self {
         let net = &settings.net;
         let key = match settings.auth.auth {
@@ -167,7 +166,7 @@ impl Reach {
     }
 }
 
-/// An address to connect to, if a server listens on this one.
+/// The address to connect to a server that listens on this address.
 fn reachable(address: SocketAddr) -> SocketAddr {
     let ip = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
@@ -177,7 +176,7 @@ fn reachable(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, address.port())
 }
 
-/// A word of a shell's command line.
+/// Quotes a word for the shell if necessary.
 pub fn quoted(word: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+:@%,=".contains(&byte);
     if !word.is_empty() && word.bytes().all(plain) { word.into() } else { format!("'{}'", word.replace('\'', r"'\''")) }
@@ -188,21 +187,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_are_quoted_where_a_shell_would_split_them() {
+    fn a_word_is_quoted_if_the_shell_would_split_it() {
         assert_eq!(quoted("/srv/meterd-1"), "/srv/meterd-1");
         assert_eq!(quoted("/srv/my data"), "'/srv/my data'");
         assert_eq!(quoted("it's"), r"'it'\''s'");
     }
 
     #[test]
-    fn an_error_names_the_place_where_its_setting_was_given() {
-        let places = [("--listen".to_owned(), "METERD_LISTEN".to_owned())];
+    fn an_error_names_the_source_of_its_setting() {
+        let sources = [("--listen".to_owned(), "METERD_LISTEN".to_owned())];
         assert_eq!(
-            placed("--listen 0.0.0.0:1 is open: add --listen", &places),
+            replace_flag("--listen 0.0.0.0:1 is open: add --listen", &sources),
             "METERD_LISTEN 0.0.0.0:1 is open: add --listen"
         );
-        assert_eq!(placed("--listen: is wrong", &places), "METERD_LISTEN: is wrong");
-        assert_eq!(placed("--listen-more is wrong", &places), "--listen-more is wrong");
+        assert_eq!(replace_flag("--listen: is wrong", &sources), "METERD_LISTEN: is wrong");
+        assert_eq!(replace_flag("--listen-more is wrong", &sources), "--listen-more is wrong");
     }
 
     #[test]

@@ -1,46 +1,47 @@
-//! Settings of how people are told of alerts.
+//! Settings of alert notifications.
 
 use clap::Args;
 use meterd_engine::alerts::notify::{NotifyConfig, Secret, SmtpConfig, TwilioConfig};
 use std::time::Duration;
 
-/// How people are told of alerts. Without any of these, webhooks can be sent and nothing else.
+/// Settings of alert notifications. Without them, meterd can send webhooks only.
 #[derive(Args, Clone, Debug)]
 pub struct NotificationSettings {
-    /// SMTP server of e-mail notifications, such as smtps://user:password@host:465 or smtp://host:587?tls=required
+    /// SMTP server for e-mail notifications, such as smtps://user:password@host:465 or smtp://host:587?tls=required
     #[arg(long, env = "METERD_SMTP_URL", hide_env_values = true, hide_default_value = true)]
     pub smtp_url: Option<Secret>,
-    /// Sender of e-mail notifications, such as "meterd <alerts@example.com>"
+    /// Sender of the e-mails, such as "meterd <alerts@example.com>"
     #[arg(long, env = "METERD_SMTP_FROM")]
     pub smtp_from: Option<String>,
-    /// Twilio account of SMS notifications
+    /// Twilio account for SMS notifications
     #[arg(long, env = "METERD_TWILIO_ACCOUNT_SID")]
     pub twilio_account_sid: Option<String>,
-    /// Its token
+    /// Token of the Twilio account
     #[arg(long, env = "METERD_TWILIO_AUTH_TOKEN", hide_env_values = true, hide_default_value = true)]
     pub twilio_auth_token: Option<Secret>,
-    /// Phone number that SMS notifications come from, such as +15551234567
+    /// Phone number that sends the SMS, such as +15551234567
     #[arg(long, env = "METERD_TWILIO_FROM")]
     pub twilio_from: Option<String>,
-    /// Where Twilio's API is
+    /// URL of Twilio's API
     #[arg(long, env = "METERD_TWILIO_API_URL", default_value = "https://api.twilio.com")]
     pub twilio_api_url: String,
-    /// Take webhooks at http:// too, where anybody on the way may read them
+    /// Also accept webhooks with http://; everyone between the server and the receiver can then read them
     #[arg(long, env = "METERD_WEBHOOK_ALLOW_HTTP", num_args = 0..=1, default_missing_value = "true", default_value = "false", action = clap::ArgAction::Set)]
     pub webhook_allow_http: bool,
-    /// Send webhooks to private, loopback and link-local addresses too: whoever sets a channel reaches the inner network
+    /// Also send webhooks to private, loopback and link-local addresses; an admin who sets a channel can then reach the
+    /// internal network
     #[arg(long, env = "METERD_WEBHOOK_ALLOW_PRIVATE", num_args = 0..=1, default_missing_value = "true", default_value = "false", action = clap::ArgAction::Set)]
     pub webhook_allow_private: bool,
-    /// How often a notification is tried before it is given up
+    /// Maximum number of attempts to send a notification
     #[arg(long, env = "METERD_NOTIFICATION_ATTEMPTS_MAX", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub notification_attempts_max: u32,
-    /// Longest pause after the first attempt. Each further one may be four times as long, up to an hour
+    /// Maximum pause after the first attempt, in seconds; four times as long after each further attempt, at most an hour
     #[arg(long, env = "METERD_NOTIFICATION_BACKOFF_SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=3600))]
     pub notification_backoff_seconds: u32,
-    /// Longest time of one attempt
+    /// Maximum duration of one attempt, in seconds
     #[arg(long, env = "METERD_NOTIFICATION_TIMEOUT_SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=300))]
     pub notification_timeout_seconds: u32,
-    /// Notifications that one channel gets in an hour; the rest comes as a digest
+    /// Maximum number of notifications to one channel in an hour; the rest is sent as one digest
     #[arg(long, env = "METERD_NOTIFICATIONS_HOURLY_MAX", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub notifications_hourly_max: u32,
 }
@@ -66,39 +67,40 @@ impl NotificationSettings {
 
     fn smtp(&self) -> Option<SmtpConfig> {
         let url = self.smtp_url.as_ref().filter(|url| !url.reveal().is_empty())?.clone();
-        Some(SmtpConfig { url, from: given(&self.smtp_from)?.into() })
+        Some(SmtpConfig { url, from: non_empty(&self.smtp_from)?.into() })
     }
 
     fn twilio(&self) -> Option<TwilioConfig> {
         Some(TwilioConfig {
-            account_sid: given(&self.twilio_account_sid)?.into(),
+            account_sid: non_empty(&self.twilio_account_sid)?.into(),
             auth_token: self.twilio_auth_token.as_ref().filter(|token| !token.reveal().is_empty())?.clone(),
-            from: given(&self.twilio_from)?.into(),
+            from: non_empty(&self.twilio_from)?.into(),
             api_url: self.twilio_api_url.clone(),
         })
     }
 
-    /// Refuses halves of a way to send, which would send nothing.
+    /// Checks that the settings of each way to send are complete.
     fn check(&self) -> anyhow::Result<()> {
         let has = |secret: &Option<Secret>| secret.as_ref().is_some_and(|secret| !secret.reveal().is_empty());
         anyhow::ensure!(
-            has(&self.smtp_url) == given(&self.smtp_from).is_some(),
-            "--smtp-url (METERD_SMTP_URL) and --smtp-from (METERD_SMTP_FROM) need each other, and only one is set"
+            has(&self.smtp_url) == non_empty(&self.smtp_from).is_some(),
+            "--smtp-url (METERD_SMTP_URL) and --smtp-from (METERD_SMTP_FROM): only one of them is set; set both or none"
         );
         let parts = [
-            given(&self.twilio_account_sid).is_some(),
+            non_empty(&self.twilio_account_sid).is_some(),
             has(&self.twilio_auth_token),
-            given(&self.twilio_from).is_some(),
+            non_empty(&self.twilio_from).is_some(),
         ];
         anyhow::ensure!(
             parts.iter().all(|part| *part == parts[0]),
-            "--twilio-account-sid, --twilio-auth-token and --twilio-from (METERD_TWILIO_…) need each other, and not all are set"
+            "--twilio-account-sid, --twilio-auth-token and --twilio-from (METERD_TWILIO_…): only some of them are set; \
+             set all or none"
         );
         Ok(())
     }
 }
 
-/// A text that is set. Empty, as container tools pass what is not, is not.
-pub(super) fn given(text: &Option<String>) -> Option<&str> {
+/// Returns the text unless it is empty. Container tools pass an unset variable as an empty one.
+pub(super) fn non_empty(text: &Option<String>) -> Option<&str> {
     text.as_deref().filter(|text| !text.is_empty())
 }

@@ -1,16 +1,13 @@
 //! Checks who calls a method of the gRPC port.
 
 use crate::config::Access;
-use crate::grpc::methods::{self, Need};
+use crate::grpc::methods::{self, Need, Standard};
 use crate::net::Peer;
 use meterd_engine::auth::{Auth, Caller};
 use meterd_engine::refusal::{Reason, Refusal};
 use std::sync::Arc;
 use tonic::codegen::http::HeaderMap;
 use tonic::codegen::http::header::AUTHORIZATION;
-
-const HEALTH: &str = "/grpc.health.v1.Health/";
-const REFLECTION: [&str; 2] = ["/grpc.reflection.v1.ServerReflection/", "/grpc.reflection.v1alpha.ServerReflection/"];
 
 /// Which credentials the methods of the gRPC port need.
 #[derive(Clone)]
@@ -31,12 +28,11 @@ impl AccessRules {
     /// Checks that the caller has the scope that the method needs. Which clients the request may name is checked by
     /// [`methods::Guarded::check`], which has the message. Returns `None` if there is no such method.
     pub async fn admit(&self, path: &str, headers: &HeaderMap, peer: Option<&Peer>) -> Result<Option<Passed>, Refusal> {
-        let of_grpc = match path {
-            path if path.starts_with(HEALTH) => Some(self.health),
-            path if REFLECTION.iter().any(|service| path.starts_with(service)) => Some(self.reflection),
-            _ => None,
-        };
-        match of_grpc {
+        let access = methods::standard(path).map(|service| match service {
+            Standard::Health => self.health,
+            Standard::Reflection => self.reflection,
+        });
+        match access {
             Some(Access::Off) => return Ok(None),
             Some(Access::Public) => return Ok(Some(Passed { caller: self.auth.anybody(), streaming: false })),
             Some(Access::Keys) => {
@@ -50,7 +46,7 @@ impl AccessRules {
         if let Need::Scope(scope) = row.need {
             caller.check_scope(scope)?;
         }
-        Ok(Some(Passed { caller, streaming: row.streaming }))
+        Ok(Some(Passed { caller, streaming: methods::messages(path).response_stream }))
     }
 }
 

@@ -1,24 +1,22 @@
-//! The audit log: what is written before a call of an admin acts, and after it.
+//! The audit log: requests as JSON without secrets, and the entries of the log as messages.
 
 use crate::grpc::methods::Guarded;
-use crate::grpc::wire::status::REQUEST_ID;
-use crate::grpc::wire::status::code;
-use crate::proto;
+use crate::grpc::wire::convert::timestamp;
+use crate::grpc::wire::status::{REQUEST_ID, code};
+use crate::proto::{self, AuditEntry};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use meterd_engine::audit::{self, Begun, Call};
 use meterd_engine::auth::Caller;
-use meterd_engine::auth::token::without_secrets;
 use meterd_engine::refusal::Refusal;
-use meterd_store::audit::{self, NewEntry};
+use meterd_store::audit::Entry;
 use prost::Message;
 use prost_reflect::{DescriptorPool, DynamicMessage, ReflectMessage, Value};
 use serde_json::json;
 use sqlx::PgPool;
 use std::sync::OnceLock;
 
-/// Longest request that is kept, as JSON.
-const REQUEST_BYTES_MAX: usize = 16 * 1024;
-/// Stands for a secret.
+/// Replaces a secret.
 const REDACTED: &str = "(secret)";
 
 fn descriptors() -> &'static DescriptorPool {
@@ -26,7 +24,7 @@ fn descriptors() -> &'static DescriptorPool {
     POOL.get_or_init(|| DescriptorPool::decode(proto::DESCRIPTORS).expect("our own descriptors"))
 }
 
-/// Puts a fixed text in the place of every field that the contract marks `debug_redact`, however deep.
+/// Replaces every field that the contract marks `debug_redact` by a fixed text, at any depth.
 fn redact(message: &mut DynamicMessage) {
     let fields: Vec<_> = message.fields().map(|(field, _)| field).collect();
     for field in fields {
@@ -58,37 +56,40 @@ fn request_json<R: Guarded>(request: &R) -> anyhow::Result<String> {
     let mut message = DynamicMessage::decode(input, request.encode_to_vec().as_slice())?;
     debug_assert_eq!(message.descriptor().name(), std::any::type_name::<R>().rsplit("::").next().unwrap_or_default());
     redact(&mut message);
-    // A time or duration out of its range has no JSON; its call fails for that, and is written down all the same.
-    let text = serde_json::to_string(&message)
-        .unwrap_or_else(|_| json!({ "protobufBase64": STANDARD.encode(message.encode_to_vec()) }).to_string());
-    let text = without_secrets(&text);
-    Ok(if text.len() > REQUEST_BYTES_MAX { json!({ "omittedBytes": text.len() }).to_string() } else { text })
+    // A time or duration that is out of range has no JSON. The call is rejected, but must be logged too.
+    Ok(serde_json::to_string(&message)
+        .unwrap_or_else(|_| json!({ "protobufBase64": STANDARD.encode(message.encode_to_vec()) }).to_string()))
 }
 
-/// An entry whose call is under way.
-pub struct Begun(i64);
-
-/// Writes down who is about to do what. Where that fails, the call must not act.
+/// Writes the entry of a call, before it acts.
 pub async fn begin<R: Guarded>(pool: &PgPool, caller: &Caller, address: &str, request: &R) -> Result<Begun, Refusal> {
     let request_id = REQUEST_ID.try_with(String::clone).unwrap_or_default();
-    let entry = NewEntry {
-        actor_kind: caller.kind as i16,
-        actor_id: &caller.id,
-        actor_name: &caller.name,
-        method: R::ROW.method,
-        request: &request_json(request).map_err(Refusal::internal)?,
-        request_id: &request_id,
-        address,
-    };
-    Ok(Begun(audit::begin(pool, &entry).await?))
+    let request = request_json(request).map_err(Refusal::internal)?;
+    audit::begin(pool, caller, Call { method: R::ROW.method, request: &request, request_id: &request_id, address })
+        .await
 }
 
-impl Begun {
-    /// Writes down how the call ended. Where that fails, it is not known; the call is as it is.
-    pub async fn finish(self, pool: &PgPool, error: Option<&Refusal>) {
-        let (code, reason) = error.map_or((0, ""), |error| (code(error.reason) as i32, error.reason.name()));
-        if let Err(error) = audit::finish(pool, self.0, code, reason).await {
-            tracing::warn!(%error, entry_id = self.0, "how a call of the audit log ended could not be noted");
+/// Writes the outcome of a call.
+pub async fn finish(entry: Begun, pool: &PgPool, error: Option<&Refusal>) {
+    let (code, reason) = error.map_or((0, ""), |error| (code(error.reason) as i32, error.reason.name()));
+    entry.finish(pool, code, reason).await;
+}
+
+impl From<Entry> for AuditEntry {
+    fn from(entry: Entry) -> Self {
+        Self {
+            entry_id: entry.entry_id,
+            time: Some(timestamp(entry.time)),
+            actor_kind: entry.actor_kind.into(),
+            actor_id: entry.actor_id,
+            actor_name: entry.actor_name,
+            method: entry.method,
+            request_json: entry.request,
+            request_id: entry.request_id,
+            address: entry.address,
+            code: entry.code,
+            reason: entry.reason.unwrap_or_default(),
+            finish_time: entry.finish_time.map(timestamp),
         }
     }
 }
@@ -110,11 +111,5 @@ mod tests {
         let text = request_json(&request).unwrap();
         let expected = r#"{"policy":{"clientId":"acme","channels":[{"target":"https://example.com","secrets":["(secret)","(secret)"]}]}}"#;
         assert_eq!(text, expected);
-    }
-
-    #[test]
-    fn a_request_that_is_very_large_is_left_out() {
-        let request = crate::proto::GetUsageEventRequest { client_id: "x".repeat(300_000), event_id: String::new() };
-        assert_eq!(request_json(&request).unwrap(), r#"{"omittedBytes":300015}"#);
     }
 }

@@ -12,7 +12,7 @@ pub mod methods;
 pub mod usage;
 pub mod wire;
 
-use layers::admission::Admitted;
+use layers::admission::AdmissionPermit;
 pub use wire::page_token::{PageTokens, TokenMaker};
 pub use wire::status::ERROR_DOMAIN;
 use wire::status::{keeping_request_id, status};
@@ -145,7 +145,7 @@ impl Handlers {
         Res: Send + 'static,
     {
         // The task keeps the call's slot: work that nobody waits for any more is work still.
-        let admitted = request.extensions_mut().remove::<Admitted>();
+        let admitted = request.extensions_mut().remove::<AdmissionPermit>();
         let (context, address) = (self.0.clone(), address(&request));
         if !Req::ROW.audited {
             let (caller, request) = admit(request).map_err(status)?;
@@ -167,7 +167,7 @@ impl Handlers {
                 Ok(()) => in_a_task(handler(context, caller, request)).await,
                 Err(error) => Err(error),
             };
-            entry.finish(&pool, done.as_ref().err()).await;
+            audit::finish(entry, &pool, done.as_ref().err()).await;
             done
         };
         Ok(Response::new(in_a_task(audited).await.map_err(status)?))

@@ -1,14 +1,14 @@
-//! What is logged, as people write it.
+//! Parses the filter of the log.
 
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::EnvFilter;
 
-/// Accepts a filter that logs what it says: levels, and levels of targets. A word alone would turn everything else off.
+/// Checks a filter of levels and targets. Rejects a single word that is no level: `EnvFilter` would take it as a target and
+/// log nothing else.
 pub fn parse_filter(text: &str) -> Result<String, String> {
-    const RULE: &str =
-        "must be a level (error, warn, info, debug, trace, off) or levels of targets, such as warn,meterd=debug";
+    const RULE: &str = "must be a level (error, warn, info, debug, trace, off) or a list of levels for targets, such as warn,meterd=debug";
     const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
-    let meant = |word: &str, words: &[&'static str]| {
+    let suggestion = |word: &str, words: &[&'static str]| {
         let near = words.iter().find(|name| strsim::damerau_levenshtein(&word.to_lowercase(), name) <= 2);
         near.map(|name| format!("; did you mean {name}?")).unwrap_or_default()
     };
@@ -18,20 +18,22 @@ pub fn parse_filter(text: &str) -> Result<String, String> {
             None => (None, directive),
         };
         if level.is_empty() || level.parse::<LevelFilter>().is_err() {
-            let level_meant = meant(level, &LEVELS);
-            let as_target = if level == "meterd" { "; write meterd=debug".to_owned() } else { level_meant };
-            return Err(format!("{RULE}; {level:?} is no level{as_target}"));
+            let hint = match level {
+                "meterd" => "; write meterd=debug".to_owned(),
+                _ => suggestion(level, &LEVELS),
+            };
+            return Err(format!("{RULE}; {level:?} is not a level{hint}"));
         }
         let root = target.unwrap_or("meterd").split([':', '[']).next().unwrap_or_default();
-        if root != "meterd" && !meant(root, &["meterd"]).is_empty() {
-            return Err(format!("{RULE}; nothing logs as {root:?}{}", meant(root, &["meterd"])));
+        if root != "meterd" && !suggestion(root, &["meterd"]).is_empty() {
+            return Err(format!("{RULE}; no target has the name {root:?}{}", suggestion(root, &["meterd"])));
         }
     }
     EnvFilter::try_new(text).map_err(|error| format!("{RULE}: {error}"))?;
     Ok(text.to_owned())
 }
 
-/// The parts between the commas that are not inside of a span's fields.
+/// Splits the filter at its commas, except those inside the fields of a span.
 fn directives(text: &str) -> Vec<&str> {
     let mut depth = 0_i32;
     let parts = text.split(|character| {
@@ -46,12 +48,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_filter_that_would_log_nothing_is_refused() {
+    fn a_filter_that_would_log_nothing_is_rejected() {
         for wrong in
             ["nonsense", "infos", "meterd", "meterd=debgu", "warn,metred=debug", "info,meterd=", "=", "info;debug"]
         {
-            let refused = parse_filter(wrong).unwrap_err();
-            assert!(refused.contains("must be a level"), "{wrong}: {refused}");
+            let error = parse_filter(wrong).unwrap_err();
+            assert!(error.contains("must be a level"), "{wrong}: {error}");
         }
         assert!(parse_filter("infos").unwrap_err().ends_with("did you mean info?"));
         assert!(parse_filter("metred=debug").unwrap_err().ends_with("did you mean meterd?"));

@@ -1,48 +1,48 @@
-//! The bounds of HTTP/1 and HTTP/2, all of them set here: a default that is another tomorrow is no bound.
+//! Limits of HTTP/1 and HTTP/2. Every limit is set here, because the defaults of libraries can change.
 
+use super::call_tracking::ConnectionService;
 use super::http2;
 use super::io::Io;
-use super::listen::Shared;
-use super::turns::Watching;
-use bytes::Bytes;
-use hyper::body::Body;
+use super::listen::PortState;
 use hyper::server::conn::http1;
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::pin::pin;
 use std::time::Duration;
 use tokio::sync::watch;
 use tonic::codegen::StdError;
-use tonic::codegen::http::{Request, Response};
 
-/// Streams of one connection at once.
+/// Maximum number of concurrent streams of a connection.
 const CONCURRENT_STREAMS_MAX: u32 = 1_000;
-/// Streams that the peer has reset before they were taken up: at more the connection is closed (CVE-2023-44487).
+/// Maximum number of streams that the peer has reset before the server accepted them. A connection with more is closed
+/// (CVE-2023-44487).
 const PENDING_ACCEPT_RESET_STREAMS_MAX: usize = 20;
-/// Streams that had to be reset for what the peer did: at more the connection is closed (CVE-2025-8671).
+/// Maximum number of streams that the server had to reset because of errors of the peer. A connection with more is closed
+/// (CVE-2025-8671).
 const LOCAL_ERROR_RESET_STREAMS_MAX: usize = 1_024;
-/// Headers of one request, names and values and 32 bytes for each. Larger ones get 431.
+/// Maximum size of the headers of a request: names, values, and 32 bytes for each header. Larger ones get the HTTP status 431.
 const HEADER_LIST_BYTES_MAX: u32 = 16 * 1024;
-/// One frame: the smallest bound that the protocol knows.
+/// Maximum size of a frame: the lowest value that HTTP/2 allows.
 const FRAME_BYTES_MAX: u32 = 16 * 1024;
-/// What the peer may send before the handler reads it: of one stream, and of all streams of a connection. Fifteen streams that
-/// are not read leave the others room.
+/// Bytes that the peer may send before the handler reads them: of one stream, and of all streams of a connection. Fifteen streams
+/// that are not read leave room for others.
 const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 pub(super) const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
-/// The window of a connection before its first call of somebody who may call, and of all when too many have the large one: the
-/// smallest that HTTP/2 knows.
+/// The window of a connection before its first authenticated call, and afterwards if too many connections have the large window.
+/// It is the lowest value that HTTP/2 allows.
 const SMALL_CONNECTION_WINDOW_BYTES: u32 = 65_535;
-/// What one stream may have written and its peer not yet have made room for.
+/// Maximum number of bytes of one stream that are written and wait for window of the peer.
 const SEND_BUFFER_BYTES_MAX: usize = 128 * 1024;
-/// An idle connection is asked so often whether it is there, and cut when it does not answer for so long.
+/// Interval between pings of an idle connection. The connection is closed if the peer does not answer within the timeout.
 pub(super) const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 pub(super) const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
-/// Time for the header of an HTTP/1 request, and between two.
+/// Time for the header of an HTTP/1 request, and between two requests.
 const HTTP1_HEADER_TIMEOUT: Duration = Duration::from_secs(10);
-/// The header of an HTTP/1 request has to fit into this.
+/// Size of the buffer that the header of an HTTP/1 request must fit into.
 const HTTP1_BUFFER_BYTES_MAX: usize = 16 * 1024;
 const HTTP1_HEADERS_MAX: usize = 100;
 
-/// HTTP/2 within these bounds, with the small window: see [`super::windows`].
+/// Returns the HTTP/2 limits, with the small connection window. See [`super::large_windows`].
 pub(super) fn http2() -> h2::server::Builder {
     let mut builder = h2::server::Builder::new();
     builder
@@ -67,33 +67,26 @@ fn http1() -> http1::Builder {
     builder
 }
 
-/// Serves a connection in HTTP/1 or HTTP/2, whichever the peer begins with, to its end. Once `closing` is true it takes no more
-/// calls, and ends with the last of those that are there.
-pub(super) async fn serve<S, B>(
+/// Serves a connection in HTTP/1 or HTTP/2, as the peer starts it, until the connection ends. Once `refusing_calls` is true, the
+/// connection takes no more calls and ends after the last running call.
+pub(super) async fn serve(
     mut io: Io,
-    service: Watching<S>,
-    shared: &Shared<S>,
-    mut closing: watch::Receiver<bool>,
-) -> Result<(), StdError>
-where
-    S: tower::Service<Request<tonic::body::Body>, Response = Response<B>> + Clone + Send + 'static,
-    S::Future: Send,
-    S::Error: Into<StdError>,
-    B: Body<Data = Bytes> + Send + 'static,
-    B::Error: Into<StdError>,
-{
-    let speaks_http2 = tokio::select! {
-        speaks_http2 = io.speaks_http2() => speaks_http2?,
-        _ = closing.wait_for(|closing| *closing) => return Ok(()),
+    service: ConnectionService,
+    port: &PortState,
+    mut refusing_calls: watch::Receiver<bool>,
+) -> Result<(), StdError> {
+    let is_http2 = tokio::select! {
+        is_http2 = io.starts_with_http2_preface() => is_http2?,
+        _ = refusing_calls.wait_for(|refusing| *refusing) => return Ok(()),
     };
-    if speaks_http2 {
-        let vouched = service.peer.vouched.clone();
-        return http2::serve(io, service, shared, vouched, closing).await;
+    if is_http2 {
+        return http2::serve(io, service, port, refusing_calls).await;
     }
+    let service = service_fn(move |request| service.call(request));
     let mut connection = pin!(http1().serve_connection(TokioIo::new(io), service));
     tokio::select! {
-        ended = connection.as_mut() => return ended.map_err(StdError::from),
-        _ = closing.wait_for(|closing| *closing) => connection.as_mut().graceful_shutdown(),
+        result = connection.as_mut() => return result.map_err(StdError::from),
+        _ = refusing_calls.wait_for(|refusing| *refusing) => connection.as_mut().graceful_shutdown(),
     }
     connection.await.map_err(StdError::from)
 }

@@ -1,6 +1,7 @@
-//! A connection's bytes, in the clear or in TLS, how many have gone which way, and when they go.
+//! The byte stream of a connection, with or without TLS. Counts the bytes of both directions, limits how many are read at a time,
+//! and delays small writes so that they can be combined.
 
-use super::turns::Turns;
+use super::call_tracking::CallTracker;
 use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -12,25 +13,71 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_rustls::server::TlsStream;
 
-/// How many bytes have gone which way.
+/// Bytes that an HTTP/2 connection reads in one poll.
+pub(super) const READ_BYTES_PER_POLL: usize = 64 * 1024;
+/// The first bytes of an HTTP/2 connection (RFC 9113, section 3.4).
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// A write of this size is not delayed.
+const UNDELAYED_WRITE_BYTES: usize = 8 * 1024;
+
+/// Counts the bytes of a connection.
 #[derive(Debug, Default)]
-pub(super) struct Moved {
+pub(super) struct Traffic {
     pub read: AtomicU64,
     pub written: AtomicU64,
-    /// Since when the peer has taken nothing of what waits to be written.
-    blocked: Mutex<Option<Instant>>,
+    /// Since when no byte could be written. `None` if the last write succeeded.
+    blocked_since: Mutex<Option<Instant>>,
 }
 
-impl Moved {
-    /// Returns once the peer has taken nothing for so long, while something waited for it.
-    pub async fn unread_for(&self, timeout: Duration) {
+impl Traffic {
+    /// Waits until writes have been blocked for this time.
+    pub async fn write_blocked_for(&self, timeout: Duration) {
         loop {
-            let waited = self.blocked.lock().expect("not poisoned").map_or(Duration::ZERO, |since| since.elapsed());
-            match timeout.checked_sub(waited) {
+            let since = *self.blocked_since.lock().expect("not poisoned");
+            let blocked = since.map_or(Duration::ZERO, |since| since.elapsed());
+            match timeout.checked_sub(blocked) {
                 Some(left) if !left.is_zero() => tokio::time::sleep(left).await,
                 _ => return,
             }
         }
+    }
+}
+
+/// Limits how much a connection reads in one poll. Until the first refill there is no limit.
+#[derive(Debug)]
+pub(super) struct ReadBudget {
+    left: AtomicUsize,
+    is_exhausted: AtomicBool,
+}
+
+impl Default for ReadBudget {
+    fn default() -> Self {
+        Self { left: AtomicUsize::new(usize::MAX), is_exhausted: AtomicBool::new(false) }
+    }
+}
+
+impl ReadBudget {
+    /// Starts a new poll.
+    pub fn refill(&self) {
+        self.left.store(READ_BYTES_PER_POLL, Ordering::Relaxed);
+        self.is_exhausted.store(false, Ordering::Relaxed);
+    }
+
+    /// Returns whether a read was refused. Then nothing wakes the task, and it has to poll again by itself.
+    pub fn is_exhausted(&self) -> bool {
+        self.is_exhausted.load(Ordering::Relaxed)
+    }
+
+    fn may_read(&self) -> bool {
+        let may_read = self.left.load(Ordering::Relaxed) > 0;
+        if !may_read {
+            self.is_exhausted.store(true, Ordering::Relaxed);
+        }
+        may_read
+    }
+
+    fn subtract(&self, bytes: usize) {
+        self.left.store(self.left.load(Ordering::Relaxed).saturating_sub(bytes), Ordering::Relaxed);
     }
 }
 
@@ -39,66 +86,20 @@ enum Stream {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
-/// Bytes that a turn of an HTTP/2 connection reads, before what it has read is moved on.
-pub(super) const READ_BYTES_PER_TURN: usize = 64 * 1024;
-/// What an HTTP/2 connection begins with (RFC 9113, section 3.4).
-const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-
-/// How much a connection may read before its turn ends. Without a turn there is no bound.
-#[derive(Debug)]
-pub(super) struct ReadTurn {
-    left: AtomicUsize,
-    is_used_up: AtomicBool,
-}
-
-impl Default for ReadTurn {
-    fn default() -> Self {
-        Self { left: AtomicUsize::new(usize::MAX), is_used_up: AtomicBool::new(false) }
-    }
-}
-
-impl ReadTurn {
-    /// Begins a turn.
-    pub fn begin(&self) {
-        self.left.store(READ_BYTES_PER_TURN, Ordering::Relaxed);
-        self.is_used_up.store(false, Ordering::Relaxed);
-    }
-
-    /// Whether somebody wanted to read more. The task has to poll again by itself.
-    pub fn is_used_up(&self) -> bool {
-        self.is_used_up.load(Ordering::Relaxed)
-    }
-
-    fn may_read(&self) -> bool {
-        let may_read = self.left.load(Ordering::Relaxed) > 0;
-        if !may_read {
-            self.is_used_up.store(true, Ordering::Relaxed);
-        }
-        may_read
-    }
-
-    fn read(&self, bytes: usize) {
-        self.left.store(self.left.load(Ordering::Relaxed).saturating_sub(bytes), Ordering::Relaxed);
-    }
-}
-
-/// Who writes so much does not wait for more.
-const WRITE_AT_ONCE_BYTES: usize = 8 * 1024;
-
-/// A connection that counts its bytes.
+/// The byte stream of a connection.
 ///
-/// One commit answers many calls, each in a task of its own, and without a word from here each of them would be a system call:
-/// the connection is woken by the first answer, and writes it. So a small write waits, where other calls are being worked on,
-/// until whatever is ready to run has run once. HTTP/2 gathers meanwhile.
+/// One database commit answers many calls, and each has its own task. If the connection wrote as soon as the first task has its
+/// response, each response would need a system call. Therefore a small write is delayed once while other calls of the connection
+/// wait for the server: until all tasks that are ready now have run. Meanwhile, HTTP/2 collects their responses.
 pub(super) struct Io {
     stream: Stream,
-    pub moved: Arc<Moved>,
-    /// Of the calls on this connection.
-    pub turns: Arc<Turns>,
-    pub reads: Arc<ReadTurn>,
-    /// What is written now has waited.
-    has_waited: bool,
-    /// The first bytes, where they were looked at and are still to be read.
+    pub traffic: Arc<Traffic>,
+    /// The calls of the connection.
+    pub calls: Arc<CallTracker>,
+    pub read_budget: Arc<ReadBudget>,
+    /// True from the delay of a write until the next flush.
+    was_delayed: bool,
+    /// Bytes that were read to detect the protocol. They are read again.
     first: Vec<u8>,
 }
 
@@ -112,12 +113,12 @@ impl Io {
     }
 
     fn new(stream: Stream) -> Self {
-        let (moved, turns, reads) = (Arc::default(), Arc::default(), Arc::default());
-        Self { stream, moved, turns, reads, has_waited: false, first: Vec::new() }
+        let (traffic, calls, read_budget) = (Arc::default(), Arc::default(), Arc::default());
+        Self { stream, traffic, calls, read_budget, was_delayed: false, first: Vec::new() }
     }
 
-    /// Whether the peer begins as HTTP/2 does. What was read to find out is read again.
-    pub async fn speaks_http2(&mut self) -> io::Result<bool> {
+    /// Reads the first bytes and returns whether they are the HTTP/2 preface. Later reads return these bytes again.
+    pub async fn starts_with_http2_preface(&mut self) -> io::Result<bool> {
         let mut first = [0; PREFACE.len()];
         let mut length = 0;
         while length < first.len() && first[..length] == PREFACE[..length] {
@@ -131,8 +132,8 @@ impl Io {
     }
 }
 
-/// Does with the stream of either kind what is done with one.
-macro_rules! either {
+/// Runs an expression with the stream, whichever variant it is.
+macro_rules! with_stream {
     ($io:expr, $stream:ident => $done:expr) => {
         match &mut $io.stream {
             Stream::Plain(stream) => {
@@ -148,25 +149,26 @@ macro_rules! either {
 }
 
 impl Io {
-    /// Whether so many bytes may be written now; if not, the task is woken as soon as those that are ready have run.
-    fn poll_turn(&mut self, cx: &mut Context<'_>, bytes: usize) -> Poll<()> {
-        let alone = || self.turns.ours.load(Ordering::Relaxed) == 0;
-        if self.has_waited || bytes >= WRITE_AT_ONCE_BYTES || alone() {
+    /// Returns `Ready` if a write of this size may start now. Otherwise, the task is woken after all ready tasks have run.
+    fn poll_write_delay(&mut self, cx: &mut Context<'_>, bytes: usize) -> Poll<()> {
+        let no_call_waits = || self.calls.waiting_for_server.load(Ordering::Relaxed) == 0;
+        if self.was_delayed || bytes >= UNDELAYED_WRITE_BYTES || no_call_waits() {
             return Poll::Ready(());
         }
-        self.has_waited = true;
+        self.was_delayed = true;
         cx.waker().wake_by_ref();
         Poll::Pending
     }
 
-    fn wrote(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        if let Poll::Ready(Ok(bytes)) = &written {
-            self.moved.written.fetch_add(*bytes as u64, Ordering::Relaxed);
+    /// Counts the result of a write.
+    fn count_write(&self, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(bytes)) = &result {
+            self.traffic.written.fetch_add(*bytes as u64, Ordering::Relaxed);
         }
-        let mut blocked = self.moved.blocked.lock().expect("not poisoned");
-        *blocked = if written.is_pending() { blocked.or_else(|| Some(Instant::now())) } else { None };
-        drop(blocked);
-        written
+        let mut blocked_since = self.traffic.blocked_since.lock().expect("not poisoned");
+        *blocked_since = if result.is_pending() { blocked_since.or_else(|| Some(Instant::now())) } else { None };
+        drop(blocked_since);
+        result
     }
 }
 
@@ -178,23 +180,23 @@ impl AsyncRead for Io {
             self.first.drain(..now);
             return Poll::Ready(Ok(()));
         }
-        if !self.reads.may_read() {
+        if !self.read_budget.may_read() {
             return Poll::Pending;
         }
         let before = buffer.filled().len();
-        let read = either!(self, stream => stream.poll_read(cx, buffer));
+        let read = with_stream!(self, stream => stream.poll_read(cx, buffer));
         let bytes = buffer.filled().len() - before;
-        self.moved.read.fetch_add(bytes as u64, Ordering::Relaxed);
-        self.reads.read(bytes);
+        self.traffic.read.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.read_budget.subtract(bytes);
         read
     }
 }
 
 impl AsyncWrite for Io {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        ready!(self.poll_turn(cx, bytes.len()));
-        let written = either!(self, stream => stream.poll_write(cx, bytes));
-        self.wrote(written)
+        ready!(self.poll_write_delay(cx, bytes.len()));
+        let written = with_stream!(self, stream => stream.poll_write(cx, bytes));
+        self.count_write(written)
     }
 
     fn poll_write_vectored(
@@ -202,9 +204,9 @@ impl AsyncWrite for Io {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        ready!(self.poll_turn(cx, slices.iter().map(|slice| slice.len()).sum()));
-        let written = either!(self, stream => stream.poll_write_vectored(cx, slices));
-        self.wrote(written)
+        ready!(self.poll_write_delay(cx, slices.iter().map(|slice| slice.len()).sum()));
+        let written = with_stream!(self, stream => stream.poll_write_vectored(cx, slices));
+        self.count_write(written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -215,12 +217,12 @@ impl AsyncWrite for Io {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.has_waited = false;
-        either!(self, stream => stream.poll_flush(cx))
+        self.was_delayed = false;
+        with_stream!(self, stream => stream.poll_flush(cx))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        either!(self, stream => stream.poll_shutdown(cx))
+        with_stream!(self, stream => stream.poll_shutdown(cx))
     }
 }
 
@@ -232,33 +234,33 @@ mod tests {
     use tokio::net::TcpListener;
 
     #[derive(Default)]
-    struct Woken(AtomicUsize);
+    struct WakeCounter(AtomicUsize);
 
-    impl Wake for Woken {
+    impl Wake for WakeCounter {
         fn wake(self: Arc<Self>) {
             self.0.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     #[tokio::test]
-    async fn a_small_write_waits_once_for_the_other_calls_of_its_connection() {
+    async fn a_small_write_is_delayed_once_while_other_calls_of_its_connection_run() {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let (client, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
         let (_client, mut io) = (client.unwrap(), Io::plain(accepted.unwrap().0));
         io.stream_is_writable().await;
-        let woken = Arc::new(Woken::default());
-        let waker = Waker::from(woken.clone());
+        let wakes = Arc::new(WakeCounter::default());
+        let waker = Waker::from(wakes.clone());
         let cx = &mut Context::from_waker(&waker);
 
         assert!(Pin::new(&mut io).poll_write(cx, b"alone").is_ready());
-        io.turns.ours.store(1, Ordering::Relaxed);
+        io.calls.waiting_for_server.store(1, Ordering::Relaxed);
         assert!(Pin::new(&mut io).poll_write(cx, b"small").is_pending());
-        assert_eq!(woken.0.load(Ordering::Relaxed), 1, "it comes back by itself");
+        assert_eq!(wakes.0.load(Ordering::Relaxed), 1, "the delayed write wakes its task");
         assert!(Pin::new(&mut io).poll_write(cx, b"small").is_ready());
-        assert!(Pin::new(&mut io).poll_write(cx, b"and what goes with it").is_ready());
+        assert!(Pin::new(&mut io).poll_write(cx, b"written together with it").is_ready());
         assert!(Pin::new(&mut io).poll_flush(cx).is_ready());
-        assert!(Pin::new(&mut io).poll_write(cx, &[0; WRITE_AT_ONCE_BYTES]).is_ready());
+        assert!(Pin::new(&mut io).poll_write(cx, &[0; UNDELAYED_WRITE_BYTES]).is_ready());
         assert!(Pin::new(&mut io).poll_write(cx, b"the next").is_pending());
     }
 

@@ -1,11 +1,12 @@
 //! The accept loop of both ports.
 
+use super::config::NetConfig;
 use super::connection;
-use super::lives::Lives;
-use super::sampled::Sampled;
-use super::windows::Windows;
-use crate::config::Settings;
+use super::large_windows::LargeWindows;
+use super::log_limiter::LogLimiter;
+use super::registry::Registry;
 use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use hyper::body::Body;
 use std::io;
 use std::net::SocketAddr;
@@ -18,112 +19,98 @@ use tokio::task::JoinSet;
 use tokio_rustls::rustls::ServerConfig;
 use tonic::codegen::StdError;
 use tonic::codegen::http::{Request, Response};
+use tower::ServiceExt;
 
-/// After an error that is not one connection's, such as no file descriptor to be had, the next try waits.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Connections that are closed for new ones take a moment: at most this share of the port's (one part in so many), and a few.
-const LEAVING_SHARE: usize = 8;
-const LEAVING_MIN: usize = 8;
+/// Delay after an error that concerns all connections, such as a lack of file descriptors.
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
+/// A connection that was evicted takes a moment to close. At most `connections_max / CLOSING_DIVISOR + CLOSING_MIN` connections
+/// may be closing at the same time.
+const CLOSING_DIVISOR: usize = 8;
+const CLOSING_MIN: usize = 8;
 
-/// How one port is served.
+/// How a port is served.
 pub struct Port {
-    /// Of metrics: "grpc" or "http".
+    /// Label of metrics: "grpc" or "http".
     pub name: &'static str,
-    /// Of new connections; none speaks in the clear.
+    /// TLS configuration of new connections. `None` serves without TLS.
     pub tls: Option<watch::Receiver<Arc<ServerConfig>>>,
-    /// True once the server is to stop.
+    /// True once the server has to stop.
     pub stopping: watch::Receiver<bool>,
-    pub connections_max: usize,
-    /// After so long a connection takes no more calls, and after so much more those that still go on end.
-    pub age: Duration,
-    pub age_grace: Duration,
-    /// The whole time for an orderly stop.
-    pub stop_timeout: Duration,
-    /// A caller that takes nothing of its answer for so long has it ended.
-    pub unread_timeout: Duration,
+    pub config: NetConfig,
 }
 
-impl Port {
-    /// As the settings say.
-    pub fn new(
-        name: &'static str,
-        tls: Option<watch::Receiver<Arc<ServerConfig>>>,
-        stopping: &watch::Receiver<bool>,
-        settings: &Settings,
-    ) -> Self {
-        let seconds = |seconds: u32| Duration::from_secs(seconds.into());
-        Self {
-            name,
-            tls,
-            stopping: stopping.clone(),
-            connections_max: settings.net.inbound_connections_max as usize,
-            age: seconds(settings.net.connection_age_seconds),
-            age_grace: seconds(settings.net.connection_age_grace_seconds),
-            stop_timeout: seconds(settings.stop_timeout_seconds),
-            unread_timeout: seconds(settings.net.unread_timeout_seconds),
-        }
-    }
-}
+/// The service of a port without its type, so that both ports share the compiled code of connections.
+pub(super) type Handler = Arc<
+    dyn Fn(Request<tonic::body::Body>) -> BoxFuture<'static, Result<Response<tonic::body::Body>, StdError>>
+        + Send
+        + Sync,
+>;
 
-/// What the connections of a port share.
-pub(super) struct Shared<S> {
-    pub service: S,
+/// State that the connections of a port share.
+pub(super) struct PortState {
+    pub handler: Handler,
     pub port: Port,
-    /// Connections that were cut for what their peers did.
-    cut: Sampled,
-    /// New connections for which there was no room.
-    full: Sampled,
-    pub windows: Arc<Windows>,
+    pub large_windows: Arc<LargeWindows>,
+    /// Connections that were cut because their peers abused the protocol.
+    abuse_log: LogLimiter,
+    /// New connections while the port was full.
+    full_log: LogLimiter,
 }
 
-impl<S> Shared<S> {
-    /// Waits until the server is to stop.
+impl PortState {
+    fn new(handler: Handler, port: Port) -> Self {
+        let (large_windows, abuse_log, full_log) = Default::default();
+        Self { handler, port, large_windows, abuse_log, full_log }
+    }
+
+    /// Waits until the server has to stop.
     pub async fn stopped(&self) {
         drop(self.port.stopping.clone().wait_for(|stopping| *stopping).await);
     }
 
     /// Counts a connection that was closed before its first call.
-    pub fn refused(&self, reason: &'static str) {
+    pub fn count_refused(&self, reason: &'static str) {
         metrics::counter!("meterd_connections_refused_total", "port" => self.port.name, "reason" => reason)
             .increment(1);
     }
 
-    /// Counts a connection that was cut for what its peer did.
-    pub fn cut(&self, address: SocketAddr, reason: h2::Reason) {
+    /// Counts a connection that was cut because its peer abused the protocol.
+    pub fn count_abuse(&self, address: SocketAddr, reason: h2::Reason) {
         metrics::counter!("meterd_connections_cut_total", "port" => self.port.name).increment(1);
-        if let Some(connections) = self.cut.count() {
+        if let Some(connections) = self.abuse_log.count() {
             let port = self.port.name;
-            tracing::warn!(port, connections, last = %address, %reason, "connections were cut: their peers abused the protocol");
+            tracing::warn!(port, connections, last = %address, %reason, "connections were cut because their peers abused HTTP/2");
         }
     }
 
-    /// Whether another connection may be taken, if need be in place of one that is worth less.
-    fn has_room(&self, lives: &mut Lives) -> bool {
-        let max = self.port.connections_max;
-        if lives.len() < max || lives.staying() < max {
+    /// Makes room for a new connection. If the port is full, evicts another connection. Returns false if that is not possible.
+    fn make_room(&self, registry: &mut Registry) -> bool {
+        let max = self.port.config.connections_max;
+        if registry.len() < max || registry.staying() < max {
             return true;
         }
-        let leaving_max = max / LEAVING_SHARE + LEAVING_MIN;
-        let made = lives.leaving() < leaving_max && lives.make_room();
-        if !made {
-            self.refused("full");
-        } else {
+        let closing_max = max / CLOSING_DIVISOR + CLOSING_MIN;
+        let has_evicted = registry.closing() < closing_max && registry.evict_one();
+        if has_evicted {
             metrics::counter!("meterd_connections_displaced_total", "port" => self.port.name).increment(1);
+        } else {
+            self.count_refused("full");
         }
-        if let Some(times) = self.full.count() {
+        if let Some(times) = self.full_log.count() {
             tracing::warn!(
                 port = self.port.name,
                 connections_max = max,
                 times,
-                "all connections are taken: {}. Raise inbound_connections_max, or look who opens them",
-                if made { "an idle one was closed for a new one" } else { "a new one was closed" }
+                "all connections are taken; {}; raise inbound_connections_max, or find out which callers open too many",
+                if has_evicted { "an idle connection was closed for a new one" } else { "a new connection was closed" }
             );
         }
-        made
+        has_evicted
     }
 }
 
-/// Serves a port until the server is to stop and the last connection has ended. Dropped, it cuts all that are left.
+/// Serves a port until the server has to stop and the last connection has ended. If the future is dropped, all connections are
+/// cut.
 pub async fn serve<S, B>(listener: TcpListener, port: Port, service: S)
 where
     S: tower::Service<Request<tonic::body::Body>, Response = Response<B>> + Clone + Send + Sync + 'static,
@@ -132,41 +119,48 @@ where
     B: Body<Data = bytes::Bytes> + Send + 'static,
     B::Error: Into<StdError>,
 {
-    let open = metrics::gauge!("meterd_connections", "port" => port.name);
-    let shared =
-        Arc::new(Shared { service, port, windows: Arc::default(), cut: Sampled::default(), full: Sampled::default() });
+    let handler = Arc::new(move |request| {
+        let response = service.clone().oneshot(request);
+        async move { Ok(response.await.map_err(Into::into)?.map(tonic::body::Body::new)) }.boxed()
+    });
+    accept(listener, PortState::new(handler, port)).await;
+}
+
+async fn accept(listener: TcpListener, port: PortState) {
+    let port = Arc::new(port);
+    let open = metrics::gauge!("meterd_connections", "port" => port.port.name);
     let mut connections = JoinSet::new();
-    let mut lives = Lives::default();
+    let mut registry = Registry::default();
     loop {
         open.set(connections.len() as f64);
         tokio::select! {
-            // Before the next is taken, so that one that has ended leaves room.
+            // An ended connection is removed before the next one is accepted, so that it leaves room.
             biased;
-            () = shared.stopped() => break,
+            () = port.stopped() => break,
             Some(ended) = connections.join_next() => {
                 if let Ok(number) = ended {
-                    lives.end(number);
+                    registry.remove(number);
                 }
             }
             accepted = listener.accept() => match accepted {
-                // Closed at once: a caller that is told goes elsewhere, one that waits does not.
-                Ok(_) if !shared.has_room(&mut lives) => {}
+                // Dropping the stream closes it at once, so that the caller can try another server.
+                Ok(_) if !port.make_room(&mut registry) => {}
                 Ok((stream, address)) => {
-                    let (number, life) = lives.begin();
-                    let shared = shared.clone();
+                    let (number, state) = registry.add();
+                    let port = port.clone();
                     connections.spawn(async move {
-                        // A panic in a connection must not keep its number.
-                        let served = AssertUnwindSafe(connection::serve(stream, address, life, shared)).catch_unwind().await;
+                        // The task returns the number even after a panic, so that the registry can remove it.
+                        let served = AssertUnwindSafe(connection::serve(stream, address, state, port)).catch_unwind().await;
                         if served.is_err() {
-                            tracing::error!(%address, "a connection panicked");
+                            tracing::error!(%address, "the task of a connection panicked");
                         }
                         number
                     });
                 }
-                Err(error) if of_one_connection(&error) => {}
+                Err(error) if concerns_one_connection(&error) => {}
                 Err(error) => {
-                    tracing::error!(%error, port = shared.port.name, "connections cannot be taken; trying again");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    tracing::error!(%error, port = port.port.name, "cannot accept connections; retrying");
+                    tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
                 }
             },
         }
@@ -177,7 +171,7 @@ where
     }
 }
 
-fn of_one_connection(error: &io::Error) -> bool {
+fn concerns_one_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
 }

@@ -1,65 +1,67 @@
-//! How both ports take connections: bounds, TLS, age, and an orderly end.
+//! Connections of both ports: limits, TLS, maximum age, and graceful shutdown.
 
-mod answer;
+mod call_tracking;
+mod config;
 mod connection;
-mod files;
 mod http;
 mod http2;
 mod io;
+mod large_windows;
 mod listen;
-mod lives;
-mod names;
-mod reload;
+mod log_limiter;
+mod open_files;
+mod registry;
 mod request_body;
-mod sampled;
-mod settings;
+mod response;
 mod tls;
-mod turns;
-mod windows;
+mod tls_names;
+mod tls_reload;
 
-pub use answer::Unread;
-pub use files::allow_open_files;
+pub use config::{NetConfig, TlsFiles};
 pub use listen::{Port, serve};
-pub use names::TlsNames;
-pub use settings::NetSettings;
+pub use open_files::{open_files_needed, raise_open_files_limit};
+pub use response::UnreadTrailers;
 pub use tls::Tls;
+pub use tls_names::TlsNames;
 
-use meterd_engine::counts::Counts;
+use meterd_engine::counters::Counters;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::watch;
 
-/// Who is at the other end of a request's connection. It is in the extensions of every request.
+/// The peer of a connection. The extensions of every request contain it.
 #[derive(Clone, Debug)]
 pub struct Peer {
-    /// Where it calls from.
+    /// Address that the peer calls from.
     pub address: SocketAddr,
-    /// Whether the connection is about to be closed, and calls that go on have to end.
-    pub ending: watch::Receiver<Ending>,
-    /// What its calls have in hand together.
-    pub counts: Arc<Counts>,
-    vouched: Arc<AtomicBool>,
+    /// Why the running calls of the connection must end. `None` while they may continue.
+    pub drain: watch::Receiver<Option<DrainReason>>,
+    /// Resources that the calls of the connection use together.
+    pub counts: Arc<Counters>,
+    is_authenticated: Arc<AtomicBool>,
 }
 
 impl Peer {
-    fn new(address: SocketAddr, ending: watch::Receiver<Ending>, vouched: Arc<AtomicBool>) -> Self {
-        Self { address, ending, counts: Arc::default(), vouched }
+    fn new(
+        address: SocketAddr,
+        drain: watch::Receiver<Option<DrainReason>>,
+        is_authenticated: Arc<AtomicBool>,
+    ) -> Self {
+        Self { address, drain, counts: Arc::default(), is_authenticated }
     }
 
-    /// Notes that a call on the connection came from somebody who may call: such a connection is the last to be closed for others.
-    pub fn vouch(&self) {
-        self.vouched.store(true, Ordering::Relaxed);
+    /// Records that the connection made an authenticated call. Such a connection is the last to be closed for a new one.
+    pub fn mark_authenticated(&self) {
+        self.is_authenticated.store(true, Ordering::Relaxed);
     }
 }
 
-/// Why calls that go on have to end.
+/// Why a connection takes no more calls and its running calls have to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
-    /// They do not.
-    No,
-    /// The connection has had its time.
+pub enum DrainReason {
+    /// The connection reached its maximum age.
     Aged,
-    /// The server stops.
+    /// The server is stopping.
     Stopping,
 }

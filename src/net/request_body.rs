@@ -1,9 +1,9 @@
-//! The body of an HTTP/2 request: what has come in and has not been read yet.
+//! The body of an HTTP/2 request.
 //!
-//! h2 keeps each DATA frame as it came, and closes a connection whose unread frames are many and small: it counts 256 bytes
-//! for a frame of ten. A sender that writes one small message per frame reaches that bound long before flow control stops it.
-//! So the connection's task moves the frames out of h2 as they come in, and small ones are put together here. The room of the
-//! sender, which is the window of HTTP/2, comes back only when the handler reads: unread bytes never exceed the windows.
+//! h2 keeps each DATA frame as it arrived, and closes a connection with too many small unread frames: a frame of ten bytes counts
+//! as 256 bytes. A sender with one small message per frame reaches this limit long before flow control stops it. Therefore the
+//! task of the connection moves frames out of h2 as they arrive, and this module joins small ones. The sender gets its
+//! flow-control window back only when the handler reads, so unread bytes never exceed the window.
 
 use bytes::{Bytes, BytesMut};
 use h2::{FlowControl, Reason, RecvStream};
@@ -16,28 +16,28 @@ use std::task::{Context, Poll, Waker};
 use tonic::codegen::StdError;
 use tonic::codegen::http::HeaderMap;
 
-/// Shorter frames are copied together. A longer one keeps the buffer that it was read into, which has 8 KiB and more.
+/// Frames below this size are copied into one buffer. A larger frame keeps the buffer it was read into, which has at least 8 KiB.
 const COPIED_BYTES_MAX: usize = 8 * 1024;
 
-/// How a body ended: with trailers, or by an error.
-type End = Result<Option<HeaderMap>, StdError>;
+/// How a body ended: with or without trailers, or with an error.
+type BodyEnd = Result<Option<HeaderMap>, StdError>;
 
-/// Bytes between the connection's task, which fills it, and the handler, which reads.
+/// Bytes that the task of the connection has received and the handler has not read.
 #[derive(Default)]
-struct Inbox(Mutex<State>);
+struct Buffer(Mutex<State>);
 
 #[derive(Default)]
 struct State {
     chunks: VecDeque<Bytes>,
-    /// Short frames after the last chunk.
-    short: BytesMut,
-    end: Option<End>,
-    reader_is_gone: bool,
+    /// Small frames after the last chunk.
+    small_frames: BytesMut,
+    end: Option<BodyEnd>,
+    is_reader_dropped: bool,
     reader: Option<Waker>,
-    filler: Option<Waker>,
+    receiver: Option<Waker>,
 }
 
-impl Inbox {
+impl Buffer {
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().expect("not poisoned")
     }
@@ -46,20 +46,20 @@ impl Inbox {
 impl State {
     fn push(&mut self, bytes: Bytes) {
         if bytes.len() < COPIED_BYTES_MAX {
-            return self.short.extend_from_slice(&bytes);
+            return self.small_frames.extend_from_slice(&bytes);
         }
-        if !self.short.is_empty() {
-            self.chunks.push_back(self.short.split().freeze());
+        if !self.small_frames.is_empty() {
+            self.chunks.push_back(self.small_frames.split().freeze());
         }
         self.chunks.push_back(bytes);
     }
 
     fn pop(&mut self) -> Option<Bytes> {
-        let short = |short: &mut BytesMut| (!short.is_empty()).then(|| short.split().freeze());
-        self.chunks.pop_front().or_else(|| short(&mut self.short))
+        let small_frames = &mut self.small_frames;
+        self.chunks.pop_front().or_else(|| (!small_frames.is_empty()).then(|| small_frames.split().freeze()))
     }
 
-    fn end(&mut self, end: End) {
+    fn set_end(&mut self, end: BodyEnd) {
         self.end.get_or_insert(end);
     }
 
@@ -70,19 +70,19 @@ impl State {
     }
 }
 
-/// The body, as the handler reads it.
+/// The body that the handler reads.
 pub(super) struct RequestBody {
-    inbox: Arc<Inbox>,
+    buffer: Arc<Buffer>,
     flow: FlowControl,
 }
 
-/// Takes the body of a request that has just come in. With it comes what fills it, unless it is complete already; the
-/// connection's task has to poll that after each reading.
-pub(super) fn split(mut stream: RecvStream, cx: &mut Context<'_>) -> (RequestBody, Option<Filler>) {
-    let (inbox, flow) = (Arc::<Inbox>::default(), stream.flow_control().clone());
-    let mut filler = Filler { stream, inbox: inbox.clone(), data_ended: false };
-    let filler = Pin::new(&mut filler).poll(cx).is_pending().then_some(filler);
-    (RequestBody { inbox, flow }, filler)
+/// Receives the body of a new request. If the body is not complete yet, also returns its receiver, which the task of the
+/// connection has to poll after each read.
+pub(super) fn receive(mut stream: RecvStream, cx: &mut Context<'_>) -> (RequestBody, Option<FrameReceiver>) {
+    let (buffer, flow) = (Arc::<Buffer>::default(), stream.flow_control().clone());
+    let mut receiver = FrameReceiver { stream, buffer: buffer.clone(), is_data_complete: false };
+    let receiver = Pin::new(&mut receiver).poll(cx).is_pending().then_some(receiver);
+    (RequestBody { buffer, flow }, receiver)
 }
 
 impl Body for RequestBody {
@@ -90,10 +90,10 @@ impl Body for RequestBody {
     type Error = StdError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, StdError>>> {
-        let mut state = self.inbox.state();
+        let mut state = self.buffer.state();
         if let Some(bytes) = state.pop() {
             drop(state);
-            // An error: the stream has ended meanwhile, and nobody waits for its room.
+            // This fails only if the stream has ended. Then its sender needs no window.
             drop(self.flow.release_capacity(bytes.len()));
             return Poll::Ready(Some(Ok(Frame::data(bytes))));
         }
@@ -109,8 +109,8 @@ impl Body for RequestBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        let state = self.inbox.state();
-        state.chunks.is_empty() && state.short.is_empty() && matches!(state.end, Some(Ok(None)))
+        let state = self.buffer.state();
+        state.chunks.is_empty() && state.small_frames.is_empty() && matches!(state.end, Some(Ok(None)))
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -120,71 +120,71 @@ impl Body for RequestBody {
 
 impl Drop for RequestBody {
     fn drop(&mut self) {
-        let mut state = self.inbox.state();
-        state.reader_is_gone = true;
+        let mut state = self.buffer.state();
+        state.is_reader_dropped = true;
         let unread: usize = std::iter::from_fn(|| state.pop()).map(|bytes| bytes.len()).sum();
-        if let Some(filler) = state.filler.take() {
-            filler.wake();
+        if let Some(receiver) = state.receiver.take() {
+            receiver.wake();
         }
         drop(state);
-        // The rest of the connection has the room, also while the answer of this call goes on.
+        // Other streams get the connection window back even if the response of this call continues.
         drop(self.flow.release_capacity(unread));
     }
 }
 
-/// Moves a body's frames from h2 into its inbox. Ready once the body has ended or nobody reads it any more.
-pub(super) struct Filler {
+/// Moves the frames of a body from h2 into its buffer. Ready once the body has ended or its reader was dropped.
+pub(super) struct FrameReceiver {
     stream: RecvStream,
-    inbox: Arc<Inbox>,
-    data_ended: bool,
+    buffer: Arc<Buffer>,
+    is_data_complete: bool,
 }
 
-impl Filler {
-    fn poll_data(&mut self, cx: &mut Context<'_>, state: &mut State) -> Poll<End> {
-        while !self.data_ended {
+impl FrameReceiver {
+    fn poll_data(&mut self, cx: &mut Context<'_>, state: &mut State) -> Poll<BodyEnd> {
+        while !self.is_data_complete {
             match std::task::ready!(self.stream.poll_data(cx)) {
                 Some(Ok(bytes)) => state.push(bytes),
-                // The caller has given up, or needs no more of an answer: a body that stops, and no error.
+                // The caller cancelled the call or needs no more of the response. That is not an error of the body.
                 Some(Err(error)) if matches!(error.reason(), Some(Reason::NO_ERROR | Reason::CANCEL)) => {
                     return Poll::Ready(Ok(None));
                 }
                 Some(Err(error)) => return Poll::Ready(Err(error.into())),
-                None => self.data_ended = true,
+                None => self.is_data_complete = true,
             }
         }
         self.stream.poll_trailers(cx).map_err(StdError::from)
     }
 }
 
-impl Future for Filler {
+impl Future for FrameReceiver {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.get_mut();
-        let inbox = this.inbox.clone();
-        let mut state = inbox.state();
-        if state.reader_is_gone {
+        let buffer = this.buffer.clone();
+        let mut state = buffer.state();
+        if state.is_reader_dropped {
             return Poll::Ready(());
         }
-        let filled = this.poll_data(cx, &mut state);
+        let end = this.poll_data(cx, &mut state);
         state.wake_reader();
-        match filled {
+        match end {
             Poll::Ready(end) => {
-                state.end(end);
+                state.set_end(end);
                 Poll::Ready(())
             }
             Poll::Pending => {
-                state.filler = Some(cx.waker().clone());
+                state.receiver = Some(cx.waker().clone());
                 Poll::Pending
             }
         }
     }
 }
 
-impl Drop for Filler {
+impl Drop for FrameReceiver {
     fn drop(&mut self) {
-        let mut state = self.inbox.state();
-        state.end(Err("the connection ended before the request was complete".into()));
+        let mut state = self.buffer.state();
+        state.set_end(Err("the connection ended before the request was complete".into()));
         state.wake_reader();
     }
 }

@@ -1,6 +1,6 @@
-//! Certificates and keys, from files.
+//! TLS configuration, loaded from files.
 
-use super::NetSettings;
+use super::config::{NetConfig, TlsFiles};
 use anyhow::{Context, ensure};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -11,18 +11,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::watch;
 
-/// What both ports speak in TLS, preferred first.
+/// Protocols of both ports, the preferred one first.
 const ALPN: [&[u8]; 2] = [b"h2", b"http/1.1"];
 
-/// The files of TLS.
-#[derive(Clone, Debug)]
-pub(super) struct TlsFiles {
-    pub cert: PathBuf,
-    pub key: PathBuf,
-    pub client_ca: Option<PathBuf>,
-}
-
-/// What is in them.
+/// Contents of the files.
 #[derive(PartialEq, Eq)]
 pub(super) struct TlsBytes {
     cert: Vec<u8>,
@@ -30,50 +22,42 @@ pub(super) struct TlsBytes {
     client_ca: Option<Vec<u8>>,
 }
 
-/// TLS as it is now, for each port.
+/// The current TLS configuration of each port.
 pub struct Tls {
     pub(super) files: TlsFiles,
-    /// What was last read.
+    /// Contents of the files at the last successful load.
     pub(super) bytes: TlsBytes,
     pub(super) grpc: watch::Sender<Arc<ServerConfig>>,
     pub(super) http: watch::Sender<Arc<ServerConfig>>,
 }
 
 impl Tls {
-    /// Reads the files that the settings name; none, if they name none. An error says which file is wrong.
-    pub fn load(settings: &NetSettings) -> anyhow::Result<Option<Self>> {
-        let Some(files) = TlsFiles::of(settings)? else { return Ok(None) };
+    /// Loads the files of the configuration. Returns `None` if the ports are served without TLS.
+    ///
+    /// # Errors
+    /// Returns an error that names the wrong file.
+    pub fn load(config: &NetConfig) -> anyhow::Result<Option<Self>> {
+        let Some(files) = config.tls.clone() else { return Ok(None) };
         let bytes = files.read()?;
         let (grpc, http) = files.configs(&bytes)?;
         Ok(Some(Self { files, bytes, grpc: watch::Sender::new(grpc), http: watch::Sender::new(http) }))
     }
 
-    /// For new connections of the gRPC port.
+    /// Returns the configuration for new connections of the gRPC port.
     pub fn grpc(&self) -> watch::Receiver<Arc<ServerConfig>> {
         self.grpc.subscribe()
     }
 
-    /// For new connections of the second port, whose callers show no certificate: probes and scrapers have none.
+    /// Returns the configuration for new connections of the HTTP port. It asks for no client certificate, because probes and
+    /// metric scrapers have none.
     pub fn http(&self) -> watch::Receiver<Arc<ServerConfig>> {
         self.http.subscribe()
     }
 }
 
 impl TlsFiles {
-    fn of(settings: &NetSettings) -> anyhow::Result<Option<Self>> {
-        let client_ca = settings.tls_client_ca.clone();
-        match (settings.tls_cert.clone(), settings.tls_key.clone()) {
-            (Some(cert), Some(key)) => Ok(Some(Self { cert, key, client_ca })),
-            (Some(_), None) => anyhow::bail!("--tls-cert needs the certificate's private key: add --tls-key"),
-            (None, Some(_)) => anyhow::bail!("--tls-key needs the certificate that it belongs to: add --tls-cert"),
-            (None, None) => {
-                ensure!(client_ca.is_none(), "--tls-client-ca needs TLS: add --tls-cert and --tls-key");
-                Ok(None)
-            }
-        }
-    }
-
-    pub fn read(&self) -> anyhow::Result<TlsBytes> {
+    /// Reads the files.
+    pub(super) fn read(&self) -> anyhow::Result<TlsBytes> {
         let read = |flag: &str, path: &PathBuf| {
             std::fs::read(path).with_context(|| format!("{flag} {} cannot be read", path.display()))
         };
@@ -84,13 +68,13 @@ impl TlsFiles {
         })
     }
 
-    /// What the bytes make of the gRPC port and of the second one.
-    pub fn configs(&self, bytes: &TlsBytes) -> anyhow::Result<(Arc<ServerConfig>, Arc<ServerConfig>)> {
+    /// Returns the configurations of the gRPC port and of the HTTP port.
+    pub(super) fn configs(&self, bytes: &TlsBytes) -> anyhow::Result<(Arc<ServerConfig>, Arc<ServerConfig>)> {
         let (cert, key) = (self.cert.display(), self.key.display());
         let chain = certificates(&bytes.cert).with_context(|| format!("--tls-cert {cert}"))?;
-        // Not the error itself: it is about a secret.
+        // The error of the parser is left out, because it could contain parts of the key.
         let private = PrivateKeyDer::from_pem_slice(&bytes.key)
-            .map_err(|_| anyhow::anyhow!("--tls-key {key}: there is no private key in PEM form in it"))?;
+            .map_err(|_| anyhow::anyhow!("--tls-key {key}: the file must contain a private key in PEM format"))?;
         let config = |verifier: Option<Arc<dyn ClientCertVerifier>>| {
             let builder = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
             let builder = match verifier {
@@ -118,15 +102,16 @@ fn provider() -> Arc<rustls::crypto::CryptoProvider> {
 }
 
 fn certificates(pem: &[u8]) -> anyhow::Result<Vec<CertificateDer<'static>>> {
-    let chain: Vec<_> = CertificateDer::pem_slice_iter(pem).collect::<Result<_, _>>().context("is not PEM")?;
-    ensure!(!chain.is_empty(), "there is no certificate in PEM form in it");
+    let chain: Vec<_> =
+        CertificateDer::pem_slice_iter(pem).collect::<Result<_, _>>().context("the file must be in PEM format")?;
+    ensure!(!chain.is_empty(), "the file must contain a certificate in PEM format");
     Ok(chain)
 }
 
 fn verifier(pem: &[u8]) -> anyhow::Result<Arc<dyn ClientCertVerifier>> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(pem)? {
-        roots.add(certificate).context("has a certificate that cannot be used")?;
+        roots.add(certificate).context("a certificate in the file cannot be used")?;
     }
     Ok(WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider()).build()?)
 }

@@ -1,4 +1,4 @@
-//! The second port: health for probes, metrics for Prometheus.
+//! The HTTP port: health for probes, metrics for Prometheus.
 
 use crate::grpc::access::authenticate;
 use axum::Router;
@@ -21,33 +21,33 @@ const SECONDS_BUCKETS: [f64; 14] =
 /// Upper bounds of the batch size histogram, in events.
 const EVENTS_BUCKETS: [f64; 9] = [1.0, 2.0, 5.0, 10.0, 50.0, 100.0, 500.0, 1_000.0, 10_000.0];
 
-/// What the pages show.
+/// State of the handlers.
 #[derive(Clone)]
 pub struct WebState {
     pub metrics: PrometheusHandle,
     pub pool: PgPool,
     pub ingest: meterd_engine::ingest::Ingest,
-    /// Who may see the metrics.
+    /// Checks who may read the metrics.
     pub auth: Arc<Auth>,
-    /// Whether calls are answered.
+    /// Whether the server can handle calls.
     pub ready: watch::Receiver<Readiness>,
 }
 
-/// Whether calls are answered, and why not.
+/// Whether the server can handle calls, and the reason if it cannot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Readiness {
     Ready,
     Starting,
     Stopping,
     DatabaseAway,
-    /// The database takes no writes, by a setting.
+    /// A setting makes the database reject writes.
     DatabaseReadOnly,
-    /// The database takes no writes, as a standby.
+    /// The database rejects writes because it is a standby.
     DatabaseStandby,
 }
 
 impl Readiness {
-    /// For people and probes.
+    /// Returns the text of `/readyz`.
     pub fn text(self) -> &'static str {
         match self {
             Self::Ready => "ready",
@@ -60,7 +60,7 @@ impl Readiness {
     }
 }
 
-/// The process's one recorder of metrics; several servers in one process, as in tests, share it.
+/// Returns the metrics recorder of the process. Several servers in one process, as in tests, share it.
 pub fn recorder() -> PrometheusHandle {
     static RECORDER: OnceLock<PrometheusHandle> = OnceLock::new();
     let install = || {
@@ -70,7 +70,9 @@ pub fn recorder() -> PrometheusHandle {
                 let events = metrics_exporter_prometheus::Matcher::Full("meterd_batch_events".into());
                 builder.set_buckets_for_metric(events, &EVENTS_BUCKETS)
             });
-        let handle = builder.and_then(PrometheusBuilder::install_recorder).expect("the only recorder, with buckets");
+        let handle = builder
+            .and_then(PrometheusBuilder::install_recorder)
+            .expect("no other recorder is installed, and there are buckets");
         describe();
         handle
     };
@@ -78,7 +80,7 @@ pub fn recorder() -> PrometheusHandle {
 }
 
 fn describe() {
-    metrics::describe_counter!("meterd_events_total", "Events by outcome");
+    metrics::describe_counter!("meterd_events_total", "Events, by outcome");
     metrics::describe_counter!("meterd_batch_retries_total", "Retried batches");
     metrics::describe_counter!("meterd_events_priced_later_total", "Events priced after they were recorded");
     metrics::describe_counter!(
@@ -87,7 +89,7 @@ fn describe() {
     );
     metrics::describe_counter!(
         "meterd_events_unpriced_total",
-        "Events recorded without a charge by service and reason"
+        "Events recorded without a charge, by service and reason"
     );
     metrics::describe_gauge!(
         "meterd_unpriced_events",
@@ -96,16 +98,16 @@ fn describe() {
     metrics::describe_histogram!("meterd_batch_events", "Events per transaction");
     metrics::describe_histogram!("meterd_commit_seconds", "Seconds from taking a batch from the queue to its commit");
     metrics::describe_histogram!("meterd_rpc_seconds", "Seconds per call, by method and status code");
-    metrics::describe_counter!("meterd_notifications_total", "Deliveries of notifications by kind and outcome");
+    metrics::describe_counter!("meterd_notifications_total", "Deliveries of notifications, by kind and outcome");
     metrics::describe_gauge!("meterd_notifications_pending", "Notifications waiting for delivery, on all replicas");
-    metrics::describe_counter!("meterd_job_runs_total", "Runs of scheduled jobs by result: ok, failed, lost");
+    metrics::describe_counter!("meterd_job_runs_total", "Runs of scheduled jobs, by result: ok, failed, lost");
     metrics::describe_histogram!("meterd_job_seconds", "Seconds per run of a scheduled job");
     metrics::describe_gauge!(
         "meterd_job_last_success_timestamp_seconds",
         "Time of the last successful run of each scheduled job, on any replica"
     );
-    metrics::describe_counter!("meterd_alerts_raised_total", "Alerts raised by type");
-    metrics::describe_gauge!("meterd_tasks", "Tasks of the process");
+    metrics::describe_counter!("meterd_alerts_raised_total", "Alerts raised, by type");
+    metrics::describe_gauge!("meterd_tasks", "Asynchronous tasks of the process");
     metrics::describe_gauge!("meterd_queue_events", "Events that wait for a writer");
     metrics::describe_counter!(
         "meterd_alert_changes_sent_total",
@@ -116,16 +118,16 @@ fn describe() {
         "meterd_alert_feed_sequence",
         "Sequence number of the last alert change that this replica has read"
     );
-    metrics::describe_gauge!("meterd_connections", "Open connections by port");
+    metrics::describe_gauge!("meterd_connections", "Open connections, by port");
     metrics::describe_counter!(
         "meterd_connections_refused_total",
-        "Connections closed before their first call by port and reason: full, handshake_timeout, tls"
+        "Connections closed before their first call, by port and reason: full, handshake_timeout, tls"
     );
     metrics::describe_counter!("meterd_calls_shed_total", "Calls rejected with SERVER_BUSY, by limit");
-    metrics::describe_counter!("meterd_connections_displaced_total", "Idle connections closed for new ones by port");
+    metrics::describe_counter!("meterd_connections_displaced_total", "Idle connections closed for new ones, by port");
     metrics::describe_counter!(
         "meterd_connections_cut_total",
-        "Connections cut because their peers abused HTTP/2 by port"
+        "Connections cut because their peers abused HTTP/2, by port"
     );
     metrics::describe_counter!(
         "meterd_answers_unread_total",
@@ -135,10 +137,10 @@ fn describe() {
         "meterd_tls_reload_failures_total",
         "Changed certificates or keys that could not be loaded"
     );
-    metrics::describe_gauge!("meterd_pool_connections", "Connections of the pool by state");
+    metrics::describe_gauge!("meterd_pool_connections", "Connections of the pool, by state");
 }
 
-/// The pages.
+/// Returns the routes of the HTTP port.
 pub fn router(state: WebState) -> Router {
     Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
@@ -153,7 +155,7 @@ async fn ready(State(state): State<WebState>) -> impl IntoResponse {
     (status, format!("{}\n", readiness.text()))
 }
 
-/// Who may call with the scope read for all clients sees the metrics: they are about everybody.
+/// Checks that the caller has the scope read for all clients, because the metrics cover all clients.
 async fn check_reader(auth: &Auth, request: &Parts) -> Result<(), Refusal> {
     authenticate(auth, &request.headers, request.extensions.get()).await?.check_all_clients(Scope::Read)
 }

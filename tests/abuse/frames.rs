@@ -1,4 +1,4 @@
-//! HTTP/2 frames by hand, for what no library sends.
+//! HTTP/2 frames made by hand, for frames that no library sends.
 
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -16,18 +16,18 @@ pub const END_HEADERS: u8 = 4;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// One frame.
+/// Returns a frame.
 pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = (payload.len() as u32).to_be_bytes();
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
-/// A header, literal and not indexed (RFC 7541, 6.2.2). Neither part is longer than 126 bytes.
+/// Returns a header as a literal that is not indexed (RFC 7541, section 6.2.2). Both parts have at most 126 bytes.
 fn literal(name: &str, value: &str) -> Vec<u8> {
     [&[0, name.len() as u8], name.as_bytes(), &[value.len() as u8], value.as_bytes()].concat()
 }
 
-/// The headers of a call.
+/// Returns the headers of a call.
 pub fn headers_of(path: &str) -> Vec<u8> {
     let headers =
         [(":method", "POST"), (":scheme", "http"), (":path", path), (":authority", "test"), ("te", "trailers")];
@@ -36,7 +36,7 @@ pub fn headers_of(path: &str) -> Vec<u8> {
     block
 }
 
-/// A connection whose handshake is done.
+/// Opens a connection and completes the HTTP/2 handshake.
 pub async fn connect(address: &str) -> TcpStream {
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.set_nodelay(true).unwrap();
@@ -44,19 +44,19 @@ pub async fn connect(address: &str) -> TcpStream {
     stream
 }
 
-/// How a connection ended, as far as its frames tell.
+/// How a connection ended.
 #[derive(Default)]
 pub struct Ended {
-    /// Streams that the server has reset.
+    /// Number of streams that the server reset.
     pub reset: usize,
-    /// Streams that have got an answer.
-    pub answered: usize,
-    /// The code of the server's GOAWAY.
+    /// Number of streams with a response.
+    pub responses: usize,
+    /// The error code of the server's GOAWAY frame.
     pub goaway: Option<u32>,
     pub closed: bool,
 }
 
-/// Reads frames until there is none for a while, or no connection.
+/// Reads frames until the connection ends or no frame arrives for a while.
 pub async fn read_to_end(mut stream: impl AsyncReadExt + Unpin, quiet: Duration) -> Ended {
     let mut ended = Ended::default();
     let mut head = [0; 9];
@@ -76,7 +76,7 @@ pub async fn read_to_end(mut stream: impl AsyncReadExt + Unpin, quiet: Duration)
         }
         match head[3] {
             RST_STREAM => ended.reset += 1,
-            HEADERS => ended.answered += 1,
+            HEADERS => ended.responses += 1,
             GOAWAY => ended.goaway = Some(u32::from_be_bytes([payload[4], payload[5], payload[6], payload[7]])),
             _ => {}
         }

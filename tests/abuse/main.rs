@@ -1,13 +1,15 @@
-//! The real binary under callers that abuse the protocol: its memory stays within its bound, others are served as before,
-//! and nothing of it is left. And stops beside peers that do not help.
+//! Runs the real binary with callers that abuse the protocol. Its memory must stay within its limit, other callers must
+//! be served, and no connection may be left. Also stops the server while peers keep connections open.
 
-mod beside;
-mod cut;
+mod bystander;
+mod calls;
+mod closed_connections;
+mod fairness;
 mod frames;
-mod others;
 mod process;
 mod scenarios;
-mod stops;
+mod shutdown;
+mod slow;
 
-/// One test at a time: each measures what others have to wait for.
+/// Only one test runs at a time, because each measures latencies.
 static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());

@@ -1,4 +1,4 @@
-//! The real binary with its own PostgreSQL, and what it takes of the machine.
+//! The real binary with its own PostgreSQL, and its use of the machine.
 
 use meterd::proto::usage_service_client::UsageServiceClient;
 use meterd::proto::{TrackUsageRequest, UsageEvent};
@@ -20,26 +20,26 @@ use tonic_reflection::pb::v1::ServerReflectionRequest;
 use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 
-/// A server that has not stopped by then never will.
+/// A server that has not stopped within this time hangs.
 const STOPPED_WITHIN: Duration = Duration::from_secs(60);
 
-/// A server process over a data directory of its own; both end with the test.
+/// A server process with its own data directory. Both end with the test.
 pub struct Process {
     data_dir: PathBuf,
     ports: [u16; 2],
     server: Mutex<Child>,
-    /// What the well-behaved caller presents; nothing, where the server asks for no keys.
+    /// Token of the well-behaved caller, or empty if the server does not require keys.
     token: String,
 }
 
 impl Process {
-    /// Starts one, and waits until it serves.
+    /// Starts a server and waits until it serves.
     pub async fn start(flags: &[&str]) -> Self {
         let data_dir = tempfile::Builder::new().prefix("meterd-abuse-").tempdir().unwrap().keep();
         Self::start_over(data_dir, flags, String::new()).await
     }
 
-    /// Starts one that asks for keys; gives another key than that of the well-behaved caller, too.
+    /// Starts a server that requires keys. Also returns a second key, which is not the well-behaved caller's.
     pub async fn start_with_keys(flags: &[&str]) -> (Self, String) {
         let data_dir = tempfile::Builder::new().prefix("meterd-abuse-").tempdir().unwrap().keep();
         let [token, other] = ["well-behaved", "other"].map(|name| make_key(&data_dir, name));
@@ -57,7 +57,7 @@ impl Process {
             .arg(format!("--http-listen=127.0.0.1:{}", ports[1]))
             .args(flags)
             .env_remove("DATABASE_URL")
-            // Of the tests: to a server it would be a misspelt setting.
+            // This variable is for the tests. The server would reject it as a misspelled setting.
             .env_remove("METERD_TEST_STOPS")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -67,26 +67,26 @@ impl Process {
         let process = Self { data_dir, ports, server: Mutex::new(server), token };
         let deadline = Instant::now() + Duration::from_secs(60);
         while process.track("first").await.is_err() {
-            assert!(Instant::now() < deadline, "the server did not come up");
+            assert!(Instant::now() < deadline, "the server did not start");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         process
     }
 
-    /// The same data, served again after a stop.
+    /// Starts the server again with the same data after a stop.
     pub async fn start_again(&mut self, flags: &[&str]) {
         let again = Self::start_over(self.data_dir.clone(), flags, self.token.clone()).await;
-        // The one that has stopped owns nothing any more: only its data directory, which is now that of the other.
+        // The stopped process must not remove its data directory, which now belongs to the new one.
         let mut stopped = std::mem::replace(self, again);
         stopped.data_dir = PathBuf::new();
     }
 
-    /// Where gRPC is served.
+    /// Returns the gRPC address.
     pub fn address(&self) -> String {
         format!("127.0.0.1:{}", self.ports[0])
     }
 
-    /// A connection of its own.
+    /// Returns a channel with its own connection.
     pub fn channel(&self) -> Channel {
         let endpoint = Channel::from_shared(format!("http://{}", self.address())).unwrap();
         endpoint.connect_timeout(Duration::from_secs(5)).timeout(Duration::from_secs(10)).connect_lazy()
@@ -97,26 +97,26 @@ impl Process {
         track(&mut self.usage(), key).await
     }
 
-    /// The usage service, as the well-behaved caller.
-    pub fn usage(&self) -> UsageServiceClient<As> {
-        UsageServiceClient::with_interceptor(self.channel(), Presents(self.token.clone()))
+    /// Returns the usage client of the well-behaved caller.
+    pub fn usage(&self) -> UsageServiceClient<Authorized> {
+        UsageServiceClient::with_interceptor(self.channel(), BearerToken(self.token.clone()))
     }
 
-    /// Asks for health over a new connection.
+    /// Checks the health over a new connection.
     pub async fn check_health(&self) -> Result<(), tonic::Status> {
         HealthClient::new(self.channel()).check(HealthCheckRequest::default()).await.map(drop)
     }
 
-    /// Lists the services by reflection, as the well-behaved caller.
+    /// Lists the services by reflection as the well-behaved caller.
     pub async fn list_services(&self) -> Result<(), tonic::Status> {
         let message_request = Some(MessageRequest::ListServices(String::new()));
         let request = ServerReflectionRequest { host: String::new(), message_request };
-        let mut client = ServerReflectionClient::with_interceptor(self.channel(), Presents(self.token.clone()));
+        let mut client = ServerReflectionClient::with_interceptor(self.channel(), BearerToken(self.token.clone()));
         let mut answers = client.server_reflection_info(tokio_stream::once(request)).await?.into_inner();
         answers.message().await?.map(drop).ok_or_else(|| tonic::Status::unknown("no answer"))
     }
 
-    /// The log so far.
+    /// Returns the log so far.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.data_dir.with_extension("log")).unwrap()
     }
@@ -125,19 +125,19 @@ impl Process {
         self.server.lock().unwrap().id()
     }
 
-    /// Resident memory, in MiB.
+    /// Returns the resident memory in MiB.
     pub fn resident_mib(&self) -> f64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
         line.trim().trim_end_matches(" kB").parse::<f64>().unwrap() / 1024.0
     }
 
-    /// Open file descriptors.
+    /// Returns the number of open file descriptors.
     pub fn files(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().count()
     }
 
-    /// Open connections of the gRPC port.
+    /// Returns the number of open connections on the gRPC port.
     pub async fn connections(&self) -> usize {
         let mut stream = TcpStream::connect(("127.0.0.1", self.ports[1])).await.unwrap();
         let authorization =
@@ -147,33 +147,33 @@ impl Process {
         let mut page = String::new();
         stream.read_to_string(&mut page).await.unwrap();
         let line = page.lines().find_map(|line| line.strip_prefix("meterd_connections{port=\"grpc\"} "));
-        line.expect("the gauge").parse().unwrap()
+        line.expect("the gauge exists").parse().unwrap()
     }
 
-    /// Lets it have so many open files from now on; None, as many as it may.
+    /// Limits the number of open files. `None` removes the limit.
     pub fn limit_files(&self, files: Option<usize>) {
         let soft = files.map_or_else(|| getrlimit(Resource::RLIMIT_NOFILE).unwrap().1, |files| files as u64);
         let (pid, limit) = (self.pid().to_string(), format!("--nofile={soft}:"));
         assert!(Command::new("prlimit").args(["--pid", &pid, &limit]).status().unwrap().success());
     }
 
-    /// Processor time that it has used.
+    /// Returns the processor time that it has used.
     pub fn processor_time(&self) -> Duration {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
         let fields: Vec<_> = stat.rsplit(") ").next().unwrap().split(' ').collect();
-        // In hundredths of a second: user's and system's.
+        // User and system time in hundredths of a second.
         Duration::from_millis(fields[11..=12].iter().map(|ticks| ticks.parse::<u64>().unwrap() * 10).sum())
     }
 
-    /// SIGTERM; gives the exit code and how long it took.
+    /// Stops it with SIGTERM. Returns the exit code and the time that it took.
     pub async fn stop(&self) -> (Option<i32>, Duration) {
-        let begun = Instant::now();
+        let started = Instant::now();
         assert!(Command::new("kill").args(["-TERM", &self.pid().to_string()]).status().unwrap().success());
         loop {
             if let Some(status) = self.server.lock().unwrap().try_wait().unwrap() {
-                return (status.code(), begun.elapsed());
+                return (status.code(), started.elapsed());
             }
-            assert!(begun.elapsed() < STOPPED_WITHIN, "the server does not stop");
+            assert!(started.elapsed() < STOPPED_WITHIN, "the server did not stop");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
@@ -197,14 +197,14 @@ impl Drop for Process {
     }
 }
 
-/// Presents an API key, if there is one.
+/// Interceptor that sends an API key, if there is one.
 #[derive(Clone)]
-pub struct Presents(pub String);
+pub struct BearerToken(pub String);
 
-/// A channel with an API key.
-pub type As = InterceptedService<Channel, Presents>;
+/// A channel that sends an API key.
+pub type Authorized = InterceptedService<Channel, BearerToken>;
 
-impl Interceptor for Presents {
+impl Interceptor for BearerToken {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, tonic::Status> {
         if !self.0.is_empty() {
             request.metadata_mut().insert("authorization", format!("Bearer {}", self.0).parse().unwrap());
@@ -214,18 +214,18 @@ impl Interceptor for Presents {
 }
 
 fn make_key(data_dir: &Path, name: &str) -> String {
-    let made = Command::new(env!("CARGO_BIN_EXE_meterd"))
+    let created = Command::new(env!("CARGO_BIN_EXE_meterd"))
         .args(["keys", "create", name, "--scope=admin", "--all-clients", "--direct", "--quiet"])
         .args(["--requests-per-second=1000000", &format!("--data-dir={}", data_dir.display())])
         .env_remove("DATABASE_URL")
         .output()
         .unwrap();
-    assert!(made.status.success(), "{made:?}");
-    String::from_utf8(made.stdout).unwrap().trim().into()
+    assert!(created.status.success(), "{created:?}");
+    String::from_utf8(created.stdout).unwrap().trim().into()
 }
 
 /// Records one event.
-pub async fn track(usage: &mut UsageServiceClient<As>, key: &str) -> Result<(), tonic::Status> {
+pub async fn track(usage: &mut UsageServiceClient<Authorized>, key: &str) -> Result<(), tonic::Status> {
     let event = UsageEvent {
         client_id: "well-behaved".into(),
         service: "sms".into(),

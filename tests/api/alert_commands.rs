@@ -1,7 +1,7 @@
-//! `meterd alerts`, as a person runs it, against a running server.
+//! `meterd alerts` with a running server.
 
 use crate::harness::*;
-use crate::subscribing::raise;
+use crate::subscriptions::raise;
 use meterd_engine::clock::Clock;
 use meterd_store::connect;
 use nix::sys::signal::{Signal, kill};
@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 
-/// Whatever is waited for comes within this.
+/// Maximum time to wait for anything.
 const SOON: Duration = Duration::from_secs(20);
 
 fn command(address: &str, arguments: &[&str]) -> Command {
@@ -25,7 +25,7 @@ async fn meterd(server: &TestServer, arguments: &[&str]) -> Output {
     command(&server.address, arguments).output().await.unwrap()
 }
 
-/// Runs a command that must succeed, and gives what it printed.
+/// Runs a command that must succeed, and returns its output.
 async fn succeed(server: &TestServer, arguments: &[&str]) -> String {
     let output = meterd(server, arguments).await;
     assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
@@ -36,7 +36,7 @@ fn lines(text: &str) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// A running tail, and its lines.
+/// A running `alerts tail` and its lines.
 struct Tail {
     child: Child,
     lines: Lines<BufReader<ChildStdout>>,
@@ -51,22 +51,22 @@ impl Tail {
     }
 
     async fn next(&mut self) -> Value {
-        let line = tokio::time::timeout(SOON, self.lines.next_line()).await.expect("a line comes soon");
-        serde_json::from_str(&line.unwrap().expect("the tail goes on")).unwrap()
+        let line = tokio::time::timeout(SOON, self.lines.next_line()).await.expect("a line is printed in time");
+        serde_json::from_str(&line.unwrap().expect("the tail is running")).unwrap()
     }
 
-    /// Interrupts it; gives what it says at the end.
+    /// Interrupts it, and returns its last messages.
     async fn interrupt(self) -> String {
         let pid = Pid::from_raw(self.child.id().unwrap().try_into().unwrap());
         kill(pid, Signal::SIGINT).unwrap();
-        let output = tokio::time::timeout(SOON, self.child.wait_with_output()).await.expect("it ends").unwrap();
+        let output = tokio::time::timeout(SOON, self.child.wait_with_output()).await.expect("it ends in time").unwrap();
         assert!(output.status.success());
         String::from_utf8(output.stderr).unwrap()
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_tail_goes_on_by_itself_over_a_restart_and_by_its_token_after_an_interrupt() {
+async fn a_tail_continues_after_a_restart_and_with_its_token_after_an_interrupt() {
     let server = TestServer::start().await;
     let options = connect::options(&server.database_url).unwrap();
     let pool = connect::pool(options, 2);
@@ -84,17 +84,17 @@ async fn a_tail_goes_on_by_itself_over_a_restart_and_by_its_token_after_an_inter
     let server = TestServer::replica(&url, &[&listen], Clock::system()).await;
     let line = tail.next().await;
     assert_eq!((&line["alert"]["alert_id"], &line["sequence"]), (&missed.into(), &3.into()));
-    let said = tail.interrupt().await;
-    let token = said.lines().last().unwrap().strip_prefix("to continue here: --resume ").expect(&said);
+    let printed = tail.interrupt().await;
+    let token = printed.lines().last().unwrap().strip_prefix("to continue here: --resume ").expect(&printed);
     assert_eq!(line["resume_token"], token);
 
     let next = raise(&pool, "acme").await;
     let mut tail = Tail::start(&server, &["--client=acme", "--resume", token]);
     assert_eq!(tail.next().await["alert"]["alert_id"], next);
     tail.interrupt().await;
-    let refused = meterd(&server, &["tail", "--resume", token]).await;
-    assert!(!refused.status.success());
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("RESUME_TOKEN_INVALID"), "{refused:?}");
+    let rejected = meterd(&server, &["tail", "--resume", token]).await;
+    assert!(!rejected.status.success());
+    assert!(String::from_utf8_lossy(&rejected.stderr).contains("RESUME_TOKEN_INVALID"), "{rejected:?}");
     pool.close().await;
     server.stop().await;
 }
@@ -113,8 +113,8 @@ async fn alerts_are_listed_acknowledged_and_checked() {
     for none in ["--type=spike", "--client=nobody"] {
         assert_eq!(ids(succeed(&server, &["list", "--json", none]).await), [""; 0]);
     }
-    let said = succeed(&server, &["ack", &acme, "--by=ana"]).await;
-    assert!(said.starts_with("acknowledged by ana ") && said.ends_with("acme has reached 100\n"), "{said}");
+    let printed = succeed(&server, &["ack", &acme, "--by=ana"]).await;
+    assert!(printed.starts_with("acknowledged by ana ") && printed.ends_with("acme has reached 100\n"), "{printed}");
     assert_eq!(ids(succeed(&server, &["list", "--json", "--unacknowledged"]).await), [&*other]);
     let table = succeed(&server, &["list", "--open", "--min-severity=critical"]).await;
     assert!(table.contains("CRITICAL") && table.contains("acknowledged by ana") && table.contains(&other), "{table}");

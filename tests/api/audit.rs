@@ -1,7 +1,7 @@
-//! The audit log: who did what, written before it is done, and never changed.
+//! The audit log records who did what. An entry is written before the call acts and cannot be changed.
 
-use crate::guarded::*;
 use crate::harness::*;
+use crate::key_server::*;
 use crate::role_matrix::{AUDITED, CELLS};
 use meterd::proto::key_service_client::KeyServiceClient;
 use meterd::proto::*;
@@ -13,12 +13,12 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tonic::transport::Channel;
 use tonic::{Code, Request};
 
-async fn entries(guarded: &Guarded, request: ListAuditLogRequest) -> Vec<AuditEntry> {
-    guarded.keys().list_audit_log(request).await.unwrap().into_inner().entries
+async fn entries(key_server: &KeyServer, request: ListAuditLogRequest) -> Vec<AuditEntry> {
+    key_server.keys().list_audit_log(request).await.unwrap().into_inner().entries
 }
 
-async fn all(guarded: &Guarded) -> Vec<AuditEntry> {
-    entries(guarded, ListAuditLogRequest { page_size: 1_000, ..Default::default() }).await
+async fn all(key_server: &KeyServer) -> Vec<AuditEntry> {
+    entries(key_server, ListAuditLogRequest { page_size: 1_000, ..Default::default() }).await
 }
 
 fn create_client(client_id: &str) -> CreateClientRequest {
@@ -27,29 +27,29 @@ fn create_client(client_id: &str) -> CreateClientRequest {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_entry_says_who_did_what_from_where_and_how_it_ended() {
-    let guarded = Guarded::start().await;
+async fn an_entry_contains_actor_method_address_and_outcome() {
+    let key_server = KeyServer::start().await;
     let mut request = Request::new(create_client("acme"));
     request.metadata_mut().insert("x-request-id", "my-id".parse().unwrap());
-    clients_as(&guarded.server, &guarded.admin).create_client(request).await.unwrap();
-    let mut clients = clients_as(&guarded.server, &guarded.admin);
-    assert_refused(clients.create_client(create_client("acme")).await, Code::AlreadyExists, "CLIENT_EXISTS");
-    let bound = guarded.key(Scope::Admin, &["globex"]).await;
-    let refused = clients_as(&guarded.server, &bound).create_client(create_client("acme")).await;
-    assert_refused(refused, Code::PermissionDenied, "CLIENT_NOT_COVERED");
-    let reader = guarded.key(Scope::Read, &[]).await;
-    let refused = clients_as(&guarded.server, &reader).create_client(create_client("acme")).await;
-    assert_refused(refused, Code::PermissionDenied, "SCOPE_MISSING");
+    clients_as(&key_server.server, &key_server.admin).create_client(request).await.unwrap();
+    let mut clients = clients_as(&key_server.server, &key_server.admin);
+    assert_error(clients.create_client(create_client("acme")).await, Code::AlreadyExists, "CLIENT_EXISTS");
+    let bound = key_server.key(Scope::Admin, &["globex"]).await;
+    let rejected = clients_as(&key_server.server, &bound).create_client(create_client("acme")).await;
+    assert_error(rejected, Code::PermissionDenied, "CLIENT_NOT_COVERED");
+    let reader = key_server.key(Scope::Read, &[]).await;
+    let rejected = clients_as(&key_server.server, &reader).create_client(create_client("acme")).await;
+    assert_error(rejected, Code::PermissionDenied, "SCOPE_MISSING");
 
-    let log = all(&guarded).await;
-    let told: Vec<_> = log.iter().map(|entry| (&*entry.actor_id, entry.code, &*entry.reason)).collect();
-    let (admin, bound) = (guarded.admin.key_id.as_str(), bound.key_id.as_str());
+    let log = all(&key_server).await;
+    let reported: Vec<_> = log.iter().map(|entry| (&*entry.actor_id, entry.code, &*entry.reason)).collect();
+    let (admin, bound) = (key_server.admin.key_id.as_str(), bound.key_id.as_str());
     let expected = [
         (bound, Some(Code::PermissionDenied as i32), "CLIENT_NOT_COVERED"),
         (admin, Some(Code::AlreadyExists as i32), "CLIENT_EXISTS"),
         (admin, Some(0), ""),
     ];
-    assert_eq!(told, expected, "the newest first; who has not the scope is no admin");
+    assert_eq!(reported, expected, "entries are sorted from the newest, and calls without the scope have none");
     let first = &log[2];
     assert_eq!((first.actor_kind(), &*first.actor_name), (ActorKind::ApiKey, "test"));
     assert_eq!((&*first.method, &*first.request_id), ("metering.v1.ClientService/CreateClient", "my-id"));
@@ -57,23 +57,23 @@ async fn an_entry_says_who_did_what_from_where_and_how_it_ended() {
     assert!(first.address.starts_with("127.0.0.1:"), "{}", first.address);
     let time = |time: &Option<prost_types::Timestamp>| time.map(|time| (time.seconds, time.nanos)).unwrap();
     assert!(time(&first.time) <= time(&first.finish_time));
-    guarded.server.stop().await;
+    key_server.server.stop().await;
 
     let open = TestServer::start().await;
-    open.client_in("acme", "UTC").await;
+    open.create_client_in_zone("acme", "UTC").await;
     let kinds: Vec<i16> = sqlx::query_scalar("SELECT actor_kind FROM audit_log").fetch_all(&open.pool).await.unwrap();
-    assert_eq!(kinds, [ActorKind::Anybody as i16], "also where nobody is asked for a key");
+    assert_eq!(kinds, [ActorKind::Anybody as i16], "a server without keys writes entries, too");
     open.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_entry_is_there_while_its_call_is_under_way() {
-    let guarded = Guarded::start().await;
-    // A changed zone waits for every batch.
-    let open = guarded.open().await;
-    open.client_in("acme", "UTC").await;
+async fn the_entry_exists_while_its_call_is_running() {
+    let key_server = KeyServer::start().await;
+    // A change of a time zone waits for every batch.
+    let open = key_server.open().await;
+    open.create_client_in_zone("acme", "UTC").await;
     let stalled = open.stall_writers().await;
-    let mut clients = clients_as(&guarded.server, &guarded.admin);
+    let mut clients = clients_as(&key_server.server, &key_server.admin);
     let calling = tokio::spawn(async move {
         let client = Client { client_id: "acme".into(), time_zone: "Europe/Berlin".into(), ..Default::default() };
         let update_mask = Some(prost_types::FieldMask { paths: vec!["time_zone".into()] });
@@ -81,9 +81,9 @@ async fn the_entry_is_there_while_its_call_is_under_way() {
     });
     let of_update = async || {
         let method = "metering.v1.ClientService/UpdateClient".into();
-        entries(&guarded, ListAuditLogRequest { method, ..Default::default() }).await
+        entries(&key_server, ListAuditLogRequest { method, ..Default::default() }).await
     };
-    eventually(async || !of_update().await.is_empty()).await;
+    wait_until(async || !of_update().await.is_empty()).await;
     let entry = of_update().await.remove(0);
     assert_eq!((entry.code, entry.finish_time), (None, None));
     assert!(!calling.is_finished());
@@ -91,31 +91,31 @@ async fn the_entry_is_there_while_its_call_is_under_way() {
     calling.await.unwrap().unwrap();
     let entry = of_update().await.remove(0);
     assert!(entry.code == Some(0) && entry.finish_time.is_some(), "{entry:?}");
-    guarded.server.stop().await;
+    key_server.server.stop().await;
     open.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_call_whose_entry_cannot_be_written_does_not_act() {
-    let guarded = Guarded::start().await;
-    guarded.server.sql("ALTER TABLE audit_log ADD CONSTRAINT full_up CHECK (false) NOT VALID").await;
-    let mut clients = clients_as(&guarded.server, &guarded.admin);
-    assert_refused(clients.create_client(create_client("acme")).await, Code::Internal, "INTERNAL");
+    let key_server = KeyServer::start().await;
+    key_server.server.sql("ALTER TABLE audit_log ADD CONSTRAINT full_up CHECK (false) NOT VALID").await;
+    let mut clients = clients_as(&key_server.server, &key_server.admin);
+    assert_error(clients.create_client(create_client("acme")).await, Code::Internal, "INTERNAL");
     let request = GetClientRequest { client_id: "acme".into() };
-    assert_refused(clients.get_client(request.clone()).await, Code::NotFound, "CLIENT_NOT_FOUND");
-    guarded.server.sql("ALTER TABLE audit_log DROP CONSTRAINT full_up").await;
-    // An outcome that cannot be written takes nothing back.
-    guarded.server.sql("ALTER TABLE audit_outcomes ADD CONSTRAINT full_up CHECK (false) NOT VALID").await;
+    assert_error(clients.get_client(request.clone()).await, Code::NotFound, "CLIENT_NOT_FOUND");
+    key_server.server.sql("ALTER TABLE audit_log DROP CONSTRAINT full_up").await;
+    // If the outcome cannot be written, the change stays.
+    key_server.server.sql("ALTER TABLE audit_outcomes ADD CONSTRAINT full_up CHECK (false) NOT VALID").await;
     clients.create_client(create_client("acme")).await.unwrap();
     clients.get_client(request).await.unwrap();
-    assert_eq!(all(&guarded).await[0].code, None);
-    guarded.server.stop().await;
+    assert_eq!(all(&key_server).await[0].code, None);
+    key_server.server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_database_lets_nobody_change_or_delete_an_entry() {
-    let guarded = Guarded::start().await;
-    clients_as(&guarded.server, &guarded.admin).create_client(create_client("acme")).await.unwrap();
+async fn the_database_rejects_changes_and_deletions_of_entries() {
+    let key_server = KeyServer::start().await;
+    clients_as(&key_server.server, &key_server.admin).create_client(create_client("acme")).await.unwrap();
     for (table, column) in [("audit_log", "method"), ("audit_outcomes", "reason")] {
         for sql in [
             format!("UPDATE {table} SET {column} = 'other'"),
@@ -123,32 +123,34 @@ async fn the_database_lets_nobody_change_or_delete_an_entry() {
             format!("DELETE FROM {table}"),
             format!("TRUNCATE {table} CASCADE"),
         ] {
-            let refused = sqlx::raw_sql(sqlx::AssertSqlSafe(sql.clone())).execute(&guarded.server.pool).await;
-            let refused = refused.expect_err(&sql).into_database_error().unwrap();
-            assert_eq!(refused.code().as_deref(), Some("42501"), "{sql}: {refused}");
-            assert!(refused.message().contains("append-only"), "{sql}: {refused}");
+            let rejected = sqlx::raw_sql(sqlx::AssertSqlSafe(sql.clone())).execute(&key_server.server.pool).await;
+            let rejected = rejected.expect_err(&sql).into_database_error().unwrap();
+            assert_eq!(rejected.code().as_deref(), Some("42501"), "{sql}: {rejected}");
+            assert!(rejected.message().contains("append-only"), "{sql}: {rejected}");
         }
     }
-    assert_eq!(all(&guarded).await.len(), 1);
-    guarded.server.stop().await;
+    assert_eq!(all(&key_server).await.len(), 1);
+    key_server.server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn entries_are_paged_and_filtered() {
-    let guarded = Guarded::start().await;
-    let other = guarded.key(Scope::Admin, &[]).await;
-    for (number, token) in [&guarded.admin, &other, &guarded.admin, &other, &guarded.admin].into_iter().enumerate() {
-        clients_as(&guarded.server, token).create_client(create_client(&format!("c{number}"))).await.unwrap();
+    let key_server = KeyServer::start().await;
+    let other = key_server.key(Scope::Admin, &[]).await;
+    for (number, token) in
+        [&key_server.admin, &other, &key_server.admin, &other, &key_server.admin].into_iter().enumerate()
+    {
+        clients_as(&key_server.server, token).create_client(create_client(&format!("c{number}"))).await.unwrap();
     }
     let request = RevokeApiKeyRequest { key_id: "none".into() };
-    guarded.keys().revoke_api_key(request).await.unwrap_err();
-    let everything = all(&guarded).await;
+    key_server.keys().revoke_api_key(request).await.unwrap_err();
+    let everything = all(&key_server).await;
     assert_eq!(everything.len(), 6);
     assert!(everything.windows(2).all(|pair| pair[0].entry_id > pair[1].entry_id));
     let (mut paged, mut page_token) = (vec![], String::new());
     loop {
         let request = ListAuditLogRequest { page_size: 4, page_token, ..Default::default() };
-        let page = guarded.keys().list_audit_log(request).await.unwrap().into_inner();
+        let page = key_server.keys().list_audit_log(request).await.unwrap().into_inner();
         paged.extend(page.entries);
         page_token = page.next_page_token;
         if page_token.is_empty() {
@@ -168,24 +170,24 @@ async fn entries_are_paged_and_filtered() {
         (ListAuditLogRequest { method: "nothing".into(), ..Default::default() }, &[]),
     ] {
         let expected: Vec<_> = expected.iter().map(|index| everything[*index].clone()).collect();
-        assert_eq!(entries(&guarded, request.clone()).await, expected, "{request:?}");
+        assert_eq!(entries(&key_server, request.clone()).await, expected, "{request:?}");
     }
     let wrong = ListAuditLogRequest { page_size: 1_001, actor_id: "x".repeat(257), ..Default::default() };
-    let refused = guarded.keys().list_audit_log(wrong).await;
-    assert_wrong(refused, "INVALID_FIELD", &["actor_id", "page_size"]);
-    guarded.server.stop().await;
+    let rejected = key_server.keys().list_audit_log(wrong).await;
+    assert_invalid(rejected, "INVALID_FIELD", &["actor_id", "page_size"]);
+    key_server.server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_call_that_changes_something_as_an_admin_has_an_entry_and_no_other_call_has() {
-    let guarded = Guarded::start_with(&[], Clock::fixed(time("2026-11-21T12:00:00Z"))).await;
-    let channel = guarded.server.channel();
-    let bearer = [format!("Bearer {}", guarded.admin.token)];
+async fn exactly_the_calls_that_change_something_as_an_admin_have_an_entry() {
+    let key_server = KeyServer::start_with(&[], Clock::fixed(time("2026-11-21T12:00:00Z"))).await;
+    let channel = key_server.server.channel();
+    let bearer = [format!("Bearer {}", key_server.admin.token)];
     let mut with_entry = BTreeSet::new();
     for (rpc, request, _) in CELLS {
         let count = async || {
             let count = sqlx::query_scalar("SELECT count(*) FROM audit_log");
-            let count: i64 = count.fetch_one(&guarded.server.pool).await.unwrap();
+            let count: i64 = count.fetch_one(&key_server.server.pool).await.unwrap();
             count
         };
         let before = count().await;
@@ -198,56 +200,56 @@ async fn every_call_that_changes_something_as_an_admin_has_an_entry_and_no_other
     }
     assert_eq!(with_entry, AUDITED.into());
     let unfinished = "SELECT count(*) FROM audit_log LEFT JOIN audit_outcomes o USING (entry_id) WHERE o.code IS NULL";
-    let unfinished: i64 = sqlx::query_scalar(unfinished).fetch_one(&guarded.server.pool).await.unwrap();
+    let unfinished: i64 = sqlx::query_scalar(unfinished).fetch_one(&key_server.server.pool).await.unwrap();
     assert_eq!(unfinished, 0);
-    guarded.server.stop().await;
+    key_server.server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_request_that_has_no_json_is_written_down_all_the_same_and_refused_as_it_should_be() {
-    let guarded = Guarded::start().await;
+async fn a_request_without_a_json_form_is_recorded_and_rejected() {
+    let key_server = KeyServer::start().await;
     let far = prost_types::Timestamp { seconds: i64::MAX, nanos: -1 };
     let price = Price { effective_time: Some(far), ..unit_price("sms", "", "1") };
     let mut catalog = meterd::proto::catalog_service_client::CatalogServiceClient::with_interceptor(
-        guarded.server.channel(),
-        guarded.admin.clone(),
+        key_server.server.channel(),
+        key_server.admin.clone(),
     );
-    let refused = catalog.create_price(CreatePriceRequest { price: Some(price), request_id: String::new() }).await;
-    assert_wrong(refused, "INVALID_FIELD", &["price.effective_time"]);
-    let entry = all(&guarded).await.remove(0);
+    let rejected = catalog.create_price(CreatePriceRequest { price: Some(price), request_id: String::new() }).await;
+    assert_invalid(rejected, "INVALID_FIELD", &["price.effective_time"]);
+    let entry = all(&key_server).await.remove(0);
     assert!(entry.request_json.starts_with(r#"{"protobufBase64":""#), "{}", entry.request_json);
     assert_eq!((entry.code, &*entry.reason), (Some(Code::InvalidArgument as i32), "INVALID_FIELD"));
-    guarded.server.stop().await;
+    key_server.server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_is_killed_in_the_middle_of_a_call_leaves_its_entry_without_an_outcome() {
-    let guarded = Guarded::start().await;
+async fn a_killed_server_leaves_the_entry_of_its_call_without_an_outcome() {
+    let key_server = KeyServer::start().await;
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_meterd"));
     command.args(["serve", "--auth=keys", "--listen=127.0.0.1:0", "--http-listen=127.0.0.1:0"]);
-    command.args(["--allow-non-durable-database"]).env("DATABASE_URL", &guarded.server.database_url);
+    command.args(["--allow-non-durable-database"]).env("DATABASE_URL", &key_server.server.database_url);
     let mut process = command.stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true).spawn().unwrap();
     let mut stdout = BufReader::new(process.stdout.take().unwrap()).lines();
     let address = loop {
-        let line = stdout.next_line().await.unwrap().expect("a greeting");
+        let line = stdout.next_line().await.unwrap().expect("the server prints its addresses");
         if let Some(rest) = line.trim().strip_prefix("gRPC") {
             break format!("http://{}", rest.split_whitespace().next().unwrap());
         }
     };
     let channel = Channel::from_shared(address).unwrap().connect().await.unwrap();
-    let mut keys = KeyServiceClient::with_interceptor(channel, guarded.admin.clone());
-    // Whoever changes keys takes turns.
-    let mut holder = guarded.server.pool.begin().await.unwrap();
+    let mut keys = KeyServiceClient::with_interceptor(channel, key_server.admin.clone());
+    // Changes of keys wait for this lock.
+    let mut holder = key_server.server.pool.begin().await.unwrap();
     sqlx::query("UPDATE key_version SET version = version").execute(&mut *holder).await.unwrap();
-    let key_id = guarded.admin.key_id.clone();
+    let key_id = key_server.admin.key_id.clone();
     let calling = tokio::spawn(async move { keys.revoke_api_key(RevokeApiKeyRequest { key_id }).await });
-    eventually(async || !all(&guarded).await.is_empty()).await;
+    wait_until(async || !all(&key_server).await.is_empty()).await;
     process.start_kill().unwrap();
     process.wait().await.unwrap();
     calling.await.unwrap().unwrap_err();
     holder.rollback().await.unwrap();
-    let log = all(&guarded).await;
-    assert_eq!(log.len(), 1, "and the key is as good as it was");
+    let log = all(&key_server).await;
+    assert_eq!(log.len(), 1, "the key must still be valid");
     assert_eq!((&*log[0].method, log[0].code), ("metering.v1.KeyService/RevokeApiKey", None));
-    guarded.server.stop().await;
+    key_server.server.stop().await;
 }

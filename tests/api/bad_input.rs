@@ -1,4 +1,4 @@
-//! Bad events: refused with a reason and every wrong field, and nothing else is touched.
+//! Bad events. Each is rejected with a reason and all wrong fields, and changes nothing else.
 
 use crate::harness::*;
 use meterd::proto::usage_service_client::UsageServiceClient;
@@ -15,7 +15,7 @@ use tonic::transport::Channel;
 const NOW: &str = "2026-11-21T12:00:00Z";
 const INVALID: &str = "INVALID_FIELD";
 
-fn good() -> UsageEvent {
+fn good_event() -> UsageEvent {
     event("acme", "sms", "1")
 }
 
@@ -24,10 +24,10 @@ fn metadata(key: &str, kind: Kind) -> Option<Struct> {
 }
 
 fn at(seconds: i64, nanos: i32) -> UsageEvent {
-    UsageEvent { event_time: Some(Timestamp { seconds, nanos }), ..good() }
+    UsageEvent { event_time: Some(Timestamp { seconds, nanos }), ..good_event() }
 }
 
-/// Bad events with the reason and the wrong fields of each.
+/// Returns bad events, each with its reason and its wrong fields.
 fn bad_events() -> Vec<(UsageEvent, &'static str, Vec<&'static str>)> {
     let now = time(NOW).timestamp();
     let day = 24 * 60 * 60;
@@ -42,23 +42,23 @@ fn bad_events() -> Vec<(UsageEvent, &'static str, Vec<&'static str>)> {
         (event("acme", &long(), "1"), INVALID, vec!["service"]),
         (event("acme", "s\0ms", "1"), INVALID, vec!["service"]),
         (event("acme", "smss", "1"), "UNKNOWN_SERVICE", vec!["service"]),
-        (UsageEvent { operation: long(), ..good() }, INVALID, vec!["operation"]),
-        (UsageEvent { model: "m\u{7f}".into(), ..good() }, INVALID, vec!["model"]),
-        (UsageEvent { idempotency_key: long(), ..good() }, INVALID, vec!["idempotency_key"]),
-        (UsageEvent { idempotency_key: "k\0".into(), ..good() }, INVALID, vec!["idempotency_key"]),
-        (UsageEvent { subject: long(), ..good() }, INVALID, vec!["subject"]),
-        (UsageEvent { external_id: "x".repeat(257), ..good() }, INVALID, vec!["external_id"]),
-        (UsageEvent { input_tokens: -1, ..good() }, INVALID, vec!["input_tokens"]),
+        (UsageEvent { operation: long(), ..good_event() }, INVALID, vec!["operation"]),
+        (UsageEvent { model: "m\u{7f}".into(), ..good_event() }, INVALID, vec!["model"]),
+        (UsageEvent { idempotency_key: long(), ..good_event() }, INVALID, vec!["idempotency_key"]),
+        (UsageEvent { idempotency_key: "k\0".into(), ..good_event() }, INVALID, vec!["idempotency_key"]),
+        (UsageEvent { subject: long(), ..good_event() }, INVALID, vec!["subject"]),
+        (UsageEvent { external_id: "x".repeat(257), ..good_event() }, INVALID, vec!["external_id"]),
+        (UsageEvent { input_tokens: -1, ..good_event() }, INVALID, vec!["input_tokens"]),
         (
-            UsageEvent { input_tokens: -4, cached_input_tokens: 1, ..good() },
+            UsageEvent { input_tokens: -4, cached_input_tokens: 1, ..good_event() },
             INVALID,
             vec!["input_tokens", "cached_input_tokens"],
         ),
-        (UsageEvent { output_tokens: -1, ..good() }, INVALID, vec!["output_tokens"]),
-        (UsageEvent { output_tokens: 1_000_000_000_001, ..good() }, INVALID, vec!["output_tokens"]),
-        (UsageEvent { output_tokens: i64::MIN, ..good() }, INVALID, vec!["output_tokens"]),
-        (UsageEvent { input_tokens: 1, cached_input_tokens: 2, ..good() }, INVALID, vec!["cached_input_tokens"]),
-        (UsageEvent { cached_input_tokens: -1, ..good() }, INVALID, vec!["cached_input_tokens"]),
+        (UsageEvent { output_tokens: -1, ..good_event() }, INVALID, vec!["output_tokens"]),
+        (UsageEvent { output_tokens: 1_000_000_000_001, ..good_event() }, INVALID, vec!["output_tokens"]),
+        (UsageEvent { output_tokens: i64::MIN, ..good_event() }, INVALID, vec!["output_tokens"]),
+        (UsageEvent { input_tokens: 1, cached_input_tokens: 2, ..good_event() }, INVALID, vec!["cached_input_tokens"]),
+        (UsageEvent { cached_input_tokens: -1, ..good_event() }, INVALID, vec!["cached_input_tokens"]),
         (at(now, 1_000_000_000), INVALID, vec!["event_time"]),
         (at(now, -1), INVALID, vec!["event_time"]),
         (at(253_402_300_800, 0), INVALID, vec!["event_time"]),
@@ -73,14 +73,14 @@ fn bad_events() -> Vec<(UsageEvent, &'static str, Vec<&'static str>)> {
     let nested = Kind::StructValue(metadata("in", Kind::StringValue("a\0b".into())).unwrap());
     let texts = [Kind::StringValue("a\0b".into()), Kind::StringValue("x".repeat(8 * 1024)), nested];
     for kind in not_finite.into_iter().chain(texts) {
-        cases.push((UsageEvent { metadata: metadata("k", kind), ..good() }, INVALID, vec!["metadata"]));
+        cases.push((UsageEvent { metadata: metadata("k", kind), ..good_event() }, INVALID, vec!["metadata"]));
     }
     let nul_key = metadata("a\0b", Kind::BoolValue(true));
-    cases.push((UsageEvent { metadata: nul_key, ..good() }, INVALID, vec!["metadata"]));
+    cases.push((UsageEvent { metadata: nul_key, ..good_event() }, INVALID, vec!["metadata"]));
     let rounds_up = "999999999999999.9999999999995";
     for number in ["NaN", "inf", "-inf", "1e400", "-1", rounds_up, "1000000000000000", "+1", " 1", "1,5", "٣", "1."] {
         cases.push((event("acme", "sms", number), INVALID, vec!["units"]));
-        cases.push((UsageEvent { amount: number.into(), ..good() }, INVALID, vec!["amount"]));
+        cases.push((UsageEvent { amount: number.into(), ..good_event() }, INVALID, vec!["amount"]));
     }
     cases
 }
@@ -94,26 +94,26 @@ async fn server() -> TestServer {
 }
 
 #[tokio::test]
-async fn each_bad_event_is_refused_with_its_reason_and_fields_and_the_connection_goes_on() {
+async fn each_bad_event_is_rejected_with_its_reason_and_fields() {
     let server = server().await;
     let mut usage = server.usage();
     for (event, reason, fields) in bad_events() {
         let fields: Vec<String> = fields.iter().map(|field| format!("event.{field}")).collect();
         let fields: Vec<&str> = fields.iter().map(String::as_str).collect();
-        assert_wrong(track(&mut usage, event).await, reason, &fields);
+        assert_invalid(track(&mut usage, event).await, reason, &fields);
     }
-    assert_wrong(
+    assert_invalid(
         usage.track_usage(TrackUsageRequest { event: None }).await,
         INVALID,
         &["event.client_id", "event.service"],
     );
-    track(&mut usage, good()).await.unwrap();
+    track(&mut usage, good_event()).await.unwrap();
     server.assert_exact(1).await;
     server.stop().await;
 }
 
 #[tokio::test]
-async fn ids_that_look_alike_are_one_client_and_the_error_says_what_to_send() {
+async fn ids_with_invisible_characters_are_rejected_with_the_fix() {
     let server = server().await;
     server.track(event("a17", "sms", "1")).await.unwrap();
     let cases = [
@@ -138,7 +138,7 @@ async fn ids_that_look_alike_are_one_client_and_the_error_says_what_to_send() {
             ("external_id", |id| UsageEvent { external_id: id, ..event("a17", "sms", "1") }),
         ];
         for (field, event) in fields {
-            assert_wrong(server.track(event(client_id.into())).await, INVALID, &[&format!("event.{field}")]);
+            assert_invalid(server.track(event(client_id.into())).await, INVALID, &[&format!("event.{field}")]);
         }
     }
     let inside = event("a 17", "sms", "1");
@@ -149,7 +149,7 @@ async fn ids_that_look_alike_are_one_client_and_the_error_says_what_to_send() {
 }
 
 #[tokio::test]
-async fn what_an_older_release_took_under_such_a_name_can_still_be_read() {
+async fn names_that_an_older_release_accepted_can_be_read() {
     let server = server().await;
     server.track(event("a17", "sms", "1")).await.unwrap();
     for table in ["clients", "usage_events", "idempotency_keys", "usage_days", "usage_month_services", "usage_months"] {
@@ -160,7 +160,7 @@ async fn what_an_older_release_took_under_such_a_name_can_still_be_read() {
     server.stop().await;
 }
 
-/// The deepest that messages lie in one another in a message of the wire, as far as they can be told from texts.
+/// Returns the maximum nesting depth of messages in encoded bytes, as far as messages can be distinguished from texts.
 fn depth(bytes: &[u8]) -> usize {
     fn varint(bytes: &mut &[u8]) -> Option<u64> {
         prost::encoding::decode_varint(bytes).ok()
@@ -185,7 +185,7 @@ fn depth(bytes: &[u8]) -> usize {
 }
 
 #[tokio::test]
-async fn the_deepest_metadata_that_is_taken_can_be_read_by_every_client_library() {
+async fn the_deepest_metadata_can_be_read_by_every_client_library() {
     let server = server().await;
     let deep = |levels: usize| {
         let value = |kind| Value { kind: Some(kind) };
@@ -194,52 +194,52 @@ async fn the_deepest_metadata_that_is_taken_can_be_read_by_every_client_library(
         });
         Some(Struct { fields: [("k".to_string(), inner)].into() })
     };
-    server.track(UsageEvent { metadata: deep(16), ..good() }).await.unwrap();
+    server.track(UsageEvent { metadata: deep(16), ..good_event() }).await.unwrap();
     for levels in [17, 30] {
-        let status = server.track(UsageEvent { metadata: deep(levels), ..good() }).await.unwrap_err();
+        let status = server.track(UsageEvent { metadata: deep(levels), ..good_event() }).await.unwrap_err();
         assert!(status.message().contains("at most 16 levels"), "{status}");
-        assert_wrong::<()>(Err(status), INVALID, &["event.metadata"]);
+        assert_invalid::<()>(Err(status), INVALID, &["event.metadata"]);
     }
     let request = ListUsageEventsRequest { client_id: "acme".into(), ..Default::default() };
     let answer = server.usage().list_usage_events(request).await.unwrap().into_inner();
     assert_eq!(answer.events[0].event.as_ref().unwrap().metadata, deep(16));
-    // Libraries read 100 messages in one another.
+    // Libraries read at most 100 nested messages.
     let deepest = depth(&answer.encode_to_vec());
     assert!((48..=60).contains(&deepest), "{deepest}");
     server.stop().await;
 }
 
 #[tokio::test]
-async fn at_each_bound_an_event_is_still_good() {
+async fn an_event_with_values_at_their_limits_is_accepted() {
     let server = server().await;
     let now = time(NOW).timestamp();
     let longest = "x".repeat(128);
     let text_of = |bytes: usize| metadata("k", Kind::StringValue("x".repeat(bytes - r#"{"k":""}"#.len())));
     let events = [
         UsageEvent { operation: longest.clone(), idempotency_key: longest.clone(), ..event(&longest, "sms", "0") },
-        UsageEvent { external_id: "x".repeat(256), subject: longest, ..good() },
+        UsageEvent { external_id: "x".repeat(256), subject: longest, ..good_event() },
         event("acme", "api_call", "999999999999999.999999999999"),
-        UsageEvent { input_tokens: 1_000_000_000_000, cached_input_tokens: 1_000_000_000_000, ..good() },
-        UsageEvent { metadata: text_of(8 * 1024), ..good() },
+        UsageEvent { input_tokens: 1_000_000_000_000, cached_input_tokens: 1_000_000_000_000, ..good_event() },
+        UsageEvent { metadata: text_of(8 * 1024), ..good_event() },
         at(now - 35 * 24 * 60 * 60, 999_999_999),
         at(now + 300, 0),
     ];
     let count = events.len() as i64;
     let results = server.batch(events.into(), false).await;
     assert!(results.iter().all(|result| result.outcome() == EventOutcome::Accepted), "{results:?}");
-    let one_more = UsageEvent { metadata: text_of(8 * 1024 + 1), ..good() };
-    assert_wrong(server.track(one_more).await, INVALID, &["event.metadata"]);
+    let one_more = UsageEvent { metadata: text_of(8 * 1024 + 1), ..good_event() };
+    assert_invalid(server.track(one_more).await, INVALID, &["event.metadata"]);
     server.assert_exact(count).await;
     server.stop().await;
 }
 
 #[tokio::test]
-async fn a_batch_rejects_each_bad_event_as_a_lone_call_would_and_accepts_the_others() {
+async fn a_batch_rejects_only_its_bad_events() {
     let server = server().await;
     let cases = bad_events();
-    // A good one before, between and after.
-    let mut events = vec![good()];
-    events.extend(cases.iter().flat_map(|(bad, ..)| [bad.clone(), good()]));
+    // Good events before, between and after the bad ones.
+    let mut events = vec![good_event()];
+    events.extend(cases.iter().flat_map(|(bad, ..)| [bad.clone(), good_event()]));
     let results = server.batch(events, false).await;
     for (index, (_, reason, fields)) in cases.iter().enumerate() {
         let at = index * 2 + 1;
@@ -257,12 +257,12 @@ async fn a_batch_rejects_each_bad_event_as_a_lone_call_would_and_accepts_the_oth
 }
 
 #[tokio::test]
-async fn a_stream_rejects_each_bad_event_and_goes_on() {
+async fn a_stream_rejects_only_its_bad_events() {
     let server = server().await;
     let cases = bad_events();
     let mut messages: Vec<_> = cases.iter().map(|(bad, ..)| StreamUsageRequest { event: Some(bad.clone()) }).collect();
     messages.push(StreamUsageRequest { event: None });
-    messages.push(StreamUsageRequest { event: Some(good()) });
+    messages.push(StreamUsageRequest { event: Some(good_event()) });
     let count = messages.len() as i64;
     let mut acks = server.usage().stream_usage(tokio_stream::iter(messages)).await.unwrap().into_inner();
     let (mut settled, mut results) = (0, vec![]);
@@ -286,9 +286,9 @@ async fn a_stream_rejects_each_bad_event_and_goes_on() {
 }
 
 #[tokio::test]
-async fn an_event_that_is_wrong_everywhere_is_told_every_field_at_once() {
+async fn all_wrong_fields_of_an_event_are_reported_at_once() {
     let server = server().await;
-    let result = server.track(wrong_everywhere()).await;
+    let result = server.track(event_with_many_wrong_fields()).await;
     let fields = [
         "client_id",
         "service",
@@ -306,11 +306,11 @@ async fn an_event_that_is_wrong_everywhere_is_told_every_field_at_once() {
         "event_time",
     ];
     let fields = fields.map(|field| format!("event.{field}"));
-    assert_wrong(result, INVALID, &fields.each_ref().map(String::as_str));
+    assert_invalid(result, INVALID, &fields.each_ref().map(String::as_str));
     server.stop().await;
 }
 
-fn wrong_everywhere() -> UsageEvent {
+fn event_with_many_wrong_fields() -> UsageEvent {
     UsageEvent {
         client_id: String::new(),
         service: "x".repeat(200),
@@ -330,10 +330,10 @@ fn wrong_everywhere() -> UsageEvent {
 }
 
 #[tokio::test]
-async fn ten_thousand_events_that_are_wrong_everywhere_have_an_answer_each() {
+async fn ten_thousand_events_with_many_wrong_fields_get_a_result_each() {
     let server = server().await;
-    let mut events = vec![wrong_everywhere(); 10_000];
-    events[5_000] = good();
+    let mut events = vec![event_with_many_wrong_fields(); 10_000];
+    events[5_000] = good_event();
     let results = server.batch(events, false).await;
     assert_eq!(results[5_000].outcome(), EventOutcome::Accepted);
     assert_eq!(results.iter().filter(|result| result.outcome() == EventOutcome::Rejected).count(), 9_999);
@@ -342,9 +342,9 @@ async fn ten_thousand_events_that_are_wrong_everywhere_have_an_answer_each() {
 }
 
 #[tokio::test]
-async fn one_bad_event_in_ten_thousand_leaves_the_others_accepted() {
+async fn one_bad_event_of_ten_thousand_does_not_affect_the_others() {
     let server = server().await;
-    let mut events = vec![good(); 10_000];
+    let mut events = vec![good_event(); 10_000];
     events[7_777].units = "1e400".into();
     let request = BatchTrackUsageRequest { events, backfill: false, ..Default::default() };
     let response = server.usage().batch_track_usage(request).await.unwrap().into_inner();
@@ -355,14 +355,15 @@ async fn one_bad_event_in_ten_thousand_leaves_the_others_accepted() {
 }
 
 #[tokio::test]
-async fn a_batch_of_none_or_too_many_is_refused_whole() {
+async fn an_empty_or_too_large_batch_is_rejected() {
     let server = server().await;
     let mut usage = server.usage();
     for count in [0, 10_001] {
-        let request = BatchTrackUsageRequest { events: vec![good(); count], backfill: false, ..Default::default() };
-        assert_wrong(usage.batch_track_usage(request).await, INVALID, &["events"]);
+        let request =
+            BatchTrackUsageRequest { events: vec![good_event(); count], backfill: false, ..Default::default() };
+        assert_invalid(usage.batch_track_usage(request).await, INVALID, &["events"]);
     }
-    track(&mut usage, good()).await.unwrap();
+    track(&mut usage, good_event()).await.unwrap();
     server.assert_exact(1).await;
     server.stop().await;
 }

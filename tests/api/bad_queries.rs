@@ -1,4 +1,4 @@
-//! Bad requests other than events: wrong ranges, zones, pages and tokens, and texts and messages that are too large.
+//! Bad requests without events: wrong ranges, time zones, pages and tokens, and texts and messages that are too large.
 
 use crate::harness::*;
 use meterd::proto::*;
@@ -28,7 +28,7 @@ fn summary(start_date: &str, end_date: &str) -> GetUsageSummaryRequest {
 }
 
 #[tokio::test]
-async fn wrong_days_months_and_ranges_are_refused() {
+async fn wrong_days_months_and_ranges_are_rejected() {
     let server = server().await;
     let mut usage = server.usage();
     for (start, end, fields) in [
@@ -37,93 +37,97 @@ async fn wrong_days_months_and_ranges_are_refused() {
         ("2026-11-1", "20261101", &["start_date", "end_date"]),
         ("2026-11-02", "2026-11-01", &["end_date"]),
     ] {
-        assert_wrong(usage.query_usage(query(start, end)).await, INVALID, fields);
-        assert_wrong(usage.get_usage_summary(summary(start, end)).await, INVALID, fields);
+        assert_invalid(usage.query_usage(query(start, end)).await, INVALID, fields);
+        assert_invalid(usage.get_usage_summary(summary(start, end)).await, INVALID, fields);
         let rebuild = RebuildRollupsRequest { start_date: start.into(), end_date: end.into(), ..Default::default() };
-        assert_wrong(usage.rebuild_rollups(rebuild).await, INVALID, fields);
+        assert_invalid(usage.rebuild_rollups(rebuild).await, INVALID, fields);
     }
     for month in ["2026", "2026-13", "2026-11-01", "nov"] {
         let platform = GetPlatformUsageRequest { month: month.into() };
-        assert_wrong(usage.get_platform_usage(platform).await, INVALID, &["month"]);
+        assert_invalid(usage.get_platform_usage(platform).await, INVALID, &["month"]);
         let list = ListMonthlySummariesRequest { month: month.into(), ..Default::default() };
-        assert_wrong(usage.list_monthly_summaries(list).await, INVALID, &["month"]);
+        assert_invalid(usage.list_monthly_summaries(list).await, INVALID, &["month"]);
         let update = UpdateMonthlySummariesRequest { month: month.into(), ..Default::default() };
-        assert_wrong(usage.update_monthly_summaries(update).await, INVALID, &["month"]);
+        assert_invalid(usage.update_monthly_summaries(update).await, INVALID, &["month"]);
     }
     let (early, late) = (Some(timestamp("2026-11-01T00:00:00Z")), Some(timestamp("2026-11-02T00:00:00Z")));
     let list =
         ListUsageEventsRequest { client_id: "a".into(), start_time: late, end_time: early, ..Default::default() };
-    assert_wrong(usage.list_usage_events(list).await, INVALID, &["end_time"]);
+    assert_invalid(usage.list_usage_events(list).await, INVALID, &["end_time"]);
     let export = ExportUsageRequest { start_time: late, end_time: early, format: 9, ..Default::default() };
-    assert_wrong(usage.export_usage(export).await, INVALID, &["end_time", "format"]);
+    assert_invalid(usage.export_usage(export).await, INVALID, &["end_time", "format"]);
     usage.query_usage(query("2026-11-01", "2026-11-30")).await.unwrap();
     server.stop().await;
 }
 
 #[tokio::test]
-async fn a_range_over_the_limit_is_refused_with_the_limit() {
+async fn a_range_above_the_limit_is_rejected_with_the_limit() {
     let server = server().await;
     let mut usage = server.usage();
     usage.query_usage(query("2026-01-01", "2027-01-01")).await.unwrap();
     let too_long = usage.query_usage(query("2026-01-01", "2027-01-02")).await;
     let max_days = |status: &Status| status.get_error_details().error_info().unwrap().metadata["max_days"].clone();
     assert_eq!(max_days(too_long.as_ref().unwrap_err()), "366");
-    assert_wrong(too_long, "RANGE_TOO_LONG", &["end_date"]);
+    assert_invalid(too_long, "RANGE_TOO_LONG", &["end_date"]);
     usage.get_usage_summary(summary("2026-01-01", "2036-01-08")).await.unwrap();
     let too_long = usage.get_usage_summary(summary("2026-01-01", "2036-01-09")).await;
     assert_eq!(max_days(too_long.as_ref().unwrap_err()), "3660");
-    assert_wrong(too_long, "RANGE_TOO_LONG", &["end_date"]);
+    assert_invalid(too_long, "RANGE_TOO_LONG", &["end_date"]);
     server.stop().await;
 }
 
 #[tokio::test]
-async fn wrong_filters_dimensions_and_page_sizes_are_refused() {
+async fn wrong_filters_dimensions_and_page_sizes_are_rejected() {
     let server = server().await;
     let mut usage = server.usage();
     let days = || query("2026-11-01", "2026-11-30");
     let many = vec!["x".to_string(); 101];
     let wrong = QueryUsageRequest { client_ids: many, services: vec!["a\0".into()], page_size: -1, ..days() };
-    assert_wrong(usage.query_usage(wrong).await, INVALID, &["client_ids", "services[0]", "page_size"]);
+    assert_invalid(usage.query_usage(wrong).await, INVALID, &["client_ids", "services[0]", "page_size"]);
     let wrong = QueryUsageRequest { group_by: vec![1, 0, 1, 99], page_size: 10_001, ..days() };
-    assert_wrong(usage.query_usage(wrong).await, INVALID, &["group_by[1]", "group_by[2]", "group_by[3]", "page_size"]);
+    assert_invalid(
+        usage.query_usage(wrong).await,
+        INVALID,
+        &["group_by[1]", "group_by[2]", "group_by[3]", "page_size"],
+    );
     for page_size in [-1, i32::MIN, 1_001] {
         let list = ListUsageEventsRequest { page_size, client_id: "a".into(), ..Default::default() };
-        assert_wrong(usage.list_usage_events(list).await, INVALID, &["page_size"]);
+        assert_invalid(usage.list_usage_events(list).await, INVALID, &["page_size"]);
         let list = ListMonthlySummariesRequest { page_size, ..Default::default() };
-        assert_wrong(usage.list_monthly_summaries(list).await, INVALID, &["page_size"]);
+        assert_invalid(usage.list_monthly_summaries(list).await, INVALID, &["page_size"]);
         let list = ListPricesRequest { page_size, ..Default::default() };
-        assert_wrong(server.catalog().list_prices(list).await, INVALID, &["page_size"]);
+        assert_invalid(server.catalog().list_prices(list).await, INVALID, &["page_size"]);
         let list = ListClientsRequest { page_size, ..Default::default() };
-        assert_wrong(server.clients().list_clients(list).await, INVALID, &["page_size"]);
+        assert_invalid(server.clients().list_clients(list).await, INVALID, &["page_size"]);
     }
     let top = GetUsageSummaryRequest { top_operation_count: -1, ..summary("2026-11-01", "2026-11-30") };
-    assert_wrong(usage.get_usage_summary(top).await, INVALID, &["top_operation_count"]);
+    assert_invalid(usage.get_usage_summary(top).await, INVALID, &["top_operation_count"]);
     server.stop().await;
 }
 
 #[tokio::test]
-async fn who_is_not_there_is_not_found() {
+async fn unknown_clients_and_events_are_not_found() {
     let server = server().await;
     let mut usage = server.usage();
     let client_id = || "nobody".to_string();
     let found = usage.get_current_month_usage(GetCurrentMonthUsageRequest { client_id: client_id() }).await;
-    assert_refused(found, Code::NotFound, "CLIENT_NOT_FOUND");
+    assert_error(found, Code::NotFound, "CLIENT_NOT_FOUND");
     let found = usage.list_usage_events(ListUsageEventsRequest { client_id: client_id(), ..Default::default() }).await;
-    assert_refused(found, Code::NotFound, "CLIENT_NOT_FOUND");
+    assert_error(found, Code::NotFound, "CLIENT_NOT_FOUND");
     let found = usage.export_usage(ExportUsageRequest { client_id: client_id(), ..Default::default() }).await;
-    assert_refused(found, Code::NotFound, "CLIENT_NOT_FOUND");
+    assert_error(found, Code::NotFound, "CLIENT_NOT_FOUND");
     let recorded = server.track(event("a", "sms", "1")).await.unwrap().event_id;
     for (client_id, event_id) in [("a", "x"), ("a", &*"0".repeat(32)), ("b", &recorded)] {
         let request = GetUsageEventRequest { client_id: client_id.into(), event_id: event_id.into() };
-        assert_refused(usage.get_usage_event(request).await, Code::NotFound, "EVENT_NOT_FOUND");
+        assert_error(usage.get_usage_event(request).await, Code::NotFound, "EVENT_NOT_FOUND");
     }
     let none = usage.get_usage_event(GetUsageEventRequest::default()).await;
-    assert_wrong(none, INVALID, &["client_id", "event_id"]);
+    assert_invalid(none, INVALID, &["client_id", "event_id"]);
     server.stop().await;
 }
 
 #[tokio::test]
-async fn a_page_token_is_good_for_its_own_query_and_rpc_only_and_cannot_be_edited() {
+async fn a_page_token_is_valid_only_for_its_query_and_cannot_be_modified() {
     let server = server().await;
     let mut usage = server.usage();
     let base = QueryUsageRequest {
@@ -134,64 +138,64 @@ async fn a_page_token_is_good_for_its_own_query_and_rpc_only_and_cannot_be_edite
     let token = usage.query_usage(base.clone()).await.unwrap().into_inner().next_page_token;
     assert!(!token.is_empty());
     let with = |page_token: &str| QueryUsageRequest { page_token: page_token.into(), ..base.clone() };
-    // The page size may change along the way, the query not.
+    // The page size may change between pages, but not the query.
     usage.query_usage(QueryUsageRequest { page_size: 2, ..with(&token) }).await.unwrap();
     let other = QueryUsageRequest { services: vec!["sms".into()], ..with(&token) };
-    assert_wrong(usage.query_usage(other).await, "PAGE_TOKEN_INVALID", &["page_token"]);
+    assert_invalid(usage.query_usage(other).await, "PAGE_TOKEN_INVALID", &["page_token"]);
     let clients = ListClientsRequest { page_token: token.clone(), ..Default::default() };
-    assert_wrong(server.clients().list_clients(clients).await, "PAGE_TOKEN_INVALID", &["page_token"]);
+    assert_invalid(server.clients().list_clients(clients).await, "PAGE_TOKEN_INVALID", &["page_token"]);
     let mut edited = token.clone().into_bytes();
     edited[30] = if edited[30] == b'A' { b'B' } else { b'A' };
     let edited = String::from_utf8(edited).unwrap();
     for text in [&*edited, "x", "\0", &token[1..], &"A".repeat(100_000)] {
-        assert_wrong(usage.query_usage(with(text)).await, "PAGE_TOKEN_INVALID", &["page_token"]);
+        assert_invalid(usage.query_usage(with(text)).await, "PAGE_TOKEN_INVALID", &["page_token"]);
     }
     let stranger = TestServer::replica(&empty_database().await, &[], Clock::system()).await;
     let foreign = stranger.usage().query_usage(with(&token)).await;
-    assert_wrong(foreign, "PAGE_TOKEN_INVALID", &["page_token"]);
+    assert_invalid(foreign, "PAGE_TOKEN_INVALID", &["page_token"]);
     stranger.stop().await;
     server.stop().await;
 }
 
 #[tokio::test]
-async fn a_bad_time_zone_and_other_wrong_creates_are_refused() {
+async fn bad_time_zones_and_other_wrong_create_requests_are_rejected() {
     let server = server().await;
     let (mut clients, mut catalog) = (server.clients(), server.catalog());
     for zone in ["Mars/Olympus", "+02:00", "europe/berlin\0"] {
         let client = Client { client_id: "z".into(), time_zone: zone.into(), ..Default::default() };
         let create = CreateClientRequest { client: Some(client.clone()), request_id: "x".repeat(129) };
-        assert_wrong(clients.create_client(create).await, INVALID, &["request_id", "client.time_zone"]);
+        assert_invalid(clients.create_client(create).await, INVALID, &["request_id", "client.time_zone"]);
         let mask = FieldMask { paths: vec!["time_zone".into(), "create_time".into()] };
         let update = UpdateClientRequest { client: Some(client), update_mask: Some(mask) };
-        assert_wrong(clients.update_client(update).await, INVALID, &["client.time_zone", "update_mask"]);
+        assert_invalid(clients.update_client(update).await, INVALID, &["client.time_zone", "update_mask"]);
     }
     let none = clients.create_client(CreateClientRequest::default()).await;
-    assert_wrong(none, INVALID, &["client.client_id"]);
+    assert_invalid(none, INVALID, &["client.client_id"]);
     let service = Service { display_name: "x".repeat(257), unit: "x".repeat(65), category: 99, ..Default::default() };
     let create = CreateServiceRequest { service: Some(service), ..Default::default() };
     let fields = ["service.service", "service.display_name", "service.unit", "service.category"];
-    assert_wrong(catalog.create_service(create).await, INVALID, &fields);
+    assert_invalid(catalog.create_service(create).await, INVALID, &fields);
     let no_rates = Price { service: "sms".into(), ..Default::default() };
     let create = CreatePriceRequest { price: Some(no_rates), ..Default::default() };
-    assert_wrong(catalog.create_price(create).await, INVALID, &["price.rates"]);
+    assert_invalid(catalog.create_price(create).await, INVALID, &["price.rates"]);
     for rate in ["", "NaN", "-0.1", "1000000000", "0.0000000000000000000000001"] {
         let create = CreatePriceRequest { price: Some(unit_price("sms", "", rate)), ..Default::default() };
-        assert_wrong(catalog.create_price(create).await, INVALID, &["price.rates.unit"]);
+        assert_invalid(catalog.create_price(create).await, INVALID, &["price.rates.unit"]);
     }
     let create = CreatePriceRequest { price: Some(unit_price("smss", "", "1")), ..Default::default() };
-    assert_wrong(catalog.create_price(create).await, "UNKNOWN_SERVICE", &["price.service"]);
+    assert_invalid(catalog.create_price(create).await, "UNKNOWN_SERVICE", &["price.service"]);
     let estimate = EstimateCostRequest {
         service: "sms".into(),
         units: "NaN".into(),
         event_time: Some(Timestamp { seconds: 0, nanos: -1 }),
         ..Default::default()
     };
-    assert_wrong(catalog.estimate_cost(estimate).await, INVALID, &["units", "event_time"]);
+    assert_invalid(catalog.estimate_cost(estimate).await, INVALID, &["units", "event_time"]);
     server.stop().await;
 }
 
 #[tokio::test]
-async fn texts_that_are_far_too_long_are_refused_and_not_sent_back() {
+async fn too_long_texts_are_rejected_and_not_repeated_in_the_error() {
     let server = server().await;
     let channel = server.channel();
     let mut usage = usage_service_client::UsageServiceClient::new(channel.clone());
@@ -199,26 +203,26 @@ async fn texts_that_are_far_too_long_are_refused_and_not_sent_back() {
     let huge = "é".repeat(200_000);
     let bad = event("acme", &huge, &huge);
     let tracked = usage.track_usage(TrackUsageRequest { event: Some(bad.clone()) }).await;
-    assert_wrong(tracked, INVALID, &["event.service", "event.units"]);
+    assert_invalid(tracked, INVALID, &["event.service", "event.units"]);
     let kept_key = UsageEvent { idempotency_key: huge.clone(), ..bad };
     let batch = BatchTrackUsageRequest { events: vec![kept_key], backfill: false, ..Default::default() };
     let result = usage.batch_track_usage(batch).await.unwrap().into_inner().results.remove(0);
-    assert!(prost::Message::encoded_len(&result) < 2_000, "a short answer to a long mistake");
+    assert!(prost::Message::encoded_len(&result) < 2_000, "the error is too long");
     let client = Client { client_id: "z".into(), time_zone: huge.clone(), ..Default::default() };
     let create = CreateClientRequest { client: Some(client.clone()), ..Default::default() };
-    assert_wrong(clients.create_client(create).await, INVALID, &["client.time_zone"]);
+    assert_invalid(clients.create_client(create).await, INVALID, &["client.time_zone"]);
     let update = UpdateClientRequest { client: Some(client), update_mask: Some(FieldMask { paths: vec![huge] }) };
-    assert_wrong(clients.update_client(update).await, INVALID, &["update_mask"]);
+    assert_invalid(clients.update_client(update).await, INVALID, &["update_mask"]);
     server.stop().await;
 }
 
 #[tokio::test]
-async fn thousands_of_wrong_fields_are_told_as_far_as_a_status_holds() {
+async fn thousands_of_wrong_fields_are_reported_up_to_the_size_of_a_status() {
     let server = server().await;
     let mut usage = server.usage();
     let wrong = QueryUsageRequest { group_by: vec![99; 10_000], ..query("2026-11-01", "2026-11-30") };
     let status = usage.query_usage(wrong).await.unwrap_err();
-    let (code, reason, fields) = refusal(&status);
+    let (code, reason, fields) = error_parts(&status);
     assert_eq!((code, &*reason), (Code::InvalidArgument, INVALID));
     let details = status.get_error_details();
     let left_out = &details.error_info().unwrap().metadata["violations_left_out"];
@@ -229,12 +233,12 @@ async fn thousands_of_wrong_fields_are_told_as_far_as_a_status_holds() {
 }
 
 #[tokio::test]
-async fn a_message_over_16_mib_is_refused_and_the_connection_goes_on() {
+async fn a_message_above_16_mib_is_rejected_without_closing_the_connection() {
     let server = server().await;
     let mut usage = server.usage().max_encoding_message_size(64 << 20);
     let huge = UsageEvent { subject: "x".repeat(17 << 20), ..event("a", "sms", "1") };
-    let refused = usage.track_usage(TrackUsageRequest { event: Some(huge) }).await.unwrap_err();
-    assert_eq!(refused.code(), Code::OutOfRange);
+    let rejected = usage.track_usage(TrackUsageRequest { event: Some(huge) }).await.unwrap_err();
+    assert_eq!(rejected.code(), Code::OutOfRange);
     usage.track_usage(TrackUsageRequest { event: Some(event("a", "sms", "1")) }).await.unwrap();
     server.assert_exact(7).await;
     server.stop().await;

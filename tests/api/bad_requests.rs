@@ -1,15 +1,15 @@
-//! For every RPC a request that is fine, with every field set; and for every field the rule that its values go by.
+//! A valid request of every RPC with all fields set, and the rule for the values of every field.
 
-use crate::bad_kinds::Expected::{self, Fine, Refused, Wrong, WrongAs};
-use crate::bad_kinds::Rule::{self, *};
+use crate::bad_values::Expected::{self, Invalid, InvalidReason, Refused, Valid};
+use crate::bad_values::Rule::{self, *};
 
-/// An event, whole.
+/// A complete event.
 const EVENT: &str = r#"{"clientId": "acme", "service": "openai", "operation": "chat_completion", "model": "gpt-4o-mini",
     "units": "1", "inputTokens": "1000000000000", "outputTokens": "10", "amount": "1.5", "subject": "s",
     "eventTime": "2026-11-21T11:00:00Z", "idempotencyKey": "k-$N", "externalId": "x", "metadata": {"k": "v"}}"#;
 
-/// RPCs with a fine request in protobuf's JSON mapping: `$N` is another number in each, `$KEY`, `$EVENT` and
-/// `$ALERT` are ids of what there is.
+/// A valid request of each RPC in the JSON format of protobuf. `$N` is replaced by a new number each time, `$KEY`,
+/// `$EVENT` and `$ALERT` by ids of existing objects.
 const REQUESTS: &[(&str, &str)] = &[
     ("TrackUsage", r#"{"event": $USAGE}"#),
     ("BatchTrackUsage", r#"{"events": [$USAGE], "backfill": true, "validateOnly": false}"#),
@@ -68,7 +68,7 @@ const REQUESTS: &[(&str, &str)] = &[
         "ListNotifications",
         r#"{"states": ["NOTIFICATION_STATE_PENDING", "NOTIFICATION_STATE_SENT", "NOTIFICATION_STATE_FAILED"], "pageSize": 1}"#,
     ),
-    ("RetryNotification", r#"{"notificationId": "told"}"#),
+    ("RetryNotification", r#"{"notificationId": "sent"}"#),
     ("SendTestNotification", r#"{"clientId": "gamma"}"#),
     ("ListServices", "{}"),
     (
@@ -125,18 +125,18 @@ const REQUESTS: &[(&str, &str)] = &[
     ),
 ];
 
-/// The fine request of an RPC. There is one of each.
-pub fn fine_request(rpc: &str) -> String {
+/// Returns the valid request of an RPC. Every RPC must have one.
+pub fn valid_request(rpc: &str) -> String {
     let found = REQUESTS.iter().find(|(name, _)| *name == rpc);
-    found.unwrap_or_else(|| panic!("no fine request of {rpc}")).1.replace("$USAGE", EVENT)
+    found.unwrap_or_else(|| panic!("no valid request of {rpc}")).1.replace("$USAGE", EVENT)
 }
 
-/// What the fine request is answered.
-pub fn answer_of(rpc: &str) -> Expected {
-    if rpc == "RetryNotification" { Refused("NOTIFICATION_NOT_FAILED") } else { Fine }
+/// Returns the expected result of the valid request.
+pub fn expected_result(rpc: &str) -> Expected {
+    if rpc == "RetryNotification" { Refused("NOTIFICATION_NOT_FAILED") } else { Valid }
 }
 
-/// What a missing message is told of: these fields, or nothing.
+/// Returns the fields in the error of a missing message, or none if it is not an error.
 pub fn fields_of_missing(rpc: &str, message: &str) -> &'static [&'static str] {
     match (rpc, message) {
         ("TrackUsage" | "StreamUsage", "UsageEvent") => &["event.client_id", "event.service"],
@@ -148,64 +148,64 @@ pub fn fields_of_missing(rpc: &str, message: &str) -> &'static [&'static str] {
         (_, "ModelAlias") => &["model_alias.service", "model_alias.alias", "model_alias.model"],
         (_, "ApiKey") => &["api_key.name", "api_key.grants"],
         (_, "AlertPolicy") => &["policy"],
-        _ => panic!("what is {rpc} told without its {message}?"),
+        _ => panic!("the expected error of {rpc} without {message} is not defined"),
     }
 }
 
-const UNKNOWN_SERVICE: Expected = WrongAs("UNKNOWN_SERVICE");
-const NO_CLIENT: Expected = Refused("CLIENT_NOT_FOUND");
+const UNKNOWN_SERVICE: Expected = InvalidReason("UNKNOWN_SERVICE");
+const UNKNOWN_CLIENT: Expected = Refused("CLIENT_NOT_FOUND");
 
-/// The rule of a field. There is one for each.
+/// Returns the rule of a field. Every field must have one.
 pub fn rule(rpc: &str, message: &str, field: &str) -> Rule {
-    let text = |bytes_max| Text { bytes_max, empty: Fine, other: Fine };
-    let required = |other| Text { bytes_max: 128, empty: Wrong, other };
+    let text = |bytes_max| Text { bytes_max, empty: Valid, other: Valid };
+    let required = |other| Text { bytes_max: 128, empty: Invalid, other };
     match (rpc, message, field) {
         (_, "Client", "create_time" | "update_time")
         | (_, "Price", "create_time")
         | (_, "AlertPolicy", "update_time")
-        | (_, "ApiKey", "create_time" | "revoke_time" | "last_used_time") => PassedOver,
+        | (_, "ApiKey", "create_time" | "revoke_time" | "last_used_time") => OutputOnly,
         (_, "Price", "price_id" | "built_in")
         | (_, "AlertPolicy", "overridden_fields")
         | (_, "NotificationChannel", "secret_count")
-        | (_, "ApiKey", "key_id" | "rotated_from") => PassedOver,
+        | (_, "ApiKey", "key_id" | "rotated_from") => OutputOnly,
 
         (_, "UsageEvent", "client_id") | ("CreateClient", "Client", "client_id") => {
-            Name { bytes_max: 128, empty: Wrong }
+            Name { bytes_max: 128, empty: Invalid }
         }
         (_, "UsageEvent", "service") => ServiceName,
         (_, "EstimateCostRequest" | "Price" | "ModelAlias", "service") => required(UNKNOWN_SERVICE),
-        (_, "Service", "service") | (_, "ModelAlias", "alias" | "model") => Name { bytes_max: 128, empty: Wrong },
+        (_, "Service", "service") | (_, "ModelAlias", "alias" | "model") => Name { bytes_max: 128, empty: Invalid },
         (_, "EstimateCostRequest", "operation" | "model") => text(128),
         (_, _, "operation" | "model" | "subject" | "idempotency_key" | "request_id") => {
-            Name { bytes_max: 128, empty: Fine }
+            Name { bytes_max: 128, empty: Valid }
         }
-        (_, _, "external_id") => Name { bytes_max: 256, empty: Fine },
+        (_, _, "external_id") => Name { bytes_max: 256, empty: Valid },
         (_, _, "display_name" | "actor_id" | "method") => text(256),
         (_, "Service", "unit") => text(64),
         (_, "ListPricesRequest", "service") => text(128),
-        (_, "ApiKey", "name") => Text { bytes_max: 256, empty: Wrong, other: Fine },
-        (_, _, "acknowledged_by") => required(Fine),
+        (_, "ApiKey", "name") => Text { bytes_max: 256, empty: Invalid, other: Valid },
+        (_, _, "acknowledged_by") => required(Valid),
 
         ("UpdateClient", "Client", "client_id")
         | ("GetCurrentMonthUsage" | "GetUsageSummary" | "ListUsageEvents" | "GetClient", _, "client_id") => {
-            required(NO_CLIENT)
+            required(UNKNOWN_CLIENT)
         }
         ("GetUsageEvent", _, "client_id" | "event_id") => required(Refused("EVENT_NOT_FOUND")),
         ("ListMonthlySummaries" | "ListNotifications", _, "client_id") => text(128),
-        (_, _, "client_id") => Text { bytes_max: 128, empty: Fine, other: NO_CLIENT },
+        (_, _, "client_id") => Text { bytes_max: 128, empty: Valid, other: UNKNOWN_CLIENT },
         (_, _, "alert_id") => required(Refused("ALERT_NOT_FOUND")),
         (_, _, "notification_id") => required(Refused("NOTIFICATION_NOT_FOUND")),
         (_, _, "key_id") => required(Refused("API_KEY_NOT_FOUND")),
         (_, "RunJobRequest", "job") => required(Refused("JOB_NOT_FOUND")),
 
-        (_, "Grant", "client_ids") => Names { empty: Wrong },
-        (_, "Service", "uncounted_operations") => Names { empty: Fine },
-        (_, _, "client_ids" | "services" | "operations" | "models" | "subjects") => Texts { empty: Fine },
+        (_, "Grant", "client_ids") => Names { empty: Invalid },
+        (_, "Service", "uncounted_operations") => Names { empty: Valid },
+        (_, _, "client_ids" | "services" | "operations" | "models" | "subjects") => Texts { empty: Valid },
 
         (_, _, "units" | "amount") => Quantity,
-        (_, "Rates", _) => Decimal { integer_digits: 9, decimals: 24, zero: Fine, empty: Wrong },
+        (_, "Rates", _) => Decimal { integer_digits: 9, decimals: 24, zero: Valid, empty: Invalid },
         (_, "AlertPolicy", "projection_factor" | "anomaly_factor") => {
-            Decimal { integer_digits: 15, decimals: 12, zero: Wrong, empty: Wrong }
+            Decimal { integer_digits: 15, decimals: 12, zero: Invalid, empty: Invalid }
         }
         (
             _,
@@ -217,7 +217,7 @@ pub fn rule(rpc: &str, message: &str, field: &str) -> Rule {
             | "spike_baseline_min"
             | "anomaly_cost_min"
             | "anomaly_units_min",
-        ) => Decimal { integer_digits: 15, decimals: 12, zero: Fine, empty: Wrong },
+        ) => Decimal { integer_digits: 15, decimals: 12, zero: Valid, empty: Invalid },
 
         (_, _, "input_tokens" | "output_tokens" | "cached_input_tokens") => Tokens,
         (_, _, "top_operation_count") => Count { from: 0, to: 1_000 },
@@ -228,24 +228,26 @@ pub fn rule(rpc: &str, message: &str, field: &str) -> Rule {
         (_, _, "page_token") => Token { reason: "PAGE_TOKEN_INVALID" },
         (_, _, "resume_token") => Token { reason: "RESUME_TOKEN_INVALID" },
 
-        ("BatchTrackUsage", _, "event_time") => Time { first: Fine, last: WrongAs("EVENT_IN_FUTURE") },
-        (_, "UsageEvent", "event_time") => Time { first: WrongAs("EVENT_TOO_OLD"), last: WrongAs("EVENT_IN_FUTURE") },
-        (_, _, "event_time" | "effective_time") => Time { first: Fine, last: Fine },
-        (_, _, "expire_time") => Time { first: Wrong, last: Fine },
-        (_, _, "start_time") => Time { first: Fine, last: Expected::At("end_time") },
-        (_, _, "end_time") => Time { first: Wrong, last: Fine },
+        ("BatchTrackUsage", _, "event_time") => Time { first: Valid, last: InvalidReason("EVENT_IN_FUTURE") },
+        (_, "UsageEvent", "event_time") => {
+            Time { first: InvalidReason("EVENT_TOO_OLD"), last: InvalidReason("EVENT_IN_FUTURE") }
+        }
+        (_, _, "event_time" | "effective_time") => Time { first: Valid, last: Valid },
+        (_, _, "expire_time") => Time { first: Invalid, last: Valid },
+        (_, _, "start_time") => Time { first: Valid, last: Expected::InvalidSibling("end_time") },
+        (_, _, "end_time") => Time { first: Invalid, last: Valid },
         (_, _, "overlap") => Duration,
-        ("ExportUsage", _, "start_date" | "end_date") => Day { empty: Fine },
-        (_, _, "start_date" | "end_date") => Day { empty: Wrong },
+        ("ExportUsage", _, "start_date" | "end_date") => Day { empty: Valid },
+        (_, _, "start_date" | "end_date") => Day { empty: Invalid },
         (_, _, "month") => Month,
-        ("UpdateClient", _, "time_zone") => Zone { empty: Wrong },
-        (_, _, "time_zone") => Zone { empty: Fine },
+        ("UpdateClient", _, "time_zone") => Zone { empty: Invalid },
+        (_, _, "time_zone") => Zone { empty: Valid },
 
-        (_, _, "category") => Enum { unspecified: Fine, last: 6 },
-        (_, _, "format") => Enum { unspecified: Fine, last: 2 },
-        (_, _, "min_severity") => Enum { unspecified: Fine, last: 2 },
-        (_, "Grant", "scope") => Enum { unspecified: Wrong, last: 3 },
-        (_, "NotificationChannel", "kind") => Enum { unspecified: Wrong, last: 3 },
+        (_, _, "category") => Enum { unspecified: Valid, last: 6 },
+        (_, _, "format") => Enum { unspecified: Valid, last: 2 },
+        (_, _, "min_severity") => Enum { unspecified: Valid, last: 2 },
+        (_, "Grant", "scope") => Enum { unspecified: Invalid, last: 3 },
+        (_, "NotificationChannel", "kind") => Enum { unspecified: Invalid, last: 3 },
         (_, _, "types" | "states") => Enums { last: 4, once: false },
         (_, _, "group_by") => Enums { last: 7, once: true },
 
@@ -277,6 +279,6 @@ pub fn rule(rpc: &str, message: &str, field: &str) -> Rule {
         (_, _, "operator_only") => Flag { with: Some("client_id") },
         (_, _, "from_start") => Flag { with: Some("resume_token") },
         (_, _, "all_clients") => AllClients,
-        _ => panic!("what rule does {message}.{field} of {rpc} go by?"),
+        _ => panic!("{message}.{field} of {rpc} has no rule"),
     }
 }

@@ -1,4 +1,4 @@
-//! A database that answers and cannot do its work: named as such, and not as one that is away.
+//! A database that answers but cannot work. Its error must not be that of an unavailable database.
 
 use crate::harness::*;
 use meterd::proto::{Client, EventOutcome, UpdateClientRequest, UsageEvent};
@@ -13,14 +13,15 @@ fn assert_broken(status: &Status) {
     assert_eq!(details.error_info().unwrap().reason, "DATABASE_BROKEN", "{status:?}");
     assert!(details.retry_info().unwrap().retry_delay.is_some());
     assert!(status.message().contains("restart"), "{}", status.message());
-    assert!(!status.message().contains("plpgsql.so"), "for the log: {}", status.message());
+    assert!(!status.message().contains("plpgsql.so"), "a detail for the log: {}", status.message());
 }
 
 #[tokio::test]
-async fn a_library_that_the_database_cannot_load_is_not_called_a_database_that_is_away() {
+async fn a_database_that_cannot_load_a_library_is_not_reported_as_unavailable() {
     let server = TestServer::start().await;
     server.track(event("acme", "sms", "1")).await.unwrap();
-    // What PostgreSQL says when its files were replaced by those of another minor version, with each code that it may have.
+    // The errors of PostgreSQL after its files were replaced by those of another minor version, with each possible
+    // code.
     for code in ["58P01", "XX000", "42501"] {
         let fail = format!(
             "CREATE OR REPLACE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
@@ -35,10 +36,10 @@ async fn a_library_that_the_database_cannot_load_is_not_called_a_database_that_i
 
         let begin = Instant::now();
         let batch = server.batch(vec![event("acme", "sms", "1"), event("new", "sms", "1")], false).await;
-        assert_eq!(batch[0].outcome(), EventOutcome::Accepted, "what can be recorded is");
+        assert_eq!(batch[0].outcome(), EventOutcome::Accepted, "an event that needs no library was not recorded");
         assert_eq!(batch[1].error.as_ref().unwrap().reason, "DATABASE_BROKEN");
         assert_broken(&server.track(event("new", "sms", "1")).await.unwrap_err());
-        assert!(begin.elapsed().as_secs() < 5, "trying again would not help");
+        assert!(begin.elapsed().as_secs() < 5, "the call was retried");
     }
     server.sql("DROP TRIGGER fail ON clients").await;
     server.track(event("new", "sms", "1")).await.unwrap();
@@ -46,7 +47,7 @@ async fn a_library_that_the_database_cannot_load_is_not_called_a_database_that_i
     server.stop().await;
 }
 
-/// Makes every insert into the partition of this month fail, and counts the transactions that meet it.
+/// Makes every insert into the partition of this month fail, and counts the failed transactions.
 async fn damage_partition(server: &TestServer, month: &str) {
     let damage = format!(
         "CREATE SEQUENCE failed_tries;
@@ -59,7 +60,7 @@ async fn damage_partition(server: &TestServer, month: &str) {
 }
 
 #[tokio::test]
-async fn a_damaged_partition_costs_few_tries_and_leaves_the_other_months_alone() {
+async fn a_damaged_partition_fails_few_transactions_and_does_not_affect_other_months() {
     let server = TestServer::start_with(&["--writers=1"], Clock::fixed(time("2026-03-20T12:00:00Z"))).await;
     let at = |number: usize| {
         let (month, day) = if number.is_multiple_of(2) { ("02", 20) } else { ("03", 10) };
@@ -70,7 +71,7 @@ async fn a_damaged_partition_costs_few_tries_and_leaves_the_other_months_alone()
     damage_partition(&server, "2026_02").await;
     let begin = Instant::now();
     let batch = server.batch((2..1_002).map(at).collect(), false).await;
-    let took = begin.elapsed();
+    let duration = begin.elapsed();
     for (number, result) in (2..1_002).zip(&batch) {
         match number % 2 {
             0 => assert_eq!(result.error.as_ref().unwrap().reason, "DATABASE_BROKEN"),
@@ -78,9 +79,9 @@ async fn a_damaged_partition_costs_few_tries_and_leaves_the_other_months_alone()
         }
     }
     let tries: i64 = sqlx::query_scalar("SELECT last_value FROM failed_tries").fetch_one(&server.pool).await.unwrap();
-    println!("1,000 events, half of them of a damaged partition: {tries} tries failed, {took:?}");
-    // The events come to the writer in a few batches.
-    assert!(tries <= 3 * 65, "{tries} tries failed");
+    println!("1,000 events, half of them of a damaged partition: {tries} tries failed, {duration:?}");
+    // The events reach the writer in a few batches.
+    assert!(tries <= 3 * 65, "{tries} transactions failed");
     server.sql("DROP TRIGGER damaged ON usage_events_2026_02").await;
     server.batch((2..1_002).map(at).collect(), false).await;
     server.assert_exact(1_002).await;
@@ -88,15 +89,15 @@ async fn a_damaged_partition_costs_few_tries_and_leaves_the_other_months_alone()
 }
 
 #[tokio::test]
-async fn data_that_meterd_cannot_have_written_is_an_internal_error_and_not_tried_again() {
+async fn data_that_meterd_cannot_have_written_is_an_internal_error_without_a_retry() {
     let server = TestServer::start().await;
     server.track(event("acme", "sms", "1")).await.unwrap();
-    // A time zone that is none, written past the server.
+    // An invalid time zone that was not written by the server.
     server.sql("UPDATE clients SET time_zone = 'Nowhere' WHERE client_id = 'acme'").await;
     let begin = Instant::now();
     let status = server.track(event("acme", "sms", "1")).await.unwrap_err();
-    assert_refused::<()>(Err(status), Code::Internal, "INTERNAL");
-    assert!(begin.elapsed().as_secs() < 5, "trying again would not help");
+    assert_error::<()>(Err(status), Code::Internal, "INTERNAL");
+    assert!(begin.elapsed().as_secs() < 5, "the call was retried");
     server.sql("UPDATE clients SET time_zone = 'UTC' WHERE client_id = 'acme'").await;
     server.track(event("acme", "sms", "1")).await.unwrap();
     server.assert_exact(2).await;
@@ -104,17 +105,17 @@ async fn data_that_meterd_cannot_have_written_is_an_internal_error_and_not_tried
 }
 
 #[tokio::test]
-async fn sums_that_cannot_be_written_are_an_internal_error_and_not_tried_again() {
+async fn sums_that_cannot_be_written_are_an_internal_error_without_a_retry() {
     let server = TestServer::start().await;
     server.track(event("acme", "sms", "1")).await.unwrap();
-    // Somebody's trigger that swallows the rows of months.
+    // A trigger of somebody else that drops the rows of months.
     let swallow = "CREATE FUNCTION swallow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
          CREATE TRIGGER swallow BEFORE INSERT OR UPDATE ON usage_months FOR EACH ROW EXECUTE FUNCTION swallow()";
     server.sql(swallow).await;
     let begin = Instant::now();
     let status = server.track(event("acme", "sms", "1")).await.unwrap_err();
-    assert_refused::<()>(Err(status), Code::Internal, "INTERNAL");
-    assert!(begin.elapsed().as_secs() < 5, "trying again would not help");
+    assert_error::<()>(Err(status), Code::Internal, "INTERNAL");
+    assert!(begin.elapsed().as_secs() < 5, "the call was retried");
     server.sql("DROP TRIGGER swallow ON usage_months").await;
     server.assert_exact(1).await;
     server.stop().await;

@@ -1,4 +1,4 @@
-//! Services, prices and aliases: creating, listing, and what an event is charged by them.
+//! Services, prices and aliases: creating and listing them, and the charges of events.
 
 use crate::harness::*;
 use meterd::proto::*;
@@ -33,28 +33,28 @@ async fn all_prices(server: &TestServer, page_size: i32) -> Vec<Price> {
 }
 
 #[tokio::test]
-async fn a_create_repeated_with_its_request_id_gets_the_first_answer_and_other_contents_are_refused() {
+async fn a_create_repeated_with_its_request_id_gets_the_first_answer_unless_it_differs() {
     let server = TestServer::start().await;
     let mut catalog = server.catalog();
     let service = |name: &str| Service { service: name.into(), ..Default::default() };
     let create = CreateServiceRequest { service: Some(service("fax")), request_id: "r1".into() };
     let first = catalog.create_service(create.clone()).await.unwrap().into_inner();
-    let made = first.service.clone().unwrap();
-    assert_eq!((&*made.display_name, &*made.unit, made.category()), ("fax", "unit", ServiceCategory::Other));
+    let created = first.service.clone().unwrap();
+    assert_eq!((&*created.display_name, &*created.unit, created.category()), ("fax", "unit", ServiceCategory::Other));
     assert_eq!(catalog.create_service(create.clone()).await.unwrap().into_inner(), first);
     let other = CreateServiceRequest { service: Some(service("telex")), ..create.clone() };
-    assert_refused(catalog.create_service(other).await, Code::AlreadyExists, "REQUEST_ID_REUSED");
+    assert_error(catalog.create_service(other).await, Code::AlreadyExists, "REQUEST_ID_REUSED");
     let again = CreateServiceRequest { request_id: String::new(), ..create };
-    assert_refused(catalog.create_service(again).await, Code::AlreadyExists, "SERVICE_EXISTS");
+    assert_error(catalog.create_service(again).await, Code::AlreadyExists, "SERVICE_EXISTS");
 
     let create = CreatePriceRequest { price: Some(unit_price("fax", "", "0.10")), request_id: "r2".into() };
     let first = catalog.create_price(create.clone()).await.unwrap().into_inner();
     assert_eq!(first.price.as_ref().unwrap().rates.as_ref().unwrap().unit.as_deref(), Some("0.1"));
     assert_eq!(catalog.create_price(create.clone()).await.unwrap().into_inner(), first);
     let other = CreatePriceRequest { price: Some(unit_price("fax", "", "0.2")), ..create.clone() };
-    assert_refused(catalog.create_price(other).await, Code::AlreadyExists, "REQUEST_ID_REUSED");
+    assert_error(catalog.create_price(other).await, Code::AlreadyExists, "REQUEST_ID_REUSED");
     let again = CreatePriceRequest { request_id: String::new(), ..create.clone() };
-    assert_refused(catalog.create_price(again).await, Code::AlreadyExists, "PRICE_EXISTS");
+    assert_error(catalog.create_price(again).await, Code::AlreadyExists, "PRICE_EXISTS");
 
     let alias = |alias: &str, model: &str| {
         Some(ModelAlias { service: "openai".into(), alias: alias.into(), model: model.into() })
@@ -63,10 +63,10 @@ async fn a_create_repeated_with_its_request_id_gets_the_first_answer_and_other_c
     let first = catalog.create_model_alias(create.clone()).await.unwrap().into_inner();
     assert_eq!(catalog.create_model_alias(create.clone()).await.unwrap().into_inner(), first);
     let reused = CreateModelAliasRequest { request_id: "r1".into(), ..create.clone() };
-    assert_refused(catalog.create_model_alias(reused).await, Code::AlreadyExists, "REQUEST_ID_REUSED");
+    assert_error(catalog.create_model_alias(reused).await, Code::AlreadyExists, "REQUEST_ID_REUSED");
     let again = CreateModelAliasRequest { request_id: String::new(), ..create };
-    assert_refused(catalog.create_model_alias(again).await, Code::AlreadyExists, "MODEL_ALIAS_EXISTS");
-    // No alias of an alias, made from either end.
+    assert_error(catalog.create_model_alias(again).await, Code::AlreadyExists, "MODEL_ALIAS_EXISTS");
+    // An alias of an alias is rejected, whichever is created first.
     for (name, model) in [("tiny", "mini"), ("gpt-4o-mini", "gpt-4o"), ("self", "self")] {
         let create = CreateModelAliasRequest { model_alias: alias(name, model), request_id: String::new() };
         assert!(catalog.create_model_alias(create).await.is_err_and(|s| s.code() == Code::InvalidArgument), "{name}");
@@ -78,7 +78,7 @@ async fn a_create_repeated_with_its_request_id_gets_the_first_answer_and_other_c
 }
 
 #[tokio::test]
-async fn creates_at_once_with_one_request_id_make_one_thing() {
+async fn concurrent_creates_with_one_request_id_create_one_object() {
     let server = TestServer::start().await;
     let create = CreatePriceRequest { price: Some(unit_price("social", "", "1")), request_id: "r1".into() };
     let calls = (0..8).map(|_| {
@@ -119,7 +119,7 @@ async fn services_and_prices_are_listed_in_order_and_in_pages() {
 }
 
 #[tokio::test]
-async fn an_estimate_shows_how_the_charge_comes_about_and_records_nothing() {
+async fn an_estimate_shows_the_lines_of_the_charge_and_records_nothing() {
     let server = TestServer::start().await;
     let request = EstimateCostRequest {
         input_tokens: 1_000,
@@ -149,13 +149,13 @@ async fn an_estimate_shows_how_the_charge_comes_about_and_records_nothing() {
         assert_eq!((unpriced.unpriced_reason(), &unpriced.charge, unpriced.lines.len()), (reason, &None, 0));
     }
     let unknown = server.catalog().estimate_cost(of("smss", "", "")).await;
-    assert_wrong(unknown, "UNKNOWN_SERVICE", &["service"]);
+    assert_invalid(unknown, "UNKNOWN_SERVICE", &["service"]);
     server.assert_exact(0).await;
     server.stop().await;
 }
 
 #[tokio::test]
-async fn every_built_in_price_charges_what_it_says() {
+async fn every_built_in_price_charges_its_documented_amount() {
     let server = TestServer::start().await;
     let mut listed = vec![];
     for price in all_prices(&server, 0).await {
@@ -171,7 +171,7 @@ async fn every_built_in_price_charges_what_it_says() {
         let scope = [&*price.service, &*price.operation, &*price.model].join("/");
         listed.push(format!("{scope} {}", amount(&estimated.charge)));
     }
-    // Dollars for a million of everything.
+    // USD for a million of each unit.
     let expected = "ai_tokens_used// 0|api_call// 0|automation_run// 0|cloudflare_r2// 15000|\
         cloudflare_r2/class_a_ops/ 4.5|cloudflare_r2/class_b_ops/ 0.36|cloudflare_r2/storage_gb/ 15000|email// 1000|\
         email/message/ 1000|google_places// 17000|google_places/find_place/ 17000|\
@@ -202,7 +202,7 @@ async fn an_event_is_charged_by_the_price_of_its_own_time() {
     assert_eq!((amount(&first.charge), &first.price_id), ("1", &november.price_id));
     assert_eq!(amount(&charge("2026-11-19T23:59:59.999999Z").await.charge), "1");
     assert_eq!(amount(&charge("2026-11-20T00:00:00Z").await.charge), "2");
-    // The price of December is there, and not yet used.
+    // The price of December exists but is not valid yet.
     assert_eq!(amount(&charge("2026-11-21T12:00:00Z").await.charge), "2");
     server.clock.set(time("2026-12-01T00:00:00Z"));
     assert_eq!(amount(&server.track(event("acme", "social", "1")).await.unwrap().charge), "4");
@@ -211,7 +211,7 @@ async fn an_event_is_charged_by_the_price_of_its_own_time() {
 }
 
 #[tokio::test]
-async fn the_most_specific_price_applies_whole_and_aliases_are_tried_on_its_level() {
+async fn the_most_specific_price_applies_and_aliases_are_tried_on_each_level() {
     let server = TestServer::start().await;
     let scoped = |operation: &str, model: &str, rate: &str| Price {
         operation: operation.into(),
@@ -241,7 +241,7 @@ async fn the_most_specific_price_applies_whole_and_aliases_are_tried_on_its_leve
 }
 
 #[tokio::test]
-async fn a_deployment_in_another_currency_begins_without_prices_and_stays_in_it() {
+async fn a_deployment_in_another_currency_starts_without_prices_and_keeps_its_currency() {
     let database_url = empty_database().await;
     let server = TestServer::replica(&database_url, &["--currency=EUR"], Clock::system()).await;
     assert_eq!(all_prices(&server, 0).await, []);
@@ -253,11 +253,11 @@ async fn a_deployment_in_another_currency_begins_without_prices_and_stays_in_it(
     assert_eq!((&*charge.currency, &*charge.amount), ("EUR", "0.5"));
     server.stop().await;
     let options = meterd_store::connect::options(&database_url).unwrap();
-    let refused = meterd::app::prepare(&options, &settings_of(&[])).await.err().unwrap().to_string();
-    assert!(refused.contains("EUR") && refused.contains("--currency EUR"), "{refused}");
+    let rejected = meterd::app::prepare(&options, &settings_of(&[])).await.err().unwrap().to_string();
+    assert!(rejected.contains("EUR") && rejected.contains("--currency EUR"), "{rejected}");
 }
 
-/// A call of which almost all input came from the cache.
+/// A call with almost all input from the cache.
 fn cached_call(model: &str) -> UsageEvent {
     let tokens =
         UsageEvent { input_tokens: 2_006, cached_input_tokens: 1_920, output_tokens: 300, ..Default::default() };
@@ -272,7 +272,7 @@ async fn cached_input_tokens_of_built_in_models_have_their_own_rate() {
         ("gpt-4o-mini-2024-07-18", "0.0003369"),
         ("gpt-4o", "0.005615"),
         ("gpt-4o-2024-11-20", "0.005615"),
-        // These have none: cached input is charged as input.
+        // These models have no such rate, so cached input is charged as input.
         ("gpt-4-turbo", "0.02906"),
     ] {
         assert_eq!(amount(&server.track(cached_call(model)).await.unwrap().charge), charge, "{model}");
@@ -282,7 +282,7 @@ async fn cached_input_tokens_of_built_in_models_have_their_own_rate() {
 }
 
 #[tokio::test]
-async fn a_database_that_was_seeded_without_rates_for_cached_input_gets_them_from_now_on() {
+async fn an_older_database_gets_rates_for_cached_input_from_now_on() {
     let server = TestServer::start().await;
     let own = |time: &str| Price {
         service: "openai".into(),
@@ -292,7 +292,7 @@ async fn a_database_that_was_seeded_without_rates_for_cached_input_gets_them_fro
         ..Default::default()
     };
     create_price(&server, own("2026-01-01T00:00:00Z")).await;
-    // As an older release left it.
+    // The state that an older release left.
     server.sql("UPDATE prices SET cached_input_token = NULL WHERE built_in; UPDATE catalog_version SET version = version + 1").await;
     let before = server.track(cached_call("gpt-4o-mini")).await.unwrap();
     assert_eq!(amount(&before.charge), "0.0004809");
@@ -301,9 +301,9 @@ async fn a_database_that_was_seeded_without_rates_for_cached_input_gets_them_fro
     server.sql(include_str!("../../migrations/0014_cached_input_rates.sql")).await;
     let after = server.track(cached_call("gpt-4o-mini")).await.unwrap();
     assert_eq!(amount(&after.charge), "0.0003369");
-    assert_ne!(before.price_id, after.price_id, "prices do not change: it is another one");
+    assert_ne!(before.price_id, after.price_id, "prices do not change, so there must be a new one");
     let of_model = server.track(cached_call("gpt-4o")).await.unwrap();
-    assert_eq!(amount(&of_model.charge), "2306", "an operator's own price stays");
+    assert_eq!(amount(&of_model.charge), "2306", "an operator's own price must stay");
     assert_eq!(all_prices(&server, 0).await.len(), count + 1);
     server.sql(include_str!("../../migrations/0014_cached_input_rates.sql")).await;
     assert_eq!(all_prices(&server, 0).await.len(), count + 1, "once");

@@ -1,4 +1,4 @@
-//! Clients: made, read, changed and listed, and what becomes of events of clients that are not there.
+//! Clients: creating, reading, changing and listing them, and events of unknown clients.
 
 use crate::harness::*;
 use meterd::proto::*;
@@ -28,15 +28,15 @@ async fn update(server: &TestServer, client: Client, paths: &[&str]) -> Result<C
 }
 
 #[tokio::test]
-async fn a_client_is_read_as_it_was_made() {
+async fn a_client_is_read_as_it_was_created() {
     let server = TestServer::start_with(&["--default-time-zone=Europe/Berlin"], Clock::system()).await;
-    let made = create(&server, client("acme", "Acme GmbH", "America/New_York")).await.unwrap();
-    assert_eq!((&*made.display_name, &*made.time_zone), ("Acme GmbH", "America/New_York"));
-    assert!(made.create_time.is_some() && made.create_time == made.update_time);
-    assert_eq!(get(&server, "acme").await.unwrap(), made);
-    assert_refused(create(&server, client("acme", "", "")).await, Code::AlreadyExists, "CLIENT_EXISTS");
+    let created = create(&server, client("acme", "Acme GmbH", "America/New_York")).await.unwrap();
+    assert_eq!((&*created.display_name, &*created.time_zone), ("Acme GmbH", "America/New_York"));
+    assert!(created.create_time.is_some() && created.create_time == created.update_time);
+    assert_eq!(get(&server, "acme").await.unwrap(), created);
+    assert_error(create(&server, client("acme", "", "")).await, Code::AlreadyExists, "CLIENT_EXISTS");
     assert_eq!(create(&server, client("plain", "", "")).await.unwrap().time_zone, "Europe/Berlin");
-    assert_refused(get(&server, "nobody").await, Code::NotFound, "CLIENT_NOT_FOUND");
+    assert_error(get(&server, "nobody").await, Code::NotFound, "CLIENT_NOT_FOUND");
     server.stop().await;
 }
 
@@ -48,35 +48,35 @@ async fn a_repeated_create_gets_the_first_answer_even_after_a_change() {
     update(&server, client("acme", "two", ""), &["display_name"]).await.unwrap();
     assert_eq!(server.clients().create_client(request.clone()).await.unwrap().into_inner(), first);
     let other = CreateClientRequest { client: Some(client("acme", "three", "")), ..request };
-    assert_refused(server.clients().create_client(other).await, Code::AlreadyExists, "REQUEST_ID_REUSED");
+    assert_error(server.clients().create_client(other).await, Code::AlreadyExists, "REQUEST_ID_REUSED");
     server.stop().await;
 }
 
 #[tokio::test]
-async fn an_update_changes_what_its_mask_names_and_nothing_else() {
+async fn an_update_changes_only_the_fields_of_its_mask() {
     let server = TestServer::start().await;
-    let made = create(&server, client("acme", "Acme", "Europe/Berlin")).await.unwrap();
+    let created = create(&server, client("acme", "Acme", "Europe/Berlin")).await.unwrap();
     let named = update(&server, client("acme", "New", "Asia/Tokyo"), &["display_name"]).await.unwrap();
     assert_eq!((&*named.display_name, &*named.time_zone), ("New", "Europe/Berlin"));
-    assert_eq!(named.create_time, made.create_time);
-    assert!(named.update_time.unwrap().seconds >= made.update_time.unwrap().seconds);
-    assert_ne!(named.update_time, made.update_time);
+    assert_eq!(named.create_time, created.create_time);
+    assert!(named.update_time.unwrap().seconds >= created.update_time.unwrap().seconds);
+    assert_ne!(named.update_time, created.update_time);
     let moved = update(&server, client("acme", "ignored", "Asia/Tokyo"), &["time_zone"]).await.unwrap();
     assert_eq!((&*moved.display_name, &*moved.time_zone), ("New", "Asia/Tokyo"));
     let both = update(&server, client("acme", "", "UTC"), &["display_name", "time_zone"]).await.unwrap();
     assert_eq!((&*both.display_name, &*both.time_zone), ("", "UTC"));
     assert_eq!(get(&server, "acme").await.unwrap(), both);
     for paths in [&[][..], &["client_id"], &["display_name", "*"]] {
-        assert_wrong(update(&server, client("acme", "x", "UTC"), paths).await, "INVALID_FIELD", &["update_mask"]);
+        assert_invalid(update(&server, client("acme", "x", "UTC"), paths).await, "INVALID_FIELD", &["update_mask"]);
     }
     let missing = update(&server, client("nobody", "x", "UTC"), &["display_name", "time_zone"]).await;
-    assert_refused(missing, Code::NotFound, "CLIENT_NOT_FOUND");
+    assert_error(missing, Code::NotFound, "CLIENT_NOT_FOUND");
     assert_eq!(get(&server, "acme").await.unwrap(), both);
     server.stop().await;
 }
 
 #[tokio::test]
-async fn a_changed_zone_holds_for_later_events_on_every_replica() {
+async fn a_changed_time_zone_applies_to_later_events_on_every_replica() {
     let clock = Clock::fixed(time("2026-11-30T20:00:00Z"));
     let server = TestServer::start_with(&[], clock.clone()).await;
     let replica = TestServer::replica(&server.database_url, &[], clock).await;
@@ -106,7 +106,7 @@ async fn a_changed_zone_holds_for_later_events_on_every_replica() {
 #[tokio::test]
 async fn clients_are_listed_by_id_in_pages() {
     let server = TestServer::start().await;
-    // By bytes: capitals before small letters, and those before others.
+    // Sorted by bytes: capital letters, then small letters, then others.
     let ids = ["B", "a", "a-1", "a1", "b", "é", "日本"];
     for id in ids.iter().rev() {
         create(&server, client(id, "", "")).await.unwrap();
@@ -130,22 +130,22 @@ async fn clients_are_listed_by_id_in_pages() {
 }
 
 #[tokio::test]
-async fn the_first_event_makes_its_client_with_the_default_zone() {
+async fn the_first_event_creates_its_client_with_the_default_time_zone() {
     let flags = ["--default-time-zone=Pacific/Kiritimati"];
     let server = TestServer::start_with(&flags, Clock::fixed(time("2026-11-30T12:00:00Z"))).await;
     server.track(event("acme", "sms", "1")).await.unwrap();
     assert_eq!(get(&server, "acme").await.unwrap().time_zone, "Pacific/Kiritimati");
     assert_eq!(server.month("acme").await.month, "2026-12");
     server.track(event("bad", "sms", "NaN")).await.unwrap_err();
-    assert_refused(get(&server, "bad").await, Code::NotFound, "CLIENT_NOT_FOUND");
+    assert_error(get(&server, "bad").await, Code::NotFound, "CLIENT_NOT_FOUND");
     server.stop().await;
 }
 
 #[tokio::test]
-async fn unknown_clients_can_be_refused_while_the_others_of_their_batch_are_accepted() {
+async fn unknown_clients_can_be_rejected_without_rejecting_the_whole_batch() {
     let server = TestServer::start_with(&["--unknown-client=reject"], Clock::system()).await;
     create(&server, client("acme", "", "")).await.unwrap();
-    assert_refused(server.track(event("nobody", "sms", "1")).await, Code::NotFound, "CLIENT_NOT_FOUND");
+    assert_error(server.track(event("nobody", "sms", "1")).await, Code::NotFound, "CLIENT_NOT_FOUND");
     let results = server
         .batch(vec![event("acme", "sms", "1"), event("nobody", "sms", "1"), event("acme", "sms", "1")], false)
         .await;
@@ -153,9 +153,9 @@ async fn unknown_clients_can_be_refused_while_the_others_of_their_batch_are_acce
     assert_eq!(results.iter().map(|result| result.outcome()).collect::<Vec<_>>(), [Accepted, Rejected, Accepted]);
     let error = results[1].error.as_ref().unwrap();
     assert_eq!((error.code, &*error.reason), (Code::NotFound as i32, "CLIENT_NOT_FOUND"));
-    assert_refused(get(&server, "nobody").await, Code::NotFound, "CLIENT_NOT_FOUND");
+    assert_error(get(&server, "nobody").await, Code::NotFound, "CLIENT_NOT_FOUND");
     server.assert_exact(2).await;
-    // It is looked for anew each time.
+    // The client is looked up again for each event.
     create(&server, client("nobody", "", "")).await.unwrap();
     server.track(event("nobody", "sms", "1")).await.unwrap();
     server.assert_exact(3).await;

@@ -1,7 +1,8 @@
-//! The database's clock was ahead for a while and was set back: what it has written then does not wait for that time.
+//! The database's clock was ahead for a while and was set back. Rows that were written meanwhile must not delay
+//! anything until that time.
 
 use crate::harness::*;
-use crate::notifying::{raise, sent, server_with, set_channels, webhook};
+use crate::notifications::{raise, sent, server_with, set_channels, webhook};
 use crate::receivers::HttpReceiver;
 use meterd::proto::*;
 use meterd_engine::clock::Clock;
@@ -20,11 +21,11 @@ fn seconds_ahead(time: &Option<prost_types::Timestamp>) -> i64 {
 async fn a_job_runs_at_its_next_time_by_the_schedule() {
     let flags = ["--schedule-partitions=*/2 * * * * *", "--schedule-retention=0 0 3 1 * *"];
     let server = TestServer::start_with(&flags, Clock::system()).await;
-    eventually(async || {
+    wait_until(async || {
         job(&server, "partitions").await.run_count > 0 && job(&server, "retention").await.run_count == 1
     })
     .await;
-    // Each ran while the clock was 40 days ahead. The next time of the monthly one is its next but one by now.
+    // Each job ran while the clock was 40 days ahead. The stored next time of the monthly job is now one run too late.
     server.sql("UPDATE jobs SET next_run_time = now() + interval '40 days' WHERE job = 'partitions'").await;
     server
         .sql(
@@ -33,18 +34,22 @@ async fn a_job_runs_at_its_next_time_by_the_schedule() {
         )
         .await;
     let runs = job(&server, "partitions").await.run_count;
-    eventually(async || job(&server, "partitions").await.run_count > runs + 1).await;
-    eventually(async || seconds_ahead(&job(&server, "retention").await.next_run_time) <= 31 * 86_400).await;
-    assert_eq!(job(&server, "retention").await.run_count, 1, "its time is brought forward, and it is not run for it");
+    wait_until(async || job(&server, "partitions").await.run_count > runs + 1).await;
+    wait_until(async || seconds_ahead(&job(&server, "retention").await.next_run_time) <= 31 * 86_400).await;
+    assert_eq!(
+        job(&server, "retention").await.run_count,
+        1,
+        "its next time must be earlier, without an additional run"
+    );
     server.stop().await;
 }
 
 #[tokio::test]
-async fn a_clock_that_is_set_back_by_seconds_repeats_no_run() {
+async fn a_clock_set_back_by_seconds_repeats_no_run() {
     let flags = ["--schedule-retention=0 0 3 1 1 *"];
     let server = TestServer::start_with(&flags, Clock::system()).await;
-    eventually(async || job(&server, "retention").await.run_count == 1).await;
-    // As if it had run 30 seconds from now, at its time, and the clock was set back then.
+    wait_until(async || job(&server, "retention").await.run_count == 1).await;
+    // As if the job had run 30 seconds from now at its scheduled time, and then the clock was set back.
     let at = Clock::system().now() + chrono::TimeDelta::seconds(30);
     let schedule = at.format("%-S %-M %-H %-d %-m *").to_string();
     let next = "date_trunc('second', now()) + interval '1 year 30 seconds'";
@@ -57,8 +62,8 @@ async fn a_clock_that_is_set_back_by_seconds_repeats_no_run() {
 }
 
 #[tokio::test]
-async fn a_lease_of_a_holder_that_is_gone_ends_as_one_that_is_taken_now() {
-    // Also of a job that no schedule runs.
+async fn a_lease_of_a_lost_holder_ends_like_a_new_one() {
+    // This includes a job without a schedule.
     let server = TestServer::start_with(&["--schedule-partitions=*/2 * * * * *"], Clock::system()).await;
     server
         .sql(
@@ -68,13 +73,13 @@ async fn a_lease_of_a_holder_that_is_gone_ends_as_one_that_is_taken_now() {
         .await;
     let left = "SELECT FROM jobs WHERE lease_expire_time > now() + interval '21 seconds'";
     let begin = Instant::now();
-    eventually(async || server.sql(left).await == 0).await;
+    wait_until(async || server.sql(left).await == 0).await;
     assert!(begin.elapsed() < Duration::from_secs(5));
     server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_notification_is_sent_and_its_channel_begins_a_new_hour() {
+async fn a_notification_is_sent_and_its_channel_starts_a_new_hour() {
     let hook = HttpReceiver::start([]).await;
     let server = server_with(&["--notifications-hourly-max=1"]).await;
     set_channels(&server, "acme", &[webhook(hook.url())]).await;
@@ -94,7 +99,7 @@ async fn a_notification_is_sent_and_its_channel_begins_a_new_hour() {
 }
 
 #[tokio::test]
-async fn summaries_of_months_that_changed_meanwhile_are_refreshed() {
+async fn summaries_of_months_changed_meanwhile_are_refreshed() {
     let server = TestServer::start().await;
     server.track(event("acme", "sms", "1")).await.unwrap();
     server.sql("UPDATE usage_months SET summary_stale_since = now() + interval '40 days'").await;

@@ -1,10 +1,10 @@
-//! The commands, as a person runs them, against a running server.
+//! Commands with a running server.
 
 use crate::harness::*;
 use std::path::Path;
 use std::process::{Output, Stdio};
 
-/// Rows of the form that the public LLM inference traces have: CRLF, seven fractional digits, a row that comes twice.
+/// Rows in the format of the public LLM inference traces: CRLF, seven decimals of a second, one row twice.
 const TRACE: &str = "TIMESTAMP,ContextTokens,GeneratedTokens\r\n\
     2023-11-16 18:15:46.6805900,374,44\r\n\
     2023-11-16 18:15:50.9951690,396,109\r\n\
@@ -35,7 +35,7 @@ pub async fn meterd(server: &TestServer, arguments: &[&str]) -> Output {
     command.stdin(Stdio::null()).output().await.unwrap()
 }
 
-/// Runs a command that must succeed, and gives what it printed.
+/// Runs a command that must succeed, and returns its output.
 pub async fn succeed(server: &TestServer, arguments: &[&str]) -> String {
     let output = meterd(server, arguments).await;
     let error = String::from_utf8_lossy(&output.stderr);
@@ -58,14 +58,14 @@ async fn import(server: &TestServer, file: &Path, more: &[&str]) -> (bool, serde
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_imported_trace_is_counted_once_however_often_it_is_imported_and_equal_rows_are_events_of_their_own() {
+async fn an_imported_trace_counts_once_and_its_equal_rows_are_separate_events() {
     let server = TestServer::start().await;
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("trace.csv");
     std::fs::write(&file, TRACE).unwrap();
 
-    let (fine, refused) = import(&server, &file, &[]).await;
-    assert!(!fine, "old rows need --backfill: {refused}");
+    let (fine, rejection) = import(&server, &file, &[]).await;
+    assert!(!fine, "old rows must be rejected without --backfill: {rejection}");
     server.assert_exact(0).await;
 
     let (fine, first) = import(&server, &file, &["--backfill"]).await;
@@ -85,7 +85,7 @@ async fn an_imported_trace_is_counted_once_however_often_it_is_imported_and_equa
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_exported_can_be_imported_elsewhere_and_adds_up_to_the_same() {
+async fn an_export_imported_elsewhere_has_the_same_sums() {
     let server = TestServer::start().await;
     let elsewhere = TestServer::start().await;
     let folder = tempfile::tempdir().unwrap();
@@ -116,20 +116,20 @@ async fn what_is_exported_can_be_imported_elsewhere_and_adds_up_to_the_same() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_exported_and_imported_into_the_same_server_is_all_duplicates() {
+async fn an_export_imported_into_the_same_server_is_all_duplicates() {
     let server = TestServer::start().await;
     let folder = tempfile::tempdir().unwrap();
     let number = prost_types::value::Kind::NumberValue(1e16);
     let number = prost_types::Value { kind: Some(number) };
     let metadata = prost_types::Struct { fields: [("n".to_string(), number)].into() };
-    let keyed = meterd::proto::UsageEvent {
+    let event_with_key = meterd::proto::UsageEvent {
         idempotency_key: "k".into(),
         units: "0.30000000000000004".into(),
         metadata: Some(metadata),
         ..event("acme", "sms", "")
     };
     let timed = meterd::proto::UsageEvent { event_time: Some(stamp(server.clock.now())), ..event("acme", "sms", "") };
-    for event in [keyed, timed, event("acme", "sms", "2"), model_call("acme", 7, 1)] {
+    for event in [event_with_key, timed, event("acme", "sms", "2"), model_call("acme", 7, 1)] {
         server.track(event).await.unwrap();
     }
     for format in ["csv", "ndjson"] {
@@ -152,8 +152,8 @@ async fn verify_prints_every_difference_and_fails_and_rebuild_repairs() {
     let broken = meterd(&server, &["verify"]).await;
     let printed = String::from_utf8(broken.stdout).unwrap();
     assert_eq!(broken.status.code(), Some(1));
-    assert!(printed.contains("cost is 1.0225, the events say 0.0225"), "{printed}");
-    assert!(printed.contains("requests is 0, the events say 1"), "{printed}");
+    assert!(printed.contains("cost is 1.0225, but the sum of the events is 0.0225"), "{printed}");
+    assert!(printed.contains("requests is 0, but the sum of the events is 1"), "{printed}");
     assert!(printed.ends_with("1 client-months, 1 events: 2 differences\n"), "{printed}");
     succeed(&server, &["rebuild", "--month", &server.clock.now().format("%Y-%m").to_string()]).await;
     assert!(succeed(&server, &["verify"]).await.ends_with(": 0 differences\n"));
@@ -161,16 +161,16 @@ async fn verify_prints_every_difference_and_fails_and_rebuild_repairs() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn verify_finds_keys_and_events_that_do_not_name_each_other_and_rows_without_events() {
+async fn verify_finds_inconsistent_keys_and_rows_without_events() {
     let server = TestServer::start().await;
-    let keyed = |key: &str, client_id: &str| meterd::proto::UsageEvent {
+    let event_with_key = |key: &str, client_id: &str| meterd::proto::UsageEvent {
         idempotency_key: key.into(),
         ..event(client_id, "sms", "1")
     };
     for key in ["lost", "shared", "orphan", "fine"] {
-        server.track(keyed(key, "acme")).await.unwrap();
+        server.track(event_with_key(key, "acme")).await.unwrap();
     }
-    server.track(keyed("other", "other")).await.unwrap();
+    server.track(event_with_key("other", "other")).await.unwrap();
     server.assert_exact(5).await;
     let month = server.clock.now().format("%Y-%m").to_string();
     let damages = [
@@ -189,23 +189,23 @@ async fn verify_finds_keys_and_events_that_do_not_name_each_other_and_rows_witho
             "INSERT INTO idempotency_keys (client_id, idempotency_key, payload_hash, event_time, event_seq)
              VALUES ('acme', 'ghost', '', now(), 7)"
                 .into(),
-            vec!["key \"ghost\": names event ", "which is not there"],
+            vec!["key \"ghost\": names event ", "which does not exist"],
         ),
         (
             format!("INSERT INTO usage_days VALUES ('acme', '{month}-01', 'sms', 'ghost', '', 2, 3, 0, 0, 0, 0, 0)"),
-            vec!["-01 sms operation=\"ghost\"", "a row that no event is of: requests is 2, the events say 0"],
+            vec!["-01 sms operation=\"ghost\"", "a row without events: requests is 2, but the sum of the events is 0"],
         ),
         (
             format!("INSERT INTO usage_days VALUES ('acme', '{month}-02', 'sms', 'ghost', '', 0, 0, 0, 0, 0, 0, 0)"),
-            vec!["-02 sms operation=\"ghost\"", "a row of zeros that no event is of"],
+            vec!["-02 sms operation=\"ghost\"", "a row of zeros without events"],
         ),
         (
             format!("INSERT INTO usage_month_services VALUES ('acme', '{month}-01', 'ghost', 1, 1, 0, 0, 0, 0, 0)"),
-            vec!["month of ghost: a row that no event is of"],
+            vec!["month of ghost: a row without events"],
         ),
         (
             format!("INSERT INTO usage_months VALUES ('ghost', '{month}-01', 1, 1, 0, 0, 0, 0, 0)"),
-            vec!["\"ghost\"", "month total: a row that no event is of"],
+            vec!["\"ghost\"", "month total: a row without events"],
         ),
     ];
     let count = damages.len();
@@ -215,16 +215,16 @@ async fn verify_finds_keys_and_events_that_do_not_name_each_other_and_rows_witho
     let printed = String::from_utf8(meterd(&server, &["verify"]).await.stdout).unwrap();
     for (damage, texts) in damages {
         let found = printed.lines().any(|line| texts.iter().all(|text| line.contains(text)));
-        assert!(found, "{damage}: {texts:?} in\n{printed}");
+        assert!(found, "{damage}: no {texts:?} in\n{printed}");
     }
     assert!(printed.ends_with(&format!("5 events: {count} differences\n")), "{printed}");
-    // Of another client nothing is said.
+    // The other client has no differences.
     assert!(succeed(&server, &["verify", "--client", "other"]).await.ends_with("1 events: 0 differences\n"));
     server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_event_from_the_shell_is_recorded_and_a_wrong_one_explained() {
+async fn an_event_from_the_shell_is_recorded_or_its_error_explained() {
     let server = TestServer::start().await;
     let tracked = succeed(&server, &["track", "acme", "twilio_sms", "3", "--key", "k1"]).await;
     assert!(tracked.contains("ACCEPTED") && tracked.contains("0.0237 USD"), "{tracked}");

@@ -1,4 +1,4 @@
-//! Many callers, many replicas, any interleaving: sums stay exact.
+//! Sums are exact for many callers, many replicas and any interleaving.
 
 use crate::harness::*;
 use meterd::proto::{BatchTrackUsageRequest, EventOutcome, TrackUsageRequest, UsageEvent};
@@ -12,22 +12,22 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::task::JoinSet;
 
 const CALLERS: usize = 64;
-/// Distinct events of a run.
+/// Number of distinct events per run.
 const EVENTS: usize = 200_000;
-/// Every tenth is sent again.
+/// One in this many events is sent again.
 const RESENT_EVERY: usize = 10;
-/// Events of the batches that nine of ten calls are; the tenth is a lone event.
+/// Number of events per batch. Nine of ten calls are batches, and the tenth is a single event.
 const BATCH: usize = 100;
 
-/// The event of this number: 0.001 to 1 units of one of three services.
-fn numbered(number: usize, clients: usize) -> UsageEvent {
+/// Returns the event with this number: 0.001 to 1 units of one of three services.
+fn numbered_event(number: usize, clients: usize) -> UsageEvent {
     let service = ["sms", "email", "whatsapp"][number % 3];
     let units = format!("{}.{:03}", number % 7, number % 1_000);
     let client_id = format!("client-{}", number % clients);
     UsageEvent { idempotency_key: format!("key-{number}"), ..event(&client_id, service, &units) }
 }
 
-/// Sends everything, from so many callers to the servers in turn, and gives the outcomes counted.
+/// Sends all events from many callers to the servers in turn. Returns the number of each outcome.
 async fn send_all(servers: &[&TestServer], clients: usize) -> HashMap<EventOutcome, usize> {
     let next = Arc::new(AtomicUsize::new(0));
     let mut callers = JoinSet::new();
@@ -45,10 +45,10 @@ async fn send_all(servers: &[&TestServer], clients: usize) -> HashMap<EventOutco
                 if numbers.is_empty() {
                     return outcomes;
                 }
-                let mut events: Vec<_> = numbers.clone().map(|number| numbered(number, clients)).collect();
-                // Resent: what this caller, or another one right now, sent before.
+                let mut events: Vec<_> = numbers.clone().map(|number| numbered_event(number, clients)).collect();
+                // A resent event was sent by this caller before, or is being sent by another one now.
                 let again = numbers.filter(|number| number % RESENT_EVERY == 0);
-                events.extend(again.map(|number| numbered(number.saturating_sub(RESENT_EVERY * 30), clients)));
+                events.extend(again.map(|number| numbered_event(number.saturating_sub(RESENT_EVERY * 30), clients)));
                 let mut results = Vec::new();
                 if events.len() == 1 {
                     let request = TrackUsageRequest { event: events.pop() };
@@ -72,7 +72,7 @@ async fn send_all(servers: &[&TestServer], clients: usize) -> HashMap<EventOutco
     all
 }
 
-/// Units and requests over all clients, as the month totals have them.
+/// Returns units and requests of all clients from the month totals.
 async fn totals(server: &TestServer) -> (i64, String, String) {
     let row = sqlx::query(
         "SELECT sum(request_count)::bigint AS requests, trim_scale(sum(units))::text AS units,
@@ -85,13 +85,13 @@ async fn totals(server: &TestServer) -> (i64, String, String) {
 }
 
 async fn deadlocks(server: &TestServer) -> i64 {
-    // Backends report when they are idle or end.
+    // Backends report deadlocks when they become idle or end.
     tokio::time::sleep(std::time::Duration::from_millis(1_100)).await;
     let row = sqlx::query("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()");
     row.fetch_one(&server.pool).await.unwrap().get("deadlocks")
 }
 
-async fn everything_is_counted_once(replicas: usize, clients: usize) {
+async fn assert_everything_counts_once(replicas: usize, clients: usize) {
     let url = fresh_database().await;
     let mut servers = Vec::new();
     for _ in 0..replicas {
@@ -126,27 +126,27 @@ async fn everything_is_counted_once(replicas: usize, clients: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn sixty_four_callers_on_one_client_lose_and_double_nothing() {
-    everything_is_counted_once(1, 1).await;
+async fn sixty_four_callers_of_one_client_lose_and_duplicate_nothing() {
+    assert_everything_counts_once(1, 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn sixty_four_callers_on_a_thousand_clients_lose_and_double_nothing() {
-    everything_is_counted_once(1, 1_000).await;
+async fn sixty_four_callers_of_a_thousand_clients_lose_and_duplicate_nothing() {
+    assert_everything_counts_once(1, 1_000).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_replicas_on_the_same_clients_lose_and_double_nothing() {
-    everything_is_counted_once(2, 1).await;
-    everything_is_counted_once(2, 1_000).await;
+async fn two_replicas_with_the_same_clients_lose_and_duplicate_nothing() {
+    assert_everything_counts_once(2, 1).await;
+    assert_everything_counts_once(2, 1_000).await;
 }
 
-/// An event of small domains around a month's end, so that many share rows.
+/// An event with few possible values around the end of a month, so that many events share rows.
 fn any_event() -> impl Strategy<Value = UsageEvent> {
     let client = prop::sample::select(vec!["kiribati", "samoa", "berlin", "new"]);
     let service =
         prop::sample::select(vec![("sms", ""), ("twilio_voice", "recording"), ("social", ""), ("openai", "chat")]);
-    // Three hours on either side of midnight UTC at the end of October, when Berlin's clocks go back too.
+    // Up to three hours before and after midnight UTC at the end of October, when Berlin's clocks are set back.
     (client, service, 0u32..1_000_000, 0i64..1_000, -600i64..600, 0u32..40).prop_map(
         |(client, (service, operation), units, tokens, minutes, key)| UsageEvent {
             operation: operation.into(),
@@ -178,7 +178,7 @@ fn rollups_equal_their_events_for_any_interleaving() {
     });
     let servers = [&first, &second];
     let mut runner = TestRunner::new(Config { cases: 40, failure_persistence: None, ..Config::default() });
-    // Each call: its events and the replica that it goes to. All calls of a case run at once.
+    // Each call has events and a replica. All calls of a case run at once.
     let calls = prop::collection::vec((prop::collection::vec(any_event(), 1..20), 0usize..2), 1..12);
     let outcome = runner.run(&calls, |calls| {
         runtime.block_on(async {

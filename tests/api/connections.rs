@@ -1,7 +1,7 @@
-//! Connections: how many, how long, and those that say nothing.
+//! Connections: their number, their age, and connections without calls.
 
 use crate::harness::*;
-use crate::subscribing::{Follower, raise};
+use crate::subscriptions::{Follower, raise};
 use meterd::proto::*;
 use meterd_engine::clock::Clock;
 use std::time::{Duration, Instant};
@@ -17,16 +17,20 @@ async fn open(address: &str) -> TcpStream {
     TcpStream::connect(address.trim_start_matches("http://")).await.unwrap()
 }
 
-/// How long a connection is left open.
+/// Returns after what time the server closes a connection.
 async fn closed_after(mut stream: TcpStream) -> Duration {
-    let begun = Instant::now();
+    let started = Instant::now();
     let mut bytes = vec![];
-    drop(tokio::time::timeout(Duration::from_secs(30), stream.read_to_end(&mut bytes)).await.expect("closed in 30 s"));
-    begun.elapsed()
+    drop(
+        tokio::time::timeout(Duration::from_secs(30), stream.read_to_end(&mut bytes))
+            .await
+            .expect("the connection is closed within 30 s"),
+    );
+    started.elapsed()
 }
 
 #[tokio::test]
-async fn a_connection_that_does_not_say_what_it_wants_is_closed_after_ten_seconds() {
+async fn a_connection_without_a_complete_request_is_closed_after_ten_seconds() {
     let server = TestServer::start().await;
     let say = async |address: &str, bytes: &[u8]| {
         let mut stream = open(address).await;
@@ -48,7 +52,7 @@ async fn a_connection_that_does_not_say_what_it_wants_is_closed_after_ten_second
 }
 
 #[tokio::test]
-async fn one_connection_more_than_may_be_closes_those_first_that_never_made_a_call() {
+async fn a_connection_above_the_limit_replaces_one_that_never_made_a_call() {
     let server = TestServer::start_with(&["--inbound-connections-max=3"], Clock::system()).await;
     let mut usage = server.usage();
     let mut track = async || {
@@ -60,13 +64,17 @@ async fn one_connection_more_than_may_be_closes_those_first_that_never_made_a_ca
     let mut watch = health.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
     watch.message().await.unwrap().unwrap();
     let silent = open(&server.address).await;
-    // It has had its time for a first call.
+    // The time for its first call is over.
     tokio::time::sleep(Duration::from_millis(1_100)).await;
     let mut follower = Follower::begin(&server, SubscribeAlertsRequest::default()).await.unwrap();
-    assert!(closed_after(silent).await < Duration::from_secs(5), "it has never made a call");
+    assert!(closed_after(silent).await < Duration::from_secs(5), "a connection without a call was not closed");
     let mut second = Follower::begin(&server, SubscribeAlertsRequest::default()).await.unwrap();
-    assert_eq!(watch.message().await.unwrap_err().code(), Code::Unavailable, "it has shown no credentials");
-    // The first is idle, and makes a new connection for its next call.
+    assert_eq!(
+        watch.message().await.unwrap_err().code(),
+        Code::Unavailable,
+        "a connection without credentials was not closed"
+    );
+    // The first connection is idle and is replaced. Its next call opens a new connection.
     let mut third = Follower::begin(&server, SubscribeAlertsRequest::default()).await.unwrap();
     for _ in 0..20 {
         assert!(closed_after(open(&server.address).await).await < Duration::from_secs(5));
@@ -76,14 +84,14 @@ async fn one_connection_more_than_may_be_closes_those_first_that_never_made_a_ca
         assert_eq!(follower.change().await.unwrap().alert.unwrap().alert_id, alert_id);
     }
     drop(second);
-    eventually(async || server.track(event("acme", "sms", "1")).await.is_ok()).await;
-    // The second port has a count of its own.
+    wait_until(async || server.track(event("acme", "sms", "1")).await.is_ok()).await;
+    // The second port has its own count.
     assert_eq!(crate::http::get(&server.http_address, "/healthz").await.status, 200);
     server.stop().await;
 }
 
 #[tokio::test]
-async fn a_connection_that_is_too_old_and_still_has_a_call_makes_room_too() {
+async fn a_too_old_connection_with_a_call_is_replaced_too() {
     let flags = ["--inbound-connections-max=2", "--connection-age-seconds=1", "--connection-age-grace-seconds=60"];
     let server = TestServer::start_with(&flags, Clock::system()).await;
     let mut watches = vec![];
@@ -93,25 +101,25 @@ async fn a_connection_that_is_too_old_and_still_has_a_call_makes_room_too() {
         watch.message().await.unwrap().unwrap();
         watches.push(watch);
     }
-    // Longer than the age with its jitter.
+    // Longer than the maximum age plus its jitter.
     tokio::time::sleep(Duration::from_millis(1_500)).await;
-    eventually(async || server.track(event("acme", "sms", "1")).await.is_ok()).await;
+    wait_until(async || server.track(event("acme", "sms", "1")).await.is_ok()).await;
     server.stop().await;
 }
 
 #[tokio::test]
-async fn a_stream_of_an_old_connection_ends_with_a_status_and_goes_on_over_a_new_one() {
+async fn a_stream_of_an_old_connection_ends_with_a_status_and_can_continue_on_a_new_one() {
     let flags = ["--connection-age-seconds=1", "--connection-age-grace-seconds=1"];
     let server = TestServer::start_with(&flags, Clock::system()).await;
-    let begun = Instant::now();
+    let started = Instant::now();
     let mut follower = Follower::begin(&server, SubscribeAlertsRequest::default()).await.unwrap();
     let first = raise(&server.pool, "acme").await;
     assert_eq!(follower.change().await.unwrap().alert.unwrap().alert_id, first);
     let resume_token = follower.token.clone();
     let status = follower.end().await;
-    assert!((1.5..10.0).contains(&begun.elapsed().as_secs_f64()), "{:?}", begun.elapsed());
+    assert!((1.5..10.0).contains(&started.elapsed().as_secs_f64()), "{:?}", started.elapsed());
     let details = status.get_error_details();
-    let info = details.error_info().unwrap_or_else(|| panic!("details in {status:?}"));
+    let info = details.error_info().unwrap_or_else(|| panic!("no details in {status:?}"));
     assert_eq!((status.code(), &*info.reason), (Code::Unavailable, "CONNECTION_AGED"));
     assert!(!info.metadata["request_id"].is_empty() && details.retry_info().is_some());
     let next = raise(&server.pool, "acme").await;
@@ -122,7 +130,7 @@ async fn a_stream_of_an_old_connection_ends_with_a_status_and_goes_on_over_a_new
 }
 
 #[tokio::test]
-async fn a_call_that_outlives_its_connection_ends_with_a_status_too() {
+async fn a_call_longer_than_the_age_of_its_connection_ends_with_a_status() {
     let flags = ["--connection-age-seconds=1", "--connection-age-grace-seconds=1"];
     let server = TestServer::start_with(&flags, Clock::system()).await;
     let stalled = server.stall_writers().await;
@@ -133,37 +141,37 @@ async fn a_call_that_outlives_its_connection_ends_with_a_status_too() {
     server.stop().await;
 }
 
-/// tonic gives up calls that it has not sent when it is told that a connection goes; other libraries send them over the next.
-/// So a call may fail, but never one that the server has taken.
+/// tonic fails calls that it has not sent when it learns that a connection will close. Other libraries send them over
+/// the next connection. So a call may fail, but never one that the server has received.
 #[tokio::test]
-async fn no_call_that_was_sent_is_lost_with_the_age_of_its_connection() {
+async fn no_sent_call_is_lost_when_its_connection_reaches_its_age() {
     let flags = ["--connection-age-seconds=1", "--connection-age-grace-seconds=1"];
     let server = TestServer::start_with(&flags, Clock::system()).await;
     let mut usage = server.usage();
-    let begun = Instant::now();
-    let (mut calls, mut given_up) = (0, 0);
-    while begun.elapsed() < Duration::from_secs(5) {
-        let keyed = UsageEvent { idempotency_key: format!("key-{calls}"), ..event("acme", "sms", "1") };
-        let request = TrackUsageRequest { event: Some(keyed) };
+    let started = Instant::now();
+    let (mut calls, mut unsent_calls) = (0, 0);
+    while started.elapsed() < Duration::from_secs(5) {
+        let event_with_key = UsageEvent { idempotency_key: format!("key-{calls}"), ..event("acme", "sms", "1") };
+        let request = TrackUsageRequest { event: Some(event_with_key) };
         let answer = match usage.track_usage(request.clone()).await {
             Err(status) if status.code() == Code::Cancelled => {
-                given_up += 1;
+                unsent_calls += 1;
                 usage.track_usage(request).await
             }
             answer => answer,
         };
-        // Not a duplicate: so the one that was given up had not come in.
+        // The event is not a duplicate, so the failed call had not reached the server.
         assert_eq!(answer.unwrap().into_inner().result.unwrap().outcome(), EventOutcome::Accepted);
         calls += 1;
     }
-    println!("{calls} calls over connections of one second, {given_up} given up unsent");
-    assert!(given_up <= 6, "at most one a connection");
+    println!("{calls} calls over connections of one second, {unsent_calls} failed unsent");
+    assert!(unsent_calls <= 6, "more than one call failed per connection");
     server.assert_exact(calls).await;
     server.stop().await;
 }
 
 #[tokio::test]
-async fn headers_of_17_kib_are_refused_and_the_connection_goes_on() {
+async fn headers_of_17_kib_are_rejected_without_closing_the_connection() {
     let server = TestServer::start().await;
     let mut usage = server.usage();
     let mut track = async |header: usize| {
@@ -173,11 +181,11 @@ async fn headers_of_17_kib_are_refused_and_the_connection_goes_on() {
         usage.track_usage(request).await
     };
     track(15 * 1024).await.unwrap();
-    let refused = track(17 * 1024).await.unwrap_err();
-    assert!(!matches!(refused.code(), Code::Ok), "{refused:?}");
-    println!("17 KiB of headers: {refused:?}");
+    let rejected = track(17 * 1024).await.unwrap_err();
+    assert!(!matches!(rejected.code(), Code::Ok), "{rejected:?}");
+    println!("17 KiB of headers: {rejected:?}");
     track(15 * 1024).await.unwrap();
-    // And in HTTP/1.
+    // The same with HTTP/1.
     let more = format!("X-Large: {}\r\n", "x".repeat(17 * 1024));
     let path = "/metering.v1.ClientService/ListClients";
     let answer = crate::http::grpc_web(&server.address, path, &ListClientsRequest::default(), &more).await;

@@ -1,4 +1,4 @@
-//! The contract as its descriptor has it: every RPC, and what its errors may be; and a connection that carries any bytes.
+//! The API as its descriptors define it: all RPCs and their documented errors; and a connection that sends any bytes.
 
 use bytes::{Buf, BufMut};
 use hyper_util::rt::TokioIo;
@@ -31,7 +31,7 @@ use tracing_subscriber::layer::{Context, Layer};
 const PACKAGE: &str = "metering.v1";
 const MESSAGE_BYTES_MAX: usize = 16 << 20;
 
-/// Reasons that any call may have, whatever its own list says.
+/// Reasons that every call may return, in addition to its own list.
 const ANY_CALL: [&str; 6] = [
     "INVALID_FIELD",
     "MESSAGE_INVALID",
@@ -41,50 +41,50 @@ const ANY_CALL: [&str; 6] = [
     "DEADLINE_EXCEEDED",
 ];
 
-/// All descriptors.
+/// Returns the descriptors of the API.
 pub fn contract() -> &'static DescriptorPool {
     static POOL: OnceLock<DescriptorPool> = OnceLock::new();
     POOL.get_or_init(|| DescriptorPool::decode(DESCRIPTORS).unwrap())
 }
 
-/// Every RPC of ours.
+/// Returns all RPCs of meterd.
 pub fn rpcs() -> Vec<MethodDescriptor> {
     let services = contract().services().filter(|service| service.package_name() == PACKAGE);
     services.flat_map(|service| service.methods().collect::<Vec<_>>()).collect()
 }
 
-/// Where an RPC is called.
+/// Returns the path of an RPC.
 pub fn path_of(rpc: &MethodDescriptor) -> PathAndQuery {
     format!("/{}/{}", rpc.parent_service().full_name(), rpc.name()).parse().unwrap()
 }
 
-/// A message written as JSON.
+/// Parses a message from JSON.
 pub fn from_json(descriptor: MessageDescriptor, text: &str) -> DynamicMessage {
     let mut json = serde_json::Deserializer::from_str(text);
     DynamicMessage::deserialize(descriptor, &mut json).unwrap_or_else(|error| panic!("{error} in {text}"))
 }
 
-/// What the comments of the contract say of errors.
+/// The documented errors of the API.
 pub struct ErrorRules {
     codes: HashMap<String, Code>,
-    /// Reasons that an RPC's comment lists.
+    /// The reasons in the comment of each RPC.
     of_rpc: HashMap<String, HashSet<String>>,
 }
 
-/// The rules, as the proto files have them.
+/// Returns the documented errors, read from the proto files.
 pub fn error_rules() -> &'static ErrorRules {
     static RULES: OnceLock<ErrorRules> = OnceLock::new();
     RULES.get_or_init(|| ErrorRules::read(&FileDescriptorSet::decode(DESCRIPTORS).unwrap()))
 }
 
-/// The comment before the element at a path of field numbers and indexes, as descriptor.proto counts them.
+/// Returns the comment of an element. `path` contains field numbers and indexes, as in descriptor.proto.
 fn comment<'a>(file: &'a FileDescriptorProto, path: &[usize]) -> &'a str {
     let is_it = |found: &[i32]| found.iter().map(|step| *step as usize).eq(path.iter().copied());
     let mut locations = file.source_code_info.iter().flat_map(|info| &info.location);
     locations.find(|location| is_it(&location.path)).map_or("", |location| location.leading_comments())
 }
 
-/// A code by its name in the specification, such as "INVALID_ARGUMENT".
+/// Returns the code with this name in the specification, such as "INVALID_ARGUMENT".
 fn code_named(name: &str) -> Option<Code> {
     let same = |code: &Code| format!("{code:?}").to_uppercase() == name.replace('_', "");
     (0..17).map(Code::from_i32).find(same)
@@ -116,12 +116,12 @@ impl ErrorRules {
         Self { codes, of_rpc }
     }
 
-    /// The code that a reason comes with.
+    /// Returns the code of a reason.
     pub fn code(&self, reason: &str) -> Option<Code> {
         self.codes.get(reason).copied()
     }
 
-    /// What is wrong with an error as an answer of this RPC: nothing, where the contract has it so.
+    /// Checks that an RPC may return this error. Returns a description of the problem.
     pub fn check(&self, rpc: &str, code: Code, reason: &str) -> Result<(), String> {
         match self.code(reason) {
             None => Err(format!("{rpc} gave the reason {reason:?}, which is not documented")),
@@ -133,24 +133,24 @@ impl ErrorRules {
     }
 }
 
-/// An error, whether it is a call's status or stands in a result of a batch.
+/// An error, which is the status of a call or part of a result in a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
+pub struct ApiError {
     pub code: Code,
-    /// Empty, where gRPC itself refused.
+    /// Empty if the error is from the gRPC library.
     pub reason: String,
-    /// Wrong fields, each once.
+    /// The wrong fields without duplicates.
     pub fields: Vec<String>,
     pub message: String,
 }
 
-impl Refusal {
-    /// Of a status.
+impl ApiError {
+    /// Reads the error of a status.
     pub fn of(status: &Status) -> Self {
         let details = status.get_error_details();
         let reason = details.error_info().map_or_else(String::new, |info| {
             assert_eq!(info.domain, ERROR_DOMAIN);
-            assert!(info.metadata.get("request_id").is_some_and(|id| !id.is_empty()), "a request id in {info:?}");
+            assert!(info.metadata.get("request_id").is_some_and(|id| !id.is_empty()), "no request id in {info:?}");
             info.reason.clone()
         });
         let wrong = details.bad_request().map_or(&[][..], |wrong| &wrong.field_violations);
@@ -158,7 +158,7 @@ impl Refusal {
         Self { code: status.code(), reason, fields, message: status.message().into() }.once_each()
     }
 
-    /// Of a result of a batch or stream.
+    /// Reads the error of a result in a batch or stream.
     pub fn of_event(error: EventError) -> Self {
         let fields = error.field_violations.into_iter().map(|violation| violation.field).collect();
         Self { code: Code::from_i32(error.code), reason: error.reason, fields, message: error.message }.once_each()
@@ -169,20 +169,20 @@ impl Refusal {
         self
     }
 
-    /// gRPC's own answer to bytes that are no message of the method.
+    /// Returns whether the gRPC library returned the error because the bytes are not a message of the method.
     pub fn is_of_grpc(&self) -> bool {
         self.reason.is_empty() && matches!(self.code, Code::Internal | Code::OutOfRange | Code::Unimplemented)
     }
 }
 
-/// What a call gave: messages, and how it ended.
+/// The messages of a call and its end.
 pub struct Answer {
     pub messages: Vec<DynamicMessage>,
     pub end: Result<(), Status>,
 }
 
 impl Answer {
-    /// What became of the events of a call that records some.
+    /// Returns the results of the events that a call recorded.
     pub fn results(&self) -> Vec<UsageResult> {
         let results = |message: &DynamicMessage| match message.descriptor().name() {
             "TrackUsageResponse" => message.transcode_to::<TrackUsageResponse>().unwrap().result.into_iter().collect(),
@@ -196,14 +196,14 @@ impl Answer {
         self.messages.iter().flat_map(results).collect()
     }
 
-    /// Every error in it: the status, and those of events.
-    pub fn refusals(&self) -> Vec<Refusal> {
-        let of_events = self.results().into_iter().filter_map(|result| result.error).map(Refusal::of_event);
-        self.end.as_ref().err().map(Refusal::of).into_iter().chain(of_events).collect()
+    /// Returns all errors: that of the status, and those of events.
+    pub fn errors(&self) -> Vec<ApiError> {
+        let of_events = self.results().into_iter().filter_map(|result| result.error).map(ApiError::of_event);
+        self.end.as_ref().err().map(ApiError::of).into_iter().chain(of_events).collect()
     }
 }
 
-/// Messages as bytes, whatever they are.
+/// A codec for messages as plain bytes.
 #[derive(Clone, Default)]
 pub struct Raw;
 
@@ -243,15 +243,15 @@ impl Decoder for Raw {
     }
 }
 
-/// One connection to a server, which tells when it was lost.
+/// A connection to a server that counts how often it was lost.
 #[derive(Clone)]
-pub struct Wire {
+pub struct RawConnection {
     pub channel: Channel,
     connected: Arc<AtomicUsize>,
 }
 
-impl Wire {
-    /// To a server at an address such as "http://127.0.0.1:50051".
+impl RawConnection {
+    /// Connects to a server at an address such as "http://127.0.0.1:50051".
     pub fn to(address: &str) -> Self {
         let connected = Arc::new(AtomicUsize::new(0));
         let counter = connected.clone();
@@ -267,12 +267,12 @@ impl Wire {
         Self { channel: endpoint.connect_with_connector_lazy(connector), connected }
     }
 
-    /// How often the connection was lost and made again.
+    /// Returns how often the connection was lost and opened again.
     pub fn lost(&self) -> usize {
         self.connected.load(Ordering::Relaxed).saturating_sub(1)
     }
 
-    /// Calls with messages, whatever they are, and reads at most so many of the answer's.
+    /// Makes a call with any bytes as messages, and reads at most `read_max` messages of the response.
     pub async fn call(&self, rpc: &MethodDescriptor, messages: Vec<Vec<u8>>, read_max: usize) -> Answer {
         let mut answer = Answer { messages: vec![], end: Ok(()) };
         answer.end = self.exchange(rpc, messages, read_max, &mut answer.messages).await;
@@ -290,7 +290,7 @@ impl Wire {
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(2 * MESSAGE_BYTES_MAX);
         grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
-        // A unary call is a stream with one message each way.
+        // A unary call is a stream with one message in each direction.
         let request = Request::new(tokio_stream::iter(messages));
         let mut answers = grpc.streaming(request, path_of(rpc), Raw).await?.into_inner();
         while read.len() < read_max {
@@ -301,13 +301,13 @@ impl Wire {
     }
 }
 
-/// Sees what must not happen: panics, and errors in the log.
+/// Records events that must not happen: panics, and errors in the log.
 #[derive(Clone, Default)]
-pub struct Watch {
+pub struct FailureWatch {
     log: Arc<Mutex<Vec<String>>>,
 }
 
-/// Panics of this process with their threads.
+/// The panics of this process with their threads.
 fn panics() -> &'static Mutex<Vec<(ThreadId, String)>> {
     static PANICS: OnceLock<Mutex<Vec<(ThreadId, String)>>> = OnceLock::new();
     PANICS.get_or_init(|| {
@@ -320,26 +320,27 @@ fn panics() -> &'static Mutex<Vec<(ThreadId, String)>> {
     })
 }
 
-impl Watch {
-    /// From now on.
+impl FailureWatch {
+    /// Starts recording.
     pub fn start() -> Self {
         drop(panics().lock().unwrap());
         Self::default()
     }
 
-    /// Panics of the process; or those of this thread, which is all of a server in a test with a runtime of one thread.
+    /// Returns the panics of the process, or only those of this thread. In a test with a single-threaded runtime, the
+    /// server runs on this thread.
     pub fn panics(&self, of_thread: bool) -> Vec<String> {
         let (here, panics) = (std::thread::current().id(), panics().lock().unwrap());
         panics.iter().filter(|(thread, _)| !of_thread || *thread == here).map(|(_, text)| text.clone()).collect()
     }
 
-    /// Lines of the level ERROR.
+    /// Returns the log lines of the level ERROR.
     pub fn errors(&self) -> Vec<String> {
         self.log.lock().unwrap().clone()
     }
 }
 
-impl<S: Subscriber> Layer<S> for Watch {
+impl<S: Subscriber> Layer<S> for FailureWatch {
     fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
         if *event.metadata().level() == tracing::Level::ERROR {
             let mut text = String::new();
@@ -351,7 +352,7 @@ impl<S: Subscriber> Layer<S> for Watch {
 }
 
 #[test]
-fn the_comment_of_each_reason_has_an_example_of_its_error_info() {
+fn the_comment_of_each_reason_contains_an_example_of_its_error_info() {
     let files = FileDescriptorSet::decode(DESCRIPTORS).unwrap();
     let file = files.file.iter().find(|file| file.name() == "metering/v1/errors.proto").unwrap();
     for (index, value) in file.enum_type[0].value.iter().enumerate().skip(1) {

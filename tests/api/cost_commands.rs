@@ -1,8 +1,8 @@
-//! "Who costs what?" from the shell: summary, unpriced, prices and clients.
+//! Commands that show costs: summary, unpriced, prices and clients.
 
+use crate::command_selections::fail;
 use crate::commands::{meterd, succeed};
 use crate::harness::*;
-use crate::selections::fail;
 use meterd::proto::*;
 use meterd_engine::clock::Clock;
 use serde_json::Value;
@@ -15,7 +15,7 @@ fn rows(file: &str) -> Vec<std::collections::HashMap<String, String>> {
     csv::Reader::from_reader(file.as_bytes()).deserialize().collect::<Result<_, _>>().unwrap()
 }
 
-/// Two clients with usage in two months, seen on November 21.
+/// Starts a server with two clients that have usage in two months. The current day is November 21.
 async fn server() -> TestServer {
     let server = TestServer::start_with(&[], Clock::fixed(time("2026-11-21T12:00:00Z"))).await;
     let october = "2026-10-25T00:00:00Z";
@@ -31,7 +31,7 @@ async fn server() -> TestServer {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_summary_of_a_month_has_every_client_with_its_cost_by_service_change_and_projection() {
+async fn the_summary_of_a_month_shows_cost_by_service_change_and_projection_of_every_client() {
     let server = server().await;
     let table = succeed(&server, &["summary", "--month=2026-11", "--refresh"]).await;
     let expected = [
@@ -41,10 +41,10 @@ async fn the_summary_of_a_month_has_every_client_with_its_cost_by_service_change
         "globex  116.30   +99.49 %     166.14  116.30       -           -         0",
         "acme    0.8290        new       1.18       -  0.7500      0.0790         1",
         "total   117.13  +100.91 %     167.33  116.30  0.7500      0.0790         1",
-        "1 events have no price and are in no cost: `meterd unpriced --month 2026-11` lists them",
+        "1 events have no price and are not included in any cost: `meterd unpriced --month 2026-11` lists them",
     ];
     for line in expected {
-        assert!(table.lines().any(|shown| shown == line), "{line:?} in\n{table}");
+        assert!(table.lines().any(|shown| shown == line), "no {line:?} in\n{table}");
     }
     let file = succeed(&server, &["summary", "--month=2026-11", "--csv"]).await;
     let file = rows(&file);
@@ -54,9 +54,9 @@ async fn the_summary_of_a_month_has_every_client_with_its_cost_by_service_change
     assert_eq!(&*file[1]["projected_cost"], "1.184285714286");
     let json = lines(&succeed(&server, &["summary", "--month=2026-11", "--json"]).await);
     assert_eq!(json[0]["projected_cost"]["amount"], "166.142857142857");
-    // A month that is over goes nowhere.
+    // A month that is over has no projection.
     let early = fail(&server, &["summary", "--month=2026-10"]).await;
-    assert!(early.contains("the summaries of 2026-10 are not made yet"), "{early}");
+    assert!(early.contains("the summaries of 2026-10 do not exist yet"), "{early}");
     let october = succeed(&server, &["summary", "--month=2026-10", "--refresh"]).await;
     assert!(october.starts_with("2026-10  1 client: 58.30 USD\n") && !october.contains("projected"), "{october}");
     let one = succeed(&server, &["summary", "--month=2026-11", "--client=acme", "--json"]).await;
@@ -67,7 +67,7 @@ async fn the_summary_of_a_month_has_every_client_with_its_cost_by_service_change
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_summary_has_all_clients_of_a_month_however_many_pages_they_fill() {
+async fn a_summary_includes_the_clients_of_all_pages() {
     let server = TestServer::start().await;
     let events: Vec<_> = (0..1_203).map(|number| event(&format!("client-{number:04}"), "sms", "1")).collect();
     server.batch(events, false).await;
@@ -78,10 +78,10 @@ async fn a_summary_has_all_clients_of_a_month_however_many_pages_they_fill() {
 }
 
 #[tokio::test]
-async fn a_listed_projection_is_that_of_the_clients_own_current_month() {
+async fn a_listed_projection_is_for_the_clients_current_month() {
     let server = TestServer::start_with(&[], Clock::fixed(time("2026-11-30T12:00:00Z"))).await;
-    server.client_in("east", "Pacific/Kiritimati").await;
-    server.client_in("west", "Pacific/Pago_Pago").await;
+    server.create_client_in_zone("east", "Pacific/Kiritimati").await;
+    server.create_client_in_zone("west", "Pacific/Pago_Pago").await;
     let november = "2026-11-02T00:00:00Z";
     let fee = event_at("west", "twilio_phone_number", "1", november);
     server
@@ -91,7 +91,7 @@ async fn a_listed_projection_is_that_of_the_clients_own_current_month() {
     let request = ListMonthlySummariesRequest { month: "2026-11".into(), ..Default::default() };
     let summaries = server.usage().list_monthly_summaries(request).await.unwrap().into_inner().summaries;
     let of = |client: &str| summaries.iter().find(|summary| summary.client_id == client).unwrap();
-    // It is December there already.
+    // In this time zone it is already December.
     assert_eq!(of("east").projected_cost, None);
     assert_eq!(of("west").projected_cost, server.month("west").await.projected_cost);
     assert!(of("west").projected_cost.is_some());
@@ -99,7 +99,7 @@ async fn a_listed_projection_is_that_of_the_clients_own_current_month() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn usage_names_the_model_that_has_no_price_and_unpriced_says_how_to_set_one() {
+async fn usage_names_models_without_a_price_and_unpriced_says_how_to_set_one() {
     let server = TestServer::start().await;
     let unknown = UsageEvent { model: "gpt-9".into(), ..model_call("acme", 900_000_000_000, 5) };
     for _ in 0..3 {
@@ -117,7 +117,8 @@ async fn usage_names_the_model_that_has_no_price_and_unpriced_says_how_to_set_on
     );
 
     let listed = succeed(&server, &["unpriced"]).await;
-    let line = |of: &str| listed.lines().find(|line| line.contains(of)).unwrap_or_else(|| panic!("{of} in {listed}"));
+    let line =
+        |of: &str| listed.lines().find(|line| line.contains(of)).unwrap_or_else(|| panic!("no {of} in {listed}"));
     assert!(line("acme").ends_with("NO_PRICE") && line("acme").contains("gpt-9"), "{listed}");
     assert!(line("beta    stripe").ends_with("AMOUNT_MISSING"), "{listed}");
     let remedy = "meterd prices create openai --model gpt-9 --input-per-million RATE --output-per-million RATE";
@@ -125,23 +126,23 @@ async fn usage_names_the_model_that_has_no_price_and_unpriced_says_how_to_set_on
     let file = rows(&succeed(&server, &["unpriced", "--client=acme", "--csv"]).await);
     assert_eq!((file.len(), &*file[0]["model"], &*file[0]["unpriced_event_count"]), (1, "gpt-9", "3"));
 
-    // As it says.
+    // Run the suggested command.
     let create = remedy.trim_start_matches("meterd ").replace("RATE", "2.50");
     succeed(&server, &create.split(' ').collect::<Vec<_>>()).await;
-    eventually(async || !succeed(&server, &["usage", "acme"]).await.contains("no price")).await;
+    wait_until(async || !succeed(&server, &["usage", "acme"]).await.contains("no price")).await;
     assert_eq!(server.month("acme").await.totals.unwrap().cost.unwrap().amount, "6750000.0000375");
     server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn prices_are_listed_as_they_are_in_force_with_their_history_and_new_ones_are_made() {
+async fn prices_are_listed_with_their_history_and_created() {
     let server = TestServer::start().await;
     let listed = succeed(&server, &["prices", "list", "openai", "--model=GPT-4o-mini"]).await;
     assert!(listed.contains("gpt-4o-mini") && listed.contains("0.15") && !listed.contains("gpt-3.5"), "{listed}");
     let create =
         ["prices", "create", "openai", "--model=gpt-4o-mini", "--input-per-million=0.20", "--output-per-million=0.8"];
-    let made = succeed(&server, &[&create[..], &["--from=2026-01-01T00:00:00Z", "--json"]].concat()).await;
-    assert_eq!(lines(&made)[0]["rates"]["input_token"], "0.0000002");
+    let created = succeed(&server, &[&create[..], &["--from=2026-01-01T00:00:00Z", "--json"]].concat()).await;
+    assert_eq!(lines(&created)[0]["rates"]["input_token"], "0.0000002");
     let later = succeed(&server, &[&create[..], &["--from=2999-01-01T00:00:00Z", "--json"]].concat()).await;
     assert_eq!(lines(&later)[0]["state"], "future");
     let again = fail(&server, &[&create[..], &["--from=2026-01-01T00:00:00Z"]].concat()).await;
@@ -156,21 +157,21 @@ async fn prices_are_listed_as_they_are_in_force_with_their_history_and_new_ones_
     let all = rows(&succeed(&server, &["prices", "list", "openai", "--model=gpt-4o-mini", "--all", "--csv"]).await);
     assert_eq!(all.iter().filter(|row| row["model"] == "gpt-4o-mini").count(), 3);
 
-    for (words, says) in [
-        (&["list", "opnai"][..], "there is no service \"opnai\"; did you mean openai?"),
-        (&["list", "openai", "--model=gtp-4o"], "no price fits; did you mean gpt-4o"),
+    for (words, expected_text) in [
+        (&["list", "opnai"][..], "service \"opnai\" does not exist; did you mean openai?"),
+        (&["list", "openai", "--model=gtp-4o"], "no price matches; did you mean gpt-4o"),
         (&["history", "openai", "--model=gtp-4o-mini"], "did you mean gpt-4o-mini"),
-        (&["create", "openai", "--model=x"], "what does it cost?"),
+        (&["create", "openai", "--model=x"], "no rate is set"),
         (&["create", "opnai", "--unit=1"], "did you mean openai"),
     ] {
-        let said = fail(&server, &[&["prices"], words].concat()).await;
-        assert!(said.contains(says), "{words:?}: {said}");
+        let printed = fail(&server, &[&["prices"], words].concat()).await;
+        assert!(printed.contains(expected_text), "{words:?}: {printed}");
     }
     server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn clients_are_listed_shown_made_and_changed() {
+async fn clients_are_listed_shown_created_and_changed() {
     let server = TestServer::start().await;
     assert!(succeed(&server, &["clients", "list"]).await.starts_with("no clients yet"));
     succeed(&server, &["clients", "create", "acme", "--name=Acme, Inc.", "--time-zone=Europe/Berlin"]).await;
@@ -187,13 +188,13 @@ async fn clients_are_listed_shown_made_and_changed() {
     let file = rows(&succeed(&server, &["clients", "list", "--csv"]).await);
     assert_eq!((&*file[0]["client_id"], &*file[1]["display_name"]), ("'=beta", "Acme, Inc."));
     let more = meterd(&server, &["clients", "list", "--limit=1"]).await;
-    assert!(String::from_utf8_lossy(&more.stderr).contains("more than 1: see --limit"));
-    for (words, says) in [
+    assert!(String::from_utf8_lossy(&more.stderr).contains("only the first 1 clients are shown: increase --limit"));
+    for (words, expected_text) in [
         (&["create", "acme"][..], "CLIENT_EXISTS: client \"acme\" exists"),
-        (&["update", "acme"], "nothing to change: give --name, --time-zone or both"),
+        (&["update", "acme"], "nothing to change: add --name, --time-zone or both"),
     ] {
-        let said = fail(&server, &[&["clients"], words].concat()).await;
-        assert!(said.contains(says), "{words:?}: {said}");
+        let printed = fail(&server, &[&["clients"], words].concat()).await;
+        assert!(printed.contains(expected_text), "{words:?}: {printed}");
     }
     server.stop().await;
 }

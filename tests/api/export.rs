@@ -1,4 +1,4 @@
-//! Exports: whole, exact, safe in a spreadsheet, and bounded.
+//! Exports are complete, exact, safe in a spreadsheet, and limited.
 
 use crate::harness::*;
 use meterd::proto::*;
@@ -9,7 +9,7 @@ use std::time::Duration;
 use tonic::Code;
 use tonic_types::StatusExt;
 
-/// The file of an export, piece by piece.
+/// Returns the chunks of an export.
 async fn pieces(server: &TestServer, request: ExportUsageRequest) -> Vec<ExportUsageResponse> {
     let mut stream = server.usage().export_usage(request).await.unwrap().into_inner();
     let mut pieces = vec![];
@@ -23,7 +23,7 @@ fn file(pieces: &[ExportUsageResponse]) -> String {
     String::from_utf8(pieces.iter().flat_map(|piece| piece.data.clone()).collect()).unwrap()
 }
 
-/// Rows of a CSV file by column.
+/// Returns the rows of a CSV file by column.
 fn csv_rows(file: &str) -> Vec<HashMap<String, String>> {
     csv::Reader::from_reader(file.as_bytes()).deserialize().collect::<Result<_, _>>().unwrap()
 }
@@ -36,7 +36,7 @@ fn ndjson(client_id: &str) -> ExportUsageRequest {
 #[tokio::test]
 async fn a_csv_file_has_a_header_and_every_field_of_every_event() {
     let server = TestServer::start_with(&[], Clock::fixed(time("2026-11-21T12:00:00.5Z"))).await;
-    server.client_in("acme", "Pacific/Kiritimati").await;
+    server.create_client_in_zone("acme", "Pacific/Kiritimati").await;
     let kind = prost_types::value::Kind::StringValue("say \"hi\", twice".into());
     let metadata = prost_types::Struct { fields: [("k".into(), prost_types::Value { kind: Some(kind) })].into() };
     let sent = UsageEvent {
@@ -91,7 +91,7 @@ async fn a_csv_file_has_a_header_and_every_field_of_every_event() {
 }
 
 #[tokio::test]
-async fn an_ndjson_file_is_an_object_a_line_and_leaves_out_what_is_absent() {
+async fn an_ndjson_file_has_one_object_per_line_without_empty_fields() {
     let server = TestServer::start().await;
     server.track(UsageEvent { subject: "=1+1".into(), ..event("acme", "social", "1.5") }).await.unwrap();
     let file = file(&pieces(&server, ndjson("acme")).await);
@@ -106,7 +106,7 @@ async fn an_ndjson_file_is_an_object_a_line_and_leaves_out_what_is_absent() {
 }
 
 #[tokio::test]
-async fn cells_that_a_spreadsheet_would_run_are_defused_and_can_be_read_back() {
+async fn cells_that_a_spreadsheet_would_execute_are_escaped_and_can_be_restored() {
     let server = TestServer::start().await;
     let texts = ["=1+1", "+1", "-1", "@a", "'=1", "'quoted'", "a=1"];
     for text in texts {
@@ -114,7 +114,7 @@ async fn cells_that_a_spreadsheet_would_run_are_defused_and_can_be_read_back() {
         server.track(UsageEvent { idempotency_key: text.into(), ..event }).await.unwrap();
     }
     server.track(event("=cmd|' /C calc'!A0", "sms", "1")).await.unwrap();
-    // No caller gets control characters in; what else wrote to the table might.
+    // Callers cannot send control characters, but something else that writes to the table could.
     server.track(UsageEvent { idempotency_key: "control".into(), ..event("acme", "sms", "1") }).await.unwrap();
     server
         .sql("UPDATE usage_events SET subject = E'\\t1', external_id = E'\\r1' WHERE idempotency_key = 'control'")
@@ -140,7 +140,7 @@ async fn cells_that_a_spreadsheet_would_run_are_defused_and_can_be_read_back() {
 }
 
 #[tokio::test]
-async fn an_export_holds_what_its_filters_let_through() {
+async fn an_export_contains_the_events_that_match_its_filters() {
     let server = TestServer::start_with(&[], Clock::fixed(time("2026-11-21T12:00:00Z"))).await;
     let (first, second, third) = ("2026-11-01T00:00:00Z", "2026-11-02T00:00:00Z", "2026-11-03T00:00:00Z");
     for client in ["acme", "beta"] {
@@ -166,7 +166,7 @@ async fn an_export_holds_what_its_filters_let_through() {
 }
 
 #[tokio::test]
-async fn all_pieces_together_add_up_exactly_to_the_month() {
+async fn all_chunks_together_have_the_exact_sums_of_the_month() {
     let server = TestServer::start().await;
     let events = (0..3_000_i64).map(|number| {
         let units = format!("{}.{:012}", number % 7, number * 7_919);
@@ -176,9 +176,9 @@ async fn all_pieces_together_add_up_exactly_to_the_month() {
     let totals = server.month("acme").await.totals.unwrap();
     for format in [ExportFormat::Csv, ExportFormat::Ndjson] {
         let pieces = pieces(&server, ExportUsageRequest { format: format.into(), ..ndjson("acme") }).await;
-        assert!(pieces.len() > 5, "in pieces");
+        assert!(pieces.len() > 5, "the export must have several chunks");
         let ends = |piece: &ExportUsageResponse| piece.data.last() == Some(&b'\n');
-        assert!(pieces.iter().all(ends), "of whole lines");
+        assert!(pieces.iter().all(ends), "each chunk must consist of complete lines");
         assert!(pieces.is_sorted_by_key(|piece| piece.event_count));
         assert_eq!(pieces.last().unwrap().event_count, 3_000);
         let rows: Vec<HashMap<String, serde_json::Value>> = match format {
@@ -197,7 +197,7 @@ async fn all_pieces_together_add_up_exactly_to_the_month() {
     server.stop().await;
 }
 
-/// Events whose export does not fit into any buffer on the way.
+/// Records so many events that their export fits into no buffer.
 async fn fill(server: &TestServer) {
     let kind = prost_types::value::Kind::StringValue("x".repeat(7_000));
     let metadata = prost_types::Struct { fields: [("k".into(), prost_types::Value { kind: Some(kind) })].into() };
@@ -208,13 +208,13 @@ async fn fill(server: &TestServer) {
 }
 
 #[tokio::test]
-async fn one_export_too_many_is_told_to_come_back_and_a_reader_that_goes_away_frees_its_place() {
+async fn an_export_above_the_limit_is_rejected_until_a_reader_disconnects() {
     let server = TestServer::start_with(&["--exports-max=1"], Clock::system()).await;
     fill(&server).await;
     let mut first = server.usage().export_usage(ndjson("acme")).await.unwrap().into_inner();
     first.message().await.unwrap().unwrap();
     let refused = server.usage().export_usage(ndjson("acme")).await;
-    let status = assert_refused(refused, Code::ResourceExhausted, "TOO_MANY_EXPORTS");
+    let status = assert_error(refused, Code::ResourceExhausted, "TOO_MANY_EXPORTS");
     assert!(status.get_error_details().retry_info().unwrap().retry_delay.unwrap() > Duration::ZERO);
     drop(first);
     let freed = async {
@@ -225,7 +225,7 @@ async fn one_export_too_many_is_told_to_come_back_and_a_reader_that_goes_away_fr
             }
         }
     };
-    let mut again = tokio::time::timeout(Duration::from_secs(5), freed).await.expect("the place is free");
+    let mut again = tokio::time::timeout(Duration::from_secs(5), freed).await.expect("the slot is free in time");
     let mut last = None;
     while let Some(piece) = again.message().await.unwrap() {
         last = Some(piece);
@@ -235,7 +235,7 @@ async fn one_export_too_many_is_told_to_come_back_and_a_reader_that_goes_away_fr
 }
 
 #[tokio::test]
-async fn an_export_is_of_one_moment() {
+async fn an_export_shows_the_state_at_one_moment() {
     let server = TestServer::start().await;
     fill(&server).await;
     let mut stream = server.usage().export_usage(ndjson("acme")).await.unwrap().into_inner();

@@ -1,6 +1,6 @@
-//! A real server on a free port over a fresh database, and what tests do with it.
+//! A real server on a free port with a fresh database, and helpers for tests.
 
-pub use crate::answers::*;
+pub use crate::assertions::*;
 use chrono::{DateTime, Utc};
 use clap::Parser;
 use meterd::app;
@@ -31,17 +31,17 @@ use tonic::transport::Channel;
 
 const TEMPLATE: &str = "meterd_template";
 
-/// One PostgreSQL for all tests of this process; it ends with the process, however that ends.
+/// One PostgreSQL for all tests of this process. It ends with the process, however the process ends.
 struct SharedPostgres {
     url: String,
-    /// Open as long as this process lives: the keeper waits for its end.
+    /// The pipe is open as long as this process lives. The cleanup script waits for its end.
     _keeper: ChildStdin,
 }
 
 fn shared_postgres() -> &'static SharedPostgres {
     static SHARED: OnceLock<SharedPostgres> = OnceLock::new();
     SHARED.get_or_init(|| {
-        // A thread of its own: the caller is inside a runtime.
+        // Uses its own thread, because the caller is inside a runtime.
         std::thread::spawn(|| {
             let runtime = tokio::runtime::Runtime::new().unwrap();
             runtime.block_on(start_shared_postgres())
@@ -51,7 +51,7 @@ fn shared_postgres() -> &'static SharedPostgres {
     })
 }
 
-#[expect(clippy::zombie_processes, reason = "the keeper outlives this process")]
+#[expect(clippy::zombie_processes, reason = "the cleanup script outlives this process")]
 async fn start_shared_postgres() -> SharedPostgres {
     let data_dir = tempfile::Builder::new().prefix("meterd-test-").tempdir().unwrap().keep();
     let settings = EmbeddedSettings {
@@ -89,7 +89,7 @@ async fn execute(url: &str, sql: &str) {
     pool.close().await;
 }
 
-/// Settings as a command line would give them, on free ports.
+/// Returns the settings of these flags, with free ports.
 pub fn settings_of(flags: &[&str]) -> Settings {
     #[derive(Parser)]
     #[command(args_override_self = true)]
@@ -98,18 +98,18 @@ pub fn settings_of(flags: &[&str]) -> Settings {
         settings: Settings,
     }
     let fixed = ["test", "--listen=127.0.0.1:0", "--http-listen=127.0.0.1:0", "--allow-non-durable-database"];
-    // Nothing runs by itself, unless a test says so.
+    // No job runs by schedule, unless a test sets one.
     let off = meterd_engine::jobs::names().into_iter().map(|job| format!("--schedule-{}=off", job.replace('_', "-")));
     let flags = fixed.iter().map(|flag| flag.to_string()).chain(off).chain(flags.iter().map(|flag| flag.to_string()));
     Flags::parse_from(flags).settings
 }
 
-/// A fresh database with the built-in catalogue.
+/// Creates a fresh database with the built-in catalogue.
 pub async fn fresh_database() -> String {
     database_like(TEMPLATE).await
 }
 
-/// A database with nothing in it.
+/// Creates an empty database.
 pub async fn empty_database() -> String {
     database_like("template0").await
 }
@@ -128,7 +128,7 @@ pub struct TestServer {
     pub http_address: String,
     pub database_url: String,
     pub clock: Clock,
-    /// Beside the server's own.
+    /// A pool of the test, in addition to the server's own.
     pub pool: PgPool,
     pub context: Arc<Context>,
     stop: oneshot::Sender<()>,
@@ -136,17 +136,17 @@ pub struct TestServer {
 }
 
 impl TestServer {
-    /// Over a fresh database, by the system's clock.
+    /// Starts a server with a fresh database and the system clock.
     pub async fn start() -> Self {
         Self::start_with(&[], Clock::system()).await
     }
 
-    /// Over a fresh database, with flags and a clock.
+    /// Starts a server with a fresh database, these flags and this clock.
     pub async fn start_with(flags: &[&str], clock: Clock) -> Self {
         Self::replica(&fresh_database().await, flags, clock).await
     }
 
-    /// Over a database that is there: another replica.
+    /// Starts another replica on an existing database.
     pub async fn replica(database_url: &str, flags: &[&str], clock: Clock) -> Self {
         let options = connect::options(database_url).unwrap();
         let settings = settings_of(flags);
@@ -160,14 +160,14 @@ impl TestServer {
         Self { address, http_address, database_url: database_url.into(), clock, pool, context, stop, task }
     }
 
-    /// Stops in order.
+    /// Stops the server normally.
     pub async fn stop(self) {
         drop(self.stop);
         self.task.await.unwrap().unwrap();
         self.pool.close().await;
     }
 
-    /// A connection of its own.
+    /// Returns a channel with its own connection.
     pub fn channel(&self) -> Channel {
         Channel::from_shared(self.address.clone()).unwrap().connect_lazy()
     }
@@ -188,7 +188,7 @@ impl TestServer {
         JobServiceClient::new(self.channel())
     }
 
-    /// Runs a scheduled job that must go well, and gives what it did.
+    /// Runs a scheduled job that must succeed, and returns what it did.
     pub async fn run_job(&self, job: &str) -> String {
         let request = RunJobRequest { job: job.into() };
         let job = self.jobs().run_job(request).await.unwrap().into_inner().job.unwrap();
@@ -212,20 +212,20 @@ impl TestServer {
         self.usage().batch_track_usage(request).await.unwrap().into_inner().results
     }
 
-    /// A client of this zone.
-    pub async fn client_in(&self, client_id: &str, time_zone: &str) {
+    /// Creates a client with this time zone.
+    pub async fn create_client_in_zone(&self, client_id: &str, time_zone: &str) {
         let client = Client { client_id: client_id.into(), time_zone: time_zone.into(), ..Default::default() };
         let request = CreateClientRequest { client: Some(client), request_id: String::new() };
         self.clients().create_client(request).await.unwrap();
     }
 
-    /// A client's current month.
+    /// Reads a client's current month.
     pub async fn month(&self, client_id: &str) -> GetCurrentMonthUsageResponse {
         let request = GetCurrentMonthUsageRequest { client_id: client_id.into() };
         self.usage().get_current_month_usage(request).await.unwrap().into_inner()
     }
 
-    /// All rows of a query, page by page.
+    /// Reads all rows of a query page by page.
     pub async fn query(&self, request: QueryUsageRequest) -> Vec<UsageRow> {
         let (mut usage, mut rows, mut page_token) = (self.usage(), vec![], String::new());
         loop {
@@ -239,43 +239,43 @@ impl TestServer {
         }
     }
 
-    /// Runs SQL beside the server, and gives how many rows it touched.
+    /// Runs SQL directly on the database, and returns the number of rows.
     pub async fn sql(&self, sql: &str) -> u64 {
         self.pool.execute(AssertSqlSafe(sql.to_string())).await.unwrap().rows_affected()
     }
 
-    /// Keeps every writer from committing until the transaction ends: it holds the lock that each batch shares.
+    /// Prevents all writers from committing until the transaction ends, by taking the lock that each batch shares.
     pub async fn stall_writers(&self) -> Transaction<'static, Postgres> {
         let mut tx = self.pool.begin().await.unwrap();
         sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(VERSIONS_LOCK).execute(&mut *tx).await.unwrap();
         tx
     }
 
-    /// Waits until an event has come so far that its writer waits for `stall_writers`.
-    pub async fn until_a_writer_waits(&self) {
+    /// Waits until a writer is blocked by `stall_writers`.
+    pub async fn wait_for_stalled_writer(&self) {
         let waiting = "SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted
                        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
-        eventually(async || self.sql(waiting).await > 0).await;
+        wait_until(async || self.sql(waiting).await > 0).await;
     }
 
-    /// Rollups and totals against the events.
+    /// Compares sums and totals with the events.
     pub async fn verify(&self) -> Verified {
         verify_all(&self.pool, None, None).await.unwrap()
     }
 
-    /// Rollups and totals equal the events, of which there are so many.
+    /// Checks that sums and totals are equal to those of the events, and that there are `events` events.
     pub async fn assert_exact(&self, events: i64) {
         let verified = self.verify().await;
         assert_eq!((verified.events, verified.differences), (events, 0));
     }
 }
 
-/// The short form of an event.
+/// Creates an event with few fields.
 pub fn event(client_id: &str, service: &str, units: &str) -> UsageEvent {
     UsageEvent { client_id: client_id.into(), service: service.into(), units: units.into(), ..Default::default() }
 }
 
-/// A model call at gpt-4o-mini.
+/// Creates an event of a call to gpt-4o-mini.
 pub fn model_call(client_id: &str, input_tokens: i64, output_tokens: i64) -> UsageEvent {
     UsageEvent {
         operation: "chat_completion".into(),
@@ -286,33 +286,33 @@ pub fn model_call(client_id: &str, input_tokens: i64, output_tokens: i64) -> Usa
     }
 }
 
-/// A price per unit.
+/// Creates a price per unit.
 pub fn unit_price(service: &str, model: &str, rate: &str) -> Price {
     let rates = Rates { unit: Some(rate.into()), ..Default::default() };
     Price { service: service.into(), model: model.into(), rates: Some(rates), ..Default::default() }
 }
 
-/// A time.
+/// Parses a time.
 pub fn time(text: &str) -> DateTime<Utc> {
     text.parse().unwrap()
 }
 
-/// A timestamp.
+/// Parses a timestamp.
 pub fn timestamp(text: &str) -> prost_types::Timestamp {
     let time = time(text);
     prost_types::Timestamp { seconds: time.timestamp(), nanos: time.timestamp_subsec_nanos() as i32 }
 }
 
-/// An event of a time.
+/// Creates an event with a time.
 pub fn event_at(client_id: &str, service: &str, units: &str, time: &str) -> UsageEvent {
     UsageEvent { event_time: Some(timestamp(time)), ..event(client_id, service, units) }
 }
 
-/// Waits until it is so, but not forever.
-pub async fn eventually(is_so: impl AsyncFn() -> bool) {
+/// Waits until a condition is true, with a timeout.
+pub async fn wait_until(condition: impl AsyncFn() -> bool) {
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
-    while !is_so().await {
-        assert!(std::time::Instant::now() < deadline, "it did not come about in 20 s");
+    while !condition().await {
+        assert!(std::time::Instant::now() < deadline, "the condition was not true within 20 s");
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
 }

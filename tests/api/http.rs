@@ -1,11 +1,11 @@
-//! HTTP/1.1 by hand, as probes, scrapers and browsers speak it.
+//! Plain HTTP/1.1, as probes, scrapers and browsers use it.
 
 use std::collections::HashMap;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tonic::codegen::http::{HeaderMap, HeaderName, HeaderValue};
 
-/// An answer.
+/// A response.
 pub struct Answer {
     pub status: u16,
     pub headers: HeaderMap,
@@ -13,17 +13,17 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// The body as text.
+    /// Returns the body as text.
     pub fn text(&self) -> &str {
         std::str::from_utf8(&self.body).unwrap()
     }
 
-    /// A header, or nothing.
+    /// Returns a header, or an empty text.
     pub fn header(&self, name: &str) -> &str {
         self.headers.get(name).map_or("", |value| value.to_str().unwrap())
     }
 
-    /// Frames of a gRPC-Web body: messages, then the trailers.
+    /// Returns the messages and the trailers of a gRPC-Web body.
     pub fn frames(&self) -> (Vec<Vec<u8>>, HashMap<String, String>) {
         let (mut messages, mut trailers, mut rest) = (vec![], HashMap::new(), &*self.body);
         while let [flags, a, b, c, d, tail @ ..] = rest {
@@ -40,17 +40,17 @@ impl Answer {
     }
 }
 
-/// GET.
+/// Sends a GET request.
 pub async fn get(address: &str, path: &str) -> Answer {
     get_with(address, path, "").await
 }
 
-/// GET with more headers, each line ended by CR LF.
+/// Sends a GET request with additional headers, each ended by CRLF.
 pub async fn get_with(address: &str, path: &str, more: &str) -> Answer {
     exchange(address, &format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n{more}\r\n"), &[]).await
 }
 
-/// A gRPC-Web call with more headers, each line ended by CR LF.
+/// Makes a gRPC-Web call with additional headers, each ended by CRLF.
 pub async fn grpc_web(address: &str, method: &str, message: &impl prost::Message, more: &str) -> Answer {
     let message = message.encode_to_vec();
     let mut body = vec![0];

@@ -1,4 +1,4 @@
-//! Scheduled jobs: when they run, that they take turns, and what they show.
+//! Scheduled jobs: when they run, that only one run is active at a time, and what they show.
 
 use crate::harness::*;
 use crate::http;
@@ -8,7 +8,7 @@ use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
 use tonic::Code;
 
-/// Due in January, so not during a test.
+/// Due in January and therefore not during a test.
 const YEARLY: &str = "0 0 0 1 1 *";
 
 async fn jobs(server: &TestServer) -> Vec<Job> {
@@ -24,7 +24,7 @@ async fn run(server: &TestServer, name: &str) -> Job {
     server.jobs().run_job(request).await.unwrap().into_inner().job.unwrap()
 }
 
-/// Waits until a job is as wanted.
+/// Waits until a job is in the wanted state.
 async fn until(server: &TestServer, name: &str, what: &str, wanted: impl Fn(&Job) -> bool) -> Job {
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
@@ -42,7 +42,8 @@ fn seconds(time: &Option<prost_types::Timestamp>) -> f64 {
     time.seconds as f64 + f64::from(time.nanos) / 1e9
 }
 
-/// Makes each run of key_pruning last, and counts those that another one runs beside: sequences keep what was rolled back.
+/// Delays each run of key_pruning and counts runs that overlap with another one. The counts are sequences, because a
+/// rollback does not reset them.
 async fn slow_down(server: &TestServer, seconds: f64) {
     server
         .sql(&format!(
@@ -75,7 +76,7 @@ async fn meterd(server: &TestServer, arguments: &[&str]) -> Output {
 }
 
 #[tokio::test]
-async fn a_job_runs_by_its_schedule_and_shows_what_it_did() {
+async fn a_job_runs_by_its_schedule_and_shows_its_result() {
     let server = TestServer::start_with(
         &["--schedule-monthly-summaries=* * * * * *"],
         Clock::fixed(time("2026-11-21T12:00:00Z")),
@@ -87,14 +88,14 @@ async fn a_job_runs_by_its_schedule_and_shows_what_it_did() {
     assert!(after.last_result.ends_with(" refreshed"), "{}", after.last_result);
     assert!(seconds(&after.last_finish_time) >= seconds(&after.last_start_time));
     assert!(seconds(&after.next_run_time) > seconds(&after.last_start_time));
-    assert_eq!(after.next_run_time.unwrap().nanos, 0, "due on the second");
+    assert_eq!(after.next_run_time.unwrap().nanos, 0, "the job must be due at a full second");
     let list = server.usage().list_monthly_summaries(ListMonthlySummariesRequest::default()).await.unwrap();
-    assert_eq!(list.into_inner().summaries.len(), 1, "the summary was written by the job");
+    assert_eq!(list.into_inner().summaries.len(), 1, "the job must write the summary");
     server.stop().await;
 }
 
 #[tokio::test]
-async fn a_job_that_is_off_runs_on_demand_and_never_by_itself() {
+async fn a_job_without_a_schedule_runs_only_on_demand() {
     let server = TestServer::start().await;
     let names: Vec<String> = jobs(&server).await.into_iter().map(|job| job.job).collect();
     assert_eq!(names, ["alert_checks", "key_pruning", "monthly_summaries", "partitions", "retention"]);
@@ -118,22 +119,22 @@ async fn a_new_job_is_due_at_once_and_a_missed_run_is_caught_up_once() {
     server.stop().await;
 
     let server = TestServer::replica(&url, &[], Clock::system()).await;
-    // Also where the schedule has changed meanwhile.
+    // This includes a job whose schedule has changed meanwhile.
     let missed = "schedule = '0 0 12 1 1 *', next_run_time = now() - interval '3 years' WHERE job = 'partitions'";
     server.sql(&format!("UPDATE jobs SET {missed}")).await;
     server.stop().await;
     let server = TestServer::replica(&url, &flags, Clock::system()).await;
     let caught_up = until(&server, "partitions", "the missed run", |job| job.run_count == 2).await;
     assert!(seconds(&caught_up.next_run_time) > seconds(&caught_up.last_finish_time) + 1.0, "{caught_up:?}");
-    // Whatever is due is taken in one look: another job's run is two looks later.
+    // All due jobs are started in one check, so another job's run shows that a check is complete.
     run(&server, "key_pruning").await;
     run(&server, "key_pruning").await;
-    assert_eq!(job(&server, "partitions").await.run_count, 2, "three years were missed, and one run makes up for them");
+    assert_eq!(job(&server, "partitions").await.run_count, 2, "one run must make up for three missed years");
     server.stop().await;
 }
 
 #[tokio::test]
-async fn a_changed_schedule_takes_effect_at_the_start_and_one_that_did_not_change_keeps_its_time() {
+async fn a_changed_schedule_takes_effect_at_the_start_and_an_unchanged_one_keeps_its_time() {
     let server = TestServer::start_with(&[&format!("--schedule-retention={YEARLY}")], Clock::system()).await;
     let first = until(&server, "retention", "the first run", |job| job.run_count == 1).await;
     let url = server.database_url.clone();
@@ -154,7 +155,7 @@ async fn a_changed_schedule_takes_effect_at_the_start_and_one_that_did_not_chang
 }
 
 #[tokio::test]
-async fn a_job_that_fails_is_counted_shown_and_tried_again_within_a_minute() {
+async fn a_failed_job_is_counted_shown_and_retried_within_a_minute() {
     let server = TestServer::start_with(&[&format!("--schedule-key-pruning={YEARLY}")], Clock::system()).await;
     until(&server, "key_pruning", "the first run", |job| job.run_count == 1).await;
     server.sql("ALTER TABLE create_requests RENAME TO away").await;
@@ -162,7 +163,7 @@ async fn a_job_that_fails_is_counted_shown_and_tried_again_within_a_minute() {
     assert_eq!((failed.run_count, failed.failure_count, &*failed.last_result), (2, 1, ""));
     assert!(failed.last_error.contains("create_requests"), "{}", failed.last_error);
     let retry_in = seconds(&failed.next_run_time) - seconds(&failed.last_finish_time);
-    assert!((59.0..=60.0).contains(&retry_in), "tried again in {retry_in} s, not next year");
+    assert!((59.0..=60.0).contains(&retry_in), "the job is retried in {retry_in} s");
     let command = meterd(&server, &["jobs", "run", "key_pruning"]).await;
     let printed = String::from_utf8_lossy(&command.stdout).into_owned();
     assert_eq!(command.status.code(), Some(1));
@@ -176,7 +177,7 @@ async fn a_job_that_fails_is_counted_shown_and_tried_again_within_a_minute() {
 }
 
 #[tokio::test]
-async fn run_job_answers_with_a_run_that_began_after_the_call_and_callers_share_it() {
+async fn run_job_returns_a_run_that_started_after_the_call_and_callers_share_it() {
     let server = TestServer::start().await;
     slow_down(&server, 1.0).await;
     let call = || {
@@ -190,7 +191,7 @@ async fn run_job_answers_with_a_run_that_began_after_the_call_and_callers_share_
     assert_eq!(first.run_count, 1);
     for other in others {
         let other = other.await.unwrap().unwrap().into_inner().job.unwrap();
-        assert_eq!(other.run_count, 2, "it ran once more, for all who asked meanwhile");
+        assert_eq!(other.run_count, 2, "one more run must serve all waiting callers");
         assert!(seconds(&other.last_start_time) >= seconds(&first.last_finish_time));
     }
     assert_eq!(count(&server, "runs_beside").await, 0);
@@ -198,7 +199,7 @@ async fn run_job_answers_with_a_run_that_began_after_the_call_and_callers_share_
 }
 
 #[tokio::test]
-async fn a_caller_of_run_job_that_gives_up_leaves_the_run_going() {
+async fn a_cancelled_run_job_call_does_not_stop_the_run() {
     let server = TestServer::start().await;
     slow_down(&server, 1.0).await;
     let mut request = tonic::Request::new(RunJobRequest { job: "key_pruning".into() });
@@ -211,7 +212,7 @@ async fn a_caller_of_run_job_that_gives_up_leaves_the_run_going() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_replicas_share_the_runs_of_a_job_and_never_run_it_at_once() {
+async fn two_replicas_never_run_a_job_at_the_same_time() {
     let flags = ["--schedule-key-pruning=* * * * * *"];
     let first = TestServer::start_with(&[], Clock::system()).await;
     slow_down(&first, 0.3).await;
@@ -220,22 +221,22 @@ async fn two_replicas_share_the_runs_of_a_job_and_never_run_it_at_once() {
     let first = TestServer::replica(&url, &flags, Clock::system()).await;
     let second = TestServer::replica(&url, &flags, Clock::system()).await;
     let deadline = Instant::now() + Duration::from_secs(60);
-    let mut asked = 0;
+    let mut requested = 0;
     while job(&first, "key_pruning").await.run_count < 12 {
         assert!(Instant::now() < deadline);
-        // Both are woken, beside the schedule, as often as they can.
-        asked += 1;
+        // Both replicas are also asked to run the job as often as they can.
+        requested += 1;
         tokio::join!(run(&first, "key_pruning"), run(&second, "key_pruning"));
     }
     let (runs, overlaps) = (count(&first, "runs_begun").await, count(&first, "runs_beside").await);
-    println!("{runs} runs, asked for twice {asked} times: {overlaps} beside another");
+    println!("{runs} runs, asked for twice {requested} times: {overlaps} beside another");
     assert_eq!((overlaps, job(&second, "key_pruning").await.failure_count), (0, 0));
     first.stop().await;
     second.stop().await;
 }
 
 #[tokio::test]
-async fn a_run_is_not_ended_by_an_orderly_stop_of_its_server() {
+async fn a_normal_stop_of_the_server_does_not_end_a_run() {
     let server = TestServer::start().await;
     slow_down(&server, 1.5).await;
     let mut client = server.jobs();
@@ -243,7 +244,7 @@ async fn a_run_is_not_ended_by_an_orderly_stop_of_its_server() {
     until(&server, "key_pruning", "the run", |job| job.running).await;
     let url = server.database_url.clone();
     server.stop().await;
-    assert_refused(call.await.unwrap(), Code::Unavailable, "SHUTTING_DOWN");
+    assert_error(call.await.unwrap(), Code::Unavailable, "SHUTTING_DOWN");
     let server = TestServer::replica(&url, &[], Clock::system()).await;
     let done = job(&server, "key_pruning").await;
     assert_eq!((done.run_count, done.running, &*done.last_error), (1, false, ""));
@@ -251,7 +252,7 @@ async fn a_run_is_not_ended_by_an_orderly_stop_of_its_server() {
 }
 
 #[tokio::test]
-async fn a_job_that_was_taken_runs_although_another_one_cannot_be_taken() {
+async fn a_claimed_job_runs_although_another_one_cannot_be_claimed() {
     let server = TestServer::start().await;
     server
         .sql(
@@ -266,12 +267,12 @@ async fn a_job_that_was_taken_runs_although_another_one_cannot_be_taken() {
 }
 
 #[tokio::test]
-async fn a_job_whose_schedule_this_version_cannot_read_is_left_to_those_that_can() {
+async fn a_job_with_a_schedule_of_a_newer_version_is_ignored() {
     let server = TestServer::start().await;
     let newer = "schedule = 'every second tuesday', next_run_time = now() - interval '1 minute'";
     server.sql(&format!("UPDATE jobs SET {newer} WHERE job = 'key_pruning'")).await;
     let before = job(&server, "key_pruning").await;
-    // Whatever is due is taken in one look: another job's run is two looks later.
+    // All due jobs are started in one check, so another job's run shows that a check is complete.
     run(&server, "retention").await;
     run(&server, "retention").await;
     assert_eq!(job(&server, "key_pruning").await, before);
@@ -280,7 +281,7 @@ async fn a_job_whose_schedule_this_version_cannot_read_is_left_to_those_that_can
 }
 
 #[tokio::test]
-async fn a_run_that_takes_too_long_is_dropped_and_the_next_waits_until_its_statements_have_ended() {
+async fn a_run_that_takes_too_long_is_ended_and_the_next_waits_for_its_statements() {
     let server = TestServer::start_with(&["--job-run-seconds=2"], Clock::system()).await;
     slow_down(&server, 6.0).await;
     let dropped = run(&server, "key_pruning").await;
@@ -289,23 +290,23 @@ async fn a_run_that_takes_too_long_is_dropped_and_the_next_waits_until_its_state
     let next = run(&server, "key_pruning").await;
     assert_eq!((next.run_count, count(&server, "runs_begun").await), (2, 2));
     assert_eq!(count(&server, "runs_beside").await, 0);
-    let begun = seconds(&next.last_start_time) - seconds(&dropped.last_finish_time);
-    assert!(begun < 25.0, "it waits for the lease to run out, and no longer: {begun} s");
+    let started = seconds(&next.last_start_time) - seconds(&dropped.last_finish_time);
+    assert!(started < 25.0, "the next run started only after {started} s");
     server.stop().await;
 }
 
 #[tokio::test]
-async fn an_unknown_job_is_refused_with_the_names_of_those_that_there_are() {
+async fn an_unknown_job_is_rejected_with_the_names_of_all_jobs() {
     let server = TestServer::start().await;
-    let refused = server.jobs().run_job(RunJobRequest { job: "retentoin".into() }).await;
-    let status = assert_refused(refused, Code::NotFound, "JOB_NOT_FOUND");
+    let rejected = server.jobs().run_job(RunJobRequest { job: "retentoin".into() }).await;
+    let status = assert_error(rejected, Code::NotFound, "JOB_NOT_FOUND");
     assert!(status.message().contains("key_pruning") && status.message().contains("retention"), "{status}");
-    assert_wrong(server.jobs().run_job(RunJobRequest::default()).await, "INVALID_FIELD", &["job"]);
+    assert_invalid(server.jobs().run_job(RunJobRequest::default()).await, "INVALID_FIELD", &["job"]);
     server.stop().await;
 }
 
 #[tokio::test]
-async fn jobs_are_a_table_on_the_command_line() {
+async fn jobs_are_printed_as_a_table() {
     let server = TestServer::start_with(&[&format!("--schedule-partitions={YEARLY}")], Clock::system()).await;
     until(&server, "partitions", "the first run", |job| job.run_count == 1).await;
     let ran = meterd(&server, &["jobs", "run", "retention"]).await;
@@ -328,7 +329,7 @@ async fn jobs_are_a_table_on_the_command_line() {
 }
 
 #[tokio::test]
-async fn metrics_tell_the_runs_of_each_job_their_time_and_their_last_success() {
+async fn metrics_show_runs_durations_and_the_last_success_of_each_job() {
     let server = TestServer::start().await;
     run(&server, "partitions").await;
     server.sql("ALTER TABLE create_requests RENAME TO away").await;
@@ -346,14 +347,14 @@ async fn metrics_tell_the_runs_of_each_job_their_time_and_their_last_success() {
         if missing.is_empty() {
             break;
         }
-        assert!(Instant::now() < deadline, "{missing:?} in {}", page.text());
+        assert!(Instant::now() < deadline, "no {missing:?} in {}", page.text());
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     server.stop().await;
 }
 
 #[tokio::test]
-async fn wrong_schedules_and_settings_that_contradict_each_other_are_refused_at_the_start() {
+async fn wrong_schedules_and_contradicting_settings_are_rejected_at_the_start() {
     let nowhere = ["--database-url=postgres://127.0.0.1:1/none", "--listen=127.0.0.1:0", "--http-listen=127.0.0.1:0"];
     let cases: [(&[&str], &[&str]); 4] = [
         (&["--schedule-retention=hourly"], &["--schedule-retention", "cron expression"]),

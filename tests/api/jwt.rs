@@ -1,7 +1,7 @@
-//! Tokens of an identity provider: a real one over HTTP, whose keys are fetched, and every token that must not be taken.
+//! Tokens of an identity provider: a real HTTP server with its keys, and all tokens that must be rejected.
 
-use crate::guarded::*;
 use crate::harness::*;
+use crate::key_server::*;
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, Uri};
@@ -22,11 +22,11 @@ use tokio::net::TcpListener;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-/// When the tests with a fixed clock are.
+/// The time in tests with a fixed clock.
 const NOON: &str = "2026-11-21T12:00:00Z";
 const AUDIENCE: &str = "meterd";
 
-/// A key of the provider's for ES256.
+/// A key of the provider for ES256.
 pub struct SigningKey {
     id: String,
     pair: EcdsaKeyPair,
@@ -52,7 +52,7 @@ impl SigningKey {
         })
     }
 
-    /// A token with this header.
+    /// Signs a token with this header.
     fn sign_as(&self, header: &Value, claims: &Value) -> String {
         let message = format!("{}.{}", encode(header.to_string()), encode(claims.to_string()));
         let signature = self.pair.sign(&SystemRandom::new(), message.as_bytes()).unwrap();
@@ -64,13 +64,13 @@ impl SigningKey {
     }
 }
 
-/// What the provider answers, and how often it was asked for its keys.
+/// The responses of the provider, and how often its keys were requested.
 #[derive(Default)]
 struct Answers {
     keys: Value,
     configuration: Option<Value>,
     fails: bool,
-    asked: usize,
+    requested: usize,
 }
 
 /// An identity provider on 127.0.0.1.
@@ -99,16 +99,16 @@ impl Issuer {
         self.answers.lock().unwrap().fails = fails;
     }
 
-    fn asked(&self) -> usize {
-        self.answers.lock().unwrap().asked
+    fn requested(&self) -> usize {
+        self.answers.lock().unwrap().requested
     }
 
-    /// Flags of a server that takes its tokens.
+    /// Returns the flags of a server that accepts its tokens.
     pub fn flags(&self) -> [String; 2] {
         [format!("--jwt-issuer={}", self.url), format!("--jwt-audience={AUDIENCE}")]
     }
 
-    /// Claims that are good for an hour from then on.
+    /// Returns claims that are valid for an hour.
     pub fn claims(&self, now: chrono::DateTime<chrono::Utc>, scope: &str, clients: Value) -> Value {
         json!({
             "iss": self.url, "aud": AUDIENCE, "sub": "jane", "exp": now.timestamp() + 3_600, "iat": now.timestamp(),
@@ -124,7 +124,7 @@ async fn answer(State(issuer): State<Issuer>, uri: Uri) -> (StatusCode, String) 
         _ if answers.fails => return (StatusCode::INTERNAL_SERVER_ERROR, String::new()),
         "/.well-known/openid-configuration" => answers.configuration.clone().unwrap_or(configuration),
         "/keys" => {
-            answers.asked += 1;
+            answers.requested += 1;
             answers.keys.clone()
         }
         _ => return (StatusCode::NOT_FOUND, String::new()),
@@ -132,10 +132,10 @@ async fn answer(State(issuer): State<Issuer>, uri: Uri) -> (StatusCode, String) 
     (StatusCode::OK, body.to_string())
 }
 
-/// A server that takes the provider's tokens, at noon.
-async fn server_of(issuer: &Issuer) -> Guarded {
+/// Starts a server that accepts the provider's tokens, at noon.
+async fn server_of(issuer: &Issuer) -> KeyServer {
     let flags = issuer.flags();
-    Guarded::start_with(&[&flags[0], &flags[1]], Clock::fixed(time(NOON))).await
+    KeyServer::start_with(&[&flags[0], &flags[1]], Clock::fixed(time(NOON))).await
 }
 
 async fn read(server: &TestServer, token: &str) -> Result<(), Status> {
@@ -156,7 +156,7 @@ fn without(claims: &Value, claim: &str) -> Value {
     claims
 }
 
-/// Tokens that nobody may come in with, and why.
+/// Returns invalid tokens and the reason why each is invalid.
 pub fn bad_tokens(
     issuer: &Issuer,
     key: &SigningKey,
@@ -227,57 +227,57 @@ pub fn bad_tokens(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_token_of_the_provider_is_taken_within_its_time_and_no_other_is() {
+async fn only_valid_tokens_of_the_provider_are_accepted() {
     let key = SigningKey::new("one");
     let issuer = Issuer::start(&[&key]).await;
-    let guarded = server_of(&issuer).await;
+    let key_server = server_of(&issuer).await;
     let now = time(NOON);
     let good = issuer.claims(now, "openid meterd:read", json!(["acme", "globex"]));
     for claims in [
         good.clone(),
-        // A minute is the clocks'.
+        // A minute of clock skew is allowed.
         with(&good, "exp", json!(now.timestamp() - 59)),
         with(&good, "nbf", json!(now.timestamp() + 60)),
         with(&good, "aud", json!(["others", AUDIENCE])),
         with(&good, "scope", json!(["meterd:read"])),
         with(&good, "exp", json!(1e18)),
     ] {
-        read(&guarded.server, &key.sign(&claims)).await.unwrap_or_else(|status| panic!("{claims}: {status}"));
+        read(&key_server.server, &key.sign(&claims)).await.unwrap_or_else(|status| panic!("{claims}: {status}"));
     }
-    read(&guarded.server, &key.sign_as(&json!({ "alg": "ES256" }), &good)).await.expect("the only key needs no name");
+    read(&key_server.server, &key.sign_as(&json!({ "alg": "ES256" }), &good)).await.expect("the only key needs no id");
     let bad = bad_tokens(&issuer, &key, now);
     for (why, token) in &bad {
-        let Err(status) = read(&guarded.server, token).await else { panic!("{why} was taken") };
+        let Err(status) = read(&key_server.server, token).await else { panic!("{why} was accepted") };
         let reason = if *why == "expired" { "CREDENTIALS_EXPIRED" } else { "CREDENTIALS_INVALID" };
-        let status = assert_refused::<()>(Err(status), Code::Unauthenticated, reason);
+        let status = assert_error::<()>(Err(status), Code::Unauthenticated, reason);
         let parts: Vec<&str> = token.split('.').filter(|part| part.len() > 8).collect();
         assert!(!parts.iter().any(|part| status.message().contains(part)), "{why}: {status}");
     }
     println!("{} tokens that are not good, none taken", bad.len());
-    read(&guarded.server, &guarded.admin.token).await.expect("keys go on");
-    let none = read(&guarded.server, &key.sign(&without(&good, "meterd_clients"))).await;
-    assert_refused(none, Code::PermissionDenied, "CLIENT_NOT_COVERED");
-    let none = read(&guarded.server, &key.sign(&without(&good, "scope"))).await;
-    assert_refused(none, Code::PermissionDenied, "SCOPE_MISSING");
+    read(&key_server.server, &key_server.admin.token).await.expect("API keys are still valid");
+    let none = read(&key_server.server, &key.sign(&without(&good, "meterd_clients"))).await;
+    assert_error(none, Code::PermissionDenied, "CLIENT_NOT_COVERED");
+    let none = read(&key_server.server, &key.sign(&without(&good, "scope"))).await;
+    assert_error(none, Code::PermissionDenied, "SCOPE_MISSING");
     let services = Token { key_id: String::new(), token: key.sign(&without(&good, "scope")) };
     let mut catalog = meterd::proto::catalog_service_client::CatalogServiceClient::with_interceptor(
-        guarded.server.channel(),
+        key_server.server.channel(),
         services,
     );
     let none = catalog.list_services(ListServicesRequest {}).await;
-    assert_refused(none, Code::PermissionDenied, "SCOPE_MISSING");
-    let foreign = read(&guarded.server, &key.sign(&with(&good, "meterd_clients", json!("globex")))).await;
-    assert_refused(foreign, Code::PermissionDenied, "CLIENT_NOT_COVERED");
+    assert_error(none, Code::PermissionDenied, "SCOPE_MISSING");
+    let foreign = read(&key_server.server, &key.sign(&with(&good, "meterd_clients", json!("globex")))).await;
+    assert_error(foreign, Code::PermissionDenied, "CLIENT_NOT_COVERED");
     let empty = Token { key_id: String::new(), token: key.sign(&with(&good, "meterd_clients", json!([]))) };
     for filter in [vec![], vec!["acme".to_string()]] {
         let request = ListAlertsRequest { client_ids: filter, ..Default::default() };
-        let refused = alerts_as(&guarded.server, &empty).list_alerts(request).await;
-        assert_refused(refused, Code::PermissionDenied, "CLIENT_NOT_COVERED");
+        let rejected = alerts_as(&key_server.server, &empty).list_alerts(request).await;
+        assert_error(rejected, Code::PermissionDenied, "CLIENT_NOT_COVERED");
     }
-    guarded.server.stop().await;
+    key_server.server.stop().await;
 }
 
-/// A key of 2,048 bits, and a token that it has signed, good until 2100; the private key is nowhere.
+/// A 2,048-bit key and a token signed with it, valid until 2100. The private key is not stored.
 const RSA_MODULUS: &str = concat!(
     "3moHdq5rSFVgSpj3jlc7dDHw9TcGeodm8CywT-KRZib5oZKenYJEA4XvDsZYZ2ywc0VpRaSCom3oQ4IrihxkXVt-",
     "GW8aqqU9Islg_XMMXCTmLuYC-oLOR__eebuJmGIGIbFeJ7Fh6SsUyMl3sWLm-yEXBNAnIW8X8yBI89K3S8FmfmskoV3e8Gjs--",
@@ -296,7 +296,7 @@ const RSA_TOKEN: &str = concat!(
 );
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn keys_of_rsa_verify_too_and_only_what_their_own_algorithm_says() {
+async fn rsa_keys_verify_only_tokens_of_their_own_algorithm() {
     let issuer = Issuer::start(&[]).await;
     let rsa = json!({ "kty": "RSA", "n": RSA_MODULUS, "e": "AQAB", "kid": "rsa" });
     let good = |more: Value| {
@@ -315,50 +315,54 @@ async fn keys_of_rsa_verify_too_and_only_what_their_own_algorithm_says() {
         (json!({ "kid": "other" }), false),
         (json!({ "e": "Aw" }), false),
     ] {
-        // Keys of kinds that nobody knows are passed over.
+        // Keys of unknown types are ignored.
         issuer
             .set_keys(vec![json!({ "kty": "AKP", "alg": "ML-DSA-44", "kid": "new", "pub": "x" }), good(more.clone())]);
         let jwks = format!("--jwt-jwks-url={}/keys", issuer.url);
         let flags = ["--jwt-issuer=https://id.example.com", "--jwt-audience=meterd", &jwks];
-        let guarded = Guarded::start_with(&flags, Clock::fixed(time(NOON))).await;
-        let answer = read(&guarded.server, RSA_TOKEN).await;
+        let key_server = KeyServer::start_with(&flags, Clock::fixed(time(NOON))).await;
+        let answer = read(&key_server.server, RSA_TOKEN).await;
         assert_eq!(answer.is_ok(), taken, "{more}: {answer:?}");
-        guarded.server.stop().await;
+        key_server.server.stop().await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_key_that_is_not_known_is_fetched_and_strangers_do_not_make_the_provider_be_asked_without_end() {
+async fn an_unknown_key_is_fetched_and_the_number_of_requests_is_limited() {
     let (first, second) = (SigningKey::new("one"), SigningKey::new("two"));
     let issuer = Issuer::start(&[&first]).await;
-    let guarded = server_of(&issuer).await;
+    let key_server = server_of(&issuer).await;
     let claims = issuer.claims(time(NOON), "meterd:read", json!("acme"));
-    read(&guarded.server, &first.sign(&claims)).await.unwrap();
+    read(&key_server.server, &first.sign(&claims)).await.unwrap();
     issuer.set_keys(vec![second.jwk()]);
     let started = Instant::now();
-    let asked = issuer.asked();
-    let mut refused = 0;
-    while let Err(status) = read(&guarded.server, &second.sign(&claims)).await {
-        assert_refused::<()>(Err(status), Code::Unauthenticated, "CREDENTIALS_INVALID");
-        assert!(started.elapsed() < Duration::from_secs(10), "rotated keys are known after a while");
-        refused += 1;
+    let requested = issuer.requested();
+    let mut rejected = 0;
+    while let Err(status) = read(&key_server.server, &second.sign(&claims)).await {
+        assert_error::<()>(Err(status), Code::Unauthenticated, "CREDENTIALS_INVALID");
+        assert!(started.elapsed() < Duration::from_secs(10), "rotated keys were not fetched");
+        rejected += 1;
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    println!("a new key was known after {} ms and {refused} calls", started.elapsed().as_millis());
-    assert_eq!(issuer.asked(), asked + 1, "asked once for all of them");
-    let gone = read(&guarded.server, &first.sign(&claims)).await;
-    assert_refused(gone, Code::Unauthenticated, "CREDENTIALS_INVALID");
+    println!("a new key was known after {} ms and {rejected} calls", started.elapsed().as_millis());
+    assert_eq!(issuer.requested(), requested + 1, "the keys must be requested once for all tokens");
+    let missing = read(&key_server.server, &first.sign(&claims)).await;
+    assert_error(missing, Code::Unauthenticated, "CREDENTIALS_INVALID");
     for number in 0..200 {
         let stranger = SigningKey::new(&format!("k{number}"));
-        assert!(read(&guarded.server, &stranger.sign(&claims)).await.is_err());
+        assert!(read(&key_server.server, &stranger.sign(&claims)).await.is_err());
     }
     let bound = 2 + started.elapsed().as_secs() as usize / 5;
-    assert!(issuer.asked() - asked <= bound, "{} times", issuer.asked() - asked);
-    guarded.server.stop().await;
+    assert!(
+        issuer.requested() - requested <= bound,
+        "the keys were requested {} times",
+        issuer.requested() - requested
+    );
+    key_server.server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn while_the_provider_is_away_known_keys_hold_and_what_cannot_be_checked_is_told_to_come_again() {
+async fn while_the_provider_is_unavailable_known_keys_are_valid_and_others_get_a_retryable_error() {
     let key = SigningKey::new("one");
     let issuer = Issuer::start(&[&key]).await;
     let claims = issuer.claims(time(NOON), "meterd:read", json!("acme"));
@@ -366,20 +370,20 @@ async fn while_the_provider_is_away_known_keys_hold_and_what_cannot_be_checked_i
     read(&knowing.server, &key.sign(&claims)).await.unwrap();
     issuer.set_fails(true);
     read(&knowing.server, &key.sign(&claims)).await.unwrap();
-    // It starts all the same, and takes keys.
+    // The server starts without the provider and accepts API keys.
     let starting = server_of(&issuer).await;
     read(&starting.server, &starting.admin.token).await.unwrap();
-    let refused = read(&starting.server, &key.sign(&claims)).await;
-    let status = assert_refused(refused, Code::Unavailable, "IDENTITY_PROVIDER_UNAVAILABLE");
+    let rejected = read(&starting.server, &key.sign(&claims)).await;
+    let status = assert_error(rejected, Code::Unavailable, "IDENTITY_PROVIDER_UNAVAILABLE");
     assert!(status.get_error_details().retry_info().unwrap().retry_delay.is_some());
     issuer.set_fails(false);
-    eventually(async || read(&starting.server, &key.sign(&claims)).await.is_ok()).await;
+    wait_until(async || read(&starting.server, &key.sign(&claims)).await.is_ok()).await;
     knowing.server.stop().await;
     starting.server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_provider_that_calls_itself_otherwise_or_has_its_keys_at_http_is_not_believed() {
+async fn a_provider_with_another_issuer_or_with_keys_at_http_is_rejected() {
     let key = SigningKey::new("one");
     let issuer = Issuer::start(&[&key]).await;
     let claims = issuer.claims(time(NOON), "meterd:read", json!("acme"));
@@ -390,85 +394,89 @@ async fn a_provider_that_calls_itself_otherwise_or_has_its_keys_at_http_is_not_b
         json!({ "issuer": issuer.url, "jwks_uri": format!("{}/keys", issuer.url), "padding": "x".repeat(300_000) }),
     ] {
         issuer.answers.lock().unwrap().configuration = Some(configuration.clone());
-        let guarded = server_of(&issuer).await;
-        let refused = read(&guarded.server, &key.sign(&claims)).await;
-        assert_refused(refused, Code::Unavailable, "IDENTITY_PROVIDER_UNAVAILABLE");
-        guarded.server.stop().await;
+        let key_server = server_of(&issuer).await;
+        let rejected = read(&key_server.server, &key.sign(&claims)).await;
+        assert_error(rejected, Code::Unavailable, "IDENTITY_PROVIDER_UNAVAILABLE");
+        key_server.server.stop().await;
     }
-    assert_eq!(issuer.asked(), 0);
+    assert_eq!(issuer.requested(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stream_of_a_token_ends_when_the_token_does() {
+async fn a_stream_ends_when_its_token_expires() {
     let key = SigningKey::new("one");
     let issuer = Issuer::start(&[&key]).await;
     let flags = issuer.flags();
-    let guarded = Guarded::start_with(&[&flags[0], &flags[1]], Clock::system()).await;
-    let now = guarded.server.clock.now();
-    // With the minute of the clocks.
+    let key_server = KeyServer::start_with(&[&flags[0], &flags[1]], Clock::system()).await;
+    let now = key_server.server.clock.now();
+    // Including the minute of clock skew.
     let claims = issuer.claims(now - TimeDelta::seconds(3_657), "meterd:read", json!("acme"));
     let token = Token { key_id: String::new(), token: key.sign(&claims) };
     let request = SubscribeAlertsRequest::default();
-    let mut stream = alerts_as(&guarded.server, &token).subscribe_alerts(request).await.unwrap().into_inner();
+    let mut stream = alerts_as(&key_server.server, &token).subscribe_alerts(request).await.unwrap().into_inner();
     let to_end = async {
         loop {
             match stream.message().await {
-                Ok(message) => assert!(message.is_some(), "it ended as if it were whole"),
+                Ok(message) => assert!(message.is_some(), "the stream ended without an error"),
                 Err(status) => return status,
             }
         }
     };
-    let status = tokio::time::timeout(Duration::from_secs(10), to_end).await.expect("an end");
-    assert_refused::<()>(Err(status), Code::Unauthenticated, "CREDENTIALS_EXPIRED");
-    assert_refused(read(&guarded.server, &token.token).await, Code::Unauthenticated, "CREDENTIALS_EXPIRED");
-    guarded.server.stop().await;
+    let status = tokio::time::timeout(Duration::from_secs(10), to_end).await.expect("the stream ends in time");
+    assert_error::<()>(Err(status), Code::Unauthenticated, "CREDENTIALS_EXPIRED");
+    assert_error(read(&key_server.server, &token.token).await, Code::Unauthenticated, "CREDENTIALS_EXPIRED");
+    key_server.server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn each_subject_has_its_calls_of_a_second_and_stands_in_the_audit_log() {
+async fn each_subject_has_its_own_rate_limit_and_is_named_in_the_audit_log() {
     let key = SigningKey::new("one");
     let issuer = Issuer::start(&[&key]).await;
     let flags = issuer.flags();
-    let guarded =
-        Guarded::start_with(&[&flags[0], &flags[1], "--key-requests-per-second=3"], Clock::fixed(time(NOON))).await;
+    let key_server =
+        KeyServer::start_with(&[&flags[0], &flags[1], "--key-requests-per-second=3"], Clock::fixed(time(NOON))).await;
     let claims = issuer.claims(time(NOON), "meterd:admin", json!("*"));
     let (jane, joe) = (key.sign(&claims), key.sign(&with(&claims, "sub", json!("joe"))));
     let mut calls = 0;
-    let refused = loop {
-        match read(&guarded.server, &jane).await {
+    let rejected = loop {
+        match read(&key_server.server, &jane).await {
             Ok(()) => calls += 1,
             Err(status) => break status,
         }
     };
     assert!(calls >= 3, "{calls}");
-    assert!(refused.get_error_details().retry_info().unwrap().retry_delay.is_some());
-    assert_refused::<()>(Err(refused), Code::ResourceExhausted, "RATE_LIMITED");
+    assert!(rejected.get_error_details().retry_info().unwrap().retry_delay.is_some());
+    assert_error::<()>(Err(rejected), Code::ResourceExhausted, "RATE_LIMITED");
     let client = Client { client_id: "acme".into(), ..Default::default() };
     let request = CreateClientRequest { client: Some(client), request_id: String::new() };
     let joe = Token { key_id: String::new(), token: joe };
-    clients_as(&guarded.server, &joe).create_client(request).await.expect("others have theirs");
+    clients_as(&key_server.server, &joe).create_client(request).await.expect("another subject has its own limit");
     let request = ListAuditLogRequest { actor_id: "joe".into(), ..Default::default() };
-    let entries = guarded.keys().list_audit_log(request).await.unwrap().into_inner().entries;
+    let entries = key_server.keys().list_audit_log(request).await.unwrap().into_inner().entries;
     assert_eq!((entries.len(), entries[0].actor_kind()), (1, ActorKind::Jwt));
-    guarded.server.stop().await;
+    key_server.server.stop().await;
 }
 
 #[test]
-fn halves_of_a_provider_are_refused() {
-    let refusal = |flags: &[&str]| {
+fn incomplete_provider_settings_are_rejected() {
+    let start_error = |flags: &[&str]| {
         let settings: AuthSettings = settings_of(flags).auth;
         settings.config().err().map(|error| error.to_string()).unwrap_or_default()
     };
     let issuer = "--jwt-issuer=https://id.example.com";
-    assert!(refusal(&["--auth=keys", issuer]).contains("--jwt-audience"));
-    assert!(refusal(&[issuer, "--jwt-audience=meterd"]).contains("--auth keys"));
-    assert!(refusal(&["--auth=keys", "--jwt-audience=meterd"]).contains("--jwt-issuer"));
-    assert_eq!(refusal(&["--auth=keys", issuer, "--jwt-audience=meterd"]), "");
-    assert_eq!(refusal(&["--auth=keys", "--jwt-issuer=", "--jwt-audience="]), "", "as containers pass what is not set");
+    assert!(start_error(&["--auth=keys", issuer]).contains("--jwt-audience"));
+    assert!(start_error(&[issuer, "--jwt-audience=meterd"]).contains("--auth keys"));
+    assert!(start_error(&["--auth=keys", "--jwt-audience=meterd"]).contains("--jwt-issuer"));
+    assert_eq!(start_error(&["--auth=keys", issuer, "--jwt-audience=meterd"]), "");
+    assert_eq!(
+        start_error(&["--auth=keys", "--jwt-issuer=", "--jwt-audience="]),
+        "",
+        "empty values mean that a setting is not set"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn with_a_provider_no_key_is_needed_to_start_and_a_provider_at_http_is_refused() {
+async fn a_server_with_a_provider_starts_without_keys_and_a_provider_at_http_is_rejected() {
     let key = SigningKey::new("one");
     let issuer = Issuer::start(&[&key]).await;
     let flags = issuer.flags();
@@ -479,6 +487,6 @@ async fn with_a_provider_no_key_is_needed_to_start_and_a_provider_at_http_is_ref
     let options = meterd_store::connect::options(&fresh_database().await).unwrap();
     let settings = settings_of(&["--auth=keys", "--jwt-issuer=http://id.example.com", "--jwt-audience=meterd"]);
     let deployment = meterd::app::prepare(&options, &settings).await.unwrap();
-    let refused = meterd::app::build(settings, &options, deployment, Clock::system()).await.err().unwrap();
-    assert!(format!("{refused:#}").contains("not https"), "{refused:#}");
+    let rejected = meterd::app::build(settings, &options, deployment, Clock::system()).await.err().unwrap();
+    assert!(format!("{rejected:#}").contains("not https"), "{rejected:#}");
 }

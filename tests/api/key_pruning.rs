@@ -1,4 +1,4 @@
-//! Idempotency keys past their retention go, and never so that a live event could be counted twice.
+//! Idempotency keys are deleted after their retention, but never so early that a live event could be counted twice.
 
 use crate::harness::*;
 use chrono::{DateTime, TimeDelta, Utc};
@@ -12,11 +12,11 @@ async fn server(flags: &[&str]) -> TestServer {
     TestServer::start_with(flags, Clock::fixed(time(NOW))).await
 }
 
-fn keyed(key: &str, event: UsageEvent) -> UsageEvent {
+fn event_with_key(key: &str, event: UsageEvent) -> UsageEvent {
     UsageEvent { idempotency_key: key.into(), ..event }
 }
 
-/// Makes everything in the ledger so many days older.
+/// Makes all keys, events and requests this many days older.
 async fn age(server: &TestServer, days: u32) {
     server.sql(&format!("UPDATE idempotency_keys SET claim_time = claim_time - make_interval(days => {days})")).await;
     server.sql(&format!("UPDATE usage_events SET record_time = record_time - make_interval(days => {days})")).await;
@@ -34,7 +34,7 @@ async fn count(server: &TestServer, rows: &str) -> i64 {
 #[tokio::test]
 async fn a_live_event_is_a_duplicate_while_its_key_is_kept_and_too_old_afterwards() {
     let server = server(&[]).await;
-    let first = keyed("k", event_at("acme", "sms", "1", NOW));
+    let first = event_with_key("k", event_at("acme", "sms", "1", NOW));
     server.track(first.clone()).await.unwrap();
     age(&server, 399).await;
     server.clock.set(time(NOW) + TimeDelta::days(399));
@@ -43,43 +43,44 @@ async fn a_live_event_is_a_duplicate_while_its_key_is_kept_and_too_old_afterward
     age(&server, 2).await;
     server.clock.set(time(NOW) + TimeDelta::days(401));
     assert_eq!(server.run_job("key_pruning").await, "1 key and 0 request ids deleted");
-    assert_wrong(server.track(first).await, "EVENT_TOO_OLD", &["event.event_time"]);
+    assert_invalid(server.track(first).await, "EVENT_TOO_OLD", &["event.event_time"]);
     server.assert_exact(1).await;
     server.stop().await;
 }
 
 #[tokio::test]
-async fn a_backfilled_event_is_a_duplicate_as_long_as_its_month_is_open_however_old_its_key() {
+async fn a_backfilled_event_is_a_duplicate_while_its_month_is_open() {
     let server = server(&["--retention-months=3"]).await;
-    let march = keyed("march", event_at("acme", "sms", "1", "2024-03-15T12:00:00Z"));
-    let july = keyed("july", event_at("acme", "sms", "1", "2024-07-15T12:00:00Z"));
-    let august = keyed("august", event_at("acme", "sms", "1", "2024-08-15T12:00:00Z"));
+    let march = event_with_key("march", event_at("acme", "sms", "1", "2024-03-15T12:00:00Z"));
+    let july = event_with_key("july", event_at("acme", "sms", "1", "2024-07-15T12:00:00Z"));
+    let august = event_with_key("august", event_at("acme", "sms", "1", "2024-08-15T12:00:00Z"));
     let all = vec![march.clone(), july.clone(), august.clone()];
     server.batch(all.clone(), true).await;
-    let live = keyed("live", event_at("acme", "sms", "1", NOW));
+    let live = event_with_key("live", event_at("acme", "sms", "1", NOW));
     server.track(live.clone()).await.unwrap();
     age(&server, 401).await;
     assert_eq!(server.run_job("key_pruning").await, "1 key and 0 request ids deleted");
-    assert_eq!(keys(&server).await, ["august", "july", "march"], "the live one's went");
+    assert_eq!(keys(&server).await, ["august", "july", "march"], "only the key of the live event must be deleted");
     for result in server.batch(all.clone(), true).await {
         assert_eq!(result.outcome(), EventOutcome::Duplicate);
     }
 
-    // July is the last closed month: events of its partition may be of August, so its keys stay one month longer.
+    // July is the last closed month. Its partition may contain events of August, so its keys are kept for one more
+    // month.
     server.run_job("retention").await;
     assert_eq!(server.run_job("key_pruning").await, "1 key and 0 request ids deleted");
     assert_eq!(keys(&server).await, ["august", "july"]);
     let outcomes: Vec<_> = server.batch(all, true).await.iter().map(|result| result.outcome()).collect();
     assert_eq!(outcomes, [EventOutcome::Rejected, EventOutcome::Duplicate, EventOutcome::Duplicate]);
     let counted = "usage_months WHERE request_count <> 1";
-    assert_eq!(count(&server, counted).await, 0, "each month still has its one event");
+    assert_eq!(count(&server, counted).await, 0, "each month must still have one event");
     server.stop().await;
 }
 
 #[tokio::test]
 async fn a_young_key_of_a_closed_month_is_kept_for_its_retention() {
     let server = server(&["--retention-months=3"]).await;
-    let march = keyed("march", event_at("acme", "sms", "1", "2024-03-15T12:00:00Z"));
+    let march = event_with_key("march", event_at("acme", "sms", "1", "2024-03-15T12:00:00Z"));
     server.batch(vec![march.clone()], true).await;
     server.run_job("retention").await;
     assert_eq!(server.run_job("key_pruning").await, "0 keys and 0 request ids deleted");
@@ -87,37 +88,37 @@ async fn a_young_key_of_a_closed_month_is_kept_for_its_retention() {
     server.stop().await;
 }
 
-/// 400 days are as long as keys are kept by default.
+/// By default, keys are kept for 400 days.
 #[tokio::test]
-async fn a_live_event_whose_key_may_be_gone_is_refused_whatever_the_settings_are_now() {
+async fn a_live_event_whose_key_may_be_deleted_is_rejected_with_any_settings() {
     let now = Clock::system().now();
     let came = now - TimeDelta::days(400) - TimeDelta::minutes(5);
     let flags = ["--accept-future-seconds=86400", "--accept-past-days=390"];
     let first = TestServer::start_with(&flags, Clock::fixed(came)).await;
     let at = |time: DateTime<Utc>| event_at("acme", "sms", "1", &time.to_rfc3339());
-    let gone = keyed("gone", at(came - TimeDelta::days(1)));
-    let ahead = keyed("ahead", at(came + TimeDelta::seconds(86_300)));
-    first.batch(vec![gone.clone(), ahead.clone()], false).await;
+    let missing = event_with_key("gone", at(came - TimeDelta::days(1)));
+    let ahead = event_with_key("ahead", at(came + TimeDelta::seconds(86_300)));
+    first.batch(vec![missing.clone(), ahead.clone()], false).await;
     age(&first, 401).await;
-    let kept = keyed("kept", at(came));
+    let kept = event_with_key("kept", at(came));
     first.track(kept.clone()).await.unwrap();
     assert_eq!(first.run_job("key_pruning").await, "2 keys and 0 request ids deleted");
 
-    // Another replica, by whose settings they are young enough and their keys would still be kept.
+    // With the settings of the other replica, the events are recent enough and their keys would still be kept.
     let flags = ["--accept-past-days=1000", "--key-retention-days=1100"];
     let lenient = TestServer::replica(&first.database_url, &flags, Clock::fixed(now)).await;
-    for event in [&gone, &ahead] {
-        assert_wrong(lenient.track(event.clone()).await, "EVENT_TOO_OLD", &["event.event_time"]);
+    for event in [&missing, &ahead] {
+        assert_invalid(lenient.track(event.clone()).await, "EVENT_TOO_OLD", &["event.event_time"]);
     }
-    let young = keyed("young", at(came + TimeDelta::days(2)));
-    let results = lenient.batch(vec![gone.clone(), kept, young, gone], false).await;
+    let young = event_with_key("young", at(came + TimeDelta::days(2)));
+    let results = lenient.batch(vec![missing.clone(), kept, young, missing], false).await;
     let outcomes: Vec<_> = results.iter().map(|result| result.outcome()).collect();
     use EventOutcome::{Accepted, Duplicate, Rejected};
     assert_eq!(outcomes, [Rejected, Duplicate, Accepted, Rejected]);
     assert_eq!(results[0].error.as_ref().unwrap().reason, "EVENT_TOO_OLD");
-    assert_eq!(keys(&first).await, ["kept", "young"], "what is refused keeps no key");
-    // What was never sent may come in a backfill.
-    let missed = keyed("missed", at(came));
+    assert_eq!(keys(&first).await, ["kept", "young"], "a rejected event must not leave a key");
+    // An event that was never sent can be sent as a backfill.
+    let missed = event_with_key("missed", at(came));
     assert_eq!(lenient.batch(vec![missed], true).await[0].outcome(), Accepted);
     lenient.assert_exact(5).await;
     lenient.stop().await;
@@ -125,9 +126,9 @@ async fn a_live_event_whose_key_may_be_gone_is_refused_whatever_the_settings_are
 }
 
 #[tokio::test]
-async fn a_run_that_deletes_no_key_refuses_no_event() {
+async fn a_run_that_deletes_no_key_causes_no_rejections() {
     let server = TestServer::start_with(&["--key-retention-days=40"], Clock::system()).await;
-    server.track(keyed("young", event("acme", "sms", "1"))).await.unwrap();
+    server.track(event_with_key("young", event("acme", "sms", "1"))).await.unwrap();
     server.run_job("key_pruning").await;
     let flags = ["--accept-past-days=300"];
     let lenient = TestServer::replica(&server.database_url, &flags, Clock::system()).await;
@@ -139,7 +140,7 @@ async fn a_run_that_deletes_no_key_refuses_no_event() {
 }
 
 #[tokio::test]
-async fn many_keys_go_in_many_transactions_and_those_within_the_retention_stay() {
+async fn many_keys_are_deleted_in_many_transactions_and_recent_keys_stay() {
     let server = server(&["--key-retention-days=40"]).await;
     let insert = |count: u32, prefix: &str, days: u32, backfill: bool| {
         format!(
@@ -159,22 +160,25 @@ async fn many_keys_go_in_many_transactions_and_those_within_the_retention_stay()
     server.stop().await;
 }
 
-/// While the clock was 500 days behind, that is.
+/// This is the state after the clock was 500 days behind.
 #[tokio::test]
-async fn a_key_that_came_while_the_clock_of_the_database_was_behind_is_kept_as_long_as_its_event_may_be_sent_again() {
+async fn a_key_claimed_while_the_databases_clock_was_behind_is_kept_as_long_as_needed() {
     let server = TestServer::start().await;
     let now = server.clock.now();
     let at = |time: DateTime<Utc>| event_at("acme", "sms", "1", &time.to_rfc3339());
-    let (live, ahead) = (keyed("live", at(now - TimeDelta::days(3))), keyed("ahead", at(now + TimeDelta::minutes(4))));
+    let (live, ahead) = (
+        event_with_key("live", at(now - TimeDelta::days(3))),
+        event_with_key("ahead", at(now + TimeDelta::minutes(4))),
+    );
     server.batch(vec![live.clone(), ahead.clone()], false).await;
-    let dated_by_server = keyed("dated by the server", event("acme", "sms", "1"));
+    let dated_by_server = event_with_key("dated by the server", event("acme", "sms", "1"));
     server.track(dated_by_server.clone()).await.unwrap();
     age(&server, 500).await;
     assert_eq!(server.run_job("key_pruning").await, "0 keys and 0 request ids deleted");
     for event in [live, ahead, dated_by_server] {
         assert_eq!(server.track(event).await.unwrap().outcome(), EventOutcome::Duplicate);
     }
-    // Nor is anything refused for it.
+    // No event is rejected because of it.
     let flags = ["--accept-past-days=450", "--key-retention-days=500"];
     let lenient = TestServer::replica(&server.database_url, &flags, Clock::system()).await;
     let old = lenient.track(at(now - TimeDelta::days(420))).await.unwrap();
@@ -185,9 +189,9 @@ async fn a_key_that_came_while_the_clock_of_the_database_was_behind_is_kept_as_l
 }
 
 #[tokio::test]
-async fn a_first_answer_that_was_given_while_the_clock_of_the_database_was_behind_is_kept() {
+async fn a_request_id_stored_while_the_databases_clock_was_behind_is_kept() {
     let server = TestServer::start().await;
-    // What the database takes for the time of a transaction cannot be set; the default of a column can.
+    // The time of a transaction cannot be changed, but the default of a column can.
     server.sql("ALTER TABLE create_requests ALTER create_time SET DEFAULT now() - interval '500 days'").await;
     let client = Some(Client { client_id: "acme".into(), ..Default::default() });
     let request = CreateClientRequest { client, request_id: "r".into() };
@@ -198,7 +202,7 @@ async fn a_first_answer_that_was_given_while_the_clock_of_the_database_was_behin
 }
 
 #[tokio::test]
-async fn first_answers_of_creates_go_with_their_retention() {
+async fn request_ids_of_creates_are_deleted_after_their_retention() {
     let server = server(&[]).await;
     for name in ["old", "young"] {
         let client = Some(Client { client_id: name.into(), ..Default::default() });
@@ -212,9 +216,9 @@ async fn first_answers_of_creates_go_with_their_retention() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_deleted_stops_nothing_else_and_fails_the_run() {
+async fn a_failing_deletion_does_not_stop_the_others_but_fails_the_run() {
     let server = server(&[]).await;
-    server.track(keyed("k", event_at("acme", "sms", "1", NOW))).await.unwrap();
+    server.track(event_with_key("k", event_at("acme", "sms", "1", NOW))).await.unwrap();
     let client = Some(Client { client_id: "old".into(), ..Default::default() });
     let request = CreateClientRequest { client, request_id: "old".into() };
     server.clients().create_client(request).await.unwrap();

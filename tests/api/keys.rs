@@ -1,8 +1,9 @@
-//! API keys: made, rotated, revoked, expired, counted; good on every replica, and their secret nowhere.
+//! API keys: creating, rotating, revoking, expiry and limits. They are valid on every replica, and their secret is
+//! stored nowhere.
 
-use crate::guarded::*;
 use crate::harness::*;
 use crate::http;
+use crate::key_server::*;
 use chrono::{DateTime, TimeDelta, Utc};
 use meterd::app;
 use meterd::proto::{Scope as Scope_, *};
@@ -10,60 +11,54 @@ use meterd_domain::access::Scope;
 use meterd_engine::auth::keys::LIVE_KEYS_MAX;
 use meterd_engine::clock::Clock;
 use meterd_store::connect;
-use std::process::Stdio;
 use std::time::{Duration, Instant};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
-use tonic::transport::Channel;
-use tonic::{Code, Status, Streaming};
+use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-/// How late another replica may be told of a revoked key.
-const TOLD_WITHIN: Duration = Duration::from_secs(2);
-
-fn proto_time(time: DateTime<Utc>) -> Option<prost_types::Timestamp> {
+pub fn proto_time(time: DateTime<Utc>) -> Option<prost_types::Timestamp> {
     Some(prost_types::Timestamp { seconds: time.timestamp(), nanos: time.timestamp_subsec_nanos() as i32 })
 }
 
-fn new_key(scope: Scope_, client_ids: &[&str]) -> ApiKey {
+pub fn new_key(scope: Scope_, client_ids: &[&str]) -> ApiKey {
     let client_ids: Vec<String> = client_ids.iter().map(ToString::to_string).collect();
     let grant = Grant { scope: scope.into(), all_clients: client_ids.is_empty(), client_ids };
     ApiKey { name: "billing".into(), grants: vec![grant], ..Default::default() }
 }
 
-fn token_of(api_key: Option<ApiKey>, token: String) -> Token {
+pub fn token_of(api_key: Option<ApiKey>, token: String) -> Token {
     Token { key_id: api_key.unwrap().key_id, token }
 }
 
-async fn create(guarded: &Guarded, api_key: ApiKey) -> Token {
+pub async fn create(key_server: &KeyServer, api_key: ApiKey) -> Token {
     let request = CreateApiKeyRequest { api_key: Some(api_key), request_id: String::new() };
-    let made = guarded.keys().create_api_key(request).await.unwrap().into_inner();
-    token_of(made.api_key, made.token)
+    let created = key_server.keys().create_api_key(request).await.unwrap().into_inner();
+    token_of(created.api_key, created.token)
 }
 
-async fn read(server: &TestServer, token: &Token) -> Result<(), Status> {
+pub async fn read(server: &TestServer, token: &Token) -> Result<(), Status> {
     let request = ListAlertsRequest { client_ids: vec!["acme".into()], ..Default::default() };
     alerts_as(server, token).list_alerts(request).await.map(drop)
 }
 
-async fn revoke(guarded: &Guarded, key_id: &str) -> ApiKey {
+pub async fn revoke(key_server: &KeyServer, key_id: &str) -> ApiKey {
     let request = RevokeApiKeyRequest { key_id: key_id.into() };
-    guarded.keys().revoke_api_key(request).await.unwrap().into_inner().api_key.unwrap()
+    key_server.keys().revoke_api_key(request).await.unwrap().into_inner().api_key.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_key_is_shown_once_and_good_at_once_on_every_replica_for_what_it_was_made_for() {
-    let guarded = Guarded::start().await;
-    let second = guarded.replica().await;
+async fn a_key_is_shown_once_and_is_valid_at_once_on_every_replica() {
+    let key_server = KeyServer::start().await;
+    let second = key_server.replica().await;
     for _ in 0..5 {
-        let token = create(&guarded, new_key(Scope_::Read, &["acme"])).await;
+        let token = create(&key_server, new_key(Scope_::Read, &["acme"])).await;
         read(&second, &token).await.unwrap();
-        read(&guarded.server, &token).await.unwrap();
+        read(&key_server.server, &token).await.unwrap();
     }
     let request = ListApiKeysRequest { page_size: 2, ..Default::default() };
     let (mut listed, mut page_token) = (vec![], String::new());
     loop {
         let page = ListApiKeysRequest { page_token, ..request.clone() };
-        let page = guarded.keys().list_api_keys(page).await.unwrap().into_inner();
+        let page = key_server.keys().list_api_keys(page).await.unwrap().into_inner();
         assert!(page.api_keys.len() <= 2);
         listed.extend(page.api_keys);
         page_token = page.next_page_token;
@@ -72,46 +67,46 @@ async fn a_key_is_shown_once_and_good_at_once_on_every_replica_for_what_it_was_m
         }
     }
     assert_eq!(listed.len(), 6);
-    assert_eq!(listed[0].key_id, guarded.admin.key_id);
+    assert_eq!(listed[0].key_id, key_server.admin.key_id);
     let last = listed.last().unwrap();
     let expected = new_key(Scope_::Read, &["acme"]);
     assert_eq!((&last.name, &last.grants), (&expected.name, &expected.grants));
     let request = GetApiKeyRequest { key_id: last.key_id.clone() };
-    let got = guarded.keys().get_api_key(request).await.unwrap().into_inner().api_key.unwrap();
+    let got = key_server.keys().get_api_key(request).await.unwrap().into_inner().api_key.unwrap();
     assert_eq!(got, *last);
-    revoke(&guarded, &last.key_id).await;
+    revoke(&key_server, &last.key_id).await;
     let request = ListApiKeysRequest { live_only: true, ..Default::default() };
-    assert_eq!(guarded.keys().list_api_keys(request).await.unwrap().into_inner().api_keys.len(), 5);
-    let unknown = guarded.keys().get_api_key(GetApiKeyRequest { key_id: "none".into() }).await;
-    assert_refused(unknown, Code::NotFound, "API_KEY_NOT_FOUND");
-    guarded.server.stop().await;
+    assert_eq!(key_server.keys().list_api_keys(request).await.unwrap().into_inner().api_keys.len(), 5);
+    let unknown = key_server.keys().get_api_key(GetApiKeyRequest { key_id: "none".into() }).await;
+    assert_error(unknown, Code::NotFound, "API_KEY_NOT_FOUND");
+    key_server.server.stop().await;
     second.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_repeated_create_gets_the_first_answer_without_the_token() {
-    let guarded = Guarded::start().await;
+    let key_server = KeyServer::start().await;
     let api_key = Some(new_key(Scope_::Ingest, &[]));
     let request = CreateApiKeyRequest { api_key: api_key.clone(), request_id: "r1".into() };
-    let first = guarded.keys().create_api_key(request.clone()).await.unwrap().into_inner();
-    let again = guarded.keys().create_api_key(request).await.unwrap().into_inner();
+    let first = key_server.keys().create_api_key(request.clone()).await.unwrap().into_inner();
+    let again = key_server.keys().create_api_key(request).await.unwrap().into_inner();
     assert_eq!((first.token.is_empty(), &again.token), (false, &String::new()));
     assert_eq!(first.api_key, again.api_key);
     let other = CreateApiKeyRequest { api_key: Some(new_key(Scope_::Read, &[])), request_id: "r1".into() };
-    assert_refused(guarded.keys().create_api_key(other).await, Code::AlreadyExists, "REQUEST_ID_REUSED");
+    assert_error(key_server.keys().create_api_key(other).await, Code::AlreadyExists, "REQUEST_ID_REUSED");
     let key_id = first.api_key.unwrap().key_id;
     let request = RotateApiKeyRequest { key_id, request_id: "r2".into(), ..Default::default() };
-    let first = guarded.keys().rotate_api_key(request.clone()).await.unwrap().into_inner();
-    let again = guarded.keys().rotate_api_key(request).await.unwrap().into_inner();
+    let first = key_server.keys().rotate_api_key(request.clone()).await.unwrap().into_inner();
+    let again = key_server.keys().rotate_api_key(request).await.unwrap().into_inner();
     assert_eq!((first.token.is_empty(), &again.token), (false, &String::new()));
     assert_eq!((first.api_key, first.old_api_key), (again.api_key, again.old_api_key));
-    guarded.server.stop().await;
+    key_server.server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn bad_input_of_the_key_service_is_refused_with_every_field() {
-    let guarded = Guarded::start_with(&[], Clock::fixed(time("2026-11-21T12:00:00Z"))).await;
-    let mut keys = guarded.keys();
+async fn bad_input_of_the_key_service_is_rejected_with_every_field() {
+    let key_server = KeyServer::start_with(&[], Clock::fixed(time("2026-11-21T12:00:00Z"))).await;
+    let mut keys = key_server.keys();
     let past = Some(timestamp("2026-11-21T12:00:00Z"));
     let grant = |scope: i32, client_ids: &[&str], all_clients| Grant {
         scope,
@@ -144,9 +139,9 @@ async fn bad_input_of_the_key_service_is_refused_with_every_field() {
     ];
     for (api_key, fields) in cases {
         let request = CreateApiKeyRequest { api_key: Some(api_key), request_id: String::new() };
-        assert_wrong(keys.create_api_key(request).await, "INVALID_FIELD", fields);
+        assert_invalid(keys.create_api_key(request).await, "INVALID_FIELD", fields);
     }
-    // 100 clients in all grants together, so that a filter takes those of a key.
+    // The limit is 100 clients in all grants together, because a filter must be able to name all clients of a key.
     let ids: Vec<String> = (0..101).map(|number| format!("c{number}")).collect();
     let of =
         |scope: Scope_, ids: &[String]| Grant { scope: scope.into(), client_ids: ids.to_vec(), all_clients: false };
@@ -156,416 +151,180 @@ async fn bad_input_of_the_key_service_is_refused_with_every_field() {
         api_key: Some(ApiKey { grants, ..new_key(Scope_::Read, &[]) }),
         request_id: String::new(),
     };
-    assert_wrong(keys.create_api_key(request(too_many)).await, "INVALID_FIELD", &["api_key.grants"]);
-    let made = keys.create_api_key(request(fitting)).await.unwrap().into_inner();
-    let token = token_of(made.api_key, made.token);
-    alerts_as(&guarded.server, &token).list_alerts(ListAlertsRequest::default()).await.unwrap();
+    assert_invalid(keys.create_api_key(request(too_many)).await, "INVALID_FIELD", &["api_key.grants"]);
+    let created = keys.create_api_key(request(fitting)).await.unwrap().into_inner();
+    let token = token_of(created.api_key, created.token);
+    alerts_as(&key_server.server, &token).list_alerts(ListAlertsRequest::default()).await.unwrap();
 
     let overlap = |seconds, nanos| RotateApiKeyRequest {
-        key_id: guarded.admin.key_id.clone(),
+        key_id: key_server.admin.key_id.clone(),
         overlap: Some(prost_types::Duration { seconds, nanos }),
         expire_time: past,
         ..Default::default()
     };
     for request in [overlap(-1, 0), overlap(90 * 86_400, 1), overlap(0, -1), overlap(i64::MAX, i32::MAX)] {
-        assert_wrong(keys.rotate_api_key(request).await, "INVALID_FIELD", &["overlap", "expire_time"]);
+        assert_invalid(keys.rotate_api_key(request).await, "INVALID_FIELD", &["overlap", "expire_time"]);
     }
-    assert_wrong(keys.rotate_api_key(RotateApiKeyRequest::default()).await, "INVALID_FIELD", &["key_id"]);
-    assert_wrong(keys.revoke_api_key(RevokeApiKeyRequest::default()).await, "INVALID_FIELD", &["key_id"]);
+    assert_invalid(keys.rotate_api_key(RotateApiKeyRequest::default()).await, "INVALID_FIELD", &["key_id"]);
+    assert_invalid(keys.revoke_api_key(RevokeApiKeyRequest::default()).await, "INVALID_FIELD", &["key_id"]);
     let unknown = keys.revoke_api_key(RevokeApiKeyRequest { key_id: "none".into() }).await;
-    assert_refused(unknown, Code::NotFound, "API_KEY_NOT_FOUND");
-    guarded.server.stop().await;
+    assert_error(unknown, Code::NotFound, "API_KEY_NOT_FOUND");
+    key_server.server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn there_are_at_most_so_many_live_keys() {
-    let guarded = Guarded::start().await;
+async fn the_number_of_live_keys_is_limited() {
+    let key_server = KeyServer::start().await;
     let sql = format!(
         "INSERT INTO api_keys (key_id, secret_hash, name, read_clients, version)
          SELECT 'k' || n, sha256(n::text::bytea), 'filler', '{{\"\"}}', 0 FROM generate_series(2, {LIVE_KEYS_MAX}) n"
     );
-    guarded.server.sql(&sql).await;
+    key_server.server.sql(&sql).await;
     let request = || CreateApiKeyRequest { api_key: Some(new_key(Scope_::Read, &[])), request_id: String::new() };
-    assert_refused(guarded.keys().create_api_key(request()).await, Code::ResourceExhausted, "TOO_MANY_API_KEYS");
-    revoke(&guarded, "k2").await;
-    guarded.keys().create_api_key(request()).await.unwrap();
-    guarded.server.stop().await;
+    assert_error(key_server.keys().create_api_key(request()).await, Code::ResourceExhausted, "TOO_MANY_API_KEYS");
+    revoke(&key_server, "k2").await;
+    key_server.keys().create_api_key(request()).await.unwrap();
+    key_server.server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_rotated_key_stays_good_beside_the_new_one_until_its_overlap_is_over() {
+async fn a_rotated_key_is_valid_until_its_overlap_ends() {
     let clock = Clock::fixed(time("2026-11-21T12:00:00Z"));
-    let guarded = Guarded::start_with(&[], clock.clone()).await;
-    let second = guarded.replica().await;
+    let key_server = KeyServer::start_with(&[], clock.clone()).await;
+    let second = key_server.replica().await;
     let mut api_key = new_key(Scope_::Read, &["acme"]);
     api_key.requests_per_second = 7;
-    let old = create(&guarded, api_key).await;
+    let old = create(&key_server, api_key).await;
     let request = RotateApiKeyRequest {
         key_id: old.key_id.clone(),
         overlap: Some(prost_types::Duration { seconds: 3_600, nanos: 0 }),
         ..Default::default()
     };
-    let rotated = guarded.keys().rotate_api_key(request).await.unwrap().into_inner();
-    let (made, before) = (rotated.api_key.clone().unwrap(), rotated.old_api_key.unwrap());
-    assert_eq!((&made.rotated_from, &made.name, &made.grants), (&old.key_id, &before.name, &before.grants));
-    assert_eq!((made.requests_per_second, before.expire_time), (7, Some(timestamp("2026-11-21T13:00:00Z"))));
+    let rotated = key_server.keys().rotate_api_key(request).await.unwrap().into_inner();
+    let (created, before) = (rotated.api_key.clone().unwrap(), rotated.old_api_key.unwrap());
+    assert_eq!((&created.rotated_from, &created.name, &created.grants), (&old.key_id, &before.name, &before.grants));
+    assert_eq!((created.requests_per_second, before.expire_time), (7, Some(timestamp("2026-11-21T13:00:00Z"))));
     let new = token_of(rotated.api_key, rotated.token);
     clock.set(time("2026-11-21T12:59:59Z"));
-    for server in [&guarded.server, &second] {
+    for server in [&key_server.server, &second] {
         for token in [&old, &new] {
             read(server, token).await.unwrap();
         }
     }
-    // The other replica knows of the old key's end before it comes.
-    eventually(async || {
+    // The other replica knows the end of the old key before it is reached.
+    wait_until(async || {
         clock.set(time("2026-11-21T13:00:00Z"));
-        let refused = read(&second, &old).await.is_err();
+        let rejected = read(&second, &old).await.is_err();
         clock.set(time("2026-11-21T12:59:59Z"));
-        refused
+        rejected
     })
     .await;
     clock.set(time("2026-11-21T13:00:00Z"));
-    for server in [&guarded.server, &second] {
-        assert_refused(read(server, &old).await, Code::Unauthenticated, "CREDENTIALS_EXPIRED");
+    for server in [&key_server.server, &second] {
+        assert_error(read(server, &old).await, Code::Unauthenticated, "CREDENTIALS_EXPIRED");
         read(server, &new).await.unwrap();
     }
     let request = RotateApiKeyRequest { key_id: old.key_id, ..Default::default() };
-    assert_refused(guarded.keys().rotate_api_key(request).await, Code::FailedPrecondition, "API_KEY_NOT_LIVE");
-    // One that expires sooner anyway is not kept longer.
+    assert_error(key_server.keys().rotate_api_key(request).await, Code::FailedPrecondition, "API_KEY_NOT_LIVE");
+    // A key that expires sooner anyway is not valid for longer.
     let mut brief = new_key(Scope_::Read, &[]);
     brief.expire_time = Some(timestamp("2026-11-21T13:30:00Z"));
-    let brief = create(&guarded, brief).await;
+    let brief = create(&key_server, brief).await;
     let request = RotateApiKeyRequest { key_id: brief.key_id, ..Default::default() };
-    let old = guarded.keys().rotate_api_key(request).await.unwrap().into_inner().old_api_key.unwrap();
+    let old = key_server.keys().rotate_api_key(request).await.unwrap().into_inner().old_api_key.unwrap();
     assert_eq!(old.expire_time, Some(timestamp("2026-11-21T13:30:00Z")));
-    guarded.server.stop().await;
+    key_server.server.stop().await;
     second.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_rotated_key_is_good_for_as_long_as_the_old_one_was_unless_asked_otherwise() {
-    let guarded = Guarded::start().await;
+async fn a_rotated_key_is_valid_as_long_as_the_old_one_by_default() {
+    let key_server = KeyServer::start().await;
     let clock = Clock::system();
     let until = |time: DateTime<Utc>| prost_types::Timestamp { seconds: time.timestamp(), nanos: 0 };
-    // Made a month ago for ninety days.
+    // Created a month ago, valid for ninety days.
     let mut api_key = new_key(Scope_::Read, &["acme"]);
     api_key.expire_time = Some(until(clock.now() + TimeDelta::days(60)));
-    let old = create(&guarded, api_key).await;
-    guarded
+    let old = create(&key_server, api_key).await;
+    key_server
         .server
         .sql("UPDATE api_keys SET create_time = create_time - interval '30 days' WHERE expire_time IS NOT NULL")
         .await;
     let rotate = async |key_id: &str, expire_time| {
         let request = RotateApiKeyRequest { key_id: key_id.into(), expire_time, ..Default::default() };
-        guarded.keys().rotate_api_key(request).await.unwrap().into_inner().api_key.unwrap()
+        key_server.keys().rotate_api_key(request).await.unwrap().into_inner().api_key.unwrap()
     };
     let life = |key: &ApiKey| key.expire_time.unwrap().seconds - clock.now().timestamp();
     let kept = rotate(&old.key_id, None).await;
     assert!((life(&kept) - 90 * 86_400).abs() < 60, "{kept:?}");
-    let asked = until(clock.now() + TimeDelta::days(7));
-    assert_eq!(rotate(&kept.key_id, Some(asked)).await.expire_time, Some(asked));
-    let forever = create(&guarded, new_key(Scope_::Read, &["acme"])).await;
+    let requested = until(clock.now() + TimeDelta::days(7));
+    assert_eq!(rotate(&kept.key_id, Some(requested)).await.expire_time, Some(requested));
+    let forever = create(&key_server, new_key(Scope_::Read, &["acme"])).await;
     assert_eq!(rotate(&forever.key_id, None).await.expire_time, None);
-    guarded.server.stop().await;
-}
-
-/// The three streams of a server, all under way.
-struct Streams {
-    alerts: Streaming<SubscribeAlertsResponse>,
-    acks: Streaming<StreamUsageResponse>,
-    export: Streaming<ExportUsageResponse>,
-    /// Keeps the sending side open.
-    _events: tokio::sync::mpsc::Sender<StreamUsageRequest>,
-}
-
-impl Streams {
-    async fn open(server: &TestServer, token: &Token) -> Self {
-        let mut usage = usage_as(server, token);
-        let request = SubscribeAlertsRequest { client_ids: vec!["acme".into()], ..Default::default() };
-        let mut alerts = alerts_as(server, token).subscribe_alerts(request).await.unwrap().into_inner();
-        alerts.message().await.unwrap().unwrap();
-        let (events, receiver) = tokio::sync::mpsc::channel(1);
-        let receiver = tokio_stream::wrappers::ReceiverStream::new(receiver);
-        let mut acks = usage.stream_usage(receiver).await.unwrap().into_inner();
-        events.send(StreamUsageRequest { event: Some(event("acme", "sms", "1")) }).await.unwrap();
-        acks.message().await.unwrap().unwrap();
-        let request = ExportUsageRequest { client_id: "acme".into(), ..Default::default() };
-        let mut export = usage.export_usage(request).await.unwrap().into_inner();
-        export.message().await.unwrap().unwrap();
-        Self { alerts, acks, export, _events: events }
-    }
-
-    /// How they end.
-    async fn ends(self) -> [Status; 3] {
-        async fn end<M>(mut stream: Streaming<M>) -> Status {
-            let to_end = async {
-                loop {
-                    match stream.message().await {
-                        Ok(Some(_)) => {}
-                        Ok(None) => panic!("a stream ended as if it were whole"),
-                        Err(status) => return status,
-                    }
-                }
-            };
-            tokio::time::timeout(Duration::from_secs(20), to_end).await.expect("an end")
-        }
-        tokio::join!(end(self.alerts), end(self.acks), end(self.export)).into()
-    }
-}
-
-/// So many events that an export of them does not fit between server and reader.
-async fn record_much(guarded: &Guarded) {
-    let open = guarded.open().await;
-    let external_id = "x".repeat(256);
-    for _ in 0..3 {
-        let event = UsageEvent { external_id: external_id.clone(), ..event("acme", "sms", "1") };
-        open.batch(vec![event; 10_000], false).await;
-    }
-    open.stop().await;
+    key_server.server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_revoked_key_is_refused_at_once_and_on_another_replica_within_two_seconds_and_its_streams_end_with_the_reason()
- {
-    let guarded = Guarded::start().await;
-    let second = guarded.replica().await;
-    record_much(&guarded).await;
-    let token = guarded.key(Scope::Admin, &["acme"]).await;
-    let (here, there) = (Streams::open(&guarded.server, &token).await, Streams::open(&second, &token).await);
-    let revoked = revoke(&guarded, &token.key_id).await;
-    let told = Instant::now();
-    assert_refused(read(&guarded.server, &token).await, Code::Unauthenticated, "API_KEY_REVOKED");
-    while read(&second, &token).await.is_ok() {}
-    let after = told.elapsed();
-    assert!(after < TOLD_WITHIN, "{after:?}");
-    for status in here.ends().await.into_iter().chain(there.ends().await) {
-        assert_refused::<()>(Err(status), Code::Unauthenticated, "API_KEY_REVOKED");
-    }
-    println!(
-        "refused on the other replica after {} ms, all streams ended after {} ms",
-        after.as_millis(),
-        told.elapsed().as_millis()
-    );
-    assert_eq!(revoke(&guarded, &token.key_id).await.revoke_time, revoked.revoke_time, "as it was");
-    guarded.server.stop().await;
-    second.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_database_that_becomes_another_copy_has_its_keys_known_though_their_numbers_were_seen_before() {
-    let guarded = Guarded::start().await;
-    let (revoked, gone) = (guarded.key(Scope::Read, &["acme"]).await, guarded.key(Scope::Read, &["acme"]).await);
-    for token in [&revoked, &gone] {
-        read(&guarded.server, token).await.unwrap();
-    }
-    let key_id = &revoked.key_id;
-    guarded.server.sql(&format!("UPDATE api_keys SET revoke_time = now() WHERE key_id = '{key_id}'")).await;
-    guarded.server.sql(&format!("DELETE FROM api_keys WHERE key_id = '{}'", gone.key_id)).await;
-    for (token, reason) in [(&revoked, "API_KEY_REVOKED"), (&gone, "CREDENTIALS_INVALID")] {
-        eventually(async || read(&guarded.server, token).await.is_err()).await;
-        assert_refused(read(&guarded.server, token).await, Code::Unauthenticated, reason);
-    }
-    read(&guarded.server, &guarded.admin).await.unwrap();
-    guarded.server.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_key_that_expires_is_refused_and_its_streams_end() {
-    let guarded = Guarded::start().await;
-    record_much(&guarded).await;
-    let mut brief = new_key(Scope_::Admin, &["acme"]);
-    brief.expire_time = proto_time(guarded.server.clock.now() + TimeDelta::seconds(5));
-    let token = create(&guarded, brief).await;
-    let streams = Streams::open(&guarded.server, &token).await;
-    // Read on only then: an export that is read may be whole before.
-    eventually(async || read(&guarded.server, &token).await.is_err()).await;
-    for status in streams.ends().await {
-        assert_refused::<()>(Err(status), Code::Unauthenticated, "CREDENTIALS_EXPIRED");
-    }
-    assert_refused(read(&guarded.server, &token).await, Code::Unauthenticated, "CREDENTIALS_EXPIRED");
-    guarded.server.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_a_sender_that_takes_no_acknowledgements_nothing_is_recorded_once_its_key_is_revoked() {
-    let guarded = Guarded::start().await;
-    let token = guarded.key(Scope::Ingest, &["acme"]).await;
-    // Room for nothing: the answer stands still, whatever becomes of it.
-    let endpoint = Channel::from_shared(guarded.server.address.clone()).unwrap().initial_stream_window_size(Some(0));
-    let channel = endpoint.connect().await.unwrap();
-    let mut usage = meterd::proto::usage_service_client::UsageServiceClient::with_interceptor(channel, token.clone());
-    let (events, receiver) = tokio::sync::mpsc::channel(1);
-    let receiver = tokio_stream::wrappers::ReceiverStream::new(receiver);
-    let acks = usage.stream_usage(receiver).await.unwrap().into_inner();
-    let sending = tokio::spawn(async move {
-        while events.send(StreamUsageRequest { event: Some(event("acme", "sms", "1")) }).await.is_ok() {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    });
-    let recorded = async || {
-        let count = sqlx::query_scalar("SELECT count(*) FROM usage_events");
-        let count: i64 = count.fetch_one(&guarded.server.pool).await.unwrap();
-        count
-    };
-    eventually(async || recorded().await > 10).await;
-    revoke(&guarded, &token.key_id).await;
-    eventually(async || {
-        let before = recorded().await;
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        recorded().await == before
-    })
-    .await;
-    assert!(recorded().await < 9_000, "it stood still for another reason: nothing was acknowledged");
-    sending.abort();
-    drop((acks, usage));
-    guarded.server.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_key_has_its_calls_of_a_second_and_is_told_when_to_come_again() {
-    let guarded = Guarded::start_with(&["--key-requests-per-second=3"], Clock::system()).await;
+async fn a_key_above_its_rate_limit_is_rejected_with_a_retry_time() {
+    let key_server = KeyServer::start_with(&["--key-requests-per-second=3"], Clock::system()).await;
     let mut limited = new_key(Scope_::Read, &["acme"]);
     limited.requests_per_second = 2;
-    let (two, default) = (create(&guarded, limited).await, guarded.key(Scope::Read, &["acme"]).await);
+    let (two, default) = (create(&key_server, limited).await, key_server.key(Scope::Read, &["acme"]).await);
     for (token, calls) in [(&two, 2), (&default, 3)] {
         let (mut good, started) = (0, Instant::now());
-        let refused = loop {
-            match read(&guarded.server, token).await {
+        let rejected = loop {
+            match read(&key_server.server, token).await {
                 Ok(()) => good += 1,
                 Err(status) => break status,
             }
         };
-        // One more for each part of a second that has passed meanwhile.
+        // Each part of a second that has passed meanwhile allows one more call.
         assert!((calls..=calls + 1 + started.elapsed().as_secs() as u32 * calls).contains(&good), "{good}");
-        let delay = refused.get_error_details().retry_info().unwrap().retry_delay.unwrap();
+        let delay = rejected.get_error_details().retry_info().unwrap().retry_delay.unwrap();
         assert!(delay > Duration::ZERO && delay <= Duration::from_secs(1), "{delay:?}");
-        assert_refused::<()>(Err(refused), Code::ResourceExhausted, "RATE_LIMITED");
+        assert_error::<()>(Err(rejected), Code::ResourceExhausted, "RATE_LIMITED");
         tokio::time::sleep(delay).await;
-        read(&guarded.server, token).await.unwrap();
+        read(&key_server.server, token).await.unwrap();
     }
-    guarded.server.stop().await;
+    key_server.server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn it_is_noted_when_a_key_was_last_good_for_a_call() {
-    let guarded = Guarded::start().await;
-    let second = guarded.replica().await;
-    let (used, unused) = (guarded.key(Scope::Read, &["acme"]).await, guarded.key(Scope::Read, &["acme"]).await);
-    let before = guarded.server.clock.now();
+async fn the_last_use_of_a_key_is_recorded() {
+    let key_server = KeyServer::start().await;
+    let second = key_server.replica().await;
+    let (used, unused) = (key_server.key(Scope::Read, &["acme"]).await, key_server.key(Scope::Read, &["acme"]).await);
+    let before = key_server.server.clock.now();
     read(&second, &used).await.unwrap();
     let (start, last) = unused.token.split_at(unused.token.len() - 1);
     let wrong = format!("{start}{}", if last == "0" { "1" } else { "0" });
-    let refused = read(&second, &Token { token: wrong, ..unused.clone() }).await;
-    assert_refused(refused, Code::Unauthenticated, "CREDENTIALS_INVALID");
-    // What is not noted yet is noted at the end.
+    let rejected = read(&second, &Token { token: wrong, ..unused.clone() }).await;
+    assert_error(rejected, Code::Unauthenticated, "CREDENTIALS_INVALID");
+    // A last use that is not recorded yet is recorded at the end.
     second.stop().await;
     let last_used = async |token: &Token| {
         let request = GetApiKeyRequest { key_id: token.key_id.clone() };
-        guarded.keys().get_api_key(request).await.unwrap().into_inner().api_key.unwrap().last_used_time
+        key_server.keys().get_api_key(request).await.unwrap().into_inner().api_key.unwrap().last_used_time
     };
-    let time = last_used(&used).await.expect("a time");
+    let time = last_used(&used).await.expect("the last use is recorded");
     assert!((before.timestamp()..=before.timestamp() + 20).contains(&time.seconds));
     assert_eq!(last_used(&unused).await, None);
-    guarded.server.stop().await;
-}
-
-/// Everything that a database has, as text.
-async fn dump(server: &TestServer) -> String {
-    let tables: Vec<String> = sqlx::query_scalar(
-        "SELECT format('%I.%I', schemaname, tablename) FROM pg_tables WHERE schemaname NOT IN ('information_schema', 'pg_catalog')",
-    )
-    .fetch_all(&server.pool)
-    .await
-    .unwrap();
-    assert!(tables.len() > 20, "{tables:?}");
-    let mut text = String::new();
-    for table in tables {
-        let sql = format!("SELECT COALESCE(string_agg(t::text, ' '), '') FROM {table} AS t");
-        let rows: String = sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_one(&server.pool).await.unwrap();
-        text += &rows;
-    }
-    text
-}
-
-/// A secret in each of the forms that it could have been written down in.
-fn forms_of(token: &str) -> [String; 4] {
-    use base64::Engine;
-    let secret = token.rsplit('_').next().unwrap();
-    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-    [
-        secret.into(),
-        secret.to_uppercase(),
-        hex(secret.as_bytes()),
-        base64::engine::general_purpose::STANDARD.encode(secret),
-    ]
+    key_server.server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_secret_is_in_no_table_no_line_of_the_log_and_no_debug_output() {
-    let guarded = Guarded::start().await;
-    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_meterd"));
-    command.args(["serve", "--auth=keys", "--listen=127.0.0.1:0", "--http-listen=127.0.0.1:0", "--log=trace,h2=trace"]);
-    command.args(["--allow-non-durable-database"]).env("DATABASE_URL", &guarded.server.database_url);
-    let mut process = command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
-    let mut stderr = process.stderr.take().unwrap();
-    let log = tokio::spawn(async move {
-        let mut log = vec![];
-        stderr.read_to_end(&mut log).await.unwrap();
-        String::from_utf8(log).unwrap()
-    });
-    let mut stdout = BufReader::new(process.stdout.take().unwrap()).lines();
-    let address = loop {
-        let line = stdout.next_line().await.unwrap().expect("a greeting");
-        if let Some(rest) = line.trim().strip_prefix("gRPC") {
-            break format!("http://{}", rest.split_whitespace().next().unwrap());
-        }
-    };
-    let channel = Channel::from_shared(address).unwrap().connect().await.unwrap();
-    let mut keys =
-        meterd::proto::key_service_client::KeyServiceClient::with_interceptor(channel.clone(), guarded.admin.clone());
-    let request = CreateApiKeyRequest { api_key: Some(new_key(Scope_::Read, &["acme"])), request_id: "r1".into() };
-    let made = keys.create_api_key(request.clone()).await.unwrap().into_inner();
-    keys.create_api_key(request).await.unwrap();
-    let key_id = made.api_key.as_ref().unwrap().key_id.clone();
-    let request = RotateApiKeyRequest { key_id, request_id: "r2".into(), ..Default::default() };
-    let rotated = keys.rotate_api_key(request).await.unwrap().into_inner();
-    let shown = format!("{made:?} {made:#?} {rotated:?} {rotated:#?}");
-    let strange = meterd_engine::auth::token::new().token;
-    let presented = [&made.token, &rotated.token, &guarded.admin.token, &strange];
-    for token in presented {
-        for value in [format!("Bearer {token}"), format!("Bearer {token}x"), format!("Basic {token}")] {
-            drop(call(&channel, "AlertService/ListAlerts", "{}", &[value]).await);
-        }
-    }
-    let pid = process.id().unwrap().to_string();
-    assert!(std::process::Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
-    assert!(process.wait().await.unwrap().success());
-    let (log, tables) = (log.await.unwrap(), dump(&guarded.server).await);
-    assert!(log.contains("TRACE") && log.contains("ListAlerts") && tables.contains("billing"));
-    for (place, text) in [("log", &log), ("database", &tables), ("Debug", &shown)] {
-        for token in presented {
-            for form in forms_of(token) {
-                let at = text.find(&form);
-                assert!(at.is_none(), "in the {place}: {}", &text[at.unwrap().saturating_sub(300)..at.unwrap() + 20]);
-            }
-        }
-    }
-    guarded.server.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn metrics_are_for_who_may_read_about_all_clients_and_probes_for_everybody() {
-    let guarded = Guarded::start_with(&["--key-requests-per-second=1"], Clock::system()).await;
-    let address = &guarded.server.http_address;
+async fn metrics_require_the_read_scope_for_all_clients_and_probes_require_no_key() {
+    let key_server = KeyServer::start_with(&["--key-requests-per-second=1"], Clock::system()).await;
+    let address = &key_server.server.http_address;
     let get = async |path: &str, token: Option<&Token>| {
         let header = token.map_or_else(String::new, |token| format!("Authorization: Bearer {}\r\n", token.token));
         http::get_with(address, path, &header).await
     };
     assert_eq!(get("/healthz", None).await.status, 200);
-    eventually(async || get("/readyz", None).await.status == 200).await;
-    let refused = get("/metrics", None).await;
-    assert_eq!((refused.status, refused.header("www-authenticate")), (401, "Bearer"));
-    assert!(!refused.text().contains("meterd_"), "{}", refused.text());
+    wait_until(async || get("/readyz", None).await.status == 200).await;
+    let rejected = get("/metrics", None).await;
+    assert_eq!((rejected.status, rejected.header("www-authenticate")), (401, "Bearer"));
+    assert!(!rejected.text().contains("meterd_"), "{}", rejected.text());
     let stranger = Token { key_id: String::new(), token: meterd_engine::auth::token::new().token };
     assert_eq!(get("/metrics", Some(&stranger)).await.status, 401);
     let acme: &[&str] = &["acme"];
@@ -576,20 +335,20 @@ async fn metrics_are_for_who_may_read_about_all_clients_and_probes_for_everybody
         (Scope::Read, &[], 200),
         (Scope::Admin, &[], 200),
     ] {
-        let token = guarded.key(scope, clients).await;
+        let token = key_server.key(scope, clients).await;
         assert_eq!(get("/metrics", Some(&token)).await.status, expected, "{scope:?} {clients:?}");
     }
-    let token = guarded.key(Scope::Read, &[]).await;
+    let token = key_server.key(Scope::Read, &[]).await;
     let mut statuses = vec![];
     for _ in 0..10 {
         statuses.push(get("/metrics", Some(&token)).await.status);
     }
     assert!(statuses.contains(&429), "{statuses:?}");
-    guarded.server.stop().await;
+    key_server.server.stop().await;
 }
 
 #[tokio::test]
-async fn a_server_that_asks_for_keys_does_not_start_where_nobody_has_one_and_says_how_to_go_on() {
+async fn a_server_that_requires_keys_does_not_start_without_a_key_and_says_how_to_create_one() {
     let database_url = fresh_database().await;
     let options = connect::options(&database_url).unwrap();
     let start = async || {
@@ -600,11 +359,11 @@ async fn a_server_that_asks_for_keys_does_not_start_where_nobody_has_one_and_say
     let mut expired = spec(grant(Scope::Admin, &[]));
     expired.expire_time = Some(Clock::system().now() - TimeDelta::seconds(1));
     for _ in 0..2 {
-        let refused = start().await.err().unwrap().to_string();
-        assert!(refused.contains("meterd keys create NAME --scope admin --all-clients --direct"), "{refused}");
-        make_key(&database_url, &expired).await;
+        let rejected = start().await.err().unwrap().to_string();
+        assert!(rejected.contains("meterd keys create NAME --scope admin --all-clients --direct"), "{rejected}");
+        create_key_in_database(&database_url, &expired).await;
     }
-    // Who only records is not to stand still because an admin's key has run out.
-    make_key(&database_url, &spec(grant(Scope::Ingest, &["acme"]))).await;
+    // A server starts although the only admin key has expired, so that callers can still record events.
+    create_key_in_database(&database_url, &spec(grant(Scope::Ingest, &["acme"]))).await;
     start().await.unwrap();
 }

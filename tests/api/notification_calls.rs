@@ -1,7 +1,7 @@
-//! The calls and the command that list notifications and retry them.
+//! The calls and the command that list and retry notifications.
 
 use crate::harness::*;
-use crate::notifying::*;
+use crate::notifications::*;
 use crate::receivers::{Answer, HttpReceiver};
 use meterd::proto::*;
 use meterd_domain::alert::Severity;
@@ -10,11 +10,11 @@ use std::process::Stdio;
 use tonic::Code;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn notifications_are_listed_by_whose_they_are_and_by_state_page_by_page() {
+async fn notifications_are_listed_by_client_and_state_page_by_page() {
     let (operator, own) =
         (HttpReceiver::start([]).await, HttpReceiver::start([Answer::Status(410), Answer::Status(410)]).await);
     let server = server_with(&[]).await;
-    server.client_in("acme", "UTC").await;
+    server.create_client_in_zone("acme", "UTC").await;
     set_channels(&server, "", &[webhook(operator.url())]).await;
     set_channels(&server, "acme", &[Channel { min_severity: Severity::Warning, ..webhook(own.url()) }]).await;
     for units in ["60", "60"] {
@@ -53,7 +53,7 @@ async fn notifications_are_listed_by_whose_they_are_and_by_state_page_by_page() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn bad_input_of_notification_calls_is_refused_with_the_fields() {
+async fn bad_input_of_notification_calls_is_rejected_with_the_fields() {
     let server = TestServer::start().await;
     let mut alerts = server.alerts();
     let request = ListNotificationsRequest {
@@ -64,17 +64,17 @@ async fn bad_input_of_notification_calls_is_refused_with_the_fields() {
         ..Default::default()
     };
     let fields = ["operator_only", "states[1]", "states[2]", "page_size"];
-    assert_wrong(alerts.list_notifications(request).await, "INVALID_FIELD", &fields);
+    assert_invalid(alerts.list_notifications(request).await, "INVALID_FIELD", &fields);
     let request = ListNotificationsRequest { page_token: "forged".into(), ..Default::default() };
-    assert_wrong(alerts.list_notifications(request).await, "PAGE_TOKEN_INVALID", &["page_token"]);
+    assert_invalid(alerts.list_notifications(request).await, "PAGE_TOKEN_INVALID", &["page_token"]);
     let retry = |id: &str| RetryNotificationRequest { notification_id: id.into() };
-    assert_wrong(alerts.retry_notification(retry("")).await, "INVALID_FIELD", &["notification_id"]);
-    assert_refused(alerts.retry_notification(retry("none")).await, Code::NotFound, "NOTIFICATION_NOT_FOUND");
+    assert_invalid(alerts.retry_notification(retry("")).await, "INVALID_FIELD", &["notification_id"]);
+    assert_error(alerts.retry_notification(retry("none")).await, Code::NotFound, "NOTIFICATION_NOT_FOUND");
     server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_command_shows_who_was_not_told_and_tells_them() {
+async fn the_command_lists_failed_notifications_and_retries_them() {
     let hook = HttpReceiver::start([Answer::Status(410)]).await;
     let server = server_with(&[]).await;
     set_channels(&server, "", &[webhook(hook.url())]).await;
@@ -106,10 +106,10 @@ async fn the_command_shows_who_was_not_told_and_tells_them() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_test_goes_to_every_channel_once_and_the_answer_says_what_became_of_it() {
+async fn a_test_is_sent_once_to_every_channel_and_returns_the_results() {
     let (taking, refusing) = (HttpReceiver::start([]).await, HttpReceiver::start([Answer::Status(500)]).await);
     let server = server_with(&[]).await;
-    server.client_in("acme", "UTC").await;
+    server.create_client_in_zone("acme", "UTC").await;
     set_channels(&server, "acme", &[webhook(taking.url()), webhook(refusing.url())]).await;
     let send = async |client_id: &str| {
         let request = SendTestNotificationRequest { client_id: client_id.into() };
@@ -120,19 +120,19 @@ async fn a_test_goes_to_every_channel_once_and_the_answer_says_what_became_of_it
     let states: Vec<_> = tests.iter().map(|test| (test.state(), test.attempt_count, test.alert_count)).collect();
     assert_eq!(states, [(NotificationState::Sent, 1, 0), (NotificationState::Failed, 1, 0)]);
     assert!(tests[1].last_error.contains("500"), "{tests:?}");
-    let [received] = &taking.received()[..] else { panic!("one test") };
+    let [received] = &taking.received()[..] else { panic!("not exactly one test was received") };
     let body: serde_json::Value = serde_json::from_str(&received.body).unwrap();
     assert_eq!(body["type"], "notification.test");
     assert!(received.is_signed_with(SECRET) && received.header("webhook-id") == tests[0].notification_id);
-    assert_eq!(notifications(&server).await.len(), 2, "they are in the list");
+    assert_eq!(notifications(&server).await.len(), 2, "the test notifications must be listed");
 
     assert_eq!(send("").await.unwrap().into_inner().notifications, [], "the operator has no channels");
-    assert_refused(send("nobody").await, Code::NotFound, "CLIENT_NOT_FOUND");
+    assert_error(send("nobody").await, Code::NotFound, "CLIENT_NOT_FOUND");
     server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_command_tests_channels_and_fails_unless_all_take_it() {
+async fn the_command_tests_channels_and_fails_unless_all_accept() {
     let hook = HttpReceiver::start([Answer::Status(200), Answer::Status(410)]).await;
     let server = server_with(&[]).await;
     let meterd = async |args: &[&str]| {
@@ -142,12 +142,12 @@ async fn the_command_tests_channels_and_fails_unless_all_take_it() {
         let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
         (output.status.success(), text.into_owned())
     };
-    let (ok, said) = meterd(&[]).await;
-    assert!(!ok && said.contains("the operator has no channels"), "{said}");
+    let (ok, printed) = meterd(&[]).await;
+    assert!(!ok && printed.contains("the operator has no channels"), "{printed}");
     set_channels(&server, "", &[webhook(hook.url())]).await;
-    let (ok, said) = meterd(&[]).await;
-    assert!(ok && said.contains("SENT"), "{said}");
-    let (ok, said) = meterd(&["--json"]).await;
-    assert!(!ok && said.contains("\"state\":\"FAILED\"") && said.contains("410"), "{said}");
+    let (ok, printed) = meterd(&[]).await;
+    assert!(ok && printed.contains("SENT"), "{printed}");
+    let (ok, printed) = meterd(&["--json"]).await;
+    assert!(!ok && printed.contains("\"state\":\"FAILED\"") && printed.contains("410"), "{printed}");
     server.stop().await;
 }

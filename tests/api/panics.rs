@@ -1,10 +1,10 @@
-//! What a panic in a handler does: one call ends with INTERNAL, and its connection goes on.
+//! A panic in a handler ends its call with INTERNAL, and the connection stays open.
 
 use crate::harness::*;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use meterd::grpc::layers::call::CallLayer;
-use meterd::grpc::layers::panics::PanicLayer;
+use meterd::grpc::layers::panics;
 use meterd::net::{self, Port};
 use meterd::proto::alert_service_client::AlertServiceClient;
 use meterd::proto::usage_service_client::UsageServiceClient;
@@ -19,12 +19,12 @@ use tonic::codegen::http::{Request, Response};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
-use tower::{ServiceBuilder, service_fn};
+use tower::service_fn;
 
-/// Panics where the path says.
-async fn panicking(request: Request<Body>) -> Result<Response<Body>, Infallible> {
+/// A handler that panics for some paths.
+async fn panicking(request: Request<Body>) -> Response<Body> {
     let message = Bytes::from_static(&[0, 0, 0, 0, 0]);
-    let answer = |body| Ok(Response::builder().header("content-type", "application/grpc").body(body).unwrap());
+    let answer = |body| Response::builder().header("content-type", "application/grpc").body(body).unwrap();
     match request.uri().path() {
         "/metering.v1.UsageService/TrackUsage" => panic!("in a handler"),
         "/metering.v1.AlertService/SubscribeAlerts" => {
@@ -37,30 +37,34 @@ async fn panicking(request: Request<Body>) -> Result<Response<Body>, Infallible>
             });
             answer(Body::new(http_body_util::StreamBody::new(Box::pin(frames))))
         }
-        _ => Ok(Status::not_found("no panic").into_http()),
+        _ => Status::not_found("no panic").into_http(),
     }
 }
 
 fn assert_internal(status: &Status) {
     let details = status.get_error_details();
-    let info = details.error_info().unwrap_or_else(|| panic!("details in {status:?}"));
+    let info = details.error_info().unwrap_or_else(|| panic!("no details in {status:?}"));
     assert_eq!((status.code(), &*info.reason), (Code::Internal, "INTERNAL"));
     assert_eq!(info.metadata["request_id"].len(), 32);
-    assert!(!status.message().contains("handler"), "the cause is for the log: {status:?}");
+    assert!(!status.message().contains("handler"), "the cause must be only in the log: {status:?}");
 }
 
 #[tokio::test]
-async fn a_panic_ends_its_call_with_a_request_id_and_leaves_the_others_of_the_connection_alone() {
+async fn a_panic_ends_only_its_call_and_the_error_has_a_request_id() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
     let (stop, stopping) = watch::channel(false);
-    let service = ServiceBuilder::new()
-        .layer(CallLayer { request_timeout: Duration::from_secs(10) })
-        .layer(PanicLayer)
-        .service(service_fn(panicking));
-    let port = Port::new("test", None, &stopping, &settings_of(&[]));
+    let call = CallLayer { request_timeout: Duration::from_secs(10) };
+    let service = service_fn(move |request| {
+        let call = call.clone();
+        async move {
+            let catch = async |request| panics::catch(request, panicking).await;
+            Ok::<_, Infallible>(call.handle(request, catch).await)
+        }
+    });
+    let port = Port { name: "test", tls: None, stopping, config: settings_of(&[]).net().unwrap() };
     let server = tokio::spawn(net::serve(listener, port, service));
-    // Over one connection.
+    // All calls use one connection.
     let channel = Channel::from_shared(address).unwrap().connect().await.unwrap();
     let mut messages = AlertServiceClient::new(channel.clone())
         .subscribe_alerts(SubscribeAlertsRequest::default())
@@ -79,22 +83,22 @@ async fn a_panic_ends_its_call_with_a_request_id_and_leaves_the_others_of_the_co
 }
 
 #[tokio::test]
-async fn an_export_whose_task_panics_ends_with_an_error_and_does_not_look_whole() {
+async fn an_export_whose_task_panics_ends_with_an_error() {
     let server = TestServer::start().await;
     server.track(event("acme", "sms", "1")).await.unwrap();
-    // No time that chrono knows: the driver panics over it.
+    // chrono cannot represent this time, so the database driver panics.
     assert_eq!(server.sql("UPDATE usage_events SET record_time = 'infinity'").await, 1);
     let mut pieces = server.usage().export_usage(ExportUsageRequest::default()).await.unwrap().into_inner();
     assert_internal(&pieces.message().await.unwrap_err());
     assert_eq!(server.sql("UPDATE usage_events SET record_time = now()").await, 1);
-    // Its place and its connection are free again.
+    // The slot and the connection are free again.
     let mut pieces = server.usage().export_usage(ExportUsageRequest::default()).await.unwrap().into_inner();
     assert_eq!(pieces.message().await.unwrap().unwrap().event_count, 1);
     server.stop().await;
 }
 
 #[tokio::test]
-async fn a_usage_stream_whose_task_panics_ends_with_an_error_and_does_not_look_settled() {
+async fn a_usage_stream_whose_task_panics_ends_with_an_error() {
     let now = time("2026-05-05T12:00:00Z");
     let server = TestServer::start_with(&[], Clock::fixed(now)).await;
     let (sender, messages) = tokio::sync::mpsc::channel(1);
@@ -103,7 +107,7 @@ async fn a_usage_stream_whose_task_panics_ends_with_an_error_and_does_not_look_s
     let mut acks = server.usage().stream_usage(messages).await.unwrap().into_inner();
     sender.send(message()).await.unwrap();
     assert_eq!(acks.message().await.unwrap().unwrap().settled_count, 1);
-    // There is no time after this, and so none that is too far ahead: the check panics over it.
+    // The clock shows the maximum time, so adding the allowed lead overflows and the check panics.
     server.clock.set(DateTime::<Utc>::MAX_UTC);
     sender.send(message()).await.unwrap();
     assert_internal(&acks.message().await.unwrap_err());

@@ -1,6 +1,6 @@
-//! Alert policies: the default one, overrides of clients, and when they hold.
+//! Alert policies: the default policy, overrides of clients, and when changes take effect.
 
-use crate::alerting::{alerts, assert_sets_match, kinds, metered, server_at};
+use crate::alerts::{alerts, assert_sets_match, kinds, metered, server_at};
 use crate::harness::*;
 use meterd::proto::*;
 use prost_types::FieldMask;
@@ -15,7 +15,7 @@ async fn policy(server: &TestServer, client_id: &str) -> AlertPolicy {
     server.alerts().get_alert_policy(request).await.unwrap().into_inner().policy.unwrap()
 }
 
-/// Sends a policy with all the named fields.
+/// Sends a policy with these fields in the mask.
 pub async fn try_update(server: &TestServer, policy: AlertPolicy, paths: &[&str]) -> Result<AlertPolicy, Status> {
     let paths = paths.iter().map(|path| path.to_string()).collect();
     let request = UpdateAlertPolicyRequest { policy: Some(policy), update_mask: Some(FieldMask { paths }) };
@@ -26,7 +26,7 @@ async fn update(server: &TestServer, policy: AlertPolicy, paths: &[&str]) -> Ale
     try_update(server, policy, paths).await.unwrap()
 }
 
-/// A client's lines.
+/// Returns a policy with these thresholds.
 fn lines(client_id: &str, warning: &str, critical: &str) -> AlertPolicy {
     AlertPolicy {
         client_id: client_id.into(),
@@ -44,9 +44,9 @@ fn webhook(target: &str) -> NotificationChannel {
 }
 
 #[tokio::test]
-async fn a_client_has_the_default_policy_with_what_it_overrides() {
+async fn a_client_has_the_default_policy_with_its_overrides() {
     let server = server_at("2026-11-02T12:00:00Z").await;
-    server.client_in("acme", "UTC").await;
+    server.create_client_in_zone("acme", "UTC").await;
     let default = policy(&server, "").await;
     assert_eq!(default.monthly_warning(), "50");
     assert_eq!(default.monthly_critical(), "100");
@@ -61,7 +61,7 @@ async fn a_client_has_the_default_policy_with_what_it_overrides() {
     assert!(own.update_time.is_some());
     assert_eq!(policy(&server, "acme").await, own);
 
-    // The default's other values go on to the client, its own stay.
+    // A changed default applies to the client except for its overrides.
     let default = AlertPolicy {
         monthly_critical: Some("500".into()),
         spike_baseline_min: Some("7".into()),
@@ -70,7 +70,7 @@ async fn a_client_has_the_default_policy_with_what_it_overrides() {
     update(&server, default, &["monthly_critical", "spike_baseline_min"]).await;
     let own = policy(&server, "acme").await;
     assert_eq!((own.monthly_critical(), own.spike_baseline_min()), ("20", "7"));
-    // A named field that is not set goes back to the default.
+    // A named field without a value is reset to the default.
     let only_id = AlertPolicy { client_id: "acme".into(), ..Default::default() };
     let own = update(&server, only_id, &["monthly_critical"]).await;
     assert_eq!((own.monthly_critical(), own.monthly_warning()), ("500", "5.5"));
@@ -78,7 +78,7 @@ async fn a_client_has_the_default_policy_with_what_it_overrides() {
 }
 
 #[tokio::test]
-async fn a_clients_policy_is_evaluated_at_once_and_the_defaults_by_the_next_check() {
+async fn a_clients_policy_is_evaluated_at_once_and_the_default_by_the_next_check() {
     let server = server_at("2026-11-02T12:00:00Z").await;
     for client in ["acme", "globex"] {
         server.track(event(client, "metered", "30")).await.unwrap();
@@ -86,12 +86,12 @@ async fn a_clients_policy_is_evaluated_at_once_and_the_defaults_by_the_next_chec
     assert_eq!(kinds(&server, "acme").await, [""; 0]);
     update(&server, lines("acme", "10", "20"), &LINES).await;
     assert_eq!(kinds(&server, "acme").await, ["2026-11 THRESHOLD CRITICAL"]);
-    // Out of reach again: resolved, and no warning follows the critical one.
+    // The threshold is no longer reached: the alert is resolved, and no warning follows the critical alert.
     update(&server, lines("acme", "10", "40"), &LINES).await;
     let resolved = &alerts(&server, "acme").await[0];
     assert!(resolved.resolve_time.is_some());
     assert_eq!(kinds(&server, "acme").await, ["2026-11 THRESHOLD CRITICAL"]);
-    // Reached again: the same alert, raised once more.
+    // The threshold is reached again: the same alert is raised again.
     server.track(event("acme", "metered", "15")).await.unwrap();
     let again = &alerts(&server, "acme").await[0];
     assert_eq!((&again.alert_id, again.raise_count, again.resolve_time), (&resolved.alert_id, 2, None));
@@ -110,9 +110,9 @@ async fn a_clients_policy_is_evaluated_at_once_and_the_defaults_by_the_next_chec
 }
 
 #[tokio::test]
-async fn a_rule_that_is_switched_off_raises_nothing_for_its_client_alone() {
+async fn a_disabled_rule_raises_nothing_for_its_client_only() {
     let server = server_at("2026-11-02T12:00:00Z").await;
-    server.client_in("acme", "UTC").await;
+    server.create_client_in_zone("acme", "UTC").await;
     let off = AlertPolicy { client_id: "acme".into(), threshold_enabled: Some(false), ..Default::default() };
     update(&server, off, &["threshold_enabled"]).await;
     for client in ["acme", "globex"] {
@@ -123,9 +123,10 @@ async fn a_rule_that_is_switched_off_raises_nothing_for_its_client_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_changed_policy_holds_for_every_commit_after_its_call_on_both_replicas() {
-    // Each client gets one event of 60. Before the change the warning line is 50, after it 70: who was sent after the call
-    // has returned gets none, who was acknowledged before it was made gets one.
+async fn a_changed_policy_applies_to_every_commit_after_its_call_on_both_replicas() {
+    // Each client gets one event of 60. The warning threshold is 50 before the change and 70 after it. Clients whose
+    // events were sent after the call returned get no alert; clients whose events were acknowledged before the call
+    // started get one.
     let first = server_at("2026-11-02T12:00:00Z").await;
     let second = TestServer::replica(&first.database_url, &[], first.clock.clone()).await;
     let state = Arc::new(AtomicU8::new(0));
@@ -170,10 +171,10 @@ async fn a_changed_policy_holds_for_every_commit_after_its_call_on_both_replicas
 }
 
 #[tokio::test]
-async fn a_policy_does_not_return_while_a_batch_that_goes_by_the_old_one_has_not_committed() {
+async fn a_policy_update_waits_for_batches_that_use_the_old_policy() {
     let server = server_at("2026-11-02T12:00:00Z").await;
     server.track(event("acme", "metered", "30")).await.unwrap();
-    // The batch waits for this row, with the old policy read.
+    // The batch has read the old policy and waits for this row.
     let mut holder = server.pool.begin().await.unwrap();
     sqlx::query("SELECT 1 FROM usage_months FOR UPDATE").execute(&mut *holder).await.unwrap();
     let mut usage = server.usage();
@@ -184,13 +185,13 @@ async fn a_policy_does_not_return_while_a_batch_that_goes_by_the_old_one_has_not
         let waits = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
         server.sql(waits).await == count
     };
-    eventually(async || waiting(1).await).await;
+    wait_until(async || waiting(1).await).await;
     let mut service = server.alerts();
     let paths = LINES.map(String::from).into();
     let policy = Some(lines("", "1000", "2000"));
     let request = UpdateAlertPolicyRequest { policy, update_mask: Some(FieldMask { paths }) };
     let update = tokio::spawn(async move { service.update_alert_policy(request).await.unwrap() });
-    eventually(async || waiting(2).await || update.is_finished()).await;
+    wait_until(async || waiting(2).await || update.is_finished()).await;
     assert!(!update.is_finished() && !batch.is_finished());
     holder.commit().await.unwrap();
     batch.await.unwrap();
@@ -199,15 +200,15 @@ async fn a_policy_does_not_return_while_a_batch_that_goes_by_the_old_one_has_not
 }
 
 #[tokio::test]
-async fn channels_are_replaced_whole_and_their_keys_shown_once() {
+async fn channels_are_replaced_completely_and_their_keys_shown_once() {
     let server = server_at("2026-11-02T12:00:00Z").await;
     let one = AlertPolicy { channels: vec![webhook("https://example.com/a")], ..Default::default() };
-    let made = update(&server, one.clone(), &["channels"]).await;
-    let secret = made.channels[0].secrets[0].clone();
+    let created = update(&server, one.clone(), &["channels"]).await;
+    let secret = created.channels[0].secrets[0].clone();
     assert!(secret.starts_with("whsec_"));
-    assert_eq!((made.channels[0].min_severity(), made.channels[0].secret_count), (AlertSeverity::Critical, 1));
+    assert_eq!((created.channels[0].min_severity(), created.channels[0].secret_count), (AlertSeverity::Critical, 1));
     assert!(policy(&server, "").await.channels[0].secrets.is_empty());
-    // Sent again without a key: the one that it has stays, and is not shown.
+    // If the channel is sent again without a key, its key stays and is not shown.
     let mut two = one.clone();
     two.channels.push(webhook("https://example.com/b"));
     let both = update(&server, two, &["channels"]).await;
@@ -217,7 +218,7 @@ async fn channels_are_replaced_whole_and_their_keys_shown_once() {
         .await
         .unwrap();
     assert_eq!(kept[0], secret);
-    // A new key beside the old one, for the time that the receiver needs to change over.
+    // A new key in addition to the old one, while the receiver changes its configuration.
     let new = format!("whsec_{}", "A".repeat(32));
     let rotated = NotificationChannel { secrets: vec![new, secret], ..webhook("https://example.com/a") };
     let policy = AlertPolicy { channels: vec![rotated], ..Default::default() };
@@ -227,10 +228,10 @@ async fn channels_are_replaced_whole_and_their_keys_shown_once() {
 }
 
 #[tokio::test]
-async fn a_key_that_the_server_made_is_told_also_where_the_policy_cannot_be_evaluated_at_once() {
+async fn a_generated_key_is_returned_although_the_policy_cannot_be_evaluated_at_once() {
     let server = server_at("2026-11-02T12:00:00Z").await;
     server.track(event("acme", "metered", "30")).await.unwrap();
-    // Somebody holds the client's month for longer than a call waits for a row.
+    // A transaction locks the client's month for longer than a call waits.
     let mut tx = server.pool.begin().await.unwrap();
     sqlx::query("SELECT 1 FROM usage_months FOR UPDATE").execute(&mut *tx).await.unwrap();
     let channels = vec![webhook("https://example.com/a")];
@@ -238,21 +239,21 @@ async fn a_key_that_the_server_made_is_told_also_where_the_policy_cannot_be_eval
     let held = update(&server, policy, &["monthly_warning", "monthly_critical", "channels"]).await;
     assert_eq!(held.channels[0].secrets.len(), 1);
     tx.commit().await.unwrap();
-    // The job for all clients comes after it by itself.
-    eventually(async || kinds(&server, "acme").await == ["2026-11 THRESHOLD CRITICAL"]).await;
+    // The job for all clients evaluates it later.
+    wait_until(async || kinds(&server, "acme").await == ["2026-11 THRESHOLD CRITICAL"]).await;
 }
 
 #[tokio::test]
-async fn a_default_that_contradicts_a_clients_own_line_keeps_nobody_from_changing_another() {
+async fn a_default_that_contradicts_a_clients_threshold_does_not_block_other_changes() {
     let server = server_at("2026-11-02T12:00:00Z").await;
-    server.client_in("acme", "UTC").await;
+    server.create_client_in_zone("acme", "UTC").await;
     update(&server, lines("", "50", "500"), &LINES).await;
     let warning = AlertPolicy { monthly_critical: None, ..lines("acme", "200", "") };
     update(&server, warning, &["monthly_warning"]).await;
     update(&server, lines("", "50", "100"), &LINES).await;
     let off = AlertPolicy { client_id: "acme".into(), spike_enabled: Some(false), ..Default::default() };
     update(&server, off, &["spike_enabled"]).await;
-    // Its critical line holds, and its warning is beyond it.
+    // The client's critical threshold applies, and its warning threshold is above it.
     server.track(event("acme", "metered", "150")).await.unwrap();
     server.track(event("acme", "metered", "150")).await.unwrap();
     assert_eq!(kinds(&server, "acme").await, ["2026-11 THRESHOLD CRITICAL"]);
@@ -281,7 +282,7 @@ async fn every_value_of_a_policy_has_its_effect() {
         "spike_critical_percent",
     ];
     update(&server, early, &paths).await;
-    // 6 × 30 ÷ 2 = 90, at or over 0.5 × 100; 1,100 % above 0.5.
+    // 6 × 30 ÷ 2 = 90 is at least 0.5 × 100, and 1,100 % above 0.5.
     for client in ["early", "late"] {
         server.track(event(client, "metered", "6")).await.unwrap();
     }
@@ -290,21 +291,21 @@ async fn every_value_of_a_policy_has_its_effect() {
 }
 
 #[tokio::test]
-async fn contradictions_and_wrong_values_are_told_with_the_field() {
+async fn contradictions_and_wrong_values_are_reported_with_the_field() {
     let server = server_at("2026-11-02T12:00:00Z").await;
     metered(&server, "other").await;
-    server.client_in("acme", "UTC").await;
+    server.create_client_in_zone("acme", "UTC").await;
     let wrong = async |policy: AlertPolicy, paths: &[&str], fields: &[&str]| {
         let result = try_update(&server, policy, paths).await;
         let message = result.as_ref().unwrap_err().message().to_string();
-        assert_wrong(result, "INVALID_FIELD", fields);
+        assert_invalid(result, "INVALID_FIELD", fields);
         message
     };
-    let told = wrong(lines("acme", "200", "100"), &LINES, &["policy.monthly_warning"]).await;
-    assert_eq!(told, "policy.monthly_warning: must be at most monthly_critical, which is 100");
-    // Against what it does not name, but has.
-    let told = wrong(lines("acme", "", "20"), &["monthly_critical"], &["policy.monthly_critical"]).await;
-    assert_eq!(told, "policy.monthly_critical: must be at least monthly_warning, which is 50");
+    let reported = wrong(lines("acme", "200", "100"), &LINES, &["policy.monthly_warning"]).await;
+    assert_eq!(reported, "policy.monthly_warning: must be at most monthly_critical, which is 100");
+    // Compared with a value that the request does not contain, but the policy does.
+    let reported = wrong(lines("acme", "", "20"), &["monthly_critical"], &["policy.monthly_critical"]).await;
+    assert_eq!(reported, "policy.monthly_critical: must be at least monthly_warning, which is 50");
     for value in ["NaN", "-1", "1e3", "inf", "", "0.0000000000001"] {
         wrong(lines("", value, "100"), &["monthly_warning"], &["policy.monthly_warning"]).await;
     }
@@ -321,7 +322,7 @@ async fn contradictions_and_wrong_values_are_told_with_the_field() {
     wrong(AlertPolicy::default(), &["monthly_warning"; 101], &["update_mask"]).await;
     let update_mask = Some(FieldMask { paths: vec!["monthly_warning".into()] });
     let nobodys = server.alerts().update_alert_policy(UpdateAlertPolicyRequest { policy: None, update_mask }).await;
-    assert_wrong(nobodys, "INVALID_FIELD", &["policy"]);
+    assert_invalid(nobodys, "INVALID_FIELD", &["policy"]);
 
     let channels = [
         webhook("http://example.com/a"),
@@ -345,19 +346,19 @@ async fn contradictions_and_wrong_values_are_told_with_the_field() {
     let policy = AlertPolicy { channels: channels.into(), ..Default::default() };
     wrong(policy, &["channels"], &fields.iter().map(String::as_str).collect::<Vec<_>>()).await;
     let nobody = try_update(&server, lines("nobody", "1", "2"), &LINES).await;
-    assert_refused(nobody, Code::NotFound, "CLIENT_NOT_FOUND");
+    assert_error(nobody, Code::NotFound, "CLIENT_NOT_FOUND");
 }
 
 #[tokio::test]
-async fn alerts_that_do_not_exist_and_wrong_filters_have_their_status() {
+async fn missing_alerts_and_wrong_filters_have_documented_errors() {
     let server = server_at("2026-11-02T12:00:00Z").await;
     let mut service = server.alerts();
     let unknown = GetAlertRequest { alert_id: "none".into() };
-    assert_refused(service.get_alert(unknown).await, Code::NotFound, "ALERT_NOT_FOUND");
+    assert_error(service.get_alert(unknown).await, Code::NotFound, "ALERT_NOT_FOUND");
     let unknown = AcknowledgeAlertRequest { alert_id: "none".into(), acknowledged_by: "ann".into() };
-    assert_refused(service.acknowledge_alert(unknown).await, Code::NotFound, "ALERT_NOT_FOUND");
+    assert_error(service.acknowledge_alert(unknown).await, Code::NotFound, "ALERT_NOT_FOUND");
     let nothing = service.acknowledge_alert(AcknowledgeAlertRequest::default()).await;
-    assert_wrong(nothing, "INVALID_FIELD", &["alert_id", "acknowledged_by"]);
+    assert_invalid(nothing, "INVALID_FIELD", &["alert_id", "acknowledged_by"]);
     let wrong = ListAlertsRequest {
         client_ids: vec!["a\u{0}".into()],
         types: vec![0, 9],
@@ -366,15 +367,15 @@ async fn alerts_that_do_not_exist_and_wrong_filters_have_their_status() {
         ..Default::default()
     };
     let fields = ["client_ids[0]", "types[0]", "types[1]", "min_severity", "page_size"];
-    assert_wrong(service.list_alerts(wrong).await, "INVALID_FIELD", &fields);
+    assert_invalid(service.list_alerts(wrong).await, "INVALID_FIELD", &fields);
     let too_many = ListAlertsRequest { types: vec![1; 101], ..Default::default() };
-    assert_wrong(service.list_alerts(too_many).await, "INVALID_FIELD", &["types"]);
+    assert_invalid(service.list_alerts(too_many).await, "INVALID_FIELD", &["types"]);
     let too_many = ListNotificationsRequest { states: vec![1; 101], ..Default::default() };
-    assert_wrong(service.list_notifications(too_many).await, "INVALID_FIELD", &["states"]);
+    assert_invalid(service.list_notifications(too_many).await, "INVALID_FIELD", &["states"]);
     let forged = ListAlertsRequest { page_token: "x".into(), ..Default::default() };
-    assert_wrong(service.list_alerts(forged).await, "PAGE_TOKEN_INVALID", &["page_token"]);
+    assert_invalid(service.list_alerts(forged).await, "PAGE_TOKEN_INVALID", &["page_token"]);
     let nobody = CheckAlertsRequest { client_id: "nobody".into() };
-    assert_refused(service.check_alerts(nobody).await, Code::NotFound, "CLIENT_NOT_FOUND");
+    assert_error(service.check_alerts(nobody).await, Code::NotFound, "CLIENT_NOT_FOUND");
     let nobody = GetAlertPolicyRequest { client_id: "nobody".into() };
-    assert_refused(service.get_alert_policy(nobody).await, Code::NotFound, "CLIENT_NOT_FOUND");
+    assert_error(service.get_alert_policy(nobody).await, Code::NotFound, "CLIENT_NOT_FOUND");
 }

@@ -1,5 +1,5 @@
-//! The server and the commands as processes: signals, readers that go away or do not read, what children inherit, and
-//! what people are told to type.
+//! The server and the commands as processes: signals, output that nobody reads, inherited environments, and suggested
+//! commands.
 
 use crate::harness::*;
 use nix::sys::signal::{Signal, kill};
@@ -14,12 +14,12 @@ use std::process::{Child, ChildStderr, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-/// Far below the 20 s that a stop may take, and beyond what it takes on a busy machine.
+/// Far less than the 20 s that a stop may take, and more than it takes on a busy machine.
 const PROMPT: Duration = Duration::from_secs(10);
-/// What a shell gives to a program that SIGPIPE has ended.
+/// The exit code that a shell reports for a program ended by SIGPIPE.
 const READER_GONE: Option<i32> = Some(141);
 
-/// A directory that the user whom PostgreSQL runs as under root gets through to.
+/// Creates a directory that the user of PostgreSQL can enter if this process runs as root.
 fn open_dir() -> TempDir {
     let dir = tempfile::Builder::new().prefix("meterd-process-").tempdir_in("/tmp").unwrap();
     fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
@@ -35,28 +35,28 @@ fn meterd(arguments: &[&str]) -> Command {
     command
 }
 
-fn said(output: &Output) -> String {
+fn output_text(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
 /// A server process.
 struct Server {
     child: Child,
-    /// Where its greeting goes.
+    /// The file with its standard output.
     out: TempDir,
-    /// Where PostgreSQL's pid file is, if it is the server's own.
+    /// The pid file of its PostgreSQL, if it runs its own.
     pid_file: Option<PathBuf>,
 }
 
 impl Server {
-    /// Over a database of the tests.
+    /// Starts a server on a database of the tests.
     async fn start(flags: &[&str], prepare: impl FnOnce(&mut Command)) -> Self {
         let mut command = meterd(&["serve", "--allow-non-durable-database"]);
         command.env("DATABASE_URL", fresh_database().await).args(flags);
         Self::spawn(command, None, prepare)
     }
 
-    /// With a PostgreSQL of its own.
+    /// Starts a server with its own PostgreSQL.
     fn start_own(data_dir: &Path, flags: &[&str], prepare: impl FnOnce(&mut Command)) -> Self {
         let mut command = meterd(&["serve"]);
         command.arg("--data-dir").arg(data_dir).args(flags);
@@ -71,7 +71,7 @@ impl Server {
         Self { child: command.spawn().unwrap(), out, pid_file }
     }
 
-    /// What it greets with, once it has.
+    /// Waits for its first output and returns it.
     fn greeting(&mut self) -> String {
         let deadline = Instant::now() + Duration::from_secs(60);
         loop {
@@ -80,7 +80,7 @@ impl Server {
                 return text;
             }
             let ended = self.child.try_wait().unwrap();
-            assert!(ended.is_none() && Instant::now() < deadline, "it does not greet: {ended:?} {text}");
+            assert!(ended.is_none() && Instant::now() < deadline, "the server printed nothing: {ended:?} {text}");
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -98,20 +98,20 @@ impl Server {
         kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
     }
 
-    /// The postmaster's process id, if one runs.
+    /// Returns the postmaster's process id, if one runs.
     fn postmaster(&self) -> Option<i32> {
         let text = fs::read_to_string(self.pid_file.as_ref()?).ok()?;
         text.lines().next()?.trim().parse().ok()
     }
 
-    /// How it ends, and after how long.
+    /// Waits until it ends. Returns the status and the time.
     fn ended(&mut self) -> (ExitStatus, Duration) {
-        let begun = Instant::now();
+        let started = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
-                return (status, begun.elapsed());
+                return (status, started.elapsed());
             }
-            assert!(begun.elapsed() < Duration::from_secs(60), "it does not end");
+            assert!(started.elapsed() < Duration::from_secs(60), "the server did not end");
             std::thread::sleep(Duration::from_millis(10));
         }
     }
@@ -133,7 +133,7 @@ fn track(address: &str) -> Output {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_goes_on_when_the_reader_of_its_log_goes_away() {
+async fn a_server_continues_when_the_reader_of_its_log_exits() {
     let mut server = Server::start(&["--log=debug"], |command| {
         command.stderr(Stdio::piped());
     })
@@ -144,11 +144,11 @@ async fn a_server_goes_on_when_the_reader_of_its_log_goes_away() {
     let address = server.address();
     for _ in 0..3 {
         let tracked = track(&address);
-        assert!(tracked.status.success(), "{}", said(&tracked));
+        assert!(tracked.status.success(), "{}", output_text(&tracked));
     }
     server.signal(Signal::SIGTERM);
-    let (status, took) = server.ended();
-    assert!(status.success() && took < PROMPT, "{status:?} after {took:?}");
+    let (status, duration) = server.ended();
+    assert!(status.success() && duration < PROMPT, "{status:?} after {duration:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -157,24 +157,24 @@ async fn a_log_that_nobody_reads_stalls_neither_calls_nor_the_stop() {
         command.stderr(Stdio::piped());
     })
     .await;
-    // A pipe has 64 KiB, which the start alone fills at this level. Nothing is read until the end.
+    // A pipe holds 64 KiB, which the start alone fills at this log level. The log is read only at the end.
     let mut log = server.stderr();
     let address = server.address();
     for _ in 0..3 {
-        let begun = Instant::now();
+        let started = Instant::now();
         let tracked = track(&address);
-        assert!(tracked.status.success() && begun.elapsed() < PROMPT, "{}", said(&tracked));
+        assert!(tracked.status.success() && started.elapsed() < PROMPT, "{}", output_text(&tracked));
     }
     server.signal(Signal::SIGTERM);
-    let (status, took) = server.ended();
-    assert!(status.success() && took < PROMPT, "{status:?} after {took:?}");
+    let (status, duration) = server.ended();
+    assert!(status.success() && duration < PROMPT, "{status:?} after {duration:?}");
     let mut left = vec![];
     log.read_to_end(&mut left).unwrap();
     assert!(left.len() > 60_000, "the pipe was full: {}", left.len());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_greeting_that_nobody_reads_keeps_the_server_from_nothing() {
+async fn a_server_works_although_nobody_reads_its_output() {
     let mut server = Server::start(&[], |command| {
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
     })
@@ -182,23 +182,23 @@ async fn a_greeting_that_nobody_reads_keeps_the_server_from_nothing() {
     drop(server.child.stdout.take());
     let mut log = BufReader::new(server.stderr()).lines();
     let is_up = |line: &str| line.contains("notifications:");
-    assert!(log.any(|line| is_up(&line.unwrap())), "it starts");
+    assert!(log.any(|line| is_up(&line.unwrap())), "the server did not start");
     std::thread::sleep(Duration::from_millis(500));
     server.signal(Signal::SIGTERM);
     assert!(server.ended().0.success());
 }
 
 #[test]
-fn a_terminal_that_is_closed_stops_the_server_in_order_with_its_postgresql() {
+fn a_closed_terminal_stops_the_server_and_its_postgresql_normally() {
     let dir = open_dir();
     let mut server = Server::start_own(&dir.path().join("data"), &[], |_| ());
     let address = server.address();
     assert!(track(&address).status.success());
     let postmaster = server.postmaster().unwrap();
     server.signal(Signal::SIGHUP);
-    let (status, took) = server.ended();
-    assert!(status.success() && took < PROMPT, "{status:?} after {took:?}");
-    assert!(!Path::new(&format!("/proc/{postmaster}")).exists(), "PostgreSQL is stopped too");
+    let (status, duration) = server.ended();
+    assert!(status.success() && duration < PROMPT, "{status:?} after {duration:?}");
+    assert!(!Path::new(&format!("/proc/{postmaster}")).exists(), "PostgreSQL must be stopped, too");
     assert_eq!(server.postmaster(), None);
 }
 
@@ -254,7 +254,7 @@ fn postgresql_inherits_no_secret_of_the_environment() {
     assert!(server.ended().0.success());
 }
 
-/// Runs a command whose reader has gone before it says anything.
+/// Runs a command whose reader exits before the command prints anything.
 fn unread(mut command: Command) -> Output {
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     drop(child.stdout.take());
@@ -262,7 +262,7 @@ fn unread(mut command: Command) -> Output {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_command_ends_quietly_when_its_reader_goes_away() {
+async fn every_command_ends_silently_when_its_reader_exits() {
     let server = TestServer::start().await;
     server.track(event("acme", "sms", "1")).await.unwrap();
     let folder = tempfile::tempdir().unwrap();
@@ -292,19 +292,19 @@ async fn every_command_ends_quietly_when_its_reader_goes_away() {
         let mut command = meterd(arguments);
         command.env("METERD_SERVER", &server.address).env("DATABASE_URL", &server.database_url);
         let output = unread(command);
-        assert_eq!((output.status.code(), said(&output).as_str()), (READER_GONE, ""), "{arguments:?}");
+        assert_eq!((output.status.code(), output_text(&output).as_str()), (READER_GONE, ""), "{arguments:?}");
     }
-    // A key that nobody has seen is told of.
+    // A key that could not be printed is reported.
     let mut command = meterd(&["keys", "create", "ops", "--scope=read", "--all-clients"]);
     command.env("METERD_SERVER", &server.address);
     let output = unread(command);
     assert_eq!(output.status.code(), READER_GONE);
-    assert!(said(&output).contains("keys revoke"), "{}", said(&output));
+    assert!(output_text(&output).contains("keys revoke"), "{}", output_text(&output));
     server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_disk_that_is_full_is_an_error_of_what_is_printed() {
+async fn a_full_disk_is_an_error_of_commands_that_print() {
     let server = TestServer::start().await;
     server.track(event("acme", "sms", "1")).await.unwrap();
     for arguments in [&["usage", "acme"][..], &["export", "--quiet"]] {
@@ -312,13 +312,17 @@ async fn a_disk_that_is_full_is_an_error_of_what_is_printed() {
         command.env("METERD_SERVER", &server.address).stdout(File::create("/dev/full").unwrap());
         let output = command.stderr(Stdio::piped()).spawn().unwrap().wait_with_output().unwrap();
         assert_eq!(output.status.code(), Some(1), "{arguments:?}");
-        assert!(said(&output).contains("cannot write to standard output: No space left"), "{}", said(&output));
+        assert!(
+            output_text(&output).contains("cannot write to standard output: No space left"),
+            "{}",
+            output_text(&output)
+        );
     }
     server.stop().await;
 }
 
 #[test]
-fn a_data_directory_without_a_right_is_told_with_what_is_missing() {
+fn a_data_directory_without_access_is_reported_with_the_fix() {
     let dir = open_dir();
     let nobody = 65_534;
     let closed = dir.path().join("closed");
@@ -326,13 +330,13 @@ fn a_data_directory_without_a_right_is_told_with_what_is_missing() {
     let run = |data_dir: &Path, flags: &[&str]| {
         let mut command = meterd(&["serve", "--listen=127.0.0.1:0", "--http-listen=127.0.0.1:0"]);
         command.args(flags).arg("--data-dir").arg(data_dir).current_dir("/");
-        // Root may do everything.
+        // Root has access to everything.
         if geteuid().is_root() {
             command.uid(nobody).gid(nobody);
         }
         let output = command.output().unwrap();
         assert!(!output.status.success());
-        said(&output)
+        output_text(&output)
     };
     if geteuid().is_root() {
         std::os::unix::fs::chown(&closed, Some(nobody), Some(nobody)).unwrap();
@@ -340,20 +344,20 @@ fn a_data_directory_without_a_right_is_told_with_what_is_missing() {
     for mode in [0o500, 0o300, 0o600, 0o000] {
         fs::set_permissions(&closed, Permissions::from_mode(mode)).unwrap();
         for flags in [&[][..], &["--check"]] {
-            let refused = run(&closed, flags);
+            let rejected = run(&closed, flags);
             let fix = format!("chmod u+rwX {}", closed.display());
-            assert!(refused.contains(&format!("its mode is {mode:04o}")) && refused.contains(&fix), "{refused}");
+            assert!(rejected.contains(&format!("its mode is {mode:04o}")) && rejected.contains(&fix), "{rejected}");
         }
     }
     fs::set_permissions(&closed, Permissions::from_mode(0o500)).unwrap();
     for flags in [&[][..], &["--check"]] {
-        let refused = run(&closed.join("data"), flags);
-        assert!(refused.contains("may not make it in") && refused.contains("install -d"), "{refused}");
+        let rejected = run(&closed.join("data"), flags);
+        assert!(rejected.contains("may not create it in") && rejected.contains("install -d"), "{rejected}");
     }
     fs::set_permissions(&closed, Permissions::from_mode(0o700)).unwrap();
 }
 
-/// Files of a server whose certificate is for `localhost` only, with the authority that signed it.
+/// Writes the files of a server whose certificate is only for `localhost`, and of the authority that signed it.
 fn write_certificate(dir: &Path) -> [PathBuf; 2] {
     let mut authority = CertificateParams::new(vec![]).unwrap();
     authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -367,7 +371,7 @@ fn write_certificate(dir: &Path) -> [PathBuf; 2] {
     files
 }
 
-/// Runs lines as somebody who pastes them.
+/// Runs the lines in a shell.
 fn paste(lines: &str) -> String {
     let mut shell = Command::new("sh");
     shell.args(["-e", "-c", lines]).stdin(Stdio::null()).current_dir("/");
@@ -375,24 +379,24 @@ fn paste(lines: &str) -> String {
         shell.env_remove(name);
     }
     let output = shell.env_remove("DATABASE_URL").output().unwrap();
-    assert!(output.status.success(), "{lines}: {}", said(&output));
+    assert!(output.status.success(), "{lines}: {}", output_text(&output));
     String::from_utf8(output.stdout).unwrap()
 }
 
 #[test]
-fn what_people_are_told_to_type_can_be_pasted_with_keys_and_tls() {
+fn suggested_commands_work_with_keys_and_tls() {
     let dir = open_dir();
     let data_dir = dir.path().join("my data");
     let [cert, key] = write_certificate(dir.path());
     let (cert, key) = (format!("--tls-cert={}", cert.display()), format!("--tls-key={}", key.display()));
     let flags = ["--auth=keys", &cert, &key];
 
-    // Without a key there is nobody to serve, and a command that makes one.
+    // Without a key, the server does not start and prints a command that creates one.
     let mut first = meterd(&["serve", "--listen=127.0.0.1:0", "--http-listen=127.0.0.1:0"]);
-    let refused = said(&first.arg("--data-dir").arg(&data_dir).args(flags).output().unwrap());
-    let command = refused.split('`').find(|part| part.contains("keys create")).unwrap_or_else(|| panic!("{refused}"));
-    let made = paste(command);
-    assert!(made.contains("mtr_") && made.contains("serve --auth keys --data-dir"), "{made}");
+    let rejected = output_text(&first.arg("--data-dir").arg(&data_dir).args(flags).output().unwrap());
+    let command = rejected.split('`').find(|part| part.contains("keys create")).unwrap_or_else(|| panic!("{rejected}"));
+    let created = paste(command);
+    assert!(created.contains("mtr_") && created.contains("serve --auth keys --data-dir"), "{created}");
 
     let mut server = Server::start_own(&data_dir, &flags, |_| ());
     let greeting = server.greeting();
@@ -403,7 +407,7 @@ fn what_people_are_told_to_type_can_be_pasted_with_keys_and_tls() {
     assert!(printed.contains("ACCEPTED") && printed.contains("acme  "), "{greeting}: {printed}");
     let grpcurl = grpcurl.join("\n");
     for part in ["-cacert", "authorization: Bearer $METERD_API_KEY", "localhost:"] {
-        assert!(grpcurl.contains(part), "{part} in {grpcurl}");
+        assert!(grpcurl.contains(part), "no {part} in {grpcurl}");
     }
     assert!(greeting.contains("https://localhost:"), "{greeting}");
     server.signal(Signal::SIGTERM);
@@ -411,36 +415,36 @@ fn what_people_are_told_to_type_can_be_pasted_with_keys_and_tls() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_asks_for_certificates_does_not_say_that_anybody_may_call() {
+async fn a_server_that_requires_certificates_does_not_say_that_anybody_may_call() {
     let dir = open_dir();
     let [cert, key] = write_certificate(dir.path());
     let authority = format!("--tls-client-ca={}", cert.display());
     let (cert, key) = (format!("--tls-cert={}", cert.display()), format!("--tls-key={}", key.display()));
     let mut server = Server::start(&[&cert, &key, &authority], |_| ()).await;
     let greeting = server.greeting();
-    assert!(greeting.contains("(whoever has a certificate of --tls-client-ca may call)"), "{greeting}");
-    assert!(!greeting.contains("anybody"), "{greeting}");
+    assert!(greeting.contains("(everyone with a certificate signed by --tls-client-ca can call)"), "{greeting}");
+    assert!(!greeting.contains("on this machine") && !greeting.contains("who can reach"), "{greeting}");
     server.signal(Signal::SIGTERM);
     assert!(server.ended().0.success());
 }
 
 #[test]
-fn the_first_key_makes_a_database_where_it_is_asked_to_or_a_directory_is_there_for_it_and_says_so() {
+fn creating_the_first_key_creates_a_database_only_on_request_or_in_an_existing_directory() {
     let dir = open_dir();
     let create = |data_dir: &Path, more: &[&str]| {
         let mut command = meterd(&["keys", "create", "ops", "--scope=admin", "--all-clients", "--direct", "--quiet"]);
         command.args(more).arg("--data-dir").arg(data_dir).output().unwrap()
     };
-    let (asked, empty) = (dir.path().join("asked"), dir.path().join("empty"));
-    let refused = create(&asked, &[]);
-    assert!(!refused.status.success() && !asked.exists(), "{}", said(&refused));
+    let (requested, empty) = (dir.path().join("asked"), dir.path().join("empty"));
+    let rejected = create(&requested, &[]);
+    assert!(!rejected.status.success() && !requested.exists(), "{}", output_text(&rejected));
     fs::create_dir(&empty).unwrap();
-    for (data_dir, more) in [(&asked, &["--new-database"][..]), (&empty, &[])] {
-        let made = create(data_dir, more);
-        let note = format!("note: making a new database in {}\n", data_dir.display());
-        let (token, noted) = (String::from_utf8_lossy(&made.stdout), String::from_utf8_lossy(&made.stderr));
-        assert!(made.status.success() && token.starts_with("mtr_") && *noted == note, "{token}{noted}");
+    for (data_dir, more) in [(&requested, &["--new-database"][..]), (&empty, &[])] {
+        let created = create(data_dir, more);
+        let note = format!("note: creating a new database in {}\n", data_dir.display());
+        let (token, logged) = (String::from_utf8_lossy(&created.stdout), String::from_utf8_lossy(&created.stderr));
+        assert!(created.status.success() && token.starts_with("mtr_") && *logged == note, "{token}{logged}");
     }
-    let second = create(&asked, &[]);
-    assert_eq!((second.status.success(), second.stderr.len()), (true, 0), "{}", said(&second));
+    let second = create(&requested, &[]);
+    assert_eq!((second.status.success(), second.stderr.len()), (true, 0), "{}", output_text(&second));
 }

@@ -1,4 +1,4 @@
-//! gRPC by hand over HTTP/2, for calls that no well-behaved client makes.
+//! gRPC calls over plain HTTP/2, for calls that no normal client makes.
 
 use bytes::Bytes;
 use h2::client::{ResponseFuture, SendRequest};
@@ -7,7 +7,7 @@ use tokio::net::TcpStream;
 use tonic::Status;
 use tonic::codegen::http::Request;
 
-/// An HTTP/2 connection, driven by a task that ends with it.
+/// Opens an HTTP/2 connection, driven by its own task.
 pub async fn connect(address: &str) -> SendRequest<Bytes> {
     let stream = TcpStream::connect(address.trim_start_matches("http://")).await.unwrap();
     let (sender, connection) = h2::client::handshake(stream).await.unwrap();
@@ -15,7 +15,7 @@ pub async fn connect(address: &str) -> SendRequest<Bytes> {
     sender.ready().await.unwrap()
 }
 
-/// The same, which makes room for no byte of an answer.
+/// Opens a connection with a window of zero, so that the server can send no byte of a response.
 pub async fn connect_unread(address: &str) -> SendRequest<Bytes> {
     let stream = TcpStream::connect(address.trim_start_matches("http://")).await.unwrap();
     let handshake = h2::client::Builder::new().initial_window_size(0).handshake::<_, Bytes>(stream);
@@ -24,13 +24,13 @@ pub async fn connect_unread(address: &str) -> SendRequest<Bytes> {
     sender.ready().await.unwrap()
 }
 
-/// A call whose body is still open.
+/// A call whose request body is open.
 pub struct OpenCall {
     pub body: SendStream<Bytes>,
     pub answer: ResponseFuture,
 }
 
-/// Begins a call.
+/// Starts a call.
 pub fn begin(sender: &mut SendRequest<Bytes>, path: &str, headers: &[(&str, &str)]) -> OpenCall {
     let mut request = Request::post(format!("http://test{path}")).header("content-type", "application/grpc");
     for (name, value) in headers {
@@ -41,7 +41,7 @@ pub fn begin(sender: &mut SendRequest<Bytes>, path: &str, headers: &[(&str, &str
 }
 
 impl OpenCall {
-    /// Sends as the server makes room. False, if it wants no more.
+    /// Sends as far as flow control allows. Returns false if the server accepts no more.
     pub async fn send(&mut self, bytes: Bytes) -> bool {
         send(&mut self.body, bytes).await
     }
@@ -53,13 +53,13 @@ impl OpenCall {
         self.body.send_data(Bytes::new(), true).unwrap();
     }
 
-    /// The status that the call ends with, wherever it stands.
+    /// Returns the status with which the call ends, in headers or trailers.
     pub async fn status(self) -> Status {
         status(self.answer).await
     }
 }
 
-/// Sends as the server makes room. False, if it wants no more.
+/// Sends as far as flow control allows. Returns false if the server accepts no more.
 pub async fn send(body: &mut SendStream<Bytes>, mut bytes: Bytes) -> bool {
     while !bytes.is_empty() {
         body.reserve_capacity(bytes.len());
@@ -71,7 +71,7 @@ pub async fn send(body: &mut SendStream<Bytes>, mut bytes: Bytes) -> bool {
     true
 }
 
-/// The status that an answer ends with, wherever it stands.
+/// Returns the status with which a response ends, in headers or trailers.
 pub async fn status(answer: ResponseFuture) -> Status {
     let answer = answer.await.unwrap();
     if let Some(status) = Status::from_header_map(answer.headers()) {
@@ -85,7 +85,7 @@ pub async fn status(answer: ResponseFuture) -> Status {
     Status::from_header_map(&body.trailers().await.unwrap().unwrap()).unwrap()
 }
 
-/// What stands before a message of so many bytes.
+/// Returns the prefix of a message of this length.
 pub fn prefix(bytes: u32) -> Bytes {
     [&[0][..], &bytes.to_be_bytes()].concat().into()
 }

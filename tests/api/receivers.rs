@@ -1,4 +1,4 @@
-//! Real receivers of notifications: an HTTP server for webhooks and Twilio's API, and an SMTP server.
+//! Real receivers of notifications: an HTTP server for webhooks and for Twilio's API, and an SMTP server.
 
 use axum::Router;
 use axum::body::Bytes;
@@ -16,7 +16,7 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 
-/// A request as it came.
+/// A received request.
 #[derive(Clone, Debug)]
 pub struct Received {
     pub method: Method,
@@ -25,17 +25,17 @@ pub struct Received {
     pub body: String,
 }
 
-/// What an HTTP receiver answers; when none is left, 200.
+/// A response of an HTTP receiver. After the last one, it responds with 200.
 #[derive(Clone, Debug)]
 pub enum Answer {
     Status(u16),
     Body(u16, &'static str),
     Redirect(String),
-    /// After so long.
+    /// Responds after this time.
     Late(Duration),
 }
 
-/// An HTTP server on 127.0.0.1 that keeps what it gets.
+/// An HTTP server on 127.0.0.1 that stores requests.
 #[derive(Clone)]
 pub struct HttpReceiver {
     pub address: SocketAddr,
@@ -90,14 +90,14 @@ async fn receive(
 
 impl Received {
     pub fn header(&self, name: &str) -> &str {
-        self.headers.get(name).unwrap_or_else(|| panic!("{name} in {:?}", self.headers)).to_str().unwrap()
+        self.headers.get(name).unwrap_or_else(|| panic!("no {name} in {:?}", self.headers)).to_str().unwrap()
     }
 
     pub fn json(&self) -> serde_json::Value {
         serde_json::from_str(&self.body).unwrap()
     }
 
-    /// Whether one of the signatures is that of the key, by the words of the Standard Webhooks specification.
+    /// Returns whether one of the signatures is that of the key, as the Standard Webhooks specification defines it.
     pub fn is_signed_with(&self, secret: &str) -> bool {
         let key = STANDARD.decode(secret.strip_prefix("whsec_").unwrap()).unwrap();
         let signed = format!("{}.{}.{}", self.header("webhook-id"), self.header("webhook-timestamp"), self.body);
@@ -110,10 +110,10 @@ impl Received {
     }
 }
 
-/// A mail as it came.
+/// A received mail.
 #[derive(Clone, Debug)]
 pub struct Mail {
-    /// Of AUTH PLAIN, decoded.
+    /// User and password of AUTH PLAIN.
     pub login: String,
     pub from: String,
     pub to: String,
@@ -121,22 +121,22 @@ pub struct Mail {
     pub data: String,
 }
 
-/// An SMTP server on 127.0.0.1 that keeps what it gets.
+/// An SMTP server on 127.0.0.1 that stores mails.
 #[derive(Clone)]
 pub struct SmtpReceiver {
     pub address: SocketAddr,
     mails: Arc<Mutex<Vec<Mail>>>,
-    refusals: Arc<Mutex<VecDeque<&'static str>>>,
+    errors: Arc<Mutex<VecDeque<&'static str>>>,
 }
 
 impl SmtpReceiver {
-    /// Answers with these refusals first: logins with those of 53x, recipients with others.
-    pub async fn start(refusals: impl IntoIterator<Item = &'static str>) -> Self {
+    /// Responds with these errors first: 53x to logins, others to recipients.
+    pub async fn start(errors: impl IntoIterator<Item = &'static str>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let receiver = Self {
             address: listener.local_addr().unwrap(),
             mails: Arc::default(),
-            refusals: Arc::new(Mutex::new(refusals.into_iter().collect())),
+            errors: Arc::new(Mutex::new(errors.into_iter().collect())),
         };
         let accepting = receiver.clone();
         tokio::spawn(async move {
@@ -166,9 +166,9 @@ impl SmtpReceiver {
                 "AUTH" => {
                     let login = STANDARD.decode(line.rsplit(' ').next().unwrap()).unwrap();
                     mail.login = String::from_utf8(login).unwrap().replace('\0', " ").trim().to_owned();
-                    let mut refusals = self.refusals.lock().unwrap();
-                    let refuses = refusals.front().is_some_and(|refusal| refusal.starts_with("53"));
-                    refuses.then(|| refusals.pop_front()).flatten().unwrap_or("235 welcome")
+                    let mut errors = self.errors.lock().unwrap();
+                    let refuses = errors.front().is_some_and(|error| error.starts_with("53"));
+                    refuses.then(|| errors.pop_front()).flatten().unwrap_or("235 welcome")
                 }
                 "MAIL" => {
                     mail.from = address();
@@ -176,7 +176,7 @@ impl SmtpReceiver {
                 }
                 "RCPT" => {
                     mail.to = address();
-                    self.refusals.lock().unwrap().pop_front().unwrap_or("250 fine")
+                    self.errors.lock().unwrap().pop_front().unwrap_or("250 fine")
                 }
                 "DATA" => {
                     write.write_all(b"354 go on\r\n").await?;

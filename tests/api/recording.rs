@@ -1,4 +1,4 @@
-//! Recording: one event, batches, streams, repeats.
+//! Recording of single events, batches and streams, and repeated events.
 
 use crate::harness::*;
 use meterd::proto::{EventOutcome, GetCurrentMonthUsageRequest, StreamUsageRequest, UsageEvent};
@@ -10,7 +10,7 @@ use tonic::Code;
 const NOW: &str = "2026-11-21T12:00:00Z";
 
 #[tokio::test]
-async fn the_short_form_of_an_event_is_enough_and_is_charged() {
+async fn an_event_with_few_fields_is_charged() {
     let server = TestServer::start().await;
     let result = server.track(event("acme", "twilio_sms", "3")).await.unwrap();
     assert_eq!(result.outcome(), EventOutcome::Accepted);
@@ -26,64 +26,65 @@ async fn the_short_form_of_an_event_is_enough_and_is_charged() {
 }
 
 #[tokio::test]
-async fn a_key_again_is_a_duplicate_with_the_first_result_and_another_payload_a_conflict() {
+async fn a_repeated_key_is_a_duplicate_or_a_conflict_if_the_payload_differs() {
     let server = TestServer::start().await;
-    let keyed = UsageEvent { idempotency_key: "k1".into(), ..event("acme", "sms", "2") };
-    let first = server.track(keyed.clone()).await.unwrap();
-    let again = server.track(UsageEvent { units: "2.0".into(), ..keyed.clone() }).await.unwrap();
+    let event_with_key = UsageEvent { idempotency_key: "k1".into(), ..event("acme", "sms", "2") };
+    let first = server.track(event_with_key.clone()).await.unwrap();
+    let again = server.track(UsageEvent { units: "2.0".into(), ..event_with_key.clone() }).await.unwrap();
     assert_eq!(again.outcome(), EventOutcome::Duplicate);
     assert_eq!((&again.event_id, again.event_time, &again.charge), (&first.event_id, first.event_time, &first.charge));
-    let conflict = server.track(UsageEvent { units: "3".into(), ..keyed.clone() }).await.unwrap_err();
+    let conflict = server.track(UsageEvent { units: "3".into(), ..event_with_key.clone() }).await.unwrap_err();
     assert_eq!(conflict.code(), Code::AlreadyExists);
-    let other_client = server.track(UsageEvent { client_id: "other".into(), ..keyed }).await.unwrap();
+    let other_client = server.track(UsageEvent { client_id: "other".into(), ..event_with_key }).await.unwrap();
     assert_eq!(other_client.outcome(), EventOutcome::Accepted);
     server.assert_exact(2).await;
     server.stop().await;
 }
 
 #[tokio::test]
-async fn a_known_key_is_a_duplicate_even_when_its_event_is_too_old_to_be_new() {
+async fn a_known_key_is_a_duplicate_although_its_event_is_too_old() {
     let clock = Clock::fixed(time("2026-11-21T12:00:00Z"));
     let server = TestServer::start_with(&[], clock.clone()).await;
-    let keyed = UsageEvent {
+    let event_with_key = UsageEvent {
         idempotency_key: "k1".into(),
         event_time: Some(timestamp("2026-11-20T00:00:00Z")),
         ..event("acme", "sms", "1")
     };
-    server.track(keyed.clone()).await.unwrap();
+    server.track(event_with_key.clone()).await.unwrap();
     clock.set(time("2027-03-01T12:00:00Z"));
-    assert_eq!(server.track(keyed.clone()).await.unwrap().outcome(), EventOutcome::Duplicate);
-    let new = server.track(UsageEvent { idempotency_key: "k2".into(), ..keyed }).await.unwrap_err();
+    assert_eq!(server.track(event_with_key.clone()).await.unwrap().outcome(), EventOutcome::Duplicate);
+    let new = server.track(UsageEvent { idempotency_key: "k2".into(), ..event_with_key }).await.unwrap_err();
     assert_eq!(new.code(), Code::InvalidArgument);
     server.assert_exact(1).await;
     server.stop().await;
 }
 
 #[tokio::test]
-async fn an_event_that_is_too_old_of_a_client_that_nobody_knows_stops_no_other() {
+async fn a_too_old_event_of_an_unknown_client_does_not_affect_others() {
     let server = TestServer::start_with(&["--writers", "1"], Clock::fixed(time(NOW))).await;
-    let keyed = |key: &str, event: UsageEvent| UsageEvent { idempotency_key: key.into(), ..event };
-    let old = keyed("k1", event_at("stranger", "sms", "1", "2026-09-01T00:00:00Z"));
-    let results = server.batch(vec![old.clone(), keyed("k2", event("acme", "sms", "1"))], false).await;
+    let event_with_key = |key: &str, event: UsageEvent| UsageEvent { idempotency_key: key.into(), ..event };
+    let old = event_with_key("k1", event_at("stranger", "sms", "1", "2026-09-01T00:00:00Z"));
+    let results = server.batch(vec![old.clone(), event_with_key("k2", event("acme", "sms", "1"))], false).await;
     assert_eq!(results[0].error.as_ref().unwrap().reason, "EVENT_TOO_OLD");
     assert_eq!(results[1].outcome(), EventOutcome::Accepted);
-    assert_wrong(server.track(old).await, "EVENT_TOO_OLD", &["event.event_time"]);
+    assert_invalid(server.track(old).await, "EVENT_TOO_OLD", &["event.event_time"]);
     assert_eq!(server.sql("SELECT FROM clients WHERE client_id = 'stranger'").await, 0);
     server.assert_exact(1).await;
     server.stop().await;
 }
 
 #[tokio::test]
-async fn a_known_key_is_a_duplicate_even_where_the_clock_is_behind_its_event() {
+async fn a_known_key_is_a_duplicate_although_its_event_is_ahead_of_the_clock() {
     let ahead = TestServer::start_with(&[], Clock::fixed(time("2026-11-21T12:00:00Z"))).await;
     let behind = Clock::fixed(time("2026-11-21T11:00:00Z"));
     let behind = TestServer::replica(&ahead.database_url, &[], behind).await;
-    let keyed = UsageEvent { idempotency_key: "k1".into(), ..event_at("acme", "sms", "1", "2026-11-21T12:00:00Z") };
-    let first = ahead.track(keyed.clone()).await.unwrap();
-    let again = behind.track(keyed.clone()).await.unwrap();
+    let event_with_key =
+        UsageEvent { idempotency_key: "k1".into(), ..event_at("acme", "sms", "1", "2026-11-21T12:00:00Z") };
+    let first = ahead.track(event_with_key.clone()).await.unwrap();
+    let again = behind.track(event_with_key.clone()).await.unwrap();
     assert_eq!((again.outcome(), again.event_id), (EventOutcome::Duplicate, first.event_id));
-    assert_wrong(
-        behind.track(UsageEvent { idempotency_key: "k2".into(), ..keyed }).await,
+    assert_invalid(
+        behind.track(UsageEvent { idempotency_key: "k2".into(), ..event_with_key }).await,
         "EVENT_IN_FUTURE",
         &["event.event_time"],
     );
@@ -93,11 +94,11 @@ async fn a_known_key_is_a_duplicate_even_where_the_clock_is_behind_its_event() {
 }
 
 #[tokio::test]
-async fn a_stream_acknowledges_in_order_and_lists_what_was_not_plainly_accepted() {
+async fn a_stream_acknowledges_in_order_and_lists_other_results_than_accepted() {
     let server = TestServer::start().await;
     let events = (0..2_500).map(|number| {
         let units = if number == 100 { "NaN" } else { "1" };
-        // Number 200 repeats number 199.
+        // Event 200 repeats event 199.
         let key = if number == 200 { 199 } else { number };
         StreamUsageRequest {
             event: Some(UsageEvent { idempotency_key: format!("k{key}"), ..event("acme", "sms", units) }),
@@ -107,7 +108,7 @@ async fn a_stream_acknowledges_in_order_and_lists_what_was_not_plainly_accepted(
         server.usage().stream_usage(tokio_stream::iter(events.collect::<Vec<_>>())).await.unwrap().into_inner();
     let (mut settled, mut results) = (0, vec![]);
     while let Some(ack) = acks.message().await.unwrap() {
-        assert!(ack.settled_count > settled, "acknowledgements go forward");
+        assert!(ack.settled_count > settled, "settled_count must increase");
         settled = ack.settled_count;
         results.extend(ack.results);
     }
@@ -120,7 +121,7 @@ async fn a_stream_acknowledges_in_order_and_lists_what_was_not_plainly_accepted(
 }
 
 #[tokio::test]
-async fn a_quantity_with_more_decimals_is_rounded_half_to_even_and_the_answer_shows_the_recorded_value() {
+async fn a_quantity_with_too_many_decimals_is_rounded_and_the_rounded_value_returned() {
     let server = TestServer::start().await;
     let cases = [
         ("0.08333333333333333", Some("0.083333333333")),
@@ -147,7 +148,7 @@ async fn a_quantity_with_more_decimals_is_rounded_half_to_even_and_the_answer_sh
             (EventOutcome::Duplicate, &fields(&["units", "amount"])),
             "{sent}"
         );
-        // By its recorded value, too: what was exported may come back.
+        // The recorded value is a duplicate, too, because an export may be imported again.
         let plain = recorded.unwrap_or(sent).to_string();
         let plain = UsageEvent { units: plain.clone(), amount: plain, ..event };
         let plain = server.track(plain).await.unwrap();
@@ -171,10 +172,21 @@ async fn a_quantity_with_more_decimals_is_rounded_half_to_even_and_the_answer_sh
 }
 
 #[tokio::test]
-async fn a_key_twice_in_a_batch_is_a_duplicate_with_the_same_payload_and_a_conflict_with_another() {
+async fn a_key_twice_in_a_batch_is_a_duplicate_or_a_conflict() {
     let server = TestServer::start_with(&[], Clock::fixed(time(NOW))).await;
-    let keyed = |key: &str, units: &str| UsageEvent { idempotency_key: key.into(), ..event("acme", "sms", units) };
-    let results = server.batch(vec![keyed("a", "1"), keyed("b", "1"), keyed("a", "1.0"), keyed("a", "2")], false).await;
+    let event_with_key =
+        |key: &str, units: &str| UsageEvent { idempotency_key: key.into(), ..event("acme", "sms", units) };
+    let results = server
+        .batch(
+            vec![
+                event_with_key("a", "1"),
+                event_with_key("b", "1"),
+                event_with_key("a", "1.0"),
+                event_with_key("a", "2"),
+            ],
+            false,
+        )
+        .await;
     use EventOutcome::{Accepted, Conflict, Duplicate};
     assert_eq!(results.iter().map(|r| r.outcome()).collect::<Vec<_>>(), [Accepted, Accepted, Duplicate, Conflict]);
     assert_eq!((&results[2].event_id, &results[2].charge), (&results[0].event_id, &results[0].charge));
@@ -186,7 +198,7 @@ async fn a_key_twice_in_a_batch_is_a_duplicate_with_the_same_payload_and_a_confl
 }
 
 #[tokio::test]
-async fn the_same_payload_in_another_spelling_is_a_duplicate_and_any_other_value_a_conflict() {
+async fn the_same_payload_in_another_format_is_a_duplicate() {
     let server = TestServer::start_with(&[], Clock::fixed(time(NOW))).await;
     let pairs = |order: [(&str, f64); 2]| {
         let value = |number| Value { kind: Some(Kind::NumberValue(number)) };
@@ -214,7 +226,7 @@ async fn the_same_payload_in_another_spelling_is_a_duplicate_and_any_other_value
         UsageEvent { event_time: Some(timestamp("2026-11-21T11:59:59Z")), ..first },
     ];
     for other in others {
-        assert_refused(server.track(other).await, Code::AlreadyExists, "IDEMPOTENCY_CONFLICT");
+        assert_error(server.track(other).await, Code::AlreadyExists, "IDEMPOTENCY_CONFLICT");
     }
     server.assert_exact(1).await;
     server.stop().await;

@@ -1,4 +1,4 @@
-//! Two replicas: every event is charged and dated by what is in force at its commit.
+//! Two replicas: the charge and the day of every event follow from the prices and time zones at its commit.
 
 use crate::harness::*;
 use meterd::proto::{Client, GetUsageEventRequest, Service};
@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use tokio::task::JoinSet;
 
-/// What had happened when an event was sent, and when it was acknowledged: 0 before the change was asked for, 1 meanwhile,
-/// 2 after it had returned.
+/// The state of a change when an event was sent and when it was acknowledged: 0 before the change was requested, 1
+/// while it was running, 2 after it returned.
 #[derive(Clone, Copy, Debug)]
 struct Seen {
     sent: u8,
@@ -17,8 +17,8 @@ struct Seen {
 }
 
 impl Seen {
-    /// Whether the change must hold for the event, must not, or may.
-    fn must_hold(self) -> Option<bool> {
+    /// Returns whether the change must apply to the event. `None` if it may or may not.
+    fn must_apply(self) -> Option<bool> {
         match self {
             Self { sent: 2, .. } => Some(true),
             Self { acknowledged: 0, .. } => Some(false),
@@ -28,8 +28,8 @@ impl Seen {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_price_and_a_zone_changed_in_the_middle_hold_exactly_from_their_commit_on_both_replicas() {
-    // Noon in UTC is the next day in Kiribati.
+async fn changed_prices_and_time_zones_apply_exactly_from_their_commit_on_both_replicas() {
+    // Noon in UTC is on the next day in Kiribati.
     let clock = Clock::fixed(time("2026-11-21T12:00:00Z"));
     let first = TestServer::start_with(&[], clock.clone()).await;
     let second = TestServer::replica(&first.database_url, &[], clock.clone()).await;
@@ -95,19 +95,19 @@ async fn a_price_and_a_zone_changed_in_the_middle_hold_exactly_from_their_commit
         for (event_id, charge, of_price, of_zone) in recorded.unwrap() {
             events += 1;
             cost += charge.parse::<i64>().unwrap();
-            if let Some(must_hold) = of_price.must_hold() {
-                assert_eq!(charge == "2", must_hold, "{event_id} {of_price:?}");
+            if let Some(must_apply) = of_price.must_apply() {
+                assert_eq!(charge == "2", must_apply, "{event_id} {of_price:?}");
                 decided += 1;
             }
             let request = GetUsageEventRequest { client_id: "acme".into(), event_id: event_id.clone() };
             let day = usage.get_usage_event(request).await.unwrap().into_inner().event.unwrap().day;
-            if let Some(must_hold) = of_zone.must_hold() {
-                assert_eq!(day == "2026-11-22", must_hold, "{event_id} {of_zone:?} {day}");
+            if let Some(must_apply) = of_zone.must_apply() {
+                assert_eq!(day == "2026-11-22", must_apply, "{event_id} {of_zone:?} {day}");
             }
         }
     }
     println!("{events} events on two replicas, {decided} of them surely before or after the price");
-    // How many lie surely on one side hangs on how long the change takes on a busy machine.
+    // How many events are clearly before or after the change depends on how long it takes on a busy machine.
     assert!(decided > 20 && events > 50);
     let total: String = sqlx::query_scalar("SELECT trim_scale(sum(cost))::text FROM usage_months")
         .fetch_one(&first.pool)
@@ -119,9 +119,9 @@ async fn a_price_and_a_zone_changed_in_the_middle_hold_exactly_from_their_commit
     second.stop().await;
 }
 
-/// Stalls a batch on each replica between pricing and commit, and asks for a change meanwhile.
+/// Stalls a batch on each replica between pricing and commit, and requests a change meanwhile.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_change_does_not_return_while_a_batch_that_was_priced_or_dated_before_it_has_not_committed() {
+async fn a_change_waits_for_batches_that_were_priced_or_dated_before_it() {
     let first = TestServer::start_with(&[], Clock::fixed(time("2026-11-21T12:00:00Z"))).await;
     let second = TestServer::replica(&first.database_url, &[], first.clock.clone()).await;
     let service = Service { service: "alpha".into(), ..Default::default() };
@@ -169,7 +169,7 @@ async fn a_change_does_not_return_while_a_batch_that_was_priced_or_dated_before_
             }
         });
         tokio::time::sleep(std::time::Duration::from_millis(500)).await;
-        assert!(!changing.is_finished(), "the {change} has changed while batches by the old one were under way");
+        assert!(!changing.is_finished(), "the {change} changed before the batches with the old one committed");
         assert!(stalled.try_join_next().is_none());
         holder.rollback().await.unwrap();
         changing.await.unwrap().unwrap();
@@ -184,7 +184,7 @@ async fn a_change_does_not_return_while_a_batch_that_was_priced_or_dated_before_
     second.stop().await;
 }
 
-/// Backends of this database that wait for a lock.
+/// Returns the number of backends of this database that wait for a lock.
 async fn waiting_for_locks(server: &TestServer) -> i64 {
     sqlx::query_scalar(
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'",

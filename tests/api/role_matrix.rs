@@ -1,10 +1,11 @@
-//! Every RPC with every kind of credentials: the answer is that of a table written by hand, not of the one in the server.
+//! Calls every RPC with every kind of credentials. The expected results are in a table that is independent of the
+//! server's.
 
-use crate::alerting::metered;
-use crate::guarded::*;
+use crate::alerts::metered;
 use crate::harness::*;
 use crate::http;
 use crate::jwt::{Issuer, SigningKey, bad_tokens};
+use crate::key_server::*;
 use meterd::grpc::methods;
 use meterd::proto::{
     AlertPolicy, BatchTrackUsageResponse, EventError, ListClientsRequest, NotificationChannel, NotificationChannelKind,
@@ -18,7 +19,7 @@ use serde_json::json;
 use std::collections::BTreeSet;
 use tonic::{Code, Status};
 
-/// Columns of [`CELLS`]: a scope, and the clients that it is for.
+/// Columns of [`CELLS`]: a scope and its clients.
 const CREDENTIALS: [(Scope, &[&str]); 9] = [
     (Scope::Ingest, &[]),
     (Scope::Read, &[]),
@@ -31,8 +32,8 @@ const CREDENTIALS: [(Scope, &[&str]); 9] = [
     (Scope::Admin, &["globex"]),
 ];
 
-// What the columns are answered, in three groups: for all clients, for acme, for globex; each ingest, read, admin.
-// y: yes. -: PERMISSION_DENIED. f: NOT_FOUND, as if there were no such thing. r: yes, and each event is refused.
+// The expected results in three groups: all clients, acme, globex; in each group ingest, read, admin.
+// y: OK. -: PERMISSION_DENIED. f: NOT_FOUND, as if the object did not exist. r: OK, but each event is rejected.
 const EVENTS_OF_ACME: &str = "y-y y-y r-r";
 const READS_ACME: &str = "-yy -yy ---";
 const READS_ANY: &str = "-yy -yy -yy";
@@ -41,7 +42,7 @@ const CHANGES_ACME: &str = "--y --y ---";
 const CHANGES_ALL: &str = "--y --- ---";
 const FOR_EVERYBODY: &str = "yyy yyy yyy";
 
-/// RPC, request, answers. `{alert}` and `{notification}` are ids of things of acme's.
+/// RPC, request, expected results. `{alert}` and `{notification}` are ids of acme's objects.
 pub const CELLS: [(&str, &str, &str); 65] = [
     ("UsageService/TrackUsage", r#"{"event":{"clientId":"acme","service":"sms"}}"#, "y-y y-y ---"),
     ("UsageService/BatchTrackUsage", r#"{"events":[{"clientId":"acme","service":"sms"}]}"#, EVENTS_OF_ACME),
@@ -104,7 +105,7 @@ pub const CELLS: [(&str, &str, &str); 65] = [
     ("AlertService/SendTestNotification", r#"{"clientId":"acme"}"#, CHANGES_ACME),
     ("AlertService/SendTestNotification", "{}", CHANGES_ALL),
     ("CatalogService/ListServices", "{}", FOR_EVERYBODY),
-    ("CatalogService/CreateService", r#"{"service":{"service":"made"}}"#, CHANGES_ALL),
+    ("CatalogService/CreateService", r#"{"service":{"service":"created"}}"#, CHANGES_ALL),
     ("CatalogService/ListPrices", "{}", FOR_EVERYBODY),
     ("CatalogService/CreatePrice", r#"{"price":{"service":"sms","model":"m","rates":{"unit":"1"}}}"#, CHANGES_ALL),
     (
@@ -135,7 +136,7 @@ pub const CELLS: [(&str, &str, &str); 65] = [
     ("KeyService/RevokeApiKey", r#"{"keyId":"x"}"#, CHANGES_ALL),
     ("KeyService/RotateApiKey", r#"{"keyId":"x"}"#, CHANGES_ALL),
     ("KeyService/ListAuditLog", "{}", CHANGES_ALL),
-    // A client that nobody has made is refused as one that is there.
+    // An unknown client is rejected in the same way as an existing one.
     ("UsageService/GetCurrentMonthUsage", r#"{"clientId":"nobody"}"#, READS_ALL),
     ("ClientService/GetClient", r#"{"clientId":"nobody"}"#, READS_ALL),
     ("ClientService/CreateClient", r#"{"client":{"clientId":"nobody"}}"#, CHANGES_ALL),
@@ -143,7 +144,7 @@ pub const CELLS: [(&str, &str, &str); 65] = [
     ("AlertService/AcknowledgeAlert", r#"{"alertId":"nothing","acknowledgedBy":"me"}"#, "--f --f --f"),
 ];
 
-/// RPCs that change something as an admin does, and are in the audit log.
+/// RPCs that change something as an admin and are recorded in the audit log.
 pub const AUDITED: [&str; 16] = [
     "UsageService/UpdateMonthlySummaries",
     "UsageService/RebuildRollups",
@@ -163,7 +164,7 @@ pub const AUDITED: [&str; 16] = [
     "KeyService/RotateApiKey",
 ];
 
-/// All RPCs of the contract, such as "UsageService/TrackUsage".
+/// Returns all RPCs of the API, such as "UsageService/TrackUsage".
 fn rpcs() -> BTreeSet<String> {
     let services = contract().services().filter(|service| service.package_name() == "metering.v1");
     services
@@ -175,28 +176,30 @@ fn rpcs() -> BTreeSet<String> {
 }
 
 #[test]
-fn every_rpc_of_the_contract_has_one_row_of_its_own_request_and_streams_as_the_contract_says() {
+fn the_role_matrix_has_one_row_for_every_rpc() {
     let rows: Vec<&str> = methods::ROWS.iter().map(|row| row.method).collect();
     let named: BTreeSet<String> = rows.iter().map(|row| row.trim_start_matches("metering.v1.").into()).collect();
     assert_eq!(named, rpcs());
-    assert_eq!(named.len(), rows.len(), "an RPC twice");
+    assert_eq!(named.len(), rows.len(), "an RPC has two rows");
     for row in methods::ROWS {
         let (service, rpc) = row.method.split_once('/').unwrap();
         let service = contract().get_service_by_name(service).unwrap();
         let method = service.methods().find(|method| method.name() == rpc).unwrap();
         assert_eq!(row.request, method.input().name(), "{}", row.method);
-        assert_eq!(row.streaming, method.is_server_streaming(), "{}", row.method);
+        let messages = methods::messages(&format!("/{}", row.method));
+        let streams = (method.is_client_streaming(), method.is_server_streaming());
+        assert_eq!((messages.request_stream, messages.response_stream), streams, "{}", row.method);
         let audited = AUDITED.contains(&row.method.trim_start_matches("metering.v1."));
         assert_eq!(row.audited, audited, "{}", row.method);
     }
     let tried: BTreeSet<String> = CELLS.iter().map(|(rpc, ..)| rpc.to_string()).collect();
-    assert_eq!(tried, rpcs(), "every RPC has its cells");
+    assert_eq!(tried, rpcs(), "the table must have every RPC");
 }
 
-/// An alert of acme's, and a notification of it that waits.
+/// Creates an alert of acme and a pending notification of it.
 pub async fn alert_and_notification(server: &TestServer) -> (String, String) {
     for client_id in ["acme", "globex"] {
-        server.client_in(client_id, "UTC").await;
+        server.create_client_in_zone(client_id, "UTC").await;
     }
     metered(server, "metered").await;
     let channel = NotificationChannel {
@@ -219,7 +222,7 @@ pub async fn alert_and_notification(server: &TestServer) -> (String, String) {
     (alert_id, sqlx::query_scalar(notification_id).fetch_one(&server.pool).await.unwrap())
 }
 
-/// Whether each event of an answer was refused, and how a stream or a batch tells it.
+/// Returns whether each event of a response was rejected, in the form of a stream or a batch.
 fn refuses_each(rpc: &str, answer: &[u8]) -> bool {
     let results = match rpc {
         "UsageService/BatchTrackUsage" => BatchTrackUsageResponse::decode(answer).unwrap().results,
@@ -235,14 +238,14 @@ fn refuses_each(rpc: &str, answer: &[u8]) -> bool {
     !results.is_empty() && results.iter().all(|result| result.error.as_ref().is_some_and(denied))
 }
 
-/// Whether an answer is what the table says.
-fn is_as(expected: char, rpc: &str, answer: &Result<Vec<u8>, Status>) -> bool {
-    let refusals = [Code::Unauthenticated, Code::PermissionDenied];
+/// Returns whether a result is as the table says.
+fn matches_cell(expected: char, rpc: &str, answer: &Result<Vec<u8>, Status>) -> bool {
+    let errors = [Code::Unauthenticated, Code::PermissionDenied];
     let faults = [Code::Unimplemented, Code::Internal, Code::Unavailable, Code::Unknown, Code::DeadlineExceeded];
     match (expected, answer) {
         ('r', Ok(message)) => refuses_each(rpc, message),
         ('y', Ok(message)) => !refuses_each(rpc, message),
-        ('y', Err(status)) => !refusals.contains(&status.code()) && !faults.contains(&status.code()),
+        ('y', Err(status)) => !errors.contains(&status.code()) && !faults.contains(&status.code()),
         ('-', Err(status)) => status.code() == Code::PermissionDenied,
         ('f', Err(status)) => status.code() == Code::NotFound,
         ('u', Err(status)) => status.code() == Code::Unauthenticated,
@@ -251,20 +254,20 @@ fn is_as(expected: char, rpc: &str, answer: &Result<Vec<u8>, Status>) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_rpc_answers_every_kind_of_credentials_as_the_table_says() {
+async fn every_rpc_returns_the_expected_result_for_every_kind_of_credentials() {
     let now = time("2026-11-21T12:00:00Z");
     let signing = SigningKey::new("one");
     let issuer = Issuer::start(&[&signing]).await;
     let flags = issuer.flags();
-    let guarded = Guarded::start_with(&[&flags[0], &flags[1]], Clock::fixed(now)).await;
+    let key_server = KeyServer::start_with(&[&flags[0], &flags[1]], Clock::fixed(now)).await;
     let flags = ["--webhook-allow-http", "--webhook-allow-private"];
-    let open = TestServer::replica(&guarded.server.database_url, &flags, guarded.server.clock.clone()).await;
+    let open = TestServer::replica(&key_server.server.database_url, &flags, key_server.server.clock.clone()).await;
     let (alert_id, notification_id) = alert_and_notification(&open).await;
 
-    // Everything that is no good key is refused before anything else is looked at.
+    // Invalid credentials are rejected before anything else is checked.
     let bearer = |token: &str| format!("Bearer {token}");
-    let (admin, stranger) = (guarded.admin.token.clone(), meterd_engine::auth::token::new().token);
-    let revoked = guarded.key(Scope::Admin, &[]).await;
+    let (admin, stranger) = (key_server.admin.token.clone(), meterd_engine::auth::token::new().token);
+    let revoked = key_server.key(Scope::Admin, &[]).await;
     let expire_time = Some(time("2026-11-21T11:59:59Z"));
     let expired = keys_spec_expiring(&open, expire_time).await;
     open.sql(&format!(
@@ -284,7 +287,7 @@ async fn every_rpc_answers_every_kind_of_credentials_as_the_table_says() {
         ("a token cut short", vec![bearer(&admin[..admin.len() - 1])]),
         ("upper case", vec![bearer(&admin.to_uppercase())]),
         ("two headers", vec![bearer(&admin), bearer(&admin)]),
-        ("wrong secret", vec![bearer(&format!("mtr_{}_{secret}", guarded.admin.key_id))]),
+        ("wrong secret", vec![bearer(&format!("mtr_{}_{secret}", key_server.admin.key_id))]),
         ("unknown id", vec![bearer(&stranger)]),
         ("revoked", vec![bearer(&revoked.token)]),
         ("expired", vec![bearer(&expired.token)]),
@@ -292,7 +295,7 @@ async fn every_rpc_answers_every_kind_of_credentials_as_the_table_says() {
     .map(|(name, headers)| (name.to_string(), headers, None))
     .into();
     for (column, (scope, client_ids)) in CREDENTIALS.iter().enumerate() {
-        let token = guarded.key(*scope, client_ids).await.token;
+        let token = key_server.key(*scope, client_ids).await.token;
         columns.push((format!("{} {client_ids:?}", scope.name()), vec![bearer(&token)], Some(column)));
         let clients = if client_ids.is_empty() { json!("*") } else { json!(client_ids) };
         let token = signing.sign(&issuer.claims(now, &format!("meterd:{}", scope.name()), clients));
@@ -302,7 +305,7 @@ async fn every_rpc_answers_every_kind_of_credentials_as_the_table_says() {
         columns.push((format!("JWT: {why}"), vec![bearer(&token)], None));
     }
 
-    let channel = guarded.server.channel();
+    let channel = key_server.server.channel();
     let (mut cells, mut wrong) = (0, vec![]);
     for (rpc, request, answers) in CELLS {
         let request = request.replace("{alert}", &alert_id).replace("{notification}", &notification_id);
@@ -312,49 +315,49 @@ async fn every_rpc_answers_every_kind_of_credentials_as_the_table_says() {
             let expected = column.map_or('u', |column| answers[column]);
             let answer = call(&channel, rpc, &request, headers).await;
             cells += 1;
-            if !is_as(expected, rpc, &answer) {
+            if !matches_cell(expected, rpc, &answer) {
                 wrong.push(format!("{rpc} {request} with {name}: {answer:?} instead of {expected}"));
             }
         }
     }
     println!("role matrix: {} of {cells} cells", cells - wrong.len());
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    guarded.server.stop().await;
+    key_server.server.stop().await;
     open.stop().await;
 }
 
 async fn keys_spec_expiring(server: &TestServer, expire_time: Option<chrono::DateTime<chrono::Utc>>) -> Token {
     let mut expired = spec(grant(Scope::Admin, &[]));
     expired.expire_time = expire_time;
-    make_key(&server.database_url, &expired).await
+    create_key_in_database(&server.database_url, &expired).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn grpc_web_asks_for_keys_as_grpc_does() {
-    let guarded = Guarded::start().await;
+async fn grpc_web_requires_keys_like_grpc() {
+    let key_server = KeyServer::start().await;
     let path = "/metering.v1.ClientService/ListClients";
     let request = ListClientsRequest::default();
-    let answer = http::grpc_web(&guarded.server.address, path, &request, "").await;
-    let status = Status::from_header_map(&answer.headers).expect("a status in the headers");
-    assert_refused::<()>(Err(status), Code::Unauthenticated, "CREDENTIALS_MISSING");
-    let bound = guarded.key(Scope::Read, &["acme"]).await;
+    let answer = http::grpc_web(&key_server.server.address, path, &request, "").await;
+    let status = Status::from_header_map(&answer.headers).expect("the headers contain a status");
+    assert_error::<()>(Err(status), Code::Unauthenticated, "CREDENTIALS_MISSING");
+    let bound = key_server.key(Scope::Read, &["acme"]).await;
     let header = |token: &Token| format!("Authorization: Bearer {}\r\n", token.token);
-    let answer = http::grpc_web(&guarded.server.address, path, &request, &header(&bound)).await;
-    let status = Status::from_header_map(&answer.headers).expect("a status in the headers");
-    assert_refused::<()>(Err(status), Code::PermissionDenied, "CLIENT_NOT_COVERED");
-    let answer = http::grpc_web(&guarded.server.address, path, &request, &header(&guarded.admin)).await;
+    let answer = http::grpc_web(&key_server.server.address, path, &request, &header(&bound)).await;
+    let status = Status::from_header_map(&answer.headers).expect("the headers contain a status");
+    assert_error::<()>(Err(status), Code::PermissionDenied, "CLIENT_NOT_COVERED");
+    let answer = http::grpc_web(&key_server.server.address, path, &request, &header(&key_server.admin)).await;
     assert_eq!(answer.frames().1["grpc-status"], "0");
-    guarded.server.stop().await;
+    key_server.server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn reflection_and_health_ask_for_keys_by_settings_of_their_own() {
+async fn reflection_and_health_require_keys_by_their_own_settings() {
     let health = "/grpc.health.v1.Health/Check";
     let reflection = [
         "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
         "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
     ];
-    // A request to list the services, in protobuf's bytes: field 7, empty.
+    // A request to list the services as protobuf bytes: field 7, empty.
     let list = vec![0x3a, 0x00];
     for (setting, without, with) in [
         ("off", Code::Unimplemented, Code::Unimplemented),
@@ -362,9 +365,9 @@ async fn reflection_and_health_ask_for_keys_by_settings_of_their_own() {
         ("public", Code::Ok, Code::Ok),
     ] {
         let flags = [format!("--health={setting}"), format!("--reflection={setting}")];
-        let guarded = Guarded::start_with(&[&flags[0], &flags[1]], Clock::system()).await;
-        let token = guarded.key(Scope::Ingest, &["acme"]).await;
-        let channel = guarded.server.channel();
+        let key_server = KeyServer::start_with(&[&flags[0], &flags[1]], Clock::system()).await;
+        let token = key_server.key(Scope::Ingest, &["acme"]).await;
+        let channel = key_server.server.channel();
         let code = async |path: &str, message: &[u8], headers: &[String]| {
             call_path(&channel, path, message.to_vec(), headers).await.map_or_else(|status| status.code(), |_| Code::Ok)
         };
@@ -373,27 +376,27 @@ async fn reflection_and_health_ask_for_keys_by_settings_of_their_own() {
             assert_eq!(code(path, message, &[]).await, without, "{setting} {path}");
             assert_eq!(code(path, message, &bearer).await, with, "{setting} {path}");
         }
-        guarded.server.stop().await;
+        key_server.server.stop().await;
     }
     let open = TestServer::start().await;
     let answer = call_path(&open.channel(), reflection[0], list, &[]).await;
-    assert!(answer.is_ok(), "by default with a key, where any are asked for");
+    assert!(answer.is_ok(), "reflection requires a key by default");
     open.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_method_without_a_row_is_asked_for_a_key_and_then_unknown_and_makes_no_label_of_the_metrics() {
-    let guarded = Guarded::start().await;
-    let channel = guarded.server.channel();
-    let bearer = [format!("Bearer {}", guarded.admin.token)];
+async fn an_unknown_method_requires_a_key_and_is_no_label_of_the_metrics() {
+    let key_server = KeyServer::start().await;
+    let channel = key_server.server.channel();
+    let bearer = [format!("Bearer {}", key_server.admin.token)];
     for path in ["/metering.v1.UsageService/Nothing8b1f", "/other.Service/Nothing8b1f", "/Nothing8b1f"] {
         let status = call_path(&channel, path, vec![], &[]).await.unwrap_err();
-        assert_refused::<()>(Err(status), Code::Unauthenticated, "CREDENTIALS_MISSING");
+        assert_error::<()>(Err(status), Code::Unauthenticated, "CREDENTIALS_MISSING");
         assert_eq!(call_path(&channel, path, vec![], &bearer).await.unwrap_err().code(), Code::Unimplemented);
     }
     let header = format!("Authorization: {}\r\n", bearer[0]);
-    let page = http::get_with(&guarded.server.http_address, "/metrics", &header).await;
+    let page = http::get_with(&key_server.server.http_address, "/metrics", &header).await;
     assert_eq!(page.status, 200);
     assert!(page.text().contains("meterd_rpc_seconds") && !page.text().contains("Nothing8b1f"));
-    guarded.server.stop().await;
+    key_server.server.stop().await;
 }

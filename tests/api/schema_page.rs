@@ -1,16 +1,16 @@
-//! docs/schema.md names every table and column of the database, and no other.
+//! Checks that docs/schema.md names exactly the tables and columns of the database.
 
 use crate::harness::TestServer;
 use std::collections::BTreeMap;
 
-/// The tables of the page with their columns: headings of the third level, and what stands in backquotes in the last
-/// paragraph before the next heading.
+/// Returns the tables of the page with their columns. Tables are headings of the third level. Columns are in backquotes
+/// in the last paragraph before the next heading.
 fn documented(page: &str) -> BTreeMap<String, Vec<String>> {
     let sections = page.split("\n### ").skip(1);
     sections
         .map(|section| {
             let section = section.split("\n## ").next().unwrap().trim();
-            let (table, text) = section.split_once('\n').expect("a table has a text");
+            let (table, text) = section.split_once('\n').expect("a table has a description");
             let columns = text.rsplit("\n\n").next().unwrap();
             let columns = columns.split('`').skip(1).step_by(2).map(String::from).collect();
             (table.to_owned(), columns)

@@ -1,4 +1,4 @@
-//! Settings: refused before anything starts if they are wrong, checked and printed on request.
+//! Settings: wrong ones are rejected before anything starts. They can be checked and printed.
 
 use crate::harness::*;
 use std::net::TcpListener;
@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use tempfile::TempDir;
 
-/// A place with a settings file and a data directory that nothing may make.
-pub struct Place(TempDir);
+/// A directory with a settings file and a data directory that must not be created.
+pub struct SettingsDir(TempDir);
 
-impl Place {
+impl SettingsDir {
     pub fn new() -> Self {
         Self(tempfile::tempdir().unwrap())
     }
@@ -30,18 +30,18 @@ impl Place {
         command
     }
 
-    /// What a server says that must not start.
-    pub fn refusal(&self, command: &mut Command) -> String {
+    /// Runs a server that must not start, and returns its error.
+    pub fn start_error(&self, command: &mut Command) -> String {
         let output = run(command);
         let error = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0), "{command:?}: {error}");
-        assert!(!self.data_dir().exists(), "nothing was started: {error}");
+        assert!(!self.data_dir().exists(), "something was started: {error}");
         error
     }
 
     pub fn serve_with(&self, text: &str) -> String {
         let file = self.file(text);
-        self.refusal(self.meterd(&["serve"]).arg("--config").arg(file))
+        self.start_error(self.meterd(&["serve"]).arg("--config").arg(file))
     }
 }
 
@@ -62,7 +62,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
-pub fn said(output: &Output) -> String {
+pub fn output_of(output: &Output) -> String {
     text(&output.stdout) + &text(&output.stderr)
 }
 
@@ -71,8 +71,8 @@ pub fn listen_on(port: u16) -> [String; 2] {
 }
 
 #[test]
-fn a_table_in_a_settings_file_is_refused_so_that_a_server_with_keys_never_starts_open() {
-    let place = Place::new();
+fn a_table_in_a_settings_file_is_rejected() {
+    let dir = SettingsDir::new();
     for (file, line, key) in [
         ("[server]\nauth = \"keys\"\n", 1, "server"),
         ("writers = 2\n\n[server]\nauth = \"keys\"\n", 3, "server"),
@@ -83,41 +83,41 @@ fn a_table_in_a_settings_file_is_refused_so_that_a_server_with_keys_never_starts
         ("[[server]]\nauth = \"keys\"\n", 1, "server"),
         ("[client]\n", 1, "client"),
     ] {
-        let refused = place.serve_with(file);
-        assert!(refused.contains(&format!("meterd.toml, line {line}: {key}: is a table")), "{file}: {refused}");
+        let rejected = dir.serve_with(file);
+        assert!(rejected.contains(&format!("meterd.toml, line {line}: {key}: is a table")), "{file}: {rejected}");
     }
-    assert!(place.serve_with("[server]\nauth = \"keys\"\n").contains("such as `auth = …`"));
+    assert!(dir.serve_with("[server]\nauth = \"keys\"\n").contains("such as `auth = …`"));
 }
 
 #[test]
-fn every_wrong_line_of_a_settings_file_is_named_with_the_key_that_was_meant() {
-    let place = Place::new();
+fn every_wrong_line_of_a_settings_file_is_reported_with_a_similar_key() {
+    let dir = SettingsDir::new();
     let wrong = [
-        ("auht = \"keys\"", "auht: there is no such setting; did you mean auth?"),
-        ("METERD_REFLECTION = \"off\"", "METERD_REFLECTION: there is no such setting; did you mean reflection?"),
-        ("Health = \"off\"", "Health: there is no such setting; did you mean health?"),
-        ("writers = \"2\"", "writers: must be a whole number, without quotes; this is a text"),
-        ("calls_max = 2.5", "calls_max: must be a whole number, without quotes; this is a number with a point"),
-        ("insecure_listen = \"true\"", "insecure_listen: must be true or false, without quotes; this is a text"),
-        ("listen = 50051", "listen: must be a text in quotes; this is a whole number"),
-        ("http-listen = [\"127.0.0.1:1\"]", "http-listen: must be a text in quotes; this is a list"),
-        ("currency = 2026-11-01", "currency: must be a text in quotes; this is a time"),
-        ("web_origins = \"https://a.example\"", "web_origins: must be a list of texts"),
-        ("jwt_algorithms = [256]", "jwt_algorithms: must be a list of texts"),
+        ("auht = \"keys\"", "auht: is not a setting of meterd; did you mean auth?"),
+        ("METERD_REFLECTION = \"off\"", "METERD_REFLECTION: is not a setting of meterd; did you mean reflection?"),
+        ("Health = \"off\"", "Health: is not a setting of meterd; did you mean health?"),
+        ("writers = \"2\"", "writers: must be a whole number, without quotes, got a string"),
+        ("calls_max = 2.5", "calls_max: must be a whole number, without quotes, got a number with a decimal point"),
+        ("insecure_listen = \"true\"", "insecure_listen: must be true or false, without quotes, got a string"),
+        ("listen = 50051", "listen: must be a string in quotes, got a whole number"),
+        ("http-listen = [\"127.0.0.1:1\"]", "http-listen: must be a string in quotes, got a list"),
+        ("currency = 2026-11-01", "currency: must be a string in quotes, got a time"),
+        ("web_origins = \"https://a.example\"", "web_origins: must be a list of strings"),
+        ("jwt_algorithms = [256]", "jwt_algorithms: must be a list of strings"),
         ("retry_seconds = 0", "retry_seconds: 0 is not in 1..=3600"),
         ("unknown_client = \"refuse\"", "unknown_client: must be one of create, reject, got \"refuse\""),
         ("default_time_zone = \"Berlin\"", "default_time_zone: must be an IANA time zone such as Europe/Berlin"),
         ("schedule_partitions = \"never\"", "schedule_partitions: must be a cron expression"),
         ("log = \"nonsense\"", "log: must be a level"),
-        ("config = \"other.toml\"", "config: a settings file cannot name another one"),
+        ("config = \"other.toml\"", "config: a settings file cannot include another settings file"),
         ("month = \"2026-11\"", "month: is an argument of `meterd "),
         ("direct = true", "direct: is an argument of `meterd keys create`, not a setting"),
-        ("smtp_url = 25", "smtp_url: must be a text in quotes; this is a whole number"),
-        ("stop-timeout-seconds = 5\nstop_timeout_seconds = 6", "stop_timeout_seconds: is set on line 21 already"),
+        ("smtp_url = 25", "smtp_url: must be a string in quotes, got a whole number"),
+        ("stop-timeout-seconds = 5\nstop_timeout_seconds = 6", "stop_timeout_seconds: is already set on line 21"),
     ];
-    let refused = place.serve_with(&wrong.map(|(line, _)| line).join("\n"));
-    let lines: Vec<_> = refused.lines().collect();
-    assert_eq!(lines.len(), wrong.len(), "{refused}");
+    let rejected = dir.serve_with(&wrong.map(|(line, _)| line).join("\n"));
+    let lines: Vec<_> = rejected.lines().collect();
+    assert_eq!(lines.len(), wrong.len(), "{rejected}");
     for (index, (line, expected)) in lines.iter().zip(wrong.map(|(_, expected)| expected)).enumerate() {
         let number = if index == wrong.len() - 1 { index + 2 } else { index + 1 };
         assert!(line.contains(&format!("meterd.toml, line {number}: {expected}")), "{line}");
@@ -125,60 +125,64 @@ fn every_wrong_line_of_a_settings_file_is_named_with_the_key_that_was_meant() {
 }
 
 #[test]
-fn keys_of_commands_that_call_a_server_are_refused_where_one_is_started() {
-    let place = Place::new();
-    let refused = place.serve_with("auth = \"keys\"\nserver = \"https://meterd.example\"\napi_key = \"mtr_hunter2\"\n");
+fn settings_of_client_commands_are_rejected_by_the_server() {
+    let dir = SettingsDir::new();
+    let rejected = dir.serve_with("auth = \"keys\"\nserver = \"https://meterd.example\"\napi_key = \"mtr_hunter2\"\n");
     for key in ["line 2: server", "line 3: api_key"] {
-        assert!(refused.contains(&format!("{key}: is a setting of other commands")), "{refused}");
+        assert!(rejected.contains(&format!("{key}: is a setting of other commands")), "{rejected}");
     }
-    assert!(!refused.contains("hunter2"), "{refused}");
-    // A client may use the file of its server.
-    let file = place.file("auth = \"keys\"\nserver = \"127.0.0.1:1\"\n");
-    let usage = run(place.meterd(&["usage", "acme"]).arg("--config").arg(file));
-    assert!(said(&usage).contains("http://127.0.0.1:1"), "{}", said(&usage));
+    assert!(!rejected.contains("hunter2"), "{rejected}");
+    // A client may use the settings file of its server.
+    let file = dir.file("auth = \"keys\"\nserver = \"127.0.0.1:1\"\n");
+    let usage = run(dir.meterd(&["usage", "acme"]).arg("--config").arg(file));
+    assert!(output_of(&usage).contains("http://127.0.0.1:1"), "{}", output_of(&usage));
 }
 
 #[test]
-fn a_misspelt_variable_is_refused_by_commands_that_open_a_database_and_named_by_others() {
-    let place = Place::new();
-    for (name, meant) in [
+fn a_misspelled_variable_is_rejected_by_server_commands_and_a_warning_of_others() {
+    let dir = SettingsDir::new();
+    for (name, suggested) in [
         ("METERD_AUHT", "METERD_AUTH"),
         ("METERED_AUTH", "METERD_AUTH"),
         ("meterd_auth", "METERD_AUTH"),
         ("METERD_DATABASE_URL", "DATABASE_URL"),
     ] {
         for command in ["serve", "migrate", "verify"] {
-            let refused = place.refusal(place.meterd(&[command]).env(name, "keys"));
-            assert!(refused.contains(name) && refused.contains(&format!("did you mean {meant}?")), "{refused}");
+            let rejected = dir.start_error(dir.meterd(&[command]).env(name, "keys"));
+            assert!(rejected.contains(name) && rejected.contains(&format!("did you mean {suggested}?")), "{rejected}");
         }
-        let warned = said(&run(place.meterd(&["usage", "acme", "--server=127.0.0.1:1"]).env(name, "keys")));
+        let warned = output_of(&run(dir.meterd(&["usage", "acme", "--server=127.0.0.1:1"]).env(name, "keys")));
         assert!(warned.starts_with(&format!("warning: {name}")) && warned.contains("no server answers"), "{warned}");
     }
-    // What Kubernetes sets for a service named meterd.
-    let mut command = place.meterd(&["serve", "--check", "--listen=127.0.0.1:0", "--http-listen=127.0.0.1:0"]);
+    // Variables that Kubernetes sets for a service named meterd.
+    let mut command = dir.meterd(&["serve", "--check", "--listen=127.0.0.1:0", "--http-listen=127.0.0.1:0"]);
     command.envs([("METERD_SERVICE_HOST", "10.0.0.1"), ("METERD_PORT", "tcp://10.0.0.1:50051")]);
     assert!(run(&mut command).status.success());
 }
 
 #[test]
-fn a_filter_that_would_log_nothing_is_refused() {
+fn a_filter_that_logs_nothing_is_rejected() {
     for filter in ["nonsense", "infos", "metred=debug", "meterd=debgu"] {
-        let refused = run(&mut meterd(&["serve", "--check", "--log", filter]));
-        assert!(!refused.status.success() && said(&refused).contains("must be a level"), "{}", said(&refused));
+        let rejected = run(&mut meterd(&["serve", "--check", "--log", filter]));
+        assert!(
+            !rejected.status.success() && output_of(&rejected).contains("must be a level"),
+            "{}",
+            output_of(&rejected)
+        );
     }
 }
 
 #[test]
-fn every_wrong_setting_is_told_at_once_and_before_a_database_is_made() {
-    let place = Place::new();
+fn all_wrong_settings_are_reported_at_once_before_a_database_is_created() {
+    let dir = SettingsDir::new();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port();
     let same = format!("127.0.0.1:{port}");
     let wrong: [(&[&str], &str); 16] = [
         (&["--listen=0.0.0.0:0"], "is not a loopback address"),
-        (&["--listen=127.0.0.1:7001", "--http-listen=127.0.0.1:7001"], "are the same port"),
-        (&["--listen=127.0.0.1:7001", "--http-listen=0.0.0.0:7001", "--insecure-listen"], "are the same port"),
-        (&["--listen", &same], "cannot be listened on; is another server running there?"),
+        (&["--listen=127.0.0.1:7001", "--http-listen=127.0.0.1:7001"], "use the same port"),
+        (&["--listen=127.0.0.1:7001", "--http-listen=0.0.0.0:7001", "--insecure-listen"], "use the same port"),
+        (&["--listen", &same], "cannot listen on this address (is another server running?)"),
         (&["--smtp-url=smtp://u:hunter2@localhost"], "--smtp-from"),
         (&["--smtp-url=u:hunter2@localhost", "--smtp-from=a@b.example"], "--smtp-url"),
         (&["--smtp-url=smtp://localhost", "--smtp-from=nobody"], "--smtp-from"),
@@ -194,52 +198,52 @@ fn every_wrong_setting_is_told_at_once_and_before_a_database_is_made() {
     ];
     for (flags, expected) in wrong {
         for check in [&["serve"][..], &["serve", "--check"]] {
-            let mut command = place.meterd(check);
+            let mut command = dir.meterd(check);
             command.args(flags);
             for flag in ["--listen=127.0.0.1:0", "--http-listen=127.0.0.1:0"] {
                 if !flags.iter().any(|given| given.starts_with(flag.split('=').next().unwrap())) {
                     command.arg(flag);
                 }
             }
-            let refused = place.refusal(&mut command);
-            assert!(refused.contains(expected) && !refused.contains("hunter2"), "{flags:?}: {refused}");
+            let rejected = dir.start_error(&mut command);
+            assert!(rejected.contains(expected) && !rejected.contains("hunter2"), "{flags:?}: {rejected}");
         }
     }
-    let all = place.refusal(place.meterd(&["serve", "--check", "--smtp-from=x", "--tls-key=x"]).args(listen_on(0)));
+    let all = dir.start_error(dir.meterd(&["serve", "--check", "--smtp-from=x", "--tls-key=x"]).args(listen_on(0)));
     assert!(all.contains("2 settings are wrong") && all.contains("--smtp-from") && all.contains("--tls-key"), "{all}");
 }
 
 #[test]
-fn a_check_starts_nothing_and_knows_two_exit_codes() {
-    let place = Place::new();
-    let fine = run(place.meterd(&["serve", "--check"]).args(listen_on(0)));
-    assert_eq!((fine.status.code(), said(&fine).as_str()), (Some(0), "the settings are valid\n"));
-    assert!(!place.data_dir().exists());
+fn a_check_starts_nothing_and_returns_an_exit_code() {
+    let dir = SettingsDir::new();
+    let fine = run(dir.meterd(&["serve", "--check"]).args(listen_on(0)));
+    assert_eq!((fine.status.code(), output_of(&fine).as_str()), (Some(0), "the settings are valid\n"));
+    assert!(!dir.data_dir().exists());
     for wrong in [&["--writers=0"][..], &["--wirters=2"], &["--auth=key"], &["--log=nonsense"]] {
-        place.refusal(place.meterd(&["serve", "--check"]).args(wrong));
+        dir.start_error(dir.meterd(&["serve", "--check"]).args(wrong));
     }
-    place.refusal(place.meterd(&["serve", "--check"]).env("METERD_WRITERS", "many"));
+    dir.start_error(dir.meterd(&["serve", "--check"]).env("METERD_WRITERS", "many"));
 }
 
-/// What is printed for a setting: the value, and where it is from.
+/// Returns the printed value of a setting and its origin.
 fn printed<'a>(config: &'a str, id: &str) -> &'a str {
     let line = config.lines().find(|line| line.trim_start_matches("# ").split(' ').next() == Some(id));
-    line.unwrap_or_else(|| panic!("{id} in {config}"))
+    line.unwrap_or_else(|| panic!("no {id} in {config}"))
 }
 
 #[test]
-fn the_settings_in_effect_are_printed_with_their_origins_and_without_secrets_and_read_again_as_they_are() {
-    let place = Place::new();
+fn printed_settings_have_origins_and_no_secrets_and_can_be_read_again() {
+    let dir = SettingsDir::new();
     let origins = "[\"https://a.example\", \"http://b.example:8080\"]";
-    let file = place.file(&format!(
+    let file = dir.file(&format!(
         "writers = 3\nretry_seconds = 7\nweb_origins = {origins}\nsmtp_from = \"a \\\"b\\\" <c@d.example>\"\n"
     ));
     let print = |command: &mut Command| {
         let output = run(command);
-        assert!(output.status.success(), "{}", said(&output));
+        assert!(output.status.success(), "{}", output_of(&output));
         text(&output.stdout)
     };
-    let mut command = place.meterd(&["serve", "--print-config", "--config", file.to_str().unwrap()]);
+    let mut command = dir.meterd(&["serve", "--print-config", "--config", file.to_str().unwrap()]);
     command.envs([("METERD_RETRY_SECONDS", "8"), ("METERD_SMTP_URL", "smtp://u:hunter2@localhost")]);
     command.env("DATABASE_URL", "postgres://u:hunter2@localhost/meterd");
     let config = print(command.args(["--twilio-api-url=https://u:hunter2@api.example", "--auth=keys"]));
@@ -259,27 +263,27 @@ fn the_settings_in_effect_are_printed_with_their_origins_and_without_secrets_and
     ] {
         assert_eq!(printed(&config, id), expected);
     }
-    assert!(!place.data_dir().exists());
+    assert!(!dir.data_dir().exists());
 
-    let again = place.file(&config);
+    let again = dir.file(&config);
     let values = |config: &str| {
         let lines = config.lines().filter(|line| !line.starts_with('#'));
         lines.map(|line| line.split("  # ").next().unwrap().to_owned()).collect::<Vec<_>>()
     };
-    let reread = print(&mut place.meterd(&["serve", "--print-config", "--config", again.to_str().unwrap()]));
+    let reread = print(&mut dir.meterd(&["serve", "--print-config", "--config", again.to_str().unwrap()]));
     assert_eq!(values(&reread), values(&config));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_settings_file_reaches_commands_below_commands() {
+async fn a_settings_file_applies_to_subcommands() {
     let server = TestServer::start().await;
-    let place = Place::new();
-    let file = place.file(&format!("database_url = \"{}\"\n", server.database_url));
-    let mut command = place.meterd(&["keys", "create", "ops", "--scope=admin", "--all-clients", "--direct", "--quiet"]);
-    let made = run(command.arg("--config").arg(&file));
-    assert!(made.status.success(), "{}", said(&made));
+    let dir = SettingsDir::new();
+    let file = dir.file(&format!("database_url = \"{}\"\n", server.database_url));
+    let mut command = dir.meterd(&["keys", "create", "ops", "--scope=admin", "--all-clients", "--direct", "--quiet"]);
+    let created = run(command.arg("--config").arg(&file));
+    assert!(created.status.success(), "{}", output_of(&created));
     let keys: i64 = sqlx::query_scalar("SELECT count(*) FROM api_keys").fetch_one(&server.pool).await.unwrap();
-    assert_eq!(keys, 1, "in the database of the file");
-    assert!(!Path::new(&place.data_dir()).exists());
+    assert_eq!(keys, 1, "the key must be in the database of the settings file");
+    assert!(!Path::new(&dir.data_dir()).exists());
     server.stop().await;
 }

@@ -1,4 +1,4 @@
-//! Streams of a sender that writes as many and as small frames as HTTP/2 lets it.
+//! Streams whose sender writes as many and as small frames as HTTP/2 allows.
 
 use crate::harness::*;
 use crate::raw::{self, OpenCall};
@@ -14,8 +14,8 @@ use tokio::task::JoinHandle;
 use tonic::{Code, Status};
 
 const STREAM: &str = "/metering.v1.UsageService/StreamUsage";
-/// Events that a stream may have read and not settled, and bytes that it may have sent and the server not read: see
-/// `src/grpc/usage/stream.rs` and `src/net/http.rs`.
+/// Maximum number of events that a stream has read and not settled, and maximum number of bytes that it has sent and
+/// the server has not read. See `src/grpc/usage/stream.rs` and `src/net/http.rs`.
 const UNSETTLED_EVENTS_MAX: usize = 10_000;
 const STREAM_WINDOW_BYTES: usize = 256 * 1024;
 
@@ -31,7 +31,7 @@ fn message(stream: usize, number: usize) -> Bytes {
     })
 }
 
-/// A stream that sends each message in frames of at most so many bytes. Gives what it ended with.
+/// Starts a stream that sends each message in frames of at most `frame` bytes. Returns its end.
 fn stream(
     sender: &mut SendRequest<Bytes>,
     number: usize,
@@ -42,13 +42,13 @@ fn stream(
     let OpenCall { mut body, answer } = raw::begin(sender, STREAM, &[]);
     let sent = sent.clone();
     tokio::spawn(async move {
-        // From the beginning, so that acknowledgements do not pile up.
+        // Read from the beginning, so that acknowledgements do not accumulate.
         let ended = tokio::spawn(raw::status(answer));
         for event in 0..events {
             let mut bytes = message(number, event);
             while !bytes.is_empty() {
                 let frame = bytes.split_to(frame_bytes.min(bytes.len()));
-                assert!(raw::send(&mut body, frame).await, "the server wants no more of stream {number}");
+                assert!(raw::send(&mut body, frame).await, "the server accepts no more of stream {number}");
             }
             sent.fetch_add(1, Ordering::Relaxed);
         }
@@ -58,11 +58,11 @@ fn stream(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_event_of_streams_in_small_frames_is_settled() {
+async fn every_event_of_a_stream_in_small_frames_is_settled() {
     let server = TestServer::start().await;
     let mut sender = raw::connect(&server.address).await;
     let sent = Arc::default();
-    // One frame a message, several streams of them on one connection, and one byte a frame.
+    // One frame per message; several such streams on one connection; one byte per frame.
     for (streams, events, frame_bytes) in [(0..1, 20_000, usize::MAX), (1..9, 5_000, usize::MAX), (9..10, 2_000, 1)] {
         let running: Vec<_> = streams.map(|number| stream(&mut sender, number, events, frame_bytes, &sent)).collect();
         for stream in running {
@@ -75,9 +75,9 @@ async fn every_event_of_streams_in_small_frames_is_settled() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn streams_wait_for_a_stalled_database_within_their_windows_while_other_calls_go_on() {
+async fn streams_wait_for_a_stalled_database_and_do_not_block_other_calls() {
     let server = TestServer::start_with(&["--writers=1"], Clock::system()).await;
-    server.client_in("acme", "UTC").await;
+    server.create_client_in_zone("acme", "UTC").await;
     let stalled = server.stall_writers().await;
     let mut sender = raw::connect(&server.address).await;
     let (events, streams) = (20_000, 4);
@@ -90,12 +90,14 @@ async fn streams_wait_for_a_stalled_database_within_their_windows_while_other_ca
     }
     let most = streams * (UNSETTLED_EVENTS_MAX + STREAM_WINDOW_BYTES / message(0, 0).len() + 1);
     println!("{before} of {} events sent beside a stalled database, at most {most}", streams * events);
-    assert!(before <= most, "{before} sent, {most} may be");
+    assert!(before <= most, "{before} messages sent instead of at most {most}");
 
     let mut check = raw::begin(&mut sender, "/grpc.health.v1.Health/Check", &[]);
     assert!(check.send(raw::prefix(0)).await);
     check.body.send_data(Bytes::new(), true).unwrap();
-    let status = tokio::time::timeout(Duration::from_secs(5), check.status()).await.expect("an answer in time");
+    let status = tokio::time::timeout(Duration::from_secs(5), check.status())
+        .await
+        .expect("the health check is answered in time");
     assert_eq!(status.code(), Code::Ok);
 
     stalled.rollback().await.unwrap();
@@ -108,7 +110,7 @@ async fn streams_wait_for_a_stalled_database_within_their_windows_while_other_ca
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_call_whose_message_comes_byte_by_byte_is_answered() {
+async fn a_call_with_a_message_sent_byte_by_byte_succeeds() {
     let server = TestServer::start().await;
     let mut sender = raw::connect(&server.address).await;
     let mut call = raw::begin(&mut sender, "/metering.v1.UsageService/TrackUsage", &[]);

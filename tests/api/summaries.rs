@@ -1,4 +1,4 @@
-//! Monthly summaries of all clients, and the platform.
+//! Monthly summaries of all clients, and totals of the platform.
 
 use crate::harness::*;
 use meterd::proto::{
@@ -29,7 +29,7 @@ fn of(operation: &str, event: UsageEvent) -> UsageEvent {
     UsageEvent { operation: operation.into(), ..event }
 }
 
-/// November and October of three clients.
+/// Starts a server with usage of three clients in November and October.
 async fn server() -> TestServer {
     let server = TestServer::start_with(&[], Clock::fixed(time("2026-11-21T12:00:00Z"))).await;
     let october = "2026-10-31T23:59:59Z";
@@ -78,15 +78,19 @@ async fn a_summary_has_the_cost_of_each_service_and_counts_messages_calls_and_mi
         ("social", "0"),
     ];
     assert_eq!(services, expected);
-    // MMS are messages; the recording's 100 minutes cost and do not count.
+    // MMS count as messages. The recording's 100 minutes cost something but are not counted.
     assert_eq!((&*acme.messages, acme.ai_calls, &*acme.voice_minutes), ("20", 2, "6.75"));
     assert_eq!(acme.totals.as_ref().unwrap().unpriced_event_count, 1);
-    assert_eq!(list(&server, "2026-11", "acme").await.summaries[..], month.summaries[..1], "live and summarised agree");
+    assert_eq!(
+        list(&server, "2026-11", "acme").await.summaries[..],
+        month.summaries[..1],
+        "the live month and the summary must be equal"
+    );
     server.stop().await;
 }
 
 #[tokio::test]
-async fn clients_are_ordered_by_cost_with_their_change_and_the_months_totals() {
+async fn clients_are_sorted_by_cost_with_their_change_and_the_months_totals() {
     let server = server().await;
     update(&server).await;
     let month = list(&server, "", "").await;
@@ -109,7 +113,7 @@ async fn clients_are_ordered_by_cost_with_their_change_and_the_months_totals() {
 }
 
 #[tokio::test]
-async fn the_list_pages_through_equal_costs_too() {
+async fn pages_are_complete_if_costs_are_equal() {
     let server = server().await;
     let crowd = (0..7).map(|number| event(&format!("crowd{number}"), "sms", "1")).collect();
     server.batch(crowd, false).await;
@@ -120,7 +124,7 @@ async fn the_list_pages_through_equal_costs_too() {
     loop {
         let request = ListMonthlySummariesRequest { page_size: 2, page_token, ..Default::default() };
         let page = server.usage().list_monthly_summaries(request).await.unwrap().into_inner();
-        assert_eq!(page.totals, whole.totals, "totals are of the month, not of the page");
+        assert_eq!(page.totals, whole.totals, "totals must be those of the month, not of the page");
         paged.extend(page.summaries);
         page_token = page.next_page_token;
         if page_token.is_empty() {
@@ -149,10 +153,10 @@ async fn january_is_compared_with_december() {
 }
 
 #[tokio::test]
-async fn summaries_are_as_of_their_update_and_a_clients_own_month_is_live() {
+async fn summaries_show_their_last_update_and_a_clients_month_is_live() {
     let server = server().await;
-    assert_eq!(update(&server).await, 6, "each client-month that changed");
-    assert_eq!(update(&server).await, 0, "and none that did not");
+    assert_eq!(update(&server).await, 6, "every changed client-month must be updated");
+    assert_eq!(update(&server).await, 0, "no unchanged client-month must be updated");
     let before = list(&server, "2026-11", "").await;
     server.track(event("gamma", "sms", "1000")).await.unwrap();
     let stale = list(&server, "2026-11", "").await;
@@ -166,7 +170,7 @@ async fn summaries_are_as_of_their_update_and_a_clients_own_month_is_live() {
         chrono::DateTime::from_timestamp(time.seconds, time.nanos as u32).unwrap()
     };
     let stale = list(&server, "2026-11", "").await;
-    assert!(complete_as_of(&stale) <= recorded, "what is not in yet is not said to be");
+    assert!(complete_as_of(&stale) <= recorded, "complete_as_of must be before the events that are missing");
     assert!(complete_as_of(&live) > recorded);
     let of_beta = UpdateMonthlySummariesRequest { client_id: "beta".into(), ..Default::default() };
     assert_eq!(server.usage().update_monthly_summaries(of_beta).await.unwrap().into_inner().updated_count, 0);
@@ -178,13 +182,13 @@ async fn summaries_are_as_of_their_update_and_a_clients_own_month_is_live() {
     assert_eq!(fresh.summaries[0], live.summaries[0]);
     assert!(complete_as_of(&fresh) > recorded);
     let nobody = UpdateMonthlySummariesRequest { client_id: "nobody".into(), ..Default::default() };
-    assert_refused(server.usage().update_monthly_summaries(nobody).await, Code::NotFound, "CLIENT_NOT_FOUND");
+    assert_error(server.usage().update_monthly_summaries(nobody).await, Code::NotFound, "CLIENT_NOT_FOUND");
     assert!(list(&server, "2026-11", "nobody").await.summaries.is_empty());
     server.stop().await;
 }
 
 #[tokio::test]
-async fn platform_totals_add_up_all_clients_and_tell_the_active_ones() {
+async fn platform_totals_include_all_clients_and_count_the_active_ones() {
     let server = server().await;
     let november = platform(&server, "").await;
     assert_eq!((&*november.month, november.client_count, november.active_client_count), ("2026-11", 4, 3));
@@ -199,7 +203,7 @@ async fn platform_totals_add_up_all_clients_and_tell_the_active_ones() {
 }
 
 #[tokio::test]
-async fn summaries_that_take_too_long_together_are_refreshed_apart() {
+async fn summaries_that_take_too_long_together_are_refreshed_separately() {
     let server = server().await;
     server
         .sql(
@@ -210,47 +214,51 @@ async fn summaries_that_take_too_long_together_are_refreshed_apart() {
     let impatient = connect::options(&server.database_url).unwrap().options([("statement_timeout", "1000")]);
     let pool = connect::pool(impatient, 1);
     assert_eq!(meterd_engine::jobs::summaries::refresh(&pool, None, None).await.unwrap(), 6);
-    assert_eq!(update(&server).await, 0, "none is left");
+    assert_eq!(update(&server).await, 0, "no client-month must be left");
     assert_eq!(ids(&list(&server, "2026-11", "").await.summaries), ["acme", "beta", "gamma"]);
     pool.close().await;
     server.stop().await;
 }
 
-/// Cost of the month and of the one before, of all clients.
+/// Returns the cost of the month and of the previous month over all clients.
 async fn total_costs(server: &TestServer) -> (String, String) {
     let totals = list(server, "2026-11", "").await.totals.unwrap();
     (cost(&totals.totals).to_owned(), amount(&totals.last_month_cost).to_owned())
 }
 
 #[tokio::test]
-async fn totals_are_kept_for_as_long_as_the_summaries_are_the_same() {
+async fn totals_are_cached_until_summaries_change() {
     let server = server().await;
     update(&server).await;
     server.sql("UPDATE monthly_totals SET cost = 999 WHERE month = '2026-11-01'").await;
-    assert_eq!(total_costs(&server).await.0, "999", "they are not added up again");
-    // As a server of an older release would, which knows nothing of totals.
+    assert_eq!(total_costs(&server).await.0, "999", "cached totals must be used");
+    // Removes the totals, as a server of an older release does.
     server.sql("UPDATE monthly_summaries SET cost = cost + 1 WHERE client_id = 'gamma' AND month = '2026-11-01'").await;
     assert_eq!(total_costs(&server).await.0, "6.20005");
     update(&server).await;
     server.sql("UPDATE monthly_totals SET cost = 999 WHERE month = '2026-11-01'").await;
-    assert_eq!(total_costs(&server).await.0, "999", "and are kept again");
+    assert_eq!(total_costs(&server).await.0, "999", "totals must be cached again");
     server.sql("DELETE FROM monthly_summaries WHERE client_id = 'gamma' AND month = '2026-11-01'").await;
     assert_eq!(total_costs(&server).await.0, "4.45005");
     server.stop().await;
 }
 
 #[tokio::test]
-async fn totals_have_the_month_before_as_it_is_now() {
+async fn totals_include_the_latest_previous_month() {
     let server = server().await;
     update(&server).await;
     assert_eq!(total_costs(&server).await, ("5.20005".into(), "1.8".into()));
     server.track(event_at("beta", "sms", "20", "2026-10-31T23:00:00Z")).await.unwrap();
     let late = total_costs(&server).await;
-    assert_eq!(late, ("5.20005".into(), "1.95".into()), "before its summary is written");
+    assert_eq!(late, ("5.20005".into(), "1.95".into()), "the totals must be correct before the summary is written");
     assert_eq!(update(&server).await, 1);
-    assert_eq!(total_costs(&server).await, late, "and after");
+    assert_eq!(total_costs(&server).await, late, "the totals must be correct after the summary is written");
     server.track(event("delta", "sms", "100")).await.unwrap();
     assert_eq!(update(&server).await, 1);
-    assert_eq!(total_costs(&server).await, ("5.95005".into(), "2.7".into()), "a client more, with its October");
+    assert_eq!(
+        total_costs(&server).await,
+        ("5.95005".into(), "2.7".into()),
+        "the totals must include October of the new client"
+    );
     server.stop().await;
 }

@@ -1,4 +1,4 @@
-//! TLS and mutual TLS on both ports, new certificates while the server runs, and files that are wrong.
+//! TLS and mutual TLS on both ports, new certificates while the server runs, and wrong files.
 
 use crate::harness::*;
 use meterd::net::Tls;
@@ -18,7 +18,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Identity};
 
-/// An authority that signs certificates.
+/// A certificate authority.
 struct Authority {
     issuer: Issuer<'static, KeyPair>,
     pem: String,
@@ -46,7 +46,7 @@ impl Authority {
     }
 }
 
-/// Files of a server.
+/// The certificate files of a server.
 struct Files(TempDir);
 
 impl Files {
@@ -77,7 +77,8 @@ async fn start(flags: &[String]) -> TestServer {
     TestServer::start_with(&flags, Clock::system()).await
 }
 
-/// Whether an event can be recorded over a new connection that trusts this authority and shows this certificate.
+/// Returns whether an event can be recorded over a new connection that trusts this authority and sends this
+/// certificate.
 async fn records(server: &TestServer, authority: &Authority, shown: Option<&Signed>) -> Result<(), String> {
     let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(&authority.pem));
     if let Some(signed) = shown {
@@ -90,7 +91,7 @@ async fn records(server: &TestServer, authority: &Authority, shown: Option<&Sign
     answer.map(drop).map_err(|status| format!("{status:?}"))
 }
 
-/// A GET over TLS and HTTP/1.1, and what was agreed on.
+/// Sends a GET request with HTTP/1.1 over TLS. Returns the response and the negotiated protocol.
 async fn get(address: &str, authority: &Authority, path: &str) -> (String, Option<Vec<u8>>) {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(authority.pem.as_bytes()).unwrap()).unwrap();
@@ -119,14 +120,14 @@ async fn meterd(server: &TestServer, arguments: &[&str]) -> Output {
 }
 
 #[tokio::test]
-async fn both_ports_speak_tls_and_nothing_else() {
+async fn both_ports_accept_only_tls() {
     let authority = Authority::new();
     let server = start(&Files::new(&authority.sign()).flags()).await;
     records(&server, &authority, None).await.unwrap();
     let (answer, agreed) = get(&server.http_address, &authority, "/healthz").await;
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     assert_eq!(agreed.as_deref(), Some(&b"http/1.1"[..]));
-    // In the clear, or with another authority.
+    // Without TLS, or with another authority.
     server.track(event("acme", "sms", "1")).await.unwrap_err();
     records(&server, &Authority::new(), None).await.unwrap_err();
     server.assert_exact(1).await;
@@ -134,7 +135,7 @@ async fn both_ports_speak_tls_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_caller_without_a_certificate_of_the_authority_is_refused_and_a_probe_needs_none() {
+async fn a_caller_needs_a_certificate_of_the_authority_and_a_probe_does_not() {
     let (ours, clients) = (Authority::new(), Authority::new());
     let files = Files::new(&ours.sign());
     std::fs::write(files.path("clients.pem"), &clients.pem).unwrap();
@@ -151,7 +152,7 @@ async fn a_caller_without_a_certificate_of_the_authority_is_refused_and_a_probe_
 }
 
 #[tokio::test]
-async fn a_new_certificate_is_in_use_soon_and_one_that_does_not_fit_is_not() {
+async fn a_new_certificate_is_used_soon_and_an_invalid_one_is_not() {
     let (before, after) = (Authority::new(), Authority::new());
     let files = Files::new(&before.sign());
     let server = start(&files.flags()).await;
@@ -161,22 +162,22 @@ async fn a_new_certificate_is_in_use_soon_and_one_that_does_not_fit_is_not() {
         let line = page.lines().find_map(|line| line.strip_prefix("meterd_tls_reload_failures_total "));
         line.map_or(0, |count| count.parse::<u64>().unwrap())
     };
-    // A certificate whose key is not there yet, then half a file, then none: the old one stays.
+    // A certificate whose key is not written yet, half a file, and no file. The old certificate stays in use.
     let new = after.sign();
     for bad in [new.cert.as_str(), &new.cert[..40], ""] {
-        let told = failures().await;
+        let reported = failures().await;
         std::fs::write(files.path("cert.pem"), bad).unwrap();
-        eventually(async || failures().await > told).await;
+        wait_until(async || failures().await > reported).await;
         records(&server, &before, None).await.unwrap();
     }
     files.write(&new);
-    eventually(async || records(&server, &after, None).await.is_ok()).await;
+    wait_until(async || records(&server, &after, None).await.is_ok()).await;
     records(&server, &before, None).await.unwrap_err();
     server.stop().await;
 }
 
 #[tokio::test]
-async fn a_new_authority_of_callers_is_in_use_soon() {
+async fn a_new_authority_for_callers_is_used_soon() {
     let (ours, before, after) = (Authority::new(), Authority::new(), Authority::new());
     let files = Files::new(&ours.sign());
     let ca = files.path("clients.pem");
@@ -187,13 +188,13 @@ async fn a_new_authority_of_callers_is_in_use_soon() {
     let (old, new) = (before.sign(), after.sign());
     records(&server, &ours, Some(&new)).await.unwrap_err();
     std::fs::write(&ca, &after.pem).unwrap();
-    eventually(async || records(&server, &ours, Some(&new)).await.is_ok()).await;
+    wait_until(async || records(&server, &ours, Some(&new)).await.is_ok()).await;
     records(&server, &ours, Some(&old)).await.unwrap_err();
     server.stop().await;
 }
 
 #[tokio::test]
-async fn commands_reach_a_server_that_asks_for_a_certificate_and_say_what_is_wrong_else() {
+async fn commands_reach_a_server_that_requires_a_certificate_or_say_what_is_wrong() {
     let authority = Authority::new();
     let files = Files::new(&authority.sign());
     let write = |name: &str, text: &str| {
@@ -211,21 +212,21 @@ async fn commands_reach_a_server_that_asks_for_a_certificate_and_say_what_is_wro
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     let wrong = [
         (&tls[..0], "certificate"),
-        (&tls[..4], "--tls-client-cert and --tls-client-key go together"),
-        (&["--tls-ca", "/nowhere.pem"][..], "--tls-ca /nowhere.pem cannot be read"),
+        (&tls[..4], "--tls-client-cert and --tls-client-key: only one of them is set"),
+        (&["--tls-ca", "/nowhere.pem"][..], "--tls-ca: cannot read /nowhere.pem"),
         (&["--tls-ca", &ca, "--server", "http://127.0.0.1:1"][..], "use https://"),
     ];
-    for (flags, says) in wrong {
+    for (flags, expected_text) in wrong {
         let done = meterd(&server, &[&track[..], flags].concat()).await;
         let error = String::from_utf8_lossy(&done.stderr);
-        assert!(!done.status.success() && error.contains(says), "{flags:?}: {error}");
+        assert!(!done.status.success() && error.contains(expected_text), "{flags:?}: {error}");
     }
     server.assert_exact(1).await;
     server.stop().await;
 }
 
 #[test]
-fn wrong_files_and_half_settings_are_refused_by_name_and_without_what_is_in_them() {
+fn wrong_files_and_incomplete_settings_are_rejected_by_name_without_contents() {
     let (authority, other) = (Authority::new(), Authority::new());
     let signed = authority.sign();
     let files = Files::new(&signed);
@@ -235,18 +236,18 @@ fn wrong_files_and_half_settings_are_refused_by_name_and_without_what_is_in_them
     };
     let (cert, key) = (files.path("cert.pem"), files.path("key.pem"));
     let none = put("none.pem", "nothing of the kind");
-    // A key whose text has lost a line.
+    // A key with a missing line.
     let mut lines: Vec<_> = signed.key.lines().collect();
     lines.remove(1);
     let torn = put("torn.pem", &lines.join("\n"));
     let foreign = put("foreign.pem", &other.sign().key);
     let missing = files.path("missing.pem");
     let load = |cert: Option<&Path>, key: Option<&Path>, ca: Option<&Path>| {
-        let mut settings = settings_of(&[]).net;
-        settings.tls_cert = cert.map(Into::into);
-        settings.tls_key = key.map(Into::into);
-        settings.tls_client_ca = ca.map(Into::into);
-        Tls::load(&settings).map(|tls| tls.is_some())
+        let mut settings = settings_of(&[]);
+        settings.net.tls_cert = cert.map(Into::into);
+        settings.net.tls_key = key.map(Into::into);
+        settings.net.tls_client_ca = ca.map(Into::into);
+        settings.net().and_then(|net| Tls::load(&net)).map(|tls| tls.is_some())
     };
     assert!(!load(None, None, None).unwrap());
     assert!(load(Some(&cert), Some(&key), Some(&cert)).unwrap());
@@ -262,16 +263,16 @@ fn wrong_files_and_half_settings_are_refused_by_name_and_without_what_is_in_them
         (Some(&*cert), Some(&*foreign), None, "do not go together".into()),
         (Some(&*cert), Some(&*key), Some(&*none), format!("--tls-client-ca {}", none.display())),
     ];
-    for (cert, key, ca, says) in cases {
+    for (cert, key, ca, expected_text) in cases {
         let error = format!("{:#}", load(cert, key, ca).unwrap_err());
-        assert!(error.contains(&says), "{error:?} should say {says:?}");
+        assert!(error.contains(&expected_text), "{error:?} should say {expected_text:?}");
         for line in signed.key.lines().filter(|line| !line.starts_with('-')) {
             assert!(!error.contains(line), "{error}");
         }
     }
 }
 
-/// As `openssl req -x509` makes it: signed by itself, and an authority by its own word.
+/// Creates a certificate as `openssl req -x509` does: self-signed and marked as an authority.
 fn self_signed(change: impl FnOnce(&mut CertificateParams)) -> Signed {
     let mut params = CertificateParams::new(vec!["127.0.0.1".into(), "localhost".into()]).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -281,30 +282,30 @@ fn self_signed(change: impl FnOnce(&mut CertificateParams)) -> Signed {
 }
 
 #[tokio::test]
-async fn commands_trust_a_self_signed_certificate_of_an_authority_that_they_are_given_and_no_other() {
+async fn commands_trust_a_self_signed_certificate_only_if_it_is_configured() {
     let files = Files::new(&self_signed(|_| {}));
     let server = start(&files.flags()).await;
     let ca = files.path("cert.pem").display().to_string();
     let done = meterd(&server, &["track", "acme", "sms", "--tls-ca", &ca]).await;
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-    // Of the same names, and of an authority that signed nothing.
+    // A certificate with the same names, and an authority that did not sign the certificate.
     let other = files.path("other.pem");
     std::fs::write(&other, self_signed(|_| {}).cert).unwrap();
     let other = other.display().to_string();
-    for (flags, says) in
-        [(&["--tls-ca", &other][..], "is none of those in --tls-ca"), (&[], "give --tls-ca FILE (METERD_TLS_CA)")]
+    for (flags, expected_text) in
+        [(&["--tls-ca", &other][..], "is neither in --tls-ca"), (&[], "add --tls-ca FILE (METERD_TLS_CA)")]
     {
         let done = meterd(&server, &[&["track", "acme", "sms"], flags].concat()).await;
         let error = String::from_utf8_lossy(&done.stderr);
-        assert!(!done.status.success() && error.contains("is not trusted") && error.contains(says), "{error}");
-        assert!(!error.contains("is it running"), "{error}");
+        assert!(!done.status.success() && error.contains("is not trusted") && error.contains(expected_text), "{error}");
+        assert!(!error.contains("start the server with"), "{error}");
     }
     server.assert_exact(1).await;
     server.stop().await;
 }
 
 #[tokio::test]
-async fn a_given_certificate_that_is_over_or_for_another_host_is_refused_with_the_reason() {
+async fn a_configured_certificate_that_is_expired_or_for_another_host_is_rejected_with_the_reason() {
     let expired = self_signed(|params| {
         params.not_before = rcgen::date_time_ymd(2020, 1, 1);
         params.not_after = rcgen::date_time_ymd(2021, 1, 1);
@@ -313,25 +314,25 @@ async fn a_given_certificate_that_is_over_or_for_another_host_is_refused_with_th
     let names = CertificateParams::new(vec!["meterd.example.com".into()]).unwrap().subject_alt_names;
     let foreign = self_signed(|params| params.subject_alt_names = names);
     let nameless = self_signed(|params| params.subject_alt_names.clear());
-    for (signed, says) in [
+    for (signed, expected_text) in [
         (expired, "its certificate expired at 2021-01-01"),
         (early, "its certificate is not valid before 2999-01-01"),
         (foreign, "is not for \"127.0.0.1\", but for"),
-        (nameless, "it has no subjectAltName"),
+        (nameless, "has no host name (subjectAltName)"),
     ] {
         let files = Files::new(&signed);
         let server = start(&files.flags()).await;
         let ca = files.path("cert.pem").display().to_string();
         let done = meterd(&server, &["track", "acme", "sms", "--tls-ca", &ca]).await;
         let error = String::from_utf8_lossy(&done.stderr);
-        assert!(!done.status.success() && error.contains(says), "{says}: {error}");
+        assert!(!done.status.success() && error.contains(expected_text), "{expected_text}: {error}");
         server.assert_exact(0).await;
         server.stop().await;
     }
 }
 
 #[tokio::test]
-async fn a_server_that_wants_a_certificate_is_told_apart_from_one_that_refuses_it() {
+async fn a_missing_certificate_and_a_rejected_certificate_have_different_errors() {
     let (ours, clients) = (Authority::new(), Authority::new());
     let files = Files::new(&ours.sign());
     let write = |name: &str, text: &str| {
@@ -344,19 +345,19 @@ async fn a_server_that_wants_a_certificate_is_told_apart_from_one_that_refuses_i
     flags.push(format!("--tls-client-ca={allowed}"));
     let server = start(&flags).await;
     let shown = ["--tls-client-cert", &cert, "--tls-client-key", &key];
-    for (more, says) in [
-        (&[][..], "it asks for a client certificate"),
+    for (more, expected_text) in [
+        (&[][..], "it requires a client certificate"),
         (&shown, "it does not accept the certificate of --tls-client-cert"),
     ] {
         let done = meterd(&server, &[&["track", "acme", "sms", "--tls-ca", &ca], more].concat()).await;
         let error = String::from_utf8_lossy(&done.stderr);
-        assert!(!done.status.success() && error.contains(says), "{says}: {error}");
+        assert!(!done.status.success() && error.contains(expected_text), "{expected_text}: {error}");
     }
     server.stop().await;
 }
 
 #[tokio::test]
-async fn what_is_no_grpc_server_at_all_is_told_with_what_it_says() {
+async fn the_response_of_a_server_without_grpc_is_shown() {
     let server = TestServer::start().await;
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -365,42 +366,42 @@ async fn what_is_no_grpc_server_at_all_is_told_with_what_it_says() {
             stream.write_all(b"SSH-2.0-OpenSSH_9.2\r\n").await.ok();
         }
     });
-    for (server_url, says) in [
-        (format!("http://{address}"), "is no gRPC server: it begins with \"SSH-2.0-"),
-        (format!("https://{address}"), "TLS fails with the server at"),
+    for (server_url, expected_text) in [
+        (format!("http://{address}"), "is not a gRPC server: its answer begins with \"SSH-2.0-"),
+        (format!("https://{address}"), "the TLS handshake with the server at"),
     ] {
         let done = meterd(&server, &["usage", "acme", "--server", &server_url]).await;
         let error = String::from_utf8_lossy(&done.stderr);
-        assert!(!done.status.success() && error.contains(says), "{server_url}: {error}");
+        assert!(!done.status.success() && error.contains(expected_text), "{server_url}: {error}");
     }
     greeter.abort();
     server.stop().await;
 }
 
 #[tokio::test]
-async fn a_mixed_up_scheme_or_port_is_named_with_the_address_that_is_right() {
+async fn a_wrong_scheme_or_port_is_reported_with_the_right_address() {
     let secured = start(&Files::new(&Authority::new().sign()).flags()).await;
     let plain = TestServer::start().await;
     let place = |server: &TestServer| server.address.trim_start_matches("http://").to_owned();
     let (tls, clear) = (place(&secured), place(&plain));
-    for (server, says) in [
-        (format!("http://{tls}"), format!("speaks TLS: use --server https://{tls}")),
-        (tls.clone(), format!("speaks TLS: use --server https://{tls}")),
-        (format!("https://{clear}"), format!("does not speak TLS: use --server http://{clear}")),
-        (format!("http://{}", plain.http_address), "is no gRPC server".into()),
-        (format!("https://{}", plain.http_address), "does not speak TLS".into()),
-        (format!("http://{}", secured.http_address), "speaks TLS".into()),
+    for (server, expected_text) in [
+        (format!("http://{tls}"), format!("uses TLS: use --server https://{tls}")),
+        (tls.clone(), format!("uses TLS: use --server https://{tls}")),
+        (format!("https://{clear}"), format!("does not use TLS: use --server http://{clear}")),
+        (format!("http://{}", plain.http_address), "is not a gRPC server".into()),
+        (format!("https://{}", plain.http_address), "does not use TLS".into()),
+        (format!("http://{}", secured.http_address), "uses TLS".into()),
         (format!("grpc://{clear}"), "must begin with http:// or https://".into()),
-        (format!("http://{clear}/metrics"), "must have no path".into()),
+        (format!("http://{clear}/metrics"), "must not have a path".into()),
         ("127.0.0.1:1".into(), "no server answers at http://127.0.0.1:1: Connection refused".into()),
-        ("no-such-host.invalid".into(), "cannot be resolved".into()),
+        ("no-such-host.invalid".into(), "cannot resolve".into()),
     ] {
         let began = std::time::Instant::now();
         let done = meterd(&plain, &["track", "acme", "sms", "--server", &server]).await;
         let error = String::from_utf8_lossy(&done.stderr);
-        assert!(!done.status.success() && error.contains(&says), "{server}: {error}");
+        assert!(!done.status.success() && error.contains(&expected_text), "{server}: {error}");
         assert_eq!(error.matches("error:").count(), 1, "{error}");
-        // At once: it is not tried again for what time does not cure.
+        // Immediately: an error that time does not fix is not retried.
         assert!(began.elapsed().as_secs() < 10, "{server}: {:?}", began.elapsed());
     }
     let port = clear.rsplit(':').next().unwrap();

@@ -1,4 +1,4 @@
-//! Usage without a price: kept with the reason, in every count, and priced as soon as a price covers it.
+//! Usage without a price is stored with the reason, included in all counts, and priced as soon as a price covers it.
 
 use crate::harness::*;
 use meterd::proto::*;
@@ -12,7 +12,7 @@ async fn create_price(server: &TestServer, price: Price) {
     server.catalog().create_price(request).await.unwrap();
 }
 
-/// Waits until no pricing is left to do, by this server's job, by another's or by stepping it here.
+/// Waits until all pricing is done, by the job of this or another server, or by running it here.
 async fn price_all(server: &TestServer) {
     loop {
         while pricing::run_once(
@@ -92,7 +92,7 @@ async fn unpriced_usage_is_kept_with_its_reason_counted_everywhere_and_priced_wi
     assert_eq!(cost(&server.month("acme").await.totals), "0.301");
     let whole = server.usage().get_usage_summary(summary.clone()).await.unwrap().into_inner();
     assert_eq!(cost(&whole.totals), "1.301");
-    // A repeat is answered with the charge that the event has now.
+    // A repeated event returns its current charge.
     let left: Vec<_> = unpriced(&server, "acme").await.iter().map(|event| event.unpriced_reason()).collect();
     assert_eq!(left.len(), 2);
     assert!(left.contains(&AmountMissing) && left.contains(&TokensNotCovered));
@@ -101,26 +101,26 @@ async fn unpriced_usage_is_kept_with_its_reason_counted_everywhere_and_priced_wi
 }
 
 #[tokio::test]
-async fn the_job_begins_by_itself_and_a_repeat_then_has_the_charge() {
+async fn the_pricing_job_starts_by_itself_and_a_repeat_returns_the_charge() {
     let server = TestServer::start().await;
-    let keyed = UsageEvent { idempotency_key: "k".into(), ..event("acme", "social", "3") };
-    assert_eq!(server.track(keyed.clone()).await.unwrap().charge, None);
+    let event_with_key = UsageEvent { idempotency_key: "k".into(), ..event("acme", "social", "3") };
+    assert_eq!(server.track(event_with_key.clone()).await.unwrap().charge, None);
     create_price(&server, unit_price("social", "", "0.1")).await;
     let priced = async {
         while !unpriced(&server, "acme").await.is_empty() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    // Well before the job would look by itself.
-    tokio::time::timeout(Duration::from_secs(3), priced).await.expect("CreatePrice wakes the job");
-    let again = server.track(keyed).await.unwrap();
+    // Long before the job would run by schedule.
+    tokio::time::timeout(Duration::from_secs(3), priced).await.expect("CreatePrice starts the job");
+    let again = server.track(event_with_key).await.unwrap();
     assert_eq!((again.outcome(), amount(&again.charge)), (EventOutcome::Duplicate, "0.3"));
     server.assert_exact(1).await;
     server.stop().await;
 }
 
 #[tokio::test]
-async fn an_alias_and_an_earlier_price_cover_waiting_events_too() {
+async fn an_alias_or_an_earlier_price_covers_unpriced_events() {
     let server = TestServer::start_with(&[], Clock::fixed(time("2026-11-21T12:00:00Z"))).await;
     let dated = UsageEvent { model: "gpt-4o-mini-2027".into(), ..model_call("acme", 1_000, 0) };
     assert_eq!(server.track(dated).await.unwrap().unpriced_reason(), UnpricedReason::NoPrice);
@@ -142,13 +142,13 @@ async fn an_alias_and_an_earlier_price_cover_waiting_events_too() {
 }
 
 #[tokio::test]
-async fn pricing_goes_on_after_a_restart_while_events_come_in() {
+async fn pricing_continues_after_a_restart_while_events_are_recorded() {
     let database_url = fresh_database().await;
     let server = TestServer::replica(&database_url, &[], Clock::system()).await;
     for client in ["acme", "beta"] {
         server.batch(vec![event(client, "social", "1"); 3_500], false).await;
     }
-    // No job gets at the month before the stop: the test holds it.
+    // No job can change the month before the stop, because the test has locked it.
     let mut tx = server.pool.begin().await.unwrap();
     sqlx::query("SELECT 1 FROM usage_months WHERE client_id = 'beta' FOR UPDATE").execute(&mut *tx).await.unwrap();
     create_price(&server, unit_price("social", "", "0.01")).await;
@@ -158,8 +158,8 @@ async fn pricing_goes_on_after_a_restart_while_events_come_in() {
     while examined(&server.pool).await == 0 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    assert_eq!((examined(&server.pool).await, open_tasks(&server).await), (2_000, 1), "in the middle of it");
-    // The stop waits for the step that is under way, and begins no other.
+    assert_eq!((examined(&server.pool).await, open_tasks(&server).await), (2_000, 1), "the pricing must be unfinished");
+    // The stop waits for the running step, and no other step starts.
     tokio::join!(server.stop(), async {
         tokio::time::sleep(Duration::from_millis(50)).await;
         tx.rollback().await.unwrap();
@@ -179,12 +179,12 @@ async fn pricing_goes_on_after_a_restart_while_events_come_in() {
     for client in ["acme", "beta"] {
         assert_eq!(cost(&server.month(client).await.totals), "35.2");
     }
-    assert_eq!(examined(&server.pool).await, 7_000, "each waiting event was looked at once");
+    assert_eq!(examined(&server.pool).await, 7_000, "each unpriced event must be examined once");
     server.assert_exact(7_040).await;
 }
 
 #[tokio::test]
-async fn an_unknown_service_can_be_kept_and_is_priced_once_it_is_made() {
+async fn usage_of_an_unknown_service_can_be_stored_and_is_priced_once_the_service_exists() {
     let server = TestServer::start_with(&["--unknown-service=keep"], Clock::system()).await;
     let result = server.track(event("acme", "fax", "2")).await.unwrap();
     assert_eq!((result.unpriced_reason(), result.charge), (UnpricedReason::UnknownService, None));
@@ -203,15 +203,15 @@ async fn an_unknown_service_can_be_kept_and_is_priced_once_it_is_made() {
 }
 
 #[tokio::test]
-async fn a_price_made_on_one_replica_holds_on_the_other_at_once() {
+async fn a_price_created_on_one_replica_applies_on_the_other_at_once() {
     let one = TestServer::start().await;
     let other = TestServer::replica(&one.database_url, &[], Clock::system()).await;
     for round in 0..5 {
         let scope = format!("m{round}");
-        let of_model = |client: &str| UsageEvent { model: scope.clone(), ..event(client, "social", "1") };
-        assert_eq!(other.track(of_model("acme")).await.unwrap().charge, None);
+        let event_of_model = |client: &str| UsageEvent { model: scope.clone(), ..event(client, "social", "1") };
+        assert_eq!(other.track(event_of_model("acme")).await.unwrap().charge, None);
         create_price(&one, unit_price("social", &scope, "1")).await;
-        assert_eq!(amount(&other.track(of_model("acme")).await.unwrap().charge), "1");
+        assert_eq!(amount(&other.track(event_of_model("acme")).await.unwrap().charge), "1");
     }
     price_all(&one).await;
     assert_eq!(cost(&other.month("acme").await.totals), "10");
@@ -221,22 +221,23 @@ async fn a_price_made_on_one_replica_holds_on_the_other_at_once() {
 }
 
 #[tokio::test]
-async fn a_model_call_that_reports_no_tokens_is_unpriced_and_not_free() {
+async fn a_model_call_without_tokens_is_unpriced_and_not_free() {
     let server = TestServer::start_with(&[], Clock::fixed(time("2026-11-21T12:00:00Z"))).await;
-    let of_model = |model: &str| UsageEvent {
+    let event_of_model = |model: &str| UsageEvent {
         operation: "chat_completion".into(),
         model: model.into(),
         ..event("acme", "openai", "")
     };
-    let batch = vec![of_model("gpt-4o"), of_model("gpt-4o-2024-11-20"), of_model("text-embedding-3-small")];
+    let batch =
+        vec![event_of_model("gpt-4o"), event_of_model("gpt-4o-2024-11-20"), event_of_model("text-embedding-3-small")];
     for result in server.batch(batch, false).await {
         assert_eq!((result.unpriced_reason(), &result.charge), (UnpricedReason::TokensMissing, &None));
     }
     let estimate = EstimateCostRequest { service: "openai".into(), model: "gpt-4o".into(), ..Default::default() };
     let estimated = server.catalog().estimate_cost(estimate).await.unwrap().into_inner();
     assert_eq!((estimated.unpriced_reason(), estimated.charge), (UnpricedReason::TokensMissing, None));
-    // A call that used nothing says so.
-    let nothing = server.track(UsageEvent { units: "0".into(), ..of_model("gpt-4o") }).await.unwrap();
+    // A call that used nothing has zero units.
+    let nothing = server.track(UsageEvent { units: "0".into(), ..event_of_model("gpt-4o") }).await.unwrap();
     assert_eq!(amount(&nothing.charge), "0");
 
     let listed = unpriced(&server, "acme").await;
@@ -244,7 +245,7 @@ async fn a_model_call_that_reports_no_tokens_is_unpriced_and_not_free() {
     assert!(listed.iter().all(|event| event.unpriced_reason() == UnpricedReason::TokensMissing));
     assert_eq!(server.month("acme").await.totals.unwrap().unpriced_event_count, 3);
 
-    // A change of the catalogue looks at each once, and a price that charges the call itself covers it.
+    // After a change of the catalogue, each event is examined once. A price per call covers it.
     let tokens = Rates { input_token: Some("0.1".into()), ..Default::default() };
     create_price(&server, Price { rates: Some(tokens), ..unit_price("openai", "another", "1") }).await;
     price_all(&server).await;
@@ -261,7 +262,7 @@ async fn a_model_call_that_reports_no_tokens_is_unpriced_and_not_free() {
 }
 
 #[tokio::test]
-async fn usage_that_is_free_by_its_price_stays_priced() {
+async fn free_usage_stays_priced() {
     let server = TestServer::start().await;
     let free = Rates { input_token: Some("0".into()), output_token: Some("0".into()), ..Default::default() };
     let price = Price { rates: Some(free), ..unit_price("openai", "local-model", "0") };
@@ -284,16 +285,19 @@ async fn metrics_count_unpriced_events_by_service_and_reason() {
     let service = Service { service: "metered_fax".into(), ..Default::default() };
     let request = CreateServiceRequest { service: Some(service), request_id: String::new() };
     server.catalog().create_service(request).await.unwrap();
-    let keyed = UsageEvent { idempotency_key: "k".into(), ..event("acme", "metered_fax", "1") };
+    let event_with_key = UsageEvent { idempotency_key: "k".into(), ..event("acme", "metered_fax", "1") };
     server
-        .batch(vec![keyed.clone(), event("acme", "metered_fax", "2"), event("acme", "made-up-4711", "1")], false)
+        .batch(
+            vec![event_with_key.clone(), event("acme", "metered_fax", "2"), event("acme", "made-up-4711", "1")],
+            false,
+        )
         .await;
-    server.track(keyed).await.unwrap(); // a repeat is not counted again
+    server.track(event_with_key).await.unwrap(); // a repeat is not counted again
     let scrape = async || crate::http::get(&server.http_address, "/metrics").await.text().to_string();
     let page = scrape().await;
     assert!(page.contains("meterd_events_unpriced_total{service=\"metered_fax\",reason=\"NO_PRICE\"} 2\n"), "{page}");
     assert!(page.contains("meterd_events_unpriced_total{service=\"unknown\",reason=\"UNKNOWN_SERVICE\"}"), "{page}");
-    assert!(!page.contains("made-up-4711"), "callers choose such names, and each would stay");
+    assert!(!page.contains("made-up-4711"), "the metrics must not have labels that callers choose");
 
     server.usage().update_monthly_summaries(UpdateMonthlySummariesRequest::default()).await.unwrap();
     let count = meterd_store::summary_totals::unpriced_event_count(&server.pool).await.unwrap();

@@ -1,8 +1,8 @@
-//! Where webhooks go and where not, what they are signed with, and secrets that stay secret.
+//! Allowed targets of webhooks, signatures, and secrets that must not appear in output.
 
-use crate::alerting::metered;
+use crate::alerts::metered;
 use crate::harness::*;
-use crate::notifying::*;
+use crate::notifications::*;
 use crate::receivers::{Answer, HttpReceiver};
 use meterd::proto::*;
 use meterd_engine::clock::Clock;
@@ -18,14 +18,14 @@ async fn a_redirect_is_not_followed() {
     let server = server_with(&["--notification-attempts-max=1"]).await;
     set_channels(&server, "", &[webhook(hook.url())]).await;
     raise(&server, "acme").await;
-    let given_up = failed(&server, 1).await;
-    assert!(given_up[0].last_error.contains("redirects are not followed"), "{given_up:?}");
+    let failed_notifications = failed(&server, 1).await;
+    assert!(failed_notifications[0].last_error.contains("redirects are not followed"), "{failed_notifications:?}");
     assert_eq!((hook.received().len(), elsewhere.received().len()), (1, 0));
     server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn webhooks_do_not_reach_inner_addresses_neither_by_number_nor_by_name() {
+async fn webhooks_do_not_reach_private_addresses_by_number_or_by_name() {
     let hook = HttpReceiver::start([]).await;
     let flags = ["--webhook-allow-http", "--notification-attempts-max=1"];
     let server = TestServer::start_with(&flags, Clock::fixed(time(NOW))).await;
@@ -50,18 +50,18 @@ async fn webhooks_do_not_reach_inner_addresses_neither_by_number_nor_by_name() {
         "[fe80::1]",
         "[fd00::1]",
     ];
-    // The system's resolver gives loopback addresses for it.
+    // The system's resolver returns loopback addresses for it.
     let names = ["localhost"];
     let targets: Vec<String> = hosts.iter().chain(&names).map(|host| format!("http://{host}:{port}/")).collect();
     set_channels(&server, "", &targets.iter().map(webhook).collect::<Vec<_>>()).await;
     raise(&server, "acme").await;
-    let given_up = failed(&server, targets.len()).await;
-    for notification in &given_up {
+    let failed_notifications = failed(&server, targets.len()).await;
+    for notification in &failed_notifications {
         assert!(notification.last_error.contains("private, loopback, link-local"), "{notification:?}");
     }
     assert_eq!(hook.received().len(), 0);
 
-    // What can be seen at once is refused when the channel is set.
+    // A target that is visibly private is rejected when the channel is set.
     let never_public = ["localhost", "LOCALHOST.", "a.localhost", "intranet", "db.internal", "printer.local"];
     for host in hosts.into_iter().chain(never_public) {
         let channel = NotificationChannel {
@@ -73,21 +73,21 @@ async fn webhooks_do_not_reach_inner_addresses_neither_by_number_nor_by_name() {
         let update_mask = Some(prost_types::FieldMask { paths: vec!["channels".into()] });
         let request = UpdateAlertPolicyRequest { policy: Some(policy), update_mask };
         let answer = server.alerts().update_alert_policy(request).await;
-        assert_wrong(answer, "INVALID_FIELD", &["policy.channels[0].target"]);
+        assert_invalid(answer, "INVALID_FIELD", &["policy.channels[0].target"]);
     }
     server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn settings_that_have_become_stricter_hold_for_channels_that_are_there() {
+async fn stricter_settings_apply_to_existing_channels() {
     let hook = HttpReceiver::start([]).await;
     let flags = ["--webhook-allow-private", "--notification-attempts-max=1"];
     let server = TestServer::start_with(&flags, Clock::fixed(time(NOW))).await;
     metered(&server, "metered").await;
     set_channels(&server, "", &[webhook(hook.url()), channel(NotificationChannelKind::Email, "ops@example.com")]).await;
     raise(&server, "acme").await;
-    let given_up = failed(&server, 2).await;
-    let errors: Vec<&str> = given_up.iter().map(|notification| notification.last_error.as_str()).collect();
+    let failed_notifications = failed(&server, 2).await;
+    let errors: Vec<&str> = failed_notifications.iter().map(|notification| notification.last_error.as_str()).collect();
     assert!(errors.iter().any(|error| error.contains("must be https")), "{errors:?}");
     assert!(errors.iter().any(|error| error.contains("no SMTP server is set")), "{errors:?}");
     assert_eq!(hook.received().len(), 0);
@@ -95,7 +95,7 @@ async fn settings_that_have_become_stricter_hold_for_channels_that_are_there() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn while_a_key_is_changed_receivers_verify_with_the_old_one_and_with_the_new_one() {
+async fn receivers_can_verify_with_the_old_and_the_new_key_while_it_is_changed() {
     let hook = HttpReceiver::start([]).await;
     let server = server_with(&[]).await;
     let with =
@@ -103,7 +103,7 @@ async fn while_a_key_is_changed_receivers_verify_with_the_old_one_and_with_the_n
     for (client_id, secrets) in [("a", &[OLD_SECRET][..]), ("b", &[SECRET, OLD_SECRET]), ("c", &[SECRET])] {
         set_channels(&server, "", &[with(secrets)]).await;
         raise(&server, client_id).await;
-        eventually(async || notifications(&server).await.iter().all(|n| n.state() == NotificationState::Sent)).await;
+        wait_until(async || notifications(&server).await.iter().all(|n| n.state() == NotificationState::Sent)).await;
     }
     let verified: Vec<(bool, bool)> =
         hook.received().iter().map(|post| (post.is_signed_with(OLD_SECRET), post.is_signed_with(SECRET))).collect();
@@ -112,7 +112,7 @@ async fn while_a_key_is_changed_receivers_verify_with_the_old_one_and_with_the_n
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn half_a_transport_is_refused_at_the_start_and_no_secret_is_said() {
+async fn an_incomplete_transport_is_rejected_at_the_start_without_printing_secrets() {
     for flags in [
         &["--smtp-url=smtp://meterd:hunter2@localhost"][..],
         &["--smtp-from=a@b.example"],
@@ -132,10 +132,14 @@ async fn half_a_transport_is_refused_at_the_start_and_no_secret_is_said() {
             .env("DATABASE_URL", fresh_database().await)
             .stdin(Stdio::null())
             .output();
-        let output = tokio::time::timeout(Duration::from_secs(60), output).await.expect("it starts").unwrap();
-        let said = String::from_utf8_lossy(&output.stderr) + String::from_utf8_lossy(&output.stdout);
-        assert!(!output.status.success() && said.contains("--smtp-") | said.contains("--twilio-"), "{flags:?}: {said}");
-        assert!(!said.contains("hunter2"), "{said}");
+        let output =
+            tokio::time::timeout(Duration::from_secs(60), output).await.expect("the command ends in time").unwrap();
+        let printed = String::from_utf8_lossy(&output.stderr) + String::from_utf8_lossy(&output.stdout);
+        assert!(
+            !output.status.success() && printed.contains("--smtp-") | printed.contains("--twilio-"),
+            "{flags:?}: {printed}"
+        );
+        assert!(!printed.contains("hunter2"), "{printed}");
     }
     let help = tokio::process::Command::new(env!("CARGO_BIN_EXE_meterd"))
         .args(["serve", "--help"])
@@ -146,7 +150,7 @@ async fn half_a_transport_is_refused_at_the_start_and_no_secret_is_said() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_machine_without_certificates_still_serves() {
+async fn a_server_starts_without_root_certificates() {
     let mut server = tokio::process::Command::new(env!("CARGO_BIN_EXE_meterd"))
         .args(["serve", "--listen=127.0.0.1:0", "--http-listen=127.0.0.1:0", "--allow-non-durable-database"])
         .env("DATABASE_URL", fresh_database().await)
@@ -158,29 +162,33 @@ async fn a_machine_without_certificates_still_serves() {
         .spawn()
         .unwrap();
     let mut lines = BufReader::new(server.stdout.take().unwrap()).lines();
-    let first = tokio::time::timeout(Duration::from_secs(60), lines.next_line()).await.expect("it starts").unwrap();
+    let first = tokio::time::timeout(Duration::from_secs(60), lines.next_line())
+        .await
+        .expect("the server starts in time")
+        .unwrap();
     assert!(first.is_some_and(|line| line.ends_with("is ready")));
     server.kill().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_error_does_not_tell_an_inner_name_from_one_that_is_not_known() {
+async fn private_and_unknown_names_have_the_same_error() {
     let flags = ["--webhook-allow-http", "--notification-attempts-max=1"];
     let server = TestServer::start_with(&flags, Clock::fixed(time(NOW))).await;
     metered(&server, "metered").await;
-    // Both as a name leads there: set beside the RPC, which refuses what is seen at once.
+    // Channels as if the names had changed later. They are set directly in the database, because the RPC rejects
+    // visibly private targets.
     let resolver = meterd_resolver_names();
     set_channels(&server, "", &resolver.iter().map(|name| webhook(format!("http://{name}/"))).collect::<Vec<_>>())
         .await;
     raise(&server, "acme").await;
-    let given_up = failed(&server, resolver.len()).await;
-    let errors: Vec<&str> = given_up.iter().map(|notification| notification.last_error.as_str()).collect();
+    let failed_notifications = failed(&server, resolver.len()).await;
+    let errors: Vec<&str> = failed_notifications.iter().map(|notification| notification.last_error.as_str()).collect();
     assert!(errors.iter().all(|error| error.contains("leads to no public address")), "{errors:?}");
     server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn why_a_webhook_failed_is_said_in_plain_words_with_the_true_cause() {
+async fn the_error_of_a_failed_webhook_names_the_cause() {
     let server = server_with(&["--notification-attempts-max=1"]).await;
     let closed = {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -189,7 +197,7 @@ async fn why_a_webhook_failed_is_said_in_plain_words_with_the_true_cause() {
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let rude = silent.local_addr().unwrap();
     tokio::spawn(async move {
-        // Reads the request and hangs up.
+        // Reads the request and closes the connection.
         while let Ok((mut connection, _)) = silent.accept().await {
             let mut bytes = [0; 4096];
             drop(tokio::io::AsyncReadExt::read(&mut connection, &mut bytes).await);
@@ -204,15 +212,15 @@ async fn why_a_webhook_failed_is_said_in_plain_words_with_the_true_cause() {
     ];
     set_channels(&server, "", &targets.iter().map(|(target, _)| webhook(target)).collect::<Vec<_>>()).await;
     raise(&server, "acme").await;
-    let given_up = failed(&server, targets.len()).await;
-    for (target, says) in targets {
-        let of_target = given_up.iter().find(|notification| notification.target == target).unwrap();
-        assert_eq!(of_target.last_error, says, "{target}");
+    let failed_notifications = failed(&server, targets.len()).await;
+    for (target, expected_text) in targets {
+        let matching = failed_notifications.iter().find(|notification| notification.target == target).unwrap();
+        assert_eq!(matching.last_error, expected_text, "{target}");
     }
     server.stop().await;
 }
 
-/// Names that are not known, and one that the system may know as its own.
+/// Returns unknown names, and one that the system may resolve to itself.
 fn meterd_resolver_names() -> Vec<String> {
     let own = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();
     ["no-such-host.invalid".to_owned(), own].into_iter().filter(|name| !name.is_empty()).collect()

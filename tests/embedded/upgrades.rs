@@ -1,6 +1,6 @@
-//! Minor upgrades of the installed PostgreSQL under its running server, on a copy of the installation.
+//! Minor upgrades of the installed PostgreSQL while its server runs, on a copy of the installation.
 
-use super::{Place, connect, count, write};
+use super::{TestDir, connect, count, write};
 use meterd::proto::alert_service_client::AlertServiceClient;
 use meterd::proto::client_service_client::ClientServiceClient;
 use meterd::proto::job_service_client::JobServiceClient;
@@ -19,31 +19,32 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use tonic::transport::Channel;
 
-/// A copy of the installed PostgreSQL: it may be upgraded, and broken.
+/// A copy of the installed PostgreSQL that a test may upgrade or break.
 struct Installation {
     bin: PathBuf,
     lib: PathBuf,
 }
 
 impl Installation {
-    /// Copies the programs and libraries to the same places below `root`: PostgreSQL finds them relative to each other.
+    /// Copies the programs and libraries to the same directories below `root`. PostgreSQL finds them relative to each
+    /// other.
     fn copy(root: &Path) -> Self {
         let [bin, lib, share] = ["--bindir", "--pkglibdir", "--sharedir"].map(|what| {
             let output = Command::new("pg_config").arg(what).output().expect("pg_config is installed");
             let from = PathBuf::from(String::from_utf8(output.stdout).unwrap().trim());
             let to = root.join(from.strip_prefix("/").unwrap());
             fs::create_dir_all(&to).unwrap();
-            // Precompiled code for the just-in-time compiler is large, and nobody needs it.
+            // The code for the just-in-time compiler is large and not needed.
             let script = r#"cd "$1" && tar -c --exclude=./bitcode --exclude='./llvmjit*' . | tar -x -C "$2""#;
             let copied = Command::new("sh").args(["-c", script, "sh"]).args([&from, &to]).status().unwrap();
-            assert!(copied.success(), "{} is copied", from.display());
+            assert!(copied.success(), "cannot copy {}", from.display());
             to
         });
         assert!(share.join("postgres.bki").exists() && bin.join("initdb").exists());
         Self { bin, lib }
     }
 
-    /// Replaces a file as a package manager does: the old one stays for whoever has it open.
+    /// Replaces a file as a package manager does: processes that have the old file open keep it.
     fn replace(path: &Path, contents: &[u8], mode: u32) {
         let new = path.with_extension("new");
         fs::write(&new, contents).unwrap();
@@ -51,12 +52,12 @@ impl Installation {
         fs::rename(new, path).unwrap();
     }
 
-    /// Puts a library in place that no server can load.
+    /// Replaces the library by one that no server can load.
     fn replace_library(&self) {
         Self::replace(&self.lib.join("plpgsql.so"), b"from another version", 0o644);
     }
 
-    /// Makes `postgres` one that calls itself version `version` and is the installed one otherwise.
+    /// Replaces `postgres` by one that reports version `version` and otherwise runs the installed one.
     fn upgrade_to(&self, version: &str) {
         let output = Command::new("pg_config").arg("--bindir").output().unwrap();
         let real = String::from_utf8(output.stdout).unwrap().trim().to_owned();
@@ -66,8 +67,8 @@ impl Installation {
         Self::replace(&self.bin.join("postgres"), script.as_bytes(), 0o755);
     }
 
-    fn settings(&self, place: &Place) -> EmbeddedSettings {
-        EmbeddedSettings { bin_dir: Some(self.bin.clone()), ..place.settings() }
+    fn settings(&self, dir: &TestDir) -> EmbeddedSettings {
+        EmbeddedSettings { bin_dir: Some(self.bin.clone()), ..dir.settings() }
     }
 }
 
@@ -86,10 +87,10 @@ async fn run_trigger(url: &str) -> sqlx::Result<()> {
 }
 
 #[tokio::test]
-async fn a_library_that_is_replaced_under_the_running_server_does_not_reach_it() {
-    let place = Place::new();
-    let installation = Installation::copy(place.root.path());
-    let embedded = Embedded::start(&installation.settings(&place)).await.unwrap();
+async fn a_running_server_does_not_load_a_replaced_library() {
+    let dir = TestDir::new();
+    let installation = Installation::copy(dir.root.path());
+    let embedded = Embedded::start(&installation.settings(&dir)).await.unwrap();
     run_trigger(embedded.url()).await.unwrap();
     installation.replace_library();
     run_trigger(embedded.url()).await.unwrap();
@@ -97,50 +98,50 @@ async fn a_library_that_is_replaced_under_the_running_server_does_not_reach_it()
 }
 
 #[tokio::test]
-async fn libraries_that_the_configuration_preloads_stay() {
-    let place = Place::new();
-    place.start().await.stop().await.unwrap();
-    let conf = place.data_dir.join("postgres/postgresql.conf");
+async fn libraries_preloaded_by_the_configuration_are_kept() {
+    let dir = TestDir::new();
+    dir.start().await.stop().await.unwrap();
+    let conf = dir.data_dir.join("postgres/postgresql.conf");
     let text = fs::read_to_string(&conf).unwrap();
     fs::write(&conf, format!("{text}\nshared_preload_libraries = 'auto_explain'\n")).unwrap();
-    let embedded = place.start().await;
+    let embedded = dir.start().await;
     assert_eq!(super::setting(embedded.url(), "shared_preload_libraries").await, "auto_explain,plpgsql");
     embedded.stop().await.unwrap();
 }
 
 #[tokio::test]
 async fn a_start_restarts_a_server_whose_programs_were_upgraded() {
-    let place = Place::new();
-    let installation = Installation::copy(place.root.path());
-    let killed = Embedded::start(&installation.settings(&place)).await.unwrap();
+    let dir = TestDir::new();
+    let installation = Installation::copy(dir.root.path());
+    let killed = Embedded::start(&installation.settings(&dir)).await.unwrap();
     write(killed.url()).await;
-    let before = place.postmaster();
-    drop(killed); // what kill -9 does: the lock is free, the server runs on
+    let before = dir.postmaster();
+    drop(killed); // as kill -9 does: the lock is free and the server still runs
 
-    let again = Embedded::start(&installation.settings(&place)).await.unwrap();
-    assert!(again.reattached(), "the same programs");
-    assert_eq!(place.postmaster(), before);
+    let again = Embedded::start(&installation.settings(&dir)).await.unwrap();
+    assert!(again.reattached(), "the programs have not changed");
+    assert_eq!(dir.postmaster(), before);
     drop(again);
 
-    let major = fs::read_to_string(place.data_dir.join("postgres/PG_VERSION")).unwrap();
+    let major = fs::read_to_string(dir.data_dir.join("postgres/PG_VERSION")).unwrap();
     installation.upgrade_to(&format!("{}.99", major.trim()));
-    let embedded = Embedded::start(&installation.settings(&place)).await.unwrap();
+    let embedded = Embedded::start(&installation.settings(&dir)).await.unwrap();
     assert!(!embedded.reattached());
-    assert_ne!(place.postmaster(), before);
+    assert_ne!(dir.postmaster(), before);
     assert_eq!(count(embedded.url()).await, 1);
     embedded.stop().await.unwrap();
 }
 
 #[tokio::test]
-async fn a_server_that_an_older_meterd_started_without_the_library_is_restarted() {
-    let place = Place::new();
-    let killed = place.start().await;
+async fn a_server_started_by_an_older_meterd_without_the_library_is_restarted() {
+    let dir = TestDir::new();
+    let killed = dir.start().await;
     write(killed.url()).await;
-    let before = place.postmaster().unwrap();
+    let before = dir.postmaster().unwrap();
     let line = fs::read(format!("/proc/{before}/cmdline"));
     drop(killed);
     let Ok(line) = line else { return }; // not Linux
-    place.kill_postmaster();
+    dir.kill_postmaster();
     let mut args: Vec<String> = line
         .split(|byte| *byte == 0)
         .filter(|arg| !arg.is_empty())
@@ -152,8 +153,8 @@ async fn a_server_that_an_older_meterd_started_without_the_library_is_restarted(
         }
     }
     let program = args.remove(0);
-    let owner = std::os::unix::fs::MetadataExt::uid(&fs::metadata(place.data_dir.join("postgres")).unwrap());
-    let log = fs::File::create(place.root.path().join("old.log")).unwrap();
+    let owner = std::os::unix::fs::MetadataExt::uid(&fs::metadata(dir.data_dir.join("postgres")).unwrap());
+    let log = fs::File::create(dir.root.path().join("old.log")).unwrap();
     let mut old = Command::new(program);
     old.args(args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).current_dir("/");
     if nix::unistd::geteuid().is_root() {
@@ -161,11 +162,11 @@ async fn a_server_that_an_older_meterd_started_without_the_library_is_restarted(
     }
     let mut old = old.spawn().unwrap();
     let begin = Instant::now();
-    while place.postmaster() != i32::try_from(old.id()).ok() && begin.elapsed() < Duration::from_secs(20) {
+    while dir.postmaster() != i32::try_from(old.id()).ok() && begin.elapsed() < Duration::from_secs(20) {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 
-    let starting = place.start();
+    let starting = dir.start();
     let waiting = tokio::task::spawn_blocking(move || old.wait().unwrap());
     let embedded = starting.await;
     assert!(!embedded.reattached());
@@ -177,25 +178,25 @@ async fn a_server_that_an_older_meterd_started_without_the_library_is_restarted(
 
 #[tokio::test]
 async fn a_server_whose_files_were_removed_by_an_upgrade_is_restarted_with_the_new_ones() {
-    let place = Place::new();
-    let installation = Installation::copy(place.root.path());
-    let embedded = Embedded::start(&installation.settings(&place)).await.unwrap();
+    let dir = TestDir::new();
+    let installation = Installation::copy(dir.root.path());
+    let embedded = Embedded::start(&installation.settings(&dir)).await.unwrap();
     run_trigger(embedded.url()).await.unwrap();
-    // Homebrew puts a new version beside the old one, and then removes the old one with all its libraries.
+    // Homebrew installs a new version next to the old one, and then removes the old one with all its libraries.
     fs::remove_file(installation.lib.join("plpgsql.so")).unwrap();
     run_trigger(embedded.url()).await.unwrap_err();
-    let major = fs::read_to_string(place.data_dir.join("postgres/PG_VERSION")).unwrap();
+    let major = fs::read_to_string(dir.data_dir.join("postgres/PG_VERSION")).unwrap();
     installation.upgrade_to(&format!("{}.99", major.trim()));
     let begin = Instant::now();
     while !embedded.ensure_running().await.unwrap() {
-        assert!(begin.elapsed() < Duration::from_secs(20), "it is restarted");
+        assert!(begin.elapsed() < Duration::from_secs(20), "the server was not restarted in time");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     run_trigger(embedded.url()).await.unwrap();
     embedded.stop().await.unwrap();
 }
 
-/// A `meterd serve` with a PostgreSQL of its own, stopped with the test.
+/// A `meterd serve` with its own PostgreSQL, stopped with the test.
 struct Server(Child);
 
 impl Drop for Server {
@@ -205,36 +206,36 @@ impl Drop for Server {
     }
 }
 
-async fn serve(place: &Place, bin: &Path) -> (Server, Channel) {
+async fn serve(dir: &TestDir, bin: &Path) -> (Server, Channel) {
     let ports = [0; 2].map(|_: u16| TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port());
     let process = Command::new(env!("CARGO_BIN_EXE_meterd"))
         .arg("serve")
         .arg(format!("--listen=127.0.0.1:{}", ports[0]))
         .arg(format!("--http-listen=127.0.0.1:{}", ports[1]))
         .arg("--data-dir")
-        .arg(&place.data_dir)
+        .arg(&dir.data_dir)
         .arg("--postgres-bin-dir")
         .arg(bin)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(fs::File::create(place.root.path().join("meterd.log")).unwrap())
+        .stderr(fs::File::create(dir.root.path().join("meterd.log")).unwrap())
         .spawn()
         .unwrap();
     let server = Server(process);
     let channel = Channel::from_shared(format!("http://127.0.0.1:{}", ports[0])).unwrap().connect_lazy();
     let begin = Instant::now();
     while JobServiceClient::new(channel.clone()).list_jobs(meterd::proto::ListJobsRequest {}).await.is_err() {
-        assert!(begin.elapsed() < Duration::from_secs(60), "the server starts");
+        assert!(begin.elapsed() < Duration::from_secs(60), "the server did not start in time");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     (server, channel)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_call_goes_on_after_an_upgrade_under_the_running_server() {
-    let place = Place::new();
-    let installation = Installation::copy(place.root.path());
-    let (server, channel) = serve(&place, &installation.bin).await;
+async fn calls_succeed_after_an_upgrade_of_the_running_server() {
+    let dir = TestDir::new();
+    let installation = Installation::copy(dir.root.path());
+    let (server, channel) = serve(&dir, &installation.bin).await;
     installation.replace_library();
     let event = UsageEvent { client_id: "acme".into(), service: "sms".into(), ..Default::default() };
     let request = TrackUsageRequest { event: Some(event) };

@@ -1,17 +1,17 @@
-//! Callers that give up: after 0 to 100 ms, with the stream or with the connection.
+//! Callers that cancel calls after 0 to 100 ms, by closing the stream or the connection.
 
 use crate::calls::{Answer, Client, client, track};
 use crate::check::check;
 use crate::database::Database;
-use crate::events::numbered;
-use crate::inside::Inside;
+use crate::deployment::lower_thresholds;
+use crate::events::numbered_event;
+use crate::in_process::InProcess;
 use crate::journal::{Acknowledged, Journal};
 use crate::load::Tally;
-use crate::place::Place;
 use crate::run::{Run, grouped};
 use crate::scenario;
+use crate::scenario_dir::ScenarioDir;
 use crate::subscribers::Subscribers;
-use crate::world::lower_the_lines;
 use meterd::proto::alert_service_client::AlertServiceClient;
 use meterd::proto::{AlertPolicy, UpdateAlertPolicyRequest};
 use meterd_engine::clock::Clock;
@@ -25,83 +25,87 @@ use tokio::task::JoinSet;
 use tonic::transport::Channel;
 
 const CALLERS: usize = 12;
-/// Longest patience. Most callers have less, as most calls take less.
+/// Maximum time until a caller cancels. Most callers cancel earlier, because most calls take less time.
 const PATIENCE_MAX: Duration = Duration::from_millis(100);
-/// Events of a batch or stream.
+/// Number of events in a batch or stream.
 const EVENTS: usize = 5;
-/// One call in so many hangs up with its connection.
+/// One in this many calls is cancelled by closing the connection.
 const CONNECTIONS_ONE_IN: u32 = 20;
-/// One call in so many changes a client's policy, which is in force and evaluated or neither.
+/// One in this many calls changes a client's policy. The change must be applied and evaluated, or have no effect.
 const POLICIES_ONE_IN: u32 = 15;
 
 scenario! {
-    callers_that_give_up_leave_nothing_half_done_and_nothing_behind => cancelled;
+    cancelled_calls_are_complete_or_have_no_effect => cancelled;
 }
 
 async fn cancelled(run: Run) {
     let calls = run.count(2_000, 10_000);
-    let place = Place::new();
-    let database = Database::ours(&place).await;
-    let inside = Inside::start(&database.url().await, &[Clock::system(), Clock::system()]).await;
-    lower_the_lines(&inside.addresses()[0]).await;
-    let tasks = inside.tasks();
-    let journal = Arc::new(Journal::create(&place.path("journal")));
-    let subscribers = Subscribers::start(&run, inside.addresses(), 4);
+    let scenario_dir = ScenarioDir::new();
+    let database = Database::start(&scenario_dir).await;
+    let replicas = InProcess::start(&database.url().await, &[Clock::system(), Clock::system()]).await;
+    lower_thresholds(&replicas.addresses()[0]).await;
+    let tasks = replicas.tasks();
+    let journal = Arc::new(Journal::create(&scenario_dir.path("journal")));
+    let subscribers = Subscribers::start(&run, replicas.addresses(), 4);
 
     let next = Arc::new(AtomicUsize::new(0));
     let mut callers = JoinSet::new();
     for number in 0..CALLERS {
-        let clients = inside.addresses().iter().map(|address| client(address)).collect();
+        let clients = replicas.addresses().iter().map(|address| client(address)).collect();
         let caller = Caller {
-            addresses: inside.addresses(),
+            addresses: replicas.addresses(),
             clients,
             journal: journal.clone(),
-            dice: run.dice("caller", number),
+            rng: run.rng("caller", number),
             tally: Tally::default(),
-            gave_up: 0,
+            cancelled_calls: 0,
         };
         callers.spawn(caller.work(next.clone(), calls));
     }
-    let (mut tally, mut gave_up) = (Tally::default(), 0);
-    for (of_caller, caller_gave_up) in callers.join_all().await {
-        tally.add(of_caller);
-        gave_up += caller_gave_up;
+    let (mut tally, mut cancelled_calls) = (Tally::default(), 0);
+    for (caller_tally, caller_cancelled_calls) in callers.join_all().await {
+        tally.add(caller_tally);
+        cancelled_calls += caller_cancelled_calls;
     }
     let pool = database.pool().await;
-    let chains = subscribers.finish(&pool).await;
-    inside.gives_back(tasks).await;
+    let feed = subscribers.finish(&pool).await;
+    replicas.wait_until_released(tasks).await;
     let first = check(&pool, &journal).await;
     assert_eq!((tally.hung, &tally.wrong), (0, &vec![]));
-    assert_eq!(database.said("there is already a transaction in progress"), 0, "transactions that a caller left open");
-    assert_eq!(database.said("deadlock detected"), 0);
+    assert_eq!(
+        database.count_in_log("there is already a transaction in progress"),
+        0,
+        "cancelled calls left transactions open"
+    );
+    assert_eq!(database.count_in_log("deadlock detected"), 0);
 
-    // A resend settles what nobody knew the outcome of.
+    // Resending settles the events whose outcome the callers do not know.
     let numbers: Vec<u64> = (0..calls).flat_map(events_of).collect();
-    let mut client = client(&inside.addresses()[1]);
+    let mut client = client(&replicas.addresses()[1]);
     for numbers in numbers.chunks(5_000) {
         let mut answer = Answer::default();
-        answer.of_batch(&mut client, numbers).await;
+        answer.send_batch(&mut client, numbers).await;
         assert_eq!(answer.acknowledged.len(), numbers.len());
         journal.write(&answer.acknowledged);
     }
     drop(client);
-    inside.gives_back(tasks).await;
+    replicas.wait_until_released(tasks).await;
     let all = check(&pool, &journal).await;
     assert_eq!(all.recorded, all.acknowledged);
     pool.close().await;
-    inside.stop().await;
+    replicas.stop().await;
     run.report(
         format!("calls cancelled at 0 to 100 ms × {}", grouped(calls)),
         format!(
-            "{} gave up, {first}, {} of them settled by a resend, 0 hung, 0 tasks leaked, {chains}",
-            grouped(gave_up),
+            "{} calls cancelled, {first}, {} events settled after a resend, 0 hung, 0 tasks leaked, {feed}",
+            grouped(cancelled_calls),
             grouped(all.recorded)
         ),
     );
-    assert!(gave_up > calls / 10, "some must have given up in the middle");
+    assert!(cancelled_calls > calls / 10, "too few calls were cancelled");
 }
 
-/// The numbers of the events of a call, apart enough that each policy is of a client of its own.
+/// Returns the numbers of the events of a call. They are so far apart that each policy belongs to another client.
 fn events_of(call: usize) -> std::ops::Range<u64> {
     let first = call as u64 * 40 + 1;
     first..first + EVENTS as u64
@@ -111,9 +115,9 @@ struct Caller {
     addresses: Vec<String>,
     clients: Vec<Client>,
     journal: Arc<Journal>,
-    dice: StdRng,
+    rng: StdRng,
     tally: Tally,
-    gave_up: usize,
+    cancelled_calls: usize,
 }
 
 impl Caller {
@@ -121,37 +125,37 @@ impl Caller {
         loop {
             let call = next.fetch_add(1, Ordering::Relaxed);
             if call >= calls {
-                return (self.tally, self.gave_up);
+                return (self.tally, self.cancelled_calls);
             }
             let numbers: Vec<u64> = events_of(call).collect();
-            let patience = PATIENCE_MAX.mul_f64(self.dice.random::<f64>().powf(1.5));
-            let at = self.dice.random_range(0..self.clients.len());
-            if self.dice.random_ratio(1, POLICIES_ONE_IN) {
+            let patience = PATIENCE_MAX.mul_f64(self.rng.random::<f64>().powf(1.5));
+            let at = self.rng.random_range(0..self.clients.len());
+            if self.rng.random_ratio(1, POLICIES_ONE_IN) {
                 self.change_policy(at, numbers[0], patience / 4).await;
                 continue;
             }
             let mut answer = Answer::default();
-            let kind = self.dice.random_range(0..3);
+            let kind = self.rng.random_range(0..3);
             let calls = &mut self.clients[at];
             let call = async {
                 match kind {
-                    0 => answer.of_unary(calls, numbers[0]).await,
-                    1 => answer.of_batch(calls, &numbers).await,
-                    _ => answer.of_stream(calls, &numbers).await,
+                    0 => answer.send_unary(calls, numbers[0]).await,
+                    1 => answer.send_batch(calls, &numbers).await,
+                    _ => answer.send_stream(calls, &numbers).await,
                 }
             };
-            self.gave_up += usize::from(tokio::time::timeout(patience, call).await.is_err());
+            self.cancelled_calls += usize::from(tokio::time::timeout(patience, call).await.is_err());
             self.journal.write(&answer.acknowledged);
             self.tally.take(answer);
-            if self.dice.random_ratio(1, CONNECTIONS_ONE_IN) {
+            if self.rng.random_ratio(1, CONNECTIONS_ONE_IN) {
                 self.clients[at] = client(&self.addresses[at]);
             }
         }
     }
 
-    /// Lowers the lines of a client under what it has cost.
+    /// Lowers the thresholds of a client below its cost.
     async fn change_policy(&mut self, at: usize, number: u64, patience: Duration) {
-        let event = numbered(number);
+        let event = numbered_event(number);
         let client_id = event.client_id.clone();
         let result = track(&mut self.clients[at], event).await.unwrap();
         self.journal.write(&[Acknowledged::new(number, &result)]);
@@ -166,6 +170,6 @@ impl Caller {
         let channel = Channel::from_shared(self.addresses[at].clone()).unwrap().connect_lazy();
         let mut client = AlertServiceClient::new(channel);
         let done = tokio::time::timeout(patience, client.update_alert_policy(request)).await;
-        self.gave_up += usize::from(done.is_err());
+        self.cancelled_calls += usize::from(done.is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! What must hold in the database after every scenario.
+//! Checks of the database after every scenario.
 
 use crate::journal::{Journal, number_of};
 use crate::run::grouped;
@@ -11,10 +11,10 @@ use meterd_domain::event::EventId;
 use sqlx::{PgPool, Row};
 use std::time::Duration;
 
-/// Between two statements of a transaction that somebody works in there is never so long.
+/// Maximum time between two statements of a transaction.
 const IDLE_MAX: &str = "1 second";
 
-/// What was found, and found right.
+/// The counts that were checked.
 pub struct Checked {
     pub acknowledged: usize,
     pub recorded: usize,
@@ -25,9 +25,9 @@ pub struct Checked {
 
 /// Compares the journal, the events, all sums, the alerts and the feed with each other.
 pub async fn check(pool: &PgPool, journal: &Journal) -> Checked {
-    no_transaction_is_left_open(pool).await;
+    assert_no_open_transaction(pool).await;
     let (acknowledged, disagreeing) = journal.read();
-    assert_eq!(disagreeing, 0, "answers that name another event than the first one did");
+    assert_eq!(disagreeing, 0, "acknowledgements of one key name different events");
     let mut seen = vec![false; acknowledged.len()];
     let (mut recorded, mut twice, mut other, mut lost) = (0, 0, 0, 0);
     let mut rows =
@@ -48,16 +48,20 @@ pub async fn check(pool: &PgPool, journal: &Journal) -> Checked {
     for answer in acknowledged.iter().flatten() {
         lost += usize::from(!seen[answer.number as usize]);
     }
-    assert_eq!((lost, twice, other), (0, 0, 0), "events that are lost, counted twice, or not the acknowledged ones");
-    sums_are_those_of_the_events(pool).await;
+    assert_eq!(
+        (lost, twice, other),
+        (0, 0, 0),
+        "events were lost, counted twice, or differ from the acknowledged ones"
+    );
+    assert_sums_match_events(pool).await;
     let verified = verify_all(pool, None, None).await.unwrap();
     assert_eq!((verified.events as usize, verified.differences), (recorded, 0));
-    let alerts = alerts_match_the_months(pool).await;
+    let alerts = assert_alerts_match_months(pool).await;
     Checked { acknowledged: acknowledged.iter().flatten().count(), recorded, lost, twice, alerts }
 }
 
-/// Nobody holds a transaction open and does nothing.
-pub async fn no_transaction_is_left_open(pool: &PgPool) {
+/// Checks that no transaction is open without working.
+pub async fn assert_no_open_transaction(pool: &PgPool) {
     tokio::time::sleep(Duration::from_millis(1_200)).await;
     let idle = "SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'
                 AND state_change < clock_timestamp() - $1::interval";
@@ -65,8 +69,8 @@ pub async fn no_transaction_is_left_open(pool: &PgPool) {
     assert_eq!(idle, 0, "connections idle in transaction");
 }
 
-/// Events = keys = days = months of services = months, in count and amount.
-async fn sums_are_those_of_the_events(pool: &PgPool) {
+/// Checks that the counts and amounts of events, keys, days, services and months are equal.
+async fn assert_sums_match_events(pool: &PgPool) {
     let counts: Vec<i64> = sqlx::query_scalar(
         "SELECT count(*) FROM usage_events UNION ALL SELECT count(*) FROM idempotency_keys
          UNION ALL SELECT COALESCE(sum(request_count), 0)::bigint FROM usage_days
@@ -88,9 +92,9 @@ async fn sums_are_those_of_the_events(pool: &PgPool) {
     assert_eq!(amounts, vec![amounts[0].clone(); 4], "events, days, months of services, months");
 }
 
-/// Every month has the alert of the line that it is over and none that it is not over, each is in the feed once, and the feed
-/// has no gap. Gives how many alerts there are.
-async fn alerts_match_the_months(pool: &PgPool) -> i64 {
+/// Checks that every month has exactly the alert of its highest reached threshold, that each alert is in the feed once,
+/// and that the feed has no gaps. Returns the number of alerts.
+async fn assert_alerts_match_months(pool: &PgPool) -> i64 {
     let row = sqlx::query(
         "WITH lines AS (
              SELECT p.client_id, (p.policy->>'monthly_warning')::numeric AS warning,
@@ -114,9 +118,9 @@ async fn alerts_match_the_months(pool: &PgPool) -> i64 {
     .await
     .unwrap();
     let count = |name: &str| row.get::<i64, _>(name);
-    assert_eq!(count("wrong"), 0, "months whose alerts are not those of their cost");
+    assert_eq!(count("wrong"), 0, "months have alerts that do not match their cost");
     let counts = [count("in_feed"), count("entries"), count("last"), count("counter")];
-    assert_eq!(counts, [count("alerts"); 4], "each alert is in the feed, once, without a gap");
+    assert_eq!(counts, [count("alerts"); 4], "the feed does not contain each alert once without gaps");
     count("alerts")
 }
 

@@ -1,6 +1,6 @@
-//! The durable PostgreSQL of a scenario: one that this test keeps, or one that the first replica does.
+//! The durable PostgreSQL of a scenario. It is run by the test or by the first replica.
 
-use crate::place::Place;
+use crate::scenario_dir::ScenarioDir;
 use meterd_embedded_postgres::{Embedded, EmbeddedSettings, attach};
 use meterd_store::connect;
 use sqlx::PgPool;
@@ -10,50 +10,50 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 
-/// How often a database of this test is looked after.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
-/// How long a recovery may take.
+/// How often the test checks its own database.
+const CHECK_EVERY: Duration = Duration::from_millis(50);
+/// Maximum time of a recovery.
 const READY_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// The database of a scenario.
 pub struct Database {
     pub data_dir: PathBuf,
-    /// Ours: started again when it dies, as meterd does.
+    /// Task that restarts the test's own database when it dies, as meterd does.
     supervisor: Option<JoinHandle<()>>,
 }
 
 impl Database {
-    /// One that this test keeps.
-    pub async fn ours(place: &Place) -> Self {
-        let data_dir = place.path("data");
+    /// Starts a database that the test runs.
+    pub async fn start(scenario_dir: &ScenarioDir) -> Self {
+        let data_dir = scenario_dir.path("data");
         let embedded = Arc::new(start(data_dir.clone()).await);
         let supervisor = tokio::spawn(async move {
             loop {
-                tokio::time::sleep(LOOK_EVERY).await;
+                tokio::time::sleep(CHECK_EVERY).await;
                 drop(embedded.ensure_running().await);
             }
         });
         let database = Self { data_dir, supervisor: Some(supervisor) };
-        database.tell_deadlocks().await;
+        database.log_deadlocks().await;
         database
     }
 
-    /// One that a replica keeps in this directory.
+    /// Describes the database that a replica runs in this directory.
     pub fn of_replica(data_dir: PathBuf) -> Self {
         Self { data_dir, supervisor: None }
     }
 
-    /// Where its socket is.
+    /// Returns the path of its socket.
     pub fn socket(&self) -> PathBuf {
         self.data_dir.join("run/.s.PGSQL.5432")
     }
 
-    /// A way in that leads past all proxies.
+    /// Returns a pool that does not use a proxy.
     pub async fn pool(&self) -> PgPool {
         connect::pool(connect::options(&self.url().await).unwrap(), 4)
     }
 
-    /// Its URL, as soon as it answers.
+    /// Waits until the database answers, and returns its URL.
     pub async fn url(&self) -> String {
         let deadline = Instant::now() + READY_TIMEOUT;
         loop {
@@ -61,12 +61,13 @@ impl Database {
                 return url;
             }
             assert!(Instant::now() < deadline, "PostgreSQL does not answer");
-            tokio::time::sleep(LOOK_EVERY).await;
+            tokio::time::sleep(CHECK_EVERY).await;
         }
     }
 
-    /// Has deadlocks told in the log. By default they are looked for after a second, which is when a writer stops waiting.
-    pub async fn tell_deadlocks(&self) {
+    /// Makes PostgreSQL log deadlocks. By default it checks for them after a second, when a writer has already stopped
+    /// waiting.
+    pub async fn log_deadlocks(&self) {
         let pool = self.pool().await;
         for statement in ["ALTER SYSTEM SET deadlock_timeout = '100ms'", "SELECT pg_reload_conf()"] {
             sqlx::query(statement).execute(&pool).await.unwrap();
@@ -74,20 +75,20 @@ impl Database {
         pool.close().await;
     }
 
-    /// Its first process.
+    /// Returns the process id of the postmaster.
     pub fn postmaster(&self) -> Option<String> {
         let file = std::fs::read_to_string(self.data_dir.join("postgres/postmaster.pid")).ok()?;
         file.lines().next().map(String::from)
     }
 
-    /// kill -9. Somebody brings it back.
+    /// Kills the postmaster with SIGKILL. The supervisor or the replica restarts it.
     pub fn kill(&self) {
-        let pid = self.postmaster().expect("it runs");
+        let pid = self.postmaster().expect("the database is running");
         assert!(Command::new("kill").args(["-9", &pid]).status().unwrap().success());
     }
 
-    /// How many lines of its log say this.
-    pub fn said(&self, text: &str) -> usize {
+    /// Counts the occurrences of a text in the log.
+    pub fn count_in_log(&self, text: &str) -> usize {
         let logs = ["postgres.log", "postgres.log.1"].map(|name| std::fs::read(self.data_dir.join(name)));
         logs.into_iter().flatten().map(|log| String::from_utf8_lossy(&log).matches(text).count()).sum()
     }

@@ -1,12 +1,12 @@
-//! Numbered events: the same number is the same event, whoever sends it.
+//! Numbered events. The same number always means the same event.
 
 use meterd::proto::UsageEvent;
 
 pub const KEY_PREFIX: &str = "key-";
 
-/// Every other event is of one of five clients that have been there from the begin, the others of ever new ones, which cross
-/// their lines after a few events: so alerts are raised all the time.
-pub fn numbered(number: u64) -> UsageEvent {
+/// Creates the event with this number. Half of the events belong to five clients that exist from the start. The others
+/// belong to new clients, which reach their thresholds after a few events, so that alerts are raised all the time.
+pub fn numbered_event(number: u64) -> UsageEvent {
     let client_id =
         if number.is_multiple_of(2) { format!("hot-{}", number % 5) } else { format!("new-{}", number / 40) };
     let event = UsageEvent { client_id, idempotency_key: format!("{KEY_PREFIX}{number}"), ..Default::default() };
@@ -23,7 +23,7 @@ pub fn numbered(number: u64) -> UsageEvent {
     UsageEvent { service: "sms".into(), units: "1.5".into(), ..event }
 }
 
-/// Another event with the same key.
-pub fn contradicting(number: u64) -> UsageEvent {
-    UsageEvent { subject: "somebody else".into(), ..numbered(number) }
+/// Creates a different event with the same key.
+pub fn conflicting_event(number: u64) -> UsageEvent {
+    UsageEvent { subject: "somebody else".into(), ..numbered_event(number) }
 }

@@ -1,4 +1,4 @@
-//! A client's own record of what was acknowledged, written before it goes on.
+//! The clients' own record of acknowledged events. A client writes it before it continues.
 
 use crate::events;
 use meterd::proto::UsageResult;
@@ -11,7 +11,7 @@ use std::sync::Mutex;
 
 /// Number, event id and charge, each in little-endian bytes.
 const RECORD_BYTES: usize = 8 + 16 + 16;
-/// A plain acknowledgement of a stream names neither event nor charge.
+/// A stream acknowledges accepted events without their id and charge.
 const UNNAMED: (u128, i128) = (u128::MAX, i128::MIN);
 
 /// An acknowledged event.
@@ -22,20 +22,20 @@ pub struct Acknowledged {
 }
 
 impl Acknowledged {
-    /// By its number alone.
+    /// Creates one that has only a number.
     pub fn unnamed(number: u64) -> Self {
         Self { number, named: UNNAMED }
     }
 
-    /// With what the answer says.
+    /// Creates one with the id and charge of a result.
     pub fn new(number: u64, result: &UsageResult) -> Self {
         let id = EventId::parse(&result.event_id).expect("an acknowledged event has an id");
-        let charge = result.charge.as_ref().expect("all our events have a price");
+        let charge = result.charge.as_ref().expect("all events of the test have a price");
         let charge = Decimal::parse(&charge.amount).expect("a charge is a decimal").scaled();
         Self { number, named: (id_number(id), charge) }
     }
 
-    /// Whether the recorded event is the acknowledged one.
+    /// Returns whether this can be the recorded event.
     pub fn is(&self, id: EventId, charge: Decimal) -> bool {
         self.named == UNNAMED || self.named == (id_number(id), charge.scaled())
     }
@@ -45,7 +45,7 @@ fn id_number(id: EventId) -> u128 {
     ((id.time.timestamp_micros() as u128) << 64) | id.seq as u128
 }
 
-/// The record. It lies in a file, and in the kernel's hands before [`Journal::write`] returns.
+/// The journal. The data is in the kernel before [`Journal::write`] returns.
 pub struct Journal {
     path: PathBuf,
     file: Mutex<File>,
@@ -56,7 +56,7 @@ impl Journal {
         Self { path: path.into(), file: Mutex::new(File::create(path).unwrap()) }
     }
 
-    /// Notes what was acknowledged.
+    /// Appends acknowledged events.
     pub fn write(&self, acknowledged: &[Acknowledged]) {
         let mut bytes = Vec::with_capacity(acknowledged.len() * RECORD_BYTES);
         for Acknowledged { number, named: (id, charge) } in acknowledged {
@@ -67,7 +67,8 @@ impl Journal {
         self.file.lock().unwrap().write_all(&bytes).unwrap();
     }
 
-    /// Reads it back: at each number what was acknowledged first, and whether all later answers agree with it.
+    /// Reads the journal. Returns the first acknowledgement of each number, and how many later acknowledgements differ
+    /// from it.
     pub fn read(&self) -> (Vec<Option<Acknowledged>>, usize) {
         let mut file = BufReader::new(File::open(&self.path).unwrap());
         let (mut first, mut disagreeing) = (Vec::new(), 0);
@@ -95,7 +96,7 @@ impl Journal {
     }
 }
 
-/// The number of an event's key.
+/// Returns the number of an event's key.
 pub fn number_of(key: &str) -> u64 {
-    key.strip_prefix(events::KEY_PREFIX).and_then(|number| number.parse().ok()).expect("a key of ours")
+    key.strip_prefix(events::KEY_PREFIX).and_then(|number| number.parse().ok()).expect("the key of a numbered event")
 }

@@ -1,4 +1,4 @@
-//! Callers of all three kinds, who send again with the same keys what they do not know the outcome of.
+//! Callers that use all three kinds of calls. They resend events with unknown outcome with the same keys.
 
 use crate::calls::{Answer, Client, client};
 use crate::journal::{Acknowledged, Journal};
@@ -13,14 +13,14 @@ use tokio::task::JoinSet;
 
 const CALLERS: usize = 16;
 const BATCH_EVENTS_MAX: u64 = 40;
-/// Before a call is repeated.
+/// Pause before a call is repeated.
 const PAUSE: Duration = Duration::from_millis(20);
-/// Everything that a caller has begun must be settled so soon after the faults have ended.
+/// Maximum time until all events that a caller has begun are settled after the faults have ended.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(90);
-/// One call in so many is followed by another event with a key that is taken.
-const CONTRADICTIONS_ONE_IN: u32 = 10;
+/// One in this many calls is followed by a different event with the same key.
+const CONFLICTS_ONE_IN: u32 = 10;
 
-/// Callers at work.
+/// The running callers.
 pub struct Load {
     callers: JoinSet<Tally>,
     shared: Arc<Shared>,
@@ -31,23 +31,23 @@ struct Shared {
     journal: Arc<Journal>,
     next: AtomicU64,
     settled: AtomicU64,
-    refused: AtomicUsize,
+    rejected: AtomicUsize,
     done: AtomicBool,
 }
 
-/// What callers saw.
+/// The results that callers got.
 #[derive(Debug, Default)]
 pub struct Tally {
     pub repeats: usize,
     pub hung: usize,
-    /// Answers that nobody should get.
+    /// Results that are not allowed.
     pub wrong: Vec<String>,
     /// Why events had to be sent again.
     pub refusals: BTreeMap<String, usize>,
 }
 
 impl Tally {
-    /// Takes everything of an answer but the acknowledgements.
+    /// Adds an answer except for its acknowledgements.
     pub fn take(&mut self, answer: Answer) {
         self.hung += usize::from(answer.hung);
         self.wrong.extend(answer.wrong);
@@ -56,7 +56,7 @@ impl Tally {
         }
     }
 
-    /// Adds what another caller saw.
+    /// Adds the results of another caller.
     pub fn add(&mut self, other: Self) {
         self.repeats += other.repeats;
         self.hung += other.hung;
@@ -74,39 +74,39 @@ impl Load {
             journal: journal.clone(),
             next: AtomicU64::new(0),
             settled: AtomicU64::new(0),
-            refused: AtomicUsize::new(0),
+            rejected: AtomicUsize::new(0),
             done: AtomicBool::new(false),
         });
         let callers =
-            (0..CALLERS).map(|number| Caller::new(shared.clone(), run.dice("caller", number)).work()).collect();
+            (0..CALLERS).map(|number| Caller::new(shared.clone(), run.rng("caller", number)).work()).collect();
         Self { callers, shared }
     }
 
-    /// How many events are settled so far.
+    /// Returns how many events are settled so far.
     pub fn settled(&self) -> u64 {
         self.shared.settled.load(Ordering::Relaxed)
     }
 
-    /// How many refusals there were so far, right or wrong.
-    pub fn refused(&self) -> usize {
-        self.shared.refused.load(Ordering::Relaxed)
+    /// Returns how many events or calls were rejected so far, for any reason.
+    pub fn rejected(&self) -> usize {
+        self.shared.rejected.load(Ordering::Relaxed)
     }
 
-    /// Waits until so many more are settled, and gives how long it took.
-    pub async fn goes_on(&self, events: u64, within: Duration) -> Duration {
+    /// Waits until `events` more events are settled, and returns how long it took.
+    pub async fn wait_for_progress(&self, events: u64, within: Duration) -> Duration {
         let (goal, begin) = (self.settled() + events, Instant::now());
         while self.settled() < goal {
-            assert!(begin.elapsed() < within, "the load does not go on after {within:?}");
+            assert!(begin.elapsed() < within, "the load made no progress within {within:?}");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         begin.elapsed()
     }
 
-    /// Begins nothing more, settles what is begun, and closes all connections.
+    /// Starts no new events, waits until all events are settled, and closes all connections.
     pub async fn finish(self) -> Tally {
         self.shared.done.store(true, Ordering::Relaxed);
         let mut tally = Tally::default();
-        self.callers.join_all().await.into_iter().for_each(|of_caller| tally.add(of_caller));
+        self.callers.join_all().await.into_iter().for_each(|caller_tally| tally.add(caller_tally));
         tally
     }
 }
@@ -114,49 +114,49 @@ impl Load {
 struct Caller {
     shared: Arc<Shared>,
     clients: Vec<Client>,
-    dice: StdRng,
+    rng: StdRng,
     tally: Tally,
 }
 
 impl Caller {
-    fn new(shared: Arc<Shared>, dice: StdRng) -> Self {
+    fn new(shared: Arc<Shared>, rng: StdRng) -> Self {
         let clients = shared.addresses.iter().map(|address| client(address)).collect();
-        Self { shared, clients, dice, tally: Tally::default() }
+        Self { shared, clients, rng, tally: Tally::default() }
     }
 
     async fn work(mut self) -> Tally {
         while !self.shared.done.load(Ordering::Relaxed) {
-            let kind = self.dice.random_range(0..3);
-            let count = if kind == 0 { 1 } else { self.dice.random_range(1..=BATCH_EVENTS_MAX) };
+            let kind = self.rng.random_range(0..3);
+            let count = if kind == 0 { 1 } else { self.rng.random_range(1..=BATCH_EVENTS_MAX) };
             let first = self.shared.next.fetch_add(count, Ordering::Relaxed);
             self.settle(kind, (first..first + count).collect()).await;
-            if self.dice.random_ratio(1, CONTRADICTIONS_ONE_IN) {
-                let at = self.dice.random_range(0..self.clients.len());
+            if self.rng.random_ratio(1, CONFLICTS_ONE_IN) {
+                let at = self.rng.random_range(0..self.clients.len());
                 let mut answer = Answer::default();
-                answer.of_contradiction(&mut self.clients[at], first).await;
+                answer.send_conflicting(&mut self.clients[at], first).await;
                 self.tally.take(answer);
             }
         }
         self.tally
     }
 
-    /// Sends events until each is acknowledged: to either replica, whichever had them before.
+    /// Sends events until each is acknowledged, each time to any replica.
     async fn settle(&mut self, kind: u32, mut numbers: Vec<u64>) {
         let deadline = Instant::now() + SETTLE_TIMEOUT;
         while !numbers.is_empty() {
             let mut answer = Answer::default();
-            let at = self.dice.random_range(0..self.clients.len());
+            let at = self.rng.random_range(0..self.clients.len());
             let client = &mut self.clients[at];
             match kind {
-                0 => answer.of_unary(client, numbers[0]).await,
-                1 => answer.of_batch(client, &numbers).await,
-                _ => answer.of_stream(client, &numbers).await,
+                0 => answer.send_unary(client, numbers[0]).await,
+                1 => answer.send_batch(client, &numbers).await,
+                _ => answer.send_stream(client, &numbers).await,
             }
             self.shared.journal.write(&answer.acknowledged);
             self.shared.settled.fetch_add(answer.acknowledged.len() as u64, Ordering::Relaxed);
             let settled: HashSet<u64> = answer.acknowledged.iter().map(|Acknowledged { number, .. }| *number).collect();
             numbers.retain(|number| !settled.contains(number));
-            self.shared.refused.fetch_add(answer.refusals.len() + answer.wrong.len(), Ordering::Relaxed);
+            self.shared.rejected.fetch_add(answer.refusals.len() + answer.wrong.len(), Ordering::Relaxed);
             self.tally.take(answer);
             if !numbers.is_empty() {
                 self.tally.repeats += 1;

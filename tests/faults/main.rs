@@ -1,15 +1,15 @@
-//! Faults survived, with figures: servers and databases that are killed, networks that are cut, callers that give up, disks
-//! that run full, clocks that jump, and a million repeats. After each, everything acknowledged is there once, every sum is that
-//! of the events, every subscriber's chain is unbroken, and nothing hangs or leaks.
+//! Fault injection: servers and databases are killed, networks are interrupted, callers cancel, disks become full,
+//! clocks jump, and events are repeated a million times. After each fault, every acknowledged event exists once, every
+//! sum is equal to that of the events, every subscriber has received all changes, and nothing hangs or leaks.
 //!
-//! Short in `cargo test`. Long, one after the other:
+//! `cargo test` runs the short scenarios. To run the long scenarios one after the other:
 //! `cargo test --release --test faults -- --ignored --nocapture --test-threads=1`.
-//! `METERD_FAULTS_SEED` repeats the choices of a run, `METERD_FAULTS_COUNT` sets how often, `METERD_SOAK_SECONDS` how long the
-//! soak goes on. `tests/faults/mutants` shows that the suite can fail.
+//! `METERD_FAULTS_SEED` repeats the random choices of a run, `METERD_FAULTS_COUNT` sets the number of faults, and
+//! `METERD_SOAK_SECONDS` the duration of the soak test. `tests/faults/mutants` shows that the suite can fail.
 //!
-//! In reading order: the scenarios (`kills`, `cuts`, `cancelled`, `disk_full`, `frozen`, `clocks`, `repeats`, `soak`), what they happen to
-//! (`world`, with `place`, `database`, `replica`, `inside` and `proxy`), who works meanwhile (`load`, `calls`, `subscribers`,
-//! `events`), and what must hold (`journal`, `check`, `held`).
+//! In reading order: the scenarios (`kills`, `cuts`, `cancelled`, `disk_full`, `stopped_database`, `clocks`, `repeats`,
+//! `soak`), the system under test (`deployment`, with `scenario_dir`, `database`, `replica`, `in_process`, `jumping_clock` and `proxy`),
+//! the callers (`load`, `calls`, `subscribers`, `events`), and the checks (`journal`, `check`, `resources`).
 
 mod calls;
 mod cancelled;
@@ -17,19 +17,20 @@ mod check;
 mod clocks;
 mod cuts;
 mod database;
+mod deployment;
 mod disk_full;
 mod events;
-mod frozen;
-mod held;
-mod inside;
+mod in_process;
 mod journal;
+mod jumping_clock;
 mod kills;
 mod load;
-mod place;
 mod proxy;
 mod repeats;
 mod replica;
+mod resources;
 mod run;
+mod scenario_dir;
 mod soak;
+mod stopped_database;
 mod subscribers;
-mod world;

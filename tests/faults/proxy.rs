@@ -1,4 +1,4 @@
-//! A TCP proxy whose connections can be cut in every way that networks have.
+//! A TCP proxy that can interrupt its connections in several ways.
 
 use rand::RngExt;
 use rand::rngs::StdRng;
@@ -13,58 +13,58 @@ use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
 const BUFFER_BYTES: usize = 64 * 1024;
-/// What a trickle lets through at once, and how often.
+/// Number of bytes that a trickle passes at once, and how often.
 const TRICKLE_BYTES: usize = 7;
 const TRICKLE_EVERY: Duration = Duration::from_millis(2);
 
-/// Directions of a connection.
+/// Direction of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
+pub enum Direction {
     Up,
     Down,
     Both,
 }
 
-impl Way {
-    fn has(self, way: Way) -> bool {
-        self == Self::Both || self == way
+impl Direction {
+    fn has(self, direction: Direction) -> bool {
+        self == Self::Both || self == direction
     }
 }
 
-/// What happens to all connections, those that are there and new ones.
+/// What the proxy does to all existing and new connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     Pass,
-    /// Closed, in order.
+    /// Closes them normally.
     Drop,
-    /// Bytes are held.
-    Stall(Way),
-    /// One side is told that the other has sent everything.
-    HalfClose(Way),
-    /// Cut with RST.
+    /// Holds back all bytes.
+    Stall(Direction),
+    /// Tells one side that the other side has sent everything.
+    HalfClose(Direction),
+    /// Closes them with RST.
     Reset,
-    /// A few bytes at a time.
+    /// Passes a few bytes at a time.
     Trickle,
 }
 
-/// How many modes there are beside passing.
+/// Number of modes except `Pass`.
 pub const MODES: usize = 5;
 
 impl Mode {
-    /// The mode of this number, in one of its forms.
-    pub fn of(number: usize, dice: &mut StdRng) -> Self {
-        let way = [Way::Up, Way::Down, Way::Both][dice.random_range(0..3)];
+    /// Returns the mode with this number and a random direction.
+    pub fn of(number: usize, rng: &mut StdRng) -> Self {
+        let direction = [Direction::Up, Direction::Down, Direction::Both][rng.random_range(0..3)];
         match number % MODES {
             0 => Self::Drop,
-            1 => Self::Stall(way),
-            2 => Self::HalfClose(way),
+            1 => Self::Stall(direction),
+            2 => Self::HalfClose(direction),
             3 => Self::Reset,
             _ => Self::Trickle,
         }
     }
 }
 
-/// Where a proxy leads.
+/// The server behind a proxy.
 #[derive(Clone, Debug)]
 pub enum Target {
     Nowhere,
@@ -89,12 +89,12 @@ impl Proxy {
         Self { address, mode, target, task }
     }
 
-    /// New connections lead here.
-    pub fn lead_to(&self, target: Target) {
+    /// Sets the target of new connections.
+    pub fn set_target(&self, target: Target) {
         *self.target.lock().unwrap() = target;
     }
 
-    /// Applies a mode for a while, then lets everything pass again.
+    /// Applies a mode for a while, then passes everything again.
     pub async fn apply(&self, mode: Mode, time: Duration) {
         self.mode.send_replace(mode);
         tokio::time::sleep(time).await;
@@ -134,7 +134,7 @@ async fn connect(client: TcpStream, target: Target, mode: watch::Receiver<Mode>)
     }
 }
 
-/// Serves a connection until both sides have ended, or it is cut.
+/// Serves a connection until both sides have ended or it is cut.
 async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
     mut client: TcpStream,
     mut server: S,
@@ -145,8 +145,8 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
     let was_reset = {
         let (client_read, client_write) = client.split();
         let (server_read, server_write) = tokio::io::split(&mut server);
-        let up = pump(client_read, server_write, Way::Up, mode.clone());
-        let down = pump(server_read, client_write, Way::Down, mode);
+        let up = pump(client_read, server_write, Direction::Up, mode.clone());
+        let down = pump(server_read, client_write, Direction::Down, mode);
         tokio::select! {
             // An error on one side ends both.
             _ = async { tokio::try_join!(up, down) } => false,
@@ -162,22 +162,22 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
     Ok(())
 }
 
-/// Carries bytes one way, as the mode lets it.
+/// Passes bytes in one direction as the mode allows.
 async fn pump(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
-    way: Way,
+    direction: Direction,
     mut mode: watch::Receiver<Mode>,
 ) -> io::Result<()> {
     let mut buffer = vec![0; BUFFER_BYTES];
     loop {
         let now = *mode.borrow_and_update();
         let room = match now {
-            Mode::Stall(ways) if ways.has(way) => {
+            Mode::Stall(ways) if ways.has(direction) => {
                 mode.changed().await.map_err(io::Error::other)?;
                 continue;
             }
-            Mode::HalfClose(ways) if ways.has(way) => return to.shutdown().await,
+            Mode::HalfClose(ways) if ways.has(direction) => return to.shutdown().await,
             Mode::Trickle => TRICKLE_BYTES,
             _ => BUFFER_BYTES,
         };

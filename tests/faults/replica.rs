@@ -1,7 +1,7 @@
-//! A real meterd process behind a proxy.
+//! A meterd process behind a proxy.
 
-use crate::place::Place;
 use crate::proxy::{Proxy, Target};
+use crate::scenario_dir::ScenarioDir;
 use std::fs::File;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -11,24 +11,24 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// How long a start may take, with the recovery of a database.
+/// Maximum time of a start, including the recovery of a database.
 const START_TIMEOUT: Duration = Duration::from_secs(120);
-/// How long an orderly stop may take: the server's own bound for its work, and PostgreSQL's last checkpoint.
+/// Maximum time of a normal stop: the server's own limit, and the last checkpoint of PostgreSQL.
 const STOP_TIMEOUT: Duration = Duration::from_secs(60);
-const LOOK_EVERY: Duration = Duration::from_millis(10);
+const CHECK_EVERY: Duration = Duration::from_millis(10);
 
-/// A replica. It starts again as often as it is told to.
+/// A replica, which can be restarted.
 pub struct Replica {
     name: String,
     arguments: Vec<String>,
     database_url: Option<String>,
-    /// What it says to people and to the log.
+    /// Its standard output and its log.
     out: PathBuf,
     log: PathBuf,
     running: Mutex<Option<Running>>,
-    /// Between it and its callers.
+    /// The proxy between callers and the replica.
     pub proxy: Proxy,
-    /// Between it and its database, where there is one.
+    /// The proxy between the replica and its database, if there is one.
     pub database_proxy: Option<Proxy>,
 }
 
@@ -39,19 +39,19 @@ struct Running {
 }
 
 impl Replica {
-    /// Starts one that keeps its database in this directory.
-    pub async fn with_data_dir(place: &Place, data_dir: &std::path::Path, flags: &[&str]) -> Self {
-        Self::start(place, 0, vec![format!("--data-dir={}", data_dir.display())], None, flags).await
+    /// Starts a replica that runs its own database in this directory.
+    pub async fn with_data_dir(scenario_dir: &ScenarioDir, data_dir: &std::path::Path, flags: &[&str]) -> Self {
+        Self::start(scenario_dir, 0, vec![format!("--data-dir={}", data_dir.display())], None, flags).await
     }
 
-    /// Starts one on the database behind a socket.
-    pub async fn on_socket(place: &Place, number: usize, socket: PathBuf, flags: &[&str]) -> Self {
+    /// Starts a replica that uses the database behind a socket.
+    pub async fn on_socket(scenario_dir: &ScenarioDir, number: usize, socket: PathBuf, flags: &[&str]) -> Self {
         let proxy = Proxy::start(Target::Unix(socket)).await;
-        Self::start(place, number, vec![], Some(proxy), flags).await
+        Self::start(scenario_dir, number, vec![], Some(proxy), flags).await
     }
 
     async fn start(
-        place: &Place,
+        scenario_dir: &ScenarioDir,
         number: usize,
         mut arguments: Vec<String>,
         database_proxy: Option<Proxy>,
@@ -62,8 +62,8 @@ impl Replica {
         arguments.extend(flags.iter().map(|flag| flag.to_string()));
         let url = |proxy: &Proxy| format!("postgres://meterd@{}/meterd?sslmode=disable", proxy.address);
         let replica = Self {
-            out: place.path(&format!("{name}.out")),
-            log: place.path(&format!("{name}.log")),
+            out: scenario_dir.path(&format!("{name}.out")),
+            log: scenario_dir.path(&format!("{name}.log")),
             name,
             arguments,
             database_url: database_proxy.as_ref().map(url),
@@ -71,42 +71,42 @@ impl Replica {
             proxy: Proxy::start(Target::Nowhere).await,
             database_proxy,
         };
-        replica.launch(place).await;
+        replica.launch(scenario_dir).await;
         replica
     }
 
-    /// Where callers call.
+    /// Returns the address for callers.
     pub fn address(&self) -> String {
         format!("http://{}", self.proxy.address)
     }
 
     pub fn pid(&self) -> u32 {
-        self.running.lock().unwrap().as_ref().expect("it runs").child.id()
+        self.running.lock().unwrap().as_ref().expect("the replica is running").child.id()
     }
 
-    /// Starts the process, and again when it ends by itself, until it serves.
-    pub async fn launch(&self, place: &Place) {
+    /// Starts the process and waits until it serves. Starts it again if it ends by itself.
+    pub async fn launch(&self, scenario_dir: &ScenarioDir) {
         let deadline = Instant::now() + START_TIMEOUT;
-        let mut child = self.spawn(place);
+        let mut child = self.spawn(scenario_dir);
         let (grpc, http) = loop {
-            if let Some(addresses) = self.greeting() {
+            if let Some(addresses) = self.printed_addresses() {
                 break addresses;
             }
             assert!(Instant::now() < deadline, "{} did not start", self.name);
             if child.try_wait().unwrap().is_some() {
-                child = self.spawn(place);
+                child = self.spawn(scenario_dir);
             }
-            tokio::time::sleep(LOOK_EVERY).await;
+            tokio::time::sleep(CHECK_EVERY).await;
         };
         *self.running.lock().unwrap() = Some(Running { child, grpc, http });
-        self.proxy.lead_to(Target::Tcp(grpc));
+        self.proxy.set_target(Target::Tcp(grpc));
     }
 
-    fn spawn(&self, place: &Place) -> Child {
+    fn spawn(&self, scenario_dir: &ScenarioDir) -> Child {
         let log = File::options().create(true).append(true).open(&self.log).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_meterd"));
         command.arg("serve").args(&self.arguments).env_remove("DATABASE_URL");
-        // Of the tests: to a server they would be misspelt settings.
+        // These variables are for the tests. The server would reject them as misspelled settings.
         for name in ["METERD_FAULTS_SEED", "METERD_FAULTS_COUNT", "METERD_SOAK_SECONDS"] {
             command.env_remove(name);
         }
@@ -115,53 +115,53 @@ impl Replica {
         }
         let out = File::create(&self.out).unwrap();
         let child = command.stdin(Stdio::null()).stdout(out).stderr(log).spawn().unwrap();
-        place.note_process(&self.name, child.id());
+        scenario_dir.add_process(&self.name, child.id());
         child
     }
 
-    /// The addresses that a server tells once it is ready.
-    fn greeting(&self) -> Option<(SocketAddr, SocketAddr)> {
+    /// Returns the addresses that the server prints when it is ready.
+    fn printed_addresses(&self) -> Option<(SocketAddr, SocketAddr)> {
         let text = std::fs::read_to_string(&self.out).unwrap_or_default();
         let after = |label: &str| text.split_once(label)?.1.split_whitespace().next().map(String::from);
         let http = after("metrics http://")?.trim_end_matches("/metrics").parse().ok()?;
         Some((after("gRPC")?.parse().ok()?, http))
     }
 
-    /// kill -9.
+    /// Kills the process with SIGKILL.
     pub fn kill(&self) {
-        let mut running = self.running.lock().unwrap().take().expect("it runs");
+        let mut running = self.running.lock().unwrap().take().expect("the replica is running");
         running.child.kill().unwrap();
         running.child.wait().unwrap();
     }
 
-    /// SIGTERM, and the exit code.
-    pub async fn stop(&self, place: &Place) -> Option<i32> {
-        let mut running = self.running.lock().unwrap().take().expect("it runs");
+    /// Stops the process with SIGTERM and returns the exit code.
+    pub async fn stop(&self, scenario_dir: &ScenarioDir) -> Option<i32> {
+        let mut running = self.running.lock().unwrap().take().expect("the replica is running");
         assert!(Command::new("kill").args(["-TERM", &running.child.id().to_string()]).status().unwrap().success());
         let deadline = Instant::now() + STOP_TIMEOUT;
         loop {
             if let Some(status) = running.child.try_wait().unwrap() {
-                place.forget_process(&self.name);
+                scenario_dir.remove_process(&self.name);
                 return status.code();
             }
             assert!(Instant::now() < deadline, "{} does not stop", self.name);
-            tokio::time::sleep(LOOK_EVERY).await;
+            tokio::time::sleep(CHECK_EVERY).await;
         }
     }
 
-    /// How many lines of its log say this.
-    pub fn said(&self, text: &str) -> usize {
+    /// Counts the occurrences of a text in the log.
+    pub fn count_in_log(&self, text: &str) -> usize {
         std::fs::read_to_string(&self.log).unwrap_or_default().matches(text).count()
     }
 
-    /// Its port of calls.
+    /// Returns its gRPC port.
     pub fn grpc_port(&self) -> u16 {
-        self.running.lock().unwrap().as_ref().expect("it runs").grpc.port()
+        self.running.lock().unwrap().as_ref().expect("the replica is running").grpc.port()
     }
 
-    /// The sum of a metric over its labels.
+    /// Returns the sum of a metric over its labels.
     pub async fn metric(&self, name: &str) -> f64 {
-        let address = self.running.lock().unwrap().as_ref().expect("it runs").http;
+        let address = self.running.lock().unwrap().as_ref().expect("the replica is running").http;
         let mut stream = TcpStream::connect(address).await.unwrap();
         stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: meterd\r\nConnection: close\r\n\r\n").await.unwrap();
         let mut page = String::new();

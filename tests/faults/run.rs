@@ -1,21 +1,21 @@
-//! One run of a scenario: how much of it, and by which dice.
+//! A run of a scenario: its length and its random choices.
 
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use std::fmt::Display;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-/// Repeats the choices of a run.
+/// Repeats the random choices of a run.
 const SEED: &str = "METERD_FAULTS_SEED";
-/// How often, in place of the scenario's own counts.
+/// Replaces the number of faults of a scenario.
 const COUNT: &str = "METERD_FAULTS_COUNT";
 
-/// How much of a scenario is done.
+/// Length of a scenario.
 #[derive(Clone, Copy, PartialEq)]
 pub enum Length {
-    /// With all tests.
+    /// Run with all tests.
     Short,
-    /// By hand.
+    /// Run manually.
     Long,
 }
 
@@ -27,40 +27,40 @@ pub struct Run {
     pub seed: u64,
 }
 
-/// A number from the environment.
+/// Reads a number from the environment.
 pub fn variable(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
-    Some(text.parse().unwrap_or_else(|_| panic!("{name} must be a whole number, is {text:?}")))
+    Some(text.parse().unwrap_or_else(|_| panic!("{name} must be a whole number, got {text:?}")))
 }
 
 impl Run {
-    /// Begins one, and says how to repeat it.
+    /// Starts a run and prints how to repeat it.
     pub fn begin(name: &'static str, length: Length) -> Self {
         let seed = variable(SEED).unwrap_or_else(|| rand::random::<u32>().into());
         println!("{name}: {SEED}={seed}");
         Self { name, length, seed }
     }
 
-    /// The count for this length, unless the environment says otherwise.
+    /// Returns the number of faults for this length, unless the environment sets it.
     pub fn count(&self, short: usize, long: usize) -> usize {
         variable(COUNT).map_or(if self.length == Length::Short { short } else { long }, |count| count as usize)
     }
 
-    /// Dice of one part of the scenario: the same for the same seed, whatever the other parts do.
-    pub fn dice(&self, part: &str, number: usize) -> StdRng {
-        // Without keys: the same in every process.
+    /// Returns the random generator of one part of the scenario. It depends only on the seed, not on the other parts.
+    pub fn rng(&self, part: &str, number: usize) -> StdRng {
+        // This hasher is not randomized, so it returns the same value in every process.
         let mut hasher = DefaultHasher::new();
         (self.name, part, number, self.seed).hash(&mut hasher);
         StdRng::seed_from_u64(hasher.finish())
     }
 
-    /// The line of figures.
+    /// Prints the results of the run.
     pub fn report(&self, what: impl Display, figures: impl Display) {
         println!("{what}: seed {}, {figures}", self.seed);
     }
 }
 
-/// A number with commas, as people read it.
+/// Formats a number with commas.
 pub fn grouped(number: usize) -> String {
     let digits = number.to_string();
     let groups: Vec<&str> =
@@ -68,7 +68,7 @@ pub fn grouped(number: usize) -> String {
     groups.join(",")
 }
 
-/// The two tests of a scenario: the short one, and the long one that is ignored unless it is asked for.
+/// Defines the two tests of a scenario: a short one, and a long one that is ignored by default.
 #[macro_export]
 macro_rules! scenario {
     ($($name:ident => $run:expr;)+) => {

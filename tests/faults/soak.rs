@@ -1,12 +1,13 @@
-//! A soak: half of the top rate for long, with every kind of caller, subscribers and reads, and no growth.
+//! Soak test: half of the maximum rate for a long time, with all kinds of callers, subscribers and reads. Memory must
+//! not grow.
 
 use crate::calls::{Answer, Client, client};
-use crate::events::numbered;
+use crate::deployment::Deployment;
+use crate::events::numbered_event;
 use crate::journal::Journal;
 use crate::load::Tally;
 use crate::run::{Length, Run, grouped, variable};
 use crate::scenario;
-use crate::world::World;
 use meterd::proto::{GetCurrentMonthUsageRequest, GetUsageSummaryRequest, QueryUsageRequest};
 use rand::RngExt;
 use std::fs;
@@ -17,27 +18,27 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
-/// How long, unless the environment says otherwise.
+/// Duration of the soak test, if set in the environment.
 const SECONDS: &str = "METERD_SOAK_SECONDS";
 const SHORT_SECONDS: u64 = 10;
 const LONG_SECONDS: u64 = 1_800;
-/// How long the top rate is measured for, and how much of the soak is its warm-up: a tenth, at most two minutes.
+/// How long the maximum rate is measured. The warm-up is a tenth of the soak test, at most two minutes.
 const TOP_SECONDS: [u64; 2] = [3, 20];
 const WARM_UP_MAX: Duration = Duration::from_secs(120);
-/// Callers of each kind while the top rate is measured, and events of their calls.
+/// For each kind of call: the number of callers while the maximum rate is measured, and the number of events per call.
 const KINDS: [Kind; 3] =
     [Kind { callers: 32, events: 1 }, Kind { callers: 4, events: 100 }, Kind { callers: 4, events: 100 }];
-/// Calls that are under way at once. Further ones are late, and their latency says so.
+/// Maximum number of calls at the same time. Further calls start late, which increases their latency.
 const UNDER_WAY_MAX: usize = 2_000;
 const READS_EVERY: Duration = Duration::from_millis(100);
-/// A server may hold half as much again as after its warm-up: caches of clients and months fill, and allocators keep what
-/// the busiest moment has needed. What leaks grows with the events, by far more than that in half an hour.
+/// A server may use 1.5 times the memory that it used after the warm-up. Caches of clients and months grow, and
+/// allocators keep the memory of the busiest moment. A leak grows with the events, by far more in half an hour.
 const GROWTH_MAX: f64 = 1.5;
-/// Below this, growth is the allocator's.
+/// Below this size, the allocator dominates.
 const RSS_FLOOR_MIB: f64 = 64.0;
 
 scenario! {
-    a_soak_at_half_the_top_rate_loses_nothing_and_grows_nothing => soak;
+    half_of_the_maximum_rate_for_long_loses_no_event_and_leaks_no_memory => soak;
 }
 
 struct Kind {
@@ -45,7 +46,7 @@ struct Kind {
     events: u64,
 }
 
-/// What all callers share.
+/// State that all callers share.
 struct Shared {
     addresses: Vec<String>,
     journal: Arc<Journal>,
@@ -58,18 +59,18 @@ async fn soak(run: Run) {
     let length = run.length == Length::Long;
     let seconds = variable(SECONDS).unwrap_or(if length { LONG_SECONDS } else { SHORT_SECONDS });
     let soak = Duration::from_secs(seconds);
-    let world = World::start_with_keeper(run).await;
-    let subscribers = world.subscribers();
+    let deployment = Deployment::start_with_embedded(run).await;
+    let subscribers = deployment.subscribers();
     let shared = Arc::new(Shared {
-        addresses: world.addresses(),
-        journal: world.journal.clone(),
+        addresses: deployment.addresses(),
+        journal: deployment.journal.clone(),
         next: AtomicU64::new(0),
         settled: AtomicU64::new(0),
         done: AtomicBool::new(false),
     });
-    let start = memory(&world);
-    let (top, mut tally) = top_rates(&shared, Duration::from_secs(TOP_SECONDS[usize::from(length)])).await;
-    let held = world.held().await;
+    let start = memory(&deployment);
+    let (top, mut tally) = measure_maximum_rates(&shared, Duration::from_secs(TOP_SECONDS[usize::from(length)])).await;
+    let baseline = deployment.resources().await;
     let reading = tokio::spawn(read(shared.clone()));
     let begin = Instant::now();
     let settled_before = shared.settled.load(Ordering::Relaxed);
@@ -79,30 +80,30 @@ async fn soak(run: Run) {
     }
     let warm_up = WARM_UP_MAX.min(soak / 10);
     tokio::time::sleep(warm_up).await;
-    let warm = memory(&world);
+    let warm = memory(&deployment);
     tokio::time::sleep((soak / 2).saturating_sub(begin.elapsed())).await;
-    let middle = memory(&world);
+    let middle = memory(&deployment);
     let mut latencies = vec![];
-    for (of_kind, kind_tally) in paced.join_all().await {
-        latencies.extend(of_kind);
+    for (kind_latencies, kind_tally) in paced.join_all().await {
+        latencies.extend(kind_latencies);
         tally.add(kind_tally);
     }
     let reached = (shared.settled.load(Ordering::Relaxed) - settled_before) as f64 / begin.elapsed().as_secs_f64();
-    let end = memory(&world);
+    let end = memory(&deployment);
     shared.done.store(true, Ordering::Relaxed);
     let reads = reading.await.unwrap();
-    let found = world.find(tally, subscribers, held).await;
+    let found = deployment.find(tally, subscribers, baseline).await;
     latencies.sort_unstable();
     let percentile = |percent: usize| latencies[(latencies.len() - 1) * percent / 100].as_secs_f64() * 1e3;
-    let (top, [asked, reached]) =
+    let (top, [requested, reached]) =
         (top.iter().sum::<f64>(), [top.iter().sum::<f64>() / 2.0, reached].map(|rate| rate as usize));
-    world.run.report(
+    deployment.run.report(
         format!("soak of {seconds} s"),
         format!(
-            "top {} events/s, asked {}/s, reached {}/s, p50 {:.1} ms, p99 {:.1} ms, {} reads, {found}; MiB of both servers and \
+            "top {} events/s, requested {}/s, reached {}/s, p50 {:.1} ms, p99 {:.1} ms, {} reads, {found}; MiB of both servers and \
              PostgreSQL at the start {start}, after the warm-up {warm}, in the middle {middle}, at the end {end}",
             grouped(top as usize),
-            grouped(asked),
+            grouped(requested),
             grouped(reached),
             percentile(50),
             percentile(99),
@@ -110,11 +111,11 @@ async fn soak(run: Run) {
         ),
     );
     assert_eq!(found.checked.recorded, found.checked.acknowledged);
-    assert!(reached as f64 > 0.9 * asked as f64, "half of the top rate must be reached");
+    assert!(reached as f64 > 0.9 * requested as f64, "half of the maximum rate was not reached");
     for (warm, end) in warm.replicas.iter().zip(end.replicas) {
         assert!(end <= GROWTH_MAX * warm.max(RSS_FLOOR_MIB), "a server grew from {warm:.0} MiB to {end:.0} MiB");
     }
-    world.stop().await;
+    deployment.stop().await;
 }
 
 /// Sends a call of a kind until each of its events is acknowledged.
@@ -125,9 +126,9 @@ async fn send(shared: &Shared, clients: &mut [Client], kind: usize, tally: &mut 
         let mut answer = Answer::default();
         let client = &mut clients[(first % 2) as usize];
         match kind {
-            0 => answer.of_unary(client, first).await,
-            1 => answer.of_batch(client, &numbers).await,
-            _ => answer.of_stream(client, &numbers).await,
+            0 => answer.send_unary(client, first).await,
+            1 => answer.send_batch(client, &numbers).await,
+            _ => answer.send_stream(client, &numbers).await,
         }
         shared.journal.write(&answer.acknowledged);
         shared.settled.fetch_add(answer.acknowledged.len() as u64, Ordering::Relaxed);
@@ -141,8 +142,8 @@ fn clients(shared: &Shared) -> Vec<Client> {
     shared.addresses.iter().map(|address| client(address)).collect()
 }
 
-/// Events a second of each kind, all of them going as fast as they can together.
-async fn top_rates(shared: &Arc<Shared>, time: Duration) -> ([f64; KINDS.len()], Tally) {
+/// Measures the events per second of each kind, while all kinds run as fast as they can together.
+async fn measure_maximum_rates(shared: &Arc<Shared>, time: Duration) -> ([f64; KINDS.len()], Tally) {
     let mut callers = JoinSet::new();
     let begin = Instant::now();
     for (number, kind) in KINDS.iter().enumerate() {
@@ -159,20 +160,21 @@ async fn top_rates(shared: &Arc<Shared>, time: Duration) -> ([f64; KINDS.len()],
         }
     }
     let (mut rates, mut tally) = ([0.0; KINDS.len()], Tally::default());
-    for (number, events, of_caller) in callers.join_all().await {
+    for (number, events, caller_tally) in callers.join_all().await {
         rates[number] += events as f64 / time.as_secs_f64();
-        tally.add(of_caller);
+        tally.add(caller_tally);
     }
     (rates, tally)
 }
 
-/// Calls of a kind at a rate, whether or not the earlier ones have been answered. Gives the latencies from when each was due.
+/// Starts calls of a kind at a fixed rate, even if earlier calls are not finished. Returns the latencies, measured from
+/// the scheduled start of each call.
 async fn pace(shared: Arc<Shared>, kind: usize, rate: f64, time: Duration) -> (Vec<Duration>, Tally) {
     let every = Duration::from_secs_f64(KINDS[kind].events as f64 / rate);
     let mut ticks = tokio::time::interval(every.max(Duration::from_micros(100)));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
     let room = Arc::new(Semaphore::new(UNDER_WAY_MAX));
-    // A few connections, as a caller would have.
+    // Uses a few connections, as a real caller does.
     let connections: Vec<Vec<Client>> = (0..4).map(|_| clients(&shared)).collect();
     let (mut calls, mut latencies, mut tally) = (JoinSet::new(), vec![], Tally::default());
     let begin = Instant::now();
@@ -200,14 +202,14 @@ async fn pace(shared: Arc<Shared>, kind: usize, rate: f64, time: Duration) -> (V
     (latencies, tally)
 }
 
-/// Reads of a dashboard, all of which must be answered. Gives how many there were.
+/// Reads as a dashboard does. All reads must succeed. Returns the number of reads.
 async fn read(shared: Arc<Shared>) -> usize {
     let mut clients = clients(&shared);
     let mut reads = 0;
     while !shared.done.load(Ordering::Relaxed) {
         tokio::time::sleep(READS_EVERY).await;
         let last = shared.settled.load(Ordering::Relaxed).saturating_sub(1);
-        let client_id = numbered(rand::rng().random_range(0..=last / 2)).client_id;
+        let client_id = numbered_event(rand::rng().random_range(0..=last / 2)).client_id;
         let client = &mut clients[reads % 2];
         let month = client.get_current_month_usage(GetCurrentMonthUsageRequest { client_id: client_id.clone() }).await;
         let month = month.unwrap().into_inner().month;
@@ -226,7 +228,7 @@ async fn read(shared: Arc<Shared>) -> usize {
     reads
 }
 
-/// Memory in MiB: what is resident of each replica, and PostgreSQL's proportional share of all of its processes.
+/// Memory in MiB: the resident memory of each replica, and the proportional share of all PostgreSQL processes.
 #[derive(Clone, Copy)]
 struct Memory {
     replicas: [f64; 2],
@@ -240,14 +242,14 @@ impl std::fmt::Display for Memory {
     }
 }
 
-fn memory(world: &World) -> Memory {
+fn memory(deployment: &Deployment) -> Memory {
     let field = |file: String, name: &str| {
         let text = fs::read_to_string(file).unwrap_or_default();
         let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
         line.split_whitespace().next().and_then(|kib| kib.parse::<f64>().ok()).unwrap_or_default() / 1_024.0
     };
-    let replica = |at: usize| field(format!("/proc/{}/status", world.replicas[at].pid()), "VmRSS:");
-    let postmaster = world.database.postmaster().unwrap_or_default();
+    let replica = |at: usize| field(format!("/proc/{}/status", deployment.replicas[at].pid()), "VmRSS:");
+    let postmaster = deployment.database.postmaster().unwrap_or_default();
     let children = fs::read_to_string(format!("/proc/{postmaster}/task/{postmaster}/children")).unwrap_or_default();
     let processes = children.split_whitespace().chain([postmaster.as_str()]);
     let postgres = processes.map(|pid| field(format!("/proc/{pid}/smaps_rollup"), "Pss:")).sum();

@@ -1,4 +1,4 @@
-//! Subscribers to alerts that come back with their token: each must see every change once, in order.
+//! Alert subscribers that reconnect with their token. Each must receive every change once, in order.
 
 use crate::calls::reason;
 use crate::run::Run;
@@ -14,15 +14,15 @@ use tokio::task::JoinSet;
 use tonic::Status;
 use tonic::transport::Channel;
 
-/// A stream that is silent for longer than some heartbeats is dead.
+/// A stream that is silent for longer than some heartbeats is considered dead.
 const SILENCE_MAX: Duration = Duration::from_secs(4);
 const PAUSE: Duration = Duration::from_millis(20);
-/// Everybody must have the last change so soon after the faults have ended.
+/// Maximum time until all subscribers have received the last change after the faults have ended.
 const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(60);
-/// What a stream may end with.
+/// Reasons with which a stream may end.
 const REASONS: [&str; 2] = ["SHUTTING_DOWN", "DATABASE_UNAVAILABLE"];
 
-/// Subscribers at work.
+/// The running subscribers.
 pub struct Subscribers {
     tasks: JoinSet<()>,
     seen: Vec<watch::Receiver<Seen>>,
@@ -32,12 +32,12 @@ pub struct Subscribers {
 struct Seen {
     last: i64,
     reconnects: usize,
-    /// Changes out of turn, and statuses that nobody should get.
+    /// Changes in the wrong order, and statuses that are not allowed.
     wrong: Vec<String>,
 }
 
-/// What they saw, all of it right.
-pub struct Chains {
+/// What the subscribers received.
+pub struct FeedReport {
     subscribers: usize,
     pub length: i64,
     pub reconnects: usize,
@@ -48,14 +48,14 @@ impl Subscribers {
         let (mut tasks, mut seen) = (JoinSet::new(), vec![]);
         for number in 0..count {
             let (sender, receiver) = watch::channel(Seen::default());
-            tasks.spawn(follow(addresses.clone(), run.dice("subscriber", number), sender));
+            tasks.spawn(follow(addresses.clone(), run.rng("subscriber", number), sender));
             seen.push(receiver);
         }
         Self { tasks, seen }
     }
 
-    /// Waits until all have come to the end of the feed, and ends them.
-    pub async fn finish(mut self, pool: &PgPool) -> Chains {
+    /// Waits until all subscribers have reached the end of the feed, and stops them.
+    pub async fn finish(mut self, pool: &PgPool) -> FeedReport {
         let end = "SELECT sequence FROM alert_feed_counter";
         let end: i64 = sqlx::query_scalar(end).fetch_one(pool).await.unwrap();
         let deadline = Instant::now() + CATCH_UP_TIMEOUT;
@@ -63,25 +63,25 @@ impl Subscribers {
         for seen in &self.seen {
             loop {
                 let now = seen.borrow().clone();
-                assert_eq!(now.wrong, Vec::<String>::new(), "what a subscriber should not see");
+                assert_eq!(now.wrong, Vec::<String>::new(), "a subscriber received something wrong");
                 if now.last == end {
                     reconnects += now.reconnects;
                     break;
                 }
-                assert!(Instant::now() < deadline, "a subscriber stands at {} of {end}", now.last);
+                assert!(Instant::now() < deadline, "a subscriber is at {} of {end}", now.last);
                 tokio::time::sleep(PAUSE).await;
             }
         }
         self.tasks.shutdown().await;
-        Chains { subscribers: self.seen.len(), length: end, reconnects }
+        FeedReport { subscribers: self.seen.len(), length: end, reconnects }
     }
 }
 
-/// Follows the feed for good, over whatever connections.
-async fn follow(addresses: Vec<String>, mut dice: StdRng, seen: watch::Sender<Seen>) {
+/// Follows the feed forever over any number of connections.
+async fn follow(addresses: Vec<String>, mut rng: StdRng, seen: watch::Sender<Seen>) {
     let mut token = String::new();
     loop {
-        let address = &addresses[dice.random_range(0..addresses.len())];
+        let address = &addresses[rng.random_range(0..addresses.len())];
         let status = connection(address, &mut token, &seen).await;
         seen.send_modify(|seen| {
             seen.reconnects += 1;
@@ -95,7 +95,7 @@ async fn follow(addresses: Vec<String>, mut dice: StdRng, seen: watch::Sender<Se
     }
 }
 
-/// One connection, until it breaks: with a status, or with silence.
+/// Reads from one connection until it breaks with a status or becomes silent.
 async fn connection(address: &str, token: &mut String, seen: &watch::Sender<Seen>) -> Option<Status> {
     let channel = Channel::from_shared(address.to_string()).unwrap().connect_timeout(SILENCE_MAX).connect_lazy();
     let request =
@@ -128,9 +128,9 @@ async fn connection(address: &str, token: &mut String, seen: &watch::Sender<Seen
     }
 }
 
-impl std::fmt::Display for Chains {
+impl std::fmt::Display for FeedReport {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { subscribers, length, reconnects } = self;
-        write!(f, "{subscribers} chains of {length} unbroken over {reconnects} reconnects")
+        write!(f, "{subscribers} subscribers received {length} changes without gaps over {reconnects} reconnects")
     }
 }

@@ -1,8 +1,8 @@
-//! Random requests.
+//! Generates random requests.
 
-use crate::bad_kinds::Case;
-use crate::bad_requests::fine_request;
-use crate::bad_world::{Place, World, cases_of, parent, path, places};
+use crate::bad_requests::valid_request;
+use crate::bad_test_data::{FieldPath, TestData, cases_of_field, field_paths, parent, path_text};
+use crate::bad_values::Case;
 use crate::contract::*;
 use prost::Message;
 use prost_reflect::{DynamicMessage, FieldDescriptor, Kind, MapKey, MethodDescriptor, ReflectMessage, Value};
@@ -12,7 +12,7 @@ use rand::{Rng, RngExt};
 use std::collections::HashMap;
 use std::sync::Mutex;
 
-/// How often an RPC is called, the others ten times: some take long, some record what the rest is about.
+/// Relative frequency of an RPC; others have 10. Some RPCs take long, and some record the data that the others need.
 const WEIGHTS: [(&str, u32); 9] = [
     ("TrackUsage", 60),
     ("BatchTrackUsage", 40),
@@ -24,26 +24,26 @@ const WEIGHTS: [(&str, u32); 9] = [
     ("CreateApiKey", 2),
     ("RotateApiKey", 2),
 ];
-/// Values larger than this are sent by other tests.
+/// Other tests send larger values.
 const VALUE_BYTES_MAX: usize = 4_000;
-/// Most ids and tokens of a name that are kept.
+/// Maximum number of remembered ids and tokens per name.
 const KNOWN_MAX: usize = 100;
-/// Months of random times: each is a partition.
+/// Months of random times. Each month creates a partition.
 const TIMES: [i64; 8] =
     [0, 1, 1_700_000_000, 1_790_000_000, 1_795_262_399, 1_795_262_400, 1_795_262_700, 253_402_300_799];
 
-/// Ids and tokens that the server has given out, by the field that takes them.
+/// Ids and tokens that the server returned, by the name of the field that takes them.
 pub struct Known(Mutex<HashMap<String, Vec<String>>>);
 
 impl Known {
-    /// What is there at the begin.
-    pub fn new(world: &World) -> Self {
+    /// Starts with the ids that exist at the beginning.
+    pub fn new(data: &TestData) -> Self {
         let clients = ["acme", "beta", "gamma", "client-1", "client-2"].map(String::from).to_vec();
         let known = [
             ("client_id", clients),
-            ("event_id", vec![world.event_id.clone()]),
-            ("alert_id", vec![world.alert_id.clone()]),
-            ("notification_id", vec!["told".into()]),
+            ("event_id", vec![data.event_id.clone()]),
+            ("alert_id", vec![data.alert_id.clone()]),
+            ("notification_id", vec!["sent".into()]),
             ("key_id", vec!["0123456789abcdef".into()]),
             ("job", meterd_engine::jobs::names()),
             ("service", ["sms", "openai", "stripe", "api_call", "service-1"].map(String::from).to_vec()),
@@ -51,7 +51,7 @@ impl Known {
         Self(Mutex::new(known.into_iter().map(|(name, values)| (name.to_string(), values)).collect()))
     }
 
-    /// Takes ids and tokens from an answer.
+    /// Remembers ids and tokens of a response.
     pub fn learn(&self, answer: &Answer) {
         for message in &answer.messages {
             self.learn_from(message);
@@ -90,48 +90,48 @@ impl Known {
     }
 }
 
-/// An RPC with its fine request, and the values that its fields may be given.
+/// An RPC with its valid request and the values for its fields.
 struct Prepared {
     rpc: MethodDescriptor,
-    fine: String,
-    places: Vec<(Place, Vec<Case>)>,
+    valid: String,
+    field_paths: Vec<(FieldPath, Vec<Case>)>,
     weight: u32,
 }
 
-/// What is sent.
+/// A generated request.
 pub struct Made {
     pub rpc: MethodDescriptor,
     pub messages: Vec<Vec<u8>>,
-    /// Whether these are messages of the method.
+    /// Whether these are valid messages of the method.
     pub is_message: bool,
 }
 
-/// Makes requests.
+/// Generates requests.
 pub struct Requests(Vec<Prepared>);
 
 impl Requests {
-    /// To every RPC.
-    pub async fn new(world: &mut World) -> Self {
+    /// Prepares requests to every RPC.
+    pub async fn new(data: &mut TestData) -> Self {
         let mut prepared = vec![];
         for rpc in rpcs() {
             let mut found = vec![];
-            places(&rpc.input(), &[], &mut found);
-            let mut fine = world.fine(&rpc).await;
+            field_paths(&rpc.input(), &[], &mut found);
+            let mut valid = data.valid(&rpc).await;
             let tokens = ["QUFBQUFBQUFBQUFBQUFBQUFBQQ".into(), "QkJCQkJCQkJCQkJCQkJCQkJCQkI".into()];
-            let cases = |place: Place| {
-                let unique = format!("{}-{}", rpc.name(), path(&place).len());
-                let mut cases = cases_of(&rpc, &place, &mut fine, &tokens, &unique);
+            let cases = |path: FieldPath| {
+                let unique = format!("{}-{}", rpc.name(), path_text(&path).len());
+                let mut cases = cases_of_field(&rpc, &path, &mut valid, &tokens, &unique);
                 cases.retain(|case| case.value.as_ref().is_none_or(|value| bytes_of(value) <= VALUE_BYTES_MAX));
-                (place, cases)
+                (path, cases)
             };
-            let places = found.into_iter().map(cases).collect();
+            let field_paths = found.into_iter().map(cases).collect();
             let weight = WEIGHTS.iter().find(|(name, _)| *name == rpc.name()).map_or(10, |(_, weight)| *weight);
-            prepared.push(Prepared { fine: fine_request(rpc.name()), places, weight, rpc });
+            prepared.push(Prepared { valid: valid_request(rpc.name()), field_paths, weight, rpc });
         }
         Self(prepared)
     }
 
-    /// A request.
+    /// Returns a random request.
     pub fn make(&self, random: &mut StdRng, known: &Known) -> Made {
         let prepared = self.0.choose_weighted(random, |prepared| prepared.weight).unwrap();
         let count = if prepared.rpc.is_client_streaming() { random.random_range(0..6) } else { 1 };
@@ -144,7 +144,7 @@ impl Requests {
                 let message =
                     if random.random() { any_message(prepared, random) } else { prepared.plausible(random, known) };
                 let other = self.0.choose(random).unwrap().plausible(random, known).encode_to_vec();
-                spoiled(message.encode_to_vec(), &other, random)
+                corrupted(message.encode_to_vec(), &other, random)
             }
         };
         let messages = (0..count).map(|_| one()).collect();
@@ -153,12 +153,12 @@ impl Requests {
 }
 
 impl Prepared {
-    /// The fine request, with some fields changed.
+    /// Returns the valid request with some fields changed.
     fn plausible(&self, random: &mut StdRng, known: &Known) -> DynamicMessage {
-        // Few numbers, so that keys and ids come again with other contents, or one that is new.
+        // Small numbers repeat keys and ids with other contents. Large numbers are new.
         let few = random.random_bool(0.4);
         let number = if few { random.random_range(0..40) } else { random.random::<u32>() };
-        let mut text = self.fine.replace("$N", &number.to_string());
+        let mut text = self.valid.replace("$N", &number.to_string());
         for (sign, name) in [("$KEY", "key_id"), ("$EVENT", "event_id"), ("$ALERT", "alert_id")] {
             if text.contains(sign) {
                 text = text.replace(sign, &known.any(name, random).unwrap_or_default());
@@ -178,18 +178,18 @@ impl Prepared {
         }
         let changes = *[0, 0, 1, 1, 1, 2, 3, 5].choose(random).unwrap();
         for _ in 0..changes {
-            if let Some((place, cases)) = self.places.choose(random) {
-                change(&mut message, place, cases, random, known);
+            if let Some((path, cases)) = self.field_paths.choose(random) {
+                change(&mut message, path, cases, random, known);
             }
         }
         message
     }
 }
 
-/// Gives a field another value.
-fn change(message: &mut DynamicMessage, place: &Place, cases: &[Case], random: &mut StdRng, known: &Known) {
-    let field = place.last().unwrap();
-    let Some(message) = parent(message, place) else { return };
+/// Sets a field to another value.
+fn change(message: &mut DynamicMessage, path: &FieldPath, cases: &[Case], random: &mut StdRng, known: &Known) {
+    let field = path.last().unwrap();
+    let Some(message) = parent(message, path) else { return };
     let is_text = field.kind() == Kind::String && !field.is_list();
     let known = if is_text { known.any(field.name(), random) } else { None };
     match (random.random_range(0..100), known, cases.choose(random)) {
@@ -199,7 +199,7 @@ fn change(message: &mut DynamicMessage, place: &Place, cases: &[Case], random: &
                 Some(value) => message.set_field(field, value.clone()),
                 None => message.clear_field(field),
             }
-            if let Some((name, value)) = &case.beside {
+            if let Some((name, value)) = &case.sibling {
                 message.set_field_by_name(name, value.clone());
             }
         }
@@ -207,7 +207,7 @@ fn change(message: &mut DynamicMessage, place: &Place, cases: &[Case], random: &
     }
 }
 
-/// A message with any values, whatever they mean.
+/// Returns a message with arbitrary values.
 fn any_message(prepared: &Prepared, random: &mut StdRng) -> DynamicMessage {
     let mut message = DynamicMessage::new(prepared.rpc.input());
     fill(&mut message, random, 4);
@@ -262,13 +262,13 @@ fn any_single(kind: &Kind, random: &mut StdRng, depth: u32) -> Value {
             }
             Value::Message(message)
         }
-        other => panic!("the contract has no {other:?}"),
+        other => panic!("the proto files have no {other:?}"),
     }
 }
 
-/// A text that may mean something, or none.
+/// Returns a text that may have a meaning or not.
 fn any_text(random: &mut StdRng) -> String {
-    const MEANT: [&str; 24] = [
+    const MEANINGFUL: [&str; 24] = [
         "acme",
         "beta",
         "sms",
@@ -299,7 +299,7 @@ fn any_text(random: &mut StdRng) -> String {
         '🚀', '\u{85}',
     ];
     match random.random_range(0..10) {
-        0..6 => MEANT.choose(random).unwrap().to_string(),
+        0..6 => MEANINGFUL.choose(random).unwrap().to_string(),
         6..9 => {
             let length = random.random_range(0..12);
             (0..length).map(|_| *LETTERS.choose(random).unwrap()).collect()
@@ -311,7 +311,7 @@ fn any_text(random: &mut StdRng) -> String {
 fn any_bytes(random: &mut StdRng) -> Vec<u8> {
     let mut bytes = vec![0; random.random_range(0..200)];
     random.fill_bytes(&mut bytes);
-    // Field numbers that there are, so that it goes on a while.
+    // Use existing field numbers, so that decoding does not fail at once.
     if random.random()
         && let Some(first) = bytes.first_mut()
     {
@@ -320,8 +320,8 @@ fn any_bytes(random: &mut StdRng) -> Vec<u8> {
     bytes
 }
 
-/// Bytes with some of them changed.
-fn spoiled(mut bytes: Vec<u8>, other: &[u8], random: &mut StdRng) -> Vec<u8> {
+/// Returns the bytes with some of them changed.
+fn corrupted(mut bytes: Vec<u8>, other: &[u8], random: &mut StdRng) -> Vec<u8> {
     for _ in 0..random.random_range(1..4) {
         let at = random.random_range(0..=bytes.len());
         let end = random.random_range(at..=bytes.len().min(at + 20));
@@ -338,7 +338,7 @@ fn spoiled(mut bytes: Vec<u8>, other: &[u8], random: &mut StdRng) -> Vec<u8> {
     bytes
 }
 
-/// About how long a value is.
+/// Returns the approximate size of a value in bytes.
 fn bytes_of(value: &Value) -> usize {
     match value {
         Value::String(text) => text.len(),

@@ -10,9 +10,9 @@
 //! What differs from run to run is written as `<id 1>`, `<now>` and so on: see `normal.rs`. See `topic.rs` for what an exchange
 //! may say.
 
-#[path = "../api/answers.rs"]
+#[path = "../api/assertions.rs"]
 #[expect(dead_code, reason = "the other tests'")]
-mod answers;
+mod assertions;
 mod call;
 mod contract;
 mod diff;

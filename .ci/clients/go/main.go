@@ -1,4 +1,4 @@
-// Streams events with grpc-go as fast as it takes them: arguments are client id, streams, events a stream.
+// Streams events with grpc-go as fast as possible. Arguments: client id, number of streams, events per stream.
 package main
 
 import (
@@ -52,7 +52,7 @@ func run(ctx context.Context, service meteringv1.UsageServiceClient, clientID st
 				ClientId: clientID, Service: "email", IdempotencyKey: fmt.Sprintf("%d-%d", number, event),
 			}}
 			if stream.Send(message) != nil {
-				return // The reader learns why.
+				return // The receiving loop gets the error.
 			}
 		}
 		_ = stream.CloseSend()
@@ -79,7 +79,7 @@ func run(ctx context.Context, service meteringv1.UsageServiceClient, clientID st
 	}
 }
 
-// Checks the health on the same connection until the streams have ended.
+// Runs health checks on the same connection until the streams have ended.
 func otherCalls(ctx context.Context, connection *grpc.ClientConn, done <-chan struct{}) {
 	health := grpc_health_v1.NewHealthClient(connection)
 	for {
@@ -88,11 +88,11 @@ func otherCalls(ctx context.Context, connection *grpc.ClientConn, done <-chan st
 			return
 		case <-time.After(50 * time.Millisecond):
 		}
-		begun := time.Now()
+		started := time.Now()
 		if _, err := health.Check(ctx, &grpc_health_v1.HealthCheckRequest{}); err != nil {
 			add(0, 0, "health: "+err.Error())
 		}
-		result.SlowestCheckMs = max(result.SlowestCheckMs, time.Since(begun).Milliseconds())
+		result.SlowestCheckMs = max(result.SlowestCheckMs, time.Since(started).Milliseconds())
 	}
 }
 

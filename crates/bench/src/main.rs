@@ -35,7 +35,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use meterd_binary::MeterdBinary;
 use postgres::Postgres;
 use preload::Preload;
-use product::entry::{self, Common, Given, fail};
+use product::entry::{self, CommandLine, Common, fail};
 use product::{MeterdCommand, help, print};
 use report::Report;
 use serde_json::Value;
@@ -83,13 +83,13 @@ enum Only {
 fn parse() -> anyhow::Result<Result<Cli, ExitCode>> {
     let command = help::arranged_flags(Cli::command());
     let settings = MeterdCommand::augment_subcommands(clap::Command::new("meterd"));
-    let given = Given::read(std::env::args_os().collect(), settings.subcommand(command.clone().name(COMMAND)))?;
-    let (cli, matches) = match given.parse::<Cli>(command) {
+    let line = CommandLine::read(std::env::args_os().collect(), settings.subcommand(command.clone().name(COMMAND)))?;
+    let (cli, matches) = match line.parse::<Cli>(command) {
         Ok(parsed) => parsed,
         Err(code) => return Ok(Err(code)),
     };
-    given.check(COMMAND, &matches, &cli.common)?;
-    for note in given.notes(COMMAND, &matches)? {
+    line.check(COMMAND, &matches, &cli.common)?;
+    for note in line.notes(COMMAND, &matches)? {
         print::note(format_args!("note: {note}"));
     }
     Ok(Ok(cli))
@@ -99,12 +99,12 @@ fn parse() -> anyhow::Result<Result<Cli, ExitCode>> {
 async fn main() -> ExitCode {
     let cli = match parse() {
         Ok(Ok(cli)) => cli,
-        Ok(Err(code)) => return print::end(code),
+        Ok(Err(code)) => return print::finish(code),
         Err(error) => return fail(&error, None),
     };
     let _log = cli.common.start_log(false);
     match run(&cli).await {
-        Ok(code) => print::end(code),
+        Ok(code) => print::finish(code),
         Err(error) => fail(&error, None),
     }
 }

@@ -1,20 +1,23 @@
-//! What a caller may do, and for whom.
+//! Permissions of a caller: which scopes, for which clients.
 
 use std::collections::BTreeSet;
 
-/// What may be done.
+/// A permission.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
     /// Record usage.
     Ingest,
     /// Read clients, usage and alerts.
     Read,
-    /// Change everything; and what the other two may.
+    /// Change everything. Includes `ingest` and `read`.
     Admin,
 }
 
 impl Scope {
-    /// Its name in messages and settings.
+    /// All scopes.
+    pub const ALL: [Self; 3] = [Self::Ingest, Self::Read, Self::Admin];
+
+    /// Returns its name in messages and settings.
     pub fn name(self) -> &'static str {
         match self {
             Self::Ingest => "ingest",
@@ -23,9 +26,9 @@ impl Scope {
         }
     }
 
-    /// The scope of this name.
+    /// Returns the scope of this name.
     pub fn parse(name: &str) -> Option<Self> {
-        [Self::Ingest, Self::Read, Self::Admin].into_iter().find(|scope| scope.name() == name)
+        Self::ALL.into_iter().find(|scope| scope.name() == name)
     }
 }
 
@@ -45,16 +48,16 @@ pub enum ActorKind {
 /// Most clients that all scopes of a caller name together: a filter may name as many.
 pub const GRANTED_CLIENTS_MAX: usize = 100;
 
-/// Whom a scope is for.
+/// The clients that a scope covers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Clients {
-    /// All, those to come included, and what is nobody's in particular.
+    /// All clients, including future ones, and everything that belongs to no client.
     All,
-    /// These.
+    /// Only these clients.
     These(BTreeSet<String>),
 }
 
-/// Whom each scope is for; nothing where the caller has not the scope.
+/// The clients that each scope is for. `None` if the caller does not have the scope.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Grants {
     pub ingest: Option<Clients>,
@@ -63,12 +66,12 @@ pub struct Grants {
 }
 
 impl Grants {
-    /// Everything.
+    /// Grants everything.
     pub fn everything() -> Self {
         Self { admin: Some(Clients::All), ..Self::default() }
     }
 
-    /// Grants the scope.
+    /// Grants a scope for these clients.
     pub fn set(&mut self, scope: Scope, clients: Clients) {
         *match scope {
             Scope::Ingest => &mut self.ingest,
@@ -77,7 +80,7 @@ impl Grants {
         } = Some(clients);
     }
 
-    /// What the scope is for by itself, admin left aside.
+    /// Returns the clients that the scope itself is for, without those of the admin scope.
     pub fn get(&self, scope: Scope) -> Option<&Clients> {
         match scope {
             Scope::Ingest => self.ingest.as_ref(),
@@ -86,33 +89,33 @@ impl Grants {
         }
     }
 
-    /// What gives the scope: itself, or admin, which includes the others.
-    fn giving(&self, scope: Scope) -> impl Iterator<Item = &Clients> {
+    /// Returns the grants that include the scope: its own and admin.
+    fn grants_including(&self, scope: Scope) -> impl Iterator<Item = &Clients> {
         let own = if scope == Scope::Admin { None } else { self.get(scope) };
         own.into_iter().chain(&self.admin)
     }
 
-    /// Whether the caller has the scope, for whomever.
+    /// Returns whether the caller has the scope for any client.
     pub fn has(&self, scope: Scope) -> bool {
-        self.giving(scope).next().is_some()
+        self.grants_including(scope).next().is_some()
     }
 
-    /// Whether the scope covers this client.
+    /// Returns whether the scope covers this client.
     pub fn covers(&self, scope: Scope, client_id: &str) -> bool {
-        self.giving(scope).any(|clients| match clients {
+        self.grants_including(scope).any(|clients| match clients {
             Clients::All => true,
             Clients::These(ids) => ids.contains(client_id),
         })
     }
 
-    /// Whether the scope covers all clients.
+    /// Returns whether the scope covers all clients.
     pub fn covers_all(&self, scope: Scope) -> bool {
-        self.giving(scope).any(|clients| *clients == Clients::All)
+        self.grants_including(scope).any(|clients| *clients == Clients::All)
     }
 
-    /// The clients that the scope covers, sorted, where it does not cover all.
+    /// Returns the clients named for the scope, sorted. Clients are not named if the scope covers all.
     pub fn covered(&self, scope: Scope) -> Vec<String> {
-        let these = self.giving(scope).filter_map(|clients| match clients {
+        let these = self.grants_including(scope).filter_map(|clients| match clients {
             Clients::All => None,
             Clients::These(ids) => Some(ids),
         });
@@ -138,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn admin_includes_the_others_for_its_clients() {
+    fn admin_includes_the_other_scopes_for_its_clients() {
         let grants = Grants { read: these(&["a"]), admin: these(&["b"]), ingest: None };
         assert!(grants.has(Scope::Ingest) && grants.covers(Scope::Ingest, "b") && !grants.covers(Scope::Ingest, "a"));
         assert_eq!(grants.covered(Scope::Read), ["a", "b"]);
@@ -147,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn no_grant_covers_nothing() {
+    fn empty_grants_cover_nothing() {
         let grants = Grants::default();
         for scope in [Scope::Ingest, Scope::Read, Scope::Admin] {
             assert!(!grants.has(scope) && !grants.covers(scope, "") && !grants.covers_all(scope));

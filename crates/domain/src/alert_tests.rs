@@ -17,7 +17,7 @@ fn facts(cost: &str, previous: &str, today: &str) -> MonthFacts {
     }
 }
 
-/// Types, severities and thresholds of what is raised in a month that has had nothing yet.
+/// Returns type, severity and threshold of each alert to raise in a month that has no alerts yet.
 fn raised(facts: &MonthFacts) -> Vec<(AlertType, Severity, String)> {
     let findings = facts.to_raise(&Policy::default(), AlertSet::default(), AlertSet::default());
     findings.into_iter().map(|finding| (finding.kind, finding.severity, finding.threshold.to_string())).collect()
@@ -27,7 +27,7 @@ use AlertType::{Anomaly, Projection, Spike, Threshold};
 use Severity::{Critical, Warning};
 
 #[test]
-fn a_threshold_is_reached_exactly_at_its_line_and_only_the_highest_is_raised() {
+fn only_the_highest_reached_threshold_is_raised() {
     assert_eq!(raised(&facts("49.999999999999", "0", "2026-11-30")), []);
     assert_eq!(raised(&facts("50", "0", "2026-11-30")), [(Threshold, Warning, "50".into())]);
     assert_eq!(raised(&facts("99.999999999999", "0", "2026-11-30")), [(Threshold, Warning, "50".into())]);
@@ -35,7 +35,7 @@ fn a_threshold_is_reached_exactly_at_its_line_and_only_the_highest_is_raised() {
 }
 
 #[test]
-fn a_spike_is_measured_against_the_whole_month_before_from_its_baseline_on() {
+fn a_spike_compares_with_the_whole_previous_month_above_the_baseline() {
     assert_eq!(raised(&facts("14.999999999999", "10", "2026-11-30")), []);
     assert_eq!(raised(&facts("15", "10", "2026-11-30")), [(Spike, Warning, "15".into())]);
     assert_eq!(raised(&facts("20", "10", "2026-11-30")), [(Spike, Critical, "20".into())]);
@@ -47,19 +47,19 @@ fn a_spike_is_measured_against_the_whole_month_before_from_its_baseline_on() {
 }
 
 #[test]
-fn a_projection_begins_on_its_day_leaves_what_recurs_alone_and_is_of_the_present_month_only() {
+fn only_the_current_month_is_projected_from_its_first_projection_day() {
     assert_eq!(raised(&facts("40", "0", "2026-11-02")), []);
     assert_eq!(raised(&facts("15", "0", "2026-11-03")), [(Projection, Warning, "150".into())]);
     assert_eq!(raised(&facts("14.999999999999", "0", "2026-11-03")), []);
     // 5 + 10 × 30 ÷ 3.
-    let with_numbers = MonthFacts { recurring_cost: total("5"), ..facts("15", "0", "2026-11-03") };
-    assert_eq!(raised(&with_numbers), []);
-    let late = MonthFacts { month: Month::parse("2026-10").unwrap(), ..facts("45", "0", "2026-11-03") };
-    assert_eq!(raised(&late), []);
+    let with_recurring = MonthFacts { recurring_cost: total("5"), ..facts("15", "0", "2026-11-03") };
+    assert_eq!(raised(&with_recurring), []);
+    let last_month = MonthFacts { month: Month::parse("2026-10").unwrap(), ..facts("45", "0", "2026-11-03") };
+    assert_eq!(raised(&last_month), []);
 }
 
 #[test]
-fn what_is_beside_a_month_need_not_be_known_where_it_cannot_decide() {
+fn may_raise_is_false_if_no_other_value_can_raise_an_alert() {
     let none = AlertSet::default();
     let may = |cost: &str, open| facts(cost, "0", "2026-11-30").may_raise(&Policy::default(), open, open);
     assert!(!may("1.499999999999", none) && may("1.5", none));
@@ -68,7 +68,7 @@ fn what_is_beside_a_month_need_not_be_known_where_it_cannot_decide() {
 
 proptest! {
     #[test]
-    fn what_is_raised_may_be_raised_whatever_is_beside_it(
+    fn may_raise_is_true_whenever_an_alert_is_raised(
         cost in 0i64..20_000, previous in 0i64..20_000, recurring in 0i64..200, day in 1u32..=30, raised in 0i32..64, open in 0i32..64
     ) {
         let cents = |count: i64| Total::from_scaled(I256::from(i128::from(count) * 10i128.pow(10)));
@@ -83,7 +83,7 @@ proptest! {
 }
 
 #[test]
-fn nothing_is_raised_by_a_month_that_has_cost_nothing() {
+fn a_month_without_cost_raises_no_alert() {
     let zero = Policy { monthly_warning: Total::ZERO, monthly_critical: Total::ZERO, ..Policy::default() };
     let none = AlertSet::default();
     assert_eq!(facts("0", "0", "2026-11-20").to_raise(&zero, none, none), []);
@@ -91,7 +91,7 @@ fn nothing_is_raised_by_a_month_that_has_cost_nothing() {
 }
 
 #[test]
-fn a_rule_that_is_switched_off_raises_nothing_and_lets_its_open_alerts_go() {
+fn a_disabled_rule_raises_nothing_and_resolves_its_open_alerts() {
     let facts = facts("200", "10", "2026-11-10");
     let off = Policy { threshold_enabled: false, spike_enabled: false, projection_enabled: false, ..Policy::default() };
     let none = AlertSet::default();
@@ -104,7 +104,7 @@ fn a_rule_that_is_switched_off_raises_nothing_and_lets_its_open_alerts_go() {
 }
 
 #[test]
-fn an_alert_is_over_when_its_line_moves_away_or_its_usage_is_corrected_not_when_time_passes() {
+fn an_alert_is_resolved_by_a_new_threshold_or_a_correction_but_not_by_time() {
     let now = facts("120", "0", "2026-11-10");
     let alert = now.reached(&Policy::default(), Threshold, Critical).unwrap();
     let higher = Policy { monthly_critical: total("121"), ..Policy::default() };
@@ -115,13 +115,13 @@ fn an_alert_is_over_when_its_line_moves_away_or_its_usage_is_corrected_not_when_
     assert!(!facts("60", "0", "2026-11-30").resolves(&Policy::default(), &projected));
     let next_month = MonthFacts { today: parse_day("2026-12-05").unwrap(), ..facts("60", "0", "2026-11-10") };
     assert!(!next_month.resolves(&Policy::default(), &projected));
-    // Late usage in the month before moves the line of a spike.
+    // Late usage in the previous month changes the threshold of a spike.
     let spike = facts("15", "10", "2026-11-10").reached(&Policy::default(), Spike, Warning).unwrap();
     assert!(facts("15", "11", "2026-11-10").resolves(&Policy::default(), &spike));
 }
 
 #[test]
-fn what_is_open_is_not_raised_again_and_a_warning_never_follows_a_critical_alert() {
+fn an_open_alert_is_not_raised_again_and_no_warning_follows_a_critical_alert() {
     let policy = Policy { spike_enabled: false, projection_enabled: false, ..Policy::default() };
     let (warning, critical) = (AlertSet::of(Threshold, Warning), AlertSet::of(Threshold, Critical));
     let severity = |cost, raised, open| {
@@ -132,7 +132,7 @@ fn what_is_open_is_not_raised_again_and_a_warning_never_follows_a_critical_alert
     assert_eq!(severity("60", warning, warning), None);
     assert_eq!(severity("110", warning, warning), Some(Critical));
     assert_eq!(severity("110", critical, critical), None);
-    // The critical one was resolved: no warning follows it, but it may come back itself.
+    // The critical alert was resolved. No warning follows it, but it can be raised again.
     assert_eq!(severity("60", critical, none), None);
     assert_eq!(severity("110", critical, none), Some(Critical));
     assert_eq!(severity("60", warning, none), Some(Warning));
@@ -148,7 +148,7 @@ fn day(value: &str, sum_before: &str, days_with_usage: u32, service: &str) -> Op
 }
 
 #[test]
-fn steady_usage_is_no_anomaly_from_the_first_day_that_can_be_one() {
+fn steady_usage_is_never_an_anomaly() {
     let day = parse_day("2026-11-21").unwrap();
     let steady = |days: u32| DayFacts {
         service: String::new(),
@@ -165,7 +165,7 @@ fn steady_usage_is_no_anomaly_from_the_first_day_that_can_be_one() {
 }
 
 #[test]
-fn an_anomaly_is_above_three_times_the_mean_of_29_days_seven_of_them_with_usage() {
+fn an_anomaly_is_above_three_times_the_mean_of_29_days() {
     assert_eq!(day("6", "58", 29, ""), None);
     let finding = day("6.000000000001", "58", 29, "").unwrap();
     assert_eq!((finding.kind, finding.severity, finding.threshold), (Anomaly, Warning, total("6")));
@@ -179,7 +179,7 @@ fn an_anomaly_is_above_three_times_the_mean_of_29_days_seven_of_them_with_usage(
 }
 
 #[test]
-fn messages_are_sentences_with_rounded_figures() {
+fn messages_are_sentences_with_rounded_numbers() {
     let month = facts("103.2000825", "40", "2026-11-10");
     let text = |kind, severity| month.reached(&Policy::default(), kind, severity).unwrap().message("acme", "USD");
     assert_eq!(
@@ -208,7 +208,7 @@ fn messages_are_sentences_with_rounded_figures() {
 }
 
 #[test]
-fn an_alert_survives_the_database() {
+fn an_alert_is_the_same_after_it_was_stored() {
     let finding = facts("120", "10", "2026-11-10").reached(&Policy::default(), Spike, Critical).unwrap();
     let alert = Alert {
         alert_id: "a".into(),
@@ -227,10 +227,10 @@ fn an_alert_survives_the_database() {
 }
 
 proptest! {
-    /// Usage that comes in any number of steps raises each level at most once, the highest in the end, never a warning
-    /// after a critical alert, and exactly when the total is at or over its line.
+    /// For usage in any number of steps: each severity is raised at most once, the highest reached one at the end, and
+    /// no warning after a critical alert. An alert is raised exactly when the total is at or above its threshold.
     #[test]
-    fn any_steps_raise_each_level_once_and_in_order(
+    fn any_steps_raise_each_severity_once_and_in_order(
         steps in prop::collection::vec(0i128..40_000_000_000_000, 1..40), previous in 0i128..60_000_000_000_000,
         day in 1u32..=30,
     ) {

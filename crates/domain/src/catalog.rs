@@ -1,5 +1,6 @@
-//! One immutable snapshot of services, prices and aliases, and the rule which price applies.
+//! An immutable snapshot of services, prices and aliases, and the rule that selects a price.
 
+use crate::alert::numbered;
 use crate::event::{Charge, UnpricedReason, UsageEvent};
 use crate::price::Price;
 use chrono::{DateTime, Utc};
@@ -7,36 +8,49 @@ use foldhash::fast::RandomState;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+/// What kind of thing a service is. The numbers are those of the proto enum, and are stored in the database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(i16)]
+pub enum ServiceCategory {
+    Ai = 1,
+    Messaging = 2,
+    Voice = 3,
+    Payment = 4,
+    Storage = 5,
+    Other = 6,
+}
+numbered!(ServiceCategory, "category", [Ai, Messaging, Voice, Payment, Storage, Other]);
+
 /// Something that can be metered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
     /// Name in events.
     pub service: Arc<str>,
-    /// Name for people.
+    /// Name shown to people.
     pub display_name: String,
-    /// Number of proto enum ServiceCategory.
+    /// A number of [`ServiceCategory`].
     pub category: i16,
-    /// What one unit is.
+    /// Name of the unit.
     pub unit: String,
-    /// Charged once a period: not scaled in projections.
+    /// Charged once per period and therefore not scaled in projections.
     pub recurring: bool,
-    /// Charged, but left out of message, call and minute counts.
+    /// Operations that are charged but not included in message, call and minute counts.
     pub uncounted_operations: Vec<String>,
 }
 
-/// Looked up for every event.
+/// A map that is read for every event.
 type ByName<T> = HashMap<Arc<str>, T, RandomState>;
 
-/// Prices of one scope, the earliest first.
+/// Prices of one scope, sorted by time.
 type Timeline = Vec<Price>;
 
-/// Prices of one service: model ("" is any) → operation ("" is any) → timeline.
+/// Prices of one service: model → operation → timeline. An empty model or operation matches any.
 type ServicePrices = ByName<ByName<Timeline>>;
 
-/// All that pricing needs, of one version of the catalogue.
+/// Everything that pricing needs, from one version of the catalogue.
 #[derive(Debug, Default)]
 pub struct Catalog {
-    /// The version that this is a snapshot of.
+    /// The version of the catalogue.
     pub version: i64,
     services: BTreeMap<Arc<str>, Service>,
     /// By service.
@@ -46,7 +60,7 @@ pub struct Catalog {
 }
 
 impl Catalog {
-    /// An empty catalogue of this version.
+    /// Creates an empty catalogue with this version.
     pub fn new(version: i64) -> Self {
         Self { version, ..Self::default() }
     }
@@ -56,7 +70,7 @@ impl Catalog {
         self.services.insert(service.service.clone(), service);
     }
 
-    /// Adds a price for a scope; empty operation or model is any.
+    /// Adds a price for a scope. An empty operation or model matches any.
     pub fn add_price(&mut self, service: &str, operation: &str, model: &str, price: Price) {
         let scope = self.prices.entry(service.into()).or_default().entry(model.into()).or_default();
         let timeline = scope.entry(operation.into()).or_default();
@@ -64,33 +78,34 @@ impl Catalog {
         timeline.insert(at, price);
     }
 
-    /// Adds a second name of a model.
+    /// Adds another name for a model.
     pub fn add_alias(&mut self, service: &str, alias: &str, model: &str) {
         self.aliases.entry(service.into()).or_default().insert(alias.into(), model.into());
     }
 
-    /// The service of this name.
+    /// Returns the service with this name.
     pub fn service(&self, service: &str) -> Option<&Service> {
         self.services.get(service)
     }
 
-    /// All services by name.
+    /// Returns all services, sorted by name.
     pub fn services(&self) -> impl Iterator<Item = &Service> {
         self.services.values()
     }
 
-    /// Whether a name is an alias.
+    /// Returns whether a name is an alias.
     pub fn is_alias(&self, service: &str, name: &str) -> bool {
         self.aliases.get(service).is_some_and(|aliases| aliases.contains_key(name))
     }
 
-    /// Whether a model has a second name.
+    /// Returns whether a model has an alias.
     pub fn is_aliased(&self, service: &str, model: &str) -> bool {
         self.aliases.get(service).is_some_and(|aliases| aliases.values().any(|name| &**name == model))
     }
 
-    /// The price in force at `time`: the most specific one, by service+operation+model, service+model, service+operation,
-    /// service. On a level, the model that the name is an alias of is tried after the name itself.
+    /// Returns the price that is valid at `time`. The most specific price is used: service+operation+model, then
+    /// service+model, then service+operation, then service. On each level, the model's own name is tried before the
+    /// model that it is an alias of.
     pub fn price(&self, service: &str, operation: &str, model: &str, time: DateTime<Utc>) -> Option<&Price> {
         let prices = self.prices.get(service)?;
         let in_force = |model: &str, operation: &str| {
@@ -109,7 +124,7 @@ impl Catalog {
         in_force("", operation).or_else(|| in_force("", ""))
     }
 
-    /// What an event is charged by this catalogue, at its own time.
+    /// Returns the charge of an event by the price that is valid at its time.
     pub fn charge(&self, event: &UsageEvent) -> Charge {
         if self.service(&event.service).is_none() {
             return Charge::Unpriced(UnpricedReason::UnknownService);
@@ -155,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn a_price_holds_from_its_time_until_the_next() {
+    fn a_price_is_valid_from_its_time_until_the_next() {
         let mut catalog = Catalog::new(1);
         catalog.add_price("s", "", "m", price(2, Some("2026-06-01T00:00:00Z")));
         catalog.add_price("s", "", "m", price(3, Some("2026-12-01T00:00:00Z")));
@@ -168,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn a_specific_price_that_is_not_in_force_yet_lets_the_general_one_through() {
+    fn the_general_price_applies_until_the_specific_price_is_valid() {
         let mut catalog = Catalog::new(1);
         catalog.add_price("s", "", "", price(1, None));
         catalog.add_price("s", "", "m", price(2, Some("2026-12-01T00:00:00Z")));
@@ -176,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn an_alias_is_tried_after_the_name_on_the_same_level() {
+    fn on_each_level_the_name_is_tried_before_its_alias() {
         let mut catalog = Catalog::new(1);
         catalog.add_price("s", "", "m", price(1, None));
         catalog.add_price("s", "", "", price(9, None));

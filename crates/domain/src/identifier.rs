@@ -1,6 +1,6 @@
-//! What an identifier may be made of: two that look alike are the same.
+//! Which characters an identifier may contain. Two identifiers that look the same are the same.
 
-/// Why a text is no identifier. The message says what to send instead.
+/// Why a text is not a valid identifier. The message says what to send instead.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum IdentifierError {
     #[error("must not contain the control character U+{:04X}; remove it", *.0 as u32)]
@@ -11,9 +11,9 @@ pub enum IdentifierError {
     BlankAround,
 }
 
-/// Checks a text that may be empty.
+/// Checks an identifier. An empty text is valid.
 pub fn check(text: &str) -> Result<(), IdentifierError> {
-    // Almost every one is ASCII.
+    // Almost every identifier is ASCII.
     if !text.is_ascii() || text.bytes().any(|byte| byte.is_ascii_control()) {
         let control = text.chars().find(|char| char.is_control()).map(IdentifierError::Control);
         let invisible = || text.chars().find(|char| is_invisible(*char)).map(IdentifierError::Invisible);
@@ -24,8 +24,9 @@ pub fn check(text: &str) -> Result<(), IdentifierError> {
     if text.starts_with(' ') || text.ends_with(' ') { Err(IdentifierError::BlankAround) } else { Ok(()) }
 }
 
-/// Whether a character shows nothing, or a blank that is not the space: spaces, line and paragraph separators, and what
-/// Unicode calls default ignorable (zero-width and joining characters, marks of direction, variation selectors, tags).
+/// Returns whether a character is invisible, or is a blank other than the space. This covers line and paragraph
+/// separators and the characters that Unicode calls default ignorable: zero-width and joining characters, direction
+/// marks, variation selectors and tags.
 fn is_invisible(char: char) -> bool {
     let listed = matches!(char,
         '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}' | '\u{180b}'..='\u{180f}'
@@ -40,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_shows_nothing_or_a_blank_around_is_no_part_of_an_identifier() {
+    fn invisible_characters_and_surrounding_blanks_are_rejected() {
         for text in ["", "a17", "a 17", "é", "e\u{301}", "客户", "клиент", "👩", "a\u{ffff}"] {
             assert_eq!(check(text), Ok(()), "{text:?}");
         }

@@ -1,4 +1,4 @@
-//! The rules, pure: no I/O, no clock, no database.
+//! The rules of meterd as pure functions over plain types: no I/O, no clock, no database.
 
 pub mod access;
 pub mod alert;

@@ -1,11 +1,11 @@
-//! Names that were meant by a name that is not there.
+//! Suggestions for a name that does not exist.
 
-/// How many names are suggested at most.
+/// Maximum number of suggestions.
 const SUGGESTIONS_MAX: usize = 3;
-/// Names less alike than this (Jaro-Winkler, 0 to 1) are no help.
+/// Names that are less similar than this are not suggested (Jaro-Winkler similarity in percent).
 const SIMILARITY_MIN_PERCENT: u32 = 75;
 
-/// The names nearest to `wanted`, the nearest first.
+/// Returns the names that are most similar to `wanted`, the most similar first.
 pub fn nearest<'a>(wanted: &str, names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     let wanted = wanted.to_lowercase();
     let similarity = |name: &str| {
@@ -24,7 +24,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_slip_of_the_hand_finds_the_name() {
+    fn a_misspelled_name_finds_the_similar_ones() {
         let names = ["openai", "twilio_sms", "twilio_voice", "stripe"];
         assert_eq!(nearest("opnai", names.into_iter()), ["openai"]);
         assert_eq!(nearest("twilio", names.into_iter()), ["twilio_sms", "twilio_voice"]);

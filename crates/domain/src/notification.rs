@@ -1,8 +1,8 @@
-//! Notifications: how somebody is told of alerts, and where that stands.
+//! Notifications of alerts: the kinds of channels, and the states of a notification.
 
 use super::alert::numbered;
 
-/// How somebody is told. The numbers are those of the proto enum, and stand in the database.
+/// How a notification is sent. The numbers are those of the proto enum, and are stored in the database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(i16)]
 pub enum ChannelKind {
@@ -11,7 +11,7 @@ pub enum ChannelKind {
     Webhook = 3,
 }
 
-/// Where a notification stands. The numbers are those of the proto enum, and stand in the database.
+/// The state of a notification. The numbers are those of the proto enum, and are stored in the database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(i16)]
 pub enum NotificationState {
@@ -22,7 +22,7 @@ pub enum NotificationState {
 }
 
 impl ChannelKind {
-    /// As labels of metrics and tables have it.
+    /// Returns its name in metrics and tables.
     pub fn name(self) -> &'static str {
         match self {
             Self::Email => "email",

@@ -1,25 +1,26 @@
-//! Days and months as the client's own time zone has them.
+//! Days and months in the client's time zone.
 
 use chrono::{DateTime, Datelike, Days, Months, NaiveDate, TimeDelta, Utc};
 use chrono_tz::Tz;
 use std::fmt;
 
-/// A calendar month, held as its first day.
+/// A calendar month, stored as its first day.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Month(NaiveDate);
 
-/// The day in `zone` on which `time` falls. Every instant falls on exactly one, also on days of 23 and 25 hours.
+/// Returns the day in `zone` that contains `time`. Every instant is in exactly one day, including days of 23 and 25
+/// hours.
 pub fn day_of(time: DateTime<Utc>, zone: Tz) -> NaiveDate {
     time.with_timezone(&zone).date_naive()
 }
 
-/// Instants outside this range are on another day whatever the time zone: see [`Month::widest_range`].
+/// Returns a range outside of which every instant is on another day in any time zone. See [`Month::widest_range`].
 pub fn widest_range(day: NaiveDate) -> (DateTime<Utc>, DateTime<Utc>) {
     let midnight = day.and_time(chrono::NaiveTime::MIN).and_utc();
     (midnight - TimeDelta::days(1), midnight + TimeDelta::days(2))
 }
 
-/// Reads a day such as "2026-11-21", years 1 to 9999, and nothing but that form.
+/// Parses a day in the form "2026-11-21" with a year from 1 to 9999. Rejects every other form.
 pub fn parse_day(text: &str) -> Option<NaiveDate> {
     let plain = text.len() == 10
         && text.bytes().enumerate().all(|(at, byte)| match at {
@@ -31,43 +32,43 @@ pub fn parse_day(text: &str) -> Option<NaiveDate> {
 }
 
 impl Month {
-    /// The month of a day.
+    /// Returns the month of a day.
     pub fn of(day: NaiveDate) -> Self {
         Self(day.with_day(1).expect("every month has a first day"))
     }
 
-    /// Reads a month such as "2026-11".
+    /// Parses a month in the form "2026-11".
     pub fn parse(text: &str) -> Option<Self> {
         parse_day(&format!("{text}-01")).map(Self)
     }
 
-    /// Its first day.
+    /// Returns the first day.
     pub fn first_day(self) -> NaiveDate {
         self.0
     }
 
-    /// Its last day.
+    /// Returns the last day.
     pub fn last_day(self) -> NaiveDate {
         self.next().0 - Days::new(1)
     }
 
-    /// How many days it has: 28 to 31.
+    /// Returns the number of days: 28 to 31.
     pub fn days(self) -> u32 {
         self.last_day().day()
     }
 
-    /// The month before; December before January.
+    /// Returns the month before this one.
     pub fn previous(self) -> Self {
         Self(self.0 - Months::new(1))
     }
 
-    /// The month after.
+    /// Returns the month after this one.
     pub fn next(self) -> Self {
         Self(self.0 + Months::new(1))
     }
 
-    /// Instants outside this range are in another month whatever the time zone: zones lie between UTC-12 and UTC+14, and
-    /// none has ever been a whole day off.
+    /// Returns a range outside of which every instant is in another month in any time zone. Time zones are between
+    /// UTC-12 and UTC+14, and no zone was ever a whole day away from UTC.
     pub fn widest_range(self) -> (DateTime<Utc>, DateTime<Utc>) {
         (widest_range(self.0).0, widest_range(self.last_day()).1)
     }
@@ -79,7 +80,7 @@ impl fmt::Display for Month {
     }
 }
 
-/// Days of the month up to and with `today`, and days after it.
+/// Returns the number of days of the month up to and including `today`, and the number of days after it.
 pub fn elapsed_and_remaining(today: NaiveDate) -> (u32, u32) {
     (today.day(), Month::of(today).days() - today.day())
 }
@@ -95,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn the_far_ends_of_the_world_have_their_own_month() {
+    fn time_zones_far_apart_can_have_different_months() {
         let new_year = utc("2026-12-31T10:30:00Z");
         assert_eq!(day_of(new_year, chrono_tz::Pacific::Kiritimati).to_string(), "2027-01-01");
         assert_eq!(day_of(new_year, chrono_tz::Pacific::Pago_Pago).to_string(), "2026-12-30");
@@ -115,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn months_know_leap_days_and_year_ends() {
+    fn months_handle_leap_days_and_year_ends() {
         let month = |text| Month::parse(text).unwrap();
         assert_eq!(month("2028-02").days(), 29);
         assert_eq!(month("2026-02").days(), 28);
@@ -128,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn only_plain_days_and_months_are_read() {
+    fn days_and_months_in_other_forms_are_rejected() {
         for text in ["2026-2-01", "2026-02-30", "2026-13-01", "+2026-01-01", "2026-01-01T00:00", "", "0000-01-01"] {
             assert_eq!(parse_day(text), None, "{text}");
         }
@@ -138,9 +139,9 @@ mod tests {
     }
 
     proptest! {
-        /// What is read is what it says, and nothing but that form is read.
+        /// A parsed day or month formats to the same text.
         #[test]
-        fn any_text_is_a_day_that_writes_itself_so_or_none(text in "\\PC*|[+0-9-]{4,5}-[0-9 -]{2,3}-[0-9]{1,3}") {
+        fn any_parsed_day_formats_to_the_same_text(text in "\\PC*|[+0-9-]{4,5}-[0-9 -]{2,3}-[0-9]{1,3}") {
             if let Some(day) = parse_day(&text) {
                 prop_assert_eq!(day.to_string(), text.as_str());
             }
@@ -150,7 +151,8 @@ mod tests {
             }
         }
 
-        /// Against the zone's own idea of midnight: the day holds the instant, its neighbours do not.
+        /// Compares with midnight as computed by the time zone: the day contains the instant, the days before and after
+        /// it do not.
         #[test]
         fn every_instant_is_in_its_day_and_month_in_every_zone(
             seconds in 0i64..4_102_444_800, zone in prop::sample::select(&chrono_tz::TZ_VARIANTS[..]),
@@ -168,7 +170,7 @@ mod tests {
             prop_assert!(start <= time && time < end);
             let (elapsed, remaining) = elapsed_and_remaining(day);
             prop_assert_eq!(elapsed + remaining, month.days());
-            // A later instant is never on an earlier day... unless the zone itself went back over midnight.
+            // A later instant is never on an earlier day, unless the clock of the zone was set back over midnight.
             let offset_now = time.with_timezone(&zone).naive_local() - time.naive_utc();
             let later = time + TimeDelta::days(2);
             let offset_later = later.with_timezone(&zone).naive_local() - later.naive_utc();

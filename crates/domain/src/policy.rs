@@ -1,86 +1,98 @@
-//! What alerts go by: the default policy, what a client overrides, and the one that holds for it.
+//! Alert policies: the fields, the built-in values, and what a client overrides.
 
 use crate::decimal::Total;
 use ethnum::I256;
 use serde::{Deserialize, Serialize};
 
-/// A policy with every value.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Policy {
-    pub threshold_enabled: bool,
-    pub monthly_warning: Total,
-    pub monthly_critical: Total,
-    pub spike_enabled: bool,
-    pub spike_warning_percent: Total,
-    pub spike_critical_percent: Total,
-    /// A month before that has cost less is compared with nothing.
-    pub spike_baseline_min: Total,
-    pub projection_enabled: bool,
-    /// Of the critical threshold.
-    pub projection_factor: Total,
-    /// Day of the month, from 1.
-    pub projection_first_day: u32,
-    pub anomaly_enabled: bool,
-    pub anomaly_factor: Total,
-    pub anomaly_cost_min: Total,
-    pub anomaly_units_min: Total,
+/// Calls a macro with the fields of a policy, in the order of the contract: name, kind and built-in value. This is the only list.
+///
+/// The kinds are `switch`, `amount`, `factor` (an amount above 0) and `day` (of a month, from 1).
+#[macro_export]
+macro_rules! policy_fields {
+    ($callback:ident) => {
+        $callback! {
+            threshold_enabled: switch = true;
+            monthly_warning: amount = tenths(500);
+            monthly_critical: amount = tenths(1_000);
+            spike_enabled: switch = true;
+            spike_warning_percent: amount = tenths(500);
+            spike_critical_percent: amount = tenths(1_000);
+            /// A previous month that cost less is not compared with.
+            spike_baseline_min: amount = tenths(10);
+            projection_enabled: switch = true;
+            /// Multiplied by the critical threshold.
+            projection_factor: factor = tenths(15);
+            projection_first_day: day = 3;
+            anomaly_enabled: switch = true;
+            anomaly_factor: factor = tenths(30);
+            anomaly_cost_min: amount = tenths(10);
+            anomaly_units_min: amount = tenths(100);
+        }
+    };
 }
 
-/// What a policy sets; what it does not is that of the one below. As it stands in the database. Fields that a newer version
-/// has added are passed over: usage goes on while replicas are replaced one by one.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Overrides {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub threshold_enabled: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub monthly_warning: Option<Total>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub monthly_critical: Option<Total>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub spike_enabled: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub spike_warning_percent: Option<Total>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub spike_critical_percent: Option<Total>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub spike_baseline_min: Option<Total>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub projection_enabled: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub projection_factor: Option<Total>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub projection_first_day: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub anomaly_enabled: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub anomaly_factor: Option<Total>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub anomaly_cost_min: Option<Total>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub anomaly_units_min: Option<Total>,
+/// The type of a kind of field.
+macro_rules! value {
+    (switch) => {
+        bool
+    };
+    (day) => {
+        u32
+    };
+    ($kind:ident) => {
+        Total
+    };
 }
+
+macro_rules! define {
+    ($($(#[$doc:meta])* $name:ident: $kind:ident = $built_in:expr;)*) => {
+        /// A policy with every value.
+        #[derive(Clone, Debug, PartialEq, Eq)]
+        pub struct Policy {
+            $($(#[$doc])* pub $name: value!($kind),)*
+        }
+
+        /// The values that a policy sets, as stored in the database. The others are those of the policy below it. Unknown fields
+        /// are ignored, so that recording continues while replicas are upgraded one by one.
+        #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+        #[serde(default)]
+        pub struct Overrides {
+            $(#[serde(skip_serializing_if = "Option::is_none")] pub $name: Option<value!($kind)>,)*
+        }
+
+        impl Overrides {
+            /// The name of every value in the contract.
+            pub const NAMES: &[&str] = &[$(stringify!($name)),*];
+
+            /// Takes one value from other overrides. Returns whether there is a value of this name.
+            pub fn take(&mut self, name: &str, from: &Self) -> bool {
+                match name {
+                    $(stringify!($name) => self.$name = from.$name,)*
+                    _ => return false,
+                }
+                true
+            }
+        }
+
+        impl Default for Policy {
+            /// The built-in policy.
+            fn default() -> Self {
+                Self { $($name: $built_in,)* }
+            }
+        }
+
+        impl Policy {
+            /// Returns this policy with the values that `over` sets.
+            pub fn with(&self, over: &Overrides) -> Self {
+                Self { $($name: over.$name.unwrap_or(self.$name),)* }
+            }
+        }
+    };
+}
+policy_fields!(define);
 
 impl Overrides {
-    /// Every value that can be overridden, by its name in the contract.
-    pub const NAMES: [&str; 14] = [
-        "threshold_enabled",
-        "monthly_warning",
-        "monthly_critical",
-        "spike_enabled",
-        "spike_warning_percent",
-        "spike_critical_percent",
-        "spike_baseline_min",
-        "projection_enabled",
-        "projection_factor",
-        "projection_first_day",
-        "anomaly_enabled",
-        "anomaly_factor",
-        "anomaly_cost_min",
-        "anomaly_units_min",
-    ];
-
-    /// The names of those that are.
+    /// Returns the names of the values that are set.
     pub fn names(&self) -> Vec<String> {
         match serde_json::to_value(self) {
             Ok(serde_json::Value::Object(values)) => values.into_iter().map(|(name, _)| name).collect(),
@@ -89,64 +101,33 @@ impl Overrides {
     }
 }
 
+/// A field of a policy with its value.
+pub type Line = (&'static str, Total);
+
+/// Two fields of which the lower line is above the upper one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Contradiction {
+    pub lower: Line,
+    pub upper: Line,
+}
+
 /// A whole number of tenths.
 const fn tenths(number: u32) -> Total {
     Total::from_scaled(I256::from_words(0, number as i128 * 100_000_000_000))
 }
 
-impl Default for Policy {
-    /// The built-in one (FEATURES A1 to A4).
-    fn default() -> Self {
-        Self {
-            threshold_enabled: true,
-            monthly_warning: tenths(500),
-            monthly_critical: tenths(1_000),
-            spike_enabled: true,
-            spike_warning_percent: tenths(500),
-            spike_critical_percent: tenths(1_000),
-            spike_baseline_min: tenths(10),
-            projection_enabled: true,
-            projection_factor: tenths(15),
-            projection_first_day: 3,
-            anomaly_enabled: true,
-            anomaly_factor: tenths(30),
-            anomaly_cost_min: tenths(10),
-            anomaly_units_min: tenths(100),
-        }
-    }
-}
-
 impl Policy {
-    /// This policy with what `over` sets.
-    pub fn with(&self, over: &Overrides) -> Self {
-        Self {
-            threshold_enabled: over.threshold_enabled.unwrap_or(self.threshold_enabled),
-            monthly_warning: over.monthly_warning.unwrap_or(self.monthly_warning),
-            monthly_critical: over.monthly_critical.unwrap_or(self.monthly_critical),
-            spike_enabled: over.spike_enabled.unwrap_or(self.spike_enabled),
-            spike_warning_percent: over.spike_warning_percent.unwrap_or(self.spike_warning_percent),
-            spike_critical_percent: over.spike_critical_percent.unwrap_or(self.spike_critical_percent),
-            spike_baseline_min: over.spike_baseline_min.unwrap_or(self.spike_baseline_min),
-            projection_enabled: over.projection_enabled.unwrap_or(self.projection_enabled),
-            projection_factor: over.projection_factor.unwrap_or(self.projection_factor),
-            projection_first_day: over.projection_first_day.unwrap_or(self.projection_first_day),
-            anomaly_enabled: over.anomaly_enabled.unwrap_or(self.anomaly_enabled),
-            anomaly_factor: over.anomaly_factor.unwrap_or(self.anomaly_factor),
-            anomaly_cost_min: over.anomaly_cost_min.unwrap_or(self.anomaly_cost_min),
-            anomaly_units_min: over.anomaly_units_min.unwrap_or(self.anomaly_units_min),
-        }
-    }
-
-    /// Pairs of fields of which the first is above the second although it is the lower line.
-    pub fn contradictions(&self) -> Vec<(&'static str, &'static str)> {
+    /// Returns the fields that contradict each other.
+    pub fn contradictions(&self) -> Vec<Contradiction> {
         let pairs = [
-            (self.monthly_warning > self.monthly_critical, ("monthly_warning", "monthly_critical")),
+            (("monthly_warning", self.monthly_warning), ("monthly_critical", self.monthly_critical)),
             (
-                self.spike_warning_percent > self.spike_critical_percent,
-                ("spike_warning_percent", "spike_critical_percent"),
+                ("spike_warning_percent", self.spike_warning_percent),
+                ("spike_critical_percent", self.spike_critical_percent),
             ),
         ];
-        pairs.into_iter().filter(|(contradicts, _)| *contradicts).map(|(_, names)| names).collect()
+        let pairs = pairs.into_iter().map(|(lower, upper)| Contradiction { lower, upper });
+        pairs.filter(|Contradiction { lower, upper }| lower.1 > upper.1).collect()
     }
 }
 
@@ -155,7 +136,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_built_in_policy_is_the_documented_one_and_contradicts_nothing() {
+    fn the_built_in_policy_has_the_documented_values() {
         let policy = Policy::default();
         let shown = [
             policy.monthly_warning,
@@ -173,22 +154,34 @@ mod tests {
     }
 
     #[test]
-    fn overrides_replace_single_values_and_survive_the_database() {
+    fn overrides_replace_single_values_and_can_be_stored() {
         let over = Overrides { monthly_warning: Some(tenths(1)), spike_enabled: Some(false), ..Overrides::default() };
         let text = serde_json::to_string(&over).unwrap();
         assert_eq!(text, r#"{"monthly_warning":"0.1","spike_enabled":false}"#);
         assert_eq!(serde_json::from_str::<Overrides>(&text).unwrap(), over);
         assert_eq!(over.names(), ["monthly_warning", "spike_enabled"]);
-        assert_eq!(serde_json::from_str::<Overrides>(r#"{"of_tomorrow":1}"#).unwrap(), Overrides::default());
+        assert_eq!(serde_json::from_str::<Overrides>(r#"{"from_a_newer_version":1}"#).unwrap(), Overrides::default());
         let policy = Policy::default().with(&over);
         assert_eq!(policy.monthly_warning, tenths(1));
         assert_eq!(Policy { monthly_warning: tenths(500), spike_enabled: true, ..policy }, Policy::default());
     }
 
     #[test]
+    fn one_value_is_taken_and_the_others_stay() {
+        let mut over =
+            Overrides { monthly_warning: Some(tenths(1)), spike_enabled: Some(false), ..Overrides::default() };
+        assert!(over.take("spike_enabled", &Overrides::default()));
+        assert_eq!(over, Overrides { monthly_warning: Some(tenths(1)), ..Overrides::default() });
+        assert!(!over.take("channels", &Overrides::default()));
+        assert_eq!((Overrides::NAMES.len(), Overrides::NAMES[3]), (14, "spike_enabled"));
+    }
+
+    #[test]
     fn a_warning_above_its_critical_line_contradicts() {
         let over = Overrides { monthly_warning: Some(tenths(1_001)), ..Overrides::default() };
-        assert_eq!(Policy::default().with(&over).contradictions(), [("monthly_warning", "monthly_critical")]);
+        let contradiction =
+            Contradiction { lower: ("monthly_warning", tenths(1_001)), upper: ("monthly_critical", tenths(1_000)) };
+        assert_eq!(Policy::default().with(&over).contradictions(), [contradiction]);
         let equal = Overrides { monthly_warning: Some(tenths(1_000)), ..Overrides::default() };
         assert!(Policy::default().with(&equal).contradictions().is_empty());
     }

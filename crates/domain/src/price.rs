@@ -1,11 +1,11 @@
-//! What an event costs by a price: exact, rounded once.
+//! Computes the charge of an event from a price. The result is exact and rounded once.
 
 use crate::decimal::{DECIMALS, Decimal, RATE_DECIMALS, Rate, divide_half_even, plain};
 use crate::event::{Measures, UnpricedReason};
 use chrono::{DateTime, Utc};
 use ethnum::I256;
 
-/// What each measure of an event costs.
+/// Rates for the measures of an event.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Rates {
     /// Per unit.
@@ -14,22 +14,22 @@ pub struct Rates {
     pub input_token: Option<Rate>,
     /// Per output token.
     pub output_token: Option<Rate>,
-    /// Per cached input token; as an input token where there is none.
+    /// Per cached input token. If not set, cached input tokens cost as much as input tokens.
     pub cached_input_token: Option<Rate>,
-    /// Percent of the amount.
+    /// Percentage of the amount.
     pub percent_of_amount: Option<Rate>,
-    /// Per unit too, beside a percentage.
+    /// Per unit, in addition to a percentage.
     pub fixed: Option<Rate>,
 }
 
-/// Rates from a time on.
+/// Rates that are valid from a point in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Price {
-    /// Named by the charges.
+    /// Charges refer to the price by this id.
     pub price_id: i64,
-    /// `None`: from the beginning of time.
+    /// `None`: valid for all times before the next price.
     pub effective_time: Option<DateTime<Utc>>,
-    /// What it costs.
+    /// The rates.
     pub rates: Rates,
 }
 
@@ -38,33 +38,34 @@ pub struct Price {
 pub struct Line {
     /// Field of [`Rates`].
     pub component: &'static str,
-    /// How many.
+    /// The quantity.
     pub quantity: Decimal,
-    /// At how much.
+    /// The rate.
     pub rate: Rate,
-    /// Their product in units of 10^-38.
+    /// The product of quantity and rate in units of 10^-38.
     pub product: I256,
 }
 
-/// Decimals of a product: those of quantity and rate, and two for percent.
+/// Decimals of a product: those of a quantity and a rate, and two for percent.
 const PRODUCT_DECIMALS: u32 = DECIMALS + RATE_DECIMALS + 2;
 
-/// Quantity by rate by factor, 100 at most: below 10^15 × 10^9 × 10^38, 62 digits, so no sum of six leaves the 76 digits of the
-/// type. Almost every product fits 128 bits, whose multiplication is many times faster.
+/// Multiplies a quantity, a rate and a factor of at most 100. The result is below 10^15 × 10^9 × 10^38, which has 62
+/// digits, so a sum of six fits into the 76 digits of the type. Almost every product fits into 128 bits, which are much
+/// faster to multiply.
 fn product(quantity: Decimal, rate: Rate, factor: i128) -> I256 {
     let narrow = quantity.scaled().checked_mul(rate.scaled()).and_then(|product| product.checked_mul(factor));
     narrow.map_or_else(|| I256::from(quantity.scaled()) * I256::from(rate.scaled()) * I256::from(factor), I256::from)
 }
 
 impl Line {
-    /// The product in plain digits, exact.
+    /// Returns the exact product in plain digits.
     pub fn amount(&self) -> String {
         plain(self.product, PRODUCT_DECIMALS as usize)
     }
 }
 
 impl Rates {
-    /// The components that make up the charge, those of zero quantity left out, or why there is no charge.
+    /// Returns the components of the charge without those of zero quantity, or the reason why there is no charge.
     pub fn lines(&self, measures: &Measures) -> Result<impl Iterator<Item = Line>, UnpricedReason> {
         let tokens = |count: i64| Decimal::from_scaled(i128::from(count) * Decimal::ONE.scaled());
         let fresh_input = tokens(measures.input_tokens - measures.cached_input_tokens);
@@ -76,7 +77,7 @@ impl Rates {
             (Some(_), None) => return Err(UnpricedReason::AmountMissing),
             (_, amount) => amount.unwrap_or_default(),
         };
-        // (component, quantity, rate, one in how many, must have a rate)
+        // (component, quantity, rate, factor, whether a rate is required)
         let components = [
             ("unit", measures.units, self.unit, 100, false),
             ("input_token", fresh_input, self.input_token, 100, true),
@@ -96,14 +97,14 @@ impl Rates {
         Ok(components.filter_map(line))
     }
 
-    /// The charge, rounded once, half to even, to 12 decimals, or why there is none.
+    /// Returns the charge, rounded once, half to even, to 12 decimals, or the reason why there is no charge.
     pub fn charge(&self, measures: &Measures) -> Result<Decimal, UnpricedReason> {
         let exact: I256 = self.lines(measures)?.map(|line| line.product).sum();
         let rounded = divide_half_even(exact, I256::from(10i128.pow(PRODUCT_DECIMALS - DECIMALS)));
         Ok(Decimal::from_scaled(rounded.as_i128()))
     }
 
-    /// The component of this name.
+    /// Returns the component with this name.
     pub fn component_mut(&mut self, name: &str) -> Option<&mut Option<Rate>> {
         Some(match name {
             "unit" => &mut self.unit,
@@ -116,15 +117,15 @@ impl Rates {
         })
     }
 
-    /// Whether something is charged for tokens, and nothing for anything else. A rate of zero charges nothing.
+    /// Returns whether tokens are charged and nothing else is. A rate of zero does not count as a charge.
     fn charges_only_tokens(&self) -> bool {
         let charges = |rate: Option<Rate>| rate.is_some_and(|rate| rate.scaled() != 0);
-        let of_tokens = [self.input_token, self.output_token, self.cached_input_token];
-        let of_others = [self.unit, self.fixed, self.percent_of_amount];
-        of_tokens.into_iter().any(charges) && !of_others.into_iter().any(charges)
+        let token_rates = [self.input_token, self.output_token, self.cached_input_token];
+        let other_rates = [self.unit, self.fixed, self.percent_of_amount];
+        token_rates.into_iter().any(charges) && !other_rates.into_iter().any(charges)
     }
 
-    /// Whether no component is set.
+    /// Returns whether no component is set.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
@@ -145,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn tokens_are_charged_by_kind_and_cached_ones_as_input_unless_they_have_a_rate() {
+    fn cached_tokens_cost_as_much_as_input_tokens_unless_they_have_a_rate() {
         let mut rates = Rates { input_token: rate("0.00000015"), output_token: rate("0.0000006"), ..Rates::default() };
         let call = Measures { input_tokens: 374, output_tokens: 44, cached_input_tokens: 100, ..measures("1") };
         assert_eq!(rates.charge(&call).unwrap().to_string(), "0.0000825");
@@ -154,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn payments_take_a_percentage_and_a_fixed_part_for_each() {
+    fn a_payment_is_charged_a_percentage_and_a_fixed_part() {
         let rates = Rates { percent_of_amount: rate("2.9"), fixed: rate("0.30"), ..Rates::default() };
         let payment = Measures { amount: Some(Decimal::parse("100").unwrap()), ..measures("1") };
         assert_eq!(rates.charge(&payment).unwrap().to_string(), "3.2");
@@ -164,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn tokens_that_no_component_covers_leave_the_event_unpriced() {
+    fn an_event_with_tokens_without_a_rate_is_unpriced() {
         let rates = Rates { unit: rate("1"), output_token: rate("1"), ..Rates::default() };
         let input = Measures { input_tokens: 1, ..measures("1") };
         assert_eq!(rates.charge(&input), Err(UnpricedReason::TokensNotCovered));
@@ -173,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn a_price_of_tokens_alone_does_not_charge_zero_where_none_are_reported() {
+    fn an_event_without_tokens_is_unpriced_if_only_tokens_have_a_rate() {
         let rates = Rates { input_token: rate("0.0000025"), output_token: rate("0.00001"), ..Rates::default() };
         assert_eq!(rates.charge(&measures("1")), Err(UnpricedReason::TokensMissing));
         assert_eq!(rates.charge(&measures("3")), Err(UnpricedReason::TokensMissing));
@@ -186,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_free_or_really_nothing_is_charged_zero() {
+    fn free_or_zero_usage_is_charged_zero() {
         let rates = Rates { input_token: rate("0.0000025"), output_token: rate("0.00001"), ..Rates::default() };
         assert_eq!(rates.charge(&measures("0")).unwrap(), Decimal::ZERO, "no units: nothing was used");
         let free = Rates { input_token: rate("0"), output_token: rate("0"), ..Rates::default() };
@@ -199,7 +200,7 @@ mod tests {
 
     #[test]
     fn the_sum_is_rounded_once_not_its_parts() {
-        // Each part is 0.4 of the last decimal: rounded one by one they would vanish.
+        // Each part is 0.4 of the last decimal. Rounded one by one, all parts would be zero.
         let rates = Rates { unit: rate("0.0000000000004"), fixed: rate("0.0000000000004"), ..Rates::default() };
         assert_eq!(rates.charge(&measures("1")).unwrap().to_string(), "0.000000000001");
     }
@@ -240,7 +241,7 @@ mod tests {
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(2_000))]
-        /// Against big integers: the sum of all products over 10^38, rounded half to even to units of 10^-12.
+        /// Compares with big integers: the sum of all products over 10^38, rounded half to even to units of 10^-12.
         #[test]
         fn charges_are_exact_for_any_decimals_in_range(
             unit in any_rate(), input in any_rate(), output in any_rate(), cached in any_rate(), percent in any_rate(),

@@ -1,15 +1,16 @@
-//! Where a month ends if it goes on as it began.
+//! Projects the cost of a month to its end.
 
 use crate::decimal::{DECIMALS, Total, divide_half_even};
 use ethnum::I256;
 
-/// Cost at the end of a month of `days` days after `elapsed` of them, today counted whole. What recurs once a period is
-/// not scaled. Rounded half to even to 12 decimals.
+/// Returns the projected cost at the end of a month of `days` days, after `elapsed` days. Today counts as a whole day.
+/// Recurring cost is not scaled. Rounds half to even to 12 decimals.
 pub fn month_end(cost: Total, recurring_cost: Total, elapsed: u32, days: u32) -> Total {
     (cost - recurring_cost).scale_by(days, elapsed.max(1)) + recurring_cost
 }
 
-/// Change from `before` to `now` in percent, at most two decimals, rounded half to even. Nothing where `before` is zero.
+/// Returns the change from `before` to `now` in percent, rounded half to even to two decimals. Returns `None` if
+/// `before` is zero.
 pub fn change_percent(now: Total, before: Total) -> Option<Total> {
     if before == Total::ZERO {
         return None;
@@ -28,7 +29,7 @@ mod tests {
     }
 
     #[test]
-    fn a_month_is_projected_by_its_days_and_what_recurs_is_not() {
+    fn a_projection_scales_cost_by_days_but_not_recurring_cost() {
         assert_eq!(month_end(total("10"), Total::ZERO, 10, 30), total("30"));
         assert_eq!(month_end(total("11.15"), total("1.15"), 10, 30), total("31.15"));
         assert_eq!(month_end(total("1"), Total::ZERO, 3, 31).to_string(), "10.333333333333");

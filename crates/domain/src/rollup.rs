@@ -1,4 +1,4 @@
-//! What a batch of events adds to days and months.
+//! Computes what a batch of events adds to the sums of days and months.
 
 use crate::decimal::Total;
 use crate::event::{Charge, Measures, PricedEvent};
@@ -60,7 +60,7 @@ pub type MonthServiceKey = (Arc<str>, Month, Arc<str>);
 /// Client, day, service, operation and model.
 pub type DayKey = (Arc<str>, NaiveDate, Arc<str>, Arc<str>, Arc<str>);
 
-/// What is to be added to each row, every table's rows in the order in which they are locked.
+/// The sums to add to each row. Rows of a table are in the order in which they are locked.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Deltas {
     pub months: BTreeMap<MonthKey, Sums>,
@@ -69,7 +69,7 @@ pub struct Deltas {
 }
 
 impl Sums {
-    /// The sums of one event.
+    /// Returns the sums of one event.
     pub fn of(measures: &Measures, charge: Charge) -> Self {
         let (cost, unpriced_event_count) = match charge {
             Charge::Priced { charge, .. } => (charge.into(), 0),
@@ -86,7 +86,7 @@ impl Sums {
         }
     }
 
-    /// What pricing one waiting event changes.
+    /// Returns the change of the sums when one unpriced event is priced.
     pub fn of_pricing(cost: Total) -> Self {
         Self { cost, unpriced_event_count: -1, ..Self::default() }
     }
@@ -102,7 +102,7 @@ impl std::iter::Sum for Sums {
 }
 
 impl Deltas {
-    /// Adds to the day, and to the month and its service that the day belongs to.
+    /// Adds to the day, to its month, and to its service in that month.
     pub fn add(&mut self, key: DayKey, sums: Sums) {
         let month = Month::of(key.1);
         *self.months.entry((key.0.clone(), month)).or_default() += sums;
@@ -110,7 +110,7 @@ impl Deltas {
         *self.days.entry(key).or_default() += sums;
     }
 
-    /// What these events add; fastest where they are sorted by client.
+    /// Returns the sums of these events. This is fastest if the events are sorted by client.
     pub fn of_events<'a>(events: impl IntoIterator<Item = &'a PricedEvent<'a>>) -> Self {
         fn row<'a>(PricedEvent { event, day, .. }: &PricedEvent<'a>) -> (NaiveDate, &'a str, &'a str, &'a str) {
             (*day, &event.service, &event.operation, &event.model)
@@ -118,17 +118,17 @@ impl Deltas {
         let mut events: Vec<&PricedEvent<'_>> = events.into_iter().collect();
         events.sort_by(|left, right| left.event.client_id.cmp(&right.event.client_id));
         let (mut months, mut month_services, mut days) = (vec![], vec![], vec![]);
-        for of_client in events.chunk_by_mut(|left, right| left.event.client_id == right.event.client_id) {
-            of_client.sort_unstable_by(|left, right| row(left).cmp(&row(right)));
+        for client_events in events.chunk_by_mut(|left, right| left.event.client_id == right.event.client_id) {
+            client_events.sort_unstable_by(|left, right| row(left).cmp(&row(right)));
             let mut services: BTreeMap<(Month, Arc<str>), Sums> = BTreeMap::new();
-            for of_day in of_client.chunk_by(|left, right| row(left) == row(right)) {
-                let PricedEvent { event, day, .. } = of_day[0];
-                let sums: Sums = of_day.iter().map(|priced| Sums::of(&priced.event.measures, priced.charge)).sum();
+            for row_events in client_events.chunk_by(|left, right| row(left) == row(right)) {
+                let PricedEvent { event, day, .. } = row_events[0];
+                let sums: Sums = row_events.iter().map(|priced| Sums::of(&priced.event.measures, priced.charge)).sum();
                 let (client, service) = (event.client_id.clone(), event.service.clone());
                 *services.entry((Month::of(*day), service.clone())).or_default() += sums;
                 days.push(((client, *day, service, event.operation.clone(), event.model.clone()), sums));
             }
-            let client = &of_client[0].event.client_id;
+            let client = &client_events[0].event.client_id;
             for ((month, service), sums) in services {
                 match months.last_mut() {
                     Some(((of, last), total)) if of == client && *last == month => *total += sums,
@@ -137,7 +137,7 @@ impl Deltas {
                 month_services.push(((client.clone(), month, service), sums));
             }
         }
-        // Sorted already, so nothing is searched for.
+        // The rows are already sorted, so building the maps does not search.
         Self {
             months: months.into_iter().collect(),
             month_services: month_services.into_iter().collect(),
@@ -153,9 +153,9 @@ mod tests {
     use crate::event::{EventId, UsageEvent};
 
     proptest::proptest! {
-        /// In one go as one by one.
+        /// Compares the sums of all events with those of events added one by one.
         #[test]
-        fn events_add_up_in_one_go_as_one_by_one(
+        fn all_events_at_once_have_the_same_sums_as_one_by_one(
             rows in proptest::collection::vec((0u8..3, 1u32..4, 10u32..13, 0u8..2, 0u8..2, 0u8..2, 0i64..1_000), 0..60)
         ) {
             let events: Vec<UsageEvent> = rows.iter().map(|row| UsageEvent {

@@ -1,4 +1,5 @@
-//! Finds PostgreSQL's programs: where a setting says, on the `PATH`, in the usual places, or by downloading them.
+//! Finds PostgreSQL's programs: in the directory of the setting, on the `PATH`, in the usual directories, or by
+//! downloading them.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -10,24 +11,24 @@ use super::EmbeddedSettings;
 use super::download;
 use super::error::EmbeddedError;
 use super::owner::ServerUser;
-use super::places;
+use super::search_dirs;
 
-/// The oldest major version that meterd runs on.
+/// The oldest major version that meterd supports.
 pub(super) const MAJOR_MIN: u32 = 15;
 
-/// How long `postgres --version` or `pg_config --bindir` may take.
+/// Maximum time for `postgres --version` or `pg_config --bindir`.
 pub(super) const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A directory with `initdb` and `postgres` that run here.
+/// A directory with an `initdb` and a `postgres` that run on this machine.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Binaries {
     pub(super) dir: PathBuf,
-    /// As PostgreSQL writes it: `15.18`.
+    /// As PostgreSQL formats it: `15.18`.
     pub(super) version: String,
     pub(super) major: u32,
 }
 
-/// Finds programs of the major version `wanted` (the one that made the data), or of any version from 15 for new data.
+/// Finds programs of the major version `wanted`, which created the data, or of version 15 or newer for new data.
 pub(super) async fn find(
     settings: &EmbeddedSettings,
     wanted: Option<u32>,
@@ -45,7 +46,7 @@ pub(super) async fn find(
     };
     if let Some(dir) = &settings.bin_dir {
         let bad = |reason| EmbeddedError::BadBinDir { dir: dir.clone(), reason };
-        let found = probe(&places::resolve(dir).await, user).await.map_err(bad)?;
+        let found = probe(&search_dirs::resolve(dir).await, user).await.map_err(bad)?;
         return match wanted {
             Some(made_by) if made_by != found.major => {
                 let found = format!("--postgres-bin-dir is PostgreSQL {}", found.version);
@@ -58,7 +59,7 @@ pub(super) async fn find(
 
     let mut refused = Vec::new();
     let mut others = Vec::new();
-    for dir in places::candidates().await {
+    for dir in search_dirs::candidates().await {
         match probe(&dir, user).await {
             Ok(found) if found.major < MAJOR_MIN => refused.push(too_old(&found)),
             Ok(found) if wanted.is_some_and(|major| major != found.major) => {
@@ -73,16 +74,16 @@ pub(super) async fn find(
         match download::fetch(settings.download_url.as_deref(), wanted).await {
             Ok(dir) => match probe(&dir, user).await {
                 Ok(found) => return Ok(found),
-                Err(reason) => format!("The downloaded one does not run: {reason}"),
+                Err(reason) => format!("The downloaded PostgreSQL does not run: {reason}"),
             },
             Err(reason) => format!("Downloading it failed: {reason}"),
         }
     } else {
-        "Downloading it is turned off.".to_owned()
+        "Downloading it is disabled.".to_owned()
     };
     let mut details = download;
     if !refused.is_empty() {
-        details = format!("{details} Passed over: {}.", refused.join("; "));
+        details = format!("{details} Not usable: {}.", refused.join("; "));
     }
     Err(match wanted {
         Some(made_by) if others.is_empty() => wrong_major(made_by, "no PostgreSQL was found".to_owned(), details),
@@ -94,7 +95,8 @@ pub(super) async fn find(
     })
 }
 
-/// Runs `postgres --version` as the server's user: the programs are there, that user reaches them, and they run here.
+/// Runs `postgres --version` as the server's user. This checks that the programs exist, that this user can reach them,
+/// and that they run.
 async fn probe(dir: &Path, user: &ServerUser) -> Result<Binaries, String> {
     for name in ["initdb", "postgres"] {
         if !dir.join(name).exists() {
@@ -114,12 +116,12 @@ async fn probe(dir: &Path, user: &ServerUser) -> Result<Binaries, String> {
     };
     let text = String::from_utf8_lossy(&output.stdout);
     parse_version(&text).map(|(version, major)| Binaries { dir: dir.to_owned(), version, major }).ok_or_else(|| {
-        let said = String::from_utf8_lossy(&output.stderr);
-        format!("{} tells no version: {}", program.display(), said.trim())
+        let error_of = String::from_utf8_lossy(&output.stderr);
+        format!("{} printed no version: {}", program.display(), error_of.trim())
     })
 }
 
-/// `postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)` is 15.18, of major version 15.
+/// Parses `postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)` to 15.18 and the major version 15.
 fn parse_version(text: &str) -> Option<(String, u32)> {
     let version = text.split_once("(PostgreSQL)")?.1.split_whitespace().next()?;
     let digits = version.find(|c: char| !c.is_ascii_digit()).unwrap_or(version.len());
@@ -128,7 +130,7 @@ fn parse_version(text: &str) -> Option<(String, u32)> {
 
 fn too_old(found: &Binaries) -> String {
     format!(
-        "{} is PostgreSQL {}, and meterd needs {MAJOR_MIN} or newer",
+        "{} is PostgreSQL {}, but meterd needs {MAJOR_MIN} or newer",
         found.dir.join(OsStr::new("postgres")).display(),
         found.version
     )
@@ -139,7 +141,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn versions_are_read_from_what_postgres_prints() {
+    fn the_version_is_parsed_from_the_output_of_postgres() {
         let debian = "postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)\n";
         assert_eq!(parse_version(debian), Some(("15.18".to_owned(), 15)));
         assert_eq!(parse_version("postgres (PostgreSQL) 19beta1\n"), Some(("19beta1".to_owned(), 19)));

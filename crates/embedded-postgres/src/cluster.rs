@@ -1,4 +1,4 @@
-//! PostgreSQL's own directory: which version made it, and how it is made.
+//! PostgreSQL's data directory (the cluster): its version, and its creation.
 
 use std::fs;
 use std::io::{ErrorKind, Write};
@@ -13,14 +13,14 @@ use super::error::EmbeddedError;
 use super::layout::Layout;
 use super::owner::ServerUser;
 
-/// The superuser and the database of meterd.
+/// Name of meterd's superuser and of its database.
 pub(super) const NAME: &str = "meterd";
 
-/// How long `initdb` may take. It needs about a second; a slow disk syncs for longer.
+/// Maximum time for `initdb`. It usually takes about a second, and longer if the disk syncs slowly.
 const INITDB_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// Defaults that suit meterd, at the end of `postgresql.conf`, where an operator may change them. What must not be
-/// changed is on the server's command line instead.
+/// Defaults for meterd, appended to `postgresql.conf`, where an operator may change them. Settings that must not be
+/// changed are on the server's command line instead.
 const CONF: &str = "
 # meterd's defaults. Change them as you like; what meterd insists on is on the command line.
 max_connections = 200
@@ -29,7 +29,7 @@ timezone = 'UTC'
 log_timezone = 'UTC'
 ";
 
-/// The major version that made the cluster, `None` when there is none yet.
+/// Returns the major version that created the cluster, or `None` if there is no cluster.
 pub(super) fn made_by(cluster: &Path) -> Result<Option<u32>, EmbeddedError> {
     let path = cluster.join("PG_VERSION");
     let not_a_cluster = || EmbeddedError::NotACluster { cluster: cluster.to_owned() };
@@ -49,21 +49,23 @@ pub(super) fn made_by(cluster: &Path) -> Result<Option<u32>, EmbeddedError> {
     }
 }
 
-/// Begins the names of directories in which clusters are made; a point and 16 hexadecimal digits follow. Earlier versions made
-/// all of them in the one of this name.
-const MAKING: &str = "postgres.init";
+/// Prefix of the directories in which clusters are created. A point and 16 hexadecimal digits follow. Earlier versions
+/// used one directory with exactly this name.
+const TEMPORARY_PREFIX: &str = "postgres.init";
 
-/// Whether meterd made the directory itself, for an initialisation that did not finish. Such a directory is removed.
-fn is_making(name: &str) -> bool {
-    let is_try = |rest: &str| rest.len() == 16 && rest.bytes().all(|byte| byte.is_ascii_hexdigit());
-    name.strip_prefix(MAKING).is_some_and(|rest| rest.is_empty() || rest.strip_prefix('.').is_some_and(is_try))
+/// Returns whether meterd created the directory for an initialization. If the initialization did not finish, the
+/// directory is removed.
+fn is_temporary(name: &str) -> bool {
+    let is_suffix = |rest: &str| rest.len() == 16 && rest.bytes().all(|byte| byte.is_ascii_hexdigit());
+    name.strip_prefix(TEMPORARY_PREFIX)
+        .is_some_and(|rest| rest.is_empty() || rest.strip_prefix('.').is_some_and(is_suffix))
 }
 
-/// Removes what starts that were cut short have left. The `initdb` of a killed meterd may still write to its directory: what
-/// cannot be removed now is removed by a later call.
+/// Removes the directories of interrupted starts. The `initdb` of a killed meterd may still write to its directory; if
+/// removing fails, a later call removes it.
 pub(super) fn remove_leftovers(data_dir: &Path) {
     for entry in fs::read_dir(data_dir).into_iter().flatten().flatten() {
-        if is_making(&entry.file_name().to_string_lossy())
+        if is_temporary(&entry.file_name().to_string_lossy())
             && let Err(error) = fs::remove_dir_all(entry.path())
         {
             info!("{} is left for the next start: {error}", entry.path().display());
@@ -71,8 +73,8 @@ pub(super) fn remove_leftovers(data_dir: &Path) {
     }
 }
 
-/// Makes the cluster, in a directory beside and then renamed, so that one cut short is never taken for a whole one. Each try
-/// has a directory of its own: the `initdb` of a killed meterd may still be at work in the one before.
+/// Creates the cluster in a temporary directory and then renames it, so that an incomplete cluster is never used. Each
+/// attempt has its own directory, because the `initdb` of a killed meterd may still write to the previous one.
 pub(super) async fn make(
     layout: &Layout,
     binaries: &Binaries,
@@ -80,7 +82,7 @@ pub(super) async fn make(
     durable: bool,
 ) -> Result<(), EmbeddedError> {
     let cluster = &layout.cluster;
-    let making = layout.data_dir.join(format!("{MAKING}.{:016x}", rand::random::<u64>()));
+    let making = layout.data_dir.join(format!("{TEMPORARY_PREFIX}.{:016x}", rand::random::<u64>()));
     fs::create_dir(&making).map_err(EmbeddedError::io("make the directory", &making))?;
     user.give(&making)?;
     info!("making a PostgreSQL {} database in {}", binaries.version, cluster.display());
@@ -90,7 +92,8 @@ pub(super) async fn make(
         .arg("--pgdata")
         .arg(&making)
         .args(["--username", NAME, "--encoding=UTF8", "--locale=C"])
-        // Whoever gets through the 0700 socket directory is the server's user or root; nobody comes over the network.
+        // Only the server's user and root can enter the socket directory (mode 0700), and there are no network
+        // connections.
         .args(["--auth-local=trust", "--auth-host=reject", "--no-instructions"])
         .kill_on_drop(true);
     if !durable {
@@ -99,14 +102,14 @@ pub(super) async fn make(
     let failed = |output: String| EmbeddedError::InitFailed { cluster: cluster.clone(), output };
     match timeout(INITDB_TIMEOUT, initdb.output()).await {
         Err(_) => {
-            return Err(failed(format!("no end after {} s", INITDB_TIMEOUT.as_secs())));
+            return Err(failed(format!("initdb did not finish within {} s", INITDB_TIMEOUT.as_secs())));
         }
         Ok(Err(error)) => {
             return Err(EmbeddedError::io("run", &binaries.dir.join("initdb"))(error));
         }
         Ok(Ok(output)) if !output.status.success() => {
-            let said = [output.stdout, output.stderr].concat();
-            return Err(failed(String::from_utf8_lossy(&said).trim().to_owned()));
+            let error_of = [output.stdout, output.stderr].concat();
+            return Err(failed(String::from_utf8_lossy(&error_of).trim().to_owned()));
         }
         Ok(Ok(_)) => {}
     }
@@ -118,7 +121,7 @@ pub(super) async fn make(
         .and_then(|mut file| file.write_all(CONF.as_bytes()).and_then(|()| file.sync_all()))
         .map_err(EmbeddedError::io("write", &conf))?;
     if cluster.exists() {
-        // Empty, else `made_by` would have refused it.
+        // It is empty; otherwise `made_by` would have rejected it.
         fs::remove_dir(cluster).map_err(EmbeddedError::io("remove the empty", cluster))?;
     }
     fs::rename(&making, cluster)
@@ -128,17 +131,17 @@ pub(super) async fn make(
 
 #[cfg(test)]
 mod tests {
-    use super::is_making;
+    use super::is_temporary;
 
     #[test]
-    fn only_directories_that_a_start_has_made_are_leftovers() {
+    fn only_directories_of_an_initialization_are_temporary() {
         for name in ["postgres.init", "postgres.init.0123456789abcdef"] {
-            assert!(is_making(name), "{name}");
+            assert!(is_temporary(name), "{name}");
         }
         for name in
             ["postgres", "postgres.initdb", "postgres.init.bad", "postgres.init.20261127", "postgres.init.d", "x"]
         {
-            assert!(!is_making(name), "{name}");
+            assert!(!is_temporary(name), "{name}");
         }
     }
 }

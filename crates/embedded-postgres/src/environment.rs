@@ -1,12 +1,12 @@
-//! What the processes of the embedded server inherit of meterd's environment: what programs need to be found and to run.
+//! The environment variables that the server's processes inherit from meterd: only those that programs need to run.
 //!
-//! Nothing else: the rest may have passwords and tokens in it (`METERD_API_KEY`, `METERD_SMTP_URL`), which anybody who may
-//! run code in the server could read, and `PG*` variables (`PGPORT`, `PGOPTIONS`) would change what the server does.
+//! The other variables may contain passwords and tokens (`METERD_API_KEY`, `METERD_SMTP_URL`), which anybody who can
+//! run code in the server could read. `PG*` variables (`PGPORT`, `PGOPTIONS`) would change what the server does.
 
 use std::process::Command;
 
-/// What is passed on: where programs, their libraries, locales and time zones are, and where temporary files go.
-const KEPT: [&str; 11] = [
+/// Variables that are passed on: the locations of programs, libraries, locales, time zones and temporary files.
+const INHERITED: [&str; 11] = [
     "PATH",
     "HOME",
     "LANG",
@@ -20,14 +20,14 @@ const KEPT: [&str; 11] = [
     "ICU_DATA",
 ];
 
-/// Leaves a command only what [`KEPT`] names of the environment.
+/// Removes all variables except [`INHERITED`] from the environment of a command.
 pub(super) fn reduce(command: &mut Command) {
     command.env_clear();
-    for name in KEPT {
+    for name in INHERITED {
         if let Some(value) = std::env::var_os(name) {
             command.env(name, value);
         }
     }
-    // Messages are matched and shown in English, and macOS needs a set locale to start PostgreSQL at all.
+    // meterd matches and shows messages in English. On macOS, PostgreSQL starts only if a locale is set.
     command.env("LC_ALL", "C");
 }

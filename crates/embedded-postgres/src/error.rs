@@ -1,36 +1,36 @@
-//! What can go wrong with the embedded server. Each message tells the way out, because whoever reads it has just typed
-//! one command and knows nothing of the machinery below.
+//! Errors of the embedded server. Each message says how to fix the problem, because the reader ran a single command and
+//! does not know how the server works.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Why the embedded server could not be found, made, started, reached or stopped.
+/// Why the embedded server could not be found, created, started, reached or stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum EmbeddedError {
-    /// Another meterd holds the data directory's lock.
+    /// Another meterd holds the lock of the data directory.
     #[error(
         "another meterd{} already uses the data directory {}: stop it, or give this one a directory of its own with --data-dir",
         holder.map(|pid| format!(" (process {pid})")).unwrap_or_default(), data_dir.display()
     )]
     Locked {
-        /// The contested directory.
+        /// The locked directory.
         data_dir: PathBuf,
-        /// The holder's process id, when its lock file tells it.
+        /// The process id of the other meterd, if its lock file contains it.
         holder: Option<u32>,
     },
 
     /// A file or process operation failed.
     #[error("cannot {doing} {}: {source}", path.display())]
     Io {
-        /// What was tried, as a verb.
+        /// The operation, as a verb.
         doing: &'static str,
-        /// On what.
+        /// The file or program.
         path: PathBuf,
-        /// The system's answer.
+        /// The error of the operating system.
         source: io::Error,
     },
 
-    /// The directory belongs to somebody else.
+    /// The directory belongs to another user.
     #[error(
         "{} belongs to user id {owner}, and this is user id {ours}: run meterd as that user, hand it over with `chown -R`, or choose another --data-dir",
         path.display()
@@ -44,7 +44,7 @@ pub enum EmbeddedError {
         ours: u32,
     },
 
-    /// The directory, or what is in it, is ours and closed to us.
+    /// The directory or a file in it belongs to this user, but its mode does not allow access.
     #[error(
         "meterd may not {needed} {} although user id {ours} owns it: its mode is {mode:04o}. {}, or choose another --data-dir",
         path.display(),
@@ -57,34 +57,34 @@ pub enum EmbeddedError {
     Closed {
         /// The directory or file.
         path: PathBuf,
-        /// What was to be done with it, as a verb.
+        /// The operation, as a verb.
         needed: &'static str,
         /// Its mode.
         mode: u32,
-        /// Who owns it, and who this is.
+        /// The user id of meterd, which owns it.
         ours: u32,
     },
 
-    /// There is no data directory, and it may not be made.
+    /// The data directory does not exist and meterd may not create it.
     #[error(
-        "the data directory {} is not there, and user id {ours} may not make it in {} (owned by user id {owner}, mode {mode:04o}): \
-         make it as root with `install -d -o {ours} -m 700 {}`, or choose another --data-dir",
+        "the data directory {} does not exist, and user id {ours} may not create it in {} (owned by user id {owner}, mode {mode:04o}): \
+         create it as root with `install -d -o {ours} -m 700 {}`, or choose another --data-dir",
         path.display(), parent.display(), path.display()
     )]
     ClosedParent {
-        /// The directory that is missing.
+        /// The missing directory.
         path: PathBuf,
-        /// The nearest directory above it that is there.
+        /// The nearest existing directory above it.
         parent: PathBuf,
-        /// The owner of that one.
+        /// The owner of `parent`.
         owner: u32,
-        /// The mode of that one.
+        /// The mode of `parent`.
         mode: u32,
-        /// Who this is.
+        /// The user id of meterd.
         ours: u32,
     },
 
-    /// Running as root, and there is nobody to run PostgreSQL as.
+    /// meterd runs as root, and there is no user to run PostgreSQL as.
     #[error(
         "PostgreSQL refuses to run as root, and there is neither a user `postgres` nor `nobody` to run it as: create one (`useradd --system postgres`), run meterd as an ordinary user, or set DATABASE_URL"
     )]
@@ -92,7 +92,7 @@ pub enum EmbeddedError {
 
     /// The user that PostgreSQL runs as cannot enter a directory.
     #[error(
-        "PostgreSQL runs as user `{user}` (it refuses root), who cannot reach {}{}: choose another place with --data-dir, for example {}",
+        "PostgreSQL runs as user `{user}` (it refuses root), who cannot reach {}{}: choose another directory with --data-dir, for example {}",
         path.display(),
         blocker.as_ref().map(|dir| format!(" because {} is closed to others", dir.display())).unwrap_or_default(),
         super::default_data_dir().display()
@@ -100,13 +100,13 @@ pub enum EmbeddedError {
     Unreachable {
         /// The user's name.
         user: String,
-        /// What it must reach.
+        /// The path that it must reach.
         path: PathBuf,
-        /// The first closed directory on the way, when the mode bits show one.
+        /// The first closed directory on the path, if the mode bits show one.
         blocker: Option<PathBuf>,
     },
 
-    /// `--postgres-bin-dir` names no usable PostgreSQL.
+    /// `--postgres-bin-dir` does not contain a usable PostgreSQL.
     #[error(
         "--postgres-bin-dir {} holds no usable PostgreSQL: {reason}. Give the directory that holds `initdb` and `postgres` (`pg_config --bindir` prints it)",
         dir.display()
@@ -118,46 +118,46 @@ pub enum EmbeddedError {
         reason: String,
     },
 
-    /// No PostgreSQL, and none could be downloaded.
+    /// No PostgreSQL was found or downloaded.
     #[error(
         "no PostgreSQL {} or newer was found. {}, or point --postgres-bin-dir at the directory that holds `initdb` and `postgres`, or set DATABASE_URL to use a server of your own. {details}",
         super::binaries::MAJOR_MIN,
         install_hint(None)
     )]
     NoBinaries {
-        /// What was looked at and why it would not do, and how the download went.
+        /// The programs that were found but cannot be used, with the reasons, and the result of the download.
         details: String,
     },
 
-    /// The data was written by a major version that is not here.
+    /// The data was written by a major version that is not installed.
     #[error(
         "the data in {} was written by PostgreSQL {made_by}, and {found}. {}, or point --postgres-bin-dir at it, or move the data to the newer version with pg_upgrade. {details}",
         cluster.display(), install_hint(Some(*made_by))
     )]
     WrongMajor {
-        /// PostgreSQL's own directory.
+        /// PostgreSQL's data directory.
         cluster: PathBuf,
         /// The major version in its `PG_VERSION`.
         made_by: u32,
-        /// What is here instead.
+        /// The versions that were found.
         found: String,
-        /// How the download went, if there was one.
+        /// The result of the download, if there was one.
         details: String,
     },
 
-    /// The data was written by a version that meterd does not run on.
+    /// The data was written by a version that meterd does not support.
     #[error(
         "the data in {} was written by PostgreSQL {made_by}, and meterd needs {} or newer: move it to a newer version with pg_upgrade, or choose another --data-dir",
         cluster.display(), super::binaries::MAJOR_MIN
     )]
     DataTooOld {
-        /// PostgreSQL's own directory.
+        /// PostgreSQL's data directory.
         cluster: PathBuf,
         /// The major version in its `PG_VERSION`.
         made_by: u32,
     },
 
-    /// PostgreSQL's directory holds something else.
+    /// PostgreSQL's data directory contains something else.
     #[error(
         "{} is not empty and holds no PostgreSQL data (no PG_VERSION): move it away, or choose another --data-dir",
         cluster.display()
@@ -167,7 +167,7 @@ pub enum EmbeddedError {
         cluster: PathBuf,
     },
 
-    /// No directory for the socket.
+    /// The socket directory cannot be used.
     #[error(
         "the socket directory {} is not a private directory of user id {owner}: remove it, or choose a shorter --data-dir (at most {limit} bytes)",
         dir.display()
@@ -175,18 +175,18 @@ pub enum EmbeddedError {
     SocketDir {
         /// The directory.
         dir: PathBuf,
-        /// Who should own it.
+        /// The user id that must own it.
         owner: u32,
-        /// The longest socket directory that needs no detour, in bytes.
+        /// The maximum length of a socket directory in the data directory, in bytes.
         limit: usize,
     },
 
     /// `initdb` failed.
     #[error("initdb could not make a database in {}:\n{output}", cluster.display())]
     InitFailed {
-        /// PostgreSQL's own directory.
+        /// PostgreSQL's data directory.
         cluster: PathBuf,
-        /// What it said.
+        /// The output of `initdb`.
         output: String,
     },
 
@@ -195,45 +195,45 @@ pub enum EmbeddedError {
     StartFailed {
         /// How it ended.
         reason: String,
-        /// The whole log.
+        /// The path of the log.
         log: PathBuf,
-        /// Its last lines.
+        /// The last lines of the log.
         log_tail: String,
     },
 
-    /// The server runs but does not accept connections within the bound.
+    /// The server runs but does not accept connections in time.
     #[error(
         "PostgreSQL (process {pid}) runs but accepts no connection after {waited_s} s ({last}). It is left running: a long crash recovery goes on, and the next start of meterd waits for it again. The end of {}:\n{log_tail}",
         log.display()
     )]
     NotReady {
-        /// The postmaster.
+        /// Process id of the postmaster.
         pid: i32,
-        /// How long was waited, in seconds.
+        /// How long meterd waited, in seconds.
         waited_s: u64,
-        /// Its last answer.
+        /// The last answer of the server.
         last: String,
-        /// The whole log.
+        /// The path of the log.
         log: PathBuf,
-        /// Its last lines.
+        /// The last lines of the log.
         log_tail: String,
     },
 
-    /// The server would not end.
+    /// The server did not stop.
     #[error(
         "PostgreSQL (process {pid}) still runs {waited_s} s after it was told to stop; committed data is safe. See {}",
         log.display()
     )]
     StopTimeout {
-        /// The postmaster.
+        /// Process id of the postmaster.
         pid: i32,
-        /// How long was waited, in seconds.
+        /// How long meterd waited, in seconds.
         waited_s: u64,
-        /// The whole log.
+        /// The path of the log.
         log: PathBuf,
     },
 
-    /// A statement of the set-up failed.
+    /// A statement that prepares the database failed.
     #[error("cannot prepare the embedded database")]
     Database(#[from] sqlx::Error),
 }
@@ -246,7 +246,7 @@ impl EmbeddedError {
     }
 }
 
-/// One sentence on how to install PostgreSQL here, without its full stop.
+/// Returns a sentence that says how to install PostgreSQL, without the full stop.
 fn install_hint(major: Option<u32>) -> String {
     let dashed = major.map(|major| format!("-{major}")).unwrap_or_default();
     if cfg!(target_os = "macos") {

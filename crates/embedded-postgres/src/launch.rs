@@ -1,4 +1,4 @@
-//! Brings a postmaster up: takes over the one that runs, or starts one and waits until it answers.
+//! Starts the postmaster, or takes over a running one, and waits until it answers.
 
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -16,33 +16,35 @@ use super::owner::ServerUser;
 use super::process::{PidFile, Postmaster, exists, is_postmaster_of};
 use super::upgrade;
 
-/// How long a server may take until it answers: crash recovery replays up to `max_wal_size`.
+/// Maximum time until the server answers. Crash recovery replays up to `max_wal_size`.
 const READY_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// How long a start is repeated while backends of a killed postmaster hold its shared memory. They end as soon as they
-/// notice, which a long statement puts off.
-const LEFTOVERS_TIMEOUT: Duration = Duration::from_secs(120);
+/// How long a start is retried while backends of a killed postmaster use its shared memory. They end as soon as they
+/// notice that the postmaster is gone, which a long statement delays.
+const RETRY_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// How often the log says that a start goes on.
+/// How often the log reports the progress of a start.
 const PROGRESS_EVERY: Duration = Duration::from_secs(5);
 
-/// In the log of a start that is worth repeating. The last one: the file was made and not yet written.
-const LEFTOVERS: [&str; 3] =
+/// Texts in the server's log that mean that the start should be retried. The last one: the file was created but not
+/// written yet.
+const RETRY_TEXTS: [&str; 3] =
     ["pre-existing shared memory block", "Is another postmaster", "lock file \"postmaster.pid\" is empty"];
 
-/// How long `postmaster.pid` may be empty before whoever made it is taken for dead: it is written right after it is made.
+/// How long `postmaster.pid` may be empty. The server writes it right after creating it, so after this time the creator
+/// is considered dead.
 const EMPTY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A server that answered.
+/// A server that accepts connections.
 #[derive(Debug)]
 pub(super) struct Ready {
     pub(super) postmaster: Postmaster,
     pub(super) socket_dir: PathBuf,
-    /// As the server tells it: `15.18`.
+    /// As the server reports it: `15.18`.
     pub(super) version: String,
 }
 
-/// Waits for the postmaster that already runs on this cluster, if one does.
+/// Waits for the postmaster that already runs on this cluster, if there is one.
 pub(super) async fn find_running(layout: &Layout) -> Result<Option<Ready>, EmbeddedError> {
     let Some(file) = PidFile::read(&layout.cluster)? else {
         return Ok(None);
@@ -53,21 +55,20 @@ pub(super) async fn find_running(layout: &Layout) -> Result<Option<Ready>, Embed
     let postmaster = Postmaster { pid: file.pid, cluster: layout.cluster.clone(), child: None };
     match wait_ready(postmaster, layout, 0).await {
         Ok(ready) => Ok(Some(ready)),
-        // It was on its way down.
+        // It was shutting down.
         Err(EmbeddedError::StartFailed { .. }) => Ok(None),
         Err(error) => Err(error),
     }
 }
 
-/// Starts a postmaster and waits until it answers. Returns another one that runs, if a meterd that was killed had just
-/// started it.
+/// Starts a postmaster and waits until it answers. Returns the running one if a killed meterd has just started another.
 pub(super) async fn start(
     layout: &Layout,
     binaries: &Binaries,
     user: &ServerUser,
     durable: bool,
 ) -> Result<Ready, EmbeddedError> {
-    let give_up = Instant::now() + LEFTOVERS_TIMEOUT;
+    let give_up = Instant::now() + RETRY_TIMEOUT;
     let begin = Instant::now();
     let preload = upgrade::libraries_to_preload(layout, binaries, user).await;
     loop {
@@ -82,9 +83,9 @@ pub(super) async fn start(
         let (postmaster, log_begin) = spawn(layout, binaries, user, durable, &preload)?;
         match wait_ready(postmaster, layout, log_begin).await {
             Err(EmbeddedError::StartFailed { log_tail, .. })
-                if LEFTOVERS.iter().any(|sign| log_tail.contains(sign)) && Instant::now() < give_up =>
+                if RETRY_TEXTS.iter().any(|sign| log_tail.contains(sign)) && Instant::now() < give_up =>
             {
-                info!("an earlier server of this data still starts or ends: trying again");
+                info!("an earlier server of this data is still starting or stopping: trying again");
                 sleep(Duration::from_millis(500)).await;
                 if let Some(ready) = find_running(layout).await? {
                     return Ok(ready);
@@ -98,8 +99,8 @@ pub(super) async fn start(
     }
 }
 
-/// Starts the process, in a process group of its own: the terminal's Ctrl-C is meterd's alone, which drains first and
-/// stops the server last.
+/// Starts the process in its own process group, so that Ctrl-C in the terminal reaches only meterd, which first drains
+/// and then stops the server.
 fn spawn(
     layout: &Layout,
     binaries: &Binaries,
@@ -118,7 +119,7 @@ fn spawn(
         command.arg("-c").arg(format!("{name}={value}"));
     };
     set("listen_addresses", "");
-    set("port", "5432"); // part of the socket's name, no network port
+    set("port", "5432"); // part of the socket's name, not a network port
     set("unix_socket_directories", &format!("\"{}\"", socket_dir.display()));
     set("unix_socket_permissions", "0700");
     set("fsync", on);
@@ -126,8 +127,8 @@ fn spawn(
     set("synchronous_commit", "on");
     set("logging_collector", "off");
     set("log_destination", "stderr");
-    // What the postmaster has loaded stays when an upgrade replaces the files. Compiled queries would load another library
-    // later; meterd's are too short to gain from it.
+    // Libraries that the postmaster has loaded stay loaded when an upgrade replaces the files. JIT compilation would
+    // load another library later, and meterd's queries are too short to gain from it.
     set("shared_preload_libraries", preload);
     set("jit", "off");
     let child = command
@@ -141,7 +142,7 @@ fn spawn(
     Ok((postmaster, log_begin))
 }
 
-/// Waits until the server answers, ends, or has taken too long.
+/// Waits until the server answers, ends, or reaches the timeout.
 async fn wait_ready(mut postmaster: Postmaster, layout: &Layout, log_begin: u64) -> Result<Ready, EmbeddedError> {
     let begin = Instant::now();
     let mut told = begin;

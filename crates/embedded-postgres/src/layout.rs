@@ -1,11 +1,11 @@
-//! What lies where in meterd's data directory, and the lock that keeps a second meterd out.
+//! The files in meterd's data directory, and the lock that prevents a second meterd from using it.
 //!
 //! ```text
 //! <data_dir>/              0700; 0710 for the server's group when meterd runs as root
-//!   meterd.lock            held (flock) while a meterd lives, with its process id
-//!   postgres/              PostgreSQL's own directory, 0700
-//!   postgres.init.*        one that is being made; removed by a later start if that was cut short
-//!   postgres.log           what the server says; postgres.log.1 is the one before
+//!   meterd.lock            locked (flock) while a meterd runs; contains its process id
+//!   postgres/              PostgreSQL's data directory, 0700
+//!   postgres.init.*        a cluster that is being created; removed by a later start if interrupted
+//!   postgres.log           the server's log; postgres.log.1 is the previous one
 //!   run/                   the socket directory, 0700 (in /tmp when this path is too long for a socket)
 //! ```
 
@@ -19,22 +19,22 @@ use nix::unistd::geteuid;
 use sha2::{Digest, Sha256};
 use tokio::time::{Instant, sleep};
 
+use super::data_dir_check;
 use super::error::EmbeddedError;
 use super::owner::ServerUser;
-use super::place;
 
-/// The longest socket directory, in bytes. A socket's path has at most 103 bytes on macOS (107 on Linux), and
-/// `/.s.PGSQL.5432` follows the directory.
+/// Maximum length of a socket directory, in bytes. A socket's path has at most 103 bytes on macOS (107 on Linux), and
+/// `/.s.PGSQL.5432` is appended to the directory.
 const SOCKET_DIR_BYTES_MAX: usize = 88;
 
-/// How long a taken lock is tried again: a meterd that is just ending, or a child between fork and exec, lets go within
+/// How long a taken lock is retried. A meterd that is just ending, or a child between fork and exec, releases it within
 /// moments.
 const LOCK_WAIT: Duration = Duration::from_secs(2);
 
-/// Where meterd keeps its data when no `--data-dir` says otherwise.
+/// Returns the data directory that meterd uses without `--data-dir`.
 ///
-/// Root's home is closed to the user that PostgreSQL runs as, hence `/var/lib/meterd` for root. Anybody else gets
-/// `$XDG_DATA_HOME/meterd`, usually `~/.local/share/meterd`.
+/// For root it is `/var/lib/meterd`, because the user that PostgreSQL runs as cannot enter root's home. For other users
+/// it is `$XDG_DATA_HOME/meterd`, usually `~/.local/share/meterd`.
 pub fn default_data_dir() -> PathBuf {
     if geteuid().is_root() {
         return PathBuf::from("/var/lib/meterd");
@@ -44,35 +44,37 @@ pub fn default_data_dir() -> PathBuf {
     xdg.or_else(home).unwrap_or_default().join("meterd")
 }
 
-/// The paths in one data directory.
+/// The paths in a data directory.
 #[derive(Debug, Clone)]
 pub(super) struct Layout {
     pub(super) data_dir: PathBuf,
-    /// PostgreSQL's own directory.
+    /// PostgreSQL's data directory.
     pub(super) cluster: PathBuf,
     pub(super) log: PathBuf,
 }
 
 impl Layout {
-    /// The layout of an existing directory. The path is made canonical: it is compared with what the server reports.
+    /// Returns the layout of an existing directory. The path is made canonical, because it is compared with the path
+    /// that the server reports.
     pub(super) fn of(data_dir: &Path) -> Result<Self, EmbeddedError> {
         let data_dir = data_dir.canonicalize().map_err(EmbeddedError::io("open the data directory", data_dir))?;
         Ok(Self { cluster: data_dir.join("postgres"), log: data_dir.join("postgres.log"), data_dir })
     }
 
-    /// Makes the directory where it is missing, and takes its lock.
+    /// Creates the directory if it does not exist, and takes its lock.
     pub(super) async fn claim(data_dir: &Path) -> Result<(Self, Lock), EmbeddedError> {
         make_dir(data_dir)?;
         let layout = Self::of(data_dir)?;
-        let fresh = fs::read_dir(&layout.data_dir).map_err(place::denied("read", &layout.data_dir))?.next().is_none();
+        let fresh =
+            fs::read_dir(&layout.data_dir).map_err(data_dir_check::denied("read", &layout.data_dir))?.next().is_none();
         let path = layout.data_dir.join("meterd.lock");
         let ours = fresh || path.exists();
         let lock = Lock::take(&layout.data_dir, path, ours).await?;
         Ok((layout, lock))
     }
 
-    /// Lets the server's user pass through the data directory. Only a directory that is meterd's own is changed; another
-    /// one is left alone, and a later probe tells what is closed.
+    /// Lets the server's user pass through the data directory. Only a directory that belongs to meterd is changed. For
+    /// another directory, a later check reports what is closed.
     pub(super) fn open_to(&self, user: &ServerUser, lock: &Lock) -> Result<(), EmbeddedError> {
         if !user.drops_root() || !lock.ours {
             return Ok(());
@@ -90,8 +92,9 @@ impl Layout {
         fs::set_permissions(dir, Permissions::from_mode(mode)).map_err(EmbeddedError::io("change the mode of", dir))
     }
 
-    /// The directory for the server's socket: beside the data, or in `/tmp` when that path is too long for a socket (or
-    /// holds a comma, which separates directories in PostgreSQL's setting). Always the same for the same data.
+    /// Returns the directory for the server's socket. It is in the data directory, or in `/tmp` if that path is too
+    /// long for a socket or contains a comma, which separates directories in PostgreSQL's setting. It is always the
+    /// same for the same data.
     pub(super) fn socket_dir(&self) -> PathBuf {
         let beside = self.data_dir.join("run");
         let text = beside.to_str().unwrap_or(",");
@@ -103,8 +106,8 @@ impl Layout {
         PathBuf::from(format!("/tmp/meterd-{name}"))
     }
 
-    /// Makes the socket directory: 0700 and the server's user's, which is all the authentication there is. In `/tmp`
-    /// anybody could have made it first, so an existing one is checked, not trusted.
+    /// Creates the socket directory with mode 0700 and the server's user as owner. This is the only authentication. In
+    /// `/tmp` another user could have created it before, so an existing directory is checked.
     pub(super) fn make_socket_dir(&self, user: &ServerUser) -> Result<PathBuf, EmbeddedError> {
         let dir = self.socket_dir();
         match DirBuilder::new().mode(0o700).create(&dir) {
@@ -114,7 +117,7 @@ impl Layout {
         }
         let at = fs::symlink_metadata(&dir).map_err(EmbeddedError::io("look at", &dir))?;
         if at.is_dir() && at.uid() == geteuid().as_raw() && user.drops_root() {
-            // Left by a start that was cut between the two steps above.
+            // An earlier start was killed between the two steps above.
             user.give(&dir)?;
         }
         let at = fs::symlink_metadata(&dir).map_err(EmbeddedError::io("look at", &dir))?;
@@ -125,11 +128,11 @@ impl Layout {
     }
 }
 
-/// The exclusive right to a data directory, let go when dropped or when the process ends in any way: the lock hangs on
-/// an open file, which the standard library closes on exec, so the postmaster does not inherit it.
+/// The exclusive right to use a data directory. It is released when dropped or when the process ends in any way: the
+/// lock belongs to an open file, which the standard library closes on exec, so the postmaster does not inherit it.
 #[derive(Debug)]
 pub(super) struct Lock {
-    /// Whether the directory was empty or already meterd's.
+    /// Whether the directory was empty or already belonged to meterd.
     ours: bool,
     _file: File,
 }
@@ -139,8 +142,8 @@ impl Lock {
         let mut file =
             OpenOptions::new().create(true).read(true).write(true).truncate(false).mode(0o600).open(&path).map_err(
                 |error| match path.exists() {
-                    true => place::denied("write", &path)(error),
-                    false => place::denied("write to", data_dir)(error),
+                    true => data_dir_check::denied("write", &path)(error),
+                    false => data_dir_check::denied("write to", data_dir)(error),
                 },
             )?;
         let give_up = Instant::now() + LOCK_WAIT;
@@ -170,7 +173,8 @@ impl Lock {
     }
 }
 
-/// Makes a directory, 0700, and what is missing above it, 0755 whatever the umask: the server's user must get through.
+/// Creates a directory with mode 0700, and missing parents with mode 0755 regardless of the umask, because the server's
+/// user must pass through them.
 pub(super) fn make_dir(dir: &Path) -> Result<(), EmbeddedError> {
     if dir.exists() {
         return Ok(());
@@ -183,7 +187,7 @@ pub(super) fn make_dir(dir: &Path) -> Result<(), EmbeddedError> {
     }
     match DirBuilder::new().mode(0o700).create(&absolute) {
         Err(error) if error.kind() != ErrorKind::AlreadyExists => {
-            Err(place::denied("make the directory", &absolute)(error))
+            Err(data_dir_check::denied("make the directory", &absolute)(error))
         }
         _ => Ok(()),
     }

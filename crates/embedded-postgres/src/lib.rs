@@ -1,34 +1,35 @@
-//! The embedded server's life: `cargo run` with nothing but this binary gets a private, durable PostgreSQL.
+//! Runs a private, durable PostgreSQL for meterd, so that `cargo run` needs nothing but this binary.
 //!
-//! In reading order: [`Embedded`] here; `layout` (what lies where, the lock), `owner` (who the server runs as),
-//! `environment` (what its processes inherit), `place` (whether the directory will do),
-//! `binaries`, `places` and `download` (where its programs come from), `cluster` (initdb), `launch` (start, reattach, wait),
-//! `upgrade` (programs that are replaced while the server runs), `process` (pid file and signals), `connection`, `log`, `error`.
-//! `made` tells commands that only read what is there.
+//! In reading order: [`Embedded`] in this file; `layout` (files and the lock), `owner` (the user of the server),
+//! `environment` (the variables that its processes inherit), `data_dir_check` (checks of the data directory), `binaries`,
+//! `search_dirs` and `download` (finding the programs), `cluster` (initdb), `launch` (start, take over, wait), `upgrade`
+//! (programs that are replaced while the server runs), `process` (pid file and signals), `connection`, `log`, `error`.
+//! `existing` is for commands that only read existing data.
 //!
-//! What holds whatever happens:
+//! Invariants:
 //! - The server is durable (`fsync`, `full_page_writes` and `synchronous_commit` are on the command line, above any
 //!   configuration file), unless a test says otherwise.
-//! - Nobody else gets in: it listens on a socket in a 0700 directory only, with socket mode 0700.
-//! - It outlives meterd. Dropping an [`Embedded`] lets go of the lock and leaves the server running, as a killed meterd
-//!   does; the next start takes it over, or restarts it if its programs were upgraded. Only [`Embedded::stop`] ends it.
-//! - It is not in meterd's process group, so Ctrl-C reaches meterd alone. Under systemd use `KillMode=mixed` for the
-//!   same reason.
+//! - Only meterd's user can connect: the server listens on a socket with mode 0700 in a directory with mode 0700.
+//! - The server outlives meterd. Dropping an [`Embedded`] releases the lock and leaves the server running, as killing
+//!   meterd does. The next start takes it over, or restarts it if its programs were upgraded. Only [`Embedded::stop`]
+//!   ends it.
+//! - The server is not in meterd's process group, so Ctrl-C reaches only meterd. Use `KillMode=mixed` under systemd for
+//!   the same reason.
 
 mod binaries;
 mod cluster;
 mod connection;
+mod data_dir_check;
 mod download;
 mod environment;
 mod error;
+mod existing;
 mod launch;
 mod layout;
 mod log;
-mod made;
 mod owner;
-mod place;
-mod places;
 mod process;
+mod search_dirs;
 mod upgrade;
 
 use std::path::{Path, PathBuf};
@@ -38,36 +39,37 @@ use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use binaries::Binaries;
+pub use data_dir_check::{check_place, is_locked};
 pub use error::EmbeddedError;
+pub use existing::{is_made, made_beside};
 use launch::Ready;
 pub use layout::default_data_dir;
 use layout::{Layout, Lock};
-pub use made::{is_made, made_beside};
 use owner::ServerUser;
-pub use place::{check_place, is_locked};
 use process::{PidFile, Postmaster, is_postmaster_of};
 use upgrade::Stamp;
 
-/// How the embedded server is found, made and run.
+/// How to find, create and run the embedded server.
 #[derive(Debug, Clone)]
 pub struct EmbeddedSettings {
-    /// meterd's data directory; made when missing. See [`default_data_dir`].
+    /// meterd's data directory, created if it does not exist. See [`default_data_dir`].
     pub data_dir: PathBuf,
-    /// The directory of `initdb` and `postgres`. `None` searches the `PATH` and the usual places for version 15 or newer.
+    /// The directory of `initdb` and `postgres`. `None` searches the `PATH` and the usual directories for version 15 or
+    /// newer.
     pub bin_dir: Option<PathBuf>,
-    /// The only place to download from: the URL of one of the two GitHub projects that package PostgreSQL
+    /// The only source to download from: the URL of one of the two GitHub projects that package PostgreSQL
     /// (`theseus-rs/postgresql-binaries`, `zonkyio/embedded-postgres-binaries`), or the root of a Maven repository that
-    /// mirrors the latter. `None` tries the first and then Maven Central.
+    /// mirrors the latter. `None` tries the first project and then Maven Central.
     pub download_url: Option<String>,
-    /// Whether programs may be downloaded when none are found.
+    /// Whether programs may be downloaded if none are found.
     pub download: bool,
-    /// True in production. False turns fsync off, for tests.
+    /// True in production. False disables fsync, for tests.
     pub durable: bool,
 }
 
-/// A running PostgreSQL that belongs to this meterd, with the lock on its data directory.
+/// A running PostgreSQL that belongs to this meterd, and the lock of its data directory.
 ///
-/// Dropping it lets go of the lock and leaves the server running; call [`stop`](Self::stop) to end both.
+/// Dropping it releases the lock and leaves the server running. Call [`stop`](Self::stop) to end both.
 #[derive(Debug)]
 pub struct Embedded {
     layout: Layout,
@@ -86,29 +88,29 @@ struct Running {
     postmaster: Postmaster,
     socket_dir: PathBuf,
     version: String,
-    /// Of its programs, and their stamp when they were looked at last.
+    /// The directory of its programs, and the stamp of the programs when they were last checked.
     bin_dir: PathBuf,
     stamp: Option<Stamp>,
-    looked_at: Instant,
+    checked_at: Instant,
 }
 
 impl Running {
     fn new(ready: Ready, bin_dir: PathBuf) -> Self {
         let Ready { postmaster, socket_dir, version } = ready;
         let stamp = Stamp::of(&bin_dir);
-        Self { postmaster, socket_dir, version, bin_dir, stamp, looked_at: Instant::now() }
+        Self { postmaster, socket_dir, version, bin_dir, stamp, checked_at: Instant::now() }
     }
 }
 
 impl Embedded {
-    /// Takes the data directory's lock, finds the programs, makes the cluster when there is none, starts the server or
-    /// takes over the one that an earlier meterd left running, and creates the database `meterd`.
+    /// Takes the lock of the data directory, finds the programs, creates the cluster if there is none, starts the
+    /// server or takes over a running one, and creates the database `meterd`.
     ///
-    /// Waits up to five minutes for a crash recovery, and says so in the log. Cancelled halfway it may leave a server
+    /// Waits up to five minutes for a crash recovery and logs the progress. If cancelled, it may leave a server
     /// running, which the next start takes over.
     ///
     /// # Errors
-    /// Any [`EmbeddedError`]. After one, the lock is free again and no data is touched.
+    /// Any [`EmbeddedError`]. After an error, the lock is free again and the data is unchanged.
     pub async fn start(settings: &EmbeddedSettings) -> Result<Self, EmbeddedError> {
         let (layout, lock) = Layout::claim(&settings.data_dir).await?;
         let user = ServerUser::choose(&layout.cluster)?;
@@ -155,45 +157,45 @@ impl Embedded {
         })
     }
 
-    /// The database's URL, the same for the whole life of this value. It names the socket directory in `host`, so sqlx
-    /// and `psql` both take it.
+    /// Returns the database's URL, which does not change. It names the socket directory in `host`, so sqlx and `psql`
+    /// can both use it.
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// meterd's data directory, as a canonical path.
+    /// Returns meterd's data directory as a canonical path.
     pub fn data_dir(&self) -> &Path {
         &self.layout.data_dir
     }
 
-    /// Whether the server was already running when this meterd started.
+    /// Returns whether the server was already running when this meterd started.
     pub fn reattached(&self) -> bool {
         self.reattached
     }
 
-    /// The server's version, for example `15.18`.
+    /// Returns the server's version, for example `15.18`.
     pub fn version(&self) -> &str {
         &self.version
     }
 
-    /// Looks whether the server still runs and can load its libraries. Starts it again if it has died, and restarts it if an
-    /// upgrade has replaced its libraries by files that it cannot load. PostgreSQL then recovers what was committed. Returns
-    /// whether it was started: every connection from before is broken then.
+    /// Checks that the server runs and can load its libraries. Starts it again if it has died, and restarts it if an
+    /// upgrade has replaced its libraries by files that it cannot load. PostgreSQL then recovers the committed data.
+    /// Returns whether the server was started; then all earlier connections are broken.
     ///
-    /// Cheap while the server runs. A task of meterd calls it every second; that task must have ended before
-    /// [`stop`](Self::stop), or it would undo it. May be cancelled and called again.
+    /// Cheap while the server runs. A task of meterd calls it every second. That task must end before
+    /// [`stop`](Self::stop) is called; otherwise it would start the server again. It may be cancelled and called again.
     ///
     /// # Errors
-    /// The server does not start: `StartFailed`, `NotReady`, `Io`, or its programs are gone: `NoBinaries`, `WrongMajor`.
-    /// Trying again later is all right.
+    /// The server does not start (`StartFailed`, `NotReady`, `Io`), or its programs are missing (`NoBinaries`,
+    /// `WrongMajor`). The call may be retried later.
     pub async fn ensure_running(&self) -> Result<bool, EmbeddedError> {
         let mut running = self.running.lock().await;
         if running.postmaster.alive() {
-            if running.looked_at.elapsed() < upgrade::LOOK_EVERY {
+            if running.checked_at.elapsed() < upgrade::CHECK_EVERY {
                 return Ok(false);
             }
-            running.looked_at = Instant::now();
-            return self.look_after(&mut running).await;
+            running.checked_at = Instant::now();
+            return self.check_upgrade(&mut running).await;
         }
         let (pid, ending) = (running.postmaster.pid, running.postmaster.ending());
         warn!("PostgreSQL (process {pid}) has died ({ending}): starting it again");
@@ -201,14 +203,14 @@ impl Embedded {
         Ok(true)
     }
 
-    /// Reports programs that were replaced, and restarts a server that cannot load its libraries any more.
-    async fn look_after(&self, running: &mut Running) -> Result<bool, EmbeddedError> {
+    /// Logs replaced programs, and restarts a server that can no longer load its libraries.
+    async fn check_upgrade(&self, running: &mut Running) -> Result<bool, EmbeddedError> {
         let stamp = Stamp::of(&running.bin_dir);
         let replaced = running.stamp != stamp;
         running.stamp = stamp;
         let failure = match connection::run_plpgsql(&running.socket_dir).await {
             Err(sqlx::Error::Database(error)) if upgrade::is_load_failure(error.message()) => error,
-            // One that does not answer may be busy, and is no reason to end it.
+            // A server that does not answer may be busy, which is not a reason to restart it.
             _ if !replaced => return Ok(false),
             _ => {
                 let found = self.find_binaries().await?.version;
@@ -224,7 +226,7 @@ impl Embedded {
         };
         let found = self.find_binaries().await?.version;
         if found == running.version {
-            // Its library is gone: without it the server would not even start.
+            // The library is missing, so a restarted server would not start either.
             error!("PostgreSQL {found} cannot load a library ({}): repair its installation", failure.message());
             return Ok(false);
         }
@@ -239,9 +241,9 @@ impl Embedded {
     }
 
     async fn start_again(&self, running: &mut Running) -> Result<(), EmbeddedError> {
-        // Looked for again: an upgrade may have moved them.
+        // Searched again, because an upgrade may have moved them.
         let binaries = self.find_binaries().await?;
-        // Somebody else, or a call of this that was cancelled, may have started it already.
+        // A cancelled call of this function, or another process, may have started it already.
         let ready = match launch::find_running(&self.layout).await? {
             Some(ready) => ready,
             None => launch::start(&self.layout, &binaries, &self.user, self.settings.durable).await?,
@@ -251,28 +253,28 @@ impl Embedded {
         Ok(())
     }
 
-    /// The programs for the data as it is.
+    /// Finds the programs for the existing data.
     async fn find_binaries(&self) -> Result<Binaries, EmbeddedError> {
         let made_by = cluster::made_by(&self.layout.cluster)?;
         binaries::find(&self.settings, made_by, &self.user, &self.layout.cluster).await
     }
 
-    /// Shuts the server down and frees the data directory. Open transactions are rolled back (PostgreSQL's fast
-    /// shutdown). A server that has not ended after 60 s is told to quit at once, which loses no commit and costs a
-    /// recovery at the next start.
+    /// Stops the server and frees the data directory. Open transactions are rolled back (PostgreSQL's fast shutdown). A
+    /// server that has not stopped after 60 s gets an immediate shutdown, which loses no commit but requires a recovery
+    /// at the next start.
     ///
     /// # Errors
-    /// `StopTimeout` when it runs even then, `Io` when it cannot be signalled.
+    /// `StopTimeout` if the server still runs after that, `Io` if it cannot be signalled.
     pub async fn stop(self) -> Result<(), EmbeddedError> {
         self.running.into_inner().postmaster.shut_down(&self.layout.log).await
     }
 }
 
-/// The URL of the server that runs on this data directory, `None` when none runs or answers: for commands beside a
-/// running meterd. Takes no lock and changes nothing. Needs the rights of meterd's user.
+/// Returns the URL of the server that runs on this data directory, or `None` if none runs or answers. For commands that
+/// run next to a running meterd. Takes no lock and changes nothing. Needs the rights of meterd's user.
 ///
 /// # Errors
-/// `Io` when the directory may not be read.
+/// `Io` if the directory may not be read.
 pub async fn attach(data_dir: &Path) -> Result<Option<String>, EmbeddedError> {
     if !data_dir.exists() {
         return Ok(None);

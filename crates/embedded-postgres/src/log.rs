@@ -1,4 +1,4 @@
-//! The server's log file, bounded.
+//! The server's log file and its maximum size.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom};
@@ -7,15 +7,15 @@ use std::path::Path;
 
 use super::error::EmbeddedError;
 
-/// A log longer than this at a start becomes `postgres.log.1`, in place of the one before.
+/// At a start, a longer log is renamed to `postgres.log.1` and replaces the previous one.
 const ROTATE_BYTES: u64 = 10 * 1024 * 1024;
 
-/// How much of the log goes into an error.
+/// The part of the log that is shown in an error.
 const TAIL_LINES: usize = 20;
 const TAIL_BYTES: u64 = 16 * 1024;
 
-/// Opens the log for a server that starts, and tells where its part begins. meterd opens it, so it is private to
-/// meterd's user, and the server only writes to what it was given.
+/// Opens the log for a server that starts, and returns the position at which its part begins. meterd opens the file, so
+/// that it is private to meterd's user. The server only writes to the open file.
 pub(super) fn open(path: &Path) -> Result<(File, u64), EmbeddedError> {
     if fs::metadata(path).is_ok_and(|log| log.len() > ROTATE_BYTES) {
         fs::rename(path, path.with_extension("log.1")).map_err(EmbeddedError::io("rotate", path))?;
@@ -28,7 +28,7 @@ pub(super) fn open(path: &Path) -> Result<(File, u64), EmbeddedError> {
     open().map_err(EmbeddedError::io("open", path))
 }
 
-/// The last lines, none of them from before `begin`.
+/// Returns the last lines that were written after `begin`.
 pub(super) fn tail(path: &Path, begin: u64) -> String {
     let read = || -> std::io::Result<Vec<u8>> {
         let mut file = File::open(path)?;

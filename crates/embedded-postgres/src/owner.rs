@@ -1,5 +1,5 @@
-//! Who PostgreSQL runs as. It refuses root, so a meterd run by root hands everything that PostgreSQL touches to another
-//! user, and runs `initdb` and `postgres` as that user with root's groups dropped.
+//! The user that PostgreSQL runs as. PostgreSQL refuses to run as root. A meterd run by root gives PostgreSQL's files
+//! to another user, and runs `initdb` and `postgres` as that user without root's groups.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, lchown};
@@ -12,24 +12,25 @@ use tokio::process::Command;
 use super::environment;
 use super::error::EmbeddedError;
 
-/// Accounts to run PostgreSQL as under root, best first.
+/// Accounts that can run PostgreSQL if meterd runs as root, best first.
 const SERVER_ACCOUNTS: [&str; 2] = ["postgres", "nobody"];
 
-/// The user of the server's processes and files.
+/// The user that runs the server and owns its files.
 #[derive(Debug, Clone)]
 pub(super) struct ServerUser {
     name: String,
     uid: u32,
     gid: u32,
-    /// Whether processes must be started as somebody else than ourselves.
+    /// Whether processes must be started as another user than meterd's.
     drops_root: bool,
 }
 
 impl ServerUser {
-    /// Chooses the user: ourselves; under root the owner of existing data, else `postgres`, else `nobody`.
+    /// Chooses the user: meterd's own user; under root the owner of existing data, or else `postgres`, or else
+    /// `nobody`.
     ///
-    /// Existing data decides because PostgreSQL insists on owning its directory, and an account `postgres` that came
-    /// after the first start must not lock meterd out of data that `nobody` owns.
+    /// Existing data decides, because PostgreSQL must own its directory. If an account `postgres` is added after the
+    /// first start, meterd must still be able to use data that `nobody` owns.
     pub(super) fn choose(cluster: &Path) -> Result<Self, EmbeddedError> {
         let ours = geteuid();
         let owner = match fs::metadata(cluster) {
@@ -71,13 +72,14 @@ impl ServerUser {
         self.gid
     }
 
-    /// Whether the server's user differs from meterd's, so that directories must be opened to it.
+    /// Returns whether the server's user is not meterd's, so that directories must be opened to it.
     pub(super) fn drops_root(&self) -> bool {
         self.drops_root
     }
 
-    /// A command that runs as this user, with a minimal environment and away from meterd's working directory, which is
-    /// closed to the server's user under root. Setting a user id under root makes the standard library drop all groups too.
+    /// Returns a command that runs as this user with a minimal environment. It does not run in meterd's working
+    /// directory, which the server's user may not be able to enter. When the user id is set under root, the standard
+    /// library also drops all groups.
     pub(super) fn command(&self, program: &Path) -> Command {
         let mut command = Command::new(program);
         command.stdin(Stdio::null()).current_dir("/");
@@ -88,7 +90,7 @@ impl ServerUser {
         command
     }
 
-    /// Gives a file or directory to this user. Links are not followed.
+    /// Makes this user the owner of a file or directory. Does not follow links.
     pub(super) fn give(&self, path: &Path) -> Result<(), EmbeddedError> {
         if !self.drops_root {
             return Ok(());
@@ -96,7 +98,7 @@ impl ServerUser {
         lchown(path, Some(self.uid), Some(self.gid)).map_err(EmbeddedError::io("change the owner of", path))
     }
 
-    /// Whether this user gets through to a directory, by trying: runs `true` there.
+    /// Checks that this user can enter a directory by running `true` in it.
     pub(super) async fn check_reach(&self, dir: &Path) -> Result<(), EmbeddedError> {
         if !self.drops_root {
             return Ok(());
@@ -108,13 +110,13 @@ impl ServerUser {
         }
     }
 
-    /// The error for a path that this user cannot reach.
+    /// Returns the error for a path that this user cannot reach.
     pub(super) fn unreachable(&self, path: &Path) -> EmbeddedError {
         EmbeddedError::Unreachable { user: self.name.clone(), path: path.to_owned(), blocker: self.blocker(path) }
     }
 
-    /// The first directory on the way to `path` that the mode bits close to this user. Only for the message: whether a
-    /// path can be reached is tried, since access lists and mounts have their say too.
+    /// Returns the first directory on the way to `path` that the mode bits close to this user. Used only in the
+    /// message: access lists and mounts also matter, so [`check_reach`](Self::check_reach) tries.
     fn blocker(&self, path: &Path) -> Option<PathBuf> {
         let mut way: Vec<&Path> = path.ancestors().collect();
         way.reverse();

@@ -1,4 +1,4 @@
-//! The postmaster as a process: its pid file, whether it lives, and how it is told to end.
+//! The postmaster as a process: its pid file, whether it runs, and how to stop it.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -14,22 +14,22 @@ use tracing::{info, warn};
 
 use super::error::EmbeddedError;
 
-/// How long the server may take for its last checkpoint before it is told to quit without one.
+/// Maximum time for a shutdown with a last checkpoint.
 const STOP_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How long an immediate shutdown may take.
+/// Maximum time for an immediate shutdown.
 const QUIT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What `postmaster.pid` says. PostgreSQL writes it line by line while it starts.
+/// The contents of `postmaster.pid`. PostgreSQL writes it line by line while it starts.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct PidFile {
     pub(super) pid: i32,
-    /// Absent until the server listens.
+    /// `None` until the server listens.
     pub(super) socket_dir: Option<PathBuf>,
 }
 
 impl PidFile {
-    /// Reads the file of a cluster; `None` when there is none or it is still being written.
+    /// Reads the pid file of a cluster. Returns `None` if there is none or it is incomplete.
     pub(super) fn read(cluster: &Path) -> Result<Option<Self>, EmbeddedError> {
         let path = cluster.join("postmaster.pid");
         match fs::read_to_string(&path) {
@@ -39,17 +39,18 @@ impl PidFile {
         }
     }
 
-    /// Line 1 is the process, line 5 the first socket directory (PostgreSQL's `pidfile.h`).
+    /// Line 1 is the process id, line 5 the first socket directory (PostgreSQL's `pidfile.h`).
     fn parse(text: &str) -> Option<Self> {
         let mut lines = text.lines();
         Some(Self {
-            // Negative when a single-user backend holds the cluster: no postmaster to talk to.
+            // Negative if a single-user backend uses the cluster: there is no postmaster.
             pid: lines.next()?.trim().parse().ok().filter(|pid| *pid > 1)?,
             socket_dir: lines.nth(3).filter(|dir| !dir.is_empty()).map(PathBuf::from),
         })
     }
 
-    /// Removes a file without contents: its postmaster was killed before it wrote, and PostgreSQL does not start beside one.
+    /// Removes an empty pid file. Its postmaster was killed before it wrote the file, and PostgreSQL does not start if
+    /// the file is empty.
     pub(super) fn remove_if_empty(cluster: &Path) -> Result<(), EmbeddedError> {
         let path = cluster.join("postmaster.pid");
         if fs::metadata(&path).is_ok_and(|file| file.len() == 0) {
@@ -59,14 +60,14 @@ impl PidFile {
         Ok(())
     }
 
-    /// Whether [`disarm`](Self::disarm) was here in this process.
+    /// Returns whether [`disarm`](Self::disarm) of this process wrote the file.
     pub(super) fn is_disarmed(&self) -> bool {
         u32::try_from(self.pid) == Ok(std::process::id())
     }
 
-    /// Disarms a file whose process number now belongs to an unrelated process, which PostgreSQL would take for a live
-    /// server: puts meterd's own number there, since PostgreSQL takes its parent's for stale. The rest stays, because
-    /// its shared memory key is how PostgreSQL notices backends that outlived the postmaster.
+    /// Disarms a stale file whose process id now belongs to an unrelated process, which PostgreSQL would mistake for a
+    /// live server. Writes meterd's own process id, because PostgreSQL considers its parent's id stale. The other lines
+    /// stay: with the shared memory key in them, PostgreSQL detects backends that outlived the postmaster.
     pub(super) fn disarm(cluster: &Path) -> Result<(), EmbeddedError> {
         let path = cluster.join("postmaster.pid");
         let rewrite = || {
@@ -78,7 +79,7 @@ impl PidFile {
     }
 }
 
-/// A running postmaster: our child, or one that an earlier meterd left behind.
+/// A running postmaster: our child, or one that an earlier meterd started.
 #[derive(Debug)]
 pub(super) struct Postmaster {
     pub(super) pid: i32,
@@ -87,7 +88,7 @@ pub(super) struct Postmaster {
 }
 
 impl Postmaster {
-    /// Whether it still runs. Asking also reaps a child that has ended.
+    /// Returns whether it still runs. Also reaps a child that has ended.
     pub(super) fn alive(&mut self) -> bool {
         match &mut self.child {
             Some(child) => matches!(child.try_wait(), Ok(None)),
@@ -95,7 +96,7 @@ impl Postmaster {
         }
     }
 
-    /// How it ended, for messages.
+    /// Describes how it ended, for messages.
     pub(super) fn ending(&mut self) -> String {
         match self.child.as_mut().and_then(|child| child.try_wait().ok().flatten()) {
             Some(status) => status.to_string(),
@@ -103,7 +104,7 @@ impl Postmaster {
         }
     }
 
-    /// Ends it: fast shutdown, and without a last checkpoint when that takes too long.
+    /// Stops it with a fast shutdown, or with an immediate shutdown if the fast one takes too long.
     pub(super) async fn shut_down(&mut self, log: &Path) -> Result<(), EmbeddedError> {
         for (signal, limit) in [(Signal::SIGINT, STOP_TIMEOUT), (Signal::SIGQUIT, QUIT_TIMEOUT)] {
             self.signal(signal)?;
@@ -124,7 +125,7 @@ impl Postmaster {
         })
     }
 
-    /// Sends a signal. A process that is gone already is no error.
+    /// Sends a signal. It is not an error if the process has already ended.
     fn signal(&mut self, signal: Signal) -> Result<(), EmbeddedError> {
         if !self.alive() {
             return Ok(());
@@ -136,17 +137,17 @@ impl Postmaster {
     }
 }
 
-/// Whether any process has this number.
+/// Returns whether a process has this id.
 pub(super) fn exists(pid: i32) -> bool {
     kill(Pid::from_raw(pid), None) != Err(Errno::ESRCH)
 }
 
-/// Whether process `pid` is the postmaster of this cluster, and not somebody who got its number later. A backend is not
-/// one either: its command line is overwritten with `postgres: ...`.
+/// Returns whether process `pid` is the postmaster of this cluster, and not a process that got the same id later. A
+/// backend is not a postmaster either: its command line is `postgres: ...`.
 pub(super) fn is_postmaster_of(pid: i32, cluster: &Path) -> bool {
     let args = arguments(pid);
     let Some(program) = args.first().map(PathBuf::from) else {
-        return false; // gone, or a zombie
+        return false; // ended, or a zombie
     };
     let is_postgres = program.file_name().is_some_and(|name| name == "postgres" || name == "postmaster");
     let names_cluster = || {
@@ -155,12 +156,13 @@ pub(super) fn is_postmaster_of(pid: i32, cluster: &Path) -> bool {
             Path::new(dir) == cluster
         })
     };
-    // A postmaster that pg_ctl started with a relative path is told by its working directory, where that may be read.
+    // A postmaster that pg_ctl started with a relative path is recognized by its working directory, if that may be
+    // read.
     let works_there = || fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == cluster);
     is_postgres && (names_cluster() || works_there())
 }
 
-/// The command line of a process; empty when there is none.
+/// Returns the command line of a process, or nothing if there is no such process.
 #[cfg(target_os = "linux")]
 fn arguments(pid: i32) -> Vec<String> {
     let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
@@ -170,8 +172,8 @@ fn arguments(pid: i32) -> Vec<String> {
         .collect()
 }
 
-/// The command line of a process; empty when there is none. `ps` joins the arguments with spaces, so a path with
-/// spaces is put together again from the `-D` on.
+/// Returns the command line of a process, or nothing if there is no such process. `ps` joins the arguments with spaces,
+/// so everything after `-D` is joined to one path.
 #[cfg(not(target_os = "linux"))]
 fn arguments(pid: i32) -> Vec<String> {
     let output = std::process::Command::new("ps").args(["-ww", "-o", "command=", "-p", &pid.to_string()]).output();
@@ -194,7 +196,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pid_file_is_read_from_its_first_line_on() {
+    fn a_pid_file_is_parsed_while_it_is_written() {
         let whole = "4711\n/d/postgres\n1732226400\n5432\n/d/run\n\n  1234  5\nready   \n";
         let file = PidFile::parse(whole).unwrap();
         assert_eq!((file.pid, file.socket_dir), (4711, Some("/d/run".into())));
@@ -205,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn this_test_is_no_postmaster() {
+    fn this_test_is_not_a_postmaster() {
         let own = i32::try_from(std::process::id()).unwrap();
         assert!(exists(own));
         assert!(!is_postmaster_of(own, Path::new("/")));

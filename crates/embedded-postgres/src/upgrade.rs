@@ -1,9 +1,11 @@
-//! Minor upgrades of the installed PostgreSQL while its server runs: the package manager replaces the programs and libraries,
-//! and the old postmaster goes on. A backend that then loads a library gets the new file, which may not fit the old postmaster.
+//! Minor upgrades of the installed PostgreSQL while its server runs. The package manager replaces the programs and
+//! libraries, and the old postmaster keeps running. A new backend that loads a library then gets the new file, which
+//! may not fit the old postmaster.
 //!
-//! Three measures: the postmaster loads the libraries that meterd needs when it starts, so backends inherit them. A start that
-//! finds a running server of another version than the installed programs restarts it. And while meterd runs, it tries from time
-//! to time whether a new backend can still load the library, and restarts a server that cannot with the new programs.
+//! There are three measures. The postmaster loads the libraries that meterd needs when it starts, so that backends
+//! inherit them. A start that finds a running server of another version than the installed programs restarts it. While
+//! meterd runs, it regularly checks whether a new backend can load the library, and restarts the server with the new
+//! programs if it cannot.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -21,14 +23,14 @@ use super::owner::ServerUser;
 /// The library of PL/pgSQL, the language of meterd's triggers.
 const LIBRARY: &str = "plpgsql";
 
-/// How often a running meterd looks after the installed programs.
-pub(super) const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// How often a running meterd checks the installed programs.
+pub(super) const CHECK_EVERY: Duration = Duration::from_secs(5);
 
-/// Libraries for the postmaster to load: those that the cluster's configuration names, and that of PL/pgSQL.
+/// Returns the libraries that the postmaster loads: those in the cluster's configuration, and that of PL/pgSQL.
 pub(super) async fn libraries_to_preload(layout: &Layout, binaries: &Binaries, user: &ServerUser) -> String {
     let mut command = user.command(&binaries.dir.join("postgres"));
     command.arg("-D").arg(&layout.cluster).args(["-C", "shared_preload_libraries"]).kill_on_drop(true);
-    // A configuration that cannot be read stops the start itself, which then shows the server's log.
+    // If the configuration cannot be read, the start itself fails and shows the server's log.
     let configured = match timeout(PROBE_TIMEOUT, command.output()).await {
         Ok(Ok(output)) if output.status.success() => String::from_utf8_lossy(&output.stdout).trim().to_owned(),
         _ => String::new(),
@@ -40,19 +42,20 @@ pub(super) async fn libraries_to_preload(layout: &Layout, binaries: &Binaries, u
     }
 }
 
-/// Whether a list of libraries, separated by commas, names that of PL/pgSQL.
+/// Returns whether a comma-separated list of libraries contains that of PL/pgSQL.
 fn is_named(libraries: &str) -> bool {
     libraries.split(',').any(|name| name.trim().trim_matches('"') == LIBRARY)
 }
 
-/// Whether a message of the server says that it cannot load a library. Its messages are in English: the cluster's locale is C.
+/// Returns whether a message of the server says that it cannot load a library. Its messages are in English, because the
+/// cluster's locale is C.
 pub(super) fn is_load_failure(message: &str) -> bool {
     ["could not load library", "could not access file", "could not find function", "incompatible library"]
         .iter()
         .any(|start| message.starts_with(start))
 }
 
-/// Why a running server must be restarted before this meterd uses it, if it must.
+/// Returns the reason why a running server must be restarted before this meterd uses it, if there is one.
 pub(super) async fn restart_reason(
     ready: &Ready,
     binaries: &Binaries,
@@ -72,12 +75,12 @@ pub(super) async fn restart_reason(
     Ok(None)
 }
 
-/// Identifies a program file: an upgrade replaces it.
+/// Identifies a version of a program file. An upgrade replaces the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Stamp(u64, u64, i64);
 
 impl Stamp {
-    /// The stamp of `postgres` in a directory; `None` if there is no such file.
+    /// Returns the stamp of `postgres` in a directory, or `None` if the file does not exist.
     pub(super) fn of(bin_dir: &Path) -> Option<Self> {
         let file = std::fs::metadata(bin_dir.join("postgres")).ok()?;
         Some(Self(file.dev(), file.ino(), file.mtime()))
@@ -89,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_library_is_found_in_lists_as_postgresql_writes_them() {
+    fn the_library_is_found_in_any_form_of_list() {
         for named in ["plpgsql", "pg_stat_statements, plpgsql", "\"plpgsql\",auto_explain"] {
             assert!(is_named(named), "{named}");
         }

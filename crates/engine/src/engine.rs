@@ -2,12 +2,13 @@
 
 use crate::alerts::notify::NotifyConfig;
 use crate::alerts::raise::AlertSettings;
+use crate::auth::KeyRing;
 use crate::catalog::CatalogCache;
 use crate::clock::Clock;
 use crate::ingest::{Ingest, IngestConfig};
 use sqlx::PgPool;
 use std::sync::Arc;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 /// The database, the state in memory and the configuration of one replica.
 pub struct Engine {
@@ -16,6 +17,8 @@ pub struct Engine {
     pub reads: PgPool,
     pub catalog: Arc<CatalogCache>,
     pub ingest: Ingest,
+    /// The API keys in memory.
+    pub keys: Arc<KeyRing>,
     pub clock: Clock,
     pub alert_settings: AlertSettings,
     /// The currency of the deployment, an ISO 4217 code.
@@ -27,6 +30,15 @@ pub struct Engine {
     pub notifications_wanted: Arc<Notify>,
     /// Wakes the scheduler of this replica.
     pub jobs_wanted: Arc<Notify>,
+    /// True if the server is stopping.
+    pub stopping: watch::Receiver<bool>,
+}
+
+impl Engine {
+    /// Returns whether the server is stopping.
+    pub fn is_stopping(&self) -> bool {
+        *self.stopping.borrow()
+    }
 }
 
 /// The configuration of the use cases.

@@ -1,27 +1,31 @@
 //! Rebuilds the sums of months from their events, and moves events to other days after a client's time zone has changed.
 
 use crate::alerts::check;
+use crate::clients;
+use crate::fields::Fields;
 use crate::ledger::{Begun, MonthsLocked};
 use crate::refusal::Refusal;
+use crate::usage::SUMMARY_DAYS_MAX;
 use crate::{Engine, alerts::raise::AlertSettings};
 use chrono::NaiveDate;
 use chrono_tz::Tz;
-use meterd_domain::event::EventId;
+use meterd_domain::event::{EventId, ID_BYTES_MAX};
 use meterd_domain::period::{Month, day_of};
 use meterd_domain::rollup::Deltas;
 use meterd_store::verify::{Difference, RollupRow, client_months, differences};
-use meterd_store::{clients, connect, deployment, event_days, partitions};
+use meterd_store::{connect, deployment, event_days, partitions};
 use sqlx::PgConnection;
 use std::collections::BTreeSet;
-use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 /// Which months to rebuild.
 #[derive(Clone, Debug)]
-pub struct Request {
-    /// One client, or all.
-    pub client_id: Option<String>,
-    pub months: RangeInclusive<Month>,
+pub struct RebuildInput {
+    /// Empty for all clients.
+    pub client_id: String,
+    /// The first and the last day, such as "2026-11-01". Their whole months are rebuilt.
+    pub start_date: String,
+    pub end_date: String,
     /// Whether events get the days that they have in the present time zones of their clients.
     pub rezone: bool,
 }
@@ -40,9 +44,18 @@ pub struct Rebuilt {
 /// Rebuilds months, each in a transaction of its own.
 ///
 /// # Errors
-/// `MONTH_CLOSED` if one of the months is past its retention.
-pub async fn run(engine: &Engine, request: &Request) -> Result<Rebuilt, Refusal> {
-    let Request { client_id, months, rezone } = request;
+/// `CLIENT_NOT_FOUND`, or `MONTH_CLOSED` if one of the months is past its retention.
+pub async fn rebuild(engine: &Engine, input: RebuildInput) -> Result<Rebuilt, Refusal> {
+    let RebuildInput { client_id, start_date, end_date, rezone } = input;
+    let mut fields = Fields::default();
+    fields.text("client_id", &client_id, ID_BYTES_MAX);
+    let (start, end) = fields.days(&start_date, &end_date, SUMMARY_DAYS_MAX);
+    fields.finish()?;
+    let client_id = (!client_id.is_empty()).then_some(client_id);
+    if let Some(client_id) = &client_id {
+        clients::existing(engine, client_id).await?;
+    }
+    let months = Month::of(start)..=Month::of(end);
     let closed = deployment::closed_through(&mut *engine.pool.acquire().await?).await?;
     if let Some(closed) = closed.filter(|closed| months.start() <= closed) {
         return Err(Refusal::month_closed(closed));
@@ -62,7 +75,7 @@ pub async fn run(engine: &Engine, request: &Request) -> Result<Rebuilt, Refusal>
     let mut rebuilt = Rebuilt::default();
     for (client_id, month) in client_months {
         let mut tx = engine.pool.begin().await?;
-        let Some(one) = rebuild(&mut tx, &engine.alert_settings, &client_id, month, *rezone).await? else {
+        let Some(one) = rebuild_month(&mut tx, &engine.alert_settings, &client_id, month, rezone).await? else {
             let closed = deployment::closed_through(&mut tx).await?;
             return Err(Refusal::month_closed(closed.unwrap_or(month)));
         };
@@ -79,7 +92,7 @@ pub async fn run(engine: &Engine, request: &Request) -> Result<Rebuilt, Refusal>
 /// With `rezone`, events of the month also get the days that they have in the client's present zone, and the neighbouring
 /// months are corrected too. Events of closed months stay in them, and no event moves into one. Returns `None` if the month
 /// itself is closed.
-async fn rebuild(
+async fn rebuild_month(
     conn: &mut PgConnection,
     settings: &AlertSettings,
     client_id: &str,
@@ -94,7 +107,7 @@ async fn rebuild(
         // Only a rebuild with `rezone` shares the versions lock, so that no event is dated in another zone until the commit.
         // Otherwise nobody could change a price while a long rebuild runs.
         let mut tx = Begun::new(conn).share_versions().await?;
-        let zone = clients::time_zone(tx.conn(), client_id).await?;
+        let zone = meterd_store::clients::time_zone(tx.conn(), client_id).await?;
         let closed = closed_through(tx.conn()).await?;
         months.retain(is_open(closed));
         if !months.contains(&month) {

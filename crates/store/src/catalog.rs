@@ -8,21 +8,35 @@ use meterd_domain::price::{Price, Rates};
 use sqlx::PgConnection;
 
 /// A stored price.
-pub struct PriceRow {
+#[derive(Clone, Debug)]
+pub struct StoredPrice {
     pub price_id: i64,
     pub service: String,
+    /// Empty if the price applies to every operation.
     pub operation: String,
+    /// Empty if the price applies to every model.
     pub model: String,
     /// `None` if the price applies from the beginning of time.
     pub effective_time: Option<DateTime<Utc>>,
-    pub unit: Option<BigDecimal>,
-    pub input_token: Option<BigDecimal>,
-    pub output_token: Option<BigDecimal>,
-    pub cached_input_token: Option<BigDecimal>,
-    pub percent_of_amount: Option<BigDecimal>,
-    pub fixed: Option<BigDecimal>,
+    pub rates: Rates,
     pub built_in: bool,
     pub create_time: DateTime<Utc>,
+}
+
+struct PriceRow {
+    price_id: i64,
+    service: String,
+    operation: String,
+    model: String,
+    effective_time: Option<DateTime<Utc>>,
+    unit: Option<BigDecimal>,
+    input_token: Option<BigDecimal>,
+    output_token: Option<BigDecimal>,
+    cached_input_token: Option<BigDecimal>,
+    percent_of_amount: Option<BigDecimal>,
+    fixed: Option<BigDecimal>,
+    built_in: bool,
+    create_time: DateTime<Utc>,
 }
 
 /// A price to create.
@@ -36,23 +50,34 @@ pub struct NewPrice<'a> {
 }
 
 /// Another name of a model.
+#[derive(Clone, Debug)]
 pub struct ModelAlias {
     pub service: String,
     pub alias: String,
     pub model: String,
 }
 
-impl PriceRow {
-    /// Returns the rates of the price. An error if a stored rate is out of range.
-    pub fn rates(&self) -> crate::Result<Rates> {
-        let rate = |value: &Option<BigDecimal>| value.as_ref().map(numeric::rate).transpose();
-        Ok(Rates {
-            unit: rate(&self.unit)?,
-            input_token: rate(&self.input_token)?,
-            output_token: rate(&self.output_token)?,
-            cached_input_token: rate(&self.cached_input_token)?,
-            percent_of_amount: rate(&self.percent_of_amount)?,
-            fixed: rate(&self.fixed)?,
+impl TryFrom<PriceRow> for StoredPrice {
+    type Error = crate::StoreError;
+
+    fn try_from(row: PriceRow) -> crate::Result<Self> {
+        let rate = |value: Option<BigDecimal>| value.as_ref().map(numeric::rate).transpose();
+        Ok(Self {
+            price_id: row.price_id,
+            service: row.service,
+            operation: row.operation,
+            model: row.model,
+            effective_time: row.effective_time,
+            rates: Rates {
+                unit: rate(row.unit)?,
+                input_token: rate(row.input_token)?,
+                output_token: rate(row.output_token)?,
+                cached_input_token: rate(row.cached_input_token)?,
+                percent_of_amount: rate(row.percent_of_amount)?,
+                fixed: rate(row.fixed)?,
+            },
+            built_in: row.built_in,
+            create_time: row.create_time,
         })
     }
 }
@@ -76,9 +101,10 @@ pub async fn load(conn: &mut PgConnection) -> crate::Result<Catalog> {
     for service in services(conn).await? {
         catalog.add_service(service);
     }
-    for row in prices(conn, None, ("", "", "", None), i64::MAX).await? {
-        let price = Price { price_id: row.price_id, effective_time: row.effective_time, rates: row.rates()? };
-        catalog.add_price(&row.service, &row.operation, &row.model, price);
+    for stored in prices(conn, None, ("", "", "", None), i64::MAX).await? {
+        let StoredPrice { price_id, effective_time, rates, .. } = stored;
+        let price = Price { price_id, effective_time, rates };
+        catalog.add_price(&stored.service, &stored.operation, &stored.model, price);
     }
     for alias in aliases(conn).await? {
         catalog.add_alias(&alias.service, &alias.alias, &alias.model);
@@ -132,8 +158,8 @@ pub async fn prices(
     service: Option<&str>,
     after: PriceCursor<'_>,
     limit: i64,
-) -> crate::Result<Vec<PriceRow>> {
-    sqlx::query_as!(
+) -> crate::Result<Vec<StoredPrice>> {
+    let rows = sqlx::query_as!(
         PriceRow,
         r#"SELECT price_id, service, operation, model,
                   NULLIF(effective_time, '-infinity') AS effective_time, unit, input_token, output_token,
@@ -150,14 +176,14 @@ pub async fn prices(
         limit
     )
     .fetch_all(conn)
-    .await
-    .map_err(Into::into)
+    .await?;
+    rows.into_iter().map(StoredPrice::try_from).collect()
 }
 
 /// Creates a price and returns it. `None` if a price with the same scope and effective time exists.
-pub async fn insert_price(conn: &mut PgConnection, new: &NewPrice<'_>) -> crate::Result<Option<PriceRow>> {
+pub async fn insert_price(conn: &mut PgConnection, new: &NewPrice<'_>) -> crate::Result<Option<StoredPrice>> {
     let Rates { unit, input_token, output_token, cached_input_token, percent_of_amount, fixed } = new.rates;
-    sqlx::query_as!(
+    let row = sqlx::query_as!(
         PriceRow,
         r#"INSERT INTO prices (service, operation, model, effective_time, unit, input_token, output_token,
                cached_input_token, percent_of_amount, fixed, built_in)
@@ -179,8 +205,8 @@ pub async fn insert_price(conn: &mut PgConnection, new: &NewPrice<'_>) -> crate:
         new.built_in
     )
     .fetch_optional(conn)
-    .await
-    .map_err(Into::into)
+    .await?;
+    row.map(StoredPrice::try_from).transpose()
 }
 
 /// Returns all aliases, ordered by service and alias.

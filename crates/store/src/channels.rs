@@ -7,7 +7,7 @@ use sqlx::PgConnection;
 /// A destination of alert notifications. Never log or return a whole channel: it contains the secrets of a webhook.
 #[derive(Clone)]
 pub struct Channel {
-    /// Number of the proto enum `NotificationChannelKind`.
+    /// Number of a [`ChannelKind`](meterd_domain::notification::ChannelKind).
     pub kind: i16,
     pub target: String,
     pub min_severity: Severity,

@@ -7,6 +7,7 @@ use sqlx::{PgConnection, PgPool};
 use std::collections::HashMap;
 
 /// A metered tenant.
+#[derive(Clone, Debug)]
 pub struct Client {
     pub client_id: String,
     pub display_name: String,

@@ -1,14 +1,17 @@
 //! Streams all events of a range.
 
+use crate::connect::allow_long_statements;
 use crate::numeric::Numeric;
 use chrono::{DateTime, NaiveDate, Utc};
 use futures_util::{Stream, TryStreamExt};
 use meterd_domain::decimal::Total;
 use meterd_domain::event::EventId;
 use meterd_domain::period::widest_range;
-use sqlx::PgConnection;
+use sqlx::pool::PoolConnection;
+use sqlx::{Executor, PgConnection, PgPool, Postgres};
 
 /// Which events to export. An empty filter matches everything.
+#[derive(Debug)]
 pub struct ExportFilter {
     pub client_id: Option<String>,
     pub start_time: Option<DateTime<Utc>>,
@@ -61,9 +64,38 @@ impl ExportRow {
     }
 }
 
-/// Streams the matching events in order of client, time and sequence number, all from one snapshot. The server sends
-/// the rows while the caller reads them.
-pub fn stream<'a>(
+/// A snapshot of the events on its own connection.
+pub struct Snapshot {
+    conn: PoolConnection<Postgres>,
+    /// Start of the transaction. The snapshot is taken later, so it includes everything that was acknowledged before
+    /// this time.
+    pub complete_as_of: DateTime<Utc>,
+}
+
+impl Snapshot {
+    /// Begins a transaction without a statement timeout.
+    pub async fn begin(pool: &PgPool) -> crate::Result<Self> {
+        let mut conn = pool.acquire().await?;
+        // Closing the connection also ends the transaction. An export that ends early leaves unread rows, which the
+        // pool would read before it could use the connection again.
+        conn.close_on_drop();
+        conn.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
+        allow_long_statements(&mut conn).await?;
+        let complete_as_of = snapshot_time(&mut conn).await?;
+        Ok(Self { conn, complete_as_of })
+    }
+
+    /// Streams the matching events in order of client, time and sequence number. The server sends the rows while the
+    /// caller reads them.
+    pub fn events<'a>(
+        &'a mut self,
+        filter: &'a ExportFilter,
+    ) -> impl Stream<Item = crate::Result<ExportRow>> + Send + 'a {
+        stream(&mut self.conn, filter)
+    }
+}
+
+fn stream<'a>(
     conn: &'a mut PgConnection,
     filter: &'a ExportFilter,
 ) -> impl Stream<Item = crate::Result<ExportRow>> + Send + 'a {
@@ -90,8 +122,6 @@ pub fn stream<'a>(
     .map_err(Into::into)
 }
 
-/// Returns the start of the transaction. The snapshot is taken later, so it includes everything that was acknowledged
-/// before this time.
-pub async fn snapshot_time(conn: &mut PgConnection) -> crate::Result<DateTime<Utc>> {
+async fn snapshot_time(conn: &mut PgConnection) -> crate::Result<DateTime<Utc>> {
     sqlx::query_scalar!(r#"SELECT now() AS "now!""#).fetch_one(conn).await.map_err(Into::into)
 }

@@ -54,12 +54,12 @@ pub async fn insert_tests(pool: &PgPool, client_id: &str, id: &str) -> crate::Re
 pub struct Notification {
     pub client_id: String,
     pub notification_id: String,
-    /// Number of the proto enum `NotificationChannelKind`.
+    /// Number of a [`ChannelKind`](meterd_domain::notification::ChannelKind).
     pub kind: i16,
     pub target: String,
     pub alert_ids: Vec<String>,
     pub alert_count: i32,
-    /// Number of the proto enum `NotificationState`.
+    /// Number of a [`NotificationState`](meterd_domain::notification::NotificationState).
     pub state: i16,
     pub attempt_count: i32,
     pub next_attempt_time: DateTime<Utc>,

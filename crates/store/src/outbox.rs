@@ -16,7 +16,7 @@ const DIGEST_NOTIFICATIONS_MAX: i64 = 10_000;
 pub struct DueChannel {
     pub client_id: String,
     pub channel_id: i64,
-    /// Number of the proto enum `NotificationChannelKind`.
+    /// Number of a [`ChannelKind`](meterd_domain::notification::ChannelKind).
     pub kind: i16,
     pub target: String,
     pub secrets: Vec<String>,

@@ -35,7 +35,7 @@ impl Policies {
         self.clients.extend(more.clients);
     }
 
-    /// Returns the policy of a client.
+    /// Returns the policy that applies to a client.
     pub fn of(&self, client_id: &str) -> &Policy {
         self.clients.get(client_id).unwrap_or(&self.default)
     }

@@ -9,7 +9,7 @@ use meterd_domain::rollup::Sums;
 use sqlx::{PgConnection, PgPool};
 
 /// Quantities that are counted by service category.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Counts {
     pub messages: Total,
     pub ai_calls: i64,

@@ -1,4 +1,4 @@
-//! `meterd alerts`: follow them live, list them, acknowledge them, check now.
+//! `meterd alerts`: follows alerts live, lists and acknowledges them, and checks the alert rules now.
 
 mod show;
 mod tail;
@@ -14,9 +14,9 @@ use serde_json::json;
 use std::process::ExitCode;
 
 const CALL_SECONDS: u64 = 30;
-/// A check of all clients takes as long as its deadline allows.
+/// A check of all clients can take long.
 const CHECK_SECONDS: u64 = 600;
-/// Alerts of one call.
+/// Maximum number of alerts in one call.
 const PAGE_ALERTS: u32 = 1_000;
 
 /// Arguments of `alerts`.
@@ -28,26 +28,26 @@ pub struct AlertsArgs {
 
 #[derive(Subcommand, Clone, Debug)]
 enum Command {
-    /// Follow what happens to alerts, as it happens; goes on by itself where the connection breaks
+    /// Follow changes of alerts live; reconnects automatically
     Tail(tail::TailArgs),
     /// List alerts, the newest first
     List(ListArgs),
-    /// Note that somebody has seen an alert
+    /// Acknowledge an alert
     Ack(AckArgs),
-    /// Evaluate the rules now
+    /// Check the alert rules now
     Check(CheckArgs),
 }
 
-/// Which alerts.
+/// Filters of alerts.
 #[derive(Args, Clone, Debug)]
 struct FilterArgs {
-    /// Only of this client; repeat for more
+    /// Only alerts of this client; repeat for more
     #[arg(long = "client", value_name = "ID")]
     clients: Vec<String>,
-    /// Only of this type; repeat for more
+    /// Only alerts of this type; repeat for more
     #[arg(long = "type", value_name = "TYPE")]
     types: Vec<TypeArg>,
-    /// Only as bad as this or worse
+    /// Only alerts with at least this severity
     #[arg(long, value_name = "SEVERITY")]
     min_severity: Option<SeverityArg>,
 }
@@ -90,16 +90,16 @@ impl FilterArgs {
 struct ListArgs {
     #[command(flatten)]
     filter: FilterArgs,
-    /// Only those that nobody has acknowledged
+    /// Only alerts that are not acknowledged
     #[arg(long)]
     unacknowledged: bool,
-    /// Only those that are not resolved
+    /// Only alerts that are not resolved
     #[arg(long)]
     open: bool,
-    /// Most alerts to list
+    /// Maximum number of alerts
     #[arg(long, default_value_t = 100, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     limit: u32,
-    /// Print JSON, an alert a line
+    /// Print JSON, one alert per line
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -108,10 +108,10 @@ struct ListArgs {
 
 #[derive(Args, Clone, Debug)]
 struct AckArgs {
-    /// The alert
+    /// Id of the alert
     #[arg(value_name = "ALERT ID")]
     alert_id: String,
-    /// Who has seen it
+    /// Name of the person who acknowledges the alert
     #[arg(long, value_name = "NAME")]
     by: String,
     /// Print the alert as JSON
@@ -123,7 +123,7 @@ struct AckArgs {
 
 #[derive(Args, Clone, Debug)]
 struct CheckArgs {
-    /// Only this client [default: all that have used something this month or the month before]
+    /// Only this client [default: all clients with usage in this month or the month before]
     #[arg(long, default_value = "", value_name = "ID", hide_default_value = true)]
     client: String,
     /// Print JSON
@@ -133,7 +133,7 @@ struct CheckArgs {
     connect: ConnectArgs,
 }
 
-/// Runs one of the commands.
+/// Runs the subcommand.
 pub async fn run(args: AlertsArgs) -> anyhow::Result<ExitCode> {
     match args.command {
         Command::Tail(args) => tail::run(args).await,
@@ -151,7 +151,7 @@ async fn list(args: ListArgs) -> anyhow::Result<ExitCode> {
         min_severity: args.filter.min_severity(),
         unacknowledged_only: args.unacknowledged,
         open_only: args.open,
-        // The same on all pages, as the token belongs to the request.
+        // The same on all pages, because a page token is only valid with the same request.
         page_size: args.limit.min(PAGE_ALERTS) as i32,
         ..Default::default()
     };
@@ -172,11 +172,11 @@ async fn list(args: ListArgs) -> anyhow::Result<ExitCode> {
     } else if alerts.is_empty() {
         println!("no alerts");
     } else {
-        let rows: Vec<_> = std::iter::once(show::heads()).chain(alerts.iter().map(show::row)).collect();
+        let rows: Vec<_> = std::iter::once(show::header()).chain(alerts.iter().map(show::row)).collect();
         println!("{}", table(&rows, &[]).join("\n"));
     }
     if more {
-        eprintln!("there are more than {}: see --limit", args.limit);
+        eprintln!("only the first {} alerts are shown: increase --limit", args.limit);
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -193,7 +193,7 @@ async fn ack(args: AckArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Fails where a client could not be checked.
+/// Checks the alert rules. The exit code is 1 if a client could not be checked.
 async fn check(args: CheckArgs) -> anyhow::Result<ExitCode> {
     let channel = args.connect.channel().await?;
     let request = CheckAlertsRequest { client_id: args.client.clone() };

@@ -1,4 +1,4 @@
-//! How an alert reads, for people and for machines.
+//! Formats alerts as table rows and as JSON.
 
 use crate::cli::time::{time_of, time_text};
 use crate::proto::Alert;
@@ -6,17 +6,17 @@ use chrono::SecondsFormat;
 use prost_types::Timestamp;
 use serde_json::{Value, json};
 
-/// The type without the prefix of its enum, in lower case.
+/// The name of the type in lower case, without the prefix of the enum.
 pub fn type_name(alert: &Alert) -> String {
     alert.r#type().as_str_name().trim_start_matches("ALERT_TYPE_").to_lowercase()
 }
 
-/// The severity without the prefix of its enum.
+/// The name of the severity, without the prefix of the enum.
 pub fn severity_name(alert: &Alert) -> &'static str {
     alert.severity().as_str_name().trim_start_matches("ALERT_SEVERITY_")
 }
 
-/// What has become of it.
+/// The state: open, acknowledged or resolved.
 pub fn state(alert: &Alert) -> String {
     match (&alert.resolve_time, &alert.acknowledge_time) {
         (Some(time), _) => format!("resolved {}", time_text(Some(time))),
@@ -25,12 +25,12 @@ pub fn state(alert: &Alert) -> String {
     }
 }
 
-/// Heads of the columns of `row`.
-pub fn heads() -> Vec<String> {
+/// The column headers of [`row`].
+pub fn header() -> Vec<String> {
     ["raised", "severity", "type", "client", "period", "state", "alert id", "message"].map(str::to_owned).to_vec()
 }
 
-/// An alert as a row of a table.
+/// Converts an alert to a row of the table.
 pub fn row(alert: &Alert) -> Vec<String> {
     vec![
         time_text(alert.raise_time.as_ref()),
@@ -44,7 +44,7 @@ pub fn row(alert: &Alert) -> Vec<String> {
     ]
 }
 
-/// An alert with all it has; amounts are exact.
+/// Converts an alert to JSON with all fields. Amounts are exact.
 pub fn json(alert: &Alert) -> Value {
     let text = |value: &str| (!value.is_empty()).then(|| value.to_owned());
     let time = |time: &Option<Timestamp>| time_of(time.as_ref(), SecondsFormat::AutoSi);

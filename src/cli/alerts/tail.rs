@@ -1,4 +1,4 @@
-//! `meterd alerts tail`: what happens to alerts, live. A stream that breaks is continued with its last token.
+//! `meterd alerts tail`: follows changes of alerts live. After a lost connection it continues with the last resume token.
 
 use super::{FilterArgs, show};
 use crate::cli::connect::Connection;
@@ -17,30 +17,30 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 use tonic::Status;
 
-/// A stream is silent no longer than this: heartbeats come every 15 s.
-const SILENCE_MAX: Duration = Duration::from_secs(45);
+/// Timeout for the next message of a stream. The server sends a heartbeat every 15 s.
+const MESSAGE_TIMEOUT: Duration = Duration::from_secs(45);
 
 #[derive(Args, Clone, Debug)]
 pub struct TailArgs {
     #[command(flatten)]
     filter: FilterArgs,
-    /// From the oldest change that is kept [default: from now]
+    /// Start with the oldest change that the server keeps [default: start now]
     #[arg(long, conflicts_with = "resume")]
     from_start: bool,
-    /// Continue after the message that had this token; with the same filters
+    /// Continue after the message with this resume token; needs the same filters
     #[arg(long, default_value = "", value_name = "TOKEN", hide_default_value = true)]
     resume: String,
-    /// How long to try again while the server is away [default: for good]
+    /// How long to retry while the server is unavailable, in seconds [default: no limit]
     #[arg(long, value_name = "SECONDS")]
     retry_seconds: Option<u32>,
-    /// Print JSON, a change a line, each with the token that continues after it
+    /// Print JSON, one change per line, each with its resume token
     #[arg(long)]
     json: bool,
     #[command(flatten)]
     connect: ConnectArgs,
 }
 
-/// Follows until it is interrupted, and then says how to go on.
+/// Follows alerts until it is interrupted, and then prints the flag to continue.
 pub async fn run(args: TailArgs) -> anyhow::Result<ExitCode> {
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let mut request = SubscribeAlertsRequest {
@@ -50,7 +50,7 @@ pub async fn run(args: TailArgs) -> anyhow::Result<ExitCode> {
         resume_token: args.resume.clone(),
         from_start: args.from_start,
     };
-    // One that is not there at first is told at once.
+    // If the server is unavailable at the start, the command fails immediately.
     let channel = args.connect.channel().await?;
     let ended = tokio::select! {
         _ = interrupt.recv() => Ok(ExitCode::SUCCESS),
@@ -63,14 +63,14 @@ pub async fn run(args: TailArgs) -> anyhow::Result<ExitCode> {
     ended
 }
 
-/// Follows stream after stream; keeps in `request` where it is.
+/// Opens streams one after the other. Keeps the position in `request`.
 async fn follow(
     args: &TailArgs,
     channel: Connection,
     request: &mut SubscribeAlertsRequest,
 ) -> anyhow::Result<ExitCode> {
-    let for_good = Duration::from_secs(u32::MAX.into());
-    let budget = args.retry_seconds.map_or(for_good, |seconds| Duration::from_secs(seconds.into()));
+    let unlimited = Duration::from_secs(u32::MAX.into());
+    let budget = args.retry_seconds.map_or(unlimited, |seconds| Duration::from_secs(seconds.into()));
     let mut backoff = Backoff::new(budget);
     loop {
         let status = match stream(args, channel.clone(), request, &mut backoff).await {
@@ -80,12 +80,12 @@ async fn follow(
         };
         let hint = connect::retry_delay(&status);
         let Some(wait) = backoff.next_wait(Instant::now(), hint) else { return Err(status_error(&status)) };
-        eprintln!("{}; going on in {:.1} s", connect::status_text(&status).replace('\n', " "), wait.as_secs_f64());
+        eprintln!("{}; retrying in {:.1} s", connect::status_text(&status).replace('\n', " "), wait.as_secs_f64());
         tokio::time::sleep(wait).await;
     }
 }
 
-/// Prints one stream. Ends well where nobody reads what is printed.
+/// Prints the messages of one stream. Returns `Ok` if standard output is closed.
 async fn stream(
     args: &TailArgs,
     channel: Connection,
@@ -94,21 +94,21 @@ async fn stream(
 ) -> Result<(), Status> {
     let mut messages = alerts_client(channel).subscribe_alerts(request.clone()).await?.into_inner();
     loop {
-        let message = tokio::time::timeout(SILENCE_MAX, messages.message()).await;
-        let message = message.map_err(|_| Status::unavailable("the stream has fallen silent"))??;
-        let Some(message) = message else { return Err(Status::unavailable("the stream has ended")) };
-        backoff.progress();
+        let message = tokio::time::timeout(MESSAGE_TIMEOUT, messages.message()).await;
+        let message = message.map_err(|_| Status::unavailable("no message within 45 s"))??;
+        let Some(message) = message else { return Err(Status::unavailable("the server ended the stream")) };
+        backoff.reset();
         if let Some(Message::Alert(event)) = message.message {
             let line = match args.json {
                 true => event_json(&event, &message.resume_token),
                 false => event_text(&event),
             };
             println!("{line}");
-            if print::has_ended() {
+            if print::has_failed() {
                 return Ok(());
             }
         }
-        // Only after it was printed: what a break cuts off comes again.
+        // Set only after printing, so that an interrupted message is sent again.
         request.resume_token = message.resume_token;
         request.from_start = false;
     }

@@ -38,7 +38,7 @@ const FILE: &str = "client_id,service,event_time,units\n\
     a,s,2026-11-01,1\na,s,2026-11-01,1\na,s,2026-11-01,x\na,s,2026-11-02,1\na,s,2026-11-01,1.0\na,s,2026-11-03,1\n";
 
 #[test]
-fn rows_come_in_batches_with_their_lines_and_bad_rows() {
+fn batches_contain_rows_with_their_lines_and_bad_rows() {
     let batches = read(FILE, |_| {}).unwrap();
     let sizes: Vec<_> = batches.iter().map(|batch| (batch.number, batch.events.len(), batch.bad_rows.len())).collect();
     assert_eq!(sizes, [(0, 2, 0), (1, 2, 1), (2, 1, 0)]);
@@ -58,14 +58,14 @@ fn keys_do_not_depend_on_the_batch_size() {
 }
 
 #[test]
-fn strict_ends_with_the_first_bad_row() {
+fn strict_stops_at_the_first_bad_row() {
     let batches = read(FILE, |plan| plan.rules.strict = true).unwrap();
     assert_eq!(batches.last().unwrap().bad_rows.len(), 1);
     assert_eq!(keys(&batches).len(), 2);
 }
 
 #[test]
-fn a_resumed_run_goes_on_with_the_same_keys() {
+fn a_resumed_run_continues_with_the_same_keys() {
     let whole = read(FILE, |_| {}).unwrap();
     let checkpoint = Checkpoint::at(&whole[0].end, "m", 0);
     let rest = read(FILE, |plan| plan.resume = Some(checkpoint)).unwrap();
@@ -74,16 +74,16 @@ fn a_resumed_run_goes_on_with_the_same_keys() {
 }
 
 #[test]
-fn a_file_that_changed_before_the_checkpoint_is_not_resumed() {
+fn an_import_is_not_resumed_if_the_file_changed_before_the_checkpoint() {
     let whole = read(FILE, |_| {}).unwrap();
     let checkpoint = Checkpoint::at(&whole[1].end, "m", 0);
     let changed = FILE.replacen("11-01", "11-09", 1);
     let error = read(&changed, |plan| plan.resume = Some(checkpoint)).unwrap_err();
-    assert!(error.to_string().contains("not the one"), "{error}");
+    assert!(error.to_string().contains("differs from the file of the checkpoint"), "{error}");
 }
 
 #[test]
-fn keys_are_made_of_rows_as_they_are_written_wherever_the_client_is() {
+fn keys_depend_on_the_text_of_the_row_and_not_on_the_time_zone_of_the_client() {
     let row = |row: &str| {
         let file = format!("client_id,service,operation,units,event_time\n{row}\n");
         keys(&read(&file, |plan| plan.rules.empty_units = Some("1".into())).unwrap())
@@ -104,7 +104,7 @@ fn keys_are_made_of_rows_as_they_are_written_wherever_the_client_is() {
 }
 
 #[test]
-fn equal_rows_of_two_files_are_told_or_counted() {
+fn equal_rows_of_two_files_are_repeats_unless_the_files_are_parts() {
     let others = Some(Arc::default());
     let maker = Arc::new(Mutex::new(KeyMaker::new("import")));
     let repeats = |file, others: &Option<Arc<Mutex<OtherFiles>>>| {
@@ -124,23 +124,23 @@ fn equal_rows_of_two_files_are_told_or_counted() {
 const TEXTS: &str = "client_id,service,event_time,units,note\n";
 
 #[test]
-fn rows_that_an_open_quote_swallowed_are_not_lost_unsaid() {
+fn rows_inside_an_open_quote_are_reported() {
     let row = "a,s,2026-11-01,1";
     let batches = read(&format!("{TEXTS}{row},\"open\n{row},x\n{row},y\"\n{row},z\n"), |_| {}).unwrap();
     assert_eq!((batches[0].events.len(), batches[0].bad_rows.len()), (1, 1));
     let bad = &batches[0].bad_rows[0];
     assert!(
-        bad.line == 2 && bad.message.contains("the first in line 3: is a quote in line 2 never closed?"),
+        bad.line == 2 && bad.message.contains("the first in line 3: a quote in line 2 may not be closed"),
         "{bad:?}"
     );
-    // Text is not taken for rows.
+    // Lines of text are not mistaken for rows.
     let text = "\"dear, a, s, 1, x\nyours,a,s,2,y\"";
     let batches = read(&format!("{TEXTS}{row},{text}\n"), |_| {}).unwrap();
     assert_eq!((batches[0].events.len(), batches[0].bad_rows.len()), (1, 0));
 }
 
 #[test]
-fn headers_that_come_again_are_counted() {
+fn repeated_headers_are_counted() {
     let batches =
         read("client_id,service,event_time\na,s,2026-11-01\nclient_id,service,event_time\nb,s,2026-11-01\n", |_| {});
     let batch = &batches.unwrap()[0];
@@ -148,16 +148,16 @@ fn headers_that_come_again_are_counted() {
 }
 
 #[test]
-fn half_a_row_of_a_file_that_is_being_written_is_refused() {
+fn an_incomplete_row_of_a_file_that_is_being_written_is_rejected() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("usage.csv");
     let text = "client_id,service,event_time,units\na,s,2026-11-01,10\na,s,2026-11-01,1";
     std::fs::write(&path, text).unwrap();
-    let stamp = Stamp::of(&path).unwrap();
-    let rows = |stamp: Stamp| read(text, |plan| plan.source = Some((path.clone(), stamp))).unwrap();
-    assert_eq!(rows(stamp.clone())[0].events.len(), 2);
+    let version = FileVersion::of(&path).unwrap();
+    let rows = |version: FileVersion| read(text, |plan| plan.source = Some((path.clone(), version))).unwrap();
+    assert_eq!(rows(version.clone())[0].events.len(), 2);
     std::fs::write(&path, format!("{text}5\n")).unwrap();
-    let batch = &rows(stamp)[0];
+    let batch = &rows(version)[0];
     assert_eq!((batch.events.len(), batch.bad_rows.len()), (1, 1));
     assert!(batch.bad_rows[0].message.contains("is being written"), "{}", batch.bad_rows[0].message);
 }

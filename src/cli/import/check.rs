@@ -1,4 +1,4 @@
-//! The check of all files that --strict makes before anything is sent.
+//! Checks all files for `--strict` before anything is sent.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
@@ -6,20 +6,20 @@ use std::sync::{Arc, Mutex};
 use anyhow::Context;
 
 use super::batches::{Batch, read_batches};
-use super::input::{Stamp, name_of};
+use super::input::{FileVersion, display_name};
 use super::keys::{KeyMaker, OtherFiles};
 use super::progress::Progress;
 use super::run::{Opened, Run, columns};
 
 impl Run<'_> {
-    /// Reads all files before anything is sent, as far as they can be read twice. Answers whether every row is an event of a
-    /// client that may be, and shows the first one that is not.
+    /// Reads all files that can be read twice. Returns true if every row is an event of a valid client. Otherwise shows the
+    /// first row that is not.
     pub async fn check_files(&mut self) -> anyhow::Result<bool> {
         let shared = self.args.split_files.then(|| Arc::new(Mutex::new(KeyMaker::new(&self.args.key_prefix))));
         let others: Option<Arc<Mutex<OtherFiles>>> = self.others.is_some().then(Arc::default);
         for (number, path) in self.args.files.iter().enumerate().filter(|(_, path)| path.is_file()) {
-            let name = name_of(path);
-            self.checked.extend(Stamp::of(path).map(|stamp| (path.clone(), stamp)));
+            let name = display_name(path);
+            self.checked.extend(FileVersion::of(path).map(|version| (path.clone(), version)));
             let opened = self.open(path).with_context(|| name.clone())?;
             let Opened { mut reader, mapping, .. } = opened;
             let plan =

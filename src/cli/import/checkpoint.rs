@@ -1,4 +1,4 @@
-//! Where an import stands, in a file beside the imported one, so that a cut run can go on.
+//! The progress of an import, stored in a file, so that an interrupted import can be resumed.
 
 use std::path::{Path, PathBuf};
 
@@ -8,25 +8,25 @@ use serde::{Deserialize, Serialize};
 use super::batches::digest_of;
 use super::rows::Position;
 
-/// All rows before `offset` are settled: recorded, or reported as bad.
+/// A position in a file. All rows before it are settled: recorded, or reported as bad.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Checkpoint {
-    /// Bytes of the file.
+    /// Number of bytes before the position.
     pub offset: u64,
-    /// Lines of the file.
+    /// Number of lines before the position.
     pub line: u64,
-    /// Rows of the file.
+    /// Number of rows before the position.
     pub rows: u64,
-    /// Bad ones among them.
+    /// Number of bad rows among them.
     pub bad_rows: u64,
-    /// SHA-256 of the bytes before `offset`.
+    /// SHA-256 of the bytes before the position.
     pub digest: String,
-    /// Mapping that the run was made with.
+    /// Digest of the flags that affect rows and keys.
     pub mapping: String,
 }
 
 impl Checkpoint {
-    /// A checkpoint at a position.
+    /// Creates a checkpoint for a position.
     pub fn at(position: &Position, mapping: &str, bad_rows: u64) -> Checkpoint {
         Checkpoint {
             offset: position.offset,
@@ -38,18 +38,18 @@ impl Checkpoint {
         }
     }
 
-    /// Reads a checkpoint. None: there is none.
+    /// Reads a checkpoint. `None` if the file does not exist.
     pub fn load(path: &Path) -> anyhow::Result<Option<Checkpoint>> {
         match std::fs::read(path) {
             Ok(bytes) => serde_json::from_slice(&bytes)
                 .map(Some)
-                .with_context(|| format!("{} is not a checkpoint; delete it", path.display())),
+                .with_context(|| format!("{} is not a checkpoint: delete it", path.display())),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error).with_context(|| path.display().to_string()),
         }
     }
 
-    /// Writes it in one step: whoever reads finds this or the one before.
+    /// Replaces the file atomically.
     pub fn save(&self, path: &Path) -> anyhow::Result<()> {
         let new = with_suffix(path, ".new");
         let written = std::fs::write(&new, serde_json::to_vec(self)?).and_then(|()| std::fs::rename(&new, path));
@@ -57,7 +57,7 @@ impl Checkpoint {
     }
 }
 
-/// Where the checkpoint of a file is kept.
+/// The default path of the checkpoint of a file.
 pub fn path_for(file: &Path) -> PathBuf {
     with_suffix(file, ".meterd-import")
 }
@@ -68,7 +68,7 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     PathBuf::from(name)
 }
 
-/// Follows which batches are settled, which happens in any order, and how far all are.
+/// Tracks settled batches, which can settle in any order, and the end of the contiguous settled part.
 #[derive(Debug, Default)]
 pub struct SettledPrefix {
     next: u64,
@@ -77,12 +77,12 @@ pub struct SettledPrefix {
 }
 
 impl SettledPrefix {
-    /// Starts with the bad rows of an earlier run.
+    /// Creates the state with the number of bad rows of an earlier run.
     pub fn new(bad_rows: u64) -> SettledPrefix {
         SettledPrefix { bad_rows, ..SettledPrefix::default() }
     }
 
-    /// A batch is settled. Answers the new end of the settled prefix and the bad rows in it, if it moved.
+    /// Marks a batch as settled. If the settled prefix grows, returns its new end and the number of bad rows in it.
     pub fn settle(&mut self, number: u64, end: Position, bad_rows: u64) -> Option<(Position, u64)> {
         self.ahead.insert(number, (end, bad_rows));
         let mut moved = None;
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn a_checkpoint_is_read_as_written() {
+    fn a_saved_checkpoint_is_loaded_unchanged() {
         let dir = tempfile::tempdir().unwrap();
         let path = path_for(&dir.path().join("a.csv"));
         assert!(path.ends_with("a.csv.meterd-import"));
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn the_prefix_moves_only_over_batches_that_are_all_settled() {
+    fn the_prefix_contains_only_settled_batches() {
         let mut prefix = SettledPrefix::new(1);
         assert!(prefix.settle(1, position(20), 2).is_none());
         assert!(prefix.settle(2, position(30), 0).is_none());

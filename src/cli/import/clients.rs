@@ -1,4 +1,4 @@
-//! The clients of an import: which ones exist, and the time zones of their days.
+//! The clients of an import: which clients exist, and their time zones.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -12,42 +12,42 @@ use super::send::Sender;
 use crate::cli::time::timestamp;
 use crate::proto::UsageEvent;
 
-/// Clients in one question to the server.
-const ASKED_MAX: usize = 1_000;
+/// Maximum number of clients in one lookup.
+const LOOKUP_CLIENTS_MAX: usize = 1_000;
 
-/// What the server says of a client.
+/// Information about a client from the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KnownClient {
     pub zone: Tz,
-    /// There is no such client yet.
+    /// Whether the client does not exist yet.
     pub is_new: bool,
 }
 
-/// Clients that were asked for. Each is asked for once in a run.
+/// Cache of clients. Each client is looked up once in a run.
 #[derive(Debug)]
 pub struct Clients {
     known: Mutex<HashMap<String, Option<KnownClient>>>,
-    refuse_new: bool,
+    reject_new: bool,
 }
 
 impl Clients {
-    /// Nothing is known yet.
-    pub fn new(refuse_new: bool) -> Clients {
-        Clients { known: Mutex::default(), refuse_new }
+    /// Creates an empty cache.
+    pub fn new(reject_new: bool) -> Clients {
+        Clients { known: Mutex::default(), reject_new }
     }
 }
 
 impl Sender {
-    /// Gets a batch ready to be sent: times without a zone get their client's, and rows that then cannot be sent become bad
-    /// ones. Remembers which clients are new. `columns` are those of the client and the time.
+    /// Prepares a batch for sending: times without a zone get the zone of their client, and rows that cannot be sent become
+    /// bad rows. Remembers new clients. `columns` are the columns of the client and the time.
     pub async fn prepare(&mut self, batch: &mut Batch, printer: &Printer, columns: &[String; 2]) -> anyhow::Result<()> {
-        let known = self.know(batch, printer).await?;
+        let known = self.look_up(batch, printer).await?;
         let mut events = Vec::with_capacity(batch.events.len());
         let mut origins = Vec::with_capacity(batch.origins.len());
         for (mut event, origin) in std::mem::take(&mut batch.events).into_iter().zip(std::mem::take(&mut batch.origins))
         {
             let client = known.get(&event.client_id).copied();
-            match ready(&mut event, &origin, client, self.clients.refuse_new, columns) {
+            match resolve_time(&mut event, &origin, client, self.clients.reject_new, columns) {
                 Ok(()) => {
                     if client.is_some_and(|client| client.is_new) {
                         batch.new_clients.insert(event.client_id.clone());
@@ -58,34 +58,34 @@ impl Sender {
                     events.push(event);
                     origins.push(origin);
                 }
-                Err(wrong) => batch.bad_rows.push(wrong),
+                Err(bad_row) => batch.bad_rows.push(bad_row),
             }
         }
         (batch.events, batch.origins) = (events, origins);
         Ok(())
     }
 
-    /// The clients of a batch, as far as the caller may know them. Asks with events that say nothing but the client: no server
-    /// records them.
-    async fn know(&mut self, batch: &Batch, printer: &Printer) -> anyhow::Result<HashMap<String, KnownClient>> {
+    /// Returns the clients of a batch that the key covers. Sends events that contain only the client id; no server records
+    /// such events.
+    async fn look_up(&mut self, batch: &Batch, printer: &Printer) -> anyhow::Result<HashMap<String, KnownClient>> {
         let clients = std::sync::Arc::clone(&self.clients);
         let mut known = clients.known.lock().await;
         let wanted: BTreeSet<&String> = batch.events.iter().map(|event| &event.client_id).collect();
         let unknown: Vec<&String> = wanted.iter().copied().filter(|id| !known.contains_key(*id)).collect();
-        for ids in unknown.chunks(ASKED_MAX) {
+        for ids in unknown.chunks(LOOKUP_CLIENTS_MAX) {
             let event = |id: &&String| UsageEvent { client_id: (*id).clone(), ..UsageEvent::default() };
             let events: Vec<UsageEvent> = ids.iter().map(event).collect();
-            let answer = self.ask(&events, batch, printer).await?;
-            let understood =
+            let answer = self.validate(&events, batch, printer).await?;
+            let is_supported =
                 !answer.clients.is_empty() || answer.results.iter().all(|result| !is_without_service(result));
             ensure!(
-                understood,
+                is_supported,
                 "the server is older than this meterd and cannot check rows without recording them: update the server, or \
-                 import with the meterd of its version"
+                 import with the same version of meterd as the server"
             );
             known.extend(ids.iter().map(|id| ((*id).clone(), None)));
             for client in answer.clients {
-                let zone = client.time_zone.parse().ok().context("the server answered with an unknown time zone")?;
+                let zone = client.time_zone.parse().ok().context("the server returned an unknown time zone")?;
                 known.insert(client.client_id, Some(KnownClient { zone, is_new: !client.exists }));
             }
         }
@@ -93,17 +93,17 @@ impl Sender {
     }
 }
 
-/// A server that knows of questions answers so only beside what it says of the client.
+/// Whether the server rejected an event without a service. A server that supports `validate_only` also returns the client.
 fn is_without_service(result: &crate::proto::UsageResult) -> bool {
     result.error.as_ref().is_some_and(|error| error.reason == "INVALID_FIELD")
 }
 
-/// Gives an event its time, or says why it cannot be sent.
-fn ready(
+/// Sets the time of an event. Returns a bad row if the event cannot be sent.
+fn resolve_time(
     event: &mut UsageEvent,
     origin: &Origin,
     client: Option<KnownClient>,
-    refuse_new: bool,
+    reject_new: bool,
     columns: &[String; 2],
 ) -> Result<(), BadRow> {
     let bad = |column: &str, reason: &str, message: String| BadRow {
@@ -113,13 +113,13 @@ fn ready(
         message,
         text: origin.text.clone(),
     };
-    if refuse_new && client.is_some_and(|client| client.is_new) {
-        let message = format!("there is no client {:?}, and --no-new-clients makes none", event.client_id);
+    if reject_new && client.is_some_and(|client| client.is_new) {
+        let message = format!("client {:?} does not exist, and --no-new-clients is set", event.client_id);
         return Err(bad(&columns[0], "CLIENT_NOT_FOUND", message));
     }
-    // Of a client that the key does not cover the server says so itself.
-    let (Some(written), Some(client)) = (origin.local_time, client) else { return Ok(()) };
-    let time = written.in_zone(client.zone).and_then(timestamp);
+    // If the key does not cover the client, the server rejects the event.
+    let (Some(local_time), Some(client)) = (origin.local_time, client) else { return Ok(()) };
+    let time = local_time.in_zone(client.zone).and_then(timestamp);
     event.event_time = Some(time.map_err(|message| bad(&columns[1], "UNREADABLE", message))?);
     Ok(())
 }

@@ -1,34 +1,34 @@
-//! Bytes of other encodings as UTF-8, while they are read.
+//! Decodes files of other encodings to UTF-8 while they are read.
 
 use std::io::{self, BufRead, Read};
 
 use clap::ValueEnum;
 
-/// How the text of a file is encoded.
+/// The encoding of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, ValueEnum)]
 pub enum Encoding {
     /// UTF-8
     #[value(name = "utf-8")]
     Utf8,
-    /// UTF-16, the low byte first
+    /// UTF-16, little endian
     #[value(name = "utf-16le", alias = "utf-16")]
     Utf16Le,
-    /// UTF-16, the high byte first
+    /// UTF-16, big endian
     #[value(name = "utf-16be")]
     Utf16Be,
-    /// What Windows calls ANSI in western Europe; includes ISO 8859-1
+    /// Windows-1252 ("ANSI" in western Europe); includes ISO 8859-1
     #[value(name = "windows-1252", aliases = ["latin1", "iso-8859-1"])]
     Windows1252,
 }
 
-/// Bytes 0x80 to 0x9f of Windows-1252. Five of them are no character.
+/// Bytes 0x80 to 0x9f of Windows-1252. Five of them are undefined.
 const WINDOWS_1252_HIGH: [char; 32] = [
     '€', '\u{81}', '‚', 'ƒ', '„', '…', '†', '‡', 'ˆ', '‰', 'Š', '‹', 'Œ', '\u{8d}', 'Ž', '\u{8f}', '\u{90}', '‘', '’',
     '“', '”', '•', '–', '—', '˜', '™', 'š', '›', 'œ', '\u{9d}', 'ž', 'Ÿ',
 ];
 
-/// The encoding that the first bytes of a file show: a byte order mark, or ASCII characters of two bytes. None: UTF-8, or
-/// something that cannot be told from it.
+/// Detects UTF-16 from the first bytes of a file: a byte order mark, or ASCII characters of two bytes. `None` for UTF-8 and for
+/// encodings that cannot be distinguished from it.
 pub fn detect(start: &[u8]) -> Option<Encoding> {
     match start {
         [0xff, 0xfe, ..] => Some(Encoding::Utf16Le),
@@ -43,22 +43,22 @@ pub fn detect(start: &[u8]) -> Option<Encoding> {
 pub struct Decoder<R> {
     input: R,
     encoding: Encoding,
-    /// A high surrogate that waits for its other half.
+    /// A high surrogate without its low surrogate.
     surrogate: Option<u16>,
-    /// UTF-8 that was not asked for yet, and how much of it was given out.
+    /// Decoded bytes, and how many of them were read.
     ready: Vec<u8>,
-    given: usize,
+    consumed: usize,
 }
 
 impl<R: BufRead> Decoder<R> {
-    /// Decodes from the beginning of a file.
+    /// Creates a decoder at the start of a file.
     pub fn new(input: R, encoding: Encoding) -> Decoder<R> {
-        Decoder { input, encoding, surrogate: None, ready: Vec::new(), given: 0 }
+        Decoder { input, encoding, surrogate: None, ready: Vec::new(), consumed: 0 }
     }
 
     fn fill(&mut self) -> io::Result<()> {
         self.ready.clear();
-        self.given = 0;
+        self.consumed = 0;
         let is_utf_16 = matches!(self.encoding, Encoding::Utf16Le | Encoding::Utf16Be);
         while self.ready.is_empty() {
             let bytes = match self.input.fill_buf()? {
@@ -112,7 +112,7 @@ impl<R: BufRead> Decoder<R> {
             None => vec![unit],
         };
         for decoded in char::decode_utf16(units) {
-            self.put(decoded.map_err(|_| not_utf_16("has half a character"))?);
+            self.put(decoded.map_err(|_| not_utf_16("contains an incomplete character"))?);
         }
         Ok(())
     }
@@ -128,12 +128,12 @@ fn not_utf_16(what: &str) -> io::Error {
 
 impl<R: BufRead> Read for Decoder<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.given == self.ready.len() {
+        if self.consumed == self.ready.len() {
             self.fill()?;
         }
-        let count = buffer.len().min(self.ready.len() - self.given);
-        buffer[..count].copy_from_slice(&self.ready[self.given..self.given + count]);
-        self.given += count;
+        let count = buffer.len().min(self.ready.len() - self.consumed);
+        buffer[..count].copy_from_slice(&self.ready[self.consumed..self.consumed + count]);
+        self.consumed += count;
         Ok(count)
     }
 }
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn utf_16_is_read_in_either_order_and_in_pieces_of_any_size() {
+    fn utf_16_is_decoded_in_both_byte_orders_and_in_pieces_of_any_size() {
         let text = "client_id;ü;😀\r\n";
         let little: Vec<u8> = text.encode_utf16().flat_map(u16::to_le_bytes).collect();
         let big: Vec<u8> = text.encode_utf16().flat_map(u16::to_be_bytes).collect();
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn windows_1252_is_read_where_it_is_asked_for() {
+    fn windows_1252_is_decoded_but_not_detected() {
         assert_eq!(decoded(b"M\xfcller \x80 5", Encoding::Windows1252, 3).unwrap(), "Müller € 5");
         assert_eq!(detect(b"M\xfcller"), None);
         assert_eq!(detect(b"a,b"), None);

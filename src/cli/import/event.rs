@@ -1,6 +1,6 @@
-//! A row into an event, with every wrong field at once.
+//! Converts a row to an event. Errors list all wrong fields.
 
-mod refusals;
+mod row_errors;
 
 use std::borrow::Cow;
 
@@ -13,62 +13,62 @@ use super::cells::{
     formula_text, is_blank, is_missing, is_shortened_number, number_hint, text_of, without_formula_guard,
 };
 use super::fields::{Field, MEASURES};
-use super::mapping::{Found, Mapping, Place, find};
+use super::mapping::{FieldSource, Found, Mapping, find};
 use super::notes::Notes;
 use super::rows::Cells;
 use crate::cli::decimal::{DecimalMark, NumberRules};
-use crate::cli::time::{TimeRules, Written, read_time, timestamp};
+use crate::cli::time::{TimeRules, TimeValue, read_time, timestamp};
 use crate::cli::{decimal, json};
 use crate::proto::UsageEvent;
 
 const ID_BYTES_MAX: usize = 128;
 const EXTERNAL_ID_BYTES_MAX: usize = 256;
 
-/// How values are read.
+/// How to parse values.
 #[derive(Clone, Debug, Default)]
 pub struct EventRules {
     pub time: TimeRules,
     pub numbers: NumberRules,
-    /// Units of a row whose cell is empty. None: such a row is refused, unless it has tokens or an amount.
+    /// Units of a row with empty units. `None` rejects such a row, unless it has tokens or an amount.
     pub empty_units: Option<String>,
-    /// Rows that look like sums of others are usage.
+    /// Whether rows that look like sums of other rows are usage.
     pub total_rows: bool,
-    /// Refuse what is otherwise only noted.
+    /// Whether assumptions are errors instead of notes.
     pub strict: bool,
 }
 
-/// What is wrong with a column of a row.
+/// An error in a column of a row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
-    /// Name of the column, or of the field where there is no column.
+    /// Name of the column, or of the field if it has no column.
     pub column: String,
-    /// What is wrong and what to write instead.
+    /// The error and the fix.
     pub message: String,
 }
 
-/// An event that a row says.
+/// The event of a row.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ReadEvent {
-    /// Without a key, unless a column has one. A time without a zone is taken as UTC here.
+    /// The event. It has a key only if a column has one. A time without a zone is interpreted as UTC.
     pub event: UsageEvent,
-    /// The time, if it still needs its client's zone.
-    pub local_time: Option<Written>,
-    /// Fields that were changed, as they are written: keys are made from these.
-    written: Vec<(Field, String)>,
-    /// What was done to the row.
+    /// The time, if it needs the client's time zone.
+    pub local_time: Option<TimeValue>,
+    /// Original texts of fields that were changed. Keys are made from them.
+    originals: Vec<(Field, String)>,
+    /// Assumptions and changes.
     pub notes: Notes,
 }
 
 impl ReadEvent {
-    /// The event as the row has it, before anything was trimmed or filled in. Its time is as in `event`. So a change of these
-    /// rules makes a row that was imported before a conflict, and does not count it twice. There is one exception: keys are
-    /// per client, so a row whose client id or key column is read differently is another event.
-    pub fn as_written(&self) -> Cow<'_, UsageEvent> {
-        if self.written.is_empty() {
+    /// Returns the event with the original texts, before values were trimmed or filled in. Idempotency keys are made from it.
+    /// So if a later version trims differently, a repeated row is a conflict and is not counted twice. There is one exception:
+    /// keys belong to a client, so a row whose client id or key is trimmed differently is a new event.
+    pub fn original(&self) -> Cow<'_, UsageEvent> {
+        if self.originals.is_empty() {
             return Cow::Borrowed(&self.event);
         }
         let mut event = self.event.clone();
-        for (field, text) in &self.written {
+        for (field, text) in &self.originals {
             let target = match field {
                 Field::Client => &mut event.client_id,
                 Field::Service => &mut event.service,
@@ -85,19 +85,19 @@ impl ReadEvent {
     }
 }
 
-/// Makes the event that a row says. The contract's bounds are checked here, so that most of what the server would refuse is
-/// found with its column, except what only the server knows (services, how old is too old).
+/// Converts a row to an event. Checks the bounds of the API, so that most errors are reported with their column. Only the server
+/// can check services and the age of events.
 pub fn event_of(cells: &Cells, mapping: &Mapping, rules: &EventRules) -> Result<ReadEvent, Vec<Fault>> {
     let mut row = RowFields {
         cells,
         mapping,
         rules,
         faults: Vec::new(),
-        written: Vec::new(),
+        originals: Vec::new(),
         notes: Notes::default(),
         local_time: None,
     };
-    if let Some(message) = row.sum_of_others() {
+    if let Some(message) = row.totals_row_error() {
         return Err(vec![Fault { column: String::new(), message }]);
     }
     let mut event = UsageEvent {
@@ -118,15 +118,15 @@ pub fn event_of(cells: &Cells, mapping: &Mapping, rules: &EventRules) -> Result<
     };
     row.fill_units(&mut event);
     row.note_unused();
-    row.refuse_twins();
+    row.check_ambiguous_keys();
     if row.faults.is_empty() && event.cached_input_tokens > event.input_tokens {
-        row.fault(Field::CachedInputTokens, "must be a part of input_tokens, but is more");
+        row.fault(Field::CachedInputTokens, "must be at most input_tokens, because it is a part of them");
     }
-    if let Some(message) = row.list_of_events() {
+    if let Some(message) = row.nested_list_error() {
         return Err(vec![Fault { column: String::new(), message }]);
     }
     match row.faults.is_empty() {
-        true => Ok(ReadEvent { event, local_time: row.local_time, written: row.written, notes: row.notes }),
+        true => Ok(ReadEvent { event, local_time: row.local_time, originals: row.originals, notes: row.notes }),
         false => Err(row.faults),
     }
 }
@@ -136,9 +136,9 @@ struct RowFields<'a> {
     mapping: &'a Mapping,
     rules: &'a EventRules,
     faults: Vec<Fault>,
-    written: Vec<(Field, String)>,
+    originals: Vec<(Field, String)>,
     notes: Notes,
-    local_time: Option<Written>,
+    local_time: Option<TimeValue>,
 }
 
 fn is_number_or_time(field: Field) -> bool {
@@ -147,29 +147,29 @@ fn is_number_or_time(field: Field) -> bool {
 
 impl RowFields<'_> {
     fn fault(&mut self, field: Field, message: impl Into<String>) {
-        let column = self.mapping.place(field).column(field);
+        let column = self.mapping.source(field).column(field);
         self.faults.push(Fault { column, message: message.into() });
     }
 
-    /// The text of a field, without blanks around it. None: absent or wrong.
+    /// Returns the text of a field, without spaces around it. `None` if it is missing or wrong.
     fn text(&mut self, field: Field) -> Option<String> {
         let mapping = self.mapping;
-        let text = find(mapping.place(field), self.cells).map(text_of).transpose();
+        let text = find(mapping.source(field), self.cells).map(text_of).transpose();
         let text = text.unwrap_or_else(|message| {
             self.fault(field, message);
             None
         });
-        text.filter(|text| !text.is_empty()).map(|text| self.tidy(field, text)).filter(|text| !text.is_empty())
+        text.filter(|text| !text.is_empty()).map(|text| self.clean(field, text)).filter(|text| !text.is_empty())
     }
 
-    /// Takes off what surrounds a value. An export has values as they are recorded.
-    fn tidy(&mut self, field: Field, text: String) -> String {
+    /// Removes spaces and a formula around a value. Leaves the values of an export unchanged.
+    fn clean(&mut self, field: Field, text: String) -> String {
         if self.mapping.is_export {
             return text;
         }
         let trimmed = text.trim_matches(is_blank);
-        let is_fixed = matches!(self.mapping.place(field), Place::Fixed(_));
-        let tidy = if !is_fixed && !trimmed.is_empty() && is_missing(trimmed, is_number_or_time(field)) {
+        let is_fixed = matches!(self.mapping.source(field), FieldSource::Fixed(_));
+        let cleaned = if !is_fixed && !trimmed.is_empty() && is_missing(trimmed, is_number_or_time(field)) {
             self.notes.null_cells += 1;
             ""
         } else if let Some(inner) = formula_text(trimmed).filter(|_| matches!(self.cells, Cells::Csv(_))) {
@@ -181,24 +181,24 @@ impl RowFields<'_> {
             self.notes.trimmed_ids += is_trimmed * u64::from(matches!(field, Field::Client | Field::Key));
             trimmed
         };
-        if tidy.len() == text.len() {
+        if cleaned.len() == text.len() {
             return text;
         }
-        let tidy = tidy.to_owned();
-        // Numbers and times are read from the same text, whatever surrounds it.
+        let cleaned = cleaned.to_owned();
+        // Keys use the parsed value of numbers, so their original text is not needed.
         if !MEASURES.contains(&field) {
-            self.written.push((field, text));
+            self.originals.push((field, text));
         }
-        tidy
+        cleaned
     }
 
     fn number<T: Default>(&mut self, field: Field, parse: fn(&str) -> Result<T, String>) -> T {
-        // A number of JSON is no text of some country.
+        // JSON numbers always have a decimal point.
         let is_json =
-            matches!(find(self.mapping.place(field), self.cells), Some(Found::Json(json)) if !json.starts_with('"'));
+            matches!(find(self.mapping.source(field), self.cells), Some(Found::Json(json)) if !json.starts_with('"'));
         let rules = if is_json { NumberRules::default() } else { self.rules.numbers };
         let read = |text: String| -> Result<T, String> {
-            let number = decimal::localized(&text, rules)?;
+            let number = decimal::normalized(&text, rules)?;
             parse(&number).map_err(|message| message + number_hint(&text))
         };
         let parsed = self.text(field).map(read).transpose();
@@ -231,12 +231,12 @@ impl RowFields<'_> {
         } else if !self.mapping.is_export && is_shortened_number(&text) {
             self.fault(
                 field,
-                format!("is a number that a spreadsheet has shortened, got {text:?}: format its column as text and save again"),
+                format!("is a number that a spreadsheet has shortened, got {text:?}: format the column as text and save the file again"),
             );
         } else if !self.mapping.is_export && text.len() > 2 && text.starts_with('\'') && text.ends_with('\'') {
             self.fault(field, format!("is in single quotes, got {text:?}: remove them, or write double quotes"));
         } else if text.len() > bytes_max {
-            self.fault(field, format!("must be at most {bytes_max} bytes, is {}", text.len()));
+            self.fault(field, format!("must have at most {bytes_max} bytes, got {}", text.len()));
         } else if text.chars().any(char::is_control) {
             self.fault(field, "must not contain control characters");
         }
@@ -256,7 +256,7 @@ impl RowFields<'_> {
         }
     }
 
-    /// A time without a zone is in the one of the flag, or waits for its client's.
+    /// Parses a time. A time without a zone is in the zone of the flag, or gets the zone of the client later.
     fn timestamp(&mut self, text: &str) -> Result<Timestamp, String> {
         let is_number = text.bytes().all(|byte| byte.is_ascii_digit() || byte == b',');
         let text = match self.rules.numbers.mark {
@@ -266,19 +266,19 @@ impl RowFields<'_> {
         let rules = &self.rules.time;
         let read = read_time(&text, &rules.formats)?;
         self.notes.serial_times += u64::from(read.is_serial);
-        if read.written.needs_zone() {
+        if read.value.needs_zone() {
             self.notes.local_times += 1;
             if rules.zone.is_none() {
-                self.local_time = Some(read.written);
+                self.local_time = Some(read.value);
             }
         }
-        timestamp(read.written.in_zone(rules.zone.unwrap_or(Tz::UTC))?)
+        timestamp(read.value.in_zone(rules.zone.unwrap_or(Tz::UTC))?)
     }
 
     fn metadata(&mut self) -> Option<Struct> {
         let mut metadata = self.own_metadata().unwrap_or_default();
-        for (place, name) in &self.mapping.metadata {
-            let value = match find(place, self.cells) {
+        for (source, name) in &self.mapping.metadata {
+            let value = match find(source, self.cells) {
                 None => continue,
                 Some(Found::Text(text)) => Ok(Value { kind: Some(Kind::StringValue(text.to_owned())) }),
                 Some(Found::Json(text)) => {
@@ -290,7 +290,7 @@ impl RowFields<'_> {
                 Err(message) => self.faults.push(Fault { column: name.clone(), message }),
             }
         }
-        // The encoded form is near enough to JSON's length to refuse what cannot pass; the server has the last word.
+        // A rough check, because the encoded form is about as long as JSON. The server checks exactly.
         if metadata.encoded_len() > 2 * json::METADATA_BYTES_MAX {
             self.fault(Field::Metadata, "must be at most 8 KiB as JSON");
         }
@@ -298,7 +298,7 @@ impl RowFields<'_> {
     }
 
     fn own_metadata(&mut self) -> Option<Struct> {
-        let parsed = match find(self.mapping.place(Field::Metadata), self.cells)? {
+        let parsed = match find(self.mapping.source(Field::Metadata), self.cells)? {
             Found::Text(text) if self.mapping.is_export => json::metadata(without_formula_guard(text)),
             Found::Text(text) => json::metadata(text),
             Found::Json(text) => json::metadata(&text),

@@ -30,7 +30,7 @@ fn ndjson_by(rules: &EventRules, flags: &[&str], row: &str) -> Result<ReadEvent,
 }
 
 #[test]
-fn what_programs_write_for_nothing_is_empty_and_counted() {
+fn values_such_as_null_are_empty_and_counted() {
     let header = "client_id;service;operation;input_tokens;cached_input_tokens;event_time;idempotency_key";
     for word in ["NaN", "None", "null", "N/A", "undefined", "#N/A"] {
         let read = csv_by(&EventRules::default(), &[], header, &format!("z;openai;{word};5;{word};2026-11-20;{word}"));
@@ -38,7 +38,7 @@ fn what_programs_write_for_nothing_is_empty_and_counted() {
         assert_eq!((read.event.operation.as_str(), read.event.idempotency_key.as_str()), ("", ""), "{word}");
         assert_eq!(read.notes.null_cells, 3, "{word}");
         let faults = csv(&[], header, &format!("{word};openai;o;5;0;2026-11-20;k")).unwrap_err();
-        assert_eq!(faults[0].message, format!("is required, and {word:?} is taken for empty"));
+        assert_eq!(faults[0].message, format!("is required, but {word:?} means empty"));
     }
     assert_eq!(csv(&[], HEADER, "z;sms;-;-;2026-11-20").unwrap_err()[0].column, "units");
     let event = csv(&[], HEADER, "na;sms;none;1;2026-11-20").unwrap();
@@ -47,7 +47,7 @@ fn what_programs_write_for_nothing_is_empty_and_counted() {
 }
 
 #[test]
-fn a_row_that_is_the_sum_of_others_is_refused_unless_it_is_usage() {
+fn a_row_with_sums_is_rejected_unless_it_is_usage() {
     let flags = ["--time", "now", "--service", "sms", "--client-column", "Customer", "--units-column", "Quantity"];
     let header = "Region;Customer;Quantity";
     for row in ["eu;Total;3", "Grand total:;acme;3", "TOTAL;;3", ";Summe;3"] {
@@ -62,21 +62,21 @@ fn a_row_that_is_the_sum_of_others_is_refused_unless_it_is_usage() {
 }
 
 #[test]
-fn text_that_a_spreadsheet_keeps_as_text_is_read_without_its_formula() {
+fn a_formula_around_a_text_is_removed() {
     let read = csv_by(&EventRules::default(), &[], HEADER, "=\"0012\";sms;=A1;=\"3\";2026-11-20").unwrap();
     assert_eq!((read.event.client_id.as_str(), read.event.units.as_str()), ("0012", "3"));
     assert_eq!((read.event.operation.as_str(), read.notes.formula_cells), ("=A1", 2));
 }
 
 #[test]
-fn a_text_that_is_nearly_a_number_is_refused_with_what_is_wrong() {
+fn the_error_of_a_text_that_is_almost_a_number_says_what_to_remove() {
     for (units, hint) in [
-        ("(3)", "parentheses mean less than zero"),
-        ("\u{2212}3", "less than zero"),
+        ("(3)", "parentheses mean a negative number"),
+        ("\u{2212}3", "the number is negative"),
         ("$5", "currency sign"),
         ("5,00 \u{20ac}", "--decimal-comma"),
         ("50%", "percent sign"),
-        ("3 sms", "what follows the number"),
+        ("3 sms", "the text after the number"),
         ("'3'", "must be a decimal number"),
     ] {
         let faults = csv(&[], HEADER, &format!("z;sms;o;{units};2026-11-20")).unwrap_err();
@@ -85,7 +85,7 @@ fn a_text_that_is_nearly_a_number_is_refused_with_what_is_wrong() {
 }
 
 #[test]
-fn an_id_in_single_quotes_is_refused() {
+fn an_id_in_single_quotes_is_rejected() {
     let faults = csv(&[], HEADER, "'z';'sms';o;1;2026-11-20").unwrap_err();
     assert_eq!(faults.len(), 2);
     assert!(faults[0].message.contains("single quotes"), "{}", faults[0].message);
@@ -93,7 +93,7 @@ fn an_id_in_single_quotes_is_refused() {
 }
 
 #[test]
-fn a_list_around_the_events_is_refused_with_the_way_out() {
+fn the_error_of_events_in_a_list_says_how_to_convert_them() {
     let faults = ndjson(&[], r#"{"object":"page","data":[{"client_id":"a"}]}"#).unwrap_err();
     assert!(faults.len() == 1 && faults[0].message.contains(r#"jq -c 'del(."data") + ."data"[]'"#), "{faults:?}");
     let faults = ndjson(&[], r#"{"client_id":"a","items":[{"x":1}]}"#).unwrap_err();
@@ -101,30 +101,30 @@ fn a_list_around_the_events_is_refused_with_the_way_out() {
 }
 
 #[test]
-fn keys_that_one_field_may_come_from_are_refused() {
+fn two_keys_for_one_field_are_an_error() {
     let row = r#"{"client_id":"z","service":"sms","event_time":"2026-11-20","Units":1,"UNITS":100}"#;
     let faults = ndjson(&[], row).unwrap_err();
-    assert!(faults[0].message.contains(r#"can come from "UNITS" or "Units": give --units-column"#), "{faults:?}");
+    assert!(faults[0].message.contains(r#"can come from "UNITS" or "Units": add --units-column"#), "{faults:?}");
     assert_eq!(ndjson(&["--units-column", "Units"], row).unwrap().units, "1");
-    // The exact name wins, and a note names the other one.
+    // The exact name has precedence, and a note names the other key.
     let row = row.replace("UNITS", "units");
     let read = ndjson_by(&EventRules::default(), &[], &row).unwrap();
     assert_eq!((read.event.units.as_str(), read.notes.unused.keys().next().unwrap().as_str()), ("100", "Units"));
 }
 
 #[test]
-fn usage_in_an_object_of_its_own_is_told_with_its_path() {
+fn values_in_a_nested_object_are_suggested_with_their_path() {
     let row = r#"{"client_id":"z","service":"openai","event_time":"2026-11-20",
         "usage":{"prompt_tokens":5,"prompt_tokens_details":{"cached_tokens":1},"total_tokens":5}}"#;
     let mapping = Mapping::for_json(&Default::default());
     let notes = ndjson_by(&EventRules::default(), &[], row).unwrap().notes;
-    let told: Vec<String> = notes.unused.keys().map(|key| mapping.unused_text(key)).collect();
+    let unused: Vec<String> = notes.unused.keys().map(|key| mapping.unused_text(key)).collect();
     assert_eq!(
-        told,
+        unused,
         [
-            "usage.prompt_tokens; did you mean input_tokens? --input-tokens-column \"usage.prompt_tokens\" takes it from there",
-            "usage.prompt_tokens_details.cached_tokens; did you mean cached_input_tokens? --cached-input-tokens-column \
-             \"usage.prompt_tokens_details.cached_tokens\" takes it from there"
+            "usage.prompt_tokens; did you mean input_tokens? Then use --input-tokens-column \"usage.prompt_tokens\"",
+            "usage.prompt_tokens_details.cached_tokens; did you mean cached_input_tokens? Then use --cached-input-tokens-column \
+             \"usage.prompt_tokens_details.cached_tokens\""
         ]
     );
 }
@@ -132,20 +132,20 @@ fn usage_in_an_object_of_its_own_is_told_with_its_path() {
 const HEADER: &str = "client_id;service;operation;units;event_time";
 
 #[test]
-fn blanks_around_values_are_taken_off_and_counted() {
+fn spaces_around_values_are_removed_and_counted() {
     let read = csv_by(&EventRules::default(), &[], HEADER, " z\u{a0}; sms ;\u{200b}out; 1 ; 2026-11-20 ").unwrap();
     let event = &read.event;
     assert_eq!((event.client_id.as_str(), event.service.as_str(), event.operation.as_str()), ("z", "sms", "out"));
     assert_eq!(read.notes.trimmed_cells, 5);
-    let written = read.as_written();
-    assert_eq!((written.client_id.as_str(), written.units.as_str()), (" z\u{a0}", "1"));
+    let original = read.original();
+    assert_eq!((original.client_id.as_str(), original.units.as_str()), (" z\u{a0}", "1"));
     let read =
         ndjson_by(&EventRules::default(), &[], r#"{"client_id":" z","service":"sms","event_time":"2026-11-20"}"#);
     assert_eq!(read.unwrap().event.client_id, "z");
 }
 
 #[test]
-fn ids_that_a_spreadsheet_has_shortened_are_refused() {
+fn ids_that_a_spreadsheet_has_shortened_are_rejected() {
     for id in ["4.91762E+11", "4,91762E+11", "1E+15"] {
         let faults = csv(&[], HEADER, &format!("{id};sms;o;1;2026-11-20")).unwrap_err();
         assert!(faults[0].message.contains("shortened"), "{id}");
@@ -154,14 +154,14 @@ fn ids_that_a_spreadsheet_has_shortened_are_refused() {
 }
 
 #[test]
-fn what_databases_write_for_nothing_is_empty() {
+fn null_values_of_databases_are_empty() {
     let read = csv_by(&EventRules::default(), &[], HEADER, "z;sms;NULL;1;2026-11-20").unwrap();
     assert_eq!((read.event.operation.as_str(), read.notes.null_cells), ("", 1));
     assert_eq!(csv(&[], HEADER, "z;sms;o;\\N;2026-11-20").unwrap_err()[0].column, "units");
 }
 
 #[test]
-fn a_row_with_empty_units_and_nothing_else_that_counts_is_refused() {
+fn a_row_with_empty_units_and_without_tokens_and_amount_is_rejected() {
     for units in ["", "  ", "NULL"] {
         let faults = csv(&[], HEADER, &format!("z;sms;o;{units};2026-11-20")).unwrap_err();
         assert_eq!(faults[0].column, "units");
@@ -171,7 +171,7 @@ fn a_row_with_empty_units_and_nothing_else_that_counts_is_refused() {
         let row = format!(r#"{{"client_id":"z","service":"sms","event_time":"2026-11-20","units":{units}}}"#);
         assert_eq!(ndjson(&[], &row).unwrap_err()[0].column, "units", "{units}");
     }
-    // Tokens or an amount say how much was used.
+    // A row with tokens or an amount does not need units.
     let header = "client_id;service;units;input_tokens;amount;event_time";
     assert!(csv(&[], header, "z;openai;;5;;2026-11-20").is_ok());
     assert!(csv(&[], header, "z;openai;;0;;2026-11-20").is_ok());
@@ -180,16 +180,16 @@ fn a_row_with_empty_units_and_nothing_else_that_counts_is_refused() {
 }
 
 #[test]
-fn empty_units_are_filled_in_where_that_is_asked_for() {
+fn empty_units_are_filled_in_with_the_value_of_the_flag() {
     let rules = EventRules { empty_units: Some("1".into()), ..EventRules::default() };
     let read = csv_by(&rules, &[], HEADER, "z;sms;o;;2026-11-20").unwrap();
     assert_eq!((read.event.units.as_str(), read.notes.rows_with_filled_units), ("1", 1));
-    // The key is the one that the row had when it was counted as one by default.
-    assert_eq!(read.as_written().units, "");
+    // The row has the same key as a row that is counted as one unit by default.
+    assert_eq!(read.original().units, "");
 }
 
 #[test]
-fn rows_that_say_nothing_of_how_much_are_counted_or_refused() {
+fn rows_without_quantities_are_counted_as_one_unit_or_rejected() {
     let (header, row) = ("client_id;service;event_time", "z;sms;2026-11-20");
     let read = |strict, flags: &[&str]| csv_by(&EventRules { strict, ..EventRules::default() }, flags, header, row);
     assert_eq!(read(false, &[]).unwrap().notes.rows_counted_as_one, 1);
@@ -198,7 +198,7 @@ fn rows_that_say_nothing_of_how_much_are_counted_or_refused() {
 }
 
 #[test]
-fn keys_that_nothing_comes_from_are_counted_or_refused() {
+fn unused_keys_are_counted_or_rejected() {
     let row =
         r#"{"clientId":"z","service":"openai","eventTime":"2026-11-20","input_tokens":1,"prompt_tokens":5,"x":{}}"#;
     let read = |strict, flags: &[&str]| ndjson_by(&EventRules { strict, ..EventRules::default() }, flags, row);
@@ -212,7 +212,7 @@ fn keys_that_nothing_comes_from_are_counted_or_refused() {
 }
 
 #[test]
-fn numbers_are_read_as_the_file_writes_them() {
+fn numbers_are_parsed_with_the_decimal_mark_of_the_file() {
     let rules = |mark| EventRules { numbers: NumberRules { mark, may_have_comma: true }, ..EventRules::default() };
     let units = |mark, units: &str| {
         csv_by(&rules(mark), &[], HEADER, &format!("z;sms;o;{units};2026-11-20")).map(|read| read.event.units)
@@ -222,7 +222,7 @@ fn numbers_are_read_as_the_file_writes_them() {
     for number in ["1.234", "2,5"] {
         assert!(units(None, number).unwrap_err()[0].message.contains("--decimal-comma"), "{number}");
     }
-    // A number of JSON has a point wherever it was written.
+    // A JSON number always has a decimal point.
     let row = r#"{"client_id":"z","service":"sms","event_time":"2026-11-20","units":1.234,"amount":"1.234,5"}"#;
     let event = ndjson_by(&rules(Some(DecimalMark::Comma)), &[], row).unwrap().event;
     assert_eq!((event.units.as_str(), event.amount.as_str()), ("1.234", "1234.5"));
@@ -231,7 +231,7 @@ fn numbers_are_read_as_the_file_writes_them() {
 }
 
 #[test]
-fn a_time_without_a_zone_waits_for_its_client() {
+fn a_time_without_a_zone_gets_the_zone_of_its_client_later() {
     let read = |rules: &EventRules, time: &str| csv_by(rules, &[], HEADER, &format!("z;sms;o;1;{time}")).unwrap();
     let rules = EventRules::default();
     assert!(read(&rules, "2026-11-20").local_time.is_some());
@@ -287,7 +287,7 @@ fn a_row_of_the_public_trace_becomes_an_event() {
 }
 
 #[test]
-fn every_wrong_column_is_told_at_once() {
+fn the_error_lists_all_wrong_columns() {
     let faults = csv(&TRACE_FLAGS, "TIMESTAMP;ContextTokens;GeneratedTokens", "soon;374.5;-4").unwrap_err();
     let columns: Vec<_> = faults.iter().map(|fault| fault.column.as_str()).collect();
     assert_eq!(columns, ["ContextTokens", "GeneratedTokens", "TIMESTAMP"]);
@@ -310,7 +310,7 @@ fn ids_that_are_numbers_in_json_keep_their_digits() {
 }
 
 #[test]
-fn nested_json_is_reached_by_path_or_told() {
+fn nested_json_is_found_by_its_path() {
     let row = r#"{"tenant":{"id":"acme"},"kind":"sms","at":"2026-11-01T00:00:00Z","tags":{"x":1}}"#;
     let flags = [
         "--client-column",
@@ -330,7 +330,7 @@ fn nested_json_is_reached_by_path_or_told() {
 }
 
 #[test]
-fn what_is_required_has_to_be_there() {
+fn required_fields_must_not_be_missing() {
     let faults = ndjson(&[], "{}").unwrap_err();
     let columns: Vec<_> = faults.iter().map(|fault| fault.column.as_str()).collect();
     assert_eq!(columns, ["client_id", "service", "event_time"]);
@@ -339,11 +339,11 @@ fn what_is_required_has_to_be_there() {
 }
 
 #[test]
-fn a_key_that_is_not_there_is_told_with_the_one_that_may_be_meant() {
+fn the_error_of_a_missing_key_suggests_a_similar_one() {
     let faults = ndjson(&[], r#"{"client_id":"z","service":"sms","ts":1795428900,"region":"eu"}"#).unwrap_err();
-    assert!(faults[0].message.contains("did you mean ts? --time-column \"ts\""), "{}", faults[0].message);
+    assert!(faults[0].message.contains("did you mean ts? Then use --time-column \"ts\""), "{}", faults[0].message);
     let faults = ndjson(&[], r#"{"client_id":"","service":"sms","event_time":"2026-11-20"}"#).unwrap_err();
-    assert_eq!(faults[0].message, "is required, and empty here");
+    assert_eq!(faults[0].message, "is required, but empty");
 }
 
 #[test]
@@ -352,7 +352,7 @@ fn now_leaves_the_time_to_the_server() {
 }
 
 #[test]
-fn names_keep_the_contracts_bounds() {
+fn names_have_the_bounds_of_the_api() {
     let long = "x".repeat(129);
     assert!(
         csv(&[], "client_id;service;event_time", &format!("{long};s;2026-11-01")).unwrap_err()[0]
@@ -377,7 +377,7 @@ fn metadata_comes_from_its_column_and_from_others() {
 }
 
 #[test]
-fn an_export_comes_back_as_it_was() {
+fn an_export_is_imported_unchanged() {
     let header = "event_id;client_id;service;operation;model;units;input_tokens;output_tokens;cached_input_tokens;amount;\
                   event_time;day;currency;charge;price_id;unpriced_reason;idempotency_key;subject;external_id;metadata;record_time";
     let row = "e1;'=acme;openai;chat;'''-x;2.5;10;3;1;;2026-11-01T10:00:00.123456Z;2026-11-01;USD;0.1;p1;;k1;'plain;'@x;\
@@ -393,7 +393,7 @@ fn an_export_comes_back_as_it_was() {
 }
 
 #[test]
-fn an_exported_json_object_comes_back_flat_or_nested() {
+fn an_exported_json_object_is_imported_flat_or_nested() {
     let flat = r#"{"event_id":"e","client_id":"a","service":"s","units":"2.5","input_tokens":"10","event_time":"2026-11-01T00:00:00Z","idempotency_key":"k","metadata":{"n":1}}"#;
     let nested = r#"{"event_id":"e","event":{"client_id":"a","service":"s","units":"2.5","input_tokens":"10","event_time":"2026-11-01T00:00:00Z","idempotency_key":"k","metadata":{"n":1}}}"#;
     assert_eq!(ndjson(&[], flat).unwrap(), ndjson(&[], nested).unwrap());
@@ -402,9 +402,9 @@ fn an_exported_json_object_comes_back_flat_or_nested() {
 
 proptest::proptest! {
     #![proptest_config(proptest::prelude::ProptestConfig::with_cases(2_000))]
-    /// A dry run refuses what the server would: what it takes has numbers within the contract's bounds, and short plain texts.
+    /// An accepted event has numbers and texts within the bounds of the API.
     #[test]
-    fn any_row_becomes_an_event_within_the_bounds_or_is_refused(
+    fn any_row_is_an_event_within_the_bounds_or_an_error(
         texts in proptest::collection::vec("acme|sms|x|é|[a-z]{1,128}|\\PC{0,8}|[a-z\u{1}]{0,140}", 7),
         numbers in proptest::collection::vec("|0|1|[0-9]{1,3}|[0-9]{1,14}|[-+]?[0-9]{0,17}(\\.[0-9]{0,14})?(e-?[0-9])?|\\PC{0,4}", 5),
         time in "2026-11-21T10:00:00Z|2026-11-21 10:00|1700000000\\.5|[+-]?[0-9]{1,7}-[01]?[0-9]-[0-3]?[0-9]([T ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\\.[0-9]{1,12})?)?)?(Z|[+-][0-9]{2}:[0-9]{2})?|[0-9]{1,20}(\\.[0-9]{0,5})?|\\PC*",

@@ -1,4 +1,4 @@
-//! A server for tests that only knows BatchTrackUsage, and fails when it is told to.
+//! A fake server for tests. It only implements BatchTrackUsage and fails on request.
 
 use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
@@ -16,41 +16,41 @@ use crate::proto::{
     UsageResult,
 };
 
-/// What a call does besides recording.
+/// A failure of one call.
 #[derive(Clone, Copy)]
 pub enum Fault {
-    /// Nothing is recorded; the caller may try again.
+    /// Nothing is recorded; a retry is possible.
     Full,
-    /// All is recorded, but the answer is lost.
-    LostAnswer,
-    /// Every other event is not settled.
+    /// All events are recorded, but the response is lost.
+    LostResponse,
+    /// Every other event is unavailable.
     HalfUnavailable,
-    /// The caller must not try again.
-    Refused,
+    /// A retry is useless.
+    Denied,
 }
 
 #[derive(Clone, Default)]
 pub struct Fake {
-    /// By key.
+    /// Recorded events by key.
     pub recorded: Arc<Mutex<HashMap<String, UsageEvent>>>,
-    /// Of clients, all of which exist. UTC, unless it is given here.
+    /// Time zones of clients that are not in UTC. All clients exist.
     pub zones: Arc<Mutex<HashMap<String, String>>>,
-    /// Takes a question for something to record, as a server does that knows of none.
+    /// Whether the server ignores `validate_only` and records the events, like an older server.
     pub is_old: Arc<Mutex<bool>>,
     faults: Arc<Mutex<VecDeque<Option<Fault>>>>,
-    /// Events of all calls.
+    /// Number of events of all calls.
     pub received: Arc<Mutex<usize>>,
 }
 
 impl Fake {
-    /// Serves on a free port.
+    /// Starts the server on a free port.
     pub async fn start(self) -> String {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         self.serve(listener)
     }
 
-    /// Breaks the first connection in the middle of a call, then serves.
-    pub async fn start_after_a_break(self) -> String {
+    /// Closes the first connection in the middle of a call, then starts the server.
+    pub async fn start_after_lost_connection(self) -> String {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         tokio::spawn(async move {
@@ -78,7 +78,7 @@ impl Fake {
         self.recorded.lock().unwrap().len()
     }
 
-    /// What would become of events, and their clients.
+    /// Returns the results that the events would have, and their clients.
     fn check(&self, events: Vec<UsageEvent>) -> BatchTrackUsageResponse {
         let zones = self.zones.lock().unwrap();
         let ids: std::collections::BTreeSet<String> = events.iter().map(|event| event.client_id.clone()).collect();
@@ -150,7 +150,7 @@ impl tonic::server::UnaryService<BatchTrackUsageRequest> for Fake {
             let fault = fake.faults.lock().unwrap().pop_front().flatten();
             match fault {
                 Some(Fault::Full) => return Err(Status::resource_exhausted("full")),
-                Some(Fault::Refused) => return Err(Status::permission_denied("no")),
+                Some(Fault::Denied) => return Err(Status::permission_denied("no")),
                 _ => {}
             }
             let events = request.into_inner().events;
@@ -166,7 +166,7 @@ impl tonic::server::UnaryService<BatchTrackUsageRequest> for Fake {
             });
             let results = results.collect();
             match fault {
-                Some(Fault::LostAnswer) => Err(Status::unavailable("lost")),
+                Some(Fault::LostResponse) => Err(Status::unavailable("lost")),
                 _ => Ok(Response::new(BatchTrackUsageResponse { results, ..Default::default() })),
             }
         })

@@ -1,4 +1,4 @@
-//! The fields of an event, and the flags that say where each one comes from.
+//! The fields of an event, and the flags that set their sources.
 
 use clap::Args;
 
@@ -22,12 +22,12 @@ pub enum Field {
     Metadata,
 }
 
-/// Fields that say how much was used.
+/// Fields that contain quantities.
 pub const MEASURES: [Field; 5] =
     [Field::Units, Field::InputTokens, Field::OutputTokens, Field::CachedInputTokens, Field::Amount];
 
 impl Field {
-    /// All of them, in the order of their numbers.
+    /// All fields, in the order of their numbers.
     pub const ALL: [Field; 14] = [
         Field::Client,
         Field::Service,
@@ -45,7 +45,7 @@ impl Field {
         Field::Metadata,
     ];
 
-    /// Its name in UsageEvent, and of the column that it comes from by itself.
+    /// The name in UsageEvent and of the default column.
     pub fn name(self) -> &'static str {
         [
             "client_id",
@@ -65,12 +65,12 @@ impl Field {
         ][self as usize]
     }
 
-    /// Every row has to have it.
+    /// Whether every row must have the field.
     pub fn is_required(self) -> bool {
         matches!(self, Field::Client | Field::Service | Field::Time)
     }
 
-    /// The flags that give it, without dashes.
+    /// The name of its flag, without dashes.
     pub fn flag(self) -> &'static str {
         [
             "client",
@@ -91,103 +91,103 @@ impl Field {
     }
 }
 
-/// Flags that map columns to fields. A field without a flag comes from the column of its own name, if there is one.
+/// Flags that map columns to fields. A field without a flag comes from the column of the same name, if it exists.
 #[derive(Args, Clone, Debug, Default)]
-#[command(next_help_heading = "Mapping: a fixed value or a column for each field (NDJSON: key or dotted.path)")]
+#[command(next_help_heading = "Mapping: a fixed value or a column for each field (JSON: key or dotted.path)")]
 pub struct MappingArgs {
-    /// The same client for all rows
+    /// Client of all rows
     #[arg(long, value_name = "ID")]
     client: Option<String>,
     /// Column of the client
     #[arg(long, value_name = "COLUMN", conflicts_with = "client")]
     client_column: Option<String>,
-    /// The same service for all rows
+    /// Service of all rows
     #[arg(long, value_name = "NAME")]
     service: Option<String>,
     /// Column of the service
     #[arg(long, value_name = "COLUMN", conflicts_with = "service")]
     service_column: Option<String>,
-    /// The same operation for all rows
+    /// Operation of all rows
     #[arg(long, value_name = "NAME")]
     operation: Option<String>,
     /// Column of the operation
     #[arg(long, value_name = "COLUMN", conflicts_with = "operation")]
     operation_column: Option<String>,
-    /// The same model for all rows
+    /// Model of all rows
     #[arg(long, value_name = "NAME")]
     model: Option<String>,
     /// Column of the model
     #[arg(long, value_name = "COLUMN", conflicts_with = "model")]
     model_column: Option<String>,
-    /// The same number of units for all rows
+    /// Number of units of each row
     #[arg(long, value_name = "DECIMAL")]
     units: Option<String>,
     /// Column of the number of units
     #[arg(long, value_name = "COLUMN", conflicts_with = "units")]
     units_column: Option<String>,
-    /// The same input tokens for all rows
+    /// Number of input tokens of each row
     #[arg(long, value_name = "COUNT")]
     input_tokens: Option<String>,
     /// Column of the input tokens
     #[arg(long, value_name = "COLUMN", conflicts_with = "input_tokens")]
     input_tokens_column: Option<String>,
-    /// The same output tokens for all rows
+    /// Number of output tokens of each row
     #[arg(long, value_name = "COUNT")]
     output_tokens: Option<String>,
     /// Column of the output tokens
     #[arg(long, value_name = "COLUMN", conflicts_with = "output_tokens")]
     output_tokens_column: Option<String>,
-    /// The same cached input tokens for all rows
+    /// Number of cached input tokens of each row
     #[arg(long, value_name = "COUNT")]
     cached_input_tokens: Option<String>,
     /// Column of the cached input tokens
     #[arg(long, value_name = "COLUMN", conflicts_with = "cached_input_tokens")]
     cached_input_tokens_column: Option<String>,
-    /// The same amount for all rows
+    /// Amount of each row
     #[arg(long, value_name = "DECIMAL")]
     amount: Option<String>,
     /// Column of the amount
     #[arg(long, value_name = "COLUMN", conflicts_with = "amount")]
     amount_column: Option<String>,
-    /// A time for all rows, or "now": when they arrive
+    /// Time of all rows, or "now" for the time of the import
     #[arg(long, value_name = "TIME")]
     time: Option<String>,
     /// Column of the time
     #[arg(long, value_name = "COLUMN", conflicts_with = "time")]
     time_column: Option<String>,
-    /// Column of the idempotency key; a row without one gets a key made from its content
+    /// Column of the idempotency key; a row without a key gets one from its contents
     #[arg(long, value_name = "COLUMN")]
     key_column: Option<String>,
-    /// The same subject for all rows
+    /// Subject of all rows
     #[arg(long, value_name = "ID")]
     subject: Option<String>,
     /// Column of the subject
     #[arg(long, value_name = "COLUMN", conflicts_with = "subject")]
     subject_column: Option<String>,
-    /// The same external id for all rows
+    /// External id of all rows
     #[arg(long, value_name = "ID")]
     external_id: Option<String>,
     /// Column of the external id
     #[arg(long, value_name = "COLUMN", conflicts_with = "external_id")]
     external_id_column: Option<String>,
-    /// Put this column into the metadata, under its name (repeatable)
+    /// Add this column to the metadata, with the same name; repeat for more
     #[arg(long, value_name = "COLUMN")]
     pub metadata_column: Vec<String>,
-    /// Nothing comes from this column or key, and that is meant (repeatable)
+    /// Do not report this column or key as unused; repeat for more
     #[arg(long, value_name = "COLUMN")]
     pub ignore_column: Vec<String>,
 }
 
 impl MappingArgs {
-    /// Names that a header may have: those of the fields and of the flags.
+    /// Expected names of columns: the names of the fields and the values of the flags.
     pub fn column_names(&self) -> Vec<&str> {
-        let given = Field::ALL.into_iter().filter_map(|field| self.flags(field).1);
-        let mut names: Vec<&str> = given.chain(&self.metadata_column).map(String::as_str).collect();
+        let from_flags = Field::ALL.into_iter().filter_map(|field| self.flags(field).1);
+        let mut names: Vec<&str> = from_flags.chain(&self.metadata_column).map(String::as_str).collect();
         names.extend(Field::ALL.map(Field::name));
         names
     }
 
-    /// The fixed value and the column that were given for a field.
+    /// The fixed value and the column of a field according to the flags.
     pub fn flags(&self, field: Field) -> (Option<&String>, Option<&String>) {
         let (fixed, column) = match field {
             Field::Client => (&self.client, &self.client_column),

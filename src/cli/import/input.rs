@@ -1,4 +1,4 @@
-//! Files and standard input, opened: unpacked, decoded, and looked at for what they are.
+//! Opens files and standard input: decompresses and decodes them, and detects their format.
 
 use std::fs::File;
 use std::io::{self, BufReader, Cursor, Read};
@@ -9,41 +9,41 @@ use anyhow::{Context, bail};
 
 use super::ImportArgs;
 use super::encoding::{Decoder, Encoding, detect};
-use super::names::is_same;
-use super::rows::{Format, Layout, is_frame};
-use super::unpack::{self, Unpacked};
+use super::gzip::{self, GzipReader};
+use super::names::is_same_name;
+use super::rows::{Format, Layout, is_table_border};
 
-/// As far as a first line is looked for.
+/// Maximum number of bytes in which the header line is searched.
 const FIRST_LINE_BYTES_MAX: usize = 64 * 1024;
-/// Enough for a byte order mark, or the mark of a packed file.
-const MARK_BYTES: usize = 8;
+/// Number of bytes that identify a byte order mark or a file type.
+const MAGIC_BYTES: usize = 8;
 
 pub type Source = Box<dyn Read + Send>;
 
-/// A file, ready to be read as UTF-8.
+/// An open file that is read as UTF-8.
 pub struct Input {
     pub reader: BufReader<Source>,
-    /// Its length, if that is known for what is read of it.
+    /// Number of bytes to read, if it is known.
     pub bytes: Option<u64>,
-    /// It is a file that can be read again.
+    /// Whether it is a file that can be read again.
     pub is_file: bool,
     pub layout: Layout,
-    /// Its numbers may well have a comma before the decimals.
+    /// Whether files of this kind often have a decimal comma.
     pub may_have_comma: bool,
-    /// What was found out and not asked for, for people.
+    /// Detected properties, for the user.
     pub notes: Vec<String>,
 }
 
-/// Opens a file, or standard input for "-", as the flags and its first bytes say.
+/// Opens a file, or standard input for "-". The flags and the first bytes determine the format.
 pub fn open(path: &Path, args: &ImportArgs) -> anyhow::Result<Input> {
-    let (source, length) = source(path).with_context(|| format!("cannot read {}", name_of(path)))?;
+    let (source, length) = source(path).with_context(|| format!("cannot read {}", display_name(path)))?;
     let is_file = length.is_some();
     let mut notes = Vec::new();
-    let (mut start, mut source) = peek(source, MARK_BYTES, |_| false)?;
+    let (mut start, mut source) = peek(source, MAGIC_BYTES, |_| false)?;
     let mut bytes = length;
-    if start.starts_with(&unpack::MARK) {
-        (start, source) = peek(Box::new(Unpacked::new(source)), MARK_BYTES, |_| false)?;
-        notes.push("unpacked with gzip".to_owned());
+    if start.starts_with(&gzip::MAGIC) {
+        (start, source) = peek(Box::new(GzipReader::new(source)), MAGIC_BYTES, |_| false)?;
+        notes.push("decompressed with gzip".to_owned());
         bytes = None;
     }
     check_kind(&start)?;
@@ -62,23 +62,23 @@ pub fn open(path: &Path, args: &ImportArgs) -> anyhow::Result<Input> {
     Ok(Input { reader, bytes, is_file, layout, may_have_comma, notes })
 }
 
-/// What shows that a file was changed.
+/// Length and modification time of a file, to detect changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stamp {
+pub struct FileVersion {
     length: u64,
     modified: Option<SystemTime>,
 }
 
-impl Stamp {
-    /// Of a file as it is now. None: it is gone, or no file.
-    pub fn of(path: &Path) -> Option<Stamp> {
+impl FileVersion {
+    /// Returns the current version of a file. `None` if it does not exist or is not a regular file.
+    pub fn of(path: &Path) -> Option<FileVersion> {
         let metadata = path.metadata().ok().filter(|metadata| metadata.is_file())?;
-        Some(Stamp { length: metadata.len(), modified: metadata.modified().ok() })
+        Some(FileVersion { length: metadata.len(), modified: metadata.modified().ok() })
     }
 }
 
-/// What to call it in messages.
-pub fn name_of(path: &Path) -> String {
+/// The name of a file in messages.
+pub fn display_name(path: &Path) -> String {
     match path == Path::new("-") {
         true => "standard input".to_owned(),
         false => path.display().to_string(),
@@ -92,12 +92,12 @@ fn source(path: &Path) -> io::Result<(Source, Option<u64>)> {
     let file = File::open(path)?;
     let metadata = file.metadata()?;
     if metadata.is_dir() {
-        return Err(io::Error::other("is a folder; name the files in it"));
+        return Err(io::Error::other("is a directory; name the files in it"));
     }
     Ok((Box::new(file), metadata.is_file().then_some(metadata.len())))
 }
 
-/// Reads up to `bytes_max` bytes, or until they are enough, and puts them back.
+/// Reads at most `bytes_max` bytes, or until `is_enough`. Returns them, and a source that starts with them again.
 fn peek(mut source: Source, bytes_max: usize, is_enough: impl Fn(&[u8]) -> bool) -> io::Result<(Vec<u8>, Source)> {
     let mut start = Vec::new();
     let mut buffer = [0; 4096];
@@ -113,20 +113,23 @@ fn peek(mut source: Source, bytes_max: usize, is_enough: impl Fn(&[u8]) -> bool)
     Ok((start, whole))
 }
 
-/// Refuses what is not a text, with the way to make one of it.
+/// Rejects known binary files. The error says how to convert them.
 fn check_kind(start: &[u8]) -> anyhow::Result<()> {
     let kinds: [(&[u8], &str); 8] = [
-        (b"PK\x03\x04", "is a workbook or a zip archive: save the sheet as \"CSV UTF-8\", or unpack the archive"),
+        (
+            b"PK\x03\x04",
+            "is an Excel workbook or a zip archive: save the sheet as \"CSV UTF-8\", or extract the archive",
+        ),
         (b"\xd0\xcf\x11\xe0", "is an old Excel workbook: save the sheet as \"CSV UTF-8\""),
-        (b"PAR1", "is a Parquet file: write it as CSV or NDJSON first"),
-        (b"\x28\xb5\x2f\xfd", "is packed with zstd: `zstd -dc FILE | meterd import - --format csv`"),
-        (b"BZh", "is packed with bzip2: `bzip2 -dc FILE | meterd import - --format csv`"),
-        (b"\xfd7zXZ", "is packed with xz: `xz -dc FILE | meterd import - --format csv`"),
-        (b"%PDF", "is a PDF"),
+        (b"PAR1", "is a Parquet file: convert it to CSV or NDJSON first"),
+        (b"\x28\xb5\x2f\xfd", "is compressed with zstd: `zstd -dc FILE | meterd import - --format csv`"),
+        (b"BZh", "is compressed with bzip2: `bzip2 -dc FILE | meterd import - --format csv`"),
+        (b"\xfd7zXZ", "is compressed with xz: `xz -dc FILE | meterd import - --format csv`"),
+        (b"%PDF", "is a PDF document: use a CSV or JSON file"),
         (b"SQLite f", "is an SQLite database: export the table as CSV first"),
     ];
     match kinds.iter().find(|(mark, _)| start.starts_with(mark)) {
-        Some((_, what)) => bail!("the file {what}"),
+        Some((_, description)) => bail!("the file {description}"),
         None => Ok(()),
     }
 }
@@ -136,31 +139,33 @@ fn name_of_encoding(encoding: Encoding) -> String {
     encoding.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
 }
 
-/// The form of a file, by the flags, its name and its first line.
+/// Determines the layout of a file from the flags, its name and its first line.
 fn layout_of(path: &Path, first: &[u8], args: &ImportArgs, notes: &mut Vec<String>) -> anyhow::Result<Layout> {
     let first = first.strip_prefix(b"\xef\xbb\xbf").unwrap_or(first);
     if first.contains(&b'\0') {
-        bail!("the file is not text: it has bytes of zero");
+        bail!("the file is not text: it contains zero bytes");
     }
     if first.trim_ascii_end().contains(&b'\r') && !first.contains(&b'\n') {
-        bail!("its lines end with carriage returns alone: `tr '\\r' '\\n' < FILE | meterd import - --format csv`");
+        bail!(
+            "the lines of the file end with carriage returns only: convert it with `tr '\\r' '\\n' < FILE | meterd import - --format csv`"
+        );
     }
     let line = header_line(first, args.skip_lines).0;
     let name = path.file_name().map(|name| name.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
     let extension = name.trim_end_matches(".gz").rsplit_once('.').map_or("", |(_, extension)| extension);
     let looks_like_json = matches!(line.first(), Some(b'{' | b'['));
-    let is_one_a_line = line.first() == Some(&b'{') && line.len() > 1;
+    let has_object_per_line = line.first() == Some(&b'{') && line.len() > 1;
     let format = match (args.format, extension) {
-        (Some(Format::Ndjson), _) if looks_like_json && !is_one_a_line => Format::Json,
+        (Some(Format::Ndjson), _) if looks_like_json && !has_object_per_line => Format::Json,
         (Some(format), _) => format,
         (None, "csv" | "tsv" | "txt" | "tab") if looks_like_json => {
-            bail!("the file looks like JSON: give --format ndjson, or --format csv if it is not")
+            bail!("the file looks like JSON: add --format ndjson, or --format csv if it is CSV")
         }
         (None, "csv" | "tsv" | "txt" | "tab") => Format::Csv,
-        (None, _) if looks_like_json && !is_one_a_line => Format::Json,
+        (None, _) if looks_like_json && !has_object_per_line => Format::Json,
         (None, "ndjson" | "jsonl" | "json") => Format::Ndjson,
         (None, _) if looks_like_json => Format::Ndjson,
-        _ => bail!("which format is it? give --format csv, --format ndjson or --format json"),
+        _ => bail!("the format of the file is unknown: add --format csv, --format ndjson or --format json"),
     };
     let delimiter = match args.delimiter {
         Some(delimiter) => delimiter,
@@ -176,16 +181,16 @@ fn layout_of(path: &Path, first: &[u8], args: &ImportArgs, notes: &mut Vec<Strin
     Ok(Layout { format, delimiter, skip_lines: args.skip_lines, quotes: args.quotes })
 }
 
-/// The first line that is not empty after those that are skipped, and whether it is there whole.
+/// Returns the first non-empty line after the skipped lines, and whether the line is complete.
 fn header_line(bytes: &[u8], skip_lines: u64) -> (&[u8], bool) {
     let skip = usize::try_from(skip_lines).unwrap_or(usize::MAX);
     let mut lines = bytes.split_inclusive(|byte| *byte == b'\n').skip(skip);
-    let line = lines.find(|line| !line.trim_ascii().is_empty() && !is_frame(line)).unwrap_or_default();
+    let line = lines.find(|line| !line.trim_ascii().is_empty() && !is_table_border(line)).unwrap_or_default();
     (line.trim_ascii(), line.ends_with(b"\n"))
 }
 
-/// The one of the usual delimiters that makes most known names of a header line, and of those the one that it has most of
-/// outside of quotes. A spreadsheet may name it in a line before the header.
+/// Returns the delimiter that gives the most known names in the header line; of those, the most frequent one outside of quotes.
+/// A spreadsheet can name the delimiter in a line before the header.
 fn delimiter_of(line: &[u8], names: &[&str]) -> u8 {
     if let [b's', b'e', b'p', b'=', delimiter] = line {
         return *delimiter;
@@ -197,14 +202,14 @@ fn delimiter_of(line: &[u8], names: &[&str]) -> u8 {
             !quoted && *byte == delimiter
         });
         let cells: Vec<String> = cells.map(|cell| String::from_utf8_lossy(cell).into_owned()).collect();
-        let known = cells.iter().filter(|cell| names.iter().any(|name| is_same(cell, name))).count();
+        let known = cells.iter().filter(|cell| names.iter().any(|name| is_same_name(cell, name))).count();
         (known, cells.len())
     };
-    // Of equal ones the last: the comma.
+    // If several are equal, `max_by_key` returns the last one, the comma.
     b"|\t;,".iter().copied().max_by_key(|delimiter| columns(*delimiter)).unwrap_or(b',')
 }
 
-/// A delimiter for people.
+/// The name of a delimiter in messages.
 pub fn name_of_delimiter(delimiter: u8) -> String {
     match delimiter {
         b'\t' => "tabs".to_owned(),

@@ -9,7 +9,7 @@ struct Command {
     args: ImportArgs,
 }
 
-/// Opens a file of these bytes, and reads the cells of its first row.
+/// Opens a file with these bytes and returns the cells of its first row.
 fn first_row(name: &str, bytes: &[u8], flags: &[&str]) -> anyhow::Result<(Vec<String>, bool, Vec<String>)> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join(name);
@@ -37,7 +37,7 @@ fn utf_16(text: &str) -> Vec<u8> {
 }
 
 #[test]
-fn the_delimiter_is_that_of_the_header_line() {
+fn the_delimiter_is_detected_from_the_header_line() {
     for (text, may_have_comma) in [
         ("a,b\n1,x\n", false),
         ("a;b\n1;x\n", true),
@@ -59,7 +59,7 @@ fn the_delimiter_is_that_of_the_header_line() {
 }
 
 #[test]
-fn files_are_unpacked_and_decoded() {
+fn files_are_decompressed_and_decoded() {
     let text = "a;b\r\n1;ü\r\n";
     let with_mark = format!("\u{feff}{text}");
     for bytes in [gzip(text.as_bytes()), utf_16(&with_mark), utf_16(text), gzip(&utf_16(&with_mark))] {
@@ -69,7 +69,7 @@ fn files_are_unpacked_and_decoded() {
         }
     }
     let (.., notes) = first_row("f.csv", &gzip(&utf_16(text)), &[]).unwrap();
-    assert_eq!(notes, ["unpacked with gzip", "decoded from utf-16le", "columns are separated by ';'"]);
+    assert_eq!(notes, ["decompressed with gzip", "decoded from utf-16le", "columns are separated by ';'"]);
     let latin = b"a;b\n1;\xfc\n";
     assert!(first_row("f.csv", latin, &[]).unwrap_err().to_string().contains("--encoding"));
     assert_eq!(first_row("f.csv", latin, &["--encoding", "windows-1252"]).unwrap().0, ["1", "ü"]);
@@ -78,7 +78,7 @@ fn files_are_unpacked_and_decoded() {
 }
 
 #[test]
-fn json_is_read_one_a_line_as_an_array_and_over_several_lines() {
+fn json_can_be_lines_an_array_or_objects_over_several_lines() {
     for (name, text) in [
         ("f.ndjson", "{\"a\":1}\n{\"a\":2}\n"),
         ("f.json", "{\"a\":1}\n"),
@@ -94,7 +94,7 @@ fn json_is_read_one_a_line_as_an_array_and_over_several_lines() {
 }
 
 #[test]
-fn what_is_no_text_with_rows_is_refused_with_the_way_out() {
+fn the_error_of_an_unsupported_file_says_how_to_convert_it() {
     for (name, bytes, expected) in [
         ("f.xlsx", &b"PK\x03\x04..."[..], "save the sheet as \"CSV UTF-8\""),
         ("f.csv", b"\xd0\xcf\x11\xe0....", "old Excel"),

@@ -1,36 +1,36 @@
-//! Where JSON values begin and end in a file, byte by byte.
+//! Finds the start and the end of JSON values in a stream of bytes.
 
-/// What a byte of JSON text is.
+/// The role of a byte of JSON text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
     /// Between values.
     Between,
-    /// Of a value.
+    /// Part of a value.
     Inside,
-    /// The last one of a value.
+    /// The last byte of a value.
     End,
-    /// The first one after a value that has no end of its own, such as a number.
+    /// The first byte after a value without an end mark, such as a number.
     EndBefore,
 }
 
-/// Finds where values begin and end, in an array or one after the other.
+/// Finds the start and the end of values in an array or in a sequence.
 #[derive(Debug, Default)]
 pub struct JsonScanner {
-    /// An array was opened, and not closed.
+    /// Whether an array is not closed yet.
     pub is_open: bool,
-    /// That the file ends too early was told.
-    pub has_told_end: bool,
+    /// Whether the unexpected end of the file was reported.
+    pub has_reported_end: bool,
     has_begun: bool,
-    /// Objects and arrays in one another.
+    /// Nesting of objects and arrays.
     depth: u32,
     in_string: bool,
     is_escaped: bool,
-    /// In a value that is no object, array or string.
+    /// Inside a value that is not an object, an array or a string.
     in_word: bool,
 }
 
 impl JsonScanner {
-    /// Takes the next byte of the file. One that is [`Step::EndBefore`] has to be given again.
+    /// Processes the next byte of the file. After [`Step::EndBefore`], the same byte must be passed again.
     pub fn step(&mut self, byte: u8) -> Step {
         if self.in_string {
             match byte {

@@ -1,11 +1,11 @@
-//! Idempotency keys made from what a row says, so that a file can be imported again without counting twice.
+//! Idempotency keys that are made from the contents of rows, so that a repeated import counts nothing twice.
 //!
-//! key = prefix, hash of the event's content, and the how-manieth row of its file with that content. The file's name, the
-//! order of its rows, the batch size and rows put in elsewhere play no part; two equal rows are two events.
-//! Rows are counted per file, not per run: what is recorded must not depend on how files are grouped into runs. The same
-//! row in two files is therefore one event, unless the files are imported as parts of one, or with different prefixes.
-//! The content is that of the row as it is written: blanks count, and a time without a zone is taken as UTC. So neither the
-//! zone of a client nor a change of what is trimmed makes another key.
+//! A key consists of the prefix, the hash of the event's contents, and the number of equal rows in the file so far. It does
+//! not depend on the name of the file, the order of rows, the batch size or other rows. Two equal rows are two events.
+//! Equal rows are counted per file and not per run, so that the result does not depend on how files are grouped into runs.
+//! The same row in two files is therefore one event, unless the files are imported as parts of one file or with different
+//! prefixes. The hash covers the original text of the row, with spaces, and interprets a time without a zone as UTC. So the
+//! key depends neither on the time zone of the client nor on the rules for trimming.
 
 use std::collections::HashMap;
 
@@ -15,16 +15,17 @@ use sha2::{Digest, Sha256};
 
 use crate::proto::UsageEvent;
 
-/// Half a SHA-256: a collision among 10^9 rows has a chance of 10^-21.
+/// Half a SHA-256. The probability of a collision among 10^9 rows is 10^-21.
 pub type ContentHash = [u8; 16];
 
-/// Changes when the canonical form does, so that keys of different forms never meet.
+/// Version of the canonical form. Keys of different versions never collide.
 const FORM: &[u8] = b"meterd import 1";
 
-/// A content and the how-manieth time that it came.
+/// The hash of a row and the number of equal rows so far, including this one.
 pub type Occurrence = (ContentHash, u32);
 
-/// Makes the keys of one file, or of files that are parts of one. Holds about 40 bytes for each distinct row, so tens of millions of rows fit.
+/// Makes the keys of one file, or of files that are parts of one file. Needs about 40 bytes for each distinct row, so tens of
+/// millions of rows fit into memory.
 #[derive(Debug)]
 pub struct KeyMaker {
     prefix: String,
@@ -32,12 +33,12 @@ pub struct KeyMaker {
 }
 
 impl KeyMaker {
-    /// Starts a file.
+    /// Creates the state for a new file.
     pub fn new(prefix: &str) -> KeyMaker {
         KeyMaker { prefix: prefix.to_owned(), seen: HashMap::new() }
     }
 
-    /// The key of the file's next row, and what it is made from. Call it for each row in order.
+    /// Returns the key of the next row and its occurrence. Must be called for each row in order.
     pub fn next_key(&mut self, event: &UsageEvent) -> (String, Occurrence) {
         let hash = content_hash(event);
         let occurrence = self.seen.entry(hash).or_insert(0);
@@ -46,21 +47,21 @@ impl KeyMaker {
     }
 }
 
-/// Rows of the files of a run, to tell those that another file has too.
+/// Rows of all files of a run, to find rows that are in several files.
 #[derive(Debug, Default)]
 pub struct OtherFiles {
     seen: HashMap<Occurrence, u32>,
 }
 
 impl OtherFiles {
-    /// Takes a row of the file of this number. Answers the number of an earlier file that has it too.
-    pub fn find(&mut self, row: Occurrence, file: u32) -> Option<u32> {
+    /// Adds a row of a file. Returns the number of an earlier file that contains the same row.
+    pub fn earlier_file(&mut self, row: Occurrence, file: u32) -> Option<u32> {
         let first = *self.seen.entry(row).or_insert(file);
         (first != file).then_some(first)
     }
 }
 
-/// Hash of everything that the event says, except its key.
+/// Hashes all fields of an event except its key.
 pub fn content_hash(event: &UsageEvent) -> ContentHash {
     let mut hash = Sha256::new_with_prefix(FORM);
     for text in [
@@ -95,7 +96,7 @@ pub fn content_hash(event: &UsageEvent) -> ContentHash {
     short
 }
 
-/// With its length in front, so that neighbours cannot be mistaken for each other.
+/// Adds bytes with their length, so that the boundary between two fields is unambiguous.
 fn put(hash: &mut Sha256, bytes: &[u8]) {
     hash.update((bytes.len() as u64).to_be_bytes());
     hash.update(bytes);
@@ -150,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn equal_rows_are_two_events_and_the_same_two_again() {
+    fn equal_rows_are_two_events_and_have_the_same_keys_again() {
         let file = [event("1"), event("1"), event("2")];
         let first = keys(&file);
         assert_eq!(first, keys(&file));
@@ -161,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_put_in_elsewhere_and_another_order_change_no_key() {
+    fn other_rows_and_another_order_change_no_key() {
         let mut before = keys(&[event("1"), event("2"), event("1")]);
         let mut after = keys(&[event("3"), event("1"), event("1"), event("2")]);
         after.remove(0);
@@ -171,12 +172,12 @@ mod tests {
     }
 
     #[test]
-    fn another_prefix_is_another_event() {
+    fn different_prefixes_make_different_keys() {
         assert_ne!(KeyMaker::new("a").next_key(&event("1")), KeyMaker::new("b").next_key(&event("1")));
     }
 
     #[test]
-    fn every_field_counts_and_neighbours_do_not_run_together() {
+    fn the_hash_depends_on_every_field_and_on_the_boundaries_between_them() {
         let base = UsageEvent::default();
         let variants = [
             UsageEvent { client_id: "x".into(), ..base.clone() },
@@ -201,8 +202,8 @@ mod tests {
     }
 
     #[test]
-    fn the_form_of_a_key_does_not_drift() {
-        // A change here means that files imported before are counted again: raise FORM and say so in the release notes.
+    fn the_canonical_form_does_not_change() {
+        // If this hash changes, a repeated import counts again: increase FORM and mention it in the release notes.
         let event = UsageEvent {
             input_tokens: 374,
             event_time: Some(prost_types::Timestamp { seconds: 1_700_158_546, nanos: 680_590_000 }),

@@ -1,4 +1,4 @@
-//! `meterd import`: files of events, safe to run twice.
+//! `meterd import`: records the rows of files as events. A repeated import counts nothing twice.
 
 pub mod batches;
 pub mod cells;
@@ -10,6 +10,7 @@ pub mod event;
 #[cfg(test)]
 mod fake_server;
 pub mod fields;
+pub mod gzip;
 pub mod hints;
 pub mod input;
 pub mod json_scanner;
@@ -26,7 +27,6 @@ pub mod report;
 pub mod rows;
 pub mod run;
 pub mod send;
-pub mod unpack;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -40,7 +40,7 @@ use self::encoding::Encoding;
 use self::fields::MappingArgs;
 use self::quotes::Quotes;
 use self::rows::Format;
-use self::run::{Ended, Run};
+use self::run::{FileEnd, Run};
 use crate::cli::connect::ConnectArgs;
 use crate::cli::decimal::{self, DecimalMark};
 use crate::cli::time::{check_format, usual_forms};
@@ -51,84 +51,85 @@ const INTERRUPTED: u8 = 130;
 #[derive(Args, Clone, Debug)]
 #[command(after_long_help = long_help())]
 pub struct ImportArgs {
-    /// Files to import, plain or packed with gzip; "-" for standard input
+    /// Files to import, also compressed with gzip; "-" for standard input
     #[arg(required = true, value_name = "FILE")]
     pub files: Vec<PathBuf>,
-    /// Form of the files [default: by extension and first line]
+    /// Format of the files [default: from the extension and the first line]
     #[arg(long, value_enum)]
     pub format: Option<Format>,
-    /// What separates CSV columns; "tab" for a tab [default: by the header line]
+    /// Delimiter of CSV columns; "tab" for a tab [default: from the header line]
     #[arg(long, value_parser = parse_delimiter)]
     pub delimiter: Option<u8>,
-    /// Encoding of the files [default: by their first bytes, else utf-8]
+    /// Encoding of the files [default: from the first bytes, else utf-8]
     #[arg(long, value_enum)]
     pub encoding: Option<Encoding>,
-    /// Pass over so many lines before the header
+    /// Number of lines to skip before the header
     #[arg(long, value_name = "LINES", default_value_t = 0, hide_default_value = true)]
     pub skip_lines: u64,
-    /// How CSV values have quotes in them
+    /// How CSV values contain quotes
     #[arg(long, value_enum, default_value = "doubled", hide_default_value = true)]
     pub quotes: Quotes,
-    /// Numbers have a comma before the decimals: 2,5 is two and a half, and 1.234 is 1234
+    /// The decimal mark of numbers is a comma: 2,5 is two and a half, and 1.234 is 1234
     #[arg(long, conflicts_with = "decimal_point")]
     pub decimal_comma: bool,
-    /// Numbers have a point before the decimals: 1,234 is 1234, and 1.234 has three decimals
+    /// The decimal mark of numbers is a point: 1,234 is 1234, and 1.234 has three decimals
     #[arg(long)]
     pub decimal_point: bool,
-    /// Units of rows whose units are empty [default: such a row is refused, unless it has tokens or an amount]
+    /// Units of rows with empty units [default: reject these rows, unless they have tokens or an amount]
     #[arg(long, value_name = "DECIMAL", value_parser = decimal::quantity)]
     pub empty_units: Option<String>,
-    /// Record rows whose client or first value is "total" or the like [default: they are refused as sums of other rows]
+    /// Record rows whose client or first value is a label such as "total" [default: reject them as sums of other rows]
     #[arg(long)]
     pub total_rows: bool,
-    /// The files are parts of one: equal rows of different files are events of their own. Name all parts in one run, also with
-    /// --resume
+    /// Treat the files as parts of one file: equal rows in different files are different events. Name all parts in one run,
+    /// also with --resume
     #[arg(long)]
     pub split_files: bool,
-    /// Refuse rows of clients that do not exist yet, instead of creating them
+    /// Reject rows of clients that do not exist, instead of creating the clients
     #[arg(long)]
     pub no_new_clients: bool,
-    /// Accept old events, however far back
+    /// Accept events of any age
     #[arg(long)]
     pub backfill: bool,
-    /// Events in one call
+    /// Maximum number of events in one call
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u16).range(1..=10_000))]
     pub batch: u16,
-    /// Calls at the same time
+    /// Maximum number of concurrent calls
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub concurrency: u16,
-    /// How long to try again when the server goes away or is full; one that is not there at first is told at once
+    /// How long to retry while the server is unavailable or full, in seconds. If no server answers at the start, the command
+    /// fails immediately
     #[arg(long, default_value_t = 120, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=86_400))]
     pub retry_seconds: u64,
-    /// Start of the keys that are made; another one makes equal rows of another file events of their own
+    /// Prefix of generated idempotency keys; with different prefixes, equal rows of different files are different events
     #[arg(long, default_value = "import", value_parser = parse_prefix)]
     pub key_prefix: String,
     /// Write each row that is not recorded to this CSV file, with the reason
     #[arg(long, value_name = "FILE")]
     pub rejects: Option<PathBuf>,
-    /// Let the server check each row and say what it comes to, and record nothing
+    /// Show the outcome and the cost of each row according to the server, and record nothing
     #[arg(long)]
     pub dry_run: bool,
-    /// Check all files before anything is sent, and refuse columns and keys that nothing comes from, rows without any units,
-    /// tokens or amount, and equal rows of different files; then stop at the first row that is not recorded
+    /// Check all files before anything is sent; reject unused columns and keys, rows without units, tokens and amount, and
+    /// equal rows in different files; then stop at the first row that is not recorded
     #[arg(long)]
     pub strict: bool,
-    /// Go on where a cut run stood
+    /// Continue an interrupted import
     #[arg(long)]
     pub resume: bool,
-    /// Where to keep how far the run is [default: FILE.meterd-import]
+    /// File that stores the progress, for --resume [default: FILE.meterd-import]
     #[arg(long, value_name = "FILE")]
     pub checkpoint: Option<PathBuf>,
     /// Print the summary as JSON
     #[arg(long)]
     pub json: bool,
-    /// Show no progress
+    /// Do not show progress
     #[arg(long, short)]
     pub quiet: bool,
-    /// IANA time zone of times without an offset, such as Europe/Berlin [default: each client's own]
+    /// IANA time zone of times without an offset, such as Europe/Berlin [default: each client's time zone]
     #[arg(long, value_name = "ZONE", value_parser = parse_zone)]
     pub time_zone: Option<Tz>,
-    /// strftime format of times, such as "%d.%m.%Y %H:%M"; repeat for a column that has several
+    /// strftime format of times, such as "%d.%m.%Y %H:%M"; repeat for a column with several formats
     #[arg(long, value_name = "FORMAT", value_parser = check_format)]
     pub time_format: Vec<String>,
     #[command(flatten)]
@@ -138,7 +139,7 @@ pub struct ImportArgs {
 }
 
 impl ImportArgs {
-    /// What the flags say of numbers.
+    /// The decimal mark according to the flags.
     pub fn decimal_mark(&self) -> Option<DecimalMark> {
         match (self.decimal_comma, self.decimal_point) {
             (true, _) => Some(DecimalMark::Comma),
@@ -150,24 +151,26 @@ impl ImportArgs {
 
 fn long_help() -> String {
     format!(
-        "A row without an idempotency key gets one made from its content, so running an import again counts nothing twice, \
-         while two equal rows of one file are two events. What was assumed about rows is in the notes at the end.\n\n\
-         Blanks around values are removed, and NULL, N/A, None and the like are empty. Keys belong to a client: a row whose \
-         client id or key an earlier version recorded with its blanks is another event now, and counts again.\n\n\
-         Times: {}. Each is read by itself. A time without an offset, and a day alone, is in the time zone of its client, \
-         unless --time-zone names another. Other forms need --time-format.\n\n\
-         Columns and keys are matched without regard to case, blanks and punctuation: \"Client ID\" is client_id.",
+        "If a row has no idempotency key, the import makes one from the contents of the row. A repeated import therefore \
+         counts nothing twice, but two equal rows in one file are two events. The notes at the end list all assumptions.\n\n\
+         Spaces around values are removed, and values such as NULL, N/A and None are empty. Earlier versions kept spaces in \
+         client ids and keys: such rows are counted again if they are imported again.\n\n\
+         Times: {}. Each row can have another form. A time without an offset, and a day without a time, is in the time zone \
+         of the client, unless --time-zone names another. Other forms need --time-format.\n\n\
+         Case, spaces and punctuation in the names of columns and keys are ignored: \"Client ID\" is client_id.",
         usual_forms()
     )
 }
 
-/// Imports the files one after the other. Fails when a row was not recorded.
+/// Imports the files one after the other. The exit code is 1 if a row was not recorded.
 pub async fn run(args: ImportArgs) -> anyhow::Result<ExitCode> {
     if args.checkpoint.is_some() && args.files.len() > 1 {
-        bail!("--checkpoint goes with one file; each file has its own checkpoint beside it without the flag");
+        bail!(
+            "--checkpoint needs a single file; without the flag, each file has its own checkpoint in the same directory"
+        );
     }
     if args.split_files && args.files.len() == 1 {
-        bail!("--split-files needs all parts in one run, also with --resume; one file is named");
+        bail!("--split-files needs all parts in one run, also with --resume, got one file");
     }
     let sender = send::Sender::connect(&args).await?;
     let started = Instant::now();
@@ -176,17 +179,17 @@ pub async fn run(args: ImportArgs) -> anyhow::Result<ExitCode> {
         eprintln!("--strict: nothing was sent");
         return Ok(ExitCode::FAILURE);
     }
-    let mut ended = Ok(Ended::Whole);
+    let mut ended = Ok(FileEnd::Complete);
     for file in &args.files {
         ended = run.import_file(file).await;
-        if !matches!(ended, Ok(Ended::Whole)) {
+        if !matches!(ended, Ok(FileEnd::Complete)) {
             break;
         }
     }
     let outcome = match &ended {
-        Ok(Ended::Whole) => "finished",
-        Ok(Ended::Strict) => "stopped at a bad row",
-        Ok(Ended::Interrupted) => "interrupted",
+        Ok(FileEnd::Complete) => "finished",
+        Ok(FileEnd::StoppedAtBadRow) => "stopped at a bad row",
+        Ok(FileEnd::Interrupted) => "interrupted",
         Err(_) => "failed",
     };
     if args.json {
@@ -196,13 +199,13 @@ pub async fn run(args: ImportArgs) -> anyhow::Result<ExitCode> {
         println!("{}", run.tally.text(started.elapsed(), args.dry_run));
     }
     match ended? {
-        Ended::Interrupted => {
-            eprintln!("interrupted: run again with --resume, or without it (nothing is counted twice)");
+        FileEnd::Interrupted => {
+            eprintln!("interrupted: run the command again, with --resume to continue here (nothing is counted twice)");
             Ok(ExitCode::from(INTERRUPTED))
         }
-        Ended::Strict => Ok(ExitCode::FAILURE),
-        Ended::Whole if run.tally.bad() > 0 => Ok(ExitCode::FAILURE),
-        Ended::Whole => Ok(ExitCode::SUCCESS),
+        FileEnd::StoppedAtBadRow => Ok(ExitCode::FAILURE),
+        FileEnd::Complete if run.tally.bad() > 0 => Ok(ExitCode::FAILURE),
+        FileEnd::Complete => Ok(ExitCode::SUCCESS),
     }
 }
 
@@ -216,14 +219,14 @@ fn parse_delimiter(text: &str) -> Result<u8, String> {
     }
 }
 
-/// A key has at most 128 bytes, of which hash and number take up to 45.
+/// Parses the prefix of keys. A key has at most 128 bytes; the hash and the number need up to 45 of them.
 fn parse_prefix(text: &str) -> Result<String, String> {
     match (1..=64).contains(&text.len()) && !text.chars().any(char::is_control) {
         true => Ok(text.to_owned()),
-        false => Err("must be 1 to 64 bytes without control characters".to_owned()),
+        false => Err("must have 1 to 64 bytes and no control characters".to_owned()),
     }
 }
 
 fn parse_zone(text: &str) -> Result<Tz, String> {
-    text.parse().map_err(|_| format!("{text:?} is not an IANA time zone such as Europe/Berlin"))
+    text.parse().map_err(|_| format!("must be an IANA time zone such as Europe/Berlin, got {text:?}"))
 }

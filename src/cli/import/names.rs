@@ -1,12 +1,12 @@
-//! Names of columns and keys: when two are the same, and which field one may have been meant for.
+//! Names of columns and keys: compares names, and finds the field that a name resembles.
 
 use super::fields::Field;
 
-/// Columns of an export that an import has no use for.
+/// Columns of an export that an import does not use.
 pub const EXPORT_ONLY: [&str; 7] =
     ["event_id", "day", "currency", "charge", "price_id", "unpriced_reason", "record_time"];
 
-/// What others call the fields, without case and punctuation.
+/// Other names of the fields, in lower case and without punctuation.
 const SYNONYMS: [(&str, Field); 66] = [
     ("client", Field::Client),
     ("customer", Field::Client),
@@ -76,7 +76,7 @@ const SYNONYMS: [(&str, Field); 66] = [
     ("labels", Field::Metadata),
 ];
 
-/// Labels of rows that are sums, without case and punctuation.
+/// Labels of rows with sums, in lower case and without punctuation.
 const TOTALS: [&str; 17] = [
     "total",
     "totals",
@@ -97,8 +97,8 @@ const TOTALS: [&str; 17] = [
     "итого",
 ];
 
-/// Whether two names differ in nothing but case, blanks and punctuation: `client_id`, `Client ID`, `clientId`.
-pub fn is_same(left: &str, right: &str) -> bool {
+/// Whether two names are equal except for case, spaces and punctuation: `client_id`, `Client ID`, `clientId`.
+pub fn is_same_name(left: &str, right: &str) -> bool {
     letters(left).eq(letters(right)) && letters(left).next().is_some()
 }
 
@@ -106,14 +106,14 @@ fn letters(name: &str) -> impl Iterator<Item = char> + '_ {
     name.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase)
 }
 
-/// Whether a row of this label is the sum of others: "Total", "Grand total:".
+/// Whether a label marks a row with sums of other rows: "Total", "Grand total:".
 pub fn is_total(label: &str) -> bool {
     let label: String = letters(label).collect();
     TOTALS.contains(&label.as_str())
 }
 
-/// The one of the fields that a column or key of this name was probably meant for.
-pub fn meant_by(name: &str, fields: &[Field]) -> Option<Field> {
+/// Returns the field that the name of a column or key resembles.
+pub fn similar_field(name: &str, fields: &[Field]) -> Option<Field> {
     let name: String = letters(name).collect();
     let known = SYNONYMS.iter().find(|(synonym, field)| *synonym == name && fields.contains(field));
     if let Some((_, field)) = known {
@@ -130,21 +130,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_the_same_without_case_blanks_and_punctuation() {
+    fn names_are_compared_without_case_spaces_and_punctuation() {
         for name in ["client_id", "Client_ID", "CLIENT ID", "clientId", " client-id "] {
-            assert!(is_same(name, "client_id"), "{name}");
+            assert!(is_same_name(name, "client_id"), "{name}");
         }
-        assert!(!is_same("client", "client_id") && !is_same("", "-"));
+        assert!(!is_same_name("client", "client_id") && !is_same_name("", "-"));
     }
 
     #[test]
-    fn labels_of_sums_are_known() {
+    fn labels_of_sums_are_detected() {
         assert!(["Total", "GRAND TOTAL:", "Sub-total", "Summe", "Итого"].into_iter().all(is_total));
         assert!(!["Total Energies", "acme", "", "-"].into_iter().any(is_total));
     }
 
     #[test]
-    fn a_slip_or_another_word_finds_the_field() {
+    fn a_misspelt_name_or_a_synonym_finds_the_field() {
         for (name, field) in [
             ("input_token", Some(Field::InputTokens)),
             ("imput_tokens", Some(Field::InputTokens)),
@@ -157,8 +157,8 @@ mod tests {
             ("region", None),
             ("", None),
         ] {
-            assert_eq!(meant_by(name, &Field::ALL), field, "{name}");
+            assert_eq!(similar_field(name, &Field::ALL), field, "{name}");
         }
-        assert_eq!(meant_by("prompt_tokens", &[Field::Units]), None);
+        assert_eq!(similar_field("prompt_tokens", &[Field::Units]), None);
     }
 }

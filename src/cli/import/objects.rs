@@ -6,14 +6,14 @@ use std::fmt;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::names::meant_by;
+use super::names::similar_field;
 use crate::cli::import::fields::Field;
 use crate::cli::json::RawObject;
 
-/// Deeper values are not looked into. No field comes from there.
+/// Maximum depth of the search. Fields are never deeper.
 const LEVELS_MAX: u32 = 16;
 
-/// The keys and values of an object as they stand in the text, with those that are there twice.
+/// The keys and values of an object in the order of the text, including duplicate keys.
 struct Pairs<'a>(Vec<(String, &'a RawValue)>);
 
 impl<'de> Deserialize<'de> for Pairs<'de> {
@@ -38,29 +38,29 @@ impl<'de> Deserialize<'de> for Pairs<'de> {
     }
 }
 
-/// Parses the object of a row. A key that is there twice has two values, and which one is meant is not known.
+/// Parses the object of a row. A duplicate key is an error, because it is unclear which value to use.
 pub fn object_of(text: &str) -> Result<RawObject, String> {
     let Pairs(pairs) = serde_json::from_str(text).map_err(|error| {
         let hint = match error {
-            _ if error.is_eof() => "; is it cut off? Objects over several lines need --format json",
+            _ if error.is_eof() => "; it may be truncated, or it extends over several lines, which needs --format json",
             _ if error.to_string().starts_with("trailing characters") => {
                 "; objects that follow each other on one line need --format json"
             }
-            _ if text.starts_with("{'") => "; JSON has its strings in double quotes",
+            _ if text.starts_with("{'") => "; JSON strings must be in double quotes",
             _ if text.contains("NaN") => "; JSON has no NaN: write null",
             _ => "",
         };
         format!("is not a JSON object: {error}{hint}")
     })?;
     match repeated(&pairs, LEVELS_MAX) {
-        Some(key) => {
-            Err(format!("has the key {key:?} twice: remove one; `jq -c . FILE` keeps the last one of each key"))
-        }
+        Some(key) => Err(format!(
+            "has the key {key:?} twice: remove one of them; `jq -c . FILE` keeps the last value of each key"
+        )),
         None => Ok(pairs.into_iter().map(|(key, raw)| (key, raw.to_owned())).collect()),
     }
 }
 
-/// The path of the first key that is in its object twice.
+/// Returns the path of the first duplicate key.
 fn repeated(pairs: &[(String, &RawValue)], levels: u32) -> Option<String> {
     let mut seen = HashSet::new();
     if let Some((key, _)) = pairs.iter().find(|(key, _)| !seen.insert(key)) {
@@ -82,7 +82,7 @@ fn repeated_within(raw: &RawValue, levels: u32) -> Option<String> {
     }
 }
 
-/// The key of a list of objects, such as `data` of an API's answer.
+/// Returns the key of a list of objects, such as `data` in the response of an API.
 pub fn list_key(object: &RawObject) -> Option<&str> {
     let is_list = |raw: &RawValue| {
         let items: Vec<&RawValue> = serde_json::from_str(raw.get()).unwrap_or_default();
@@ -91,16 +91,16 @@ pub fn list_key(object: &RawObject) -> Option<&str> {
     object.iter().find(|(_, raw)| is_list(raw)).map(|(key, _)| key.as_str())
 }
 
-/// Paths within the object at `path` to values that may be meant for one of the fields, such as `usage.prompt_tokens`.
-pub fn meant_within(path: &str, raw: &RawValue, fields: &[Field]) -> Vec<String> {
+/// Returns the paths of values in the object at `path` whose keys resemble one of the fields, such as `usage.prompt_tokens`.
+pub fn similar_paths(path: &str, raw: &RawValue, fields: &[Field]) -> Vec<String> {
     let mut found = Vec::new();
     let Ok(object) = serde_json::from_str::<RawObject>(raw.get()) else { return found };
     for (key, raw) in &object {
         let path = format!("{path}.{key}");
         match raw.get().starts_with(['{', '[']) {
-            true if path.matches('.').count() < 4 => found.extend(meant_within(&path, raw, fields)),
+            true if path.matches('.').count() < 4 => found.extend(similar_paths(&path, raw, fields)),
             true => {}
-            false if meant_by(key, fields).is_some() => found.push(path),
+            false if similar_field(key, fields).is_some() => found.push(path),
             false => {}
         }
     }
@@ -112,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_that_is_there_twice_is_refused_at_any_level() {
+    fn a_duplicate_key_is_an_error_at_any_level() {
         for (text, key) in [
             (r#"{"units":1,"units":2}"#, "\"units\""),
             (r#"{"usage":{"prompt_tokens":1,"x":[{"a":1,"a":1}]}}"#, "\"usage.x.a\""),
@@ -128,16 +128,16 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_object_is_told_with_the_form_that_it_may_have() {
+    fn the_error_of_a_row_that_is_not_an_object_has_a_hint() {
         assert!(object_of(r#"{"a":1}{"a":2}"#).unwrap_err().contains("--format json"));
-        assert!(object_of(r#"{"a":"#).unwrap_err().contains("is it cut off?"));
+        assert!(object_of(r#"{"a":"#).unwrap_err().contains("it may be truncated"));
         assert!(object_of("{'a':1}").unwrap_err().contains("double quotes"));
         assert!(object_of(r#"{"a":NaN}"#).unwrap_err().contains("write null"));
         assert!(!object_of("[1]").unwrap_err().contains("--format"));
     }
 
     #[test]
-    fn lists_of_objects_are_known() {
+    fn lists_of_objects_are_detected() {
         let key = |text| list_key(&object_of(text).unwrap()).map(str::to_owned);
         assert_eq!(key(r#"{"object":"page","tags":["x"],"data":[{"a":1}]}"#).as_deref(), Some("data"));
         assert_eq!(key(r#"{"data":[],"tags":["x"]}"#), None);

@@ -1,4 +1,4 @@
-//! A dry run's memory: the server knows what is recorded, and not what the run would have recorded so far.
+//! Events that a dry run would have recorded so far. The server does not know them.
 
 use std::collections::HashMap;
 
@@ -8,14 +8,14 @@ use super::batches::Batch;
 use super::keys::{ContentHash, content_hash};
 use crate::proto::{EventError, EventOutcome, UsageEvent, UsageResult};
 
-/// Events that would have been accepted: of each client and key the content. About 40 bytes each.
+/// Hashes of the accepted events: client and key, and the contents. About 40 bytes for each event.
 #[derive(Debug, Default)]
-pub struct Previewed {
+pub struct Preview {
     accepted: HashMap<ContentHash, ContentHash>,
 }
 
-impl Previewed {
-    /// Takes the answers to a batch, and corrects those that earlier batches of the run would have changed.
+impl Preview {
+    /// Corrects the results of a batch for the events of earlier batches.
     pub fn settle(&mut self, batch: &Batch, results: &mut [UsageResult]) {
         for (event, result) in batch.events.iter().zip(results) {
             let outcome = result.outcome();
@@ -32,7 +32,7 @@ impl Previewed {
                     result.set_outcome(EventOutcome::Conflict);
                     result.error = Some(conflict(&event.idempotency_key));
                 }
-                // By a key that is not recorded already; the server compares with that.
+                // Only new keys. For a recorded key, the server has compared the contents.
                 None if outcome == EventOutcome::Accepted => drop(self.accepted.insert(key, content)),
                 None => {}
             }
@@ -43,7 +43,7 @@ impl Previewed {
 fn conflict(key: &str) -> EventError {
     EventError {
         reason: "IDEMPOTENCY_CONFLICT".to_owned(),
-        message: format!("idempotency key {key:?} comes before with another payload"),
+        message: format!("idempotency key {key:?} was used before with other contents"),
         ..EventError::default()
     }
 }
@@ -57,7 +57,7 @@ fn key_hash(event: &UsageEvent) -> ContentHash {
     short
 }
 
-/// As the server compares: without units it is one, and times are cut to the microsecond.
+/// Hashes the contents like the server: missing units are 1, and times are truncated to microseconds.
 fn payload_hash(event: &UsageEvent) -> ContentHash {
     let mut event = event.clone();
     if event.units.is_empty() {

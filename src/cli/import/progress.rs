@@ -1,4 +1,4 @@
-//! How an import shows that it moves: a bar on a terminal, a line every few seconds elsewhere.
+//! Progress of an import: a bar on a terminal, otherwise a line every few seconds.
 
 use std::io::IsTerminal;
 use std::time::Duration;
@@ -22,21 +22,21 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// `bytes`: length of the file, if it is known.
+    /// `bytes` is the length of the file, if it is known.
     pub fn new(name: &str, bytes: Option<u64>, quiet: bool) -> Progress {
         let bar = (!quiet && std::io::stderr().is_terminal()).then(|| {
             let bar = match bytes {
                 Some(bytes) => ProgressBar::new(bytes),
                 None => ProgressBar::no_length(),
             };
-            let form = "{bar:30} {bytes}/{total_bytes} {eta} {msg}";
-            bar.set_style(ProgressStyle::with_template(form).unwrap_or_else(|_| ProgressStyle::default_bar()));
+            let template = "{bar:30} {bytes}/{total_bytes} {eta} {msg}";
+            bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
             bar
         });
         Progress { bar, name: name.to_owned(), bytes, line_at: Instant::now() + LINE_INTERVAL, quiet }
     }
 
-    /// Shows where things stand.
+    /// Updates the bar or prints a line.
     pub fn update(&mut self, offset: u64, tally: &Tally, rows_per_second: u64) {
         let counts = format!(
             "{} rows/s, {} accepted, {} duplicates, {} failed",
@@ -58,17 +58,17 @@ impl Progress {
         }
     }
 
-    /// Prints a line without spoiling the bar.
+    /// Prints a line above the bar.
     pub fn print(&self, line: &str) {
         self.printer().print(line);
     }
 
-    /// Prints for whoever works at the same time.
+    /// Returns a printer for concurrent tasks.
     pub fn printer(&self) -> Printer {
         Printer(self.bar.clone())
     }
 
-    /// Takes the bar away.
+    /// Removes the bar.
     pub fn finish(&self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
@@ -76,7 +76,7 @@ impl Progress {
     }
 }
 
-/// Prints lines without spoiling the bar.
+/// Prints lines above the bar.
 #[derive(Clone, Debug)]
 pub struct Printer(Option<ProgressBar>);
 

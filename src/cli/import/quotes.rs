@@ -2,20 +2,19 @@
 
 use clap::ValueEnum;
 
-/// How a file writes a quote within a value.
+/// How a file writes a quote inside a value.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Quotes {
-    /// Twice within a quoted value: "say ""hi"""
+    /// Doubled inside a quoted value: "say ""hi"""
     #[default]
     Doubled,
-    /// With a backslash before it, or twice: "say \"hi\""
+    /// With a backslash before it, or doubled: "say \"hi\""
     Backslash,
-    /// As it is: no value is quoted, and no value has a line end or a delimiter
+    /// Values are never quoted, and contain no line ends and no delimiters
     None,
 }
 
-/// Finds the first quote that ends a quoted value before the value ends. Returns the offset of the line that it is on,
-/// counted from the first line of the record.
+/// Finds the first closing quote that is followed by text. Returns the offset of its line from the first line of the record.
 pub fn misplaced(record: &[u8], delimiter: u8, quotes: Quotes) -> Option<u64> {
     if quotes == Quotes::None {
         return None;
@@ -42,21 +41,21 @@ pub fn misplaced(record: &[u8], delimiter: u8, quotes: Quotes) -> Option<u64> {
     None
 }
 
-/// A value in quotes after blanks, as in `a, "b"`, without them.
+/// Removes the quotes of a value that follows spaces, as in `a, "b"`.
 pub fn unquoted(cell: &str) -> Option<String> {
     let inner = cell.trim().strip_prefix('"')?.strip_suffix('"')?;
     (cell.starts_with([' ', '\t']) && !inner.replace("\"\"", "").contains('"')).then(|| inner.replace("\"\"", "\""))
 }
 
-/// Why a record with a misplaced quote is refused. Both are lines of the file.
+/// The error for a record with a misplaced quote. `first` and `last` are lines of the file.
 pub fn misplaced_text(first: u64, last: u64) -> String {
-    let rule = "double each quote within a quoted value, or give --quotes backslash if the file writes \\\" for it, \
-                --quotes none if quotes are part of the values";
+    let fix = "double each quote inside a quoted value, or add --quotes backslash if the file writes \\\" instead, or \
+               --quotes none if quotes are part of the values";
     match first == last {
-        true => format!("has text after a closing quote: {rule}"),
+        true => format!("has text after a closing quote: {fix}"),
         false => format!(
-            "reaches from line {first} to line {last}, because a quote is open, and there has text after a closing quote: \
-             nothing of these lines is recorded; close the quote, or {rule}"
+            "extends from line {first} to line {last} because of an open quote, and has text after a closing quote in line \
+             {last}. None of these lines is recorded; close the quote, or {fix}"
         ),
     }
 }
@@ -66,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_quote_that_ends_a_value_too_early_is_found_with_its_line() {
+    fn a_misplaced_closing_quote_is_found_with_its_line() {
         for (record, doubled, backslash) in [
             ("a,\"b\",c\n", None, None),
             ("\"a \"\"b\"\" c\",\"d\"\r\n", None, None),
@@ -86,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn quotes_after_a_blank_are_taken_off() {
+    fn quotes_after_a_space_are_removed() {
         for (cell, expected) in
             [(" \"b\"", Some("b")), (" \"b \"\"c\"\"\" ", Some("b \"c\"")), ("\"b\"", None), (" 5\"", None)]
         {

@@ -1,4 +1,4 @@
-//! Bad rows as they are shown, and as they are written to a file.
+//! Writes bad rows to the file of `--rejects`.
 
 use std::fs::{File, OpenOptions};
 use std::path::Path;
@@ -14,7 +14,7 @@ pub struct Rejects {
 }
 
 impl Rejects {
-    /// Starts a file, or goes on with one when the run is resumed.
+    /// Creates the file. A resumed run appends to an existing file.
     pub fn open(path: &Path, resume: bool) -> anyhow::Result<Rejects> {
         let file = OpenOptions::new()
             .create(true)
@@ -31,7 +31,7 @@ impl Rejects {
         Ok(Rejects { writer })
     }
 
-    /// Adds rows. They are in the file when this returns, so that a checkpoint never runs ahead of it.
+    /// Adds rows and flushes the file, so that it contains all bad rows before the checkpoint.
     pub fn add(&mut self, file: &str, bad_rows: &[BadRow]) -> anyhow::Result<()> {
         for bad in bad_rows {
             let line = bad.line.to_string();
@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_are_written_and_a_resumed_run_goes_on() {
+    fn rows_are_written_and_a_resumed_run_appends_rows() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("rejects.csv");
         let bad = BadRow {

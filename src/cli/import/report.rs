@@ -1,4 +1,4 @@
-//! What an import came to: counts, exact sums, and bad rows in words.
+//! The result of an import: counts, exact sums, and texts for bad rows.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
@@ -16,55 +16,56 @@ use crate::cli::decimal;
 use crate::cli::time::time_text;
 use crate::proto::{EventError, EventOutcome, UsageEvent, UsageResult};
 
-/// New clients that a report names; it counts all.
+/// Maximum number of new clients that a report lists. It counts all of them.
 pub const NAMED_CLIENTS_MAX: usize = 5;
 
 /// Counts and sums of a run.
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
-    /// Rows that were read, without those that an earlier run had settled.
+    /// Rows of this run, without the rows that an earlier run settled.
     pub rows: u64,
     pub accepted: u64,
     pub duplicates: u64,
     pub conflicts: u64,
     pub rejected: u64,
-    /// Rows that are no events.
+    /// Rows that cannot be converted to events.
     pub unreadable: u64,
-    /// Accepted, but without a price so far.
+    /// Accepted events without a price.
     pub unpriced: u64,
-    /// Of the accepted ones.
+    /// Input tokens of accepted events.
     pub input_tokens: i128,
     pub output_tokens: i128,
     pub cost: BigDecimal,
     pub currency: String,
-    /// Rejected because they are too old without --backfill.
+    /// Events that were rejected because they are too old without --backfill.
     pub too_old: u64,
-    /// Rows that an earlier run had settled, and the bad ones among them.
+    /// Rows that an earlier run settled.
     pub resumed_rows: u64,
+    /// Bad rows among `resumed_rows`.
     pub resumed_bad_rows: u64,
-    /// What was done to rows.
+    /// Assumptions and changes.
     pub notes: Notes,
-    /// Columns and keys that nothing comes from, in words, with the rows that have the key.
+    /// Descriptions of unused columns and keys, with the number of rows that have the key.
     pub unused: BTreeMap<String, u64>,
-    /// Clients that the accepted events have created.
+    /// Clients that accepted events created.
     pub new_clients: BTreeSet<String>,
-    /// Zones of clients that times without one were taken in.
+    /// Time zones of clients that were used for times without a zone.
     pub zones: BTreeSet<&'static str>,
-    /// The zone that was asked for.
+    /// The value of --time-zone.
     pub time_zone: Option<Tz>,
-    /// The files are parts of one.
+    /// The value of --split-files.
     pub split_files: bool,
-    /// Files that others have rows of.
+    /// Files whose rows are also in other files.
     pub repeated_files: BTreeSet<String>,
 }
 
 impl Tally {
-    /// Rows that are not recorded, with those of the run that was resumed.
+    /// Number of rows that are not recorded, including those of the resumed run.
     pub fn bad(&self) -> u64 {
         self.conflicts + self.rejected + self.unreadable + self.resumed_bad_rows
     }
 
-    /// Adds a settled batch. Answers its bad rows, in the order of the file.
+    /// Adds a settled batch. Returns its bad rows in the order of the file.
     pub fn add(&mut self, batch: &Batch, results: &[UsageResult], mapping: &Mapping) -> anyhow::Result<Vec<BadRow>> {
         for bad in &batch.bad_rows {
             match bad.reason == UNREADABLE {
@@ -100,7 +101,7 @@ impl Tally {
                 EventOutcome::Conflict => self.conflicts += 1,
                 _ => self.rejected += 1,
             }
-            let bad = refused(result, event, origin.line, &origin.text, mapping);
+            let bad = rejected_row(result, event, origin.line, &origin.text, mapping);
             self.too_old += u64::from(bad.reason == "EVENT_TOO_OLD");
             bad_rows.push(bad);
         }
@@ -108,7 +109,7 @@ impl Tally {
         Ok(bad_rows)
     }
 
-    /// Adds what was done to the rows of a file.
+    /// Adds the notes of a file.
     pub fn add_notes(&mut self, mapping: &Mapping, notes: &Notes) {
         self.notes.add(notes);
         for column in &mapping.unused {
@@ -119,12 +120,12 @@ impl Tally {
         }
     }
 
-    /// The summary for people.
+    /// Formats the summary as text.
     pub fn text(&self, elapsed: Duration, dry_run: bool) -> String {
         let mut lines = Vec::new();
         let mut line = |name: &str, value: String| lines.push(format!("{name:<14} {value}"));
         if dry_run {
-            line("dry run", "nothing is recorded; an import would come to this".to_owned());
+            line("dry run", "nothing is recorded; an import would have this result".to_owned());
         }
         if self.resumed_rows > 0 {
             line(
@@ -148,7 +149,7 @@ impl Tally {
         lines.join("\n")
     }
 
-    /// The summary for programs. Sums are strings where they may be beyond a double.
+    /// Converts the summary to JSON. Large sums are strings, because JSON numbers are often doubles.
     pub fn json(&self, elapsed: Duration, dry_run: bool, outcome: &str) -> serde_json::Value {
         json!({
             "outcome": outcome,
@@ -189,8 +190,8 @@ impl Tally {
     }
 }
 
-/// A row that the server refused; the column is the one that its field comes from.
-fn refused(result: &UsageResult, event: &UsageEvent, line: u64, text: &str, mapping: &Mapping) -> BadRow {
+/// The bad row for an event that the server rejected.
+fn rejected_row(result: &UsageResult, event: &UsageEvent, line: u64, text: &str, mapping: &Mapping) -> BadRow {
     let error = result.error.clone().unwrap_or_default();
     let column = match &error.field_violations[..] {
         [one] => mapping.column_of(&one.field),
@@ -198,12 +199,12 @@ fn refused(result: &UsageResult, event: &UsageEvent, line: u64, text: &str, mapp
     };
     let mut message = reason_text(&error, mapping);
     if error.reason == "EVENT_TOO_OLD" {
-        // The server says it in the words of its API.
-        let what = message.split("; send old events").next().unwrap_or_default();
-        message = format!("{what}; --backfill accepts it");
+        // Replace the hint of the server, which is about its API.
+        let reason = message.split("; send old events").next().unwrap_or_default();
+        message = format!("{reason}; add --backfill to accept it");
     }
     if error.reason.starts_with("EVENT_") && event.event_time.is_some() {
-        message.push_str(&format!("; the time was read as {}", time_text(event.event_time.as_ref())));
+        message.push_str(&format!("; the time was interpreted as {}", time_text(event.event_time.as_ref())));
     }
     BadRow {
         line,
@@ -217,7 +218,7 @@ fn refused(result: &UsageResult, event: &UsageEvent, line: u64, text: &str, mapp
     }
 }
 
-/// Why the server refused a row, once, about the row's own columns.
+/// Formats the error of the server with the names of the columns.
 fn reason_text(error: &EventError, mapping: &Mapping) -> String {
     match &error.field_violations[..] {
         [] => error.message.clone(),
@@ -231,7 +232,7 @@ fn reason_text(error: &EventError, mapping: &Mapping) -> String {
     }
 }
 
-/// A bad row for people.
+/// Formats a bad row as a line of text.
 pub fn bad_row_text(file: &str, bad: &BadRow) -> String {
     let column = match bad.column.is_empty() {
         true => String::new(),

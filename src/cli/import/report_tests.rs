@@ -19,7 +19,7 @@ fn batch(count: u64) -> Batch {
 }
 
 #[test]
-fn outcomes_are_counted_and_accepted_charges_added_exactly() {
+fn outcomes_are_counted_and_charges_of_accepted_events_are_summed_exactly() {
     let mut tally = Tally::default();
     let mut rejected = result(EventOutcome::Rejected, None);
     rejected.error = Some(EventError {
@@ -42,7 +42,7 @@ fn outcomes_are_counted_and_accepted_charges_added_exactly() {
     assert_eq!((bad[0].line, bad[0].column.as_str()), (6, "event_time"));
     assert_eq!(
         bad_row_text("f.csv", &bad[0]),
-        "f.csv:6: column event_time: EVENT_TOO_OLD: is old; --backfill accepts it; the time was read as 2023-11-16T18:15:46Z"
+        "f.csv:6: column event_time: EVENT_TOO_OLD: is old; add --backfill to accept it; the time was interpreted as 2023-11-16T18:15:46Z"
     );
     assert_eq!(bad[1].reason, "CONFLICT");
     let text = tally.text(Duration::from_secs(2), false);
@@ -50,7 +50,7 @@ fn outcomes_are_counted_and_accepted_charges_added_exactly() {
 }
 
 #[test]
-fn a_reason_is_told_once_and_about_the_columns_of_the_row() {
+fn an_error_of_the_server_names_the_columns_of_the_row_once() {
     let violation =
         |field: &str, description: &str| FieldViolation { field: field.into(), description: description.into() };
     let mut result = result(EventOutcome::Rejected, None);
@@ -79,7 +79,7 @@ fn a_reason_is_told_once_and_about_the_columns_of_the_row() {
 }
 
 #[test]
-fn what_was_done_to_rows_is_told() {
+fn assumptions_and_changes_are_reported() {
     let mut tally = Tally { duplicates: 2, zones: ["Asia/Tokyo"].into(), ..Tally::default() };
     assert!(Tally::default().hints(false).is_empty());
     tally.notes.repeats_of_other_files = 2;
@@ -92,10 +92,10 @@ fn what_was_done_to_rows_is_told() {
         hints,
         [
             "new clients that would be created: 7 (c0, c1, c2, c3, c4 and 2 more)",
-            "rows without units, tokens or amount, each counted as 1 unit: 3; --units 1 says that this is meant",
-            "times without a zone, taken in each client's own time zone (Asia/Tokyo): 1,000",
-            "rows that equal a row of another file of this run (a.csv), taken for repeats and not counted again: 2; \
-             --split-files counts them, as of files that are parts of one",
+            "rows without units, tokens or amount, each counted as 1 unit: 3; add --units 1 if this is intended",
+            "times without a zone, interpreted in the time zone of each client (Asia/Tokyo): 1,000",
+            "rows that equal a row of another file of this run (a.csv), interpreted as repeats and not counted again: 2; \
+             add --split-files to count them, if the files are parts of one file",
         ]
     );
 }

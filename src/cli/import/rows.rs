@@ -1,4 +1,4 @@
-//! Rows of CSV and JSON files, streamed, each with its line number and text.
+//! Reads the rows of CSV and JSON files one by one, each with its line number and text.
 
 mod records;
 
@@ -14,70 +14,69 @@ use super::objects::object_of;
 use super::quotes::Quotes;
 use crate::cli::json::RawObject;
 
-/// Longest row. Beyond it something else is wrong, such as a quote that is never closed.
+/// Maximum length of a row. A longer row usually has another cause, such as a quote that is not closed.
 pub const ROW_BYTES_MAX: usize = 1024 * 1024;
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// Form of a file.
+/// Format of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Format {
-    /// Values with a delimiter between them, under a header line
+    /// A header line, and values separated by a delimiter
     Csv,
-    /// One JSON object a line
+    /// One JSON object per line
     Ndjson,
     /// An array of JSON objects, or objects over several lines
     Json,
 }
 
-/// How the rows of a file stand in it.
+/// The format of a file in detail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
     pub format: Format,
-    /// Between the columns of CSV.
+    /// Delimiter of CSV columns.
     pub delimiter: u8,
-    /// Lines before the header that say nothing.
+    /// Number of lines to skip before the header.
     pub skip_lines: u64,
-    /// How CSV values are quoted.
+    /// Quotes of CSV values.
     pub quotes: Quotes,
 }
 
-/// What a row says.
+/// The values of a row.
 #[derive(Debug)]
 pub enum Cells {
-    /// In the order of the header.
+    /// The cells, in the order of the header.
     Csv(Vec<String>),
-    /// The object of the line.
+    /// The object.
     Json(RawObject),
 }
 
 /// One row of a file.
 #[derive(Debug)]
 pub struct Row {
-    /// Line that it starts on, from 1.
+    /// Number of the first line, from 1.
     pub line: u64,
-    /// Its bytes without the line end, as text.
+    /// The text without the line end.
     pub text: String,
-    /// What it says, or why it cannot be read.
+    /// The values, or the error.
     pub cells: Result<Cells, String>,
-    /// Its later lines that have the columns of a row themselves, with their numbers: text, or rows that an open quote
-    /// swallowed.
+    /// Further lines of the row that have the columns of a row, with their numbers. They are text, or rows inside an open quote.
     pub inner: Vec<(u64, Cells)>,
 }
 
-/// How far a file was read.
+/// A position in a file.
 #[derive(Clone, Debug, Default)]
 pub struct Position {
-    /// Bytes.
+    /// Number of bytes before the position.
     pub offset: u64,
-    /// Lines.
+    /// Number of lines before the position.
     pub line: u64,
-    /// Rows, without the header and empty lines.
+    /// Number of rows before the position, without the header and empty lines.
     pub rows: u64,
-    /// Digest of all these bytes.
+    /// Digest of all bytes before the position.
     pub digest: Sha256,
 }
 
-/// Reads rows one after the other. Holds one row at a time.
+/// Reads rows one after the other. Keeps only one row in memory.
 pub struct RowReader<R> {
     input: R,
     layout: Layout,
@@ -85,14 +84,14 @@ pub struct RowReader<R> {
     csv: Box<csv_core::Reader>,
     header: Arc<[String]>,
     position: Position,
-    /// The last line that was read has no end.
-    is_open_ended: bool,
-    /// Rows that repeat the header, since they were last asked for.
+    /// Whether the last line has no line end.
+    lacks_line_end: bool,
+    /// Number of repeated headers since the last call of [`Self::take_repeated_headers`].
     repeated_headers: u64,
 }
 
 impl<R: BufRead> RowReader<R> {
-    /// Starts at the beginning of a file; of a CSV file this reads the header.
+    /// Starts at the beginning of a file. Reads the header of a CSV file.
     pub fn new(input: R, layout: Layout) -> anyhow::Result<RowReader<R>> {
         let csv = csv_core::ReaderBuilder::new()
             .delimiter(layout.delimiter)
@@ -107,7 +106,7 @@ impl<R: BufRead> RowReader<R> {
             csv: Box::new(csv),
             header: Arc::default(),
             position: Position::default(),
-            is_open_ended: false,
+            lacks_line_end: false,
             repeated_headers: 0,
         };
         for _ in 0..layout.skip_lines {
@@ -115,7 +114,7 @@ impl<R: BufRead> RowReader<R> {
         }
         if layout.format == Format::Csv {
             let mut header = reader.next_row()?;
-            // A spreadsheet names the delimiter in a line of its own.
+            // A spreadsheet can name the delimiter in a separate line.
             if header.as_ref().is_some_and(|row| row.text.len() == 5 && row.text.starts_with("sep=")) {
                 header = reader.next_row()?;
             }
@@ -129,27 +128,27 @@ impl<R: BufRead> RowReader<R> {
         Ok(reader)
     }
 
-    /// Names of the columns. Empty for NDJSON.
+    /// The names of the columns. Empty for JSON.
     pub fn header(&self) -> Arc<[String]> {
         Arc::clone(&self.header)
     }
 
-    /// Whether the last row is a CSV row without a line end, and may be half of one.
-    pub fn is_open_ended(&self) -> bool {
-        self.is_open_ended && self.layout.format == Format::Csv
+    /// Whether the last row is a CSV row without a line end. It may be incomplete.
+    pub fn lacks_line_end(&self) -> bool {
+        self.lacks_line_end && self.layout.format == Format::Csv
     }
 
-    /// Rows that repeat the header, as files have that were put together, since the last call. They are passed over.
+    /// Returns the number of repeated headers since the last call. Concatenated files contain them; they are skipped.
     pub fn take_repeated_headers(&mut self) -> u64 {
         std::mem::take(&mut self.repeated_headers)
     }
 
-    /// Up to where all rows were given out.
+    /// The position after the last returned row.
     pub fn position(&self) -> &Position {
         &self.position
     }
 
-    /// The next row, without empty ones. An error is one of reading, after which nothing more can be read.
+    /// Returns the next row that is not empty. After an error, no further row can be read.
     pub fn next_row(&mut self) -> io::Result<Option<Row>> {
         if self.layout.format == Format::Json {
             return self.next_json();
@@ -160,7 +159,7 @@ impl<R: BufRead> RowReader<R> {
             if self.read_line(&mut text)? == 0 {
                 return Ok(None);
             }
-            if is_empty(&text) || self.layout.format == Format::Csv && is_frame(&text) {
+            if is_empty(&text) || self.layout.format == Format::Csv && is_table_border(&text) {
                 continue;
             }
             let line = self.position.line;
@@ -169,7 +168,7 @@ impl<R: BufRead> RowReader<R> {
                 _ => json_cells(&text),
             };
             match &cells {
-                // As spreadsheets write rows that were cleared.
+                // Spreadsheets write such rows for cleared rows.
                 Ok(Cells::Csv(cells)) if cells.iter().all(|cell| cell.trim().is_empty()) => {}
                 Ok(Cells::Csv(cells)) if self.is_header(cells)? => self.repeated_headers += 1,
                 _ => break (line, cells),
@@ -181,7 +180,7 @@ impl<R: BufRead> RowReader<R> {
         Ok(Some(Row { line, text, cells, inner }))
     }
 
-    /// The next value of an array, or of values that stand one after the other.
+    /// Returns the next value of an array or of a sequence of values.
     fn next_json(&mut self) -> io::Result<Option<Row>> {
         let mut text = Vec::new();
         let mut line = 0;
@@ -189,13 +188,13 @@ impl<R: BufRead> RowReader<R> {
         loop {
             let buffer = self.input.fill_buf()?;
             if buffer.is_empty() {
-                let is_whole = text.is_empty() && !self.json.is_open;
-                if is_whole || (text.is_empty() && std::mem::replace(&mut self.json.has_told_end, true)) {
+                let is_complete = text.is_empty() && !self.json.is_open;
+                if is_complete || (text.is_empty() && std::mem::replace(&mut self.json.has_reported_end, true)) {
                     return Ok(None);
                 }
-                self.json.has_told_end = true;
+                self.json.has_reported_end = true;
                 line = if line == 0 { self.position.line } else { line };
-                let cells = Err("is not whole: the file ends before its JSON does. Is it cut off?".to_owned());
+                let cells = Err("is incomplete: the file ends inside a JSON value; it may be truncated".to_owned());
                 self.position.rows += 1;
                 let text = String::from_utf8_lossy(&text).into_owned();
                 return Ok(Some(Row { line, text, cells, inner: Vec::new() }));
@@ -238,7 +237,7 @@ impl<R: BufRead> RowReader<R> {
         }
     }
 
-    /// Appends a line with its end.
+    /// Appends the next line, including its line end.
     fn read_line(&mut self, text: &mut Vec<u8>) -> io::Result<usize> {
         let before = text.len();
         let bound = (ROW_BYTES_MAX + 1).saturating_sub(before) as u64;
@@ -249,10 +248,10 @@ impl<R: BufRead> RowReader<R> {
         self.position.digest.update(&text[before..]);
         self.position.offset += read as u64;
         self.position.line += u64::from(read > 0);
-        self.is_open_ended = read > 0 && !text.ends_with(b"\n");
+        self.lacks_line_end = read > 0 && !text.ends_with(b"\n");
         if self.position.line == 1 && text.starts_with(BYTE_ORDER_MARK) {
             text.drain(..BYTE_ORDER_MARK.len());
-            // A line of nothing but the mark is an empty one, not the end.
+            // A line that contains only the byte order mark is empty. It is not the end of the file.
             return Ok(read);
         }
         Ok(read)
@@ -260,19 +259,19 @@ impl<R: BufRead> RowReader<R> {
 
     fn too_long(&self) -> io::Error {
         io::Error::other(format!(
-            "a row is longer than {ROW_BYTES_MAX} bytes near line {}: is a quote never closed, or is this another format?",
+            "a row near line {} is longer than {ROW_BYTES_MAX} bytes: a quote may not be closed, or the file has another format",
             self.position.line + 1
         ))
     }
 }
 
-/// Whether a line says nothing. Ctrl-Z is the end of a file of DOS.
+/// Whether a line is empty. Ctrl-Z marks the end of a DOS file.
 fn is_empty(line: &[u8]) -> bool {
     line.iter().all(|byte| byte.is_ascii_whitespace() || *byte == 0x1a)
 }
 
-/// Whether a line is part of the frame that the consoles of databases draw around a table, such as `----+----` or `(2 rows)`.
-pub fn is_frame(line: &[u8]) -> bool {
+/// Whether a line is part of the border that database consoles print around a table, such as `----+----` or `(2 rows)`.
+pub fn is_table_border(line: &[u8]) -> bool {
     let line = line.trim_ascii();
     let is_rule = line.iter().all(|byte| b"-+|=".contains(byte)) && line.windows(3).any(|three| three == b"---");
     let count = line.strip_prefix(b"(").and_then(|rest| rest.strip_suffix(b" rows)").or(rest.strip_suffix(b" row)")));
@@ -281,7 +280,7 @@ pub fn is_frame(line: &[u8]) -> bool {
 
 fn not_utf_8(error: std::str::Utf8Error) -> String {
     format!(
-        "is not UTF-8 from byte {} on: save the file as UTF-8, or give its --encoding, such as windows-1252",
+        "is not UTF-8 at byte {}: save the file as UTF-8, or set --encoding, for example to windows-1252",
         error.valid_up_to() + 1
     )
 }

@@ -1,4 +1,4 @@
-//! One file from its first row to its last: reading thread, calls in flight, and what becomes of each row.
+//! Imports a file: a thread that reads, concurrent calls, and the results of the rows.
 
 use std::collections::HashMap;
 use std::io::BufReader;
@@ -17,11 +17,11 @@ use super::batches::{BadRow, Batch, Keys, ReadPlan, read_batches};
 use super::checkpoint::{Checkpoint, SettledPrefix, path_for};
 use super::event::EventRules;
 use super::fields::Field;
-use super::input::{Input, Stamp, name_of, open};
+use super::input::{FileVersion, Input, display_name, open};
 use super::keys::{KeyMaker, OtherFiles, hex};
 use super::mapping::Mapping;
 use super::notes::Notes;
-use super::preview::Previewed;
+use super::preview::Preview;
 use super::progress::{Printer, Progress};
 use super::rejects::Rejects;
 use super::report::{Tally, bad_row_text};
@@ -32,43 +32,43 @@ use crate::cli::time::TimeRules;
 use crate::proto::UsageResult;
 
 const SHOWN_BAD_ROWS_MAX: u64 = 20;
-/// Batches that are read ahead of the calls.
+/// Maximum number of batches that are read in advance.
 const READ_AHEAD: usize = 2;
 
-/// How a file ended.
+/// How the import of a file ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ended {
+pub enum FileEnd {
     /// All rows are settled.
-    Whole,
-    /// At a bad row, as --strict asks.
-    Strict,
-    /// By Ctrl-C.
+    Complete,
+    /// Stopped at a bad row because of --strict.
+    StoppedAtBadRow,
+    /// Stopped by Ctrl-C.
     Interrupted,
 }
 
-/// An import of some files.
+/// The import of all files.
 pub struct Run<'a> {
     pub(super) args: &'a ImportArgs,
     pub(super) sender: Sender,
     pub(super) rejects: Option<Rejects>,
     shown_bad_rows: u64,
     started: Instant,
-    /// One for the whole run, so that no Ctrl-C falls between two.
+    /// One future for the whole run, so that no Ctrl-C is missed between two files.
     interrupt: Pin<Box<dyn Future<Output = std::io::Result<()>> + Send>>,
-    /// Names of the files so far.
+    /// Names of the files that were imported so far.
     files: Vec<String>,
-    /// Of files that are parts of one.
+    /// The keys of files that are parts of one file.
     shared_keys: Option<Arc<Mutex<KeyMaker>>>,
     pub(super) others: Option<Arc<Mutex<OtherFiles>>>,
-    /// Files that --strict has checked, as they were then.
-    pub(super) checked: HashMap<PathBuf, Stamp>,
-    /// What a dry run would have recorded.
-    previewed: Option<Previewed>,
-    /// Over all files.
+    /// Files that --strict has checked, with their versions.
+    pub(super) checked: HashMap<PathBuf, FileVersion>,
+    /// The events that a dry run would have recorded.
+    preview: Option<Preview>,
+    /// Counts of all files.
     pub tally: Tally,
 }
 
-/// A file that was opened, and how it is read.
+/// An open file with its mapping.
 pub(super) struct Opened {
     pub reader: RowReader<BufReader<Box<dyn std::io::Read + Send>>>,
     pub mapping: Mapping,
@@ -76,11 +76,11 @@ pub(super) struct Opened {
     bytes: Option<u64>,
     is_file: bool,
     pub may_have_comma: bool,
-    /// Where the fields come from, for people.
-    described: String,
+    /// Description of the format and the mapping, for the user.
+    description: String,
 }
 
-/// What is needed while one file runs.
+/// State of the import of one file.
 struct FileRun {
     name: String,
     mapping: Mapping,
@@ -94,7 +94,7 @@ struct FileRun {
 type Settled = (Batch, anyhow::Result<Vec<UsageResult>>);
 
 impl<'a> Run<'a> {
-    /// Begins without a file.
+    /// Creates the import.
     pub fn new(args: &'a ImportArgs, sender: Sender) -> anyhow::Result<Run<'a>> {
         let rejects = args.rejects.as_ref().map(|path| Rejects::open(path, args.resume)).transpose()?;
         let shared_keys = args.split_files.then(|| Arc::new(Mutex::new(KeyMaker::new(&args.key_prefix))));
@@ -110,24 +110,24 @@ impl<'a> Run<'a> {
             shared_keys,
             others,
             checked: HashMap::new(),
-            previewed: args.dry_run.then(Previewed::default),
+            preview: args.dry_run.then(Preview::default),
             tally: Tally { time_zone: args.time_zone, split_files: args.split_files, ..Tally::default() },
         })
     }
 
     /// Imports one file.
-    pub async fn import_file(&mut self, path: &Path) -> anyhow::Result<Ended> {
-        let name = name_of(path);
-        let stamp = Stamp::of(path);
-        if self.checked.get(path).is_some_and(|checked| Some(checked) != stamp.as_ref()) {
-            bail!("{name}: the file was changed after --strict had checked it; nothing of it was sent: run again");
+    pub async fn import_file(&mut self, path: &Path) -> anyhow::Result<FileEnd> {
+        let name = display_name(path);
+        let version = FileVersion::of(path);
+        if self.checked.get(path).is_some_and(|checked| Some(checked) != version.as_ref()) {
+            bail!("{name}: the file changed after --strict had checked it, and was not sent: run the command again");
         }
         let opened = self.open(path).with_context(|| name.clone())?;
         let Opened { mut reader, mapping, mapping_name, bytes, is_file, .. } = opened;
         if !self.args.quiet {
-            eprintln!("{name}: {}", opened.described);
+            eprintln!("{name}: {}", opened.description);
             mapping.unused.iter().for_each(|column| {
-                eprintln!("{name}: nothing comes from column {}", mapping.unused_text(column));
+                eprintln!("{name}: unused column {}", mapping.unused_text(column));
             });
         }
         let (checkpoint, resume) = self.checkpoint(path, is_file, &mapping_name)?;
@@ -136,10 +136,10 @@ impl<'a> Run<'a> {
         self.tally.resumed_bad_rows += resumed_bad_rows;
         let keys = self.keys(self.shared_keys.clone(), self.others.clone(), self.files.len());
         self.files.push(name.clone());
-        let source = stamp.map(|stamp| (path.to_owned(), stamp));
+        let source = version.map(|version| (path.to_owned(), version));
         let plan = ReadPlan { source: source.clone(), ..self.plan(&mapping, opened.may_have_comma, keys, resume) };
         let (batches, receiver) = mpsc::channel(READ_AHEAD);
-        // A thread of its own: reading standard input may block for ever, and must not keep the process from ending.
+        // A separate thread, because reading standard input can block forever and must not prevent the process from exiting.
         std::thread::spawn(move || {
             let sink = |batch| batches.blocking_send(Ok(batch)).is_ok();
             if let Err(error) = read_batches(&mut reader, &plan, sink) {
@@ -155,11 +155,12 @@ impl<'a> Run<'a> {
             prefix: SettledPrefix::new(resumed_bad_rows),
             notes: Notes::default(),
         };
-        let ended = self.pump(&mut file, receiver).await;
+        let ended = self.send_batches(&mut file, receiver).await;
         file.progress.finish();
-        file.notes.changed_files += u64::from(source.is_some_and(|(path, stamp)| Stamp::of(&path) != Some(stamp)));
+        file.notes.changed_files +=
+            u64::from(source.is_some_and(|(path, version)| FileVersion::of(&path) != Some(version)));
         self.tally.add_notes(&file.mapping, &file.notes);
-        if let (Ok(Ended::Whole), Some(checkpoint)) = (&ended, &file.checkpoint) {
+        if let (Ok(FileEnd::Complete), Some(checkpoint)) = (&ended, &file.checkpoint) {
             std::fs::remove_file(checkpoint).ok();
         }
         ended.with_context(|| file.name.clone())
@@ -177,14 +178,14 @@ impl<'a> Run<'a> {
         if self.args.strict && !mapping.unused.is_empty() {
             let unused: Vec<String> =
                 mapping.unused.iter().map(|column| format!("column {}", mapping.unused_text(column))).collect();
-            bail!("nothing comes from {}; --ignore-column takes that as meant", unused.join("; and from "));
+            bail!("unused {}; add --ignore-column for columns that are unused on purpose", unused.join("; unused "));
         }
         let mapping_name = self.mapping_name(layout, may_have_comma);
-        let described = notes.into_iter().chain([mapping.describe()]).collect::<Vec<_>>().join("; ");
-        Ok(Opened { reader, mapping, mapping_name, bytes, is_file, may_have_comma, described })
+        let description = notes.into_iter().chain([mapping.describe()]).collect::<Vec<_>>().join("; ");
+        Ok(Opened { reader, mapping, mapping_name, bytes, is_file, may_have_comma, description })
     }
 
-    /// Names all that rows and keys depend on, so that a checkpoint is not used with anything else.
+    /// Returns a digest of all settings that affect rows and keys. A checkpoint is only valid with the same digest.
     fn mapping_name(&self, layout: super::rows::Layout, may_have_comma: bool) -> String {
         let args = self.args;
         let values = (
@@ -195,7 +196,7 @@ impl<'a> Run<'a> {
             args.encoding,
             args.total_rows,
         );
-        // A part has its keys by the rows of the others.
+        // The keys of a part depend on the rows of the other parts.
         let mut files: Vec<_> = args.files.iter().filter(|_| args.split_files).map(|path| path.file_name()).collect();
         files.sort();
         let parts = (&args.mapping, layout, &args.key_prefix, files, values);
@@ -240,64 +241,68 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Where the checkpoint goes, and the one to resume from.
+    /// Returns the path of the checkpoint, and the checkpoint to resume from.
     fn checkpoint(
         &self,
         path: &Path,
         is_file: bool,
         mapping: &str,
     ) -> anyhow::Result<(Option<PathBuf>, Option<Checkpoint>)> {
-        let given = self.args.checkpoint.clone();
-        let place = given.or_else(|| is_file.then(|| path_for(path)));
-        let Some(place) = place.filter(|_| !self.args.dry_run) else {
+        let flag = self.args.checkpoint.clone();
+        let checkpoint = flag.or_else(|| is_file.then(|| path_for(path)));
+        let Some(checkpoint) = checkpoint.filter(|_| !self.args.dry_run) else {
             return Ok((None, None));
         };
         let found = match self.args.resume {
-            true => Checkpoint::load(&place)?,
+            true => Checkpoint::load(&checkpoint)?,
             false => None,
         };
         match &found {
             Some(found) if found.mapping != mapping => {
                 let parts = if self.args.split_files { " or other parts" } else { "" };
                 bail!(
-                    "{} was made with other flags{parts}: give the same ones, or run without --resume",
-                    place.display()
+                    "{} was created with other flags{parts}: use the same flags, or remove --resume",
+                    checkpoint.display()
                 )
             }
-            Some(found) => eprintln!("{}: going on after line {}", path.display(), found.line),
-            None if self.args.resume => eprintln!("{}: no checkpoint, starting at the beginning", path.display()),
-            None if place.exists() => {
-                eprintln!("{}: a cut run left {}; --resume goes on after it", path.display(), place.display());
+            Some(found) => eprintln!("{}: continuing after line {}", path.display(), found.line),
+            None if self.args.resume => eprintln!("{}: no checkpoint found, starting at the beginning", path.display()),
+            None if checkpoint.exists() => {
+                eprintln!(
+                    "{}: an interrupted import left {}; --resume continues it",
+                    path.display(),
+                    checkpoint.display()
+                );
             }
             None => {}
         }
-        Ok((Some(place), found))
+        Ok((Some(checkpoint), found))
     }
 
-    /// Keeps calls in flight until the file is through. On an error or Ctrl-C nothing new is sent, and what is settled
-    /// stands in the checkpoint.
-    async fn pump(
+    /// Sends the batches of a file with concurrent calls. After an error or Ctrl-C no further batch is sent; the checkpoint
+    /// contains the settled rows.
+    async fn send_batches(
         &mut self,
         file: &mut FileRun,
         mut batches: mpsc::Receiver<anyhow::Result<Batch>>,
-    ) -> anyhow::Result<Ended> {
+    ) -> anyhow::Result<FileEnd> {
         let mut in_flight: JoinSet<Settled> = JoinSet::new();
         let mut is_open = true;
         let mut failure = None;
-        let mut ended = Ended::Whole;
-        // What a row of a dry run comes to depends on the rows before it.
+        let mut ended = FileEnd::Complete;
+        // In a dry run, the result of a row depends on the rows before it.
         let concurrency = if self.args.dry_run { 1 } else { usize::from(self.args.concurrency) };
         let columns = Arc::new(columns(&file.mapping));
         while is_open || !in_flight.is_empty() {
             tokio::select! {
                 biased;
-                _ = &mut self.interrupt => return Ok(Ended::Interrupted),
+                _ = &mut self.interrupt => return Ok(FileEnd::Interrupted),
                 Some(joined) = in_flight.join_next(), if !in_flight.is_empty() => {
                     let (batch, results) = joined?;
                     let bad_rows = results.and_then(|results| self.settle(file, &batch, results));
                     match bad_rows {
                         Ok(0) => {}
-                        Ok(_) if self.args.strict => (ended, is_open) = (Ended::Strict, false),
+                        Ok(_) if self.args.strict => (ended, is_open) = (FileEnd::StoppedAtBadRow, false),
                         Ok(_) => {}
                         Err(error) => (failure, is_open) = (failure.or(Some(error)), false),
                     }
@@ -317,10 +322,10 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Takes what became of a batch. Answers how many rows of it are bad.
+    /// Handles the results of a batch. Returns the number of bad rows.
     fn settle(&mut self, file: &mut FileRun, batch: &Batch, mut results: Vec<UsageResult>) -> anyhow::Result<u64> {
-        if let Some(previewed) = &mut self.previewed {
-            previewed.settle(batch, &mut results);
+        if let Some(preview) = &mut self.preview {
+            preview.settle(batch, &mut results);
         }
         let bad_rows = self.tally.add(batch, &results, &file.mapping)?;
         file.notes.add(&batch.notes);
@@ -335,8 +340,8 @@ impl<'a> Run<'a> {
             if let Some(path) = file.checkpoint.as_ref().filter(|_| !strict_stop)
                 && let Err(error) = Checkpoint::at(&end, &file.mapping_name, bad_rows).save(path)
             {
-                let what = "a cut run will have to start again, which counts nothing twice";
-                file.progress.print(&format!("{error:#}; {what}"));
+                let effect = "an interrupted import cannot be resumed, but can be repeated; nothing is counted twice";
+                file.progress.print(&format!("{error:#}; {effect}"));
                 file.checkpoint = None;
             }
             let per_second = u128::from(self.tally.rows) * 1000 / self.started.elapsed().as_millis().max(1);
@@ -351,7 +356,9 @@ impl<'a> Run<'a> {
             match self.shown_bad_rows {
                 ..=SHOWN_BAD_ROWS_MAX => progress.print(&bad_row_text(name, bad)),
                 count if count == SHOWN_BAD_ROWS_MAX + 1 => {
-                    progress.print("more bad rows are counted, but not shown; --rejects FILE gets them all");
+                    progress.print(
+                        "further bad rows are counted but not shown; add --rejects FILE to write all of them to a file",
+                    );
                 }
                 _ => return,
             }
@@ -370,9 +377,9 @@ async fn send(mut sender: Sender, printer: Printer, columns: Arc<[String; 2]>, m
     (batch, results)
 }
 
-/// Where the client and the time come from.
+/// The names of the columns of the client and the time.
 pub(super) fn columns(mapping: &Mapping) -> [String; 2] {
-    [Field::Client, Field::Time].map(|field| mapping.place(field).column(field))
+    [Field::Client, Field::Time].map(|field| mapping.source(field).column(field))
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Whole imports against a server that fails when it is told to.
+//! Complete imports against a fake server that fails on request.
 
 use clap::Parser;
 
@@ -15,10 +15,10 @@ struct Command {
 
 struct Outcome {
     tally: Tally,
-    ended: anyhow::Result<Ended>,
+    ended: anyhow::Result<FileEnd>,
 }
 
-/// Runs an import of one file, two rows a call, one call at a time.
+/// Imports one file with two rows per call and one call at a time.
 async fn import_file(server: &str, file: &Path, flags: &[&str]) -> Outcome {
     let file_name = file.to_str().unwrap();
     let base = ["import", file_name, "--server", server, "--quiet", "--batch", "2", "--concurrency", "1"];
@@ -29,7 +29,7 @@ async fn import_file(server: &str, file: &Path, flags: &[&str]) -> Outcome {
     Outcome { tally: run.tally.clone(), ended }
 }
 
-/// Seven events, of which two are equal.
+/// Seven events, two of which are equal.
 const FILE: &str = "client_id,service,event_time,units\r\n\
     a,s,2026-11-01,1\r\na,s,2026-11-01,1\r\na,s,2026-11-01,2\r\na,s,2026-11-02,1\r\n\
     a,s,2026-11-03,1\r\na,s,2026-11-04,1\r\na,s,2026-11-05,1\r\n";
@@ -63,35 +63,35 @@ async fn a_second_run_counts_nothing_twice() {
 }
 
 #[tokio::test]
-async fn a_server_that_fails_for_a_while_loses_and_doubles_nothing() {
+async fn after_temporary_failures_each_row_is_recorded_once() {
     let Setup { dir: _dir, file, fake, server } = setup(FILE).await;
     fake.fail(&[
         Some(Fault::Full),
-        Some(Fault::LostAnswer),
+        Some(Fault::LostResponse),
         None,
         Some(Fault::HalfUnavailable),
         None,
         Some(Fault::Full),
     ]);
     let run = import_file(&server, &file, &[]).await;
-    assert_eq!(run.ended.unwrap(), Ended::Whole);
+    assert_eq!(run.ended.unwrap(), FileEnd::Complete);
     assert_eq!((run.tally.accepted + run.tally.duplicates, run.tally.bad(), fake.count()), (7, 0, 7));
 }
 
 #[tokio::test]
-async fn a_connection_that_breaks_is_made_again() {
+async fn a_lost_connection_is_reestablished() {
     let Setup { dir: _dir, file, .. } = setup(FILE).await;
     let fake = Fake::default();
-    let server = fake.clone().start_after_a_break().await;
+    let server = fake.clone().start_after_lost_connection().await;
     let run = import_file(&server, &file, &[]).await;
-    assert_eq!(run.ended.unwrap(), Ended::Whole);
+    assert_eq!(run.ended.unwrap(), FileEnd::Complete);
     assert_eq!((run.tally.accepted + run.tally.duplicates, fake.count()), (7, 7));
 }
 
 #[tokio::test]
-async fn a_cut_run_goes_on_where_it_stood() {
+async fn an_interrupted_import_is_resumed() {
     let Setup { dir, file, fake, server } = setup(FILE).await;
-    fake.fail(&[None, None, Some(Fault::Refused)]);
+    fake.fail(&[None, None, Some(Fault::Denied)]);
     let cut = import_file(&server, &file, &[]).await;
     assert!(format!("{:#}", cut.ended.unwrap_err()).contains("PermissionDenied"));
     assert_eq!(fake.count(), 4);
@@ -105,7 +105,7 @@ async fn a_cut_run_goes_on_where_it_stood() {
 }
 
 #[tokio::test]
-async fn a_cut_run_of_a_packed_array_goes_on_where_it_stood() {
+async fn an_interrupted_import_of_a_compressed_array_is_resumed() {
     let Setup { dir, file: _, fake, server } = setup(FILE).await;
     let rows: Vec<String> = (1..=7)
         .map(|day| format!(r#"{{"client_id":"a","service":"s","event_time":"2026-11-0{}","units":1}}"#, day.max(2)))
@@ -114,7 +114,7 @@ async fn a_cut_run_of_a_packed_array_goes_on_where_it_stood() {
     std::io::Write::write_all(&mut packed, format!("[\n{}\n]\n", rows.join(",\n")).as_bytes()).unwrap();
     let file = dir.path().join("usage.json.gz");
     std::fs::write(&file, packed.finish().unwrap()).unwrap();
-    fake.fail(&[None, None, Some(Fault::Refused)]);
+    fake.fail(&[None, None, Some(Fault::Denied)]);
     import_file(&server, &file, &[]).await.ended.unwrap_err();
     assert_eq!(fake.count(), 4);
     let rest = import_file(&server, &file, &["--resume"]).await;
@@ -124,7 +124,7 @@ async fn a_cut_run_of_a_packed_array_goes_on_where_it_stood() {
 }
 
 #[tokio::test]
-async fn trying_again_has_an_end() {
+async fn retries_have_a_time_limit() {
     let Setup { dir: _dir, file, fake, server } = setup(FILE).await;
     fake.fail(&[Some(Fault::Full); 100]);
     let run = import_file(&server, &file, &["--retry-seconds", "1"]).await;
@@ -138,7 +138,7 @@ async fn bad_rows_are_reported_and_the_others_recorded() {
     let Setup { dir, file, fake, server } = setup(&text).await;
     let rejects = dir.path().join("rejects.csv");
     let run = import_file(&server, &file, &["--rejects", rejects.to_str().unwrap()]).await;
-    assert_eq!(run.ended.unwrap(), Ended::Whole);
+    assert_eq!(run.ended.unwrap(), FileEnd::Complete);
     assert_eq!((run.tally.accepted, run.tally.unreadable, run.tally.rejected, fake.count()), (5, 1, 1, 5));
     let written = std::fs::read_to_string(rejects).unwrap();
     let lines: Vec<_> =
@@ -150,12 +150,12 @@ async fn bad_rows_are_reported_and_the_others_recorded() {
 async fn strict_stops_at_the_first_bad_row() {
     let Setup { dir: _dir, file, fake, server } = setup(&FILE.replace("2026-11-01,2", "2026-11-01,x")).await;
     let run = import_file(&server, &file, &["--strict"]).await;
-    assert_eq!(run.ended.unwrap(), Ended::Strict);
+    assert_eq!(run.ended.unwrap(), FileEnd::StoppedAtBadRow);
     assert_eq!(fake.count(), 2);
 }
 
 #[tokio::test]
-async fn a_dry_run_records_nothing_and_knows_what_earlier_rows_would_have_recorded() {
+async fn a_dry_run_records_nothing_and_considers_earlier_rows() {
     let text = "client_id,service,event_time,units,idempotency_key\n\
         a,s,2026-11-01,1,k1\na,s,2026-11-01,2,k2\na,nothing,2026-11-01,2,k3\n\
         a,s,2026-11-01,1,k1\na,s,2026-11-01,3,k2\na,s,2026-11-01,2,k2\n";
@@ -171,7 +171,7 @@ async fn a_dry_run_records_nothing_and_knows_what_earlier_rows_would_have_record
 }
 
 #[tokio::test]
-async fn a_server_that_does_not_know_of_questions_is_told_before_it_records_one() {
+async fn an_import_fails_with_a_server_that_would_record_validated_events() {
     let Setup { dir: _dir, file, fake, server } = setup(FILE).await;
     *fake.is_old.lock().unwrap() = true;
     for flags in [&["--dry-run"][..], &[]] {
@@ -182,7 +182,7 @@ async fn a_server_that_does_not_know_of_questions_is_told_before_it_records_one(
 }
 
 #[tokio::test]
-async fn a_day_is_the_clients_own_and_another_zone_makes_no_other_key() {
+async fn a_day_is_in_the_time_zone_of_the_client_and_the_key_does_not_depend_on_it() {
     let Setup { dir: _dir, file, fake, server } = setup(FILE).await;
     let day = |fake: &Fake| {
         fake.recorded
@@ -215,7 +215,7 @@ async fn strict_reads_every_file_before_it_sends_a_row() {
 }
 
 #[tokio::test]
-async fn the_command_fails_when_a_row_is_not_recorded() {
+async fn the_command_fails_if_a_row_is_not_recorded() {
     let Setup { dir: _dir, file, fake: _, server } = setup(&FILE.replace("2026-11-01,2", "2026-11-01,x")).await;
     let arguments = ["import", file.to_str().unwrap(), "--server", &server, "--quiet"];
     let args = Command::try_parse_from(arguments).unwrap().args;
@@ -224,7 +224,7 @@ async fn the_command_fails_when_a_row_is_not_recorded() {
 }
 
 #[tokio::test]
-async fn export_columns_come_back_in_either_form() {
+async fn an_export_is_imported_in_both_formats() {
     let text = "{\"client_id\":\"a\",\"service\":\"s\",\"event_time\":\"2026-11-01T00:00:00Z\",\"idempotency_key\":\"k1\",\"event_id\":\"e\"}\n";
     let Setup { dir, file: _, fake, server } = setup(FILE).await;
     let file = dir.path().join("usage.ndjson");
@@ -234,7 +234,7 @@ async fn export_columns_come_back_in_either_form() {
 }
 
 #[tokio::test]
-async fn parts_are_resumed_with_all_parts_or_not_at_all() {
+async fn parts_can_be_resumed_only_with_all_parts() {
     let Setup { dir, file: first, fake, server } = setup(FILE).await;
     let [second, third] = ["b.csv", "c.csv"].map(|name| dir.path().join(name));
     std::fs::write(&second, FILE).unwrap();
@@ -248,8 +248,8 @@ async fn parts_are_resumed_with_all_parts_or_not_at_all() {
             import::run(Command::try_parse_from(args).unwrap().args).await
         }
     };
-    // The first file needs four calls; the second is cut in its third.
-    fake.fail(&[None, None, None, None, None, None, Some(Fault::Refused)]);
+    // The first file needs four calls; the second file is interrupted in its third call.
+    fake.fail(&[None, None, None, None, None, None, Some(Fault::Denied)]);
     import(vec![first.clone(), second.clone()], &[]).await.unwrap_err();
     assert_eq!(fake.count(), 11);
     let error = import(vec![second.clone()], &["--resume"]).await.unwrap_err();
@@ -262,7 +262,7 @@ async fn parts_are_resumed_with_all_parts_or_not_at_all() {
 }
 
 #[tokio::test]
-async fn a_file_that_changes_after_its_check_is_not_sent() {
+async fn a_file_that_changed_after_its_check_is_not_sent() {
     let Setup { dir: _dir, file, fake, server } = setup(FILE).await;
     let args = ["import", file.to_str().unwrap(), "--server", &server, "--quiet", "--strict"];
     let args = Command::try_parse_from(args).unwrap().args;
@@ -271,5 +271,5 @@ async fn a_file_that_changes_after_its_check_is_not_sent() {
     assert!(run.check_files().await.unwrap());
     std::fs::write(&file, format!("{FILE}a,s,2026-11-06,1\r\n")).unwrap();
     let error = run.import_file(&file).await.unwrap_err().to_string();
-    assert!(error.contains("was changed after --strict had checked it") && fake.count() == 0, "{error}");
+    assert!(error.contains("changed after --strict had checked it") && fake.count() == 0, "{error}");
 }

@@ -1,4 +1,4 @@
-//! The sending half of an import: a batch until all of it is settled, or time is up.
+//! Sends batches of an import, and retries until all events are settled or the time is over.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,25 +18,25 @@ use crate::proto::{BatchTrackUsageRequest, BatchTrackUsageResponse, EventOutcome
 
 const CALL_SECONDS: u64 = 60;
 
-/// How batches are sent.
+/// Sends batches.
 #[derive(Clone, Debug)]
 pub struct Sender {
-    /// The server.
+    /// The client of the server.
     pub client: UsageServiceClient<Connection>,
-    /// Holds the time limit of a call.
+    /// Contains the timeout of calls.
     pub connect: ConnectArgs,
-    /// Old events are welcome.
+    /// Whether events can have any age.
     pub backfill: bool,
-    /// Let the server check and record nothing.
+    /// Whether the server only checks the events.
     pub dry_run: bool,
-    /// How long to go on without any progress.
+    /// Maximum time for retries without progress.
     pub retry_budget: Duration,
-    /// What is known of the clients.
+    /// Cache of clients.
     pub clients: Arc<Clients>,
 }
 
 impl Sender {
-    /// Connects as the flags say.
+    /// Connects to the server of the flags.
     pub async fn connect(args: &ImportArgs) -> anyhow::Result<Sender> {
         Ok(Sender {
             client: connect::usage_client(args.connect.channel().await?),
@@ -48,43 +48,43 @@ impl Sender {
         })
     }
 
-    /// Sends until each event has a final result, always with the same keys. Results are in the order of the events.
+    /// Sends a batch, always with the same keys, until each event has a final result. Results are in the order of the events.
     pub async fn settle(&mut self, batch: &Batch, printer: &Printer) -> anyhow::Result<Vec<UsageResult>> {
         let mut settling = Settling::new(batch.events.len());
-        let mut waiting = self.waiting(batch);
-        while !settling.open.is_empty() {
-            let events: Vec<UsageEvent> = settling.open.iter().map(|at| batch.events[*at].clone()).collect();
+        let mut retry = self.retry(batch);
+        while !settling.pending.is_empty() {
+            let events: Vec<UsageEvent> = settling.pending.iter().map(|at| batch.events[*at].clone()).collect();
             let (hint, why) = match self.call(events, self.dry_run).await {
                 Ok(response) => {
-                    let round = settling.take(response.results)?;
+                    let round = settling.add(response.results)?;
                     if round.any_final {
-                        waiting.backoff.progress();
+                        retry.backoff.reset();
                     }
                     (round.retry_delay, round.last_error)
                 }
                 Err(status) => retryable(&status)?,
             };
-            if !settling.open.is_empty() {
-                waiting.wait(hint, &why, printer).await?;
+            if !settling.pending.is_empty() {
+                retry.wait(hint, &why, printer).await?;
             }
         }
         Ok(settling.results)
     }
 
-    /// Asks the server about events, without recording them, until it answers.
-    pub async fn ask(
+    /// Validates events without recording them. Retries until the server answers.
+    pub async fn validate(
         &mut self,
         events: &[UsageEvent],
         batch: &Batch,
         printer: &Printer,
     ) -> anyhow::Result<BatchTrackUsageResponse> {
-        let mut waiting = self.waiting(batch);
+        let mut retry = self.retry(batch);
         loop {
             let (hint, why) = match self.call(events.to_vec(), true).await {
                 Ok(response) => return Ok(response),
                 Err(status) => retryable(&status)?,
             };
-            waiting.wait(hint, &why, printer).await?;
+            retry.wait(hint, &why, printer).await?;
         }
     }
 
@@ -94,8 +94,8 @@ impl Sender {
         Ok(answer.into_inner())
     }
 
-    fn waiting(&self, batch: &Batch) -> Waiting {
-        Waiting {
+    fn retry(&self, batch: &Batch) -> RetryState {
+        RetryState {
             backoff: Backoff::new(self.retry_budget),
             budget: self.retry_budget,
             line: batch.origins.first().map_or(0, |origin| origin.line),
@@ -103,7 +103,7 @@ impl Sender {
     }
 }
 
-/// Pause and reason of a call that may succeed later; others are errors.
+/// Returns the delay and the reason for a retry, or an error if a retry is useless.
 fn retryable(status: &Status) -> anyhow::Result<(Option<Duration>, String)> {
     match connect::is_retryable(status) {
         true => Ok((connect::retry_delay(status), connect::status_text(status))),
@@ -111,39 +111,35 @@ fn retryable(status: &Status) -> anyhow::Result<(Option<Duration>, String)> {
     }
 }
 
-/// The tries of one batch.
-struct Waiting {
+/// The state of the retries of one batch.
+struct RetryState {
     backoff: Backoff,
     budget: Duration,
     line: u64,
 }
 
-impl Waiting {
-    /// Waits before the next try, or gives up.
+impl RetryState {
+    /// Waits before the next attempt. An error if the time is over.
     async fn wait(&mut self, hint: Option<Duration>, why: &str, printer: &Printer) -> anyhow::Result<()> {
         let is_first = !self.backoff.is_waiting();
         let Some(wait) = self.backoff.next_wait(Instant::now(), hint) else {
-            anyhow::bail!("gave up after {} s of trying: {why}", self.budget.as_secs());
+            anyhow::bail!("gave up after {} s of retries: {why}", self.budget.as_secs());
         };
         if is_first {
-            printer.print(&format!(
-                "rows from line {}: {why}; trying again for {} s",
-                self.line,
-                self.budget.as_secs()
-            ));
+            printer.print(&format!("rows from line {}: {why}; retrying for {} s", self.line, self.budget.as_secs()));
         }
         tokio::time::sleep(wait).await;
         Ok(())
     }
 }
 
-/// Which events of a batch have no final result yet.
+/// The results of a batch, and the events without a final result.
 struct Settling {
-    open: Vec<usize>,
+    pending: Vec<usize>,
     results: Vec<UsageResult>,
 }
 
-/// What one answer brought.
+/// Summary of one response.
 #[derive(Debug, Default)]
 struct Round {
     any_final: bool,
@@ -153,26 +149,26 @@ struct Round {
 
 impl Settling {
     fn new(count: usize) -> Settling {
-        Settling { open: (0..count).collect(), results: vec![UsageResult::default(); count] }
+        Settling { pending: (0..count).collect(), results: vec![UsageResult::default(); count] }
     }
 
-    /// Takes the answer to the open events.
-    fn take(&mut self, results: Vec<UsageResult>) -> anyhow::Result<Round> {
+    /// Adds the results of the pending events.
+    fn add(&mut self, results: Vec<UsageResult>) -> anyhow::Result<Round> {
         anyhow::ensure!(
-            results.len() == self.open.len(),
-            "the server answered {} results to {} events",
+            results.len() == self.pending.len(),
+            "the server returned {} results for {} events",
             results.len(),
-            self.open.len()
+            self.pending.len()
         );
         let mut round = Round::default();
-        let asked = std::mem::take(&mut self.open);
-        for (at, result) in asked.into_iter().zip(results) {
-            if is_open(&result) {
+        let sent = std::mem::take(&mut self.pending);
+        for (at, result) in sent.into_iter().zip(results) {
+            if is_pending(&result) {
                 let error = result.error.unwrap_or_default();
                 let delay = u64::try_from(error.retry_delay_ms).unwrap_or(0);
                 round.retry_delay = round.retry_delay.max(Some(Duration::from_millis(delay)));
                 round.last_error = format!("{}: {}", error.reason, connect::event_error_text(&error));
-                self.open.push(at);
+                self.pending.push(at);
             } else {
                 round.any_final = true;
                 self.results[at] = result;
@@ -182,8 +178,8 @@ impl Settling {
     }
 }
 
-/// Not known to be recorded, or to be sent again.
-fn is_open(result: &UsageResult) -> bool {
+/// Whether an event must be sent again: its outcome is unknown, or the server requests a retry.
+fn is_pending(result: &UsageResult) -> bool {
     let retry_delay_ms = result.error.as_ref().map_or(0, |error| error.retry_delay_ms);
     match result.outcome() {
         EventOutcome::Unavailable | EventOutcome::Unspecified => true,
@@ -204,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_open_is_asked_again_and_results_keep_their_order() {
+    fn only_pending_events_are_sent_again_and_results_keep_their_order() {
         let mut settling = Settling::new(4);
         let first = vec![
             result(EventOutcome::Accepted, 0),
@@ -212,20 +208,20 @@ mod tests {
             result(EventOutcome::Rejected, 0),
             result(EventOutcome::Rejected, 100),
         ];
-        let round = settling.take(first).unwrap();
-        assert_eq!(settling.open, [1, 3]);
+        let round = settling.add(first).unwrap();
+        assert_eq!(settling.pending, [1, 3]);
         assert!(round.any_final);
         assert_eq!(round.retry_delay, Some(Duration::from_millis(250)));
         assert_eq!(round.last_error, "QUEUE_FULL: full");
-        let round = settling.take(vec![result(EventOutcome::Duplicate, 0), result(EventOutcome::Accepted, 0)]).unwrap();
-        assert!(round.any_final && settling.open.is_empty());
+        let round = settling.add(vec![result(EventOutcome::Duplicate, 0), result(EventOutcome::Accepted, 0)]).unwrap();
+        assert!(round.any_final && settling.pending.is_empty());
         let outcomes: Vec<_> = settling.results.iter().map(UsageResult::outcome).collect();
         use EventOutcome::{Accepted, Duplicate, Rejected};
         assert_eq!(outcomes, [Accepted, Duplicate, Rejected, Accepted]);
     }
 
     #[test]
-    fn an_answer_of_another_length_is_not_guessed_at() {
-        assert!(Settling::new(2).take(vec![UsageResult::default()]).is_err());
+    fn a_response_with_another_number_of_results_is_an_error() {
+        assert!(Settling::new(2).add(vec![UsageResult::default()]).is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! `meterd prices create`.
+//! `meterd prices create`: creates a price.
 
 use super::show;
 use super::{CALL_SECONDS, State};
@@ -11,11 +11,11 @@ use prost_types::Timestamp;
 
 /// Create a price
 ///
-/// From a time on, all events of its service, operation and model are charged by it. Events that are priced already keep
-/// their charge; unpriced ones that it covers are priced at once. Prices do not change: a new one replaces an older one.
+/// The price applies to all events of its service, operation and model from a given time. Priced events keep their charge;
+/// unpriced events are priced immediately. A price never changes: a new price replaces the old one.
 #[derive(Args, Clone, Debug)]
 pub struct CreateArgs {
-    /// The service
+    /// Name of the service
     #[arg(value_name = "SERVICE")]
     pub service: String,
     /// Only for this operation
@@ -24,34 +24,34 @@ pub struct CreateArgs {
     /// Only for this model
     #[arg(long, default_value = "", value_name = "NAME", hide_default_value = true)]
     pub model: String,
-    /// In force from this time on, such as 2027-01-01T00:00:00Z [default: for events of any time]
+    /// The price applies from this time, such as 2027-01-01T00:00:00Z [default: to events of any time]
     #[arg(long, value_name = "TIME", value_parser = parse_instant)]
     pub from: Option<Timestamp>,
-    /// What a million input tokens cost, such as 2.50
+    /// Rate for one million input tokens, such as 2.50
     #[arg(long, value_name = "RATE", value_parser = parse_per_million, conflicts_with = "input_token")]
     pub input_per_million: Option<String>,
-    /// What a million output tokens cost
+    /// Rate for one million output tokens
     #[arg(long, value_name = "RATE", value_parser = parse_per_million, conflicts_with = "output_token")]
     pub output_per_million: Option<String>,
-    /// What a million input tokens from a cache cost [default: as input tokens]
+    /// Rate for one million cached input tokens [default: the rate for input tokens]
     #[arg(long, value_name = "RATE", value_parser = parse_per_million, conflicts_with = "cached_input_token")]
     pub cached_input_per_million: Option<String>,
-    /// What one input token costs
+    /// Rate for one input token
     #[arg(long, value_name = "RATE")]
     pub input_token: Option<String>,
-    /// What one output token costs
+    /// Rate for one output token
     #[arg(long, value_name = "RATE")]
     pub output_token: Option<String>,
-    /// What one input token from a cache costs
+    /// Rate for one cached input token
     #[arg(long, value_name = "RATE")]
     pub cached_input_token: Option<String>,
-    /// What one unit costs
+    /// Rate for one unit
     #[arg(long, value_name = "RATE")]
     pub unit: Option<String>,
-    /// Percent of the event's amount: 2.9 is 2.9 %
+    /// Percentage of the amount of an event: 2.9 means 2.9 %
     #[arg(long, value_name = "RATE")]
     pub percent: Option<String>,
-    /// What one unit costs beside a percentage
+    /// Rate for one unit in addition to a percentage
     #[arg(long, value_name = "RATE")]
     pub fixed: Option<String>,
     /// Print JSON
@@ -77,7 +77,7 @@ fn price(args: &CreateArgs) -> anyhow::Result<Price> {
     };
     anyhow::ensure!(
         rates != Rates::default(),
-        "what does it cost? give --unit, or --input-per-million and --output-per-million, or --percent and --fixed"
+        "no rate is set: add --unit, or --input-per-million and --output-per-million, or --percent and --fixed"
     );
     Ok(Price {
         service: args.service.clone(),
@@ -89,7 +89,7 @@ fn price(args: &CreateArgs) -> anyhow::Result<Price> {
     })
 }
 
-/// Creates it and shows it.
+/// Creates a price and prints it.
 pub async fn run(args: CreateArgs) -> anyhow::Result<()> {
     let request = CreatePriceRequest { price: Some(price(&args)?), request_id: String::new() };
     let mut catalog = connect::catalog_client(args.connect.channel().await?);
@@ -121,14 +121,17 @@ mod tests {
 
     #[test]
     fn rates_per_million_become_rates_per_token() {
-        let given = rates(&["--input-per-million", "2.50", "--output-per-million=10"]).unwrap();
-        assert_eq!((given.input_token.as_deref(), given.output_token.as_deref()), (Some("0.0000025"), Some("0.00001")));
+        let rates_per_token = rates(&["--input-per-million", "2.50", "--output-per-million=10"]).unwrap();
+        assert_eq!(
+            (rates_per_token.input_token.as_deref(), rates_per_token.output_token.as_deref()),
+            (Some("0.0000025"), Some("0.00001"))
+        );
         assert_eq!(rates(&["--unit", "0.01"]).unwrap().unit.as_deref(), Some("0.01"));
     }
 
     #[test]
-    fn a_price_without_a_rate_or_with_two_of_a_kind_is_refused() {
-        assert!(rates(&[]).unwrap_err().to_string().contains("what does it cost?"));
+    fn a_price_without_a_rate_or_with_two_rates_of_a_kind_is_an_error() {
+        assert!(rates(&[]).unwrap_err().to_string().contains("no rate is set"));
         assert!(rates(&["--input-per-million", "1", "--input-token", "1"]).is_err());
         assert!(rates(&["--input-per-million", "cheap"]).unwrap_err().to_string().contains("decimal number"));
     }

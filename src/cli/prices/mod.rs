@@ -1,4 +1,4 @@
-//! `meterd prices`: lists what is charged, shows how a price changed, and creates new ones.
+//! `meterd prices`: lists prices, shows the history of a price, and creates prices.
 
 mod create;
 mod show;
@@ -14,19 +14,19 @@ use std::process::ExitCode;
 const CALL_SECONDS: u64 = 30;
 const PAGE_SIZE: i32 = 1_000;
 
-/// List prices and create new ones
+/// List prices, show the history of a price, or create a price
 #[derive(Args, Clone, Debug)]
 pub struct PricesArgs {
     #[command(subcommand)]
     pub command: PricesCommand,
 }
 
-/// What to do with prices.
+/// Subcommands of `prices`.
 #[derive(Subcommand, Clone, Debug)]
 pub enum PricesCommand {
-    /// List prices, those that are in force
+    /// List prices that are in force
     List(ListArgs),
-    /// Show how one price changed: all that were, are and will be in force
+    /// Show the history of a price: past, current and future prices
     History(HistoryArgs),
     /// Create a price
     Create(Box<create::CreateArgs>),
@@ -35,19 +35,19 @@ pub enum PricesCommand {
 /// Arguments of `prices list`.
 #[derive(Args, Clone, Debug)]
 pub struct ListArgs {
-    /// Only of this service
+    /// Only prices of this service
     #[arg(value_name = "SERVICE")]
     pub service: Option<String>,
-    /// Only for this operation
+    /// Only prices for this operation
     #[arg(long, value_name = "NAME")]
     pub operation: Option<String>,
-    /// Only for models whose name contains this
+    /// Only prices for models whose name contains this text
     #[arg(long, value_name = "TEXT")]
     pub model: Option<String>,
-    /// Those that are not in force any more, or not yet, too
+    /// Also list past and future prices
     #[arg(long)]
     pub all: bool,
-    /// Print JSON, one price a line
+    /// Print JSON, one price per line
     #[arg(long, conflicts_with = "csv")]
     pub json: bool,
     /// Print CSV
@@ -60,16 +60,16 @@ pub struct ListArgs {
 /// Arguments of `prices history`.
 #[derive(Args, Clone, Debug)]
 pub struct HistoryArgs {
-    /// The service
+    /// Name of the service
     #[arg(value_name = "SERVICE")]
     pub service: String,
-    /// The operation that the price is for [default: none, the price for any operation]
+    /// Operation of the price [default: none, the price for any operation]
     #[arg(long, default_value = "", value_name = "NAME", hide_default_value = true)]
     pub operation: String,
-    /// The model that the price is for [default: none, the price for any model]
+    /// Model of the price [default: none, the price for any model]
     #[arg(long, default_value = "", value_name = "NAME", hide_default_value = true)]
     pub model: String,
-    /// Print JSON, one price a line
+    /// Print JSON, one price per line
     #[arg(long, conflicts_with = "csv")]
     pub json: bool,
     /// Print CSV
@@ -79,7 +79,7 @@ pub struct HistoryArgs {
     pub connect: ConnectArgs,
 }
 
-/// Does what was asked.
+/// Runs the subcommand.
 pub async fn run(args: PricesArgs) -> anyhow::Result<ExitCode> {
     match args.command {
         PricesCommand::List(args) => list(args).await?,
@@ -110,22 +110,22 @@ impl State {
 async fn list(args: ListArgs) -> anyhow::Result<()> {
     let channel = args.connect.channel().await?;
     let prices = prices(&args.connect, &channel, args.service.as_deref()).await?;
-    let fits = |(price, _): &(Price, State)| {
+    let matches = |(price, _): &(Price, State)| {
         let model = args.model.as_ref().map(|model| model.to_lowercase());
         args.operation.as_ref().is_none_or(|operation| price.operation == *operation)
             && model.is_none_or(|model| price.model.to_lowercase().contains(&model))
     };
-    let fitting: Vec<_> = prices.iter().filter(|price| fits(price)).cloned().collect();
-    if fitting.is_empty() {
+    let matching: Vec<_> = prices.iter().filter(|price| matches(price)).cloned().collect();
+    if matching.is_empty() {
         let names = prices.iter().map(|(price, _)| price.model.as_str());
         let hint = args.model.as_deref().and_then(|model| hints::did_you_mean(model, distinct(names).into_iter()));
-        anyhow::bail!("no price fits; {}", hint.as_deref().unwrap_or("leave out a filter to see more"));
+        anyhow::bail!("no price matches; {}", hint.as_deref().unwrap_or("remove a filter to see more prices"));
     }
-    let shown: Vec<_> = fitting.iter().filter(|(_, state)| args.all || *state == State::InForce).cloned().collect();
+    let shown: Vec<_> = matching.iter().filter(|(_, state)| args.all || *state == State::InForce).cloned().collect();
     show::print(&shown, args.all, args.json, args.csv)?;
-    let left_out = fitting.iter().filter(|(_, state)| *state == State::Future).count();
-    if left_out > 0 && !args.all {
-        eprintln!("{left_out} more will be in force later: see --all");
+    let future = matching.iter().filter(|(_, state)| *state == State::Future).count();
+    if future > 0 && !args.all {
+        eprintln!("{future} prices that apply later are not shown: add --all");
     }
     Ok(())
 }
@@ -133,19 +133,20 @@ async fn list(args: ListArgs) -> anyhow::Result<()> {
 async fn history(args: HistoryArgs) -> anyhow::Result<()> {
     let channel = args.connect.channel().await?;
     let prices = prices(&args.connect, &channel, Some(&args.service)).await?;
-    let is_it = |price: &Price| price.operation == args.operation && price.model == args.model;
-    let of_it: Vec<_> = prices.iter().filter(|(price, _)| is_it(price)).cloned().collect();
-    if of_it.is_empty() {
+    let matches = |price: &Price| price.operation == args.operation && price.model == args.model;
+    let history: Vec<_> = prices.iter().filter(|(price, _)| matches(price)).cloned().collect();
+    if history.is_empty() {
         let scopes = distinct(prices.iter().map(|(price, _)| match price.model.as_str() {
             "" => price.operation.as_str(),
             model => model,
         }));
         let wanted = if args.model.is_empty() { &args.operation } else { &args.model };
         let hint = hints::did_you_mean(wanted, scopes.into_iter()).filter(|_| !wanted.is_empty());
-        let hint = hint.unwrap_or_else(|| format!("`meterd prices list {}` shows those that there are", args.service));
-        anyhow::bail!("no price is for exactly this service, operation and model; {hint}");
+        let hint =
+            hint.unwrap_or_else(|| format!("`meterd prices list {}` shows all prices of the service", args.service));
+        anyhow::bail!("no price has exactly this service, operation and model; {hint}");
     }
-    show::print(&of_it, true, args.json, args.csv)
+    show::print(&history, true, args.json, args.csv)
 }
 
 fn distinct<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
@@ -153,7 +154,7 @@ fn distinct<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     names.into_iter().collect()
 }
 
-/// All prices of a service, or all that there are, with their state. A service that is not there is an error.
+/// Returns all prices, or all prices of a service, with their states. An unknown service is an error.
 async fn prices(
     connect: &ConnectArgs,
     channel: &Connection,
@@ -179,15 +180,16 @@ async fn prices(
         let known = hints::services(connect, channel).await.map_err(|status| connect::status_error(&status))?;
         anyhow::ensure!(
             known.iter().any(|name| name == service),
-            "there is no service {service:?}; {}",
+            "service {service:?} does not exist; {}",
             hints::did_you_mean(service, known.iter().map(String::as_str)).unwrap_or_else(|| known.join(", "))
         );
-        anyhow::bail!("service {service} has no prices; set one with `meterd prices create {service}`");
+        anyhow::bail!("service {service} has no prices; create one with `meterd prices create {service}`");
     }
     Ok(with_states(prices, Clock::system().now().timestamp()))
 }
 
-/// Of the prices of one scope, the latest that has begun is in force. They come in the order of their times.
+/// Adds the state of each price. Of the prices of one scope, the latest that has begun is in force. `prices` must be ordered by
+/// time.
 fn with_states(prices: Vec<Price>, now: i64) -> Vec<(Price, State)> {
     let begun = |price: &Price| price.effective_time.as_ref().is_none_or(|time| time.seconds <= now);
     let mut in_force: HashMap<(&str, &str, &str), usize> = HashMap::new();

@@ -1,4 +1,4 @@
-//! How prices read. Rates are exact: they are never rounded.
+//! Formats prices. Rates are exact and never rounded.
 
 use super::State;
 use crate::cli::chart::table;
@@ -9,26 +9,26 @@ use bigdecimal::BigDecimal;
 use serde_json::json;
 use std::str::FromStr;
 
-/// Zeros of a million.
+/// Number of zeros of a million.
 const MILLION_DIGITS: i64 = 6;
 
-/// A rate per token as one per million of them.
+/// Converts a rate per token to a rate per million tokens.
 pub fn per_million(rate: &str) -> anyhow::Result<String> {
     shifted(rate, -MILLION_DIGITS)
 }
 
-/// A rate per million as one per token.
+/// Converts a rate per million tokens to a rate per token.
 pub fn per_one(rate: &str) -> anyhow::Result<String> {
     shifted(rate, MILLION_DIGITS)
 }
 
-/// The same digits with the point elsewhere: exact.
+/// Shifts the decimal point, without rounding.
 fn shifted(rate: &str, digits: i64) -> anyhow::Result<String> {
-    let (digits_of, scale) = BigDecimal::from_str(rate)?.into_bigint_and_exponent();
-    Ok(BigDecimal::new(digits_of, scale + digits).normalized().to_plain_string())
+    let (integer, scale) = BigDecimal::from_str(rate)?.into_bigint_and_exponent();
+    Ok(BigDecimal::new(integer, scale + digits).normalized().to_plain_string())
 }
 
-/// Rates by the name of their column, those of tokens per million.
+/// Returns the rates in the order of [`RATE_HEADERS`]. Rates for tokens are per million.
 fn cells(rates: &Rates) -> anyhow::Result<[String; 6]> {
     let plain = |rate: &Option<String>| rate.clone().unwrap_or_default();
     let million = |rate: &Option<String>| rate.as_deref().map(per_million).transpose().map(Option::unwrap_or_default);
@@ -42,9 +42,9 @@ fn cells(rates: &Rates) -> anyhow::Result<[String; 6]> {
     ])
 }
 
-const RATE_HEADS: [&str; 6] = ["unit", "fixed", "% of amount", "input /1M", "cached /1M", "output /1M"];
+const RATE_HEADERS: [&str; 6] = ["unit", "fixed", "% of amount", "input /1M", "cached /1M", "output /1M"];
 
-/// Prints them as it was asked for.
+/// Prints prices as JSON, CSV or a table.
 pub fn print(prices: &[(Price, State)], with_state: bool, json: bool, csv: bool) -> anyhow::Result<()> {
     if json {
         prices.iter().for_each(|(price, state)| println!("{}", to_json(price, *state)));
@@ -56,7 +56,7 @@ pub fn print(prices: &[(Price, State)], with_state: bool, json: bool, csv: bool)
     Ok(())
 }
 
-/// A table with the columns that are used.
+/// Returns a table that contains only the rate columns with values.
 pub fn to_table(prices: &[(Price, State)], with_state: bool) -> anyhow::Result<Vec<String>> {
     let rates: Vec<[String; 6]> = prices
         .iter()
@@ -64,7 +64,7 @@ pub fn to_table(prices: &[(Price, State)], with_state: bool) -> anyhow::Result<V
         .collect::<anyhow::Result<_>>()?;
     let used: Vec<usize> = (0..6).filter(|column| rates.iter().any(|row| !row[*column].is_empty())).collect();
     let mut header = vec!["service", "operation", "model"];
-    header.extend(used.iter().map(|column| RATE_HEADS[*column]));
+    header.extend(used.iter().map(|column| RATE_HEADERS[*column]));
     header.push("from");
     header.extend(with_state.then_some("state"));
     header.extend(["built in", "price id"]);
@@ -123,7 +123,7 @@ fn to_csv(prices: &[(Price, State)]) -> anyhow::Result<String> {
     sheet::csv(&sheet::header(&header), &rows.collect::<Vec<_>>())
 }
 
-/// A price for programs, with rates as the server has them.
+/// Converts a price to JSON, with rates as on the server.
 pub fn to_json(price: &Price, state: State) -> serde_json::Value {
     let rates = price.rates.clone().unwrap_or_default();
     json!({
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_price_is_a_line_with_the_columns_that_are_used() {
+    fn a_table_of_prices_contains_only_columns_with_values() {
         let rates = Rates {
             input_token: Some("0.00000015".into()),
             output_token: Some("0.0000006".into()),

@@ -1,22 +1,22 @@
-//! Times in words and digits: ISO 8601 and what databases, logs and mail make of it.
+//! Times in ISO 8601 and in the forms of databases, logs and mail.
 
 use chrono::{DateTime, FixedOffset, NaiveDate, NaiveDateTime, NaiveTime, TimeZone};
 use chrono_tz::Tz;
 
-use super::Written;
+use super::TimeValue;
 
-/// Reads a time that is not a plain number.
-pub fn read(text: &str) -> Result<Written, String> {
+/// Parses a time that is not a plain number.
+pub fn read(text: &str) -> Result<TimeValue, String> {
     if let Some(read) = iso(text) {
         return read;
     }
     if let Ok(time) = DateTime::parse_from_rfc2822(text) {
-        return Ok(Written::Exact(time.to_utc()));
+        return Ok(TimeValue::Exact(time.to_utc()));
     }
-    // As web servers log it.
+    // The format of web server logs.
     let inside = text.trim_start_matches('[').trim_end_matches(']');
     if let Ok(time) = DateTime::parse_from_str(inside, "%d/%b/%Y:%H:%M:%S %z") {
-        return Ok(Written::Exact(time.to_utc()));
+        return Ok(TimeValue::Exact(time.to_utc()));
     }
     Err(format!(
         "must be a time such as 2023-11-16T18:15:46.68Z, 2023-11-16 18:15:46+01:00 or 1700158546, got {text:?}{}",
@@ -24,9 +24,9 @@ pub fn read(text: &str) -> Result<Written, String> {
     ))
 }
 
-/// A date, and perhaps a time of day and a zone. None: it does not begin with such a date.
-fn iso(text: &str) -> Option<Result<Written, String>> {
-    // What Go adds to a time that it prints.
+/// Parses a date, optionally with a time of day and a zone. `None` if the text does not begin with a date.
+fn iso(text: &str) -> Option<Result<TimeValue, String>> {
+    // Go appends the monotonic clock to a printed time.
     let text = text.rsplit_once(" m=").map_or(text, |(time, _)| time);
     let (date, rest) = match text.find(['T', 't', ' ']) {
         Some(at) => (&text[..at], text[at + 1..].trim_start()),
@@ -39,13 +39,13 @@ fn iso(text: &str) -> Option<Result<Written, String>> {
         false if !matches!(date.as_bytes().get(4), Some(b'-' | b'/')) => return None,
         false => &["%Y-%m-%d", "%Y/%m/%d"],
     };
-    // A day of one digit may be half of one, where a file was cut off.
+    // A day of one digit may be incomplete because the file is truncated.
     if date.contains('-') && date.len() != 10 {
         return None;
     }
     let day = formats.iter().find_map(|format| NaiveDate::parse_from_str(date, format).ok())?;
     if rest.is_empty() {
-        return Some(Ok(Written::Day(day)));
+        return Some(Ok(TimeValue::Day(day)));
     }
     let end = rest.find(|c: char| !c.is_ascii_digit() && !matches!(c, ':' | '.' | ',')).unwrap_or(rest.len());
     let (clock, zone) = (&rest[..end], rest[end..].trim());
@@ -76,24 +76,24 @@ fn time_of_day(clock: &str, half: Option<&str>) -> Option<NaiveTime> {
     formats.iter().find_map(|format| NaiveTime::parse_from_str(&clock, format).ok())
 }
 
-fn zoned(local: NaiveDateTime, zone: &str) -> Result<Written, String> {
+fn zoned(local: NaiveDateTime, zone: &str) -> Result<TimeValue, String> {
     if zone.is_empty() {
-        return Ok(Written::Local(local));
+        return Ok(TimeValue::Local(local));
     }
     if let Some(offset) = offset(zone) {
         let time = offset.from_local_datetime(&local).single();
-        return time.map(|time| Written::Exact(time.to_utc())).ok_or_else(|| format!("is out of range: {local}"));
+        return time.map(|time| TimeValue::Exact(time.to_utc())).ok_or_else(|| format!("is out of range: {local}"));
     }
     match zone.parse::<Tz>() {
-        Ok(named) if zone.contains('/') => Written::Local(local).in_zone(named).map(Written::Exact),
+        Ok(named) if zone.contains('/') => TimeValue::Local(local).in_zone(named).map(TimeValue::Exact),
         _ => Err(format!(
-            "ends with {zone:?}, which is not an offset from UTC: write it such as +01:00, or leave it out and give \
+            "ends with {zone:?}, which is not an offset from UTC: write an offset such as +01:00, or remove it and add \
              --time-zone"
         )),
     }
 }
 
-/// `Z`, `UTC`, `+01`, `+0100`, `+01:00`, also with a name after it: `+0100 CET`, `+01:00[Europe/Berlin]`.
+/// Parses `Z`, `UTC`, `+01`, `+0100`, `+01:00`, also with a name at the end: `+0100 CET`, `+01:00[Europe/Berlin]`.
 fn offset(zone: &str) -> Option<FixedOffset> {
     let is_utc = |name: &str| ["Z", "UTC", "GMT"].iter().any(|utc| utc.eq_ignore_ascii_case(name));
     if is_utc(zone) {
@@ -119,7 +119,7 @@ fn offset(zone: &str) -> Option<FixedOffset> {
     is_possible.then(|| FixedOffset::east_opt(sign * (hours * 3600 + minutes * 60)))?
 }
 
-/// The format of a date that has its day or its month first.
+/// Suggests a format for a date that begins with the day or the month.
 fn hint(text: &str) -> String {
     let (date, clock) = text.split_once([' ', 'T']).unwrap_or((text, ""));
     let half = if clock.to_ascii_uppercase().ends_with('M') { " %p" } else { "" };
@@ -137,21 +137,21 @@ fn hint(text: &str) -> String {
     let year = |digits: usize| if digits == 2 { "%y" } else { "%Y" };
     if date.find(['.', '/', '-']) == Some(4) {
         let form = if parts('.').is_some() {
-            format!("give --time-format \"%Y.%m.%d{clock}\"")
+            format!("use --time-format \"%Y.%m.%d{clock}\"")
         } else {
             "its day or time of day is incomplete or does not exist".to_owned()
         };
         return format!("; {form}");
     }
     if let Some(digits) = parts('.') {
-        return format!("; give --time-format \"%d.%m.{}{clock}\"", year(digits));
+        return format!("; use --time-format \"%d.%m.{}{clock}\"", year(digits));
     }
     match parts('/').map(|digits| (digits, '/')).or(parts('-').map(|digits| (digits, '-'))) {
         Some((digits, between)) => {
             let year = year(digits);
             format!(
-                "; give --time-format \"%m{between}%d{between}{year}{clock}\" if the month comes first, \
-                 \"%d{between}%m{between}{year}{clock}\" if the day does"
+                "; use --time-format \"%m{between}%d{between}{year}{clock}\" if the month comes first, \
+                 \"%d{between}%m{between}{year}{clock}\" if the day comes first"
             )
         }
         None => "; see --time-format".to_owned(),

@@ -1,4 +1,4 @@
-//! `meterd unpriced`: usage that no price covers, and how to set one.
+//! `meterd unpriced`: lists usage without a price and shows how to set one.
 
 mod remedy;
 
@@ -20,25 +20,25 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 const CALL_SECONDS: u64 = 60;
-/// Longest range of one query, in days.
+/// Maximum range of one query, in days.
 const WINDOW_DAYS: u64 = 366;
-/// Longest range of the command, in days: ten years.
+/// Maximum range of the command, in days: ten years.
 const RANGE_DAYS_MAX: i64 = 3_660;
-/// Models whose reason is looked up, each with a call.
+/// Maximum number of models whose reason is queried. Each needs a call.
 const REASONS_MAX: usize = 50;
 
-/// List usage without a price, and how to set one
+/// List usage without a price and show how to set one
 ///
-/// Such usage is recorded and counted in requests, units and tokens, and not in any cost. It is priced as soon as a price
-/// covers it. Without --start or --month: of the last 366 days.
+/// Usage without a price is recorded, and its requests, units and tokens are counted, but it is not included in any cost.
+/// meterd prices it as soon as a price applies to it. The default range is the last 366 days.
 #[derive(Args, Clone, Debug)]
 pub struct UnpricedArgs {
-    /// Only of this client; repeat for more
+    /// Only this client; repeat for more
     #[arg(long = "client", value_name = "ID")]
     pub clients: Vec<String>,
     #[command(flatten)]
     pub period: PeriodArgs,
-    /// Print JSON, one row a line
+    /// Print JSON, one row per line
     #[arg(long, conflicts_with = "csv")]
     pub json: bool,
     /// Print CSV
@@ -48,14 +48,14 @@ pub struct UnpricedArgs {
     pub connect: ConnectArgs,
 }
 
-/// What has no price: one client's, of one model.
+/// A client and a model without a price.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct UnpricedKey {
     pub client: String,
     pub scope: Scope,
 }
 
-/// Prints what has no price.
+/// Prints the usage without a price.
 pub async fn run(args: UnpricedArgs) -> anyhow::Result<ExitCode> {
     let (start, end) = range(&args.period)?;
     let channel = args.connect.channel().await?;
@@ -72,19 +72,22 @@ pub async fn run(args: UnpricedArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The days: those that were asked for, else those of the last year.
+/// Returns the first and the last day. The default is the last year.
 fn range(period: &PeriodArgs) -> anyhow::Result<(NaiveDate, NaiveDate)> {
     let (start, end) = period.days()?;
-    // Tomorrow is today somewhere.
+    // In some time zones the next day has begun.
     let end = end.unwrap_or_else(|| day_of(Clock::system().now(), chrono_tz::UTC) + Days::new(1));
     let start = start.unwrap_or(end - Days::new(WINDOW_DAYS - 1));
-    anyhow::ensure!(start <= end, "--start {start} is in the future: there is nothing yet");
+    anyhow::ensure!(start <= end, "--start {start} is in the future: use an earlier day");
     let days = (end - start).num_days() + 1;
-    anyhow::ensure!(days <= RANGE_DAYS_MAX, "the range has {days} days: give at most {RANGE_DAYS_MAX}");
+    anyhow::ensure!(
+        days <= RANGE_DAYS_MAX,
+        "--start and --end: the range must have at most {RANGE_DAYS_MAX} days, got {days}"
+    );
     Ok((start, end))
 }
 
-/// How many events of which client and model have no price, by client and model.
+/// Returns the number of unpriced events by client and model.
 pub async fn rows(
     connect: &ConnectArgs,
     channel: &Connection,
@@ -132,7 +135,7 @@ fn key_of(row: UsageRow) -> UnpricedKey {
     UnpricedKey { client: row.client_id.unwrap_or_default(), scope }
 }
 
-/// One event of each model, which has the reason; of at most so many models.
+/// Returns an event of each model, which has the reason, for at most [`REASONS_MAX`] models.
 pub async fn causes(
     connect: &ConnectArgs,
     channel: &Connection,
@@ -143,7 +146,7 @@ pub async fn causes(
     let by_scope: BTreeMap<&Scope, &str> = rows.keys().map(|key| (&key.scope, key.client.as_str())).collect();
     let mut usage = connect::usage_client(channel.clone());
     let mut found = BTreeMap::new();
-    // Wide enough for every time zone: any such event tells the reason.
+    // The range is wide enough for every time zone. Any unpriced event has the reason.
     let midnight = |day: NaiveDate| prost_types::Timestamp {
         seconds: day.and_time(chrono::NaiveTime::MIN).and_utc().timestamp().max(0),
         nanos: 0,
@@ -194,7 +197,7 @@ fn to_text(
     let mut lines = table(&cells, &[false, false, false, false, true]);
     let total: i64 = rows.values().sum();
     lines.push(String::new());
-    lines.push(format!("{} events from {start} to {end} are in no cost. What to do:", grouped(total)));
+    lines.push(format!("{} events from {start} to {end} are not included in any cost. To fix this:", grouped(total)));
     let scopes: std::collections::BTreeSet<_> = rows.keys().map(|key| &key.scope).collect();
     let mut remedies: Vec<String> = vec![];
     for scope in scopes {
@@ -211,7 +214,7 @@ fn to_text(
     lines
 }
 
-/// A row for programs.
+/// Converts a row to JSON.
 pub fn to_json(key: &UnpricedKey, count: i64, event: Option<&RecordedUsageEvent>) -> serde_json::Value {
     json!({
         "client_id": key.client,
@@ -253,14 +256,14 @@ mod tests {
     }
 
     #[test]
-    fn unpriced_usage_is_a_row_with_its_reason_and_one_remedy_a_model() {
+    fn unpriced_usage_is_shown_with_its_reason_and_one_fix_for_each_model() {
         let key = |client: &str| UnpricedKey { client: client.into(), scope: scope("openai", "chat", "gpt-9") };
         let rows = BTreeMap::from([(key("acme"), 3), (key("beta"), 1_000)]);
         let found = BTreeMap::from([(scope("openai", "chat", "gpt-9"), event(UnpricedReason::NoPrice, 1))]);
         let day = |text: &str| text.parse().unwrap();
         let lines = to_text(&rows, &found, day("2026-11-01"), day("2026-11-30"));
         assert_eq!(lines[1], "acme    openai   chat       gpt-9       3  NO_PRICE");
-        assert_eq!(lines[4], "1,003 events from 2026-11-01 to 2026-11-30 are in no cost. What to do:");
+        assert_eq!(lines[4], "1,003 events from 2026-11-01 to 2026-11-30 are not included in any cost. To fix this:");
         assert_eq!(lines.len(), 6, "{lines:?}");
         let file = to_csv(&rows, &found).unwrap();
         assert!(file.ends_with("beta,openai,chat,gpt-9,1000,NO_PRICE\r\n"), "{file}");

@@ -1,8 +1,8 @@
-//! What to do about usage without a price.
+//! Fixes for usage without a price.
 
 use crate::proto::{RecordedUsageEvent, UnpricedReason};
 
-/// What a price is for.
+/// The service, operation and model of usage without a price.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Scope {
     pub service: String,
@@ -11,7 +11,7 @@ pub struct Scope {
 }
 
 impl Scope {
-    /// In one line: "openai gpt-9 (chat_completion)".
+    /// Formats the scope, such as "openai gpt-9 (chat_completion)".
     pub fn text(&self) -> String {
         let operation = match self.operation.is_empty() {
             true => String::new(),
@@ -22,7 +22,7 @@ impl Scope {
     }
 }
 
-/// What to do so that usage like this event's gets a price, as a command where there is one.
+/// Returns how to set a price for usage like this event, as a command if possible.
 pub fn remedy(scope: &Scope, event: Option<&RecordedUsageEvent>) -> String {
     let reason = event.map_or(UnpricedReason::NoPrice, RecordedUsageEvent::unpriced_reason);
     let measured = event.and_then(|event| event.event.as_ref());
@@ -30,13 +30,13 @@ pub fn remedy(scope: &Scope, event: Option<&RecordedUsageEvent>) -> String {
     let has_amount = measured.is_some_and(|event| !event.amount.is_empty() && event.amount != "0");
     match reason {
         UnpricedReason::AmountMissing => {
-            "the price is a percentage, and these events have no `amount`: send it with further events. A price by unit would \
-             replace the percentage for all later events, too"
+            "the price is a percentage, but these events have no `amount`: send it with future events. A price per unit would \
+             replace the percentage for all future events"
                 .to_owned()
         }
         UnpricedReason::TokensMissing => {
-            "the price is by token, and these events report no tokens: send them with further events, or `units` = \"0\" if \
-             nothing was used. A price by unit would replace the rates of tokens for all later events, too"
+            "the price is per token, but these events have no tokens: send them with future events, or `units` = \"0\" if \
+             nothing was used. A price per unit would replace the rates for tokens for all future events"
                 .to_owned()
         }
         UnpricedReason::UnknownService => {
@@ -50,7 +50,7 @@ pub fn remedy(scope: &Scope, event: Option<&RecordedUsageEvent>) -> String {
             };
             let mut words = vec!["meterd prices create".to_owned(), quoted(&scope.service)];
             for (flag, value) in [("--operation", &scope.operation), ("--model", &scope.model)] {
-                // A model's price holds for each of its operations.
+                // The price of a model applies to all its operations.
                 if !value.is_empty() && (flag == "--model" || scope.model.is_empty()) {
                     words.push(format!("{flag} {}", quoted(value)));
                 }
@@ -61,7 +61,7 @@ pub fn remedy(scope: &Scope, event: Option<&RecordedUsageEvent>) -> String {
     }
 }
 
-/// A word for a shell.
+/// Quotes a word for the shell if necessary.
 fn quoted(word: &str) -> String {
     let plain = |char: char| char.is_ascii_alphanumeric() || "_-./:@+".contains(char);
     match !word.is_empty() && word.chars().all(plain) && !word.starts_with('-') {
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn the_remedy_is_a_command_that_fits_what_was_used() {
+    fn the_fix_is_a_command_with_the_rates_of_the_usage() {
         let gpt = scope("openai", "chat_completion", "gpt-9 preview");
         assert_eq!(
             remedy(&gpt, Some(&event(UnpricedReason::NoPrice, 5))),

@@ -1,39 +1,31 @@
-//! AlertService: alerts themselves, and the table of its RPCs.
+//! AlertService: the alerts, and the table of its RPCs.
 
-pub mod checks;
 pub mod notifications;
 pub mod policies;
 pub mod subscribe;
 
 use crate::grpc::alerts::subscribe::AlertStream;
 use crate::grpc::wire::convert::timestamp;
-use crate::grpc::wire::fields::{FILTER_VALUES_MAX, Fields};
+use crate::grpc::wire::convert::unix_time;
 use crate::grpc::wire::status::status;
 use crate::grpc::{Context, Handlers};
 use crate::proto::alert_service_server::AlertService;
 use crate::proto::*;
-use chrono::{DateTime, Utc};
-use meterd_domain::access::Scope;
-use meterd_domain::alert::{self, AlertType, Change};
-use meterd_domain::event::ID_BYTES_MAX;
+use meterd_domain::alert::{self, AlertType};
+use meterd_domain::decimal::Total;
 use meterd_domain::period::Month;
+use meterd_engine::alerts::{self, AlertQuery};
 use meterd_engine::auth::Caller;
-use meterd_engine::refusal::{Reason, Refusal};
-use meterd_store::alert_feed;
-use meterd_store::alerts::{self, AlertFilter};
+use meterd_engine::refusal::Refusal;
 use std::sync::Arc;
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
-const PAGE_SIZE_DEFAULT: i64 = 100;
-const PAGE_SIZE_MAX: i64 = 1_000;
-
 impl Context {
-    /// An alert.
+    /// Returns the message of an alert.
     pub fn alert(&self, alert: &alert::Alert) -> Alert {
         let finding = &alert.finding;
-        let text =
-            |value: Option<_>| value.map_or_else(String::new, |value: meterd_domain::decimal::Total| value.to_string());
+        let text = |value: Option<Total>| value.map(|value| value.to_string()).unwrap_or_default();
         let period = match finding.kind {
             AlertType::Anomaly => finding.period.to_string(),
             _ => Month::of(finding.period).to_string(),
@@ -61,62 +53,41 @@ impl Context {
     }
 }
 
-impl Fields {
-    /// Alert types of a filter, as numbers, each once.
-    pub fn alert_types(&mut self, types: &[i32]) -> Vec<i16> {
-        self.at_most("types", types.len(), FILTER_VALUES_MAX);
-        let mut numbers = vec![];
-        for (index, kind) in types.iter().take(FILTER_VALUES_MAX).enumerate() {
-            match i16::try_from(*kind).ok().filter(|kind| AlertType::try_from(*kind).is_ok()) {
-                Some(kind) => numbers.push(kind),
-                None => self.wrong(format!("types[{index}]"), format!("{kind} is no alert type")),
-            }
-        }
-        numbers.sort_unstable();
-        numbers.dedup();
-        numbers
-    }
-
-    /// A severity that may be left out, as a number.
-    pub fn min_severity(&mut self, field: &str, severity: i32) -> i16 {
-        if AlertSeverity::try_from(severity).is_err() {
-            self.wrong(field, format!("{severity} is no severity"));
-        }
-        severity as i16
-    }
+/// Checks one client, or all clients until the caller disconnects, which closes `caller`.
+async fn check(
+    context: Arc<Context>,
+    request: CheckAlertsRequest,
+    caller: watch::Receiver<()>,
+) -> Result<CheckAlertsResponse, Refusal> {
+    let is_connected = || caller.has_changed().is_ok();
+    let report = alerts::check_now(&context.engine, &request.client_id, is_connected).await?;
+    Ok(CheckAlertsResponse {
+        checked_count: report.checked_count as i64,
+        raised_count: report.raised_count as i64,
+        resolved_count: report.resolved_count as i64,
+        raised: report.raised.iter().map(|alert| context.alert(alert)).collect(),
+        failed_count: report.failed_count as i64,
+        failed: report.failed.into_iter().map(|(client_id, message)| FailedCheck { client_id, message }).collect(),
+    })
 }
 
-async fn list(context: Arc<Context>, request: ListAlertsRequest) -> Result<ListAlertsResponse, Refusal> {
-    let mut fields = Fields::default();
-    fields.filter("client_ids", &request.client_ids);
-    let kinds = fields.alert_types(&request.types);
-    let min_severity = fields.min_severity("min_severity", request.min_severity);
-    let (start_time, end_time) = fields.times(request.start_time.as_ref(), request.end_time.as_ref());
-    let limit = fields.page_size(request.page_size, PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX);
-    fields.finish()?;
-    let bound = ListAlertsRequest { page_size: 0, page_token: String::new(), ..request.clone() };
-    let after: Option<(DateTime<Utc>, String)> = context.page_tokens.read("ListAlerts", &bound, &request.page_token)?;
-    let filter = AlertFilter {
+async fn list(context: Arc<Context>, mut request: ListAlertsRequest) -> Result<ListAlertsResponse, Refusal> {
+    let (page, next_token) = context.page(&mut request);
+    let query = AlertQuery {
         client_ids: request.client_ids,
-        kinds,
-        min_severity,
+        types: request.types,
+        min_severity: request.min_severity,
         unacknowledged_only: request.unacknowledged_only,
         open_only: request.open_only,
-        start_time,
-        end_time,
+        start_time: request.start_time.as_ref().map(unix_time),
+        end_time: request.end_time.as_ref().map(unix_time),
+        page,
     };
-    let after = after.as_ref().map(|(time, alert_id)| (*time, alert_id.as_str()));
-    let mut alerts = alerts::list(&context.engine.pool, &filter, after, limit + 1).await?;
-    let more = !alerts.split_off(alerts.len().min(limit as usize)).is_empty();
-    let next_page_token = match alerts.last().filter(|_| more) {
-        None => String::new(),
-        Some(last) => context.page_tokens.make("ListAlerts", &bound, &(last.raise_time, &last.alert_id)),
-    };
-    Ok(ListAlertsResponse { alerts: alerts.iter().map(|alert| context.alert(alert)).collect(), next_page_token })
-}
-
-fn not_found(alert_id: &str) -> Refusal {
-    Refusal::new(Reason::AlertNotFound, format!("no alert {alert_id:?}"))
+    let found = alerts::list(&context.engine, query).await?;
+    Ok(ListAlertsResponse {
+        alerts: found.rows.iter().map(|alert| context.alert(alert)).collect(),
+        next_page_token: next_token.of(found.next),
+    })
 }
 
 async fn get(
@@ -124,12 +95,7 @@ async fn get(
     caller: Arc<Caller>,
     request: GetAlertRequest,
 ) -> Result<GetAlertResponse, Refusal> {
-    let mut fields = Fields::default();
-    fields.required("alert_id", &request.alert_id, ID_BYTES_MAX);
-    fields.finish()?;
-    let found = alerts::find(&mut *context.engine.pool.acquire().await?, &request.alert_id).await?;
-    let alert = found.filter(|alert| caller.grants.covers(Scope::Read, &alert.client_id));
-    let alert = alert.ok_or_else(|| not_found(&request.alert_id))?;
+    let alert = alerts::get(&context.engine, &caller, &request.alert_id).await?;
     Ok(GetAlertResponse { alert: Some(context.alert(&alert)) })
 }
 
@@ -138,23 +104,8 @@ async fn acknowledge(
     caller: Arc<Caller>,
     request: AcknowledgeAlertRequest,
 ) -> Result<AcknowledgeAlertResponse, Refusal> {
-    let mut fields = Fields::default();
-    fields.required("alert_id", &request.alert_id, ID_BYTES_MAX);
-    fields.required("acknowledged_by", &request.acknowledged_by, ID_BYTES_MAX);
-    fields.finish()?;
-    let mut tx = context.engine.pool.begin().await?;
-    // A stranger's alert is as if there were none.
-    let found = alerts::find(&mut tx, &request.alert_id).await?;
-    let found = found.filter(|alert| caller.grants.covers(Scope::Admin, &alert.client_id));
-    found.ok_or_else(|| not_found(&request.alert_id))?;
-    let alert = match alerts::acknowledge(&mut tx, &request.alert_id, &request.acknowledged_by).await? {
-        Some(alert) => {
-            alert_feed::append(&mut tx, &[(Change::Acknowledged, alert.clone())]).await?;
-            alert
-        }
-        None => alerts::find(&mut tx, &request.alert_id).await?.ok_or_else(|| not_found(&request.alert_id))?,
-    };
-    tx.commit().await?;
+    let AcknowledgeAlertRequest { alert_id, acknowledged_by } = &request;
+    let alert = alerts::acknowledge(&context.engine, &caller, alert_id, acknowledged_by).await?;
     Ok(AcknowledgeAlertResponse { alert: Some(context.alert(&alert)) })
 }
 
@@ -164,9 +115,9 @@ impl AlertService for Handlers {
         &self,
         request: Request<CheckAlertsRequest>,
     ) -> Result<Response<CheckAlertsResponse>, Status> {
-        // Dropped with this future, when the caller hangs up or its time is over: then the check of all ends.
+        // The sender is dropped with this future if the caller disconnects or its deadline passes. This ends the check of all.
         let (_caller, caller) = watch::channel(());
-        self.run(request, |context, request| checks::check(context, request, caller)).await
+        self.run(request, |context, request| check(context, request, caller)).await
     }
 
     async fn list_alerts(&self, request: Request<ListAlertsRequest>) -> Result<Response<ListAlertsResponse>, Status> {
@@ -190,8 +141,8 @@ impl AlertService for Handlers {
         &self,
         request: Request<SubscribeAlertsRequest>,
     ) -> Result<Response<Self::SubscribeAlertsStream>, Status> {
-        let place = subscribe::place_of_caller(&self.0, &request).map_err(status)?;
-        self.run(request, |context, request| subscribe::start(context, request, place)).await
+        let slot = subscribe::slot(&self.0, &request).map_err(status)?;
+        self.run(request, |context, request| subscribe::start(context, request, slot)).await
     }
 
     async fn get_alert_policy(

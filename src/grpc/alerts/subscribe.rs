@@ -1,16 +1,16 @@
 //! SubscribeAlerts.
 
-use crate::grpc::layers::admission::Admitted;
+use crate::grpc::layers::admission::AdmissionPermit;
 use crate::grpc::layers::slots::Slot;
 use crate::grpc::wire::convert::timestamp;
-use crate::grpc::wire::fields::Fields;
 use crate::grpc::wire::status::{REQUEST_ID, status};
 use crate::grpc::{Context, TokenMaker};
 use crate::proto::subscribe_alerts_response::Message;
 use crate::proto::{AlertEvent, Heartbeat, SubscribeAlertsRequest, SubscribeAlertsResponse};
 use futures_util::stream::{Stream, unfold};
 use meterd_engine::alerts::feed::{Ended, Entry, Start, Subscription};
-use meterd_engine::counts::Counted;
+use meterd_engine::counters::Resource;
+use meterd_engine::fields::Fields;
 use meterd_engine::refusal::{Reason, Refusal, Violation};
 use meterd_store::alert_feed::FeedFilter;
 use std::pin::Pin;
@@ -18,28 +18,24 @@ use std::sync::Arc;
 use std::time::Duration;
 use tonic::{Request, Status};
 
-/// Which RPC the tokens are of.
+/// The RPC that tokens belong to.
 const RPC: &str = "SubscribeAlerts";
-/// When to ask again for one of the slots.
+/// When a caller should try again to get a slot.
 const RETRY_DELAY: Duration = Duration::from_secs(5);
 
 pub type AlertStream = Pin<Box<dyn Stream<Item = Result<SubscribeAlertsResponse, Status>> + Send>>;
 
-/// A slot among the subscriptions of a caller, which has at most a quarter of them, and less while others have some.
-pub fn place_of_caller(context: &Context, request: &Request<SubscribeAlertsRequest>) -> Result<Slot, Refusal> {
+/// Takes one of the slots for subscriptions. A caller has at most a quarter of them, and fewer while other callers have some.
+pub fn slot(context: &Context, request: &Request<SubscribeAlertsRequest>) -> Result<Slot, Refusal> {
     let max = context.settings.subscriptions_max as usize;
-    Admitted::of_caller(request, Counted::Subscriptions, max, 4).ok_or_else(|| {
+    AdmissionPermit::take_for_caller(request, Resource::Subscriptions, max, 4).ok_or_else(|| {
         let message = "too many subscriptions of the key at once; close some";
         Refusal::exhausted(Reason::TooManySubscriptions, message, RETRY_DELAY)
     })
 }
 
-/// Checks the request and begins the stream. It is polled by its connection alone: there is no task and no queue.
-pub async fn start(
-    context: Arc<Context>,
-    request: SubscribeAlertsRequest,
-    place_of_caller: Slot,
-) -> Result<AlertStream, Refusal> {
+/// Checks the request and starts the stream. Its connection polls it, without a task or a queue.
+pub async fn start(context: Arc<Context>, request: SubscribeAlertsRequest, slot: Slot) -> Result<AlertStream, Refusal> {
     let mut fields = Fields::default();
     fields.filter("client_ids", &request.client_ids);
     let kinds = fields.alert_types(&request.types);
@@ -59,15 +55,7 @@ pub async fn start(
     let subscription = subscription.map_err(|ended| filters.error(&context, ended))?;
     let request_id = REQUEST_ID.try_with(|id| id.as_str().into()).unwrap_or_default();
     let tokens = context.page_tokens.maker(RPC, &filters.0);
-    let subscriber = Subscriber {
-        context,
-        filters,
-        tokens,
-        subscription,
-        request_id,
-        begun: false,
-        _place_of_caller: place_of_caller,
-    };
+    let subscriber = Subscriber { context, filters, tokens, subscription, request_id, begun: false, _slot: slot };
     Ok(Box::pin(unfold(Some(subscriber), async |subscriber| {
         let mut subscriber = subscriber?;
         let message = subscriber.next().await;
@@ -76,11 +64,11 @@ pub async fn start(
     })))
 }
 
-/// A caller's filters, which its tokens are bound to.
+/// The filters of a caller. Its tokens belong to them.
 struct Filters(SubscribeAlertsRequest);
 
 impl Filters {
-    /// Filters that say the same are the same, in whatever order.
+    /// Returns the filters of a request in a fixed order.
     fn of(request: &SubscribeAlertsRequest) -> Self {
         let mut filters = SubscribeAlertsRequest {
             client_ids: request.client_ids.clone(),
@@ -133,7 +121,7 @@ impl Filters {
     }
 }
 
-/// A change as callers see it: one for a thousand subscribers.
+/// Returns the message of a change. It is made once for all subscribers.
 fn shown<'a>(context: &Context, entry: &'a Entry<AlertEvent>) -> &'a AlertEvent {
     let Entry { change, shown } = entry;
     shown.get_or_init(|| AlertEvent {
@@ -152,7 +140,7 @@ struct Subscriber {
     subscription: Subscription<AlertEvent>,
     request_id: Box<str>,
     begun: bool,
-    _place_of_caller: Slot,
+    _slot: Slot,
 }
 
 impl Subscriber {

@@ -1,6 +1,8 @@
-//! Messages as they arrive: whole, and no longer compressed.
+//! Reads and decompresses the messages of requests.
 
-use crate::grpc::layers::request_body::{Held, PREFIX_BYTES, ReceivedBody, invalid};
+use crate::grpc::layers::framing::{PREFIX_BYTES, invalid};
+use crate::grpc::layers::request_body::LimitedBody;
+use crate::grpc::layers::request_budget::RequestBytes;
 use crate::grpc::wire::status::status;
 use bytes::{Buf, Bytes, BytesMut};
 use flate2::read::MultiGzDecoder;
@@ -13,41 +15,41 @@ use std::task::{Context, Poll, ready};
 use tonic::Status;
 use tonic::codegen::http::HeaderMap;
 
-/// Header that names how the messages of a call are compressed.
+/// Header with the compression of the messages of a call.
 pub(in crate::grpc) const ENCODING: &str = "grpc-encoding";
-/// A message that is decompressed is counted each time that it has grown by so much.
+/// Number of bytes that are decompressed between two updates of the memory of the request.
 const GUNZIP_STEP_BYTES: usize = 64 * 1024;
 
-/// Whether the messages of a request may be compressed by gzip.
+/// Returns whether messages of the request may be compressed with gzip.
 pub(in crate::grpc) fn is_gzip(headers: &HeaderMap) -> bool {
     headers.get(ENCODING).is_some_and(|value| value.as_bytes() == b"gzip")
 }
 
-/// The one message of a request, with its prefix, once the request has ended.
-pub(in crate::grpc) async fn one(mut body: ReceivedBody) -> Result<Bytes, Status> {
-    let mut gathered = BytesMut::new();
+/// Reads a request with one message until its end. Returns the message with its prefix.
+pub(in crate::grpc) async fn read_message(mut body: LimitedBody) -> Result<Bytes, Status> {
+    let mut message = BytesMut::new();
     while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
         let Ok(piece) = frame?.into_data() else { continue };
-        if gathered.is_empty() && body.is_end_stream() {
+        if message.is_empty() && body.is_end_stream() {
             body.check_end()?;
             return Ok(piece);
         }
-        // Copied: a small piece that waits for the next would keep all of the buffer that it was received in.
-        gathered.extend_from_slice(&piece);
+        // The copy frees the buffer that the piece was received in, which is larger than a small piece.
+        message.extend_from_slice(&piece);
     }
-    Ok(gathered.freeze())
+    Ok(message.freeze())
 }
 
-/// A body of one piece.
-pub(in crate::grpc) struct Whole(Bytes);
+/// A body that consists of one piece.
+pub(in crate::grpc) struct FullBody(Bytes);
 
-impl Whole {
+impl FullBody {
     pub fn new(bytes: Bytes) -> Self {
         Self(bytes)
     }
 }
 
-impl Body for Whole {
+impl Body for FullBody {
     type Data = Bytes;
     type Error = Status;
 
@@ -65,8 +67,9 @@ impl Body for Whole {
     }
 }
 
-/// A message with its prefix, no longer compressed if it was. The bound of a message holds for what it becomes.
-pub(in crate::grpc) fn gunzip(message: Bytes, message_bytes_max: usize, held: &Held) -> Result<Bytes, Status> {
+/// Decompresses a message if it is compressed. The message has its prefix before and after. `message_bytes_max` limits the
+/// decompressed message.
+pub(in crate::grpc) fn gunzip(message: Bytes, message_bytes_max: usize, bytes: &RequestBytes) -> Result<Bytes, Status> {
     if message.first() != Some(&1) {
         return Ok(message);
     }
@@ -76,10 +79,10 @@ pub(in crate::grpc) fn gunzip(message: Bytes, message_bytes_max: usize, held: &H
         let length = plain.len() - PREFIX_BYTES;
         if length > message_bytes_max {
             return Err(Status::out_of_range(format!(
-                "the message is too long: it has more than {message_bytes_max} bytes once it is decompressed"
+                "the message is too long: it has more than {message_bytes_max} bytes after decompression"
             )));
         }
-        held.hold(message.len().max(plain.len())).map_err(status)?;
+        bytes.set(message.len().max(plain.len())).map_err(status)?;
         let step = GUNZIP_STEP_BYTES.min(message_bytes_max + 1 - length);
         let read = decoder.by_ref().take(step as u64).read_to_end(&mut plain);
         match read.map_err(|error| invalid(format_args!("cannot be decompressed: {error}"))).map_err(status)? {
@@ -92,26 +95,26 @@ pub(in crate::grpc) fn gunzip(message: Bytes, message_bytes_max: usize, held: &H
     Ok(plain.into())
 }
 
-/// A stream of messages, of which those that are compressed are decompressed one by one.
+/// A stream of messages. Decompresses each compressed message.
 pub(in crate::grpc) struct GunzipBody {
-    inner: ReceivedBody,
-    held: Arc<Held>,
+    inner: LimitedBody,
+    bytes: Arc<RequestBytes>,
     message_bytes_max: usize,
-    /// What has come and is not passed on yet.
-    waiting: BytesMut,
-    failed: bool,
+    /// The start of the next message.
+    buffer: BytesMut,
+    has_failed: bool,
 }
 
 impl GunzipBody {
-    pub fn new(inner: ReceivedBody, held: Arc<Held>, message_bytes_max: usize) -> Self {
-        Self { inner, held, message_bytes_max, waiting: BytesMut::new(), failed: false }
+    pub fn new(inner: LimitedBody, bytes: Arc<RequestBytes>, message_bytes_max: usize) -> Self {
+        Self { inner, bytes, message_bytes_max, buffer: BytesMut::new(), has_failed: false }
     }
 
-    /// The next message, if it is whole.
-    fn next(&mut self) -> Option<Bytes> {
-        let length = self.waiting.get(1..PREFIX_BYTES).map(|mut length| length.get_u32() as usize)?;
-        let whole = PREFIX_BYTES + length;
-        (self.waiting.len() >= whole).then(|| self.waiting.split_to(whole).freeze())
+    /// Removes the next message from the buffer if it is complete.
+    fn next_message(&mut self) -> Option<Bytes> {
+        let length = self.buffer.get(1..PREFIX_BYTES).map(|mut length| length.get_u32() as usize)?;
+        let end = PREFIX_BYTES + length;
+        (self.buffer.len() >= end).then(|| self.buffer.split_to(end).freeze())
     }
 }
 
@@ -121,18 +124,18 @@ impl Body for GunzipBody {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = self.get_mut();
-        if this.failed {
+        if this.has_failed {
             return Poll::Ready(None);
         }
         loop {
-            if let Some(message) = this.next() {
-                let plain = gunzip(message, this.message_bytes_max, &this.held);
-                this.failed = plain.is_err();
+            if let Some(message) = this.next_message() {
+                let plain = gunzip(message, this.message_bytes_max, &this.bytes);
+                this.has_failed = plain.is_err();
                 return Poll::Ready(Some(plain.map(Frame::data)));
             }
             match ready!(Pin::new(&mut this.inner).poll_frame(cx)) {
                 Some(Ok(frame)) => match frame.into_data() {
-                    Ok(piece) => this.waiting.extend_from_slice(&piece),
+                    Ok(piece) => this.buffer.extend_from_slice(&piece),
                     Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
                 },
                 other => return Poll::Ready(other),
@@ -141,14 +144,14 @@ impl Body for GunzipBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.failed || (self.waiting.is_empty() && self.inner.is_end_stream())
+        self.has_failed || (self.buffer.is_empty() && self.inner.is_end_stream())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::grpc::layers::request_body::Budget;
+    use crate::grpc::layers::request_budget::RequestBudget;
     use std::io::Write;
     use tonic::Code;
 
@@ -159,12 +162,12 @@ mod tests {
         [&[1][..], &(gzip.len() as u32).to_be_bytes(), &gzip].concat().into()
     }
 
-    fn plain(message: Bytes, most: usize) -> Result<Bytes, Status> {
-        gunzip(message, most, &Held::new(&Arc::new(Budget::new(64 << 20))))
+    fn plain(message: Bytes, bytes_max: usize) -> Result<Bytes, Status> {
+        gunzip(message, bytes_max, &RequestBytes::new(&Arc::new(RequestBudget::new(64 << 20))))
     }
 
     #[test]
-    fn what_is_compressed_becomes_what_it_was_and_the_rest_stays() {
+    fn compressed_messages_are_decompressed_and_others_stay_as_they_are() {
         let bytes = b"metering ".repeat(30_000);
         let message = plain(gzipped(&bytes), bytes.len()).unwrap();
         assert_eq!((message[0], &message[1..5], &message[5..]), (0, &(bytes.len() as u32).to_be_bytes()[..], &*bytes));
@@ -173,16 +176,16 @@ mod tests {
     }
 
     #[test]
-    fn the_bound_of_a_message_holds_for_what_it_becomes() {
+    fn the_maximum_length_applies_to_the_decompressed_message() {
         let bomb = gzipped(&vec![0; 10 << 20]);
         assert_eq!(plain(bomb.clone(), (10 << 20) - 1).unwrap_err().code(), Code::OutOfRange);
         assert!(plain(bomb.clone(), 10 << 20).is_ok());
-        let small = Arc::new(Budget::new(1 << 20));
-        assert_eq!(gunzip(bomb, 10 << 20, &Held::new(&small)).unwrap_err().code(), Code::ResourceExhausted);
+        let small = RequestBytes::new(&Arc::new(RequestBudget::new(1 << 20)));
+        assert_eq!(gunzip(bomb, 10 << 20, &small).unwrap_err().code(), Code::ResourceExhausted);
     }
 
     #[test]
-    fn what_is_no_gzip_or_is_cut_is_invalid() {
+    fn a_message_with_invalid_or_truncated_gzip_is_rejected() {
         let whole = gzipped(b"metering");
         for bytes in
             [Bytes::from_static(&[1, 0, 0, 0, 0]), b"\x01\0\0\0\x03abc"[..].into(), whole.slice(..whole.len() - 9)]

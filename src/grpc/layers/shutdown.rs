@@ -1,98 +1,73 @@
-//! Ends the calls of a connection that has to end, and the streams of health and reflection when the server stops.
+//! Ends the calls of a draining connection. Ends the streams of the health and reflection services when the server stops.
 
-use crate::grpc::layers::ending_body::EndingBody;
+use crate::grpc::layers::interruptible_body::InterruptibleBody;
+use crate::grpc::methods::is_standard;
 use crate::grpc::wire::status::status;
-use crate::net::{Ending, Peer};
+use crate::net::{DrainReason, Peer};
 use hyper::body::Body as _;
 use meterd_engine::refusal::Refusal;
-use std::future::Future;
-use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::future::pending;
 use tokio::sync::watch;
-
 use tonic::body::Body;
 use tonic::codegen::http::{Request, Response};
-use tower::{Layer, Service};
 
-/// Wraps a service.
+/// The layer that ends calls.
 #[derive(Clone, Debug)]
-pub struct ClosingLayer {
-    /// True once the server stops and health says so.
-    pub said_goodbye: watch::Receiver<bool>,
+pub struct ShutdownLayer {
+    /// True once the server is stopping and the health service reports it.
+    pub health_reports_stop: watch::Receiver<bool>,
 }
 
-/// A wrapped service.
-#[derive(Clone, Debug)]
-pub struct ClosingService<S> {
-    inner: S,
-    said_goodbye: watch::Receiver<bool>,
-}
-
-impl<S> Layer<S> for ClosingLayer {
-    type Service = ClosingService<S>;
-
-    fn layer(&self, inner: S) -> Self::Service {
-        ClosingService { inner, said_goodbye: self.said_goodbye.clone() }
-    }
-}
-
-impl<S> Service<Request<Body>> for ClosingService<S>
-where
-    S: Service<Request<Body>, Response = Response<Body>>,
-    S::Future: Send + 'static,
-{
-    type Response = Response<Body>;
-    type Error = S::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, S::Error>> + Send>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let ending = request.extensions().get::<Peer>().map(|peer| peer.ending.clone());
-        // Those of other crates know nothing of our stop; ours settle what they have first.
-        let said_goodbye = request.uri().path().starts_with("/grpc.").then(|| self.said_goodbye.clone());
-        let call = self.inner.call(request);
-        Box::pin(async move {
-            let answer = tokio::select! {
-                biased;
-                answer = call => answer?,
-                error = must_end(ending.clone(), None) => return Ok(status(error).into_http()),
-            };
-            // Such as a status in the headers.
-            if answer.body().is_end_stream() {
-                return Ok(answer);
-            }
-            // A health watch says NOT_SERVING before it ends.
-            let has_last_word = said_goodbye.is_some();
-            let end = must_end(ending, said_goodbye);
-            Ok(answer.map(|inner| Body::new(EndingBody::new(inner, end).with_last_word(has_last_word))))
+impl ShutdownLayer {
+    /// Calls the next layer. Ends the call with a status if it must end before.
+    pub async fn handle(
+        &self,
+        request: Request<Body>,
+        next: impl AsyncFnOnce(Request<Body>) -> Response<Body>,
+    ) -> Response<Body> {
+        let drain = request.extensions().get::<Peer>().map(|peer| peer.drain.clone());
+        // The standard services do not know that the server stops. Other streams end by themselves after they have sent what
+        // they have.
+        let is_standard = is_standard(request.uri().path());
+        let response = tokio::select! {
+            biased;
+            response = next(request) => response,
+            error = must_end(drain.clone(), None) => return status(error).into_http(),
+        };
+        // For example, an error in the headers.
+        if response.body().is_end_stream() {
+            return response;
+        }
+        let stop = is_standard.then(|| self.health_reports_stop.clone());
+        let must_end = must_end(drain, stop);
+        response.map(|inner| {
+            // A health watch sends NOT_SERVING before it ends.
+            Body::new(InterruptibleBody::new(inner, must_end).with_final_message(is_standard))
         })
     }
 }
 
-async fn must_end(ending: Option<watch::Receiver<Ending>>, said_goodbye: Option<watch::Receiver<bool>>) -> Refusal {
-    let ended = async {
-        let Some(mut ending) = ending else { return std::future::pending().await };
-        let why = ending.wait_for(|ending| *ending != Ending::No).await.map(|why| *why);
-        match why {
-            Ok(Ending::Aged) => Refusal::connection_aged(),
-            Ok(_) => Refusal::shutting_down(),
-            // The connection is gone already.
-            Err(_) => std::future::pending().await,
+/// Waits until a call must end. Returns the reason.
+async fn must_end(drain: Option<watch::Receiver<Option<DrainReason>>>, stop: Option<watch::Receiver<bool>>) -> Refusal {
+    let drained = async {
+        let Some(mut drain) = drain else { return pending().await };
+        // An error means that the connection has already ended.
+        let Ok(reason) = drain.wait_for(Option::is_some).await.map(|reason| *reason) else { return pending().await };
+        match reason {
+            Some(DrainReason::Aged) => Refusal::connection_aged(),
+            _ => Refusal::shutting_down(),
         }
     };
     let stopped = async {
-        let Some(mut said_goodbye) = said_goodbye else { return std::future::pending().await };
-        if said_goodbye.wait_for(|said| *said).await.is_err() {
-            // Nobody is left to say it: the connection ends the stream.
-            return std::future::pending().await;
+        let Some(mut stop) = stop else { return pending().await };
+        if stop.wait_for(|stop| *stop).await.is_err() {
+            // The sender was dropped. The connection ends the stream.
+            return pending().await;
         }
         Refusal::shutting_down()
     };
     tokio::select! {
-        error = ended => error,
+        error = drained => error,
         error = stopped => error,
     }
 }

@@ -1,35 +1,31 @@
 //! ExportUsage: a file in pieces.
 
 use crate::grpc::Context;
-use crate::grpc::clients;
-use crate::grpc::layers::admission::Admitted;
-use crate::grpc::layers::panics::answer_of_a_task;
+use crate::grpc::layers::admission::AdmissionPermit;
+use crate::grpc::layers::panics::stream_from_task;
 use crate::grpc::layers::slots::Slot;
 use crate::grpc::usage::export_file::File;
 use crate::grpc::wire::convert::timestamp;
-use crate::grpc::wire::fields::Fields;
+use crate::grpc::wire::convert::unix_time;
 use crate::grpc::wire::status::status;
-use crate::proto::{ExportFormat, ExportUsageRequest, ExportUsageResponse};
+use crate::proto::{self, ExportUsageRequest, ExportUsageResponse};
 use futures_util::TryStreamExt;
-use meterd_domain::event::ID_BYTES_MAX;
-use meterd_engine::counts::Counted;
+use meterd_engine::counters::Resource;
 use meterd_engine::refusal::{Reason, Refusal};
-use meterd_store::connect::allow_long_statements;
-use meterd_store::export::{ExportFilter, stream};
-use sqlx::Connection;
+use meterd_engine::usage::{Export, ExportFormat, ExportInput};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
-/// A piece is sent when it has grown to this.
+/// A piece is sent when it has this size.
 const PIECE_BYTES: usize = 64 * 1024;
-/// Pieces that wait for a slow reader; then the database waits too.
+/// Maximum number of pieces that wait for a slow caller. Then the database waits as well.
 const PIECES_WAITING_MAX: usize = 4;
-/// A reader that takes no piece for so long is cut off: it holds a snapshot and a connection.
+/// A caller that reads no piece for this time is disconnected, because the export keeps a snapshot and a connection.
 const STALLED_AFTER: Duration = Duration::from_secs(60);
-/// When to ask again for one of the slots.
+/// When to try again to get a slot.
 const RETRY_DELAY: Duration = Duration::from_secs(5);
 
 fn too_many(whose: &str) -> Refusal {
@@ -37,79 +33,73 @@ fn too_many(whose: &str) -> Refusal {
     Refusal::exhausted(Reason::TooManyExports, message, RETRY_DELAY)
 }
 
-/// A slot among the exports of a caller, which has at most half of them, and less while others have some.
-pub fn place_of_caller(context: &Context, request: &tonic::Request<ExportUsageRequest>) -> Result<Slot, Refusal> {
-    Admitted::of_caller(request, Counted::Exports, context.exports_max, 2).ok_or_else(|| too_many("of the key "))
+/// Takes a slot of the caller, which has at most half of all slots, and fewer while other callers have some.
+pub fn slot_of_caller(context: &Context, request: &tonic::Request<ExportUsageRequest>) -> Result<Slot, Refusal> {
+    AdmissionPermit::take_for_caller(request, Resource::Exports, context.exports_max, 2)
+        .ok_or_else(|| too_many("of the key "))
 }
 
 /// Checks the request and starts the export in a task of its own.
 pub async fn start(
     context: Arc<Context>,
     request: ExportUsageRequest,
-    place_of_caller: Slot,
+    slot_of_caller: Slot,
 ) -> Result<ReceiverStream<Result<ExportUsageResponse, Status>>, Refusal> {
-    let mut fields = Fields::default();
-    fields.text("client_id", &request.client_id, ID_BYTES_MAX);
-    let (start_time, end_time) = fields.times(request.start_time.as_ref(), request.end_time.as_ref());
-    let (start_day, end_day) = fields.optional_days(&request.start_date, &request.end_date);
-    fields.filter("services", &request.services);
-    let format = ExportFormat::try_from(request.format).unwrap_or_else(|_| {
-        fields.wrong("format", format!("{} is no format", request.format));
-        ExportFormat::Csv
-    });
-    fields.finish()?;
-    let client_id = (!request.client_id.is_empty()).then_some(request.client_id);
-    if let Some(client_id) = &client_id {
-        clients::existing(&context, client_id).await?;
-    }
+    let input = ExportInput {
+        client_id: request.client_id,
+        start_time: request.start_time.as_ref().map(unix_time),
+        end_time: request.end_time.as_ref().map(unix_time),
+        start_date: request.start_date,
+        end_date: request.end_date,
+        services: request.services,
+        format: format(request.format),
+    };
+    let export = Export::check(&context.engine, input).await?;
     let slot = context.exports.clone().try_acquire_owned().map_err(|_| too_many(""))?;
-    let filter = ExportFilter { client_id, start_time, end_time, start_day, end_day, services: request.services };
-    Ok(answer_of_a_task(PIECES_WAITING_MAX, |pieces| async move {
-        let _place_of_caller = place_of_caller;
-        Ok(export(&context, &filter, format, &pieces, slot).await.map_err(status)?)
+    Ok(stream_from_task(PIECES_WAITING_MAX, |pieces| async move {
+        let _slot_of_caller = slot_of_caller;
+        send_file(&context, &export, &pieces, slot).await.map_err(status)
     }))
+}
+
+fn format(number: i32) -> Result<ExportFormat, String> {
+    match proto::ExportFormat::try_from(number) {
+        Ok(proto::ExportFormat::Ndjson) => Ok(ExportFormat::Ndjson),
+        Ok(_) => Ok(ExportFormat::Csv),
+        Err(_) => Err(number.to_string()),
+    }
 }
 
 type Pieces = mpsc::Sender<Result<ExportUsageResponse, Status>>;
 
-async fn export(
+async fn send_file(
     context: &Context,
-    filter: &ExportFilter,
-    format: ExportFormat,
+    export: &Export,
     pieces: &Pieces,
     _slot: OwnedSemaphorePermit,
 ) -> Result<(), Refusal> {
-    let mut conn = context.engine.pool.acquire().await?;
-    // An export that ends early leaves rows unread: the pool would read them all before it has the connection back.
-    conn.close_on_drop();
-    let mut tx = conn.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
-    allow_long_statements(&mut tx).await?;
-    let complete_as_of = meterd_store::export::snapshot_time(&mut tx).await?;
-    let piece = |data: Vec<u8>, event_count, empty_services| ExportUsageResponse {
-        data: data.into(),
-        event_count,
-        complete_as_of_time: Some(timestamp(complete_as_of)),
-        empty_services,
+    let mut snapshot = export.begin(&context.engine).await?;
+    let complete_as_of_time = Some(timestamp(snapshot.complete_as_of));
+    let piece = |data: Vec<u8>, event_count, empty_services| {
+        let data = data.into();
+        ExportUsageResponse { data, event_count, complete_as_of_time, empty_services }
     };
-    let mut file = File::new(format, context.engine.currency.clone());
-    let mut count = 0;
-    let mut empty_services = filter.services.clone();
-    let mut events = std::pin::pin!(stream(&mut tx, filter));
+    let mut file = File::new(export.format, context.engine.currency.clone());
+    let mut tally = export.tally();
+    let mut events = std::pin::pin!(snapshot.events(&export.filter));
     while let Some(event) = events.try_next().await? {
-        count += 1;
+        tally.add(&event);
         file.write(&event);
-        if !empty_services.is_empty() {
-            empty_services.retain(|service| *service != event.service);
-        }
-        if file.bytes.len() >= PIECE_BYTES && !send(context, pieces, piece(file.take(), count, vec![])).await? {
+        let is_full = file.bytes.len() >= PIECE_BYTES;
+        if is_full && !send(context, pieces, piece(file.take(), tally.event_count, vec![])).await? {
             return Ok(());
         }
     }
-    send(context, pieces, piece(file.take(), count, empty_services)).await?;
+    send(context, pieces, piece(file.take(), tally.event_count, tally.empty_services)).await?;
     Ok(())
 }
 
-/// Sends a piece. False, when nobody reads any more.
+/// Sends a piece. Returns `false` if the caller has disconnected.
 async fn send(context: &Context, pieces: &Pieces, piece: ExportUsageResponse) -> Result<bool, Refusal> {
     let mut stopping = context.stopping.clone();
     let sent = tokio::select! {

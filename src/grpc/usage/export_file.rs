@@ -1,10 +1,9 @@
 //! The file of an export, row by row: straight into its bytes, since there may be millions.
 
-use crate::proto::{self, ExportFormat};
 use chrono::{DateTime, Datelike, SecondsFormat, Timelike, Utc};
 use meterd_domain::decimal::Total;
 use meterd_domain::event::UnpricedReason;
-use meterd_store::export::ExportRow;
+use meterd_engine::usage::{ExportFormat, ExportRow};
 use std::fmt::{self, Display};
 use std::io::Write;
 
@@ -73,7 +72,7 @@ impl File {
         row.plain(currency);
         row.plain(event.charge.map(Total::from));
         row.plain(event.price_id.filter(|_| event.charge.is_some()));
-        row.plain(event.unpriced_reason.map(reason_name));
+        row.plain(event.unpriced_reason.map(|reason| UnpricedReason::from_number(reason).name()));
         row.text(&event.subject);
         row.text(&event.external_id);
         row.text(&event.idempotency_key);
@@ -207,12 +206,6 @@ impl Display for Micros {
         put(20, 6, self.0.timestamp_subsec_micros());
         f.write_str(std::str::from_utf8(&text).map_err(|_| fmt::Error)?)
     }
-}
-
-fn reason_name(reason: i16) -> &'static str {
-    let reason = UnpricedReason::from_number(reason);
-    let reason = proto::UnpricedReason::try_from(reason as i32).unwrap_or_default();
-    reason.as_str_name().trim_start_matches("UNPRICED_REASON_")
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! What a batch is about to take, counted on the wire: decoded, an event of two bytes takes three hundred, so a batch of
 //! millions must be refused before it is.
 
-use crate::grpc::usage::record::{BATCH_EVENTS_MAX, batch_of};
 use meterd_engine::refusal::Refusal;
+use meterd_engine::usage::{BATCH_EVENTS_MAX, check_batch_size};
 use prost::DecodeError;
 use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
 
@@ -73,7 +73,7 @@ pub fn check_batch(bytes: &[u8]) -> Result<usize, Refusal> {
     let mut counts = Counts::default();
     drop(counts.add(Part::Batch, bytes, 0));
     if counts.events > BATCH_EVENTS_MAX {
-        return Err(batch_of(counts.events));
+        check_batch_size(counts.events)?;
     }
     if counts.values > BATCH_METADATA_VALUES_MAX {
         let most = BATCH_METADATA_VALUES_MAX;

@@ -1,7 +1,7 @@
 //! How messages are put on the wire and taken from it: as tonic does it, with a smaller buffer to begin with, and with a look at
 //! batches before they are decoded.
 
-use crate::grpc::layers::request_body::invalid;
+use crate::grpc::layers::framing::invalid;
 use crate::grpc::wire::batch_count as weight;
 use crate::grpc::wire::status::status;
 use crate::proto::BatchTrackUsageRequest;

@@ -1,17 +1,16 @@
 //! From domain and store to messages.
 
 use crate::grpc::Context;
-use crate::grpc::usage::events::Echo;
 use crate::grpc::wire::json;
 use crate::proto::{self, EventOutcome, Money, UsageTotals};
 use chrono::{DateTime, Utc};
-use meterd_domain::catalog::Service;
 use meterd_domain::decimal::Total;
 use meterd_domain::event::{Charge, UsageEvent};
 use meterd_domain::rollup::Sums;
-use meterd_engine::ingest::{Outcome, Recorded};
+use meterd_engine::fields::UnixTime;
+use meterd_engine::ingest::{Echo, Outcome, Recorded};
+use meterd_engine::usage::{self, ServiceUsage};
 use meterd_store::events::RecordedEvent;
-use meterd_store::usage::ServiceSums;
 use prost_types::Timestamp;
 
 /// A timestamp.
@@ -47,28 +46,20 @@ impl Context {
         }
     }
 
-    /// Sums of services, with what the catalogue says of each.
-    pub fn services(&self, services: &[ServiceSums]) -> Vec<proto::ServiceUsage> {
-        let catalog = self.engine.catalog.current();
-        let service = |row: &ServiceSums| {
-            let known = catalog.service(&row.service);
-            proto::ServiceUsage {
-                service: row.service.clone(),
-                display_name: known.map_or_else(|| row.service.clone(), |service| service.display_name.clone()),
-                category: known
-                    .map_or(proto::ServiceCategory::Other as i32, |service: &Service| service.category.into()),
-                totals: Some(self.totals(&row.sums)),
-                projected_cost: None,
-            }
-        };
-        services.iter().map(service).collect()
+    /// Usage of services.
+    pub fn services(&self, services: Vec<ServiceUsage>) -> Vec<proto::ServiceUsage> {
+        services.into_iter().map(|service| self.service(service)).collect()
     }
 
-    /// What those of the services cost that are charged once a period: projections do not scale it.
-    pub fn recurring_cost(&self, services: &[ServiceSums]) -> Total {
-        let catalog = self.engine.catalog.current();
-        let recurs = |row: &&ServiceSums| catalog.service(&row.service).is_some_and(|service| service.recurring);
-        services.iter().filter(recurs).map(|row| row.sums.cost).sum()
+    /// Usage of a service.
+    pub fn service(&self, service: ServiceUsage) -> proto::ServiceUsage {
+        proto::ServiceUsage {
+            service: service.service,
+            display_name: service.display_name,
+            category: service.category.map_or(proto::ServiceCategory::Other as i32, i32::from),
+            totals: Some(self.totals(&service.sums)),
+            projected_cost: None,
+        }
     }
 
     /// What became of an event.
@@ -99,7 +90,7 @@ impl Context {
             Outcome::Duplicate(event) => recorded(EventOutcome::Duplicate, event),
             Outcome::Conflict(conflict) => proto::UsageResult {
                 event_id: conflict.holder.to_string(),
-                ..failed(EventOutcome::Conflict, crate::grpc::usage::record::conflict(&key, &conflict))
+                ..failed(EventOutcome::Conflict, usage::conflict(&key, &conflict))
             },
             Outcome::Rejected(error) => failed(EventOutcome::Rejected, error),
             Outcome::Unavailable(error) => failed(EventOutcome::Unavailable, error),
@@ -139,4 +130,9 @@ fn event(event: UsageEvent) -> proto::UsageEvent {
         external_id: event.external_id,
         metadata,
     }
+}
+
+/// Returns a timestamp as the engine takes it.
+pub fn unix_time(time: &Timestamp) -> UnixTime {
+    UnixTime { seconds: time.seconds, nanos: time.nanos }
 }

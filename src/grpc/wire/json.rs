@@ -1,61 +1,43 @@
-//! Metadata: protobuf Struct to JSON and back.
+//! Metadata: protobuf Struct to checked metadata, and JSON to protobuf Struct.
 
-use meterd_domain::event::METADATA_LEVELS_MAX;
-use meterd_domain::metadata::number;
+use meterd_domain::metadata::{self, Metadata, MetadataError};
 use prost_types::value::Kind;
 use prost_types::{ListValue, Struct, Value};
-use serde_json::{Map, Value as Json};
+use serde_json::Value as Json;
+use std::collections::btree_map;
+use std::iter::Map;
 
-/// Why metadata is refused.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum MetadataError {
-    #[error("numbers must be finite")]
-    NotFinite,
-    #[error("must not contain the character U+0000")]
-    Nul,
-    #[error(
-        "must be nested at most {METADATA_LEVELS_MAX} levels deep, objects and lists together; flatten it, or send the rest as text"
-    )]
-    TooDeep,
+/// Checks metadata. An empty object is no metadata.
+pub fn from_struct(message: Struct) -> Option<Result<Metadata, MetadataError>> {
+    (!message.fields.is_empty()).then(|| Metadata::new::<WireValue>(fields(message)))
 }
 
-/// JSON with sorted keys, one spelling for equal values.
-pub fn from_struct(message: &Struct) -> Result<Json, MetadataError> {
-    object(message, METADATA_LEVELS_MAX)
+/// A value of a Struct.
+struct WireValue(Value);
+
+type WireField = (String, WireValue);
+type WireFields = Map<btree_map::IntoIter<String, Value>, fn((String, Value)) -> WireField>;
+
+fn fields(message: Struct) -> WireFields {
+    message.fields.into_iter().map(|(key, value)| (key, WireValue(value)))
 }
 
-/// `levels` are those that this one may still have, its own among them.
-fn object(message: &Struct, levels: usize) -> Result<Json, MetadataError> {
-    let below = levels.checked_sub(1).ok_or(MetadataError::TooDeep)?;
-    let mut map = Map::new();
-    for (key, value) in &message.fields {
-        map.insert(text(key)?, from_value(value, below)?);
+impl metadata::Source for WireValue {
+    type Fields = WireFields;
+
+    fn into_kind(self) -> metadata::Kind<Self> {
+        match self.0.kind {
+            None | Some(Kind::NullValue(_)) => metadata::Kind::Null,
+            Some(Kind::BoolValue(value)) => metadata::Kind::Bool(value),
+            Some(Kind::NumberValue(value)) => metadata::Kind::Number(value),
+            Some(Kind::StringValue(value)) => metadata::Kind::Text(value),
+            Some(Kind::StructValue(value)) => metadata::Kind::Object(fields(value)),
+            Some(Kind::ListValue(value)) => metadata::Kind::List(value.values.into_iter().map(WireValue).collect()),
+        }
     }
-    Ok(Json::Object(map))
 }
 
-fn list(message: &ListValue, levels: usize) -> Result<Json, MetadataError> {
-    let below = levels.checked_sub(1).ok_or(MetadataError::TooDeep)?;
-    Ok(Json::Array(message.values.iter().map(|value| from_value(value, below)).collect::<Result<_, _>>()?))
-}
-
-fn text(text: &str) -> Result<String, MetadataError> {
-    if text.contains('\0') { Err(MetadataError::Nul) } else { Ok(text.into()) }
-}
-
-fn from_value(value: &Value, levels: usize) -> Result<Json, MetadataError> {
-    Ok(match &value.kind {
-        None | Some(Kind::NullValue(_)) => Json::Null,
-        Some(Kind::BoolValue(value)) => Json::Bool(*value),
-        Some(Kind::StringValue(value)) => Json::String(text(value)?),
-        Some(Kind::StructValue(value)) => object(value, levels)?,
-        Some(Kind::ListValue(value)) => list(value, levels)?,
-        // Struct has no other number. It is the caller's remark: no quantity or amount is ever read from it.
-        Some(Kind::NumberValue(value)) => Json::Number(number(*value).ok_or(MetadataError::NotFinite)?),
-    })
-}
-
-/// The message of a JSON object; anything else is empty.
+/// Returns the message of a JSON object, or an empty one for other JSON.
 pub fn to_struct(json: Json) -> Struct {
     match json {
         Json::Object(map) => Struct { fields: map.into_iter().map(|(key, value)| (key, to_value(value))).collect() },
@@ -73,4 +55,29 @@ fn to_value(json: Json) -> Value {
         map @ Json::Object(_) => Kind::StructValue(to_struct(map)),
     };
     Value { kind: Some(kind) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn checked(message: Struct) -> Option<Result<String, MetadataError>> {
+        from_struct(message).map(|checked| checked.map(|metadata| metadata.to_string()))
+    }
+
+    #[test]
+    fn a_struct_has_one_spelling() {
+        let message = to_struct(json!({"b": [1.0, 2.5, 1e300, null, true, []], "a": {"d": "x\"ß", "c": {}}}));
+        let text = r#"{"a":{"c":{},"d":"x\"ß"},"b":[1,2.5,1e+300,null,true,[]]}"#;
+        assert_eq!(checked(message), Some(Ok(text.into())));
+        assert_eq!(checked(Struct::default()), None);
+    }
+
+    #[test]
+    fn a_number_that_is_not_finite_is_rejected() {
+        let value = Value { kind: Some(Kind::NumberValue(f64::NAN)) };
+        let message = Struct { fields: [("a".to_string(), value)].into() };
+        assert_eq!(checked(message), Some(Err(MetadataError::NotFinite)));
+    }
 }

@@ -3,8 +3,8 @@
 pub mod batch_count;
 pub mod codec;
 pub mod convert;
-pub mod fields;
 pub mod idempotent_create;
 pub mod json;
 pub mod page_token;
+pub mod paging;
 pub mod status;

@@ -1,4 +1,5 @@
-//! Page tokens: where a list goes on, bound to its query and signed, so that they can be neither moved nor forged.
+//! Page tokens: the cursor of the next page, signed together with the query, so that they cannot be forged or used for another
+//! query.
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -9,22 +10,22 @@ use prost::Message;
 use serde::{Serialize, de::DeserializeOwned};
 use sha2::Sha256;
 
-/// Bytes of the signature that a token carries.
+/// Size of the signature in a token.
 const SIGNATURE_BYTES: usize = 16;
 
-/// Makes and reads tokens of one deployment.
+/// Makes and reads the tokens of one deployment.
 #[derive(Clone)]
 pub struct PageTokens {
     secret: Vec<u8>,
 }
 
 impl PageTokens {
-    /// With the deployment's secret.
+    /// Takes the secret of the deployment.
     pub fn new(secret: Vec<u8>) -> Self {
         Self { secret }
     }
 
-    /// Makes tokens of one RPC and query. `query` is the request without page size and token.
+    /// Returns a maker of tokens of one RPC and query. `query` is the request without page size and token.
     pub fn maker(&self, rpc: &str, query: &impl Message) -> TokenMaker {
         let mut mac = Hmac::<Sha256>::new_from_slice(&self.secret).expect("HMAC takes keys of any length");
         let query = query.encode_to_vec();
@@ -34,12 +35,12 @@ impl PageTokens {
         TokenMaker(mac)
     }
 
-    /// The token of a cursor. `query` is the request without page size and token.
+    /// Returns the token of a cursor. `query` is the request without page size and token.
     pub fn make(&self, rpc: &str, query: &impl Message, cursor: &impl Serialize) -> String {
         self.maker(rpc, query).make(cursor)
     }
 
-    /// The cursor of a token of this RPC and query; nothing for the first page.
+    /// Returns the cursor of a token of this RPC and query, or `None` for the first page.
     pub fn read<C: DeserializeOwned>(
         &self,
         rpc: &str,
@@ -58,12 +59,12 @@ impl PageTokens {
         })
     }
 
-    /// The cursor of a token, if it is one of this RPC and query.
+    /// Returns the cursor of a token, if it belongs to this RPC and query.
     pub fn cursor<C: DeserializeOwned>(&self, rpc: &str, query: &impl Message, token: &str) -> Option<C> {
         let token = URL_SAFE_NO_PAD.decode(token).ok()?;
         let (signature, cursor) = token.split_at_checked(SIGNATURE_BYTES)?;
         let expected = self.maker(rpc, query).signature(cursor);
-        // The whole of both is compared, whatever differs: how long it takes tells nothing.
+        // All bytes are compared, so that the time does not depend on where they differ.
         let differs = signature.iter().zip(expected).fold(0, |differs, (left, right)| differs | (left ^ right));
         if differs != 0 {
             return None;
@@ -72,7 +73,7 @@ impl PageTokens {
     }
 }
 
-/// Makes tokens of one RPC and query: what does not change between them is signed already.
+/// Makes tokens of one RPC and query. The part that does not change is already signed.
 #[derive(Clone)]
 pub struct TokenMaker(Hmac<Sha256>);
 
@@ -85,7 +86,7 @@ impl TokenMaker {
         signature
     }
 
-    /// The token of a cursor.
+    /// Returns the token of a cursor.
     pub fn make(&self, cursor: &impl Serialize) -> String {
         let cursor = serde_json::to_vec(cursor).expect("cursors are plain data");
         let mut token = self.signature(&cursor).to_vec();
@@ -94,7 +95,7 @@ impl TokenMaker {
     }
 }
 
-/// With its length, so that no two lists of parts are signed alike.
+/// Signs a part with its length, so that different lists of parts have different signatures.
 fn add_part(mac: &mut Hmac<Sha256>, part: &[u8]) {
     mac.update(&(part.len() as u64).to_le_bytes());
     mac.update(part);

@@ -1,8 +1,8 @@
 //! The one place that turns an error into a status with its details.
 
-use crate::grpc::usage::record::DIFFERING_FIELDS;
 use crate::proto::{EventError, FieldViolation};
 use meterd_engine::refusal::{Reason, Refusal};
+use meterd_engine::usage::DIFFERING_FIELDS;
 use std::collections::HashMap;
 use std::future::Future;
 use tonic::{Code, Status};

@@ -11,7 +11,7 @@ pub use jwt::JwtConfig;
 pub use ring::KeyRing;
 
 use crate::clock::Clock;
-use crate::counts::Counts;
+use crate::counters::Counters;
 use crate::refusal::{Reason, Refusal, shown};
 use chrono::{DateTime, Utc};
 use jwt::Jwt;
@@ -154,7 +154,7 @@ impl Auth {
     pub async fn authenticate<'a>(
         &self,
         token: impl FnOnce() -> Result<&'a str, Refusal>,
-        connection: Option<&Arc<Counts>>,
+        connection: Option<&Arc<Counters>>,
     ) -> Result<Arc<Caller>, Refusal> {
         if !self.required {
             return Ok(self.anybody());

@@ -2,11 +2,15 @@
 
 mod batch;
 mod queue;
+mod raw_event;
 mod split;
 mod unpriced;
+mod validate;
 mod writer;
 
 pub use batch::preview;
+pub use raw_event::{RawEvent, RawMeasures, Rounded, measures};
+pub use validate::{Checked, Echo, EventChecks, Refused, Texts};
 
 use crate::alerts::raise::AlertSettings;
 use crate::catalog::CatalogCache;

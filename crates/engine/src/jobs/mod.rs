@@ -5,6 +5,7 @@ mod alert_checks;
 mod config;
 mod key_pruning;
 mod lease;
+mod manage;
 mod partitions;
 pub mod pricing;
 mod retention;
@@ -13,6 +14,7 @@ mod scheduler;
 pub mod summaries;
 
 pub use config::{JobConfig, Schedules};
+pub use manage::{list, run};
 pub use schedule::Schedule;
 pub use scheduler::{Scheduler, names};
 

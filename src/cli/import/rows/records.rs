@@ -1,4 +1,4 @@
-//! Records of CSV: their cells, and what else the lines of one may be.
+//! CSV records: cells, repeated headers, and rows inside quotes.
 
 use std::io::{self, BufRead};
 
@@ -8,11 +8,11 @@ use super::{Cells, RowReader, not_utf_8};
 use crate::cli::import::cells::is_blank;
 use crate::cli::import::quotes::{self, Quotes};
 
-/// Lines within one record that are looked at.
+/// Maximum number of lines of one record that are checked.
 const INNER_ROWS_MAX: usize = 100;
 
 impl<R: BufRead> RowReader<R> {
-    /// Parses the record that starts with the line in `text`, and reads on while a quote is open.
+    /// Parses the record that starts with the line in `text`. Reads further lines while a quote is open.
     pub(super) fn csv_cells(&mut self, text: &mut Vec<u8>) -> io::Result<Result<Cells, String>> {
         self.csv.reset();
         let first_line = self.position.line;
@@ -20,7 +20,7 @@ impl<R: BufRead> RowReader<R> {
         let mut ends = vec![0; self.header.len() + 16];
         let (mut fed, mut written, mut ended) = (0, 0, 0);
         loop {
-            // The last line may lack its end. Fed apart, for `text` must stay what the file says.
+            // The last line may have no line end. It is passed separately, because `text` must stay unchanged.
             let at_end = fed == text.len() && !text.ends_with(b"\n");
             let input = if at_end { b"\n" } else { &text[fed..] };
             let (result, read, wrote, closed) = self.csv.read_record(input, &mut output[written..], &mut ends[ended..]);
@@ -34,7 +34,7 @@ impl<R: BufRead> RowReader<R> {
                 ReadRecordResult::InputEmpty if fed == text.len() && !at_end && !text.ends_with(b"\n") => {}
                 ReadRecordResult::InputEmpty | ReadRecordResult::End => {
                     if self.read_line(text)? == 0 {
-                        return Ok(Err("has a quote that is never closed".to_owned()));
+                        return Ok(Err("has a quote that is not closed".to_owned()));
                     }
                 }
             }
@@ -66,25 +66,25 @@ impl<R: BufRead> RowReader<R> {
         }
         if columns > 0 && cells.len() != columns && !cells.iter().all(|cell| cell.trim().is_empty()) {
             let hint = match cells.len() > columns {
-                true => "; a value with the delimiter in it has to be in quotes",
+                true => "; a value that contains the delimiter must be in quotes",
                 false => "",
             };
-            return Err(format!("has {} columns, the header has {columns}{hint}", cells.len()));
+            return Err(format!("has {} columns, but the header has {columns}{hint}", cells.len()));
         }
-        // Such as the rest of 1,234 where the header line ends with a delimiter.
+        // For example the second part of 1,234 if the header line ends with a delimiter.
         let named = self.header.iter().rposition(|name| !name.is_empty()).map_or(0, |last| last + 1);
         match cells.iter().enumerate().skip(named).find(|(_, cell)| columns > 0 && !cell.trim().is_empty()) {
             Some((index, cell)) => Err(format!(
-                "has {cell:?} in column {}, which has no name: put a value with the delimiter in it in quotes, or name the \
-                 column in the header line",
+                "has {cell:?} in column {}, which has no name: put values that contain the delimiter in quotes, or add a name \
+                 to the header line",
                 index + 1
             )),
             None => Ok(Cells::Csv(cells)),
         }
     }
 
-    /// Whether a row is the header once more. One with its columns in another order is an error: the rows after it cannot be
-    /// read by the first header.
+    /// Whether a row repeats the header. A header with another order of columns is an error, because the mapping of the first
+    /// header does not apply to the rows after it.
     pub(super) fn is_header(&self, cells: &[String]) -> io::Result<bool> {
         let mut cells: Vec<&str> = cells.iter().map(|cell| cell.trim_matches(is_blank)).collect();
         if !cells.iter().all(|cell| self.header.iter().any(|name| name == cell)) {
@@ -98,15 +98,15 @@ impl<R: BufRead> RowReader<R> {
         header.sort_unstable();
         match cells == header {
             true => Err(io::Error::other(format!(
-                "line {} is a header line with the columns in another order: import the lines from there on as a file of \
-                 their own",
+                "line {} is a header line with the columns in another order: import it and the lines after it as a separate \
+                 file",
                 self.position.line
             ))),
             false => Ok(false),
         }
     }
 
-    /// Later lines of a record over several lines that have as many columns as the header.
+    /// Returns the lines of a record, except the first, that have as many columns as the header.
     pub(super) fn inner_rows(&self, text: &[u8], line: u64) -> Vec<(u64, Cells)> {
         if self.header.len() < 2 || !text.trim_ascii_end().contains(&b'\n') {
             return Vec::new();

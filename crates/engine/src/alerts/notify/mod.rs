@@ -1,33 +1,33 @@
-//! Notifications: people are told of alerts by e-mail, SMS and webhook.
+//! Delivers notifications of alerts by e-mail, SMS and webhook.
 //!
-//! They are queued in the transaction that raises an alert (`store::notifications`). On every replica a worker claims what is
-//! due in a short transaction, delivers it outside of any, and notes what became of it. Who dies in between leaves a claim
-//! that runs out: the next one delivers again, with the same id. So each arrives at least once.
+//! The transaction that raises an alert queues them (`store::notifications`). On every replica a worker claims due notifications
+//! in a short transaction, sends them outside of it, and stores the outcome. If a worker dies, its claim expires and another
+//! worker sends again, with the same id. So each notification is delivered at least once.
 
 mod address;
-mod aside;
 mod backoff;
 mod config;
-mod courier;
 mod email;
 mod http;
+mod paused;
 mod reason;
+mod sender;
 mod sms;
 mod target;
 mod text;
 mod webhook;
 
 pub use config::{NotifyConfig, Secret, SmtpConfig, TwilioConfig};
-use courier::Failure;
-pub use courier::{Courier, check};
 use meterd_store::StoreError;
 use reason::reason;
+use sender::Failure;
+pub use sender::{Sender, check};
 pub use target::{check_secret, check_target, new_secret};
 
-use aside::Aside;
 use futures_util::future::join_all;
 use meterd_domain::notification::ChannelKind;
 use meterd_store::outbox::{self, DueChannel, Taken};
+use paused::PausedChannels;
 use sqlx::PgPool;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -35,29 +35,30 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
-/// How often a replica looks for what is due.
+/// How often a replica looks for due notifications.
 const POLL_EVERY: Duration = Duration::from_secs(1);
-/// How often it looks for what waits in vain, and counts what waits.
+/// How often a replica gives up notifications of removed channels and counts pending ones.
 const UPKEEP_EVERY: Duration = Duration::from_secs(10);
-/// Channels that a replica delivers to at the same time. Each has one claim, so a receiver that hangs holds up few others.
+/// Maximum number of channels that a replica sends to at the same time. Each has one claim, so a receiver that does not answer
+/// delays few others.
 const CHANNELS_MAX: usize = 8;
-/// Notifications of one claim, delivered at the same time.
+/// Maximum number of notifications of one claim. They are sent at the same time.
 const CLAIM_MAX: i64 = 4;
-/// A claim runs out so long after its deliveries have to be over.
+/// Time between the timeout of the attempts of a claim and the end of the claim.
 const CLAIM_MARGIN: Duration = Duration::from_secs(50);
-/// Nothing waits longer, for a claim to run out, the next attempt, or the end of a channel's hour.
+/// Maximum time until a notification is due: after a claim expires, before the next attempt, or until the hour of a channel ends.
 const WAIT_MAX: Duration = Duration::from_secs(3600 + 60);
 const WAIT_MARGIN: Duration = Duration::from_secs(60);
-/// Alerts that a digest spells out.
+/// Maximum number of alerts that a digest contains.
 const DIGEST_ALERTS_MAX: i64 = 100;
-/// Notifications that one statement gives up.
+/// Maximum number of notifications that one statement gives up.
 const GIVE_UP_ROWS: i64 = 10_000;
-/// Database work that takes longer hangs on a connection that is dead.
+/// Timeout of database work. It takes longer only on a broken connection.
 const DATABASE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Why nothing was claimed.
+/// The error of a claim.
 struct ClaimError {
-    /// The channel that was to be claimed; without one, the database failed before.
+    /// The channel. `None` if the database failed before one was chosen.
     channel_id: Option<i64>,
     error: StoreError,
 }
@@ -65,7 +66,7 @@ struct ClaimError {
 /// The worker of a replica.
 pub struct Notifier {
     pool: PgPool,
-    courier: Courier,
+    sender: Sender,
     attempts_max: u32,
     hourly_max: u32,
     backoff: Duration,
@@ -73,11 +74,11 @@ pub struct Notifier {
 }
 
 impl Notifier {
-    /// With a way to deliver.
-    pub fn new(pool: &PgPool, courier: Courier, config: &NotifyConfig) -> Self {
+    /// Creates the worker.
+    pub fn new(pool: &PgPool, sender: Sender, config: &NotifyConfig) -> Self {
         Self {
             pool: pool.clone(),
-            courier,
+            sender,
             attempts_max: config.attempts_max,
             hourly_max: config.hourly_max,
             backoff: config.backoff,
@@ -85,13 +86,13 @@ impl Notifier {
         }
     }
 
-    /// Delivers what is due until `stopping` turns true, then finishes what is under way.
+    /// Sends due notifications until `stopping` turns true, then waits for those that are being sent.
     pub async fn run(self, wanted: Arc<Notify>, mut stopping: watch::Receiver<bool>) {
         let notifier = Arc::new(self);
         let mut deliveries = JoinSet::new();
         let mut busy: HashMap<tokio::task::Id, i64> = HashMap::new();
         let mut upkeep_due = Instant::now();
-        let mut aside = Aside::default();
+        let mut paused = PausedChannels::default();
         let mut failing = false;
         while !*stopping.borrow() {
             let mut found = Ok(());
@@ -100,17 +101,17 @@ impl Notifier {
                 upkeep_due = Instant::now() + UPKEEP_EVERY;
             }
             while found.is_ok() && busy.len() < CHANNELS_MAX && !*stopping.borrow() {
-                let channels: Vec<i64> = busy.values().copied().chain(aside.channels(Instant::now())).collect();
+                let channels: Vec<i64> = busy.values().copied().chain(paused.paused(Instant::now())).collect();
                 match notifier.claim(&channels).await {
                     Ok(None) => break,
                     Ok(Some((channel, taken))) => {
                         let channel_id = channel.channel_id;
-                        aside.take_back(channel_id);
+                        paused.resume(channel_id);
                         let delivery = deliveries.spawn(notifier.clone().deliver_all(channel, taken));
                         busy.insert(delivery.id(), channel_id);
                     }
                     Err(ClaimError { channel_id: Some(channel_id), error }) => {
-                        if aside.put(channel_id, Instant::now()) {
+                        if paused.pause(channel_id, Instant::now()) {
                             tracing::warn!(channel_id, %error, "notifications of a channel wait: they cannot be claimed");
                         }
                     }
@@ -138,7 +139,7 @@ impl Notifier {
         while deliveries.join_next().await.is_some() {}
     }
 
-    /// Takes what is due of a channel, in one transaction; nothing where no channel that is free has anything.
+    /// Claims due notifications of one channel in one transaction. Returns `None` if no other channel has any.
     async fn claim(&self, busy: &[i64]) -> Result<Option<(DueChannel, Vec<Taken>)>, ClaimError> {
         let mut channel_id = None;
         let claiming = async {
@@ -175,15 +176,15 @@ impl Notifier {
         claimed.map_err(|error| ClaimError { channel_id, error })
     }
 
-    /// Delivers a claim and notes what became of it.
+    /// Sends the notifications of a claim and stores the outcomes.
     async fn deliver_all(self: Arc<Self>, channel: DueChannel, taken: Vec<Taken>) {
         join_all(taken.iter().map(|taken| self.deliver(&channel, taken))).await;
     }
 
     async fn deliver(&self, channel: &DueChannel, taken: &Taken) {
         let delivered = match ChannelKind::try_from(channel.kind) {
-            Ok(kind) => self.courier.deliver(kind, channel, taken).await,
-            Err(error) => Err(Failure::Final(error.to_string())),
+            Ok(kind) => self.sender.send(kind, channel, taken).await,
+            Err(error) => Err(Failure::Permanent(error.to_string())),
         };
         let id = taken.notification_id.as_str();
         let attempts = taken.attempt_count.unsigned_abs();
@@ -192,8 +193,8 @@ impl Notifier {
                 count(channel, "sent", 1);
                 outbox::mark_sent(&self.pool, &channel.client_id, id).await
             }
-            // The caller of a test waits for its outcome: there is one attempt.
-            Err(Failure::Passing(error)) if attempts < self.attempts_max && taken.alert_count > 0 => {
+            // A test has one attempt, because its caller waits for the outcome.
+            Err(Failure::Transient(error)) if attempts < self.attempts_max && taken.alert_count > 0 => {
                 tracing::info!(
                     notification_id = id,
                     attempts,
@@ -204,7 +205,7 @@ impl Notifier {
                 let delay = backoff::pause(self.backoff, attempts).as_secs_f64();
                 outbox::mark_failed(&self.pool, &channel.client_id, taken, &error, Some(delay)).await
             }
-            Err(Failure::Passing(error) | Failure::Final(error)) => {
+            Err(Failure::Transient(error) | Failure::Permanent(error)) => {
                 tracing::warn!(notification_id = id, attempts, error, "a notification was given up");
                 count(channel, "failed", 1);
                 outbox::mark_failed(&self.pool, &channel.client_id, taken, &error, None).await
@@ -229,7 +230,7 @@ impl Notifier {
     }
 }
 
-/// Gives up what waits for channels that were removed.
+/// Gives up the pending notifications of removed channels.
 pub async fn give_up_without_channel(pool: &PgPool) -> meterd_store::Result<()> {
     loop {
         let count = outbox::give_up_without_channel(pool, GIVE_UP_ROWS).await?;

@@ -15,7 +15,7 @@ const SECRET_BYTES: std::ops::RangeInclusive<usize> = 24..=64;
 /// Digits of a phone number, by E.164; the shortest in use have seven.
 const PHONE_DIGITS: std::ops::RangeInclusive<usize> = 7..=15;
 
-/// Whether a channel of this kind and target can be told of alerts with these settings; if not, what is wrong.
+/// Checks that notifications can be sent to this target with these settings. The error says what is wrong.
 pub fn check_target(kind: ChannelKind, target: &str, config: &NotifyConfig) -> Result<(), String> {
     match kind {
         ChannelKind::Email => {
@@ -38,7 +38,7 @@ pub fn check_target(kind: ChannelKind, target: &str, config: &NotifyConfig) -> R
     }
 }
 
-/// The URL of a webhook, if it may be sent to. What its name leads to is seen when it is connected to.
+/// Returns the URL of a webhook, if the settings allow it. The addresses of its name are checked when a connection is made.
 pub(super) fn webhook_url(target: &str, config: &NotifyConfig) -> Result<Url, String> {
     let url = Url::parse(target).map_err(|_| "must be a URL such as https://example.com/alerts")?;
     match url.scheme() {
@@ -63,12 +63,12 @@ pub(super) fn webhook_url(target: &str, config: &NotifyConfig) -> Result<Url, St
     Ok(url)
 }
 
-/// A new key to sign webhooks with.
+/// Returns a new key for signatures of webhooks.
 pub fn new_secret() -> String {
     format!("{SECRET_PREFIX}{}", STANDARD.encode(rand::random::<[u8; 32]>()))
 }
 
-/// Whether a text is a key to sign webhooks with.
+/// Checks a key for signatures of webhooks.
 pub fn check_secret(secret: &str) -> Result<(), String> {
     secret_bytes(secret).map(drop).ok_or_else(|| {
         let (least, most) = (SECRET_BYTES.start(), SECRET_BYTES.end());
@@ -76,7 +76,7 @@ pub fn check_secret(secret: &str) -> Result<(), String> {
     })
 }
 
-/// The bytes of a key.
+/// Returns the bytes of a key.
 pub(super) fn secret_bytes(secret: &str) -> Option<Vec<u8>> {
     let bytes = STANDARD.decode(secret.strip_prefix(SECRET_PREFIX)?).ok()?;
     SECRET_BYTES.contains(&bytes.len()).then_some(bytes)

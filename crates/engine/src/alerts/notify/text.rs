@@ -1,28 +1,28 @@
-//! What people and programs are told: the texts of e-mails and SMS, the body of webhooks.
+//! The contents of notifications: the texts of e-mails and SMS, and the body of webhooks.
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use meterd_domain::alert::{Alert, AlertType, Severity};
 use meterd_domain::period::Month;
 use serde::Serialize;
 
-/// Most characters of an SMS: ten segments where all are ASCII or so, and well within Twilio's 1,600.
+/// Maximum number of characters of an SMS: about ten segments of ASCII, and below Twilio's limit of 1,600.
 const SMS_CHARS_MAX: usize = 640;
-/// Most characters of a subject.
+/// Maximum number of characters of a subject.
 const SUBJECT_CHARS_MAX: usize = 200;
-/// Alerts that the SMS of a digest tells.
+/// Maximum number of alerts in the SMS of a digest.
 const SMS_ALERTS_MAX: usize = 3;
 
-/// What a notification tells.
-pub struct Told<'a> {
+/// The content of a notification.
+pub struct Content<'a> {
     pub alerts: &'a [Alert],
-    /// Of a digest there may be more than it has.
+    /// Number of alerts of a digest, which may be more than `alerts` has. 0: a test.
     pub alert_count: i32,
     pub create_time: DateTime<Utc>,
-    /// The deployment's.
+    /// The currency of the deployment.
     pub currency: &'a str,
 }
 
-/// An alert by the JSON mapping of the contract's `Alert`, without what is empty.
+/// An alert in the JSON mapping of the contract's `Alert`, without empty fields.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct AlertBody<'a> {
@@ -48,7 +48,7 @@ struct AlertBody<'a> {
     raise_count: i32,
 }
 
-/// A digest's alerts.
+/// The alerts of a digest.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct DigestBody<'a> {
@@ -82,7 +82,7 @@ fn period(alert: &Alert) -> String {
     }
 }
 
-/// So many characters at most, without control characters.
+/// Returns at most `chars_max` characters, without control characters.
 fn line(text: &str, chars_max: usize) -> String {
     let clean = |character: char| if character.is_control() { ' ' } else { character };
     if text.chars().count() <= chars_max {
@@ -91,17 +91,17 @@ fn line(text: &str, chars_max: usize) -> String {
     text.chars().take(chars_max - 1).map(clean).chain(['…']).collect()
 }
 
-/// What a test notification says.
+/// The text of a test notification.
 const TEST_TEXT: &str = "This is a test of meterd. No alert was raised.";
 
-/// A test has nothing to tell.
+/// The data of a test.
 #[derive(Serialize)]
 struct TestBody {
     message: &'static str,
 }
 
-impl<'a> Told<'a> {
-    /// Sent on request, to see whether a channel works.
+impl<'a> Content<'a> {
+    /// Returns whether this is a test of a channel.
     fn is_test(&self) -> bool {
         self.alert_count == 0
     }
@@ -140,7 +140,7 @@ impl<'a> Told<'a> {
         }
     }
 
-    /// The body of a webhook; the same at every attempt.
+    /// Returns the body of a webhook. It is the same for every attempt.
     pub fn json(&self) -> String {
         let json = match self.alerts {
             [] if self.is_test() => serde_json::to_string(&Body {
@@ -165,7 +165,7 @@ impl<'a> Told<'a> {
         json.expect("texts and numbers are JSON")
     }
 
-    /// The subject of an e-mail.
+    /// Returns the subject of an e-mail.
     pub fn subject(&self) -> String {
         let subject = match self.alerts {
             [] if self.is_test() => "[test] meterd notification".to_owned(),
@@ -178,7 +178,7 @@ impl<'a> Told<'a> {
         line(&subject, SUBJECT_CHARS_MAX)
     }
 
-    /// The text of an e-mail.
+    /// Returns the text of an e-mail.
     pub fn mail(&self) -> String {
         if self.is_test() {
             return format!("{TEST_TEXT}\n");
@@ -224,7 +224,7 @@ impl<'a> Told<'a> {
         text
     }
 
-    /// The text of an SMS.
+    /// Returns the text of an SMS.
     pub fn sms(&self) -> String {
         if self.is_test() {
             return TEST_TEXT.to_owned();
@@ -234,13 +234,13 @@ impl<'a> Told<'a> {
         {
             return line(&format!("[{}] {}", severity(alert), alert.message), SMS_CHARS_MAX);
         }
-        let told: Vec<&str> = self.alerts.iter().take(SMS_ALERTS_MAX).map(|alert| alert.message.as_str()).collect();
-        let more = i64::from(self.alert_count) - told.len() as i64;
+        let shown: Vec<&str> = self.alerts.iter().take(SMS_ALERTS_MAX).map(|alert| alert.message.as_str()).collect();
+        let more = i64::from(self.alert_count) - shown.len() as i64;
         let more = if more > 0 { format!(" And {more} more.") } else { String::new() };
-        line(&format!("{} alerts: {}{more}", self.alert_count, told.join(" ")), SMS_CHARS_MAX)
+        line(&format!("{} alerts: {}{more}", self.alert_count, shown.join(" ")), SMS_CHARS_MAX)
     }
 
-    /// Alerts that a digest only counts.
+    /// Returns the number of alerts that a digest only counts.
     fn more(&self) -> i64 {
         i64::from(self.alert_count) - self.alerts.len() as i64
     }

@@ -27,14 +27,14 @@ fn alert(number: usize, message: &str) -> Alert {
     }
 }
 
-fn told(alerts: &[Alert], alert_count: i32) -> Told<'_> {
-    Told { alerts, alert_count, create_time: "2026-11-21T13:00:00Z".parse().unwrap(), currency: "USD" }
+fn content(alerts: &[Alert], alert_count: i32) -> Content<'_> {
+    Content { alerts, alert_count, create_time: "2026-11-21T13:00:00Z".parse().unwrap(), currency: "USD" }
 }
 
 #[test]
 fn amounts_keep_every_digit_and_what_is_in_units_has_no_currency() {
     let alerts = [alert(1, "Too many.")];
-    let body: serde_json::Value = serde_json::from_str(&told(&alerts, 1).json()).unwrap();
+    let body: serde_json::Value = serde_json::from_str(&content(&alerts, 1).json()).unwrap();
     let data = &body["data"];
     assert_eq!(data["current"], "123456789012345678901234567890.000000000001");
     assert_eq!(
@@ -42,14 +42,14 @@ fn amounts_keep_every_digit_and_what_is_in_units_has_no_currency() {
         (&"2026-11-21".into(), &"sms".into(), &"2".into())
     );
     assert!(["currency", "percent", "projected"].iter().all(|field| data.get(field).is_none()), "{data}");
-    let mail = told(&alerts, 1).mail();
+    let mail = content(&alerts, 1).mail();
     assert!(mail.contains("123456789012345678901234567890.000000000001 units") && mail.contains("2 units"), "{mail}");
 }
 
 #[test]
 fn a_digest_tells_how_many_alerts_there_are_beyond_those_it_spells_out() {
     let alerts: Vec<Alert> = (1..=4).map(|number| alert(number, &format!("Message {number}."))).collect();
-    let digest = told(&alerts, 10);
+    let digest = content(&alerts, 10);
     assert_eq!(digest.subject(), "[warning] 10 alerts");
     assert!(
         digest.mail().starts_with("10 alerts were raised:\n") && digest.mail().ends_with("- and 6 more\n"),
@@ -57,7 +57,7 @@ fn a_digest_tells_how_many_alerts_there_are_beyond_those_it_spells_out() {
         digest.mail()
     );
     assert_eq!(digest.sms(), "10 alerts: Message 1. Message 2. Message 3. And 7 more.");
-    assert!(!told(&alerts, 4).mail().contains("more"));
+    assert!(!content(&alerts, 4).mail().contains("more"));
     let body: serde_json::Value = serde_json::from_str(&digest.json()).unwrap();
     assert_eq!((&body["type"], &body["data"]["alertCount"]), (&"alert.digest".into(), &10.into()));
     assert_eq!(
@@ -69,9 +69,9 @@ fn a_digest_tells_how_many_alerts_there_are_beyond_those_it_spells_out() {
 #[test]
 fn subjects_and_sms_are_one_line_of_bounded_length() {
     let alerts = [alert(1, &format!("Bell\u{7}\r\nBcc: x@y.example {}", "é".repeat(2_000)))];
-    for text in [told(&alerts, 1).subject(), told(&alerts, 1).sms(), told(&alerts, 2).sms()] {
+    for text in [content(&alerts, 1).subject(), content(&alerts, 1).sms(), content(&alerts, 2).sms()] {
         assert!(text.chars().count() <= SMS_CHARS_MAX && text.ends_with('…'), "{text}");
         assert!(!text.chars().any(char::is_control), "{text}");
     }
-    assert_eq!(told(&alerts, 1).subject().chars().count(), SUBJECT_CHARS_MAX);
+    assert_eq!(content(&alerts, 1).subject().chars().count(), SUBJECT_CHARS_MAX);
 }

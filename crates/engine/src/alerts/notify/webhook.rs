@@ -3,7 +3,7 @@
 use super::address::PublicResolver;
 use super::config::NotifyConfig;
 use super::target::{secret_bytes, webhook_url};
-use super::text::Told;
+use super::text::Content;
 use super::{Failure, http};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -13,15 +13,15 @@ use reqwest::{Client, StatusCode};
 use sha2::Sha256;
 use std::sync::Arc;
 
-/// Posts to webhooks.
-pub struct Poster {
-    /// Or why there is none: a machine without CA certificates still serves.
+/// Sends webhooks.
+pub struct WebhookSender {
+    /// An error if the client cannot be made, as without CA certificates. The server runs all the same.
     client: Result<Client, String>,
     config: NotifyConfig,
 }
 
-impl Poster {
-    /// Under the settings' rules of where webhooks may be.
+impl WebhookSender {
+    /// Makes the HTTP client. It only connects to addresses that the settings allow.
     pub fn new(config: &NotifyConfig) -> Self {
         let mut client = http::client(config.timeout).https_only(!config.webhook_allow_http);
         if !config.webhook_allow_private {
@@ -35,23 +35,23 @@ impl Poster {
         Self { client, config: config.clone() }
     }
 
-    /// Posts one, signed with every key, as of `timestamp` (seconds). What the receiver answers is not read: its status says
-    /// it all.
+    /// Sends one notification, signed with every key at `timestamp` (seconds). Only the status of the answer is read.
     pub async fn send(
         &self,
         id: &str,
         target: &str,
         secrets: &[String],
-        told: &Told<'_>,
+        content: &Content<'_>,
         timestamp: i64,
     ) -> Result<(), Failure> {
-        // Settings may have become stricter since the channel was set.
-        let url = webhook_url(target, &self.config).map_err(|wrong| Failure::Passing(format!("the target {wrong}")))?;
+        // The settings may have become stricter since the channel was created.
+        let url =
+            webhook_url(target, &self.config).map_err(|wrong| Failure::Transient(format!("the target {wrong}")))?;
         let keys: Option<Vec<Vec<u8>>> = secrets.iter().map(|secret| secret_bytes(secret)).collect();
         let keys = keys.filter(|keys| !keys.is_empty());
-        let keys = keys.ok_or_else(|| Failure::Final("the channel has no key to sign with".into()))?;
-        let body = told.json();
-        let client = self.client.as_ref().map_err(|error| Failure::Passing(error.clone()))?;
+        let keys = keys.ok_or_else(|| Failure::Permanent("the channel has no key to sign with".into()))?;
+        let body = content.json();
+        let client = self.client.as_ref().map_err(|error| Failure::Transient(error.clone()))?;
         let request = client
             .post(url)
             .header(CONTENT_TYPE, "application/json")
@@ -59,19 +59,19 @@ impl Poster {
             .header("webhook-timestamp", timestamp)
             .header("webhook-signature", signatures(&keys, id, timestamp, &body))
             .body(body);
-        let status = request.send().await.map_err(|error| Failure::Passing(http::reason(error)))?.status();
+        let status = request.send().await.map_err(|error| Failure::Transient(http::reason(error)))?.status();
         match status {
             _ if status.is_success() => Ok(()),
-            StatusCode::GONE => Err(Failure::Final(format!("the receiver answered {status}"))),
+            StatusCode::GONE => Err(Failure::Permanent(format!("the receiver answered {status}"))),
             _ if status.is_redirection() => {
-                Err(Failure::Passing(format!("the receiver answered {status}, and redirects are not followed")))
+                Err(Failure::Transient(format!("the receiver answered {status}, and redirects are not followed")))
             }
-            _ => Err(Failure::Passing(format!("the receiver answered {status}"))),
+            _ => Err(Failure::Transient(format!("the receiver answered {status}"))),
         }
     }
 }
 
-/// One signature for each key, so that a receiver with any of them can verify.
+/// Returns one signature per key, so that a receiver with any of the keys can verify it.
 fn signatures(keys: &[Vec<u8>], id: &str, timestamp: i64, body: &str) -> String {
     let sign = |key: &Vec<u8>| {
         let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes keys of any length");

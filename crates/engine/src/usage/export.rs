@@ -1,0 +1,89 @@
+//! All events of a range, one after the other.
+
+use crate::clients;
+use crate::engine::Engine;
+use crate::fields::{Fields, UnixTime};
+use crate::refusal::Refusal;
+use meterd_domain::event::ID_BYTES_MAX;
+use meterd_store::export::{ExportFilter, ExportRow, Snapshot};
+
+/// The format of an exported file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExportFormat {
+    Csv,
+    Ndjson,
+}
+
+/// Which events to export. Empty filters select everything.
+#[derive(Debug)]
+pub struct ExportInput {
+    /// Empty: all clients.
+    pub client_id: String,
+    /// The earliest time, included.
+    pub start_time: Option<UnixTime>,
+    /// The latest time, not included.
+    pub end_time: Option<UnixTime>,
+    /// The clients' own days, both included.
+    pub start_date: String,
+    pub end_date: String,
+    pub services: Vec<String>,
+    /// `Err` has the text of a value that is not a format.
+    pub format: Result<ExportFormat, String>,
+}
+
+/// A checked export.
+#[derive(Debug)]
+pub struct Export {
+    pub filter: ExportFilter,
+    pub format: ExportFormat,
+}
+
+impl Export {
+    /// Checks what is to be exported.
+    pub async fn check(engine: &Engine, input: ExportInput) -> Result<Self, Refusal> {
+        let mut fields = Fields::default();
+        fields.text("client_id", &input.client_id, ID_BYTES_MAX);
+        let (start_time, end_time) = fields.times(input.start_time, input.end_time);
+        let (start_day, end_day) = fields.optional_days(&input.start_date, &input.end_date);
+        fields.filter("services", &input.services);
+        let format = input.format.unwrap_or_else(|given| {
+            fields.wrong("format", format!("{given} is no format"));
+            ExportFormat::Csv
+        });
+        fields.finish()?;
+        let client_id = (!input.client_id.is_empty()).then_some(input.client_id);
+        if let Some(client_id) = &client_id {
+            clients::existing(engine, client_id).await?;
+        }
+        let filter = ExportFilter { client_id, start_time, end_time, start_day, end_day, services: input.services };
+        Ok(Self { filter, format })
+    }
+
+    /// Begins the snapshot that the events are read from.
+    pub async fn begin(&self, engine: &Engine) -> Result<Snapshot, Refusal> {
+        Ok(Snapshot::begin(&engine.pool).await?)
+    }
+
+    /// Returns the tally before the first event.
+    pub fn tally(&self) -> ExportTally {
+        ExportTally { event_count: 0, empty_services: self.filter.services.clone() }
+    }
+}
+
+/// What an export has found so far.
+#[derive(Clone, Debug)]
+pub struct ExportTally {
+    pub event_count: i64,
+    /// The services of the filter that no event had.
+    pub empty_services: Vec<String>,
+}
+
+impl ExportTally {
+    /// Adds an event.
+    pub fn add(&mut self, event: &ExportRow) {
+        self.event_count += 1;
+        if !self.empty_services.is_empty() {
+            self.empty_services.retain(|service| *service != event.service);
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! A client's usage in a range of days.
+
+use super::{ServiceUsage, services};
+use crate::engine::Engine;
+use crate::fields::Fields;
+use crate::refusal::Refusal;
+use chrono::{DateTime, NaiveDate, Utc};
+use meterd_domain::event::ID_BYTES_MAX;
+use meterd_domain::rollup::Sums;
+use meterd_store::connect;
+use meterd_store::usage::{self, AsOf, OfClient, ServiceSums};
+
+/// Maximum number of days of a summary: ten years.
+pub const SUMMARY_DAYS_MAX: i64 = 3_660;
+const TOP_OPERATIONS_DEFAULT: i64 = 10;
+const TOP_OPERATIONS_MAX: i32 = 1_000;
+
+/// Which summary to return.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SummaryInput<'a> {
+    pub client_id: &'a str,
+    /// The client's own days, both included.
+    pub start_date: &'a str,
+    pub end_date: &'a str,
+    /// Number of operations. 0: 10.
+    pub top_operation_count: i32,
+}
+
+/// The usage of a client in a range of days.
+#[derive(Debug)]
+pub struct Summary {
+    /// IANA name.
+    pub time_zone: String,
+    pub sums: Sums,
+    /// Ordered by cost, the highest first.
+    pub services: Vec<ServiceUsage>,
+    /// The days with usage, in order.
+    pub days: Vec<DaySums>,
+    /// The operations with the highest cost.
+    pub operations: Vec<OperationSums>,
+    pub complete_as_of: DateTime<Utc>,
+}
+
+/// The usage of a day.
+#[derive(Debug)]
+pub struct DaySums {
+    pub day: NaiveDate,
+    pub sums: Sums,
+}
+
+/// The usage of an operation.
+#[derive(Debug)]
+pub struct OperationSums {
+    pub service: String,
+    pub operation: String,
+    pub sums: Sums,
+}
+
+/// Returns the usage of a client in a range of days.
+pub async fn summary(engine: &Engine, input: SummaryInput<'_>) -> Result<Summary, Refusal> {
+    let SummaryInput { client_id, start_date, end_date, top_operation_count } = input;
+    let mut fields = Fields::default();
+    fields.required("client_id", client_id, ID_BYTES_MAX);
+    let (start, end) = fields.days(start_date, end_date, SUMMARY_DAYS_MAX);
+    if !(0..=TOP_OPERATIONS_MAX).contains(&top_operation_count) {
+        fields.wrong("top_operation_count", format!("must be from 1 to {TOP_OPERATIONS_MAX}, or 0 for 10"));
+    }
+    fields.finish()?;
+    let top = match top_operation_count {
+        0 => TOP_OPERATIONS_DEFAULT,
+        count => i64::from(count),
+    };
+    let reads = &engine.reads;
+    let read = connect::read(reads, || usage::range(reads, client_id, start, end, top)).await?;
+    let AsOf { complete_as_of, rows: OfClient { time_zone, rows } } =
+        read.ok_or_else(|| Refusal::client_not_found(client_id))?;
+    let (mut sums, mut of_services, mut days, mut operations) = (Sums::default(), vec![], vec![], vec![]);
+    for row in rows {
+        match (row.day, row.service, row.operation) {
+            (Some(day), ..) => days.push(DaySums { day, sums: row.sums }),
+            (None, Some(service), Some(operation)) => {
+                operations.push(OperationSums { service, operation, sums: row.sums });
+            }
+            (None, Some(service), None) => of_services.push(ServiceSums { service, sums: row.sums }),
+            (None, None, _) => sums = row.sums,
+        }
+    }
+    let services = services(&engine.catalog.current(), of_services);
+    Ok(Summary { time_zone, sums, services, days, operations, complete_as_of })
+}
