@@ -1,4 +1,4 @@
-//! Compiles the crate again when a migration is added: `sqlx::migrate!` does not tell Cargo what it has read.
+//! Compiles the crate again when a migration is added: `sqlx::migrate!` does not tell Cargo which files it reads.
 
 fn main() {
     println!("cargo:rerun-if-changed=../../migrations");

@@ -3,7 +3,7 @@
 use crate::grpc::Context;
 use crate::web;
 use meterd_embedded_postgres::Embedded;
-use meterd_store::connect;
+use meterd_store::fitness;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -38,11 +38,11 @@ pub async fn set_health(health: &HealthReporter, status: ServingStatus) {
 }
 
 /// Returns the readiness that follows from the answer of the database.
-async fn readiness(probe: &mut connect::Probe) -> web::Readiness {
+async fn readiness(probe: &mut fitness::Probe) -> web::Readiness {
     match tokio::time::timeout(PING_TIMEOUT, probe.ask()).await {
-        Ok(Ok(connect::Writes::Taken)) => web::Readiness::Ready,
-        Ok(Ok(connect::Writes::ReadOnly)) => web::Readiness::DatabaseReadOnly,
-        Ok(Ok(connect::Writes::Standby)) => web::Readiness::DatabaseStandby,
+        Ok(Ok(fitness::Writes::Taken)) => web::Readiness::Ready,
+        Ok(Ok(fitness::Writes::ReadOnly)) => web::Readiness::DatabaseReadOnly,
+        Ok(Ok(fitness::Writes::Standby)) => web::Readiness::DatabaseStandby,
         Ok(Err(_)) | Err(_) => web::Readiness::DatabaseAway,
     }
 }
@@ -51,7 +51,7 @@ async fn readiness(probe: &mut connect::Probe) -> web::Readiness {
 /// stops, reports NOT_SERVING, sets `report_stop` and returns.
 pub async fn watch_database(
     context: Arc<Context>,
-    mut probe: connect::Probe,
+    mut probe: fitness::Probe,
     health: HealthReporter,
     ready: watch::Sender<web::Readiness>,
     report_stop: watch::Sender<bool>,

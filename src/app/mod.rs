@@ -20,7 +20,7 @@ use meterd_engine::jobs;
 use meterd_engine::jobs::{Scheduler, Work};
 use meterd_engine::{Engine, EngineConfig};
 use meterd_store::deployment::{self, Deployment};
-use meterd_store::{connect, locks};
+use meterd_store::{connect, fitness, locks};
 use sqlx::Connection;
 use sqlx::postgres::PgConnectOptions;
 use std::future::Future;
@@ -38,7 +38,7 @@ const POOL_CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Updates the schema, and creates the deployment if there is none. Several replicas can do this at the same time.
 pub async fn prepare(options: &PgConnectOptions, settings: &Settings) -> anyhow::Result<Deployment> {
     let mut conn = connect::open(options).await?;
-    connect::check_fitness(&mut conn, settings.database.allow_non_durable_database).await?;
+    fitness::check(&mut conn, settings.database.allow_non_durable_database).await?;
     connect::migrate(options).await.context("cannot update the database schema")?;
     let mut tx = conn.begin().await?;
     locks::seed(&mut tx).await?;
@@ -206,7 +206,7 @@ impl App {
         let mut jobs = vec![pricing, scheduler, feed_reader];
         jobs.extend(context.auth.follow(&context.stopping));
         jobs.push(tokio::spawn(notifier.run(context.engine.notifications_wanted.clone(), context.stopping.clone())));
-        let probe = connect::Probe::new(&context.engine.pool.connect_options());
+        let probe = fitness::Probe::new(&context.engine.pool.connect_options());
         jobs.push(tokio::spawn(watch_database(context.clone(), probe, health, ready, report_stop)));
 
         let port = |name, tls| net::Port { name, tls, stopping: context.stopping.clone(), config: net.clone() };

@@ -14,7 +14,7 @@ use meterd_domain::event::{Charge, Measures, UsageEvent, payload_hash};
 use meterd_domain::period::{Month, day_of};
 use meterd_store::numeric;
 use meterd_store::preload::{self, Kinds, Stretch};
-use meterd_store::{connect, partitions, summaries};
+use meterd_store::{connect, partitions, summary_totals};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions, Connection, PgPool};
 
@@ -116,8 +116,8 @@ impl Preload {
         preload::tidy(&mut conn).await?;
         progress.set_message("summaries");
         preload::insert_summaries(&mut conn).await?;
-        for month in summaries::months_to_total(pool).await? {
-            summaries::write_totals(&mut conn, month).await?;
+        for month in summary_totals::months_to_total(pool).await? {
+            summary_totals::write_totals(&mut conn, month).await?;
         }
         preload::tidy(&mut conn).await?;
         progress.finish_and_clear();

@@ -1,11 +1,11 @@
-//! The feed of what happens to alerts: numbered without gaps in the order of the commits.
+//! The feed of alert changes, numbered without gaps in commit order.
 
 use chrono::{DateTime, Utc};
 use meterd_domain::alert::{Alert, Change};
 use sqlx::types::Json;
 use sqlx::{PgConnection, PgExecutor, PgPool};
 
-/// What readers of the feed listen to.
+/// PostgreSQL notification channel that announces new changes to readers.
 pub const CHANNEL: &str = "meterd_alerts";
 
 /// A change of an alert.
@@ -13,20 +13,22 @@ pub const CHANNEL: &str = "meterd_alerts";
 pub struct FeedEntry {
     pub sequence: i64,
     pub change: Change,
-    /// As it was then.
+    /// The alert after the change.
     pub alert: Alert,
     pub change_time: DateTime<Utc>,
 }
 
-/// Where the feed begins and ends: it has the numbers after `pruned` up to `last`.
+/// The range of the feed: it has the sequence numbers after `pruned` up to and including `last`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
     pub last: i64,
     pub pruned: i64,
 }
 
-/// Adds changes to the feed and wakes its readers. The last statement before the commit: until then it holds the one row
-/// that gives out the numbers, which is what makes them gapless and in commit order.
+/// Appends changes to the feed and wakes its readers.
+///
+/// Must be the last statement before the commit. It locks the one row that assigns the sequence numbers until the
+/// commit. This makes the numbers gapless and puts them in commit order.
 pub async fn append(conn: &mut PgConnection, changes: &[(Change, Alert)]) -> crate::Result<()> {
     if changes.is_empty() {
         return Ok(());
@@ -58,12 +60,12 @@ pub async fn append(conn: &mut PgConnection, changes: &[(Change, Alert)]) -> cra
     .map(drop).map_err(Into::into)
 }
 
-/// An alert as it is kept in the feed and in notifications.
+/// Returns the JSON of an alert that the feed and notifications store.
 pub fn json(alert: &Alert) -> crate::Result<String> {
     serde_json::to_string(alert).map_err(crate::StoreError::inconsistent)
 }
 
-/// Where the feed begins and ends.
+/// Returns the range of the feed.
 pub async fn bounds(executor: impl PgExecutor<'_>) -> crate::Result<Bounds> {
     sqlx::query_as!(Bounds, "SELECT sequence AS last, pruned_sequence AS pruned FROM alert_feed_counter")
         .fetch_one(executor)
@@ -71,17 +73,17 @@ pub async fn bounds(executor: impl PgExecutor<'_>) -> crate::Result<Bounds> {
         .map_err(Into::into)
 }
 
-/// Which changes to read. Empty filters let everything through.
+/// Which changes to read. An empty filter matches everything.
 #[derive(Clone, Debug, Default)]
 pub struct FeedFilter {
-    /// Sorted.
+    /// Must be sorted.
     pub client_ids: Vec<String>,
     pub kinds: Vec<i16>,
     pub min_severity: i16,
 }
 
 impl FeedFilter {
-    /// Whether a change passes: the same rule as in `page`.
+    /// Returns whether a change matches. [`page`] uses the same rule.
     pub fn passes(&self, entry: &FeedEntry) -> bool {
         let Alert { client_id, finding, .. } = &entry.alert;
         i16::from(finding.severity) >= self.min_severity
@@ -90,15 +92,14 @@ impl FeedFilter {
     }
 }
 
-/// Some changes, and where the feed began and ended when they were read: both of one snapshot, so that nothing can have been
-/// pruned between the two.
+/// Changes and the range of the feed. Both are from one snapshot, so no change can have been pruned between the two.
 #[derive(Debug)]
 pub struct Page {
     pub bounds: Bounds,
     pub entries: Vec<FeedEntry>,
 }
 
-/// Changes after `after` up to and with `to`, in order, at most `limit`.
+/// Returns up to `limit` matching changes after `after` up to and including `to`, in order.
 pub async fn page(
     executor: impl PgExecutor<'_>,
     filter: &FeedFilter,
@@ -129,7 +130,7 @@ pub async fn page(
     let bounds = bounds.ok_or_else(|| crate::StoreError::inconsistent("the counter of the alert feed is missing"))?;
     let mut entries = Vec::with_capacity(rows.len());
     for row in rows {
-        // Without changes there is one row, of the bounds alone.
+        // Without changes there is one row, which has only the bounds.
         if let (Some(sequence), Some(change), Some(alert), Some(change_time)) =
             (row.sequence, row.change, row.alert, row.change_time)
         {
@@ -140,8 +141,8 @@ pub async fn page(
     Ok(Page { bounds, entries })
 }
 
-/// Removes up to `limit` of the oldest changes that are from before a time, and notes up to where the feed is pruned; gives
-/// how many. Stops at the first change that is to stay, so that nothing is ever missing in the middle.
+/// Deletes up to `limit` of the oldest changes made before `before`, and stores the new start of the feed. Returns the
+/// number of deleted changes. Stops at the first change to keep, so that the feed never has a gap.
 pub async fn prune(pool: &PgPool, before: DateTime<Utc>, limit: i64) -> crate::Result<u64> {
     let mut tx = pool.begin().await?;
     let removed = sqlx::query_scalar!(
@@ -156,7 +157,7 @@ pub async fn prune(pool: &PgPool, before: DateTime<Utc>, limit: i64) -> crate::R
     )
     .fetch_all(&mut *tx)
     .await?;
-    // Last, since it holds the row that every change of an alert waits for.
+    // Last, because it locks the row that every change of an alert waits for.
     if let Some(last) = removed.iter().max() {
         sqlx::query!("UPDATE alert_feed_counter SET pruned_sequence = GREATEST(pruned_sequence, $1)", last)
             .execute(&mut *tx)

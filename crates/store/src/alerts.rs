@@ -1,4 +1,4 @@
-//! Alerts, raised once a client, type, service, severity and period.
+//! Alerts. They are unique per client, type, service, severity and period.
 
 use crate::numeric;
 use bigdecimal::BigDecimal;
@@ -8,7 +8,7 @@ use meterd_domain::period::Month;
 use sqlx::{PgConnection, PgPool};
 use std::collections::BTreeMap;
 
-/// The row of an alert.
+/// A row of `alerts`.
 struct AlertRow {
     client_id: String,
     alert_id: String,
@@ -59,34 +59,25 @@ impl TryFrom<AlertRow> for Alert {
     }
 }
 
-/// A finding that is to become an alert.
+/// A finding to raise as an alert.
 pub struct NewAlert {
     pub client_id: String,
     pub finding: Finding,
     pub message: String,
 }
 
-/// Raises alerts; gives those that were not open already. The months they belong to are locked, and the time is that of the
-/// clock, not of the transaction's begin: so a client's alerts are in the order of their times.
+/// Raises alerts. Returns those that were not already open.
+///
+/// The transaction must hold the locks of their months. The raise time is the time of the clock, not the start of the
+/// transaction, so the order in which a client's alerts are raised is the order of their times.
 pub async fn raise(conn: &mut PgConnection, new: &[NewAlert]) -> crate::Result<Vec<Alert>> {
     fn column<T>(new: &[NewAlert], of: impl Fn(&NewAlert) -> T) -> Vec<T> {
         new.iter().map(of).collect()
     }
     let number = |value: Option<meterd_domain::decimal::Total>| value.map(numeric::of);
-    let rows = sqlx::query_as!(
+    let rows = sqlx::query_file_as!(
         AlertRow,
-        r#"INSERT INTO alerts AS t (client_id, alert_id, type, severity, service, period, current_value, previous_value,
-               threshold, percent, projected, message, raise_time)
-           SELECT *, clock_timestamp() FROM unnest($1::text[], $2::text[], $3::smallint[], $4::smallint[], $5::text[], $6::date[],
-               $7::numeric[], $8::numeric[], $9::numeric[], $10::numeric[], $11::numeric[], $12::text[])
-           ON CONFLICT (client_id, type, service, severity, period) DO UPDATE SET
-               current_value = excluded.current_value, previous_value = excluded.previous_value,
-               threshold = excluded.threshold, percent = excluded.percent, projected = excluded.projected,
-               message = excluded.message, raise_time = excluded.raise_time, raise_count = t.raise_count + 1, acknowledge_time = NULL,
-               acknowledged_by = '', resolve_time = NULL
-               WHERE t.resolve_time IS NOT NULL
-           RETURNING client_id, alert_id, type AS kind, severity, service, period, current_value, previous_value, threshold,
-               percent, projected, message, raise_time, raise_count, acknowledge_time, acknowledged_by, resolve_time"#,
+        "sql/alerts/raise.sql",
         &column(new, |alert| alert.client_id.clone()),
         &column(new, |_| format!("{:032x}", rand::random::<u128>())),
         &column(new, |alert| i16::from(alert.finding.kind)),
@@ -103,11 +94,11 @@ pub async fn raise(conn: &mut PgConnection, new: &[NewAlert]) -> crate::Result<V
     .fetch_all(&mut *conn)
     .await?;
     let alerts = rows.into_iter().map(Alert::try_from).collect::<crate::Result<Vec<_>>>()?;
-    note(conn, &alerts).await?;
+    update_months(conn, &alerts).await?;
     Ok(alerts)
 }
 
-/// Alerts of a client that are open, of these months and of days from `day` on.
+/// Returns a client's open alerts: those of these months, and the anomalies of `day` and later days.
 pub async fn open(
     conn: &mut PgConnection,
     client_id: &str,
@@ -131,7 +122,7 @@ pub async fn open(
     rows.into_iter().map(Alert::try_from).collect()
 }
 
-/// Resolves alerts that are open; gives them as they are now. The months they belong to are locked.
+/// Resolves the alerts that are open and returns them. The transaction must hold the locks of their months.
 pub async fn resolve(conn: &mut PgConnection, client_id: &str, alert_ids: &[String]) -> crate::Result<Vec<Alert>> {
     let rows = sqlx::query_as!(
         AlertRow,
@@ -145,12 +136,12 @@ pub async fn resolve(conn: &mut PgConnection, client_id: &str, alert_ids: &[Stri
     .fetch_all(&mut *conn)
     .await?;
     let alerts = rows.into_iter().map(Alert::try_from).collect::<crate::Result<Vec<_>>>()?;
-    note(conn, &alerts).await?;
+    update_months(conn, &alerts).await?;
     Ok(alerts)
 }
 
-/// Notes in the months which alerts they have had and which are open.
-async fn note(conn: &mut PgConnection, alerts: &[Alert]) -> crate::Result<()> {
+/// Updates the sets of raised and open alerts in the month rows.
+async fn update_months(conn: &mut PgConnection, alerts: &[Alert]) -> crate::Result<()> {
     let mut bits: BTreeMap<(&str, NaiveDate), (i32, i32, i32)> = BTreeMap::new();
     for alert in alerts.iter().filter(|alert| !alert.finding.kind.is_of_day()) {
         let AlertSet(bit) = AlertSet::of(alert.finding.kind, alert.finding.severity);
@@ -182,7 +173,7 @@ async fn note(conn: &mut PgConnection, alerts: &[Alert]) -> crate::Result<()> {
     .map(drop).map_err(Into::into)
 }
 
-/// One alert.
+/// Returns one alert. `None` if it does not exist.
 pub async fn find(conn: &mut PgConnection, alert_id: &str) -> crate::Result<Option<Alert>> {
     let row = sqlx::query_as!(
         AlertRow,
@@ -196,7 +187,7 @@ pub async fn find(conn: &mut PgConnection, alert_id: &str) -> crate::Result<Opti
     row.map(Alert::try_from).transpose()
 }
 
-/// Acknowledges an alert that nobody has acknowledged; nothing where somebody has, or it does not exist.
+/// Acknowledges an alert and returns it. `None` if it is already acknowledged or does not exist.
 pub async fn acknowledge(conn: &mut PgConnection, alert_id: &str, who: &str) -> crate::Result<Option<Alert>> {
     let row = sqlx::query_as!(
         AlertRow,
@@ -211,7 +202,7 @@ pub async fn acknowledge(conn: &mut PgConnection, alert_id: &str, who: &str) -> 
     row.map(Alert::try_from).transpose()
 }
 
-/// Which alerts to list. Empty filters let everything through.
+/// Which alerts to list. An empty filter matches everything.
 #[derive(Default)]
 pub struct AlertFilter {
     pub client_ids: Vec<String>,
@@ -223,7 +214,7 @@ pub struct AlertFilter {
     pub end_time: Option<DateTime<Utc>>,
 }
 
-/// Alerts after a cursor (raise time and id), the newest first.
+/// Returns up to `limit` alerts after a cursor (raise time and alert id), newest first.
 pub async fn list(
     pool: &PgPool,
     filter: &AlertFilter,

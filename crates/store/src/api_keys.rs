@@ -4,25 +4,25 @@ use chrono::{DateTime, Utc};
 use meterd_domain::access::{Clients, Grants};
 use sqlx::{PgConnection, PgPool};
 
-/// A key as it stands in the database.
+/// A stored key.
 #[derive(Clone, Debug)]
 pub struct ApiKey {
     pub key_id: String,
     pub name: String,
     pub grants: Grants,
-    /// 0: what the replica's setting says.
+    /// 0 means the setting of the replica.
     pub requests_per_second: i32,
     pub create_time: DateTime<Utc>,
     pub expire_time: Option<DateTime<Utc>>,
     pub revoke_time: Option<DateTime<Utc>>,
     pub last_used_time: Option<DateTime<Utc>>,
     pub rotated_from: Option<String>,
-    /// SHA-256.
+    /// SHA-256 hash of the secret.
     pub secret_hash: Vec<u8>,
     pub version: i64,
 }
 
-/// A key that is to be made.
+/// A key to create.
 pub struct NewApiKey<'a> {
     pub key_id: &'a str,
     pub secret_hash: &'a [u8],
@@ -49,7 +49,7 @@ struct Row {
     version: i64,
 }
 
-/// What stands for all clients: the id that no client has.
+/// The id that stands for all clients. No client has it.
 const ALL: &str = "";
 
 fn clients(ids: Vec<String>) -> Clients {
@@ -85,7 +85,8 @@ impl From<Row> for ApiKey {
     }
 }
 
-/// The next version. Its row stays locked until the commit, so versions are in commit order, and one changes keys at a time.
+/// Returns the next version. Its row stays locked until the commit, so versions are in commit order, and only one
+/// transaction changes keys at a time.
 pub async fn next_version(conn: &mut PgConnection) -> crate::Result<i64> {
     sqlx::query_scalar!("UPDATE key_version SET version = version + 1 RETURNING version")
         .fetch_one(conn)
@@ -93,7 +94,7 @@ pub async fn next_version(conn: &mut PgConnection) -> crate::Result<i64> {
         .map_err(Into::into)
 }
 
-/// Makes a key.
+/// Creates a key.
 pub async fn insert(conn: &mut PgConnection, version: i64, key: &NewApiKey<'_>) -> crate::Result<ApiKey> {
     let row = sqlx::query_as!(
         Row,
@@ -116,13 +117,14 @@ pub async fn insert(conn: &mut PgConnection, version: i64, key: &NewApiKey<'_>) 
     row.fetch_one(conn).await.map(ApiKey::from).map_err(Into::into)
 }
 
-/// One key.
+/// Returns one key. `None` if it does not exist.
 pub async fn find(conn: &mut PgConnection, key_id: &str) -> crate::Result<Option<ApiKey>> {
     let row = sqlx::query_as!(Row, "SELECT * FROM api_keys WHERE key_id = $1", key_id);
     Ok(row.fetch_optional(conn).await?.map(ApiKey::from))
 }
 
-/// Keys after `after`, the oldest first.
+/// Returns up to `limit` keys after `after` (create time and key id), oldest first. If `live_at` is set, only keys that
+/// are neither revoked nor expired at that time.
 pub async fn list(
     pool: &PgPool,
     live_at: Option<DateTime<Utc>>,
@@ -143,7 +145,7 @@ pub async fn list(
     Ok(rows.fetch_all(pool).await?.into_iter().map(ApiKey::from).collect())
 }
 
-/// How many keys are neither revoked nor expired.
+/// Returns the number of keys that are neither revoked nor expired at `now`.
 pub async fn live_count(conn: &mut PgConnection, now: DateTime<Utc>) -> crate::Result<i64> {
     sqlx::query_scalar!(
         r#"SELECT count(*) AS "count!" FROM api_keys
@@ -155,7 +157,7 @@ pub async fn live_count(conn: &mut PgConnection, now: DateTime<Utc>) -> crate::R
     .map_err(Into::into)
 }
 
-/// Ends a key, unless it has ended. Gives it as it is then.
+/// Revokes a key, unless it is already revoked, and returns it. `None` if it does not exist.
 pub async fn revoke(conn: &mut PgConnection, version: i64, key_id: &str) -> crate::Result<Option<ApiKey>> {
     let row = sqlx::query_as!(
         Row,
@@ -168,7 +170,7 @@ pub async fn revoke(conn: &mut PgConnection, version: i64, key_id: &str) -> crat
     Ok(row.fetch_optional(conn).await?.map(ApiKey::from))
 }
 
-/// Lets a key end at this time, or sooner if it does so anyway.
+/// Makes a key expire at `time`, unless it expires earlier, and returns it. `None` if it does not exist.
 pub async fn expire_by(
     conn: &mut PgConnection,
     version: i64,
@@ -185,7 +187,8 @@ pub async fn expire_by(
     Ok(row.fetch_optional(conn).await?.map(ApiKey::from))
 }
 
-/// Keys that have changed since this version, in the order in which they did; without those that ended long ago.
+/// Returns up to `limit` keys that changed after `version`, in order of the change. Leaves out keys that ended more
+/// than 30 days ago.
 pub async fn changed_since(conn: &mut PgConnection, version: i64, limit: i64) -> crate::Result<Vec<ApiKey>> {
     let rows = sqlx::query_as!(
         Row,
@@ -198,7 +201,7 @@ pub async fn changed_since(conn: &mut PgConnection, version: i64, limit: i64) ->
     Ok(rows.fetch_all(conn).await?.into_iter().map(ApiKey::from).collect())
 }
 
-/// Notes when keys were last used. Rows are locked in the order of the ids.
+/// Updates the times at which keys were last used. Locks the rows in order of key id.
 pub async fn touch(conn: &mut PgConnection, key_ids: &[String], times: &[DateTime<Utc>]) -> crate::Result<()> {
     sqlx::query!(
         "WITH used AS (SELECT key_id, used.time

@@ -1,21 +1,21 @@
-//! The log of what admins did. Rows are only ever added.
+//! The audit log of admin calls. Rows are only added, never changed.
 
 use chrono::{DateTime, Utc};
 use sqlx::PgPool;
 
-/// What is known before a call acts.
+/// The data of an entry that are known before the call runs.
 pub struct NewEntry<'a> {
     pub actor_kind: i16,
     pub actor_id: &'a str,
     pub actor_name: &'a str,
     pub method: &'a str,
-    /// JSON.
+    /// Request as JSON.
     pub request: &'a str,
     pub request_id: &'a str,
     pub address: &'a str,
 }
 
-/// An entry with how its call ended.
+/// An entry and the outcome of its call.
 pub struct Entry {
     pub entry_id: i64,
     pub time: DateTime<Utc>,
@@ -26,13 +26,13 @@ pub struct Entry {
     pub request: String,
     pub request_id: String,
     pub address: String,
-    /// Nothing, where it is not known.
+    /// Status code of the call. `None` if the outcome is unknown.
     pub code: Option<i32>,
     pub reason: Option<String>,
     pub finish_time: Option<DateTime<Utc>>,
 }
 
-/// Which entries are wanted. What is empty lets everything through.
+/// Which entries to list. An empty filter matches everything.
 pub struct Filter<'a> {
     pub actor_id: &'a str,
     pub method: &'a str,
@@ -40,7 +40,7 @@ pub struct Filter<'a> {
     pub end_time: Option<DateTime<Utc>>,
 }
 
-/// Adds an entry, in a transaction of its own. Gives its id.
+/// Adds an entry in its own transaction. Returns its id.
 pub async fn begin(pool: &PgPool, entry: &NewEntry<'_>) -> crate::Result<i64> {
     sqlx::query_scalar!(
         "INSERT INTO audit_log (actor_kind, actor_id, actor_name, method, request, request_id, address)
@@ -58,7 +58,7 @@ pub async fn begin(pool: &PgPool, entry: &NewEntry<'_>) -> crate::Result<i64> {
     .map_err(Into::into)
 }
 
-/// Adds how the call of an entry ended.
+/// Adds the outcome of an entry's call.
 pub async fn finish(pool: &PgPool, entry_id: i64, code: i32, reason: &str) -> crate::Result<()> {
     sqlx::query!("INSERT INTO audit_outcomes (entry_id, code, reason) VALUES ($1, $2, $3)", entry_id, code, reason)
         .execute(pool)
@@ -67,7 +67,7 @@ pub async fn finish(pool: &PgPool, entry_id: i64, code: i32, reason: &str) -> cr
         .map_err(Into::into)
 }
 
-/// Entries before `before`, the newest first.
+/// Returns up to `limit` entries with ids before `before`, newest first.
 pub async fn list(pool: &PgPool, filter: &Filter<'_>, before: Option<i64>, limit: i64) -> crate::Result<Vec<Entry>> {
     sqlx::query_as!(
         Entry,

@@ -7,16 +7,16 @@ use meterd_domain::catalog::{Catalog, Service};
 use meterd_domain::price::{Price, Rates};
 use sqlx::PgConnection;
 
-/// A price in the database.
+/// A stored price.
 #[derive(Clone, Debug)]
 pub struct StoredPrice {
     pub price_id: i64,
     pub service: String,
-    /// Empty: any operation.
+    /// Empty if the price applies to every operation.
     pub operation: String,
-    /// Empty: any model.
+    /// Empty if the price applies to every model.
     pub model: String,
-    /// `None`: from the beginning of time.
+    /// `None` if the price applies from the beginning of time.
     pub effective_time: Option<DateTime<Utc>>,
     pub rates: Rates,
     pub built_in: bool,
@@ -39,7 +39,7 @@ struct PriceRow {
     create_time: DateTime<Utc>,
 }
 
-/// A price to be made.
+/// A price to create.
 pub struct NewPrice<'a> {
     pub service: &'a str,
     pub operation: &'a str,
@@ -49,7 +49,7 @@ pub struct NewPrice<'a> {
     pub built_in: bool,
 }
 
-/// A second name of a model.
+/// Another name of a model.
 #[derive(Clone, Debug)]
 pub struct ModelAlias {
     pub service: String,
@@ -82,17 +82,19 @@ impl TryFrom<PriceRow> for StoredPrice {
     }
 }
 
-/// The version that a snapshot would have now.
+/// Returns the current version of the catalog.
 pub async fn version(conn: &mut PgConnection) -> crate::Result<i64> {
     sqlx::query_scalar!("SELECT version FROM catalog_version").fetch_one(conn).await.map_err(Into::into)
 }
 
-/// Counts a change. Under the versions lock, so that whoever prices after the commit sees it.
+/// Increments the version. The transaction must hold the exclusive versions lock, so that transactions that price
+/// events after its commit see the change.
 pub async fn bump_version(conn: &mut PgConnection) -> crate::Result<()> {
     sqlx::query!("UPDATE catalog_version SET version = version + 1").execute(conn).await.map(drop).map_err(Into::into)
 }
 
-/// A whole snapshot. In a transaction that holds the versions lock, or in a repeatable read one.
+/// Loads the whole catalog. The transaction must hold the versions lock or be REPEATABLE READ, so that all parts are of
+/// one version.
 pub async fn load(conn: &mut PgConnection) -> crate::Result<Catalog> {
     let version = version(conn).await?;
     let mut catalog = Catalog::new(version);
@@ -110,7 +112,7 @@ pub async fn load(conn: &mut PgConnection) -> crate::Result<Catalog> {
     Ok(catalog)
 }
 
-/// All services by name.
+/// Returns all services, ordered by name.
 pub async fn services(conn: &mut PgConnection) -> crate::Result<Vec<Service>> {
     let rows = sqlx::query!(
         "SELECT service, display_name, category, unit, recurring, uncounted_operations FROM services ORDER BY service"
@@ -130,7 +132,7 @@ pub async fn services(conn: &mut PgConnection) -> crate::Result<Vec<Service>> {
         .collect())
 }
 
-/// Creates a service; false where it exists.
+/// Creates a service. Returns `false` if it already exists.
 pub async fn insert_service(conn: &mut PgConnection, service: &Service) -> crate::Result<bool> {
     let done = sqlx::query!(
         "INSERT INTO services (service, display_name, category, unit, recurring, uncounted_operations)
@@ -147,10 +149,10 @@ pub async fn insert_service(conn: &mut PgConnection, service: &Service) -> crate
     Ok(done.rows_affected() > 0)
 }
 
-/// Where a page of prices goes on: service, operation, model and effective time of the last one.
+/// A position in the list of prices: service, operation, model and effective time of the last price read.
 pub type PriceCursor<'a> = (&'a str, &'a str, &'a str, Option<DateTime<Utc>>);
 
-/// Prices after a cursor, ordered by service, operation, model and effective time.
+/// Returns up to `limit` prices after a cursor, ordered by service, operation, model and effective time.
 pub async fn prices(
     conn: &mut PgConnection,
     service: Option<&str>,
@@ -178,7 +180,7 @@ pub async fn prices(
     rows.into_iter().map(StoredPrice::try_from).collect()
 }
 
-/// Creates a price. Returns `None` if one of this scope and time exists.
+/// Creates a price and returns it. `None` if a price with the same scope and effective time exists.
 pub async fn insert_price(conn: &mut PgConnection, new: &NewPrice<'_>) -> crate::Result<Option<StoredPrice>> {
     let Rates { unit, input_token, output_token, cached_input_token, percent_of_amount, fixed } = new.rates;
     let row = sqlx::query_as!(
@@ -207,7 +209,7 @@ pub async fn insert_price(conn: &mut PgConnection, new: &NewPrice<'_>) -> crate:
     row.map(StoredPrice::try_from).transpose()
 }
 
-/// All aliases by service and alias.
+/// Returns all aliases, ordered by service and alias.
 pub async fn aliases(conn: &mut PgConnection) -> crate::Result<Vec<ModelAlias>> {
     sqlx::query_as!(ModelAlias, "SELECT service, alias, model FROM model_aliases ORDER BY service, alias")
         .fetch_all(conn)
@@ -215,7 +217,7 @@ pub async fn aliases(conn: &mut PgConnection) -> crate::Result<Vec<ModelAlias>> 
         .map_err(Into::into)
 }
 
-/// Creates an alias; false where it exists.
+/// Creates an alias. Returns `false` if it already exists.
 pub async fn insert_alias(conn: &mut PgConnection, alias: &ModelAlias) -> crate::Result<bool> {
     let done = sqlx::query!(
         "INSERT INTO model_aliases (service, alias, model) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",

@@ -1,13 +1,13 @@
-//! What is wrong with a database, for operators: the cause once, and what to do about it.
+//! Explains database errors to operators: the cause, stated once, and the fix.
 
-use super::connect::UnfitDatabase;
 use crate::StoreError;
+use crate::fitness::{READ_ONLY_FIX, UnfitDatabase};
 use sqlx::migrate::MigrateError;
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use std::fmt::Write as _;
 use std::io::ErrorKind;
 
-/// What went wrong, said once and without line numbers of PostgreSQL's source.
+/// Returns the cause of an error, without line numbers of PostgreSQL's source.
 pub fn cause(error: &sqlx::Error) -> String {
     match error {
         sqlx::Error::Database(error) => error.message().to_owned(),
@@ -18,15 +18,16 @@ pub fn cause(error: &sqlx::Error) -> String {
     }
 }
 
-/// An error with its causes as `{error:#}` writes it, but each said once: many errors say their cause themselves.
+/// Formats an error and its causes like `{error:#}`, but states each cause once: many errors already include the text
+/// of their cause.
 pub fn text(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain() {
         let of_database = database_error(cause);
-        let said = of_database.map_or_else(|| cause.to_string(), self::cause);
-        if !text.contains(&said) {
+        let message = of_database.map_or_else(|| cause.to_string(), self::cause);
+        if !text.contains(&message) {
             let separator = if text.is_empty() { "" } else { ": " };
-            let _ = write!(text, "{separator}{said}");
+            let _ = write!(text, "{separator}{message}");
         }
         if of_database.is_some() {
             break;
@@ -35,7 +36,7 @@ pub fn text(error: &anyhow::Error) -> String {
     text
 }
 
-/// The database's error, if this is one, or one of a migration.
+/// Returns the database error in an error of the store, of a migration or of the fitness check.
 fn database_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a sqlx::Error> {
     if let Some(UnfitDatabase::Database(error)) = error.downcast_ref() {
         return Some(error);
@@ -49,8 +50,8 @@ fn database_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'
     error.downcast_ref()
 }
 
-/// The error of a command that uses this database. If the database is why, the result says where that is, what is wrong with
-/// it, and what to do.
+/// Explains the error of a command that uses this database. If the database is the cause, the result says which
+/// database it is, what is wrong with it, and how to fix it. Other errors are returned unchanged.
 pub fn explained(error: anyhow::Error, options: &PgConnectOptions) -> anyhow::Error {
     if let Some(MigrateError::VersionMissing(version)) = error.downcast_ref() {
         return anyhow::anyhow!(
@@ -71,7 +72,7 @@ pub fn explained(error: anyhow::Error, options: &PgConnectOptions) -> anyhow::Er
     }
 }
 
-/// The database as its URL names it, without the password.
+/// Returns the name and the server of the database, without the password.
 pub fn place(options: &PgConnectOptions) -> String {
     let database = options.get_database().unwrap_or(options.get_username());
     format!("database {database} on {}", server(options))
@@ -84,7 +85,7 @@ fn server(options: &PgConnectOptions) -> String {
     }
 }
 
-/// What to do about an error.
+/// Returns the fix of an error, if it is known.
 fn fix(error: &sqlx::Error, options: &PgConnectOptions) -> Option<String> {
     match error {
         sqlx::Error::Database(error) => fix_by_code(error.code()?.as_ref(), error.message(), options),
@@ -138,10 +139,6 @@ fn fix_by_code(code: &str, message: &str, options: &PgConnectOptions) -> Option<
     })
 }
 
-/// What to do about a server that takes no writes.
-pub(super) const READ_ONLY_FIX: &str = "turn default_transaction_read_only off for the database and the user, or name the \
-                                        primary server in DATABASE_URL";
-
 fn fix_io(error: &std::io::Error, options: &PgConnectOptions) -> String {
     let server = server(options);
     match error.kind() {
@@ -166,7 +163,8 @@ fn fix_io(error: &std::io::Error, options: &PgConnectOptions) -> String {
     }
 }
 
-/// A handshake that failed. Certificates are read in every mode, and verified in the modes verify-ca and verify-full only.
+/// Returns the fix of a failed TLS handshake. Certificates are parsed in every mode, but verified only in the modes
+/// verify-ca and verify-full.
 fn fix_tls(error: Option<&rustls::Error>, options: &PgConnectOptions) -> String {
     let mode = match options.get_ssl_mode() {
         PgSslMode::VerifyCa => "verify-ca",
@@ -204,7 +202,7 @@ mod tests {
     use anyhow::Context as _;
 
     #[test]
-    fn a_cause_is_said_once() {
+    fn a_cause_is_stated_once() {
         let io = || std::io::Error::new(ErrorKind::ConnectionRefused, "Connection refused (os error 111)");
         let error: anyhow::Error = Err::<(), _>(sqlx::Error::Io(io())).context("the jobs cannot be read").unwrap_err();
         assert_eq!(text(&error), "the jobs cannot be read: Connection refused (os error 111)");
@@ -219,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cause_that_an_error_names_itself_is_said_once() {
+    fn a_cause_that_an_error_already_includes_is_stated_once() {
         #[derive(Debug, thiserror::Error)]
         #[error("cannot open /x: {source}")]
         struct Open {
@@ -232,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_that_is_not_the_databases_stays_as_it_is() {
+    fn an_error_that_the_database_did_not_cause_is_unchanged() {
         let options = "postgres://localhost/usage".parse().unwrap();
         let error = anyhow::anyhow!("--listen 127.0.0.1:1 cannot be listened on").context("no start");
         assert_eq!(format!("{:#}", explained(error, &options)), "no start: --listen 127.0.0.1:1 cannot be listened on");

@@ -1,20 +1,20 @@
-//! Notification channels: the operator's, under the client id '', and clients' own.
+//! Notification channels: those of clients, and those of the operator, whose client id is ''.
 
 use crate::locks;
 use meterd_domain::alert::Severity;
 use sqlx::PgConnection;
 
-/// A notification channel. It must not be shown as a whole, because it contains the keys of a webhook.
+/// A destination of alert notifications. Never log or return a whole channel: it contains the secrets of a webhook.
 #[derive(Clone)]
 pub struct Channel {
-    /// A number of [`meterd_domain::notification::ChannelKind`].
+    /// Number of a [`ChannelKind`](meterd_domain::notification::ChannelKind).
     pub kind: i16,
     pub target: String,
     pub min_severity: Severity,
     pub secrets: Vec<String>,
 }
 
-/// Returns the channels of a client or of the operator, ordered by creation.
+/// Returns the channels of a client or of the operator, in order of creation.
 pub async fn list(conn: &mut PgConnection, client_id: &str) -> crate::Result<Vec<Channel>> {
     let rows = sqlx::query!(
         "SELECT kind, target, min_severity, secrets FROM notification_channels WHERE client_id = $1 ORDER BY channel_id",
@@ -30,8 +30,9 @@ pub async fn list(conn: &mut PgConnection, client_id: &str) -> crate::Result<Vec
         .collect()
 }
 
-/// Locks the channels of a client or of the operator. No other transaction changes channels until this one ends. Because it waits
-/// for workers that have locked a channel, it must come before the versions lock.
+/// Locks the channels of a client or of the operator, and prevents other transactions from changing any channel until
+/// the end of this one. It waits for workers that lock a channel, so it must come before the versions lock. Otherwise
+/// all writers would wait, too.
 pub async fn lock(conn: &mut PgConnection, client_id: &str) -> crate::Result<()> {
     locks::change_channels(&mut *conn).await?;
     sqlx::query!(
@@ -44,8 +45,8 @@ pub async fn lock(conn: &mut PgConnection, client_id: &str) -> crate::Result<()>
     .map_err(Into::into)
 }
 
-/// Replaces the channels of a client or of the operator. Channels that stay keep their id and their hourly count. Pending
-/// notifications of removed channels are given up by `outbox::give_up_without_channel`.
+/// Replaces the channels of a client or of the operator. Channels that stay keep their ids and hourly counts.
+/// `outbox::give_up_without_channel` fails the notifications of removed channels later.
 pub async fn replace(conn: &mut PgConnection, client_id: &str, channels: &[Channel]) -> crate::Result<()> {
     let kinds: Vec<i16> = channels.iter().map(|channel| channel.kind).collect();
     let targets: Vec<String> = channels.iter().map(|channel| channel.target.clone()).collect();

@@ -6,30 +6,31 @@ use meterd_domain::period::{self, Month};
 use sqlx::{PgConnection, PgPool};
 use std::collections::HashMap;
 
-/// A tenant that is metered.
+/// A metered tenant.
 #[derive(Clone, Debug)]
 pub struct Client {
     pub client_id: String,
     pub display_name: String,
-    /// IANA name.
+    /// IANA time zone name.
     pub time_zone: String,
     pub create_time: DateTime<Utc>,
     pub update_time: DateTime<Utc>,
 }
 
-/// A time zone as it stands in the database: checked before it was written.
+/// Parses a stored time zone name. An unknown name is an inconsistency, because names are checked before they are
+/// stored.
 pub fn zone(name: &str) -> crate::Result<Tz> {
     name.parse().map_err(|_| crate::StoreError::Inconsistent(format!("\"{name}\" is no time zone")))
 }
 
 impl Client {
-    /// The client's own day at this time.
+    /// Returns the day of `time` in the client's time zone.
     pub fn day_of(&self, time: DateTime<Utc>) -> crate::Result<NaiveDate> {
         Ok(period::day_of(time, zone(&self.time_zone)?))
     }
 }
 
-/// One client.
+/// Returns one client. `None` if it does not exist.
 pub async fn find(pool: &PgPool, client_id: &str) -> crate::Result<Option<Client>> {
     sqlx::query_as!(
         Client,
@@ -41,13 +42,13 @@ pub async fn find(pool: &PgPool, client_id: &str) -> crate::Result<Option<Client
     .map_err(Into::into)
 }
 
-/// The client's zone, if there is such a client.
+/// Returns the client's time zone. `None` if the client does not exist.
 pub async fn time_zone(conn: &mut PgConnection, client_id: &str) -> crate::Result<Option<Tz>> {
     let name = sqlx::query_scalar!("SELECT time_zone FROM clients WHERE client_id = $1", client_id);
     name.fetch_optional(conn).await?.as_deref().map(zone).transpose()
 }
 
-/// Clients after `after`, ordered by id.
+/// Returns up to `limit` clients with ids after `after`, ordered by id.
 pub async fn list(pool: &PgPool, after: &str, limit: i64) -> crate::Result<Vec<Client>> {
     sqlx::query_as!(
         Client,
@@ -61,7 +62,7 @@ pub async fn list(pool: &PgPool, after: &str, limit: i64) -> crate::Result<Vec<C
     .map_err(Into::into)
 }
 
-/// Creates a client; nothing where it exists.
+/// Creates a client and returns it. `None` if it already exists.
 pub async fn insert(
     conn: &mut PgConnection,
     client_id: &str,
@@ -81,7 +82,7 @@ pub async fn insert(
     .map_err(Into::into)
 }
 
-/// Creates those of the clients, sorted, that do not exist.
+/// Creates the clients that do not exist yet. `client_ids` must be sorted.
 pub async fn insert_missing(conn: &mut PgConnection, client_ids: &[String], zone: Tz) -> crate::Result<()> {
     sqlx::query!(
         "INSERT INTO clients (client_id, time_zone) SELECT unnest($1::text[]), $2 ON CONFLICT DO NOTHING",
@@ -94,7 +95,7 @@ pub async fn insert_missing(conn: &mut PgConnection, client_ids: &[String], zone
     .map_err(Into::into)
 }
 
-/// Those of the clients that exist.
+/// Returns the ids in `client_ids` that exist.
 pub async fn existing(conn: &mut PgConnection, client_ids: &[String]) -> crate::Result<Vec<String>> {
     sqlx::query_scalar!(
         "SELECT client_id FROM clients JOIN unnest($1::text[]) AS wanted (client_id) USING (client_id)",
@@ -105,7 +106,8 @@ pub async fn existing(conn: &mut PgConnection, client_ids: &[String]) -> crate::
     .map_err(Into::into)
 }
 
-/// Changes what is given; nothing where there is no such client. A changed zone needs the versions lock.
+/// Updates the fields that are `Some` and returns the client. `None` if it does not exist. A change of the time zone
+/// needs the exclusive versions lock.
 pub async fn update(
     conn: &mut PgConnection,
     client_id: &str,
@@ -127,7 +129,7 @@ pub async fn update(
     .map_err(Into::into)
 }
 
-/// Names for people of those clients that have one.
+/// Returns the display names of the clients that have one, by client id.
 pub async fn names(conn: &mut PgConnection, client_ids: &[String]) -> crate::Result<HashMap<String, String>> {
     let rows = sqlx::query!(
         "SELECT client_id, display_name FROM clients JOIN unnest($1::text[]) AS wanted (client_id) USING (client_id)
@@ -139,7 +141,7 @@ pub async fn names(conn: &mut PgConnection, client_ids: &[String]) -> crate::Res
     Ok(rows.into_iter().map(|row| (row.client_id, row.display_name)).collect())
 }
 
-/// Zones of those clients that exist.
+/// Returns the time zones of the clients that exist, by client id.
 pub async fn time_zones(conn: &mut PgConnection, client_ids: &[String]) -> crate::Result<HashMap<String, Tz>> {
     let rows = sqlx::query!(
         "SELECT client_id, time_zone FROM clients JOIN unnest($1::text[]) AS wanted (client_id) USING (client_id)",
@@ -150,7 +152,7 @@ pub async fn time_zones(conn: &mut PgConnection, client_ids: &[String]) -> crate
     rows.into_iter().map(|row| Ok((row.client_id, zone(&row.time_zone)?))).collect()
 }
 
-/// Clients after `after` with usage in this month or later, ordered by id.
+/// Returns up to `limit` ids, after `after`, of clients with usage in `month` or later, in order.
 pub async fn active_since(pool: &PgPool, month: Month, after: &str, limit: i64) -> crate::Result<Vec<String>> {
     sqlx::query_scalar!(
         "SELECT DISTINCT client_id FROM usage_months WHERE month >= $1 AND client_id > $2 AND request_count > 0

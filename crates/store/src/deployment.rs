@@ -1,18 +1,18 @@
-//! What holds for the whole deployment.
+//! The data of the whole deployment, a single row.
 
 use chrono::{DateTime, Utc};
 use meterd_domain::period::Month;
 use sqlx::{PgConnection, PgPool};
 
-/// The deployment as it was made at the first start.
+/// The values that were set at the first start.
 pub struct Deployment {
-    /// ISO 4217 code.
+    /// Currency as an ISO 4217 code.
     pub currency: String,
-    /// Signs page tokens.
+    /// Secret that signs page tokens.
     pub token_secret: Vec<u8>,
 }
 
-/// The deployment, if there is one.
+/// Returns the deployment. `None` before the first start.
 pub async fn find(conn: &mut PgConnection) -> crate::Result<Option<Deployment>> {
     sqlx::query_as!(Deployment, "SELECT currency, token_secret FROM deployment")
         .fetch_optional(conn)
@@ -20,7 +20,7 @@ pub async fn find(conn: &mut PgConnection) -> crate::Result<Option<Deployment>> 
         .map_err(Into::into)
 }
 
-/// Makes the deployment.
+/// Creates the deployment.
 pub async fn insert(conn: &mut PgConnection, deployment: &Deployment) -> crate::Result<()> {
     let Deployment { currency, token_secret } = deployment;
     sqlx::query!("INSERT INTO deployment (currency, token_secret) VALUES ($1, $2)", currency, token_secret)
@@ -30,14 +30,14 @@ pub async fn insert(conn: &mut PgConnection, deployment: &Deployment) -> crate::
         .map_err(Into::into)
 }
 
-/// The last month that is closed, for all clients: its sums stay as they are. Nothing: none is.
+/// Returns the last closed month. Sums of closed months do not change. `None` if no month is closed.
 pub async fn closed_through(conn: &mut PgConnection) -> crate::Result<Option<Month>> {
     let day = sqlx::query_scalar!("SELECT NULLIF(closed_through, '-infinity') AS closed_through FROM deployment");
     Ok(day.fetch_optional(conn).await?.flatten().map(Month::of))
 }
 
-/// Moves the time before which keys of live events may be gone up to this one. Needs the versions lock, and has to be
-/// committed before the first of them is deleted.
+/// Raises the time before which keys of live events may have been deleted; never lowers it. The transaction must hold
+/// the exclusive versions lock, and must commit before the first of these keys is deleted.
 pub async fn prune_keys_through(conn: &mut PgConnection, time: DateTime<Utc>) -> crate::Result<()> {
     sqlx::query!("UPDATE deployment SET keys_pruned_through = GREATEST(keys_pruned_through, $1)", time)
         .execute(conn)
@@ -46,7 +46,8 @@ pub async fn prune_keys_through(conn: &mut PgConnection, time: DateTime<Utc>) ->
         .map_err(Into::into)
 }
 
-/// Closes the months up to this one. Needs the versions lock; a closed month is never opened again.
+/// Closes all months up to and including `month`. The transaction must hold the exclusive versions lock. A closed month
+/// never opens again.
 pub async fn close_through(conn: &mut PgConnection, month: Month) -> crate::Result<()> {
     sqlx::query!("UPDATE deployment SET closed_through = GREATEST(closed_through, $1)", month.first_day())
         .execute(conn)
@@ -55,7 +56,7 @@ pub async fn close_through(conn: &mut PgConnection, month: Month) -> crate::Resu
         .map_err(Into::into)
 }
 
-/// Whether the database has the tables of meterd.
+/// Returns whether the database has the tables of meterd.
 pub async fn has_schema(pool: &PgPool) -> crate::Result<bool> {
     sqlx::query_scalar!(r#"SELECT to_regclass('usage_months') IS NOT NULL AS "there!""#)
         .fetch_one(pool)

@@ -1,15 +1,15 @@
-//! Why the database did not do what was asked.
+//! The error type of the store.
 
 /// An error of the store.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// From the driver, or from PostgreSQL.
+    /// An error of the driver or of PostgreSQL.
     #[error(transparent)]
     Driver(#[from] sqlx::Error),
-    /// There was no answer in time. The work may have been done.
+    /// The database did not answer in time. It may have done the work.
     #[error("the database did not answer in time")]
     Timeout,
-    /// What was remembered of the database no longer holds. The same work succeeds after it is read again.
+    /// Cached data of the database were out of date. The same work succeeds after they are read again.
     #[error("{0}")]
     Stale(&'static str),
     /// The database has data that meterd cannot have written. Never retried.
@@ -21,7 +21,7 @@ pub enum StoreError {
 pub type Result<T, E = StoreError> = std::result::Result<T, E>;
 
 impl StoreError {
-    /// The database has data that meterd cannot have written.
+    /// Returns an [`StoreError::Inconsistent`] with this message.
     pub fn inconsistent(what: impl ToString) -> Self {
         Self::Inconsistent(what.to_string())
     }
@@ -33,7 +33,7 @@ impl StoreError {
         }
     }
 
-    /// Whether the same work may succeed if it is done again: the connection broke, the server is going down or coming up, or
+    /// Returns whether a retry may succeed: the connection broke, the server is shutting down or starting up, or
     /// another transaction was in the way.
     pub fn is_transient(&self) -> bool {
         match self {
@@ -47,9 +47,10 @@ impl StoreError {
                 | sqlx::Error::Tls(_)
                 | sqlx::Error::Protocol(_) => true,
                 sqlx::Error::Database(error) => error.code().is_some_and(|code| {
-                    // 08: connection; 40: rolled back, a deadlock among them; 53: resources, disk full among them; 57P0x:
-                    // shutdown, crash, starting up; 58000, 58030: the system below, I/O; 25006: read-only, as after a failover;
-                    // 25P03, 25P04: idle in transaction; 55P03: lock timeout; 57014: statement timeout.
+                    // 08: connection; 40: rollback, for example after a deadlock; 53: resources, for example a full
+                    // disk; 57P0x: shutdown, crash or startup; 58000, 58030: operating system, I/O; 25006: read-only,
+                    // as after a failover; 25P03, 25P04: idle in transaction; 55P03: lock timeout; 57014: statement
+                    // timeout.
                     let class = &code[..2];
                     matches!(class, "08" | "40" | "53")
                         || code.starts_with("57P")
@@ -60,28 +61,28 @@ impl StoreError {
         }
     }
 
-    /// Whether the server answers and cannot do its work: it misses files of its own, or cannot load a library, as after an
-    /// upgrade of the installed PostgreSQL under the running one; or its data is damaged. It stays so until an operator acts.
+    /// Returns whether the server answers but cannot work until an operator acts. Its own files are missing, it cannot
+    /// load a library (as after an upgrade of the installed PostgreSQL while the server runs), or its data are damaged.
     pub fn is_broken_database(&self) -> bool {
         let Self::Driver(sqlx::Error::Database(error)) = self else { return false };
-        // 58P01, 58P02: a file is missing, or there though it must not be; XX001, XX002: damaged data or index.
+        // 58P01, 58P02: a file is missing or exists unexpectedly; XX001, XX002: damaged data or index.
         let by_code = matches!(error.code().as_deref(), Some("58P01" | "58P02" | "XX001" | "XX002"));
-        // Its code depends on what the system has said of the file.
+        // The code of these errors depends on the error of the operating system.
         by_code
             || ["could not load library", "incompatible library"].iter().any(|start| error.message().starts_with(start))
     }
 
-    /// Whether a statement ran for longer than the statement timeout.
+    /// Returns whether a statement exceeded the statement timeout.
     pub fn is_statement_timeout(&self) -> bool {
         self.code().as_deref() == Some("57014")
     }
 
-    /// Whether a row exists that may exist only once.
+    /// Returns whether a row with the same unique key exists.
     pub fn is_unique_violation(&self) -> bool {
         matches!(self, Self::Driver(sqlx::Error::Database(error)) if error.is_unique_violation())
     }
 
-    /// Whether another transaction held a row for longer than the lock timeout.
+    /// Returns whether the wait for a lock exceeded the lock timeout.
     pub fn is_lock_timeout(&self) -> bool {
         self.code().as_deref() == Some("55P03")
     }

@@ -1,10 +1,10 @@
-//! The days that events are recorded on.
+//! Reads and changes the days of events.
 
 use chrono::{DateTime, NaiveDate, Utc};
 use meterd_domain::event::EventId;
 use sqlx::PgConnection;
 
-/// Returns the events of a client from `from` until before `to`, with their days.
+/// Returns a client's events from `from` to before `to`, with their days.
 pub async fn between(
     conn: &mut PgConnection,
     client_id: &str,
@@ -23,7 +23,7 @@ pub async fn between(
     Ok(rows.into_iter().map(|row| (EventId { time: row.event_time, seq: row.event_seq }, row.day)).collect())
 }
 
-/// Changes the days of events of a client. In a transaction that holds the months of the old and the new days.
+/// Changes the days of a client's events. The transaction must hold the locks of the old and the new months.
 pub async fn set(conn: &mut PgConnection, client_id: &str, moved: &[(EventId, NaiveDate)]) -> crate::Result<()> {
     let times: Vec<_> = moved.iter().map(|(id, _)| id.time).collect();
     let seqs: Vec<_> = moved.iter().map(|(id, _)| id.seq).collect();

@@ -1,4 +1,4 @@
-//! Recorded events, one by one.
+//! Reads recorded events.
 
 use crate::keys::charge;
 use crate::numeric;
@@ -8,17 +8,17 @@ use chrono::{DateTime, NaiveDate, Utc};
 use meterd_domain::event::{Charge, EventId, Measures, UsageEvent};
 use sqlx::PgPool;
 
-/// An event as it was recorded.
+/// A recorded event.
 pub struct RecordedEvent {
     pub id: EventId,
     pub event: UsageEvent,
-    /// The client's own day.
+    /// Day in the time zone of the client.
     pub day: NaiveDate,
     pub charge: Charge,
     pub record_time: DateTime<Utc>,
 }
 
-/// The row of an event.
+/// A row of `usage_events`.
 pub struct EventRow {
     pub client_id: String,
     pub event_time: DateTime<Utc>,
@@ -42,7 +42,7 @@ pub struct EventRow {
     pub record_time: DateTime<Utc>,
 }
 
-/// Which events to list. Empty filters let everything through.
+/// Which events to list. An empty filter matches everything.
 pub struct EventFilter<'a> {
     pub client_id: &'a str,
     pub start_time: Option<DateTime<Utc>>,
@@ -86,7 +86,7 @@ impl TryFrom<EventRow> for RecordedEvent {
     }
 }
 
-/// One event of a client.
+/// Returns one event of a client. `None` if it does not exist.
 pub async fn find(pool: &PgPool, client_id: &str, id: EventId) -> crate::Result<Option<RecordedEvent>> {
     let row = sqlx::query_as!(
         EventRow,
@@ -103,7 +103,8 @@ pub async fn find(pool: &PgPool, client_id: &str, id: EventId) -> crate::Result<
     row.map(RecordedEvent::try_from).transpose()
 }
 
-/// Up to `limit` events after `after` in the order asked for, and the time up to which the answer is complete.
+/// Returns up to `limit` events after `after`, in ascending or descending order of time, and the time up to which the
+/// answer is complete.
 pub async fn list(
     pool: &PgPool,
     filter: &EventFilter<'_>,
@@ -116,23 +117,11 @@ pub async fn list(
     let EventFilter { client_id, start_time, end_time, services, operations, models, subjects, unpriced_only } =
         *filter;
     let (after_time, after_seq) = (after.map(|id| id.time), after.map(|id| id.seq));
-    // Two texts, not one with a switch: each reads its index in order and stops at the limit.
+    // Two statements instead of one with a switch, so that each reads its index in order and stops at the limit.
     let rows = if ascending {
-        sqlx::query_as!(
+        sqlx::query_file_as!(
             EventRow,
-            r#"SELECT client_id, event_time, event_seq, day, service, operation, model, units, input_tokens,
-                   output_tokens, cached_input_tokens, amount, charge, price_id, unpriced_reason, subject, external_id,
-                   idempotency_key, metadata::text AS metadata, record_time
-               FROM usage_events
-               WHERE client_id = $1
-                 AND event_time >= COALESCE($2, '-infinity'::timestamptz) AND event_time < COALESCE($3, 'infinity'::timestamptz)
-                 AND (cardinality($4::text[]) = 0 OR service = ANY($4))
-                 AND (cardinality($5::text[]) = 0 OR operation = ANY($5))
-                 AND (cardinality($6::text[]) = 0 OR model = ANY($6))
-                 AND (cardinality($7::text[]) = 0 OR subject = ANY($7))
-                 AND (NOT $8 OR unpriced_reason IS NOT NULL)
-                 AND (event_time, event_seq) > (COALESCE($9, '-infinity'::timestamptz), COALESCE($10::bigint, 0))
-               ORDER BY event_time, event_seq LIMIT $11"#,
+            "sql/usage/list_events_ascending.sql",
             client_id,
             start_time,
             end_time,
@@ -148,21 +137,9 @@ pub async fn list(
         .fetch_all(&mut *tx)
         .await?
     } else {
-        sqlx::query_as!(
+        sqlx::query_file_as!(
             EventRow,
-            r#"SELECT client_id, event_time, event_seq, day, service, operation, model, units, input_tokens,
-                   output_tokens, cached_input_tokens, amount, charge, price_id, unpriced_reason, subject, external_id,
-                   idempotency_key, metadata::text AS metadata, record_time
-               FROM usage_events
-               WHERE client_id = $1
-                 AND event_time >= COALESCE($2, '-infinity'::timestamptz) AND event_time < COALESCE($3, 'infinity'::timestamptz)
-                 AND (cardinality($4::text[]) = 0 OR service = ANY($4))
-                 AND (cardinality($5::text[]) = 0 OR operation = ANY($5))
-                 AND (cardinality($6::text[]) = 0 OR model = ANY($6))
-                 AND (cardinality($7::text[]) = 0 OR subject = ANY($7))
-                 AND (NOT $8 OR unpriced_reason IS NOT NULL)
-                 AND (event_time, event_seq) < (COALESCE($9, 'infinity'::timestamptz), COALESCE($10::bigint, 0))
-               ORDER BY event_time DESC, event_seq DESC LIMIT $11"#,
+            "sql/usage/list_events_descending.sql",
             client_id,
             start_time,
             end_time,

@@ -1,4 +1,4 @@
-//! All events of a range, streamed.
+//! Streams all events of a range.
 
 use crate::connect::allow_long_statements;
 use crate::numeric::Numeric;
@@ -10,20 +10,20 @@ use meterd_domain::period::widest_range;
 use sqlx::pool::PoolConnection;
 use sqlx::{Executor, PgConnection, PgPool, Postgres};
 
-/// Which events to export. Empty filters let everything through.
+/// Which events to export. An empty filter matches everything.
 #[derive(Debug)]
 pub struct ExportFilter {
     pub client_id: Option<String>,
     pub start_time: Option<DateTime<Utc>>,
     pub end_time: Option<DateTime<Utc>>,
-    /// The clients' own days, both included.
+    /// Days in the time zone of the client, both included.
     pub start_day: Option<NaiveDate>,
     pub end_day: Option<NaiveDate>,
     pub services: Vec<String>,
 }
 
 impl ExportFilter {
-    /// No event that passes lies outside of these times: they tell the database which partitions to leave out.
+    /// Returns a range of event times that includes every matching event. It lets the database skip partitions.
     fn times(&self) -> (Option<DateTime<Utc>>, Option<DateTime<Utc>>) {
         let start = self.start_time.max(self.start_day.map(|day| widest_range(day).0));
         let ends = [self.end_time, self.end_day.map(|day| widest_range(day).1)];
@@ -31,7 +31,7 @@ impl ExportFilter {
     }
 }
 
-/// The row of an event, as it is exported: there are millions, so nothing is made of it on the way.
+/// An event's row for export. There may be millions of them, so they are not converted to a domain type.
 pub struct ExportRow {
     pub client_id: String,
     pub event_time: DateTime<Utc>,
@@ -47,27 +47,28 @@ pub struct ExportRow {
     pub amount: Option<Numeric>,
     pub charge: Option<Numeric>,
     pub price_id: Option<i64>,
-    /// Of [`meterd_domain::event::UnpricedReason`].
+    /// Number of an [`UnpricedReason`](meterd_domain::event::UnpricedReason).
     pub unpriced_reason: Option<i16>,
     pub subject: String,
     pub external_id: String,
     pub idempotency_key: String,
-    /// JSON.
+    /// JSON text.
     pub metadata: Option<String>,
     pub record_time: DateTime<Utc>,
 }
 
 impl ExportRow {
-    /// The event's id.
+    /// Returns the event's id.
     pub fn id(&self) -> EventId {
         EventId { time: self.event_time, seq: self.event_seq }
     }
 }
 
-/// A snapshot of the events, on a connection of its own.
+/// A snapshot of the events on its own connection.
 pub struct Snapshot {
     conn: PoolConnection<Postgres>,
-    /// The start of the transaction, which lies before its snapshot: events that were acknowledged before it are in the export.
+    /// Start of the transaction. The snapshot is taken later, so it includes everything that was acknowledged before
+    /// this time.
     pub complete_as_of: DateTime<Utc>,
 }
 
@@ -75,8 +76,8 @@ impl Snapshot {
     /// Begins a transaction without a statement timeout.
     pub async fn begin(pool: &PgPool) -> crate::Result<Self> {
         let mut conn = pool.acquire().await?;
-        // Closing the connection also ends the transaction. An export that ends early leaves unread rows, which the pool would
-        // read before it could use the connection again.
+        // Closing the connection also ends the transaction. An export that ends early leaves unread rows, which the
+        // pool would read before it could use the connection again.
         conn.close_on_drop();
         conn.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
         allow_long_statements(&mut conn).await?;
@@ -84,7 +85,8 @@ impl Snapshot {
         Ok(Self { conn, complete_as_of })
     }
 
-    /// Returns the events ordered by client and time. They are read from the database as the caller takes them.
+    /// Streams the matching events in order of client, time and sequence number. The server sends the rows while the
+    /// caller reads them.
     pub fn events<'a>(
         &'a mut self,
         filter: &'a ExportFilter,

@@ -1,8 +1,11 @@
-//! The floors of `meterd-bench`: the same guarantees with one transaction per event; `statements`, with one transaction per batch;
-//! `copy`, with no guarantee but the unique key; and other queries of the bench.
+//! The floors of `meterd-bench`: baselines that only the benchmarks use, and other queries of the benchmarks.
+//!
+//! This module records events with the same guarantees as meterd, in one transaction per event; `statements` does so in
+//! one transaction per batch. `copy` guarantees only the unique key.
 
 mod copy;
 mod statements;
+mod sums;
 
 pub use copy::{CopyRows, copy, create_copied, sum_copied};
 pub use statements::{HashedEvent, record_batch};
@@ -13,18 +16,18 @@ use meterd_domain::event::{Charge, PayloadHash, PricedEvent};
 use meterd_domain::period::Month;
 use sqlx::{AssertSqlSafe, Executor, PgConnection};
 
-/// What the database says of itself.
+/// Version and settings of the database that affect a figure.
 pub struct Facts {
     pub version: String,
     pub fsync: String,
     pub synchronous_commit: String,
     pub full_page_writes: String,
     pub wal_sync_method: String,
-    /// Process of the asking connection.
+    /// Process id of the server process of this connection.
     pub backend_pid: i32,
 }
 
-/// Asks what matters for a figure.
+/// Reads the version and the settings.
 pub async fn facts(conn: &mut PgConnection) -> crate::Result<Facts> {
     sqlx::query_as!(
         Facts,
@@ -38,24 +41,24 @@ pub async fn facts(conn: &mut PgConnection) -> crate::Result<Facts> {
     .map_err(Into::into)
 }
 
-/// How many events the months count.
+/// Returns the number of events that the months count.
 pub async fn counted_events(conn: &mut PgConnection) -> crate::Result<u64> {
     let count = sqlx::query_scalar!(r#"SELECT COALESCE(sum(request_count), 0)::bigint AS "count!" FROM usage_months"#);
     Ok(u64::try_from(count.fetch_one(conn).await?).unwrap_or_default())
 }
 
-/// How far the log of changes has been written, in bytes.
+/// Returns the current insert position of the write-ahead log, in bytes.
 pub async fn wal_position(conn: &mut PgConnection) -> crate::Result<u64> {
     let bytes = sqlx::query_scalar!(r#"SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint AS "bytes!""#);
     Ok(u64::try_from(bytes.fetch_one(conn).await?).unwrap_or_default())
 }
 
-/// A round trip that does nothing.
+/// Makes a round trip that does nothing.
 pub async fn round_trip(conn: &mut PgConnection) -> crate::Result<()> {
     sqlx::query!("SELECT 1 AS one").fetch_one(conn).await.map(drop).map_err(Into::into)
 }
 
-/// A round trip with the smallest transaction that has something to make durable.
+/// Makes a round trip with the smallest transaction that must be flushed to disk.
 pub async fn durable_commit(conn: &mut PgConnection) -> crate::Result<()> {
     sqlx::query!("SELECT pg_logical_emit_message(true, 'meterd bench', '')::text AS lsn")
         .fetch_one(conn)
@@ -64,7 +67,7 @@ pub async fn durable_commit(conn: &mut PgConnection) -> crate::Result<()> {
         .map_err(Into::into)
 }
 
-/// Whether there is a database of this name.
+/// Returns whether a database with this name exists.
 pub async fn database_exists(conn: &mut PgConnection, name: &str) -> crate::Result<bool> {
     sqlx::query_scalar!(r#"SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1) AS "exists!""#, name)
         .fetch_one(conn)
@@ -72,7 +75,7 @@ pub async fn database_exists(conn: &mut PgConnection, name: &str) -> crate::Resu
         .map_err(Into::into)
 }
 
-/// Makes an empty database. The name is one that needs no quotes.
+/// Creates an empty database. The name must not need quotes.
 pub async fn create_database(conn: &mut PgConnection, name: &str) -> crate::Result<()> {
     conn.execute(AssertSqlSafe(format!("CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8'")))
         .await
@@ -80,7 +83,7 @@ pub async fn create_database(conn: &mut PgConnection, name: &str) -> crate::Resu
         .map_err(Into::into)
 }
 
-/// Removes a database, and cuts off who is still there.
+/// Drops a database and ends its sessions.
 pub async fn drop_database(conn: &mut PgConnection, name: &str) -> crate::Result<()> {
     conn.execute(AssertSqlSafe(format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)")))
         .await
@@ -88,8 +91,8 @@ pub async fn drop_database(conn: &mut PgConnection, name: &str) -> crate::Result
         .map_err(Into::into)
 }
 
-/// Records one event: key, event, month, month's service, day, each with a prepared statement and in the lock order that
-/// everyone keeps. False, when the key was taken: then nothing is recorded.
+/// Records one event: key, event, month, month service and day, each with a prepared statement, in the lock order of
+/// [`crate::locks`]. Returns `false` and records nothing if the key was already taken.
 pub async fn record(
     conn: &mut PgConnection,
     priced: &PricedEvent<'_>,
@@ -173,19 +176,8 @@ async fn add_month(
     unpriced: i64,
 ) -> crate::Result<()> {
     let (event, measures) = (priced.event, &priced.event.measures);
-    sqlx::query!(
-        "INSERT INTO usage_months AS t (client_id, month, request_count, units, input_tokens, output_tokens,
-             cached_input_tokens, cost, unpriced_event_count, summary_stale_since)
-         VALUES ($1, $2, 1, $3, $4, $5, $6, $7, $8, now())
-         ON CONFLICT (client_id, month) DO UPDATE SET
-             request_count = t.request_count + 1,
-             units = t.units + excluded.units,
-             input_tokens = t.input_tokens + excluded.input_tokens,
-             output_tokens = t.output_tokens + excluded.output_tokens,
-             cached_input_tokens = t.cached_input_tokens + excluded.cached_input_tokens,
-             cost = t.cost + excluded.cost,
-             unpriced_event_count = t.unpriced_event_count + excluded.unpriced_event_count,
-             summary_stale_since = COALESCE(t.summary_stale_since, now())",
+    sqlx::query_file!(
+        "sql/bench/floor_add_month.sql",
         &*event.client_id,
         Month::of(priced.day).first_day(),
         numeric::of(measures.units),
@@ -208,18 +200,8 @@ async fn add_month_service(
     unpriced: i64,
 ) -> crate::Result<()> {
     let (event, measures) = (priced.event, &priced.event.measures);
-    sqlx::query!(
-        "INSERT INTO usage_month_services AS t (client_id, month, service, request_count, units, input_tokens,
-             output_tokens, cached_input_tokens, cost, unpriced_event_count)
-         VALUES ($1, $2, $3, 1, $4, $5, $6, $7, $8, $9)
-         ON CONFLICT (client_id, month, service) DO UPDATE SET
-             request_count = t.request_count + 1,
-             units = t.units + excluded.units,
-             input_tokens = t.input_tokens + excluded.input_tokens,
-             output_tokens = t.output_tokens + excluded.output_tokens,
-             cached_input_tokens = t.cached_input_tokens + excluded.cached_input_tokens,
-             cost = t.cost + excluded.cost,
-             unpriced_event_count = t.unpriced_event_count + excluded.unpriced_event_count",
+    sqlx::query_file!(
+        "sql/bench/floor_add_month_service.sql",
         &*event.client_id,
         Month::of(priced.day).first_day(),
         &*event.service,
@@ -243,18 +225,8 @@ async fn add_day(
     unpriced: i64,
 ) -> crate::Result<()> {
     let (event, measures) = (priced.event, &priced.event.measures);
-    sqlx::query!(
-        "INSERT INTO usage_days AS t (client_id, day, service, operation, model, request_count, units, input_tokens,
-             output_tokens, cached_input_tokens, cost, unpriced_event_count)
-         VALUES ($1, $2, $3, $4, $5, 1, $6, $7, $8, $9, $10, $11)
-         ON CONFLICT (client_id, day, service, operation, model) DO UPDATE SET
-             request_count = t.request_count + 1,
-             units = t.units + excluded.units,
-             input_tokens = t.input_tokens + excluded.input_tokens,
-             output_tokens = t.output_tokens + excluded.output_tokens,
-             cached_input_tokens = t.cached_input_tokens + excluded.cached_input_tokens,
-             cost = t.cost + excluded.cost,
-             unpriced_event_count = t.unpriced_event_count + excluded.unpriced_event_count",
+    sqlx::query_file!(
+        "sql/bench/floor_add_day.sql",
         &*event.client_id,
         priced.day,
         &*event.service,

@@ -1,4 +1,5 @@
-//! The floor (r) of `meterd-bench reads`: each read as a plain query over the rollups, on one connection.
+//! Floor (r) of `meterd-bench reads`: each read as a plain query of the rollups, on one connection. Only the benchmarks
+//! use it.
 
 use bigdecimal::BigDecimal;
 use chrono::{DateTime, NaiveDate, Utc};
@@ -6,7 +7,7 @@ use futures_util::TryStreamExt;
 use meterd_domain::period::Month;
 use sqlx::PgConnection;
 
-/// A row of any of the reads, with what it is of.
+/// A row of any of the reads. A field that the read does not group by is `None`.
 pub struct FloorRow {
     pub day: Option<NaiveDate>,
     pub service: Option<String>,
@@ -20,7 +21,7 @@ pub struct FloorRow {
     pub unpriced_event_count: i64,
 }
 
-/// A client's month by service.
+/// Returns a client's month by service, highest cost first.
 pub async fn month(conn: &mut PgConnection, client_id: &str, month: Month) -> crate::Result<Vec<FloorRow>> {
     sqlx::query_as!(
         FloorRow,
@@ -35,7 +36,8 @@ pub async fn month(conn: &mut PgConnection, client_id: &str, month: Month) -> cr
     .map_err(Into::into)
 }
 
-/// A client's days, in total, by service, by day, and by service and operation.
+/// Returns the sums of a client's days from `start` to `end`, both included: in total, by service, by day, and by
+/// service and operation.
 pub async fn summary(
     conn: &mut PgConnection,
     client_id: &str,
@@ -60,7 +62,7 @@ pub async fn summary(
     .map_err(Into::into)
 }
 
-/// A client's sums of each day.
+/// Returns a client's sums by day from `start` to `end`, both included.
 pub async fn by_day(
     conn: &mut PgConnection,
     client_id: &str,
@@ -84,7 +86,7 @@ pub async fn by_day(
     .map_err(Into::into)
 }
 
-/// The costliest clients of a month.
+/// Returns up to `limit` clients of a month, highest cost first. `service` has the client id.
 pub async fn summaries(conn: &mut PgConnection, month: Month, limit: i64) -> crate::Result<Vec<FloorRow>> {
     sqlx::query_as!(
         FloorRow,
@@ -98,10 +100,9 @@ pub async fn summaries(conn: &mut PgConnection, month: Month, limit: i64) -> cra
     .await.map_err(Into::into)
 }
 
-/// Copies the events of a range of time out as CSV, in the order in which they are exported, and drops them. Gives how many
-/// bytes they were.
+/// Copies the events of a time range as CSV, in the order of an export, and discards them. Returns the number of bytes.
 pub async fn copy_out(conn: &mut PgConnection, start: DateTime<Utc>, end: DateTime<Utc>) -> crate::Result<u64> {
-    // COPY takes no parameters; these are times of ours.
+    // COPY takes no parameters. The program formats both times itself, so it is safe to insert them.
     let statement = format!(
         "COPY (SELECT * FROM usage_events WHERE event_time >= '{}' AND event_time < '{}' \
          ORDER BY client_id, event_time, event_seq) TO STDOUT (FORMAT csv)",

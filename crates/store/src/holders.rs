@@ -1,10 +1,10 @@
-//! Who has a key that was taken: the row of the key, and the event that it names.
+//! Finds the events to which taken idempotency keys belong.
 //!
-//! A key's row carries the time of its event, so each event is looked up in the one partition of its month, by its primary
-//! key. The cost does not depend on how many partitions there are, nor on their statistics:
-//! - The month's bounds are parameters, and the statements are planned for their values: the planner opens one partition.
-//!   A plan for any value would open and lock all of them, whenever it runs.
-//! - Each subquery has a LIMIT, so that the planner cannot turn the lookups into a join that reads a whole index.
+//! The row of a key has the time of its event, so each event is looked up by primary key in the one partition of its
+//! month. The cost depends neither on the number of partitions nor on their statistics:
+//! - The bounds of the month are parameters, and the statements are planned for their values, so the planner opens one
+//!   partition. A generic plan would open and lock all partitions on each run.
+//! - Each subquery has a LIMIT, so the planner cannot turn the lookups into a join that reads a whole index.
 
 use crate::connect;
 use crate::events::{EventRow, RecordedEvent};
@@ -16,17 +16,17 @@ use meterd_domain::period::Month;
 use sqlx::PgConnection;
 use std::collections::BTreeMap;
 
-/// The event that has a key.
+/// The event to which a key belongs.
 #[derive(Clone, Debug)]
 pub struct KeyHolder {
     pub payload_hash: PayloadHash,
     pub id: EventId,
-    /// Nothing, where the event itself is no longer kept.
+    /// `None` if the event has been removed.
     pub charge: Option<Charge>,
 }
 
-/// The holders of these clients' keys, in their order; nothing for a key that is free. What follows in the transaction is
-/// planned for its values.
+/// Returns the holder of each key, in the order of `keys`; `None` for a free key. The client of `keys[i]` is
+/// `client_ids[i]`. Later statements of the transaction are also planned for their values.
 pub async fn find(
     conn: &mut PgConnection,
     client_ids: &[String],
@@ -66,7 +66,8 @@ pub async fn find(
     Ok(holders)
 }
 
-/// These events of clients, in their order; nothing for one that is no longer kept. Planned as [`find`] is.
+/// Returns these events, in the order of `wanted`; `None` for an event that has been removed. Plans statements as
+/// [`find`] does.
 pub async fn events(conn: &mut PgConnection, wanted: &[(&str, EventId)]) -> crate::Result<Vec<Option<UsageEvent>>> {
     connect::plan_for_values(conn).await?;
     let mut events: Vec<Option<UsageEvent>> = wanted.iter().map(|_| None).collect();
@@ -87,10 +88,10 @@ pub async fn events(conn: &mut PgConnection, wanted: &[(&str, EventId)]) -> crat
     Ok(events)
 }
 
-/// Ids of events whose times are in one UTC month, as the columns that statements take.
+/// Ids of events in one UTC month, one vector per parameter of the statements.
 #[derive(Default)]
 struct Ids {
-    /// Of those who asked.
+    /// Positions in the caller's list.
     numbers: Vec<usize>,
     client_ids: Vec<String>,
     times: Vec<DateTime<Utc>>,
@@ -109,7 +110,7 @@ fn by_month<'a>(wanted: impl Iterator<Item = (usize, &'a str, EventId)>) -> BTre
     of_months
 }
 
-/// The bounds of the one partition that has a UTC month.
+/// Returns the start and the end of a UTC month, which are the bounds of its partition.
 fn bounds(month: Month) -> (DateTime<Utc>, DateTime<Utc>) {
     let start = |month: Month| month.first_day().and_time(NaiveTime::MIN).and_utc();
     (start(month), start(month.next()))

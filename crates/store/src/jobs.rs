@@ -1,4 +1,4 @@
-//! Scheduled jobs: when they are due, who runs them, and what became of it. All times are the database's.
+//! Scheduled jobs: their due times, leases and results. All times are the database's.
 
 use chrono::{DateTime, Utc};
 use sqlx::PgPool;
@@ -7,13 +7,13 @@ use std::time::Duration;
 /// A job and its last run.
 pub struct JobRow {
     pub job: String,
-    /// Cron expression; empty: never.
+    /// Cron expression; empty if the job is never due.
     pub schedule: String,
     pub next_run_time: Option<DateTime<Utc>>,
     pub running: bool,
     pub last_start_time: Option<DateTime<Utc>>,
     pub last_finish_time: Option<DateTime<Utc>>,
-    /// When the run began that ended last.
+    /// Start time of the run that finished last.
     pub ended_start_time: Option<DateTime<Utc>>,
     pub last_error: String,
     pub last_result: String,
@@ -21,20 +21,21 @@ pub struct JobRow {
     pub failure_count: i64,
 }
 
-/// What a replica looks at when it looks for work.
+/// The fields of a job that a replica needs to find due jobs.
 pub struct Glance {
     pub job: String,
     pub schedule: String,
     pub next_run_time: Option<DateTime<Utc>>,
     pub last_success_time: Option<DateTime<Utc>>,
-    /// Nobody runs it and its time has come, or whoever ran it has let the lease run out; and no lease is in force.
+    /// Whether the job can be claimed: no lease is in force, and either its time has come or its last holder has not
+    /// finished.
     pub due: bool,
-    /// Its lease ends later than one that is taken now would.
+    /// Whether its lease ends later than a lease that is taken now.
     pub lease_too_long: bool,
     pub now: DateTime<Utc>,
 }
 
-/// Makes a job, due at once, or gives it a changed schedule with its next time. A run that was missed stays due.
+/// Creates a job that is due at once, or updates a changed schedule and the next time. A missed run stays due.
 pub async fn register(pool: &PgPool, job: &str, schedule: &str, next: Option<DateTime<Utc>>) -> crate::Result<()> {
     sqlx::query!(
         "INSERT INTO jobs AS t (job, schedule, next_run_time)
@@ -52,7 +53,7 @@ pub async fn register(pool: &PgPool, job: &str, schedule: &str, next: Option<Dat
     .map_err(Into::into)
 }
 
-/// These jobs, as far as they are there.
+/// Returns the state of these jobs, ordered by name. Jobs that do not exist are left out.
 pub async fn glance(pool: &PgPool, jobs: &[String], lease: Duration) -> crate::Result<Vec<Glance>> {
     sqlx::query_as!(
         Glance,
@@ -68,8 +69,8 @@ pub async fn glance(pool: &PgPool, jobs: &[String], lease: Duration) -> crate::R
     .await.map_err(Into::into)
 }
 
-/// Brings forward what a database clock that was ahead has left: a due time, unless it is not `seen` any more, to `next`, and
-/// the end of a lease to that of one that is taken now. Whoever still holds such a lease renews it meanwhile.
+/// Corrects the times that were set while the database's clock was ahead. Changes the due time from `seen` to `next`,
+/// unless it is no longer `seen`. Shortens the lease to that of one taken now; a holder that still runs renews it.
 pub async fn bring_forward(
     pool: &PgPool,
     job: &str,
@@ -93,7 +94,7 @@ pub async fn bring_forward(
     .map_err(Into::into)
 }
 
-/// Takes a due job under a lease, unless somebody else was faster, and moves its next time on.
+/// Claims a due job with a lease and sets its next time. Returns `false` if another replica was faster.
 pub async fn claim(
     pool: &PgPool,
     job: &str,
@@ -113,7 +114,7 @@ pub async fn claim(
     Ok(claimed.execute(pool).await?.rows_affected() == 1)
 }
 
-/// Renews a lease. False, where it is over or somebody else's.
+/// Renews a lease. Returns `false` if it has expired or belongs to another holder.
 pub async fn renew(pool: &PgPool, job: &str, holder: &str, lease: Duration) -> crate::Result<bool> {
     let renewed = sqlx::query!(
         "UPDATE jobs SET lease_expire_time = now() + make_interval(secs => $3)
@@ -125,9 +126,11 @@ pub async fn renew(pool: &PgPool, job: &str, holder: &str, lease: Duration) -> c
     Ok(renewed.execute(pool).await?.rows_affected() == 1)
 }
 
-/// Notes what became of a run and lets go of it; not of its lease, where statements of it may still run: then nobody runs it
-/// until that has run out. A run that failed is due again after `retry_after`, unless its next time comes before, or it has
-/// none. False, where somebody else has taken it over.
+/// Stores the outcome of a run and releases the job. Returns `false` if another holder has taken over.
+///
+/// With `keep_lease`, the lease stays in force because statements of the run may still be running; no replica claims
+/// the job before it expires. A failed run is due again after `retry_after`, unless its next time is earlier or it has
+/// none.
 pub async fn finish(
     pool: &PgPool,
     job: &str,
@@ -154,7 +157,7 @@ pub async fn finish(
     Ok(finished.execute(pool).await?.rows_affected() == 1)
 }
 
-/// Asks for a run, and gives the time of asking; nothing where there is no such job.
+/// Makes a job due now and returns the time of the request. `None` if the job does not exist.
 pub async fn want(pool: &PgPool, job: &str) -> crate::Result<Option<DateTime<Utc>>> {
     sqlx::query_scalar!(r#"UPDATE jobs SET next_run_time = now() WHERE job = $1 RETURNING now() AS "now!""#, job)
         .fetch_optional(pool)
@@ -162,7 +165,7 @@ pub async fn want(pool: &PgPool, job: &str) -> crate::Result<Option<DateTime<Utc
         .map_err(Into::into)
 }
 
-/// These jobs, by name.
+/// Returns these jobs, ordered by name.
 pub async fn list(pool: &PgPool, jobs: &[String]) -> crate::Result<Vec<JobRow>> {
     sqlx::query_as!(
         JobRow,

@@ -1,4 +1,4 @@
-//! The key ledger: who claims a key records its event.
+//! Deletes old idempotency keys, and reads the charge of an event.
 
 use crate::numeric;
 use bigdecimal::BigDecimal;
@@ -7,14 +7,15 @@ use meterd_domain::event::{Charge, KEY_LEAD, UnpricedReason};
 use meterd_domain::period::Month;
 use sqlx::PgPool;
 
-/// Keys that were deleted.
+/// The result of one deletion.
 pub struct Pruned {
+    /// Number of deleted keys.
     pub count: i64,
-    /// Where the next chunk begins: at the time of the last one.
+    /// Time of the last deleted key, at which the next deletion starts. `None` if no key was deleted.
     pub last_time: Option<DateTime<Utc>>,
 }
 
-/// Whether keys of live events came before this time, and their events are as old: those that [`prune_live`] deletes.
+/// Returns whether there is a key that [`prune_live`] deletes.
 pub async fn is_any_live_before(pool: &PgPool, before: DateTime<Utc>) -> crate::Result<bool> {
     sqlx::query_scalar!(
         r#"SELECT EXISTS (SELECT FROM idempotency_keys WHERE NOT backfill AND claim_time < $1 AND event_time < $2) AS "any!""#,
@@ -25,11 +26,11 @@ pub async fn is_any_live_before(pool: &PgPool, before: DateTime<Utc>) -> crate::
     .await.map_err(Into::into)
 }
 
-/// Deletes keys that came before this time, not in a backfill, the oldest first. From `after` on, where the chunk before
-/// ended, so that what it has left behind is not walked over again.
+/// Deletes up to `limit` keys of live events that were claimed before `before`, oldest first. Starts at `after`, where
+/// the previous deletion ended, so that it does not scan the keys that were left there.
 ///
-/// A key whose event is younger stays, because a repeat of such an event is not refused: the database's clock was behind when
-/// the key came.
+/// Keeps a key if its event is not older than `before` plus [`KEY_LEAD`], which happens if the database's clock was
+/// behind when the key was claimed. A repeat of such an event would still be accepted.
 pub async fn prune_live(
     pool: &PgPool,
     before: DateTime<Utc>,
@@ -57,8 +58,8 @@ pub async fn prune_live(
     .map_err(Into::into)
 }
 
-/// Deletes keys that came before this time, in a backfill, and whose month is closed in any time zone, in the order
-/// of their events' times. From `after` on, as with [`prune_live`].
+/// Deletes up to `limit` keys of backfilled events that were claimed before `before` and whose month is closed in every
+/// time zone, in order of event time. Starts at `after`, as [`prune_live`] does.
 pub async fn prune_backfill(
     pool: &PgPool,
     before: DateTime<Utc>,
@@ -66,7 +67,7 @@ pub async fn prune_backfill(
     after: Option<DateTime<Utc>>,
     limit: i64,
 ) -> crate::Result<Pruned> {
-    // What lies before the last closed month by UTC is at most in that month.
+    // An event before the last closed month in UTC belongs to that month at the latest.
     let events_before = closed_through.first_day().and_time(NaiveTime::MIN).and_utc();
     sqlx::query_as!(
         Pruned,
@@ -89,7 +90,7 @@ pub async fn prune_backfill(
     .map_err(Into::into)
 }
 
-/// A charge from its three columns; nothing where all are null.
+/// Converts the three charge columns of an event. `None` if all are NULL.
 pub fn charge(
     charge: Option<&BigDecimal>,
     price_id: Option<i64>,

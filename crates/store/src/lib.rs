@@ -1,4 +1,5 @@
-//! All SQL. One file a table or read model, free functions on a connection; the caller owns the transaction.
+//! All SQL of meterd. Each module covers one table or one read model. Its functions take a connection; the caller
+//! begins and commits the transaction. Statements of about 12 lines and more are files in `sql/`.
 
 pub mod alert_feed;
 pub mod alerts;
@@ -14,6 +15,7 @@ mod error;
 pub mod event_days;
 pub mod events;
 pub mod export;
+pub mod fitness;
 pub mod floor;
 pub mod floor_reads;
 pub mod holders;
@@ -28,12 +30,12 @@ pub mod policies;
 pub mod preload;
 pub mod pricing;
 pub mod query;
-
 pub mod record;
 pub mod requests;
 pub mod rollups;
 mod rows;
 pub mod summaries;
+pub mod summary_totals;
 pub mod sums;
 pub mod url;
 pub mod usage;

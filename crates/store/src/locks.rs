@@ -1,24 +1,25 @@
-//! Advisory locks, and with them the beginning of the one lock order that everyone keeps: channels, versions, keys,
-//! (client, month), (client, month, service), days.
+//! Advisory locks, and the order in which all transactions take locks: channels, versions, keys, (client, month),
+//! (client, month, service), days. No transaction takes a lock of this list after a later one.
 //!
-//! Of channels, who changes them has first a lock of all and then the rows; a worker that claims has a row, which it takes
-//! without waiting, and after it nothing but what is in the outbox.
+//! A transaction that changes channels takes the advisory lock of channels first and then the rows. A worker that
+//! claims a channel locks its row without waiting, and after it only rows of the outbox.
 
 use chrono::{DateTime, NaiveDate, Utc};
 use meterd_domain::period::Month;
 use sqlx::{AssertSqlSafe, PgConnection, Row, raw_sql};
 
-/// Shared by everyone who prices or dates events, exclusive for who changes prices, aliases or time zones.
+/// Transactions that price or date events share this lock. Transactions that change prices, aliases or time zones take
+/// it exclusively.
 pub const VERSIONS_LOCK: i64 = 0x6d65_7465_7264_0001;
-/// Who makes a partition.
+/// Taken to create a partition.
 const PARTITIONS_LOCK: i64 = 0x6d65_7465_7264_0002;
-/// Who seeds a new database.
+/// Taken to seed a new database.
 const DEPLOYMENT_LOCK: i64 = 0x6d65_7465_7264_0003;
-/// Who changes notification channels.
+/// Taken to change notification channels.
 const CHANNELS_LOCK: i64 = 0x6d65_7465_7264_0004;
-// 0x6d65_7465_7264_0005 is that of the trigger which counts the versions of summaries, in migration 0009.
+// 0x6d65_7465_7264_0005 belongs to the trigger of migration 0009, which counts the versions of summaries.
 
-/// Keeps prices, aliases and time zones as they are until the end of the transaction.
+/// Prevents changes of prices, aliases and time zones until the end of the transaction.
 pub async fn share_versions(conn: &mut PgConnection) -> crate::Result<()> {
     sqlx::query!("SELECT pg_advisory_xact_lock_shared($1)", VERSIONS_LOCK)
         .execute(conn)
@@ -27,23 +28,24 @@ pub async fn share_versions(conn: &mut PgConnection) -> crate::Result<()> {
         .map_err(Into::into)
 }
 
-/// Waits until nobody prices or dates by the old versions any more, and lets nobody begin until the end of the
+/// Waits until no transaction prices or dates events by the old versions, and lets none begin until the end of this
 /// transaction.
 pub async fn change_versions(conn: &mut PgConnection) -> crate::Result<()> {
     exclusive(conn, VERSIONS_LOCK).await
 }
 
-/// One maker of partitions at a time.
+/// Lets one transaction create partitions at a time.
 pub async fn make_partitions(conn: &mut PgConnection) -> crate::Result<()> {
     exclusive(conn, PARTITIONS_LOCK).await
 }
 
-/// One changes channels at a time: so rows that it has locked before the versions lock are still all when it has that.
+/// Lets one transaction change channels at a time. The channel rows that it locks before the versions lock are then
+/// still complete when it gets the versions lock.
 pub async fn change_channels(conn: &mut PgConnection) -> crate::Result<()> {
     exclusive(conn, CHANNELS_LOCK).await
 }
 
-/// One replica seeds the database.
+/// Lets one replica seed the database at a time.
 pub async fn seed(conn: &mut PgConnection) -> crate::Result<()> {
     exclusive(conn, DEPLOYMENT_LOCK).await
 }
@@ -52,26 +54,26 @@ async fn exclusive(conn: &mut PgConnection, key: i64) -> crate::Result<()> {
     sqlx::query!("SELECT pg_advisory_xact_lock($1)", key).execute(conn).await.map(drop).map_err(Into::into)
 }
 
-/// What a transaction of the write path has to know, as it is until its commit.
+/// Values that a transaction of the write path needs. They do not change until its commit.
 #[derive(Clone, Copy, Debug)]
 pub struct Versions {
-    /// Of the catalogue.
+    /// Version of the catalog.
     pub catalog: i64,
-    /// Of time zones and alert policies.
+    /// Version of time zones and alert policies.
     pub client_settings: i64,
-    /// The last month that is closed.
+    /// The last closed month. `None` if no month is closed.
     pub closed_through: Option<Month>,
-    /// Keys of live events that were claimed before may be gone.
+    /// Keys of live events that were claimed before this time may have been deleted.
     pub keys_pruned_through: Option<DateTime<Utc>>,
 }
 
-/// Begins a transaction that shares the versions lock, and reads what it protects, in one round trip. Three statements: the
-/// snapshot of the last one comes after the lock.
+/// Begins a transaction, takes the shared versions lock and reads the values that it protects, in one round trip. These
+/// are three statements: the snapshot of the last one is taken after the lock.
 pub async fn begin_sharing_versions(conn: &mut PgConnection) -> crate::Result<Versions> {
     read_versions(conn, "BEGIN; ").await
 }
 
-/// Shares the versions lock until the end of the transaction, and reads what it protects.
+/// Takes the shared versions lock until the end of the transaction and reads the values that it protects.
 pub async fn share_and_read_versions(conn: &mut PgConnection) -> crate::Result<Versions> {
     read_versions(conn, "").await
 }

@@ -1,4 +1,4 @@
-//! The outbox of notifications.
+//! Notifications in the outbox: adding, listing and retrying them. [`super::outbox`] covers sending.
 
 use crate::alert_feed::json;
 use crate::connect;
@@ -6,9 +6,10 @@ use chrono::{DateTime, Utc};
 use meterd_domain::alert::Alert;
 use sqlx::{PgConnection, PgPool};
 
-/// Queues notifications of alerts that were raised, for every channel that wants them, in the transaction that raises them.
+/// Adds notifications of raised alerts for every channel that wants them, in the transaction that raises the alerts.
+/// Returns the number of notifications.
 ///
-/// The id is made of the alert, which raising of it this is, and the channel: it is the same whoever makes it.
+/// The id consists of the alert id, its raise count and the channel id, so repeated calls use the same id.
 pub async fn insert(conn: &mut PgConnection, alerts: &[Alert]) -> crate::Result<u64> {
     if alerts.is_empty() {
         return Ok(0);
@@ -33,7 +34,7 @@ pub async fn insert(conn: &mut PgConnection, alerts: &[Alert]) -> crate::Result<
     Ok(done.rows_affected())
 }
 
-/// Queues a test for every channel of a policy; gives their ids.
+/// Adds a test notification for every channel of a client. Returns their ids.
 pub async fn insert_tests(pool: &PgPool, client_id: &str, id: &str) -> crate::Result<Vec<String>> {
     sqlx::query_scalar!(
         "INSERT INTO notifications (client_id, notification_id, channel_id, kind, target, alerts, alert_count)
@@ -48,17 +49,17 @@ pub async fn insert_tests(pool: &PgPool, client_id: &str, id: &str) -> crate::Re
     .map_err(Into::into)
 }
 
-/// A notification as it stands.
+/// A stored notification.
 #[derive(Clone, Debug)]
 pub struct Notification {
     pub client_id: String,
     pub notification_id: String,
-    /// Number of proto enum NotificationChannelKind.
+    /// Number of a [`ChannelKind`](meterd_domain::notification::ChannelKind).
     pub kind: i16,
     pub target: String,
     pub alert_ids: Vec<String>,
     pub alert_count: i32,
-    /// Number of proto enum NotificationState.
+    /// Number of a [`NotificationState`](meterd_domain::notification::NotificationState).
     pub state: i16,
     pub attempt_count: i32,
     pub next_attempt_time: DateTime<Utc>,
@@ -68,8 +69,8 @@ pub struct Notification {
     pub finish_time: Option<DateTime<Utc>>,
 }
 
-/// Notifications after a cursor (create time and id), the newest first. Of the channels of one client ('' is the operator) or
-/// of all; no states: all.
+/// Returns up to `limit` notifications after a cursor (create time and id), newest first. If `client_id` is set, only
+/// those for the channels of this client; '' is the operator. An empty `states` matches all states.
 pub async fn list(
     pool: &PgPool,
     client_id: Option<&str>,
@@ -78,7 +79,7 @@ pub async fn list(
     limit: i64,
 ) -> crate::Result<Vec<Notification>> {
     let mut tx = pool.begin().await?;
-    // So that those that were given up, few among many, are found by their index.
+    // Failed notifications are few among many. A plan for these states finds them by index.
     connect::plan_for_values(&mut tx).await?;
     sqlx::query_as!(
         Notification,
@@ -99,7 +100,7 @@ pub async fn list(
     .await.map_err(Into::into)
 }
 
-/// One notification.
+/// Returns one notification. `None` if it does not exist.
 pub async fn find(pool: &PgPool, notification_id: &str) -> crate::Result<Option<Notification>> {
     sqlx::query_as!(
         Notification,
@@ -113,8 +114,8 @@ pub async fn find(pool: &PgPool, notification_id: &str) -> crate::Result<Option<
     .await.map_err(Into::into)
 }
 
-/// Lets a notification that was given up be sent like a new one, at once; whether it was one. Where its channel was removed
-/// and set again, it goes to the one that is there now.
+/// Makes a failed notification due at once, like a new one. Returns whether it had failed. If its channel was removed
+/// and created again, it goes to the new channel.
 pub async fn retry(pool: &PgPool, notification_id: &str) -> crate::Result<bool> {
     let done = sqlx::query!(
         "UPDATE notifications n SET state = 1, attempt_count = 0, counted = true, next_attempt_time = now(), last_error = '',

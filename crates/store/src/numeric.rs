@@ -1,4 +1,5 @@
-//! Decimals of the domain to and from NUMERIC. BigDecimal, and not rust_decimal: a sum may need more than 96 bits.
+//! Converts decimals of the domain to and from NUMERIC. Uses BigDecimal and not rust_decimal, because a sum may need
+//! more than 96 bits.
 
 use bigdecimal::BigDecimal;
 use bigdecimal::num_bigint::BigInt;
@@ -8,7 +9,7 @@ use sqlx::error::BoxDynError;
 use sqlx::postgres::{PgTypeInfo, PgValueFormat, PgValueRef};
 use sqlx::{Decode, Postgres, Type};
 
-/// A quantity, an amount, a charge or a sum as a parameter of a statement.
+/// Converts a quantity, an amount, a charge or a sum to a parameter of a statement.
 pub fn of(value: impl Into<Total>) -> BigDecimal {
     let scaled = value.into().scaled();
     let units = match i128::try_from(scaled) {
@@ -21,25 +22,26 @@ pub fn of(value: impl Into<Total>) -> BigDecimal {
     BigDecimal::new(units, i64::from(DECIMALS))
 }
 
-/// A rate as a parameter of a statement.
+/// Converts a rate to a parameter of a statement.
 pub fn of_rate(rate: Rate) -> BigDecimal {
     BigDecimal::new(BigInt::from(rate.scaled()), i64::from(RATE_DECIMALS))
 }
 
-/// Digits of NUMERIC on the wire are of base 10,000 = 10^4.
+/// Decimal digits per digit of a binary NUMERIC: its digits have base 10,000 = 10^4.
 const DIGIT_DECIMALS: u32 = 4;
 const BASE: u16 = 10u16.pow(DIGIT_DECIMALS);
-/// The most of them that a scaled number may have: 19, 76 decimal ones, fit 256 bits.
+/// Largest number of digits of a scaled number: 19 digits, which are 76 decimal digits, fit in 256 bits.
 const DIGITS_MAX: usize = 19;
-/// The most that fit 128 bits.
+/// Largest number of digits that fit in 128 bits.
 const DIGITS_OF_128_BITS: usize = 9;
-/// Signs of NUMERIC on the wire (numeric.c); the others are those of what is no finite number.
+/// Signs of a binary NUMERIC (numeric.c). All other values mean NaN or an infinity.
 const POSITIVE: u16 = 0x0000;
 const NEGATIVE: u16 = 0x4000;
 
-/// Units of 10^-12 of a NUMERIC as it comes in binary: how many digits there are, the power of 10,000 that the first is of,
-/// the sign, how many decimals are shown, and the digits.
-fn units_of_wire(bytes: &[u8]) -> Option<I256> {
+/// Decodes a binary NUMERIC to units of 10^-12. The format is: number of digits, power of 10,000 of the first digit,
+/// sign, number of decimals to show, and the digits. `None` if it is malformed, not finite, has more than 12 decimals
+/// or does not fit.
+fn units_from_binary(bytes: &[u8]) -> Option<I256> {
     let (count, rest) = bytes.split_first_chunk::<2>()?;
     let (weight, rest) = rest.split_first_chunk::<2>()?;
     let (sign, rest) = rest.split_first_chunk::<2>()?;
@@ -48,7 +50,7 @@ fn units_of_wire(bytes: &[u8]) -> Option<I256> {
     if digits.len() != usize::from(u16::from_be_bytes(*count)) || !rest.is_empty() {
         return None;
     }
-    // How many digits lie before the last one that is kept.
+    // Number of digits from the first one to the last of the 12 decimals.
     let kept = i32::from(i16::from_be_bytes(*weight)) + 1 + (DECIMALS / DIGIT_DECIMALS) as i32;
     let kept = if digits.is_empty() { 0 } else { usize::try_from(kept).ok().filter(|kept| *kept <= DIGITS_MAX)? };
     let (whole, below) = digits.split_at(digits.len().min(kept));
@@ -68,9 +70,9 @@ fn units_of_wire(bytes: &[u8]) -> Option<I256> {
     }
 }
 
-/// Writes a number of 12 decimals, without zeros at either end.
+/// Encodes a number of units of 10^-12, without zero digits at either end.
 pub(super) fn put(out: &mut Vec<u8>, scaled: I256) {
-    // The least first.
+    // Least significant digit first.
     let mut digits = [0u16; DIGITS_MAX + 1];
     let (mut rest, mut count) = (scaled.unsigned_abs(), 0);
     while rest > U256::from(u64::MAX) {
@@ -78,7 +80,7 @@ pub(super) fn put(out: &mut Vec<u8>, scaled: I256) {
         rest /= U256::from(BASE);
         count += 1;
     }
-    // Where nearly all numbers begin.
+    // Nearly all numbers fit in 64 bits, where division is faster.
     let mut rest = rest.as_u64();
     while rest > 0 {
         digits[count] = (rest % u64::from(BASE)) as u16;
@@ -96,8 +98,8 @@ pub(super) fn put(out: &mut Vec<u8>, scaled: I256) {
     }
 }
 
-/// A column of a query, as in `cost AS "cost: Numeric"`: the domain's type cannot say how it is decoded. Into [`Total`]
-/// where the row becomes a value of the domain.
+/// The type of a query column, as in `cost AS "cost: Numeric"`. The domain's [`Total`] cannot implement [`Decode`],
+/// because it is in another crate. Convert it into [`Total`] for domain values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Numeric(Total);
 
@@ -113,52 +115,52 @@ impl Type<Postgres> for Numeric {
     }
 }
 
-/// Straight from the wire: many times faster than by way of [`BigDecimal`].
+/// Decodes the binary format directly, which is many times faster than through [`BigDecimal`].
 impl<'r> Decode<'r, Postgres> for Numeric {
     fn decode(value: PgValueRef<'r>) -> Result<Self, BoxDynError> {
-        let impossible = || format!("a number is none of at most {DECIMALS} decimals within range");
+        let invalid = || format!("a number is none of at most {DECIMALS} decimals within range");
         let total = match value.format() {
-            PgValueFormat::Binary => Total::from_scaled(units_of_wire(value.as_bytes()?).ok_or_else(impossible)?),
+            PgValueFormat::Binary => Total::from_scaled(units_from_binary(value.as_bytes()?).ok_or_else(invalid)?),
             PgValueFormat::Text => total(&value.as_str()?.parse::<BigDecimal>()?)?,
         };
         Ok(Self(total))
     }
 }
 
-/// The database held a number that no write of ours can have made.
-fn impossible(value: &BigDecimal) -> crate::StoreError {
+/// Returns the error for a stored number that meterd cannot have written.
+fn invalid(value: &BigDecimal) -> crate::StoreError {
     crate::StoreError::Inconsistent(format!("{value} is no number of at most {DECIMALS} decimals within range"))
 }
 
-/// Units of 10^-`decimals`, where the value has no more decimals than that.
+/// Converts a value to units of 10^-`decimals`. An error if it has more decimals.
 fn units(value: &BigDecimal, decimals: u32) -> crate::Result<BigInt> {
     let scaled = value.with_scale(i64::from(decimals));
     if &scaled != value {
-        return Err(impossible(value));
+        return Err(invalid(value));
     }
     Ok(scaled.into_bigint_and_exponent().0)
 }
 
-/// A sum as it stands in the database.
+/// Converts a stored sum. An error if it has more than 12 decimals or is out of range.
 pub fn total(value: &BigDecimal) -> crate::Result<Total> {
     let units = units(value, DECIMALS)?;
     match i128::try_from(&units) {
         Ok(units) => Ok(Total::from_scaled(I256::from(units))),
         Err(_) => {
-            let units = I256::from_str_radix(&units.to_string(), 10).map_err(|_| impossible(value))?;
+            let units = I256::from_str_radix(&units.to_string(), 10).map_err(|_| invalid(value))?;
             Ok(Total::from_scaled(units))
         }
     }
 }
 
-/// A quantity, an amount or a charge as it stands in the database.
+/// Converts a stored quantity, amount or charge. An error if it has more than 12 decimals or is out of range.
 pub fn decimal(value: &BigDecimal) -> crate::Result<Decimal> {
-    i128::try_from(&units(value, DECIMALS)?).map(Decimal::from_scaled).map_err(|_| impossible(value))
+    i128::try_from(&units(value, DECIMALS)?).map(Decimal::from_scaled).map_err(|_| invalid(value))
 }
 
-/// A rate as it stands in the database.
+/// Converts a stored rate. An error if it is out of range.
 pub fn rate(value: &BigDecimal) -> crate::Result<Rate> {
-    Rate::parse(&value.to_plain_string()).map_err(|_| impossible(value))
+    Rate::parse(&value.to_plain_string()).map_err(|_| invalid(value))
 }
 
 #[cfg(test)]
@@ -167,41 +169,41 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn totals_of_any_size_come_back_as_they_went(high in -1_000_000_000i128..1_000_000_000, low: u128) {
+        fn a_total_of_any_size_survives_a_round_trip(high in -1_000_000_000i128..1_000_000_000, low: u128) {
             let sum = Total::from_scaled(I256::from_words(high, low as i128));
             proptest::prop_assert_eq!(total(&of(sum)).unwrap(), sum);
         }
 
         #[test]
-        fn totals_are_written_as_they_are_read(high in -1_000_000_000i128..1_000_000_000, low: u128, small: i64) {
+        fn an_encoded_total_decodes_to_the_same_value(high in -1_000_000_000i128..1_000_000_000, low: u128, small: i64) {
             for scaled in [I256::from_words(high, low as i128), I256::from(small), I256::from(small) * 1_000_000_000_000] {
                 let mut written = vec![];
                 put(&mut written, scaled);
-                proptest::prop_assert_eq!(units_of_wire(&written), Some(scaled));
+                proptest::prop_assert_eq!(units_from_binary(&written), Some(scaled));
             }
         }
 
-        /// As the database sends them: without zeros at either end, or with some after the point.
+        /// PostgreSQL sends numbers without zero digits at either end, or with some after the decimal point.
         #[test]
-        fn totals_are_read_from_the_wire_as_they_were_sent(high in -1_000_000_000i128..1_000_000_000, low: u128, small: i64, zeros in 0i64..9) {
+        fn a_total_encoded_by_the_driver_decodes_to_the_same_value(high in -1_000_000_000i128..1_000_000_000, low: u128, small: i64, zeros in 0i64..9) {
             for scaled in [I256::from_words(high, low as i128), I256::from(small), I256::from(small) * 1_000_000_000_000] {
                 let sum = Total::from_scaled(scaled);
                 for value in [of(sum), of(sum).normalized()] {
                     let value = value.with_scale(value.fractional_digit_count() + if value.fractional_digit_count() >= 12 { zeros } else { 0 });
                     let mut buffer = sqlx::postgres::PgArgumentBuffer::default();
                     assert!(!sqlx::Encode::<Postgres>::encode(value, &mut buffer).unwrap().is_null());
-                    proptest::prop_assert_eq!(units_of_wire(&buffer), Some(sum.scaled()));
+                    proptest::prop_assert_eq!(units_from_binary(&buffer), Some(sum.scaled()));
                 }
             }
         }
     }
 
     #[test]
-    fn what_is_no_total_is_refused() {
+    fn values_that_are_not_totals_are_rejected() {
         let wire = |parts: &[u16]| parts.iter().flat_map(|part| part.to_be_bytes()).collect::<Vec<u8>>();
-        // One, ten thousandth parts of 10^-12, more than 10^76, NaN, infinity, and what is cut.
-        assert_eq!(units_of_wire(&wire(&[1, 0, 0, 0, 1])), Some(I256::from(10i64.pow(12))));
-        assert_eq!(units_of_wire(&wire(&[0, 0, 0, 0])), Some(I256::ZERO));
+        // One and zero are accepted. Rejected: 10^-16, a number above 10^76, NaN, an infinity, and a missing digit.
+        assert_eq!(units_from_binary(&wire(&[1, 0, 0, 0, 1])), Some(I256::from(10i64.pow(12))));
+        assert_eq!(units_from_binary(&wire(&[0, 0, 0, 0])), Some(I256::ZERO));
         for parts in [
             &[1, (-4i16) as u16, 0, 16, 1][..],
             &[1, 16, 0, 0, 1],
@@ -209,8 +211,8 @@ mod tests {
             &[0, 0, 0xd000, 0],
             &[2, 0, 0, 0, 1],
         ] {
-            assert_eq!(units_of_wire(&wire(parts)), None, "{parts:?}");
+            assert_eq!(units_from_binary(&wire(parts)), None, "{parts:?}");
         }
-        assert_eq!(units_of_wire(&[0, 1, 0]), None);
+        assert_eq!(units_from_binary(&[0, 1, 0]), None);
     }
 }

@@ -1,6 +1,7 @@
-//! Sending what is in the outbox of notifications: claims of workers, and what became of them.
+//! Sends the notifications in the outbox: the claims of workers and the results of attempts.
 //!
-//! A claim holds the row of its channel, so that workers of all replicas count in one hour and share what is due.
+//! A claim locks the row of its channel, so that the workers of all replicas count in the same hour and share the due
+//! notifications.
 
 use chrono::{DateTime, Utc};
 use meterd_domain::alert::Alert;
@@ -8,38 +9,39 @@ use sqlx::types::Json;
 use sqlx::{PgConnection, PgPool};
 use std::time::Duration;
 
-/// Notifications that one digest takes in. What is beyond makes another one.
+/// Largest number of notifications in one digest. The rest goes into another digest.
 const DIGEST_NOTIFICATIONS_MAX: i64 = 10_000;
 
-/// A channel that has something to send, locked. Not to be shown as a whole: it has the keys of a webhook.
+/// A locked channel with due notifications. Never log or return it as a whole: it contains the secrets of a webhook.
 pub struct DueChannel {
     pub client_id: String,
     pub channel_id: i64,
-    /// Number of proto enum NotificationChannelKind.
+    /// Number of a [`ChannelKind`](meterd_domain::notification::ChannelKind).
     pub kind: i16,
     pub target: String,
     pub secrets: Vec<String>,
-    /// Notifications begun in its hour.
+    /// Notifications started in the current hour.
     pub hour_count: i32,
-    /// Whether the hour is over, so that the next notification begins another; or begins later, as the database's clock was
-    /// ahead.
+    /// Whether the next notification starts a new hour: the hour is over, or it starts in the future because the
+    /// database's clock was ahead.
     pub hour_over: bool,
 }
 
-/// A notification that a worker has taken.
+/// A notification that a worker has claimed.
 #[derive(Debug)]
 pub struct Taken {
     pub notification_id: String,
     pub alerts: Vec<Alert>,
     pub alert_count: i32,
-    /// With the one that it was taken for.
+    /// Number of attempts, including the claimed one.
     pub attempt_count: i32,
     pub create_time: DateTime<Utc>,
-    /// Whether it has now taken its place in the channel's hour.
+    /// Whether this is the first attempt, which counts in the channel's hour.
     pub first: bool,
 }
 
-/// Locks the channel that has waited longest, of those that nobody has locked and that are not among `busy`.
+/// Locks and returns the channel whose due notifications have waited longest. Skips locked channels and those in
+/// `busy`.
 pub async fn lock_channel(conn: &mut PgConnection, busy: &[i64]) -> crate::Result<Option<DueChannel>> {
     sqlx::query_as!(
         DueChannel,
@@ -55,33 +57,17 @@ pub async fn lock_channel(conn: &mut PgConnection, busy: &[i64]) -> crate::Resul
     .await.map_err(Into::into)
 }
 
-/// Makes one notification of those that a full hour has held up, if there are several; gives how many. The digest has their
-/// first `alerts_max` alerts and is as old as the oldest, so that it goes before what has come since.
+/// Combines the notifications that a full hour has delayed into one digest, if there are at least two. Returns how many
+/// were combined. The digest has their first `alerts_max` alerts and the create time of the oldest, so that it is sent
+/// before newer ones.
 pub async fn digest(
     conn: &mut PgConnection,
     channel: &DueChannel,
     digest_id: &str,
     alerts_max: i64,
 ) -> crate::Result<u64> {
-    let done = sqlx::query!(
-        "WITH held AS (
-             SELECT notification_id, alerts, alert_count, create_time FROM notifications
-             WHERE client_id = $1 AND channel_id = $2 AND state = 1 AND NOT counted AND alert_count = 1
-               AND next_attempt_time <= now() AND next_attempt_time > create_time
-             ORDER BY create_time, notification_id LIMIT $6
-         ), told AS (
-             SELECT alert, row_number() OVER (ORDER BY create_time, notification_id, number) AS place
-             FROM held, jsonb_array_elements(held.alerts) WITH ORDINALITY AS of_one (alert, number)
-         ), digest AS (
-             INSERT INTO notifications (client_id, notification_id, channel_id, kind, target, alerts, alert_count, create_time)
-             SELECT $1, $3, $2, $4, $5, (SELECT jsonb_agg(alert ORDER BY place) FROM told WHERE place <= $7),
-                 sum(alert_count), min(create_time)
-             FROM held HAVING count(*) > 1
-             RETURNING notification_id
-         )
-         UPDATE notifications n SET state = 4, digest_id = digest.notification_id, finish_time = now()
-         FROM held, digest
-         WHERE n.client_id = $1 AND n.notification_id = held.notification_id AND n.state = 1",
+    let done = sqlx::query_file!(
+        "sql/alerts/digest.sql",
         channel.client_id,
         channel.channel_id,
         digest_id,
@@ -95,7 +81,8 @@ pub async fn digest(
     Ok(done.rows_affected())
 }
 
-/// Gives up what was tried so often and is due again: nobody has noted what became of the last attempt.
+/// Fails the notifications that are due again after `attempts_max` attempts: no worker has stored the result of the
+/// last attempt. Returns their number.
 pub async fn give_up_tried(conn: &mut PgConnection, channel: &DueChannel, attempts_max: i32) -> crate::Result<u64> {
     let done = sqlx::query!(
         "UPDATE notifications SET state = 3, finish_time = now(),
@@ -111,8 +98,8 @@ pub async fn give_up_tried(conn: &mut PgConnection, channel: &DueChannel, attemp
     Ok(done.rows_affected())
 }
 
-/// Takes what is due, the oldest first: at most `limit`, of them at most `room` that have no place in an hour yet. Nobody
-/// else takes it for `claim_seconds`.
+/// Claims up to `limit` due notifications, oldest first, of which at most `room` have not been counted in an hour yet.
+/// No other worker claims them for `claim_seconds`.
 pub async fn take(
     conn: &mut PgConnection,
     channel: &DueChannel,
@@ -120,31 +107,10 @@ pub async fn take(
     limit: i64,
     claim_seconds: f64,
 ) -> crate::Result<Vec<Taken>> {
-    let rows = sqlx::query!(
-        r#"WITH due AS (
-               (SELECT notification_id, counted, create_time FROM notifications
-                WHERE client_id = $1 AND channel_id = $2 AND state = 1 AND next_attempt_time <= now() AND counted
-                ORDER BY create_time, notification_id LIMIT $4)
-               UNION ALL
-               (SELECT notification_id, counted, create_time FROM notifications
-                WHERE client_id = $1 AND channel_id = $2 AND state = 1 AND next_attempt_time <= now() AND NOT counted
-                ORDER BY create_time, notification_id LIMIT least($3::bigint, $4))
-           ), taken AS (
-               SELECT notification_id, counted FROM due ORDER BY create_time, notification_id LIMIT $4
-           )
-           UPDATE notifications n SET attempt_count = n.attempt_count + 1, counted = true,
-               next_attempt_time = now() + make_interval(secs => $5)
-           FROM taken WHERE n.client_id = $1 AND n.notification_id = taken.notification_id AND n.state = 1
-           RETURNING n.notification_id, n.alerts AS "alerts: Json<Vec<Alert>>", n.alert_count, n.attempt_count,
-               n.create_time, NOT taken.counted AS "first!""#,
-        channel.client_id,
-        channel.channel_id,
-        room,
-        limit,
-        claim_seconds
-    )
-    .fetch_all(conn)
-    .await?;
+    let rows =
+        sqlx::query_file!("sql/alerts/take.sql", channel.client_id, channel.channel_id, room, limit, claim_seconds)
+            .fetch_all(conn)
+            .await?;
     let taken = rows.into_iter().map(|row| Taken {
         notification_id: row.notification_id,
         alerts: row.alerts.0,
@@ -156,7 +122,7 @@ pub async fn take(
     Ok(taken.collect())
 }
 
-/// Counts notifications in the channel's hour, and begins another where it is over.
+/// Adds `begun` to the count of the channel's hour. Starts a new hour if the current one is over.
 pub async fn count(conn: &mut PgConnection, channel: &DueChannel, begun: i32) -> crate::Result<()> {
     sqlx::query!(
         "UPDATE notification_channels SET
@@ -174,7 +140,7 @@ pub async fn count(conn: &mut PgConnection, channel: &DueChannel, begun: i32) ->
     .map_err(Into::into)
 }
 
-/// Lets what has no place in the channel's full hour wait until that is over.
+/// Delays the due notifications that do not fit in the channel's hour until the hour is over.
 pub async fn hold(conn: &mut PgConnection, channel: &DueChannel) -> crate::Result<()> {
     sqlx::query!(
         "UPDATE notifications n SET next_attempt_time = c.hour_start_time + interval '1 hour'
@@ -190,7 +156,7 @@ pub async fn hold(conn: &mut PgConnection, channel: &DueChannel) -> crate::Resul
     .map_err(Into::into)
 }
 
-/// Notes that the receiver has taken it, whatever was thought of it meanwhile.
+/// Marks a notification as sent, even if it was marked as failed in the meantime.
 pub async fn mark_sent(pool: &PgPool, client_id: &str, notification_id: &str) -> crate::Result<()> {
     sqlx::query!(
         "UPDATE notifications SET state = 2, last_error = '', finish_time = now()
@@ -204,8 +170,8 @@ pub async fn mark_sent(pool: &PgPool, client_id: &str, notification_id: &str) ->
     .map_err(Into::into)
 }
 
-/// Notes that an attempt has failed, and when the next one is: with no `delay` it is given up. Nothing where another worker
-/// has taken it meanwhile.
+/// Stores the failure of an attempt. The next attempt is due after `delay` seconds; without `delay`, the notification
+/// fails. Does nothing if another worker has claimed it in the meantime.
 pub async fn mark_failed(
     pool: &PgPool,
     client_id: &str,
@@ -230,7 +196,8 @@ pub async fn mark_failed(
     .map_err(Into::into)
 }
 
-/// Gives up what waits for a channel that is gone, at most `limit`; in an order, so that two who do it take turns.
+/// Fails up to `limit` pending notifications whose channel was removed. Returns their number. Locks them in order, so
+/// that concurrent calls do not deadlock.
 pub async fn give_up_without_channel(pool: &PgPool, limit: i64) -> crate::Result<u64> {
     let done = sqlx::query!(
         "WITH lost AS (
@@ -248,7 +215,7 @@ pub async fn give_up_without_channel(pool: &PgPool, limit: i64) -> crate::Result
     Ok(done.rows_affected())
 }
 
-/// Removes what ended before a time, at most `limit`; gives how many.
+/// Deletes up to `limit` notifications that ended before `before`. Returns their number.
 pub async fn prune(pool: &PgPool, before: DateTime<Utc>, limit: i64) -> crate::Result<u64> {
     let done = sqlx::query!(
         "WITH ended AS (
@@ -265,7 +232,8 @@ pub async fn prune(pool: &PgPool, before: DateTime<Utc>, limit: i64) -> crate::R
     Ok(done.rows_affected())
 }
 
-/// Makes due what would wait longer than `longest`: the database's clock was ahead and was set back. Gives how many.
+/// Makes notifications due that would wait longer than `longest`, because the database's clock was ahead. Returns their
+/// number.
 pub async fn bring_forward(pool: &PgPool, longest: Duration) -> crate::Result<u64> {
     let done = sqlx::query!(
         "UPDATE notifications SET next_attempt_time = now()
@@ -277,7 +245,7 @@ pub async fn bring_forward(pool: &PgPool, longest: Duration) -> crate::Result<u6
     Ok(done.rows_affected())
 }
 
-/// How many wait, over all channels.
+/// Returns the number of pending notifications of all channels.
 pub async fn pending_count(pool: &PgPool) -> crate::Result<i64> {
     sqlx::query_scalar!(r#"SELECT count(*) AS "count!" FROM notifications WHERE state = 1"#)
         .fetch_one(pool)

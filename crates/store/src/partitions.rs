@@ -5,14 +5,15 @@ use meterd_domain::period::Month;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
 const PREFIX: &str = "usage_events_";
-/// How long everybody may have to wait behind who waits to detach: well below what a writer waits before it gives up.
+/// Longest wait of a detach for its lock, in milliseconds. All other transactions on the table queue behind it, so it
+/// is much shorter than the lock timeout of a writer.
 const DETACH_LOCK_TIMEOUT_MS: u32 = 200;
 
 fn name(month: Month) -> String {
     format!("{PREFIX}{}", month.to_string().replace('-', "_"))
 }
 
-/// Whether events of this UTC month have a place.
+/// Returns whether the partition of this UTC month exists.
 pub async fn exists(conn: &mut PgConnection, month: Month) -> crate::Result<bool> {
     sqlx::query_scalar!(
         r#"SELECT EXISTS (SELECT FROM pg_inherits WHERE inhparent = 'usage_events'::regclass
@@ -24,14 +25,16 @@ pub async fn exists(conn: &mut PgConnection, month: Month) -> crate::Result<bool
     .map_err(Into::into)
 }
 
-/// Keeps every partition where it is until the end of the transaction. What is read of the events after it is all there,
-/// as far as the months are open.
+/// Prevents the detaching of partitions until the end of the transaction. Later reads of open months find all their
+/// events.
 pub async fn keep(conn: &mut PgConnection) -> crate::Result<()> {
     conn.execute("LOCK TABLE ONLY usage_events IN ACCESS SHARE MODE").await.map(drop).map_err(Into::into)
 }
 
-/// Makes the partition of a UTC month if it is not there and no closed month's; true, if it was made. Made like the parent
-/// and then attached: attaching does not lock out writers, creating in place would.
+/// Creates the partition of a UTC month, unless it exists or the month is closed. Returns whether it was created.
+///
+/// Creates a table like the parent and then attaches it. Attaching does not lock out writers; creating the partition in
+/// place would.
 pub async fn ensure(conn: &mut PgConnection, month: Month) -> crate::Result<bool> {
     if exists(conn, month).await? {
         return Ok(false);
@@ -54,8 +57,8 @@ pub async fn ensure(conn: &mut PgConnection, month: Month) -> crate::Result<bool
     Ok(missing)
 }
 
-/// The partitions in which only closed months have events, oldest first. A client's month has events in the UTC months from
-/// the one before to the one after, so these are the ones before the last closed month.
+/// Returns the partitions that have events of closed months only, oldest first. A client's month has events in the UTC
+/// months from the previous to the next one, so these are the partitions before the last closed month.
 pub async fn before(conn: &mut PgConnection, closed_through: Month) -> crate::Result<Vec<Month>> {
     let names = sqlx::query_scalar!(
         r#"SELECT c.relname::text AS "name!" FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
@@ -69,8 +72,8 @@ pub async fn before(conn: &mut PgConnection, closed_through: Month) -> crate::Re
     Ok(months)
 }
 
-/// Takes a partition away, and drops its table if asked. It locks out everybody for a moment, so it does not wait for who
-/// reads for long: then it fails.
+/// Detaches a partition and, if `drop_table` is set, drops its table. A detach locks out all other transactions for a
+/// moment, so it waits at most `DETACH_LOCK_TIMEOUT_MS` for its lock and then fails.
 pub async fn detach(conn: &mut PgConnection, month: Month, drop_table: bool) -> crate::Result<()> {
     let name = name(month);
     let mut tx = conn.begin().await?;

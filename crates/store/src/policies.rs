@@ -1,4 +1,4 @@
-//! Alert policies: the default one, and what clients override.
+//! Alert policies: the default policy and the overrides of clients.
 
 use chrono::{DateTime, Utc};
 use meterd_domain::policy::{Overrides, Policy};
@@ -6,10 +6,10 @@ use sqlx::PgConnection;
 use sqlx::types::Json;
 use std::collections::HashMap;
 
-/// The client id of the default policy.
+/// Client id of the default policy.
 pub const DEFAULT: &str = "";
 
-/// Policies of some clients, and of all others.
+/// The policies of some clients, and the default policy for all others.
 #[derive(Clone, Debug, Default)]
 pub struct Policies {
     default: Policy,
@@ -17,7 +17,7 @@ pub struct Policies {
 }
 
 impl Policies {
-    /// Reads rows of the table. They include the row of the default policy, if there is one.
+    /// Builds policies from rows of the table: client id and JSON. The row of the default policy is optional.
     pub fn of_rows(rows: impl IntoIterator<Item = (String, String)>) -> crate::Result<Self> {
         let parse = |text: &str| serde_json::from_str::<Overrides>(text).map_err(crate::StoreError::inconsistent);
         let mut overrides = HashMap::new();
@@ -29,7 +29,7 @@ impl Policies {
         Ok(Self { default, clients })
     }
 
-    /// Adds policies of more clients, read at the same version.
+    /// Adds the policies of more clients. They must have been read at the same version.
     pub fn join(&mut self, more: Self) {
         self.default = more.default;
         self.clients.extend(more.clients);
@@ -41,7 +41,7 @@ impl Policies {
     }
 }
 
-/// Reads the policies that apply to these clients. Under the versions lock they apply until the commit.
+/// Loads the policies of these clients. Under the versions lock they do not change until the commit.
 pub async fn load(conn: &mut PgConnection, client_ids: &[String]) -> crate::Result<Policies> {
     let rows = sqlx::query!(
         r#"SELECT client_id, policy::text AS "policy!" FROM alert_policies
@@ -53,7 +53,8 @@ pub async fn load(conn: &mut PgConnection, client_ids: &[String]) -> crate::Resu
     Policies::of_rows(rows.into_iter().map(|row| (row.client_id, row.policy)))
 }
 
-/// Returns the values that a client or the default policy sets, and the time of their last change.
+/// Returns the overrides of a client or of the default policy, and the time of their last change. `None` if there are
+/// none.
 pub async fn find(conn: &mut PgConnection, client_id: &str) -> crate::Result<Option<(Overrides, DateTime<Utc>)>> {
     let row = sqlx::query!(
         r#"SELECT policy AS "policy: Json<Overrides>", update_time FROM alert_policies WHERE client_id = $1"#,
@@ -64,7 +65,8 @@ pub async fn find(conn: &mut PgConnection, client_id: &str) -> crate::Result<Opt
     Ok(row.map(|row| (row.policy.0, row.update_time)))
 }
 
-/// Stores a policy. It needs the exclusive versions lock, so that the policy applies to every later commit.
+/// Sets a policy and returns the time of the change. The transaction must hold the exclusive versions lock, so that the
+/// policy applies to every later commit.
 pub async fn put(conn: &mut PgConnection, client_id: &str, policy: &Overrides) -> crate::Result<DateTime<Utc>> {
     sqlx::query_scalar!(
         "INSERT INTO alert_policies (client_id, policy) VALUES ($1, $2)

@@ -1,13 +1,15 @@
-//! Fills a database for `meterd-bench` as live events would have: keys, events, days, months and summaries.
+//! Fills a database for `meterd-bench` with the rows that meterd writes for live events: keys, events, days, months and
+//! summaries. Only the benchmarks use it.
 
 use bigdecimal::BigDecimal;
 use chrono::{DateTime, Utc};
 use sqlx::{AssertSqlSafe, Executor, PgConnection};
 
-/// Tables whose indexes are made when all rows are there: many times faster, and the same in the end.
+/// Tables that are filled without their indexes. Creating the indexes afterwards is many times faster and has the same
+/// result.
 const TABLES: [&str; 3] = ["usage_events", "idempotency_keys", "usage_days"];
 
-/// Kinds of events: priced, and otherwise as a caller sends them.
+/// Templates of events, one vector per column. They are priced; their other fields are as a client sends them.
 #[derive(Clone, Debug, Default)]
 pub struct Kinds {
     pub services: Vec<String>,
@@ -21,23 +23,24 @@ pub struct Kinds {
     pub payload_hashes: Vec<Vec<u8>>,
 }
 
-/// Events of one UTC day, which is also their clients' own: `first` to before `end`, counted from `start_time`.
+/// A range of events on one UTC day, which is also the day of their clients. Events are numbered from `start_time`; the
+/// range has the numbers from `first` to before `end`.
 #[derive(Clone, Debug)]
 pub struct Stretch {
-    /// What client ids begin with.
+    /// Prefix of the client ids.
     pub prefix: String,
     pub clients: i64,
-    /// Of event 0.
+    /// Time of event 0.
     pub start_time: DateTime<Utc>,
-    /// Between two events.
+    /// Time between two events, in microseconds.
     pub step_us: i64,
     pub first: i64,
     pub end: i64,
-    /// How many kinds a client has. Neighbours have others.
+    /// Number of kinds that each client uses. Clients next to each other use different kinds.
     pub kinds_each: i64,
 }
 
-/// Whether nothing was recorded yet.
+/// Returns whether there are no events.
 pub async fn is_empty(conn: &mut PgConnection) -> crate::Result<bool> {
     sqlx::query_scalar!(r#"SELECT NOT EXISTS (SELECT FROM usage_events) AS "empty!""#)
         .fetch_one(conn)
@@ -45,7 +48,7 @@ pub async fn is_empty(conn: &mut PgConnection) -> crate::Result<bool> {
         .map_err(Into::into)
 }
 
-/// The time of the newest event of any of the first clients of this prefix.
+/// Returns the time of the newest event of the first ten clients with this prefix.
 pub async fn last_event_time(conn: &mut PgConnection, prefix: &str) -> crate::Result<Option<DateTime<Utc>>> {
     sqlx::query_scalar!(
         "SELECT max(event_time) FROM usage_events WHERE client_id BETWEEN $1 || '-000000' AND $1 || '-000009'",
@@ -56,7 +59,7 @@ pub async fn last_event_time(conn: &mut PgConnection, prefix: &str) -> crate::Re
     .map_err(Into::into)
 }
 
-/// Drops the indexes of the tables that are filled, and gives the statements that make them again.
+/// Drops the indexes of the tables to fill. Returns the statements that create them again.
 pub async fn drop_indexes(conn: &mut PgConnection) -> crate::Result<Vec<String>> {
     let tables: Vec<String> = TABLES.map(String::from).into();
     let rows = sqlx::query!(
@@ -77,7 +80,7 @@ pub async fn drop_indexes(conn: &mut PgConnection) -> crate::Result<Vec<String>>
                 format!("ALTER TABLE {table} DROP CONSTRAINT {name}"),
                 format!("ALTER TABLE {table} ADD CONSTRAINT {name} {definition}"),
             ),
-            // Of a partitioned table, ONLY would leave the partitions without.
+            // `ONLY` would create the index on the parent table without its partitions.
             _ => (format!("DROP INDEX {}", row.index), row.definition.replace(" ON ONLY ", " ON ")),
         };
         conn.execute(AssertSqlSafe(drop)).await?;
@@ -86,12 +89,12 @@ pub async fn drop_indexes(conn: &mut PgConnection) -> crate::Result<Vec<String>>
     Ok(statements)
 }
 
-/// Makes an index again.
+/// Creates an index again.
 pub async fn make_index(conn: &mut PgConnection, statement: &str) -> crate::Result<()> {
     conn.execute(AssertSqlSafe(statement.to_string())).await.map(drop).map_err(Into::into)
 }
 
-/// Makes the clients of these prefixes, so many each, with days of UTC.
+/// Creates `clients` clients with this prefix, in the time zone UTC.
 pub async fn insert_clients(conn: &mut PgConnection, prefix: &str, clients: i64) -> crate::Result<()> {
     sqlx::query!(
         "INSERT INTO clients (client_id, time_zone)
@@ -104,10 +107,10 @@ pub async fn insert_clients(conn: &mut PgConnection, prefix: &str, clients: i64)
     .map(drop).map_err(Into::into)
 }
 
-/// Records a stretch: events in the order of their time, a key for each, which is its id, and their days.
+/// Inserts the events of a stretch in order of time, their keys and their days. The key of an event is its id.
 pub async fn insert_stretch(conn: &mut PgConnection, kinds: &Kinds, stretch: &Stretch) -> crate::Result<()> {
     sqlx::query_file!(
-        "src/preload_stretch.sql",
+        "sql/bench/preload_stretch.sql",
         stretch.prefix,
         stretch.clients,
         stretch.start_time,
@@ -131,7 +134,7 @@ pub async fn insert_stretch(conn: &mut PgConnection, kinds: &Kinds, stretch: &St
     .map_err(Into::into)
 }
 
-/// Adds the days up to months by service, and these to months, whose summaries are fresh.
+/// Computes the month services from the days, and the months from the month services. Marks no summary as stale.
 pub async fn insert_months(conn: &mut PgConnection) -> crate::Result<()> {
     sqlx::query!(
         "INSERT INTO usage_month_services (client_id, month, service, request_count, units, input_tokens, output_tokens,
@@ -155,7 +158,7 @@ pub async fn insert_months(conn: &mut PgConnection) -> crate::Result<()> {
     .map_err(Into::into)
 }
 
-/// Writes the summaries of all months, as their job would.
+/// Writes the summaries of all months, as the summary job does.
 pub async fn insert_summaries(conn: &mut PgConnection) -> crate::Result<()> {
     sqlx::query!(
         "INSERT INTO monthly_summaries (client_id, month, request_count, units, input_tokens, output_tokens,
@@ -170,7 +173,7 @@ pub async fn insert_summaries(conn: &mut PgConnection) -> crate::Result<()> {
     .map_err(Into::into)
 }
 
-/// What autovacuum would have done by and by.
+/// Runs VACUUM (ANALYZE) on the whole database, as autovacuum would do over time.
 pub async fn tidy(conn: &mut PgConnection) -> crate::Result<()> {
     conn.execute("VACUUM (ANALYZE)").await.map(drop).map_err(Into::into)
 }

@@ -1,4 +1,4 @@
-//! Tasks that price waiting events after the catalogue has changed.
+//! Tasks that price unpriced events after a change of the catalog.
 
 use crate::events::{EventRow, RecordedEvent};
 use crate::numeric;
@@ -9,18 +9,18 @@ use meterd_domain::period::Month;
 use sqlx::{PgConnection, PgPool};
 use std::collections::HashSet;
 
-/// How far a task is.
+/// A task and its progress.
 pub struct Task {
     pub task_id: i64,
     pub service: String,
-    /// The last event that was looked at.
+    /// Client of the last examined event.
     pub client_id: String,
-    /// Nothing: at the beginning.
+    /// `None` before the first event.
     pub event_time: Option<DateTime<Utc>>,
     pub event_seq: i64,
 }
 
-/// An event that waits for a price: what a task needs before it locks.
+/// An unpriced event, with the fields that a task needs before it locks months.
 pub struct Waiting {
     pub client_id: String,
     pub event_time: DateTime<Utc>,
@@ -28,7 +28,7 @@ pub struct Waiting {
     pub day: NaiveDate,
 }
 
-/// Asks for the waiting events of a service to be looked at.
+/// Adds a task that examines the unpriced events of a service.
 pub async fn insert_task(conn: &mut PgConnection, service: &str) -> crate::Result<()> {
     sqlx::query!("INSERT INTO pricing_tasks (service) VALUES ($1)", service)
         .execute(conn)
@@ -37,7 +37,7 @@ pub async fn insert_task(conn: &mut PgConnection, service: &str) -> crate::Resul
         .map_err(Into::into)
 }
 
-/// How many tasks are open.
+/// Returns the number of open tasks.
 pub async fn open_task_count(pool: &PgPool) -> crate::Result<i64> {
     sqlx::query_scalar!(r#"SELECT count(*) AS "count!" FROM pricing_tasks WHERE finish_time IS NULL"#)
         .fetch_one(pool)
@@ -45,7 +45,8 @@ pub async fn open_task_count(pool: &PgPool) -> crate::Result<i64> {
         .map_err(Into::into)
 }
 
-/// The oldest open task that no other replica works on, until the end of the transaction.
+/// Locks and returns the oldest open task that no other replica has locked. The lock lasts until the end of the
+/// transaction.
 pub async fn take_task(conn: &mut PgConnection) -> crate::Result<Option<Task>> {
     sqlx::query_as!(
         Task,
@@ -56,7 +57,8 @@ pub async fn take_task(conn: &mut PgConnection) -> crate::Result<Option<Task>> {
     .await.map_err(Into::into)
 }
 
-/// The next waiting events of a task in months after `closed`, in the order of their index.
+/// Returns up to `limit` next unpriced events of a task in months after `closed`, in order of client, time and sequence
+/// number.
 pub async fn next_waiting(
     conn: &mut PgConnection,
     task: &Task,
@@ -82,7 +84,8 @@ pub async fn next_waiting(
     .map_err(Into::into)
 }
 
-/// Those of the events that still wait, whole. Their months are locked, so they stay as they are.
+/// Returns the events that are still unpriced, with all fields. The transaction must hold the locks of their months, so
+/// that the events do not change.
 pub async fn still_waiting(conn: &mut PgConnection, waiting: &[Waiting]) -> crate::Result<Vec<RecordedEvent>> {
     let clients: Vec<String> = waiting.iter().map(|event| event.client_id.clone()).collect();
     let times: Vec<DateTime<Utc>> = waiting.iter().map(|event| event.event_time).collect();
@@ -104,7 +107,7 @@ pub async fn still_waiting(conn: &mut PgConnection, waiting: &[Waiting]) -> crat
     rows.into_iter().map(RecordedEvent::try_from).collect()
 }
 
-/// Months of clients in which one of these events came live, not in a backfill, as their keys say.
+/// Returns the client-months of those events that were recorded live and not by a backfill, according to their keys.
 pub async fn live_months(
     conn: &mut PgConnection,
     events: &[&RecordedEvent],
@@ -125,7 +128,7 @@ pub async fn live_months(
     Ok(rows.into_iter().map(|row| (row.client_id, Month::of(row.month))).collect())
 }
 
-/// Gives waiting events their charge, or another reason why they have none.
+/// Sets the charge of unpriced events, or a new reason why they have none.
 pub async fn set_charges(conn: &mut PgConnection, charges: &[(&str, EventId, Charge)]) -> crate::Result<()> {
     let clients: Vec<String> = charges.iter().map(|(client_id, ..)| client_id.to_string()).collect();
     let times: Vec<DateTime<Utc>> = charges.iter().map(|(_, id, _)| id.time).collect();
@@ -158,7 +161,7 @@ pub async fn set_charges(conn: &mut PgConnection, charges: &[(&str, EventId, Cha
     .map_err(Into::into)
 }
 
-/// Notes how far a task is; `last` is nothing when it has come to the end.
+/// Stores the progress of a task. The task is finished if `last` is `None`.
 pub async fn advance(
     conn: &mut PgConnection,
     task_id: i64,

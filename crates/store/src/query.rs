@@ -1,4 +1,4 @@
-//! Sums by any dimensions: from the rollups, or from the events where subjects matter.
+//! Sums grouped by any dimensions: from the rollups, or from the events if the query uses subjects.
 
 use crate::connect;
 use crate::numeric::Numeric;
@@ -10,7 +10,7 @@ use meterd_domain::rollup::Sums;
 use serde::{Deserialize, Serialize};
 use sqlx::PgPool;
 
-/// What to query. Empty filters let everything through.
+/// What to query. An empty filter matches everything.
 #[derive(Debug, Default)]
 pub struct UsageQuery {
     pub client_ids: Vec<String>,
@@ -25,7 +25,7 @@ pub struct UsageQuery {
     pub unpriced_only: bool,
 }
 
-/// The dimensions that make a row.
+/// The dimensions to group by.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GroupBy {
     pub day: bool,
@@ -37,7 +37,7 @@ pub struct GroupBy {
     pub subject: bool,
 }
 
-/// The dimensions of a row: those not grouped by hold the first day there is, or the empty string.
+/// The values of a row's dimensions. A dimension that is not grouped by is 0001-01-01 or the empty string.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QueryKey {
     pub day: NaiveDate,
@@ -49,29 +49,28 @@ pub struct QueryKey {
     pub subject: String,
 }
 
-/// A row of a query.
+/// One row of the answer.
 #[derive(Default)]
 pub struct QueryRow {
     pub key: QueryKey,
     pub sums: Sums,
-    /// Distinct subjects, where the query counts them.
+    /// Number of distinct subjects; 0 if the row is from the rollups.
     pub subject_count: i64,
 }
 
 impl UsageQuery {
-    /// Whether the answer is one row, there also where there is nothing to add up.
+    /// Returns whether the answer is a single total row, which exists even without usage.
     pub fn wants_total(&self) -> bool {
         self.group_by == GroupBy::default() && !self.unpriced_only
     }
 
-    /// Subjects are not in the rollups.
+    /// Returns whether the query needs the events, because the rollups have no subjects.
     fn needs_events(&self) -> bool {
         self.group_by.subject || self.count_subjects || !self.subjects.is_empty()
     }
 }
 
-/// Up to `limit` rows after `after`, ordered by key: from the rollups, or from the events where subjects matter. One
-/// statement, so one snapshot, and one round trip.
+/// Returns up to `limit` rows after `after`, ordered by key. One statement reads them, so they are from one snapshot.
 pub async fn query(
     pool: &PgPool,
     query: &UsageQuery,
@@ -82,7 +81,8 @@ pub async fn query(
     if let Some(first) = rows.first() {
         return Ok(AsOf { complete_as_of: first.now, rows: rows.into_iter().map(QueryRow::from).collect() });
     }
-    // No row tells the time: it is asked for, and then read again.
+    // Without a row the time of the snapshot is unknown. Reads the time first and then queries again, so that the
+    // answer is complete as of that time.
     let complete_as_of = connect::now(pool).await?;
     let rows = self::rows(pool, query, after, limit).await?.into_iter().map(QueryRow::from).collect();
     Ok(AsOf { complete_as_of, rows })
@@ -101,9 +101,9 @@ async fn rows(
     }
 }
 
-/// Row of either source.
+/// A grouped row of `usage_days` or `usage_events`.
 struct GroupedRow {
-    /// The start of the transaction, which lies before its snapshot.
+    /// Start of the transaction, which is before the snapshot.
     now: DateTime<Utc>,
     day: NaiveDate,
     month: NaiveDate,
@@ -141,7 +141,7 @@ impl From<GroupedRow> for QueryRow {
     }
 }
 
-/// The rollups by one of two statements, which differ in a condition.
+/// Queries the rollups with one of two statements that differ in one condition.
 macro_rules! days {
     ($file:literal, $pool:expr, $query:expr, $after:expr, $limit:expr) => {
         sqlx::query_file_as!(
@@ -182,9 +182,9 @@ async fn query_days(
     limit: i64,
 ) -> crate::Result<Vec<GroupedRow>> {
     if query.client_ids.is_empty() {
-        days!("src/query_days.sql", pool, query, after, limit)
+        days!("sql/usage/query_days.sql", pool, query, after, limit)
     } else {
-        days!("src/query_client_days.sql", pool, query, after, limit)
+        days!("sql/usage/query_client_days.sql", pool, query, after, limit)
     }
 }
 
@@ -198,7 +198,7 @@ async fn query_events(
     let (from, to) = (Month::of(query.start).widest_range().0, Month::of(query.end).widest_range().1);
     sqlx::query_file_as!(
         GroupedRow,
-        "src/query_events.sql",
+        "sql/usage/query_events.sql",
         &query.client_ids,
         &query.services,
         &query.operations,

@@ -1,4 +1,4 @@
-//! Writing events: their keys, the events themselves, and what they add to months, month's services and days.
+//! Writes events: their idempotency keys, the event rows, and their sums in months, month services and days.
 
 use crate::numeric::Numeric;
 use crate::rollups::MonthRow;
@@ -11,7 +11,7 @@ use meterd_domain::rollup::{DayKey, Deltas, MonthKey, MonthServiceKey, Sums};
 use sqlx::PgConnection;
 use std::collections::HashSet;
 
-/// An event to be written, and the key that it claims.
+/// A priced event to write, with the data of its idempotency key.
 #[derive(Clone, Debug)]
 pub struct NewEvent<'a> {
     pub priced: PricedEvent<'a>,
@@ -19,16 +19,21 @@ pub struct NewEvent<'a> {
     pub backfill: bool,
 }
 
-/// What became of a try to write.
+/// The result of [`record`].
 pub enum Written {
-    /// All of it: the months as they are now, in no order. This transaction holds their rows.
+    /// Everything was written. Has the updated months, in no particular order. This transaction holds the locks of
+    /// their rows.
     All(Vec<MonthRow>),
-    /// Nothing but the keys of the events with these sequence numbers, because others were taken.
+    /// Some keys were already taken, so only the free keys were written. Has the sequence numbers of the events whose
+    /// keys were free.
     Claimed(HashSet<i64>),
 }
 
-/// Claims the keys of all events, and if all were free writes everything, in one statement. `events` sorted by client and
-/// key, `deltas` what they add. Waits for a transaction that is claiming the same key.
+/// Claims the keys of all events and, if all keys were free, writes the events and adds `deltas`. One statement does
+/// all of this.
+///
+/// `events` must be sorted by client and key. `deltas` must be the sums of `events`. Waits for other transactions that
+/// are claiming the same keys.
 pub async fn record(conn: &mut PgConnection, events: &[NewEvent<'_>], deltas: &Deltas) -> crate::Result<Written> {
     write(conn, events, events, deltas).await
 }
@@ -42,29 +47,30 @@ pub async fn claim(conn: &mut PgConnection, events: &[NewEvent<'_>]) -> crate::R
     }
 }
 
-/// Writes events whose keys this transaction has claimed.
+/// Writes events whose keys this transaction has already claimed.
 pub async fn record_claimed(
     conn: &mut PgConnection,
     events: &[NewEvent<'_>],
     deltas: &Deltas,
 ) -> crate::Result<Vec<MonthRow>> {
-    written(write(conn, &[], events, deltas).await?)
+    all_written(write(conn, &[], events, deltas).await?)
 }
 
-/// Adds the deltas to months, their services and days, and gives the months as they are now.
+/// Adds sums to months, month services and days. Returns the updated months.
 pub async fn add(conn: &mut PgConnection, deltas: &Deltas) -> crate::Result<Vec<MonthRow>> {
-    written(write(conn, &[], &[], deltas).await?)
+    all_written(write(conn, &[], &[], deltas).await?)
 }
 
-fn written(written: Written) -> crate::Result<Vec<MonthRow>> {
+/// Returns the months of a write that claimed no keys.
+fn all_written(written: Written) -> crate::Result<Vec<MonthRow>> {
     match written {
         Written::All(months) => Ok(months),
         Written::Claimed(_) => Err(crate::StoreError::inconsistent("rows of months were neither added nor changed")),
     }
 }
 
-/// Does the same as [`record`] for many events, faster. A taken key is an error, a unique violation, and ends the
-/// transaction.
+/// Does the same as [`record`], faster for many events. A key that is already taken is a unique violation, which aborts
+/// the transaction.
 pub async fn copy(conn: &mut PgConnection, events: &[NewEvent<'_>], deltas: &Deltas) -> crate::Result<Vec<MonthRow>> {
     let keys = "COPY idempotency_keys (client_id, idempotency_key, payload_hash, event_time, event_seq, backfill)
         FROM STDIN (FORMAT binary)";
@@ -144,7 +150,7 @@ fn put_sums(row: &mut Row<'_>, sums: &Sums) {
     row.int8(sums.unpriced_event_count);
 }
 
-/// What is added to the row of a key.
+/// A rollup key and the sums to add to its row.
 type Delta<'a, Key> = (&'a Key, &'a Sums);
 
 impl Fields for Delta<'_, MonthKey> {
@@ -191,8 +197,10 @@ fn composites<F>(rows: impl IntoIterator<Item = F>) -> Vec<Composite<F>> {
     rows.into_iter().map(Composite).collect()
 }
 
-/// The one statement that changes sums. Months wait until all keys are claimed, and what is below them until they are locked,
-/// each sorted: that is the one lock order of everyone. What is below a month, nobody changes without its row.
+/// Runs the only statement that adds to sums.
+///
+/// It locks all keys first, then the months, then the month services and days, each in sorted order: this is the lock
+/// order of [`crate::locks`]. The rows below a month change only while the row of the month is locked.
 async fn write(
     conn: &mut PgConnection,
     claims: &[NewEvent<'_>],
@@ -200,65 +208,8 @@ async fn write(
     deltas: &Deltas,
 ) -> crate::Result<Written> {
     let Deltas { months, month_services, days } = deltas;
-    let rows = sqlx::query!(
-        r#"WITH claimed AS (
-            INSERT INTO idempotency_keys (client_id, idempotency_key, payload_hash, event_time, event_seq, backfill)
-            SELECT * FROM unnest($1::new_key[])
-            ON CONFLICT DO NOTHING
-            RETURNING event_seq
-        ), months AS (
-            INSERT INTO usage_months AS t (client_id, month, request_count, units, input_tokens, output_tokens,
-                cached_input_tokens, cost, unpriced_event_count, summary_stale_since)
-            SELECT *, now() FROM unnest($2::month_delta[])
-            WHERE (SELECT count(*) FROM claimed) = cardinality($1)
-            ON CONFLICT (client_id, month) DO UPDATE SET
-                request_count = t.request_count + excluded.request_count,
-                units = t.units + excluded.units,
-                input_tokens = t.input_tokens + excluded.input_tokens,
-                output_tokens = t.output_tokens + excluded.output_tokens,
-                cached_input_tokens = t.cached_input_tokens + excluded.cached_input_tokens,
-                cost = t.cost + excluded.cost,
-                unpriced_event_count = t.unpriced_event_count + excluded.unpriced_event_count,
-                summary_stale_since = COALESCE(t.summary_stale_since, now())
-            RETURNING client_id, month, cost, raised_alerts, open_alerts
-        ), month_services AS (
-            INSERT INTO usage_month_services AS t (client_id, month, service, request_count, units, input_tokens,
-                output_tokens, cached_input_tokens, cost, unpriced_event_count)
-            SELECT * FROM unnest($3::month_service_delta[])
-            WHERE (SELECT count(*) FROM months) = cardinality($2)
-            ON CONFLICT (client_id, month, service) DO UPDATE SET
-                request_count = t.request_count + excluded.request_count,
-                units = t.units + excluded.units,
-                input_tokens = t.input_tokens + excluded.input_tokens,
-                output_tokens = t.output_tokens + excluded.output_tokens,
-                cached_input_tokens = t.cached_input_tokens + excluded.cached_input_tokens,
-                cost = t.cost + excluded.cost,
-                unpriced_event_count = t.unpriced_event_count + excluded.unpriced_event_count
-        ), days AS (
-            INSERT INTO usage_days AS t (client_id, day, service, operation, model, request_count, units, input_tokens,
-                output_tokens, cached_input_tokens, cost, unpriced_event_count)
-            SELECT * FROM unnest($4::day_delta[])
-            WHERE (SELECT count(*) FROM months) = cardinality($2)
-            ON CONFLICT (client_id, day, service, operation, model) DO UPDATE SET
-                request_count = t.request_count + excluded.request_count,
-                units = t.units + excluded.units,
-                input_tokens = t.input_tokens + excluded.input_tokens,
-                output_tokens = t.output_tokens + excluded.output_tokens,
-                cached_input_tokens = t.cached_input_tokens + excluded.cached_input_tokens,
-                cost = t.cost + excluded.cost,
-                unpriced_event_count = t.unpriced_event_count + excluded.unpriced_event_count
-        ), events AS (
-            INSERT INTO usage_events (client_id, event_time, event_seq, day, service, operation, model, units,
-                input_tokens, output_tokens, cached_input_tokens, amount, charge, price_id, unpriced_reason, subject,
-                external_id, idempotency_key, metadata)
-            SELECT * FROM unnest($5::new_event[])
-            WHERE (SELECT count(*) FROM claimed) = cardinality($1)
-        )
-        SELECT claims.all_free AS "all_free!",
-               CASE WHEN claims.all_free THEN '{}' ELSE ARRAY(SELECT event_seq FROM claimed) END AS "claimed!",
-               m.client_id AS "client_id?", m.month AS "month?", m.cost AS "cost?: Numeric",
-               m.raised_alerts AS "raised_alerts?", m.open_alerts AS "open_alerts?"
-        FROM (SELECT count(*) = cardinality($1) AS all_free FROM claimed) AS claims LEFT JOIN months m ON true"#,
+    let rows = sqlx::query_file!(
+        "sql/usage/record.sql",
         composites(claims.iter().map(Key)) as Vec<Composite<Key<'_>>>,
         composites(months) as Vec<Composite<Delta<'_, MonthKey>>>,
         composites(month_services) as Vec<Composite<Delta<'_, MonthServiceKey>>>,

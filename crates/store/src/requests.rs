@@ -1,18 +1,19 @@
-//! First answers of creates, for repeats with the same request id.
+//! Stored answers of create calls, for repeats with the same request id.
 
 use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, PgPool};
 
-/// What a create answered.
+/// The first answer of a create call.
 pub struct FirstAnswer {
-    /// Of the RPC's name and the request.
+    /// Hash of the RPC's name and the request.
     pub request_hash: Vec<u8>,
-    /// Encoded.
+    /// Encoded response.
     pub response: Vec<u8>,
 }
 
-/// Claims a caller's request id until the end of the transaction, so that of two at once the second sees the first's answer.
-/// `None` if it is new. An answer from before ids belonged to callers is found by exactly the same request alone.
+/// Locks a caller's request id until the end of the transaction and returns its first answer. `None` if the id is new.
+/// Of two concurrent calls, the second one sees the answer of the first. Answers stored before request ids belonged to
+/// callers match only the same request.
 pub async fn find(
     conn: &mut PgConnection,
     principal: &str,
@@ -40,8 +41,8 @@ pub async fn find(
     .map_err(Into::into)
 }
 
-/// Keeps a first answer, with the later of `now` and the time of the database, so that a clock that is behind does not make
-/// retention delete the answer early.
+/// Stores a first answer with the later of `now` and the database's time, so that retention does not delete it too
+/// early if a clock is behind.
 pub async fn insert(
     conn: &mut PgConnection,
     principal: &str,
@@ -64,7 +65,7 @@ pub async fn insert(
     .map_err(Into::into)
 }
 
-/// Deletes first answers from before this time; gives how many.
+/// Deletes up to `limit` answers from before `before`. Returns their number.
 pub async fn prune(pool: &PgPool, before: DateTime<Utc>, limit: i64) -> crate::Result<i64> {
     let pruned = sqlx::query!(
         "DELETE FROM create_requests WHERE ctid = ANY(ARRAY(

@@ -1,4 +1,4 @@
-//! Reading and locking the rows of days and months. [`super::record`] adds to them.
+//! Reads and locks the rows of days and months. [`super::record`] adds to them.
 
 use crate::numeric::{self, Numeric};
 use chrono::NaiveDate;
@@ -8,36 +8,36 @@ use meterd_domain::period::Month;
 use sqlx::PgConnection;
 use std::collections::HashSet;
 
-/// A client's month, as far as the alert rules need it. Who holds one has its row locked.
+/// The columns of a month's row that the alert rules need. This transaction holds the lock of the row.
 #[derive(Clone, Debug)]
 pub struct MonthRow {
     pub client_id: String,
     pub month: Month,
     pub cost: Total,
-    /// Alerts that the month has had.
+    /// Alerts that were raised in this month, open or resolved.
     pub raised: AlertSet,
-    /// Those of them that are open.
+    /// Alerts that are open now.
     pub open: AlertSet,
 }
 
-/// What the alert rules need beside a month.
+/// Costs that the alert rules need and that are not in the month's row.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Beside {
-    /// What recurring services have cost in it.
+pub struct MonthContext {
+    /// Cost of recurring services in the month.
     pub recurring_cost: Total,
-    /// What the month before has cost.
+    /// Total cost of the previous month.
     pub previous_cost: Total,
 }
 
 impl MonthRow {
-    /// What the rules look at.
-    pub fn facts(&self, today: NaiveDate, beside: Beside) -> MonthFacts {
-        let Beside { recurring_cost, previous_cost } = beside;
+    /// Returns the input of the alert rules.
+    pub fn facts(&self, today: NaiveDate, context: MonthContext) -> MonthFacts {
+        let MonthContext { recurring_cost, previous_cost } = context;
         MonthFacts { month: self.month, cost: self.cost, recurring_cost, previous_cost, today }
     }
 }
 
-/// Locks the month rows of these clients and first days, in order.
+/// Locks month rows in order of client and month. `months` has the first day of the month of each client.
 pub async fn lock_months(conn: &mut PgConnection, clients: &[String], months: &[NaiveDate]) -> crate::Result<()> {
     sqlx::query!(
         "SELECT 1 AS one FROM usage_months JOIN unnest($1::text[], $2::date[]) AS wanted (client_id, month)
@@ -51,7 +51,7 @@ pub async fn lock_months(conn: &mut PgConnection, clients: &[String], months: &[
     .map_err(Into::into)
 }
 
-/// Locks months of a client that have a row, in order, and gives them as they are then.
+/// Locks the rows of a client's months, in order, and returns them. Months without a row are left out.
 pub async fn lock_client_months(
     conn: &mut PgConnection,
     client_id: &str,
@@ -76,14 +76,16 @@ pub async fn lock_client_months(
     Ok(rows.collect())
 }
 
-/// What is beside these months, in their order. Read while their rows are held, in a statement of its own: one that waits for a
-/// row may have read others before.
-pub async fn beside(conn: &mut PgConnection, months: &[&MonthRow]) -> crate::Result<Vec<Beside>> {
+/// Returns the context of each month, in the order of `months`.
+///
+/// Call it after the rows of the months are locked, as a separate statement: a statement that waits for a lock may have
+/// read other rows before it waited.
+pub async fn month_contexts(conn: &mut PgConnection, months: &[&MonthRow]) -> crate::Result<Vec<MonthContext>> {
     let clients: Vec<String> = months.iter().map(|row| row.client_id.clone()).collect();
     let firsts: Vec<NaiveDate> = months.iter().map(|row| row.month.first_day()).collect();
     let before: Vec<NaiveDate> = months.iter().map(|row| row.month.previous().first_day()).collect();
     sqlx::query_as!(
-        Beside,
+        MonthContext,
         r#"SELECT COALESCE((SELECT sum(u.cost) FROM usage_month_services u JOIN services s USING (service)
                             WHERE u.client_id = wanted.client_id AND u.month = wanted.month AND s.recurring), 0)
                       AS "recurring_cost!: Numeric",
@@ -100,8 +102,9 @@ pub async fn beside(conn: &mut PgConnection, months: &[&MonthRow]) -> crate::Res
     .map_err(Into::into)
 }
 
-/// Deletes rows of a client's month that have come to be zeros, as those do that all events were moved away from. In a
-/// transaction that holds the month. The month's own row stays: its summary follows it.
+/// Deletes the day and service rows of a client's month whose sums are all zero, as after all of their events have
+/// moved to another day. The transaction must hold the lock of the month. Keeps the month's own row, because its
+/// summary depends on it.
 pub async fn delete_zeros(conn: &mut PgConnection, client_id: &str, month: Month) -> crate::Result<()> {
     sqlx::query!(
         "DELETE FROM usage_days
@@ -128,7 +131,7 @@ pub async fn delete_zeros(conn: &mut PgConnection, client_id: &str, month: Month
     .map_err(Into::into)
 }
 
-/// Services that a client had used before this month.
+/// Returns the services that a client used before this month.
 pub async fn services_before(conn: &mut PgConnection, client_id: &str, month: Month) -> crate::Result<HashSet<String>> {
     let services = sqlx::query_scalar!(
         "SELECT DISTINCT service FROM usage_month_services WHERE client_id = $1 AND month < $2 AND request_count > 0",
@@ -138,7 +141,7 @@ pub async fn services_before(conn: &mut PgConnection, client_id: &str, month: Mo
     Ok(services.fetch_all(conn).await?.into_iter().collect())
 }
 
-/// A service on a day.
+/// Usage of one service on one day.
 pub struct DayRow {
     pub day: NaiveDate,
     pub service: String,
@@ -146,7 +149,7 @@ pub struct DayRow {
     pub cost: Total,
 }
 
-/// A client's days from `first` to `last` by service, as far as they have usage.
+/// Returns a client's usage by day and service from `first` to `last`, both included. Days without usage have no row.
 pub async fn days(
     conn: &mut PgConnection,
     client_id: &str,

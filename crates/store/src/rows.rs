@@ -1,5 +1,7 @@
-//! Rows in PostgreSQL's binary formats: those of COPY (its manual, chapter "COPY", section "Binary Format"), and those of
-//! composite types (`record_recv` in its rowtypes.c), which have the type of each field beside it.
+//! Encodes rows in PostgreSQL's binary formats.
+//!
+//! For COPY this is the format of the manual's chapter "COPY", section "Binary Format". For composite values it is the
+//! format that `record_recv` in rowtypes.c reads, which has the type of each field before its length.
 
 use super::numeric;
 use chrono::{DateTime, Datelike, NaiveDate, Utc};
@@ -10,16 +12,17 @@ use sqlx::error::BoxDynError;
 use sqlx::postgres::{PgArgumentBuffer, PgConnection, PgCopyIn, PgHasArrayType, PgTypeInfo};
 use sqlx::{Encode, Postgres, Type};
 
-/// Sent when so much has gathered.
+/// Number of buffered bytes at which the buffer is sent to the server.
 const CHUNK_BYTES: usize = 128 * 1024;
 const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0";
-/// 2000-01-01, which the database counts days and microseconds from.
+/// 2000-01-01, the epoch of PostgreSQL's dates, as [`Datelike::num_days_from_ce`] counts days.
 const EPOCH_DAYS_FROM_CE: i32 = 730_120;
+/// The same day in microseconds from 1970-01-01.
 const EPOCH_MICROS: i64 = 946_684_800_000_000;
-/// In place of a field's length.
+/// Length of a NULL field.
 const NULL: i32 = -1;
 
-/// Numbers of types (pg_type.dat).
+/// Object identifiers of built-in types, from pg_type.dat.
 mod oid {
     pub const BOOL: u32 = 16;
     pub const BYTEA: u32 = 17;
@@ -32,42 +35,42 @@ mod oid {
     pub const JSONB: u32 = 3802;
 }
 
-/// What makes up a row.
+/// A value that can be encoded as a row.
 pub trait Fields {
-    /// A composite type of the same fields.
+    /// Name of the composite type with the same fields.
     const TYPE: &'static str;
-    /// How many there are.
+    /// Number of fields.
     const COUNT: u16;
 
-    /// Puts each, in order.
+    /// Writes every field, in order.
     fn put(&self, row: &mut Row<'_>);
 }
 
-/// The fields of a row that is being written.
+/// Writes the fields of one row to a buffer.
 pub struct Row<'b> {
     out: &'b mut Vec<u8>,
-    /// As in a composite type.
+    /// Whether the identifier of its type precedes each field, as in a composite value.
     typed: bool,
 }
 
-/// Rows on their way into a table. What is not finished is not copied.
+/// A running COPY into a table. The rows are inserted only if [`CopyIn::finish`] succeeds.
 pub struct CopyIn<'c> {
     copy: PgCopyIn<&'c mut PgConnection>,
     out: Vec<u8>,
 }
 
 impl<'c> CopyIn<'c> {
-    /// Begins `COPY ... FROM STDIN (FORMAT binary)`.
+    /// Starts `COPY ... FROM STDIN (FORMAT binary)`.
     pub async fn begin(conn: &'c mut PgConnection, statement: &str) -> crate::Result<Self> {
         let copy = conn.copy_in_raw(statement).await?;
         let mut out = Vec::with_capacity(CHUNK_BYTES + CHUNK_BYTES / 4);
         out.extend_from_slice(SIGNATURE);
-        // Neither flags nor an extension of the header.
+        // No flags and no header extension.
         out.extend_from_slice(&[0; 8]);
         Ok(Self { copy, out })
     }
 
-    /// Adds a row.
+    /// Appends a row. Sends the buffer if it has reached `CHUNK_BYTES`.
     pub async fn add<F: Fields>(&mut self, fields: &F) -> crate::Result<()> {
         self.out.extend_from_slice(&F::COUNT.to_be_bytes());
         fields.put(&mut Row { out: &mut self.out, typed: false });
@@ -78,16 +81,16 @@ impl<'c> CopyIn<'c> {
         Ok(())
     }
 
-    /// Ends the copy.
+    /// Sends the remaining rows and ends the COPY.
     pub async fn finish(mut self) -> crate::Result<()> {
-        // In place of a row's number of fields.
+        // The end of the data: -1 instead of a row's number of fields.
         self.out.extend_from_slice(&(-1i16).to_be_bytes());
         self.copy.send(&*self.out).await?;
         self.copy.finish().await.map(drop).map_err(Into::into)
     }
 }
 
-/// A row as a value of its composite type.
+/// Encodes a row as a value of its composite type.
 pub struct Composite<F>(pub F);
 
 impl<F: Fields> Type<Postgres> for Composite<F> {
@@ -112,10 +115,10 @@ impl<F: Fields> Encode<'_, Postgres> for Composite<F> {
 
 impl Row<'_> {
     fn field(&mut self, oid: u32, value: Option<&[u8]>) {
-        self.field_of(oid, value, |out, value| out.extend_from_slice(value));
+        self.field_with(oid, value, |out, value| out.extend_from_slice(value));
     }
 
-    fn field_of<T>(&mut self, oid: u32, value: Option<T>, put: impl FnOnce(&mut Vec<u8>, T)) {
+    fn field_with<T>(&mut self, oid: u32, value: Option<T>, put: impl FnOnce(&mut Vec<u8>, T)) {
         if self.typed {
             self.out.extend_from_slice(&oid.to_be_bytes());
         }
@@ -128,57 +131,57 @@ impl Row<'_> {
         }
     }
 
-    /// `text`
+    /// Writes a `text` field.
     pub fn text(&mut self, value: &str) {
         self.field(oid::TEXT, Some(value.as_bytes()));
     }
 
-    /// `bytea`
+    /// Writes a `bytea` field.
     pub fn bytes(&mut self, value: &[u8]) {
         self.field(oid::BYTEA, Some(value));
     }
 
-    /// `bigint`
+    /// Writes a `bigint` field.
     pub fn int8(&mut self, value: impl Into<Option<i64>>) {
         self.field(oid::INT8, value.into().map(i64::to_be_bytes).as_ref().map(|bytes| &bytes[..]));
     }
 
-    /// `smallint`
+    /// Writes a `smallint` field.
     pub fn int2(&mut self, value: impl Into<Option<i16>>) {
         self.field(oid::INT2, value.into().map(i16::to_be_bytes).as_ref().map(|bytes| &bytes[..]));
     }
 
-    /// `boolean`
+    /// Writes a `boolean` field.
     pub fn bool(&mut self, value: bool) {
         self.field(oid::BOOL, Some(&[u8::from(value)]));
     }
 
-    /// `timestamptz`
+    /// Writes a `timestamptz` field.
     pub fn time(&mut self, value: DateTime<Utc>) {
         self.field(oid::TIMESTAMPTZ, Some(&(value.timestamp_micros() - EPOCH_MICROS).to_be_bytes()));
     }
 
-    /// `date`
+    /// Writes a `date` field.
     pub fn date(&mut self, value: NaiveDate) {
         self.field(oid::DATE, Some(&(value.num_days_from_ce() - EPOCH_DAYS_FROM_CE).to_be_bytes()));
     }
 
-    /// `jsonb`, from its text.
+    /// Writes a `jsonb` field from JSON text.
     pub fn jsonb(&mut self, value: Option<&str>) {
         const VERSION: u8 = 1;
-        self.field_of(oid::JSONB, value, |out, value| {
+        self.field_with(oid::JSONB, value, |out, value| {
             out.push(VERSION);
             out.extend_from_slice(value.as_bytes());
         });
     }
 
-    /// `numeric`
+    /// Writes a `numeric` field.
     pub fn decimal(&mut self, value: impl Into<Option<Decimal>>) {
-        self.field_of(oid::NUMERIC, value.into(), |out, value| numeric::put(out, I256::from(value.scaled())));
+        self.field_with(oid::NUMERIC, value.into(), |out, value| numeric::put(out, I256::from(value.scaled())));
     }
 
-    /// `numeric`
+    /// Writes a `numeric` field.
     pub fn total(&mut self, value: Total) {
-        self.field_of(oid::NUMERIC, Some(value.scaled()), numeric::put);
+        self.field_with(oid::NUMERIC, Some(value.scaled()), numeric::put);
     }
 }

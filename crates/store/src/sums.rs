@@ -1,6 +1,6 @@
-//! Sums as rows have them.
+//! Sums of rows, and a test of the lists of sums in all statements.
 
-/// The sums of any row that has the seven columns; every query has a row type of its own.
+/// Converts a row with the seven columns to `Sums`. A macro, because each query has its own row type.
 macro_rules! sums_of {
     ($row:expr) => {
         meterd_domain::rollup::Sums {
@@ -21,7 +21,7 @@ mod tests {
     use meterd_domain::rollup::Sums;
     use std::path::{Path, PathBuf};
 
-    /// The first names of sums in a text, without repetitions such as `units = t.units + excluded.units`.
+    /// Returns the first names of sums in a text, without repetitions such as `units = t.units + excluded.units`.
     fn names(text: &str) -> Vec<&str> {
         let words = text.split(|letter: char| !(letter.is_alphanumeric() || letter == '_'));
         let mut names: Vec<&str> = vec![];
@@ -33,7 +33,7 @@ mod tests {
         names
     }
 
-    /// Checks each list of sums in a file, and returns how many there are.
+    /// Checks each list of sums in a file and returns the number of lists.
     fn check(path: &Path) -> usize {
         let text = std::fs::read_to_string(path).unwrap();
         let begins = |rest: &str| [", ", ",\n", " = t."].iter().any(|next| rest.starts_with(next));
@@ -44,12 +44,21 @@ mod tests {
         names.len()
     }
 
+    /// Returns all files below a directory.
+    fn files(directory: &Path) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+        entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
+    }
+
+    /// Checks all files below a directory of the crate and returns the number of lists.
+    fn check_all(directory: &str) -> usize {
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join(directory);
+        files(&directory).iter().filter(|path| !path.ends_with("src/sums.rs")).map(|path| check(path)).sum()
+    }
+
     #[test]
     fn each_statement_that_lists_sums_has_all_of_them() {
-        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-        let files = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
-        let others = |path: &PathBuf| path.is_file() && !path.ends_with("sums.rs");
-        let lists: usize = files.filter(others).map(|path| check(&path)).sum();
-        assert!(lists >= 10, "only {lists} lists were found");
+        let (in_code, in_files) = (check_all("src"), check_all("sql"));
+        assert!(in_code >= 5 && in_files >= 25, "only {in_code} lists in src and {in_files} in sql were found");
     }
 }

@@ -1,12 +1,12 @@
-//! Strict parsing of database URLs. sqlx ignores unknown parameters, so a misspelt `sslmode` would silently change how a
-//! connection is made.
+//! Strict parsing of database URLs. sqlx ignores unknown parameters, so a misspelled `sslmode` would silently change
+//! how meterd connects.
 
 use meterd_domain::names::nearest;
 use sqlx::postgres::PgConnectOptions;
 use std::net::IpAddr;
 use url::Url;
 
-/// How a URL is written.
+/// An example of a URL, for error messages.
 const EXAMPLE: &str = "postgres://user:password@host:5432/database";
 /// Parameters that have an effect.
 const KNOWN: [&str; 18] = [
@@ -29,7 +29,8 @@ const KNOWN: [&str; 18] = [
     "application_name",
     "options",
 ];
-/// Parameters of libpq that change nothing here with these values (any, if there are none): they are left out.
+/// Parameters of libpq that have no effect here with these values, or with any value if none is listed. They are
+/// removed.
 const WITHOUT_EFFECT: [(&str, &[&str]); 14] = [
     ("connect_timeout", &[]),
     ("client_encoding", &["utf8", "UTF8", "UTF-8", "auto"]),
@@ -43,11 +44,11 @@ const WITHOUT_EFFECT: [(&str, &[&str]); 14] = [
     ("gssencmode", &["disable", "prefer"]),
     ("channel_binding", &["disable", "prefer"]),
     ("load_balance_hosts", &["disable"]),
-    // meterd refuses a server that takes no writes by itself.
+    // meterd itself rejects a server that accepts no writes.
     ("target_session_attrs", &["any", "read-write", "primary", "prefer-standby"]),
     ("sslnegotiation", &["postgres"]),
 ];
-/// Other parameters of libpq: what they ask for is not done here.
+/// Other parameters of libpq, which meterd does not support.
 const UNSUPPORTED: [&str; 15] = [
     "require_auth",
     "requirepeer",
@@ -67,7 +68,7 @@ const UNSUPPORTED: [&str; 15] = [
 ];
 const SSL_MODES: [&str; 6] = ["disable", "allow", "prefer", "require", "verify-ca", "verify-full"];
 
-/// Reads a URL, or says what is wrong with it, without a password that is in it.
+/// Parses a URL. The error says what is wrong, without the password.
 pub fn parse(text: &str) -> Result<PgConnectOptions, String> {
     if text.trim().is_empty() {
         return Err(format!(
@@ -86,7 +87,7 @@ pub fn parse(text: &str) -> Result<PgConnectOptions, String> {
     if rest.contains('#') {
         return Err(format!("must not contain #: {encoding}"));
     }
-    // As libpq takes it: a user, and the host as a parameter.
+    // libpq accepts a user without a host, and the host as a parameter.
     let with_host = authority.ends_with('@').then(|| text.replacen(authority, &format!("{authority}localhost"), 1));
     if with_host.is_some() && !rest.contains("host=") {
         return Err(
@@ -139,7 +140,7 @@ fn check_parameter(key: &str, value: &str) -> Result<(), String> {
     }
 }
 
-/// A parameter that does nothing here.
+/// Checks a parameter that has no effect.
 fn check_foreign(key: &str, value: &str) -> Result<(), String> {
     if let Some((_, harmless)) = WITHOUT_EFFECT.iter().find(|(name, _)| *name == key) {
         let is_harmless = harmless.is_empty() || harmless.contains(&value);
@@ -159,7 +160,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_parameter_that_would_do_nothing_is_refused_with_the_one_that_was_meant() {
+    fn an_unsupported_parameter_is_rejected_with_a_suggestion() {
         for (query, says) in [
             ("sslmod=require", "parameter sslmod: there is no such parameter; did you mean sslmode?"),
             ("SSLMode=require", "parameter SSLMode: there is no such parameter; did you mean sslmode?"),
@@ -185,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn what_changes_nothing_is_left_out_and_the_rest_is_kept() {
+    fn parameters_without_effect_are_removed_and_the_others_kept() {
         let url =
             "postgresql://u%40x:p%23@db.example/usage?connect_timeout=5&sslmode=require&keepalives=1&options[a.b]=c";
         let options = parse(url).unwrap();
@@ -195,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_directory_is_taken_in_both_forms() {
+    fn a_socket_directory_is_accepted_in_each_form() {
         for url in [
             "postgres:///db?host=/run/postgresql&user=u",
             "postgres://u@%2Frun%2Fpostgresql/db",
@@ -209,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_url_that_leaves_something_open_is_refused() {
+    fn an_incomplete_url_is_rejected() {
         for (url, says) in [
             ("postgres://localhost", "names no database"),
             ("postgres://u:hunter2@/db", "names no host"),

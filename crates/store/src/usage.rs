@@ -1,5 +1,7 @@
-//! Reading sums: months, ranges and the platform. Each answer is one statement, so one snapshot; `now()` is the
-//! start of its transaction, which lies before that snapshot: what was acknowledged before it is in.
+//! Reads sums of months, ranges of days and the whole platform.
+//!
+//! Each answer is from one snapshot. Its `complete_as_of` is `now()`, the start of the transaction. The snapshot is
+//! taken later, so it includes everything that was acknowledged before that time.
 
 use crate::numeric::Numeric;
 use crate::sums::sums_of;
@@ -8,26 +10,27 @@ use meterd_domain::period::Month;
 use meterd_domain::rollup::Sums;
 use sqlx::PgPool;
 
-/// Rows, and the time up to which they are complete.
+/// An answer and the time up to which it is complete.
 pub struct AsOf<T> {
     pub complete_as_of: DateTime<Utc>,
     pub rows: T,
 }
 
-/// Sums of a service.
+/// Sums of one service.
 pub struct ServiceSums {
     pub service: String,
     pub sums: Sums,
 }
 
-/// Rows of a client, and its time zone of the same snapshot.
+/// Rows of a client, and the client's time zone from the same snapshot.
 pub struct OfClient<T> {
-    /// IANA name.
+    /// IANA time zone name.
     pub time_zone: String,
     pub rows: Vec<T>,
 }
 
-/// A client's months from `first` to `last` by service, each the costliest first; nothing where there is no such client.
+/// Returns a client's months from `first` to `last`, both included, by service, highest cost first. `None` if the
+/// client does not exist.
 pub async fn months(
     pool: &PgPool,
     client_id: &str,
@@ -68,7 +71,7 @@ pub async fn months(
     Ok(Some(AsOf { complete_as_of, rows: OfClient { time_zone, rows: rows.collect() } }))
 }
 
-/// One row of a range's summary. Which of the fields are set says what it sums.
+/// One row of a range's summary. The fields that are `Some` are the dimensions of the row.
 pub struct RangeRow {
     pub day: Option<NaiveDate>,
     pub service: Option<String>,
@@ -76,10 +79,11 @@ pub struct RangeRow {
     pub sums: Sums,
 }
 
-/// A client's range of days: in total, by service, by day, and the `top` operations that cost most; nothing where there is no
-/// such client.
+/// Returns the sums of a client's days from `start` to `end`, both included: in total, by service, by day, and for the
+/// `top` operations with the highest cost. `None` if the client does not exist.
 ///
-/// Operations are ranked by one sum, and only those of the answer get all of theirs: a client may have very many.
+/// The statement ranks operations by cost first and then reads the other sums of the top ones only, because a client
+/// may have many operations.
 pub async fn range(
     pool: &PgPool,
     client_id: &str,
@@ -87,40 +91,7 @@ pub async fn range(
     end: NaiveDate,
     top: i64,
 ) -> crate::Result<Option<AsOf<OfClient<RangeRow>>>> {
-    let rows = sqlx::query!(
-        r#"WITH top AS (
-               SELECT service, operation FROM usage_days
-               WHERE client_id = $1 AND day BETWEEN $2 AND $3 AND request_count > 0
-               GROUP BY service, operation ORDER BY sum(cost) DESC, service, operation LIMIT $4
-           ), sums AS (
-               SELECT day, service, NULL AS operation, sum(request_count) AS request_count, sum(units) AS units,
-                   sum(input_tokens) AS input_tokens, sum(output_tokens) AS output_tokens,
-                   sum(cached_input_tokens) AS cached_input_tokens, sum(cost) AS cost,
-                   sum(unpriced_event_count) AS unpriced_event_count
-               FROM usage_days WHERE client_id = $1 AND day BETWEEN $2 AND $3 AND request_count > 0
-               GROUP BY GROUPING SETS ((), (service), (day))
-               UNION ALL
-               SELECT NULL, service, operation, sum(request_count), sum(units), sum(input_tokens), sum(output_tokens),
-                   sum(cached_input_tokens), sum(cost), sum(unpriced_event_count)
-               FROM usage_days JOIN top USING (service, operation)
-               WHERE client_id = $1 AND day BETWEEN $2 AND $3 AND request_count > 0
-               GROUP BY service, operation
-           )
-           SELECT now() AS "now!", (SELECT time_zone FROM clients WHERE client_id = $1) AS "time_zone?",
-               day AS "day?", service AS "service?", operation AS "operation?",
-               COALESCE(request_count, 0)::bigint AS "request_count!", COALESCE(units, 0) AS "units!: Numeric",
-               COALESCE(input_tokens, 0)::bigint AS "input_tokens!",
-               COALESCE(output_tokens, 0)::bigint AS "output_tokens!",
-               COALESCE(cached_input_tokens, 0)::bigint AS "cached_input_tokens!", COALESCE(cost, 0) AS "cost!: Numeric",
-               COALESCE(unpriced_event_count, 0)::bigint AS "unpriced_event_count!"
-           FROM sums ORDER BY day, COALESCE(cost, 0) DESC, service, operation"#,
-        client_id,
-        start,
-        end,
-        top
-    )
-    .fetch_all(pool)
-    .await?;
+    let rows = sqlx::query_file!("sql/usage/range.sql", client_id, start, end, top).fetch_all(pool).await?;
     let zone = rows.first().and_then(|row| Some((row.now, row.time_zone.clone()?)));
     let Some((complete_as_of, time_zone)) = zone else { return Ok(None) };
     let rows = rows.into_iter().map(|row| {
@@ -130,7 +101,8 @@ pub async fn range(
     Ok(Some(AsOf { complete_as_of, rows: OfClient { time_zone, rows: rows.collect() } }))
 }
 
-/// The latest months with usage of a client, or of any, the latest first.
+/// Returns up to `limit` months with usage, newest first: those of one client, or of all clients if `client_id` is
+/// `None`.
 pub async fn latest_months(pool: &PgPool, client_id: Option<&str>, limit: i64) -> crate::Result<Vec<Month>> {
     let months = sqlx::query_scalar!(
         "SELECT DISTINCT month FROM usage_months WHERE ($1::text IS NULL OR client_id = $1) AND request_count > 0
@@ -141,14 +113,14 @@ pub async fn latest_months(pool: &PgPool, client_id: Option<&str>, limit: i64) -
     Ok(months.fetch_all(pool).await?.into_iter().map(Month::of).collect())
 }
 
-/// Totals over all clients of a month.
+/// Totals of all clients in a month.
 pub struct Platform {
     pub client_count: i64,
     pub active_client_count: i64,
     pub services: Vec<ServiceSums>,
 }
 
-/// The platform's month.
+/// Returns the totals of the platform in a month.
 pub async fn platform(pool: &PgPool, month: Month) -> crate::Result<AsOf<Platform>> {
     let mut tx = pool.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
     let counts = sqlx::query!(

@@ -1,4 +1,4 @@
-//! Whether rollups and totals equal the events, client-month by client-month.
+//! Compares rollups with the events, client-month by client-month.
 
 use crate::numeric::Numeric;
 use chrono::NaiveDate;
@@ -6,18 +6,18 @@ use meterd_domain::period::Month;
 use meterd_domain::rollup::Sums;
 use sqlx::{PgConnection, PgPool};
 
-/// A row that does not equal its events.
+/// A rollup row that differs from the sums of its events.
 pub struct Difference {
     pub client_id: String,
     pub month: Month,
     pub row: RollupRow,
-    /// What the events say.
+    /// Sums of the events.
     pub expected: Sums,
-    /// What the row says.
+    /// Sums in the row.
     pub actual: Sums,
 }
 
-/// Which row.
+/// Identifies a rollup row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RollupRow {
     Month,
@@ -25,19 +25,21 @@ pub enum RollupRow {
     Day { day: NaiveDate, service: String, operation: String, model: String },
 }
 
-/// What to compare. Nothing set: everything.
+/// What to compare; everything by default.
 #[derive(Clone, Debug, Default)]
 pub struct Scope {
     pub client_id: Option<String>,
-    /// Clients after this one, and up to that one.
+    /// Only clients whose id is greater than this one.
     pub after: Option<String>,
+    /// Only clients whose id is at most this one.
     pub upto: Option<String>,
-    /// Months from this one to that one.
+    /// First month, included.
     pub first: Option<Month>,
+    /// Last month, included.
     pub last: Option<Month>,
 }
 
-/// What was compared, of one snapshot.
+/// The result of a comparison, from one snapshot.
 pub struct Compared {
     pub client_months: i64,
     pub events: i64,
@@ -71,7 +73,7 @@ struct ComparedRow {
 }
 
 impl ComparedRow {
-    /// Nothing, where there is no difference.
+    /// Returns `None` for a row that has only counts and no difference.
     fn difference(self) -> Option<Difference> {
         let (day, service) = (self.day?, self.service?);
         let row = match self.kind?.as_str() {
@@ -101,7 +103,8 @@ impl ComparedRow {
     }
 }
 
-/// Every so many clients, in order: what lies between two of them, whatever it is of, is compared at once.
+/// Returns every n-th client id in order, where n is `clients`. The ids divide the clients into ranges to compare one by
+/// one.
 pub async fn bounds(conn: &mut PgConnection, clients: i64) -> crate::Result<Vec<String>> {
     sqlx::query_scalar!(
         "SELECT client_id FROM (SELECT client_id, row_number() OVER (ORDER BY client_id) AS number FROM clients) AS numbered
@@ -112,11 +115,11 @@ pub async fn bounds(conn: &mut PgConnection, clients: i64) -> crate::Result<Vec<
     .await.map_err(Into::into)
 }
 
-/// Compares all rows of a scope with their events, in one statement, so of one snapshot.
+/// Compares all rows of a scope with their events. One statement does this, so the result is from one snapshot.
 pub async fn compare(conn: &mut PgConnection, scope: &Scope) -> crate::Result<Compared> {
     let rows = sqlx::query_file_as!(
         ComparedRow,
-        "src/differences.sql",
+        "sql/usage/differences.sql",
         scope.after,
         scope.upto,
         scope.first.map(Month::first_day),
@@ -132,7 +135,7 @@ pub async fn compare(conn: &mut PgConnection, scope: &Scope) -> crate::Result<Co
     Ok(Compared { client_months, events, differences })
 }
 
-/// How many client-months up to this one there are in a scope.
+/// Returns the number of client-months in a scope up to and including `last`.
 pub async fn count_until(conn: &mut PgConnection, scope: &Scope, last: Month) -> crate::Result<i64> {
     sqlx::query_scalar!(
         r#"SELECT count(*) AS "count!" FROM (
@@ -150,7 +153,7 @@ pub async fn count_until(conn: &mut PgConnection, scope: &Scope, last: Month) ->
     .map_err(Into::into)
 }
 
-/// Client-months that have an event or a row, ordered.
+/// Returns the client-months from `start` to `end`, both included, that have an event or a rollup row, ordered.
 pub async fn client_months(
     pool: &PgPool,
     client_id: Option<&str>,
@@ -180,7 +183,7 @@ pub async fn client_months(
     Ok(rows.into_iter().map(|row| (row.client_id, Month::of(row.month))).collect())
 }
 
-/// The rows of a client's month that do not equal its events, all of one snapshot.
+/// Returns the rows of a client's month that differ from its events, all from one snapshot.
 pub async fn differences(conn: &mut PgConnection, client_id: &str, month: Month) -> crate::Result<Vec<Difference>> {
     let scope = Scope { client_id: Some(client_id.into()), first: Some(month), last: Some(month), ..Scope::default() };
     Ok(compare(conn, &scope).await?.differences)

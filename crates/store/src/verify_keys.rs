@@ -1,4 +1,4 @@
-//! Whether keys and events name each other.
+//! Checks that idempotency keys and events refer to each other.
 
 use crate::verify::Scope;
 use chrono::{DateTime, NaiveDate, Utc};
@@ -6,24 +6,24 @@ use meterd_domain::event::EventId;
 use meterd_domain::period::Month;
 use sqlx::{Executor, PgConnection};
 
-/// A key or an event that is wrong.
+/// A key or an event with a fault.
 pub struct KeyDifference {
     pub client_id: String,
     pub month: Month,
     pub idempotency_key: String,
-    /// The event that has the key, or that the key names.
+    /// The event with the key, or the event to which the key refers.
     pub event: EventId,
     pub fault: KeyFault,
 }
 
-/// What is wrong.
+/// The kind of fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyFault {
-    /// The event's key has no row.
+    /// The key of the event has no row.
     KeyMissing,
-    /// The row of the event's key names another event.
+    /// The row of the event's key refers to another event.
     KeyOfAnother,
-    /// There is no event that the row of the key names.
+    /// The key refers to an event that does not exist.
     EventMissing,
 }
 
@@ -52,19 +52,21 @@ impl From<KeyRow> for KeyDifference {
     }
 }
 
-/// Keys and events of a scope that do not name each other, ordered. Without those whose keys may be pruned by now. Of a scope
-/// that begins with an open month, so that the events are kept. The last statement of its transaction: planned without nested
-/// loops from here on.
+/// Returns the keys and events of a scope that do not refer to each other, ordered. Leaves out events whose keys may
+/// have been pruned.
+///
+/// The scope must begin with an open month, because events of closed months may have been removed. Must be the last
+/// statement of its transaction, because it turns off nested loops until the end of the transaction.
 pub async fn key_differences(conn: &mut PgConnection, scope: &Scope) -> crate::Result<Vec<KeyDifference>> {
     let pruned_through =
         sqlx::query_scalar!("SELECT NULLIF(keys_pruned_through, '-infinity') AS pruned_through FROM deployment")
             .fetch_optional(&mut *conn)
             .await?;
-    // Where nothing was analysed yet, the planner takes partitions for small, and would look through them for each key.
+    // Before the first ANALYZE, the planner assumes that partitions are small and would scan them for each key.
     conn.execute("SET LOCAL enable_nestloop = off").await?;
     let rows = sqlx::query_file_as!(
         KeyRow,
-        "src/key_differences.sql",
+        "sql/usage/key_differences.sql",
         scope.after,
         scope.upto,
         scope.first.map(Month::first_day),

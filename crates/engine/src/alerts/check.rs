@@ -113,13 +113,13 @@ async fn evaluate(
     let months: Vec<Month> = rows.iter().map(|row| row.month).collect();
     let open = alerts::open(conn, client_id, &months, days.first().copied().unwrap_or(NaiveDate::MAX)).await?;
     let refs: Vec<&MonthRow> = rows.iter().collect();
-    let beside = rollups::beside(conn, &refs).await?;
+    let contexts = rollups::month_contexts(conn, &refs).await?;
     let anomalies: Vec<DayFacts> = days.iter().flat_map(|day| usage.facts(*day)).collect();
 
     let mut resolved: Vec<String> = vec![];
     let mut raising: Vec<Raising<'_>> = vec![];
-    for (row, beside) in rows.iter().zip(beside) {
-        let facts = row.facts(today, beside);
+    for (row, context) in rows.iter().zip(contexts) {
+        let facts = row.facts(today, context);
         let mut still_open = row.open;
         for alert in open.iter().filter(|alert| is_of_month(&alert.finding, row.month)) {
             if facts.resolves(policy, &alert.finding) {

@@ -7,7 +7,7 @@ use meterd_domain::alert::{Alert, AlertType, Change, Finding, Severity};
 use meterd_domain::period::day_of;
 use meterd_store::alerts::{self, NewAlert};
 use meterd_store::policies::Policies;
-use meterd_store::rollups::{self, Beside, MonthRow};
+use meterd_store::rollups::{self, MonthContext, MonthRow};
 use meterd_store::{alert_feed, clients, notifications};
 use sqlx::PgConnection;
 use std::collections::HashSet;
@@ -50,30 +50,30 @@ pub struct Raising<'a> {
 
 /// Raises what the changed months have reached, and gives it. The last write of the transaction.
 ///
-/// What is beside a month is read only where it may decide.
+/// The contexts of the months are queried only if the worst possible values would raise an alert.
 pub async fn raise_reached(
     conn: &mut PgConnection,
     settings: &AlertSettings,
     policies: &Policies,
     mut changed: Vec<ChangedMonth>,
 ) -> meterd_store::Result<Vec<Alert>> {
-    let facts = |month: &ChangedMonth, beside| month.row.facts(settings.today(month.zone), beside);
+    let facts = |month: &ChangedMonth, context| month.row.facts(settings.today(month.zone), context);
     changed.retain(|month| {
         let MonthRow { client_id, raised, open, .. } = &month.row;
-        facts(month, Beside::default()).may_raise(policies.of(client_id), *raised, *open)
+        facts(month, MonthContext::default()).may_raise(policies.of(client_id), *raised, *open)
     });
     if changed.is_empty() {
         return Ok(vec![]);
     }
     let rows: Vec<&MonthRow> = changed.iter().map(|month| &month.row).collect();
-    let beside = rollups::beside(conn, &rows).await?;
+    let contexts = rollups::month_contexts(conn, &rows).await?;
 
     let mut raising = Vec::new();
-    for (month, beside) in changed.iter().zip(beside) {
+    for (month, context) in changed.iter().zip(contexts) {
         let ChangedMonth { row, zone, backfill } = month;
         let MonthRow { client_id, raised, open, .. } = row;
         let notifies = !backfill && settings.notifies(row, settings.today(*zone));
-        let findings = facts(month, beside).to_raise(policies.of(client_id), *raised, *open);
+        let findings = facts(month, context).to_raise(policies.of(client_id), *raised, *open);
         raising.extend(findings.into_iter().map(|finding| Raising { client_id, finding, notifies }));
     }
     if raising.is_empty() {

@@ -24,7 +24,7 @@ use crate::clock::Clock;
 use chrono::{DateTime, Utc};
 use futures_util::future::BoxFuture;
 use meterd_store::StoreError;
-use meterd_store::{connect, summaries as totals};
+use meterd_store::{connect, summary_totals};
 use sqlx::PgPool;
 use std::sync::Arc;
 use std::time::Duration;
@@ -112,7 +112,8 @@ pub fn start_pricing(
                 Ok(false) => {
                     // Reads show names and categories by the snapshot in memory, also where nothing is recorded.
                     drop(tokio::time::timeout(PRICING_TIMEOUT, catalog.refresh(&pool)).await);
-                    let unpriced = tokio::time::timeout(PRICING_TIMEOUT, totals::unpriced_event_count(&pool)).await;
+                    let unpriced =
+                        tokio::time::timeout(PRICING_TIMEOUT, summary_totals::unpriced_event_count(&pool)).await;
                     if let Ok(Ok(count)) = unpriced {
                         metrics::gauge!("meterd_unpriced_events").set(count as f64);
                     }

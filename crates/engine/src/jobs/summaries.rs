@@ -2,7 +2,7 @@
 
 use super::{Work, counted};
 use meterd_domain::period::Month;
-use meterd_store::{connect, summaries};
+use meterd_store::{connect, summaries, summary_totals};
 use sqlx::PgPool;
 
 /// Client-months of one transaction: few, because it holds their rows.
@@ -32,8 +32,8 @@ pub async fn refresh(pool: &PgPool, client_id: Option<&str>, month: Option<Month
         }
     }
     // Whoever left some behind: a run that was cut, or another month's change.
-    for month in summaries::months_to_total(pool).await? {
-        summaries::write_totals(&mut *pool.acquire().await?, month).await?;
+    for month in summary_totals::months_to_total(pool).await? {
+        summary_totals::write_totals(&mut *pool.acquire().await?, month).await?;
     }
     Ok(written)
 }

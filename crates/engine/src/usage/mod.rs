@@ -19,7 +19,7 @@ pub use events::{EventListInput, get_event, list_events};
 pub use export::{Export, ExportFormat, ExportInput, ExportTally};
 pub use meterd_store::export::ExportRow;
 pub use meterd_store::query::QueryKey;
-pub use meterd_store::summaries::Counts;
+pub use meterd_store::summary_totals::Counts;
 pub use meterd_store::usage::AsOf;
 pub use monthly_summaries::{
     ClientMonth, MonthTotals, MonthlySummaries, MonthlySummariesInput, list_monthly_summaries,

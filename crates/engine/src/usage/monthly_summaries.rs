@@ -14,7 +14,8 @@ use meterd_domain::period::{Month, day_of, elapsed_and_remaining};
 use meterd_domain::projection::{change_percent, month_end};
 use meterd_domain::rollup::Sums;
 use meterd_store::clients::zone;
-use meterd_store::summaries::{self, Counts, Summary, SummaryTotals};
+use meterd_store::summaries::{self, Summary};
+use meterd_store::summary_totals::{Counts, SummaryTotals};
 use meterd_store::usage::AsOf;
 
 /// Which clients to list.

@@ -1,31 +1,34 @@
-//! Floor (e): binary COPY of the events into one table with the same unique key, and nothing else.
+//! Floor (e): binary COPY of the events into one table with the same unique key, and nothing else. Only the benchmarks
+//! use it.
 
 use chrono::{DateTime, NaiveDate, Utc};
 use meterd_domain::decimal::Decimal;
 use meterd_domain::event::{Charge, PricedEvent};
 use sqlx::{Executor, PgConnection};
 
-/// What a binary COPY begins with: the signature, no flags, no extension.
+/// Header of a binary COPY: the signature, no flags and no extension.
 const HEADER: &[u8; 19] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
-/// In place of a row's number of fields.
+/// End of the data: -1 instead of a row's number of fields.
 const TRAILER: [u8; 2] = (-1i16).to_be_bytes();
-/// In place of a field's length.
+/// Length of a NULL field.
 const NULL: [u8; 4] = (-1i32).to_be_bytes();
 const FIELDS: i16 = 19;
 const STATEMENT: &str = "COPY floor_copied (client_id, idempotency_key, event_time, event_seq, day, service, operation, \
      model, units, input_tokens, output_tokens, cached_input_tokens, amount, charge, price_id, unpriced_reason, subject, \
      external_id, metadata) FROM STDIN (FORMAT binary)";
-/// PostgreSQL's time zero in seconds, and its day.
+/// 2000-01-01, the epoch of PostgreSQL's times, in seconds from 1970-01-01.
 const EPOCH_SECONDS: i64 = 946_684_800;
+/// The same epoch as a day.
 const EPOCH_DAY: NaiveDate = NaiveDate::from_ymd_opt(2000, 1, 1).expect("is a day");
-/// A numeric's digits have base 10,000: three of them are a decimal's 12 places, seven more its integer part.
+/// The digits of a `numeric` have base 10,000. A decimal needs ten of them: three for its 12 decimal places and seven
+/// for its integer part.
 const NUMERIC_BASE: i128 = 10_000;
 const NUMERIC_DIGITS: usize = 10;
 const NUMERIC_FRACTION_DIGITS: usize = 3;
-/// Version of binary jsonb.
+/// Version of the binary `jsonb` format.
 const JSONB_VERSION: u8 = 1;
 
-/// Makes the table anew, without rows.
+/// Drops the table if it exists and creates it without rows.
 pub async fn create_copied(conn: &mut PgConnection) -> crate::Result<()> {
     let statements = r#"
         DROP TABLE IF EXISTS floor_copied;
@@ -55,7 +58,7 @@ pub async fn create_copied(conn: &mut PgConnection) -> crate::Result<()> {
     conn.execute(statements).await.map(drop).map_err(Into::into)
 }
 
-/// How many rows the table has, and the sum of their charges.
+/// Returns the number of rows in the table and the sum of their charges.
 pub async fn sum_copied(conn: &mut PgConnection) -> crate::Result<(i64, bigdecimal::BigDecimal)> {
     sqlx::query_as("SELECT count(*), COALESCE(sum(charge), 0) FROM floor_copied")
         .fetch_one(conn)
@@ -63,7 +66,7 @@ pub async fn sum_copied(conn: &mut PgConnection) -> crate::Result<(i64, bigdecim
         .map_err(Into::into)
 }
 
-/// Copies a chunk of rows, in a transaction of its own. Gives how many there were.
+/// Copies rows in their own transaction. Returns the number of rows.
 pub async fn copy(conn: &mut PgConnection, rows: CopyRows) -> crate::Result<u64> {
     let mut copy = conn.copy_in_raw(STATEMENT).await?;
     let CopyRows(mut bytes) = rows;
@@ -72,7 +75,7 @@ pub async fn copy(conn: &mut PgConnection, rows: CopyRows) -> crate::Result<u64>
     copy.finish().await.map_err(Into::into)
 }
 
-/// Rows as a binary COPY has them.
+/// Rows in the binary format of COPY.
 pub struct CopyRows(Vec<u8>);
 
 impl Default for CopyRows {
@@ -82,7 +85,7 @@ impl Default for CopyRows {
 }
 
 impl CopyRows {
-    /// Adds an event.
+    /// Appends an event.
     pub fn push(&mut self, priced: &PricedEvent<'_>) {
         let (event, measures) = (priced.event, &priced.event.measures);
         let (charge, price_id, reason) = match priced.charge {
@@ -128,7 +131,8 @@ impl CopyRows {
         }
     }
 
-    /// How many digits, the weight of the first, the sign, how many decimals to show, and the digits.
+    /// Writes a `numeric`: the number of digits, the weight of the first digit, the sign, the number of decimals to
+    /// show, and the digits.
     fn numeric(&mut self, value: Decimal) {
         let mut digits = [0u16; NUMERIC_DIGITS];
         let mut rest = value.scaled();
@@ -167,8 +171,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn decimals_are_written_as_numeric_has_them() {
-        // Length; digits, weight, sign, decimals; digits of base 10,000.
+    fn decimals_are_encoded_as_numeric() {
+        // Number of digits, weight, sign, number of decimals, and the digits of base 10,000.
         for (text, expected) in [
             ("0", vec![0, 0, 0, 0]),
             ("1", vec![1, 0, 0, 0, 1]),

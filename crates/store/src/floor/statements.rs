@@ -1,20 +1,21 @@
-//! Floor (d): a transaction a batch, a multi-row statement a table, as a careful engineer writes them. On purpose nothing of
-//! the write path is used here: the floor has to stay what it is when that changes.
+//! Floor (d): one transaction per batch and one multi-row statement per table, as a careful engineer writes them. Only
+//! the benchmarks use it. It does not use the write path of meterd on purpose: the floor must stay the same when the
+//! write path changes.
 
+use super::sums::{Sum, Sums};
 use crate::numeric;
 use bigdecimal::BigDecimal;
 use chrono::{DateTime, NaiveDate, Utc};
-use meterd_domain::decimal::Total;
 use meterd_domain::event::{Charge, PayloadHash, PricedEvent};
 use meterd_domain::period::Month;
 use sqlx::PgConnection;
 use std::collections::{BTreeMap, HashSet};
 
-/// An event of a batch, and the fingerprint that its key keeps.
+/// An event of a batch and the hash of its payload.
 pub type HashedEvent<'a> = (PricedEvent<'a>, PayloadHash);
 
-/// Records events in the caller's transaction: keys, events, months, months by service, days, in the lock order that
-/// everyone keeps. Those whose key was taken are left out. Gives how many were not.
+/// Records events in the caller's transaction: keys, events, months, month services and days, in the lock order of
+/// [`crate::locks`]. Skips events whose keys were already taken. Returns the number of recorded events.
 pub async fn record_batch(conn: &mut PgConnection, mut events: Vec<HashedEvent<'_>>) -> crate::Result<usize> {
     let key = |(priced, _): &HashedEvent<'_>| (priced.event.client_id.clone(), priced.event.idempotency_key.clone());
     events.sort_by_cached_key(key);
@@ -43,7 +44,7 @@ pub async fn record_batch(conn: &mut PgConnection, mut events: Vec<HashedEvent<'
     Ok(events.len())
 }
 
-/// Claims the keys. Gives the numbers of the events, from 1, that got theirs; nothing, if all of them did.
+/// Claims the keys. Returns the positions, from 1, of the events whose keys were free, or `None` if all keys were free.
 async fn claim(conn: &mut PgConnection, events: &[HashedEvent<'_>]) -> crate::Result<Option<HashSet<i64>>> {
     let clients: Vec<&str> = column(events, |priced| &*priced.event.client_id);
     let keys: Vec<&str> = column(events, |priced| &*priced.event.idempotency_key);
@@ -65,7 +66,7 @@ async fn claim(conn: &mut PgConnection, events: &[HashedEvent<'_>]) -> crate::Re
     if claimed.rows_affected() == events.len() as u64 {
         return Ok(None);
     }
-    // A key that was taken names another event.
+    // The row of a key that was already taken refers to another event.
     let numbers = sqlx::query_scalar!(
         r#"SELECT number AS "number!"
            FROM unnest($1::text[], $2::text[], $3::timestamptz[], $4::bigint[]) WITH ORDINALITY
@@ -94,19 +95,8 @@ async fn insert(conn: &mut PgConnection, events: &[HashedEvent<'_>]) -> crate::R
         Charge::Priced { .. } => None,
         Charge::Unpriced(reason) => Some(reason as i16),
     });
-    sqlx::query!(
-        "INSERT INTO usage_events (client_id, event_time, event_seq, day, service, operation, model, units, input_tokens,
-             output_tokens, cached_input_tokens, amount, charge, price_id, unpriced_reason, subject, external_id,
-             idempotency_key, metadata)
-         SELECT client_id, event_time, event_seq, day, service, operation, model, units, input_tokens, output_tokens,
-             cached_input_tokens, amount, charge, price_id, unpriced_reason, subject, external_id, idempotency_key,
-             metadata::jsonb
-         FROM unnest($1::text[], $2::timestamptz[], $3::bigint[], $4::date[], $5::text[], $6::text[], $7::text[],
-             $8::numeric[], $9::bigint[], $10::bigint[], $11::bigint[], $12::numeric[], $13::numeric[], $14::bigint[],
-             $15::smallint[], $16::text[], $17::text[], $18::text[], $19::text[])
-             AS sent (client_id, event_time, event_seq, day, service, operation, model, units, input_tokens,
-                 output_tokens, cached_input_tokens, amount, charge, price_id, unpriced_reason, subject, external_id,
-                 idempotency_key, metadata)",
+    sqlx::query_file!(
+        "sql/bench/floor_insert_events.sql",
         &column(events, |priced| &*priced.event.client_id) as &[&str],
         &column(events, |priced| priced.id.time),
         &column(events, |priced| priced.id.seq),
@@ -129,97 +119,18 @@ async fn insert(conn: &mut PgConnection, events: &[HashedEvent<'_>]) -> crate::R
     )
     .execute(conn)
     .await
-    .map(drop).map_err(Into::into)
+    .map(drop)
+    .map_err(Into::into)
 }
 
 fn column<'a, T>(events: &'a [HashedEvent<'a>], of: impl Fn(&'a PricedEvent<'a>) -> T) -> Vec<T> {
     events.iter().map(|(priced, _)| of(priced)).collect()
 }
 
-/// What a row gets added.
-#[derive(Default)]
-struct Sum {
-    requests: i64,
-    units: Total,
-    input_tokens: i64,
-    output_tokens: i64,
-    cached_input_tokens: i64,
-    cost: Total,
-    unpriced: i64,
-}
-
-impl Sum {
-    fn of(priced: &PricedEvent<'_>) -> Self {
-        let (cost, unpriced) = match priced.charge {
-            Charge::Priced { charge, .. } => (charge.into(), 0),
-            Charge::Unpriced(_) => (Total::ZERO, 1),
-        };
-        let measures = &priced.event.measures;
-        Self {
-            requests: 1,
-            units: measures.units.into(),
-            input_tokens: measures.input_tokens,
-            output_tokens: measures.output_tokens,
-            cached_input_tokens: measures.cached_input_tokens,
-            cost,
-            unpriced,
-        }
-    }
-
-    fn add(&mut self, other: &Self) {
-        self.requests += other.requests;
-        self.units += other.units;
-        self.input_tokens += other.input_tokens;
-        self.output_tokens += other.output_tokens;
-        self.cached_input_tokens += other.cached_input_tokens;
-        self.cost += other.cost;
-        self.unpriced += other.unpriced;
-    }
-}
-
-/// Sums of rows, a column each.
-struct Sums {
-    requests: Vec<i64>,
-    units: Vec<BigDecimal>,
-    input_tokens: Vec<i64>,
-    output_tokens: Vec<i64>,
-    cached_input_tokens: Vec<i64>,
-    costs: Vec<BigDecimal>,
-    unpriced: Vec<i64>,
-}
-
-impl Sums {
-    fn of<K>(rows: &BTreeMap<K, Sum>) -> Self {
-        let counts = |of: fn(&Sum) -> i64| rows.values().map(of).collect();
-        let decimals = |of: fn(&Sum) -> Total| rows.values().map(|sum| numeric::of(of(sum))).collect();
-        Self {
-            requests: counts(|sum| sum.requests),
-            units: decimals(|sum| sum.units),
-            input_tokens: counts(|sum| sum.input_tokens),
-            output_tokens: counts(|sum| sum.output_tokens),
-            cached_input_tokens: counts(|sum| sum.cached_input_tokens),
-            costs: decimals(|sum| sum.cost),
-            unpriced: counts(|sum| sum.unpriced),
-        }
-    }
-}
-
 async fn add_months(conn: &mut PgConnection, rows: &BTreeMap<(&str, NaiveDate), Sum>) -> crate::Result<()> {
     let sums = Sums::of(rows);
-    sqlx::query!(
-        "INSERT INTO usage_months AS t (client_id, month, request_count, units, input_tokens, output_tokens,
-             cached_input_tokens, cost, unpriced_event_count, summary_stale_since)
-         SELECT *, now() FROM unnest($1::text[], $2::date[], $3::bigint[], $4::numeric[], $5::bigint[], $6::bigint[],
-             $7::bigint[], $8::numeric[], $9::bigint[])
-         ON CONFLICT (client_id, month) DO UPDATE SET
-             request_count = t.request_count + excluded.request_count,
-             units = t.units + excluded.units,
-             input_tokens = t.input_tokens + excluded.input_tokens,
-             output_tokens = t.output_tokens + excluded.output_tokens,
-             cached_input_tokens = t.cached_input_tokens + excluded.cached_input_tokens,
-             cost = t.cost + excluded.cost,
-             unpriced_event_count = t.unpriced_event_count + excluded.unpriced_event_count,
-             summary_stale_since = COALESCE(t.summary_stale_since, now())",
+    sqlx::query_file!(
+        "sql/bench/floor_add_months.sql",
         &rows.keys().map(|key| key.0).collect::<Vec<_>>() as &[&str],
         &rows.keys().map(|key| key.1).collect::<Vec<_>>(),
         &sums.requests,
@@ -238,19 +149,8 @@ async fn add_months(conn: &mut PgConnection, rows: &BTreeMap<(&str, NaiveDate), 
 
 async fn add_services(conn: &mut PgConnection, rows: &BTreeMap<(&str, NaiveDate, &str), Sum>) -> crate::Result<()> {
     let sums = Sums::of(rows);
-    sqlx::query!(
-        "INSERT INTO usage_month_services AS t (client_id, month, service, request_count, units, input_tokens,
-             output_tokens, cached_input_tokens, cost, unpriced_event_count)
-         SELECT * FROM unnest($1::text[], $2::date[], $3::text[], $4::bigint[], $5::numeric[], $6::bigint[],
-             $7::bigint[], $8::bigint[], $9::numeric[], $10::bigint[])
-         ON CONFLICT (client_id, month, service) DO UPDATE SET
-             request_count = t.request_count + excluded.request_count,
-             units = t.units + excluded.units,
-             input_tokens = t.input_tokens + excluded.input_tokens,
-             output_tokens = t.output_tokens + excluded.output_tokens,
-             cached_input_tokens = t.cached_input_tokens + excluded.cached_input_tokens,
-             cost = t.cost + excluded.cost,
-             unpriced_event_count = t.unpriced_event_count + excluded.unpriced_event_count",
+    sqlx::query_file!(
+        "sql/bench/floor_add_month_services.sql",
         &rows.keys().map(|key| key.0).collect::<Vec<_>>() as &[&str],
         &rows.keys().map(|key| key.1).collect::<Vec<_>>(),
         &rows.keys().map(|key| key.2).collect::<Vec<_>>() as &[&str],
@@ -273,19 +173,8 @@ type DayKey<'a> = (&'a str, NaiveDate, &'a str, &'a str, &'a str);
 
 async fn add_days(conn: &mut PgConnection, rows: &BTreeMap<DayKey<'_>, Sum>) -> crate::Result<()> {
     let sums = Sums::of(rows);
-    sqlx::query!(
-        "INSERT INTO usage_days AS t (client_id, day, service, operation, model, request_count, units, input_tokens,
-             output_tokens, cached_input_tokens, cost, unpriced_event_count)
-         SELECT * FROM unnest($1::text[], $2::date[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::numeric[],
-             $8::bigint[], $9::bigint[], $10::bigint[], $11::numeric[], $12::bigint[])
-         ON CONFLICT (client_id, day, service, operation, model) DO UPDATE SET
-             request_count = t.request_count + excluded.request_count,
-             units = t.units + excluded.units,
-             input_tokens = t.input_tokens + excluded.input_tokens,
-             output_tokens = t.output_tokens + excluded.output_tokens,
-             cached_input_tokens = t.cached_input_tokens + excluded.cached_input_tokens,
-             cost = t.cost + excluded.cost,
-             unpriced_event_count = t.unpriced_event_count + excluded.unpriced_event_count",
+    sqlx::query_file!(
+        "sql/bench/floor_add_days.sql",
         &rows.keys().map(|key| key.0).collect::<Vec<_>>() as &[&str],
         &rows.keys().map(|key| key.1).collect::<Vec<_>>(),
         &rows.keys().map(|key| key.2).collect::<Vec<_>>() as &[&str],

@@ -1,0 +1,12 @@
+INSERT INTO alerts AS t (client_id, alert_id, type, severity, service, period, current_value, previous_value,
+    threshold, percent, projected, message, raise_time)
+SELECT *, clock_timestamp() FROM unnest($1::text[], $2::text[], $3::smallint[], $4::smallint[], $5::text[], $6::date[],
+    $7::numeric[], $8::numeric[], $9::numeric[], $10::numeric[], $11::numeric[], $12::text[])
+ON CONFLICT (client_id, type, service, severity, period) DO UPDATE SET
+    current_value = excluded.current_value, previous_value = excluded.previous_value,
+    threshold = excluded.threshold, percent = excluded.percent, projected = excluded.projected,
+    message = excluded.message, raise_time = excluded.raise_time, raise_count = t.raise_count + 1, acknowledge_time = NULL,
+    acknowledged_by = '', resolve_time = NULL
+    WHERE t.resolve_time IS NOT NULL
+RETURNING client_id, alert_id, type AS kind, severity, service, period, current_value, previous_value, threshold,
+    percent, projected, message, raise_time, raise_count, acknowledge_time, acknowledged_by, resolve_time

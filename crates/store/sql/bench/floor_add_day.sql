@@ -1,0 +1,12 @@
+-- Used only by the benchmarks.
+INSERT INTO usage_days AS t (client_id, day, service, operation, model, request_count, units, input_tokens,
+    output_tokens, cached_input_tokens, cost, unpriced_event_count)
+VALUES ($1, $2, $3, $4, $5, 1, $6, $7, $8, $9, $10, $11)
+ON CONFLICT (client_id, day, service, operation, model) DO UPDATE SET
+    request_count = t.request_count + 1,
+    units = t.units + excluded.units,
+    input_tokens = t.input_tokens + excluded.input_tokens,
+    output_tokens = t.output_tokens + excluded.output_tokens,
+    cached_input_tokens = t.cached_input_tokens + excluded.cached_input_tokens,
+    cost = t.cost + excluded.cost,
+    unpriced_event_count = t.unpriced_event_count + excluded.unpriced_event_count
