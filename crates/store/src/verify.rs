@@ -103,8 +103,8 @@ impl ComparedRow {
     }
 }
 
-/// Returns every n-th client id in order, where n is `clients`. The ids divide the clients into ranges to compare one by
-/// one.
+/// Returns every n-th client id in order, where n is `clients`. The ids divide the clients into ranges, which are
+/// compared one after the other.
 pub async fn bounds(conn: &mut PgConnection, clients: i64) -> crate::Result<Vec<String>> {
     sqlx::query_scalar!(
         "SELECT client_id FROM (SELECT client_id, row_number() OVER (ORDER BY client_id) AS number FROM clients) AS numbered
