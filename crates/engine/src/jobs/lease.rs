@@ -46,19 +46,19 @@ impl Lease {
     /// Does the work and renews meanwhile. Nothing, when the lease could not be renewed in time: the work is dropped.
     pub async fn keep<T>(&self, pool: &PgPool, work: impl Future<Output = T>) -> Option<T> {
         let mut work = pin!(work);
-        let mut good_until = self.taken_at + DROP_AFTER;
+        let mut valid_until = self.taken_at + DROP_AFTER;
         let mut renewal = pin!(self.renew(pool));
         loop {
             // Asked before each step of the work: timers may fire after what a process that was stopped finds done.
-            let step = poll_fn(|context| match Instant::now() < good_until {
+            let step = poll_fn(|context| match Instant::now() < valid_until {
                 true => work.as_mut().poll(context).map(Some),
                 false => Poll::Ready(None),
             });
             tokio::select! {
                 biased;
-                () = tokio::time::sleep_until(good_until.into()) => return None,
+                () = tokio::time::sleep_until(valid_until.into()) => return None,
                 renewed = &mut renewal => {
-                    good_until = renewed? + DROP_AFTER;
+                    valid_until = renewed? + DROP_AFTER;
                     renewal.set(self.renew(pool));
                 }
                 done = step => return done,

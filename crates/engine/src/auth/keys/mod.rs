@@ -32,7 +32,7 @@ pub struct Rotation {
     pub key_id: String,
     /// How long the old key stays valid. `None`: the default.
     pub overlap: Option<TimeDelta>,
-    /// When the new key expires. `None`: it is valid for as long as the old key was created for.
+    /// When the new key expires. `None`: it has the same lifetime as the old key.
     pub expire_time: Option<UnixTime>,
 }
 
@@ -65,7 +65,7 @@ fn not_found(key_id: &str) -> Refusal {
 
 /// Makes the replica read its keys again. If it fails, the replica reads them half a second later.
 async fn refresh(engine: &Engine) {
-    drop(engine.keys.look().await);
+    drop(engine.keys.refresh().await);
 }
 
 /// Creates a key.
@@ -200,6 +200,6 @@ async fn replace(
 /// Returns when a key that is created now expires, if it has the lifetime of this key.
 fn same_lifetime(key: &ApiKey, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
     let end = key.expire_time?;
-    // The create time is the database's, whose clock may be ahead.
+    // The create time is from the clock of the database, which may be ahead.
     Some(end.max(now + (end - key.create_time)))
 }
