@@ -1,5 +1,5 @@
 //! Prices waiting events after the catalogue has changed. The state of a task is a row, which advances in the transaction that
-//! prices. So a killed job continues where it was, on any replica.
+//! prices. So any replica can continue a job that was killed.
 
 use crate::alerts::raise::{self, AlertSettings};
 use crate::catalog::CatalogCache;
@@ -15,7 +15,7 @@ use sqlx::PgPool;
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
-/// Events of one transaction. It locks their months, for which ingest of the same clients waits. So it is short.
+/// Maximum number of events of one transaction. It locks their months, and ingest of the same clients waits for it. So it is short.
 const BATCH_EVENTS: i64 = 2_000;
 
 /// Works on the oldest open task for one transaction. Returns false if there is none.
@@ -66,14 +66,14 @@ pub async fn run_once(
     Ok(true)
 }
 
-/// Events that have got a charge.
+/// Events that have received a charge.
 struct Priced<'a> {
     events: Vec<&'a RecordedEvent>,
-    /// What their charges add to the sums.
+    /// The changes of the sums by these charges.
     changes: Deltas,
 }
 
-/// Gives waiting events of locked months their charges, or another reason why they have none.
+/// Sets the charges of waiting events of locked months, or another reason why they have none.
 async fn price<'a>(
     tx: &mut MonthsLocked<'_>,
     catalog: &Catalog,
