@@ -106,7 +106,7 @@ impl FairQueue {
         &self.blocked
     }
 
-    /// Notes that events of these clients were written.
+    /// Marks clients as not blocked, because events of them were written.
     pub fn unblock<'a>(&mut self, client_ids: impl Iterator<Item = &'a Arc<str>>) {
         client_ids.for_each(|client_id| {
             self.blocked.remove(client_id);

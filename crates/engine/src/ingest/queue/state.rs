@@ -25,8 +25,8 @@ pub struct State {
     queues: Vec<FairQueue>,
     /// For each writer, whether it works on a batch.
     working: Vec<bool>,
-    /// The first writer works on one batch for long, has enough events of its own, or has ended with a panic. The other
-    /// writers take their few events themselves.
+    /// Whether the first writer is slow with a batch, has enough events of its own, or has panicked. Then the other writers take their
+    /// few events themselves.
     first_is_slow: bool,
     is_closed: bool,
 }
@@ -116,13 +116,13 @@ impl State {
         self.working[writer] = true;
     }
 
-    /// Notes that a writer works on one batch for long. Returns whether it is the first writer, for which others wait.
+    /// Marks a writer as slow. Returns whether it is the first writer, because others wait only for that one.
     pub fn set_slow(&mut self, writer: usize) -> bool {
         self.first_is_slow |= writer == FIRST;
         writer == FIRST
     }
 
-    /// Notes that a writer has finished a batch, or has ended with a panic. Returns the writers to wake.
+    /// Ends the work of a writer, because it has finished a batch or has panicked. Returns the writers to wake.
     pub fn end_work(&mut self, writer: usize, has_panicked: bool) -> Vec<usize> {
         let was_blocked = self.is_blocked(FIRST);
         self.working[writer] = false;

@@ -247,7 +247,7 @@ async fn no_writer_waits_for_a_first_writer_that_is_slow_or_blocked() {
     put(&queue, 1, vec![item("b")]);
     yield_now().await;
     assert!(!second.is_finished());
-    first.is_slow();
+    first.set_slow();
     assert_eq!(second.await.unwrap(), 1);
     drop(first);
     put(&queue, 1, vec![item("b")]);
