@@ -1,4 +1,4 @@
-//! Creates that return the first answer to a repeated request.
+//! Create requests that return the first answer again if the request is repeated.
 //!
 //! The answer is stored in the transaction of the create, as the bytes that the caller's protocol encodes. The engine does not
 //! read them.

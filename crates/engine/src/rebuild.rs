@@ -62,7 +62,7 @@ pub async fn rebuild(engine: &Engine, input: RebuildInput) -> Result<Rebuilt, Re
     }
     let (first, last) = (months.start().previous(), months.end().next());
     let existing = client_months(&engine.pool, client_id.as_deref(), Some(first), Some(last)).await?;
-    // A new zone can move events into a neighbouring month that has none yet.
+    // A new time zone can move events into a neighbouring month that has no events yet.
     let touched = |month: Month| match rezone {
         true => vec![month.previous(), month, month.next()],
         false => vec![month],

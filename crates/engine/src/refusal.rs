@@ -88,7 +88,7 @@ pub struct Violation {
     pub description: String,
 }
 
-/// Why a request, or one event of it, was refused. As large as a pointer, because every outcome of an event has room for one.
+/// Why a request, or one event of it, was refused. It is as small as a pointer, because every outcome of an event has room for one.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{}", .0.message)]
 pub struct Refusal(Box<Details>);
@@ -97,24 +97,24 @@ pub struct Refusal(Box<Details>);
 #[derive(Clone, Debug)]
 pub struct Details {
     pub reason: Reason,
-    /// For the caller. Never contains SQL or a secret.
+    /// The message for the caller. Never contains SQL or a secret.
     pub message: String,
     pub fields: Vec<Violation>,
     /// If set, the same request may succeed after this time.
     pub retry: Option<Duration>,
     /// Further facts by name, for programs.
     pub metadata: Vec<(&'static str, String)>,
-    /// For the log.
+    /// The cause, for the log.
     pub cause: Option<Arc<anyhow::Error>>,
 }
 
-/// Maximum number of violations in a message. A batch can have ten thousand messages; `fields` has all of them.
+/// Maximum number of violations in a message. A batch can have ten thousand messages. `fields` always has all violations.
 const MESSAGE_VIOLATIONS_MAX: usize = 3;
-/// How long callers should wait before they try a database again that does not answer.
+/// The retry delay if the database does not answer.
 const DATABASE_RETRY_DELAY: Duration = Duration::from_secs(1);
-/// The embedded database is restarted within seconds; another one waits for its operator.
+/// The retry delay if the database is broken. An embedded database is restarted within seconds; any other waits for its operator.
 const BROKEN_RETRY_DELAY: Duration = Duration::from_secs(10);
-/// A caller whose connection was too old can continue at once, but not all such callers at the same time.
+/// The retry delay after a connection was closed because of its age. It is short, because a new connection can be used at once.
 const AGED_RETRY_DELAY: Duration = Duration::from_millis(100);
 
 /// Maximum number of characters of a wrong value that are sent back.
@@ -209,12 +209,12 @@ impl Refusal {
         Self::new(Reason::ConnectionAged, message).retry_after(AGED_RETRY_DELAY)
     }
 
-    /// A fault of the server. The caller gets a fixed sentence, the log the cause.
+    /// An internal error. The message is a fixed sentence; only the log has the cause.
     pub fn internal(cause: impl Into<anyhow::Error>) -> Self {
         Self::new(Reason::Internal, "internal error; the log has it under the request id").caused_by(cause)
     }
 
-    /// Says that the same request may succeed after this time.
+    /// Sets the time after which the same request may succeed.
     pub fn retry_after(mut self, delay: Duration) -> Self {
         self.retry = Some(delay);
         self

@@ -1,4 +1,4 @@
-//! What a transaction needs to know of clients: their time zones and alert policies.
+//! The settings of clients that transactions need: time zones and alert policies.
 
 use chrono_tz::Tz;
 use foldhash::fast::RandomState;

@@ -13,19 +13,19 @@
 //! | [`Posted`] | 2. idempotency keys and 3., unless the months were locked before; 4. rows of the months' services and days |
 //! | [`Settled`] | 5. alerts, 6. outbox, 7. feed counter |
 //!
-//! Within each step, rows are locked in sorted order. Nobody changes the rows of step 4 without the row of their month, so whoever
-//! holds that row can read all sums of the month and write them.
+//! Within each step, rows are locked in sorted order. The rows of step 4 are only changed by a transaction that has locked the row of
+//! their month. So a transaction with that lock can read and write all sums of the month.
 //!
 //! # Two ways to post
 //!
 //! New events are posted from [`Versioned`]: one statement claims their keys, adds to the sums and inserts the events. Other
-//! changes (a price that came later, a correction) are posted from [`MonthsLocked`]: the caller locks the months, reads what it
+//! changes (a price that was created later, a correction) are posted from [`MonthsLocked`]: the caller locks the months, reads what it
 //! needs while nobody else can change them, computes the changes, and posts these. A charge that depends on what the month
 //! already has, such as a tier, is computed there.
 //!
 //! # Effects
 //!
-//! [`Posted`] is not the end: its owner runs the effects of the new sums. Today these are alerts.
+//! After [`Posted`], the effects of the new sums have to run. Today these are alerts.
 
 mod clients;
 
@@ -107,7 +107,7 @@ impl<'c> Begun<'c> {
 impl<'c> Versioned<'c> {
     /// Begins a transaction and shares the versions lock, in one round trip.
     pub async fn begin(conn: &'c mut PgConnection) -> meterd_store::Result<Self> {
-        // This lock is held against all clients, so the caller must not try them apart as it does for a month that is locked.
+        // This lock blocks all clients. So the error is not a lock timeout, after which the caller would retry each client separately.
         let of_all_clients = |error: StoreError| if error.is_lock_timeout() { StoreError::Timeout } else { error };
         let versions = locks::begin_sharing_versions(conn).await.map_err(of_all_clients)?;
         Ok(Self { conn, versions })

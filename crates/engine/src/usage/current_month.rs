@@ -38,7 +38,7 @@ pub async fn current_month(engine: &Engine, client_id: &str) -> Result<MonthToDa
     fields.required("client_id", client_id, ID_BYTES_MAX);
     fields.finish()?;
     let now = engine.clock.now();
-    // In every time zone, the client's month is one of these. So the zone and the month are read by one statement.
+    // The current month of a client in any time zone is one of these two. So one statement reads the time zone and the usage.
     let day_around = |days| day_of(now + TimeDelta::days(days), Tz::UTC);
     let (first, last) = (Month::of(day_around(-1)), Month::of(day_around(1)));
     let reads = &engine.reads;
