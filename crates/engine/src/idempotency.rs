@@ -46,7 +46,7 @@ pub(crate) struct Creation<T> {
 }
 
 impl<T> Idempotency<T> {
-    /// A request that creates something each time it is sent.
+    /// Returns the value for a request that is not recognised if it is repeated.
     pub fn none() -> Self {
         Self { principal: String::new(), request_id: String::new(), request_hash: vec![], encode: |_| vec![] }
     }

@@ -105,7 +105,7 @@ async fn rebuild_month(
     let is_open = |closed: Option<Month>| move |month: &Month| closed.is_none_or(|closed| *month > closed);
     let (mut tx, zone, closed) = if rezone {
         // Only a rebuild with `rezone` shares the versions lock, so that no event is dated in another zone until the commit.
-        // Otherwise nobody could change a price while a long rebuild runs.
+        // Otherwise no price could be changed while a long rebuild runs.
         let mut tx = Begun::new(conn).share_versions().await?;
         let zone = meterd_store::clients::time_zone(tx.conn(), client_id).await?;
         let closed = closed_through(tx.conn()).await?;

@@ -103,7 +103,7 @@ fn check_secrets(fields: &mut Fields, path: impl Fn(&str) -> String, kind: Chann
     }
 }
 
-/// Gives each webhook without keys the keys that it had before, or a new one. Returns the new keys.
+/// Sets the keys of webhooks that have none: to the keys of the same webhook before the change, or to a new key. Returns the new keys.
 pub(super) fn add_secrets(channels: &mut [Channel], before: &[Channel]) -> Vec<NewSecret> {
     let mut created = vec![];
     for channel in channels {

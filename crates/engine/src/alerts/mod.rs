@@ -25,7 +25,7 @@ use meterd_store::alert_feed;
 use meterd_store::alerts::{self as store, AlertFilter};
 
 impl Fields {
-    /// Checks the alert types of a filter. Returns their numbers, each once.
+    /// Checks the alert types of a filter. Returns their numbers, without duplicates.
     pub fn alert_types(&mut self, types: &[i32]) -> Vec<i16> {
         self.at_most("types", types.len(), FILTER_VALUES_MAX);
         let mut numbers = vec![];

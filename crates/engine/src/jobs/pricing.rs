@@ -50,7 +50,7 @@ pub async fn run_once(
     let mut settings = ClientSettings::default();
     let client_ids: BTreeSet<Arc<str>> = posted.months().iter().map(|row| row.client_id.as_str().into()).collect();
     settings.know(posted.conn(), version, &client_ids.iter().collect::<Vec<_>>()).await?;
-    // Alerts of months that only events of a backfill have changed notify nobody.
+    // Alerts of months that only backfills have changed do not send notifications.
     let live = match count {
         0 => HashSet::new(),
         _ => pricing::live_months(posted.conn(), &priced.events).await?,

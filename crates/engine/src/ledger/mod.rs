@@ -52,14 +52,14 @@ pub struct Versioned<'c> {
     pub versions: Versions,
 }
 
-/// A transaction that holds the rows of months: nobody else can change their sums or the days of their events.
+/// A transaction that has locked the rows of months, so that no other transaction can change their sums or the days of their events.
 pub struct MonthsLocked<'c>(&'c mut PgConnection);
 
 /// A transaction that has changed sums.
 #[must_use = "the effects of the new sums have not run"]
 pub struct Posted<'c> {
     conn: &'c mut PgConnection,
-    /// The months that were changed, as they are now.
+    /// The months that were changed, with their new sums.
     months: Vec<MonthRow>,
     /// See [`Posted::is_recorded`].
     claimed: Option<HashSet<i64>>,
@@ -87,7 +87,7 @@ impl<'c> Begun<'c> {
         Self(tx)
     }
 
-    /// The connection.
+    /// Returns the connection.
     pub fn conn(&mut self) -> &mut PgConnection {
         self.0
     }
@@ -113,12 +113,12 @@ impl<'c> Versioned<'c> {
         Ok(Self { conn, versions })
     }
 
-    /// The connection.
+    /// Returns the connection.
     pub fn conn(&mut self) -> &mut PgConnection {
         self.conn
     }
 
-    /// Locks those of the months that have a row.
+    /// Locks the rows of these months, if they exist.
     pub async fn lock_months(self, months: &BTreeSet<(String, Month)>) -> meterd_store::Result<MonthsLocked<'c>> {
         let (clients, firsts): (Vec<_>, Vec<_>) =
             months.iter().map(|(client_id, month)| (client_id.clone(), month.first_day())).unzip();
@@ -165,7 +165,7 @@ async fn create_months<'c>(
 }
 
 impl<'c> MonthsLocked<'c> {
-    /// The connection.
+    /// Returns the connection.
     pub fn conn(&mut self) -> &mut PgConnection {
         self.0
     }
@@ -182,17 +182,17 @@ impl<'c> MonthsLocked<'c> {
 }
 
 impl<'c> Posted<'c> {
-    /// The connection.
+    /// Returns the connection.
     pub fn conn(&mut self) -> &mut PgConnection {
         self.conn
     }
 
-    /// The months that were changed, as they are now.
+    /// Returns the months that were changed, with their new sums.
     pub fn months(&self) -> &[MonthRow] {
         &self.months
     }
 
-    /// Whether a new event was recorded. If not, its key was taken.
+    /// Returns whether a new event was recorded. If not, its key was taken.
     pub fn is_recorded(&self, new: &NewEvent<'_>) -> bool {
         self.claimed.as_ref().is_none_or(|claimed| claimed.contains(&new.priced.id.seq))
     }
@@ -206,7 +206,7 @@ impl<'c> Posted<'c> {
     }
 
     /// Runs the effects: raises the alerts that the changed months have reached. Alerts of months for which `is_backfill` holds
-    /// notify nobody. A client that `clients` does not know has no alerts.
+    /// do not send notifications. A client that `clients` does not know has no alerts.
     pub async fn settle(
         self,
         settings: &AlertSettings,
@@ -220,14 +220,14 @@ impl<'c> Posted<'c> {
         Ok(Settled { conn: self.conn, raised })
     }
 
-    /// Ends the stage for a caller that evaluates the alerts of the months itself, with what has to be resolved.
+    /// Returns the connection, for a caller that evaluates the alerts itself because alerts may also have to be resolved.
     pub fn into_conn(self) -> &'c mut PgConnection {
         self.conn
     }
 }
 
 impl Settled<'_> {
-    /// The connection.
+    /// Returns the connection.
     pub fn conn(&mut self) -> &mut PgConnection {
         self.conn
     }
@@ -239,7 +239,7 @@ impl Settled<'_> {
         Ok(())
     }
 
-    /// The alerts that were raised. To be counted after the commit, with [`raise::count`].
+    /// Returns the alerts that were raised. The caller must pass them to [`raise::count`] after the commit.
     pub fn into_raised(self) -> Vec<Alert> {
         self.raised
     }

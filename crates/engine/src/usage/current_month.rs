@@ -23,7 +23,7 @@ pub struct MonthToDate {
     /// IANA name.
     pub time_zone: String,
     pub sums: Sums,
-    /// The cost at the end of the month if it goes on as it began.
+    /// The expected cost at the end of the month, if usage continues at the same rate.
     pub projected_cost: Total,
     pub days_elapsed: u32,
     pub days_remaining: u32,

@@ -86,7 +86,7 @@ impl Notifier {
         }
     }
 
-    /// Sends due notifications until `stopping` turns true, then waits for those that are being sent.
+    /// Sends due notifications until `stopping` is true, then waits for those that are being sent.
     pub async fn run(self, wanted: Arc<Notify>, mut stopping: watch::Receiver<bool>) {
         let notifier = Arc::new(self);
         let mut deliveries = JoinSet::new();

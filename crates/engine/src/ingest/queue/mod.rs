@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
-/// Maximum number of events that are pushed under one hold of the lock.
+/// Maximum number of events that are added while the lock is held once.
 const PUSH_EVENTS_MAX: usize = 256;
 
 /// An event that waits for a writer, and the way to answer its caller.
@@ -49,7 +49,7 @@ pub(super) struct Batch<'a> {
     pub work: Work<'a>,
 }
 
-/// The work of a writer, until it is dropped.
+/// Marks a writer as working until this is dropped.
 pub(super) struct Work<'a> {
     queue: &'a WriteQueue,
     writer: usize,
@@ -70,12 +70,12 @@ impl WriteQueue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The number of writers.
+    /// Returns the number of writers.
     pub fn writer_count(&self) -> usize {
         self.writers.len()
     }
 
-    /// The number of events that wait.
+    /// Returns the number of events that wait.
     pub fn len(&self) -> usize {
         self.state().len()
     }
@@ -87,7 +87,7 @@ impl WriteQueue {
         self.drained.notify_waiters();
     }
 
-    /// The writer in whose queue the events of this event's client wait.
+    /// Returns the writer whose queue has the events of this event's client.
     fn writer_of(&self, item: &Item) -> usize {
         self.hasher.hash_one(&item.submission.event.client_id) as usize % self.writers.len()
     }
@@ -134,7 +134,7 @@ impl WriteQueue {
         }
     }
 
-    /// Adds events of one queue until one has no room, but not too many at once. Returns whether more may fit.
+    /// Adds up to [`PUSH_EVENTS_MAX`] events of one queue, until the client of an event has no room. Returns whether more may fit.
     fn push_some(&self, writer: usize, items: &mut VecDeque<Item>) -> Result<bool, Refusal> {
         if items.is_empty() {
             return Ok(false);
@@ -198,8 +198,8 @@ impl WriteQueue {
         taken
     }
 
-    /// Gives back events of one client whose months another transaction has locked. The writer of the client's own queue tries
-    /// them again, or, if that writer may have ended, `writer` does. Returns whether it is `writer`.
+    /// Gives back events of one client whose months another transaction has locked. The writer of the client's own queue retries
+    /// them. If the queues are closed, that writer may have ended, so `writer` retries them. Returns whether `writer` retries them.
     pub fn give_back(&self, writer: usize, items: Vec<Item>) -> bool {
         let home = items.first().map_or(writer, |item| self.writer_of(item));
         let mut state = self.state();

@@ -60,7 +60,27 @@ fn by_client(items: Vec<Item>) -> Vec<Vec<Item>> {
     of_clients.into_values().collect()
 }
 
-/// Answers the events of a writer's own queue whose time is up: their outcome is unknown.
+/// Splits a batch that has waited too long for a locked month into one batch per client, and returns these.
+///
+/// If the batch has only one client, that client is blocked: gives its events back to the queue, and returns no batch.
+fn split_after_lock_timeout(
+    queue: &WriteQueue,
+    own: usize,
+    items: Vec<Item>,
+    blocked: &mut HashSet<Arc<str>>,
+) -> Vec<Vec<Item>> {
+    let mut batches = by_client(items);
+    if batches.len() == 1 {
+        let items = batches.remove(0);
+        let client_id = items[0].submission.event.client_id.clone();
+        if queue.give_back(own, items) {
+            blocked.insert(client_id);
+        }
+    }
+    batches
+}
+
+/// Answers the queued events of this writer whose time is up. Their outcome is unknown.
 fn give_up_queued(queue: &WriteQueue, own: usize, retry_for: Duration, unknown: &Refusal) {
     let expired = queue.take_expired(own, retry_for);
     reply(expired.into_iter().map(|item| (item.reply, Outcome::Unavailable(unknown.clone()))));
@@ -158,15 +178,7 @@ impl Writer {
                     let unknown = Refusal::database_unavailable(error);
                     let kept = self.give_up(items, &unknown);
                     if is_blocked {
-                        let mut of_clients = by_client(kept);
-                        if of_clients.len() == 1 {
-                            let items = of_clients.remove(0);
-                            let client_id = items[0].submission.event.client_id.clone();
-                            if queue.give_back(own, items) {
-                                blocked.insert(client_id);
-                            }
-                        }
-                        batches.extend(of_clients);
+                        batches.extend(split_after_lock_timeout(queue, own, kept, &mut blocked));
                     } else {
                         give_up_queued(queue, own, self.settings.retry_for, &unknown);
                         self.database_fault = Some(unknown);
