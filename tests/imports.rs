@@ -74,10 +74,6 @@ const CIRCLES: &[(&[&str], &str)] = &[
         ],
         "the context of the use cases contains the write path, whose checks of events are a use case",
     ),
-    (
-        &["cause", "connect", "url"],
-        "a connection is opened with a URL, and the errors of both are explained in one place",
-    ),
 ];
 
 /// The files that each file uses, by the paths of their modules. "" is the root of the crate.

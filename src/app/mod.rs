@@ -12,7 +12,7 @@ use meterd_embedded_postgres::Embedded;
 use meterd_engine::alerts::feed::Feed;
 use meterd_engine::alerts::notify::{Notifier, Sender};
 use meterd_engine::alerts::raise::AlertSettings;
-use meterd_engine::auth::{Auth, KeyRing};
+use meterd_engine::auth::{Auth, KeyCache};
 use meterd_engine::catalog::{CatalogCache, seed};
 use meterd_engine::clock::Clock;
 use meterd_engine::ingest::Ingest;
@@ -126,7 +126,7 @@ pub async fn build(
     let notifications_wanted = Arc::new(Notify::new());
     let (feed, feed_reader) =
         Feed::start(options, settings.subscriptions_max, notifications_wanted.clone(), stopping.clone()).await?;
-    let keys = KeyRing::load(options, auth_config.requests_per_second).await?;
+    let keys = KeyCache::load(options, auth_config.requests_per_second).await?;
     let auth = Auth::new(&auth_config, keys.clone(), clock.clone())?;
     preflight::check_callers(&auth, &settings.database)?;
     let config = EngineConfig {

@@ -253,7 +253,7 @@ async fn create_directly(args: &CreateArgs, request: &CreateApiKeyRequest) -> an
             id: String::new(),
             name: user_name(),
             grants: Grants::everything(),
-            good_until: None,
+            valid_until: None,
         };
         let entry = audit::begin(&pool, &caller, "", request).await?;
         let created = async {

@@ -10,7 +10,7 @@ use chrono::TimeDelta;
 use meterd_domain::access::{Clients, Scope as Granted};
 use meterd_engine::audit::{self, AuditQuery};
 use meterd_engine::auth::Caller;
-use meterd_engine::auth::keys::{self, GrantInput, KeyQuery, Made, NewKey, Rotated, Rotation};
+use meterd_engine::auth::keys::{self, CreatedKey, GrantInput, KeyQuery, NewKey, Rotated, Rotation};
 use meterd_engine::refusal::Refusal;
 use meterd_store::api_keys as store;
 use prost::Message;
@@ -75,7 +75,7 @@ async fn create(
     let idempotency = idempotency(&caller, &request, &request.request_id, encode);
     let key = NewKey::from(request.api_key.unwrap_or_default());
     let result = keys::create(&context.engine, key, idempotency).await?;
-    answer(result, |Made { key, token }| created(key, token))
+    answer(result, |CreatedKey { key, token }| created(key, token))
 }
 
 async fn get(context: Arc<Context>, request: GetApiKeyRequest) -> Result<GetApiKeyResponse, Refusal> {

@@ -1,4 +1,4 @@
-//! The audit log: an entry is written before a call of an admin acts, and its outcome after it.
+//! The audit log: an entry is written before an admin call does its work, and the outcome is written after it.
 
 use crate::auth::Caller;
 use crate::auth::token::without_secrets;
@@ -13,7 +13,7 @@ use sqlx::PgPool;
 const REQUEST_BYTES_MAX: usize = 16 * 1024;
 const NAME_BYTES_MAX: usize = 256;
 
-/// A call that is about to act.
+/// A call that has not begun its work.
 #[derive(Clone, Copy, Debug)]
 pub struct Call<'a> {
     /// Such as "metering.v1.UsageService/TrackUsage".
@@ -29,7 +29,7 @@ pub struct Call<'a> {
 #[derive(Debug)]
 pub struct Begun(i64);
 
-/// Writes the entry of a call. If it fails, the call must not act.
+/// Writes the entry of a call. If it fails, the call must not do its work.
 pub async fn begin(pool: &PgPool, caller: &Caller, call: Call<'_>) -> Result<Begun, Refusal> {
     let entry = NewEntry {
         actor_kind: caller.kind as i16,
@@ -43,7 +43,7 @@ pub async fn begin(pool: &PgPool, caller: &Caller, call: Call<'_>) -> Result<Beg
     Ok(Begun(store::begin(pool, &entry).await?))
 }
 
-/// Returns the part of a request that is logged: without secrets, and without the contents if there is too much.
+/// Returns the part of a request that is logged: without secrets, and only its size if it is too large.
 fn loggable(request: &str) -> String {
     let text = without_secrets(request);
     if text.len() > REQUEST_BYTES_MAX { serde_json::json!({ "omittedBytes": text.len() }).to_string() } else { text }
@@ -89,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_request_that_is_very_large_is_left_out() {
+    fn a_very_large_request_is_left_out() {
         assert_eq!(loggable(&format!("{:?}", "x".repeat(300_000))), r#"{"omittedBytes":300002}"#);
         assert_eq!(loggable(r#"{"clientId":"acme"}"#), r#"{"clientId":"acme"}"#);
     }

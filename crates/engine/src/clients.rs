@@ -1,4 +1,4 @@
-//! Clients: the tenants that are metered.
+//! Clients: the tenants whose usage is metered.
 
 use crate::engine::Engine;
 use crate::fields::Fields;
@@ -10,7 +10,7 @@ use meterd_domain::event::ID_BYTES_MAX;
 use meterd_store::clients::{self as store, Client};
 use meterd_store::locks;
 
-/// Maximum size of a name for people.
+/// Maximum size of a display name.
 pub const DISPLAY_NAME_BYTES_MAX: usize = 256;
 
 /// A client to create, unchecked.
@@ -48,7 +48,7 @@ pub async fn existing(engine: &Engine, client_id: &str) -> Result<Client, Refusa
     store::find(&engine.pool, client_id).await?.ok_or_else(|| Refusal::client_not_found(client_id))
 }
 
-/// Returns a client, after a check of the id.
+/// Checks the id and returns the client.
 pub async fn get(engine: &Engine, client_id: &str) -> Result<Client, Refusal> {
     let mut fields = Fields::default();
     fields.required("client_id", client_id, ID_BYTES_MAX);

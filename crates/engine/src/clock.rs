@@ -1,19 +1,19 @@
-//! The time of day, passed in wherever it matters.
+//! The clock. It is passed to all code that needs the current time.
 
 use chrono::{DateTime, Timelike, Utc};
 use std::sync::{Arc, Mutex};
 
-/// Tells the time: the system's, or one that a test sets.
+/// The clock of the system, or a fixed clock that a test sets.
 #[derive(Clone, Debug, Default)]
 pub struct Clock(Option<Arc<Mutex<DateTime<Utc>>>>);
 
 impl Clock {
-    /// The system's clock.
+    /// Returns the clock of the system.
     pub fn system() -> Self {
         Self(None)
     }
 
-    /// A clock that stands still until it is set; clones are set together.
+    /// Returns a clock that always returns this time until it is set. Clones share the time.
     pub fn fixed(time: DateTime<Utc>) -> Self {
         Self(Some(Arc::new(Mutex::new(time))))
     }
@@ -21,14 +21,14 @@ impl Clock {
     /// Sets a fixed clock.
     ///
     /// # Panics
-    /// If it is the system's.
+    /// If it is the clock of the system.
     pub fn set(&self, time: DateTime<Utc>) {
-        let fixed = self.0.as_ref().expect("the system's clock is not set here");
+        let fixed = self.0.as_ref().expect("the clock of the system cannot be set");
         *fixed.lock().expect("clock is not poisoned") = time;
     }
 
-    /// Now, to the microsecond.
-    #[expect(clippy::disallowed_methods, reason = "the one place that reads the system's clock")]
+    /// Returns the current time, truncated to microseconds.
+    #[expect(clippy::disallowed_methods, reason = "only this function reads the clock of the system")]
     pub fn now(&self) -> DateTime<Utc> {
         let now = match &self.0 {
             None => Utc::now(),

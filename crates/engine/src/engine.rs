@@ -1,8 +1,8 @@
-//! What every use case works with.
+//! The state and the configuration that all use cases share.
 
 use crate::alerts::notify::NotifyConfig;
 use crate::alerts::raise::AlertSettings;
-use crate::auth::KeyRing;
+use crate::auth::KeyCache;
 use crate::catalog::CatalogCache;
 use crate::clock::Clock;
 use crate::ingest::{Ingest, IngestConfig};
@@ -13,12 +13,12 @@ use tokio::sync::{Notify, watch};
 /// The database, the state in memory and the configuration of one replica.
 pub struct Engine {
     pub pool: PgPool,
-    /// For reads that are one statement: see [`meterd_store::connect::read_pool`].
+    /// For reads of a single statement. See [`meterd_store::connect::read_pool`].
     pub reads: PgPool,
     pub catalog: Arc<CatalogCache>,
     pub ingest: Ingest,
     /// The API keys in memory.
-    pub keys: Arc<KeyRing>,
+    pub keys: Arc<KeyCache>,
     pub clock: Clock,
     pub alert_settings: AlertSettings,
     /// The currency of the deployment, an ISO 4217 code.

@@ -1,4 +1,4 @@
-//! Checks of the fields of a request, whatever protocol it came by. All wrong fields are collected and reported together.
+//! Checks the fields of a request of any protocol. All wrong fields are collected and reported together.
 
 use crate::refusal::{Reason, Refusal, Violation, shown};
 use chrono::{DateTime, NaiveDate, Utc};
@@ -47,7 +47,7 @@ impl From<DateTime<Utc>> for UnixTime {
     }
 }
 
-/// Returns whether a text has a control character. Texts are mostly ASCII, so that case is made fast.
+/// Returns whether a text has a control character. There is a fast path for ASCII, because most texts are ASCII.
 fn has_control(text: &str) -> bool {
     match text.is_ascii() {
         true => text.bytes().fold(false, |any, byte| any | byte.is_ascii_control()),
@@ -118,9 +118,9 @@ impl Fields {
         }
     }
 
-    /// Checks the name of something that is written, by the rules of [`identifier`]. It may be empty.
+    /// Checks a name in a request that writes it, by the rules of [`identifier`]. The name may be empty.
     ///
-    /// Names in reads are only checked as a [`Self::text`], so that names from before these rules can still be read.
+    /// Names in requests that read are checked with [`Self::text`], so that names from before these rules can still be read.
     pub fn identifier(&mut self, field: &str, value: &str, bytes_max: usize) {
         if value.len() > bytes_max {
             self.wrong(field, format!("must be at most {bytes_max} bytes, has {}", value.len()));
@@ -179,7 +179,7 @@ impl Fields {
         }
     }
 
-    /// Parses a time from 1970 to 9999, cut to the microsecond. Returns `None` if it is wrong.
+    /// Parses a time from 1970 to 9999, truncated to microseconds. Returns `None` if it is wrong.
     pub fn time(&mut self, field: &str, value: UnixTime) -> Option<DateTime<Utc>> {
         let wrong_before = self.wrong.len();
         if !(0..=SECONDS_MAX).contains(&value.seconds) {

@@ -1,4 +1,4 @@
-//! Creates that return the first answer to a repeated request.
+//! Create requests that return the first answer again if the request is repeated.
 //!
 //! The answer is stored in the transaction of the create, as the bytes that the caller's protocol encodes. The engine does not
 //! read them.
@@ -46,7 +46,7 @@ pub(crate) struct Creation<T> {
 }
 
 impl<T> Idempotency<T> {
-    /// A request that creates something each time it is sent.
+    /// Returns the value for a request that is not recognised if it is repeated.
     pub fn none() -> Self {
         Self { principal: String::new(), request_id: String::new(), request_hash: vec![], encode: |_| vec![] }
     }

@@ -3,7 +3,7 @@
 use crate::fields::Fields;
 use crate::refusal::Refusal;
 
-/// Number of rows of a page if the caller names none.
+/// Number of rows of a page if the request has no page size.
 const PAGE_SIZE_DEFAULT: i64 = 100;
 const PAGE_SIZE_MAX: i64 = 1_000;
 
@@ -12,8 +12,8 @@ const PAGE_SIZE_MAX: i64 = 1_000;
 pub struct PageRequest<C> {
     /// Maximum number of rows. 0: the default.
     pub size: i32,
-    /// The cursor of the previous page, `None` for the first page. If the caller sent no valid cursor, the refusal of the
-    /// request. It is returned after the check of the fields.
+    /// The cursor of the previous page, or `None` for the first page. `Err` if the caller sent an invalid cursor; it is returned after
+    /// the check of the fields.
     pub after: Result<Option<C>, Refusal>,
 }
 
@@ -38,7 +38,7 @@ pub struct Page<T, C> {
 }
 
 impl<T, C> Page<T, C> {
-    /// Makes a page of `size` rows. If there are more rows, another page follows.
+    /// Creates a page of at most `size` rows. If there are more rows, another page follows.
     pub(crate) fn of(mut rows: Vec<T>, size: i64, cursor: impl FnOnce(&T) -> C) -> Self {
         let size = size.max(0) as usize;
         let more = rows.len() > size;

@@ -61,7 +61,7 @@ pub async fn rebuild(engine: &Engine, input: RebuildInput) -> Result<Rebuilt, Re
     }
     let (first, last) = (months.start().previous(), months.end().next());
     let existing = client_months(&engine.pool, client_id.as_deref(), Some(first), Some(last)).await?;
-    // A new zone can move events into a neighbouring month that has none yet.
+    // A new time zone can move events into a neighbouring month that has no events yet.
     let touched = |month: Month| match rezone {
         true => vec![month.previous(), month, month.next()],
         false => vec![month],
@@ -104,7 +104,7 @@ async fn rebuild_month(
     let is_open = |closed: Option<Month>| move |month: &Month| closed.is_none_or(|closed| *month > closed);
     let (mut tx, zone, closed) = if rezone {
         // Only a rebuild with `rezone` shares the versions lock, so that no event is dated in another zone until the commit.
-        // Otherwise nobody could change a price while a long rebuild runs.
+        // Otherwise no price could be changed while a long rebuild runs.
         let mut tx = Begun::new(conn).share_versions().await?;
         let zone = meterd_store::clients::time_zone(tx.conn(), client_id).await?;
         let closed = closed_through(tx.conn()).await?;

@@ -21,7 +21,7 @@ macro_rules! reasons {
             /// All reasons.
             pub const ALL: &[Self] = &[$(Self::$reason,)*];
 
-            /// The name that callers see, such as `INVALID_FIELD`.
+            /// Returns the name that callers see, such as `INVALID_FIELD`.
             pub const fn name(self) -> &'static str {
                 match self {
                     $(Self::$reason => $name,)*
@@ -88,7 +88,7 @@ pub struct Violation {
     pub description: String,
 }
 
-/// Why a request, or one event of it, was refused. As large as a pointer, because every outcome of an event has room for one.
+/// Why a request, or one event of it, was refused. It is as small as a pointer, because every outcome of an event has room for one.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{}", .0.message)]
 pub struct Refusal(Box<Details>);
@@ -97,24 +97,24 @@ pub struct Refusal(Box<Details>);
 #[derive(Clone, Debug)]
 pub struct Details {
     pub reason: Reason,
-    /// For the caller. Never contains SQL or a secret.
+    /// The message for the caller. Never contains SQL or a secret.
     pub message: String,
     pub fields: Vec<Violation>,
     /// If set, the same request may succeed after this time.
     pub retry: Option<Duration>,
     /// Further facts by name, for programs.
     pub metadata: Vec<(&'static str, String)>,
-    /// For the log.
+    /// The cause, for the log.
     pub cause: Option<Arc<anyhow::Error>>,
 }
 
-/// Maximum number of violations in a message. A batch can have ten thousand messages; `fields` has all of them.
+/// Maximum number of violations in a message. A batch can have ten thousand messages. `fields` always has all violations.
 const MESSAGE_VIOLATIONS_MAX: usize = 3;
-/// How long callers should wait before they try a database again that does not answer.
+/// The retry delay if the database does not answer.
 const DATABASE_RETRY_DELAY: Duration = Duration::from_secs(1);
-/// The embedded database is restarted within seconds; another one waits for its operator.
+/// The retry delay if the database is broken. An embedded database is restarted within seconds; any other waits for its operator.
 const BROKEN_RETRY_DELAY: Duration = Duration::from_secs(10);
-/// A caller whose connection was too old can continue at once, but not all such callers at the same time.
+/// The retry delay after a connection was closed because of its age. It is short, because a new connection can be used at once.
 const AGED_RETRY_DELAY: Duration = Duration::from_millis(100);
 
 /// Maximum number of characters of a wrong value that are sent back.
@@ -158,18 +158,18 @@ impl Refusal {
         refusal
     }
 
-    /// The client does not exist.
+    /// Creates the refusal for a client that does not exist.
     pub fn client_not_found(client_id: &str) -> Self {
         Self::new(Reason::ClientNotFound, format!("no client \"{client_id}\""))
     }
 
-    /// The month is past its retention.
+    /// Creates the refusal for a month that is past its retention.
     pub fn month_closed(closed_through: Month) -> Self {
         let message = format!("months through {closed_through} are past their retention and stay as they are");
         Self::new(Reason::MonthClosed, message).with("closed_through", closed_through.to_string())
     }
 
-    /// The event is so old that its key may have been recorded and deleted since.
+    /// Creates the refusal for an event that is so old that its key may have been recorded and deleted since.
     pub fn key_pruned(pruned_through: DateTime<Utc>) -> Self {
         let description = format!(
             "is too far back to tell a new event from a repeat: keys through {} are deleted. If it was never recorded, send \
@@ -179,18 +179,18 @@ impl Refusal {
         Self::invalid(Reason::EventTooOld, vec![Violation::new("event.event_time", description)])
     }
 
-    /// A limit is reached; the same request may succeed after `retry_delay`.
+    /// Creates the refusal for a limit that is reached. The same request may succeed after `retry_delay`.
     pub fn exhausted(reason: Reason, message: impl Into<String>, retry_delay: Duration) -> Self {
         Self::new(reason, message).retry_after(retry_delay)
     }
 
-    /// The database does not answer.
+    /// Creates the refusal for a database that does not answer.
     pub fn database_unavailable(cause: impl Into<anyhow::Error>) -> Self {
         let message = "the database is away, out of room or too slow; send again, events with the same idempotency key";
         Self::new(Reason::DatabaseUnavailable, message).retry_after(DATABASE_RETRY_DELAY).caused_by(cause)
     }
 
-    /// The database answers, but cannot work until an operator acts.
+    /// Creates the refusal for a database that answers, but cannot work until an operator acts.
     pub fn database_broken(cause: impl Into<anyhow::Error>) -> Self {
         let message = "the database server runs but misses files of its own or cannot load them, as after an upgrade of \
                        PostgreSQL without a restart; the operator has to read its log and restart it. Send again later, \
@@ -198,23 +198,23 @@ impl Refusal {
         Self::new(Reason::DatabaseBroken, message).retry_after(BROKEN_RETRY_DELAY).caused_by(cause)
     }
 
-    /// The server is stopping.
+    /// Creates the refusal for a server that is stopping.
     pub fn shutting_down() -> Self {
         Self::new(Reason::ShuttingDown, "the server is stopping; send again").retry_after(DATABASE_RETRY_DELAY)
     }
 
-    /// The connection has reached its maximum age.
+    /// Creates the refusal for a connection that has reached its maximum age.
     pub fn connection_aged() -> Self {
         let message = "the connection has been open for as long as it may; go on with a new one";
         Self::new(Reason::ConnectionAged, message).retry_after(AGED_RETRY_DELAY)
     }
 
-    /// A fault of the server. The caller gets a fixed sentence, the log the cause.
+    /// Creates the refusal for an internal error. The message is a fixed sentence; only the log has the cause.
     pub fn internal(cause: impl Into<anyhow::Error>) -> Self {
         Self::new(Reason::Internal, "internal error; the log has it under the request id").caused_by(cause)
     }
 
-    /// Says that the same request may succeed after this time.
+    /// Sets the time after which the same request may succeed.
     pub fn retry_after(mut self, delay: Duration) -> Self {
         self.retry = Some(delay);
         self

@@ -32,7 +32,7 @@ pub struct ChannelView {
     pub target: String,
     pub min_severity: Severity,
     pub secret_count: usize,
-    /// Keys that were made by the call that returns this. They are not shown again.
+    /// Keys that the present call has created. Other calls do not return them.
     pub new_secrets: Vec<String>,
 }
 
@@ -43,13 +43,13 @@ impl From<Channel> for ChannelView {
     }
 }
 
-/// A key that was made for the webhook with this target.
+/// A key that was created for the webhook with this target.
 pub(super) struct NewSecret {
     pub target: String,
     pub secret: String,
 }
 
-/// Checks the channels of a policy. Those of the default policy have another default severity.
+/// Checks the channels of a policy. The default severity of the channels of the default policy is critical, otherwise warning.
 pub(super) fn check(
     config: &NotifyConfig,
     fields: &mut Fields,
@@ -103,9 +103,9 @@ fn check_secrets(fields: &mut Fields, path: impl Fn(&str) -> String, kind: Chann
     }
 }
 
-/// Gives each webhook without keys the keys that it had before, or a new one. Returns the new keys.
+/// Sets the keys of webhooks that have none: to the keys of the same webhook before the change, or to a new key. Returns the new keys.
 pub(super) fn add_secrets(channels: &mut [Channel], before: &[Channel]) -> Vec<NewSecret> {
-    let mut made = vec![];
+    let mut created = vec![];
     for channel in channels {
         if channel.kind != ChannelKind::Webhook as i16 || !channel.secrets.is_empty() {
             continue;
@@ -114,9 +114,9 @@ pub(super) fn add_secrets(channels: &mut [Channel], before: &[Channel]) -> Vec<N
         channel.secrets = same.map_or_else(Vec::new, |old| old.secrets.clone());
         if channel.secrets.is_empty() {
             let secret = notify::new_secret();
-            made.push(NewSecret { target: channel.target.clone(), secret: secret.clone() });
+            created.push(NewSecret { target: channel.target.clone(), secret: secret.clone() });
             channel.secrets.push(secret);
         }
     }
-    made
+    created
 }

@@ -1,4 +1,5 @@
-//! Checking: everything that holds of a client now, with what time alone, a policy or a correction has changed.
+//! Evaluates all alert rules of a client: those that depend on the time, and those whose result a changed policy or a correction of
+//! sums may change. [`super::raise`] evaluates the rules about months that new usage has changed.
 
 use super::raise::{AlertSettings, Raising, count, raise};
 use crate::refusal::Refusal;
@@ -14,37 +15,38 @@ use sqlx::{PgConnection, PgPool};
 use std::collections::{BTreeMap, HashSet};
 use std::pin::pin;
 
-/// Clients that are looked up at once, and that are checked at once.
+/// Maximum numbers of clients that are read by one statement, and that are checked at the same time.
 const CLIENTS_PAGE: i64 = 500;
 const CLIENTS_AT_ONCE: usize = 4;
-/// Days that are looked at for anomalies, today among them: usage may come late, and checks may have been missed.
+/// Number of days that are checked for anomalies, including today. Usage may arrive late, and checks may have been missed.
 const ANOMALY_DAYS_CHECKED: u64 = 7;
-/// Most alerts and failures that a report spells out.
+/// Maximum number of alerts, and of failures, that a report contains.
 const REPORTED_MAX: usize = 1_000;
 
-/// What a check of one client did.
+/// The result of a check of one client.
 #[derive(Debug, Default)]
 pub struct Checked {
     pub raised: Vec<Alert>,
     pub resolved_count: usize,
 }
 
-/// What a check of all clients did.
+/// The result of a check of all clients.
 #[derive(Debug, Default)]
 pub struct Report {
     pub checked_count: u64,
     pub raised_count: u64,
     pub resolved_count: u64,
     pub failed_count: u64,
-    /// The first of them.
+    /// The first raised alerts.
     pub raised: Vec<Alert>,
-    /// The first of them: clients, and why.
+    /// The first clients whose check failed, with the error.
     pub failed: Vec<(String, String)>,
 }
 
-/// Checks a client: raises what its present month and its last seven days have reached, and resolves what no longer holds of
-/// these days, this month and the month before. Nothing where there is no such client. In a transaction that holds or shares the versions
-/// lock, as its last write.
+/// Checks a client: raises alerts of its current month and of its last seven days, and resolves alerts of these days, of this month
+/// and of the month before. Returns `None` if the client does not exist.
+///
+/// The transaction must hold or share the versions lock, and this must be its last write.
 pub async fn client(
     conn: &mut PgConnection,
     settings: &AlertSettings,
@@ -56,7 +58,7 @@ pub async fn client(
     let months = [month.previous(), month];
     let rows = rollups::lock_client_months(conn, client_id, &months).await?;
     let days: Vec<NaiveDate> = (0..ANOMALY_DAYS_CHECKED).rev().map(|ago| today - Days::new(ago)).collect();
-    // From the begin of a month on: whether a service was used before is known by month.
+    // Whole months, because the services that were used before are known by month.
     let first = Month::of(days[0] - Days::new(ANOMALY_DAYS_BEFORE.into()));
     let usage = DayUsage {
         rows: rollups::days(conn, client_id, first.first_day(), today).await?,
@@ -81,20 +83,20 @@ pub async fn corrected_months(
     evaluate(conn, settings, scope).await
 }
 
-/// What is looked at.
+/// The months and days of a check.
 struct Scope<'a> {
     client_id: &'a str,
     today: NaiveDate,
-    /// Alerts are raised in this month and later ones only; earlier ones are looked at to resolve theirs.
+    /// Alerts are raised for this month and later ones. Alerts of earlier months are only resolved.
     raise_from: Month,
-    /// Locked.
+    /// Rows of the months. They are locked.
     rows: Vec<MonthRow>,
-    /// Looked at for anomalies.
+    /// Days that are checked for anomalies.
     days: &'a [NaiveDate],
     usage: DayUsage,
 }
 
-/// What anomalies are seen by.
+/// The usage that anomalies are computed from.
 #[derive(Default)]
 struct DayUsage {
     rows: Vec<DayRow>,
@@ -134,13 +136,13 @@ async fn evaluate(
         }
     }
     for alert in open.iter().filter(|alert| alert.finding.kind.is_of_day()) {
-        if anomaly_is_over(policy, &anomalies, &alert.finding) {
+        if is_anomaly_over(policy, &anomalies, &alert.finding) {
             resolved.push(alert.alert_id.clone());
         }
     }
     let is_open = |finding: &Finding| {
-        let same = |of: &Finding| (of.kind, &of.service, of.period) == (finding.kind, &finding.service, finding.period);
-        open.iter().any(|alert| same(&alert.finding) && !resolved.contains(&alert.alert_id))
+        let key = |finding: &Finding| (finding.kind, finding.service.clone(), finding.period);
+        open.iter().any(|alert| key(&alert.finding) == key(finding) && !resolved.contains(&alert.alert_id))
     };
     let found = anomalies.iter().filter_map(|facts| facts.anomaly(policy)).filter(|finding| !is_open(finding));
     raising.extend(found.map(|finding| Raising { client_id, finding, notifies: true }));
@@ -160,16 +162,16 @@ fn is_of_month(finding: &Finding, month: Month) -> bool {
     !finding.kind.is_of_day() && finding.period == month.first_day()
 }
 
-/// Whether an open anomaly is none any more: by a changed policy, a correction, or late usage in the days before.
-fn anomaly_is_over(policy: &Policy, days: &[DayFacts], alert: &Finding) -> bool {
+/// Returns whether an open anomaly no longer applies, because of a changed policy, a correction, or late usage of the days before it.
+fn is_anomaly_over(policy: &Policy, days: &[DayFacts], alert: &Finding) -> bool {
     let same = |facts: &&DayFacts| facts.day == alert.period && facts.service == alert.service;
     days.iter().find(same).is_none_or(|facts| facts.anomaly(policy).is_none())
 }
 
 impl DayUsage {
-    /// A day's cost, and its units of each service, with the days before.
+    /// Returns the facts about a day and the days before it: one of the cost, and one of the units of each service.
     fn facts(&self, day: NaiveDate) -> Vec<DayFacts> {
-        // Of each thing that is counted, its days.
+        // For each service, the units by day. The empty service has the cost.
         let mut values: BTreeMap<&str, BTreeMap<NaiveDate, Total>> = BTreeMap::new();
         for row in self.rows.iter().filter(|row| row.day <= day) {
             *values.entry("").or_default().entry(row.day).or_default() += row.cost;
@@ -199,7 +201,7 @@ impl DayUsage {
     }
 }
 
-/// Checks one client in a transaction of its own. Nothing where there is no such client.
+/// Checks one client in a transaction of its own. Returns `None` if the client does not exist.
 pub async fn one(pool: &PgPool, settings: &AlertSettings, client_id: &str) -> meterd_store::Result<Option<Checked>> {
     let mut tx = pool.begin().await?;
     locks::share_versions(&mut tx).await?;
@@ -211,11 +213,18 @@ pub async fn one(pool: &PgPool, settings: &AlertSettings, client_id: &str) -> me
     Ok(checked)
 }
 
-/// Checks all clients that have used something this month or the month before, each in a transaction of its own, while
-/// `goes_on` says so. One that fails is reported and stops nobody; a database that is away stops all.
-pub async fn all(pool: &PgPool, settings: &AlertSettings, goes_on: impl Fn() -> bool) -> meterd_store::Result<Report> {
+/// Checks all clients with usage in this month or the month before, each in a transaction of its own, while `continues` returns
+/// true. If a client cannot be checked, the report contains its error, and the others are still checked.
+///
+/// # Errors
+/// If the database is not available.
+pub async fn all(
+    pool: &PgPool,
+    settings: &AlertSettings,
+    continues: impl Fn() -> bool,
+) -> meterd_store::Result<Report> {
     let mut report = Report::default();
-    // A month earlier than it may be: days differ by a day around the world.
+    // A day earlier, because the current day of a client may be the day before that of UTC.
     let since = Month::of(settings.clock.now().date_naive() - Days::new(1)).previous();
     let mut after = String::new();
     loop {
@@ -229,7 +238,7 @@ pub async fn all(pool: &PgPool, settings: &AlertSettings, goes_on: impl Fn() -> 
         let mut checks = pin!(stream::iter(checks).buffered(CLIENTS_AT_ONCE));
         while let Some((client_id, checked)) = checks.next().await {
             report.add(client_id, checked)?;
-            if !goes_on() {
+            if !continues() {
                 return Ok(report);
             }
         }
@@ -237,7 +246,10 @@ pub async fn all(pool: &PgPool, settings: &AlertSettings, goes_on: impl Fn() -> 
 }
 
 impl Report {
-    /// Adds a client's check. An error that is not the client's stops all.
+    /// Adds the result of a client.
+    ///
+    /// # Errors
+    /// If the error concerns the database and not only this client.
     fn add(&mut self, client_id: String, checked: meterd_store::Result<Option<Checked>>) -> meterd_store::Result<()> {
         match checked {
             Ok(checked) => {
@@ -252,7 +264,7 @@ impl Report {
                 return Err(error);
             }
             Err(error) => {
-                tracing::error!(%error, client_id, "alerts of a client cannot be checked");
+                tracing::error!(%error, client_id, "the alerts of a client could not be checked");
                 self.failed_count += 1;
                 if self.failed.len() < REPORTED_MAX {
                     self.failed.push((client_id, Refusal::from(error).into_details().message));

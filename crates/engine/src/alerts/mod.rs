@@ -1,4 +1,5 @@
-//! Alerts: raised with the usage that crosses a line, checked every hour, listed, followed live, and delivered as notifications.
+//! Alerts. An alert is raised in the transaction whose usage reaches a threshold. A job checks all clients. Alerts are listed,
+//! streamed, and delivered as notifications.
 
 mod channels;
 pub mod check;
@@ -24,7 +25,7 @@ use meterd_store::alert_feed;
 use meterd_store::alerts::{self as store, AlertFilter};
 
 impl Fields {
-    /// Checks the alert types of a filter. Returns their numbers, each once.
+    /// Checks the alert types of a filter. Returns their numbers, without duplicates.
     pub fn alert_types(&mut self, types: &[i32]) -> Vec<i16> {
         self.at_most("types", types.len(), FILTER_VALUES_MAX);
         let mut numbers = vec![];
@@ -39,7 +40,7 @@ impl Fields {
         numbers
     }
 
-    /// Checks a lowest severity. Returns its number, 0 for any severity.
+    /// Checks a minimum severity. Returns its number, or 0 for any severity.
     pub fn min_severity(&mut self, field: &str, severity: i32) -> i16 {
         let number = i16::try_from(severity).ok();
         let number = number.filter(|number| *number == 0 || Severity::try_from(*number).is_ok());
@@ -107,7 +108,7 @@ pub async fn get(engine: &Engine, caller: &Caller, alert_id: &str) -> Result<Ale
     found.ok_or_else(|| not_found(alert_id))
 }
 
-/// Acknowledges an alert, if nobody has acknowledged it before. Returns it as it is then.
+/// Acknowledges an alert, if nobody has acknowledged it before. Returns the alert in its new state.
 pub async fn acknowledge(
     engine: &Engine,
     caller: &Caller,
@@ -134,15 +135,15 @@ pub async fn acknowledge(
     Ok(alert)
 }
 
-/// Evaluates the rules of one client, or of all active clients while `goes_on` returns true.
+/// Evaluates the rules of one client, or of all active clients while `continues` returns true.
 ///
 /// An empty client id selects all clients.
-pub async fn check_now(engine: &Engine, client_id: &str, goes_on: impl Fn() -> bool) -> Result<Report, Refusal> {
+pub async fn check_now(engine: &Engine, client_id: &str, continues: impl Fn() -> bool) -> Result<Report, Refusal> {
     let mut fields = Fields::default();
     fields.text("client_id", client_id, ID_BYTES_MAX);
     fields.finish()?;
     if client_id.is_empty() {
-        return Ok(check::all(&engine.pool, &engine.alert_settings, goes_on).await?);
+        return Ok(check::all(&engine.pool, &engine.alert_settings, continues).await?);
     }
     let checked = check::one(&engine.pool, &engine.alert_settings, client_id).await?;
     let checked = checked.ok_or_else(|| Refusal::client_not_found(client_id))?;

@@ -14,7 +14,7 @@ use meterd_store::notifications::{self as store, Notification};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// How long a test waits for its outcome, in addition to the timeout of an attempt.
+/// How long a test waits for the outcomes, in addition to the timeout of an attempt.
 const TEST_MARGIN: Duration = Duration::from_secs(3);
 /// How often a test checks for its outcome.
 const TEST_POLL_INTERVAL: Duration = Duration::from_millis(100);

@@ -56,7 +56,7 @@ macro_rules! define {
         }
 
         impl PolicyInput {
-            /// Checks one value and takes it. Returns whether there is a value of this name.
+            /// Checks the value of one field and sets it in `over`. Returns false if no field has this name.
             fn take(&self, fields: &mut Fields, name: &str, over: &mut Overrides) -> bool {
                 match name {
                     $(stringify!($name) => over.$name = self.$name.as_ref().and_then(|value| $kind(fields, name, value)),)*
@@ -129,10 +129,10 @@ pub async fn update(engine: &Engine, policy: Option<PolicyInput>, names: &[Strin
     let changes_channels = change.channels.is_some();
     let (mut policy, new_secrets) = write(engine, change).await?;
     if changes_channels && let Err(error) = notify::give_up_without_channel(&engine.pool).await {
-        tracing::warn!(%error, "notifications of removed channels are given up later");
+        tracing::warn!(%error, "notifications of removed channels could not be given up at once; this is done later");
     }
-    // After the commit, because the check may wait for the client's month, and the versions lock would make everybody wait. The
-    // policy applies whatever the result of the check is. If the check fails, the job that checks all clients repeats it.
+    // After the commit, because the check may wait for the lock of the client's month, and meanwhile the versions lock would block
+    // all writers. The policy applies even if the check fails. Then the job that checks all clients repeats the check.
     if !client_id.is_empty()
         && let Err(error) = check::one(&engine.pool, &engine.alert_settings, &client_id).await
     {
@@ -225,8 +225,8 @@ async fn write(engine: &Engine, change: Change<'_>) -> Result<(PolicyView, Vec<N
     Ok((policy, new_secrets))
 }
 
-/// Rejects a lower line above its upper one. The violation names a field that was sent. A contradiction that a changed default
-/// policy has caused is not an error of this caller.
+/// Rejects a lower threshold above its upper threshold. The violation names a field that was sent. A contradiction between fields
+/// that were not sent is accepted: a changed default policy has caused it.
 fn check_contradictions(policy: &Policy, names: &[String]) -> Result<(), Refusal> {
     let mut fields = Fields::of(Path::Named("policy"));
     for Contradiction { lower, upper } in policy.contradictions() {

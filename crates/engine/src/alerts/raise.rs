@@ -1,4 +1,4 @@
-//! Raising: what a transaction's usage has reached becomes an alert in that transaction.
+//! Raises alerts in the transaction that records the usage.
 
 use crate::clock::Clock;
 use chrono::{Days, NaiveDate};
@@ -12,43 +12,45 @@ use meterd_store::{alert_feed, clients, notifications};
 use sqlx::PgConnection;
 use std::collections::HashSet;
 
-/// What alerts need to know of the deployment.
+/// The settings of the deployment that alerts depend on.
 #[derive(Clone, Debug)]
 pub struct AlertSettings {
     pub clock: Clock,
     pub currency: String,
-    /// Nothing new happens in months that ended longer ago: whoever fills, prices or corrects them notifies nobody.
+    /// Alerts of months that ended more than this number of days ago do not send notifications: only backfills, pricing and corrections
+    /// change such months.
     pub accept_past_days: u32,
 }
 
-/// A month that the transaction has changed, and holds.
+/// A month that the transaction has changed. Its row is locked.
 pub struct ChangedMonth {
     pub row: MonthRow,
     pub zone: Tz,
-    /// Only by a backfill, which notifies nobody.
+    /// Whether only backfills have changed it. Then its alerts do not send notifications.
     pub backfill: bool,
 }
 
 impl AlertSettings {
-    /// The client's own day.
+    /// Returns the current day in the time zone of a client.
     pub fn today(&self, zone: Tz) -> NaiveDate {
         day_of(self.clock.now(), zone)
     }
 
-    /// Whether somebody is to be told of alerts of this month.
+    /// Returns whether alerts of this month send notifications.
     pub fn notifies(&self, row: &MonthRow, today: NaiveDate) -> bool {
         row.month.last_day() + Days::new(self.accept_past_days.into()) >= today
     }
 }
 
-/// A finding of a client, and whether somebody is to be told.
+/// A finding that becomes an alert.
 pub struct Raising<'a> {
     pub client_id: &'a str,
     pub finding: Finding,
+    /// Whether the alert sends notifications.
     pub notifies: bool,
 }
 
-/// Raises what the changed months have reached, and gives it. The last write of the transaction.
+/// Evaluates the rules about the changed months, and returns the alerts that were raised. Must be the last write of the transaction.
 ///
 /// The contexts of the months are queried only if the worst possible values would raise an alert.
 pub async fn raise_reached(
@@ -85,7 +87,7 @@ pub async fn raise_reached(
     Ok(raised)
 }
 
-/// Counts alerts whose transaction has committed.
+/// Adds alerts to the metrics, after their transaction has committed.
 pub fn count(raised: &[Alert]) {
     for alert in raised {
         let kind = format!("{:?}", alert.finding.kind).to_lowercase();
@@ -93,7 +95,7 @@ pub fn count(raised: &[Alert]) {
     }
 }
 
-/// Raises alerts and queues their notifications; gives those that were not open already. They still have to go into the
+/// Raises alerts and queues their notifications. Returns the alerts that were not open already. The caller must append these to the
 /// feed, as the last write of the transaction.
 pub async fn raise(
     conn: &mut PgConnection,
@@ -117,13 +119,13 @@ pub async fn raise(
         .filter(|raising| !raising.notifies)
         .map(|raising| key(raising.client_id, &raising.finding))
         .collect();
-    let told: Vec<Alert> =
+    let notified: Vec<Alert> =
         alerts.iter().filter(|alert| !silent.contains(&key(&alert.client_id, &alert.finding))).cloned().collect();
-    notifications::insert(conn, &told).await?;
+    notifications::insert(conn, &notified).await?;
     Ok(alerts)
 }
 
-/// What there is one alert of.
+/// Returns the key of an alert. There is at most one open alert with the same key.
 fn key<'a>(client_id: &'a str, finding: &'a Finding) -> (&'a str, AlertType, Severity, &'a str, NaiveDate) {
     (client_id, finding.kind, finding.severity, &finding.service, finding.period)
 }

@@ -5,7 +5,7 @@ use crate::refusal::{Reason, Refusal};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Maximum numbers of waiting calls. That of a connection is enough for a caller whose key was created a moment ago.
+/// Maximum numbers of waiting calls. The limit of a connection is enough for a caller whose key was created a moment ago.
 const LIMITS: Limits = Limits { connection: 100, total: 1_000 };
 const RETRY_DELAY: Duration = Duration::from_millis(500);
 
@@ -25,7 +25,7 @@ impl Lookup<'_> {
     /// Counts the call as waiting until the permits are dropped.
     ///
     /// # Errors
-    /// SERVER_BUSY if too many calls wait.
+    /// `SERVER_BUSY` if too many calls wait.
     pub fn wait(&self) -> Result<Vec<Permit>, Refusal> {
         let (resource, total) = (Resource::CredentialLookups, &self.lookups.0);
         let Some(connection) = self.connection else {

@@ -1,14 +1,14 @@
 //! Identifies callers and checks what they may do.
 
 mod jwt;
+mod key_cache;
 pub mod keys;
 mod lookups;
-mod ring;
 pub mod token;
 
 pub use jsonwebtoken::Algorithm;
 pub use jwt::JwtConfig;
-pub use ring::KeyRing;
+pub use key_cache::KeyCache;
 
 use crate::clock::Clock;
 use crate::counters::Counters;
@@ -24,32 +24,32 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-/// Who calls.
+/// The caller of a request, with its permissions.
 #[derive(Clone, Debug)]
 pub struct Caller {
     pub kind: ActorKind,
-    /// A key's id, or the subject of a token.
+    /// The id of an API key, or the subject of a token. Empty without credentials.
     pub id: String,
-    /// A key's name.
+    /// The name of an API key. Empty for other callers.
     pub name: String,
     pub grants: Grants,
-    /// When a token of the identity provider ends; keys end where they are kept.
-    pub good_until: Option<DateTime<Utc>>,
+    /// The time until which a token of the identity provider is accepted. `None` for API keys: the key cache knows when they end.
+    pub valid_until: Option<DateTime<Utc>>,
 }
 
 impl Caller {
-    /// Whoever calls a server that asks for no key.
+    /// Returns the caller without credentials, who may do everything. For servers that do not require credentials.
     pub fn anybody() -> Self {
         let (id, name) = (String::new(), String::new());
-        Self { kind: ActorKind::Anybody, id, name, grants: Grants::everything(), good_until: None }
+        Self { kind: ActorKind::Anybody, id, name, grants: Grants::everything(), valid_until: None }
     }
 
-    /// Names the caller among all others, in the database: kind and id. Empty for callers without credentials.
+    /// Returns a text that identifies the caller in the database: kind and id. Empty for callers without credentials.
     pub fn principal(&self) -> String {
         if self.id.is_empty() { String::new() } else { format!("{}:{}", self.kind as i32, self.id) }
     }
 
-    /// The error of a caller without this scope.
+    /// Rejects a caller that does not have this scope.
     pub fn check_scope(&self, scope: Scope) -> Result<(), Refusal> {
         if self.grants.has(scope) {
             return Ok(());
@@ -58,7 +58,7 @@ impl Caller {
         Err(Refusal::new(Reason::ScopeMissing, message).with("scope", scope.name()))
     }
 
-    /// The error of a caller whose scope does not cover this client.
+    /// Rejects a caller whose scope does not cover this client.
     pub fn check_client(&self, scope: Scope, client_id: &str) -> Result<(), Refusal> {
         if self.grants.covers(scope, client_id) {
             return Ok(());
@@ -67,7 +67,7 @@ impl Caller {
         Err(Refusal::new(Reason::ClientNotCovered, message))
     }
 
-    /// The error of a caller whose scope covers some clients only.
+    /// Rejects a caller whose scope does not cover all clients.
     pub fn check_all_clients(&self, scope: Scope) -> Result<(), Refusal> {
         if self.grants.covers_all(scope) {
             return Ok(());
@@ -108,7 +108,7 @@ impl AuthConfig {
 /// Identifies callers by their credentials.
 pub struct Auth {
     required: bool,
-    pub keys: Arc<KeyRing>,
+    pub keys: Arc<KeyCache>,
     jwt: Option<Jwt>,
     anybody: Arc<Caller>,
     lookups: Lookups,
@@ -116,28 +116,28 @@ pub struct Auth {
 }
 
 impl Auth {
-    /// Creates it over the keys of the deployment.
+    /// Creates it with the cached keys of the deployment.
     ///
     /// # Errors
     /// If the settings of the identity provider cannot be used.
-    pub fn new(config: &AuthConfig, keys: Arc<KeyRing>, clock: Clock) -> anyhow::Result<Arc<Self>> {
+    pub fn new(config: &AuthConfig, keys: Arc<KeyCache>, clock: Clock) -> anyhow::Result<Arc<Self>> {
         let (required, jwt) = (config.required, config.issuer()?);
         let (anybody, lookups) = (Arc::new(Caller::anybody()), Lookups::default());
         Ok(Arc::new(Self { required, keys, jwt, anybody, lookups, clock }))
     }
 
-    /// Keeps keys up to date until `stopping` turns true.
+    /// Starts the tasks that keep API keys and the keys of the identity provider up to date until `stopping` is true.
     pub fn follow(&self, stopping: &watch::Receiver<bool>) -> Vec<JoinHandle<()>> {
         let issuers = self.jwt.iter().map(|jwt| jwt.follow(stopping.clone()));
         std::iter::once(self.keys.follow(stopping.clone())).chain(issuers).collect()
     }
 
-    /// The caller without credentials.
+    /// Returns the caller without credentials.
     pub fn anybody(&self) -> Arc<Caller> {
         self.anybody.clone()
     }
 
-    /// Who can call now.
+    /// Returns who can call the server now.
     pub fn access(&self) -> Access {
         let now = self.clock.now();
         if !self.required || self.jwt.is_some() || self.keys.has_admin(now) {
@@ -172,15 +172,15 @@ impl Auth {
         }
     }
 
-    /// Returns once the caller's key is no longer good, with the reason.
+    /// Waits until the credentials of the caller are no longer valid, and returns the reason.
     pub fn ended(self: &Arc<Self>, caller: &Arc<Caller>) -> impl Future<Output = Refusal> + Send + use<> {
         let (auth, caller) = (self.clone(), caller.clone());
         async move {
             match caller.kind {
                 ActorKind::ApiKey => auth.keys.ended(&caller.id, &auth.clock).await,
                 ActorKind::Jwt => {
-                    while let Some(left) = left(caller.good_until, auth.clock.now()) {
-                        tokio::time::sleep(left).await;
+                    while let Some(sleep) = time_left(caller.valid_until, auth.clock.now()) {
+                        tokio::time::sleep(sleep).await;
                     }
                     jwt::expired()
                 }
@@ -193,20 +193,21 @@ impl Auth {
 /// Who can call a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// Somebody can call, and somebody can create keys.
+    /// The server can be called, and keys can be created.
     Full,
     /// There are live keys, but none of them can create others.
     WithoutAdmin,
-    /// Credentials are required, and there are none.
+    /// Credentials are required, and there is no live key.
     Nobody,
 }
 
-/// Longest sleep towards an end: the clock may be set meanwhile.
+/// Maximum time of one sleep until an expire time. After it, the clock is read again, because it may have been set.
 const SLEEP_MAX: Duration = Duration::from_secs(60);
 
-/// How long to sleep until the clock is looked at again. Nothing, once the end has come.
-fn left(end: Option<DateTime<Utc>>, now: DateTime<Utc>) -> Option<Duration> {
-    let Some(end) = end else { return Some(SLEEP_MAX) };
-    let left = (end - now).to_std().ok().filter(|left| !left.is_zero())?;
+/// Returns the time until an expire time, at most [`SLEEP_MAX`]. Returns `None` if the expire time has passed. Without an expire
+/// time, returns [`SLEEP_MAX`].
+fn time_left(expire_time: Option<DateTime<Utc>>, now: DateTime<Utc>) -> Option<Duration> {
+    let Some(expire_time) = expire_time else { return Some(SLEEP_MAX) };
+    let left = (expire_time - now).to_std().ok().filter(|left| !left.is_zero())?;
     Some(left.clamp(Duration::from_millis(1), SLEEP_MAX))
 }

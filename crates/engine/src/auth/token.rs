@@ -1,25 +1,25 @@
-//! What a key looks like: `mtr_<id>_<secret>`, the id 16 hexadecimal digits, the secret 64 of them, which are 256 random bits.
+//! The tokens of API keys: `mtr_<id>_<secret>`. The id has 16 hexadecimal digits. The secret has 64, which are 256 random bits.
 
 use sha2::{Digest, Sha256};
 use std::fmt::{self, Write as _};
 use subtle::ConstantTimeEq;
 
-/// What every token begins with.
+/// The prefix of every token.
 pub const PREFIX: &str = "mtr_";
 const ID_DIGITS: usize = 16;
 const SECRET_DIGITS: usize = 64;
 
-/// SHA-256 of a secret, which is all that is kept of it.
+/// The SHA-256 hash of a secret. The secret itself is not stored.
 #[derive(Clone, Copy)]
 pub struct SecretHash(pub [u8; 32]);
 
 impl SecretHash {
-    /// Of a secret as it stands in a token.
+    /// Hashes a secret, as the hexadecimal digits of its token.
     fn of(secret: &str) -> Self {
         Self(Sha256::digest(secret).into())
     }
 
-    /// Whether it is the hash of what a token has, in a time that does not tell how much of it is right.
+    /// Returns whether two hashes are equal. The comparison takes constant time.
     pub fn matches(&self, presented: &Self) -> bool {
         self.0.ct_eq(&presented.0).into()
     }
@@ -31,11 +31,11 @@ impl fmt::Debug for SecretHash {
     }
 }
 
-/// A token that was just made.
+/// A new token.
 pub struct NewToken {
     pub key_id: String,
     pub hash: SecretHash,
-    /// The whole of it, for its holder.
+    /// The token itself, for the owner of the key.
     pub token: String,
 }
 
@@ -46,14 +46,14 @@ fn digits(bytes: &[u8]) -> String {
     })
 }
 
-/// Makes a token from the thread's cryptographic generator, which the operating system seeds.
+/// Creates a token with the cryptographic random generator of the thread, which the operating system seeds.
 pub fn new() -> NewToken {
     let key_id = digits(&rand::random::<[u8; ID_DIGITS / 2]>());
     let secret = digits(&rand::random::<[u8; SECRET_DIGITS / 2]>());
     NewToken { hash: SecretHash::of(&secret), token: format!("{PREFIX}{key_id}_{secret}"), key_id }
 }
 
-/// The id and the hash of what is presented as a token; nothing, where it cannot be one.
+/// Returns the id and the hash of the secret of a token. Returns `None` if the text does not have the form of a token.
 pub fn parse(token: &str) -> Option<(&str, SecretHash)> {
     let (key_id, secret) = token.strip_prefix(PREFIX)?.split_once('_')?;
     let hexadecimal = |text: &str| text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
@@ -61,7 +61,7 @@ pub fn parse(token: &str) -> Option<(&str, SecretHash)> {
     (well_formed && hexadecimal(secret)).then(|| (key_id, SecretHash::of(secret)))
 }
 
-/// A text in which tokens have lost their secrets: people paste them where only an id belongs.
+/// Returns the text with the secrets of tokens removed. People paste tokens into fields that expect only an id.
 pub fn without_secrets(text: &str) -> String {
     let mut rest = text;
     let mut shown = String::with_capacity(text.len());
@@ -87,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_is_read_back_and_no_other_matches() {
+    fn a_token_matches_its_own_hash_and_no_other() {
         let (made, other) = (new(), new());
         let (key_id, hash) = parse(&made.token).unwrap();
         assert_eq!(key_id, made.key_id);
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_a_token_is_none() {
+    fn a_malformed_token_is_rejected() {
         let token = new().token;
         for wrong in ["", "mtr_", "mtr__", &token[..token.len() - 1], &format!("{token}0"), &token.to_uppercase()] {
             assert!(parse(wrong).is_none(), "{wrong}");
@@ -108,7 +108,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn any_text_has_the_form_of_a_token_or_is_none(text in "\\PC*|mtr_[0-9a-fG_]{15,17}_[0-9a-f]{63,65}|mtr_[0-9a-f]{16}_[0-9a-f]{64}") {
+        fn only_texts_in_the_form_of_a_token_are_parsed(text in "\\PC*|mtr_[0-9a-fG_]{15,17}_[0-9a-f]{63,65}|mtr_[0-9a-f]{16}_[0-9a-f]{64}") {
             let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
             let parts: Vec<&str> = text.split('_').collect();
             let well_formed = matches!(&*parts, ["mtr", id, secret]
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pasted_token_loses_its_secret() {
+    fn the_secrets_of_pasted_tokens_are_removed() {
         let made = new();
         let shown = without_secrets(&format!("{{\"keyId\":\"{}\"}} mtr_ {}", made.token, made.token));
         let expected = format!("{{\"keyId\":\"mtr_{0}_(secret)\"}} mtr_ mtr_{0}_(secret)", made.key_id);
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hash_does_not_show_itself() {
+    fn the_debug_output_does_not_contain_the_hash() {
         assert_eq!(format!("{:?}", new().hash), "SecretHash(…)");
     }
 }

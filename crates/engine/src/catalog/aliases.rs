@@ -16,7 +16,7 @@ pub async fn list(engine: &Engine) -> Result<Vec<ModelAlias>, Refusal> {
     Ok(store::aliases(&mut conn).await?)
 }
 
-/// Creates an alias, and prices recorded events that it gives a price.
+/// Creates an alias, and prices recorded events that have a price because of it.
 pub async fn create(
     engine: &Engine,
     alias: ModelAlias,

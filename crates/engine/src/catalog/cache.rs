@@ -15,7 +15,7 @@ impl CatalogCache {
         self.0.read().expect("cache is not poisoned").clone()
     }
 
-    /// Replaces the snapshot, unless a newer one is there.
+    /// Replaces the snapshot, unless the present one is newer.
     fn replace(&self, catalog: Catalog) {
         let mut current = self.0.write().expect("cache is not poisoned");
         if catalog.version >= current.version {
@@ -23,7 +23,7 @@ impl CatalogCache {
         }
     }
 
-    /// Replaces the snapshot by one that was read under the versions lock. It applies whatever version was there before.
+    /// Replaces the snapshot by one that was read under the versions lock, even if the present one has a higher version.
     pub fn adopt(&self, catalog: Catalog) -> Arc<Catalog> {
         let catalog = Arc::new(catalog);
         *self.0.write().expect("cache is not poisoned") = catalog.clone();

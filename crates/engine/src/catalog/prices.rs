@@ -92,16 +92,16 @@ pub async fn create(
     Ok(Created::New(created))
 }
 
-fn check_rates(fields: &mut Fields, given: &[(&'static str, String)]) -> Rates {
+fn check_rates(fields: &mut Fields, inputs: &[(&'static str, String)]) -> Rates {
     let mut rates = Rates::default();
-    for (name, value) in given {
+    for (name, value) in inputs {
         let field = format!("price.rates.{name}");
         match rates.component_mut(name) {
             Some(component) => *component = fields.rate(&field, value),
             None => fields.wrong(field, "is no component of a price"),
         }
     }
-    if given.is_empty() {
+    if inputs.is_empty() {
         fields.wrong("price.rates", "needs at least one component");
     }
     rates

@@ -1,4 +1,4 @@
-//! Services: what can be metered.
+//! Services whose usage can be metered.
 
 use crate::clients::DISPLAY_NAME_BYTES_MAX;
 use crate::engine::Engine;

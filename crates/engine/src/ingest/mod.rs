@@ -1,4 +1,4 @@
-//! The one write path: bounded queues, and writers that commit what has gathered.
+//! The write path, the only one: bounded queues of events, and writers that commit them in batches.
 
 mod batch;
 mod queue;
@@ -26,52 +26,52 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-/// How long a lone caller is told to wait when the queue has no room: a few commits.
+/// The retry delay for a caller of a single event if the queue is full. A few commits take about this time.
 const QUEUE_RETRY_DELAY: Duration = Duration::from_millis(100);
 
-/// Bounds and policies of the write path.
+/// The limits and settings of the write path.
 #[derive(Clone, Debug)]
 pub struct IngestConfig {
-    /// Writers of this process; a client has its own one, and others help where much waits.
+    /// Number of writers of this process. Each client is assigned to one writer. Others help if many events wait.
     pub writers: usize,
-    /// Most events of one transaction.
+    /// Maximum number of events of one transaction.
     pub batch_events_max: usize,
-    /// Most events that wait for one writer.
+    /// Maximum number of events that wait for one writer.
     pub queue_events_max: usize,
-    /// How long an event is tried before its caller is told that the outcome is not known.
+    /// How long an event is retried. After this time, its outcome is [`Outcome::Unavailable`].
     pub retry_for: Duration,
-    /// Whether a client comes into being with its first event.
+    /// Whether the first event of a client creates the client.
     pub create_clients: bool,
-    /// Zone of a client that does.
+    /// Time zone of a client that is created by its first event.
     pub default_zone: Tz,
 }
 
-/// An event to be recorded.
+/// An event to record.
 #[derive(Clone, Debug)]
 pub struct Submission {
     pub event: UsageEvent,
-    /// Made before the first try, so that a retry finds its own event.
+    /// Created before the first attempt, so that a retry recognises its own event.
     pub id: EventId,
     pub payload_hash: PayloadHash,
-    /// It came in a backfill: of any age, also where a key from before may be pruned; its own is kept until its month is
-    /// closed, and its alerts notify nobody.
+    /// Whether the event is part of a backfill. It may have any age, even if older keys were pruned. Its own key is kept until its
+    /// month is closed. Its alerts do not send notifications.
     pub backfill: bool,
-    /// Set for what may only be a repeat: the answer where its key is new.
+    /// Set if the event is only accepted as a repeat: the refusal if its key is new.
     pub refuse_if_new: Option<Refusal>,
 }
 
-/// What became of an event.
+/// The outcome of an event.
 #[derive(Clone, Debug)]
 pub enum Outcome {
     /// Recorded and durable.
     Accepted(Recorded),
     /// Recorded before.
     Duplicate(Recorded),
-    /// Its key belongs to another payload.
+    /// Not recorded, because its key belongs to an event with another payload.
     Conflict(Conflict),
-    /// Wrong, not recorded.
+    /// Not recorded, because it is not valid.
     Rejected(Refusal),
-    /// Not known to be recorded.
+    /// It is not known whether it was recorded.
     Unavailable(Refusal),
 }
 
@@ -79,29 +79,29 @@ pub enum Outcome {
 #[derive(Clone, Copy, Debug)]
 pub struct Recorded {
     pub id: EventId,
-    /// Nothing, where the event itself is no longer kept.
+    /// `None` if the event itself is no longer kept.
     pub charge: Option<Charge>,
 }
 
-/// What would become of events.
+/// The outcomes that events would have.
 #[derive(Debug)]
 pub struct Preview {
-    /// One for each event. An accepted one has an id that no event will have.
+    /// One for each event. The id of an accepted event is not valid, because the event is not recorded.
     pub outcomes: Vec<Outcome>,
-    /// Those that were asked for.
+    /// The clients whose ids were passed.
     pub clients: Vec<PreviewedClient>,
 }
 
-/// A client that events name.
+/// A client of previewed events.
 #[derive(Debug)]
 pub struct PreviewedClient {
     pub client_id: Arc<str>,
-    /// Its own, or the one that it would be created with.
+    /// Its time zone, or the time zone that it would be created with.
     pub zone: Tz,
     pub exists: bool,
 }
 
-/// The key of an event belongs to another payload.
+/// The idempotency key of an event belongs to an event with another payload.
 #[derive(Clone, Debug)]
 pub struct Conflict {
     /// The event that has the key.
@@ -110,23 +110,23 @@ pub struct Conflict {
     pub fields: Vec<&'static str>,
 }
 
-/// Where an outcome goes.
+/// Sends an outcome to the caller.
 #[derive(Debug)]
 pub enum Reply {
-    /// To a lone caller.
+    /// To the caller of a single event.
     One(oneshot::Sender<Outcome>),
-    /// To a batch or stream, with the number that the event has there.
+    /// To a batch or stream, with the number of the event in it.
     Numbered(usize, Outcomes),
 }
 
 /// Outcomes with the numbers of their events.
 pub type Numbered = Vec<(usize, Outcome)>;
 
-/// Takes outcomes to a batch or stream: those that are known at once, at once.
+/// Sends outcomes to a batch or stream. Outcomes of the same transaction are sent together.
 pub type Outcomes = Arc<mpsc::UnboundedSender<Numbered>>;
 
 impl Reply {
-    /// Nobody waits any more.
+    /// Returns whether the caller no longer waits for the outcome.
     fn is_closed(&self) -> bool {
         match self {
             Self::One(sender) => sender.is_closed(),
@@ -135,22 +135,23 @@ impl Reply {
     }
 }
 
-/// Answers all; a caller that has gone is no error.
+/// Sends outcomes to their callers. Callers that no longer wait are ignored.
 fn reply(answers: impl IntoIterator<Item = (Reply, Outcome)>) {
     let mut counts: BTreeMap<&'static str, u64> = BTreeMap::new();
-    // By the address of the way there, which is one's own as long as the reply has it: where it is in `numbered`.
-    let mut places: HashMap<*const (), usize, RandomState> = HashMap::default();
+    // The index in `numbered` of each batch or stream, by the address of its sender. The address is unique while a reply has the
+    // sender.
+    let mut indexes: HashMap<*const (), usize, RandomState> = HashMap::default();
     let mut numbered: Vec<(Outcomes, Numbered)> = vec![];
     for (reply, outcome) in answers {
         *counts.entry(outcome.label()).or_default() += 1;
         match reply {
             Reply::One(sender) => drop(sender.send(outcome)),
             Reply::Numbered(number, outcomes) => {
-                let place = *places.entry(Arc::as_ptr(&outcomes).cast()).or_insert(numbered.len());
-                if place == numbered.len() {
+                let index = *indexes.entry(Arc::as_ptr(&outcomes).cast()).or_insert(numbered.len());
+                if index == numbered.len() {
                     numbered.push((outcomes, vec![]));
                 }
-                numbered[place].1.push((number, outcome));
+                numbered[index].1.push((number, outcome));
             }
         }
     }
@@ -166,7 +167,7 @@ fn count(outcome: &'static str, events: u64) {
     metrics::counter!("meterd_events_total", "outcome" => outcome).increment(events);
 }
 
-/// Counts an event that was rejected before it came here.
+/// Counts an event that was rejected before it was queued.
 pub fn count_rejected() {
     count("rejected", 1);
 }
@@ -183,14 +184,14 @@ impl Outcome {
     }
 }
 
-/// The way in.
+/// The entry of the write path.
 #[derive(Clone, Debug)]
 pub struct Ingest {
     queue: Arc<WriteQueue>,
 }
 
 impl Ingest {
-    /// Starts the writers. They end when the ingest is closed and everything queued is settled.
+    /// Starts the writers. They end when the ingest is closed and every queued event has an outcome.
     pub fn start(
         settings: &IngestConfig,
         database: &PgConnectOptions,
@@ -206,8 +207,11 @@ impl Ingest {
         (Self { queue }, writers)
     }
 
-    /// Queues a lone event, and settles when it is durable. A full queue is an error at once: a lone caller is told, not
-    /// kept. A caller that hangs up cancels nothing half-way: the event is recorded whole, or dropped before its turn.
+    /// Queues a single event, and returns its outcome when it is durable. If the future is dropped, the event is either recorded
+    /// completely, or removed from the queue before a writer takes it.
+    ///
+    /// # Errors
+    /// `QUEUE_FULL` at once if the client has no room in the queue, `SHUTTING_DOWN` if the ingest is closed.
     pub async fn record(&self, submission: Submission) -> Result<Outcome, Refusal> {
         let (sender, receiver) = oneshot::channel();
         let item = Item { submission: Box::new(submission), reply: Reply::One(sender), queued_at: Instant::now() };
@@ -215,7 +219,11 @@ impl Ingest {
         receiver.await.map_err(|_| Refusal::shutting_down())
     }
 
-    /// Queues events in order, waiting for room as long as it takes. The outcome of each goes to `outcomes` with its number.
+    /// Queues events in order, and waits for room without a time limit. The outcome of each event is sent to `outcomes` with its
+    /// number.
+    ///
+    /// # Errors
+    /// `SHUTTING_DOWN` if the ingest is closed.
     pub async fn record_numbered(
         &self,
         submissions: Vec<(usize, Box<Submission>)>,
@@ -229,12 +237,12 @@ impl Ingest {
         self.queue.push_when_room(submissions.into_iter().map(item)).await
     }
 
-    /// Takes nothing more. What is queued is still settled.
+    /// Accepts no more events. Queued events still get their outcomes.
     pub fn close(&self) {
         self.queue.close();
     }
 
-    /// How many events wait.
+    /// Returns the number of events that wait.
     pub fn depth(&self) -> usize {
         self.queue.len()
     }

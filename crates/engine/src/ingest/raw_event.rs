@@ -13,7 +13,7 @@ pub struct RawEvent {
     pub service: String,
     pub operation: String,
     pub model: String,
-    /// A decimal. If absent, the event is of one unit.
+    /// A decimal. If absent, the event has one unit.
     pub units: String,
     pub input_tokens: i64,
     pub output_tokens: i64,
@@ -22,11 +22,11 @@ pub struct RawEvent {
     pub amount: String,
     /// If absent, the server's time.
     pub event_time: Option<UnixTime>,
-    /// If absent, the server makes one.
+    /// If absent, the server creates one.
     pub idempotency_key: String,
     pub subject: String,
     pub external_id: String,
-    /// Converting metadata checks it, so that it is read only once. An error becomes a violation of the event.
+    /// Metadata is checked while it is converted, so that it is read only once. An error becomes a violation of the event.
     pub metadata: Option<Result<Metadata, MetadataError>>,
 }
 

@@ -6,7 +6,7 @@ use meterd_domain::event::{Charge, UnpricedReason};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// Stands for services that are not in the catalogue: callers choose their names, and each label costs memory.
+/// The label of all services that are not in the catalogue. Callers choose their names, and each label needs memory.
 const UNKNOWN_SERVICE: &str = "unknown";
 
 /// Adds the accepted events of a batch that have no charge to the metric.

@@ -1,4 +1,4 @@
-//! Checks events, and turns them into what the write path takes.
+//! Checks events, and converts them for the write path.
 
 use super::raw_event::{RawEvent, RawMeasures, Rounded, measures};
 use super::{Submission, count_rejected};
@@ -31,7 +31,7 @@ pub struct Checked {
     pub echo: Echo,
 }
 
-/// What the response repeats of an event.
+/// The parts of an event that the response repeats.
 #[derive(Clone, Debug, Default)]
 pub struct Echo {
     pub key: Arc<str>,
@@ -81,14 +81,14 @@ impl<'a> EventChecks<'a> {
     ) -> Result<Self, Refusal> {
         let mut catalog = engine.catalog.current();
         if services.any(|service| !service.is_empty() && catalog.service(service).is_none()) {
-            let patience = engine.config.ingest.retry_for;
-            let refreshed = tokio::time::timeout(patience, engine.catalog.refresh(&engine.pool)).await;
+            let retry_for = engine.config.ingest.retry_for;
+            let refreshed = tokio::time::timeout(retry_for, engine.catalog.refresh(&engine.pool)).await;
             catalog = refreshed.unwrap_or(Err(StoreError::Timeout))?;
         }
         Ok(Self { engine, catalog, caller, now: engine.clock.now(), backfill, counted: true })
     }
 
-    /// Leaves rejected events out of the metrics, for events that are not to be recorded.
+    /// Leaves rejected events out of the metrics. For previews, which do not record events.
     pub fn uncounted(self) -> Self {
         Self { counted: false, ..self }
     }
@@ -105,7 +105,7 @@ impl<'a> EventChecks<'a> {
         })
     }
 
-    /// Takes the texts out of an event that passes.
+    /// Converts an event that passes the checks. Moves its texts out of `event`.
     fn submission(&self, texts: &mut Texts, path: Path, event: &mut RawEvent) -> Result<Checked, Refusal> {
         if !event.client_id.is_empty() {
             self.caller.check_client(Scope::Ingest, &event.client_id)?;
@@ -129,21 +129,21 @@ impl<'a> EventChecks<'a> {
         let (measures, rounded) = measures(&mut fields, raw);
         let metadata = metadata(&mut fields, event.metadata.take());
         let event_time = event.event_time.and_then(|time| fields.time("event_time", time));
-        let time_was_given = event_time.is_some();
+        let has_time = event_time.is_some();
         let event_time = event_time.unwrap_or(self.now);
-        let fine_but_for_time = fields.is_fine();
+        let is_valid_without_time = fields.is_fine();
         self.check_future(&mut fields, event_time);
         self.check_age(&mut fields, event_time);
-        let key_was_given = !event.idempotency_key.is_empty();
+        let has_key = !event.idempotency_key.is_empty();
         let refuse_if_new = match fields.finish() {
             Ok(()) => None,
-            // The key may be known. A repeat is answered at any time, even if the clock of this replica is slow.
-            Err(untimely) if fine_but_for_time && key_was_given => Some(untimely),
+            // The event may be a repeat. A repeat is accepted at any time, even if the clock of this replica is slow.
+            Err(wrong_time) if is_valid_without_time && has_key => Some(wrong_time),
             Err(error) => return Err(error),
         };
         let id = EventId::new(event_time);
         let event = std::mem::take(event);
-        let idempotency_key = if key_was_given { event.idempotency_key.into() } else { format!("server-{id}").into() };
+        let idempotency_key = if has_key { event.idempotency_key.into() } else { format!("server-{id}").into() };
         let event = UsageEvent {
             client_id: texts.client_id.share(&event.client_id),
             service: service.unwrap_or_else(|| event.service.into()),
@@ -156,13 +156,13 @@ impl<'a> EventChecks<'a> {
             external_id: event.external_id,
             metadata,
         };
-        let payload_hash = payload_hash(&event, time_was_given);
+        let payload_hash = payload_hash(&event, has_time);
         let echo = Echo { key: event.idempotency_key.clone(), rounded };
         let submission = Submission { event, id, payload_hash, backfill: self.backfill, refuse_if_new };
         Ok(Checked { submission, echo })
     }
 
-    /// Returns the name as the catalogue has it. Rejects an unknown service if they are not kept.
+    /// Returns the shared name of a service of the catalogue. Rejects an unknown service, unless the settings keep them.
     fn check_service(&self, fields: &mut Fields, service: &str) -> Option<Arc<str>> {
         if let Some(known) = self.catalog.service(service) {
             return Some(known.service.clone());

@@ -1,9 +1,9 @@
-//! Checks the alerts of all active clients, for what time alone changes.
+//! Evaluates the alert rules of all active clients, because alerts also depend on the time.
 
 use super::{Work, counted};
 use crate::alerts::check;
 
-/// Checks all clients. One that cannot be checked stops nobody, and is named in the result.
+/// Checks all clients. If a client cannot be checked, the others are still checked, and the result names one that failed.
 pub(super) async fn run_once(work: &Work) -> anyhow::Result<String> {
     let report = check::all(&work.pool, &work.alert_settings, || true).await?;
     let mut done = format!(

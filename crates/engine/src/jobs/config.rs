@@ -19,12 +19,12 @@ pub struct JobConfig {
     pub schedules: Schedules,
     /// Maximum duration of one run. The next run continues.
     pub run_timeout: Duration,
-    /// Whole months before the present one that stay open. 0 closes no month.
+    /// Number of whole months before the current month that stay open. 0: no month is closed.
     pub retention_months: u32,
-    /// Whether the events of closed months are dropped. Otherwise their table is detached and kept.
+    /// Whether the tables with the events of closed months are dropped. Otherwise they are detached and kept.
     pub drop_closed_months: bool,
-    /// Days that the key of an event is kept after the event was received.
+    /// How many days the idempotency key of an event is kept after the event was received.
     pub key_retention_days: u32,
-    /// Days that changes of alerts and finished notifications are kept.
+    /// How many days changes of alerts and finished notifications are kept.
     pub alert_feed_days: u32,
 }

@@ -1,18 +1,19 @@
-//! Deletes idempotency keys, and first answers of creates, that are older than their retention.
+//! Deletes idempotency keys, and stored answers of create requests, that are older than their retention.
 //!
-//! No live event of a given time is counted twice for it: before a key goes, the deployment remembers through when keys are
-//! gone, and every batch refuses what may have had one. A backfill takes events of any age, so one that repeats a live event whose key is
-//! gone counts it again; its own keys are kept until their months are closed.
+//! A deleted key does not make a live event count twice: before keys are deleted, the deployment stores the time up to which they
+//! are deleted, and every batch then rejects new events that are so old that their key may be deleted. A backfill accepts events
+//! of any age. So a backfill that repeats a live event whose key is deleted counts the event again. The keys of backfills
+//! themselves are kept until their months are closed.
 
 use super::{Work, counted};
 use chrono::{DateTime, TimeDelta, Utc};
 use meterd_store::{deployment, keys, locks, requests};
 
-/// Rows of one transaction.
+/// Maximum number of rows that one transaction deletes.
 const CHUNK_ROWS: i64 = 10_000;
 
-/// Deletes the keys past their retention, those of backfills when their month is closed too. What
-/// fails stops nothing else, and fails the run.
+/// Deletes the keys past their retention. Keys of backfills are only deleted if their month is closed too. If one kind of rows
+/// cannot be deleted, the others still are, and the run fails.
 pub(super) async fn run_once(work: &Work) -> anyhow::Result<String> {
     let before = work.data_time().await? - TimeDelta::days(work.config.key_retention_days.into());
     let (mut key_count, mut request_count) = (0, 0);
@@ -24,7 +25,7 @@ pub(super) async fn run_once(work: &Work) -> anyhow::Result<String> {
     let done = format!("{} and {} deleted", counted(key_count, "key"), counted(request_count, "request id"));
     let failures: Vec<String> = failures
         .into_iter()
-        .filter_map(|(what, pruned)| Some(format!("{what} could not all be deleted: {}", pruned.err()?)))
+        .filter_map(|(rows, pruned)| Some(format!("{rows} could not all be deleted: {}", pruned.err()?)))
         .collect();
     anyhow::ensure!(failures.is_empty(), "{done}; {}", failures.join("; "));
     Ok(done)
@@ -34,7 +35,7 @@ async fn prune_live(work: &Work, before: DateTime<Utc>, count: &mut u64) -> mete
     if !keys::is_any_live_before(&work.pool, before).await? {
         return Ok(());
     }
-    refuse_before(work, before).await?;
+    reject_events_before(work, before).await?;
     let mut after = None;
     loop {
         let pruned = keys::prune_live(&work.pool, before, after, CHUNK_ROWS).await?;
@@ -46,11 +47,11 @@ async fn prune_live(work: &Work, before: DateTime<Utc>, count: &mut u64) -> mete
     }
 }
 
-/// Lets no new event be taken that may have had a key from before this time.
-async fn refuse_before(work: &Work, before: DateTime<Utc>) -> meterd_store::Result<()> {
+/// Makes batches reject new events whose key may be from before this time.
+async fn reject_events_before(work: &Work, before: DateTime<Utc>) -> meterd_store::Result<()> {
     let mut tx = work.pool.begin().await?;
-    // Every batch shares it from before it claims its keys until its commit: none that looks for keys by the time before is
-    // under way when they go.
+    // Every batch shares this lock from before it claims its keys until its commit. So no batch that knows only the old time is
+    // running when the keys are deleted.
     locks::change_versions(&mut tx).await?;
     deployment::prune_keys_through(&mut tx, before).await?;
     tx.commit().await.map_err(Into::into)

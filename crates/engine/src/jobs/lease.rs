@@ -1,9 +1,13 @@
-//! The lease of a run: held by the database's clock, and given up by our own long before it is over.
+//! The lease of a run. It expires by the clock of the database. The holder gives up earlier, by its own clock.
 //!
-//! A holder that cannot renew may be alive, and so may a statement that it has sent. Three bounds, each shorter than what
-//! is left, keep both from reaching into the next holder's time, also where the process was stopped and goes on later:
-//! the run is dropped after [`DROP_AFTER`] without a renewal; a connection that was idle for longer is cut by the server,
-//! so that a holder that wakes up late sends nothing more; and a statement that is under way ends within its timeout.
+//! A holder that cannot renew its lease may still be running, and a statement that it has sent may be too. Neither may overlap
+//! with the run of the next holder, even if the process of the holder is suspended and continues later. Three timeouts ensure
+//! this, and their sum is at most the time of a lease:
+//!
+//! 1. The holder drops a run that was not renewed for [`DROP_AFTER`].
+//! 2. The server closes a connection that was idle for [`connect::JOB_IDLE_TIMEOUT_MS`], so that a holder that continues late
+//!    cannot send another statement.
+//! 3. The server cancels a statement after [`connect::JOB_STATEMENT_TIMEOUT_MS`].
 
 use meterd_store::{connect, jobs};
 use sqlx::PgPool;
@@ -12,16 +16,16 @@ use std::pin::pin;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-/// How long a lease holds after it was taken or renewed. With the poll, another replica takes over within 25 seconds.
+/// How long a lease is valid after it was claimed or renewed. Another replica takes over within 25 seconds, including its poll.
 pub const LEASE: Duration = Duration::from_secs(20);
-/// How often it is renewed.
+/// How often a lease is renewed.
 const RENEW_EVERY: Duration = Duration::from_secs(2);
-/// How long one try to renew may take, and the pause after one that failed.
+/// Timeout of one attempt to renew, and the pause after a failed attempt.
 const RENEW_TIMEOUT: Duration = Duration::from_secs(2);
 const RENEW_PAUSE: Duration = Duration::from_millis(500);
-/// A run that was not renewed for so long is dropped.
+/// A run whose lease was not renewed for this time is dropped.
 const DROP_AFTER: Duration = Duration::from_secs(6);
-/// What may pass besides: a statement that travels.
+/// Time for a statement to reach the server.
 const MARGIN: Duration = Duration::from_secs(2);
 
 const _: () = assert!(
@@ -30,35 +34,36 @@ const _: () = assert!(
         + connect::JOB_STATEMENT_TIMEOUT_MS
         + MARGIN.as_millis() as u64
         <= LEASE.as_millis() as u64,
-    "the last statement of a lost run ends before the lease does"
+    "the last statement of a run that lost its lease must end before the lease expires"
 );
 
-/// A run that this replica holds.
+/// The lease of a run of this replica.
 pub struct Lease {
     pub job: String,
-    /// Names this run and nobody else's.
+    /// Identifies this run among all runs of all replicas.
     pub holder: String,
-    /// Before the statement that took it was sent.
-    pub taken_at: Instant,
+    /// The time before the statement that claimed the lease was sent.
+    pub claimed_at: Instant,
 }
 
 impl Lease {
-    /// Does the work and renews meanwhile. Nothing, when the lease could not be renewed in time: the work is dropped.
-    pub async fn keep<T>(&self, pool: &PgPool, work: impl Future<Output = T>) -> Option<T> {
+    /// Runs the work and renews the lease meanwhile. If the lease cannot be renewed in time, drops the work and returns `None`.
+    pub async fn run<T>(&self, pool: &PgPool, work: impl Future<Output = T>) -> Option<T> {
         let mut work = pin!(work);
-        let mut good_until = self.taken_at + DROP_AFTER;
+        let mut valid_until = self.claimed_at + DROP_AFTER;
         let mut renewal = pin!(self.renew(pool));
         loop {
-            // Asked before each step of the work: timers may fire after what a process that was stopped finds done.
-            let step = poll_fn(|context| match Instant::now() < good_until {
+            // The lease is checked before each step of the work: in a process that was suspended, the work may be polled before
+            // the timer.
+            let step = poll_fn(|context| match Instant::now() < valid_until {
                 true => work.as_mut().poll(context).map(Some),
                 false => Poll::Ready(None),
             });
             tokio::select! {
                 biased;
-                () = tokio::time::sleep_until(good_until.into()) => return None,
+                () = tokio::time::sleep_until(valid_until.into()) => return None,
                 renewed = &mut renewal => {
-                    good_until = renewed? + DROP_AFTER;
+                    valid_until = renewed? + DROP_AFTER;
                     renewal.set(self.renew(pool));
                 }
                 done = step => return done,
@@ -66,8 +71,8 @@ impl Lease {
         }
     }
 
-    /// Renews when it is time, and tries until it is done. Gives the time before the renewal was sent; nothing, where the
-    /// lease is over or somebody else's.
+    /// Waits until the lease has to be renewed, and renews it. Retries after errors. Returns the time before the renewal was
+    /// sent, or `None` if the lease has expired or another replica has it.
     async fn renew(&self, pool: &PgPool) -> Option<Instant> {
         tokio::time::sleep(RENEW_EVERY).await;
         loop {
@@ -75,8 +80,8 @@ impl Lease {
             match tokio::time::timeout(RENEW_TIMEOUT, jobs::renew(pool, &self.job, &self.holder, LEASE)).await {
                 Ok(Ok(true)) => return Some(sent_at),
                 Ok(Ok(false)) => return None,
-                Ok(Err(error)) => tracing::warn!(job = self.job, %error, "a lease could not be renewed"),
-                Err(_) => tracing::warn!(job = self.job, "a lease could not be renewed in time"),
+                Ok(Err(error)) => tracing::warn!(job = self.job, %error, "the lease of a job could not be renewed"),
+                Err(_) => tracing::warn!(job = self.job, "the lease of a job could not be renewed in time"),
             }
             tokio::time::sleep(RENEW_PAUSE).await;
         }

@@ -1,5 +1,5 @@
-//! Work beside the calls: one job a file, each with a `run_once` that tests and commands can step. Pricing follows changes
-//! of the catalogue; all others run by a schedule, on one replica at a time.
+//! Background jobs, one file each, with a function `run_once` that tests and commands can call. Pricing runs after changes of the
+//! catalogue. All other jobs run by a schedule, on one replica at a time.
 
 mod alert_checks;
 mod config;
@@ -31,14 +31,14 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
-/// How often a replica looks for pricing that another one left.
+/// How often a replica looks for pricing tasks, for example one that another replica has not finished.
 const PRICING_EVERY: Duration = Duration::from_secs(5);
-/// A run of pricing that takes longer hangs on a connection that is dead; the next one begins where it was.
+/// Timeout of a run of pricing, because its connection may be dead. The next run continues where this one began.
 const PRICING_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// What scheduled jobs work with.
+/// The state that all scheduled jobs share.
 pub struct Work {
-    /// Of the jobs alone: its statements end before the lease that they run under does. So transactions are short.
+    /// A pool that only jobs use. Its statement timeout is shorter than a lease, so transactions must be short.
     pub pool: PgPool,
     pub clock: Clock,
     pub config: JobConfig,
@@ -46,8 +46,8 @@ pub struct Work {
 }
 
 impl Work {
-    /// The time by which rows that carry the database's time are old enough to be deleted: the earlier of the database's clock
-    /// and this machine's. No one clock is trusted with what cannot be undone.
+    /// Returns the current time for deletions: the earlier of the clocks of the database and of this machine. A deletion cannot
+    /// be undone, so one wrong clock must not cause it.
     async fn data_time(&self) -> meterd_store::Result<DateTime<Utc>> {
         Ok(connect::now(&self.pool).await?.min(Clock::system().now()))
     }
@@ -55,17 +55,17 @@ impl Work {
 
 /// A scheduled job.
 pub struct Job {
-    /// As in `schedule_<name>`, the metrics, and JobService.
+    /// The name in the setting `schedule_<name>`, in the metrics, and in JobService.
     pub name: &'static str,
     schedule: fn(&Schedules) -> &Schedule,
-    /// Does it, and says in a short sentence what was done. May be cut off anywhere, and is then run again.
+    /// Runs the job and returns a short sentence about what was done. It may be dropped at any await, and is then run again.
     run: fn(Arc<Work>) -> BoxFuture<'static, anyhow::Result<String>>,
 }
 
-/// The job that checks the alerts of all clients.
+/// The name of the job that checks the alerts of all clients.
 pub const ALERT_CHECKS: &str = "alert_checks";
 
-/// All scheduled jobs, by name.
+/// All scheduled jobs, sorted by name.
 pub static JOBS: [Job; 5] = [
     Job {
         name: ALERT_CHECKS,
@@ -94,7 +94,7 @@ pub static JOBS: [Job; 5] = [
     },
 ];
 
-/// Prices waiting events whenever the catalogue has changed, until `stopping` turns true.
+/// Starts a task that prices waiting events after each change of the catalogue, until `stopping` is true.
 pub fn start_pricing(
     pool: &PgPool,
     catalog: &Arc<CatalogCache>,
@@ -110,7 +110,7 @@ pub fn start_pricing(
             match tokio::time::timeout(PRICING_TIMEOUT, run).await.unwrap_or(Err(StoreError::Timeout)) {
                 Ok(true) => continue,
                 Ok(false) => {
-                    // Reads show names and categories by the snapshot in memory, also where nothing is recorded.
+                    // Reads take names and categories from the snapshot, which has to be up to date even if nothing is recorded.
                     drop(tokio::time::timeout(PRICING_TIMEOUT, catalog.refresh(&pool)).await);
                     let unpriced =
                         tokio::time::timeout(PRICING_TIMEOUT, summary_totals::unpriced_event_count(&pool)).await;
@@ -118,7 +118,7 @@ pub fn start_pricing(
                         metrics::gauge!("meterd_unpriced_events").set(count as f64);
                     }
                 }
-                Err(error) => tracing::warn!(%error, "pricing of waiting events failed and goes on later"),
+                Err(error) => tracing::warn!(%error, "pricing of waiting events failed and will be retried"),
             }
             tokio::select! {
                 () = wanted.notified() => {}
@@ -129,7 +129,7 @@ pub fn start_pricing(
     })
 }
 
-/// A count with its noun, such as "1 key" or "2 keys".
+/// Returns a count with its noun, such as "1 key" or "2 keys".
 fn counted(count: u64, noun: &str) -> String {
     let plural = if count == 1 { "" } else { "s" };
     format!("{count} {noun}{plural}")

@@ -1,5 +1,5 @@
 //! Prices waiting events after the catalogue has changed. The state of a task is a row, which advances in the transaction that
-//! prices. So a killed job continues where it was, on any replica.
+//! prices. So any replica can continue a job that was killed.
 
 use crate::alerts::raise::{self, AlertSettings};
 use crate::catalog::CatalogCache;
@@ -15,7 +15,7 @@ use sqlx::PgPool;
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
-/// Events of one transaction. It locks their months, for which ingest of the same clients waits. So it is short.
+/// Maximum number of events of one transaction. It locks their months, and ingest of the same clients waits for it. So it is short.
 const BATCH_EVENTS: i64 = 2_000;
 
 /// Works on the oldest open task for one transaction. Returns false if there is none.
@@ -50,7 +50,7 @@ pub async fn run_once(
     let mut settings = ClientSettings::default();
     let client_ids: BTreeSet<Arc<str>> = posted.months().iter().map(|row| row.client_id.as_str().into()).collect();
     settings.know(posted.conn(), version, &client_ids.iter().collect::<Vec<_>>()).await?;
-    // Alerts of months that only events of a backfill have changed notify nobody.
+    // Alerts of months that only backfills have changed do not send notifications.
     let live = match count {
         0 => HashSet::new(),
         _ => pricing::live_months(posted.conn(), &priced.events).await?,
@@ -67,14 +67,14 @@ pub async fn run_once(
     Ok(true)
 }
 
-/// Events that have got a charge.
+/// Events that have received a charge.
 struct Priced<'a> {
     events: Vec<&'a RecordedEvent>,
-    /// What their charges add to the sums.
+    /// The changes of the sums by these charges.
     changes: Deltas,
 }
 
-/// Gives waiting events of locked months their charges, or another reason why they have none.
+/// Sets the charges of waiting events of locked months, or another reason why they have none.
 async fn price<'a>(
     tx: &mut MonthsLocked<'_>,
     catalog: &Catalog,

@@ -1,4 +1,5 @@
-//! Closes months past their retention: their sums stay, their events go. Changes of alerts and notifications past theirs go too.
+//! Closes months past their retention: their sums are kept, their events are removed. Also deletes changes of alerts and
+//! notifications that are past their own retention.
 
 use super::{Work, counted};
 use chrono::{DateTime, TimeDelta, Utc};
@@ -7,21 +8,22 @@ use meterd_store::{alert_feed, connect, deployment, locks, outbox, partitions};
 use sqlx::{Connection, PgConnection};
 use std::time::Duration;
 
-/// Changes of alerts that one transaction removes: it holds the row that every change of an alert waits for.
+/// Maximum number of changes of alerts that one transaction deletes. It locks a row that every change of an alert needs.
 const FEED_CHUNK_ROWS: i64 = 1_000;
-/// Notifications that one transaction removes.
+/// Maximum number of notifications that one transaction deletes.
 const NOTIFICATIONS_CHUNK_ROWS: i64 = 1_000;
 
-/// How often a partition that somebody reads is tried, and the pause between, in which those who waited get through.
+/// Maximum number of attempts to detach a partition that is being read, and the pause between them. In the pause, statements that
+/// waited for the attempt continue.
 const DETACH_TRIES: usize = 4;
 const DETACH_PAUSE: Duration = Duration::from_millis(400);
 
-/// Prunes the feed, closes months, and takes away the partitions that only closed months have events in.
+/// Prunes the feed and the notifications, closes months, and removes the partitions that only have events of closed months.
 pub(super) async fn run_once(work: &Work) -> anyhow::Result<String> {
     let changes = counted(prune_feed(work).await?, "change");
     let notifications = counted(prune_notifications(work).await?, "notification");
     let mut conn = work.pool.acquire().await?;
-    // No one clock is trusted with what cannot be undone: the earlier of this process's and the database's.
+    // The earlier of two clocks: closing a month cannot be undone, so one wrong clock must not cause it.
     let now = work.clock.now().min(connect::now(&work.pool).await?);
     if let Some(last) = last_to_close(now, work.config.retention_months) {
         close_through(&mut conn, last).await?;
@@ -30,22 +32,23 @@ pub(super) async fn run_once(work: &Work) -> anyhow::Result<String> {
         return Ok(format!("every month is kept; {changes} of alerts and {notifications} pruned"));
     };
     let drop_table = work.config.drop_closed_months;
-    let gone = partitions::before(&mut conn, closed).await?;
-    for &month in &gone {
+    let removed = partitions::before(&mut conn, closed).await?;
+    for &month in &removed {
         detach(&mut conn, month, drop_table).await?;
-        tracing::info!(%month, drop_table, "a partition of closed months was taken away");
+        tracing::info!(%month, drop_table, "a partition of closed months was removed");
     }
-    let partitions = counted(gone.len() as u64, "partition");
+    let partitions = counted(removed.len() as u64, "partition");
     let action = if drop_table { "dropped" } else { "detached" };
     Ok(format!(
         "months through {closed} are closed; {partitions} {action}; {changes} of alerts and {notifications} pruned"
     ))
 }
 
-/// The month before the present one and the `retention_months` before it; nothing where everything is kept.
+/// Returns the newest month that is past its retention: `retention_months` whole months between it and the current month stay
+/// open. Returns `None` if all months are kept.
 fn last_to_close(now: DateTime<Utc>, retention_months: u32) -> Option<Month> {
-    let present = Month::of(now.date_naive());
-    (retention_months > 0).then(|| (0..=retention_months).fold(present, |month, _| month.previous()))
+    let current = Month::of(now.date_naive());
+    (retention_months > 0).then(|| (0..=retention_months).fold(current, |month, _| month.previous()))
 }
 
 async fn close_through(conn: &mut PgConnection, last: Month) -> meterd_store::Result<()> {
@@ -53,7 +56,7 @@ async fn close_through(conn: &mut PgConnection, last: Month) -> meterd_store::Re
         return Ok(());
     }
     let mut tx = conn.begin().await?;
-    // Every batch shares it from before it asks which months are closed until its commit.
+    // Every batch shares this lock from before it reads which months are closed until its commit.
     locks::change_versions(&mut tx).await?;
     deployment::close_through(&mut tx, last).await?;
     tx.commit().await?;
@@ -84,7 +87,7 @@ async fn prune_feed(work: &Work) -> meterd_store::Result<u64> {
     }
 }
 
-/// Removes notifications that ended before what is kept of the feed.
+/// Deletes finished notifications that are older than the retention of the feed.
 async fn prune_notifications(work: &Work) -> meterd_store::Result<u64> {
     let before = work.data_time().await? - TimeDelta::days(work.config.alert_feed_days.into());
     let mut pruned = 0;

@@ -1,4 +1,4 @@
-//! When a job is due: a cron expression in UTC.
+//! The schedule of a job: a cron expression in UTC.
 
 use chrono::{DateTime, Utc};
 use croner::Cron;
@@ -6,10 +6,10 @@ use croner::parser::{CronParser, Seconds, Year};
 use std::fmt;
 use std::str::FromStr;
 
-/// What switches a job off.
+/// The setting that switches a job off.
 pub const OFF: &str = "off";
 
-/// A cron expression in UTC with optional seconds before the minutes, or never.
+/// A cron expression in UTC, with an optional field for seconds before the minutes. Or no expression: the job never runs.
 #[derive(Clone, Debug)]
 pub struct Schedule {
     text: String,
@@ -17,7 +17,7 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// The first due time after `time`; nothing if there is none.
+    /// Returns the first due time after `time`, or `None` if the job never runs.
     pub fn next_after(&self, time: DateTime<Utc>) -> Option<DateTime<Utc>> {
         self.cron.as_ref()?.find_next_occurrence(&time, false).ok()
     }
@@ -43,7 +43,7 @@ impl FromStr for Schedule {
     }
 }
 
-/// The expression; nothing for never.
+/// Writes the expression, or an empty text if the job never runs.
 impl fmt::Display for Schedule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
@@ -60,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn the_next_time_lies_after_the_given_one() {
+    fn the_next_time_is_later_than_the_argument() {
         let cases = [
             ("*/20 * * * * *", "2026-11-21T12:00:00Z", "2026-11-21T12:00:20Z"),
             ("*/20 * * * * *", "2026-11-21T12:00:59.999999Z", "2026-11-21T12:01:00Z"),
@@ -76,13 +76,13 @@ mod tests {
     }
 
     #[test]
-    fn off_is_never() {
+    fn a_job_that_is_off_has_no_next_time() {
         assert_eq!(next("off", "2026-11-21T12:00:00Z"), None);
         assert_eq!(OFF.parse::<Schedule>().unwrap().to_string(), "");
     }
 
     #[test]
-    fn what_is_no_schedule_is_refused() {
+    fn invalid_expressions_are_rejected() {
         for text in ["daily", "* * * *", "61 * * * * *", "0 0 30 2 *", "0 0 0 1 1 * 2027", "* * * * * * * *"] {
             assert!(text.parse::<Schedule>().is_err(), "{text}");
         }

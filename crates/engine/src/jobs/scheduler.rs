@@ -1,6 +1,6 @@
-//! Runs the scheduled jobs: looks each second what is due, takes it under a lease, and notes what became of it.
+//! Runs the scheduled jobs: polls the table of jobs every second, claims a lease of each due job, runs it, and stores the outcome.
 //!
-//! The table is the truth for all replicas: a schedule is what the replica that started last was told.
+//! All replicas use the schedules in the table. They are from the settings of the replica that started last.
 
 use super::lease::{LEASE, Lease};
 use super::schedule::Schedule;
@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use chrono::TimeDelta;
 use futures_util::FutureExt;
 use meterd_store::StoreError;
-use meterd_store::jobs::Glance;
+use meterd_store::jobs::Glance as JobState;
 use meterd_store::{cause, connect, jobs};
 use sqlx::PgPool;
 use std::panic::AssertUnwindSafe;
@@ -18,26 +18,27 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
-/// How often a replica looks for what is due.
+/// How often a replica looks for due jobs.
 const POLL_EVERY: Duration = Duration::from_secs(1);
-/// A due time is brought forward only if it lies beyond the next one even by a clock that is so much ahead: the database's
-/// clock may be set back a little.
+/// How far the clock of the database may be set back without an effect on due times. A due time is only brought forward if it is
+/// later than the next due time would be by a clock that is this far ahead.
 const CLOCK_STEP_MAX: TimeDelta = TimeDelta::seconds(60);
-/// How long a look may take.
+/// Timeout of a poll.
 const POLL_TIMEOUT: Duration = Duration::from_secs(5);
-/// A run that failed is tried again after so long, unless it is due before.
+/// A failed job runs again after this time, or at its next due time if that is earlier.
 const RETRY_AFTER: Duration = Duration::from_secs(60);
-/// How often the end of a run is noted before it is left to whoever takes the lease over, and the pause between.
-const FINISH_TRIES: usize = 3;
+/// Maximum number of attempts to store the outcome of a run, and the pause between them. After that, the lease expires and the job
+/// runs again.
+const FINISH_ATTEMPTS_MAX: usize = 3;
 const FINISH_PAUSE: Duration = Duration::from_secs(1);
-/// How long runs may go on when the server stops. Another replica does again what is cut off.
+/// How long runs may continue when the server stops. Then they are dropped, and another replica runs the jobs again.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long connections may take to close at the end.
+/// How long connections may take to close when the server stops.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
-/// Longest text of an error that is kept.
+/// Maximum length of a stored error.
 const ERROR_CHARS_MAX: usize = 1_000;
 
-/// Names of all jobs.
+/// Returns the names of all jobs.
 pub fn names() -> Vec<String> {
     JOBS.iter().map(|job| job.name.into()).collect()
 }
@@ -45,13 +46,13 @@ pub fn names() -> Vec<String> {
 /// The scheduler of a replica.
 #[derive(Clone)]
 pub struct Scheduler {
-    /// For leases: not the one that the work is done on, which may be busy.
+    /// The pool for leases. It is not the pool of the work, which may be busy.
     pool: PgPool,
     work: Arc<Work>,
 }
 
 impl Scheduler {
-    /// Makes the jobs known, with the schedules of the settings.
+    /// Registers all jobs in the database, with the schedules of the settings.
     pub async fn start(pool: PgPool, work: Work) -> meterd_store::Result<Self> {
         let now = connect::now(&pool).await?;
         for job in &JOBS {
@@ -61,18 +62,18 @@ impl Scheduler {
         Ok(Self { pool, work: Arc::new(work) })
     }
 
-    /// Runs what is due until `stopping` turns true.
+    /// Runs due jobs until `stopping` is true.
     pub async fn run(self, wanted: Arc<Notify>, mut stopping: watch::Receiver<bool>) {
         let names = names();
         let mut runs = JoinSet::new();
-        let mut away = false;
+        let mut is_failing = false;
         while !*stopping.borrow() {
-            let looked = tokio::time::timeout(POLL_TIMEOUT, self.start_due(&names, &mut runs)).await;
-            match looked.unwrap_or(Err(StoreError::Timeout)) {
-                Ok(()) => away = false,
-                Err(error) if !away => {
-                    away = true;
-                    tracing::warn!(%error, "jobs cannot be looked at and wait until they can");
+            let polled = tokio::time::timeout(POLL_TIMEOUT, self.start_due(&names, &mut runs)).await;
+            match polled.unwrap_or(Err(StoreError::Timeout)) {
+                Ok(()) => is_failing = false,
+                Err(error) if !is_failing => {
+                    is_failing = true;
+                    tracing::warn!(%error, "due jobs cannot be read from the database; they wait");
                 }
                 Err(_) => {}
             }
@@ -89,65 +90,69 @@ impl Scheduler {
         drop(tokio::time::timeout(CLOSE_TIMEOUT, close).await);
     }
 
-    /// Takes every job that is due and that nobody else takes, and starts each as it is taken: the look may fail at another.
+    /// Claims every due job that no other replica runs. Starts each as soon as it is claimed, because claiming the next may fail.
     async fn start_due(&self, names: &[String], runs: &mut JoinSet<()>) -> meterd_store::Result<()> {
-        for glance in jobs::glance(&self.pool, names, LEASE).await? {
-            if let Some(time) = glance.last_success_time {
-                let labels = [("job", glance.job.clone())];
+        for state in jobs::glance(&self.pool, names, LEASE).await? {
+            if let Some(time) = state.last_success_time {
+                let labels = [("job", state.job.clone())];
                 metrics::gauge!("meterd_job_last_success_timestamp_seconds", &labels).set(time.timestamp() as f64);
             }
-            let Some(job) = JOBS.iter().find(|job| job.name == glance.job) else { continue };
-            // Another version of meterd wrote what this one cannot read, and runs it.
-            let Ok(schedule) = glance.schedule.parse::<Schedule>() else { continue };
-            if !glance.due {
-                self.bring_forward(&glance, &schedule).await?;
+            let Some(job) = JOBS.iter().find(|job| job.name == state.job) else { continue };
+            // Another version of meterd wrote a schedule that this one cannot parse. That version runs the job.
+            let Ok(schedule) = state.schedule.parse::<Schedule>() else { continue };
+            if !state.due {
+                self.bring_forward(&state, &schedule).await?;
                 continue;
             }
-            let next = schedule.next_after(glance.now);
+            let next = schedule.next_after(state.now);
             let holder = holder();
-            let taken_at = Instant::now();
+            let claimed_at = Instant::now();
             if jobs::claim(&self.pool, job.name, &holder, LEASE, next).await? {
-                runs.spawn(self.clone().run_job(job, Lease { job: glance.job, holder, taken_at }));
+                runs.spawn(self.clone().run_job(job, Lease { job: state.job, holder, claimed_at }));
             }
         }
         Ok(())
     }
 
-    /// Brings a job forward that would wait beyond its next time by the schedule, or for the end of a lease that is longer
-    /// than any: the database's clock was ahead and was set back.
-    async fn bring_forward(&self, glance: &Glance, schedule: &Schedule) -> meterd_store::Result<()> {
-        let next = schedule.next_after(glance.now);
-        let latest = schedule.next_after(glance.now + CLOCK_STEP_MAX);
-        let too_late = glance.next_run_time.filter(|time| latest.is_some_and(|latest| *time > latest));
-        if too_late.is_none() && !glance.lease_too_long {
+    /// Brings a job forward after the clock of the database was set back: if its due time is later than the schedule says, or if
+    /// its lease ends later than a new lease would.
+    async fn bring_forward(&self, state: &JobState, schedule: &Schedule) -> meterd_store::Result<()> {
+        let next = schedule.next_after(state.now);
+        let latest = schedule.next_after(state.now + CLOCK_STEP_MAX);
+        let too_late = state.next_run_time.filter(|time| latest.is_some_and(|latest| *time > latest));
+        if too_late.is_none() && !state.lease_too_long {
             return Ok(());
         }
         tracing::warn!(
-            job = glance.job,
+            job = state.job,
             next_run_time = too_late.map(|time| time.to_rfc3339()),
-            "the database's clock was set back: the job is brought forward"
+            "the clock of the database was set back; the job is brought forward"
         );
-        jobs::bring_forward(&self.pool, &glance.job, too_late, next, LEASE).await
+        jobs::bring_forward(&self.pool, &state.job, too_late, next, LEASE).await
     }
 
-    /// Runs a job under its lease, and notes what became of it.
+    /// Runs a job under its lease, and stores the outcome.
     async fn run_job(self, job: &'static Job, lease: Lease) {
         let started = Instant::now();
         let run_timeout = self.work.config.run_timeout;
         let work = tokio::time::timeout(run_timeout, AssertUnwindSafe((job.run)(self.work.clone())).catch_unwind());
-        let mut dropped = false;
-        let outcome = match lease.keep(&self.pool, work).await {
+        let mut was_dropped = false;
+        let outcome = match lease.run(&self.pool, work).await {
             None => {
-                tracing::warn!(job = job.name, holder = lease.holder, "a job lost its lease and is left to others");
+                tracing::warn!(
+                    job = job.name,
+                    holder = lease.holder,
+                    "a job lost its lease; another replica will run it"
+                );
                 metrics::counter!("meterd_job_runs_total", "job" => job.name, "result" => "lost").increment(1);
                 return;
             }
             Some(Err(_)) => {
-                dropped = true;
+                was_dropped = true;
                 Err(format!("took longer than {} s", run_timeout.as_secs()))
             }
             Some(Ok(Err(_))) => {
-                dropped = true;
+                was_dropped = true;
                 Err("panicked; the log has why".to_string())
             }
             Some(Ok(Ok(Err(error)))) => Err(cause::text(&error).chars().take(ERROR_CHARS_MAX).collect()),
@@ -159,30 +164,34 @@ impl Scheduler {
         metrics::histogram!("meterd_job_seconds", "job" => job.name).record(took);
         let (name, holder, elapsed_ms) = (job.name, lease.holder.as_str(), took.as_millis() as u64);
         match &outcome {
-            // Some run every few seconds: who wants to see them asks for it, or for `meterd jobs`.
+            // Not at the level info, because a job may run every few seconds. `meterd jobs` shows the last run of each.
             Ok(result) => tracing::debug!(job = name, holder, elapsed_ms, result, "job done"),
-            Err(error) => tracing::warn!(job = name, holder, elapsed_ms, error, "a job failed and is tried again"),
+            Err(error) => tracing::warn!(job = name, holder, elapsed_ms, error, "a job failed and will be retried"),
         }
-        if let Err(error) = self.finish(&lease, outcome.as_deref().map_err(|error| error.as_str()), dropped).await {
-            tracing::warn!(job = name, holder, "the end of a job could not be noted, so it is done again: {error:#}");
+        if let Err(error) = self.finish(&lease, outcome.as_deref().map_err(|error| error.as_str()), was_dropped).await {
+            tracing::warn!(
+                job = name,
+                holder,
+                "the outcome of a job could not be stored, so the job runs again: {error:#}"
+            );
         }
     }
 
-    /// Notes the end of a run. One that was dropped may have left a statement under way, which its lease outlives.
-    async fn finish(&self, lease: &Lease, outcome: Result<&str, &str>, dropped: bool) -> anyhow::Result<()> {
-        let mut tries = 1;
+    /// Stores the outcome of a run. A dropped run keeps its lease, because a statement of it may still be running.
+    async fn finish(&self, lease: &Lease, outcome: Result<&str, &str>, was_dropped: bool) -> anyhow::Result<()> {
+        let mut attempts = 1;
         loop {
-            match jobs::finish(&self.pool, &lease.job, &lease.holder, outcome, RETRY_AFTER, dropped).await {
-                Ok(noted) => return noted.then_some(()).context("another replica has taken it over"),
-                Err(error) if tries == FINISH_TRIES => return Err(error.into()),
+            match jobs::finish(&self.pool, &lease.job, &lease.holder, outcome, RETRY_AFTER, was_dropped).await {
+                Ok(is_stored) => return is_stored.then_some(()).context("another replica has taken it over"),
+                Err(error) if attempts == FINISH_ATTEMPTS_MAX => return Err(error.into()),
                 Err(_) => tokio::time::sleep(FINISH_PAUSE).await,
             }
-            tries += 1;
+            attempts += 1;
         }
     }
 }
 
-/// A name for one run: which process, and that it is no other run.
+/// Returns a new name for a run: the id of the process and a random number.
 fn holder() -> String {
     format!("{}-{:016x}", std::process::id(), rand::random::<u64>())
 }

@@ -1,22 +1,22 @@
-//! Refreshes the summaries of client-months that changed.
+//! Refreshes the summaries of client-months whose usage has changed.
 
 use super::{Work, counted};
 use meterd_domain::period::Month;
 use meterd_store::{connect, summaries, summary_totals};
 use sqlx::PgPool;
 
-/// Client-months of one transaction: few, because it holds their rows.
+/// Maximum number of client-months of one transaction. It is small, because the transaction locks their rows.
 const BATCH_MONTHS: i64 = 200;
 
-/// Refreshes everything that is stale.
+/// Refreshes all stale summaries.
 pub(super) async fn run_once(work: &Work) -> anyhow::Result<String> {
     let written = refresh(&work.pool, None, None).await?;
     Ok(format!("{} refreshed", counted(written as u64, "client-month")))
 }
 
-/// Refreshes what is stale, of one client or month or of all; gives how many summaries were written.
+/// Refreshes the stale summaries of one client or month, or of all. Returns the number of summaries that were written.
 pub async fn refresh(pool: &PgPool, client_id: Option<&str>, month: Option<Month>) -> meterd_store::Result<usize> {
-    // What becomes stale meanwhile is the next run's, so that this one ends.
+    // Summaries that become stale during this run are left to the next run. Otherwise this run might never end.
     let before = connect::now(pool).await?;
     let mut written = 0;
     loop {
@@ -25,21 +25,21 @@ pub async fn refresh(pool: &PgPool, client_id: Option<&str>, month: Option<Month
             break;
         }
         written += stale.len();
-        let last = stale.len() < BATCH_MONTHS as usize;
+        let is_last = stale.len() < BATCH_MONTHS as usize;
         refresh_batch(pool, stale).await?;
-        if last {
+        if is_last {
             break;
         }
     }
-    // Whoever left some behind: a run that was cut, or another month's change.
+    // Totals can also be out of date after a run that was dropped, or after a change of another month.
     for month in summary_totals::months_to_total(pool).await? {
         summary_totals::write_totals(&mut *pool.acquire().await?, month).await?;
     }
     Ok(written)
 }
 
-/// Refreshes a batch; where that takes too long, in halves, so that a few months of very many services are not in the way
-/// for ever.
+/// Refreshes a batch. If the statement times out, halves the batch, so that a few months with many services do not block the
+/// others forever.
 async fn refresh_batch(pool: &PgPool, batch: Vec<(String, Month)>) -> meterd_store::Result<()> {
     let mut batches = vec![batch];
     while let Some(mut batch) = batches.pop() {

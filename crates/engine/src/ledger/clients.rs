@@ -1,4 +1,4 @@
-//! What a transaction needs to know of clients: their time zones and alert policies.
+//! The settings of clients that transactions need: time zones and alert policies.
 
 use chrono_tz::Tz;
 use foldhash::fast::RandomState;
@@ -47,7 +47,7 @@ impl ClientSettings {
         self.zones.insert(client_id, zone);
     }
 
-    /// The time zone of a client that is known.
+    /// Returns the time zone of a client, or `None` if the client is not known.
     pub fn zone(&self, client_id: &str) -> Option<Tz> {
         self.zones.get(client_id).copied()
     }

@@ -14,8 +14,8 @@
 //! | [`Posted`] | 4. rows of the months' services and days |
 //! | [`EffectsDone`] | 5. alerts, 6. outbox, 7. feed counter |
 //!
-//! A stage can be left out, but not taken later. Within each step, rows are locked in sorted order. Nobody changes the rows of step 4
-//! without the row of their month, so whoever holds that row can read all sums of the month and write them.
+//! A stage can be left out, but not taken later. Within each step, rows are locked in sorted order. The rows of step 4 are only changed
+//! by a transaction that has locked the row of their month. So a transaction with that lock can read and write all sums of the month.
 //!
 //! # Ways to post
 //!
@@ -63,14 +63,14 @@ pub struct KeysClaimed<'c> {
     claimed: HashSet<i64>,
 }
 
-/// A transaction that holds the rows of months: nobody else can change their sums or the days of their events.
+/// A transaction that has locked the rows of months, so that no other transaction can change their sums or the days of their events.
 pub struct MonthsLocked<'c>(&'c mut PgConnection);
 
 /// A transaction that has changed sums.
 #[must_use = "the effects of the new sums have not run"]
 pub struct Posted<'c> {
     conn: &'c mut PgConnection,
-    /// The months that were changed, as they are now.
+    /// The months that were changed, with their new sums.
     months: Vec<MonthRow>,
     /// See [`Posted::is_recorded`].
     claimed: Option<HashSet<i64>>,
@@ -107,7 +107,7 @@ impl<'c> Begun<'c> {
         Self(tx)
     }
 
-    /// The connection.
+    /// Returns the connection.
     pub fn conn(&mut self) -> &mut PgConnection {
         self.0
     }
@@ -127,18 +127,18 @@ impl<'c> Begun<'c> {
 impl<'c> Versioned<'c> {
     /// Begins a transaction and shares the versions lock, in one round trip.
     pub async fn begin(conn: &'c mut PgConnection) -> meterd_store::Result<Self> {
-        // This lock is held against all clients, so the caller must not try them apart as it does for a month that is locked.
+        // This lock blocks all clients. So the error is not a lock timeout, after which the caller would retry each client separately.
         let of_all_clients = |error: StoreError| if error.is_lock_timeout() { StoreError::Timeout } else { error };
         let versions = locks::begin_sharing_versions(conn).await.map_err(of_all_clients)?;
         Ok(Self { conn, versions })
     }
 
-    /// The connection.
+    /// Returns the connection.
     pub fn conn(&mut self) -> &mut PgConnection {
         self.conn
     }
 
-    /// Locks those of the months that have a row.
+    /// Locks the rows of these months, if they exist.
     pub async fn lock_months(self, months: &BTreeSet<(String, Month)>) -> meterd_store::Result<MonthsLocked<'c>> {
         let (clients, firsts): (Vec<_>, Vec<_>) =
             months.iter().map(|(client_id, month)| (client_id.clone(), month.first_day())).unzip();
@@ -221,7 +221,7 @@ async fn create_months<'c>(
 }
 
 impl<'c> MonthsLocked<'c> {
-    /// The connection.
+    /// Returns the connection.
     pub fn conn(&mut self) -> &mut PgConnection {
         self.0
     }
@@ -238,17 +238,17 @@ impl<'c> MonthsLocked<'c> {
 }
 
 impl<'c> Posted<'c> {
-    /// The connection.
+    /// Returns the connection.
     pub fn conn(&mut self) -> &mut PgConnection {
         self.conn
     }
 
-    /// The months that were changed, as they are now.
+    /// Returns the months that were changed, with their new sums.
     pub fn months(&self) -> &[MonthRow] {
         &self.months
     }
 
-    /// Whether a new event was recorded. If not, its key was taken.
+    /// Returns whether a new event was recorded. If not, its key was taken.
     pub fn is_recorded(&self, new: &NewEvent<'_>) -> bool {
         self.claimed.as_ref().is_none_or(|claimed| claimed.contains(&new.priced.id.seq))
     }
@@ -296,7 +296,7 @@ impl EffectsDone<'_> {
         Ok(())
     }
 
-    /// The alerts that were raised. To be counted after the commit, with [`raise::count`].
+    /// Returns the alerts that were raised. The caller must pass them to [`raise::count`] after the commit.
     pub fn into_raised(self) -> Vec<Alert> {
         self.raised
     }

@@ -23,7 +23,7 @@ pub struct MonthToDate {
     /// IANA name.
     pub time_zone: String,
     pub sums: Sums,
-    /// The cost at the end of the month if it goes on as it began.
+    /// The expected cost at the end of the month, if usage continues at the same rate.
     pub projected_cost: Total,
     pub days_elapsed: u32,
     pub days_remaining: u32,
@@ -38,7 +38,7 @@ pub async fn current_month(engine: &Engine, client_id: &str) -> Result<MonthToDa
     fields.required("client_id", client_id, ID_BYTES_MAX);
     fields.finish()?;
     let now = engine.clock.now();
-    // In every time zone, the client's month is one of these. So the zone and the month are read by one statement.
+    // The current month of a client in any time zone is one of these two. So one statement reads the time zone and the usage.
     let day_around = |days| day_of(now + TimeDelta::days(days), Tz::UTC);
     let (first, last) = (Month::of(day_around(-1)), Month::of(day_around(1)));
     let reads = &engine.reads;

@@ -1,4 +1,4 @@
-//! Recorded events: one, or a list.
+//! Reads one recorded event, or lists events.
 
 use crate::clients;
 use crate::engine::Engine;

@@ -1,4 +1,4 @@
-//! All events of a range, one after the other.
+//! Exports all events of a range, one after another.
 
 use crate::clients;
 use crate::engine::Engine;
@@ -39,15 +39,15 @@ pub struct Export {
 }
 
 impl Export {
-    /// Checks what is to be exported.
+    /// Checks the input of an export.
     pub async fn check(engine: &Engine, input: ExportInput) -> Result<Self, Refusal> {
         let mut fields = Fields::default();
         fields.text("client_id", &input.client_id, ID_BYTES_MAX);
         let (start_time, end_time) = fields.times(input.start_time, input.end_time);
         let (start_day, end_day) = fields.optional_days(&input.start_date, &input.end_date);
         fields.filter("services", &input.services);
-        let format = input.format.unwrap_or_else(|given| {
-            fields.wrong("format", format!("{given} is no format"));
+        let format = input.format.unwrap_or_else(|value| {
+            fields.wrong("format", format!("{value} is no format"));
             ExportFormat::Csv
         });
         fields.finish()?;
@@ -64,13 +64,13 @@ impl Export {
         Ok(Snapshot::begin(&engine.pool).await?)
     }
 
-    /// Returns the tally before the first event.
+    /// Returns the tally of an export without events.
     pub fn tally(&self) -> ExportTally {
         ExportTally { event_count: 0, empty_services: self.filter.services.clone() }
     }
 }
 
-/// What an export has found so far.
+/// The counts of an export so far.
 #[derive(Clone, Debug)]
 pub struct ExportTally {
     pub event_count: i64,

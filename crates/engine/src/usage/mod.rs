@@ -1,6 +1,6 @@
 //! Recording usage and reading it.
 //!
-//! Inputs are as a caller gives them: texts, and empty or zero for defaults. The use cases check them and report all wrong
+//! Inputs are unchecked texts and numbers. Empty texts and zeros select defaults. The use cases check them and report all wrong
 //! fields together.
 
 mod current_month;

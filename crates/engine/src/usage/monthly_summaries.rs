@@ -50,7 +50,7 @@ pub struct ClientMonth {
     pub last_month_cost: Total,
     /// The change from the cost of the month before, in percent. `None` if that was zero.
     pub change_percent: Option<Total>,
-    /// The cost at the end of the month if it goes on as it began. `None` unless it is the client's current month.
+    /// The expected cost at the end of the month, if usage continues at the same rate. `None` unless it is the client's current month.
     pub projected_cost: Option<Total>,
 }
 

@@ -26,7 +26,7 @@ pub struct BatchPreview {
 pub struct PreviewedEvent {
     pub outcome: Outcome,
     pub echo: Echo,
-    /// Whether the event that the outcome names is recorded. If not, its id is not valid.
+    /// Whether the event in the outcome is recorded. If not, its id is not valid.
     pub is_recorded: bool,
 }
 
@@ -65,7 +65,7 @@ pub async fn preview_batch(
     Ok(BatchPreview { events: events.collect(), clients })
 }
 
-/// Returns the event that an outcome names: the event itself, or the one that has its key.
+/// Returns the id in an outcome: of the event itself, or of the event that has its key.
 fn event_of(outcome: &Outcome) -> Option<EventId> {
     match outcome {
         Outcome::Accepted(recorded) | Outcome::Duplicate(recorded) => Some(recorded.id),
@@ -74,7 +74,7 @@ fn event_of(outcome: &Outcome) -> Option<EventId> {
     }
 }
 
-/// Returns the clients that the caller may learn about, sorted: possible ids that it may record for.
+/// Returns the clients that the caller may record for, sorted. Ids that are not possible are left out.
 fn clients<'a>(caller: &Caller, client_ids: impl Iterator<Item = &'a str>) -> Vec<Arc<str>> {
     let client_ids: BTreeSet<&str> = client_ids.collect();
     let is_possible = |id: &str| (1..=ID_BYTES_MAX).contains(&id.len()) && !id.chars().any(char::is_control);

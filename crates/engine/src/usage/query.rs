@@ -16,7 +16,7 @@ const QUERY_DAYS_MAX: i64 = 366;
 const PAGE_SIZE_DEFAULT: i64 = 1_000;
 const PAGE_SIZE_MAX: i64 = 10_000;
 
-/// What usage can be grouped by.
+/// A dimension that usage can be grouped by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dimension {
     Day,
@@ -114,8 +114,8 @@ fn group_by(fields: &mut Fields, dimensions: &[Result<Dimension, String>]) -> Gr
             Ok(Dimension::Operation) => &mut by.operation,
             Ok(Dimension::Model) => &mut by.model,
             Ok(Dimension::Subject) => &mut by.subject,
-            Err(given) => {
-                fields.wrong(format!("group_by[{index}]"), format!("{given} is no dimension"));
+            Err(value) => {
+                fields.wrong(format!("group_by[{index}]"), format!("{value} is no dimension"));
                 continue;
             }
         };

@@ -21,7 +21,7 @@ pub fn check_batch_size(count: usize) -> Result<(), Refusal> {
     }
 }
 
-/// The refusal of an event whose key belongs to another payload.
+/// Returns the refusal of an event whose key belongs to another payload.
 pub fn conflict(key: &str, conflict: &Conflict) -> Refusal {
     let difference = match conflict.fields.as_slice() {
         [] => "another payload, of an event that is no longer kept".to_string(),

@@ -27,7 +27,7 @@ impl<'a> EventStream<'a> {
         self.outcomes.closed().await;
     }
 
-    /// Checks and queues the next event. If there is no room, waits. Calls `keep` with the number of the event before its
+    /// Checks and queues the next event. Waits if the queue has no room. Calls `keep` with the number of the event before its
     /// outcome is sent.
     pub async fn record(&mut self, event: RawEvent, keep: impl FnOnce(usize, Echo)) -> Result<(), Refusal> {
         let checks = EventChecks::new(self.engine, self.caller, std::iter::once(event.service.as_str()), false).await?;
@@ -52,7 +52,7 @@ impl<'a> EventStream<'a> {
 pub struct InOrder {
     /// The number of the last event whose outcome was returned.
     settled: usize,
-    /// Outcomes of the events after it, as far as they are known.
+    /// Outcomes of the events after it. `None`: not known yet.
     known: VecDeque<Option<Outcome>>,
 }
 
@@ -87,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn outcomes_wait_for_those_of_earlier_events() {
+    fn outcomes_are_returned_in_the_order_of_their_events() {
         let outcome = || Outcome::Rejected(Refusal::shutting_down());
         let mut in_order = InOrder::default();
         let numbers = |in_order: &mut InOrder| -> Vec<usize> {

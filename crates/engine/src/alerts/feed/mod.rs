@@ -1,8 +1,9 @@
-//! The live feed: one reader a replica follows the table of changes, and any number of subscriptions follow the reader.
+//! The live feed of changes of alerts. Each replica has one reader of the table of changes, and subscriptions follow the reader.
 //!
-//! The reader keeps the newest changes in memory, in a window that all subscriptions look into. A subscription is a cursor:
-//! it has no queue and no task. What lies in the window it takes from there; behind it, it reads pages of the table until it
-//! has caught up. So who reads slowly, or not at all for a day, costs no memory and misses nothing.
+//! The reader keeps the newest changes in memory, in a window that all subscriptions share. A subscription is only a cursor. It has
+//! no queue and no task. If its cursor is within the window, it takes the next change from there. If the cursor is older, it reads
+//! pages of the table until it has caught up. So a subscriber that reads slowly, or not at all for a day, needs no memory and misses
+//! no change.
 
 mod subscription;
 mod window;
@@ -24,19 +25,19 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
-/// Changes that the reader reads at once.
+/// Maximum number of changes that one statement of the reader returns.
 const READ_ENTRIES: i64 = 1_000;
-/// How often the reader looks without having been woken.
+/// How often the reader reads the table without a notification.
 const POLL_EVERY: Duration = Duration::from_secs(1);
-/// A database that does not answer for so long is away.
+/// Timeout of a statement.
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
-/// Pauses of the reader while the database is away double from the first to the last.
+/// The pause of the reader between two attempts to connect doubles from the first to the last.
 const BACKOFF_FIRST: Duration = Duration::from_millis(50);
 const BACKOFF_LAST: Duration = Duration::from_secs(2);
-/// Changes of a page of the table: few, as a subscriber that stalls keeps the rest of its page.
+/// Maximum number of changes of a page. It is small, because a subscriber that stops reading keeps the rest of its page in memory.
 pub(super) const PAGE_ENTRIES: i64 = 64;
-/// Pages that are read at once. Who waits for a turn waits in line.
-const PAGES_AT_ONCE: u32 = 4;
+/// Maximum number of pages that are read at the same time. Other subscriptions wait in order of arrival.
+const PAGE_READS_MAX: u32 = 4;
 
 /// Where a subscription begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,39 +46,41 @@ pub enum Start {
     Now,
     /// At the oldest change that is kept.
     Oldest,
-    /// After this one.
+    /// After the change with this sequence number.
     After(i64),
 }
 
 /// Why a subscription ended, or did not begin.
 #[derive(Debug)]
 pub enum Ended {
-    /// The server stops.
+    /// The server is stopping.
     Stopping,
-    /// There are as many as there may be.
+    /// The maximum number of subscriptions is reached.
     TooMany,
-    /// Changes after its cursor are no longer kept; `oldest` is a cursor before the oldest one that is.
+    /// Changes after its cursor were pruned. `oldest` is the cursor before the oldest change that is kept.
     Expired { oldest: i64 },
-    /// Its cursor is ahead of the feed: the database is an older copy.
+    /// Its cursor is after the newest change: the database is an older copy.
     Ahead { oldest: i64 },
-    /// The database was away, or failed otherwise, for too long.
+    /// Reading from the database failed for too long.
     Database(StoreError),
 }
 
 /// The feed of one replica.
 pub struct Feed<S> {
-    /// The window is what is watched: who sees it change finds the change in it.
+    /// The newest changes. Subscriptions are woken when it changes.
     window: watch::Sender<Window<S>>,
-    /// Beside the pool of the calls, which may be busy.
+    /// A pool of its own, because the pool of the calls may be busy.
     pool: PgPool,
-    turns: Arc<Semaphore>,
-    places: Arc<Semaphore>,
-    /// Woken by every change: a notification may have come with it.
+    /// A permit for each page that may be read at the same time.
+    page_reads: Arc<Semaphore>,
+    /// A permit for each subscription.
+    subscriptions: Arc<Semaphore>,
+    /// Wakes the notifier after each change, because the change may have queued a notification.
     notifications_wanted: Arc<Notify>,
 }
 
 impl<S: Send + Sync + 'static> Feed<S> {
-    /// Reads the newest changes and starts the reader, which ends when `stopping` turns true.
+    /// Reads the newest changes, and starts the task of the reader, which ends when `stopping` is true.
     pub async fn start(
         options: &PgConnectOptions,
         subscriptions_max: u32,
@@ -88,9 +91,9 @@ impl<S: Send + Sync + 'static> Feed<S> {
         let window = load(listener.acquire().await?, 0).await?;
         let feed = Arc::new(Self {
             window: watch::Sender::new(window),
-            pool: connect::pool(options.clone(), PAGES_AT_ONCE),
-            turns: Arc::new(Semaphore::new(PAGES_AT_ONCE as usize)),
-            places: Arc::new(Semaphore::new(subscriptions_max as usize)),
+            pool: connect::pool(options.clone(), PAGE_READS_MAX),
+            page_reads: Arc::new(Semaphore::new(PAGE_READS_MAX as usize)),
+            subscriptions: Arc::new(Semaphore::new(subscriptions_max as usize)),
             notifications_wanted,
         });
         let (reader, options) = (feed.clone(), options.clone());
@@ -104,21 +107,21 @@ impl<S: Send + Sync + 'static> Feed<S> {
         Ok((feed, task))
     }
 
-    /// Closes its connections.
+    /// Closes the connections of the feed.
     pub async fn close(&self) {
         self.pool.close().await;
     }
 
-    /// Follows the table for good, whatever becomes of the database.
+    /// Follows the table forever. Connects again after an error.
     async fn read(&self, options: &PgConnectOptions, mut listener: PgListener) -> Infallible {
         let mut pause = BACKOFF_FIRST;
         loop {
-            let begun = Instant::now();
+            let started = Instant::now();
             let Err(error) = self.follow(&mut listener).await;
-            if begun.elapsed() > BACKOFF_LAST {
+            if started.elapsed() > BACKOFF_LAST {
                 pause = BACKOFF_FIRST;
             }
-            tracing::warn!(%error, "the feed of alerts cannot be read and is tried again");
+            tracing::warn!(%error, "the feed of alerts could not be read; the reader connects again");
             listener = loop {
                 sleep(pause).await;
                 pause = (pause * 2).min(BACKOFF_LAST);
@@ -129,7 +132,7 @@ impl<S: Send + Sync + 'static> Feed<S> {
         }
     }
 
-    /// Reads what is new, and waits until there may be more. Ends with the connection.
+    /// Reads new changes, and waits for a notification of more. Returns when the connection fails.
     async fn follow(&self, listener: &mut PgListener) -> meterd_store::Result<Infallible> {
         loop {
             let caught_up = self.catch_up(listener.acquire().await?);
@@ -139,11 +142,12 @@ impl<S: Send + Sync + 'static> Feed<S> {
                 Ok(Ok(None)) => return Err(sqlx::Error::Io(ErrorKind::ConnectionAborted.into()).into()),
                 Ok(Err(error)) => return Err(error.into()),
             }
-            // Many wake it once.
+            // Many notifications wake the reader only once.
             while listener.next_buffered().is_some() {}
         }
     }
 
+    /// Reads all new changes into the window.
     async fn catch_up(&self, conn: &mut PgConnection) -> meterd_store::Result<()> {
         loop {
             let (last, history) = {
@@ -154,13 +158,17 @@ impl<S: Send + Sync + 'static> Feed<S> {
             let page = alert_feed::page(&mut *conn, &filter, last, i64::MAX, READ_ENTRIES).await?;
             let bounds = page.bounds;
             if bounds.last < last {
-                tracing::warn!(last, now = bounds.last, "the feed of alerts has gone backwards: subscriptions end");
+                tracing::warn!(
+                    last,
+                    now = bounds.last,
+                    "the feed of alerts has lost changes, because the database is an older copy; all subscriptions end"
+                );
                 let window = load(&mut *conn, history + 1).await?;
                 self.window.send_replace(window);
                 return Ok(());
             }
             if bounds.last - last > WINDOW_ENTRIES as i64 {
-                // It was away for long: subscriptions catch up from the table.
+                // The reader has missed more changes than the window can contain. Subscriptions read them from the table.
                 let window = load(&mut *conn, history).await?;
                 self.window.send_replace(window);
                 continue;
@@ -182,9 +190,12 @@ impl<S: Send + Sync + 'static> Feed<S> {
     }
 
     /// Begins a subscription.
+    ///
+    /// # Errors
+    /// If there are too many subscriptions, if the cursor is too old or too new, or if the database fails.
     pub async fn subscribe(self: &Arc<Self>, filter: FeedFilter, start: Start) -> Result<Subscription<S>, Ended> {
-        let permit = self.places.clone().try_acquire_owned().map_err(|_| Ended::TooMany)?;
-        let place = Place::new(permit);
+        let permit = self.subscriptions.clone().try_acquire_owned().map_err(|_| Ended::TooMany)?;
+        let permit = SubscriptionPermit::new(permit);
         let window = self.window.subscribe();
         let (last, pruned, history) = {
             let window = window.borrow();
@@ -193,9 +204,9 @@ impl<S: Send + Sync + 'static> Feed<S> {
         let cursor = match start {
             Start::Now => last,
             Start::After(cursor) if (pruned..=last).contains(&cursor) => cursor,
-            // Only the database knows what another replica's reader has seen already, and what has just been pruned.
+            // This window may be older than that of another replica, and changes may just have been pruned. So the database is asked.
             Start::Oldest | Start::After(_) => {
-                let _turn = self.turn().await;
+                let _permit = self.page_read_permit().await;
                 let Bounds { last, pruned } = alert_feed::bounds(&self.pool).await.map_err(Ended::Database)?;
                 match start {
                     Start::After(cursor) if cursor < pruned => return Err(Ended::Expired { oldest: pruned }),
@@ -205,10 +216,10 @@ impl<S: Send + Sync + 'static> Feed<S> {
                 }
             }
         };
-        Ok(Subscription::new(self.clone(), filter, cursor, window, history, place))
+        Ok(Subscription::new(self.clone(), filter, cursor, window, history, permit))
     }
 
-    /// A page of the table. A connection that hangs is not used again.
+    /// Reads a page of the table: changes after `after`, up to `to`. Closes the connection if the statement times out.
     async fn page(&self, filter: &FeedFilter, after: i64, to: i64) -> meterd_store::Result<Page> {
         let mut conn = self.pool.acquire().await?;
         let page = timeout(READ_TIMEOUT, alert_feed::page(&mut *conn, filter, after, to, PAGE_ENTRIES)).await;
@@ -218,12 +229,12 @@ impl<S: Send + Sync + 'static> Feed<S> {
         })
     }
 
-    async fn turn(&self) -> OwnedSemaphorePermit {
-        self.turns.clone().acquire_owned().await.expect("the semaphore stays open")
+    async fn page_read_permit(&self) -> OwnedSemaphorePermit {
+        self.page_reads.clone().acquire_owned().await.expect("the semaphore stays open")
     }
 }
 
-/// A connection that is told of new changes, and reads them. Its pool is its own: one that hangs is left behind with it.
+/// Opens a connection that listens for new changes. It has a pool of its own, so that a dead connection is dropped with its pool.
 async fn listen(options: &PgConnectOptions) -> meterd_store::Result<PgListener> {
     let pool = PgPoolOptions::new().max_connections(1).max_lifetime(None).idle_timeout(None);
     let mut listener = PgListener::connect_with(&pool.connect_lazy_with(options.clone())).await?;
@@ -232,17 +243,17 @@ async fn listen(options: &PgConnectOptions) -> meterd_store::Result<PgListener> 
     Ok(listener)
 }
 
-/// One of the places for subscriptions.
-struct Place(#[expect(dead_code, reason = "held")] OwnedSemaphorePermit);
+/// The permit of a subscription, counted in the metrics.
+struct SubscriptionPermit(#[expect(dead_code, reason = "released on drop")] OwnedSemaphorePermit);
 
-impl Place {
+impl SubscriptionPermit {
     fn new(permit: OwnedSemaphorePermit) -> Self {
         metrics::gauge!("meterd_alert_subscriptions").increment(1);
         Self(permit)
     }
 }
 
-impl Drop for Place {
+impl Drop for SubscriptionPermit {
     fn drop(&mut self) {
         metrics::gauge!("meterd_alert_subscriptions").decrement(1);
     }

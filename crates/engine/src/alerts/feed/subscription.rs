@@ -1,7 +1,7 @@
 //! A subscription: a cursor into the feed.
 
 use super::window::{Entry, Window};
-use super::{Ended, Feed, PAGE_ENTRIES, Place};
+use super::{Ended, Feed, PAGE_ENTRIES, SubscriptionPermit};
 use meterd_store::alert_feed::{Bounds, FeedEntry, FeedFilter, Page};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,33 +9,37 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
-/// Numbers that a page looks at: where a filter lets little through, one statement does not read the whole feed.
+/// Maximum number of sequence numbers that a page covers, so that a statement with a selective filter does not read the whole feed.
 const PAGE_SPAN: i64 = 2_000;
-/// How long a page is tried while the database is away or refuses it, and the pause between two tries.
-const PAGE_PATIENCE: Duration = Duration::from_secs(30);
+/// How long a failed page is retried, and the pause between two attempts.
+const PAGE_RETRY_FOR: Duration = Duration::from_secs(30);
 const PAGE_RETRY_EVERY: Duration = Duration::from_millis(250);
 
 /// A cursor into the feed.
 pub struct Subscription<S> {
     feed: Arc<Feed<S>>,
     filter: Arc<FeedFilter>,
-    /// Every change up to it that passes the filter has been given.
+    /// All changes up to this one that pass the filter were returned.
     cursor: i64,
     window: watch::Receiver<Window<S>>,
     history: u32,
-    /// Rest of the page that is being given, and where the cursor is after it.
+    /// The changes of the current page that were not returned yet, and the cursor after the page.
     page: std::vec::IntoIter<FeedEntry>,
     page_end: i64,
-    /// The page that is being read, and where it ends.
+    /// The page that is being read: its last sequence number, and the task that reads it.
     reading: Option<(i64, JoinHandle<meterd_store::Result<Page>>)>,
     failing_since: Option<Instant>,
-    _place: Place,
+    _permit: SubscriptionPermit,
 }
 
-/// What a subscription does next.
+/// The next step of a subscription.
 enum Step<S> {
-    Give(Arc<Entry<S>>),
-    Read { to: i64 },
+    Return(Arc<Entry<S>>),
+    /// Read a page up to this sequence number.
+    Read {
+        to: i64,
+    },
+    /// Wait until the window changes.
     Wait,
 }
 
@@ -46,25 +50,25 @@ impl<S: Send + Sync + 'static> Subscription<S> {
         cursor: i64,
         window: watch::Receiver<Window<S>>,
         history: u32,
-        place: Place,
+        permit: SubscriptionPermit,
     ) -> Self {
         let (page, page_end, filter) = (vec![].into_iter(), cursor, Arc::new(filter));
         let (reading, failing_since) = (None, None);
-        Self { feed, filter, cursor, window, history, page, page_end, reading, failing_since, _place: place }
+        Self { feed, filter, cursor, window, history, page, page_end, reading, failing_since, _permit: permit }
     }
 
-    /// Where it continues.
+    /// Returns the cursor: a new subscription that starts after it continues here.
     pub fn cursor(&self) -> i64 {
         self.cursor
     }
 
-    /// The next change that passes the filter. Nothing is lost where the future is dropped.
+    /// Returns the next change that passes the filter. No change is lost if the future is dropped.
     pub async fn next(&mut self) -> Result<Arc<Entry<S>>, Ended> {
         loop {
             match self.step()? {
-                Step::Give(entry) => return Ok(entry),
+                Step::Return(entry) => return Ok(entry),
                 Step::Wait => self.window.changed().await.map_err(|_| Ended::Stopping)?,
-                // On the heap while it lasts, as most subscriptions wait nearly always.
+                // Boxed, so that subscriptions that wait, as most do, need less memory.
                 Step::Read { to } => Box::pin(self.read(to)).await?,
             }
         }
@@ -81,7 +85,7 @@ impl<S: Send + Sync + 'static> Subscription<S> {
         if let Some(entry) = self.page.next() {
             self.cursor = if self.page.len() == 0 { self.page_end } else { entry.sequence };
             metrics::counter!("meterd_alert_changes_sent_total", "from" => "table").increment(1);
-            return Ok(Step::Give(Arc::new(entry.into())));
+            return Ok(Step::Return(Arc::new(entry.into())));
         }
         if self.cursor < window.after {
             return Ok(Step::Read { to: window.last.min(self.cursor + PAGE_SPAN) });
@@ -89,22 +93,22 @@ impl<S: Send + Sync + 'static> Subscription<S> {
         if let Some(entry) = window.next(self.cursor, &self.filter) {
             self.cursor = entry.change.sequence;
             metrics::counter!("meterd_alert_changes_sent_total", "from" => "memory").increment(1);
-            return Ok(Step::Give(entry.clone()));
+            return Ok(Step::Return(entry.clone()));
         }
-        // Another replica may be ahead of this one.
+        // The cursor may be after the window, because it may come from another replica.
         self.cursor = self.cursor.max(window.last);
         Ok(Step::Wait)
     }
 
-    /// Reads a page of the table, in a task of its own: a caller that hangs up cancels no statement half-way, and a heartbeat,
-    /// which drops this future, costs no place in the line. The next call finds the task where it was.
+    /// Reads a page of the table, in a task of its own. So a caller that hangs up does not cancel a statement. A heartbeat, which
+    /// drops this future, does not lose the position among waiting subscriptions: the next call waits for the same task.
     async fn read(&mut self, to: i64) -> Result<(), Ended> {
         let after = self.cursor;
         let (to, read) = self.reading.get_or_insert_with(|| {
             let (feed, filter) = (self.feed.clone(), Arc::downgrade(&self.filter));
             let read = async move {
-                let _turn = feed.turn().await;
-                // Who has gone meanwhile wants no page.
+                let _permit = feed.page_read_permit().await;
+                // The subscription may have ended meanwhile.
                 let filter = filter.upgrade().ok_or(sqlx::Error::PoolClosed)?;
                 feed.page(&filter, after, to).await
             };
@@ -116,7 +120,7 @@ impl<S: Send + Sync + 'static> Subscription<S> {
             Ok(page) => page,
             Err(error) => {
                 let since = *self.failing_since.get_or_insert_with(Instant::now);
-                if since.elapsed() > PAGE_PATIENCE {
+                if since.elapsed() > PAGE_RETRY_FOR {
                     return Err(Ended::Database(error));
                 }
                 sleep(PAGE_RETRY_EVERY).await;
@@ -131,9 +135,9 @@ impl<S: Send + Sync + 'static> Subscription<S> {
         if last < to {
             return Err(Ended::Ahead { oldest: pruned });
         }
-        // A page with fewer changes than it may have is all that passes, up to where it looked.
-        let full = page.entries.len() as i64 == PAGE_ENTRIES;
-        self.page_end = page.entries.last().filter(|_| full).map_or(to, |last| last.sequence);
+        // A page that is not full contains all changes up to `to` that pass the filter.
+        let is_full = page.entries.len() as i64 == PAGE_ENTRIES;
+        self.page_end = page.entries.last().filter(|_| is_full).map_or(to, |last| last.sequence);
         if page.entries.is_empty() {
             self.cursor = self.page_end;
         }

@@ -1,17 +1,17 @@
-//! The newest changes in memory, which all subscriptions look into.
+//! The newest changes in memory, which all subscriptions share.
 
 use meterd_store::alert_feed::{self, Bounds, FeedEntry, FeedFilter};
 use sqlx::PgConnection;
 use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock};
 
-/// Changes in memory.
+/// Maximum number of changes in memory.
 pub const WINDOW_ENTRIES: usize = 4_096;
 
-/// A change, as all subscriptions share it. `S` is the form in which subscribers see it.
+/// A change that all subscriptions share. `S` is its encoded form for subscribers.
 pub struct Entry<S> {
     pub change: FeedEntry,
-    /// Made by the first subscription that sends it.
+    /// Encoded by the first subscription that sends it.
     pub shown: OnceLock<S>,
 }
 
@@ -21,15 +21,16 @@ impl<S> From<FeedEntry> for Entry<S> {
     }
 }
 
-/// What the reader knows: all changes after `after` up to `last`.
+/// All changes after the sequence number `after`, up to `last`.
 pub(super) struct Window<S> {
     pub after: i64,
     pub last: i64,
     pub entries: VecDeque<Arc<Entry<S>>>,
-    /// The last change that retention has removed.
+    /// The sequence number of the last change that was pruned.
     pub pruned: i64,
-    /// Goes up when the feed has gone backwards: numbers from before then mean nothing any more.
+    /// Increases when the feed has lost changes, because the database is an older copy. Then cursors from before are invalid.
     pub history: u32,
+    /// Whether the server is stopping.
     pub stopped: bool,
 }
 
@@ -44,18 +45,18 @@ impl<S> Window<S> {
         {
             self.after = self.entries.pop_front().map_or(self.after, |entry| entry.change.sequence);
         }
-        // Also where what is pruned was never in memory.
+        // Changes that were pruned may never have been in memory.
         self.after = self.after.max(self.pruned);
     }
 
-    /// The first change after a cursor that a filter lets through.
+    /// Returns the first change after a cursor that passes the filter.
     pub fn next(&self, cursor: i64, filter: &FeedFilter) -> Option<&Arc<Entry<S>>> {
-        let begin = self.entries.partition_point(|entry| entry.change.sequence <= cursor);
-        self.entries.range(begin..).find(|entry| filter.passes(&entry.change))
+        let start = self.entries.partition_point(|entry| entry.change.sequence <= cursor);
+        self.entries.range(start..).find(|entry| filter.passes(&entry.change))
     }
 }
 
-/// The window as the table has it now.
+/// Reads the newest changes of the table into a new window.
 pub(super) async fn load<S>(conn: &mut PgConnection, history: u32) -> meterd_store::Result<Window<S>> {
     let Bounds { last, pruned } = alert_feed::bounds(&mut *conn).await?;
     let after = (last - WINDOW_ENTRIES as i64).max(pruned);

@@ -1,27 +1,28 @@
-//! Which addresses a webhook may lead to: those of the public internet, and none of the networks that the server itself
-//! stands in. Checked as a literal in the URL, and in the resolver that the connection is made with, so that no other
-//! address is connected to than one that was checked.
+//! Restricts webhooks to addresses of the public internet, so that they cannot reach the networks of the server itself.
+//!
+//! An address in the URL is checked directly. The addresses of a name are checked in the resolver of the HTTP client, so that the
+//! client cannot connect to an address that was not checked.
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// Why a name is not connected to. The same for one that is not known and one of an inner address: who may set a channel must
-/// not learn which names there are inside.
+/// Why a name is rejected. The text is the same for unknown names and names of internal addresses, so that a user who may set a
+/// channel cannot find out which internal names exist.
 pub const REFUSED: &str =
     "leads to no public address: it is not known, or private, loopback, link-local or otherwise special";
 
-/// Ends of names that are never of the public internet (RFC 6761, 6762, 8375, and what ICANN keeps for inner use).
-const INNER_SUFFIXES: [&str; 8] =
+/// Top-level names that are never on the public internet (RFC 6761, 6762 and 8375, and names that ICANN reserves for internal use).
+const INTERNAL_SUFFIXES: [&str; 8] =
     ["localhost", "local", "localdomain", "internal", "intranet", "lan", "home.arpa", "corp"];
 
-/// Whether a name can only lead to an inner address: of this machine, of its network, or without a domain.
-pub fn is_inner_name(host: &str) -> bool {
+/// Returns whether a name can only lead to an internal address: it has no domain, or a domain for internal use.
+pub fn is_internal_name(host: &str) -> bool {
     let name = host.trim_end_matches('.').to_ascii_lowercase();
     let is_below = |suffix: &str| name.strip_suffix(suffix).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
-    !name.contains('.') || INNER_SUFFIXES.iter().any(|suffix| is_below(suffix))
+    !name.contains('.') || INTERNAL_SUFFIXES.iter().any(|suffix| is_below(suffix))
 }
 
-/// Networks of RFC 6890 and its followers that are not the public internet, with the bits of their prefix.
+/// Networks that are not on the public internet (RFC 6890 and its updates), with the lengths of their prefixes in bits.
 const SPECIAL_V4: [(Ipv4Addr, u32); 15] = [
     (Ipv4Addr::new(0, 0, 0, 0), 8),
     (Ipv4Addr::new(10, 0, 0, 0), 8),
@@ -41,7 +42,7 @@ const SPECIAL_V4: [(Ipv4Addr, u32); 15] = [
     (Ipv4Addr::new(240, 0, 0, 0), 4),
 ];
 
-/// Whether the address is one of the public internet.
+/// Returns whether the address is on the public internet.
 pub fn is_public(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => is_public_v4(address),
@@ -57,33 +58,33 @@ fn is_public_v4(address: Ipv4Addr) -> bool {
 fn is_public_v6(address: Ipv6Addr) -> bool {
     let embedded = |high: u16, low: u16| is_public_v4(Ipv4Addr::from_bits(u32::from(high) << 16 | u32::from(low)));
     match address.segments() {
-        // NAT64: how networks without IPv4 reach its hosts.
+        // NAT64, by which networks without IPv4 reach IPv4 hosts.
         [0x64, 0xff9b, 0, 0, 0, 0, high, low] => embedded(high, low),
         // 6to4.
         [0x2002, high, low, ..] => embedded(high, low),
-        // Protocol assignments, Teredo and benchmarking among them; documentation.
+        // Protocol assignments, such as Teredo and benchmarking. Documentation.
         [0x2001, 0..0x200, ..] | [0x2001, 0xdb8, ..] | [0x3fff, 0..0x1000, ..] => false,
-        // Global unicast. Beyond it: mapped, compatible, unspecified, loopback, unique local, link-local, multicast.
+        // Global unicast. Other addresses are mapped, compatible, unspecified, loopback, unique local, link-local, multicast.
         [first, ..] => first >> 13 == 1,
     }
 }
 
-/// Resolves names by the system, and gives the public addresses only.
+/// Resolves names with the resolver of the system, and returns only public addresses.
 pub struct PublicResolver;
 
 impl Resolve for PublicResolver {
     fn resolve(&self, name: Name) -> Resolving {
         Box::pin(async move {
-            // Port 0: the URL's is put in its place.
+            // The HTTP client replaces port 0 by the port of the URL.
             let found = tokio::net::lookup_host((name.as_str(), 0))
                 .await
                 .map(|found| found.filter(|address| is_public(address.ip())).collect::<Vec<SocketAddr>>());
             let public = match found {
                 Ok(public) if !public.is_empty() => public,
-                refused => {
-                    // For the operator, who may know.
-                    let error = refused.err().map(|error| error.to_string());
-                    tracing::info!(name = name.as_str(), error, "a webhook's name leads to no public address");
+                failed => {
+                    // Only the operator may see the difference.
+                    let error = failed.err().map(|error| error.to_string());
+                    tracing::info!(name = name.as_str(), error, "the host name of a webhook has no public address");
                     return Err(REFUSED.into());
                 }
             };
@@ -97,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_addresses_of_the_public_internet_are_taken() {
+    fn only_addresses_of_the_public_internet_are_accepted() {
         let public = ["1.1.1.1", "93.184.216.34", "172.32.0.1", "100.128.0.1", "198.20.0.1", "2606:4700::1111"];
         let reachable = ["64:ff9b::101:101", "2002:101:101::1", "2001:4860:4860::8888"];
         for address in public.iter().chain(&reachable) {
@@ -162,7 +163,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_name_of_this_machine_and_one_that_is_not_known_are_refused_alike() {
+    async fn names_of_this_machine_and_unknown_names_have_the_same_error() {
         for name in ["localhost", "no-such-host.invalid"] {
             let Err(error) = PublicResolver.resolve(name.parse().unwrap()).await else { panic!("{name}") };
             assert_eq!(error.to_string(), REFUSED);
@@ -170,14 +171,14 @@ mod tests {
     }
 
     #[test]
-    fn names_that_are_never_public_are_seen_without_a_lookup() {
-        let inner =
+    fn internal_names_are_recognised_without_a_lookup() {
+        let internal =
             ["localhost", "LocalHost.", "a.localhost", "intranet", "db.internal", "printer.local", "x.home.arpa"];
-        for name in inner {
-            assert!(is_inner_name(name), "{name}");
+        for name in internal {
+            assert!(is_internal_name(name), "{name}");
         }
         for name in ["example.com", "localhost.example.com", "notlocal.net", "hooks.invalid", "mylocalhost.io"] {
-            assert!(!is_inner_name(name), "{name}");
+            assert!(!is_internal_name(name), "{name}");
         }
     }
 }

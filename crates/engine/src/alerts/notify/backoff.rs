@@ -1,18 +1,18 @@
-//! How long to wait before something is tried again.
+//! The pause before the next attempt: random, with a maximum that grows exponentially.
 
 use std::time::Duration;
 
-/// Longest pause between two attempts.
+/// Maximum pause between two attempts.
 const PAUSE_MAX: Duration = Duration::from_secs(3600);
-/// How much longer the pause after each further attempt may be.
+/// Factor of the maximum pause after each attempt.
 const FACTOR: u32 = 4;
 
-/// The longest pause after so many attempts, where that after the first one is `first`.
+/// Returns the maximum pause after this number of attempts, if the maximum after the first attempt is `first`.
 pub fn longest_pause(first: Duration, attempts: u32) -> Duration {
     first.saturating_mul(FACTOR.saturating_pow(attempts.saturating_sub(1))).min(PAUSE_MAX)
 }
 
-/// A pause of any length up to the longest: those that failed together do not come back together.
+/// Returns a random pause up to the maximum, so that attempts that failed at the same time are not retried at the same time.
 pub fn pause(first: Duration, attempts: u32) -> Duration {
     Duration::from_millis(rand::random_range(0..=longest_pause(first, attempts).as_millis() as u64))
 }
@@ -22,7 +22,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_longest_pause_is_four_times_as_long_after_each_attempt_and_never_above_an_hour() {
+    fn the_maximum_pause_is_four_times_as_long_after_each_attempt_and_at_most_an_hour() {
         let first = Duration::from_secs(5);
         let seconds: Vec<u64> = (1..=8).map(|attempts| longest_pause(first, attempts).as_secs()).collect();
         assert_eq!(seconds, [5, 20, 80, 320, 1_280, 3_600, 3_600, 3_600]);
@@ -31,12 +31,12 @@ mod tests {
     }
 
     #[test]
-    fn pauses_are_spread_from_none_to_the_longest() {
+    fn pauses_are_spread_from_zero_to_the_maximum() {
         for attempts in [1, 3, 100] {
             let longest = longest_pause(Duration::from_secs(5), attempts);
             let pauses: Vec<Duration> = (0..1_000).map(|_| pause(Duration::from_secs(5), attempts)).collect();
             assert!(pauses.iter().all(|pause| *pause <= longest));
-            // A thousand that are spread evenly leave out no tenth: the odds are below one in 10^44.
+            // The probability that a thousand evenly spread pauses miss one of ten intervals is below 10^-44.
             for tenth in 0..10 {
                 let (from, to) = (longest * tenth / 10, longest * (tenth + 1) / 10);
                 assert!(pauses.iter().any(|pause| (from..=to).contains(pause)), "{from:?} to {to:?}");

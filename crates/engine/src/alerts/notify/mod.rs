@@ -46,7 +46,7 @@ const CHANNELS_MAX: usize = 8;
 const CLAIM_MAX: i64 = 4;
 /// Time between the timeout of the attempts of a claim and the end of the claim.
 const CLAIM_MARGIN: Duration = Duration::from_secs(50);
-/// Maximum time until a notification is due: after a claim expires, before the next attempt, or until the hour of a channel ends.
+/// Maximum time until a notification is due: until a claim expires, until the next attempt, or until the hour of a channel ends.
 const WAIT_MAX: Duration = Duration::from_secs(3600 + 60);
 const WAIT_MARGIN: Duration = Duration::from_secs(60);
 /// Maximum number of alerts that a digest contains.
@@ -86,14 +86,14 @@ impl Notifier {
         }
     }
 
-    /// Sends due notifications until `stopping` turns true, then waits for those that are being sent.
+    /// Sends due notifications until `stopping` is true, then waits for those that are being sent.
     pub async fn run(self, wanted: Arc<Notify>, mut stopping: watch::Receiver<bool>) {
         let notifier = Arc::new(self);
         let mut deliveries = JoinSet::new();
         let mut busy: HashMap<tokio::task::Id, i64> = HashMap::new();
         let mut upkeep_due = Instant::now();
         let mut paused = PausedChannels::default();
-        let mut failing = false;
+        let mut is_failing = false;
         while !*stopping.borrow() {
             let mut found = Ok(());
             if upkeep_due <= Instant::now() {
@@ -119,12 +119,12 @@ impl Notifier {
                 }
             }
             match found {
-                Err(error) if !failing => {
+                Err(error) if !is_failing => {
                     tracing::warn!(%error, "notifications wait: the database fails");
-                    failing = true;
+                    is_failing = true;
                 }
                 Err(_) => {}
-                Ok(()) => failing = false,
+                Ok(()) => is_failing = false,
             }
             tokio::select! {
                 () = wanted.notified() => {}
@@ -166,7 +166,7 @@ impl Notifier {
             if given_up > 0 {
                 tracing::warn!(
                     count = given_up,
-                    "notifications were given up: what became of their last attempt is not known"
+                    "notifications were given up; the outcome of their last attempt is not known"
                 );
                 count(&channel, "failed", given_up);
             }
@@ -199,7 +199,7 @@ impl Notifier {
                     notification_id = id,
                     attempts,
                     error,
-                    "a notification was not delivered and is tried again"
+                    "a notification was not delivered and will be retried"
                 );
                 count(channel, "retried", 1);
                 let delay = backoff::pause(self.backoff, attempts).as_secs_f64();
@@ -212,7 +212,7 @@ impl Notifier {
             }
         };
         if let Err(error) = marked {
-            tracing::warn!(notification_id = id, %error, "what became of a notification is not noted; it may be sent again");
+            tracing::warn!(notification_id = id, %error, "the outcome of a notification could not be stored; it may be sent again");
         }
     }
 
@@ -221,7 +221,7 @@ impl Notifier {
             give_up_without_channel(&self.pool).await?;
             let count = outbox::bring_forward(&self.pool, WAIT_MAX.max(self.claim + WAIT_MARGIN)).await?;
             if count > 0 {
-                tracing::warn!(count, "the database's clock was set back: notifications are brought forward");
+                tracing::warn!(count, "the clock of the database was set back; notifications are brought forward");
             }
             metrics::gauge!("meterd_notifications_pending").set(outbox::pending_count(&self.pool).await? as f64);
             Ok(())
@@ -235,7 +235,7 @@ pub async fn give_up_without_channel(pool: &PgPool) -> meterd_store::Result<()> 
     loop {
         let count = outbox::give_up_without_channel(pool, GIVE_UP_ROWS).await?;
         if count > 0 {
-            tracing::warn!(count, "notifications were given up: their channels were removed");
+            tracing::warn!(count, "notifications were given up, because their channels were removed");
         }
         if count < GIVE_UP_ROWS as u64 {
             return Ok(());

@@ -5,12 +5,12 @@ use rustls::CertificateError as Wrong;
 use std::error::Error;
 use std::io::{self, ErrorKind};
 
-/// Most characters of an error that are kept.
+/// Maximum number of characters of a stored error.
 const ERROR_CHARS_MAX: usize = 500;
-/// What the system's resolver says of a name that it does not know.
+/// Part of the error of the system's resolver for an unknown name.
 const UNKNOWN_NAME: &str = "lookup address information";
 
-/// Why something has failed: its cause in plain words if that is known, else the error with its causes.
+/// Returns the cause of an error in plain words if it is known, otherwise the error with its causes.
 pub fn reason(error: &(dyn Error + 'static)) -> String {
     let mut cause = Some(error);
     while let Some(error) = cause {
@@ -22,21 +22,21 @@ pub fn reason(error: &(dyn Error + 'static)) -> String {
     whole(error)
 }
 
-/// An error with its causes, each said once.
+/// Returns the texts of an error and its causes. Repeated texts are left out.
 fn whole(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(next) = cause {
-        let said = next.to_string();
-        if !text.contains(&said) {
-            text += &format!(": {said}");
+        let next_text = next.to_string();
+        if !text.contains(&next_text) {
+            text += &format!(": {next_text}");
         }
         cause = next.source();
     }
     cleaned(&text)
 }
 
-/// The part of a text that is stored, without control characters, because PostgreSQL rejects NUL.
+/// Returns the part of a text that is stored. Control characters are replaced, because PostgreSQL rejects NUL.
 pub fn cleaned(text: &str) -> String {
     let cleaned = |character: char| if character.is_control() { ' ' } else { character };
     let mut cleaned: String = text.chars().map(cleaned).take(ERROR_CHARS_MAX + 1).collect();
@@ -46,7 +46,7 @@ pub fn cleaned(text: &str) -> String {
     cleaned
 }
 
-/// The words for an error that says the cause itself.
+/// Returns the plain words for an error that is a known cause.
 fn known(error: &(dyn Error + 'static)) -> Option<String> {
     let text = error.to_string();
     if error.source().is_none() && text.contains(REFUSED) {
@@ -96,7 +96,7 @@ fn certificate(wrong: &Wrong) -> &'static str {
         Wrong::Revoked => "was revoked",
         Wrong::BadEncoding => "cannot be read",
         Wrong::BadSignature => "has a wrong signature",
-        // As `openssl req -x509` makes one.
+        // Such as a certificate of `openssl req -x509`.
         Wrong::Other(other) if other.to_string() == "CaUsedAsEndEntity" => {
             "is that of an authority, as self-signed ones are, and this server does not trust it"
         }
@@ -108,7 +108,7 @@ fn certificate(wrong: &Wrong) -> &'static str {
 mod tests {
     use super::*;
 
-    /// An error as libraries wrap it.
+    /// An error that wraps another one, as HTTP libraries do.
     #[derive(Debug, thiserror::Error)]
     #[error("client error (Connect)")]
     struct Wrapped(#[source] Box<dyn Error + Send + Sync>);
@@ -118,11 +118,11 @@ mod tests {
     }
 
     #[test]
-    fn the_true_cause_is_said_in_plain_words_and_nothing_else() {
+    fn a_known_cause_is_described_in_plain_words_only() {
         let tls = |error: rustls::Error| io::Error::new(ErrorKind::InvalidData, error);
         let certificate = |wrong| tls(rustls::Error::InvalidCertificate(wrong));
         let alert = rustls::Error::AlertReceived(rustls::AlertDescription::HandshakeFailure);
-        for (error, says) in [
+        for (error, expected) in [
             (io::Error::from(ErrorKind::ConnectionRefused), "the connection was refused: nothing listens at that port"),
             (io::Error::from(ErrorKind::ConnectionReset), "the receiver closed the connection without an answer"),
             (io::Error::from(ErrorKind::HostUnreachable), "there is no route to the host"),
@@ -140,13 +140,13 @@ mod tests {
             (tls(alert), "the receiver refused the TLS handshake"),
             (tls(rustls::Error::DecryptError), "the TLS handshake failed"),
         ] {
-            assert_eq!(wrapped(error), says);
+            assert_eq!(wrapped(error), expected);
         }
         assert_eq!(wrapped(REFUSED), format!("the host {REFUSED}"));
     }
 
     #[test]
-    fn an_error_that_is_not_known_is_said_with_its_causes_and_cut_with_a_sign() {
+    fn an_unknown_error_is_shown_with_its_causes_and_truncated_with_an_ellipsis() {
         assert_eq!(wrapped("550 no such user\0"), "client error (Connect): 550 no such user ");
         let cut = cleaned(&"x".repeat(600));
         assert!(cut.chars().count() == ERROR_CHARS_MAX && cut.ends_with('…'));

@@ -1,6 +1,6 @@
 //! Checks of channels: targets and the keys of webhooks.
 
-use super::address::{REFUSED, is_inner_name, is_public};
+use super::address::{REFUSED, is_internal_name, is_public};
 use super::config::NotifyConfig;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -8,11 +8,11 @@ use meterd_domain::notification::ChannelKind;
 use reqwest::Url;
 use std::net::IpAddr;
 
-/// Before the base64 of a key.
+/// The prefix of a key, before its base64.
 const SECRET_PREFIX: &str = "whsec_";
-/// Bytes of a key, by the Standard Webhooks specification.
+/// Size of a key, by the Standard Webhooks specification.
 const SECRET_BYTES: std::ops::RangeInclusive<usize> = 24..=64;
-/// Digits of a phone number, by E.164; the shortest in use have seven.
+/// Number of digits of a phone number. The maximum is from E.164; the shortest numbers in use have seven.
 const PHONE_DIGITS: std::ops::RangeInclusive<usize> = 7..=15;
 
 /// Checks that notifications can be sent to this target with these settings. The error says what is wrong.
@@ -38,7 +38,7 @@ pub fn check_target(kind: ChannelKind, target: &str, config: &NotifyConfig) -> R
     }
 }
 
-/// Returns the URL of a webhook, if the settings allow it. The addresses of its name are checked when a connection is made.
+/// Returns the URL of a webhook, if the settings allow it. The addresses of its host name are checked when it is connected to.
 pub(super) fn webhook_url(target: &str, config: &NotifyConfig) -> Result<Url, String> {
     let url = Url::parse(target).map_err(|_| "must be a URL such as https://example.com/alerts")?;
     match url.scheme() {
@@ -54,8 +54,8 @@ pub(super) fn webhook_url(target: &str, config: &NotifyConfig) -> Result<Url, St
         return Err("must not contain a fragment".into());
     }
     let host = url.host_str().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
-    let inner = host.parse::<IpAddr>().map_or_else(|_| is_inner_name(host), |address| !is_public(address));
-    if inner && !config.webhook_allow_private {
+    let is_internal = host.parse::<IpAddr>().map_or_else(|_| is_internal_name(host), |address| !is_public(address));
+    if is_internal && !config.webhook_allow_private {
         return Err(format!(
             "{REFUSED}. Name a host of the public internet, or let the operator turn on the setting webhook_allow_private"
         ));

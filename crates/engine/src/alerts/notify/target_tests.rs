@@ -126,7 +126,7 @@ fn keys_have_24_to_64_bytes_and_new_ones_differ() {
 }
 
 #[test]
-fn settings_that_hold_secrets_are_shown_nowhere() {
+fn settings_with_secrets_are_never_shown() {
     for config in [with_smtp("smtp://user:hunter2@localhost"), with_twilio("hunter2")] {
         assert!(!format!("{config:?}").contains("hunter2"));
     }

@@ -32,7 +32,7 @@ fn content(alerts: &[Alert], alert_count: i32) -> Content<'_> {
 }
 
 #[test]
-fn amounts_keep_every_digit_and_what_is_in_units_has_no_currency() {
+fn amounts_keep_every_digit_and_units_have_no_currency() {
     let alerts = [alert(1, "Too many.")];
     let body: serde_json::Value = serde_json::from_str(&content(&alerts, 1).json()).unwrap();
     let data = &body["data"];
@@ -47,7 +47,7 @@ fn amounts_keep_every_digit_and_what_is_in_units_has_no_currency() {
 }
 
 #[test]
-fn a_digest_tells_how_many_alerts_there_are_beyond_those_it_spells_out() {
+fn a_digest_shows_how_many_alerts_it_leaves_out() {
     let alerts: Vec<Alert> = (1..=4).map(|number| alert(number, &format!("Message {number}."))).collect();
     let digest = content(&alerts, 10);
     assert_eq!(digest.subject(), "[warning] 10 alerts");
@@ -67,7 +67,7 @@ fn a_digest_tells_how_many_alerts_there_are_beyond_those_it_spells_out() {
 }
 
 #[test]
-fn subjects_and_sms_are_one_line_of_bounded_length() {
+fn subjects_and_sms_are_one_line_of_limited_length() {
     let alerts = [alert(1, &format!("Bell\u{7}\r\nBcc: x@y.example {}", "é".repeat(2_000)))];
     for text in [content(&alerts, 1).subject(), content(&alerts, 1).sms(), content(&alerts, 2).sms()] {
         assert!(text.chars().count() <= SMS_CHARS_MAX && text.ends_with('…'), "{text}");

@@ -15,13 +15,13 @@ use std::sync::Arc;
 
 /// Sends webhooks.
 pub struct WebhookSender {
-    /// An error if the client cannot be made, as without CA certificates. The server runs all the same.
+    /// The client, or the error if it cannot be created, for example without CA certificates. The server runs anyway.
     client: Result<Client, String>,
     config: NotifyConfig,
 }
 
 impl WebhookSender {
-    /// Makes the HTTP client. It only connects to addresses that the settings allow.
+    /// Creates the HTTP client. It only connects to addresses that the settings allow.
     pub fn new(config: &NotifyConfig) -> Self {
         let mut client = http::client(config.timeout).https_only(!config.webhook_allow_http);
         if !config.webhook_allow_private {
@@ -85,9 +85,9 @@ fn signatures(keys: &[Vec<u8>], id: &str, timestamp: i64, body: &str) -> String 
 mod tests {
     use super::*;
 
-    /// The example of the specification (and of its reference libraries' tests).
+    /// The example is from the specification and the tests of its reference libraries.
     #[test]
-    fn a_signature_is_that_of_the_specification() {
+    fn a_signature_matches_the_example_of_the_specification() {
         let key = secret_bytes("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").unwrap();
         let body = r#"{"test": 2432232314}"#;
         assert_eq!(

@@ -1,4 +1,4 @@
-//! What a token says about its holder.
+//! The claims of a token: its subject, its times and its grants.
 
 use chrono::{DateTime, Utc};
 use meterd_domain::access::{Clients, GRANTED_CLIENTS_MAX, Grants, Scope};
@@ -8,21 +8,21 @@ use serde_json::{Map, Value};
 use std::collections::BTreeSet;
 
 const SUBJECT_BYTES_MAX: usize = 256;
-/// What scopes of ours begin with; those of others are none of ours.
+/// The prefix of scopes for meterd. Other scopes are ignored.
 const SCOPE_PREFIX: &str = "meterd:";
-/// Stands for all clients.
+/// The client id that means all clients.
 const ALL_CLIENTS: &str = "*";
-/// Last second of the year 9999: what is later never comes.
+/// The last second of the year 9999. Later times are cut to it.
 const SECONDS_MAX: i64 = 253_402_300_799;
 
-/// The claims of a token whose signature was good.
+/// The claims of a token whose signature is valid.
 #[derive(Deserialize)]
 pub struct Claims(Map<String, Value>);
 
-/// Why claims are not taken.
+/// Why claims are rejected.
 type Wrong = &'static str;
 
-/// Texts of a claim: one, or a list.
+/// Returns the texts of a claim that is one text or a list of texts.
 fn texts(claim: Option<&Value>) -> Result<Vec<&str>, Wrong> {
     match claim {
         None | Some(Value::Null) => Ok(vec![]),
@@ -35,23 +35,23 @@ fn texts(claim: Option<&Value>) -> Result<Vec<&str>, Wrong> {
 }
 
 impl Claims {
-    /// A time, in seconds since 1970 with or without a fraction.
+    /// Returns a time claim. The claim is in seconds since 1970 and may have a fraction, which is dropped.
     pub fn time(&self, claim: &str) -> Result<Option<DateTime<Utc>>, Wrong> {
         let Some(value) = self.0.get(claim) else { return Ok(None) };
-        // A time is no amount: the fraction of a second that a float loses is none to us.
+        // A float is precise enough for a time, because fractions of a second are dropped.
         let seconds = value.as_i64().or_else(|| value.as_f64().map(|seconds| seconds as i64));
         let seconds = seconds.ok_or("a time is no number")?;
         Ok(DateTime::from_timestamp(seconds.clamp(0, SECONDS_MAX), 0))
     }
 
-    /// Who holds it.
+    /// Returns the subject.
     pub fn subject(&self) -> Result<String, Wrong> {
         let subject = self.0.get("sub").and_then(Value::as_str).unwrap_or_default();
-        let fine = (1..=SUBJECT_BYTES_MAX).contains(&subject.len()) && !subject.chars().any(char::is_control);
-        fine.then(|| subject.into()).ok_or("its subject is empty, too long, or has control characters")
+        let is_valid = (1..=SUBJECT_BYTES_MAX).contains(&subject.len()) && !subject.chars().any(char::is_control);
+        is_valid.then(|| subject.into()).ok_or("its subject is empty, too long, or has control characters")
     }
 
-    /// What the holder may do: each scope for the same clients, and for none where none are named.
+    /// Returns the grants: every scope for the clients that the token names. If it names none, the scopes cover no client.
     pub fn grants(&self, scope_claim: &str, clients_claim: &str) -> Result<Grants, Wrong> {
         let clients = self.clients(clients_claim)?;
         let mut grants = Grants::default();
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn scopes_are_a_text_or_a_list_and_those_of_others_are_passed_over() {
+    fn scopes_are_a_text_or_a_list_and_other_scopes_are_ignored() {
         for scope in [json!("openid meterd:read  meterd:ingest"), json!(["meterd:read", "x", "meterd:ingest"])] {
             let grants = grants(json!({ "scope": scope, "meterd_clients": "acme" })).unwrap();
             let expected = Grants { ingest: Some(these(&["acme"])), read: Some(these(&["acme"])), admin: None };
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn clients_that_are_not_named_are_none() {
+    fn scopes_cover_only_clients_that_the_token_names() {
         let read = |clients: Value| grants(json!({ "scope": "meterd:read", "meterd_clients": clients })).unwrap().read;
         assert_eq!(read(json!(null)), Some(these(&[])));
         assert_eq!(read(json!([])), Some(these(&[])));
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn claims_of_another_form_are_refused() {
+    fn malformed_claims_are_rejected() {
         for clients in [json!(1), json!({}), json!(["a", 1]), json!([["a"]]), json!(true), json!([""]), json!("")] {
             assert!(grants(json!({ "scope": "meterd:read", "meterd_clients": clients })).is_err(), "{clients}");
         }
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn a_subject_is_short_and_plain() {
+    fn a_subject_is_a_short_text_without_control_characters() {
         let subject = |sub: Value| Claims(Map::from_iter([("sub".to_string(), sub)])).subject();
         assert_eq!(subject(json!("jane")).as_deref(), Ok("jane"));
         for wrong in [json!(""), json!(7), json!("a\u{0}b"), json!("x".repeat(257)), json!(["jane"])] {
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn times_are_whole_or_broken_seconds() {
+    fn times_are_seconds_with_or_without_a_fraction() {
         let time = |value: Value| Claims(Map::from_iter([("exp".to_string(), value)])).time("exp");
         let seconds = |value: Value| time(value).unwrap().unwrap().timestamp();
         assert_eq!(seconds(json!(1_700_000_000)), 1_700_000_000);

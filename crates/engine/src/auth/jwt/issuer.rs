@@ -1,4 +1,4 @@
-//! The keys that the identity provider signs with: fetched from it, and kept for a while where it is away.
+//! The public keys of the identity provider. They are fetched regularly, and stay valid for a while if a fetch fails.
 
 use crate::auth::lookups::Lookup;
 use crate::refusal::{Reason, Refusal};
@@ -15,28 +15,28 @@ use tokio::sync::{Mutex, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-/// How often the keys are fetched, and how soon again where that has failed.
+/// How often the keys are fetched, and how soon again after a failure.
 const FETCH_EVERY: Duration = Duration::from_secs(300);
-const FETCH_AGAIN_AFTER: Duration = Duration::from_secs(30);
-/// Whoever presents a token of a key that is not known has them fetched at once; but so often at most, whoever presents
-/// whatever.
+const FETCH_RETRY_AFTER: Duration = Duration::from_secs(30);
+/// A token with an unknown key makes the server fetch the keys at once. This is the minimum time between two such fetches,
+/// however many unknown keys are presented.
 const FETCH_FOR_UNKNOWN_EVERY: Duration = Duration::from_secs(5);
-/// So long keys are good that could not be fetched again.
-const KEYS_HOLD: Duration = Duration::from_secs(24 * 3_600);
-/// Longest time of a request to the provider, and most bytes of its answer.
+/// How long keys are valid after they were fetched.
+const KEYS_LIFETIME: Duration = Duration::from_secs(24 * 3_600);
+/// Timeout of a request to the provider, and the maximum size of its answer.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 const ANSWER_BYTES_MAX: usize = 256 * 1024;
-/// Most keys of a set.
+/// Maximum number of keys of a provider.
 const KEYS_MAX: usize = 100;
 
-/// A key of the provider's.
+/// A key of the provider.
 struct IssuerKey {
     jwk: Jwk,
     key: DecodingKey,
 }
 
 impl IssuerKey {
-    /// A key that signatures can be verified with, of whatever algorithm.
+    /// Returns `None` if the key is not for verifying signatures, or if its type is not supported.
     fn of(jwk: Jwk) -> Option<Self> {
         let signs = matches!(jwk.common.public_key_use, None | Some(PublicKeyUse::Signature));
         let operations = jwk.common.key_operations.as_ref();
@@ -45,10 +45,10 @@ impl IssuerKey {
         Some(Self { jwk, key })
     }
 
-    /// Whether its own type and algorithm are those of a token.
+    /// Returns whether the key can verify signatures of this algorithm.
     fn fits(&self, algorithm: Algorithm) -> bool {
         use Algorithm::*;
-        let of_type = match &self.jwk.algorithm {
+        let fits_type = match &self.jwk.algorithm {
             AlgorithmParameters::RSA(_) => matches!(algorithm, RS256 | RS384 | RS512 | PS256 | PS384 | PS512),
             AlgorithmParameters::EllipticCurve(key) => {
                 matches!((&key.curve, algorithm), (EllipticCurve::P256, ES256) | (EllipticCurve::P384, ES384))
@@ -58,7 +58,7 @@ impl IssuerKey {
             }
             _ => false,
         };
-        of_type && self.jwk.common.key_algorithm.is_none_or(|own| own == KeyAlgorithm::from(algorithm))
+        fits_type && self.jwk.common.key_algorithm.is_none_or(|own| own == KeyAlgorithm::from(algorithm))
     }
 
     fn has_id(&self, key_id: &str) -> bool {
@@ -70,21 +70,21 @@ impl IssuerKey {
 pub struct IssuerKeys {
     client: Client,
     issuer: String,
-    /// Where the keys are; the provider's own configuration says it where this does not.
+    /// The URL of the keys. `None`: the URL is in the OpenID configuration of the provider.
     jwks_url: Option<Url>,
     keys: RwLock<Option<(Instant, Arc<Vec<IssuerKey>>)>>,
-    /// When the last fetch began, and whether it went well.
+    /// When the last fetch began, and whether it succeeded.
     last_fetch: Mutex<Option<(Instant, bool)>>,
 }
 
-/// What the provider says of itself (OpenID Connect Discovery 1.0, section 3).
+/// The OpenID configuration of the provider (OpenID Connect Discovery 1.0, section 3).
 #[derive(Deserialize)]
 struct Discovery {
     issuer: String,
     jwks_uri: String,
 }
 
-/// A URL that nobody on the way can change the answer of.
+/// Parses a URL whose answer nobody can change on the way: https, or http to this machine.
 pub fn secure_url(text: &str) -> anyhow::Result<Url> {
     let url: Url = text.parse().with_context(|| format!("{text:?} is no URL"))?;
     let host = url.host_str().unwrap_or_default();
@@ -100,11 +100,11 @@ fn unavailable() -> Refusal {
 }
 
 impl IssuerKeys {
-    /// Of an issuer, with nothing fetched yet.
+    /// Creates the keys of an issuer. Nothing is fetched yet.
     pub fn new(issuer: &str, jwks_url: Option<&str>) -> anyhow::Result<Arc<Self>> {
         secure_url(issuer).context("--jwt-issuer")?;
         let jwks_url = jwks_url.map(secure_url).transpose().context("--jwt-jwks-url")?;
-        // Whoever was first has installed the same.
+        // Fails if a provider is installed already. It is always the same one.
         drop(rustls::crypto::ring::default_provider().install_default());
         let client = Client::builder()
             .user_agent(concat!("meterd/", env!("CARGO_PKG_VERSION")))
@@ -116,7 +116,7 @@ impl IssuerKeys {
         Ok(Arc::new(Self { client, issuer, jwks_url, keys: RwLock::default(), last_fetch: Mutex::default() }))
     }
 
-    /// Keeps the keys up to date until `stopping` turns true.
+    /// Starts a task that keeps the keys up to date until `stopping` is true.
     pub fn follow(self: &Arc<Self>, mut stopping: watch::Receiver<bool>) -> JoinHandle<()> {
         let keys = self.clone();
         tokio::spawn(async move {
@@ -125,7 +125,7 @@ impl IssuerKeys {
                     _ = stopping.wait_for(|stopping| *stopping) => return,
                     fetched = async { keys.fetch(&mut *keys.last_fetch.lock().await).await } => fetched,
                 };
-                let pause = if fetched { FETCH_EVERY } else { FETCH_AGAIN_AFTER };
+                let pause = if fetched { FETCH_EVERY } else { FETCH_RETRY_AFTER };
                 tokio::select! {
                     _ = stopping.wait_for(|stopping| *stopping) => return,
                     () = tokio::time::sleep(pause) => {}
@@ -134,7 +134,10 @@ impl IssuerKeys {
         })
     }
 
-    /// The key of a token by the id and algorithm in its header. Nothing, where the provider has no such key.
+    /// Returns the key for a token with this key id and algorithm in its header. Returns `None` if the provider has no such key.
+    ///
+    /// # Errors
+    /// `IDENTITY_PROVIDER_UNAVAILABLE` if the keys cannot be fetched.
     pub async fn find(
         self: &Arc<Self>,
         key_id: Option<&str>,
@@ -144,10 +147,10 @@ impl IssuerKeys {
         if let Some(found) = self.known(key_id, algorithm) {
             return Ok(Some(found));
         }
-        // In a task of its own: a caller that hangs up takes nothing from the others, who wait for the same.
-        let (keys, place) = (self.clone(), lookup.wait()?);
+        // The fetch has its own task, because other callers wait for it too, and this caller may be cancelled.
+        let (keys, permits) = (self.clone(), lookup.wait()?);
         let fetched = tokio::spawn(async move {
-            let _place = place;
+            let _permits = permits;
             keys.fetch_for_unknown().await
         })
         .await;
@@ -160,32 +163,32 @@ impl IssuerKeys {
 
     fn known(&self, key_id: Option<&str>, algorithm: Algorithm) -> Option<DecodingKey> {
         let keys = self.keys.read().expect("not poisoned").clone();
-        let (_, keys) = keys.filter(|(fetched, _)| fetched.elapsed() < KEYS_HOLD)?;
+        let (_, keys) = keys.filter(|(fetched, _)| fetched.elapsed() < KEYS_LIFETIME)?;
         let mut fitting = keys.iter().filter(|key| key.fits(algorithm));
         match key_id {
             Some(key_id) => fitting.find(|key| key.has_id(key_id)),
-            // Without an id, only one can be meant.
+            // Without an id, the key is clear only if one key fits.
             None => fitting.next().filter(|_| fitting.next().is_none()),
         }
         .map(|found| found.key.clone())
     }
 
-    /// Fetches the keys, unless that was done a moment ago. Whether the newest are known.
+    /// Fetches the keys, unless they were fetched a moment ago. Returns whether the last fetch succeeded.
     async fn fetch_for_unknown(&self) -> bool {
         let asked = Instant::now();
         let mut last = self.last_fetch.lock().await;
         match *last {
-            Some((began, good)) if began >= asked || began.elapsed() < FETCH_FOR_UNKNOWN_EVERY => good,
+            Some((started, succeeded)) if started >= asked || started.elapsed() < FETCH_FOR_UNKNOWN_EVERY => succeeded,
             _ => self.fetch(&mut last).await,
         }
     }
 
     async fn fetch(&self, last: &mut Option<(Instant, bool)>) -> bool {
-        let began = Instant::now();
+        let started = Instant::now();
         let fetched = self.fetch_keys().await;
-        let good = match fetched {
+        let succeeded = match fetched {
             Ok(keys) => {
-                *self.keys.write().expect("not poisoned") = Some((began, Arc::new(keys)));
+                *self.keys.write().expect("not poisoned") = Some((started, Arc::new(keys)));
                 true
             }
             Err(error) => {
@@ -194,8 +197,8 @@ impl IssuerKeys {
                 false
             }
         };
-        *last = Some((began, good));
-        good
+        *last = Some((started, succeeded));
+        succeeded
     }
 
     async fn fetch_keys(&self) -> anyhow::Result<Vec<IssuerKey>> {
@@ -204,12 +207,20 @@ impl IssuerKeys {
             None => {
                 let url = format!("{}/.well-known/openid-configuration", self.issuer.trim_end_matches('/'));
                 let discovery: Discovery = self.get(url.parse()?).await?;
-                anyhow::ensure!(discovery.issuer == self.issuer, "it calls itself {:?}", discovery.issuer);
+                anyhow::ensure!(
+                    discovery.issuer == self.issuer,
+                    "the OpenID configuration names another issuer: {:?}",
+                    discovery.issuer
+                );
                 secure_url(&discovery.jwks_uri).context("jwks_uri")?
             }
         };
         let set: JwkSet = self.get(url).await?;
-        anyhow::ensure!(set.keys.len() <= KEYS_MAX, "{} keys, and {KEYS_MAX} are taken", set.keys.len());
+        anyhow::ensure!(
+            set.keys.len() <= KEYS_MAX,
+            "the provider has {} keys, the maximum is {KEYS_MAX}",
+            set.keys.len()
+        );
         Ok(set.keys.into_iter().filter_map(IssuerKey::of).collect())
     }
 
@@ -218,9 +229,12 @@ impl IssuerKeys {
         anyhow::ensure!(answer.status().is_success(), "{url} answered {}", answer.status());
         let mut body = vec![];
         while let Some(chunk) = answer.chunk().await.map_err(reqwest::Error::without_url)? {
-            anyhow::ensure!(body.len() + chunk.len() <= ANSWER_BYTES_MAX, "{url} answered with very much");
+            anyhow::ensure!(
+                body.len() + chunk.len() <= ANSWER_BYTES_MAX,
+                "{url} answered with more than {ANSWER_BYTES_MAX} bytes"
+            );
             body.extend_from_slice(&chunk);
         }
-        serde_json::from_slice(&body).with_context(|| format!("{url} answered with something else"))
+        serde_json::from_slice(&body).with_context(|| format!("{url} answered with unexpected JSON"))
     }
 }

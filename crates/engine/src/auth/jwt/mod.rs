@@ -1,4 +1,4 @@
-//! Tokens of an identity provider (OpenID Connect): checked here, and turned into the same callers as keys.
+//! Checks tokens of an identity provider (OpenID Connect), and returns the same kind of caller as for API keys.
 
 mod claims;
 mod issuer;
@@ -22,43 +22,43 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-/// Longest token.
+/// Maximum size of a token.
 const TOKEN_BYTES_MAX: usize = 8 * 1024;
-/// How far the clocks of the provider and of this machine may be apart.
+/// Maximum difference between the clocks of the provider and of this machine.
 const LEEWAY: TimeDelta = TimeDelta::seconds(60);
-/// Subjects whose calls of this second are counted.
+/// Maximum number of subjects whose calls are counted at the same time.
 const SUBJECTS_MAX: usize = 100_000;
 
 type Limiter = RateLimiter<String, HashMapStateStore<String>, DefaultClock>;
 
-/// An identity provider, and how its tokens are read.
+/// An identity provider, and how its tokens are checked.
 #[derive(Clone, Debug)]
 pub struct JwtConfig {
     pub issuer: String,
     pub audience: String,
-    /// Where its keys are. If not set, its OpenID configuration says where.
+    /// The URL of its keys. `None`: the URL is in its OpenID configuration.
     pub jwks_url: Option<String>,
     pub algorithms: Vec<Algorithm>,
     pub scope_claim: String,
     pub clients_claim: String,
 }
 
-/// Knows the tokens of one provider.
+/// Checks the tokens of one provider.
 pub struct Jwt {
     keys: Arc<IssuerKeys>,
-    /// What a token of each algorithm that is taken must have.
+    /// The accepted algorithms, with the checks of a token.
     validations: Vec<(Algorithm, Validation)>,
     scope_claim: String,
     clients_claim: String,
     limiter: Limiter,
 }
 
-fn invalid(what: &str) -> Refusal {
-    let message = format!("what the header `authorization` presents is no token for this deployment: {what}");
+fn invalid(problem: &str) -> Refusal {
+    let message = format!("what the header `authorization` presents is no token for this deployment: {problem}");
     Refusal::new(Reason::CredentialsInvalid, message)
 }
 
-/// What is wrong with a token, without anything of it.
+/// Returns the refusal of a token, without any part of the token.
 fn wrong(error: &jsonwebtoken::errors::Error) -> Refusal {
     invalid(match error.kind() {
         ErrorKind::InvalidSignature => "its signature is not the provider's",
@@ -70,7 +70,10 @@ fn wrong(error: &jsonwebtoken::errors::Error) -> Refusal {
 }
 
 impl Jwt {
-    /// By these config.
+    /// Creates the checks.
+    ///
+    /// # Errors
+    /// If a URL of the settings is not secure.
     pub fn new(config: &JwtConfig, requests_per_second: NonZeroU32) -> anyhow::Result<Self> {
         signature::install();
         let validation = |algorithm| {
@@ -91,12 +94,15 @@ impl Jwt {
         })
     }
 
-    /// Keeps the provider's keys up to date until `stopping` turns true.
+    /// Starts a task that keeps the keys of the provider up to date until `stopping` is true.
     pub fn follow(&self, stopping: watch::Receiver<bool>) -> JoinHandle<()> {
         self.keys.follow(stopping)
     }
 
-    /// The holder of the token, if it is good, and the subject has a call left.
+    /// Returns the caller of a token, and counts a call of its subject.
+    ///
+    /// # Errors
+    /// If the token is invalid or expired, if it has no scope of meterd, or if its subject has reached the rate limit.
     pub(super) async fn admit(
         &self,
         token: &str,
@@ -104,34 +110,34 @@ impl Jwt {
         now: DateTime<Utc>,
     ) -> Result<Arc<Caller>, Refusal> {
         let claims = self.verify(token, lookup).await?;
-        if claims.time("nbf").map_err(invalid)?.is_some_and(|good_from| good_from > now + LEEWAY) {
+        if claims.time("nbf").map_err(invalid)?.is_some_and(|valid_from| valid_from > now + LEEWAY) {
             return Err(invalid("it is not good yet"));
         }
         let expires = claims.time("exp").map_err(invalid)?.ok_or_else(|| invalid("it has no expire time"))?;
-        let good_until = expires + LEEWAY;
-        if good_until <= now {
+        let valid_until = expires + LEEWAY;
+        if valid_until <= now {
             return Err(expired());
         }
         let id = claims.subject().map_err(invalid)?;
         let grants = claims.grants(&self.scope_claim, &self.clients_claim).map_err(invalid)?;
         self.count(&id)?;
         if grants == Grants::default() {
-            // Also for what any key may do: the provider has tokens for people who have nothing to do here.
+            // Such a token may not even do what every API key may do: the provider has users who do not use meterd.
             let message = "the token has none of the scopes meterd:ingest, meterd:read and meterd:admin";
             return Err(Refusal::new(Reason::ScopeMissing, message));
         }
-        Ok(Arc::new(Caller { kind: ActorKind::Jwt, id, name: String::new(), grants, good_until: Some(good_until) }))
+        Ok(Arc::new(Caller { kind: ActorKind::Jwt, id, name: String::new(), grants, valid_until: Some(valid_until) }))
     }
 
-    /// The claims of a token that the provider has signed for this deployment.
+    /// Checks that the provider has signed the token for this deployment, and returns its claims.
     async fn verify(&self, token: &str, lookup: Lookup<'_>) -> Result<Claims, Refusal> {
         if token.len() > TOKEN_BYTES_MAX {
             return Err(invalid("it is too long"));
         }
         let header = decode_header(token).map_err(|error| wrong(&error))?;
-        let taken = self.validations.iter().find(|(algorithm, _)| *algorithm == header.alg);
+        let accepted = self.validations.iter().find(|(algorithm, _)| *algorithm == header.alg);
         let (algorithm, validation) =
-            taken.ok_or_else(|| invalid("its algorithm is not one of those that are taken"))?;
+            accepted.ok_or_else(|| invalid("its algorithm is not one of those that are taken"))?;
         if header.crit.is_some() {
             return Err(invalid("it has extensions that must be understood"));
         }
@@ -152,7 +158,7 @@ impl Jwt {
     }
 }
 
-/// The error of a token whose time is over.
+/// Returns the refusal of an expired token.
 pub fn expired() -> Refusal {
     Refusal::new(Reason::CredentialsExpired, "the token has expired")
 }

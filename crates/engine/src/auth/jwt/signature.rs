@@ -1,4 +1,4 @@
-//! Signatures of JWTs, verified by ring, which TLS uses already: jsonwebtoken brings no cryptography of its own here.
+//! Verifies the signatures of JWTs with ring, which TLS uses too. So jsonwebtoken needs no other cryptography library.
 
 use jsonwebtoken::crypto::{CryptoProvider, JwtVerifier, KeyUtils};
 use jsonwebtoken::errors::{Error, ErrorKind};
@@ -13,23 +13,23 @@ use ring::signature::{
 static RING: CryptoProvider = CryptoProvider {
     signer_factory: |_, _| Err(ErrorKind::UnsupportedAlgorithm.into()),
     verifier_factory: |algorithm, key| Ok(Box::new(RingVerifier::new(*algorithm, key)?)),
-    // For keys that are taken apart again, which none is.
+    // Only needed to convert keys to other formats.
     key_utils: KeyUtils::new_unimplemented(),
 };
 
-/// Has jsonwebtoken verify by ring.
+/// Makes jsonwebtoken verify signatures with ring.
 pub fn install() {
-    // Whoever was first has installed the same.
+    // Fails if a provider is installed already. It is always this one.
     let _ = RING.install_default();
 }
 
-/// How a signature is verified.
+/// The method of ring that verifies a signature.
 enum Method {
     Rsa(&'static RsaParameters),
     Other(&'static dyn VerificationAlgorithm),
 }
 
-/// A key, for one algorithm.
+/// Verifies signatures of one key and algorithm.
 struct RingVerifier {
     algorithm: Algorithm,
     method: Method,
@@ -37,7 +37,8 @@ struct RingVerifier {
 }
 
 impl RingVerifier {
-    /// Asymmetric algorithms only, and of the key's own family.
+    /// # Errors
+    /// If the algorithm is not asymmetric, or does not fit the key.
     fn new(algorithm: Algorithm, key: &DecodingKey) -> Result<Self, Error> {
         let method = match algorithm {
             Algorithm::RS256 => Method::Rsa(&RSA_PKCS1_2048_8192_SHA256),

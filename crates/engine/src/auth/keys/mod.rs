@@ -21,7 +21,7 @@ const OVERLAP_DEFAULT: TimeDelta = TimeDelta::hours(24);
 const OVERLAP_MAX: TimeDelta = TimeDelta::days(90);
 
 /// A new key with its token. The token is not stored and cannot be shown again.
-pub struct Made {
+pub struct CreatedKey {
     pub key: ApiKey,
     pub token: String,
 }
@@ -32,7 +32,7 @@ pub struct Rotation {
     pub key_id: String,
     /// How long the old key stays valid. `None`: the default.
     pub overlap: Option<TimeDelta>,
-    /// When the new key expires. `None`: it is valid for as long as the old key was created for.
+    /// When the new key expires. `None`: it has the same lifetime as the old key.
     pub expire_time: Option<UnixTime>,
 }
 
@@ -65,25 +65,29 @@ fn not_found(key_id: &str) -> Refusal {
 
 /// Makes the replica read its keys again. If it fails, the replica reads them half a second later.
 async fn refresh(engine: &Engine) {
-    drop(engine.keys.look().await);
+    drop(engine.keys.refresh().await);
 }
 
 /// Creates a key.
-pub async fn create(engine: &Engine, key: NewKey, idempotency: Idempotency<ApiKey>) -> Result<Created<Made>, Refusal> {
+pub async fn create(
+    engine: &Engine,
+    key: NewKey,
+    idempotency: Idempotency<ApiKey>,
+) -> Result<Created<CreatedKey>, Refusal> {
     let now = engine.clock.now();
     let spec = key.check_with(now, |fields| idempotency.check(fields))?;
     let mut creation = match idempotency.begin(engine).await? {
         Begun::New(creation) => creation,
         Begun::Repeat(answer) => return Ok(Created::Repeat(answer)),
     };
-    let made = create_in(creation.conn(), &spec, now).await?;
-    creation.commit(&made.key).await?;
+    let created = create_in(creation.conn(), &spec, now).await?;
+    creation.commit(&created.key).await?;
     refresh(engine).await;
-    Ok(Created::New(made))
+    Ok(Created::New(created))
 }
 
 /// Creates a key in the caller's transaction.
-pub async fn create_in(conn: &mut PgConnection, spec: &KeySpec, now: DateTime<Utc>) -> Result<Made, Refusal> {
+pub async fn create_in(conn: &mut PgConnection, spec: &KeySpec, now: DateTime<Utc>) -> Result<CreatedKey, Refusal> {
     let version = store::next_version(conn).await?;
     insert(conn, version, spec, None, now).await
 }
@@ -94,22 +98,22 @@ async fn insert(
     spec: &KeySpec,
     rotated_from: Option<&str>,
     now: DateTime<Utc>,
-) -> Result<Made, Refusal> {
+) -> Result<CreatedKey, Refusal> {
     if store::live_count(conn, now).await? >= LIVE_KEYS_MAX {
         let message = format!("there are {LIVE_KEYS_MAX} live API keys: revoke some");
         return Err(Refusal::new(Reason::TooManyApiKeys, message));
     }
-    let made = token::new();
+    let new = token::new();
     let key = NewApiKey {
-        key_id: &made.key_id,
-        secret_hash: &made.hash.0,
+        key_id: &new.key_id,
+        secret_hash: &new.hash.0,
         name: &spec.name,
         grants: &spec.grants,
         requests_per_second: spec.requests_per_second,
         expire_time: spec.expire_time,
         rotated_from,
     };
-    Ok(Made { key: store::insert(conn, version, &key).await?, token: made.token })
+    Ok(CreatedKey { key: store::insert(conn, version, &key).await?, token: new.token })
 }
 
 /// Returns a key.
@@ -165,11 +169,11 @@ pub async fn rotate(
         Begun::New(creation) => creation,
         Begun::Repeat(answer) => return Ok(Created::Repeat(answer)),
     };
-    let (made, old) = replace(creation.conn(), &rotation.key_id, overlap, expire_time, now).await?;
-    let rotated = Rotated { key: made.key, old };
+    let (created, old) = replace(creation.conn(), &rotation.key_id, overlap, expire_time, now).await?;
+    let rotated = Rotated { key: created.key, old };
     creation.commit(&rotated).await?;
     refresh(engine).await;
-    Ok(Created::New((rotated, made.token)))
+    Ok(Created::New((rotated, created.token)))
 }
 
 /// Creates the new key of a rotation, and lets the old key expire after the overlap.
@@ -179,8 +183,8 @@ async fn replace(
     overlap: TimeDelta,
     expire_time: Option<DateTime<Utc>>,
     now: DateTime<Utc>,
-) -> Result<(Made, ApiKey), Refusal> {
-    // This locks all keys, so that nobody revokes the old key meanwhile.
+) -> Result<(CreatedKey, ApiKey), Refusal> {
+    // This locks all keys, so that the old key cannot be revoked meanwhile.
     let version = store::next_version(conn).await?;
     let old = existing(conn, key_id).await?;
     if old.revoke_time.is_some() || old.expire_time.is_some_and(|expires| expires <= now) {
@@ -190,16 +194,16 @@ async fn replace(
     let expire_time = expire_time.or_else(|| same_lifetime(&old, now));
     let spec =
         KeySpec { name: old.name, grants: old.grants, requests_per_second: old.requests_per_second, expire_time };
-    let made = insert(conn, version, &spec, Some(key_id), now).await?;
+    let created = insert(conn, version, &spec, Some(key_id), now).await?;
     // Each key has its own version, because readers page by it.
     let version = store::next_version(conn).await?;
     let old = store::expire_by(conn, version, key_id, now + overlap).await?.ok_or_else(|| not_found(key_id))?;
-    Ok((made, old))
+    Ok((created, old))
 }
 
 /// Returns when a key that is created now expires, if it has the lifetime of this key.
 fn same_lifetime(key: &ApiKey, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
     let end = key.expire_time?;
-    // The create time is the database's, whose clock may be ahead.
+    // The create time is from the clock of the database, which may be ahead.
     Some(end.max(now + (end - key.create_time)))
 }

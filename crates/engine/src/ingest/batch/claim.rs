@@ -12,7 +12,7 @@ pub struct Claims {
 }
 
 impl Claims {
-    /// The claims of these events.
+    /// Decides the claims of these events.
     pub fn of(dated: &[Dated<'_>], clients: &Clients<'_>) -> Self {
         let key = |index: usize| (clients.of[index], dated[index].submission.event.idempotency_key.as_bytes());
         let keys: Vec<_> = (0..dated.len()).map(|index| (key(index), dated[index].refusal.is_some())).collect();

@@ -15,14 +15,14 @@ use std::sync::Arc;
 
 /// The clients of a batch.
 pub struct Clients<'a> {
-    /// Sorted, each once.
+    /// Sorted, without duplicates.
     pub ids: Vec<&'a Arc<str>>,
     /// For each event, the index of its client in `ids`.
     pub of: Vec<usize>,
 }
 
 impl<'a> Clients<'a> {
-    /// The clients of these events.
+    /// Returns the clients of these events.
     pub fn of(batch: &[&'a Submission]) -> Self {
         let mut numbers: HashMap<&str, usize, RandomState> = HashMap::default();
         let mut ids = vec![];
@@ -53,7 +53,7 @@ pub struct Dated<'a> {
 }
 
 impl Dated<'_> {
-    /// Whether the month is closed, or the key of an event of this time may have been deleted.
+    /// Returns whether the month is closed, or the key of an event of this time may have been deleted.
     pub fn is_of_closed_time(&self) -> bool {
         self.refusal.is_some() && self.submission.refuse_if_new.is_none()
     }
@@ -62,7 +62,7 @@ impl Dated<'_> {
 /// Dates the events of a batch.
 ///
 /// # Errors
-/// If a client does not exist any more.
+/// If a client no longer exists.
 pub fn date<'a>(
     settings: &ClientSettings,
     versions: &Versions,

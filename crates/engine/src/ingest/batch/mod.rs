@@ -30,11 +30,11 @@ use sqlx::{Executor, PgConnection};
 use std::collections::HashSet;
 use std::sync::Arc;
 
-/// From this number of new events on, COPY is faster than the statement.
+/// Minimum number of new events for which COPY is faster than the statement.
 const COPY_EVENTS_MIN: usize = 50;
 
 /// Records a batch and returns an outcome for each event, in order. An event of a closed month, or one whose key may have been
-/// deleted, is refused, unless its key is found. After an error the connection is still in a transaction: drop it.
+/// deleted, is refused, unless its key is found. After an error the connection is still in a transaction, so the caller must drop it.
 pub(super) async fn record(
     conn: &mut PgConnection,
     cache: &CatalogCache,

@@ -68,7 +68,7 @@ async fn conflicts(
         .filter_map(|index| Some((index, holder_of(index)?)))
         .filter(|(index, holder)| !is_repeat(&dated[*index], holder))
         .collect();
-    // An event of this batch need not be read.
+    // The event that has the key need not be read if it is in this batch.
     let at_hand = |index: usize| {
         let claim = dated[claims.event_of[claims.claim_of[index]]].submission;
         holder_of(index).is_some_and(|holder| holder.id == claim.id).then_some(&claim.event)

@@ -8,8 +8,8 @@ use crate::refusal::Refusal;
 use meterd_domain::event::EventId;
 use sqlx::PgPool;
 
-/// Decides about a batch without recording it. `client_ids` is sorted, has no client twice, and has every client of the batch;
-/// it may have others.
+/// Decides the outcomes of a batch without recording it. `client_ids` must be sorted, without duplicates, and contain every client
+/// of the batch. It may contain others.
 pub async fn preview(
     pool: &PgPool,
     cache: &CatalogCache,

@@ -6,13 +6,13 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Maximum number of events that one client puts into a batch before the next client has its turn.
+/// Maximum number of events of one client in its turn.
 const TURN_EVENTS_MAX: usize = 64;
 
 /// One queue per client, served round robin.
 ///
-/// A client can have as many events as there is free room: a single busy client gets half of the room, two get a third each, and
-/// a new client always finds some. (The dynamic threshold of shared-buffer switches; Choudhury and Hahne, 1998.)
+/// A client can have as many events as the queue has free room. So a single busy client gets half of the room, two get a third each,
+/// and there is always room for a new client. (The dynamic threshold of shared-buffer switches; Choudhury and Hahne, 1998.)
 #[derive(Debug)]
 pub struct FairQueue {
     capacity: usize,
@@ -32,7 +32,7 @@ impl FairQueue {
         Self { capacity, len: 0, clients, turns, blocked }
     }
 
-    /// The number of events.
+    /// Returns the number of events.
     pub fn len(&self) -> usize {
         self.len
     }
@@ -90,9 +90,9 @@ impl FairQueue {
     pub fn take_queued_by(&mut self, time: Instant) -> Vec<Item> {
         let mut taken = vec![];
         self.clients.retain(|_, waiting| {
-            // The oldest come first.
-            let younger = waiting.iter().position(|item| item.queued_at > time).unwrap_or(waiting.len());
-            taken.extend(waiting.drain(..younger));
+            // The oldest events come first.
+            let old_count = waiting.iter().position(|item| item.queued_at > time).unwrap_or(waiting.len());
+            taken.extend(waiting.drain(..old_count));
             !waiting.is_empty()
         });
         let clients = &self.clients;
@@ -101,12 +101,12 @@ impl FairQueue {
         taken
     }
 
-    /// Clients whose months another transaction has locked.
+    /// Returns the clients whose months another transaction has locked.
     pub fn blocked(&self) -> &HashSet<Arc<str>> {
         &self.blocked
     }
 
-    /// Notes that events of these clients were written.
+    /// Marks clients as not blocked, because events of them were written.
     pub fn unblock<'a>(&mut self, client_ids: impl Iterator<Item = &'a Arc<str>>) {
         client_ids.for_each(|client_id| {
             self.blocked.remove(client_id);

@@ -1,8 +1,8 @@
 //! The events that wait for a writer.
 //!
-//! Each writer has a queue of its own, and a client always uses the same queue. All queues are under one lock, so who takes what is
-//! decided by plain functions of one state ([`state`]). Waiting is here: each writer has a `Notify`, and callers that wait for
-//! room share one.
+//! Each writer has a queue of its own, and a client always uses the same queue. All queues are under one lock, so plain functions of one
+//! state ([`state`]) decide which writer takes which events. This file does the waiting: each writer has a `Notify`, and callers that
+//! wait for room share one.
 
 mod fair;
 mod state;
@@ -17,10 +17,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
-/// Maximum number of events that are pushed under one hold of the lock.
+/// Maximum number of events that are added while the lock is held once.
 const PUSH_EVENTS_MAX: usize = 256;
 
-/// An event that waits, and who waits for its outcome.
+/// An event that waits for a writer, and the way to answer its caller.
 #[derive(Debug)]
 pub(super) struct Item {
     /// Boxed, because it is moved several times.
@@ -49,7 +49,7 @@ pub(super) struct Batch<'a> {
     pub work: Work<'a>,
 }
 
-/// The work of a writer, until it is dropped.
+/// Marks a writer as working until this is dropped.
 pub(super) struct Work<'a> {
     queue: &'a WriteQueue,
     writer: usize,
@@ -70,12 +70,12 @@ impl WriteQueue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The number of writers.
+    /// Returns the number of writers.
     pub fn writer_count(&self) -> usize {
         self.writers.len()
     }
 
-    /// The number of events that wait.
+    /// Returns the number of events that wait.
     pub fn len(&self) -> usize {
         self.state().len()
     }
@@ -87,7 +87,7 @@ impl WriteQueue {
         self.drained.notify_waiters();
     }
 
-    /// The writer in whose queue the events of this event's client wait.
+    /// Returns the writer whose queue has the events of this event's client.
     fn writer_of(&self, item: &Item) -> usize {
         self.hasher.hash_one(&item.submission.event.client_id) as usize % self.writers.len()
     }
@@ -134,7 +134,7 @@ impl WriteQueue {
         }
     }
 
-    /// Adds events of one queue until one has no room, but not too many at once. Returns whether more may fit.
+    /// Adds up to [`PUSH_EVENTS_MAX`] events of one queue, until the client of an event has no room. Returns whether more may fit.
     fn push_some(&self, writer: usize, items: &mut VecDeque<Item>) -> Result<bool, Refusal> {
         if items.is_empty() {
             return Ok(false);
@@ -161,8 +161,8 @@ impl WriteQueue {
         Ok(pushed == PUSH_EVENTS_MAX)
     }
 
-    /// Waits until there is work for a writer, and takes up to `max` events. Returns `None` if the queue is closed and the writer's
-    /// own part of it is empty.
+    /// Waits until there is work for a writer, and takes up to `max` events. Returns `None` if the queues are closed and the queue of
+    /// this writer is empty.
     pub async fn take(&self, writer: usize, max: usize) -> Option<Batch<'_>> {
         loop {
             // Before the attempt, so that events that come after it wake this task.
@@ -188,7 +188,7 @@ impl WriteQueue {
         }
     }
 
-    /// Takes the events of a writer's own queue that have waited for this time.
+    /// Takes the events of the queue of this writer that have waited for at least this time.
     pub fn take_expired(&self, writer: usize, waited: Duration) -> Vec<Item> {
         let Some(time) = Instant::now().checked_sub(waited) else { return vec![] };
         let taken = self.state().take_queued_by(writer, time);
@@ -198,8 +198,8 @@ impl WriteQueue {
         taken
     }
 
-    /// Gives back events of one client whose months another transaction has locked. The writer of the client's own queue tries
-    /// them again, or, if that writer may have ended, `writer` does. Returns whether it is `writer`.
+    /// Gives back events of one client whose months another transaction has locked. The writer of the client's own queue retries
+    /// them. If the queues are closed, that writer may have ended, so `writer` retries them. Returns whether `writer` retries them.
     pub fn give_back(&self, writer: usize, items: Vec<Item>) -> bool {
         let home = items.first().map_or(writer, |item| self.writer_of(item));
         let mut state = self.state();
@@ -210,15 +210,15 @@ impl WriteQueue {
         target == writer
     }
 
-    /// Notes that events of these clients were written by this writer.
+    /// Marks clients as not blocked, because this writer has written events of them.
     pub fn unblock<'a>(&self, writer: usize, client_ids: impl Iterator<Item = &'a Arc<str>>) {
         self.state().unblock(writer, client_ids);
     }
 }
 
 impl Work<'_> {
-    /// Notes that the batch takes long, so that other writers do not wait for this one.
-    pub fn is_slow(&self) {
+    /// Marks the batch as slow, so that other writers do not wait for this one.
+    pub fn set_slow(&self) {
         if self.queue.state().set_slow(self.writer) {
             self.queue.wake(0..self.queue.writers.len());
         }

@@ -1,4 +1,4 @@
-//! Which writer takes which events: plain functions of one state.
+//! Decides which writer takes which events, with plain functions of one state.
 //!
 //! Two transactions of a few events are slower than one. Therefore the first writer also takes the events of other queues as long
 //! as they are few, and the other writers work only if enough events wait for a transaction of their own, or if the first writer
@@ -10,10 +10,10 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// From this number of events on, a queue gives some to a writer that has none: two transactions of a busy client are faster than
-/// one, because only their last statements wait for each other.
+/// From this number of events on, a writer without events of its own takes some from a queue. Two transactions of a busy client are
+/// faster than one, because only their last statements wait for each other.
 pub const SURPLUS_EVENTS_MIN: usize = 500;
-/// From this number of events on, a queue is worth a transaction next to that of the first writer.
+/// From this number of events on, a separate transaction for a queue is faster than leaving its events to the first writer.
 pub const PARALLEL_EVENTS_MIN: usize = 50;
 
 /// The first writer.
@@ -25,8 +25,8 @@ pub struct State {
     queues: Vec<FairQueue>,
     /// For each writer, whether it works on a batch.
     working: Vec<bool>,
-    /// The first writer works on one batch for long, has enough events of its own, or has ended with a panic. The other
-    /// writers take their few events themselves.
+    /// Whether the first writer is slow with a batch, has enough events of its own, or has panicked. Then the other writers take their
+    /// few events themselves.
     first_is_slow: bool,
     is_closed: bool,
 }
@@ -79,12 +79,12 @@ impl State {
         !self.queues[writer].blocked().is_empty()
     }
 
-    /// Whether the first writer takes the events of this queue as long as they are few.
+    /// Returns whether the first writer takes the events of this queue as long as they are few.
     fn first_takes_few(&self, writer: usize) -> bool {
         writer != FIRST && !self.is_closed && !self.first_is_slow && !self.is_blocked(FIRST) && !self.is_blocked(writer)
     }
 
-    /// Takes up to `max` events for a writer. Returns none if there is no work for it.
+    /// Takes up to `max` events for a writer. Returns an empty list if there is no work for it.
     pub fn take(&mut self, writer: usize, max: usize) -> Vec<Item> {
         let min = if self.first_takes_few(writer) { PARALLEL_EVENTS_MIN } else { 1 };
         let mut taken = if self.queues[writer].len() >= min { self.queues[writer].take(max) } else { vec![] };
@@ -116,13 +116,13 @@ impl State {
         self.working[writer] = true;
     }
 
-    /// Notes that a writer works on one batch for long. Returns whether it is the first writer, for which others wait.
+    /// Marks a writer as slow. Returns whether it is the first writer, because others wait only for that one.
     pub fn set_slow(&mut self, writer: usize) -> bool {
         self.first_is_slow |= writer == FIRST;
         writer == FIRST
     }
 
-    /// Notes that a writer has finished a batch, or has ended with a panic. Returns the writers to wake.
+    /// Ends the work of a writer, because it has finished a batch or has panicked. Returns the writers to wake.
     pub fn end_work(&mut self, writer: usize, has_panicked: bool) -> Vec<usize> {
         let was_blocked = self.is_blocked(FIRST);
         self.working[writer] = false;
@@ -139,8 +139,8 @@ impl State {
         }
     }
 
-    /// Returns the writers to wake after events were added to the queue of this writer. A writer that works looks again when it
-    /// has finished.
+    /// Returns the writers to wake after events were added to the queue of this writer. Writers that work are not woken, because they
+    /// check the queues again when they have finished.
     pub fn wake_after_push(&self, writer: usize) -> Vec<usize> {
         let len = self.queues[writer].len();
         if len >= SURPLUS_EVENTS_MIN {
@@ -151,13 +151,12 @@ impl State {
         (0..self.queues.len()).filter(woken).collect()
     }
 
-    /// Returns the writers to wake after this writer took events: all that do not work, if the first writer took as many as it
-    /// could.
+    /// Returns the writers to wake after this writer took events: all that do not work, if this is the first writer and it is slow.
     pub fn wake_after_take(&self, writer: usize) -> Vec<usize> {
         if writer == FIRST && self.first_is_slow { self.idle() } else { vec![] }
     }
 
-    /// The writers that do not work.
+    /// Returns the writers that do not work.
     fn idle(&self) -> Vec<usize> {
         (0..self.working.len()).filter(|writer| !self.working[*writer]).collect()
     }

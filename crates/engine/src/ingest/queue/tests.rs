@@ -5,7 +5,7 @@ use meterd_domain::event::{EventId, Measures, UsageEvent};
 use tokio::sync::oneshot;
 use tokio::task::yield_now;
 
-/// An event of this client.
+/// Returns an event of this client.
 pub fn item(client_id: &str) -> Item {
     let time = chrono::DateTime::UNIX_EPOCH;
     let event = UsageEvent {
@@ -34,7 +34,7 @@ fn items(count: usize) -> Vec<Item> {
     (0..count).map(|_| item("busy")).collect()
 }
 
-/// Adds events to the queue of a writer, whoever their client is.
+/// Adds events to the queue of a writer, even if their client belongs to another one.
 fn put(queue: &WriteQueue, writer: usize, items: Vec<Item>) {
     for item in items {
         let mut state = queue.state();
@@ -53,7 +53,7 @@ fn len_of(queue: &WriteQueue, writer: usize) -> usize {
     len
 }
 
-/// One event of a client whose queue is that of this writer.
+/// Returns one event of a client that belongs to this writer.
 fn event_of(queue: &WriteQueue, writer: usize) -> Vec<Item> {
     vec![(0..).map(|id| item(&format!("c{id}"))).find(|item| queue.writer_of(item) == writer).unwrap()]
 }
@@ -62,13 +62,13 @@ fn is_blocked(queue: &WriteQueue, writer: usize) -> bool {
     !queue.state().blocked(writer).is_empty()
 }
 
-/// Takes what there is without waiting.
+/// Takes the present events without waiting.
 async fn now(queue: &WriteQueue, writer: usize) -> Option<(usize, Work<'_>)> {
     let batch = tokio::time::timeout(Duration::ZERO, queue.take(writer, 1_000)).await.ok()??;
     Some((batch.items.len(), batch.work))
 }
 
-/// A task that takes once.
+/// Starts a task that takes events once.
 fn taker(queue: &Arc<WriteQueue>, writer: usize) -> tokio::task::JoinHandle<usize> {
     let queue = queue.clone();
     tokio::spawn(async move { queue.take(writer, 100).await.unwrap().items.len() })
@@ -247,7 +247,7 @@ async fn no_writer_waits_for_a_first_writer_that_is_slow_or_blocked() {
     put(&queue, 1, vec![item("b")]);
     yield_now().await;
     assert!(!second.is_finished());
-    first.is_slow();
+    first.set_slow();
     assert_eq!(second.await.unwrap(), 1);
     drop(first);
     put(&queue, 1, vec![item("b")]);
@@ -281,7 +281,7 @@ async fn no_writer_waits_for_a_first_writer_that_has_panicked() {
 }
 
 #[tokio::test]
-async fn a_closed_queue_gives_what_it_has_and_accepts_nothing() {
+async fn a_closed_queue_can_be_emptied_but_accepts_nothing() {
     let queue = WriteQueue::new(2, 10);
     put(&queue, 1, vec![item("a")]);
     queue.close();

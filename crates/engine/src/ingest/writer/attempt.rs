@@ -16,7 +16,7 @@ use std::time::Duration;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Writer {
-    /// Forgets the connection and everything that was read from the database, because it may be wrong.
+    /// Drops the connection and everything that was read from the database, because it may be out of date.
     pub(super) fn forget(&mut self) {
         self.conn = None;
         self.known_partitions.clear();
@@ -30,7 +30,7 @@ impl Writer {
             Some(conn) => conn,
             None => {
                 let connected = tokio::time::timeout(CONNECT_TIMEOUT, self.database.connect()).await;
-                // The reason why a connection fails (a changed password, a restore) says nothing about the events.
+                // A failed connection is not an error of the events, so it is transient, whatever its cause is.
                 let refused = |error| sqlx::Error::Io(std::io::Error::other(error));
                 connected.map_err(|_| StoreError::Timeout)?.map_err(refused)?
             }

@@ -1,10 +1,10 @@
-//! A writer: takes what has gathered in the queue, records it, and answers each caller. It owns its connection and tries a batch
-//! again until its time is up.
+//! A writer: takes events from the queue, records them, and answers each caller. It owns its connection, and retries a batch until
+//! the time of its events is up.
 
 mod attempt;
 
 use super::queue::{Batch, Item, WriteQueue};
-use super::split::{FAILED_TRIES_MAX, split};
+use super::split::{FAILED_ATTEMPTS_MAX, split};
 use super::{IngestConfig, Outcome, reply, unpriced};
 use crate::alerts::raise::AlertSettings;
 use crate::catalog::CatalogCache;
@@ -23,12 +23,12 @@ use std::time::{Duration, Instant};
 /// The pause between two attempts doubles from the minimum to the maximum.
 const RETRY_PAUSE_MIN: Duration = Duration::from_millis(5);
 const RETRY_PAUSE_MAX: Duration = Duration::from_secs(1);
-/// Bounds of one attempt, after which its connection is taken for dead. An attempt has the time that is left to its oldest event,
-/// but at least what a slow database needs, and at most the longest statement. With the minimum, callers of a database that hangs
-/// are answered at most five seconds after `retry_for`.
+/// Bounds of the timeout of one attempt. After the timeout, the connection is considered dead. The timeout is the time that is left
+/// to the oldest event, but at least the time that a slow database needs, and at most the time of the longest statement. Because of
+/// the minimum, callers get an answer at most five seconds after `retry_for` if the database does not respond.
 const ATTEMPT_TIMEOUT_MIN: Duration = Duration::from_secs(4);
 const ATTEMPT_TIMEOUT_MAX: Duration = Duration::from_secs(45);
-/// How often events of the queue are given up while the database is away.
+/// How often queued events whose time is up are answered while the database is not available.
 const GIVE_UP_EVERY: Duration = Duration::from_millis(200);
 /// After this time, other writers no longer leave their few events to the first writer.
 const SLOW_AFTER: Duration = Duration::from_millis(20);
@@ -46,12 +46,12 @@ struct Writer {
     known_clients: HashSet<Arc<str>, RandomState>,
     client_settings: ClientSettings,
     known_partitions: HashSet<Month, RandomState>,
-    /// The error of the last attempt, if the database was at fault. While it is set, events whose time is up are given up without
-    /// an attempt of their own; otherwise those of a full queue would wait for several attempts, one after another.
+    /// The error of the last attempt, if the database was the cause. While it is set, events whose time is up are answered without an
+    /// attempt of their own. Otherwise the events of a full queue would wait for several attempts, one after another.
     database_fault: Option<Refusal>,
 }
 
-/// Divides events into one batch per client, each in order.
+/// Groups events into one batch per client, each in order.
 fn by_client(items: Vec<Item>) -> Vec<Vec<Item>> {
     let mut of_clients: BTreeMap<Arc<str>, Vec<Item>> = BTreeMap::new();
     for item in items {
@@ -60,7 +60,27 @@ fn by_client(items: Vec<Item>) -> Vec<Vec<Item>> {
     of_clients.into_values().collect()
 }
 
-/// Answers the events of a writer's own queue whose time is up: their outcome is unknown.
+/// Splits a batch that has waited too long for a locked month into one batch per client, and returns these.
+///
+/// If the batch has only one client, that client is blocked: gives its events back to the queue, and returns no batch.
+fn split_after_lock_timeout(
+    queue: &WriteQueue,
+    own: usize,
+    items: Vec<Item>,
+    blocked: &mut HashSet<Arc<str>>,
+) -> Vec<Vec<Item>> {
+    let mut batches = by_client(items);
+    if batches.len() == 1 {
+        let items = batches.remove(0);
+        let client_id = items[0].submission.event.client_id.clone();
+        if queue.give_back(own, items) {
+            blocked.insert(client_id);
+        }
+    }
+    batches
+}
+
+/// Answers the queued events of this writer whose time is up. Their outcome is unknown.
 fn give_up_queued(queue: &WriteQueue, own: usize, retry_for: Duration, unknown: &Refusal) {
     let expired = queue.take_expired(own, retry_for);
     reply(expired.into_iter().map(|item| (item.reply, Outcome::Unavailable(unknown.clone()))));
@@ -70,12 +90,12 @@ fn give_up_queued(queue: &WriteQueue, own: usize, retry_for: Duration, unknown: 
 fn give_up_unwritable(items: Vec<Item>, error: StoreError) {
     let client_id = &items[0].submission.event.client_id;
     tracing::error!(%error, %client_id, events = items.len(), "events cannot be written");
-    // An earlier attempt may have recorded it.
+    // An earlier attempt may have recorded them.
     let is_unknown = error.is_broken_database();
     let outcome = match items.len() {
         _ if is_unknown => Outcome::Unavailable(error.into()),
         1 => Outcome::Rejected(error.into()),
-        // Some of them may be fine alone.
+        // Some of the events may be valid.
         _ => Outcome::Unavailable(Refusal::database_unavailable(error)),
     };
     reply(items.into_iter().map(|item| (item.reply, outcome.clone())));
@@ -92,7 +112,7 @@ pub(super) async fn run(
 ) {
     let mut writer = Writer {
         settings,
-        // The few statements are the same for every batch, and planning the large one takes longer than a small batch.
+        // Generic plans, because every batch uses the same few statements, and planning the largest takes longer than a small batch.
         database: database.options([("lock_timeout", LOCK_TIMEOUT_MS), ("plan_cache_mode", "force_generic_plan")]),
         catalog,
         alert_settings,
@@ -105,7 +125,7 @@ pub(super) async fn run(
     while let Some(Batch { items, blocked, work }) = queue.take(number, writer.settings.batch_events_max).await {
         let mut settled = pin!(writer.settle(&queue, number, items, blocked));
         if tokio::time::timeout(SLOW_AFTER, settled.as_mut()).await.is_err() {
-            work.is_slow();
+            work.set_slow();
             settled.await;
         }
     }
@@ -115,10 +135,10 @@ pub(super) async fn run(
 }
 
 impl Writer {
-    /// Answers every item: with its outcome, or, if the database stays away for too long, that the outcome is unknown.
+    /// Answers every item with its outcome. If the database is not available for too long, the outcome is unknown.
     ///
-    /// If another transaction has locked the month of a client for long, the client is blocked: its events go back into the queue
-    /// and are tried alone, after the events of the other clients.
+    /// If another transaction has locked the month of a client for a long time, the client is blocked: its events go back into the
+    /// queue, and are tried separately after the events of the other clients.
     async fn settle(&mut self, queue: &WriteQueue, own: usize, items: Vec<Item>, mut blocked: HashSet<Arc<str>>) {
         let (of_blocked, others): (Vec<_>, Vec<_>) = match blocked.is_empty() {
             true => (vec![], items),
@@ -127,9 +147,9 @@ impl Writer {
         // The last batch comes first.
         let mut batches: VecDeque<Vec<Item>> = by_client(of_blocked).into();
         batches.push_back(others);
-        let (mut pause, mut failed_tries) = (RETRY_PAUSE_MIN, 0);
+        let (mut pause, mut failed_attempts) = (RETRY_PAUSE_MIN, 0);
         while let Some(mut items) = batches.pop_back() {
-            // Nobody waits for these any more. Not recording them is one of the two correct outcomes.
+            // Events whose caller no longer waits need not be recorded: their caller does not know the outcome.
             items.retain(|item| !item.reply.is_closed());
             if let Some(fault) = self.database_fault.clone() {
                 items = self.give_up(items, &fault);
@@ -153,20 +173,12 @@ impl Writer {
                 Err(error) if error.is_transient() => {
                     self.forget();
                     metrics::counter!("meterd_batch_retries_total").increment(1);
-                    tracing::warn!(%error, events = items.len(), "batch failed and is tried again with the same keys");
+                    tracing::warn!(%error, events = items.len(), "a batch failed and will be retried with the same keys");
                     let is_blocked = error.is_lock_timeout();
                     let unknown = Refusal::database_unavailable(error);
                     let kept = self.give_up(items, &unknown);
                     if is_blocked {
-                        let mut of_clients = by_client(kept);
-                        if of_clients.len() == 1 {
-                            let items = of_clients.remove(0);
-                            let client_id = items[0].submission.event.client_id.clone();
-                            if queue.give_back(own, items) {
-                                blocked.insert(client_id);
-                            }
-                        }
-                        batches.extend(of_clients);
+                        batches.extend(split_after_lock_timeout(queue, own, kept, &mut blocked));
                     } else {
                         give_up_queued(queue, own, self.settings.retry_for, &unknown);
                         self.database_fault = Some(unknown);
@@ -177,13 +189,13 @@ impl Writer {
                     }
                 }
                 Err(error) => {
-                    // An event of this batch cannot be written. Divide the batch until that event is alone.
+                    // An event of this batch cannot be written. The batch is split until that event is alone.
                     self.forget();
-                    failed_tries += 1;
-                    if items.len() == 1 || failed_tries >= FAILED_TRIES_MAX {
+                    failed_attempts += 1;
+                    if items.len() == 1 || failed_attempts >= FAILED_ATTEMPTS_MAX {
                         give_up_unwritable(items, error);
                     } else {
-                        // Large parts come before small ones, so that few attempts are spent on a part that is damaged as a whole.
+                        // Large parts are tried before small ones, so that few attempts are used for a part in which every event fails.
                         split(items).into_iter().for_each(|part| batches.push_front(part));
                     }
                 }
@@ -199,13 +211,14 @@ impl Writer {
         kept
     }
 
-    /// How much time is left to the oldest of these events.
+    /// Returns the time that is left to the oldest of these events.
     fn time_left(&self, items: &[Item]) -> Duration {
         let waited = items.iter().map(|item| item.queued_at.elapsed()).max().unwrap_or_default();
         self.settings.retry_for.saturating_sub(waited)
     }
 
-    /// Makes one attempt within its time. While the database is away, events of the queue whose time is up are answered meanwhile.
+    /// Makes one attempt with a timeout. If the last attempt failed because of the database, answers queued events whose time is up
+    /// meanwhile.
     async fn attempt_in_time(
         &mut self,
         queue: &WriteQueue,
