@@ -138,7 +138,7 @@ async fn evaluate(
         }
     }
     for alert in open.iter().filter(|alert| alert.finding.kind == AlertType::Anomaly) {
-        if is_anomaly_over(policy, &anomalies, &alert.finding) {
+        if anomaly_is_over(policy, &anomalies, &alert.finding) {
             resolved.push(alert.alert_id.clone());
         }
     }
@@ -165,7 +165,7 @@ fn is_of_month(finding: &Finding, month: Month) -> bool {
 }
 
 /// Returns whether an open anomaly no longer applies, because of a changed policy, a correction, or late usage of the days before it.
-fn is_anomaly_over(policy: &Policy, days: &[DayFacts], alert: &Finding) -> bool {
+fn anomaly_is_over(policy: &Policy, days: &[DayFacts], alert: &Finding) -> bool {
     let same = |facts: &&DayFacts| facts.day == alert.period && facts.service == alert.service;
     days.iter().find(same).is_none_or(|facts| facts.anomaly(policy).is_none())
 }

@@ -31,7 +31,7 @@ pub async fn refresh(pool: &PgPool, client_id: Option<&str>, month: Option<Month
             break;
         }
     }
-    // Totals can also be out of date after a run that was dropped, or after a change of another month.
+    // Whoever left some behind: a run that was cut, or another month's change.
     for month in summaries::months_to_total(pool).await? {
         summaries::write_totals(&mut *pool.acquire().await?, month).await?;
     }

@@ -13,19 +13,19 @@
 //! | [`Posted`] | 2. idempotency keys and 3., unless the months were locked before; 4. rows of the months' services and days |
 //! | [`Settled`] | 5. alerts, 6. outbox, 7. feed counter |
 //!
-//! Within each step, rows are locked in sorted order. The rows of step 4 are only changed by a transaction that has locked the row of
-//! their month. So a transaction with that lock can read and write all sums of the month.
+//! Within each step, rows are locked in sorted order. Nobody changes the rows of step 4 without the row of their month, so whoever
+//! holds that row can read all sums of the month and write them.
 //!
 //! # Two ways to post
 //!
 //! New events are posted from [`Versioned`]: one statement claims their keys, adds to the sums and inserts the events. Other
-//! changes (a price that was created later, a correction) are posted from [`MonthsLocked`]: the caller locks the months, reads what it
+//! changes (a price that came later, a correction) are posted from [`MonthsLocked`]: the caller locks the months, reads what it
 //! needs while nobody else can change them, computes the changes, and posts these. A charge that depends on what the month
 //! already has, such as a tier, is computed there.
 //!
 //! # Effects
 //!
-//! After [`Posted`], the effects of the new sums have to run. Today these are alerts.
+//! [`Posted`] is not the end: its owner runs the effects of the new sums. Today these are alerts.
 
 mod clients;
 
@@ -52,14 +52,14 @@ pub struct Versioned<'c> {
     pub versions: Versions,
 }
 
-/// A transaction that has locked the rows of months, so that no other transaction can change their sums or the days of their events.
+/// A transaction that holds the rows of months: nobody else can change their sums or the days of their events.
 pub struct MonthsLocked<'c>(&'c mut PgConnection);
 
 /// A transaction that has changed sums.
 #[must_use = "the effects of the new sums have not run"]
 pub struct Posted<'c> {
     conn: &'c mut PgConnection,
-    /// The months that were changed, with their new sums.
+    /// The months that were changed, as they are now.
     months: Vec<MonthRow>,
     /// See [`Posted::is_recorded`].
     claimed: Option<HashSet<i64>>,
@@ -87,7 +87,7 @@ impl<'c> Begun<'c> {
         Self(tx)
     }
 
-    /// Returns the connection.
+    /// The connection.
     pub fn conn(&mut self) -> &mut PgConnection {
         self.0
     }
@@ -107,18 +107,18 @@ impl<'c> Begun<'c> {
 impl<'c> Versioned<'c> {
     /// Begins a transaction and shares the versions lock, in one round trip.
     pub async fn begin(conn: &'c mut PgConnection) -> meterd_store::Result<Self> {
-        // This lock blocks all clients. So the error is not a lock timeout, after which the caller would retry each client separately.
+        // This lock is held against all clients, so the caller must not try them apart as it does for a month that is locked.
         let of_all_clients = |error: StoreError| if error.is_lock_timeout() { StoreError::Timeout } else { error };
         let versions = locks::begin_sharing_versions(conn).await.map_err(of_all_clients)?;
         Ok(Self { conn, versions })
     }
 
-    /// Returns the connection.
+    /// The connection.
     pub fn conn(&mut self) -> &mut PgConnection {
         self.conn
     }
 
-    /// Locks the rows of these months, if they exist.
+    /// Locks those of the months that have a row.
     pub async fn lock_months(self, months: &BTreeSet<(String, Month)>) -> meterd_store::Result<MonthsLocked<'c>> {
         let (clients, firsts): (Vec<_>, Vec<_>) =
             months.iter().map(|(client_id, month)| (client_id.clone(), month.first_day())).unzip();
@@ -165,7 +165,7 @@ async fn create_months<'c>(
 }
 
 impl<'c> MonthsLocked<'c> {
-    /// Returns the connection.
+    /// The connection.
     pub fn conn(&mut self) -> &mut PgConnection {
         self.0
     }
@@ -182,17 +182,17 @@ impl<'c> MonthsLocked<'c> {
 }
 
 impl<'c> Posted<'c> {
-    /// Returns the connection.
+    /// The connection.
     pub fn conn(&mut self) -> &mut PgConnection {
         self.conn
     }
 
-    /// Returns the months that were changed, with their new sums.
+    /// The months that were changed, as they are now.
     pub fn months(&self) -> &[MonthRow] {
         &self.months
     }
 
-    /// Returns whether a new event was recorded. If not, its key was taken.
+    /// Whether a new event was recorded. If not, its key was taken.
     pub fn is_recorded(&self, new: &NewEvent<'_>) -> bool {
         self.claimed.as_ref().is_none_or(|claimed| claimed.contains(&new.priced.id.seq))
     }
@@ -206,7 +206,7 @@ impl<'c> Posted<'c> {
     }
 
     /// Runs the effects: raises the alerts that the changed months have reached. Alerts of months for which `is_backfill` holds
-    /// do not send notifications. A client that `clients` does not know has no alerts.
+    /// notify nobody. A client that `clients` does not know has no alerts.
     pub async fn settle(
         self,
         settings: &AlertSettings,
@@ -220,14 +220,14 @@ impl<'c> Posted<'c> {
         Ok(Settled { conn: self.conn, raised })
     }
 
-    /// Returns the connection, for a caller that evaluates the alerts itself because alerts may also have to be resolved.
+    /// Ends the stage for a caller that evaluates the alerts of the months itself, with what has to be resolved.
     pub fn into_conn(self) -> &'c mut PgConnection {
         self.conn
     }
 }
 
 impl Settled<'_> {
-    /// Returns the connection.
+    /// The connection.
     pub fn conn(&mut self) -> &mut PgConnection {
         self.conn
     }
@@ -239,7 +239,7 @@ impl Settled<'_> {
         Ok(())
     }
 
-    /// Returns the alerts that were raised. The caller must pass them to [`raise::count`] after the commit.
+    /// The alerts that were raised. To be counted after the commit, with [`raise::count`].
     pub fn into_raised(self) -> Vec<Alert> {
         self.raised
     }

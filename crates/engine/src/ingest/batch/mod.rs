@@ -4,7 +4,7 @@
 //! 2. [`claim`]: which events may claim their keys.
 //! 3. [`price`]: the charge of each of them.
 //! 4. post: [`crate::ledger`] writes keys, events and sums, and raises alerts.
-//! 5. [`outcome`]: the outcome of each event, by comparison with the event that has the key.
+//! 5. [`outcome`]: what each caller is told, by comparison with the event that has the key.
 
 mod claim;
 mod date;
@@ -30,11 +30,11 @@ use sqlx::{Executor, PgConnection};
 use std::collections::HashSet;
 use std::sync::Arc;
 
-/// Minimum number of new events for which COPY is faster than the statement.
+/// From this number of new events on, COPY is faster than the statement.
 const COPY_EVENTS_MIN: usize = 50;
 
 /// Records a batch and returns an outcome for each event, in order. An event of a closed month, or one whose key may have been
-/// deleted, is refused, unless its key is found. After an error the connection is still in a transaction, so the caller must drop it.
+/// deleted, is refused, unless its key is found. After an error the connection is still in a transaction: drop it.
 pub(super) async fn record(
     conn: &mut PgConnection,
     cache: &CatalogCache,

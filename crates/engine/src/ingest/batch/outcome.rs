@@ -9,7 +9,7 @@ use meterd_store::holders::{self, KeyHolder};
 use sqlx::PgConnection;
 use std::collections::{HashMap, HashSet};
 
-/// Adds the holders of keys that were taken before this batch, and returns the leaders that have these keys.
+/// Adds the holders of keys that were taken, and returns the leaders that have these keys.
 pub async fn find_earlier_holders(
     conn: &mut PgConnection,
     dated: &[Dated<'_>],
@@ -37,8 +37,8 @@ fn is_repeat(dated: &Dated<'_>, holder: &KeyHolder) -> bool {
     repeats((&submission.event, &submission.payload_hash), (holder.id.time, &holder.payload_hash))
 }
 
-/// Decides the outcome of each event. `holders` has, for each leader, the event that has its key. `earlier` has the leaders whose key
-/// belongs to an event from before this batch.
+/// Decides the outcome of each event. `holders` has the event that has each leader's key; `earlier` are those of them that were
+/// there before this batch.
 pub async fn decide(
     conn: &mut PgConnection,
     dated: &[Dated<'_>],
@@ -68,7 +68,7 @@ async fn conflicts(
         .filter_map(|index| Some((index, holder_of(index)?)))
         .filter(|(index, holder)| !is_repeat(&dated[*index], holder))
         .collect();
-    // The event that has the key need not be read if it is in this batch.
+    // An event of this batch need not be read.
     let at_hand = |index: usize| {
         let leader = dated[claims.leaders[claims.leader_of[index]]].submission;
         holder_of(index).is_some_and(|holder| holder.id == leader.id).then_some(&leader.event)
