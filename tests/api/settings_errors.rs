@@ -166,7 +166,7 @@ fn all_wrong_environment_variables_are_reported_at_once() {
     let variables = [
         ("METERD_WRITERS", "many", "METERD_WRITERS: must be a whole number, got \"many\""),
         ("METERD_CALLS_MAX", "1.5", "METERD_CALLS_MAX: must be a whole number, got \"1.5\""),
-        ("METERD_RETRY_SECONDS", "0", "METERD_RETRY_SECONDS: 0 is not in 1..=3600"),
+        ("METERD_RETRY_SECONDS", "0", "METERD_RETRY_SECONDS: must be 1 to 3600, got \"0\""),
         ("METERD_AUTH", "key", "METERD_AUTH: must be one of off, keys, got \"key\"; did you mean keys?"),
         ("METERD_LISTEN", "localhost", "METERD_LISTEN: must be an IP address and a port"),
         ("METERD_INSECURE_LISTEN", "yes", "METERD_INSECURE_LISTEN: must be one of true, false, got \"yes\""),
