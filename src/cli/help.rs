@@ -158,6 +158,14 @@ mod tests {
     }
 
     #[test]
+    fn a_negative_number_is_reported_as_a_wrong_value_and_not_as_an_unknown_flag() {
+        for words in ["track acme openai --units -1", "usage acme --timeout -1", "serve --writers -1"] {
+            let error = commands().try_get_matches_from(["meterd"].into_iter().chain(words.split(' '))).unwrap_err();
+            assert_eq!(error.kind(), clap::error::ErrorKind::ValueValidation, "{words}: {error}");
+        }
+    }
+
+    #[test]
     fn every_setting_of_the_server_has_a_heading() {
         let command = commands();
         let serve = command.find_subcommand("serve").unwrap();

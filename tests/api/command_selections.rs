@@ -142,9 +142,12 @@ async fn an_empty_export_is_an_error_with_suggestions_and_leaves_no_file() {
     let output = format!("--output={}", file.display());
     for (words, expected_text) in [
         (&["--client=acem"][..], &["no client \"acem\"", "did you mean acme?"][..]),
-        (&["--service=smss"], &["no service \"smss\"", "did you mean sms"]),
+        (&["--service=smss"], &["--service: service \"smss\" does not exist", "did you mean sms"]),
         // A service with events does not hide the one without.
-        (&["--service=sms", "--service=emial"], &["no service \"emial\"", "did you mean email?"]),
+        (
+            &["--service=sms", "--service=emial"],
+            &["--service: service \"emial\" does not exist", "did you mean email?"],
+        ),
         (&["--service=email"], &["nothing to export", "of service email", "--month 2026-11"]),
         (&["--client=acme", "--month=2026-09"], &["client \"acme\" in 2026-09", "2026-11, 2026-10"]),
         (&["--start=2026-09-01", "--end=2026-09-02"], &["from 2026-09-01 to 2026-09-02", "--allow-empty"]),
@@ -175,8 +178,8 @@ async fn an_empty_verification_is_an_error_that_says_what_exists() {
     assert_eq!(succeed(&server, &["verify", "--allow-empty"]).await, "nothing to verify: there are no events\n");
     boundaries(&server).await;
     for (words, expected_text) in [
-        (&["--client=acem"][..], "no client \"acem\"; did you mean acme?"),
-        (&["--client=nosuch"], "no client \"nosuch\"; `meterd clients list`"),
+        (&["--client=acem"][..], "client \"acem\" does not exist; did you mean acme?"),
+        (&["--client=nosuch"], "client \"nosuch\" does not exist; `meterd clients list`"),
         (
             &["--client=acme", "--month=2026-09"],
             "client \"acme\" has no usage in 2026-09; there is usage in 2026-11, 2026-10",

@@ -41,7 +41,7 @@ pub enum EmbeddedError {
 
     /// The directory belongs to another user.
     #[error(
-        "{} belongs to user id {owner}, but meterd runs as user id {ours}: run meterd as user id {owner}, change the owner with `chown -R`, or choose another --data-dir",
+        "{} belongs to user id {owner}, but PostgreSQL would run as user id {ours}: run meterd as user id {owner}, change the owner with `chown -R`, or choose another --data-dir",
         path.display()
     )]
     ForeignOwner {
@@ -95,13 +95,13 @@ pub enum EmbeddedError {
 
     /// meterd runs as root, and there is no user to run PostgreSQL as.
     #[error(
-        "PostgreSQL does not run as root, and neither of the users `postgres` and `nobody` exists: create one (`useradd --system postgres`), run meterd as an ordinary user, or set DATABASE_URL"
+        "PostgreSQL refuses to run as root, and neither of the users `postgres` and `nobody` exists: create one (`useradd --system postgres`), run meterd as an ordinary user, or set DATABASE_URL"
     )]
     NoServerUser,
 
     /// The user that PostgreSQL runs as cannot enter a directory.
     #[error(
-        "PostgreSQL runs as user `{user}`, because it does not run as root, and this user has no access to {}{}: choose another directory with --data-dir, for example {}",
+        "PostgreSQL refuses to run as root, so meterd runs it as user `{user}`, who has no access to {}{}: choose another directory with --data-dir, for example {}",
         path.display(),
         blocker.as_ref().map(|dir| format!(" because {} is closed to other users", dir.display())).unwrap_or_default(),
         super::default_data_dir().display()
