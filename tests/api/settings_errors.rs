@@ -188,7 +188,7 @@ fn all_wrong_environment_variables_are_reported_at_once() {
     let rejected = dir.start_error(command.arg("--config").arg(&file));
     let in_file = format!("tls_client_ca ({}, line 1) needs TLS", file.display());
     for expected_text in
-        ["METERD_LISTEN 0.0.0.0:0 is not a loopback address", "METERD_SMTP_URL is not one of", &in_file]
+        ["METERD_LISTEN 0.0.0.0:0 is not a loopback address", "METERD_SMTP_URL: must be a URL such as", &in_file]
     {
         assert!(rejected.lines().any(|line| line.starts_with(expected_text)), "no {expected_text} in {rejected}");
     }

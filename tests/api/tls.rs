@@ -292,9 +292,10 @@ async fn commands_trust_a_self_signed_certificate_only_if_it_is_configured() {
     let other = files.path("other.pem");
     std::fs::write(&other, self_signed(|_| {}).cert).unwrap();
     let other = other.display().to_string();
-    for (flags, expected_text) in
-        [(&["--tls-ca", &other][..], "is neither in --tls-ca"), (&[], "add --tls-ca FILE (METERD_TLS_CA)")]
-    {
+    for (flags, expected_text) in [
+        (&["--tls-ca", &other][..], "must contain this certificate itself"),
+        (&[], "add --tls-ca FILE (METERD_TLS_CA)"),
+    ] {
         let done = meterd(&server, &[&["track", "acme", "sms"], flags].concat()).await;
         let error = String::from_utf8_lossy(&done.stderr);
         assert!(!done.status.success() && error.contains("is not trusted") && error.contains(expected_text), "{error}");
