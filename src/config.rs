@@ -9,6 +9,7 @@ pub mod hints;
 mod jobs;
 mod net;
 mod notifications;
+mod number_errors;
 mod sources;
 mod specs;
 mod toml_errors;
@@ -20,6 +21,7 @@ pub use file::SettingsFile;
 pub use jobs::JobSettings;
 pub use net::NetSettings;
 pub use notifications::NotificationSettings;
+pub use number_errors::plain_parse_error;
 pub use sources::{InvalidVariables, check_database, chooses_database, innermost, is_set_by_flag, setting_sources};
 
 use crate::net::NetConfig;

@@ -31,7 +31,7 @@ pub fn check_while_running(settings: &Settings) -> anyhow::Result<Vec<String>> {
         return Ok(vec![]);
     }
     fail_if_any(&faults)?;
-    Ok(in_use.map(|fault| format!("{fault}. This is no problem if meterd itself uses the port")).collect())
+    Ok(in_use.map(|fault| format!("{fault}. Ignore this note if meterd itself uses the port")).collect())
 }
 
 fn fail_if_any(faults: &[String]) -> anyhow::Result<()> {
@@ -79,14 +79,14 @@ fn check_database(settings: &Settings) -> anyhow::Result<()> {
     }
 }
 
-/// Checks that somebody can call a server that requires credentials.
+/// Checks that a server that requires credentials has at least one caller.
 pub fn check_callers(auth: &Auth, database: &DatabaseSettings) -> anyhow::Result<()> {
-    let fix = || format!("make one with `{}`", hints::first_key("NAME", database));
+    let fix = || format!("create one with `{}`", hints::first_key("NAME", database));
     match auth.access() {
         Access::Full => {}
-        Access::WithoutAdmin => tracing::warn!("no live API key has the scope admin for all clients: {}", fix()),
+        Access::WithoutAdmin => tracing::warn!("no valid API key has the scope admin for all clients: {}", fix()),
         Access::Nobody => anyhow::bail!(
-            "--auth keys, and there is no live API key, so nobody could call: {}, or name an identity provider with \
+            "--auth keys: there is no valid API key, so every call would be rejected: {}, or set an identity provider with \
              --jwt-issuer",
             fix()
         ),

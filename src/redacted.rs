@@ -1,4 +1,4 @@
-//! Messages that have secrets in them show themselves without.
+//! `Debug` of messages that contain secrets. It leaves the secrets out.
 
 use crate::proto::{CreateApiKeyResponse, NotificationChannel, RotateApiKeyResponse};
 use std::fmt::{Debug, Formatter, Result};

@@ -91,7 +91,12 @@ fn parse_zone(text: &str) -> Result<String, String> {
         return Ok(text.to_owned());
     }
     let names = chrono_tz::TZ_VARIANTS.iter().map(|zone| zone.name());
-    let hint = hints::did_you_mean(text, names).map(|hint| format!("; {hint}")).unwrap_or_default();
+    let is_city = |name: &&str| name.rsplit('/').next().is_some_and(|city| city.eq_ignore_ascii_case(text));
+    let hint = match names.clone().find(is_city) {
+        Some(name) => Some(format!("did you mean {name}?")),
+        None => hints::did_you_mean(text, names),
+    };
+    let hint = hint.map(|hint| format!("; {hint}")).unwrap_or_default();
     Err(format!("must be an IANA time zone such as Europe/Berlin{hint}"))
 }
 

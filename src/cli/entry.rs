@@ -131,7 +131,10 @@ impl CommandLine {
 
 /// Prints the error of the parser, or the help. Returns the exit code; `serve --check` only uses 0 and 1.
 fn print_parse_error(error: &clap::Error, arguments: &[OsString]) -> ExitCode {
-    drop(error.print());
+    match config::plain_parse_error(error) {
+        Some(text) => print::note(format_args!("{}", text.trim_end())),
+        None => drop(error.print()),
+    }
     match error.exit_code() {
         0 => ExitCode::SUCCESS,
         _ if arguments.iter().any(|argument| argument == "--check") => ExitCode::FAILURE,

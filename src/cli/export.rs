@@ -1,11 +1,11 @@
 //! `meterd export`: writes recorded events to a file or to standard output.
 
 use std::fs::File;
-use std::io::{BufWriter, IsTerminal, Write};
+use std::io::{self, BufWriter, ErrorKind, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::anyhow;
 use chrono::NaiveDate;
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -142,7 +142,7 @@ pub async fn run(args: ExportArgs) -> anyhow::Result<ExitCode> {
         if piece.event_count == 0 && !args.allow_empty {
             return Err(nothing_to_export(&args, &channel).await);
         }
-        target.write(&piece.data).context("cannot write")?;
+        target.write(&piece.data)?;
         // For example in `meterd export | head`.
         if print::has_failed() {
             return Ok(ExitCode::SUCCESS);
@@ -274,17 +274,17 @@ impl Target {
         let mut name = path.as_os_str().to_owned();
         name.push(format!(".part-{}", std::process::id()));
         let part = PartFile(PathBuf::from(name));
-        let file = File::create(&part.0).with_context(|| format!("cannot write {}", part.0.display()))?;
+        let file = File::create(&part.0).map_err(|error| output_error(path, &error))?;
         Ok(Target::File { writer: BufWriter::new(file), part, path: path.to_owned() })
     }
 
-    fn write(&mut self, data: &[u8]) -> std::io::Result<()> {
+    fn write(&mut self, data: &[u8]) -> anyhow::Result<()> {
         match self {
             Target::Stdout => {
                 print::bytes(data);
                 Ok(())
             }
-            Target::File { writer, .. } => writer.write_all(data),
+            Target::File { writer, path, .. } => writer.write_all(data).map_err(|error| output_error(path, &error)),
         }
     }
 
@@ -292,10 +292,23 @@ impl Target {
         match self {
             Target::Stdout => Ok(()),
             Target::File { writer, part, path } => {
-                writer.into_inner().context("cannot write")?.sync_all()?;
-                std::fs::rename(&part.0, &path).with_context(|| format!("cannot write {}", path.display()))
+                let synced = writer.into_inner().map_err(|error| error.into_error()).and_then(|file| file.sync_all());
+                let finished = synced.and_then(|()| std::fs::rename(&part.0, &path));
+                finished.map_err(|error| output_error(&path, &error))
             }
         }
+    }
+}
+
+/// The error of writing the file of `--output`. It names this file and not the temporary one.
+fn output_error(path: &Path, error: &io::Error) -> anyhow::Error {
+    let path = path.display();
+    match error.kind() {
+        ErrorKind::NotFound => {
+            anyhow!("--output {path}: its directory does not exist; create it, or choose another file")
+        }
+        ErrorKind::IsADirectory => anyhow!("--output {path}: must be a file, but this is a directory; add a file name"),
+        _ => anyhow!("--output {path}: cannot write the file: {error}"),
     }
 }
 

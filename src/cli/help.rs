@@ -71,6 +71,11 @@ fn grouped_commands(command: &Command) -> String {
 /// Arranges the flags of a command and of its subcommands. Flags of every command come after a command's own flags.
 pub fn arranged_flags(command: Command) -> Command {
     let command = command.mut_args(|arg| if arg.is_global_set() { arg.display_order(GLOBAL_ORDER) } else { arg });
+    // Lets `--units -1` reach the check of the value, whose error has the rule.
+    let command = command.mut_args(|arg| match arg.get_action().takes_values() {
+        true => arg.allow_negative_numbers(true),
+        false => arg,
+    });
     let connects = command.get_arguments().any(|arg| arg.get_id() == "api_key");
     let has_settings = SETTINGS_COMMANDS.contains(&command.get_name());
     let heading = |arg: &Arg| {
@@ -150,6 +155,14 @@ mod tests {
             assert_eq!(headings.count(), 0, "{words}: {last}");
         }
         assert!(connecting > 20, "{connecting}");
+    }
+
+    #[test]
+    fn a_negative_number_is_reported_as_a_wrong_value_and_not_as_an_unknown_flag() {
+        for words in ["track acme openai --units -1", "usage acme --timeout -1", "serve --writers -1"] {
+            let error = commands().try_get_matches_from(["meterd"].into_iter().chain(words.split(' '))).unwrap_err();
+            assert_eq!(error.kind(), clap::error::ErrorKind::ValueValidation, "{words}: {error}");
+        }
     }
 
     #[test]

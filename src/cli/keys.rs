@@ -41,7 +41,7 @@ pub enum KeysCommand {
     Create(Box<CreateArgs>),
     /// List keys, the oldest first
     List(ListArgs),
-    /// Replace a key by a new one; the old key stays valid for the time of --overlap
+    /// Replace a key by a new one; the old key stays valid for 24 hours, or for --overlap
     Rotate(RotateArgs),
     /// Revoke a key permanently
     Revoke(RevokeArgs),
@@ -182,7 +182,7 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
 fn parse_expiry(text: &str) -> Result<Expiry, String> {
     parse_duration(text).map(Expiry::After).or_else(|_| {
         let time =
-            parse_flag_time(text).map_err(|error| format!("{error}, or a duration from now such as 90d or 12h"))?;
+            parse_flag_time(text).map_err(|error| format!("{error}; or a duration from now, such as 90d or 12h"))?;
         Ok(Expiry::At(time))
     })
 }

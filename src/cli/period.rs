@@ -34,7 +34,9 @@ impl PeriodArgs {
 /// Checks that the range does not end before it starts.
 pub fn check_order(start: Option<NaiveDate>, end: Option<NaiveDate>) -> anyhow::Result<()> {
     match (start, end) {
-        (Some(start), Some(end)) if start > end => anyhow::bail!("--start {start} is after --end {end}"),
+        (Some(start), Some(end)) if start > end => {
+            anyhow::bail!("--start {start} is after --end {end}: the first day must not be after the last day")
+        }
         _ => Ok(()),
     }
 }

@@ -51,7 +51,10 @@ pub async fn run(args: UsageArgs) -> anyhow::Result<ExitCode> {
         (Some(start), Some(end)) => range(&args, &channel, start, end).await?,
         (Some(start), None) => {
             let today = today(&args, &channel).await?;
-            ensure!(start <= today, "--start {start} is in the future; today is {today} for this client");
+            ensure!(
+                start <= today,
+                "--start {start} is in the future: it must not be after today, which is {today} for this client"
+            );
             range(&args, &channel, start, today).await?;
         }
         (None, Some(end)) => bail!("--end {end} needs --start: add the first day of the range"),

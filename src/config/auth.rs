@@ -75,10 +75,12 @@ impl AuthSettings {
         };
         anyhow::ensure!(
             self.auth == AuthMode::Keys,
-            "--jwt-issuer needs --auth keys, because without it the server does not check tokens: add --auth keys, or remove --jwt-issuer"
+            "--jwt-issuer needs --auth keys, because without it the server does not check tokens: add --auth keys, or remove \
+             --jwt-issuer"
         );
-        let audience =
-            audience.context("--jwt-issuer needs --jwt-audience, because the provider also issues tokens for other services: add --jwt-audience")?;
+        let audience = audience.context(
+            "--jwt-issuer needs --jwt-audience, because the provider also issues tokens for other services: add --jwt-audience",
+        )?;
         Ok(Some(JwtConfig {
             issuer: issuer.into(),
             audience: audience.into(),

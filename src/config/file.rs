@@ -1,6 +1,7 @@
 //! The settings file: TOML whose keys are settings.
 
 use super::effective::{MASK, is_mask};
+use super::number_errors::plain_number_rule;
 use super::specs::{Kind, SettingSpec, SettingSpecs, did_you_mean};
 use super::toml_errors;
 use clap::error::{ContextKind, ContextValue};
@@ -206,11 +207,10 @@ pub(super) fn check_value(setting: &SettingSpec, value: &str) -> Result<(), Stri
     let parsed = Command::new("meterd").disable_help_flag(true).arg(arg).try_get_matches_from(["meterd", &flag]);
     let Err(error) = parsed else { return Ok(()) };
     if let Some(cause) = error.source() {
-        let is_no_number = setting.kind == Kind::Number && value.parse::<i64>().is_err();
-        return Err(match is_no_number {
-            true if value.is_empty() => EMPTY.to_owned(),
-            true => format!("must be a whole number, got {value:?}"),
-            false => cause.to_string(),
+        return Err(match plain_number_rule(cause) {
+            _ if value.is_empty() && setting.kind == Kind::Number => EMPTY.to_owned(),
+            Some(rule) => format!("{rule}, got {value:?}"),
+            None => cause.to_string(),
         });
     }
     let names = |kind| match error.get(kind) {

@@ -142,9 +142,12 @@ async fn an_empty_export_is_an_error_with_suggestions_and_leaves_no_file() {
     let output = format!("--output={}", file.display());
     for (words, expected_text) in [
         (&["--client=acem"][..], &["no client \"acem\"", "did you mean acme?"][..]),
-        (&["--service=smss"], &["service \"smss\" does not exist", "did you mean sms"]),
+        (&["--service=smss"], &["--service: service \"smss\" does not exist", "did you mean sms"]),
         // A service with events does not hide the one without.
-        (&["--service=sms", "--service=emial"], &["service \"emial\" does not exist", "did you mean email?"]),
+        (
+            &["--service=sms", "--service=emial"],
+            &["--service: service \"emial\" does not exist", "did you mean email?"],
+        ),
         (&["--service=email"], &["nothing to export", "of service email", "--month 2026-11"]),
         (&["--client=acme", "--month=2026-09"], &["client \"acme\" in 2026-09", "2026-11, 2026-10"]),
         (&["--start=2026-09-01", "--end=2026-09-02"], &["from 2026-09-01 to 2026-09-02", "--allow-empty"]),

@@ -358,7 +358,7 @@ async fn wrong_schedules_and_contradicting_settings_are_rejected_at_the_start() 
     let nowhere = ["--database-url=postgres://127.0.0.1:1/none", "--listen=127.0.0.1:0", "--http-listen=127.0.0.1:0"];
     let cases: [(&[&str], &[&str]); 4] = [
         (&["--schedule-retention=hourly"], &["--schedule-retention", "cron expression"]),
-        (&["--schedule-alert-checks=0 0 31 2 *"], &["--schedule-alert-checks", "no year has"]),
+        (&["--schedule-alert-checks=0 0 31 2 *"], &["--schedule-alert-checks", "does not exist in any year"]),
         (&["--retention-months=2", "--accept-past-days=60"], &["--retention-months 2", "--accept-past-days 60"]),
         (&["--key-retention-days=30"], &["--key-retention-days 30", "--accept-past-days 35"]),
     ];

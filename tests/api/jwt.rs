@@ -488,5 +488,5 @@ async fn a_server_with_a_provider_starts_without_keys_and_a_provider_at_http_is_
     let settings = settings_of(&["--auth=keys", "--jwt-issuer=http://id.example.com", "--jwt-audience=meterd"]);
     let deployment = meterd::app::prepare(&options, &settings).await.unwrap();
     let rejected = meterd::app::build(settings, &options, deployment, Clock::system()).await.err().unwrap();
-    assert!(format!("{rejected:#}").contains("not https"), "{rejected:#}");
+    assert!(format!("{rejected:#}").contains("must be a URL that begins with https://"), "{rejected:#}");
 }

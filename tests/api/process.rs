@@ -346,7 +346,7 @@ fn a_data_directory_without_access_is_reported_with_the_fix() {
         for flags in [&[][..], &["--check"]] {
             let rejected = run(&closed, flags);
             let fix = format!("chmod u+rwX {}", closed.display());
-            assert!(rejected.contains(&format!("its mode is {mode:04o}")) && rejected.contains(&fix), "{rejected}");
+            assert!(rejected.contains(&format!("the mode is {mode:04o}")) && rejected.contains(&fix), "{rejected}");
         }
     }
     fs::set_permissions(&closed, Permissions::from_mode(0o500)).unwrap();

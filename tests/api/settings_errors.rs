@@ -166,7 +166,7 @@ fn all_wrong_environment_variables_are_reported_at_once() {
     let variables = [
         ("METERD_WRITERS", "many", "METERD_WRITERS: must be a whole number, got \"many\""),
         ("METERD_CALLS_MAX", "1.5", "METERD_CALLS_MAX: must be a whole number, got \"1.5\""),
-        ("METERD_RETRY_SECONDS", "0", "METERD_RETRY_SECONDS: 0 is not in 1..=3600"),
+        ("METERD_RETRY_SECONDS", "0", "METERD_RETRY_SECONDS: must be 1 to 3600, got \"0\""),
         ("METERD_AUTH", "key", "METERD_AUTH: must be one of off, keys, got \"key\"; did you mean keys?"),
         ("METERD_LISTEN", "localhost", "METERD_LISTEN: must be an IP address and a port"),
         ("METERD_INSECURE_LISTEN", "yes", "METERD_INSECURE_LISTEN: must be one of true, false, got \"yes\""),
@@ -188,7 +188,7 @@ fn all_wrong_environment_variables_are_reported_at_once() {
     let rejected = dir.start_error(command.arg("--config").arg(&file));
     let in_file = format!("tls_client_ca ({}, line 1) needs TLS", file.display());
     for expected_text in
-        ["METERD_LISTEN 0.0.0.0:0 is not a loopback address", "METERD_SMTP_URL is not one of", &in_file]
+        ["METERD_LISTEN 0.0.0.0:0 is not a loopback address", "METERD_SMTP_URL: must be a URL such as", &in_file]
     {
         assert!(rejected.lines().any(|line| line.starts_with(expected_text)), "no {expected_text} in {rejected}");
     }

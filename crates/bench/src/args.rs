@@ -90,8 +90,8 @@ pub struct SetupArgs {
     /// Program to measure [default: the meterd next to meterd-bench]
     #[arg(long, env = "METERD_BIN", value_name = "PATH")]
     pub meterd: Option<PathBuf>,
-    /// URL of a PostgreSQL whose user may create databases; not read from the environment, because the load is heavy [default: an
-    /// embedded PostgreSQL, as durable as the one of meterd, runs during the measurement]
+    /// URL of a PostgreSQL whose user may create databases; not read from the environment, because the load is heavy [default: a
+    /// durable embedded PostgreSQL that runs during the measurement]
     #[arg(long, id = "bench_database_url", value_name = "URL")]
     pub database_url: Option<String>,
     /// Name of a database to keep in this PostgreSQL: it is created if it does not exist, and later runs use its preloaded

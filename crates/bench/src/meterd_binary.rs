@@ -29,7 +29,7 @@ impl MeterdBinary {
             Some(path) => {
                 ensure!(
                     path.is_file(),
-                    "--meterd (METERD_BIN): there is no file {}; build meterd with `{BUILD_COMMAND}` and give its path, such \
+                    "--meterd (METERD_BIN): there is no file {}; build meterd with `{BUILD_COMMAND}` and set its path, such \
                      as --meterd target/release/meterd",
                     path.display()
                 );
@@ -37,11 +37,11 @@ impl MeterdBinary {
                 std::path::absolute(path)?
             }
             None => {
-                let own = std::env::current_exe().context("the path of meterd-bench is unknown: give --meterd PATH")?;
+                let own = std::env::current_exe().context("the path of meterd-bench is unknown: set --meterd PATH")?;
                 let path = own.with_file_name(NAME);
                 ensure!(
                     path.is_file(),
-                    "there is no meterd next to meterd-bench: {} does not exist; build it with `{BUILD_COMMAND}`, or give \
+                    "there is no meterd next to meterd-bench: {} does not exist; build it with `{BUILD_COMMAND}`, or set \
                      --meterd PATH (METERD_BIN)",
                     path.display()
                 );

@@ -43,7 +43,7 @@ impl Postgres {
         let parent = args.data_dir.clone().unwrap_or_else(std::env::temp_dir);
         anyhow::ensure!(
             parent.is_dir(),
-            "--data-dir: {} is not a directory; create it, or give another one",
+            "--data-dir {}: must be a directory; create it, or choose another one",
             parent.display()
         );
         // A new directory: it is removed with its contents at the end.
@@ -69,7 +69,7 @@ impl Postgres {
     /// Creates the scratch database and returns its URL.
     pub async fn create_database(&self) -> anyhow::Result<String> {
         let mut conn = self.connect().await?;
-        floor::create_database(&mut conn, &self.database).await.context("the scratch database cannot be created")?;
+        floor::create_database(&mut conn, &self.database).await.context("cannot create the scratch database")?;
         conn.close().await?;
         with_database(&self.url, &self.database)
     }
@@ -91,7 +91,7 @@ impl Postgres {
         let name = self.second_name();
         let mut conn = self.connect().await?;
         floor::drop_database(&mut conn, &name).await?;
-        floor::create_database(&mut conn, &name).await.context("the scratch database cannot be created")?;
+        floor::create_database(&mut conn, &name).await.context("cannot create the scratch database")?;
         conn.close().await?;
         with_database(&self.url, &name)
     }
@@ -106,7 +106,11 @@ impl Postgres {
     }
 
     async fn connect(&self) -> anyhow::Result<PgConnection> {
-        connect::options(&self.url)?.connect().await.context("the database cannot be reached")
+        let options = connect::options(&self.url).context("--database-url")?;
+        options
+            .connect()
+            .await
+            .context("--database-url: cannot connect to the database; check host, port, user and password")
     }
 
     /// Removes everything that was made.

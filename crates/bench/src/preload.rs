@@ -75,14 +75,14 @@ impl Preload {
             ("synchronous_commit", "off"),
         ]);
         let pool = PgPoolOptions::new().max_connections(AT_ONCE as u32).connect_with(options).await?;
-        let filled = self.fill_in(&pool, catalog, now).await.context("the database cannot be filled");
+        let filled = self.fill_in(&pool, catalog, now).await.context("cannot fill the database");
         pool.close().await;
         filled
     }
 
     async fn fill_in(&self, pool: &PgPool, catalog: &Catalog, now: DateTime<Utc>) -> anyhow::Result<()> {
         let mut conn = pool.acquire().await?;
-        anyhow::ensure!(preload::is_empty(&mut conn).await?, "there are events already");
+        anyhow::ensure!(preload::is_empty(&mut conn).await?, "the database already has events: use an empty one");
         let kinds = kinds(catalog, now)?;
         let (recent, year) = (self.stretches(now), year_stretches(now));
         // Drawn only on a terminal.

@@ -163,7 +163,7 @@ where
         }
         anyhow::Ok(())
     };
-    tokio::time::timeout(DRAIN_TIMEOUT, drain).await.context("calls do not end")??;
+    tokio::time::timeout(DRAIN_TIMEOUT, drain).await.context("the calls did not end in time")??;
     let Tally { acknowledged, duplicates, counted, mut latencies_us } = tally;
     anyhow::ensure!(counted > 0, "nothing ended within {seconds:.1} s: measure longer, with --seconds");
     latencies_us.sort_unstable();

@@ -22,7 +22,7 @@ const INITDB_TIMEOUT: Duration = Duration::from_secs(300);
 /// Defaults for meterd, appended to `postgresql.conf`, where an operator may change them. Settings that must not be
 /// changed are on the server's command line instead.
 const CONF: &str = "
-# meterd's defaults. Change them as you like; what meterd insists on is on the command line.
+# Defaults of meterd. You may change them. Settings that must not change are on the command line of the server.
 max_connections = 200
 max_wal_size = '2GB'
 timezone = 'UTC'
@@ -68,7 +68,7 @@ pub(super) fn remove_leftovers(data_dir: &Path) {
         if is_temporary(&entry.file_name().to_string_lossy())
             && let Err(error) = fs::remove_dir_all(entry.path())
         {
-            info!("{} is left for the next start: {error}", entry.path().display());
+            info!("cannot remove {}: {error}; the next start tries again", entry.path().display());
         }
     }
 }
@@ -83,9 +83,9 @@ pub(super) async fn make(
 ) -> Result<(), EmbeddedError> {
     let cluster = &layout.cluster;
     let making = layout.data_dir.join(format!("{TEMPORARY_PREFIX}.{:016x}", rand::random::<u64>()));
-    fs::create_dir(&making).map_err(EmbeddedError::io("make the directory", &making))?;
+    fs::create_dir(&making).map_err(EmbeddedError::io("create the directory", &making))?;
     user.give(&making)?;
-    info!("making a PostgreSQL {} database in {}", binaries.version, cluster.display());
+    info!("creating a PostgreSQL {} database in {}", binaries.version, cluster.display());
 
     let mut initdb = user.command(&binaries.dir.join("initdb"));
     initdb
@@ -122,11 +122,11 @@ pub(super) async fn make(
         .map_err(EmbeddedError::io("write", &conf))?;
     if cluster.exists() {
         // It is empty; otherwise `made_by` would have rejected it.
-        fs::remove_dir(cluster).map_err(EmbeddedError::io("remove the empty", cluster))?;
+        fs::remove_dir(cluster).map_err(EmbeddedError::io("remove the empty directory", cluster))?;
     }
     fs::rename(&making, cluster)
         .and_then(|()| fs::File::open(&layout.data_dir)?.sync_all())
-        .map_err(EmbeddedError::io("put in place", cluster))
+        .map_err(EmbeddedError::io("rename a directory to", cluster))
 }
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ pub fn check_place(settings: &EmbeddedSettings) -> Result<(), EmbeddedError> {
     let existing = dir.ancestors().find(|dir| dir.exists()).unwrap_or(Path::new("."));
     let rights = AccessFlags::R_OK | AccessFlags::W_OK | AccessFlags::X_OK;
     if !existing.is_dir() {
-        return Err(EmbeddedError::io("use as a directory", existing)(ErrorKind::NotADirectory.into()));
+        return Err(EmbeddedError::NotADirectory { data_dir: dir.to_owned(), path: existing.to_owned() });
     }
     let needed = if existing == dir { rights } else { AccessFlags::W_OK | AccessFlags::X_OK };
     if let Err(errno) = access(existing, needed) {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 pub enum EmbeddedError {
     /// Another meterd holds the lock of the data directory.
     #[error(
-        "another meterd{} already uses the data directory {}: stop it, or give this one a directory of its own with --data-dir",
+        "another meterd{} already uses the data directory {}: stop it, or choose another directory with --data-dir",
         holder.map(|pid| format!(" (process {pid})")).unwrap_or_default(), data_dir.display()
     )]
     Locked {
@@ -30,9 +30,18 @@ pub enum EmbeddedError {
         source: io::Error,
     },
 
+    /// The data directory, or a part of its path, is not a directory.
+    #[error("--data-dir {}: {} is not a directory: choose another --data-dir", data_dir.display(), path.display())]
+    NotADirectory {
+        /// The data directory.
+        data_dir: PathBuf,
+        /// The file on its path.
+        path: PathBuf,
+    },
+
     /// The directory belongs to another user.
     #[error(
-        "{} belongs to user id {owner}, and this is user id {ours}: run meterd as that user, hand it over with `chown -R`, or choose another --data-dir",
+        "{} belongs to user id {owner}, but PostgreSQL would run as user id {ours}: run meterd as user id {owner}, change the owner with `chown -R`, or choose another --data-dir",
         path.display()
     )]
     ForeignOwner {
@@ -46,12 +55,12 @@ pub enum EmbeddedError {
 
     /// The directory or a file in it belongs to this user, but its mode does not allow access.
     #[error(
-        "meterd may not {needed} {} although user id {ours} owns it: its mode is {mode:04o}. {}, or choose another --data-dir",
+        "meterd has no permission to {needed} {}, although it runs as the owner (user id {ours}): the mode is {mode:04o}. {}, or choose another --data-dir",
         path.display(),
         if mode & 0o700 == 0o700 {
-            "The mode allows it, so look for access lists (`getfacl`), flags (`lsattr`) and how the file system is mounted".to_owned()
+            "The mode allows it, so check access lists (`getfacl`), flags (`lsattr`) and the options of the mounted file system".to_owned()
         } else {
-            format!("Give the right back with `chmod u+rwX {}`", path.display())
+            format!("Add the permission with `chmod u+rwX {}`", path.display())
         }
     )]
     Closed {
@@ -67,7 +76,7 @@ pub enum EmbeddedError {
 
     /// The data directory does not exist and meterd may not create it.
     #[error(
-        "the data directory {} does not exist, and user id {ours} may not create it in {} (owned by user id {owner}, mode {mode:04o}): \
+        "the data directory {} does not exist, and user id {ours} may not create it in {} (owner: user id {owner}, mode {mode:04o}): \
          create it as root with `install -d -o {ours} -m 700 {}`, or choose another --data-dir",
         path.display(), parent.display(), path.display()
     )]
@@ -86,15 +95,15 @@ pub enum EmbeddedError {
 
     /// meterd runs as root, and there is no user to run PostgreSQL as.
     #[error(
-        "PostgreSQL refuses to run as root, and there is neither a user `postgres` nor `nobody` to run it as: create one (`useradd --system postgres`), run meterd as an ordinary user, or set DATABASE_URL"
+        "PostgreSQL refuses to run as root, and neither of the users `postgres` and `nobody` exists: create one (`useradd --system postgres`), run meterd as an ordinary user, or set DATABASE_URL"
     )]
     NoServerUser,
 
     /// The user that PostgreSQL runs as cannot enter a directory.
     #[error(
-        "PostgreSQL runs as user `{user}` (it refuses root), who cannot reach {}{}: choose another directory with --data-dir, for example {}",
+        "PostgreSQL refuses to run as root, so meterd runs it as user `{user}`, who has no access to {}{}: choose another directory with --data-dir, for example {}",
         path.display(),
-        blocker.as_ref().map(|dir| format!(" because {} is closed to others", dir.display())).unwrap_or_default(),
+        blocker.as_ref().map(|dir| format!(" because {} is closed to other users", dir.display())).unwrap_or_default(),
         super::default_data_dir().display()
     )]
     Unreachable {
@@ -108,7 +117,7 @@ pub enum EmbeddedError {
 
     /// `--postgres-bin-dir` does not contain a usable PostgreSQL.
     #[error(
-        "--postgres-bin-dir {} holds no usable PostgreSQL: {reason}. Give the directory that holds `initdb` and `postgres` (`pg_config --bindir` prints it)",
+        "--postgres-bin-dir {} contains no usable PostgreSQL: {reason}. Set it to the directory that contains `initdb` and `postgres` (`pg_config --bindir` prints it)",
         dir.display()
     )]
     BadBinDir {
@@ -120,7 +129,7 @@ pub enum EmbeddedError {
 
     /// No PostgreSQL was found or downloaded.
     #[error(
-        "no PostgreSQL {} or newer was found. {}, or point --postgres-bin-dir at the directory that holds `initdb` and `postgres`, or set DATABASE_URL to use a server of your own. {details}",
+        "no PostgreSQL {} or newer was found. {}, or set --postgres-bin-dir to the directory that contains `initdb` and `postgres`, or set DATABASE_URL to use your own server. {details}",
         super::binaries::MAJOR_MIN,
         install_hint(None)
     )]
@@ -131,7 +140,7 @@ pub enum EmbeddedError {
 
     /// The data was written by a major version that is not installed.
     #[error(
-        "the data in {} was written by PostgreSQL {made_by}, and {found}. {}, or point --postgres-bin-dir at it, or move the data to the newer version with pg_upgrade. {details}",
+        "the data in {} was written by PostgreSQL {made_by}, but {found}. {}, or set --postgres-bin-dir to its directory, or move the data to the newer version with pg_upgrade. {details}",
         cluster.display(), install_hint(Some(*made_by))
     )]
     WrongMajor {
@@ -147,7 +156,7 @@ pub enum EmbeddedError {
 
     /// The data was written by a version that meterd does not support.
     #[error(
-        "the data in {} was written by PostgreSQL {made_by}, and meterd needs {} or newer: move it to a newer version with pg_upgrade, or choose another --data-dir",
+        "the data in {} was written by PostgreSQL {made_by}, but meterd needs {} or newer: move the data to a newer version with pg_upgrade, or choose another --data-dir",
         cluster.display(), super::binaries::MAJOR_MIN
     )]
     DataTooOld {
@@ -159,7 +168,7 @@ pub enum EmbeddedError {
 
     /// PostgreSQL's data directory contains something else.
     #[error(
-        "{} is not empty and holds no PostgreSQL data (no PG_VERSION): move it away, or choose another --data-dir",
+        "{} is not empty and contains no PostgreSQL data (no file PG_VERSION): move it away, or choose another --data-dir",
         cluster.display()
     )]
     NotACluster {
@@ -182,7 +191,7 @@ pub enum EmbeddedError {
     },
 
     /// `initdb` failed.
-    #[error("initdb could not make a database in {}:\n{output}", cluster.display())]
+    #[error("initdb could not create a database in {}:\n{output}", cluster.display())]
     InitFailed {
         /// PostgreSQL's data directory.
         cluster: PathBuf,
@@ -203,7 +212,7 @@ pub enum EmbeddedError {
 
     /// The server runs but does not accept connections in time.
     #[error(
-        "PostgreSQL (process {pid}) runs but accepts no connection after {waited_s} s ({last}). It is left running: a long crash recovery goes on, and the next start of meterd waits for it again. The end of {}:\n{log_tail}",
+        "PostgreSQL (process {pid}) runs but accepts no connection after {waited_s} s ({last}). It keeps running, because a crash recovery can take long; start meterd again to wait for it. The end of {}:\n{log_tail}",
         log.display()
     )]
     NotReady {
@@ -221,7 +230,7 @@ pub enum EmbeddedError {
 
     /// The server did not stop.
     #[error(
-        "PostgreSQL (process {pid}) still runs {waited_s} s after it was told to stop; committed data is safe. See {}",
+        "PostgreSQL (process {pid}) still runs {waited_s} s after meterd requested its stop; committed data is safe. See {}",
         log.display()
     )]
     StopTimeout {

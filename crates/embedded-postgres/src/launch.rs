@@ -85,7 +85,7 @@ pub(super) async fn start(
             Err(EmbeddedError::StartFailed { log_tail, .. })
                 if RETRY_TEXTS.iter().any(|sign| log_tail.contains(sign)) && Instant::now() < give_up =>
             {
-                info!("an earlier server of this data is still starting or stopping: trying again");
+                info!("an earlier server of this data directory is still starting or stopping: retrying");
                 sleep(Duration::from_millis(500)).await;
                 if let Some(ready) = find_running(layout).await? {
                     return Ok(ready);

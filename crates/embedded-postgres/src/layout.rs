@@ -80,7 +80,7 @@ impl Layout {
             return Ok(());
         }
         let dir = &self.data_dir;
-        let at = fs::metadata(dir).map_err(EmbeddedError::io("look at", dir))?;
+        let at = fs::metadata(dir).map_err(EmbeddedError::io("read the owner and mode of", dir))?;
         let passable = at.mode() & 0o001 != 0
             || (at.gid() == user.gid() && at.mode() & 0o010 != 0)
             || (at.uid() == user.uid() && at.mode() & 0o100 != 0);
@@ -113,14 +113,14 @@ impl Layout {
         match DirBuilder::new().mode(0o700).create(&dir) {
             Ok(()) => user.give(&dir)?,
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(EmbeddedError::io("make the socket directory", &dir)(error)),
+            Err(error) => return Err(EmbeddedError::io("create the socket directory", &dir)(error)),
         }
-        let at = fs::symlink_metadata(&dir).map_err(EmbeddedError::io("look at", &dir))?;
+        let at = fs::symlink_metadata(&dir).map_err(EmbeddedError::io("read the owner and mode of", &dir))?;
         if at.is_dir() && at.uid() == geteuid().as_raw() && user.drops_root() {
             // An earlier start was killed between the two steps above.
             user.give(&dir)?;
         }
-        let at = fs::symlink_metadata(&dir).map_err(EmbeddedError::io("look at", &dir))?;
+        let at = fs::symlink_metadata(&dir).map_err(EmbeddedError::io("read the owner and mode of", &dir))?;
         if !at.is_dir() || at.uid() != user.uid() || at.mode() & 0o077 != 0 {
             return Err(EmbeddedError::SocketDir { dir, owner: user.uid(), limit: SOCKET_DIR_BYTES_MAX });
         }
@@ -179,7 +179,7 @@ pub(super) fn make_dir(dir: &Path) -> Result<(), EmbeddedError> {
     if dir.exists() {
         return Ok(());
     }
-    let absolute = std::path::absolute(dir).map_err(EmbeddedError::io("find", dir))?;
+    let absolute = std::path::absolute(dir).map_err(EmbeddedError::io("find the absolute path of", dir))?;
     if let Some(parent) = absolute.parent().filter(|parent| !parent.exists()) {
         make_dir(parent)?;
         fs::set_permissions(parent, Permissions::from_mode(0o755))
@@ -187,7 +187,7 @@ pub(super) fn make_dir(dir: &Path) -> Result<(), EmbeddedError> {
     }
     match DirBuilder::new().mode(0o700).create(&absolute) {
         Err(error) if error.kind() != ErrorKind::AlreadyExists => {
-            Err(data_dir_check::denied("make the directory", &absolute)(error))
+            Err(data_dir_check::denied("create the directory", &absolute)(error))
         }
         _ => Ok(()),
     }

@@ -128,7 +128,7 @@ impl Embedded {
         if let Some(ready) = &mut running
             && let Some(reason) = upgrade::restart_reason(ready, &binaries, settings.durable).await?
         {
-            warn!("restarting the PostgreSQL that still runs: {reason}");
+            warn!("restarting the PostgreSQL that is still running: {reason}");
             ready.postmaster.shut_down(&layout.log).await?;
             running = None;
         }
@@ -141,7 +141,7 @@ impl Embedded {
         info!(
             "PostgreSQL {} {} as process {} on {}",
             ready.version,
-            if reattached { "still runs" } else { "runs" },
+            if reattached { "is still running" } else { "is running" },
             ready.postmaster.pid,
             layout.data_dir.display()
         );
@@ -198,7 +198,7 @@ impl Embedded {
             return self.check_upgrade(&mut running).await;
         }
         let (pid, ending) = (running.postmaster.pid, running.postmaster.ending());
-        warn!("PostgreSQL (process {pid}) has died ({ending}): starting it again");
+        warn!("PostgreSQL (process {pid}) stopped unexpectedly ({ending}): restarting it");
         self.start_again(&mut running).await?;
         Ok(true)
     }
@@ -216,8 +216,8 @@ impl Embedded {
                 let found = self.find_binaries().await?.version;
                 if found != running.version {
                     warn!(
-                        "PostgreSQL was upgraded to {found} while {} runs: it goes on as it is, and the next start of meterd \
-                         uses the new version",
+                        "PostgreSQL was upgraded to {found} while {} is running: the running server continues, and the next start \
+                         of meterd uses the new version",
                         running.version
                     );
                 }
@@ -231,7 +231,7 @@ impl Embedded {
             return Ok(false);
         }
         warn!(
-            "the files of PostgreSQL {} were replaced while it runs ({}): restarting it with {found}",
+            "the files of PostgreSQL {} were replaced while it was running ({}): restarting it with {found}",
             running.version,
             failure.message()
         );
@@ -248,7 +248,7 @@ impl Embedded {
             Some(ready) => ready,
             None => launch::start(&self.layout, &binaries, &self.user, self.settings.durable).await?,
         };
-        info!("PostgreSQL {} runs again as process {}", ready.version, ready.postmaster.pid);
+        info!("PostgreSQL {} is running again as process {}", ready.version, ready.postmaster.pid);
         *running = Running::new(ready, binaries.dir);
         Ok(())
     }

@@ -36,7 +36,7 @@ impl ServerUser {
         let owner = match fs::metadata(cluster) {
             Ok(metadata) => Some((metadata.uid(), metadata.gid())),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
-            Err(error) => return Err(EmbeddedError::io("look at", cluster)(error)),
+            Err(error) => return Err(EmbeddedError::io("read the owner and mode of", cluster)(error)),
         };
         if !ours.is_root() {
             return match owner {

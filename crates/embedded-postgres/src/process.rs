@@ -54,8 +54,8 @@ impl PidFile {
     pub(super) fn remove_if_empty(cluster: &Path) -> Result<(), EmbeddedError> {
         let path = cluster.join("postmaster.pid");
         if fs::metadata(&path).is_ok_and(|file| file.len() == 0) {
-            warn!("removing {}, which is empty", path.display());
-            fs::remove_file(&path).map_err(EmbeddedError::io("remove the empty", &path))?;
+            warn!("removing the empty file {}", path.display());
+            fs::remove_file(&path).map_err(EmbeddedError::io("remove the empty file", &path))?;
         }
         Ok(())
     }
@@ -75,7 +75,7 @@ impl PidFile {
             let rest = text.split_once('\n').map_or("", |(_, rest)| rest);
             fs::write(&path, format!("{}\n{rest}", std::process::id()))
         };
-        rewrite().map_err(EmbeddedError::io("rewrite the stale", &path))
+        rewrite().map_err(EmbeddedError::io("rewrite the stale file", &path))
     }
 }
 
@@ -116,7 +116,7 @@ impl Postmaster {
                 }
                 sleep(Duration::from_millis(20)).await;
             }
-            warn!("PostgreSQL has not stopped within {} s of {signal}", limit.as_secs());
+            warn!("PostgreSQL did not stop within {} s after {signal}", limit.as_secs());
         }
         Err(EmbeddedError::StopTimeout {
             pid: self.pid,
@@ -132,7 +132,7 @@ impl Postmaster {
         }
         match kill(Pid::from_raw(self.pid), signal) {
             Ok(()) | Err(Errno::ESRCH) => Ok(()),
-            Err(errno) => Err(EmbeddedError::io("signal the server of", &self.cluster)(errno.into())),
+            Err(errno) => Err(EmbeddedError::io("send a signal to the server of", &self.cluster)(errno.into())),
         }
     }
 }

@@ -63,14 +63,14 @@ pub(super) async fn restart_reason(
 ) -> Result<Option<String>, EmbeddedError> {
     if ready.version != binaries.version {
         let Binaries { dir, version, .. } = binaries;
-        return Ok(Some(format!("it is PostgreSQL {}, and {} is now {version}", ready.version, dir.display())));
+        return Ok(Some(format!("it is PostgreSQL {}, but {} now contains {version}", ready.version, dir.display())));
     }
     let traits = connection::traits(&ready.socket_dir).await?;
     if durable && !traits.durable {
         return Ok(Some("it is not durable".to_owned()));
     }
     if !is_named(&traits.preloaded) {
-        return Ok(Some(format!("it has not loaded the library {LIBRARY}, which an upgrade may replace")));
+        return Ok(Some(format!("it has not loaded the library {LIBRARY}, whose file an upgrade may replace")));
     }
     Ok(None)
 }

@@ -36,7 +36,7 @@ pub struct Input {
 
 /// Opens a file, or standard input for "-". The flags and the first bytes determine the format.
 pub fn open(path: &Path, args: &ImportArgs) -> anyhow::Result<Input> {
-    let (source, length) = source(path).with_context(|| format!("cannot read {}", display_name(path)))?;
+    let (source, length) = source(path).context("cannot read the file")?;
     let is_file = length.is_some();
     let mut notes = Vec::new();
     let (mut start, mut source) = peek(source, MAGIC_BYTES, |_| false)?;
@@ -92,7 +92,7 @@ fn source(path: &Path) -> io::Result<(Source, Option<u64>)> {
     let file = File::open(path)?;
     let metadata = file.metadata()?;
     if metadata.is_dir() {
-        return Err(io::Error::other("is a directory; name the files in it"));
+        return Err(io::Error::other("it is a directory; name the files in it"));
     }
     Ok((Box::new(file), metadata.is_file().then_some(metadata.len())))
 }

@@ -22,7 +22,7 @@ impl Rejects {
             .append(resume)
             .truncate(!resume)
             .open(path)
-            .with_context(|| format!("cannot write --rejects {}", path.display()))?;
+            .with_context(|| format!("--rejects {}: cannot write the file", path.display()))?;
         let is_new = file.metadata()?.len() == 0;
         let mut writer = csv::Writer::from_writer(file);
         if is_new {

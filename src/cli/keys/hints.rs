@@ -40,13 +40,12 @@ pub async fn error(
     status: &Status,
     wanted: &str,
 ) -> anyhow::Error {
-    let error = connect::status_error(status);
     if status.get_details_error_info().is_none_or(|info| info.reason != "API_KEY_NOT_FOUND") {
-        return error;
+        return connect::status_error(status);
     }
     match all(client, connect, false).await {
-        Ok(keys) => anyhow::anyhow!("{error}; {}", hint(wanted, &keys)),
-        Err(_) => error,
+        Ok(keys) => anyhow::anyhow!("API_KEY_NOT_FOUND: {}; {}", status.message(), hint(wanted, &keys)),
+        Err(_) => connect::status_error(status),
     }
 }
 

@@ -129,7 +129,7 @@ async fn list(args: ListArgs) -> anyhow::Result<()> {
     show::print(&shown, args.all, args.json, args.csv)?;
     let future = matching.iter().filter(|(_, state)| *state == State::Future).count();
     if future > 0 && !args.all {
-        eprintln!("{future} prices that apply later are not shown: add --all");
+        eprintln!("note: {future} prices that apply later are not shown; add --all to show them");
     }
     Ok(())
 }
@@ -148,7 +148,10 @@ async fn history(args: HistoryArgs) -> anyhow::Result<()> {
         let hint = hints::did_you_mean(wanted, scopes.into_iter()).filter(|_| !wanted.is_empty());
         let hint =
             hint.unwrap_or_else(|| format!("`meterd prices list {}` shows all prices of the service", args.service));
-        anyhow::bail!("no price has exactly this service, operation and model; {hint}");
+        let HistoryArgs { service, operation, model, .. } = &args;
+        anyhow::bail!(
+            "no price has exactly the service {service:?}, the operation {operation:?} and the model {model:?}; {hint}"
+        );
     }
     show::print(&history, true, args.json, args.csv)
 }

@@ -29,7 +29,7 @@ pub fn standard(path: &str) -> Option<Standard> {
     }
 }
 
-/// Whether a path belongs to a standard service, which meterd may or may not have. Callers may need no credentials for it.
+/// Whether a path belongs to a standard service, even to one that meterd does not have. Callers may need no credentials for it.
 pub fn is_standard(path: &str) -> bool {
     path.starts_with(PREFIX)
 }

@@ -240,7 +240,7 @@ impl Bench<'_> {
                     Some((batches, _)) => *batches,
                     None => bulk::batches(self).await?,
                 };
-                under_load.push(under_load::measure(self, top).await.context("reads beside writers")?);
+                under_load.push(under_load::measure(self, top).await.context("reads under load")?);
             }
         }
         progress.finish_and_clear();

@@ -38,7 +38,9 @@ impl FromStr for Schedule {
         let schedule = Self { text: text.into(), cron: Some(cron) };
         match schedule.next_after(DateTime::UNIX_EPOCH) {
             Some(_) => Ok(schedule),
-            None => Err(format!("names a day that no year has; to switch the job off say \"{OFF}\"")),
+            None => {
+                Err(format!("names a date that does not exist in any year; to switch the job off, write \"{OFF}\""))
+            }
         }
     }
 }

@@ -3,7 +3,6 @@
 use super::Failure;
 use super::config::SmtpConfig;
 use super::text::Content;
-use anyhow::Context;
 use lettre::message::{Mailbox, header::ContentType};
 use lettre::transport::smtp;
 use lettre::{Address, AsyncSmtpTransport, AsyncTransport, Message, Tokio1Executor};
@@ -27,11 +26,16 @@ impl EmailSender {
             }
             // Without the cause, which may contain a part of the URL with the password.
             anyhow::anyhow!(
-                "--smtp-url is not one of smtps://user:password@host:465, smtp://host:587?tls=required and smtp://host:25, \
-                 with special characters of user and password percent-encoded"
+                "--smtp-url: must be a URL such as smtps://user:password@host:465, smtp://host:587?tls=required or \
+                 smtp://host:25; percent-encode special characters of the user and the password"
             )
         })?;
-        let from = config.from.parse().context("--smtp-from is no address such as \"meterd <alerts@example.com>\"")?;
+        let from = config.from.parse().map_err(|_| {
+            anyhow::anyhow!(
+                "--smtp-from: must be an address such as \"meterd <alerts@example.com>\", got {:?}",
+                config.from
+            )
+        })?;
         Ok(Self { transport: transport.timeout(Some(timeout)).build(), from })
     }
 

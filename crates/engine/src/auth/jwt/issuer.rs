@@ -86,11 +86,15 @@ struct Discovery {
 
 /// Parses a URL whose answer nobody can change on the way: https, or http to this machine.
 pub fn secure_url(text: &str) -> anyhow::Result<Url> {
-    let url: Url = text.parse().with_context(|| format!("{text:?} is no URL"))?;
+    let url: Url =
+        text.parse().with_context(|| format!("must be a URL such as https://id.example.com, got {text:?}"))?;
     let host = url.host_str().unwrap_or_default();
     let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
     let loopback = host == "localhost" || address.is_ok_and(|address| address.is_loopback());
-    anyhow::ensure!(url.scheme() == "https" || (url.scheme() == "http" && loopback), "{text:?} is not https");
+    anyhow::ensure!(
+        url.scheme() == "https" || (url.scheme() == "http" && loopback),
+        "must be a URL that begins with https://, got {text:?}"
+    );
     Ok(url)
 }
 
