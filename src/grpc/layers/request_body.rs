@@ -60,7 +60,7 @@ impl LimitedBody {
         } else if self.completed > 1 || (self.completed == 1 && self.position.incomplete_bytes() > 0) {
             return Err(status(invalid("is followed by another one, but this method takes one message")));
         }
-        Ok(self.bytes.set(self.received).map_err(status)?)
+        self.bytes.set(self.received).map_err(status)
     }
 
     /// Returns whether the timeout applies. A stream may pause between two messages.

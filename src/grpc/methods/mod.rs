@@ -98,6 +98,15 @@ const INGEST: Need = Need::Scope(Scope::Ingest);
 const READ: Need = Need::Scope(Scope::Read);
 const ADMIN: Need = Need::Scope(Scope::Admin);
 
+macro_rules! is_audited {
+    () => {
+        false
+    };
+    (audited) => {
+        true
+    };
+}
+
 macro_rules! matrix {
     ($($service:ident { $($rpc:ident $request:ident $need:expr, $($flag:ident)*, |$message:ident| $about:expr;)* })*) => {
         /// All rows.
@@ -108,8 +117,7 @@ macro_rules! matrix {
                 method: concat!("metering.v1.", stringify!($service), "/", stringify!($rpc)),
                 request: stringify!($request),
                 need: $need,
-                $($flag: true,)*
-                ..Row { method: "", request: "", need: Need::AnyKey, audited: false }
+                audited: is_audited!($($flag)*),
             };
 
             fn about(&mut self) -> About<'_> {
