@@ -277,7 +277,7 @@ async fn commands_suggest_similar_names_for_an_unknown_client() {
         &["clients", "update", "acem", "--name=x"],
     ] {
         let output_text = fail(&server, words).await;
-        assert!(output_text.contains("client \"acem\" does not exist; did you mean acme?"), "{words:?}: {output_text}");
+        assert!(output_text.contains("no client \"acem\"; did you mean acme?"), "{words:?}: {output_text}");
         assert_eq!(output_text.matches("no client").count(), 1, "{output_text}");
     }
     server.stop().await;
