@@ -87,6 +87,9 @@ fn error_of(command: &str, url: &str) -> String {
     let output = Command::new(env!("CARGO_BIN_EXE_meterd"))
         .args([command, "--allow-non-durable-database"].iter().take(if command == "verify" { 1 } else { 2 }))
         .env("DATABASE_URL", url)
+        // The default ports can be in use by a connection of another test.
+        .env("METERD_LISTEN", "127.0.0.1:0")
+        .env("METERD_HTTP_LISTEN", "127.0.0.1:0")
         .output()
         .unwrap();
     assert!(!output.status.success(), "{command} on {url} did not fail");

@@ -39,7 +39,7 @@ async fn cuts(run: Run, leg: &str, proxy: fn(&Replica) -> &Proxy) {
     deployment.run.report(format!("network {leg} cut × {cuts} in {MODES} ways"), &found);
     assert_eq!(found.checked.recorded, found.checked.acknowledged);
     let retried: usize =
-        deployment.replicas.iter().map(|replica| replica.count_in_log("is tried again with the same keys")).sum();
+        deployment.replicas.iter().map(|replica| replica.count_in_log("will be retried with the same keys")).sum();
     assert!(found.tally.repeats + retried >= cuts / 2, "too few interruptions happened during calls");
     assert!(found.feed.length > cuts as i64, "too few interruptions happened during alerts");
     deployment.stop().await;

@@ -55,7 +55,7 @@ async fn postgres_kills(run: Run) {
     }
     let found = deployment.finish(load, subscribers, baseline).await;
     let retried: usize =
-        deployment.replicas.iter().map(|replica| replica.count_in_log("is tried again with the same keys")).sum();
+        deployment.replicas.iter().map(|replica| replica.count_in_log("will be retried with the same keys")).sum();
     deployment.run.report(format!("kill -9 of PostgreSQL × {kills}"), format!("{found}, {retried} batches retried"));
     assert_eq!(found.checked.recorded, found.checked.acknowledged);
     assert!(retried >= kills, "too few kills happened during batches");
