@@ -1,6 +1,6 @@
 //! The API as its descriptors define it: all RPCs and their documented errors; and a connection that sends any bytes.
 
-use bytes::{Buf, BufMut};
+use crate::raw_codec::Raw;
 use hyper_util::rt::TokioIo;
 use meterd::grpc::ERROR_DOMAIN;
 use meterd::grpc::wire::status::code;
@@ -19,7 +19,6 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::ThreadId;
 use tokio::net::TcpStream;
 use tonic::client::Grpc;
-use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Request, Status};
@@ -200,46 +199,6 @@ impl Answer {
     pub fn errors(&self) -> Vec<ApiError> {
         let of_events = self.results().into_iter().filter_map(|result| result.error).map(ApiError::of_event);
         self.end.as_ref().err().map(ApiError::of).into_iter().chain(of_events).collect()
-    }
-}
-
-/// A codec for messages as plain bytes.
-#[derive(Clone, Default)]
-pub struct Raw;
-
-impl Codec for Raw {
-    type Encode = Vec<u8>;
-    type Decode = Vec<u8>;
-    type Encoder = Self;
-    type Decoder = Self;
-
-    fn encoder(&mut self) -> Self {
-        Self
-    }
-
-    fn decoder(&mut self) -> Self {
-        Self
-    }
-}
-
-impl Encoder for Raw {
-    type Item = Vec<u8>;
-    type Error = Status;
-
-    fn encode(&mut self, item: Vec<u8>, into: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        into.put_slice(&item);
-        Ok(())
-    }
-}
-
-impl Decoder for Raw {
-    type Item = Vec<u8>;
-    type Error = Status;
-
-    fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<Vec<u8>>, Status> {
-        let mut item = vec![0; from.remaining()];
-        from.copy_to_slice(&mut item);
-        Ok(Some(item))
     }
 }
 

@@ -1,7 +1,7 @@
 //! A server that requires API keys, and callers with keys.
 
-use crate::contract::Raw;
 use crate::harness::*;
+use crate::raw_codec::Raw;
 use meterd::proto::alert_service_client::AlertServiceClient;
 use meterd::proto::client_service_client::ClientServiceClient;
 use meterd::proto::key_service_client::KeyServiceClient;

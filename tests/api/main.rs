@@ -58,6 +58,7 @@ mod policies;
 mod process;
 mod queries;
 mod raw;
+mod raw_codec;
 mod readiness;
 mod rebuilds;
 mod receivers;

@@ -25,6 +25,8 @@ mod contract;
 #[path = "../api/harness.rs"]
 #[expect(dead_code, unused_imports, reason = "used by other tests")]
 mod harness;
+#[path = "../api/raw_codec.rs"]
+mod raw_codec;
 mod requests;
 
 use bad_test_data::TestData;

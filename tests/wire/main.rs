@@ -21,6 +21,8 @@ mod diff;
 mod harness;
 mod json;
 mod normal;
+#[path = "../api/raw_codec.rs"]
+mod raw_codec;
 mod replay;
 mod server;
 mod topic;

@@ -32,7 +32,7 @@ impl Scope {
     }
 }
 
-/// What kind of caller made a call. The numbers are those of the database and the contract.
+/// The kind of a caller. The database stores the numbers of the proto enum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ActorKind {
     /// A caller of a server that does not require credentials.
@@ -80,7 +80,7 @@ impl Grants {
         } = Some(clients);
     }
 
-    /// Returns the clients that the scope itself is for, without those of the admin scope.
+    /// Returns the clients that the scope itself covers. The clients of the admin scope are not included.
     pub fn get(&self, scope: Scope) -> Option<&Clients> {
         match scope {
             Scope::Ingest => self.ingest.as_ref(),

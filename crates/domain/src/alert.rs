@@ -13,7 +13,7 @@ use crate::projection::{change_percent, month_end};
 use chrono::{DateTime, NaiveDate, Utc};
 use ethnum::I256;
 use serde::{Deserialize, Serialize};
-/// The rule that raised an alert. The numbers are those of the proto enum and are stored in the database.
+/// The rule that raised an alert. The database stores the numbers of the proto enum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(into = "i16", try_from = "i16")]
 #[repr(i16)]
@@ -24,7 +24,7 @@ pub enum AlertType {
     Anomaly = 4,
 }
 
-/// Severity of an alert. The numbers are those of the proto enum and are stored in the database.
+/// Severity of an alert. The database stores the numbers of the proto enum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(into = "i16", try_from = "i16")]
 #[repr(i16)]
@@ -33,7 +33,7 @@ pub enum Severity {
     Critical = 2,
 }
 
-/// A change of an alert. The numbers are those of the proto enum and are stored in the database.
+/// A change of an alert. The database stores the numbers of the proto enum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(i16)]
 pub enum Change {

@@ -8,7 +8,7 @@ use foldhash::fast::RandomState;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-/// What kind of thing a service is. The numbers are those of the proto enum, and are stored in the database.
+/// The category of a service. The database stores the numbers of the proto enum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(i16)]
 pub enum ServiceCategory {

@@ -92,7 +92,7 @@ pub enum Charge {
     Unpriced(UnpricedReason),
 }
 
-/// Why an event has no charge. The numbers are those of the proto enum and are stored in the database.
+/// Why an event has no charge. The database stores the numbers of the proto enum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(i16)]
 pub enum UnpricedReason {

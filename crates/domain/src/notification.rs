@@ -2,7 +2,7 @@
 
 use super::alert::numbered;
 
-/// How a notification is sent. The numbers are those of the proto enum, and are stored in the database.
+/// How a notification is sent. The database stores the numbers of the proto enum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(i16)]
 pub enum ChannelKind {
@@ -11,7 +11,7 @@ pub enum ChannelKind {
     Webhook = 3,
 }
 
-/// The state of a notification. The numbers are those of the proto enum, and are stored in the database.
+/// The state of a notification. The database stores the numbers of the proto enum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(i16)]
 pub enum NotificationState {

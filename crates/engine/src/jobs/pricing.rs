@@ -27,10 +27,7 @@ pub async fn run_once(
     let mut transaction = pool.begin().await?;
     let mut tx = Begun::new(&mut transaction).share_versions().await?;
     let Some(task) = pricing::take_task(tx.conn()).await? else { return Ok(false) };
-    let mut catalog = cache.current();
-    if tx.versions.catalog != catalog.version {
-        catalog = cache.adopt(meterd_store::catalog::load(tx.conn()).await?);
-    }
+    let catalog = tx.catalog(cache).await?;
     let (version, closed) = (tx.versions.client_settings, tx.versions.closed_through);
     let waiting = pricing::next_waiting(tx.conn(), &task, closed, BATCH_EVENTS).await?;
     let months: BTreeSet<(String, Month)> =

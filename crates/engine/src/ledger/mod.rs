@@ -36,7 +36,9 @@ pub use clients::{ClientSettings, KNOWN_CLIENTS_MAX};
 
 use crate::alerts::check;
 use crate::alerts::raise::{self, AlertSettings, ChangedMonth, raise_reached};
+use crate::catalog::CatalogCache;
 use meterd_domain::alert::Alert;
+use meterd_domain::catalog::Catalog;
 use meterd_domain::period::Month;
 use meterd_domain::rollup::{Deltas, Sums};
 use meterd_store::StoreError;
@@ -136,6 +138,15 @@ impl<'c> Versioned<'c> {
     /// Returns the connection.
     pub fn conn(&mut self) -> &mut PgConnection {
         self.conn
+    }
+
+    /// Returns the catalogue of the transaction's version, which cannot change until the commit.
+    pub async fn catalog(&mut self, cache: &CatalogCache) -> meterd_store::Result<Arc<Catalog>> {
+        let catalog = cache.current();
+        match self.versions.catalog == catalog.version {
+            true => Ok(catalog),
+            false => Ok(cache.adopt(meterd_store::catalog::load(self.conn).await?)),
+        }
     }
 
     /// Locks the rows of these months, if they exist.

@@ -20,7 +20,6 @@ use crate::catalog::CatalogCache;
 use crate::ledger::{AlertEffect, ClientSettings, Method, Posted, Versioned};
 use claim::Claims;
 use date::{Clients, Dated, date};
-use meterd_domain::catalog::Catalog;
 use meterd_domain::period::Month;
 use meterd_store::holders::KeyHolder;
 use meterd_store::record::NewEvent;
@@ -47,7 +46,7 @@ pub(super) async fn record(
     // At most twice: with COPY, and without it after COPY has met a taken key.
     loop {
         let mut tx = Versioned::begin(conn).await?;
-        let catalog = catalog_of(&mut tx, cache).await?;
+        let catalog = tx.catalog(cache).await?;
         let version = tx.versions.client_settings;
         settings.know(tx.conn(), version, &clients.ids).await?;
         let dated = date(settings, &tx.versions, &clients, batch)?;
@@ -91,15 +90,6 @@ async fn finish(
     let outcomes = outcome::decide(done.conn(), dated, claims, &holders, &earlier).await?;
     done.commit().await?;
     outcomes.into_iter().collect()
-}
-
-/// Returns the catalogue of the transaction's version, which cannot change until the commit.
-async fn catalog_of(tx: &mut Versioned<'_>, cache: &CatalogCache) -> meterd_store::Result<Arc<Catalog>> {
-    let catalog = cache.current();
-    match tx.versions.catalog == catalog.version {
-        true => Ok(catalog),
-        false => Ok(cache.adopt(meterd_store::catalog::load(tx.conn()).await?)),
-    }
 }
 
 /// Which months of a batch were changed by backfills alone.

@@ -19,7 +19,7 @@ pub async fn preview(
 ) -> meterd_store::Result<Preview> {
     let mut transaction = pool.begin().await?;
     let mut tx = Begun::new(&mut transaction).share_versions().await?;
-    let catalog = catalog_of(&mut tx, cache).await?;
+    let catalog = tx.catalog(cache).await?;
     let mut settings = ClientSettings::default();
     let version = tx.versions.client_settings;
     settings.know(tx.conn(), version, &client_ids.iter().collect::<Vec<_>>()).await?;
