@@ -3,7 +3,7 @@
 use crate::config::{DatabaseSettings, hints};
 use anyhow::Context as _;
 use meterd_embedded_postgres::Embedded;
-use meterd_store::{cause, connect};
+use meterd_store::database::{cause, connect};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, PgPool};
 use std::path::Path;
@@ -113,14 +113,14 @@ impl Database {
 /// `exception` is added to the rule.
 fn check_initialized(data_dir: &Path, exception: &str) -> anyhow::Result<()> {
     let shown = data_dir.display();
-    let is_initialized = meterd_embedded_postgres::is_made(data_dir).with_context(|| {
+    let is_initialized = meterd_embedded_postgres::is_initialized(data_dir).with_context(|| {
         format!("cannot read the data directory {shown}: run this command as the user that runs meterd")
     })?;
     if is_initialized {
         return Ok(());
     }
     let neighbours: Vec<String> =
-        meterd_embedded_postgres::made_beside(data_dir).iter().map(|path| path.display().to_string()).collect();
+        meterd_embedded_postgres::sibling_databases(data_dir).iter().map(|path| path.display().to_string()).collect();
     let hint = match &neighbours[..] {
         [] => String::new(),
         paths => format!("; databases exist in {}", paths.join(" and in ")),

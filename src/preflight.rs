@@ -52,7 +52,7 @@ fn faults(settings: &Settings) -> Vec<String> {
         settings.notifications.config().and_then(|config| notify::check(&config)),
         check_database(settings),
     ];
-    let faults = checks.into_iter().filter_map(Result::err).map(|error| meterd_store::cause::text(&error));
+    let faults = checks.into_iter().filter_map(Result::err).map(|error| meterd_store::database::cause::text(&error));
     faults.map(|fault| hints::name_source(&fault)).collect()
 }
 
@@ -60,7 +60,7 @@ fn check_database(settings: &Settings) -> anyhow::Result<()> {
     let database = &settings.database;
     match &database.database_url {
         Some(url) => {
-            let parsed = meterd_store::url::parse(url.reveal());
+            let parsed = meterd_store::database::url::parse(url.reveal());
             parsed.map(drop).map_err(|wrong| anyhow::anyhow!("DATABASE_URL (--database-url): {wrong}"))
         }
         None => {
@@ -74,7 +74,7 @@ fn check_database(settings: &Settings) -> anyhow::Result<()> {
                 "--data-dir {}: meterd does not expand \"~\": write the full path of the directory",
                 data_dir.display()
             );
-            Ok(meterd_embedded_postgres::check_place(&database.embedded())?)
+            Ok(meterd_embedded_postgres::check_settings(&database.embedded())?)
         }
     }
 }

@@ -5,7 +5,7 @@ use meterd::cli::verify::verify_all;
 use meterd::proto::job_service_client::JobServiceClient;
 use meterd::proto::{Job, ListJobsRequest, RunJobRequest};
 use meterd_embedded_postgres::{Embedded, EmbeddedSettings};
-use meterd_store::connect;
+use meterd_store::database::connect;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use sqlx::{AssertSqlSafe, Executor, PgPool};

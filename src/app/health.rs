@@ -3,7 +3,7 @@
 use crate::grpc::Context;
 use crate::web;
 use meterd_embedded_postgres::Embedded;
-use meterd_store::fitness;
+use meterd_store::database::fitness;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -40,7 +40,7 @@ pub async fn set_health(health: &HealthReporter, status: ServingStatus) {
 /// Returns the readiness that follows from the answer of the database.
 async fn readiness(probe: &mut fitness::Probe) -> web::Readiness {
     match tokio::time::timeout(PING_TIMEOUT, probe.ask()).await {
-        Ok(Ok(fitness::Writes::Taken)) => web::Readiness::Ready,
+        Ok(Ok(fitness::Writes::Accepted)) => web::Readiness::Ready,
         Ok(Ok(fitness::Writes::ReadOnly)) => web::Readiness::DatabaseReadOnly,
         Ok(Ok(fitness::Writes::Standby)) => web::Readiness::DatabaseStandby,
         Ok(Err(_)) | Err(_) => web::Readiness::DatabaseAway,

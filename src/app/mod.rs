@@ -19,8 +19,9 @@ use meterd_engine::ingest::Ingest;
 use meterd_engine::jobs;
 use meterd_engine::jobs::{Scheduler, Work};
 use meterd_engine::{Engine, EngineConfig};
-use meterd_store::deployment::{self, Deployment};
-use meterd_store::{connect, fitness, locks};
+use meterd_store::database::deployment::{self, Deployment};
+use meterd_store::database::{connect, fitness};
+use meterd_store::locks;
 use sqlx::Connection;
 use sqlx::postgres::PgConnectOptions;
 use std::future::Future;
@@ -133,6 +134,7 @@ pub async fn build(
         accept_past_days: settings.accept_past_days,
         accept_future_seconds: settings.accept_future_seconds,
         keep_unknown_services: settings.unknown_service == UnknownService::Keep,
+        exports_max: exports_max as usize,
         ingest: ingest_config,
         notify: notify_config,
     };
@@ -145,6 +147,7 @@ pub async fn build(
         clock,
         alert_settings,
         currency: deployment.currency,
+        exports: Arc::new(Semaphore::new(config.exports_max)),
         config,
         pricing_wanted: Arc::new(Notify::new()),
         notifications_wanted,
@@ -157,8 +160,6 @@ pub async fn build(
         page_tokens: PageTokens::new(deployment.token_secret),
         auth,
         feed,
-        exports: Arc::new(Semaphore::new(exports_max as usize)),
-        exports_max: exports_max as usize,
         stopping,
     });
     Ok(App { context, grpc, http, net, tls, writers, scheduler, feed_reader, notifier, stop })

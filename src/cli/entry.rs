@@ -144,7 +144,7 @@ fn print_parse_error(error: &clap::Error, arguments: &[OsString]) -> ExitCode {
 
 /// Prints the error of a failed command, through the log if there is one.
 pub fn fail(error: &anyhow::Error, log: Option<&LogGuard>) -> ExitCode {
-    let text = meterd_store::cause::text(error);
+    let text = meterd_store::database::cause::text(error);
     match log {
         Some(log) => log.write_unformatted(&format!("error: {text}")),
         None => print::note(format_args!("error: {text}")),

@@ -1,7 +1,7 @@
 //! CSV for spreadsheets, with quotes as in RFC 4180 and protection against formulas.
 
-use crate::grpc::usage::export_file::is_formula;
 use csv::{Terminator, WriterBuilder};
+use meterd_engine::usage::export_file::is_formula;
 
 /// A cell.
 #[derive(Clone, Debug, PartialEq, Eq)]

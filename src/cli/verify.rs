@@ -12,10 +12,12 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use indicatif::{ProgressBar, ProgressStyle};
 use meterd_domain::period::Month;
 use meterd_domain::rollup::Sums;
-use meterd_store::connect::{allow_long_statements, plan_for_values};
-use meterd_store::verify::{self, Compared, Difference, RollupRow, Scope};
-use meterd_store::verify_keys::{KeyDifference, KeyFault, key_differences};
-use meterd_store::{clients, deployment, partitions, usage};
+use meterd_store::database::connect::{allow_long_statements, plan_for_values};
+use meterd_store::database::deployment;
+use meterd_store::usage::partitions;
+use meterd_store::usage::verify::{self, Compared, Difference, RollupRow, Scope};
+use meterd_store::usage::verify_keys::{KeyDifference, KeyFault, key_differences};
+use meterd_store::{clients, usage};
 use sqlx::PgPool;
 use std::process::ExitCode;
 

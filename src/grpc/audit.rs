@@ -6,10 +6,10 @@ use crate::grpc::wire::status::{REQUEST_ID, code};
 use crate::proto::{self, AuditEntry};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use meterd_engine::audit::{self, Begun, Call};
+use meterd_engine::audit::{self, Call, OpenEntry};
 use meterd_engine::auth::Caller;
 use meterd_engine::refusal::Refusal;
-use meterd_store::audit::Entry;
+use meterd_store::admin::audit::Entry;
 use prost::Message;
 use prost_reflect::{DescriptorPool, DynamicMessage, ReflectMessage, Value};
 use serde_json::json;
@@ -62,7 +62,12 @@ fn request_json<R: Guarded>(request: &R) -> anyhow::Result<String> {
 }
 
 /// Writes the entry of a call, before the handler acts.
-pub async fn begin<R: Guarded>(pool: &PgPool, caller: &Caller, address: &str, request: &R) -> Result<Begun, Refusal> {
+pub async fn begin<R: Guarded>(
+    pool: &PgPool,
+    caller: &Caller,
+    address: &str,
+    request: &R,
+) -> Result<OpenEntry, Refusal> {
     let request_id = REQUEST_ID.try_with(String::clone).unwrap_or_default();
     let request = request_json(request).map_err(Refusal::internal)?;
     audit::begin(pool, caller, Call { method: R::ROW.method, request: &request, request_id: &request_id, address })
@@ -70,7 +75,7 @@ pub async fn begin<R: Guarded>(pool: &PgPool, caller: &Caller, address: &str, re
 }
 
 /// Adds the outcome of a call to its entry.
-pub async fn finish(entry: Begun, pool: &PgPool, error: Option<&Refusal>) {
+pub async fn finish(entry: OpenEntry, pool: &PgPool, error: Option<&Refusal>) {
     let (code, reason) = error.map_or((0, ""), |error| (code(error.reason) as i32, error.reason.name()));
     entry.finish(pool, code, reason).await;
 }

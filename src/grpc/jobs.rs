@@ -6,7 +6,7 @@ use crate::proto::job_service_server::JobService;
 use crate::proto::{Job, ListJobsRequest, ListJobsResponse, RunJobRequest, RunJobResponse};
 use meterd_engine::jobs;
 use meterd_engine::refusal::Refusal;
-use meterd_store::jobs::JobRow;
+use meterd_store::admin::jobs::JobRow;
 use std::sync::Arc;
 use tonic::{Request, Response, Status};
 

@@ -12,7 +12,7 @@ use meterd_engine::audit::{self, AuditQuery};
 use meterd_engine::auth::Caller;
 use meterd_engine::auth::keys::{self, CreatedKey, GrantInput, KeyQuery, NewKey, Rotated, Rotation};
 use meterd_engine::refusal::Refusal;
-use meterd_store::api_keys as store;
+use meterd_store::admin::api_keys as store;
 use prost::Message;
 use std::sync::Arc;
 use tonic::{Request, Response, Status};
@@ -25,7 +25,7 @@ impl From<store::ApiKey> for ApiKey {
         let grant = |(granted, scope): (Granted, Scope)| {
             let (client_ids, all_clients) = match key.grants.get(granted)? {
                 Clients::All => (vec![], true),
-                Clients::These(ids) => (ids.iter().cloned().collect(), false),
+                Clients::Only(ids) => (ids.iter().cloned().collect(), false),
             };
             Some(Grant { scope: scope as i32, client_ids, all_clients })
         };

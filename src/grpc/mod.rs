@@ -32,7 +32,7 @@ use meterd_engine::auth::{Auth, Caller};
 use meterd_engine::{Engine, Refusal};
 use std::future::Future;
 use std::sync::Arc;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tonic::codec::CompressionEncoding;
 use tonic::{Request, Response, Status};
 use tracing::Instrument;
@@ -48,10 +48,6 @@ pub struct Context {
     pub auth: Arc<Auth>,
     /// The live changes of alerts.
     pub feed: Arc<Feed<AlertEvent>>,
-    /// Permits of exports; each running export holds one.
-    pub exports: Arc<Semaphore>,
-    /// Maximum number of concurrent exports.
-    pub exports_max: usize,
     /// True once the server is stopping.
     pub stopping: watch::Receiver<bool>,
 }

@@ -196,7 +196,8 @@ fn http_status(reason: Reason) -> StatusCode {
 fn refused(refusal: Refusal) -> Response {
     let status = http_status(refusal.reason);
     let challenge = (status == StatusCode::UNAUTHORIZED).then_some([(header::WWW_AUTHENTICATE, "Bearer")]);
-    (status, challenge, refusal.into_details().message + "\n").into_response()
+    let retry = refusal.retry.map(|delay| [(header::RETRY_AFTER, delay.as_secs_f64().ceil().to_string())]);
+    (status, challenge, retry, refusal.into_details().message + "\n").into_response()
 }
 
 async fn metrics_page(State(state): State<WebState>, request: Parts) -> Response {

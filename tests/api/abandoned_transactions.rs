@@ -1,7 +1,7 @@
 //! Cancelled calls and the database connections that they leave behind.
 
 use crate::harness::*;
-use meterd_store::connect::guarded;
+use meterd_store::database::connect::guarded;
 use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
 use std::time::Duration;

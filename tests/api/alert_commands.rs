@@ -3,7 +3,7 @@
 use crate::harness::*;
 use crate::subscriptions::raise;
 use meterd_engine::clock::Clock;
-use meterd_store::connect;
+use meterd_store::database::connect;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;

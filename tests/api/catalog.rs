@@ -252,7 +252,7 @@ async fn a_deployment_in_another_currency_starts_without_prices_and_keeps_its_cu
     let charge = server.track(event("acme", "email", "1")).await.unwrap().charge.unwrap();
     assert_eq!((&*charge.currency, &*charge.amount), ("EUR", "0.5"));
     server.stop().await;
-    let options = meterd_store::connect::options(&database_url).unwrap();
+    let options = meterd_store::database::connect::options(&database_url).unwrap();
     let rejected = meterd::app::prepare(&options, &settings_of(&[])).await.err().unwrap().to_string();
     assert!(rejected.contains("EUR") && rejected.contains("--currency EUR"), "{rejected}");
 }

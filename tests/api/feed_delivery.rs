@@ -7,7 +7,7 @@ use meterd::proto::alert_service_client::AlertServiceClient;
 use meterd::proto::subscribe_alerts_response::Message;
 use meterd::proto::{AlertEvent, SubscribeAlertsRequest};
 use meterd_engine::clock::Clock;
-use meterd_store::alert_feed;
+use meterd_store::alerts::feed as alert_feed;
 use sqlx::PgPool;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -143,8 +143,8 @@ async fn no_subscriber_misses_a_change_after_disconnects_stalls_and_restarts() {
     for _ in 0..REPLICAS {
         servers.push(replica().await);
     }
-    let options = meterd_store::connect::options(&url).unwrap();
-    let pool = meterd_store::connect::pool(options, RAISERS as u32 + 4);
+    let options = meterd_store::database::connect::options(&url).unwrap();
+    let pool = meterd_store::database::connect::pool(options, RAISERS as u32 + 4);
     let (done, is_done) = watch::channel(false);
     let mut raisers = JoinSet::new();
     for _ in 0..RAISERS {

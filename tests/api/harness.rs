@@ -18,7 +18,7 @@ use meterd::proto::{
 };
 use meterd_embedded_postgres::{Embedded, EmbeddedSettings};
 use meterd_engine::clock::Clock;
-use meterd_store::connect;
+use meterd_store::database::connect;
 use meterd_store::locks::VERSIONS_LOCK;
 use sqlx::{AssertSqlSafe, Executor, PgPool, Postgres, Transaction};
 use std::process::{ChildStdin, Command, Stdio};

@@ -484,7 +484,7 @@ async fn a_server_with_a_provider_starts_without_keys_and_a_provider_at_http_is_
     let server = TestServer::replica(&fresh_database().await, &flags, Clock::fixed(time(NOON))).await;
     read(&server, &key.sign(&issuer.claims(time(NOON), "meterd:admin", json!("*")))).await.unwrap();
     server.stop().await;
-    let options = meterd_store::connect::options(&fresh_database().await).unwrap();
+    let options = meterd_store::database::connect::options(&fresh_database().await).unwrap();
     let settings = settings_of(&["--auth=keys", "--jwt-issuer=http://id.example.com", "--jwt-audience=meterd"]);
     let deployment = meterd::app::prepare(&options, &settings).await.unwrap();
     let rejected = meterd::app::build(settings, &options, deployment, Clock::system()).await.err().unwrap();

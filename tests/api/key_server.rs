@@ -46,7 +46,7 @@ pub fn grant(scope: Scope, client_ids: &[&str]) -> Grants {
     let mut grants = Grants::default();
     let clients = match client_ids {
         [] => Clients::All,
-        these => Clients::These(these.iter().map(ToString::to_string).collect()),
+        these => Clients::Only(these.iter().map(ToString::to_string).collect()),
     };
     grants.set(scope, clients);
     grants
@@ -79,7 +79,7 @@ impl KeyServer {
 
     pub async fn start_with(flags: &[&str], clock: Clock) -> Self {
         let database_url = fresh_database().await;
-        let admin = create_key_in_database(&database_url, &spec(Grants::everything())).await;
+        let admin = create_key_in_database(&database_url, &spec(Grants::all())).await;
         let server = replica_with_keys(&database_url, flags, clock).await;
         Self { server, admin }
     }

@@ -10,7 +10,7 @@ use meterd::proto::{Scope as Scope_, *};
 use meterd_domain::access::Scope;
 use meterd_engine::auth::keys::LIVE_KEYS_MAX;
 use meterd_engine::clock::Clock;
-use meterd_store::connect;
+use meterd_store::database::connect;
 use std::time::{Duration, Instant};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;

@@ -6,7 +6,7 @@ use meterd_domain::decimal::Decimal;
 use meterd_domain::event::{Charge, EventId, Measures, PricedEvent, UnpricedReason, UsageEvent};
 use meterd_domain::period::Month;
 use meterd_engine::ledger::{AlertEffect, ClientSettings, Versioned};
-use meterd_store::record::NewEvent;
+use meterd_store::usage::record::NewEvent;
 use sqlx::{ConnectOptions, PgConnection};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -79,7 +79,7 @@ async fn charges_that_depend_on_the_month_add_up_for_any_order_of_arrival() {
     server.create_client_in_zone("acme", "UTC").await;
     let price_id: i64 = sqlx::query_scalar("SELECT min(price_id) FROM prices").fetch_one(&server.pool).await.unwrap();
     let month = Month::of(DAY);
-    meterd_store::partitions::ensure(&mut server.pool.acquire().await.unwrap(), month).await.unwrap();
+    meterd_store::usage::partitions::ensure(&mut server.pool.acquire().await.unwrap(), month).await.unwrap();
     let callers = (0..8).map(|caller| {
         let server = server.clone();
         tokio::spawn(async move {

@@ -5,7 +5,7 @@ use crate::notifications::*;
 use crate::receivers::{Answer, HttpReceiver};
 use meterd::proto::*;
 use meterd_domain::alert::Severity;
-use meterd_store::channels::Channel;
+use meterd_store::alerts::channels::Channel;
 use std::process::Stdio;
 use tonic::Code;
 

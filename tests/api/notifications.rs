@@ -6,7 +6,7 @@ use crate::receivers::{Answer, HttpReceiver, Received, SmtpReceiver};
 use meterd::proto::*;
 use meterd_domain::alert::Severity;
 use meterd_engine::clock::Clock;
-use meterd_store::channels::{self, Channel};
+use meterd_store::alerts::channels::{self, Channel};
 use std::collections::HashSet;
 use std::time::Duration;
 use tonic::Code;

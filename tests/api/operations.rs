@@ -5,7 +5,7 @@ use crate::http;
 use meterd::app;
 use meterd::proto::*;
 use meterd_engine::clock::Clock;
-use meterd_store::connect;
+use meterd_store::database::connect;
 use prost::Message;
 use std::time::Duration;
 use tonic::{Code, Request, Status};

@@ -4,7 +4,7 @@ use crate::harness::*;
 use meterd::proto::{EventOutcome, TrackUsageRequest, UsageEvent};
 use meterd_domain::period::{Month, parse_day};
 use meterd_engine::clock::Clock;
-use meterd_store::{holders, partitions};
+use meterd_store::usage::{holders, partitions};
 use prost_types::value::Kind;
 use prost_types::{Struct, Value};
 use sqlx::Executor;

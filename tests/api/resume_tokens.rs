@@ -5,7 +5,7 @@ use crate::subscriptions::*;
 use chrono::{DateTime, Utc};
 use meterd::proto::*;
 use meterd_engine::clock::Clock;
-use meterd_store::alert_feed;
+use meterd_store::alerts::feed as alert_feed;
 use std::time::Duration;
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt;

@@ -46,7 +46,7 @@ fn a_database_url_without_a_database_is_rejected() {
 async fn both_forms_of_a_socket_url_reach_the_database() {
     let server = TestServer::start().await;
     server.track(event("acme", "sms", "1")).await.unwrap();
-    let options = meterd_store::connect::options(&server.database_url).unwrap();
+    let options = meterd_store::database::connect::options(&server.database_url).unwrap();
     let (database, user) = (options.get_database().unwrap(), options.get_username());
     let socket = options.get_socket().unwrap().display().to_string();
     let dir = SettingsDir::new();

@@ -6,7 +6,7 @@ use meterd::app;
 use meterd::proto::{EventOutcome, GetClientRequest, UsageEvent};
 use meterd_embedded_postgres::{Embedded, EmbeddedSettings};
 use meterd_engine::clock::Clock;
-use meterd_store::connect;
+use meterd_store::database::connect;
 use std::time::{Duration, Instant};
 use tonic::Code;
 use tonic_health::pb::health_client::HealthClient;

@@ -7,7 +7,7 @@ use meterd::proto::subscribe_alerts_response::Message;
 use meterd::proto::*;
 use meterd_domain::alert::{self, AlertType, Change, Finding, Severity};
 use meterd_engine::clock::Clock;
-use meterd_store::alert_feed;
+use meterd_store::alerts::feed as alert_feed;
 use meterd_store::alerts::{self, NewAlert};
 use sqlx::PgPool;
 use std::collections::VecDeque;

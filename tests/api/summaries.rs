@@ -6,7 +6,7 @@ use meterd::proto::{
     MonthlySummary, UpdateMonthlySummariesRequest, UsageEvent,
 };
 use meterd_engine::clock::Clock;
-use meterd_store::connect;
+use meterd_store::database::connect;
 use tonic::Code;
 
 async fn update(server: &TestServer) -> i64 {

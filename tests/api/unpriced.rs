@@ -31,7 +31,7 @@ async fn price_all(server: &TestServer) {
 }
 
 async fn open_tasks(server: &TestServer) -> i64 {
-    meterd_store::pricing::open_task_count(&server.pool).await.unwrap()
+    meterd_store::catalog::pricing::open_task_count(&server.pool).await.unwrap()
 }
 
 async fn unpriced(server: &TestServer, client_id: &str) -> Vec<RecordedUsageEvent> {
@@ -300,7 +300,7 @@ async fn metrics_count_unpriced_events_by_service_and_reason() {
     assert!(!page.contains("made-up-4711"), "the metrics must not have labels that callers choose");
 
     server.usage().update_monthly_summaries(UpdateMonthlySummariesRequest::default()).await.unwrap();
-    let count = meterd_store::summary_totals::unpriced_event_count(&server.pool).await.unwrap();
+    let count = meterd_store::usage::summary_totals::unpriced_event_count(&server.pool).await.unwrap();
     assert_eq!(count, 3);
     assert!(page.contains("# TYPE meterd_unpriced_events gauge"), "{page}");
     server.stop().await;

@@ -6,7 +6,7 @@ use crate::notifications::*;
 use crate::receivers::{Answer, HttpReceiver};
 use meterd::proto::*;
 use meterd_engine::clock::Clock;
-use meterd_store::channels::Channel;
+use meterd_store::alerts::channels::Channel;
 use std::process::Stdio;
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, BufReader};

@@ -2,7 +2,7 @@
 
 use crate::scenario_dir::ScenarioDir;
 use meterd_embedded_postgres::{Embedded, EmbeddedSettings, attach};
-use meterd_store::connect;
+use meterd_store::database::connect;
 use sqlx::PgPool;
 use std::path::PathBuf;
 use std::process::Command;

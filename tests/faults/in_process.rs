@@ -5,7 +5,7 @@ use meterd::app;
 use meterd::config::Settings;
 use meterd::grpc::Context;
 use meterd_engine::clock::Clock;
-use meterd_store::connect;
+use meterd_store::database::connect;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;

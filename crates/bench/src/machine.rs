@@ -1,7 +1,7 @@
 //! The machine and the database of a run.
 
 use super::window::percentile;
-use meterd_store::floor::Facts;
+use meterd_store::bench::floor::Facts;
 use serde_json::{Value, json};
 
 /// The machine and the settings of its PostgreSQL.

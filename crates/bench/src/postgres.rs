@@ -3,7 +3,8 @@
 use super::args::SetupArgs;
 use anyhow::Context;
 use meterd_embedded_postgres::{Embedded, EmbeddedSettings};
-use meterd_store::{connect, floor};
+use meterd_store::bench::floor;
+use meterd_store::database::connect;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions, Connection};
 use std::path::PathBuf;

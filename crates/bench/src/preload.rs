@@ -12,9 +12,10 @@ use meterd_domain::catalog::Catalog;
 use meterd_domain::decimal::Decimal;
 use meterd_domain::event::{Charge, Measures, UsageEvent, payload_hash};
 use meterd_domain::period::{Month, day_of};
+use meterd_store::bench::preload::{self, EventRange, Kinds};
+use meterd_store::database::connect;
 use meterd_store::numeric;
-use meterd_store::preload::{self, Kinds, Stretch};
-use meterd_store::{connect, partitions, summary_totals};
+use meterd_store::usage::{partitions, summary_totals};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions, Connection, PgPool};
 
@@ -84,7 +85,7 @@ impl Preload {
         let mut conn = pool.acquire().await?;
         anyhow::ensure!(preload::is_empty(&mut conn).await?, "the database already has events: use an empty one");
         let kinds = kinds(catalog, now)?;
-        let (recent, year) = (self.stretches(now), year_stretches(now));
+        let (recent, year) = (self.ranges(now), year_ranges(now));
         // Drawn only on a terminal.
         let style = ProgressStyle::with_template("{bar:40} {human_pos}/{human_len} {msg} {eta}")?;
         let progress = ProgressBar::new(self.events).with_style(style).with_message("events");
@@ -98,9 +99,9 @@ impl Preload {
         preload::insert_clients(&mut conn, self.prefix, self.clients.into()).await?;
         preload::insert_clients(&mut conn, YEAR_CLIENTS, YEAR_CLIENT_COUNT).await?;
         drop(conn);
-        let insertions = stream::iter(year.iter().chain(&recent)).map(async |stretch| {
-            preload::insert_stretch(&mut *pool.acquire().await?, &kinds, stretch).await?;
-            progress.inc((stretch.end - stretch.first) as u64);
+        let insertions = stream::iter(year.iter().chain(&recent)).map(async |range| {
+            preload::insert_range(&mut *pool.acquire().await?, &kinds, range).await?;
+            progress.inc((range.end - range.first) as u64);
             anyhow::Ok(())
         });
         insertions.buffer_unordered(AT_ONCE).try_collect::<Vec<()>>().await?;
@@ -124,8 +125,8 @@ impl Preload {
         Ok(())
     }
 
-    /// The events of the other clients at equal intervals, one stretch per day.
-    fn stretches(&self, now: DateTime<Utc>) -> Vec<Stretch> {
+    /// The events of the other clients at equal intervals, one range per day.
+    fn ranges(&self, now: DateTime<Utc>) -> Vec<EventRange> {
         let today = day_of(now, Tz::UTC);
         let events = self.events.saturating_sub(YEAR_EVENTS) as i64;
         let start_time = midnight(today - Days::new(u64::from(self.days.max(DAYS_MIN)) - 1));
@@ -133,7 +134,7 @@ impl Preload {
         // The first event at or after a time.
         let at = |time: DateTime<Utc>| ((micros(time - start_time) + step_us - 1) / step_us).min(events);
         let days = start_time.date_naive().iter_days().take_while(|day| *day <= today);
-        days.map(|day| Stretch {
+        days.map(|day| EventRange {
             prefix: self.prefix.into(),
             clients: self.clients.into(),
             start_time,
@@ -142,17 +143,17 @@ impl Preload {
             end: at(midnight(day + Days::new(1))),
             kinds_each: KINDS_EACH,
         })
-        .filter(|stretch| stretch.first < stretch.end)
+        .filter(|range| range.first < range.end)
         .collect()
     }
 }
 
-/// One stretch per day, with one event of each kind for each client with a year.
-fn year_stretches(now: DateTime<Utc>) -> Vec<Stretch> {
+/// One range per day, with one event of each kind for each client with a year.
+fn year_ranges(now: DateTime<Utc>) -> Vec<EventRange> {
     let today = day_of(now, Tz::UTC);
     let each_day = YEAR_CLIENT_COUNT * KINDS.len() as i64;
     let days = (0..YEAR_DAYS).rev().map(|ago| today - Days::new(ago));
-    days.map(|day| Stretch {
+    days.map(|day| EventRange {
         prefix: YEAR_CLIENTS.into(),
         clients: YEAR_CLIENT_COUNT,
         start_time: midnight(day),
@@ -216,21 +217,21 @@ mod tests {
             for (events, days) in [(EVENTS_MIN, DAYS_MIN), (EVENTS_MIN, 35), (1_000_003, 35), (20_000_000, DAYS_MIN)] {
                 let preload = Preload { events, prefix: "load", clients: 1_000, days };
                 let mut next = 0;
-                for stretch in preload.stretches(now) {
-                    assert_eq!(stretch.first, next);
-                    next = stretch.end;
-                    let time = |n| stretch.start_time + TimeDelta::microseconds(stretch.step_us * n);
-                    assert_eq!(time(stretch.first).date_naive(), time(stretch.end - 1).date_naive());
-                    assert!(time(stretch.end - 1) <= now, "{stretch:?}");
+                for range in preload.ranges(now) {
+                    assert_eq!(range.first, next);
+                    next = range.end;
+                    let time = |n| range.start_time + TimeDelta::microseconds(range.step_us * n);
+                    assert_eq!(time(range.first).date_naive(), time(range.end - 1).date_naive());
+                    assert!(time(range.end - 1) <= now, "{range:?}");
                 }
                 assert_eq!(next as u64, events - YEAR_EVENTS);
             }
-            for stretch in year_stretches(now) {
-                let last = stretch.start_time + TimeDelta::microseconds(stretch.step_us * (stretch.end - 1));
-                assert_eq!(last.date_naive(), stretch.start_time.date_naive());
+            for range in year_ranges(now) {
+                let last = range.start_time + TimeDelta::microseconds(range.step_us * (range.end - 1));
+                assert_eq!(last.date_naive(), range.start_time.date_naive());
                 assert!(last <= now);
             }
-            assert_eq!(year_stretches(now).len() as u64 * 10, YEAR_EVENTS);
+            assert_eq!(year_ranges(now).len() as u64 * 10, YEAR_EVENTS);
         }
     }
 }

@@ -17,8 +17,8 @@ use crate::product::{CatalogCache, ConnectArgs, Connection, Verified, command_po
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 use meterd_domain::catalog::Catalog;
-use meterd_store::connect;
-use meterd_store::floor::Facts;
+use meterd_store::bench::floor::Facts;
+use meterd_store::database::connect;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions, Connection as _};
 use std::sync::Arc;
@@ -89,8 +89,8 @@ impl<'a> Bench<'a> {
         let options = connect::options(url)?.disable_statement_logging();
         let server = Server::start(meterd, url).await?;
         let mut conn = options.connect().await?;
-        let facts = meterd_store::floor::facts(&mut conn).await?;
-        let before = meterd_store::floor::counted_events(&mut conn).await?;
+        let facts = meterd_store::bench::floor::facts(&mut conn).await?;
+        let before = meterd_store::bench::floor::counted_events(&mut conn).await?;
         let watch = Watch::new(server.pid().context("the server has ended")?, facts.backend_pid, postgres.database());
         tokio::time::sleep(SETTLE).await;
         let idle_memory_bytes = watch.server_memory();
@@ -129,13 +129,13 @@ impl<'a> Bench<'a> {
     /// Measures a workload for one round.
     pub async fn measure(&mut self, workload: Workload) -> anyhow::Result<Round> {
         if workload.call == Call::Copy {
-            meterd_store::floor::create_copied(&mut self.conn).await?;
+            meterd_store::bench::floor::create_copied(&mut self.conn).await?;
         }
-        let wal_before = meterd_store::floor::wal_position(&mut self.conn).await?;
+        let wal_before = meterd_store::bench::floor::wal_position(&mut self.conn).await?;
         let commits_before = Commits::read(&self.server.http_address).await?;
         let measured = self.run(workload).await?;
         let commits = Commits::read(&self.server.http_address).await?.since(commits_before);
-        let wal_bytes = meterd_store::floor::wal_position(&mut self.conn).await?.saturating_sub(wal_before);
+        let wal_bytes = meterd_store::bench::floor::wal_position(&mut self.conn).await?.saturating_sub(wal_before);
         let events = measured.acknowledged + measured.duplicates;
         if workload.call == Call::Copy {
             floor::check_copied(&mut self.conn, measured.acknowledged).await?;
@@ -214,9 +214,9 @@ impl<'a> Bench<'a> {
         let begin = Instant::now();
         for number in 0..=COMMIT_SAMPLES {
             let at = Instant::now();
-            meterd_store::floor::round_trip(&mut self.conn).await?;
+            meterd_store::bench::floor::round_trip(&mut self.conn).await?;
             let between = Instant::now();
-            meterd_store::floor::durable_commit(&mut self.conn).await?;
+            meterd_store::bench::floor::durable_commit(&mut self.conn).await?;
             let micros = |time: Duration| u32::try_from(time.as_micros()).unwrap_or(u32::MAX);
             // The first sample also prepares the statements.
             if number > 0 {

@@ -54,7 +54,7 @@ pub enum Clients {
     /// All clients, including future ones, and everything that belongs to no client.
     All,
     /// Only these clients.
-    These(BTreeSet<String>),
+    Only(BTreeSet<String>),
 }
 
 /// The clients that each scope is for. `None` if the caller does not have the scope.
@@ -67,7 +67,7 @@ pub struct Grants {
 
 impl Grants {
     /// Grants everything.
-    pub fn everything() -> Self {
+    pub fn all() -> Self {
         Self { admin: Some(Clients::All), ..Self::default() }
     }
 
@@ -104,7 +104,7 @@ impl Grants {
     pub fn covers(&self, scope: Scope, client_id: &str) -> bool {
         self.grants_including(scope).any(|clients| match clients {
             Clients::All => true,
-            Clients::These(ids) => ids.contains(client_id),
+            Clients::Only(ids) => ids.contains(client_id),
         })
     }
 
@@ -117,7 +117,7 @@ impl Grants {
     pub fn covered(&self, scope: Scope) -> Vec<String> {
         let these = self.grants_including(scope).filter_map(|clients| match clients {
             Clients::All => None,
-            Clients::These(ids) => Some(ids),
+            Clients::Only(ids) => Some(ids),
         });
         these.flatten().cloned().collect::<BTreeSet<_>>().into_iter().collect()
     }
@@ -128,7 +128,7 @@ mod tests {
     use super::*;
 
     fn these(ids: &[&str]) -> Option<Clients> {
-        Some(Clients::These(ids.iter().map(ToString::to_string).collect()))
+        Some(Clients::Only(ids.iter().map(ToString::to_string).collect()))
     }
 
     #[test]
@@ -146,7 +146,7 @@ mod tests {
         assert!(grants.has(Scope::Ingest) && grants.covers(Scope::Ingest, "b") && !grants.covers(Scope::Ingest, "a"));
         assert_eq!(grants.covered(Scope::Read), ["a", "b"]);
         assert_eq!(grants.covered(Scope::Admin), ["b"]);
-        assert!(Grants::everything().covers_all(Scope::Read) && Grants::everything().covers_all(Scope::Ingest));
+        assert!(Grants::all().covers_all(Scope::Read) && Grants::all().covers_all(Scope::Ingest));
     }
 
     #[test]

@@ -205,7 +205,7 @@ impl MonthFacts {
                 // Only the current month can be projected.
                 let applies = Month::of(self.today) == self.month && elapsed >= policy.projection_first_day;
                 applies.then(|| Finding {
-                    threshold: policy.monthly_critical.times(policy.projection_factor),
+                    threshold: policy.monthly_critical.multiply(policy.projection_factor),
                     projected: Some(month_end(self.cost, self.recurring_cost, elapsed, self.month.days())),
                     ..finding
                 })

@@ -108,12 +108,12 @@ impl Total {
     }
 
     /// Multiplies by a factor. Rounds once, half to even, to 12 decimals.
-    pub fn times(self, factor: Self) -> Self {
+    pub fn multiply(self, factor: Self) -> Self {
         Self(divide_half_even(self.0 * factor.0, I256::from(Decimal::ONE.0)))
     }
 
     /// Formats a value for people with two decimals. If these would all be zero, formats all decimals.
-    pub fn shown(self) -> String {
+    pub fn to_short_string(self) -> String {
         let cents = divide_half_even(self.0, I256::from(10i128.pow(DECIMALS - 2)));
         if cents == I256::ZERO && self != Self::ZERO {
             return self.to_string();

@@ -46,12 +46,12 @@ fn further_decimals_are_rounded_half_to_even() {
 
 #[test]
 fn values_are_shown_with_cents_unless_the_cents_are_zero() {
-    let shown = |text: &str| text.parse::<Total>().unwrap().shown();
+    let shown = |text: &str| text.parse::<Total>().unwrap().to_short_string();
     assert_eq!(
         ["0", "5", "103.2", "1.005", "1.015", "0.004", "0.0000825", "-12.5"].map(shown),
         ["0.00", "5.00", "103.20", "1.00", "1.02", "0.004", "0.0000825", "-12.50"]
     );
-    assert_eq!(Total::from(Decimal::parse("2.5").unwrap()).times("1.5".parse().unwrap()).to_string(), "3.75");
+    assert_eq!(Total::from(Decimal::parse("2.5").unwrap()).multiply("1.5".parse().unwrap()).to_string(), "3.75");
 }
 
 #[test]

@@ -19,7 +19,7 @@ pub const TOKENS_MAX: i64 = 1_000_000_000_000;
 /// Upper limit of the setting that says how many seconds an event may be ahead of the server's clock.
 pub const ACCEPT_FUTURE_SECONDS_MAX: u32 = 86_400;
 /// The time of an event is at most this much later than the time at which its key was claimed, whatever the setting is.
-pub const KEY_LEAD: TimeDelta = TimeDelta::seconds(ACCEPT_FUTURE_SECONDS_MAX as i64);
+pub const EVENT_LEAD_MAX: TimeDelta = TimeDelta::seconds(ACCEPT_FUTURE_SECONDS_MAX as i64);
 /// First byte of a payload hash. It is increased when the canonical form changes, so that old hashes stay comparable.
 const PAYLOAD_HASH_VERSION: u8 = 1;
 
@@ -266,5 +266,43 @@ mod tests {
         for text in ["", "x", &"f".repeat(32), &"0".repeat(31), &"+".repeat(32)] {
             assert_eq!(EventId::parse(text), None, "{text}");
         }
+    }
+
+    /// Databases contain these hashes. If one changed, events that were recorded before could not be sent again. The expected
+    /// values were computed by another program.
+    #[test]
+    fn the_hash_of_an_event_never_changes() {
+        let decimal = |text: &str| Decimal::parse(text).unwrap();
+        let call = UsageEvent {
+            client_id: "acme".into(),
+            service: "ai".into(),
+            operation: "chat".into(),
+            model: "m-1".into(),
+            measures: Measures {
+                units: decimal("2.5"),
+                input_tokens: 1_000,
+                output_tokens: 50,
+                cached_input_tokens: 10,
+                amount: None,
+            },
+            event_time: DateTime::from_timestamp_micros(1_795_220_400_123_456).unwrap(),
+            idempotency_key: "k-1".into(),
+            subject: "call-1".into(),
+            external_id: "x-1".into(),
+            metadata: Some(r#"{"a":1}"#.into()),
+        };
+        let message = UsageEvent {
+            service: "sms".into(),
+            operation: "".into(),
+            model: "".into(),
+            measures: Measures { units: decimal("1"), amount: Some(decimal("0.015")), ..Measures::default() },
+            subject: String::new(),
+            external_id: String::new(),
+            metadata: None,
+            ..call.clone()
+        };
+        let hex = |hash: PayloadHash| hash.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        assert_eq!(hex(payload_hash(&call, true)), "01c6bf9ed9ea666f808fced0c65c09804d");
+        assert_eq!(hex(payload_hash(&message, false)), "01e6f9e9502c293a419ca6a432c9bd735a");
     }
 }

@@ -83,7 +83,7 @@ macro_rules! define {
 
         impl Policy {
             /// Returns this policy with the values that `over` sets.
-            pub fn with(&self, over: &Overrides) -> Self {
+            pub fn with_overrides(&self, over: &Overrides) -> Self {
                 Self { $($name: over.$name.unwrap_or(self.$name),)* }
             }
         }
@@ -161,7 +161,7 @@ mod tests {
         assert_eq!(serde_json::from_str::<Overrides>(&text).unwrap(), over);
         assert_eq!(over.names(), ["monthly_warning", "spike_enabled"]);
         assert_eq!(serde_json::from_str::<Overrides>(r#"{"from_a_newer_version":1}"#).unwrap(), Overrides::default());
-        let policy = Policy::default().with(&over);
+        let policy = Policy::default().with_overrides(&over);
         assert_eq!(policy.monthly_warning, tenths(1));
         assert_eq!(Policy { monthly_warning: tenths(500), spike_enabled: true, ..policy }, Policy::default());
     }
@@ -181,8 +181,8 @@ mod tests {
         let over = Overrides { monthly_warning: Some(tenths(1_001)), ..Overrides::default() };
         let contradiction =
             Contradiction { lower: ("monthly_warning", tenths(1_001)), upper: ("monthly_critical", tenths(1_000)) };
-        assert_eq!(Policy::default().with(&over).contradictions(), [contradiction]);
+        assert_eq!(Policy::default().with_overrides(&over).contradictions(), [contradiction]);
         let equal = Overrides { monthly_warning: Some(tenths(1_000)), ..Overrides::default() };
-        assert!(Policy::default().with(&equal).contradictions().is_empty());
+        assert!(Policy::default().with_overrides(&equal).contradictions().is_empty());
     }
 }

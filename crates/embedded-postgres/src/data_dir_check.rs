@@ -17,7 +17,7 @@ use super::owner::ServerUser;
 ///
 /// # Errors
 /// The errors of [`Embedded::start`](super::Embedded::start) that can be detected without a start.
-pub fn check_place(settings: &EmbeddedSettings) -> Result<(), EmbeddedError> {
+pub fn check_settings(settings: &EmbeddedSettings) -> Result<(), EmbeddedError> {
     let dir = settings.data_dir.as_path();
     // A relative path is below the working directory.
     let existing = dir.ancestors().find(|dir| dir.exists()).unwrap_or(Path::new("."));

@@ -11,16 +11,16 @@ const NEIGHBOURS_MAX: usize = 1_000;
 ///
 /// # Errors
 /// The directory may not be read.
-pub fn is_made(data_dir: &Path) -> io::Result<bool> {
+pub fn is_initialized(data_dir: &Path) -> io::Result<bool> {
     data_dir.join("postgres").join("PG_VERSION").try_exists()
 }
 
 /// Returns the sibling directories that contain a database.
-pub fn made_beside(data_dir: &Path) -> Vec<PathBuf> {
+pub fn sibling_databases(data_dir: &Path) -> Vec<PathBuf> {
     let absolute = std::path::absolute(data_dir).unwrap_or_else(|_| data_dir.to_owned());
     let Some(entries) = absolute.parent().and_then(|parent| fs::read_dir(parent).ok()) else { return vec![] };
     let paths = entries.take(NEIGHBOURS_MAX).filter_map(|entry| Some(entry.ok()?.path()));
-    let mut found: Vec<_> = paths.filter(|path| is_made(path).unwrap_or(false)).collect();
+    let mut found: Vec<_> = paths.filter(|path| is_initialized(path).unwrap_or(false)).collect();
     found.sort();
     found
 }
@@ -34,10 +34,10 @@ mod tests {
         let parent = tempfile::tempdir().unwrap();
         let (data, typo) = (parent.path().join("data"), parent.path().join("dat"));
         fs::create_dir_all(data.join("postgres")).unwrap();
-        assert!(!is_made(&data).unwrap());
+        assert!(!is_initialized(&data).unwrap());
         fs::write(data.join("postgres/PG_VERSION"), "17\n").unwrap();
-        assert!(is_made(&data).unwrap());
-        assert!(!is_made(&typo).unwrap() && !typo.exists());
-        assert_eq!(made_beside(&typo), [data]);
+        assert!(is_initialized(&data).unwrap());
+        assert!(!is_initialized(&typo).unwrap() && !typo.exists());
+        assert_eq!(sibling_databases(&typo), [data]);
     }
 }

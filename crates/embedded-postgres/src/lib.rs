@@ -39,9 +39,9 @@ use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use binaries::Binaries;
-pub use data_dir_check::{check_place, is_locked};
+pub use data_dir_check::{check_settings, is_locked};
 pub use error::EmbeddedError;
-pub use existing::{is_made, made_beside};
+pub use existing::{is_initialized, sibling_databases};
 use launch::Ready;
 pub use layout::default_data_dir;
 use layout::{Layout, Lock};

@@ -6,7 +6,7 @@ use crate::engine::Engine;
 use crate::fields::{Fields, UnixTime};
 use crate::paging::{Page, PageRequest};
 use crate::refusal::Refusal;
-use meterd_store::audit::{self as store, Entry, NewEntry};
+use meterd_store::admin::audit::{self as store, Entry, NewEntry};
 use sqlx::PgPool;
 
 /// Maximum size of a request in the log, as JSON.
@@ -27,10 +27,10 @@ pub struct Call<'a> {
 
 /// An entry whose call has not ended.
 #[derive(Debug)]
-pub struct Begun(i64);
+pub struct OpenEntry(i64);
 
 /// Writes the entry of a call. If it fails, the call must not do its work.
-pub async fn begin(pool: &PgPool, caller: &Caller, call: Call<'_>) -> Result<Begun, Refusal> {
+pub async fn begin(pool: &PgPool, caller: &Caller, call: Call<'_>) -> Result<OpenEntry, Refusal> {
     let entry = NewEntry {
         actor_kind: caller.kind as i16,
         actor_id: &caller.id,
@@ -40,7 +40,7 @@ pub async fn begin(pool: &PgPool, caller: &Caller, call: Call<'_>) -> Result<Beg
         request_id: call.request_id,
         address: call.address,
     };
-    Ok(Begun(store::begin(pool, &entry).await?))
+    Ok(OpenEntry(store::begin(pool, &entry).await?))
 }
 
 /// Returns the part of a request that is logged: without secrets, and only its size if it is too large.
@@ -49,7 +49,7 @@ fn loggable(request: &str) -> String {
     if text.len() > REQUEST_BYTES_MAX { serde_json::json!({ "omittedBytes": text.len() }).to_string() } else { text }
 }
 
-impl Begun {
+impl OpenEntry {
     /// Writes the outcome: the status code of the protocol, and the reason of an error or an empty string. If it fails, the entry
     /// stays without an outcome.
     pub async fn finish(self, pool: &PgPool, code: i32, reason: &str) {

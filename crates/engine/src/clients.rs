@@ -2,7 +2,7 @@
 
 use crate::engine::Engine;
 use crate::fields::Fields;
-use crate::idempotency::{Begun, Created, Idempotency};
+use crate::idempotency::{CreateCall, Created, Idempotency};
 use crate::paging::{Page, PageRequest};
 use crate::refusal::{Reason, Refusal, shown};
 use chrono_tz::Tz;
@@ -73,8 +73,8 @@ pub async fn create(
     fields.finish()?;
     let zone = zone.unwrap_or(Tz::UTC);
     let mut creation = match idempotency.begin(engine).await? {
-        Begun::New(creation) => creation,
-        Begun::Repeat(answer) => return Ok(Created::Repeat(answer)),
+        CreateCall::New(creation) => creation,
+        CreateCall::Repeat(answer) => return Ok(Created::Repeat(answer)),
     };
     let created = store::insert(creation.conn(), &client.client_id, &client.display_name, zone).await?;
     let exists = || Refusal::new(Reason::ClientExists, format!("client {:?} exists", client.client_id));

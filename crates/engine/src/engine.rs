@@ -8,12 +8,12 @@ use crate::clock::Clock;
 use crate::ingest::{Ingest, IngestConfig};
 use sqlx::PgPool;
 use std::sync::Arc;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 
 /// The database, the state in memory and the configuration of one replica.
 pub struct Engine {
     pub pool: PgPool,
-    /// For reads of a single statement. See [`meterd_store::connect::read_pool`].
+    /// For reads of a single statement. See [`meterd_store::database::connect::read_pool`].
     pub reads: PgPool,
     pub catalog: Arc<CatalogCache>,
     pub ingest: Ingest,
@@ -24,6 +24,8 @@ pub struct Engine {
     /// The currency of the deployment, an ISO 4217 code.
     pub currency: String,
     pub config: EngineConfig,
+    /// A permit for each export that may run at once.
+    pub exports: Arc<Semaphore>,
     /// Wakes the pricing job of this replica.
     pub pricing_wanted: Arc<Notify>,
     /// Wakes the notifier of this replica.
@@ -50,6 +52,8 @@ pub struct EngineConfig {
     pub accept_future_seconds: u32,
     /// Whether events of services that are not in the catalogue are recorded, without a charge. Otherwise they are refused.
     pub keep_unknown_services: bool,
+    /// Maximum number of exports that run at once.
+    pub exports_max: usize,
     pub ingest: IngestConfig,
     pub notify: NotifyConfig,
 }

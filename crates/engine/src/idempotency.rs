@@ -8,7 +8,7 @@ use crate::engine::Engine;
 use crate::fields::Fields;
 use crate::refusal::{Reason, Refusal};
 use meterd_domain::event::ID_BYTES_MAX;
-use meterd_store::requests::{self, FirstAnswer};
+use meterd_store::admin::requests::{self, FirstAnswer};
 use sqlx::{PgConnection, Postgres, Transaction};
 
 /// What identifies a create that may be repeated, and how its answer is encoded. `T` is what it creates.
@@ -33,7 +33,7 @@ pub enum Created<T> {
 }
 
 /// A create that has begun, or the stored answer of the first request.
-pub(crate) enum Begun<T> {
+pub(crate) enum CreateCall<T> {
     New(Creation<T>),
     Repeat(Vec<u8>),
 }
@@ -60,7 +60,7 @@ impl<T> Idempotency<T> {
     ///
     /// # Errors
     /// `REQUEST_ID_REUSED` if the first request with this id was another one.
-    pub(crate) async fn begin(self, engine: &Engine) -> Result<Begun<T>, Refusal> {
+    pub(crate) async fn begin(self, engine: &Engine) -> Result<CreateCall<T>, Refusal> {
         let mut tx = engine.pool.begin().await?;
         let Self { principal, request_id, request_hash, .. } = &self;
         if !request_id.is_empty()
@@ -70,9 +70,9 @@ impl<T> Idempotency<T> {
                 let message = format!("request_id {request_id:?} was used by another create with other contents");
                 return Err(Refusal::new(Reason::RequestIdReused, message));
             }
-            return Ok(Begun::Repeat(first.response));
+            return Ok(CreateCall::Repeat(first.response));
         }
-        Ok(Begun::New(Creation { tx, clock: engine.clock.clone(), idempotency: self }))
+        Ok(CreateCall::New(Creation { tx, clock: engine.clock.clone(), idempotency: self }))
     }
 }
 

@@ -3,7 +3,7 @@
 //! For COPY this is the format of the manual's chapter "COPY", section "Binary Format". For composite values it is the
 //! format that `record_recv` in rowtypes.c reads, which has the type of each field before its length.
 
-use super::numeric;
+use crate::numeric;
 use chrono::{DateTime, Datelike, NaiveDate, Utc};
 use ethnum::I256;
 use meterd_domain::decimal::{Decimal, Total};

@@ -8,8 +8,9 @@ use anyhow::Context;
 use super::batches::{Batch, read_batches};
 use super::input::{FileVersion, display_name};
 use super::keys::{KeyMaker, OtherFiles};
+use super::open::{Opened, columns, keys, open_mapped, plan};
 use super::progress::Progress;
-use super::run::{Opened, Run, columns};
+use super::run::Run;
 
 impl Run<'_> {
     /// Reads all files that can be read twice. Returns true if every row is an event of a valid client. Otherwise shows the
@@ -20,10 +21,15 @@ impl Run<'_> {
         for (number, path) in self.args.files.iter().enumerate().filter(|(_, path)| path.is_file()) {
             let name = display_name(path);
             self.checked.extend(FileVersion::of(path).map(|version| (path.clone(), version)));
-            let opened = self.open(path).with_context(|| name.clone())?;
+            let opened = open_mapped(self.args, path).with_context(|| name.clone())?;
             let Opened { mut reader, mapping, .. } = opened;
-            let plan =
-                self.plan(&mapping, opened.may_have_comma, self.keys(shared.clone(), others.clone(), number), None);
+            let plan = plan(
+                self.args,
+                &mapping,
+                opened.may_have_comma,
+                keys(self.args, shared.clone(), others.clone(), number),
+                None,
+            );
             let only_known = self.args.no_new_clients;
             let read = tokio::task::spawn_blocking(move || {
                 let mut checked = Batch::default();

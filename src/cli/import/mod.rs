@@ -19,6 +19,7 @@ pub mod mapping;
 pub mod names;
 pub mod notes;
 pub mod objects;
+mod open;
 pub mod preview;
 pub mod progress;
 pub mod quotes;

@@ -1,34 +1,28 @@
 //! Imports a file: a thread that reads, concurrent calls, and the results of the rows.
 
 use std::collections::HashMap;
-use std::io::BufReader;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, bail};
-use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::ImportArgs;
-use super::batches::{BadRow, Batch, Keys, ReadPlan, read_batches};
-use super::checkpoint::{Checkpoint, SettledPrefix, path_for};
-use super::event::EventRules;
-use super::fields::Field;
-use super::input::{FileVersion, Input, display_name, open};
-use super::keys::{KeyMaker, OtherFiles, hex};
+use super::batches::{BadRow, Batch, ReadPlan, read_batches};
+use super::checkpoint::{Checkpoint, SettledPrefix};
+use super::input::{FileVersion, display_name};
+use super::keys::{KeyMaker, OtherFiles};
 use super::mapping::Mapping;
 use super::notes::Notes;
+use super::open::{Opened, checkpoint, columns, keys, open_mapped, plan};
 use super::preview::Preview;
 use super::progress::{Printer, Progress};
 use super::rejects::Rejects;
 use super::report::{Tally, bad_row_text};
-use super::rows::{Format, RowReader};
 use super::send::Sender;
-use crate::cli::decimal::NumberRules;
-use crate::cli::time::TimeRules;
 use crate::proto::UsageResult;
 
 const SHOWN_BAD_ROWS_MAX: u64 = 20;
@@ -66,18 +60,6 @@ pub struct Run<'a> {
     preview: Option<Preview>,
     /// Counts of all files.
     pub tally: Tally,
-}
-
-/// An open file with its mapping.
-pub(super) struct Opened {
-    pub reader: RowReader<BufReader<Box<dyn std::io::Read + Send>>>,
-    pub mapping: Mapping,
-    mapping_name: String,
-    bytes: Option<u64>,
-    is_file: bool,
-    pub may_have_comma: bool,
-    /// Description of the format and the mapping, for the user.
-    description: String,
 }
 
 /// State of the import of one file.
@@ -122,7 +104,7 @@ impl<'a> Run<'a> {
         if self.checked.get(path).is_some_and(|checked| Some(checked) != version.as_ref()) {
             bail!("{name}: the file changed after --strict had checked it, and was not sent: run the command again");
         }
-        let opened = self.open(path).with_context(|| name.clone())?;
+        let opened = open_mapped(self.args, path).with_context(|| name.clone())?;
         let Opened { mut reader, mapping, mapping_name, bytes, is_file, .. } = opened;
         if !self.args.quiet {
             eprintln!("{name}: {}", opened.description);
@@ -130,14 +112,15 @@ impl<'a> Run<'a> {
                 eprintln!("{name}: unused column {}", mapping.unused_text(column));
             });
         }
-        let (checkpoint, resume) = self.checkpoint(path, is_file, &mapping_name)?;
+        let (checkpoint, resume) = checkpoint(self.args, path, is_file, &mapping_name)?;
         let resumed_bad_rows = resume.as_ref().map_or(0, |resume| resume.bad_rows);
         self.tally.resumed_rows += resume.as_ref().map_or(0, |resume| resume.rows);
         self.tally.resumed_bad_rows += resumed_bad_rows;
-        let keys = self.keys(self.shared_keys.clone(), self.others.clone(), self.files.len());
+        let file_keys = keys(self.args, self.shared_keys.clone(), self.others.clone(), self.files.len());
         self.files.push(name.clone());
         let source = version.map(|version| (path.to_owned(), version));
-        let plan = ReadPlan { source: source.clone(), ..self.plan(&mapping, opened.may_have_comma, keys, resume) };
+        let plan =
+            ReadPlan { source: source.clone(), ..plan(self.args, &mapping, opened.may_have_comma, file_keys, resume) };
         let (batches, receiver) = mpsc::channel(READ_AHEAD);
         // A separate thread, because reading standard input can block forever and must not prevent the process from exiting.
         std::thread::spawn(move || {
@@ -164,119 +147,6 @@ impl<'a> Run<'a> {
             std::fs::remove_file(checkpoint).ok();
         }
         ended.with_context(|| file.name.clone())
-    }
-
-    pub(super) fn open(&self, path: &Path) -> anyhow::Result<Opened> {
-        let Input { reader, bytes, is_file, layout, may_have_comma, notes } = open(path, self.args)?;
-        let reader = RowReader::new(reader, layout)?;
-        let mapping = match layout.format {
-            Format::Csv => {
-                Mapping::for_csv(&self.args.mapping, &reader.header()).map_err(|message| anyhow::anyhow!(message))?
-            }
-            Format::Ndjson | Format::Json => Mapping::for_json(&self.args.mapping),
-        };
-        if self.args.strict && !mapping.unused.is_empty() {
-            let unused: Vec<String> =
-                mapping.unused.iter().map(|column| format!("column {}", mapping.unused_text(column))).collect();
-            bail!("unused {}; add --ignore-column for columns that are unused on purpose", unused.join("; unused "));
-        }
-        let mapping_name = self.mapping_name(layout, may_have_comma);
-        let description = notes.into_iter().chain([mapping.describe()]).collect::<Vec<_>>().join("; ");
-        Ok(Opened { reader, mapping, mapping_name, bytes, is_file, may_have_comma, description })
-    }
-
-    /// Returns a digest of all settings that affect rows and keys. A checkpoint is only valid with the same digest.
-    fn mapping_name(&self, layout: super::rows::Layout, may_have_comma: bool) -> String {
-        let args = self.args;
-        let values = (
-            args.time_zone,
-            &args.time_format,
-            self.numbers(may_have_comma),
-            &args.empty_units,
-            args.encoding,
-            args.total_rows,
-        );
-        // The keys of a part depend on the rows of the other parts.
-        let mut files: Vec<_> = args.files.iter().filter(|_| args.split_files).map(|path| path.file_name()).collect();
-        files.sort();
-        let parts = (&args.mapping, layout, &args.key_prefix, files, values);
-        hex(&Sha256::digest(format!("{parts:?}")))
-    }
-
-    fn numbers(&self, may_have_comma: bool) -> NumberRules {
-        NumberRules { mark: self.args.decimal_mark(), may_have_comma }
-    }
-
-    pub(super) fn keys(
-        &self,
-        shared: Option<Arc<Mutex<KeyMaker>>>,
-        others: Option<Arc<Mutex<OtherFiles>>>,
-        number: usize,
-    ) -> Keys {
-        let maker = shared.unwrap_or_else(|| Arc::new(Mutex::new(KeyMaker::new(&self.args.key_prefix))));
-        Keys { maker, others, file: u32::try_from(number).unwrap_or(u32::MAX) }
-    }
-
-    pub(super) fn plan(
-        &self,
-        mapping: &Mapping,
-        may_have_comma: bool,
-        keys: Keys,
-        resume: Option<Checkpoint>,
-    ) -> ReadPlan {
-        ReadPlan {
-            mapping: mapping.clone(),
-            rules: EventRules {
-                time: TimeRules { zone: self.args.time_zone, formats: self.args.time_format.clone() },
-                numbers: self.numbers(may_have_comma),
-                empty_units: self.args.empty_units.clone(),
-                total_rows: self.args.total_rows,
-                strict: self.args.strict,
-            },
-            keys,
-            batch_events_max: usize::from(self.args.batch),
-            keep_text: self.rejects.is_some(),
-            source: None,
-            resume,
-        }
-    }
-
-    /// Returns the path of the checkpoint, and the checkpoint to resume from.
-    fn checkpoint(
-        &self,
-        path: &Path,
-        is_file: bool,
-        mapping: &str,
-    ) -> anyhow::Result<(Option<PathBuf>, Option<Checkpoint>)> {
-        let flag = self.args.checkpoint.clone();
-        let checkpoint = flag.or_else(|| is_file.then(|| path_for(path)));
-        let Some(checkpoint) = checkpoint.filter(|_| !self.args.dry_run) else {
-            return Ok((None, None));
-        };
-        let found = match self.args.resume {
-            true => Checkpoint::load(&checkpoint)?,
-            false => None,
-        };
-        match &found {
-            Some(found) if found.mapping != mapping => {
-                let parts = if self.args.split_files { " or other parts" } else { "" };
-                bail!(
-                    "{} was created with other flags{parts}: use the same flags, or remove --resume",
-                    checkpoint.display()
-                )
-            }
-            Some(found) => eprintln!("{}: continuing after line {}", path.display(), found.line),
-            None if self.args.resume => eprintln!("{}: no checkpoint found, starting at the beginning", path.display()),
-            None if checkpoint.exists() => {
-                eprintln!(
-                    "{}: an interrupted import left {}; --resume continues it",
-                    path.display(),
-                    checkpoint.display()
-                );
-            }
-            None => {}
-        }
-        Ok((Some(checkpoint), found))
     }
 
     /// Sends the batches of a file with concurrent calls. After an error or Ctrl-C no further batch is sent; the checkpoint
@@ -375,11 +245,6 @@ async fn send(mut sender: Sender, printer: Printer, columns: Arc<[String; 2]>, m
         false => sender.settle(&batch, &printer).await,
     };
     (batch, results)
-}
-
-/// The names of the columns of the client and the time.
-pub(super) fn columns(mapping: &Mapping) -> [String; 2] {
-    [Field::Client, Field::Time].map(|field| mapping.source(field).column(field))
 }
 
 #[cfg(test)]

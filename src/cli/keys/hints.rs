@@ -1,6 +1,7 @@
 //! Hints for commands about one key, from the list of all keys.
 
-use super::{CALL_SECONDS, state};
+use super::CALL_SECONDS;
+use super::show::state;
 use crate::cli::connect::{self, ConnectArgs, Connection};
 use crate::cli::time::time_text;
 use crate::proto::key_service_client::KeyServiceClient;

@@ -10,7 +10,7 @@ use meterd_domain::notification::NotificationState;
 use meterd_engine::alerts::notifications::{self, NotificationQuery};
 use meterd_engine::auth::Caller;
 use meterd_engine::refusal::Refusal;
-use meterd_store::notifications::Notification;
+use meterd_store::alerts::notifications::Notification;
 use std::sync::Arc;
 
 fn message(notification: Notification) -> proto::Notification {

@@ -9,10 +9,9 @@ use crate::proto::subscribe_alerts_response::Message;
 use crate::proto::{AlertEvent, Heartbeat, SubscribeAlertsRequest, SubscribeAlertsResponse};
 use futures_util::stream::{Stream, unfold};
 use meterd_engine::alerts::feed::{Ended, Entry, Start, Subscription};
+use meterd_engine::alerts::{SubscriptionInput, check_subscription};
 use meterd_engine::counters::Resource;
-use meterd_engine::fields::Fields;
 use meterd_engine::refusal::{Reason, Refusal, Violation};
-use meterd_store::alert_feed::FeedFilter;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,21 +35,19 @@ pub fn slot(context: &Context, request: &Request<SubscribeAlertsRequest>) -> Res
 
 /// Checks the request and starts the stream. Its connection polls it, without a task or a queue.
 pub async fn start(context: Arc<Context>, request: SubscribeAlertsRequest, slot: Slot) -> Result<AlertStream, Refusal> {
-    let mut fields = Fields::default();
-    fields.filter("client_ids", &request.client_ids);
-    let kinds = fields.alert_types(&request.types);
-    let min_severity = fields.min_severity("min_severity", request.min_severity);
-    if request.from_start && !request.resume_token.is_empty() {
-        fields.wrong("from_start", "must not be together with resume_token: it says where to begin");
-    }
-    fields.finish()?;
+    let filter = check_subscription(&SubscriptionInput {
+        client_ids: &request.client_ids,
+        types: &request.types,
+        min_severity: request.min_severity,
+        from_start: request.from_start,
+        resume_token: &request.resume_token,
+    })?;
     let filters = Filters::of(&request);
     let start = match (&*request.resume_token, request.from_start) {
         ("", true) => Start::Oldest,
         ("", false) => Start::Now,
         (token, _) => Start::After(filters.cursor(&context, token)?),
     };
-    let filter = FeedFilter { client_ids: filters.0.client_ids.clone(), kinds, min_severity };
     let subscription = context.feed.subscribe(filter, start).await;
     let subscription = subscription.map_err(|ended| filters.error(&context, ended))?;
     let request_id = REQUEST_ID.try_with(|id| id.as_str().into()).unwrap_or_default();

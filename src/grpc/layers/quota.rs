@@ -180,7 +180,7 @@ mod tests {
 
     fn key(id: &str) -> Caller {
         let (id, name) = (id.into(), String::new());
-        Caller { kind: ActorKind::ApiKey, id, name, grants: Grants::everything(), valid_until: None }
+        Caller { kind: ActorKind::ApiKey, id, name, grants: Grants::all(), valid_until: None }
     }
 
     fn limit<T>(result: Result<T, Refusal>) -> String {

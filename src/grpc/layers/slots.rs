@@ -143,7 +143,7 @@ mod tests {
 
     fn key(id: &str) -> Caller {
         let (id, name) = (id.into(), String::new());
-        Caller { kind: ActorKind::ApiKey, id, name, grants: Grants::everything(), valid_until: None }
+        Caller { kind: ActorKind::ApiKey, id, name, grants: Grants::all(), valid_until: None }
     }
 
     /// Takes as much as a key can get over any number of connections.

@@ -4,7 +4,6 @@ use crate::grpc::Context;
 use crate::grpc::layers::admission::AdmissionPermit;
 use crate::grpc::layers::panics::stream_from_task;
 use crate::grpc::layers::slots::Slot;
-use crate::grpc::usage::export_file::File;
 use crate::grpc::wire::convert::timestamp;
 use crate::grpc::wire::convert::unix_time;
 use crate::grpc::wire::status::status;
@@ -12,10 +11,11 @@ use crate::proto::{self, ExportUsageRequest, ExportUsageResponse};
 use futures_util::TryStreamExt;
 use meterd_engine::counters::Resource;
 use meterd_engine::refusal::{Reason, Refusal};
-use meterd_engine::usage::{Export, ExportFormat, ExportInput};
+use meterd_engine::usage::export_file::File;
+use meterd_engine::usage::{Export, ExportFormat, ExportInput, too_many_exports};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
@@ -25,18 +25,11 @@ const PIECE_BYTES: usize = 64 * 1024;
 const PIECES_WAITING_MAX: usize = 4;
 /// A caller that reads no piece for this time is disconnected, because the export keeps a snapshot and a connection.
 const STALLED_AFTER: Duration = Duration::from_secs(60);
-/// How long a caller should wait before it retries to get a slot.
-const RETRY_DELAY: Duration = Duration::from_secs(5);
-
-fn too_many(whose: &str) -> Refusal {
-    let message = format!("too many exports {whose}run at once; retry later");
-    Refusal::exhausted(Reason::TooManyExports, message, RETRY_DELAY)
-}
 
 /// Takes a slot of the caller, which has at most half of all slots, and fewer while other callers have some.
 pub fn slot_of_caller(context: &Context, request: &tonic::Request<ExportUsageRequest>) -> Result<Slot, Refusal> {
-    AdmissionPermit::take_for_caller(request, Resource::Exports, context.exports_max, 2)
-        .ok_or_else(|| too_many("of the key "))
+    AdmissionPermit::take_for_caller(request, Resource::Exports, context.engine.config.exports_max, 2)
+        .ok_or_else(|| too_many_exports("of the key "))
 }
 
 /// Checks the request and starts the export in its own task.
@@ -55,10 +48,9 @@ pub async fn start(
         format: format(request.format),
     };
     let export = Export::check(&context.engine, input).await?;
-    let slot = context.exports.clone().try_acquire_owned().map_err(|_| too_many(""))?;
     Ok(stream_from_task(PIECES_WAITING_MAX, |pieces| async move {
         let _slot_of_caller = slot_of_caller;
-        send_file(&context, &export, &pieces, slot).await.map_err(status)
+        send_file(&context, &export, &pieces).await.map_err(status)
     }))
 }
 
@@ -72,12 +64,7 @@ fn format(number: i32) -> Result<ExportFormat, String> {
 
 type Pieces = mpsc::Sender<Result<ExportUsageResponse, Status>>;
 
-async fn send_file(
-    context: &Context,
-    export: &Export,
-    pieces: &Pieces,
-    _slot: OwnedSemaphorePermit,
-) -> Result<(), Refusal> {
+async fn send_file(context: &Context, export: &Export, pieces: &Pieces) -> Result<(), Refusal> {
     let mut snapshot = export.begin(&context.engine).await?;
     let complete_as_of_time = Some(timestamp(snapshot.complete_as_of));
     let piece = |data: Vec<u8>, event_count, empty_services| {

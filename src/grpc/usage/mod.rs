@@ -2,7 +2,6 @@
 
 pub mod events;
 pub mod export;
-pub mod export_file;
 pub mod query;
 pub mod reads;
 pub mod record;

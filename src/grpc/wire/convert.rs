@@ -10,7 +10,7 @@ use meterd_domain::rollup::Sums;
 use meterd_engine::fields::UnixTime;
 use meterd_engine::ingest::{Echo, Outcome, Recorded};
 use meterd_engine::usage::{self, ServiceUsage};
-use meterd_store::events::RecordedEvent;
+use meterd_store::usage::events::RecordedEvent;
 use prost_types::Timestamp;
 
 /// Converts a time to a timestamp.

@@ -8,7 +8,7 @@ use crate::product::proto::{AlertSeverity, AlertType, TrackUsageRequest, UsageEv
 use crate::product::{Connection, status_error, usage_client};
 use crate::window::percentile;
 use anyhow::Context;
-use meterd_store::alert_feed::{self, FeedFilter};
+use meterd_store::alerts::feed::{self as alert_feed, FeedFilter};
 use sqlx::PgPool;
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -21,7 +21,7 @@ use super::postgres::Postgres;
 use super::server::Server;
 use crate::product::{ConnectArgs, Connection, command_pool, verify_all};
 use anyhow::Context;
-use meterd_store::connect;
+use meterd_store::database::connect;
 use report::Report;
 use sqlx::{ConnectOptions, Connection as _};
 
@@ -95,7 +95,7 @@ pub async fn measure_all(args: &AlertsArgs, meterd: &MeterdBinary, postgres: &Po
     let options = connect::options(&url)?.disable_statement_logging();
     let server = Server::start(meterd, &url).await?;
     let mut conn = options.connect().await?;
-    let database = meterd_store::floor::facts(&mut conn).await?;
+    let database = meterd_store::bench::floor::facts(&mut conn).await?;
     conn.close().await?;
     let watch = Watch::new(server.pid().context("the server has ended")?, database.backend_pid, postgres.database());
     let load_average_before = cpu::load_average();

@@ -8,7 +8,7 @@ use crate::goals::{Bound, Goal, Outcome, lines};
 use crate::meterd_binary::MeterdBinary;
 use crate::product::{Verified, grouped, table};
 use crate::spread::Spread;
-use meterd_store::floor::Facts;
+use meterd_store::bench::floor::Facts;
 use serde_json::{Value, json};
 
 const SUBSCRIBER_KIB_MAX: f64 = 16.0;

@@ -11,7 +11,7 @@ use crate::product::{status_error, usage_client};
 use crate::window::{Window, measure};
 use anyhow::Context;
 use chrono::{DateTime, TimeDelta, Utc};
-use meterd_store::floor_reads;
+use meterd_store::bench::floor_reads;
 use prost_types::Timestamp;
 use std::process::Stdio;
 use std::sync::Arc;

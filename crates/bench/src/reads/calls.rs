@@ -10,7 +10,7 @@ use crate::product::{Connection, status_error, usage_client};
 use anyhow::Context;
 use chrono::{Days, NaiveDate};
 use meterd_domain::period::Month;
-use meterd_store::floor_reads::{self, FloorRow};
+use meterd_store::bench::floor_reads::{self, FloorRow};
 use sqlx::PgConnection;
 use std::time::{Duration, Instant};
 use tonic_health::pb::HealthCheckRequest;

@@ -26,7 +26,7 @@ use chrono::{DateTime, Utc};
 use chrono_tz::Tz;
 use indicatif::{ProgressBar, ProgressStyle};
 use meterd_domain::period::day_of;
-use meterd_store::connect;
+use meterd_store::database::connect;
 pub use report::Report;
 use sqlx::postgres::PgConnection;
 use sqlx::{ConnectOptions, Connection as _};
@@ -127,8 +127,9 @@ async fn serve(meterd: &MeterdBinary, url: String, preloaded: bool, preload: &Pr
         preload.fill_new(&url, meterd).await?;
     }
     let mut conn = options.connect().await?;
-    let preloaded_by =
-        meterd_store::preload::last_event_time(&mut conn, preload.prefix).await?.context("no events are there")?;
+    let preloaded_by = meterd_store::bench::preload::last_event_time(&mut conn, preload.prefix)
+        .await?
+        .context("no events are there")?;
     conn.close().await?;
     let server = Server::start(meterd, &url).await?;
     Ok(Served { url, server, preloaded_by, events: preload.events })
@@ -149,7 +150,7 @@ pub async fn measure_all(args: &ReadsArgs, meterd: &MeterdBinary, postgres: &Pos
     };
     let options = connect::options(&large.url)?.disable_statement_logging();
     let mut conn = options.connect().await?;
-    let facts = meterd_store::floor::facts(&mut conn).await?;
+    let facts = meterd_store::bench::floor::facts(&mut conn).await?;
     let pid = large.server.pid().context("the server has ended")?;
     let readers = Readers {
         small: match &small {

@@ -9,7 +9,7 @@ use crate::goals::{Bound, Goal, lines};
 use crate::meterd_binary::MeterdBinary;
 use crate::product::{grouped, table};
 use crate::spread::Spread;
-use meterd_store::floor::Facts;
+use meterd_store::bench::floor::Facts;
 use serde_json::{Value, json};
 
 /// Goal of a read, as a multiple of (r).

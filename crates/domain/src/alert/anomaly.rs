@@ -51,7 +51,7 @@ impl DayFacts {
             period: self.day,
             current: self.value,
             previous: Some(mean),
-            threshold: mean.times(policy.anomaly_factor),
+            threshold: mean.multiply(policy.anomaly_factor),
             percent: change_percent(self.value, mean),
             projected: None,
         })

@@ -9,7 +9,7 @@ impl Finding {
     /// Returns a sentence that describes the finding.
     pub fn message(&self, client: &str, currency: &str) -> String {
         let month = |day: NaiveDate| day.format("%B %Y").to_string();
-        let money = |amount: Total| format!("{} {currency}", amount.shown());
+        let money = |amount: Total| format!("{} {currency}", amount.to_short_string());
         let (period, current, threshold) = (month(self.period), money(self.current), money(self.threshold));
         let level = match self.severity {
             Severity::Warning => "warning",
@@ -40,7 +40,7 @@ impl Finding {
                     let mean = money(mean);
                     return format!("{client} used {current} on {day}; the days before had {mean} on average.");
                 }
-                let (current, mean, service) = (self.current, mean.shown(), &self.service);
+                let (current, mean, service) = (self.current, mean.to_short_string(), &self.service);
                 format!("{client} used {current} units of {service} on {day}; the days before had {mean} on average.")
             }
         }

@@ -4,7 +4,7 @@ use super::notify::{self, NotifyConfig};
 use crate::fields::Fields;
 use meterd_domain::alert::Severity;
 use meterd_domain::notification::ChannelKind;
-use meterd_store::channels::Channel;
+use meterd_store::alerts::channels::Channel;
 use std::collections::HashSet;
 
 const CHANNELS_MAX: usize = 20;

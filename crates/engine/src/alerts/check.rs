@@ -9,8 +9,9 @@ use meterd_domain::alert::{ANOMALY_DAYS_BEFORE, Alert, AlertSet, Change, DayFact
 use meterd_domain::decimal::Total;
 use meterd_domain::period::Month;
 use meterd_domain::policy::Policy;
-use meterd_store::rollups::{self, DayRow, MonthRow};
-use meterd_store::{StoreError, alert_feed, alerts, clients, locks, policies};
+use meterd_store::alerts::{feed as alert_feed, policies};
+use meterd_store::usage::rollups::{self, DayRow, MonthRow};
+use meterd_store::{StoreError, alerts, clients, locks};
 use sqlx::{PgConnection, PgPool};
 use std::collections::{BTreeMap, HashSet};
 use std::pin::pin;

@@ -21,7 +21,7 @@ use chrono::{DateTime, Utc};
 use meterd_domain::access::Scope;
 use meterd_domain::alert::{Alert, AlertType, Change, Severity};
 use meterd_domain::event::ID_BYTES_MAX;
-use meterd_store::alert_feed;
+use meterd_store::alerts::feed::{self as alert_feed, FeedFilter};
 use meterd_store::alerts::{self as store, AlertFilter};
 
 impl Fields {
@@ -64,6 +64,35 @@ pub struct AlertQuery {
     pub start_time: Option<UnixTime>,
     pub end_time: Option<UnixTime>,
     pub page: PageRequest<AlertCursor>,
+}
+
+/// Which changes of alerts to follow, and where to begin. Empty filters select all.
+#[derive(Debug)]
+pub struct SubscriptionInput<'a> {
+    pub client_ids: &'a [String],
+    /// Numbers of [`AlertType`].
+    pub types: &'a [i32],
+    /// A number of [`Severity`], or 0.
+    pub min_severity: i32,
+    pub from_start: bool,
+    /// Empty: begins without a token.
+    pub resume_token: &'a str,
+}
+
+/// Checks a subscription and returns its filter.
+pub fn check_subscription(input: &SubscriptionInput<'_>) -> Result<FeedFilter, Refusal> {
+    let mut fields = Fields::default();
+    fields.filter("client_ids", input.client_ids);
+    let kinds = fields.alert_types(input.types);
+    let min_severity = fields.min_severity("min_severity", input.min_severity);
+    if input.from_start && !input.resume_token.is_empty() {
+        fields.wrong("from_start", "must not be together with resume_token: it says where to begin");
+    }
+    fields.finish()?;
+    let mut client_ids = input.client_ids.to_vec();
+    client_ids.sort_unstable();
+    client_ids.dedup();
+    Ok(FeedFilter { client_ids, kinds, min_severity })
 }
 
 /// Raise time and id of the last alert of a page.

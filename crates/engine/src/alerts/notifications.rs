@@ -10,7 +10,7 @@ use chrono::{DateTime, Utc};
 use meterd_domain::access::Scope;
 use meterd_domain::event::ID_BYTES_MAX;
 use meterd_domain::notification::NotificationState;
-use meterd_store::notifications::{self as store, Notification};
+use meterd_store::alerts::notifications::{self as store, Notification};
 use std::time::Duration;
 use tokio::time::Instant;
 

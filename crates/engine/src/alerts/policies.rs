@@ -12,8 +12,10 @@ use meterd_domain::decimal::{Decimal, Total};
 use meterd_domain::event::ID_BYTES_MAX;
 use meterd_domain::policy::{Contradiction, Overrides, Policy};
 use meterd_domain::policy_fields;
-use meterd_store::channels::{self as channel_store, Channel};
-use meterd_store::{jobs, locks, policies as store};
+use meterd_store::admin::jobs;
+use meterd_store::alerts::channels::{self as channel_store, Channel};
+use meterd_store::alerts::policies as store;
+use meterd_store::locks;
 use sqlx::PgConnection;
 
 /// The field of the channels. It is not one of the values that are overridden.
@@ -212,7 +214,7 @@ async fn write(engine: &Engine, change: Change<'_>) -> Result<(PolicyView, Vec<N
         store::DEFAULT => Policy::default(),
         _ => store::load(&mut tx, &[]).await?.of(store::DEFAULT).clone(),
     };
-    check_contradictions(&below.with(overrides), change.names)?;
+    check_contradictions(&below.with_overrides(overrides), change.names)?;
     store::put(&mut tx, client_id, overrides).await?;
     let mut new_secrets = vec![];
     if let Some(mut channels) = change.channels {

@@ -5,10 +5,11 @@ use chrono::{Days, NaiveDate};
 use chrono_tz::Tz;
 use meterd_domain::alert::{Alert, AlertType, Change, Finding, Severity};
 use meterd_domain::period::day_of;
+use meterd_store::alerts::policies::Policies;
 use meterd_store::alerts::{self, NewAlert};
-use meterd_store::policies::Policies;
-use meterd_store::rollups::{self, MonthContext, MonthRow};
-use meterd_store::{alert_feed, clients, notifications};
+use meterd_store::alerts::{feed as alert_feed, notifications};
+use meterd_store::clients;
+use meterd_store::usage::rollups::{self, MonthContext, MonthRow};
 use sqlx::PgConnection;
 use std::collections::HashSet;
 
@@ -53,7 +54,7 @@ pub struct Raising<'a> {
 /// Evaluates the rules about the changed months, and returns the alerts that were raised. Must be the last write of the transaction.
 ///
 /// The contexts of the months are queried only if the worst possible values would raise an alert.
-pub async fn raise_reached(
+pub async fn raise_alerts(
     conn: &mut PgConnection,
     settings: &AlertSettings,
     policies: &Policies,

@@ -41,7 +41,7 @@ impl Caller {
     /// Returns the caller without credentials, who may do everything. For servers that do not require credentials.
     pub fn anybody() -> Self {
         let (id, name) = (String::new(), String::new());
-        Self { kind: ActorKind::Anybody, id, name, grants: Grants::everything(), valid_until: None }
+        Self { kind: ActorKind::Anybody, id, name, grants: Grants::all(), valid_until: None }
     }
 
     /// Returns a text that identifies the caller in the database: kind and id. Empty for callers without credentials.

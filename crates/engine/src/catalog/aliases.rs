@@ -3,12 +3,13 @@
 use super::check_service;
 use crate::engine::Engine;
 use crate::fields::Fields;
-use crate::idempotency::{Begun, Created, Idempotency};
+use crate::idempotency::{CreateCall, Created, Idempotency};
 use crate::refusal::{Reason, Refusal};
 use meterd_domain::catalog::Catalog;
 use meterd_domain::event::ID_BYTES_MAX;
+use meterd_store::catalog::pricing;
 use meterd_store::catalog::{self as store, ModelAlias};
-use meterd_store::{locks, pricing};
+use meterd_store::locks;
 
 /// Lists all aliases, ordered by service and alias.
 pub async fn list(engine: &Engine) -> Result<Vec<ModelAlias>, Refusal> {
@@ -32,8 +33,8 @@ pub async fn create(
     idempotency.check(&mut fields);
     fields.finish()?;
     let mut creation = match idempotency.begin(engine).await? {
-        Begun::New(creation) => creation,
-        Begun::Repeat(answer) => return Ok(Created::Repeat(answer)),
+        CreateCall::New(creation) => creation,
+        CreateCall::Repeat(answer) => return Ok(Created::Repeat(answer)),
     };
     locks::change_versions(creation.conn()).await?;
     // Checked again under the lock, because another alias may have been created meanwhile.

@@ -3,7 +3,7 @@
 use super::check_service;
 use crate::engine::Engine;
 use crate::fields::{Fields, UnixTime};
-use crate::idempotency::{Begun, Created, Idempotency};
+use crate::idempotency::{CreateCall, Created, Idempotency};
 use crate::ingest::{RawMeasures, measures};
 use crate::paging::{Page, PageRequest};
 use crate::refusal::{Reason, Refusal};
@@ -11,8 +11,9 @@ use chrono::{DateTime, Utc};
 use meterd_domain::decimal::Decimal;
 use meterd_domain::event::{ID_BYTES_MAX, UnpricedReason};
 use meterd_domain::price::{Line, Rates};
+use meterd_store::catalog::pricing;
 use meterd_store::catalog::{self as store, StoredPrice};
-use meterd_store::{locks, pricing};
+use meterd_store::locks;
 
 /// Which prices to list.
 #[derive(Debug)]
@@ -72,8 +73,8 @@ pub async fn create(
     idempotency.check(&mut fields);
     fields.finish()?;
     let mut creation = match idempotency.begin(engine).await? {
-        Begun::New(creation) => creation,
-        Begun::Repeat(answer) => return Ok(Created::Repeat(answer)),
+        CreateCall::New(creation) => creation,
+        CreateCall::Repeat(answer) => return Ok(Created::Repeat(answer)),
     };
     locks::change_versions(creation.conn()).await?;
     let NewPrice { service, operation, model, .. } = &price;

@@ -3,11 +3,13 @@
 use crate::clients::DISPLAY_NAME_BYTES_MAX;
 use crate::engine::Engine;
 use crate::fields::Fields;
-use crate::idempotency::{Begun, Created, Idempotency};
+use crate::idempotency::{CreateCall, Created, Idempotency};
 use crate::refusal::{Reason, Refusal};
 use meterd_domain::catalog::{Service, ServiceCategory};
 use meterd_domain::event::ID_BYTES_MAX;
-use meterd_store::{catalog as store, locks, pricing, summaries};
+use meterd_store::catalog::pricing;
+use meterd_store::usage::summaries;
+use meterd_store::{catalog as store, locks};
 
 const UNIT_BYTES_MAX: usize = 64;
 const UNIT_DEFAULT: &str = "unit";
@@ -41,8 +43,8 @@ pub async fn create(
 ) -> Result<Created<Service>, Refusal> {
     let service = check(service, &idempotency)?;
     let mut creation = match idempotency.begin(engine).await? {
-        Begun::New(creation) => creation,
-        Begun::Repeat(answer) => return Ok(Created::Repeat(answer)),
+        CreateCall::New(creation) => creation,
+        CreateCall::Repeat(answer) => return Ok(Created::Repeat(answer)),
     };
     locks::change_versions(creation.conn()).await?;
     if !store::insert_service(creation.conn(), &service).await? {

@@ -10,7 +10,7 @@ mod writer;
 
 pub use batch::preview;
 pub use raw_event::{RawEvent, RawMeasures, Rounded, measures};
-pub use validate::{Checked, Echo, EventChecks, Refused, Texts};
+pub use validate::{Checked, Echo, EventChecks, Refused, SharedTexts};
 
 use crate::alerts::raise::AlertSettings;
 use crate::catalog::CatalogCache;

@@ -40,7 +40,7 @@ pub struct Echo {
 
 /// Shares texts between events: if an event has the same text as the one before it, the text is not copied.
 #[derive(Default)]
-pub struct Texts {
+pub struct SharedTexts {
     client_id: LastText,
     operation: LastText,
     model: LastText,
@@ -94,7 +94,7 @@ impl<'a> EventChecks<'a> {
     }
 
     /// Checks an event. `path` is the path of the event in the request, such as "event" or "events[3]".
-    pub fn check(&self, texts: &mut Texts, path: Path, mut event: RawEvent) -> Result<Checked, Refused> {
+    pub fn check(&self, texts: &mut SharedTexts, path: Path, mut event: RawEvent) -> Result<Checked, Refused> {
         self.submission(texts, path, &mut event).map_err(|error| {
             if self.counted {
                 count_rejected();
@@ -106,7 +106,7 @@ impl<'a> EventChecks<'a> {
     }
 
     /// Converts an event that passes the checks. Moves its texts out of `event`.
-    fn submission(&self, texts: &mut Texts, path: Path, event: &mut RawEvent) -> Result<Checked, Refusal> {
+    fn submission(&self, texts: &mut SharedTexts, path: Path, event: &mut RawEvent) -> Result<Checked, Refusal> {
         if !event.client_id.is_empty() {
             self.caller.check_client(Scope::Ingest, &event.client_id)?;
         }

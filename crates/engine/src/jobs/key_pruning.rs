@@ -7,7 +7,10 @@
 
 use super::{Work, counted};
 use chrono::{DateTime, TimeDelta, Utc};
-use meterd_store::{deployment, keys, locks, requests};
+use meterd_store::admin::requests;
+use meterd_store::database::deployment;
+use meterd_store::locks;
+use meterd_store::usage::keys;
 
 /// Maximum number of rows that one transaction deletes.
 const CHUNK_ROWS: i64 = 10_000;

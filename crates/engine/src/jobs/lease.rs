@@ -9,7 +9,8 @@
 //!    cannot send another statement.
 //! 3. The server cancels a statement after [`connect::JOB_STATEMENT_TIMEOUT_MS`].
 
-use meterd_store::{connect, jobs};
+use meterd_store::admin::jobs;
+use meterd_store::database::connect;
 use sqlx::PgPool;
 use std::future::poll_fn;
 use std::pin::pin;

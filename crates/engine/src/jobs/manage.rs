@@ -5,7 +5,7 @@ use crate::engine::Engine;
 use crate::fields::Fields;
 use crate::refusal::{Reason, Refusal};
 use meterd_domain::event::ID_BYTES_MAX;
-use meterd_store::jobs::{self as store, JobRow};
+use meterd_store::admin::jobs::{self as store, JobRow};
 use std::time::Duration;
 
 /// How often a waiting call checks whether the run has ended.

@@ -2,7 +2,7 @@
 
 use super::{Work, counted};
 use meterd_domain::period::Month;
-use meterd_store::partitions;
+use meterd_store::usage::partitions;
 
 /// Number of months after the current one.
 const MONTHS_AHEAD: usize = 2;

@@ -4,7 +4,10 @@
 use super::{Work, counted};
 use chrono::{DateTime, TimeDelta, Utc};
 use meterd_domain::period::Month;
-use meterd_store::{alert_feed, connect, deployment, locks, outbox, partitions};
+use meterd_store::alerts::{feed as alert_feed, outbox};
+use meterd_store::database::{connect, deployment};
+use meterd_store::locks;
+use meterd_store::usage::partitions;
 use sqlx::{Connection, PgConnection};
 use std::time::Duration;
 

@@ -9,8 +9,9 @@ use anyhow::Context as _;
 use chrono::TimeDelta;
 use futures_util::FutureExt;
 use meterd_store::StoreError;
-use meterd_store::jobs::Glance as JobState;
-use meterd_store::{cause, connect, jobs};
+use meterd_store::admin::jobs;
+use meterd_store::admin::jobs::JobState;
+use meterd_store::database::{cause, connect};
 use sqlx::PgPool;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -92,7 +93,7 @@ impl Scheduler {
 
     /// Claims every due job that no other replica runs. Starts each as soon as it is claimed, because claiming the next may fail.
     async fn start_due(&self, names: &[String], runs: &mut JoinSet<()>) -> meterd_store::Result<()> {
-        for state in jobs::glance(&self.pool, names, LEASE).await? {
+        for state in jobs::states(&self.pool, names, LEASE).await? {
             if let Some(time) = state.last_success_time {
                 let labels = [("job", state.job.clone())];
                 metrics::gauge!("meterd_job_last_success_timestamp_seconds", &labels).set(time.timestamp() as f64);

@@ -2,7 +2,8 @@
 
 use super::{Work, counted};
 use meterd_domain::period::Month;
-use meterd_store::{connect, summaries, summary_totals};
+use meterd_store::database::connect;
+use meterd_store::usage::{summaries, summary_totals};
 use sqlx::PgPool;
 
 /// Maximum number of client-months of one transaction. It is small, because the transaction locks their rows.

@@ -2,8 +2,8 @@
 
 use chrono_tz::Tz;
 use foldhash::fast::RandomState;
+use meterd_store::alerts::policies::{self, Policies};
 use meterd_store::clients;
-use meterd_store::policies::{self, Policies};
 use sqlx::PgConnection;
 use std::collections::HashMap;
 use std::sync::Arc;

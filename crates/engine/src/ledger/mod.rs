@@ -35,7 +35,7 @@ mod clients;
 pub use clients::{ClientSettings, KNOWN_CLIENTS_MAX};
 
 use crate::alerts::check;
-use crate::alerts::raise::{self, AlertSettings, ChangedMonth, raise_reached};
+use crate::alerts::raise::{self, AlertSettings, ChangedMonth, raise_alerts};
 use crate::catalog::CatalogCache;
 use meterd_domain::alert::Alert;
 use meterd_domain::catalog::Catalog;
@@ -43,8 +43,8 @@ use meterd_domain::period::Month;
 use meterd_domain::rollup::{Deltas, Sums};
 use meterd_store::StoreError;
 use meterd_store::locks::{self, Versions};
-use meterd_store::record::{self, NewEvent, Written};
-use meterd_store::rollups::{self, MonthRow};
+use meterd_store::usage::record::{self, NewEvent, Written};
+use meterd_store::usage::rollups::{self, MonthRow};
 use sqlx::{Executor, PgConnection};
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
@@ -284,7 +284,7 @@ impl<'c> Posted<'c> {
                 let changed = months.into_iter().filter_map(|row| {
                     Some(ChangedMonth { zone: clients.zone(&row.client_id)?, backfill: is_backfill(&row), row })
                 });
-                raise_reached(conn, settings, &clients.policies, changed.collect()).await?
+                raise_alerts(conn, settings, &clients.policies, changed.collect()).await?
             }
             AlertEffect::Check { client_id, months } => {
                 check::corrected_months(conn, settings, client_id, months).await?.raised

@@ -12,7 +12,7 @@ use meterd_domain::period::{Month, day_of, elapsed_and_remaining};
 use meterd_domain::projection::month_end;
 use meterd_domain::rollup::Sums;
 use meterd_store::clients::zone;
-use meterd_store::connect;
+use meterd_store::database::connect;
 use meterd_store::usage::{self, AsOf, OfClient, ServiceSums};
 use std::slice;
 

@@ -6,8 +6,8 @@ use crate::fields::{Fields, UnixTime};
 use crate::paging::{Page, PageRequest};
 use crate::refusal::{Reason, Refusal};
 use meterd_domain::event::{EventId, ID_BYTES_MAX};
-use meterd_store::events::{self, EventFilter, RecordedEvent};
 use meterd_store::usage::AsOf;
+use meterd_store::usage::events::{self, EventFilter, RecordedEvent};
 
 /// Which events of a client to list. Empty filters select everything.
 #[derive(Debug, Default)]

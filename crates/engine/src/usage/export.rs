@@ -3,9 +3,14 @@
 use crate::clients;
 use crate::engine::Engine;
 use crate::fields::{Fields, UnixTime};
-use crate::refusal::Refusal;
+use crate::refusal::{Reason, Refusal};
 use meterd_domain::event::ID_BYTES_MAX;
-use meterd_store::export::{ExportFilter, ExportRow, Snapshot};
+use meterd_store::usage::export::{ExportFilter, ExportRow, Snapshot};
+use std::time::Duration;
+use tokio::sync::OwnedSemaphorePermit;
+
+/// How long a caller should wait before it retries to get a slot.
+const RETRY_DELAY: Duration = Duration::from_secs(5);
 
 /// The format of an exported file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,10 +41,21 @@ pub struct ExportInput {
 pub struct Export {
     pub filter: ExportFilter,
     pub format: ExportFormat,
+    /// Counts in [`EngineConfig::exports_max`](crate::EngineConfig).
+    _permit: OwnedSemaphorePermit,
+}
+
+/// Returns the refusal of an export. `whose` ends with a space, or is empty for the exports of all callers.
+pub fn too_many_exports(whose: &str) -> Refusal {
+    let message = format!("too many exports {whose}run at once; retry later");
+    Refusal::exhausted(Reason::TooManyExports, message, RETRY_DELAY)
 }
 
 impl Export {
-    /// Checks the input of an export.
+    /// Checks the input of an export. It counts as running from now on.
+    ///
+    /// # Errors
+    /// `TOO_MANY_EXPORTS` if as many exports run as may run at once.
     pub async fn check(engine: &Engine, input: ExportInput) -> Result<Self, Refusal> {
         let mut fields = Fields::default();
         fields.text("client_id", &input.client_id, ID_BYTES_MAX);
@@ -56,7 +72,8 @@ impl Export {
             clients::existing(engine, client_id).await?;
         }
         let filter = ExportFilter { client_id, start_time, end_time, start_day, end_day, services: input.services };
-        Ok(Self { filter, format })
+        let permit = engine.exports.clone().try_acquire_owned().map_err(|_| too_many_exports(""))?;
+        Ok(Self { filter, format, _permit: permit })
     }
 
     /// Begins the snapshot that the events are read from.

@@ -6,6 +6,7 @@
 mod current_month;
 mod events;
 mod export;
+pub mod export_file;
 mod monthly_summaries;
 mod platform;
 mod preview;
@@ -16,11 +17,11 @@ mod summary;
 
 pub use current_month::{MonthToDate, current_month};
 pub use events::{EventListInput, get_event, list_events};
-pub use export::{Export, ExportFormat, ExportInput, ExportTally};
-pub use meterd_store::export::ExportRow;
-pub use meterd_store::query::QueryKey;
-pub use meterd_store::summary_totals::Counts;
+pub use export::{Export, ExportFormat, ExportInput, ExportTally, too_many_exports};
 pub use meterd_store::usage::AsOf;
+pub use meterd_store::usage::export::ExportRow;
+pub use meterd_store::usage::query::QueryKey;
+pub use meterd_store::usage::summary_totals::Counts;
 pub use monthly_summaries::{
     ClientMonth, MonthTotals, MonthlySummaries, MonthlySummariesInput, list_monthly_summaries,
     refresh_monthly_summaries,

@@ -14,9 +14,9 @@ use meterd_domain::period::{Month, day_of, elapsed_and_remaining};
 use meterd_domain::projection::{change_percent, month_end};
 use meterd_domain::rollup::Sums;
 use meterd_store::clients::zone;
-use meterd_store::summaries::{self, Summary};
-use meterd_store::summary_totals::{Counts, SummaryTotals};
 use meterd_store::usage::AsOf;
+use meterd_store::usage::summaries::{self, Summary};
+use meterd_store::usage::summary_totals::{Counts, SummaryTotals};
 
 /// Which clients to list.
 #[derive(Clone, Copy, Debug, Default)]

@@ -4,7 +4,7 @@ use crate::auth::Caller;
 use crate::engine::Engine;
 use crate::fields::Path;
 use crate::ingest::{
-    Checked, Echo, EventChecks, Outcome, Preview, PreviewedClient, RawEvent, Refused, Submission, Texts, preview,
+    Checked, Echo, EventChecks, Outcome, Preview, PreviewedClient, RawEvent, Refused, SharedTexts, Submission, preview,
 };
 use crate::refusal::Refusal;
 use meterd_domain::access::Scope;
@@ -40,7 +40,7 @@ pub async fn preview_batch(
     let clients = clients(caller, events.iter().map(|event| event.client_id.as_str()));
     let services = events.iter().map(|event| event.service.as_str());
     let checks = EventChecks::new(engine, caller, services, backfill).await?.uncounted();
-    let mut texts = Texts::default();
+    let mut texts = SharedTexts::default();
     let checked: Vec<Result<Checked, Refused>> = events
         .into_iter()
         .enumerate()

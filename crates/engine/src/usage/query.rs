@@ -7,9 +7,9 @@ use crate::refusal::Refusal;
 use chrono::NaiveDate;
 use meterd_domain::period::Month;
 use meterd_domain::rollup::Sums;
-use meterd_store::connect;
-use meterd_store::query::{self as store, GroupBy, QueryKey, QueryRow, UsageQuery};
+use meterd_store::database::connect;
 use meterd_store::usage::AsOf;
+use meterd_store::usage::query::{self as store, GroupBy, QueryKey, QueryRow, UsageQuery};
 
 /// Maximum number of days of a query: a year.
 const QUERY_DAYS_MAX: i64 = 366;

@@ -3,7 +3,7 @@
 use crate::auth::Caller;
 use crate::engine::Engine;
 use crate::fields::Path;
-use crate::ingest::{Checked, Conflict, Echo, EventChecks, Outcome, RawEvent, Refused, Texts};
+use crate::ingest::{Checked, Conflict, Echo, EventChecks, Outcome, RawEvent, Refused, SharedTexts};
 use crate::refusal::{Reason, Refusal};
 use std::sync::Arc;
 use tokio::sync::mpsc;
@@ -40,7 +40,7 @@ pub fn conflict(key: &str, conflict: &Conflict) -> Refusal {
 /// does it in its own task.
 pub async fn record(engine: &Engine, caller: &Caller, event: RawEvent) -> Result<(Outcome, Echo), Refusal> {
     let checks = EventChecks::new(engine, caller, std::iter::once(event.service.as_str()), false).await?;
-    let checked = checks.check(&mut Texts::default(), Path::Named("event"), event);
+    let checked = checks.check(&mut SharedTexts::default(), Path::Named("event"), event);
     let Checked { submission, echo } = checked.map_err(|refused| refused.error)?;
     match engine.ingest.record(submission).await? {
         Outcome::Conflict(differing) => Err(conflict(&echo.key, &differing)),
@@ -56,7 +56,7 @@ pub async fn record_batch(
     events: impl ExactSizeIterator<Item = RawEvent>,
 ) -> impl Iterator<Item = (Outcome, Echo)> {
     let count = events.len();
-    let mut texts = Texts::default();
+    let mut texts = SharedTexts::default();
     let mut echoes = Vec::with_capacity(count);
     let mut outcomes: Vec<Option<Outcome>> = vec![None; count];
     let mut submissions = Vec::with_capacity(count);

@@ -3,7 +3,7 @@
 use crate::auth::Caller;
 use crate::engine::Engine;
 use crate::fields::Path;
-use crate::ingest::{Checked, Echo, EventChecks, Numbered, Outcome, Outcomes, RawEvent, Refused, Texts};
+use crate::ingest::{Checked, Echo, EventChecks, Numbered, Outcome, Outcomes, RawEvent, Refused, SharedTexts};
 use crate::refusal::Refusal;
 use std::collections::VecDeque;
 
@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 pub struct EventStream<'a> {
     engine: &'a Engine,
     caller: &'a Caller,
-    texts: Texts,
+    texts: SharedTexts,
     last_number: usize,
     outcomes: Outcomes,
 }
@@ -19,7 +19,7 @@ pub struct EventStream<'a> {
 impl<'a> EventStream<'a> {
     /// Starts a stream. The outcome of each event is sent to `outcomes` with its number.
     pub fn new(engine: &'a Engine, caller: &'a Caller, outcomes: Outcomes) -> Self {
-        Self { engine, caller, texts: Texts::default(), last_number: 0, outcomes }
+        Self { engine, caller, texts: SharedTexts::default(), last_number: 0, outcomes }
     }
 
     /// Returns when the receiver of the outcomes is gone.

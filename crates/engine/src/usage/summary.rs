@@ -7,7 +7,7 @@ use crate::refusal::Refusal;
 use chrono::{DateTime, NaiveDate, Utc};
 use meterd_domain::event::ID_BYTES_MAX;
 use meterd_domain::rollup::Sums;
-use meterd_store::connect;
+use meterd_store::database::connect;
 use meterd_store::usage::{self, AsOf, OfClient, ServiceSums};
 
 /// Maximum number of days of a summary: ten years.

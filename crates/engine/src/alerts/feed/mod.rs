@@ -13,8 +13,8 @@ pub use window::{Entry, WINDOW_ENTRIES};
 use window::{Window, load};
 
 use meterd_store::StoreError;
-use meterd_store::alert_feed::{self, Bounds, CHANNEL, FeedFilter, Page};
-use meterd_store::connect;
+use meterd_store::alerts::feed::{self as alert_feed, Bounds, CHANNEL, FeedFilter, Page};
+use meterd_store::database::connect;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgListener, PgPoolOptions};
 use sqlx::{Acquire, PgPool};
 use std::convert::Infallible;

@@ -2,7 +2,7 @@
 
 use super::window::{Entry, Window};
 use super::{Ended, Feed, PAGE_ENTRIES, SubscriptionPermit};
-use meterd_store::alert_feed::{Bounds, FeedEntry, FeedFilter, Page};
+use meterd_store::alerts::feed::{Bounds, FeedEntry, FeedFilter, Page};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;

@@ -1,6 +1,6 @@
 //! The newest changes in memory, which all subscriptions share.
 
-use meterd_store::alert_feed::{self, Bounds, FeedEntry, FeedFilter};
+use meterd_store::alerts::feed::{self as alert_feed, Bounds, FeedEntry, FeedFilter};
 use sqlx::PgConnection;
 use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock};

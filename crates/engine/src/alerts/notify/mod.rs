@@ -26,7 +26,7 @@ pub use target::{check_secret, check_target, new_secret};
 
 use futures_util::future::join_all;
 use meterd_domain::notification::ChannelKind;
-use meterd_store::outbox::{self, DueChannel, Taken};
+use meterd_store::alerts::outbox::{self, ClaimedNotification, DueChannel};
 use paused::PausedChannels;
 use sqlx::PgPool;
 use std::collections::HashMap;
@@ -140,7 +140,7 @@ impl Notifier {
     }
 
     /// Claims due notifications of one channel in one transaction. Returns `None` if no other channel has any.
-    async fn claim(&self, busy: &[i64]) -> Result<Option<(DueChannel, Vec<Taken>)>, ClaimError> {
+    async fn claim(&self, busy: &[i64]) -> Result<Option<(DueChannel, Vec<ClaimedNotification>)>, ClaimError> {
         let mut channel_id = None;
         let claiming = async {
             let mut tx = self.pool.begin().await?;
@@ -177,11 +177,11 @@ impl Notifier {
     }
 
     /// Sends the notifications of a claim and stores the outcomes.
-    async fn deliver_all(self: Arc<Self>, channel: DueChannel, taken: Vec<Taken>) {
+    async fn deliver_all(self: Arc<Self>, channel: DueChannel, taken: Vec<ClaimedNotification>) {
         join_all(taken.iter().map(|taken| self.deliver(&channel, taken))).await;
     }
 
-    async fn deliver(&self, channel: &DueChannel, taken: &Taken) {
+    async fn deliver(&self, channel: &DueChannel, taken: &ClaimedNotification) {
         let delivered = match ChannelKind::try_from(channel.kind) {
             Ok(kind) => self.sender.send(kind, channel, taken).await,
             Err(error) => Err(Failure::Permanent(error.to_string())),

@@ -8,7 +8,7 @@ use super::text::Content;
 use super::webhook::WebhookSender;
 use crate::clock::Clock;
 use meterd_domain::notification::ChannelKind;
-use meterd_store::outbox::{DueChannel, Taken};
+use meterd_store::alerts::outbox::{ClaimedNotification, DueChannel};
 use std::time::Duration;
 
 /// Why a delivery has failed.
@@ -71,8 +71,13 @@ impl Sender {
     }
 
     /// Sends one notification within the timeout of an attempt.
-    pub async fn send(&self, kind: ChannelKind, channel: &DueChannel, taken: &Taken) -> Result<(), Failure> {
-        let Taken { notification_id: id, alerts, alert_count, create_time, .. } = taken;
+    pub async fn send(
+        &self,
+        kind: ChannelKind,
+        channel: &DueChannel,
+        taken: &ClaimedNotification,
+    ) -> Result<(), Failure> {
+        let ClaimedNotification { notification_id: id, alerts, alert_count, create_time, .. } = taken;
         let content =
             Content { alerts, alert_count: *alert_count, create_time: *create_time, currency: &self.currency };
         let (target, now) = (channel.target.as_str(), self.clock.now());

@@ -75,7 +75,7 @@ impl Claims {
         if ids.iter().any(|id| !(1..=ID_BYTES_MAX).contains(&id.len())) {
             return Err("it names a client with an empty or very long id");
         }
-        Ok(Clients::These(ids))
+        Ok(Clients::Only(ids))
     }
 }
 
@@ -90,7 +90,7 @@ mod tests {
     }
 
     fn these(ids: &[&str]) -> Clients {
-        Clients::These(ids.iter().map(ToString::to_string).collect())
+        Clients::Only(ids.iter().map(ToString::to_string).collect())
     }
 
     #[test]

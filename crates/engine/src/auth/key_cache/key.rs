@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use meterd_domain::access::ActorKind;
 use meterd_store::StoreError;
-use meterd_store::api_keys::ApiKey;
+use meterd_store::admin::api_keys::ApiKey;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};

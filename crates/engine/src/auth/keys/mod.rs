@@ -7,12 +7,12 @@ pub use spec::{GrantInput, KeySpec, NewKey};
 use super::token;
 use crate::engine::Engine;
 use crate::fields::{Fields, UnixTime};
-use crate::idempotency::{Begun, Created, Idempotency};
+use crate::idempotency::{CreateCall, Created, Idempotency};
 use crate::paging::{Page, PageRequest};
 use crate::refusal::{Reason, Refusal};
 use chrono::{DateTime, TimeDelta, Utc};
 use meterd_domain::event::ID_BYTES_MAX;
-use meterd_store::api_keys::{self as store, ApiKey, NewApiKey};
+use meterd_store::admin::api_keys::{self as store, ApiKey, NewApiKey};
 use sqlx::PgConnection;
 
 /// Maximum number of keys that are neither revoked nor expired.
@@ -77,8 +77,8 @@ pub async fn create(
     let now = engine.clock.now();
     let spec = key.check_with(now, |fields| idempotency.check(fields))?;
     let mut creation = match idempotency.begin(engine).await? {
-        Begun::New(creation) => creation,
-        Begun::Repeat(answer) => return Ok(Created::Repeat(answer)),
+        CreateCall::New(creation) => creation,
+        CreateCall::Repeat(answer) => return Ok(Created::Repeat(answer)),
     };
     let created = create_in(creation.conn(), &spec, now).await?;
     creation.commit(&created.key).await?;
@@ -166,8 +166,8 @@ pub async fn rotate(
     idempotency.check(&mut fields);
     fields.finish()?;
     let mut creation = match idempotency.begin(engine).await? {
-        Begun::New(creation) => creation,
-        Begun::Repeat(answer) => return Ok(Created::Repeat(answer)),
+        CreateCall::New(creation) => creation,
+        CreateCall::Repeat(answer) => return Ok(Created::Repeat(answer)),
     };
     let (created, old) = replace(creation.conn(), &rotation.key_id, overlap, expire_time, now).await?;
     let rotated = Rotated { key: created.key, old };

@@ -81,7 +81,7 @@ fn check_grants(fields: &mut Fields, inputs: &[GrantInput]) -> Grants {
         if grant.all_clients != ids.is_empty() {
             fields.wrong(&path, "must have either client_ids or all_clients: whom the scope is for");
         }
-        let clients = if grant.all_clients { Clients::All } else { Clients::These(ids.iter().cloned().collect()) };
+        let clients = if grant.all_clients { Clients::All } else { Clients::Only(ids.iter().cloned().collect()) };
         match grant.scope {
             None => fields.wrong(format!("{path}.scope"), "must be SCOPE_INGEST, SCOPE_READ or SCOPE_ADMIN"),
             Some(scope) if grants.get(scope).is_some() => {

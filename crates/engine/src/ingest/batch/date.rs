@@ -6,7 +6,7 @@ use crate::refusal::Refusal;
 use chrono::NaiveDate;
 use chrono_tz::Tz;
 use foldhash::fast::RandomState;
-use meterd_domain::event::KEY_LEAD;
+use meterd_domain::event::EVENT_LEAD_MAX;
 use meterd_domain::period::{Month, day_of};
 use meterd_store::StoreError;
 use meterd_store::locks::Versions;
@@ -77,7 +77,8 @@ pub fn date<'a>(
         let zone = zones[client].or(refuse_if_new.is_some().then_some(Tz::UTC)).ok_or_else(removed)?;
         let day = day_of(event.event_time, zone);
         let closed = versions.closed_through.filter(|closed| Month::of(day) <= *closed);
-        let pruned = versions.keys_pruned_through.filter(|pruned| !backfill && event.event_time < *pruned + KEY_LEAD);
+        let pruned =
+            versions.keys_pruned_through.filter(|pruned| !backfill && event.event_time < *pruned + EVENT_LEAD_MAX);
         let refusal = refuse_if_new.clone().or_else(|| closed.map(Refusal::month_closed));
         Ok(Dated { submission, day, refusal: refusal.or_else(|| pruned.map(Refusal::key_pruned)) })
     });

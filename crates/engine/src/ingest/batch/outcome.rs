@@ -5,7 +5,7 @@ use super::date::Dated;
 use crate::ingest::{Conflict, Outcome, Recorded};
 use meterd_domain::event::{UsageEvent, differing_fields, repeats};
 use meterd_store::StoreError;
-use meterd_store::holders::{self, KeyHolder};
+use meterd_store::usage::holders::{self, KeyHolder};
 use sqlx::PgConnection;
 use std::collections::{HashMap, HashSet};
 

@@ -5,7 +5,7 @@ use super::claim::Claims;
 use super::date::Dated;
 use meterd_domain::catalog::Catalog;
 use meterd_domain::event::PricedEvent;
-use meterd_store::record::NewEvent;
+use meterd_store::usage::record::NewEvent;
 
 /// The events to post, sorted by client and key.
 pub struct Priced<'a> {

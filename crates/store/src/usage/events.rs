@@ -1,0 +1,161 @@
+//! Reads recorded events.
+
+use crate::numeric;
+use crate::usage::AsOf;
+use crate::usage::keys::charge;
+use bigdecimal::BigDecimal;
+use chrono::{DateTime, NaiveDate, Utc};
+use meterd_domain::event::{Charge, EventId, Measures, UsageEvent};
+use sqlx::PgPool;
+
+/// A recorded event.
+pub struct RecordedEvent {
+    pub id: EventId,
+    pub event: UsageEvent,
+    /// Day in the time zone of the client.
+    pub day: NaiveDate,
+    pub charge: Charge,
+    pub record_time: DateTime<Utc>,
+}
+
+/// A row of `usage_events`.
+pub struct EventRow {
+    pub client_id: String,
+    pub event_time: DateTime<Utc>,
+    pub event_seq: i64,
+    pub day: NaiveDate,
+    pub service: String,
+    pub operation: String,
+    pub model: String,
+    pub units: BigDecimal,
+    pub input_tokens: i64,
+    pub output_tokens: i64,
+    pub cached_input_tokens: i64,
+    pub amount: Option<BigDecimal>,
+    pub charge: Option<BigDecimal>,
+    pub price_id: Option<i64>,
+    pub unpriced_reason: Option<i16>,
+    pub subject: String,
+    pub external_id: String,
+    pub idempotency_key: String,
+    pub metadata: Option<String>,
+    pub record_time: DateTime<Utc>,
+}
+
+/// Which events to list. An empty filter matches everything.
+pub struct EventFilter<'a> {
+    pub client_id: &'a str,
+    pub start_time: Option<DateTime<Utc>>,
+    pub end_time: Option<DateTime<Utc>>,
+    pub services: &'a [String],
+    pub operations: &'a [String],
+    pub models: &'a [String],
+    pub subjects: &'a [String],
+    pub unpriced_only: bool,
+}
+
+impl TryFrom<EventRow> for RecordedEvent {
+    type Error = crate::StoreError;
+
+    fn try_from(row: EventRow) -> crate::Result<Self> {
+        let without_charge = || crate::StoreError::inconsistent("event with neither charge nor reason");
+        Ok(Self {
+            id: EventId { time: row.event_time, seq: row.event_seq },
+            day: row.day,
+            charge: charge(row.charge.as_ref(), row.price_id, row.unpriced_reason)?.ok_or_else(without_charge)?,
+            record_time: row.record_time,
+            event: UsageEvent {
+                client_id: row.client_id.into(),
+                service: row.service.into(),
+                operation: row.operation.into(),
+                model: row.model.into(),
+                measures: Measures {
+                    units: numeric::decimal(&row.units)?,
+                    input_tokens: row.input_tokens,
+                    output_tokens: row.output_tokens,
+                    cached_input_tokens: row.cached_input_tokens,
+                    amount: row.amount.as_ref().map(numeric::decimal).transpose()?,
+                },
+                event_time: row.event_time,
+                idempotency_key: row.idempotency_key.into(),
+                subject: row.subject,
+                external_id: row.external_id,
+                metadata: row.metadata,
+            },
+        })
+    }
+}
+
+/// Returns one event of a client. `None` if it does not exist.
+pub async fn find(pool: &PgPool, client_id: &str, id: EventId) -> crate::Result<Option<RecordedEvent>> {
+    let row = sqlx::query_as!(
+        EventRow,
+        r#"SELECT client_id, event_time, event_seq, day, service, operation, model, units, input_tokens, output_tokens,
+               cached_input_tokens, amount, charge, price_id, unpriced_reason, subject, external_id, idempotency_key,
+               metadata::text AS metadata, record_time
+           FROM usage_events WHERE client_id = $1 AND event_time = $2 AND event_seq = $3"#,
+        client_id,
+        id.time,
+        id.seq
+    )
+    .fetch_optional(pool)
+    .await?;
+    row.map(RecordedEvent::try_from).transpose()
+}
+
+/// Returns up to `limit` events after `after`, in ascending or descending order of time, and the time up to which the
+/// answer is complete.
+pub async fn list(
+    pool: &PgPool,
+    filter: &EventFilter<'_>,
+    ascending: bool,
+    after: Option<EventId>,
+    limit: i64,
+) -> crate::Result<AsOf<Vec<RecordedEvent>>> {
+    let mut tx = pool.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
+    let complete_as_of = sqlx::query_scalar!(r#"SELECT now() AS "now!""#).fetch_one(&mut *tx).await?;
+    let EventFilter { client_id, start_time, end_time, services, operations, models, subjects, unpriced_only } =
+        *filter;
+    let (after_time, after_seq) = (after.map(|id| id.time), after.map(|id| id.seq));
+    // Two statements instead of one with a switch, so that each reads its index in order and stops at the limit.
+    let rows = if ascending {
+        sqlx::query_file_as!(
+            EventRow,
+            "sql/usage/list_events_ascending.sql",
+            client_id,
+            start_time,
+            end_time,
+            services,
+            operations,
+            models,
+            subjects,
+            unpriced_only,
+            after_time,
+            after_seq,
+            limit
+        )
+        .fetch_all(&mut *tx)
+        .await?
+    } else {
+        sqlx::query_file_as!(
+            EventRow,
+            "sql/usage/list_events_descending.sql",
+            client_id,
+            start_time,
+            end_time,
+            services,
+            operations,
+            models,
+            subjects,
+            unpriced_only,
+            after_time,
+            after_seq,
+            limit
+        )
+        .fetch_all(&mut *tx)
+        .await?
+    };
+    tx.commit().await?;
+    let rows = rows.into_iter().map(RecordedEvent::try_from).collect::<crate::Result<_>>()?;
+    Ok(AsOf { complete_as_of, rows })
+}

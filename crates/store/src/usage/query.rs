@@ -1,0 +1,232 @@
+//! Sums grouped by any dimensions: from the rollups, or from the events if the query uses subjects.
+
+use crate::database::connect;
+use crate::numeric::Numeric;
+use crate::sums::sums_of;
+use crate::usage::AsOf;
+use chrono::{DateTime, NaiveDate, Utc};
+use meterd_domain::period::Month;
+use meterd_domain::rollup::Sums;
+use serde::{Deserialize, Serialize};
+use sqlx::PgPool;
+
+/// What to query. An empty filter matches everything.
+#[derive(Debug, Default)]
+pub struct UsageQuery {
+    pub client_ids: Vec<String>,
+    pub services: Vec<String>,
+    pub operations: Vec<String>,
+    pub models: Vec<String>,
+    pub subjects: Vec<String>,
+    pub start: NaiveDate,
+    pub end: NaiveDate,
+    pub group_by: GroupBy,
+    pub count_subjects: bool,
+    pub unpriced_only: bool,
+}
+
+/// The dimensions to group by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GroupBy {
+    pub day: bool,
+    pub month: bool,
+    pub client: bool,
+    pub service: bool,
+    pub operation: bool,
+    pub model: bool,
+    pub subject: bool,
+}
+
+/// The values of a row's dimensions. A dimension that is not grouped by is 0001-01-01 or the empty string.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueryKey {
+    pub day: NaiveDate,
+    pub month: NaiveDate,
+    pub client_id: String,
+    pub service: String,
+    pub operation: String,
+    pub model: String,
+    pub subject: String,
+}
+
+/// One row of the answer.
+#[derive(Default)]
+pub struct QueryRow {
+    pub key: QueryKey,
+    pub sums: Sums,
+    /// Number of distinct subjects; 0 if the row is from the rollups.
+    pub subject_count: i64,
+}
+
+impl UsageQuery {
+    /// Returns whether the answer is a single total row, which exists even without usage.
+    pub fn wants_total(&self) -> bool {
+        self.group_by == GroupBy::default() && !self.unpriced_only
+    }
+
+    /// Returns whether the query needs the events, because the rollups have no subjects.
+    fn needs_events(&self) -> bool {
+        self.group_by.subject || self.count_subjects || !self.subjects.is_empty()
+    }
+}
+
+/// Returns up to `limit` rows after `after`, ordered by key. One statement reads them, so they are from one snapshot.
+pub async fn query(
+    pool: &PgPool,
+    query: &UsageQuery,
+    after: Option<&QueryKey>,
+    limit: i64,
+) -> crate::Result<AsOf<Vec<QueryRow>>> {
+    let rows = rows(pool, query, after, limit).await?;
+    if let Some(first) = rows.first() {
+        return Ok(AsOf { complete_as_of: first.now, rows: rows.into_iter().map(QueryRow::from).collect() });
+    }
+    // Without a row the time of the snapshot is unknown. Reads the time first and then queries again, so that the
+    // answer is complete as of that time.
+    let complete_as_of = connect::now(pool).await?;
+    let rows = self::rows(pool, query, after, limit).await?.into_iter().map(QueryRow::from).collect();
+    Ok(AsOf { complete_as_of, rows })
+}
+
+async fn rows(
+    pool: &PgPool,
+    query: &UsageQuery,
+    after: Option<&QueryKey>,
+    limit: i64,
+) -> crate::Result<Vec<GroupedRow>> {
+    if query.needs_events() {
+        query_events(pool, query, after, limit).await
+    } else {
+        query_days(pool, query, after, limit).await
+    }
+}
+
+/// A grouped row of `usage_days` or `usage_events`.
+struct GroupedRow {
+    /// Start of the transaction, which is before the snapshot.
+    now: DateTime<Utc>,
+    day: NaiveDate,
+    month: NaiveDate,
+    client_id: String,
+    service: String,
+    operation: String,
+    model: String,
+    subject: String,
+    request_count: i64,
+    units: Numeric,
+    input_tokens: i64,
+    output_tokens: i64,
+    cached_input_tokens: i64,
+    cost: Numeric,
+    unpriced_event_count: i64,
+    subject_count: i64,
+}
+
+impl From<GroupedRow> for QueryRow {
+    fn from(row: GroupedRow) -> Self {
+        let sums = sums_of!(row);
+        Self {
+            key: QueryKey {
+                day: row.day,
+                month: row.month,
+                client_id: row.client_id,
+                service: row.service,
+                operation: row.operation,
+                model: row.model,
+                subject: row.subject,
+            },
+            sums,
+            subject_count: row.subject_count,
+        }
+    }
+}
+
+/// Queries the rollups with one of two statements that differ in one condition.
+macro_rules! days {
+    ($file:literal, $pool:expr, $query:expr, $after:expr, $limit:expr) => {
+        sqlx::query_file_as!(
+            GroupedRow,
+            $file,
+            &$query.client_ids,
+            &$query.services,
+            &$query.operations,
+            &$query.models,
+            $query.start,
+            $query.end,
+            $query.group_by.day,
+            $query.group_by.month,
+            $query.group_by.client,
+            $query.group_by.service,
+            $query.group_by.operation,
+            $query.group_by.model,
+            $query.unpriced_only,
+            $after.is_some(),
+            $after.map(|key| key.day),
+            $after.map(|key| key.month),
+            $after.map(|key| key.client_id.as_str()),
+            $after.map(|key| key.service.as_str()),
+            $after.map(|key| key.operation.as_str()),
+            $after.map(|key| key.model.as_str()),
+            $limit
+        )
+        .fetch_all($pool)
+        .await
+        .map_err(Into::into)
+    };
+}
+
+async fn query_days(
+    pool: &PgPool,
+    query: &UsageQuery,
+    after: Option<&QueryKey>,
+    limit: i64,
+) -> crate::Result<Vec<GroupedRow>> {
+    if query.client_ids.is_empty() {
+        days!("sql/usage/query_days.sql", pool, query, after, limit)
+    } else {
+        days!("sql/usage/query_client_days.sql", pool, query, after, limit)
+    }
+}
+
+async fn query_events(
+    pool: &PgPool,
+    query: &UsageQuery,
+    after: Option<&QueryKey>,
+    limit: i64,
+) -> crate::Result<Vec<GroupedRow>> {
+    let by = query.group_by;
+    let (from, to) = (Month::of(query.start).widest_range().0, Month::of(query.end).widest_range().1);
+    sqlx::query_file_as!(
+        GroupedRow,
+        "sql/usage/query_events.sql",
+        &query.client_ids,
+        &query.services,
+        &query.operations,
+        &query.models,
+        query.start,
+        query.end,
+        by.day,
+        by.month,
+        by.client,
+        by.service,
+        by.operation,
+        by.model,
+        query.unpriced_only,
+        after.is_some(),
+        after.map(|key| key.day),
+        after.map(|key| key.month),
+        after.map(|key| key.client_id.as_str()),
+        after.map(|key| key.service.as_str()),
+        after.map(|key| key.operation.as_str()),
+        after.map(|key| key.model.as_str()),
+        limit,
+        by.subject,
+        after.map(|key| key.subject.as_str()),
+        &query.subjects,
+        from,
+        to
+    )
+    .fetch_all(pool)
+    .await
+    .map_err(Into::into)
+}
