@@ -16,6 +16,8 @@ use sqlx::{Connection, PgConnection};
 mod first_start;
 #[path = "embedded/own_server.rs"]
 mod own_server;
+#[path = "embedded/tuning.rs"]
+mod tuning;
 #[path = "embedded/upgrades.rs"]
 mod upgrades;
 

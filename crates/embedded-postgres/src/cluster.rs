@@ -24,7 +24,6 @@ const INITDB_TIMEOUT: Duration = Duration::from_secs(300);
 const CONF: &str = "
 # Defaults of meterd. You may change them. Settings that must not change are on the command line of the server.
 max_connections = 200
-max_wal_size = '2GB'
 timezone = 'UTC'
 log_timezone = 'UTC'
 ";

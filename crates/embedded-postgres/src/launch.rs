@@ -14,6 +14,7 @@ use super::layout::Layout;
 use super::log;
 use super::owner::ServerUser;
 use super::process::{PidFile, Postmaster, exists, is_postmaster_of};
+use super::tuning::{self, Memory};
 use super::upgrade;
 
 /// Maximum time until the server answers. Crash recovery replays up to `max_wal_size`.
@@ -30,6 +31,9 @@ const PROGRESS_EVERY: Duration = Duration::from_secs(5);
 /// written yet.
 const RETRY_TEXTS: [&str; 3] =
     ["pre-existing shared memory block", "Is another postmaster", "lock file \"postmaster.pid\" is empty"];
+
+/// Text in the server's log if the system does not grant its shared memory.
+const NO_MEMORY_TEXT: &str = "could not map anonymous shared memory";
 
 /// How long `postmaster.pid` may be empty. The server writes it right after creating it, so after this time the creator
 /// is considered dead.
@@ -70,6 +74,8 @@ pub(super) async fn start(
 ) -> Result<Ready, EmbeddedError> {
     let give_up = Instant::now() + RETRY_TIMEOUT;
     let begin = Instant::now();
+    tuning::write(layout, binaries, user, Memory::Share).await;
+    let mut memory = Memory::Share;
     let preload = upgrade::libraries_to_preload(layout, binaries, user).await;
     loop {
         if let Some(file) = PidFile::read(&layout.cluster)?
@@ -93,6 +99,13 @@ pub(super) async fn start(
                 if begin.elapsed() > EMPTY_TIMEOUT {
                     PidFile::remove_if_empty(&layout.cluster)?;
                 }
+            }
+            Err(EmbeddedError::StartFailed { log_tail, .. })
+                if log_tail.contains(NO_MEMORY_TEXT) && memory == Memory::Share =>
+            {
+                warn!("this machine does not grant PostgreSQL the memory that was computed for it: retrying with less");
+                memory = Memory::Default;
+                tuning::write(layout, binaries, user, memory).await;
             }
             outcome => return outcome,
         }

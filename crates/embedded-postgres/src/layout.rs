@@ -5,6 +5,7 @@
 //!   meterd.lock            locked (flock) while a meterd runs; contains its process id
 //!   postgres/              PostgreSQL's data directory, 0700
 //!   postgres.init.*        a cluster that is being created; removed by a later start if interrupted
+//!   postgres/meterd.conf   settings that follow the machine, written by each start
 //!   postgres.log           the server's log; postgres.log.1 is the previous one
 //!   run/                   the socket directory, 0700 (in /tmp when this path is too long for a socket)
 //! ```

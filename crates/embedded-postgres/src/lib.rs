@@ -2,7 +2,8 @@
 //!
 //! In reading order: [`Embedded`] in this file; `layout` (files and the lock), `owner` (the user of the server),
 //! `environment` (the variables that its processes inherit), `data_dir_check` (checks of the data directory), `binaries`,
-//! `search_dirs` and `download` (finding the programs), `cluster` (initdb), `launch` (start, take over, wait), `upgrade`
+//! `search_dirs` and `download` (finding the programs), `cluster` (initdb), `launch` (start, take over, wait), `tuning`
+//! (settings that follow the machine), `upgrade`
 //! (programs that are replaced while the server runs), `process` (pid file and signals), `connection`, `log`, `error`.
 //! `existing` is for commands that only read existing data.
 //!
@@ -30,6 +31,7 @@ mod log;
 mod owner;
 mod process;
 mod search_dirs;
+mod tuning;
 mod upgrade;
 
 use std::path::{Path, PathBuf};
