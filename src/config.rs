@@ -91,6 +91,10 @@ pub struct Settings {
     /// Maximum number of events that wait for one writer
     #[arg(long, env = "METERD_QUEUE_EVENTS_MAX", default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(2..=10_000_000))]
     pub queue_events_max: u32,
+    /// Maximum number of bytes of memory for the filters of idempotency keys: two bytes a key. Keys without a filter in memory are
+    /// looked up in the database, which is slower
+    #[arg(long, env = "METERD_KEY_FILTER_BYTES_MAX", default_value_t = 268_435_456)]
+    pub key_filter_bytes_max: u64,
     /// How long the server retries an event while the database is away or hangs, in seconds; at most 5 seconds later the
     /// caller gets DATABASE_UNAVAILABLE
     #[arg(long, env = "METERD_RETRY_SECONDS", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=3600))]
@@ -196,6 +200,7 @@ impl Settings {
             retry_for: Duration::from_secs(self.retry_seconds.into()),
             create_clients: self.unknown_client == UnknownClient::Create,
             default_zone: self.default_time_zone,
+            key_filter_bytes_max: usize::try_from(self.key_filter_bytes_max).unwrap_or(usize::MAX),
         }
     }
 

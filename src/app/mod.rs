@@ -15,7 +15,7 @@ use meterd_engine::alerts::raise::AlertSettings;
 use meterd_engine::auth::{Auth, KeyCache};
 use meterd_engine::catalog::{CatalogCache, seed};
 use meterd_engine::clock::Clock;
-use meterd_engine::ingest::Ingest;
+use meterd_engine::ingest::{Ingest, KeyFilters};
 use meterd_engine::jobs;
 use meterd_engine::jobs::{Scheduler, Work};
 use meterd_engine::{Engine, EngineConfig};
@@ -122,8 +122,10 @@ pub async fn build(
     };
     let scheduler = Scheduler::start(connect::lease_pool(options.clone()), work).await?;
     let ingest_config = settings.ingest();
-    let (ingest, writers) = Ingest::start(&ingest_config, options, &catalog, &alert_settings);
+    let key_filters = KeyFilters::load(&pool, ingest_config.key_filter_bytes_max).await?;
+    let (ingest, writers) = Ingest::start(&ingest_config, options, &catalog, &key_filters, &alert_settings);
     let (stop, stopping) = watch::channel(false);
+    key_filters.start(&pool, stopping.clone());
     let notifications_wanted = Arc::new(Notify::new());
     let (feed, feed_reader) =
         Feed::start(options, settings.subscriptions_max, notifications_wanted.clone(), stopping.clone()).await?;
@@ -143,6 +145,7 @@ pub async fn build(
         reads,
         catalog,
         ingest,
+        key_filters,
         keys,
         clock,
         alert_settings,

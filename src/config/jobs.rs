@@ -35,6 +35,11 @@ pub struct JobSettings {
     #[arg(long, env = "METERD_SCHEDULE_KEY_PRUNING", default_value = "0 30 0 * * *", value_name = "CRON")]
     pub schedule_key_pruning: Schedule,
 
+    /// When to check whether the current generation of idempotency keys is large enough to be closed: a cron expression in UTC,
+    /// seconds first, or "off"
+    #[arg(long, env = "METERD_SCHEDULE_KEY_GENERATIONS", default_value = "*/10 * * * * *", value_name = "CRON")]
+    pub schedule_key_generations: Schedule,
+
     /// Maximum duration of a run, in seconds; a longer run is cancelled, and the next one continues its work
     #[arg(long, env = "METERD_JOB_RUN_SECONDS", hide = true, default_value_t = 1_800, value_parser = clap::value_parser!(u32).range(1..=86_400))]
     pub job_run_seconds: u32,
@@ -50,6 +55,10 @@ pub struct JobSettings {
     /// closed
     #[arg(long, env = "METERD_KEY_RETENTION_DAYS", default_value_t = 400, value_parser = clap::value_parser!(u32).range(2..=36_500))]
     pub key_retention_days: u32,
+    /// Size on the disk at which a generation of idempotency keys is closed and the next one begins, in bytes. 0: an eighth of
+    /// PostgreSQL's shared_buffers, at least 256 MiB and at most 1 GiB
+    #[arg(long, env = "METERD_KEY_GENERATION_BYTES", default_value_t = 0)]
+    pub key_generation_bytes: u64,
 }
 
 /// What happens to the events of closed months.
@@ -80,6 +89,7 @@ impl JobSettings {
         JobConfig {
             schedules: Schedules {
                 alert_checks: self.schedule_alert_checks.clone(),
+                key_generations: self.schedule_key_generations.clone(),
                 key_pruning: self.schedule_key_pruning.clone(),
                 monthly_summaries: self.schedule_monthly_summaries.clone(),
                 partitions: self.schedule_partitions.clone(),
@@ -89,6 +99,7 @@ impl JobSettings {
             retention_months: self.retention_months,
             drop_closed_months: self.retention_action == RetentionAction::Drop,
             key_retention_days: self.key_retention_days,
+            key_generation_bytes: self.key_generation_bytes,
             alert_feed_days,
         }
     }

@@ -108,6 +108,12 @@ fn describe() {
     );
     metrics::describe_counter!("meterd_alerts_raised_total", "Alerts raised, by type");
     metrics::describe_gauge!("meterd_tasks", "Asynchronous tasks of the process");
+    metrics::describe_gauge!("meterd_key_generations", "Generations of idempotency keys");
+    metrics::describe_gauge!("meterd_key_filter_bytes", "Memory of the filters of closed generations of keys");
+    metrics::describe_counter!(
+        "meterd_closed_key_lookups_total",
+        "Keys that were looked up in a closed generation, because its filter may contain them or is not in memory"
+    );
     metrics::describe_gauge!("meterd_queue_events", "Events that wait for a writer");
     metrics::describe_counter!(
         "meterd_alert_changes_sent_total",

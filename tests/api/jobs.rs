@@ -98,7 +98,10 @@ async fn a_job_runs_by_its_schedule_and_shows_its_result() {
 async fn a_job_without_a_schedule_runs_only_on_demand() {
     let server = TestServer::start().await;
     let names: Vec<String> = jobs(&server).await.into_iter().map(|job| job.job).collect();
-    assert_eq!(names, ["alert_checks", "key_pruning", "monthly_summaries", "partitions", "retention"]);
+    assert_eq!(
+        names,
+        ["alert_checks", "key_generations", "key_pruning", "monthly_summaries", "partitions", "retention"]
+    );
     for name in names {
         let before = job(&server, &name).await;
         assert_eq!((&*before.schedule, before.next_run_time, before.run_count), ("", None, 0));
@@ -317,11 +320,11 @@ async fn jobs_are_printed_as_a_table() {
     );
     let listed = String::from_utf8(meterd(&server, &["jobs"]).await.stdout).unwrap();
     let lines: Vec<&str> = listed.lines().collect();
-    assert_eq!(lines.len(), 6, "{listed}");
-    let partitions = lines[4];
+    assert_eq!(lines.len(), 7, "{listed}");
+    let partitions = lines[5];
     assert!(partitions.starts_with("partitions") && partitions.contains(YEARLY), "{listed}");
     assert!(partitions.contains("-01-01 00:00:00") && partitions.contains("there are all through"), "{listed}");
-    assert!(lines[5].contains("  off  ") && lines[5].contains("every month is kept"), "{listed}");
+    assert!(lines[6].contains("  off  ") && lines[5].contains("every month is kept"), "{listed}");
     let unknown = meterd(&server, &["jobs", "run", "x"]).await;
     assert_eq!(unknown.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&unknown.stderr).contains("JOB_NOT_FOUND"));

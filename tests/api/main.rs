@@ -42,6 +42,7 @@ mod import_reports;
 mod jobs;
 mod jwt;
 mod key_commands;
+mod key_generations;
 mod key_pruning;
 mod key_revocation;
 mod key_secrets;

@@ -4,7 +4,8 @@ use crate::harness::*;
 use meterd::proto::{EventOutcome, TrackUsageRequest, UsageEvent};
 use meterd_domain::period::{Month, parse_day};
 use meterd_engine::clock::Clock;
-use meterd_store::usage::{holders, partitions};
+use meterd_store::usage::holders::{self, WantedKeys};
+use meterd_store::usage::partitions;
 use prost_types::value::Kind;
 use prost_types::{Struct, Value};
 use sqlx::Executor;
@@ -30,6 +31,13 @@ fn months(count: usize) -> Vec<Month> {
     months
 }
 
+/// Keys of the client `acme` in the first generation.
+fn wanted(keys: &[&str]) -> WantedKeys {
+    let mut wanted = WantedKeys::default();
+    keys.iter().for_each(|key| wanted.push(0, "acme", key));
+    wanted
+}
+
 /// Starts a server with this number of monthly partitions.
 async fn server_with_months(count: usize, clock: Clock) -> TestServer {
     let server = TestServer::start_with(&[], clock).await;
@@ -50,8 +58,7 @@ async fn the_event_of_a_key_is_read_only_from_the_partition_of_its_month() {
     let mut tx = server.pool.begin().await.unwrap();
     // The settings of a writer's connection.
     tx.execute("SET LOCAL plan_cache_mode = force_generic_plan").await.unwrap();
-    let keys = ["old", "free", "new"].map(String::from);
-    let holders = holders::find(&mut tx, &vec!["acme".to_string(); 3], &keys).await.unwrap();
+    let holders = holders::find(&mut tx, &wanted(&["old", "free", "new"])).await.unwrap();
     let charged: Vec<_> = holders.iter().map(|holder| holder.as_ref().map(|holder| holder.charge.is_some())).collect();
     assert_eq!(charged, [Some(true), None, Some(true)]);
     let ids: Vec<_> = holders.iter().flatten().map(|holder| ("acme", holder.id)).collect();
@@ -62,7 +69,7 @@ async fn the_event_of_a_key_is_read_only_from_the_partition_of_its_month() {
     let locked = "SELECT relation::regclass::text FROM pg_locks JOIN pg_class c ON c.oid = relation
                   WHERE pid = pg_backend_pid() AND c.relispartition AND c.relkind = 'r' ORDER BY 1";
     let locked: Vec<String> = sqlx::query_scalar(locked).fetch_all(&mut *tx).await.unwrap();
-    assert_eq!(locked, ["usage_events_2024_02", "usage_events_2026_11"]);
+    assert_eq!(locked, ["idempotency_keys_0", "usage_events_2024_02", "usage_events_2026_11"]);
     drop(tx);
     server.stop().await;
 }
@@ -77,7 +84,7 @@ async fn the_event_of_a_key_is_read_by_index_without_table_statistics() {
         let sums =
             "SELECT idx_tup_fetch, seq_tup_read FROM pg_stat_xact_user_tables WHERE relname = 'usage_events_2026_11'";
         let mut tx = server.pool.begin().await.unwrap();
-        holders::find(&mut tx, &["acme".to_string()], &["k7".to_string()]).await.unwrap();
+        holders::find(&mut tx, &wanted(&["k7"])).await.unwrap();
         sqlx::query_as(sums).fetch_one(&mut *tx).await.unwrap()
     };
     assert_eq!(reads().await, (1, 0));

@@ -17,8 +17,14 @@ use std::sync::Arc;
 use std::time::Duration;
 use tonic::transport::Channel;
 
-/// Flags of all replicas. With these, subscribers soon detect a dead stream.
-const FLAGS: [&str; 2] = ["--alert-heartbeat-ms=500", "--log=warn,meterd=info"];
+/// Flags of all replicas. With these, subscribers soon detect a dead stream, and generations of idempotency keys are small, so
+/// that a repeated event often belongs to a closed generation.
+const FLAGS: [&str; 4] = [
+    "--alert-heartbeat-ms=500",
+    "--log=warn,meterd=info",
+    "--schedule-key-generations=* * * * * *",
+    "--key-generation-bytes=100000",
+];
 /// After this time under load, a process has all the resources that it needs.
 const WARM_UP: Duration = Duration::from_secs(1);
 const SUBSCRIBERS: usize = 4;

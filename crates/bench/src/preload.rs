@@ -12,10 +12,11 @@ use meterd_domain::catalog::Catalog;
 use meterd_domain::decimal::Decimal;
 use meterd_domain::event::{Charge, Measures, UsageEvent, payload_hash};
 use meterd_domain::period::{Month, day_of};
+use meterd_engine::ingest::build_filter;
 use meterd_store::bench::preload::{self, EventRange, Kinds};
 use meterd_store::database::connect;
 use meterd_store::numeric;
-use meterd_store::usage::{partitions, summary_totals};
+use meterd_store::usage::{generations, partitions, summary_totals};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions, Connection, PgPool};
 
@@ -40,6 +41,8 @@ pub const EVENTS_MIN: u64 = 2 * YEAR_EVENTS;
 const YEAR_EVENTS: u64 = YEAR_CLIENT_COUNT as u64 * YEAR_DAYS * KINDS.len() as u64;
 /// Fewest days: today alone may have only just begun.
 pub const DAYS_MIN: u32 = 2;
+/// About as many keys as a generation has with the default settings and a few GB of shared_buffers.
+const KEYS_PER_GENERATION: u64 = 3_000_000;
 /// Days that are written at the same time.
 const AT_ONCE: usize = 2;
 
@@ -86,6 +89,10 @@ impl Preload {
         anyhow::ensure!(preload::is_empty(&mut conn).await?, "the database already has events: use an empty one");
         let kinds = kinds(catalog, now)?;
         let (recent, year) = (self.ranges(now), year_ranges(now));
+        let current = recent.last().map_or(0, |range| range.key_generation);
+        for generation in 0..current {
+            generations::prepare(pool, generation + 1).await?;
+        }
         // Drawn only on a terminal.
         let style = ProgressStyle::with_template("{bar:40} {human_pos}/{human_len} {msg} {eta}")?;
         let progress = ProgressBar::new(self.events).with_style(style).with_message("events");
@@ -111,6 +118,11 @@ impl Preload {
         for index in &indexes {
             progress.set_message(index.clone());
             preload::make_index(&mut conn, index).await?;
+        }
+        for generation in 0..current {
+            progress.set_message(format!("filter of generation {generation}"));
+            generations::close(pool, generation).await?;
+            build_filter(pool, generation).await?;
         }
         progress.set_message("months");
         preload::insert_months(&mut conn).await?;
@@ -142,6 +154,7 @@ impl Preload {
             first: at(midnight(day)),
             end: at(midnight(day + Days::new(1))),
             kinds_each: KINDS_EACH,
+            key_generation: (at(midnight(day)) as u64 / KEYS_PER_GENERATION) as i32,
         })
         .filter(|range| range.first < range.end)
         .collect()
@@ -161,6 +174,7 @@ fn year_ranges(now: DateTime<Utc>) -> Vec<EventRange> {
         first: 0,
         end: each_day,
         kinds_each: KINDS.len() as i64,
+        key_generation: 0,
     })
     .collect()
 }

@@ -5,7 +5,7 @@ use crate::alerts::raise::AlertSettings;
 use crate::auth::KeyCache;
 use crate::catalog::CatalogCache;
 use crate::clock::Clock;
-use crate::ingest::{Ingest, IngestConfig};
+use crate::ingest::{Ingest, IngestConfig, KeyFilters};
 use sqlx::PgPool;
 use std::sync::Arc;
 use tokio::sync::{Notify, Semaphore, watch};
@@ -17,6 +17,8 @@ pub struct Engine {
     pub reads: PgPool,
     pub catalog: Arc<CatalogCache>,
     pub ingest: Ingest,
+    /// The filters of idempotency keys in memory.
+    pub key_filters: Arc<KeyFilters>,
     /// The API keys in memory.
     pub keys: Arc<KeyCache>,
     pub clock: Clock,

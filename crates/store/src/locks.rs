@@ -8,8 +8,8 @@ use chrono::{DateTime, NaiveDate, Utc};
 use meterd_domain::period::Month;
 use sqlx::{AssertSqlSafe, PgConnection, Row, raw_sql};
 
-/// Transactions that price or date events share this lock. Transactions that change prices, aliases or time zones take
-/// it exclusively.
+/// Transactions that price or date events, or claim keys, share this lock. Transactions that change prices, aliases or time
+/// zones, or close a generation of keys, take it exclusively.
 pub const VERSIONS_LOCK: i64 = 0x6d65_7465_7264_0001;
 /// Taken to create a partition.
 const PARTITIONS_LOCK: i64 = 0x6d65_7465_7264_0002;
@@ -65,6 +65,8 @@ pub struct Versions {
     pub closed_through: Option<Month>,
     /// Keys of live events that were claimed before this time may have been deleted.
     pub keys_pruned_through: Option<DateTime<Utc>>,
+    /// The generation of idempotency keys in which keys are claimed. All smaller ones are closed: they get no more keys.
+    pub key_generation: i32,
 }
 
 /// Begins a transaction, takes the shared versions lock and reads the values that it protects, in one round trip. These
@@ -82,7 +84,7 @@ async fn read_versions(conn: &mut PgConnection, begin: &str) -> crate::Result<Ve
     let read = format!(
         "{begin}SELECT pg_advisory_xact_lock_shared({VERSIONS_LOCK});
          SELECT version, client_settings_version, NULLIF(closed_through, '-infinity') AS closed_through,
-             NULLIF(keys_pruned_through, '-infinity') AS keys_pruned_through
+             NULLIF(keys_pruned_through, '-infinity') AS keys_pruned_through, key_generation
          FROM catalog_version, deployment"
     );
     let rows = raw_sql(AssertSqlSafe(read)).fetch_all(conn).await?;
@@ -93,5 +95,6 @@ async fn read_versions(conn: &mut PgConnection, begin: &str) -> crate::Result<Ve
         client_settings: row.try_get("client_settings_version")?,
         closed_through: closed_through.map(Month::of),
         keys_pruned_through: row.try_get("keys_pruned_through")?,
+        key_generation: row.try_get("key_generation")?,
     })
 }

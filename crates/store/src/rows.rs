@@ -27,6 +27,7 @@ mod oid {
     pub const BOOL: u32 = 16;
     pub const BYTEA: u32 = 17;
     pub const INT8: u32 = 20;
+    pub const INT4: u32 = 23;
     pub const INT2: u32 = 21;
     pub const TEXT: u32 = 25;
     pub const DATE: u32 = 1082;
@@ -144,6 +145,11 @@ impl Row<'_> {
     /// Writes a `bigint` field.
     pub fn int8(&mut self, value: impl Into<Option<i64>>) {
         self.field(oid::INT8, value.into().map(i64::to_be_bytes).as_ref().map(|bytes| &bytes[..]));
+    }
+
+    /// Writes an `integer` field.
+    pub fn int4(&mut self, value: i32) {
+        self.field(oid::INT4, Some(&value.to_be_bytes()));
     }
 
     /// Writes a `smallint` field.

@@ -1,6 +1,7 @@
 //! The write path, the only one: bounded queues of events, and writers that commit them in batches.
 
 mod batch;
+mod key_filters;
 mod queue;
 mod raw_event;
 mod split;
@@ -9,6 +10,7 @@ mod validate;
 mod writer;
 
 pub use batch::preview;
+pub use key_filters::{FILTER_FORMAT, KeyFilters, build_filter};
 pub use raw_event::{RawEvent, RawMeasures, Rounded, measures};
 pub use validate::{Checked, Echo, EventChecks, Refused, SharedTexts};
 
@@ -44,6 +46,8 @@ pub struct IngestConfig {
     pub create_clients: bool,
     /// Time zone of a client that is created by its first event.
     pub default_zone: Tz,
+    /// Maximum number of bytes of all key filters.
+    pub key_filter_bytes_max: usize,
 }
 
 /// An event to record.
@@ -196,12 +200,14 @@ impl Ingest {
         settings: &IngestConfig,
         database: &PgConnectOptions,
         catalog: &Arc<CatalogCache>,
+        key_filters: &Arc<KeyFilters>,
         alert_settings: &AlertSettings,
     ) -> (Self, Vec<JoinHandle<()>>) {
         let queue = Arc::new(WriteQueue::new(settings.writers.max(1), settings.queue_events_max));
         let writer = |number| {
             let (queue, settings, database) = (queue.clone(), settings.clone(), database.clone());
-            tokio::spawn(writer::run(queue, number, settings, database, catalog.clone(), alert_settings.clone()))
+            let (catalog, key_filters) = (catalog.clone(), key_filters.clone());
+            tokio::spawn(writer::run(queue, number, settings, database, catalog, key_filters, alert_settings.clone()))
         };
         let writers = (0..queue.writer_count()).map(writer).collect();
         (Self { queue }, writers)

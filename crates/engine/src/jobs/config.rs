@@ -7,6 +7,7 @@ use std::time::Duration;
 #[derive(Clone, Debug)]
 pub struct Schedules {
     pub alert_checks: Schedule,
+    pub key_generations: Schedule,
     pub key_pruning: Schedule,
     pub monthly_summaries: Schedule,
     pub partitions: Schedule,
@@ -25,6 +26,8 @@ pub struct JobConfig {
     pub drop_closed_months: bool,
     /// How many days the idempotency key of an event is kept after the event was received.
     pub key_retention_days: u32,
+    /// The size on the disk at which a generation of idempotency keys is closed. 0: a share of PostgreSQL's memory.
+    pub key_generation_bytes: u64,
     /// How many days changes of alerts and finished notifications are kept.
     pub alert_feed_days: u32,
 }

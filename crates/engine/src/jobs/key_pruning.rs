@@ -10,6 +10,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use meterd_store::admin::requests;
 use meterd_store::database::deployment;
 use meterd_store::locks;
+use meterd_store::usage::generations::{self, Generations};
 use meterd_store::usage::keys;
 
 /// Maximum number of rows that one transaction deletes.
@@ -21,6 +22,7 @@ pub(super) async fn run_once(work: &Work) -> anyhow::Result<String> {
     let before = work.data_time().await? - TimeDelta::days(work.config.key_retention_days.into());
     let (mut key_count, mut request_count) = (0, 0);
     let failures = [
+        ("generations of keys", drop_generations(work, before, &mut key_count).await),
         ("keys", prune_live(work, before, &mut key_count).await),
         ("keys of backfills", prune_backfill(work, before, &mut key_count).await),
         ("request ids", prune_requests(work, before, &mut request_count).await),
@@ -34,20 +36,48 @@ pub(super) async fn run_once(work: &Work) -> anyhow::Result<String> {
     Ok(done)
 }
 
+/// Drops closed generations of which no key must be kept.
+async fn drop_generations(work: &Work, before: DateTime<Utc>, count: &mut u64) -> meterd_store::Result<()> {
+    let mut conn = work.pool.acquire().await?;
+    let closed_through = deployment::closed_through(&mut conn).await?;
+    for closed in generations::list(&work.pool).await?.closed {
+        let generation = closed.generation;
+        if closed.close_time >= before
+            || generations::has_keys_to_keep(&work.pool, generation, before, closed_through).await?
+        {
+            continue;
+        }
+        reject_events_before(work, before).await?;
+        let keys = generations::count(&mut conn, generation).await?;
+        generations::drop_closed(&mut conn, generation).await?;
+        *count += keys as u64;
+    }
+    Ok(())
+}
+
+/// Returns all generations, oldest first.
+async fn all_generations(work: &Work) -> meterd_store::Result<Vec<i32>> {
+    let Generations { current, closed } = generations::list(&work.pool).await?;
+    Ok(closed.into_iter().map(|closed| closed.generation).chain([current]).collect())
+}
+
 async fn prune_live(work: &Work, before: DateTime<Utc>, count: &mut u64) -> meterd_store::Result<()> {
     if !keys::is_any_live_before(&work.pool, before).await? {
         return Ok(());
     }
     reject_events_before(work, before).await?;
-    let mut after = None;
-    loop {
-        let pruned = keys::prune_live(&work.pool, before, after, CHUNK_ROWS).await?;
-        *count += pruned.count as u64;
-        if pruned.count < CHUNK_ROWS {
-            return Ok(());
+    for generation in all_generations(work).await? {
+        let mut after = None;
+        loop {
+            let pruned = keys::prune_live(&work.pool, generation, before, after, CHUNK_ROWS).await?;
+            *count += pruned.count as u64;
+            if pruned.count < CHUNK_ROWS {
+                break;
+            }
+            after = pruned.last_time;
         }
-        after = pruned.last_time;
     }
+    Ok(())
 }
 
 /// Makes batches reject new events whose key may be from before this time.
@@ -63,15 +93,18 @@ async fn reject_events_before(work: &Work, before: DateTime<Utc>) -> meterd_stor
 async fn prune_backfill(work: &Work, before: DateTime<Utc>, count: &mut u64) -> meterd_store::Result<()> {
     let closed = deployment::closed_through(&mut *work.pool.acquire().await?).await?;
     let Some(closed) = closed else { return Ok(()) };
-    let mut after = None;
-    loop {
-        let pruned = keys::prune_backfill(&work.pool, before, closed, after, CHUNK_ROWS).await?;
-        *count += pruned.count as u64;
-        if pruned.count < CHUNK_ROWS {
-            return Ok(());
+    for generation in all_generations(work).await? {
+        let mut after = None;
+        loop {
+            let pruned = keys::prune_backfill(&work.pool, generation, before, closed, after, CHUNK_ROWS).await?;
+            *count += pruned.count as u64;
+            if pruned.count < CHUNK_ROWS {
+                break;
+            }
+            after = pruned.last_time;
         }
-        after = pruned.last_time;
     }
+    Ok(())
 }
 
 async fn prune_requests(work: &Work, before: DateTime<Utc>, count: &mut u64) -> meterd_store::Result<()> {

@@ -3,6 +3,7 @@
 
 mod alert_checks;
 mod config;
+mod key_generations;
 mod key_pruning;
 mod lease;
 mod manage;
@@ -67,11 +68,16 @@ pub struct Job {
 pub const ALERT_CHECKS: &str = "alert_checks";
 
 /// All scheduled jobs, sorted by name.
-pub static JOBS: [Job; 5] = [
+pub static JOBS: [Job; 6] = [
     Job {
         name: ALERT_CHECKS,
         schedule: |schedules| &schedules.alert_checks,
         run: |work| Box::pin(async move { alert_checks::run_once(&work).await }),
+    },
+    Job {
+        name: "key_generations",
+        schedule: |schedules| &schedules.key_generations,
+        run: |work| Box::pin(async move { key_generations::run_once(&work).await }),
     },
     Job {
         name: "key_pruning",

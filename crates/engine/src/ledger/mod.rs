@@ -163,26 +163,27 @@ impl<'c> Versioned<'c> {
     }
 
     /// Posts new events: claims their keys, inserts the events whose keys were free, and adds these to the sums. `new` is sorted
-    /// by client and key.
+    /// by client and key. None of its keys is in a closed generation.
     pub async fn post(self, new: &[NewEvent<'_>], method: Method) -> meterd_store::Result<Posted<'c>> {
-        let conn = self.conn;
+        let Self { conn, versions } = self;
+        let generation = versions.key_generation;
         if new.is_empty() {
             return Ok(Posted { conn, months: vec![], claimed: None });
         }
         let deltas = Deltas::of_events(new.iter().map(|new| &new.priced));
         if method == Method::Copy {
-            let months = record::copy(conn, new, &deltas).await?;
+            let months = record::copy(conn, generation, new, &deltas).await?;
             return Ok(Posted { conn, months, claimed: None });
         }
-        match record::record(conn, new, &deltas).await? {
+        match record::record(conn, generation, new, &deltas).await? {
             Written::All(months) => Ok(Posted { conn, months, claimed: None }),
             Written::Claimed(claimed) => KeysClaimed { conn, claimed }.post(new).await,
         }
     }
 
-    /// Claims the keys of new events, and writes nothing else. `new` is sorted by client and key; its charges are not read.
+    /// Claims the keys of new events, and writes nothing else. `new` is as for [`Versioned::post`]; its charges are not read.
     pub async fn claim_keys(self, new: &[NewEvent<'_>]) -> meterd_store::Result<KeysClaimed<'c>> {
-        let claimed = record::claim(self.conn, new).await?;
+        let claimed = record::claim(self.conn, self.versions.key_generation, new).await?;
         Ok(KeysClaimed { conn: self.conn, claimed })
     }
 }

@@ -48,7 +48,8 @@ pub async fn preview_batch(
         .collect();
     let submissions: Vec<&Submission> = checked.iter().flatten().map(|checked| &checked.submission).collect();
     let Preview { outcomes, clients } =
-        preview(&engine.pool, &engine.catalog, &engine.config.ingest, &clients, &submissions).await?;
+        preview(&engine.pool, &engine.catalog, &engine.key_filters, &engine.config.ingest, &clients, &submissions)
+            .await?;
     let ids: HashSet<EventId> = submissions.iter().map(|submission| submission.id).collect();
     let mut outcomes = outcomes.into_iter();
     let events = checked.into_iter().map(|checked| match checked {

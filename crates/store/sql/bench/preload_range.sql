@@ -1,5 +1,5 @@
 -- Used only by the benchmarks. Event n of the range belongs to client n mod $2. In each round, a client uses the next of its
--- $7 kinds.
+-- $7 kinds. The keys are in generation $17.
 WITH picked AS (
     SELECT $3::timestamptz + ($4::bigint * n) * interval '1 microsecond' AS event_time,
            -- Spread like random bits, but always the same for the same n.
@@ -19,8 +19,9 @@ WITH picked AS (
         ($15::bigint[])[kind], '', '', idempotency_key, event_time
     FROM identified
 ), claimed AS (
-    INSERT INTO idempotency_keys (client_id, idempotency_key, payload_hash, event_time, event_seq, claim_time)
-    SELECT client_id, idempotency_key, ($16::bytea[])[kind], event_time, event_seq, event_time FROM identified
+    INSERT INTO idempotency_keys (client_id, idempotency_key, payload_hash, event_time, event_seq, claim_time,
+        generation)
+    SELECT client_id, idempotency_key, ($16::bytea[])[kind], event_time, event_seq, event_time, $17::integer FROM identified
 )
 INSERT INTO usage_days (client_id, day, service, operation, model, request_count, units, input_tokens, output_tokens,
     cached_input_tokens, cost, unpriced_event_count)

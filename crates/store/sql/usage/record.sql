@@ -1,8 +1,8 @@
--- Claims keys, adds to months, and, once these are locked, adds to the rows below them. Writes nothing but the free keys if a
+-- Claims keys in generation $6, adds to months, and, once these are locked, adds to the rows below them. Writes nothing but the free keys if a
 -- key was already taken.
 WITH claimed AS (
-    INSERT INTO idempotency_keys (client_id, idempotency_key, payload_hash, event_time, event_seq, backfill)
-    SELECT * FROM unnest($1::new_key[])
+    INSERT INTO idempotency_keys (client_id, idempotency_key, payload_hash, event_time, event_seq, backfill, generation)
+    SELECT *, $6::integer FROM unnest($1::new_key[])
     ON CONFLICT DO NOTHING
     RETURNING event_seq
 ), months AS (

@@ -38,6 +38,8 @@ pub struct EventRange {
     pub end: i64,
     /// Number of kinds that each client uses. Clients next to each other use different kinds.
     pub kinds_each: i64,
+    /// The generation of the keys.
+    pub key_generation: i32,
 }
 
 /// Returns whether there are no events.
@@ -67,7 +69,10 @@ pub async fn drop_indexes(conn: &mut PgConnection) -> crate::Result<Vec<String>>
                pg_get_indexdef(i.indexrelid) AS "definition!", c.conname::text AS "constraint?",
                pg_get_constraintdef(c.oid) AS "constraint_definition?"
            FROM pg_index i LEFT JOIN pg_constraint c ON c.conindid = i.indexrelid AND c.conrelid = i.indrelid
-           WHERE i.indrelid::regclass::text = ANY($1) ORDER BY i.indrelid, i.indexrelid"#,
+           WHERE (i.indrelid::regclass::text = ANY($1)
+                  OR i.indrelid IN (SELECT inhrelid FROM pg_inherits WHERE inhparent = 'idempotency_keys'::regclass))
+             AND NOT EXISTS (SELECT FROM pg_inherits p WHERE p.inhrelid = i.indexrelid) -- dropped with that of the parent
+           ORDER BY i.indrelid, i.indexrelid"#,
         &tables
     )
     .fetch_all(&mut *conn)
@@ -126,7 +131,8 @@ pub async fn insert_range(conn: &mut PgConnection, kinds: &Kinds, range: &EventR
         &kinds.output_tokens,
         &kinds.charges,
         &kinds.price_ids,
-        &kinds.payload_hashes
+        &kinds.payload_hashes,
+        range.key_generation
     )
     .execute(conn)
     .await

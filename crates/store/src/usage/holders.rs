@@ -1,5 +1,7 @@
 //! Finds the events to which taken idempotency keys belong.
 //!
+//! A key is looked up in one generation of keys, by the primary key of that partition.
+//!
 //! The row of a key has the time of its event, so each event is looked up by primary key in the one partition of its
 //! month. The cost depends neither on the number of partitions nor on their statistics:
 //! - The bounds of the month are parameters, and the statements are planned for their values, so the planner opens one
@@ -25,26 +27,46 @@ pub struct KeyHolder {
     pub charge: Option<Charge>,
 }
 
-/// Returns the holder of each key, in the order of `keys`; `None` for a free key. The client of `keys[i]` is
-/// `client_ids[i]`. Later statements of the transaction are also planned for their values.
-pub async fn find(
-    conn: &mut PgConnection,
-    client_ids: &[String],
-    keys: &[String],
-) -> crate::Result<Vec<Option<KeyHolder>>> {
-    connect::plan_for_values(conn).await?;
+/// Keys to look up, each in one generation. The vectors have the same length.
+#[derive(Clone, Debug, Default)]
+pub struct WantedKeys {
+    pub generations: Vec<i32>,
+    pub client_ids: Vec<String>,
+    pub keys: Vec<String>,
+}
+
+impl WantedKeys {
+    /// Adds a key.
+    pub fn push(&mut self, generation: i32, client_id: &str, key: &str) {
+        self.generations.push(generation);
+        self.client_ids.push(client_id.into());
+        self.keys.push(key.into());
+    }
+}
+
+/// Returns the holder of each key, in order; `None` for a key that is not in its generation. If a key is found, later
+/// statements of the transaction are planned for their values.
+pub async fn find(conn: &mut PgConnection, wanted: &WantedKeys) -> crate::Result<Vec<Option<KeyHolder>>> {
+    let WantedKeys { generations, client_ids, keys } = wanted;
     let rows = sqlx::query!(
         r#"SELECT number AS "number!", k.payload_hash, k.event_time, k.event_seq
-           FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS wanted (client_id, idempotency_key, number)
+           FROM unnest($1::integer[], $2::text[], $3::text[])
+               WITH ORDINALITY AS wanted (generation, client_id, idempotency_key, number)
            CROSS JOIN LATERAL (
                SELECT payload_hash, event_time, event_seq FROM idempotency_keys AS k
-               WHERE k.client_id = wanted.client_id AND k.idempotency_key = wanted.idempotency_key LIMIT 1
+               WHERE k.generation = wanted.generation AND k.client_id = wanted.client_id
+                 AND k.idempotency_key = wanted.idempotency_key LIMIT 1
            ) AS k"#,
+        generations,
         client_ids,
         keys
     )
     .fetch_all(&mut *conn)
     .await?;
+    if rows.is_empty() {
+        return Ok(vec![None; keys.len()]);
+    }
+    connect::plan_for_values(conn).await?;
     let mut holders: Vec<Option<KeyHolder>> = vec![None; keys.len()];
     for row in rows {
         let payload_hash =

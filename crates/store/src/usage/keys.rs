@@ -26,13 +26,14 @@ pub async fn is_any_live_before(pool: &PgPool, before: DateTime<Utc>) -> crate::
     .await.map_err(Into::into)
 }
 
-/// Deletes up to `limit` keys of live events that were claimed before `before`, oldest first. Starts at `after`, where
-/// the previous deletion ended, so that it does not scan the keys that were left there.
+/// Deletes up to `limit` keys of a generation that belong to live events and were claimed before `before`, oldest first. Starts
+/// at `after`, where the previous deletion ended, so that it does not scan the keys that were left there.
 ///
 /// Keeps a key if its event is not older than `before` plus [`EVENT_LEAD_MAX`], which happens if the database's clock was
 /// behind when the key was claimed. A repeat of such an event would still be accepted.
 pub async fn prune_live(
     pool: &PgPool,
+    generation: i32,
     before: DateTime<Utc>,
     after: Option<DateTime<Utc>>,
     limit: i64,
@@ -40,9 +41,9 @@ pub async fn prune_live(
     sqlx::query_as!(
         Pruned,
         r#"WITH pruned AS (
-               DELETE FROM idempotency_keys WHERE ctid = ANY(ARRAY(
+               DELETE FROM idempotency_keys WHERE generation = $5 AND ctid = ANY(ARRAY(
                    SELECT ctid FROM idempotency_keys
-                   WHERE NOT backfill AND claim_time < $1 AND claim_time >= COALESCE($2, '-infinity'::timestamptz)
+                   WHERE generation = $5 AND NOT backfill AND claim_time < $1 AND claim_time >= COALESCE($2, '-infinity'::timestamptz)
                      AND event_time < $4
                    ORDER BY claim_time LIMIT $3))
                RETURNING claim_time
@@ -51,30 +52,31 @@ pub async fn prune_live(
         before,
         after,
         limit,
-        before + EVENT_LEAD_MAX
+        before + EVENT_LEAD_MAX,
+        generation
     )
     .fetch_one(pool)
     .await
     .map_err(Into::into)
 }
 
-/// Deletes up to `limit` keys of backfilled events that were claimed before `before` and whose month is closed in every
-/// time zone, in order of event time. Starts at `after`, as [`prune_live`] does.
+/// Deletes up to `limit` keys of a generation that belong to backfilled events, were claimed before `before`, and whose month is
+/// closed in every time zone, in order of event time. Starts at `after`, as [`prune_live`] does.
 pub async fn prune_backfill(
     pool: &PgPool,
+    generation: i32,
     before: DateTime<Utc>,
     closed_through: Month,
     after: Option<DateTime<Utc>>,
     limit: i64,
 ) -> crate::Result<Pruned> {
-    // An event before the last closed month in UTC belongs to that month at the latest.
-    let events_before = closed_through.first_day().and_time(NaiveTime::MIN).and_utc();
+    let events_before = closed_events_before(closed_through);
     sqlx::query_as!(
         Pruned,
         r#"WITH pruned AS (
-               DELETE FROM idempotency_keys WHERE ctid = ANY(ARRAY(
+               DELETE FROM idempotency_keys WHERE generation = $5 AND ctid = ANY(ARRAY(
                    SELECT ctid FROM idempotency_keys
-                   WHERE backfill AND event_time < $2 AND claim_time < $1
+                   WHERE generation = $5 AND backfill AND event_time < $2 AND claim_time < $1
                      AND event_time >= COALESCE($3, '-infinity'::timestamptz)
                    ORDER BY event_time LIMIT $4))
                RETURNING event_time
@@ -83,11 +85,18 @@ pub async fn prune_backfill(
         before,
         events_before,
         after,
-        limit
+        limit,
+        generation
     )
     .fetch_one(pool)
     .await
     .map_err(Into::into)
+}
+
+/// Returns a time before which all events belong to a closed month in every time zone. An event before the last closed month in
+/// UTC belongs to that month at the latest.
+pub(super) fn closed_events_before(closed_through: Month) -> DateTime<Utc> {
+    closed_through.first_day().and_time(NaiveTime::MIN).and_utc()
 }
 
 /// Converts the three charge columns of an event. `None` if all are NULL.

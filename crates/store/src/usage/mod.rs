@@ -6,6 +6,7 @@
 pub mod event_days;
 pub mod events;
 pub mod export;
+pub mod generations;
 pub mod holders;
 pub mod keys;
 pub mod partitions;

@@ -19,6 +19,9 @@ pub struct NewEvent<'a> {
     pub backfill: bool,
 }
 
+/// The generation of a write that claims no keys. It is not used.
+const NO_GENERATION: i32 = 0;
+
 /// The result of [`record`].
 pub enum Written {
     /// Everything was written. Has the updated months, in no particular order. This transaction holds the locks of
@@ -32,16 +35,22 @@ pub enum Written {
 /// Claims the keys of all events and, if all keys were free, writes the events and adds `deltas`. One statement does
 /// all of this.
 ///
-/// `events` must be sorted by client and key. `deltas` must be the sums of `events`. Waits for other transactions that
-/// are claiming the same keys.
-pub async fn record(conn: &mut PgConnection, events: &[NewEvent<'_>], deltas: &Deltas) -> crate::Result<Written> {
-    write(conn, events, events, deltas).await
+/// `events` must be sorted by client and key, and their keys must not be in a closed generation. `generation` is the current
+/// one of [`crate::locks::Versions`]. `deltas` must be the sums of `events`. Waits for other transactions that are claiming
+/// the same keys.
+pub async fn record(
+    conn: &mut PgConnection,
+    generation: i32,
+    events: &[NewEvent<'_>],
+    deltas: &Deltas,
+) -> crate::Result<Written> {
+    write(conn, generation, events, events, deltas).await
 }
 
-/// Claims keys and writes nothing else. `events` is sorted by client and key; their charges are not read. Returns the sequence
-/// numbers of the events whose keys were free. Waits for a transaction that claims one of the keys.
-pub async fn claim(conn: &mut PgConnection, events: &[NewEvent<'_>]) -> crate::Result<HashSet<i64>> {
-    match write(conn, events, &[], &Deltas::default()).await? {
+/// Claims keys and writes nothing else, as [`record`] does. The charges of `events` are not read. Returns the sequence numbers
+/// of the events whose keys were free.
+pub async fn claim(conn: &mut PgConnection, generation: i32, events: &[NewEvent<'_>]) -> crate::Result<HashSet<i64>> {
+    match write(conn, generation, events, &[], &Deltas::default()).await? {
         Written::All(_) => Ok(events.iter().map(|event| event.priced.id.seq).collect()),
         Written::Claimed(claimed) => Ok(claimed),
     }
@@ -53,12 +62,12 @@ pub async fn record_claimed(
     events: &[NewEvent<'_>],
     deltas: &Deltas,
 ) -> crate::Result<Vec<MonthRow>> {
-    all_written(write(conn, &[], events, deltas).await?)
+    all_written(write(conn, NO_GENERATION, &[], events, deltas).await?)
 }
 
 /// Adds sums to months, month services and days. Returns the updated months.
 pub async fn add(conn: &mut PgConnection, deltas: &Deltas) -> crate::Result<Vec<MonthRow>> {
-    all_written(write(conn, &[], &[], deltas).await?)
+    all_written(write(conn, NO_GENERATION, &[], &[], deltas).await?)
 }
 
 /// Returns the months of a write that claimed no keys.
@@ -71,12 +80,17 @@ fn all_written(written: Written) -> crate::Result<Vec<MonthRow>> {
 
 /// Does the same as [`record`], faster for many events. A key that is already taken is a unique violation, which aborts
 /// the transaction.
-pub async fn copy(conn: &mut PgConnection, events: &[NewEvent<'_>], deltas: &Deltas) -> crate::Result<Vec<MonthRow>> {
-    let keys = "COPY idempotency_keys (client_id, idempotency_key, payload_hash, event_time, event_seq, backfill)
-        FROM STDIN (FORMAT binary)";
+pub async fn copy(
+    conn: &mut PgConnection,
+    generation: i32,
+    events: &[NewEvent<'_>],
+    deltas: &Deltas,
+) -> crate::Result<Vec<MonthRow>> {
+    let keys = "COPY idempotency_keys (client_id, idempotency_key, payload_hash, event_time, event_seq, backfill,
+        generation) FROM STDIN (FORMAT binary)";
     let mut copy = CopyIn::begin(conn, keys).await?;
     for event in events {
-        copy.add(&Key(event)).await?;
+        copy.add(&KeyOf { generation, event }).await?;
     }
     copy.finish().await?;
 
@@ -106,6 +120,22 @@ impl Fields for Key<'_> {
         row.time(id.time);
         row.int8(id.seq);
         row.bool(*backfill);
+    }
+}
+
+/// A key with its generation, for COPY.
+struct KeyOf<'a> {
+    generation: i32,
+    event: &'a NewEvent<'a>,
+}
+
+impl Fields for KeyOf<'_> {
+    const TYPE: &'static str = Key::TYPE;
+    const COUNT: u16 = Key::COUNT + 1;
+
+    fn put(&self, row: &mut Row<'_>) {
+        Key(self.event).put(row);
+        row.int4(self.generation);
     }
 }
 
@@ -203,6 +233,7 @@ fn composites<F>(rows: impl IntoIterator<Item = F>) -> Vec<Composite<F>> {
 /// order of [`crate::locks`]. The rows below a month change only while the row of the month is locked.
 async fn write(
     conn: &mut PgConnection,
+    generation: i32,
     claims: &[NewEvent<'_>],
     events: &[NewEvent<'_>],
     deltas: &Deltas,
@@ -214,7 +245,8 @@ async fn write(
         composites(months) as Vec<Composite<Delta<'_, MonthKey>>>,
         composites(month_services) as Vec<Composite<Delta<'_, MonthServiceKey>>>,
         composites(days) as Vec<Composite<Delta<'_, DayKey>>>,
-        composites(events.iter().map(Event)) as Vec<Composite<Event<'_>>>
+        composites(events.iter().map(Event)) as Vec<Composite<Event<'_>>>,
+        generation
     )
     .fetch_all(conn)
     .await?;

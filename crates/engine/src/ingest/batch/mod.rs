@@ -1,7 +1,8 @@
 //! One transaction of the write path, in five steps:
 //!
 //! 1. [`date`]: the day of each event in its client's zone, and whether its month is closed.
-//! 2. [`claim`]: which events claim their keys, one for each key of a client. The post claims them.
+//! 2. [`claim`]: which events claim their keys, one for each key of a client. Keys in closed generations are taken. The post claims
+//!    the others in the current generation.
 //! 3. [`price`]: the charge of each of them.
 //! 4. post: [`crate::ledger`] writes keys, events and sums, and runs the effects, such as alerts.
 //! 5. [`outcome`]: what each caller is told, by comparison with the event that has the key.
@@ -14,7 +15,7 @@ mod price;
 
 pub use preview::preview;
 
-use super::{Outcome, Submission};
+use super::{KeyFilters, Outcome, Submission};
 use crate::alerts::raise::AlertSettings;
 use crate::catalog::CatalogCache;
 use crate::ledger::{AlertEffect, ClientSettings, Method, Posted, Versioned};
@@ -24,6 +25,7 @@ use meterd_domain::period::Month;
 use meterd_store::usage::holders::KeyHolder;
 use meterd_store::usage::record::NewEvent;
 use meterd_store::usage::rollups::MonthRow;
+use outcome::Holders;
 use price::{Priced, price};
 use sqlx::{Executor, PgConnection};
 use std::collections::HashSet;
@@ -37,6 +39,7 @@ const COPY_EVENTS_MIN: usize = 50;
 pub(super) async fn record(
     conn: &mut PgConnection,
     cache: &CatalogCache,
+    key_filters: &KeyFilters,
     settings: &mut ClientSettings,
     alert_settings: &AlertSettings,
     batch: &[&Submission],
@@ -51,7 +54,9 @@ pub(super) async fn record(
         settings.know(tx.conn(), version, &clients.ids).await?;
         let dated = date(settings, &tx.versions, &clients, batch)?;
         let claims = Claims::of(&dated, &clients);
-        let priced = price(&catalog, &dated, &claims);
+        let closed = key_filters.closed_before(tx.versions.key_generation);
+        let earlier = outcome::find_in_closed(tx.conn(), &closed, &dated, &claims).await?;
+        let priced = price(&catalog, &dated, &claims, &earlier.of);
         let method = match may_copy && priced.new.len() >= COPY_EVENTS_MIN {
             true => Method::Copy,
             false => Method::Statement,
@@ -62,12 +67,14 @@ pub(super) async fn record(
                 conn.execute("ROLLBACK").await?;
             }
             Err(error) => return Err(error),
-            Ok(posted) => return finish(posted, alert_settings, settings, &dated, &claims, &priced).await,
+            Ok(posted) => {
+                return finish(posted, alert_settings, settings, &dated, &claims, &priced, earlier).await;
+            }
         }
     }
 }
 
-/// Runs the effects, decides the outcomes, and commits.
+/// Runs the effects, decides the outcomes, and commits. `holders` has the holders of keys in closed generations.
 async fn finish(
     posted: Posted<'_>,
     alert_settings: &AlertSettings,
@@ -75,19 +82,20 @@ async fn finish(
     dated: &[Dated<'_>],
     claims: &Claims,
     priced: &Priced<'_>,
+    mut holders: Holders,
 ) -> meterd_store::Result<Vec<Outcome>> {
     let recorded: Vec<(usize, &NewEvent<'_>)> =
         priced.claims.iter().copied().zip(&priced.new).filter(|(_, new)| posted.is_recorded(new)).collect();
     let backfills = Backfills::of(recorded.iter().map(|(_, new)| *new));
     let effect = AlertEffect::Raise { clients: settings, is_backfill: &|row| backfills.are_all_of(row) };
     let mut done = posted.run_effects(alert_settings, effect).await?;
-    let mut holders = vec![None; claims.event_of.len()];
+    let mut earlier = holders.known();
     for (claim, new) in recorded {
         let holder = KeyHolder { payload_hash: *new.payload_hash, id: new.priced.id, charge: Some(new.priced.charge) };
-        holders[claim] = Some(holder);
+        holders.of[claim] = Some(holder);
     }
-    let earlier = outcome::find_earlier_holders(done.conn(), dated, claims, &mut holders).await?;
-    let outcomes = outcome::decide(done.conn(), dated, claims, &holders, &earlier).await?;
+    earlier.extend(outcome::find_in_current(done.conn(), dated, claims, &mut holders).await?);
+    let outcomes = outcome::decide(done.conn(), dated, claims, &holders.of, &earlier).await?;
     done.commit().await?;
     outcomes.into_iter().collect()
 }

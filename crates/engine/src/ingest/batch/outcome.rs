@@ -2,30 +2,76 @@
 
 use super::claim::Claims;
 use super::date::Dated;
+use crate::ingest::key_filters::ClosedGenerations;
 use crate::ingest::{Conflict, Outcome, Recorded};
 use meterd_domain::event::{UsageEvent, differing_fields, repeats};
 use meterd_store::StoreError;
-use meterd_store::usage::holders::{self, KeyHolder};
+use meterd_store::usage::holders::{self, KeyHolder, WantedKeys};
 use sqlx::PgConnection;
 use std::collections::{HashMap, HashSet};
 
-/// Adds the holders of keys that were taken, and returns the claims of these keys.
-pub async fn find_earlier_holders(
+/// The events that have the keys of the claims, as far as they were looked up.
+pub struct Holders {
+    /// The current generation of keys.
+    generation: i32,
+    /// By claim.
+    pub of: Vec<Option<KeyHolder>>,
+}
+
+impl Holders {
+    /// Returns the claims whose holders are known.
+    pub fn known(&self) -> HashSet<usize> {
+        (0..self.of.len()).filter(|&claim| self.of[claim].is_some()).collect()
+    }
+}
+
+/// Returns the holder of each claim's key in the closed generations.
+pub async fn find_in_closed(
+    conn: &mut PgConnection,
+    closed: &ClosedGenerations,
+    dated: &[Dated<'_>],
+    claims: &Claims,
+) -> meterd_store::Result<Holders> {
+    let mut holders = Holders { generation: closed.current, of: vec![None; claims.event_of.len()] };
+    if closed.is_empty() {
+        return Ok(holders);
+    }
+    let (mut wanted, mut claims_of) = (WantedKeys::default(), vec![]);
+    for (claim, &event) in claims.event_of.iter().enumerate() {
+        let event = &dated[event].submission.event;
+        for generation in closed.that_may_have(&event.client_id, &event.idempotency_key) {
+            wanted.push(generation, &event.client_id, &event.idempotency_key);
+            claims_of.push(claim);
+        }
+    }
+    if claims_of.is_empty() {
+        return Ok(holders);
+    }
+    metrics::counter!("meterd_closed_key_lookups_total").increment(claims_of.len() as u64);
+    for (claim, holder) in claims_of.into_iter().zip(holders::find(conn, &wanted).await?) {
+        holders.of[claim] = holders.of[claim].take().or(holder);
+    }
+    Ok(holders)
+}
+
+/// Adds the holders of keys that were taken in the current generation, and returns the claims of these keys.
+pub async fn find_in_current(
     conn: &mut PgConnection,
     dated: &[Dated<'_>],
     claims: &Claims,
-    holders: &mut [Option<KeyHolder>],
+    holders: &mut Holders,
 ) -> meterd_store::Result<HashSet<usize>> {
-    let key = |claim: usize| {
-        let event = &dated[claims.event_of[claim]].submission.event;
-        (event.client_id.to_string(), event.idempotency_key.to_string())
-    };
+    let Holders { generation, of: holders } = holders;
     let taken: Vec<usize> = (0..holders.len()).filter(|&claim| holders[claim].is_none()).collect();
     if taken.is_empty() {
         return Ok(HashSet::new());
     }
-    let (client_ids, keys): (Vec<_>, Vec<_>) = taken.iter().map(|&claim| key(claim)).unzip();
-    let earlier = holders::find(conn, &client_ids, &keys).await?;
+    let mut wanted = WantedKeys::default();
+    for &claim in &taken {
+        let event = &dated[claims.event_of[claim]].submission.event;
+        wanted.push(*generation, &event.client_id, &event.idempotency_key);
+    }
+    let earlier = holders::find(conn, &wanted).await?;
     for (&claim, holder) in taken.iter().zip(earlier) {
         holders[claim] = holder;
     }

@@ -13,6 +13,7 @@ use sqlx::PgPool;
 pub async fn preview(
     pool: &PgPool,
     cache: &CatalogCache,
+    key_filters: &KeyFilters,
     ingest: &IngestConfig,
     client_ids: &[Arc<str>],
     batch: &[&Submission],
@@ -34,10 +35,13 @@ pub async fn preview(
     let of_clients = Clients::of(&known);
     let dated = date(&settings, &tx.versions, &of_clients, &known)?;
     let claims = Claims::of(&dated, &of_clients);
-    let priced = price(&catalog, &dated, &claims);
-    let mut holders = vec![None; claims.event_of.len()];
-    let earlier = outcome::find_earlier_holders(tx.conn(), &dated, &claims, &mut holders).await?;
-    for (claim, new) in priced.claims.iter().zip(&priced.new).filter(|(claim, _)| !earlier.contains(claim)) {
+    let closed = key_filters.closed_before(tx.versions.key_generation);
+    let mut holders = outcome::find_in_closed(tx.conn(), &closed, &dated, &claims).await?;
+    outcome::find_in_current(tx.conn(), &dated, &claims, &mut holders).await?;
+    let earlier = holders.known();
+    let mut holders = holders.of;
+    let priced = price(&catalog, &dated, &claims, &holders);
+    for (claim, new) in priced.claims.iter().zip(&priced.new) {
         let NewEvent { priced, payload_hash, .. } = new;
         holders[*claim] = Some(KeyHolder { payload_hash: **payload_hash, id: priced.id, charge: Some(priced.charge) });
     }

@@ -5,6 +5,7 @@ use super::claim::Claims;
 use super::date::Dated;
 use meterd_domain::catalog::Catalog;
 use meterd_domain::event::PricedEvent;
+use meterd_store::usage::holders::KeyHolder;
 use meterd_store::usage::record::NewEvent;
 
 /// The events to post, sorted by client and key.
@@ -14,13 +15,14 @@ pub struct Priced<'a> {
     pub claims: Vec<usize>,
 }
 
-/// Prices the events that make a claim and are not refused. The catalogue is that of the transaction's version.
-pub fn price<'a>(catalog: &Catalog, dated: &[Dated<'a>], claims: &Claims) -> Priced<'a> {
+/// Prices the events that make a claim, are not refused, and whose keys have no holder in a closed generation. `earlier` has these
+/// holders by claim. The catalogue is that of the transaction's version.
+pub fn price<'a>(catalog: &Catalog, dated: &[Dated<'a>], claims: &Claims, earlier: &[Option<KeyHolder>]) -> Priced<'a> {
     let (claims, new) = claims
         .event_of
         .iter()
         .enumerate()
-        .filter(|&(_, &event)| dated[event].refusal.is_none())
+        .filter(|&(claim, &event)| dated[event].refusal.is_none() && earlier[claim].is_none())
         .map(|(claim, &event)| {
             let Dated { submission: Submission { event, id, payload_hash, backfill, .. }, day, .. } = dated[event];
             let priced = PricedEvent { event, id: *id, day, charge: catalog.charge(event) };

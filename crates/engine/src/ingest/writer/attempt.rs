@@ -45,8 +45,8 @@ impl Writer {
         let mut recorded = match known.is_empty() {
             true => vec![],
             false => {
-                let Self { catalog, client_settings, alert_settings, .. } = self;
-                batch::record(&mut conn, catalog, client_settings, alert_settings, &known).await?
+                let Self { catalog, key_filters, client_settings, alert_settings, .. } = self;
+                batch::record(&mut conn, catalog, key_filters, client_settings, alert_settings, &known).await?
             }
         }
         .into_iter();

@@ -5,7 +5,7 @@ mod attempt;
 
 use super::queue::{Batch, Item, WriteQueue};
 use super::split::{FAILED_ATTEMPTS_MAX, split};
-use super::{IngestConfig, Outcome, reply, unpriced};
+use super::{IngestConfig, KeyFilters, Outcome, reply, unpriced};
 use crate::alerts::raise::AlertSettings;
 use crate::catalog::CatalogCache;
 use crate::ledger::ClientSettings;
@@ -39,6 +39,7 @@ struct Writer {
     settings: IngestConfig,
     database: PgConnectOptions,
     catalog: Arc<CatalogCache>,
+    key_filters: Arc<KeyFilters>,
     alert_settings: AlertSettings,
     /// Dropped after an error, which rolls back its transaction.
     conn: Option<PgConnection>,
@@ -108,6 +109,7 @@ pub(super) async fn run(
     settings: IngestConfig,
     database: PgConnectOptions,
     catalog: Arc<CatalogCache>,
+    key_filters: Arc<KeyFilters>,
     alert_settings: AlertSettings,
 ) {
     let mut writer = Writer {
@@ -115,6 +117,7 @@ pub(super) async fn run(
         // Generic plans, because every batch uses the same few statements, and planning the largest takes longer than a small batch.
         database: database.options([("lock_timeout", LOCK_TIMEOUT_MS), ("plan_cache_mode", "force_generic_plan")]),
         catalog,
+        key_filters,
         alert_settings,
         conn: None,
         known_clients: HashSet::default(),
