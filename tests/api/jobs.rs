@@ -324,7 +324,7 @@ async fn jobs_are_printed_as_a_table() {
     let partitions = lines[5];
     assert!(partitions.starts_with("partitions") && partitions.contains(YEARLY), "{listed}");
     assert!(partitions.contains("-01-01 00:00:00") && partitions.contains("there are all through"), "{listed}");
-    assert!(lines[6].contains("  off  ") && lines[5].contains("every month is kept"), "{listed}");
+    assert!(lines[6].contains("  off  ") && lines[6].contains("every month is kept"), "{listed}");
     let unknown = meterd(&server, &["jobs", "run", "x"]).await;
     assert_eq!(unknown.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&unknown.stderr).contains("JOB_NOT_FOUND"));

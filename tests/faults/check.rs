@@ -21,6 +21,8 @@ pub struct Checked {
     lost: usize,
     twice: usize,
     alerts: i64,
+    /// Generations of idempotency keys that were closed.
+    pub closed_generations: i64,
 }
 
 /// Compares the journal, the events, all sums, the alerts and the feed with each other.
@@ -57,7 +59,10 @@ pub async fn check(pool: &PgPool, journal: &Journal) -> Checked {
     let verified = verify_all(pool, None, None).await.unwrap();
     assert_eq!((verified.events as usize, verified.differences), (recorded, 0));
     let alerts = assert_alerts_match_months(pool).await;
-    Checked { acknowledged: acknowledged.iter().flatten().count(), recorded, lost, twice, alerts }
+    let closed = sqlx::query_scalar("SELECT count(*) FROM key_generations");
+    let closed_generations = closed.fetch_one(pool).await.unwrap();
+    let acknowledged = acknowledged.iter().flatten().count();
+    Checked { acknowledged, recorded, lost, twice, alerts, closed_generations }
 }
 
 /// Checks that no transaction is open without working.
@@ -126,11 +131,12 @@ async fn assert_alerts_match_months(pool: &PgPool) -> i64 {
 
 impl std::fmt::Display for Checked {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { acknowledged, recorded, lost, twice, alerts } = self;
+        let Self { acknowledged, recorded, lost, twice, alerts, closed_generations } = self;
         let [acknowledged, recorded] = [*acknowledged, *recorded].map(grouped);
         write!(
             f,
-            "{acknowledged} acknowledged, {recorded} recorded, {lost} lost, {twice} counted twice, {alerts} alerts"
+            "{acknowledged} acknowledged, {recorded} recorded, {lost} lost, {twice} counted twice, {alerts} alerts, \
+             {closed_generations} generations of keys closed"
         )
     }
 }

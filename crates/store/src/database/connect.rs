@@ -165,6 +165,11 @@ pub async fn allow_long_statements(conn: &mut PgConnection) -> crate::Result<()>
     conn.execute("SET LOCAL statement_timeout = 0").await.map(drop).map_err(Into::into)
 }
 
+/// Ends the effect of [`plan_for_values`].
+pub async fn plan_as_configured(conn: &mut PgConnection) -> crate::Result<()> {
+    conn.execute("SET LOCAL plan_cache_mode TO DEFAULT").await.map(drop).map_err(Into::into)
+}
+
 /// Plans each statement for the values of its parameters until the end of the transaction.
 pub async fn plan_for_values(conn: &mut PgConnection) -> crate::Result<()> {
     conn.execute("SET LOCAL plan_cache_mode = force_custom_plan").await.map(drop).map_err(Into::into)

@@ -6,6 +6,7 @@ use crate::ingest::key_filters::ClosedGenerations;
 use crate::ingest::{Conflict, Outcome, Recorded};
 use meterd_domain::event::{UsageEvent, differing_fields, repeats};
 use meterd_store::StoreError;
+use meterd_store::database::connect;
 use meterd_store::usage::holders::{self, KeyHolder, WantedKeys};
 use sqlx::PgConnection;
 use std::collections::{HashMap, HashSet};
@@ -50,6 +51,10 @@ pub async fn find_in_closed(
     metrics::counter!("meterd_closed_key_lookups_total").increment(claims_of.len() as u64);
     for (claim, holder) in claims_of.into_iter().zip(holders::find(conn, &wanted).await?) {
         holders.of[claim] = holders.of[claim].take().or(holder);
+    }
+    if holders.of.iter().any(Option::is_some) {
+        // The lookup of events is planned for its values. To plan the post would take longer than a small post.
+        connect::plan_as_configured(conn).await?;
     }
     Ok(holders)
 }
