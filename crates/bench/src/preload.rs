@@ -124,6 +124,7 @@ impl Preload {
             generations::close(pool, generation).await?;
             build_filter(pool, generation).await?;
         }
+        preload::open_generation_to_floors(&mut conn).await?;
         progress.set_message("months");
         preload::insert_months(&mut conn).await?;
         preload::tidy(&mut conn).await?;

@@ -140,6 +140,12 @@ pub async fn insert_range(conn: &mut PgConnection, kinds: &Kinds, range: &EventR
     .map_err(Into::into)
 }
 
+/// Lets the floors write keys to generation 0 although it is closed. Their clients are not those of meterd.
+pub async fn open_generation_to_floors(conn: &mut PgConnection) -> crate::Result<()> {
+    conn.execute("ALTER TABLE idempotency_keys_0 DROP CONSTRAINT IF EXISTS idempotency_keys_0_is_closed").await?;
+    Ok(())
+}
+
 /// Computes the month services from the days, and the months from the month services. Marks no summary as stale.
 pub async fn insert_months(conn: &mut PgConnection) -> crate::Result<()> {
     sqlx::query!(
