@@ -29,7 +29,7 @@ const HEADINGS: [(&str, &[&str]); 8] = [
     ("TLS", &["tls_*"]),
     ("Usage", &["currency", "default_time_zone", "unknown_*", "accept_*"]),
     ("Alerts and notifications", &["alert_*", "smtp_*", "twilio_*", "webhook_*", "notification*"]),
-    ("Jobs and retention", &["schedule_*", "retention_*", "key_retention_*"]),
+    ("Jobs and retention", &["schedule_*", "retention_*", "key_retention_*", "key_generation_*"]),
     ("Limits", &["*_max", "*_seconds", "writers"]),
 ];
 

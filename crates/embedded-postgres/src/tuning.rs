@@ -66,7 +66,7 @@ impl Machine {
         Self { memory: system.total_memory().min(limit), free_disk, lz4: has_lz4(layout, binaries, user).await }
     }
 
-    /// Returns the settings. `docs/operating.md` lists them with their measured effect.
+    /// Returns the settings. `docs/operating.md` lists them with their reasons.
     fn settings(self, memory: Memory) -> Vec<(&'static str, String)> {
         let mib = |bytes: u64| format!("{}MB", bytes / MIB);
         let shared = match memory {
