@@ -15,7 +15,6 @@ CREATE TABLE idempotency_keys (LIKE idempotency_keys_0 INCLUDING DEFAULTS) PARTI
 CREATE INDEX idempotency_keys_live ON ONLY idempotency_keys (claim_time) WHERE NOT backfill;
 CREATE INDEX idempotency_keys_backfill ON ONLY idempotency_keys (event_time, claim_time) WHERE backfill;
 ALTER TABLE idempotency_keys ATTACH PARTITION idempotency_keys_0 FOR VALUES IN (0);
--- Attaching has found the indexes of the partition that are like those of the parent.
 
 ALTER TABLE deployment ADD COLUMN key_generation integer NOT NULL DEFAULT 0;
 -- Replicas of an earlier release write every key to generation 0. Their batches fail when it is closed, so there is time to replace

@@ -199,6 +199,21 @@ async fn a_generation_is_dropped_when_all_its_keys_are_past_their_retention() {
     server.stop().await;
 }
 
+/// As after a failover to a copy in which the generation was closed at another time, with other keys.
+#[tokio::test]
+async fn a_filter_is_not_used_for_a_generation_that_was_closed_at_another_time() {
+    let server = TestServer::start_with(&[CLOSE_ALWAYS], Clock::system()).await;
+    server.track(keyed("first", "1")).await.unwrap();
+    close(&server).await;
+    read_filters(&server).await;
+    server.sql("ALTER TABLE idempotency_keys_0 DROP CONSTRAINT idempotency_keys_0_is_closed").await;
+    server.sql("UPDATE idempotency_keys SET idempotency_key = 'other'").await;
+    server.sql("UPDATE key_generations SET close_time = now(), filter = NULL, filter_format = NULL").await;
+    read_filters(&server).await;
+    assert_eq!(server.track(keyed("other", "1")).await.unwrap().outcome(), EventOutcome::Duplicate);
+    server.stop().await;
+}
+
 /// As a replica of a release without generations would.
 #[tokio::test]
 async fn postgresql_rejects_a_key_of_a_closed_generation() {

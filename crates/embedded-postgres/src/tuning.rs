@@ -48,7 +48,7 @@ pub(super) enum Memory {
 /// What the settings depend on.
 #[derive(Clone, Copy, Debug)]
 struct Machine {
-    /// Bytes of memory: those of the machine, or of the limit of the control group.
+    /// Memory of the machine, or the limit of its container if that is lower, in bytes.
     memory: u64,
     /// Free bytes on the disk of the data directory.
     free_disk: u64,

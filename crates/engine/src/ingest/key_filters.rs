@@ -5,12 +5,14 @@
 //! never misses a key, because a closed generation gets no more keys. If a generation has no filter in memory, for example right
 //! after it was closed, every key is looked up in it, which is slower and just as exact.
 
+use chrono::{DateTime, Utc};
 use fastbloom::BloomFilter;
 use futures_util::TryStreamExt;
 use meterd_store::usage::generations::{self, Generations};
 use sqlx::{Acquire, PgPool};
 use std::collections::BTreeMap;
-use std::sync::{Arc, RwLock};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
@@ -88,9 +90,17 @@ struct Known {
     closed: BTreeMap<i32, Option<Arc<Filter>>>,
 }
 
+/// The time at which a generation was closed, and its filter.
+type ReadFilter = (DateTime<Utc>, Arc<Filter>);
+
 /// The filters in the memory of this replica. They are shared by its writers.
 pub struct KeyFilters {
     known: RwLock<Arc<Known>>,
+    /// The filters that were read. They are used only for a generation that was closed at the same time: after a failover or a
+    /// restore, the database can be an older copy, in which other keys get into a generation of the same number.
+    read: Mutex<BTreeMap<i32, ReadFilter>>,
+    /// How often [`KeyFilters::forget`] was called.
+    forgotten: AtomicU64,
     /// Maximum number of bytes of all filters. The newest generations have filters first.
     bytes_max: usize,
     /// Wakes the task that refreshes.
@@ -103,7 +113,21 @@ impl KeyFilters {
         let Generations { current, closed } = generations::list(pool).await?;
         let closed = closed.into_iter().map(|closed| (closed.generation, None)).collect();
         let known = RwLock::new(Arc::new(Known { next: current, closed }));
-        Ok(Arc::new(Self { known, bytes_max, wanted: Notify::new() }))
+        Ok(Arc::new(Self::new(known, bytes_max)))
+    }
+
+    fn new(known: RwLock<Arc<Known>>, bytes_max: usize) -> Self {
+        let (read, forgotten) = (Mutex::default(), AtomicU64::new(0));
+        Self { known, read, forgotten, bytes_max, wanted: Notify::new() }
+    }
+
+    /// Looks every key up in every generation until the generations are read again. A writer calls it for each new connection,
+    /// because the database may be an older copy than that of the last connection.
+    pub fn forget(&self) {
+        let mut known = self.known.write().expect("no holder of the lock panics");
+        self.forgotten.fetch_add(1, Ordering::SeqCst);
+        *known = Arc::default();
+        self.wanted.notify_one();
     }
 
     /// Starts the task that keeps the filters up to date, until `stopping` is true.
@@ -131,25 +155,40 @@ impl KeyFilters {
 
     /// Reads the generations and the filters that are not in memory.
     pub async fn refresh(&self, pool: &PgPool) -> meterd_store::Result<()> {
+        let forgotten = self.forgotten.load(Ordering::SeqCst);
         let Generations { current, closed } = generations::list(pool).await?;
-        let old = self.known();
         let mut known = Known { next: current, closed: BTreeMap::new() };
+        let mut read = BTreeMap::new();
         let mut bytes = 0;
         for generation in closed.iter().rev() {
             let number = generation.generation;
-            let mut filter = old.closed.get(&number).cloned().flatten();
+            let mut filter = self.filter_of(number, generation.close_time);
             if filter.is_none() && generation.filter_format == Some(FILTER_FORMAT) && bytes < self.bytes_max {
                 let stored = generations::filter(pool, number, FILTER_FORMAT).await?;
                 filter = stored.and_then(|stored| Filter::decode(&stored)).map(Arc::new);
             }
             filter = filter.filter(|filter| bytes + filter.bytes() <= self.bytes_max);
             bytes += filter.as_ref().map_or(0, |filter| filter.bytes());
+            if let Some(filter) = &filter {
+                read.insert(number, (generation.close_time, filter.clone()));
+            }
             known.closed.insert(number, filter);
         }
         metrics::gauge!("meterd_key_generations").set(known.closed.len() as f64 + 1.0);
         metrics::gauge!("meterd_key_filter_bytes").set(bytes as f64);
-        *self.known.write().expect("no holder of the lock panics") = Arc::new(known);
+        *self.read.lock().expect("no holder of the lock panics") = read;
+        let mut current = self.known.write().expect("no holder of the lock panics");
+        // Otherwise it may have been read from the database of before.
+        if forgotten == self.forgotten.load(Ordering::SeqCst) {
+            *current = Arc::new(known);
+        }
         Ok(())
+    }
+
+    /// Returns the filter in memory of a generation that was closed at this time.
+    fn filter_of(&self, generation: i32, close_time: DateTime<Utc>) -> Option<Arc<Filter>> {
+        let read = self.read.lock().expect("no holder of the lock panics");
+        read.get(&generation).filter(|(of, _)| *of == close_time).map(|(_, filter)| filter.clone())
     }
 
     /// Returns the bytes of memory that the filters take.
@@ -232,7 +271,7 @@ mod tests {
             next: 4,
             closed: [(1, Some(Arc::new(filter(10)))), (2, None), (3, Some(Arc::new(Filter::for_keys(1))))].into(),
         };
-        let filters = KeyFilters { known: RwLock::new(Arc::new(known)), bytes_max: usize::MAX, wanted: Notify::new() };
+        let filters = KeyFilters::new(RwLock::new(Arc::new(known)), usize::MAX);
         let of = |current, key| filters.closed_before(current).that_may_have("acme", key).collect::<Vec<_>>();
         assert_eq!(of(4, "key-3"), [2, 1]);
         assert_eq!(of(4, "other"), [2]);
@@ -241,7 +280,9 @@ mod tests {
         // A transaction that began before generation 2 was closed cannot have keys in it twice: they conflict there.
         assert_eq!(of(2, "key-3"), [1]);
         assert!(!filters.closed_before(4).is_empty());
-        let none = KeyFilters { known: RwLock::default(), bytes_max: 0, wanted: Notify::new() };
+        filters.forget();
+        assert_eq!(of(4, "other"), [3, 2, 1, 0]);
+        let none = KeyFilters::new(RwLock::default(), 0);
         assert!(none.closed_before(0).is_empty() && !none.closed_before(1).is_empty());
     }
 }

@@ -140,7 +140,7 @@ pub async fn insert_range(conn: &mut PgConnection, kinds: &Kinds, range: &EventR
     .map_err(Into::into)
 }
 
-/// Lets the floors write keys to generation 0 although it is closed. Their clients are not those of meterd.
+/// Removes the constraint of generation 0, in which the floors keep their keys. No client of a floor is a client of meterd.
 pub async fn open_generation_to_floors(conn: &mut PgConnection) -> crate::Result<()> {
     conn.execute("ALTER TABLE idempotency_keys_0 DROP CONSTRAINT IF EXISTS idempotency_keys_0_is_closed").await?;
     Ok(())

@@ -33,7 +33,9 @@ impl Writer {
                 let connected = tokio::time::timeout(CONNECT_TIMEOUT, self.database.connect()).await;
                 // A failed connection is not an error of the events, so it is transient, whatever its cause is.
                 let refused = |error| sqlx::Error::Io(std::io::Error::other(error));
-                connected.map_err(|_| StoreError::Timeout)?.map_err(refused)?
+                let conn = connected.map_err(|_| StoreError::Timeout)?.map_err(refused)?;
+                self.key_filters.forget();
+                conn
             }
         };
         let unknown_clients = self.prepare(&mut conn, items).await?;
