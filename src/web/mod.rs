@@ -114,6 +114,10 @@ fn describe() {
         "meterd_closed_key_lookups_total",
         "Keys that were looked up in a closed generation, because its filter may contain them or is not in memory"
     );
+    metrics::describe_counter!(
+        "meterd_one_call_batches_total",
+        "Batches tried in one call, by result: recorded; or stale, key_taken, bound_reached, and then a transaction follows"
+    );
     metrics::describe_gauge!("meterd_queue_events", "Events that wait for a writer");
     metrics::describe_counter!(
         "meterd_alert_changes_sent_total",

@@ -320,6 +320,7 @@ async fn a_spike_compares_with_the_latest_cost_of_the_previous_month() {
         "INSERT INTO usage_months SELECT client_id, '2026-10-01', request_count, units, input_tokens, output_tokens,
                        cached_input_tokens, 10, unpriced_event_count FROM usage_months WHERE client_id = 'acme'";
     sqlx::query(october).execute(&mut *tx).await.unwrap();
+    sqlx::query("UPDATE usage_months SET alert_bound = 0 WHERE month = '2026-11-01'").execute(&mut *tx).await.unwrap();
     tx.commit().await.unwrap();
     waiting.await.unwrap();
     assert_eq!(kinds(&server, "acme").await, ["2026-11 SPIKE WARNING"]);

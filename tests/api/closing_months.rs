@@ -106,7 +106,7 @@ async fn closing_a_month_waits_for_batches_that_saw_it_open() {
             .unwrap()
             .into_inner()
     });
-    wait_for_blocked_statement(&server, "INSERT INTO usage_months").await;
+    wait_for_blocked_statement(&server, "record_usage").await;
     let mut jobs = server.jobs();
     let job = tokio::spawn(async move { jobs.run_job(RunJobRequest { job: "retention".into() }).await.unwrap() });
     wait_for_blocked_statement(&server, "pg_advisory_xact_lock").await;
@@ -133,7 +133,7 @@ async fn a_rebuild_that_started_before_its_month_was_closed_finds_all_events() {
     let rebuild = tokio::spawn(async move {
         usage.rebuild_rollups(rebuild_request("2024-06-01", "2024-06-30", false)).await.unwrap().into_inner()
     });
-    wait_for_blocked_statement(&server, "INSERT INTO usage_months").await;
+    wait_for_blocked_statement(&server, "FOR UPDATE").await;
     let job = server.jobs().run_job(RunJobRequest { job: "retention".into() }).await.unwrap().into_inner().job.unwrap();
     held.rollback().await.unwrap();
     assert_eq!(rebuild.await.unwrap().corrected_row_count, 0);
@@ -152,7 +152,7 @@ async fn a_rebuild_whose_months_are_closed_meanwhile_names_the_last_closed_month
     let mut usage = server.usage();
     let rebuild =
         tokio::spawn(async move { usage.rebuild_rollups(rebuild_request("2024-05-01", "2024-06-30", false)).await });
-    wait_for_blocked_statement(&server, "INSERT INTO usage_months").await;
+    wait_for_blocked_statement(&server, "FOR UPDATE").await;
     // The job closes the months but cannot remove the partitions.
     server.jobs().run_job(RunJobRequest { job: "retention".into() }).await.unwrap();
     held.rollback().await.unwrap();

@@ -38,6 +38,9 @@ struct SharedPostgres {
     _keeper: ChildStdin,
 }
 
+/// Tables with triggers that serve replicas of earlier releases. In a distributed database they have none.
+const TABLES_WITH_TRIGGERS: [&str; 3] = ["clients", "alert_policies", "monthly_summaries"];
+
 fn shared_postgres() -> &'static SharedPostgres {
     static SHARED: OnceLock<SharedPostgres> = OnceLock::new();
     SHARED.get_or_init(|| {
@@ -80,6 +83,11 @@ async fn start_shared_postgres() -> SharedPostgres {
     execute(&url, &format!("CREATE DATABASE {TEMPLATE}")).await;
     let options = connect::options(&url).unwrap().database(TEMPLATE);
     app::prepare(&options, &settings_of(&[])).await.unwrap();
+    let template = url.replace("/meterd?", &format!("/{TEMPLATE}?"));
+    // A distributed database has no triggers.
+    for table in TABLES_WITH_TRIGGERS {
+        execute(&template, &format!("ALTER TABLE {table} DISABLE TRIGGER USER")).await;
+    }
     SharedPostgres { url, _keeper: keeper.stdin.take().unwrap() }
 }
 

@@ -5,7 +5,7 @@ use chrono::{DateTime, NaiveDate, Utc};
 use meterd_domain::decimal::Decimal;
 use meterd_domain::event::{Charge, EventId, Measures, PricedEvent, UnpricedReason, UsageEvent};
 use meterd_domain::period::Month;
-use meterd_engine::ledger::{AlertEffect, ClientSettings, Versioned};
+use meterd_engine::ledger::{AlertBounds, AlertEffect, ClientSettings, Versioned};
 use meterd_store::usage::record::NewEvent;
 use sqlx::{ConnectOptions, PgConnection};
 use std::collections::BTreeSet;
@@ -66,7 +66,8 @@ async fn record(server: &TestServer, event: &UsageEvent, units_of_event: i64, pr
     tokio::time::sleep(std::time::Duration::from_millis(5)).await;
     let charge = i128::from(cost_of(before + units_of_event) - cost_of(before)) * SCALE;
     claimed_event.priced.charge = Charge::Priced { charge: Decimal::from_scaled(charge), price_id };
-    let posted = tx.post(std::slice::from_ref(&claimed_event)).await.unwrap();
+    let bounds = AlertBounds::new(&server.context.engine.alert_settings, &settings);
+    let posted = tx.post(std::slice::from_ref(&claimed_event), &bounds).await.unwrap();
     let alerts = AlertEffect::Raise { clients: &settings, is_backfill: &|_| false };
     let done = posted.run_effects(&server.context.engine.alert_settings, alerts).await.unwrap();
     done.commit().await.unwrap();

@@ -52,6 +52,7 @@ mod ledger;
 mod message_sizes;
 mod notification_calls;
 mod notifications;
+mod one_call;
 mod operations;
 mod overload;
 mod panics;

@@ -229,6 +229,7 @@ async fn total_costs(server: &TestServer) -> (String, String) {
 #[tokio::test]
 async fn totals_are_cached_until_summaries_change() {
     let server = server().await;
+    server.sql("ALTER TABLE monthly_summaries ENABLE TRIGGER USER").await;
     update(&server).await;
     server.sql("UPDATE monthly_totals SET cost = 999 WHERE month = '2026-11-01'").await;
     assert_eq!(total_costs(&server).await.0, "999", "cached totals must be used");

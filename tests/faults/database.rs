@@ -3,7 +3,7 @@
 use crate::scenario_dir::ScenarioDir;
 use meterd_embedded_postgres::{Embedded, EmbeddedSettings, attach};
 use meterd_store::database::connect;
-use sqlx::PgPool;
+use sqlx::{AssertSqlSafe, Executor, PgPool};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
@@ -34,7 +34,7 @@ impl Database {
             }
         });
         let database = Self { data_dir, supervisor: Some(supervisor) };
-        database.log_deadlocks().await;
+        database.show_faults().await;
         database
     }
 
@@ -65,13 +65,15 @@ impl Database {
         }
     }
 
-    /// Makes PostgreSQL log deadlocks. By default it checks for them after a second, when a writer has already stopped
-    /// waiting.
-    pub async fn log_deadlocks(&self) {
+    /// Makes faults visible. PostgreSQL logs deadlocks: by default it checks for them after a second, when a writer has already
+    /// stopped waiting. And a commit that has not waited for the disk is lost in a kill: by default it would be written 0.2 s later.
+    pub async fn show_faults(&self) {
         let pool = self.pool().await;
-        for statement in ["ALTER SYSTEM SET deadlock_timeout = '100ms'", "SELECT pg_reload_conf()"] {
-            sqlx::query(statement).execute(&pool).await.unwrap();
+        let settings = ["SET deadlock_timeout = '100ms'", "SET wal_writer_delay = '10s'"];
+        for statement in settings.map(|setting| format!("ALTER SYSTEM {setting}")) {
+            pool.execute(AssertSqlSafe(statement)).await.unwrap();
         }
+        pool.execute("SELECT pg_reload_conf()").await.unwrap();
         pool.close().await;
     }
 

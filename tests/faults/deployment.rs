@@ -70,7 +70,7 @@ impl Deployment {
         let flags: Vec<&str> = FLAGS.iter().chain(flags).copied().collect();
         let first = Replica::with_data_dir(&scenario_dir, &data_dir, &flags).await;
         let database = Database::of_replica(data_dir);
-        database.log_deadlocks().await;
+        database.show_faults().await;
         let other = Replica::on_socket(&scenario_dir, 1, database.socket(), &flags).await;
         Self::assemble(run, scenario_dir, database, vec![first, other]).await
     }

@@ -10,7 +10,7 @@ use crate::decimal::{Decimal, Total, divide_half_even};
 use crate::period::{Month, elapsed_and_remaining};
 use crate::policy::Policy;
 use crate::projection::{change_percent, month_end};
-use chrono::{DateTime, NaiveDate, Utc};
+use chrono::{DateTime, Datelike, NaiveDate, Utc};
 use ethnum::I256;
 use serde::{Deserialize, Serialize};
 /// The rule that raised an alert. The database stores the numbers of the proto enum.
@@ -231,21 +231,43 @@ impl MonthFacts {
         [AlertType::Threshold, AlertType::Spike, AlertType::Projection]
             .into_iter()
             .filter_map(highest)
-            .filter(|finding| {
-                let Finding { kind, severity, .. } = *finding;
-                let after_critical = severity == Severity::Warning && raised.has(kind, Severity::Critical);
-                !open.has(kind, severity) && !after_critical
-            })
+            .filter(|finding| !is_excluded(finding.kind, finding.severity, raised, open))
             .collect()
     }
 
-    /// Returns whether [`Self::to_raise`] can return anything for any recurring cost and any cost of the previous
-    /// month. If not, the caller need not read these values. Recurring cost can only lower a projection, and a more
-    /// expensive previous month can only raise the threshold of a spike.
-    pub fn may_raise(&self, policy: &Policy, raised: AlertSet, open: AlertSet) -> bool {
-        let previous_cost = policy.spike_baseline_min.max(Total::from_scaled(I256::ONE));
-        let worst_case = Self { recurring_cost: Total::ZERO, previous_cost, ..*self };
-        !worst_case.to_raise(policy, raised, open).is_empty()
+    /// Returns the lowest cost with which [`Self::to_raise`] can return an alert, whatever the recurring cost is: it can only
+    /// lower a projection. `None` if no cost can. Does not use the cost and the recurring cost of `self`.
+    pub fn lowest_cost_to_raise(&self, policy: &Policy, raised: AlertSet, open: AlertSet) -> Option<Total> {
+        let alerts = AlertType::ALL.iter().flat_map(|&kind| Severity::ALL.iter().map(move |&level| (kind, level)));
+        let lowest = alerts
+            .filter(|&(kind, severity)| !is_excluded(kind, severity, raised, open))
+            .filter_map(|(kind, severity)| self.evaluate(policy, kind, severity))
+            .map(|finding| match finding.kind {
+                AlertType::Projection => {
+                    let (elapsed, _) = elapsed_and_remaining(self.today);
+                    lowest_cost_with_month_end(finding.threshold, elapsed, self.month.days())
+                }
+                _ => finding.threshold,
+            });
+        lowest.min().map(|lowest| lowest.max(Total::from_scaled(I256::ONE)))
+    }
+
+    /// Returns [`Self::lowest_cost_to_raise`] for any cost of the previous month and any alerts that were raised.
+    pub fn lowest_cost_to_raise_of_any(&self, policy: &Policy) -> Option<Total> {
+        let worst_case = Self { previous_cost: compared_from(policy), ..*self };
+        worst_case.lowest_cost_to_raise(policy, AlertSet::default(), AlertSet::default())
+    }
+
+    /// Returns the alert bound of the client's current month: [`Self::lowest_cost_to_raise`] on this day.
+    ///
+    /// On the first day, a replica whose clock is slow may still add to the previous month. Then the bound is that of any higher cost
+    /// of the previous month: below the baseline, no spike is raised, but it is when the cost reaches the baseline.
+    pub fn alert_bound(&self, policy: &Policy, raised: AlertSet, open: AlertSet) -> Option<Total> {
+        let previous_cost = match self.today.day() {
+            1 => self.previous_cost.max(compared_from(policy)),
+            _ => self.previous_cost,
+        };
+        Self { previous_cost, ..*self }.lowest_cost_to_raise(policy, raised, open)
     }
 
     /// Returns whether an open alert of this month is resolved: its threshold is not reached, because the threshold
@@ -264,6 +286,25 @@ impl MonthFacts {
             None => alert.kind != AlertType::Projection || !policy.projection_enabled,
         }
     }
+}
+
+/// Returns whether an alert is not raised although its threshold is reached: it is open, or it is a warning after a critical alert.
+fn is_excluded(kind: AlertType, severity: Severity, raised: AlertSet, open: AlertSet) -> bool {
+    open.has(kind, severity) || severity == Severity::Warning && raised.has(kind, Severity::Critical)
+}
+
+/// Returns the lowest cost of a previous month that the spike rule compares with.
+fn compared_from(policy: &Policy) -> Total {
+    policy.spike_baseline_min.max(Total::from_scaled(I256::ONE))
+}
+
+/// Returns the lowest cost whose projection, without recurring cost, reaches `threshold`.
+fn lowest_cost_with_month_end(threshold: Total, elapsed: u32, days: u32) -> Total {
+    // At most one unit below the result, because the projection is rounded.
+    let floor = threshold.scaled() * I256::from(elapsed.max(1)) / I256::from(days) - 1;
+    let reaches = |cost: &I256| month_end(Total::from_scaled(*cost), Total::ZERO, elapsed, days) >= threshold;
+    let reached = (0..3).map(|more| floor + more).find(reaches);
+    Total::from_scaled(reached.unwrap_or(floor))
 }
 
 /// Returns 100 % in units of [`Total`].

@@ -59,25 +59,61 @@ fn only_the_current_month_is_projected_from_its_first_projection_day() {
 }
 
 #[test]
-fn may_raise_is_false_if_no_other_value_can_raise_an_alert() {
+fn the_lowest_cost_to_raise_is_that_of_the_next_rule() {
     let none = AlertSet::default();
-    let may = |cost: &str, open| facts(cost, "0", "2026-11-30").may_raise(&Policy::default(), open, open);
-    assert!(!may("1.499999999999", none) && may("1.5", none));
-    assert!(!may("40", AlertSet::of(Spike, Critical)));
+    let lowest = |previous, today, set| {
+        let facts = facts("0", previous, today);
+        facts.lowest_cost_to_raise(&Policy::default(), set, set).map(|cost| cost.to_string())
+    };
+    // Before the third day there is no projection, and a month below the baseline is not compared with.
+    assert_eq!(lowest("0", "2026-11-02", none).as_deref(), Some("50"));
+    assert_eq!(lowest("10", "2026-11-02", none).as_deref(), Some("15"));
+    assert_eq!(lowest("0", "2026-11-03", none).as_deref(), Some("15"));
+    assert_eq!(lowest("0", "2026-11-02", AlertSet::of(Threshold, Warning)).as_deref(), Some("100"));
+    assert_eq!(lowest("0", "2026-11-02", AlertSet::of(Threshold, Critical)), None);
+    let of_any = |today| facts("0", "0", today).lowest_cost_to_raise_of_any(&Policy::default());
+    assert_eq!(of_any("2026-11-02"), Some(total("1.5")));
+    let zero = Policy { monthly_warning: Total::ZERO, ..Policy::default() };
+    let smallest = facts("0", "0", "2026-11-02").lowest_cost_to_raise(&zero, none, none);
+    assert_eq!(smallest.unwrap().to_string(), "0.000000000001");
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+    /// Below the lowest cost, no alert is raised; at it, one is, except for recurring cost.
     #[test]
-    fn may_raise_is_true_whenever_an_alert_is_raised(
-        cost in 0i64..20_000, previous in 0i64..20_000, recurring in 0i64..200, day in 1u32..=30, raised in 0i32..64, open in 0i32..64
+    fn an_alert_is_raised_from_the_lowest_cost_to_raise(
+        cost in 0i64..20_000, previous in 0i64..20_000, later in 0i64..20_000, recurring in 0i64..200, day in 1u32..=30,
+        raised in 0i32..64, open in 0i32..64, spread in -3i32..=3, critical in 1i128..10_000_000
     ) {
         let cents = |count: i64| Total::from_scaled(I256::from(i128::from(count) * 10i128.pow(10)));
+        let policy = Policy { monthly_critical: Total::from_scaled(I256::from(critical * 37)), ..Policy::default() };
         let month = facts("0", "0", &format!("2026-11-{day:02}"));
-        let recurring_cost = cents(recurring.min(cost));
-        let month = MonthFacts { cost: cents(cost), previous_cost: cents(previous), recurring_cost, ..month };
+        let month = MonthFacts { previous_cost: cents(previous), ..month };
         let (raised, open) = (AlertSet(raised | open), AlertSet(open));
-        if !month.to_raise(&Policy::default(), raised, open).is_empty() {
-            prop_assert!(month.may_raise(&Policy::default(), raised, open));
+        let lowest = month.lowest_cost_to_raise(&policy, raised, open);
+        let near = |bound: Option<Total>| bound.map(|bound| Total::from_scaled(bound.scaled() + I256::from(spread)));
+        let grown = MonthFacts { previous_cost: cents(previous.max(later)), ..month };
+        let bound = month.alert_bound(&policy, raised, open);
+        let of_any = month.lowest_cost_to_raise_of_any(&policy);
+        for cost in [Some(cents(cost)), near(lowest), near(bound), near(of_any)].into_iter().flatten() {
+            let at = |facts: MonthFacts, recurring_cost| MonthFacts { cost, recurring_cost, ..facts };
+            let is_raised = !at(month, Total::ZERO).to_raise(&policy, raised, open).is_empty();
+            if lowest.is_none_or(|lowest| cost < lowest) {
+                prop_assert!(!is_raised, "{cost} is below {lowest:?}");
+                prop_assert_eq!(at(month, cents(recurring).min(cost)).to_raise(&policy, raised, open), vec![]);
+            }
+            if lowest == Some(cost) && !(open.has(Threshold, Critical) || open.has(Spike, Critical)) {
+                prop_assert!(is_raised, "{cost} is the lowest cost");
+            }
+            if bound.is_none_or(|bound| cost < bound) {
+                let month = if day == 1 { grown } else { month };
+                prop_assert_eq!(at(month, Total::ZERO).to_raise(&policy, raised, open), vec![]);
+            }
+            if of_any.is_none_or(|lowest| cost < lowest) {
+                prop_assert_eq!(at(grown, Total::ZERO).to_raise(&policy, raised, open), vec![]);
+            }
         }
     }
 }

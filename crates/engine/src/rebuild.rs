@@ -136,7 +136,7 @@ async fn rebuild_month(
         }
     }
     let corrected: Vec<Month> = corrections.months.keys().map(|(_, month)| *month).collect();
-    let mut posted = tx.post(&corrections).await?;
+    let mut posted = tx.post(corrections).await?;
     posted.delete_zeros(client_id, &months).await?;
     // What is raised is not counted: a correction is no new usage.
     drop(posted.run_effects(settings, AlertEffect::Check { client_id, months: &corrected }).await?.into_raised());

@@ -1,5 +1,6 @@
 //! Clients and their time zones.
 
+use crate::database::deployment;
 use chrono::{DateTime, NaiveDate, Utc};
 use chrono_tz::Tz;
 use meterd_domain::period::{self, Month};
@@ -114,6 +115,9 @@ pub async fn update(
     display_name: Option<&str>,
     zone: Option<Tz>,
 ) -> crate::Result<Option<Client>> {
+    if zone.is_some() {
+        deployment::count_client_settings_change(conn).await?;
+    }
     sqlx::query_as!(
         Client,
         "UPDATE clients SET display_name = COALESCE($2, display_name), time_zone = COALESCE($3, time_zone),

@@ -17,7 +17,8 @@ const PARTITIONS_LOCK: i64 = 0x6d65_7465_7264_0002;
 const DEPLOYMENT_LOCK: i64 = 0x6d65_7465_7264_0003;
 /// Taken to change notification channels.
 const CHANNELS_LOCK: i64 = 0x6d65_7465_7264_0004;
-// 0x6d65_7465_7264_0005 belongs to the trigger of migration 0009, which counts the versions of summaries.
+/// Taken to count the versions of summaries, also by the trigger of migration 0009.
+const SUMMARIES_LOCK: i64 = 0x6d65_7465_7264_0005;
 
 /// Prevents changes of prices, aliases and time zones until the end of the transaction.
 pub async fn share_versions(conn: &mut PgConnection) -> crate::Result<()> {
@@ -43,6 +44,11 @@ pub async fn make_partitions(conn: &mut PgConnection) -> crate::Result<()> {
 /// still complete when it gets the versions lock.
 pub async fn change_channels(conn: &mut PgConnection) -> crate::Result<()> {
     exclusive(conn, CHANNELS_LOCK).await
+}
+
+/// Lets one transaction count a change of summaries at a time.
+pub async fn change_summaries(conn: &mut PgConnection) -> crate::Result<()> {
+    exclusive(conn, SUMMARIES_LOCK).await
 }
 
 /// Lets one replica seed the database at a time.

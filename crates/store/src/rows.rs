@@ -187,7 +187,7 @@ impl Row<'_> {
     }
 
     /// Writes a `numeric` field.
-    pub fn total(&mut self, value: Total) {
-        self.field_with(oid::NUMERIC, Some(value.scaled()), numeric::put);
+    pub fn total(&mut self, value: impl Into<Option<Total>>) {
+        self.field_with(oid::NUMERIC, value.into().map(Total::scaled), numeric::put);
     }
 }

@@ -3,13 +3,13 @@
 use crate::clock::Clock;
 use chrono::{Days, NaiveDate};
 use chrono_tz::Tz;
-use meterd_domain::alert::{Alert, AlertType, Change, Finding, Severity};
-use meterd_domain::period::day_of;
+use meterd_domain::alert::{Alert, AlertSet, AlertType, Change, Finding, Severity};
+use meterd_domain::period::{Month, day_of};
 use meterd_store::alerts::policies::Policies;
 use meterd_store::alerts::{self, NewAlert};
 use meterd_store::alerts::{feed as alert_feed, notifications};
 use meterd_store::clients;
-use meterd_store::usage::rollups::{self, MonthContext, MonthRow};
+use meterd_store::usage::rollups::{self, MonthRow};
 use sqlx::PgConnection;
 use std::collections::HashSet;
 
@@ -29,6 +29,8 @@ pub struct ChangedMonth {
     pub zone: Tz,
     /// Whether only backfills have changed it. Then its alerts do not send notifications.
     pub backfill: bool,
+    /// Whether its alert bound holds for this transaction.
+    pub bound_holds: bool,
 }
 
 impl AlertSettings {
@@ -53,38 +55,44 @@ pub struct Raising<'a> {
 
 /// Evaluates the rules about the changed months, and returns the alerts that were raised. Must be the last write of the transaction.
 ///
-/// The contexts of the months are queried only if the worst possible values would raise an alert.
+/// The rules of a month are evaluated only if its cost has reached its alert bound.
 pub async fn raise_alerts(
     conn: &mut PgConnection,
     settings: &AlertSettings,
     policies: &Policies,
     mut changed: Vec<ChangedMonth>,
 ) -> meterd_store::Result<Vec<Alert>> {
-    let facts = |month: &ChangedMonth, context| month.row.facts(settings.today(month.zone), context);
-    changed.retain(|month| {
-        let MonthRow { client_id, raised, open, .. } = &month.row;
-        facts(month, MonthContext::default()).may_raise(policies.of(client_id), *raised, *open)
-    });
+    changed.retain(|ChangedMonth { row, .. }| row.alert_bound.is_some_and(|bound| row.cost >= bound));
     if changed.is_empty() {
         return Ok(vec![]);
     }
     let rows: Vec<&MonthRow> = changed.iter().map(|month| &month.row).collect();
     let contexts = rollups::month_contexts(conn, &rows).await?;
 
-    let mut raising = Vec::new();
-    for (month, context) in changed.iter().zip(contexts) {
-        let ChangedMonth { row, zone, backfill } = month;
-        let MonthRow { client_id, raised, open, .. } = row;
-        let notifies = !backfill && settings.notifies(row, settings.today(*zone));
-        let findings = facts(month, context).to_raise(policies.of(client_id), *raised, *open);
-        raising.extend(findings.into_iter().map(|finding| Raising { client_id, finding, notifies }));
+    let (mut raising, mut bounds) = (Vec::new(), Vec::new());
+    for (ChangedMonth { row, zone, backfill, bound_holds }, context) in changed.iter().zip(contexts) {
+        let MonthRow { client_id, month, .. } = row;
+        let (mut raised, mut open) = (row.raised, row.open);
+        let (today, policy) = (settings.today(*zone), policies.of(client_id));
+        let notifies = !backfill && settings.notifies(row, today);
+        let facts = row.facts(today, context);
+        for finding in facts.to_raise(policy, raised, open) {
+            let AlertSet(bit) = AlertSet::of(finding.kind, finding.severity);
+            raised.0 |= bit;
+            open.0 |= bit;
+            raising.push(Raising { client_id, finding, notifies });
+        }
+        // The cost of the month before an earlier month may still change.
+        if *bound_holds && *month == Month::of(today) {
+            bounds.push((row, facts.alert_bound(policy, raised, open)));
+        }
     }
-    if raising.is_empty() {
-        return Ok(vec![]);
+    let raised = if raising.is_empty() { vec![] } else { raise(conn, settings, &raising).await? };
+    rollups::set_alert_bounds(conn, &bounds).await?;
+    if !raised.is_empty() {
+        let changes: Vec<_> = raised.iter().map(|alert| (Change::Raised, alert.clone())).collect();
+        alert_feed::append(conn, &changes).await?;
     }
-    let raised = raise(conn, settings, &raising).await?;
-    let changes: Vec<_> = raised.iter().map(|alert| (Change::Raised, alert.clone())).collect();
-    alert_feed::append(conn, &changes).await?;
     Ok(raised)
 }
 

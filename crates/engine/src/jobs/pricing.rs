@@ -39,18 +39,18 @@ pub async fn run_once(
         // An event was moved into a month that is not locked. The next run begins again.
         return Ok(true);
     }
-    let priced = price(&mut tx, &catalog, &events).await?;
-    let count = priced.events.len() as i64;
+    let Priced { events, changes } = price(&mut tx, &catalog, &events).await?;
+    let count = events.len() as i64;
     let last: Option<&Waiting> = waiting.last();
     pricing::advance(tx.conn(), task.task_id, last, waiting.len() as i64, count).await?;
-    let mut posted = tx.post(&priced.changes).await?;
+    let mut posted = tx.post(changes).await?;
     let mut settings = ClientSettings::default();
     let client_ids: BTreeSet<Arc<str>> = posted.months().iter().map(|row| row.client_id.as_str().into()).collect();
     settings.know(posted.conn(), version, &client_ids.iter().collect::<Vec<_>>()).await?;
     // Alerts of months that only backfills have changed do not send notifications.
     let live = match count {
         0 => HashSet::new(),
-        _ => pricing::live_months(posted.conn(), &priced.events).await?,
+        _ => pricing::live_months(posted.conn(), &events).await?,
     };
     let is_backfill = |row: &MonthRow| !live.contains(&(row.client_id.clone(), row.month));
     let effect = AlertEffect::Raise { clients: &settings, is_backfill: &is_backfill };

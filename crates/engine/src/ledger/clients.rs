@@ -42,6 +42,11 @@ impl ClientSettings {
         Ok(())
     }
 
+    /// Returns the version of these settings.
+    pub fn version(&self) -> i64 {
+        self.version
+    }
+
     /// Pretends that a client with this zone exists.
     pub fn assume(&mut self, client_id: Arc<str>, zone: Tz) {
         self.zones.insert(client_id, zone);

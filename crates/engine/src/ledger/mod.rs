@@ -19,7 +19,9 @@
 //!
 //! # Ways to post
 //!
-//! - [`Versioned::post`] posts new events whose charges are known: one statement, or COPY, takes the steps 2 to 4.
+//! - [`try_record`] posts new events whose charges are known in one call that commits by itself, if no key is taken and no effect has
+//!   anything to do. It takes the steps 1 to 4. If it cannot, it writes nothing, and the caller goes through the stages.
+//! - [`Versioned::post`] posts new events whose charges are known: takes the steps 2 to 4.
 //! - [`Versioned::claim_keys`], [`KeysClaimed::lock_months`] and [`KeysClaimed::post`] post new events whose charges depend on what their
 //!   months already have, such as a tier: the caller reads the months and prices the events after step 3.
 //! - [`MonthsLocked::post`] posts other changes, such as a price that came later or a correction. The caller locks the months, reads what
@@ -30,8 +32,10 @@
 //! Every way leads to [`Posted`], and only [`Posted::run_effects`] leads on. It runs the effects of the new sums, which today are alerts.
 //! An effect observes the new sums; it cannot refuse them.
 
+mod alert_bounds;
 mod clients;
 
+pub use alert_bounds::AlertBounds;
 pub use clients::{ClientSettings, KNOWN_CLIENTS_MAX};
 
 use crate::alerts::check;
@@ -43,7 +47,7 @@ use meterd_domain::period::Month;
 use meterd_domain::rollup::{Deltas, Sums};
 use meterd_store::StoreError;
 use meterd_store::locks::{self, Versions};
-use meterd_store::usage::record::{self, NewEvent, Written};
+use meterd_store::usage::record::{self, AlertBound, Changes, MonthChange, NewEvent, Tried};
 use meterd_store::usage::rollups::{self, MonthRow};
 use sqlx::{Executor, PgConnection};
 use std::collections::{BTreeSet, HashSet};
@@ -76,6 +80,8 @@ pub struct Posted<'c> {
     months: Vec<MonthRow>,
     /// See [`Posted::is_recorded`].
     claimed: Option<HashSet<i64>>,
+    /// Whether the alert bounds of the months hold for this transaction.
+    bounds_hold: bool,
 }
 
 /// How the alerts of the changed months are evaluated.
@@ -97,10 +103,29 @@ pub struct EffectsDone<'c> {
 /// How new events are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
-    /// One statement. An event whose key is taken is skipped.
+    /// Statements. An event whose key is taken is skipped.
     Statement,
     /// COPY, which is faster for many events. A taken key is a unique violation and ends the transaction.
     Copy,
+}
+
+/// Records new events in one call, which commits by itself. `versions` are those of an earlier transaction, and `alerts` and the
+/// charges are of these versions. `new` is as for [`Versioned::post`].
+pub async fn try_record(
+    conn: &mut PgConnection,
+    versions: &Versions,
+    new: &[NewEvent<'_>],
+    alerts: &AlertBounds<'_>,
+) -> meterd_store::Result<Tried> {
+    let changes = alerts.changes(sums(new));
+    if !alerts.followers(&changes).is_empty() {
+        return Ok(Tried::BoundReached);
+    }
+    record::try_record(conn, versions, new, &changes).await
+}
+
+fn sums(new: &[NewEvent<'_>]) -> Deltas {
+    Deltas::of_events(new.iter().map(|new| &new.priced))
 }
 
 impl<'c> Begun<'c> {
@@ -149,10 +174,12 @@ impl<'c> Versioned<'c> {
         }
     }
 
-    /// Locks the rows of these months, if they exist.
+    /// Locks the rows of these months and of the months after them, if they exist.
     pub async fn lock_months(self, months: &BTreeSet<(String, Month)>) -> meterd_store::Result<MonthsLocked<'c>> {
+        let after = months.iter().map(|(client_id, month)| (client_id.clone(), month.next()));
+        let all: BTreeSet<(String, Month)> = months.iter().cloned().chain(after).collect();
         let (clients, firsts): (Vec<_>, Vec<_>) =
-            months.iter().map(|(client_id, month)| (client_id.clone(), month.first_day())).unzip();
+            all.into_iter().map(|(client_id, month)| (client_id, month.first_day())).unzip();
         rollups::lock_months(self.conn, &clients, &firsts).await?;
         Ok(MonthsLocked(self.conn))
     }
@@ -164,21 +191,24 @@ impl<'c> Versioned<'c> {
 
     /// Posts new events: claims their keys, inserts the events whose keys were free, and adds these to the sums. `new` is sorted
     /// by client and key. None of its keys is in a closed generation.
-    pub async fn post(self, new: &[NewEvent<'_>], method: Method) -> meterd_store::Result<Posted<'c>> {
-        let Self { conn, versions } = self;
-        let generation = versions.key_generation;
+    pub async fn post(
+        self,
+        new: &[NewEvent<'_>],
+        method: Method,
+        alerts: &AlertBounds<'_>,
+    ) -> meterd_store::Result<Posted<'c>> {
         if new.is_empty() {
-            return Ok(Posted { conn, months: vec![], claimed: None });
+            return Ok(Posted { conn: self.conn, months: vec![], claimed: None, bounds_hold: true });
         }
-        let deltas = Deltas::of_events(new.iter().map(|new| &new.priced));
-        if method == Method::Copy {
-            let months = record::copy(conn, generation, new, &deltas).await?;
-            return Ok(Posted { conn, months, claimed: None });
+        if method == Method::Statement {
+            return self.claim_keys(new).await?.post(new, alerts).await;
         }
-        match record::record(conn, generation, new, &deltas).await? {
-            Written::All(months) => Ok(Posted { conn, months, claimed: None }),
-            Written::Claimed(claimed) => KeysClaimed { conn, claimed }.post(new).await,
-        }
+        let Self { conn, versions } = self;
+        let changes = alerts.changes(sums(new));
+        record::copy(conn, versions.key_generation, new).await?;
+        alert_bounds::reset_followers(conn, &changes, &alerts.followers(&changes)).await?;
+        let months = record::add(conn, &[], &changes).await?;
+        Ok(Posted { conn, months, claimed: None, bounds_hold: true })
     }
 
     /// Claims the keys of new events, and writes nothing else. `new` is as for [`Versioned::post`]; its charges are not read.
@@ -205,12 +235,16 @@ impl<'c> KeysClaimed<'c> {
     }
 
     /// Posts those of the events whose keys were claimed.
-    pub async fn post(self, new: &[NewEvent<'_>]) -> meterd_store::Result<Posted<'c>> {
+    pub async fn post(self, new: &[NewEvent<'_>], alerts: &AlertBounds<'_>) -> meterd_store::Result<Posted<'c>> {
         let Self { conn, claimed } = self;
         let free: Vec<NewEvent<'_>> = new.iter().filter(|new| claimed.contains(&new.priced.id.seq)).cloned().collect();
-        let deltas = Deltas::of_events(free.iter().map(|new| &new.priced));
-        let months = if free.is_empty() { vec![] } else { record::record_claimed(conn, &free, &deltas).await? };
-        Ok(Posted { conn, months, claimed: Some(claimed) })
+        let mut months = vec![];
+        if !free.is_empty() {
+            let changes = alerts.changes(sums(&free));
+            alert_bounds::reset_followers(conn, &changes, &alerts.followers(&changes)).await?;
+            months = record::add(conn, &free, &changes).await?;
+        }
+        Ok(Posted { conn, months, claimed: Some(claimed), bounds_hold: true })
     }
 }
 
@@ -219,8 +253,8 @@ async fn lock_or_create(
     conn: &mut PgConnection,
     months: impl Iterator<Item = (Arc<str>, Month)>,
 ) -> meterd_store::Result<()> {
-    let nothing = months.map(|month| (month, Sums::default())).collect();
-    record::add(conn, &Deltas { months: nothing, ..Deltas::default() }).await.map(drop)
+    let change = |key| MonthChange { key, sums: Sums::default(), bound: AlertBound::UNKNOWN };
+    record::add(conn, &[], &Changes { months: months.map(change).collect(), ..Changes::default() }).await.map(drop)
 }
 
 async fn create_months<'c>(
@@ -228,6 +262,8 @@ async fn create_months<'c>(
     client: &Arc<str>,
     months: &[Month],
 ) -> meterd_store::Result<MonthsLocked<'c>> {
+    let with_next: BTreeSet<Month> = months.iter().flat_map(|month| [*month, month.next()]).collect();
+    rollups::lock_client_months(conn, client, &with_next.into_iter().collect::<Vec<_>>()).await?;
     lock_or_create(conn, months.iter().map(|month| (client.clone(), *month))).await?;
     Ok(MonthsLocked(conn))
 }
@@ -239,13 +275,16 @@ impl<'c> MonthsLocked<'c> {
     }
 
     /// Posts changes of the sums of months that are locked.
-    pub async fn post(self, changes: &Deltas) -> meterd_store::Result<Posted<'c>> {
-        let months = if changes.months.is_empty() && changes.month_services.is_empty() && changes.days.is_empty() {
-            vec![]
-        } else {
-            record::add(self.0, changes).await?
+    pub async fn post(self, changes: Deltas) -> meterd_store::Result<Posted<'c>> {
+        let changes = Changes::of(changes, |_| AlertBound::UNKNOWN);
+        let followers =
+            changes.months.iter().map(|MonthChange { key: (client_id, month), .. }| (client_id.clone(), month.next()));
+        alert_bounds::reset_followers(self.0, &changes, &followers.collect()).await?;
+        let months = match changes.is_empty() {
+            true => vec![],
+            false => record::add(self.0, &[], &changes).await?,
         };
-        Ok(Posted { conn: self.0, months, claimed: None })
+        Ok(Posted { conn: self.0, months, claimed: None, bounds_hold: false })
     }
 }
 
@@ -279,11 +318,12 @@ impl<'c> Posted<'c> {
         settings: &AlertSettings,
         alerts: AlertEffect<'_>,
     ) -> meterd_store::Result<EffectsDone<'c>> {
-        let Self { conn, months, .. } = self;
+        let Self { conn, months, bounds_hold, .. } = self;
         let raised = match alerts {
             AlertEffect::Raise { clients, is_backfill } => {
                 let changed = months.into_iter().filter_map(|row| {
-                    Some(ChangedMonth { zone: clients.zone(&row.client_id)?, backfill: is_backfill(&row), row })
+                    let zone = clients.zone(&row.client_id)?;
+                    Some(ChangedMonth { zone, backfill: is_backfill(&row), bound_holds: bounds_hold, row })
                 });
                 raise_alerts(conn, settings, &clients.policies, changed.collect()).await?
             }

@@ -146,7 +146,7 @@ pub async fn resolve(conn: &mut PgConnection, client_id: &str, alert_ids: &[Stri
     Ok(alerts)
 }
 
-/// Updates the sets of raised and open alerts in the month rows.
+/// Updates the sets of raised and open alerts in the month rows, and resets their alert bounds, which depend on them.
 async fn update_months(conn: &mut PgConnection, alerts: &[Alert]) -> crate::Result<()> {
     let mut bits: BTreeMap<(&str, NaiveDate), (i32, i32, i32)> = BTreeMap::new();
     for alert in alerts.iter().filter(|alert| !alert.finding.kind.is_of_day()) {
@@ -165,7 +165,7 @@ async fn update_months(conn: &mut PgConnection, alerts: &[Alert]) -> crate::Resu
     let closed: Vec<i32> = bits.values().map(|bits| bits.2).collect();
     sqlx::query!(
         "UPDATE usage_months t SET raised_alerts = t.raised_alerts | new.raised,
-             open_alerts = (t.open_alerts | new.opened) & ~new.closed
+             open_alerts = (t.open_alerts | new.opened) & ~new.closed, alert_bound = 0
          FROM unnest($1::text[], $2::date[], $3::int[], $4::int[], $5::int[]) AS new (client_id, month, raised, opened, closed)
          WHERE t.client_id = new.client_id AND t.month = new.month",
         &clients,

@@ -1,5 +1,6 @@
 //! Alert policies: the default policy and the overrides of clients.
 
+use crate::database::deployment;
 use chrono::{DateTime, Utc};
 use meterd_domain::policy::{Overrides, Policy};
 use sqlx::PgConnection;
@@ -69,6 +70,7 @@ pub async fn find(conn: &mut PgConnection, client_id: &str) -> crate::Result<Opt
 /// Sets a policy and returns the time of the change. The transaction must hold the exclusive versions lock, so that the
 /// policy applies to every later commit.
 pub async fn put(conn: &mut PgConnection, client_id: &str, policy: &Overrides) -> crate::Result<DateTime<Utc>> {
+    deployment::count_client_settings_change(conn).await?;
     sqlx::query_scalar!(
         "INSERT INTO alert_policies (client_id, policy) VALUES ($1, $2)
          ON CONFLICT (client_id) DO UPDATE SET policy = excluded.policy, update_time = now()

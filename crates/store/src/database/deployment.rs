@@ -30,6 +30,18 @@ pub async fn insert(conn: &mut PgConnection, deployment: &Deployment) -> crate::
         .map_err(Into::into)
 }
 
+/// Counts a change of a time zone or of an alert policy. Writers that remember these read them again. The transaction must hold the
+/// exclusive versions lock.
+///
+/// In a database that is not distributed, triggers count too, for replicas of earlier releases.
+pub async fn count_client_settings_change(conn: &mut PgConnection) -> crate::Result<()> {
+    sqlx::query!("UPDATE deployment SET client_settings_version = client_settings_version + 1")
+        .execute(conn)
+        .await
+        .map(drop)
+        .map_err(Into::into)
+}
+
 /// Returns the last closed month. Sums of closed months do not change. `None` if no month is closed.
 pub async fn closed_through(conn: &mut PgConnection) -> crate::Result<Option<Month>> {
     let day = sqlx::query_scalar!("SELECT NULLIF(closed_through, '-infinity') AS closed_through FROM deployment");

@@ -1,8 +1,10 @@
 //! Writes events: their idempotency keys, the event rows, and their sums in months, month services and days.
 
+use crate::locks::Versions;
 use crate::numeric::Numeric;
 use crate::rows::{Composite, CopyIn, Fields, Row};
 use crate::usage::rollups::MonthRow;
+use chrono::{DateTime, NaiveDate, Utc};
 use meterd_domain::alert::AlertSet;
 use meterd_domain::decimal::Total;
 use meterd_domain::event::{PayloadHash, PricedEvent};
@@ -19,73 +21,156 @@ pub struct NewEvent<'a> {
     pub backfill: bool,
 }
 
-/// The generation of a write that claims no keys. It is not used.
-const NO_GENERATION: i32 = 0;
-
-/// The result of [`record`].
-pub enum Written {
-    /// Everything was written. Has the updated months, in no particular order. This transaction holds the locks of
-    /// their rows.
-    All(Vec<MonthRow>),
-    /// Some keys were already taken, so only the free keys were written. Has the sequence numbers of the events whose
-    /// keys were free.
-    Claimed(HashSet<i64>),
+/// The changes of a month's sums, with a bound of the cost from which its alert rules must be evaluated.
+#[derive(Clone, Debug)]
+pub struct MonthChange {
+    pub key: MonthKey,
+    pub sums: Sums,
+    pub bound: AlertBound,
 }
 
-/// Claims the keys of all events and, if all keys were free, writes the events and adds `deltas`. One statement does
-/// all of this.
+/// The cost from which the alert rules of a month must be evaluated. Holds on one day of the client and for one version of policies
+/// and time zones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AlertBound {
+    /// `None`: no cost can raise an alert.
+    pub cost: Option<Total>,
+    /// The day, and the version of policies and time zones. `None`: the next change of the month replaces the bound.
+    pub holds: Option<(NaiveDate, i64)>,
+}
+
+impl AlertBound {
+    /// The rules must be evaluated, whatever the cost is.
+    pub const UNKNOWN: Self = Self { cost: Some(Total::ZERO), holds: None };
+
+    /// The version that is stored for a bound that holds for none.
+    const NO_VERSION: i64 = -1;
+}
+
+/// The changes of sums that a transaction makes, in the order in which their rows are locked.
+#[derive(Debug, Default)]
+pub struct Changes {
+    pub months: Vec<MonthChange>,
+    pub month_services: Vec<(MonthServiceKey, Sums)>,
+    pub days: Vec<(DayKey, Sums)>,
+}
+
+impl Changes {
+    /// Adds these sums. `bound` returns the bound of a month; it must hold whatever the row of the month contains.
+    pub fn of(deltas: Deltas, mut bound: impl FnMut(&MonthKey) -> AlertBound) -> Self {
+        let Deltas { months, month_services, days } = deltas;
+        let months = months.into_iter().map(|(key, sums)| MonthChange { bound: bound(&key), key, sums });
+        Self {
+            months: months.collect(),
+            month_services: month_services.into_iter().collect(),
+            days: days.into_iter().collect(),
+        }
+    }
+
+    /// Returns whether there is nothing to change.
+    pub fn is_empty(&self) -> bool {
+        self.months.is_empty() && self.month_services.is_empty() && self.days.is_empty()
+    }
+}
+
+/// The result of [`try_record`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tried {
+    /// The batch is recorded and committed.
+    Recorded,
+    /// Nothing was written: a version is not the current one, or is being changed.
+    Stale,
+    /// Nothing was written: a key is taken.
+    KeyTaken,
+    /// Nothing was written: the alert rules of a month must be evaluated.
+    BoundReached,
+}
+
+/// Records new events in one call, which commits by itself, if `versions` are current, all keys are free and no month reaches its
+/// alert bound. Otherwise it writes nothing, and the caller uses a transaction. Takes the same locks as a transaction.
 ///
-/// `events` must be sorted by client and key, and their keys must not be in a closed generation. `generation` is the current
-/// one of [`crate::locks::Versions`]. `deltas` must be the sums of `events`. Waits for other transactions that are claiming
-/// the same keys.
-pub async fn record(
+/// `events` must be sorted by client and key, and their keys must not be in a closed generation. `changes` must be the sums of
+/// `events`. There must be no open transaction.
+pub async fn try_record(
     conn: &mut PgConnection,
-    generation: i32,
+    versions: &Versions,
     events: &[NewEvent<'_>],
-    deltas: &Deltas,
-) -> crate::Result<Written> {
-    write(conn, generation, events, events, deltas).await
+    changes: &Changes,
+) -> crate::Result<Tried> {
+    let recorded = sqlx::query_scalar!(
+        r#"SELECT record_usage($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) AS "is_recorded!""#,
+        versions.catalog,
+        versions.client_settings,
+        versions.closed_through.map(|month| month.first_day()) as Option<NaiveDate>,
+        versions.keys_pruned_through as Option<DateTime<Utc>>,
+        versions.key_generation,
+        composites(events.iter().map(Key)) as Vec<Composite<Key<'_>>>,
+        composites(&changes.months) as Vec<Composite<&MonthChange>>,
+        composites(&changes.month_services) as Vec<Composite<&(MonthServiceKey, Sums)>>,
+        composites(&changes.days) as Vec<Composite<&(DayKey, Sums)>>,
+        composites(events.iter().map(Event)) as Vec<Composite<Event<'_>>>
+    );
+    match recorded.fetch_one(conn).await {
+        Ok(true) => Ok(Tried::Recorded),
+        Ok(false) => Ok(Tried::Stale),
+        Err(error) => match error.as_database_error().and_then(|error| error.code()).as_deref() {
+            Some("MT001") => Ok(Tried::KeyTaken),
+            Some("MT002") => Ok(Tried::BoundReached),
+            _ => Err(error.into()),
+        },
+    }
 }
 
-/// Claims keys and writes nothing else, as [`record`] does. The charges of `events` are not read. Returns the sequence numbers
-/// of the events whose keys were free.
+/// Claims the keys of new events in a generation, which must be the current one of [`crate::locks::Versions`]. Returns the sequence
+/// numbers of the events whose keys were free. `events` must be sorted by client and key. Waits for other transactions that are
+/// claiming the same keys.
 pub async fn claim(conn: &mut PgConnection, generation: i32, events: &[NewEvent<'_>]) -> crate::Result<HashSet<i64>> {
-    match write(conn, generation, events, &[], &Deltas::default()).await? {
-        Written::All(_) => Ok(events.iter().map(|event| event.priced.id.seq).collect()),
-        Written::Claimed(claimed) => Ok(claimed),
+    let claimed = sqlx::query_scalar!(
+        "INSERT INTO idempotency_keys (client_id, idempotency_key, payload_hash, event_time, event_seq, backfill, generation)
+         SELECT *, $2::integer FROM unnest($1::new_key[])
+         ON CONFLICT DO NOTHING
+         RETURNING event_seq",
+        composites(events.iter().map(Key)) as Vec<Composite<Key<'_>>>,
+        generation
+    );
+    Ok(claimed.fetch_all(conn).await?.into_iter().collect())
+}
+
+/// Adds to sums and inserts events whose keys this transaction has claimed, if there are any. Returns the changed months, in no
+/// particular order. This transaction holds the locks of their rows.
+///
+/// Locks the months first, then the month services and the days, each in the order of `changes`: this is the lock order of
+/// [`crate::locks`]. The rows below a month change only while the row of the month is locked.
+pub async fn add(conn: &mut PgConnection, events: &[NewEvent<'_>], changes: &Changes) -> crate::Result<Vec<MonthRow>> {
+    let rows = sqlx::query!(
+        r#"SELECT client_id AS "client_id!", month AS "month!", cost AS "cost!: Numeric", raised_alerts AS "raised_alerts!",
+                  open_alerts AS "open_alerts!", alert_bound AS "alert_bound: Numeric"
+           FROM add_usage($1, $2, $3, $4)"#,
+        composites(&changes.months) as Vec<Composite<&MonthChange>>,
+        composites(&changes.month_services) as Vec<Composite<&(MonthServiceKey, Sums)>>,
+        composites(&changes.days) as Vec<Composite<&(DayKey, Sums)>>,
+        composites(events.iter().map(Event)) as Vec<Composite<Event<'_>>>
+    )
+    .fetch_all(conn)
+    .await?;
+    let months = rows.into_iter().map(|row| MonthRow {
+        client_id: row.client_id,
+        month: Month::of(row.month),
+        cost: row.cost.into(),
+        raised: AlertSet(row.raised_alerts),
+        open: AlertSet(row.open_alerts),
+        alert_bound: row.alert_bound.map(Total::from),
+    });
+    let months: Vec<MonthRow> = months.collect();
+    if months.len() != changes.months.len() {
+        return Err(crate::StoreError::inconsistent("the sums of a month were neither added nor changed"));
     }
+    Ok(months)
 }
 
-/// Writes events whose keys this transaction has already claimed.
-pub async fn record_claimed(
-    conn: &mut PgConnection,
-    events: &[NewEvent<'_>],
-    deltas: &Deltas,
-) -> crate::Result<Vec<MonthRow>> {
-    all_written(write(conn, NO_GENERATION, &[], events, deltas).await?)
-}
-
-/// Adds sums to months, month services and days. Returns the updated months.
-pub async fn add(conn: &mut PgConnection, deltas: &Deltas) -> crate::Result<Vec<MonthRow>> {
-    all_written(write(conn, NO_GENERATION, &[], &[], deltas).await?)
-}
-
-/// Returns the months of a write that claimed no keys.
-fn all_written(written: Written) -> crate::Result<Vec<MonthRow>> {
-    match written {
-        Written::All(months) => Ok(months),
-        Written::Claimed(_) => Err(crate::StoreError::inconsistent("rows of months were neither added nor changed")),
-    }
-}
-
-/// Does the same as [`record`], faster for many events. A key that is already taken is a unique violation, which aborts
-/// the transaction.
-pub async fn copy(
-    conn: &mut PgConnection,
-    generation: i32,
-    events: &[NewEvent<'_>],
-    deltas: &Deltas,
-) -> crate::Result<Vec<MonthRow>> {
+/// Claims the keys of new events and inserts the events, faster than [`claim`] and [`add`] for many events. A key that is already
+/// taken is a unique violation, which aborts the transaction.
+pub async fn copy(conn: &mut PgConnection, generation: i32, events: &[NewEvent<'_>]) -> crate::Result<()> {
     let keys = "COPY idempotency_keys (client_id, idempotency_key, payload_hash, event_time, event_seq, backfill,
         generation) FROM STDIN (FORMAT binary)";
     let mut copy = CopyIn::begin(conn, keys).await?;
@@ -102,8 +187,7 @@ pub async fn copy(
     for event in events {
         copy.add(&Event(event)).await?;
     }
-    copy.finish().await?;
-    add(conn, deltas).await
+    copy.finish().await
 }
 
 struct Key<'a>(&'a NewEvent<'a>);
@@ -180,22 +264,23 @@ fn put_sums(row: &mut Row<'_>, sums: &Sums) {
     row.int8(sums.unpriced_event_count);
 }
 
-/// A rollup key and the sums to add to its row.
-type Delta<'a, Key> = (&'a Key, &'a Sums);
-
-impl Fields for Delta<'_, MonthKey> {
-    const TYPE: &'static str = "month_delta";
-    const COUNT: u16 = 9;
+impl Fields for &MonthChange {
+    const TYPE: &'static str = "month_change";
+    const COUNT: u16 = 12;
 
     fn put(&self, row: &mut Row<'_>) {
-        let ((client_id, month), sums) = self;
+        let MonthChange { key: (client_id, month), sums, bound } = self;
+        let (day, version) = bound.holds.unwrap_or((month.first_day(), AlertBound::NO_VERSION));
         row.text(client_id);
         row.date(month.first_day());
         put_sums(row, sums);
+        row.total(bound.cost);
+        row.date(day);
+        row.int8(version);
     }
 }
 
-impl Fields for Delta<'_, MonthServiceKey> {
+impl Fields for &(MonthServiceKey, Sums) {
     const TYPE: &'static str = "month_service_delta";
     const COUNT: u16 = 10;
 
@@ -208,7 +293,7 @@ impl Fields for Delta<'_, MonthServiceKey> {
     }
 }
 
-impl Fields for Delta<'_, DayKey> {
+impl Fields for &(DayKey, Sums) {
     const TYPE: &'static str = "day_delta";
     const COUNT: u16 = 12;
 
@@ -225,47 +310,4 @@ impl Fields for Delta<'_, DayKey> {
 
 fn composites<F>(rows: impl IntoIterator<Item = F>) -> Vec<Composite<F>> {
     rows.into_iter().map(Composite).collect()
-}
-
-/// Runs the only statement that adds to sums.
-///
-/// It locks all keys first, then the months, then the month services and days, each in sorted order: this is the lock
-/// order of [`crate::locks`]. The rows below a month change only while the row of the month is locked.
-async fn write(
-    conn: &mut PgConnection,
-    generation: i32,
-    claims: &[NewEvent<'_>],
-    events: &[NewEvent<'_>],
-    deltas: &Deltas,
-) -> crate::Result<Written> {
-    let Deltas { months, month_services, days } = deltas;
-    let rows = sqlx::query_file!(
-        "sql/usage/record.sql",
-        composites(claims.iter().map(Key)) as Vec<Composite<Key<'_>>>,
-        composites(months) as Vec<Composite<Delta<'_, MonthKey>>>,
-        composites(month_services) as Vec<Composite<Delta<'_, MonthServiceKey>>>,
-        composites(days) as Vec<Composite<Delta<'_, DayKey>>>,
-        composites(events.iter().map(Event)) as Vec<Composite<Event<'_>>>,
-        generation
-    )
-    .fetch_all(conn)
-    .await?;
-    if let Some(row) = rows.iter().find(|row| !row.all_free) {
-        return Ok(Written::Claimed(row.claimed.iter().copied().collect()));
-    }
-    let mut months: Vec<MonthRow> = Vec::with_capacity(deltas.months.len());
-    for row in rows {
-        let (Some(client_id), Some(month)) = (row.client_id, row.month) else { continue };
-        months.push(MonthRow {
-            client_id,
-            month: Month::of(month),
-            cost: row.cost.map(Total::from).unwrap_or_default(),
-            raised: AlertSet(row.raised_alerts.unwrap_or_default()),
-            open: AlertSet(row.open_alerts.unwrap_or_default()),
-        });
-    }
-    if months.len() != deltas.months.len() {
-        return Err(crate::StoreError::inconsistent("the sums of a month were neither added nor changed"));
-    }
-    Ok(Written::All(months))
 }

@@ -1,6 +1,7 @@
 //! Reads and locks the rows of days and months. [`super::record`] adds to them.
 
 use crate::numeric::{self, Numeric};
+use bigdecimal::BigDecimal;
 use chrono::NaiveDate;
 use meterd_domain::alert::{AlertSet, MonthFacts};
 use meterd_domain::decimal::Total;
@@ -18,6 +19,8 @@ pub struct MonthRow {
     pub raised: AlertSet,
     /// Alerts that are open now.
     pub open: AlertSet,
+    /// The lowest cost with which an alert could be raised. `None`: no cost can raise one.
+    pub alert_bound: Option<Total>,
 }
 
 /// Costs that the alert rules need and that are not in the month's row.
@@ -59,7 +62,7 @@ pub async fn lock_client_months(
 ) -> crate::Result<Vec<MonthRow>> {
     let months: Vec<NaiveDate> = months.iter().map(|month| month.first_day()).collect();
     let rows = sqlx::query!(
-        r#"SELECT client_id, month, cost AS "cost: Numeric", raised_alerts, open_alerts
+        r#"SELECT client_id, month, cost AS "cost: Numeric", raised_alerts, open_alerts, alert_bound AS "alert_bound: Numeric"
            FROM usage_months WHERE client_id = $1 AND month = ANY($2) ORDER BY month FOR UPDATE"#,
         client_id,
         &months
@@ -72,8 +75,52 @@ pub async fn lock_client_months(
         cost: row.cost.into(),
         raised: AlertSet(row.raised_alerts),
         open: AlertSet(row.open_alerts),
+        alert_bound: row.alert_bound.map(Total::from),
     });
     Ok(rows.collect())
+}
+
+/// Stores alert bounds of months, for the day and the version for which their rows have one. This transaction holds the locks of the
+/// rows.
+pub async fn set_alert_bounds(conn: &mut PgConnection, bounds: &[(&MonthRow, Option<Total>)]) -> crate::Result<()> {
+    let (mut clients, mut months, mut costs) = (vec![], vec![], vec![]);
+    for (row, bound) in bounds {
+        clients.push(row.client_id.clone());
+        months.push(row.month.first_day());
+        costs.push(bound.map(numeric::of));
+    }
+    sqlx::query!(
+        "UPDATE usage_months t SET alert_bound = new.alert_bound
+         FROM unnest($1::text[], $2::date[], $3::numeric[]) AS new (client_id, month, alert_bound)
+         WHERE t.client_id = new.client_id AND t.month = new.month",
+        &clients,
+        &months,
+        &costs as &[Option<BigDecimal>]
+    )
+    .execute(conn)
+    .await
+    .map(drop)
+    .map_err(Into::into)
+}
+
+/// Makes the next change of these months evaluate their alert rules. `months` has the first day of the month of each client.
+/// This transaction holds the locks of the rows.
+pub async fn reset_alert_bounds(
+    conn: &mut PgConnection,
+    clients: &[String],
+    months: &[NaiveDate],
+) -> crate::Result<()> {
+    sqlx::query!(
+        "UPDATE usage_months t SET alert_bound = 0
+         FROM unnest($1::text[], $2::date[]) AS reset (client_id, month)
+         WHERE t.client_id = reset.client_id AND t.month = reset.month",
+        clients,
+        months
+    )
+    .execute(conn)
+    .await
+    .map(drop)
+    .map_err(Into::into)
 }
 
 /// Returns the context of each month, in the order of `months`.

@@ -2,9 +2,9 @@
 
 use crate::numeric::{self, Numeric};
 use crate::sums::sums_of;
-use crate::usage::rollups;
 use crate::usage::summary_totals::{Counts, SummaryTotals, totals};
 use crate::usage::{AsOf, ServiceSums};
+use crate::usage::{rollups, summary_totals};
 use chrono::{DateTime, NaiveDate, Utc};
 use meterd_domain::decimal::Total;
 use meterd_domain::period::Month;
@@ -149,6 +149,7 @@ pub async fn refresh(conn: &mut PgConnection, mut months: Vec<(String, Month)>) 
     let mut tx = conn.begin().await?;
     rollups::lock_months(&mut tx, &clients, &firsts).await?;
     sqlx::query_file!("sql/usage/refresh_summaries.sql", &clients, &firsts).execute(&mut *tx).await?;
+    summary_totals::count_changes(&mut tx, &firsts).await?;
     sqlx::query!(
         "UPDATE usage_months t SET summary_stale_since = NULL FROM unnest($1::text[], $2::date[]) AS done (client_id, month)
          WHERE t.client_id = done.client_id AND t.month = done.month",

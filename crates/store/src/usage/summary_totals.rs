@@ -1,5 +1,6 @@
 //! Totals of the monthly summaries. They are stored, because a month may have very many clients.
 
+use crate::locks;
 use crate::numeric::Numeric;
 use crate::sums::sums_of;
 use chrono::{DateTime, NaiveDate, Utc};
@@ -7,6 +8,7 @@ use meterd_domain::decimal::Total;
 use meterd_domain::period::Month;
 use meterd_domain::rollup::Sums;
 use sqlx::{PgConnection, PgPool};
+use std::collections::BTreeSet;
 
 /// Quantities that are counted by service category.
 #[derive(Clone, Copy, Debug, Default)]
@@ -91,6 +93,25 @@ async fn compute(conn: &mut PgConnection, month: NaiveDate, before: NaiveDate) -
         .fetch_one(conn)
         .await
         .map_err(Into::into)
+}
+
+/// Counts a change of the summaries of these months, given by their first days. Their totals, and those of the months after them, are
+/// then computed again. Takes a lock until the commit, so that versions are in the order of the commits.
+///
+/// In a database that is not distributed, triggers count too, for replicas of earlier releases.
+pub(super) async fn count_changes(conn: &mut PgConnection, months: &[NaiveDate]) -> crate::Result<()> {
+    locks::change_summaries(conn).await?;
+    let affected: BTreeSet<NaiveDate> =
+        months.iter().flat_map(|month| [*month, Month::of(*month).next().first_day()]).collect();
+    sqlx::query!(
+        "INSERT INTO summary_versions AS v (month, version) SELECT unnest($1::date[]), 1
+         ON CONFLICT (month) DO UPDATE SET version = v.version + 1",
+        &affected.into_iter().collect::<Vec<_>>()
+    )
+    .execute(conn)
+    .await
+    .map(drop)
+    .map_err(Into::into)
 }
 
 /// Returns the months whose stored totals no longer match their summaries.

@@ -1,14 +1,16 @@
-//! One transaction of the write path, in five steps:
+//! Records a batch in five steps:
 //!
 //! 1. [`date`]: the day of each event in its client's zone, and whether its month is closed.
 //! 2. [`claim`]: which events claim their keys, one for each key of a client. Keys in closed generations are taken. The post claims
 //!    the others in the current generation.
 //! 3. [`price`]: the charge of each of them.
-//! 4. post: [`crate::ledger`] writes keys, events and sums, and runs the effects, such as alerts.
+//! 4. post: [`crate::ledger`] writes keys, events and sums, and runs the effects, such as alerts. A common batch is written in one
+//!    call, any other one in a transaction of several statements.
 //! 5. [`outcome`]: what each caller is told, by comparison with the event that has the key.
 
 mod claim;
 mod date;
+mod one_call;
 mod outcome;
 mod preview;
 mod price;
@@ -18,83 +20,175 @@ pub use preview::preview;
 use super::{KeyFilters, Outcome, Submission};
 use crate::alerts::raise::AlertSettings;
 use crate::catalog::CatalogCache;
-use crate::ledger::{AlertEffect, ClientSettings, Method, Posted, Versioned};
+use crate::ledger::{self, AlertBounds, AlertEffect, ClientSettings, Method, Posted, Versioned};
 use claim::Claims;
 use date::{Clients, Dated, date};
+use meterd_domain::event::PricedEvent;
 use meterd_domain::period::Month;
+use meterd_store::locks::Versions;
 use meterd_store::usage::holders::KeyHolder;
-use meterd_store::usage::record::NewEvent;
+use meterd_store::usage::record::{NewEvent, Tried};
 use meterd_store::usage::rollups::MonthRow;
+use one_call::OneCall;
 use outcome::Holders;
 use price::{Priced, price};
 use sqlx::{Executor, PgConnection};
 use std::collections::HashSet;
 use std::sync::Arc;
 
-/// Minimum number of new events for which COPY is faster than the statement.
+/// Minimum number of new events for which COPY is faster than the statements.
 const COPY_EVENTS_MIN: usize = 50;
 
-/// Records a batch and returns an outcome for each event, in order. An event of a closed month, or one whose key may have been
-/// deleted, is refused, unless its key is found. After an error the connection is still in a transaction, so the caller must drop it.
-pub(super) async fn record(
-    conn: &mut PgConnection,
-    cache: &CatalogCache,
-    key_filters: &KeyFilters,
-    settings: &mut ClientSettings,
-    alert_settings: &AlertSettings,
-    batch: &[&Submission],
-) -> meterd_store::Result<Vec<Outcome>> {
-    let clients = Clients::of(batch);
-    let mut may_copy = true;
-    // At most twice: with COPY, and without it after COPY has met a taken key.
-    loop {
-        let mut tx = Versioned::begin(conn).await?;
-        let catalog = tx.catalog(cache).await?;
-        let version = tx.versions.client_settings;
-        settings.know(tx.conn(), version, &clients.ids).await?;
-        let dated = date(settings, &tx.versions, &clients, batch)?;
-        let claims = Claims::of(&dated, &clients);
-        let closed = key_filters.closed_before(tx.versions.key_generation);
-        let earlier = outcome::find_in_closed(tx.conn(), &closed, &dated, &claims).await?;
-        let priced = price(&catalog, &dated, &claims, &earlier.of);
-        let method = match may_copy && priced.new.len() >= COPY_EVENTS_MIN {
-            true => Method::Copy,
-            false => Method::Statement,
-        };
-        match tx.post(&priced.new, method).await {
-            Err(error) if method == Method::Copy && error.is_unique_violation() => {
-                may_copy = false;
-                conn.execute("ROLLBACK").await?;
-            }
-            Err(error) => return Err(error),
-            Ok(posted) => {
-                return finish(posted, alert_settings, settings, &dated, &claims, &priced, earlier).await;
+/// Records batches of one writer. It belongs to the writer's connection, and must be dropped with it.
+#[derive(Default)]
+pub(super) struct Recorder {
+    settings: ClientSettings,
+    /// The versions of the last transaction.
+    versions: Option<Versions>,
+    one_call: OneCall,
+}
+
+/// The catalogue, the keys in closed generations and the settings that all writers share.
+pub(super) struct Shared<'a> {
+    pub catalog: &'a CatalogCache,
+    pub key_filters: &'a KeyFilters,
+    pub alert_settings: &'a AlertSettings,
+}
+
+/// A batch whose events are dated, claimed and priced.
+struct Prepared<'a> {
+    dated: Vec<Dated<'a>>,
+    claims: Claims,
+    /// The holders of keys in closed generations.
+    holders: Holders,
+    priced: Priced<'a>,
+}
+
+impl Recorder {
+    /// Records a batch and returns an outcome for each event, in order. An event of a closed month, or one whose key may have been
+    /// deleted, is refused, unless its key is found. After an error the connection may still be in a transaction, so the caller must
+    /// drop it.
+    pub(super) async fn record(
+        &mut self,
+        conn: &mut PgConnection,
+        shared: &Shared<'_>,
+        batch: &[&Submission],
+    ) -> meterd_store::Result<Vec<Outcome>> {
+        let clients = Clients::of(batch);
+        if batch.len() < COPY_EVENTS_MIN
+            && self.one_call.try_next()
+            && let Some(outcomes) = self.record_in_one_call(conn, shared, &clients, batch).await?
+        {
+            return Ok(outcomes);
+        }
+        self.record_in_transaction(conn, shared, &clients, batch).await
+    }
+
+    /// Records a batch in one call, with the versions of the last transaction. Returns `None` if that cannot be done; then nothing was
+    /// written.
+    async fn record_in_one_call(
+        &mut self,
+        conn: &mut PgConnection,
+        shared: &Shared<'_>,
+        clients: &Clients<'_>,
+        batch: &[&Submission],
+    ) -> meterd_store::Result<Option<Vec<Outcome>>> {
+        let Some(versions) = self.versions else { return Ok(None) };
+        let catalog = shared.catalog.current();
+        if catalog.version != versions.catalog {
+            return Ok(None);
+        }
+        // What is read here holds for these versions, or the call finds that they are not the current ones.
+        self.settings.know(conn, versions.client_settings, &clients.ids).await?;
+        let dated = date(&self.settings, &versions, clients, batch)?;
+        let claims = Claims::of(&dated, clients);
+        let closed = shared.key_filters.closed_before(versions.key_generation);
+        let Some(holders) = outcome::none_in_closed(&closed, &dated, &claims) else { return Ok(None) };
+        let priced = price(&catalog, &dated, &claims, &holders.of);
+        let bounds = AlertBounds::new(shared.alert_settings, &self.settings);
+        // The key of an event that is refused may be taken.
+        if priced.new.len() < claims.event_of.len() {
+            return Ok(None);
+        }
+        let tried = ledger::try_record(conn, &versions, &priced.new, &bounds).await?;
+        self.one_call.learn(tried);
+        if tried != Tried::Recorded {
+            return Ok(None);
+        }
+        let mut prepared = Prepared { dated, claims, holders, priced };
+        let earlier = prepared.hold(|_| true);
+        let Prepared { dated, claims, holders, .. } = &prepared;
+        let outcomes = outcome::decide(conn, dated, claims, &holders.of, &earlier).await?;
+        outcomes.into_iter().collect::<meterd_store::Result<_>>().map(Some)
+    }
+
+    /// Records a batch in a transaction.
+    async fn record_in_transaction(
+        &mut self,
+        conn: &mut PgConnection,
+        shared: &Shared<'_>,
+        clients: &Clients<'_>,
+        batch: &[&Submission],
+    ) -> meterd_store::Result<Vec<Outcome>> {
+        let mut may_copy = true;
+        // At most twice: with COPY, and without it after COPY has met a taken key.
+        loop {
+            let mut tx = Versioned::begin(conn).await?;
+            self.versions = Some(tx.versions);
+            let catalog = tx.catalog(shared.catalog).await?;
+            let version = tx.versions.client_settings;
+            self.settings.know(tx.conn(), version, &clients.ids).await?;
+            let dated = date(&self.settings, &tx.versions, clients, batch)?;
+            let claims = Claims::of(&dated, clients);
+            let closed = shared.key_filters.closed_before(tx.versions.key_generation);
+            let holders = outcome::find_in_closed(tx.conn(), &closed, &dated, &claims).await?;
+            let priced = price(&catalog, &dated, &claims, &holders.of);
+            let method = match may_copy && priced.new.len() >= COPY_EVENTS_MIN {
+                true => Method::Copy,
+                false => Method::Statement,
+            };
+            let bounds = AlertBounds::new(shared.alert_settings, &self.settings);
+            match tx.post(&priced.new, method, &bounds).await {
+                Err(error) if method == Method::Copy && error.is_unique_violation() => {
+                    may_copy = false;
+                    conn.execute("ROLLBACK").await?;
+                }
+                Err(error) => return Err(error),
+                Ok(posted) => {
+                    let prepared = Prepared { dated, claims, holders, priced };
+                    return finish(posted, shared.alert_settings, &self.settings, prepared).await;
+                }
             }
         }
     }
 }
 
-/// Runs the effects, decides the outcomes, and commits. `holders` has the holders of keys in closed generations.
+impl Prepared<'_> {
+    /// Adds the new events for which `is_recorded` holds to the holders. Returns the claims whose holders were known before.
+    fn hold(&mut self, is_recorded: impl Fn(&NewEvent<'_>) -> bool) -> HashSet<usize> {
+        let earlier = self.holders.known();
+        for (&claim, new) in self.priced.claims.iter().zip(&self.priced.new).filter(|(_, new)| is_recorded(new)) {
+            let NewEvent { priced, payload_hash, .. } = new;
+            let holder = KeyHolder { payload_hash: **payload_hash, id: priced.id, charge: Some(priced.charge) };
+            self.holders.of[claim] = Some(holder);
+        }
+        earlier
+    }
+}
+
+/// Runs the effects, decides the outcomes, and commits.
 async fn finish(
     posted: Posted<'_>,
     alert_settings: &AlertSettings,
     settings: &ClientSettings,
-    dated: &[Dated<'_>],
-    claims: &Claims,
-    priced: &Priced<'_>,
-    mut holders: Holders,
+    mut prepared: Prepared<'_>,
 ) -> meterd_store::Result<Vec<Outcome>> {
-    let recorded: Vec<(usize, &NewEvent<'_>)> =
-        priced.claims.iter().copied().zip(&priced.new).filter(|(_, new)| posted.is_recorded(new)).collect();
-    let backfills = Backfills::of(recorded.iter().map(|(_, new)| *new));
+    let backfills = Backfills::of(prepared.priced.new.iter().filter(|new| posted.is_recorded(new)));
+    let mut earlier = prepared.hold(|new| posted.is_recorded(new));
     let effect = AlertEffect::Raise { clients: settings, is_backfill: &|row| backfills.are_all_of(row) };
     let mut done = posted.run_effects(alert_settings, effect).await?;
-    let mut earlier = holders.known();
-    for (claim, new) in recorded {
-        let holder = KeyHolder { payload_hash: *new.payload_hash, id: new.priced.id, charge: Some(new.priced.charge) };
-        holders.of[claim] = Some(holder);
-    }
-    earlier.extend(outcome::find_in_current(done.conn(), dated, claims, &mut holders).await?);
+    let Prepared { dated, claims, holders, .. } = &mut prepared;
+    earlier.extend(outcome::find_in_current(done.conn(), dated, claims, holders).await?);
     let outcomes = outcome::decide(done.conn(), dated, claims, &holders.of, &earlier).await?;
     done.commit().await?;
     outcomes.into_iter().collect()
@@ -108,11 +202,17 @@ struct Backfills<'a> {
 }
 
 impl<'a> Backfills<'a> {
-    fn of(recorded: impl Iterator<Item = &'a NewEvent<'a>> + Clone) -> Self {
+    fn of<'n>(recorded: impl Iterator<Item = &'n NewEvent<'a>> + Clone) -> Self
+    where
+        'a: 'n,
+    {
         let any = recorded.clone().any(|new| new.backfill);
         let live = recorded
             .filter(|new| any && !new.backfill)
-            .map(|new| (&*new.priced.event.client_id, Month::of(new.priced.day)))
+            .map(|new| {
+                let PricedEvent { event, day, .. } = new.priced;
+                (&*event.client_id, Month::of(day))
+            })
             .collect();
         Self { any, live }
     }

@@ -26,6 +26,15 @@ impl Holders {
     }
 }
 
+/// Returns holders that are all unknown, if no key can be in a closed generation.
+pub fn none_in_closed(closed: &ClosedGenerations, dated: &[Dated<'_>], claims: &Claims) -> Option<Holders> {
+    let may_be_closed = claims.event_of.iter().any(|&event| {
+        let event = &dated[event].submission.event;
+        closed.that_may_have(&event.client_id, &event.idempotency_key).next().is_some()
+    });
+    (!may_be_closed).then(|| Holders { generation: closed.current, of: vec![None; claims.event_of.len()] })
+}
+
 /// Returns the holder of each claim's key in the closed generations.
 pub async fn find_in_closed(
     conn: &mut PgConnection,

@@ -1,9 +1,10 @@
 //! One attempt to record a batch.
 
 use super::Writer;
+use crate::ingest::Outcome;
+use crate::ingest::batch::{Recorder, Shared};
 use crate::ingest::queue::Item;
-use crate::ingest::{Outcome, batch};
-use crate::ledger::{ClientSettings, KNOWN_CLIENTS_MAX};
+use crate::ledger::KNOWN_CLIENTS_MAX;
 use crate::refusal::Refusal;
 use meterd_domain::period::Month;
 use meterd_store::usage::partitions;
@@ -22,7 +23,7 @@ impl Writer {
         self.conn = None;
         self.known_partitions.clear();
         self.known_clients.clear();
-        self.client_settings = ClientSettings::default();
+        self.recorder = Recorder::default();
     }
 
     /// Records a batch in one transaction.
@@ -47,8 +48,8 @@ impl Writer {
         let mut recorded = match known.is_empty() {
             true => vec![],
             false => {
-                let Self { catalog, key_filters, client_settings, alert_settings, .. } = self;
-                batch::record(&mut conn, catalog, key_filters, client_settings, alert_settings, &known).await?
+                let Self { catalog, key_filters, recorder, alert_settings, .. } = self;
+                recorder.record(&mut conn, &Shared { catalog, key_filters, alert_settings }, &known).await?
             }
         }
         .into_iter();

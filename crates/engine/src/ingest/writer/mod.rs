@@ -3,12 +3,12 @@
 
 mod attempt;
 
+use super::batch::Recorder;
 use super::queue::{Batch, Item, WriteQueue};
 use super::split::{FAILED_ATTEMPTS_MAX, split};
 use super::{IngestConfig, KeyFilters, Outcome, reply, unpriced};
 use crate::alerts::raise::AlertSettings;
 use crate::catalog::CatalogCache;
-use crate::ledger::ClientSettings;
 use crate::refusal::Refusal;
 use foldhash::fast::RandomState;
 use meterd_domain::period::Month;
@@ -45,7 +45,7 @@ struct Writer {
     conn: Option<PgConnection>,
     /// Clients that exist.
     known_clients: HashSet<Arc<str>, RandomState>,
-    client_settings: ClientSettings,
+    recorder: Recorder,
     known_partitions: HashSet<Month, RandomState>,
     /// The error of the last attempt, if the database was the cause. While it is set, events whose time is up are answered without an
     /// attempt of their own. Otherwise the events of a full queue would wait for several attempts, one after another.
@@ -121,7 +121,7 @@ pub(super) async fn run(
         alert_settings,
         conn: None,
         known_clients: HashSet::default(),
-        client_settings: ClientSettings::default(),
+        recorder: Recorder::default(),
         known_partitions: HashSet::default(),
         database_fault: None,
     };

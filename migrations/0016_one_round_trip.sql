@@ -1,0 +1,135 @@
+-- The common batch is written by one call that commits by itself. So the database itself must know when an alert rule has to be
+-- evaluated: each month's row has a bound, and a batch that reaches it is written in a transaction instead.
+SET LOCAL lock_timeout = '5s';
+
+ALTER TABLE usage_months
+    -- The lowest cost with which an alert could be raised. NULL: no cost can raise one. Holds only on alert_day, the client's day, and
+    -- with alert_version, which counts changes of policies and time zones.
+    ADD COLUMN alert_bound    numeric DEFAULT 0,
+    ADD COLUMN alert_day      date NOT NULL DEFAULT '-infinity',
+    ADD COLUMN alert_version  bigint NOT NULL DEFAULT -1;
+
+-- What is added to the row of a month. The type month_delta remains for replicas of the previous release.
+CREATE TYPE month_change AS (
+    client_id             text,
+    month                 date,
+    request_count         bigint,
+    units                 numeric,
+    input_tokens          bigint,
+    output_tokens         bigint,
+    cached_input_tokens   bigint,
+    cost                  numeric,
+    unpriced_event_count  bigint,
+    -- A bound that holds whatever the row contains.
+    alert_bound           numeric,
+    alert_day             date,
+    alert_version         bigint
+);
+
+-- Adds to sums and inserts events, one statement for each table. The rows below a month are changed after the row of the month is
+-- locked. Returns the changed months. A bound of another day or version is replaced.
+CREATE FUNCTION add_usage(
+    months month_change[], month_services month_service_delta[], days day_delta[], events new_event[]
+)
+RETURNS TABLE (
+    client_id text, month date, cost numeric, raised_alerts integer, open_alerts integer, alert_bound numeric
+)
+LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+    INSERT INTO usage_months AS t (client_id, month, request_count, units, input_tokens, output_tokens,
+        cached_input_tokens, cost, unpriced_event_count, alert_bound, alert_day, alert_version, summary_stale_since)
+    SELECT *, now() FROM unnest(months)
+    ON CONFLICT (client_id, month) DO UPDATE SET
+        request_count = t.request_count + excluded.request_count,
+        units = t.units + excluded.units,
+        input_tokens = t.input_tokens + excluded.input_tokens,
+        output_tokens = t.output_tokens + excluded.output_tokens,
+        cached_input_tokens = t.cached_input_tokens + excluded.cached_input_tokens,
+        cost = t.cost + excluded.cost,
+        unpriced_event_count = t.unpriced_event_count + excluded.unpriced_event_count,
+        alert_bound = CASE WHEN t.alert_day = excluded.alert_day AND t.alert_version = excluded.alert_version
+                           THEN t.alert_bound ELSE excluded.alert_bound END,
+        alert_day = excluded.alert_day,
+        alert_version = excluded.alert_version,
+        summary_stale_since = COALESCE(t.summary_stale_since, now())
+    RETURNING t.client_id, t.month, t.cost, t.raised_alerts, t.open_alerts, t.alert_bound;
+
+    IF cardinality(month_services) > 0 THEN
+        INSERT INTO usage_month_services AS t (client_id, month, service, request_count, units, input_tokens,
+            output_tokens, cached_input_tokens, cost, unpriced_event_count)
+        SELECT * FROM unnest(month_services)
+        ON CONFLICT (client_id, month, service) DO UPDATE SET
+            request_count = t.request_count + excluded.request_count,
+            units = t.units + excluded.units,
+            input_tokens = t.input_tokens + excluded.input_tokens,
+            output_tokens = t.output_tokens + excluded.output_tokens,
+            cached_input_tokens = t.cached_input_tokens + excluded.cached_input_tokens,
+            cost = t.cost + excluded.cost,
+            unpriced_event_count = t.unpriced_event_count + excluded.unpriced_event_count;
+    END IF;
+    IF cardinality(days) > 0 THEN
+        INSERT INTO usage_days AS t (client_id, day, service, operation, model, request_count, units, input_tokens,
+            output_tokens, cached_input_tokens, cost, unpriced_event_count)
+        SELECT * FROM unnest(days)
+        ON CONFLICT (client_id, day, service, operation, model) DO UPDATE SET
+            request_count = t.request_count + excluded.request_count,
+            units = t.units + excluded.units,
+            input_tokens = t.input_tokens + excluded.input_tokens,
+            output_tokens = t.output_tokens + excluded.output_tokens,
+            cached_input_tokens = t.cached_input_tokens + excluded.cached_input_tokens,
+            cost = t.cost + excluded.cost,
+            unpriced_event_count = t.unpriced_event_count + excluded.unpriced_event_count;
+    END IF;
+    IF cardinality(events) > 0 THEN
+        INSERT INTO usage_events (client_id, event_time, event_seq, day, service, operation, model, units, input_tokens,
+            output_tokens, cached_input_tokens, amount, charge, price_id, unpriced_reason, subject, external_id,
+            idempotency_key, metadata)
+        SELECT * FROM unnest(events);
+    END IF;
+END $$;
+
+-- Records a batch if it is a common one. Returns false, and writes nothing, if one of the versions is not the current one. Fails with
+-- MT001 if a key is taken, and with MT002 if a month has reached its alert bound; the transaction is then rolled back. The caller
+-- writes such a batch in a transaction of several statements, which takes the same locks in the same order.
+CREATE FUNCTION record_usage(
+    catalog_is bigint, client_settings_is bigint, closed_through_is date, keys_pruned_through_is timestamptz,
+    generation_is integer, keys new_key[], months month_change[], month_services month_service_delta[],
+    days day_delta[], events new_event[]
+)
+RETURNS boolean LANGUAGE plpgsql AS $$
+DECLARE
+    claimed bigint;
+    changed bigint;
+    reached bigint;
+BEGIN
+    -- The versions lock. It is not available while a transaction changes a version.
+    IF NOT pg_try_advisory_xact_lock_shared(7882834701841596417) THEN
+        RETURN false;
+    END IF;
+    PERFORM FROM catalog_version c, deployment d
+    WHERE c.version = catalog_is AND d.client_settings_version = client_settings_is
+      AND NULLIF(d.closed_through, '-infinity') IS NOT DISTINCT FROM closed_through_is
+      AND NULLIF(d.keys_pruned_through, '-infinity') IS NOT DISTINCT FROM keys_pruned_through_is
+      AND d.key_generation = generation_is;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    INSERT INTO idempotency_keys (client_id, idempotency_key, payload_hash, event_time, event_seq, backfill, generation)
+    SELECT *, generation_is FROM unnest(keys)
+    ON CONFLICT DO NOTHING;
+    GET DIAGNOSTICS claimed = ROW_COUNT;
+    IF claimed < cardinality(keys) THEN
+        RAISE EXCEPTION 'an idempotency key is taken' USING ERRCODE = 'MT001';
+    END IF;
+    SELECT count(*), count(*) FILTER (WHERE cost >= alert_bound) INTO changed, reached
+    FROM add_usage(months, month_services, days, events);
+    IF changed < cardinality(months) THEN
+        RAISE EXCEPTION 'the sums of a month were neither added nor changed';
+    END IF;
+    IF reached > 0 THEN
+        RAISE EXCEPTION 'the cost of a month has reached its alert bound' USING ERRCODE = 'MT002';
+    END IF;
+    RETURN true;
+END $$;
