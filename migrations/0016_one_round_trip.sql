@@ -53,7 +53,7 @@ BEGIN
                            THEN t.alert_bound ELSE excluded.alert_bound END,
         alert_day = excluded.alert_day,
         alert_version = excluded.alert_version,
-        summary_stale_since = COALESCE(t.summary_stale_since, now())
+        summary_stale_since = COALESCE(t.summary_stale_since, excluded.summary_stale_since)
     RETURNING t.client_id, t.month, t.cost, t.raised_alerts, t.open_alerts, t.alert_bound;
 
     IF cardinality(month_services) > 0 THEN
@@ -90,6 +90,19 @@ BEGIN
     END IF;
 END $$;
 
+-- Claims keys in a generation, and returns the numbers of the events whose keys were free.
+CREATE FUNCTION claim_keys(generation_is integer, keys new_key[])
+RETURNS TABLE (event_seq bigint)
+LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+    INSERT INTO idempotency_keys AS k (client_id, idempotency_key, payload_hash, event_time, event_seq, backfill, generation)
+    SELECT *, generation_is FROM unnest(keys)
+    ON CONFLICT DO NOTHING
+    RETURNING k.event_seq;
+END $$;
+
 -- Records a batch if it is a common one. Returns false, and writes nothing, if one of the versions is not the current one. Fails with
 -- MT001 if a key is taken, and with MT002 if a month has reached its alert bound; the transaction is then rolled back. The caller
 -- writes such a batch in a transaction of several statements, which takes the same locks in the same order.
@@ -116,10 +129,8 @@ BEGIN
     IF NOT FOUND THEN
         RETURN false;
     END IF;
-    INSERT INTO idempotency_keys (client_id, idempotency_key, payload_hash, event_time, event_seq, backfill, generation)
-    SELECT *, generation_is FROM unnest(keys)
-    ON CONFLICT DO NOTHING;
-    GET DIAGNOSTICS claimed = ROW_COUNT;
+    -- Counts the rows. In a distributed database, ROW_COUNT of such an INSERT also counts the rows that were in conflict.
+    SELECT count(*) INTO claimed FROM claim_keys(generation_is, keys);
     IF claimed < cardinality(keys) THEN
         RAISE EXCEPTION 'an idempotency key is taken' USING ERRCODE = 'MT001';
     END IF;

@@ -126,12 +126,9 @@ pub async fn try_record(
 /// claiming the same keys.
 pub async fn claim(conn: &mut PgConnection, generation: i32, events: &[NewEvent<'_>]) -> crate::Result<HashSet<i64>> {
     let claimed = sqlx::query_scalar!(
-        "INSERT INTO idempotency_keys (client_id, idempotency_key, payload_hash, event_time, event_seq, backfill, generation)
-         SELECT *, $2::integer FROM unnest($1::new_key[])
-         ON CONFLICT DO NOTHING
-         RETURNING event_seq",
-        composites(events.iter().map(Key)) as Vec<Composite<Key<'_>>>,
-        generation
+        r#"SELECT event_seq AS "event_seq!" FROM claim_keys($1, $2)"#,
+        generation,
+        composites(events.iter().map(Key)) as Vec<Composite<Key<'_>>>
     );
     Ok(claimed.fetch_all(conn).await?.into_iter().collect())
 }
