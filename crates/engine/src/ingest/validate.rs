@@ -82,7 +82,9 @@ impl<'a> EventChecks<'a> {
         let mut catalog = engine.catalog.current();
         if services.any(|service| !service.is_empty() && catalog.service(service).is_none()) {
             let retry_for = engine.config.ingest.retry_for;
-            let refreshed = tokio::time::timeout(retry_for, engine.catalog.refresh(&engine.pool)).await;
+            // Boxed, because the future of each call would otherwise contain this large one.
+            let refresh = Box::pin(engine.catalog.refresh(&engine.pool));
+            let refreshed = tokio::time::timeout(retry_for, refresh).await;
             catalog = refreshed.unwrap_or(Err(StoreError::Timeout))?;
         }
         Ok(Self { engine, catalog, caller, now: engine.clock.now(), backfill, counted: true })
