@@ -144,3 +144,45 @@ BEGIN
     END IF;
     RETURN true;
 END $$;
+
+-- Returns whether Citus distributes this table over several servers. False if there is no such table.
+CREATE FUNCTION is_distributed(table_name text)
+RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+    -- Without Citus this catalog does not exist, and a statement that names it cannot run.
+    IF to_regclass('pg_catalog.pg_dist_partition') IS NULL THEN
+        RETURN false;
+    END IF;
+    RETURN EXISTS (SELECT 1 FROM pg_catalog.pg_dist_partition WHERE logicalrelid = to_regclass(table_name));
+END $$;
+
+-- Returns the bytes that a table takes on the disks of all servers, with its indexes. NULL if there is no such table.
+CREATE FUNCTION disk_bytes(table_name text)
+RETURNS bigint LANGUAGE plpgsql AS $$
+BEGIN
+    IF is_distributed(table_name) THEN
+        RETURN citus_total_relation_size(to_regclass(table_name));
+    END IF;
+    RETURN pg_total_relation_size(to_regclass(table_name));
+END $$;
+
+-- Locks the rows of months in order of client and month. Months without a row are left out.
+CREATE FUNCTION lock_months(clients text[], months date[])
+RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    wanted record;
+BEGIN
+    IF NOT is_distributed('usage_months') THEN
+        PERFORM FROM usage_months JOIN unnest(clients, months) AS wanted (client_id, month) USING (client_id, month)
+        ORDER BY client_id, month FOR UPDATE OF usage_months;
+        RETURN;
+    END IF;
+    -- In a distributed database one statement can lock the rows of one client only.
+    FOR wanted IN
+        SELECT u.client_id, array_agg(u.month) AS months FROM unnest(clients, months) AS u (client_id, month)
+        GROUP BY u.client_id ORDER BY u.client_id COLLATE "C"
+    LOOP
+        PERFORM FROM usage_months t WHERE t.client_id = wanted.client_id AND t.month = ANY (wanted.months)
+        ORDER BY t.month FOR UPDATE;
+    END LOOP;
+END $$;

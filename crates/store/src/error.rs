@@ -1,5 +1,15 @@
 //! The error type of the store.
 
+use std::borrow::Cow;
+
+/// Errors that Citus may report with the code of an internal error, by the start of their message. COPY and INSERT ... SELECT lose
+/// the codes of the servers that have the rows.
+const LOST_CODES: &[(&str, &str)] = &[
+    ("duplicate key value violates unique constraint", "23505"),
+    ("deadlock detected", "40P01"),
+    ("canceling statement due to lock timeout", "55P03"),
+];
+
 /// An error of the store.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -26,11 +36,15 @@ impl StoreError {
         Self::Inconsistent(what.to_string())
     }
 
-    fn code(&self) -> Option<String> {
-        match self {
-            Self::Driver(sqlx::Error::Database(error)) => error.code().map(|code| code.into_owned()),
-            _ => None,
+    /// Returns the SQLSTATE of an error of PostgreSQL, also if Citus has lost it.
+    fn code(&self) -> Option<Cow<'_, str>> {
+        let Self::Driver(sqlx::Error::Database(error)) = self else { return None };
+        let code = error.code()?;
+        if code != "XX000" {
+            return Some(code);
         }
+        let lost = LOST_CODES.iter().find(|(start, _)| error.message().starts_with(start));
+        Some(lost.map_or(code, |(_, lost)| Cow::Borrowed(*lost)))
     }
 
     /// Returns whether a retry may succeed: the connection broke, the server is shutting down or starting up, or
@@ -46,7 +60,7 @@ impl StoreError {
                 | sqlx::Error::WorkerCrashed
                 | sqlx::Error::Tls(_)
                 | sqlx::Error::Protocol(_) => true,
-                sqlx::Error::Database(error) => error.code().is_some_and(|code| {
+                sqlx::Error::Database(_) => self.code().is_some_and(|code| {
                     // 08: connection; 40: rollback, for example after a deadlock; 53: resources, for example a full
                     // disk; 57P0x: shutdown, crash or startup; 58000, 58030: operating system, I/O; 25006: read-only,
                     // as after a failover; 25P03, 25P04: idle in transaction; 55P03: lock timeout; 57014: statement
@@ -79,7 +93,7 @@ impl StoreError {
 
     /// Returns whether a row with the same unique key exists.
     pub fn is_unique_violation(&self) -> bool {
-        matches!(self, Self::Driver(sqlx::Error::Database(error)) if error.is_unique_violation())
+        self.code().as_deref() == Some("23505")
     }
 
     /// Returns whether the wait for a lock exceeded the lock timeout.

@@ -11,4 +11,4 @@ ON CONFLICT (client_id, month) DO UPDATE SET
     cached_input_tokens = t.cached_input_tokens + excluded.cached_input_tokens,
     cost = t.cost + excluded.cost,
     unpriced_event_count = t.unpriced_event_count + excluded.unpriced_event_count,
-    summary_stale_since = COALESCE(t.summary_stale_since, now())
+    summary_stale_since = COALESCE(t.summary_stale_since, excluded.summary_stale_since)

@@ -8,4 +8,4 @@ ON CONFLICT (client_id, month) DO UPDATE SET
     output_tokens = excluded.output_tokens, cached_input_tokens = excluded.cached_input_tokens,
     cost = excluded.cost, unpriced_event_count = excluded.unpriced_event_count, messages = excluded.messages,
     ai_calls = excluded.ai_calls, voice_minutes = excluded.voice_minutes, services = excluded.services,
-    update_time = now()
+    update_time = excluded.update_time

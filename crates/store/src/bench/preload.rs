@@ -44,7 +44,7 @@ pub struct EventRange {
 
 /// Returns whether there are no events.
 pub async fn is_empty(conn: &mut PgConnection) -> crate::Result<bool> {
-    sqlx::query_scalar!(r#"SELECT NOT EXISTS (SELECT FROM usage_events) AS "empty!""#)
+    sqlx::query_scalar!(r#"SELECT NOT EXISTS (SELECT 1 FROM usage_events LIMIT 1) AS "empty!""#)
         .fetch_one(conn)
         .await
         .map_err(Into::into)

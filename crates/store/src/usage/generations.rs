@@ -50,9 +50,9 @@ pub async fn list(pool: &PgPool) -> crate::Result<Generations> {
     Ok(Generations { current: rows.first().map_or(0, |row| row.current), closed: closed.collect() })
 }
 
-/// Returns the bytes that a generation takes on the disk, with its indexes.
+/// Returns the bytes that a generation takes on the disks, with its indexes.
 pub async fn disk_bytes(pool: &PgPool, generation: i32) -> crate::Result<i64> {
-    let size = sqlx::query_scalar!("SELECT pg_total_relation_size(to_regclass($1))", name(generation));
+    let size = sqlx::query_scalar!("SELECT disk_bytes($1)", name(generation));
     Ok(size.fetch_one(pool).await?.unwrap_or_default())
 }
 
@@ -161,7 +161,8 @@ pub async fn filter(pool: &PgPool, generation: i32, format: i16) -> crate::Resul
 }
 
 /// Returns whether a generation has a key that must be kept: of a live event that may still be accepted, or of a backfilled event
-/// of a month that is not closed. `before` is the time before which keys are past their retention.
+/// of a month that is not closed. `before` is the time before which keys are past their retention. Without the LIMIT, Citus would
+/// collect all such keys.
 pub async fn has_keys_to_keep(
     pool: &PgPool,
     generation: i32,
@@ -170,8 +171,9 @@ pub async fn has_keys_to_keep(
 ) -> crate::Result<bool> {
     sqlx::query_scalar!(
         r#"SELECT EXISTS (
-               SELECT FROM idempotency_keys
+               SELECT 1 FROM idempotency_keys
                WHERE generation = $1 AND (claim_time >= $2 OR CASE WHEN backfill THEN COALESCE(event_time >= $4, true) ELSE event_time >= $3 END)
+               LIMIT 1
            ) AS "any!""#,
         generation,
         before,

@@ -15,19 +15,25 @@ pub struct Pruned {
     pub last_time: Option<DateTime<Utc>>,
 }
 
-/// Returns whether there is a key that [`prune_live`] deletes.
+/// Returns whether there is a key that [`prune_live`] deletes. Without the LIMIT, Citus would collect all such keys.
 pub async fn is_any_live_before(pool: &PgPool, before: DateTime<Utc>) -> crate::Result<bool> {
     sqlx::query_scalar!(
-        r#"SELECT EXISTS (SELECT FROM idempotency_keys WHERE NOT backfill AND claim_time < $1 AND event_time < $2) AS "any!""#,
+        r#"SELECT EXISTS (
+               SELECT 1 FROM idempotency_keys WHERE NOT backfill AND claim_time < $1 AND event_time < $2 LIMIT 1
+           ) AS "any!""#,
         before,
         before + EVENT_LEAD_MAX
     )
     .fetch_one(pool)
-    .await.map_err(Into::into)
+    .await
+    .map_err(Into::into)
 }
 
 /// Deletes up to `limit` keys of a generation that belong to live events and were claimed before `before`, oldest first. Starts
 /// at `after`, where the previous deletion ended, so that it does not scan the keys that were left there.
+///
+/// Deletes a range of the index, because Citus does not delete rows by their address. The sequence number orders the keys that one
+/// transaction has claimed.
 ///
 /// Keeps a key if its event is not older than `before` plus [`EVENT_LEAD_MAX`], which happens if the database's clock was
 /// behind when the key was claimed. A repeat of such an event would still be accepted.
@@ -40,12 +46,18 @@ pub async fn prune_live(
 ) -> crate::Result<Pruned> {
     sqlx::query_as!(
         Pruned,
-        r#"WITH pruned AS (
-               DELETE FROM idempotency_keys WHERE generation = $5 AND ctid = ANY(ARRAY(
-                   SELECT ctid FROM idempotency_keys
-                   WHERE generation = $5 AND NOT backfill AND claim_time < $1 AND claim_time >= COALESCE($2, '-infinity'::timestamptz)
-                     AND event_time < $4
-                   ORDER BY claim_time LIMIT $3))
+        r#"WITH first AS MATERIALIZED (
+               SELECT claim_time, event_seq FROM idempotency_keys
+               WHERE generation = $5 AND NOT backfill AND claim_time < $1 AND claim_time >= COALESCE($2, '-infinity'::timestamptz)
+                 AND event_time < $4
+               ORDER BY claim_time, event_seq LIMIT $3
+           ), last AS MATERIALIZED (
+               SELECT claim_time, event_seq FROM first ORDER BY claim_time DESC, event_seq DESC LIMIT 1
+           ), pruned AS (
+               DELETE FROM idempotency_keys
+               WHERE generation = $5 AND NOT backfill AND event_time < $4
+                 AND claim_time >= (SELECT min(claim_time) FROM first) AND claim_time <= (SELECT claim_time FROM last)
+                 AND (claim_time, event_seq) <= ((SELECT claim_time FROM last), (SELECT event_seq FROM last))
                RETURNING claim_time
            )
            SELECT count(*) AS "count!", max(claim_time) AS last_time FROM pruned"#,
@@ -61,7 +73,7 @@ pub async fn prune_live(
 }
 
 /// Deletes up to `limit` keys of a generation that belong to backfilled events, were claimed before `before`, and whose month is
-/// closed in every time zone, in order of event time. Starts at `after`, as [`prune_live`] does.
+/// closed in every time zone, in order of event time. Starts at `after` and deletes a range, as [`prune_live`] does.
 pub async fn prune_backfill(
     pool: &PgPool,
     generation: i32,
@@ -73,12 +85,20 @@ pub async fn prune_backfill(
     let events_before = closed_events_before(closed_through);
     sqlx::query_as!(
         Pruned,
-        r#"WITH pruned AS (
-               DELETE FROM idempotency_keys WHERE generation = $5 AND ctid = ANY(ARRAY(
-                   SELECT ctid FROM idempotency_keys
-                   WHERE generation = $5 AND backfill AND event_time < $2 AND claim_time < $1
-                     AND event_time >= COALESCE($3, '-infinity'::timestamptz)
-                   ORDER BY event_time LIMIT $4))
+        r#"WITH first AS MATERIALIZED (
+               SELECT event_time, claim_time, event_seq FROM idempotency_keys
+               WHERE generation = $5 AND backfill AND event_time < $2 AND claim_time < $1
+                 AND event_time >= COALESCE($3, '-infinity'::timestamptz)
+               ORDER BY event_time, claim_time, event_seq LIMIT $4
+           ), last AS MATERIALIZED (
+               SELECT event_time, claim_time, event_seq FROM first
+               ORDER BY event_time DESC, claim_time DESC, event_seq DESC LIMIT 1
+           ), pruned AS (
+               DELETE FROM idempotency_keys
+               WHERE generation = $5 AND backfill AND claim_time < $1
+                 AND event_time >= (SELECT min(event_time) FROM first) AND event_time <= (SELECT event_time FROM last)
+                 AND (event_time, claim_time, event_seq)
+                     <= ((SELECT event_time FROM last), (SELECT claim_time FROM last), (SELECT event_seq FROM last))
                RETURNING event_time
            )
            SELECT count(*) AS "count!", max(event_time) AS last_time FROM pruned"#,

@@ -42,16 +42,7 @@ impl MonthRow {
 
 /// Locks month rows in order of client and month. `months` has the first day of the month of each client.
 pub async fn lock_months(conn: &mut PgConnection, clients: &[String], months: &[NaiveDate]) -> crate::Result<()> {
-    sqlx::query!(
-        "SELECT 1 AS one FROM usage_months JOIN unnest($1::text[], $2::date[]) AS wanted (client_id, month)
-             USING (client_id, month) ORDER BY client_id, month FOR UPDATE OF usage_months",
-        clients,
-        months
-    )
-    .fetch_all(conn)
-    .await
-    .map(drop)
-    .map_err(Into::into)
+    sqlx::query!("SELECT lock_months($1, $2)", clients, months).execute(conn).await.map(drop).map_err(Into::into)
 }
 
 /// Locks the rows of a client's months, in order, and returns them. Months without a row are left out.
@@ -123,26 +114,29 @@ pub async fn reset_alert_bounds(
     .map_err(Into::into)
 }
 
-/// Returns the context of each month, in the order of `months`.
+/// Returns the context of each month, in the order of `months`, whose rows must exist.
 ///
 /// Call it after the rows of the months are locked, as a separate statement: a statement that waits for a lock may have
 /// read other rows before it waited.
+///
+/// The statement joins the rows of the months first. Citus can then join the other tables where these rows are; otherwise it would
+/// read all of `usage_months`.
 pub async fn month_contexts(conn: &mut PgConnection, months: &[&MonthRow]) -> crate::Result<Vec<MonthContext>> {
     let clients: Vec<String> = months.iter().map(|row| row.client_id.clone()).collect();
     let firsts: Vec<NaiveDate> = months.iter().map(|row| row.month.first_day()).collect();
-    let before: Vec<NaiveDate> = months.iter().map(|row| row.month.previous().first_day()).collect();
     sqlx::query_as!(
         MonthContext,
-        r#"SELECT COALESCE((SELECT sum(u.cost) FROM usage_month_services u JOIN services s USING (service)
-                            WHERE u.client_id = wanted.client_id AND u.month = wanted.month AND s.recurring), 0)
-                      AS "recurring_cost!: Numeric",
-                  COALESCE(p.cost, 0) AS "previous_cost!: Numeric"
-           FROM unnest($1::text[], $2::date[], $3::date[]) WITH ORDINALITY AS wanted (client_id, month, before, number)
-           LEFT JOIN usage_months p ON p.client_id = wanted.client_id AND p.month = wanted.before
+        r#"SELECT COALESCE(r.cost, 0) AS "recurring_cost!: Numeric", COALESCE(p.cost, 0) AS "previous_cost!: Numeric"
+           FROM unnest($1::text[], $2::date[]) WITH ORDINALITY AS wanted (client_id, month, number)
+           JOIN usage_months m USING (client_id, month)
+           LEFT JOIN usage_months p ON p.client_id = m.client_id AND p.month = (m.month - interval '1 month')::date
+           CROSS JOIN LATERAL (
+               SELECT sum(u.cost) AS cost FROM usage_month_services u JOIN services s USING (service)
+               WHERE u.client_id = m.client_id AND u.month = m.month AND s.recurring
+           ) AS r
            ORDER BY number"#,
         &clients,
-        &firsts,
-        &before
+        &firsts
     )
     .fetch_all(conn)
     .await

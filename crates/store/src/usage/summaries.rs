@@ -104,9 +104,9 @@ pub async fn mark_stale(conn: &mut PgConnection, service: &str) -> crate::Result
     let (clients, months): (Vec<_>, Vec<_>) = rows.into_iter().map(|row| (row.client_id, row.month)).unzip();
     rollups::lock_months(conn, &clients, &months).await?;
     sqlx::query!(
-        "UPDATE usage_months t SET summary_stale_since = COALESCE(t.summary_stale_since, now())
+        "UPDATE usage_months t SET summary_stale_since = now()
          FROM unnest($1::text[], $2::date[]) AS used (client_id, month)
-         WHERE t.client_id = used.client_id AND t.month = used.month",
+         WHERE t.client_id = used.client_id AND t.month = used.month AND t.summary_stale_since IS NULL",
         &clients,
         &months
     )

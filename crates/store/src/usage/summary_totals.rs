@@ -74,7 +74,7 @@ pub(super) async fn totals(
                voice_minutes AS "voice_minutes: Numeric", last_month_cost AS "last_month_cost: Numeric"
            FROM monthly_totals JOIN summary_versions USING (month, version)
            WHERE month = $1
-             AND NOT EXISTS (SELECT FROM usage_months WHERE month = $2 AND summary_stale_since IS NOT NULL)"#,
+             AND NOT EXISTS (SELECT 1 FROM usage_months WHERE month = $2 AND summary_stale_since IS NOT NULL LIMIT 1)"#,
         month,
         before
     )
