@@ -20,7 +20,7 @@ use meterd_engine::jobs;
 use meterd_engine::jobs::{Scheduler, Work};
 use meterd_engine::{Engine, EngineConfig};
 use meterd_store::database::deployment::{self, Deployment};
-use meterd_store::database::{connect, fitness};
+use meterd_store::database::{connect, distribution, fitness};
 use meterd_store::locks;
 use sqlx::Connection;
 use sqlx::postgres::PgConnectOptions;
@@ -123,7 +123,8 @@ pub async fn build(
     let scheduler = Scheduler::start(connect::lease_pool(options.clone()), work).await?;
     let ingest_config = settings.ingest();
     let key_filters = KeyFilters::load(&pool, ingest_config.key_filter_bytes_max).await?;
-    let (ingest, writers) = Ingest::start(&ingest_config, options, &catalog, &key_filters, &alert_settings);
+    let writer_options = connect::writer_options(options, distribution::is_distributed(&pool).await?);
+    let (ingest, writers) = Ingest::start(&ingest_config, &writer_options, &catalog, &key_filters, &alert_settings);
     let (stop, stopping) = watch::channel(false);
     key_filters.start(&pool, stopping.clone());
     let notifications_wanted = Arc::new(Notify::new());

@@ -31,6 +31,7 @@ mod contract;
 mod cost_commands;
 mod delivery_failures;
 mod digests;
+mod distribution;
 mod export;
 mod fair_shares;
 mod feed_delivery;

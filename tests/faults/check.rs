@@ -101,7 +101,10 @@ async fn assert_sums_match_events(pool: &PgPool) {
 /// and that the feed has no gaps. Returns the number of alerts.
 async fn assert_alerts_match_months(pool: &PgPool) -> i64 {
     let row = sqlx::query(
-        "WITH lines AS (
+        // Read first, because Citus does not join distributed tables with local ones.
+        "WITH all_months AS MATERIALIZED (
+             SELECT client_id, month, cost FROM usage_months
+         ), lines AS (
              SELECT p.client_id, (p.policy->>'monthly_warning')::numeric AS warning,
                     (p.policy->>'monthly_critical')::numeric AS critical FROM alert_policies p
          ), months AS (
@@ -109,7 +112,7 @@ async fn assert_alerts_match_months(pool: &PgPool) -> i64 {
                     COALESCE(own.critical, base.critical) AS critical_line,
                     EXISTS (SELECT FROM alerts a WHERE (a.client_id, a.period, severity) = (m.client_id, m.month, 2)) AS critical,
                     EXISTS (SELECT FROM alerts a WHERE (a.client_id, a.period, severity) = (m.client_id, m.month, 1)) AS warning
-             FROM usage_months m JOIN lines base ON base.client_id = ''
+             FROM all_months m JOIN lines base ON base.client_id = ''
              LEFT JOIN lines own ON own.client_id = m.client_id
          )
          SELECT (SELECT count(*) FROM months WHERE critical <> (cost >= critical_line) OR (warning AND cost < warning_line)

@@ -1,5 +1,6 @@
 //! The durable PostgreSQL of a scenario. It is run by the test or by the first replica.
 
+use crate::proxy::Target;
 use crate::scenario_dir::ScenarioDir;
 use meterd_embedded_postgres::{Embedded, EmbeddedSettings, attach};
 use meterd_store::database::connect;
@@ -20,7 +21,14 @@ pub struct Database {
     pub data_dir: PathBuf,
     /// Task that restarts the test's own database when it dies, as meterd does.
     supervisor: Option<JoinHandle<()>>,
+    /// The address of a database that is given.
+    given: Option<String>,
 }
+
+/// Names the address (host and port) of a database that the scenarios use instead of their own: for example the coordinator of a
+/// Citus cluster, with the role and the database meterd, prepared by `meterd migrate --distribute`. Scenarios that stop the database
+/// or fill its disk cannot run there, and each needs an empty database.
+const GIVEN: &str = "FAULTS_DATABASE";
 
 impl Database {
     /// Starts a database that the test runs.
@@ -33,14 +41,28 @@ impl Database {
                 drop(embedded.ensure_running().await);
             }
         });
-        let database = Self { data_dir, supervisor: Some(supervisor) };
+        let database = Self { data_dir, supervisor: Some(supervisor), given: None };
         database.show_faults().await;
         database
     }
 
     /// Describes the database that a replica runs in this directory.
     pub fn of_replica(data_dir: PathBuf) -> Self {
-        Self { data_dir, supervisor: None }
+        Self { data_dir, supervisor: None, given: None }
+    }
+
+    /// Returns the database that is given, if there is one.
+    pub fn given(scenario_dir: &ScenarioDir) -> Option<Self> {
+        let address = std::env::var(GIVEN).ok()?;
+        Some(Self { data_dir: scenario_dir.path("data"), supervisor: None, given: Some(address) })
+    }
+
+    /// Returns where a proxy reaches the database.
+    pub fn target(&self) -> Target {
+        match &self.given {
+            Some(address) => Target::Tcp(address.parse().expect("host and port")),
+            None => Target::Unix(self.socket()),
+        }
     }
 
     /// Returns the path of its socket.
@@ -55,6 +77,9 @@ impl Database {
 
     /// Waits until the database answers, and returns its URL.
     pub async fn url(&self) -> String {
+        if let Some(address) = &self.given {
+            return format!("postgres://meterd@{address}/meterd?sslmode=disable");
+        }
         let deadline = Instant::now() + READY_TIMEOUT;
         loop {
             if let Ok(Some(url)) = attach(&self.data_dir).await {

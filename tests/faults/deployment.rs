@@ -50,10 +50,18 @@ impl Deployment {
     /// Starts both replicas on a database that the test runs, each through a proxy.
     pub async fn start(run: Run) -> Self {
         let scenario_dir = ScenarioDir::new();
-        let database = Database::start(&scenario_dir).await;
+        let database = match Database::given(&scenario_dir) {
+            Some(given) => given,
+            None => Database::start(&scenario_dir).await,
+        };
+        Self::start_on(run, scenario_dir, database).await
+    }
+
+    /// Starts both replicas on this database, each through a proxy.
+    async fn start_on(run: Run, scenario_dir: ScenarioDir, database: Database) -> Self {
         let mut replicas = vec![];
         for number in 0..2 {
-            replicas.push(Replica::on_socket(&scenario_dir, number, database.socket(), &FLAGS).await);
+            replicas.push(Replica::on_database(&scenario_dir, number, &database, &FLAGS).await);
         }
         Self::assemble(run, scenario_dir, database, replicas).await
     }
@@ -61,6 +69,9 @@ impl Deployment {
     /// Starts the first replica with its own database, and the second replica on the same database.
     pub async fn start_with_embedded(run: Run) -> Self {
         let scenario_dir = ScenarioDir::new();
+        if let Some(given) = Database::given(&scenario_dir) {
+            return Self::start_on(run, scenario_dir, given).await;
+        }
         let data_dir = scenario_dir.path("data");
         Self::start_in(run, scenario_dir, data_dir, &[]).await
     }
@@ -71,7 +82,7 @@ impl Deployment {
         let first = Replica::with_data_dir(&scenario_dir, &data_dir, &flags).await;
         let database = Database::of_replica(data_dir);
         database.show_faults().await;
-        let other = Replica::on_socket(&scenario_dir, 1, database.socket(), &flags).await;
+        let other = Replica::on_database(&scenario_dir, 1, &database, &flags).await;
         Self::assemble(run, scenario_dir, database, vec![first, other]).await
     }
 

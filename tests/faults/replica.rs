@@ -1,5 +1,6 @@
 //! A meterd process behind a proxy.
 
+use crate::database::Database;
 use crate::proxy::{Proxy, Target};
 use crate::scenario_dir::ScenarioDir;
 use std::fs::File;
@@ -44,9 +45,9 @@ impl Replica {
         Self::start(scenario_dir, 0, vec![format!("--data-dir={}", data_dir.display())], None, flags).await
     }
 
-    /// Starts a replica that uses the database behind a socket.
-    pub async fn on_socket(scenario_dir: &ScenarioDir, number: usize, socket: PathBuf, flags: &[&str]) -> Self {
-        let proxy = Proxy::start(Target::Unix(socket)).await;
+    /// Starts a replica that reaches a database through a proxy.
+    pub async fn on_database(scenario_dir: &ScenarioDir, number: usize, database: &Database, flags: &[&str]) -> Self {
+        let proxy = Proxy::start(database.target()).await;
         Self::start(scenario_dir, number, vec![], Some(proxy), flags).await
     }
 

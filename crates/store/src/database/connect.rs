@@ -77,6 +77,20 @@ pub fn read_pool(options: PgConnectOptions, connections_max: u32) -> PgPool {
     trusting.connect_lazy_with(options.application_name("meterd reads"))
 }
 
+/// How long a batch waits for a row that another transaction has locked. Short, because all clients of the writer wait with it.
+const WRITER_LOCK_TIMEOUT_MS: &str = "1000";
+
+/// Returns the options of the connections of writers.
+pub fn writer_options(options: &PgConnectOptions, is_distributed: bool) -> PgConnectOptions {
+    let options = options.clone().options([("lock_timeout", WRITER_LOCK_TIMEOUT_MS)]).application_name("meterd writer");
+    match is_distributed {
+        // Citus plans some statements only for the values of their parameters.
+        true => options,
+        // Every batch uses the same few statements, and planning the largest takes longer than a small batch.
+        false => options.options([("plan_cache_mode", "force_generic_plan")]),
+    }
+}
+
 /// Returns the pool for scheduled jobs.
 pub fn job_pool(options: PgConnectOptions) -> PgPool {
     let (statement, idle) = (JOB_STATEMENT_TIMEOUT_MS.to_string(), JOB_IDLE_TIMEOUT_MS.to_string());

@@ -3,5 +3,6 @@
 pub mod cause;
 pub mod connect;
 pub mod deployment;
+pub mod distribution;
 pub mod fitness;
 pub mod url;

@@ -32,8 +32,6 @@ const ATTEMPT_TIMEOUT_MAX: Duration = Duration::from_secs(45);
 const GIVE_UP_EVERY: Duration = Duration::from_millis(200);
 /// After this time, other writers no longer leave their few events to the first writer.
 const SLOW_AFTER: Duration = Duration::from_millis(20);
-/// How long a batch waits for a row that another transaction has locked. Short, because all clients of the writer wait with it.
-const LOCK_TIMEOUT_MS: &str = "1000";
 
 struct Writer {
     settings: IngestConfig,
@@ -114,8 +112,7 @@ pub(super) async fn run(
 ) {
     let mut writer = Writer {
         settings,
-        // Generic plans, because every batch uses the same few statements, and planning the largest takes longer than a small batch.
-        database: database.options([("lock_timeout", LOCK_TIMEOUT_MS), ("plan_cache_mode", "force_generic_plan")]),
+        database,
         catalog,
         key_filters,
         alert_settings,
