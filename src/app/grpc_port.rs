@@ -7,16 +7,20 @@ use crate::grpc::layers::call::CallLayer;
 use crate::grpc::layers::guard::GuardLayer;
 use crate::grpc::layers::shutdown::ShutdownLayer;
 use crate::grpc::layers::slots::SlotLimits;
+use crate::grpc::services::Services;
 use crate::grpc::{Context, Handlers};
 use crate::{net, proto};
+use futures_util::future::Either;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tonic::body::Body;
+use tonic::codegen::http::{Request, Version, header};
 use tonic::service::Routes;
 use tonic_health::pb::health_server::{Health, HealthServer};
-use tower::ServiceBuilder;
+use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_http::cors::CorsLayer;
 
 /// Serves the port in a task. `health_reports_stop` turns true once the health service has reported that the server stops.
@@ -29,16 +33,31 @@ pub fn serve(
 ) -> anyhow::Result<JoinHandle<()>> {
     let settings = &context.settings;
     let layers = layers(context, port.config.unread_timeout, health_reports_stop);
+    let calls = layers.wrap(services(context, health)?);
     // The first layer is the outermost.
-    let service = ServiceBuilder::new()
+    let from_browsers = ServiceBuilder::new()
         .layer(cors(&settings.web_origins)?)
         // Outside the layers of a call, so that their responses are converted to gRPC-Web, too.
         .layer(tonic_web::GrpcWebLayer::new())
-        .service(layers.wrap(routes(context, health)?));
+        .service(calls.clone());
+    let service = service_fn(move |request: Request<Body>| match is_native(&request) {
+        true => Either::Left(calls.clone().call(request)),
+        false => Either::Right(from_browsers.clone().oneshot(request)),
+    });
     Ok(tokio::spawn(net::serve(listener, port, service)))
 }
 
-fn routes(context: &Arc<Context>, health: HealthServer<impl Health>) -> anyhow::Result<Routes> {
+/// Returns whether this is a gRPC call that no web page has made. Such calls do not need the layers for browsers.
+fn is_native(request: &Request<Body>) -> bool {
+    let headers = request.headers();
+    request.version() == Version::HTTP_2
+        && !headers.contains_key(header::ORIGIN)
+        && headers
+            .get(header::CONTENT_TYPE)
+            .is_some_and(|kind| kind == "application/grpc" || kind == "application/grpc+proto")
+}
+
+fn services(context: &Arc<Context>, health: HealthServer<impl Health>) -> anyhow::Result<Services> {
     let handlers = Handlers::new(context.clone());
     let reflection = || {
         tonic_reflection::server::Builder::configure()
@@ -47,8 +66,7 @@ fn routes(context: &Arc<Context>, health: HealthServer<impl Health>) -> anyhow::
             // With these, grpcurl shows error details as fields instead of bytes.
             .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
     };
-    Ok(Routes::new(handlers.usage())
-        .add_service(handlers.alerts())
+    let others = Routes::new(handlers.alerts())
         .add_service(handlers.catalog())
         .add_service(handlers.clients())
         .add_service(handlers.jobs())
@@ -56,7 +74,8 @@ fn routes(context: &Arc<Context>, health: HealthServer<impl Health>) -> anyhow::
         .add_service(health)
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?)
-        .prepare())
+        .prepare();
+    Ok(Services::new(handlers.usage(), others))
 }
 
 fn layers(context: &Context, unread_timeout: Duration, health_reports_stop: watch::Receiver<bool>) -> Layers {

@@ -9,6 +9,7 @@ pub mod jobs;
 pub mod keys;
 pub mod layers;
 pub mod methods;
+pub mod services;
 pub mod usage;
 pub mod wire;
 

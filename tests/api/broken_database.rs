@@ -88,17 +88,23 @@ async fn a_damaged_partition_fails_few_transactions_and_does_not_affect_other_mo
     server.stop().await;
 }
 
+/// Sets the time zone of the client without the server.
+async fn set_time_zone(server: &TestServer, zone: &str) {
+    server.sql(&format!("UPDATE clients SET time_zone = '{zone}' WHERE client_id = 'acme'")).await;
+    server.sql("UPDATE deployment SET client_settings_version = client_settings_version + 1").await;
+}
+
 #[tokio::test]
 async fn data_that_meterd_cannot_have_written_is_an_internal_error_without_a_retry() {
     let server = TestServer::start().await;
     server.track(event("acme", "sms", "1")).await.unwrap();
     // An invalid time zone that was not written by the server.
-    server.sql("UPDATE clients SET time_zone = 'Nowhere' WHERE client_id = 'acme'").await;
+    set_time_zone(&server, "Nowhere").await;
     let begin = Instant::now();
     let status = server.track(event("acme", "sms", "1")).await.unwrap_err();
     assert_error::<()>(Err(status), Code::Internal, "INTERNAL");
     assert!(begin.elapsed().as_secs() < 5, "the call was retried");
-    server.sql("UPDATE clients SET time_zone = 'UTC' WHERE client_id = 'acme'").await;
+    set_time_zone(&server, "UTC").await;
     server.track(event("acme", "sms", "1")).await.unwrap();
     server.assert_exact(2).await;
     server.stop().await;

@@ -18,6 +18,7 @@ pub mod response_body;
 pub mod shutdown;
 pub mod slots;
 
+use super::services::Services;
 use admission::AdmissionLayer;
 use call::CallLayer;
 use futures_util::FutureExt;
@@ -30,8 +31,7 @@ use std::sync::Arc;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::http::{Request, Response};
-use tonic::service::Routes;
-use tower::{Service, ServiceExt, service_fn};
+use tower::{Service, service_fn};
 
 /// All layers.
 pub struct Layers {
@@ -47,37 +47,37 @@ impl Layers {
     /// Wraps all gRPC services in the layers.
     pub fn wrap(
         self,
-        routes: Routes,
+        services: Services,
     ) -> impl Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future = ResponseFuture>
     + Clone
     + Send
     + Sync {
         let layers = Arc::new(self);
         service_fn(move |request| {
-            let (layers, routes) = (layers.clone(), routes.clone());
-            async move { Ok(layers.handle(request, routes).await) }.boxed()
+            let (layers, services) = (layers.clone(), services.clone());
+            async move { Ok(layers.handle(request, services).await) }.boxed()
         })
     }
 
-    async fn handle(&self, request: Request<Body>, routes: Routes) -> Response<Body> {
-        let route = |request| self.route(request, routes);
+    async fn handle(&self, request: Request<Body>, services: Services) -> Response<Body> {
+        let route = |request| self.route(request, services);
         let end_on_shutdown = |request| self.shutdown.handle(request, route);
         let catch_panics = |request| panics::catch(request, end_on_shutdown);
         self.call.handle(request, catch_panics).await
     }
 
     /// Runs the inner layers and the handler.
-    async fn route(&self, request: Request<Body>, routes: Routes) -> Response<Body> {
+    async fn route(&self, request: Request<Body>, services: Services) -> Response<Body> {
         if let Some(response) = guard::protocol_error(&request) {
             return response;
         }
-        self.try_route(request, routes).await.unwrap_or_else(Status::into_http)
+        self.try_route(request, services).await.unwrap_or_else(Status::into_http)
     }
 
-    async fn try_route(&self, mut request: Request<Body>, routes: Routes) -> Result<Response<Body>, Status> {
+    async fn try_route(&self, mut request: Request<Body>, services: Services) -> Result<Response<Body>, Status> {
         let credentials_end = self.guard.check(&mut request).await?;
         let (request, admission) = self.admission.admit(request).await?;
-        let Ok(response) = routes.oneshot(request).await;
+        let Ok(response) = services.call(request).await;
         let response = admission.wrap(response);
         Ok(match credentials_end {
             Some(end) => response.map(|body| Body::new(InterruptibleBody::new(body, end))),
@@ -95,14 +95,14 @@ mod tests {
 
     fn output_size<F, T>(_: F) -> usize
     where
-        F: FnOnce(&'static Layers, Request<Body>, Routes) -> T,
+        F: FnOnce(&'static Layers, Request<Body>, Services) -> T,
     {
         size_of::<T>()
     }
 
     #[test]
     fn the_future_of_all_layers_is_small() {
-        let bytes = output_size(|layers, request, routes| layers.handle(request, routes));
+        let bytes = output_size(|layers, request, services| layers.handle(request, services));
         println!("the future of all layers has {bytes} bytes");
         assert!(bytes <= FUTURE_BYTES_MAX, "{bytes}");
     }

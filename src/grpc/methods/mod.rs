@@ -192,9 +192,10 @@ matrix! {
 
 /// Returns the row of a path such as "/metering.v1.UsageService/TrackUsage".
 pub fn row(path: &str) -> Option<&'static Row> {
+    use foldhash::fast::RandomState;
     use std::collections::HashMap;
     use std::sync::OnceLock;
-    static BY_METHOD: OnceLock<HashMap<&'static str, &'static Row>> = OnceLock::new();
+    static BY_METHOD: OnceLock<HashMap<&'static str, &'static Row, RandomState>> = OnceLock::new();
     let by_method = BY_METHOD.get_or_init(|| ROWS.iter().map(|row| (row.method, row)).collect());
     by_method.get(path.strip_prefix('/')?).copied()
 }
