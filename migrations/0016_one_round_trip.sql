@@ -1,10 +1,12 @@
--- The common batch is written by one call that commits by itself. So the database itself must know when an alert rule has to be
--- evaluated: each month's row has a bound, and a batch that reaches it is written in a transaction instead.
+-- Most small batches are written by one call of record_usage, without BEGIN and COMMIT. So the database itself must
+-- know when the alert rules have to be evaluated: the row of each month has a bound, and a batch that reaches it is
+-- written in a transaction of several statements instead.
 SET LOCAL lock_timeout = '5s';
 
 ALTER TABLE usage_months
-    -- The lowest cost with which an alert could be raised. NULL: no cost can raise one. Holds only on alert_day, the client's day, and
-    -- with alert_version, which counts changes of policies and time zones.
+    -- Below this cost, no alert is raised. NULL: no alert is raised at any cost. Valid only on alert_day, a day of the
+    -- client, and for alert_version, which combines the version of policies and time zones with the version of the
+    -- alert rules.
     ADD COLUMN alert_bound    numeric DEFAULT 0,
     ADD COLUMN alert_day      date NOT NULL DEFAULT '-infinity',
     ADD COLUMN alert_version  bigint NOT NULL DEFAULT -1;
@@ -20,7 +22,7 @@ CREATE TYPE month_change AS (
     cached_input_tokens   bigint,
     cost                  numeric,
     unpriced_event_count  bigint,
-    -- A bound that holds whatever the row contains.
+    -- A bound that is valid for any content of the row.
     alert_bound           numeric,
     alert_day             date,
     alert_version         bigint
@@ -90,25 +92,26 @@ BEGIN
     END IF;
 END $$;
 
--- Claims keys in a generation, and returns the numbers of the events whose keys were free.
-CREATE FUNCTION claim_keys(generation_is integer, keys new_key[])
+-- Claims keys in a generation, and returns the sequence numbers of the events whose keys were free.
+CREATE FUNCTION claim_keys(in_generation integer, keys new_key[])
 RETURNS TABLE (event_seq bigint)
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 BEGIN
     RETURN QUERY
     INSERT INTO idempotency_keys AS k (client_id, idempotency_key, payload_hash, event_time, event_seq, backfill, generation)
-    SELECT *, generation_is FROM unnest(keys)
+    SELECT *, in_generation FROM unnest(keys)
     ON CONFLICT DO NOTHING
     RETURNING k.event_seq;
 END $$;
 
--- Records a batch if it is a common one. Returns false, and writes nothing, if one of the versions is not the current one. Fails with
--- MT001 if a key is taken, and with MT002 if a month has reached its alert bound; the transaction is then rolled back. The caller
--- writes such a batch in a transaction of several statements, which takes the same locks in the same order.
+-- Records a batch of new events. Returns false, and writes nothing, if one of the versions is not the current one or is
+-- being changed. Fails with MT001 if a key is taken, and with MT002 if a month reaches its alert bound; the transaction
+-- is then rolled back. In each case the caller writes the batch in a transaction of several statements, which takes the
+-- same locks in the same order.
 CREATE FUNCTION record_usage(
-    catalog_is bigint, client_settings_is bigint, closed_through_is date, keys_pruned_through_is timestamptz,
-    generation_is integer, keys new_key[], months month_change[], month_services month_service_delta[],
+    expected_catalog bigint, expected_client_settings bigint, expected_closed_through date, expected_keys_pruned_through timestamptz,
+    expected_generation integer, keys new_key[], months month_change[], month_services month_service_delta[],
     days day_delta[], events new_event[]
 )
 RETURNS boolean LANGUAGE plpgsql AS $$
@@ -122,22 +125,22 @@ BEGIN
         RETURN false;
     END IF;
     PERFORM FROM catalog_version c, deployment d
-    WHERE c.version = catalog_is AND d.client_settings_version = client_settings_is
-      AND NULLIF(d.closed_through, '-infinity') IS NOT DISTINCT FROM closed_through_is
-      AND NULLIF(d.keys_pruned_through, '-infinity') IS NOT DISTINCT FROM keys_pruned_through_is
-      AND d.key_generation = generation_is;
+    WHERE c.version = expected_catalog AND d.client_settings_version = expected_client_settings
+      AND NULLIF(d.closed_through, '-infinity') IS NOT DISTINCT FROM expected_closed_through
+      AND NULLIF(d.keys_pruned_through, '-infinity') IS NOT DISTINCT FROM expected_keys_pruned_through
+      AND d.key_generation = expected_generation;
     IF NOT FOUND THEN
         RETURN false;
     END IF;
-    -- Counts the rows. In a distributed database, ROW_COUNT of such an INSERT also counts the rows that were in conflict.
-    SELECT count(*) INTO claimed FROM claim_keys(generation_is, keys);
+    -- Not ROW_COUNT: in a distributed database, it would also count the rows that were in conflict.
+    SELECT count(*) INTO claimed FROM claim_keys(expected_generation, keys);
     IF claimed < cardinality(keys) THEN
         RAISE EXCEPTION 'an idempotency key is taken' USING ERRCODE = 'MT001';
     END IF;
     SELECT count(*), count(*) FILTER (WHERE cost >= alert_bound) INTO changed, reached
     FROM add_usage(months, month_services, days, events);
     IF changed < cardinality(months) THEN
-        RAISE EXCEPTION 'the sums of a month were neither added nor changed';
+        RAISE EXCEPTION 'a row of usage_months was neither inserted nor updated';
     END IF;
     IF reached > 0 THEN
         RAISE EXCEPTION 'the cost of a month has reached its alert bound' USING ERRCODE = 'MT002';
@@ -177,7 +180,7 @@ BEGIN
         ORDER BY client_id, month FOR UPDATE OF usage_months;
         RETURN;
     END IF;
-    -- In a distributed database one statement can lock the rows of one client only.
+    -- In a distributed database, one statement can lock the rows of only one client.
     FOR wanted IN
         SELECT u.client_id, array_agg(u.month) AS months FROM unnest(clients, months) AS u (client_id, month)
         GROUP BY u.client_id ORDER BY u.client_id COLLATE "C"

@@ -91,8 +91,8 @@ pub struct Settings {
     /// Maximum number of events that wait for one writer
     #[arg(long, env = "METERD_QUEUE_EVENTS_MAX", default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(2..=10_000_000))]
     pub queue_events_max: u32,
-    /// Maximum number of bytes of memory for the filters of idempotency keys: two bytes a key. Keys without a filter in memory are
-    /// looked up in the database, which is slower
+    /// Maximum memory of the filters of idempotency keys, in bytes; a filter takes two bytes a key. In a closed
+    /// generation of keys whose filter is not in memory, meterd looks up each new key, which is slower
     #[arg(long, env = "METERD_KEY_FILTER_BYTES_MAX", default_value_t = 268_435_456)]
     pub key_filter_bytes_max: u64,
     /// How long the server retries an event while the database is away or hangs, in seconds; at most 5 seconds later the

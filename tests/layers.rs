@@ -102,7 +102,7 @@ fn the_server_uses_all_crates() {
     }
 }
 
-/// The functions of the store that change the sums of a month.
+/// The functions of the store that claim keys, insert events or change the sums of a month.
 const WRITES_OF_SUMS: [&str; 5] =
     ["record::try_record(", "record::claim(", "record::copy(", "record::add(", "rollups::delete_zeros("];
 

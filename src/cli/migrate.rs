@@ -1,4 +1,4 @@
-//! `meterd migrate`: updates the database schema, distributes the tables if wanted, and exits.
+//! `meterd migrate`: updates the database schema, distributes the tables if requested, and exits.
 
 use super::signals;
 use crate::app;
@@ -16,8 +16,8 @@ pub struct MigrateArgs {
     pub settings: Settings,
     /// Distribute the tables of clients over the workers of a Citus cluster
     ///
-    /// The database must be the coordinator of the cluster, and have the extension citus and its workers. Stop all servers of
-    /// this database before. Distributed tables cannot be made local again by meterd.
+    /// The database must be on the coordinator, the extension citus must exist on all nodes, and the coordinator must
+    /// know its workers. Stop all servers of this database first. meterd cannot undo the distribution.
     #[arg(long)]
     pub distribute: bool,
 }

@@ -112,11 +112,11 @@ fn describe() {
     metrics::describe_gauge!("meterd_key_filter_bytes", "Memory of the filters of closed generations of keys");
     metrics::describe_counter!(
         "meterd_closed_key_lookups_total",
-        "Keys that were looked up in a closed generation, because its filter may contain them or is not in memory"
+        "Lookups of keys in closed generations whose filter may contain the key or is not in memory"
     );
     metrics::describe_counter!(
         "meterd_one_call_batches_total",
-        "Batches tried in one call, by result: recorded; or stale, key_taken, bound_reached, and then a transaction follows"
+        "Batches tried in one call, by result; unless it is recorded, a transaction of several statements follows"
     );
     metrics::describe_gauge!("meterd_queue_events", "Events that wait for a writer");
     metrics::describe_counter!(

@@ -67,7 +67,7 @@ async fn statements(server: &TestServer, function: &str) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn each_statement_of_the_write_path_is_accepted_by_citus() {
+async fn each_statement_of_the_write_path_meets_the_rules_of_citus() {
     let server = TestServer::start().await;
     let mut writes: BTreeMap<&str, usize> = BTreeMap::new();
     for function in ["claim_keys", "add_usage", "record_usage"] {

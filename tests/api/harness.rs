@@ -38,7 +38,8 @@ struct SharedPostgres {
     _keeper: ChildStdin,
 }
 
-/// Tables with triggers that serve replicas of earlier releases. In a distributed database they have none.
+/// Tables with triggers that only serve replicas of earlier releases. Without them, the code must do their work, as it
+/// must in a distributed database.
 const TABLES_WITH_TRIGGERS: [&str; 3] = ["clients", "alert_policies", "monthly_summaries"];
 
 fn shared_postgres() -> &'static SharedPostgres {
@@ -84,7 +85,7 @@ async fn start_shared_postgres() -> SharedPostgres {
     let options = connect::options(&url).unwrap().database(TEMPLATE);
     app::prepare(&options, &settings_of(&[])).await.unwrap();
     let template = url.replace("/meterd?", &format!("/{TEMPLATE}?"));
-    // A distributed database has no triggers.
+    // The code must not depend on these triggers.
     for table in TABLES_WITH_TRIGGERS {
         execute(&template, &format!("ALTER TABLE {table} DISABLE TRIGGER USER")).await;
     }

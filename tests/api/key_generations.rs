@@ -55,7 +55,7 @@ async fn a_key_of_a_closed_generation_is_taken_with_and_without_its_filter() {
             let changed = replica.track(keyed("first", "2")).await.unwrap_err();
             assert_eq!(changed.code(), Code::AlreadyExists);
             assert!(changed.message().contains("differs in units"), "{changed}");
-            // Small batches use the statement, large ones COPY.
+            // Small batches use statements, large ones COPY.
             for size in [3, 70] {
                 let new = |number| keyed(&format!("{round}-{size}-{number}"), "1");
                 let mut batch: Vec<UsageEvent> = (0..size).map(new).collect();
@@ -214,7 +214,7 @@ async fn a_filter_is_not_used_for_a_generation_that_was_closed_at_another_time()
     server.stop().await;
 }
 
-/// As a replica of a release without generations would.
+/// Inserts keys as a replica of a release without generations would.
 #[tokio::test]
 async fn postgresql_rejects_a_key_of_a_closed_generation() {
     let server = TestServer::start_with(&[CLOSE_ALWAYS], Clock::system()).await;

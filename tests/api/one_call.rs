@@ -52,7 +52,7 @@ async fn a_spike_is_raised_after_late_usage_has_lifted_the_previous_month_to_the
     for _ in 0..3 {
         spend(&server, "acme", "3").await;
     }
-    assert_eq!(kinds(&server, "acme").await, [""; 0], "a month below the baseline is not compared with");
+    assert_eq!(kinds(&server, "acme").await, [""; 0], "there is no spike after a month below the baseline");
     spend_at(&server, "acme", "0.6", "2026-10-31T12:00:00Z").await;
     spend(&server, "acme", "0.01").await;
     assert_eq!(kinds(&server, "acme").await, ["2026-11 SPIKE CRITICAL"]);
@@ -94,7 +94,7 @@ async fn a_resolved_alert_is_raised_again_at_its_new_threshold() {
 /// One step of the usage of clients on two replicas.
 #[derive(Clone, Debug)]
 enum Step {
-    /// Usage of this number of hundredths, so many months ago.
+    /// Usage with a cost of this number of hundredths, this number of months ago.
     Spend { replica: usize, client: usize, months_ago: u32, cents: u32 },
     /// The last event again.
     Repeat { replica: usize },
@@ -108,7 +108,7 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     let months_ago = prop_oneof![5 => Just(0), 3 => Just(1), 1 => Just(2)];
-    // Often small amounts, because a month of less than 1 is not compared with.
+    // Often small amounts, because the spike rule does not apply after a month below 1.
     let cents = prop_oneof![2 => 1..60u32, 1 => 1..2_000u32];
     let spend = (0..2usize, 0..2usize, months_ago, cents);
     prop_oneof![

@@ -23,7 +23,7 @@ fn a_misspelled_parameter_of_a_database_url_is_rejected_before_the_start() {
             let mut meterd = dir.meterd(command);
             meterd.env("DATABASE_URL", url(query)).env_remove("METERD_DATA_DIR");
             if command[0] == "serve" {
-                // The connection of another test can have a default port.
+                // A connection of another test may use a default port.
                 meterd.args(["--listen=127.0.0.1:0", "--http-listen=127.0.0.1:0"]);
             }
             let rejected = dir.start_error(&mut meterd);

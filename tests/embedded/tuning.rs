@@ -1,4 +1,4 @@
-//! Settings of memory and WAL that follow the machine, and the operator's settings above them.
+//! Memory and WAL settings that suit the machine, and settings of the operator, which override them.
 
 use super::TestDir;
 use sqlx::{Connection, PgConnection, Row};

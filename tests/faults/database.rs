@@ -25,9 +25,10 @@ pub struct Database {
     given: Option<String>,
 }
 
-/// Names the address (host and port) of a database that the scenarios use instead of their own: for example the coordinator of a
-/// Citus cluster, with the role and the database meterd, prepared by `meterd migrate --distribute`. Scenarios that stop the database
-/// or fill its disk cannot run there, and each needs an empty database.
+/// Environment variable with the address (host and port) of a database that the scenarios use instead of their own: for
+/// example the coordinator of a Citus cluster, with the role and the database meterd, prepared by
+/// `meterd migrate --distribute`. Each scenario needs an empty database. Scenarios that stop the database or fill its
+/// disk cannot use it.
 const GIVEN: &str = "FAULTS_DATABASE";
 
 impl Database {

@@ -41,7 +41,8 @@ pub const EVENTS_MIN: u64 = 2 * YEAR_EVENTS;
 const YEAR_EVENTS: u64 = YEAR_CLIENT_COUNT as u64 * YEAR_DAYS * KINDS.len() as u64;
 /// Fewest days: today alone may have only just begun.
 pub const DAYS_MIN: u32 = 2;
-/// About as many keys as a generation has with the default settings and a few GB of shared_buffers.
+/// Number of keys in a preloaded generation: about that of a live one with the default settings and a few GB of
+/// `shared_buffers`.
 const KEYS_PER_GENERATION: u64 = 3_000_000;
 /// Days that are written at the same time.
 const AT_ONCE: usize = 2;
@@ -124,7 +125,7 @@ impl Preload {
             generations::close(pool, generation).await?;
             build_filter(pool, generation).await?;
         }
-        preload::open_generation_to_floors(&mut conn).await?;
+        preload::let_floors_write_keys(&mut conn).await?;
         progress.set_message("months");
         preload::insert_months(&mut conn).await?;
         preload::tidy(&mut conn).await?;

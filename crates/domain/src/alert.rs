@@ -235,8 +235,9 @@ impl MonthFacts {
             .collect()
     }
 
-    /// Returns the lowest cost with which [`Self::to_raise`] can return an alert, whatever the recurring cost is: it can only
-    /// lower a projection. `None` if no cost can. Does not use the cost and the recurring cost of `self`.
+    /// Returns a cost below which [`Self::to_raise`] returns no alert, whatever the recurring cost is: a recurring cost
+    /// can only lower a projection. `None` if it returns no alert for any cost. Does not use the costs of the month in
+    /// `self`.
     pub fn lowest_cost_to_raise(&self, policy: &Policy, raised: AlertSet, open: AlertSet) -> Option<Total> {
         let alerts = AlertType::ALL.iter().flat_map(|&kind| Severity::ALL.iter().map(move |&level| (kind, level)));
         let lowest = alerts
@@ -252,19 +253,20 @@ impl MonthFacts {
         lowest.min().map(|lowest| lowest.max(Total::from_scaled(I256::ONE)))
     }
 
-    /// Returns [`Self::lowest_cost_to_raise`] for any cost of the previous month and any alerts that were raised.
-    pub fn lowest_cost_to_raise_of_any(&self, policy: &Policy) -> Option<Total> {
-        let worst_case = Self { previous_cost: compared_from(policy), ..*self };
+    /// Returns the lowest [`Self::lowest_cost_to_raise`] of all costs of the previous month and all sets of alerts.
+    pub fn lowest_cost_to_raise_for_any_row(&self, policy: &Policy) -> Option<Total> {
+        let worst_case = Self { previous_cost: spike_baseline(policy), ..*self };
         worst_case.lowest_cost_to_raise(policy, AlertSet::default(), AlertSet::default())
     }
 
     /// Returns the alert bound of the client's current month: [`Self::lowest_cost_to_raise`] on this day.
     ///
-    /// On the first day, a replica whose clock is slow may still add to the previous month. Then the bound is that of any higher cost
-    /// of the previous month: below the baseline, no spike is raised, but it is when the cost reaches the baseline.
+    /// On the first day of the month, a replica with a slow clock may still add to the previous month without resetting
+    /// the bound. So the bound then holds for any higher cost of the previous month, also for one that reaches the
+    /// spike baseline.
     pub fn alert_bound(&self, policy: &Policy, raised: AlertSet, open: AlertSet) -> Option<Total> {
         let previous_cost = match self.today.day() {
-            1 => self.previous_cost.max(compared_from(policy)),
+            1 => self.previous_cost.max(spike_baseline(policy)),
             _ => self.previous_cost,
         };
         Self { previous_cost, ..*self }.lowest_cost_to_raise(policy, raised, open)
@@ -293,14 +295,14 @@ fn is_excluded(kind: AlertType, severity: Severity, raised: AlertSet, open: Aler
     open.has(kind, severity) || severity == Severity::Warning && raised.has(kind, Severity::Critical)
 }
 
-/// Returns the lowest cost of a previous month that the spike rule compares with.
-fn compared_from(policy: &Policy) -> Total {
+/// Returns the lowest cost of a previous month for which the spike rule applies.
+fn spike_baseline(policy: &Policy) -> Total {
     policy.spike_baseline_min.max(Total::from_scaled(I256::ONE))
 }
 
 /// Returns the lowest cost whose projection, without recurring cost, reaches `threshold`.
 fn lowest_cost_with_month_end(threshold: Total, elapsed: u32, days: u32) -> Total {
-    // At most one unit below the result, because the projection is rounded.
+    // One or two units below the result, because this quotient is truncated and the projection is rounded.
     let floor = threshold.scaled() * I256::from(elapsed.max(1)) / I256::from(days) - 1;
     let reaches = |cost: &I256| month_end(Total::from_scaled(*cost), Total::ZERO, elapsed, days) >= threshold;
     let reached = (0..3).map(|more| floor + more).find(reaches);

@@ -65,13 +65,13 @@ fn the_lowest_cost_to_raise_is_that_of_the_next_rule() {
         let facts = facts("0", previous, today);
         facts.lowest_cost_to_raise(&Policy::default(), set, set).map(|cost| cost.to_string())
     };
-    // Before the third day there is no projection, and a month below the baseline is not compared with.
+    // Before the third day there is no projection, and after a month below the baseline there is no spike.
     assert_eq!(lowest("0", "2026-11-02", none).as_deref(), Some("50"));
     assert_eq!(lowest("10", "2026-11-02", none).as_deref(), Some("15"));
     assert_eq!(lowest("0", "2026-11-03", none).as_deref(), Some("15"));
     assert_eq!(lowest("0", "2026-11-02", AlertSet::of(Threshold, Warning)).as_deref(), Some("100"));
     assert_eq!(lowest("0", "2026-11-02", AlertSet::of(Threshold, Critical)), None);
-    let of_any = |today| facts("0", "0", today).lowest_cost_to_raise_of_any(&Policy::default());
+    let of_any = |today| facts("0", "0", today).lowest_cost_to_raise_for_any_row(&Policy::default());
     assert_eq!(of_any("2026-11-02"), Some(total("1.5")));
     let zero = Policy { monthly_warning: Total::ZERO, ..Policy::default() };
     let smallest = facts("0", "0", "2026-11-02").lowest_cost_to_raise(&zero, none, none);
@@ -81,7 +81,7 @@ fn the_lowest_cost_to_raise_is_that_of_the_next_rule() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2_000))]
 
-    /// Below the lowest cost, no alert is raised; at it, one is, except for recurring cost.
+    /// Below the lowest cost, no alert is raised. At the lowest cost, one is raised if there is no recurring cost.
     #[test]
     fn an_alert_is_raised_from_the_lowest_cost_to_raise(
         cost in 0i64..20_000, previous in 0i64..20_000, later in 0i64..20_000, recurring in 0i64..200, day in 1u32..=30,
@@ -96,7 +96,7 @@ proptest! {
         let near = |bound: Option<Total>| bound.map(|bound| Total::from_scaled(bound.scaled() + I256::from(spread)));
         let grown = MonthFacts { previous_cost: cents(previous.max(later)), ..month };
         let bound = month.alert_bound(&policy, raised, open);
-        let of_any = month.lowest_cost_to_raise_of_any(&policy);
+        let of_any = month.lowest_cost_to_raise_for_any_row(&policy);
         for cost in [Some(cents(cost)), near(lowest), near(bound), near(of_any)].into_iter().flatten() {
             let at = |facts: MonthFacts, recurring_cost| MonthFacts { cost, recurring_cost, ..facts };
             let is_raised = !at(month, Total::ZERO).to_raise(&policy, raised, open).is_empty();

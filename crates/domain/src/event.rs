@@ -268,8 +268,8 @@ mod tests {
         }
     }
 
-    /// Databases contain these hashes. If one changed, events that were recorded before could not be sent again. The expected
-    /// values were computed by another program.
+    /// Databases contain these hashes. If one changed, a repeat of an event that was recorded before would be a
+    /// conflict instead of a duplicate. The expected values were computed by another program.
     #[test]
     fn the_hash_of_an_event_never_changes() {
         let decimal = |text: &str| Decimal::parse(text).unwrap();

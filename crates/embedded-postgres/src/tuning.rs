@@ -1,4 +1,4 @@
-//! Settings of memory and WAL that follow the machine. PostgreSQL's own defaults suit a machine with 512 MB of memory.
+//! Memory and WAL settings that suit the machine. PostgreSQL's own defaults suit a machine with 512 MB of memory.
 //!
 //! Each start computes them and writes them to `meterd.conf` in PostgreSQL's data directory. The first line of
 //! `postgresql.conf` includes that file, so any setting that an operator adds to `postgresql.conf`, or sets with
@@ -27,7 +27,7 @@ const FILE: &str = "meterd.conf";
 
 /// The first lines of `postgresql.conf`.
 const INCLUDE: &str =
-    "# Settings that meterd computes from this machine at each start. Any setting below overrides them.
+    "# Settings that meterd computes for this machine at each start. Any setting below overrides them.
 include_if_exists = 'meterd.conf'
 ";
 
@@ -104,7 +104,7 @@ pub(super) async fn write(layout: &Layout, binaries: &Binaries, user: &ServerUse
     let written = replace(&layout.cluster.join(FILE), user, &lines.fold(text, |text, line| text + &line))
         .and_then(|()| include(&layout.cluster.join("postgresql.conf"), user));
     if let Err(error) = written {
-        warn!("PostgreSQL starts without the memory settings for this machine: {error}");
+        warn!("cannot write the memory and WAL settings; PostgreSQL starts with its current ones: {error}");
     }
 }
 
@@ -117,8 +117,8 @@ fn include(conf: &Path, user: &ServerUser) -> Result<(), EmbeddedError> {
     }
 }
 
-/// Returns the configuration with the line that includes the settings, or `None` if it has that line, or had it and an
-/// operator made it a comment.
+/// Returns the configuration with the line that includes the settings, or `None` if it already has that line, even
+/// commented out.
 fn with_include(conf: &str) -> Option<String> {
     if conf.contains(FILE) {
         return None;
@@ -131,7 +131,7 @@ fn with_include(conf: &str) -> Option<String> {
     Some(INCLUDE.to_owned() + &kept.collect::<String>())
 }
 
-/// Replaces a file of the server by one with this text. A crash leaves the old file or the new one.
+/// Replaces the contents of a file of the server. After a crash, the file has either the old or the new contents.
 fn replace(path: &Path, user: &ServerUser, text: &str) -> Result<(), EmbeddedError> {
     let new = path.with_extension("conf.new");
     let write = || {
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn the_settings_of_an_operator_stay_and_defaults_make_room() {
+    fn the_settings_of_an_operator_stay_and_written_defaults_are_removed() {
         let conf = "max_connections = 100\t# a comment\nshared_buffers = 128MB\t\t# min 128kB\n#work_mem = 4MB\n\
                     max_wal_size = 1GB\nmin_wal_size = 80MB\n\n# Defaults of meterd.\nmax_wal_size = '2GB'\n";
         let kept = "max_connections = 100\t# a comment\n#work_mem = 4MB\n\n# Defaults of meterd.\n";

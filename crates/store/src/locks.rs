@@ -8,8 +8,9 @@ use chrono::{DateTime, NaiveDate, Utc};
 use meterd_domain::period::Month;
 use sqlx::{AssertSqlSafe, PgConnection, Row, raw_sql};
 
-/// Transactions that price or date events, or claim keys, share this lock. Transactions that change prices, aliases or time
-/// zones, or close a generation of keys, take it exclusively.
+/// Transactions that price or date events, or claim keys, share this lock. Transactions that change prices, aliases,
+/// services, alert policies or time zones, close months or generations of keys, or raise `keys_pruned_through`, take it
+/// exclusively.
 pub const VERSIONS_LOCK: i64 = 0x6d65_7465_7264_0001;
 /// Taken to create a partition.
 const PARTITIONS_LOCK: i64 = 0x6d65_7465_7264_0002;
@@ -17,7 +18,7 @@ const PARTITIONS_LOCK: i64 = 0x6d65_7465_7264_0002;
 const DEPLOYMENT_LOCK: i64 = 0x6d65_7465_7264_0003;
 /// Taken to change notification channels.
 const CHANNELS_LOCK: i64 = 0x6d65_7465_7264_0004;
-/// Taken to count the versions of summaries, also by the trigger of migration 0009.
+/// Taken to increase the versions of summaries, also by the trigger of migration 0009.
 const SUMMARIES_LOCK: i64 = 0x6d65_7465_7264_0005;
 
 /// Prevents changes of prices, aliases and time zones until the end of the transaction.
@@ -46,7 +47,7 @@ pub async fn change_channels(conn: &mut PgConnection) -> crate::Result<()> {
     exclusive(conn, CHANNELS_LOCK).await
 }
 
-/// Lets one transaction count a change of summaries at a time.
+/// Lets only one transaction at a time count a change of summaries.
 pub async fn change_summaries(conn: &mut PgConnection) -> crate::Result<()> {
     exclusive(conn, SUMMARIES_LOCK).await
 }

@@ -95,7 +95,7 @@ impl CallLayer {
 
 /// Adds a call to the metrics.
 fn record(path: String, code: Code, elapsed: Duration) {
-    // To find a histogram by its labels takes longer than to record a value.
+    // Looking up a histogram by its labels takes longer than recording a value.
     static SUCCESSES: LazyLock<HashMap<String, Histogram, RandomState>> = LazyLock::new(|| {
         let paths = methods::ROWS.iter().map(|row| format!("/{}", row.method));
         paths.map(|path| (path.clone(), histogram(path, Code::Ok))).collect()

@@ -58,7 +58,7 @@ pub enum Section {
     Track,
     /// BatchTrackUsage and StreamUsage, compared with multi-row statements and COPY
     Batch,
-    /// BatchTrackUsage and StreamUsage in a preloaded database, compared with an empty one
+    /// Calls for 100,000 random clients in a preloaded database, compared with COPY there and with an empty one
     Preloaded,
     /// Reads in a preloaded database, compared with their SQL
     Reads,

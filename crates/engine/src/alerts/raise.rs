@@ -29,7 +29,8 @@ pub struct ChangedMonth {
     pub zone: Tz,
     /// Whether only backfills have changed it. Then its alerts do not send notifications.
     pub backfill: bool,
-    /// Whether its alert bound holds for this transaction.
+    /// Whether the bound in its row is for the client's current day and the current versions. Only then is a new bound
+    /// stored.
     pub bound_holds: bool,
 }
 
@@ -82,7 +83,8 @@ pub async fn raise_alerts(
             open.0 |= bit;
             raising.push(Raising { client_id, finding, notifies });
         }
-        // The cost of the month before an earlier month may still change.
+        // Only for the current month: new events in the month before it reset its bound, but not the bound of an
+        // earlier month.
         if *bound_holds && *month == Month::of(today) {
             bounds.push((row, facts.alert_bound(policy, raised, open)));
         }

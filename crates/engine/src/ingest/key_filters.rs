@@ -1,9 +1,10 @@
 //! What this replica knows of the closed generations of idempotency keys: which of them may contain a key.
 //!
-//! A new key must not be in any closed generation. To look it up in each of them would take longer than all other work for an event.
-//! So each closed generation has a Bloom filter in memory, and a key is looked up only where the filter may contain it. A filter
-//! never misses a key, because a closed generation gets no more keys. If a generation has no filter in memory, for example right
-//! after it was closed, every key is looked up in it, which is slower and just as exact.
+//! A new key must not be in any closed generation. Looking it up in each of them would take longer than all other work
+//! for an event. So each closed generation has a Bloom filter in memory, and a key is looked up only in the generations
+//! whose filter may contain it. A filter never misses a key, because a closed generation gets no more keys. If the
+//! filter of a generation is not in memory, for example right after the generation was closed, every key is looked up
+//! in it, which is slower but just as exact.
 
 use chrono::{DateTime, Utc};
 use fastbloom::BloomFilter;
@@ -19,8 +20,8 @@ use tokio::task::JoinHandle;
 
 /// Version of the bytes of a filter. Filters of other versions are not used, and are built again.
 pub const FILTER_FORMAT: i16 = 1;
-/// Bits for each key. With [`HASHES`] bits set for each key, a filter contains 0.06 % of the keys that are not in its generation:
-/// (1 - e^(-8/16))^8.
+/// Bits for each key. As each key sets [`HASHES`] bits, a filter may contain 0.06 % of the keys that are not in its
+/// generation: (1 - e^(-8/16))^8.
 const BITS_PER_KEY: usize = 16;
 const HASHES: u32 = 8;
 /// Part of the format.
@@ -43,7 +44,7 @@ impl Filter {
         self.0.insert(&(client_id, key));
     }
 
-    /// Returns whether the key may be in the generation. If not, it is not.
+    /// Returns whether the key may be in the generation. If `false`, the key is not in it.
     fn may_contain(&self, client_id: &str, key: &str) -> bool {
         self.0.contains(&(client_id, key))
     }
@@ -67,7 +68,7 @@ impl Filter {
 /// Builds the filter of a closed generation and stores it.
 pub async fn build_filter(pool: &PgPool, generation: i32) -> meterd_store::Result<()> {
     let mut conn = pool.acquire().await?;
-    // Keys may be deleted meanwhile. A filter with more bits than keys is fine.
+    // If keys are deleted between the two statements, the filter only has more bits than it needs.
     let mut tx = conn.begin().await?;
     meterd_store::database::connect::allow_long_statements(&mut tx).await?;
     let count = generations::count(&mut tx, generation).await?;
@@ -84,7 +85,7 @@ pub async fn build_filter(pool: &PgPool, generation: i32) -> meterd_store::Resul
 /// The closed generations that this replica knows, at one moment.
 #[derive(Default)]
 struct Known {
-    /// Generations from this one on are not known. The current one when the others were read.
+    /// Generations from this number on are not known. It was the current generation when `closed` was read.
     next: i32,
     /// The generations before `next` that exist, each with its filter if it is in memory.
     closed: BTreeMap<i32, Option<Arc<Filter>>>,
@@ -96,12 +97,13 @@ type ReadFilter = (DateTime<Utc>, Arc<Filter>);
 /// The filters in the memory of this replica. They are shared by its writers.
 pub struct KeyFilters {
     known: RwLock<Arc<Known>>,
-    /// The filters that were read. They are used only for a generation that was closed at the same time: after a failover or a
-    /// restore, the database can be an older copy, in which other keys get into a generation of the same number.
+    /// The filters that were read. A filter is used only if its generation still has the close time with which the
+    /// filter was read: after a failover or a restore, the database can be an older copy, and its generation of this
+    /// number has other keys.
     read: Mutex<BTreeMap<i32, ReadFilter>>,
     /// How often [`KeyFilters::forget`] was called.
     forgotten: AtomicU64,
-    /// Maximum number of bytes of all filters. The newest generations have filters first.
+    /// Maximum number of bytes of all filters. Filters of newer generations take precedence.
     bytes_max: usize,
     /// Wakes the task that refreshes.
     wanted: Notify,
@@ -121,8 +123,8 @@ impl KeyFilters {
         Self { known, read, forgotten, bytes_max, wanted: Notify::new() }
     }
 
-    /// Looks every key up in every generation until the generations are read again. A writer calls it for each new connection,
-    /// because the database may be an older copy than that of the last connection.
+    /// Forgets the generations: until they are read again, every key is looked up in every closed generation. A writer
+    /// calls this for each new connection, because the database may be an older copy than that of the last connection.
     pub fn forget(&self) {
         let mut known = self.known.write().expect("no holder of the lock panics");
         self.forgotten.fetch_add(1, Ordering::SeqCst);
@@ -178,7 +180,7 @@ impl KeyFilters {
         metrics::gauge!("meterd_key_filter_bytes").set(bytes as f64);
         *self.read.lock().expect("no holder of the lock panics") = read;
         let mut current = self.known.write().expect("no holder of the lock panics");
-        // Otherwise it may have been read from the database of before.
+        // Otherwise the generations may have been read from the database before a failover.
         if forgotten == self.forgotten.load(Ordering::SeqCst) {
             *current = Arc::new(known);
         }
@@ -200,7 +202,7 @@ impl KeyFilters {
         self.known.read().expect("no holder of the lock panics").clone()
     }
 
-    /// Returns the closed generations as a transaction sees them whose current generation is `current`.
+    /// Returns the closed generations that are visible to a transaction whose current generation is `current`.
     pub fn closed_before(&self, current: i32) -> ClosedGenerations {
         let known = self.known();
         if current > known.next {
@@ -254,7 +256,8 @@ mod tests {
         assert!(filter.bytes() <= 2 * count + 64, "{} bytes", filter.bytes());
     }
 
-    /// Databases contain filters. If this test fails, a release of the library has another format: raise [`FILTER_FORMAT`].
+    /// Databases contain filters. If this test fails, a release of `fastbloom` has another format: increase
+    /// [`FILTER_FORMAT`].
     #[test]
     fn the_bytes_of_a_filter_never_change() {
         let mut filter = Filter::for_keys(4);
@@ -277,7 +280,7 @@ mod tests {
         assert_eq!(of(4, "other"), [2]);
         // Generations 4 and 5 were closed after the others were read.
         assert_eq!(of(6, "key-3"), [5, 4, 2, 1]);
-        // A transaction that began before generation 2 was closed cannot have keys in it twice: they conflict there.
+        // A transaction whose current generation is 2 needs no lookup in it: a repeated key conflicts there.
         assert_eq!(of(2, "key-3"), [1]);
         assert!(!filters.closed_before(4).is_empty());
         filters.forget();

@@ -7,8 +7,8 @@ use super::{Work, counted};
 use crate::ingest::{FILTER_FORMAT, build_filter};
 use meterd_store::usage::generations::{self, Generations};
 
-/// Without a setting, a generation may take this share of the memory in which PostgreSQL keeps pages, within bounds.
-const SHARE_OF_SHARED_BUFFERS: i64 = 8;
+/// Without a setting, a generation is closed at one eighth of `shared_buffers`, within these bounds.
+const SHARED_BUFFERS_DIVISOR: i64 = 8;
 const BYTES_MIN: i64 = 256 * 1024 * 1024;
 const BYTES_MAX: i64 = 1024 * 1024 * 1024;
 
@@ -16,7 +16,7 @@ const BYTES_MAX: i64 = 1024 * 1024 * 1024;
 pub(super) async fn run_once(work: &Work) -> anyhow::Result<String> {
     let Generations { current, .. } = generations::list(&work.pool).await?;
     let bytes_max = match work.config.key_generation_bytes {
-        0 => (generations::shared_buffers(&work.pool).await? / SHARE_OF_SHARED_BUFFERS).clamp(BYTES_MIN, BYTES_MAX),
+        0 => (generations::shared_buffers(&work.pool).await? / SHARED_BUFFERS_DIVISOR).clamp(BYTES_MIN, BYTES_MAX),
         bytes => i64::try_from(bytes)?,
     };
     let mut closed_count = 0;

@@ -36,7 +36,7 @@ pub(super) async fn run_once(work: &Work) -> anyhow::Result<String> {
     Ok(done)
 }
 
-/// Drops closed generations of which no key must be kept.
+/// Drops the closed generations that have no key to keep.
 async fn drop_generations(work: &Work, before: DateTime<Utc>, count: &mut u64) -> meterd_store::Result<()> {
     let mut conn = work.pool.acquire().await?;
     let closed_through = deployment::closed_through(&mut conn).await?;

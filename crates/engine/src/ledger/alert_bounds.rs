@@ -2,8 +2,9 @@
 //! can be recorded without an evaluation.
 //!
 //! The row of a month stores its bound. A bound depends on the policy and the time zone of the client, on the client's day, on the
-//! alerts that the month has had, and on the cost of the month before. So it holds for one version of policies and time zones and for
-//! one day. Whoever changes the alerts of a month, or the cost of the month before, resets it.
+//! alerts that the month has had, and on the cost of the month before. So it holds for one version of policies and time
+//! zones and for one day. Every transaction that changes the alerts of a month, or the cost of the month before, sets
+//! its bound to 0.
 
 use super::ClientSettings;
 use crate::alerts::raise::AlertSettings;
@@ -35,11 +36,16 @@ impl<'a> AlertBounds<'a> {
         Self { clients, now: settings.clock.now() }
     }
 
+    /// Returns the time for which the bounds are computed.
+    pub(super) fn now(&self) -> DateTime<Utc> {
+        self.now
+    }
+
     fn today(&self, client_id: &str) -> Option<NaiveDate> {
         self.clients.zone(client_id).map(|zone| day_of(self.now, zone))
     }
 
-    /// Adds a bound to each month that holds whatever the row of the month contains.
+    /// Adds to each month a bound that holds for any content of its row.
     pub(super) fn changes(&self, deltas: Deltas) -> Changes {
         // Nearly all months of a batch have the same policy and day.
         let mut last: Option<(&Policy, Month, NaiveDate, Option<Total>)> = None;
@@ -48,15 +54,15 @@ impl<'a> AlertBounds<'a> {
             let policy = self.clients.policies.of(client_id);
             let cost = match last {
                 Some((of, in_month, on, cost)) if std::ptr::eq(of, policy) && (in_month, on) == (*month, today) => cost,
-                _ => facts(*month, today).lowest_cost_to_raise_of_any(policy),
+                _ => facts(*month, today).lowest_cost_to_raise_for_any_row(policy),
             };
             last = Some((policy, *month, today, cost));
             AlertBound { cost, holds: Some((today, self.clients.version() << 8 | RULES_VERSION)) }
         })
     }
 
-    /// Returns the current months of clients of whose previous month these changes change the cost.
-    pub(super) fn followers(&self, changes: &Changes) -> BTreeSet<(Arc<str>, Month)> {
+    /// Returns the current month of each client whose previous month is changed.
+    pub(super) fn months_after(&self, changes: &Changes) -> BTreeSet<(Arc<str>, Month)> {
         let keys = changes.months.iter().map(|month| &month.key);
         keys.filter_map(|(client_id, month)| {
             let current = Month::of(self.today(client_id)?);
@@ -66,20 +72,21 @@ impl<'a> AlertBounds<'a> {
     }
 }
 
-/// Locks the rows of the changed months and of these later months, in order, and resets the bounds of the later ones.
-pub(super) async fn reset_followers(
+/// Locks the rows of the changed months and of `months_after`, in order, and sets the bounds of `months_after` to 0. Does
+/// nothing if `months_after` is empty.
+pub(super) async fn reset_bounds_after(
     conn: &mut PgConnection,
     changes: &Changes,
-    followers: &BTreeSet<(Arc<str>, Month)>,
+    months_after: &BTreeSet<(Arc<str>, Month)>,
 ) -> meterd_store::Result<()> {
-    if followers.is_empty() {
+    if months_after.is_empty() {
         return Ok(());
     }
     let changed = changes.months.iter().map(|month| &month.key);
-    let all: BTreeSet<&MonthKey> = changed.chain(followers).collect();
+    let all: BTreeSet<&MonthKey> = changed.chain(months_after).collect();
     let (clients, months) = columns(all);
     rollups::lock_months(conn, &clients, &months).await?;
-    let (clients, months) = columns(followers);
+    let (clients, months) = columns(months_after);
     rollups::reset_alert_bounds(conn, &clients, &months).await
 }
 

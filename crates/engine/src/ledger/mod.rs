@@ -19,9 +19,10 @@
 //!
 //! # Ways to post
 //!
-//! - [`try_record`] posts new events whose charges are known in one call that commits by itself, if no key is taken and no effect has
-//!   anything to do. It takes the steps 1 to 4. If it cannot, it writes nothing, and the caller goes through the stages.
-//! - [`Versioned::post`] posts new events whose charges are known: takes the steps 2 to 4.
+//! - [`try_record`] posts new events whose charges are known, if no key is taken and no effect has anything to do. It
+//!   is one call of an SQL function and a transaction of its own, with the locks 1 to 4. Otherwise it writes nothing,
+//!   and the caller goes through the stages.
+//! - [`Versioned::post`] posts new events whose charges are known. It takes the locks 2 to 4.
 //! - [`Versioned::claim_keys`], [`KeysClaimed::lock_months`] and [`KeysClaimed::post`] post new events whose charges depend on what their
 //!   months already have, such as a tier: the caller reads the months and prices the events after step 3.
 //! - [`MonthsLocked::post`] posts other changes, such as a price that came later or a correction. The caller locks the months, reads what
@@ -41,9 +42,10 @@ pub use clients::{ClientSettings, KNOWN_CLIENTS_MAX};
 use crate::alerts::check;
 use crate::alerts::raise::{self, AlertSettings, ChangedMonth, raise_alerts};
 use crate::catalog::CatalogCache;
+use chrono::{DateTime, Utc};
 use meterd_domain::alert::Alert;
 use meterd_domain::catalog::Catalog;
-use meterd_domain::period::Month;
+use meterd_domain::period::{Month, day_of};
 use meterd_domain::rollup::{Deltas, Sums};
 use meterd_store::StoreError;
 use meterd_store::locks::{self, Versions};
@@ -80,8 +82,8 @@ pub struct Posted<'c> {
     months: Vec<MonthRow>,
     /// See [`Posted::is_recorded`].
     claimed: Option<HashSet<i64>>,
-    /// Whether the alert bounds of the months hold for this transaction.
-    bounds_hold: bool,
+    /// The time for which the alert bounds of the months hold. `None`: for none.
+    bounds_time: Option<DateTime<Utc>>,
 }
 
 /// How the alerts of the changed months are evaluated.
@@ -103,25 +105,27 @@ pub struct EffectsDone<'c> {
 /// How new events are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
-    /// Statements. An event whose key is taken is skipped.
+    /// One statement claims the keys, another one writes the rest. An event whose key is taken is skipped.
     Statement,
     /// COPY, which is faster for many events. A taken key is a unique violation and ends the transaction.
     Copy,
 }
 
-/// Records new events in one call, which commits by itself. `versions` are those of an earlier transaction, and `alerts` and the
-/// charges are of these versions. `new` is as for [`Versioned::post`].
+/// Records new events in one call, which commits by itself. `versions` are those of an earlier transaction, and
+/// `alerts` and the charges are of these versions. `new` is as for [`Versioned::post`]. Returns `None`, without a call, if
+/// the events change the month before a client's current month, because then the bound of the current month must be set
+/// to 0.
 pub async fn try_record(
     conn: &mut PgConnection,
     versions: &Versions,
     new: &[NewEvent<'_>],
     alerts: &AlertBounds<'_>,
-) -> meterd_store::Result<Tried> {
+) -> meterd_store::Result<Option<Tried>> {
     let changes = alerts.changes(sums(new));
-    if !alerts.followers(&changes).is_empty() {
-        return Ok(Tried::BoundReached);
+    if !alerts.months_after(&changes).is_empty() {
+        return Ok(None);
     }
-    record::try_record(conn, versions, new, &changes).await
+    record::try_record(conn, versions, new, &changes).await.map(Some)
 }
 
 fn sums(new: &[NewEvent<'_>]) -> Deltas {
@@ -174,7 +178,7 @@ impl<'c> Versioned<'c> {
         }
     }
 
-    /// Locks the rows of these months and of the months after them, if they exist.
+    /// Locks the rows of these months, and of the months after them, whose alert bounds a post resets, if they exist.
     pub async fn lock_months(self, months: &BTreeSet<(String, Month)>) -> meterd_store::Result<MonthsLocked<'c>> {
         let after = months.iter().map(|(client_id, month)| (client_id.clone(), month.next()));
         let all: BTreeSet<(String, Month)> = months.iter().cloned().chain(after).collect();
@@ -198,7 +202,7 @@ impl<'c> Versioned<'c> {
         alerts: &AlertBounds<'_>,
     ) -> meterd_store::Result<Posted<'c>> {
         if new.is_empty() {
-            return Ok(Posted { conn: self.conn, months: vec![], claimed: None, bounds_hold: true });
+            return Ok(Posted { conn: self.conn, months: vec![], claimed: None, bounds_time: None });
         }
         if method == Method::Statement {
             return self.claim_keys(new).await?.post(new, alerts).await;
@@ -206,9 +210,9 @@ impl<'c> Versioned<'c> {
         let Self { conn, versions } = self;
         let changes = alerts.changes(sums(new));
         record::copy(conn, versions.key_generation, new).await?;
-        alert_bounds::reset_followers(conn, &changes, &alerts.followers(&changes)).await?;
+        alert_bounds::reset_bounds_after(conn, &changes, &alerts.months_after(&changes)).await?;
         let months = record::add(conn, &[], &changes).await?;
-        Ok(Posted { conn, months, claimed: None, bounds_hold: true })
+        Ok(Posted { conn, months, claimed: None, bounds_time: Some(alerts.now()) })
     }
 
     /// Claims the keys of new events, and writes nothing else. `new` is as for [`Versioned::post`]; its charges are not read.
@@ -241,10 +245,10 @@ impl<'c> KeysClaimed<'c> {
         let mut months = vec![];
         if !free.is_empty() {
             let changes = alerts.changes(sums(&free));
-            alert_bounds::reset_followers(conn, &changes, &alerts.followers(&changes)).await?;
+            alert_bounds::reset_bounds_after(conn, &changes, &alerts.months_after(&changes)).await?;
             months = record::add(conn, &free, &changes).await?;
         }
-        Ok(Posted { conn, months, claimed: Some(claimed), bounds_hold: true })
+        Ok(Posted { conn, months, claimed: Some(claimed), bounds_time: Some(alerts.now()) })
     }
 }
 
@@ -277,14 +281,14 @@ impl<'c> MonthsLocked<'c> {
     /// Posts changes of the sums of months that are locked.
     pub async fn post(self, changes: Deltas) -> meterd_store::Result<Posted<'c>> {
         let changes = Changes::of(changes, |_| AlertBound::UNKNOWN);
-        let followers =
+        let months_after =
             changes.months.iter().map(|MonthChange { key: (client_id, month), .. }| (client_id.clone(), month.next()));
-        alert_bounds::reset_followers(self.0, &changes, &followers.collect()).await?;
+        alert_bounds::reset_bounds_after(self.0, &changes, &months_after.collect()).await?;
         let months = match changes.is_empty() {
             true => vec![],
             false => record::add(self.0, &[], &changes).await?,
         };
-        Ok(Posted { conn: self.0, months, claimed: None, bounds_hold: false })
+        Ok(Posted { conn: self.0, months, claimed: None, bounds_time: None })
     }
 }
 
@@ -318,12 +322,14 @@ impl<'c> Posted<'c> {
         settings: &AlertSettings,
         alerts: AlertEffect<'_>,
     ) -> meterd_store::Result<EffectsDone<'c>> {
-        let Self { conn, months, bounds_hold, .. } = self;
+        let Self { conn, months, bounds_time, .. } = self;
         let raised = match alerts {
             AlertEffect::Raise { clients, is_backfill } => {
                 let changed = months.into_iter().filter_map(|row| {
                     let zone = clients.zone(&row.client_id)?;
-                    Some(ChangedMonth { zone, backfill: is_backfill(&row), bound_holds: bounds_hold, row })
+                    // The day may have changed while the transaction waited for a lock.
+                    let bound_holds = bounds_time.is_some_and(|time| day_of(time, zone) == settings.today(zone));
+                    Some(ChangedMonth { zone, backfill: is_backfill(&row), bound_holds, row })
                 });
                 raise_alerts(conn, settings, &clients.policies, changed.collect()).await?
             }

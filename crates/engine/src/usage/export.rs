@@ -52,10 +52,10 @@ pub fn too_many_exports(whose: &str) -> Refusal {
 }
 
 impl Export {
-    /// Checks the input of an export. It counts as running from now on.
+    /// Checks the input of an export. The export counts as running from then on.
     ///
     /// # Errors
-    /// `TOO_MANY_EXPORTS` if as many exports run as may run at once.
+    /// `TOO_MANY_EXPORTS` if the maximum number of exports is running.
     pub async fn check(engine: &Engine, input: ExportInput) -> Result<Self, Refusal> {
         let mut fields = Fields::default();
         fields.text("client_id", &input.client_id, ID_BYTES_MAX);

@@ -1,7 +1,8 @@
 -- Finds keys and events that do not refer to each other. The scope is the clients after $1 up to and including $2, or the
 -- client $7, the events on days from $3 to before $4, and the keys of events from $5 to before $6. Keys of live events that
--- were claimed before $8 may have been pruned, and may have been used again since. The clients are conditions of both sides of
--- each join, because the planner does not derive a range of one side from the other, and would read whole tables.
+-- were claimed before $8 may have been pruned, and may have been used again since. Both sides of each join have the
+-- condition on the client, because the planner does not derive a range condition of one side from the other, and would
+-- read whole tables.
 SELECT CASE WHEN k.client_id IS NULL THEN 'key_missing' ELSE 'key_of_another' END AS "kind!", e.client_id AS "client_id!",
     e.day AS "day!", e.idempotency_key AS "idempotency_key!", e.event_time AS "event_time!", e.event_seq AS "event_seq!"
 FROM usage_events e LEFT JOIN idempotency_keys k

@@ -140,8 +140,9 @@ pub async fn insert_range(conn: &mut PgConnection, kinds: &Kinds, range: &EventR
     .map_err(Into::into)
 }
 
-/// Removes the constraint of generation 0, in which the floors keep their keys. No client of a floor is a client of meterd.
-pub async fn open_generation_to_floors(conn: &mut PgConnection) -> crate::Result<()> {
+/// Removes the constraint that closes generation 0, because the floors write their keys to it. Their client ids are not
+/// used through meterd, so the closed generation gets no key that meterd could look up.
+pub async fn let_floors_write_keys(conn: &mut PgConnection) -> crate::Result<()> {
     conn.execute("ALTER TABLE idempotency_keys_0 DROP CONSTRAINT IF EXISTS idempotency_keys_0_is_closed").await?;
     Ok(())
 }

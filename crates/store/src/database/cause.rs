@@ -131,6 +131,11 @@ fn fix_by_code(code: &str, message: &str, options: &PgConnectOptions) -> Option<
              USAGE ON SCHEMA public TO {user} in it"
         ),
         "25006" => READ_ONLY_FIX.to_owned(),
+        "55P03" => {
+            "another session has locked what is needed, such as an export or a backup (pg_stat_activity shows it): run this again \
+             when it has ended"
+                .to_owned()
+        }
         "57P03" | "57P01" | "57P02" => "start meterd again when the server accepts connections".to_owned(),
         "08P01" if message.contains("startup parameter") => {
             "a connection pooler in between refuses session settings: name PostgreSQL itself in DATABASE_URL".to_owned()

@@ -84,7 +84,7 @@ const WRITER_LOCK_TIMEOUT_MS: &str = "1000";
 pub fn writer_options(options: &PgConnectOptions, is_distributed: bool) -> PgConnectOptions {
     let options = options.clone().options([("lock_timeout", WRITER_LOCK_TIMEOUT_MS)]).application_name("meterd writer");
     match is_distributed {
-        // Citus plans some statements only for the values of their parameters.
+        // Citus can plan some statements only with the values of their parameters.
         true => options,
         // Every batch uses the same few statements, and planning the largest takes longer than a small batch.
         false => options.options([("plan_cache_mode", "force_generic_plan")]),

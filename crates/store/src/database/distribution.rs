@@ -1,8 +1,8 @@
 //! Distributes the tables of clients over the workers of a Citus cluster.
 //!
-//! A row is on the worker of its client, so everything about one client is on one worker. What is not about one client, or is small,
-//! stays on the coordinator: prices, alerts and their feed, notifications, jobs, keys of the API. Every replica connects to the
-//! coordinator, where the advisory locks are.
+//! The rows of these tables are on the worker of their client, so the usage of a client is on one worker. Each worker
+//! also has a copy of `services`. All other tables stay on the coordinator: prices, alerts and their feed,
+//! notifications, jobs, API keys. Every replica connects to the coordinator, where the advisory locks are.
 
 use crate::locks;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool};
@@ -19,7 +19,8 @@ pub const DISTRIBUTED_TABLES: [&str; 7] = [
 ];
 /// The tables of which each worker has a copy.
 pub const REFERENCE_TABLES: [&str; 1] = ["services"];
-/// The triggers of distributed tables, which Citus does not support. They are for replicas of earlier releases.
+/// The triggers that [`distribute`] drops, because Citus does not support triggers on distributed tables. They only
+/// serve replicas of earlier releases.
 pub const TRIGGERS: [(&str, &str); 5] = [
     ("clients", "time_zone_changed"),
     ("clients", "clients_removed"),
@@ -58,8 +59,8 @@ pub async fn server_sessions(conn: &mut PgConnection) -> crate::Result<i64> {
     sessions.fetch_one(conn).await.map_err(Into::into)
 }
 
-/// Distributes the tables that are not distributed yet, with their rows, and returns their names. All of them are distributed, or none.
-/// No server may be running.
+/// Distributes the tables that are not distributed yet, with their rows, in one transaction, and returns their names.
+/// Then sets the lock timeout of the workers. All servers must be stopped.
 pub async fn distribute(conn: &mut PgConnection) -> crate::Result<Vec<&'static str>> {
     let mut tx = conn.begin().await?;
     tx.execute("SET LOCAL statement_timeout = 0").await?;
@@ -97,7 +98,7 @@ async fn set_worker_lock_timeout(conn: &mut PgConnection) -> crate::Result<()> {
     );
     let results: Vec<(bool, String)> = sqlx::query_as(AssertSqlSafe(set)).fetch_all(conn).await?;
     match results.into_iter().find(|(success, _)| !success) {
-        Some((_, result)) => Err(crate::StoreError::inconsistent(format!("a worker has no lock timeout: {result}"))),
+        Some((_, result)) => Err(crate::StoreError::inconsistent(format!("cannot set lock_timeout on {result}"))),
         None => Ok(()),
     }
 }

@@ -1,4 +1,4 @@
-//! The database itself: connections, its fitness, the causes of its errors, and the data of the deployment.
+//! The database itself: URL, connections, fitness, causes of errors, distribution, and the data of the deployment.
 
 pub mod cause;
 pub mod connect;

@@ -160,9 +160,9 @@ pub async fn filter(pool: &PgPool, generation: i32, format: i16) -> crate::Resul
     filter.fetch_optional(pool).await.map_err(Into::into)
 }
 
-/// Returns whether a generation has a key that must be kept: of a live event that may still be accepted, or of a backfilled event
-/// of a month that is not closed. `before` is the time before which keys are past their retention. Without the LIMIT, Citus would
-/// collect all such keys.
+/// Returns whether a generation has a key that must be kept: a key that was claimed at or after `before`, when the
+/// retention began, or the key of a live event that may still be accepted, or of a backfilled event of a month that is
+/// not closed. Without the LIMIT, Citus would collect all such keys.
 pub async fn has_keys_to_keep(
     pool: &PgPool,
     generation: i32,

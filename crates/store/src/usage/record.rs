@@ -35,7 +35,8 @@ pub struct MonthChange {
 pub struct AlertBound {
     /// `None`: no cost can raise an alert.
     pub cost: Option<Total>,
-    /// The day, and the version of policies and time zones. `None`: the next change of the month replaces the bound.
+    /// The day, and the version of policies, time zones and rules. `None`: the next usage of the month replaces the
+    /// bound.
     pub holds: Option<(NaiveDate, i64)>,
 }
 
@@ -43,7 +44,7 @@ impl AlertBound {
     /// The rules must be evaluated, whatever the cost is.
     pub const UNKNOWN: Self = Self { cost: Some(Total::ZERO), holds: None };
 
-    /// The version that is stored for a bound that holds for none.
+    /// The version that is stored for a bound that holds for no version.
     const NO_VERSION: i64 = -1;
 }
 
@@ -56,7 +57,8 @@ pub struct Changes {
 }
 
 impl Changes {
-    /// Adds these sums. `bound` returns the bound of a month; it must hold whatever the row of the month contains.
+    /// Returns the changes that add these sums. `bound` returns a bound of a month that holds for any content of its
+    /// row.
     pub fn of(deltas: Deltas, mut bound: impl FnMut(&MonthKey) -> AlertBound) -> Self {
         let Deltas { months, month_services, days } = deltas;
         let months = months.into_iter().map(|(key, sums)| MonthChange { bound: bound(&key), key, sums });
@@ -82,12 +84,13 @@ pub enum Tried {
     Stale,
     /// Nothing was written: a key is taken.
     KeyTaken,
-    /// Nothing was written: the alert rules of a month must be evaluated.
+    /// Nothing was written: the alert rules of a month must be evaluated, or the bound of the month after it reset.
     BoundReached,
 }
 
-/// Records new events in one call, which commits by itself, if `versions` are current, all keys are free and no month reaches its
-/// alert bound. Otherwise it writes nothing, and the caller uses a transaction. Takes the same locks as a transaction.
+/// Records new events in one call, which commits by itself, if `versions` are current, all keys are free and no month
+/// reaches its alert bound. Otherwise it writes nothing, and the caller uses a transaction of several statements, which
+/// takes the same locks.
 ///
 /// `events` must be sorted by client and key, and their keys must not be in a closed generation. `changes` must be the sums of
 /// `events`. There must be no open transaction.
@@ -160,7 +163,7 @@ pub async fn add(conn: &mut PgConnection, events: &[NewEvent<'_>], changes: &Cha
     });
     let months: Vec<MonthRow> = months.collect();
     if months.len() != changes.months.len() {
-        return Err(crate::StoreError::inconsistent("the sums of a month were neither added nor changed"));
+        return Err(crate::StoreError::inconsistent("a row of usage_months was neither inserted nor updated"));
     }
     Ok(months)
 }

@@ -19,7 +19,7 @@ pub struct MonthRow {
     pub raised: AlertSet,
     /// Alerts that are open now.
     pub open: AlertSet,
-    /// The lowest cost with which an alert could be raised. `None`: no cost can raise one.
+    /// Below this cost, no alert rule raises an alert. `None`: no rule raises one, whatever the cost is.
     pub alert_bound: Option<Total>,
 }
 

@@ -4,8 +4,9 @@
 //! 2. [`claim`]: which events claim their keys, one for each key of a client. Keys in closed generations are taken. The post claims
 //!    the others in the current generation.
 //! 3. [`price`]: the charge of each of them.
-//! 4. post: [`crate::ledger`] writes keys, events and sums, and runs the effects, such as alerts. A common batch is written in one
-//!    call, any other one in a transaction of several statements.
+//! 4. post: [`crate::ledger`] writes keys, events and sums, and runs the effects, such as alerts. A small batch of new
+//!    events is written in one call of an SQL function if possible, and otherwise in a transaction of several
+//!    statements.
 //! 5. [`outcome`]: what each caller is told, by comparison with the event that has the key.
 
 mod claim;
@@ -43,12 +44,12 @@ const COPY_EVENTS_MIN: usize = 50;
 #[derive(Default)]
 pub(super) struct Recorder {
     settings: ClientSettings,
-    /// The versions of the last transaction.
+    /// The versions that the last transaction of several statements has read. `None` before the first one.
     versions: Option<Versions>,
     one_call: OneCall,
 }
 
-/// The catalogue, the keys in closed generations and the settings that all writers share.
+/// The catalogue, the filters of keys in closed generations and the settings, which all writers share.
 pub(super) struct Shared<'a> {
     pub catalog: &'a CatalogCache,
     pub key_filters: &'a KeyFilters,
@@ -59,7 +60,8 @@ pub(super) struct Shared<'a> {
 struct Prepared<'a> {
     dated: Vec<Dated<'a>>,
     claims: Claims,
-    /// The holders of keys in closed generations.
+    /// The events that have the keys, if known: at first, those in closed generations; after the post, also the new
+    /// ones.
     holders: Holders,
     priced: Priced<'a>,
 }
@@ -84,8 +86,8 @@ impl Recorder {
         self.record_in_transaction(conn, shared, &clients, batch).await
     }
 
-    /// Records a batch in one call, with the versions of the last transaction. Returns `None` if that cannot be done; then nothing was
-    /// written.
+    /// Records a batch in one call of `record_usage`, with the versions of the last transaction of several statements.
+    /// Returns `None`, and writes nothing, if that is not possible.
     async fn record_in_one_call(
         &mut self,
         conn: &mut PgConnection,
@@ -98,7 +100,7 @@ impl Recorder {
         if catalog.version != versions.catalog {
             return Ok(None);
         }
-        // What is read here holds for these versions, or the call finds that they are not the current ones.
+        // If a setting changes before it is read here, its version changes, too, and the call writes nothing.
         self.settings.know(conn, versions.client_settings, &clients.ids).await?;
         let dated = date(&self.settings, &versions, clients, batch)?;
         let claims = Claims::of(&dated, clients);
@@ -106,23 +108,23 @@ impl Recorder {
         let Some(holders) = outcome::none_in_closed(&closed, &dated, &claims) else { return Ok(None) };
         let priced = price(&catalog, &dated, &claims, &holders.of);
         let bounds = AlertBounds::new(shared.alert_settings, &self.settings);
-        // The key of an event that is refused may be taken.
+        // A refused event may be a repeat. To find out, its key must be looked up, which needs a transaction.
         if priced.new.len() < claims.event_of.len() {
             return Ok(None);
         }
-        let tried = ledger::try_record(conn, &versions, &priced.new, &bounds).await?;
+        let Some(tried) = ledger::try_record(conn, &versions, &priced.new, &bounds).await? else { return Ok(None) };
         self.one_call.learn(tried);
         if tried != Tried::Recorded {
             return Ok(None);
         }
         let mut prepared = Prepared { dated, claims, holders, priced };
-        let earlier = prepared.hold(|_| true);
+        let earlier = prepared.add_recorded(|_| true);
         let Prepared { dated, claims, holders, .. } = &prepared;
         let outcomes = outcome::decide(conn, dated, claims, &holders.of, &earlier).await?;
         outcomes.into_iter().collect::<meterd_store::Result<_>>().map(Some)
     }
 
-    /// Records a batch in a transaction.
+    /// Records a batch in a transaction of several statements.
     async fn record_in_transaction(
         &mut self,
         conn: &mut PgConnection,
@@ -131,7 +133,7 @@ impl Recorder {
         batch: &[&Submission],
     ) -> meterd_store::Result<Vec<Outcome>> {
         let mut may_copy = true;
-        // At most twice: with COPY, and without it after COPY has met a taken key.
+        // At most twice: with COPY, and again without it if COPY met a taken key.
         loop {
             let mut tx = Versioned::begin(conn).await?;
             self.versions = Some(tx.versions);
@@ -164,8 +166,8 @@ impl Recorder {
 }
 
 impl Prepared<'_> {
-    /// Adds the new events for which `is_recorded` holds to the holders. Returns the claims whose holders were known before.
-    fn hold(&mut self, is_recorded: impl Fn(&NewEvent<'_>) -> bool) -> HashSet<usize> {
+    /// Adds the recorded ones of the new events to the holders. Returns the claims whose holders were known before.
+    fn add_recorded(&mut self, is_recorded: impl Fn(&NewEvent<'_>) -> bool) -> HashSet<usize> {
         let earlier = self.holders.known();
         for (&claim, new) in self.priced.claims.iter().zip(&self.priced.new).filter(|(_, new)| is_recorded(new)) {
             let NewEvent { priced, payload_hash, .. } = new;
@@ -184,7 +186,7 @@ async fn finish(
     mut prepared: Prepared<'_>,
 ) -> meterd_store::Result<Vec<Outcome>> {
     let backfills = Backfills::of(prepared.priced.new.iter().filter(|new| posted.is_recorded(new)));
-    let mut earlier = prepared.hold(|new| posted.is_recorded(new));
+    let mut earlier = prepared.add_recorded(|new| posted.is_recorded(new));
     let effect = AlertEffect::Raise { clients: settings, is_backfill: &|row| backfills.are_all_of(row) };
     let mut done = posted.run_effects(alert_settings, effect).await?;
     let Prepared { dated, claims, holders, .. } = &mut prepared;

@@ -1,4 +1,4 @@
-//! Decides which batches are tried in one call.
+//! When a writer tries to record a batch with one call of the SQL function `record_usage`.
 
 use meterd_store::usage::record::Tried;
 
@@ -6,7 +6,8 @@ use meterd_store::usage::record::Tried;
 const PAUSE_MAX: u32 = 64;
 
 /// Decides which batches of a writer are tried in one call. After a batch with a taken key, the next ones are not: they probably have
-/// taken keys, too, and a batch that cannot be recorded in one call costs as much as a call and a transaction.
+/// taken keys, too, and a batch that cannot be recorded in one call costs both the call and a transaction of several
+/// statements.
 pub struct OneCall {
     /// The number of batches that will not be tried.
     pause: u32,

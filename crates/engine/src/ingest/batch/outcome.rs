@@ -26,7 +26,7 @@ impl Holders {
     }
 }
 
-/// Returns holders that are all unknown, if no key can be in a closed generation.
+/// Returns holders that are all unknown, or `None` if a key may be in a closed generation.
 pub fn none_in_closed(closed: &ClosedGenerations, dated: &[Dated<'_>], claims: &Claims) -> Option<Holders> {
     let may_be_closed = claims.event_of.iter().any(|&event| {
         let event = &dated[event].submission.event;
@@ -62,7 +62,8 @@ pub async fn find_in_closed(
         holders.of[claim] = holders.of[claim].take().or(holder);
     }
     if holders.of.iter().any(Option::is_some) {
-        // The lookup of events is planned for its values. To plan the post would take longer than a small post.
+        // `holders::find` has turned on custom plans. Planning the statements of a small post takes longer than running
+        // them.
         connect::plan_as_configured(conn).await?;
     }
     Ok(holders)

@@ -15,8 +15,8 @@ pub struct Priced<'a> {
     pub claims: Vec<usize>,
 }
 
-/// Prices the events that make a claim, are not refused, and whose keys have no holder in a closed generation. `earlier` has these
-/// holders by claim. The catalogue is that of the transaction's version.
+/// Prices the events that make a claim, are not refused, and whose keys have no known holder. `earlier` has the known
+/// holders by claim. `catalog` must be that of the batch's version.
 pub fn price<'a>(catalog: &Catalog, dated: &[Dated<'a>], claims: &Claims, earlier: &[Option<KeyHolder>]) -> Priced<'a> {
     let (claims, new) = claims
         .event_of
