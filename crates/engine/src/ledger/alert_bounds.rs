@@ -14,7 +14,7 @@ use meterd_domain::decimal::Total;
 use meterd_domain::period::{Month, day_of};
 use meterd_domain::policy::Policy;
 use meterd_domain::rollup::{Deltas, MonthKey};
-use meterd_store::usage::record::{AlertBound, Changes};
+use meterd_store::usage::changes::{AlertBound, Changes};
 use meterd_store::usage::rollups;
 use sqlx::PgConnection;
 use std::collections::BTreeSet;

@@ -35,23 +35,22 @@
 
 mod alert_bounds;
 mod clients;
+mod effects;
 
 pub use alert_bounds::AlertBounds;
 pub use clients::{ClientSettings, KNOWN_CLIENTS_MAX};
+pub use effects::{AlertEffect, EffectsDone, Posted};
 
-use crate::alerts::check;
-use crate::alerts::raise::{self, AlertSettings, ChangedMonth, raise_alerts};
 use crate::catalog::CatalogCache;
-use chrono::{DateTime, Utc};
-use meterd_domain::alert::Alert;
 use meterd_domain::catalog::Catalog;
-use meterd_domain::period::{Month, day_of};
+use meterd_domain::period::Month;
 use meterd_domain::rollup::{Deltas, Sums};
 use meterd_store::StoreError;
 use meterd_store::locks::{self, Versions};
-use meterd_store::usage::record::{self, AlertBound, Changes, MonthChange, NewEvent, Tried};
-use meterd_store::usage::rollups::{self, MonthRow};
-use sqlx::{Executor, PgConnection};
+use meterd_store::usage::changes::{AlertBound, Changes, MonthChange};
+use meterd_store::usage::record::{self, NewEvent, Tried};
+use meterd_store::usage::rollups;
+use sqlx::PgConnection;
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
@@ -73,34 +72,6 @@ pub struct KeysClaimed<'c> {
 
 /// A transaction that has locked the rows of months, so that no other transaction can change their sums or the days of their events.
 pub struct MonthsLocked<'c>(&'c mut PgConnection);
-
-/// A transaction that has changed sums.
-#[must_use = "the effects of the new sums have not run"]
-pub struct Posted<'c> {
-    conn: &'c mut PgConnection,
-    /// The months that were changed, with their new sums.
-    months: Vec<MonthRow>,
-    /// See [`Posted::is_recorded`].
-    claimed: Option<HashSet<i64>>,
-    /// The time for which the alert bounds of the months hold. `None`: for none.
-    bounds_time: Option<DateTime<Utc>>,
-}
-
-/// How the alerts of the changed months are evaluated.
-pub enum AlertEffect<'a> {
-    /// Raises the alerts that the months have reached. Alerts of months for which `is_backfill` holds notify nobody. A client that
-    /// `clients` does not know has no alerts.
-    Raise { clients: &'a ClientSettings, is_backfill: &'a (dyn Fn(&MonthRow) -> bool + Sync) },
-    /// Raises and resolves the alerts of these months, whose sums were corrected.
-    Check { client_id: &'a str, months: &'a [Month] },
-}
-
-/// A transaction whose effects have run.
-#[must_use = "the transaction is not committed"]
-pub struct EffectsDone<'c> {
-    conn: &'c mut PgConnection,
-    raised: Vec<Alert>,
-}
 
 /// How new events are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -289,73 +260,5 @@ impl<'c> MonthsLocked<'c> {
             false => record::add(self.0, &[], &changes).await?,
         };
         Ok(Posted { conn: self.0, months, claimed: None, bounds_time: None })
-    }
-}
-
-impl<'c> Posted<'c> {
-    /// Returns the connection.
-    pub fn conn(&mut self) -> &mut PgConnection {
-        self.conn
-    }
-
-    /// Returns the months that were changed, with their new sums.
-    pub fn months(&self) -> &[MonthRow] {
-        &self.months
-    }
-
-    /// Returns whether a new event was recorded. If not, its key was taken.
-    pub fn is_recorded(&self, new: &NewEvent<'_>) -> bool {
-        self.claimed.as_ref().is_none_or(|claimed| claimed.contains(&new.priced.id.seq))
-    }
-
-    /// Deletes rows of a client's months that are zero, because all their events were moved away.
-    pub async fn delete_zeros(&mut self, client_id: &str, months: &[Month]) -> meterd_store::Result<()> {
-        for month in months {
-            rollups::delete_zeros(self.conn, client_id, *month).await?;
-        }
-        Ok(())
-    }
-
-    /// Runs the effects of the new sums.
-    pub async fn run_effects(
-        self,
-        settings: &AlertSettings,
-        alerts: AlertEffect<'_>,
-    ) -> meterd_store::Result<EffectsDone<'c>> {
-        let Self { conn, months, bounds_time, .. } = self;
-        let raised = match alerts {
-            AlertEffect::Raise { clients, is_backfill } => {
-                let changed = months.into_iter().filter_map(|row| {
-                    let zone = clients.zone(&row.client_id)?;
-                    // The day may have changed while the transaction waited for a lock.
-                    let bound_holds = bounds_time.is_some_and(|time| day_of(time, zone) == settings.today(zone));
-                    Some(ChangedMonth { zone, backfill: is_backfill(&row), bound_holds, row })
-                });
-                raise_alerts(conn, settings, &clients.policies, changed.collect()).await?
-            }
-            AlertEffect::Check { client_id, months } => {
-                check::corrected_months(conn, settings, client_id, months).await?.raised
-            }
-        };
-        Ok(EffectsDone { conn, raised })
-    }
-}
-
-impl EffectsDone<'_> {
-    /// The connection.
-    pub fn conn(&mut self) -> &mut PgConnection {
-        self.conn
-    }
-
-    /// Commits a transaction of [`Versioned::begin`]. The owner of any other transaction commits it.
-    pub async fn commit(self) -> meterd_store::Result<()> {
-        self.conn.execute("COMMIT").await?;
-        raise::count(&self.raised);
-        Ok(())
-    }
-
-    /// Returns the alerts that were raised. The caller must pass them to [`raise::count`] after the commit.
-    pub fn into_raised(self) -> Vec<Alert> {
-        self.raised
     }
 }

@@ -3,6 +3,7 @@
 //! Each answer is from one snapshot. Its `complete_as_of` is `now()`, the start of the transaction. The snapshot is
 //! taken later, so it includes everything that was acknowledged before that time.
 
+pub mod changes;
 pub mod event_days;
 pub mod events;
 pub mod export;

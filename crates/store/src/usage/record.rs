@@ -3,13 +3,14 @@
 use crate::locks::Versions;
 use crate::numeric::Numeric;
 use crate::rows::{Composite, CopyIn, Fields, Row};
+use crate::usage::changes::{Changes, MonthChange};
 use crate::usage::rollups::MonthRow;
 use chrono::{DateTime, NaiveDate, Utc};
 use meterd_domain::alert::AlertSet;
 use meterd_domain::decimal::Total;
 use meterd_domain::event::{PayloadHash, PricedEvent};
 use meterd_domain::period::Month;
-use meterd_domain::rollup::{DayKey, Deltas, MonthKey, MonthServiceKey, Sums};
+use meterd_domain::rollup::{DayKey, MonthServiceKey, Sums};
 use sqlx::PgConnection;
 use std::collections::HashSet;
 
@@ -19,60 +20,6 @@ pub struct NewEvent<'a> {
     pub priced: PricedEvent<'a>,
     pub payload_hash: &'a PayloadHash,
     pub backfill: bool,
-}
-
-/// The changes of a month's sums, with a bound of the cost from which its alert rules must be evaluated.
-#[derive(Clone, Debug)]
-pub struct MonthChange {
-    pub key: MonthKey,
-    pub sums: Sums,
-    pub bound: AlertBound,
-}
-
-/// The cost from which the alert rules of a month must be evaluated. Holds on one day of the client and for one version of policies
-/// and time zones.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AlertBound {
-    /// `None`: no cost can raise an alert.
-    pub cost: Option<Total>,
-    /// The day, and the version of policies, time zones and rules. `None`: the next usage of the month replaces the
-    /// bound.
-    pub holds: Option<(NaiveDate, i64)>,
-}
-
-impl AlertBound {
-    /// The rules must be evaluated, whatever the cost is.
-    pub const UNKNOWN: Self = Self { cost: Some(Total::ZERO), holds: None };
-
-    /// The version that is stored for a bound that holds for no version.
-    const NO_VERSION: i64 = -1;
-}
-
-/// The changes of sums that a transaction makes, in the order in which their rows are locked.
-#[derive(Debug, Default)]
-pub struct Changes {
-    pub months: Vec<MonthChange>,
-    pub month_services: Vec<(MonthServiceKey, Sums)>,
-    pub days: Vec<(DayKey, Sums)>,
-}
-
-impl Changes {
-    /// Returns the changes that add these sums. `bound` returns a bound of a month that holds for any content of its
-    /// row.
-    pub fn of(deltas: Deltas, mut bound: impl FnMut(&MonthKey) -> AlertBound) -> Self {
-        let Deltas { months, month_services, days } = deltas;
-        let months = months.into_iter().map(|(key, sums)| MonthChange { bound: bound(&key), key, sums });
-        Self {
-            months: months.collect(),
-            month_services: month_services.into_iter().collect(),
-            days: days.into_iter().collect(),
-        }
-    }
-
-    /// Returns whether there is nothing to change.
-    pub fn is_empty(&self) -> bool {
-        self.months.is_empty() && self.month_services.is_empty() && self.days.is_empty()
-    }
 }
 
 /// The result of [`try_record`].
@@ -251,60 +198,6 @@ impl Fields for Event<'_> {
         row.text(&event.external_id);
         row.text(&event.idempotency_key);
         row.jsonb(event.metadata.as_deref());
-    }
-}
-
-fn put_sums(row: &mut Row<'_>, sums: &Sums) {
-    row.int8(sums.request_count);
-    row.total(sums.units);
-    row.int8(sums.input_tokens);
-    row.int8(sums.output_tokens);
-    row.int8(sums.cached_input_tokens);
-    row.total(sums.cost);
-    row.int8(sums.unpriced_event_count);
-}
-
-impl Fields for &MonthChange {
-    const TYPE: &'static str = "month_change";
-    const COUNT: u16 = 12;
-
-    fn put(&self, row: &mut Row<'_>) {
-        let MonthChange { key: (client_id, month), sums, bound } = self;
-        let (day, version) = bound.holds.unwrap_or((month.first_day(), AlertBound::NO_VERSION));
-        row.text(client_id);
-        row.date(month.first_day());
-        put_sums(row, sums);
-        row.total(bound.cost);
-        row.date(day);
-        row.int8(version);
-    }
-}
-
-impl Fields for &(MonthServiceKey, Sums) {
-    const TYPE: &'static str = "month_service_delta";
-    const COUNT: u16 = 10;
-
-    fn put(&self, row: &mut Row<'_>) {
-        let ((client_id, month, service), sums) = self;
-        row.text(client_id);
-        row.date(month.first_day());
-        row.text(service);
-        put_sums(row, sums);
-    }
-}
-
-impl Fields for &(DayKey, Sums) {
-    const TYPE: &'static str = "day_delta";
-    const COUNT: u16 = 12;
-
-    fn put(&self, row: &mut Row<'_>) {
-        let ((client_id, day, service, operation, model), sums) = self;
-        row.text(client_id);
-        row.date(*day);
-        row.text(service);
-        row.text(operation);
-        row.text(model);
-        put_sums(row, sums);
     }
 }
 
