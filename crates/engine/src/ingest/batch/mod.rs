@@ -11,8 +11,8 @@
 
 mod claim;
 mod date;
-mod one_call;
 mod outcome;
+mod pause;
 mod preview;
 mod price;
 
@@ -30,8 +30,8 @@ use meterd_store::locks::Versions;
 use meterd_store::usage::holders::KeyHolder;
 use meterd_store::usage::record::{NewEvent, Tried};
 use meterd_store::usage::rollups::MonthRow;
-use one_call::OneCall;
 use outcome::Holders;
+use pause::Pause;
 use price::{Priced, price};
 use sqlx::{Executor, PgConnection};
 use std::collections::HashSet;
@@ -46,7 +46,8 @@ pub(super) struct Recorder {
     settings: ClientSettings,
     /// The versions that the last transaction of several statements has read. `None` before the first one.
     versions: Option<Versions>,
-    one_call: OneCall,
+    one_call_pause: Pause,
+    copy_pause: Pause,
 }
 
 /// The catalogue, the filters of keys in closed generations and the settings, which all writers share.
@@ -78,7 +79,7 @@ impl Recorder {
     ) -> meterd_store::Result<Vec<Outcome>> {
         let clients = Clients::of(batch);
         if batch.len() < COPY_EVENTS_MIN
-            && self.one_call.try_next()
+            && self.one_call_pause.is_over()
             && let Some(outcomes) = self.record_in_one_call(conn, shared, &clients, batch).await?
         {
             return Ok(outcomes);
@@ -113,7 +114,19 @@ impl Recorder {
             return Ok(None);
         }
         let Some(tried) = ledger::try_record(conn, &versions, &priced.new, &bounds).await? else { return Ok(None) };
-        self.one_call.learn(tried);
+        let result = match tried {
+            Tried::Recorded => {
+                self.one_call_pause.shorten();
+                "recorded"
+            }
+            Tried::KeyTaken => {
+                self.one_call_pause.begin();
+                "key_taken"
+            }
+            Tried::Stale => "stale",
+            Tried::BoundReached => "bound_reached",
+        };
+        metrics::counter!("meterd_one_call_batches_total", "result" => result).increment(1);
         if tried != Tried::Recorded {
             return Ok(None);
         }
@@ -145,18 +158,21 @@ impl Recorder {
             let closed = shared.key_filters.closed_before(tx.versions.key_generation);
             let holders = outcome::find_in_closed(tx.conn(), &closed, &dated, &claims).await?;
             let priced = price(&catalog, &dated, &claims, &holders.of);
-            let method = match may_copy && priced.new.len() >= COPY_EVENTS_MIN {
-                true => Method::Copy,
-                false => Method::Statement,
-            };
+            let copies = may_copy && priced.new.len() >= COPY_EVENTS_MIN && self.copy_pause.is_over();
+            let method = if copies { Method::Copy } else { Method::Statement };
             let bounds = AlertBounds::new(shared.alert_settings, &self.settings);
             match tx.post(&priced.new, method, &bounds).await {
                 Err(error) if method == Method::Copy && error.is_unique_violation() => {
                     may_copy = false;
+                    self.copy_pause.begin();
                     conn.execute("ROLLBACK").await?;
                 }
                 Err(error) => return Err(error),
                 Ok(posted) => {
+                    // The statements say which keys were taken, so the next batch can be copied once all keys were free.
+                    if priced.new.iter().all(|new| posted.is_recorded(new)) {
+                        self.copy_pause.shorten();
+                    }
                     let prepared = Prepared { dated, claims, holders, priced };
                     return finish(posted, shared.alert_settings, &self.settings, prepared).await;
                 }
