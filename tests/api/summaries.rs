@@ -245,6 +245,18 @@ async fn totals_are_cached_until_summaries_change() {
 }
 
 #[tokio::test]
+async fn totals_are_cached_until_a_refresh_changes_summaries() {
+    let server = server().await;
+    update(&server).await;
+    server.sql("UPDATE monthly_totals SET cost = 999 WHERE month = '2026-11-01'").await;
+    assert_eq!(total_costs(&server).await.0, "999", "cached totals must be used");
+    server.track(event("delta", "sms", "100")).await.unwrap();
+    assert_eq!(update(&server).await, 1);
+    assert_eq!(total_costs(&server).await.0, "5.95005");
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn totals_include_the_latest_previous_month() {
     let server = server().await;
     update(&server).await;

@@ -90,7 +90,9 @@ pub async fn raise_alerts(
         }
     }
     let raised = if raising.is_empty() { vec![] } else { raise(conn, settings, &raising).await? };
-    rollups::set_alert_bounds(conn, &bounds).await?;
+    if !bounds.is_empty() {
+        rollups::set_alert_bounds(conn, &bounds).await?;
+    }
     if !raised.is_empty() {
         let changes: Vec<_> = raised.iter().map(|alert| (Change::Raised, alert.clone())).collect();
         alert_feed::append(conn, &changes).await?;

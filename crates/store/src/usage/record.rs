@@ -4,12 +4,9 @@ use crate::locks::Versions;
 use crate::numeric::Numeric;
 use crate::rows::{Composite, CopyIn, Fields, Row};
 use crate::usage::changes::{Changes, MonthChange};
-use crate::usage::rollups::MonthRow;
+use crate::usage::rollups::{MonthRow, StoredMonth};
 use chrono::{DateTime, NaiveDate, Utc};
-use meterd_domain::alert::AlertSet;
-use meterd_domain::decimal::Total;
 use meterd_domain::event::{PayloadHash, PricedEvent};
-use meterd_domain::period::Month;
 use meterd_domain::rollup::{DayKey, MonthServiceKey, Sums};
 use sqlx::PgConnection;
 use std::collections::HashSet;
@@ -89,7 +86,8 @@ pub async fn claim(conn: &mut PgConnection, generation: i32, events: &[NewEvent<
 /// Locks the months first, then the month services and the days, each in the order of `changes`: this is the lock order of
 /// [`crate::locks`]. The rows below a month change only while the row of the month is locked.
 pub async fn add(conn: &mut PgConnection, events: &[NewEvent<'_>], changes: &Changes) -> crate::Result<Vec<MonthRow>> {
-    let rows = sqlx::query!(
+    let rows = sqlx::query_as!(
+        StoredMonth,
         r#"SELECT client_id AS "client_id!", month AS "month!", cost AS "cost!: Numeric", raised_alerts AS "raised_alerts!",
                   open_alerts AS "open_alerts!", alert_bound AS "alert_bound: Numeric"
            FROM add_usage($1, $2, $3, $4)"#,
@@ -100,15 +98,7 @@ pub async fn add(conn: &mut PgConnection, events: &[NewEvent<'_>], changes: &Cha
     )
     .fetch_all(conn)
     .await?;
-    let months = rows.into_iter().map(|row| MonthRow {
-        client_id: row.client_id,
-        month: Month::of(row.month),
-        cost: row.cost.into(),
-        raised: AlertSet(row.raised_alerts),
-        open: AlertSet(row.open_alerts),
-        alert_bound: row.alert_bound.map(Total::from),
-    });
-    let months: Vec<MonthRow> = months.collect();
+    let months: Vec<MonthRow> = rows.into_iter().map(MonthRow::from).collect();
     if months.len() != changes.months.len() {
         return Err(crate::StoreError::inconsistent("a row of usage_months was neither inserted nor updated"));
     }

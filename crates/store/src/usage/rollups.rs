@@ -23,6 +23,29 @@ pub struct MonthRow {
     pub alert_bound: Option<Total>,
 }
 
+/// The columns of a [`MonthRow`] as they are stored.
+pub(super) struct StoredMonth {
+    pub client_id: String,
+    pub month: NaiveDate,
+    pub cost: Numeric,
+    pub raised_alerts: i32,
+    pub open_alerts: i32,
+    pub alert_bound: Option<Numeric>,
+}
+
+impl From<StoredMonth> for MonthRow {
+    fn from(row: StoredMonth) -> Self {
+        Self {
+            client_id: row.client_id,
+            month: Month::of(row.month),
+            cost: row.cost.into(),
+            raised: AlertSet(row.raised_alerts),
+            open: AlertSet(row.open_alerts),
+            alert_bound: row.alert_bound.map(Total::from),
+        }
+    }
+}
+
 /// Costs that the alert rules need and that are not in the month's row.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct MonthContext {
@@ -52,7 +75,8 @@ pub async fn lock_client_months(
     months: &[Month],
 ) -> crate::Result<Vec<MonthRow>> {
     let months: Vec<NaiveDate> = months.iter().map(|month| month.first_day()).collect();
-    let rows = sqlx::query!(
+    let rows = sqlx::query_as!(
+        StoredMonth,
         r#"SELECT client_id, month, cost AS "cost: Numeric", raised_alerts, open_alerts, alert_bound AS "alert_bound: Numeric"
            FROM usage_months WHERE client_id = $1 AND month = ANY($2) ORDER BY month FOR UPDATE"#,
         client_id,
@@ -60,15 +84,7 @@ pub async fn lock_client_months(
     )
     .fetch_all(conn)
     .await?;
-    let rows = rows.into_iter().map(|row| MonthRow {
-        client_id: row.client_id,
-        month: Month::of(row.month),
-        cost: row.cost.into(),
-        raised: AlertSet(row.raised_alerts),
-        open: AlertSet(row.open_alerts),
-        alert_bound: row.alert_bound.map(Total::from),
-    });
-    Ok(rows.collect())
+    Ok(rows.into_iter().map(MonthRow::from).collect())
 }
 
 /// Stores alert bounds of months, for the day and the version for which their rows have one. This transaction holds the locks of the
