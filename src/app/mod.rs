@@ -15,7 +15,7 @@ use meterd_engine::alerts::raise::AlertSettings;
 use meterd_engine::auth::{Auth, KeyCache};
 use meterd_engine::catalog::{CatalogCache, seed};
 use meterd_engine::clock::Clock;
-use meterd_engine::ingest::{Ingest, KeyFilters};
+use meterd_engine::ingest::{Ingest, KeyFilters, SharedState};
 use meterd_engine::jobs;
 use meterd_engine::jobs::{Scheduler, Work};
 use meterd_engine::{Engine, EngineConfig};
@@ -124,9 +124,16 @@ pub async fn build(
     let ingest_config = settings.ingest();
     let key_filters = KeyFilters::load(&pool, ingest_config.key_filter_bytes_max).await?;
     let writer_options = connect::writer_options(options, distribution::is_distributed(&pool).await?);
-    let (ingest, writers) = Ingest::start(&ingest_config, &writer_options, &catalog, &key_filters, &alert_settings);
+    let shared = SharedState {
+        catalog: catalog.clone(),
+        key_filters: key_filters.clone(),
+        pending_usage: Arc::default(),
+        alert_settings: alert_settings.clone(),
+    };
+    let (ingest, writers) = Ingest::start(&ingest_config, &writer_options, &shared);
     let (stop, stopping) = watch::channel(false);
     key_filters.start(&pool, stopping.clone());
+    shared.pending_usage.start(&pool, stopping.clone());
     let notifications_wanted = Arc::new(Notify::new());
     let (feed, feed_reader) =
         Feed::start(options, settings.subscriptions_max, notifications_wanted.clone(), stopping.clone()).await?;

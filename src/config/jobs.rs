@@ -39,6 +39,9 @@ pub struct JobSettings {
     /// seconds first, or "off"
     #[arg(long, env = "METERD_SCHEDULE_KEY_GENERATIONS", default_value = "*/10 * * * * *", value_name = "CRON")]
     pub schedule_key_generations: Schedule,
+    /// When to apply pending usage to the sums of days and services: a cron expression in UTC, seconds first, or "off"
+    #[arg(long, env = "METERD_SCHEDULE_PENDING_USAGE", default_value = "30 * * * * *", value_name = "CRON")]
+    pub schedule_pending_usage: Schedule,
 
     /// Maximum duration of a run, in seconds; a longer run is cancelled, and the next one continues its work
     #[arg(long, env = "METERD_JOB_RUN_SECONDS", hide = true, default_value_t = 1_800, value_parser = clap::value_parser!(u32).range(1..=86_400))]
@@ -93,6 +96,7 @@ impl JobSettings {
                 key_pruning: self.schedule_key_pruning.clone(),
                 monthly_summaries: self.schedule_monthly_summaries.clone(),
                 partitions: self.schedule_partitions.clone(),
+                pending_usage: self.schedule_pending_usage.clone(),
                 retention: self.schedule_retention.clone(),
             },
             run_timeout: Duration::from_secs(self.job_run_seconds.into()),

@@ -118,6 +118,10 @@ fn describe() {
         "meterd_one_call_batches_total",
         "Batches tried in one call, by result; unless it is recorded, a transaction of several statements follows"
     );
+    metrics::describe_counter!(
+        "meterd_pending_rows_applied_total",
+        "Rows of pending usage that this replica has applied to the sums of days and services"
+    );
     metrics::describe_gauge!("meterd_queue_events", "Events that wait for a writer");
     metrics::describe_counter!(
         "meterd_alert_changes_sent_total",

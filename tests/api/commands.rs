@@ -148,6 +148,7 @@ async fn verify_prints_every_difference_and_fails_and_rebuild_repairs() {
     let server = TestServer::start().await;
     server.track(event("acme", "sms", "3")).await.unwrap();
     sqlx::query("UPDATE usage_months SET cost = cost + 1").execute(&server.pool).await.unwrap();
+    server.run_job("pending_usage").await;
     sqlx::query("DELETE FROM usage_days").execute(&server.pool).await.unwrap();
     let broken = meterd(&server, &["verify"]).await;
     let printed = String::from_utf8(broken.stdout).unwrap();

@@ -167,6 +167,8 @@ enum Action {
     Track(Box<UsageEvent>),
     /// Closes the current generation of keys.
     Close,
+    /// Applies pending usage.
+    Apply,
     Rebuild,
     RefreshSummaries,
 }
@@ -177,6 +179,7 @@ fn any_action() -> impl Strategy<Value = Action> {
         2 => prop::collection::vec(any_event(), 50..80).prop_map(Action::Record),
         8 => any_event().prop_map(|event| Action::Track(Box::new(event))),
         2 => Just(Action::Close),
+        3 => Just(Action::Apply),
         1 => Just(Action::Rebuild),
         1 => Just(Action::RefreshSummaries),
     ]
@@ -202,6 +205,7 @@ async fn act(server: &TestServer, action: Action) -> Vec<EventOutcome> {
         }
         // The job may be running on the other replica.
         Action::Close => drop(server.jobs().run_job(RunJobRequest { job: "key_generations".into() }).await),
+        Action::Apply => drop(server.jobs().run_job(RunJobRequest { job: "pending_usage".into() }).await),
         Action::Rebuild => {
             let request = RebuildRollupsRequest {
                 start_date: "2026-10-01".into(),
@@ -222,8 +226,8 @@ async fn act(server: &TestServer, action: Action) -> Vec<EventOutcome> {
 async fn assert_exact_now(pool: &sqlx::PgPool) {
     let counts: Vec<String> = sqlx::query_scalar(
         "SELECT concat_ws(' ', count(*), COALESCE(trim_scale(sum(charge)), 0)) FROM usage_events
-         UNION ALL SELECT concat_ws(' ', COALESCE(sum(request_count), 0), COALESCE(trim_scale(sum(cost)), 0)) FROM usage_days
-         UNION ALL SELECT concat_ws(' ', COALESCE(sum(request_count), 0), COALESCE(trim_scale(sum(cost)), 0)) FROM usage_month_services
+         UNION ALL SELECT concat_ws(' ', COALESCE(sum(request_count), 0), COALESCE(trim_scale(sum(cost)), 0)) FROM all_usage_days
+         UNION ALL SELECT concat_ws(' ', COALESCE(sum(request_count), 0), COALESCE(trim_scale(sum(cost)), 0)) FROM all_usage_month_services
          UNION ALL SELECT concat_ws(' ', COALESCE(sum(request_count), 0), COALESCE(trim_scale(sum(cost)), 0)) FROM usage_months",
     )
     .fetch_all(pool)

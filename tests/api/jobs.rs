@@ -100,7 +100,15 @@ async fn a_job_without_a_schedule_runs_only_on_demand() {
     let names: Vec<String> = jobs(&server).await.into_iter().map(|job| job.job).collect();
     assert_eq!(
         names,
-        ["alert_checks", "key_generations", "key_pruning", "monthly_summaries", "partitions", "retention"]
+        [
+            "alert_checks",
+            "key_generations",
+            "key_pruning",
+            "monthly_summaries",
+            "partitions",
+            "pending_usage",
+            "retention"
+        ]
     );
     for name in names {
         let before = job(&server, &name).await;
@@ -320,11 +328,11 @@ async fn jobs_are_printed_as_a_table() {
     );
     let listed = String::from_utf8(meterd(&server, &["jobs"]).await.stdout).unwrap();
     let lines: Vec<&str> = listed.lines().collect();
-    assert_eq!(lines.len(), 7, "{listed}");
+    assert_eq!(lines.len(), 8, "{listed}");
     let partitions = lines[5];
     assert!(partitions.starts_with("partitions") && partitions.contains(YEARLY), "{listed}");
     assert!(partitions.contains("-01-01 00:00:00") && partitions.contains("there are all through"), "{listed}");
-    assert!(lines[6].contains("  off  ") && lines[6].contains("every month is kept"), "{listed}");
+    assert!(lines[7].contains("  off  ") && lines[7].contains("every month is kept"), "{listed}");
     let unknown = meterd(&server, &["jobs", "run", "x"]).await;
     assert_eq!(unknown.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&unknown.stderr).contains("JOB_NOT_FOUND"));

@@ -5,7 +5,7 @@ use chrono::{DateTime, NaiveDate, Utc};
 use meterd_domain::decimal::Decimal;
 use meterd_domain::event::{Charge, EventId, Measures, PricedEvent, UnpricedReason, UsageEvent};
 use meterd_domain::period::Month;
-use meterd_engine::ledger::{AlertBounds, AlertEffect, ClientSettings, Versioned};
+use meterd_engine::ledger::{AlertBounds, AlertEffect, ClientSettings, PendingUsage, Versioned};
 use meterd_store::usage::record::NewEvent;
 use sqlx::{ConnectOptions, PgConnection};
 use std::collections::BTreeSet;
@@ -70,7 +70,7 @@ async fn record(server: &TestServer, event: &UsageEvent, units_of_event: i64, pr
     let posted = tx.post(std::slice::from_ref(&claimed_event), &bounds).await.unwrap();
     let alerts = AlertEffect::Raise { clients: &settings, is_backfill: &|_| false };
     let done = posted.run_effects(&server.context.engine.alert_settings, alerts).await.unwrap();
-    done.commit().await.unwrap();
+    done.commit(&PendingUsage::default()).await.unwrap();
     true
 }
 

@@ -57,6 +57,7 @@ mod one_call;
 mod operations;
 mod overload;
 mod panics;
+mod pending_usage;
 mod policies;
 mod process;
 mod queries;

@@ -78,8 +78,8 @@ pub async fn assert_no_open_transaction(pool: &PgPool) {
 async fn assert_sums_match_events(pool: &PgPool) {
     let counts: Vec<i64> = sqlx::query_scalar(
         "SELECT count(*) FROM usage_events UNION ALL SELECT count(*) FROM idempotency_keys
-         UNION ALL SELECT COALESCE(sum(request_count), 0)::bigint FROM usage_days
-         UNION ALL SELECT COALESCE(sum(request_count), 0)::bigint FROM usage_month_services
+         UNION ALL SELECT COALESCE(sum(request_count), 0)::bigint FROM all_usage_days
+         UNION ALL SELECT COALESCE(sum(request_count), 0)::bigint FROM all_usage_month_services
          UNION ALL SELECT COALESCE(sum(request_count), 0)::bigint FROM usage_months",
     )
     .fetch_all(pool)
@@ -87,8 +87,8 @@ async fn assert_sums_match_events(pool: &PgPool) {
     .unwrap();
     assert_eq!(counts, vec![counts[0]; 5], "events, keys, days, months of services, months");
     let amounts: Vec<BigDecimal> = sqlx::query_scalar(
-        "SELECT COALESCE(sum(charge), 0) FROM usage_events UNION ALL SELECT COALESCE(sum(cost), 0) FROM usage_days
-         UNION ALL SELECT COALESCE(sum(cost), 0) FROM usage_month_services
+        "SELECT COALESCE(sum(charge), 0) FROM usage_events UNION ALL SELECT COALESCE(sum(cost), 0) FROM all_usage_days
+         UNION ALL SELECT COALESCE(sum(cost), 0) FROM all_usage_month_services
          UNION ALL SELECT COALESCE(sum(cost), 0) FROM usage_months",
     )
     .fetch_all(pool)

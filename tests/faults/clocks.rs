@@ -219,7 +219,8 @@ async fn assert_every_event_is_in_its_day_and_month(pool: &PgPool, sent: &HashMa
         *days.entry((zone.to_string(), day)).or_default() += 1;
         *months.entry((zone.to_string(), day.format("%Y-%m-01").to_string())).or_default() += 1;
     }
-    let rows = sqlx::query("SELECT client_id, day, sum(request_count)::bigint AS count FROM usage_days GROUP BY 1, 2");
+    let rows =
+        sqlx::query("SELECT client_id, day, sum(request_count)::bigint AS count FROM all_usage_days GROUP BY 1, 2");
     let rows = rows.fetch_all(pool).await.unwrap();
     let recorded = rows.iter().map(|row| ((row.get("client_id"), row.get("day")), row.get("count"))).collect();
     assert_eq!(days, recorded, "days");

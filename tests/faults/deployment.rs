@@ -23,6 +23,7 @@ const FLAGS: [&str; 4] = [
     "--alert-heartbeat-ms=500",
     "--log=warn,meterd=info",
     "--schedule-key-generations=* * * * * *",
+    "--schedule-pending-usage=* * * * * *",
     "--key-generation-bytes=100000",
 ];
 /// After this time under load, a process has all the resources that it needs.

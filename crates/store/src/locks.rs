@@ -1,5 +1,6 @@
-//! Advisory locks, and the order in which all transactions take locks: channels, versions, keys, (client, month),
-//! (client, month, service), days. No transaction takes a lock of this list after a later one.
+//! Advisory locks, and the order in which all transactions take locks: channels, versions, keys, (client, month), pending
+//! usage, (client, month, service), days. No transaction takes a lock of this list after a later one. The lock of pending
+//! usage has the number after [`SUMMARIES_LOCK`] and is taken by the function `apply_pending_usage`.
 //!
 //! A transaction that changes channels takes the advisory lock of channels first and then the rows. A worker that
 //! claims a channel locks its row without waiting, and after it only rows of the outbox.

@@ -16,6 +16,7 @@ pub use validate::{Checked, Echo, EventChecks, Refused, SharedTexts};
 
 use crate::alerts::raise::AlertSettings;
 use crate::catalog::CatalogCache;
+use crate::ledger::PendingUsage;
 use crate::refusal::{Reason, Refusal};
 use chrono_tz::Tz;
 use foldhash::fast::RandomState;
@@ -48,6 +49,15 @@ pub struct IngestConfig {
     pub default_zone: Tz,
     /// Maximum number of bytes of all key filters.
     pub key_filter_bytes_max: usize,
+}
+
+/// The state in memory that all writers share.
+#[derive(Clone)]
+pub struct SharedState {
+    pub catalog: Arc<CatalogCache>,
+    pub key_filters: Arc<KeyFilters>,
+    pub pending_usage: Arc<PendingUsage>,
+    pub alert_settings: AlertSettings,
 }
 
 /// An event to record.
@@ -199,15 +209,11 @@ impl Ingest {
     pub fn start(
         settings: &IngestConfig,
         database: &PgConnectOptions,
-        catalog: &Arc<CatalogCache>,
-        key_filters: &Arc<KeyFilters>,
-        alert_settings: &AlertSettings,
+        shared: &SharedState,
     ) -> (Self, Vec<JoinHandle<()>>) {
         let queue = Arc::new(WriteQueue::new(settings.writers.max(1), settings.queue_events_max));
         let writer = |number| {
-            let (queue, settings, database) = (queue.clone(), settings.clone(), database.clone());
-            let (catalog, key_filters) = (catalog.clone(), key_filters.clone());
-            tokio::spawn(writer::run(queue, number, settings, database, catalog, key_filters, alert_settings.clone()))
+            tokio::spawn(writer::run(queue.clone(), number, settings.clone(), database.clone(), shared.clone()))
         };
         let writers = (0..queue.writer_count()).map(writer).collect();
         (Self { queue }, writers)

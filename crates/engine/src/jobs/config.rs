@@ -11,6 +11,7 @@ pub struct Schedules {
     pub key_pruning: Schedule,
     pub monthly_summaries: Schedule,
     pub partitions: Schedule,
+    pub pending_usage: Schedule,
     pub retention: Schedule,
 }
 

@@ -8,6 +8,7 @@ mod key_pruning;
 mod lease;
 mod manage;
 mod partitions;
+mod pending_usage;
 pub mod pricing;
 mod retention;
 mod schedule;
@@ -68,7 +69,7 @@ pub struct Job {
 pub const ALERT_CHECKS: &str = "alert_checks";
 
 /// All scheduled jobs, sorted by name.
-pub static JOBS: [Job; 6] = [
+pub static JOBS: [Job; 7] = [
     Job {
         name: ALERT_CHECKS,
         schedule: |schedules| &schedules.alert_checks,
@@ -93,6 +94,11 @@ pub static JOBS: [Job; 6] = [
         name: "partitions",
         schedule: |schedules| &schedules.partitions,
         run: |work| Box::pin(async move { partitions::run_once(&work).await }),
+    },
+    Job {
+        name: "pending_usage",
+        schedule: |schedules| &schedules.pending_usage,
+        run: |work| Box::pin(async move { pending_usage::run_once(&work).await }),
     },
     Job {
         name: "retention",

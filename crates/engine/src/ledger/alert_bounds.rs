@@ -13,8 +13,8 @@ use meterd_domain::alert::MonthFacts;
 use meterd_domain::decimal::Total;
 use meterd_domain::period::{Month, day_of};
 use meterd_domain::policy::Policy;
-use meterd_domain::rollup::{Deltas, MonthKey};
-use meterd_store::usage::changes::{AlertBound, Changes};
+use meterd_domain::rollup::{MonthKey, NewSums};
+use meterd_store::usage::changes::{AlertBound, MonthChange, NewUsage};
 use meterd_store::usage::rollups;
 use sqlx::PgConnection;
 use std::collections::BTreeSet;
@@ -46,10 +46,10 @@ impl<'a> AlertBounds<'a> {
     }
 
     /// Adds to each month a bound that holds for any content of its row.
-    pub(super) fn changes(&self, deltas: Deltas) -> Changes {
+    pub(super) fn usage(&self, sums: NewSums) -> NewUsage {
         // Nearly all months of a batch have the same policy and day.
         let mut last: Option<(&Policy, Month, NaiveDate, Option<Total>)> = None;
-        Changes::of(deltas, |(client_id, month)| {
+        NewUsage::of(sums, |(client_id, month)| {
             let Some(today) = self.today(client_id) else { return AlertBound::UNKNOWN };
             let policy = self.clients.policies.of(client_id);
             let cost = match last {
@@ -62,8 +62,8 @@ impl<'a> AlertBounds<'a> {
     }
 
     /// Returns the current month of each client whose previous month is changed.
-    pub(super) fn months_after(&self, changes: &Changes) -> BTreeSet<(Arc<str>, Month)> {
-        let keys = changes.months.iter().map(|month| &month.key);
+    pub(super) fn months_after(&self, changed: &[MonthChange]) -> BTreeSet<(Arc<str>, Month)> {
+        let keys = changed.iter().map(|month| &month.key);
         keys.filter_map(|(client_id, month)| {
             let current = Month::of(self.today(client_id)?);
             (*month == current.previous()).then(|| (client_id.clone(), current))
@@ -76,14 +76,14 @@ impl<'a> AlertBounds<'a> {
 /// nothing if `months_after` is empty.
 pub(super) async fn reset_bounds_after(
     conn: &mut PgConnection,
-    changes: &Changes,
+    changed: &[MonthChange],
     months_after: &BTreeSet<(Arc<str>, Month)>,
 ) -> meterd_store::Result<()> {
     if months_after.is_empty() {
         return Ok(());
     }
-    let changed = changes.months.iter().map(|month| &month.key);
-    let all: BTreeSet<&MonthKey> = changed.chain(months_after).collect();
+    let keys = changed.iter().map(|month| &month.key);
+    let all: BTreeSet<&MonthKey> = keys.chain(months_after).collect();
     let (clients, months) = columns(all);
     rollups::lock_months(conn, &clients, &months).await?;
     let (clients, months) = columns(months_after);

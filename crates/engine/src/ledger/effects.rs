@@ -3,6 +3,7 @@
 use crate::alerts::check;
 use crate::alerts::raise::{self, AlertSettings, ChangedMonth, raise_alerts};
 use crate::ledger::clients::ClientSettings;
+use crate::ledger::pending::{PendingRows, PendingUsage};
 use chrono::{DateTime, Utc};
 use meterd_domain::alert::Alert;
 use meterd_domain::period::{Month, day_of};
@@ -17,6 +18,7 @@ pub struct Posted<'c> {
     pub(super) conn: &'c mut PgConnection,
     /// The months that were changed, with their new sums.
     pub(super) months: Vec<MonthRow>,
+    pub(super) pending: PendingRows,
     /// See [`Posted::is_recorded`].
     pub(super) claimed: Option<HashSet<i64>>,
     /// The time for which the rows of `months` have alert bounds. `None` if no bound may be stored.
@@ -37,6 +39,7 @@ pub enum AlertEffect<'a> {
 pub struct EffectsDone<'c> {
     conn: &'c mut PgConnection,
     raised: Vec<Alert>,
+    pending: PendingRows,
 }
 
 impl<'c> Posted<'c> {
@@ -69,7 +72,7 @@ impl<'c> Posted<'c> {
         settings: &AlertSettings,
         alerts: AlertEffect<'_>,
     ) -> meterd_store::Result<EffectsDone<'c>> {
-        let Self { conn, months, bounds_time, .. } = self;
+        let Self { conn, months, pending, bounds_time, .. } = self;
         let raised = match alerts {
             AlertEffect::Raise { clients, is_backfill } => {
                 let changed = months.into_iter().filter_map(|row| {
@@ -84,7 +87,7 @@ impl<'c> Posted<'c> {
                 check::corrected_months(conn, settings, client_id, months).await?.raised
             }
         };
-        Ok(EffectsDone { conn, raised })
+        Ok(EffectsDone { conn, raised, pending })
     }
 }
 
@@ -95,9 +98,10 @@ impl EffectsDone<'_> {
     }
 
     /// Commits a transaction of [`Versioned::begin`]. The owner of any other transaction commits it.
-    pub async fn commit(self) -> meterd_store::Result<()> {
+    pub async fn commit(self, pending_usage: &PendingUsage) -> meterd_store::Result<()> {
         self.conn.execute("COMMIT").await?;
         raise::count(&self.raised);
+        pending_usage.note(self.pending);
         Ok(())
     }
 

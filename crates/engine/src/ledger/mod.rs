@@ -11,18 +11,22 @@
 //! | [`Versioned`] | 1. versions of prices, time zones, policies and closed months, shared |
 //! | [`KeysClaimed`] | 2. idempotency keys |
 //! | [`MonthsLocked`] | 3. rows of (client, month) |
-//! | [`Posted`] | 4. rows of the months' services and days |
-//! | [`EffectsDone`] | 5. alerts, 6. outbox, 7. feed counter |
+//! | [`Posted`] | 4. pending usage, 5. rows of the months' services and days |
+//! | [`EffectsDone`] | 6. alerts, 7. outbox, 8. feed counter |
 //!
-//! A stage can be left out, but not taken later. Within each step, rows are locked in sorted order. The rows of step 4 are only changed
-//! by a transaction that has locked the row of their month. So a transaction with that lock can read and write all sums of the month.
+//! A stage can be left out, but not taken later. Within each step, rows are locked in sorted order.
+//!
+//! A post of new events changes the rows of their months, and leaves the sums of services and days pending ([`PendingUsage`]). Other
+//! posts first apply what is pending of their clients, and then change these sums directly. Only a transaction that has locked the row
+//! of a month adds to the sums of the month, applied or pending, or takes from them. So a transaction with that lock can read and write
+//! all sums of the month.
 //!
 //! # Ways to post
 //!
 //! - [`try_record`] posts new events whose charges are known, if no key is taken and no effect has anything to do. It
-//!   is one call of an SQL function and a transaction of its own, with the locks 1 to 4. Otherwise it writes nothing,
+//!   is one call of an SQL function and a transaction of its own, with the locks 1 to 3. Otherwise it writes nothing,
 //!   and the caller goes through the stages.
-//! - [`Versioned::post`] posts new events whose charges are known. It takes the locks 2 to 4.
+//! - [`Versioned::post`] posts new events whose charges are known. It takes the locks 2 and 3.
 //! - [`Versioned::claim_keys`], [`KeysClaimed::lock_months`] and [`KeysClaimed::post`] post new events whose charges depend on what their
 //!   months already have, such as a tier: the caller reads the months and prices the events after step 3.
 //! - [`MonthsLocked::post`] posts other changes, such as a price that came later or a correction. The caller locks the months, reads what
@@ -36,15 +40,17 @@
 mod alert_bounds;
 mod clients;
 mod effects;
+mod pending;
 
 pub use alert_bounds::AlertBounds;
 pub use clients::{ClientSettings, KNOWN_CLIENTS_MAX};
 pub use effects::{AlertEffect, EffectsDone, Posted};
+pub use pending::{PendingRows, PendingUsage, apply_pending_usage};
 
 use crate::catalog::CatalogCache;
 use meterd_domain::catalog::Catalog;
 use meterd_domain::period::Month;
-use meterd_domain::rollup::{Deltas, Sums};
+use meterd_domain::rollup::{Deltas, NewSums, Sums};
 use meterd_store::StoreError;
 use meterd_store::locks::{self, Versions};
 use meterd_store::usage::changes::{AlertBound, Changes, MonthChange};
@@ -86,21 +92,24 @@ pub enum Method {
 /// `alerts` and the charges are of these versions. `new` is as for [`Versioned::post`]. Returns `None`, without a call, if
 /// the events change the month before a client's current month, because then the bound of the current month must be set
 /// to 0.
+///
+/// After [`Tried::Recorded`], the caller must pass the rows to [`PendingUsage::note`].
 pub async fn try_record(
     conn: &mut PgConnection,
     versions: &Versions,
     new: &[NewEvent<'_>],
     alerts: &AlertBounds<'_>,
-) -> meterd_store::Result<Option<Tried>> {
-    let changes = alerts.changes(sums(new));
-    if !alerts.months_after(&changes).is_empty() {
+) -> meterd_store::Result<Option<(Tried, PendingRows)>> {
+    let usage = alerts.usage(sums(new));
+    if !alerts.months_after(&usage.months).is_empty() {
         return Ok(None);
     }
-    record::try_record(conn, versions, new, &changes).await.map(Some)
+    let tried = record::try_record(conn, versions, new, &usage).await?;
+    Ok(Some((tried, usage.row_counts())))
 }
 
-fn sums(new: &[NewEvent<'_>]) -> Deltas {
-    Deltas::of_events(new.iter().map(|new| &new.priced))
+fn sums(new: &[NewEvent<'_>]) -> NewSums {
+    NewSums::of_events(new.iter().map(|new| &new.priced))
 }
 
 impl<'c> Begun<'c> {
@@ -173,17 +182,17 @@ impl<'c> Versioned<'c> {
         alerts: &AlertBounds<'_>,
     ) -> meterd_store::Result<Posted<'c>> {
         if new.is_empty() {
-            return Ok(Posted { conn: self.conn, months: vec![], claimed: None, bounds_time: None });
+            return Ok(Posted { conn: self.conn, months: vec![], pending: vec![], claimed: None, bounds_time: None });
         }
         if method == Method::Statement {
             return self.claim_keys(new).await?.post(new, alerts).await;
         }
         let Self { conn, versions } = self;
-        let changes = alerts.changes(sums(new));
+        let usage = alerts.usage(sums(new));
         record::copy(conn, versions.key_generation, new).await?;
-        alert_bounds::reset_bounds_after(conn, &changes, &alerts.months_after(&changes)).await?;
-        let months = record::add(conn, &[], &changes).await?;
-        Ok(Posted { conn, months, claimed: None, bounds_time: Some(alerts.now()) })
+        alert_bounds::reset_bounds_after(conn, &usage.months, &alerts.months_after(&usage.months)).await?;
+        let months = record::add(conn, &[], &usage).await?;
+        Ok(Posted { conn, months, pending: usage.row_counts(), claimed: None, bounds_time: Some(alerts.now()) })
     }
 
     /// Claims the keys of new events, and writes nothing else. `new` is as for [`Versioned::post`]; its charges are not read.
@@ -213,13 +222,14 @@ impl<'c> KeysClaimed<'c> {
     pub async fn post(self, new: &[NewEvent<'_>], alerts: &AlertBounds<'_>) -> meterd_store::Result<Posted<'c>> {
         let Self { conn, claimed } = self;
         let free: Vec<NewEvent<'_>> = new.iter().filter(|new| claimed.contains(&new.priced.id.seq)).cloned().collect();
-        let mut months = vec![];
+        let (mut months, mut pending) = (vec![], vec![]);
         if !free.is_empty() {
-            let changes = alerts.changes(sums(&free));
-            alert_bounds::reset_bounds_after(conn, &changes, &alerts.months_after(&changes)).await?;
-            months = record::add(conn, &free, &changes).await?;
+            let usage = alerts.usage(sums(&free));
+            alert_bounds::reset_bounds_after(conn, &usage.months, &alerts.months_after(&usage.months)).await?;
+            months = record::add(conn, &free, &usage).await?;
+            pending = usage.row_counts();
         }
-        Ok(Posted { conn, months, claimed: Some(claimed), bounds_time: Some(alerts.now()) })
+        Ok(Posted { conn, months, pending, claimed: Some(claimed), bounds_time: Some(alerts.now()) })
     }
 }
 
@@ -229,7 +239,7 @@ async fn lock_or_create(
     months: impl Iterator<Item = (Arc<str>, Month)>,
 ) -> meterd_store::Result<()> {
     let change = |key| MonthChange { key, sums: Sums::default(), bound: AlertBound::UNKNOWN };
-    record::add(conn, &[], &Changes { months: months.map(change).collect(), ..Changes::default() }).await.map(drop)
+    record::correct(conn, &Changes { months: months.map(change).collect(), ..Changes::default() }).await.map(drop)
 }
 
 async fn create_months<'c>(
@@ -251,14 +261,17 @@ impl<'c> MonthsLocked<'c> {
 
     /// Posts changes of the sums of months that are locked.
     pub async fn post(self, changes: Deltas) -> meterd_store::Result<Posted<'c>> {
-        let changes = Changes::of(changes, |_| AlertBound::UNKNOWN);
+        let changes = Changes::of(changes);
         let months_after =
             changes.months.iter().map(|MonthChange { key: (client_id, month), .. }| (client_id.clone(), month.next()));
-        alert_bounds::reset_bounds_after(self.0, &changes, &months_after.collect()).await?;
+        alert_bounds::reset_bounds_after(self.0, &changes.months, &months_after.collect()).await?;
         let months = match changes.is_empty() {
             true => vec![],
-            false => record::add(self.0, &[], &changes).await?,
+            false => {
+                meterd_store::usage::pending::apply(self.0, &changes.clients()).await?;
+                record::correct(self.0, &changes).await?
+            }
         };
-        Ok(Posted { conn: self.0, months, claimed: None, bounds_time: None })
+        Ok(Posted { conn: self.0, months, pending: vec![], claimed: None, bounds_time: None })
     }
 }

@@ -26,19 +26,25 @@ WITH event_days AS (
     FROM (SELECT *, date_trunc('month', day::timestamp)::date AS month FROM event_days) AS of_month
     GROUP BY GROUPING SETS ((client_id, month, service), (client_id, month))
 ), actual AS (
-    SELECT 'day' AS kind, client_id, day, service, operation, model, request_count, units, input_tokens, output_tokens,
-           cached_input_tokens, cost, unpriced_event_count
-    FROM usage_days
+    SELECT 'day' AS kind, client_id, day, service, operation, model, sum(request_count)::bigint AS request_count, sum(units) AS units,
+           sum(input_tokens)::bigint AS input_tokens, sum(output_tokens)::bigint AS output_tokens,
+           sum(cached_input_tokens)::bigint AS cached_input_tokens, sum(cost) AS cost,
+           sum(unpriced_event_count)::bigint AS unpriced_event_count
+    FROM all_usage_days
     WHERE ($1::text IS NULL OR client_id > $1) AND ($2::text IS NULL OR client_id <= $2)
       AND ($7::text IS NULL OR client_id = $7) AND day >= COALESCE($3, '-infinity'::date)
       AND day < COALESCE($4, 'infinity'::date)
+    GROUP BY client_id, day, service, operation, model
     UNION ALL
-    SELECT 'month_service', client_id, month, service, '', '', request_count, units, input_tokens, output_tokens,
-           cached_input_tokens, cost, unpriced_event_count
-    FROM usage_month_services
+    SELECT 'month_service', client_id, month, service, '', '', sum(request_count)::bigint, sum(units),
+           sum(input_tokens)::bigint, sum(output_tokens)::bigint,
+           sum(cached_input_tokens)::bigint, sum(cost),
+           sum(unpriced_event_count)::bigint
+    FROM all_usage_month_services
     WHERE ($1::text IS NULL OR client_id > $1) AND ($2::text IS NULL OR client_id <= $2)
       AND ($7::text IS NULL OR client_id = $7) AND month >= COALESCE($3, '-infinity'::date)
       AND month < COALESCE($4, 'infinity'::date)
+    GROUP BY client_id, month, service
     UNION ALL
     SELECT 'month', client_id, month, '', '', '', request_count, units, input_tokens, output_tokens, cached_input_tokens,
            cost, unpriced_event_count

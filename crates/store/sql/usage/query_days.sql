@@ -21,7 +21,7 @@ FROM (
            COALESCE(sum(cached_input_tokens), 0)::bigint AS cached_input_tokens,
            COALESCE(sum(cost), 0) AS cost,
            COALESCE(sum(unpriced_event_count), 0)::bigint AS unpriced_event_count
-    FROM usage_days
+    FROM all_usage_days
     WHERE cardinality($1::text[]) = 0
       AND (cardinality($2::text[]) = 0 OR service = ANY($2))
       AND (cardinality($3::text[]) = 0 OR operation = ANY($3))

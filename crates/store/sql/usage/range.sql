@@ -1,5 +1,5 @@
 WITH top AS (
-    SELECT service, operation FROM usage_days
+    SELECT service, operation FROM all_usage_days
     WHERE client_id = $1 AND day BETWEEN $2 AND $3 AND request_count > 0
     GROUP BY service, operation ORDER BY sum(cost) DESC, service, operation LIMIT $4
 ), sums AS (
@@ -7,12 +7,12 @@ WITH top AS (
         sum(input_tokens) AS input_tokens, sum(output_tokens) AS output_tokens,
         sum(cached_input_tokens) AS cached_input_tokens, sum(cost) AS cost,
         sum(unpriced_event_count) AS unpriced_event_count
-    FROM usage_days WHERE client_id = $1 AND day BETWEEN $2 AND $3 AND request_count > 0
+    FROM all_usage_days WHERE client_id = $1 AND day BETWEEN $2 AND $3 AND request_count > 0
     GROUP BY GROUPING SETS ((), (service), (day))
     UNION ALL
     SELECT NULL, service, operation, sum(request_count), sum(units), sum(input_tokens), sum(output_tokens),
         sum(cached_input_tokens), sum(cost), sum(unpriced_event_count)
-    FROM usage_days JOIN top USING (service, operation)
+    FROM all_usage_days JOIN top USING (service, operation)
     WHERE client_id = $1 AND day BETWEEN $2 AND $3 AND request_count > 0
     GROUP BY service, operation
 )

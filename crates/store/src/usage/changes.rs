@@ -3,7 +3,9 @@
 use crate::rows::{Fields, Row};
 use chrono::NaiveDate;
 use meterd_domain::decimal::Total;
-use meterd_domain::rollup::{DayKey, Deltas, MonthKey, MonthServiceKey, Sums};
+use meterd_domain::rollup::{DayKey, Deltas, MonthKey, MonthServiceKey, NewSums, Sums};
+use std::collections::BTreeSet;
+use std::sync::Arc;
 
 /// The changes of a month's sums, with a bound of the cost from which its alert rules must be evaluated.
 #[derive(Clone, Debug)]
@@ -32,7 +34,29 @@ impl AlertBound {
     const NO_VERSION: i64 = -1;
 }
 
-/// The changes of sums that a transaction makes, in the order in which their rows are locked.
+/// The sums of new events, in the order in which the rows of the months are locked.
+#[derive(Debug)]
+pub struct NewUsage {
+    pub months: Vec<MonthChange>,
+    pub days: Vec<(DayKey, Sums)>,
+}
+
+impl NewUsage {
+    /// `bound` returns a bound of a month that holds for any content of its row.
+    pub fn of(sums: NewSums, mut bound: impl FnMut(&MonthKey) -> AlertBound) -> Self {
+        let NewSums { months, days } = sums;
+        let months = months.into_iter().map(|(key, sums)| MonthChange { bound: bound(&key), key, sums });
+        Self { months: months.collect(), days }
+    }
+
+    /// Returns the number of days' rows of each client.
+    pub fn row_counts(&self) -> Vec<(Arc<str>, u32)> {
+        let of_client = |rows: &[(DayKey, Sums)]| (rows[0].0.0.clone(), rows.len() as u32);
+        self.days.chunk_by(|left, right| left.0.0 == right.0.0).map(of_client).collect()
+    }
+}
+
+/// The changes of sums other than by new events, in the order in which their rows are locked.
 #[derive(Debug, Default)]
 pub struct Changes {
     pub months: Vec<MonthChange>,
@@ -41,16 +65,24 @@ pub struct Changes {
 }
 
 impl Changes {
-    /// Returns the changes that add these sums. `bound` returns a bound of a month that holds for any content of its
-    /// row.
-    pub fn of(deltas: Deltas, mut bound: impl FnMut(&MonthKey) -> AlertBound) -> Self {
+    /// Returns the changes that add these sums. The next usage of each month evaluates its alert rules.
+    pub fn of(deltas: Deltas) -> Self {
         let Deltas { months, month_services, days } = deltas;
-        let months = months.into_iter().map(|(key, sums)| MonthChange { bound: bound(&key), key, sums });
+        let months = months.into_iter().map(|(key, sums)| MonthChange { key, sums, bound: AlertBound::UNKNOWN });
         Self {
             months: months.collect(),
             month_services: month_services.into_iter().collect(),
             days: days.into_iter().collect(),
         }
+    }
+
+    /// Returns the clients whose sums change, sorted.
+    pub fn clients(&self) -> Vec<String> {
+        let months = self.months.iter().map(|change| &change.key.0);
+        let of_services = self.month_services.iter().map(|((client_id, ..), _)| client_id);
+        let of_days = self.days.iter().map(|((client_id, ..), _)| client_id);
+        let all: BTreeSet<&Arc<str>> = months.chain(of_services).chain(of_days).collect();
+        all.into_iter().map(|client_id| client_id.to_string()).collect()
     }
 
     /// Returns whether there is nothing to change.

@@ -11,6 +11,7 @@ pub mod generations;
 pub mod holders;
 pub mod keys;
 pub mod partitions;
+pub mod pending;
 pub mod query;
 pub mod record;
 pub mod rollups;
@@ -54,15 +55,17 @@ pub async fn months(
     last: Month,
 ) -> crate::Result<Option<AsOf<OfClient<(Month, ServiceSums)>>>> {
     let rows = sqlx::query!(
-        r#"SELECT now() AS "now!", time_zone, month AS "month?", service AS "service?", request_count AS "request_count?",
-               units AS "units?: Numeric", input_tokens AS "input_tokens?", output_tokens AS "output_tokens?",
-               cached_input_tokens AS "cached_input_tokens?", cost AS "cost?: Numeric",
-               unpriced_event_count AS "unpriced_event_count?"
+        r#"SELECT now() AS "now!", time_zone, month AS "month?", service AS "service?",
+               sum(request_count)::bigint AS "request_count?", sum(units) AS "units?: Numeric",
+               sum(input_tokens)::bigint AS "input_tokens?", sum(output_tokens)::bigint AS "output_tokens?",
+               sum(cached_input_tokens)::bigint AS "cached_input_tokens?", sum(cost) AS "cost?: Numeric",
+               sum(unpriced_event_count)::bigint AS "unpriced_event_count?"
            FROM clients c
-           LEFT JOIN usage_month_services u
+           LEFT JOIN all_usage_month_services u
                ON u.client_id = $1 AND month BETWEEN $2 AND $3 AND request_count > 0
            WHERE c.client_id = $1
-           ORDER BY cost DESC, service"#,
+           GROUP BY time_zone, month, service
+           ORDER BY sum(cost) DESC, service"#,
         client_id,
         first.first_day(),
         last.first_day()
@@ -147,11 +150,11 @@ pub async fn platform(pool: &PgPool, month: Month) -> crate::Result<AsOf<Platfor
     .fetch_one(&mut *tx)
     .await?;
     let rows = sqlx::query!(
-        r#"SELECT service, sum(request_count)::bigint AS "request_count!", sum(units) AS "units!: Numeric",
+        r#"SELECT service AS "service!", sum(request_count)::bigint AS "request_count!", sum(units) AS "units!: Numeric",
                sum(input_tokens)::bigint AS "input_tokens!", sum(output_tokens)::bigint AS "output_tokens!",
                sum(cached_input_tokens)::bigint AS "cached_input_tokens!", sum(cost) AS "cost!: Numeric",
                sum(unpriced_event_count)::bigint AS "unpriced_event_count!"
-           FROM usage_month_services WHERE month = $1 AND request_count > 0
+           FROM all_usage_month_services WHERE month = $1 AND request_count > 0
            GROUP BY service ORDER BY sum(cost) DESC, service"#,
         month.first_day()
     )

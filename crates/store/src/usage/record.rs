@@ -1,9 +1,9 @@
-//! Writes events: their idempotency keys, the event rows, and their sums in months, month services and days.
+//! Writes events: their idempotency keys, the event rows, and their sums in months and days.
 
 use crate::locks::Versions;
 use crate::numeric::Numeric;
 use crate::rows::{Composite, CopyIn, Fields, Row};
-use crate::usage::changes::{Changes, MonthChange};
+use crate::usage::changes::{Changes, MonthChange, NewUsage};
 use crate::usage::rollups::{MonthRow, StoredMonth};
 use chrono::{DateTime, NaiveDate, Utc};
 use meterd_domain::event::{PayloadHash, PricedEvent};
@@ -36,25 +36,24 @@ pub enum Tried {
 /// reaches its alert bound. Otherwise it writes nothing, and the caller uses a transaction of several statements, which
 /// takes the same locks.
 ///
-/// `events` must be sorted by client and key, and their keys must not be in a closed generation. `changes` must be the sums of
+/// `events` must be sorted by client and key, and their keys must not be in a closed generation. `usage` must be the sums of
 /// `events`. There must be no open transaction.
 pub async fn try_record(
     conn: &mut PgConnection,
     versions: &Versions,
     events: &[NewEvent<'_>],
-    changes: &Changes,
+    usage: &NewUsage,
 ) -> crate::Result<Tried> {
     let recorded = sqlx::query_scalar!(
-        r#"SELECT record_usage($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) AS "is_recorded!""#,
+        r#"SELECT record_usage($1, $2, $3, $4, $5, $6, $7, $8, $9) AS "is_recorded!""#,
         versions.catalog,
         versions.client_settings,
         versions.closed_through.map(|month| month.first_day()) as Option<NaiveDate>,
         versions.keys_pruned_through as Option<DateTime<Utc>>,
         versions.key_generation,
         composites(events.iter().map(Key)) as Vec<Composite<Key<'_>>>,
-        composites(&changes.months) as Vec<Composite<&MonthChange>>,
-        composites(&changes.month_services) as Vec<Composite<&(MonthServiceKey, Sums)>>,
-        composites(&changes.days) as Vec<Composite<&(DayKey, Sums)>>,
+        composites(&usage.months) as Vec<Composite<&MonthChange>>,
+        composites(&usage.days) as Vec<Composite<&(DayKey, Sums)>>,
         composites(events.iter().map(Event)) as Vec<Composite<Event<'_>>>
     );
     match recorded.fetch_one(conn).await {
@@ -80,29 +79,50 @@ pub async fn claim(conn: &mut PgConnection, generation: i32, events: &[NewEvent<
     Ok(claimed.fetch_all(conn).await?.into_iter().collect())
 }
 
-/// Adds to sums and inserts events whose keys this transaction has claimed, if there are any. Returns the changed months, in no
-/// particular order. This transaction holds the locks of their rows.
+/// Adds the sums of new events whose keys this transaction has claimed, and inserts those of the events that are passed.
+/// Returns the changed months, in no particular order. This transaction holds the locks of their rows.
 ///
-/// Locks the months first, then the month services and the days, each in the order of `changes`: this is the lock order of
-/// [`crate::locks`]. The rows below a month change only while the row of the month is locked.
-pub async fn add(conn: &mut PgConnection, events: &[NewEvent<'_>], changes: &Changes) -> crate::Result<Vec<MonthRow>> {
+/// Locks the months in the order of `usage`. The sums of days stay pending: see [`crate::usage::pending`].
+pub async fn add(conn: &mut PgConnection, events: &[NewEvent<'_>], usage: &NewUsage) -> crate::Result<Vec<MonthRow>> {
     let rows = sqlx::query_as!(
         StoredMonth,
         r#"SELECT client_id AS "client_id!", month AS "month!", cost AS "cost!: Numeric", raised_alerts AS "raised_alerts!",
                   open_alerts AS "open_alerts!", alert_bound AS "alert_bound: Numeric"
-           FROM add_usage($1, $2, $3, $4)"#,
-        composites(&changes.months) as Vec<Composite<&MonthChange>>,
-        composites(&changes.month_services) as Vec<Composite<&(MonthServiceKey, Sums)>>,
-        composites(&changes.days) as Vec<Composite<&(DayKey, Sums)>>,
+           FROM add_new_usage($1, $2, $3)"#,
+        composites(&usage.months) as Vec<Composite<&MonthChange>>,
+        composites(&usage.days) as Vec<Composite<&(DayKey, Sums)>>,
         composites(events.iter().map(Event)) as Vec<Composite<Event<'_>>>
     )
     .fetch_all(conn)
     .await?;
-    let months: Vec<MonthRow> = rows.into_iter().map(MonthRow::from).collect();
-    if months.len() != changes.months.len() {
+    changed_months(rows, usage.months.len())
+}
+
+/// Changes sums other than by new events. Returns the changed months, as [`add`] does. The pending usage of the clients
+/// must be applied before: a row cannot lose usage that it does not have yet.
+///
+/// Locks the months first, then the month services and the days, each in the order of `changes`: this is the lock order of
+/// [`crate::locks`].
+pub async fn correct(conn: &mut PgConnection, changes: &Changes) -> crate::Result<Vec<MonthRow>> {
+    let rows = sqlx::query_as!(
+        StoredMonth,
+        r#"SELECT client_id AS "client_id!", month AS "month!", cost AS "cost!: Numeric", raised_alerts AS "raised_alerts!",
+                  open_alerts AS "open_alerts!", alert_bound AS "alert_bound: Numeric"
+           FROM add_usage($1, $2, $3, '{}')"#,
+        composites(&changes.months) as Vec<Composite<&MonthChange>>,
+        composites(&changes.month_services) as Vec<Composite<&(MonthServiceKey, Sums)>>,
+        composites(&changes.days) as Vec<Composite<&(DayKey, Sums)>>
+    )
+    .fetch_all(conn)
+    .await?;
+    changed_months(rows, changes.months.len())
+}
+
+fn changed_months(rows: Vec<StoredMonth>, expected: usize) -> crate::Result<Vec<MonthRow>> {
+    if rows.len() != expected {
         return Err(crate::StoreError::inconsistent("a row of usage_months was neither inserted nor updated"));
     }
-    Ok(months)
+    Ok(rows.into_iter().map(MonthRow::from).collect())
 }
 
 /// Claims the keys of new events and inserts the events, faster than [`claim`] and [`add`] for many events. A key that is already

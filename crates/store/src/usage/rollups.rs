@@ -147,7 +147,7 @@ pub async fn month_contexts(conn: &mut PgConnection, months: &[&MonthRow]) -> cr
            JOIN usage_months m USING (client_id, month)
            LEFT JOIN usage_months p ON p.client_id = m.client_id AND p.month = (m.month - interval '1 month')::date
            CROSS JOIN LATERAL (
-               SELECT sum(u.cost) AS cost FROM usage_month_services u JOIN services s USING (service)
+               SELECT sum(u.cost) AS cost FROM all_usage_month_services u JOIN services s USING (service)
                WHERE u.client_id = m.client_id AND u.month = m.month AND s.recurring
            ) AS r
            ORDER BY number"#,
@@ -191,7 +191,8 @@ pub async fn delete_zeros(conn: &mut PgConnection, client_id: &str, month: Month
 /// Returns the services that a client used before this month.
 pub async fn services_before(conn: &mut PgConnection, client_id: &str, month: Month) -> crate::Result<HashSet<String>> {
     let services = sqlx::query_scalar!(
-        "SELECT DISTINCT service FROM usage_month_services WHERE client_id = $1 AND month < $2 AND request_count > 0",
+        r#"SELECT DISTINCT service AS "service!" FROM all_usage_month_services
+           WHERE client_id = $1 AND month < $2 AND request_count > 0"#,
         client_id,
         month.first_day()
     );
@@ -214,7 +215,7 @@ pub async fn days(
     last: NaiveDate,
 ) -> crate::Result<Vec<DayRow>> {
     let rows = sqlx::query!(
-        r#"SELECT day, service, sum(units) AS "units!", sum(cost) AS "cost!" FROM usage_days
+        r#"SELECT day AS "day!", service AS "service!", sum(units) AS "units!", sum(cost) AS "cost!" FROM all_usage_days
            WHERE client_id = $1 AND day BETWEEN $2 AND $3 AND request_count > 0 GROUP BY day, service"#,
         client_id,
         first,

@@ -96,7 +96,8 @@ impl TryFrom<SummaryRow> for Summary {
 /// Marks summaries as stale: those of all months in which the service was used. Locks the month rows first, in order.
 pub async fn mark_stale(conn: &mut PgConnection, service: &str) -> crate::Result<()> {
     let rows = sqlx::query!(
-        "SELECT client_id, month FROM usage_month_services WHERE service = $1 ORDER BY client_id, month",
+        r#"SELECT DISTINCT client_id AS "client_id!", month AS "month!" FROM all_usage_month_services WHERE service = $1
+           ORDER BY 1, 2"#,
         service
     )
     .fetch_all(&mut *conn)

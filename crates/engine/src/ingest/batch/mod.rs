@@ -18,9 +18,7 @@ mod price;
 
 pub use preview::preview;
 
-use super::{KeyFilters, Outcome, Submission};
-use crate::alerts::raise::AlertSettings;
-use crate::catalog::CatalogCache;
+use super::{Outcome, SharedState, Submission};
 use crate::ledger::{self, AlertBounds, AlertEffect, ClientSettings, Method, Posted, Versioned};
 use claim::Claims;
 use date::{Clients, Dated, date};
@@ -50,13 +48,6 @@ pub(super) struct Recorder {
     copy_pause: Pause,
 }
 
-/// The catalogue, the filters of keys in closed generations and the settings, which all writers share.
-pub(super) struct Shared<'a> {
-    pub catalog: &'a CatalogCache,
-    pub key_filters: &'a KeyFilters,
-    pub alert_settings: &'a AlertSettings,
-}
-
 /// A batch whose events are dated, claimed and priced.
 struct Prepared<'a> {
     dated: Vec<Dated<'a>>,
@@ -74,7 +65,7 @@ impl Recorder {
     pub(super) async fn record(
         &mut self,
         conn: &mut PgConnection,
-        shared: &Shared<'_>,
+        shared: &SharedState,
         batch: &[&Submission],
     ) -> meterd_store::Result<Vec<Outcome>> {
         let clients = Clients::of(batch);
@@ -92,7 +83,7 @@ impl Recorder {
     async fn record_in_one_call(
         &mut self,
         conn: &mut PgConnection,
-        shared: &Shared<'_>,
+        shared: &SharedState,
         clients: &Clients<'_>,
         batch: &[&Submission],
     ) -> meterd_store::Result<Option<Vec<Outcome>>> {
@@ -108,12 +99,13 @@ impl Recorder {
         let closed = shared.key_filters.closed_before(versions.key_generation);
         let Some(holders) = outcome::none_in_closed(&closed, &dated, &claims) else { return Ok(None) };
         let priced = price(&catalog, &dated, &claims, &holders.of);
-        let bounds = AlertBounds::new(shared.alert_settings, &self.settings);
+        let bounds = AlertBounds::new(&shared.alert_settings, &self.settings);
         // A refused event may be a repeat. To find out, its key must be looked up, which needs a transaction.
         if priced.new.len() < claims.event_of.len() {
             return Ok(None);
         }
-        let Some(tried) = ledger::try_record(conn, &versions, &priced.new, &bounds).await? else { return Ok(None) };
+        let tried = ledger::try_record(conn, &versions, &priced.new, &bounds).await?;
+        let Some((tried, pending)) = tried else { return Ok(None) };
         let result = match tried {
             Tried::Recorded => {
                 self.one_call_pause.shorten();
@@ -130,6 +122,7 @@ impl Recorder {
         if tried != Tried::Recorded {
             return Ok(None);
         }
+        shared.pending_usage.note(pending);
         let mut prepared = Prepared { dated, claims, holders, priced };
         let earlier = prepared.add_recorded(|_| true);
         let Prepared { dated, claims, holders, .. } = &prepared;
@@ -141,7 +134,7 @@ impl Recorder {
     async fn record_in_transaction(
         &mut self,
         conn: &mut PgConnection,
-        shared: &Shared<'_>,
+        shared: &SharedState,
         clients: &Clients<'_>,
         batch: &[&Submission],
     ) -> meterd_store::Result<Vec<Outcome>> {
@@ -150,7 +143,7 @@ impl Recorder {
         loop {
             let mut tx = Versioned::begin(conn).await?;
             self.versions = Some(tx.versions);
-            let catalog = tx.catalog(shared.catalog).await?;
+            let catalog = tx.catalog(&shared.catalog).await?;
             let version = tx.versions.client_settings;
             self.settings.know(tx.conn(), version, &clients.ids).await?;
             let dated = date(&self.settings, &tx.versions, clients, batch)?;
@@ -160,7 +153,7 @@ impl Recorder {
             let priced = price(&catalog, &dated, &claims, &holders.of);
             let copies = may_copy && priced.new.len() >= COPY_EVENTS_MIN && self.copy_pause.is_over();
             let method = if copies { Method::Copy } else { Method::Statement };
-            let bounds = AlertBounds::new(shared.alert_settings, &self.settings);
+            let bounds = AlertBounds::new(&shared.alert_settings, &self.settings);
             match tx.post(&priced.new, method, &bounds).await {
                 Err(error) if method == Method::Copy && error.is_unique_violation() => {
                     may_copy = false;
@@ -174,7 +167,7 @@ impl Recorder {
                         self.copy_pause.shorten();
                     }
                     let prepared = Prepared { dated, claims, holders, priced };
-                    return finish(posted, shared.alert_settings, &self.settings, prepared).await;
+                    return finish(posted, shared, &self.settings, prepared).await;
                 }
             }
         }
@@ -197,18 +190,18 @@ impl Prepared<'_> {
 /// Runs the effects, decides the outcomes, and commits.
 async fn finish(
     posted: Posted<'_>,
-    alert_settings: &AlertSettings,
+    shared: &SharedState,
     settings: &ClientSettings,
     mut prepared: Prepared<'_>,
 ) -> meterd_store::Result<Vec<Outcome>> {
     let backfills = Backfills::of(prepared.priced.new.iter().filter(|new| posted.is_recorded(new)));
     let mut earlier = prepared.add_recorded(|new| posted.is_recorded(new));
     let effect = AlertEffect::Raise { clients: settings, is_backfill: &|row| backfills.are_all_of(row) };
-    let mut done = posted.run_effects(alert_settings, effect).await?;
+    let mut done = posted.run_effects(&shared.alert_settings, effect).await?;
     let Prepared { dated, claims, holders, .. } = &mut prepared;
     earlier.extend(outcome::find_in_current(done.conn(), dated, claims, holders).await?);
     let outcomes = outcome::decide(done.conn(), dated, claims, &holders.of, &earlier).await?;
-    done.commit().await?;
+    done.commit(&shared.pending_usage).await?;
     outcomes.into_iter().collect()
 }
 

@@ -2,7 +2,8 @@
 
 use super::outcome;
 use super::*;
-use crate::ingest::{IngestConfig, Preview, PreviewedClient};
+use crate::catalog::CatalogCache;
+use crate::ingest::{IngestConfig, KeyFilters, Preview, PreviewedClient};
 use crate::ledger::Begun;
 use crate::refusal::Refusal;
 use meterd_domain::event::EventId;

@@ -2,7 +2,7 @@
 
 use super::Writer;
 use crate::ingest::Outcome;
-use crate::ingest::batch::{Recorder, Shared};
+use crate::ingest::batch::Recorder;
 use crate::ingest::queue::Item;
 use crate::ledger::KNOWN_CLIENTS_MAX;
 use crate::refusal::Refusal;
@@ -35,7 +35,7 @@ impl Writer {
                 // A failed connection is not an error of the events, so it is transient, whatever its cause is.
                 let refused = |error| sqlx::Error::Io(std::io::Error::other(error));
                 let conn = connected.map_err(|_| StoreError::Timeout)?.map_err(refused)?;
-                self.key_filters.forget();
+                self.shared.key_filters.forget();
                 conn
             }
         };
@@ -47,10 +47,7 @@ impl Writer {
             .collect();
         let mut recorded = match known.is_empty() {
             true => vec![],
-            false => {
-                let Self { catalog, key_filters, recorder, alert_settings, .. } = self;
-                recorder.record(&mut conn, &Shared { catalog, key_filters, alert_settings }, &known).await?
-            }
+            false => self.recorder.record(&mut conn, &self.shared, &known).await?,
         }
         .into_iter();
         self.conn = Some(conn);

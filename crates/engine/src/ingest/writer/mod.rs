@@ -6,9 +6,7 @@ mod attempt;
 use super::batch::Recorder;
 use super::queue::{Batch, Item, WriteQueue};
 use super::split::{FAILED_ATTEMPTS_MAX, split};
-use super::{IngestConfig, KeyFilters, Outcome, reply, unpriced};
-use crate::alerts::raise::AlertSettings;
-use crate::catalog::CatalogCache;
+use super::{IngestConfig, Outcome, SharedState, reply, unpriced};
 use crate::refusal::Refusal;
 use foldhash::fast::RandomState;
 use meterd_domain::period::Month;
@@ -36,9 +34,7 @@ const SLOW_AFTER: Duration = Duration::from_millis(20);
 struct Writer {
     settings: IngestConfig,
     database: PgConnectOptions,
-    catalog: Arc<CatalogCache>,
-    key_filters: Arc<KeyFilters>,
-    alert_settings: AlertSettings,
+    shared: SharedState,
     /// Dropped after an error, which rolls back its transaction.
     conn: Option<PgConnection>,
     /// Clients that exist.
@@ -106,16 +102,12 @@ pub(super) async fn run(
     number: usize,
     settings: IngestConfig,
     database: PgConnectOptions,
-    catalog: Arc<CatalogCache>,
-    key_filters: Arc<KeyFilters>,
-    alert_settings: AlertSettings,
+    shared: SharedState,
 ) {
     let mut writer = Writer {
         settings,
         database,
-        catalog,
-        key_filters,
-        alert_settings,
+        shared,
         conn: None,
         known_clients: HashSet::default(),
         recorder: Recorder::default(),
