@@ -107,14 +107,16 @@ BEGIN
     END IF;
 END $$;
 
--- As record_usage with sums of month services, which follow from those of the days.
+-- Records a batch of new events. Returns false, and writes nothing, if one of the versions is not the current one or is
+-- being changed. Fails with a unique violation if a key is taken, and with MT002 if a month reaches its alert bound; the
+-- transaction is then rolled back. In each case the caller writes the batch in a transaction of several statements, which
+-- takes the same locks in the same order.
 CREATE FUNCTION record_usage(
     expected_catalog bigint, expected_client_settings bigint, expected_closed_through date, expected_keys_pruned_through timestamptz,
     expected_generation integer, keys new_key[], months month_change[], days day_delta[], events new_event[]
 )
 RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
-    claimed bigint;
     changed bigint;
     reached bigint;
 BEGIN
@@ -130,11 +132,9 @@ BEGIN
     IF NOT FOUND THEN
         RETURN false;
     END IF;
-    -- Not ROW_COUNT: in a distributed database, it would also count the rows that were in conflict.
-    SELECT count(*) INTO claimed FROM claim_keys(expected_generation, keys);
-    IF claimed < cardinality(keys) THEN
-        RAISE EXCEPTION 'an idempotency key is taken' USING ERRCODE = 'MT001';
-    END IF;
+    -- Without ON CONFLICT, which would search the index twice for each key.
+    INSERT INTO idempotency_keys (client_id, idempotency_key, payload_hash, event_time, event_seq, backfill, generation)
+    SELECT *, expected_generation FROM unnest(keys);
     SELECT count(*), count(*) FILTER (WHERE cost >= alert_bound) INTO changed, reached
     FROM add_new_usage(months, days, events);
     IF changed < cardinality(months) THEN
@@ -146,7 +146,7 @@ BEGIN
     RETURN true;
 END $$;
 
--- For replicas of the previous release.
+-- For replicas of the previous release. Its code for a taken key is MT001.
 CREATE OR REPLACE FUNCTION record_usage(
     expected_catalog bigint, expected_client_settings bigint, expected_closed_through date, expected_keys_pruned_through timestamptz,
     expected_generation integer, keys new_key[], months month_change[], month_services month_service_delta[],
@@ -156,6 +156,8 @@ RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
     RETURN record_usage(expected_catalog, expected_client_settings, expected_closed_through, expected_keys_pruned_through,
         expected_generation, keys, months, days, events);
+EXCEPTION WHEN unique_violation THEN
+    RAISE EXCEPTION 'an idempotency key is taken' USING ERRCODE = 'MT001';
 END $$;
 
 -- Applies the pending usage of clients to the rows of services and days, and returns the number of pending rows. Only one

@@ -5,6 +5,7 @@ use crate::harness::*;
 use crate::policies::try_update;
 use meterd::proto::*;
 use meterd_engine::clock::Clock;
+use meterd_store::database::connect;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use std::collections::HashMap;
@@ -17,7 +18,8 @@ async fn count_calls(server: &TestServer) {
 
 /// Returns the calls of each function of the write path.
 async fn calls(server: &TestServer) -> HashMap<String, i64> {
-    let calls = sqlx::query_as("SELECT funcname::text, calls FROM pg_stat_user_functions");
+    let calls = "SELECT funcname::text, sum(calls)::bigint FROM pg_stat_user_functions GROUP BY 1";
+    let calls = sqlx::query_as(calls);
     calls.fetch_all(&server.pool).await.unwrap().into_iter().collect()
 }
 
@@ -43,6 +45,50 @@ async fn a_lone_event_is_recorded_by_one_call() {
     assert!(one_call >= 12, "{one_call} of 20 events were recorded by one call");
     server.assert_exact(20).await;
     server.stop().await;
+}
+
+/// Forwards connections to a Unix socket. Returns the port.
+async fn forward(socket: std::path::PathBuf) -> u16 {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let mut server = tokio::net::UnixStream::connect(&socket).await.unwrap();
+            tokio::spawn(async move { tokio::io::copy_bidirectional(&mut client, &mut server).await });
+        }
+    });
+    port
+}
+
+/// At the end of a COPY over TCP, sqlx 0.9.0 would wait 40 ms.
+#[tokio::test]
+async fn a_large_batch_is_recorded_by_copy_over_a_unix_socket_and_by_one_call_over_tcp() {
+    let local = TestServer::start().await;
+    count_calls(&local).await;
+    let options = connect::options(&local.database_url).unwrap();
+    let (host, port) = (options.get_socket().unwrap(), options.get_port());
+    let forwarded = forward(host.join(format!(".s.PGSQL.{port}"))).await;
+    let database = options.get_database().unwrap();
+    let url = format!("postgres://{}@127.0.0.1:{forwarded}/{database}", options.get_username());
+    for (url, is_copied) in [(local.database_url.clone(), true), (url, false)] {
+        let server = TestServer::replica(&url, &[], Clock::system()).await;
+        let before = calls(&local).await;
+        for _ in 0..3 {
+            server.batch((0..200).map(|_| event("acme", "sms", "1")).collect(), false).await;
+        }
+        // The sessions report their calls at their end.
+        server.stop().await;
+        let called = |after: &HashMap<String, i64>, name| {
+            let count = |of: &HashMap<String, i64>| of.get(name).copied().unwrap_or_default();
+            count(after) - count(&before)
+        };
+        wait_until(async || called(&calls(&local).await, "add_new_usage") >= 3).await;
+        let after = calls(&local).await;
+        let not_copied = called(&after, "record_usage") + called(&after, "claim_keys");
+        assert_eq!(called(&after, "add_new_usage") > not_copied, is_copied, "{url}: {before:?} {after:?}");
+    }
+    local.assert_exact(1_200).await;
+    local.stop().await;
 }
 
 #[tokio::test]

@@ -115,16 +115,16 @@ async fn corrections_of_usage_that_is_pending_are_exact() {
     server.catalog().create_price(request).await.unwrap();
     wait_until(async || server.month("acme").await.totals.unwrap().unpriced_event_count == 0).await;
     server.assert_exact(3).await;
-    assert_eq!(rows(&server, "pending_usage_days").await, 0, "the pending usage must be applied before it is corrected");
+    assert_eq!(
+        rows(&server, "pending_usage_days").await,
+        0,
+        "the pending usage must be applied before it is corrected"
+    );
 
     // A time zone that moves an event to another month, while its usage is pending.
     server.track(event_at("acme", "sms", "8", "2026-10-31T23:45:00Z")).await.unwrap();
     let update = UpdateClientRequest {
-        client: Some(Client {
-            client_id: "acme".into(),
-            time_zone: "Pacific/Kiritimati".into(),
-            ..Default::default()
-        }),
+        client: Some(Client { client_id: "acme".into(), time_zone: "Pacific/Kiritimati".into(), ..Default::default() }),
         update_mask: Some(prost_types::FieldMask { paths: vec!["time_zone".into()] }),
     };
     server.clients().update_client(update).await.unwrap();
@@ -185,7 +185,9 @@ async fn nothing_is_pending_until_replicas_of_the_previous_release_are_replaced(
     let server = TestServer::start().await;
     server.sql("UPDATE deployment SET usage_pends_from = now() + interval '1 hour'").await;
     server.track(event("acme", "sms", "1")).await.unwrap();
-    server.batch((0..70).map(|n| UsageEvent { model: format!("m{n}"), ..event("acme", "sms", "1") }).collect(), false).await;
+    server
+        .batch((0..70).map(|n| UsageEvent { model: format!("m{n}"), ..event("acme", "sms", "1") }).collect(), false)
+        .await;
     assert_eq!((rows(&server, "pending_usage_days").await, rows(&server, "usage_days").await), (0, 71));
     server.assert_exact(71).await;
     server.sql("UPDATE deployment SET usage_pends_from = now()").await;

@@ -19,7 +19,7 @@ use tonic::transport::Channel;
 
 /// Flags of all replicas. With these, subscribers soon detect a dead stream, and generations of idempotency keys are small, so
 /// that a repeated event often belongs to a closed generation.
-const FLAGS: [&str; 4] = [
+const FLAGS: [&str; 5] = [
     "--alert-heartbeat-ms=500",
     "--log=warn,meterd=info",
     "--schedule-key-generations=* * * * * *",

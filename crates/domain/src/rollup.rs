@@ -126,21 +126,22 @@ impl NewSums {
         }
         let mut events: Vec<&PricedEvent<'_>> = events.into_iter().collect();
         events.sort_by(|left, right| left.event.client_id.cmp(&right.event.client_id));
-        let (mut months, mut days): (Vec<(MonthKey, Sums)>, Vec<(DayKey, Sums)>) = (vec![], vec![]);
+        let mut new = Self::default();
         for client_events in events.chunk_by_mut(|left, right| left.event.client_id == right.event.client_id) {
             client_events.sort_unstable_by(|left, right| row(left).cmp(&row(right)));
             for row_events in client_events.chunk_by(|left, right| row(left) == row(right)) {
                 let PricedEvent { event, day, .. } = row_events[0];
                 let sums: Sums = row_events.iter().map(|priced| Sums::of(&priced.event.measures, priced.charge)).sum();
                 let (client, month) = (event.client_id.clone(), Month::of(*day));
-                match months.last_mut() {
+                match new.months.last_mut() {
                     Some(((of, last), total)) if *of == client && *last == month => *total += sums,
-                    _ => months.push(((client.clone(), month), sums)),
+                    _ => new.months.push(((client.clone(), month), sums)),
                 }
-                days.push(((client, *day, event.service.clone(), event.operation.clone(), event.model.clone()), sums));
+                new.days
+                    .push(((client, *day, event.service.clone(), event.operation.clone(), event.model.clone()), sums));
             }
         }
-        Self { months, days }
+        new
     }
 }
 

@@ -91,6 +91,12 @@ pub fn writer_options(options: &PgConnectOptions, is_distributed: bool) -> PgCon
     }
 }
 
+/// Returns whether COPY sends its last rows at once. sqlx 0.9.0 does not set TCP_NODELAY (issue 4335 of sqlx). Over TCP,
+/// the end of a COPY therefore waits until the server acknowledges the rows before it, which takes 40 ms on Linux.
+pub fn copies_at_once(options: &PgConnectOptions) -> bool {
+    options.get_socket().is_some() || options.get_host().starts_with('/')
+}
+
 /// Returns the pool for scheduled jobs.
 pub fn job_pool(options: PgConnectOptions) -> PgPool {
     let (statement, idle) = (JOB_STATEMENT_TIMEOUT_MS.to_string(), JOB_IDLE_TIMEOUT_MS.to_string());

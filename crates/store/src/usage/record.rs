@@ -59,10 +59,12 @@ pub async fn try_record(
     match recorded.fetch_one(conn).await {
         Ok(true) => Ok(Tried::Recorded),
         Ok(false) => Ok(Tried::Stale),
-        Err(error) => match error.as_database_error().and_then(|error| error.code()).as_deref() {
-            Some("MT001") => Ok(Tried::KeyTaken),
-            Some("MT002") => Ok(Tried::BoundReached),
-            _ => Err(error.into()),
+        Err(error) if error.as_database_error().and_then(|error| error.code()).as_deref() == Some("MT002") => {
+            Ok(Tried::BoundReached)
+        }
+        Err(error) => match crate::StoreError::from(error) {
+            error if error.is_unique_violation() => Ok(Tried::KeyTaken),
+            error => Err(error),
         },
     }
 }

@@ -35,12 +35,13 @@ use sqlx::{Executor, PgConnection};
 use std::collections::HashSet;
 use std::sync::Arc;
 
-/// Minimum number of new events for which COPY is faster than the statements.
+/// Minimum number of new events for which COPY is faster than the statements, if COPY does not wait for the network.
 const COPY_EVENTS_MIN: usize = 50;
 
 /// Records batches of one writer. It belongs to the writer's connection, and must be dropped with it.
-#[derive(Default)]
 pub(super) struct Recorder {
+    /// Minimum number of new events that are written with COPY.
+    copy_events_min: usize,
     settings: ClientSettings,
     /// The versions that the last transaction of several statements has read. `None` before the first one.
     versions: Option<Versions>,
@@ -59,6 +60,17 @@ struct Prepared<'a> {
 }
 
 impl Recorder {
+    /// `copies` says whether COPY may be used: see [`meterd_store::database::connect::copies_at_once`].
+    pub(super) fn new(copies: bool) -> Self {
+        Self {
+            copy_events_min: if copies { COPY_EVENTS_MIN } else { usize::MAX },
+            settings: ClientSettings::default(),
+            versions: None,
+            one_call_pause: Pause::default(),
+            copy_pause: Pause::default(),
+        }
+    }
+
     /// Records a batch and returns an outcome for each event, in order. An event of a closed month, or one whose key may have been
     /// deleted, is refused, unless its key is found. After an error the connection may still be in a transaction, so the caller must
     /// drop it.
@@ -69,7 +81,7 @@ impl Recorder {
         batch: &[&Submission],
     ) -> meterd_store::Result<Vec<Outcome>> {
         let clients = Clients::of(batch);
-        if batch.len() < COPY_EVENTS_MIN
+        if batch.len() < self.copy_events_min
             && self.one_call_pause.is_over()
             && let Some(outcomes) = self.record_in_one_call(conn, shared, &clients, batch).await?
         {
@@ -151,7 +163,7 @@ impl Recorder {
             let closed = shared.key_filters.closed_before(tx.versions.key_generation);
             let holders = outcome::find_in_closed(tx.conn(), &closed, &dated, &claims).await?;
             let priced = price(&catalog, &dated, &claims, &holders.of);
-            let copies = may_copy && priced.new.len() >= COPY_EVENTS_MIN && self.copy_pause.is_over();
+            let copies = may_copy && priced.new.len() >= self.copy_events_min && self.copy_pause.is_over();
             let method = if copies { Method::Copy } else { Method::Statement };
             let bounds = AlertBounds::new(&shared.alert_settings, &self.settings);
             match tx.post(&priced.new, method, &bounds).await {

@@ -7,6 +7,7 @@ use crate::ingest::queue::Item;
 use crate::ledger::KNOWN_CLIENTS_MAX;
 use crate::refusal::Refusal;
 use meterd_domain::period::Month;
+use meterd_store::database::connect;
 use meterd_store::usage::partitions;
 use meterd_store::{StoreError, clients};
 use sqlx::{ConnectOptions, PgConnection};
@@ -23,7 +24,7 @@ impl Writer {
         self.conn = None;
         self.known_partitions.clear();
         self.known_clients.clear();
-        self.recorder = Recorder::default();
+        self.recorder = Recorder::new(connect::copies_at_once(&self.database));
     }
 
     /// Records a batch in one transaction.

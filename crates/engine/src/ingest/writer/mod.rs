@@ -11,6 +11,7 @@ use crate::refusal::Refusal;
 use foldhash::fast::RandomState;
 use meterd_domain::period::Month;
 use meterd_store::StoreError;
+use meterd_store::database::connect;
 use sqlx::Connection;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use std::collections::{BTreeMap, HashSet, VecDeque};
@@ -104,13 +105,14 @@ pub(super) async fn run(
     database: PgConnectOptions,
     shared: SharedState,
 ) {
+    let recorder = Recorder::new(connect::copies_at_once(&database));
     let mut writer = Writer {
         settings,
         database,
         shared,
         conn: None,
         known_clients: HashSet::default(),
-        recorder: Recorder::default(),
+        recorder,
         known_partitions: HashSet::default(),
         database_fault: None,
     };
