@@ -1,6 +1,6 @@
--- New usage changes the row of its month at once. What it adds to the rows of services and days is appended to
+-- New events change the row of their month at once. The sums that they add to the rows of services and days are appended to
 -- pending_usage_days, and applied to these rows later: one update of a row then covers many events. Readers use the views below,
--- which include what is pending.
+-- which include pending rows.
 SET LOCAL lock_timeout = '5s';
 
 -- Sums of new events that are not yet in usage_days and usage_month_services. Several rows may belong to the same row of usage_days.
@@ -22,12 +22,12 @@ CREATE TABLE pending_usage_days (
     vacuum_truncate = false, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 50000
 );
 CREATE INDEX pending_usage_days_client ON pending_usage_days (client_id);
--- A plan for a table of a few pages scans all of it, and would still be used when the table has grown. With these pages,
--- which the table keeps, every plan for a client uses the index.
+-- A plan that is made while the table has a few pages scans all of it, and may still be used when the table has grown. With
+-- these pages, which the table keeps unless it is written anew, every plan for a client uses the index.
 INSERT INTO pending_usage_days SELECT '', '-infinity', '', '', '', 0, 0, 0, 0, 0, 0, 0 FROM generate_series(1, 5000);
 DELETE FROM pending_usage_days;
 
--- The sums of days, with those that are pending: add the rows of the same day, service, operation and model.
+-- The sums of days, with pending rows: add the rows of the same day, service, operation and model.
 CREATE VIEW all_usage_days AS
 SELECT client_id, day, service, operation, model, request_count, units, input_tokens, output_tokens, cached_input_tokens,
        cost, unpriced_event_count
@@ -37,7 +37,7 @@ SELECT client_id, day, service, operation, model, request_count, units, input_to
        cost, unpriced_event_count
 FROM pending_usage_days;
 
--- The sums of the services of months, with those that are pending: add the rows of the same month and service.
+-- The sums of the services of months, with pending rows: add the rows of the same month and service.
 CREATE VIEW all_usage_month_services AS
 SELECT client_id, month, service, request_count, units, input_tokens, output_tokens, cached_input_tokens, cost,
        unpriced_event_count
@@ -76,9 +76,26 @@ CROSS JOIN LATERAL (
     ) AS s
 ) AS services;
 
--- Replicas of an earlier release do not read what is pending. Until they are replaced, nothing is.
+-- Replicas of the previous release do not read pending rows. For an hour, in which they can be replaced, no row is appended.
 ALTER TABLE deployment ADD COLUMN usage_pends_from timestamptz NOT NULL DEFAULT '-infinity';
 UPDATE deployment SET usage_pends_from = now() + interval '1 hour' WHERE EXISTS (SELECT FROM usage_months);
+
+ALTER FUNCTION add_usage(month_change[], month_service_delta[], day_delta[], new_event[]) RENAME TO change_usage;
+
+-- For replicas of the previous release. After the hour, their corrections would count pending rows twice.
+CREATE FUNCTION add_usage(
+    months month_change[], month_services month_service_delta[], days day_delta[], events new_event[]
+)
+RETURNS TABLE (
+    client_id text, month date, cost numeric, raised_alerts integer, open_alerts integer, alert_bound numeric
+)
+LANGUAGE plpgsql AS $$
+BEGIN
+    IF cardinality(days) + cardinality(month_services) > 0 AND (SELECT now() >= d.usage_pends_from FROM deployment d) THEN
+        RAISE EXCEPTION 'this replica has an older release of meterd than the database: replace it';
+    END IF;
+    RETURN QUERY SELECT * FROM change_usage(months, month_services, days, events);
+END $$;
 
 -- Returns the sums of the services of months, sorted.
 CREATE FUNCTION month_services_of(days day_delta[])
@@ -96,18 +113,18 @@ RETURNS month_service_delta[] LANGUAGE sql AS $$
 $$;
 
 -- Adds the sums of new events to the months, leaves those of the days pending, and inserts events. Returns the changed months,
--- as add_usage does.
+-- as change_usage does.
 CREATE FUNCTION add_new_usage(months month_change[], days day_delta[], events new_event[])
 RETURNS TABLE (
     client_id text, month date, cost numeric, raised_alerts integer, open_alerts integer, alert_bound numeric
 )
 LANGUAGE plpgsql AS $$
 BEGIN
-    RETURN QUERY SELECT * FROM add_usage(months, '{}', '{}', events);
+    RETURN QUERY SELECT * FROM change_usage(months, '{}', '{}', events);
     IF (SELECT now() >= d.usage_pends_from FROM deployment d) THEN
         INSERT INTO pending_usage_days SELECT * FROM unnest(days);
     ELSE
-        PERFORM FROM add_usage('{}', month_services_of(days), days, '{}');
+        PERFORM FROM change_usage('{}', month_services_of(days), days, '{}');
     END IF;
 END $$;
 
@@ -150,20 +167,6 @@ BEGIN
     RETURN true;
 END $$;
 
--- For replicas of the previous release. Its code for a taken key is MT001.
-CREATE OR REPLACE FUNCTION record_usage(
-    expected_catalog bigint, expected_client_settings bigint, expected_closed_through date, expected_keys_pruned_through timestamptz,
-    expected_generation integer, keys new_key[], months month_change[], month_services month_service_delta[],
-    days day_delta[], events new_event[]
-)
-RETURNS boolean LANGUAGE plpgsql AS $$
-BEGIN
-    RETURN record_usage(expected_catalog, expected_client_settings, expected_closed_through, expected_keys_pruned_through,
-        expected_generation, keys, months, days, events);
-EXCEPTION WHEN unique_violation THEN
-    RAISE EXCEPTION 'an idempotency key is taken' USING ERRCODE = 'MT001';
-END $$;
-
 -- Applies the pending usage of clients to the rows of services and days, and returns the number of pending rows. Only one
 -- transaction at a time does this. The sums of the views do not change.
 CREATE FUNCTION apply_pending_usage(clients text[])
@@ -188,7 +191,7 @@ BEGIN
                ORDER BY client_id, day, service, operation, model)
     INTO row_count, sums FROM summed s;
     IF row_count > 0 THEN
-        PERFORM FROM add_usage('{}', month_services_of(sums), sums, '{}');
+        PERFORM FROM change_usage('{}', month_services_of(sums), sums, '{}');
     END IF;
     RETURN row_count;
 END $$;

@@ -120,7 +120,7 @@ fn describe() {
     );
     metrics::describe_counter!(
         "meterd_pending_rows_applied_total",
-        "Rows of pending usage that this replica has applied to the sums of days and services"
+        "Rows of pending usage that this replica has applied to the sums of days and services, except in corrections"
     );
     metrics::describe_gauge!("meterd_queue_events", "Events that wait for a writer");
     metrics::describe_counter!(

@@ -39,7 +39,7 @@ async fn a_lone_event_is_recorded_by_one_call() {
     for _ in 0..20 {
         spend(&server, "acme", "0.01").await;
     }
-    wait_until(async || calls(&server).await.get("add_usage") == Some(&20)).await;
+    wait_until(async || calls(&server).await.get("change_usage") == Some(&20)).await;
     // The first batch of a connection must read the versions.
     let one_call = calls(&server).await["record_usage"];
     assert!(one_call >= 12, "{one_call} of 20 events were recorded by one call");

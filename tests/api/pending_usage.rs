@@ -1,8 +1,9 @@
-//! What new events add to the sums of days and services is pending until it is applied, and every reader sees it.
+//! New events append pending rows to the sums of days and services. Every reader sees them before and after they are applied.
 
 use crate::harness::*;
 use meterd::proto::*;
 use meterd_engine::clock::Clock;
+use meterd_store::locks::PENDING_USAGE_LOCK;
 use std::sync::Arc;
 
 /// Returns the number of rows of a table.
@@ -164,16 +165,17 @@ async fn usage_that_several_transactions_apply_at_once_is_applied_once() {
             }
         }
     });
-    let apply = "SELECT apply_pending_usage((SELECT array_agg(client_id) FROM clients))";
+    let apply =
+        "SELECT FROM apply_pending_usage((SELECT array_agg(client_id) FROM clients)) AS row_count WHERE row_count > 0";
     let mut applied = 0;
     while !writer.is_finished() {
         let results = futures_util::future::join_all((0..4).map(|_| server.sql(apply))).await;
-        applied += results.len();
+        applied += results.iter().sum::<u64>();
         // Readers are never wrong meanwhile.
         assert_eq!(server.verify().await.differences, 0);
     }
     writer.await.unwrap();
-    println!("applied {applied} times");
+    assert!(applied > 0);
     server.sql(apply).await;
     assert_eq!(rows(&server, "pending_usage_days").await, 0);
     server.assert_exact(600).await;
@@ -190,9 +192,33 @@ async fn nothing_is_pending_until_replicas_of_the_previous_release_are_replaced(
         .await;
     assert_eq!((rows(&server, "pending_usage_days").await, rows(&server, "usage_days").await), (0, 71));
     server.assert_exact(71).await;
+    let by_previous_release = "SELECT FROM add_usage('{}', '{}', ARRAY(SELECT ROW(client_id, day, service, operation, model, 0, 0, 0, 0, 0, 0, 0)
+        ::day_delta FROM usage_days), '{}')";
+    server.sql(by_previous_release).await;
     server.sql("UPDATE deployment SET usage_pends_from = now()").await;
+    let refused = sqlx::query(by_previous_release).execute(&server.pool).await.unwrap_err();
+    assert!(refused.to_string().contains("older release of meterd than the database"), "{refused}");
     server.track(event("acme", "sms", "1")).await.unwrap();
     assert_eq!((rows(&server, "pending_usage_days").await, rows(&server, "usage_days").await), (1, 71));
     server.assert_exact(72).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn the_job_applies_the_usage_of_any_number_of_clients() {
+    let server = TestServer::start().await;
+    let events = (0..1_100).map(|number| event(&format!("c{number}"), "sms", "1")).collect();
+    server.batch(events, false).await;
+    assert_eq!(server.run_job("pending_usage").await, "1100 pending rows applied");
+    assert_eq!(rows(&server, "usage_days").await, 1_100);
+    server.assert_exact(1_100).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn the_function_takes_the_lock_of_pending_usage() {
+    let server = TestServer::start().await;
+    let function = format!("pg_proc WHERE proname = 'apply_pending_usage' AND prosrc LIKE '%({PENDING_USAGE_LOCK})%'");
+    assert_eq!(rows(&server, &function).await, 1);
     server.stop().await;
 }

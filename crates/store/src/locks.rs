@@ -1,6 +1,6 @@
 //! Advisory locks, and the order in which all transactions take locks: channels, versions, keys, (client, month), pending
-//! usage, (client, month, service), days. No transaction takes a lock of this list after a later one. The lock of pending
-//! usage has the number after [`SUMMARIES_LOCK`] and is taken by the function `apply_pending_usage`.
+//! usage, (client, month, service), days. No transaction takes a lock of this list after a later one. The function
+//! `apply_pending_usage` takes [`PENDING_USAGE_LOCK`].
 //!
 //! A transaction that changes channels takes the advisory lock of channels first and then the rows. A worker that
 //! claims a channel locks its row without waiting, and after it only rows of the outbox.
@@ -21,6 +21,8 @@ const DEPLOYMENT_LOCK: i64 = 0x6d65_7465_7264_0003;
 const CHANNELS_LOCK: i64 = 0x6d65_7465_7264_0004;
 /// Taken to increase the versions of summaries, also by the trigger of migration 0009.
 const SUMMARIES_LOCK: i64 = 0x6d65_7465_7264_0005;
+/// Taken to apply pending usage, by the function `apply_pending_usage` of migration 0017.
+pub const PENDING_USAGE_LOCK: i64 = 0x6d65_7465_7264_0006;
 
 /// Prevents changes of prices, aliases and time zones until the end of the transaction.
 pub async fn share_versions(conn: &mut PgConnection) -> crate::Result<()> {

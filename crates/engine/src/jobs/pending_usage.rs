@@ -1,9 +1,9 @@
-//! Applies the usage that is pending, of all clients: that of clients with few events, and that of replicas that have ended.
+//! Applies the pending usage of all clients, also of those with few rows, and rows that were appended by replicas that have ended.
 
 use super::{Work, counted};
 use crate::ledger::apply_pending_usage;
 
-/// Applies what is pending.
+/// Applies all pending rows.
 pub(super) async fn run_once(work: &Work) -> anyhow::Result<String> {
     let row_count = apply_pending_usage(&work.pool).await?;
     Ok(format!("{} applied", counted(row_count as u64, "pending row")))

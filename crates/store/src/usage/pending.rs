@@ -1,6 +1,6 @@
-//! Pending usage: what new events add to the sums of days and of the services of months, until it is applied to their rows.
+//! Pending usage: sums of new events that are not yet added to the rows of days and of the services of months.
 //!
-//! Readers of these sums use the views `all_usage_days` and `all_usage_month_services`, which include what is pending.
+//! Readers of these sums use the views `all_usage_days` and `all_usage_month_services`, which include pending rows.
 
 use sqlx::{Executor, PgConnection, PgPool};
 
@@ -23,16 +23,17 @@ pub async fn apply_later_durable(pool: &PgPool, clients: &[String]) -> crate::Re
     Ok(row_count)
 }
 
-/// Returns up to `limit` clients with pending usage whose ids are greater than `after`, ordered.
-pub async fn clients(pool: &PgPool, after: &str, limit: i64) -> crate::Result<Vec<String>> {
-    sqlx::query_scalar!(
-        "SELECT DISTINCT client_id FROM pending_usage_days WHERE client_id > $1 ORDER BY client_id LIMIT $2",
+/// Returns up to `limit` clients whose ids are greater than `after`, ordered, each with the number of its pending rows.
+pub async fn clients(pool: &PgPool, after: &str, limit: i64) -> crate::Result<Vec<(String, i64)>> {
+    let rows = sqlx::query!(
+        r#"SELECT client_id, count(*) AS "row_count!" FROM pending_usage_days
+           WHERE client_id > $1 GROUP BY client_id ORDER BY client_id LIMIT $2"#,
         after,
         limit
     )
     .fetch_all(pool)
-    .await
-    .map_err(Into::into)
+    .await?;
+    Ok(rows.into_iter().map(|row| (row.client_id, row.row_count)).collect())
 }
 
 /// Makes the space of applied rows available for new ones.

@@ -110,7 +110,7 @@ pub async fn correct(conn: &mut PgConnection, changes: &Changes) -> crate::Resul
         StoredMonth,
         r#"SELECT client_id AS "client_id!", month AS "month!", cost AS "cost!: Numeric", raised_alerts AS "raised_alerts!",
                   open_alerts AS "open_alerts!", alert_bound AS "alert_bound: Numeric"
-           FROM add_usage($1, $2, $3, '{}')"#,
+           FROM change_usage($1, $2, $3, '{}')"#,
         composites(&changes.months) as Vec<Composite<&MonthChange>>,
         composites(&changes.month_services) as Vec<Composite<&(MonthServiceKey, Sums)>>,
         composites(&changes.days) as Vec<Composite<&(DayKey, Sums)>>

@@ -160,9 +160,20 @@ pub async fn month_contexts(conn: &mut PgConnection, months: &[&MonthRow]) -> cr
 }
 
 /// Deletes the day and service rows of a client's month whose sums are all zero, as after all of their events have
-/// moved to another day. The transaction must hold the lock of the month. Keeps the month's own row, because its
+/// moved to another day. The transaction must hold the lock of the month, and have applied the pending usage of the client if it
+/// has changed sums. Keeps the month's own row, because its
 /// summary depends on it.
 pub async fn delete_zeros(conn: &mut PgConnection, client_id: &str, month: Month) -> crate::Result<()> {
+    sqlx::query!(
+        "DELETE FROM usage_month_services
+         WHERE client_id = $1 AND month = $2
+           AND (request_count, units, input_tokens, output_tokens, cached_input_tokens, cost, unpriced_event_count)
+               = (0, 0, 0, 0, 0, 0, 0)",
+        client_id,
+        month.first_day()
+    )
+    .execute(&mut *conn)
+    .await?;
     sqlx::query!(
         "DELETE FROM usage_days
          WHERE client_id = $1 AND day >= $2 AND day < $3
@@ -171,16 +182,6 @@ pub async fn delete_zeros(conn: &mut PgConnection, client_id: &str, month: Month
         client_id,
         month.first_day(),
         month.next().first_day()
-    )
-    .execute(&mut *conn)
-    .await?;
-    sqlx::query!(
-        "DELETE FROM usage_month_services
-         WHERE client_id = $1 AND month = $2
-           AND (request_count, units, input_tokens, output_tokens, cached_input_tokens, cost, unpriced_event_count)
-               = (0, 0, 0, 0, 0, 0, 0)",
-        client_id,
-        month.first_day()
     )
     .execute(conn)
     .await

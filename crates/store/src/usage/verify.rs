@@ -139,7 +139,7 @@ pub async fn compare(conn: &mut PgConnection, scope: &Scope) -> crate::Result<Co
 pub async fn count_until(conn: &mut PgConnection, scope: &Scope, last: Month) -> crate::Result<i64> {
     sqlx::query_scalar!(
         r#"SELECT count(*) AS "count!" FROM (
-               SELECT client_id, month FROM usage_months UNION SELECT client_id, month FROM usage_month_services
+               SELECT client_id, month FROM usage_months UNION SELECT client_id, month FROM all_usage_month_services
            ) AS every
            WHERE ($1::text IS NULL OR client_id = $1) AND month >= COALESCE($2, '-infinity'::date)
              AND month <= COALESCE($3, 'infinity'::date) AND month <= $4"#,
@@ -166,8 +166,8 @@ pub async fn client_months(
         r#"SELECT client_id AS "client_id!", month AS "month!" FROM (
                SELECT client_id, date_trunc('month', day::timestamp)::date AS month FROM usage_events
                WHERE $1::text IS NULL OR client_id = $1 GROUP BY 1, 2
-               UNION SELECT client_id, date_trunc('month', day::timestamp)::date FROM usage_days
-               UNION SELECT client_id, month FROM usage_month_services
+               UNION SELECT client_id, date_trunc('month', day::timestamp)::date FROM all_usage_days
+               UNION SELECT client_id, month FROM all_usage_month_services
                UNION SELECT client_id, month FROM usage_months
            ) AS every
            WHERE ($1::text IS NULL OR client_id = $1) AND month >= COALESCE($2, '-infinity'::date)
