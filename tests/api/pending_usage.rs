@@ -222,3 +222,22 @@ async fn the_function_takes_the_lock_of_pending_usage() {
     assert_eq!(rows(&server, &function).await, 1);
     server.stop().await;
 }
+
+#[tokio::test]
+async fn the_documented_statements_lead_back_to_the_previous_release() {
+    let operating = include_str!("../../docs/operating.md");
+    let (_, block) = operating.split_once("```sql\n").unwrap();
+    let (block, _) = block.split_once("```").unwrap();
+    let server = TestServer::start().await;
+    server.batch(vec![event("acme", "sms", "1"), event("beta", "sms", "1")], false).await;
+    for statement in block.trim().lines() {
+        server.sql(statement).await;
+    }
+    server.track(event("acme", "sms", "1")).await.unwrap();
+    assert_eq!((rows(&server, "pending_usage_days").await, rows(&server, "usage_days").await), (0, 2));
+    server
+        .sql("SELECT FROM add_usage('{}', '{}', ARRAY(SELECT ROW(d.*)::day_delta FROM usage_days d LIMIT 0), '{}')")
+        .await;
+    server.assert_exact(3).await;
+    server.stop().await;
+}
