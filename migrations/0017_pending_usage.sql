@@ -112,8 +112,8 @@ RETURNS month_service_delta[] LANGUAGE sql AS $$
     ) AS sums
 $$;
 
--- Adds the sums of new events to the months, leaves those of the days pending, and inserts events. Returns the changed months,
--- as change_usage does.
+-- Adds new events to the sums of their months, appends pending rows for their days, and inserts the events. Returns the changed
+-- months, as change_usage does.
 CREATE FUNCTION add_new_usage(months month_change[], days day_delta[], events new_event[])
 RETURNS TABLE (
     client_id text, month date, cost numeric, raised_alerts integer, open_alerts integer, alert_bound numeric

@@ -60,7 +60,7 @@ pub type MonthServiceKey = (Arc<str>, Month, Arc<str>);
 /// Client, day, service, operation and model.
 pub type DayKey = (Arc<str>, NaiveDate, Arc<str>, Arc<str>, Arc<str>);
 
-/// The sums of new events by month and by day, each sorted. The sums of the services of months follow from those of the days.
+/// The sums of new events by month and by day. Both lists are sorted. The sums of services can be computed from the days.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct NewSums {
     pub months: Vec<(MonthKey, Sums)>,

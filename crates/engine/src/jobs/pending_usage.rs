@@ -1,4 +1,4 @@
-//! Applies the pending usage of all clients, also of those with few rows, and rows that were appended by replicas that have ended.
+//! Applies the pending usage of all clients. Replicas only apply the rows of clients with many rows, as long as they run.
 
 use super::{Work, counted};
 use crate::ledger::apply_pending_usage;

@@ -17,7 +17,7 @@
 //! A stage can be left out, but not taken later. Within each step, rows are locked in sorted order.
 //!
 //! A post of new events changes the rows of their months, and leaves the sums of services and days pending ([`PendingUsage`]). Other
-//! posts first apply what is pending of their clients, and then change these sums directly. Only a transaction that has locked the row
+//! posts first apply the pending rows of their clients, and then change these sums directly. Only a transaction that has locked the row
 //! of a month adds to the sums of the month, applied or pending, or takes from them. So a transaction with that lock can read and write
 //! all sums of the month.
 //!

@@ -10,7 +10,7 @@ use meterd_store::StoreError;
 use meterd_store::usage::pending;
 use sqlx::PgPool;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
@@ -51,7 +51,7 @@ impl PendingUsage {
     /// Counts the rows of a transaction after its commit.
     pub fn note(&self, rows: PendingRows) {
         let mut forgotten = HashMap::default();
-        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counts = self.counts.lock().expect("no holder of the lock panics");
         if counts.rows.len() > COUNTED_CLIENTS_MAX {
             std::mem::swap(&mut counts.rows, &mut forgotten);
         }
@@ -72,7 +72,7 @@ impl PendingUsage {
 
     /// Returns the clients with many rows, and begins to count their rows again.
     fn take(&self) -> Vec<String> {
-        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counts = self.counts.lock().expect("no holder of the lock panics");
         let many = std::mem::take(&mut counts.many);
         for client in &many {
             counts.rows.remove(client);

@@ -81,8 +81,8 @@ pub async fn claim(conn: &mut PgConnection, generation: i32, events: &[NewEvent<
     Ok(claimed.fetch_all(conn).await?.into_iter().collect())
 }
 
-/// Adds the sums of new events whose keys this transaction has claimed, and inserts those of the events that are passed.
-/// Returns the changed months, in no particular order. This transaction holds the locks of their rows.
+/// Adds new events, whose keys this transaction has claimed, to the sums, and inserts `events`. After [`copy`], the events are
+/// already there and `events` is empty. Returns the changed months, in no particular order. This transaction holds the locks of their rows.
 ///
 /// Locks the months in the order of `usage`. The sums of days stay pending: see [`crate::usage::pending`].
 pub async fn add(conn: &mut PgConnection, events: &[NewEvent<'_>], usage: &NewUsage) -> crate::Result<Vec<MonthRow>> {
