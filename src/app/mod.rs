@@ -20,6 +20,7 @@ use meterd_engine::jobs;
 use meterd_engine::jobs::{Scheduler, Work};
 use meterd_engine::{Engine, EngineConfig};
 use meterd_store::database::deployment::{self, Deployment};
+use meterd_store::database::reads::ReadPool;
 use meterd_store::database::{connect, distribution, fitness};
 use meterd_store::locks;
 use sqlx::Connection;
@@ -101,7 +102,7 @@ pub async fn build(
     let auth_config = settings.auth.config()?;
     let sender = Sender::new(&notify_config, &deployment.currency, &clock)?;
     let read_connections_max = settings.database.connections_max / 2;
-    let reads = connect::read_pool(options.clone(), read_connections_max);
+    let reads = ReadPool::new(options.clone(), read_connections_max);
     let pool_connections_max = settings.database.connections_max - read_connections_max;
     let pool = connect::pool(options.clone(), pool_connections_max);
     // An export uses a connection until it ends. One connection stays free for other calls.

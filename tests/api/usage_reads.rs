@@ -3,6 +3,8 @@
 use crate::harness::*;
 use meterd::proto::{GetUsageSummaryRequest, QueryUsageRequest, UsageDimension, UsageEvent};
 use meterd_engine::clock::Clock;
+use sqlx::Executor;
+use std::time::Duration;
 
 /// Returns the days of a client with the units of each.
 async fn units_by_day(server: &TestServer, client_id: &str, start: &str, end: &str) -> Vec<(String, String)> {
@@ -211,12 +213,68 @@ async fn reads_succeed_right_after_all_database_connections_were_closed() {
     server.track(event("acme", "sms", "1")).await.unwrap();
     let cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
                WHERE datname = current_database() AND application_name = 'meterd reads'";
-    for _ in 0..5 {
-        // Several reads at once use several connections.
-        futures_util::future::join_all((0..8).map(|_| server.month("acme"))).await;
+    // A connection that was idle for a second is checked before a read; any other one fails during the read.
+    for idle in [0, 0, 1_100, 0, 1_100] {
+        // Reads that wait for a lock at the same time use several connections.
+        let mut tx = server.pool.begin().await.unwrap();
+        tx.execute("LOCK TABLE clients").await.unwrap();
+        let release = async {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            tx.rollback().await.unwrap();
+        };
+        tokio::join!(futures_util::future::join_all((0..8).map(|_| server.month("acme"))), release);
         assert!(server.sql(cut).await > 1);
+        tokio::time::sleep(Duration::from_millis(idle)).await;
         assert_eq!(server.month("acme").await.totals.unwrap().units, "1");
     }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn reads_after_cancelled_ones_return_the_usage_of_their_own_client() {
+    const CLIENTS: u32 = 20;
+    let server = TestServer::start().await;
+    let client = |number: u32| format!("client-{number}");
+    let events = (1..=CLIENTS).map(|number| event(&client(number), "sms", &number.to_string())).collect();
+    server.batch(events, false).await;
+    let (mut cancelled, mut read) = (0, 0);
+    for round in 0..40 {
+        let reads = (1..=CLIENTS).map(|number| {
+            // Some reads are cancelled while they wait for a connection, others during their statement.
+            let limit = Duration::from_micros(u64::from(number * round * 100));
+            let (server, client) = (&server, client(number));
+            async move { (number, tokio::time::timeout(limit, server.month(&client)).await) }
+        });
+        for (number, month) in futures_util::future::join_all(reads).await {
+            match month {
+                Ok(month) => {
+                    assert_eq!(month.totals.unwrap().units, number.to_string());
+                    read += 1;
+                }
+                Err(_) => cancelled += 1,
+            }
+        }
+    }
+    for number in 1..=CLIENTS {
+        assert_eq!(server.month(&client(number)).await.totals.unwrap().units, number.to_string());
+    }
+    println!("{cancelled} reads cancelled, {read} not");
+    assert!(cancelled > 0 && read > 0);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn reads_one_after_another_use_one_connection() {
+    let server = TestServer::start().await;
+    server.track(event("acme", "sms", "1")).await.unwrap();
+    for _ in 0..50 {
+        server.month("acme").await;
+    }
+    let connections = server.sql(
+        "SELECT FROM pg_stat_activity
+        WHERE datname = current_database() AND application_name = 'meterd reads'",
+    );
+    assert_eq!(connections.await, 1);
     server.stop().await;
 }
 

@@ -67,19 +67,24 @@ impl Deployment {
         Self::assemble(run, scenario_dir, database, replicas).await
     }
 
-    /// Starts the first replica with its own database, and the second replica on the same database.
-    pub async fn start_with_embedded(run: Run) -> Self {
+    /// Starts the first replica with its own database, and the second replica on the same database. These flags replace
+    /// those in `FLAGS` with the same name.
+    pub async fn start_with_embedded(run: Run, flags: &[&str]) -> Self {
         let scenario_dir = ScenarioDir::new();
         if let Some(given) = Database::given(&scenario_dir) {
             return Self::start_on(run, scenario_dir, given).await;
         }
         let data_dir = scenario_dir.path("data");
-        Self::start_in(run, scenario_dir, data_dir, &[]).await
+        Self::start_in(run, scenario_dir, data_dir, flags).await
     }
 
-    /// Like [`Self::start_with_embedded`], with this data directory and these flags of the replicas.
+    /// Like [`Self::start_with_embedded`], with this data directory.
     pub async fn start_in(run: Run, scenario_dir: ScenarioDir, data_dir: PathBuf, flags: &[&str]) -> Self {
-        let flags: Vec<&str> = FLAGS.iter().chain(flags).copied().collect();
+        fn name(flag: &str) -> &str {
+            flag.split('=').next().unwrap_or(flag)
+        }
+        let is_replaced = |default: &&&str| flags.iter().any(|flag| name(flag) == name(default));
+        let flags: Vec<&str> = FLAGS.iter().filter(|default| !is_replaced(default)).chain(flags).copied().collect();
         let first = Replica::with_data_dir(&scenario_dir, &data_dir, &flags).await;
         let database = Database::of_replica(data_dir);
         database.show_faults().await;

@@ -17,7 +17,7 @@ scenario! {
 /// Kills either replica. The replica with the database finds PostgreSQL running when it restarts.
 async fn server_kills(run: Run) {
     let kills = run.count(10, 200);
-    let deployment = Deployment::start_with_embedded(run).await;
+    let deployment = Deployment::start_with_embedded(run, &[]).await;
     let (load, subscribers) = (deployment.load(), deployment.subscribers());
     let mut rng = deployment.run.rng("kills", 0);
     for _ in 0..kills {
@@ -38,7 +38,7 @@ async fn server_kills(run: Run) {
 /// Kills PostgreSQL, which the first replica restarts.
 async fn postgres_kills(run: Run) {
     let kills = run.count(6, 100);
-    let deployment = Deployment::start_with_embedded(run).await;
+    let deployment = Deployment::start_with_embedded(run, &[]).await;
     let (load, subscribers) = (deployment.load(), deployment.subscribers());
     let baseline = deployment.resources().await;
     let mut rng = deployment.run.rng("kills", 0);

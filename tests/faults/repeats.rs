@@ -71,7 +71,7 @@ async fn send_concurrently(deployment: &Deployment, after: u64) {
 async fn repeats(run: Run) {
     let count = run.count(20_000, 1_000_000);
     let events = count / SENDS;
-    let deployment = Deployment::start_with_embedded(run).await;
+    let deployment = Deployment::start_with_embedded(run, &[]).await;
     let subscribers = deployment.subscribers();
     let baseline = deployment.resources().await;
     send_concurrently(&deployment, events as u64).await;

@@ -22,6 +22,10 @@ use tokio::time::MissedTickBehavior;
 const SECONDS: &str = "METERD_SOAK_SECONDS";
 const SHORT_SECONDS: u64 = 10;
 const LONG_SECONDS: u64 = 1_800;
+/// When the generations of keys are closed. Each closed generation makes a batch slower, so the long soak closes one a minute:
+/// 30 are those of a year with some hundred events per second.
+const ROTATION_SHORT: &str = "--schedule-key-generations=* * * * * *";
+const ROTATION_LONG: &str = "--schedule-key-generations=0 * * * * *";
 /// How long the maximum rate is measured. The warm-up is a tenth of the soak test, at most two minutes.
 const TOP_SECONDS: [u64; 2] = [3, 20];
 const WARM_UP_MAX: Duration = Duration::from_secs(120);
@@ -59,7 +63,8 @@ async fn soak(run: Run) {
     let length = run.length == Length::Long;
     let seconds = variable(SECONDS).unwrap_or(if length { LONG_SECONDS } else { SHORT_SECONDS });
     let soak = Duration::from_secs(seconds);
-    let deployment = Deployment::start_with_embedded(run).await;
+    let rotation = if length { ROTATION_LONG } else { ROTATION_SHORT };
+    let deployment = Deployment::start_with_embedded(run, &[rotation]).await;
     let subscribers = deployment.subscribers();
     let shared = Arc::new(Shared {
         addresses: deployment.addresses(),

@@ -5,7 +5,8 @@ use super::events::Events;
 use super::load::Load;
 use super::repeats::Repeats;
 use super::window::{Tally, Window};
-use crate::product::{Clock, Connection, status_error};
+use crate::connection::Connection;
+use crate::product::{Clock, status_error};
 use bigdecimal::BigDecimal;
 use chrono_tz::Tz;
 use meterd_domain::catalog::Catalog;
@@ -20,7 +21,6 @@ use sqlx::{ConnectOptions, Connection as _};
 use std::sync::Arc;
 use std::time::Duration;
 use tonic_health::pb::HealthCheckRequest;
-use tonic_health::pb::health_client::HealthClient;
 
 /// Longest wait of a caller for a connection of the pool.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -182,7 +182,7 @@ fn priced<'a>(event: &'a UsageEvent, catalog: &Catalog) -> PricedEvent<'a> {
 
 /// Floor (g).
 pub async fn health_checks(channel: Connection, window: Arc<Window>) -> anyhow::Result<Tally> {
-    let mut client = HealthClient::new(channel);
+    let mut client = channel.health();
     let mut tally = Tally::default();
     while let Some(begin) = window.begin(1).await {
         let request = HealthCheckRequest { service: String::new() };

@@ -3,11 +3,12 @@
 use super::events::Events;
 use super::repeats::Repeats;
 use super::window::{Tally, Window};
+use crate::connection::Connection;
 use crate::product::proto::{
     BatchTrackUsageRequest, EventOutcome, StreamUsageRequest, StreamUsageResponse, TrackUsageRequest, UsageEvent,
     UsageResult,
 };
-use crate::product::{Connection, status_error, usage_client};
+use crate::product::status_error;
 use futures_util::stream;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -54,7 +55,7 @@ async fn prepare_with(channel: &Connection, events: &[UsageEvent], size: usize) 
 
 /// TrackUsage.
 pub async fn lone_events(channel: Connection, load: impl Into<Load>, window: Arc<Window>) -> anyhow::Result<Tally> {
-    let (load, mut client) = (load.into(), usage_client(channel));
+    let (load, mut client) = (load.into(), channel.usage());
     let (mut tally, mut repeats) = (Tally::default(), Repeats::new(load.duplicates));
     loop {
         let (event, again) = repeats.choose(|| load.events.next());
@@ -99,7 +100,7 @@ pub async fn batch(channel: &Connection, events: Vec<UsageEvent>) -> anyhow::Res
 
 async fn batch_again(channel: &Connection, events: Vec<UsageEvent>, again: &[bool]) -> anyhow::Result<()> {
     let request = BatchTrackUsageRequest { events, backfill: false, ..Default::default() };
-    let call = usage_client(channel.clone()).batch_track_usage(request).await;
+    let call = channel.usage().batch_track_usage(request).await;
     let results = call.map_err(|status| status_error(&status))?.into_inner().results;
     anyhow::ensure!(results.len() == again.len(), "a batch of {} has {} results", again.len(), results.len());
     results.iter().zip(again).try_for_each(|(result, &again)| check_outcome(Some(result), again))
@@ -116,7 +117,7 @@ pub async fn stream(channel: Connection, load: Load, unsettled_max: u32, window:
         let event = unsettled.lock().expect("nobody panics with it").next(&events, begin);
         Some((StreamUsageRequest { event: Some(event) }, (events, window, room, unsettled)))
     });
-    let call = usage_client(channel).stream_usage(messages).await;
+    let call = channel.usage().stream_usage(messages).await;
     let mut acks = call.map_err(|status| status_error(&status))?.into_inner();
     let (mut tally, mut settled) = (Tally::default(), 0);
     while let Some(ack) = acks.message().await.map_err(|status| status_error(&status))? {

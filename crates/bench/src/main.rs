@@ -1,7 +1,7 @@
 //! Measures throughput and latency of meterd, alternately with baselines (floors) on the same database.
 //!
 //! In reading order: `args` (flags), `plan` (workloads), `postgres` (the database), `meterd_binary` and `server` (the measured
-//! process), `window` and `pace` (one measurement), `events`, `repeats`, `floor` and `load` (its work), `cpu` and `commits` (its
+//! process), `window` and `pace` (one measurement), `events`, `repeats`, `floor` and `load` (its work), `connection` (its calls), `cpu` and `commits` (its
 //! cost), `writes` (all measurements of the write side), `spread`, `rows`, `machine` and `report` (the result). `preload` fills a
 //! database first. `alerts` measures the stream of alerts, `reads` the reads. `goals` compares figures with goals.
 //! `product` names everything that the bench uses of meterd's library.
@@ -9,6 +9,7 @@
 mod alerts;
 mod args;
 mod commits;
+mod connection;
 mod cpu;
 mod events;
 mod floor;

@@ -1,7 +1,7 @@
 //! Everything that the bench uses of meterd's library.
 
 pub use meterd::cli::chart::{grouped, table};
-pub use meterd::cli::connect::{ConnectArgs, Connection, MESSAGE_BYTES_MAX, alerts_client, status_error, usage_client};
+pub use meterd::cli::connect::{MESSAGE_BYTES_MAX, status_error};
 pub use meterd::cli::verify::{Verified, verify_all};
 pub use meterd::cli::{Command as MeterdCommand, entry, help};
 pub use meterd::database::command_pool;

@@ -13,7 +13,8 @@ use super::rows::{Round, Rows};
 use super::server::Server;
 use super::window::{Measurement, Window, measure_paced};
 use super::{FLOOR_CLIENTS, LOAD_CLIENTS, floor};
-use crate::product::{CatalogCache, ConnectArgs, Connection, Verified, command_pool, verify_all};
+use crate::connection::Connection;
+use crate::product::{CatalogCache, Verified, command_pool, verify_all};
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 use meterd_domain::catalog::Catalog;
@@ -94,10 +95,9 @@ impl<'a> Bench<'a> {
         let watch = Watch::new(server.pid().context("the server has ended")?, facts.backend_pid, postgres.database());
         tokio::time::sleep(SETTLE).await;
         let idle_memory_bytes = watch.server_memory();
-        let connect = ConnectArgs::to(&server.address);
         let mut channels = vec![];
         for _ in 0..args.connections {
-            channels.push(connect.channel().await?);
+            channels.push(Connection::open(&server.address).await?);
         }
         let pool = command_pool(&options);
         let catalog = CatalogCache::default().refresh(&pool).await?;

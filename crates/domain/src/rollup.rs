@@ -1,4 +1,4 @@
-//! Computes what a batch of events adds to the sums of days and months.
+//! Computes what a batch of events adds to the sums of days and months, and the sums of a range of days.
 
 use crate::decimal::Total;
 use crate::event::{Charge, Measures, PricedEvent};
@@ -73,6 +73,53 @@ pub struct Deltas {
     pub months: BTreeMap<MonthKey, Sums>,
     pub month_services: BTreeMap<MonthServiceKey, Sums>,
     pub days: BTreeMap<DayKey, Sums>,
+}
+
+/// The sums of a client's days in a range. Several rows may belong to the same day and operation.
+#[derive(Clone, Debug, Default)]
+pub struct RangeSums {
+    /// The days with usage.
+    pub days: BTreeMap<NaiveDate, Sums>,
+    /// The operations with usage, by service and operation.
+    pub operations: BTreeMap<(String, String), Sums>,
+}
+
+impl RangeSums {
+    /// Adds a row of usage.
+    pub fn add(&mut self, day: NaiveDate, service: String, operation: String, sums: Sums) {
+        *self.days.entry(day).or_default() += sums;
+        *self.operations.entry((service, operation)).or_default() += sums;
+    }
+
+    /// Returns the sums of the whole range.
+    pub fn total(&self) -> Sums {
+        self.days.values().copied().sum()
+    }
+
+    /// Returns the sums by service, highest cost first.
+    pub fn services(&self) -> Vec<(String, Sums)> {
+        let mut services: Vec<(String, Sums)> = vec![];
+        for ((service, _), sums) in &self.operations {
+            match services.last_mut() {
+                Some((last, of_service)) if last == service => *of_service += *sums,
+                _ => services.push((service.clone(), *sums)),
+            }
+        }
+        by_cost(services, |(_, sums)| sums)
+    }
+
+    /// Returns up to `count` operations with the highest cost, highest first.
+    pub fn top_operations(self, count: usize) -> Vec<((String, String), Sums)> {
+        let mut operations = by_cost(self.operations.into_iter().collect(), |(_, sums)| sums);
+        operations.truncate(count);
+        operations
+    }
+}
+
+/// Sorts rows by cost, highest first. Rows with the same cost keep their order.
+pub fn by_cost<T>(mut rows: Vec<T>, sums: impl Fn(&T) -> &Sums) -> Vec<T> {
+    rows.sort_by_key(|row| std::cmp::Reverse(sums(row).cost));
+    rows
 }
 
 impl Sums {
@@ -152,6 +199,44 @@ mod tests {
     use crate::event::{EventId, UsageEvent};
 
     proptest::proptest! {
+        /// Compares each sum of a range with the sum of its rows.
+        #[test]
+        fn the_sums_of_a_range_are_those_of_its_rows(
+            rows in proptest::collection::vec((10u32..13, 0u8..3, 0u8..3, -2i64..5), 0..40), top in 0usize..10
+        ) {
+            let sums = |cost: i64| Sums { request_count: 1, cost: Total::from_scaled(cost.into()), ..Sums::default() };
+            let rows: Vec<_> = rows.iter().map(|(day, service, operation, cost)| {
+                let day = NaiveDate::from_ymd_opt(2026, 11, *day).unwrap();
+                (day, format!("s{service}"), format!("o{operation}"), sums(*cost))
+            }).collect();
+            let mut range = RangeSums::default();
+            for (day, service, operation, sums) in &rows {
+                range.add(*day, service.clone(), operation.clone(), *sums);
+            }
+            proptest::prop_assert_eq!(range.total(), rows.iter().map(|row| row.3).sum());
+            for (day, of_day) in &range.days {
+                let expected: Sums = rows.iter().filter(|row| row.0 == *day).map(|row| row.3).sum();
+                proptest::prop_assert_eq!(*of_day, expected);
+            }
+            let services = range.services();
+            proptest::prop_assert_eq!(services.iter().map(|(_, sums)| *sums).sum::<Sums>(), range.total());
+            for (service, of_service) in &services {
+                let expected: Sums = rows.iter().filter(|row| row.1 == *service).map(|row| row.3).sum();
+                proptest::prop_assert_eq!(*of_service, expected);
+            }
+            // Sorted by cost, and by name if the cost is the same.
+            proptest::prop_assert!(services.is_sorted_by_key(|(service, sums)| (std::cmp::Reverse(sums.cost), service.clone())));
+            let mut all: Vec<_> = range.operations.clone().into_iter().collect();
+            all.sort_by(|left, right| right.1.cost.cmp(&left.1.cost).then_with(|| left.0.cmp(&right.0)));
+            for ((service, operation), of_operation) in &all {
+                let is_in = |row: &&(NaiveDate, String, String, Sums)| (&row.1, &row.2) == (service, operation);
+                let expected: Sums = rows.iter().filter(is_in).map(|row| row.3).sum();
+                proptest::prop_assert_eq!(*of_operation, expected);
+            }
+            all.truncate(top);
+            proptest::prop_assert_eq!(range.top_operations(top), all);
+        }
+
         /// Compares the sums of all events with those of events added one by one.
         #[test]
         fn all_events_at_once_have_the_same_sums_as_one_by_one(

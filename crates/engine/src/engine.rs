@@ -6,6 +6,7 @@ use crate::auth::KeyCache;
 use crate::catalog::CatalogCache;
 use crate::clock::Clock;
 use crate::ingest::{Ingest, IngestConfig, KeyFilters};
+use meterd_store::database::reads::ReadPool;
 use sqlx::PgPool;
 use std::sync::Arc;
 use tokio::sync::{Notify, Semaphore, watch};
@@ -13,8 +14,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 /// The database, the state in memory and the configuration of one replica.
 pub struct Engine {
     pub pool: PgPool,
-    /// For reads of a single statement. See [`meterd_store::database::connect::read_pool`].
-    pub reads: PgPool,
+    pub reads: ReadPool,
     pub catalog: Arc<CatalogCache>,
     pub ingest: Ingest,
     /// The filters of idempotency keys in memory.

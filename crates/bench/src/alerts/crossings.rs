@@ -2,10 +2,11 @@
 
 use super::Bench;
 use super::subscribers::Subscriber;
+use crate::connection::Connection;
 use crate::events::Events;
 use crate::load;
 use crate::product::proto::{AlertSeverity, AlertType, TrackUsageRequest, UsageEvent};
-use crate::product::{Connection, status_error, usage_client};
+use crate::product::status_error;
 use crate::window::percentile;
 use anyhow::Context;
 use meterd_store::alerts::feed::{self as alert_feed, FeedFilter};
@@ -67,7 +68,7 @@ pub fn crossing_event(client_id: String) -> UsageEvent {
 
 /// Records an event. Returns the start of the call and its duration.
 pub async fn track(channel: Connection, event: UsageEvent) -> anyhow::Result<(Instant, Duration)> {
-    let mut client = usage_client(channel);
+    let mut client = channel.usage();
     let begin = Instant::now();
     let response = client.track_usage(TrackUsageRequest { event: Some(event) }).await;
     let took = begin.elapsed();
@@ -107,7 +108,7 @@ pub async fn measure(bench: &mut Bench<'_>) -> anyhow::Result<Crossings> {
     let clients = |number| format!("crossing-{number:06}");
     // All rows exist before, so that crossings differ from other calls only in the alert.
     bench.acknowledged += load::prepare_clients(&bench.channels[0], (0..args.crossings).map(clients).collect()).await?;
-    let mut subscriber = Subscriber::begin(bench.connect.channel().await?).await?;
+    let mut subscriber = Subscriber::begin(Connection::open(&bench.address).await?).await?;
     let expected = args.crossings;
     let following = tokio::spawn(async move {
         let (mut arrivals, mut last) = (HashMap::new(), 0);

@@ -3,11 +3,12 @@
 use super::Bench;
 use super::broadcast::{self, MESSAGES_MAX};
 use super::crossings::crossing_event;
+use crate::connection::Connection;
 use crate::goals::{Bound, Goal};
 use crate::load;
 use crate::product::proto::subscribe_alerts_response::Message;
 use crate::product::proto::{AlertSeverity, AlertType, SubscribeAlertsRequest, SubscribeAlertsResponse};
-use crate::product::{ConnectArgs, Connection, alerts_client, grouped, status_error};
+use crate::product::{grouped, status_error};
 use crate::spread::Spread;
 use crate::window::{Window, measure as measure_window};
 use anyhow::Context;
@@ -109,7 +110,7 @@ async fn subscribe(channel: Connection) -> Result<tonic::Response<Messages>, ton
         min_severity: AlertSeverity::Critical.into(),
         ..Default::default()
     };
-    alerts_client(channel).subscribe_alerts(request).await
+    channel.alerts().subscribe_alerts(request).await
 }
 
 async fn subscribe_to_floor(channel: Connection) -> Result<tonic::Response<Messages>, tonic::Status> {
@@ -155,10 +156,10 @@ async fn follow(streams: Vec<Messages>, each: u32) -> anyhow::Result<(f64, Subsc
     Ok((count * f64::from(each) / (last - first).as_secs_f64(), message))
 }
 
-async fn channels(connect: &ConnectArgs, streams: u32, each: u32) -> anyhow::Result<Vec<Connection>> {
+async fn channels(address: &str, streams: u32, each: u32) -> anyhow::Result<Vec<Connection>> {
     let mut channels = vec![];
     for _ in 0..streams.div_ceil(each) {
-        channels.push(connect.channel().await?);
+        channels.push(Connection::open(address).await?);
     }
     Ok(channels)
 }
@@ -168,7 +169,7 @@ async fn channels(connect: &ConnectArgs, streams: u32, each: u32) -> anyhow::Res
 pub async fn measure(bench: &mut Bench<'_>, idle_bytes: Option<u64>) -> anyhow::Result<FanOut> {
     let args = bench.args;
     let (subscribers, alerts) = (args.fan_out, args.fan_out_alerts);
-    let own = channels(&bench.connect, subscribers, args.streams_per_connection).await?;
+    let own = channels(&bench.address, subscribers, args.streams_per_connection).await?;
 
     let streams = open(&own, subscribers, subscribe).await?;
     let events = bench.events();
@@ -183,7 +184,7 @@ pub async fn measure(bench: &mut Bench<'_>, idle_bytes: Option<u64>) -> anyhow::
     drop(streams);
 
     let mut floor = Floor::start().await?;
-    let of_floor = channels(&ConnectArgs::to(&floor.address), subscribers, args.streams_per_connection).await?;
+    let of_floor = channels(&floor.address, subscribers, args.streams_per_connection).await?;
     let (mut rounds, mut received) = (vec![], 0);
     for round in 0..args.rounds {
         let streams = open(&own, subscribers, subscribe).await?;

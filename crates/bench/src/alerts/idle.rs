@@ -3,6 +3,7 @@
 use super::Bench;
 use super::crossings::{crossing_event, track};
 use super::subscribers::Subscriber;
+use crate::connection::Connection;
 use crate::load;
 use crate::spread::Spread;
 use crate::window::{Window, measure as measure_window};
@@ -47,9 +48,9 @@ async fn open_all(bench: &Bench<'_>) -> anyhow::Result<Vec<Subscriber>> {
             let opened: anyhow::Result<Vec<Subscriber>> = opening.join_next().await.context("one is opening")??;
             subscribers.extend(opened?);
         }
-        let connect = bench.connect.clone();
+        let address = bench.address.clone();
         opening.spawn(async move {
-            let channel = connect.channel().await?;
+            let channel = Connection::open(&address).await?;
             let mut opened = Vec::with_capacity(size as usize);
             for _ in 0..size {
                 opened.push(Subscriber::begin(channel.clone()).await?);

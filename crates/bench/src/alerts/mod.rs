@@ -19,7 +19,8 @@ use super::meterd_binary::MeterdBinary;
 use super::plan::Mix;
 use super::postgres::Postgres;
 use super::server::Server;
-use crate::product::{ConnectArgs, Connection, command_pool, verify_all};
+use crate::connection::Connection;
+use crate::product::{command_pool, verify_all};
 use anyhow::Context;
 use meterd_store::database::connect;
 use report::Report;
@@ -74,7 +75,8 @@ pub struct AlertsArgs {
 /// What every measurement needs.
 struct Bench<'a> {
     args: &'a AlertsArgs,
-    connect: ConnectArgs,
+    /// Address of the server.
+    address: String,
     /// Connections for the events.
     channels: Vec<Connection>,
     watch: Watch,
@@ -99,12 +101,12 @@ pub async fn measure_all(args: &AlertsArgs, meterd: &MeterdBinary, postgres: &Po
     conn.close().await?;
     let watch = Watch::new(server.pid().context("the server has ended")?, database.backend_pid, postgres.database());
     let load_average_before = cpu::load_average();
-    let connect = ConnectArgs::to(&server.address);
+    let address = server.address.clone();
     let mut channels = vec![];
     for _ in 0..args.connections {
-        channels.push(connect.channel().await?);
+        channels.push(Connection::open(&address).await?);
     }
-    let mut bench = Bench { args, connect, channels, watch, acknowledged: 0, crossed: 0 };
+    let mut bench = Bench { args, address, channels, watch, acknowledged: 0, crossed: 0 };
     bench.acknowledged += load::prepare(bench.channels[0].clone(), &bench.events()).await?;
     let idle_bytes = watch.server_memory();
     // First, before other calls leave free memory that subscribers would use.

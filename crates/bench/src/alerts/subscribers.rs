@@ -1,8 +1,9 @@
 //! Subscribers that follow streams of alerts.
 
+use crate::connection::Connection;
 use crate::product::proto::subscribe_alerts_response::Message;
 use crate::product::proto::{AlertEvent, AlertSeverity, AlertType, SubscribeAlertsRequest, SubscribeAlertsResponse};
-use crate::product::{Connection, alerts_client, status_error};
+use crate::product::status_error;
 use anyhow::Context;
 use std::time::Duration;
 use tonic::Streaming;
@@ -21,7 +22,7 @@ impl Subscriber {
             min_severity: AlertSeverity::Critical.into(),
             ..Default::default()
         };
-        let stream = alerts_client(channel).subscribe_alerts(request).await;
+        let stream = channel.alerts().subscribe_alerts(request).await;
         let mut subscriber = Self(stream.map_err(|status| status_error(&status))?.into_inner());
         let first = subscriber.message().await?;
         anyhow::ensure!(matches!(first, Message::Heartbeat(_)), "a stream does not begin with a heartbeat");

@@ -7,7 +7,7 @@ use crate::load;
 use crate::meterd_binary::MeterdBinary;
 use crate::plan::Mix;
 use crate::product::proto::ExportUsageRequest;
-use crate::product::{status_error, usage_client};
+use crate::product::status_error;
 use crate::window::{Window, measure};
 use anyhow::Context;
 use chrono::{DateTime, TimeDelta, Utc};
@@ -63,7 +63,7 @@ async fn export_once(bench: &Bench<'_>, start: DateTime<Utc>, end: DateTime<Utc>
     };
     let request =
         ExportUsageRequest { start_time: Some(timestamp(start)), end_time: Some(timestamp(end)), ..Default::default() };
-    let call = usage_client(bench.channels[0].clone()).export_usage(request).await;
+    let call = bench.channels[0].usage().export_usage(request).await;
     let mut pieces = call.map_err(|status| status_error(&status))?.into_inner();
     let mut events = 0;
     while let Some(piece) = pieces.message().await.map_err(|status| status_error(&status))? {

@@ -1,12 +1,13 @@
 //! One read of each kind, over gRPC and as plain SQL.
 
+use crate::connection::Connection;
 use crate::preload::{YEAR_CLIENT_COUNT, YEAR_CLIENTS, YEAR_DAYS};
 use crate::product::proto::usage_service_client::UsageServiceClient;
 use crate::product::proto::{
     GetCurrentMonthUsageRequest, GetUsageSummaryRequest, ListMonthlySummariesRequest, QueryUsageRequest,
     UsageDimension, UsageTotals,
 };
-use crate::product::{Connection, status_error, usage_client};
+use crate::product::status_error;
 use anyhow::Context;
 use chrono::{Days, NaiveDate};
 use meterd_domain::period::Month;
@@ -61,14 +62,14 @@ pub struct Reader {
 impl Reader {
     /// A reader of events that were preloaded until `today`.
     pub fn new(
-        channel: Connection,
+        channel: &Connection,
         conn: PgConnection,
         prefix: &'static str,
         client_count: u32,
         today: NaiveDate,
     ) -> Self {
-        let health = HealthClient::new(channel.clone());
-        Self { usage: usage_client(channel), health, conn, prefix, client_count, today }
+        let (usage, health) = (channel.usage(), channel.health());
+        Self { usage, health, conn, prefix, client_count, today }
     }
 
     fn client_id(&self, clients: Clients) -> String {

@@ -17,7 +17,7 @@ use super::meterd_binary::MeterdBinary;
 use super::postgres::Postgres;
 use super::preload::{DAYS_MIN, EVENTS_MIN, Preload};
 use super::server::Server;
-use crate::product::{ConnectArgs, Connection};
+use crate::connection::Connection;
 use anyhow::Context;
 use bulk::Export;
 use calls::Reader;
@@ -115,8 +115,8 @@ struct Served {
 impl Served {
     async fn reader(&self, clients: u32) -> anyhow::Result<Reader> {
         let conn = connect::options(&self.url)?.disable_statement_logging().connect().await?;
-        let channel = ConnectArgs::to(&self.server.address).channel().await?;
-        Ok(Reader::new(channel, conn, LOAD_CLIENTS, clients, day_of(self.preloaded_by, Tz::UTC)))
+        let channel = Connection::open(&self.server.address).await?;
+        Ok(Reader::new(&channel, conn, LOAD_CLIENTS, clients, day_of(self.preloaded_by, Tz::UTC)))
     }
 }
 
@@ -161,7 +161,7 @@ pub async fn measure_all(args: &ReadsArgs, meterd: &MeterdBinary, postgres: &Pos
     };
     let mut channels = vec![];
     for _ in 0..CONNECTIONS {
-        channels.push(ConnectArgs::to(&large.server.address).channel().await?);
+        channels.push(Connection::open(&large.server.address).await?);
     }
     let mut bench = Bench {
         args,

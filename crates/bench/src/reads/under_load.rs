@@ -3,8 +3,8 @@
 use super::Bench;
 use super::calls::{Clients, Read, Via};
 use super::cases::{Latency, latency};
+use crate::connection::Connection;
 use crate::load;
-use crate::product::Connection;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;

@@ -12,7 +12,6 @@ use meterd_domain::period::{Month, day_of, elapsed_and_remaining};
 use meterd_domain::projection::month_end;
 use meterd_domain::rollup::Sums;
 use meterd_store::clients::zone;
-use meterd_store::database::connect;
 use meterd_store::usage::{self, AsOf, OfClient, ServiceSums};
 use std::slice;
 
@@ -41,10 +40,12 @@ pub async fn current_month(engine: &Engine, client_id: &str) -> Result<MonthToDa
     // The current month of a client in any time zone is one of these two. So one statement reads the time zone and the usage.
     let day_around = |days| day_of(now + TimeDelta::days(days), Tz::UTC);
     let (first, last) = (Month::of(day_around(-1)), Month::of(day_around(1)));
-    let reads = &engine.reads;
-    let read = connect::read(reads, || usage::months(reads, client_id, first, last)).await?;
-    let AsOf { complete_as_of, rows: OfClient { time_zone, rows } } =
-        read.ok_or_else(|| Refusal::client_not_found(client_id))?;
+    let read = engine.reads.read(|mut conn| async move {
+        let read = usage::months(&mut conn, client_id, first, last).await;
+        (conn, read)
+    });
+    let AsOf { complete_as_of, rows: OfClient { time_zone, usage: rows } } =
+        read.await?.ok_or_else(|| Refusal::client_not_found(client_id))?;
     let today = day_of(now, zone(&time_zone)?);
     let month = Month::of(today);
     let (days_elapsed, days_remaining) = elapsed_and_remaining(today);

@@ -7,7 +7,6 @@ use crate::refusal::Refusal;
 use chrono::NaiveDate;
 use meterd_domain::period::Month;
 use meterd_domain::rollup::Sums;
-use meterd_store::database::connect;
 use meterd_store::usage::AsOf;
 use meterd_store::usage::query::{self as store, GroupBy, QueryKey, QueryRow, UsageQuery};
 
@@ -72,8 +71,12 @@ pub async fn query(
     let size = fields.page_size(page.size, PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX);
     fields.finish()?;
     let after = page.after?;
-    let reads = &engine.reads;
-    let mut read = connect::read(reads, || store::query(reads, &query, after.as_ref(), size + 1)).await?;
+    let (of_query, first) = (&query, after.as_ref());
+    let read = engine.reads.read(|mut conn| async move {
+        let read = store::query(&mut conn, of_query, first, size + 1).await;
+        (conn, read)
+    });
+    let mut read = read.await?;
     if query.wants_total() && after.is_none() && read.rows.is_empty() {
         read.rows.push(QueryRow::default());
     }

@@ -7,12 +7,11 @@ use crate::refusal::Refusal;
 use chrono::{DateTime, NaiveDate, Utc};
 use meterd_domain::event::ID_BYTES_MAX;
 use meterd_domain::rollup::Sums;
-use meterd_store::database::connect;
 use meterd_store::usage::{self, AsOf, OfClient, ServiceSums};
 
 /// Maximum number of days of a summary: ten years.
 pub const SUMMARY_DAYS_MAX: i64 = 3_660;
-const TOP_OPERATIONS_DEFAULT: i64 = 10;
+const TOP_OPERATIONS_DEFAULT: usize = 10;
 const TOP_OPERATIONS_MAX: i32 = 1_000;
 
 /// Which summary to return.
@@ -68,23 +67,20 @@ pub async fn summary(engine: &Engine, input: SummaryInput<'_>) -> Result<Summary
     fields.finish()?;
     let top = match top_operation_count {
         0 => TOP_OPERATIONS_DEFAULT,
-        count => i64::from(count),
+        count => count.unsigned_abs() as usize,
     };
-    let reads = &engine.reads;
-    let read = connect::read(reads, || usage::range(reads, client_id, start, end, top)).await?;
-    let AsOf { complete_as_of, rows: OfClient { time_zone, rows } } =
-        read.ok_or_else(|| Refusal::client_not_found(client_id))?;
-    let (mut sums, mut of_services, mut days, mut operations) = (Sums::default(), vec![], vec![], vec![]);
-    for row in rows {
-        match (row.day, row.service, row.operation) {
-            (Some(day), ..) => days.push(DaySums { day, sums: row.sums }),
-            (None, Some(service), Some(operation)) => {
-                operations.push(OperationSums { service, operation, sums: row.sums });
-            }
-            (None, Some(service), None) => of_services.push(ServiceSums { service, sums: row.sums }),
-            (None, None, _) => sums = row.sums,
-        }
-    }
+    let read = engine.reads.read(|mut conn| async move {
+        let read = usage::range(&mut conn, client_id, start, end).await;
+        (conn, read)
+    });
+    let AsOf { complete_as_of, rows: OfClient { time_zone, usage } } =
+        read.await?.ok_or_else(|| Refusal::client_not_found(client_id))?;
+    let sums = usage.total();
+    let days = usage.days.iter().map(|(day, sums)| DaySums { day: *day, sums: *sums }).collect();
+    let of_services = usage.services().into_iter().map(|(service, sums)| ServiceSums { service, sums }).collect();
+    let operations = usage.top_operations(top).into_iter();
+    let operations =
+        operations.map(|((service, operation), sums)| OperationSums { service, operation, sums }).collect();
     let services = services(&engine.catalog.current(), of_services);
     Ok(Summary { time_zone, sums, services, days, operations, complete_as_of })
 }

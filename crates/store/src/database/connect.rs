@@ -4,8 +4,8 @@ use crate::StoreError;
 use chrono::{DateTime, Utc};
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
-use sqlx::{Connection, Executor, Row};
-use std::time::{Duration, Instant};
+use sqlx::{Connection, Executor, PgExecutor, Row};
+use std::time::Duration;
 
 /// The migrations in `migrations/`, compiled in.
 pub static MIGRATIONS: Migrator = sqlx::migrate!("../../migrations");
@@ -28,10 +28,8 @@ const JOB_CONNECTIONS_MAX: u32 = 4;
 const LEASE_CONNECTIONS_MAX: u32 = 2;
 /// Idle time after which the pool closes a job's connection, well before `JOB_IDLE_TIMEOUT_MS`.
 const JOB_IDLE_CLOSE: Duration = Duration::from_secs(1);
-/// A connection that was used within this time is assumed to be alive, so it is not checked before its next use.
-const TRUSTED_IDLE: Duration = Duration::from_secs(1);
 /// Longest wait of a call for a free connection.
-const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Returns connection options with all timeouts set. An error if the URL is invalid.
 pub fn options(url: &str) -> sqlx::Result<PgConnectOptions> {
@@ -59,22 +57,6 @@ pub async fn open(options: &PgConnectOptions) -> sqlx::Result<PgConnection> {
 pub fn pool(options: PgConnectOptions, connections_max: u32) -> PgPool {
     guarded(PgPoolOptions::new().max_connections(connections_max).acquire_timeout(ACQUIRE_TIMEOUT))
         .connect_lazy_with(options)
-}
-
-/// Returns the pool for reads of one statement each. No transaction ever begins on it, so there is nothing to roll back
-/// after each use. A read that follows another one at once gets the same connection, with its plans and caches.
-pub fn read_pool(options: PgConnectOptions, connections_max: u32) -> PgPool {
-    let pool = PgPoolOptions::new().max_connections(connections_max).acquire_timeout(ACQUIRE_TIMEOUT);
-    // Checks only a connection that was idle for a while. [`read`] repeats a read if a connection was lost.
-    let trusting = pool.test_before_acquire(false).before_acquire(|conn, of| {
-        Box::pin(async move {
-            if of.idle_for > TRUSTED_IDLE {
-                conn.ping().await?;
-            }
-            Ok(true)
-        })
-    });
-    trusting.connect_lazy_with(options.application_name("meterd reads"))
 }
 
 /// How long a batch waits for a row that another transaction has locked. Short, because all clients of the writer wait with it.
@@ -134,29 +116,9 @@ pub fn guarded(options: PgPoolOptions) -> PgPoolOptions {
     })
 }
 
-/// A connection that was lost before the read fails within this time. After a later failure the read is not repeated,
-/// because the read itself may be the cause.
-const LOST_BEFORE_MAX: Duration = Duration::from_millis(500);
-
-/// Runs a read on the pool of [`read_pool`]. Repeats it if the connection was already lost, at most once per connection
-/// of the pool, because all of them may be lost.
-pub async fn read<T, F>(pool: &PgPool, read: impl Fn() -> F) -> crate::Result<T>
-where
-    F: Future<Output = crate::Result<T>>,
-{
-    let mut left = pool.options().get_max_connections();
-    loop {
-        let begun = Instant::now();
-        match read().await {
-            Err(error) if left > 0 && is_connection_lost(&error) && begun.elapsed() < LOST_BEFORE_MAX => left -= 1,
-            done => return done,
-        }
-    }
-}
-
 /// Returns whether the server or the network has closed the connection. 57P01 to 57P03 mean that the server or the
 /// session was shut down.
-fn is_connection_lost(error: &StoreError) -> bool {
+pub(super) fn is_connection_lost(error: &StoreError) -> bool {
     let StoreError::Driver(error) = error else { return false };
     match error {
         sqlx::Error::Io(_) => true,
@@ -176,8 +138,8 @@ pub async fn migrate(options: &PgConnectOptions) -> Result<(), MigrateError> {
 }
 
 /// Returns the time of the database.
-pub async fn now(pool: &PgPool) -> crate::Result<DateTime<Utc>> {
-    sqlx::query_scalar!(r#"SELECT now() AS "now!""#).fetch_one(pool).await.map_err(Into::into)
+pub async fn now(executor: impl PgExecutor<'_>) -> crate::Result<DateTime<Utc>> {
+    sqlx::query_scalar!(r#"SELECT now() AS "now!""#).fetch_one(executor).await.map_err(Into::into)
 }
 
 /// Disables the statement timeout until the end of the transaction.

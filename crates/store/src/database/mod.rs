@@ -1,8 +1,9 @@
-//! The database itself: URL, connections, fitness, causes of errors, distribution, and the data of the deployment.
+//! The database itself: URL, connections, connections for reads, fitness, causes of errors, distribution, and the data of the deployment.
 
 pub mod cause;
 pub mod connect;
 pub mod deployment;
 pub mod distribution;
 pub mod fitness;
+pub mod reads;
 pub mod url;

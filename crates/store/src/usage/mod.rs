@@ -23,9 +23,11 @@ pub mod verify_keys;
 use crate::numeric::Numeric;
 use crate::sums::sums_of;
 use chrono::{DateTime, NaiveDate, Utc};
+use futures_util::TryStreamExt;
 use meterd_domain::period::Month;
-use meterd_domain::rollup::Sums;
-use sqlx::PgPool;
+use meterd_domain::rollup::{RangeSums, Sums, by_cost};
+use sqlx::{PgConnection, PgPool};
+use std::collections::BTreeMap;
 
 /// An answer and the time up to which it is complete.
 pub struct AsOf<T> {
@@ -39,85 +41,57 @@ pub struct ServiceSums {
     pub sums: Sums,
 }
 
-/// Rows of a client, and the client's time zone from the same snapshot.
+/// What was read of a client, and the client's time zone from the same snapshot.
 pub struct OfClient<T> {
     /// IANA time zone name.
     pub time_zone: String,
-    pub rows: Vec<T>,
+    pub usage: T,
 }
 
 /// Returns a client's months from `first` to `last`, both included, by service, highest cost first. `None` if the
 /// client does not exist.
+///
+/// The rows of a service are added up here, because PostgreSQL needs longer for a few rows.
 pub async fn months(
-    pool: &PgPool,
+    conn: &mut PgConnection,
     client_id: &str,
     first: Month,
     last: Month,
-) -> crate::Result<Option<AsOf<OfClient<(Month, ServiceSums)>>>> {
-    let rows = sqlx::query!(
-        r#"SELECT now() AS "now!", time_zone, month AS "month?", service AS "service?",
-               sum(request_count)::bigint AS "request_count?", sum(units) AS "units?: Numeric",
-               sum(input_tokens)::bigint AS "input_tokens?", sum(output_tokens)::bigint AS "output_tokens?",
-               sum(cached_input_tokens)::bigint AS "cached_input_tokens?", sum(cost) AS "cost?: Numeric",
-               sum(unpriced_event_count)::bigint AS "unpriced_event_count?"
-           FROM clients c
-           LEFT JOIN all_usage_month_services u
-               ON u.client_id = $1 AND month BETWEEN $2 AND $3 AND request_count > 0
-           WHERE c.client_id = $1
-           GROUP BY time_zone, month, service
-           ORDER BY sum(cost) DESC, service"#,
-        client_id,
-        first.first_day(),
-        last.first_day()
-    )
-    .fetch_all(pool)
-    .await?;
-    let Some((complete_as_of, time_zone)) = rows.first().map(|row| (row.now, row.time_zone.clone())) else {
-        return Ok(None);
-    };
-    let rows = rows.into_iter().filter_map(|row| {
-        let sums = Sums {
-            request_count: row.request_count?,
-            units: row.units?.into(),
-            input_tokens: row.input_tokens?,
-            output_tokens: row.output_tokens?,
-            cached_input_tokens: row.cached_input_tokens?,
-            cost: row.cost?.into(),
-            unpriced_event_count: row.unpriced_event_count?,
-        };
-        Some((Month::of(row.month?), ServiceSums { service: row.service?, sums }))
-    });
-    Ok(Some(AsOf { complete_as_of, rows: OfClient { time_zone, rows: rows.collect() } }))
+) -> crate::Result<Option<AsOf<OfClient<Vec<(Month, ServiceSums)>>>>> {
+    let (first, last) = (first.first_day(), last.first_day());
+    let mut rows = sqlx::query_file!("sql/usage/months.sql", client_id, first, last).fetch(conn);
+    let (mut client, mut services) = (None, BTreeMap::<(Month, String), Sums>::new());
+    while let Some(row) = rows.try_next().await? {
+        if let (Some(now), Some(time_zone)) = (row.now, row.time_zone) {
+            client = Some((now, time_zone));
+        } else if let (Some(month), Some(service)) = (row.month, row.service) {
+            *services.entry((Month::of(month), service)).or_default() += sums_of!(row);
+        }
+    }
+    let services = services.into_iter().map(|((month, service), sums)| (month, ServiceSums { service, sums }));
+    let usage = by_cost(services.collect(), |(_, row)| &row.sums);
+    Ok(client.map(|(complete_as_of, time_zone)| AsOf { complete_as_of, rows: OfClient { time_zone, usage } }))
 }
 
-/// One row of a range's summary. The fields that are `Some` are the dimensions of the row.
-pub struct RangeRow {
-    pub day: Option<NaiveDate>,
-    pub service: Option<String>,
-    pub operation: Option<String>,
-    pub sums: Sums,
-}
-
-/// Returns the sums of a client's days from `start` to `end`, both included: in total, by service, by day, and for the
-/// `top` operations with the highest cost. `None` if the client does not exist.
+/// Returns the sums of a client's days from `start` to `end`, both included. `None` if the client does not exist.
 ///
-/// The statement ranks operations by cost first and then reads the other sums of the top ones only, because a client
-/// may have many operations.
+/// The rows are added up here as they arrive, because PostgreSQL would group them four times.
 pub async fn range(
-    pool: &PgPool,
+    conn: &mut PgConnection,
     client_id: &str,
     start: NaiveDate,
     end: NaiveDate,
-    top: i64,
-) -> crate::Result<Option<AsOf<OfClient<RangeRow>>>> {
-    let rows = sqlx::query_file!("sql/usage/range.sql", client_id, start, end, top).fetch_all(pool).await?;
-    let zone = rows.first().and_then(|row| Some((row.now, row.time_zone.clone()?)));
-    let Some((complete_as_of, time_zone)) = zone else { return Ok(None) };
-    let rows = rows.into_iter().map(|row| {
-        let sums = sums_of!(row);
-        RangeRow { day: row.day, service: row.service, operation: row.operation, sums }
-    });
-    Ok(Some(AsOf { complete_as_of, rows: OfClient { time_zone, rows: rows.collect() } }))
+) -> crate::Result<Option<AsOf<OfClient<RangeSums>>>> {
+    let mut rows = sqlx::query_file!("sql/usage/range.sql", client_id, start, end).fetch(conn);
+    let (mut client, mut usage) = (None, RangeSums::default());
+    while let Some(row) = rows.try_next().await? {
+        if let (Some(now), Some(time_zone)) = (row.now, row.time_zone) {
+            client = Some((now, time_zone));
+        } else if let (Some(day), Some(service), Some(operation)) = (row.day, row.service, row.operation) {
+            usage.add(day, service, operation, sums_of!(row));
+        }
+    }
+    Ok(client.map(|(complete_as_of, time_zone)| AsOf { complete_as_of, rows: OfClient { time_zone, usage } }))
 }
 
 /// Returns up to `limit` months with usage, newest first: those of one client, or of all clients if `client_id` is

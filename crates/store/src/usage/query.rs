@@ -8,7 +8,7 @@ use chrono::{DateTime, NaiveDate, Utc};
 use meterd_domain::period::Month;
 use meterd_domain::rollup::Sums;
 use serde::{Deserialize, Serialize};
-use sqlx::PgPool;
+use sqlx::PgConnection;
 
 /// What to query. An empty filter matches everything.
 #[derive(Debug, Default)]
@@ -72,32 +72,32 @@ impl UsageQuery {
 
 /// Returns up to `limit` rows after `after`, ordered by key. One statement reads them, so they are from one snapshot.
 pub async fn query(
-    pool: &PgPool,
+    conn: &mut PgConnection,
     query: &UsageQuery,
     after: Option<&QueryKey>,
     limit: i64,
 ) -> crate::Result<AsOf<Vec<QueryRow>>> {
-    let rows = rows(pool, query, after, limit).await?;
+    let rows = rows(&mut *conn, query, after, limit).await?;
     if let Some(first) = rows.first() {
         return Ok(AsOf { complete_as_of: first.now, rows: rows.into_iter().map(QueryRow::from).collect() });
     }
     // Without a row the time of the snapshot is unknown. Reads the time first and then queries again, so that the
     // answer is complete as of that time.
-    let complete_as_of = connect::now(pool).await?;
-    let rows = self::rows(pool, query, after, limit).await?.into_iter().map(QueryRow::from).collect();
+    let complete_as_of = connect::now(&mut *conn).await?;
+    let rows = self::rows(&mut *conn, query, after, limit).await?.into_iter().map(QueryRow::from).collect();
     Ok(AsOf { complete_as_of, rows })
 }
 
 async fn rows(
-    pool: &PgPool,
+    conn: &mut PgConnection,
     query: &UsageQuery,
     after: Option<&QueryKey>,
     limit: i64,
 ) -> crate::Result<Vec<GroupedRow>> {
     if query.needs_events() {
-        query_events(pool, query, after, limit).await
+        query_events(conn, query, after, limit).await
     } else {
-        query_days(pool, query, after, limit).await
+        query_days(conn, query, after, limit).await
     }
 }
 
@@ -143,7 +143,7 @@ impl From<GroupedRow> for QueryRow {
 
 /// Queries the rollups with one of two statements that differ in one condition.
 macro_rules! days {
-    ($file:literal, $pool:expr, $query:expr, $after:expr, $limit:expr) => {
+    ($file:literal, $conn:expr, $query:expr, $after:expr, $limit:expr) => {
         sqlx::query_file_as!(
             GroupedRow,
             $file,
@@ -169,27 +169,27 @@ macro_rules! days {
             $after.map(|key| key.model.as_str()),
             $limit
         )
-        .fetch_all($pool)
+        .fetch_all($conn)
         .await
         .map_err(Into::into)
     };
 }
 
 async fn query_days(
-    pool: &PgPool,
+    conn: &mut PgConnection,
     query: &UsageQuery,
     after: Option<&QueryKey>,
     limit: i64,
 ) -> crate::Result<Vec<GroupedRow>> {
     if query.client_ids.is_empty() {
-        days!("sql/usage/query_days.sql", pool, query, after, limit)
+        days!("sql/usage/query_days.sql", conn, query, after, limit)
     } else {
-        days!("sql/usage/query_client_days.sql", pool, query, after, limit)
+        days!("sql/usage/query_client_days.sql", conn, query, after, limit)
     }
 }
 
 async fn query_events(
-    pool: &PgPool,
+    conn: &mut PgConnection,
     query: &UsageQuery,
     after: Option<&QueryKey>,
     limit: i64,
@@ -226,7 +226,7 @@ async fn query_events(
         from,
         to
     )
-    .fetch_all(pool)
+    .fetch_all(conn)
     .await
     .map_err(Into::into)
 }

@@ -1,0 +1,9 @@
+-- The usage of a client in the months from $2 to $3, and one row of the client without usage. Add up the rows of a service.
+SELECT NULL::timestamptz AS "now?", NULL::text AS "time_zone?", month AS "month?", service AS "service?",
+    request_count AS "request_count!", units AS "units!: Numeric", input_tokens AS "input_tokens!",
+    output_tokens AS "output_tokens!", cached_input_tokens AS "cached_input_tokens!", cost AS "cost!: Numeric",
+    unpriced_event_count AS "unpriced_event_count!"
+FROM all_usage_month_services WHERE client_id = $1 AND month BETWEEN $2 AND $3 AND request_count > 0
+UNION ALL
+SELECT now(), time_zone, NULL, NULL, 0::bigint, 0::numeric, 0::bigint, 0::bigint, 0::bigint, 0::numeric, 0::bigint
+FROM clients WHERE client_id = $1
