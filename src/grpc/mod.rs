@@ -121,23 +121,13 @@ impl Handlers {
         Fut: Future<Output = Result<Res, Refusal>> + Send + 'static,
         Res: Send + 'static,
     {
-        checked_by_guard(&mut request).map_err(status)?;
+        if matches!(request.get_mut().about(), About::Handler) {
+            return Err(status(Refusal::internal(anyhow::anyhow!(
+                "{} lets its handler check the caller",
+                Req::ROW.method
+            ))));
+        }
         self.run_as(request, |context, _, request| handler(context, request)).await
-    }
-
-    /// Checks the caller and runs a read in the task of its call. If the caller disconnects, the read is cancelled.
-    async fn read<Req: Guarded, Res, Fut>(
-        &self,
-        mut request: Request<Req>,
-        handler: impl FnOnce(Arc<Context>, Req) -> Fut,
-    ) -> Result<Response<Res>, Status>
-    where
-        Fut: Future<Output = Result<Res, Refusal>>,
-    {
-        checked_by_guard(&mut request).map_err(status)?;
-        let _admitted = request.extensions_mut().remove::<AdmissionPermit>();
-        let (_, request) = admit(request).map_err(status)?;
-        Ok(Response::new(handler(self.0.clone(), request).await.map_err(status)?))
     }
 
     /// Checks the caller and runs a handler in its own task, so that a caller that disconnects does not cancel database work.
@@ -202,16 +192,6 @@ fn admit<Req: Guarded>(request: Request<Req>) -> Result<(Arc<Caller>, Req), Refu
     let mut message = request.into_inner();
     message.check(&caller)?;
     Ok((caller, message))
-}
-
-/// Returns an error if the handler itself must check what the caller may do.
-fn checked_by_guard<Req: Guarded>(request: &mut Request<Req>) -> Result<(), Refusal> {
-    match request.get_mut().about() {
-        About::Handler => {
-            Err(Refusal::internal(anyhow::anyhow!("{} lets its handler check the caller", Req::ROW.method)))
-        }
-        _ => Ok(()),
-    }
 }
 
 /// Returns the network address of the caller.

@@ -231,39 +231,6 @@ async fn reads_succeed_right_after_all_database_connections_were_closed() {
 }
 
 #[tokio::test]
-async fn reads_after_cancelled_ones_return_the_usage_of_their_own_client() {
-    const CLIENTS: u32 = 20;
-    let server = TestServer::start().await;
-    let client = |number: u32| format!("client-{number}");
-    let events = (1..=CLIENTS).map(|number| event(&client(number), "sms", &number.to_string())).collect();
-    server.batch(events, false).await;
-    let (mut cancelled, mut read) = (0, 0);
-    for round in 0..40 {
-        let reads = (1..=CLIENTS).map(|number| {
-            // Some reads are cancelled while they wait for a connection, others during their statement.
-            let limit = Duration::from_micros(u64::from(number * round * 100));
-            let (server, client) = (&server, client(number));
-            async move { (number, tokio::time::timeout(limit, server.month(&client)).await) }
-        });
-        for (number, month) in futures_util::future::join_all(reads).await {
-            match month {
-                Ok(month) => {
-                    assert_eq!(month.totals.unwrap().units, number.to_string());
-                    read += 1;
-                }
-                Err(_) => cancelled += 1,
-            }
-        }
-    }
-    for number in 1..=CLIENTS {
-        assert_eq!(server.month(&client(number)).await.totals.unwrap().units, number.to_string());
-    }
-    println!("{cancelled} reads cancelled, {read} not");
-    assert!(cancelled > 0 && read > 0);
-    server.stop().await;
-}
-
-#[tokio::test]
 async fn reads_one_after_another_use_one_connection() {
     let server = TestServer::start().await;
     server.track(event("acme", "sms", "1")).await.unwrap();

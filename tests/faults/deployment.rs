@@ -26,6 +26,16 @@ const FLAGS: [&str; 5] = [
     "--schedule-pending-usage=* * * * * *",
     "--key-generation-bytes=100000",
 ];
+
+/// Returns these flags, and the flags of all replicas with other names.
+fn all_flags<'a>(flags: &[&'a str]) -> Vec<&'a str> {
+    fn name(flag: &str) -> &str {
+        flag.split('=').next().unwrap_or(flag)
+    }
+    let is_replaced = |default: &&str| flags.iter().any(|flag| name(flag) == name(default));
+    FLAGS.into_iter().filter(|default| !is_replaced(default)).chain(flags.iter().copied()).collect()
+}
+
 /// After this time under load, a process has all the resources that it needs.
 const WARM_UP: Duration = Duration::from_secs(1);
 const SUBSCRIBERS: usize = 4;
@@ -55,24 +65,24 @@ impl Deployment {
             Some(given) => given,
             None => Database::start(&scenario_dir).await,
         };
-        Self::start_on(run, scenario_dir, database).await
+        Self::start_on(run, scenario_dir, database, &[]).await
     }
 
     /// Starts both replicas on this database, each through a proxy.
-    async fn start_on(run: Run, scenario_dir: ScenarioDir, database: Database) -> Self {
-        let mut replicas = vec![];
+    async fn start_on(run: Run, scenario_dir: ScenarioDir, database: Database, flags: &[&str]) -> Self {
+        let (flags, mut replicas) = (all_flags(flags), vec![]);
         for number in 0..2 {
-            replicas.push(Replica::on_database(&scenario_dir, number, &database, &FLAGS).await);
+            replicas.push(Replica::on_database(&scenario_dir, number, &database, &flags).await);
         }
         Self::assemble(run, scenario_dir, database, replicas).await
     }
 
-    /// Starts the first replica with its own database, and the second replica on the same database. These flags replace
-    /// those in `FLAGS` with the same name.
+    /// Starts the first replica with its own database, and the second replica on the same database. A flag
+    /// replaces the one of `FLAGS` with the same name.
     pub async fn start_with_embedded(run: Run, flags: &[&str]) -> Self {
         let scenario_dir = ScenarioDir::new();
         if let Some(given) = Database::given(&scenario_dir) {
-            return Self::start_on(run, scenario_dir, given).await;
+            return Self::start_on(run, scenario_dir, given, flags).await;
         }
         let data_dir = scenario_dir.path("data");
         Self::start_in(run, scenario_dir, data_dir, flags).await
@@ -80,11 +90,7 @@ impl Deployment {
 
     /// Like [`Self::start_with_embedded`], with this data directory.
     pub async fn start_in(run: Run, scenario_dir: ScenarioDir, data_dir: PathBuf, flags: &[&str]) -> Self {
-        fn name(flag: &str) -> &str {
-            flag.split('=').next().unwrap_or(flag)
-        }
-        let is_replaced = |default: &&&str| flags.iter().any(|flag| name(flag) == name(default));
-        let flags: Vec<&str> = FLAGS.iter().filter(|default| !is_replaced(default)).chain(flags).copied().collect();
+        let flags = all_flags(flags);
         let first = Replica::with_data_dir(&scenario_dir, &data_dir, &flags).await;
         let database = Database::of_replica(data_dir);
         database.show_faults().await;

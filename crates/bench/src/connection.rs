@@ -19,11 +19,11 @@ use std::task::{Context, Poll, ready};
 use tokio::net::TcpStream;
 use tonic_health::pb::health_client::HealthClient;
 
-/// Bytes that the server may send before it waits, per call and per connection: those of tonic's channel.
+/// Bytes that the server may send before it waits, per call and per connection, as for tonic's channel.
 const WINDOW_BYTES: u32 = 2 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 5 << 20;
 
-/// A connection without TLS and without an API key. Its clones use the same connection.
+/// A connection without TLS and without an API key. It does not reconnect. Its clones use the same connection.
 #[derive(Clone, Debug)]
 pub struct Connection {
     send: SendRequest<Bytes>,
@@ -40,7 +40,7 @@ impl Connection {
         let mut builder = h2::client::Builder::new();
         builder.initial_window_size(WINDOW_BYTES).initial_connection_window_size(CONNECTION_WINDOW_BYTES);
         let (send, connection) = builder.handshake(tcp).await?;
-        // Its calls also get the error.
+        // If the connection fails, its calls return the error.
         tokio::spawn(connection);
         Ok(Self { send, origin })
     }
@@ -82,10 +82,11 @@ impl tower::Service<Request<tonic::body::Body>> for Connection {
             let mut sending = Box::pin(send_body(body, stream));
             let response = tokio::select! {
                 biased;
-                sent = &mut sending => {
-                    sent?;
-                    response.await?
-                }
+                // If the server has ended the call early, its response has the reason.
+                sent = &mut sending => match (response.await, sent) {
+                    (Err(_), Err(error)) => return Err(error),
+                    (response, _) => response?,
+                },
                 // The call sends more while it receives.
                 response = &mut response => {
                     tokio::spawn(sending);

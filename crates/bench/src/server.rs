@@ -36,6 +36,8 @@ impl Server {
             .args(&meterd.flags)
             // Not as a flag: the command line is visible to all users, and the URL may hold a password.
             .env("DATABASE_URL", database_url)
+            // The connections of the bench do not reconnect. A flag overrides the variable.
+            .env("METERD_CONNECTION_AGE_SECONDS", "864000")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             // Ctrl-C reaches only the bench, which then stops the server.

@@ -75,20 +75,48 @@ pub struct Deltas {
     pub days: BTreeMap<DayKey, Sums>,
 }
 
-/// The sums of a client's days in a range. Several rows may belong to the same day and operation.
+/// Sums of one operation of a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OperationSums {
+    pub service: String,
+    pub operation: String,
+    pub sums: Sums,
+}
+
+/// The sums of a client's days in a range: by day, by service, and of the operations with the highest cost. Other operations are
+/// not kept, because a client can have any number of them.
 #[derive(Clone, Debug, Default)]
 pub struct RangeSums {
     /// The days with usage.
     pub days: BTreeMap<NaiveDate, Sums>,
-    /// The operations with usage, by service and operation.
-    pub operations: BTreeMap<(String, String), Sums>,
+    /// The services with usage.
+    pub services: BTreeMap<String, Sums>,
+    /// The operations with the highest cost so far, and others.
+    operations: Vec<OperationSums>,
+    operations_max: usize,
 }
 
 impl RangeSums {
-    /// Adds a row of usage.
-    pub fn add(&mut self, day: NaiveDate, service: String, operation: String, sums: Sums) {
+    /// Returns sums without usage that keep this number of operations.
+    pub fn new(operations_max: usize) -> Self {
+        Self { operations_max, ..Self::default() }
+    }
+
+    /// Adds all usage of a day.
+    pub fn add_day(&mut self, day: NaiveDate, sums: Sums) {
         *self.days.entry(day).or_default() += sums;
-        *self.operations.entry((service, operation)).or_default() += sums;
+    }
+
+    /// Adds all usage of an operation, which must not have been added before.
+    pub fn add_operation(&mut self, operation: OperationSums) {
+        match self.services.get_mut(&operation.service) {
+            Some(service) => *service += operation.sums,
+            None => drop(self.services.insert(operation.service.clone(), operation.sums)),
+        }
+        self.operations.push(operation);
+        if self.operations.len() > 2 * self.operations_max {
+            self.drop_cheaper_operations();
+        }
     }
 
     /// Returns the sums of the whole range.
@@ -96,23 +124,18 @@ impl RangeSums {
         self.days.values().copied().sum()
     }
 
-    /// Returns the sums by service, highest cost first.
-    pub fn services(&self) -> Vec<(String, Sums)> {
-        let mut services: Vec<(String, Sums)> = vec![];
-        for ((service, _), sums) in &self.operations {
-            match services.last_mut() {
-                Some((last, of_service)) if last == service => *of_service += *sums,
-                _ => services.push((service.clone(), *sums)),
-            }
-        }
-        by_cost(services, |(_, sums)| sums)
+    /// Takes the operations with the highest cost, highest first, and operations with the same cost by name.
+    pub fn take_operations(&mut self) -> Vec<OperationSums> {
+        self.drop_cheaper_operations();
+        std::mem::take(&mut self.operations)
     }
 
-    /// Returns up to `count` operations with the highest cost, highest first.
-    pub fn top_operations(self, count: usize) -> Vec<((String, String), Sums)> {
-        let mut operations = by_cost(self.operations.into_iter().collect(), |(_, sums)| sums);
-        operations.truncate(count);
-        operations
+    fn drop_cheaper_operations(&mut self) {
+        self.operations.sort_by(|left, right| {
+            let by_name = || (&left.service, &left.operation).cmp(&(&right.service, &right.operation));
+            right.sums.cost.cmp(&left.sums.cost).then_with(by_name)
+        });
+        self.operations.truncate(self.operations_max);
     }
 }
 
@@ -199,42 +222,29 @@ mod tests {
     use crate::event::{EventId, UsageEvent};
 
     proptest::proptest! {
-        /// Compares each sum of a range with the sum of its rows.
+        /// Compares the sums of services with the sums of their operations, and the operations with a sorted list.
         #[test]
-        fn the_sums_of_a_range_are_those_of_its_rows(
-            rows in proptest::collection::vec((10u32..13, 0u8..3, 0u8..3, -2i64..5), 0..40), top in 0usize..10
+        fn a_range_keeps_all_services_and_the_operations_with_the_highest_cost(
+            costs in proptest::collection::btree_map((0u8..3, 0u8..30), -2i64..5, 0..40), max in 0usize..12
         ) {
-            let sums = |cost: i64| Sums { request_count: 1, cost: Total::from_scaled(cost.into()), ..Sums::default() };
-            let rows: Vec<_> = rows.iter().map(|(day, service, operation, cost)| {
-                let day = NaiveDate::from_ymd_opt(2026, 11, *day).unwrap();
-                (day, format!("s{service}"), format!("o{operation}"), sums(*cost))
+            let mut rows: Vec<OperationSums> = costs.iter().map(|((service, operation), cost)| OperationSums {
+                service: format!("s{service}"),
+                operation: format!("o{operation:02}"),
+                sums: Sums { request_count: 1, cost: Total::from_scaled((*cost).into()), ..Sums::default() },
             }).collect();
-            let mut range = RangeSums::default();
-            for (day, service, operation, sums) in &rows {
-                range.add(*day, service.clone(), operation.clone(), *sums);
-            }
-            proptest::prop_assert_eq!(range.total(), rows.iter().map(|row| row.3).sum());
-            for (day, of_day) in &range.days {
-                let expected: Sums = rows.iter().filter(|row| row.0 == *day).map(|row| row.3).sum();
-                proptest::prop_assert_eq!(*of_day, expected);
-            }
-            let services = range.services();
-            proptest::prop_assert_eq!(services.iter().map(|(_, sums)| *sums).sum::<Sums>(), range.total());
-            for (service, of_service) in &services {
-                let expected: Sums = rows.iter().filter(|row| row.1 == *service).map(|row| row.3).sum();
+            let mut range = RangeSums::new(max);
+            rows.iter().cloned().for_each(|row| range.add_operation(row));
+            for (service, of_service) in &range.services {
+                let expected: Sums = rows.iter().filter(|row| row.service == *service).map(|row| row.sums).sum();
                 proptest::prop_assert_eq!(*of_service, expected);
             }
-            // Sorted by cost, and by name if the cost is the same.
-            proptest::prop_assert!(services.is_sorted_by_key(|(service, sums)| (std::cmp::Reverse(sums.cost), service.clone())));
-            let mut all: Vec<_> = range.operations.clone().into_iter().collect();
-            all.sort_by(|left, right| right.1.cost.cmp(&left.1.cost).then_with(|| left.0.cmp(&right.0)));
-            for ((service, operation), of_operation) in &all {
-                let is_in = |row: &&(NaiveDate, String, String, Sums)| (&row.1, &row.2) == (service, operation);
-                let expected: Sums = rows.iter().filter(is_in).map(|row| row.3).sum();
-                proptest::prop_assert_eq!(*of_operation, expected);
-            }
-            all.truncate(top);
-            proptest::prop_assert_eq!(range.top_operations(top), all);
+            let all: Sums = rows.iter().map(|row| row.sums).sum();
+            proptest::prop_assert_eq!(range.services.values().copied().sum::<Sums>(), all);
+            proptest::prop_assert!(range.operations.len() <= 2 * max);
+            // The rows are sorted by name, and the sort is stable.
+            rows.sort_by_key(|row| std::cmp::Reverse(row.sums.cost));
+            rows.truncate(max);
+            proptest::prop_assert_eq!(range.take_operations(), rows);
         }
 
         /// Compares the sums of all events with those of events added one by one.

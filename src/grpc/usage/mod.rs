@@ -44,18 +44,18 @@ impl UsageService for Handlers {
         &self,
         request: Request<GetCurrentMonthUsageRequest>,
     ) -> Result<Response<GetCurrentMonthUsageResponse>, Status> {
-        self.read(request, reads::current_month).await
+        self.run(request, reads::current_month).await
     }
 
     async fn get_usage_summary(
         &self,
         request: Request<GetUsageSummaryRequest>,
     ) -> Result<Response<GetUsageSummaryResponse>, Status> {
-        self.read(request, reads::summary).await
+        self.run(request, reads::summary).await
     }
 
     async fn query_usage(&self, request: Request<QueryUsageRequest>) -> Result<Response<QueryUsageResponse>, Status> {
-        self.read(request, query::run).await
+        self.run(request, query::run).await
     }
 
     async fn get_usage_event(

@@ -6,7 +6,8 @@ use crate::fields::Fields;
 use crate::refusal::Refusal;
 use chrono::{DateTime, NaiveDate, Utc};
 use meterd_domain::event::ID_BYTES_MAX;
-use meterd_domain::rollup::Sums;
+pub use meterd_domain::rollup::OperationSums;
+use meterd_domain::rollup::{Sums, by_cost};
 use meterd_store::usage::{self, AsOf, OfClient, ServiceSums};
 
 /// Maximum number of days of a summary: ten years.
@@ -47,14 +48,6 @@ pub struct DaySums {
     pub sums: Sums,
 }
 
-/// The usage of an operation.
-#[derive(Debug)]
-pub struct OperationSums {
-    pub service: String,
-    pub operation: String,
-    pub sums: Sums,
-}
-
 /// Returns the usage of a client in a range of days.
 pub async fn summary(engine: &Engine, input: SummaryInput<'_>) -> Result<Summary, Refusal> {
     let SummaryInput { client_id, start_date, end_date, top_operation_count } = input;
@@ -70,17 +63,15 @@ pub async fn summary(engine: &Engine, input: SummaryInput<'_>) -> Result<Summary
         count => count.unsigned_abs() as usize,
     };
     let read = engine.reads.read(|mut conn| async move {
-        let read = usage::range(&mut conn, client_id, start, end).await;
+        let read = usage::range(&mut conn, client_id, start, end, top).await;
         (conn, read)
     });
-    let AsOf { complete_as_of, rows: OfClient { time_zone, usage } } =
+    let AsOf { complete_as_of, rows: OfClient { time_zone, usage: mut range } } =
         read.await?.ok_or_else(|| Refusal::client_not_found(client_id))?;
-    let sums = usage.total();
-    let days = usage.days.iter().map(|(day, sums)| DaySums { day: *day, sums: *sums }).collect();
-    let of_services = usage.services().into_iter().map(|(service, sums)| ServiceSums { service, sums }).collect();
-    let operations = usage.top_operations(top).into_iter();
-    let operations =
-        operations.map(|((service, operation), sums)| OperationSums { service, operation, sums }).collect();
+    let (sums, operations) = (range.total(), range.take_operations());
+    let days = range.days.into_iter().map(|(day, sums)| DaySums { day, sums }).collect();
+    let of_services = range.services.into_iter().map(|(service, sums)| ServiceSums { service, sums }).collect();
+    let of_services = by_cost(of_services, |row: &ServiceSums| &row.sums);
     let services = services(&engine.catalog.current(), of_services);
     Ok(Summary { time_zone, sums, services, days, operations, complete_as_of })
 }

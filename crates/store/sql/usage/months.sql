@@ -1,4 +1,5 @@
--- The usage of a client in the months from $2 to $3, and one row of the client without usage. Add up the rows of a service.
+-- The usage of a client in the months from $2 to $3, and one more row with the time zone of the client. The rows of a service
+-- must be added up.
 SELECT NULL::timestamptz AS "now?", NULL::text AS "time_zone?", month AS "month?", service AS "service?",
     request_count AS "request_count!", units AS "units!: Numeric", input_tokens AS "input_tokens!",
     output_tokens AS "output_tokens!", cached_input_tokens AS "cached_input_tokens!", cost AS "cost!: Numeric",

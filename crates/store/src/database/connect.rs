@@ -28,7 +28,7 @@ const JOB_CONNECTIONS_MAX: u32 = 4;
 const LEASE_CONNECTIONS_MAX: u32 = 2;
 /// Idle time after which the pool closes a job's connection, well before `JOB_IDLE_TIMEOUT_MS`.
 const JOB_IDLE_CLOSE: Duration = Duration::from_secs(1);
-/// Longest wait of a call for a free connection.
+/// Longest wait of a call for its turn or for a new connection.
 pub(super) const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Returns connection options with all timeouts set. An error if the URL is invalid.

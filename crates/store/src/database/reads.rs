@@ -12,7 +12,11 @@ use tokio::time::timeout;
 
 /// A connection that was used within this time is assumed to be alive, so it is not checked before its next use.
 const TRUSTED_IDLE: Duration = Duration::from_secs(1);
-/// Time after which a connection returns to sqlx, which closes it when it is old.
+/// Longest duration of a check.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
+/// A connection that was idle for this time is closed when the pool is next used.
+const IDLE_MAX: Duration = Duration::from_secs(60);
+/// A connection that was used for this time returns to sqlx, which closes it when it is old.
 const KEPT_MAX: Duration = Duration::from_secs(60);
 /// A connection that was lost before the read fails within this time. After a later failure the read is not repeated,
 /// because the read itself may be the cause.
@@ -23,7 +27,8 @@ const LOST_BEFORE_MAX: Duration = Duration::from_millis(500);
 ///
 /// The pool of sqlx checks each connection with a round trip when it returns, before the next caller gets it. This costs a
 /// fifth of a short read. Therefore a connection returns to sqlx only if a read failed or was cancelled, or after
-/// [`KEPT_MAX`].
+/// [`KEPT_MAX`]. A cancelled statement runs on, and its connection is not usable until it ends, so reads should not be
+/// cancelled.
 #[derive(Debug)]
 pub struct ReadPool {
     pool: PgPool,
@@ -39,7 +44,7 @@ pub type ReadConnection = PoolConnection<Postgres>;
 #[derive(Debug)]
 struct Kept {
     conn: ReadConnection,
-    /// When sqlx returned the connection.
+    /// When the connection was taken from sqlx.
     since: Instant,
     last_used: Instant,
 }
@@ -61,23 +66,28 @@ impl ReadPool {
     where
         F: Future<Output = (ReadConnection, crate::Result<T>)>,
     {
+        let _permit = self.permit().await?;
         let mut left = self.pool.options().get_max_connections();
         loop {
-            let _permit = self.permit().await?;
-            let Kept { conn, since, .. } = self.take().await?;
             let begun = Instant::now();
-            let (conn, done) = read(conn).await;
-            match done {
-                Ok(done) => {
-                    self.put(conn, since);
-                    return Ok(done);
-                }
-                Err(error) if left > 0 && is_connection_lost(&error) && begun.elapsed() < LOST_BEFORE_MAX => {
-                    drop(conn.detach());
-                    left -= 1;
-                }
-                Err(error) => return Err(error),
+            let error = match self.take().await {
+                Ok(Kept { conn, since, .. }) => match read(conn).await {
+                    (conn, Ok(done)) => {
+                        self.put(conn, since);
+                        return Ok(done);
+                    }
+                    (conn, Err(error)) if is_connection_lost(&error) => {
+                        drop(conn.detach());
+                        error
+                    }
+                    (_, Err(error)) => error,
+                },
+                Err(error) => error,
+            };
+            if left == 0 || !is_connection_lost(&error) || begun.elapsed() >= LOST_BEFORE_MAX {
+                return Err(error);
             }
+            left -= 1;
         }
     }
 
@@ -105,25 +115,25 @@ impl ReadPool {
     /// Takes the connection that was used last, or one of sqlx.
     async fn take(&self) -> crate::Result<Kept> {
         while let Some(mut kept) = self.pop() {
-            if kept.last_used.elapsed() < TRUSTED_IDLE {
+            if kept.last_used.elapsed() < TRUSTED_IDLE
+                || matches!(timeout(CHECK_TIMEOUT, kept.conn.ping()).await, Ok(Ok(())))
+            {
                 return Ok(kept);
             }
-            match timeout(ACQUIRE_TIMEOUT, kept.conn.ping()).await {
-                Ok(Ok(())) => return Ok(kept),
-                Ok(Err(_)) => drop(kept.conn.detach()),
-                Err(_) => {
-                    drop(kept.conn.detach());
-                    return Err(sqlx::Error::PoolTimedOut.into());
-                }
-            }
+            drop(kept.conn.detach());
         }
         let conn = self.pool.acquire().await?;
         let now = Instant::now();
         Ok(Kept { conn, since: now, last_used: now })
     }
 
+    /// Takes the connection that was used last, and closes connections that were idle for long.
     fn pop(&self) -> Option<Kept> {
-        self.free().as_mut()?.pop()
+        let mut free = self.free();
+        let free = free.as_mut()?;
+        let idle_count = free.partition_point(|kept| kept.last_used.elapsed() >= IDLE_MAX);
+        free.drain(..idle_count).for_each(|kept| drop(kept.conn.detach()));
+        free.pop()
     }
 
     /// Keeps a connection for the next read.

@@ -25,7 +25,7 @@ use crate::sums::sums_of;
 use chrono::{DateTime, NaiveDate, Utc};
 use futures_util::TryStreamExt;
 use meterd_domain::period::Month;
-use meterd_domain::rollup::{RangeSums, Sums, by_cost};
+use meterd_domain::rollup::{OperationSums, RangeSums, Sums, by_cost};
 use sqlx::{PgConnection, PgPool};
 use std::collections::BTreeMap;
 
@@ -41,7 +41,7 @@ pub struct ServiceSums {
     pub sums: Sums,
 }
 
-/// What was read of a client, and the client's time zone from the same snapshot.
+/// The usage of a client, and the client's time zone from the same snapshot.
 pub struct OfClient<T> {
     /// IANA time zone name.
     pub time_zone: String,
@@ -51,7 +51,7 @@ pub struct OfClient<T> {
 /// Returns a client's months from `first` to `last`, both included, by service, highest cost first. `None` if the
 /// client does not exist.
 ///
-/// The rows of a service are added up here, because PostgreSQL needs longer for a few rows.
+/// The rows of a service are added up here, because PostgreSQL needs longer to group a few rows than to send them.
 pub async fn months(
     conn: &mut PgConnection,
     client_id: &str,
@@ -62,10 +62,11 @@ pub async fn months(
     let mut rows = sqlx::query_file!("sql/usage/months.sql", client_id, first, last).fetch(conn);
     let (mut client, mut services) = (None, BTreeMap::<(Month, String), Sums>::new());
     while let Some(row) = rows.try_next().await? {
-        if let (Some(now), Some(time_zone)) = (row.now, row.time_zone) {
-            client = Some((now, time_zone));
-        } else if let (Some(month), Some(service)) = (row.month, row.service) {
-            *services.entry((Month::of(month), service)).or_default() += sums_of!(row);
+        match (row.month, row.service) {
+            (Some(month), Some(service)) => {
+                *services.entry((Month::of(month), service)).or_default() += sums_of!(row);
+            }
+            _ => client = row.now.zip(row.time_zone),
         }
     }
     let services = services.into_iter().map(|((month, service), sums)| (month, ServiceSums { service, sums }));
@@ -73,22 +74,27 @@ pub async fn months(
     Ok(client.map(|(complete_as_of, time_zone)| AsOf { complete_as_of, rows: OfClient { time_zone, usage } }))
 }
 
-/// Returns the sums of a client's days from `start` to `end`, both included. `None` if the client does not exist.
+/// Returns the sums of a client's days from `start` to `end`, both included, with up to `operations_max` operations. `None`
+/// if the client does not exist.
 ///
-/// The rows are added up here as they arrive, because PostgreSQL would group them four times.
+/// PostgreSQL groups the rows by day and by operation. Sums of services are added up here.
 pub async fn range(
     conn: &mut PgConnection,
     client_id: &str,
     start: NaiveDate,
     end: NaiveDate,
+    operations_max: usize,
 ) -> crate::Result<Option<AsOf<OfClient<RangeSums>>>> {
     let mut rows = sqlx::query_file!("sql/usage/range.sql", client_id, start, end).fetch(conn);
-    let (mut client, mut usage) = (None, RangeSums::default());
+    let (mut client, mut usage) = (None, RangeSums::new(operations_max));
     while let Some(row) = rows.try_next().await? {
-        if let (Some(now), Some(time_zone)) = (row.now, row.time_zone) {
-            client = Some((now, time_zone));
-        } else if let (Some(day), Some(service), Some(operation)) = (row.day, row.service, row.operation) {
-            usage.add(day, service, operation, sums_of!(row));
+        let sums = sums_of!(row);
+        match (row.day, row.service, row.operation) {
+            (Some(day), ..) => usage.add_day(day, sums),
+            (None, Some(service), Some(operation)) => {
+                usage.add_operation(OperationSums { service, operation, sums });
+            }
+            _ => client = row.now.zip(row.time_zone),
         }
     }
     Ok(client.map(|(complete_as_of, time_zone)| AsOf { complete_as_of, rows: OfClient { time_zone, usage } }))
