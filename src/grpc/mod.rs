@@ -5,6 +5,7 @@ pub mod alerts;
 pub mod audit;
 pub mod catalog;
 pub mod clients;
+mod completion;
 pub mod jobs;
 pub mod keys;
 pub mod layers;
@@ -13,6 +14,7 @@ pub mod services;
 pub mod usage;
 pub mod wire;
 
+use completion::Uncancelled;
 use layers::admission::AdmissionPermit;
 pub use wire::page_token::{PageTokens, TokenMaker};
 pub use wire::status::ERROR_DOMAIN;
@@ -130,7 +132,7 @@ impl Handlers {
         self.run_as(request, |context, _, request| handler(context, request)).await
     }
 
-    /// Checks the caller and runs a handler in its own task, so that a caller that disconnects does not cancel database work.
+    /// Checks the caller and runs a handler to its end, so that a caller that disconnects does not cancel database work.
     /// If the role matrix says so, the call gets an entry in the audit log.
     async fn run_as<Req: Guarded, Res, Fut>(
         &self,
@@ -141,7 +143,7 @@ impl Handlers {
         Fut: Future<Output = Result<Res, Refusal>> + Send + 'static,
         Res: Send + 'static,
     {
-        // The task keeps the slot of the call, because it continues after the caller has disconnected.
+        // The work keeps the slot of the call, because it continues after the caller has disconnected.
         let admitted = request.extensions_mut().remove::<AdmissionPermit>();
         let (context, address) = (self.0.clone(), address(&request));
         if !Req::ROW.audited {
@@ -151,7 +153,8 @@ impl Handlers {
                 let _admitted = admitted;
                 handled.await
             };
-            return Ok(Response::new(in_a_task(work).await.map_err(status)?));
+            let work = Uncancelled::new(keeping_request_id(work).in_current_span());
+            return Ok(Response::new(work.await.map_err(status)?));
         }
         let caller = caller(&request).map_err(status)?;
         let mut request = request.into_inner();

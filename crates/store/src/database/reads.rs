@@ -27,8 +27,8 @@ const LOST_BEFORE_MAX: Duration = Duration::from_millis(500);
 ///
 /// The pool of sqlx checks each connection with a round trip when it returns, before the next caller gets it. This costs a
 /// fifth of a short read. Therefore a connection returns to sqlx only if a read failed or was cancelled, or after
-/// [`KEPT_MAX`]. A cancelled statement runs on, and its connection is not usable until it ends, so reads should not be
-/// cancelled.
+/// [`KEPT_MAX`]. The statement of a cancelled read runs on, and another read may wait for its connection. So do not cancel
+/// reads.
 #[derive(Debug)]
 pub struct ReadPool {
     pool: PgPool,
