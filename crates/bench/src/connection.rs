@@ -17,6 +17,7 @@ use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use tokio::net::TcpStream;
+use tonic::client::Grpc;
 use tonic_health::pb::health_client::HealthClient;
 
 /// Bytes that the server may send before it waits, per call and per connection, as for tonic's channel.
@@ -57,6 +58,11 @@ impl Connection {
         AlertServiceClient::with_origin(self.clone(), self.origin.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    /// Returns a client for any method.
+    pub fn grpc(&self) -> Grpc<Self> {
+        Grpc::with_origin(self.clone(), self.origin.clone())
     }
 
     /// Returns the health client.

@@ -19,7 +19,6 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::task::JoinSet;
 use tonic::Streaming;
-use tonic::client::Grpc;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic_prost::ProstCodec;
 
@@ -114,7 +113,7 @@ async fn subscribe(channel: Connection) -> Result<tonic::Response<Messages>, ton
 }
 
 async fn subscribe_to_floor(channel: Connection) -> Result<tonic::Response<Messages>, tonic::Status> {
-    let mut grpc = Grpc::new(channel);
+    let mut grpc = channel.grpc();
     grpc.ready().await.map_err(|error| tonic::Status::unknown(error.to_string()))?;
     let path = PathAndQuery::from_static(broadcast::PATH);
     let request = tonic::Request::new(SubscribeAlertsRequest::default());
