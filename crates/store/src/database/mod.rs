@@ -1,4 +1,5 @@
-//! The database itself: URL, connections, connections for reads, fitness, causes of errors, distribution, and the data of the deployment.
+//! The database itself: URL, connections (`connect`, and `reads` for short reads), fitness, causes of errors, distribution,
+//! and the data of the deployment.
 
 pub mod cause;
 pub mod connect;
