@@ -91,12 +91,12 @@ pub async fn build(
     settings.check_retention()?;
     let net = settings.net()?;
     let tls = net::Tls::load(&net)?;
-    let bind = async |name: &str, address: SocketAddr| {
+    let bind = |name: &str, address: SocketAddr| {
         let failed = || format!("{name} {address}: cannot listen on this address (is another server running?)");
-        TcpListener::bind(address).await.with_context(failed)
+        net::bind(address).with_context(failed)
     };
-    let grpc = bind("--listen", settings.listen).await?;
-    let http = bind("--http-listen", settings.http_listen).await?;
+    let grpc = bind("--listen", settings.listen)?;
+    let http = bind("--http-listen", settings.http_listen)?;
     web::recorder();
     let notify_config = settings.notifications.config()?;
     let auth_config = settings.auth.config()?;

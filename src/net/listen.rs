@@ -13,7 +13,7 @@ use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_rustls::rustls::ServerConfig;
@@ -27,6 +27,11 @@ const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 /// may be closing at the same time.
 const CLOSING_DIVISOR: usize = 8;
 const CLOSING_MIN: usize = 8;
+
+/// Number of connections that the kernel completes and keeps before the server accepts them. The kernel lowers it to its own limit
+/// (`net.core.somaxconn`, 4,096 by default). With the usual 128, a burst of new connections, such as all callers of a server that
+/// was restarted, waits a second or more to be sent again, and the kernel may reset connections that callers see as open.
+const BACKLOG: u32 = 4_096;
 
 /// How a port is served.
 pub struct Port {
@@ -107,6 +112,20 @@ impl PortState {
         }
         has_evicted
     }
+}
+
+/// Listens on an address.
+///
+/// # Errors
+/// Returns an error if the address is in use or cannot be used.
+pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // A server that restarts must not wait for closed connections of the previous one. On Windows, the option would let two
+    // servers share a port.
+    #[cfg(not(windows))]
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// Serves a port until the server has to stop and the last connection has ended. If the future is dropped, all connections are

@@ -18,7 +18,7 @@ mod tls_names;
 mod tls_reload;
 
 pub use config::{NetConfig, TlsFiles};
-pub use listen::{Port, serve};
+pub use listen::{Port, bind, serve};
 pub use open_files::{open_files_needed, raise_open_files_limit};
 pub use response::UnreadTrailers;
 pub use tls::Tls;

@@ -165,10 +165,16 @@ impl Process {
         Duration::from_millis(fields[11..=12].iter().map(|ticks| ticks.parse::<u64>().unwrap() * 10).sum())
     }
 
+    /// Sends a signal to the server.
+    pub fn signal(&self, name: &str) {
+        let args = [format!("-{name}"), self.pid().to_string()];
+        assert!(Command::new("kill").args(args).status().unwrap().success());
+    }
+
     /// Stops it with SIGTERM. Returns the exit code and the time that it took.
     pub async fn stop(&self) -> (Option<i32>, Duration) {
         let started = Instant::now();
-        assert!(Command::new("kill").args(["-TERM", &self.pid().to_string()]).status().unwrap().success());
+        self.signal("TERM");
         loop {
             if let Some(status) = self.server.lock().unwrap().try_wait().unwrap() {
                 return (status.code(), started.elapsed());
@@ -186,6 +192,9 @@ impl Drop for Process {
         drop(server.wait());
         if self.data_dir.as_os_str().is_empty() {
             return;
+        }
+        if std::thread::panicking() {
+            println!("log of the server:\n{}", self.log());
         }
         if let Ok(file) = std::fs::read_to_string(self.data_dir.join("postgres/postmaster.pid")) {
             let pid = file.lines().next().unwrap_or_default();

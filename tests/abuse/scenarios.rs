@@ -1,7 +1,7 @@
 //! Scenarios of protocol abuse.
 
 use crate::bystander::assert_survives;
-use crate::calls::{CONNECTIONS, bomb, each, h2_connect, message, result_of, send, tally};
+use crate::calls::{CONNECTIONS, assert_all_in, bomb, each, h2_connect, message, result_of, send, tally};
 use crate::frames::{self, *};
 use crate::process::{Process, track};
 use crate::slow::{idle_connections, slow_bodies, slow_headers};
@@ -14,9 +14,12 @@ use prost::Message;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 const TRACK: &str = "/metering.v1.UsageService/TrackUsage";
 const BATCH: &str = "/metering.v1.UsageService/BatchTrackUsage";
+const HEALTH: &str = "/grpc.health.v1.Health/Check";
 const SUBSCRIBE: &str = "/metering.v1.AlertService/SubscribeAlerts";
 const MIB: usize = 1024 * 1024;
 /// RFC 9113, section 7.
@@ -276,4 +279,32 @@ async fn a_server_without_free_file_descriptors_serves_existing_connections() {
     assert!(used < Duration::from_secs(1), "{used:?}");
     drop(waiting);
     assert_eq!(process.stop().await.0, Some(0));
+}
+
+/// The kernel completes connections while the server is busy, here stopped, and none waits for a repeated SYN or is reset.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_burst_of_connections_to_a_busy_server_is_accepted_at_once() {
+    const COUNT: usize = 2_000;
+    let _alone = crate::ALONE.lock().await;
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
+    let process = Process::start(&[]).await;
+    let kept: usize = std::fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap().trim().parse().unwrap();
+    assert!(kept >= COUNT, "net.core.somaxconn is {kept}: this test needs {COUNT}");
+    process.signal("STOP");
+    let (address, started) = (process.address(), Instant::now());
+    let connecting = join_all((0..COUNT).map(|_| TcpStream::connect(&address)));
+    let connected = timeout(Duration::from_secs(20), connecting).await;
+    let connected_within = started.elapsed();
+    process.signal("CONT");
+    let streams = connected.expect("all connections are completed while the server is stopped");
+    println!("{COUNT} connections to a stopped server were completed within {connected_within:.2?}");
+    let answered = streams.into_iter().map(async |stream| {
+        let (sender, connection) = h2::client::handshake(stream.unwrap()).await.unwrap();
+        tokio::spawn(connection);
+        let (answer, mut body) = send(&mut sender.ready().await.unwrap(), HEALTH, &[], message(0, 0, &[])).await;
+        body.send_data(Bytes::new(), true).unwrap();
+        result_of(answer).await
+    });
+    assert_all_in(&join_all(answered).await, &["200"]);
 }
