@@ -5,6 +5,8 @@ use crate::harness::*;
 use meterd::proto::{BatchTrackUsageRequest, EventOutcome, StreamUsageRequest, TrackUsageRequest, UsageEvent};
 use meterd_engine::clock::Clock;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
@@ -18,7 +20,9 @@ const LATER_MAX: Duration = Duration::from_secs(5);
 
 /// A proxy between a server and its database that can be stopped.
 struct PausableProxy {
-    paused: watch::Sender<bool>,
+    /// The connections are numbered in the order in which they were opened. Those below this number are stopped.
+    paused_below: watch::Sender<usize>,
+    opened: Arc<AtomicUsize>,
     url: String,
     _folder: tempfile::TempDir,
     accepting: JoinHandle<()>,
@@ -30,22 +34,23 @@ impl PausableProxy {
         let listener = UnixListener::bind(folder.path().join(".s.PGSQL.5432")).unwrap();
         let host = database_url.split("host=").nth(1).unwrap().split('&').next().unwrap();
         let target = PathBuf::from(host.replace("%2F", "/")).join(".s.PGSQL.5432");
-        let paused = watch::Sender::new(false);
-        let state = paused.subscribe();
+        let (paused_below, opened) = (watch::Sender::new(0), Arc::new(AtomicUsize::new(0)));
+        let (state, counter) = (paused_below.subscribe(), opened.clone());
         let accepting = tokio::spawn(async move {
             while let Ok((from, _)) = listener.accept().await {
+                let number = counter.fetch_add(1, Ordering::Relaxed);
                 let (state, target) = (state.clone(), target.clone());
                 tokio::spawn(async move {
                     let (from_read, from_write) = from.into_split();
                     let (to_read, to_write) = UnixStream::connect(&target).await.unwrap().into_split();
-                    let forth = pass(from_read, to_write, state.clone());
-                    let back = pass(to_read, from_write, state);
+                    let forth = pass(from_read, to_write, number, state.clone());
+                    let back = pass(to_read, from_write, number, state);
                     tokio::select! { () = forth => {}, () = back => {} }
                 });
             }
         });
         let url = database_url.replace(host, &folder.path().display().to_string());
-        Self { paused, url, _folder: folder, accepting }
+        Self { paused_below, opened, url, _folder: folder, accepting }
     }
 }
 
@@ -53,11 +58,14 @@ impl PausableProxy {
 async fn pass(
     mut from: tokio::net::unix::OwnedReadHalf,
     mut to: tokio::net::unix::OwnedWriteHalf,
-    mut state: watch::Receiver<bool>,
+    number: usize,
+    mut paused_below: watch::Receiver<usize>,
 ) {
     let mut buffer = vec![0; 64 * 1024];
     while let Ok(bytes @ 1..) = from.read(&mut buffer).await {
-        if state.wait_for(|paused| !paused).await.is_err() || to.write_all(&buffer[..bytes]).await.is_err() {
+        if paused_below.wait_for(|below| number >= *below).await.is_err()
+            || to.write_all(&buffer[..bytes]).await.is_err()
+        {
             return;
         }
     }
@@ -79,7 +87,7 @@ async fn calls_fail_in_time_if_the_database_hangs_and_resent_events_count_once()
     let proxy = PausableProxy::in_front_of(&database_url).await;
     let server = TestServer::replica(&proxy.url, &["--retry-seconds", "2", "--writers", "1"], Clock::system()).await;
     server.track(event_with_key("k0", event("acme", "sms", "1"))).await.unwrap();
-    proxy.paused.send_replace(true);
+    proxy.paused_below.send_replace(usize::MAX);
     let mut callers = JoinSet::new();
     // Some calls arrive while the writer hangs, some while it retries.
     for number in 0..8u64 {
@@ -128,7 +136,7 @@ async fn calls_fail_in_time_if_the_database_hangs_and_resent_events_count_once()
         assert_in_time(started, "a stream");
     });
     callers.join_all().await;
-    proxy.paused.send_replace(false);
+    proxy.paused_below.send_replace(0);
     for number in 0..8 {
         let again = event_with_key(&format!("lone-{number}"), event(["acme", "other"][number % 2], "sms", "1"));
         server.track(again).await.unwrap();
@@ -138,6 +146,25 @@ async fn calls_fail_in_time_if_the_database_hangs_and_resent_events_count_once()
     assert!(results.iter().all(|result| [Accepted, Duplicate].contains(&result.outcome())));
     let streamed = server.sql("SELECT FROM usage_events WHERE client_id = 'streamed'").await;
     server.assert_exact(1 + 8 + 9_000 + streamed as i64).await;
+    server.stop().await;
+    proxy.accepting.abort();
+}
+
+#[tokio::test]
+async fn a_read_replaces_connections_that_hang() {
+    let proxy = PausableProxy::in_front_of(&fresh_database().await).await;
+    let server = TestServer::replica(&proxy.url, &[], Clock::system()).await;
+    server.track(event("acme", "sms", "1")).await.unwrap();
+    assert_eq!(server.month("acme").await.totals.unwrap().units, "1");
+    // The next read checks its connection, because it was idle for more than a second.
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    proxy.paused_below.send_replace(proxy.opened.load(Ordering::Relaxed));
+    let started = Instant::now();
+    assert_eq!(server.month("acme").await.totals.unwrap().units, "1");
+    let waited = started.elapsed();
+    println!("a read on a connection that hangs was answered after {waited:?}");
+    assert!((1..5).contains(&waited.as_secs()), "{waited:?}");
+    proxy.paused_below.send_replace(0);
     server.stop().await;
     proxy.accepting.abort();
 }

@@ -8,7 +8,8 @@ use futures_util::TryStreamExt;
 use meterd::cli::verify::verify_all;
 use meterd_domain::decimal::Decimal;
 use meterd_domain::event::EventId;
-use sqlx::{PgPool, Row};
+use meterd_store::database::connect::allow_long_statements;
+use sqlx::{PgPool, Postgres, Row, Transaction};
 use std::time::Duration;
 
 /// Maximum time between two statements of a transaction.
@@ -32,9 +33,10 @@ pub async fn check(pool: &PgPool, journal: &Journal) -> Checked {
     assert_eq!(disagreeing, 0, "acknowledgements of one key name different events");
     let mut seen = vec![false; acknowledged.len()];
     let (mut recorded, mut twice, mut other, mut lost) = (0, 0, 0, 0);
+    let mut tx = patient(pool).await;
     let mut rows =
         sqlx::query("SELECT idempotency_key, event_time, event_seq, charge::text AS charge FROM usage_events")
-            .fetch(pool);
+            .fetch(&mut *tx);
     while let Some(row) = rows.try_next().await.unwrap() {
         let number = number_of(row.get("idempotency_key")) as usize;
         recorded += 1;
@@ -47,6 +49,7 @@ pub async fn check(pool: &PgPool, journal: &Journal) -> Checked {
         other += usize::from(acknowledged.get(number).copied().flatten().is_some_and(|answer| !answer.is(id, charge)));
     }
     drop(rows);
+    drop(tx);
     for answer in acknowledged.iter().flatten() {
         lost += usize::from(!seen[answer.number as usize]);
     }
@@ -74,15 +77,23 @@ pub async fn assert_no_open_transaction(pool: &PgPool) {
     assert_eq!(idle, 0, "connections idle in transaction");
 }
 
+/// Begins a transaction without a statement timeout, because a long run records millions of events.
+async fn patient(pool: &PgPool) -> Transaction<'static, Postgres> {
+    let mut tx = pool.begin().await.unwrap();
+    allow_long_statements(&mut tx).await.unwrap();
+    tx
+}
+
 /// Checks that the counts and amounts of events, keys, days, services and months are equal.
 async fn assert_sums_match_events(pool: &PgPool) {
+    let mut tx = patient(pool).await;
     let counts: Vec<i64> = sqlx::query_scalar(
         "SELECT count(*) FROM usage_events UNION ALL SELECT count(*) FROM idempotency_keys
          UNION ALL SELECT COALESCE(sum(request_count), 0)::bigint FROM all_usage_days
          UNION ALL SELECT COALESCE(sum(request_count), 0)::bigint FROM all_usage_month_services
          UNION ALL SELECT COALESCE(sum(request_count), 0)::bigint FROM usage_months",
     )
-    .fetch_all(pool)
+    .fetch_all(&mut *tx)
     .await
     .unwrap();
     assert_eq!(counts, vec![counts[0]; 5], "events, keys, days, months of services, months");
@@ -91,7 +102,7 @@ async fn assert_sums_match_events(pool: &PgPool) {
          UNION ALL SELECT COALESCE(sum(cost), 0) FROM all_usage_month_services
          UNION ALL SELECT COALESCE(sum(cost), 0) FROM usage_months",
     )
-    .fetch_all(pool)
+    .fetch_all(&mut *tx)
     .await
     .unwrap();
     assert_eq!(amounts, vec![amounts[0].clone(); 4], "events, days, months of services, months");
