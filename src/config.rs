@@ -27,6 +27,7 @@ pub use sources::{InvalidVariables, check_database, chooses_database, innermost,
 use crate::net::NetConfig;
 use chrono_tz::Tz;
 use clap::{Args, ValueEnum};
+use meterd_domain::decimal::Rate;
 use meterd_domain::event::ACCEPT_FUTURE_SECONDS_MAX;
 use meterd_embedded_postgres::{EmbeddedSettings, default_data_dir};
 use meterd_engine::alerts::notify::Secret;
@@ -78,6 +79,10 @@ pub struct Settings {
     /// Maximum number of seconds that the time of an event may be ahead of the server's clock
     #[arg(long, env = "METERD_ACCEPT_FUTURE_SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u32).range(0..=i64::from(ACCEPT_FUTURE_SECONDS_MAX)))]
     pub accept_future_seconds: u32,
+
+    /// Rate per token above which a new price needs a confirmation, because its rates may be meant per million tokens
+    #[arg(long, env = "METERD_HIGH_TOKEN_RATE", default_value = "0.01", value_parser = parse_rate)]
+    pub high_token_rate: Rate,
 
     #[command(flatten)]
     pub jobs: JobSettings,
@@ -161,6 +166,10 @@ pub enum UnknownService {
     Reject,
     /// Record the event as unpriced
     Keep,
+}
+
+fn parse_rate(text: &str) -> Result<Rate, String> {
+    Rate::parse(text).map_err(|error| error.to_string())
 }
 
 fn parse_currency(text: &str) -> Result<String, String> {

@@ -145,6 +145,7 @@ pub async fn build(
         accept_past_days: settings.accept_past_days,
         accept_future_seconds: settings.accept_future_seconds,
         keep_unknown_services: settings.unknown_service == UnknownService::Keep,
+        high_token_rate: settings.high_token_rate,
         exports_max: exports_max as usize,
         ingest: ingest_config,
         notify: notify_config,

@@ -184,10 +184,9 @@ fn http_status(reason: Reason) -> StatusCode {
             StatusCode::TOO_MANY_REQUESTS
         }
         InvalidField | UnknownService | EventTooOld | EventInFuture | PageTokenInvalid | RangeTooLong
-        | ResumeTokenInvalid | MessageInvalid => StatusCode::BAD_REQUEST,
-        ClientNotFound | EventNotFound | AlertNotFound | NotificationNotFound | JobNotFound | ApiKeyNotFound => {
-            StatusCode::NOT_FOUND
-        }
+        | ResumeTokenInvalid | MessageInvalid | RateNotConfirmed => StatusCode::BAD_REQUEST,
+        ClientNotFound | EventNotFound | AlertNotFound | NotificationNotFound | JobNotFound | ApiKeyNotFound
+        | PriceNotFound => StatusCode::NOT_FOUND,
         IdempotencyConflict
         | ClientExists
         | ServiceExists
@@ -196,7 +195,9 @@ fn http_status(reason: Reason) -> StatusCode {
         | RequestIdReused
         | NotificationNotFailed
         | MonthClosed
-        | ApiKeyNotLive => StatusCode::CONFLICT,
+        | ApiKeyNotLive
+        | PriceWithdrawn
+        | PricesOverlap => StatusCode::CONFLICT,
         ResumeTokenExpired | ResumeTokenAhead => StatusCode::GONE,
         DatabaseUnavailable | DatabaseBroken | ShuttingDown | ConnectionAged | IdentityProviderUnavailable => {
             StatusCode::SERVICE_UNAVAILABLE

@@ -18,7 +18,7 @@ pub async fn metered(server: &TestServer, service: &str) {
     let new = Service { service: service.into(), ..Default::default() };
     let request = CreateServiceRequest { service: Some(new), request_id: String::new() };
     server.catalog().create_service(request).await.unwrap();
-    let request = CreatePriceRequest { price: Some(unit_price(service, "", "1")), request_id: String::new() };
+    let request = CreatePriceRequest { price: Some(unit_price(service, "", "1")), ..Default::default() };
     server.catalog().create_price(request).await.unwrap();
 }
 
@@ -291,7 +291,7 @@ async fn recurring_cost_is_not_projected_with_the_days() {
     let service = Service { service: "number".into(), recurring: true, ..Default::default() };
     let request = CreateServiceRequest { service: Some(service), request_id: String::new() };
     server.catalog().create_service(request).await.unwrap();
-    let request = CreatePriceRequest { price: Some(unit_price("number", "", "1")), request_id: String::new() };
+    let request = CreatePriceRequest { price: Some(unit_price("number", "", "1")), ..Default::default() };
     server.catalog().create_price(request).await.unwrap();
     server.track(event("acme", "number", "40")).await.unwrap();
     assert_eq!(kinds(&server, "acme").await, [""; 0]);
@@ -334,7 +334,7 @@ async fn unpriced_usage_raises_alerts_when_it_is_priced() {
     server.catalog().create_service(request).await.unwrap();
     server.track(event("acme", "later", "120")).await.unwrap();
     assert_eq!(kinds(&server, "acme").await, [""; 0]);
-    let request = CreatePriceRequest { price: Some(unit_price("later", "", "1")), request_id: String::new() };
+    let request = CreatePriceRequest { price: Some(unit_price("later", "", "1")), ..Default::default() };
     server.catalog().create_price(request).await.unwrap();
     wait_until(async || kinds(&server, "acme").await == ["2026-11 THRESHOLD CRITICAL"]).await;
     assert_sets_match(&server).await;
@@ -377,7 +377,7 @@ async fn a_backfill_raises_alerts_without_notifications() {
     let request = CreateServiceRequest { service: Some(service), request_id: String::new() };
     server.catalog().create_service(request).await.unwrap();
     server.batch(vec![event("globex", "later", "60")], true).await;
-    let request = CreatePriceRequest { price: Some(unit_price("later", "", "1")), request_id: String::new() };
+    let request = CreatePriceRequest { price: Some(unit_price("later", "", "1")), ..Default::default() };
     server.catalog().create_price(request).await.unwrap();
     wait_until(async || kinds(&server, "globex").await == ["2026-11 THRESHOLD WARNING"]).await;
     assert_eq!(notifications().await, 0);

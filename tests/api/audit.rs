@@ -214,7 +214,7 @@ async fn a_request_without_a_json_form_is_recorded_and_rejected() {
         key_server.server.channel(),
         key_server.admin.clone(),
     );
-    let rejected = catalog.create_price(CreatePriceRequest { price: Some(price), request_id: String::new() }).await;
+    let rejected = catalog.create_price(CreatePriceRequest { price: Some(price), ..Default::default() }).await;
     assert_invalid(rejected, "INVALID_FIELD", &["price.effective_time"]);
     let entry = all(&key_server).await.remove(0);
     assert!(entry.request_json.starts_with(r#"{"protobufBase64":""#), "{}", entry.request_json);

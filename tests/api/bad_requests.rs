@@ -8,8 +8,8 @@ const EVENT: &str = r#"{"clientId": "acme", "service": "openai", "operation": "c
     "units": "1", "inputTokens": "1000000000000", "outputTokens": "10", "amount": "1.5", "subject": "s",
     "eventTime": "2026-11-21T11:00:00Z", "idempotencyKey": "k-$N", "externalId": "x", "metadata": {"k": "v"}}"#;
 
-/// A valid request of each RPC in the JSON format of protobuf. `$N` is replaced by a new number each time, `$KEY`,
-/// `$EVENT` and `$ALERT` by ids of existing objects.
+/// A valid request of each RPC in the JSON format of protobuf. `$N` is replaced by a new number each time, `$KEY` and `$PRICE` by
+/// the id of a new object, `$EVENT` and `$ALERT` by ids of existing objects.
 const REQUESTS: &[(&str, &str)] = &[
     ("TrackUsage", r#"{"event": $USAGE}"#),
     ("BatchTrackUsage", r#"{"events": [$USAGE], "backfill": true, "validateOnly": false}"#),
@@ -81,8 +81,9 @@ const REQUESTS: &[(&str, &str)] = &[
         "CreatePrice",
         r#"{"price": {"service": "sms", "operation": "op-$N", "model": "m-$N", "effectiveTime": "2026-01-01T00:00:00Z",
             "rates": {"unit": "1", "inputToken": "1", "outputToken": "1", "cachedInputToken": "1", "percentOfAmount": "1",
-                "fixed": "1"}}, "requestId": "r-$N"}"#,
+                "fixed": "1"}}, "confirmHighRates": true, "requestId": "r-$N"}"#,
     ),
+    ("RetirePrice", r#"{"priceId": "$PRICE"}"#),
     (
         "CreateModelAlias",
         r#"{"modelAlias": {"service": "openai", "alias": "alias-$N", "model": "gpt-4o-mini"}, "requestId": "r-$N"}"#,
@@ -161,7 +162,7 @@ pub fn rule(rpc: &str, message: &str, field: &str) -> Rule {
     let required = |other| Text { bytes_max: 128, empty: Invalid, other };
     match (rpc, message, field) {
         (_, "Client", "create_time" | "update_time")
-        | (_, "Price", "create_time")
+        | (_, "Price", "create_time" | "withdraw_time")
         | (_, "AlertPolicy", "update_time")
         | (_, "ApiKey", "create_time" | "revoke_time" | "last_used_time") => OutputOnly,
         (_, "Price", "price_id" | "built_in")
@@ -182,6 +183,8 @@ pub fn rule(rpc: &str, message: &str, field: &str) -> Rule {
         (_, _, "external_id") => Name { bytes_max: 256, empty: Valid },
         (_, _, "display_name" | "actor_id" | "method") => text(256),
         (_, "Service", "unit") => text(64),
+        (_, "Price", "source") => text(256),
+        (_, "Price", "note") => text(1_024),
         (_, "ListPricesRequest", "service") => text(128),
         (_, "ApiKey", "name") => Text { bytes_max: 256, empty: Invalid, other: Valid },
         (_, _, "acknowledged_by") => required(Valid),
@@ -196,6 +199,7 @@ pub fn rule(rpc: &str, message: &str, field: &str) -> Rule {
         (_, _, "alert_id") => required(Refused("ALERT_NOT_FOUND")),
         (_, _, "notification_id") => required(Refused("NOTIFICATION_NOT_FOUND")),
         (_, _, "key_id") => required(Refused("API_KEY_NOT_FOUND")),
+        (_, _, "price_id") => required(Refused("PRICE_NOT_FOUND")),
         (_, "RunJobRequest", "job") => required(Refused("JOB_NOT_FOUND")),
 
         (_, "Grant", "client_ids") => Names { empty: Invalid },
@@ -270,6 +274,7 @@ pub fn rule(rpc: &str, message: &str, field: &str) -> Rule {
             | "unacknowledged_only"
             | "open_only"
             | "recurring"
+            | "confirm_high_rates"
             | "live_only"
             | "threshold_enabled"
             | "spike_enabled"

@@ -66,10 +66,19 @@ impl TestData {
 
     /// Creates an API key.
     pub async fn new_key(&mut self) -> String {
-        let rpc = rpc("CreateApiKey");
-        let request = from_json(rpc.input(), &self.fill_placeholders(&valid_request("CreateApiKey")));
+        self.create::<CreateApiKeyResponse>("CreateApiKey").await.api_key.unwrap().key_id
+    }
+
+    async fn new_price(&mut self) -> String {
+        self.create::<CreatePriceResponse>("CreatePrice").await.price.unwrap().price_id
+    }
+
+    /// Creates something with the valid request of an RPC.
+    async fn create<T: Message + Default>(&mut self, name: &str) -> T {
+        let rpc = rpc(name);
+        let request = from_json(rpc.input(), &self.fill_placeholders(&valid_request(name)));
         let answer = self.call(&rpc, &request).await;
-        answer.messages[0].transcode_to::<CreateApiKeyResponse>().unwrap().api_key.unwrap().key_id
+        answer.messages[0].transcode_to().unwrap()
     }
 
     /// Replaces the placeholders of a request.
@@ -85,6 +94,9 @@ impl TestData {
         let mut text = self.fill_placeholders(&valid_request(rpc.name()));
         if text.contains("$KEY") {
             text = text.replace("$KEY", &self.new_key().await);
+        }
+        if text.contains("$PRICE") {
+            text = text.replace("$PRICE", &self.new_price().await);
         }
         from_json(rpc.input(), &text)
     }

@@ -6,7 +6,7 @@ use meterd_engine::clock::Clock;
 use tonic::Code;
 
 async fn create_price(server: &TestServer, price: Price) -> Price {
-    let request = CreatePriceRequest { price: Some(price), request_id: String::new() };
+    let request = CreatePriceRequest { price: Some(price), confirm_high_rates: true, ..Default::default() };
     server.catalog().create_price(request).await.unwrap().into_inner().price.unwrap()
 }
 
@@ -47,7 +47,11 @@ async fn a_create_repeated_with_its_request_id_gets_the_first_answer_unless_it_d
     let again = CreateServiceRequest { request_id: String::new(), ..create };
     assert_error(catalog.create_service(again).await, Code::AlreadyExists, "SERVICE_EXISTS");
 
-    let create = CreatePriceRequest { price: Some(unit_price("fax", "", "0.10")), request_id: "r2".into() };
+    let create = CreatePriceRequest {
+        price: Some(unit_price("fax", "", "0.10")),
+        request_id: "r2".into(),
+        ..Default::default()
+    };
     let first = catalog.create_price(create.clone()).await.unwrap().into_inner();
     assert_eq!(first.price.as_ref().unwrap().rates.as_ref().unwrap().unit.as_deref(), Some("0.1"));
     assert_eq!(catalog.create_price(create.clone()).await.unwrap().into_inner(), first);
@@ -80,7 +84,11 @@ async fn a_create_repeated_with_its_request_id_gets_the_first_answer_unless_it_d
 #[tokio::test]
 async fn concurrent_creates_with_one_request_id_create_one_object() {
     let server = TestServer::start().await;
-    let create = CreatePriceRequest { price: Some(unit_price("social", "", "1")), request_id: "r1".into() };
+    let create = CreatePriceRequest {
+        price: Some(unit_price("social", "", "1")),
+        request_id: "r1".into(),
+        ..Default::default()
+    };
     let calls = (0..8).map(|_| {
         let (mut catalog, create) = (server.catalog(), create.clone());
         tokio::spawn(async move { catalog.create_price(create).await.unwrap().into_inner().price.unwrap().price_id })

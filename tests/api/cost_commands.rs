@@ -121,8 +121,8 @@ async fn usage_names_models_without_a_price_and_unpriced_says_how_to_set_one() {
         |of: &str| listed.lines().find(|line| line.contains(of)).unwrap_or_else(|| panic!("no {of} in {listed}"));
     assert!(line("acme").ends_with("NO_PRICE") && line("acme").contains("gpt-9"), "{listed}");
     assert!(line("beta    stripe").ends_with("AMOUNT_MISSING"), "{listed}");
-    let remedy = "meterd prices create openai --model gpt-9 --input-per-million RATE --output-per-million RATE";
-    assert!(listed.contains(remedy) && listed.contains("meterd prices create social --unit RATE"), "{listed}");
+    let remedy = "meterd prices set openai --model gpt-9 --input-per-million RATE --output-per-million RATE";
+    assert!(listed.contains(remedy) && listed.contains("meterd prices set social --unit RATE"), "{listed}");
     let file = rows(&succeed(&server, &["unpriced", "--client=acme", "--csv"]).await);
     assert_eq!((file.len(), &*file[0]["model"], &*file[0]["unpriced_event_count"]), (1, "gpt-9", "3"));
 
@@ -135,12 +135,12 @@ async fn usage_names_models_without_a_price_and_unpriced_says_how_to_set_one() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn prices_are_listed_with_their_history_and_created() {
+async fn prices_are_listed_with_their_history_set_and_retired() {
     let server = TestServer::start().await;
     let listed = succeed(&server, &["prices", "list", "openai", "--model=GPT-4o-mini"]).await;
     assert!(listed.contains("gpt-4o-mini") && listed.contains("0.15") && !listed.contains("gpt-3.5"), "{listed}");
     let create =
-        ["prices", "create", "openai", "--model=gpt-4o-mini", "--input-per-million=0.20", "--output-per-million=0.8"];
+        ["prices", "set", "openai", "--model=gpt-4o-mini", "--input-per-million=0.20", "--output-token=0.8/1M"];
     let created = succeed(&server, &[&create[..], &["--from=2026-01-01T00:00:00Z", "--json"]].concat()).await;
     assert_eq!(lines(&created)[0]["rates"]["input_token"], "0.0000002");
     let later = succeed(&server, &[&create[..], &["--from=2999-01-01T00:00:00Z", "--json"]].concat()).await;
@@ -156,13 +156,21 @@ async fn prices_are_listed_with_their_history_and_created() {
     assert_eq!((in_force.len(), &*in_force[0]["input_token"]), (1, "0.0000002"));
     let all = rows(&succeed(&server, &["prices", "list", "openai", "--model=gpt-4o-mini", "--all", "--csv"]).await);
     assert_eq!(all.iter().filter(|row| row["model"] == "gpt-4o-mini").count(), 3);
+    let price_id = lines(&later)[0]["price_id"].as_str().unwrap().to_owned();
+    let retired = lines(&succeed(&server, &["prices", "retire", &price_id, "--json"]).await);
+    assert_eq!(retired[0]["state"], "withdrawn");
+    let price_id = lines(&created)[0]["price_id"].as_str().unwrap().to_owned();
+    let ended = succeed(&server, &["prices", "retire", &price_id, "--at=2026-02-01T00:00:00Z"]).await;
+    assert!(ended.contains("until") && ended.contains("2026-02-01T00:00:00Z") && ended.contains("ended"), "{ended}");
 
     for (words, expected_text) in [
         (&["list", "opnai"][..], "service \"opnai\" does not exist; did you mean openai?"),
         (&["list", "openai", "--model=gtp-4o"], "no price matches; did you mean gpt-4o"),
         (&["history", "openai", "--model=gtp-4o-mini"], "did you mean gpt-4o-mini"),
-        (&["create", "openai", "--model=x"], "no rate is set"),
+        (&["set", "openai", "--model=x"], "no rate is set"),
         (&["create", "opnai", "--unit=1"], "did you mean openai"),
+        (&["set", "openai", "--model=x", "--input-token=2.5"], "--confirm-high-rates"),
+        (&["retire", "999999"], "no price \"999999\""),
     ] {
         let printed = fail(&server, &[&["prices"], words].concat()).await;
         assert!(printed.contains(expected_text), "{words:?}: {printed}");

@@ -59,6 +59,7 @@ mod overload;
 mod panics;
 mod pending_usage;
 mod policies;
+mod price_ends;
 mod process;
 mod queries;
 mod raw;

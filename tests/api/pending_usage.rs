@@ -104,7 +104,7 @@ async fn corrections_of_usage_that_is_pending_are_exact() {
     assert_eq!(rows(&server, "usage_days").await, 0);
 
     // A price that comes later.
-    let rates = Rates { input_token: Some("0.01".into()), output_token: Some("0.1".into()), ..Default::default() };
+    let rates = Rates { input_token: Some("0.001".into()), output_token: Some("0.01".into()), ..Default::default() };
     let price = Price {
         service: "openai".into(),
         model: "new-model".into(),

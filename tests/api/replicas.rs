@@ -39,7 +39,7 @@ async fn changed_prices_and_time_zones_apply_exactly_from_their_commit_on_both_r
         first.catalog().create_service(request).await.unwrap();
     }
     for service in ["alpha", "beta"] {
-        let request = CreatePriceRequest { price: Some(unit_price(service, "", "1")), request_id: String::new() };
+        let request = CreatePriceRequest { price: Some(unit_price(service, "", "1")), ..Default::default() };
         second.catalog().create_price(request).await.unwrap();
     }
     let client = Client { client_id: "acme".into(), time_zone: "UTC".into(), ..Default::default() };
@@ -74,7 +74,7 @@ async fn changed_prices_and_time_zones_apply_exactly_from_their_commit_on_both_r
     for service in ["alpha", "beta"] {
         let mut dearer = unit_price(service, "", "2");
         dearer.effective_time = Some(timestamp("2026-01-01T00:00:00Z"));
-        let request = CreatePriceRequest { price: Some(dearer), request_id: String::new() };
+        let request = CreatePriceRequest { price: Some(dearer), ..Default::default() };
         first.catalog().create_price(request).await.unwrap();
     }
     price.store(2, Ordering::SeqCst);
@@ -127,7 +127,7 @@ async fn a_change_waits_for_batches_that_were_priced_or_dated_before_it() {
     let service = Service { service: "alpha".into(), ..Default::default() };
     let request = CreateServiceRequest { service: Some(service), request_id: String::new() };
     first.catalog().create_service(request).await.unwrap();
-    let request = CreatePriceRequest { price: Some(unit_price("alpha", "", "1")), request_id: String::new() };
+    let request = CreatePriceRequest { price: Some(unit_price("alpha", "", "1")), ..Default::default() };
     first.catalog().create_price(request).await.unwrap();
     first.track(event("acme", "alpha", "1")).await.unwrap();
     second.track(event("acme", "alpha", "1")).await.unwrap();
@@ -154,7 +154,7 @@ async fn a_change_waits_for_batches_that_were_priced_or_dated_before_it() {
             if change == "price" {
                 let mut dearer = unit_price("alpha", "", "2");
                 dearer.effective_time = Some(timestamp("2026-01-01T00:00:00Z"));
-                let request = CreatePriceRequest { price: Some(dearer), request_id: String::new() };
+                let request = CreatePriceRequest { price: Some(dearer), ..Default::default() };
                 catalog.create_price(request).await.map(drop)
             } else {
                 let request = UpdateClientRequest {

@@ -401,7 +401,7 @@ async fn unpriced_events_are_priced_only_in_open_months() {
     server.batch(days.iter().map(|day| event_at("acme", "social", "2", day)).collect(), true).await;
     server.run_job("retention").await;
     let price = Some(meterd::proto::Price { effective_time: None, ..unit_price("social", "", "0.5") });
-    server.catalog().create_price(CreatePriceRequest { price, request_id: String::new() }).await.unwrap();
+    server.catalog().create_price(CreatePriceRequest { price, ..Default::default() }).await.unwrap();
     let deadline = Instant::now() + Duration::from_secs(20);
     while meterd_store::catalog::pricing::open_task_count(&server.pool).await.unwrap() > 0 {
         assert!(Instant::now() < deadline);

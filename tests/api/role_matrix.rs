@@ -43,7 +43,7 @@ const CHANGES_ALL: &str = "--y --- ---";
 const FOR_EVERYBODY: &str = "yyy yyy yyy";
 
 /// RPC, request, expected results. `{alert}` and `{notification}` are ids of acme's objects.
-pub const CELLS: [(&str, &str, &str); 65] = [
+pub const CELLS: [(&str, &str, &str); 66] = [
     ("UsageService/TrackUsage", r#"{"event":{"clientId":"acme","service":"sms"}}"#, "y-y y-y ---"),
     ("UsageService/BatchTrackUsage", r#"{"events":[{"clientId":"acme","service":"sms"}]}"#, EVENTS_OF_ACME),
     ("UsageService/StreamUsage", r#"{"event":{"clientId":"acme","service":"sms"}}"#, EVENTS_OF_ACME),
@@ -108,6 +108,7 @@ pub const CELLS: [(&str, &str, &str); 65] = [
     ("CatalogService/CreateService", r#"{"service":{"service":"created"}}"#, CHANGES_ALL),
     ("CatalogService/ListPrices", "{}", FOR_EVERYBODY),
     ("CatalogService/CreatePrice", r#"{"price":{"service":"sms","model":"m","rates":{"unit":"1"}}}"#, CHANGES_ALL),
+    ("CatalogService/RetirePrice", r#"{"priceId":"999999"}"#, CHANGES_ALL),
     (
         "CatalogService/CreateModelAlias",
         r#"{"modelAlias":{"service":"openai","alias":"a","model":"gpt-4o-mini"}}"#,
@@ -145,7 +146,7 @@ pub const CELLS: [(&str, &str, &str); 65] = [
 ];
 
 /// RPCs that change something as an admin and are recorded in the audit log.
-pub const AUDITED: [&str; 16] = [
+pub const AUDITED: [&str; 17] = [
     "UsageService/UpdateMonthlySummaries",
     "UsageService/RebuildRollups",
     "AlertService/CheckAlerts",
@@ -155,6 +156,7 @@ pub const AUDITED: [&str; 16] = [
     "AlertService/SendTestNotification",
     "CatalogService/CreateService",
     "CatalogService/CreatePrice",
+    "CatalogService/RetirePrice",
     "CatalogService/CreateModelAlias",
     "ClientService/CreateClient",
     "ClientService/UpdateClient",

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 async fn create_price(server: &TestServer, price: Price) {
-    let request = CreatePriceRequest { price: Some(price), request_id: String::new() };
+    let request = CreatePriceRequest { price: Some(price), confirm_high_rates: true, ..Default::default() };
     server.catalog().create_price(request).await.unwrap();
 }
 

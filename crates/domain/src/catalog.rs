@@ -111,7 +111,7 @@ impl Catalog {
         let in_force = |model: &str, operation: &str| {
             let timeline = prices.get(model)?.get(operation)?;
             let later = timeline.partition_point(|price| price.effective_time.is_none_or(|from| from <= time));
-            timeline[..later].last()
+            timeline[..later].last().filter(|price| price.end_time.is_none_or(|end| time < end))
         };
         let alias = self.aliases.get(service).and_then(|aliases| aliases.get(model));
         let of_model = |operation: &str| in_force(model, operation).or_else(|| in_force(alias?, operation));
@@ -145,7 +145,8 @@ mod tests {
     use crate::price::Rates;
 
     fn price(price_id: i64, from: Option<&str>) -> Price {
-        Price { price_id, effective_time: from.map(|text| text.parse().unwrap()), rates: Rates::default() }
+        let effective_time = from.map(|text| text.parse().unwrap());
+        Price { price_id, effective_time, end_time: None, rates: Rates::default() }
     }
 
     fn id(catalog: &Catalog, operation: &str, model: &str, time: &str) -> Option<i64> {
@@ -180,6 +181,18 @@ mod tests {
         assert_eq!(id(&catalog, "", "m", "2026-05-31T23:59:59.999999Z"), Some(1));
         assert_eq!(id(&catalog, "", "m", "2026-06-01T00:00:00Z"), Some(2));
         assert_eq!(id(&catalog, "", "m", "2099-01-01T00:00:00Z"), Some(3));
+    }
+
+    #[test]
+    fn the_general_price_applies_after_the_end_of_the_specific_price() {
+        let mut catalog = Catalog::new(1);
+        catalog.add_price("s", "", "", price(1, None));
+        let end_time = Some("2026-06-01T00:00:00Z".parse().unwrap());
+        catalog.add_price("s", "", "m", Price { end_time, ..price(2, None) });
+        catalog.add_price("s", "", "m", price(3, Some("2026-12-01T00:00:00Z")));
+        assert_eq!(id(&catalog, "", "m", "2026-05-31T23:59:59.999999Z"), Some(2));
+        assert_eq!(id(&catalog, "", "m", "2026-06-01T00:00:00Z"), Some(1));
+        assert_eq!(id(&catalog, "", "m", "2026-12-01T00:00:00Z"), Some(3));
     }
 
     #[test]

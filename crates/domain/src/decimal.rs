@@ -26,7 +26,7 @@ pub const RATE_INTEGER_DIGITS: u32 = 9;
 pub struct Decimal(i128);
 
 /// The cost of one unit: zero or more, below 10^9, with at most 24 decimals. Stored in units of 10^-24.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Rate(i128);
 
 /// A sum of quantities or charges in units of 10^-12. It cannot overflow. A difference may be negative.
@@ -84,6 +84,11 @@ impl Rate {
     /// Returns the value in units of 10^-24.
     pub const fn scaled(self) -> i128 {
         self.0
+    }
+
+    /// Returns the rate of one unit if this is the rate of a million, truncated to 24 decimals.
+    pub const fn per_million(self) -> Self {
+        Self(self.0 / 1_000_000)
     }
 }
 

@@ -29,8 +29,22 @@ pub struct Price {
     pub price_id: i64,
     /// `None`: valid for all times before the next price.
     pub effective_time: Option<DateTime<Utc>>,
+    /// The price is not valid from this time on. `None`: valid until the next price.
+    pub end_time: Option<DateTime<Utc>>,
     /// The rates.
     pub rates: Rates,
+}
+
+impl Price {
+    /// Returns whether one of two prices of a scope has an end and the other one begins before it. A price without an end is
+    /// replaced by a later one.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let begins_before_end = |first: &Self, second: &Self| {
+            let end = first.end_time.filter(|_| first.effective_time <= second.effective_time);
+            end.is_some_and(|end| second.effective_time.is_none_or(|from| from < end))
+        };
+        begins_before_end(self, other) || begins_before_end(other, self)
+    }
 }
 
 /// One component of a charge.
@@ -125,6 +139,16 @@ impl Rates {
         token_rates.into_iter().any(charges) && !other_rates.into_iter().any(charges)
     }
 
+    /// Returns the rates per token by name.
+    pub fn token_rates(&self) -> impl Iterator<Item = (&'static str, Rate)> {
+        let rates = [
+            ("input_token", self.input_token),
+            ("output_token", self.output_token),
+            ("cached_input_token", self.cached_input_token),
+        ];
+        rates.into_iter().filter_map(|(name, rate)| Some((name, rate?)))
+    }
+
     /// Returns whether no component is set.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
@@ -152,6 +176,32 @@ mod tests {
         assert_eq!(rates.charge(&call).unwrap().to_string(), "0.0000825");
         rates.cached_input_token = rate("0.000000075");
         assert_eq!(rates.charge(&call).unwrap().to_string(), "0.000075");
+    }
+
+    #[test]
+    fn prices_overlap_if_one_begins_before_the_end_of_the_other() {
+        let time = |day: &str| Some(format!("2026-{day}T00:00:00Z").parse().unwrap());
+        let price = |from: Option<&str>, end: Option<&str>| Price {
+            price_id: 1,
+            effective_time: from.and_then(time),
+            end_time: end.and_then(time),
+            rates: Rates::default(),
+        };
+        let cases = [
+            (price(None, None), price(Some("06-01"), None), false),
+            (price(None, Some("06-01")), price(Some("06-01"), None), false),
+            (price(None, Some("06-02")), price(Some("06-01"), None), true),
+            (price(Some("01-01"), Some("12-01")), price(Some("06-01"), Some("07-01")), true),
+            (price(Some("01-01"), None), price(Some("06-01"), Some("07-01")), false),
+            (price(Some("01-01"), Some("02-01")), price(Some("01-01"), None), true),
+        ];
+        for (first, second, expected) in cases {
+            assert_eq!(
+                (first.overlaps(&second), second.overlaps(&first)),
+                (expected, expected),
+                "{first:?} {second:?}"
+            );
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ use crate::auth::KeyCache;
 use crate::catalog::CatalogCache;
 use crate::clock::Clock;
 use crate::ingest::{Ingest, IngestConfig, KeyFilters};
+use meterd_domain::decimal::Rate;
 use meterd_store::database::reads::ReadPool;
 use sqlx::PgPool;
 use std::sync::Arc;
@@ -54,6 +55,8 @@ pub struct EngineConfig {
     pub accept_future_seconds: u32,
     /// Whether events of services that are not in the catalogue are recorded, without a charge. Otherwise they are refused.
     pub keep_unknown_services: bool,
+    /// Rates per token above this need a confirmation.
+    pub high_token_rate: Rate,
     /// Maximum number of exports that run at once.
     pub exports_max: usize,
     pub ingest: IngestConfig,

@@ -77,6 +77,10 @@ reasons! {
     OriginNotAllowed "ORIGIN_NOT_ALLOWED",
     DatabaseBroken "DATABASE_BROKEN",
     MessageInvalid "MESSAGE_INVALID",
+    RateNotConfirmed "RATE_NOT_CONFIRMED",
+    PriceNotFound "PRICE_NOT_FOUND",
+    PriceWithdrawn "PRICE_WITHDRAWN",
+    PricesOverlap "PRICES_OVERLAP",
 }
 
 /// What is wrong with a field of a request.

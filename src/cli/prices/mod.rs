@@ -1,6 +1,7 @@
-//! `meterd prices`: lists prices, shows the history of a price, and creates prices.
+//! `meterd prices`: lists prices, shows the history of a price, sets and retires prices.
 
-mod create;
+mod retire;
+mod set;
 mod show;
 
 use super::connect::{self, ConnectArgs, Connection};
@@ -14,7 +15,7 @@ use std::process::ExitCode;
 const CALL_SECONDS: u64 = 30;
 const PAGE_SIZE: i32 = 1_000;
 
-/// List prices, show the history of a price, or create a price
+/// List prices, show the history of a price, set or retire a price
 #[derive(Args, Clone, Debug)]
 pub struct PricesArgs {
     #[command(subcommand)]
@@ -28,12 +29,17 @@ pub enum PricesCommand {
     List(ListArgs),
     /// Show the history of a price: past, current and future prices
     History(HistoryArgs),
-    /// Create a price
+    /// Set a price
     ///
     /// The price applies to all events of its service, operation and model from a given time. Priced events keep their charge;
-    /// unpriced events are priced immediately. A price never changes: a new price replaces the old one. Rates are in the currency
-    /// of the deployment.
-    Create(Box<create::CreateArgs>),
+    /// unpriced events are priced immediately. The rates of a price never change: a new price replaces the old one. Rates are in
+    /// the currency of the deployment.
+    #[command(alias = "create")]
+    Set(Box<set::SetArgs>),
+    /// End a price at a time, or withdraw it
+    ///
+    /// Events that have a charge keep it. Later events get the next price that covers them, or none.
+    Retire(retire::RetireArgs),
 }
 
 /// Arguments of `prices list`.
@@ -88,7 +94,8 @@ pub async fn run(args: PricesArgs) -> anyhow::Result<ExitCode> {
     match args.command {
         PricesCommand::List(args) => list(args).await?,
         PricesCommand::History(args) => history(args).await?,
-        PricesCommand::Create(args) => create::run(*args).await?,
+        PricesCommand::Set(args) => set::run(*args).await?,
+        PricesCommand::Retire(args) => retire::run(args).await?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -97,6 +104,8 @@ pub async fn run(args: PricesArgs) -> anyhow::Result<ExitCode> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Past,
+    Ended,
+    Withdrawn,
     InForce,
     Future,
 }
@@ -105,6 +114,8 @@ impl State {
     fn text(self) -> &'static str {
         match self {
             Self::Past => "replaced",
+            Self::Ended => "ended",
+            Self::Withdrawn => "withdrawn",
             Self::InForce => "in force",
             Self::Future => "future",
         }
@@ -190,24 +201,27 @@ async fn prices(
             "service {service:?} does not exist; {}",
             hints::did_you_mean(service, known.iter().map(String::as_str)).unwrap_or_else(|| known.join(", "))
         );
-        anyhow::bail!("service {service} has no prices; create one with `meterd prices create {service}`");
+        anyhow::bail!("service {service} has no prices; set one with `meterd prices set {service}`");
     }
     Ok(with_states(prices, Clock::system().now().timestamp()))
 }
 
-/// Adds the state of each price. Of the prices of one scope, the latest that has begun is in force. `prices` must be ordered by
-/// time.
+/// Adds the state of each price. Of the prices of one scope that are not withdrawn, the latest that has begun is in force until its
+/// end. `prices` must be ordered by time.
 fn with_states(prices: Vec<Price>, now: i64) -> Vec<(Price, State)> {
     let begun = |price: &Price| price.effective_time.as_ref().is_none_or(|time| time.seconds <= now);
-    let mut in_force: HashMap<(&str, &str, &str), usize> = HashMap::new();
-    for (at, price) in prices.iter().enumerate().filter(|(_, price)| begun(price)) {
-        in_force.insert((&price.service, &price.operation, &price.model), at);
+    let ended = |price: &Price| price.end_time.as_ref().is_some_and(|time| time.seconds <= now);
+    let mut latest: HashMap<(&str, &str, &str), usize> = HashMap::new();
+    for (at, price) in prices.iter().enumerate().filter(|(_, price)| price.withdraw_time.is_none() && begun(price)) {
+        latest.insert((&price.service, &price.operation, &price.model), at);
     }
-    let in_force: std::collections::HashSet<usize> = in_force.into_values().collect();
-    let state = |at: usize, price: &Price| match (in_force.contains(&at), begun(price)) {
-        (true, _) => State::InForce,
-        (false, true) => State::Past,
-        (false, false) => State::Future,
+    let latest: std::collections::HashSet<usize> = latest.into_values().collect();
+    let state = |at: usize, price: &Price| match latest.contains(&at) {
+        _ if price.withdraw_time.is_some() => State::Withdrawn,
+        _ if !begun(price) => State::Future,
+        _ if ended(price) => State::Ended,
+        true => State::InForce,
+        false => State::Past,
     };
     let states: Vec<State> = prices.iter().enumerate().map(|(at, price)| state(at, price)).collect();
     prices.into_iter().zip(states).collect()
@@ -229,5 +243,14 @@ mod tests {
         let prices = vec![price("a", None), price("a", Some(10)), price("a", Some(30)), price("b", Some(30))];
         let states: Vec<State> = with_states(prices, 20).into_iter().map(|(_, state)| state).collect();
         assert_eq!(states, [State::Past, State::InForce, State::Future, State::Future]);
+        let time = |seconds: i64| Some(Timestamp { seconds, nanos: 0 });
+        let prices = vec![
+            price("a", Some(1)),
+            Price { end_time: time(15), ..price("a", Some(10)) },
+            Price { withdraw_time: time(1), ..price("a", Some(12)) },
+            Price { end_time: time(21), ..price("b", None) },
+        ];
+        let states: Vec<State> = with_states(prices, 20).into_iter().map(|(_, state)| state).collect();
+        assert_eq!(states, [State::Past, State::Ended, State::Withdrawn, State::InForce]);
     }
 }

@@ -9,21 +9,17 @@ use bigdecimal::BigDecimal;
 use serde_json::json;
 use std::str::FromStr;
 
-/// Number of zeros of a million.
-const MILLION_DIGITS: i64 = 6;
+/// Numbers of zeros of a thousand and of a million.
+pub const THOUSAND_DIGITS: i64 = 3;
+pub const MILLION_DIGITS: i64 = 6;
 
 /// Converts a rate per token to a rate per million tokens.
 pub fn per_million(rate: &str) -> anyhow::Result<String> {
-    shifted(rate, -MILLION_DIGITS)
+    per_one(rate, -MILLION_DIGITS)
 }
 
-/// Converts a rate per million tokens to a rate per token.
-pub fn per_one(rate: &str) -> anyhow::Result<String> {
-    shifted(rate, MILLION_DIGITS)
-}
-
-/// Shifts the decimal point, without rounding.
-fn shifted(rate: &str, digits: i64) -> anyhow::Result<String> {
+/// Converts a rate for 10^`digits` to the rate for one, without rounding.
+pub fn per_one(rate: &str, digits: i64) -> anyhow::Result<String> {
     let (integer, scale) = BigDecimal::from_str(rate)?.into_bigint_and_exponent();
     Ok(BigDecimal::new(integer, scale + digits).normalized().to_plain_string())
 }
@@ -66,6 +62,8 @@ pub fn to_table(prices: &[(Price, State)], with_state: bool) -> anyhow::Result<V
     let mut header = vec!["service", "operation", "model"];
     header.extend(used.iter().map(|column| RATE_HEADERS[*column]));
     header.push("from");
+    let with_end = prices.iter().any(|(price, _)| price.end_time.is_some());
+    header.extend(with_end.then_some("until"));
     header.extend(with_state.then_some("state"));
     header.extend(["built in", "price id"]);
     let mut rows = vec![header.into_iter().map(str::to_owned).collect::<Vec<_>>()];
@@ -76,6 +74,7 @@ pub fn to_table(prices: &[(Price, State)], with_state: bool) -> anyhow::Result<V
             None => "the beginning".to_owned(),
             time => time_text(time.as_ref()),
         });
+        row.extend(with_end.then(|| time_text(price.end_time.as_ref())));
         row.extend(with_state.then(|| state.text().to_owned()));
         row.push(if price.built_in { "yes" } else { "no" }.to_owned());
         row.push(price.price_id.clone());
@@ -100,6 +99,10 @@ fn to_csv(prices: &[(Price, State)]) -> anyhow::Result<String> {
         "cached_input_token",
         "output_token",
         "built_in",
+        "end_time",
+        "withdraw_time",
+        "source",
+        "note",
     ];
     let rows = prices.iter().map(|(price, state)| {
         let rates = price.rates.clone().unwrap_or_default();
@@ -118,6 +121,10 @@ fn to_csv(prices: &[(Price, State)]) -> anyhow::Result<String> {
             rate(rates.cached_input_token),
             rate(rates.output_token),
             Cell::plain(price.built_in),
+            Cell::plain(time_text(price.end_time.as_ref())),
+            Cell::plain(time_text(price.withdraw_time.as_ref())),
+            Cell::text(&price.source),
+            Cell::text(&price.note),
         ]
     });
     sheet::csv(&sheet::header(&header), &rows.collect::<Vec<_>>())
@@ -132,6 +139,8 @@ pub fn to_json(price: &Price, state: State) -> serde_json::Value {
         "operation": price.operation,
         "model": price.model,
         "effective_time": price.effective_time.as_ref().map(|time| time_text(Some(time))),
+        "end_time": price.end_time.as_ref().map(|time| time_text(Some(time))),
+        "withdraw_time": price.withdraw_time.as_ref().map(|time| time_text(Some(time))),
         "state": state.text(),
         "rates": {
             "unit": rates.unit,
@@ -142,6 +151,8 @@ pub fn to_json(price: &Price, state: State) -> serde_json::Value {
             "output_token": rates.output_token,
         },
         "built_in": price.built_in,
+        "source": price.source,
+        "note": price.note,
     })
 }
 
@@ -153,10 +164,10 @@ mod tests {
     fn rates_are_shifted_exactly() {
         for (one, million) in [("0.00000015", "0.15"), ("0.0000006", "0.6"), ("2.5", "2500000"), ("0", "0")] {
             assert_eq!(per_million(one).unwrap(), million);
-            assert_eq!(per_one(million).unwrap(), one);
+            assert_eq!(per_one(million, MILLION_DIGITS).unwrap(), one);
         }
-        assert_eq!(per_one("0.000000000000000001").unwrap(), "0.000000000000000000000001");
-        assert!(per_one("cheap").is_err());
+        assert_eq!(per_one("0.000000000000000001", MILLION_DIGITS).unwrap(), "0.000000000000000000000001");
+        assert!(per_one("cheap", 0).is_err());
     }
 
     #[test]

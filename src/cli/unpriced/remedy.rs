@@ -48,7 +48,7 @@ pub fn remedy(scope: &Scope, event: Option<&RecordedUsageEvent>) -> String {
                 (false, true) => "--percent RATE",
                 (false, false) => "--unit RATE",
             };
-            let mut words = vec!["meterd prices create".to_owned(), quoted(&scope.service)];
+            let mut words = vec!["meterd prices set".to_owned(), quoted(&scope.service)];
             for (flag, value) in [("--operation", &scope.operation), ("--model", &scope.model)] {
                 // The price of a model applies to all its operations.
                 if !value.is_empty() && (flag == "--model" || scope.model.is_empty()) {
@@ -89,16 +89,16 @@ mod tests {
         let gpt = scope("openai", "chat_completion", "gpt-9 preview");
         assert_eq!(
             remedy(&gpt, Some(&event(UnpricedReason::NoPrice, 5))),
-            "meterd prices create openai --model 'gpt-9 preview' --input-per-million RATE --output-per-million RATE"
+            "meterd prices set openai --model 'gpt-9 preview' --input-per-million RATE --output-per-million RATE"
         );
         assert_eq!(
             remedy(&scope("social", "post", ""), Some(&event(UnpricedReason::NoPrice, 0))),
-            "meterd prices create social --operation post --unit RATE"
+            "meterd prices set social --operation post --unit RATE"
         );
         for (reason, field) in [(UnpricedReason::AmountMissing, "`amount`"), (UnpricedReason::TokensMissing, "`units`")]
         {
             let remedy = remedy(&gpt, Some(&event(reason, 0)));
-            assert!(remedy.contains(field) && !remedy.contains("prices create"), "{remedy}");
+            assert!(remedy.contains(field) && !remedy.contains("prices set"), "{remedy}");
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::proto::{
     CreateModelAliasRequest, CreateModelAliasResponse, CreatePriceRequest, CreatePriceResponse, CreateServiceRequest,
     CreateServiceResponse, EstimateCostRequest, EstimateCostResponse, ListModelAliasesRequest,
     ListModelAliasesResponse, ListPricesRequest, ListPricesResponse, ListServicesRequest, ListServicesResponse,
-    ModelAlias, Service,
+    ModelAlias, RetirePriceRequest, RetirePriceResponse, Service,
 };
 use meterd_domain::catalog as domain;
 use meterd_engine::auth::Caller;
@@ -123,6 +123,13 @@ impl CatalogService for Handlers {
         request: Request<CreatePriceRequest>,
     ) -> Result<Response<CreatePriceResponse>, Status> {
         self.run_as(request, prices::create).await
+    }
+
+    async fn retire_price(
+        &self,
+        request: Request<RetirePriceRequest>,
+    ) -> Result<Response<RetirePriceResponse>, Status> {
+        self.run(request, prices::retire).await
     }
 
     async fn create_model_alias(

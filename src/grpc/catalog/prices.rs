@@ -6,7 +6,7 @@ use crate::grpc::wire::convert::unix_time;
 use crate::grpc::wire::idempotent_create::{answer, idempotency};
 use crate::proto::{
     ChargeLine, CreatePriceRequest, CreatePriceResponse, EstimateCostRequest, EstimateCostResponse, ListPricesRequest,
-    ListPricesResponse, Price, Rates,
+    ListPricesResponse, Price, Rates, RetirePriceRequest, RetirePriceResponse,
 };
 use meterd_domain::decimal::Rate;
 use meterd_domain::price::{self, Line};
@@ -43,12 +43,17 @@ impl From<StoredPrice> for Price {
             rates: Some(price.rates.into()),
             create_time: Some(timestamp(price.create_time)),
             built_in: price.built_in,
+            end_time: price.end_time.map(timestamp),
+            withdraw_time: price.withdraw_time.map(timestamp),
+            source: price.source,
+            note: price.note,
         }
     }
 }
 
-impl From<Price> for NewPrice {
-    fn from(price: Price) -> Self {
+impl From<CreatePriceRequest> for NewPrice {
+    fn from(request: CreatePriceRequest) -> Self {
+        let price = request.price.unwrap_or_default();
         let rates = price.rates.unwrap_or_default();
         let components = [
             ("unit", rates.unit),
@@ -63,6 +68,10 @@ impl From<Price> for NewPrice {
             operation: price.operation,
             model: price.model,
             effective_time: price.effective_time.as_ref().map(unix_time),
+            end_time: price.end_time.as_ref().map(unix_time),
+            high_rates_confirmed: request.confirm_high_rates,
+            source: price.source,
+            note: price.note,
             rates: components.into_iter().filter_map(|(name, value)| Some((name, value?))).collect(),
         }
     }
@@ -90,8 +99,14 @@ pub async fn create(
 ) -> Result<CreatePriceResponse, Refusal> {
     let encode = |price: &StoredPrice| created(price.clone()).encode_to_vec();
     let idempotency = idempotency(&caller, &request, &request.request_id, encode);
-    let price = NewPrice::from(request.price.unwrap_or_default());
-    answer(prices::create(&context.engine, price, idempotency).await?, created)
+    answer(prices::create(&context.engine, NewPrice::from(request), idempotency).await?, created)
+}
+
+/// Ends or withdraws a price.
+pub async fn retire(context: Arc<Context>, request: RetirePriceRequest) -> Result<RetirePriceResponse, Refusal> {
+    let end_time = request.end_time.as_ref().map(unix_time);
+    let price = prices::retire(&context.engine, &request.price_id, end_time).await?;
+    Ok(RetirePriceResponse { price: Some(price.into()) })
 }
 
 fn line_message(line: Line) -> ChargeLine {

@@ -166,6 +166,7 @@ matrix! {
         CreateService CreateServiceRequest ADMIN, audited, |_m| All;
         ListPrices ListPricesRequest Need::AnyKey, , |_m| Everybody;
         CreatePrice CreatePriceRequest ADMIN, audited, |_m| All;
+        RetirePrice RetirePriceRequest ADMIN, audited, |_m| All;
         CreateModelAlias CreateModelAliasRequest ADMIN, audited, |_m| All;
         ListModelAliases ListModelAliasesRequest Need::AnyKey, , |_m| Everybody;
         EstimateCost EstimateCostRequest Need::AnyKey, , |_m| Everybody;

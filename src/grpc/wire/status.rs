@@ -30,14 +30,15 @@ pub fn code(reason: Reason) -> Code {
     use Reason::*;
     match reason {
         InvalidField | UnknownService | EventTooOld | EventInFuture | PageTokenInvalid | RangeTooLong
-        | ResumeTokenInvalid | MessageInvalid => Code::InvalidArgument,
-        ClientNotFound | EventNotFound | AlertNotFound | NotificationNotFound | JobNotFound | ApiKeyNotFound => {
-            Code::NotFound
-        }
+        | ResumeTokenInvalid | MessageInvalid | RateNotConfirmed => Code::InvalidArgument,
+        ClientNotFound | EventNotFound | AlertNotFound | NotificationNotFound | JobNotFound | ApiKeyNotFound
+        | PriceNotFound => Code::NotFound,
         IdempotencyConflict | ClientExists | ServiceExists | PriceExists | ModelAliasExists | RequestIdReused => {
             Code::AlreadyExists
         }
-        NotificationNotFailed | MonthClosed | ApiKeyNotLive => Code::FailedPrecondition,
+        NotificationNotFailed | MonthClosed | ApiKeyNotLive | PriceWithdrawn | PricesOverlap => {
+            Code::FailedPrecondition
+        }
         ResumeTokenExpired | ResumeTokenAhead => Code::OutOfRange,
         CredentialsMissing | CredentialsInvalid | CredentialsExpired | ApiKeyRevoked => Code::Unauthenticated,
         ScopeMissing | ClientNotCovered | OriginNotAllowed => Code::PermissionDenied,

@@ -6,14 +6,15 @@ use crate::fields::{Fields, UnixTime};
 use crate::idempotency::{CreateCall, Created, Idempotency};
 use crate::ingest::{RawMeasures, measures};
 use crate::paging::{Page, PageRequest};
-use crate::refusal::{Reason, Refusal};
-use chrono::{DateTime, Utc};
-use meterd_domain::decimal::Decimal;
+use crate::refusal::{Reason, Refusal, shown};
+use chrono::{DateTime, SecondsFormat, Utc};
+use meterd_domain::decimal::{Decimal, Rate};
 use meterd_domain::event::{ID_BYTES_MAX, UnpricedReason};
-use meterd_domain::price::{Line, Rates};
+use meterd_domain::price::{Line, Price, Rates};
 use meterd_store::catalog::pricing;
-use meterd_store::catalog::{self as store, StoredPrice};
+use meterd_store::catalog::{self as store, PriceFilter, StoredPrice};
 use meterd_store::locks;
+use sqlx::PgConnection;
 
 /// Which prices to list.
 #[derive(Debug)]
@@ -23,8 +24,13 @@ pub struct PriceQuery {
     pub page: PageRequest<PriceCursor>,
 }
 
-/// Service, operation, model and effective time of the last price of a page.
-pub type PriceCursor = (String, String, String, Option<DateTime<Utc>>);
+/// Service, operation, model, effective time and id of the last price of a page.
+pub type PriceCursor = (String, String, String, Option<DateTime<Utc>>, i64);
+
+/// Maximum length of the source of a price, in bytes.
+const SOURCE_BYTES_MAX: usize = 256;
+/// Maximum length of the note of a price, in bytes.
+const NOTE_BYTES_MAX: usize = 1_024;
 
 /// Lists prices, ordered by service, operation, model and effective time.
 pub async fn list(engine: &Engine, query: PriceQuery) -> Result<Page<StoredPrice, PriceCursor>, Refusal> {
@@ -32,13 +38,16 @@ pub async fn list(engine: &Engine, query: PriceQuery) -> Result<Page<StoredPrice
     fields.text("service", &query.service, ID_BYTES_MAX);
     let size = query.page.check_size(&mut fields);
     fields.finish()?;
-    let (service, operation, model, effective_time) = query.page.after?.unwrap_or_default();
-    let after = (service.as_str(), operation.as_str(), model.as_str(), effective_time);
-    let service = (!query.service.is_empty()).then_some(query.service.as_str());
+    let (service, operation, model, effective_time, price_id) = query.page.after?.unwrap_or_default();
+    let filter = PriceFilter {
+        service: (!query.service.is_empty()).then_some(query.service.as_str()),
+        price_id: None,
+        after: (&service, &operation, &model, effective_time, price_id),
+    };
     let mut conn = engine.pool.acquire().await?;
-    let rows = store::prices(&mut conn, service, after, size + 1).await?;
+    let rows = store::prices(&mut conn, &filter, size + 1).await?;
     Ok(Page::of(rows, size, |last| {
-        (last.service.clone(), last.operation.clone(), last.model.clone(), last.effective_time)
+        (last.service.clone(), last.operation.clone(), last.model.clone(), last.effective_time, last.price_id)
     }))
 }
 
@@ -52,8 +61,16 @@ pub struct NewPrice {
     pub model: String,
     /// `None`: from the beginning of time.
     pub effective_time: Option<UnixTime>,
+    /// `None`: until a later price replaces it.
+    pub end_time: Option<UnixTime>,
     /// Components of [`Rates`] by name, with their decimals.
     pub rates: Vec<(&'static str, String)>,
+    /// Whether rates per token above [`EngineConfig::high_token_rate`] are meant.
+    ///
+    /// [`EngineConfig::high_token_rate`]: crate::engine::EngineConfig::high_token_rate
+    pub high_rates_confirmed: bool,
+    pub source: String,
+    pub note: String,
 }
 
 /// Creates a price, and prices recorded events that it applies to.
@@ -68,7 +85,11 @@ pub async fn create(
     fields.identifier("price.operation", &price.operation, ID_BYTES_MAX);
     fields.identifier("price.model", &price.model, ID_BYTES_MAX);
     check_service(&mut fields, &catalog, "price.service", &price.service);
+    fields.text("price.source", &price.source, SOURCE_BYTES_MAX);
+    fields.text("price.note", &price.note, NOTE_BYTES_MAX);
     let effective_time = price.effective_time.and_then(|time| fields.time("price.effective_time", time));
+    let end_time = price.end_time.and_then(|time| fields.time("price.end_time", time));
+    check_end(&mut fields, "price.end_time", effective_time, end_time);
     let rates = check_rates(&mut fields, &price.rates);
     idempotency.check(&mut fields);
     fields.finish()?;
@@ -76,14 +97,21 @@ pub async fn create(
         CreateCall::New(creation) => creation,
         CreateCall::Repeat(answer) => return Ok(Created::Repeat(answer)),
     };
+    // After the search for a repeat: the bound may be lower than at the first call.
+    if !price.high_rates_confirmed {
+        check_high_rates(&rates, engine.config.high_token_rate)?;
+    }
     locks::change_versions(creation.conn()).await?;
-    let NewPrice { service, operation, model, .. } = &price;
-    let new = store::NewPrice { service, operation, model, effective_time, rates, built_in: false };
+    let NewPrice { service, operation, model, source, note, .. } = &price;
+    let others = prices_of_scope(creation.conn(), service, operation, model).await?;
+    check_overlap(&Price { price_id: 0, effective_time, end_time, rates }, &others)?;
+    let new =
+        store::NewPrice { service, operation, model, effective_time, end_time, rates, built_in: false, source, note };
     let created = store::insert_price(creation.conn(), &new).await?.ok_or_else(|| {
         Refusal::new(
             Reason::PriceExists,
-            "a price of this service, operation, model and effective time exists; prices do not change: make one with a \
-             later effective time",
+            "a price of this service, operation, model and effective time exists; its rates do not change: create one with a \
+             later effective time, or withdraw this one with RetirePrice",
         )
     })?;
     store::bump_version(creation.conn()).await?;
@@ -91,6 +119,110 @@ pub async fn create(
     creation.commit(&created).await?;
     engine.pricing_wanted.notify_one();
     Ok(Created::New(created))
+}
+
+/// Ends a price at a time, or withdraws it.
+pub async fn retire(engine: &Engine, price_id: &str, end_time: Option<UnixTime>) -> Result<StoredPrice, Refusal> {
+    let mut fields = Fields::default();
+    fields.required("price_id", price_id, ID_BYTES_MAX);
+    let end_time = end_time.map(|time| fields.time("end_time", time));
+    fields.finish()?;
+    let mut tx = engine.pool.begin().await?;
+    locks::change_versions(&mut tx).await?;
+    let found = match price_id.parse() {
+        Ok(price_id) => store::price(&mut tx, price_id).await?,
+        Err(_) => None,
+    };
+    let not_found = || Refusal::new(Reason::PriceNotFound, format!("there is no price {}", shown(price_id)));
+    let price = found.ok_or_else(not_found)?;
+    match end_time.flatten() {
+        None if price.withdraw_time.is_some() => return Ok(price),
+        None => store::withdraw_price(&mut tx, price.price_id).await?,
+        Some(end_time) if price.end_time == Some(end_time) && price.withdraw_time.is_none() => return Ok(price),
+        Some(end_time) => {
+            let StoredPrice { service, operation, model, .. } = &price;
+            let others = prices_of_scope(&mut tx, service, operation, model).await?;
+            check_new_end(&price, end_time, &others)?;
+            store::end_price(&mut tx, price.price_id, end_time).await?;
+        }
+    }
+    store::bump_version(&mut tx).await?;
+    // Another price may cover events that this one left unpriced.
+    pricing::insert_task(&mut tx, &price.service).await?;
+    let retired = store::price(&mut tx, price.price_id).await?.ok_or_else(not_found)?;
+    tx.commit().await?;
+    engine.pricing_wanted.notify_one();
+    Ok(retired)
+}
+
+/// Returns the prices of a scope that are not withdrawn.
+async fn prices_of_scope(
+    conn: &mut PgConnection,
+    service: &str,
+    operation: &str,
+    model: &str,
+) -> Result<Vec<StoredPrice>, Refusal> {
+    let filter = PriceFilter { service: Some(service), ..Default::default() };
+    let mut prices = store::prices(conn, &filter, i64::MAX).await?;
+    let is_live = |price: &StoredPrice| price.withdraw_time.is_none();
+    prices.retain(|price| is_live(price) && price.operation == operation && price.model == model);
+    Ok(prices)
+}
+
+fn instant(time: DateTime<Utc>) -> String {
+    time.to_rfc3339_opts(SecondsFormat::AutoSi, true)
+}
+
+fn check_end(fields: &mut Fields, field: &str, from: Option<DateTime<Utc>>, end: Option<DateTime<Utc>>) {
+    if let (Some(from), Some(end)) = (from, end)
+        && end <= from
+    {
+        fields.wrong(field, format!("must be later than the effective time, {}", instant(from)));
+    }
+}
+
+/// Checks the new end of a price.
+fn check_new_end(price: &StoredPrice, end_time: DateTime<Utc>, others: &[StoredPrice]) -> Result<(), Refusal> {
+    if price.withdraw_time.is_some() {
+        let message = "the price was withdrawn and applies to no event; create another one instead";
+        return Err(Refusal::new(Reason::PriceWithdrawn, message));
+    }
+    let mut fields = Fields::default();
+    check_end(&mut fields, "end_time", price.effective_time, Some(end_time));
+    if let Some(end) = price.end_time.filter(|end| *end < end_time) {
+        fields.wrong("end_time", format!("must not be later than the present end, {}", instant(end)));
+    }
+    fields.finish()?;
+    check_overlap(&Price { end_time: Some(end_time), ..price.price() }, others)
+}
+
+/// Refuses a price that overlaps another one of its scope. Another one with the same effective time is not its concern.
+fn check_overlap(price: &Price, others: &[StoredPrice]) -> Result<(), Refusal> {
+    let overlaps =
+        |other: &&StoredPrice| other.effective_time != price.effective_time && price.overlaps(&other.price());
+    let Some(other) = others.iter().find(overlaps) else { return Ok(()) };
+    let from = other.effective_time.map_or_else(|| "the beginning of time".to_owned(), instant);
+    let until = other.end_time.map_or_else(String::new, |end| format!(" until {}", instant(end)));
+    let message = format!(
+        "price {} of this service, operation and model is in force from {from}{until}, which overlaps; end or withdraw it \
+         with RetirePrice, or choose other times",
+        other.price_id
+    );
+    Err(Refusal::new(Reason::PricesOverlap, message).with("price_id", other.price_id.to_string()))
+}
+
+/// Refuses rates per token that may be meant per million tokens.
+fn check_high_rates(rates: &Rates, max: Rate) -> Result<(), Refusal> {
+    let mut fields = Fields::default();
+    for (name, rate) in rates.token_rates().filter(|(_, rate)| *rate > max) {
+        let description = format!(
+            "is {rate} for one token, which is more than {max}: if it is meant for a million tokens, send {}, else set \
+             confirm_high_rates",
+            rate.per_million()
+        );
+        fields.wrong_because(Reason::RateNotConfirmed, format!("price.rates.{name}"), description);
+    }
+    fields.finish()
 }
 
 fn check_rates(fields: &mut Fields, inputs: &[(&'static str, String)]) -> Rates {

@@ -35,7 +35,17 @@ pub async fn seed(conn: &mut PgConnection, currency: &str) -> anyhow::Result<()>
     if currency == BUILT_IN_CURRENCY {
         for (scope, rates) in built_in_prices()? {
             let [service, operation, model] = &scope;
-            let price = NewPrice { service, operation, model, effective_time: None, rates, built_in: true };
+            let price = NewPrice {
+                service,
+                operation,
+                model,
+                effective_time: None,
+                end_time: None,
+                rates,
+                built_in: true,
+                source: "",
+                note: "",
+            };
             store::insert_price(conn, &price).await?;
         }
     }

@@ -20,8 +20,14 @@ pub struct StoredPrice {
     pub model: String,
     /// `None` if the price applies from the beginning of time.
     pub effective_time: Option<DateTime<Utc>>,
+    /// The price does not apply from this time on.
+    pub end_time: Option<DateTime<Utc>>,
+    /// When the price was withdrawn.
+    pub withdraw_time: Option<DateTime<Utc>>,
     pub rates: Rates,
     pub built_in: bool,
+    pub source: String,
+    pub note: String,
     pub create_time: DateTime<Utc>,
 }
 
@@ -31,6 +37,8 @@ struct PriceRow {
     operation: String,
     model: String,
     effective_time: Option<DateTime<Utc>>,
+    end_time: Option<DateTime<Utc>>,
+    withdraw_time: Option<DateTime<Utc>>,
     unit: Option<BigDecimal>,
     input_token: Option<BigDecimal>,
     output_token: Option<BigDecimal>,
@@ -38,6 +46,8 @@ struct PriceRow {
     percent_of_amount: Option<BigDecimal>,
     fixed: Option<BigDecimal>,
     built_in: bool,
+    source: String,
+    note: String,
     create_time: DateTime<Utc>,
 }
 
@@ -47,8 +57,11 @@ pub struct NewPrice<'a> {
     pub operation: &'a str,
     pub model: &'a str,
     pub effective_time: Option<DateTime<Utc>>,
+    pub end_time: Option<DateTime<Utc>>,
     pub rates: Rates,
     pub built_in: bool,
+    pub source: &'a str,
+    pub note: &'a str,
 }
 
 /// Another name of a model.
@@ -57,6 +70,14 @@ pub struct ModelAlias {
     pub service: String,
     pub alias: String,
     pub model: String,
+}
+
+impl StoredPrice {
+    /// Returns the rates and their times.
+    pub fn price(&self) -> Price {
+        let Self { price_id, effective_time, end_time, rates, .. } = *self;
+        Price { price_id, effective_time, end_time, rates }
+    }
 }
 
 impl TryFrom<PriceRow> for StoredPrice {
@@ -70,6 +91,8 @@ impl TryFrom<PriceRow> for StoredPrice {
             operation: row.operation,
             model: row.model,
             effective_time: row.effective_time,
+            end_time: row.end_time,
+            withdraw_time: row.withdraw_time,
             rates: Rates {
                 unit: rate(row.unit)?,
                 input_token: rate(row.input_token)?,
@@ -79,6 +102,8 @@ impl TryFrom<PriceRow> for StoredPrice {
                 fixed: rate(row.fixed)?,
             },
             built_in: row.built_in,
+            source: row.source,
+            note: row.note,
             create_time: row.create_time,
         })
     }
@@ -103,10 +128,10 @@ pub async fn load(conn: &mut PgConnection) -> crate::Result<Catalog> {
     for service in services(conn).await? {
         catalog.add_service(service);
     }
-    for stored in prices(conn, None, ("", "", "", None), i64::MAX).await? {
-        let StoredPrice { price_id, effective_time, rates, .. } = stored;
-        let price = Price { price_id, effective_time, rates };
-        catalog.add_price(&stored.service, &stored.operation, &stored.model, price);
+    for stored in prices(conn, &PriceFilter::default(), i64::MAX).await? {
+        if stored.withdraw_time.is_none() {
+            catalog.add_price(&stored.service, &stored.operation, &stored.model, stored.price());
+        }
     }
     for alias in aliases(conn).await? {
         catalog.add_alias(&alias.service, &alias.alias, &alias.model);
@@ -151,30 +176,39 @@ pub async fn insert_service(conn: &mut PgConnection, service: &Service) -> crate
     Ok(done.rows_affected() > 0)
 }
 
-/// A position in the list of prices: service, operation, model and effective time of the last price read.
-pub type PriceCursor<'a> = (&'a str, &'a str, &'a str, Option<DateTime<Utc>>);
+/// Service, operation, model, effective time and id of a price: its position in the list of prices.
+pub type PriceCursor<'a> = (&'a str, &'a str, &'a str, Option<DateTime<Utc>>, i64);
 
-/// Returns up to `limit` prices after a cursor, ordered by service, operation, model and effective time.
-pub async fn prices(
-    conn: &mut PgConnection,
-    service: Option<&str>,
-    after: PriceCursor<'_>,
-    limit: i64,
-) -> crate::Result<Vec<StoredPrice>> {
+/// Which prices to return.
+#[derive(Debug, Default)]
+pub struct PriceFilter<'a> {
+    /// `None`: all services.
+    pub service: Option<&'a str>,
+    /// `None`: all prices.
+    pub price_id: Option<i64>,
+    /// Only prices after this one.
+    pub after: PriceCursor<'a>,
+}
+
+/// Returns up to `limit` prices, ordered by service, operation, model, effective time and id. Includes withdrawn prices.
+pub async fn prices(conn: &mut PgConnection, filter: &PriceFilter<'_>, limit: i64) -> crate::Result<Vec<StoredPrice>> {
     let rows = sqlx::query_as!(
         PriceRow,
         r#"SELECT price_id, service, operation, model,
-                  NULLIF(effective_time, '-infinity') AS effective_time, unit, input_token, output_token,
-                  cached_input_token, percent_of_amount, fixed, built_in, create_time
+                  NULLIF(effective_time, '-infinity') AS effective_time, end_time, withdraw_time, unit, input_token,
+                  output_token, cached_input_token, percent_of_amount, fixed, built_in, source, note, create_time
            FROM prices
-           WHERE ($1::text IS NULL OR service = $1)
-             AND (service, operation, model, effective_time) > ($2, $3, $4, COALESCE($5, '-infinity'::timestamptz))
-           ORDER BY service, operation, model, prices.effective_time LIMIT $6"#,
-        service,
-        after.0,
-        after.1,
-        after.2,
-        after.3,
+           WHERE ($1::text IS NULL OR service = $1) AND ($2::bigint IS NULL OR price_id = $2)
+             AND (service, operation, model, effective_time, price_id)
+                 > ($3, $4, $5, COALESCE($6, '-infinity'::timestamptz), $7)
+           ORDER BY service, operation, model, prices.effective_time, price_id LIMIT $8"#,
+        filter.service,
+        filter.price_id,
+        filter.after.0,
+        filter.after.1,
+        filter.after.2,
+        filter.after.3,
+        filter.after.4,
         limit
     )
     .fetch_all(conn)
@@ -182,33 +216,54 @@ pub async fn prices(
     rows.into_iter().map(StoredPrice::try_from).collect()
 }
 
+/// Returns a price, or `None` if it does not exist.
+pub async fn price(conn: &mut PgConnection, price_id: i64) -> crate::Result<Option<StoredPrice>> {
+    let filter = PriceFilter { price_id: Some(price_id), ..Default::default() };
+    Ok(prices(conn, &filter, 1).await?.pop())
+}
+
 /// Creates a price and returns it. `None` if a price with the same scope and effective time exists.
 pub async fn insert_price(conn: &mut PgConnection, new: &NewPrice<'_>) -> crate::Result<Option<StoredPrice>> {
     let Rates { unit, input_token, output_token, cached_input_token, percent_of_amount, fixed } = new.rates;
-    let row = sqlx::query_as!(
-        PriceRow,
-        r#"INSERT INTO prices (service, operation, model, effective_time, unit, input_token, output_token,
-               cached_input_token, percent_of_amount, fixed, built_in)
-           VALUES ($1, $2, $3, COALESCE($4, '-infinity'::timestamptz), $5, $6, $7, $8, $9, $10, $11)
-           ON CONFLICT DO NOTHING
-           RETURNING price_id, service, operation, model,
-               NULLIF(effective_time, '-infinity') AS effective_time, unit, input_token, output_token,
-               cached_input_token, percent_of_amount, fixed, built_in, create_time"#,
+    let price_id = sqlx::query_scalar!(
+        "INSERT INTO prices (service, operation, model, effective_time, end_time, unit, input_token, output_token,
+             cached_input_token, percent_of_amount, fixed, built_in, source, note)
+         VALUES ($1, $2, $3, COALESCE($4, '-infinity'::timestamptz), $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
+         ON CONFLICT DO NOTHING
+         RETURNING price_id",
         new.service,
         new.operation,
         new.model,
         new.effective_time,
+        new.end_time,
         unit.map(numeric::of_rate),
         input_token.map(numeric::of_rate),
         output_token.map(numeric::of_rate),
         cached_input_token.map(numeric::of_rate),
         percent_of_amount.map(numeric::of_rate),
         fixed.map(numeric::of_rate),
-        new.built_in
+        new.built_in,
+        new.source,
+        new.note
     )
-    .fetch_optional(conn)
+    .fetch_optional(&mut *conn)
     .await?;
-    row.map(StoredPrice::try_from).transpose()
+    match price_id {
+        Some(price_id) => price(conn, price_id).await,
+        None => Ok(None),
+    }
+}
+
+/// Sets the end of a price.
+pub async fn end_price(conn: &mut PgConnection, price_id: i64, end_time: DateTime<Utc>) -> crate::Result<()> {
+    let ended = sqlx::query!("UPDATE prices SET end_time = $2 WHERE price_id = $1", price_id, end_time);
+    ended.execute(conn).await.map(drop).map_err(Into::into)
+}
+
+/// Withdraws a price.
+pub async fn withdraw_price(conn: &mut PgConnection, price_id: i64) -> crate::Result<()> {
+    let withdrawn = sqlx::query!("UPDATE prices SET withdraw_time = now() WHERE price_id = $1", price_id);
+    withdrawn.execute(conn).await.map(drop).map_err(Into::into)
 }
 
 /// Returns all aliases, ordered by service and alias.

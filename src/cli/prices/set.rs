@@ -1,0 +1,236 @@
+//! `meterd prices set`: creates a price, which replaces the price before it.
+
+use super::show;
+use super::{CALL_SECONDS, State, prices, with_states};
+use crate::cli::connect::{self, ConnectArgs};
+use crate::cli::period::parse_instant;
+use crate::proto::{CreatePriceRequest, Price, Rates};
+use clap::Args;
+use meterd_engine::clock::Clock;
+use prost_types::Timestamp;
+use tonic_types::StatusExt;
+
+/// Arguments of `prices set`.
+#[derive(Args, Clone, Debug)]
+pub struct SetArgs {
+    /// Name of the service
+    #[arg(value_name = "SERVICE")]
+    pub service: String,
+    /// Operation to which the price applies [default: all operations]
+    #[arg(long, default_value = "", value_name = "NAME", hide_default_value = true)]
+    pub operation: String,
+    /// Model to which the price applies [default: all models]
+    #[arg(long, default_value = "", value_name = "NAME", hide_default_value = true)]
+    pub model: String,
+    /// Time from which the price applies, such as 2027-01-01T00:00:00Z [default: it applies to events of any time]
+    #[arg(long, value_name = "TIME", value_parser = parse_instant)]
+    pub from: Option<Timestamp>,
+    /// Time from which the price no longer applies [default: it applies until a later price replaces it]
+    #[arg(long, value_name = "TIME", value_parser = parse_instant)]
+    pub until: Option<Timestamp>,
+    /// Rate for one million input tokens, such as 2.50
+    #[arg(long, value_name = "RATE", value_parser = parse_per_million, conflicts_with = "input_token")]
+    pub input_per_million: Option<String>,
+    /// Rate for one million output tokens
+    #[arg(long, value_name = "RATE", value_parser = parse_per_million, conflicts_with = "output_token")]
+    pub output_per_million: Option<String>,
+    /// Rate for one million cached input tokens [default: the rate for input tokens]
+    #[arg(long, value_name = "RATE", value_parser = parse_per_million, conflicts_with = "cached_input_token")]
+    pub cached_input_per_million: Option<String>,
+    /// Rate for one input token, such as 0.0000025, or 2.50/1M for one million tokens
+    #[arg(long, value_name = "RATE", value_parser = parse_rate)]
+    pub input_token: Option<String>,
+    /// Rate for one output token
+    #[arg(long, value_name = "RATE", value_parser = parse_rate)]
+    pub output_token: Option<String>,
+    /// Rate for one cached input token
+    #[arg(long, value_name = "RATE", value_parser = parse_rate)]
+    pub cached_input_token: Option<String>,
+    /// Rate for one unit, such as 0.0079, or 7.90/1K for one thousand units
+    #[arg(long, value_name = "RATE", value_parser = parse_rate)]
+    pub unit: Option<String>,
+    /// Percentage of the amount of an event: 2.9 means 2.9 %
+    #[arg(long, value_name = "RATE")]
+    pub percent: Option<String>,
+    /// Rate for one unit in addition to a percentage
+    #[arg(long, value_name = "RATE", value_parser = parse_rate)]
+    pub fixed: Option<String>,
+    /// Create the price even if a rate for one token is higher than the server's high_token_rate
+    #[arg(long)]
+    pub confirm_high_rates: bool,
+    /// Where the rates come from, such as the address of a price list
+    #[arg(long, default_value = "", value_name = "TEXT", hide_default_value = true)]
+    pub source: String,
+    /// A remark for people
+    #[arg(long, default_value = "", value_name = "TEXT", hide_default_value = true)]
+    pub note: String,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+fn parse_per_million(text: &str) -> Result<String, String> {
+    show::per_one(text.trim(), show::MILLION_DIGITS).map_err(|_| "must be a decimal number such as 2.50".to_owned())
+}
+
+/// Parses a rate for one, such as "0.0025", or for more, such as "2.50/1K" or "2.50/1M".
+fn parse_rate(text: &str) -> Result<String, String> {
+    let (rate, count) = text.split_once('/').unwrap_or((text, "1"));
+    let digits = match count.trim().to_ascii_uppercase().as_str() {
+        "1" => 0,
+        "1K" | "1000" => show::THOUSAND_DIGITS,
+        "1M" | "1000000" => show::MILLION_DIGITS,
+        _ => return Err("must be a rate for 1, 1K or 1M, such as 0.0025, 2.50/1K or 2.50/1M".to_owned()),
+    };
+    show::per_one(rate.trim(), digits).map_err(|_| "must be a decimal number such as 0.0025, or 2.50/1M".to_owned())
+}
+
+fn price(args: &SetArgs) -> anyhow::Result<Price> {
+    let or = |one: &Option<String>, million: &Option<String>| one.clone().or_else(|| million.clone());
+    let rates = Rates {
+        unit: args.unit.clone(),
+        input_token: or(&args.input_token, &args.input_per_million),
+        output_token: or(&args.output_token, &args.output_per_million),
+        cached_input_token: or(&args.cached_input_token, &args.cached_input_per_million),
+        percent_of_amount: args.percent.clone(),
+        fixed: args.fixed.clone(),
+    };
+    anyhow::ensure!(
+        rates != Rates::default(),
+        "no rate is set: add --unit, or --input-per-million and --output-per-million, or --percent and --fixed"
+    );
+    Ok(Price {
+        service: args.service.clone(),
+        operation: args.operation.clone(),
+        model: args.model.clone(),
+        effective_time: args.from,
+        end_time: args.until,
+        rates: Some(rates),
+        source: args.source.clone(),
+        note: args.note.clone(),
+        ..Default::default()
+    })
+}
+
+/// Creates a price and prints it.
+pub async fn run(args: SetArgs) -> anyhow::Result<()> {
+    let channel = args.connect.channel().await?;
+    let new = price(&args)?;
+    // If there are none, or the service does not exist, the server says so.
+    let before = prices(&args.connect, &channel, Some(&args.service)).await.unwrap_or_default();
+    let request =
+        CreatePriceRequest { price: Some(new), request_id: String::new(), confirm_high_rates: args.confirm_high_rates };
+    let answer = connect::catalog_client(channel).create_price(args.connect.request(request, CALL_SECONDS)).await;
+    let price = answer.map_err(|status| refused(&status))?.into_inner().price.unwrap_or_default();
+    if let Some(note) = replacement(before.into_iter().map(|(price, _)| price).collect(), &price) {
+        eprintln!("note: {note}");
+    }
+    let priced = with_states(vec![price], Clock::system().now().timestamp());
+    show::print(&priced, priced[0].1 != State::InForce, args.json, false)
+}
+
+/// Returns the error of a refused price, with the flags that help.
+fn refused(status: &tonic::Status) -> anyhow::Error {
+    let error = connect::status_error(status);
+    let details = status.get_error_details();
+    if details.error_info().is_none_or(|info| info.reason != "RATE_NOT_CONFIRMED") {
+        return error;
+    }
+    anyhow::anyhow!("{error}\n  give a rate per million as 2.50/1M; --confirm-high-rates sets the rates as they are")
+}
+
+/// Returns what a new price replaces, and which rates are gone. `prices` are those of its service, ordered by time.
+fn replacement(prices: Vec<Price>, new: &Price) -> Option<String> {
+    let from = new.effective_time.as_ref().map_or(i64::MIN, |time| time.seconds);
+    let is_scope = |price: &Price| price.operation == new.operation && price.model == new.model;
+    let (old, _) = with_states(prices, from)
+        .into_iter()
+        .find(|(price, state)| is_scope(price) && *state == State::InForce && price.price_id != new.price_id)?;
+    let (old_rates, new_rates) = (old.rates.unwrap_or_default(), new.rates.clone().unwrap_or_default());
+    let gone: Vec<_> = named(&old_rates)
+        .into_iter()
+        .zip(named(&new_rates))
+        .filter(|((_, old), (_, new))| old.is_some() && new.is_none())
+        .map(|((name, rate), _)| format!("{name} {}", rate.as_deref().unwrap_or_default()))
+        .collect();
+    let replaced = format!("replaces price {}", old.price_id);
+    Some(match gone.as_slice() {
+        [] => replaced,
+        gone => format!("{replaced}, and has no rate for {}, which that price has", gone.join(", ")),
+    })
+}
+
+fn named(rates: &Rates) -> [(&'static str, &Option<String>); 6] {
+    [
+        ("unit", &rates.unit),
+        ("input_token", &rates.input_token),
+        ("output_token", &rates.output_token),
+        ("cached_input_token", &rates.cached_input_token),
+        ("percent_of_amount", &rates.percent_of_amount),
+        ("fixed", &rates.fixed),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser, Debug)]
+    struct Command {
+        #[command(flatten)]
+        args: SetArgs,
+    }
+
+    fn rates(arguments: &[&str]) -> anyhow::Result<Rates> {
+        let command = Command::try_parse_from([&["set", "openai"], arguments].concat())?;
+        Ok(price(&command.args)?.rates.unwrap_or_default())
+    }
+
+    #[test]
+    fn rates_per_million_become_rates_per_token() {
+        let rates_per_token = rates(&["--input-per-million", "2.50", "--output-per-million=10"]).unwrap();
+        assert_eq!(
+            (rates_per_token.input_token.as_deref(), rates_per_token.output_token.as_deref()),
+            (Some("0.0000025"), Some("0.00001"))
+        );
+        assert_eq!(rates(&["--unit", "0.01"]).unwrap().unit.as_deref(), Some("0.01"));
+    }
+
+    #[test]
+    fn a_rate_may_be_for_one_a_thousand_or_a_million() {
+        for (text, rate) in [("2.5", "2.5"), ("2.50/1K", "0.0025"), ("2.50 / 1m", "0.0000025"), ("7.9/1000", "0.0079")]
+        {
+            assert_eq!(rates(&["--unit", text]).unwrap().unit.as_deref(), Some(rate), "{text}");
+        }
+        for text in ["2.5/2", "2.5/", "a/1K", "1/1K/1K"] {
+            assert!(rates(&["--unit", text]).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_new_price_names_the_price_that_it_replaces_and_the_rates_that_are_gone() {
+        let price = |price_id: &str, from: i64, rates: Rates| Price {
+            price_id: price_id.into(),
+            effective_time: Some(Timestamp { seconds: from, nanos: 0 }),
+            rates: Some(rates),
+            ..Default::default()
+        };
+        let full = Rates { unit: Some("1".into()), fixed: Some("0.3".into()), ..Default::default() };
+        let unit = Rates { unit: Some("2".into()), ..Default::default() };
+        let before = vec![price("1", 10, unit.clone()), price("2", 20, full.clone()), price("3", 90, unit.clone())];
+        let note = replacement(before.clone(), &price("4", 30, unit.clone()));
+        assert_eq!(note.as_deref(), Some("replaces price 2, and has no rate for fixed 0.3, which that price has"));
+        assert_eq!(replacement(before.clone(), &price("4", 15, full)).as_deref(), Some("replaces price 1"));
+        assert_eq!(replacement(before, &price("4", 5, unit)), None);
+    }
+
+    #[test]
+    fn a_price_without_a_rate_or_with_two_rates_of_a_kind_is_an_error() {
+        assert!(rates(&[]).unwrap_err().to_string().contains("no rate is set"));
+        assert!(rates(&["--input-per-million", "1", "--input-token", "1"]).is_err());
+        assert!(rates(&["--input-per-million", "cheap"]).unwrap_err().to_string().contains("decimal number"));
+    }
+}
