@@ -125,7 +125,7 @@ pub async fn create(
 pub async fn retire(engine: &Engine, price_id: &str, end_time: Option<UnixTime>) -> Result<StoredPrice, Refusal> {
     let mut fields = Fields::default();
     fields.required("price_id", price_id, ID_BYTES_MAX);
-    let end_time = end_time.map(|time| fields.time("end_time", time));
+    let end_time = end_time.and_then(|time| fields.time("end_time", time));
     fields.finish()?;
     let mut tx = engine.pool.begin().await?;
     locks::change_versions(&mut tx).await?;
@@ -135,7 +135,7 @@ pub async fn retire(engine: &Engine, price_id: &str, end_time: Option<UnixTime>)
     };
     let not_found = || Refusal::new(Reason::PriceNotFound, format!("there is no price {}", shown(price_id)));
     let price = found.ok_or_else(not_found)?;
-    match end_time.flatten() {
+    match end_time {
         None if price.withdraw_time.is_some() => return Ok(price),
         None => store::withdraw_price(&mut tx, price.price_id).await?,
         Some(end_time) if price.end_time == Some(end_time) && price.withdraw_time.is_none() => return Ok(price),
