@@ -73,6 +73,9 @@ pub struct Settings {
     /// What happens to an event whose service is not in the catalogue
     #[arg(long, env = "METERD_UNKNOWN_SERVICE", default_value = "reject")]
     pub unknown_service: UnknownService,
+    /// Which names of models find a price; must be the same on all replicas
+    #[arg(long, env = "METERD_MODEL_NAMES", default_value = "rules")]
+    pub model_names: ModelNames,
     /// Maximum age of an event in days, except in a backfill
     #[arg(long, env = "METERD_ACCEPT_PAST_DAYS", default_value_t = 35, value_parser = clap::value_parser!(u32).range(1..=3650))]
     pub accept_past_days: u32,
@@ -157,6 +160,15 @@ pub enum UnknownClient {
     Create,
     /// Reject the event with CLIENT_NOT_FOUND
     Reject,
+}
+
+/// Which names of models find a price.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ModelNames {
+    /// Exact names and aliases, and names that the rules recognize, such as openai/GPT-4o-2024-11-20
+    Rules,
+    /// Only exact names and aliases
+    Exact,
 }
 
 /// What happens to an event whose service is not in the catalogue.

@@ -3,7 +3,7 @@
 mod grpc_port;
 mod health;
 
-use crate::config::{Settings, UnknownService};
+use crate::config::{ModelNames, Settings, UnknownService};
 use crate::grpc::{Context, PageTokens};
 use crate::{net, preflight, web};
 use anyhow::Context as _;
@@ -107,7 +107,7 @@ pub async fn build(
     let pool = connect::pool(options.clone(), pool_connections_max);
     // An export uses a connection until it ends. One connection stays free for other calls.
     let exports_max = settings.exports_max.min(pool_connections_max.saturating_sub(1)).max(1);
-    let catalog = Arc::new(CatalogCache::default());
+    let catalog = Arc::new(CatalogCache::new(settings.model_names == ModelNames::Rules));
     catalog.refresh(&pool).await?;
     let notifier = Notifier::new(&pool, sender, &notify_config);
     let alert_settings = AlertSettings {

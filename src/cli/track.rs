@@ -214,7 +214,12 @@ fn unpriced_text(reason: UnpricedReason) -> &'static str {
 fn result_text(result: &UsageResult) -> String {
     let mut lines = vec![format!("{:<10} {}", outcome_name(result), result.event_id)];
     match &result.charge {
-        Some(charge) => lines.push(format!("charge     {} {}", charge.amount, charge.currency)),
+        Some(charge) => {
+            lines.push(format!("charge     {} {}", charge.amount, charge.currency));
+            if !result.matched_model.is_empty() {
+                lines.push(format!("price of   {}", result.matched_model));
+            }
+        }
         None if result.error.is_none() => {
             let reason = result.unpriced_reason();
             lines.push(format!("unpriced   {}: {}", unpriced_name(reason), unpriced_text(reason)));
@@ -242,6 +247,7 @@ fn result_json(result: &UsageResult) -> serde_json::Value {
         "idempotency_key": result.idempotency_key,
         "charge": result.charge.as_ref().map(|charge| json!({ "currency": charge.currency, "amount": charge.amount })),
         "price_id": result.price_id,
+        "matched_model": result.matched_model,
         "unpriced_reason": match result.charge {
             Some(_) => None,
             None => Some(unpriced_name(result.unpriced_reason())),

@@ -184,7 +184,7 @@ async fn every_built_in_price_charges_its_documented_amount() {
         cloudflare_r2/class_a_ops/ 4.5|cloudflare_r2/class_b_ops/ 0.36|cloudflare_r2/storage_gb/ 15000|email// 1000|\
         email/message/ 1000|google_places// 17000|google_places/find_place/ 17000|\
         google_places/nearby_search/ 32000|google_places/place_details/ 17000|openai//gpt-4-turbo 40|\
-        openai//gpt-4o 12.5|openai//gpt-4o-mini 0.75|openai//text-embedding-3-small 0.02|record_created// 0|\
+        openai//gpt-4o 12.5|openai//gpt-4o-2024-05-13 20|openai//gpt-4o-mini 0.75|openai//text-embedding-3-small 0.02|record_created// 0|\
         schedule_executed// 0|sms// 7500|sms/message/ 7500|sms/mms/ 20000|storage_used// 0|stripe// 329000|\
         twilio_phone// 1150000|twilio_phone/local/ 1150000|twilio_phone/toll_free/ 2150000|twilio_sms// 7900|\
         twilio_sms/inbound/ 7900|twilio_sms/mms_inbound/ 10000|twilio_sms/mms_outbound/ 20000|\

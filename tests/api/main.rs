@@ -51,6 +51,7 @@ mod key_server;
 mod keys;
 mod ledger;
 mod message_sizes;
+mod model_names;
 mod notification_calls;
 mod notifications;
 mod one_call;

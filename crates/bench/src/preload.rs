@@ -65,7 +65,7 @@ impl Preload {
         Server::start(meterd, url).await?.stop().await?;
         let options = connect::options(url)?.disable_statement_logging();
         let mut conn = options.connect().await?;
-        let catalog = meterd_store::catalog::load(&mut conn).await?;
+        let catalog = meterd_store::catalog::load(&mut conn, false).await?;
         conn.close().await?;
         self.fill(&options, &catalog, Clock::system().now()).await
     }

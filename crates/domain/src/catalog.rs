@@ -2,6 +2,7 @@
 
 use crate::alert::numbered;
 use crate::event::{Charge, UnpricedReason, UsageEvent};
+use crate::model_names::{ModelName, NameRules};
 use crate::price::Price;
 use chrono::{DateTime, Utc};
 use foldhash::fast::RandomState;
@@ -44,8 +45,32 @@ type ByName<T> = HashMap<Arc<str>, T, RandomState>;
 /// Prices of one scope, sorted by time.
 type Timeline = Vec<Price>;
 
+/// The name of a model with prices, as rules take it apart and as a whole.
+type PricedModel = (ModelName, Arc<str>);
+
 /// Prices of one service: model → operation → timeline. An empty model or operation matches any.
 type ServicePrices = ByName<ByName<Timeline>>;
+
+/// How a price was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(i32)]
+pub enum PriceMatch {
+    /// The price is for exactly the model of the event.
+    Model = 1,
+    /// The model of the event is an alias of the model of the price.
+    Alias = 2,
+    /// The rules for names of models found the model of the price.
+    Name = 3,
+    /// The price is for any model.
+    General = 4,
+}
+
+/// The price of an event, and how it was found.
+#[derive(Clone, Copy, Debug)]
+pub struct Selected<'a> {
+    pub price: &'a Price,
+    pub price_match: PriceMatch,
+}
 
 /// Everything that pricing needs, from one version of the catalogue.
 #[derive(Debug, Default)]
@@ -57,12 +82,17 @@ pub struct Catalog {
     prices: ByName<ServicePrices>,
     /// Service → alias → model.
     aliases: ByName<ByName<Arc<str>>>,
+    name_rules: NameRules,
+    /// Service → base of the name → models with prices.
+    names: ByName<ByName<Vec<PricedModel>>>,
+    /// The model of each price that has one, also of prices that are not in force any more.
+    models: HashMap<i64, Arc<str>, RandomState>,
 }
 
 impl Catalog {
-    /// Creates an empty catalogue with this version.
-    pub fn new(version: i64) -> Self {
-        Self { version, ..Self::default() }
+    /// Creates an empty catalogue with this version, and with rules for names of models.
+    pub fn new(version: i64, name_rules: NameRules) -> Self {
+        Self { version, name_rules, ..Self::default() }
     }
 
     /// Adds a service.
@@ -72,10 +102,27 @@ impl Catalog {
 
     /// Adds a price for a scope. An empty operation or model matches any.
     pub fn add_price(&mut self, service: &str, operation: &str, model: &str, price: Price) {
-        let scope = self.prices.entry(service.into()).or_default().entry(model.into()).or_default();
-        let timeline = scope.entry(operation.into()).or_default();
+        let prices = self.prices.entry(service.into()).or_default();
+        if !model.is_empty() && !prices.contains_key(model) && !self.name_rules.is_empty() {
+            let name = self.name_rules.parse(model);
+            let names = self.names.entry(service.into()).or_default();
+            names.entry(name.base.as_str().into()).or_default().push((name, model.into()));
+        }
+        let timeline = prices.entry(model.into()).or_default().entry(operation.into()).or_default();
         let at = timeline.partition_point(|other| other.effective_time <= price.effective_time);
         timeline.insert(at, price);
+    }
+
+    /// Adds the model of a price, for [`Self::model_of`].
+    pub fn add_model(&mut self, price_id: i64, model: &str) {
+        if !model.is_empty() {
+            self.models.insert(price_id, model.into());
+        }
+    }
+
+    /// Returns the model of a price, or `None` if the price is for any model or does not exist.
+    pub fn model_of(&self, price_id: i64) -> Option<&Arc<str>> {
+        self.models.get(&price_id)
     }
 
     /// Adds another name for a model.
@@ -105,8 +152,9 @@ impl Catalog {
 
     /// Returns the price that is valid at `time`. The most specific price is used: service+operation+model, then
     /// service+model, then service+operation, then service. On each level, the model's own name is tried before the
-    /// model that it is an alias of.
-    pub fn price(&self, service: &str, operation: &str, model: &str, time: DateTime<Utc>) -> Option<&Price> {
+    /// model that it is an alias of. If neither has a price, the rules for names search for the model: its price is used if all
+    /// models that the name may mean have the same rates.
+    pub fn select(&self, service: &str, operation: &str, model: &str, time: DateTime<Utc>) -> Option<Selected<'_>> {
         let prices = self.prices.get(service)?;
         let in_force = |model: &str, operation: &str| {
             let timeline = prices.get(model)?.get(operation)?;
@@ -114,14 +162,45 @@ impl Catalog {
             timeline[..later].last().filter(|price| price.end_time.is_none_or(|end| time < end))
         };
         let alias = self.aliases.get(service).and_then(|aliases| aliases.get(model));
-        let of_model = |operation: &str| in_force(model, operation).or_else(|| in_force(alias?, operation));
+        let selected = |price_match| move |price| Selected { price, price_match };
+        let of_model = |operation: &str| {
+            let own = in_force(model, operation).map(selected(PriceMatch::Model));
+            own.or_else(|| in_force(alias?, operation).map(selected(PriceMatch::Alias)))
+        };
         if !model.is_empty() {
+            let of_any_operation = |model: &str| in_force(model, operation).or_else(|| in_force(model, ""));
             let specific = of_model(operation).or_else(|| of_model(""));
+            let specific =
+                specific.or_else(|| self.by_name(service, model, of_any_operation).map(selected(PriceMatch::Name)));
             if specific.is_some() {
                 return specific;
             }
         }
-        in_force("", operation).or_else(|| in_force("", ""))
+        in_force("", operation).or_else(|| in_force("", "")).map(selected(PriceMatch::General))
+    }
+
+    /// Returns the price of the models that a name may mean, if all of them that have one have the same rates. Models of the same
+    /// region, version and date come before those for which one of these is not known.
+    fn by_name<'a>(
+        &'a self,
+        service: &str,
+        model: &str,
+        price_of: impl Fn(&str) -> Option<&'a Price>,
+    ) -> Option<&'a Price> {
+        let names = self.names.get(service)?;
+        let name = self.name_rules.parse(model);
+        let agreeing = names.get(name.base.as_str())?.iter().filter(|(other, _)| other.agrees(&name));
+        let priced: Vec<_> = agreeing.filter_map(|(other, model)| Some((other, price_of(model)?))).collect();
+        let is_same = |other: &ModelName| other.is_same_release(&name);
+        let has_same = priced.iter().any(|(other, _)| is_same(other));
+        let mut prices = priced.iter().filter(|(other, _)| !has_same || is_same(other)).map(|(_, price)| *price);
+        let first = prices.next()?;
+        prices.all(|price| price.rates == first.rates).then_some(first)
+    }
+
+    /// Returns the price that is valid at `time`. See [`Self::select`].
+    pub fn price(&self, service: &str, operation: &str, model: &str, time: DateTime<Utc>) -> Option<&Price> {
+        Some(self.select(service, operation, model, time)?.price)
     }
 
     /// Returns the charge of an event by the price that is valid at its time.
@@ -153,11 +232,17 @@ mod tests {
         catalog.price("s", operation, model, time.parse().unwrap()).map(|price| price.price_id)
     }
 
+    fn name_rules() -> NameRules {
+        use crate::model_names::{NamePart, NameRule};
+        let rule = |part, pattern: &str| NameRule { part, pattern: pattern.into(), models: String::new() };
+        NameRules::new([rule(NamePart::Provider, "openai/"), rule(NamePart::Date, "-20##-##-##")])
+    }
+
     const NOW: &str = "2026-11-21T00:00:00Z";
 
     #[test]
     fn the_most_specific_price_wins() {
-        let mut catalog = Catalog::new(1);
+        let mut catalog = Catalog::new(1, NameRules::default());
         let scopes = [("", "", 1), ("op", "", 2), ("", "m", 3), ("op", "m", 4)];
         for (operation, model, price_id) in scopes {
             catalog.add_price("s", operation, model, price(price_id, None));
@@ -172,7 +257,7 @@ mod tests {
 
     #[test]
     fn a_price_is_valid_from_its_time_until_the_next() {
-        let mut catalog = Catalog::new(1);
+        let mut catalog = Catalog::new(1, NameRules::default());
         catalog.add_price("s", "", "m", price(2, Some("2026-06-01T00:00:00Z")));
         catalog.add_price("s", "", "m", price(3, Some("2026-12-01T00:00:00Z")));
         catalog.add_price("s", "", "m", price(1, Some("2026-01-01T00:00:00Z")));
@@ -185,7 +270,7 @@ mod tests {
 
     #[test]
     fn the_general_price_applies_after_the_end_of_the_specific_price() {
-        let mut catalog = Catalog::new(1);
+        let mut catalog = Catalog::new(1, NameRules::default());
         catalog.add_price("s", "", "", price(1, None));
         let end_time = Some("2026-06-01T00:00:00Z".parse().unwrap());
         catalog.add_price("s", "", "m", Price { end_time, ..price(2, None) });
@@ -197,7 +282,7 @@ mod tests {
 
     #[test]
     fn the_general_price_applies_until_the_specific_price_is_valid() {
-        let mut catalog = Catalog::new(1);
+        let mut catalog = Catalog::new(1, NameRules::default());
         catalog.add_price("s", "", "", price(1, None));
         catalog.add_price("s", "", "m", price(2, Some("2026-12-01T00:00:00Z")));
         assert_eq!(id(&catalog, "", "m", NOW), Some(1));
@@ -205,7 +290,7 @@ mod tests {
 
     #[test]
     fn on_each_level_the_name_is_tried_before_its_alias() {
-        let mut catalog = Catalog::new(1);
+        let mut catalog = Catalog::new(1, NameRules::default());
         catalog.add_price("s", "", "m", price(1, None));
         catalog.add_price("s", "", "", price(9, None));
         catalog.add_alias("s", "m-2024", "m");
@@ -214,5 +299,50 @@ mod tests {
         assert_eq!(id(&catalog, "", "m-2024", NOW), Some(2));
         catalog.add_price("s", "op", "m", price(3, None));
         assert_eq!(id(&catalog, "op", "m-2024", NOW), Some(3));
+    }
+
+    #[test]
+    fn a_name_finds_a_price_only_if_no_exact_name_and_no_alias_does() {
+        let mut catalog = Catalog::new(1, name_rules());
+        catalog.add_price("s", "", "", price(9, None));
+        catalog.add_price("s", "", "m", price(1, None));
+        catalog.add_price("s", "op", "m", price(2, None));
+        let select = |catalog: &Catalog, operation: &str, model: &str| {
+            let found = catalog.select("s", operation, model, NOW.parse().unwrap()).unwrap();
+            (found.price.price_id, found.price_match)
+        };
+        assert_eq!(select(&catalog, "", "openai/M-2026-01-01"), (1, PriceMatch::Name));
+        assert_eq!(select(&catalog, "op", "openai/M-2026-01-01"), (2, PriceMatch::Name));
+        assert_eq!(select(&catalog, "", "m"), (1, PriceMatch::Model));
+        assert_eq!(select(&catalog, "", "m-mini"), (9, PriceMatch::General));
+        catalog.add_price("s", "", "n", price(3, None));
+        catalog.add_alias("s", "openai/M-2026-01-01", "n");
+        assert_eq!(select(&catalog, "", "openai/M-2026-01-01"), (3, PriceMatch::Alias));
+        let mut exact = Catalog::new(1, NameRules::default());
+        exact.add_price("s", "", "m", price(1, None));
+        assert!(exact.select("s", "", "M", NOW.parse().unwrap()).is_none(), "without rules, only exact names match");
+    }
+
+    #[test]
+    fn a_name_that_may_mean_models_of_different_rates_has_no_price() {
+        use crate::decimal::Rate;
+        let mut catalog = Catalog::new(1, name_rules());
+        let rates = |rate: &str| Rates { unit: Some(Rate::parse(rate).unwrap()), ..Rates::default() };
+        catalog.add_price("s", "", "m-2026-01-01", Price { rates: rates("1"), ..price(1, None) });
+        catalog.add_price("s", "", "m-2026-02-01", Price { rates: rates("1"), ..price(2, None) });
+        assert_eq!(id(&catalog, "", "M", NOW), Some(1), "both cost the same");
+        assert_eq!(id(&catalog, "", "m-2026-03-01", NOW), None, "each has another date");
+        catalog.add_price(
+            "s",
+            "",
+            "m-2026-02-01",
+            Price { rates: rates("2"), ..price(3, Some("2026-06-01T00:00:00Z")) },
+        );
+        assert_eq!(id(&catalog, "", "M", NOW), None);
+        assert_eq!(id(&catalog, "", "M", "2026-05-31T00:00:00Z"), Some(1), "they cost the same until June");
+        assert_eq!(id(&catalog, "", "openai/m-2026-02-01", NOW), Some(3));
+        catalog.add_price("s", "", "m", Price { rates: rates("4"), ..price(4, None) });
+        assert_eq!(id(&catalog, "", "openai/M", NOW), Some(4), "the model without a date comes first");
+        assert_eq!(id(&catalog, "", "M-2026-03-01", NOW), Some(4));
     }
 }

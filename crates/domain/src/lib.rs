@@ -7,6 +7,7 @@ pub mod decimal;
 pub mod event;
 pub mod identifier;
 pub mod metadata;
+pub mod model_names;
 pub mod names;
 pub mod notification;
 pub mod period;

@@ -131,14 +131,18 @@ pub async fn estimate(context: Arc<Context>, request: EstimateCostRequest) -> Re
     let EstimateCostRequest { service, operation, model, .. } = &request;
     let input = EstimateInput { service, operation, model, measures, event_time };
     let estimate = prices::estimate(&context.engine, input).await?;
-    let price_id = estimate.price_id.map(|price_id| price_id.to_string()).unwrap_or_default();
+    let found = EstimateCostResponse {
+        price_id: estimate.price_id.map(|price_id| price_id.to_string()).unwrap_or_default(),
+        price_match: estimate.price_match.map_or(0, |price_match| price_match as i32),
+        matched_model: estimate.matched_model.map(|model| model.to_string()).unwrap_or_default(),
+        ..Default::default()
+    };
     Ok(match estimate.charge {
         Ok((charge, lines)) => EstimateCostResponse {
             charge: Some(context.money(charge.into())),
-            price_id,
             lines: lines.into_iter().map(line_message).collect(),
-            ..Default::default()
+            ..found
         },
-        Err(reason) => EstimateCostResponse { price_id, unpriced_reason: reason as i32, ..Default::default() },
+        Err(reason) => EstimateCostResponse { unpriced_reason: reason as i32, ..found },
     })
 }

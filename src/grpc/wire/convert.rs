@@ -64,8 +64,9 @@ impl Context {
 
     /// Converts the outcome of an event.
     pub fn result(&self, outcome: Outcome, echo: Echo) -> proto::UsageResult {
-        let Echo { key, rounded } = echo;
+        let Echo { key, model, rounded } = echo;
         let recorded = |outcome: EventOutcome, recorded: Recorded| {
+            let matched_model = self.matched_model(&model, recorded.charge.as_ref());
             let (charge, price_id, unpriced_reason) = charge(self, recorded.charge);
             proto::UsageResult {
                 outcome: outcome.into(),
@@ -77,6 +78,7 @@ impl Context {
                 unpriced_reason,
                 error: None,
                 rounded,
+                matched_model,
             }
         };
         let failed = |outcome: EventOutcome, error: meterd_engine::refusal::Refusal| proto::UsageResult {
@@ -94,6 +96,18 @@ impl Context {
             },
             Outcome::Rejected(error) => failed(EventOutcome::Rejected, error),
             Outcome::Unavailable(error) => failed(EventOutcome::Unavailable, error),
+        }
+    }
+
+    /// Returns the model of the price of a charge, if it is another name than `model`.
+    fn matched_model(&self, model: &str, charge: Option<&Charge>) -> String {
+        match charge {
+            Some(Charge::Priced { price_id, .. }) if !model.is_empty() => {
+                let catalog = self.engine.catalog.current();
+                let matched = catalog.model_of(*price_id).filter(|matched| ***matched != *model);
+                matched.map(|matched| matched.to_string()).unwrap_or_default()
+            }
+            _ => String::new(),
         }
     }
 

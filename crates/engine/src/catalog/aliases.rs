@@ -39,7 +39,7 @@ pub async fn create(
     locks::change_versions(creation.conn()).await?;
     // Checked again under the lock, because another alias may have been created meanwhile.
     let mut fields = Fields::default();
-    check_chain(&mut fields, &store::load(creation.conn()).await?, &alias);
+    check_chain(&mut fields, &store::load(creation.conn(), false).await?, &alias);
     fields.finish()?;
     if !store::insert_alias(creation.conn(), &alias).await? {
         let message = format!("alias {:?} of service {:?} exists", alias.alias, alias.service);

@@ -8,6 +8,7 @@ use crate::ingest::{RawMeasures, measures};
 use crate::paging::{Page, PageRequest};
 use crate::refusal::{Reason, Refusal, shown};
 use chrono::{DateTime, SecondsFormat, Utc};
+use meterd_domain::catalog::{PriceMatch, Selected};
 use meterd_domain::decimal::{Decimal, Rate};
 use meterd_domain::event::{ID_BYTES_MAX, UnpricedReason};
 use meterd_domain::price::{Line, Price, Rates};
@@ -15,6 +16,7 @@ use meterd_store::catalog::pricing;
 use meterd_store::catalog::{self as store, PriceFilter, StoredPrice};
 use meterd_store::locks;
 use sqlx::PgConnection;
+use std::sync::Arc;
 
 /// Which prices to list.
 #[derive(Debug)]
@@ -256,6 +258,10 @@ pub struct EstimateInput<'a> {
 pub struct Estimate {
     /// The price that applies, if there is one.
     pub price_id: Option<i64>,
+    /// How the price was found.
+    pub price_match: Option<PriceMatch>,
+    /// The model of the price, if the price is for a model.
+    pub matched_model: Option<Arc<str>>,
     /// The charge with its components, or the reason why there is none.
     pub charge: Result<(Decimal, Vec<Line>), UnpricedReason>,
 }
@@ -273,10 +279,12 @@ pub async fn estimate(engine: &Engine, input: EstimateInput<'_>) -> Result<Estim
     let time = event_time.and_then(|time| fields.time("event_time", time));
     fields.finish()?;
     let time = time.unwrap_or_else(|| engine.clock.now());
-    let Some(price) = catalog.price(service, operation, model, time) else {
-        return Ok(Estimate { price_id: None, charge: Err(UnpricedReason::NoPrice) });
+    let Some(Selected { price, price_match }) = catalog.select(service, operation, model, time) else {
+        let charge = Err(UnpricedReason::NoPrice);
+        return Ok(Estimate { price_id: None, price_match: None, matched_model: None, charge });
     };
     let charge = price.rates.charge(&measures);
     let charge = charge.and_then(|charge| Ok((charge, price.rates.lines(&measures)?.collect())));
-    Ok(Estimate { price_id: Some(price.price_id), charge })
+    let matched_model = catalog.model_of(price.price_id).cloned();
+    Ok(Estimate { price_id: Some(price.price_id), price_match: Some(price_match), matched_model, charge })
 }

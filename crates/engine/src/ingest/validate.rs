@@ -35,6 +35,8 @@ pub struct Checked {
 #[derive(Clone, Debug, Default)]
 pub struct Echo {
     pub key: Arc<str>,
+    /// The model, or empty.
+    pub model: Arc<str>,
     pub rounded: Rounded,
 }
 
@@ -159,7 +161,7 @@ impl<'a> EventChecks<'a> {
             metadata,
         };
         let payload_hash = payload_hash(&event, has_time);
-        let echo = Echo { key: event.idempotency_key.clone(), rounded };
+        let echo = Echo { key: event.idempotency_key.clone(), model: event.model.clone(), rounded };
         let submission = Submission { event, id, payload_hash, backfill: self.backfill, refuse_if_new };
         Ok(Checked { submission, echo })
     }

@@ -154,7 +154,7 @@ impl<'c> Versioned<'c> {
         let catalog = cache.current();
         match self.versions.catalog == catalog.version {
             true => Ok(catalog),
-            false => Ok(cache.adopt(meterd_store::catalog::load(self.conn).await?)),
+            false => cache.read(self.conn).await,
         }
     }
 

@@ -6,6 +6,7 @@ use crate::numeric;
 use bigdecimal::BigDecimal;
 use chrono::{DateTime, Utc};
 use meterd_domain::catalog::{Catalog, Service};
+use meterd_domain::model_names::{NamePart, NameRule, NameRules};
 use meterd_domain::price::{Price, Rates};
 use sqlx::PgConnection;
 
@@ -120,15 +121,17 @@ pub async fn bump_version(conn: &mut PgConnection) -> crate::Result<()> {
     sqlx::query!("UPDATE catalog_version SET version = version + 1").execute(conn).await.map(drop).map_err(Into::into)
 }
 
-/// Loads the whole catalog. The transaction must hold the versions lock or be REPEATABLE READ, so that all parts are of
-/// one version.
-pub async fn load(conn: &mut PgConnection) -> crate::Result<Catalog> {
+/// Loads the whole catalog, with or without the rules for names of models. The transaction must hold the versions lock or be
+/// REPEATABLE READ, so that all parts are of one version.
+pub async fn load(conn: &mut PgConnection, with_name_rules: bool) -> crate::Result<Catalog> {
     let version = version(conn).await?;
-    let mut catalog = Catalog::new(version);
+    let name_rules = if with_name_rules { name_rules(conn).await? } else { NameRules::default() };
+    let mut catalog = Catalog::new(version, name_rules);
     for service in services(conn).await? {
         catalog.add_service(service);
     }
     for stored in prices(conn, &PriceFilter::default(), i64::MAX).await? {
+        catalog.add_model(stored.price_id, &stored.model);
         if stored.withdraw_time.is_none() {
             catalog.add_price(&stored.service, &stored.operation, &stored.model, stored.price());
         }
@@ -137,6 +140,15 @@ pub async fn load(conn: &mut PgConnection) -> crate::Result<Catalog> {
         catalog.add_alias(&alias.service, &alias.alias, &alias.model);
     }
     Ok(catalog)
+}
+
+async fn name_rules(conn: &mut PgConnection) -> crate::Result<NameRules> {
+    let rows = sqlx::query!("SELECT part, pattern, models FROM model_name_rules").fetch_all(conn).await?;
+    // A later release may have further parts.
+    let rules = rows.into_iter().filter_map(|row| {
+        Some(NameRule { part: NamePart::of_number(row.part)?, pattern: row.pattern, models: row.models })
+    });
+    Ok(NameRules::new(rules))
 }
 
 /// Returns all services, ordered by name.
