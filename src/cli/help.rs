@@ -27,7 +27,7 @@ const HEADINGS: [(&str, &[&str]); 8] = [
     ("Addresses", &["listen", "http_listen", "insecure_listen", "web_origins"]),
     ("Access", &["auth", "key_requests_per_second", "reflection", "health", "jwt_*"]),
     ("TLS", &["tls_*"]),
-    ("Usage", &["currency", "default_time_zone", "unknown_*", "accept_*"]),
+    ("Usage", &["currency", "default_time_zone", "unknown_*", "accept_*", "model_names", "high_token_rate"]),
     ("Alerts and notifications", &["alert_*", "smtp_*", "twilio_*", "webhook_*", "notification*"]),
     ("Jobs and retention", &["schedule_*", "retention_*", "key_retention_*", "key_generation_*"]),
     ("Limits", &["*_max", "*_seconds", "writers"]),
