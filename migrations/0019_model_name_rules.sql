@@ -30,11 +30,13 @@ INSERT INTO model_name_rules (part, pattern) VALUES
     (4, '-v#:#'), (4, '-v#'), (4, ':#'),
     (5, '-20##-##-##'), (5, '-20######'), (5, '@20######');
 
--- This version of gpt-4o costs more than the others, so the rules must not find it.
+-- This version of gpt-4o costs more than the others, so the rules must not find it. What an operator chose for it stays.
 INSERT INTO prices (service, operation, model, effective_time, input_token, output_token, built_in)
 SELECT 'openai', '', 'gpt-4o-2024-05-13', '-infinity', 0.000005, 0.000015, true
 FROM prices
 WHERE service = 'openai' AND operation = '' AND model = 'gpt-4o' AND effective_time = '-infinity' AND built_in
+  AND NOT EXISTS (SELECT FROM prices own WHERE own.service = 'openai' AND own.model = 'gpt-4o-2024-05-13')
+  AND NOT EXISTS (SELECT FROM model_aliases WHERE service = 'openai' AND alias = 'gpt-4o-2024-05-13')
 ON CONFLICT DO NOTHING;
 
 UPDATE catalog_version SET version = version + 1;

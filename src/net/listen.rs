@@ -120,9 +120,7 @@ impl PortState {
 /// Returns an error if the address is in use or cannot be used.
 pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    // A server that restarts must not wait for closed connections of the previous one. On Windows, the option would let two
-    // servers share a port.
-    #[cfg(not(windows))]
+    // A server that restarts must not wait for closed connections of the previous one.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)

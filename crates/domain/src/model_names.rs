@@ -4,6 +4,7 @@
 //! if the rest is equal, and no part has different values in them. A part that only one of them has does not matter, except that a
 //! name without a version means version 1. Upper and lower case are equal.
 
+use crate::alert::numbered;
 use std::array;
 
 /// The version of a name without a version, or with `:0` only.
@@ -25,15 +26,13 @@ pub enum NamePart {
     Date = 5,
 }
 
+// In the order in which they are removed, from the outside of a name to the inside.
+numbered!(NamePart, "part of a name", [Provider, Region, Latest, Version, Date]);
+
+/// Number of parts.
+const PARTS: usize = NamePart::ALL.len();
+
 impl NamePart {
-    /// The parts in the order in which they are removed, from the outside of a name to the inside.
-    const ALL: [Self; 5] = [Self::Provider, Self::Region, Self::Latest, Self::Version, Self::Date];
-
-    /// Returns the part with this number.
-    pub fn of_number(number: i16) -> Option<Self> {
-        Self::ALL.into_iter().find(|part| *part as i16 == number)
-    }
-
     fn is_prefix(self) -> bool {
         matches!(self, Self::Provider | Self::Region)
     }
@@ -51,7 +50,7 @@ pub struct NameRule {
 
 /// The rules of a catalogue.
 #[derive(Clone, Debug, Default)]
-pub struct NameRules([Vec<NameRule>; NamePart::ALL.len()]);
+pub struct NameRules([Vec<NameRule>; PARTS]);
 
 /// A name without the parts that rules recognize.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,13 +58,13 @@ pub struct ModelName {
     /// The rest of the name in lower case.
     pub base: String,
     /// The value of each part that the name has.
-    parts: [Option<String>; NamePart::ALL.len()],
+    parts: [Option<String>; PARTS],
 }
 
 impl NameRules {
     /// Creates the rules. Of the rules for a part, the longest that fits applies.
     pub fn new(rules: impl IntoIterator<Item = NameRule>) -> Self {
-        let mut of_parts: [Vec<NameRule>; NamePart::ALL.len()] = array::from_fn(|_| vec![]);
+        let mut of_parts: [Vec<NameRule>; PARTS] = array::from_fn(|_| vec![]);
         for rule in rules {
             of_parts[rule.part as usize - 1].push(rule);
         }
@@ -82,8 +81,9 @@ impl NameRules {
     pub fn parse(&self, name: &str) -> ModelName {
         let lower = name.to_lowercase();
         let mut rest = lower.as_str();
-        let parts = NamePart::ALL.map(|part| {
-            let rules = &self.0[part as usize - 1];
+        let parts = array::from_fn(|at| {
+            let part = NamePart::ALL[at];
+            let rules = &self.0[at];
             let (value, left) = rules.iter().find_map(|rule| rule.split(rest))?;
             rest = left;
             Some(value_of(part, value))
@@ -126,7 +126,7 @@ fn value_of(part: NamePart, text: &str) -> String {
 impl ModelName {
     /// Returns whether no part has different values in both names. Their bases are not compared.
     pub fn agrees(&self, other: &Self) -> bool {
-        NamePart::ALL.into_iter().all(|part| match (self.part(part), other.part(part)) {
+        NamePart::ALL.iter().all(|part| match (self.part(*part), other.part(*part)) {
             (Some(one), Some(another)) => one == another,
             _ => true,
         })

@@ -6,7 +6,7 @@ use crate::numeric;
 use bigdecimal::BigDecimal;
 use chrono::{DateTime, Utc};
 use meterd_domain::catalog::{Catalog, Service};
-use meterd_domain::model_names::{NamePart, NameRule, NameRules};
+use meterd_domain::model_names::{NameRule, NameRules};
 use meterd_domain::price::{Price, Rates};
 use sqlx::PgConnection;
 
@@ -145,9 +145,9 @@ pub async fn load(conn: &mut PgConnection, with_name_rules: bool) -> crate::Resu
 async fn name_rules(conn: &mut PgConnection) -> crate::Result<NameRules> {
     let rows = sqlx::query!("SELECT part, pattern, models FROM model_name_rules").fetch_all(conn).await?;
     // A later release may have further parts.
-    let rules = rows.into_iter().filter_map(|row| {
-        Some(NameRule { part: NamePart::of_number(row.part)?, pattern: row.pattern, models: row.models })
-    });
+    let rules = rows
+        .into_iter()
+        .filter_map(|row| Some(NameRule { part: row.part.try_into().ok()?, pattern: row.pattern, models: row.models }));
     Ok(NameRules::new(rules))
 }
 
