@@ -35,7 +35,7 @@ pub struct JobSettings {
     #[arg(long, env = "METERD_SCHEDULE_KEY_PRUNING", default_value = "0 30 0 * * *", value_name = "CRON")]
     pub schedule_key_pruning: Schedule,
 
-    /// When to check whether the current generation of idempotency keys is large enough to be closed: a cron expression in UTC,
+    /// When to check whether the current generation of idempotency keys is large or old enough to be closed: a cron expression in UTC,
     /// seconds first, or "off"
     #[arg(long, env = "METERD_SCHEDULE_KEY_GENERATIONS", default_value = "*/10 * * * * *", value_name = "CRON")]
     pub schedule_key_generations: Schedule,
@@ -54,8 +54,8 @@ pub struct JobSettings {
     /// What happens to the events of closed months
     #[arg(long, env = "METERD_RETENTION_ACTION", default_value = "detach")]
     pub retention_action: RetentionAction,
-    /// Days that an idempotency key is kept after its event was received; keys of backfills are also kept until their month is
-    /// closed
+    /// Days that an idempotency key is kept after its event was received, at least; it may be kept for an eighth longer, and keys
+    /// of backfills until their month is closed
     #[arg(long, env = "METERD_KEY_RETENTION_DAYS", default_value_t = 400, value_parser = clap::value_parser!(u32).range(2..=36_500))]
     pub key_retention_days: u32,
     /// Size on the disk at which a generation of idempotency keys is closed and the next one begins, in bytes. 0: an eighth of

@@ -1,10 +1,10 @@
 //! Generations of idempotency keys: a key is unique across all of them, whatever a replica knows of the closed ones.
 
 use crate::harness::*;
-use chrono::TimeDelta;
+use chrono::{DateTime, TimeDelta};
 use meterd::proto::{BatchTrackUsageRequest, EventOutcome, UsageEvent, UsageResult};
 use meterd_engine::clock::Clock;
-use meterd_store::usage::generations;
+use meterd_store::usage::generations::{self, KeyRetention};
 use rand::seq::SliceRandom;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -77,7 +77,7 @@ async fn a_key_of_a_closed_generation_is_taken_with_and_without_its_filter() {
     server.stop().await;
 }
 
-/// Each key is sent many times, to both replicas, while generations are closed and filters come and go.
+/// Each key is sent many times, to both replicas, while generations are closed and rewritten and filters come and go.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_key_counts_once_while_generations_are_closed_on_two_replicas() {
     const KEYS: usize = 400;
@@ -88,11 +88,15 @@ async fn a_key_counts_once_while_generations_are_closed_on_two_replicas() {
     let closed = {
         let (server, other, is_done) = (server.clone(), other.clone(), is_done.clone());
         tokio::spawn(async move {
+            let keep_all = KeyRetention { before: DateTime::UNIX_EPOCH, closed_through: None };
             let mut closed = 0;
             while !is_done.load(Ordering::Relaxed) {
                 generations::prepare(&server.pool, closed + 1).await.unwrap();
                 assert!(generations::close(&server.pool, closed).await.unwrap());
                 closed += 1;
+                if closed % 2 == 0 {
+                    generations::rewrite_closed(&server.pool, closed / 2, keep_all).await.unwrap();
+                }
                 if closed % 3 == 0 {
                     meterd_engine::ingest::build_filter(&server.pool, closed - 1).await.unwrap();
                     read_filters(if closed % 2 == 0 { &server } else { &other }).await;
@@ -166,6 +170,23 @@ async fn a_generation_is_closed_only_when_it_is_large() {
     server.stop().await;
 }
 
+/// A generation is closed after an eighth of the retention.
+#[tokio::test]
+async fn a_generation_with_keys_is_closed_when_it_is_old() {
+    let server = TestServer::start_with(&["--key-retention-days=80"], Clock::system()).await;
+    let nothing = "0 generations closed and 0 filters built";
+    server.sql("UPDATE deployment SET create_time = now() - interval '11 days'").await;
+    assert_eq!(server.run_job("key_generations").await, nothing, "it has no keys");
+    server.track(keyed("first", "1")).await.unwrap();
+    close(&server).await;
+    server.track(keyed("second", "1")).await.unwrap();
+    server.sql("UPDATE key_generations SET close_time = close_time - interval '9 days'").await;
+    assert_eq!(server.run_job("key_generations").await, nothing);
+    server.sql("UPDATE key_generations SET close_time = close_time - interval '1 day'").await;
+    close(&server).await;
+    server.stop().await;
+}
+
 #[tokio::test]
 async fn a_generation_is_dropped_when_all_its_keys_are_past_their_retention() {
     const NOW: &str = "2024-11-21T12:00:00Z";
@@ -182,7 +203,7 @@ async fn a_generation_is_dropped_when_all_its_keys_are_past_their_retention() {
     close(&server).await;
     server.sql("UPDATE usage_events SET record_time = record_time - interval '401 days'").await;
     assert_eq!(server.run_job("key_pruning").await, "1 key and 0 request ids deleted");
-    // The rows were deleted, and the generation itself is still too young.
+    // The generation was rewritten without its key. It is still too young to be dropped.
     let tables = async || {
         let tables = "SELECT relname::text FROM pg_class WHERE relname ~ '^idempotency_keys_[0-9]+$' ORDER BY 1";
         sqlx::query_scalar::<_, String>(tables).fetch_all(&server.pool).await.unwrap()

@@ -117,7 +117,7 @@ pub struct KeyFilters {
 impl KeyFilters {
     /// Reads which generations there are. The filters are read by [`KeyFilters::start`].
     pub async fn load(pool: &PgPool, bytes_max: usize) -> meterd_store::Result<Arc<Self>> {
-        let Generations { current, closed } = generations::list(pool).await?;
+        let Generations { current, closed, .. } = generations::list(pool).await?;
         let closed = closed.into_iter().map(|closed| (closed.generation, None)).collect();
         let known = RwLock::new(Arc::new(Known { next: current, closed }));
         Ok(Arc::new(Self::new(known, bytes_max)))
@@ -163,7 +163,7 @@ impl KeyFilters {
     /// Reads the generations and the filters that are not in memory.
     pub async fn refresh(&self, pool: &PgPool) -> meterd_store::Result<()> {
         let forgotten = self.forgotten.load(Ordering::SeqCst);
-        let Generations { current, closed } = generations::list(pool).await?;
+        let Generations { current, closed, .. } = generations::list(pool).await?;
         let mut known = Known { next: current, closed: BTreeMap::new() };
         let mut read = BTreeMap::new();
         let mut bytes = 0;

@@ -1,4 +1,5 @@
-//! Deletes idempotency keys, and stored answers of create requests, that are older than their retention.
+//! Deletes idempotency keys, and stored answers of create requests, that are older than their retention. Keys are deleted
+//! by whole generations.
 //!
 //! A deleted key does not make a live event count twice: before keys are deleted, the deployment stores the time up to which they
 //! are deleted, and every batch then rejects new events that are so old that their key may be deleted. A backfill accepts events
@@ -10,10 +11,9 @@ use chrono::{DateTime, TimeDelta, Utc};
 use meterd_store::admin::requests;
 use meterd_store::database::deployment;
 use meterd_store::locks;
-use meterd_store::usage::generations::{self, Generations};
-use meterd_store::usage::keys;
+use meterd_store::usage::generations::{self, ClosedGeneration, KeyRetention};
 
-/// Maximum number of rows that one transaction deletes.
+/// Maximum number of requests that one transaction deletes.
 const CHUNK_ROWS: i64 = 10_000;
 
 /// Deletes the keys past their retention. Keys of backfills are only deleted if their month is closed too. If one kind of rows
@@ -22,9 +22,7 @@ pub(super) async fn run_once(work: &Work) -> anyhow::Result<String> {
     let before = work.data_time().await? - TimeDelta::days(work.config.key_retention_days.into());
     let (mut key_count, mut request_count) = (0, 0);
     let failures = [
-        ("generations of keys", drop_generations(work, before, &mut key_count).await),
-        ("keys", prune_live(work, before, &mut key_count).await),
-        ("keys of backfills", prune_backfill(work, before, &mut key_count).await),
+        ("keys", prune_keys(work, before, &mut key_count).await),
         ("request ids", prune_requests(work, before, &mut request_count).await),
     ];
     let done = format!("{} and {} deleted", counted(key_count, "key"), counted(request_count, "request id"));
@@ -36,46 +34,27 @@ pub(super) async fn run_once(work: &Work) -> anyhow::Result<String> {
     Ok(done)
 }
 
-/// Drops the closed generations that have no key to keep.
-async fn drop_generations(work: &Work, before: DateTime<Utc>, count: &mut u64) -> meterd_store::Result<()> {
-    let mut conn = work.pool.acquire().await?;
-    let closed_through = deployment::closed_through(&mut conn).await?;
-    for closed in generations::list(&work.pool).await?.closed {
-        let generation = closed.generation;
-        if closed.close_time >= before
-            || generations::has_keys_to_keep(&work.pool, generation, before, closed_through).await?
-        {
+/// Drops the closed generations that have no key to keep, and rewrites those of which at least half can be deleted. So the
+/// keys of backfills of open months do not keep the keys of live events.
+async fn prune_keys(work: &Work, before: DateTime<Utc>, count: &mut u64) -> meterd_store::Result<()> {
+    let closed_through = deployment::closed_through(&mut *work.pool.acquire().await?).await?;
+    let retention = KeyRetention { before, closed_through };
+    let mut begin_time = None;
+    for ClosedGeneration { generation, close_time, .. } in generations::list(&work.pool).await?.closed {
+        if begin_time.replace(close_time).is_some_and(|begin_time| begin_time >= before) {
+            break;
+        }
+        let keys = generations::count_kept(&work.pool, generation, retention).await?;
+        if keys.kept == 0 && close_time < before {
+            reject_events_before(work, before).await?;
+            generations::drop_closed(&work.pool, generation).await?;
+        } else if keys.kept < keys.all && keys.kept <= keys.all / 2 {
+            reject_events_before(work, before).await?;
+            generations::rewrite_closed(&work.pool, generation, retention).await?;
+        } else {
             continue;
         }
-        reject_events_before(work, before).await?;
-        let keys = generations::count(&mut conn, generation).await?;
-        generations::drop_closed(&mut conn, generation).await?;
-        *count += keys as u64;
-    }
-    Ok(())
-}
-
-/// Returns all generations, oldest first.
-async fn all_generations(work: &Work) -> meterd_store::Result<Vec<i32>> {
-    let Generations { current, closed } = generations::list(&work.pool).await?;
-    Ok(closed.into_iter().map(|closed| closed.generation).chain([current]).collect())
-}
-
-async fn prune_live(work: &Work, before: DateTime<Utc>, count: &mut u64) -> meterd_store::Result<()> {
-    if !keys::is_any_live_before(&work.pool, before).await? {
-        return Ok(());
-    }
-    reject_events_before(work, before).await?;
-    for generation in all_generations(work).await? {
-        let mut after = None;
-        loop {
-            let pruned = keys::prune_live(&work.pool, generation, before, after, CHUNK_ROWS).await?;
-            *count += pruned.count as u64;
-            if pruned.count < CHUNK_ROWS {
-                break;
-            }
-            after = pruned.last_time;
-        }
+        *count += (keys.all - keys.kept) as u64;
     }
     Ok(())
 }
@@ -88,23 +67,6 @@ async fn reject_events_before(work: &Work, before: DateTime<Utc>) -> meterd_stor
     locks::change_versions(&mut tx).await?;
     deployment::prune_keys_through(&mut tx, before).await?;
     tx.commit().await.map_err(Into::into)
-}
-
-async fn prune_backfill(work: &Work, before: DateTime<Utc>, count: &mut u64) -> meterd_store::Result<()> {
-    let closed = deployment::closed_through(&mut *work.pool.acquire().await?).await?;
-    let Some(closed) = closed else { return Ok(()) };
-    for generation in all_generations(work).await? {
-        let mut after = None;
-        loop {
-            let pruned = keys::prune_backfill(&work.pool, generation, before, closed, after, CHUNK_ROWS).await?;
-            *count += pruned.count as u64;
-            if pruned.count < CHUNK_ROWS {
-                break;
-            }
-            after = pruned.last_time;
-        }
-    }
-    Ok(())
 }
 
 async fn prune_requests(work: &Work, before: DateTime<Utc>, count: &mut u64) -> meterd_store::Result<()> {
