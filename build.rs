@@ -14,6 +14,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     std::fs::write(out.join("metering.v1.bin"), compiler.encode_file_descriptor_set())?;
     tonic_prost_build::configure()
         .bytes(".metering.v1.ExportUsageResponse.data")
+        // Ordered, so that equal messages have equal bytes.
+        .btree_map(".")
         // These messages contain secrets. src/redacted.rs has their `Debug`, which leaves the secrets out.
         .skip_debug([
             ".metering.v1.CreateApiKeyResponse",

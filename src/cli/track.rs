@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use chrono::DateTime;
 use clap::Args;
+use meterd_domain::measures::check_name;
 use serde_json::json;
 use tokio::time::Instant;
 use tonic::{Code, Status};
@@ -55,6 +56,12 @@ pub struct TrackArgs {
     /// Amount of money to which a percentage price applies, in the currency of the deployment
     #[arg(long, value_name = "DECIMAL", value_parser = decimal::quantity)]
     pub amount: Option<String>,
+    /// Service tier, such as batch
+    #[arg(long, default_value = "", value_name = "NAME", hide_default_value = true)]
+    pub service_tier: String,
+    /// Another quantity, such as pages=3; repeat the flag for more
+    #[arg(long, value_name = "NAME=DECIMAL", value_parser = parse_measure)]
+    pub measure: Vec<(String, String)>,
     /// Time of the event, such as 2026-11-21T10:00:00Z [default: now]
     #[arg(long, value_name = "TIME", value_parser = parse_flag_time)]
     pub time: Option<prost_types::Timestamp>,
@@ -183,7 +190,16 @@ fn event_of(args: &TrackArgs) -> anyhow::Result<UsageEvent> {
         subject: args.subject.clone(),
         external_id: args.external_id.clone(),
         metadata: args.metadata.clone(),
+        service_tier: args.service_tier.clone(),
+        measures: args.measure.iter().cloned().collect(),
     })
+}
+
+/// Parses the name and the quantity of a measure.
+pub fn parse_measure(text: &str) -> Result<(String, String), String> {
+    let (name, number) = text.split_once('=').ok_or("must be NAME=DECIMAL, such as pages=3")?;
+    check_name(name).map_err(|predicate| format!("{name:?} {predicate}"))?;
+    Ok((name.to_owned(), decimal::quantity(number)?))
 }
 
 fn random_key() -> String {
@@ -205,6 +221,7 @@ fn unpriced_text(reason: UnpricedReason) -> &'static str {
         UnpricedReason::TokensMissing => "the price is per token: add --input-tokens and --output-tokens",
         UnpricedReason::AmountMissing => "the price is a percentage: add --amount",
         UnpricedReason::UnknownService => "the service is not in the catalogue",
+        UnpricedReason::MeasureNotCovered => "the price has no rate for one of the measures",
         UnpricedReason::NoPrice | UnpricedReason::Unspecified => {
             "no price applies; the event is charged as soon as one does"
         }

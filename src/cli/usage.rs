@@ -154,7 +154,7 @@ fn month_text(month: &GetCurrentMonthUsageResponse, unpriced: &BTreeMap<Unpriced
             money_text(month.projected_cost.as_ref())?
         ),
     ];
-    lines.extend(totals_lines(&totals, unpriced));
+    lines.extend(totals_lines(&totals, &month.measures, unpriced));
     lines.push(String::new());
     lines.extend(services_lines(&month.services)?);
     Ok(lines.join("\n"))
@@ -171,7 +171,7 @@ fn summary_text(
         format!("{}  {} to {} ({})", summary.client_id, summary.start_date, summary.end_date, summary.time_zone),
         format!("{} in total", money_text(totals.cost.as_ref())?),
     ];
-    lines.extend(totals_lines(&totals, unpriced));
+    lines.extend(totals_lines(&totals, &summary.measures, unpriced));
     lines.push(String::new());
     lines.extend(services_lines(&summary.services)?);
     lines.push(String::new());
@@ -195,7 +195,11 @@ fn summary_text(
 /// Maximum number of models without a price that are listed.
 const UNPRICED_SHOWN_MAX: usize = 10;
 
-fn totals_lines(totals: &UsageTotals, unpriced: &BTreeMap<UnpricedKey, i64>) -> Vec<String> {
+fn totals_lines(
+    totals: &UsageTotals,
+    measures: &BTreeMap<String, String>,
+    unpriced: &BTreeMap<UnpricedKey, i64>,
+) -> Vec<String> {
     let mut lines = vec![format!(
         "{} requests, {} input tokens ({} cached), {} output tokens",
         grouped(totals.request_count),
@@ -203,6 +207,10 @@ fn totals_lines(totals: &UsageTotals, unpriced: &BTreeMap<UnpricedKey, i64>) -> 
         grouped(totals.cached_input_tokens),
         grouped(totals.output_tokens)
     )];
+    if !measures.is_empty() {
+        let measures: Vec<String> = measures.iter().map(|(name, sum)| format!("{name} {sum}")).collect();
+        lines.push(measures.join(", "));
+    }
     if totals.unpriced_event_count > 0 {
         let count = grouped(totals.unpriced_event_count);
         lines.push(format!(
@@ -286,6 +294,7 @@ fn month_json(month: &GetCurrentMonthUsageResponse) -> serde_json::Value {
         "days_elapsed": month.days_elapsed,
         "days_remaining": month.days_remaining,
         "services": month.services.iter().map(service_json).collect::<Vec<_>>(),
+        "measures": month.measures,
     })
 }
 
@@ -300,6 +309,7 @@ fn summary_json(summary: &GetUsageSummaryResponse) -> serde_json::Value {
         "time_zone": summary.time_zone,
         "totals": totals(&summary.totals),
         "services": summary.services.iter().map(service_json).collect::<Vec<_>>(),
+        "measures": summary.measures,
         "days": days.map(|day| json!({ "day": day.day, "totals": totals(&day.totals) })).collect::<Vec<_>>(),
         "top_operations": operations
             .map(|of| json!({ "service": of.service, "operation": of.operation, "totals": totals(&of.totals) }))

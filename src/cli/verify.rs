@@ -15,7 +15,9 @@ use meterd_domain::rollup::Sums;
 use meterd_store::database::connect::{allow_long_statements, plan_for_values};
 use meterd_store::database::deployment;
 use meterd_store::usage::partitions;
-use meterd_store::usage::verify::{self, Compared, Difference, RollupRow, Scope};
+use meterd_store::usage::verify::{
+    self, Compared, Difference, MeasureDifference, RollupRow, Scope, measure_differences,
+};
 use meterd_store::usage::verify_keys::{KeyDifference, KeyFault, key_differences};
 use meterd_store::{clients, usage};
 use sqlx::PgPool;
@@ -135,13 +137,14 @@ pub async fn verify_all(pool: &PgPool, client: Option<&str>, month: Option<Month
     let progress = ProgressBar::new(bounds.len() as u64 + 1).with_style(style);
     let mut verified = Verified::default();
     let mut compared = stream::iter(batches).map(async |batch| verify_batch(pool, batch).await).buffered(BATCHES_MAX);
-    while let Some((compared, keys)) = compared.try_next().await? {
+    while let Some(Batch { compared, measures, keys }) = compared.try_next().await? {
         progress.inc(1);
         verified.client_months += usize::try_from(compared.client_months)?;
         verified.events += compared.events;
-        verified.differences += compared.differences.len() + keys.len();
+        verified.differences += compared.differences.len() + measures.len() + keys.len();
         progress.suspend(|| {
             compared.differences.iter().for_each(print_difference);
+            measures.iter().for_each(print_measure);
             keys.iter().for_each(print_key);
         });
         if print::has_failed() {
@@ -157,8 +160,15 @@ pub async fn verify_all(pool: &PgPool, client: Option<&str>, month: Option<Month
     Ok(verified)
 }
 
+/// What was found in a batch of clients.
+struct Batch {
+    compared: Compared,
+    measures: Vec<MeasureDifference>,
+    keys: Vec<KeyDifference>,
+}
+
 /// Compares the open months of a batch.
-async fn verify_batch(pool: &PgPool, batch: Scope) -> anyhow::Result<(Compared, Vec<KeyDifference>)> {
+async fn verify_batch(pool: &PgPool, batch: Scope) -> anyhow::Result<Batch> {
     let mut tx = pool.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
     allow_long_statements(&mut tx).await?;
     plan_for_values(&mut tx).await?;
@@ -167,9 +177,10 @@ async fn verify_batch(pool: &PgPool, batch: Scope) -> anyhow::Result<(Compared, 
     let open = deployment::closed_through(&mut tx).await?.map(Month::next);
     let batch = Scope { first: batch.first.max(open), ..batch };
     let compared = verify::compare(&mut tx, &batch).await?;
+    let measures = measure_differences(&mut tx, &batch).await?;
     let keys = key_differences(&mut tx, &batch).await?;
     tx.commit().await?;
-    Ok((compared, keys))
+    Ok(Batch { compared, measures, keys })
 }
 
 fn print_difference(difference: &Difference) {
@@ -182,6 +193,15 @@ fn print_difference(difference: &Difference) {
         }
     };
     println!("{client_id:?} {month}, {row}: {}", explain(&difference.expected, &difference.actual));
+}
+
+fn print_measure(difference: &MeasureDifference) {
+    let MeasureDifference { client_id, day, service, operation, model, measure, expected, actual } = difference;
+    println!(
+        "{client_id:?} {}, {day} {service} operation={operation:?} model={model:?}: {measure} is {actual}, but the sum of \
+         the events is {expected}",
+        Month::of(*day)
+    );
 }
 
 fn print_key(difference: &KeyDifference) {

@@ -29,12 +29,13 @@ pub fn error_parts(status: &Status) -> (Code, String, Vec<String>) {
 
 /// Checks that the call was rejected for this reason, with exactly these wrong fields.
 #[track_caller]
-pub fn assert_invalid<T>(result: Result<T, Status>, reason: &str, fields: &[&str]) {
+pub fn assert_invalid<T>(result: Result<T, Status>, reason: &str, fields: &[&str]) -> Status {
     let Err(status) = result else { panic!("{reason} {fields:?} was expected, but the call succeeded") };
     let (code, actual_reason, mut actual_fields) = error_parts(&status);
     actual_fields.dedup();
     let actual_fields: Vec<&str> = actual_fields.iter().map(String::as_str).collect();
     assert_eq!((code, actual_reason.as_str(), &*actual_fields), (Code::InvalidArgument, reason, fields), "{status}");
+    status
 }
 
 /// Checks that the call failed with this code and reason.

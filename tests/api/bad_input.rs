@@ -298,9 +298,11 @@ async fn all_wrong_fields_of_an_event_are_reported_at_once() {
         "idempotency_key",
         "subject",
         "external_id",
+        "service_tier",
         "input_tokens",
         "output_tokens",
         "cached_input_tokens",
+        "measures",
         "units",
         "amount",
         "metadata",
@@ -327,6 +329,8 @@ fn event_with_many_wrong_fields() -> UsageEvent {
         subject: "x\0".into(),
         external_id: "x\0".into(),
         metadata: metadata("k", Kind::NumberValue(f64::NAN)),
+        service_tier: "x\0".into(),
+        measures: [("x\0".into(), "NaN".into())].into(),
     }
 }
 

@@ -6,7 +6,8 @@ use crate::bad_values::Rule::{self, *};
 /// A complete event.
 const EVENT: &str = r#"{"clientId": "acme", "service": "openai", "operation": "chat_completion", "model": "gpt-4o-mini",
     "units": "1", "inputTokens": "1000000000000", "outputTokens": "10", "amount": "1.5", "subject": "s",
-    "eventTime": "2026-11-21T11:00:00Z", "idempotencyKey": "k-$N", "externalId": "x", "metadata": {"k": "v"}}"#;
+    "eventTime": "2026-11-21T11:00:00Z", "idempotencyKey": "k-$N", "externalId": "x", "metadata": {"k": "v"},
+    "serviceTier": "batch", "measures": {"pages": "1"}}"#;
 
 /// A valid request of each RPC in the JSON format of protobuf. `$N` is replaced by a new number each time, `$KEY` and `$PRICE` by
 /// the id of a new object, `$EVENT` and `$ALERT` by ids of existing objects.
@@ -23,7 +24,7 @@ const REQUESTS: &[(&str, &str)] = &[
         "QueryUsage",
         r#"{"clientIds": ["acme", "beta"], "services": ["sms"], "operations": [""], "models": [""], "subjects": [""],
             "startDate": "2026-11-01", "endDate": "2026-11-30", "groupBy": ["USAGE_DIMENSION_CLIENT"],
-            "countSubjects": true, "unpricedOnly": false, "pageSize": 1}"#,
+            "countSubjects": true, "unpricedOnly": false, "includeMeasures": true, "pageSize": 1}"#,
     ),
     ("GetUsageEvent", r#"{"clientId": "acme", "eventId": "$EVENT"}"#),
     (
@@ -81,7 +82,7 @@ const REQUESTS: &[(&str, &str)] = &[
         "CreatePrice",
         r#"{"price": {"service": "sms", "operation": "op-$N", "model": "m-$N", "effectiveTime": "2026-01-01T00:00:00Z",
             "rates": {"unit": "1", "inputToken": "1", "outputToken": "1", "cachedInputToken": "1", "percentOfAmount": "1",
-                "fixed": "1"}}, "confirmHighRates": true, "requestId": "r-$N"}"#,
+                "fixed": "1", "measures": {"pages": "1"}}, "serviceTier": "batch", "aboveInputTokens": "1"}, "confirmHighRates": true, "requestId": "r-$N"}"#,
     ),
     ("RetirePrice", r#"{"priceId": "$PRICE"}"#),
     (
@@ -92,7 +93,8 @@ const REQUESTS: &[(&str, &str)] = &[
     (
         "EstimateCost",
         r#"{"service": "openai", "operation": "chat_completion", "model": "gpt-4o-mini", "units": "1",
-            "inputTokens": "1000000000000", "outputTokens": "1", "amount": "1", "eventTime": "2026-01-01T00:00:00Z"}"#,
+            "inputTokens": "1000000000000", "outputTokens": "1", "amount": "1", "eventTime": "2026-01-01T00:00:00Z", "serviceTier": "batch",
+            "measures": {"pages": "1"}}"#,
     ),
     (
         "CreateClient",
@@ -176,8 +178,8 @@ pub fn rule(rpc: &str, message: &str, field: &str) -> Rule {
         (_, "UsageEvent", "service") => ServiceName,
         (_, "EstimateCostRequest" | "Price" | "ModelAlias", "service") => required(UNKNOWN_SERVICE),
         (_, "Service", "service") | (_, "ModelAlias", "alias" | "model") => Name { bytes_max: 128, empty: Invalid },
-        (_, "EstimateCostRequest", "operation" | "model") => text(128),
-        (_, _, "operation" | "model" | "subject" | "idempotency_key" | "request_id") => {
+        (_, "EstimateCostRequest", "operation" | "model" | "service_tier") => text(128),
+        (_, _, "operation" | "model" | "service_tier" | "subject" | "idempotency_key" | "request_id") => {
             Name { bytes_max: 128, empty: Valid }
         }
         (_, _, "external_id") => Name { bytes_max: 256, empty: Valid },
@@ -207,6 +209,8 @@ pub fn rule(rpc: &str, message: &str, field: &str) -> Rule {
         (_, _, "client_ids" | "services" | "operations" | "models" | "subjects") => Texts { empty: Valid },
 
         (_, _, "units" | "amount") => Quantity,
+        (_, "Rates", "measures") => Measures { most: 32 },
+        (_, _, "measures") => Measures { most: 16 },
         (_, "Rates", _) => Decimal { integer_digits: 9, decimals: 24, zero: Valid, empty: Invalid },
         (_, "AlertPolicy", "projection_factor" | "anomaly_factor") => {
             Decimal { integer_digits: 15, decimals: 12, zero: Invalid, empty: Invalid }
@@ -223,7 +227,7 @@ pub fn rule(rpc: &str, message: &str, field: &str) -> Rule {
             | "anomaly_units_min",
         ) => Decimal { integer_digits: 15, decimals: 12, zero: Valid, empty: Invalid },
 
-        (_, _, "input_tokens" | "output_tokens" | "cached_input_tokens") => Tokens,
+        (_, _, "input_tokens" | "output_tokens" | "cached_input_tokens" | "above_input_tokens") => Tokens,
         (_, _, "top_operation_count") => Count { from: 0, to: 1_000 },
         (_, _, "requests_per_second") => Count { from: 0, to: 1_000_000 },
         (_, _, "projection_first_day") => Count { from: 1, to: 31 },
@@ -269,6 +273,7 @@ pub fn rule(rpc: &str, message: &str, field: &str) -> Rule {
             | "validate_only"
             | "count_subjects"
             | "unpriced_only"
+            | "include_measures"
             | "ascending"
             | "rezone"
             | "unacknowledged_only"

@@ -131,6 +131,7 @@ pub fn field_paths(descriptor: &MessageDescriptor, before: &[FieldDescriptor], f
         found.push(path.clone());
         if let Kind::Message(inner) = field.kind()
             && inner.package_name() == descriptor.package_name()
+            && !field.is_map()
         {
             field_paths(&inner, &path, found);
         }
@@ -171,7 +172,7 @@ pub fn cases_of_field(
     let value = message.get_field(field).into_owned();
     let name = field.parent_message().name().to_string();
     let ours = matches!(field.kind(), Kind::Message(inner) if inner.package_name() == "metering.v1");
-    if ours && !field.is_list() {
+    if ours && !field.is_list() && !field.is_map() {
         let Kind::Message(inner) = field.kind() else { unreachable!() };
         let fields: Vec<String> =
             fields_of_missing(rpc.name(), inner.name()).iter().map(|field| field.to_string()).collect();

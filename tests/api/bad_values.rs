@@ -1,7 +1,7 @@
 //! Bad values for each rule of a field, with the expected result. Some values only look bad; they must be accepted.
 
 use crate::bad_composites::*;
-use prost_reflect::{DynamicMessage, FieldDescriptor, Kind, Value};
+use prost_reflect::{DynamicMessage, FieldDescriptor, Kind, MapKey, Value};
 use prost_types::Timestamp;
 
 /// The expected result of a value.
@@ -55,6 +55,10 @@ pub enum Rule {
     },
     /// A quantity of an event: below 10^15, rounded to 12 decimals.
     Quantity,
+    /// Quantities of an event, or rates of a price, by the name of a measure.
+    Measures {
+        most: usize,
+    },
     /// A whole number from 0 to 10^12.
     Tokens,
     Count {
@@ -253,6 +257,29 @@ fn quantity_cases() -> Vec<Case> {
         Case::new("decimal that rounds up to too large", string(format!("{largest}.9999999999995")), Invalid),
         Case::new("decimal a digit below zero", string("-0.0000000000001"), Invalid),
     ]);
+    cases
+}
+
+/// Returns the cases of a map of measures: the numbers of one of them, and names.
+fn measures_cases(field: &Field<'_>, most: usize, numbers: Vec<Case>) -> Vec<Case> {
+    let map = |names: Vec<String>, text: &str| {
+        Value::Map(names.into_iter().map(|name| (MapKey::String(name), string(text))).collect())
+    };
+    let mut cases = vec![];
+    for case in numbers {
+        let Some(Value::String(text)) = &case.value else { panic!("{} is no text", case.kind) };
+        let expected = if text.is_empty() { Invalid } else { case.expected };
+        let with_map = Case::new(format!("measure of {}", case.kind), map(vec!["pages".into()], text), expected);
+        cases.push(with_map.with_fields([format!("{}[\"pages\"]", field.path_text)]));
+    }
+    for name in ["", "Pages", "pages ", "2pages", "p\0", "p\u{e4}ges", "units", "input_tokens", "other_tokens"] {
+        cases.push(Case::new(format!("measure {name:?}"), map(vec![name.into()], "1"), Invalid));
+    }
+    cases.push(Case::new("measure with a name too long", map(vec!["m".repeat(65)], "1"), Invalid));
+    cases.push(Case::new("longest name of a measure", map(vec!["m".repeat(64)], "1"), Valid));
+    let many = |count: usize| map((0..count).map(|number| format!("m{number}")).collect(), "1");
+    cases.push(Case::new("most measures", many(most), Valid));
+    cases.push(Case::new("one measure too many", many(most + 1), Invalid));
     cases
 }
 
@@ -473,6 +500,8 @@ pub fn cases(rule: Rule, field: &Field<'_>) -> Vec<Case> {
         Rule::Names { empty } => texts_cases(field, name_cases(128, empty, Valid, field.unique)),
         Rule::Decimal { integer_digits, decimals, zero, empty } => decimal_cases(integer_digits, decimals, zero, empty),
         Rule::Quantity => quantity_cases(),
+        Rule::Measures { most: 16 } => measures_cases(field, 16, quantity_cases()),
+        Rule::Measures { most } => measures_cases(field, most, decimal_cases(9, 24, Valid, Invalid)),
         Rule::Tokens => count_cases(field, 0, 1_000_000_000_000),
         Rule::Count { from, to } => count_cases(field, from, to),
         Rule::Token { reason } => token_cases(field, reason),

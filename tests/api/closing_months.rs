@@ -106,7 +106,7 @@ async fn closing_a_month_waits_for_batches_that_saw_it_open() {
             .unwrap()
             .into_inner()
     });
-    wait_for_blocked_statement(&server, "record_usage").await;
+    wait_for_blocked_statement(&server, "record_events").await;
     let mut jobs = server.jobs();
     let job = tokio::spawn(async move { jobs.run_job(RunJobRequest { job: "retention".into() }).await.unwrap() });
     wait_for_blocked_statement(&server, "pg_advisory_xact_lock").await;

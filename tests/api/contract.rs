@@ -344,10 +344,10 @@ fn the_enums_of_the_domain_have_the_numbers_of_the_contract() {
     for (kind, documented) in kinds {
         assert_eq!(kind as i32, documented as i32, "{documented:?}");
     }
-    for number in 1..=5 {
+    for number in 1..=6 {
         let reason = UnpricedReason::from_number(number);
         let documented = proto::UnpricedReason::try_from(i32::from(number)).unwrap().as_str_name();
         assert_eq!((reason as i16, format!("UNPRICED_REASON_{}", reason.name())), (number, documented.to_string()));
     }
-    assert!(proto::UnpricedReason::try_from(6).is_err());
+    assert!(proto::UnpricedReason::try_from(7).is_err());
 }

@@ -3,7 +3,8 @@
 use crate::harness::TestServer;
 use chrono::{DateTime, NaiveDate, Utc};
 use meterd_domain::decimal::Decimal;
-use meterd_domain::event::{Charge, EventId, Measures, PricedEvent, UnpricedReason, UsageEvent};
+use meterd_domain::event::{Charge, EventId, PricedEvent, UnpricedReason, UsageEvent};
+use meterd_domain::measures::Measures;
 use meterd_domain::period::Month;
 use meterd_engine::ledger::{AlertBounds, AlertEffect, ClientSettings, PendingUsage, Versioned};
 use meterd_store::usage::record::NewEvent;
@@ -24,6 +25,7 @@ fn event(key: String, units: i64) -> UsageEvent {
         service: "sms".into(),
         operation: "".into(),
         model: "".into(),
+        service_tier: String::new(),
         measures: Measures { units: Decimal::from_scaled(i128::from(units) * SCALE), ..Measures::default() },
         event_time: "2026-11-10T12:00:00Z".parse::<DateTime<Utc>>().unwrap(),
         idempotency_key: key.into(),

@@ -50,6 +50,7 @@ mod key_secrets;
 mod key_server;
 mod keys;
 mod ledger;
+mod measures;
 mod message_sizes;
 mod model_names;
 mod notification_calls;

@@ -88,7 +88,7 @@ async fn a_batch_with_more_than_a_million_metadata_values_is_rejected() {
     assert_eq!(answer(&server, &path, &of(1_000_000)).await.code(), Code::Ok);
     assert_rejected(
         &answer(&server, &path, &of(1_000_001)).await,
-        "at most 1000000 metadata values together, has 1000001",
+        "at most 1000000 values of metadata and measures together, has 1000001",
     );
     server.stop().await;
 }

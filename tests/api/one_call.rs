@@ -41,7 +41,7 @@ async fn a_lone_event_is_recorded_by_one_call() {
     }
     wait_until(async || calls(&server).await.get("change_usage") == Some(&20)).await;
     // The first batch of a connection must read the versions.
-    let one_call = calls(&server).await["record_usage"];
+    let one_call = calls(&server).await["record_events"];
     assert!(one_call >= 12, "{one_call} of 20 events were recorded by one call");
     server.assert_exact(20).await;
     server.stop().await;
@@ -84,7 +84,7 @@ async fn a_large_batch_is_recorded_by_copy_over_a_unix_socket_and_by_one_call_ov
         };
         wait_until(async || called(&calls(&local).await, "add_new_usage") >= 3).await;
         let after = calls(&local).await;
-        let not_copied = called(&after, "record_usage") + called(&after, "claim_keys");
+        let not_copied = called(&after, "record_events") + called(&after, "claim_keys");
         assert_eq!(called(&after, "add_new_usage") > not_copied, is_copied, "{url}: {before:?} {after:?}");
     }
     local.assert_exact(1_200).await;

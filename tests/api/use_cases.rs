@@ -6,11 +6,12 @@ use meterd_domain::access::Scope;
 use meterd_engine::Reason;
 use meterd_engine::alerts::policies::{self, PolicyInput};
 use meterd_engine::auth::keys::{self, GrantInput, NewKey};
-use meterd_engine::catalog::RawMeasures;
+use meterd_engine::ingest::RawMeasures;
 use meterd_engine::catalog::prices::{self, EstimateInput};
 use meterd_engine::clients::{self, NewClient};
 use meterd_engine::idempotency::{Created, Idempotency};
 use meterd_engine::paging::PageRequest;
+use std::collections::BTreeMap;
 
 fn client(client_id: &str) -> NewClient {
     NewClient { client_id: client_id.into(), ..Default::default() }
@@ -98,8 +99,17 @@ async fn a_key_is_created_and_a_charge_estimated_without_a_protocol() {
     let fields: Vec<&str> = wrong.fields.iter().map(|violation| violation.field.as_str()).collect();
     assert_eq!(fields, ["api_key.name", "api_key.grants"]);
 
-    let measures = RawMeasures { units: "2", input_tokens: 0, output_tokens: 0, cached_input_tokens: 0, amount: "" };
-    let input = EstimateInput { service: "sms", operation: "", model: "", measures, event_time: None };
+    let others = BTreeMap::new();
+    let measures = RawMeasures {
+        units: "2",
+        input_tokens: 0,
+        output_tokens: 0,
+        cached_input_tokens: 0,
+        amount: "",
+        others: &others,
+    };
+    let input =
+        EstimateInput { service: "sms", operation: "", model: "", service_tier: "", measures, event_time: None };
     let estimate = prices::estimate(engine, input).await.unwrap();
     assert!(estimate.price_id.is_some());
     assert_eq!(estimate.charge.unwrap().0.to_string(), "0.015");

@@ -4,7 +4,8 @@ use super::plan::Mix;
 use crate::product::proto;
 use chrono::{DateTime, Utc};
 use meterd_domain::decimal::Decimal;
-use meterd_domain::event::{Measures, UsageEvent};
+use meterd_domain::event::UsageEvent;
+use meterd_domain::measures::Measures;
 use prost_types::value::Kind as ValueKind;
 use prost_types::{Struct, Value};
 use std::sync::Arc;
@@ -166,6 +167,7 @@ impl Events {
             service,
             operation,
             model,
+            service_tier: String::new(),
             measures: Measures { units: Decimal::ONE, input_tokens, output_tokens, ..Measures::default() },
             event_time: now,
             idempotency_key: new_key().into(),

@@ -10,7 +10,8 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use indicatif::{ProgressBar, ProgressStyle};
 use meterd_domain::catalog::Catalog;
 use meterd_domain::decimal::Decimal;
-use meterd_domain::event::{Charge, Measures, UsageEvent, payload_hash};
+use meterd_domain::event::{Charge, UsageEvent, payload_hash};
+use meterd_domain::measures::Measures;
 use meterd_domain::period::{Month, day_of};
 use meterd_engine::ingest::build_filter;
 use meterd_store::bench::preload::{self, EventRange, Kinds};
@@ -191,7 +192,8 @@ fn kinds(catalog: &Catalog, now: DateTime<Utc>) -> anyhow::Result<Kinds> {
             service: service.into(),
             operation: operation.into(),
             model: model.into(),
-            measures,
+            service_tier: String::new(),
+            measures: measures.clone(),
             event_time: now,
             idempotency_key: "".into(),
             subject: String::new(),

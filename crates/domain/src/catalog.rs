@@ -42,14 +42,54 @@ pub struct Service {
 /// A map that is read for every event.
 type ByName<T> = HashMap<Arc<str>, T, RandomState>;
 
-/// Prices of one scope, sorted by time.
-type Timeline = Vec<Price>;
+/// What a price is for. An empty operation, model or service tier matches any.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PriceScope<'a> {
+    pub service: &'a str,
+    pub operation: &'a str,
+    pub model: &'a str,
+    pub service_tier: &'a str,
+    /// The price is only for events with more input tokens. `None`: with any number.
+    pub above_input_tokens: Option<i64>,
+}
+
+/// What a price is searched for.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    pub service: &'a str,
+    pub operation: &'a str,
+    pub model: &'a str,
+    pub service_tier: &'a str,
+    pub input_tokens: i64,
+    pub time: DateTime<Utc>,
+}
+
+/// The prices of one service, operation and model for one service tier and number of input tokens.
+#[derive(Debug)]
+struct Variant {
+    service_tier: Arc<str>,
+    above_input_tokens: Option<i64>,
+    /// Sorted by time.
+    timeline: Vec<Price>,
+}
+
+impl Variant {
+    fn is_for(&self, wanted: &Wanted<'_>) -> bool {
+        (self.service_tier.is_empty() || *self.service_tier == *wanted.service_tier)
+            && self.above_input_tokens.is_none_or(|bound| wanted.input_tokens > bound)
+    }
+
+    fn in_force(&self, time: DateTime<Utc>) -> Option<&Price> {
+        let later = self.timeline.partition_point(|price| price.effective_time.is_none_or(|from| from <= time));
+        self.timeline[..later].last().filter(|price| price.end_time.is_none_or(|end| time < end))
+    }
+}
 
 /// The name of a model with prices, as rules take it apart and as a whole.
 type PricedModel = (ModelName, Arc<str>);
 
-/// Prices of one service: model → operation → timeline. An empty model or operation matches any.
-type ServicePrices = ByName<ByName<Timeline>>;
+/// Prices of one service: model → operation → variants. An empty model or operation matches any.
+type ServicePrices = ByName<ByName<Vec<Variant>>>;
 
 /// How a price was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +110,20 @@ pub enum PriceMatch {
 pub struct Selected<'a> {
     pub price: &'a Price,
     pub price_match: PriceMatch,
+}
+
+impl<'a> Wanted<'a> {
+    /// Returns what the price of an event is searched for.
+    pub fn of(event: &'a UsageEvent) -> Self {
+        Self {
+            service: &event.service,
+            operation: &event.operation,
+            model: &event.model,
+            service_tier: &event.service_tier,
+            input_tokens: event.measures.input_tokens,
+            time: event.event_time,
+        }
+    }
 }
 
 /// Everything that pricing needs, from one version of the catalogue.
@@ -100,17 +154,24 @@ impl Catalog {
         self.services.insert(service.service.clone(), service);
     }
 
-    /// Adds a price for a scope. An empty operation or model matches any.
-    pub fn add_price(&mut self, service: &str, operation: &str, model: &str, price: Price) {
+    /// Adds a price for a scope.
+    pub fn add_price(&mut self, scope: &PriceScope<'_>, price: Price) {
+        let PriceScope { service, operation, model, service_tier, above_input_tokens } = *scope;
         let prices = self.prices.entry(service.into()).or_default();
         if !model.is_empty() && !prices.contains_key(model) && !self.name_rules.is_empty() {
             let name = self.name_rules.parse(model);
             let names = self.names.entry(service.into()).or_default();
             names.entry(name.base.as_str().into()).or_default().push((name, model.into()));
         }
-        let timeline = prices.entry(model.into()).or_default().entry(operation.into()).or_default();
-        let at = timeline.partition_point(|other| other.effective_time <= price.effective_time);
-        timeline.insert(at, price);
+        let variants = prices.entry(model.into()).or_default().entry(operation.into()).or_default();
+        let is_same =
+            |of: &&mut Variant| *of.service_tier == *service_tier && of.above_input_tokens == above_input_tokens;
+        if let Some(variant) = variants.iter_mut().find(is_same) {
+            let at = variant.timeline.partition_point(|other| other.effective_time <= price.effective_time);
+            variant.timeline.insert(at, price);
+        } else {
+            variants.push(Variant { service_tier: service_tier.into(), above_input_tokens, timeline: vec![price] });
+        }
     }
 
     /// Adds the model of a price, for [`Self::model_of`].
@@ -150,16 +211,21 @@ impl Catalog {
         self.aliases.get(service).is_some_and(|aliases| aliases.values().any(|name| &**name == model))
     }
 
-    /// Returns the price that is valid at `time`. The most specific price is used: service+operation+model, then
-    /// service+model, then service+operation, then service. On each level, the model's own name is tried before the
-    /// model that it is an alias of. If neither has a price, the rules for names search for the model: its price is used if all
-    /// models that the name may mean have the same rates.
-    pub fn select(&self, service: &str, operation: &str, model: &str, time: DateTime<Utc>) -> Option<Selected<'_>> {
+    /// Returns the most specific price that is valid at the time: service+operation+model, then service+model, then
+    /// service+operation, then service. On each level, the model's own name is tried before the model that it is an alias of. If
+    /// neither has a price, the rules for names search for the model: its price is used if all models that the name may mean have
+    /// the same rates.
+    ///
+    /// Of the prices of a level, one for the service tier comes before one for any, and then one with a higher bound of input
+    /// tokens before one with a lower bound or none.
+    pub fn select(&self, wanted: &Wanted<'_>) -> Option<Selected<'_>> {
+        let Wanted { service, operation, model, .. } = *wanted;
         let prices = self.prices.get(service)?;
         let in_force = |model: &str, operation: &str| {
-            let timeline = prices.get(model)?.get(operation)?;
-            let later = timeline.partition_point(|price| price.effective_time.is_none_or(|from| from <= time));
-            timeline[..later].last().filter(|price| price.end_time.is_none_or(|end| time < end))
+            let variants = prices.get(model)?.get(operation)?.iter().filter(|variant| variant.is_for(wanted));
+            let valid = variants.filter_map(|variant| Some((variant, variant.in_force(wanted.time)?)));
+            let rank = |variant: &Variant| (!variant.service_tier.is_empty(), variant.above_input_tokens);
+            valid.max_by_key(|(variant, _)| rank(variant)).map(|(_, price)| price)
         };
         let alias = self.aliases.get(service).and_then(|aliases| aliases.get(model));
         let selected = |price_match| move |price| Selected { price, price_match };
@@ -198,19 +264,14 @@ impl Catalog {
         prices.all(|price| price.rates == first.rates).then_some(first)
     }
 
-    /// Returns the price that is valid at `time`. See [`Self::select`].
-    pub fn price(&self, service: &str, operation: &str, model: &str, time: DateTime<Utc>) -> Option<&Price> {
-        Some(self.select(service, operation, model, time)?.price)
-    }
-
     /// Returns the charge of an event by the price that is valid at its time.
     pub fn charge(&self, event: &UsageEvent) -> Charge {
         if self.service(&event.service).is_none() {
             return Charge::Unpriced(UnpricedReason::UnknownService);
         }
-        match self.price(&event.service, &event.operation, &event.model, event.event_time) {
+        match self.select(&Wanted::of(event)) {
             None => Charge::Unpriced(UnpricedReason::NoPrice),
-            Some(price) => match price.rates.charge(&event.measures) {
+            Some(Selected { price, .. }) => match price.rates.charge(&event.measures) {
                 Ok(charge) => Charge::Priced { charge, price_id: price.price_id },
                 Err(reason) => Charge::Unpriced(reason),
             },
@@ -219,130 +280,5 @@ impl Catalog {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::price::Rates;
-
-    fn price(price_id: i64, from: Option<&str>) -> Price {
-        let effective_time = from.map(|text| text.parse().unwrap());
-        Price { price_id, effective_time, end_time: None, rates: Rates::default() }
-    }
-
-    fn id(catalog: &Catalog, operation: &str, model: &str, time: &str) -> Option<i64> {
-        catalog.price("s", operation, model, time.parse().unwrap()).map(|price| price.price_id)
-    }
-
-    fn name_rules() -> NameRules {
-        use crate::model_names::{NamePart, NameRule};
-        let rule = |part, pattern: &str| NameRule { part, pattern: pattern.into(), models: String::new() };
-        NameRules::new([rule(NamePart::Provider, "openai/"), rule(NamePart::Date, "-20##-##-##")])
-    }
-
-    const NOW: &str = "2026-11-21T00:00:00Z";
-
-    #[test]
-    fn the_most_specific_price_wins() {
-        let mut catalog = Catalog::new(1, NameRules::default());
-        let scopes = [("", "", 1), ("op", "", 2), ("", "m", 3), ("op", "m", 4)];
-        for (operation, model, price_id) in scopes {
-            catalog.add_price("s", operation, model, price(price_id, None));
-        }
-        assert_eq!(id(&catalog, "op", "m", NOW), Some(4));
-        assert_eq!(id(&catalog, "other", "m", NOW), Some(3));
-        assert_eq!(id(&catalog, "op", "other", NOW), Some(2));
-        assert_eq!(id(&catalog, "op", "", NOW), Some(2));
-        assert_eq!(id(&catalog, "other", "", NOW), Some(1));
-        assert_eq!(catalog.price("unknown", "", "", NOW.parse().unwrap()), None);
-    }
-
-    #[test]
-    fn a_price_is_valid_from_its_time_until_the_next() {
-        let mut catalog = Catalog::new(1, NameRules::default());
-        catalog.add_price("s", "", "m", price(2, Some("2026-06-01T00:00:00Z")));
-        catalog.add_price("s", "", "m", price(3, Some("2026-12-01T00:00:00Z")));
-        catalog.add_price("s", "", "m", price(1, Some("2026-01-01T00:00:00Z")));
-        assert_eq!(id(&catalog, "", "m", "2025-12-31T23:59:59Z"), None);
-        assert_eq!(id(&catalog, "", "m", "2026-01-01T00:00:00Z"), Some(1));
-        assert_eq!(id(&catalog, "", "m", "2026-05-31T23:59:59.999999Z"), Some(1));
-        assert_eq!(id(&catalog, "", "m", "2026-06-01T00:00:00Z"), Some(2));
-        assert_eq!(id(&catalog, "", "m", "2099-01-01T00:00:00Z"), Some(3));
-    }
-
-    #[test]
-    fn the_general_price_applies_after_the_end_of_the_specific_price() {
-        let mut catalog = Catalog::new(1, NameRules::default());
-        catalog.add_price("s", "", "", price(1, None));
-        let end_time = Some("2026-06-01T00:00:00Z".parse().unwrap());
-        catalog.add_price("s", "", "m", Price { end_time, ..price(2, None) });
-        catalog.add_price("s", "", "m", price(3, Some("2026-12-01T00:00:00Z")));
-        assert_eq!(id(&catalog, "", "m", "2026-05-31T23:59:59.999999Z"), Some(2));
-        assert_eq!(id(&catalog, "", "m", "2026-06-01T00:00:00Z"), Some(1));
-        assert_eq!(id(&catalog, "", "m", "2026-12-01T00:00:00Z"), Some(3));
-    }
-
-    #[test]
-    fn the_general_price_applies_until_the_specific_price_is_valid() {
-        let mut catalog = Catalog::new(1, NameRules::default());
-        catalog.add_price("s", "", "", price(1, None));
-        catalog.add_price("s", "", "m", price(2, Some("2026-12-01T00:00:00Z")));
-        assert_eq!(id(&catalog, "", "m", NOW), Some(1));
-    }
-
-    #[test]
-    fn on_each_level_the_name_is_tried_before_its_alias() {
-        let mut catalog = Catalog::new(1, NameRules::default());
-        catalog.add_price("s", "", "m", price(1, None));
-        catalog.add_price("s", "", "", price(9, None));
-        catalog.add_alias("s", "m-2024", "m");
-        assert_eq!(id(&catalog, "", "m-2024", NOW), Some(1));
-        catalog.add_price("s", "", "m-2024", price(2, None));
-        assert_eq!(id(&catalog, "", "m-2024", NOW), Some(2));
-        catalog.add_price("s", "op", "m", price(3, None));
-        assert_eq!(id(&catalog, "op", "m-2024", NOW), Some(3));
-    }
-
-    #[test]
-    fn a_name_finds_a_price_only_if_no_exact_name_and_no_alias_does() {
-        let mut catalog = Catalog::new(1, name_rules());
-        catalog.add_price("s", "", "", price(9, None));
-        catalog.add_price("s", "", "m", price(1, None));
-        catalog.add_price("s", "op", "m", price(2, None));
-        let select = |catalog: &Catalog, operation: &str, model: &str| {
-            let found = catalog.select("s", operation, model, NOW.parse().unwrap()).unwrap();
-            (found.price.price_id, found.price_match)
-        };
-        assert_eq!(select(&catalog, "", "openai/M-2026-01-01"), (1, PriceMatch::Name));
-        assert_eq!(select(&catalog, "op", "openai/M-2026-01-01"), (2, PriceMatch::Name));
-        assert_eq!(select(&catalog, "", "m"), (1, PriceMatch::Model));
-        assert_eq!(select(&catalog, "", "m-mini"), (9, PriceMatch::General));
-        catalog.add_price("s", "", "n", price(3, None));
-        catalog.add_alias("s", "openai/M-2026-01-01", "n");
-        assert_eq!(select(&catalog, "", "openai/M-2026-01-01"), (3, PriceMatch::Alias));
-        let mut exact = Catalog::new(1, NameRules::default());
-        exact.add_price("s", "", "m", price(1, None));
-        assert!(exact.select("s", "", "M", NOW.parse().unwrap()).is_none(), "without rules, only exact names match");
-    }
-
-    #[test]
-    fn a_name_that_may_mean_models_of_different_rates_has_no_price() {
-        use crate::decimal::Rate;
-        let mut catalog = Catalog::new(1, name_rules());
-        let rates = |rate: &str| Rates { unit: Some(Rate::parse(rate).unwrap()), ..Rates::default() };
-        catalog.add_price("s", "", "m-2026-01-01", Price { rates: rates("1"), ..price(1, None) });
-        catalog.add_price("s", "", "m-2026-02-01", Price { rates: rates("1"), ..price(2, None) });
-        assert_eq!(id(&catalog, "", "M", NOW), Some(1), "both cost the same");
-        assert_eq!(id(&catalog, "", "m-2026-03-01", NOW), None, "each has another date");
-        catalog.add_price(
-            "s",
-            "",
-            "m-2026-02-01",
-            Price { rates: rates("2"), ..price(3, Some("2026-06-01T00:00:00Z")) },
-        );
-        assert_eq!(id(&catalog, "", "M", NOW), None);
-        assert_eq!(id(&catalog, "", "M", "2026-05-31T00:00:00Z"), Some(1), "they cost the same until June");
-        assert_eq!(id(&catalog, "", "openai/m-2026-02-01", NOW), Some(3));
-        catalog.add_price("s", "", "m", Price { rates: rates("4"), ..price(4, None) });
-        assert_eq!(id(&catalog, "", "openai/M", NOW), Some(4), "the model without a date comes first");
-        assert_eq!(id(&catalog, "", "M-2026-03-01", NOW), Some(4));
-    }
-}
+#[path = "catalog_tests.rs"]
+mod tests;

@@ -1,6 +1,7 @@
 //! A valid usage event, its id and the hash of its payload.
 
 use crate::decimal::Decimal;
+use crate::measures::Measures;
 use crate::metadata;
 use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
 use sha2::{Digest, Sha256};
@@ -46,6 +47,8 @@ pub struct UsageEvent {
     pub operation: Arc<str>,
     /// The model, or empty.
     pub model: Arc<str>,
+    /// The class of service that the provider charges for, such as "batch", or empty.
+    pub service_tier: String,
     /// The quantities that can be charged.
     pub measures: Measures,
     /// Time of the event, in microseconds.
@@ -58,29 +61,6 @@ pub struct UsageEvent {
     pub external_id: String,
     /// A JSON object with sorted keys, or `None`.
     pub metadata: Option<String>,
-}
-
-/// The quantities of an event that can be charged.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Measures {
-    /// Number of units.
-    pub units: Decimal,
-    /// Input tokens, including cached ones.
-    pub input_tokens: i64,
-    /// Output tokens.
-    pub output_tokens: i64,
-    /// Cached input tokens: at most `input_tokens`.
-    pub cached_input_tokens: i64,
-    /// The amount that a percentage is applied to.
-    pub amount: Option<Decimal>,
-}
-
-impl Measures {
-    /// Returns whether the event has units but no tokens. A missing token count and zero are the same on the wire. Zero
-    /// units mean that nothing was used.
-    pub fn reports_no_tokens(&self) -> bool {
-        self.input_tokens == 0 && self.output_tokens == 0 && self.units != Decimal::ZERO
-    }
 }
 
 /// The charge of an event and its price, or the reason why it has no charge.
@@ -101,6 +81,7 @@ pub enum UnpricedReason {
     AmountMissing = 3,
     UnknownService = 4,
     TokensMissing = 5,
+    MeasureNotCovered = 6,
 }
 
 impl UnpricedReason {
@@ -111,6 +92,7 @@ impl UnpricedReason {
             3 => Self::AmountMissing,
             4 => Self::UnknownService,
             5 => Self::TokensMissing,
+            6 => Self::MeasureNotCovered,
             _ => Self::NoPrice,
         }
     }
@@ -123,6 +105,7 @@ impl UnpricedReason {
             Self::AmountMissing => "AMOUNT_MISSING",
             Self::UnknownService => "UNKNOWN_SERVICE",
             Self::TokensMissing => "TOKENS_MISSING",
+            Self::MeasureNotCovered => "MEASURE_NOT_COVERED",
         }
     }
 }
@@ -195,6 +178,14 @@ pub fn payload_hash(event: &UsageEvent, time_was_given: bool) -> PayloadHash {
     field(event.subject.as_bytes());
     field(event.external_id.as_bytes());
     field(event.metadata.as_deref().unwrap_or_default().as_bytes());
+    // Left out if both are absent, so that the hash of such an event is the same as before these fields existed.
+    if !event.service_tier.is_empty() || !measures.others.is_empty() {
+        field(event.service_tier.as_bytes());
+        for (name, quantity) in &measures.others {
+            field(name.as_bytes());
+            field(&quantity.scaled().to_le_bytes());
+        }
+    }
     let mut versioned = [PAYLOAD_HASH_VERSION; 17];
     versioned[1..].copy_from_slice(&hash.finalize()[..16]);
     versioned
@@ -234,6 +225,8 @@ pub fn differing_fields(
         ("output_tokens", measures.output_tokens == other.output_tokens),
         ("cached_input_tokens", measures.cached_input_tokens == other.cached_input_tokens),
         ("amount", measures.amount == other.amount),
+        ("measures", measures.others == other.others),
+        ("service_tier", sent.service_tier == recorded.service_tier),
         ("event_time", same_time),
         ("subject", sent.subject == recorded.subject),
         ("external_id", sent.external_id == recorded.external_id),
@@ -278,12 +271,13 @@ mod tests {
             service: "ai".into(),
             operation: "chat".into(),
             model: "m-1".into(),
+            service_tier: String::new(),
             measures: Measures {
                 units: decimal("2.5"),
                 input_tokens: 1_000,
                 output_tokens: 50,
                 cached_input_tokens: 10,
-                amount: None,
+                ..Measures::default()
             },
             event_time: DateTime::from_timestamp_micros(1_795_220_400_123_456).unwrap(),
             idempotency_key: "k-1".into(),
@@ -304,5 +298,14 @@ mod tests {
         let hex = |hash: PayloadHash| hash.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
         assert_eq!(hex(payload_hash(&call, true)), "01c6bf9ed9ea666f808fced0c65c09804d");
         assert_eq!(hex(payload_hash(&message, false)), "01e6f9e9502c293a419ca6a432c9bd735a");
+        let others = vec![("image_input_tokens".into(), decimal("7")), ("pages".into(), decimal("1.5"))];
+        let measured = UsageEvent {
+            service_tier: "batch".into(),
+            measures: Measures { others, ..call.measures.clone() },
+            ..call.clone()
+        };
+        assert_eq!(hex(payload_hash(&measured, true)), "012ec166d8d277f2cb0286ad6ae7d11559");
+        let tiered = UsageEvent { service_tier: "batch".into(), ..message };
+        assert_eq!(hex(payload_hash(&tiered, false)), "0170ae5c6511caaa38698fabd810020d17");
     }
 }

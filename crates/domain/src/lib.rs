@@ -6,6 +6,7 @@ pub mod catalog;
 pub mod decimal;
 pub mod event;
 pub mod identifier;
+pub mod measures;
 pub mod metadata;
 pub mod model_names;
 pub mod names;

@@ -1,12 +1,14 @@
 //! Computes the charge of an event from a price. The result is exact and rounded once.
 
 use crate::decimal::{DECIMALS, Decimal, RATE_DECIMALS, Rate, divide_half_even, plain};
-use crate::event::{Measures, UnpricedReason};
+use crate::event::UnpricedReason;
+use crate::measures::{Measures, Whole, whole_of};
 use chrono::{DateTime, Utc};
 use ethnum::I256;
+use std::sync::Arc;
 
 /// Rates for the measures of an event.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rates {
     /// Per unit.
     pub unit: Option<Rate>,
@@ -20,10 +22,12 @@ pub struct Rates {
     pub percent_of_amount: Option<Rate>,
     /// Per unit, in addition to a percentage.
     pub fixed: Option<Rate>,
+    /// For other measures, sorted by name.
+    pub measures: Vec<(Arc<str>, Rate)>,
 }
 
 /// Rates that are valid from a point in time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Price {
     /// Charges refer to the price by this id.
     pub price_id: i64,
@@ -49,9 +53,9 @@ impl Price {
 
 /// One component of a charge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Line {
-    /// Field of [`Rates`].
-    pub component: &'static str,
+pub struct Line<'a> {
+    /// Field of [`Rates`], or name of another measure.
+    pub component: &'a str,
     /// The quantity.
     pub quantity: Decimal,
     /// The rate.
@@ -64,14 +68,14 @@ pub struct Line {
 const PRODUCT_DECIMALS: u32 = DECIMALS + RATE_DECIMALS + 2;
 
 /// Multiplies a quantity, a rate and a factor of at most 100. The result is below 10^15 × 10^9 × 10^38, which has 62
-/// digits, so a sum of six fits into the 76 digits of the type. Almost every product fits into 128 bits, which are much
+/// digits, so a sum of 22 fits into the 76 digits of the type. Almost every product fits into 128 bits, which are much
 /// faster to multiply.
 fn product(quantity: Decimal, rate: Rate, factor: i128) -> I256 {
     let narrow = quantity.scaled().checked_mul(rate.scaled()).and_then(|product| product.checked_mul(factor));
     narrow.map_or_else(|| I256::from(quantity.scaled()) * I256::from(rate.scaled()) * I256::from(factor), I256::from)
 }
 
-impl Line {
+impl Line<'_> {
     /// Returns the exact product in plain digits.
     pub fn amount(&self) -> String {
         plain(self.product, PRODUCT_DECIMALS as usize)
@@ -80,10 +84,14 @@ impl Line {
 
 impl Rates {
     /// Returns the components of the charge without those of zero quantity, or the reason why there is no charge.
-    pub fn lines(&self, measures: &Measures) -> Result<impl Iterator<Item = Line>, UnpricedReason> {
+    ///
+    /// A whole is charged without its parts. A part without a rate of its own has the rate of its whole.
+    pub fn lines<'a>(&'a self, measures: &'a Measures) -> Result<impl Iterator<Item = Line<'a>>, UnpricedReason> {
         let tokens = |count: i64| Decimal::from_scaled(i128::from(count) * Decimal::ONE.scaled());
-        let fresh_input = tokens(measures.input_tokens - measures.cached_input_tokens);
-        let cached_input = tokens(measures.cached_input_tokens);
+        let rest_of = |whole| {
+            let (all, parts) = measures.whole_and_parts(whole);
+            Decimal::from_scaled(all.scaled() - parts.scaled())
+        };
         if self.charges_only_tokens() && measures.reports_no_tokens() {
             return Err(UnpricedReason::TokensMissing);
         }
@@ -91,18 +99,30 @@ impl Rates {
             (Some(_), None) => return Err(UnpricedReason::AmountMissing),
             (_, amount) => amount.unwrap_or_default(),
         };
-        // (component, quantity, rate, factor, whether a rate is required)
+        let cached_input = tokens(measures.cached_input_tokens);
+        let without_tokens = Some(UnpricedReason::TokensNotCovered);
+        // (component, quantity, rate, factor, why there is no charge without a rate)
         let components = [
-            ("unit", measures.units, self.unit, 100, false),
-            ("input_token", fresh_input, self.input_token, 100, true),
-            ("output_token", tokens(measures.output_tokens), self.output_token, 100, true),
-            ("cached_input_token", cached_input, self.cached_input_token.or(self.input_token), 100, true),
-            ("percent_of_amount", amount, self.percent_of_amount, 1, false),
-            ("fixed", measures.units, self.fixed, 100, false),
+            ("unit", measures.units, self.unit, 100, None),
+            ("input_token", rest_of(Whole::InputTokens), self.input_token, 100, without_tokens),
+            ("output_token", rest_of(Whole::OutputTokens), self.output_token, 100, without_tokens),
+            ("cached_input_token", cached_input, self.cached_input_token.or(self.input_token), 100, without_tokens),
+            ("percent_of_amount", amount, self.percent_of_amount, 1, None),
+            ("fixed", measures.units, self.fixed, 100, None),
         ];
-        let components = components.into_iter().filter(|(_, quantity, ..)| *quantity != Decimal::ZERO);
-        if components.clone().any(|(_, _, rate, _, must_have_rate)| must_have_rate && rate.is_none()) {
-            return Err(UnpricedReason::TokensNotCovered);
+        let others = measures.others.iter().map(move |(name, quantity)| {
+            let own = self.measure(name);
+            let (rate, without_rate) = match whole_of(name) {
+                Some(Whole::InputTokens) => (own.or(self.input_token), without_tokens),
+                Some(Whole::OutputTokens) => (own.or(self.output_token), without_tokens),
+                None => (own, Some(UnpricedReason::MeasureNotCovered)),
+            };
+            (&**name, *quantity, rate, 100, without_rate)
+        });
+        let components = components.into_iter().chain(others).filter(|(_, quantity, ..)| *quantity != Decimal::ZERO);
+        let mut without_rate = components.clone().filter(|(_, _, rate, ..)| rate.is_none());
+        if let Some(reason) = without_rate.find_map(|(.., reason)| reason) {
+            return Err(reason);
         }
         let line = |(component, quantity, rate, factor, _)| {
             let rate: Rate = rate?;
@@ -131,22 +151,30 @@ impl Rates {
         })
     }
 
-    /// Returns whether tokens are charged and nothing else is. A rate of zero does not count as a charge.
-    fn charges_only_tokens(&self) -> bool {
-        let charges = |rate: Option<Rate>| rate.is_some_and(|rate| rate.scaled() != 0);
-        let token_rates = [self.input_token, self.output_token, self.cached_input_token];
-        let other_rates = [self.unit, self.fixed, self.percent_of_amount];
-        token_rates.into_iter().any(charges) && !other_rates.into_iter().any(charges)
+    /// Returns the rate of another measure.
+    pub fn measure(&self, name: &str) -> Option<Rate> {
+        self.measures.iter().find(|(of, _)| **of == *name).map(|(_, rate)| *rate)
     }
 
-    /// Returns the rates per token by name.
-    pub fn token_rates(&self) -> impl Iterator<Item = (&'static str, Rate)> {
+    /// Returns whether tokens are charged and nothing else is. A rate of zero does not count as a charge.
+    fn charges_only_tokens(&self) -> bool {
+        let charges = |rate: Rate| rate.scaled() != 0;
+        let other_rates = [self.unit, self.fixed, self.percent_of_amount].into_iter().flatten();
+        let of_other_measures = self.measures.iter().filter(|(name, _)| whole_of(name).is_none());
+        let mut other_rates = other_rates.chain(of_other_measures.map(|(_, rate)| *rate));
+        self.token_rates().any(|(_, rate)| charges(rate)) && !other_rates.any(charges)
+    }
+
+    /// Returns the rates per token by name: a field of [`Rates`], or another measure.
+    pub fn token_rates(&self) -> impl Iterator<Item = (&str, Rate)> {
         let rates = [
             ("input_token", self.input_token),
             ("output_token", self.output_token),
             ("cached_input_token", self.cached_input_token),
         ];
-        rates.into_iter().filter_map(|(name, rate)| Some((name, rate?)))
+        let of_parts = self.measures.iter().filter(|(name, _)| whole_of(name).is_some());
+        let rates = rates.into_iter().filter_map(|(name, rate)| Some((name, rate?)));
+        rates.chain(of_parts.map(|(name, rate)| (&**name, *rate)))
     }
 
     /// Returns whether no component is set.
@@ -158,6 +186,7 @@ impl Rates {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::measures::OTHER_MEASURES_MAX;
     use num_bigint::BigInt;
     use proptest::prelude::*;
 
@@ -209,7 +238,7 @@ mod tests {
         let rates = Rates { percent_of_amount: rate("2.9"), fixed: rate("0.30"), ..Rates::default() };
         let payment = Measures { amount: Some(Decimal::parse("100").unwrap()), ..measures("1") };
         assert_eq!(rates.charge(&payment).unwrap().to_string(), "3.2");
-        let two = Measures { units: Decimal::parse("2").unwrap(), ..payment };
+        let two = Measures { units: Decimal::parse("2").unwrap(), ..payment.clone() };
         assert_eq!(rates.charge(&two).unwrap().to_string(), "3.5");
         assert_eq!(rates.charge(&measures("1")), Err(UnpricedReason::AmountMissing));
     }
@@ -228,7 +257,7 @@ mod tests {
         let rates = Rates { input_token: rate("0.0000025"), output_token: rate("0.00001"), ..Rates::default() };
         assert_eq!(rates.charge(&measures("1")), Err(UnpricedReason::TokensMissing));
         assert_eq!(rates.charge(&measures("3")), Err(UnpricedReason::TokensMissing));
-        let free_unit = Rates { unit: rate("0"), fixed: rate("0.00"), ..rates };
+        let free_unit = Rates { unit: rate("0"), fixed: rate("0.00"), ..rates.clone() };
         assert_eq!(free_unit.charge(&measures("1")), Err(UnpricedReason::TokensMissing));
         let cached = Rates { cached_input_token: rate("1"), ..Rates::default() };
         assert_eq!(cached.charge(&measures("1")), Err(UnpricedReason::TokensMissing));
@@ -258,6 +287,7 @@ mod tests {
     #[test]
     fn the_largest_charge_fits() {
         let most = rate("999999999.999999999999999999999999");
+        let measures = (0..OTHER_MEASURES_MAX).map(|number| Arc::from(format!("measure_{number}")));
         let rates = Rates {
             unit: most,
             input_token: most,
@@ -265,6 +295,7 @@ mod tests {
             cached_input_token: most,
             percent_of_amount: most,
             fixed: most,
+            measures: measures.clone().map(|name| (name, most.unwrap())).collect(),
         };
         let largest = Decimal::parse("999999999999999.999999999999").unwrap();
         let all = Measures {
@@ -273,6 +304,7 @@ mod tests {
             input_tokens: 1_000_000_000_000,
             output_tokens: 1_000_000_000_000,
             cached_input_tokens: 500_000_000_000,
+            others: measures.map(|name| (name, largest)).collect(),
         };
         assert!(rates.charge(&all).unwrap() > largest);
     }
@@ -296,20 +328,38 @@ mod tests {
         fn charges_are_exact_for_any_decimals_in_range(
             unit in any_rate(), input in any_rate(), output in any_rate(), cached in any_rate(), percent in any_rate(),
             fixed in any_rate(), units in any_quantity(), amount in any_quantity(),
-            input_tokens in 0i64..1_000_000_000_000, output_tokens in 0i64..1_000_000_000_000, cached_share in 0i64..=100,
+            input_tokens in 0i64..1_000_000_000_000, output_tokens in 0i64..1_000_000_000_000, cached_share in 0i64..=60,
+            audio in any_rate(), audio_share in 0i64..=40, reasoning in any_rate(), reasoning_share in 0i64..=100,
+            page in any_rate(), pages in any_quantity(),
         ) {
             let cached_input_tokens = input_tokens / 100 * cached_share;
+            let audio_tokens = input_tokens / 100 * audio_share;
+            let reasoning_tokens = output_tokens / 100 * reasoning_share;
+            let others = [("audio_input_tokens", audio), ("pages", page), ("reasoning_output_tokens", reasoning)];
             let rates = Rates {
                 unit, input_token: input, output_token: output, cached_input_token: cached,
                 percent_of_amount: percent, fixed,
+                measures: others.into_iter().filter_map(|(name, rate)| Some((name.into(), rate?))).collect(),
             };
-            let measures = Measures { units, input_tokens, output_tokens, cached_input_tokens, amount: Some(amount) };
+            let tokens = |count: i64| Decimal::from_scaled(i128::from(count) * Decimal::ONE.scaled());
+            let others = [
+                ("audio_input_tokens", tokens(audio_tokens)), ("pages", pages),
+                ("reasoning_output_tokens", tokens(reasoning_tokens)),
+            ];
+            let others = others.into_iter().filter(|(_, quantity)| *quantity != Decimal::ZERO);
+            let measures = Measures {
+                units, input_tokens, output_tokens, cached_input_tokens, amount: Some(amount),
+                others: others.map(|(name, quantity)| (name.into(), quantity)).collect(),
+            };
             let big = |rate: Option<Rate>| BigInt::from(rate.map_or(0, Rate::scaled));
             let token = BigInt::from(10).pow(14);
             let exact: BigInt = big(unit) * units.scaled() * 100
-                + big(input) * (input_tokens - cached_input_tokens) * &token
+                + big(input) * (input_tokens - cached_input_tokens - audio_tokens) * &token
                 + big(cached.or(input)) * cached_input_tokens * &token
-                + big(output) * output_tokens * &token
+                + big(audio.or(input)) * audio_tokens * &token
+                + big(output) * (output_tokens - reasoning_tokens) * &token
+                + big(reasoning.or(output)) * reasoning_tokens * &token
+                + big(page) * pages.scaled() * 100
                 + big(percent) * amount.scaled()
                 + big(fixed) * units.scaled() * 100;
             let one = BigInt::from(10).pow(26);
@@ -317,16 +367,20 @@ mod tests {
             let twice: BigInt = rest * 2;
             let odd: bool = &floor % 2 != BigInt::from(0);
             let expected = if twice > one || (twice == one && odd) { floor + 1 } else { floor };
-            let uncovered = (input.is_none() && input_tokens > cached_input_tokens)
-                || (output.is_none() && output_tokens > 0)
-                || (cached.or(input).is_none() && cached_input_tokens > 0);
+            let uncovered = (input.is_none() && input_tokens > cached_input_tokens + audio_tokens)
+                || (output.is_none() && output_tokens > reasoning_tokens)
+                || (cached.or(input).is_none() && cached_input_tokens > 0)
+                || (audio.or(input).is_none() && audio_tokens > 0)
+                || (reasoning.or(output).is_none() && reasoning_tokens > 0);
+            let uncovered_page = page.is_none() && pages != Decimal::ZERO;
             let missing = rates.charges_only_tokens() && measures.reports_no_tokens();
             match rates.charge(&measures) {
                 Ok(charge) => {
-                    prop_assert!(!uncovered && !missing);
+                    prop_assert!(!uncovered && !uncovered_page && !missing);
                     prop_assert_eq!(BigInt::from(charge.scaled()), expected);
                 }
                 Err(UnpricedReason::TokensMissing) => prop_assert!(missing && !uncovered),
+                Err(UnpricedReason::MeasureNotCovered) => prop_assert!(uncovered_page),
                 Err(reason) => {
                     prop_assert_eq!(reason, UnpricedReason::TokensNotCovered);
                     prop_assert!(uncovered);

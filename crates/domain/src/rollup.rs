@@ -1,7 +1,8 @@
 //! Computes what a batch of events adds to the sums of days and months, and the sums of a range of days.
 
 use crate::decimal::Total;
-use crate::event::{Charge, Measures, PricedEvent};
+use crate::event::{Charge, PricedEvent};
+use crate::measures::Measures;
 use crate::period::Month;
 use chrono::NaiveDate;
 use std::collections::BTreeMap;
@@ -60,11 +61,15 @@ pub type MonthServiceKey = (Arc<str>, Month, Arc<str>);
 /// Client, day, service, operation and model.
 pub type DayKey = (Arc<str>, NaiveDate, Arc<str>, Arc<str>, Arc<str>);
 
-/// The sums of new events by month and by day. Both lists are sorted. The sums of services can be computed from the days.
+/// Client, day, service, operation and model, and the name of a measure that is not a field of an event.
+pub type DayMeasureKey = (DayKey, Arc<str>);
+
+/// The sums of new events by month and by day. All lists are sorted. The sums of services can be computed from the days.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct NewSums {
     pub months: Vec<(MonthKey, Sums)>,
     pub days: Vec<(DayKey, Sums)>,
+    pub day_measures: Vec<(DayMeasureKey, Total)>,
 }
 
 /// The sums to add to each row. Rows of a table are in the order in which they are locked.
@@ -73,6 +78,7 @@ pub struct Deltas {
     pub months: BTreeMap<MonthKey, Sums>,
     pub month_services: BTreeMap<MonthServiceKey, Sums>,
     pub days: BTreeMap<DayKey, Sums>,
+    pub day_measures: BTreeMap<DayMeasureKey, Total>,
 }
 
 /// Sums of one operation of a service.
@@ -91,6 +97,8 @@ pub struct RangeSums {
     pub days: BTreeMap<NaiveDate, Sums>,
     /// The services with usage.
     pub services: BTreeMap<String, Sums>,
+    /// Sums of measures that are not in [`Sums`].
+    pub measures: BTreeMap<String, Total>,
     /// The operations with the highest cost so far, and others.
     operations: Vec<OperationSums>,
     operations_max: usize,
@@ -207,8 +215,13 @@ impl NewSums {
                     Some(((of, last), total)) if *of == client && *last == month => *total += sums,
                     _ => new.months.push(((client.clone(), month), sums)),
                 }
-                new.days
-                    .push(((client, *day, event.service.clone(), event.operation.clone(), event.model.clone()), sums));
+                let key = (client, *day, event.service.clone(), event.operation.clone(), event.model.clone());
+                let mut measures = BTreeMap::<Arc<str>, Total>::new();
+                for (name, quantity) in row_events.iter().flat_map(|priced| &priced.event.measures.others) {
+                    *measures.entry(name.clone()).or_default() += *quantity;
+                }
+                new.day_measures.extend(measures.into_iter().map(|(name, total)| ((key.clone(), name), total)));
+                new.days.push((key, sums));
             }
         }
         new
@@ -220,6 +233,7 @@ mod tests {
     use super::*;
     use crate::decimal::Decimal;
     use crate::event::{EventId, UsageEvent};
+    use crate::measures::OtherMeasures;
 
     proptest::proptest! {
         /// Compares the sums of services with the sums of their operations, and the operations with a sorted list.
@@ -250,14 +264,23 @@ mod tests {
         /// Compares the sums of all events with those of events added one by one.
         #[test]
         fn all_events_at_once_have_the_same_sums_as_one_by_one(
-            rows in proptest::collection::vec((0u8..3, 1u32..4, 10u32..13, 0u8..2, 0u8..2, 0u8..2, 0i64..1_000), 0..60)
+            rows in proptest::collection::vec((0u8..3, 1u32..4, 10u32..13, 0u8..2, 0u8..2, 0u8..2, 0i64..1_000), 0..60),
+            measures in proptest::collection::vec(0u8..4, 60),
         ) {
-            let events: Vec<UsageEvent> = rows.iter().map(|row| UsageEvent {
+            let others = |kind: u8, quantity: i64| -> OtherMeasures {
+                let names = [&[][..], &["pages"], &["images"], &["images", "pages"]][usize::from(kind)];
+                names.iter().map(|name| ((*name).into(), Decimal::from_scaled(quantity.into()))).collect()
+            };
+            let events: Vec<UsageEvent> = rows.iter().zip(&measures).map(|(row, kind)| UsageEvent {
                 client_id: format!("c{}", row.0).into(),
                 service: format!("s{}", row.3).into(),
                 operation: format!("o{}", row.4).into(),
                 model: format!("m{}", row.5).into(),
-                measures: Measures { units: Decimal::from_scaled(row.6.into()), input_tokens: row.6, ..Measures::default() },
+                service_tier: String::new(),
+                measures: Measures {
+                    units: Decimal::from_scaled(row.6.into()), input_tokens: row.6, others: others(*kind, row.6 + 1),
+                    ..Measures::default()
+                },
                 event_time: chrono::DateTime::UNIX_EPOCH,
                 idempotency_key: "k".into(),
                 subject: String::new(),
@@ -274,10 +297,17 @@ mod tests {
             for PricedEvent { event, day, charge, .. } in &priced {
                 let (client, service) = (event.client_id.clone(), event.service.clone());
                 let key = (client, *day, service, event.operation.clone(), event.model.clone());
+                for (name, quantity) in &event.measures.others {
+                    *one_by_one.day_measures.entry((key.clone(), name.clone())).or_default() += *quantity;
+                }
                 one_by_one.add(key, Sums::of(&event.measures, *charge));
             }
-            let Deltas { months, days, .. } = one_by_one;
-            let one_by_one = NewSums { months: months.into_iter().collect(), days: days.into_iter().collect() };
+            let Deltas { months, days, day_measures, .. } = one_by_one;
+            let one_by_one = NewSums {
+                months: months.into_iter().collect(),
+                days: days.into_iter().collect(),
+                day_measures: day_measures.into_iter().collect(),
+            };
             proptest::prop_assert_eq!(NewSums::of_events(&priced), one_by_one);
         }
     }

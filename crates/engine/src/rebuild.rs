@@ -12,7 +12,9 @@ use meterd_domain::event::{EventId, ID_BYTES_MAX};
 use meterd_domain::period::{Month, day_of};
 use meterd_domain::rollup::Deltas;
 use meterd_store::database::{connect, deployment};
-use meterd_store::usage::verify::{Difference, RollupRow, client_months, differences};
+use meterd_store::usage::verify::{
+    Difference, MeasureDifference, RollupRow, Scope, client_months, compare, measure_differences,
+};
 use meterd_store::usage::{event_days, partitions};
 use sqlx::PgConnection;
 use std::collections::BTreeSet;
@@ -130,9 +132,16 @@ async fn rebuild_month(
     let mut corrections = Deltas::default();
     let mut corrected_row_count = 0;
     for &month in &months {
-        for difference in differences(tx.conn(), client_id, month).await? {
+        let scope = Scope::of_month(client_id, month);
+        for difference in compare(tx.conn(), &scope).await?.differences {
             corrected_row_count += 1;
             correct(&mut corrections, &client, difference);
+        }
+        for difference in measure_differences(tx.conn(), &scope).await? {
+            corrected_row_count += 1;
+            let MeasureDifference { day, service, operation, model, measure, expected, actual, .. } = difference;
+            let key = (client.clone(), day, service.into(), operation.into(), model.into());
+            corrections.day_measures.insert((key, measure.into()), expected - actual);
         }
     }
     let corrected: Vec<Month> = corrections.months.keys().map(|(_, month)| *month).collect();

@@ -4,10 +4,12 @@
 use bigdecimal::BigDecimal;
 use bigdecimal::num_bigint::BigInt;
 use ethnum::{I256, U256};
-use meterd_domain::decimal::{DECIMALS, Decimal, RATE_DECIMALS, Rate, Total};
+use meterd_domain::decimal::{DECIMALS, Decimal, DecimalError, RATE_DECIMALS, Rate, Total};
 use sqlx::error::BoxDynError;
 use sqlx::postgres::{PgTypeInfo, PgValueFormat, PgValueRef};
 use sqlx::{Decode, Postgres, Type};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Converts a quantity, an amount, a charge or a sum to a parameter of a statement.
 pub fn of(value: impl Into<Total>) -> BigDecimal {
@@ -25,6 +27,13 @@ pub fn of(value: impl Into<Total>) -> BigDecimal {
 /// Converts a rate to a parameter of a statement.
 pub fn of_rate(rate: Rate) -> BigDecimal {
     BigDecimal::new(BigInt::from(rate.scaled()), i64::from(RATE_DECIMALS))
+}
+
+/// Converts a JSON object of decimal strings to names with numbers, sorted by name.
+pub fn by_name<T>(json: &str, parse: fn(&str) -> Result<T, DecimalError>) -> crate::Result<Vec<(Arc<str>, T)>> {
+    let numbers: BTreeMap<Arc<str>, String> = serde_json::from_str(json).map_err(crate::StoreError::inconsistent)?;
+    let numbers = numbers.into_iter().map(|(name, text)| Ok((name, parse(&text)?)));
+    numbers.collect::<Result<_, DecimalError>>().map_err(crate::StoreError::inconsistent)
 }
 
 /// Decimal digits per digit of a binary NUMERIC: its digits have base 10,000 = 10^4.

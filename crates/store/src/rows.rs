@@ -137,6 +137,11 @@ impl Row<'_> {
         self.field(oid::TEXT, Some(value.as_bytes()));
     }
 
+    /// Writes a `text` field that may be NULL.
+    pub fn optional_text(&mut self, value: Option<&str>) {
+        self.field(oid::TEXT, value.map(str::as_bytes));
+    }
+
     /// Writes a `bytea` field.
     pub fn bytes(&mut self, value: &[u8]) {
         self.field(oid::BYTEA, Some(value));

@@ -3,6 +3,7 @@
 mod row_errors;
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 use chrono_tz::Tz;
 use prost::Message;
@@ -77,6 +78,7 @@ impl ReadEvent {
                 Field::Units => &mut event.units,
                 Field::Subject => &mut event.subject,
                 Field::ExternalId => &mut event.external_id,
+                Field::ServiceTier => &mut event.service_tier,
                 _ => continue,
             };
             target.clone_from(text);
@@ -115,6 +117,8 @@ pub fn event_of(cells: &Cells, mapping: &Mapping, rules: &EventRules) -> Result<
         subject: row.name(Field::Subject),
         external_id: row.bounded(Field::ExternalId, EXTERNAL_ID_BYTES_MAX),
         metadata: row.metadata(),
+        service_tier: row.name(Field::ServiceTier),
+        measures: row.measures(),
     };
     row.fill_units(&mut event);
     row.note_unused();
@@ -295,6 +299,49 @@ impl RowFields<'_> {
             self.fault(Field::Metadata, "must be at most 8 KiB as JSON");
         }
         Some(metadata).filter(|metadata| !metadata.fields.is_empty())
+    }
+
+    fn measures(&mut self) -> BTreeMap<String, String> {
+        let mut measures = BTreeMap::new();
+        let own = self.own_measures().unwrap_or_default();
+        for (name, json) in &own {
+            self.add_measure(&mut measures, name, Found::Json(json.get().into()));
+        }
+        let mapping = self.mapping;
+        for (source, name) in &mapping.measures {
+            if let Some(found) = find(source, self.cells) {
+                self.add_measure(&mut measures, name, found);
+            }
+        }
+        measures
+    }
+
+    fn own_measures(&mut self) -> Option<json::RawObject> {
+        let text = match find(self.mapping.source(Field::Measures), self.cells)? {
+            Found::Text(text) => Cow::Borrowed(text),
+            Found::Json(text) => text,
+        };
+        let message = r#"must be a JSON object of numbers by name, such as {"pages": 3}"#;
+        serde_json::from_str(&text).map_err(|_| self.fault(Field::Measures, message)).ok()
+    }
+
+    fn add_measure(&mut self, measures: &mut BTreeMap<String, String>, name: &str, found: Found<'_>) {
+        let is_json = matches!(&found, Found::Json(json) if !json.starts_with('"'));
+        let rules = if is_json { NumberRules::default() } else { self.rules.numbers };
+        let read = text_of(found).and_then(|text| match text.trim_matches(is_blank) {
+            text if is_missing(text, true) || text.is_empty() => Ok(None),
+            text => decimal::rounded_quantity(&decimal::normalized(text, rules)?)
+                .map_err(|message| message + number_hint(text))
+                .map(Some),
+        });
+        match read {
+            Ok(None) => {}
+            Ok(Some((quantity, was_rounded))) => {
+                self.notes.rounded_quantities += u64::from(was_rounded);
+                measures.insert(name.to_owned(), quantity);
+            }
+            Err(message) => self.faults.push(Fault { column: format!("measures[{name:?}]"), message }),
+        }
     }
 
     fn own_metadata(&mut self) -> Option<Struct> {

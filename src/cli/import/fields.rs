@@ -1,6 +1,7 @@
 //! The fields of an event, and the flags that set their sources.
 
 use clap::Args;
+use meterd_domain::measures::check_name;
 
 /// A field of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +21,8 @@ pub enum Field {
     Subject,
     ExternalId,
     Metadata,
+    ServiceTier,
+    Measures,
 }
 
 /// Fields that contain quantities.
@@ -28,7 +31,7 @@ pub const MEASURES: [Field; 5] =
 
 impl Field {
     /// All fields, in the order of their numbers.
-    pub const ALL: [Field; 14] = [
+    pub const ALL: [Field; 16] = [
         Field::Client,
         Field::Service,
         Field::Operation,
@@ -43,6 +46,8 @@ impl Field {
         Field::Subject,
         Field::ExternalId,
         Field::Metadata,
+        Field::ServiceTier,
+        Field::Measures,
     ];
 
     /// The name in UsageEvent and of the default column.
@@ -62,6 +67,8 @@ impl Field {
             "subject",
             "external_id",
             "metadata",
+            "service_tier",
+            "measures",
         ][self as usize]
     }
 
@@ -87,6 +94,8 @@ impl Field {
             "subject",
             "external-id",
             "metadata",
+            "service-tier",
+            "measures",
         ][self as usize]
     }
 }
@@ -170,6 +179,15 @@ pub struct MappingArgs {
     /// Column of the external id
     #[arg(long, value_name = "COLUMN", conflicts_with = "external_id")]
     external_id_column: Option<String>,
+    /// Service tier of all rows, such as batch
+    #[arg(long, value_name = "NAME")]
+    service_tier: Option<String>,
+    /// Column of the service tier
+    #[arg(long, value_name = "COLUMN", conflicts_with = "service_tier")]
+    service_tier_column: Option<String>,
+    /// Column of another measure, with the name of the column, or NAME=COLUMN for another name; repeat the flag for more
+    #[arg(long, value_name = "[NAME=]COLUMN", value_parser = parse_measure_column)]
+    pub measure_column: Vec<(String, String)>,
     /// Add this column to the metadata, with the same name; repeat the flag for more
     #[arg(long, value_name = "COLUMN")]
     pub metadata_column: Vec<String>,
@@ -178,11 +196,20 @@ pub struct MappingArgs {
     pub ignore_column: Vec<String>,
 }
 
+/// Parses the name of a measure and its column.
+fn parse_measure_column(text: &str) -> Result<(String, String), String> {
+    let (name, column) = text.split_once('=').unwrap_or((text, text));
+    check_name(name).map_err(|predicate| format!("{name:?} {predicate}; NAME=COLUMN gives a column another name"))?;
+    Ok((name.to_owned(), column.to_owned()))
+}
+
 impl MappingArgs {
     /// Expected names of columns: the names of the fields and the values of the flags.
     pub fn column_names(&self) -> Vec<&str> {
         let from_flags = Field::ALL.into_iter().filter_map(|field| self.flags(field).1);
-        let mut names: Vec<&str> = from_flags.chain(&self.metadata_column).map(String::as_str).collect();
+        let of_measures = self.measure_column.iter().map(|(_, column)| column);
+        let mut names: Vec<&str> =
+            from_flags.chain(&self.metadata_column).chain(of_measures).map(String::as_str).collect();
         names.extend(Field::ALL.map(Field::name));
         names
     }
@@ -203,7 +230,8 @@ impl MappingArgs {
             Field::Key => (&None, &self.key_column),
             Field::Subject => (&self.subject, &self.subject_column),
             Field::ExternalId => (&self.external_id, &self.external_id_column),
-            Field::Metadata => (&None, &None),
+            Field::Metadata | Field::Measures => (&None, &None),
+            Field::ServiceTier => (&self.service_tier, &self.service_tier_column),
         };
         (fixed.as_ref(), column.as_ref())
     }

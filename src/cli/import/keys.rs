@@ -90,6 +90,14 @@ pub fn content_hash(event: &UsageEvent) -> ContentHash {
     if let Some(metadata) = &event.metadata {
         put_object(&mut hash, metadata);
     }
+    // Left out if both are absent, so that such rows have the same keys as before these fields existed.
+    if !event.service_tier.is_empty() || !event.measures.is_empty() {
+        put(&mut hash, event.service_tier.as_bytes());
+        for (name, quantity) in &event.measures {
+            put(&mut hash, name.as_bytes());
+            put(&mut hash, quantity.as_bytes());
+        }
+    }
     let digest = hash.finalize();
     let mut short = ContentHash::default();
     short.copy_from_slice(&digest[..16]);

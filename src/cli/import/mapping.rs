@@ -38,6 +38,8 @@ pub struct Mapping {
     sources: Vec<FieldSource>,
     /// Columns that are added to the metadata, with their names.
     pub metadata: Vec<(FieldSource, String)>,
+    /// Columns of other measures, with the names of the measures.
+    pub measures: Vec<(FieldSource, String)>,
     /// Whether the file is an export of meterd. Its cells have a leading `'` if a spreadsheet would evaluate them as a formula.
     pub is_export: bool,
     /// Unused columns of a CSV file.
@@ -76,6 +78,13 @@ impl Mapping {
                 Err(message) => wrong.push(message),
             }
         }
+        let mut measures = Vec::new();
+        for (name, column) in &args.measure_column {
+            match named("measure-column", column) {
+                Ok(source) => measures.push((source, name.clone())),
+                Err(message) => wrong.push(message),
+            }
+        }
         if !wrong.is_empty() {
             return Err(format!("{} (columns: {}){}", wrong.join("; "), header.join(", "), header_hint(header)));
         }
@@ -83,14 +92,14 @@ impl Mapping {
             .iter()
             .all(|name| header.iter().any(|column| column == name));
         let ignored = args.ignore_column.clone();
-        let mut mapping = Mapping { sources, metadata, is_export, unused: Vec::new(), ignored };
+        let mut mapping = Mapping { sources, metadata, measures, is_export, unused: Vec::new(), ignored };
         mapping.unused = mapping.unused_columns(header);
         Ok(mapping)
     }
 
     fn unused_columns(&self, header: &[String]) -> Vec<String> {
-        let sources = self.sources.iter().chain(self.metadata.iter().map(|(source, _)| source));
-        let used: Vec<usize> = sources
+        let used: Vec<usize> = self
+            .all_sources()
             .filter_map(|source| if let FieldSource::Cell(index, _) = source { Some(*index) } else { None })
             .collect();
         let is_unused = |(index, name): &(usize, &String)| {
@@ -103,6 +112,10 @@ impl Mapping {
                 false => name.clone(),
             })
             .collect()
+    }
+
+    fn all_sources(&self) -> impl Iterator<Item = &FieldSource> {
+        self.sources.iter().chain(self.metadata.iter().chain(&self.measures).map(|(source, _)| source))
     }
 
     fn is_ignored(&self, name: &str) -> bool {
@@ -153,8 +166,7 @@ impl Mapping {
             let is_similar = || !path.contains('.') && is_same_name(key, path) && !object.contains_key(path);
             key == path || (key == head && key != "event") || is_similar()
         };
-        let sources = self.sources.iter().chain(self.metadata.iter().map(|(source, _)| source));
-        sources.into_iter().any(|source| matches!(source, FieldSource::Path(paths) if paths.iter().any(reaches)))
+        self.all_sources().any(|source| matches!(source, FieldSource::Path(paths) if paths.iter().any(reaches)))
     }
 
     /// Describes an unused column or key, with a suggestion.
@@ -197,6 +209,11 @@ impl Mapping {
                 .iter()
                 .map(|name| (FieldSource::Path(vec![name.clone()]), name.clone()))
                 .collect(),
+            measures: args
+                .measure_column
+                .iter()
+                .map(|(name, column)| (FieldSource::Path(vec![column.clone()]), name.clone()))
+                .collect(),
             is_export: false,
             unused: Vec::new(),
             ignored: args.ignore_column.clone(),
@@ -233,7 +250,11 @@ impl Mapping {
             FieldSource::Path(paths) => Some(format!("{} from {}", field.name(), paths[0])),
         });
         let metadata = self.metadata.iter().map(|(_, name)| format!("metadata.{name} from {name}"));
-        let parts: Vec<String> = described.chain(metadata).collect();
+        let measures = self
+            .measures
+            .iter()
+            .map(|(source, name)| format!("measures.{name} from {}", source.column(Field::Measures)));
+        let parts: Vec<String> = described.chain(measures).chain(metadata).collect();
         match parts.is_empty() {
             true => "all fields from the keys of the same name".to_owned(),
             false => parts.join(", "),

@@ -206,14 +206,21 @@ async fn prices(
     Ok(with_states(prices, Clock::system().now().timestamp()))
 }
 
+/// What a price is for.
+type Scope<'a> = (&'a str, &'a str, &'a str, &'a str, Option<i64>);
+
+fn scope(price: &Price) -> Scope<'_> {
+    (&price.service, &price.operation, &price.model, &price.service_tier, price.above_input_tokens)
+}
+
 /// Adds the state of each price. Of the prices of one scope that are not withdrawn, the latest that has begun is in force until its
 /// end. `prices` must be ordered by time.
 fn with_states(prices: Vec<Price>, now: i64) -> Vec<(Price, State)> {
     let begun = |price: &Price| price.effective_time.as_ref().is_none_or(|time| time.seconds <= now);
     let ended = |price: &Price| price.end_time.as_ref().is_some_and(|time| time.seconds <= now);
-    let mut latest: HashMap<(&str, &str, &str), usize> = HashMap::new();
+    let mut latest: HashMap<Scope<'_>, usize> = HashMap::new();
     for (at, price) in prices.iter().enumerate().filter(|(_, price)| price.withdraw_time.is_none() && begun(price)) {
-        latest.insert((&price.service, &price.operation, &price.model), at);
+        latest.insert(scope(price), at);
     }
     let latest: std::collections::HashSet<usize> = latest.into_values().collect();
     let state = |at: usize, price: &Price| match latest.contains(&at) {

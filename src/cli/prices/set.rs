@@ -1,11 +1,13 @@
 //! `meterd prices set`: creates a price, which replaces the price before it.
 
 use super::show;
-use super::{CALL_SECONDS, State, prices, with_states};
+use super::{CALL_SECONDS, State, prices, scope, with_states};
 use crate::cli::connect::{self, ConnectArgs};
+use crate::cli::decimal;
 use crate::cli::period::parse_instant;
 use crate::proto::{CreatePriceRequest, Price, Rates};
 use clap::Args;
+use meterd_domain::measures::check_name;
 use meterd_engine::clock::Clock;
 use prost_types::Timestamp;
 use tonic_types::StatusExt;
@@ -22,6 +24,12 @@ pub struct SetArgs {
     /// Model to which the price applies [default: all models]
     #[arg(long, default_value = "", value_name = "NAME", hide_default_value = true)]
     pub model: String,
+    /// Service tier of the events, such as batch [default: all service tiers]
+    #[arg(long, default_value = "", value_name = "NAME", hide_default_value = true)]
+    pub service_tier: String,
+    /// Only for events with more input tokens than this [default: with any number]
+    #[arg(long, value_name = "COUNT", value_parser = decimal::tokens)]
+    pub above_input_tokens: Option<i64>,
     /// Time from which the price applies, such as 2027-01-01T00:00:00Z [default: it applies to events of any time]
     #[arg(long, value_name = "TIME", value_parser = parse_instant)]
     pub from: Option<Timestamp>,
@@ -55,6 +63,9 @@ pub struct SetArgs {
     /// Rate for one unit in addition to a percentage
     #[arg(long, value_name = "RATE", value_parser = parse_rate)]
     pub fixed: Option<String>,
+    /// Rate for another measure, such as pages=0.01 or audio_input_tokens=40/1M; repeat the flag for more
+    #[arg(long, value_name = "NAME=RATE", value_parser = parse_measure_rate)]
+    pub rate: Vec<(String, String)>,
     /// Create the price even if a rate for one token is higher than the server's high_token_rate
     #[arg(long)]
     pub confirm_high_rates: bool,
@@ -87,6 +98,13 @@ fn parse_rate(text: &str) -> Result<String, String> {
     show::per_one(rate.trim(), digits).map_err(|_| "must be a decimal number such as 0.0025, or 2.50/1M".to_owned())
 }
 
+/// Parses the name and the rate of a measure.
+fn parse_measure_rate(text: &str) -> Result<(String, String), String> {
+    let (name, rate) = text.split_once('=').ok_or("must be NAME=RATE, such as pages=0.01")?;
+    check_name(name).map_err(|predicate| format!("{name:?} {predicate}"))?;
+    Ok((name.to_owned(), parse_rate(rate)?))
+}
+
 fn price(args: &SetArgs) -> anyhow::Result<Price> {
     let or = |one: &Option<String>, million: &Option<String>| one.clone().or_else(|| million.clone());
     let rates = Rates {
@@ -96,15 +114,18 @@ fn price(args: &SetArgs) -> anyhow::Result<Price> {
         cached_input_token: or(&args.cached_input_token, &args.cached_input_per_million),
         percent_of_amount: args.percent.clone(),
         fixed: args.fixed.clone(),
+        measures: args.rate.iter().cloned().collect(),
     };
     anyhow::ensure!(
         rates != Rates::default(),
-        "no rate is set: add --unit, or --input-per-million and --output-per-million, or --percent and --fixed"
+        "no rate is set: add --unit, or --input-per-million and --output-per-million, or --percent and --fixed, or --rate"
     );
     Ok(Price {
         service: args.service.clone(),
         operation: args.operation.clone(),
         model: args.model.clone(),
+        service_tier: args.service_tier.clone(),
+        above_input_tokens: args.above_input_tokens,
         effective_time: args.from,
         end_time: args.until,
         rates: Some(rates),
@@ -144,17 +165,19 @@ fn refused(status: &tonic::Status) -> anyhow::Error {
 /// Returns what a new price replaces, and which rates are gone. `prices` are those of its service, ordered by time.
 fn replacement(prices: Vec<Price>, new: &Price) -> Option<String> {
     let from = new.effective_time.as_ref().map_or(i64::MIN, |time| time.seconds);
-    let is_scope = |price: &Price| price.operation == new.operation && price.model == new.model;
+    let is_scope = |price: &Price| scope(price) == scope(new);
     let (old, _) = with_states(prices, from)
         .into_iter()
         .find(|(price, state)| is_scope(price) && *state == State::InForce && price.price_id != new.price_id)?;
     let (old_rates, new_rates) = (old.rates.unwrap_or_default(), new.rates.clone().unwrap_or_default());
-    let gone: Vec<_> = named(&old_rates)
+    let gone = named(&old_rates)
         .into_iter()
         .zip(named(&new_rates))
         .filter(|((_, old), (_, new))| old.is_some() && new.is_none())
-        .map(|((name, rate), _)| format!("{name} {}", rate.as_deref().unwrap_or_default()))
-        .collect();
+        .map(|((name, rate), _)| format!("{name} {}", rate.as_deref().unwrap_or_default()));
+    let is_gone = |(name, _): &(&String, &String)| !new_rates.measures.contains_key(*name);
+    let gone_measures = old_rates.measures.iter().filter(is_gone).map(|(name, rate)| format!("{name} {rate}"));
+    let gone: Vec<String> = gone.chain(gone_measures).collect();
     let replaced = format!("replaces price {}", old.price_id);
     Some(match gone.as_slice() {
         [] => replaced,

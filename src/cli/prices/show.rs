@@ -6,6 +6,7 @@ use crate::cli::sheet::{self, Cell};
 use crate::cli::time::time_text;
 use crate::proto::{Price, Rates};
 use bigdecimal::BigDecimal;
+use meterd_domain::measures::whole_of;
 use serde_json::json;
 use std::str::FromStr;
 
@@ -25,7 +26,7 @@ pub fn per_one(rate: &str, digits: i64) -> anyhow::Result<String> {
 }
 
 /// Returns the rates in the order of [`RATE_HEADERS`]. Rates for tokens are per million.
-fn cells(rates: &Rates) -> anyhow::Result<[String; 6]> {
+fn cells(rates: &Rates) -> anyhow::Result<[String; RATE_HEADERS.len()]> {
     let plain = |rate: &Option<String>| rate.clone().unwrap_or_default();
     let million = |rate: &Option<String>| rate.as_deref().map(per_million).transpose().map(Option::unwrap_or_default);
     Ok([
@@ -35,10 +36,23 @@ fn cells(rates: &Rates) -> anyhow::Result<[String; 6]> {
         million(&rates.input_token)?,
         million(&rates.cached_input_token)?,
         million(&rates.output_token)?,
+        measure_rates(rates)?,
     ])
 }
 
-const RATE_HEADERS: [&str; 6] = ["unit", "fixed", "% of amount", "input /1M", "cached /1M", "output /1M"];
+const RATE_HEADERS: [&str; 7] =
+    ["unit", "fixed", "% of amount", "input /1M", "cached /1M", "output /1M", "other measures"];
+
+/// Returns the rates of other measures. Rates for tokens are per million.
+fn measure_rates(rates: &Rates) -> anyhow::Result<String> {
+    let texts = rates.measures.iter().map(|(name, rate)| {
+        Ok(match whole_of(name) {
+            Some(_) => format!("{name} {}/1M", per_million(rate)?),
+            None => format!("{name} {rate}"),
+        })
+    });
+    Ok(texts.collect::<anyhow::Result<Vec<_>>>()?.join(", "))
+}
 
 /// Prints prices as JSON, CSV or a table.
 pub fn print(prices: &[(Price, State)], with_state: bool, json: bool, csv: bool) -> anyhow::Result<()> {
@@ -54,12 +68,18 @@ pub fn print(prices: &[(Price, State)], with_state: bool, json: bool, csv: bool)
 
 /// Returns a table that contains only the rate columns with values.
 pub fn to_table(prices: &[(Price, State)], with_state: bool) -> anyhow::Result<Vec<String>> {
-    let rates: Vec<[String; 6]> = prices
+    let rates: Vec<[String; RATE_HEADERS.len()]> = prices
         .iter()
         .map(|(price, _)| cells(&price.rates.clone().unwrap_or_default()))
         .collect::<anyhow::Result<_>>()?;
-    let used: Vec<usize> = (0..6).filter(|column| rates.iter().any(|row| !row[*column].is_empty())).collect();
+    let used: Vec<usize> =
+        (0..RATE_HEADERS.len()).filter(|column| rates.iter().any(|row| !row[*column].is_empty())).collect();
     let mut header = vec!["service", "operation", "model"];
+    let with_tier = prices.iter().any(|(price, _)| !price.service_tier.is_empty());
+    header.extend(with_tier.then_some("service tier"));
+    let with_bound = prices.iter().any(|(price, _)| price.above_input_tokens.is_some());
+    header.extend(with_bound.then_some("above input tokens"));
+    let texts = header.len();
     header.extend(used.iter().map(|column| RATE_HEADERS[*column]));
     header.push("from");
     let with_end = prices.iter().any(|(price, _)| price.end_time.is_some());
@@ -69,6 +89,9 @@ pub fn to_table(prices: &[(Price, State)], with_state: bool) -> anyhow::Result<V
     let mut rows = vec![header.into_iter().map(str::to_owned).collect::<Vec<_>>()];
     for ((price, state), rates) in prices.iter().zip(&rates) {
         let mut row = vec![price.service.clone(), price.operation.clone(), price.model.clone()];
+        row.extend(with_tier.then(|| price.service_tier.clone()));
+        let bound = price.above_input_tokens.map_or_else(String::new, |bound| bound.to_string());
+        row.extend(with_bound.then_some(bound));
         row.extend(used.iter().map(|column| rates[*column].clone()));
         row.push(match &price.effective_time {
             None => "the beginning".to_owned(),
@@ -80,7 +103,7 @@ pub fn to_table(prices: &[(Price, State)], with_state: bool) -> anyhow::Result<V
         row.push(price.price_id.clone());
         rows.push(row);
     }
-    let right: Vec<bool> = (0..3 + used.len()).map(|column| column >= 3).collect();
+    let right: Vec<bool> = (0..texts + used.len()).map(|column| column >= texts - usize::from(with_bound)).collect();
     Ok(table(&rows, &right))
 }
 
@@ -103,6 +126,9 @@ fn to_csv(prices: &[(Price, State)]) -> anyhow::Result<String> {
         "withdraw_time",
         "source",
         "note",
+        "service_tier",
+        "above_input_tokens",
+        "measures",
     ];
     let rows = prices.iter().map(|(price, state)| {
         let rates = price.rates.clone().unwrap_or_default();
@@ -125,6 +151,9 @@ fn to_csv(prices: &[(Price, State)]) -> anyhow::Result<String> {
             Cell::plain(time_text(price.withdraw_time.as_ref())),
             Cell::text(&price.source),
             Cell::text(&price.note),
+            Cell::text(&price.service_tier),
+            Cell::plain(price.above_input_tokens.map_or_else(String::new, |bound| bound.to_string())),
+            Cell::plain(if rates.measures.is_empty() { String::new() } else { json!(rates.measures).to_string() }),
         ]
     });
     sheet::csv(&sheet::header(&header), &rows.collect::<Vec<_>>())
@@ -138,6 +167,8 @@ pub fn to_json(price: &Price, state: State) -> serde_json::Value {
         "service": price.service,
         "operation": price.operation,
         "model": price.model,
+        "service_tier": price.service_tier,
+        "above_input_tokens": price.above_input_tokens,
         "effective_time": price.effective_time.as_ref().map(|time| time_text(Some(time))),
         "end_time": price.end_time.as_ref().map(|time| time_text(Some(time))),
         "withdraw_time": price.withdraw_time.as_ref().map(|time| time_text(Some(time))),
@@ -149,6 +180,7 @@ pub fn to_json(price: &Price, state: State) -> serde_json::Value {
             "input_token": rates.input_token,
             "cached_input_token": rates.cached_input_token,
             "output_token": rates.output_token,
+            "measures": rates.measures,
         },
         "built_in": price.built_in,
         "source": price.source,

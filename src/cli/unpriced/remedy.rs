@@ -1,6 +1,7 @@
 //! Fixes for usage without a price.
 
 use crate::proto::{RecordedUsageEvent, UnpricedReason};
+use meterd_domain::measures::whole_of;
 
 /// The service, operation and model of usage without a price.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -38,6 +39,14 @@ pub fn remedy(scope: &Scope, event: Option<&RecordedUsageEvent>) -> String {
             "the price is per token, but these events have no tokens: send them with future events, or `units` = \"0\" if \
              nothing was used. A price per unit would replace the rates for tokens for all future events"
                 .to_owned()
+        }
+        UnpricedReason::MeasureNotCovered => {
+            let measures = measured.map(|event| event.measures.keys().filter(|name| whole_of(name).is_none()));
+            let rates = measures.into_iter().flatten().map(|name| format!("--rate {name}=RATE"));
+            format!(
+                "the price has no rate for a measure of these events: set a price with all of its rates, and {}",
+                rates.collect::<Vec<_>>().join(" ")
+            )
         }
         UnpricedReason::UnknownService => {
             "the service is not in the catalogue: create it with CreateService, then set a price".to_owned()

@@ -1,17 +1,16 @@
 //! CatalogService: the handlers of prices.
 
 use crate::grpc::Context;
-use crate::grpc::wire::convert::timestamp;
-use crate::grpc::wire::convert::unix_time;
+use crate::grpc::wire::convert::{texts, timestamp, unix_time};
 use crate::grpc::wire::idempotent_create::{answer, idempotency};
 use crate::proto::{
     ChargeLine, CreatePriceRequest, CreatePriceResponse, EstimateCostRequest, EstimateCostResponse, ListPricesRequest,
     ListPricesResponse, Price, Rates, RetirePriceRequest, RetirePriceResponse,
 };
 use meterd_domain::decimal::Rate;
-use meterd_domain::price::{self, Line};
+use meterd_domain::price;
 use meterd_engine::auth::Caller;
-use meterd_engine::catalog::prices::{self, EstimateInput, NewPrice, PriceQuery};
+use meterd_engine::catalog::prices::{self, EstimateInput, EstimateLine, NewPrice, PriceQuery};
 use meterd_engine::ingest::RawMeasures;
 use meterd_engine::refusal::Refusal;
 use meterd_store::catalog::StoredPrice;
@@ -28,6 +27,7 @@ impl From<price::Rates> for Rates {
             cached_input_token: text(rates.cached_input_token),
             percent_of_amount: text(rates.percent_of_amount),
             fixed: text(rates.fixed),
+            measures: texts(rates.measures),
         }
     }
 }
@@ -47,6 +47,8 @@ impl From<StoredPrice> for Price {
             withdraw_time: price.withdraw_time.map(timestamp),
             source: price.source,
             note: price.note,
+            service_tier: price.service_tier,
+            above_input_tokens: price.above_input_tokens,
         }
     }
 }
@@ -67,12 +69,15 @@ impl From<CreatePriceRequest> for NewPrice {
             service: price.service,
             operation: price.operation,
             model: price.model,
+            service_tier: price.service_tier,
+            above_input_tokens: price.above_input_tokens,
             effective_time: price.effective_time.as_ref().map(unix_time),
             end_time: price.end_time.as_ref().map(unix_time),
             high_rates_confirmed: request.confirm_high_rates,
             source: price.source,
             note: price.note,
             rates: components.into_iter().filter_map(|(name, value)| Some((name, value?))).collect(),
+            measure_rates: rates.measures,
         }
     }
 }
@@ -109,12 +114,12 @@ pub async fn retire(context: Arc<Context>, request: RetirePriceRequest) -> Resul
     Ok(RetirePriceResponse { price: Some(price.into()) })
 }
 
-fn line_message(line: Line) -> ChargeLine {
+fn line_message(line: EstimateLine) -> ChargeLine {
     ChargeLine {
-        component: line.component.into(),
+        component: line.component,
         quantity: line.quantity.to_string(),
         rate: line.rate.to_string(),
-        amount: line.amount(),
+        amount: line.amount,
     }
 }
 
@@ -126,10 +131,11 @@ pub async fn estimate(context: Arc<Context>, request: EstimateCostRequest) -> Re
         output_tokens: request.output_tokens,
         cached_input_tokens: request.cached_input_tokens,
         amount: &request.amount,
+        others: &request.measures,
     };
     let event_time = request.event_time.as_ref().map(unix_time);
-    let EstimateCostRequest { service, operation, model, .. } = &request;
-    let input = EstimateInput { service, operation, model, measures, event_time };
+    let EstimateCostRequest { service, operation, model, service_tier, .. } = &request;
+    let input = EstimateInput { service, operation, model, service_tier, measures, event_time };
     let estimate = prices::estimate(&context.engine, input).await?;
     let found = EstimateCostResponse {
         price_id: estimate.price_id.map(|price_id| price_id.to_string()).unwrap_or_default(),

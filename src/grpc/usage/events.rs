@@ -22,5 +22,7 @@ pub fn raw_event(event: UsageEvent) -> RawEvent {
         subject: event.subject,
         external_id: event.external_id,
         metadata: event.metadata.and_then(json::from_struct),
+        service_tier: event.service_tier,
+        measures: event.measures,
     }
 }

@@ -1,7 +1,7 @@
 //! QueryUsage.
 
 use crate::grpc::Context;
-use crate::grpc::wire::convert::timestamp;
+use crate::grpc::wire::convert::{texts, timestamp};
 use crate::proto::{self, QueryUsageRequest, QueryUsageResponse, UsageDimension};
 use meterd_engine::paging::Page;
 use meterd_engine::refusal::Refusal;
@@ -22,6 +22,7 @@ pub async fn run(context: Arc<Context>, mut request: QueryUsageRequest) -> Resul
         group_by: request.group_by.into_iter().map(dimension).collect(),
         count_subjects: request.count_subjects,
         unpriced_only: request.unpriced_only,
+        include_measures: request.include_measures,
     };
     let AsOf { complete_as_of, rows: Page { rows, next } } = usage::query(&context.engine, input, page).await?;
     Ok(QueryUsageResponse {
@@ -56,6 +57,7 @@ impl Context {
             subject: row.subject,
             totals: Some(self.totals(&row.sums)),
             subject_count: row.subject_count,
+            measures: texts(row.measures),
         }
     }
 }

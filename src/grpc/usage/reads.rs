@@ -1,8 +1,7 @@
 //! GetCurrentMonthUsage, GetUsageSummary, GetPlatformUsage, GetUsageEvent and ListUsageEvents.
 
 use crate::grpc::Context;
-use crate::grpc::wire::convert::timestamp;
-use crate::grpc::wire::convert::unix_time;
+use crate::grpc::wire::convert::{texts, timestamp, unix_time};
 use crate::proto::{
     DayUsage, GetCurrentMonthUsageRequest, GetCurrentMonthUsageResponse, GetPlatformUsageRequest,
     GetPlatformUsageResponse, GetUsageEventRequest, GetUsageEventResponse, GetUsageSummaryRequest,
@@ -35,6 +34,7 @@ pub async fn current_month(
         days_remaining: month.days_remaining as i32,
         services: services.collect(),
         complete_as_of_time: Some(timestamp(month.complete_as_of)),
+        measures: texts(month.measures),
     })
 }
 
@@ -60,6 +60,7 @@ pub async fn summary(
         days: summary.days.into_iter().map(|day| context.day(day)).collect(),
         top_operations: summary.operations.into_iter().map(|operation| context.operation(operation)).collect(),
         complete_as_of_time: Some(timestamp(summary.complete_as_of)),
+        measures: texts(summary.measures),
     })
 }
 

@@ -1,4 +1,4 @@
-//! Counts the events and metadata values of an encoded batch. An event of two bytes takes three hundred bytes after decoding, so a
+//! Counts the events, and the values of metadata and measures, of an encoded batch. An event of two bytes takes three hundred bytes after decoding, so a
 //! batch of millions must be rejected before it is decoded.
 
 use meterd_engine::refusal::Refusal;
@@ -6,7 +6,7 @@ use meterd_engine::usage::{BATCH_EVENTS_MAX, check_batch_size};
 use prost::DecodeError;
 use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
 
-/// Maximum number of values in the metadata of a batch, including nested values.
+/// Maximum number of values in the metadata and measures of a batch, including nested values.
 pub const BATCH_METADATA_VALUES_MAX: usize = 1_000_000;
 /// Maximum depth that is counted. The decoder rejects messages that are nested more than 100 levels deep.
 const DEPTH_MAX: usize = 110;
@@ -20,6 +20,7 @@ enum Part {
     Entry,
     Value,
     List,
+    Measure,
 }
 
 impl Part {
@@ -28,6 +29,7 @@ impl Part {
         Some(match (self, number) {
             (Self::Batch, 1) => Self::Event,
             (Self::Event, 14) => Self::Struct,
+            (Self::Event, 16) => Self::Measure,
             (Self::Struct, 1) => Self::Entry,
             (Self::Entry, 2) | (Self::List, 1) => Self::Value,
             (Self::Value, 5) => Self::Struct,
@@ -55,7 +57,7 @@ impl Counts {
             match (part, inner) {
                 (_, Part::Event) => self.events += 1,
                 // An entry has one value, even if the value is missing on the wire.
-                (_, Part::Entry) | (Part::List, _) => self.values += 1,
+                (_, Part::Entry | Part::Measure) | (Part::List, _) => self.values += 1,
                 _ => {}
             }
             let length = usize::try_from(decode_varint(&mut bytes)?).unwrap_or(usize::MAX);
@@ -68,7 +70,7 @@ impl Counts {
     }
 }
 
-/// Rejects an encoded batch with too many events or metadata values, and returns its number of events. The decoder reports
+/// Rejects an encoded batch with too many events, or values of metadata and measures, and returns its number of events. The decoder reports
 /// bytes that are not a message.
 pub fn check_batch(bytes: &[u8]) -> Result<usize, Refusal> {
     let mut counts = Counts::default();
@@ -78,7 +80,8 @@ pub fn check_batch(bytes: &[u8]) -> Result<usize, Refusal> {
     }
     if counts.values > BATCH_METADATA_VALUES_MAX {
         let max = BATCH_METADATA_VALUES_MAX;
-        let description = format!("must have at most {max} metadata values together, has {}", counts.values);
+        let description =
+            format!("must have at most {max} values of metadata and measures together, has {}", counts.values);
         return Err(Refusal::field("events", description));
     }
     Ok(counts.events)
@@ -102,18 +105,19 @@ mod tests {
     fn events_and_metadata_values_are_counted_at_any_depth() {
         let event =
             |json| UsageEvent { client_id: "a".repeat(200), metadata: Some(to_struct(json)), ..Default::default() };
+        let measures = [("pages", "1"), ("images", "2")].map(|(name, text)| (name.to_owned(), text.to_owned())).into();
         let events = vec![
             event(json!({"a": 1, "b": [1, "x", [null, {"c": true}]]})),
-            UsageEvent::default(),
+            UsageEvent { measures, ..UsageEvent::default() },
             event(json!({"d": {"e": {}}})),
         ];
         let bytes = BatchTrackUsageRequest { events, backfill: true, ..Default::default() }.encode_to_vec();
-        // In the first event, the values of a, b and c, and five in lists. In the last event, the values of d and e.
-        assert_eq!(counted(&bytes), (3, 3 + 5 + 2));
+        // In the first event, the values of a, b and c, and five in lists. In the last event, the values of d and e. And two measures.
+        assert_eq!(counted(&bytes), (3, 3 + 5 + 2 + 2));
         // A truncated batch is counted up to its end.
         for length in 0..bytes.len() {
             let (events, values) = counted(&bytes[..length]);
-            assert!(events <= 3 && values <= 10);
+            assert!(events <= 3 && values <= 12);
         }
     }
 

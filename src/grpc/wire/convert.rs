@@ -12,6 +12,7 @@ use meterd_engine::ingest::{Echo, Outcome, Recorded};
 use meterd_engine::usage::{self, ServiceUsage};
 use meterd_store::usage::events::RecordedEvent;
 use prost_types::Timestamp;
+use std::collections::BTreeMap;
 
 /// Converts a time to a timestamp.
 pub fn timestamp(time: DateTime<Utc>) -> Timestamp {
@@ -143,7 +144,14 @@ fn event(event: UsageEvent) -> proto::UsageEvent {
         subject: event.subject,
         external_id: event.external_id,
         metadata,
+        service_tier: event.service_tier,
+        measures: texts(event.measures.others),
     }
+}
+
+/// Converts numbers by name to decimal strings.
+pub fn texts<N: ToString, V: ToString>(numbers: impl IntoIterator<Item = (N, V)>) -> BTreeMap<String, String> {
+    numbers.into_iter().map(|(name, number)| (name.to_string(), number.to_string())).collect()
 }
 
 /// Converts a timestamp to the type of the engine.

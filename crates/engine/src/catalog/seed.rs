@@ -1,6 +1,6 @@
 //! The catalogue of a new database.
 
-use meterd_domain::catalog::Service;
+use meterd_domain::catalog::{PriceScope, Service};
 use meterd_domain::decimal::Rate;
 use meterd_domain::price::Rates;
 use meterd_store::catalog::{self as store, ModelAlias, NewPrice};
@@ -36,12 +36,10 @@ pub async fn seed(conn: &mut PgConnection, currency: &str) -> anyhow::Result<()>
         for (scope, rates) in built_in_prices()? {
             let [service, operation, model] = &scope;
             let price = NewPrice {
-                service,
-                operation,
-                model,
+                scope: PriceScope { service, operation, model, ..PriceScope::default() },
                 effective_time: None,
                 end_time: None,
-                rates,
+                rates: &rates,
                 built_in: true,
                 source: "",
                 note: "",

@@ -122,6 +122,7 @@ impl<'a> EventChecks<'a> {
         fields.identifier("idempotency_key", &event.idempotency_key, ID_BYTES_MAX);
         fields.identifier("subject", &event.subject, ID_BYTES_MAX);
         fields.identifier("external_id", &event.external_id, EXTERNAL_ID_BYTES_MAX);
+        fields.identifier("service_tier", &event.service_tier, ID_BYTES_MAX);
         let service = self.check_service(&mut fields, &event.service);
         let raw = RawMeasures {
             units: &event.units,
@@ -129,6 +130,7 @@ impl<'a> EventChecks<'a> {
             output_tokens: event.output_tokens,
             cached_input_tokens: event.cached_input_tokens,
             amount: &event.amount,
+            others: &event.measures,
         };
         let (measures, rounded) = measures(&mut fields, raw);
         let metadata = metadata(&mut fields, event.metadata.take());
@@ -153,6 +155,7 @@ impl<'a> EventChecks<'a> {
             service: service.unwrap_or_else(|| event.service.into()),
             operation: texts.operation.share(&event.operation),
             model: texts.model.share(&event.model),
+            service_tier: event.service_tier,
             measures,
             event_time,
             idempotency_key,

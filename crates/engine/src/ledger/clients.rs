@@ -21,7 +21,7 @@ pub struct ClientSettings {
 
 impl ClientSettings {
     /// Reads the settings of those clients that are not known at this version. `version` is that of a transaction that
-    /// shares the versions lock, so the settings cannot change until its commit, or one that `record_usage` compares
+    /// shares the versions lock, so the settings cannot change until its commit, or one that `record_events` compares
     /// with the current one.
     pub async fn know(
         &mut self,

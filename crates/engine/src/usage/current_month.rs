@@ -13,6 +13,7 @@ use meterd_domain::projection::month_end;
 use meterd_domain::rollup::Sums;
 use meterd_store::clients::zone;
 use meterd_store::usage::{self, AsOf, OfClient, ServiceSums};
+use std::collections::BTreeMap;
 use std::slice;
 
 /// The usage of a client in its current month.
@@ -28,6 +29,8 @@ pub struct MonthToDate {
     pub days_remaining: u32,
     /// Ordered by cost, the highest first, each with its projected cost.
     pub services: Vec<(ServiceUsage, Total)>,
+    /// Sums of measures that are not in `sums`.
+    pub measures: BTreeMap<String, Total>,
     pub complete_as_of: DateTime<Utc>,
 }
 
@@ -44,12 +47,15 @@ pub async fn current_month(engine: &Engine, client_id: &str) -> Result<MonthToDa
         let read = usage::months(&mut conn, client_id, first, last).await;
         (conn, read)
     });
-    let AsOf { complete_as_of, rows: OfClient { time_zone, usage: rows } } =
+    let AsOf { complete_as_of, rows: OfClient { time_zone, usage } } =
         read.await?.ok_or_else(|| Refusal::client_not_found(client_id))?;
     let today = day_of(now, zone(&time_zone)?);
     let month = Month::of(today);
     let (days_elapsed, days_remaining) = elapsed_and_remaining(today);
-    let rows: Vec<ServiceSums> = rows.into_iter().filter_map(|(of, row)| (of == month).then_some(row)).collect();
+    let rows: Vec<ServiceSums> =
+        usage.services.into_iter().filter_map(|(of, row)| (of == month).then_some(row)).collect();
+    let measures =
+        usage.measures.into_iter().filter_map(|((of, name), sum)| (of == month).then_some((name, sum))).collect();
     let sums: Sums = rows.iter().map(|row| row.sums).sum();
     let catalog = engine.catalog.current();
     let projected =
@@ -57,5 +63,15 @@ pub async fn current_month(engine: &Engine, client_id: &str) -> Result<MonthToDa
     let projected_cost = projected(sums.cost, &rows);
     let of_services: Vec<Total> = rows.iter().map(|row| projected(row.sums.cost, slice::from_ref(row))).collect();
     let services = services(&catalog, rows).into_iter().zip(of_services).collect();
-    Ok(MonthToDate { month, time_zone, sums, projected_cost, days_elapsed, days_remaining, services, complete_as_of })
+    Ok(MonthToDate {
+        month,
+        time_zone,
+        sums,
+        projected_cost,
+        days_elapsed,
+        days_remaining,
+        services,
+        measures,
+        complete_as_of,
+    })
 }

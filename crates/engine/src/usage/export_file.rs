@@ -8,7 +8,7 @@ use std::fmt::{self, Display};
 use std::io::Write;
 
 /// Columns of the CSV and keys of the NDJSON. An import maps them by these names.
-const COLUMNS: [&str; 21] = [
+const COLUMNS: [&str; 23] = [
     "event_id",
     "client_id",
     "day",
@@ -30,6 +30,8 @@ const COLUMNS: [&str; 21] = [
     "idempotency_key",
     "metadata",
     "record_time",
+    "service_tier",
+    "measures",
 ];
 
 /// The part of the file that has not been sent.
@@ -78,6 +80,8 @@ impl File {
         row.text(&event.idempotency_key);
         row.json(event.metadata.as_deref());
         row.plain(Some(Micros(event.record_time)));
+        row.text(event.service_tier.as_deref().unwrap_or_default());
+        row.json(event.measures.as_deref());
         row.end();
     }
 }

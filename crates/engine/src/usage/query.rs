@@ -5,10 +5,12 @@ use crate::fields::Fields;
 use crate::paging::{Page, PageRequest};
 use crate::refusal::Refusal;
 use chrono::NaiveDate;
+use meterd_domain::decimal::Total;
 use meterd_domain::period::Month;
 use meterd_domain::rollup::Sums;
 use meterd_store::usage::AsOf;
 use meterd_store::usage::query::{self as store, GroupBy, QueryKey, QueryRow, UsageQuery};
+use std::collections::BTreeMap;
 
 /// Maximum number of days of a query: a year.
 const QUERY_DAYS_MAX: i64 = 366;
@@ -43,6 +45,8 @@ pub struct QueryInput {
     pub count_subjects: bool,
     /// Whether only events without a charge are added up.
     pub unpriced_only: bool,
+    /// Whether the rows have the sums of measures.
+    pub include_measures: bool,
 }
 
 /// Usage of one combination of the dimensions. Dimensions that are not grouped by are `None`.
@@ -58,6 +62,8 @@ pub struct UsageRow {
     pub sums: Sums,
     /// Number of distinct subjects, if the query counts them.
     pub subject_count: Option<i64>,
+    /// Sums of measures that are not in `sums`, if the query wants them.
+    pub measures: BTreeMap<String, Total>,
 }
 
 /// Returns a page of rows. A query without dimensions returns one row.
@@ -103,6 +109,7 @@ fn check(fields: &mut Fields, input: QueryInput) -> UsageQuery {
         group_by: group_by(fields, &input.group_by),
         count_subjects: input.count_subjects,
         unpriced_only: input.unpriced_only,
+        include_measures: input.include_measures,
     }
 }
 
@@ -142,5 +149,6 @@ fn row(query: &UsageQuery, row: QueryRow) -> UsageRow {
         subject: by.subject.then_some(subject),
         sums: row.sums,
         subject_count: query.count_subjects.then_some(row.subject_count),
+        measures: row.measures,
     }
 }

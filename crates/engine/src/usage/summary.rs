@@ -5,10 +5,12 @@ use crate::engine::Engine;
 use crate::fields::Fields;
 use crate::refusal::Refusal;
 use chrono::{DateTime, NaiveDate, Utc};
+use meterd_domain::decimal::Total;
 use meterd_domain::event::ID_BYTES_MAX;
 pub use meterd_domain::rollup::OperationSums;
 use meterd_domain::rollup::{Sums, by_cost};
 use meterd_store::usage::{self, AsOf, OfClient, ServiceSums};
+use std::collections::BTreeMap;
 
 /// Maximum number of days of a summary: ten years.
 pub const SUMMARY_DAYS_MAX: i64 = 3_660;
@@ -38,6 +40,8 @@ pub struct Summary {
     pub days: Vec<DaySums>,
     /// The operations with the highest cost.
     pub operations: Vec<OperationSums>,
+    /// Sums of measures that are not in `sums`.
+    pub measures: BTreeMap<String, Total>,
     pub complete_as_of: DateTime<Utc>,
 }
 
@@ -73,5 +77,5 @@ pub async fn summary(engine: &Engine, input: SummaryInput<'_>) -> Result<Summary
     let of_services = range.services.into_iter().map(|(service, sums)| ServiceSums { service, sums }).collect();
     let of_services = by_cost(of_services, |row: &ServiceSums| &row.sums);
     let services = services(&engine.catalog.current(), of_services);
-    Ok(Summary { time_zone, sums, services, days, operations, complete_as_of })
+    Ok(Summary { time_zone, sums, services, days, operations, measures: range.measures, complete_as_of })
 }

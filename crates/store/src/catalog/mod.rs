@@ -5,10 +5,13 @@ pub mod pricing;
 use crate::numeric;
 use bigdecimal::BigDecimal;
 use chrono::{DateTime, Utc};
-use meterd_domain::catalog::{Catalog, Service};
+use meterd_domain::catalog::{Catalog, PriceScope, Service};
+use meterd_domain::decimal::Rate;
 use meterd_domain::model_names::{NameRule, NameRules};
 use meterd_domain::price::{Price, Rates};
 use sqlx::PgConnection;
+use sqlx::types::Json;
+use std::collections::BTreeMap;
 
 /// A stored price.
 #[derive(Clone, Debug)]
@@ -19,6 +22,10 @@ pub struct StoredPrice {
     pub operation: String,
     /// Empty if the price applies to every model.
     pub model: String,
+    /// Empty if the price applies to every service tier.
+    pub service_tier: String,
+    /// The price applies only to events with more input tokens. `None` if it applies to any number.
+    pub above_input_tokens: Option<i64>,
     /// `None` if the price applies from the beginning of time.
     pub effective_time: Option<DateTime<Utc>>,
     /// The price does not apply from this time on.
@@ -37,6 +44,8 @@ struct PriceRow {
     service: String,
     operation: String,
     model: String,
+    service_tier: String,
+    above_input_tokens: Option<i64>,
     effective_time: Option<DateTime<Utc>>,
     end_time: Option<DateTime<Utc>>,
     withdraw_time: Option<DateTime<Utc>>,
@@ -46,6 +55,7 @@ struct PriceRow {
     cached_input_token: Option<BigDecimal>,
     percent_of_amount: Option<BigDecimal>,
     fixed: Option<BigDecimal>,
+    measure_rates: String,
     built_in: bool,
     source: String,
     note: String,
@@ -54,12 +64,10 @@ struct PriceRow {
 
 /// A price to create.
 pub struct NewPrice<'a> {
-    pub service: &'a str,
-    pub operation: &'a str,
-    pub model: &'a str,
+    pub scope: PriceScope<'a>,
     pub effective_time: Option<DateTime<Utc>>,
     pub end_time: Option<DateTime<Utc>>,
-    pub rates: Rates,
+    pub rates: &'a Rates,
     pub built_in: bool,
     pub source: &'a str,
     pub note: &'a str,
@@ -74,10 +82,21 @@ pub struct ModelAlias {
 }
 
 impl StoredPrice {
+    /// Returns what the price is for.
+    pub fn scope(&self) -> PriceScope<'_> {
+        PriceScope {
+            service: &self.service,
+            operation: &self.operation,
+            model: &self.model,
+            service_tier: &self.service_tier,
+            above_input_tokens: self.above_input_tokens,
+        }
+    }
+
     /// Returns the rates and their times.
     pub fn price(&self) -> Price {
-        let Self { price_id, effective_time, end_time, rates, .. } = *self;
-        Price { price_id, effective_time, end_time, rates }
+        let Self { price_id, effective_time, end_time, rates, .. } = self;
+        Price { price_id: *price_id, effective_time: *effective_time, end_time: *end_time, rates: rates.clone() }
     }
 }
 
@@ -91,6 +110,8 @@ impl TryFrom<PriceRow> for StoredPrice {
             service: row.service,
             operation: row.operation,
             model: row.model,
+            service_tier: row.service_tier,
+            above_input_tokens: row.above_input_tokens,
             effective_time: row.effective_time,
             end_time: row.end_time,
             withdraw_time: row.withdraw_time,
@@ -101,6 +122,7 @@ impl TryFrom<PriceRow> for StoredPrice {
                 cached_input_token: rate(row.cached_input_token)?,
                 percent_of_amount: rate(row.percent_of_amount)?,
                 fixed: rate(row.fixed)?,
+                measures: numeric::by_name(&row.measure_rates, Rate::parse)?,
             },
             built_in: row.built_in,
             source: row.source,
@@ -133,7 +155,7 @@ pub async fn load(conn: &mut PgConnection, with_name_rules: bool) -> crate::Resu
     for stored in prices(conn, &PriceFilter::default(), i64::MAX).await? {
         catalog.add_model(stored.price_id, &stored.model);
         if stored.withdraw_time.is_none() {
-            catalog.add_price(&stored.service, &stored.operation, &stored.model, stored.price());
+            catalog.add_price(&stored.scope(), stored.price());
         }
     }
     for alias in aliases(conn).await? {
@@ -188,8 +210,8 @@ pub async fn insert_service(conn: &mut PgConnection, service: &Service) -> crate
     Ok(done.rows_affected() > 0)
 }
 
-/// Service, operation, model, effective time and id of a price: its position in the list of prices.
-pub type PriceCursor<'a> = (&'a str, &'a str, &'a str, Option<DateTime<Utc>>, i64);
+/// Scope, effective time and id of a price: its position in the list of prices.
+pub type PriceCursor<'a> = (PriceScope<'a>, Option<DateTime<Utc>>, i64);
 
 /// Which prices to return.
 #[derive(Debug, Default)]
@@ -202,30 +224,44 @@ pub struct PriceFilter<'a> {
     pub after: PriceCursor<'a>,
 }
 
-/// Returns up to `limit` prices, ordered by service, operation, model, effective time and id. Includes withdrawn prices.
+/// Returns up to `limit` prices, ordered by scope, effective time and id. Includes withdrawn prices.
 pub async fn prices(conn: &mut PgConnection, filter: &PriceFilter<'_>, limit: i64) -> crate::Result<Vec<StoredPrice>> {
+    let (scope, effective_time, price_id) = filter.after;
     let rows = sqlx::query_as!(
         PriceRow,
-        r#"SELECT price_id, service, operation, model,
+        r#"SELECT price_id, service, operation, model, service_tier,
+                  NULLIF(above_input_tokens, -1) AS above_input_tokens,
                   NULLIF(effective_time, '-infinity') AS effective_time, end_time, withdraw_time, unit, input_token,
-                  output_token, cached_input_token, percent_of_amount, fixed, built_in, source, note, create_time
+                  output_token, cached_input_token, percent_of_amount, fixed, measure_rates::text AS "measure_rates!",
+                  built_in, source, note, create_time
            FROM prices
            WHERE ($1::text IS NULL OR service = $1) AND ($2::bigint IS NULL OR price_id = $2)
-             AND (service, operation, model, effective_time, price_id)
-                 > ($3, $4, $5, COALESCE($6, '-infinity'::timestamptz), $7)
-           ORDER BY service, operation, model, prices.effective_time, price_id LIMIT $8"#,
+             AND (service, operation, model, service_tier, prices.above_input_tokens, prices.effective_time, price_id)
+                 > ($3, $4, $5, $6, COALESCE($7::bigint, -1), COALESCE($8, '-infinity'::timestamptz), $9)
+           ORDER BY service, operation, model, service_tier, prices.above_input_tokens, prices.effective_time, price_id
+           LIMIT $10"#,
         filter.service,
         filter.price_id,
-        filter.after.0,
-        filter.after.1,
-        filter.after.2,
-        filter.after.3,
-        filter.after.4,
+        scope.service,
+        scope.operation,
+        scope.model,
+        scope.service_tier,
+        scope.above_input_tokens,
+        effective_time,
+        price_id,
         limit
     )
     .fetch_all(conn)
     .await?;
     rows.into_iter().map(StoredPrice::try_from).collect()
+}
+
+/// Returns the prices of a scope, ordered by effective time. Includes withdrawn prices.
+pub async fn prices_of_scope(conn: &mut PgConnection, scope: &PriceScope<'_>) -> crate::Result<Vec<StoredPrice>> {
+    let filter = PriceFilter { service: Some(scope.service), ..Default::default() };
+    let mut prices = prices(conn, &filter, i64::MAX).await?;
+    prices.retain(|price| price.scope() == *scope);
+    Ok(prices)
 }
 
 /// Returns a price, or `None` if it does not exist.
@@ -236,16 +272,22 @@ pub async fn price(conn: &mut PgConnection, price_id: i64) -> crate::Result<Opti
 
 /// Creates a price and returns it. `None` if a price with the same scope and effective time exists.
 pub async fn insert_price(conn: &mut PgConnection, new: &NewPrice<'_>) -> crate::Result<Option<StoredPrice>> {
-    let Rates { unit, input_token, output_token, cached_input_token, percent_of_amount, fixed } = new.rates;
+    let PriceScope { service, operation, model, service_tier, above_input_tokens } = new.scope;
+    let Rates { unit, input_token, output_token, cached_input_token, percent_of_amount, fixed, measures } = new.rates;
+    let measure_rates: BTreeMap<&str, String> =
+        measures.iter().map(|(name, rate)| (&**name, rate.to_string())).collect();
     let price_id = sqlx::query_scalar!(
-        "INSERT INTO prices (service, operation, model, effective_time, end_time, unit, input_token, output_token,
-             cached_input_token, percent_of_amount, fixed, built_in, source, note)
-         VALUES ($1, $2, $3, COALESCE($4, '-infinity'::timestamptz), $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
+        "INSERT INTO prices (service, operation, model, service_tier, above_input_tokens, effective_time, end_time, unit,
+             input_token, output_token, cached_input_token, percent_of_amount, fixed, measure_rates, built_in, source, note)
+         VALUES ($1, $2, $3, $4, COALESCE($5::bigint, -1), COALESCE($6, '-infinity'::timestamptz), $7, $8, $9, $10, $11, $12, $13,
+             $14, $15, $16, $17)
          ON CONFLICT DO NOTHING
          RETURNING price_id",
-        new.service,
-        new.operation,
-        new.model,
+        service,
+        operation,
+        model,
+        service_tier,
+        above_input_tokens,
         new.effective_time,
         new.end_time,
         unit.map(numeric::of_rate),
@@ -254,6 +296,7 @@ pub async fn insert_price(conn: &mut PgConnection, new: &NewPrice<'_>) -> crate:
         cached_input_token.map(numeric::of_rate),
         percent_of_amount.map(numeric::of_rate),
         fixed.map(numeric::of_rate),
+        Json(measure_rates) as Json<BTreeMap<&str, String>>,
         new.built_in,
         new.source,
         new.note

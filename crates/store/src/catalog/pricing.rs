@@ -94,7 +94,8 @@ pub async fn still_waiting(conn: &mut PgConnection, waiting: &[Waiting]) -> crat
         EventRow,
         r#"SELECT client_id, event_time, event_seq, day, service, operation, model, units, input_tokens, output_tokens,
                cached_input_tokens, amount, charge, price_id, unpriced_reason, subject, external_id, idempotency_key,
-               metadata::text AS metadata, record_time
+               metadata::text AS metadata, service_tier,
+               measures::text AS measures, record_time
            FROM usage_events JOIN unnest($1::text[], $2::timestamptz[], $3::bigint[]) AS wanted (client_id, event_time, event_seq)
                USING (client_id, event_time, event_seq)
            WHERE unpriced_reason IS NOT NULL"#,

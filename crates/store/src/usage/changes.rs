@@ -3,7 +3,7 @@
 use crate::rows::{Fields, Row};
 use chrono::NaiveDate;
 use meterd_domain::decimal::Total;
-use meterd_domain::rollup::{DayKey, Deltas, MonthKey, MonthServiceKey, NewSums, Sums};
+use meterd_domain::rollup::{DayKey, DayMeasureKey, Deltas, MonthKey, MonthServiceKey, NewSums, Sums};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -39,14 +39,15 @@ impl AlertBound {
 pub struct NewUsage {
     pub months: Vec<MonthChange>,
     pub days: Vec<(DayKey, Sums)>,
+    pub day_measures: Vec<(DayMeasureKey, Total)>,
 }
 
 impl NewUsage {
     /// `bound` returns a bound of a month that holds for any content of its row.
     pub fn of(sums: NewSums, mut bound: impl FnMut(&MonthKey) -> AlertBound) -> Self {
-        let NewSums { months, days } = sums;
+        let NewSums { months, days, day_measures } = sums;
         let months = months.into_iter().map(|(key, sums)| MonthChange { bound: bound(&key), key, sums });
-        Self { months: months.collect(), days }
+        Self { months: months.collect(), days, day_measures }
     }
 
     /// Returns the number of days' rows of each client.
@@ -62,17 +63,19 @@ pub struct Changes {
     pub months: Vec<MonthChange>,
     pub month_services: Vec<(MonthServiceKey, Sums)>,
     pub days: Vec<(DayKey, Sums)>,
+    pub day_measures: Vec<(DayMeasureKey, Total)>,
 }
 
 impl Changes {
     /// Returns the changes that add these sums. The next usage of each month evaluates its alert rules.
     pub fn of(deltas: Deltas) -> Self {
-        let Deltas { months, month_services, days } = deltas;
+        let Deltas { months, month_services, days, day_measures } = deltas;
         let months = months.into_iter().map(|(key, sums)| MonthChange { key, sums, bound: AlertBound::UNKNOWN });
         Self {
             months: months.collect(),
             month_services: month_services.into_iter().collect(),
             days: days.into_iter().collect(),
+            day_measures: day_measures.into_iter().collect(),
         }
     }
 
@@ -81,13 +84,14 @@ impl Changes {
         let months = self.months.iter().map(|change| &change.key.0);
         let of_services = self.month_services.iter().map(|((client_id, ..), _)| client_id);
         let of_days = self.days.iter().map(|((client_id, ..), _)| client_id);
-        let all: BTreeSet<&Arc<str>> = months.chain(of_services).chain(of_days).collect();
+        let of_measures = self.day_measures.iter().map(|(((client_id, ..), _), _)| client_id);
+        let all: BTreeSet<&Arc<str>> = months.chain(of_services).chain(of_days).chain(of_measures).collect();
         all.into_iter().map(|client_id| client_id.to_string()).collect()
     }
 
     /// Returns whether there is nothing to change.
     pub fn is_empty(&self) -> bool {
-        self.months.is_empty() && self.month_services.is_empty() && self.days.is_empty()
+        self.months.is_empty() && self.month_services.is_empty() && self.days.is_empty() && self.day_measures.is_empty()
     }
 }
 
@@ -142,5 +146,21 @@ impl Fields for &(DayKey, Sums) {
         row.text(operation);
         row.text(model);
         put_sums(row, sums);
+    }
+}
+
+impl Fields for &(DayMeasureKey, Total) {
+    const TYPE: &'static str = "day_measure_delta";
+    const COUNT: u16 = 7;
+
+    fn put(&self, row: &mut Row<'_>) {
+        let (((client_id, day, service, operation, model), measure), quantity) = self;
+        row.text(client_id);
+        row.date(*day);
+        row.text(service);
+        row.text(operation);
+        row.text(model);
+        row.text(measure);
+        row.total(*quantity);
     }
 }

@@ -5,7 +5,9 @@ use crate::usage::AsOf;
 use crate::usage::keys::charge;
 use bigdecimal::BigDecimal;
 use chrono::{DateTime, NaiveDate, Utc};
-use meterd_domain::event::{Charge, EventId, Measures, UsageEvent};
+use meterd_domain::decimal::Decimal;
+use meterd_domain::event::{Charge, EventId, UsageEvent};
+use meterd_domain::measures::Measures;
 use sqlx::PgPool;
 
 /// A recorded event.
@@ -39,6 +41,9 @@ pub struct EventRow {
     pub external_id: String,
     pub idempotency_key: String,
     pub metadata: Option<String>,
+    pub service_tier: Option<String>,
+    /// The measures that have no column, as JSON.
+    pub measures: Option<String>,
     pub record_time: DateTime<Utc>,
 }
 
@@ -69,12 +74,17 @@ impl TryFrom<EventRow> for RecordedEvent {
                 service: row.service.into(),
                 operation: row.operation.into(),
                 model: row.model.into(),
+                service_tier: row.service_tier.unwrap_or_default(),
                 measures: Measures {
                     units: numeric::decimal(&row.units)?,
                     input_tokens: row.input_tokens,
                     output_tokens: row.output_tokens,
                     cached_input_tokens: row.cached_input_tokens,
                     amount: row.amount.as_ref().map(numeric::decimal).transpose()?,
+                    others: match &row.measures {
+                        Some(json) => numeric::by_name(json, Decimal::parse)?,
+                        None => vec![],
+                    },
                 },
                 event_time: row.event_time,
                 idempotency_key: row.idempotency_key.into(),
@@ -92,7 +102,8 @@ pub async fn find(pool: &PgPool, client_id: &str, id: EventId) -> crate::Result<
         EventRow,
         r#"SELECT client_id, event_time, event_seq, day, service, operation, model, units, input_tokens, output_tokens,
                cached_input_tokens, amount, charge, price_id, unpriced_reason, subject, external_id, idempotency_key,
-               metadata::text AS metadata, record_time
+               metadata::text AS metadata, service_tier,
+               measures::text AS measures, record_time
            FROM usage_events WHERE client_id = $1 AND event_time = $2 AND event_seq = $3"#,
         client_id,
         id.time,

@@ -54,6 +54,9 @@ pub struct ExportRow {
     pub idempotency_key: String,
     /// JSON text.
     pub metadata: Option<String>,
+    pub service_tier: Option<String>,
+    /// The measures that have no column, as JSON text.
+    pub measures: Option<String>,
     pub record_time: DateTime<Utc>,
 }
 
@@ -104,7 +107,8 @@ fn stream<'a>(
         ExportRow,
         r#"SELECT client_id, event_time, event_seq, day, service, operation, model, units AS "units: Numeric", input_tokens,
                output_tokens, cached_input_tokens, amount AS "amount: Numeric", charge AS "charge: Numeric", price_id,
-               unpriced_reason, subject, external_id, idempotency_key, metadata::text AS metadata, record_time
+               unpriced_reason, subject, external_id, idempotency_key, metadata::text AS metadata, service_tier,
+               measures::text AS measures, record_time
            FROM usage_events
            WHERE ($1::text IS NULL OR client_id = $1)
              AND event_time >= COALESCE($2, '-infinity'::timestamptz) AND event_time < COALESCE($3, 'infinity'::timestamptz)

@@ -24,6 +24,7 @@ use crate::numeric::Numeric;
 use crate::sums::sums_of;
 use chrono::{DateTime, NaiveDate, Utc};
 use futures_util::TryStreamExt;
+use meterd_domain::decimal::Total;
 use meterd_domain::period::Month;
 use meterd_domain::rollup::{OperationSums, RangeSums, Sums, by_cost};
 use sqlx::{PgConnection, PgPool};
@@ -48,8 +49,15 @@ pub struct OfClient<T> {
     pub usage: T,
 }
 
-/// Returns a client's months from `first` to `last`, both included, by service, highest cost first. `None` if the
-/// client does not exist.
+/// The usage of months.
+pub struct MonthsUsage {
+    /// Highest cost first.
+    pub services: Vec<(Month, ServiceSums)>,
+    /// Sums of measures that are not in [`Sums`].
+    pub measures: BTreeMap<(Month, String), Total>,
+}
+
+/// Returns a client's months from `first` to `last`, both included, by service. `None` if the client does not exist.
 ///
 /// The rows of a service are added up here, because PostgreSQL needs longer to group a few rows than to send them.
 pub async fn months(
@@ -57,20 +65,24 @@ pub async fn months(
     client_id: &str,
     first: Month,
     last: Month,
-) -> crate::Result<Option<AsOf<OfClient<Vec<(Month, ServiceSums)>>>>> {
+) -> crate::Result<Option<AsOf<OfClient<MonthsUsage>>>> {
     let (first, last) = (first.first_day(), last.first_day());
     let mut rows = sqlx::query_file!("sql/usage/months.sql", client_id, first, last).fetch(conn);
     let (mut client, mut services) = (None, BTreeMap::<(Month, String), Sums>::new());
+    let mut measures = BTreeMap::<(Month, String), Total>::new();
     while let Some(row) = rows.try_next().await? {
-        match (row.month, row.service) {
-            (Some(month), Some(service)) => {
+        match (row.month, row.service, row.measure) {
+            (Some(month), Some(service), _) => {
                 *services.entry((Month::of(month), service)).or_default() += sums_of!(row);
+            }
+            (Some(month), None, Some(measure)) => {
+                *measures.entry((Month::of(month), measure)).or_default() += Total::from(row.units);
             }
             _ => client = row.now.zip(row.time_zone),
         }
     }
     let services = services.into_iter().map(|((month, service), sums)| (month, ServiceSums { service, sums }));
-    let usage = by_cost(services.collect(), |(_, row)| &row.sums);
+    let usage = MonthsUsage { services: by_cost(services.collect(), |(_, row)| &row.sums), measures };
     Ok(client.map(|(complete_as_of, time_zone)| AsOf { complete_as_of, rows: OfClient { time_zone, usage } }))
 }
 
@@ -89,11 +101,12 @@ pub async fn range(
     let (mut client, mut usage) = (None, RangeSums::new(operations_max));
     while let Some(row) = rows.try_next().await? {
         let sums = sums_of!(row);
-        match (row.day, row.service, row.operation) {
+        match (row.day, row.service, row.operation, row.measure) {
             (Some(day), ..) => usage.add_day(day, sums),
-            (None, Some(service), Some(operation)) => {
+            (None, Some(service), Some(operation), _) => {
                 usage.add_operation(OperationSums { service, operation, sums });
             }
+            (None, None, None, Some(measure)) => drop(usage.measures.insert(measure, sums.units)),
             _ => client = row.now.zip(row.time_zone),
         }
     }

@@ -5,10 +5,57 @@ use crate::numeric::Numeric;
 use crate::sums::sums_of;
 use crate::usage::AsOf;
 use chrono::{DateTime, NaiveDate, Utc};
+use meterd_domain::decimal::Total;
 use meterd_domain::period::Month;
 use meterd_domain::rollup::Sums;
 use serde::{Deserialize, Serialize};
-use sqlx::PgConnection;
+use sqlx::{Connection, PgConnection};
+use std::collections::{BTreeMap, HashMap};
+
+/// Queries the sums of measures with one of two statements with the same parameters.
+macro_rules! measures {
+    ($file:literal, $conn:expr, $query:expr, $first:expr, $last:expr) => {{
+        let (query, first, last) = ($query, $first, $last);
+        let by = query.group_by;
+        sqlx::query_file_as!(
+            MeasureSum,
+            $file,
+            &query.client_ids,
+            &query.services,
+            &query.operations,
+            &query.models,
+            &query.subjects,
+            query.start,
+            query.end,
+            by.day,
+            by.month,
+            by.client,
+            by.service,
+            by.operation,
+            by.model,
+            by.subject,
+            first.day,
+            first.month,
+            first.client_id,
+            first.service,
+            first.operation,
+            first.model,
+            first.subject,
+            last.day,
+            last.month,
+            last.client_id,
+            last.service,
+            last.operation,
+            last.model,
+            last.subject,
+            Month::of(query.start).widest_range().0,
+            Month::of(query.end).widest_range().1
+        )
+        .fetch_all($conn)
+        .await
+        .map_err(crate::StoreError::from)
+    }};
+}
 
 /// What to query. An empty filter matches everything.
 #[derive(Debug, Default)]
@@ -23,6 +70,7 @@ pub struct UsageQuery {
     pub group_by: GroupBy,
     pub count_subjects: bool,
     pub unpriced_only: bool,
+    pub include_measures: bool,
 }
 
 /// The dimensions to group by.
@@ -38,7 +86,7 @@ pub struct GroupBy {
 }
 
 /// The values of a row's dimensions. A dimension that is not grouped by is 0001-01-01 or the empty string.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct QueryKey {
     pub day: NaiveDate,
     pub month: NaiveDate,
@@ -56,6 +104,8 @@ pub struct QueryRow {
     pub sums: Sums,
     /// Number of distinct subjects; 0 if the row is from the rollups.
     pub subject_count: i64,
+    /// Sums of measures that are not in `sums`, if the query wants them.
+    pub measures: BTreeMap<String, Total>,
 }
 
 impl UsageQuery {
@@ -70,8 +120,57 @@ impl UsageQuery {
     }
 }
 
-/// Returns up to `limit` rows after `after`, ordered by key. One statement reads them, so they are from one snapshot.
+/// Returns up to `limit` rows after `after`, ordered by key, all from one snapshot.
 pub async fn query(
+    conn: &mut PgConnection,
+    query: &UsageQuery,
+    after: Option<&QueryKey>,
+    limit: i64,
+) -> crate::Result<AsOf<Vec<QueryRow>>> {
+    if !query.include_measures {
+        return rows_as_of(conn, query, after, limit).await;
+    }
+    let mut tx = conn.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
+    connect::plan_for_values(&mut tx).await?;
+    let mut read = rows_as_of(&mut tx, query, after, limit).await?;
+    add_measures(&mut tx, query, &mut read.rows).await?;
+    tx.commit().await?;
+    Ok(read)
+}
+
+/// Adds the sums of measures to rows, which are in order.
+async fn add_measures(conn: &mut PgConnection, query: &UsageQuery, rows: &mut [QueryRow]) -> crate::Result<()> {
+    let (Some(first), Some(last)) = (rows.first(), rows.last()) else { return Ok(()) };
+    let sums = match query.needs_events() {
+        true => measures!("sql/usage/query_event_measures.sql", conn, query, &first.key, &last.key),
+        false => measures!("sql/usage/query_measures.sql", conn, query, &first.key, &last.key),
+    };
+    let numbers: HashMap<QueryKey, usize> =
+        rows.iter().enumerate().map(|(number, row)| (row.key.clone(), number)).collect();
+    for MeasureSum { day, month, client_id, service, operation, model, subject, measure, quantity } in sums? {
+        let key = QueryKey { day, month, client_id, service, operation, model, subject };
+        if let Some(number) = numbers.get(&key) {
+            rows[*number].measures.insert(measure, quantity);
+        }
+    }
+    Ok(())
+}
+
+/// The sum of a measure in one row of the answer.
+struct MeasureSum {
+    day: NaiveDate,
+    month: NaiveDate,
+    client_id: String,
+    service: String,
+    operation: String,
+    model: String,
+    subject: String,
+    measure: String,
+    quantity: Total,
+}
+
+/// Returns up to `limit` rows after `after`, without measures. One statement reads them, so they are from one snapshot.
+async fn rows_as_of(
     conn: &mut PgConnection,
     query: &UsageQuery,
     after: Option<&QueryKey>,
@@ -137,6 +236,7 @@ impl From<GroupedRow> for QueryRow {
             },
             sums,
             subject_count: row.subject_count,
+            measures: BTreeMap::new(),
         }
     }
 }

@@ -6,8 +6,10 @@ use crate::rows::{Composite, CopyIn, Fields, Row};
 use crate::usage::changes::{Changes, MonthChange, NewUsage};
 use crate::usage::rollups::{MonthRow, StoredMonth};
 use chrono::{DateTime, NaiveDate, Utc};
+use meterd_domain::decimal::Total;
 use meterd_domain::event::{PayloadHash, PricedEvent};
-use meterd_domain::rollup::{DayKey, MonthServiceKey, Sums};
+use meterd_domain::measures;
+use meterd_domain::rollup::{DayKey, DayMeasureKey, MonthServiceKey, Sums};
 use sqlx::PgConnection;
 use std::collections::HashSet;
 
@@ -45,7 +47,7 @@ pub async fn try_record(
     usage: &NewUsage,
 ) -> crate::Result<Tried> {
     let recorded = sqlx::query_scalar!(
-        r#"SELECT record_usage($1, $2, $3, $4, $5, $6, $7, $8, $9) AS "is_recorded!""#,
+        r#"SELECT record_events($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) AS "is_recorded!""#,
         versions.catalog,
         versions.client_settings,
         versions.closed_through.map(|month| month.first_day()) as Option<NaiveDate>,
@@ -54,6 +56,7 @@ pub async fn try_record(
         composites(events.iter().map(Key)) as Vec<Composite<Key<'_>>>,
         composites(&usage.months) as Vec<Composite<&MonthChange>>,
         composites(&usage.days) as Vec<Composite<&(DayKey, Sums)>>,
+        composites(&usage.day_measures) as Vec<Composite<&(DayMeasureKey, Total)>>,
         composites(events.iter().map(Event)) as Vec<Composite<Event<'_>>>
     );
     match recorded.fetch_one(conn).await {
@@ -90,9 +93,10 @@ pub async fn add(conn: &mut PgConnection, events: &[NewEvent<'_>], usage: &NewUs
         StoredMonth,
         r#"SELECT client_id AS "client_id!", month AS "month!", cost AS "cost!: Numeric", raised_alerts AS "raised_alerts!",
                   open_alerts AS "open_alerts!", alert_bound AS "alert_bound: Numeric"
-           FROM add_new_usage($1, $2, $3)"#,
+           FROM add_new_usage($1, $2, $3, $4)"#,
         composites(&usage.months) as Vec<Composite<&MonthChange>>,
         composites(&usage.days) as Vec<Composite<&(DayKey, Sums)>>,
+        composites(&usage.day_measures) as Vec<Composite<&(DayMeasureKey, Total)>>,
         composites(events.iter().map(Event)) as Vec<Composite<Event<'_>>>
     )
     .fetch_all(conn)
@@ -103,17 +107,18 @@ pub async fn add(conn: &mut PgConnection, events: &[NewEvent<'_>], usage: &NewUs
 /// Changes sums other than by new events. Returns the changed months, as [`add`] does. The pending usage of the clients
 /// must be applied before: a row cannot lose usage that it does not have yet.
 ///
-/// Locks the months first, then the month services and the days, each in the order of `changes`: this is the lock order of
-/// [`crate::locks`].
+/// Locks the months first, then the month services, the days and their measures, each in the order of `changes`: this is the
+/// lock order of [`crate::locks`].
 pub async fn correct(conn: &mut PgConnection, changes: &Changes) -> crate::Result<Vec<MonthRow>> {
     let rows = sqlx::query_as!(
         StoredMonth,
         r#"SELECT client_id AS "client_id!", month AS "month!", cost AS "cost!: Numeric", raised_alerts AS "raised_alerts!",
                   open_alerts AS "open_alerts!", alert_bound AS "alert_bound: Numeric"
-           FROM change_usage($1, $2, $3, '{}')"#,
+           FROM correct_usage($1, $2, $3, $4)"#,
         composites(&changes.months) as Vec<Composite<&MonthChange>>,
         composites(&changes.month_services) as Vec<Composite<&(MonthServiceKey, Sums)>>,
-        composites(&changes.days) as Vec<Composite<&(DayKey, Sums)>>
+        composites(&changes.days) as Vec<Composite<&(DayKey, Sums)>>,
+        composites(&changes.day_measures) as Vec<Composite<&(DayMeasureKey, Total)>>
     )
     .fetch_all(conn)
     .await?;
@@ -141,7 +146,7 @@ pub async fn copy(conn: &mut PgConnection, generation: i32, events: &[NewEvent<'
     let rows =
         "COPY usage_events (client_id, event_time, event_seq, day, service, operation, model, units, input_tokens,
         output_tokens, cached_input_tokens, amount, charge, price_id, unpriced_reason, subject, external_id,
-        idempotency_key, metadata) FROM STDIN (FORMAT binary)";
+        idempotency_key, metadata, service_tier, measures) FROM STDIN (FORMAT binary)";
     let mut copy = CopyIn::begin(conn, rows).await?;
     for event in events {
         copy.add(&Event(event)).await?;
@@ -185,8 +190,8 @@ impl Fields for KeyOf<'_> {
 struct Event<'a>(&'a NewEvent<'a>);
 
 impl Fields for Event<'_> {
-    const TYPE: &'static str = "new_event";
-    const COUNT: u16 = 19;
+    const TYPE: &'static str = "event_row";
+    const COUNT: u16 = 21;
 
     fn put(&self, row: &mut Row<'_>) {
         let PricedEvent { event, id, day, charge } = &self.0.priced;
@@ -210,6 +215,8 @@ impl Fields for Event<'_> {
         row.text(&event.external_id);
         row.text(&event.idempotency_key);
         row.jsonb(event.metadata.as_deref());
+        row.optional_text(Some(event.service_tier.as_str()).filter(|tier| !tier.is_empty()));
+        row.jsonb(measures::to_json(&event.measures.others).as_deref());
     }
 }
 

@@ -183,6 +183,14 @@ pub async fn delete_zeros(conn: &mut PgConnection, client_id: &str, month: Month
         month.first_day(),
         month.next().first_day()
     )
+    .execute(&mut *conn)
+    .await?;
+    sqlx::query!(
+        "DELETE FROM usage_day_measures WHERE client_id = $1 AND day >= $2 AND day < $3 AND quantity = 0",
+        client_id,
+        month.first_day(),
+        month.next().first_day()
+    )
     .execute(conn)
     .await
     .map(drop)

@@ -2,6 +2,7 @@
 
 use crate::numeric::Numeric;
 use chrono::NaiveDate;
+use meterd_domain::decimal::Total;
 use meterd_domain::period::Month;
 use meterd_domain::rollup::Sums;
 use sqlx::{PgConnection, PgPool};
@@ -15,6 +16,20 @@ pub struct Difference {
     pub expected: Sums,
     /// Sums in the row.
     pub actual: Sums,
+}
+
+/// A sum of a measure that differs from the sum of its events.
+pub struct MeasureDifference {
+    pub client_id: String,
+    pub day: NaiveDate,
+    pub service: String,
+    pub operation: String,
+    pub model: String,
+    pub measure: String,
+    /// Sum of the events.
+    pub expected: Total,
+    /// Sum in the row.
+    pub actual: Total,
 }
 
 /// Identifies a rollup row.
@@ -135,6 +150,24 @@ pub async fn compare(conn: &mut PgConnection, scope: &Scope) -> crate::Result<Co
     Ok(Compared { client_months, events, differences })
 }
 
+/// Returns the sums of measures of a scope that differ from their events, ordered by client and day.
+pub async fn measure_differences(conn: &mut PgConnection, scope: &Scope) -> crate::Result<Vec<MeasureDifference>> {
+    sqlx::query_file_as!(
+        MeasureDifference,
+        "sql/usage/measure_differences.sql",
+        scope.after,
+        scope.upto,
+        scope.first.map(Month::first_day),
+        scope.last.map(|last| last.next().first_day()),
+        scope.first.map(|first| first.widest_range().0),
+        scope.last.map(|last| last.widest_range().1),
+        scope.client_id
+    )
+    .fetch_all(conn)
+    .await
+    .map_err(Into::into)
+}
+
 /// Returns the number of client-months in a scope up to and including `last`.
 pub async fn count_until(conn: &mut PgConnection, scope: &Scope, last: Month) -> crate::Result<i64> {
     sqlx::query_scalar!(
@@ -183,8 +216,9 @@ pub async fn client_months(
     Ok(rows.into_iter().map(|row| (row.client_id, Month::of(row.month))).collect())
 }
 
-/// Returns the rows of a client's month that differ from its events, all from one snapshot.
-pub async fn differences(conn: &mut PgConnection, client_id: &str, month: Month) -> crate::Result<Vec<Difference>> {
-    let scope = Scope { client_id: Some(client_id.into()), first: Some(month), last: Some(month), ..Scope::default() };
-    Ok(compare(conn, &scope).await?.differences)
+impl Scope {
+    /// Returns the scope of a month of a client.
+    pub fn of_month(client_id: &str, month: Month) -> Self {
+        Self { client_id: Some(client_id.into()), first: Some(month), last: Some(month), ..Self::default() }
+    }
 }

@@ -71,7 +71,8 @@ impl RowFields<'_> {
         let has_measure =
             |field: &Field| find(self.mapping.source(*field), self.cells).and_then(|found| text_of(found).ok());
         let is_value = |text: String| !is_missing(text.trim_matches(is_blank), true);
-        if MEASURES.iter().filter_map(has_measure).any(is_value) || !self.faults.is_empty() {
+        let has_value = !event.measures.is_empty() || MEASURES.iter().filter_map(has_measure).any(is_value);
+        if has_value || !self.faults.is_empty() {
             return;
         }
         match (exists(self.mapping.source(Field::Units), self.cells), &self.rules.empty_units) {

@@ -90,7 +90,7 @@ impl Recorder {
         self.record_in_transaction(conn, shared, &clients, batch).await
     }
 
-    /// Records a batch in one call of `record_usage`, with the versions of the last transaction of several statements.
+    /// Records a batch in one call of `record_events`, with the versions of the last transaction of several statements.
     /// Returns `None`, and writes nothing, if that is not possible.
     async fn record_in_one_call(
         &mut self,

@@ -1,7 +1,8 @@
 use super::state::{PARALLEL_EVENTS_MIN, SURPLUS_EVENTS_MIN};
 use super::*;
 use crate::refusal::Reason;
-use meterd_domain::event::{EventId, Measures, UsageEvent};
+use meterd_domain::event::{EventId, UsageEvent};
+use meterd_domain::measures::Measures;
 use tokio::sync::oneshot;
 use tokio::task::yield_now;
 
@@ -13,6 +14,7 @@ pub fn item(client_id: &str) -> Item {
         service: "s".into(),
         operation: "".into(),
         model: "".into(),
+        service_tier: String::new(),
         measures: Measures::default(),
         event_time: time,
         idempotency_key: "k".into(),
