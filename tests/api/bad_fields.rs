@@ -33,9 +33,13 @@ fn failure_of(rpc: &MethodDescriptor, path: &str, case: &Case, answer: &Answer) 
 }
 
 /// Returns the RPC whose comment documents the errors. Errors of events in a batch or stream are documented at
-/// TrackUsage.
+/// TrackUsage, those of prices of a list at CreatePrice.
 fn documented<'a>(rpc: &'a MethodDescriptor, answer: &Answer) -> &'a str {
-    if answer.end.is_ok() { "TrackUsage" } else { rpc.name() }
+    match (answer.end.is_ok(), rpc.name()) {
+        (true, "ImportPrices") => "CreatePrice",
+        (true, _) => "TrackUsage",
+        (false, name) => name,
+    }
 }
 
 #[tokio::test]

@@ -86,6 +86,13 @@ const REQUESTS: &[(&str, &str)] = &[
     ),
     ("RetirePrice", r#"{"priceId": "$PRICE"}"#),
     (
+        "ImportPrices",
+        r#"{"prices": [{"service": "sms", "operation": "op-$N", "model": "m-$N", "rates": {"unit": "1", "inputToken": "1",
+            "outputToken": "1", "cachedInputToken": "1", "percentOfAmount": "1", "fixed": "1", "measures": {"pages": "1"}},
+            "serviceTier": "batch", "aboveInputTokens": "1", "note": "n"}], "effectiveTime": "2026-01-01T00:00:00Z",
+            "source": "list", "validateOnly": false, "confirmHighRates": true, "replaceOthers": true}"#,
+    ),
+    (
         "CreateModelAlias",
         r#"{"modelAlias": {"service": "openai", "alias": "alias-$N", "model": "gpt-4o-mini"}, "requestId": "r-$N"}"#,
     ),
@@ -147,6 +154,7 @@ pub fn fields_of_missing(rpc: &str, message: &str) -> &'static [&'static str] {
         (_, "Client") => &["client.client_id"],
         (_, "Service") => &["service.service"],
         (_, "Price") => &["price.service", "price.rates"],
+        ("ImportPrices", "Rates") => &["prices[0].rates"],
         (_, "Rates") => &["price.rates"],
         (_, "ModelAlias") => &["model_alias.service", "model_alias.alias", "model_alias.model"],
         (_, "ApiKey") => &["api_key.name", "api_key.grants"],
@@ -185,6 +193,8 @@ pub fn rule(rpc: &str, message: &str, field: &str) -> Rule {
         (_, _, "external_id") => Name { bytes_max: 256, empty: Valid },
         (_, _, "display_name" | "actor_id" | "method") => text(256),
         (_, "Service", "unit") => text(64),
+        ("ImportPrices", "Price", "effective_time" | "end_time" | "source") => Absent,
+        ("ImportPrices", "ImportPricesRequest", "source") => Text { bytes_max: 256, empty: Invalid, other: Valid },
         (_, "Price", "source") => text(256),
         (_, "Price", "note") => text(1_024),
         (_, "ListPricesRequest", "service") => text(128),
@@ -264,6 +274,7 @@ pub fn rule(rpc: &str, message: &str, field: &str) -> Rule {
         (_, "NotificationChannel", "target") => Target,
         (_, "NotificationChannel", "secrets") => Secrets,
         (_, _, "events") => Messages { most: 10_000, least: 1 },
+        (_, _, "prices") => Messages { most: 1_000, least: 1 },
         (_, _, "grants") => Grants,
         (_, _, "channels") => Channels,
         (
@@ -280,6 +291,7 @@ pub fn rule(rpc: &str, message: &str, field: &str) -> Rule {
             | "open_only"
             | "recurring"
             | "confirm_high_rates"
+            | "replace_others"
             | "live_only"
             | "threshold_enabled"
             | "spike_enabled"

@@ -26,6 +26,8 @@ use Expected::{Invalid, InvalidReason, InvalidSibling, Refused, Valid};
 pub enum Rule {
     /// Any value is accepted, because the field is output only.
     OutputOnly,
+    /// No value is accepted, because the request has the field for all messages of a list.
+    Absent,
     /// A text. Has the expected results of an empty and of an unknown text.
     Text {
         bytes_max: usize,
@@ -492,6 +494,13 @@ pub fn cases(rule: Rule, field: &Field<'_>) -> Vec<Case> {
             Kind::Bool => vec![Case::new("true", Value::Bool(true), Valid)],
             Kind::Message(message) if message.name() == "FieldMask" => valid_mask_cases(field),
             _ => time_cases(field, Valid, Valid, Valid),
+        },
+        Rule::Absent => match field.descriptor.kind() {
+            Kind::String => vec![Case::new("text that must be absent", string("x"), Invalid)],
+            _ => {
+                let time = well_known(field, &Timestamp { seconds: 1_795_262_400, nanos: 0 });
+                vec![Case::new("time that must be absent", time, Invalid)]
+            }
         },
         Rule::Text { bytes_max, empty, other } => text_cases(bytes_max, empty, other, field.unique),
         Rule::Texts { empty } => texts_cases(field, text_cases(128, empty, Valid, field.unique)),

@@ -5,7 +5,8 @@ use hyper_util::rt::TokioIo;
 use meterd::grpc::ERROR_DOMAIN;
 use meterd::grpc::wire::status::code;
 use meterd::proto::{
-    self, BatchTrackUsageResponse, DESCRIPTORS, EventError, StreamUsageResponse, TrackUsageResponse, UsageResult,
+    self, BatchTrackUsageResponse, DESCRIPTORS, EventError, ImportPricesResponse, StreamUsageResponse,
+    TrackUsageResponse, UsageResult,
 };
 use meterd_domain::event::UnpricedReason;
 use meterd_engine::refusal::Reason;
@@ -195,10 +196,14 @@ impl Answer {
         self.messages.iter().flat_map(results).collect()
     }
 
-    /// Returns all errors: that of the status, and those of events.
+    /// Returns all errors: that of the status, and those of events and of prices of a list.
     pub fn errors(&self) -> Vec<ApiError> {
-        let of_events = self.results().into_iter().filter_map(|result| result.error).map(ApiError::of_event);
-        self.end.as_ref().err().map(ApiError::of).into_iter().chain(of_events).collect()
+        let of_events = self.results().into_iter().filter_map(|result| result.error);
+        let lists = self.messages.iter().filter(|message| message.descriptor().name() == "ImportPricesResponse");
+        let results = lists.flat_map(|message| message.transcode_to::<ImportPricesResponse>().unwrap().results);
+        let of_prices = results.filter_map(|result| result.error);
+        let of_results = of_events.chain(of_prices).map(ApiError::of_event);
+        self.end.as_ref().err().map(ApiError::of).into_iter().chain(of_results).collect()
     }
 }
 

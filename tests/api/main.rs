@@ -62,6 +62,7 @@ mod panics;
 mod pending_usage;
 mod policies;
 mod price_ends;
+mod price_import;
 mod process;
 mod queries;
 mod raw;

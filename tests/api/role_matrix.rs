@@ -43,7 +43,7 @@ const CHANGES_ALL: &str = "--y --- ---";
 const FOR_EVERYBODY: &str = "yyy yyy yyy";
 
 /// RPC, request, expected results. `{alert}` and `{notification}` are ids of acme's objects.
-pub const CELLS: [(&str, &str, &str); 66] = [
+pub const CELLS: [(&str, &str, &str); 67] = [
     ("UsageService/TrackUsage", r#"{"event":{"clientId":"acme","service":"sms"}}"#, "y-y y-y ---"),
     ("UsageService/BatchTrackUsage", r#"{"events":[{"clientId":"acme","service":"sms"}]}"#, EVENTS_OF_ACME),
     ("UsageService/StreamUsage", r#"{"event":{"clientId":"acme","service":"sms"}}"#, EVENTS_OF_ACME),
@@ -110,6 +110,11 @@ pub const CELLS: [(&str, &str, &str); 66] = [
     ("CatalogService/CreatePrice", r#"{"price":{"service":"sms","model":"m","rates":{"unit":"1"}}}"#, CHANGES_ALL),
     ("CatalogService/RetirePrice", r#"{"priceId":"999999"}"#, CHANGES_ALL),
     (
+        "CatalogService/ImportPrices",
+        r#"{"prices":[{"service":"sms","model":"n","rates":{"unit":"1"}}],"source":"list"}"#,
+        CHANGES_ALL,
+    ),
+    (
         "CatalogService/CreateModelAlias",
         r#"{"modelAlias":{"service":"openai","alias":"a","model":"gpt-4o-mini"}}"#,
         CHANGES_ALL,
@@ -146,7 +151,7 @@ pub const CELLS: [(&str, &str, &str); 66] = [
 ];
 
 /// RPCs that change something as an admin and are recorded in the audit log.
-pub const AUDITED: [&str; 17] = [
+pub const AUDITED: [&str; 18] = [
     "UsageService/UpdateMonthlySummaries",
     "UsageService/RebuildRollups",
     "AlertService/CheckAlerts",
@@ -157,6 +162,7 @@ pub const AUDITED: [&str; 17] = [
     "CatalogService/CreateService",
     "CatalogService/CreatePrice",
     "CatalogService/RetirePrice",
+    "CatalogService/ImportPrices",
     "CatalogService/CreateModelAlias",
     "ClientService/CreateClient",
     "ClientService/UpdateClient",

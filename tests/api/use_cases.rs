@@ -7,7 +7,7 @@ use meterd_engine::Reason;
 use meterd_engine::alerts::policies::{self, PolicyInput};
 use meterd_engine::auth::keys::{self, GrantInput, NewKey};
 use meterd_engine::ingest::RawMeasures;
-use meterd_engine::catalog::prices::{self, EstimateInput};
+use meterd_engine::catalog::estimate::{self, EstimateInput};
 use meterd_engine::clients::{self, NewClient};
 use meterd_engine::idempotency::{Created, Idempotency};
 use meterd_engine::paging::PageRequest;
@@ -110,7 +110,7 @@ async fn a_key_is_created_and_a_charge_estimated_without_a_protocol() {
     };
     let input =
         EstimateInput { service: "sms", operation: "", model: "", service_tier: "", measures, event_time: None };
-    let estimate = prices::estimate(engine, input).await.unwrap();
+    let estimate = estimate::estimate(engine, input).await.unwrap();
     assert!(estimate.price_id.is_some());
     assert_eq!(estimate.charge.unwrap().0.to_string(), "0.015");
     server.stop().await;

@@ -43,7 +43,7 @@ pub struct Service {
 type ByName<T> = HashMap<Arc<str>, T, RandomState>;
 
 /// What a price is for. An empty operation, model or service tier matches any.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct PriceScope<'a> {
     pub service: &'a str,
     pub operation: &'a str,

@@ -1,5 +1,6 @@
 //! `meterd prices`: lists prices, shows the history of a price, sets and retires prices.
 
+mod import;
 mod retire;
 mod set;
 mod show;
@@ -15,7 +16,7 @@ use std::process::ExitCode;
 const CALL_SECONDS: u64 = 30;
 const PAGE_SIZE: i32 = 1_000;
 
-/// List prices, show the history of a price, set or retire a price
+/// List prices, show the history of a price, set, import or retire prices
 #[derive(Args, Clone, Debug)]
 pub struct PricesArgs {
     #[command(subcommand)]
@@ -36,6 +37,11 @@ pub enum PricesCommand {
     /// the currency of the deployment.
     #[command(alias = "create")]
     Set(Box<set::SetArgs>),
+    /// Import prices from a file of model prices
+    ///
+    /// A price that does not exist is created, and applies to events of any time. A price with other rates is replaced from a given
+    /// time. The command can be repeated with the same file, and with a newer one. Models whose rates are all zero are left out.
+    Import(Box<import::ImportArgs>),
     /// End a price at a time, or withdraw it
     ///
     /// Events that have a charge keep it. Later events get the next price that covers them, or none.
@@ -95,6 +101,7 @@ pub async fn run(args: PricesArgs) -> anyhow::Result<ExitCode> {
         PricesCommand::List(args) => list(args).await?,
         PricesCommand::History(args) => history(args).await?,
         PricesCommand::Set(args) => set::run(*args).await?,
+        PricesCommand::Import(args) => import::run(*args).await?,
         PricesCommand::Retire(args) => retire::run(args).await?,
     }
     Ok(ExitCode::SUCCESS)

@@ -1,5 +1,6 @@
 //! CatalogService: its RPCs, and the handlers of services and aliases.
 
+pub mod estimate;
 pub mod prices;
 
 use crate::grpc::wire::idempotent_create::{answer, idempotency};
@@ -7,9 +8,9 @@ use crate::grpc::{Context, Handlers};
 use crate::proto::catalog_service_server::CatalogService;
 use crate::proto::{
     CreateModelAliasRequest, CreateModelAliasResponse, CreatePriceRequest, CreatePriceResponse, CreateServiceRequest,
-    CreateServiceResponse, EstimateCostRequest, EstimateCostResponse, ListModelAliasesRequest,
-    ListModelAliasesResponse, ListPricesRequest, ListPricesResponse, ListServicesRequest, ListServicesResponse,
-    ModelAlias, RetirePriceRequest, RetirePriceResponse, Service,
+    CreateServiceResponse, EstimateCostRequest, EstimateCostResponse, ImportPricesRequest, ImportPricesResponse,
+    ListModelAliasesRequest, ListModelAliasesResponse, ListPricesRequest, ListPricesResponse, ListServicesRequest,
+    ListServicesResponse, ModelAlias, RetirePriceRequest, RetirePriceResponse, Service,
 };
 use meterd_domain::catalog as domain;
 use meterd_engine::auth::Caller;
@@ -132,6 +133,13 @@ impl CatalogService for Handlers {
         self.run(request, prices::retire).await
     }
 
+    async fn import_prices(
+        &self,
+        request: Request<ImportPricesRequest>,
+    ) -> Result<Response<ImportPricesResponse>, Status> {
+        self.run(request, prices::import).await
+    }
+
     async fn create_model_alias(
         &self,
         request: Request<CreateModelAliasRequest>,
@@ -150,6 +158,6 @@ impl CatalogService for Handlers {
         &self,
         request: Request<EstimateCostRequest>,
     ) -> Result<Response<EstimateCostResponse>, Status> {
-        self.run(request, prices::estimate).await
+        self.run(request, estimate::estimate).await
     }
 }

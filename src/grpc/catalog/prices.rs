@@ -4,14 +4,14 @@ use crate::grpc::Context;
 use crate::grpc::wire::convert::{texts, timestamp, unix_time};
 use crate::grpc::wire::idempotent_create::{answer, idempotency};
 use crate::proto::{
-    ChargeLine, CreatePriceRequest, CreatePriceResponse, EstimateCostRequest, EstimateCostResponse, ListPricesRequest,
-    ListPricesResponse, Price, Rates, RetirePriceRequest, RetirePriceResponse,
+    CreatePriceRequest, CreatePriceResponse, ImportOutcome, ImportPricesRequest, ImportPricesResponse, ImportedPrice,
+    ListPricesRequest, ListPricesResponse, Price, Rates, RetirePriceRequest, RetirePriceResponse,
 };
 use meterd_domain::decimal::Rate;
 use meterd_domain::price;
 use meterd_engine::auth::Caller;
-use meterd_engine::catalog::prices::{self, EstimateInput, EstimateLine, NewPrice, PriceQuery};
-use meterd_engine::ingest::RawMeasures;
+use meterd_engine::catalog::import::{self, Imported, PriceList};
+use meterd_engine::catalog::prices::{self, NewPrice, PriceQuery};
 use meterd_engine::refusal::Refusal;
 use meterd_store::catalog::StoredPrice;
 use prost::Message;
@@ -53,9 +53,8 @@ impl From<StoredPrice> for Price {
     }
 }
 
-impl From<CreatePriceRequest> for NewPrice {
-    fn from(request: CreatePriceRequest) -> Self {
-        let price = request.price.unwrap_or_default();
+impl From<Price> for NewPrice {
+    fn from(price: Price) -> Self {
         let rates = price.rates.unwrap_or_default();
         let components = [
             ("unit", rates.unit),
@@ -73,7 +72,6 @@ impl From<CreatePriceRequest> for NewPrice {
             above_input_tokens: price.above_input_tokens,
             effective_time: price.effective_time.as_ref().map(unix_time),
             end_time: price.end_time.as_ref().map(unix_time),
-            high_rates_confirmed: request.confirm_high_rates,
             source: price.source,
             note: price.note,
             rates: components.into_iter().filter_map(|(name, value)| Some((name, value?))).collect(),
@@ -104,7 +102,8 @@ pub async fn create(
 ) -> Result<CreatePriceResponse, Refusal> {
     let encode = |price: &StoredPrice| created(price.clone()).encode_to_vec();
     let idempotency = idempotency(&caller, &request, &request.request_id, encode);
-    answer(prices::create(&context.engine, NewPrice::from(request), idempotency).await?, created)
+    let price = NewPrice::from(request.price.unwrap_or_default());
+    answer(prices::create(&context.engine, price, request.confirm_high_rates, idempotency).await?, created)
 }
 
 /// Ends or withdraws a price.
@@ -114,41 +113,34 @@ pub async fn retire(context: Arc<Context>, request: RetirePriceRequest) -> Resul
     Ok(RetirePriceResponse { price: Some(price.into()) })
 }
 
-fn line_message(line: EstimateLine) -> ChargeLine {
-    ChargeLine {
-        component: line.component,
-        quantity: line.quantity.to_string(),
-        rate: line.rate.to_string(),
-        amount: line.amount,
-    }
+/// Imports a list of prices.
+pub async fn import(context: Arc<Context>, request: ImportPricesRequest) -> Result<ImportPricesResponse, Refusal> {
+    let list = PriceList {
+        prices: request.prices.into_iter().map(NewPrice::from).collect(),
+        effective_time: request.effective_time.as_ref().map(unix_time),
+        source: request.source,
+        validate_only: request.validate_only,
+        high_rates_confirmed: request.confirm_high_rates,
+        replace_others: request.replace_others,
+    };
+    let results = import::import(&context.engine, list).await?;
+    Ok(ImportPricesResponse { results: results.into_iter().map(imported).collect() })
 }
 
-/// Estimates the charge of an event.
-pub async fn estimate(context: Arc<Context>, request: EstimateCostRequest) -> Result<EstimateCostResponse, Refusal> {
-    let measures = RawMeasures {
-        units: &request.units,
-        input_tokens: request.input_tokens,
-        output_tokens: request.output_tokens,
-        cached_input_tokens: request.cached_input_tokens,
-        amount: &request.amount,
-        others: &request.measures,
-    };
-    let event_time = request.event_time.as_ref().map(unix_time);
-    let EstimateCostRequest { service, operation, model, service_tier, .. } = &request;
-    let input = EstimateInput { service, operation, model, service_tier, measures, event_time };
-    let estimate = prices::estimate(&context.engine, input).await?;
-    let found = EstimateCostResponse {
-        price_id: estimate.price_id.map(|price_id| price_id.to_string()).unwrap_or_default(),
-        price_match: estimate.price_match.map_or(0, |price_match| price_match as i32),
-        matched_model: estimate.matched_model.map(|model| model.to_string()).unwrap_or_default(),
+fn imported(result: Imported) -> ImportedPrice {
+    let id = |price_id: Option<i64>| price_id.map(|price_id| price_id.to_string()).unwrap_or_default();
+    let of = |outcome: ImportOutcome, price_id: Option<i64>| ImportedPrice {
+        outcome: outcome.into(),
+        price_id: id(price_id),
         ..Default::default()
     };
-    Ok(match estimate.charge {
-        Ok((charge, lines)) => EstimateCostResponse {
-            charge: Some(context.money(charge.into())),
-            lines: lines.into_iter().map(line_message).collect(),
-            ..found
-        },
-        Err(reason) => EstimateCostResponse { unpriced_reason: reason as i32, ..found },
-    })
+    match result {
+        Imported::Created { price_id } => of(ImportOutcome::Created, price_id),
+        Imported::Changed { price_id, replaced } => {
+            ImportedPrice { replaced_price_id: replaced.to_string(), ..of(ImportOutcome::Changed, price_id) }
+        }
+        Imported::Unchanged { price_id } => of(ImportOutcome::Unchanged, Some(price_id)),
+        Imported::Kept { price_id } => of(ImportOutcome::Kept, Some(price_id)),
+        Imported::Rejected(error) => ImportedPrice { error: Some(error.into()), ..of(ImportOutcome::Rejected, None) },
+    }
 }

@@ -167,6 +167,7 @@ matrix! {
         ListPrices ListPricesRequest Need::AnyKey, , |_m| Everybody;
         CreatePrice CreatePriceRequest ADMIN, audited, |_m| All;
         RetirePrice RetirePriceRequest ADMIN, audited, |_m| All;
+        ImportPrices ImportPricesRequest ADMIN, audited, |_m| All;
         CreateModelAlias CreateModelAliasRequest ADMIN, audited, |_m| All;
         ListModelAliases ListModelAliasesRequest Need::AnyKey, , |_m| Everybody;
         EstimateCost EstimateCostRequest Need::AnyKey, , |_m| Everybody;

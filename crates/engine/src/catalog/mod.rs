@@ -2,6 +2,9 @@
 
 pub mod aliases;
 mod cache;
+pub mod estimate;
+pub mod import;
+mod new_price;
 pub mod prices;
 mod seed;
 pub mod services;

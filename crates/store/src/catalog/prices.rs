@@ -1,0 +1,255 @@
+//! Prices.
+
+use crate::numeric;
+use bigdecimal::BigDecimal;
+use chrono::{DateTime, Utc};
+use meterd_domain::catalog::PriceScope;
+use meterd_domain::decimal::Rate;
+use meterd_domain::price::{Price, Rates};
+use sqlx::PgConnection;
+use sqlx::types::Json;
+use std::collections::BTreeMap;
+
+/// A stored price.
+#[derive(Clone, Debug)]
+pub struct StoredPrice {
+    pub price_id: i64,
+    pub service: String,
+    /// Empty if the price applies to every operation.
+    pub operation: String,
+    /// Empty if the price applies to every model.
+    pub model: String,
+    /// Empty if the price applies to every service tier.
+    pub service_tier: String,
+    /// The price applies only to events with more input tokens. `None` if it applies to any number.
+    pub above_input_tokens: Option<i64>,
+    /// `None` if the price applies from the beginning of time.
+    pub effective_time: Option<DateTime<Utc>>,
+    /// The price does not apply from this time on.
+    pub end_time: Option<DateTime<Utc>>,
+    /// When the price was withdrawn.
+    pub withdraw_time: Option<DateTime<Utc>>,
+    pub rates: Rates,
+    pub built_in: bool,
+    pub source: String,
+    pub note: String,
+    pub create_time: DateTime<Utc>,
+}
+
+struct PriceRow {
+    price_id: i64,
+    service: String,
+    operation: String,
+    model: String,
+    service_tier: String,
+    above_input_tokens: Option<i64>,
+    effective_time: Option<DateTime<Utc>>,
+    end_time: Option<DateTime<Utc>>,
+    withdraw_time: Option<DateTime<Utc>>,
+    unit: Option<BigDecimal>,
+    input_token: Option<BigDecimal>,
+    output_token: Option<BigDecimal>,
+    cached_input_token: Option<BigDecimal>,
+    percent_of_amount: Option<BigDecimal>,
+    fixed: Option<BigDecimal>,
+    measure_rates: String,
+    built_in: bool,
+    source: String,
+    note: String,
+    create_time: DateTime<Utc>,
+}
+
+/// A price to create.
+pub struct NewPrice<'a> {
+    pub scope: PriceScope<'a>,
+    pub effective_time: Option<DateTime<Utc>>,
+    pub end_time: Option<DateTime<Utc>>,
+    pub rates: &'a Rates,
+    pub built_in: bool,
+    pub source: &'a str,
+    pub note: &'a str,
+}
+
+impl StoredPrice {
+    /// Returns what the price is for.
+    pub fn scope(&self) -> PriceScope<'_> {
+        PriceScope {
+            service: &self.service,
+            operation: &self.operation,
+            model: &self.model,
+            service_tier: &self.service_tier,
+            above_input_tokens: self.above_input_tokens,
+        }
+    }
+
+    /// Returns the rates and their times.
+    pub fn price(&self) -> Price {
+        let Self { price_id, effective_time, end_time, rates, .. } = self;
+        Price { price_id: *price_id, effective_time: *effective_time, end_time: *end_time, rates: rates.clone() }
+    }
+}
+
+impl TryFrom<PriceRow> for StoredPrice {
+    type Error = crate::StoreError;
+
+    fn try_from(row: PriceRow) -> crate::Result<Self> {
+        let rate = |value: Option<BigDecimal>| value.as_ref().map(numeric::rate).transpose();
+        Ok(Self {
+            price_id: row.price_id,
+            service: row.service,
+            operation: row.operation,
+            model: row.model,
+            service_tier: row.service_tier,
+            above_input_tokens: row.above_input_tokens,
+            effective_time: row.effective_time,
+            end_time: row.end_time,
+            withdraw_time: row.withdraw_time,
+            rates: Rates {
+                unit: rate(row.unit)?,
+                input_token: rate(row.input_token)?,
+                output_token: rate(row.output_token)?,
+                cached_input_token: rate(row.cached_input_token)?,
+                percent_of_amount: rate(row.percent_of_amount)?,
+                fixed: rate(row.fixed)?,
+                measures: numeric::by_name(&row.measure_rates, Rate::parse)?,
+            },
+            built_in: row.built_in,
+            source: row.source,
+            note: row.note,
+            create_time: row.create_time,
+        })
+    }
+}
+
+/// Scope, effective time and id of a price: its position in the list of prices.
+pub type PriceCursor<'a> = (PriceScope<'a>, Option<DateTime<Utc>>, i64);
+
+/// Which prices to return.
+#[derive(Debug, Default)]
+pub struct PriceFilter<'a> {
+    /// `None`: all services.
+    pub service: Option<&'a str>,
+    /// `None`: all prices.
+    pub price_id: Option<i64>,
+    /// Only prices after this one.
+    pub after: PriceCursor<'a>,
+}
+
+/// Returns up to `limit` prices, ordered by scope, effective time and id. Includes withdrawn prices.
+pub async fn prices(conn: &mut PgConnection, filter: &PriceFilter<'_>, limit: i64) -> crate::Result<Vec<StoredPrice>> {
+    let (scope, effective_time, price_id) = filter.after;
+    let rows = sqlx::query_as!(
+        PriceRow,
+        r#"SELECT price_id, service, operation, model, service_tier,
+                  NULLIF(above_input_tokens, -1) AS above_input_tokens,
+                  NULLIF(effective_time, '-infinity') AS effective_time, end_time, withdraw_time, unit, input_token,
+                  output_token, cached_input_token, percent_of_amount, fixed, measure_rates::text AS "measure_rates!",
+                  built_in, source, note, create_time
+           FROM prices
+           WHERE ($1::text IS NULL OR service = $1) AND ($2::bigint IS NULL OR price_id = $2)
+             AND (service, operation, model, service_tier, prices.above_input_tokens, prices.effective_time, price_id)
+                 > ($3, $4, $5, $6, COALESCE($7::bigint, -1), COALESCE($8, '-infinity'::timestamptz), $9)
+           ORDER BY service, operation, model, service_tier, prices.above_input_tokens, prices.effective_time, price_id
+           LIMIT $10"#,
+        filter.service,
+        filter.price_id,
+        scope.service,
+        scope.operation,
+        scope.model,
+        scope.service_tier,
+        scope.above_input_tokens,
+        effective_time,
+        price_id,
+        limit
+    )
+    .fetch_all(conn)
+    .await?;
+    rows.into_iter().map(StoredPrice::try_from).collect()
+}
+
+/// Returns the prices of these scopes that are not withdrawn, ordered by scope and effective time.
+pub async fn prices_of_scopes(conn: &mut PgConnection, scopes: &[PriceScope<'_>]) -> crate::Result<Vec<StoredPrice>> {
+    let column = |of: for<'a> fn(&'a PriceScope<'_>) -> &'a str| {
+        scopes.iter().map(|scope| of(scope).to_owned()).collect::<Vec<_>>()
+    };
+    let bounds: Vec<i64> = scopes.iter().map(|scope| scope.above_input_tokens.unwrap_or(-1)).collect();
+    let rows = sqlx::query_as!(
+        PriceRow,
+        r#"SELECT price_id, service, operation, model, service_tier,
+                  NULLIF(above_input_tokens, -1) AS above_input_tokens,
+                  NULLIF(effective_time, '-infinity') AS effective_time, end_time, withdraw_time, unit, input_token,
+                  output_token, cached_input_token, percent_of_amount, fixed, measure_rates::text AS "measure_rates!",
+                  built_in, source, note, create_time
+           FROM prices
+           JOIN unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::bigint[])
+               AS wanted (service, operation, model, service_tier, above_input_tokens)
+               USING (service, operation, model, service_tier, above_input_tokens)
+           WHERE withdraw_time IS NULL
+           ORDER BY service, operation, model, service_tier, prices.above_input_tokens, prices.effective_time, price_id"#,
+        &column(|scope| scope.service),
+        &column(|scope| scope.operation),
+        &column(|scope| scope.model),
+        &column(|scope| scope.service_tier),
+        &bounds
+    )
+    .fetch_all(conn)
+    .await?;
+    rows.into_iter().map(StoredPrice::try_from).collect()
+}
+
+/// Returns a price, or `None` if it does not exist.
+pub async fn price(conn: &mut PgConnection, price_id: i64) -> crate::Result<Option<StoredPrice>> {
+    let filter = PriceFilter { price_id: Some(price_id), ..Default::default() };
+    Ok(prices(conn, &filter, 1).await?.pop())
+}
+
+/// Creates a price and returns it. `None` if a price with the same scope and effective time exists.
+pub async fn insert_price(conn: &mut PgConnection, new: &NewPrice<'_>) -> crate::Result<Option<StoredPrice>> {
+    let PriceScope { service, operation, model, service_tier, above_input_tokens } = new.scope;
+    let Rates { unit, input_token, output_token, cached_input_token, percent_of_amount, fixed, measures } = new.rates;
+    let measure_rates: BTreeMap<&str, String> =
+        measures.iter().map(|(name, rate)| (&**name, rate.to_string())).collect();
+    let price_id = sqlx::query_scalar!(
+        "INSERT INTO prices (service, operation, model, service_tier, above_input_tokens, effective_time, end_time, unit,
+             input_token, output_token, cached_input_token, percent_of_amount, fixed, measure_rates, built_in, source, note)
+         VALUES ($1, $2, $3, $4, COALESCE($5::bigint, -1), COALESCE($6, '-infinity'::timestamptz), $7, $8, $9, $10, $11, $12, $13,
+             $14, $15, $16, $17)
+         ON CONFLICT DO NOTHING
+         RETURNING price_id",
+        service,
+        operation,
+        model,
+        service_tier,
+        above_input_tokens,
+        new.effective_time,
+        new.end_time,
+        unit.map(numeric::of_rate),
+        input_token.map(numeric::of_rate),
+        output_token.map(numeric::of_rate),
+        cached_input_token.map(numeric::of_rate),
+        percent_of_amount.map(numeric::of_rate),
+        fixed.map(numeric::of_rate),
+        Json(measure_rates) as Json<BTreeMap<&str, String>>,
+        new.built_in,
+        new.source,
+        new.note
+    )
+    .fetch_optional(&mut *conn)
+    .await?;
+    match price_id {
+        Some(price_id) => price(conn, price_id).await,
+        None => Ok(None),
+    }
+}
+
+/// Sets the end of a price.
+pub async fn end_price(conn: &mut PgConnection, price_id: i64, end_time: DateTime<Utc>) -> crate::Result<()> {
+    let ended = sqlx::query!("UPDATE prices SET end_time = $2 WHERE price_id = $1", price_id, end_time);
+    ended.execute(conn).await.map(drop).map_err(Into::into)
+}
+
+/// Withdraws a price.
+pub async fn withdraw_price(conn: &mut PgConnection, price_id: i64) -> crate::Result<()> {
+    let withdrawn = sqlx::query!("UPDATE prices SET withdraw_time = now() WHERE price_id = $1", price_id);
+    withdrawn.execute(conn).await.map(drop).map_err(Into::into)
+}

@@ -1,0 +1,387 @@
+//! `meterd prices import`: takes prices over from a file.
+
+mod model_file;
+
+use super::show::per_million;
+use super::{CALL_SECONDS, prices};
+use crate::cli::chart::table;
+use crate::cli::connect::{self, ConnectArgs, Connection};
+use crate::cli::hints;
+use crate::cli::period::parse_instant;
+use crate::proto::{
+    CreateServiceRequest, ImportOutcome, ImportPricesRequest, ImportedPrice, Price, Rates, Service, ServiceCategory,
+};
+use anyhow::Context as _;
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use model_file::{LeftOut, ModelPrices};
+use prost_types::Timestamp;
+use serde_json::json;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::PathBuf;
+use tonic::Code;
+
+/// Number of prices of one call.
+const CALL_PRICES: usize = 500;
+/// Maximum number of changed or rejected prices that are listed.
+const SHOWN_MAX: usize = 20;
+/// Category of the services that are created.
+const CATEGORY: ServiceCategory = ServiceCategory::Ai;
+
+/// Arguments of `prices import`.
+#[derive(Args, Clone, Debug)]
+pub struct ImportArgs {
+    /// File of model prices: model_prices_and_context_window.json of the LiteLLM project, in dollars
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Only models of this provider, as in the file, and the service of their prices, if it has another name; repeat the flag for
+    /// more [default: all providers that are services]
+    #[arg(long, value_name = "PROVIDER[=SERVICE]", value_parser = parse_provider)]
+    pub provider: Vec<(String, String)>,
+    /// Models of all providers; the service has the name of the provider
+    #[arg(long, conflicts_with = "provider")]
+    pub all_providers: bool,
+    /// Only models whose name contains this text
+    #[arg(long, value_name = "TEXT")]
+    pub model: Option<String>,
+    /// Create the services of these providers that do not exist
+    #[arg(long)]
+    pub create_services: bool,
+    /// Time from which changed prices apply, such as 2027-01-01T00:00:00Z [default: now]
+    #[arg(long, value_name = "TIME", value_parser = parse_instant)]
+    pub from: Option<Timestamp>,
+    /// Show what would change, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// The rates for tokens in the file are for one million tokens
+    #[arg(long)]
+    pub per_million: bool,
+    /// Also replace prices that were not imported from this source
+    #[arg(long)]
+    pub replace_others: bool,
+    /// Import prices even if a rate for one token is higher than the server's high_token_rate
+    #[arg(long)]
+    pub confirm_high_rates: bool,
+    /// Where the prices come from [default: the name of the file]
+    #[arg(long, value_name = "TEXT")]
+    pub source: Option<String>,
+    /// Print JSON, one price per line
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+fn parse_provider(text: &str) -> Result<(String, String), String> {
+    let (provider, service) = text.split_once('=').unwrap_or((text, text));
+    match provider.is_empty() || service.is_empty() {
+        true => Err("must be a provider, or PROVIDER=SERVICE".to_owned()),
+        false => Ok((provider.to_owned(), service.to_owned())),
+    }
+}
+
+/// Imports the file and prints a summary.
+pub async fn run(args: ImportArgs) -> anyhow::Result<()> {
+    let text = std::fs::read_to_string(&args.file).with_context(|| format!("cannot read {}", args.file.display()))?;
+    let read = model_file::read(&text);
+    let (models, left_out) = read.with_context(|| format!("{} is no file of model prices", args.file.display()))?;
+    let channel = args.connect.channel().await?;
+    let services = services(&args, &channel, &models).await?;
+    let selection = Selection::new(&args, &services, models, left_out)?;
+    let name = args.file.file_name().map(|name| name.to_string_lossy().into_owned());
+    let source = args.source.clone().or(name).unwrap_or_default();
+    let before = if args.dry_run { present(&args, &channel, &selection).await? } else { HashMap::new() };
+    let results = import(&args, &channel, &source, &selection.prices).await?;
+    match args.json {
+        true => print_json(&selection, &results),
+        false => print_summary(&args, &selection, &results, &before)?,
+    }
+    Ok(())
+}
+
+/// Returns the names of all services. Creates those of the wanted providers first, if wanted.
+async fn services(args: &ImportArgs, channel: &Connection, models: &[ModelPrices]) -> anyhow::Result<BTreeSet<String>> {
+    let known = hints::services(&args.connect, channel).await.map_err(|status| connect::status_error(&status))?;
+    let mut known: BTreeSet<String> = known.into_iter().collect();
+    let of_all = models.iter().map(|model| service_of(&model.provider)).filter(|_| args.all_providers);
+    let wanted: BTreeSet<&str> = args.provider.iter().map(|(_, service)| service.as_str()).chain(of_all).collect();
+    for service in wanted {
+        if known.contains(service) {
+            continue;
+        }
+        if !args.create_services {
+            let hint = hints::did_you_mean(service, known.iter().map(String::as_str));
+            let hint = hint.map_or(String::new(), |hint| format!(" {hint}"));
+            anyhow::bail!("service {service:?} does not exist: add --create-services to create it.{hint}");
+        }
+        if !args.dry_run {
+            let new = Service { service: service.to_owned(), category: CATEGORY.into(), ..Default::default() };
+            let request = CreateServiceRequest { service: Some(new), request_id: String::new() };
+            let mut catalog = connect::catalog_client(channel.clone());
+            match catalog.create_service(args.connect.request(request, CALL_SECONDS)).await {
+                Err(status) if status.code() != Code::AlreadyExists => return Err(connect::status_error(&status)),
+                _ => {}
+            }
+        }
+        known.insert(service.to_owned());
+    }
+    Ok(known)
+}
+
+/// Returns the service of a provider. The file divides the models of one provider into several.
+fn service_of(provider: &str) -> &str {
+    if provider.starts_with("vertex_ai-") { "vertex_ai" } else { provider }
+}
+
+/// The prices to import, and what is left out.
+struct Selection {
+    prices: Vec<Price>,
+    /// The name in the file of the model of each price.
+    names: Vec<String>,
+    /// Numbers of models by reason.
+    left_out: BTreeMap<String, usize>,
+    /// Numbers of models by member without a rate.
+    unused: BTreeMap<String, usize>,
+    model_count: usize,
+}
+
+impl Selection {
+    fn new(
+        args: &ImportArgs,
+        services: &BTreeSet<String>,
+        models: Vec<ModelPrices>,
+        left_out: Vec<LeftOut>,
+    ) -> anyhow::Result<Self> {
+        let (mut prices, mut names, mut model_count) = (vec![], vec![], 0);
+        let mut reasons = BTreeMap::<String, usize>::new();
+        let mut unused = BTreeMap::<String, usize>::new();
+        let mut count = |reason: String| *reasons.entry(reason).or_default() += 1;
+        left_out.into_iter().for_each(|model| count(model.reason.to_owned()));
+        let wanted: HashMap<&str, &str> =
+            args.provider.iter().map(|(provider, service)| (provider.as_str(), service.as_str())).collect();
+        for (provider, _) in &args.provider {
+            let providers = models.iter().map(|model| model.provider.as_str());
+            let hint = hints::did_you_mean(provider, providers.collect::<BTreeSet<_>>().into_iter());
+            let is_known = models.iter().any(|model| model.provider == *provider);
+            anyhow::ensure!(is_known, "the file has no provider {provider:?}; {}", hint.unwrap_or_default());
+        }
+        // A name without a prefix comes before the same name with one.
+        let mut models = models;
+        models.sort_by_key(|model| model.name != model.model);
+        let mut seen: HashMap<(String, String), Vec<Price>> = HashMap::new();
+        for model in models {
+            let service = match wanted.get(model.provider.as_str()) {
+                Some(service) => *service,
+                None if args.provider.is_empty() => service_of(&model.provider),
+                None => continue,
+            };
+            if args.model.as_ref().is_some_and(|text| !model.name.contains(text)) {
+                continue;
+            }
+            if !services.contains(service) {
+                count("its provider is no service (add --provider PROVIDER=SERVICE, or --all-providers)".to_owned());
+                continue;
+            }
+            let mut of_model = model.prices;
+            for price in &mut of_model {
+                service.clone_into(&mut price.service);
+                if args.per_million {
+                    convert(price.rates.as_mut().expect("prices of a file have rates"))?;
+                }
+            }
+            match seen.entry((service.to_owned(), model.model.clone())) {
+                std::collections::hash_map::Entry::Occupied(first) => {
+                    let same = *first.get() == of_model;
+                    count(format!(
+                        "another model has the same name and {} rates",
+                        if same { "the same" } else { "other" }
+                    ));
+                    continue;
+                }
+                std::collections::hash_map::Entry::Vacant(first) => drop(first.insert(of_model.clone())),
+            }
+            model.unused.into_iter().for_each(|member| *unused.entry(member).or_default() += 1);
+            model_count += 1;
+            names.extend(of_model.iter().map(|_| model.name.clone()));
+            prices.extend(of_model);
+        }
+        if prices.is_empty() {
+            let reasons: Vec<String> =
+                reasons.iter().map(|(reason, count)| format!("{count} models: {reason}")).collect();
+            anyhow::bail!("no model is selected; left out: {}", reasons.join("; "));
+        }
+        Ok(Self { prices, names, left_out: reasons, unused, model_count })
+    }
+}
+
+/// Converts rates for a million tokens to rates for one.
+fn convert(rates: &mut Rates) -> anyhow::Result<()> {
+    let fields = [&mut rates.input_token, &mut rates.output_token, &mut rates.cached_input_token];
+    let parts = rates.measures.iter_mut().filter(|(name, _)| meterd_domain::measures::whole_of(name).is_some());
+    for rate in fields.into_iter().flatten().chain(parts.map(|(_, rate)| rate)) {
+        *rate = super::show::per_one(rate, super::show::MILLION_DIGITS)?;
+    }
+    Ok(())
+}
+
+/// Returns the present prices by id, to show what would change.
+async fn present(
+    args: &ImportArgs,
+    channel: &Connection,
+    selection: &Selection,
+) -> anyhow::Result<HashMap<String, Price>> {
+    let services: BTreeSet<&str> = selection.prices.iter().map(|price| price.service.as_str()).collect();
+    let mut present = HashMap::new();
+    for service in services {
+        // A new service has none.
+        let of_service = prices(&args.connect, channel, Some(service)).await.unwrap_or_default();
+        present.extend(of_service.into_iter().map(|(price, _)| (price.price_id.clone(), price)));
+    }
+    Ok(present)
+}
+
+async fn import(
+    args: &ImportArgs,
+    channel: &Connection,
+    source: &str,
+    prices: &[Price],
+) -> anyhow::Result<Vec<ImportedPrice>> {
+    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} prices {eta}")?;
+    // Shown only on a terminal.
+    let progress = ProgressBar::new(prices.len() as u64).with_style(style);
+    let mut results = vec![];
+    for part in prices.chunks(CALL_PRICES) {
+        let request = ImportPricesRequest {
+            prices: part.to_vec(),
+            effective_time: args.from,
+            source: source.to_owned(),
+            validate_only: args.dry_run,
+            confirm_high_rates: args.confirm_high_rates,
+            replace_others: args.replace_others,
+        };
+        let mut catalog = connect::catalog_client(channel.clone());
+        let answer = catalog.import_prices(args.connect.request(request, CALL_SECONDS)).await;
+        let answer = answer.map_err(|status| {
+            let error = connect::status_error(&status);
+            anyhow::anyhow!("{error:#}\n  {} prices are done; repeat the command to continue", results.len())
+        })?;
+        results.extend(answer.into_inner().results);
+        progress.inc(part.len() as u64);
+    }
+    progress.finish_and_clear();
+    Ok(results)
+}
+
+fn outcome_name(result: &ImportedPrice) -> String {
+    result.outcome().as_str_name().trim_start_matches("IMPORT_OUTCOME_").to_lowercase()
+}
+
+/// Describes what a price is for, such as "openai gpt-4o (batch, above 200000 input tokens)".
+fn scope_text(price: &Price) -> String {
+    let bound = price.above_input_tokens.map(|bound| format!("above {bound} input tokens"));
+    let details: Vec<String> =
+        Some(price.service_tier.clone()).filter(|tier| !tier.is_empty()).into_iter().chain(bound).collect();
+    let details = if details.is_empty() { String::new() } else { format!(" ({})", details.join(", ")) };
+    format!("{} {}{details}", price.service, price.model)
+}
+
+/// Returns all rates by name.
+fn rates_of(price: &Price) -> BTreeMap<String, String> {
+    let rates = price.rates.clone().unwrap_or_default();
+    let fields = [
+        ("unit", rates.unit),
+        ("fixed", rates.fixed),
+        ("percent_of_amount", rates.percent_of_amount),
+        ("input_token", rates.input_token),
+        ("output_token", rates.output_token),
+        ("cached_input_token", rates.cached_input_token),
+    ];
+    let fields = fields.into_iter().filter_map(|(name, rate)| Some((name.to_owned(), rate?)));
+    fields.chain(rates.measures).collect()
+}
+
+/// Describes the rates that differ, those of tokens per million.
+fn difference(old: &Price, new: &Price) -> anyhow::Result<String> {
+    let shown = |name: &str, rate: Option<&String>| match rate {
+        None => Ok("none".to_owned()),
+        Some(rate) if name.contains("_token") => Ok(format!("{}/1M", per_million(rate)?)),
+        Some(rate) => Ok::<_, anyhow::Error>(rate.clone()),
+    };
+    let (old, new) = (rates_of(old), rates_of(new));
+    let names: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+    let changed = names.into_iter().filter(|name| old.get(*name) != new.get(*name));
+    let changed =
+        changed.map(|name| Ok(format!("{name} {} to {}", shown(name, old.get(name))?, shown(name, new.get(name))?)));
+    Ok(changed.collect::<anyhow::Result<Vec<_>>>()?.join(", "))
+}
+
+fn print_summary(
+    args: &ImportArgs,
+    selection: &Selection,
+    results: &[ImportedPrice],
+    before: &HashMap<String, Price>,
+) -> anyhow::Result<()> {
+    let mut counts = BTreeMap::<i32, (String, usize)>::new();
+    for result in results {
+        counts.entry(result.outcome).or_insert_with(|| (outcome_name(result), 0)).1 += 1;
+    }
+    let would = if args.dry_run { " (dry run: nothing is changed)" } else { "" };
+    println!("{} prices of {} models{would}", results.len(), selection.model_count);
+    let rows = counts.into_values().map(|(name, count)| vec![name, count.to_string()]).collect::<Vec<_>>();
+    table(&rows, &[false, true]).iter().for_each(|line| println!("  {line}"));
+    for (outcome, heading) in
+        [(ImportOutcome::Changed, "changed"), (ImportOutcome::Kept, "kept"), (ImportOutcome::Rejected, "rejected")]
+    {
+        let of_outcome: Vec<_> =
+            selection.prices.iter().zip(results).filter(|(_, result)| result.outcome() == outcome).collect();
+        if of_outcome.is_empty() {
+            continue;
+        }
+        println!("{heading}:");
+        for (price, result) in of_outcome.iter().take(SHOWN_MAX) {
+            let detail = match outcome {
+                ImportOutcome::Changed => match before.get(&result.replaced_price_id) {
+                    Some(old) => difference(old, price)?,
+                    None => format!("price {} replaces {}", result.price_id, result.replaced_price_id),
+                },
+                ImportOutcome::Kept => {
+                    format!("price {} has another source; --replace-others replaces it", result.price_id)
+                }
+                _ => {
+                    result.error.as_ref().map_or(String::new(), |error| format!("{}: {}", error.reason, error.message))
+                }
+            };
+            println!("  {}: {detail}", scope_text(price));
+        }
+        if of_outcome.len() > SHOWN_MAX {
+            println!("  and {} more; --json shows all", of_outcome.len() - SHOWN_MAX);
+        }
+    }
+    if !selection.left_out.is_empty() {
+        println!("left out:");
+        selection.left_out.iter().for_each(|(reason, count)| println!("  {count} models: {reason}"));
+    }
+    if !selection.unused.is_empty() {
+        println!("rates of these members are not used:");
+        selection.unused.iter().for_each(|(member, count)| println!("  {member}: {count} models"));
+    }
+    Ok(())
+}
+
+fn print_json(selection: &Selection, results: &[ImportedPrice]) {
+    for ((price, name), result) in selection.prices.iter().zip(&selection.names).zip(results) {
+        let object = json!({
+            "name": name,
+            "service": price.service,
+            "model": price.model,
+            "service_tier": price.service_tier,
+            "above_input_tokens": price.above_input_tokens,
+            "rates": rates_of(price),
+            "outcome": outcome_name(result),
+            "price_id": result.price_id,
+            "replaced_price_id": result.replaced_price_id,
+            "error": result.error.as_ref().map(|error| json!({ "reason": error.reason, "message": error.message })),
+        });
+        println!("{object}");
+    }
+}

@@ -1,0 +1,48 @@
+//! CatalogService: the handler of EstimateCost.
+
+use crate::grpc::Context;
+use crate::grpc::wire::convert::unix_time;
+use crate::proto::{ChargeLine, EstimateCostRequest, EstimateCostResponse};
+use meterd_engine::catalog::estimate::{self, EstimateInput, EstimateLine};
+use meterd_engine::ingest::RawMeasures;
+use meterd_engine::refusal::Refusal;
+use std::sync::Arc;
+
+fn line_message(line: EstimateLine) -> ChargeLine {
+    ChargeLine {
+        component: line.component,
+        quantity: line.quantity.to_string(),
+        rate: line.rate.to_string(),
+        amount: line.amount,
+    }
+}
+
+/// Estimates the charge of an event.
+pub async fn estimate(context: Arc<Context>, request: EstimateCostRequest) -> Result<EstimateCostResponse, Refusal> {
+    let measures = RawMeasures {
+        units: &request.units,
+        input_tokens: request.input_tokens,
+        output_tokens: request.output_tokens,
+        cached_input_tokens: request.cached_input_tokens,
+        amount: &request.amount,
+        others: &request.measures,
+    };
+    let event_time = request.event_time.as_ref().map(unix_time);
+    let EstimateCostRequest { service, operation, model, service_tier, .. } = &request;
+    let input = EstimateInput { service, operation, model, service_tier, measures, event_time };
+    let estimate = estimate::estimate(&context.engine, input).await?;
+    let found = EstimateCostResponse {
+        price_id: estimate.price_id.map(|price_id| price_id.to_string()).unwrap_or_default(),
+        price_match: estimate.price_match.map_or(0, |price_match| price_match as i32),
+        matched_model: estimate.matched_model.map(|model| model.to_string()).unwrap_or_default(),
+        ..Default::default()
+    };
+    Ok(match estimate.charge {
+        Ok((charge, lines)) => EstimateCostResponse {
+            charge: Some(context.money(charge.into())),
+            lines: lines.into_iter().map(line_message).collect(),
+            ..found
+        },
+        Err(reason) => EstimateCostResponse { unpriced_reason: reason as i32, ..found },
+    })
+}
