@@ -83,6 +83,11 @@ pub struct Settings {
     #[arg(long, env = "METERD_ACCEPT_FUTURE_SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u32).range(0..=i64::from(ACCEPT_FUTURE_SECONDS_MAX)))]
     pub accept_future_seconds: u32,
 
+    /// Up to how many days after its time a caller with the scope ingest may void or correct an event; a caller with the scope
+    /// admin always may
+    #[arg(long, env = "METERD_CORRECTION_DAYS", default_value_t = 35, value_parser = clap::value_parser!(u32).range(0..=3650))]
+    pub correction_days: u32,
+
     /// Rate per token above which a new price needs a confirmation, because its rates may be meant per million tokens
     #[arg(long, env = "METERD_HIGH_TOKEN_RATE", default_value = "0.01", value_parser = parse_rate)]
     pub high_token_rate: Rate,

@@ -142,6 +142,7 @@ pub async fn build(
     let auth = Auth::new(&auth_config, keys.clone(), clock.clone())?;
     preflight::check_callers(&auth, &settings.database)?;
     let config = EngineConfig {
+        correction_days: settings.correction_days,
         accept_past_days: settings.accept_past_days,
         accept_future_seconds: settings.accept_future_seconds,
         keep_unknown_services: settings.unknown_service == UnknownService::Keep,

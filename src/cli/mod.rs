@@ -3,6 +3,7 @@
 pub mod alerts;
 pub mod audit;
 pub mod clients;
+pub mod explain;
 pub mod export;
 pub mod import;
 pub mod jobs;
@@ -17,6 +18,7 @@ pub mod track;
 pub mod unpriced;
 pub mod usage;
 pub mod verify;
+pub mod void;
 
 pub mod address;
 pub mod chart;
@@ -66,6 +68,12 @@ pub enum Command {
     /// Usage without a price is recorded, and its requests, units and tokens are counted, but it is not included in any cost.
     /// meterd prices it as soon as a price applies to it. The default range is the last 366 days.
     Unpriced(unpriced::UnpricedArgs),
+    /// Void events, so that they count in no sum
+    ///
+    /// The events stay in lists and exports, with the time at which they were voided.
+    Void(void::VoidArgs),
+    /// Show where the charge of an event comes from: its price, each rate, and its adjustments
+    Explain(explain::ExplainArgs),
     /// List, show, create and change clients
     Clients(clients::ClientsArgs),
     /// List prices and create new ones
@@ -106,6 +114,8 @@ pub fn run(command: Command) -> Pin<Box<dyn Future<Output = anyhow::Result<ExitC
             Command::Usage(args) => usage::run(args).await,
             Command::Summary(args) => summary::run(args).await,
             Command::Unpriced(args) => unpriced::run(args).await,
+            Command::Void(args) => void::run(args).await,
+            Command::Explain(args) => explain::run(args).await,
             Command::Clients(args) => clients::run(args).await,
             Command::Prices(args) => prices::run(args).await,
             Command::Alerts(args) => alerts::run(args).await,

@@ -14,6 +14,7 @@ use meterd_domain::period::Month;
 use meterd_domain::rollup::Sums;
 use meterd_store::database::connect::{allow_long_statements, plan_for_values};
 use meterd_store::database::deployment;
+use meterd_store::usage::adjustments::{ChainDifference, chain_differences};
 use meterd_store::usage::partitions;
 use meterd_store::usage::verify::{
     self, Compared, Difference, MeasureDifference, RollupRow, Scope, measure_differences,
@@ -137,14 +138,15 @@ pub async fn verify_all(pool: &PgPool, client: Option<&str>, month: Option<Month
     let progress = ProgressBar::new(bounds.len() as u64 + 1).with_style(style);
     let mut verified = Verified::default();
     let mut compared = stream::iter(batches).map(async |batch| verify_batch(pool, batch).await).buffered(BATCHES_MAX);
-    while let Some(Batch { compared, measures, keys }) = compared.try_next().await? {
+    while let Some(Batch { compared, measures, chains, keys }) = compared.try_next().await? {
         progress.inc(1);
         verified.client_months += usize::try_from(compared.client_months)?;
         verified.events += compared.events;
-        verified.differences += compared.differences.len() + measures.len() + keys.len();
+        verified.differences += compared.differences.len() + measures.len() + chains.len() + keys.len();
         progress.suspend(|| {
             compared.differences.iter().for_each(print_difference);
             measures.iter().for_each(print_measure);
+            chains.iter().for_each(print_chain);
             keys.iter().for_each(print_key);
         });
         if print::has_failed() {
@@ -164,6 +166,7 @@ pub async fn verify_all(pool: &PgPool, client: Option<&str>, month: Option<Month
 struct Batch {
     compared: Compared,
     measures: Vec<MeasureDifference>,
+    chains: Vec<ChainDifference>,
     keys: Vec<KeyDifference>,
 }
 
@@ -178,9 +181,10 @@ async fn verify_batch(pool: &PgPool, batch: Scope) -> anyhow::Result<Batch> {
     let batch = Scope { first: batch.first.max(open), ..batch };
     let compared = verify::compare(&mut tx, &batch).await?;
     let measures = measure_differences(&mut tx, &batch).await?;
+    let chains = chain_differences(&mut tx, &batch).await?;
     let keys = key_differences(&mut tx, &batch).await?;
     tx.commit().await?;
-    Ok(Batch { compared, measures, keys })
+    Ok(Batch { compared, measures, chains, keys })
 }
 
 fn print_difference(difference: &Difference) {
@@ -202,6 +206,11 @@ fn print_measure(difference: &MeasureDifference) {
          the events is {expected}",
         Month::of(*day)
     );
+}
+
+fn print_chain(difference: &ChainDifference) {
+    let ChainDifference { client_id, day, event, fault } = difference;
+    println!("{client_id:?} {}, event {event}: {fault}", Month::of(*day));
 }
 
 fn print_key(difference: &KeyDifference) {

@@ -186,7 +186,7 @@ fn http_status(reason: Reason) -> StatusCode {
         InvalidField | UnknownService | EventTooOld | EventInFuture | PageTokenInvalid | RangeTooLong
         | ResumeTokenInvalid | MessageInvalid | RateNotConfirmed => StatusCode::BAD_REQUEST,
         ClientNotFound | EventNotFound | AlertNotFound | NotificationNotFound | JobNotFound | ApiKeyNotFound
-        | PriceNotFound => StatusCode::NOT_FOUND,
+        | PriceNotFound | RepriceRunNotFound => StatusCode::NOT_FOUND,
         IdempotencyConflict
         | ClientExists
         | ServiceExists
@@ -197,7 +197,8 @@ fn http_status(reason: Reason) -> StatusCode {
         | MonthClosed
         | ApiKeyNotLive
         | PriceWithdrawn
-        | PricesOverlap => StatusCode::CONFLICT,
+        | PricesOverlap
+        | EventVoided => StatusCode::CONFLICT,
         ResumeTokenExpired | ResumeTokenAhead => StatusCode::GONE,
         DatabaseUnavailable | DatabaseBroken | ShuttingDown | ConnectionAged | IdentityProviderUnavailable => {
             StatusCode::SERVICE_UNAVAILABLE

@@ -41,6 +41,19 @@ const REQUESTS: &[(&str, &str)] = &[
     ("UpdateMonthlySummaries", r#"{"clientId": "acme", "month": "2026-11"}"#),
     ("ListMonthlySummaries", r#"{"month": "2026-11", "pageSize": 1}"#),
     ("RebuildRollups", r#"{"clientId": "acme", "startDate": "2026-11-01", "endDate": "2026-11-30", "rezone": true}"#),
+    ("VoidUsage", r#"{"clientId": "acme", "events": [{"eventId": "$FRESH"}], "reason": "r", "requestId": "r-$N"}"#),
+    (
+        "CorrectUsage",
+        r#"{"clientId": "acme", "corrections": [{"event": {"eventId": "$EVENT"}, "corrected": {"service": "openai",
+            "operation": "chat_completion", "model": "gpt-4o-mini", "units": "1", "inputTokens": "1000000000000",
+            "outputTokens": "10", "amount": "1.5", "subject": "s", "externalId": "x", "metadata": {"k": "v"},
+            "serviceTier": "batch", "measures": {"pages": "1"}}}], "reason": "r", "requestId": "r-$N"}"#,
+    ),
+    (
+        "ListAdjustments",
+        r#"{"clientId": "acme", "startTime": "2020-01-01T00:00:00Z", "endTime": "2040-01-01T00:00:00Z", "pageSize": 1}"#,
+    ),
+    ("ExplainCharge", r#"{"clientId": "acme", "eventId": "$EVENT"}"#),
     ("CheckAlerts", r#"{"clientId": "acme"}"#),
     (
         "ListAlerts",
@@ -92,6 +105,13 @@ const REQUESTS: &[(&str, &str)] = &[
             "serviceTier": "batch", "aboveInputTokens": "1", "note": "n"}], "effectiveTime": "2026-01-01T00:00:00Z",
             "source": "list", "validateOnly": false, "confirmHighRates": true, "replaceOthers": true}"#,
     ),
+    (
+        "RepriceUsage",
+        r#"{"startMonth": "2026-11", "endMonth": "2026-11", "clientIds": ["acme", "beta"], "services": ["sms"],
+            "models": [""], "validateOnly": true, "reason": "r"}"#,
+    ),
+    ("GetRepriceRun", r#"{"runId": "$RUN", "pageSize": 1}"#),
+    ("CancelRepriceRun", r#"{"runId": "$RUN"}"#),
     (
         "CreateModelAlias",
         r#"{"modelAlias": {"service": "openai", "alias": "alias-$N", "model": "gpt-4o-mini"}, "requestId": "r-$N"}"#,
@@ -149,6 +169,8 @@ pub fn expected_result(rpc: &str) -> Expected {
 /// Returns the fields in the error of a missing message, or none if it is not an error.
 pub fn fields_of_missing(rpc: &str, message: &str) -> &'static [&'static str] {
     match (rpc, message) {
+        ("CorrectUsage", "UsageEvent") => &["corrections[0].corrected.service"],
+        (_, "EventReference") => &["corrections[0].event"],
         ("TrackUsage" | "StreamUsage", "UsageEvent") => &["event.client_id", "event.service"],
         ("UpdateClient", "Client") => &["client.client_id", "client.time_zone"],
         (_, "Client") => &["client.client_id"],
@@ -180,6 +202,13 @@ pub fn rule(rpc: &str, message: &str, field: &str) -> Rule {
         | (_, "NotificationChannel", "secret_count")
         | (_, "ApiKey", "key_id" | "rotated_from") => OutputOnly,
 
+        ("CorrectUsage", "UsageEvent", "client_id" | "idempotency_key" | "event_time") => Absent,
+        (_, "EventReference", "event_id") => EventId,
+        (_, "EventReference", "idempotency_key") => EventKey,
+        ("ListAdjustments", _, "event_id" | "run_id") => text(128),
+        ("RepriceUsage", _, "reason") => text(1_024),
+        (_, _, "reason") => Text { bytes_max: 1_024, empty: Invalid, other: Valid },
+        ("VoidUsage" | "CorrectUsage", _, "client_id") => required(Refused("EVENT_NOT_FOUND")),
         (_, "UsageEvent", "client_id") | ("CreateClient", "Client", "client_id") => {
             Name { bytes_max: 128, empty: Invalid }
         }
@@ -202,16 +231,19 @@ pub fn rule(rpc: &str, message: &str, field: &str) -> Rule {
         (_, _, "acknowledged_by") => required(Valid),
 
         ("UpdateClient", "Client", "client_id")
-        | ("GetCurrentMonthUsage" | "GetUsageSummary" | "ListUsageEvents" | "GetClient", _, "client_id") => {
-            required(UNKNOWN_CLIENT)
-        }
-        ("GetUsageEvent", _, "client_id" | "event_id") => required(Refused("EVENT_NOT_FOUND")),
+        | (
+            "GetCurrentMonthUsage" | "GetUsageSummary" | "ListUsageEvents" | "ListAdjustments" | "GetClient",
+            _,
+            "client_id",
+        ) => required(UNKNOWN_CLIENT),
+        ("GetUsageEvent" | "ExplainCharge", _, "client_id" | "event_id") => required(Refused("EVENT_NOT_FOUND")),
         ("ListMonthlySummaries" | "ListNotifications", _, "client_id") => text(128),
         (_, _, "client_id") => Text { bytes_max: 128, empty: Valid, other: UNKNOWN_CLIENT },
         (_, _, "alert_id") => required(Refused("ALERT_NOT_FOUND")),
         (_, _, "notification_id") => required(Refused("NOTIFICATION_NOT_FOUND")),
         (_, _, "key_id") => required(Refused("API_KEY_NOT_FOUND")),
         (_, _, "price_id") => required(Refused("PRICE_NOT_FOUND")),
+        (_, _, "run_id") => required(Refused("REPRICE_RUN_NOT_FOUND")),
         (_, "RunJobRequest", "job") => required(Refused("JOB_NOT_FOUND")),
 
         (_, "Grant", "client_ids") => Names { empty: Invalid },
@@ -258,6 +290,7 @@ pub fn rule(rpc: &str, message: &str, field: &str) -> Rule {
         ("ExportUsage", _, "start_date" | "end_date") => Day { empty: Valid },
         (_, _, "start_date" | "end_date") => Day { empty: Invalid },
         (_, _, "month") => Month,
+        (_, _, "start_month" | "end_month") => RequiredMonth,
         ("UpdateClient", _, "time_zone") => Zone { empty: Invalid },
         (_, _, "time_zone") => Zone { empty: Valid },
 
@@ -273,6 +306,8 @@ pub fn rule(rpc: &str, message: &str, field: &str) -> Rule {
         (_, _, "metadata") => Metadata,
         (_, "NotificationChannel", "target") => Target,
         (_, "NotificationChannel", "secrets") => Secrets,
+        ("VoidUsage", _, "events") => Messages { most: 1_000, least: 1 },
+        (_, _, "corrections") => Messages { most: 1_000, least: 1 },
         (_, _, "events") => Messages { most: 10_000, least: 1 },
         (_, _, "prices") => Messages { most: 1_000, least: 1 },
         (_, _, "grants") => Grants,

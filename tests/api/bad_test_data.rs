@@ -20,6 +20,8 @@ pub struct TestData {
     pub requests_made: usize,
     pub event_id: String,
     pub alert_id: String,
+    /// A run with several differences, which has ended.
+    pub run_id: String,
 }
 
 impl TestData {
@@ -56,8 +58,30 @@ impl TestData {
         let sent = "INSERT INTO notifications (client_id, notification_id, channel_id, kind, target, alerts, state, finish_time)
             SELECT client_id, 'sent', channel_id, kind, target, alerts, 2, now() FROM notifications LIMIT 1";
         assert_eq!(server.sql(sent).await, 1);
+        for units in ["59", "60"] {
+            let corrected = UsageEvent { client_id: String::new(), ..event("acme", "sms", units) };
+            let reference = EventReference { event_id: event_id.clone(), ..Default::default() };
+            let correction = UsageCorrection { event: Some(reference), corrected: Some(corrected) };
+            let (client_id, reason) = ("acme".into(), "r".into());
+            let request =
+                CorrectUsageRequest { client_id, corrections: vec![correction], reason, ..Default::default() };
+            server.usage().correct_usage(request).await.unwrap();
+        }
+        let price = Price { effective_time: Some(timestamp("2026-01-02T00:00:00Z")), ..unit_price("sms", "", "0.01") };
+        let request = CreatePriceRequest { price: Some(price), ..Default::default() };
+        server.catalog().create_price(request).await.unwrap();
+        let month = "2026-11".to_owned();
+        let request = RepriceUsageRequest {
+            start_month: month.clone(),
+            end_month: month,
+            validate_only: true,
+            ..Default::default()
+        };
+        let run_id = server.catalog().reprice_usage(request).await.unwrap().into_inner().run.unwrap().run_id;
+        let open = "SELECT count(*) FROM reprice_runs WHERE finish_time IS NULL";
+        wait_until(async || sqlx::query_scalar::<_, i64>(open).fetch_one(&server.pool).await.unwrap() == 0).await;
         let connection = RawConnection::to(&server.address);
-        let mut data = Self { server, connection, requests_made: 0, event_id, alert_id };
+        let mut data = Self { server, connection, requests_made: 0, event_id, alert_id, run_id };
         for _ in 0..2 {
             data.new_key().await;
         }
@@ -86,6 +110,7 @@ impl TestData {
         self.requests_made += 1;
         text.replace("$EVENT", &self.event_id)
             .replace("$ALERT", &self.alert_id)
+            .replace("$RUN", &self.run_id)
             .replace("$N", &self.requests_made.to_string())
     }
 
@@ -94,6 +119,10 @@ impl TestData {
         let mut text = self.fill_placeholders(&valid_request(rpc.name()));
         if text.contains("$KEY") {
             text = text.replace("$KEY", &self.new_key().await);
+        }
+        if text.contains("$FRESH") {
+            let event_id = self.server.track(event("acme", "sms", "1")).await.unwrap().event_id;
+            text = text.replace("$FRESH", &event_id);
         }
         if text.contains("$PRICE") {
             text = text.replace("$PRICE", &self.new_price().await);

@@ -82,6 +82,12 @@ pub enum Rule {
         empty: Expected,
     },
     Month,
+    /// A month that must be set.
+    RequiredMonth,
+    /// The id of an event. Its key is absent in the valid request.
+    EventId,
+    /// The key of an event, which must not be set together with its id.
+    EventKey,
     Zone {
         empty: Expected,
     },
@@ -498,7 +504,7 @@ pub fn cases(rule: Rule, field: &Field<'_>) -> Vec<Case> {
         Rule::Absent => match field.descriptor.kind() {
             Kind::String => vec![Case::new("text that must be absent", string("x"), Invalid)],
             _ => {
-                let time = well_known(field, &Timestamp { seconds: 1_795_262_400, nanos: 0 });
+                let time = well_known(field, &Timestamp { seconds: 1_795_262_401, nanos: 0 });
                 vec![Case::new("time that must be absent", time, Invalid)]
             }
         },
@@ -518,6 +524,21 @@ pub fn cases(rule: Rule, field: &Field<'_>) -> Vec<Case> {
         Rule::Duration => duration_cases(field),
         Rule::Day { empty } => day_cases(empty),
         Rule::Month => month_cases(),
+        Rule::RequiredMonth => {
+            let mut cases = month_cases();
+            cases.retain(|case| case.expected == Invalid);
+            cases.push(Case::new("empty month", string(""), Invalid));
+            cases
+        }
+        Rule::EventId => {
+            let mut cases = text_cases(128, Invalid, Refused("EVENT_NOT_FOUND"), field.unique);
+            let empty = cases.iter_mut().find(|case| case.kind == "empty text").unwrap();
+            empty.fields = Some(vec![parent()]);
+            cases
+        }
+        Rule::EventKey => {
+            vec![Case::new("two that exclude each other", string("x"), Invalid).with_fields([parent()])]
+        }
         Rule::Zone { empty } => zone_cases(empty),
         Rule::Enum { unspecified, last } => enum_cases(unspecified, last),
         Rule::Enums { last, once } => enums_cases(field, last, once),

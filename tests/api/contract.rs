@@ -6,8 +6,9 @@ use meterd::grpc::ERROR_DOMAIN;
 use meterd::grpc::wire::status::code;
 use meterd::proto::{
     self, BatchTrackUsageResponse, DESCRIPTORS, EventError, ImportPricesResponse, StreamUsageResponse,
-    TrackUsageResponse, UsageResult,
+    TrackUsageResponse, UsageResult, VoidUsageResponse,
 };
+use meterd_domain::adjustment::AdjustmentKind;
 use meterd_domain::event::UnpricedReason;
 use meterd_engine::refusal::Reason;
 use prost::Message;
@@ -202,7 +203,17 @@ impl Answer {
         let lists = self.messages.iter().filter(|message| message.descriptor().name() == "ImportPricesResponse");
         let results = lists.flat_map(|message| message.transcode_to::<ImportPricesResponse>().unwrap().results);
         let of_prices = results.filter_map(|result| result.error);
-        let of_results = of_events.chain(of_prices).map(ApiError::of_event);
+        // Both responses of corrections have the same fields.
+        let is_correction = |message: &&DynamicMessage| {
+            matches!(message.descriptor().name(), "VoidUsageResponse" | "CorrectUsageResponse")
+        };
+        let of_corrections = self
+            .messages
+            .iter()
+            .filter(is_correction)
+            .flat_map(|message| VoidUsageResponse::decode(message.encode_to_vec().as_slice()).unwrap().results);
+        let of_corrections = of_corrections.filter_map(|result| result.error);
+        let of_results = of_events.chain(of_prices).chain(of_corrections).map(ApiError::of_event);
         self.end.as_ref().err().map(ApiError::of).into_iter().chain(of_results).collect()
     }
 }
@@ -348,6 +359,10 @@ fn the_enums_of_the_domain_have_the_numbers_of_the_contract() {
     ];
     for (kind, documented) in kinds {
         assert_eq!(kind as i32, documented as i32, "{documented:?}");
+    }
+    for kind in AdjustmentKind::ALL {
+        let documented = proto::AdjustmentKind::try_from(i32::from(i16::from(*kind))).unwrap();
+        assert_eq!(documented.as_str_name(), format!("ADJUSTMENT_KIND_{kind:?}").to_uppercase());
     }
     for number in 1..=6 {
         let reason = UnpricedReason::from_number(number);

@@ -5,8 +5,16 @@ use meterd_store::database::distribution::{DISTRIBUTED_TABLES, TRIGGERS};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Tables with a column `client_id` that stay on the coordinator.
-const LOCAL_TABLES: [&str; 6] =
-    ["alert_feed", "alert_policies", "alerts", "notification_channels", "notifications", "pricing_tasks"];
+const LOCAL_TABLES: [&str; 6] = [
+    "alert_feed",
+    "alert_policies",
+    "alerts",
+    "notification_channels",
+    "notifications",
+    "pricing_tasks",
+    "reprice_differences",
+    "reprice_runs",
+];
 
 /// Returns the rows of a query with one text column.
 async fn texts(server: &TestServer, query: &str) -> Vec<String> {

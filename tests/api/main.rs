@@ -28,6 +28,7 @@ mod concurrency;
 mod concurrency_limits;
 mod connections;
 mod contract;
+mod corrections;
 mod cost_commands;
 mod delivery_failures;
 mod digests;

@@ -63,7 +63,7 @@ async fn the_event_of_a_key_is_read_only_from_the_partition_of_its_month() {
     assert_eq!(charged, [Some(true), None, Some(true)]);
     let ids: Vec<_> = holders.iter().flatten().map(|holder| ("acme", holder.id)).collect();
     let events = holders::events(&mut tx, &ids).await.unwrap();
-    let units: Vec<_> = events.iter().map(|event| event.as_ref().unwrap().measures.units.to_string()).collect();
+    let units: Vec<_> = events.iter().map(|event| event.as_ref().unwrap().event.measures.units.to_string()).collect();
     assert_eq!(units, ["2", "1"]);
     // PostgreSQL locks every table that it plans for or reads until the end of the transaction.
     let locked = "SELECT relation::regclass::text FROM pg_locks JOIN pg_class c ON c.oid = relation

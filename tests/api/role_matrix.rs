@@ -43,7 +43,7 @@ const CHANGES_ALL: &str = "--y --- ---";
 const FOR_EVERYBODY: &str = "yyy yyy yyy";
 
 /// RPC, request, expected results. `{alert}` and `{notification}` are ids of acme's objects.
-pub const CELLS: [(&str, &str, &str); 67] = [
+pub const CELLS: [(&str, &str, &str); 74] = [
     ("UsageService/TrackUsage", r#"{"event":{"clientId":"acme","service":"sms"}}"#, "y-y y-y ---"),
     ("UsageService/BatchTrackUsage", r#"{"events":[{"clientId":"acme","service":"sms"}]}"#, EVENTS_OF_ACME),
     ("UsageService/StreamUsage", r#"{"event":{"clientId":"acme","service":"sms"}}"#, EVENTS_OF_ACME),
@@ -106,6 +106,21 @@ pub const CELLS: [(&str, &str, &str); 67] = [
     ("AlertService/SendTestNotification", "{}", CHANGES_ALL),
     ("CatalogService/ListServices", "{}", FOR_EVERYBODY),
     ("CatalogService/CreateService", r#"{"service":{"service":"created"}}"#, CHANGES_ALL),
+    ("UsageService/VoidUsage", r#"{"clientId":"acme","events":[{"idempotencyKey":"x"}],"reason":"r"}"#, "y-y y-y ---"),
+    (
+        "UsageService/CorrectUsage",
+        r#"{"clientId":"acme","corrections":[{"event":{"idempotencyKey":"x"},"corrected":{"service":"sms"}}],"reason":"r"}"#,
+        "y-y y-y ---",
+    ),
+    ("UsageService/ListAdjustments", r#"{"clientId":"acme"}"#, READS_ACME),
+    ("UsageService/ExplainCharge", r#"{"clientId":"acme","eventId":"x"}"#, READS_ACME),
+    (
+        "CatalogService/RepriceUsage",
+        r#"{"startMonth":"2026-11","endMonth":"2026-11","validateOnly":true}"#,
+        CHANGES_ALL,
+    ),
+    ("CatalogService/GetRepriceRun", r#"{"runId":"1"}"#, CHANGES_ALL),
+    ("CatalogService/CancelRepriceRun", r#"{"runId":"1"}"#, CHANGES_ALL),
     ("CatalogService/ListPrices", "{}", FOR_EVERYBODY),
     ("CatalogService/CreatePrice", r#"{"price":{"service":"sms","model":"m","rates":{"unit":"1"}}}"#, CHANGES_ALL),
     ("CatalogService/RetirePrice", r#"{"priceId":"999999"}"#, CHANGES_ALL),
@@ -151,7 +166,7 @@ pub const CELLS: [(&str, &str, &str); 67] = [
 ];
 
 /// RPCs that change something as an admin and are recorded in the audit log.
-pub const AUDITED: [&str; 18] = [
+pub const AUDITED: [&str; 20] = [
     "UsageService/UpdateMonthlySummaries",
     "UsageService/RebuildRollups",
     "AlertService/CheckAlerts",
@@ -163,6 +178,8 @@ pub const AUDITED: [&str; 18] = [
     "CatalogService/CreatePrice",
     "CatalogService/RetirePrice",
     "CatalogService/ImportPrices",
+    "CatalogService/RepriceUsage",
+    "CatalogService/CancelRepriceRun",
     "CatalogService/CreateModelAlias",
     "ClientService/CreateClient",
     "ClientService/UpdateClient",

@@ -1,6 +1,7 @@
 //! The rules of meterd as pure functions over plain types: no I/O, no clock, no database.
 
 pub mod access;
+pub mod adjustment;
 pub mod alert;
 pub mod catalog;
 pub mod decimal;

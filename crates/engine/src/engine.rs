@@ -53,6 +53,8 @@ pub struct EngineConfig {
     pub accept_past_days: u32,
     /// Maximum number of seconds that an event may be ahead of the clock.
     pub accept_future_seconds: u32,
+    /// Up to how many days after its time a caller with the scope ingest may void or correct an event.
+    pub correction_days: u32,
     /// Whether events of services that are not in the catalogue are recorded, without a charge. Otherwise they are refused.
     pub keep_unknown_services: bool,
     /// Rates per token above this need a confirmation.

@@ -22,6 +22,8 @@ pub enum Path {
     Named(&'static str),
     /// Such as "events[3]".
     Element(&'static str, usize),
+    /// Such as "corrections[3].corrected".
+    ElementField(&'static str, usize, &'static str),
 }
 
 impl Path {
@@ -30,6 +32,7 @@ impl Path {
             Self::Request => field.into(),
             Self::Named(message) => format!("{message}.{field}"),
             Self::Element(messages, number) => format!("{messages}[{number}].{field}"),
+            Self::ElementField(messages, number, message) => format!("{messages}[{number}].{message}.{field}"),
         }
     }
 }

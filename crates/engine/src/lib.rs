@@ -6,6 +6,7 @@ pub mod auth;
 pub mod catalog;
 pub mod clients;
 pub mod clock;
+pub mod corrections;
 pub mod counters;
 mod engine;
 pub mod fields;

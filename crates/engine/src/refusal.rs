@@ -81,6 +81,8 @@ reasons! {
     PriceNotFound "PRICE_NOT_FOUND",
     PriceWithdrawn "PRICE_WITHDRAWN",
     PricesOverlap "PRICES_OVERLAP",
+    EventVoided "EVENT_VOIDED",
+    RepriceRunNotFound "REPRICE_RUN_NOT_FOUND",
 }
 
 /// What is wrong with a field of a request.

@@ -1,6 +1,7 @@
 //! `meterd prices`: lists prices, shows the history of a price, sets and retires prices.
 
 mod import;
+mod reprice;
 mod retire;
 mod set;
 mod show;
@@ -16,7 +17,7 @@ use std::process::ExitCode;
 const CALL_SECONDS: u64 = 30;
 const PAGE_SIZE: i32 = 1_000;
 
-/// List prices, show the history of a price, set, import or retire prices
+/// List prices, show the history of a price, set, import or retire prices, charge usage again
 #[derive(Args, Clone, Debug)]
 pub struct PricesArgs {
     #[command(subcommand)]
@@ -42,6 +43,12 @@ pub enum PricesCommand {
     /// A price that does not exist is created, and applies to events of any time. A price with other rates is replaced from a given
     /// time. The command can be repeated with the same file, and with a newer one. Models whose rates are all zero are left out.
     Import(Box<import::ImportArgs>),
+    /// Charge recorded events by the prices that are in force now
+    ///
+    /// Shows what would change, by client, service and model. With --apply, it changes the charges, sums and alerts, and each changed
+    /// charge keeps its old value as an adjustment. The server works in small steps, next to live usage. If this command is
+    /// interrupted, it cancels the run.
+    Reprice(Box<reprice::RepriceArgs>),
     /// End a price at a time, or withdraw it
     ///
     /// Events that have a charge keep it. Later events get the next price that covers them, or none.
@@ -102,6 +109,7 @@ pub async fn run(args: PricesArgs) -> anyhow::Result<ExitCode> {
         PricesCommand::History(args) => history(args).await?,
         PricesCommand::Set(args) => set::run(*args).await?,
         PricesCommand::Import(args) => import::run(*args).await?,
+        PricesCommand::Reprice(args) => reprice::run(*args).await?,
         PricesCommand::Retire(args) => retire::run(args).await?,
     }
     Ok(ExitCode::SUCCESS)

@@ -2,15 +2,18 @@
 
 pub mod estimate;
 pub mod prices;
+pub mod reprice;
 
 use crate::grpc::wire::idempotent_create::{answer, idempotency};
 use crate::grpc::{Context, Handlers};
 use crate::proto::catalog_service_server::CatalogService;
 use crate::proto::{
-    CreateModelAliasRequest, CreateModelAliasResponse, CreatePriceRequest, CreatePriceResponse, CreateServiceRequest,
-    CreateServiceResponse, EstimateCostRequest, EstimateCostResponse, ImportPricesRequest, ImportPricesResponse,
+    CancelRepriceRunRequest, CancelRepriceRunResponse, CreateModelAliasRequest, CreateModelAliasResponse,
+    CreatePriceRequest, CreatePriceResponse, CreateServiceRequest, CreateServiceResponse, EstimateCostRequest,
+    EstimateCostResponse, GetRepriceRunRequest, GetRepriceRunResponse, ImportPricesRequest, ImportPricesResponse,
     ListModelAliasesRequest, ListModelAliasesResponse, ListPricesRequest, ListPricesResponse, ListServicesRequest,
-    ListServicesResponse, ModelAlias, RetirePriceRequest, RetirePriceResponse, Service,
+    ListServicesResponse, ModelAlias, RepriceUsageRequest, RepriceUsageResponse, RetirePriceRequest,
+    RetirePriceResponse, Service,
 };
 use meterd_domain::catalog as domain;
 use meterd_engine::auth::Caller;
@@ -138,6 +141,27 @@ impl CatalogService for Handlers {
         request: Request<ImportPricesRequest>,
     ) -> Result<Response<ImportPricesResponse>, Status> {
         self.run(request, prices::import).await
+    }
+
+    async fn reprice_usage(
+        &self,
+        request: Request<RepriceUsageRequest>,
+    ) -> Result<Response<RepriceUsageResponse>, Status> {
+        self.run_as(request, reprice::begin).await
+    }
+
+    async fn get_reprice_run(
+        &self,
+        request: Request<GetRepriceRunRequest>,
+    ) -> Result<Response<GetRepriceRunResponse>, Status> {
+        self.run(request, reprice::get).await
+    }
+
+    async fn cancel_reprice_run(
+        &self,
+        request: Request<CancelRepriceRunRequest>,
+    ) -> Result<Response<CancelRepriceRunResponse>, Status> {
+        self.run(request, reprice::cancel).await
     }
 
     async fn create_model_alias(

@@ -146,6 +146,11 @@ matrix! {
         UpdateMonthlySummaries UpdateMonthlySummariesRequest ADMIN, audited, |m| client_or_all(&m.client_id);
         ListMonthlySummaries ListMonthlySummariesRequest READ, , |m| client_or_all(&m.client_id);
         RebuildRollups RebuildRollupsRequest ADMIN, audited, |m| client_or_all(&m.client_id);
+        // Old events need the scope admin, others the scope ingest.
+        VoidUsage VoidUsageRequest Need::AnyKey, , |_m| Handler;
+        CorrectUsage CorrectUsageRequest Need::AnyKey, , |_m| Handler;
+        ListAdjustments ListAdjustmentsRequest READ, , |m| Client(&m.client_id);
+        ExplainCharge ExplainChargeRequest READ, , |m| Client(&m.client_id);
     }
     AlertService {
         CheckAlerts CheckAlertsRequest ADMIN, audited, |m| client_or_all(&m.client_id);
@@ -168,6 +173,9 @@ matrix! {
         CreatePrice CreatePriceRequest ADMIN, audited, |_m| All;
         RetirePrice RetirePriceRequest ADMIN, audited, |_m| All;
         ImportPrices ImportPricesRequest ADMIN, audited, |_m| All;
+        RepriceUsage RepriceUsageRequest ADMIN, audited, |_m| All;
+        GetRepriceRun GetRepriceRunRequest ADMIN, , |_m| All;
+        CancelRepriceRun CancelRepriceRunRequest ADMIN, audited, |_m| All;
         CreateModelAlias CreateModelAliasRequest ADMIN, audited, |_m| All;
         ListModelAliases ListModelAliasesRequest Need::AnyKey, , |_m| Everybody;
         EstimateCost EstimateCostRequest Need::AnyKey, , |_m| Everybody;

@@ -1,6 +1,7 @@
 //! UsageService: its RPCs. The handlers are in the other modules.
 
-pub mod events;
+pub mod corrections;
+mod events;
 pub mod export;
 pub mod query;
 pub mod reads;
@@ -108,5 +109,30 @@ impl UsageService for Handlers {
         request: Request<RebuildRollupsRequest>,
     ) -> Result<Response<RebuildRollupsResponse>, Status> {
         self.run(request, summaries::rebuild_rollups).await
+    }
+
+    async fn void_usage(&self, request: Request<VoidUsageRequest>) -> Result<Response<VoidUsageResponse>, Status> {
+        self.run_as(request, corrections::void).await
+    }
+
+    async fn correct_usage(
+        &self,
+        request: Request<CorrectUsageRequest>,
+    ) -> Result<Response<CorrectUsageResponse>, Status> {
+        self.run_as(request, corrections::correct).await
+    }
+
+    async fn list_adjustments(
+        &self,
+        request: Request<ListAdjustmentsRequest>,
+    ) -> Result<Response<ListAdjustmentsResponse>, Status> {
+        self.run(request, corrections::list).await
+    }
+
+    async fn explain_charge(
+        &self,
+        request: Request<ExplainChargeRequest>,
+    ) -> Result<Response<ExplainChargeResponse>, Status> {
+        self.run(request, corrections::explain_charge).await
     }
 }

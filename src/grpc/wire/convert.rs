@@ -20,9 +20,12 @@ pub fn timestamp(time: DateTime<Utc>) -> Timestamp {
 }
 
 /// Returns the three fields of a charge: the amount, the price, and the reason if the event is unpriced.
-fn charge(context: &Context, charge: Option<Charge>) -> (Option<Money>, String, i32) {
+pub fn charge_fields(currency: &str, charge: Option<Charge>) -> (Option<Money>, String, i32) {
     match charge {
-        Some(Charge::Priced { charge, price_id }) => (Some(context.money(charge.into())), price_id.to_string(), 0),
+        Some(Charge::Priced { charge, price_id }) => {
+            let money = Money { currency: currency.to_owned(), amount: charge.to_string() };
+            (Some(money), price_id.to_string(), 0)
+        }
         Some(Charge::Unpriced(reason)) => (None, String::new(), reason as i32),
         None => (None, String::new(), 0),
     }
@@ -68,7 +71,7 @@ impl Context {
         let Echo { key, model, rounded } = echo;
         let recorded = |outcome: EventOutcome, recorded: Recorded| {
             let matched_model = self.matched_model(&model, recorded.charge.as_ref());
-            let (charge, price_id, unpriced_reason) = charge(self, recorded.charge);
+            let (charge, price_id, unpriced_reason) = charge_fields(&self.engine.currency, recorded.charge);
             proto::UsageResult {
                 outcome: outcome.into(),
                 event_id: recorded.id.to_string(),
@@ -114,7 +117,7 @@ impl Context {
 
     /// Converts a recorded event.
     pub fn event(&self, recorded: RecordedEvent) -> proto::RecordedUsageEvent {
-        let (charge, price_id, unpriced_reason) = charge(self, Some(recorded.charge));
+        let (charge, price_id, unpriced_reason) = charge_fields(&self.engine.currency, Some(recorded.charge));
         proto::RecordedUsageEvent {
             event_id: recorded.id.to_string(),
             event: Some(event(recorded.event)),
@@ -123,6 +126,7 @@ impl Context {
             price_id,
             unpriced_reason,
             record_time: Some(timestamp(recorded.record_time)),
+            void_time: recorded.void_time.map(timestamp),
         }
     }
 }

@@ -4,8 +4,9 @@ use crate::grpc::Context;
 use crate::grpc::methods::Guarded;
 use crate::grpc::wire::page_token::TokenMaker;
 use crate::proto::{
-    ListAlertsRequest, ListApiKeysRequest, ListAuditLogRequest, ListClientsRequest, ListMonthlySummariesRequest,
-    ListNotificationsRequest, ListPricesRequest, ListUsageEventsRequest, QueryUsageRequest,
+    GetRepriceRunRequest, ListAdjustmentsRequest, ListAlertsRequest, ListApiKeysRequest, ListAuditLogRequest,
+    ListClientsRequest, ListMonthlySummariesRequest, ListNotificationsRequest, ListPricesRequest,
+    ListUsageEventsRequest, QueryUsageRequest,
 };
 use meterd_engine::paging::PageRequest;
 use serde::{Serialize, de::DeserializeOwned};
@@ -27,6 +28,8 @@ macro_rules! paged {
 }
 
 paged! {
+    GetRepriceRunRequest,
+    ListAdjustmentsRequest,
     ListAlertsRequest,
     ListApiKeysRequest,
     ListAuditLogRequest,

@@ -32,11 +32,11 @@ pub fn code(reason: Reason) -> Code {
         InvalidField | UnknownService | EventTooOld | EventInFuture | PageTokenInvalid | RangeTooLong
         | ResumeTokenInvalid | MessageInvalid | RateNotConfirmed => Code::InvalidArgument,
         ClientNotFound | EventNotFound | AlertNotFound | NotificationNotFound | JobNotFound | ApiKeyNotFound
-        | PriceNotFound => Code::NotFound,
+        | PriceNotFound | RepriceRunNotFound => Code::NotFound,
         IdempotencyConflict | ClientExists | ServiceExists | PriceExists | ModelAliasExists | RequestIdReused => {
             Code::AlreadyExists
         }
-        NotificationNotFailed | MonthClosed | ApiKeyNotLive | PriceWithdrawn | PricesOverlap => {
+        NotificationNotFailed | MonthClosed | ApiKeyNotLive | PriceWithdrawn | PricesOverlap | EventVoided => {
             Code::FailedPrecondition
         }
         ResumeTokenExpired | ResumeTokenAhead => Code::OutOfRange,

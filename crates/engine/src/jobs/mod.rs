@@ -23,6 +23,7 @@ pub use scheduler::{Scheduler, names};
 use crate::alerts::raise::AlertSettings;
 use crate::catalog::CatalogCache;
 use crate::clock::Clock;
+use crate::corrections::reprice;
 use chrono::{DateTime, Utc};
 use futures_util::future::BoxFuture;
 use meterd_store::StoreError;
@@ -107,7 +108,8 @@ pub static JOBS: [Job; 7] = [
     },
 ];
 
-/// Starts a task that prices waiting events after each change of the catalogue, until `stopping` is true.
+/// Starts a task that prices waiting events after each change of the catalogue, and charges recorded events again if it is asked
+/// to, until `stopping` is true.
 pub fn start_pricing(
     pool: &PgPool,
     catalog: &Arc<CatalogCache>,
@@ -119,7 +121,10 @@ pub fn start_pricing(
     let (wanted, mut stopping) = (wanted.clone(), stopping.clone());
     tokio::spawn(async move {
         while !*stopping.borrow() {
-            let run = pricing::run_once(&pool, &catalog, &alert_settings);
+            let run = async {
+                Ok(pricing::run_once(&pool, &catalog, &alert_settings).await?
+                    || reprice::run_once(&pool, &catalog, &alert_settings).await?)
+            };
             match tokio::time::timeout(PRICING_TIMEOUT, run).await.unwrap_or(Err(StoreError::Timeout)) {
                 Ok(true) => continue,
                 Ok(false) => {

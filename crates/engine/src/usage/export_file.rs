@@ -8,7 +8,7 @@ use std::fmt::{self, Display};
 use std::io::Write;
 
 /// Columns of the CSV and keys of the NDJSON. An import maps them by these names.
-const COLUMNS: [&str; 23] = [
+const COLUMNS: [&str; 24] = [
     "event_id",
     "client_id",
     "day",
@@ -32,6 +32,7 @@ const COLUMNS: [&str; 23] = [
     "record_time",
     "service_tier",
     "measures",
+    "void_time",
 ];
 
 /// The part of the file that has not been sent.
@@ -82,6 +83,7 @@ impl File {
         row.plain(Some(Micros(event.record_time)));
         row.text(event.service_tier.as_deref().unwrap_or_default());
         row.json(event.measures.as_deref());
+        row.plain(event.void_time.map(Micros));
         row.end();
     }
 }

@@ -9,7 +9,7 @@ WITH event_days AS (
            sum(cached_input_tokens) AS cached_input_tokens, COALESCE(sum(charge), 0) AS cost,
            count(unpriced_reason) AS unpriced_event_count
     FROM usage_events
-    WHERE ($1::text IS NULL OR client_id > $1) AND ($2::text IS NULL OR client_id <= $2)
+    WHERE void_time IS NULL AND ($1::text IS NULL OR client_id > $1) AND ($2::text IS NULL OR client_id <= $2)
       AND ($7::text IS NULL OR client_id = $7) AND day >= COALESCE($3, '-infinity'::date)
       AND day < COALESCE($4, 'infinity'::date) AND event_time >= COALESCE($5, '-infinity'::timestamptz)
       AND event_time < COALESCE($6, 'infinity'::timestamptz)

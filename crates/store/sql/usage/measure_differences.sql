@@ -2,7 +2,7 @@
 WITH expected AS (
     SELECT client_id, day, service, operation, model, measure, sum(quantity::numeric) AS quantity
     FROM usage_events CROSS JOIN LATERAL jsonb_each_text(measures) AS each (measure, quantity)
-    WHERE measures IS NOT NULL AND ($1::text IS NULL OR client_id > $1) AND ($2::text IS NULL OR client_id <= $2)
+    WHERE measures IS NOT NULL AND void_time IS NULL AND ($1::text IS NULL OR client_id > $1) AND ($2::text IS NULL OR client_id <= $2)
       AND ($7::text IS NULL OR client_id = $7) AND day >= COALESCE($3, '-infinity'::date)
       AND day < COALESCE($4, 'infinity'::date) AND event_time >= COALESCE($5, '-infinity'::timestamptz)
       AND event_time < COALESCE($6, 'infinity'::timestamptz)

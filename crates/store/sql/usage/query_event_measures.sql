@@ -20,7 +20,7 @@ FROM (
       AND (cardinality($4::text[]) = 0 OR model = ANY($4))
       AND (cardinality($5::text[]) = 0 OR subject = ANY($5))
       AND day BETWEEN $6 AND $7
-      AND measures IS NOT NULL AND event_time >= $29 AND event_time < $30
+      AND measures IS NOT NULL AND void_time IS NULL AND event_time >= $29 AND event_time < $30
     GROUP BY 1, 2, 3, 4, 5, 6, 7, 8
     HAVING sum(quantity::numeric) <> 0
 ) AS grouped

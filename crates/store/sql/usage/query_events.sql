@@ -23,7 +23,8 @@ FROM (
            count(unpriced_reason) AS unpriced_event_count,
            count(DISTINCT NULLIF(subject, '')) AS subject_count
     FROM usage_events
-    WHERE (cardinality($1::text[]) = 0 OR client_id = ANY($1))
+    WHERE void_time IS NULL
+      AND (cardinality($1::text[]) = 0 OR client_id = ANY($1))
       AND (cardinality($2::text[]) = 0 OR service = ANY($2))
       AND (cardinality($3::text[]) = 0 OR operation = ANY($3))
       AND (cardinality($4::text[]) = 0 OR model = ANY($4))

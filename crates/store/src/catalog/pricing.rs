@@ -68,7 +68,7 @@ pub async fn next_waiting(
     sqlx::query_as!(
         Waiting,
         "SELECT client_id, event_time, event_seq, day FROM usage_events
-         WHERE service = $1 AND unpriced_reason IS NOT NULL
+         WHERE service = $1 AND unpriced_reason IS NOT NULL AND void_time IS NULL
            AND (client_id, event_time, event_seq) > ($2, COALESCE($3, '-infinity'::timestamptz), $4)
            AND day > COALESCE($6, '-infinity'::date)
          ORDER BY client_id, event_time, event_seq LIMIT $5",
@@ -95,10 +95,10 @@ pub async fn still_waiting(conn: &mut PgConnection, waiting: &[Waiting]) -> crat
         r#"SELECT client_id, event_time, event_seq, day, service, operation, model, units, input_tokens, output_tokens,
                cached_input_tokens, amount, charge, price_id, unpriced_reason, subject, external_id, idempotency_key,
                metadata::text AS metadata, service_tier,
-               measures::text AS measures, record_time
+               measures::text AS measures, void_time, record_time
            FROM usage_events JOIN unnest($1::text[], $2::timestamptz[], $3::bigint[]) AS wanted (client_id, event_time, event_seq)
                USING (client_id, event_time, event_seq)
-           WHERE unpriced_reason IS NOT NULL"#,
+           WHERE unpriced_reason IS NOT NULL AND void_time IS NULL"#,
         &clients,
         &times,
         &seqs

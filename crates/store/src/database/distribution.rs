@@ -8,13 +8,14 @@ use crate::locks;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool};
 
 /// The tables that are distributed by their column `client_id`.
-pub const DISTRIBUTED_TABLES: [&str; 9] = [
+pub const DISTRIBUTED_TABLES: [&str; 10] = [
     "usage_months",
     "usage_month_services",
     "usage_days",
     "usage_day_measures",
     "pending_usage_days",
     "usage_events",
+    "usage_adjustments",
     "idempotency_keys",
     "monthly_summaries",
     "clients",

@@ -11,12 +11,15 @@ use meterd_domain::measures::Measures;
 use sqlx::PgPool;
 
 /// A recorded event.
+#[derive(Clone, Debug)]
 pub struct RecordedEvent {
     pub id: EventId,
     pub event: UsageEvent,
     /// Day in the time zone of the client.
     pub day: NaiveDate,
     pub charge: Charge,
+    /// When the event was voided. A voided event counts in no sum.
+    pub void_time: Option<DateTime<Utc>>,
     pub record_time: DateTime<Utc>,
 }
 
@@ -44,6 +47,7 @@ pub struct EventRow {
     pub service_tier: Option<String>,
     /// The measures that have no column, as JSON.
     pub measures: Option<String>,
+    pub void_time: Option<DateTime<Utc>>,
     pub record_time: DateTime<Utc>,
 }
 
@@ -68,6 +72,7 @@ impl TryFrom<EventRow> for RecordedEvent {
             id: EventId { time: row.event_time, seq: row.event_seq },
             day: row.day,
             charge: charge(row.charge.as_ref(), row.price_id, row.unpriced_reason)?.ok_or_else(without_charge)?,
+            void_time: row.void_time,
             record_time: row.record_time,
             event: UsageEvent {
                 client_id: row.client_id.into(),
@@ -103,7 +108,7 @@ pub async fn find(pool: &PgPool, client_id: &str, id: EventId) -> crate::Result<
         r#"SELECT client_id, event_time, event_seq, day, service, operation, model, units, input_tokens, output_tokens,
                cached_input_tokens, amount, charge, price_id, unpriced_reason, subject, external_id, idempotency_key,
                metadata::text AS metadata, service_tier,
-               measures::text AS measures, record_time
+               measures::text AS measures, void_time, record_time
            FROM usage_events WHERE client_id = $1 AND event_time = $2 AND event_seq = $3"#,
         client_id,
         id.time,

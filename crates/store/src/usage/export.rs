@@ -57,6 +57,7 @@ pub struct ExportRow {
     pub service_tier: Option<String>,
     /// The measures that have no column, as JSON text.
     pub measures: Option<String>,
+    pub void_time: Option<DateTime<Utc>>,
     pub record_time: DateTime<Utc>,
 }
 
@@ -108,7 +109,7 @@ fn stream<'a>(
         r#"SELECT client_id, event_time, event_seq, day, service, operation, model, units AS "units: Numeric", input_tokens,
                output_tokens, cached_input_tokens, amount AS "amount: Numeric", charge AS "charge: Numeric", price_id,
                unpriced_reason, subject, external_id, idempotency_key, metadata::text AS metadata, service_tier,
-               measures::text AS measures, record_time
+               measures::text AS measures, void_time, record_time
            FROM usage_events
            WHERE ($1::text IS NULL OR client_id = $1)
              AND event_time >= COALESCE($2, '-infinity'::timestamptz) AND event_time < COALESCE($3, 'infinity'::timestamptz)

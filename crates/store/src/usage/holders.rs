@@ -14,10 +14,10 @@ use crate::usage::events::{EventRow, RecordedEvent};
 use crate::usage::keys::charge;
 use bigdecimal::BigDecimal;
 use chrono::{DateTime, NaiveTime, Utc};
-use meterd_domain::event::{Charge, EventId, PayloadHash, UsageEvent};
+use meterd_domain::event::{Charge, EventId, PayloadHash};
 use meterd_domain::period::Month;
 use sqlx::PgConnection;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// The event to which a key belongs.
 #[derive(Clone, Debug)]
@@ -89,11 +89,11 @@ pub async fn find(conn: &mut PgConnection, wanted: &WantedKeys) -> crate::Result
     Ok(holders)
 }
 
-/// Returns these events, in the order of `wanted`; `None` for an event that has been removed. Plans statements as
-/// [`find`] does.
-pub async fn events(conn: &mut PgConnection, wanted: &[(&str, EventId)]) -> crate::Result<Vec<Option<UsageEvent>>> {
+/// Returns these events, in the order of `wanted`; `None` for an event that does not exist, or has been removed. Plans
+/// statements as [`find`] does.
+pub async fn events(conn: &mut PgConnection, wanted: &[(&str, EventId)]) -> crate::Result<Vec<Option<RecordedEvent>>> {
     connect::plan_for_values(conn).await?;
-    let mut events: Vec<Option<UsageEvent>> = wanted.iter().map(|_| None).collect();
+    let mut events: Vec<Option<RecordedEvent>> = wanted.iter().map(|_| None).collect();
     let numbered = wanted.iter().enumerate().map(|(number, (client_id, id))| (number, *client_id, *id));
     for (month, ids) in by_month(numbered) {
         let mut numbers: BTreeMap<(&str, EventId), Vec<usize>> = BTreeMap::new();
@@ -104,11 +104,29 @@ pub async fn events(conn: &mut PgConnection, wanted: &[(&str, EventId)]) -> crat
         for row in rows(conn, month, &ids).await? {
             let event = RecordedEvent::try_from(row)?;
             for number in numbers.get(&(&*event.event.client_id, event.id)).into_iter().flatten() {
-                events[*number] = Some(event.event.clone());
+                events[*number] = Some(event.clone());
             }
         }
     }
     Ok(events)
+}
+
+/// Returns the events of a client that have these keys. Looks in all generations.
+pub async fn of_keys(
+    conn: &mut PgConnection,
+    client_id: &str,
+    keys: &[String],
+) -> crate::Result<HashMap<String, EventId>> {
+    let rows = sqlx::query!(
+        "SELECT idempotency_key, event_time, event_seq FROM idempotency_keys
+         WHERE client_id = $1 AND idempotency_key = ANY($2)",
+        client_id,
+        keys
+    )
+    .fetch_all(conn)
+    .await?;
+    let id = |time, seq| EventId { time, seq };
+    Ok(rows.into_iter().map(|row| (row.idempotency_key, id(row.event_time, row.event_seq))).collect())
 }
 
 /// Ids of events in one UTC month, one vector per parameter of the statements.
@@ -173,7 +191,7 @@ async fn rows(conn: &mut PgConnection, month: Month, ids: &Ids) -> crate::Result
         r#"SELECT e.client_id, e.event_time, e.event_seq, day, service, operation, model, units, input_tokens,
                output_tokens, cached_input_tokens, amount, charge, price_id, unpriced_reason, subject, external_id,
                idempotency_key, metadata::text AS metadata, service_tier,
-               measures::text AS measures, record_time
+               measures::text AS measures, void_time, record_time
            FROM unnest($1::text[], $2::timestamptz[], $3::bigint[]) AS wanted (client_id, event_time, event_seq)
            CROSS JOIN LATERAL (
                SELECT DISTINCT ON (client_id) * FROM usage_events AS e

@@ -3,6 +3,7 @@
 //! Each answer is from one snapshot. Its `complete_as_of` is `now()`, the start of the transaction. The snapshot is
 //! taken later, so it includes everything that was acknowledged before that time.
 
+pub mod adjustments;
 pub mod changes;
 pub mod event_days;
 pub mod events;
@@ -14,6 +15,7 @@ pub mod partitions;
 pub mod pending;
 pub mod query;
 pub mod record;
+pub mod reprice;
 pub mod rollups;
 pub mod summaries;
 pub mod summary_totals;

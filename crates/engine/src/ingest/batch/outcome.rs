@@ -140,6 +140,7 @@ async fn conflicts(
         .map(|(index, holder)| (*index, (&*dated[*index].submission.event.client_id, holder.id)))
         .unzip();
     let found = if wanted.is_empty() { vec![] } else { holders::events(conn, &wanted).await? };
+    let found = found.into_iter().map(|recorded| recorded.map(|recorded| recorded.event));
     let found: HashMap<usize, Option<UsageEvent>> = numbers.into_iter().zip(found).collect();
     let conflict = |(index, holder): (usize, &KeyHolder)| {
         let sent = dated[index].submission;

@@ -1,0 +1,72 @@
+//! Adjustments: the changes of recorded events.
+
+use crate::alert::numbered;
+use crate::event::{Charge, UsageEvent};
+use crate::measures;
+use crate::rollup::{Deltas, Sums};
+use chrono::NaiveDate;
+use std::collections::BTreeMap;
+
+/// The kind of an adjustment. The database stores the numbers of the proto enum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(i16)]
+pub enum AdjustmentKind {
+    /// The event counts no more.
+    Void = 1,
+    /// The event has other contents.
+    Correction = 2,
+    /// The event is charged by another price.
+    Reprice = 3,
+}
+numbered!(AdjustmentKind, "kind of an adjustment", [Void, Correction, Reprice]);
+
+/// The fields that a correction has changed, with their old and new values as texts.
+pub type FieldChanges = BTreeMap<String, [String; 2]>;
+
+/// Returns the fields in which two versions of an event differ.
+pub fn field_changes(old: &UsageEvent, new: &UsageEvent) -> FieldChanges {
+    let (old_fields, new_fields) = (fields(old), fields(new));
+    let changed = old_fields.into_iter().zip(new_fields).filter(|(old, new)| old != new);
+    changed.map(|((field, old), (_, new))| (field.to_owned(), [old, new])).collect()
+}
+
+/// Returns the fields that a correction can change, as texts.
+fn fields(event: &UsageEvent) -> [(&'static str, String); 13] {
+    let UsageEvent { measures, .. } = event;
+    [
+        ("service", event.service.to_string()),
+        ("operation", event.operation.to_string()),
+        ("model", event.model.to_string()),
+        ("service_tier", event.service_tier.clone()),
+        ("units", measures.units.to_string()),
+        ("input_tokens", measures.input_tokens.to_string()),
+        ("output_tokens", measures.output_tokens.to_string()),
+        ("cached_input_tokens", measures.cached_input_tokens.to_string()),
+        ("amount", measures.amount.map_or_else(String::new, |amount| amount.to_string())),
+        ("measures", measures::to_json(&measures.others).unwrap_or_default()),
+        ("subject", event.subject.clone()),
+        ("external_id", event.external_id.clone()),
+        ("metadata", event.metadata.clone().unwrap_or_default()),
+    ]
+}
+
+impl Deltas {
+    /// Adds an event of a day.
+    pub fn add_event(&mut self, event: &UsageEvent, day: NaiveDate, charge: Charge) {
+        self.change_by_event(event, day, Sums::of(&event.measures, charge), true);
+    }
+
+    /// Removes an event of a day, with the charge that it has.
+    pub fn remove_event(&mut self, event: &UsageEvent, day: NaiveDate, charge: Charge) {
+        self.change_by_event(event, day, Sums::default() - Sums::of(&event.measures, charge), false);
+    }
+
+    fn change_by_event(&mut self, event: &UsageEvent, day: NaiveDate, sums: Sums, is_added: bool) {
+        let key = (event.client_id.clone(), day, event.service.clone(), event.operation.clone(), event.model.clone());
+        for (name, quantity) in &event.measures.others {
+            let sum = self.day_measures.entry((key.clone(), name.clone())).or_default();
+            *sum = if is_added { *sum + (*quantity).into() } else { *sum - (*quantity).into() };
+        }
+        self.add(key, sums);
+    }
+}

@@ -1,0 +1,240 @@
+//! Charges recorded events by the present prices. The state of a run is a row, which advances in the transaction that changes
+//! events. So any replica can continue a run that was killed.
+
+use super::apply::{Changed, apply};
+use super::call::REASON_BYTES_MAX;
+use crate::alerts::raise::{self, AlertSettings};
+use crate::auth::Caller;
+use crate::catalog::CatalogCache;
+use crate::engine::Engine;
+use crate::fields::Fields;
+use crate::ledger::Begun;
+use crate::paging::{Page, PageRequest};
+use crate::refusal::{Reason, Refusal, shown};
+use chrono::Datelike;
+use meterd_domain::adjustment::AdjustmentKind;
+use meterd_domain::catalog::Catalog;
+use meterd_domain::decimal::Total;
+use meterd_domain::event::{Charge, EventId};
+use meterd_domain::period::Month;
+use meterd_store::database::deployment;
+use meterd_store::usage::adjustments::{self, Origin};
+use meterd_store::usage::events::RecordedEvent;
+use meterd_store::usage::holders;
+use meterd_store::usage::reprice::{self as store, NewRun, Progress};
+use sqlx::PgPool;
+use std::collections::{BTreeMap, BTreeSet};
+
+pub use meterd_store::usage::reprice::{CostChange, DifferenceKey, Run};
+
+/// Maximum number of events of one transaction. It locks their months, and ingest of the same clients waits for it. So it is short.
+const CHUNK_EVENTS: i64 = 2_000;
+/// Maximum number of months of a run.
+const MONTHS_MAX: i32 = 120;
+
+/// Which events to charge again, unchecked. Empty filters select everything.
+#[derive(Debug, Default)]
+pub struct RepriceInput {
+    /// The first and the last month, such as "2026-11".
+    pub start_month: String,
+    pub end_month: String,
+    pub client_ids: Vec<String>,
+    pub services: Vec<String>,
+    pub models: Vec<String>,
+    /// Whether only the differences are computed.
+    pub validate_only: bool,
+    pub reason: String,
+}
+
+/// Begins a run, and returns it.
+pub async fn begin(engine: &Engine, caller: &Caller, input: RepriceInput) -> Result<Run, Refusal> {
+    let mut fields = Fields::default();
+    let start = fields.month("start_month", &input.start_month);
+    let end = fields.month("end_month", &input.end_month);
+    if let (Some(start), Some(end)) = (start, end) {
+        let number = |month: Month| month.first_day().year() * 12 + month.first_day().month0() as i32;
+        if !(0..MONTHS_MAX).contains(&(number(end) - number(start))) {
+            fields.wrong("end_month", format!("must be from start_month to {} months later", MONTHS_MAX - 1));
+        }
+    }
+    fields.filter("client_ids", &input.client_ids);
+    fields.filter("services", &input.services);
+    fields.filter("models", &input.models);
+    if input.validate_only {
+        fields.text("reason", &input.reason, REASON_BYTES_MAX);
+    } else {
+        fields.required("reason", &input.reason, REASON_BYTES_MAX);
+    }
+    fields.finish()?;
+    let (start_month, end_month) = start.zip(end).expect("the months are checked");
+    let mut tx = engine.pool.begin().await?;
+    let closed = deployment::closed_through(&mut tx).await?;
+    if let Some(closed) = closed.filter(|closed| start_month <= *closed) {
+        return Err(Refusal::month_closed(closed));
+    }
+    let run = NewRun {
+        start_month,
+        end_month,
+        client_ids: input.client_ids,
+        services: input.services,
+        models: input.models,
+        is_dry: input.validate_only,
+        reason: input.reason,
+        actor: caller.principal(),
+    };
+    let run_id = store::create(&mut tx, &run).await?;
+    let created = store::find(&mut tx, run_id).await?.ok_or_else(|| not_found(&run_id.to_string()))?;
+    tx.commit().await?;
+    engine.pricing_wanted.notify_one();
+    Ok(created)
+}
+
+fn not_found(run_id: &str) -> Refusal {
+    Refusal::new(Reason::RepriceRunNotFound, format!("there is no run {}", shown(run_id)))
+}
+
+async fn existing(engine: &Engine, run_id: &str) -> Result<Run, Refusal> {
+    let mut fields = Fields::default();
+    fields.required("run_id", run_id, meterd_domain::event::ID_BYTES_MAX);
+    fields.finish()?;
+    let run = match run_id.parse() {
+        Ok(id) => store::find(&mut *engine.pool.acquire().await?, id).await?,
+        Err(_) => None,
+    };
+    run.ok_or_else(|| not_found(run_id))
+}
+
+/// A run with its differences so far.
+pub struct RunReport {
+    pub run: Run,
+    /// The sums of all differences.
+    pub total: CostChange,
+    /// By client, service and model.
+    pub differences: Page<(DifferenceKey, CostChange), DifferenceKey>,
+}
+
+/// Returns a run, and a page of its differences.
+pub async fn get(engine: &Engine, run_id: &str, page: PageRequest<DifferenceKey>) -> Result<RunReport, Refusal> {
+    let mut fields = Fields::default();
+    let size = page.check_size(&mut fields);
+    fields.finish()?;
+    let after = page.after?.unwrap_or_default();
+    let run = existing(engine, run_id).await?;
+    let rows = store::differences(&engine.pool, run.run_id, &after, size + 1).await?;
+    let total = store::total(&engine.pool, run.run_id).await?;
+    Ok(RunReport { run, total, differences: Page::of(rows, size, |(key, _)| key.clone()) })
+}
+
+/// Ends a run. What it has changed stays. Returns the run; a run that has ended stays as it is.
+pub async fn cancel(engine: &Engine, run_id: &str) -> Result<Run, Refusal> {
+    let run = existing(engine, run_id).await?;
+    store::cancel(&mut *engine.pool.acquire().await?, run.run_id).await?;
+    engine.pricing_wanted.notify_one();
+    existing(engine, run_id).await
+}
+
+/// Works on the oldest run that is not finished, for one transaction. Returns `false` if there is none.
+pub async fn run_once(
+    pool: &PgPool,
+    cache: &CatalogCache,
+    alert_settings: &AlertSettings,
+) -> meterd_store::Result<bool> {
+    let mut transaction = pool.begin().await?;
+    let mut tx = Begun::new(&mut transaction).share_versions().await?;
+    let Some(run) = store::take(tx.conn()).await? else { return Ok(false) };
+    if run.cancel_time.is_some() {
+        store::advance(tx.conn(), run.run_id, Progress::default()).await?;
+        transaction.commit().await?;
+        return Ok(true);
+    }
+    let catalog = tx.catalog(cache).await?;
+    // Months that were closed since the run began stay as they are.
+    let closed = tx.versions.closed_through.map(|closed| closed.next().first_day());
+    let days = (run.start_month.max(closed.unwrap_or(run.start_month)), Month::of(run.end_month).last_day());
+    let after = (run.client_id.as_str(), run.event_time, run.event_seq);
+    let events = adjustments::next_events(tx.conn(), &run.client_ids, days, after, CHUNK_EVENTS).await?;
+    let last = events.last().map(|event| (event.event.client_id.clone(), event.id));
+    let differing: Vec<&RecordedEvent> = events.iter().filter(|event| differs(&run, &catalog, event)).collect();
+    let examined = events.len() as i64;
+    let (changed, raised) = if run.is_dry || differing.is_empty() {
+        let changes: Vec<Changed<'_>> = differing.iter().map(|event| change(&catalog, event)).collect();
+        store::add_differences(tx.conn(), run.run_id, &differences(&changes)).await?;
+        let changed = changes.len() as i64;
+        store::advance(tx.conn(), run.run_id, progress(&last, examined, changed)).await?;
+        (changed, vec![])
+    } else {
+        let ids: Vec<(&str, EventId)> = differing.iter().map(|event| (&*event.event.client_id, event.id)).collect();
+        let months: BTreeSet<(String, Month)> =
+            differing.iter().map(|event| (event.event.client_id.to_string(), Month::of(event.day))).collect();
+        let mut tx = tx.lock_months(&months).await?;
+        // Read again, because the events can only now not change any more.
+        let recorded: Vec<RecordedEvent> = holders::events(tx.conn(), &ids).await?.into_iter().flatten().collect();
+        let is_locked =
+            |event: &RecordedEvent| months.contains(&(event.event.client_id.to_string(), Month::of(event.day)));
+        if !recorded.iter().all(is_locked) {
+            // An event was moved into a month that is not locked. The next step begins again.
+            return Ok(true);
+        }
+        let changes: Vec<Changed<'_>> = recorded
+            .iter()
+            .filter(|event| differs(&run, &catalog, event))
+            .map(|event| change(&catalog, event))
+            .collect();
+        store::add_differences(tx.conn(), run.run_id, &differences(&changes)).await?;
+        let changed = changes.len() as i64;
+        store::advance(tx.conn(), run.run_id, progress(&last, examined, changed)).await?;
+        let origin =
+            Origin { kind: AdjustmentKind::Reprice, reason: &run.reason, actor: &run.actor, run_id: Some(run.run_id) };
+        (changed, apply(tx, alert_settings, &origin, &changes).await?)
+    };
+    transaction.commit().await?;
+    raise::count(&raised);
+    if !run.is_dry && changed > 0 {
+        metrics::counter!("meterd_events_corrected_total", "kind" => "reprice").increment(changed as u64);
+        tracing::info!(run_id = run.run_id, events = changed, "events charged by the present prices");
+    }
+    Ok(true)
+}
+
+fn progress(last: &Option<(std::sync::Arc<str>, EventId)>, examined: i64, changed: i64) -> Progress<'_> {
+    Progress { last: last.as_ref().map(|(client_id, id)| (&**client_id, id.time, id.seq)), examined, changed }
+}
+
+/// Returns whether an event counts, is selected, and has another charge by the present prices.
+fn differs(run: &Run, catalog: &Catalog, recorded: &RecordedEvent) -> bool {
+    let event = &recorded.event;
+    let has = |names: &[String], name: &str| names.is_empty() || names.iter().any(|of| of == name);
+    let is_selected =
+        recorded.void_time.is_none() && has(&run.services, &event.service) && has(&run.models, &event.model);
+    is_selected && !is_same_charge(recorded.charge, catalog.charge(event))
+}
+
+/// Returns whether two charges are equal. The price does not matter.
+fn is_same_charge(old: Charge, new: Charge) -> bool {
+    match (old, new) {
+        (Charge::Priced { charge: old, .. }, Charge::Priced { charge: new, .. }) => old == new,
+        (Charge::Unpriced(old), Charge::Unpriced(new)) => old == new,
+        _ => false,
+    }
+}
+
+fn change<'a>(catalog: &Catalog, recorded: &'a RecordedEvent) -> Changed<'a> {
+    Changed { recorded, event: None, charge: Some(catalog.charge(&recorded.event)) }
+}
+
+fn differences(changes: &[Changed<'_>]) -> BTreeMap<DifferenceKey, CostChange> {
+    let cost = |charge: Charge| match charge {
+        Charge::Priced { charge, .. } => charge.into(),
+        Charge::Unpriced(_) => Total::ZERO,
+    };
+    let mut differences = BTreeMap::<DifferenceKey, CostChange>::new();
+    for Changed { recorded, charge, .. } in changes {
+        let event = &recorded.event;
+        let key = (event.client_id.to_string(), event.service.to_string(), event.model.to_string());
+        let of_key = differences.entry(key).or_default();
+        of_key.event_count += 1;
+        of_key.old_cost = of_key.old_cost + cost(recorded.charge);
+        of_key.new_cost = of_key.new_cost + charge.map_or(Total::ZERO, cost);
+    }
+    differences
+}

@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Shows the progress of a run, and its differences by client, service and model.
+set -euo pipefail
+server=${METERD_SERVER:-127.0.0.1:50051}
+run_id=$("$(dirname "$0")/reprice_usage.sh" | sed -n 's/.*"runId": "\([^"]*\)".*/\1/p')
+
+grpcurl -plaintext -d '{"run_id": "'"$run_id"'"}' "$server" metering.v1.CatalogService/GetRepriceRun
