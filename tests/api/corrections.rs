@@ -388,6 +388,39 @@ async fn events_of_closed_months_stay_as_they_are() {
     server.stop().await;
 }
 
+/// Both replicas void the same events at the same time, with the same and with other calls.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_event_that_two_replicas_void_at_once_is_voided_once() {
+    const EVENTS: usize = 60;
+    let server = november().await;
+    let other = TestServer::replica(&server.database_url, &[], Clock::fixed(time(NOW))).await;
+    let keys: Vec<String> = (0..EVENTS).map(|number| format!("k{number}")).collect();
+    server.batch(keys.iter().map(|key| keyed(key, event("acme", "sms", "1"))).collect(), false).await;
+    let voided = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let all = |replica: &TestServer, size: usize| {
+        let (channel, keys, voided) = (replica.usage(), keys.clone(), voided.clone());
+        tokio::spawn(async move {
+            for part in keys.chunks(size) {
+                let events = part.iter().map(|key| by_key(key)).collect();
+                let request =
+                    VoidUsageRequest { client_id: "acme".into(), events, reason: "r".into(), ..Default::default() };
+                let results = channel.clone().void_usage(request).await.unwrap().into_inner().results;
+                let (done, refused): (Vec<_>, Vec<_>) = results.iter().partition(|result| result.error.is_none());
+                assert!(refused.iter().all(|result| reason(result) == "EVENT_VOIDED"));
+                voided.fetch_add(done.len(), Ordering::Relaxed);
+            }
+        })
+    };
+    for task in [all(&server, 1), all(&other, 1), all(&server, 7), all(&other, 7), all(&server, EVENTS)] {
+        task.await.unwrap();
+    }
+    assert_eq!(voided.load(Ordering::Relaxed), EVENTS);
+    assert_eq!(adjustments(&server).await.len(), EVENTS);
+    server.assert_exact(0).await;
+    other.stop().await;
+    server.stop().await;
+}
+
 /// A price per million was sent as a price per token: a thousand events, an alert, and the way back.
 #[tokio::test]
 async fn a_mistyped_price_is_repaired_by_repricing_and_everything_is_explained() {

@@ -5,7 +5,7 @@ use meterd_store::database::distribution::{DISTRIBUTED_TABLES, TRIGGERS};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Tables with a column `client_id` that stay on the coordinator.
-const LOCAL_TABLES: [&str; 6] = [
+const LOCAL_TABLES: [&str; 8] = [
     "alert_feed",
     "alert_policies",
     "alerts",

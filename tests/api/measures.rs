@@ -269,7 +269,9 @@ async fn wrong_measures_and_rates_are_rejected_with_their_names() {
     let server = november().await;
     let seventeen: Vec<(String, &str)> = (0..17).map(|number| (format!("m{number}"), "1")).collect();
     let seventeen: Vec<(&str, &str)> = seventeen.iter().map(|(name, text)| (name.as_str(), *text)).collect();
-    let cases: [(&[(&str, &str)], &str, &str); 10] = [
+    /// Measures, the wrong field, and a part of the message.
+    type Case<'a> = (&'a [(&'a str, &'a str)], &'a str, &'a str);
+    let cases: [Case<'_>; 10] = [
         (&[("Pages", "1")], "event.measures", "lower-case letters"),
         (&[("", "1")], "event.measures", "must have a name"),
         (&[("input_tokens", "1")], "event.measures", "set the field"),

@@ -283,7 +283,7 @@ async fn usage_of_many_kinds_is_charged_by_the_numbers_of_the_file() {
         let charge = result.charge.unwrap_or_else(|| panic!("{name}: {:?}", result.unpriced_reason));
         let expected = expected.with_scale_round(12, bigdecimal::RoundingMode::HalfEven).normalized();
         assert_eq!(BigDecimal::from_str(&charge.amount).unwrap(), expected, "{name} {costs:?}");
-        assert!(expected > BigDecimal::from(0), "{name}");
+        assert!(expected > 0, "{name}");
     }
     println!("{} usages are charged by the numbers of the file", cases.len());
     server.assert_exact(cases.len() as i64).await;

@@ -246,7 +246,7 @@ async fn resolve(
         match (event_id.is_empty(), idempotency_key.is_empty()) {
             (false, true) => EventId::parse(event_id).ok_or_else(|| not_found(client_id)),
             (true, false) => of_keys.get(idempotency_key).copied().ok_or_else(|| not_found(client_id)),
-            _ => Err(Refusal::field(&field(number), "must have either event_id or idempotency_key")),
+            _ => Err(Refusal::field(field(number), "must have either event_id or idempotency_key")),
         }
     });
     Ok(ids.collect())

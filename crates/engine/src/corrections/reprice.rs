@@ -233,8 +233,8 @@ fn differences(changes: &[Changed<'_>]) -> BTreeMap<DifferenceKey, CostChange> {
         let key = (event.client_id.to_string(), event.service.to_string(), event.model.to_string());
         let of_key = differences.entry(key).or_default();
         of_key.event_count += 1;
-        of_key.old_cost = of_key.old_cost + cost(recorded.charge);
-        of_key.new_cost = of_key.new_cost + charge.map_or(Total::ZERO, cost);
+        of_key.old_cost += cost(recorded.charge);
+        of_key.new_cost += charge.map_or(Total::ZERO, cost);
     }
     differences
 }

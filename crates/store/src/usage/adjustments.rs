@@ -70,7 +70,7 @@ pub async fn insert(
         new_charges.push(charge.map(numeric::of));
         new_prices.push(price_id);
         new_reasons.push(reason);
-        changes.push((!adjustment.changes.is_empty()).then(|| Json(&adjustment.changes)));
+        changes.push((!adjustment.changes.is_empty()).then_some(Json(&adjustment.changes)));
     }
     sqlx::query!(
         "INSERT INTO usage_adjustments (client_id, event_time, event_seq, number, kind, old_charge, old_price_id,
