@@ -10,7 +10,7 @@ CREATE TABLE usage_adjustments (
     event_seq            bigint NOT NULL,
     -- From 1 for each event.
     number               integer NOT NULL,
-    -- 1: void, 2: correction, 3: other price.
+    -- 1: void, 2: correction, 3: other price, 4: a price that was created later.
     kind                 smallint NOT NULL,
     -- The charge before the change: a charge with its price, or the reason why there was none.
     old_charge           numeric,
@@ -23,11 +23,11 @@ CREATE TABLE usage_adjustments (
     -- The fields that a correction has changed: {"units": ["1", "3"]}.
     changes              jsonb,
     reason               text NOT NULL,
-    -- Who made the change: the principal of the caller.
+    -- Who made the change: the principal of the caller, or 'meterd'.
     actor                text NOT NULL,
     -- The run that made the change.
     run_id               bigint,
-    adjust_time          timestamptz NOT NULL DEFAULT now(),
+    adjust_time          timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (client_id, event_time, event_seq, number)
 );
 CREATE INDEX usage_adjustments_listed ON usage_adjustments (client_id, adjust_time, event_time, event_seq, number);

@@ -18,7 +18,7 @@ use tonic::transport::Channel;
 
 /// The limit in the API documentation.
 const TAKE_OVER_MAX: Duration = Duration::from_secs(25);
-/// Transactions of the job, with 10,000 keys each, and how long the trigger delays each.
+/// Transactions of the job, with 10,000 request ids each, and how long the trigger delays each.
 const CHUNKS: i64 = 24;
 const CHUNK_SECONDS: f64 = 0.5;
 
@@ -106,15 +106,15 @@ impl Pair {
         for server in &servers {
             until("the servers come up", Duration::from_secs(60), async || server.key_pruning().await).await;
         }
-        let keys = CHUNKS * 10_000 - 1;
+        let ids = CHUNKS * 10_000 - 1;
         // Each transaction of the job waits, records its role and time, and records whether another one ran at the same
         // time. A sequence counts the latter, because a rollback does not reset a sequence.
         let slow = format!(
             "CREATE TABLE chunks (role text, began timestamptz, ended timestamptz);
              CREATE SEQUENCE overlapping_runs MINVALUE 0 START 0;
              SELECT nextval('overlapping_runs');
-             INSERT INTO idempotency_keys (client_id, idempotency_key, payload_hash, event_time, event_seq, claim_time)
-             SELECT 'acme', n::text, '', now() - interval '500 days', n, now() - interval '500 days' FROM generate_series(1, {keys}) AS n;
+             INSERT INTO create_requests (principal, request_id, request_hash, response, create_time)
+             SELECT '', n::text, '', '', now() - interval '500 days' FROM generate_series(1, {ids}) AS n;
              CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$
              DECLARE began timestamptz := clock_timestamp();
              BEGIN
@@ -123,7 +123,7 @@ impl Pair {
                  INSERT INTO chunks VALUES (session_user, began, clock_timestamp());
                  RETURN NULL;
              END $$;
-             CREATE TRIGGER slow BEFORE DELETE ON idempotency_keys FOR EACH STATEMENT EXECUTE FUNCTION slow()"
+             CREATE TRIGGER slow BEFORE DELETE ON create_requests FOR EACH STATEMENT EXECUTE FUNCTION slow()"
         );
         pool.execute(AssertSqlSafe(slow)).await.unwrap();
         Self { folder, postgres, pool, servers }
@@ -189,10 +189,9 @@ impl Pair {
         .unwrap();
         let overlapping: i64 =
             sqlx::query_scalar("SELECT last_value FROM overlapping_runs").fetch_one(&self.pool).await.unwrap();
-        let left: i64 =
-            sqlx::query_scalar("SELECT count(*) FROM idempotency_keys").fetch_one(&self.pool).await.unwrap();
+        let left: i64 = sqlx::query_scalar("SELECT count(*) FROM create_requests").fetch_one(&self.pool).await.unwrap();
         println!(
-            "{mine} transactions of the first holder, {theirs} of the next; {overlapping} at the same time, {late} late, {left} keys left"
+            "{mine} transactions of the first holder, {theirs} of the next; {overlapping} at the same time, {late} late, {left} request ids left"
         );
         assert_eq!((overlapping, late, left), (0, 0, 0));
         assert_eq!(verify_all(&self.pool, None, None).await.unwrap().differences, 0);

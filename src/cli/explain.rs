@@ -79,15 +79,17 @@ fn text(explained: &ExplainChargeResponse) -> String {
         );
         lines.extend(table(&rows, &[false, true, true, true]));
     }
-    lines.extend(explained.adjustments.iter().map(adjustment));
+    lines.extend(explained.adjustments.iter().map(adjustment_text));
     lines.join("\n")
 }
 
-fn adjustment(adjustment: &Adjustment) -> String {
+/// Describes an adjustment in a line.
+pub fn adjustment_text(adjustment: &Adjustment) -> String {
     let kind = match adjustment.kind() {
         AdjustmentKind::Void => "voided".to_owned(),
         AdjustmentKind::Correction => "corrected".to_owned(),
         AdjustmentKind::Reprice => format!("charged by other prices (run {})", adjustment.run_id),
+        AdjustmentKind::LatePrice => "charged by a later price".to_owned(),
         AdjustmentKind::Unspecified => "changed".to_owned(),
     };
     let changes = adjustment.changes.iter().map(|change| {

@@ -6,9 +6,9 @@ use clap::{Arg, Command};
 const GROUPS: [(&str, &[&str]); 6] = [
     ("Run the server", &["serve", "migrate"]),
     ("Record usage", &["track", "import"]),
-    ("Read usage and costs", &["usage", "summary", "unpriced", "export"]),
+    ("Read usage and costs", &["usage", "summary", "unpriced", "explain", "export"]),
     ("Clients, prices and alerts", &["clients", "prices", "alerts", "notifications"]),
-    ("Check and repair", &["verify", "rebuild", "jobs"]),
+    ("Check and repair", &["void", "adjustments", "verify", "rebuild", "jobs"]),
     ("Access", &["keys", "audit"]),
 ];
 /// Heading of commands without a group.

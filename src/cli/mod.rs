@@ -1,5 +1,6 @@
 //! The commands of meterd, one file or folder for each. Each command has a struct of arguments and a function `run`.
 
+pub mod adjustments;
 pub mod alerts;
 pub mod audit;
 pub mod clients;
@@ -74,6 +75,8 @@ pub enum Command {
     Void(void::VoidArgs),
     /// Show where the charge of an event comes from: its price, each rate, and its adjustments
     Explain(explain::ExplainArgs),
+    /// List the changes of a client's recorded events: voids, corrections and other prices
+    Adjustments(adjustments::AdjustmentsArgs),
     /// List, show, create and change clients
     Clients(clients::ClientsArgs),
     /// List prices and create new ones
@@ -116,6 +119,7 @@ pub fn run(command: Command) -> Pin<Box<dyn Future<Output = anyhow::Result<ExitC
             Command::Unpriced(args) => unpriced::run(args).await,
             Command::Void(args) => void::run(args).await,
             Command::Explain(args) => explain::run(args).await,
+            Command::Adjustments(args) => adjustments::run(args).await,
             Command::Clients(args) => clients::run(args).await,
             Command::Prices(args) => prices::run(args).await,
             Command::Alerts(args) => alerts::run(args).await,

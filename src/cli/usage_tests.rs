@@ -70,6 +70,7 @@ fn models_without_a_price_are_listed() {
     let unpriced = BTreeMap::from([(UnpricedKey { client: "acme".into(), scope }, 1_003)]);
     let totals = UsageTotals { unpriced_event_count: 1_003, ..Default::default() };
     let lines = totals_lines(&totals, &BTreeMap::from([("pages".into(), "3".into())]), &unpriced);
-    assert!(lines[1].starts_with("1,003 events have no price yet"), "{lines:?}");
-    assert_eq!(lines[2], "  openai gpt-9 (chat): 1,003 events");
+    assert_eq!(lines[1], "pages 3");
+    assert!(lines[2].starts_with("1,003 events have no price yet"), "{lines:?}");
+    assert_eq!(lines[3], "  openai gpt-9 (chat): 1,003 events");
 }

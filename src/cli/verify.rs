@@ -14,11 +14,11 @@ use meterd_domain::period::Month;
 use meterd_domain::rollup::Sums;
 use meterd_store::database::connect::{allow_long_statements, plan_for_values};
 use meterd_store::database::deployment;
-use meterd_store::usage::adjustments::{ChainDifference, chain_differences};
 use meterd_store::usage::partitions;
 use meterd_store::usage::verify::{
     self, Compared, Difference, MeasureDifference, RollupRow, Scope, measure_differences,
 };
+use meterd_store::usage::verify_adjustments::{ChainDifference, chain_differences};
 use meterd_store::usage::verify_keys::{KeyDifference, KeyFault, key_differences};
 use meterd_store::{clients, usage};
 use sqlx::PgPool;

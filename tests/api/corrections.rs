@@ -6,7 +6,8 @@ use crate::key_server::{KeyServer, usage_as};
 use meterd::proto::*;
 use meterd_domain::access::Scope;
 use meterd_engine::clock::Clock;
-use prost_types::FieldMask;
+use prost_types::value::Kind;
+use prost_types::{FieldMask, Struct, Value};
 use rand::RngExt;
 use rand::seq::IndexedRandom;
 use std::collections::BTreeMap;
@@ -170,7 +171,8 @@ async fn a_voided_event_counts_in_no_sum_and_its_alert_is_resolved() {
     let listed = server.usage().list_usage_events(listed).await.unwrap().into_inner().events;
     assert!(listed.len() == 3 && listed.iter().all(|event| event.void_time.is_some()));
     let repeat = server.track(keyed("k2", event("acme", "sms", "400"))).await.unwrap();
-    assert_eq!((repeat.outcome(), repeat.event_id), (EventOutcome::Duplicate, second.event_id.clone()));
+    assert_eq!(repeat.outcome(), EventOutcome::Duplicate);
+    assert_eq!((repeat.event_id, repeat.charge), (second.event_id.clone(), None), "a voided event has no charge");
     let file = succeed(&server, &["export"]).await;
     assert_eq!(file.lines().filter(|line| line.contains(&second.event_id)).count(), 1);
     server.assert_exact(0).await;
@@ -193,7 +195,9 @@ async fn a_corrected_event_has_the_charge_of_its_new_contents() {
     let call = UsageEvent { model: "gpt-4o".into(), ..keyed("call", model_call("acme", 1_000, 100)) };
     let call_id = server.track(call.clone()).await.unwrap().event_id;
     assert_eq!(server.track(message("3")).await.unwrap_err().code(), Code::AlreadyExists);
-    let cheaper = UsageEvent { model: "gpt-4o-mini".into(), subject: "ann".into(), ..call.clone() };
+    let number = Value { kind: Some(Kind::NumberValue(1e20)) };
+    let metadata = Some(Struct { fields: [("b".into(), number.clone()), ("a".into(), number)].into() });
+    let cheaper = UsageEvent { model: "gpt-4o-mini".into(), subject: "ann".into(), metadata, ..call.clone() };
     let results = correct(&server, vec![(by_key("SM1"), message("3")), (by_id(&call_id), cheaper.clone())]).await;
     let charges: Vec<_> =
         results.iter().map(|result| (amount(&result.old_charge), amount(&result.new_charge), reason(result))).collect();
@@ -201,7 +205,8 @@ async fn a_corrected_event_has_the_charge_of_its_new_contents() {
     assert_eq!(cost(&server).await, "0.02271");
     server.assert_exact(2).await;
     // The same contents again change nothing, and the first contents are still those of the key.
-    assert_eq!(reason(&correct(&server, vec![(by_key("SM1"), message("3.0"))]).await[0]), "");
+    let same = vec![(by_key("SM1"), message("3.0")), (by_id(&call_id), cheaper)];
+    assert!(correct(&server, same).await.iter().all(|result| result.error.is_none()));
     assert_eq!(server.track(message("1")).await.unwrap().outcome(), EventOutcome::Duplicate);
     let adjusted = adjustments(&server).await;
     let changes = |adjustment: &Adjustment| {
@@ -211,7 +216,8 @@ async fn a_corrected_event_has_the_charge_of_its_new_contents() {
     assert_eq!(adjusted.len(), 2);
     let of = |event_id: &str| adjusted.iter().find(|adjustment| adjustment.event_id == event_id).unwrap();
     assert_eq!(changes(of(&first.event_id)), "units 1>3");
-    assert_eq!(changes(of(&call_id)), "model gpt-4o>gpt-4o-mini subject >ann");
+    let of_call = changes(of(&call_id));
+    assert!(of_call.starts_with("metadata >{\"a\":") && of_call.ends_with(" model gpt-4o>gpt-4o-mini subject >ann"));
     assert_eq!((of(&call_id).number, of(&call_id).reason.as_str()), (1, "delivered later"));
 
     // To another service without a price, and back.
@@ -236,6 +242,60 @@ async fn a_corrected_event_has_the_charge_of_its_new_contents() {
     assert_eq!(numbers, [1, 2, 3]);
     let shown = succeed(&server, &["explain", "acme", &first.event_id]).await;
     assert!(shown.contains("charge 0.015 USD") && shown.contains("units 1 to 3: delivered later"), "{shown}");
+    let listed = succeed(&server, &["adjustments", "acme", "--limit", "1"]).await;
+    assert!(listed.contains("corrected: ") && listed.contains("there are newer adjustments"), "{listed}");
+    let listed = succeed(&server, &["adjustments", "acme", "--event", &first.event_id, "--json"]).await;
+    let json: Vec<serde_json::Value> = listed.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(
+        (json.len(), &json[0]["newCharge"], &json[0]["changes"]["units"][1]),
+        (3, &"0.0225".into(), &"3".into())
+    );
+    assert_eq!(succeed(&server, &["adjustments", "acme", "--run", "7"]).await, "no adjustments\n");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_price_that_comes_later_continues_the_adjustments_of_a_corrected_event() {
+    let server = november().await;
+    let message = |units: &str| keyed("k", event("acme", "social", units));
+    let event_id = server.track(message("1")).await.unwrap().event_id;
+    server.track(event("acme", "social", "5")).await.unwrap();
+    correct(&server, vec![(by_key("k"), message("3"))]).await;
+    let price = create_price(&server, unit_price("social", "", "2")).await;
+    wait_until(async || cost(&server).await == "16").await;
+    server.assert_exact(2).await;
+    let adjustments = adjustments(&server).await;
+    let kinds: Vec<_> = adjustments.iter().map(|of| (of.kind(), of.number, &*of.event_id, &*of.new_price_id)).collect();
+    let expected =
+        [(AdjustmentKind::Correction, 1, &*event_id, ""), (AdjustmentKind::LatePrice, 2, &*event_id, &*price)];
+    assert_eq!(kinds, expected, "the other event has no adjustments");
+    correct(&server, vec![(by_key("k"), message("4"))]).await;
+    assert_eq!(cost(&server).await, "18");
+    server.assert_exact(2).await;
+    server.stop().await;
+}
+
+/// Three clients in a run: each has its own line of alerts, and the second run goes back.
+#[tokio::test]
+async fn a_run_over_many_clients_raises_and_resolves_the_alerts_of_each() {
+    let server = november().await;
+    set_lines(&server, "100", "150").await;
+    let mut price = create_price(&server, unit_price("social", "", "1")).await;
+    for client in ["acme", "beta", "gamma", "quiet"] {
+        let service = if client == "quiet" { "sms" } else { "social" };
+        server.batch(vec![event(client, service, "30"); 3], false).await;
+    }
+    for (rate, is_resolved) in [("2", false), ("1", true)] {
+        server.catalog().retire_price(RetirePriceRequest { price_id: price, end_time: None }).await.unwrap();
+        price = create_price(&server, unit_price("social", "", rate)).await;
+        let run = reprice(&server, reprice_november(true)).await.run.unwrap();
+        assert_eq!((run.examined_count, run.changed_count), (12, 9));
+        use AlertSeverity::Critical;
+        assert_eq!(threshold_alerts(&server).await, [(Critical, is_resolved); 3]);
+        server.assert_exact(12).await;
+    }
+    let report = reprice(&server, reprice_november(false)).await;
+    assert_eq!((report.run.unwrap().changed_count, report.differences.len()), (0, 0));
     server.stop().await;
 }
 
@@ -300,7 +360,7 @@ async fn wrong_corrections_are_rejected_one_by_one_with_their_fields() {
         ..Default::default()
     };
     let result = server.usage().void_usage(many).await;
-    assert_invalid(result, "INVALID_FIELD", &["reason", "events"]);
+    assert_invalid(result, "INVALID_FIELD", &["events"]);
     assert!(adjustments(&server).await.is_empty());
     server.assert_exact(2).await;
     let failed = meterd(&server, &["void", "acme", "nothing", "--reason", "r"]).await;
@@ -536,6 +596,9 @@ async fn a_run_can_be_cancelled_and_wrong_runs_are_rejected() {
     stalled.rollback().await.unwrap();
     let run = ended(&server, &run.run_id).await.run.unwrap();
     assert_eq!((run.examined_count, run.cancel_time), (0, cancelled.cancel_time));
+    let with_id = RepriceUsageRequest { request_id: "once".into(), ..reprice_november(false) };
+    let begin = async || server.catalog().reprice_usage(with_id.clone()).await.unwrap().into_inner();
+    assert_eq!(begin().await, begin().await);
     let again = server.catalog().cancel_reprice_run(cancel).await.unwrap().into_inner().run.unwrap();
     assert_eq!(again, run);
     server.stop().await;
@@ -567,7 +630,7 @@ async fn verify_finds_charges_and_voids_without_their_adjustments() {
         let mut tx = server.pool.begin().await.unwrap();
         sqlx::raw_sql(sqlx::AssertSqlSafe(damage.clone())).execute(&mut *tx).await.unwrap();
         let scope = meterd_store::usage::verify::Scope::default();
-        let found = meterd_store::usage::adjustments::chain_differences(&mut tx, &scope).await.unwrap();
+        let found = meterd_store::usage::verify_adjustments::chain_differences(&mut tx, &scope).await.unwrap();
         assert_eq!(found.len(), 1, "{damage}");
         tx.rollback().await.unwrap();
     }
@@ -582,25 +645,21 @@ async fn verify_finds_charges_and_voids_without_their_adjustments() {
 async fn sums_equal_the_events_at_any_time_while_events_are_recorded_voided_corrected_and_repriced() {
     let server = Arc::new(november().await);
     let other = Arc::new(TestServer::replica(&server.database_url, &[], Clock::fixed(time(NOW))).await);
-    create_price(&server, unit_price("social", "", "1")).await;
     set_lines(&server, "40", "400").await;
     let is_done = Arc::new(AtomicBool::new(false));
     let random_event = |key: String| {
         let mut rng = rand::rng();
-        let services = ["social", "sms", "record_created"];
+        // Models of social without a price are charged when another worker creates it.
+        let services = [("social", "a"), ("social", "b"), ("social", "c"), ("sms", ""), ("record_created", "")];
+        let (service, model) = *services.choose(&mut rng).unwrap();
         let time = *["2026-10-31T12:00:00Z", "2026-11-05T12:00:00Z", NOW].choose(&mut rng).unwrap();
         let measures = if rng.random_bool(0.3) {
             [("pages".to_owned(), rng.random_range(1..5).to_string())].into()
         } else {
             BTreeMap::new()
         };
-        UsageEvent {
-            measures,
-            ..keyed(
-                &key,
-                event_at("acme", services.choose(&mut rng).unwrap(), &rng.random_range(0..9).to_string(), time),
-            )
-        }
+        let event = event_at("acme", service, &rng.random_range(0..9).to_string(), time);
+        UsageEvent { measures, model: model.into(), ..keyed(&key, event) }
     };
     let workers = (0..4).map(|worker| {
         let (replica, is_done) = (if worker % 2 == 0 { server.clone() } else { other.clone() }, is_done.clone());
@@ -625,18 +684,20 @@ async fn sums_equal_the_events_at_any_time_while_events_are_recorded_voided_corr
                 counts[2] += results.iter().filter(|result| result.error.is_none()).count();
                 assert_eq!(reason(&results[0]), "EVENT_VOIDED");
                 if round % 5 == worker {
+                    let day = format!("2026-{}-{:02}T00:00:{:02}Z", 10 + round % 2, 1 + round % 20, round % 60);
                     let price = Price {
-                        effective_time: Some(timestamp(&format!("2026-11-{:02}T00:00:00Z", 1 + round % 20))),
-                        ..unit_price("social", &format!("m{worker}-{round}"), "2")
+                        effective_time: Some(timestamp(&day)),
+                        ..unit_price("social", ["a", "b", "c"][round % 3], &format!("0.{}", 1 + round % 7))
                     };
-                    create_price(&replica, price).await;
+                    // Another worker may have created it.
+                    let request = CreatePriceRequest { price: Some(price), ..Default::default() };
+                    drop(replica.catalog().create_price(request).await);
                     let general = unit_price("record_created", "", &format!("0.{}", 1 + round % 9));
                     let general = Price {
                         effective_time: Some(timestamp(&format!("2026-10-01T00:00:{:02}Z", round % 60))),
                         ..general
                     };
                     let request = CreatePriceRequest { price: Some(general), ..Default::default() };
-                    // Another worker may have created it.
                     drop(replica.catalog().create_price(request).await);
                     let run = RepriceUsageRequest { start_month: "2026-10".into(), ..reprice_november(true) };
                     replica.catalog().reprice_usage(run).await.unwrap();
@@ -656,7 +717,12 @@ async fn sums_equal_the_events_at_any_time_while_events_are_recorded_voided_corr
     for worker in workers {
         total.iter_mut().zip(worker.await.unwrap()).for_each(|(sum, count)| *sum += count);
     }
-    println!("{} events, {} voids, {} corrections, {} runs", total[0], total[1], total[2], total[3]);
+    let late = "SELECT count(*) FROM usage_adjustments WHERE kind = 4";
+    let late: i64 = sqlx::query_scalar(late).fetch_one(&server.pool).await.unwrap();
+    println!(
+        "{} events, {} voids, {} corrections, {} runs, {late} adjustments by a later price",
+        total[0], total[1], total[2], total[3]
+    );
     assert!(total.iter().all(|count| *count > 3), "{total:?}");
     let open = "SELECT count(*) FROM reprice_runs WHERE finish_time IS NULL";
     wait_until(async || sqlx::query_scalar::<_, i64>(open).fetch_one(&server.pool).await.unwrap() == 0).await;

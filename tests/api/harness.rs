@@ -262,8 +262,9 @@ impl TestServer {
 
     /// Waits until a writer is blocked by `stall_writers`.
     pub async fn wait_for_stalled_writer(&self) {
-        let waiting = "SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted
-                       AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+        // Jobs wait for the lock, too. Only writers begin their transaction in the same statement.
+        let waiting = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory'
+                       AND query LIKE 'BEGIN; SELECT pg_advisory_xact_lock_shared%'";
         wait_until(async || self.sql(waiting).await > 0).await;
     }
 

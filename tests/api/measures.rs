@@ -273,7 +273,7 @@ async fn wrong_measures_and_rates_are_rejected_with_their_names() {
     type Case<'a> = (&'a [(&'a str, &'a str)], &'a str, &'a str);
     let cases: [Case<'_>; 10] = [
         (&[("Pages", "1")], "event.measures", "lower-case letters"),
-        (&[("", "1")], "event.measures", "must have a name"),
+        (&[("", "1")], "event.measures", "must be a name"),
         (&[("input_tokens", "1")], "event.measures", "set the field"),
         (&[("cache_wirte_tokens", "1")], "event.measures", "known are audio_input_tokens"),
         (&[("pages", "-1")], r#"event.measures["pages"]"#, "must be zero or more"),

@@ -113,6 +113,48 @@ async fn only_what_has_changed_creates_prices_and_the_operators_prices_stay() {
     server.stop().await;
 }
 
+/// A tier or a bound that a list adds to a model with prices: usage that was recorded before keeps its price.
+#[tokio::test]
+async fn a_price_for_a_new_tier_of_a_model_begins_at_the_effective_time_unless_the_model_is_new() {
+    use ImportOutcome::{Created, Kept, Unchanged};
+    let server = november().await;
+    let own = CreatePriceRequest { price: Some(unit_price("sms", "own", "7")), ..Default::default() };
+    let own = server.catalog().create_price(own).await.unwrap().into_inner().price.unwrap().price_id;
+    let of_tier = |model: &str, rate: &str| Price { service_tier: "batch".into(), ..unit_price("sms", model, rate) };
+    let request = |prices: Vec<Price>| ImportPricesRequest { prices, source: "list".into(), ..Default::default() };
+    // The prices of 60 models, each with a tier: all of a model are in one transaction, although the list has them apart.
+    let names: Vec<String> = (0..60).map(|number| format!("m{number}")).collect();
+    let mut prices: Vec<Price> = names.iter().map(|name| unit_price("sms", name, "2")).collect();
+    prices.push(unit_price("sms", "plain", "2"));
+    prices.extend(names.iter().map(|name| of_tier(name, "1")));
+    let created = import(&server, request(prices)).await;
+    assert!(created.len() == 121 && created.iter().all(|(outcome, ..)| *outcome == Created), "{created:?}");
+    let charge = async |model: &str, day: &str| {
+        let request = EstimateCostRequest {
+            service: "sms".into(),
+            model: model.into(),
+            service_tier: "batch".into(),
+            event_time: Some(timestamp(&format!("2026-11-{day}T00:00:00Z"))),
+            ..Default::default()
+        };
+        amount(&server.catalog().estimate_cost(request).await.unwrap().into_inner().charge).to_owned()
+    };
+    for name in &names {
+        assert_eq!(charge(name, "01").await, "1", "{name} has all prices from the beginning of time");
+    }
+    let later =
+        import(&server, request(vec![unit_price("sms", "plain", "2"), of_tier("plain", "1"), of_tier("own", "1")]));
+    let later = later.await;
+    assert_eq!([later[0].0, later[1].0], [Unchanged, Created]);
+    assert_eq!([charge("plain", "21").await, charge("plain", "22").await], ["2", "1"]);
+    assert_eq!(later[2], (Kept, own, String::new()), "the operator's price is for all tiers");
+    assert_eq!(charge("own", "22").await, "7");
+    let replaced = ImportPricesRequest { replace_others: true, ..request(vec![of_tier("own", "1")]) };
+    assert_eq!(import(&server, replaced).await[0].0, Created);
+    assert_eq!([charge("own", "21").await, charge("own", "22").await], ["7", "1"]);
+    server.stop().await;
+}
+
 #[tokio::test]
 async fn the_file_of_model_prices_is_imported_once_and_a_newer_one_changes_only_what_differs() {
     let server = november().await;

@@ -2,8 +2,8 @@
 
 use crate::alert::numbered;
 use crate::event::{Charge, UsageEvent};
-use crate::measures;
 use crate::rollup::{Deltas, Sums};
+use crate::{measures, metadata};
 use chrono::NaiveDate;
 use std::collections::BTreeMap;
 
@@ -11,14 +11,16 @@ use std::collections::BTreeMap;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(i16)]
 pub enum AdjustmentKind {
-    /// The event counts no more.
+    /// The event no longer counts.
     Void = 1,
     /// The event has other contents.
     Correction = 2,
     /// The event is charged by another price.
     Reprice = 3,
+    /// The event was unpriced, and a price that was created later applies to it.
+    LatePrice = 4,
 }
-numbered!(AdjustmentKind, "kind of an adjustment", [Void, Correction, Reprice]);
+numbered!(AdjustmentKind, "kind of an adjustment", [Void, Correction, Reprice, LatePrice]);
 
 /// The fields that a correction has changed, with their old and new values as texts.
 pub type FieldChanges = BTreeMap<String, [String; 2]>;
@@ -46,7 +48,8 @@ fn fields(event: &UsageEvent) -> [(&'static str, String); 13] {
         ("measures", measures::to_json(&measures.others).unwrap_or_default()),
         ("subject", event.subject.clone()),
         ("external_id", event.external_id.clone()),
-        ("metadata", event.metadata.clone().unwrap_or_default()),
+        // The database may have formatted it differently.
+        ("metadata", event.metadata.as_deref().and_then(metadata::canonical).unwrap_or_default()),
     ]
 }
 

@@ -3,7 +3,7 @@
 use crate::decimal::Decimal;
 use crate::measures::Measures;
 use crate::metadata;
-use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
+use chrono::{DateTime, Datelike, NaiveDate, TimeDelta, Utc};
 use sha2::{Digest, Sha256};
 use std::fmt;
 use std::sync::Arc;
@@ -23,6 +23,9 @@ pub const ACCEPT_FUTURE_SECONDS_MAX: u32 = 86_400;
 pub const EVENT_LEAD_MAX: TimeDelta = TimeDelta::seconds(ACCEPT_FUTURE_SECONDS_MAX as i64);
 /// First byte of a payload hash. It is increased when the canonical form changes, so that old hashes stay comparable.
 const PAYLOAD_HASH_VERSION: u8 = 1;
+
+/// Last year of the time of an event.
+const YEAR_MAX: i32 = 9999;
 
 /// Hash of the payload that a caller sent.
 pub type PayloadHash = [u8; 17];
@@ -143,7 +146,7 @@ impl EventId {
         let number = plain.then(|| u128::from_str_radix(text, 16).ok())??;
         let micros = i64::try_from((number >> 64) as u64).ok()?;
         let seq = i64::try_from(number as u64).ok()?;
-        let time = DateTime::from_timestamp_micros(micros)?;
+        let time = DateTime::from_timestamp_micros(micros).filter(|time| time.year() <= YEAR_MAX)?;
         Some(Self { time, seq })
     }
 }
@@ -210,10 +213,11 @@ pub fn differing_fields(
     // The database may have formatted it differently.
     let recorded_metadata = recorded.metadata.as_deref().and_then(metadata::canonical);
     let recorded = &UsageEvent { metadata: recorded_metadata, ..recorded.clone() };
-    let time_was_given = |event, hash: &PayloadHash| payload_hash(event, false) != *hash;
-    let same_time = match time_was_given(sent, sent_hash) {
-        true => sent.event_time == recorded.event_time,
-        false => !time_was_given(recorded, recorded_hash),
+    let sent_without_time = payload_hash(sent, false) == *sent_hash;
+    let same_time = match sent_without_time {
+        false => sent.event_time == recorded.event_time,
+        // The hash of an event that was corrected is that of its first contents, so it says nothing.
+        true => payload_hash(recorded, true) != *recorded_hash,
     };
     let (measures, other) = (&sent.measures, &recorded.measures);
     let fields = [
@@ -256,7 +260,8 @@ mod tests {
 
     #[test]
     fn invalid_ids_are_rejected() {
-        for text in ["", "x", &"f".repeat(32), &"0".repeat(31), &"+".repeat(32)] {
+        let of_year_10000 = format!("{:016x}{:016x}", 253_402_300_800_000_000u64, 1);
+        for text in ["", "x", &of_year_10000, &"f".repeat(32), &"0".repeat(31), &"+".repeat(32)] {
             assert_eq!(EventId::parse(text), None, "{text}");
         }
     }

@@ -69,17 +69,17 @@ pub fn whole_of(measure: &str) -> Option<Whole> {
 pub fn check_name(name: &str) -> Result<(), String> {
     let is_letter = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
     if name.is_empty() || name.len() > MEASURE_NAME_BYTES_MAX {
-        return Err(format!("must have a name of 1 to {MEASURE_NAME_BYTES_MAX} bytes"));
+        return Err(format!("must be a name of 1 to {MEASURE_NAME_BYTES_MAX} bytes"));
     }
     if !name.bytes().all(is_letter) || !name.as_bytes()[0].is_ascii_lowercase() {
-        return Err("must have a name of lower-case letters, digits and underscores that begins with a letter".into());
+        return Err("must be a name of lower-case letters, digits and underscores that begins with a letter".into());
     }
     if matches!(name, "input_tokens" | "output_tokens" | "cached_input_tokens") || RESERVED.contains(&name) {
-        return Err("is no name for a measure, because events or prices have a field for it: set the field".into());
+        return Err("must not be a measure, because events or prices have a field for it: set the field".into());
     }
     if whole_of(name).is_none() && (name.ends_with("_tokens") || name.ends_with("_token")) {
         let known: Vec<&str> = PARTS.iter().map(|(part, _)| *part).collect();
-        return Err(format!("is no known kind of tokens; known are {}", known.join(", ")));
+        return Err(format!("must be a known kind of tokens; known are {}", known.join(", ")));
     }
     Ok(())
 }

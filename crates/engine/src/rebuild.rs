@@ -17,7 +17,7 @@ use meterd_store::usage::verify::{
 };
 use meterd_store::usage::{event_days, partitions};
 use sqlx::PgConnection;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// Which months to rebuild.
@@ -144,12 +144,11 @@ async fn rebuild_month(
             corrections.day_measures.insert((key, measure.into()), expected - actual);
         }
     }
-    let corrected = corrections.months.keys().map(|(_, month)| *month).collect();
-    let corrected = BTreeMap::from([(client_id.to_owned(), corrected)]);
+    let corrected: Vec<Month> = corrections.months.keys().map(|(_, month)| *month).collect();
     let mut posted = tx.post(corrections).await?;
     posted.delete_zeros(client_id, &months).await?;
     // What is raised is not counted: a correction is no new usage.
-    drop(posted.run_effects(settings, AlertEffect::Check { clients: &corrected }).await?.into_raised());
+    drop(posted.run_effects(settings, AlertEffect::Check { client_id, months: &corrected }).await?.into_raised());
     Ok(Some(Rebuilt { month_count: 1, corrected_row_count, rezoned_event_count }))
 }
 

@@ -120,6 +120,12 @@ pub fn event_of(cells: &Cells, mapping: &Mapping, rules: &EventRules) -> Result<
         service_tier: row.name(Field::ServiceTier),
         measures: row.measures(),
     };
+    if row.text(Field::VoidTime).is_some() {
+        row.fault(
+            Field::VoidTime,
+            "is set: the event was voided and counts in no sum, so it must not be recorded again",
+        );
+    }
     row.fill_units(&mut event);
     row.note_unused();
     row.check_ambiguous_keys();

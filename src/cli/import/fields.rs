@@ -23,6 +23,8 @@ pub enum Field {
     Metadata,
     ServiceTier,
     Measures,
+    /// Set in the rows of voided events of an export.
+    VoidTime,
 }
 
 /// Fields that contain quantities.
@@ -31,7 +33,7 @@ pub const MEASURES: [Field; 5] =
 
 impl Field {
     /// All fields, in the order of their numbers.
-    pub const ALL: [Field; 16] = [
+    pub const ALL: [Field; 17] = [
         Field::Client,
         Field::Service,
         Field::Operation,
@@ -48,6 +50,7 @@ impl Field {
         Field::Metadata,
         Field::ServiceTier,
         Field::Measures,
+        Field::VoidTime,
     ];
 
     /// The name in UsageEvent and of the default column.
@@ -69,6 +72,7 @@ impl Field {
             "metadata",
             "service_tier",
             "measures",
+            "void_time",
         ][self as usize]
     }
 
@@ -96,6 +100,7 @@ impl Field {
             "metadata",
             "service-tier",
             "measures",
+            "void-time",
         ][self as usize]
     }
 }
@@ -230,7 +235,7 @@ impl MappingArgs {
             Field::Key => (&None, &self.key_column),
             Field::Subject => (&self.subject, &self.subject_column),
             Field::ExternalId => (&self.external_id, &self.external_id_column),
-            Field::Metadata | Field::Measures => (&None, &None),
+            Field::Metadata | Field::Measures | Field::VoidTime => (&None, &None),
             Field::ServiceTier => (&self.service_tier, &self.service_tier_column),
         };
         (fixed.as_ref(), column.as_ref())

@@ -69,6 +69,7 @@ pub async fn run(args: RepriceArgs) -> anyhow::Result<()> {
         models: args.model.clone(),
         validate_only: !args.apply,
         reason: args.reason.clone().unwrap_or_default(),
+        request_id: String::new(),
     };
     let mut catalog = connect::catalog_client(channel.clone());
     let answer = catalog.reprice_usage(args.connect.request(request, CALL_SECONDS)).await;

@@ -2,6 +2,7 @@
 
 use crate::grpc::Context;
 use crate::grpc::wire::convert::timestamp;
+use crate::grpc::wire::idempotent_create::{answer, idempotency};
 use crate::proto::{
     CancelRepriceRunRequest, CancelRepriceRunResponse, CostDifference, GetRepriceRunRequest, GetRepriceRunResponse,
     RepriceRun, RepriceUsageRequest, RepriceUsageResponse,
@@ -10,6 +11,7 @@ use meterd_domain::period::Month;
 use meterd_engine::auth::Caller;
 use meterd_engine::corrections::reprice::{self, CostChange, DifferenceKey, RepriceInput, Run, RunReport};
 use meterd_engine::refusal::Refusal;
+use prost::Message;
 use std::sync::Arc;
 
 impl From<Run> for RepriceRun {
@@ -36,6 +38,8 @@ pub async fn begin(
     caller: Arc<Caller>,
     request: RepriceUsageRequest,
 ) -> Result<RepriceUsageResponse, Refusal> {
+    let encode = |run: &Run| RepriceUsageResponse { run: Some(run.clone().into()) }.encode_to_vec();
+    let idempotency = idempotency(&caller, &request, &request.request_id, encode);
     let input = RepriceInput {
         start_month: request.start_month,
         end_month: request.end_month,
@@ -45,7 +49,8 @@ pub async fn begin(
         validate_only: request.validate_only,
         reason: request.reason,
     };
-    Ok(RepriceUsageResponse { run: Some(reprice::begin(&context.engine, &caller, input).await?.into()) })
+    let begun = reprice::begin(&context.engine, &caller, input, idempotency).await?;
+    answer(begun, |run| RepriceUsageResponse { run: Some(run.into()) })
 }
 
 /// Returns a run with its differences.

@@ -21,7 +21,7 @@ use prost::Message;
 pub enum Need {
     /// A key with this scope.
     Scope(Scope),
-    /// Any key. The response is the same for every caller.
+    /// Any key: the response is the same for every caller, or the handler checks the caller.
     AnyKey,
 }
 

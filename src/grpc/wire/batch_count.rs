@@ -1,5 +1,5 @@
-//! Counts the events, and the values of metadata and measures, of an encoded batch. An event of two bytes takes three hundred bytes after decoding, so a
-//! batch of millions must be rejected before it is decoded.
+//! Counts the elements of encoded lists, and the values of metadata and measures of encoded events. An event of two bytes takes three
+//! hundred bytes after decoding, so a batch of millions must be rejected before it is decoded.
 
 use meterd_engine::refusal::Refusal;
 use meterd_engine::usage::{BATCH_EVENTS_MAX, check_batch_size};
@@ -70,6 +70,19 @@ impl Counts {
     }
 }
 
+/// Returns the number of elements of a repeated field with messages.
+pub fn count_elements(mut bytes: &[u8], field: u32) -> usize {
+    let mut count = 0;
+    while !bytes.is_empty() {
+        let Ok((number, wire_type)) = decode_key(&mut bytes) else { break };
+        count += usize::from(number == field);
+        if skip_field(wire_type, number, &mut bytes, DecodeContext::default()).is_err() {
+            break;
+        }
+    }
+    count
+}
+
 /// Rejects an encoded batch with too many events, or values of metadata and measures, and returns its number of events. The decoder reports
 /// bytes that are not a message.
 pub fn check_batch(bytes: &[u8]) -> Result<usize, Refusal> {
@@ -91,7 +104,7 @@ pub fn check_batch(bytes: &[u8]) -> Result<usize, Refusal> {
 mod tests {
     use super::*;
     use crate::grpc::wire::json::to_struct;
-    use crate::proto::{BatchTrackUsageRequest, UsageEvent};
+    use crate::proto::{BatchTrackUsageRequest, EventReference, UsageEvent, VoidUsageRequest};
     use prost::Message;
     use serde_json::json;
 
@@ -118,6 +131,17 @@ mod tests {
         for length in 0..bytes.len() {
             let (events, values) = counted(&bytes[..length]);
             assert!(events <= 3 && values <= 12);
+        }
+    }
+
+    #[test]
+    fn elements_of_a_field_are_counted() {
+        let events = vec![EventReference { event_id: "e".into(), ..Default::default() }; 3];
+        let request = VoidUsageRequest { client_id: "acme".into(), events, reason: "r".into(), ..Default::default() };
+        let bytes = request.encode_to_vec();
+        assert_eq!((count_elements(&bytes, 2), count_elements(&bytes, 3), count_elements(&bytes, 4)), (3, 1, 0));
+        for length in 0..bytes.len() {
+            assert!(count_elements(&bytes[..length], 2) <= 3);
         }
     }
 

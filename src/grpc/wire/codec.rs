@@ -1,11 +1,14 @@
-//! Encodes and decodes messages as tonic does, with two differences: the encode buffer starts smaller, and batches are checked
-//! before they are decoded.
+//! Encodes and decodes messages as tonic does, with two differences: the encode buffer starts smaller, and the numbers of elements of
+//! lists are checked before they are decoded.
 
 use crate::grpc::layers::framing::invalid;
 use crate::grpc::wire::batch_count;
 use crate::grpc::wire::status::status;
-use crate::proto::BatchTrackUsageRequest;
+use crate::proto::{BatchTrackUsageRequest, CorrectUsageRequest, ImportPricesRequest, VoidUsageRequest};
 use bytes::Buf;
+use meterd_engine::catalog::import::LIST_PRICES_MAX;
+use meterd_engine::corrections::EVENTS_MAX;
+use meterd_engine::refusal::Refusal;
 use prost::Message;
 use std::any::Any;
 use std::marker::PhantomData;
@@ -47,7 +50,21 @@ where
     }
 }
 
-/// Rejects batches that are too large before it decodes them, and reserves memory for all events of the others at once.
+/// Returns the list of a request that is not a batch: the number and the name of its field, the maximum number of its elements, and
+/// what they are.
+fn list_of(message: &dyn Any) -> Option<(u32, &'static str, usize, &'static str)> {
+    if message.is::<VoidUsageRequest>() {
+        Some((2, "events", EVENTS_MAX, "events"))
+    } else if message.is::<CorrectUsageRequest>() {
+        Some((2, "corrections", EVENTS_MAX, "events"))
+    } else if message.is::<ImportPricesRequest>() {
+        Some((1, "prices", LIST_PRICES_MAX, "prices"))
+    } else {
+        None
+    }
+}
+
+/// Rejects lists that are too long before it decodes them, and reserves memory for all events of the others at once.
 pub struct BatchCheckingDecoder<U>(ProstDecoder<U>);
 
 impl<U: Message + Default + 'static> Decoder for BatchCheckingDecoder<U> {
@@ -59,6 +76,13 @@ impl<U: Message + Default + 'static> Decoder for BatchCheckingDecoder<U> {
         if let Some(batch) = (&mut message as &mut dyn Any).downcast_mut::<BatchTrackUsageRequest>() {
             // The chunk is the whole message, because the buffer is contiguous.
             batch.events.reserve_exact(batch_count::check_batch(bytes.chunk()).map_err(status)?);
+        }
+        if let Some((field, name, max, what)) = list_of(&message) {
+            let count = batch_count::count_elements(bytes.chunk(), field);
+            if count > max {
+                let description = format!("must be 1 to {max} {what}, has {count}");
+                return Err(status(Refusal::field(name, description)));
+            }
         }
         message.merge(bytes).map_err(|error| invalid(format_args!("cannot be decoded: {error}"))).map_err(status)?;
         Ok(Some(message))

@@ -12,7 +12,7 @@ use meterd_domain::price::{Price, Rates};
 use meterd_store::catalog::{self as store, StoredPrice, pricing};
 use meterd_store::locks;
 use sqlx::PgConnection;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// Maximum number of prices of a list.
 pub const LIST_PRICES_MAX: usize = 1_000;
@@ -40,7 +40,7 @@ pub struct PriceList {
 /// What became of a price of the list. Ids are `None` if nothing is created.
 #[derive(Debug)]
 pub enum Imported {
-    /// Nothing had a price before.
+    /// Nothing had a price for the same before.
     Created {
         price_id: Option<i64>,
     },
@@ -53,7 +53,7 @@ pub enum Imported {
     Unchanged {
         price_id: i64,
     },
-    /// The present price is of another source.
+    /// A price of the model is of another source.
     Kept {
         price_id: i64,
     },
@@ -62,7 +62,7 @@ pub enum Imported {
 
 /// Imports a list, and prices recorded events that its prices apply to. Returns a result for each price, in order.
 ///
-/// After an error, the first prices may have been created. The import can be repeated.
+/// After an error, some of the prices may have been created. The import can be repeated.
 pub async fn import(engine: &Engine, list: PriceList) -> Result<Vec<Imported>, Refusal> {
     let catalog = engine.catalog.refresh(&engine.pool).await?;
     let mut fields = Fields::default();
@@ -74,15 +74,15 @@ pub async fn import(engine: &Engine, list: PriceList) -> Result<Vec<Imported>, R
     fields.finish()?;
     let effective_time = effective_time.unwrap_or_else(|| engine.clock.now());
     let checked = check_all(engine, &catalog, &list);
-    let mut results = vec![];
-    for (prices, checked) in list.prices.chunks(CHUNK_PRICES).zip(checked.chunks(CHUNK_PRICES)) {
+    let mut results: Vec<Option<Imported>> = list.prices.iter().map(|_| None).collect();
+    for numbers in chunks(&list.prices) {
         let mut tx = engine.pool.begin().await?;
         if !list.validate_only {
             locks::change_versions(&mut tx).await?;
         }
-        let chunk = Chunk { list: &list, effective_time, prices, checked };
+        let chunk = Chunk { list: &list, effective_time, numbers, checked: &checked };
         let (of_chunk, services) = import_chunk(&mut tx, &chunk).await?;
-        results.extend(of_chunk);
+        chunk.numbers.iter().zip(of_chunk).for_each(|(number, result)| results[*number] = Some(result));
         if services.is_empty() {
             continue;
         }
@@ -93,7 +93,31 @@ pub async fn import(engine: &Engine, list: PriceList) -> Result<Vec<Imported>, R
         tx.commit().await?;
         engine.pricing_wanted.notify_one();
     }
-    Ok(results)
+    Ok(results.into_iter().map(|result| result.expect("each price is in a chunk")).collect())
+}
+
+/// Service, operation and model.
+type ModelKey<'a> = (&'a str, &'a str, &'a str);
+
+fn model_key(price: &NewPrice) -> ModelKey<'_> {
+    (&price.service, &price.operation, &price.model)
+}
+
+/// Divides the prices into the numbers of those of each transaction. All prices of a model are in one, so that they begin at the
+/// same time.
+fn chunks(prices: &[NewPrice]) -> Vec<Vec<usize>> {
+    let mut by_model = BTreeMap::<ModelKey<'_>, Vec<usize>>::new();
+    for (number, price) in prices.iter().enumerate() {
+        by_model.entry(model_key(price)).or_default().push(number);
+    }
+    let mut chunks: Vec<Vec<usize>> = vec![];
+    for numbers in by_model.into_values() {
+        match chunks.last_mut() {
+            Some(last) if last.len() + numbers.len() <= CHUNK_PRICES => last.extend(numbers),
+            _ => chunks.push(numbers),
+        }
+    }
+    chunks
 }
 
 /// Checks each price. A scope that the list has twice is an error of the second price.
@@ -127,7 +151,9 @@ fn check_all(engine: &Engine, catalog: &Catalog, list: &PriceList) -> Vec<Result
 struct Chunk<'a> {
     list: &'a PriceList,
     effective_time: DateTime<Utc>,
-    prices: &'a [NewPrice],
+    /// The positions of the prices in the list.
+    numbers: Vec<usize>,
+    /// The results of [`check_all`].
     checked: &'a [Result<Rates, Refusal>],
 }
 
@@ -136,19 +162,26 @@ async fn import_chunk<'a>(
     conn: &mut PgConnection,
     chunk: &Chunk<'a>,
 ) -> Result<(Vec<Imported>, BTreeSet<&'a str>), Refusal> {
-    let valid = chunk.prices.iter().zip(chunk.checked).filter(|(_, checked)| checked.is_ok());
-    let scopes: Vec<_> = valid.map(|(price, _)| price.scope()).collect();
-    let present = store::prices_of_scopes(conn, &scopes).await?;
+    let models: BTreeSet<ModelKey<'_>> =
+        chunk.numbers.iter().map(|number| model_key(&chunk.list.prices[*number])).collect();
+    let present = store::prices_of_models(conn, &models).await?;
     let (mut results, mut services) = (vec![], BTreeSet::new());
-    for (price, checked) in chunk.prices.iter().zip(chunk.checked) {
-        let present: Vec<&StoredPrice> = present.iter().filter(|present| present.scope() == price.scope()).collect();
+    for number in &chunk.numbers {
+        let (price, checked) = (&chunk.list.prices[*number], &chunk.checked[*number]);
+        let of_model: Vec<&StoredPrice> = present
+            .iter()
+            .filter(|present| (&*present.service, &*present.operation, &*present.model) == model_key(price))
+            .collect();
         let mut result = match checked {
-            Ok(rates) => decide(chunk, rates, &present),
+            Ok(rates) => decide(chunk, price, rates, &of_model),
             Err(error) => Imported::Rejected(error.clone()),
         };
         let (effective_time, created) = match &mut result {
-            Imported::Created { price_id } => (None, price_id),
-            Imported::Changed { price_id, .. } => (Some(chunk.effective_time), price_id),
+            // The first prices of a model also price the usage that was recorded before.
+            Imported::Created { price_id } if of_model.is_empty() => (None, price_id),
+            Imported::Created { price_id } | Imported::Changed { price_id, .. } => {
+                (Some(chunk.effective_time), price_id)
+            }
             _ => {
                 results.push(result);
                 continue;
@@ -172,16 +205,26 @@ async fn import_chunk<'a>(
     Ok((results, services))
 }
 
-/// Decides what becomes of a price. `present` has the prices of its scope that are not withdrawn, ordered by effective time.
-fn decide(chunk: &Chunk<'_>, rates: &Rates, present: &[&StoredPrice]) -> Imported {
-    let Some(last) = present.last() else { return Imported::Created { price_id: None } };
+/// Decides what becomes of a price. `of_model` has the prices of its model that are not withdrawn, ordered by effective time within
+/// each scope.
+fn decide(chunk: &Chunk<'_>, price: &NewPrice, rates: &Rates, of_model: &[&StoredPrice]) -> Imported {
+    let present: Vec<&StoredPrice> =
+        of_model.iter().copied().filter(|present| present.scope() == price.scope()).collect();
+    let last = present.last();
+    if let Some(last) = last.filter(|last| last.rates == *rates && last.end_time.is_none()) {
+        return Imported::Unchanged { price_id: last.price_id };
+    }
+    // A price of another source is meant for all usage of its model, also for that of a scope that only the list has.
+    let is_other = |present: &&StoredPrice| {
+        let ends_before = present.end_time.is_some_and(|end| end <= chunk.effective_time);
+        present.source != chunk.list.source && !present.built_in && !ends_before
+    };
+    let other = last.copied().filter(is_other).or_else(|| of_model.iter().copied().find(is_other));
+    if let Some(other) = other.filter(|_| !chunk.list.replace_others) {
+        return Imported::Kept { price_id: other.price_id };
+    }
+    let Some(last) = last else { return Imported::Created { price_id: None } };
     let replaced = last.price_id;
-    if last.rates == *rates && last.end_time.is_none() {
-        return Imported::Unchanged { price_id: replaced };
-    }
-    if last.source != chunk.list.source && !last.built_in && !chunk.list.replace_others {
-        return Imported::Kept { price_id: replaced };
-    }
     let effective_time = Some(chunk.effective_time);
     if let Some(from) = last.effective_time.filter(|_| last.effective_time >= effective_time) {
         let message = format!(

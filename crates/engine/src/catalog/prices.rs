@@ -82,7 +82,7 @@ pub async fn create(
     }
     locks::change_versions(creation.conn()).await?;
     let scope = price.scope();
-    let others = store::prices_of_scopes(creation.conn(), &[scope]).await?;
+    let others = store::prices_of_scope(creation.conn(), scope).await?;
     check_overlap(&Price { price_id: 0, effective_time, end_time, rates: rates.clone() }, &others)?;
     let NewPrice { service, source, note, .. } = &price;
     let new = store::NewPrice { scope, effective_time, end_time, rates: &rates, built_in: false, source, note };
@@ -119,7 +119,7 @@ pub async fn retire(engine: &Engine, price_id: &str, end_time: Option<UnixTime>)
         None => store::withdraw_price(&mut tx, price.price_id).await?,
         Some(end_time) if price.end_time == Some(end_time) && price.withdraw_time.is_none() => return Ok(price),
         Some(end_time) => {
-            let others = store::prices_of_scopes(&mut tx, &[price.scope()]).await?;
+            let others = store::prices_of_scope(&mut tx, price.scope()).await?;
             check_new_end(&price, end_time, &others)?;
             store::end_price(&mut tx, price.price_id, end_time).await?;
         }

@@ -4,13 +4,13 @@ use crate::alerts::raise::AlertSettings;
 use crate::ledger::{AlertEffect, MonthsLocked};
 use meterd_domain::adjustment::{AdjustmentKind, field_changes};
 use meterd_domain::alert::Alert;
-use meterd_domain::event::{Charge, EventId, UsageEvent};
+use meterd_domain::event::{Charge, PricedEvent, UsageEvent};
 use meterd_domain::period::Month;
 use meterd_domain::rollup::Deltas;
 use meterd_store::catalog::pricing;
 use meterd_store::usage::adjustments::{self, NewAdjustment, Origin};
 use meterd_store::usage::events::RecordedEvent;
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 /// A recorded event that counts, and what becomes of it.
 pub struct Changed<'a> {
@@ -21,43 +21,37 @@ pub struct Changed<'a> {
     pub charge: Option<Charge>,
 }
 
-/// Applies changes: the events, their adjustments, the sums, and the alerts of their months. Returns the alerts that were raised,
-/// which the caller must pass to [`crate::alerts::raise::count`] after the commit.
+/// Applies changes of events of one client: the events, their adjustments, the sums, and the alerts of their months. Returns the
+/// alerts that were raised, which the caller must pass to [`crate::alerts::raise::count`] after the commit.
 ///
 /// The months of all events are locked, and `changes` has each event at most once.
 pub async fn apply(
     mut tx: MonthsLocked<'_>,
     settings: &AlertSettings,
     origin: &Origin<'_>,
+    client_id: &str,
     changes: &[Changed<'_>],
 ) -> meterd_store::Result<Vec<Alert>> {
     let mut deltas = Deltas::default();
-    let mut new = vec![];
-    let mut voided: Vec<(&str, EventId)> = vec![];
-    let mut charged: Vec<(&str, EventId, Charge)> = vec![];
-    let mut months = BTreeMap::<String, Vec<Month>>::new();
+    let (mut new, mut voided, mut charged, mut corrected) = (vec![], vec![], vec![], vec![]);
+    let mut months = BTreeSet::new();
     for Changed { recorded, event, charge } in changes {
         let RecordedEvent { id, day, event: old, .. } = recorded;
         deltas.remove_event(old, *day, recorded.charge);
         match (charge, event) {
-            (None, _) => voided.push((&old.client_id, *id)),
+            (None, _) => voided.push((client_id, *id)),
             (Some(charge), None) => {
                 deltas.add_event(old, *day, *charge);
-                charged.push((&old.client_id, *id, *charge));
+                charged.push((client_id, *id, *charge));
             }
             (Some(charge), Some(event)) => {
                 deltas.add_event(event, *day, *charge);
-                adjustments::correct(tx.conn(), *id, event, *charge).await?;
+                corrected.push(PricedEvent { event, id: *id, day: *day, charge: *charge });
             }
         }
-        let of_client = months.entry(old.client_id.to_string()).or_default();
-        of_client.push(Month::of(*day));
+        months.insert(Month::of(*day));
         let changes = event.as_ref().map(|event| field_changes(old, event)).unwrap_or_default();
-        new.push(NewAdjustment { client_id: &old.client_id, event: *id, old: recorded.charge, new: *charge, changes });
-    }
-    for of_client in months.values_mut() {
-        of_client.sort_unstable();
-        of_client.dedup();
+        new.push(NewAdjustment { client_id, event: *id, old: recorded.charge, new: *charge, changes });
     }
     if !voided.is_empty() {
         adjustments::void(tx.conn(), &voided).await?;
@@ -65,14 +59,16 @@ pub async fn apply(
     if !charged.is_empty() {
         pricing::set_charges(tx.conn(), &charged).await?;
     }
+    if !corrected.is_empty() {
+        adjustments::correct(tx.conn(), &corrected).await?;
+    }
     if !new.is_empty() {
         adjustments::insert(tx.conn(), origin, &new).await?;
     }
+    let months: Vec<Month> = months.into_iter().collect();
     let mut posted = tx.post(deltas).await?;
     if origin.kind != AdjustmentKind::Reprice {
-        for (client_id, months) in &months {
-            posted.delete_zeros(client_id, months).await?;
-        }
+        posted.delete_zeros(client_id, &months).await?;
     }
-    Ok(posted.run_effects(settings, AlertEffect::Check { clients: &months }).await?.into_raised())
+    Ok(posted.run_effects(settings, AlertEffect::Check { client_id, months: &months }).await?.into_raised())
 }

@@ -22,7 +22,7 @@ use sqlx::PgConnection;
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 /// Maximum number of events of a call.
-const EVENTS_MAX: usize = 1_000;
+pub const EVENTS_MAX: usize = 1_000;
 /// Maximum length of a reason, in bytes.
 pub(super) const REASON_BYTES_MAX: usize = 1_024;
 
@@ -61,7 +61,7 @@ pub struct Adjusted {
     pub currency: String,
 }
 
-/// Voids events: they count no more.
+/// Voids events: they no longer count.
 pub async fn void(
     engine: &Engine,
     caller: &Caller,
@@ -108,6 +108,9 @@ async fn run(
     }
     idempotency.check(&mut fields);
     fields.finish()?;
+    let anybody = Caller::anybody();
+    let services = wanted.iter().filter_map(|(_, event)| Some(event.as_ref()?.service.as_str()));
+    let checks = EventChecks::new(engine, &anybody, services, true).await?.uncounted();
     let kind = if list == "events" { AdjustmentKind::Void } else { AdjustmentKind::Correction };
     let mut creation = match idempotency.begin(engine).await? {
         CreateCall::New(creation) => creation,
@@ -147,7 +150,7 @@ async fn run(
             }
             if event.void_time.is_some() {
                 let message =
-                    format!("event {} was voided and counts no more; record the usage as a new event", event.id);
+                    format!("event {} was voided and no longer counts; record the usage as a new event", event.id);
                 return Err(Refusal::new(Reason::EventVoided, message));
             }
             if !is_admin && event.id.time < oldest {
@@ -161,9 +164,6 @@ async fn run(
             Ok(event)
         }));
     }
-    let anybody = Caller::anybody();
-    let services = wanted.iter().filter_map(|(_, event)| Some(event.as_ref()?.service.as_str()));
-    let checks = EventChecks::new(engine, &anybody, services, true).await?.uncounted();
     let mut new = vec![];
     for (number, (recorded, (_, event))) in found.iter().zip(&mut wanted).enumerate() {
         new.push(match (recorded, event.take()) {
@@ -198,7 +198,7 @@ async fn run(
     let origin = Origin { kind, reason, actor: &actor, run_id: None };
     let raised = match changes.is_empty() {
         true => vec![],
-        false => apply(tx, &engine.alert_settings, &origin, &changes).await?,
+        false => apply(tx, &engine.alert_settings, &origin, client_id, &changes).await?,
     };
     let adjusted = Adjusted { results, currency: engine.currency.clone() };
     creation.commit(&adjusted).await?;
@@ -212,6 +212,7 @@ fn kind_name(kind: AdjustmentKind) -> &'static str {
         AdjustmentKind::Void => "void",
         AdjustmentKind::Correction => "correction",
         AdjustmentKind::Reprice => "reprice",
+        AdjustmentKind::LatePrice => "late_price",
     }
 }
 
@@ -270,7 +271,9 @@ fn corrected(
         fields.wrong("idempotency_key", "must be absent or the key of the event");
     }
     let time = UnixTime::from(old.event_time);
-    if event.event_time.is_some_and(|sent| sent != time) {
+    // Times are recorded in microseconds.
+    let is_same = |sent: UnixTime| (sent.seconds, sent.nanos / 1_000) == (time.seconds, time.nanos / 1_000);
+    if event.event_time.is_some_and(|sent| !is_same(sent)) {
         fields.wrong("event_time", "must be absent or the time of the event: void the event and record another one");
     }
     fields.finish()?;

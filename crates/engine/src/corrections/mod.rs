@@ -8,4 +8,4 @@ pub mod list;
 pub mod reprice;
 
 pub use apply::Changed;
-pub use call::{Adjusted, AdjustmentResult, EventReference, Target, correct, void};
+pub use call::{Adjusted, AdjustmentResult, EVENTS_MAX, EventReference, Target, correct, void};

@@ -8,27 +8,30 @@ use crate::auth::Caller;
 use crate::catalog::CatalogCache;
 use crate::engine::Engine;
 use crate::fields::Fields;
+use crate::idempotency::{CreateCall, Created, Idempotency};
 use crate::ledger::Begun;
 use crate::paging::{Page, PageRequest};
 use crate::refusal::{Reason, Refusal, shown};
-use chrono::Datelike;
+use chrono::{Datelike, NaiveDate};
 use meterd_domain::adjustment::AdjustmentKind;
 use meterd_domain::catalog::Catalog;
 use meterd_domain::decimal::Total;
 use meterd_domain::event::{Charge, EventId};
 use meterd_domain::period::Month;
-use meterd_store::database::deployment;
-use meterd_store::usage::adjustments::{self, Origin};
+use meterd_store::database::{connect, deployment};
+use meterd_store::usage::adjustments::Origin;
 use meterd_store::usage::events::RecordedEvent;
 use meterd_store::usage::holders;
-use meterd_store::usage::reprice::{self as store, NewRun, Progress};
-use sqlx::PgPool;
+use meterd_store::usage::reprice::{self as store, NewRun, Position};
+use sqlx::{PgConnection, PgPool};
 use std::collections::{BTreeMap, BTreeSet};
 
 pub use meterd_store::usage::reprice::{CostChange, DifferenceKey, Run};
 
 /// Maximum number of events of one transaction. It locks their months, and ingest of the same clients waits for it. So it is short.
 const CHUNK_EVENTS: i64 = 2_000;
+/// Maximum number of clients that one transaction reads.
+const STEP_CLIENTS: usize = 500;
 /// Maximum number of months of a run.
 const MONTHS_MAX: i32 = 120;
 
@@ -47,7 +50,12 @@ pub struct RepriceInput {
 }
 
 /// Begins a run, and returns it.
-pub async fn begin(engine: &Engine, caller: &Caller, input: RepriceInput) -> Result<Run, Refusal> {
+pub async fn begin(
+    engine: &Engine,
+    caller: &Caller,
+    input: RepriceInput,
+    idempotency: Idempotency<Run>,
+) -> Result<Created<Run>, Refusal> {
     let mut fields = Fields::default();
     let start = fields.month("start_month", &input.start_month);
     let end = fields.month("end_month", &input.end_month);
@@ -65,10 +73,14 @@ pub async fn begin(engine: &Engine, caller: &Caller, input: RepriceInput) -> Res
     } else {
         fields.required("reason", &input.reason, REASON_BYTES_MAX);
     }
+    idempotency.check(&mut fields);
     fields.finish()?;
     let (start_month, end_month) = start.zip(end).expect("the months are checked");
-    let mut tx = engine.pool.begin().await?;
-    let closed = deployment::closed_through(&mut tx).await?;
+    let mut creation = match idempotency.begin(engine).await? {
+        CreateCall::New(creation) => creation,
+        CreateCall::Repeat(answer) => return Ok(Created::Repeat(answer)),
+    };
+    let closed = deployment::closed_through(creation.conn()).await?;
     if let Some(closed) = closed.filter(|closed| start_month <= *closed) {
         return Err(Refusal::month_closed(closed));
     }
@@ -82,11 +94,11 @@ pub async fn begin(engine: &Engine, caller: &Caller, input: RepriceInput) -> Res
         reason: input.reason,
         actor: caller.principal(),
     };
-    let run_id = store::create(&mut tx, &run).await?;
-    let created = store::find(&mut tx, run_id).await?.ok_or_else(|| not_found(&run_id.to_string()))?;
-    tx.commit().await?;
+    let run_id = store::create(creation.conn(), &run).await?;
+    let created = store::find(creation.conn(), run_id).await?.ok_or_else(|| not_found(&run_id.to_string()))?;
+    creation.commit(&created).await?;
     engine.pricing_wanted.notify_one();
-    Ok(created)
+    Ok(Created::New(created))
 }
 
 fn not_found(run_id: &str) -> Refusal {
@@ -143,7 +155,7 @@ pub async fn run_once(
     let mut tx = Begun::new(&mut transaction).share_versions().await?;
     let Some(run) = store::take(tx.conn()).await? else { return Ok(false) };
     if run.cancel_time.is_some() {
-        store::advance(tx.conn(), run.run_id, Progress::default()).await?;
+        store::finish(tx.conn(), run.run_id).await?;
         transaction.commit().await?;
         return Ok(true);
     }
@@ -151,27 +163,22 @@ pub async fn run_once(
     // Months that were closed since the run began stay as they are.
     let closed = tx.versions.closed_through.map(|closed| closed.next().first_day());
     let days = (run.start_month.max(closed.unwrap_or(run.start_month)), Month::of(run.end_month).last_day());
-    let after = (run.client_id.as_str(), run.event_time, run.event_seq);
-    let events = adjustments::next_events(tx.conn(), &run.client_ids, days, after, CHUNK_EVENTS).await?;
-    let last = events.last().map(|event| (event.event.client_id.clone(), event.id));
-    let differing: Vec<&RecordedEvent> = events.iter().filter(|event| differs(&run, &catalog, event)).collect();
-    let examined = events.len() as i64;
-    let (changed, raised) = if run.is_dry || differing.is_empty() {
+    let Step { position, examined, differing, is_last } = next_step(tx.conn(), &run, &catalog, days).await?;
+    let mut changed = differing.len() as i64;
+    let mut raised = vec![];
+    if run.is_dry || differing.is_empty() {
         let changes: Vec<Changed<'_>> = differing.iter().map(|event| change(&catalog, event)).collect();
         store::add_differences(tx.conn(), run.run_id, &differences(&changes)).await?;
-        let changed = changes.len() as i64;
-        store::advance(tx.conn(), run.run_id, progress(&last, examined, changed)).await?;
-        (changed, vec![])
+        store::advance(tx.conn(), run.run_id, &position, examined, changed).await?;
     } else {
-        let ids: Vec<(&str, EventId)> = differing.iter().map(|event| (&*event.event.client_id, event.id)).collect();
+        let client_id = position.client_id.as_str();
+        let ids: Vec<(&str, EventId)> = differing.iter().map(|event| (client_id, event.id)).collect();
         let months: BTreeSet<(String, Month)> =
-            differing.iter().map(|event| (event.event.client_id.to_string(), Month::of(event.day))).collect();
+            differing.iter().map(|event| (client_id.to_owned(), Month::of(event.day))).collect();
         let mut tx = tx.lock_months(&months).await?;
         // Read again, because the events can only now not change any more.
         let recorded: Vec<RecordedEvent> = holders::events(tx.conn(), &ids).await?.into_iter().flatten().collect();
-        let is_locked =
-            |event: &RecordedEvent| months.contains(&(event.event.client_id.to_string(), Month::of(event.day)));
-        if !recorded.iter().all(is_locked) {
+        if !recorded.iter().all(|event| months.contains(&(client_id.to_owned(), Month::of(event.day)))) {
             // An event was moved into a month that is not locked. The next step begins again.
             return Ok(true);
         }
@@ -180,13 +187,16 @@ pub async fn run_once(
             .filter(|event| differs(&run, &catalog, event))
             .map(|event| change(&catalog, event))
             .collect();
+        changed = changes.len() as i64;
         store::add_differences(tx.conn(), run.run_id, &differences(&changes)).await?;
-        let changed = changes.len() as i64;
-        store::advance(tx.conn(), run.run_id, progress(&last, examined, changed)).await?;
+        store::advance(tx.conn(), run.run_id, &position, examined, changed).await?;
         let origin =
             Origin { kind: AdjustmentKind::Reprice, reason: &run.reason, actor: &run.actor, run_id: Some(run.run_id) };
-        (changed, apply(tx, alert_settings, &origin, &changes).await?)
-    };
+        raised = apply(tx, alert_settings, &origin, client_id, &changes).await?;
+    }
+    if is_last {
+        store::finish(&mut transaction, run.run_id).await?;
+    }
     transaction.commit().await?;
     raise::count(&raised);
     if !run.is_dry && changed > 0 {
@@ -196,8 +206,50 @@ pub async fn run_once(
     Ok(true)
 }
 
-fn progress(last: &Option<(std::sync::Arc<str>, EventId)>, examined: i64, changed: i64) -> Progress<'_> {
-    Progress { last: last.as_ref().map(|(client_id, id)| (&**client_id, id.time, id.seq)), examined, changed }
+/// What one transaction of a run works on.
+struct Step {
+    /// The last event that is examined.
+    position: Position,
+    examined: i64,
+    /// The examined events whose charge is another one by the present prices. All are of the client of `position`, unless the run is
+    /// dry.
+    differing: Vec<RecordedEvent>,
+    /// Whether there are no more events.
+    is_last: bool,
+}
+
+/// Reads the next events of a run, client by client. Stops at a client with events to change: each transaction changes events of one
+/// client, because the alerts of a client come after the months of all clients in the lock order.
+async fn next_step(
+    conn: &mut PgConnection,
+    run: &Run,
+    catalog: &Catalog,
+    days: (NaiveDate, NaiveDate),
+) -> meterd_store::Result<Step> {
+    // Only the partitions of the months are read.
+    connect::plan_for_values(conn).await?;
+    let mut step = Step { position: run.position(), examined: 0, differing: vec![], is_last: false };
+    for _ in 0..STEP_CLIENTS {
+        let limit = CHUNK_EVENTS - step.examined;
+        let mut events = store::next_events(conn, &step.position, days, limit).await?;
+        let read = events.len() as i64;
+        step.examined += read;
+        if let Some(last) = events.last() {
+            (step.position.event_time, step.position.event_seq) = (Some(last.id.time), last.id.seq);
+        }
+        events.retain(|event| differs(run, catalog, event));
+        let is_changed = !run.is_dry && !events.is_empty();
+        step.differing.append(&mut events);
+        if read == limit || is_changed {
+            return Ok(step);
+        }
+        let Some(client_id) = store::next_client(conn, run, &step.position.client_id).await? else {
+            step.is_last = true;
+            return Ok(step);
+        };
+        step.position = Position { client_id, event_time: None, event_seq: 0 };
+    }
+    Ok(step)
 }
 
 /// Returns whether an event counts, is selected, and has another charge by the present prices.

@@ -3,7 +3,7 @@
 //!
 //! Keys are added to the index of the current generation at random places. While this index fits into the memory of PostgreSQL,
 //! adding a key costs the same, however many keys the closed generations have. Keys are deleted by whole generations, so
-//! one must not last long beside the retention of keys.
+//! one must not last long compared with the retention of keys.
 
 use super::{Work, counted};
 use crate::ingest::{FILTER_FORMAT, build_filter};

@@ -4,19 +4,24 @@
 use crate::alerts::raise::{self, AlertSettings};
 use crate::catalog::CatalogCache;
 use crate::ledger::{AlertEffect, Begun, ClientSettings, MonthsLocked};
+use meterd_domain::adjustment::AdjustmentKind;
 use meterd_domain::catalog::Catalog;
 use meterd_domain::event::{Charge, EventId};
 use meterd_domain::period::Month;
 use meterd_domain::rollup::{Deltas, Sums};
 use meterd_store::catalog::pricing::{self, Waiting};
+use meterd_store::usage::adjustments::{self, NewAdjustment, Origin};
 use meterd_store::usage::events::RecordedEvent;
 use meterd_store::usage::rollups::MonthRow;
 use sqlx::PgPool;
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 /// Maximum number of events of one transaction. It locks their months, and ingest of the same clients waits for it. So it is short.
 const BATCH_EVENTS: i64 = 2_000;
+/// Reason and actor of the adjustments.
+const LATE_PRICE: &str = "the prices of the service have changed";
+const ACTOR: &str = "meterd";
 
 /// Works on the oldest open task for one transaction. Returns false if there is none.
 pub async fn run_once(
@@ -95,6 +100,32 @@ async fn price<'a>(
     }
     if !charges.is_empty() {
         pricing::set_charges(tx.conn(), &charges).await?;
+        adjust(tx, waiting, &charges).await?;
     }
     Ok(priced)
+}
+
+/// Stores adjustments of the charged events that have some, so that the adjustments of an event always lead to its charge.
+async fn adjust(
+    tx: &mut MonthsLocked<'_>,
+    waiting: &[RecordedEvent],
+    charges: &[(&str, EventId, Charge)],
+) -> meterd_store::Result<()> {
+    let ids: Vec<(&str, EventId)> = charges.iter().map(|(client_id, id, _)| (*client_id, *id)).collect();
+    let adjusted = adjustments::adjusted(tx.conn(), &ids).await?;
+    if adjusted.is_empty() {
+        return Ok(());
+    }
+    let old: HashMap<(&str, EventId), Charge> =
+        waiting.iter().map(|recorded| ((&*recorded.event.client_id, recorded.id), recorded.charge)).collect();
+    let mut new = vec![];
+    for (client_id, event, charge) in charges {
+        if adjusted.contains(&((*client_id).to_owned(), *event)) {
+            let (old, new_charge) = (old[&(*client_id, *event)], Some(*charge));
+            let changes = Default::default();
+            new.push(NewAdjustment { client_id, event: *event, old, new: new_charge, changes });
+        }
+    }
+    let origin = Origin { kind: AdjustmentKind::LatePrice, reason: LATE_PRICE, actor: ACTOR, run_id: None };
+    adjustments::insert(tx.conn(), &origin, &new).await
 }

@@ -10,7 +10,7 @@ use meterd_domain::period::{Month, day_of};
 use meterd_store::usage::record::NewEvent;
 use meterd_store::usage::rollups::{self, MonthRow};
 use sqlx::{Executor, PgConnection};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 
 /// A transaction that has changed sums.
 #[must_use = "the effects of the new sums have not run"]
@@ -30,8 +30,8 @@ pub enum AlertEffect<'a> {
     /// Raises the alerts that the months have reached. Alerts of months for which `is_backfill` holds notify nobody. A client that
     /// `clients` does not know has no alerts.
     Raise { clients: &'a ClientSettings, is_backfill: &'a (dyn Fn(&MonthRow) -> bool + Sync) },
-    /// Raises and resolves the alerts of these months of clients, whose sums were corrected.
-    Check { clients: &'a BTreeMap<String, Vec<Month>> },
+    /// Raises and resolves the alerts of these months of a client, whose sums were corrected.
+    Check { client_id: &'a str, months: &'a [Month] },
 }
 
 /// A transaction whose effects have run.
@@ -83,12 +83,8 @@ impl<'c> Posted<'c> {
                 });
                 raise_alerts(conn, settings, &clients.policies, changed.collect()).await?
             }
-            AlertEffect::Check { clients } => {
-                let mut raised = vec![];
-                for (client_id, months) in clients {
-                    raised.extend(check::corrected_months(conn, settings, client_id, months).await?.raised);
-                }
-                raised
+            AlertEffect::Check { client_id, months } => {
+                check::corrected_months(conn, settings, client_id, months).await?.raised
             }
         };
         Ok(EffectsDone { conn, raised, pending })

@@ -4,8 +4,8 @@ mod prices;
 pub mod pricing;
 
 pub use prices::{
-    NewPrice, PriceCursor, PriceFilter, StoredPrice, end_price, insert_price, price, prices, prices_of_scopes,
-    withdraw_price,
+    NewPrice, PriceCursor, PriceFilter, StoredPrice, end_price, insert_price, price, prices, prices_of_models,
+    prices_of_scope, withdraw_price,
 };
 
 use meterd_domain::catalog::{Catalog, Service};

@@ -8,7 +8,7 @@ use meterd_domain::decimal::Rate;
 use meterd_domain::price::{Price, Rates};
 use sqlx::PgConnection;
 use sqlx::types::Json;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A stored price.
 #[derive(Clone, Debug)]
@@ -167,12 +167,17 @@ pub async fn prices(conn: &mut PgConnection, filter: &PriceFilter<'_>, limit: i6
     rows.into_iter().map(StoredPrice::try_from).collect()
 }
 
-/// Returns the prices of these scopes that are not withdrawn, ordered by scope and effective time.
-pub async fn prices_of_scopes(conn: &mut PgConnection, scopes: &[PriceScope<'_>]) -> crate::Result<Vec<StoredPrice>> {
-    let column = |of: for<'a> fn(&'a PriceScope<'_>) -> &'a str| {
-        scopes.iter().map(|scope| of(scope).to_owned()).collect::<Vec<_>>()
-    };
-    let bounds: Vec<i64> = scopes.iter().map(|scope| scope.above_input_tokens.unwrap_or(-1)).collect();
+/// Returns the prices of these services, operations and models that are not withdrawn, ordered by scope and effective time.
+pub async fn prices_of_models(
+    conn: &mut PgConnection,
+    models: &BTreeSet<(&str, &str, &str)>,
+) -> crate::Result<Vec<StoredPrice>> {
+    let (mut services, mut operations, mut names) = (vec![], vec![], vec![]);
+    for (service, operation, model) in models {
+        services.push((*service).to_owned());
+        operations.push((*operation).to_owned());
+        names.push((*model).to_owned());
+    }
     let rows = sqlx::query_as!(
         PriceRow,
         r#"SELECT price_id, service, operation, model, service_tier,
@@ -181,20 +186,24 @@ pub async fn prices_of_scopes(conn: &mut PgConnection, scopes: &[PriceScope<'_>]
                   output_token, cached_input_token, percent_of_amount, fixed, measure_rates::text AS "measure_rates!",
                   built_in, source, note, create_time
            FROM prices
-           JOIN unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::bigint[])
-               AS wanted (service, operation, model, service_tier, above_input_tokens)
-               USING (service, operation, model, service_tier, above_input_tokens)
+           JOIN unnest($1::text[], $2::text[], $3::text[]) AS wanted (service, operation, model)
+               USING (service, operation, model)
            WHERE withdraw_time IS NULL
            ORDER BY service, operation, model, service_tier, prices.above_input_tokens, prices.effective_time, price_id"#,
-        &column(|scope| scope.service),
-        &column(|scope| scope.operation),
-        &column(|scope| scope.model),
-        &column(|scope| scope.service_tier),
-        &bounds
+        &services,
+        &operations,
+        &names
     )
     .fetch_all(conn)
     .await?;
     rows.into_iter().map(StoredPrice::try_from).collect()
+}
+
+/// Returns the prices of a scope that are not withdrawn, ordered by effective time.
+pub async fn prices_of_scope(conn: &mut PgConnection, scope: PriceScope<'_>) -> crate::Result<Vec<StoredPrice>> {
+    let mut prices = prices_of_models(conn, &[(scope.service, scope.operation, scope.model)].into()).await?;
+    prices.retain(|price| price.scope() == scope);
+    Ok(prices)
 }
 
 /// Returns a price, or `None` if it does not exist.

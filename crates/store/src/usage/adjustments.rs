@@ -1,15 +1,16 @@
 //! Changes recorded events, and keeps what was changed as adjustments.
 
 use crate::numeric;
-use crate::usage::events::RecordedEvent;
+use crate::rows::Composite;
 use crate::usage::keys::charge;
+use crate::usage::record::{EventRow, composites};
 use bigdecimal::BigDecimal;
 use chrono::{DateTime, Utc};
 use meterd_domain::adjustment::{AdjustmentKind, FieldChanges};
-use meterd_domain::event::{Charge, EventId, UsageEvent};
-use meterd_domain::measures;
+use meterd_domain::event::{Charge, EventId, PricedEvent};
 use sqlx::types::Json;
 use sqlx::{PgConnection, PgPool};
+use std::collections::HashSet;
 
 /// An adjustment to store.
 #[derive(Debug)]
@@ -124,41 +125,46 @@ pub async fn void(conn: &mut PgConnection, events: &[(&str, EventId)]) -> crate:
     .map_err(Into::into)
 }
 
-/// Replaces the contents and the charge of an event. The transaction holds the lock of its month.
-pub async fn correct(conn: &mut PgConnection, id: EventId, event: &UsageEvent, charge: Charge) -> crate::Result<()> {
-    let (amount, price_id, reason) = charge.columns();
-    let metadata = event.metadata.as_deref().map(serde_json::from_str::<serde_json::Value>);
-    let metadata = metadata.transpose().map_err(crate::StoreError::inconsistent)?;
-    let others = measures::to_json(&event.measures.others);
+/// Replaces the contents and the charges of events. The transaction holds the locks of their months.
+pub async fn correct(conn: &mut PgConnection, events: &[PricedEvent<'_>]) -> crate::Result<()> {
     sqlx::query!(
-        "UPDATE usage_events SET service = $4, operation = $5, model = $6, units = $7, input_tokens = $8, output_tokens = $9,
-             cached_input_tokens = $10, amount = $11, charge = $12, price_id = $13, unpriced_reason = $14, subject = $15,
-             external_id = $16, metadata = $17, service_tier = NULLIF($18, ''), measures = $19::text::jsonb
-         WHERE client_id = $1 AND event_time = $2 AND event_seq = $3",
-        &*event.client_id,
-        id.time,
-        id.seq,
-        &*event.service,
-        &*event.operation,
-        &*event.model,
-        numeric::of(event.measures.units),
-        event.measures.input_tokens,
-        event.measures.output_tokens,
-        event.measures.cached_input_tokens,
-        event.measures.amount.map(numeric::of),
-        amount.map(numeric::of),
-        price_id,
-        reason,
-        event.subject,
-        event.external_id,
-        metadata,
-        event.service_tier,
-        others
+        "UPDATE usage_events t SET service = new.service, operation = new.operation, model = new.model, units = new.units,
+             input_tokens = new.input_tokens, output_tokens = new.output_tokens,
+             cached_input_tokens = new.cached_input_tokens, amount = new.amount, charge = new.charge,
+             price_id = new.price_id, unpriced_reason = new.unpriced_reason, subject = new.subject,
+             external_id = new.external_id, metadata = new.metadata, service_tier = new.service_tier,
+             measures = new.measures
+         FROM unnest($1::event_row[]) AS new
+         WHERE t.client_id = new.client_id AND t.event_time = new.event_time AND t.event_seq = new.event_seq",
+        composites(events.iter().map(EventRow)) as Vec<Composite<EventRow<'_>>>
     )
     .execute(conn)
     .await
     .map(drop)
     .map_err(Into::into)
+}
+
+/// Returns those of the events that have adjustments.
+pub async fn adjusted(
+    conn: &mut PgConnection,
+    events: &[(&str, EventId)],
+) -> crate::Result<HashSet<(String, EventId)>> {
+    let clients: Vec<String> = events.iter().map(|(client_id, _)| (*client_id).to_owned()).collect();
+    let times: Vec<DateTime<Utc>> = events.iter().map(|(_, id)| id.time).collect();
+    let seqs: Vec<i64> = events.iter().map(|(_, id)| id.seq).collect();
+    let rows = sqlx::query!(
+        "SELECT client_id, event_time, event_seq FROM usage_adjustments
+         JOIN unnest($1::text[], $2::timestamptz[], $3::bigint[]) AS wanted (client_id, event_time, event_seq)
+             USING (client_id, event_time, event_seq)
+         WHERE number = 1",
+        &clients,
+        &times,
+        &seqs
+    )
+    .fetch_all(conn)
+    .await?;
+    let id = |time, seq| EventId { time, seq };
+    Ok(rows.into_iter().map(|row| (row.client_id, id(row.event_time, row.event_seq))).collect())
 }
 
 /// Which adjustments of a client to list.
@@ -250,90 +256,4 @@ pub async fn list(
     .fetch_all(pool)
     .await?;
     rows.into_iter().map(Adjustment::try_from).collect()
-}
-
-/// An event whose adjustments do not lead to its charge.
-pub struct ChainDifference {
-    pub client_id: String,
-    pub day: chrono::NaiveDate,
-    pub event: EventId,
-    pub fault: &'static str,
-}
-
-struct ChainRow {
-    client_id: String,
-    day: chrono::NaiveDate,
-    event_time: DateTime<Utc>,
-    event_seq: i64,
-    is_broken: bool,
-    is_void: bool,
-}
-
-/// Returns the events of a scope whose adjustments are not a chain: each begins with the charge with which the one before it ends,
-/// and the last one ends with the charge of the event, or is its void.
-pub async fn chain_differences(
-    conn: &mut PgConnection,
-    scope: &crate::usage::verify::Scope,
-) -> crate::Result<Vec<ChainDifference>> {
-    use meterd_domain::period::Month;
-    let rows = sqlx::query_file_as!(
-        ChainRow,
-        "sql/usage/chain_differences.sql",
-        scope.after,
-        scope.upto,
-        scope.first.map(Month::first_day),
-        scope.last.map(|last| last.next().first_day()),
-        scope.first.map(|first| first.widest_range().0),
-        scope.last.map(|last| last.widest_range().1),
-        scope.client_id
-    )
-    .fetch_all(conn)
-    .await?;
-    let difference = |row: ChainRow| ChainDifference {
-        client_id: row.client_id,
-        day: row.day,
-        event: EventId { time: row.event_time, seq: row.event_seq },
-        fault: match (row.is_void, row.is_broken) {
-            (true, _) => "is voided without an adjustment, or has an adjustment that voids it and counts",
-            (false, true) => "has an adjustment that does not begin where the one before it ends",
-            (false, false) => "has another charge than its last adjustment",
-        },
-    };
-    Ok(rows.into_iter().map(difference).collect())
-}
-
-/// The events of a run of repricing after `after`, in order of client, time and sequence number.
-pub async fn next_events(
-    conn: &mut PgConnection,
-    clients: &[String],
-    days: (chrono::NaiveDate, chrono::NaiveDate),
-    after: (&str, Option<DateTime<Utc>>, i64),
-    limit: i64,
-) -> crate::Result<Vec<RecordedEvent>> {
-    use crate::usage::events::EventRow;
-    use meterd_domain::period::Month;
-    let (from, to) = (Month::of(days.0).widest_range().0, Month::of(days.1).widest_range().1);
-    let rows = sqlx::query_as!(
-        EventRow,
-        "SELECT client_id, event_time, event_seq, day, service, operation, model, units, input_tokens, output_tokens,
-             cached_input_tokens, amount, charge, price_id, unpriced_reason, subject, external_id, idempotency_key,
-             metadata::text AS metadata, service_tier, measures::text AS measures, void_time, record_time
-         FROM usage_events
-         WHERE (client_id, event_time, event_seq) > ($1, COALESCE($2, '-infinity'::timestamptz), $3)
-           AND (cardinality($4::text[]) = 0 OR client_id = ANY($4))
-           AND day BETWEEN $5 AND $6 AND event_time >= $7 AND event_time < $8
-         ORDER BY client_id, event_time, event_seq LIMIT $9",
-        after.0,
-        after.1,
-        after.2,
-        clients,
-        days.0,
-        days.1,
-        from,
-        to,
-        limit
-    )
-    .fetch_all(conn)
-    .await?;
-    rows.into_iter().map(RecordedEvent::try_from).collect()
 }

@@ -24,7 +24,7 @@ use std::collections::{BTreeMap, HashMap};
 pub struct KeyHolder {
     pub payload_hash: PayloadHash,
     pub id: EventId,
-    /// `None` if the event has been removed.
+    /// `None` if the event has been removed or voided.
     pub charge: Option<Charge>,
 }
 
@@ -166,7 +166,7 @@ async fn charges(conn: &mut PgConnection, month: Month, ids: &Ids) -> crate::Res
            CROSS JOIN LATERAL (
                SELECT DISTINCT ON (client_id) charge, price_id, unpriced_reason FROM usage_events AS e
                WHERE e.client_id = wanted.client_id AND e.event_time = wanted.event_time
-                 AND e.event_seq = wanted.event_seq AND e.event_time >= $4 AND e.event_time < $5
+                 AND e.event_seq = wanted.event_seq AND e.event_time >= $4 AND e.event_time < $5 AND e.void_time IS NULL
            ) AS e"#,
         &ids.client_ids,
         &ids.times,

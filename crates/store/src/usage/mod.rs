@@ -20,6 +20,7 @@ pub mod rollups;
 pub mod summaries;
 pub mod summary_totals;
 pub mod verify;
+pub mod verify_adjustments;
 pub mod verify_keys;
 
 use crate::numeric::Numeric;

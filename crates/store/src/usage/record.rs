@@ -57,7 +57,7 @@ pub async fn try_record(
         composites(&usage.months) as Vec<Composite<&MonthChange>>,
         composites(&usage.days) as Vec<Composite<&(DayKey, Sums)>>,
         composites(&usage.day_measures) as Vec<Composite<&(DayMeasureKey, Total)>>,
-        composites(events.iter().map(Event)) as Vec<Composite<Event<'_>>>
+        composites(events.iter().map(|new| EventRow(&new.priced))) as Vec<Composite<EventRow<'_>>>
     );
     match recorded.fetch_one(conn).await {
         Ok(true) => Ok(Tried::Recorded),
@@ -97,7 +97,7 @@ pub async fn add(conn: &mut PgConnection, events: &[NewEvent<'_>], usage: &NewUs
         composites(&usage.months) as Vec<Composite<&MonthChange>>,
         composites(&usage.days) as Vec<Composite<&(DayKey, Sums)>>,
         composites(&usage.day_measures) as Vec<Composite<&(DayMeasureKey, Total)>>,
-        composites(events.iter().map(Event)) as Vec<Composite<Event<'_>>>
+        composites(events.iter().map(|new| EventRow(&new.priced))) as Vec<Composite<EventRow<'_>>>
     )
     .fetch_all(conn)
     .await?;
@@ -149,7 +149,7 @@ pub async fn copy(conn: &mut PgConnection, generation: i32, events: &[NewEvent<'
         idempotency_key, metadata, service_tier, measures) FROM STDIN (FORMAT binary)";
     let mut copy = CopyIn::begin(conn, rows).await?;
     for event in events {
-        copy.add(&Event(event)).await?;
+        copy.add(&EventRow(&event.priced)).await?;
     }
     copy.finish().await
 }
@@ -187,14 +187,15 @@ impl Fields for KeyOf<'_> {
     }
 }
 
-struct Event<'a>(&'a NewEvent<'a>);
+/// A row of `usage_events`.
+pub(super) struct EventRow<'a>(pub &'a PricedEvent<'a>);
 
-impl Fields for Event<'_> {
+impl Fields for EventRow<'_> {
     const TYPE: &'static str = "event_row";
     const COUNT: u16 = 21;
 
     fn put(&self, row: &mut Row<'_>) {
-        let PricedEvent { event, id, day, charge } = &self.0.priced;
+        let PricedEvent { event, id, day, charge } = self.0;
         row.text(&event.client_id);
         row.time(id.time);
         row.int8(id.seq);
@@ -220,6 +221,6 @@ impl Fields for Event<'_> {
     }
 }
 
-fn composites<F>(rows: impl IntoIterator<Item = F>) -> Vec<Composite<F>> {
+pub(super) fn composites<F>(rows: impl IntoIterator<Item = F>) -> Vec<Composite<F>> {
     rows.into_iter().map(Composite).collect()
 }

@@ -1,6 +1,7 @@
 //! Runs that charge recorded events by the present prices. The state of a run is a row.
 
 use crate::numeric::{self, Numeric};
+use crate::usage::events::{EventRow, RecordedEvent};
 use bigdecimal::BigDecimal;
 use chrono::{DateTime, NaiveDate, Utc};
 use meterd_domain::decimal::Total;
@@ -47,6 +48,14 @@ pub struct Run {
     pub create_time: DateTime<Utc>,
     pub cancel_time: Option<DateTime<Utc>>,
     pub finish_time: Option<DateTime<Utc>>,
+}
+
+impl Run {
+    /// Returns where the run continues.
+    pub fn position(&self) -> Position {
+        let Self { client_id, event_time, event_seq, .. } = self;
+        Position { client_id: client_id.clone(), event_time: *event_time, event_seq: *event_seq }
+    }
 }
 
 /// Client, service and model.
@@ -119,37 +128,99 @@ pub async fn cancel(conn: &mut PgConnection, run_id: i64) -> crate::Result<bool>
     Ok(done.execute(conn).await?.rows_affected() > 0)
 }
 
-/// The progress of a run in one step.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Progress<'a> {
-    /// The last event that was examined. `None`: there are no more, and the run is finished.
-    pub last: Option<(&'a str, DateTime<Utc>, i64)>,
-    pub examined: i64,
-    pub changed: i64,
+/// An event of a client that was examined last. All events of clients before it, in byte order, were examined, too.
+#[derive(Clone, Debug)]
+pub struct Position {
+    /// Empty: none was examined.
+    pub client_id: String,
+    /// `None`: no event of the client was examined.
+    pub event_time: Option<DateTime<Utc>>,
+    pub event_seq: i64,
 }
 
-/// Stores the progress of a run.
-pub async fn advance(conn: &mut PgConnection, run_id: i64, progress: Progress<'_>) -> crate::Result<()> {
-    let (client_id, time, seq) = match progress.last {
-        Some((client_id, time, seq)) => (Some(client_id), Some(time), Some(seq)),
-        None => (None, None, None),
-    };
+/// Stores the progress of a run: its new position, and how many events were examined and changed.
+pub async fn advance(
+    conn: &mut PgConnection,
+    run_id: i64,
+    position: &Position,
+    examined: i64,
+    changed: i64,
+) -> crate::Result<()> {
     sqlx::query!(
-        "UPDATE reprice_runs SET client_id = COALESCE($2, client_id), event_time = COALESCE($3, event_time),
-             event_seq = COALESCE($4, event_seq), examined_count = examined_count + $5, changed_count = changed_count + $6,
-             finish_time = CASE WHEN $2::text IS NULL THEN now() END
+        "UPDATE reprice_runs SET client_id = $2, event_time = COALESCE($3, '-infinity'::timestamptz), event_seq = $4,
+             examined_count = examined_count + $5, changed_count = changed_count + $6
          WHERE run_id = $1",
         run_id,
-        client_id,
-        time,
-        seq,
-        progress.examined,
-        progress.changed
+        position.client_id,
+        position.event_time,
+        position.event_seq,
+        examined,
+        changed
     )
     .execute(conn)
     .await
     .map(drop)
     .map_err(Into::into)
+}
+
+/// Finishes a run.
+pub async fn finish(conn: &mut PgConnection, run_id: i64) -> crate::Result<()> {
+    sqlx::query!("UPDATE reprice_runs SET finish_time = now() WHERE run_id = $1", run_id)
+        .execute(conn)
+        .await
+        .map(drop)
+        .map_err(Into::into)
+}
+
+/// Returns the next client after `client_id` that may have events of a run.
+pub async fn next_client(conn: &mut PgConnection, run: &Run, client_id: &str) -> crate::Result<Option<String>> {
+    if !run.client_ids.is_empty() {
+        let later = run.client_ids.iter().filter(|next| next.as_str() > client_id);
+        return Ok(later.min().cloned());
+    }
+    sqlx::query_scalar!(
+        "SELECT client_id FROM usage_months WHERE client_id > $1 AND month BETWEEN $2 AND $3
+         ORDER BY client_id LIMIT 1",
+        client_id,
+        run.start_month,
+        run.end_month
+    )
+    .fetch_optional(conn)
+    .await
+    .map_err(Into::into)
+}
+
+/// Returns up to `limit` events of a client after a position that count, in order of time and sequence number. The events are of
+/// these days, both included.
+pub async fn next_events(
+    conn: &mut PgConnection,
+    after: &Position,
+    days: (NaiveDate, NaiveDate),
+    limit: i64,
+) -> crate::Result<Vec<RecordedEvent>> {
+    let (from, to) = (Month::of(days.0).widest_range().0, Month::of(days.1).widest_range().1);
+    let from = after.event_time.map_or(from, |time| time.max(from));
+    let rows = sqlx::query_as!(
+        EventRow,
+        "SELECT client_id, event_time, event_seq, day, service, operation, model, units, input_tokens, output_tokens,
+             cached_input_tokens, amount, charge, price_id, unpriced_reason, subject, external_id, idempotency_key,
+             metadata::text AS metadata, service_tier, measures::text AS measures, void_time, record_time
+         FROM usage_events
+         WHERE client_id = $1 AND (event_time, event_seq) > (COALESCE($2, '-infinity'::timestamptz), $3)
+           AND event_time >= $6 AND event_time < $7 AND day BETWEEN $4 AND $5 AND void_time IS NULL
+         ORDER BY event_time, event_seq LIMIT $8",
+        after.client_id,
+        after.event_time,
+        after.event_seq,
+        days.0,
+        days.1,
+        from,
+        to,
+        limit
+    )
+    .fetch_all(conn)
+    .await?;
+    rows.into_iter().map(RecordedEvent::try_from).collect()
 }
 
 /// Adds to the differences of a run.

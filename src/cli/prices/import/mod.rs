@@ -62,9 +62,9 @@ pub struct ImportArgs {
     /// Import prices even if a rate for one token is higher than the server's high_token_rate
     #[arg(long)]
     pub confirm_high_rates: bool,
-    /// Where the prices come from [default: the name of the file]
-    #[arg(long, value_name = "TEXT")]
-    pub source: Option<String>,
+    /// Where the prices come from. A newer list with the same source replaces its prices
+    #[arg(long, value_name = "TEXT", default_value = "LiteLLM model prices")]
+    pub source: String,
     /// Print JSON, one price per line
     #[arg(long)]
     pub json: bool,
@@ -88,10 +88,8 @@ pub async fn run(args: ImportArgs) -> anyhow::Result<()> {
     let channel = args.connect.channel().await?;
     let services = services(&args, &channel, &models).await?;
     let selection = Selection::new(&args, &services, models, left_out)?;
-    let name = args.file.file_name().map(|name| name.to_string_lossy().into_owned());
-    let source = args.source.clone().or(name).unwrap_or_default();
     let before = if args.dry_run { present(&args, &channel, &selection).await? } else { HashMap::new() };
-    let results = import(&args, &channel, &source, &selection.prices).await?;
+    let results = import(&args, &channel, &selection.prices).await?;
     match args.json {
         true => print_json(&selection, &results),
         false => print_summary(&args, &selection, &results, &before)?,
@@ -240,21 +238,16 @@ async fn present(
     Ok(present)
 }
 
-async fn import(
-    args: &ImportArgs,
-    channel: &Connection,
-    source: &str,
-    prices: &[Price],
-) -> anyhow::Result<Vec<ImportedPrice>> {
+async fn import(args: &ImportArgs, channel: &Connection, prices: &[Price]) -> anyhow::Result<Vec<ImportedPrice>> {
     let style = ProgressStyle::with_template("{bar:40} {pos}/{len} prices {eta}")?;
     // Shown only on a terminal.
     let progress = ProgressBar::new(prices.len() as u64).with_style(style);
     let mut results = vec![];
-    for part in prices.chunks(CALL_PRICES) {
+    for part in calls(prices) {
         let request = ImportPricesRequest {
             prices: part.to_vec(),
             effective_time: args.from,
-            source: source.to_owned(),
+            source: args.source.clone(),
             validate_only: args.dry_run,
             confirm_high_rates: args.confirm_high_rates,
             replace_others: args.replace_others,
@@ -270,6 +263,21 @@ async fn import(
     }
     progress.finish_and_clear();
     Ok(results)
+}
+
+/// Divides prices into those of each call. All prices of a model are in one call, so that they begin at the same time.
+fn calls(prices: &[Price]) -> Vec<&[Price]> {
+    let is_same_model = |a: &Price, b: &Price| (&a.service, &a.model) == (&b.service, &b.model);
+    let (mut calls, mut start, mut end) = (vec![], 0, 0);
+    for of_model in prices.chunk_by(is_same_model) {
+        if end > start && end - start + of_model.len() > CALL_PRICES {
+            calls.push(&prices[start..end]);
+            start = end;
+        }
+        end += of_model.len();
+    }
+    calls.push(&prices[start..end]);
+    calls
 }
 
 fn outcome_name(result: &ImportedPrice) -> String {

@@ -8,7 +8,7 @@
 use crate::cli::json::RawObject;
 use crate::proto::{Price, Rates};
 use bigdecimal::BigDecimal;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 
 /// A rate of a price.
@@ -191,8 +191,9 @@ fn exact(json: &str) -> Result<String, &'static str> {
     Ok(number.normalized().to_plain_string())
 }
 
-/// Returns the prices of the variants. Each has the rates of the variants that are less specific, in this order: any, tier,
-/// bound, both.
+/// Returns the prices of all tiers and bounds. Each has the rates of the variants that are less specific, in this order: any, tier,
+/// bound, both. So a rate above a bound also holds for a tier for which the file has no rate above this bound, as the project's own
+/// code computes it.
 fn prices(model: &str, variants: &BTreeMap<Variant, Vec<(Rate, String)>>) -> Vec<Price> {
     let of = |(tier, bound): Variant| {
         let mut rates = Rates::default();
@@ -216,7 +217,12 @@ fn prices(model: &str, variants: &BTreeMap<Variant, Vec<(Rate, String)>>) -> Vec
             ..Default::default()
         }
     };
-    variants.keys().map(|variant| of(*variant)).collect()
+    let tiers: BTreeSet<&str> = variants.keys().map(|(tier, _)| *tier).collect();
+    let bounds: BTreeSet<Option<i64>> = variants.keys().map(|(_, bound)| *bound).collect();
+    let pairs = tiers.iter().flat_map(|tier| bounds.iter().map(|bound| (*tier, *bound)));
+    let has = |variant: Variant| variants.contains_key(&variant);
+    let is_needed = |(tier, bound): &Variant| has((*tier, *bound)) || has((*tier, None)) && has(("", *bound));
+    pairs.filter(is_needed).map(of).collect()
 }
 
 #[cfg(test)]
@@ -250,6 +256,7 @@ mod tests {
                 "output_cost_per_token": 1e-05, "cache_read_input_token_cost": 1.25E-7,
                 "input_cost_per_token_above_200k_tokens": 2.5e-06, "input_cost_per_token_batches": 6.25e-07,
                 "output_cost_per_token_above_200k_tokens_batches": 7.5e-06, "output_cost_per_token_priority": null,
+                "output_cost_per_token_flex": 5e-06,
                 "search_context_cost_per_query": {"search_context_size_low": 0.035}, "citation_cost_per_token": 1e-6,
                 "max_tokens": 65535, "mode": "chat"}
         }"#;
@@ -264,6 +271,8 @@ mod tests {
             price("", Some(200_000), searches(rates("0.0000025", "0.00001", "0.000000125"))),
             price("batch", None, searches(rates("0.000000625", "0.00001", "0.000000125"))),
             price("batch", Some(200_000), searches(rates("0.0000025", "0.0000075", "0.000000125"))),
+            price("flex", None, searches(rates("0.00000125", "0.000005", "0.000000125"))),
+            price("flex", Some(200_000), searches(rates("0.0000025", "0.000005", "0.000000125"))),
         ];
         assert_eq!(model.prices, expected);
     }
