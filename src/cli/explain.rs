@@ -32,7 +32,8 @@ pub async fn run(args: ExplainArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn money(money: Option<&Money>) -> String {
+/// Describes a charge.
+pub fn money(money: Option<&Money>) -> String {
     money.map_or_else(|| "no charge".to_owned(), |money| format!("{} {}", money.amount, money.currency))
 }
 

@@ -8,7 +8,7 @@ const GROUPS: [(&str, &[&str]); 6] = [
     ("Record usage", &["track", "import"]),
     ("Read usage and costs", &["usage", "summary", "unpriced", "explain", "export"]),
     ("Clients, prices and alerts", &["clients", "prices", "alerts", "notifications"]),
-    ("Check and repair", &["void", "adjustments", "verify", "rebuild", "jobs"]),
+    ("Check and repair", &["void", "correct", "adjustments", "verify", "rebuild", "jobs"]),
     ("Access", &["keys", "audit"]),
 ];
 /// Heading of commands without a group.

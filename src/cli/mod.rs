@@ -4,6 +4,7 @@ pub mod adjustments;
 pub mod alerts;
 pub mod audit;
 pub mod clients;
+pub mod correct;
 pub mod explain;
 pub mod export;
 pub mod import;
@@ -73,6 +74,11 @@ pub enum Command {
     ///
     /// The events stay in lists and exports, with the time at which they were voided.
     Void(void::VoidArgs),
+    /// Correct fields of a recorded event, which is then charged again
+    ///
+    /// Fields that are not set stay as the command has read them, so it also needs the scope read. The client, the time and the key
+    /// of an event cannot be corrected: void the event and record another one.
+    Correct(Box<correct::CorrectArgs>),
     /// Show where the charge of an event comes from: its price, each rate, and its adjustments
     Explain(explain::ExplainArgs),
     /// List the changes of a client's recorded events: voids, corrections and other prices
@@ -118,6 +124,7 @@ pub fn run(command: Command) -> Pin<Box<dyn Future<Output = anyhow::Result<ExitC
             Command::Summary(args) => summary::run(args).await,
             Command::Unpriced(args) => unpriced::run(args).await,
             Command::Void(args) => void::run(args).await,
+            Command::Correct(args) => correct::run(*args).await,
             Command::Explain(args) => explain::run(args).await,
             Command::Adjustments(args) => adjustments::run(args).await,
             Command::Clients(args) => clients::run(args).await,

@@ -237,6 +237,11 @@ fn result_text(result: &UsageResult) -> String {
                 lines.push(format!("price of   {}", result.matched_model));
             }
         }
+        None if result.outcome() == EventOutcome::Duplicate
+            && result.unpriced_reason() == UnpricedReason::Unspecified =>
+        {
+            lines.push("no charge  the event was voided or has been removed".to_owned());
+        }
         None if result.error.is_none() => {
             let reason = result.unpriced_reason();
             lines.push(format!("unpriced   {}: {}", unpriced_name(reason), unpriced_text(reason)));

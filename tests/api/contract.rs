@@ -362,7 +362,7 @@ fn the_enums_of_the_domain_have_the_numbers_of_the_contract() {
     }
     for kind in AdjustmentKind::ALL {
         let documented = proto::AdjustmentKind::try_from(i32::from(i16::from(*kind))).unwrap();
-        assert_eq!(documented.as_str_name(), format!("ADJUSTMENT_KIND_{kind:?}").to_uppercase());
+        assert_eq!(documented.as_str_name().replace('_', ""), format!("ADJUSTMENTKIND{kind:?}").to_uppercase());
     }
     for number in 1..=6 {
         let reason = UnpricedReason::from_number(number);

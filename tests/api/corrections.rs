@@ -173,6 +173,8 @@ async fn a_voided_event_counts_in_no_sum_and_its_alert_is_resolved() {
     let repeat = server.track(keyed("k2", event("acme", "sms", "400"))).await.unwrap();
     assert_eq!(repeat.outcome(), EventOutcome::Duplicate);
     assert_eq!((repeat.event_id, repeat.charge), (second.event_id.clone(), None), "a voided event has no charge");
+    let shown = succeed(&server, &["track", "acme", "sms", "400", "--key", "k2"]).await;
+    assert!(shown.contains("no charge  the event was voided"), "{shown}");
     let file = succeed(&server, &["export"]).await;
     assert_eq!(file.lines().filter(|line| line.contains(&second.event_id)).count(), 1);
     server.assert_exact(0).await;
@@ -242,13 +244,26 @@ async fn a_corrected_event_has_the_charge_of_its_new_contents() {
     assert_eq!(numbers, [1, 2, 3]);
     let shown = succeed(&server, &["explain", "acme", &first.event_id]).await;
     assert!(shown.contains("charge 0.015 USD") && shown.contains("units 1 to 3: delivered later"), "{shown}");
+    let reason = ["--reason", "recount"];
+    let arguments = ["correct", "acme", &first.event_id, "--units", "4", "--subject", "bob"];
+    let printed = succeed(&server, &[&arguments[..], &reason].concat()).await;
+    assert!(printed.ends_with("corrected, charge 0.015 USD is now 0.03 USD\n"), "{printed}");
+    let repeated = meterd(&server, &[&arguments[..], &reason].concat()).await;
+    let error = String::from_utf8_lossy(&repeated.stderr).into_owned();
+    assert!(!repeated.status.success() && error.contains("has these values already"), "{error}");
+    let arguments = ["correct", "acme", &first.event_id, "--units=2", "--subject=", "--measure=pages=2", "--json"];
+    let printed = meterd(&server, &[&arguments[..], &reason].concat()).await;
+    let printed: serde_json::Value = serde_json::from_slice(&printed.stdout).unwrap();
+    assert_eq!((&printed["old_charge"], &printed["new_charge"]), (&"0.03".into(), &serde_json::Value::Null));
+    correct(&server, vec![(by_key("SM1"), message("2"))]).await;
+    server.assert_exact(2).await;
     let listed = succeed(&server, &["adjustments", "acme", "--limit", "1"]).await;
     assert!(listed.contains("corrected: ") && listed.contains("there are newer adjustments"), "{listed}");
     let listed = succeed(&server, &["adjustments", "acme", "--event", &first.event_id, "--json"]).await;
     let json: Vec<serde_json::Value> = listed.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(
         (json.len(), &json[0]["newCharge"], &json[0]["changes"]["units"][1]),
-        (3, &"0.0225".into(), &"3".into())
+        (6, &"0.0225".into(), &"3".into())
     );
     assert_eq!(succeed(&server, &["adjustments", "acme", "--run", "7"]).await, "no adjustments\n");
     server.stop().await;

@@ -100,6 +100,9 @@ async fn only_what_has_changed_creates_prices_and_the_operators_prices_stay() {
     assert_eq!(late[1].2, "INVALID_FIELD", "the list has the same price twice");
     let replaced = ImportPricesRequest { replace_others: true, ..list(&[("own", "8")], "list") };
     assert_eq!(import(&server, replaced).await[0].2, own);
+    // The operator's price is no longer in force.
+    let newer = ImportPricesRequest { effective_time: from("12-02"), ..list(&[("own", "9")], "list") };
+    assert_eq!(import(&server, newer).await[0].0, Changed);
     let high = Rates { input_token: Some("2.5".into()), ..Default::default() };
     let mut high = ImportPricesRequest {
         prices: vec![Price { rates: Some(high), ..unit_price("sms", "d", "1") }],
@@ -152,6 +155,13 @@ async fn a_price_for_a_new_tier_of_a_model_begins_at_the_effective_time_unless_t
     let replaced = ImportPricesRequest { replace_others: true, ..request(vec![of_tier("own", "1")]) };
     assert_eq!(import(&server, replaced).await[0].0, Created);
     assert_eq!([charge("own", "21").await, charge("own", "22").await], ["7", "1"]);
+    // The next list has no price for the tier, which stays.
+    let without = request(vec![unit_price("sms", "plain", "2"), unit_price("sms", "m7", "2")]);
+    let answer = server.catalog().import_prices(without).await.unwrap().into_inner();
+    let of_tier: Vec<&str> = [&later[1].1, &created[68].1].into_iter().map(String::as_str).collect();
+    let mut missing: Vec<&str> = answer.missing_price_ids.iter().map(String::as_str).collect();
+    missing.sort_by_key(|id| *id != of_tier[0]);
+    assert_eq!(missing, of_tier);
     server.stop().await;
 }
 
@@ -185,6 +195,8 @@ async fn the_file_of_model_prices_is_imported_once_and_a_newer_one_changes_only_
     let text = std::fs::read_to_string(model_file()).unwrap();
     let mut models: Value = serde_json::from_str(&text).unwrap();
     models["gpt-4o"]["input_cost_per_token"] = json!(3e-6);
+    models["gpt-4o"].as_object_mut().unwrap().retain(|member, _| !member.ends_with("_flex"));
+    models["o3"].as_object_mut().unwrap().retain(|member, _| !member.ends_with("_flex"));
     models["gpt-new"] = json!({"litellm_provider": "openai", "input_cost_per_token": 1e-6});
     let dir = tempfile::tempdir().unwrap();
     let newer = dir.path().join("model_prices.json");
@@ -196,6 +208,10 @@ async fn the_file_of_model_prices_is_imported_once_and_a_newer_one_changes_only_
     assert!(printed.contains("openai gpt-4o: input_token 2.5/1M to 3/1M"), "{printed}");
     let printed = succeed(&server, &arguments).await;
     assert!(printed.contains("created      1") && printed.contains("gpt-4o: price "), "{printed}");
+    assert!(
+        printed.contains("no longer in the list, and stay in force") && printed.contains("prices retire"),
+        "{printed}"
+    );
     let history = succeed(&server, &["prices", "history", "openai", "--model", "gpt-4o"]).await;
     assert!(history.contains("2026-12-01") && history.contains("batch"), "{history}");
     server.stop().await;

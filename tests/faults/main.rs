@@ -8,7 +8,7 @@
 //! `METERD_SOAK_SECONDS` the duration of the soak test. `tests/faults/mutants` shows that the suite can fail.
 //!
 //! In reading order: the scenarios (`kills`, `cuts`, `cancelled`, `disk_full`, `stopped_database`, `clocks`, `repeats`,
-//! `soak`), the system under test (`deployment`, with `scenario_dir`, `database`, `replica`, `in_process`, `jumping_clock` and `proxy`),
+//! `reprice`, `soak`), the system under test (`deployment`, with `scenario_dir`, `database`, `replica`, `in_process`, `jumping_clock` and `proxy`),
 //! the callers (`load`, `calls`, `subscribers`, `events`), and the checks (`journal`, `check`, `resources`).
 
 mod calls;
@@ -28,6 +28,7 @@ mod load;
 mod proxy;
 mod repeats;
 mod replica;
+mod reprice;
 mod resources;
 mod run;
 mod scenario_dir;

@@ -128,6 +128,13 @@ impl Replica {
         Some((after("gRPC")?.parse().ok()?, http))
     }
 
+    /// Returns the largest memory that the process has used, in MiB.
+    pub fn memory_peak_mib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let peak = status.split_once("VmHWM:").unwrap().1.split_whitespace().next().unwrap();
+        peak.parse::<u64>().unwrap() / 1024
+    }
+
     /// Kills the process with SIGKILL.
     pub fn kill(&self) {
         let mut running = self.running.lock().unwrap().take().expect("the replica is running");

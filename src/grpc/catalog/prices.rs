@@ -10,7 +10,7 @@ use crate::proto::{
 use meterd_domain::decimal::Rate;
 use meterd_domain::price;
 use meterd_engine::auth::Caller;
-use meterd_engine::catalog::import::{self, Imported, PriceList};
+use meterd_engine::catalog::import::{self, ImportReport, Imported, PriceList};
 use meterd_engine::catalog::prices::{self, NewPrice, PriceQuery};
 use meterd_engine::refusal::Refusal;
 use meterd_store::catalog::StoredPrice;
@@ -123,8 +123,11 @@ pub async fn import(context: Arc<Context>, request: ImportPricesRequest) -> Resu
         high_rates_confirmed: request.confirm_high_rates,
         replace_others: request.replace_others,
     };
-    let results = import::import(&context.engine, list).await?;
-    Ok(ImportPricesResponse { results: results.into_iter().map(imported).collect() })
+    let ImportReport { results, missing } = import::import(&context.engine, list).await?;
+    Ok(ImportPricesResponse {
+        results: results.into_iter().map(imported).collect(),
+        missing_price_ids: missing.iter().map(i64::to_string).collect(),
+    })
 }
 
 fn imported(result: Imported) -> ImportedPrice {

@@ -7,12 +7,12 @@ use crate::engine::Engine;
 use crate::fields::{Fields, UnixTime};
 use crate::refusal::{Reason, Refusal};
 use chrono::{DateTime, Utc};
-use meterd_domain::catalog::Catalog;
+use meterd_domain::catalog::{Catalog, PriceScope};
 use meterd_domain::price::{Price, Rates};
 use meterd_store::catalog::{self as store, StoredPrice, pricing};
 use meterd_store::locks;
 use sqlx::PgConnection;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 /// Maximum number of prices of a list.
 pub const LIST_PRICES_MAX: usize = 1_000;
@@ -60,10 +60,20 @@ pub enum Imported {
     Rejected(Refusal),
 }
 
-/// Imports a list, and prices recorded events that its prices apply to. Returns a result for each price, in order.
+/// The results of an import.
+#[derive(Debug)]
+pub struct ImportReport {
+    /// One for each price of the list, in order.
+    pub results: Vec<Imported>,
+    /// Ids of the prices of the source that are in force for models of the list, and for a service tier or bound that the list does
+    /// not have.
+    pub missing: Vec<i64>,
+}
+
+/// Imports a list, and prices recorded events that its prices apply to.
 ///
 /// After an error, some of the prices may have been created. The import can be repeated.
-pub async fn import(engine: &Engine, list: PriceList) -> Result<Vec<Imported>, Refusal> {
+pub async fn import(engine: &Engine, list: PriceList) -> Result<ImportReport, Refusal> {
     let catalog = engine.catalog.refresh(&engine.pool).await?;
     let mut fields = Fields::default();
     fields.required("source", &list.source, SOURCE_BYTES_MAX);
@@ -75,13 +85,14 @@ pub async fn import(engine: &Engine, list: PriceList) -> Result<Vec<Imported>, R
     let effective_time = effective_time.unwrap_or_else(|| engine.clock.now());
     let checked = check_all(engine, &catalog, &list);
     let mut results: Vec<Option<Imported>> = list.prices.iter().map(|_| None).collect();
+    let mut missing = vec![];
     for numbers in chunks(&list.prices) {
         let mut tx = engine.pool.begin().await?;
         if !list.validate_only {
             locks::change_versions(&mut tx).await?;
         }
         let chunk = Chunk { list: &list, effective_time, numbers, checked: &checked };
-        let (of_chunk, services) = import_chunk(&mut tx, &chunk).await?;
+        let (of_chunk, services) = import_chunk(&mut tx, &chunk, &mut missing).await?;
         chunk.numbers.iter().zip(of_chunk).for_each(|(number, result)| results[*number] = Some(result));
         if services.is_empty() {
             continue;
@@ -93,7 +104,8 @@ pub async fn import(engine: &Engine, list: PriceList) -> Result<Vec<Imported>, R
         tx.commit().await?;
         engine.pricing_wanted.notify_one();
     }
-    Ok(results.into_iter().map(|result| result.expect("each price is in a chunk")).collect())
+    let results = results.into_iter().map(|result| result.expect("each price is in a chunk")).collect();
+    Ok(ImportReport { results, missing })
 }
 
 /// Service, operation and model.
@@ -157,14 +169,16 @@ struct Chunk<'a> {
     checked: &'a [Result<Rates, Refusal>],
 }
 
-/// Imports prices. Also returns the services of the prices that were created.
+/// Imports prices. Also returns the services of the prices that were created. Adds to `missing`, see [`ImportReport`].
 async fn import_chunk<'a>(
     conn: &mut PgConnection,
     chunk: &Chunk<'a>,
+    missing: &mut Vec<i64>,
 ) -> Result<(Vec<Imported>, BTreeSet<&'a str>), Refusal> {
-    let models: BTreeSet<ModelKey<'_>> =
-        chunk.numbers.iter().map(|number| model_key(&chunk.list.prices[*number])).collect();
+    let valid = chunk.numbers.iter().filter(|number| chunk.checked[**number].is_ok());
+    let models: BTreeSet<ModelKey<'_>> = valid.map(|number| model_key(&chunk.list.prices[*number])).collect();
     let present = store::prices_of_models(conn, &models).await?;
+    missing.extend(missing_prices(chunk, &present));
     let (mut results, mut services) = (vec![], BTreeSet::new());
     for number in &chunk.numbers {
         let (price, checked) = (&chunk.list.prices[*number], &chunk.checked[*number]);
@@ -205,6 +219,31 @@ async fn import_chunk<'a>(
     Ok((results, services))
 }
 
+/// Returns the ids of prices that [`ImportReport::missing`] has.
+fn missing_prices(chunk: &Chunk<'_>, present: &[StoredPrice]) -> Vec<i64> {
+    let scopes: HashSet<PriceScope<'_>> =
+        chunk.numbers.iter().map(|number| chunk.list.prices[*number].scope()).collect();
+    let present: Vec<&StoredPrice> = present.iter().collect();
+    let is_missing = |price: &&&StoredPrice| {
+        price.source == chunk.list.source
+            && !scopes.contains(&price.scope())
+            && is_in_force(price, &present, chunk.effective_time)
+    };
+    present.iter().filter(is_missing).map(|price| price.price_id).collect()
+}
+
+/// Returns whether a price of a model is in force at a time or later: it has not ended, and no price of the same scope has replaced
+/// it.
+fn is_in_force(price: &StoredPrice, of_model: &[&StoredPrice], time: DateTime<Utc>) -> bool {
+    let has_ended = price.end_time.is_some_and(|end| end <= time);
+    let replaces = |other: &&&StoredPrice| {
+        other.scope() == price.scope()
+            && other.effective_time > price.effective_time
+            && other.effective_time <= Some(time)
+    };
+    !has_ended && !of_model.iter().any(|other| replaces(&other))
+}
+
 /// Decides what becomes of a price. `of_model` has the prices of its model that are not withdrawn, ordered by effective time within
 /// each scope.
 fn decide(chunk: &Chunk<'_>, price: &NewPrice, rates: &Rates, of_model: &[&StoredPrice]) -> Imported {
@@ -216,8 +255,7 @@ fn decide(chunk: &Chunk<'_>, price: &NewPrice, rates: &Rates, of_model: &[&Store
     }
     // A price of another source is meant for all usage of its model, also for that of a scope that only the list has.
     let is_other = |present: &&StoredPrice| {
-        let ends_before = present.end_time.is_some_and(|end| end <= chunk.effective_time);
-        present.source != chunk.list.source && !present.built_in && !ends_before
+        present.source != chunk.list.source && !present.built_in && is_in_force(present, of_model, chunk.effective_time)
     };
     let other = last.copied().filter(is_other).or_else(|| of_model.iter().copied().find(is_other));
     if let Some(other) = other.filter(|_| !chunk.list.replace_others) {

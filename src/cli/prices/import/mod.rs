@@ -9,7 +9,8 @@ use crate::cli::connect::{self, ConnectArgs, Connection};
 use crate::cli::hints;
 use crate::cli::period::parse_instant;
 use crate::proto::{
-    CreateServiceRequest, ImportOutcome, ImportPricesRequest, ImportedPrice, Price, Rates, Service, ServiceCategory,
+    CreateServiceRequest, ImportOutcome, ImportPricesRequest, ImportPricesResponse, ImportedPrice, Price, Rates,
+    Service, ServiceCategory,
 };
 use anyhow::Context as _;
 use clap::Args;
@@ -62,7 +63,7 @@ pub struct ImportArgs {
     /// Import prices even if a rate for one token is higher than the server's high_token_rate
     #[arg(long)]
     pub confirm_high_rates: bool,
-    /// Where the prices come from. A newer list with the same source replaces its prices
+    /// Where the prices come from. A newer list with the same source replaces prices of the older one
     #[arg(long, value_name = "TEXT", default_value = "LiteLLM model prices")]
     pub source: String,
     /// Print JSON, one price per line
@@ -89,10 +90,17 @@ pub async fn run(args: ImportArgs) -> anyhow::Result<()> {
     let services = services(&args, &channel, &models).await?;
     let selection = Selection::new(&args, &services, models, left_out)?;
     let before = if args.dry_run { present(&args, &channel, &selection).await? } else { HashMap::new() };
-    let results = import(&args, &channel, &selection.prices).await?;
-    match args.json {
-        true => print_json(&selection, &results),
-        false => print_summary(&args, &selection, &results, &before)?,
+    let ImportPricesResponse { results, missing_price_ids } = import(&args, &channel, &selection.prices).await?;
+    if args.json {
+        print_json(&selection, &results);
+        return Ok(());
+    }
+    print_summary(&args, &selection, &results, &before)?;
+    if !missing_price_ids.is_empty() {
+        let shown = missing_price_ids.iter().take(SHOWN_MAX).map(String::as_str).collect::<Vec<_>>().join(", ");
+        let more = if missing_price_ids.len() > SHOWN_MAX { ", ..." } else { "" };
+        println!("{} prices are no longer in the list, and stay in force: {shown}{more}", missing_price_ids.len());
+        println!("  to end one: meterd prices retire {}", missing_price_ids[0]);
     }
     Ok(())
 }
@@ -238,11 +246,11 @@ async fn present(
     Ok(present)
 }
 
-async fn import(args: &ImportArgs, channel: &Connection, prices: &[Price]) -> anyhow::Result<Vec<ImportedPrice>> {
+async fn import(args: &ImportArgs, channel: &Connection, prices: &[Price]) -> anyhow::Result<ImportPricesResponse> {
     let style = ProgressStyle::with_template("{bar:40} {pos}/{len} prices {eta}")?;
     // Shown only on a terminal.
     let progress = ProgressBar::new(prices.len() as u64).with_style(style);
-    let mut results = vec![];
+    let mut imported = ImportPricesResponse::default();
     for part in calls(prices) {
         let request = ImportPricesRequest {
             prices: part.to_vec(),
@@ -256,13 +264,15 @@ async fn import(args: &ImportArgs, channel: &Connection, prices: &[Price]) -> an
         let answer = catalog.import_prices(args.connect.request(request, CALL_SECONDS)).await;
         let answer = answer.map_err(|status| {
             let error = connect::status_error(&status);
-            anyhow::anyhow!("{error:#}\n  {} prices are done; repeat the command to continue", results.len())
+            anyhow::anyhow!("{error:#}\n  {} prices are done; repeat the command to continue", imported.results.len())
         })?;
-        results.extend(answer.into_inner().results);
+        let answer = answer.into_inner();
+        imported.results.extend(answer.results);
+        imported.missing_price_ids.extend(answer.missing_price_ids);
         progress.inc(part.len() as u64);
     }
     progress.finish_and_clear();
-    Ok(results)
+    Ok(imported)
 }
 
 /// Divides prices into those of each call. All prices of a model are in one call, so that they begin at the same time.

@@ -76,6 +76,9 @@ const RANGES: &str = "tiered_pricing";
 const SERVICE_TIERS: [(&str, &str); 4] =
     [("_batches", "batch"), ("_flex", "flex"), ("_priority", "priority"), ("_ultrafast", "ultrafast")];
 
+/// The provider whose bounds of input tokens are included in the range above them, in the code of the project.
+const INCLUSIVE_PROVIDER: &str = "xai";
+
 /// The prices of one model of the file.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ModelPrices {
@@ -120,9 +123,11 @@ fn model_prices(name: &str, members: &RawObject) -> Result<ModelPrices, &'static
     let provider = provider.ok_or("it has no provider")?;
     let mut unused = vec![];
     let mut variants: BTreeMap<Variant, Vec<(Rate, String)>> = BTreeMap::new();
-    let mut add = |(variant, rate): (Variant, Rate), json: &str| -> Result<(), &'static str> {
+    let mut add = |((tier, bound), rate): (Variant, Rate), json: &str| -> Result<(), &'static str> {
         if json != "null" {
-            variants.entry(variant).or_default().push((rate, exact(json)?));
+            // For this provider, the rates above a bound begin at the bound.
+            let bound = bound.map(|bound| if provider == INCLUSIVE_PROVIDER { bound - 1 } else { bound });
+            variants.entry((tier, bound)).or_default().push((rate, exact(json)?));
         }
         Ok(())
     };
@@ -275,6 +280,14 @@ mod tests {
             price("flex", Some(200_000), searches(rates("0.0000025", "0.000005", "0.000000125"))),
         ];
         assert_eq!(model.prices, expected);
+    }
+
+    #[test]
+    fn the_rates_of_xai_begin_at_the_bound() {
+        let text = r#"{"xai/grok": {"litellm_provider": "xai", "input_cost_per_token": 2e-06,
+            "input_cost_per_token_above_128k_tokens": 4e-06}}"#;
+        let (models, _) = read(text).unwrap();
+        assert_eq!(models[0].prices[1].above_input_tokens, Some(127_999));
     }
 
     #[test]
