@@ -7,13 +7,14 @@ use crate::replica::Replica;
 use crate::run::{Length, Run, grouped};
 use crate::scenario;
 use crate::scenario_dir::ScenarioDir;
-use chrono::{TimeDelta, Utc};
+use chrono::TimeDelta;
 use meterd::cli::verify::verify_all;
 use meterd::proto::catalog_service_client::CatalogServiceClient;
 use meterd::proto::{
     BatchTrackUsageRequest, CreatePriceRequest, EventOutcome, Price, Rates, RepriceUsageRequest, RetirePriceRequest,
     UsageEvent,
 };
+use meterd_engine::clock::Clock;
 use sqlx::PgPool;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -124,7 +125,7 @@ impl Catalog {
 
     /// Begins a run over all months that may have the events, and returns its id.
     async fn reprice(&mut self) -> i64 {
-        let month = |days: i64| (Utc::now() + TimeDelta::days(days)).format("%Y-%m").to_string();
+        let month = |days: i64| (Clock::system().now() + TimeDelta::days(days)).format("%Y-%m").to_string();
         let request = RepriceUsageRequest {
             start_month: month(-1),
             end_month: month(1),
