@@ -15,7 +15,7 @@ use tower::service_fn;
 
 use super::address::Address;
 use super::dial::Dialer;
-pub use super::errors::{event_error_text, is_retryable, retry_delay, status_error, status_text};
+pub use super::errors::{event_error_json, event_error_text, is_retryable, retry_delay, status_error, status_text};
 use crate::proto::alert_service_client::AlertServiceClient;
 use crate::proto::catalog_service_client::CatalogServiceClient;
 use crate::proto::client_service_client::ClientServiceClient;

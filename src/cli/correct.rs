@@ -59,7 +59,7 @@ pub struct FieldArgs {
     /// Number of output tokens
     #[arg(long, value_name = "COUNT", value_parser = decimal::tokens)]
     pub output_tokens: Option<i64>,
-    /// Number of those input tokens that were read from a cache
+    /// Number of input tokens that were read from a cache
     #[arg(long, value_name = "COUNT", value_parser = decimal::tokens)]
     pub cached_input_tokens: Option<i64>,
     /// Amount of money to which a percentage price applies
@@ -149,9 +149,6 @@ fn to_json(event: &str, result: &AdjustmentResult) -> serde_json::Value {
         "event": event,
         "old_charge": result.old_charge.as_ref().map(|charge| &charge.amount),
         "new_charge": result.new_charge.as_ref().map(|charge| &charge.amount),
-        "error": result.error.as_ref().map(|error| json!({
-            "reason": error.reason,
-            "message": connect::event_error_text(error),
-        })),
+        "error": result.error.as_ref().map(connect::event_error_json),
     })
 }

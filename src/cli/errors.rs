@@ -100,6 +100,11 @@ pub fn status_error(status: &Status) -> anyhow::Error {
     anyhow::anyhow!(status_text(status))
 }
 
+/// Returns the reason and the text of the error of an event or a price as JSON.
+pub fn event_error_json(error: &EventError) -> serde_json::Value {
+    serde_json::json!({ "reason": error.reason, "message": event_error_text(error) })
+}
+
 /// Formats the error of an event as one line: its wrong fields, without the prefix `events[n].`, or the message.
 pub fn event_error_text(error: &EventError) -> String {
     let whole = |violation: &FieldViolation| violation_text(&violation.field, &violation.description);

@@ -275,10 +275,7 @@ fn result_json(result: &UsageResult) -> serde_json::Value {
             None => Some(unpriced_name(result.unpriced_reason())),
         },
         "rounded": result.rounded,
-        "error": result.error.as_ref().map(|error| json!({
-            "reason": error.reason,
-            "message": connect::event_error_text(error),
-        })),
+        "error": result.error.as_ref().map(connect::event_error_json),
     })
 }
 

@@ -67,9 +67,6 @@ fn to_json(name: &str, result: &AdjustmentResult) -> serde_json::Value {
         "event": name,
         "event_id": result.event_id,
         "old_charge": result.old_charge.as_ref().map(|charge| &charge.amount),
-        "error": result.error.as_ref().map(|error| json!({
-            "reason": error.reason,
-            "message": connect::event_error_text(error),
-        })),
+        "error": result.error.as_ref().map(connect::event_error_json),
     })
 }

@@ -115,8 +115,8 @@ fn model_key(price: &NewPrice) -> ModelKey<'_> {
     (&price.service, &price.operation, &price.model)
 }
 
-/// Divides the prices into the numbers of those of each transaction. All prices of a model are in one, so that they begin at the
-/// same time.
+/// Returns the positions in the list of the prices of each transaction. All prices of a model are in one transaction, so that they
+/// begin at the same time.
 fn chunks(prices: &[NewPrice]) -> Vec<Vec<usize>> {
     let mut by_model = BTreeMap::<ModelKey<'_>, Vec<usize>>::new();
     for (number, price) in prices.iter().enumerate() {

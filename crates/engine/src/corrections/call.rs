@@ -70,7 +70,7 @@ pub async fn void(
     idempotency: Idempotency<Adjusted>,
 ) -> Result<Created<Adjusted>, Refusal> {
     let events = events.into_iter().map(|reference| (reference, None)).collect();
-    run(engine, caller, target, ("events", events), idempotency).await
+    run(engine, caller, target, AdjustmentKind::Void, events, idempotency).await
 }
 
 /// Replaces the contents of events, and charges them by the prices that are in force at their times.
@@ -82,7 +82,7 @@ pub async fn correct(
     idempotency: Idempotency<Adjusted>,
 ) -> Result<Created<Adjusted>, Refusal> {
     let corrections = corrections.into_iter().map(|(reference, event)| (reference, Some(event))).collect();
-    run(engine, caller, target, ("corrections", corrections), idempotency).await
+    run(engine, caller, target, AdjustmentKind::Correction, corrections, idempotency).await
 }
 
 /// An event of a call, with its new contents if it is corrected.
@@ -92,10 +92,12 @@ async fn run(
     engine: &Engine,
     caller: &Caller,
     target: Target,
-    (list, mut wanted): (&'static str, Vec<Wanted>),
+    kind: AdjustmentKind,
+    mut wanted: Vec<Wanted>,
     idempotency: Idempotency<Adjusted>,
 ) -> Result<Created<Adjusted>, Refusal> {
     let Target { client_id, reason } = &target;
+    let list = if kind == AdjustmentKind::Void { "events" } else { "corrections" };
     let is_admin = caller.check_client(Scope::Admin, client_id).is_ok();
     if !is_admin && !client_id.is_empty() {
         caller.check_client(Scope::Ingest, client_id)?;
@@ -111,7 +113,6 @@ async fn run(
     let anybody = Caller::anybody();
     let services = wanted.iter().filter_map(|(_, event)| Some(event.as_ref()?.service.as_str()));
     let checks = EventChecks::new(engine, &anybody, services, true).await?.uncounted();
-    let kind = if list == "events" { AdjustmentKind::Void } else { AdjustmentKind::Correction };
     let mut creation = match idempotency.begin(engine).await? {
         CreateCall::New(creation) => creation,
         CreateCall::Repeat(answer) => return Ok(Created::Repeat(answer)),

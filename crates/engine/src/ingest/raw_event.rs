@@ -87,7 +87,7 @@ fn quantity(fields: &mut Fields, rounded: &mut Rounded, field: &str, text: &str)
     value
 }
 
-/// Checks other measures. Leaves out those of zero.
+/// Checks other measures, and leaves out zeros.
 fn other_measures(fields: &mut Fields, rounded: &mut Rounded, raw: &BTreeMap<String, String>) -> OtherMeasures {
     if raw.len() > OTHER_MEASURES_MAX {
         fields.wrong("measures", format!("must be at most {OTHER_MEASURES_MAX}, has {}", raw.len()));

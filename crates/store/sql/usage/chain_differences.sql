@@ -1,4 +1,4 @@
--- Events whose adjustments do not lead to their charge. The parameters are those of differences.sql. Reads all events of the scope,
+-- Events whose adjustments do not lead to their charge. It has the parameters of differences.sql. Reads all events of the scope,
 -- because an event that is voided without an adjustment has no other trace.
 WITH links AS (
     SELECT client_id, event_time, event_seq, number, kind, new_charge, new_unpriced_reason,

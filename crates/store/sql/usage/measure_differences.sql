@@ -1,4 +1,4 @@
--- Compares the sums of measures with the events. The parameters are those of differences.sql.
+-- Compares the sums of measures with the events. It has the parameters of differences.sql.
 WITH expected AS (
     SELECT client_id, day, service, operation, model, measure, sum(quantity::numeric) AS quantity
     FROM usage_events CROSS JOIN LATERAL jsonb_each_text(measures) AS each (measure, quantity)

@@ -144,7 +144,7 @@ pub async fn correct(conn: &mut PgConnection, events: &[PricedEvent<'_>]) -> cra
     .map_err(Into::into)
 }
 
-/// Returns those of the events that have adjustments.
+/// Returns the events that have adjustments.
 pub async fn adjusted(
     conn: &mut PgConnection,
     events: &[(&str, EventId)],
