@@ -2,7 +2,7 @@
 
 use super::connect::{self, ConnectArgs};
 use super::explain::money;
-use super::track::parse_measure;
+use super::track::{parse_label, parse_measure};
 use super::{decimal, json as metadata_json};
 use crate::proto::{
     AdjustmentResult, CorrectUsageRequest, EventReference, GetUsageEventRequest, UsageCorrection, UsageEvent,
@@ -65,6 +65,12 @@ pub struct FieldArgs {
     /// Amount of money to which a percentage price applies
     #[arg(long, value_name = "DECIMAL", value_parser = decimal::quantity)]
     pub amount: Option<String>,
+    /// What the provider charges by its own report
+    #[arg(long, value_name = "DECIMAL", value_parser = decimal::quantity)]
+    pub reported_cost: Option<String>,
+    /// A label, such as project=apollo, or project= to remove it; repeat the flag for more. Other labels stay
+    #[arg(long, value_name = "NAME=VALUE", value_parser = parse_label)]
+    pub label: Vec<(String, String)>,
     /// Another quantity, such as pages=3; repeat the flag for more. Other measures stay
     #[arg(long, value_name = "NAME=DECIMAL", value_parser = parse_measure)]
     pub measure: Vec<(String, String)>,
@@ -96,9 +102,12 @@ impl FieldArgs {
         set(&mut event.output_tokens, &self.output_tokens);
         set(&mut event.cached_input_tokens, &self.cached_input_tokens);
         set(&mut event.amount, &self.amount);
+        set(&mut event.reported_cost, &self.reported_cost);
         set(&mut event.subject, &self.subject);
         set(&mut event.external_id, &self.external_id);
         event.measures.extend(self.measure.iter().cloned());
+        event.labels.extend(self.label.iter().cloned());
+        event.labels.retain(|_, value| !value.is_empty());
         event.metadata = self.metadata.clone().or(event.metadata);
         event
     }

@@ -16,6 +16,7 @@ use super::chart::grouped;
 use super::connect::{self, ConnectArgs, Connection};
 use super::hints;
 use super::period::{PeriodArgs, days_text, parse_instant, parse_month};
+use super::track::parse_label;
 use crate::print;
 use crate::proto::usage_service_client::UsageServiceClient;
 use crate::proto::{ExportFormat, ExportUsageRequest, ExportUsageResponse};
@@ -48,6 +49,9 @@ pub struct ExportArgs {
     /// Only this service; repeat the flag for more
     #[arg(long, value_name = "NAME")]
     pub service: Vec<String>,
+    /// Only events with this label, such as project=apollo; an event must have all labels
+    #[arg(long = "label", value_name = "NAME=VALUE", value_parser = parse_label)]
+    pub labels: Vec<(String, String)>,
     /// Format of the file [default: from the extension of --output, else csv]
     #[arg(long, value_enum)]
     pub format: Option<Format>,
@@ -109,6 +113,7 @@ fn request(args: &ExportArgs) -> anyhow::Result<ExportUsageRequest> {
         },
         start_date: text(start),
         end_date: text(end),
+        labels: args.labels.iter().cloned().collect(),
     })
 }
 

@@ -6,7 +6,7 @@ use clap::{Arg, Command};
 const GROUPS: [(&str, &[&str]); 6] = [
     ("Run the server", &["serve", "migrate"]),
     ("Record usage", &["track", "import"]),
-    ("Read usage and costs", &["usage", "summary", "unpriced", "explain", "export"]),
+    ("Read usage and costs", &["usage", "summary", "query", "unpriced", "explain", "export"]),
     ("Clients, prices and alerts", &["clients", "prices", "alerts", "notifications"]),
     ("Check and repair", &["void", "correct", "adjustments", "verify", "rebuild", "jobs"]),
     ("Access", &["keys", "audit"]),

@@ -13,6 +13,7 @@ pub mod keys;
 pub mod migrate;
 pub mod notifications;
 pub mod prices;
+pub mod query;
 pub mod rebuild;
 pub mod serve;
 pub mod summary;
@@ -70,6 +71,12 @@ pub enum Command {
     /// Usage without a price is recorded, and its requests, units and tokens are counted, but it is not included in any cost.
     /// meterd prices it as soon as a price applies to it. The default range is the last 366 days.
     Unpriced(unpriced::UnpricedArgs),
+    /// Show usage grouped by days, hours, clients, models or labels
+    ///
+    /// If events have a cost that the provider reported, it is shown next to the charge with the difference, and with the number
+    /// of events that have one. Queries for hours, subjects and labels read the events, about a million in a second: name the
+    /// clients and few days. The default range is the current month.
+    Query(query::QueryArgs),
     /// Void events, so that they count in no sum
     ///
     /// The events stay in lists and exports, with the time at which they were voided.
@@ -123,6 +130,7 @@ pub fn run(command: Command) -> Pin<Box<dyn Future<Output = anyhow::Result<ExitC
             Command::Usage(args) => usage::run(args).await,
             Command::Summary(args) => summary::run(args).await,
             Command::Unpriced(args) => unpriced::run(args).await,
+            Command::Query(args) => query::run(args).await,
             Command::Void(args) => void::run(args).await,
             Command::Correct(args) => correct::run(*args).await,
             Command::Explain(args) => explain::run(args).await,

@@ -56,12 +56,18 @@ pub struct TrackArgs {
     /// Amount of money to which a percentage price applies, in the currency of the deployment
     #[arg(long, value_name = "DECIMAL", value_parser = decimal::quantity)]
     pub amount: Option<String>,
+    /// What the provider charges by its own report, in the currency of the deployment
+    #[arg(long, value_name = "DECIMAL", value_parser = decimal::quantity)]
+    pub reported_cost: Option<String>,
     /// Service tier, such as batch
     #[arg(long, default_value = "", value_name = "NAME", hide_default_value = true)]
     pub service_tier: String,
     /// Another quantity, such as pages=3; repeat the flag for more
     #[arg(long, value_name = "NAME=DECIMAL", value_parser = parse_measure)]
     pub measure: Vec<(String, String)>,
+    /// What the event can be grouped by, such as project=apollo; repeat the flag for more
+    #[arg(long, value_name = "NAME=VALUE", value_parser = parse_label)]
+    pub label: Vec<(String, String)>,
     /// Time of the event, such as 2026-11-21T10:00:00Z [default: now]
     #[arg(long, value_name = "TIME", value_parser = parse_flag_time)]
     pub time: Option<prost_types::Timestamp>,
@@ -192,6 +198,8 @@ fn event_of(args: &TrackArgs) -> anyhow::Result<UsageEvent> {
         metadata: args.metadata.clone(),
         service_tier: args.service_tier.clone(),
         measures: args.measure.iter().cloned().collect(),
+        reported_cost: args.reported_cost.clone().unwrap_or_default(),
+        labels: args.label.iter().cloned().collect(),
     })
 }
 
@@ -200,6 +208,12 @@ pub fn parse_measure(text: &str) -> Result<(String, String), String> {
     let (name, number) = text.split_once('=').ok_or("must be NAME=DECIMAL, such as pages=3")?;
     check_name(name).map_err(|predicate| format!("{name:?} {predicate}"))?;
     Ok((name.to_owned(), decimal::quantity(number)?))
+}
+
+/// Parses the name and the value of a label.
+pub fn parse_label(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("must be NAME=VALUE, such as project=apollo")?;
+    Ok((name.to_owned(), value.to_owned()))
 }
 
 fn random_key() -> String {
@@ -222,6 +236,7 @@ fn unpriced_text(reason: UnpricedReason) -> &'static str {
         UnpricedReason::AmountMissing => "the price is a percentage: add --amount",
         UnpricedReason::UnknownService => "the service is not in the catalogue",
         UnpricedReason::MeasureNotCovered => "the price has no rate for one of the measures",
+        UnpricedReason::ReportedCostMissing => "the price charges the reported cost: add --reported-cost",
         UnpricedReason::NoPrice | UnpricedReason::Unspecified => {
             "no price applies; the event is charged as soon as one does"
         }

@@ -299,12 +299,14 @@ async fn all_wrong_fields_of_an_event_are_reported_at_once() {
         "subject",
         "external_id",
         "service_tier",
+        "labels",
         "input_tokens",
         "output_tokens",
         "cached_input_tokens",
         "measures",
         "units",
         "amount",
+        "reported_cost",
         "metadata",
         "event_time",
     ];
@@ -331,6 +333,8 @@ fn event_with_many_wrong_fields() -> UsageEvent {
         metadata: metadata("k", Kind::NumberValue(f64::NAN)),
         service_tier: "x\0".into(),
         measures: [("x\0".into(), "NaN".into())].into(),
+        reported_cost: "-1".into(),
+        labels: [("x\0".into(), "x".into())].into(),
     }
 }
 

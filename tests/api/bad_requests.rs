@@ -7,7 +7,7 @@ use crate::bad_values::Rule::{self, *};
 const EVENT: &str = r#"{"clientId": "acme", "service": "openai", "operation": "chat_completion", "model": "gpt-4o-mini",
     "units": "1", "inputTokens": "1000000000000", "outputTokens": "10", "amount": "1.5", "subject": "s",
     "eventTime": "2026-11-21T11:00:00Z", "idempotencyKey": "k-$N", "externalId": "x", "metadata": {"k": "v"},
-    "serviceTier": "batch", "measures": {"pages": "1"}}"#;
+    "serviceTier": "batch", "measures": {"pages": "1"}, "reportedCost": "1", "labels": {"project": "p"}}"#;
 
 /// A valid request of each RPC in the JSON format of protobuf. `$N` is replaced by a new number each time, `$KEY` and `$PRICE` by
 /// the id of a new object, `$EVENT` and `$ALERT` by ids of existing objects.
@@ -24,18 +24,19 @@ const REQUESTS: &[(&str, &str)] = &[
         "QueryUsage",
         r#"{"clientIds": ["acme", "beta"], "services": ["sms"], "operations": [""], "models": [""], "subjects": [""],
             "startDate": "2026-11-01", "endDate": "2026-11-30", "groupBy": ["USAGE_DIMENSION_CLIENT"],
-            "countSubjects": true, "unpricedOnly": false, "includeMeasures": true, "pageSize": 1}"#,
+            "countSubjects": true, "unpricedOnly": false, "includeMeasures": true, "labels": {"project": "p"},
+            "groupByLabels": ["team"], "pageSize": 1}"#,
     ),
     ("GetUsageEvent", r#"{"clientId": "acme", "eventId": "$EVENT"}"#),
     (
         "ListUsageEvents",
         r#"{"clientId": "acme", "startTime": "2026-11-01T00:00:00Z", "endTime": "2027-01-01T00:00:00Z", "services": ["sms"],
-            "operations": [""], "models": [""], "subjects": [""], "ascending": true, "pageSize": 1}"#,
+            "operations": [""], "models": [""], "subjects": [""], "ascending": true, "labels": {"project": "p"}, "pageSize": 1}"#,
     ),
     (
         "ExportUsage",
         r#"{"clientId": "acme", "startTime": "2026-11-01T00:00:00Z", "endTime": "2027-01-01T00:00:00Z",
-            "services": ["sms"], "format": "EXPORT_FORMAT_NDJSON"}"#,
+            "services": ["sms"], "labels": {"project": "p"}, "format": "EXPORT_FORMAT_NDJSON"}"#,
     ),
     ("GetPlatformUsage", r#"{"month": "2026-11"}"#),
     ("UpdateMonthlySummaries", r#"{"clientId": "acme", "month": "2026-11"}"#),
@@ -47,7 +48,7 @@ const REQUESTS: &[(&str, &str)] = &[
         r#"{"clientId": "acme", "corrections": [{"event": {"eventId": "$EVENT"}, "corrected": {"service": "openai",
             "operation": "chat_completion", "model": "gpt-4o-mini", "units": "1", "inputTokens": "1000000000000",
             "outputTokens": "10", "amount": "1.5", "subject": "s", "externalId": "x", "metadata": {"k": "v"},
-            "serviceTier": "batch", "measures": {"pages": "1"}}}], "reason": "r", "requestId": "r-$N"}"#,
+            "serviceTier": "batch", "measures": {"pages": "1"}, "reportedCost": "1", "labels": {"project": "p"}}}], "reason": "r", "requestId": "r-$N"}"#,
     ),
     (
         "ListAdjustments",
@@ -90,19 +91,20 @@ const REQUESTS: &[(&str, &str)] = &[
         r#"{"service": {"service": "service-$N", "displayName": "Name", "category": "SERVICE_CATEGORY_AI", "unit": "call",
             "recurring": true, "uncountedOperations": ["test"]}, "requestId": "r-$N"}"#,
     ),
-    ("ListPrices", r#"{"service": "sms", "pageSize": 1}"#),
+    ("ListPrices", r#"{"service": "sms", "clientId": "acme", "pageSize": 1}"#),
     (
         "CreatePrice",
         r#"{"price": {"service": "sms", "operation": "op-$N", "model": "m-$N", "effectiveTime": "2026-01-01T00:00:00Z",
             "rates": {"unit": "1", "inputToken": "1", "outputToken": "1", "cachedInputToken": "1", "percentOfAmount": "1",
-                "fixed": "1", "measures": {"pages": "1"}}, "serviceTier": "batch", "aboveInputTokens": "1"}, "confirmHighRates": true, "requestId": "r-$N"}"#,
+                "fixed": "1", "reportedCost": "1", "measures": {"pages": "1"}}, "serviceTier": "batch", "aboveInputTokens": "1",
+                "clientId": "acme"}, "confirmHighRates": true, "requestId": "r-$N"}"#,
     ),
     ("RetirePrice", r#"{"priceId": "$PRICE"}"#),
     (
         "ImportPrices",
         r#"{"prices": [{"service": "sms", "operation": "op-$N", "model": "m-$N", "rates": {"unit": "1", "inputToken": "1",
-            "outputToken": "1", "cachedInputToken": "1", "percentOfAmount": "1", "fixed": "1", "measures": {"pages": "1"}},
-            "serviceTier": "batch", "aboveInputTokens": "1", "note": "n"}], "effectiveTime": "2026-01-01T00:00:00Z",
+            "outputToken": "1", "cachedInputToken": "1", "percentOfAmount": "1", "fixed": "1", "reportedCost": "1",
+            "measures": {"pages": "1"}}, "serviceTier": "batch", "aboveInputTokens": "1", "note": "n"}], "effectiveTime": "2026-01-01T00:00:00Z",
             "source": "list", "validateOnly": false, "confirmHighRates": true, "replaceOthers": true}"#,
     ),
     (
@@ -121,7 +123,7 @@ const REQUESTS: &[(&str, &str)] = &[
         "EstimateCost",
         r#"{"service": "openai", "operation": "chat_completion", "model": "gpt-4o-mini", "units": "1",
             "inputTokens": "1000000000000", "outputTokens": "1", "amount": "1", "eventTime": "2026-01-01T00:00:00Z", "serviceTier": "batch",
-            "measures": {"pages": "1"}}"#,
+            "measures": {"pages": "1"}, "clientId": "acme", "reportedCost": "1"}"#,
     ),
     (
         "CreateClient",
@@ -226,7 +228,9 @@ pub fn rule(rpc: &str, message: &str, field: &str) -> Rule {
         ("ImportPrices", "ImportPricesRequest", "source") => Text { bytes_max: 256, empty: Invalid, other: Valid },
         (_, "Price", "source") => text(256),
         (_, "Price", "note") => text(1_024),
-        (_, "ListPricesRequest", "service") => text(128),
+        (_, "ListPricesRequest", "service" | "client_id") | (_, "EstimateCostRequest", "client_id") => text(128),
+        ("ImportPrices", "Price", "client_id") => Absent,
+        (_, "Price", "client_id") => ClientName,
         (_, "ApiKey", "name") => Text { bytes_max: 256, empty: Invalid, other: Valid },
         (_, _, "acknowledged_by") => required(Valid),
 
@@ -250,7 +254,10 @@ pub fn rule(rpc: &str, message: &str, field: &str) -> Rule {
         (_, "Service", "uncounted_operations") => Names { empty: Valid },
         (_, _, "client_ids" | "services" | "operations" | "models" | "subjects") => Texts { empty: Valid },
 
-        (_, _, "units" | "amount") => Quantity,
+        (_, "Rates", "reported_cost") => Decimal { integer_digits: 9, decimals: 24, zero: Valid, empty: Invalid },
+        (_, _, "units" | "amount" | "reported_cost") => Quantity,
+        (_, _, "labels") => Labels,
+        (_, _, "group_by_labels") => LabelNames,
         (_, "Rates", "measures") => Measures { most: 32 },
         (_, _, "measures") => Measures { most: 16 },
         (_, "Rates", _) => Decimal { integer_digits: 9, decimals: 24, zero: Valid, empty: Invalid },
@@ -300,7 +307,7 @@ pub fn rule(rpc: &str, message: &str, field: &str) -> Rule {
         (_, "Grant", "scope") => Enum { unspecified: Invalid, last: 3 },
         (_, "NotificationChannel", "kind") => Enum { unspecified: Invalid, last: 3 },
         (_, _, "types" | "states") => Enums { last: 4, once: false },
-        (_, _, "group_by") => Enums { last: 7, once: true },
+        (_, _, "group_by") => Enums { last: 8, once: true },
 
         (_, _, "update_mask") => Mask,
         (_, _, "metadata") => Metadata,

@@ -45,7 +45,8 @@ impl TestData {
         alerts.update_alert_policy(request).await.unwrap();
         let mut event_id = String::new();
         for client_id in ["beta", "acme", "acme"] {
-            event_id = server.track(event(client_id, "sms", "60")).await.unwrap().event_id;
+            let labels = [("project".to_owned(), "p".to_owned())].into();
+            event_id = server.track(UsageEvent { labels, ..event(client_id, "sms", "60") }).await.unwrap().event_id;
         }
         let client = Client { client_id: "gamma".into(), ..Default::default() };
         let request = CreateClientRequest { client: Some(client), request_id: "taken".into() };
@@ -59,7 +60,8 @@ impl TestData {
             SELECT client_id, 'sent', channel_id, kind, target, alerts, 2, now() FROM notifications LIMIT 1";
         assert_eq!(server.sql(sent).await, 1);
         for units in ["59", "60"] {
-            let corrected = UsageEvent { client_id: String::new(), ..event("acme", "sms", units) };
+            let labels = [("project".to_owned(), "p".to_owned())].into();
+            let corrected = UsageEvent { client_id: String::new(), labels, ..event("acme", "sms", units) };
             let reference = EventReference { event_id: event_id.clone(), ..Default::default() };
             let correction = UsageCorrection { event: Some(reference), corrected: Some(corrected) };
             let (client_id, reason) = ("acme".into(), "r".into());
@@ -70,6 +72,11 @@ impl TestData {
         let price = Price { effective_time: Some(timestamp("2026-01-02T00:00:00Z")), ..unit_price("sms", "", "0.01") };
         let request = CreatePriceRequest { price: Some(price), ..Default::default() };
         server.catalog().create_price(request).await.unwrap();
+        for model in ["a", "b"] {
+            let price = Price { client_id: "acme".into(), ..unit_price("sms", model, "0.01") };
+            let request = CreatePriceRequest { price: Some(price), ..Default::default() };
+            server.catalog().create_price(request).await.unwrap();
+        }
         let month = "2026-11".to_owned();
         let request = RepriceUsageRequest {
             start_month: month.clone(),

@@ -61,6 +61,12 @@ pub enum Rule {
     Measures {
         most: usize,
     },
+    /// At most eight labels.
+    Labels,
+    /// At most eight different names of labels.
+    LabelNames,
+    /// The name of a client, which must exist if it is not empty.
+    ClientName,
     /// A whole number from 0 to 10^12.
     Tokens,
     Count {
@@ -291,6 +297,44 @@ fn measures_cases(field: &Field<'_>, most: usize, numbers: Vec<Case>) -> Vec<Cas
     cases
 }
 
+fn labels_cases(field: &Field<'_>) -> Vec<Case> {
+    let map = |labels: Vec<(String, String)>| {
+        Value::Map(labels.into_iter().map(|(name, value)| (MapKey::String(name), string(value))).collect())
+    };
+    let one = |name: &str, value: &str| map(vec![(name.into(), value.into())]);
+    let many = |count: usize| map((0..count).map(|number| (format!("l{number}"), "x".into())).collect());
+    let mut cases = vec![
+        Case::new("most labels", many(8), Valid),
+        Case::new("one label too many", many(9), Invalid),
+        Case::new("longest label", one(&"n".repeat(32), &"v".repeat(128)), Valid),
+        Case::new("label with a name too long", one(&"n".repeat(33), "v"), Invalid),
+    ];
+    for name in ["", "n ", " n", "n\0", "n\u{200b}"] {
+        cases.push(Case::new(format!("label {name:?}"), one(name, "v"), Invalid));
+    }
+    for value in ["", "v ", " v", "v\0", "v\u{200b}", &"v".repeat(129)] {
+        let case = Case::new(format!("label with the value {value:?}"), one("n", value), Invalid);
+        cases.push(case.with_fields([format!("{}[\"n\"]", field.path_text)]));
+    }
+    cases
+}
+
+fn label_names_cases(field: &Field<'_>) -> Vec<Case> {
+    let list = |names: &[&str]| Value::List(names.iter().copied().map(string).collect());
+    let many: Vec<String> = (0..9).map(|number| format!("l{number}")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    let mut cases = vec![
+        Case::new("no name", list(&[]), Valid),
+        Case::new("most names", list(&many[..8]), Valid),
+        Case::new("one name too many", list(&many), Invalid),
+    ];
+    for name in ["", "n ", "n\0", "l0", &"n".repeat(33)] {
+        let case = Case::new(format!("second name {name:?}"), list(&["l0", name]), Invalid);
+        cases.push(case.with_fields([format!("{}[1]", field.path_text)]));
+    }
+    cases
+}
+
 fn day_cases(empty: Expected) -> Vec<Case> {
     let never = [
         "2026-2-01",
@@ -517,6 +561,9 @@ pub fn cases(rule: Rule, field: &Field<'_>) -> Vec<Case> {
         Rule::Quantity => quantity_cases(),
         Rule::Measures { most: 16 } => measures_cases(field, 16, quantity_cases()),
         Rule::Measures { most } => measures_cases(field, most, decimal_cases(9, 24, Valid, Invalid)),
+        Rule::Labels => labels_cases(field),
+        Rule::LabelNames => label_names_cases(field),
+        Rule::ClientName => name_cases(128, Valid, Refused("CLIENT_NOT_FOUND"), field.unique),
         Rule::Tokens => count_cases(field, 0, 1_000_000_000_000),
         Rule::Count { from, to } => count_cases(field, from, to),
         Rule::Token { reason } => token_cases(field, reason),

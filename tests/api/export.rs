@@ -49,6 +49,8 @@ async fn a_csv_file_has_a_header_and_every_field_of_every_event() {
         metadata: Some(metadata),
         service_tier: "flex".into(),
         measures: [("reasoning_output_tokens".into(), "2".into())].into(),
+        reported_cost: "0.1".into(),
+        labels: [("project".into(), "=1".into())].into(),
         ..model_call("acme", 10, 5)
     };
     let result = server.track(sent).await.unwrap();
@@ -57,7 +59,7 @@ async fn a_csv_file_has_a_header_and_every_field_of_every_event() {
     let file = file(&pieces);
     let header = "event_id,client_id,day,event_time,service,operation,model,units,input_tokens,output_tokens,\
                   cached_input_tokens,amount,currency,charge,price_id,unpriced_reason,subject,external_id,\
-                  idempotency_key,metadata,record_time,service_tier,measures,void_time";
+                  idempotency_key,metadata,record_time,service_tier,measures,void_time,reported_cost,labels";
     assert_eq!(file.split("\r\n").next().unwrap(), header);
     assert_eq!(file.matches("\r\n").count(), 3);
     let rows = csv_rows(&file);
@@ -84,6 +86,8 @@ async fn a_csv_file_has_a_header_and_every_field_of_every_event() {
         ("metadata", r#"{"k": "say \"hi\", twice"}"#),
         ("service_tier", "flex"),
         ("measures", r#"{"reasoning_output_tokens": "2"}"#),
+        ("reported_cost", "0.1"),
+        ("labels", r#"{"project": "=1"}"#),
     ];
     for (column, cell) in cells {
         assert_eq!(first[column], cell, "{column}");
@@ -103,9 +107,18 @@ async fn an_ndjson_file_has_one_object_per_line_without_empty_fields() {
     let object: serde_json::Value = serde_json::from_str(&file).unwrap();
     assert_eq!((&object["units"], &object["input_tokens"]), (&"1.5".into(), &0.into()));
     assert_eq!((&object["subject"], &object["unpriced_reason"]), (&"=1+1".into(), &"NO_PRICE".into()));
-    for absent in
-        ["charge", "currency", "price_id", "amount", "metadata", "external_id", "service_tier", "measures", "void_time"]
-    {
+    for absent in [
+        "charge",
+        "currency",
+        "price_id",
+        "amount",
+        "metadata",
+        "external_id",
+        "service_tier",
+        "measures",
+        "void_time",
+        "labels",
+    ] {
         assert!(object.get(absent).is_none(), "{absent}");
     }
     server.stop().await;

@@ -32,6 +32,7 @@ fn event(key: String, units: i64) -> UsageEvent {
         subject: String::new(),
         external_id: String::new(),
         metadata: None,
+        labels: Default::default(),
     }
 }
 

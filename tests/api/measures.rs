@@ -357,7 +357,7 @@ async fn an_event_has_the_price_for_its_service_tier_and_its_number_of_input_tok
     // The list can be paged through.
     let (mut page_token, mut order) = (String::new(), vec![]);
     loop {
-        let request = ListPricesRequest { service: "openai".into(), page_size: 1, page_token };
+        let request = ListPricesRequest { service: "openai".into(), page_size: 1, page_token, ..Default::default() };
         let page = server.catalog().list_prices(request).await.unwrap().into_inner();
         let of_model = page.prices.into_iter().filter(|price| price.model == "m");
         order.extend(of_model.map(|price| (price.service_tier, price.above_input_tokens)));

@@ -3,6 +3,7 @@
 use crate::harness::*;
 use meterd::proto::ListClientsRequest;
 use meterd_domain::access::Scope;
+use meterd_engine::auth::Caller;
 use meterd_engine::Reason;
 use meterd_engine::alerts::policies::{self, PolicyInput};
 use meterd_engine::auth::keys::{self, GrantInput, NewKey};
@@ -106,11 +107,12 @@ async fn a_key_is_created_and_a_charge_estimated_without_a_protocol() {
         output_tokens: 0,
         cached_input_tokens: 0,
         amount: "",
+        reported_cost: "",
         others: &others,
     };
     let input =
-        EstimateInput { service: "sms", operation: "", model: "", service_tier: "", measures, event_time: None };
-    let estimate = estimate::estimate(engine, input).await.unwrap();
+        EstimateInput { client_id: "", service: "sms", operation: "", model: "", service_tier: "", measures, event_time: None };
+    let estimate = estimate::estimate(engine, &Caller::anybody(), input).await.unwrap();
     assert!(estimate.price_id.is_some());
     assert_eq!(estimate.charge.unwrap().0.to_string(), "0.015");
     server.stop().await;

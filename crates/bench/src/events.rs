@@ -174,6 +174,7 @@ impl Events {
             subject: String::new(),
             external_id: String::new(),
             metadata: self.payload.as_ref().map(|(json, _)| json.to_string()),
+            labels: Default::default(),
         }
     }
 }

@@ -199,6 +199,7 @@ fn kinds(catalog: &Catalog, now: DateTime<Utc>) -> anyhow::Result<Kinds> {
             subject: String::new(),
             external_id: String::new(),
             metadata: None,
+            labels: Default::default(),
         };
         let Charge::Priced { charge, price_id } = catalog.charge(&event) else {
             anyhow::bail!("the catalogue has no price for {service} {operation} {model}");

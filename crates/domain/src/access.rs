@@ -113,6 +113,15 @@ impl Grants {
         self.grants_including(scope).any(|clients| *clients == Clients::All)
     }
 
+    /// Returns the clients whose prices the caller may know: those of any scope. `None`: all.
+    pub fn clients_of_prices(&self) -> Option<Vec<String>> {
+        let scopes = [Scope::Ingest, Scope::Read, Scope::Admin];
+        match scopes.iter().any(|scope| self.covers_all(*scope)) {
+            true => None,
+            false => Some(scopes.iter().flat_map(|scope| self.covered(*scope)).collect()),
+        }
+    }
+
     /// Returns the clients named for the scope, sorted. Clients are not named if the scope covers all.
     pub fn covered(&self, scope: Scope) -> Vec<String> {
         let these = self.grants_including(scope).filter_map(|clients| match clients {
@@ -146,6 +155,10 @@ mod tests {
         assert!(grants.has(Scope::Ingest) && grants.covers(Scope::Ingest, "b") && !grants.covers(Scope::Ingest, "a"));
         assert_eq!(grants.covered(Scope::Read), ["a", "b"]);
         assert_eq!(grants.covered(Scope::Admin), ["b"]);
+        let of_prices = grants.clients_of_prices().unwrap();
+        assert!(of_prices.contains(&"a".to_owned()) && of_prices.contains(&"b".to_owned()) && of_prices.len() > 1);
+        assert_eq!(Grants { ingest: Some(Clients::All), ..grants.clone() }.clients_of_prices(), None);
+        assert_eq!(Grants::default().clients_of_prices(), Some(vec![]));
         assert!(Grants::all().covers_all(Scope::Read) && Grants::all().covers_all(Scope::Ingest));
     }
 

@@ -1,7 +1,8 @@
 //! Adjustments: the changes of recorded events.
 
 use crate::alert::numbered;
-use crate::event::{Charge, UsageEvent};
+use crate::decimal::Decimal;
+use crate::event::{Charge, UsageEvent, labels_json};
 use crate::rollup::{Deltas, Sums};
 use crate::{measures, metadata};
 use chrono::NaiveDate;
@@ -33,8 +34,9 @@ pub fn field_changes(old: &UsageEvent, new: &UsageEvent) -> FieldChanges {
 }
 
 /// Returns the fields that a correction can change, as texts.
-fn fields(event: &UsageEvent) -> [(&'static str, String); 13] {
+fn fields(event: &UsageEvent) -> [(&'static str, String); 15] {
     let UsageEvent { measures, .. } = event;
+    let decimal = |value: Option<Decimal>| value.map_or_else(String::new, |value| value.to_string());
     [
         ("service", event.service.to_string()),
         ("operation", event.operation.to_string()),
@@ -44,10 +46,12 @@ fn fields(event: &UsageEvent) -> [(&'static str, String); 13] {
         ("input_tokens", measures.input_tokens.to_string()),
         ("output_tokens", measures.output_tokens.to_string()),
         ("cached_input_tokens", measures.cached_input_tokens.to_string()),
-        ("amount", measures.amount.map_or_else(String::new, |amount| amount.to_string())),
+        ("amount", decimal(measures.amount)),
+        ("reported_cost", decimal(measures.reported_cost)),
         ("measures", measures::to_json(&measures.others).unwrap_or_default()),
         ("subject", event.subject.clone()),
         ("external_id", event.external_id.clone()),
+        ("labels", labels_json(&event.labels).unwrap_or_default()),
         // The database may have formatted it differently.
         ("metadata", event.metadata.as_deref().and_then(metadata::canonical).unwrap_or_default()),
     ]
@@ -66,9 +70,9 @@ impl Deltas {
 
     fn change_by_event(&mut self, event: &UsageEvent, day: NaiveDate, sums: Sums, is_added: bool) {
         let key = (event.client_id.clone(), day, event.service.clone(), event.operation.clone(), event.model.clone());
-        for (name, quantity) in &event.measures.others {
-            let sum = self.day_measures.entry((key.clone(), name.clone())).or_default();
-            *sum = if is_added { *sum + (*quantity).into() } else { *sum - (*quantity).into() };
+        for (name, quantity) in event.measures.summed() {
+            let sum = self.day_measures.entry((key.clone(), name)).or_default();
+            *sum = if is_added { *sum + quantity.into() } else { *sum - quantity.into() };
         }
         self.add(key, sums);
     }

@@ -42,9 +42,10 @@ pub struct Service {
 /// A map that is read for every event.
 type ByName<T> = HashMap<Arc<str>, T, RandomState>;
 
-/// What a price is for. An empty operation, model or service tier matches any.
+/// What a price is for. An empty client, operation, model or service tier matches any.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct PriceScope<'a> {
+    pub client_id: &'a str,
     pub service: &'a str,
     pub operation: &'a str,
     pub model: &'a str,
@@ -56,6 +57,7 @@ pub struct PriceScope<'a> {
 /// What a price is searched for.
 #[derive(Clone, Copy, Debug)]
 pub struct Wanted<'a> {
+    pub client_id: &'a str,
     pub service: &'a str,
     pub operation: &'a str,
     pub model: &'a str,
@@ -91,6 +93,9 @@ type PricedModel = (ModelName, Arc<str>);
 /// Prices of one service: model → operation → variants. An empty model or operation matches any.
 type ServicePrices = ByName<ByName<Vec<Variant>>>;
 
+/// Prices by service.
+type Prices = ByName<ServicePrices>;
+
 /// How a price was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(i32)]
@@ -116,6 +121,7 @@ impl<'a> Wanted<'a> {
     /// Returns what the price of an event is searched for.
     pub fn of(event: &'a UsageEvent) -> Self {
         Self {
+            client_id: &event.client_id,
             service: &event.service,
             operation: &event.operation,
             model: &event.model,
@@ -132,8 +138,10 @@ pub struct Catalog {
     /// The version of the catalogue.
     pub version: i64,
     services: BTreeMap<Arc<str>, Service>,
-    /// By service.
-    prices: ByName<ServicePrices>,
+    /// The prices for any client.
+    prices: Prices,
+    /// The prices for one client.
+    client_prices: ByName<Prices>,
     /// Service → alias → model.
     aliases: ByName<ByName<Arc<str>>>,
     name_rules: NameRules,
@@ -156,13 +164,20 @@ impl Catalog {
 
     /// Adds a price for a scope.
     pub fn add_price(&mut self, scope: &PriceScope<'_>, price: Price) {
-        let PriceScope { service, operation, model, service_tier, above_input_tokens } = *scope;
-        let prices = self.prices.entry(service.into()).or_default();
-        if !model.is_empty() && !prices.contains_key(model) && !self.name_rules.is_empty() {
+        let PriceScope { client_id, service, operation, model, service_tier, above_input_tokens } = *scope;
+        if !model.is_empty() && !self.name_rules.is_empty() {
             let name = self.name_rules.parse(model);
             let names = self.names.entry(service.into()).or_default();
-            names.entry(name.base.as_str().into()).or_default().push((name, model.into()));
+            let names = names.entry(name.base.as_str().into()).or_default();
+            if !names.iter().any(|(_, known)| **known == *model) {
+                names.push((name, model.into()));
+            }
         }
+        let prices = match client_id {
+            "" => &mut self.prices,
+            _ => self.client_prices.entry(client_id.into()).or_default(),
+        };
+        let prices = prices.entry(service.into()).or_default();
         let variants = prices.entry(model.into()).or_default().entry(operation.into()).or_default();
         let is_same =
             |of: &&mut Variant| *of.service_tier == *service_tier && of.above_input_tokens == above_input_tokens;
@@ -211,16 +226,22 @@ impl Catalog {
         self.aliases.get(service).is_some_and(|aliases| aliases.values().any(|name| &**name == model))
     }
 
-    /// Returns the most specific price that is valid at the time: service+operation+model, then service+model, then
-    /// service+operation, then service. On each level, the model's own name is tried before the model that it is an alias of. If
+    /// Returns the most specific price that is valid at the time. Prices for the client come before those for any client. Of these,
+    /// the order is service+operation+model, then service+model, then service+operation, then service. On each level, the model's own name is tried before the model that it is an alias of. If
     /// neither has a price, the rules for names search for the model: its price is used if all models that the name may mean have
     /// the same rates.
     ///
     /// Of the prices of a level, one for the service tier comes before one for any, and then one with a higher bound of input
     /// tokens before one with a lower bound or none.
     pub fn select(&self, wanted: &Wanted<'_>) -> Option<Selected<'_>> {
+        let of_client = self.client_prices.get(wanted.client_id).and_then(|prices| self.select_of(prices, wanted));
+        of_client.or_else(|| self.select_of(&self.prices, wanted))
+    }
+
+    /// Selects one of the prices of a client, or of those for any client.
+    fn select_of<'a>(&'a self, prices: &'a Prices, wanted: &Wanted<'_>) -> Option<Selected<'a>> {
         let Wanted { service, operation, model, .. } = *wanted;
-        let prices = self.prices.get(service)?;
+        let prices = prices.get(service)?;
         let in_force = |model: &str, operation: &str| {
             let variants = prices.get(model)?.get(operation)?.iter().filter(|variant| variant.is_for(wanted));
             let valid = variants.filter_map(|variant| Some((variant, variant.in_force(wanted.time)?)));

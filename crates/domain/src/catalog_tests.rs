@@ -11,7 +11,15 @@ fn add(catalog: &mut Catalog, operation: &str, model: &str, price: Price) {
 }
 
 fn wanted<'a>(operation: &'a str, model: &'a str, time: &str) -> Wanted<'a> {
-    Wanted { service: "s", operation, model, service_tier: "", input_tokens: 0, time: time.parse().unwrap() }
+    Wanted {
+        client_id: "c",
+        service: "s",
+        operation,
+        model,
+        service_tier: "",
+        input_tokens: 0,
+        time: time.parse().unwrap(),
+    }
 }
 
 fn id(catalog: &Catalog, operation: &str, model: &str, time: &str) -> Option<i64> {

@@ -5,6 +5,7 @@ use crate::measures::Measures;
 use crate::metadata;
 use chrono::{DateTime, Datelike, NaiveDate, TimeDelta, Utc};
 use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -24,11 +25,21 @@ pub const EVENT_LEAD_MAX: TimeDelta = TimeDelta::seconds(ACCEPT_FUTURE_SECONDS_M
 /// First byte of a payload hash. It is increased when the canonical form changes, so that old hashes stay comparable.
 const PAYLOAD_HASH_VERSION: u8 = 1;
 
+/// Maximum number of labels of an event.
+pub const LABELS_MAX: usize = 8;
+/// Maximum length of the name of a label, in bytes.
+pub const LABEL_NAME_BYTES_MAX: usize = 32;
+/// Maximum length of the value of a label, in bytes.
+pub const LABEL_VALUE_BYTES_MAX: usize = 128;
+
 /// Last year of the time of an event.
 const YEAR_MAX: i32 = 9999;
 
 /// Hash of the payload that a caller sent.
 pub type PayloadHash = [u8; 17];
+
+/// Labels of an event: names with their values, which are not empty.
+pub type Labels = BTreeMap<String, String>;
 
 /// Id of an event: its time and a random number. The time lets the only index of the events find the event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -64,6 +75,13 @@ pub struct UsageEvent {
     pub external_id: String,
     /// A JSON object with sorted keys, or `None`.
     pub metadata: Option<String>,
+    /// What the event can be grouped by, such as a project or a team.
+    pub labels: Labels,
+}
+
+/// Formats labels as a JSON object, or `None` if there are none.
+pub fn labels_json(labels: &Labels) -> Option<String> {
+    (!labels.is_empty()).then(|| serde_json::to_string(labels).expect("texts can be written as JSON"))
 }
 
 /// The charge of an event and its price, or the reason why it has no charge.
@@ -85,6 +103,7 @@ pub enum UnpricedReason {
     UnknownService = 4,
     TokensMissing = 5,
     MeasureNotCovered = 6,
+    ReportedCostMissing = 7,
 }
 
 impl UnpricedReason {
@@ -96,6 +115,7 @@ impl UnpricedReason {
             4 => Self::UnknownService,
             5 => Self::TokensMissing,
             6 => Self::MeasureNotCovered,
+            7 => Self::ReportedCostMissing,
             _ => Self::NoPrice,
         }
     }
@@ -109,6 +129,7 @@ impl UnpricedReason {
             Self::UnknownService => "UNKNOWN_SERVICE",
             Self::TokensMissing => "TOKENS_MISSING",
             Self::MeasureNotCovered => "MEASURE_NOT_COVERED",
+            Self::ReportedCostMissing => "REPORTED_COST_MISSING",
         }
     }
 }
@@ -181,12 +202,21 @@ pub fn payload_hash(event: &UsageEvent, time_was_given: bool) -> PayloadHash {
     field(event.subject.as_bytes());
     field(event.external_id.as_bytes());
     field(event.metadata.as_deref().unwrap_or_default().as_bytes());
-    // Left out if both are absent, so that the hash of such an event is the same as before these fields existed.
-    if !event.service_tier.is_empty() || !measures.others.is_empty() {
+    // Left out if all are absent, so that the hash of such an event is the same as before these fields existed.
+    let has_newest = measures.reported_cost.is_some() || !event.labels.is_empty();
+    if has_newest || !event.service_tier.is_empty() || !measures.others.is_empty() {
         field(event.service_tier.as_bytes());
         for (name, quantity) in &measures.others {
             field(name.as_bytes());
             field(&quantity.scaled().to_le_bytes());
+        }
+    }
+    if has_newest {
+        // No name of a measure is empty, so this ends the measures.
+        field(b"");
+        field(&measures.reported_cost.map_or(Vec::new(), |cost| cost.scaled().to_le_bytes().to_vec()));
+        for text in event.labels.iter().flat_map(|(name, value)| [name, value]) {
+            field(text.as_bytes());
         }
     }
     let mut versioned = [PAYLOAD_HASH_VERSION; 17];
@@ -229,12 +259,14 @@ pub fn differing_fields(
         ("output_tokens", measures.output_tokens == other.output_tokens),
         ("cached_input_tokens", measures.cached_input_tokens == other.cached_input_tokens),
         ("amount", measures.amount == other.amount),
+        ("reported_cost", measures.reported_cost == other.reported_cost),
         ("measures", measures.others == other.others),
         ("service_tier", sent.service_tier == recorded.service_tier),
         ("event_time", same_time),
         ("subject", sent.subject == recorded.subject),
         ("external_id", sent.external_id == recorded.external_id),
         ("metadata", sent.metadata == recorded.metadata),
+        ("labels", sent.labels == recorded.labels),
     ];
     fields.into_iter().filter(|(_, equal)| !equal).map(|(field, _)| field).collect()
 }
@@ -289,6 +321,7 @@ mod tests {
             subject: "call-1".into(),
             external_id: "x-1".into(),
             metadata: Some(r#"{"a":1}"#.into()),
+            labels: Labels::new(),
         };
         let message = UsageEvent {
             service: "sms".into(),
@@ -312,5 +345,13 @@ mod tests {
         assert_eq!(hex(payload_hash(&measured, true)), "012ec166d8d277f2cb0286ad6ae7d11559");
         let tiered = UsageEvent { service_tier: "batch".into(), ..message };
         assert_eq!(hex(payload_hash(&tiered, false)), "0170ae5c6511caaa38698fabd810020d17");
+        let reported = UsageEvent {
+            measures: Measures { reported_cost: Some(decimal("0.0123")), ..measured.measures.clone() },
+            labels: [("project".into(), "apollo".into()), ("team".into(), "search".into())].into(),
+            ..measured
+        };
+        assert_eq!(hex(payload_hash(&reported, true)), "01a1879056d5f915b24f22797d365d8fde");
+        let labelled = UsageEvent { labels: [("a".into(), "b".into())].into(), ..call };
+        assert_eq!(hex(payload_hash(&labelled, true)), "0130471879a06a30a367926290a5aab916");
     }
 }

@@ -21,6 +21,8 @@ pub struct Measures {
     pub cached_input_tokens: i64,
     /// The amount that a percentage is applied to.
     pub amount: Option<Decimal>,
+    /// What the provider charges for the event by its own report, in the currency of the deployment.
+    pub reported_cost: Option<Decimal>,
     /// All other measures.
     pub others: OtherMeasures,
 }
@@ -52,9 +54,24 @@ pub const PARTS: [(&str, Whole); 12] = [
     ("video_output_tokens", Whole::OutputTokens),
 ];
 
-/// Names that would be read as a field of an event or as a component of a price.
-const RESERVED: [&str; 8] =
-    ["amount", "charge", "cost", "fixed", "percent_of_amount", "request_count", "unit", "units"];
+/// Name of the sum of the reported costs, among the sums of measures.
+pub const REPORTED_COST: &str = "reported_cost";
+/// Name of the number of events that have a reported cost, among the sums of measures.
+pub const REPORTED_EVENT_COUNT: &str = "reported_event_count";
+
+/// Names that would be read as a field of an event, as a component of a price or as another sum.
+const RESERVED: [&str; 10] = [
+    "amount",
+    "charge",
+    "cost",
+    "fixed",
+    "percent_of_amount",
+    REPORTED_COST,
+    REPORTED_EVENT_COUNT,
+    "request_count",
+    "unit",
+    "units",
+];
 
 /// Returns the tokens that a measure is a part of.
 pub fn whole_of(measure: &str) -> Option<Whole> {
@@ -89,6 +106,18 @@ impl Measures {
     /// units mean that nothing was used.
     pub fn reports_no_tokens(&self) -> bool {
         self.input_tokens == 0 && self.output_tokens == 0 && self.units != Decimal::ZERO
+    }
+
+    /// Returns what the event adds to the sums of measures by name: its other measures, its reported cost, and one event that has
+    /// it.
+    pub fn summed(&self) -> impl Iterator<Item = (Arc<str>, Decimal)> {
+        let others = self.others.iter().map(|(name, quantity)| (name.clone(), *quantity));
+        let reported = self.reported_cost.into_iter().flat_map(|cost| {
+            let count = (Arc::from(REPORTED_EVENT_COUNT), Decimal::ONE);
+            let cost = (cost != Decimal::ZERO).then(|| (Arc::from(REPORTED_COST), cost));
+            cost.into_iter().chain([count])
+        });
+        others.chain(reported)
     }
 
     /// Returns the tokens of a whole, and those of its parts.
@@ -128,6 +157,9 @@ mod tests {
 
     #[test]
     fn names_that_mean_something_else_are_rejected() {
+        for name in [REPORTED_COST, REPORTED_EVENT_COUNT] {
+            assert!(check_name(name).unwrap_err().contains("set the field"), "{name}");
+        }
         for name in ["pages", "gpu_seconds", "web_searches_2", "a"] {
             assert_eq!(check_name(name), Ok(()), "{name}");
         }

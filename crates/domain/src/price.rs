@@ -22,6 +22,8 @@ pub struct Rates {
     pub percent_of_amount: Option<Rate>,
     /// Per unit, in addition to a percentage.
     pub fixed: Option<Rate>,
+    /// Factor of the reported cost: 1 charges the reported cost.
+    pub reported_cost: Option<Rate>,
     /// For other measures, sorted by name.
     pub measures: Vec<(Arc<str>, Rate)>,
 }
@@ -68,7 +70,7 @@ pub struct Line<'a> {
 const PRODUCT_DECIMALS: u32 = DECIMALS + RATE_DECIMALS + 2;
 
 /// Multiplies a quantity, a rate and a factor of at most 100. The result is below 10^15 × 10^9 × 10^38, which has 62
-/// digits, so a sum of 22 fits into the 76 digits of the type. Almost every product fits into 128 bits, which are much
+/// digits, so a sum of 23 fits into the 76 digits of the type. Almost every product fits into 128 bits, which are much
 /// faster to multiply.
 fn product(quantity: Decimal, rate: Rate, factor: i128) -> I256 {
     let narrow = quantity.scaled().checked_mul(rate.scaled()).and_then(|product| product.checked_mul(factor));
@@ -85,7 +87,8 @@ impl Line<'_> {
 impl Rates {
     /// Returns the components of the charge without those of zero quantity, or the reason why there is no charge.
     ///
-    /// A whole is charged without its parts. A part without a rate of its own has the rate of its whole.
+    /// A whole is charged without its parts. A part without a rate of its own has the rate of its whole. A reported cost includes all
+    /// quantities without a rate.
     pub fn lines<'a>(&'a self, measures: &'a Measures) -> Result<impl Iterator<Item = Line<'a>>, UnpricedReason> {
         let tokens = |count: i64| Decimal::from_scaled(i128::from(count) * Decimal::ONE.scaled());
         let rest_of = |whole| {
@@ -99,6 +102,10 @@ impl Rates {
             (Some(_), None) => return Err(UnpricedReason::AmountMissing),
             (_, amount) => amount.unwrap_or_default(),
         };
+        let reported_cost = match (self.reported_cost, measures.reported_cost) {
+            (Some(_), None) => return Err(UnpricedReason::ReportedCostMissing),
+            (_, cost) => cost.unwrap_or_default(),
+        };
         let cached_input = tokens(measures.cached_input_tokens);
         let without_tokens = Some(UnpricedReason::TokensNotCovered);
         // (component, quantity, rate, factor, why there is no charge without a rate)
@@ -109,6 +116,7 @@ impl Rates {
             ("cached_input_token", cached_input, self.cached_input_token.or(self.input_token), 100, without_tokens),
             ("percent_of_amount", amount, self.percent_of_amount, 1, None),
             ("fixed", measures.units, self.fixed, 100, None),
+            ("reported_cost", reported_cost, self.reported_cost, 100, None),
         ];
         let others = measures.others.iter().map(move |(name, quantity)| {
             let own = self.measure(name);
@@ -121,7 +129,9 @@ impl Rates {
         });
         let components = components.into_iter().chain(others).filter(|(_, quantity, ..)| *quantity != Decimal::ZERO);
         let mut without_rate = components.clone().filter(|(_, _, rate, ..)| rate.is_none());
-        if let Some(reason) = without_rate.find_map(|(.., reason)| reason) {
+        if self.reported_cost.is_none()
+            && let Some(reason) = without_rate.find_map(|(.., reason)| reason)
+        {
             return Err(reason);
         }
         let line = |(component, quantity, rate, factor, _)| {
@@ -147,6 +157,7 @@ impl Rates {
             "cached_input_token" => &mut self.cached_input_token,
             "percent_of_amount" => &mut self.percent_of_amount,
             "fixed" => &mut self.fixed,
+            "reported_cost" => &mut self.reported_cost,
             _ => return None,
         })
     }
@@ -159,7 +170,7 @@ impl Rates {
     /// Returns whether tokens are charged and nothing else is. A rate of zero does not count as a charge.
     fn charges_only_tokens(&self) -> bool {
         let charges = |rate: Rate| rate.scaled() != 0;
-        let other_rates = [self.unit, self.fixed, self.percent_of_amount].into_iter().flatten();
+        let other_rates = [self.unit, self.fixed, self.percent_of_amount, self.reported_cost].into_iter().flatten();
         let of_other_measures = self.measures.iter().filter(|(name, _)| whole_of(name).is_none());
         let mut other_rates = other_rates.chain(of_other_measures.map(|(_, rate)| *rate));
         self.token_rates().any(|(_, rate)| charges(rate)) && !other_rates.any(charges)
@@ -244,6 +255,19 @@ mod tests {
     }
 
     #[test]
+    fn a_reported_cost_is_the_charge_if_the_price_says_so() {
+        let rates = Rates { reported_cost: rate("1.2"), ..Rates::default() };
+        let reported = |cost: &str| Measures { reported_cost: Some(Decimal::parse(cost).unwrap()), ..measures("1") };
+        assert_eq!(rates.charge(&reported("0.05")).unwrap().to_string(), "0.06");
+        assert_eq!(rates.charge(&reported("0")).unwrap(), Decimal::ZERO, "the provider says that it was free");
+        assert_eq!(rates.charge(&measures("1")), Err(UnpricedReason::ReportedCostMissing));
+        let call = Measures { input_tokens: 5, others: vec![("pages".into(), Decimal::ONE)], ..reported("0.05") };
+        assert_eq!(rates.charge(&call).unwrap().to_string(), "0.06", "it includes what has no rate");
+        let computed = Rates { unit: rate("2"), ..Rates::default() };
+        assert_eq!(computed.charge(&reported("0.05")).unwrap().to_string(), "2", "it is only compared");
+    }
+
+    #[test]
     fn an_event_with_tokens_without_a_rate_is_unpriced() {
         let rates = Rates { unit: rate("1"), output_token: rate("1"), ..Rates::default() };
         let input = Measures { input_tokens: 1, ..measures("1") };
@@ -295,12 +319,14 @@ mod tests {
             cached_input_token: most,
             percent_of_amount: most,
             fixed: most,
+            reported_cost: most,
             measures: measures.clone().map(|name| (name, most.unwrap())).collect(),
         };
         let largest = Decimal::parse("999999999999999.999999999999").unwrap();
         let all = Measures {
             units: largest,
             amount: Some(largest),
+            reported_cost: Some(largest),
             input_tokens: 1_000_000_000_000,
             output_tokens: 1_000_000_000_000,
             cached_input_tokens: 500_000_000_000,
@@ -330,7 +356,7 @@ mod tests {
             fixed in any_rate(), units in any_quantity(), amount in any_quantity(),
             input_tokens in 0i64..1_000_000_000_000, output_tokens in 0i64..1_000_000_000_000, cached_share in 0i64..=60,
             audio in any_rate(), audio_share in 0i64..=40, reasoning in any_rate(), reasoning_share in 0i64..=100,
-            page in any_rate(), pages in any_quantity(),
+            page in any_rate(), pages in any_quantity(), markup in any_rate(), reported in prop::option::of(any_quantity()),
         ) {
             let cached_input_tokens = input_tokens / 100 * cached_share;
             let audio_tokens = input_tokens / 100 * audio_share;
@@ -338,7 +364,7 @@ mod tests {
             let others = [("audio_input_tokens", audio), ("pages", page), ("reasoning_output_tokens", reasoning)];
             let rates = Rates {
                 unit, input_token: input, output_token: output, cached_input_token: cached,
-                percent_of_amount: percent, fixed,
+                percent_of_amount: percent, fixed, reported_cost: markup,
                 measures: others.into_iter().filter_map(|(name, rate)| Some((name.into(), rate?))).collect(),
             };
             let tokens = |count: i64| Decimal::from_scaled(i128::from(count) * Decimal::ONE.scaled());
@@ -348,7 +374,7 @@ mod tests {
             ];
             let others = others.into_iter().filter(|(_, quantity)| *quantity != Decimal::ZERO);
             let measures = Measures {
-                units, input_tokens, output_tokens, cached_input_tokens, amount: Some(amount),
+                units, input_tokens, output_tokens, cached_input_tokens, amount: Some(amount), reported_cost: reported,
                 others: others.map(|(name, quantity)| (name.into(), quantity)).collect(),
             };
             let big = |rate: Option<Rate>| BigInt::from(rate.map_or(0, Rate::scaled));
@@ -361,26 +387,28 @@ mod tests {
                 + big(reasoning.or(output)) * reasoning_tokens * &token
                 + big(page) * pages.scaled() * 100
                 + big(percent) * amount.scaled()
+                + big(markup) * reported.unwrap_or_default().scaled() * 100
                 + big(fixed) * units.scaled() * 100;
             let one = BigInt::from(10).pow(26);
             let (floor, rest) = (&exact / &one, &exact % &one);
             let twice: BigInt = rest * 2;
             let odd: bool = &floor % 2 != BigInt::from(0);
             let expected = if twice > one || (twice == one && odd) { floor + 1 } else { floor };
-            let uncovered = (input.is_none() && input_tokens > cached_input_tokens + audio_tokens)
+            let uncovered = markup.is_none() && ((input.is_none() && input_tokens > cached_input_tokens + audio_tokens)
                 || (output.is_none() && output_tokens > reasoning_tokens)
                 || (cached.or(input).is_none() && cached_input_tokens > 0)
                 || (audio.or(input).is_none() && audio_tokens > 0)
-                || (reasoning.or(output).is_none() && reasoning_tokens > 0);
-            let uncovered_page = page.is_none() && pages != Decimal::ZERO;
+                || (reasoning.or(output).is_none() && reasoning_tokens > 0));
+            let uncovered_page = markup.is_none() && page.is_none() && pages != Decimal::ZERO;
             let missing = rates.charges_only_tokens() && measures.reports_no_tokens();
             match rates.charge(&measures) {
                 Ok(charge) => {
-                    prop_assert!(!uncovered && !uncovered_page && !missing);
+                    prop_assert!(!uncovered && !uncovered_page && !missing && !(markup.is_some() && reported.is_none()));
                     prop_assert_eq!(BigInt::from(charge.scaled()), expected);
                 }
                 Err(UnpricedReason::TokensMissing) => prop_assert!(missing && !uncovered),
                 Err(UnpricedReason::MeasureNotCovered) => prop_assert!(uncovered_page),
+                Err(UnpricedReason::ReportedCostMissing) => prop_assert!(markup.is_some() && reported.is_none()),
                 Err(reason) => {
                     prop_assert_eq!(reason, UnpricedReason::TokensNotCovered);
                     prop_assert!(uncovered);

@@ -217,8 +217,8 @@ impl NewSums {
                 }
                 let key = (client, *day, event.service.clone(), event.operation.clone(), event.model.clone());
                 let mut measures = BTreeMap::<Arc<str>, Total>::new();
-                for (name, quantity) in row_events.iter().flat_map(|priced| &priced.event.measures.others) {
-                    *measures.entry(name.clone()).or_default() += *quantity;
+                for (name, quantity) in row_events.iter().flat_map(|priced| priced.event.measures.summed()) {
+                    *measures.entry(name).or_default() += quantity;
                 }
                 new.day_measures.extend(measures.into_iter().map(|(name, total)| ((key.clone(), name), total)));
                 new.days.push((key, sums));
@@ -232,7 +232,7 @@ impl NewSums {
 mod tests {
     use super::*;
     use crate::decimal::Decimal;
-    use crate::event::{EventId, UsageEvent};
+    use crate::event::{EventId, Labels, UsageEvent};
     use crate::measures::OtherMeasures;
 
     proptest::proptest! {
@@ -277,8 +277,10 @@ mod tests {
                 operation: format!("o{}", row.4).into(),
                 model: format!("m{}", row.5).into(),
                 service_tier: String::new(),
+                labels: Labels::new(),
                 measures: Measures {
                     units: Decimal::from_scaled(row.6.into()), input_tokens: row.6, others: others(*kind, row.6 + 1),
+                    reported_cost: (row.6 % 3 > 0).then(|| Decimal::from_scaled((row.6 / 500).into())),
                     ..Measures::default()
                 },
                 event_time: chrono::DateTime::UNIX_EPOCH,
@@ -297,8 +299,8 @@ mod tests {
             for PricedEvent { event, day, charge, .. } in &priced {
                 let (client, service) = (event.client_id.clone(), event.service.clone());
                 let key = (client, *day, service, event.operation.clone(), event.model.clone());
-                for (name, quantity) in &event.measures.others {
-                    *one_by_one.day_measures.entry((key.clone(), name.clone())).or_default() += *quantity;
+                for (name, quantity) in event.measures.summed() {
+                    *one_by_one.day_measures.entry((key.clone(), name)).or_default() += quantity;
                 }
                 one_by_one.add(key, Sums::of(&event.measures, *charge));
             }

@@ -3,7 +3,7 @@
 use crate::refusal::{Reason, Refusal, Violation, shown};
 use chrono::{DateTime, NaiveDate, Utc};
 use meterd_domain::decimal::{Decimal, DecimalError, Rate};
-use meterd_domain::event::ID_BYTES_MAX;
+use meterd_domain::event::{ID_BYTES_MAX, LABEL_NAME_BYTES_MAX, LABEL_VALUE_BYTES_MAX, LABELS_MAX, Labels};
 use meterd_domain::identifier;
 use meterd_domain::period::{Month, parse_day};
 
@@ -153,6 +153,35 @@ impl Fields {
         self.at_most(field, values.len(), FILTER_VALUES_MAX);
         for (index, value) in values.iter().take(FILTER_VALUES_MAX).enumerate() {
             self.text(&format!("{field}[{index}]"), value, ID_BYTES_MAX);
+        }
+    }
+
+    /// Checks labels, of an event or of a filter.
+    pub fn labels(&mut self, field: &str, labels: &Labels) {
+        if labels.len() > LABELS_MAX {
+            return self.wrong(field, format!("must be at most {LABELS_MAX}, has {}", labels.len()));
+        }
+        for (name, value) in labels {
+            self.label_name(field, name);
+            let of = format!("{field}[{name:?}]");
+            match value.is_empty() {
+                true => self.wrong(of, "must not be empty: leave the label out"),
+                false => self.identifier(&of, value, LABEL_VALUE_BYTES_MAX),
+            }
+        }
+    }
+
+    /// Checks the name of a label.
+    pub fn label_name(&mut self, field: &str, name: &str) {
+        if !(1..=LABEL_NAME_BYTES_MAX).contains(&name.len()) {
+            let description = format!(
+                "must have names of 1 to {LABEL_NAME_BYTES_MAX} bytes, has {} with {}",
+                shown(name),
+                name.len()
+            );
+            self.wrong(field, description);
+        } else if let Err(error) = identifier::check(name) {
+            self.wrong(field, format!("has a name that is wrong: it {error}, got {}", shown(name)));
         }
     }
 

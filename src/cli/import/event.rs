@@ -6,9 +6,11 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use chrono_tz::Tz;
+use meterd_domain::event::{LABEL_VALUE_BYTES_MAX, LABELS_MAX};
 use prost::Message;
 use prost_types::value::Kind;
 use prost_types::{Struct, Timestamp, Value};
+use serde::de::DeserializeOwned;
 
 use super::cells::{
     formula_text, is_blank, is_missing, is_shortened_number, number_hint, text_of, without_formula_guard,
@@ -79,6 +81,7 @@ impl ReadEvent {
                 Field::Subject => &mut event.subject,
                 Field::ExternalId => &mut event.external_id,
                 Field::ServiceTier => &mut event.service_tier,
+                Field::ReportedCost => &mut event.reported_cost,
                 _ => continue,
             };
             target.clone_from(text);
@@ -119,6 +122,8 @@ pub fn event_of(cells: &Cells, mapping: &Mapping, rules: &EventRules) -> Result<
         metadata: row.metadata(),
         service_tier: row.name(Field::ServiceTier),
         measures: row.measures(),
+        reported_cost: row.quantity(Field::ReportedCost),
+        labels: row.labels(),
     };
     if row.text(Field::VoidTime).is_some() {
         row.fault(
@@ -323,12 +328,39 @@ impl RowFields<'_> {
     }
 
     fn own_measures(&mut self) -> Option<json::RawObject> {
-        let text = match find(self.mapping.source(Field::Measures), self.cells)? {
+        self.object(Field::Measures, r#"must be a JSON object of numbers by name, such as {"pages": 3}"#)
+    }
+
+    /// Reads the JSON object of a field.
+    fn object<T: DeserializeOwned>(&mut self, field: Field, expected: &str) -> Option<T> {
+        let text = match find(self.mapping.source(field), self.cells)? {
+            Found::Text(text) if text.trim_matches(is_blank).is_empty() => return None,
             Found::Text(text) => Cow::Borrowed(text),
             Found::Json(text) => text,
         };
-        let message = r#"must be a JSON object of numbers by name, such as {"pages": 3}"#;
-        serde_json::from_str(&text).map_err(|_| self.fault(Field::Measures, message)).ok()
+        serde_json::from_str(&text).map_err(|_| self.fault(field, expected)).ok()
+    }
+
+    fn labels(&mut self) -> BTreeMap<String, String> {
+        let expected = r#"must be a JSON object of texts by name, such as {"project": "apollo"}"#;
+        let mut labels: BTreeMap<String, String> = self.object(Field::Labels, expected).unwrap_or_default();
+        let mapping = self.mapping;
+        for (source, name) in &mapping.labels {
+            match find(source, self.cells).map(text_of) {
+                None => {}
+                Some(Ok(text)) => drop(labels.insert(name.clone(), text.trim_matches(is_blank).to_owned())),
+                Some(Err(message)) => self.faults.push(Fault { column: format!("labels[{name:?}]"), message }),
+            }
+        }
+        labels.retain(|_, value| !value.is_empty());
+        if labels.len() > LABELS_MAX {
+            self.fault(Field::Labels, format!("must be at most {LABELS_MAX}, has {}", labels.len()));
+        }
+        for (name, value) in labels.iter().filter(|(_, value)| value.len() > LABEL_VALUE_BYTES_MAX) {
+            let message = format!("must be at most {LABEL_VALUE_BYTES_MAX} bytes, has {}", value.len());
+            self.faults.push(Fault { column: format!("labels[{name:?}]"), message });
+        }
+        labels
     }
 
     fn add_measure(&mut self, measures: &mut BTreeMap<String, String>, name: &str, found: Found<'_>) {

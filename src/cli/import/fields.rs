@@ -1,6 +1,7 @@
 //! The fields of an event, and the flags that set their sources.
 
 use clap::Args;
+use meterd_domain::event::LABEL_NAME_BYTES_MAX;
 use meterd_domain::measures::check_name;
 
 /// A field of an event.
@@ -23,17 +24,25 @@ pub enum Field {
     Metadata,
     ServiceTier,
     Measures,
+    ReportedCost,
+    Labels,
     /// Set in the rows of voided events of an export.
     VoidTime,
 }
 
 /// Fields that contain quantities.
-pub const MEASURES: [Field; 5] =
-    [Field::Units, Field::InputTokens, Field::OutputTokens, Field::CachedInputTokens, Field::Amount];
+pub const MEASURES: [Field; 6] = [
+    Field::Units,
+    Field::InputTokens,
+    Field::OutputTokens,
+    Field::CachedInputTokens,
+    Field::Amount,
+    Field::ReportedCost,
+];
 
 impl Field {
     /// All fields, in the order of their numbers.
-    pub const ALL: [Field; 17] = [
+    pub const ALL: [Field; 19] = [
         Field::Client,
         Field::Service,
         Field::Operation,
@@ -50,6 +59,8 @@ impl Field {
         Field::Metadata,
         Field::ServiceTier,
         Field::Measures,
+        Field::ReportedCost,
+        Field::Labels,
         Field::VoidTime,
     ];
 
@@ -72,6 +83,8 @@ impl Field {
             "metadata",
             "service_tier",
             "measures",
+            "reported_cost",
+            "labels",
             "void_time",
         ][self as usize]
     }
@@ -100,6 +113,8 @@ impl Field {
             "metadata",
             "service-tier",
             "measures",
+            "reported-cost",
+            "labels",
             "void-time",
         ][self as usize]
     }
@@ -190,6 +205,15 @@ pub struct MappingArgs {
     /// Column of the service tier
     #[arg(long, value_name = "COLUMN", conflicts_with = "service_tier")]
     service_tier_column: Option<String>,
+    /// Reported cost of each row, in the currency of the deployment
+    #[arg(long, value_name = "DECIMAL")]
+    reported_cost: Option<String>,
+    /// Column of the cost that the provider reports
+    #[arg(long, value_name = "COLUMN", conflicts_with = "reported_cost")]
+    reported_cost_column: Option<String>,
+    /// Column of a label, with the name of the column, or NAME=COLUMN for another name; repeat the flag for more
+    #[arg(long, value_name = "[NAME=]COLUMN", value_parser = parse_label_column)]
+    pub label_column: Vec<(String, String)>,
     /// Column of another measure, with the name of the column, or NAME=COLUMN for another name; repeat the flag for more
     #[arg(long, value_name = "[NAME=]COLUMN", value_parser = parse_measure_column)]
     pub measure_column: Vec<(String, String)>,
@@ -208,11 +232,22 @@ fn parse_measure_column(text: &str) -> Result<(String, String), String> {
     Ok((name.to_owned(), column.to_owned()))
 }
 
+/// Parses the name of a label and its column.
+fn parse_label_column(text: &str) -> Result<(String, String), String> {
+    let (name, column) = text.split_once('=').unwrap_or((text, text));
+    match name.len() {
+        1..=LABEL_NAME_BYTES_MAX => Ok((name.to_owned(), column.to_owned())),
+        length => Err(format!(
+            "{name:?} must be a name of 1 to {LABEL_NAME_BYTES_MAX} bytes, has {length}; NAME=COLUMN gives a column another name"
+        )),
+    }
+}
+
 impl MappingArgs {
     /// Expected names of columns: the names of the fields and the values of the flags.
     pub fn column_names(&self) -> Vec<&str> {
         let from_flags = Field::ALL.into_iter().filter_map(|field| self.flags(field).1);
-        let of_measures = self.measure_column.iter().map(|(_, column)| column);
+        let of_measures = self.measure_column.iter().chain(&self.label_column).map(|(_, column)| column);
         let mut names: Vec<&str> =
             from_flags.chain(&self.metadata_column).chain(of_measures).map(String::as_str).collect();
         names.extend(Field::ALL.map(Field::name));
@@ -235,7 +270,8 @@ impl MappingArgs {
             Field::Key => (&None, &self.key_column),
             Field::Subject => (&self.subject, &self.subject_column),
             Field::ExternalId => (&self.external_id, &self.external_id_column),
-            Field::Metadata | Field::Measures | Field::VoidTime => (&None, &None),
+            Field::ReportedCost => (&self.reported_cost, &self.reported_cost_column),
+            Field::Metadata | Field::Measures | Field::Labels | Field::VoidTime => (&None, &None),
             Field::ServiceTier => (&self.service_tier, &self.service_tier_column),
         };
         (fixed.as_ref(), column.as_ref())

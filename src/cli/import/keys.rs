@@ -90,12 +90,21 @@ pub fn content_hash(event: &UsageEvent) -> ContentHash {
     if let Some(metadata) = &event.metadata {
         put_object(&mut hash, metadata);
     }
-    // Left out if both are absent, so that such rows have the same keys as before these fields existed.
-    if !event.service_tier.is_empty() || !event.measures.is_empty() {
+    // Left out if all are absent, so that such rows have the same keys as before these fields existed.
+    let has_newest = !event.reported_cost.is_empty() || !event.labels.is_empty();
+    if has_newest || !event.service_tier.is_empty() || !event.measures.is_empty() {
         put(&mut hash, event.service_tier.as_bytes());
         for (name, quantity) in &event.measures {
             put(&mut hash, name.as_bytes());
             put(&mut hash, quantity.as_bytes());
+        }
+    }
+    if has_newest {
+        // No name of a measure is empty, so this ends the measures.
+        put(&mut hash, b"");
+        put(&mut hash, event.reported_cost.as_bytes());
+        for text in event.labels.iter().flat_map(|(name, value)| [name, value]) {
+            put(&mut hash, text.as_bytes());
         }
     }
     let digest = hash.finalize();

@@ -40,6 +40,8 @@ pub struct Mapping {
     pub metadata: Vec<(FieldSource, String)>,
     /// Columns of other measures, with the names of the measures.
     pub measures: Vec<(FieldSource, String)>,
+    /// Columns of labels, with the names of the labels.
+    pub labels: Vec<(FieldSource, String)>,
     /// Whether the file is an export of meterd. Its cells have a leading `'` if a spreadsheet would evaluate them as a formula.
     pub is_export: bool,
     /// Unused columns of a CSV file.
@@ -78,13 +80,18 @@ impl Mapping {
                 Err(message) => wrong.push(message),
             }
         }
-        let mut measures = Vec::new();
-        for (name, column) in &args.measure_column {
-            match named("measure-column", column) {
-                Ok(source) => measures.push((source, name.clone())),
-                Err(message) => wrong.push(message),
+        let mut of_flag = |flag: &str, columns: &[(String, String)]| {
+            let mut sources = Vec::new();
+            for (name, column) in columns {
+                match named(flag, column) {
+                    Ok(source) => sources.push((source, name.clone())),
+                    Err(message) => wrong.push(message),
+                }
             }
-        }
+            sources
+        };
+        let measures = of_flag("measure-column", &args.measure_column);
+        let labels = of_flag("label-column", &args.label_column);
         if !wrong.is_empty() {
             return Err(format!("{} (columns: {}){}", wrong.join("; "), header.join(", "), header_hint(header)));
         }
@@ -92,7 +99,7 @@ impl Mapping {
             .iter()
             .all(|name| header.iter().any(|column| column == name));
         let ignored = args.ignore_column.clone();
-        let mut mapping = Mapping { sources, metadata, measures, is_export, unused: Vec::new(), ignored };
+        let mut mapping = Mapping { sources, metadata, measures, labels, is_export, unused: Vec::new(), ignored };
         mapping.unused = mapping.unused_columns(header);
         Ok(mapping)
     }
@@ -115,7 +122,8 @@ impl Mapping {
     }
 
     fn all_sources(&self) -> impl Iterator<Item = &FieldSource> {
-        self.sources.iter().chain(self.metadata.iter().chain(&self.measures).map(|(source, _)| source))
+        let named = self.metadata.iter().chain(&self.measures).chain(&self.labels);
+        self.sources.iter().chain(named.map(|(source, _)| source))
     }
 
     fn is_ignored(&self, name: &str) -> bool {
@@ -202,6 +210,10 @@ impl Mapping {
             (_, Some(column)) => FieldSource::Path(vec![column.clone()]),
             _ => FieldSource::Path(vec![field.name().to_owned(), format!("event.{}", field.name())]),
         };
+        let of_flag = |columns: &[(String, String)]| {
+            let paths = columns.iter().map(|(name, column)| (FieldSource::Path(vec![column.clone()]), name.clone()));
+            paths.collect()
+        };
         Mapping {
             sources: Field::ALL.map(source).to_vec(),
             metadata: args
@@ -209,11 +221,8 @@ impl Mapping {
                 .iter()
                 .map(|name| (FieldSource::Path(vec![name.clone()]), name.clone()))
                 .collect(),
-            measures: args
-                .measure_column
-                .iter()
-                .map(|(name, column)| (FieldSource::Path(vec![column.clone()]), name.clone()))
-                .collect(),
+            measures: of_flag(&args.measure_column),
+            labels: of_flag(&args.label_column),
             is_export: false,
             unused: Vec::new(),
             ignored: args.ignore_column.clone(),
@@ -250,11 +259,13 @@ impl Mapping {
             FieldSource::Path(paths) => Some(format!("{} from {}", field.name(), paths[0])),
         });
         let metadata = self.metadata.iter().map(|(_, name)| format!("metadata.{name} from {name}"));
-        let measures = self
-            .measures
-            .iter()
-            .map(|(source, name)| format!("measures.{name} from {}", source.column(Field::Measures)));
-        let parts: Vec<String> = described.chain(measures).chain(metadata).collect();
+        let of_flag = |field: Field, columns: &[(FieldSource, String)]| {
+            let texts =
+                columns.iter().map(|(source, name)| format!("{}.{name} from {}", field.name(), source.column(field)));
+            texts.collect::<Vec<_>>()
+        };
+        let (measures, labels) = (of_flag(Field::Measures, &self.measures), of_flag(Field::Labels, &self.labels));
+        let parts: Vec<String> = described.chain(measures).chain(labels).chain(metadata).collect();
         match parts.is_empty() {
             true => "all fields from the keys of the same name".to_owned(),
             false => parts.join(", "),

@@ -61,6 +61,9 @@ pub struct ListArgs {
     /// Only prices of this service
     #[arg(value_name = "SERVICE")]
     pub service: Option<String>,
+    /// Only prices for this client
+    #[arg(long, value_name = "ID")]
+    pub client: Option<String>,
     /// Only prices for this operation
     #[arg(long, value_name = "NAME")]
     pub operation: Option<String>,
@@ -86,6 +89,9 @@ pub struct HistoryArgs {
     /// Name of the service
     #[arg(value_name = "SERVICE")]
     pub service: String,
+    /// Client of the price [default: none, the price for any client]
+    #[arg(long, default_value = "", value_name = "ID", hide_default_value = true)]
+    pub client: String,
     /// Operation of the price [default: none, the price for any operation]
     #[arg(long, default_value = "", value_name = "NAME", hide_default_value = true)]
     pub operation: String,
@@ -142,7 +148,8 @@ async fn list(args: ListArgs) -> anyhow::Result<()> {
     let prices = prices(&args.connect, &channel, args.service.as_deref()).await?;
     let matches = |(price, _): &(Price, State)| {
         let model = args.model.as_ref().map(|model| model.to_lowercase());
-        args.operation.as_ref().is_none_or(|operation| price.operation == *operation)
+        args.client.as_ref().is_none_or(|client| price.client_id == *client)
+            && args.operation.as_ref().is_none_or(|operation| price.operation == *operation)
             && model.is_none_or(|model| price.model.to_lowercase().contains(&model))
     };
     let matching: Vec<_> = prices.iter().filter(|price| matches(price)).cloned().collect();
@@ -163,7 +170,9 @@ async fn list(args: ListArgs) -> anyhow::Result<()> {
 async fn history(args: HistoryArgs) -> anyhow::Result<()> {
     let channel = args.connect.channel().await?;
     let prices = prices(&args.connect, &channel, Some(&args.service)).await?;
-    let matches = |price: &Price| price.operation == args.operation && price.model == args.model;
+    let matches = |price: &Price| {
+        price.client_id == args.client && price.operation == args.operation && price.model == args.model
+    };
     let history: Vec<_> = prices.iter().filter(|(price, _)| matches(price)).cloned().collect();
     if history.is_empty() {
         let scopes = distinct(prices.iter().map(|(price, _)| match price.model.as_str() {
@@ -197,7 +206,7 @@ async fn prices(
     let mut request = ListPricesRequest {
         service: service.unwrap_or_default().to_owned(),
         page_size: PAGE_SIZE,
-        page_token: String::new(),
+        ..Default::default()
     };
     let mut prices = vec![];
     loop {
@@ -222,10 +231,11 @@ async fn prices(
 }
 
 /// What a price is for.
-type Scope<'a> = (&'a str, &'a str, &'a str, &'a str, Option<i64>);
+type Scope<'a> = (&'a str, &'a str, &'a str, &'a str, &'a str, Option<i64>);
 
 fn scope(price: &Price) -> Scope<'_> {
-    (&price.service, &price.operation, &price.model, &price.service_tier, price.above_input_tokens)
+    let Price { client_id, service, operation, model, service_tier, above_input_tokens, .. } = price;
+    (client_id, service, operation, model, service_tier, *above_input_tokens)
 }
 
 /// Adds the state of each price. Of the prices of one scope that are not withdrawn, the latest that has begun is in force until its

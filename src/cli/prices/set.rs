@@ -18,6 +18,9 @@ pub struct SetArgs {
     /// Name of the service
     #[arg(value_name = "SERVICE")]
     pub service: String,
+    /// Client to which the price applies; it comes before all prices for any client [default: all clients]
+    #[arg(long, default_value = "", value_name = "ID", hide_default_value = true)]
+    pub client: String,
     /// Operation to which the price applies [default: all operations]
     #[arg(long, default_value = "", value_name = "NAME", hide_default_value = true)]
     pub operation: String,
@@ -63,6 +66,9 @@ pub struct SetArgs {
     /// Rate for one unit in addition to a percentage
     #[arg(long, value_name = "RATE", value_parser = parse_rate)]
     pub fixed: Option<String>,
+    /// Factor of the cost that the provider reports: 1 charges this cost, 1.2 adds 20 %
+    #[arg(long, value_name = "FACTOR")]
+    pub reported_cost: Option<String>,
     /// Rate for another measure, such as pages=0.01 or audio_input_tokens=40/1M; repeat the flag for more
     #[arg(long, value_name = "NAME=RATE", value_parser = parse_measure_rate)]
     pub rate: Vec<(String, String)>,
@@ -114,13 +120,15 @@ fn price(args: &SetArgs) -> anyhow::Result<Price> {
         cached_input_token: or(&args.cached_input_token, &args.cached_input_per_million),
         percent_of_amount: args.percent.clone(),
         fixed: args.fixed.clone(),
+        reported_cost: args.reported_cost.clone(),
         measures: args.rate.iter().cloned().collect(),
     };
     anyhow::ensure!(
         rates != Rates::default(),
-        "no rate is set: add --unit, or --input-per-million and --output-per-million, or --percent and --fixed, or --rate"
+        "no rate is set: add --unit, or --input-per-million and --output-per-million, or --percent and --fixed, or --rate, or --reported-cost"
     );
     Ok(Price {
+        client_id: args.client.clone(),
         service: args.service.clone(),
         operation: args.operation.clone(),
         model: args.model.clone(),
@@ -185,7 +193,7 @@ fn replacement(prices: Vec<Price>, new: &Price) -> Option<String> {
     })
 }
 
-fn named(rates: &Rates) -> [(&'static str, &Option<String>); 6] {
+fn named(rates: &Rates) -> [(&'static str, &Option<String>); 7] {
     [
         ("unit", &rates.unit),
         ("input_token", &rates.input_token),
@@ -193,6 +201,7 @@ fn named(rates: &Rates) -> [(&'static str, &Option<String>); 6] {
         ("cached_input_token", &rates.cached_input_token),
         ("percent_of_amount", &rates.percent_of_amount),
         ("fixed", &rates.fixed),
+        ("reported_cost", &rates.reported_cost),
     ]
 }
 

@@ -36,12 +36,13 @@ fn cells(rates: &Rates) -> anyhow::Result<[String; RATE_HEADERS.len()]> {
         million(&rates.input_token)?,
         million(&rates.cached_input_token)?,
         million(&rates.output_token)?,
+        plain(&rates.reported_cost),
         measure_rates(rates)?,
     ])
 }
 
-const RATE_HEADERS: [&str; 7] =
-    ["unit", "fixed", "% of amount", "input /1M", "cached /1M", "output /1M", "other measures"];
+const RATE_HEADERS: [&str; 8] =
+    ["unit", "fixed", "% of amount", "input /1M", "cached /1M", "output /1M", "× reported cost", "other measures"];
 
 /// Returns the rates of other measures. Rates for tokens are per million.
 fn measure_rates(rates: &Rates) -> anyhow::Result<String> {
@@ -74,7 +75,9 @@ pub fn to_table(prices: &[(Price, State)], with_state: bool) -> anyhow::Result<V
         .collect::<anyhow::Result<_>>()?;
     let used: Vec<usize> =
         (0..RATE_HEADERS.len()).filter(|column| rates.iter().any(|row| !row[*column].is_empty())).collect();
-    let mut header = vec!["service", "operation", "model"];
+    let with_client = prices.iter().any(|(price, _)| !price.client_id.is_empty());
+    let mut header: Vec<&str> = with_client.then_some("client").into_iter().collect();
+    header.extend(["service", "operation", "model"]);
     let with_tier = prices.iter().any(|(price, _)| !price.service_tier.is_empty());
     header.extend(with_tier.then_some("service tier"));
     let with_bound = prices.iter().any(|(price, _)| price.above_input_tokens.is_some());
@@ -88,7 +91,8 @@ pub fn to_table(prices: &[(Price, State)], with_state: bool) -> anyhow::Result<V
     header.extend(["built in", "price id"]);
     let mut rows = vec![header.into_iter().map(str::to_owned).collect::<Vec<_>>()];
     for ((price, state), rates) in prices.iter().zip(&rates) {
-        let mut row = vec![price.service.clone(), price.operation.clone(), price.model.clone()];
+        let mut row: Vec<String> = with_client.then(|| price.client_id.clone()).into_iter().collect();
+        row.extend([price.service.clone(), price.operation.clone(), price.model.clone()]);
         row.extend(with_tier.then(|| price.service_tier.clone()));
         let bound = price.above_input_tokens.map_or_else(String::new, |bound| bound.to_string());
         row.extend(with_bound.then_some(bound));
@@ -129,6 +133,8 @@ fn to_csv(prices: &[(Price, State)]) -> anyhow::Result<String> {
         "service_tier",
         "above_input_tokens",
         "measures",
+        "reported_cost",
+        "client_id",
     ];
     let rows = prices.iter().map(|(price, state)| {
         let rates = price.rates.clone().unwrap_or_default();
@@ -154,6 +160,8 @@ fn to_csv(prices: &[(Price, State)]) -> anyhow::Result<String> {
             Cell::text(&price.service_tier),
             Cell::plain(price.above_input_tokens.map_or_else(String::new, |bound| bound.to_string())),
             Cell::plain(if rates.measures.is_empty() { String::new() } else { json!(rates.measures).to_string() }),
+            rate(rates.reported_cost),
+            Cell::text(&price.client_id),
         ]
     });
     sheet::csv(&sheet::header(&header), &rows.collect::<Vec<_>>())
@@ -164,6 +172,7 @@ pub fn to_json(price: &Price, state: State) -> serde_json::Value {
     let rates = price.rates.clone().unwrap_or_default();
     json!({
         "price_id": price.price_id,
+        "client_id": price.client_id,
         "service": price.service,
         "operation": price.operation,
         "model": price.model,
@@ -180,6 +189,7 @@ pub fn to_json(price: &Price, state: State) -> serde_json::Value {
             "input_token": rates.input_token,
             "cached_input_token": rates.cached_input_token,
             "output_token": rates.output_token,
+            "reported_cost": rates.reported_cost,
             "measures": rates.measures,
         },
         "built_in": price.built_in,

@@ -3,6 +3,7 @@
 use crate::grpc::Context;
 use crate::grpc::wire::convert::unix_time;
 use crate::proto::{ChargeLine, EstimateCostRequest, EstimateCostResponse};
+use meterd_engine::auth::Caller;
 use meterd_engine::catalog::estimate::{self, EstimateInput, EstimateLine};
 use meterd_engine::ingest::RawMeasures;
 use meterd_engine::refusal::Refusal;
@@ -18,19 +19,24 @@ fn line_message(line: EstimateLine) -> ChargeLine {
 }
 
 /// Estimates the charge of an event.
-pub async fn estimate(context: Arc<Context>, request: EstimateCostRequest) -> Result<EstimateCostResponse, Refusal> {
+pub async fn estimate(
+    context: Arc<Context>,
+    caller: Arc<Caller>,
+    request: EstimateCostRequest,
+) -> Result<EstimateCostResponse, Refusal> {
     let measures = RawMeasures {
         units: &request.units,
         input_tokens: request.input_tokens,
         output_tokens: request.output_tokens,
         cached_input_tokens: request.cached_input_tokens,
         amount: &request.amount,
+        reported_cost: &request.reported_cost,
         others: &request.measures,
     };
     let event_time = request.event_time.as_ref().map(unix_time);
-    let EstimateCostRequest { service, operation, model, service_tier, .. } = &request;
-    let input = EstimateInput { service, operation, model, service_tier, measures, event_time };
-    let estimate = estimate::estimate(&context.engine, input).await?;
+    let EstimateCostRequest { client_id, service, operation, model, service_tier, .. } = &request;
+    let input = EstimateInput { client_id, service, operation, model, service_tier, measures, event_time };
+    let estimate = estimate::estimate(&context.engine, &caller, input).await?;
     let found = EstimateCostResponse {
         price_id: estimate.price_id.map(|price_id| price_id.to_string()).unwrap_or_default(),
         price_match: estimate.price_match.map_or(0, |price_match| price_match as i32),

@@ -119,7 +119,7 @@ impl CatalogService for Handlers {
     }
 
     async fn list_prices(&self, request: Request<ListPricesRequest>) -> Result<Response<ListPricesResponse>, Status> {
-        self.run(request, prices::list).await
+        self.run_as(request, prices::list).await
     }
 
     async fn create_price(
@@ -182,6 +182,6 @@ impl CatalogService for Handlers {
         &self,
         request: Request<EstimateCostRequest>,
     ) -> Result<Response<EstimateCostResponse>, Status> {
-        self.run(request, estimate::estimate).await
+        self.run_as(request, estimate::estimate).await
     }
 }

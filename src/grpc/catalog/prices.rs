@@ -27,6 +27,7 @@ impl From<price::Rates> for Rates {
             cached_input_token: text(rates.cached_input_token),
             percent_of_amount: text(rates.percent_of_amount),
             fixed: text(rates.fixed),
+            reported_cost: text(rates.reported_cost),
             measures: texts(rates.measures),
         }
     }
@@ -36,6 +37,7 @@ impl From<StoredPrice> for Price {
     fn from(price: StoredPrice) -> Self {
         Self {
             price_id: price.price_id.to_string(),
+            client_id: price.client_id,
             service: price.service,
             operation: price.operation,
             model: price.model,
@@ -63,8 +65,10 @@ impl From<Price> for NewPrice {
             ("cached_input_token", rates.cached_input_token),
             ("percent_of_amount", rates.percent_of_amount),
             ("fixed", rates.fixed),
+            ("reported_cost", rates.reported_cost),
         ];
         Self {
+            client_id: price.client_id,
             service: price.service,
             operation: price.operation,
             model: price.model,
@@ -81,9 +85,14 @@ impl From<Price> for NewPrice {
 }
 
 /// Lists prices.
-pub async fn list(context: Arc<Context>, mut request: ListPricesRequest) -> Result<ListPricesResponse, Refusal> {
+pub async fn list(
+    context: Arc<Context>,
+    caller: Arc<Caller>,
+    mut request: ListPricesRequest,
+) -> Result<ListPricesResponse, Refusal> {
     let (page, next_token) = context.page(&mut request);
-    let found = prices::list(&context.engine, PriceQuery { service: request.service, page }).await?;
+    let query = PriceQuery { client_id: request.client_id, service: request.service, page };
+    let found = prices::list(&context.engine, &caller, query).await?;
     Ok(ListPricesResponse {
         prices: found.rows.into_iter().map(Price::from).collect(),
         next_page_token: next_token.of(found.next),

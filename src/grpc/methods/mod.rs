@@ -169,7 +169,7 @@ matrix! {
     CatalogService {
         ListServices ListServicesRequest Need::AnyKey, , |_m| Everybody;
         CreateService CreateServiceRequest ADMIN, audited, |_m| All;
-        ListPrices ListPricesRequest Need::AnyKey, , |_m| Everybody;
+        ListPrices ListPricesRequest Need::AnyKey, , |_m| Handler;
         CreatePrice CreatePriceRequest ADMIN, audited, |_m| All;
         RetirePrice RetirePriceRequest ADMIN, audited, |_m| All;
         ImportPrices ImportPricesRequest ADMIN, audited, |_m| All;
@@ -178,7 +178,7 @@ matrix! {
         CancelRepriceRun CancelRepriceRunRequest ADMIN, audited, |_m| All;
         CreateModelAlias CreateModelAliasRequest ADMIN, audited, |_m| All;
         ListModelAliases ListModelAliasesRequest Need::AnyKey, , |_m| Everybody;
-        EstimateCost EstimateCostRequest Need::AnyKey, , |_m| Everybody;
+        EstimateCost EstimateCostRequest Need::AnyKey, , |_m| Handler;
     }
     ClientService {
         CreateClient CreateClientRequest ADMIN, audited, |m| client_of(&m.client, |client| &client.client_id);

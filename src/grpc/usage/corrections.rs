@@ -102,6 +102,7 @@ pub async fn explain_charge(
     Ok(ExplainChargeResponse {
         event: Some(context.event(recorded)),
         components: lines.into_iter().map(component).collect(),
+        price_client_id: price.client_id,
         price_service: price.service,
         price_operation: price.operation,
         price_model: price.model,

@@ -24,5 +24,7 @@ pub fn raw_event(event: UsageEvent) -> RawEvent {
         metadata: event.metadata.and_then(json::from_struct),
         service_tier: event.service_tier,
         measures: event.measures,
+        reported_cost: event.reported_cost,
+        labels: event.labels,
     }
 }

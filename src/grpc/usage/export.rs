@@ -45,6 +45,7 @@ pub async fn start(
         start_date: request.start_date,
         end_date: request.end_date,
         services: request.services,
+        labels: request.labels,
         format: format(request.format),
     };
     let export = Export::check(&context.engine, input).await?;

@@ -17,9 +17,11 @@ pub async fn run(context: Arc<Context>, mut request: QueryUsageRequest) -> Resul
         operations: request.operations,
         models: request.models,
         subjects: request.subjects,
+        labels: request.labels,
         start_date: request.start_date,
         end_date: request.end_date,
         group_by: request.group_by.into_iter().map(dimension).collect(),
+        group_by_labels: request.group_by_labels,
         count_subjects: request.count_subjects,
         unpriced_only: request.unpriced_only,
         include_measures: request.include_measures,
@@ -36,6 +38,7 @@ fn dimension(number: i32) -> Result<Dimension, String> {
     Ok(match UsageDimension::try_from(number) {
         Ok(UsageDimension::Day) => Dimension::Day,
         Ok(UsageDimension::Month) => Dimension::Month,
+        Ok(UsageDimension::Hour) => Dimension::Hour,
         Ok(UsageDimension::Client) => Dimension::Client,
         Ok(UsageDimension::Service) => Dimension::Service,
         Ok(UsageDimension::Operation) => Dimension::Operation,
@@ -50,6 +53,7 @@ impl Context {
         proto::UsageRow {
             day: row.day.map(|day| day.to_string()),
             month: row.month.map(|month| month.to_string()),
+            hour: row.hour.map(timestamp),
             client_id: row.client_id,
             service: row.service,
             operation: row.operation,
@@ -58,6 +62,7 @@ impl Context {
             totals: Some(self.totals(&row.sums)),
             subject_count: row.subject_count,
             measures: texts(row.measures),
+            labels: row.labels,
         }
     }
 }

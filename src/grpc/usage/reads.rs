@@ -97,6 +97,7 @@ pub async fn list_events(
         start_time: request.start_time.as_ref().map(unix_time),
         end_time: request.end_time.as_ref().map(unix_time),
         services: request.services,
+        labels: request.labels,
         operations: request.operations,
         models: request.models,
         subjects: request.subjects,

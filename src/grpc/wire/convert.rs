@@ -150,6 +150,8 @@ fn event(event: UsageEvent) -> proto::UsageEvent {
         metadata,
         service_tier: event.service_tier,
         measures: texts(event.measures.others),
+        reported_cost: event.measures.reported_cost.map(|cost| cost.to_string()).unwrap_or_default(),
+        labels: event.labels,
     }
 }
 

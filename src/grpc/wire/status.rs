@@ -14,6 +14,8 @@ pub const ERROR_DOMAIN: &str = "metering.v1";
 /// Maximum number of bytes of violations in one status. A status is sent in a header in base64, and clients accept headers of 8 to
 /// 16 KiB.
 const VIOLATIONS_BYTES_MAX: usize = 4 * 1024;
+/// Maximum number of violations of an event of a batch, so that the results of ten thousand events fit into a message.
+const EVENT_VIOLATIONS_MAX: usize = 8;
 
 tokio::task_local! {
     /// Id of the request that the current task serves: the caller's `x-request-id`, or an id of the server.
@@ -95,6 +97,7 @@ impl From<Refusal> for EventError {
             message: std::mem::take(&mut error.message),
             field_violations: std::mem::take(&mut error.fields)
                 .into_iter()
+                .take(EVENT_VIOLATIONS_MAX)
                 .map(|violation| FieldViolation { field: violation.field, description: violation.description })
                 .collect(),
         }

@@ -67,6 +67,15 @@ impl Caller {
         Err(Refusal::new(Reason::ClientNotCovered, message))
     }
 
+    /// Rejects a caller who may not know the prices for this client, because no scope covers it.
+    pub fn check_prices(&self, client_id: &str) -> Result<(), Refusal> {
+        let covers = |clients: &[String]| clients.iter().any(|of| of == client_id);
+        match self.grants.clients_of_prices() {
+            Some(clients) if !covers(&clients) => self.check_client(Scope::Read, client_id),
+            _ => Ok(()),
+        }
+    }
+
     /// Rejects a caller whose scope does not cover all clients.
     pub fn check_all_clients(&self, scope: Scope) -> Result<(), Refusal> {
         if self.grants.covers_all(scope) {

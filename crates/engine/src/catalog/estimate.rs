@@ -1,6 +1,7 @@
 //! Estimates of charges.
 
 use super::check_service;
+use crate::auth::Caller;
 use crate::engine::Engine;
 use crate::fields::{Fields, UnixTime};
 use crate::ingest::{RawMeasures, measures};
@@ -14,6 +15,8 @@ use std::sync::Arc;
 /// An event whose charge is estimated, unchecked.
 #[derive(Debug)]
 pub struct EstimateInput<'a> {
+    /// Empty: a client without prices of its own.
+    pub client_id: &'a str,
     pub service: &'a str,
     pub operation: &'a str,
     pub model: &'a str,
@@ -53,10 +56,14 @@ impl From<Line<'_>> for EstimateLine {
 }
 
 /// Estimates the charge of an event.
-pub async fn estimate(engine: &Engine, input: EstimateInput<'_>) -> Result<Estimate, Refusal> {
-    let EstimateInput { service, operation, model, service_tier, measures: raw, event_time } = input;
+pub async fn estimate(engine: &Engine, caller: &Caller, input: EstimateInput<'_>) -> Result<Estimate, Refusal> {
+    let EstimateInput { client_id, service, operation, model, service_tier, measures: raw, event_time } = input;
+    if !client_id.is_empty() {
+        caller.check_prices(client_id)?;
+    }
     let catalog = engine.catalog.refresh(&engine.pool).await?;
     let mut fields = Fields::default();
+    fields.text("client_id", client_id, ID_BYTES_MAX);
     fields.required("service", service, ID_BYTES_MAX);
     fields.text("operation", operation, ID_BYTES_MAX);
     fields.text("model", model, ID_BYTES_MAX);
@@ -66,7 +73,8 @@ pub async fn estimate(engine: &Engine, input: EstimateInput<'_>) -> Result<Estim
     let time = event_time.and_then(|time| fields.time("event_time", time));
     fields.finish()?;
     let time = time.unwrap_or_else(|| engine.clock.now());
-    let wanted = Wanted { service, operation, model, service_tier, input_tokens: measures.input_tokens, time };
+    let wanted =
+        Wanted { client_id, service, operation, model, service_tier, input_tokens: measures.input_tokens, time };
     let Some(Selected { price, price_match }) = catalog.select(&wanted) else {
         let charge = Err(UnpricedReason::NoPrice);
         return Ok(Estimate { price_id: None, price_match: None, matched_model: None, charge });

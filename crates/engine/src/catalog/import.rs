@@ -140,12 +140,16 @@ fn check_all(engine: &Engine, catalog: &Catalog, list: &PriceList) -> Vec<Result
         let mut fields = Fields::default();
         let Checked { rates, .. } = price.check(&mut fields, catalog, &path);
         let set = [
+            ("client_id", !price.client_id.is_empty()),
             ("effective_time", price.effective_time.is_some()),
             ("end_time", price.end_time.is_some()),
             ("source", !price.source.is_empty()),
         ];
         for (field, _) in set.into_iter().filter(|(_, is_set)| *is_set) {
-            let description = "must be absent: the request has effective_time and source for all prices";
+            let description = match field {
+                "client_id" => "must be absent: an imported list is for all clients",
+                _ => "must be absent: the request has effective_time and source for all prices",
+            };
             fields.wrong(format!("{path}.{field}"), description);
         }
         if let Some(first) = numbers.insert(price.scope(), number) {
@@ -177,7 +181,8 @@ async fn import_chunk<'a>(
 ) -> Result<(Vec<Imported>, BTreeSet<&'a str>), Refusal> {
     let valid = chunk.numbers.iter().filter(|number| chunk.checked[**number].is_ok());
     let models: BTreeSet<ModelKey<'_>> = valid.map(|number| model_key(&chunk.list.prices[*number])).collect();
-    let present = store::prices_of_models(conn, &models).await?;
+    let mut present = store::prices_of_models(conn, &models).await?;
+    present.retain(|price| price.client_id.is_empty());
     missing.extend(missing_prices(chunk, &present));
     let (mut results, mut services) = (vec![], BTreeSet::new());
     for number in &chunk.numbers {

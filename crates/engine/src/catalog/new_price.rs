@@ -22,6 +22,8 @@ const NOTE_BYTES_MAX: usize = 1_024;
 /// A price to create, unchecked.
 #[derive(Debug, Default)]
 pub struct NewPrice {
+    /// Empty: any client.
+    pub client_id: String,
     pub service: String,
     /// Empty: any operation.
     pub operation: String,
@@ -54,6 +56,7 @@ impl NewPrice {
     /// Returns what the price is for.
     pub(super) fn scope(&self) -> PriceScope<'_> {
         PriceScope {
+            client_id: &self.client_id,
             service: &self.service,
             operation: &self.operation,
             model: &self.model,
@@ -65,6 +68,7 @@ impl NewPrice {
     /// Checks all fields. `path` is the path of the price in the request, such as "price".
     pub(super) fn check(&self, fields: &mut Fields, catalog: &Catalog, path: &str) -> Checked {
         let at = |field: &str| format!("{path}.{field}");
+        fields.identifier(&at("client_id"), &self.client_id, ID_BYTES_MAX);
         fields.required(&at("service"), &self.service, ID_BYTES_MAX);
         fields.identifier(&at("operation"), &self.operation, ID_BYTES_MAX);
         fields.identifier(&at("model"), &self.model, ID_BYTES_MAX);

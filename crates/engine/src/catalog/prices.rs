@@ -3,6 +3,8 @@
 pub use super::new_price::NewPrice;
 
 use super::new_price::{Checked, check_end, check_high_rates, instant};
+use crate::auth::Caller;
+use crate::clients;
 use crate::engine::Engine;
 use crate::fields::{Fields, UnixTime};
 use crate::idempotency::{CreateCall, Created, Idempotency};
@@ -19,30 +21,45 @@ use meterd_store::locks;
 /// Which prices to list.
 #[derive(Debug)]
 pub struct PriceQuery {
+    /// Empty: prices for any client, and for each of them.
+    pub client_id: String,
     /// Empty: all services.
     pub service: String,
     pub page: PageRequest<PriceCursor>,
 }
 
-/// Service, operation, model, service tier, bound of input tokens, effective time and id of the last price of a page.
-pub type PriceCursor = (String, String, String, String, Option<i64>, Option<DateTime<Utc>>, i64);
+/// Client, service, operation, model, service tier, bound of input tokens, effective time and id of the last price of a page.
+pub type PriceCursor = (String, String, String, String, String, Option<i64>, Option<DateTime<Utc>>, i64);
 
-/// Lists prices, ordered by service, operation, model, service tier, bound of input tokens and effective time.
-pub async fn list(engine: &Engine, query: PriceQuery) -> Result<Page<StoredPrice, PriceCursor>, Refusal> {
+/// Lists prices, ordered by client, service, operation, model, service tier, bound of input tokens and effective time. A caller
+/// whose key is for some clients only does not see the prices for others.
+pub async fn list(
+    engine: &Engine,
+    caller: &Caller,
+    query: PriceQuery,
+) -> Result<Page<StoredPrice, PriceCursor>, Refusal> {
+    if !query.client_id.is_empty() {
+        caller.check_prices(&query.client_id)?;
+    }
     let mut fields = Fields::default();
+    fields.text("client_id", &query.client_id, ID_BYTES_MAX);
     fields.text("service", &query.service, ID_BYTES_MAX);
     let size = query.page.check_size(&mut fields);
     fields.finish()?;
-    let (service, operation, model, service_tier, above_input_tokens, effective_time, price_id) =
+    let (client_id, service, operation, model, service_tier, above_input_tokens, effective_time, price_id) =
         query.page.after?.unwrap_or_default();
     let after = PriceScope {
+        client_id: &client_id,
         service: &service,
         operation: &operation,
         model: &model,
         service_tier: &service_tier,
         above_input_tokens,
     };
+    let clients = caller.grants.clients_of_prices();
     let filter = PriceFilter {
+        clients: clients.as_deref(),
+        client_id: (!query.client_id.is_empty()).then_some(query.client_id.as_str()),
         service: (!query.service.is_empty()).then_some(query.service.as_str()),
         price_id: None,
         after: (after, effective_time, price_id),
@@ -50,8 +67,8 @@ pub async fn list(engine: &Engine, query: PriceQuery) -> Result<Page<StoredPrice
     let mut conn = engine.pool.acquire().await?;
     let rows = store::prices(&mut conn, &filter, size + 1).await?;
     Ok(Page::of(rows, size, |last| {
-        let StoredPrice { service, operation, model, service_tier, above_input_tokens, .. } = last.clone();
-        (service, operation, model, service_tier, above_input_tokens, last.effective_time, last.price_id)
+        let StoredPrice { client_id, service, operation, model, service_tier, above_input_tokens, .. } = last.clone();
+        (client_id, service, operation, model, service_tier, above_input_tokens, last.effective_time, last.price_id)
     }))
 }
 
@@ -70,6 +87,9 @@ pub async fn create(
     let Checked { effective_time, end_time, rates } = price.check(&mut fields, &catalog, "price");
     idempotency.check(&mut fields);
     fields.finish()?;
+    if !price.client_id.is_empty() {
+        clients::existing(engine, &price.client_id).await?;
+    }
     let mut creation = match idempotency.begin(engine).await? {
         CreateCall::New(creation) => creation,
         CreateCall::Repeat(answer) => return Ok(Created::Repeat(answer)),

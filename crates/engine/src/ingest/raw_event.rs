@@ -3,7 +3,7 @@
 use crate::fields::{Fields, UnixTime};
 use crate::refusal::shown;
 use meterd_domain::decimal::Decimal;
-use meterd_domain::event::TOKENS_MAX;
+use meterd_domain::event::{Labels, TOKENS_MAX};
 use meterd_domain::measures::{Measures, OTHER_MEASURES_MAX, OtherMeasures, Whole, check_name, whole_of};
 use meterd_domain::metadata::{Metadata, MetadataError};
 use std::collections::BTreeMap;
@@ -34,6 +34,9 @@ pub struct RawEvent {
     pub service_tier: String,
     /// Other measures: names and decimals.
     pub measures: BTreeMap<String, String>,
+    /// A decimal.
+    pub reported_cost: String,
+    pub labels: Labels,
 }
 
 /// The fields that were rounded, with their recorded values.
@@ -47,12 +50,13 @@ pub struct RawMeasures<'a> {
     pub output_tokens: i64,
     pub cached_input_tokens: i64,
     pub amount: &'a str,
+    pub reported_cost: &'a str,
     pub others: &'a BTreeMap<String, String>,
 }
 
 /// Checks measures, and returns them together with the fields that were rounded.
 pub fn measures(fields: &mut Fields, raw: RawMeasures<'_>) -> (Measures, Rounded) {
-    let RawMeasures { units, input_tokens, output_tokens, cached_input_tokens, amount, others } = raw;
+    let RawMeasures { units, input_tokens, output_tokens, cached_input_tokens, amount, reported_cost, others } = raw;
     fields.count("input_tokens", input_tokens, TOKENS_MAX);
     fields.count("output_tokens", output_tokens, TOKENS_MAX);
     fields.count("cached_input_tokens", cached_input_tokens, TOKENS_MAX);
@@ -70,6 +74,7 @@ pub fn measures(fields: &mut Fields, raw: RawMeasures<'_>) -> (Measures, Rounded
         output_tokens,
         cached_input_tokens,
         amount: (!amount.is_empty()).then(|| quantity("amount", amount)),
+        reported_cost: (!reported_cost.is_empty()).then(|| quantity("reported_cost", reported_cost)),
         others,
     };
     if !measures.others.is_empty() && !has_too_many_cached {

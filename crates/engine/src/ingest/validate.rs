@@ -123,6 +123,7 @@ impl<'a> EventChecks<'a> {
         fields.identifier("subject", &event.subject, ID_BYTES_MAX);
         fields.identifier("external_id", &event.external_id, EXTERNAL_ID_BYTES_MAX);
         fields.identifier("service_tier", &event.service_tier, ID_BYTES_MAX);
+        fields.labels("labels", &event.labels);
         let service = self.check_service(&mut fields, &event.service);
         let raw = RawMeasures {
             units: &event.units,
@@ -130,6 +131,7 @@ impl<'a> EventChecks<'a> {
             output_tokens: event.output_tokens,
             cached_input_tokens: event.cached_input_tokens,
             amount: &event.amount,
+            reported_cost: &event.reported_cost,
             others: &event.measures,
         };
         let (measures, rounded) = measures(&mut fields, raw);
@@ -162,6 +164,7 @@ impl<'a> EventChecks<'a> {
             subject: event.subject,
             external_id: event.external_id,
             metadata,
+            labels: event.labels,
         };
         let payload_hash = payload_hash(&event, has_time);
         let echo = Echo { key: event.idempotency_key.clone(), model: event.model.clone(), rounded };

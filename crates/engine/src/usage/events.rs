@@ -5,7 +5,7 @@ use crate::engine::Engine;
 use crate::fields::{Fields, UnixTime};
 use crate::paging::{Page, PageRequest};
 use crate::refusal::{Reason, Refusal};
-use meterd_domain::event::{EventId, ID_BYTES_MAX};
+use meterd_domain::event::{EventId, ID_BYTES_MAX, Labels};
 use meterd_store::usage::AsOf;
 use meterd_store::usage::events::{self, EventFilter, RecordedEvent};
 
@@ -22,6 +22,8 @@ pub struct EventListInput {
     pub models: Vec<String>,
     pub subjects: Vec<String>,
     pub unpriced_only: bool,
+    /// Only events that have all of these labels.
+    pub labels: Labels,
     /// Whether the earliest event comes first.
     pub ascending: bool,
 }
@@ -52,6 +54,7 @@ pub async fn list_events(
     fields.filter("operations", &input.operations);
     fields.filter("models", &input.models);
     fields.filter("subjects", &input.subjects);
+    fields.labels("labels", &input.labels);
     let size = page.check_size(&mut fields);
     fields.finish()?;
     let after = page.after?;
@@ -65,6 +68,7 @@ pub async fn list_events(
         models: &input.models,
         subjects: &input.subjects,
         unpriced_only: input.unpriced_only,
+        labels: &input.labels,
     };
     let AsOf { complete_as_of, rows } = events::list(&engine.pool, &filter, input.ascending, after, size + 1).await?;
     Ok(AsOf { complete_as_of, rows: Page::of(rows, size, |last| last.id) })

@@ -4,7 +4,7 @@ use crate::clients;
 use crate::engine::Engine;
 use crate::fields::{Fields, UnixTime};
 use crate::refusal::{Reason, Refusal};
-use meterd_domain::event::ID_BYTES_MAX;
+use meterd_domain::event::{ID_BYTES_MAX, Labels};
 use meterd_store::usage::export::{ExportFilter, ExportRow, Snapshot};
 use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
@@ -32,6 +32,8 @@ pub struct ExportInput {
     pub start_date: String,
     pub end_date: String,
     pub services: Vec<String>,
+    /// Only events that have all of these labels.
+    pub labels: Labels,
     /// `Err` has the text of a value that is not a format.
     pub format: Result<ExportFormat, String>,
 }
@@ -62,6 +64,7 @@ impl Export {
         let (start_time, end_time) = fields.times(input.start_time, input.end_time);
         let (start_day, end_day) = fields.optional_days(&input.start_date, &input.end_date);
         fields.filter("services", &input.services);
+        fields.labels("labels", &input.labels);
         let format = input.format.unwrap_or_else(|value| {
             fields.wrong("format", format!("{value} is no format"));
             ExportFormat::Csv
@@ -71,7 +74,8 @@ impl Export {
         if let Some(client_id) = &client_id {
             clients::existing(engine, client_id).await?;
         }
-        let filter = ExportFilter { client_id, start_time, end_time, start_day, end_day, services: input.services };
+        let ExportInput { services, labels, .. } = input;
+        let filter = ExportFilter { client_id, start_time, end_time, start_day, end_day, services, labels };
         let permit = engine.exports.clone().try_acquire_owned().map_err(|_| too_many_exports(""))?;
         Ok(Self { filter, format, _permit: permit })
     }

@@ -8,7 +8,7 @@ use std::fmt::{self, Display};
 use std::io::Write;
 
 /// Columns of the CSV and keys of the NDJSON. An import maps them by these names.
-const COLUMNS: [&str; 24] = [
+const COLUMNS: [&str; 26] = [
     "event_id",
     "client_id",
     "day",
@@ -33,6 +33,8 @@ const COLUMNS: [&str; 24] = [
     "service_tier",
     "measures",
     "void_time",
+    "reported_cost",
+    "labels",
 ];
 
 /// The part of the file that has not been sent.
@@ -84,6 +86,8 @@ impl File {
         row.text(event.service_tier.as_deref().unwrap_or_default());
         row.json(event.measures.as_deref());
         row.plain(event.void_time.map(Micros));
+        row.plain(event.reported_cost.map(Total::from));
+        row.json(event.labels.as_deref());
         row.end();
     }
 }

@@ -4,8 +4,9 @@ use crate::engine::Engine;
 use crate::fields::Fields;
 use crate::paging::{Page, PageRequest};
 use crate::refusal::Refusal;
-use chrono::NaiveDate;
+use chrono::{DateTime, NaiveDate, Utc};
 use meterd_domain::decimal::Total;
+use meterd_domain::event::{LABELS_MAX, Labels};
 use meterd_domain::period::Month;
 use meterd_domain::rollup::Sums;
 use meterd_store::usage::AsOf;
@@ -14,6 +15,8 @@ use std::collections::BTreeMap;
 
 /// Maximum number of days of a query: a year.
 const QUERY_DAYS_MAX: i64 = 366;
+/// Maximum number of days of a query that groups by hour.
+const HOUR_DAYS_MAX: i64 = 35;
 const PAGE_SIZE_DEFAULT: i64 = 1_000;
 const PAGE_SIZE_MAX: i64 = 10_000;
 
@@ -22,6 +25,8 @@ const PAGE_SIZE_MAX: i64 = 10_000;
 pub enum Dimension {
     Day,
     Month,
+    /// Hours of UTC.
+    Hour,
     Client,
     Service,
     Operation,
@@ -37,11 +42,15 @@ pub struct QueryInput {
     pub operations: Vec<String>,
     pub models: Vec<String>,
     pub subjects: Vec<String>,
+    /// Only events that have all of these labels.
+    pub labels: Labels,
     /// The clients' own days, both included.
     pub start_date: String,
     pub end_date: String,
     /// The dimensions of the rows. `Err` has the text of a value that is not a dimension.
     pub group_by: Vec<Result<Dimension, String>>,
+    /// The names of labels that are also dimensions.
+    pub group_by_labels: Vec<String>,
     pub count_subjects: bool,
     /// Whether only events without a charge are added up.
     pub unpriced_only: bool,
@@ -54,11 +63,15 @@ pub struct QueryInput {
 pub struct UsageRow {
     pub day: Option<NaiveDate>,
     pub month: Option<Month>,
+    /// Start of the hour.
+    pub hour: Option<DateTime<Utc>>,
     pub client_id: Option<String>,
     pub service: Option<String>,
     pub operation: Option<String>,
     pub model: Option<String>,
     pub subject: Option<String>,
+    /// The values of the labels that the query groups by, except empty ones.
+    pub labels: Labels,
     pub sums: Sums,
     /// Number of distinct subjects, if the query counts them.
     pub subject_count: Option<i64>,
@@ -97,19 +110,41 @@ fn check(fields: &mut Fields, input: QueryInput) -> UsageQuery {
     fields.filter("operations", &input.operations);
     fields.filter("models", &input.models);
     fields.filter("subjects", &input.subjects);
+    fields.labels("labels", &input.labels);
+    let group_by = group_by(fields, &input.group_by);
+    check_label_names(fields, &input.group_by_labels);
     let (start, end) = fields.days(&input.start_date, &input.end_date, QUERY_DAYS_MAX);
+    if group_by.hour && (end - start).num_days() >= HOUR_DAYS_MAX {
+        fields.wrong(
+            "end_date",
+            format!("must be less than {HOUR_DAYS_MAX} days after start_date if the query groups by hour"),
+        );
+    }
     UsageQuery {
         client_ids: input.client_ids,
         services: input.services,
         operations: input.operations,
         models: input.models,
         subjects: input.subjects,
+        labels: input.labels,
         start,
         end,
-        group_by: group_by(fields, &input.group_by),
+        group_by,
+        group_by_labels: input.group_by_labels,
         count_subjects: input.count_subjects,
         unpriced_only: input.unpriced_only,
         include_measures: input.include_measures,
+    }
+}
+
+fn check_label_names(fields: &mut Fields, names: &[String]) {
+    fields.at_most("group_by_labels", names.len(), LABELS_MAX);
+    for (index, name) in names.iter().enumerate() {
+        let field = format!("group_by_labels[{index}]");
+        match names[..index].contains(name) {
+            true => fields.wrong(field, "is there already: each label at most once"),
+            false => fields.label_name(&field, name),
+        }
     }
 }
 
@@ -119,6 +154,7 @@ fn group_by(fields: &mut Fields, dimensions: &[Result<Dimension, String>]) -> Gr
         let flag = match dimension {
             Ok(Dimension::Day) => &mut by.day,
             Ok(Dimension::Month) => &mut by.month,
+            Ok(Dimension::Hour) => &mut by.hour,
             Ok(Dimension::Client) => &mut by.client,
             Ok(Dimension::Service) => &mut by.service,
             Ok(Dimension::Operation) => &mut by.operation,
@@ -137,16 +173,19 @@ fn group_by(fields: &mut Fields, dimensions: &[Result<Dimension, String>]) -> Gr
 }
 
 fn row(query: &UsageQuery, row: QueryRow) -> UsageRow {
-    let QueryKey { day, month, client_id, service, operation, model, subject } = row.key;
+    let QueryKey { day, month, hour, client_id, service, operation, model, subject, labels } = row.key;
+    let labels = query.group_by_labels.iter().cloned().zip(labels);
     let by = query.group_by;
     UsageRow {
         day: by.day.then_some(day),
         month: by.month.then(|| Month::of(month)),
+        hour: by.hour.then_some(hour),
         client_id: by.client.then_some(client_id),
         service: by.service.then_some(service),
         operation: by.operation.then_some(operation),
         model: by.model.then_some(model),
         subject: by.subject.then_some(subject),
+        labels: labels.filter(|(_, value)| !value.is_empty()).collect(),
         sums: row.sums,
         subject_count: query.count_subjects.then_some(row.subject_count),
         measures: row.measures,

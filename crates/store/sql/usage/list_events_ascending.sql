@@ -1,6 +1,6 @@
 SELECT client_id, event_time, event_seq, day, service, operation, model, units, input_tokens,
     output_tokens, cached_input_tokens, amount, charge, price_id, unpriced_reason, subject, external_id,
-    idempotency_key, metadata::text AS metadata, service_tier, measures::text AS measures, void_time, record_time
+    idempotency_key, metadata::text AS metadata, service_tier, measures::text AS measures, reported_cost, labels::text AS labels, void_time, record_time
 FROM usage_events
 WHERE client_id = $1
   AND event_time >= COALESCE($2, '-infinity'::timestamptz) AND event_time < COALESCE($3, 'infinity'::timestamptz)
@@ -8,6 +8,7 @@ WHERE client_id = $1
   AND (cardinality($5::text[]) = 0 OR operation = ANY($5))
   AND (cardinality($6::text[]) = 0 OR model = ANY($6))
   AND (cardinality($7::text[]) = 0 OR subject = ANY($7))
+  AND ($12::jsonb IS NULL OR labels @> $12)
   AND (NOT $8 OR unpriced_reason IS NOT NULL AND void_time IS NULL)
   AND (event_time, event_seq) > (COALESCE($9, '-infinity'::timestamptz), COALESCE($10::bigint, 0))
 ORDER BY event_time, event_seq LIMIT $11

@@ -2,6 +2,7 @@
 -- dimensions to group by. The other dimensions are the same in all rows, so one order serves all groupings.
 SELECT now() AS "now!",
     COALESCE(day, '0001-01-01'::date) AS "day!", COALESCE(month, '0001-01-01'::date) AS "month!",
+    'epoch'::timestamptz AS "hour!", '{}'::text[] AS "labels!",
     COALESCE(client_id, '') AS "client_id!", COALESCE(service, '') AS "service!", COALESCE(operation, '') AS
     "operation!", COALESCE(model, '') AS "model!", '' AS "subject!",
     request_count AS "request_count!", units AS "units!: Numeric", input_tokens AS "input_tokens!", output_tokens AS
@@ -35,5 +36,5 @@ FROM (
 WHERE NOT $14
    OR (COALESCE(day, '0001-01-01'::date), COALESCE(month, '0001-01-01'::date), COALESCE(client_id, ''), COALESCE(service, ''), COALESCE(operation, ''), COALESCE(model, ''))
       > ($15::date, $16::date, $17::text, $18::text, $19::text, $20::text)
-ORDER BY 2, 3, 4, 5, 6, 7
+ORDER BY day, month, client_id, service, operation, model
 LIMIT $21

@@ -2,6 +2,7 @@
 -- same parameters.
 -- $8 to $14 say which dimensions to group by. Only rows from $15-$21 to $22-$28.
 SELECT COALESCE(day, '0001-01-01'::date) AS "day!", COALESCE(month, '0001-01-01'::date) AS "month!",
+    'epoch'::timestamptz AS "hour!", '{}'::text[] AS "labels!",
     COALESCE(client_id, '') AS "client_id!", COALESCE(service, '') AS "service!",
     COALESCE(operation, '') AS "operation!", COALESCE(model, '') AS "model!", COALESCE(subject, '') AS "subject!",
     measure AS "measure!", quantity AS "quantity!: Numeric"

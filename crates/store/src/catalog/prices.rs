@@ -14,6 +14,8 @@ use std::collections::{BTreeMap, BTreeSet};
 #[derive(Clone, Debug)]
 pub struct StoredPrice {
     pub price_id: i64,
+    /// Empty if the price applies to every client.
+    pub client_id: String,
     pub service: String,
     /// Empty if the price applies to every operation.
     pub operation: String,
@@ -38,6 +40,7 @@ pub struct StoredPrice {
 
 struct PriceRow {
     price_id: i64,
+    client_id: String,
     service: String,
     operation: String,
     model: String,
@@ -52,6 +55,7 @@ struct PriceRow {
     cached_input_token: Option<BigDecimal>,
     percent_of_amount: Option<BigDecimal>,
     fixed: Option<BigDecimal>,
+    reported_cost: Option<BigDecimal>,
     measure_rates: String,
     built_in: bool,
     source: String,
@@ -74,6 +78,7 @@ impl StoredPrice {
     /// Returns what the price is for.
     pub fn scope(&self) -> PriceScope<'_> {
         PriceScope {
+            client_id: &self.client_id,
             service: &self.service,
             operation: &self.operation,
             model: &self.model,
@@ -96,6 +101,7 @@ impl TryFrom<PriceRow> for StoredPrice {
         let rate = |value: Option<BigDecimal>| value.as_ref().map(numeric::rate).transpose();
         Ok(Self {
             price_id: row.price_id,
+            client_id: row.client_id,
             service: row.service,
             operation: row.operation,
             model: row.model,
@@ -111,6 +117,7 @@ impl TryFrom<PriceRow> for StoredPrice {
                 cached_input_token: rate(row.cached_input_token)?,
                 percent_of_amount: rate(row.percent_of_amount)?,
                 fixed: rate(row.fixed)?,
+                reported_cost: rate(row.reported_cost)?,
                 measures: numeric::by_name(&row.measure_rates, Rate::parse)?,
             },
             built_in: row.built_in,
@@ -127,6 +134,10 @@ pub type PriceCursor<'a> = (PriceScope<'a>, Option<DateTime<Utc>>, i64);
 /// Which prices to return.
 #[derive(Debug, Default)]
 pub struct PriceFilter<'a> {
+    /// Only prices for these clients, and for any client. `None`: all prices.
+    pub clients: Option<&'a [String]>,
+    /// Only prices for this client. `Some("")`: only those for any client. `None`: all prices.
+    pub client_id: Option<&'a str>,
     /// `None`: all services.
     pub service: Option<&'a str>,
     /// `None`: all prices.
@@ -135,24 +146,27 @@ pub struct PriceFilter<'a> {
     pub after: PriceCursor<'a>,
 }
 
-/// Returns up to `limit` prices, ordered by scope, effective time and id. Includes withdrawn prices.
+/// Returns up to `limit` prices, those for any client first, ordered by scope, effective time and id. Includes withdrawn prices.
 pub async fn prices(conn: &mut PgConnection, filter: &PriceFilter<'_>, limit: i64) -> crate::Result<Vec<StoredPrice>> {
     let (scope, effective_time, price_id) = filter.after;
     let rows = sqlx::query_as!(
         PriceRow,
-        r#"SELECT price_id, service, operation, model, service_tier,
+        r#"SELECT price_id, client_id, service, operation, model, service_tier,
                   NULLIF(above_input_tokens, -1) AS above_input_tokens,
                   NULLIF(effective_time, '-infinity') AS effective_time, end_time, withdraw_time, unit, input_token,
-                  output_token, cached_input_token, percent_of_amount, fixed, measure_rates::text AS "measure_rates!",
+                  output_token, cached_input_token, percent_of_amount, fixed, reported_cost, measure_rates::text AS "measure_rates!",
                   built_in, source, note, create_time
            FROM prices
            WHERE ($1::text IS NULL OR service = $1) AND ($2::bigint IS NULL OR price_id = $2)
-             AND (service, operation, model, service_tier, prices.above_input_tokens, prices.effective_time, price_id)
-                 > ($3, $4, $5, $6, COALESCE($7::bigint, -1), COALESCE($8, '-infinity'::timestamptz), $9)
-           ORDER BY service, operation, model, service_tier, prices.above_input_tokens, prices.effective_time, price_id
-           LIMIT $10"#,
+             AND (client_id, service, operation, model, service_tier, prices.above_input_tokens, prices.effective_time, price_id)
+                 > ($3, $4, $5, $6, $7, COALESCE($8::bigint, -1), COALESCE($9, '-infinity'::timestamptz), $10)
+             AND ($12::text IS NULL OR client_id = $12) AND ($13::text[] IS NULL OR client_id = '' OR client_id = ANY($13))
+           ORDER BY client_id, service, operation, model, service_tier, prices.above_input_tokens, prices.effective_time,
+                    price_id
+           LIMIT $11"#,
         filter.service,
         filter.price_id,
+        scope.client_id,
         scope.service,
         scope.operation,
         scope.model,
@@ -160,7 +174,9 @@ pub async fn prices(conn: &mut PgConnection, filter: &PriceFilter<'_>, limit: i6
         scope.above_input_tokens,
         effective_time,
         price_id,
-        limit
+        limit,
+        filter.client_id,
+        filter.clients
     )
     .fetch_all(conn)
     .await?;
@@ -180,16 +196,17 @@ pub async fn prices_of_models(
     }
     let rows = sqlx::query_as!(
         PriceRow,
-        r#"SELECT price_id, service, operation, model, service_tier,
+        r#"SELECT price_id, client_id, service, operation, model, service_tier,
                   NULLIF(above_input_tokens, -1) AS above_input_tokens,
                   NULLIF(effective_time, '-infinity') AS effective_time, end_time, withdraw_time, unit, input_token,
-                  output_token, cached_input_token, percent_of_amount, fixed, measure_rates::text AS "measure_rates!",
+                  output_token, cached_input_token, percent_of_amount, fixed, reported_cost, measure_rates::text AS "measure_rates!",
                   built_in, source, note, create_time
            FROM prices
            JOIN unnest($1::text[], $2::text[], $3::text[]) AS wanted (service, operation, model)
                USING (service, operation, model)
            WHERE withdraw_time IS NULL
-           ORDER BY service, operation, model, service_tier, prices.above_input_tokens, prices.effective_time, price_id"#,
+           ORDER BY client_id, service, operation, model, service_tier, prices.above_input_tokens, prices.effective_time,
+                    price_id"#,
         &services,
         &operations,
         &names
@@ -214,15 +231,25 @@ pub async fn price(conn: &mut PgConnection, price_id: i64) -> crate::Result<Opti
 
 /// Creates a price and returns it. `None` if a price with the same scope and effective time exists.
 pub async fn insert_price(conn: &mut PgConnection, new: &NewPrice<'_>) -> crate::Result<Option<StoredPrice>> {
-    let PriceScope { service, operation, model, service_tier, above_input_tokens } = new.scope;
-    let Rates { unit, input_token, output_token, cached_input_token, percent_of_amount, fixed, measures } = new.rates;
+    let PriceScope { client_id, service, operation, model, service_tier, above_input_tokens } = new.scope;
+    let Rates {
+        unit,
+        input_token,
+        output_token,
+        cached_input_token,
+        percent_of_amount,
+        fixed,
+        reported_cost,
+        measures,
+    } = new.rates;
     let measure_rates: BTreeMap<&str, String> =
         measures.iter().map(|(name, rate)| (&**name, rate.to_string())).collect();
     let price_id = sqlx::query_scalar!(
         "INSERT INTO prices (service, operation, model, service_tier, above_input_tokens, effective_time, end_time, unit,
-             input_token, output_token, cached_input_token, percent_of_amount, fixed, measure_rates, built_in, source, note)
+             input_token, output_token, cached_input_token, percent_of_amount, fixed, measure_rates, built_in, source, note,
+             client_id, reported_cost)
          VALUES ($1, $2, $3, $4, COALESCE($5::bigint, -1), COALESCE($6, '-infinity'::timestamptz), $7, $8, $9, $10, $11, $12, $13,
-             $14, $15, $16, $17)
+             $14, $15, $16, $17, $18, $19)
          ON CONFLICT DO NOTHING
          RETURNING price_id",
         service,
@@ -241,7 +268,9 @@ pub async fn insert_price(conn: &mut PgConnection, new: &NewPrice<'_>) -> crate:
         Json(measure_rates) as Json<BTreeMap<&str, String>>,
         new.built_in,
         new.source,
-        new.note
+        new.note,
+        client_id,
+        reported_cost.map(numeric::of_rate)
     )
     .fetch_optional(&mut *conn)
     .await?;

@@ -95,7 +95,7 @@ pub async fn still_waiting(conn: &mut PgConnection, waiting: &[Waiting]) -> crat
         r#"SELECT client_id, event_time, event_seq, day, service, operation, model, units, input_tokens, output_tokens,
                cached_input_tokens, amount, charge, price_id, unpriced_reason, subject, external_id, idempotency_key,
                metadata::text AS metadata, service_tier,
-               measures::text AS measures, void_time, record_time
+               measures::text AS measures, reported_cost, labels::text AS labels, void_time, record_time
            FROM usage_events JOIN unnest($1::text[], $2::timestamptz[], $3::bigint[]) AS wanted (client_id, event_time, event_seq)
                USING (client_id, event_time, event_seq)
            WHERE unpriced_reason IS NOT NULL AND void_time IS NULL"#,

@@ -133,8 +133,8 @@ pub async fn correct(conn: &mut PgConnection, events: &[PricedEvent<'_>]) -> cra
              cached_input_tokens = new.cached_input_tokens, amount = new.amount, charge = new.charge,
              price_id = new.price_id, unpriced_reason = new.unpriced_reason, subject = new.subject,
              external_id = new.external_id, metadata = new.metadata, service_tier = new.service_tier,
-             measures = new.measures
-         FROM unnest($1::event_row[]) AS new
+             measures = new.measures, reported_cost = new.reported_cost, labels = new.labels
+         FROM unnest($1::recorded_event[]) AS new
          WHERE t.client_id = new.client_id AND t.event_time = new.event_time AND t.event_seq = new.event_seq",
         composites(events.iter().map(EventRow)) as Vec<Composite<EventRow<'_>>>
     )

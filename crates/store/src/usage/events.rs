@@ -6,9 +6,10 @@ use crate::usage::keys::charge;
 use bigdecimal::BigDecimal;
 use chrono::{DateTime, NaiveDate, Utc};
 use meterd_domain::decimal::Decimal;
-use meterd_domain::event::{Charge, EventId, UsageEvent};
+use meterd_domain::event::{Charge, EventId, Labels, UsageEvent};
 use meterd_domain::measures::Measures;
 use sqlx::PgPool;
+use sqlx::types::Json;
 
 /// A recorded event.
 #[derive(Clone, Debug)]
@@ -47,6 +48,9 @@ pub struct EventRow {
     pub service_tier: Option<String>,
     /// The measures that have no column, as JSON.
     pub measures: Option<String>,
+    pub reported_cost: Option<BigDecimal>,
+    /// As JSON.
+    pub labels: Option<String>,
     pub void_time: Option<DateTime<Utc>>,
     pub record_time: DateTime<Utc>,
 }
@@ -61,6 +65,8 @@ pub struct EventFilter<'a> {
     pub models: &'a [String],
     pub subjects: &'a [String],
     pub unpriced_only: bool,
+    /// Only events that have all of these labels.
+    pub labels: &'a Labels,
 }
 
 impl TryFrom<EventRow> for RecordedEvent {
@@ -86,6 +92,7 @@ impl TryFrom<EventRow> for RecordedEvent {
                     output_tokens: row.output_tokens,
                     cached_input_tokens: row.cached_input_tokens,
                     amount: row.amount.as_ref().map(numeric::decimal).transpose()?,
+                    reported_cost: row.reported_cost.as_ref().map(numeric::decimal).transpose()?,
                     others: match &row.measures {
                         Some(json) => numeric::by_name(json, Decimal::parse)?,
                         None => vec![],
@@ -96,6 +103,10 @@ impl TryFrom<EventRow> for RecordedEvent {
                 subject: row.subject,
                 external_id: row.external_id,
                 metadata: row.metadata,
+                labels: match &row.labels {
+                    Some(json) => serde_json::from_str(json).map_err(crate::StoreError::inconsistent)?,
+                    None => Labels::new(),
+                },
             },
         })
     }
@@ -108,7 +119,7 @@ pub async fn find(pool: &PgPool, client_id: &str, id: EventId) -> crate::Result<
         r#"SELECT client_id, event_time, event_seq, day, service, operation, model, units, input_tokens, output_tokens,
                cached_input_tokens, amount, charge, price_id, unpriced_reason, subject, external_id, idempotency_key,
                metadata::text AS metadata, service_tier,
-               measures::text AS measures, void_time, record_time
+               measures::text AS measures, reported_cost, labels::text AS labels, void_time, record_time
            FROM usage_events WHERE client_id = $1 AND event_time = $2 AND event_seq = $3"#,
         client_id,
         id.time,
@@ -117,6 +128,11 @@ pub async fn find(pool: &PgPool, client_id: &str, id: EventId) -> crate::Result<
     .fetch_optional(pool)
     .await?;
     row.map(RecordedEvent::try_from).transpose()
+}
+
+/// Returns the JSON object that the labels of an event must contain, or `None` if any event matches.
+pub(super) fn labels_filter(labels: &Labels) -> Option<Json<&Labels>> {
+    (!labels.is_empty()).then_some(Json(labels))
 }
 
 /// Returns up to `limit` events after `after`, in ascending or descending order of time, and the time up to which the
@@ -130,8 +146,9 @@ pub async fn list(
 ) -> crate::Result<AsOf<Vec<RecordedEvent>>> {
     let mut tx = pool.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
     let complete_as_of = sqlx::query_scalar!(r#"SELECT now() AS "now!""#).fetch_one(&mut *tx).await?;
-    let EventFilter { client_id, start_time, end_time, services, operations, models, subjects, unpriced_only } =
+    let EventFilter { client_id, start_time, end_time, services, operations, models, subjects, unpriced_only, labels } =
         *filter;
+    let labels = labels_filter(labels);
     let (after_time, after_seq) = (after.map(|id| id.time), after.map(|id| id.seq));
     // Two statements instead of one with a switch, so that each reads its index in order and stops at the limit.
     let rows = if ascending {
@@ -148,7 +165,8 @@ pub async fn list(
             unpriced_only,
             after_time,
             after_seq,
-            limit
+            limit,
+            labels as Option<Json<&Labels>>
         )
         .fetch_all(&mut *tx)
         .await?
@@ -166,7 +184,8 @@ pub async fn list(
             unpriced_only,
             after_time,
             after_seq,
-            limit
+            limit,
+            labels as Option<Json<&Labels>>
         )
         .fetch_all(&mut *tx)
         .await?

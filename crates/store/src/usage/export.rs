@@ -2,12 +2,14 @@
 
 use crate::database::connect::allow_long_statements;
 use crate::numeric::Numeric;
+use crate::usage::events::labels_filter;
 use chrono::{DateTime, NaiveDate, Utc};
 use futures_util::{Stream, TryStreamExt};
 use meterd_domain::decimal::Total;
-use meterd_domain::event::EventId;
+use meterd_domain::event::{EventId, Labels};
 use meterd_domain::period::widest_range;
 use sqlx::pool::PoolConnection;
+use sqlx::types::Json;
 use sqlx::{Executor, PgConnection, PgPool, Postgres};
 
 /// Which events to export. An empty filter matches everything.
@@ -20,6 +22,8 @@ pub struct ExportFilter {
     pub start_day: Option<NaiveDate>,
     pub end_day: Option<NaiveDate>,
     pub services: Vec<String>,
+    /// Only events that have all of these labels.
+    pub labels: Labels,
 }
 
 impl ExportFilter {
@@ -57,6 +61,9 @@ pub struct ExportRow {
     pub service_tier: Option<String>,
     /// The measures that have no column, as JSON text.
     pub measures: Option<String>,
+    pub reported_cost: Option<Numeric>,
+    /// JSON text.
+    pub labels: Option<String>,
     pub void_time: Option<DateTime<Utc>>,
     pub record_time: DateTime<Utc>,
 }
@@ -109,11 +116,12 @@ fn stream<'a>(
         r#"SELECT client_id, event_time, event_seq, day, service, operation, model, units AS "units: Numeric", input_tokens,
                output_tokens, cached_input_tokens, amount AS "amount: Numeric", charge AS "charge: Numeric", price_id,
                unpriced_reason, subject, external_id, idempotency_key, metadata::text AS metadata, service_tier,
-               measures::text AS measures, void_time, record_time
+               measures::text AS measures, reported_cost AS "reported_cost: Numeric", labels::text AS labels, void_time, record_time
            FROM usage_events
            WHERE ($1::text IS NULL OR client_id = $1)
              AND event_time >= COALESCE($2, '-infinity'::timestamptz) AND event_time < COALESCE($3, 'infinity'::timestamptz)
              AND (cardinality($4::text[]) = 0 OR service = ANY($4))
+             AND ($7::jsonb IS NULL OR labels @> $7)
              AND day >= COALESCE($5, '-infinity'::date) AND day <= COALESCE($6, 'infinity'::date)
            ORDER BY client_id, event_time, event_seq"#,
         filter.client_id,
@@ -121,7 +129,8 @@ fn stream<'a>(
         end_time,
         &filter.services,
         filter.start_day,
-        filter.end_day
+        filter.end_day,
+        labels_filter(&filter.labels) as Option<Json<&Labels>>
     )
     .fetch(conn)
     .map_err(Into::into)

@@ -1,20 +1,23 @@
-//! Sums grouped by any dimensions: from the rollups, or from the events if the query uses subjects.
+//! Sums grouped by any dimensions: from the rollups, or from the events if the query uses hours, subjects or labels.
 
 use crate::database::connect;
 use crate::numeric::Numeric;
 use crate::sums::sums_of;
 use crate::usage::AsOf;
+use crate::usage::events::labels_filter;
 use chrono::{DateTime, NaiveDate, Utc};
 use meterd_domain::decimal::Total;
+use meterd_domain::event::Labels;
 use meterd_domain::period::Month;
 use meterd_domain::rollup::Sums;
 use serde::{Deserialize, Serialize};
+use sqlx::types::Json;
 use sqlx::{Connection, PgConnection};
 use std::collections::{BTreeMap, HashMap};
 
-/// Queries the sums of measures with one of two statements with the same parameters.
+/// Queries the sums of measures with one of two statements. That on the events has further parameters.
 macro_rules! measures {
-    ($file:literal, $conn:expr, $query:expr, $first:expr, $last:expr) => {{
+    ($file:literal, $conn:expr, $query:expr, $first:expr, $last:expr $(, $more:expr)*) => {{
         let (query, first, last) = ($query, $first, $last);
         let by = query.group_by;
         sqlx::query_file_as!(
@@ -50,6 +53,7 @@ macro_rules! measures {
             last.subject,
             Month::of(query.start).widest_range().0,
             Month::of(query.end).widest_range().1
+            $(, $more)*
         )
         .fetch_all($conn)
         .await
@@ -65,9 +69,13 @@ pub struct UsageQuery {
     pub operations: Vec<String>,
     pub models: Vec<String>,
     pub subjects: Vec<String>,
+    /// Only events that have all of these labels.
+    pub labels: Labels,
     pub start: NaiveDate,
     pub end: NaiveDate,
     pub group_by: GroupBy,
+    /// Names of labels to group by.
+    pub group_by_labels: Vec<String>,
     pub count_subjects: bool,
     pub unpriced_only: bool,
     pub include_measures: bool,
@@ -78,6 +86,7 @@ pub struct UsageQuery {
 pub struct GroupBy {
     pub day: bool,
     pub month: bool,
+    pub hour: bool,
     pub client: bool,
     pub service: bool,
     pub operation: bool,
@@ -85,16 +94,20 @@ pub struct GroupBy {
     pub subject: bool,
 }
 
-/// The values of a row's dimensions. A dimension that is not grouped by is 0001-01-01 or the empty string.
+/// The values of a row's dimensions. A dimension that is not grouped by is 0001-01-01, 1970-01-01 or the empty string.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct QueryKey {
     pub day: NaiveDate,
     pub month: NaiveDate,
+    /// Start of an hour of UTC.
+    pub hour: DateTime<Utc>,
     pub client_id: String,
     pub service: String,
     pub operation: String,
     pub model: String,
     pub subject: String,
+    /// The values of the labels to group by, in the order of their names in the query, and then empty ones.
+    pub labels: Vec<String>,
 }
 
 /// One row of the answer.
@@ -111,12 +124,13 @@ pub struct QueryRow {
 impl UsageQuery {
     /// Returns whether the answer is a single total row, which exists even without usage.
     pub fn wants_total(&self) -> bool {
-        self.group_by == GroupBy::default() && !self.unpriced_only
+        self.group_by == GroupBy::default() && self.group_by_labels.is_empty() && !self.unpriced_only
     }
 
-    /// Returns whether the query needs the events, because the rollups have no subjects.
-    fn needs_events(&self) -> bool {
-        self.group_by.subject || self.count_subjects || !self.subjects.is_empty()
+    /// Returns whether the query needs the events, because the rollups have no hours, subjects and labels.
+    pub fn needs_events(&self) -> bool {
+        let has_labels = !self.labels.is_empty() || !self.group_by_labels.is_empty();
+        self.group_by.hour || self.group_by.subject || self.count_subjects || !self.subjects.is_empty() || has_labels
     }
 }
 
@@ -142,13 +156,28 @@ pub async fn query(
 async fn add_measures(conn: &mut PgConnection, query: &UsageQuery, rows: &mut [QueryRow]) -> crate::Result<()> {
     let (Some(first), Some(last)) = (rows.first(), rows.last()) else { return Ok(()) };
     let sums = match query.needs_events() {
-        true => measures!("sql/usage/query_event_measures.sql", conn, query, &first.key, &last.key),
+        true => measures!(
+            "sql/usage/query_event_measures.sql",
+            conn,
+            query,
+            &first.key,
+            &last.key,
+            query.group_by.hour,
+            &query.group_by_labels,
+            labels_filter(&query.labels) as Option<Json<&Labels>>,
+            first.key.hour,
+            &first.key.labels,
+            last.key.hour,
+            &last.key.labels
+        ),
         false => measures!("sql/usage/query_measures.sql", conn, query, &first.key, &last.key),
     };
     let numbers: HashMap<QueryKey, usize> =
         rows.iter().enumerate().map(|(number, row)| (row.key.clone(), number)).collect();
-    for MeasureSum { day, month, client_id, service, operation, model, subject, measure, quantity } in sums? {
-        let key = QueryKey { day, month, client_id, service, operation, model, subject };
+    for MeasureSum { day, month, hour, client_id, service, operation, model, subject, labels, measure, quantity } in
+        sums?
+    {
+        let key = QueryKey { day, month, hour, client_id, service, operation, model, subject, labels };
         if let Some(number) = numbers.get(&key) {
             rows[*number].measures.insert(measure, quantity);
         }
@@ -160,11 +189,13 @@ async fn add_measures(conn: &mut PgConnection, query: &UsageQuery, rows: &mut [Q
 struct MeasureSum {
     day: NaiveDate,
     month: NaiveDate,
+    hour: DateTime<Utc>,
     client_id: String,
     service: String,
     operation: String,
     model: String,
     subject: String,
+    labels: Vec<String>,
     measure: String,
     quantity: Total,
 }
@@ -206,11 +237,13 @@ struct GroupedRow {
     now: DateTime<Utc>,
     day: NaiveDate,
     month: NaiveDate,
+    hour: DateTime<Utc>,
     client_id: String,
     service: String,
     operation: String,
     model: String,
     subject: String,
+    labels: Vec<String>,
     request_count: i64,
     units: Numeric,
     input_tokens: i64,
@@ -228,11 +261,13 @@ impl From<GroupedRow> for QueryRow {
             key: QueryKey {
                 day: row.day,
                 month: row.month,
+                hour: row.hour,
                 client_id: row.client_id,
                 service: row.service,
                 operation: row.operation,
                 model: row.model,
                 subject: row.subject,
+                labels: row.labels,
             },
             sums,
             subject_count: row.subject_count,
@@ -324,7 +359,12 @@ async fn query_events(
         after.map(|key| key.subject.as_str()),
         &query.subjects,
         from,
-        to
+        to,
+        labels_filter(&query.labels) as Option<Json<&Labels>>,
+        by.hour,
+        &query.group_by_labels,
+        after.map(|key| key.hour),
+        after.map(|key| &key.labels[..])
     )
     .fetch_all(conn)
     .await

@@ -7,7 +7,7 @@ use crate::usage::changes::{Changes, MonthChange, NewUsage};
 use crate::usage::rollups::{MonthRow, StoredMonth};
 use chrono::{DateTime, NaiveDate, Utc};
 use meterd_domain::decimal::Total;
-use meterd_domain::event::{PayloadHash, PricedEvent};
+use meterd_domain::event::{PayloadHash, PricedEvent, labels_json};
 use meterd_domain::measures;
 use meterd_domain::rollup::{DayKey, DayMeasureKey, MonthServiceKey, Sums};
 use sqlx::PgConnection;
@@ -47,7 +47,7 @@ pub async fn try_record(
     usage: &NewUsage,
 ) -> crate::Result<Tried> {
     let recorded = sqlx::query_scalar!(
-        r#"SELECT record_events($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) AS "is_recorded!""#,
+        r#"SELECT record_events($1, $2, $3, $4, $5, $6, $7, $8, $9, $10::recorded_event[]) AS "is_recorded!""#,
         versions.catalog,
         versions.client_settings,
         versions.closed_through.map(|month| month.first_day()) as Option<NaiveDate>,
@@ -93,7 +93,7 @@ pub async fn add(conn: &mut PgConnection, events: &[NewEvent<'_>], usage: &NewUs
         StoredMonth,
         r#"SELECT client_id AS "client_id!", month AS "month!", cost AS "cost!: Numeric", raised_alerts AS "raised_alerts!",
                   open_alerts AS "open_alerts!", alert_bound AS "alert_bound: Numeric"
-           FROM add_new_usage($1, $2, $3, $4)"#,
+           FROM add_new_usage($1, $2, $3, $4::recorded_event[])"#,
         composites(&usage.months) as Vec<Composite<&MonthChange>>,
         composites(&usage.days) as Vec<Composite<&(DayKey, Sums)>>,
         composites(&usage.day_measures) as Vec<Composite<&(DayMeasureKey, Total)>>,
@@ -146,7 +146,7 @@ pub async fn copy(conn: &mut PgConnection, generation: i32, events: &[NewEvent<'
     let rows =
         "COPY usage_events (client_id, event_time, event_seq, day, service, operation, model, units, input_tokens,
         output_tokens, cached_input_tokens, amount, charge, price_id, unpriced_reason, subject, external_id,
-        idempotency_key, metadata, service_tier, measures) FROM STDIN (FORMAT binary)";
+        idempotency_key, metadata, service_tier, measures, reported_cost, labels) FROM STDIN (FORMAT binary)";
     let mut copy = CopyIn::begin(conn, rows).await?;
     for event in events {
         copy.add(&EventRow(&event.priced)).await?;
@@ -191,8 +191,8 @@ impl Fields for KeyOf<'_> {
 pub(super) struct EventRow<'a>(pub &'a PricedEvent<'a>);
 
 impl Fields for EventRow<'_> {
-    const TYPE: &'static str = "event_row";
-    const COUNT: u16 = 21;
+    const TYPE: &'static str = "recorded_event";
+    const COUNT: u16 = 23;
 
     fn put(&self, row: &mut Row<'_>) {
         let PricedEvent { event, id, day, charge } = self.0;
@@ -218,6 +218,8 @@ impl Fields for EventRow<'_> {
         row.jsonb(event.metadata.as_deref());
         row.optional_text(Some(event.service_tier.as_str()).filter(|tier| !tier.is_empty()));
         row.jsonb(measures::to_json(&event.measures.others).as_deref());
+        row.decimal(event.measures.reported_cost);
+        row.jsonb(labels_json(&event.labels).as_deref());
     }
 }
 

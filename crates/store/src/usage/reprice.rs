@@ -204,7 +204,7 @@ pub async fn next_events(
         EventRow,
         "SELECT client_id, event_time, event_seq, day, service, operation, model, units, input_tokens, output_tokens,
              cached_input_tokens, amount, charge, price_id, unpriced_reason, subject, external_id, idempotency_key,
-             metadata::text AS metadata, service_tier, measures::text AS measures, void_time, record_time
+             metadata::text AS metadata, service_tier, measures::text AS measures, reported_cost, labels::text AS labels, void_time, record_time
          FROM usage_events
          WHERE client_id = $1 AND (event_time, event_seq) > (COALESCE($2, '-infinity'::timestamptz), $3)
            AND event_time >= $6 AND event_time < $7 AND day BETWEEN $4 AND $5 AND void_time IS NULL

@@ -21,6 +21,7 @@ pub fn item(client_id: &str) -> Item {
         subject: String::new(),
         external_id: String::new(),
         metadata: None,
+        labels: Default::default(),
     };
     let submission = Box::new(Submission {
         event,
