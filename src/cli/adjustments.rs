@@ -83,6 +83,7 @@ fn to_json(adjustment: &Adjustment) -> Value {
         "oldCharge": amount(&adjustment.old_charge),
         "oldPriceId": adjustment.old_price_id,
         "newCharge": amount(&adjustment.new_charge),
+        "tierResidue": amount(&adjustment.tier_residue),
         "newPriceId": adjustment.new_price_id,
         "changes": changes,
         "reason": adjustment.reason,

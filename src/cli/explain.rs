@@ -46,6 +46,12 @@ fn text(explained: &ExplainChargeResponse) -> String {
         format!("{}  {}  {}", recorded.event_id, recorded.day, of.join(" ")),
         format!("charge {}", money(recorded.charge.as_ref())),
     ];
+    if let Some(residue) = &recorded.tier_residue {
+        lines.push(format!(
+            "{} {} in addition: what remains in the tiers of the month, because later events keep their charges",
+            residue.amount, residue.currency
+        ));
+    }
     if let Some(time) = &recorded.void_time {
         lines.push(format!("voided at {}: it counts in no sum", time_text(Some(time))));
     }
@@ -54,6 +60,7 @@ fn text(explained: &ExplainChargeResponse) -> String {
         lines.push(format!("unpriced: {}", reason.trim_start_matches("UNPRICED_REASON_")));
     } else {
         let parts = [
+            &explained.price_client_id,
             &explained.price_service,
             &explained.price_operation,
             &explained.price_model,
@@ -73,11 +80,13 @@ fn text(explained: &ExplainChargeResponse) -> String {
             parts.join(" ")
         ));
         let mut rows = vec![["", "quantity", "rate", "amount"].map(str::to_owned).to_vec()];
-        rows.extend(
-            explained.components.iter().map(|line| {
-                vec![line.component.clone(), line.quantity.clone(), line.rate.clone(), line.amount.clone()]
-            }),
-        );
+        rows.extend(explained.components.iter().map(|line| {
+            let component = match line.tier_above.as_str() {
+                "" => line.component.clone(),
+                above => format!("{} above {above}", line.component),
+            };
+            vec![component, line.quantity.clone(), line.rate.clone(), line.amount.clone()]
+        }));
         lines.extend(table(&rows, &[false, true, true, true]));
     }
     lines.extend(explained.adjustments.iter().map(adjustment_text));
@@ -97,11 +106,14 @@ pub fn adjustment_text(adjustment: &Adjustment) -> String {
         let shown = |value: &str| if value.is_empty() { "none".to_owned() } else { value.to_owned() };
         format!(", {} {} to {}", change.field, shown(&change.old_value), shown(&change.new_value))
     });
+    let residue = adjustment.tier_residue.as_ref();
+    let residue = residue.map(|residue| format!(", {} {} remain in the tiers", residue.amount, residue.currency));
     format!(
-        "{} {kind}: {} to {}{}: {}",
+        "{} {kind}: {} to {}{}{}: {}",
         time_text(adjustment.adjust_time.as_ref()),
         money(adjustment.old_charge.as_ref()),
         money(adjustment.new_charge.as_ref()),
+        residue.unwrap_or_default(),
         changes.collect::<String>(),
         adjustment.reason
     )

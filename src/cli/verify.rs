@@ -12,16 +12,20 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use indicatif::{ProgressBar, ProgressStyle};
 use meterd_domain::period::Month;
 use meterd_domain::rollup::Sums;
+use meterd_domain::tiers::MonthUse;
+use meterd_store::catalog;
 use meterd_store::database::connect::{allow_long_statements, plan_for_values};
 use meterd_store::database::deployment;
 use meterd_store::usage::partitions;
+use meterd_store::usage::tiers::{self, TierMonth};
 use meterd_store::usage::verify::{
     self, Compared, Difference, MeasureDifference, RollupRow, Scope, measure_differences,
 };
 use meterd_store::usage::verify_adjustments::{ChainDifference, chain_differences};
 use meterd_store::usage::verify_keys::{KeyDifference, KeyFault, key_differences};
 use meterd_store::{clients, usage};
-use sqlx::PgPool;
+use sqlx::{PgConnection, PgPool};
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 
 /// Arguments of `verify`.
@@ -138,15 +142,16 @@ pub async fn verify_all(pool: &PgPool, client: Option<&str>, month: Option<Month
     let progress = ProgressBar::new(bounds.len() as u64 + 1).with_style(style);
     let mut verified = Verified::default();
     let mut compared = stream::iter(batches).map(async |batch| verify_batch(pool, batch).await).buffered(BATCHES_MAX);
-    while let Some(Batch { compared, measures, chains, keys }) = compared.try_next().await? {
+    while let Some(Batch { compared, measures, chains, tiers, keys }) = compared.try_next().await? {
         progress.inc(1);
         verified.client_months += usize::try_from(compared.client_months)?;
         verified.events += compared.events;
-        verified.differences += compared.differences.len() + measures.len() + chains.len() + keys.len();
+        verified.differences += compared.differences.len() + measures.len() + chains.len() + keys.len() + tiers.len();
         progress.suspend(|| {
             compared.differences.iter().for_each(print_difference);
             measures.iter().for_each(print_measure);
             chains.iter().for_each(print_chain);
+            tiers.iter().for_each(|line| println!("{line}"));
             keys.iter().for_each(print_key);
         });
         if print::has_failed() {
@@ -167,6 +172,8 @@ struct Batch {
     compared: Compared,
     measures: Vec<MeasureDifference>,
     chains: Vec<ChainDifference>,
+    /// Months whose tiers differ, as lines.
+    tiers: Vec<String>,
     keys: Vec<KeyDifference>,
 }
 
@@ -182,9 +189,39 @@ async fn verify_batch(pool: &PgPool, batch: Scope) -> anyhow::Result<Batch> {
     let compared = verify::compare(&mut tx, &batch).await?;
     let measures = measure_differences(&mut tx, &batch).await?;
     let chains = chain_differences(&mut tx, &batch).await?;
+    let tiers = tier_differences(&mut tx, &batch).await?;
     let keys = key_differences(&mut tx, &batch).await?;
     tx.commit().await?;
-    Ok(Batch { compared, measures, chains, keys })
+    Ok(Batch { compared, measures, chains, tiers, keys })
+}
+
+/// Compares what the events of each month have used of tiers with the stored quantities, and the cost of the events with that of the
+/// quantities.
+async fn tier_differences(conn: &mut PgConnection, scope: &Scope) -> anyhow::Result<Vec<String>> {
+    let catalog = catalog::load(conn, false).await?;
+    if !catalog.has_tiers() {
+        return Ok(vec![]);
+    }
+    let mut lines = vec![];
+    for TierMonth { client_id, month, used, stored, cost } in tiers::months(conn, scope).await? {
+        let keys: BTreeSet<_> = used.0.keys().chain(stored.0.keys()).collect();
+        for (price_id, component) in keys {
+            let of = |month: &MonthUse| month.0.get(&(*price_id, component.clone())).copied().unwrap_or_default();
+            let (actual, expected) = (of(&stored), of(&used));
+            if actual != expected {
+                lines.push(format!(
+                    "{client_id:?} {month}, tiers of price {price_id}: {component} is {actual}, but the sum of the events is {expected}"
+                ));
+            }
+        }
+        let expected = used.cost(|price_id| catalog.tiers_of(price_id));
+        if cost != expected {
+            lines.push(format!(
+                "{client_id:?} {month}, tiers: the events cost {cost}, but their quantities cost {expected}"
+            ));
+        }
+    }
+    Ok(lines)
 }
 
 fn print_difference(difference: &Difference) {

@@ -674,7 +674,30 @@ async fn sums_equal_the_events_at_any_time_while_events_are_recorded_voided_corr
             BTreeMap::new()
         };
         let event = event_at("acme", service, &rng.random_range(0..9).to_string(), time);
-        UsageEvent { measures, model: model.into(), ..keyed(&key, event) }
+        let reported_cost = if rng.random_bool(0.2) { rng.random_range(0..3).to_string() } else { String::new() };
+        UsageEvent { measures, model: model.into(), reported_cost, ..keyed(&key, event) }
+    };
+    // Tiers that the events of a run reach within seconds.
+    let tiered = |round: usize| {
+        let tiers = [("0", "0"), ("50", "0.4"), ("200", "0.1"), ("1000", "0.3")];
+        let tier = |(above, rate): &(&str, &str)| Tier {
+            above: (*above).into(),
+            rate: (*rate).into(),
+            flat_fee: if round % 2 == 0 { "0.75".into() } else { String::new() },
+        };
+        let (mode, package_size) = match round % 3 {
+            0 => (TierMode::Graduated, ""),
+            1 => (TierMode::Volume, ""),
+            _ => (TierMode::Package, "7"),
+        };
+        let count = if mode == TierMode::Package { 1 } else { tiers.len() };
+        let rate = TieredRate {
+            component: if round % 4 == 0 { "pages" } else { "unit" }.into(),
+            mode: mode.into(),
+            tiers: tiers[..count].iter().map(tier).collect(),
+            package_size: package_size.into(),
+        };
+        Rates { tiers: vec![rate], ..Default::default() }
     };
     let workers = (0..4).map(|worker| {
         let (replica, is_done) = (if worker % 2 == 0 { server.clone() } else { other.clone() }, is_done.clone());
@@ -704,9 +727,18 @@ async fn sums_equal_the_events_at_any_time_while_events_are_recorded_voided_corr
                         effective_time: Some(timestamp(&day)),
                         ..unit_price("social", ["a", "b", "c"][round % 3], &format!("0.{}", 1 + round % 7))
                     };
+                    let price = if round % 2 == 0 { Price { rates: Some(tiered(round / 2)), ..price } } else { price };
+                    let client_id = if round % 3 == 0 { "acme".to_owned() } else { String::new() };
                     // Another worker may have created it.
-                    let request = CreatePriceRequest { price: Some(price), ..Default::default() };
-                    drop(replica.catalog().create_price(request).await);
+                    let request =
+                        CreatePriceRequest { price: Some(Price { client_id, ..price }), ..Default::default() };
+                    if let Ok(created) = replica.catalog().create_price(request).await
+                        && round % 4 == 1
+                    {
+                        let price_id = created.into_inner().price.unwrap().price_id;
+                        let retire = RetirePriceRequest { price_id, ..Default::default() };
+                        replica.catalog().retire_price(retire).await.unwrap();
+                    }
                     let general = unit_price("record_created", "", &format!("0.{}", 1 + round % 9));
                     let general = Price {
                         effective_time: Some(timestamp(&format!("2026-10-01T00:00:{:02}Z", round % 60))),
@@ -734,6 +766,10 @@ async fn sums_equal_the_events_at_any_time_while_events_are_recorded_voided_corr
     }
     let late = "SELECT count(*) FROM usage_adjustments WHERE kind = 4";
     let late: i64 = sqlx::query_scalar(late).fetch_one(&server.pool).await.unwrap();
+    let tiers = "SELECT count(*) FILTER (WHERE tier_uses IS NOT NULL), count(tier_residue) FROM usage_events";
+    let tiers: (i64, i64) = sqlx::query_as(tiers).fetch_one(&server.pool).await.unwrap();
+    println!("{} events charged by tiers, {} that left something in them", tiers.0, tiers.1);
+    assert!(tiers.0 > 3 && tiers.1 > 3);
     println!(
         "{} events, {} voids, {} corrections, {} runs, {late} adjustments by a later price",
         total[0], total[1], total[2], total[3]

@@ -5,7 +5,7 @@ use meterd_store::database::distribution::{DISTRIBUTED_TABLES, TRIGGERS};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Tables with a column `client_id` that stay on the coordinator.
-const LOCAL_TABLES: [&str; 9] = [
+const LOCAL_TABLES: [&str; 10] = [
     "alert_feed",
     "alert_policies",
     "alerts",
@@ -15,6 +15,7 @@ const LOCAL_TABLES: [&str; 9] = [
     "pricing_tasks",
     "reprice_differences",
     "reprice_runs",
+    "reprice_tiers",
 ];
 
 /// Returns the rows of a query with one text column.

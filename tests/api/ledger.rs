@@ -54,7 +54,7 @@ async fn record(server: &TestServer, event: &UsageEvent, units_of_event: i64, pr
     let version = tx.versions.client_settings;
     settings.know(tx.conn(), version, &[&event.client_id]).await.unwrap();
     let new = |charge| NewEvent {
-        priced: PricedEvent { event, id: EventId::new(event.event_time), day: DAY, charge },
+        priced: PricedEvent { event, id: EventId::new(event.event_time), day: DAY, charge, tiers: None },
         payload_hash: &[1; 17],
         backfill: false,
     };

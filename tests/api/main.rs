@@ -87,6 +87,7 @@ mod startup;
 mod streams;
 mod subscriptions;
 mod summaries;
+mod tiers;
 mod tls;
 mod track_command;
 mod unknown_keys;

@@ -173,6 +173,7 @@ pub async fn check_copied(conn: &mut PgConnection, acknowledged: u64) -> anyhow:
 
 fn priced<'a>(event: &'a UsageEvent, catalog: &Catalog) -> PricedEvent<'a> {
     PricedEvent {
+        tiers: None,
         event,
         id: EventId::new(event.event_time),
         day: day_of(event.event_time, Tz::UTC),

@@ -1,7 +1,7 @@
 //! Adjustments: the changes of recorded events.
 
 use crate::alert::numbered;
-use crate::decimal::Decimal;
+use crate::decimal::{Decimal, Total};
 use crate::event::{Charge, UsageEvent, labels_json};
 use crate::rollup::{Deltas, Sums};
 use crate::{measures, metadata};
@@ -66,6 +66,12 @@ impl Deltas {
     /// Removes an event of a day, with the charge that it has.
     pub fn remove_event(&mut self, event: &UsageEvent, day: NaiveDate, charge: Charge) {
         self.change_by_event(event, day, Sums::default() - Sums::of(&event.measures, charge), false);
+    }
+
+    /// Adds a cost to the day of an event that the charge of the event does not include.
+    pub fn add_cost(&mut self, event: &UsageEvent, day: NaiveDate, cost: Total) {
+        let key = (event.client_id.clone(), day, event.service.clone(), event.operation.clone(), event.model.clone());
+        self.add(key, Sums { cost, ..Sums::default() });
     }
 
     fn change_by_event(&mut self, event: &UsageEvent, day: NaiveDate, sums: Sums, is_added: bool) {

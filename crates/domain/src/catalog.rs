@@ -4,6 +4,7 @@ use crate::alert::numbered;
 use crate::event::{Charge, UnpricedReason, UsageEvent};
 use crate::model_names::{ModelName, NameRules};
 use crate::price::Price;
+use crate::tiers::{EventTiers, MonthUse, TieredRate};
 use chrono::{DateTime, Utc};
 use foldhash::fast::RandomState;
 use std::collections::{BTreeMap, HashMap};
@@ -149,6 +150,8 @@ pub struct Catalog {
     names: ByName<ByName<Vec<PricedModel>>>,
     /// The model of each price that has one, also of prices that are not in force any more.
     models: HashMap<i64, Arc<str>, RandomState>,
+    /// The tiers of each price that has some, also of prices that are not in force any more.
+    tiers: HashMap<i64, Vec<TieredRate>>,
 }
 
 impl Catalog {
@@ -186,6 +189,13 @@ impl Catalog {
             variant.timeline.insert(at, price);
         } else {
             variants.push(Variant { service_tier: service_tier.into(), above_input_tokens, timeline: vec![price] });
+        }
+    }
+
+    /// Adds the tiers of a price, for [`Self::tiers_of`].
+    pub fn add_tiers(&mut self, price_id: i64, tiers: &[TieredRate]) {
+        if !tiers.is_empty() {
+            self.tiers.insert(price_id, tiers.to_vec());
         }
     }
 
@@ -285,18 +295,44 @@ impl Catalog {
         prices.all(|price| price.rates == first.rates).then_some(first)
     }
 
-    /// Returns the charge of an event by the price that is valid at its time.
+    /// Returns the charge of an event by the price that is valid at its time, if this price has no tiers. By a price with tiers, it is
+    /// the charge of the first event of a month.
     pub fn charge(&self, event: &UsageEvent) -> Charge {
+        self.charge_in_month(event, &mut MonthUse::default()).0
+    }
+
+    /// Returns the charge of an event by the price that is valid at its time, and what tiers contribute to it. `used` are the quantities
+    /// of the month of its client, to which the event is added.
+    pub fn charge_in_month(&self, event: &UsageEvent, used: &mut MonthUse) -> (Charge, Option<EventTiers>) {
         if self.service(&event.service).is_none() {
-            return Charge::Unpriced(UnpricedReason::UnknownService);
+            return (Charge::Unpriced(UnpricedReason::UnknownService), None);
         }
-        match self.select(&Wanted::of(event)) {
-            None => Charge::Unpriced(UnpricedReason::NoPrice),
-            Some(Selected { price, .. }) => match price.rates.charge(&event.measures) {
-                Ok(charge) => Charge::Priced { charge, price_id: price.price_id },
-                Err(reason) => Charge::Unpriced(reason),
-            },
+        let Some(Selected { price, .. }) = self.select(&Wanted::of(event)) else {
+            return (Charge::Unpriced(UnpricedReason::NoPrice), None);
+        };
+        match price.charge_in_month(&event.measures, used) {
+            Ok((charge, tiers)) => (Charge::Priced { charge, price_id: price.price_id }, tiers),
+            Err(reason) => (Charge::Unpriced(reason), None),
         }
+    }
+
+    /// Returns the price of an event if it has tiers.
+    pub fn tiered_price(&self, event: &UsageEvent) -> Option<i64> {
+        if self.tiers.is_empty() {
+            return None;
+        }
+        let Selected { price, .. } = self.select(&Wanted::of(event))?;
+        (!price.rates.tiers.is_empty()).then_some(price.price_id)
+    }
+
+    /// Returns whether a price has tiers, or had some.
+    pub fn has_tiers(&self) -> bool {
+        !self.tiers.is_empty()
+    }
+
+    /// Returns the tiered rates of a price, which may not be in force any more.
+    pub fn tiers_of(&self, price_id: i64) -> &[TieredRate] {
+        self.tiers.get(&price_id).map_or(&[], |tiers| tiers)
     }
 }
 

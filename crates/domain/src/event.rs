@@ -3,6 +3,8 @@
 use crate::decimal::Decimal;
 use crate::measures::Measures;
 use crate::metadata;
+use crate::period::Month;
+use crate::tiers::EventTiers;
 use chrono::{DateTime, Datelike, NaiveDate, TimeDelta, Utc};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -104,6 +106,7 @@ pub enum UnpricedReason {
     TokensMissing = 5,
     MeasureNotCovered = 6,
     ReportedCostMissing = 7,
+    TierQuantityTooLarge = 8,
 }
 
 impl UnpricedReason {
@@ -116,6 +119,7 @@ impl UnpricedReason {
             5 => Self::TokensMissing,
             6 => Self::MeasureNotCovered,
             7 => Self::ReportedCostMissing,
+            8 => Self::TierQuantityTooLarge,
             _ => Self::NoPrice,
         }
     }
@@ -130,6 +134,7 @@ impl UnpricedReason {
             Self::TokensMissing => "TOKENS_MISSING",
             Self::MeasureNotCovered => "MEASURE_NOT_COVERED",
             Self::ReportedCostMissing => "REPORTED_COST_MISSING",
+            Self::TierQuantityTooLarge => "TIER_QUANTITY_TOO_LARGE",
         }
     }
 }
@@ -152,6 +157,8 @@ pub struct PricedEvent<'a> {
     /// The day in the client's time zone.
     pub day: NaiveDate,
     pub charge: Charge,
+    /// The part of the charge that is computed by tiers, and the month in whose quantities it counts.
+    pub tiers: Option<(Month, EventTiers)>,
 }
 
 impl EventId {

@@ -17,3 +17,4 @@ pub mod policy;
 pub mod price;
 pub mod projection;
 pub mod rollup;
+pub mod tiers;

@@ -3,6 +3,7 @@
 use crate::decimal::{DECIMALS, Decimal, RATE_DECIMALS, Rate, divide_half_even, plain};
 use crate::event::UnpricedReason;
 use crate::measures::{Measures, Whole, whole_of};
+use crate::tiers::{self, EventTiers, MonthUse, TieredRate};
 use chrono::{DateTime, Utc};
 use ethnum::I256;
 use std::sync::Arc;
@@ -26,6 +27,8 @@ pub struct Rates {
     pub reported_cost: Option<Rate>,
     /// For other measures, sorted by name.
     pub measures: Vec<(Arc<str>, Rate)>,
+    /// Rates with tiers, in place of the rates of their components, sorted by component.
+    pub tiers: Vec<TieredRate>,
 }
 
 /// Rates that are valid from a point in time.
@@ -42,6 +45,23 @@ pub struct Price {
 }
 
 impl Price {
+    /// Returns the charge of an event, and what tiers contribute to it, or the reason why there is none. `used` are the quantities of
+    /// the month of its client, to which the event is added.
+    pub fn charge_in_month(
+        &self,
+        measures: &Measures,
+        used: &mut MonthUse,
+    ) -> Result<(Decimal, Option<EventTiers>), UnpricedReason> {
+        let flat = self.rates.flat_charge(measures)?;
+        if self.rates.tiers.is_empty() {
+            return Ok((flat, None));
+        }
+        let quantities = self.rates.tier_quantities(measures);
+        let tiers = tiers::add(used, self.price_id, &quantities).ok_or(UnpricedReason::TierQuantityTooLarge)?;
+        let charge = Decimal::from_scaled(flat.scaled() + tiers.charge.scaled());
+        Ok((charge, Some(tiers).filter(|tiers| !tiers.uses.is_empty())))
+    }
+
     /// Returns whether one of two prices of a scope has an end and the other one begins before it. A price without an end is
     /// replaced by a later one.
     pub fn overlaps(&self, other: &Self) -> bool {
@@ -67,12 +87,12 @@ pub struct Line<'a> {
 }
 
 /// Decimals of a product: those of a quantity and a rate, and two for percent.
-const PRODUCT_DECIMALS: u32 = DECIMALS + RATE_DECIMALS + 2;
+pub(crate) const PRODUCT_DECIMALS: u32 = DECIMALS + RATE_DECIMALS + 2;
 
 /// Multiplies a quantity, a rate and a factor of at most 100. The result is below 10^15 × 10^9 × 10^38, which has 62
 /// digits, so a sum of 23 fits into the 76 digits of the type. Almost every product fits into 128 bits, which are much
 /// faster to multiply.
-fn product(quantity: Decimal, rate: Rate, factor: i128) -> I256 {
+pub(crate) fn product(quantity: Decimal, rate: Rate, factor: i128) -> I256 {
     let narrow = quantity.scaled().checked_mul(rate.scaled()).and_then(|product| product.checked_mul(factor));
     narrow.map_or_else(|| I256::from(quantity.scaled()) * I256::from(rate.scaled()) * I256::from(factor), I256::from)
 }
@@ -85,7 +105,7 @@ impl Line<'_> {
 }
 
 impl Rates {
-    /// Returns the components of the charge without those of zero quantity, or the reason why there is no charge.
+    /// Returns the components of the charge without those of zero quantity and those with tiers, or the reason why there is no charge.
     ///
     /// A whole is charged without its parts. A part without a rate of its own has the rate of its whole. A reported cost includes all
     /// quantities without a rate.
@@ -107,18 +127,45 @@ impl Rates {
             (_, cost) => cost.unwrap_or_default(),
         };
         let cached_input = tokens(measures.cached_input_tokens);
+        let unless_tiered = |component, quantity| if self.tier(component).is_some() { Decimal::ZERO } else { quantity };
+        let cached_input = match self.cached_input_token {
+            None => unless_tiered("input_token", cached_input),
+            Some(_) => cached_input,
+        };
         let without_tokens = Some(UnpricedReason::TokensNotCovered);
         // (component, quantity, rate, factor, why there is no charge without a rate)
         let components = [
-            ("unit", measures.units, self.unit, 100, None),
-            ("input_token", rest_of(Whole::InputTokens), self.input_token, 100, without_tokens),
-            ("output_token", rest_of(Whole::OutputTokens), self.output_token, 100, without_tokens),
-            ("cached_input_token", cached_input, self.cached_input_token.or(self.input_token), 100, without_tokens),
+            ("unit", unless_tiered("unit", measures.units), self.unit, 100, None),
+            (
+                "input_token",
+                unless_tiered("input_token", rest_of(Whole::InputTokens)),
+                self.input_token,
+                100,
+                without_tokens,
+            ),
+            (
+                "output_token",
+                unless_tiered("output_token", rest_of(Whole::OutputTokens)),
+                self.output_token,
+                100,
+                without_tokens,
+            ),
+            (
+                "cached_input_token",
+                unless_tiered("cached_input_token", cached_input),
+                self.cached_input_token.or(self.input_token),
+                100,
+                without_tokens,
+            ),
             ("percent_of_amount", amount, self.percent_of_amount, 1, None),
             ("fixed", measures.units, self.fixed, 100, None),
             ("reported_cost", reported_cost, self.reported_cost, 100, None),
         ];
-        let others = measures.others.iter().map(move |(name, quantity)| {
+        let has_flat_rate = |(name, _): &&(Arc<str>, Decimal)| {
+            let of_whole = || self.measure(name).is_none() && self.tier_of_whole(name).is_some();
+            self.tier(name).is_none() && !of_whole()
+        };
+        let others = measures.others.iter().filter(has_flat_rate).map(move |(name, quantity)| {
             let own = self.measure(name);
             let (rate, without_rate) = match whole_of(name) {
                 Some(Whole::InputTokens) => (own.or(self.input_token), without_tokens),
@@ -141,8 +188,48 @@ impl Rates {
         Ok(components.filter_map(line))
     }
 
-    /// Returns the charge, rounded once, half to even, to 12 decimals, or the reason why there is no charge.
-    pub fn charge(&self, measures: &Measures) -> Result<Decimal, UnpricedReason> {
+    /// Returns the tiered rate of a component.
+    pub fn tier(&self, component: &str) -> Option<&TieredRate> {
+        self.tiers.iter().find(|rate| *rate.component == *component)
+    }
+
+    /// Returns the tiered rate of the tokens that a measure is a part of.
+    fn tier_of_whole(&self, measure: &str) -> Option<&TieredRate> {
+        match whole_of(measure)? {
+            Whole::InputTokens => self.tier("input_token"),
+            Whole::OutputTokens => self.tier("output_token"),
+        }
+    }
+
+    /// Returns the tiered rates and the quantities that they charge, without zeros. A part of the tokens without a rate of its own
+    /// belongs to the quantity of its whole.
+    pub fn tier_quantities(&self, measures: &Measures) -> Vec<(&TieredRate, Decimal)> {
+        let scaled = |count: i64| i128::from(count) * Decimal::ONE.scaled();
+        let has_own_rate = |part: &str| self.measure(part).is_some() || self.tier(part).is_some();
+        let has_cached_rate = self.cached_input_token.is_some() || self.tier("cached_input_token").is_some();
+        let whole = |whole: Whole, all: i64| {
+            let parts = measures.others.iter().filter(|(name, _)| whole_of(name) == Some(whole) && has_own_rate(name));
+            scaled(all) - parts.map(|(_, quantity)| quantity.scaled()).sum::<i128>()
+        };
+        let quantity = |component: &str| match component {
+            "unit" => measures.units.scaled(),
+            "input_token" => {
+                let cached = if has_cached_rate { measures.cached_input_tokens } else { 0 };
+                whole(Whole::InputTokens, measures.input_tokens) - scaled(cached)
+            }
+            "output_token" => whole(Whole::OutputTokens, measures.output_tokens),
+            "cached_input_token" => scaled(measures.cached_input_tokens),
+            _ => {
+                let other = measures.others.iter().find(|(name, _)| **name == *component);
+                other.map_or(0, |(_, quantity)| quantity.scaled())
+            }
+        };
+        let quantities = self.tiers.iter().map(|rate| (rate, Decimal::from_scaled(quantity(&rate.component))));
+        quantities.filter(|(_, quantity)| *quantity != Decimal::ZERO).collect()
+    }
+
+    /// Returns the charge without that of tiers, rounded once, half to even, to 12 decimals, or the reason why there is no charge.
+    pub fn flat_charge(&self, measures: &Measures) -> Result<Decimal, UnpricedReason> {
         let exact: I256 = self.lines(measures)?.map(|line| line.product).sum();
         let rounded = divide_half_even(exact, I256::from(10i128.pow(PRODUCT_DECIMALS - DECIMALS)));
         Ok(Decimal::from_scaled(rounded.as_i128()))
@@ -172,7 +259,9 @@ impl Rates {
         let charges = |rate: Rate| rate.scaled() != 0;
         let other_rates = [self.unit, self.fixed, self.percent_of_amount, self.reported_cost].into_iter().flatten();
         let of_other_measures = self.measures.iter().filter(|(name, _)| whole_of(name).is_none());
-        let mut other_rates = other_rates.chain(of_other_measures.map(|(_, rate)| *rate));
+        let is_of_tokens = |component: &str| component.ends_with("_token") || whole_of(component).is_some();
+        let other_tiers = self.tiers.iter().filter(|rate| !is_of_tokens(&rate.component)).flat_map(TieredRate::rates);
+        let mut other_rates = other_rates.chain(of_other_measures.map(|(_, rate)| *rate)).chain(other_tiers);
         self.token_rates().any(|(_, rate)| charges(rate)) && !other_rates.any(charges)
     }
 
@@ -185,7 +274,10 @@ impl Rates {
         ];
         let of_parts = self.measures.iter().filter(|(name, _)| whole_of(name).is_some());
         let rates = rates.into_iter().filter_map(|(name, rate)| Some((name, rate?)));
-        rates.chain(of_parts.map(|(name, rate)| (&**name, *rate)))
+        let is_of_tokens = |component: &str| component.ends_with("_token") || whole_of(component).is_some();
+        let tiers = self.tiers.iter().filter(move |rate| is_of_tokens(&rate.component));
+        let of_tiers = tiers.flat_map(|tiered| tiered.rates().map(|rate| (&*tiered.component, rate)));
+        rates.chain(of_parts.map(|(name, rate)| (&**name, *rate))).chain(of_tiers)
     }
 
     /// Returns whether no component is set.
@@ -198,6 +290,7 @@ impl Rates {
 mod tests {
     use super::*;
     use crate::measures::OTHER_MEASURES_MAX;
+    use crate::tiers::{Tier, TierMode};
     use num_bigint::BigInt;
     use proptest::prelude::*;
 
@@ -213,9 +306,9 @@ mod tests {
     fn cached_tokens_cost_as_much_as_input_tokens_unless_they_have_a_rate() {
         let mut rates = Rates { input_token: rate("0.00000015"), output_token: rate("0.0000006"), ..Rates::default() };
         let call = Measures { input_tokens: 374, output_tokens: 44, cached_input_tokens: 100, ..measures("1") };
-        assert_eq!(rates.charge(&call).unwrap().to_string(), "0.0000825");
+        assert_eq!(rates.flat_charge(&call).unwrap().to_string(), "0.0000825");
         rates.cached_input_token = rate("0.000000075");
-        assert_eq!(rates.charge(&call).unwrap().to_string(), "0.000075");
+        assert_eq!(rates.flat_charge(&call).unwrap().to_string(), "0.000075");
     }
 
     #[test]
@@ -248,64 +341,106 @@ mod tests {
     fn a_payment_is_charged_a_percentage_and_a_fixed_part() {
         let rates = Rates { percent_of_amount: rate("2.9"), fixed: rate("0.30"), ..Rates::default() };
         let payment = Measures { amount: Some(Decimal::parse("100").unwrap()), ..measures("1") };
-        assert_eq!(rates.charge(&payment).unwrap().to_string(), "3.2");
+        assert_eq!(rates.flat_charge(&payment).unwrap().to_string(), "3.2");
         let two = Measures { units: Decimal::parse("2").unwrap(), ..payment.clone() };
-        assert_eq!(rates.charge(&two).unwrap().to_string(), "3.5");
-        assert_eq!(rates.charge(&measures("1")), Err(UnpricedReason::AmountMissing));
+        assert_eq!(rates.flat_charge(&two).unwrap().to_string(), "3.5");
+        assert_eq!(rates.flat_charge(&measures("1")), Err(UnpricedReason::AmountMissing));
     }
 
     #[test]
     fn a_reported_cost_is_the_charge_if_the_price_says_so() {
         let rates = Rates { reported_cost: rate("1.2"), ..Rates::default() };
         let reported = |cost: &str| Measures { reported_cost: Some(Decimal::parse(cost).unwrap()), ..measures("1") };
-        assert_eq!(rates.charge(&reported("0.05")).unwrap().to_string(), "0.06");
-        assert_eq!(rates.charge(&reported("0")).unwrap(), Decimal::ZERO, "the provider says that it was free");
-        assert_eq!(rates.charge(&measures("1")), Err(UnpricedReason::ReportedCostMissing));
+        assert_eq!(rates.flat_charge(&reported("0.05")).unwrap().to_string(), "0.06");
+        assert_eq!(rates.flat_charge(&reported("0")).unwrap(), Decimal::ZERO, "the provider says that it was free");
+        assert_eq!(rates.flat_charge(&measures("1")), Err(UnpricedReason::ReportedCostMissing));
         let call = Measures { input_tokens: 5, others: vec![("pages".into(), Decimal::ONE)], ..reported("0.05") };
-        assert_eq!(rates.charge(&call).unwrap().to_string(), "0.06", "it includes what has no rate");
+        assert_eq!(rates.flat_charge(&call).unwrap().to_string(), "0.06", "it includes what has no rate");
         let computed = Rates { unit: rate("2"), ..Rates::default() };
-        assert_eq!(computed.charge(&reported("0.05")).unwrap().to_string(), "2", "it is only compared");
+        assert_eq!(computed.flat_charge(&reported("0.05")).unwrap().to_string(), "2", "it is only compared");
     }
 
     #[test]
     fn an_event_with_tokens_without_a_rate_is_unpriced() {
         let rates = Rates { unit: rate("1"), output_token: rate("1"), ..Rates::default() };
         let input = Measures { input_tokens: 1, ..measures("1") };
-        assert_eq!(rates.charge(&input), Err(UnpricedReason::TokensNotCovered));
+        assert_eq!(rates.flat_charge(&input), Err(UnpricedReason::TokensNotCovered));
         let output = Measures { output_tokens: 1, ..measures("1") };
-        assert_eq!(rates.charge(&output).unwrap().to_string(), "2");
+        assert_eq!(rates.flat_charge(&output).unwrap().to_string(), "2");
     }
 
     #[test]
     fn an_event_without_tokens_is_unpriced_if_only_tokens_have_a_rate() {
         let rates = Rates { input_token: rate("0.0000025"), output_token: rate("0.00001"), ..Rates::default() };
-        assert_eq!(rates.charge(&measures("1")), Err(UnpricedReason::TokensMissing));
-        assert_eq!(rates.charge(&measures("3")), Err(UnpricedReason::TokensMissing));
+        assert_eq!(rates.flat_charge(&measures("1")), Err(UnpricedReason::TokensMissing));
+        assert_eq!(rates.flat_charge(&measures("3")), Err(UnpricedReason::TokensMissing));
         let free_unit = Rates { unit: rate("0"), fixed: rate("0.00"), ..rates.clone() };
-        assert_eq!(free_unit.charge(&measures("1")), Err(UnpricedReason::TokensMissing));
+        assert_eq!(free_unit.flat_charge(&measures("1")), Err(UnpricedReason::TokensMissing));
         let cached = Rates { cached_input_token: rate("1"), ..Rates::default() };
-        assert_eq!(cached.charge(&measures("1")), Err(UnpricedReason::TokensMissing));
+        assert_eq!(cached.flat_charge(&measures("1")), Err(UnpricedReason::TokensMissing));
         let output = Measures { output_tokens: 1, ..measures("1") };
-        assert_eq!(rates.charge(&output).unwrap().to_string(), "0.00001");
+        assert_eq!(rates.flat_charge(&output).unwrap().to_string(), "0.00001");
+    }
+
+    #[test]
+    fn a_tiered_rate_takes_the_place_of_the_rate_of_its_component() {
+        let tiered = |component: &str| TieredRate {
+            component: component.into(),
+            mode: TierMode::Graduated,
+            tiers: vec![Tier { above: Decimal::ZERO, rate: rate("1").unwrap(), flat_fee: rate("0").unwrap() }],
+            package_size: Decimal::ONE,
+        };
+        let call = Measures {
+            input_tokens: 100,
+            cached_input_tokens: 10,
+            output_tokens: 7,
+            others: vec![("audio_input_tokens".into(), Decimal::parse("20").unwrap()), ("pages".into(), Decimal::ONE)],
+            ..measures("3")
+        };
+        let quantities = |rates: &Rates| -> Vec<(String, String)> {
+            let found = rates.tier_quantities(&call);
+            found.into_iter().map(|(rate, quantity)| (rate.component.to_string(), quantity.to_string())).collect()
+        };
+        let pair = |component: &str, quantity: &str| (component.to_owned(), quantity.to_owned());
+        let mut rates = Rates {
+            output_token: rate("2"),
+            tiers: vec![tiered("input_token"), tiered("pages"), tiered("unit")],
+            ..Rates::default()
+        };
+        assert_eq!(quantities(&rates), [pair("input_token", "100"), pair("pages", "1"), pair("unit", "3")]);
+        assert_eq!(rates.flat_charge(&call).unwrap().to_string(), "14");
+        rates.cached_input_token = rate("0.5");
+        rates.measures = vec![("audio_input_tokens".into(), rate("0.1").unwrap())];
+        assert_eq!(quantities(&rates)[0], pair("input_token", "70"));
+        assert_eq!(rates.flat_charge(&call).unwrap().to_string(), "21");
+        rates.tiers = vec![tiered("audio_input_tokens"), tiered("cached_input_token")];
+        rates.cached_input_token = None;
+        rates.measures = vec![];
+        assert_eq!(quantities(&rates), [pair("audio_input_tokens", "20"), pair("cached_input_token", "10")]);
+        assert_eq!(rates.flat_charge(&call), Err(UnpricedReason::TokensNotCovered), "the rest has no rate");
+        let only_tokens = Rates { tiers: vec![tiered("input_token")], ..Rates::default() };
+        assert_eq!(only_tokens.flat_charge(&measures("1")), Err(UnpricedReason::TokensMissing));
+        let units = Rates { tiers: vec![tiered("unit")], ..Rates::default() };
+        assert_eq!(units.flat_charge(&measures("1")).unwrap(), Decimal::ZERO);
     }
 
     #[test]
     fn free_or_zero_usage_is_charged_zero() {
         let rates = Rates { input_token: rate("0.0000025"), output_token: rate("0.00001"), ..Rates::default() };
-        assert_eq!(rates.charge(&measures("0")).unwrap(), Decimal::ZERO, "no units: nothing was used");
+        assert_eq!(rates.flat_charge(&measures("0")).unwrap(), Decimal::ZERO, "no units: nothing was used");
         let free = Rates { input_token: rate("0"), output_token: rate("0"), ..Rates::default() };
-        assert_eq!(free.charge(&measures("1")).unwrap(), Decimal::ZERO);
+        assert_eq!(free.flat_charge(&measures("1")).unwrap(), Decimal::ZERO);
         let unit = Rates { unit: rate("0"), ..Rates::default() };
-        assert_eq!(unit.charge(&measures("1")).unwrap(), Decimal::ZERO);
+        assert_eq!(unit.flat_charge(&measures("1")).unwrap(), Decimal::ZERO);
         let each = Rates { fixed: rate("0.01"), ..rates };
-        assert_eq!(each.charge(&measures("1")).unwrap().to_string(), "0.01");
+        assert_eq!(each.flat_charge(&measures("1")).unwrap().to_string(), "0.01");
     }
 
     #[test]
     fn the_sum_is_rounded_once_not_its_parts() {
         // Each part is 0.4 of the last decimal. Rounded one by one, all parts would be zero.
         let rates = Rates { unit: rate("0.0000000000004"), fixed: rate("0.0000000000004"), ..Rates::default() };
-        assert_eq!(rates.charge(&measures("1")).unwrap().to_string(), "0.000000000001");
+        assert_eq!(rates.flat_charge(&measures("1")).unwrap().to_string(), "0.000000000001");
     }
 
     #[test]
@@ -321,6 +456,7 @@ mod tests {
             fixed: most,
             reported_cost: most,
             measures: measures.clone().map(|name| (name, most.unwrap())).collect(),
+            tiers: vec![],
         };
         let largest = Decimal::parse("999999999999999.999999999999").unwrap();
         let all = Measures {
@@ -332,7 +468,7 @@ mod tests {
             cached_input_tokens: 500_000_000_000,
             others: measures.map(|name| (name, largest)).collect(),
         };
-        assert!(rates.charge(&all).unwrap() > largest);
+        assert!(rates.flat_charge(&all).unwrap() > largest);
     }
 
     fn any_rate() -> impl Strategy<Value = Option<Rate>> {
@@ -366,6 +502,7 @@ mod tests {
                 unit, input_token: input, output_token: output, cached_input_token: cached,
                 percent_of_amount: percent, fixed, reported_cost: markup,
                 measures: others.into_iter().filter_map(|(name, rate)| Some((name.into(), rate?))).collect(),
+                tiers: vec![],
             };
             let tokens = |count: i64| Decimal::from_scaled(i128::from(count) * Decimal::ONE.scaled());
             let others = [
@@ -401,7 +538,7 @@ mod tests {
                 || (reasoning.or(output).is_none() && reasoning_tokens > 0));
             let uncovered_page = markup.is_none() && page.is_none() && pages != Decimal::ZERO;
             let missing = rates.charges_only_tokens() && measures.reports_no_tokens();
-            match rates.charge(&measures) {
+            match rates.flat_charge(&measures) {
                 Ok(charge) => {
                     prop_assert!(!uncovered && !uncovered_page && !missing && !(markup.is_some() && reported.is_none()));
                     prop_assert_eq!(BigInt::from(charge.scaled()), expected);

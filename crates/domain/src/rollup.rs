@@ -294,6 +294,7 @@ mod tests {
                 id: EventId::new(event.event_time),
                 day: NaiveDate::from_ymd_opt(2026, row.2, row.1).unwrap(),
                 charge: Charge::Priced { charge: Decimal::from_scaled(7 * i128::from(row.6)), price_id: 1 },
+                tiers: None,
             }).collect();
             let mut one_by_one = Deltas::default();
             for PricedEvent { event, day, charge, .. } in &priced {

@@ -173,8 +173,9 @@ impl Row<'_> {
     }
 
     /// Writes a `date` field.
-    pub fn date(&mut self, value: NaiveDate) {
-        self.field(oid::DATE, Some(&(value.num_days_from_ce() - EPOCH_DAYS_FROM_CE).to_be_bytes()));
+    pub fn date(&mut self, value: impl Into<Option<NaiveDate>>) {
+        let days = |day: NaiveDate| (day.num_days_from_ce() - EPOCH_DAYS_FROM_CE).to_be_bytes();
+        self.field(oid::DATE, value.into().map(days).as_ref().map(|bytes| &bytes[..]));
     }
 
     /// Writes a `jsonb` field from JSON text.

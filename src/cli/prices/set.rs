@@ -5,7 +5,7 @@ use super::{CALL_SECONDS, State, prices, scope, with_states};
 use crate::cli::connect::{self, ConnectArgs};
 use crate::cli::decimal;
 use crate::cli::period::parse_instant;
-use crate::proto::{CreatePriceRequest, Price, Rates};
+use crate::proto::{CreatePriceRequest, Price, Rates, Tier, TierMode, TieredRate};
 use clap::Args;
 use meterd_domain::measures::check_name;
 use meterd_engine::clock::Clock;
@@ -72,6 +72,16 @@ pub struct SetArgs {
     /// Rate for another measure, such as pages=0.01 or audio_input_tokens=40/1M; repeat the flag for more
     #[arg(long, value_name = "NAME=RATE", value_parser = parse_measure_rate)]
     pub rate: Vec<(String, String)>,
+    /// Rate by parts of the month's quantity, such as unit=0:0.01,1000:0.008: 0.01 for each unit up to 1,000, and 0.008 for each one
+    /// above. A tier is ABOVE:RATE or ABOVE:RATE+FEE. Repeat the flag for other measures
+    #[arg(long, value_name = "NAME=TIERS", value_parser = parse_graduated)]
+    pub graduated: Vec<TieredRate>,
+    /// Rate by the month's quantity, for the whole quantity, such as unit=0:0.01,1000:0.008
+    #[arg(long, value_name = "NAME=TIERS", value_parser = parse_volume)]
+    pub volume: Vec<TieredRate>,
+    /// Rate for packages of the month's quantity, such as unit=1000:5.00: 5.00 for each 1,000 units that are begun
+    #[arg(long, value_name = "NAME=SIZE:RATE", value_parser = parse_package)]
+    pub package: Vec<TieredRate>,
     /// Create the price even if a rate for one token is higher than the server's high_token_rate
     #[arg(long)]
     pub confirm_high_rates: bool,
@@ -111,6 +121,40 @@ fn parse_measure_rate(text: &str) -> Result<(String, String), String> {
     Ok((name.to_owned(), parse_rate(rate)?))
 }
 
+fn parse_graduated(text: &str) -> Result<TieredRate, String> {
+    parse_tiers(text, TierMode::Graduated)
+}
+
+fn parse_volume(text: &str) -> Result<TieredRate, String> {
+    parse_tiers(text, TierMode::Volume)
+}
+
+/// Parses tiers, such as `unit=0:0.01,1000:0.008+5`.
+fn parse_tiers(text: &str, mode: TierMode) -> Result<TieredRate, String> {
+    let form = "must be NAME=ABOVE:RATE,ABOVE:RATE, such as unit=0:0.01,1000:0.008";
+    let (component, tiers) = text.split_once('=').ok_or(form)?;
+    let tier = |tier: &str| {
+        let (above, rate) = tier.split_once(':').ok_or_else(|| form.to_owned())?;
+        let (rate, flat_fee) = rate.split_once('+').unwrap_or((rate, ""));
+        Ok(Tier { above: above.trim().to_owned(), rate: parse_rate(rate)?, flat_fee: flat_fee.trim().to_owned() })
+    };
+    let tiers = tiers.split(',').map(tier).collect::<Result<_, String>>()?;
+    Ok(TieredRate { component: component.trim().to_owned(), mode: mode.into(), tiers, ..Default::default() })
+}
+
+/// Parses the size and the rate of a package, such as `unit=1000:5.00`.
+fn parse_package(text: &str) -> Result<TieredRate, String> {
+    let form = "must be NAME=SIZE:RATE, such as unit=1000:5.00";
+    let (component, package) = text.split_once('=').ok_or(form)?;
+    let (size, rate) = package.split_once(':').ok_or(form)?;
+    Ok(TieredRate {
+        component: component.trim().to_owned(),
+        mode: TierMode::Package.into(),
+        tiers: vec![Tier { rate: parse_rate(rate)?, ..Default::default() }],
+        package_size: size.trim().to_owned(),
+    })
+}
+
 fn price(args: &SetArgs) -> anyhow::Result<Price> {
     let or = |one: &Option<String>, million: &Option<String>| one.clone().or_else(|| million.clone());
     let rates = Rates {
@@ -122,10 +166,11 @@ fn price(args: &SetArgs) -> anyhow::Result<Price> {
         fixed: args.fixed.clone(),
         reported_cost: args.reported_cost.clone(),
         measures: args.rate.iter().cloned().collect(),
+        tiers: args.graduated.iter().chain(&args.volume).chain(&args.package).cloned().collect(),
     };
     anyhow::ensure!(
         rates != Rates::default(),
-        "no rate is set: add --unit, or --input-per-million and --output-per-million, or --percent and --fixed, or --rate, or --reported-cost"
+        "no rate is set: add --unit, or --input-per-million and --output-per-million, or --percent and --fixed, or --rate, --graduated, --volume, --package or --reported-cost"
     );
     Ok(Price {
         client_id: args.client.clone(),
@@ -257,6 +302,25 @@ mod tests {
         assert_eq!(note.as_deref(), Some("replaces price 2, and has no rate for fixed 0.3, which that price has"));
         assert_eq!(replacement(before.clone(), &price("4", 15, full)).as_deref(), Some("replaces price 1"));
         assert_eq!(replacement(before, &price("4", 5, unit)), None);
+    }
+
+    #[test]
+    fn tiers_are_read_from_their_short_form() {
+        let tiers = rates(&["--graduated", "unit=0:0.01, 1000:8/1K+5", "--package", "pages=100:2.5"]).unwrap().tiers;
+        let tier = |above: &str, rate: &str, flat_fee: &str| Tier {
+            above: above.into(),
+            rate: rate.into(),
+            flat_fee: flat_fee.into(),
+        };
+        assert_eq!(tiers[0].tiers, [tier("0", "0.01", ""), tier("1000", "0.008", "5")]);
+        assert_eq!((tiers[0].mode(), &*tiers[0].component), (TierMode::Graduated, "unit"));
+        assert_eq!(
+            (tiers[1].mode(), &*tiers[1].package_size, &*tiers[1].tiers[0].rate),
+            (TierMode::Package, "100", "2.5")
+        );
+        for wrong in ["unit", "unit=5", "unit=0:x"] {
+            assert!(rates(&["--volume", wrong]).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use super::State;
 use crate::cli::chart::table;
 use crate::cli::sheet::{self, Cell};
 use crate::cli::time::time_text;
-use crate::proto::{Price, Rates};
+use crate::proto::{Price, Rates, Tier, TierMode, TieredRate};
 use bigdecimal::BigDecimal;
 use meterd_domain::measures::whole_of;
 use serde_json::json;
@@ -52,7 +52,33 @@ fn measure_rates(rates: &Rates) -> anyhow::Result<String> {
             None => format!("{name} {rate}"),
         })
     });
-    Ok(texts.collect::<anyhow::Result<Vec<_>>>()?.join(", "))
+    let tiers = rates.tiers.iter().map(|rate| Ok(tiers_text(rate)));
+    Ok(texts.chain(tiers).collect::<anyhow::Result<Vec<_>>>()?.join(", "))
+}
+
+/// Returns a rate with tiers in the form of the flags of `prices set`.
+fn tiers_text(rate: &TieredRate) -> String {
+    if rate.mode() == TierMode::Package {
+        let of_package = rate.tiers.first().map_or("", |tier| &tier.rate);
+        return format!("{} package {}:{of_package}", rate.component, rate.package_size);
+    }
+    let fee = |tier: &Tier| if tier.flat_fee.is_empty() { String::new() } else { format!("+{}", tier.flat_fee) };
+    let tiers = rate.tiers.iter().map(|tier| format!("{}:{}{}", tier.above, tier.rate, fee(tier)));
+    let mode = if rate.mode() == TierMode::Volume { "volume" } else { "graduated" };
+    format!("{} {mode} {}", rate.component, tiers.collect::<Vec<_>>().join(","))
+}
+
+fn tiers_json(rates: &Rates) -> serde_json::Value {
+    let tier = |tier: &Tier| json!({ "above": tier.above, "rate": tier.rate, "flat_fee": tier.flat_fee });
+    let rate = |rate: &TieredRate| {
+        json!({
+            "component": rate.component,
+            "mode": rate.mode().as_str_name().trim_start_matches("TIER_MODE_").to_lowercase(),
+            "package_size": rate.package_size,
+            "tiers": rate.tiers.iter().map(tier).collect::<Vec<_>>(),
+        })
+    };
+    rates.tiers.iter().map(rate).collect()
 }
 
 /// Prints prices as JSON, CSV or a table.
@@ -135,10 +161,12 @@ fn to_csv(prices: &[(Price, State)]) -> anyhow::Result<String> {
         "measures",
         "reported_cost",
         "client_id",
+        "tiers",
     ];
     let rows = prices.iter().map(|(price, state)| {
         let rates = price.rates.clone().unwrap_or_default();
         let rate = |rate: Option<String>| Cell::plain(rate.unwrap_or_default());
+        let tiers = if rates.tiers.is_empty() { String::new() } else { tiers_json(&rates).to_string() };
         vec![
             Cell::plain(&price.price_id),
             Cell::text(&price.service),
@@ -162,6 +190,7 @@ fn to_csv(prices: &[(Price, State)]) -> anyhow::Result<String> {
             Cell::plain(if rates.measures.is_empty() { String::new() } else { json!(rates.measures).to_string() }),
             rate(rates.reported_cost),
             Cell::text(&price.client_id),
+            Cell::plain(tiers),
         ]
     });
     sheet::csv(&sheet::header(&header), &rows.collect::<Vec<_>>())
@@ -191,6 +220,7 @@ pub fn to_json(price: &Price, state: State) -> serde_json::Value {
             "output_token": rates.output_token,
             "reported_cost": rates.reported_cost,
             "measures": rates.measures,
+            "tiers": tiers_json(&rates),
         },
         "built_in": price.built_in,
         "source": price.source,

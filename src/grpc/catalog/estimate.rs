@@ -12,6 +12,7 @@ use std::sync::Arc;
 fn line_message(line: EstimateLine) -> ChargeLine {
     ChargeLine {
         component: line.component,
+        tier_above: line.tier_above.map(|above| above.to_string()).unwrap_or_default(),
         quantity: line.quantity.to_string(),
         rate: line.rate.to_string(),
         amount: line.amount,

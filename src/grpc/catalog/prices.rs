@@ -5,13 +5,13 @@ use crate::grpc::wire::convert::{texts, timestamp, unix_time};
 use crate::grpc::wire::idempotent_create::{answer, idempotency};
 use crate::proto::{
     CreatePriceRequest, CreatePriceResponse, ImportOutcome, ImportPricesRequest, ImportPricesResponse, ImportedPrice,
-    ListPricesRequest, ListPricesResponse, Price, Rates, RetirePriceRequest, RetirePriceResponse,
+    ListPricesRequest, ListPricesResponse, Price, Rates, RetirePriceRequest, RetirePriceResponse, Tier, TieredRate,
 };
 use meterd_domain::decimal::Rate;
-use meterd_domain::price;
+use meterd_domain::{price, tiers};
 use meterd_engine::auth::Caller;
 use meterd_engine::catalog::import::{self, ImportReport, Imported, PriceList};
-use meterd_engine::catalog::prices::{self, NewPrice, PriceQuery};
+use meterd_engine::catalog::prices::{self, NewPrice, NewTier, NewTieredRate, PriceQuery};
 use meterd_engine::refusal::Refusal;
 use meterd_store::catalog::StoredPrice;
 use prost::Message;
@@ -29,7 +29,36 @@ impl From<price::Rates> for Rates {
             fixed: text(rates.fixed),
             reported_cost: text(rates.reported_cost),
             measures: texts(rates.measures),
+            tiers: rates.tiers.into_iter().map(TieredRate::from).collect(),
         }
+    }
+}
+
+impl From<tiers::TieredRate> for TieredRate {
+    fn from(rate: tiers::TieredRate) -> Self {
+        let is_package = rate.mode == tiers::TierMode::Package;
+        let tier = |tier: tiers::Tier| Tier {
+            above: tier.above.to_string(),
+            rate: tier.rate.to_string(),
+            flat_fee: if tier.flat_fee.scaled() == 0 { String::new() } else { tier.flat_fee.to_string() },
+        };
+        Self {
+            component: rate.component.to_string(),
+            mode: i16::from(rate.mode).into(),
+            package_size: if is_package { rate.package_size.to_string() } else { String::new() },
+            tiers: rate.tiers.into_iter().map(tier).collect(),
+        }
+    }
+}
+
+fn tiered(rate: TieredRate) -> NewTieredRate {
+    let tier = |tier: Tier| NewTier { above: tier.above, rate: tier.rate, flat_fee: tier.flat_fee };
+    let mode = i16::try_from(rate.mode).ok().and_then(|mode| tiers::TierMode::try_from(mode).ok());
+    NewTieredRate {
+        component: rate.component,
+        mode: mode.ok_or(rate.mode.to_string()),
+        package_size: rate.package_size,
+        tiers: rate.tiers.into_iter().map(tier).collect(),
     }
 }
 
@@ -80,6 +109,7 @@ impl From<Price> for NewPrice {
             note: price.note,
             rates: components.into_iter().filter_map(|(name, value)| Some((name, value?))).collect(),
             measure_rates: rates.measures,
+            tiered_rates: rates.tiers.into_iter().map(tiered).collect(),
         }
     }
 }

@@ -8,6 +8,7 @@ use crate::proto::{
     self, ChargeComponent, CorrectUsageRequest, CorrectUsageResponse, ExplainChargeRequest, ExplainChargeResponse,
     FieldChange, ListAdjustmentsRequest, ListAdjustmentsResponse, VoidUsageRequest, VoidUsageResponse,
 };
+use meterd_domain::decimal::Decimal;
 use meterd_engine::auth::Caller;
 use meterd_engine::catalog::estimate::EstimateLine;
 use meterd_engine::corrections::explain::{Explanation, explain};
@@ -115,11 +116,17 @@ pub async fn explain_charge(
 }
 
 fn component(line: EstimateLine) -> ChargeComponent {
-    let EstimateLine { component, quantity, rate, amount } = line;
-    ChargeComponent { component, quantity: quantity.to_string(), rate: rate.to_string(), amount }
+    let EstimateLine { component, tier_above, quantity, rate, amount } = line;
+    let tier_above = tier_above.map(|above| above.to_string()).unwrap_or_default();
+    ChargeComponent { component, quantity: quantity.to_string(), rate: rate.to_string(), amount, tier_above }
 }
 
 impl Context {
+    /// Returns what remains in the cost of tiers. `None` if nothing does.
+    pub fn residue(&self, residue: Decimal) -> Option<proto::Money> {
+        (residue != Decimal::ZERO).then(|| self.money(residue.into()))
+    }
+
     fn adjustment(&self, adjustment: Adjustment) -> proto::Adjustment {
         let (old_charge, old_price_id, _) = charge_fields(&self.engine.currency, adjustment.old);
         let (new_charge, new_price_id, _) = charge_fields(&self.engine.currency, adjustment.new);
@@ -135,6 +142,7 @@ impl Context {
             changes: changes
                 .map(|(field, [old_value, new_value])| FieldChange { field, old_value, new_value })
                 .collect(),
+            tier_residue: self.residue(adjustment.tier_residue),
             reason: adjustment.reason,
             actor: adjustment.actor,
             run_id: adjustment.run_id.map(|run_id| run_id.to_string()).unwrap_or_default(),

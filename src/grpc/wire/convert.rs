@@ -127,6 +127,7 @@ impl Context {
             unpriced_reason,
             record_time: Some(timestamp(recorded.record_time)),
             void_time: recorded.void_time.map(timestamp),
+            tier_residue: self.residue(recorded.tiers.residue),
         }
     }
 }

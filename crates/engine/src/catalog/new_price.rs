@@ -5,10 +5,11 @@ use crate::fields::{Fields, UnixTime};
 use crate::refusal::{Reason, shown};
 use chrono::{DateTime, SecondsFormat, Utc};
 use meterd_domain::catalog::{Catalog, PriceScope};
-use meterd_domain::decimal::Rate;
+use meterd_domain::decimal::{Decimal, Rate};
 use meterd_domain::event::{ID_BYTES_MAX, TOKENS_MAX};
 use meterd_domain::measures::check_name;
 use meterd_domain::price::Rates;
+use meterd_domain::tiers::{TIERED_RATES_MAX, TIERS_MAX, Tier, TierMode, TieredRate};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -41,8 +42,30 @@ pub struct NewPrice {
     pub rates: Vec<(&'static str, String)>,
     /// Rates of other measures by name.
     pub measure_rates: BTreeMap<String, String>,
+    pub tiered_rates: Vec<NewTieredRate>,
     pub source: String,
     pub note: String,
+}
+
+/// A rate with tiers, unchecked.
+#[derive(Debug)]
+pub struct NewTieredRate {
+    pub component: String,
+    /// `Err` has the text of a value that is not a mode.
+    pub mode: Result<TierMode, String>,
+    /// A decimal. Only for packages.
+    pub package_size: String,
+    pub tiers: Vec<NewTier>,
+}
+
+/// A tier, unchecked. All are decimals.
+#[derive(Debug)]
+pub struct NewTier {
+    /// If absent, 0.
+    pub above: String,
+    pub rate: String,
+    /// If absent, 0.
+    pub flat_fee: String,
 }
 
 /// The checked values of a price.
@@ -107,11 +130,86 @@ impl NewPrice {
                 Err(predicate) => fields.wrong(format!("{path}.measures"), format!("{} {predicate}", shown(name))),
             }
         }
-        if self.rates.is_empty() && measures.is_empty() {
+        check_tiers(fields, path, &mut rates, &self.tiered_rates);
+        if self.rates.is_empty() && measures.is_empty() && self.tiered_rates.is_empty() {
             fields.wrong(path, "needs at least one component");
         }
         rates
     }
+}
+
+/// Checks rates with tiers, and adds them to the others.
+fn check_tiers(fields: &mut Fields, path: &str, rates: &mut Rates, tiered: &[NewTieredRate]) {
+    if tiered.len() > TIERED_RATES_MAX {
+        let description = format!("must be at most {TIERED_RATES_MAX}, has {}", tiered.len());
+        return fields.wrong(format!("{path}.tiers"), description);
+    }
+    for (number, new) in tiered.iter().enumerate() {
+        let at = |field: &str| format!("{path}.tiers[{number}].{field}");
+        let NewTieredRate { component, mode, package_size, tiers } = new;
+        let is_token = matches!(component.as_str(), "unit" | "input_token" | "output_token" | "cached_input_token");
+        let known = if is_token { Ok(()) } else { check_name(component) };
+        if let Err(predicate) = known {
+            let others = "unit, input_token, output_token, cached_input_token, or another measure";
+            fields.wrong(at("component"), format!("{} {predicate}; possible are {others}", shown(component)));
+            continue;
+        }
+        let has_flat =
+            rates.component_mut(component).is_some_and(|rate| rate.is_some()) || rates.measure(component).is_some();
+        if has_flat || rates.tier(component).is_some() {
+            fields.wrong(at("component"), format!("must have one rate, has another for {component}"));
+            continue;
+        }
+        let mode = mode.clone().unwrap_or_else(|value| {
+            fields.wrong(at("mode"), format!("{value} is no mode: graduated, volume or package"));
+            TierMode::Graduated
+        });
+        let package_size = match (mode, package_size.as_str()) {
+            (TierMode::Package, size) => fields.decimal(&at("package_size"), size),
+            (_, "") => Decimal::ONE,
+            _ => {
+                fields.wrong(at("package_size"), "must be absent: it is only for the mode package");
+                Decimal::ONE
+            }
+        };
+        if package_size < Decimal::ONE {
+            fields.wrong(at("package_size"), "must be at least 1");
+        }
+        let most = if mode == TierMode::Package { 1 } else { TIERS_MAX };
+        if !(1..=most).contains(&tiers.len()) {
+            let range = if most == 1 { "exactly 1".to_owned() } else { format!("1 to {most}") };
+            fields.wrong(at("tiers"), format!("must be {range}, has {}", tiers.len()));
+            continue;
+        }
+        let tiers = check_tier_list(fields, &at("tiers"), tiers);
+        rates.tiers.push(TieredRate { component: component.as_str().into(), mode, tiers, package_size });
+    }
+    rates.tiers.sort_by(|left, right| left.component.cmp(&right.component));
+}
+
+fn check_tier_list(fields: &mut Fields, path: &str, new: &[NewTier]) -> Vec<Tier> {
+    let mut tiers: Vec<Tier> = vec![];
+    let zero = |text: &str| if text.is_empty() { "0".to_owned() } else { text.to_owned() };
+    for (number, tier) in new.iter().enumerate() {
+        let at = |field: &str| format!("{path}[{number}].{field}");
+        let above = fields.decimal(&at("above"), &zero(&tier.above));
+        let rate = fields.rate(&at("rate"), &tier.rate);
+        let flat_fee = fields.rate(&at("flat_fee"), &zero(&tier.flat_fee));
+        match tiers.last() {
+            None if above != Decimal::ZERO => {
+                fields.wrong(at("above"), format!("must be 0 in the first tier, got {above}"));
+            }
+            Some(last) if above <= last.above => {
+                let description = format!("must be more than in the tier before, {}, got {above}", last.above);
+                fields.wrong(at("above"), description);
+            }
+            _ => {}
+        }
+        if let (Some(rate), Some(flat_fee)) = (rate, flat_fee) {
+            tiers.push(Tier { above, rate, flat_fee });
+        }
+    }
+    tiers
 }
 
 /// Returns the path of a rate: a component, or a measure that is a part of the tokens.
@@ -125,12 +223,16 @@ fn rate_field(path: &str, name: &str) -> String {
 /// Adds an error for each rate per token above `max`, because it may be meant per million tokens.
 pub(super) fn check_high_rates(fields: &mut Fields, path: &str, rates: &Rates, max: Rate) {
     for (name, rate) in rates.token_rates().filter(|(_, rate)| *rate > max) {
+        let field = match rates.tiers.iter().position(|rate| *rate.component == *name) {
+            Some(number) => format!("{path}.rates.tiers[{number}]"),
+            None => rate_field(&format!("{path}.rates"), name),
+        };
         let description = format!(
             "is {rate} for one token, which is more than {max}: if it is meant for a million tokens, send {}, else set \
              confirm_high_rates",
             rate.per_million()
         );
-        fields.wrong_because(Reason::RateNotConfirmed, rate_field(&format!("{path}.rates"), name), description);
+        fields.wrong_because(Reason::RateNotConfirmed, field, description);
     }
 }
 

@@ -1,6 +1,6 @@
 //! Prices.
 
-pub use super::new_price::NewPrice;
+pub use super::new_price::{NewPrice, NewTier, NewTieredRate};
 
 use super::new_price::{Checked, check_end, check_high_rates, instant};
 use crate::auth::Caller;

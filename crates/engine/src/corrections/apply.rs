@@ -1,13 +1,15 @@
 //! Applies changes to events of locked months.
 
 use crate::alerts::raise::AlertSettings;
-use crate::ledger::{AlertEffect, MonthsLocked};
+use crate::ledger::{AlertEffect, MonthsLocked, Tiers, tier_month};
 use meterd_domain::adjustment::{AdjustmentKind, field_changes};
 use meterd_domain::alert::Alert;
+use meterd_domain::decimal::Decimal;
 use meterd_domain::event::{Charge, PricedEvent, UsageEvent};
 use meterd_domain::period::Month;
 use meterd_domain::rollup::Deltas;
-use meterd_store::catalog::pricing;
+use meterd_domain::tiers::EventTiers;
+use meterd_store::catalog::pricing::{self, NewCharge};
 use meterd_store::usage::adjustments::{self, NewAdjustment, Origin};
 use meterd_store::usage::events::RecordedEvent;
 use std::collections::BTreeSet;
@@ -19,6 +21,24 @@ pub struct Changed<'a> {
     pub event: Option<UsageEvent>,
     /// The new charge. `None`: the event is voided.
     pub charge: Option<Charge>,
+    /// What tiers contribute to the new charge.
+    pub tiers: Option<(Month, EventTiers)>,
+    /// What remains in the cost of the tiers that the event does not count in any more.
+    pub residue: Decimal,
+}
+
+impl<'a> Changed<'a> {
+    /// Takes an event out of the tiers that it counts in, and charges it again, with new contents if there are some.
+    pub fn charge(tiers: &mut Tiers<'_>, recorded: &'a RecordedEvent, event: Option<UsageEvent>) -> Self {
+        let residue = tiers.remove(recorded);
+        let (charge, of_tiers) = tiers.add(event.as_ref().unwrap_or(&recorded.event), tier_month(recorded));
+        Self { recorded, event, charge: Some(charge), tiers: of_tiers, residue }
+    }
+
+    /// Takes an event out of the tiers that it counts in, because it is voided.
+    pub fn void(tiers: &mut Tiers<'_>, recorded: &'a RecordedEvent) -> Self {
+        Self { recorded, event: None, charge: None, tiers: None, residue: tiers.remove(recorded) }
+    }
 }
 
 /// Applies changes of events of one client: the events, their adjustments, the sums, and the alerts of their months. Returns the
@@ -33,25 +53,37 @@ pub async fn apply(
     changes: &[Changed<'_>],
 ) -> meterd_store::Result<Vec<Alert>> {
     let mut deltas = Deltas::default();
-    let (mut new, mut voided, mut charged, mut corrected) = (vec![], vec![], vec![], vec![]);
+    let (mut new, mut voided, mut charged, mut corrected, mut residues) = (vec![], vec![], vec![], vec![], vec![]);
     let mut months = BTreeSet::new();
-    for Changed { recorded, event, charge } in changes {
+    for Changed { recorded, event, charge, tiers, residue } in changes {
         let RecordedEvent { id, day, event: old, .. } = recorded;
         deltas.remove_event(old, *day, recorded.charge);
         match (charge, event) {
             (None, _) => voided.push((client_id, *id)),
             (Some(charge), None) => {
                 deltas.add_event(old, *day, *charge);
-                charged.push((client_id, *id, *charge));
+                charged.push(NewCharge { client_id, event: *id, charge: *charge, tiers: tiers.clone() });
             }
             (Some(charge), Some(event)) => {
                 deltas.add_event(event, *day, *charge);
-                corrected.push(PricedEvent { event, id: *id, day: *day, charge: *charge });
+                corrected.push(PricedEvent { event, id: *id, day: *day, charge: *charge, tiers: tiers.clone() });
             }
+        }
+        if *residue != Decimal::ZERO {
+            deltas.add_cost(old, *day, (*residue).into());
+            let all = Decimal::from_scaled(recorded.tiers.residue.scaled() + residue.scaled());
+            residues.push((client_id, *id, all));
         }
         months.insert(Month::of(*day));
         let changes = event.as_ref().map(|event| field_changes(old, event)).unwrap_or_default();
-        new.push(NewAdjustment { client_id, event: *id, old: recorded.charge, new: *charge, changes });
+        new.push(NewAdjustment {
+            client_id,
+            event: *id,
+            old: recorded.charge,
+            new: *charge,
+            tier_residue: *residue,
+            changes,
+        });
     }
     if !voided.is_empty() {
         adjustments::void(tx.conn(), &voided).await?;
@@ -61,6 +93,9 @@ pub async fn apply(
     }
     if !corrected.is_empty() {
         adjustments::correct(tx.conn(), &corrected).await?;
+    }
+    if !residues.is_empty() {
+        adjustments::set_residues(tx.conn(), &residues).await?;
     }
     if !new.is_empty() {
         adjustments::insert(tx.conn(), origin, &new).await?;

@@ -7,7 +7,7 @@ use crate::engine::Engine;
 use crate::fields::{Fields, Path, UnixTime};
 use crate::idempotency::{CreateCall, Created, Idempotency};
 use crate::ingest::{EventChecks, RawEvent, SharedTexts};
-use crate::ledger::Begun;
+use crate::ledger::{Begun, Tiers, months_of};
 use crate::refusal::{Reason, Refusal, shown};
 use chrono::TimeDelta;
 use meterd_domain::access::Scope;
@@ -19,7 +19,7 @@ use meterd_store::usage::adjustments::Origin;
 use meterd_store::usage::events::RecordedEvent;
 use meterd_store::usage::holders;
 use sqlx::PgConnection;
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 
 /// Maximum number of events of a call.
 pub const EVENTS_MAX: usize = 1_000;
@@ -124,13 +124,11 @@ async fn run(
     let ids: Vec<(&str, EventId)> =
         references.iter().filter_map(|id| Some((client_id.as_str(), *id.as_ref().ok()?))).collect();
     let before = holders::events(tx.conn(), &ids).await?;
-    let months: BTreeSet<(String, Month)> =
-        before.iter().flatten().map(|recorded| (client_id.clone(), Month::of(recorded.day))).collect();
+    let months = months_of(before.iter().flatten());
     let mut tx = tx.lock_months(&months).await?;
     // Read again, because the events can only now not change any more.
     let recorded = holders::events(tx.conn(), &ids).await?;
-    let is_locked = |event: &RecordedEvent| months.contains(&(client_id.clone(), Month::of(event.day)));
-    if !recorded.iter().flatten().all(is_locked) {
+    if !months_of(recorded.iter().flatten()).is_subset(&months) {
         return Err(StoreError::Stale("an event was moved to another month while it was corrected").into());
     }
     let mut recorded = recorded.into_iter();
@@ -173,6 +171,7 @@ async fn run(
             (Ok(recorded), Some(event)) => corrected(&checks, number, recorded, event).map(Some),
         });
     }
+    let mut tiers = Tiers::read(tx.conn(), &catalog, &months).await?;
     let (mut changes, mut results) = (vec![], vec![]);
     for (recorded, new) in found.iter().zip(new) {
         let (recorded, event) = match (recorded, new) {
@@ -184,7 +183,6 @@ async fn run(
             }
             (Err(_), Ok(_)) => unreachable!("an event that is not found is not corrected"),
         };
-        let charge = event.as_ref().map(|event| catalog.charge(event));
         let (event_id, old) = (Some(recorded.id), Some(recorded.charge));
         // A correction that changes nothing leaves no adjustment.
         let is_same = event.as_ref().is_some_and(|event| field_changes(&recorded.event, event).is_empty());
@@ -192,9 +190,14 @@ async fn run(
             results.push(AdjustmentResult { event_id, old, new: old, error: None });
             continue;
         }
-        results.push(AdjustmentResult { event_id, old, new: charge, error: None });
-        changes.push(Changed { recorded, event, charge });
+        let change = match event {
+            Some(event) => Changed::charge(&mut tiers, recorded, Some(event)),
+            None => Changed::void(&mut tiers, recorded),
+        };
+        results.push(AdjustmentResult { event_id, old, new: change.charge, error: None });
+        changes.push(change);
     }
+    tiers.write(tx.conn()).await?;
     let actor = caller.principal();
     let origin = Origin { kind, reason, actor: &actor, run_id: None };
     let raised = match changes.is_empty() {

@@ -1,6 +1,6 @@
 //! Explains the charge of a recorded event.
 
-use crate::catalog::estimate::EstimateLine;
+use crate::catalog::estimate::{EstimateLine, lines};
 use crate::engine::Engine;
 use crate::refusal::Refusal;
 use crate::usage::get_event;
@@ -30,8 +30,8 @@ pub async fn explain(engine: &Engine, client_id: &str, event_id: &str) -> Result
         Charge::Priced { price_id, .. } => store::price(&mut *engine.pool.acquire().await?, price_id).await?,
         Charge::Unpriced(_) => None,
     };
-    let lines = price.as_ref().and_then(|price| price.rates.lines(&recorded.event.measures).ok());
-    let lines = lines.map(|lines| lines.map(EstimateLine::from).collect()).unwrap_or_default();
+    let of_price = |price: &StoredPrice| lines(&price.rates, &recorded.event.measures, recorded.tiers.current.as_ref());
+    let lines = price.as_ref().map(of_price).unwrap_or_default();
     let filter =
         AdjustmentFilter { client_id, event: Some(recorded.id), run_id: None, start_time: None, end_time: None };
     let adjustments = adjustments::list(&engine.pool, &filter, None, ADJUSTMENTS_MAX).await?;

@@ -9,7 +9,7 @@ use crate::catalog::CatalogCache;
 use crate::engine::Engine;
 use crate::fields::Fields;
 use crate::idempotency::{CreateCall, Created, Idempotency};
-use crate::ledger::Begun;
+use crate::ledger::{Begun, Tiers, months_of};
 use crate::paging::{Page, PageRequest};
 use crate::refusal::{Reason, Refusal, shown};
 use chrono::{Datelike, NaiveDate};
@@ -24,7 +24,7 @@ use meterd_store::usage::events::RecordedEvent;
 use meterd_store::usage::holders;
 use meterd_store::usage::reprice::{self as store, NewRun, Position};
 use sqlx::{PgConnection, PgPool};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 pub use meterd_store::usage::reprice::{CostChange, DifferenceKey, Run};
 
@@ -167,26 +167,28 @@ pub async fn run_once(
     let mut changed = differing.len() as i64;
     let mut raised = vec![];
     if run.is_dry || differing.is_empty() {
-        let changes: Vec<Changed<'_>> = differing.iter().map(|event| change(&catalog, event)).collect();
+        let months = months_of(differing.iter());
+        let mut tiers = Tiers::read_of_dry_run(tx.conn(), &catalog, run.run_id, &months).await?;
+        let changes: Vec<Changed<'_>> =
+            differing.iter().map(|event| Changed::charge(&mut tiers, event, None)).collect();
+        tiers.write(tx.conn()).await?;
         store::add_differences(tx.conn(), run.run_id, &differences(&changes)).await?;
         store::advance(tx.conn(), run.run_id, &position, examined, changed).await?;
     } else {
         let client_id = position.client_id.as_str();
         let ids: Vec<(&str, EventId)> = differing.iter().map(|event| (client_id, event.id)).collect();
-        let months: BTreeSet<(String, Month)> =
-            differing.iter().map(|event| (client_id.to_owned(), Month::of(event.day))).collect();
+        let months = months_of(differing.iter());
         let mut tx = tx.lock_months(&months).await?;
         // Read again, because the events can only now not change any more.
         let recorded: Vec<RecordedEvent> = holders::events(tx.conn(), &ids).await?.into_iter().flatten().collect();
-        if !recorded.iter().all(|event| months.contains(&(client_id.to_owned(), Month::of(event.day)))) {
+        if !months_of(recorded.iter()).is_subset(&months) {
             // An event was moved into a month that is not locked. The next step begins again.
             return Ok(true);
         }
-        let changes: Vec<Changed<'_>> = recorded
-            .iter()
-            .filter(|event| differs(&run, &catalog, event))
-            .map(|event| change(&catalog, event))
-            .collect();
+        let mut tiers = Tiers::read(tx.conn(), &catalog, &months).await?;
+        let differing = recorded.iter().filter(|event| differs(&run, &catalog, event));
+        let changes: Vec<Changed<'_>> = differing.map(|event| Changed::charge(&mut tiers, event, None)).collect();
+        tiers.write(tx.conn()).await?;
         changed = changes.len() as i64;
         store::add_differences(tx.conn(), run.run_id, &differences(&changes)).await?;
         store::advance(tx.conn(), run.run_id, &position, examined, changed).await?;
@@ -258,7 +260,17 @@ fn differs(run: &Run, catalog: &Catalog, recorded: &RecordedEvent) -> bool {
     let has = |names: &[String], name: &str| names.is_empty() || names.iter().any(|of| of == name);
     let is_selected =
         recorded.void_time.is_none() && has(&run.services, &event.service) && has(&run.models, &event.model);
-    is_selected && !is_same_charge(recorded.charge, catalog.charge(event))
+    is_selected && !is_charged_so(recorded, catalog)
+}
+
+/// Returns whether an event has the charge that it would have by the present prices. By a price with tiers, the charge depends on the
+/// events before it, so what counts is the price.
+fn is_charged_so(recorded: &RecordedEvent, catalog: &Catalog) -> bool {
+    let now = catalog.charge(&recorded.event);
+    match (recorded.charge, now, catalog.tiered_price(&recorded.event)) {
+        (Charge::Priced { price_id, .. }, Charge::Priced { .. }, Some(tiered)) => price_id == tiered,
+        (old, now, _) => recorded.tiers.current.is_none() && is_same_charge(old, now),
+    }
 }
 
 /// Returns whether two charges are equal. The price does not matter.
@@ -270,23 +282,20 @@ fn is_same_charge(old: Charge, new: Charge) -> bool {
     }
 }
 
-fn change<'a>(catalog: &Catalog, recorded: &'a RecordedEvent) -> Changed<'a> {
-    Changed { recorded, event: None, charge: Some(catalog.charge(&recorded.event)) }
-}
-
 fn differences(changes: &[Changed<'_>]) -> BTreeMap<DifferenceKey, CostChange> {
     let cost = |charge: Charge| match charge {
         Charge::Priced { charge, .. } => charge.into(),
         Charge::Unpriced(_) => Total::ZERO,
     };
     let mut differences = BTreeMap::<DifferenceKey, CostChange>::new();
-    for Changed { recorded, charge, .. } in changes {
+    for Changed { recorded, charge, residue, .. } in changes {
         let event = &recorded.event;
         let key = (event.client_id.to_string(), event.service.to_string(), event.model.to_string());
         let of_key = differences.entry(key).or_default();
         of_key.event_count += 1;
         of_key.old_cost += cost(recorded.charge);
         of_key.new_cost += charge.map_or(Total::ZERO, cost);
+        of_key.new_cost += *residue;
     }
     differences
 }

@@ -3,13 +3,14 @@
 
 use crate::alerts::raise::{self, AlertSettings};
 use crate::catalog::CatalogCache;
-use crate::ledger::{AlertEffect, Begun, ClientSettings, MonthsLocked};
+use crate::ledger::{AlertEffect, Begun, ClientSettings, MonthsLocked, Tiers, months_of, tier_month};
 use meterd_domain::adjustment::AdjustmentKind;
 use meterd_domain::catalog::Catalog;
+use meterd_domain::decimal::Decimal;
 use meterd_domain::event::{Charge, EventId};
 use meterd_domain::period::Month;
 use meterd_domain::rollup::{Deltas, Sums};
-use meterd_store::catalog::pricing::{self, Waiting};
+use meterd_store::catalog::pricing::{self, NewCharge, Waiting};
 use meterd_store::usage::adjustments::{self, NewAdjustment, Origin};
 use meterd_store::usage::events::RecordedEvent;
 use meterd_store::usage::rollups::MonthRow;
@@ -36,15 +37,14 @@ pub async fn run_once(
     let (version, closed) = (tx.versions.client_settings, tx.versions.closed_through);
     let waiting = pricing::next_waiting(tx.conn(), &task, closed, BATCH_EVENTS).await?;
     let months: BTreeSet<(String, Month)> =
-        waiting.iter().map(|at| (at.client_id.clone(), Month::of(at.day))).collect();
+        waiting.iter().flat_map(|at| at.months().map(|month| (at.client_id.clone(), month))).collect();
     let mut tx = tx.lock_months(&months).await?;
     let events = pricing::still_waiting(tx.conn(), &waiting).await?;
-    let is_locked = |event: &RecordedEvent| months.contains(&(event.event.client_id.to_string(), Month::of(event.day)));
-    if !events.iter().all(is_locked) {
+    if !months_of(events.iter()).is_subset(&months) {
         // An event was moved into a month that is not locked. The next run begins again.
         return Ok(true);
     }
-    let Priced { events, changes } = price(&mut tx, &catalog, &events).await?;
+    let Priced { events, changes } = price(&mut tx, &catalog, &months, &events).await?;
     let count = events.len() as i64;
     let last: Option<&Waiting> = waiting.last();
     pricing::advance(tx.conn(), task.task_id, last, waiting.len() as i64, count).await?;
@@ -80,17 +80,19 @@ struct Priced<'a> {
 async fn price<'a>(
     tx: &mut MonthsLocked<'_>,
     catalog: &Catalog,
+    months: &BTreeSet<(String, Month)>,
     waiting: &'a [RecordedEvent],
 ) -> meterd_store::Result<Priced<'a>> {
+    let mut tiers = Tiers::read(tx.conn(), catalog, months).await?;
     let mut priced = Priced { events: vec![], changes: Deltas::default() };
-    let mut charges: Vec<(&str, EventId, Charge)> = vec![];
+    let mut charges: Vec<NewCharge<'_>> = vec![];
     for recorded in waiting {
         let event = &recorded.event;
-        let charge = catalog.charge(event);
+        let (charge, of_tiers) = tiers.add(event, tier_month(recorded));
         if charge == recorded.charge {
             continue;
         }
-        charges.push((&event.client_id, recorded.id, charge));
+        charges.push(NewCharge { client_id: &event.client_id, event: recorded.id, charge, tiers: of_tiers });
         if let Charge::Priced { charge, .. } = charge {
             priced.events.push(recorded);
             let (client, service) = (event.client_id.clone(), event.service.clone());
@@ -98,6 +100,7 @@ async fn price<'a>(
             priced.changes.add(key, Sums::of_pricing(charge.into()));
         }
     }
+    tiers.write(tx.conn()).await?;
     if !charges.is_empty() {
         pricing::set_charges(tx.conn(), &charges).await?;
         adjust(tx, waiting, &charges).await?;
@@ -109,9 +112,9 @@ async fn price<'a>(
 async fn adjust(
     tx: &mut MonthsLocked<'_>,
     waiting: &[RecordedEvent],
-    charges: &[(&str, EventId, Charge)],
+    charges: &[NewCharge<'_>],
 ) -> meterd_store::Result<()> {
-    let ids: Vec<(&str, EventId)> = charges.iter().map(|(client_id, id, _)| (*client_id, *id)).collect();
+    let ids: Vec<(&str, EventId)> = charges.iter().map(|new| (new.client_id, new.event)).collect();
     let adjusted = adjustments::adjusted(tx.conn(), &ids).await?;
     if adjusted.is_empty() {
         return Ok(());
@@ -119,11 +122,11 @@ async fn adjust(
     let old: HashMap<(&str, EventId), Charge> =
         waiting.iter().map(|recorded| ((&*recorded.event.client_id, recorded.id), recorded.charge)).collect();
     let mut new = vec![];
-    for (client_id, event, charge) in charges {
+    for NewCharge { client_id, event, charge, .. } in charges {
         if adjusted.contains(&((*client_id).to_owned(), *event)) {
             let (old, new_charge) = (old[&(*client_id, *event)], Some(*charge));
-            let changes = Default::default();
-            new.push(NewAdjustment { client_id, event: *event, old, new: new_charge, changes });
+            let (changes, tier_residue) = (Default::default(), Decimal::ZERO);
+            new.push(NewAdjustment { client_id, event: *event, old, new: new_charge, tier_residue, changes });
         }
     }
     let origin = Origin { kind: AdjustmentKind::LatePrice, reason: LATE_PRICE, actor: ACTOR, run_id: None };

@@ -41,11 +41,13 @@ mod alert_bounds;
 mod clients;
 mod effects;
 mod pending;
+mod tiers;
 
 pub use alert_bounds::AlertBounds;
 pub use clients::{ClientSettings, KNOWN_CLIENTS_MAX};
 pub use effects::{AlertEffect, EffectsDone, Posted};
 pub use pending::{PendingRows, PendingUsage, apply_pending_usage};
+pub use tiers::{Tiers, months_of, tier_month};
 
 use crate::catalog::CatalogCache;
 use meterd_domain::catalog::Catalog;

@@ -8,7 +8,7 @@ use std::fmt::{self, Display};
 use std::io::Write;
 
 /// Columns of the CSV and keys of the NDJSON. An import maps them by these names.
-const COLUMNS: [&str; 26] = [
+const COLUMNS: [&str; 27] = [
     "event_id",
     "client_id",
     "day",
@@ -35,6 +35,7 @@ const COLUMNS: [&str; 26] = [
     "void_time",
     "reported_cost",
     "labels",
+    "tier_residue",
 ];
 
 /// The part of the file that has not been sent.
@@ -88,6 +89,7 @@ impl File {
         row.plain(event.void_time.map(Micros));
         row.plain(event.reported_cost.map(Total::from));
         row.json(event.labels.as_deref());
+        row.plain(event.tier_residue.map(Total::from));
         row.end();
     }
 }

@@ -4,12 +4,15 @@
 -- zeros. The row of a month without any event is a difference only if it is not all zeros. Each result row has the counts of
 -- what was compared; without a difference, one result row has only these counts.
 WITH event_days AS (
-    SELECT client_id, day, service, operation, model, count(*) AS request_count, sum(units) AS units,
-           sum(input_tokens) AS input_tokens, sum(output_tokens) AS output_tokens,
-           sum(cached_input_tokens) AS cached_input_tokens, COALESCE(sum(charge), 0) AS cost,
-           count(unpriced_reason) AS unpriced_event_count
+    SELECT client_id, day, service, operation, model, count(*) FILTER (WHERE void_time IS NULL) AS request_count,
+           COALESCE(sum(units) FILTER (WHERE void_time IS NULL), 0) AS units,
+           COALESCE(sum(input_tokens) FILTER (WHERE void_time IS NULL), 0) AS input_tokens,
+           COALESCE(sum(output_tokens) FILTER (WHERE void_time IS NULL), 0) AS output_tokens,
+           COALESCE(sum(cached_input_tokens) FILTER (WHERE void_time IS NULL), 0) AS cached_input_tokens,
+           COALESCE(sum(charge) FILTER (WHERE void_time IS NULL), 0) + COALESCE(sum(tier_residue), 0) AS cost,
+           count(unpriced_reason) FILTER (WHERE void_time IS NULL) AS unpriced_event_count
     FROM usage_events
-    WHERE void_time IS NULL AND ($1::text IS NULL OR client_id > $1) AND ($2::text IS NULL OR client_id <= $2)
+    WHERE (void_time IS NULL OR tier_residue IS NOT NULL) AND ($1::text IS NULL OR client_id > $1) AND ($2::text IS NULL OR client_id <= $2)
       AND ($7::text IS NULL OR client_id = $7) AND day >= COALESCE($3, '-infinity'::date)
       AND day < COALESCE($4, 'infinity'::date) AND event_time >= COALESCE($5, '-infinity'::timestamptz)
       AND event_time < COALESCE($6, 'infinity'::timestamptz)

@@ -1,6 +1,7 @@
 SELECT client_id, event_time, event_seq, day, service, operation, model, units, input_tokens,
     output_tokens, cached_input_tokens, amount, charge, price_id, unpriced_reason, subject, external_id,
-    idempotency_key, metadata::text AS metadata, service_tier, measures::text AS measures, reported_cost, labels::text AS labels, void_time, record_time
+    idempotency_key, metadata::text AS metadata, service_tier, measures::text AS measures, reported_cost, labels::text AS labels, tier_month, tier_charge, tier_uses::text AS tier_uses,
+               tier_residue, void_time, record_time
 FROM usage_events
 WHERE client_id = $1
   AND event_time >= COALESCE($2, '-infinity'::timestamptz) AND event_time < COALESCE($3, 'infinity'::timestamptz)

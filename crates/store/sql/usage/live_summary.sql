@@ -8,4 +8,4 @@ SELECT l.client_id AS "client_id!", COALESCE(c.display_name, '') AS "display_nam
 FROM live_summaries l
 LEFT JOIN clients c USING (client_id)
 LEFT JOIN usage_months b ON b.client_id = l.client_id AND b.month = $3
-WHERE l.client_id = $1 AND l.month = $2 AND l.request_count > 0
+WHERE l.client_id = $1 AND l.month = $2 AND (l.request_count > 0 OR l.cost <> 0)

@@ -30,7 +30,7 @@ FROM (
       AND (cardinality($4::text[]) = 0 OR model = ANY($4))
       AND day BETWEEN $5 AND $6
       -- A row has zeros if all its events moved to another day; it is not usage.
-      AND request_count > 0
+      AND (request_count > 0 OR cost <> 0)
     GROUP BY 1, 2, 3, 4, 5, 6
     HAVING NOT $13 OR sum(unpriced_event_count) > 0
 ) AS grouped

@@ -20,16 +20,16 @@ FROM (
                COALESCE(labels ->> ($29::text[])[3], '') COLLATE "C", COALESCE(labels ->> ($29::text[])[4], '') COLLATE "C",
                COALESCE(labels ->> ($29::text[])[5], '') COLLATE "C", COALESCE(labels ->> ($29::text[])[6], '') COLLATE "C",
                COALESCE(labels ->> ($29::text[])[7], '') COLLATE "C", COALESCE(labels ->> ($29::text[])[8], '') COLLATE "C"] AS labels,
-           count(*) AS request_count,
-           COALESCE(sum(units), 0) AS units,
-           COALESCE(sum(input_tokens), 0)::bigint AS input_tokens,
-           COALESCE(sum(output_tokens), 0)::bigint AS output_tokens,
-           COALESCE(sum(cached_input_tokens), 0)::bigint AS cached_input_tokens,
-           COALESCE(sum(charge), 0) AS cost,
-           count(unpriced_reason) AS unpriced_event_count,
-           count(DISTINCT NULLIF(subject, '')) AS subject_count
+           count(*) FILTER (WHERE void_time IS NULL) AS request_count,
+           COALESCE(sum(units) FILTER (WHERE void_time IS NULL), 0) AS units,
+           COALESCE(sum(input_tokens) FILTER (WHERE void_time IS NULL), 0)::bigint AS input_tokens,
+           COALESCE(sum(output_tokens) FILTER (WHERE void_time IS NULL), 0)::bigint AS output_tokens,
+           COALESCE(sum(cached_input_tokens) FILTER (WHERE void_time IS NULL), 0)::bigint AS cached_input_tokens,
+           COALESCE(sum(charge) FILTER (WHERE void_time IS NULL), 0) + COALESCE(sum(tier_residue), 0) AS cost,
+           count(unpriced_reason) FILTER (WHERE void_time IS NULL) AS unpriced_event_count,
+           count(DISTINCT NULLIF(subject, '')) FILTER (WHERE void_time IS NULL) AS subject_count
     FROM usage_events
-    WHERE void_time IS NULL
+    WHERE (void_time IS NULL OR tier_residue IS NOT NULL)
       AND (cardinality($1::text[]) = 0 OR client_id = ANY($1))
       AND (cardinality($2::text[]) = 0 OR service = ANY($2))
       AND (cardinality($3::text[]) = 0 OR operation = ANY($3))
@@ -39,7 +39,7 @@ FROM (
       AND day BETWEEN $5 AND $6
       AND event_time >= $25 AND event_time < $26
     GROUP BY 1, 2, 3, 4, 5, 6, 7, 8, 9
-    HAVING NOT $13 OR count(unpriced_reason) > 0
+    HAVING NOT $13 OR count(unpriced_reason) FILTER (WHERE void_time IS NULL) > 0
 ) AS grouped
 WHERE NOT $14
    OR (COALESCE(day, '0001-01-01'::date), COALESCE(month, '0001-01-01'::date), COALESCE(hour, 'epoch'::timestamptz), COALESCE(client_id, ''), COALESCE(service, ''), COALESCE(operation, ''), COALESCE(model, ''), COALESCE(subject, ''), labels)

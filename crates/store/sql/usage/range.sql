@@ -5,7 +5,7 @@ SELECT NULL::timestamptz AS "now?", NULL::text AS "time_zone?", day AS "day?", s
     sum(units) AS "units!: Numeric", sum(input_tokens)::bigint AS "input_tokens!",
     sum(output_tokens)::bigint AS "output_tokens!", sum(cached_input_tokens)::bigint AS "cached_input_tokens!",
     sum(cost) AS "cost!: Numeric", sum(unpriced_event_count)::bigint AS "unpriced_event_count!"
-FROM all_usage_days WHERE client_id = $1 AND day BETWEEN $2 AND $3 AND request_count > 0
+FROM all_usage_days WHERE client_id = $1 AND day BETWEEN $2 AND $3 AND (request_count > 0 OR cost <> 0)
 GROUP BY GROUPING SETS ((day), (service, operation))
 UNION ALL
 SELECT NULL, NULL, NULL, NULL, NULL, measure, 0, sum(quantity), 0, 0, 0, 0, 0

@@ -2,6 +2,7 @@
 
 mod prices;
 pub mod pricing;
+mod tiers;
 
 pub use prices::{
     NewPrice, PriceCursor, PriceFilter, StoredPrice, end_price, insert_price, price, prices, prices_of_models,
@@ -42,6 +43,7 @@ pub async fn load(conn: &mut PgConnection, with_name_rules: bool) -> crate::Resu
     }
     for stored in prices(conn, &PriceFilter::default(), i64::MAX).await? {
         catalog.add_model(stored.price_id, &stored.model);
+        catalog.add_tiers(stored.price_id, &stored.rates.tiers);
         if stored.withdraw_time.is_none() {
             catalog.add_price(&stored.scope(), stored.price());
         }

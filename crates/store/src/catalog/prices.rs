@@ -1,5 +1,6 @@
 //! Prices.
 
+use super::tiers;
 use crate::numeric;
 use bigdecimal::BigDecimal;
 use chrono::{DateTime, Utc};
@@ -57,6 +58,7 @@ struct PriceRow {
     fixed: Option<BigDecimal>,
     reported_cost: Option<BigDecimal>,
     measure_rates: String,
+    tiers: String,
     built_in: bool,
     source: String,
     note: String,
@@ -119,6 +121,7 @@ impl TryFrom<PriceRow> for StoredPrice {
                 fixed: rate(row.fixed)?,
                 reported_cost: rate(row.reported_cost)?,
                 measures: numeric::by_name(&row.measure_rates, Rate::parse)?,
+                tiers: tiers::from_json(&row.tiers)?,
             },
             built_in: row.built_in,
             source: row.source,
@@ -154,7 +157,7 @@ pub async fn prices(conn: &mut PgConnection, filter: &PriceFilter<'_>, limit: i6
         r#"SELECT price_id, client_id, service, operation, model, service_tier,
                   NULLIF(above_input_tokens, -1) AS above_input_tokens,
                   NULLIF(effective_time, '-infinity') AS effective_time, end_time, withdraw_time, unit, input_token,
-                  output_token, cached_input_token, percent_of_amount, fixed, reported_cost, measure_rates::text AS "measure_rates!",
+                  output_token, cached_input_token, percent_of_amount, fixed, reported_cost, measure_rates::text AS "measure_rates!", tiers::text AS "tiers!",
                   built_in, source, note, create_time
            FROM prices
            WHERE ($1::text IS NULL OR service = $1) AND ($2::bigint IS NULL OR price_id = $2)
@@ -199,7 +202,7 @@ pub async fn prices_of_models(
         r#"SELECT price_id, client_id, service, operation, model, service_tier,
                   NULLIF(above_input_tokens, -1) AS above_input_tokens,
                   NULLIF(effective_time, '-infinity') AS effective_time, end_time, withdraw_time, unit, input_token,
-                  output_token, cached_input_token, percent_of_amount, fixed, reported_cost, measure_rates::text AS "measure_rates!",
+                  output_token, cached_input_token, percent_of_amount, fixed, reported_cost, measure_rates::text AS "measure_rates!", tiers::text AS "tiers!",
                   built_in, source, note, create_time
            FROM prices
            JOIN unnest($1::text[], $2::text[], $3::text[]) AS wanted (service, operation, model)
@@ -241,15 +244,16 @@ pub async fn insert_price(conn: &mut PgConnection, new: &NewPrice<'_>) -> crate:
         fixed,
         reported_cost,
         measures,
+        tiers,
     } = new.rates;
     let measure_rates: BTreeMap<&str, String> =
         measures.iter().map(|(name, rate)| (&**name, rate.to_string())).collect();
     let price_id = sqlx::query_scalar!(
         "INSERT INTO prices (service, operation, model, service_tier, above_input_tokens, effective_time, end_time, unit,
              input_token, output_token, cached_input_token, percent_of_amount, fixed, measure_rates, built_in, source, note,
-             client_id, reported_cost)
+             client_id, reported_cost, tiers)
          VALUES ($1, $2, $3, $4, COALESCE($5::bigint, -1), COALESCE($6, '-infinity'::timestamptz), $7, $8, $9, $10, $11, $12, $13,
-             $14, $15, $16, $17, $18, $19)
+             $14, $15, $16, $17, $18, $19, $20)
          ON CONFLICT DO NOTHING
          RETURNING price_id",
         service,
@@ -270,7 +274,8 @@ pub async fn insert_price(conn: &mut PgConnection, new: &NewPrice<'_>) -> crate:
         new.source,
         new.note,
         client_id,
-        reported_cost.map(numeric::of_rate)
+        reported_cost.map(numeric::of_rate),
+        tiers::to_json(tiers)
     )
     .fetch_optional(&mut *conn)
     .await?;

@@ -6,6 +6,7 @@ use bigdecimal::BigDecimal;
 use chrono::{DateTime, NaiveDate, Utc};
 use meterd_domain::event::{Charge, EventId};
 use meterd_domain::period::Month;
+use meterd_domain::tiers::{EventTiers, uses_json};
 use sqlx::{PgConnection, PgPool};
 use std::collections::HashSet;
 
@@ -26,6 +27,14 @@ pub struct Waiting {
     pub event_time: DateTime<Utc>,
     pub event_seq: i64,
     pub day: NaiveDate,
+    pub tier_month: Option<NaiveDate>,
+}
+
+impl Waiting {
+    /// Returns the months of its day and of its tiers.
+    pub fn months(&self) -> [Month; 2] {
+        [Month::of(self.day), Month::of(self.tier_month.unwrap_or(self.day))]
+    }
 }
 
 /// Adds a task that examines the unpriced events of a service.
@@ -67,7 +76,7 @@ pub async fn next_waiting(
 ) -> crate::Result<Vec<Waiting>> {
     sqlx::query_as!(
         Waiting,
-        "SELECT client_id, event_time, event_seq, day FROM usage_events
+        "SELECT client_id, event_time, event_seq, day, tier_month FROM usage_events
          WHERE service = $1 AND unpriced_reason IS NOT NULL AND void_time IS NULL
            AND (client_id, event_time, event_seq) > ($2, COALESCE($3, '-infinity'::timestamptz), $4)
            AND day > COALESCE($6, '-infinity'::date)
@@ -95,7 +104,8 @@ pub async fn still_waiting(conn: &mut PgConnection, waiting: &[Waiting]) -> crat
         r#"SELECT client_id, event_time, event_seq, day, service, operation, model, units, input_tokens, output_tokens,
                cached_input_tokens, amount, charge, price_id, unpriced_reason, subject, external_id, idempotency_key,
                metadata::text AS metadata, service_tier,
-               measures::text AS measures, reported_cost, labels::text AS labels, void_time, record_time
+               measures::text AS measures, reported_cost, labels::text AS labels, tier_month, tier_charge, tier_uses::text AS tier_uses,
+               tier_residue, void_time, record_time
            FROM usage_events JOIN unnest($1::text[], $2::timestamptz[], $3::bigint[]) AS wanted (client_id, event_time, event_seq)
                USING (client_id, event_time, event_seq)
            WHERE unpriced_reason IS NOT NULL AND void_time IS NULL"#,
@@ -129,13 +139,27 @@ pub async fn live_months(
     Ok(rows.into_iter().map(|row| (row.client_id, Month::of(row.month))).collect())
 }
 
-/// Sets the charge of unpriced events, or a new reason why they have none.
-pub async fn set_charges(conn: &mut PgConnection, charges: &[(&str, EventId, Charge)]) -> crate::Result<()> {
-    let clients: Vec<String> = charges.iter().map(|(client_id, ..)| client_id.to_string()).collect();
-    let times: Vec<DateTime<Utc>> = charges.iter().map(|(_, id, _)| id.time).collect();
-    let seqs: Vec<i64> = charges.iter().map(|(_, id, _)| id.seq).collect();
+/// The new charge of an event, or the new reason why it has none.
+#[derive(Clone, Debug)]
+pub struct NewCharge<'a> {
+    pub client_id: &'a str,
+    pub event: EventId,
+    pub charge: Charge,
+    pub tiers: Option<(Month, EventTiers)>,
+}
+
+/// Sets the charges of events. The transaction holds the locks of their months.
+pub async fn set_charges(conn: &mut PgConnection, charges: &[NewCharge<'_>]) -> crate::Result<()> {
+    let clients: Vec<String> = charges.iter().map(|new| new.client_id.to_owned()).collect();
+    let times: Vec<DateTime<Utc>> = charges.iter().map(|new| new.event.time).collect();
+    let seqs: Vec<i64> = charges.iter().map(|new| new.event.seq).collect();
     let (mut amounts, mut prices, mut reasons) = (vec![], vec![], vec![]);
-    for (.., charge) in charges {
+    let (mut tier_months, mut tier_charges, mut tier_uses) = (vec![], vec![], vec![]);
+    for NewCharge { charge, tiers, .. } in charges {
+        let tiers = tiers.as_ref();
+        tier_months.push(tiers.map(|(month, _)| month.first_day()));
+        tier_charges.push(tiers.map(|(_, tiers)| numeric::of(tiers.charge)));
+        tier_uses.push(tiers.map(|(_, tiers)| uses_json(&tiers.uses)));
         let (amount, price, reason) = match *charge {
             Charge::Priced { charge, price_id } => (Some(numeric::of(charge)), Some(price_id), None),
             Charge::Unpriced(reason) => (None, None, Some(reason as i16)),
@@ -145,16 +169,22 @@ pub async fn set_charges(conn: &mut PgConnection, charges: &[(&str, EventId, Cha
         reasons.push(reason);
     }
     sqlx::query!(
-        "UPDATE usage_events t SET charge = new.charge, price_id = new.price_id, unpriced_reason = new.unpriced_reason
-         FROM unnest($1::text[], $2::timestamptz[], $3::bigint[], $4::numeric[], $5::bigint[], $6::smallint[])
-             AS new (client_id, event_time, event_seq, charge, price_id, unpriced_reason)
+        "UPDATE usage_events t SET charge = new.charge, price_id = new.price_id, unpriced_reason = new.unpriced_reason,
+             tier_month = COALESCE(t.tier_month, new.tier_month), tier_charge = new.tier_charge,
+             tier_uses = new.tier_uses::jsonb
+         FROM unnest($1::text[], $2::timestamptz[], $3::bigint[], $4::numeric[], $5::bigint[], $6::smallint[], $7::date[],
+                 $8::numeric[], $9::text[])
+             AS new (client_id, event_time, event_seq, charge, price_id, unpriced_reason, tier_month, tier_charge, tier_uses)
          WHERE t.client_id = new.client_id AND t.event_time = new.event_time AND t.event_seq = new.event_seq",
         &clients,
         &times,
         &seqs,
         &amounts as &[Option<BigDecimal>],
         &prices as &[Option<i64>],
-        &reasons as &[Option<i16>]
+        &reasons as &[Option<i16>],
+        &tier_months as &[Option<NaiveDate>],
+        &tier_charges as &[Option<BigDecimal>],
+        &tier_uses as &[Option<String>]
     )
     .execute(conn)
     .await

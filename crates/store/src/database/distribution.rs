@@ -8,11 +8,12 @@ use crate::locks;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool};
 
 /// The tables that are distributed by their column `client_id`.
-pub const DISTRIBUTED_TABLES: [&str; 10] = [
+pub const DISTRIBUTED_TABLES: [&str; 11] = [
     "usage_months",
     "usage_month_services",
     "usage_days",
     "usage_day_measures",
+    "usage_tiers",
     "pending_usage_days",
     "usage_events",
     "usage_adjustments",

@@ -7,6 +7,7 @@ use crate::usage::record::{EventRow, composites};
 use bigdecimal::BigDecimal;
 use chrono::{DateTime, Utc};
 use meterd_domain::adjustment::{AdjustmentKind, FieldChanges};
+use meterd_domain::decimal::Decimal;
 use meterd_domain::event::{Charge, EventId, PricedEvent};
 use sqlx::types::Json;
 use sqlx::{PgConnection, PgPool};
@@ -20,6 +21,8 @@ pub struct NewAdjustment<'a> {
     pub old: Charge,
     /// `None` if the event was voided.
     pub new: Option<Charge>,
+    /// What the change adds to the cost in addition to the difference of the charges.
+    pub tier_residue: Decimal,
     pub changes: FieldChanges,
 }
 
@@ -43,6 +46,8 @@ pub struct Adjustment {
     pub old: Option<Charge>,
     /// `None` if the event was voided.
     pub new: Option<Charge>,
+    /// What the change added to the cost in addition to the difference of the charges.
+    pub tier_residue: Decimal,
     pub changes: FieldChanges,
     pub reason: String,
     pub actor: String,
@@ -59,6 +64,7 @@ pub async fn insert(
     let (mut clients, mut times, mut seqs, mut changes) = (vec![], vec![], vec![], vec![]);
     let (mut old_charges, mut old_prices, mut old_reasons) = (vec![], vec![], vec![]);
     let (mut new_charges, mut new_prices, mut new_reasons) = (vec![], vec![], vec![]);
+    let mut residues = vec![];
     for adjustment in adjustments {
         clients.push(adjustment.client_id.to_owned());
         times.push(adjustment.event.time);
@@ -71,20 +77,21 @@ pub async fn insert(
         new_charges.push(charge.map(numeric::of));
         new_prices.push(price_id);
         new_reasons.push(reason);
+        residues.push(Some(adjustment.tier_residue).filter(|residue| *residue != Decimal::ZERO).map(numeric::of));
         changes.push((!adjustment.changes.is_empty()).then_some(Json(&adjustment.changes)));
     }
     sqlx::query!(
         "INSERT INTO usage_adjustments (client_id, event_time, event_seq, number, kind, old_charge, old_price_id,
-             old_unpriced_reason, new_charge, new_price_id, new_unpriced_reason, changes, reason, actor, run_id)
+             old_unpriced_reason, new_charge, new_price_id, new_unpriced_reason, changes, reason, actor, run_id, tier_residue)
          SELECT new.client_id, new.event_time, new.event_seq, 1 + COALESCE((
                     SELECT max(a.number) FROM usage_adjustments a
                     WHERE a.client_id = new.client_id AND a.event_time = new.event_time AND a.event_seq = new.event_seq
                 ), 0), $11, new.old_charge, new.old_price_id, new.old_unpriced_reason, new.new_charge, new.new_price_id,
-                new.new_unpriced_reason, new.changes, $12, $13, $14
+                new.new_unpriced_reason, new.changes, $12, $13, $14, new.tier_residue
          FROM unnest($1::text[], $2::timestamptz[], $3::bigint[], $4::numeric[], $5::bigint[], $6::smallint[], $7::numeric[],
-                 $8::bigint[], $9::smallint[], $10::jsonb[])
+                 $8::bigint[], $9::smallint[], $10::jsonb[], $15::numeric[])
              AS new (client_id, event_time, event_seq, old_charge, old_price_id, old_unpriced_reason, new_charge,
-                 new_price_id, new_unpriced_reason, changes)",
+                 new_price_id, new_unpriced_reason, changes, tier_residue)",
         &clients,
         &times,
         &seqs,
@@ -98,7 +105,8 @@ pub async fn insert(
         i16::from(origin.kind),
         origin.reason,
         origin.actor,
-        origin.run_id
+        origin.run_id,
+        &residues as &[Option<BigDecimal>]
     )
     .execute(conn)
     .await
@@ -112,12 +120,34 @@ pub async fn void(conn: &mut PgConnection, events: &[(&str, EventId)]) -> crate:
     let times: Vec<DateTime<Utc>> = events.iter().map(|(_, id)| id.time).collect();
     let seqs: Vec<i64> = events.iter().map(|(_, id)| id.seq).collect();
     sqlx::query!(
-        "UPDATE usage_events t SET void_time = now()
+        "UPDATE usage_events t SET void_time = now(), tier_charge = NULL, tier_uses = NULL
          FROM unnest($1::text[], $2::timestamptz[], $3::bigint[]) AS voided (client_id, event_time, event_seq)
          WHERE t.client_id = voided.client_id AND t.event_time = voided.event_time AND t.event_seq = voided.event_seq",
         &clients,
         &times,
         &seqs
+    )
+    .execute(conn)
+    .await
+    .map(drop)
+    .map_err(Into::into)
+}
+
+/// Sets what remains in the cost of tiers that events do not count in any more. The transaction holds the locks of their months.
+pub async fn set_residues(conn: &mut PgConnection, events: &[(&str, EventId, Decimal)]) -> crate::Result<()> {
+    let clients: Vec<String> = events.iter().map(|(client_id, ..)| (*client_id).to_owned()).collect();
+    let times: Vec<DateTime<Utc>> = events.iter().map(|(_, id, _)| id.time).collect();
+    let seqs: Vec<i64> = events.iter().map(|(_, id, _)| id.seq).collect();
+    let residues: Vec<BigDecimal> = events.iter().map(|(.., residue)| numeric::of(*residue)).collect();
+    sqlx::query!(
+        "UPDATE usage_events t SET tier_residue = NULLIF(new.tier_residue, 0)
+         FROM unnest($1::text[], $2::timestamptz[], $3::bigint[], $4::numeric[])
+             AS new (client_id, event_time, event_seq, tier_residue)
+         WHERE t.client_id = new.client_id AND t.event_time = new.event_time AND t.event_seq = new.event_seq",
+        &clients,
+        &times,
+        &seqs,
+        &residues
     )
     .execute(conn)
     .await
@@ -133,7 +163,8 @@ pub async fn correct(conn: &mut PgConnection, events: &[PricedEvent<'_>]) -> cra
              cached_input_tokens = new.cached_input_tokens, amount = new.amount, charge = new.charge,
              price_id = new.price_id, unpriced_reason = new.unpriced_reason, subject = new.subject,
              external_id = new.external_id, metadata = new.metadata, service_tier = new.service_tier,
-             measures = new.measures, reported_cost = new.reported_cost, labels = new.labels
+             measures = new.measures, reported_cost = new.reported_cost, labels = new.labels,
+             tier_month = COALESCE(t.tier_month, new.tier_month), tier_charge = new.tier_charge, tier_uses = new.tier_uses
          FROM unnest($1::recorded_event[]) AS new
          WHERE t.client_id = new.client_id AND t.event_time = new.event_time AND t.event_seq = new.event_seq",
         composites(events.iter().map(EventRow)) as Vec<Composite<EventRow<'_>>>
@@ -191,6 +222,7 @@ struct AdjustmentRow {
     new_charge: Option<BigDecimal>,
     new_price_id: Option<i64>,
     new_unpriced_reason: Option<i16>,
+    tier_residue: Option<BigDecimal>,
     changes: Option<Json<FieldChanges>>,
     reason: String,
     actor: String,
@@ -208,6 +240,7 @@ impl TryFrom<AdjustmentRow> for Adjustment {
             kind: row.kind.try_into().map_err(crate::StoreError::inconsistent)?,
             old: charge(row.old_charge.as_ref(), row.old_price_id, row.old_unpriced_reason)?,
             new: charge(row.new_charge.as_ref(), row.new_price_id, row.new_unpriced_reason)?,
+            tier_residue: row.tier_residue.as_ref().map(numeric::decimal).transpose()?.unwrap_or_default(),
             changes: row.changes.map(|changes| changes.0).unwrap_or_default(),
             reason: row.reason,
             actor: row.actor,
@@ -231,7 +264,7 @@ pub async fn list(
     let rows = sqlx::query_as!(
         AdjustmentRow,
         r#"SELECT event_time, event_seq, number, kind, old_charge, old_price_id, old_unpriced_reason, new_charge,
-                  new_price_id, new_unpriced_reason, changes AS "changes: Json<FieldChanges>", reason, actor, run_id,
+                  new_price_id, new_unpriced_reason, tier_residue, changes AS "changes: Json<FieldChanges>", reason, actor, run_id,
                   adjust_time
            FROM usage_adjustments
            WHERE client_id = $1 AND ($2::timestamptz IS NULL OR event_time = $2 AND event_seq = $3)

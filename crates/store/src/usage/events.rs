@@ -3,11 +3,14 @@
 use crate::numeric;
 use crate::usage::AsOf;
 use crate::usage::keys::charge;
+use crate::usage::tiers;
 use bigdecimal::BigDecimal;
 use chrono::{DateTime, NaiveDate, Utc};
 use meterd_domain::decimal::Decimal;
 use meterd_domain::event::{Charge, EventId, Labels, UsageEvent};
 use meterd_domain::measures::Measures;
+use meterd_domain::period::Month;
+use meterd_domain::tiers::EventTiers;
 use sqlx::PgPool;
 use sqlx::types::Json;
 
@@ -19,9 +22,21 @@ pub struct RecordedEvent {
     /// Day in the time zone of the client.
     pub day: NaiveDate,
     pub charge: Charge,
+    pub tiers: RecordedTiers,
     /// When the event was voided. A voided event counts in no sum.
     pub void_time: Option<DateTime<Utc>>,
     pub record_time: DateTime<Utc>,
+}
+
+/// What a recorded event has to do with tiers.
+#[derive(Clone, Debug, Default)]
+pub struct RecordedTiers {
+    /// The month in whose tiers the event counts, or counted.
+    pub month: Option<Month>,
+    /// The part of the charge that is computed by tiers.
+    pub current: Option<EventTiers>,
+    /// What remains in the cost of tiers that the event does not count in any more.
+    pub residue: Decimal,
 }
 
 /// A row of `usage_events`.
@@ -51,6 +66,11 @@ pub struct EventRow {
     pub reported_cost: Option<BigDecimal>,
     /// As JSON.
     pub labels: Option<String>,
+    pub tier_month: Option<NaiveDate>,
+    pub tier_charge: Option<BigDecimal>,
+    /// As JSON.
+    pub tier_uses: Option<String>,
+    pub tier_residue: Option<BigDecimal>,
     pub void_time: Option<DateTime<Utc>>,
     pub record_time: DateTime<Utc>,
 }
@@ -78,6 +98,16 @@ impl TryFrom<EventRow> for RecordedEvent {
             id: EventId { time: row.event_time, seq: row.event_seq },
             day: row.day,
             charge: charge(row.charge.as_ref(), row.price_id, row.unpriced_reason)?.ok_or_else(without_charge)?,
+            tiers: RecordedTiers {
+                month: row.tier_month.map(Month::of),
+                current: match (&row.tier_charge, &row.tier_uses) {
+                    (Some(charge), Some(uses)) => {
+                        Some(EventTiers { charge: numeric::decimal(charge)?, uses: tiers::uses(uses)? })
+                    }
+                    _ => None,
+                },
+                residue: row.tier_residue.as_ref().map(numeric::decimal).transpose()?.unwrap_or_default(),
+            },
             void_time: row.void_time,
             record_time: row.record_time,
             event: UsageEvent {
@@ -119,7 +149,8 @@ pub async fn find(pool: &PgPool, client_id: &str, id: EventId) -> crate::Result<
         r#"SELECT client_id, event_time, event_seq, day, service, operation, model, units, input_tokens, output_tokens,
                cached_input_tokens, amount, charge, price_id, unpriced_reason, subject, external_id, idempotency_key,
                metadata::text AS metadata, service_tier,
-               measures::text AS measures, reported_cost, labels::text AS labels, void_time, record_time
+               measures::text AS measures, reported_cost, labels::text AS labels, tier_month, tier_charge, tier_uses::text AS tier_uses,
+               tier_residue, void_time, record_time
            FROM usage_events WHERE client_id = $1 AND event_time = $2 AND event_seq = $3"#,
         client_id,
         id.time,

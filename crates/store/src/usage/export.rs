@@ -64,6 +64,7 @@ pub struct ExportRow {
     pub reported_cost: Option<Numeric>,
     /// JSON text.
     pub labels: Option<String>,
+    pub tier_residue: Option<Numeric>,
     pub void_time: Option<DateTime<Utc>>,
     pub record_time: DateTime<Utc>,
 }
@@ -116,7 +117,7 @@ fn stream<'a>(
         r#"SELECT client_id, event_time, event_seq, day, service, operation, model, units AS "units: Numeric", input_tokens,
                output_tokens, cached_input_tokens, amount AS "amount: Numeric", charge AS "charge: Numeric", price_id,
                unpriced_reason, subject, external_id, idempotency_key, metadata::text AS metadata, service_tier,
-               measures::text AS measures, reported_cost AS "reported_cost: Numeric", labels::text AS labels, void_time, record_time
+               measures::text AS measures, reported_cost AS "reported_cost: Numeric", labels::text AS labels, tier_residue AS "tier_residue: Numeric", void_time, record_time
            FROM usage_events
            WHERE ($1::text IS NULL OR client_id = $1)
              AND event_time >= COALESCE($2, '-infinity'::timestamptz) AND event_time < COALESCE($3, 'infinity'::timestamptz)

@@ -191,7 +191,8 @@ async fn rows(conn: &mut PgConnection, month: Month, ids: &Ids) -> crate::Result
         r#"SELECT e.client_id, e.event_time, e.event_seq, day, service, operation, model, units, input_tokens,
                output_tokens, cached_input_tokens, amount, charge, price_id, unpriced_reason, subject, external_id,
                idempotency_key, metadata::text AS metadata, service_tier,
-               measures::text AS measures, reported_cost, labels::text AS labels, void_time, record_time
+               measures::text AS measures, reported_cost, labels::text AS labels, tier_month, tier_charge, tier_uses::text AS tier_uses,
+               tier_residue, void_time, record_time
            FROM unnest($1::text[], $2::timestamptz[], $3::bigint[]) AS wanted (client_id, event_time, event_seq)
            CROSS JOIN LATERAL (
                SELECT DISTINCT ON (client_id) * FROM usage_events AS e

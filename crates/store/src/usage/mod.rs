@@ -19,6 +19,7 @@ pub mod reprice;
 pub mod rollups;
 pub mod summaries;
 pub mod summary_totals;
+pub mod tiers;
 pub mod verify;
 pub mod verify_adjustments;
 pub mod verify_keys;
@@ -150,7 +151,7 @@ pub async fn platform(pool: &PgPool, month: Month) -> crate::Result<AsOf<Platfor
                sum(input_tokens)::bigint AS "input_tokens!", sum(output_tokens)::bigint AS "output_tokens!",
                sum(cached_input_tokens)::bigint AS "cached_input_tokens!", sum(cost) AS "cost!: Numeric",
                sum(unpriced_event_count)::bigint AS "unpriced_event_count!"
-           FROM all_usage_month_services WHERE month = $1 AND request_count > 0
+           FROM all_usage_month_services WHERE month = $1 AND (request_count > 0 OR cost <> 0)
            GROUP BY service ORDER BY sum(cost) DESC, service"#,
         month.first_day()
     )

@@ -10,6 +10,7 @@ use meterd_domain::decimal::Total;
 use meterd_domain::event::{PayloadHash, PricedEvent, labels_json};
 use meterd_domain::measures;
 use meterd_domain::rollup::{DayKey, DayMeasureKey, MonthServiceKey, Sums};
+use meterd_domain::tiers::uses_json;
 use sqlx::PgConnection;
 use std::collections::HashSet;
 
@@ -146,7 +147,8 @@ pub async fn copy(conn: &mut PgConnection, generation: i32, events: &[NewEvent<'
     let rows =
         "COPY usage_events (client_id, event_time, event_seq, day, service, operation, model, units, input_tokens,
         output_tokens, cached_input_tokens, amount, charge, price_id, unpriced_reason, subject, external_id,
-        idempotency_key, metadata, service_tier, measures, reported_cost, labels) FROM STDIN (FORMAT binary)";
+        idempotency_key, metadata, service_tier, measures, reported_cost, labels, tier_month, tier_charge, tier_uses)
+        FROM STDIN (FORMAT binary)";
     let mut copy = CopyIn::begin(conn, rows).await?;
     for event in events {
         copy.add(&EventRow(&event.priced)).await?;
@@ -192,10 +194,10 @@ pub(super) struct EventRow<'a>(pub &'a PricedEvent<'a>);
 
 impl Fields for EventRow<'_> {
     const TYPE: &'static str = "recorded_event";
-    const COUNT: u16 = 23;
+    const COUNT: u16 = 26;
 
     fn put(&self, row: &mut Row<'_>) {
-        let PricedEvent { event, id, day, charge } = self.0;
+        let PricedEvent { event, id, day, charge, tiers } = self.0;
         row.text(&event.client_id);
         row.time(id.time);
         row.int8(id.seq);
@@ -220,6 +222,10 @@ impl Fields for EventRow<'_> {
         row.jsonb(measures::to_json(&event.measures.others).as_deref());
         row.decimal(event.measures.reported_cost);
         row.jsonb(labels_json(&event.labels).as_deref());
+        let tiers = tiers.as_ref();
+        row.date(tiers.map(|(month, _)| month.first_day()));
+        row.decimal(tiers.map(|(_, tiers)| tiers.charge));
+        row.jsonb(tiers.map(|(_, tiers)| uses_json(&tiers.uses)).as_deref());
     }
 }
 

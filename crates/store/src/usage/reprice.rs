@@ -2,6 +2,7 @@
 
 use crate::numeric::{self, Numeric};
 use crate::usage::events::{EventRow, RecordedEvent};
+use crate::usage::tiers;
 use bigdecimal::BigDecimal;
 use chrono::{DateTime, NaiveDate, Utc};
 use meterd_domain::decimal::Total;
@@ -165,6 +166,7 @@ pub async fn advance(
 
 /// Finishes a run.
 pub async fn finish(conn: &mut PgConnection, run_id: i64) -> crate::Result<()> {
+    tiers::delete_of_run(conn, run_id).await?;
     sqlx::query!("UPDATE reprice_runs SET finish_time = now() WHERE run_id = $1", run_id)
         .execute(conn)
         .await
@@ -204,7 +206,8 @@ pub async fn next_events(
         EventRow,
         "SELECT client_id, event_time, event_seq, day, service, operation, model, units, input_tokens, output_tokens,
              cached_input_tokens, amount, charge, price_id, unpriced_reason, subject, external_id, idempotency_key,
-             metadata::text AS metadata, service_tier, measures::text AS measures, reported_cost, labels::text AS labels, void_time, record_time
+             metadata::text AS metadata, service_tier, measures::text AS measures, reported_cost, labels::text AS labels, tier_month, tier_charge, tier_uses::text AS tier_uses,
+               tier_residue, void_time, record_time
          FROM usage_events
          WHERE client_id = $1 AND (event_time, event_seq) > (COALESCE($2, '-infinity'::timestamptz), $3)
            AND event_time >= $6 AND event_time < $7 AND day BETWEEN $4 AND $5 AND void_time IS NULL

@@ -19,9 +19,10 @@ mod price;
 pub use preview::preview;
 
 use super::{Outcome, SharedState, Submission};
-use crate::ledger::{self, AlertBounds, AlertEffect, ClientSettings, Method, Posted, Versioned};
+use crate::ledger::{self, AlertBounds, AlertEffect, ClientSettings, Method, Posted, Tiers, Versioned};
 use claim::Claims;
 use date::{Clients, Dated, date};
+use meterd_domain::catalog::Catalog;
 use meterd_domain::event::PricedEvent;
 use meterd_domain::period::Month;
 use meterd_store::locks::Versions;
@@ -112,8 +113,9 @@ impl Recorder {
         let Some(holders) = outcome::none_in_closed(&closed, &dated, &claims) else { return Ok(None) };
         let priced = price(&catalog, &dated, &claims, &holders.of);
         let bounds = AlertBounds::new(&shared.alert_settings, &self.settings);
-        // A refused event may be a repeat. To find out, its key must be looked up, which needs a transaction.
-        if priced.new.len() < claims.event_of.len() {
+        // A refused event may be a repeat. To find out, its key must be looked up, which needs a transaction. So do tiers, because a
+        // charge depends on what its month has after its row is locked.
+        if priced.new.len() < claims.event_of.len() || priced.is_tiered {
             return Ok(None);
         }
         let tried = ledger::try_record(conn, &versions, &priced.new, &bounds).await?;
@@ -162,11 +164,16 @@ impl Recorder {
             let claims = Claims::of(&dated, clients);
             let closed = shared.key_filters.closed_before(tx.versions.key_generation);
             let holders = outcome::find_in_closed(tx.conn(), &closed, &dated, &claims).await?;
-            let priced = price(&catalog, &dated, &claims, &holders.of);
-            let copies = may_copy && priced.new.len() >= self.copy_events_min && self.copy_pause.is_over();
+            let mut priced = price(&catalog, &dated, &claims, &holders.of);
+            let copies =
+                may_copy && !priced.is_tiered && priced.new.len() >= self.copy_events_min && self.copy_pause.is_over();
             let method = if copies { Method::Copy } else { Method::Statement };
             let bounds = AlertBounds::new(&shared.alert_settings, &self.settings);
-            match tx.post(&priced.new, method, &bounds).await {
+            let posted = match priced.is_tiered {
+                true => post_tiered(tx, &catalog, &mut priced, &bounds).await,
+                false => tx.post(&priced.new, method, &bounds).await,
+            };
+            match posted {
                 Err(error) if method == Method::Copy && error.is_unique_violation() => {
                     may_copy = false;
                     self.copy_pause.begin();
@@ -197,6 +204,25 @@ impl Prepared<'_> {
         }
         earlier
     }
+}
+
+/// Posts events of which some are charged by tiers: claims their keys, locks their months, and then charges them.
+async fn post_tiered<'c>(
+    tx: Versioned<'c>,
+    catalog: &Catalog,
+    priced: &mut Priced<'_>,
+    bounds: &AlertBounds<'_>,
+) -> meterd_store::Result<Posted<'c>> {
+    let mut claimed = tx.claim_keys(&priced.new).await?;
+    let months = priced.months(|new| claimed.is_claimed(new));
+    if !months.is_empty() {
+        let locked = months.iter().map(|(client_id, month)| (Arc::from(client_id.as_str()), *month)).collect();
+        claimed.lock_months(&locked).await?;
+        let mut tiers = Tiers::read(claimed.conn(), catalog, &months).await?;
+        priced.charge(&mut tiers, |new| claimed.is_claimed(new));
+        tiers.write(claimed.conn()).await?;
+    }
+    claimed.post(&priced.new, bounds).await
 }
 
 /// Runs the effects, decides the outcomes, and commits.

@@ -41,7 +41,11 @@ pub async fn preview(
     outcome::find_in_current(tx.conn(), &dated, &claims, &mut holders).await?;
     let earlier = holders.known();
     let mut holders = holders.of;
-    let priced = price(&catalog, &dated, &claims, &holders);
+    let mut priced = price(&catalog, &dated, &claims, &holders);
+    if priced.is_tiered {
+        let mut tiers = Tiers::read(tx.conn(), &catalog, &priced.months(|_| true)).await?;
+        priced.charge(&mut tiers, |_| true);
+    }
     for (claim, new) in priced.claims.iter().zip(&priced.new) {
         let NewEvent { priced, payload_hash, .. } = new;
         holders[*claim] = Some(KeyHolder { payload_hash: **payload_hash, id: priced.id, charge: Some(priced.charge) });

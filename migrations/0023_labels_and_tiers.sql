@@ -1,4 +1,4 @@
--- Labels and reported costs of events, and prices for one client.
+-- Labels and reported costs of events, prices for one client, and rates with tiers.
 SET LOCAL lock_timeout = '5s';
 SELECT pg_advisory_xact_lock(7882834701841596417); -- the versions lock: batches that price without them end first
 
@@ -6,7 +6,9 @@ ALTER TABLE prices
     -- The price is only for this client. '': for any.
     ADD COLUMN client_id text COLLATE "C" NOT NULL DEFAULT '',
     -- Factor of the cost that the provider reports.
-    ADD COLUMN reported_cost numeric;
+    ADD COLUMN reported_cost numeric,
+    -- Rates with tiers: [{"component": "unit", "mode": 1, "package_size": "1", "tiers": [{"above": "0", "rate": "0.01", "flat_fee": "0"}]}].
+    ADD COLUMN tiers jsonb NOT NULL DEFAULT '[]';
 DROP INDEX prices_scope;
 CREATE UNIQUE INDEX prices_scope
     ON prices (client_id, service, operation, model, service_tier, above_input_tokens, effective_time)
@@ -20,7 +22,40 @@ ALTER TABLE usage_events
     -- What the provider charges by its own report. Its sums, and the number of events that have one, are in usage_day_measures.
     ADD COLUMN reported_cost numeric,
     -- What the event can be grouped by: {"project": "apollo"}. NULL if it has no label.
-    ADD COLUMN labels jsonb;
+    ADD COLUMN labels jsonb,
+    -- The month in whose tiers the event counts, or counted. It stays if the event moves to another month. NULL: in none so far.
+    ADD COLUMN tier_month date,
+    -- The part of the charge that is computed by tiers. NULL if the charge has none, or the event is voided.
+    ADD COLUMN tier_charge numeric,
+    -- The quantities that the month had before the event, and those of the event: {"unit": ["100", "50"]}. NULL as tier_charge.
+    ADD COLUMN tier_uses jsonb,
+    -- What remains in the cost of tiers that the event does not count in any more. NULL: nothing. Part of the cost of the event's
+    -- day in addition to the charge, also if the event is voided.
+    ADD COLUMN tier_residue numeric;
+
+-- The quantities of months that are charged by tiers.
+CREATE TABLE usage_tiers (
+    client_id  text COLLATE "C" NOT NULL,
+    month      date NOT NULL,
+    price_id   bigint NOT NULL,
+    component  text COLLATE "C" NOT NULL,
+    quantity   numeric NOT NULL,
+    PRIMARY KEY (client_id, month, price_id, component)
+);
+
+-- What a change of an event adds to the cost in addition to the difference of the charges. NULL: nothing.
+ALTER TABLE usage_adjustments ADD COLUMN tier_residue numeric;
+
+-- The quantities of usage_tiers as a dry run has changed them.
+CREATE TABLE reprice_tiers (
+    run_id     bigint NOT NULL,
+    client_id  text COLLATE "C" NOT NULL,
+    month      date NOT NULL,
+    price_id   bigint NOT NULL,
+    component  text COLLATE "C" NOT NULL,
+    quantity   numeric NOT NULL,
+    PRIMARY KEY (run_id, client_id, month, price_id, component)
+);
 
 -- A row of usage_events. The type event_row, and the functions that take it, remain for replicas of the previous release.
 CREATE TYPE recorded_event AS (
@@ -46,7 +81,10 @@ CREATE TYPE recorded_event AS (
     service_tier         text,
     measures             jsonb,
     reported_cost        numeric,
-    labels               jsonb
+    labels               jsonb,
+    tier_month           date,
+    tier_charge          numeric,
+    tier_uses            jsonb
 );
 
 -- Adds new events to the sums of their months, appends pending rows for their days, adds their measures, and inserts the events.
@@ -69,7 +107,7 @@ BEGIN
     IF cardinality(events) > 0 THEN
         INSERT INTO usage_events (client_id, event_time, event_seq, day, service, operation, model, units, input_tokens,
             output_tokens, cached_input_tokens, amount, charge, price_id, unpriced_reason, subject, external_id,
-            idempotency_key, metadata, service_tier, measures, reported_cost, labels)
+            idempotency_key, metadata, service_tier, measures, reported_cost, labels, tier_month, tier_charge, tier_uses)
         SELECT * FROM unnest(events);
     END IF;
 END $$;

@@ -1,0 +1,382 @@
+//! Rates that depend on how much a client has used in a month.
+//!
+//! A tiered rate has a function F: F(q) is the cost of the quantity q of a month. An event that takes the quantity of its client from
+//! a to b is charged F(b) − F(a), and an event that no longer counts gives F(a) − F(b) back, where b is the quantity at that time. So the
+//! cost of the month is F of its quantity, whatever the order of the events is.
+
+use crate::alert::numbered;
+use crate::decimal::{DECIMALS, Decimal, RATE_DECIMALS, Rate, divide_half_even, plain};
+use crate::price::{PRODUCT_DECIMALS, product};
+use ethnum::I256;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Maximum number of tiers of a rate.
+pub const TIERS_MAX: usize = 32;
+/// Maximum number of tiered rates of a price.
+pub const TIERED_RATES_MAX: usize = 8;
+/// Maximum quantity that is charged by tiers in a month: 10^16. So every cost is below 10^26, which fits into [`Decimal`].
+pub const TIER_QUANTITY_MAX: Decimal = Decimal::from_scaled(10i128.pow(16 + DECIMALS));
+
+/// How the tiers of a rate apply. The database stores the numbers of the proto enum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(i16)]
+pub enum TierMode {
+    /// Each part of the quantity has the rate of its tier.
+    Graduated = 1,
+    /// The whole quantity has the rate of the tier that it reaches.
+    Volume = 2,
+    /// The rate is for a package, and a package that is begun is charged as a whole.
+    Package = 3,
+}
+numbered!(TierMode, "mode of tiers", [Graduated, Volume, Package]);
+
+/// A tier: it begins above a quantity, and ends with the beginning of the next one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tier {
+    /// The tier is for the quantity above this one. 0 for the first tier.
+    pub above: Decimal,
+    /// Per unit, or per package.
+    pub rate: Rate,
+    /// Charged once if the quantity is above `above`.
+    pub flat_fee: Rate,
+}
+
+/// A rate with tiers for one component of a price.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TieredRate {
+    /// `unit`, `input_token`, `output_token`, `cached_input_token`, or the name of another measure.
+    pub component: Arc<str>,
+    pub mode: TierMode,
+    /// Ascending. The first begins above 0.
+    pub tiers: Vec<Tier>,
+    /// Quantity of a package, at least 1. Only used by [`TierMode::Package`].
+    pub package_size: Decimal,
+}
+
+/// A part of the charge of an event by a tiered rate. A negative quantity takes back what earlier events of the month were charged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TierLine {
+    pub above: Decimal,
+    pub quantity: Decimal,
+    pub rate: Rate,
+    /// The exact product and the fee of the tier, in units of 10^-38.
+    pub amount: I256,
+}
+
+/// What an event has used of one component.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TierUse {
+    pub component: Arc<str>,
+    /// The quantity of the month before the event.
+    pub before: Decimal,
+    /// The quantity of the event.
+    pub quantity: Decimal,
+}
+
+/// The part of the charge of an event that is computed by tiers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EventTiers {
+    /// May be negative if a volume rate falls.
+    pub charge: Decimal,
+    pub uses: Vec<TierUse>,
+}
+
+/// The quantities that a client has used in a month, by price and component.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MonthUse(pub BTreeMap<(i64, Arc<str>), Decimal>);
+
+impl MonthUse {
+    fn of(&mut self, price_id: i64, component: &Arc<str>) -> &mut Decimal {
+        self.0.entry((price_id, component.clone())).or_default()
+    }
+}
+
+fn plus(left: Decimal, right: Decimal) -> Decimal {
+    Decimal::from_scaled(left.scaled() + right.scaled())
+}
+
+fn minus(left: Decimal, right: Decimal) -> Decimal {
+    Decimal::from_scaled(left.scaled() - right.scaled())
+}
+
+fn fee(tier: &Tier) -> I256 {
+    I256::from(tier.flat_fee.scaled()) * I256::from(10i128.pow(PRODUCT_DECIMALS - RATE_DECIMALS))
+}
+
+impl TierLine {
+    /// Returns the exact amount in plain digits.
+    pub fn amount_text(&self) -> String {
+        plain(self.amount, PRODUCT_DECIMALS as usize)
+    }
+}
+
+impl MonthUse {
+    /// Returns the cost of the quantities. `tiers_of` returns the tiered rates of a price.
+    pub fn cost<'a>(&self, tiers_of: impl Fn(i64) -> &'a [TieredRate]) -> Decimal {
+        let of = |((price_id, component), quantity): (&(i64, Arc<str>), &Decimal)| {
+            let rate = tiers_of(*price_id).iter().find(|rate| rate.component == *component);
+            rate.map_or(Decimal::ZERO, |rate| rate.cost(*quantity))
+        };
+        self.0.iter().map(of).fold(Decimal::ZERO, plus)
+    }
+}
+
+impl TieredRate {
+    /// Returns the rates of the tiers.
+    pub fn rates(&self) -> impl Iterator<Item = Rate> {
+        self.tiers.iter().map(|tier| tier.rate)
+    }
+
+    /// Returns F of a quantity from 0 to [`TIER_QUANTITY_MAX`], rounded half to even to 12 decimals.
+    pub fn cost(&self, quantity: Decimal) -> Decimal {
+        let exact: I256 = self.parts(quantity).iter().map(|line| line.amount).sum();
+        let rounded = divide_half_even(exact, I256::from(10i128.pow(PRODUCT_DECIMALS - DECIMALS)));
+        Decimal::from_scaled(rounded.as_i128())
+    }
+
+    /// Returns the parts of the cost of a quantity, one for each tier that it uses.
+    fn parts(&self, quantity: Decimal) -> Vec<TierLine> {
+        let reached = self.tiers.partition_point(|tier| tier.above < quantity);
+        let line = |tier: &Tier, quantity: Decimal| TierLine {
+            above: tier.above,
+            quantity,
+            rate: tier.rate,
+            amount: product(quantity, tier.rate, 100) + fee(tier),
+        };
+        let reached = &self.tiers[..reached];
+        match self.mode {
+            TierMode::Graduated => {
+                let ends = reached.iter().skip(1).map(|tier| tier.above).chain([quantity]);
+                reached.iter().zip(ends).map(|(tier, end)| line(tier, minus(end, tier.above))).collect()
+            }
+            TierMode::Volume => reached.last().map(|tier| line(tier, quantity)).into_iter().collect(),
+            TierMode::Package => reached.first().map(|tier| line(tier, self.packages(quantity))).into_iter().collect(),
+        }
+    }
+
+    /// Returns the number of packages that a quantity begins.
+    fn packages(&self, quantity: Decimal) -> Decimal {
+        let size = self.package_size.scaled();
+        Decimal::from_scaled((quantity.scaled() + size - 1) / size * Decimal::ONE.scaled())
+    }
+
+    /// Returns the parts of F(`after`) − F(`before`). Parts that cancel each other are left out.
+    pub fn lines(&self, before: Decimal, after: Decimal) -> Vec<TierLine> {
+        let mut lines: Vec<TierLine> = vec![];
+        let (added, taken) = (self.parts(after), self.parts(before));
+        let taken = taken.into_iter().map(|line| TierLine {
+            quantity: Decimal::from_scaled(-line.quantity.scaled()),
+            amount: -line.amount,
+            ..line
+        });
+        for line in taken.chain(added) {
+            match lines.iter_mut().find(|of| of.above == line.above) {
+                Some(of) => {
+                    of.quantity = plus(of.quantity, line.quantity);
+                    of.amount += line.amount;
+                }
+                None => lines.push(line),
+            }
+        }
+        lines.retain(|line| line.quantity != Decimal::ZERO || line.amount != I256::ZERO);
+        lines
+    }
+}
+
+/// Formats what an event has used as a JSON object: `{"unit": ["100", "50"]}` if it took the units of the month from 100 to 150.
+pub fn uses_json(uses: &[TierUse]) -> String {
+    let of =
+        |TierUse { component, before, quantity }: &TierUse| format!("\"{component}\":[\"{before}\",\"{quantity}\"]");
+    // Names and decimals need no escapes.
+    format!("{{{}}}", uses.iter().map(of).collect::<Vec<_>>().join(","))
+}
+
+/// Adds an event with these quantities to the month of its client. Returns what its price charges by tiers, or `None`, and changes
+/// nothing, if a quantity would be above [`TIER_QUANTITY_MAX`].
+pub fn add(used: &mut MonthUse, price_id: i64, quantities: &[(&TieredRate, Decimal)]) -> Option<EventTiers> {
+    let mut tiers = EventTiers::default();
+    for (rate, quantity) in quantities {
+        let before = *used.of(price_id, &rate.component);
+        let after = plus(before, *quantity);
+        if after > TIER_QUANTITY_MAX {
+            return None;
+        }
+        tiers.charge = plus(tiers.charge, minus(rate.cost(after), rate.cost(before)));
+        tiers.uses.push(TierUse { component: rate.component.clone(), before, quantity: *quantity });
+    }
+    for TierUse { component, quantity, .. } in &tiers.uses {
+        let of = used.of(price_id, component);
+        *of = plus(*of, *quantity);
+    }
+    Some(tiers)
+}
+
+/// Removes an event from the month of its client. Returns what remains of its charge by tiers: the cost of the month must fall by
+/// F(b) − F(a), where b is the present quantity, and this is another amount than the event was charged if other events came after
+/// it.
+pub fn remove(used: &mut MonthUse, price_id: i64, rates: &[TieredRate], tiers: &EventTiers) -> Decimal {
+    let mut rest = tiers.charge;
+    for TierUse { component, quantity, .. } in &tiers.uses {
+        let of = used.of(price_id, component);
+        let after = minus(*of, *quantity);
+        if let Some(rate) = rates.iter().find(|rate| rate.component == *component) {
+            rest = plus(rest, minus(rate.cost(after), rate.cost(*of)));
+        }
+        *of = after;
+    }
+    rest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn decimal(text: &str) -> Decimal {
+        Decimal::parse(text).unwrap()
+    }
+
+    fn rate(mode: TierMode, tiers: &[(&str, &str, &str)], package_size: &str) -> TieredRate {
+        let tier = |(above, rate, flat_fee): &(&str, &str, &str)| Tier {
+            above: decimal(above),
+            rate: Rate::parse(rate).unwrap(),
+            flat_fee: Rate::parse(flat_fee).unwrap(),
+        };
+        let tiers = tiers.iter().map(tier).collect();
+        TieredRate { component: "unit".into(), mode, tiers, package_size: decimal(package_size) }
+    }
+
+    #[test]
+    fn the_cost_of_a_quantity_is_that_of_its_tiers() {
+        let tiers = [("0", "0.10", "0"), ("100", "0.05", "0"), ("1000", "0.01", "2")];
+        let graduated = rate(TierMode::Graduated, &tiers, "1");
+        let volume = rate(TierMode::Volume, &tiers, "1");
+        for (quantity, by_parts, as_a_whole) in [
+            ("0", "0", "0"),
+            ("0.5", "0.05", "0.05"),
+            ("100", "10", "10"),
+            ("101", "10.05", "5.05"),
+            ("1000", "55", "50"),
+            ("1000.5", "57.005", "12.005"),
+            ("2000", "67", "22"),
+        ] {
+            assert_eq!(graduated.cost(decimal(quantity)).to_string(), by_parts, "{quantity}");
+            assert_eq!(volume.cost(decimal(quantity)).to_string(), as_a_whole, "{quantity}");
+        }
+        let packages = rate(TierMode::Package, &[("0", "5", "0")], "1000");
+        for (quantity, cost) in [("0", "0"), ("0.000000000001", "5"), ("1000", "5"), ("1000.1", "10"), ("5000", "25")] {
+            assert_eq!(packages.cost(decimal(quantity)).to_string(), cost, "{quantity}");
+        }
+    }
+
+    #[test]
+    fn the_parts_of_an_event_are_those_of_its_tiers() {
+        let tiers = [("0", "0.10", "1"), ("100", "0.05", "2")];
+        let lines = |mode, before, after| {
+            let lines = rate(mode, &tiers, "30").lines(decimal(before), decimal(after));
+            let line = |line: TierLine| {
+                let amount = divide_half_even(line.amount, I256::from(10i128.pow(PRODUCT_DECIMALS - DECIMALS)));
+                let amount = Decimal::from_scaled(amount.as_i128()).to_string();
+                (line.above.to_string(), line.quantity.to_string(), amount)
+            };
+            lines.into_iter().map(line).collect::<Vec<_>>()
+        };
+        let text = |parts: &[(&str, &str, &str)]| {
+            parts
+                .iter()
+                .map(|(above, quantity, amount)| (above.to_string(), quantity.to_string(), amount.to_string()))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(lines(TierMode::Graduated, "0", "40"), text(&[("0", "40", "5")]));
+        assert_eq!(lines(TierMode::Graduated, "90", "110"), text(&[("0", "10", "1"), ("100", "10", "2.5")]));
+        assert_eq!(lines(TierMode::Graduated, "110", "120"), text(&[("100", "10", "0.5")]));
+        assert_eq!(lines(TierMode::Volume, "90", "110"), text(&[("0", "-90", "-10"), ("100", "110", "7.5")]));
+        assert_eq!(lines(TierMode::Package, "10", "30"), text(&[]));
+        assert_eq!(lines(TierMode::Package, "10", "61"), text(&[("0", "2", "0.2")]));
+    }
+
+    #[test]
+    fn a_quantity_above_the_maximum_is_not_charged() {
+        let rate = rate(TierMode::Graduated, &[("0", "999999999", "0")], "1");
+        let mut used = MonthUse::default();
+        let most = TIER_QUANTITY_MAX;
+        assert!(add(&mut used, 1, &[(&rate, most)]).is_some());
+        let before = used.clone();
+        assert_eq!(add(&mut used, 1, &[(&rate, decimal("0.000000000001"))]), None);
+        assert_eq!(used, before);
+    }
+
+    fn any_rate() -> impl Strategy<Value = TieredRate> {
+        let tier = (1u32..500, 0u32..1_000_000, 0u32..3);
+        (1i16..=3, prop::collection::vec(tier, 1..5), 1u32..200).prop_map(|(mode, tiers, size)| {
+            let mut above = 0;
+            let mode = TierMode::try_from(mode).unwrap();
+            let count = if mode == TierMode::Package { 1 } else { tiers.len() };
+            let tiers = tiers.into_iter().take(count).map(|(width, rate, fee)| {
+                let tier = Tier {
+                    above: decimal(&above.to_string()),
+                    rate: Rate::parse(&format!("0.0000000{rate:07}")).unwrap(),
+                    flat_fee: Rate::parse(&fee.to_string()).unwrap(),
+                };
+                above += width;
+                tier
+            });
+            TieredRate {
+                component: "unit".into(),
+                mode,
+                tiers: tiers.collect(),
+                package_size: decimal(&size.to_string()),
+            }
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(1_000))]
+        /// Adds and removes events in any order: charges and what remains of removed ones are F of what counts.
+        #[test]
+        fn the_cost_of_a_month_does_not_depend_on_the_order_of_its_events(
+            rate in any_rate(), steps in prop::collection::vec((any::<bool>(), 0u64..400_000_000, 0usize..20), 1..40),
+        ) {
+            let mut used = MonthUse::default();
+            let mut events: Vec<EventTiers> = vec![];
+            let (mut cost, mut quantity) = (Decimal::ZERO, Decimal::ZERO);
+            for (adds, micros, at) in steps {
+                if adds || events.is_empty() {
+                    let units = Decimal::from_scaled(i128::from(micros) * 1_000_000);
+                    let tiers = add(&mut used, 7, &[(&rate, units)]).unwrap();
+                    cost = plus(cost, tiers.charge);
+                    quantity = plus(quantity, units);
+                    let lines = rate.lines(tiers.uses[0].before, quantity);
+                    let exact: I256 = lines.iter().map(|line| line.amount).sum();
+                    let rounded = divide_half_even(exact, I256::from(10i128.pow(26))).as_i128();
+                    prop_assert!((rounded - tiers.charge.scaled()).abs() <= 1, "{} {}", rounded, tiers.charge);
+                    events.push(tiers);
+                } else {
+                    let removed = events.remove(at % events.len());
+                    let rest = remove(&mut used, 7, std::slice::from_ref(&rate), &removed);
+                    cost = plus(minus(cost, removed.charge), rest);
+                    quantity = minus(quantity, removed.uses[0].quantity);
+                }
+                prop_assert_eq!(cost, rate.cost(quantity));
+            }
+        }
+
+        /// Compares with a sum over single units.
+        #[test]
+        fn graduated_tiers_charge_each_unit_at_its_rate(rate in any_rate(), units in 0u32..1_500) {
+            let rate = TieredRate { mode: TierMode::Graduated, ..rate };
+            let mut exact = I256::ZERO;
+            for unit in 1..=units {
+                let quantity = decimal(&unit.to_string());
+                let tier = rate.tiers.iter().rfind(|tier| tier.above < quantity).unwrap();
+                exact += I256::from(tier.rate.scaled()) * I256::from(10i128.pow(14));
+                if plus(tier.above, Decimal::ONE) == quantity {
+                    exact += I256::from(tier.flat_fee.scaled()) * I256::from(10i128.pow(14));
+                }
+            }
+            let expected = divide_half_even(exact, I256::from(10i128.pow(26))).as_i128();
+            prop_assert_eq!(rate.cost(decimal(&units.to_string())).scaled(), expected);
+        }
+    }
+}
