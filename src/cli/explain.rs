@@ -1,4 +1,6 @@
-//! `meterd explain`: shows where the charge of an event comes from.
+//! `meterd explain`: shows where the charge of an event, or the cost of days, comes from.
+
+mod usage;
 
 use super::chart::table;
 use super::connect::{self, ConnectArgs};
@@ -16,15 +18,21 @@ pub struct ExplainArgs {
     #[arg(value_name = "CLIENT")]
     pub client: String,
     /// Id of the event, as in an export
-    #[arg(value_name = "EVENT_ID")]
-    pub event: String,
+    #[arg(value_name = "EVENT_ID", required_unless_present_any = ["month", "start"], conflicts_with_all = ["month", "start", "end"])]
+    pub event: Option<String>,
+    /// Explain the cost of days instead, by price
+    #[command(flatten)]
+    pub usage: usage::UsageArgs,
     #[command(flatten)]
     pub connect: ConnectArgs,
 }
 
 /// Prints the event, its price, the components of the charge, and its adjustments.
 pub async fn run(args: ExplainArgs) -> anyhow::Result<ExitCode> {
-    let request = ExplainChargeRequest { client_id: args.client.clone(), event_id: args.event.clone() };
+    let Some(event_id) = args.event.clone() else {
+        return usage::run(&args.client, &args.usage, &args.connect).await;
+    };
+    let request = ExplainChargeRequest { client_id: args.client.clone(), event_id };
     let mut usage = connect::usage_client(args.connect.channel().await?);
     let answer = usage.explain_charge(args.connect.request(request, CALL_SECONDS)).await;
     let explained = answer.map_err(|status| connect::status_error(&status))?.into_inner();

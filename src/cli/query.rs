@@ -322,9 +322,9 @@ mod tests {
         assert_eq!(
             to_table(&by, &rows).unwrap(),
             [
-                "day         label:project  requests  units  cost  reported cost  difference  reported by",
-                "2026-11-21  apollo                2      2  1.50           1.75        0.25            2",
-                "2026-11-21  gemini                2      2  0.25",
+                "day         label:project  requests  units    cost  reported cost  difference  reported by",
+                "2026-11-21  apollo                2      2    1.50           1.75      0.2500            2",
+                "2026-11-21  gemini                2      2  0.2500",
             ]
         );
         let csv = to_csv(&by, &rows).unwrap();

@@ -15,11 +15,14 @@ pub struct VoidArgs {
     #[arg(value_name = "CLIENT")]
     pub client: String,
     /// Ids of the events, as in an export
-    #[arg(value_name = "EVENT_ID", required_unless_present = "key")]
+    #[arg(value_name = "EVENT_ID", required_unless_present_any = ["key", "external_id"])]
     pub event: Vec<String>,
     /// Idempotency key of an event; repeat the flag for more
     #[arg(long, value_name = "KEY")]
     pub key: Vec<String>,
+    /// External id of an event, such as the id of a message; repeat the flag for more
+    #[arg(long, value_name = "ID")]
+    pub external_id: Vec<String>,
     /// Why the events are voided; it is stored with each event
     #[arg(long, value_name = "TEXT")]
     pub reason: String,
@@ -34,10 +37,12 @@ pub struct VoidArgs {
 pub async fn run(args: VoidArgs) -> anyhow::Result<ExitCode> {
     let of_id = |event_id: &String| EventReference { event_id: event_id.clone(), ..Default::default() };
     let of_key = |key: &String| EventReference { idempotency_key: key.clone(), ..Default::default() };
-    let names: Vec<&String> = args.event.iter().chain(&args.key).collect();
+    let of_external = |id: &String| EventReference { external_id: id.clone(), ..Default::default() };
+    let names: Vec<&String> = args.event.iter().chain(&args.key).chain(&args.external_id).collect();
+    let by_name = args.key.iter().map(of_key).chain(args.external_id.iter().map(of_external));
     let request = VoidUsageRequest {
         client_id: args.client.clone(),
-        events: args.event.iter().map(of_id).chain(args.key.iter().map(of_key)).collect(),
+        events: args.event.iter().map(of_id).chain(by_name).collect(),
         reason: args.reason.clone(),
         request_id: String::new(),
     };
@@ -57,7 +62,13 @@ pub async fn run(args: VoidArgs) -> anyhow::Result<ExitCode> {
 fn text(result: &AdjustmentResult) -> String {
     match (&result.error, &result.old_charge) {
         (Some(error), _) => format!("{}: {}", error.reason, connect::event_error_text(error)),
-        (None, Some(charge)) => format!("voided, the charge of {} {} is gone", charge.amount, charge.currency),
+        (None, Some(charge)) => {
+            let residue = result.tier_residue.as_ref();
+            let residue =
+                residue.map(|residue| format!("; {} {} remain in the tiers", residue.amount, residue.currency));
+            let residue = residue.unwrap_or_default();
+            format!("voided, the charge of {} {} is gone{residue}", charge.amount, charge.currency)
+        }
         (None, None) => "voided, it had no charge".to_owned(),
     }
 }
@@ -67,6 +78,7 @@ fn to_json(name: &str, result: &AdjustmentResult) -> serde_json::Value {
         "event": name,
         "event_id": result.event_id,
         "old_charge": result.old_charge.as_ref().map(|charge| &charge.amount),
+        "tier_residue": result.tier_residue.as_ref().map(|residue| &residue.amount),
         "error": result.error.as_ref().map(connect::event_error_json),
     })
 }

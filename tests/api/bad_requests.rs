@@ -55,6 +55,11 @@ const REQUESTS: &[(&str, &str)] = &[
         r#"{"clientId": "acme", "startTime": "2020-01-01T00:00:00Z", "endTime": "2040-01-01T00:00:00Z", "pageSize": 1}"#,
     ),
     ("ExplainCharge", r#"{"clientId": "acme", "eventId": "$EVENT"}"#),
+    (
+        "ExplainUsage",
+        r#"{"clientId": "acme", "startDate": "2026-11-01", "endDate": "2026-11-30", "services": ["sms"], "operations": [""],
+            "models": [""]}"#,
+    ),
     ("CheckAlerts", r#"{"clientId": "acme"}"#),
     (
         "ListAlerts",
@@ -96,7 +101,9 @@ const REQUESTS: &[(&str, &str)] = &[
         "CreatePrice",
         r#"{"price": {"service": "sms", "operation": "op-$N", "model": "m-$N", "effectiveTime": "2026-01-01T00:00:00Z",
             "rates": {"unit": "1", "inputToken": "1", "outputToken": "1", "cachedInputToken": "1", "percentOfAmount": "1",
-                "fixed": "1", "reportedCost": "1", "measures": {"pages": "1"}}, "serviceTier": "batch", "aboveInputTokens": "1",
+                "fixed": "1", "reportedCost": "1", "measures": {"pages": "1"}, "tiers": [{"component": "calls",
+                "mode": "TIER_MODE_PACKAGE", "packageSize": "10", "tiers": [{"above": "0", "rate": "1", "flatFee": "1"}]}]},
+                "serviceTier": "batch", "aboveInputTokens": "1",
                 "clientId": "acme"}, "confirmHighRates": true, "requestId": "r-$N"}"#,
     ),
     ("RetirePrice", r#"{"priceId": "$PRICE"}"#),
@@ -104,7 +111,8 @@ const REQUESTS: &[(&str, &str)] = &[
         "ImportPrices",
         r#"{"prices": [{"service": "sms", "operation": "op-$N", "model": "m-$N", "rates": {"unit": "1", "inputToken": "1",
             "outputToken": "1", "cachedInputToken": "1", "percentOfAmount": "1", "fixed": "1", "reportedCost": "1",
-            "measures": {"pages": "1"}}, "serviceTier": "batch", "aboveInputTokens": "1", "note": "n"}], "effectiveTime": "2026-01-01T00:00:00Z",
+            "measures": {"pages": "1"}, "tiers": [{"component": "calls", "mode": "TIER_MODE_PACKAGE", "packageSize": "10",
+                "tiers": [{"above": "0", "rate": "1", "flatFee": "1"}]}]}, "serviceTier": "batch", "aboveInputTokens": "1", "note": "n"}], "effectiveTime": "2026-01-01T00:00:00Z",
             "source": "list", "validateOnly": false, "confirmHighRates": true, "replaceOthers": true}"#,
     ),
     (
@@ -199,6 +207,7 @@ pub fn rule(rpc: &str, message: &str, field: &str) -> Rule {
         | (_, "Price", "create_time" | "withdraw_time")
         | (_, "AlertPolicy", "update_time")
         | (_, "ApiKey", "create_time" | "revoke_time" | "last_used_time") => OutputOnly,
+        ("ListUsageEvents", _, "price_id") => text(128),
         (_, "Price", "price_id" | "built_in")
         | (_, "AlertPolicy", "overridden_fields")
         | (_, "NotificationChannel", "secret_count")
@@ -206,7 +215,7 @@ pub fn rule(rpc: &str, message: &str, field: &str) -> Rule {
 
         ("CorrectUsage", "UsageEvent", "client_id" | "idempotency_key" | "event_time") => Absent,
         (_, "EventReference", "event_id") => EventId,
-        (_, "EventReference", "idempotency_key") => EventKey,
+        (_, "EventReference", "idempotency_key" | "external_id") => EventKey,
         ("ListAdjustments", _, "event_id" | "run_id") => text(128),
         ("RepriceUsage", _, "reason") => text(1_024),
         (_, _, "reason") => Text { bytes_max: 1_024, empty: Invalid, other: Valid },
@@ -236,7 +245,12 @@ pub fn rule(rpc: &str, message: &str, field: &str) -> Rule {
 
         ("UpdateClient", "Client", "client_id")
         | (
-            "GetCurrentMonthUsage" | "GetUsageSummary" | "ListUsageEvents" | "ListAdjustments" | "GetClient",
+            "ExplainUsage"
+            | "GetCurrentMonthUsage"
+            | "GetUsageSummary"
+            | "ListUsageEvents"
+            | "ListAdjustments"
+            | "GetClient",
             _,
             "client_id",
         ) => required(UNKNOWN_CLIENT),
@@ -254,6 +268,14 @@ pub fn rule(rpc: &str, message: &str, field: &str) -> Rule {
         (_, "Service", "uncounted_operations") => Names { empty: Valid },
         (_, _, "client_ids" | "services" | "operations" | "models" | "subjects") => Texts { empty: Valid },
 
+        (_, "TieredRate", "component") => Component,
+        (_, "TieredRate", "mode") => Enum { unspecified: Invalid, last: 3 },
+        (_, "TieredRate", "package_size") => PackageSize,
+        (_, "TieredRate", "tiers") => Messages { most: 1, least: 1 },
+        (_, "Rates", "tiers") => Messages { most: 8, least: 0 },
+        (_, "Tier", "above") => FirstTier,
+        (_, "Tier", "rate") => Decimal { integer_digits: 9, decimals: 24, zero: Valid, empty: Invalid },
+        (_, "Tier", "flat_fee") => Decimal { integer_digits: 9, decimals: 24, zero: Valid, empty: Valid },
         (_, "Rates", "reported_cost") => Decimal { integer_digits: 9, decimals: 24, zero: Valid, empty: Invalid },
         (_, _, "units" | "amount" | "reported_cost") => Quantity,
         (_, _, "labels") => Labels,

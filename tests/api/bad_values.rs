@@ -61,6 +61,12 @@ pub enum Rule {
     Measures {
         most: usize,
     },
+    /// What a rate with tiers is for.
+    Component,
+    /// A decimal of at least 1.
+    PackageSize,
+    /// A decimal that is 0.
+    FirstTier,
     /// At most eight labels.
     Labels,
     /// At most eight different names of labels.
@@ -561,6 +567,24 @@ pub fn cases(rule: Rule, field: &Field<'_>) -> Vec<Case> {
         Rule::Quantity => quantity_cases(),
         Rule::Measures { most: 16 } => measures_cases(field, 16, quantity_cases()),
         Rule::Measures { most } => measures_cases(field, most, decimal_cases(9, 24, Valid, Invalid)),
+        Rule::Component => ["", "amount", "Pages", "fixed", "input_tokens", "x\0", "pages"]
+            .map(|name| Case::new(format!("component {name:?}"), string(name), Invalid))
+            .into(),
+        Rule::PackageSize => {
+            let mut cases = decimal_cases(15, 12, Invalid, Invalid);
+            cases.push(Case::new("less than one", string("0.999999999999"), Invalid));
+            cases
+        }
+        Rule::FirstTier => {
+            let mut cases = decimal_cases(15, 12, Valid, Valid);
+            cases.iter_mut().filter(|case| case.expected == Valid).for_each(|case| {
+                let Some(Value::String(text)) = &case.value else { panic!("{} is no text", case.kind) };
+                if text.contains(|digit: char| ('1'..='9').contains(&digit)) {
+                    case.expected = Invalid;
+                }
+            });
+            cases
+        }
         Rule::Labels => labels_cases(field),
         Rule::LabelNames => label_names_cases(field),
         Rule::ClientName => name_cases(128, Valid, Refused("CLIENT_NOT_FOUND"), field.unique),

@@ -364,10 +364,10 @@ fn the_enums_of_the_domain_have_the_numbers_of_the_contract() {
         let documented = proto::AdjustmentKind::try_from(i32::from(i16::from(*kind))).unwrap();
         assert_eq!(documented.as_str_name().replace('_', ""), format!("ADJUSTMENTKIND{kind:?}").to_uppercase());
     }
-    for number in 1..=7 {
+    for number in 1..=8 {
         let reason = UnpricedReason::from_number(number);
         let documented = proto::UnpricedReason::try_from(i32::from(number)).unwrap().as_str_name();
         assert_eq!((reason as i16, format!("UNPRICED_REASON_{}", reason.name())), (number, documented.to_string()));
     }
-    assert!(proto::UnpricedReason::try_from(8).is_err());
+    assert!(proto::UnpricedReason::try_from(9).is_err());
 }

@@ -36,8 +36,30 @@ fn keyed(key: &str, event: UsageEvent) -> UsageEvent {
 
 async fn void(server: &TestServer, events: Vec<EventReference>) -> Vec<AdjustmentResult> {
     let request =
-        VoidUsageRequest { client_id: "acme".into(), events, reason: "sent twice".into(), ..Default::default() };
-    server.usage().void_usage(request).await.unwrap().into_inner().results
+        VoidUsageRequest { client_id: "acme".into(), events, reason: "sent twice".into(), request_id: request_id() };
+    retried(|| {
+        let (mut client, request) = (server.usage(), request.clone());
+        async move { client.void_usage(request).await }
+    })
+    .await
+    .results
+}
+
+fn request_id() -> String {
+    format!("{:032x}", rand::random::<u128>())
+}
+
+/// Repeats a call with a request id while the server is too busy, as callers do.
+async fn retried<T, F>(call: impl Fn() -> F) -> T
+where
+    F: Future<Output = Result<tonic::Response<T>, Status>>,
+{
+    loop {
+        match call().await {
+            Err(status) if status.code() == Code::Unavailable => tokio::time::sleep(Duration::from_millis(100)).await,
+            result => return result.unwrap().into_inner(),
+        }
+    }
 }
 
 async fn correct(server: &TestServer, corrections: Vec<(EventReference, UsageEvent)>) -> Vec<AdjustmentResult> {
@@ -49,9 +71,14 @@ async fn correct(server: &TestServer, corrections: Vec<(EventReference, UsageEve
         client_id: "acme".into(),
         corrections: corrections.collect(),
         reason: "delivered later".into(),
-        ..Default::default()
+        request_id: request_id(),
     };
-    server.usage().correct_usage(request).await.unwrap().into_inner().results
+    retried(|| {
+        let (mut client, request) = (server.usage(), request.clone());
+        async move { client.correct_usage(request).await }
+    })
+    .await
+    .results
 }
 
 fn reason(result: &AdjustmentResult) -> &str {
@@ -270,6 +297,31 @@ async fn a_corrected_event_has_the_charge_of_its_new_contents() {
 }
 
 #[tokio::test]
+async fn an_event_is_named_by_its_external_id_if_only_one_that_counts_has_it() {
+    let server = november().await;
+    let message = |id: &str| UsageEvent { external_id: id.into(), ..event("acme", "sms", "1") };
+    let by = |id: &str| EventReference { external_id: id.into(), ..Default::default() };
+    let first = server.track(message("SM1")).await.unwrap();
+    server.batch(vec![message("SM2"), message("SM2"), event("acme", "sms", "1")], false).await;
+    let other = UsageEvent { client_id: "other".into(), ..message("SM3") };
+    server.track(other).await.unwrap();
+    let old = UsageEvent { event_time: Some(timestamp("2026-10-01T12:00:00Z")), ..message("SM4") };
+    server.batch(vec![old], true).await;
+    // The delivery report of a message says that it had three segments.
+    let three = UsageEvent { external_id: "SM1".into(), ..event("acme", "sms", "3") };
+    let results = correct(&server, vec![(by("SM1"), three)]).await;
+    assert_eq!((&results[0].event_id, amount(&results[0].new_charge)), (&first.event_id, "0.0225"));
+    let results = void(&server, vec![by("SM1"), by("SM2"), by("SM3"), by("SM4"), by("")]).await;
+    let reasons: Vec<&str> = results.iter().map(reason).collect();
+    assert_eq!(reasons, ["", "INVALID_FIELD", "EVENT_NOT_FOUND", "EVENT_NOT_FOUND", "INVALID_FIELD"]);
+    let message_of = |at: usize| results[at].error.as_ref().unwrap().message.clone();
+    assert!(message_of(1).contains("2 events have the external_id \"SM2\""), "{}", message_of(1));
+    assert_eq!(reason(&void(&server, vec![by("SM1")]).await[0]), "EVENT_VOIDED");
+    server.assert_exact(5).await;
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn a_price_that_comes_later_continues_the_adjustments_of_a_corrected_event() {
     let server = november().await;
     let message = |units: &str| keyed("k", event("acme", "social", units));
@@ -326,7 +378,14 @@ async fn wrong_corrections_are_rejected_one_by_one_with_their_fields() {
     let moved = UsageEvent { event_time: Some(timestamp("2026-11-20T12:00:00Z")), ..good.clone() };
     let corrections = vec![
         with(None, good.clone()),
-        with(Some(EventReference { event_id: recorded.event_id.clone(), idempotency_key: "k".into() }), good.clone()),
+        with(
+            Some(EventReference {
+                event_id: recorded.event_id.clone(),
+                idempotency_key: "k".into(),
+                ..Default::default()
+            }),
+            good.clone(),
+        ),
         with(Some(by_key("other")), good.clone()),
         with(Some(by_id("00000000000000000000000000000000")), good.clone()),
         with(of_key(), UsageEvent { units: "-1".into(), ..good.clone() }),
@@ -665,7 +724,8 @@ async fn sums_equal_the_events_at_any_time_while_events_are_recorded_voided_corr
     let random_event = |key: String| {
         let mut rng = rand::rng();
         // Models of social without a price are charged when another worker creates it.
-        let services = [("social", "a"), ("social", "b"), ("social", "c"), ("sms", ""), ("record_created", "")];
+        let services =
+            [("social", "a"), ("social", "b"), ("social", "c"), ("social", "d"), ("sms", ""), ("record_created", "")];
         let (service, model) = *services.choose(&mut rng).unwrap();
         let time = *["2026-10-31T12:00:00Z", "2026-11-05T12:00:00Z", NOW].choose(&mut rng).unwrap();
         let measures = if rng.random_bool(0.3) {
@@ -692,13 +752,14 @@ async fn sums_equal_the_events_at_any_time_while_events_are_recorded_voided_corr
         };
         let count = if mode == TierMode::Package { 1 } else { tiers.len() };
         let rate = TieredRate {
-            component: if round % 4 == 0 { "pages" } else { "unit" }.into(),
+            component: if round % 4 == 2 { "pages" } else { "unit" }.into(),
             mode: mode.into(),
             tiers: tiers[..count].iter().map(tier).collect(),
             package_size: package_size.into(),
         };
         Rates { tiers: vec![rate], ..Default::default() }
     };
+    create_price(&server, Price { rates: Some(tiered(0)), ..unit_price("social", "d", "0") }).await;
     let workers = (0..4).map(|worker| {
         let (replica, is_done) = (if worker % 2 == 0 { server.clone() } else { other.clone() }, is_done.clone());
         tokio::spawn(async move {
@@ -737,7 +798,11 @@ async fn sums_equal_the_events_at_any_time_while_events_are_recorded_voided_corr
                     {
                         let price_id = created.into_inner().price.unwrap().price_id;
                         let retire = RetirePriceRequest { price_id, ..Default::default() };
-                        replica.catalog().retire_price(retire).await.unwrap();
+                        retried(|| {
+                            let (mut client, request) = (replica.catalog(), retire.clone());
+                            async move { client.retire_price(request).await }
+                        })
+                        .await;
                     }
                     let general = unit_price("record_created", "", &format!("0.{}", 1 + round % 9));
                     let general = Price {
@@ -747,7 +812,12 @@ async fn sums_equal_the_events_at_any_time_while_events_are_recorded_voided_corr
                     let request = CreatePriceRequest { price: Some(general), ..Default::default() };
                     drop(replica.catalog().create_price(request).await);
                     let run = RepriceUsageRequest { start_month: "2026-10".into(), ..reprice_november(true) };
-                    replica.catalog().reprice_usage(run).await.unwrap();
+                    let run = RepriceUsageRequest { request_id: request_id(), ..run };
+                    retried(|| {
+                        let (mut client, request) = (replica.catalog(), run.clone());
+                        async move { client.reprice_usage(request).await }
+                    })
+                    .await;
                     counts[3] += 1;
                 }
             }

@@ -59,7 +59,7 @@ async fn a_csv_file_has_a_header_and_every_field_of_every_event() {
     let file = file(&pieces);
     let header = "event_id,client_id,day,event_time,service,operation,model,units,input_tokens,output_tokens,\
                   cached_input_tokens,amount,currency,charge,price_id,unpriced_reason,subject,external_id,\
-                  idempotency_key,metadata,record_time,service_tier,measures,void_time,reported_cost,labels";
+                  idempotency_key,metadata,record_time,service_tier,measures,void_time,reported_cost,labels,tier_residue";
     assert_eq!(file.split("\r\n").next().unwrap(), header);
     assert_eq!(file.matches("\r\n").count(), 3);
     let rows = csv_rows(&file);

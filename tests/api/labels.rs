@@ -142,8 +142,8 @@ async fn usage_is_grouped_by_hours_of_utc() {
     let counts: Vec<i64> = hours(&rows).into_iter().map(|(_, count)| count).collect();
     assert_eq!(counts, [2, 2, 1]);
     let long = QueryUsageRequest { end_date: "2026-12-06".into(), ..request(&[UsageDimension::Hour], &[]) };
-    let status = assert_invalid(server.usage().query_usage(long).await, "INVALID_FIELD", &["end_date"]);
-    assert!(status.message().contains("less than 35 days after start_date"), "{status}");
+    let status = assert_invalid(server.usage().query_usage(long).await, "RANGE_TOO_LONG", &["end_date"]);
+    assert!(status.message().contains("at most 35 days"), "{status}");
     server.stop().await;
 }
 

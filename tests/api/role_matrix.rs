@@ -43,7 +43,7 @@ const CHANGES_ALL: &str = "--y --- ---";
 const FOR_EVERYBODY: &str = "yyy yyy yyy";
 
 /// RPC, request, expected results. `{alert}` and `{notification}` are ids of acme's objects.
-pub const CELLS: [(&str, &str, &str); 74] = [
+pub const CELLS: [(&str, &str, &str); 75] = [
     ("UsageService/TrackUsage", r#"{"event":{"clientId":"acme","service":"sms"}}"#, "y-y y-y ---"),
     ("UsageService/BatchTrackUsage", r#"{"events":[{"clientId":"acme","service":"sms"}]}"#, EVENTS_OF_ACME),
     ("UsageService/StreamUsage", r#"{"event":{"clientId":"acme","service":"sms"}}"#, EVENTS_OF_ACME),
@@ -114,6 +114,7 @@ pub const CELLS: [(&str, &str, &str); 74] = [
     ),
     ("UsageService/ListAdjustments", r#"{"clientId":"acme"}"#, READS_ACME),
     ("UsageService/ExplainCharge", r#"{"clientId":"acme","eventId":"x"}"#, READS_ACME),
+    ("UsageService/ExplainUsage", r#"{"clientId":"acme","startDate":"2026-11-01","endDate":"2026-11-30"}"#, READS_ACME),
     (
         "CatalogService/RepriceUsage",
         r#"{"startMonth":"2026-11","endMonth":"2026-11","validateOnly":true}"#,

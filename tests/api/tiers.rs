@@ -237,10 +237,12 @@ async fn a_void_or_a_correction_changes_the_cost_of_the_month_by_its_tiers() {
     // 1,000 units become 550.
     correct(&server, "third", social("500")).await;
     assert_eq!(cost(&server, "acme").await, "45");
-    // The event leaves the tiers for another price.
+    // The event leaves the tiers for another price, and takes what remains with it.
     let result = correct(&server, "second", event("acme", "sms", "2")).await;
     assert_eq!(amount(&result.new_charge), "0.015");
     assert_eq!(cost(&server, "acme").await, "40.015");
+    server.assert_exact(2).await;
+    correct(&server, "second", event("acme", "api_call", "2")).await;
     server.assert_exact(2).await;
     void(&server, "third").await;
     void(&server, "second").await;
@@ -292,6 +294,60 @@ async fn a_day_whose_only_event_is_voided_keeps_what_remains_in_its_tiers() {
         .collect();
     assert_eq!(residues, ["-5", ""]);
     server.assert_exact(1).await;
+    server.stop().await;
+}
+
+/// The charges of single events are rounded, so the sums of their quantities cost a little less.
+#[tokio::test]
+async fn the_cost_of_a_month_is_explained_by_price() {
+    let server = november().await;
+    let rates = Rates {
+        input_token: Some("0.0000000000004".into()),
+        output_token: Some("0.000002".into()),
+        measures: [("pages".into(), "0.01".into())].into(),
+        ..Default::default()
+    };
+    let price = Price { service: "openai".into(), model: "m".into(), rates: Some(rates), ..Default::default() };
+    let flat = create(&server, price).await;
+    let tiers = create(&server, price_of("social", graduated())).await;
+    let call = |units: i64| UsageEvent {
+        model: "m".into(),
+        input_tokens: 1,
+        output_tokens: units,
+        measures: [("pages".into(), units.to_string())].into(),
+        ..event("acme", "openai", "1")
+    };
+    server.batch(vec![call(3), call(4), keyed("first", social("100")), social("50")], false).await;
+    server.track(UsageEvent { model: "unknown".into(), ..event("acme", "openai", "1") }).await.unwrap();
+    void(&server, "first").await;
+    let request = ExplainUsageRequest {
+        client_id: "acme".into(),
+        start_date: "2026-11-01".into(),
+        end_date: "2026-11-30".into(),
+        ..Default::default()
+    };
+    let explained = server.usage().explain_usage(request.clone()).await.unwrap().into_inner();
+    let [first, third, second] = &explained.prices[..] else { panic!("{:?}", explained.prices) };
+    let lines: Vec<_> =
+        first.components.iter().map(|line| (&*line.component, &*line.quantity, &*line.amount)).collect();
+    let expected = [("input_token", "2", "0.0000000000008"), ("output_token", "7", "0.000014"), ("pages", "7", "0.07")];
+    assert_eq!(lines, expected);
+    assert_eq!((&first.price_id, first.event_count), (&flat, 2));
+    // Each event costs 0.4 of the last decimal for its input token, which is rounded away; together they cost 0.8 of it.
+    assert_eq!((amount(&first.cost), amount(&first.rounding)), ("0.070014", "-0.000000000001"));
+    let of_tiers = [&second.cost, &second.tier_charge, &second.tier_residue];
+    assert_eq!((of_tiers.map(amount), second.event_count), (["0", "5", "-5"], 1));
+    assert_eq!((&second.price_id, second.components.len()), (&tiers, 0));
+    assert_eq!((&*third.price_id, third.event_count, &*third.model), ("", 1, "unknown"));
+    let only = ExplainUsageRequest { services: vec!["social".into()], ..request.clone() };
+    assert_eq!(server.usage().explain_usage(only).await.unwrap().into_inner().prices.len(), 1);
+    let list = ListUsageEventsRequest { client_id: "acme".into(), price_id: flat, ..Default::default() };
+    let listed = server.usage().list_usage_events(list).await.unwrap().into_inner().events;
+    assert_eq!(listed.len(), 2);
+    let long = ExplainUsageRequest { end_date: "2026-12-06".into(), ..request };
+    assert_invalid(server.usage().explain_usage(long).await, "RANGE_TOO_LONG", &["end_date"]);
+    let shown = crate::commands::succeed(&server, &["explain", "acme", "--month", "2026-11", "--events"]).await;
+    assert!(shown.contains("openai m") && shown.contains("pages") && shown.contains("0.07"), "{shown}");
     server.stop().await;
 }
 

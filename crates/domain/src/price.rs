@@ -1,6 +1,6 @@
 //! Computes the charge of an event from a price. The result is exact and rounded once.
 
-use crate::decimal::{DECIMALS, Decimal, RATE_DECIMALS, Rate, divide_half_even, plain};
+use crate::decimal::{DECIMALS, Decimal, RATE_DECIMALS, Rate, Total, divide_half_even, plain};
 use crate::event::UnpricedReason;
 use crate::measures::{Measures, Whole, whole_of};
 use crate::tiers::{self, EventTiers, MonthUse, TieredRate};
@@ -102,6 +102,12 @@ impl Line<'_> {
     pub fn amount(&self) -> String {
         plain(self.product, PRODUCT_DECIMALS as usize)
     }
+}
+
+/// Returns the sum of lines, rounded half to even to 12 decimals.
+pub fn sum_of(lines: &[Line<'_>]) -> Total {
+    let exact: I256 = lines.iter().map(|line| line.product).sum();
+    Total::from_scaled(divide_half_even(exact, I256::from(10i128.pow(PRODUCT_DECIMALS - DECIMALS))))
 }
 
 impl Rates {

@@ -3,8 +3,8 @@
 use super::fields::Field;
 
 /// Columns of an export that an import does not use.
-pub const EXPORT_ONLY: [&str; 7] =
-    ["event_id", "day", "currency", "charge", "price_id", "unpriced_reason", "record_time"];
+pub const EXPORT_ONLY: [&str; 8] =
+    ["event_id", "day", "currency", "charge", "price_id", "unpriced_reason", "record_time", "tier_residue"];
 
 /// Other names of the fields, in lower case and without punctuation.
 const SYNONYMS: [(&str, Field); 66] = [

@@ -151,6 +151,7 @@ matrix! {
         CorrectUsage CorrectUsageRequest Need::AnyKey, , |_m| Handler;
         ListAdjustments ListAdjustmentsRequest READ, , |m| Client(&m.client_id);
         ExplainCharge ExplainChargeRequest READ, , |m| Client(&m.client_id);
+        ExplainUsage ExplainUsageRequest READ, , |m| Client(&m.client_id);
     }
     AlertService {
         CheckAlerts CheckAlertsRequest ADMIN, audited, |m| client_or_all(&m.client_id);

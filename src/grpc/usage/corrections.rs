@@ -2,16 +2,17 @@
 
 use crate::grpc::Context;
 use crate::grpc::usage::events::raw_event;
-use crate::grpc::wire::convert::{charge_fields, timestamp, unix_time};
+use crate::grpc::wire::convert::{charge_fields, residue, timestamp, unix_time};
 use crate::grpc::wire::idempotent_create::{answer, idempotency};
 use crate::proto::{
     self, ChargeComponent, CorrectUsageRequest, CorrectUsageResponse, ExplainChargeRequest, ExplainChargeResponse,
-    FieldChange, ListAdjustmentsRequest, ListAdjustmentsResponse, VoidUsageRequest, VoidUsageResponse,
+    ExplainUsageRequest, ExplainUsageResponse, FieldChange, ListAdjustmentsRequest, ListAdjustmentsResponse,
+    VoidUsageRequest, VoidUsageResponse,
 };
-use meterd_domain::decimal::Decimal;
+use meterd_domain::decimal::Total;
 use meterd_engine::auth::Caller;
 use meterd_engine::catalog::estimate::EstimateLine;
-use meterd_engine::corrections::explain::{Explanation, explain};
+use meterd_engine::corrections::explain::{self, ExplainedPrice, ExplainedUsage, Explanation, UsageToExplain};
 use meterd_engine::corrections::list::{self, Adjustment, AdjustmentListInput};
 use meterd_engine::corrections::{self, Adjusted, AdjustmentResult, EventReference, Target};
 use meterd_engine::refusal::Refusal;
@@ -20,8 +21,8 @@ use std::sync::Arc;
 
 impl From<proto::EventReference> for EventReference {
     fn from(reference: proto::EventReference) -> Self {
-        let proto::EventReference { event_id, idempotency_key } = reference;
-        Self { event_id, idempotency_key }
+        let proto::EventReference { event_id, idempotency_key, external_id } = reference;
+        Self { event_id, idempotency_key, external_id }
     }
 }
 
@@ -66,6 +67,7 @@ fn results(done: &Adjusted) -> Vec<proto::AdjustmentResult> {
             new_charge,
             price_id,
             unpriced_reason,
+            tier_residue: residue(&done.currency, result.tier_residue),
             error: result.error.clone().map(proto::EventError::from),
         }
     };
@@ -98,7 +100,7 @@ pub async fn explain_charge(
     request: ExplainChargeRequest,
 ) -> Result<ExplainChargeResponse, Refusal> {
     let Explanation { recorded, price, lines, adjustments } =
-        explain(&context.engine, &request.client_id, &request.event_id).await?;
+        explain::explain(&context.engine, &request.client_id, &request.event_id).await?;
     let price = price.map(proto::Price::from).unwrap_or_default();
     Ok(ExplainChargeResponse {
         event: Some(context.event(recorded)),
@@ -115,6 +117,27 @@ pub async fn explain_charge(
     })
 }
 
+/// Explains the cost of days by price.
+pub async fn explain_usage(
+    context: Arc<Context>,
+    request: ExplainUsageRequest,
+) -> Result<ExplainUsageResponse, Refusal> {
+    let input = UsageToExplain {
+        client_id: request.client_id,
+        start_date: request.start_date,
+        end_date: request.end_date,
+        services: request.services,
+        operations: request.operations,
+        models: request.models,
+    };
+    let ExplainedUsage { prices, has_more, complete_as_of } = explain::explain_usage(&context.engine, input).await?;
+    Ok(ExplainUsageResponse {
+        prices: prices.into_iter().map(|price| context.explained(price)).collect(),
+        has_more,
+        complete_as_of_time: Some(timestamp(complete_as_of)),
+    })
+}
+
 fn component(line: EstimateLine) -> ChargeComponent {
     let EstimateLine { component, tier_above, quantity, rate, amount } = line;
     let tier_above = tier_above.map(|above| above.to_string()).unwrap_or_default();
@@ -122,9 +145,21 @@ fn component(line: EstimateLine) -> ChargeComponent {
 }
 
 impl Context {
-    /// Returns what remains in the cost of tiers. `None` if nothing does.
-    pub fn residue(&self, residue: Decimal) -> Option<proto::Money> {
-        (residue != Decimal::ZERO).then(|| self.money(residue.into()))
+    fn explained(&self, explained: ExplainedPrice) -> proto::ExplainedPrice {
+        let ExplainedPrice { key: (service, operation, model, price_id), usage, lines, rounding } = explained;
+        let unless_zero = |amount: Total| (amount != Total::ZERO).then(|| self.money(amount));
+        proto::ExplainedPrice {
+            price_id: price_id.map(|price_id| price_id.to_string()).unwrap_or_default(),
+            service,
+            operation,
+            model,
+            event_count: usage.event_count,
+            components: lines.into_iter().map(component).collect(),
+            tier_charge: unless_zero(usage.tier_charge),
+            tier_residue: unless_zero(usage.tier_residue),
+            rounding: unless_zero(rounding),
+            cost: Some(self.money(usage.cost)),
+        }
     }
 
     fn adjustment(&self, adjustment: Adjustment) -> proto::Adjustment {
@@ -142,7 +177,7 @@ impl Context {
             changes: changes
                 .map(|(field, [old_value, new_value])| FieldChange { field, old_value, new_value })
                 .collect(),
-            tier_residue: self.residue(adjustment.tier_residue),
+            tier_residue: residue(&self.engine.currency, adjustment.tier_residue),
             reason: adjustment.reason,
             actor: adjustment.actor,
             run_id: adjustment.run_id.map(|run_id| run_id.to_string()).unwrap_or_default(),

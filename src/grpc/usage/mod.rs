@@ -135,4 +135,11 @@ impl UsageService for Handlers {
     ) -> Result<Response<ExplainChargeResponse>, Status> {
         self.run(request, corrections::explain_charge).await
     }
+
+    async fn explain_usage(
+        &self,
+        request: Request<ExplainUsageRequest>,
+    ) -> Result<Response<ExplainUsageResponse>, Status> {
+        self.run(request, corrections::explain_usage).await
+    }
 }

@@ -98,6 +98,7 @@ pub async fn list_events(
         end_time: request.end_time.as_ref().map(unix_time),
         services: request.services,
         labels: request.labels,
+        price_id: request.price_id,
         operations: request.operations,
         models: request.models,
         subjects: request.subjects,

@@ -4,7 +4,7 @@ use crate::grpc::Context;
 use crate::grpc::wire::json;
 use crate::proto::{self, EventOutcome, Money, UsageTotals};
 use chrono::{DateTime, Utc};
-use meterd_domain::decimal::Total;
+use meterd_domain::decimal::{Decimal, Total};
 use meterd_domain::event::{Charge, UsageEvent};
 use meterd_domain::rollup::Sums;
 use meterd_engine::fields::UnixTime;
@@ -127,7 +127,7 @@ impl Context {
             unpriced_reason,
             record_time: Some(timestamp(recorded.record_time)),
             void_time: recorded.void_time.map(timestamp),
-            tier_residue: self.residue(recorded.tiers.residue),
+            tier_residue: residue(&self.engine.currency, recorded.tiers.residue),
         }
     }
 }
@@ -154,6 +154,11 @@ fn event(event: UsageEvent) -> proto::UsageEvent {
         reported_cost: event.measures.reported_cost.map(|cost| cost.to_string()).unwrap_or_default(),
         labels: event.labels,
     }
+}
+
+/// Returns what remains in the cost of tiers. `None` if nothing does.
+pub fn residue(currency: &str, residue: Decimal) -> Option<proto::Money> {
+    (residue != Decimal::ZERO).then(|| proto::Money { currency: currency.into(), amount: residue.to_string() })
 }
 
 /// Converts numbers by name to decimal strings.

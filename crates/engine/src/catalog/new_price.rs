@@ -160,10 +160,13 @@ fn check_tiers(fields: &mut Fields, path: &str, rates: &mut Rates, tiered: &[New
             fields.wrong(at("component"), format!("must have one rate, has another for {component}"));
             continue;
         }
-        let mode = mode.clone().unwrap_or_else(|value| {
-            fields.wrong(at("mode"), format!("{value} is no mode: graduated, volume or package"));
-            TierMode::Graduated
-        });
+        let mode = match mode {
+            Ok(mode) => *mode,
+            Err(value) => {
+                fields.wrong(at("mode"), format!("{value} is no mode: graduated, volume or package"));
+                continue;
+            }
+        };
         let package_size = match (mode, package_size.as_str()) {
             (TierMode::Package, size) => fields.decimal(&at("package_size"), size),
             (_, "") => Decimal::ONE,

@@ -61,7 +61,7 @@ pub async fn list(
         clients: clients.as_deref(),
         client_id: (!query.client_id.is_empty()).then_some(query.client_id.as_str()),
         service: (!query.service.is_empty()).then_some(query.service.as_str()),
-        price_id: None,
+        price_ids: None,
         after: (after, effective_time, price_id),
     };
     let mut conn = engine.pool.acquire().await?;

@@ -4,7 +4,7 @@ use crate::alerts::raise::AlertSettings;
 use crate::ledger::{AlertEffect, MonthsLocked, Tiers, tier_month};
 use meterd_domain::adjustment::{AdjustmentKind, field_changes};
 use meterd_domain::alert::Alert;
-use meterd_domain::decimal::Decimal;
+use meterd_domain::decimal::{Decimal, Total};
 use meterd_domain::event::{Charge, PricedEvent, UsageEvent};
 use meterd_domain::period::Month;
 use meterd_domain::rollup::Deltas;
@@ -69,9 +69,12 @@ pub async fn apply(
                 corrected.push(PricedEvent { event, id: *id, day: *day, charge: *charge, tiers: tiers.clone() });
             }
         }
-        if *residue != Decimal::ZERO {
-            deltas.add_cost(old, *day, (*residue).into());
-            let all = Decimal::from_scaled(recorded.tiers.residue.scaled() + residue.scaled());
+        let before = recorded.tiers.residue;
+        let all = Decimal::from_scaled(before.scaled() + residue.scaled());
+        if before != Decimal::ZERO || all != Decimal::ZERO {
+            // What remains goes with the contents of the event.
+            deltas.add_cost(old, *day, Total::ZERO - before.into());
+            deltas.add_cost(event.as_ref().unwrap_or(old), *day, all.into());
             residues.push((client_id, *id, all));
         }
         months.insert(Month::of(*day));

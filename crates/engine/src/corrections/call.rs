@@ -9,10 +9,11 @@ use crate::idempotency::{CreateCall, Created, Idempotency};
 use crate::ingest::{EventChecks, RawEvent, SharedTexts};
 use crate::ledger::{Begun, Tiers, months_of};
 use crate::refusal::{Reason, Refusal, shown};
-use chrono::TimeDelta;
+use chrono::{DateTime, TimeDelta, Utc};
 use meterd_domain::access::Scope;
 use meterd_domain::adjustment::{AdjustmentKind, field_changes};
-use meterd_domain::event::{Charge, EventId, ID_BYTES_MAX, UsageEvent};
+use meterd_domain::decimal::Decimal;
+use meterd_domain::event::{Charge, EXTERNAL_ID_BYTES_MAX, EventId, ID_BYTES_MAX, UsageEvent};
 use meterd_domain::period::Month;
 use meterd_store::StoreError;
 use meterd_store::usage::adjustments::Origin;
@@ -23,14 +24,17 @@ use std::collections::{HashMap, HashSet};
 
 /// Maximum number of events of a call.
 pub const EVENTS_MAX: usize = 1_000;
+/// Maximum number of events that the external ids of a call may have.
+const EXTERNAL_ID_EVENTS_MAX: i64 = 10_000;
 /// Maximum length of a reason, in bytes.
 pub(super) const REASON_BYTES_MAX: usize = 1_024;
 
-/// How a caller names an event: by its id, or by its key. One of the two is empty.
+/// How a caller names an event: by its id, its key, or its external id. The others are empty.
 #[derive(Clone, Debug, Default)]
 pub struct EventReference {
     pub event_id: String,
     pub idempotency_key: String,
+    pub external_id: String,
 }
 
 /// The client whose events are changed, and why.
@@ -49,7 +53,15 @@ pub struct AdjustmentResult {
     pub old: Option<Charge>,
     /// The charge now. `None` if the event is voided, or after an error.
     pub new: Option<Charge>,
+    /// What remains in the cost of the tiers that the event does not count in any more.
+    pub tier_residue: Decimal,
     pub error: Option<Refusal>,
+}
+
+impl AdjustmentResult {
+    fn unchanged(event_id: Option<EventId>, charge: Option<Charge>, error: Option<Refusal>) -> Self {
+        Self { event_id, old: charge, new: charge, tier_residue: Decimal::ZERO, error }
+    }
 }
 
 /// The results of a call.
@@ -117,10 +129,11 @@ async fn run(
         CreateCall::New(creation) => creation,
         CreateCall::Repeat(answer) => return Ok(Created::Repeat(answer)),
     };
+    let oldest = engine.clock.now() - TimeDelta::days(engine.config.correction_days.into());
     let mut tx = Begun::new(creation.conn()).share_versions().await?;
     let catalog = tx.catalog(&engine.catalog).await?;
     let closed = tx.versions.closed_through;
-    let references: Vec<Result<EventId, Refusal>> = resolve(tx.conn(), client_id, list, &wanted).await?;
+    let references: Vec<Result<EventId, Refusal>> = resolve(tx.conn(), client_id, oldest, list, &wanted).await?;
     let ids: Vec<(&str, EventId)> =
         references.iter().filter_map(|id| Some((client_id.as_str(), *id.as_ref().ok()?))).collect();
     let before = holders::events(tx.conn(), &ids).await?;
@@ -132,7 +145,6 @@ async fn run(
         return Err(StoreError::Stale("an event was moved to another month while it was corrected").into());
     }
     let mut recorded = recorded.into_iter();
-    let oldest = engine.clock.now() - TimeDelta::days(engine.config.correction_days.into());
     let mut found = vec![];
     let mut seen = HashSet::new();
     for id in references {
@@ -178,7 +190,7 @@ async fn run(
             (Ok(recorded), Ok(event)) => (recorded, event),
             (recorded, Err(error)) => {
                 let event_id = recorded.as_ref().ok().map(|recorded| recorded.id);
-                results.push(AdjustmentResult { event_id, old: None, new: None, error: Some(error) });
+                results.push(AdjustmentResult::unchanged(event_id, None, Some(error)));
                 continue;
             }
             (Err(_), Ok(_)) => unreachable!("an event that is not found is not corrected"),
@@ -187,14 +199,15 @@ async fn run(
         // A correction that changes nothing leaves no adjustment.
         let is_same = event.as_ref().is_some_and(|event| field_changes(&recorded.event, event).is_empty());
         if is_same {
-            results.push(AdjustmentResult { event_id, old, new: old, error: None });
+            results.push(AdjustmentResult::unchanged(event_id, old, None));
             continue;
         }
         let change = match event {
             Some(event) => Changed::charge(&mut tiers, recorded, Some(event)),
             None => Changed::void(&mut tiers, recorded),
         };
-        results.push(AdjustmentResult { event_id, old, new: change.charge, error: None });
+        let (new, tier_residue) = (change.charge, change.residue);
+        results.push(AdjustmentResult { event_id, old, new, tier_residue, error: None });
         changes.push(change);
     }
     tiers.write(tx.conn()).await?;
@@ -224,10 +237,52 @@ fn not_found(client_id: &str) -> Refusal {
     Refusal::new(Reason::EventNotFound, format!("client {} has no such event", shown(client_id)))
 }
 
+/// The event of each external id, or why there is none.
+type OfExternalIds = HashMap<String, Result<EventId, Refusal>>;
+
+/// Searches the events of a client since a time for external ids. Of events that count and voided ones with the same external id, it
+/// takes those that count.
+async fn of_external_ids(
+    conn: &mut PgConnection,
+    client_id: &str,
+    external_ids: &[String],
+    since: DateTime<Utc>,
+) -> Result<OfExternalIds, Refusal> {
+    let limit = EXTERNAL_ID_EVENTS_MAX + 1;
+    let found = holders::of_external_ids(conn, client_id, external_ids, since, limit).await?;
+    if found.len() as i64 == limit {
+        let message =
+            format!("more than {EXTERNAL_ID_EVENTS_MAX} events have these external ids: name them by event_id");
+        return Err(Refusal::new(Reason::InvalidField, message));
+    }
+    let mut events = HashMap::<String, Vec<(EventId, bool)>>::new();
+    for (external_id, id, is_void) in found {
+        events.entry(external_id).or_default().push((id, is_void));
+    }
+    let one = |(external_id, of): (String, Vec<(EventId, bool)>)| {
+        let counting: Vec<EventId> = of.iter().filter(|(_, is_void)| !is_void).map(|(id, _)| *id).collect();
+        let result = match counting[..] {
+            [] => Ok(of[0].0),
+            [id] => Ok(id),
+            [first, second, ..] => Err(Refusal::new(
+                Reason::InvalidField,
+                format!(
+                    "{} events have the external_id {}, such as {first} and {second}: name one by event_id",
+                    counting.len(),
+                    shown(&external_id)
+                ),
+            )),
+        };
+        (external_id, result)
+    };
+    Ok(events.into_iter().map(one).collect())
+}
+
 /// Returns the id of each event.
 async fn resolve(
     conn: &mut PgConnection,
     client_id: &str,
+    oldest: DateTime<Utc>,
     list: &'static str,
     wanted: &[Wanted],
 ) -> Result<Vec<Result<EventId, Refusal>>, Refusal> {
@@ -238,20 +293,30 @@ async fn resolve(
         true => HashMap::new(),
         false => holders::of_keys(conn, client_id, &keys).await?,
     };
+    let external = wanted.iter().map(|(reference, _)| reference.external_id.clone());
+    let external: Vec<String> = external
+        .filter(|id| (1..=EXTERNAL_ID_BYTES_MAX).contains(&id.len()) && !id.chars().any(char::is_control))
+        .collect();
+    let of_external = match external.is_empty() {
+        true => HashMap::new(),
+        false => of_external_ids(conn, client_id, &external, oldest).await?,
+    };
     let field = |number: usize| match list {
         "events" => format!("events[{number}]"),
         _ => format!("{list}[{number}].event"),
     };
     let ids = wanted.iter().enumerate().map(|(number, (reference, _))| {
-        let EventReference { event_id, idempotency_key } = reference;
+        let EventReference { event_id, idempotency_key, external_id } = reference;
         let mut fields = Fields::default();
         fields.text(&format!("{}.event_id", field(number)), event_id, ID_BYTES_MAX);
         fields.text(&format!("{}.idempotency_key", field(number)), idempotency_key, ID_BYTES_MAX);
+        fields.text(&format!("{}.external_id", field(number)), external_id, EXTERNAL_ID_BYTES_MAX);
         fields.finish()?;
-        match (event_id.is_empty(), idempotency_key.is_empty()) {
-            (false, true) => EventId::parse(event_id).ok_or_else(|| not_found(client_id)),
-            (true, false) => of_keys.get(idempotency_key).copied().ok_or_else(|| not_found(client_id)),
-            _ => Err(Refusal::field(field(number), "must have either event_id or idempotency_key")),
+        match (event_id.as_str(), idempotency_key.as_str(), external_id.as_str()) {
+            (id, "", "") if !id.is_empty() => EventId::parse(id).ok_or_else(|| not_found(client_id)),
+            ("", key, "") if !key.is_empty() => of_keys.get(key).copied().ok_or_else(|| not_found(client_id)),
+            ("", "", id) if !id.is_empty() => of_external.get(id).cloned().unwrap_or_else(|| Err(not_found(client_id))),
+            _ => Err(Refusal::field(field(number), "must have one of event_id, idempotency_key and external_id")),
         }
     });
     Ok(ids.collect())

@@ -24,6 +24,8 @@ pub struct EventListInput {
     pub unpriced_only: bool,
     /// Only events that have all of these labels.
     pub labels: Labels,
+    /// Only events that were charged by this price.
+    pub price_id: String,
     /// Whether the earliest event comes first.
     pub ascending: bool,
 }
@@ -55,6 +57,9 @@ pub async fn list_events(
     fields.filter("models", &input.models);
     fields.filter("subjects", &input.subjects);
     fields.labels("labels", &input.labels);
+    fields.text("price_id", &input.price_id, ID_BYTES_MAX);
+    // An id that is no number is that of no price.
+    let price_id = (!input.price_id.is_empty()).then(|| input.price_id.parse().unwrap_or(0));
     let size = page.check_size(&mut fields);
     fields.finish()?;
     let after = page.after?;
@@ -69,6 +74,7 @@ pub async fn list_events(
         subjects: &input.subjects,
         unpriced_only: input.unpriced_only,
         labels: &input.labels,
+        price_id,
     };
     let AsOf { complete_as_of, rows } = events::list(&engine.pool, &filter, input.ascending, after, size + 1).await?;
     Ok(AsOf { complete_as_of, rows: Page::of(rows, size, |last| last.id) })

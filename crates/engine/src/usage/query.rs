@@ -113,13 +113,8 @@ fn check(fields: &mut Fields, input: QueryInput) -> UsageQuery {
     fields.labels("labels", &input.labels);
     let group_by = group_by(fields, &input.group_by);
     check_label_names(fields, &input.group_by_labels);
-    let (start, end) = fields.days(&input.start_date, &input.end_date, QUERY_DAYS_MAX);
-    if group_by.hour && (end - start).num_days() >= HOUR_DAYS_MAX {
-        fields.wrong(
-            "end_date",
-            format!("must be less than {HOUR_DAYS_MAX} days after start_date if the query groups by hour"),
-        );
-    }
+    let days_max = if group_by.hour { HOUR_DAYS_MAX } else { QUERY_DAYS_MAX };
+    let (start, end) = fields.days(&input.start_date, &input.end_date, days_max);
     UsageQuery {
         client_ids: input.client_ids,
         services: input.services,

@@ -10,6 +10,7 @@ WHERE client_id = $1
   AND (cardinality($6::text[]) = 0 OR model = ANY($6))
   AND (cardinality($7::text[]) = 0 OR subject = ANY($7))
   AND ($12::jsonb IS NULL OR labels @> $12)
+  AND ($13::bigint IS NULL OR price_id = $13)
   AND (NOT $8 OR unpriced_reason IS NOT NULL AND void_time IS NULL)
   AND (event_time, event_seq) > (COALESCE($9, '-infinity'::timestamptz), COALESCE($10::bigint, 0))
 ORDER BY event_time, event_seq LIMIT $11

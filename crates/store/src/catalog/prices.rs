@@ -143,8 +143,8 @@ pub struct PriceFilter<'a> {
     pub client_id: Option<&'a str>,
     /// `None`: all services.
     pub service: Option<&'a str>,
-    /// `None`: all prices.
-    pub price_id: Option<i64>,
+    /// Only these prices. `None`: all prices.
+    pub price_ids: Option<&'a [i64]>,
     /// Only prices after this one.
     pub after: PriceCursor<'a>,
 }
@@ -160,7 +160,7 @@ pub async fn prices(conn: &mut PgConnection, filter: &PriceFilter<'_>, limit: i6
                   output_token, cached_input_token, percent_of_amount, fixed, reported_cost, measure_rates::text AS "measure_rates!", tiers::text AS "tiers!",
                   built_in, source, note, create_time
            FROM prices
-           WHERE ($1::text IS NULL OR service = $1) AND ($2::bigint IS NULL OR price_id = $2)
+           WHERE ($1::text IS NULL OR service = $1) AND ($2::bigint[] IS NULL OR price_id = ANY($2))
              AND (client_id, service, operation, model, service_tier, prices.above_input_tokens, prices.effective_time, price_id)
                  > ($3, $4, $5, $6, $7, COALESCE($8::bigint, -1), COALESCE($9, '-infinity'::timestamptz), $10)
              AND ($12::text IS NULL OR client_id = $12) AND ($13::text[] IS NULL OR client_id = '' OR client_id = ANY($13))
@@ -168,7 +168,7 @@ pub async fn prices(conn: &mut PgConnection, filter: &PriceFilter<'_>, limit: i6
                     price_id
            LIMIT $11"#,
         filter.service,
-        filter.price_id,
+        filter.price_ids,
         scope.client_id,
         scope.service,
         scope.operation,
@@ -228,7 +228,7 @@ pub async fn prices_of_scope(conn: &mut PgConnection, scope: PriceScope<'_>) -> 
 
 /// Returns a price, or `None` if it does not exist.
 pub async fn price(conn: &mut PgConnection, price_id: i64) -> crate::Result<Option<StoredPrice>> {
-    let filter = PriceFilter { price_id: Some(price_id), ..Default::default() };
+    let filter = PriceFilter { price_ids: Some(&[price_id]), ..Default::default() };
     Ok(prices(conn, &filter, 1).await?.pop())
 }
 

@@ -87,6 +87,7 @@ pub struct EventFilter<'a> {
     pub unpriced_only: bool,
     /// Only events that have all of these labels.
     pub labels: &'a Labels,
+    pub price_id: Option<i64>,
 }
 
 impl TryFrom<EventRow> for RecordedEvent {
@@ -177,8 +178,18 @@ pub async fn list(
 ) -> crate::Result<AsOf<Vec<RecordedEvent>>> {
     let mut tx = pool.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
     let complete_as_of = sqlx::query_scalar!(r#"SELECT now() AS "now!""#).fetch_one(&mut *tx).await?;
-    let EventFilter { client_id, start_time, end_time, services, operations, models, subjects, unpriced_only, labels } =
-        *filter;
+    let EventFilter {
+        client_id,
+        start_time,
+        end_time,
+        services,
+        operations,
+        models,
+        subjects,
+        unpriced_only,
+        labels,
+        price_id,
+    } = *filter;
     let labels = labels_filter(labels);
     let (after_time, after_seq) = (after.map(|id| id.time), after.map(|id| id.seq));
     // Two statements instead of one with a switch, so that each reads its index in order and stops at the limit.
@@ -197,7 +208,8 @@ pub async fn list(
             after_time,
             after_seq,
             limit,
-            labels as Option<Json<&Labels>>
+            labels as Option<Json<&Labels>>,
+            price_id
         )
         .fetch_all(&mut *tx)
         .await?
@@ -216,7 +228,8 @@ pub async fn list(
             after_time,
             after_seq,
             limit,
-            labels as Option<Json<&Labels>>
+            labels as Option<Json<&Labels>>,
+            price_id
         )
         .fetch_all(&mut *tx)
         .await?

@@ -129,6 +129,29 @@ pub async fn of_keys(
     Ok(rows.into_iter().map(|row| (row.idempotency_key, id(row.event_time, row.event_seq))).collect())
 }
 
+/// Returns the events of a client since a time that have one of these external ids, and whether they are voided. Reads all events of
+/// the client since then, because there is no index of external ids.
+pub async fn of_external_ids(
+    conn: &mut PgConnection,
+    client_id: &str,
+    external_ids: &[String],
+    since: DateTime<Utc>,
+    limit: i64,
+) -> crate::Result<Vec<(String, EventId, bool)>> {
+    let rows = sqlx::query!(
+        r#"SELECT external_id, event_time, event_seq, void_time IS NOT NULL AS "is_void!" FROM usage_events
+           WHERE client_id = $1 AND event_time >= $2 AND external_id = ANY($3) ORDER BY event_time LIMIT $4"#,
+        client_id,
+        since,
+        external_ids,
+        limit
+    )
+    .fetch_all(conn)
+    .await?;
+    let found = |time, seq| EventId { time, seq };
+    Ok(rows.into_iter().map(|row| (row.external_id, found(row.event_time, row.event_seq), row.is_void)).collect())
+}
+
 /// Ids of events in one UTC month, one vector per parameter of the statements.
 #[derive(Default)]
 struct Ids {

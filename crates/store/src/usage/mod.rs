@@ -7,6 +7,7 @@ pub mod adjustments;
 pub mod changes;
 pub mod event_days;
 pub mod events;
+pub mod explain;
 pub mod export;
 pub mod generations;
 pub mod holders;
