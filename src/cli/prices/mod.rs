@@ -9,8 +9,11 @@ mod show;
 use super::connect::{self, ConnectArgs, Connection};
 use super::hints;
 use crate::proto::{ListPricesRequest, Price};
+use chrono::{DateTime, NaiveDate};
 use clap::{Args, Subcommand};
+use meterd_domain::period::parse_day;
 use meterd_engine::clock::Clock;
+use serde_json::json;
 use std::collections::HashMap;
 use std::process::ExitCode;
 
@@ -42,6 +45,7 @@ pub enum PricesCommand {
     ///
     /// A price that does not exist is created, and applies to events of any time. A price with other rates is replaced from a given
     /// time. The command can be repeated with the same file, and with a newer one. Models whose rates are all zero are left out.
+    /// With --built-in, the prices are those that the server ships.
     Import(Box<import::ImportArgs>),
     /// Charge recorded events by the prices that are in force now
     ///
@@ -145,7 +149,7 @@ impl State {
 
 async fn list(args: ListArgs) -> anyhow::Result<()> {
     let channel = args.connect.channel().await?;
-    let prices = prices(&args.connect, &channel, args.service.as_deref()).await?;
+    let Listed { prices, built_in_list } = listed(&args.connect, &channel, args.service.as_deref()).await?;
     let matches = |(price, _): &(Price, State)| {
         let model = args.model.as_ref().map(|model| model.to_lowercase());
         args.client.as_ref().is_none_or(|client| price.client_id == *client)
@@ -159,7 +163,14 @@ async fn list(args: ListArgs) -> anyhow::Result<()> {
         anyhow::bail!("no price matches; {}", hint.as_deref().unwrap_or("remove a filter to see more prices"));
     }
     let shown: Vec<_> = matching.iter().filter(|(_, state)| args.all || *state == State::InForce).cloned().collect();
-    show::print(&shown, args.all, args.json, args.csv)?;
+    if args.json {
+        shown.iter().for_each(|price| println!("{}", json_of_list(price, built_in_list.as_ref())));
+    } else {
+        show::print(&shown, args.all, false, args.csv)?;
+    }
+    if shown.iter().any(|(price, _)| price.built_in) {
+        eprintln!("{}", built_in_list.map_or_else(|| UNKNOWN_LIST.to_owned(), |list| list.note()));
+    }
     let future = matching.iter().filter(|(_, state)| *state == State::Future).count();
     if future > 0 && !args.all {
         eprintln!("note: {future} prices that apply later are not shown; add --all to show them");
@@ -196,12 +207,55 @@ fn distinct<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     names.into_iter().collect()
 }
 
+/// The built-in list that the database has.
+struct BuiltInList {
+    date: NaiveDate,
+    age_days: i64,
+}
+
+/// How to bring the built-in prices up to date.
+const UPDATE: &str = "`meterd prices import --built-in` sets those of the server, `meterd prices import FILE` those of a newer file";
+/// The note about the built-in prices if their date is not known.
+const UNKNOWN_LIST: &str =
+    "note: built-in prices of an earlier release, of an unknown date; `meterd prices import --built-in` sets those of the server";
+
+impl BuiltInList {
+    fn new(date: &str, now: i64) -> Option<Self> {
+        let date = parse_day(date)?;
+        let today = DateTime::from_timestamp(now, 0)?.date_naive();
+        Some(Self { date, age_days: (today - date).num_days() })
+    }
+
+    fn note(&self) -> String {
+        format!("note: built-in prices of {}, {} days old; {UPDATE}", self.date, self.age_days)
+    }
+}
+
+/// Converts a price to JSON, with the list that it is from if it is built in.
+fn json_of_list((price, state): &(Price, State), built_in_list: Option<&BuiltInList>) -> serde_json::Value {
+    let mut object = show::to_json(price, *state);
+    let list = built_in_list.filter(|_| price.built_in);
+    object["built_in_list_date"] = json!(list.map(|list| list.date.to_string()));
+    object["built_in_list_age_days"] = json!(list.map(|list| list.age_days));
+    object
+}
+
+/// Prices with their states, and the built-in list that the database has, if its date is known.
+struct Listed {
+    prices: Vec<(Price, State)>,
+    built_in_list: Option<BuiltInList>,
+}
+
 /// Returns all prices, or all prices of a service, with their states. An unknown service is an error.
 async fn prices(
     connect: &ConnectArgs,
     channel: &Connection,
     service: Option<&str>,
 ) -> anyhow::Result<Vec<(Price, State)>> {
+    Ok(listed(connect, channel, service).await?.prices)
+}
+
+async fn listed(connect: &ConnectArgs, channel: &Connection, service: Option<&str>) -> anyhow::Result<Listed> {
     let mut catalog = connect::catalog_client(channel.clone());
     let mut request = ListPricesRequest {
         service: service.unwrap_or_default().to_owned(),
@@ -209,15 +263,15 @@ async fn prices(
         ..Default::default()
     };
     let mut prices = vec![];
-    loop {
+    let list_date = loop {
         let answer = catalog.list_prices(connect.request(request.clone(), CALL_SECONDS)).await;
         let page = answer.map_err(|status| connect::status_error(&status))?.into_inner();
         prices.extend(page.prices);
         request.page_token = page.next_page_token;
         if request.page_token.is_empty() {
-            break;
+            break page.built_in_list_date;
         }
-    }
+    };
     if let Some(service) = service.filter(|_| prices.is_empty()) {
         let known = hints::services(connect, channel).await.map_err(|status| connect::status_error(&status))?;
         anyhow::ensure!(
@@ -227,7 +281,8 @@ async fn prices(
         );
         anyhow::bail!("service {service} has no prices; set one with `meterd prices set {service}`");
     }
-    Ok(with_states(prices, Clock::system().now().timestamp()))
+    let now = Clock::system().now().timestamp();
+    Ok(Listed { prices: with_states(prices, now), built_in_list: BuiltInList::new(&list_date, now) })
 }
 
 /// What a price is for.

@@ -10,6 +10,7 @@ use crate::proto::{
 use meterd_domain::decimal::Rate;
 use meterd_domain::{price, tiers};
 use meterd_engine::auth::Caller;
+use meterd_engine::catalog::built_in::{self, BuiltInPrice};
 use meterd_engine::catalog::import::{self, ImportReport, Imported, PriceList};
 use meterd_engine::catalog::prices::{self, NewPrice, NewTier, NewTieredRate, PriceQuery};
 use meterd_engine::refusal::Refusal;
@@ -84,6 +85,22 @@ impl From<StoredPrice> for Price {
     }
 }
 
+impl From<BuiltInPrice> for Price {
+    fn from(price: BuiltInPrice) -> Self {
+        let BuiltInPrice { service, operation, model, service_tier, above_input_tokens, rates } = price;
+        Self {
+            service,
+            operation,
+            model,
+            service_tier,
+            above_input_tokens,
+            rates: Some(rates.into()),
+            built_in: true,
+            ..Default::default()
+        }
+    }
+}
+
 impl From<Price> for NewPrice {
     fn from(price: Price) -> Self {
         let rates = price.rates.unwrap_or_default();
@@ -122,10 +139,11 @@ pub async fn list(
 ) -> Result<ListPricesResponse, Refusal> {
     let (page, next_token) = context.page(&mut request);
     let query = PriceQuery { client_id: request.client_id, service: request.service, page };
-    let found = prices::list(&context.engine, &caller, query).await?;
+    let (found, built_in_list_date) = prices::list(&context.engine, &caller, query).await?;
     Ok(ListPricesResponse {
         prices: found.rows.into_iter().map(Price::from).collect(),
         next_page_token: next_token.of(found.next),
+        built_in_list_date: built_in_list_date.map(|date| date.to_string()).unwrap_or_default(),
     })
 }
 
@@ -158,15 +176,25 @@ pub async fn import(context: Arc<Context>, request: ImportPricesRequest) -> Resu
         prices: request.prices.into_iter().map(NewPrice::from).collect(),
         effective_time: request.effective_time.as_ref().map(unix_time),
         source: request.source,
+        built_in: request.built_in,
         validate_only: request.validate_only,
         high_rates_confirmed: request.confirm_high_rates,
         replace_others: request.replace_others,
     };
     let ImportReport { results, missing } = import::import(&context.engine, list).await?;
-    Ok(ImportPricesResponse {
+    let mut response = ImportPricesResponse {
         results: results.into_iter().map(imported).collect(),
         missing_price_ids: missing.iter().map(i64::to_string).collect(),
-    })
+        ..Default::default()
+    };
+    if request.built_in {
+        let list = built_in::list();
+        response.built_in_list_date = list.date.to_string();
+        for (result, price) in response.results.iter_mut().zip(&list.prices) {
+            result.price = Some(price.clone().into());
+        }
+    }
+    Ok(response)
 }
 
 fn imported(result: Imported) -> ImportedPrice {

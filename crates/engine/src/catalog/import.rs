@@ -1,6 +1,7 @@
 //! Takes prices over from a list, such as the price list of a provider. A list can be imported again: only what has changed
 //! creates prices.
 
+use super::built_in::{self, BuiltInPrice};
 use super::new_price::{Checked, SOURCE_BYTES_MAX, check_high_rates, instant};
 use super::prices::{NewPrice, check_overlap};
 use crate::engine::Engine;
@@ -10,6 +11,7 @@ use chrono::{DateTime, Utc};
 use meterd_domain::catalog::{Catalog, PriceScope};
 use meterd_domain::price::{Price, Rates};
 use meterd_store::catalog::{self as store, StoredPrice, pricing};
+use meterd_store::database::deployment;
 use meterd_store::locks;
 use sqlx::PgConnection;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -27,6 +29,8 @@ pub struct PriceList {
     pub effective_time: Option<UnixTime>,
     /// Where the list comes from.
     pub source: String,
+    /// Whether the built-in list is imported. `prices` and `source` are then empty.
+    pub built_in: bool,
     /// Whether nothing is created.
     pub validate_only: bool,
     /// Whether rates per token above [`EngineConfig::high_token_rate`] are meant.
@@ -65,25 +69,38 @@ pub enum Imported {
 pub struct ImportReport {
     /// One for each price of the list, in order.
     pub results: Vec<Imported>,
-    /// Ids of the prices of the source that are in force for models of the list, and for a service tier or bound that the list does
-    /// not have.
+    /// Ids of the prices of the source, and of built-in prices, that are in force for models of the list, and for a service tier or
+    /// bound that the list does not have.
     pub missing: Vec<i64>,
 }
 
 /// Imports a list, and prices recorded events that its prices apply to.
 ///
 /// After an error, some of the prices may have been created. The import can be repeated.
-pub async fn import(engine: &Engine, list: PriceList) -> Result<ImportReport, Refusal> {
+pub async fn import(engine: &Engine, mut list: PriceList) -> Result<ImportReport, Refusal> {
     let catalog = engine.catalog.refresh(&engine.pool).await?;
     let mut fields = Fields::default();
-    fields.required("source", &list.source, SOURCE_BYTES_MAX);
     let effective_time = list.effective_time.and_then(|time| fields.time("effective_time", time));
-    if !(1..=LIST_PRICES_MAX).contains(&list.prices.len()) {
-        fields.wrong("prices", format!("must be 1 to {LIST_PRICES_MAX} prices, has {}", list.prices.len()));
+    if list.built_in {
+        check_built_in(engine, &mut fields, &list).await?;
+    } else {
+        fields.required("source", &list.source, SOURCE_BYTES_MAX);
+        if !(1..=LIST_PRICES_MAX).contains(&list.prices.len()) {
+            fields.wrong("prices", format!("must be 1 to {LIST_PRICES_MAX} prices, has {}", list.prices.len()));
+        }
     }
     fields.finish()?;
     let effective_time = effective_time.unwrap_or_else(|| engine.clock.now());
-    let checked = check_all(engine, &catalog, &list);
+    let checked = match list.built_in {
+        true => {
+            list.prices = built_in::list().prices.iter().map(scope_of).collect();
+            if !list.validate_only {
+                create_built_in_services(engine).await?;
+            }
+            built_in_rates(engine, &list)
+        }
+        false => check_all(engine, &catalog, &list),
+    };
     let mut results: Vec<Option<Imported>> = list.prices.iter().map(|_| None).collect();
     let mut missing = vec![];
     for numbers in chunks(&list.prices) {
@@ -104,8 +121,67 @@ pub async fn import(engine: &Engine, list: PriceList) -> Result<ImportReport, Re
         tx.commit().await?;
         engine.pricing_wanted.notify_one();
     }
+    if list.built_in && !list.validate_only {
+        deployment::set_built_in_list_date(&mut *engine.pool.acquire().await?, built_in::list().date).await?;
+    }
     let results = results.into_iter().map(|result| result.expect("each price is in a chunk")).collect();
     Ok(ImportReport { results, missing })
+}
+
+/// Checks a request for the built-in list.
+async fn check_built_in(engine: &Engine, fields: &mut Fields, list: &PriceList) -> Result<(), Refusal> {
+    let currency = &engine.currency;
+    let date = built_in::list().date;
+    let present = deployment::built_in_list_date(&mut *engine.pool.acquire().await?).await?;
+    if !list.prices.is_empty() || !list.source.is_empty() {
+        fields.wrong("built_in", "must not be together with prices or source: the prices are those of this server");
+    } else if *currency != built_in::CURRENCY {
+        let description = format!(
+            "must be false: the built-in prices are in {}, and this deployment is in {currency}; import a list of prices in {currency}",
+            built_in::CURRENCY
+        );
+        fields.wrong("built_in", description);
+    } else if let Some(present) = present.filter(|present| *present > date) {
+        let description = format!(
+            "must be false: the database has the built-in prices of {present}, and this server has those of {date}; update \
+             meterd first"
+        );
+        fields.wrong("built_in", description);
+    }
+    Ok(())
+}
+
+/// Creates the services of the built-in list that do not exist.
+async fn create_built_in_services(engine: &Engine) -> Result<(), Refusal> {
+    let mut tx = engine.pool.begin().await?;
+    locks::change_versions(&mut tx).await?;
+    let mut is_changed = false;
+    for service in &built_in::list().services {
+        is_changed |= store::insert_service(&mut tx, service).await?;
+    }
+    if is_changed {
+        store::bump_version(&mut tx).await?;
+        tx.commit().await?;
+    }
+    Ok(())
+}
+
+/// Returns a price of the list without its rates, which need no check.
+fn scope_of(price: &BuiltInPrice) -> NewPrice {
+    let BuiltInPrice { service, operation, model, service_tier, above_input_tokens, .. } = price.clone();
+    NewPrice { service, operation, model, service_tier, above_input_tokens, ..NewPrice::default() }
+}
+
+/// Returns the rates of the built-in prices, or an error for each that must be confirmed.
+fn built_in_rates(engine: &Engine, list: &PriceList) -> Vec<Result<Rates, Refusal>> {
+    let checked = built_in::list().prices.iter().enumerate().map(|(number, BuiltInPrice { rates, .. })| {
+        let mut fields = Fields::default();
+        if !list.high_rates_confirmed {
+            check_high_rates(&mut fields, &format!("prices[{number}]"), rates, engine.config.high_token_rate);
+        }
+        fields.finish().map(|()| rates.clone())
+    });
+    checked.collect()
 }
 
 /// Service, operation and model.
@@ -212,7 +288,7 @@ async fn import_chunk<'a>(
                 effective_time,
                 end_time: None,
                 rates,
-                built_in: false,
+                built_in: chunk.list.built_in,
                 source: &chunk.list.source,
                 note: &price.note,
             };
@@ -230,11 +306,17 @@ fn missing_prices(chunk: &Chunk<'_>, present: &[StoredPrice]) -> Vec<i64> {
         chunk.numbers.iter().map(|number| chunk.list.prices[*number].scope()).collect();
     let present: Vec<&StoredPrice> = present.iter().collect();
     let is_missing = |price: &&&StoredPrice| {
-        price.source == chunk.list.source
+        is_replaceable(chunk.list, price)
             && !scopes.contains(&price.scope())
             && is_in_force(price, &present, chunk.effective_time)
     };
     present.iter().filter(is_missing).map(|price| price.price_id).collect()
+}
+
+/// Returns whether a list replaces a price: a built-in one, or one of its own source. The built-in list, which has no source, does not
+/// replace prices that an operator created without a source.
+fn is_replaceable(list: &PriceList, price: &StoredPrice) -> bool {
+    price.built_in || (!list.built_in && price.source == list.source)
 }
 
 /// Returns whether a price of a model is in force at a time or later: it has not ended, and no price of the same scope has replaced
@@ -260,7 +342,7 @@ fn decide(chunk: &Chunk<'_>, price: &NewPrice, rates: &Rates, of_model: &[&Store
     }
     // A price of another source is meant for all usage of its model, also for that of a scope that only the list has.
     let is_other = |present: &&StoredPrice| {
-        present.source != chunk.list.source && !present.built_in && is_in_force(present, of_model, chunk.effective_time)
+        !is_replaceable(chunk.list, present) && is_in_force(present, of_model, chunk.effective_time)
     };
     let other = last.copied().filter(is_other).or_else(|| of_model.iter().copied().find(is_other));
     if let Some(other) = other.filter(|_| !chunk.list.replace_others) {

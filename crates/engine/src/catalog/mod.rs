@@ -1,6 +1,7 @@
 //! The catalogue: services, prices and model aliases.
 
 pub mod aliases;
+pub mod built_in;
 mod cache;
 pub mod estimate;
 pub mod import;

@@ -10,12 +10,13 @@ use crate::fields::{Fields, UnixTime};
 use crate::idempotency::{CreateCall, Created, Idempotency};
 use crate::paging::{Page, PageRequest};
 use crate::refusal::{Reason, Refusal, shown};
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, NaiveDate, Utc};
 use meterd_domain::catalog::PriceScope;
 use meterd_domain::event::ID_BYTES_MAX;
 use meterd_domain::price::Price;
 use meterd_store::catalog::pricing;
 use meterd_store::catalog::{self as store, PriceFilter, StoredPrice};
+use meterd_store::database::deployment;
 use meterd_store::locks;
 
 /// Which prices to list.
@@ -31,13 +32,14 @@ pub struct PriceQuery {
 /// Client, service, operation, model, service tier, bound of input tokens, effective time and id of the last price of a page.
 pub type PriceCursor = (String, String, String, String, String, Option<i64>, Option<DateTime<Utc>>, i64);
 
-/// Lists prices, ordered by client, service, operation, model, service tier, bound of input tokens and effective time. A caller
-/// whose key is for some clients only does not see the prices for others.
+/// Lists prices, ordered by client, service, operation, model, service tier, bound of input tokens and effective time. Also returns
+/// the date of the built-in list that the database has, if it is known. A caller whose key is for some clients only does not see the
+/// prices for others.
 pub async fn list(
     engine: &Engine,
     caller: &Caller,
     query: PriceQuery,
-) -> Result<Page<StoredPrice, PriceCursor>, Refusal> {
+) -> Result<(Page<StoredPrice, PriceCursor>, Option<NaiveDate>), Refusal> {
     if !query.client_id.is_empty() {
         caller.check_prices(&query.client_id)?;
     }
@@ -66,10 +68,11 @@ pub async fn list(
     };
     let mut conn = engine.pool.acquire().await?;
     let rows = store::prices(&mut conn, &filter, size + 1).await?;
-    Ok(Page::of(rows, size, |last| {
+    let page = Page::of(rows, size, |last| {
         let StoredPrice { client_id, service, operation, model, service_tier, above_input_tokens, .. } = last.clone();
         (client_id, service, operation, model, service_tier, above_input_tokens, last.effective_time, last.price_id)
-    }))
+    });
+    Ok((page, deployment::built_in_list_date(&mut conn).await?))
 }
 
 /// Creates a price, and prices recorded events that it applies to. `high_rates_confirmed` says whether rates per token above

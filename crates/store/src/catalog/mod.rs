@@ -5,8 +5,8 @@ pub mod pricing;
 mod tiers;
 
 pub use prices::{
-    NewPrice, PriceCursor, PriceFilter, StoredPrice, end_price, insert_price, price, prices, prices_of_models,
-    prices_of_scope, withdraw_price,
+    NewPrice, PriceCursor, PriceFilter, StoredPrice, end_price, insert_built_in_prices, insert_price, price, prices,
+    prices_of_models, prices_of_scope, withdraw_price,
 };
 
 use meterd_domain::catalog::{Catalog, Service};

@@ -243,11 +243,9 @@ pub async fn insert_price(conn: &mut PgConnection, new: &NewPrice<'_>) -> crate:
         percent_of_amount,
         fixed,
         reported_cost,
-        measures,
         tiers,
+        ..
     } = new.rates;
-    let measure_rates: BTreeMap<&str, String> =
-        measures.iter().map(|(name, rate)| (&**name, rate.to_string())).collect();
     let price_id = sqlx::query_scalar!(
         "INSERT INTO prices (service, operation, model, service_tier, above_input_tokens, effective_time, end_time, unit,
              input_token, output_token, cached_input_token, percent_of_amount, fixed, measure_rates, built_in, source, note,
@@ -269,7 +267,7 @@ pub async fn insert_price(conn: &mut PgConnection, new: &NewPrice<'_>) -> crate:
         cached_input_token.map(numeric::of_rate),
         percent_of_amount.map(numeric::of_rate),
         fixed.map(numeric::of_rate),
-        Json(measure_rates) as Json<BTreeMap<&str, String>>,
+        Json(measure_rates(new.rates)) as Json<BTreeMap<&str, String>>,
         new.built_in,
         new.source,
         new.note,
@@ -283,6 +281,50 @@ pub async fn insert_price(conn: &mut PgConnection, new: &NewPrice<'_>) -> crate:
         Some(price_id) => price(conn, price_id).await,
         None => Ok(None),
     }
+}
+
+/// Creates the built-in prices of an empty catalogue, with one statement. They are for events of any time.
+pub async fn insert_built_in_prices(
+    conn: &mut PgConnection,
+    prices: &[(PriceScope<'_>, &Rates)],
+) -> crate::Result<()> {
+    fn column<'a, T>(prices: &'a [(PriceScope<'a>, &Rates)], of: impl Fn(&'a PriceScope<'a>, &'a Rates) -> T) -> Vec<T> {
+        prices.iter().map(|(scope, rates)| of(scope, rates)).collect()
+    }
+    let texts = |of: fn(&PriceScope<'_>) -> String| column(prices, |scope, _| of(scope));
+    let rates = |of: fn(&Rates) -> Option<Rate>| column(prices, |_, rates| of(rates).map(numeric::of_rate));
+    sqlx::query!(
+        "INSERT INTO prices (service, operation, model, service_tier, above_input_tokens, effective_time, unit, input_token,
+             output_token, cached_input_token, percent_of_amount, fixed, measure_rates, built_in)
+         SELECT service, operation, model, service_tier, COALESCE(above_input_tokens, -1), '-infinity', unit, input_token,
+             output_token, cached_input_token, percent_of_amount, fixed, measure_rates, true
+         FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::bigint[], $6::numeric[], $7::numeric[],
+             $8::numeric[], $9::numeric[], $10::numeric[], $11::numeric[], $12::jsonb[])
+             WITH ORDINALITY AS new (service, operation, model, service_tier, above_input_tokens, unit, input_token,
+                 output_token, cached_input_token, percent_of_amount, fixed, measure_rates, number)
+         ORDER BY number",
+        &texts(|scope| scope.service.to_owned()),
+        &texts(|scope| scope.operation.to_owned()),
+        &texts(|scope| scope.model.to_owned()),
+        &texts(|scope| scope.service_tier.to_owned()),
+        &column(prices, |scope, _| scope.above_input_tokens) as &[Option<i64>],
+        &rates(|rates| rates.unit) as &[Option<BigDecimal>],
+        &rates(|rates| rates.input_token) as &[Option<BigDecimal>],
+        &rates(|rates| rates.output_token) as &[Option<BigDecimal>],
+        &rates(|rates| rates.cached_input_token) as &[Option<BigDecimal>],
+        &rates(|rates| rates.percent_of_amount) as &[Option<BigDecimal>],
+        &rates(|rates| rates.fixed) as &[Option<BigDecimal>],
+        &column(prices, |_, rates| Json(measure_rates(rates))) as &[Json<BTreeMap<&str, String>>]
+    )
+    .execute(conn)
+    .await
+    .map(drop)
+    .map_err(Into::into)
+}
+
+/// Returns the rates of other measures as they are stored.
+fn measure_rates(rates: &Rates) -> BTreeMap<&str, String> {
+    rates.measures.iter().map(|(name, rate)| (&**name, rate.to_string())).collect()
 }
 
 /// Sets the end of a price.

@@ -1,6 +1,6 @@
 //! The data of the whole deployment, a single row.
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, NaiveDate, Utc};
 use meterd_domain::period::Month;
 use sqlx::{PgConnection, PgPool};
 
@@ -28,6 +28,17 @@ pub async fn insert(conn: &mut PgConnection, deployment: &Deployment) -> crate::
         .await
         .map(drop)
         .map_err(Into::into)
+}
+
+/// Returns the date of the built-in price list that the database has. `None`: the list of an earlier release, or none.
+pub async fn built_in_list_date(conn: &mut PgConnection) -> crate::Result<Option<NaiveDate>> {
+    let date = sqlx::query_scalar!("SELECT built_in_list_date FROM deployment");
+    Ok(date.fetch_optional(conn).await?.flatten())
+}
+
+/// Sets the date of the built-in price list that the database has.
+pub async fn set_built_in_list_date(conn: &mut PgConnection, date: NaiveDate) -> crate::Result<()> {
+    sqlx::query!("UPDATE deployment SET built_in_list_date = $1", date).execute(conn).await.map(drop).map_err(Into::into)
 }
 
 /// Counts a change of a time zone or of an alert policy. Writers that remember these read them again. The transaction must hold the

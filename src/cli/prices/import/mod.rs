@@ -1,5 +1,7 @@
-//! `meterd prices import`: takes prices over from a file.
+//! `meterd prices import`: takes prices over from a file, or from the built-in list of the server.
 
+#[cfg(test)]
+mod built_in_list;
 mod model_file;
 mod report;
 
@@ -16,7 +18,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use model_file::{LeftOut, ModelPrices};
 use prost_types::Timestamp;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use tonic::Code;
 
 /// Number of prices of one call.
@@ -28,8 +30,11 @@ const CATEGORY: ServiceCategory = ServiceCategory::Ai;
 #[derive(Args, Clone, Debug)]
 pub struct ImportArgs {
     /// File of model prices: model_prices_and_context_window.json of the LiteLLM project, in dollars
-    #[arg(value_name = "FILE")]
-    pub file: PathBuf,
+    #[arg(value_name = "FILE", required_unless_present = "built_in")]
+    pub file: Option<PathBuf>,
+    /// The built-in list of the server instead of a file. It brings a database that began with an older list up to date
+    #[arg(long, conflicts_with_all = ["file", "provider", "all_providers", "model", "create_services", "per_million", "source"])]
+    pub built_in: bool,
     /// Only models of this provider, as in the file, and the service of their prices, if it has another name; repeat the flag for
     /// more [default: all providers that are services]
     #[arg(long, value_name = "PROVIDER[=SERVICE]", value_parser = parse_provider)]
@@ -76,21 +81,61 @@ fn parse_provider(text: &str) -> Result<(String, String), String> {
     }
 }
 
-/// Imports the file and prints a summary.
+/// Imports the list and prints a summary.
 pub async fn run(args: ImportArgs) -> anyhow::Result<()> {
-    let text = std::fs::read_to_string(&args.file).with_context(|| format!("cannot read {}", args.file.display()))?;
-    let read = model_file::read(&text);
-    let (models, left_out) = read.with_context(|| format!("{} is no file of model prices", args.file.display()))?;
+    let read = args.file.as_deref().map(read_file).transpose()?;
     let channel = args.connect.channel().await?;
-    let services = services(&args, &channel, &models).await?;
-    let selection = Selection::new(&args, &services, models, left_out)?;
+    let (selection, imported) = match read {
+        Some((models, left_out)) => {
+            let services = services(&args, &channel, &models).await?;
+            let selection = Selection::new(&args, &services, models, left_out)?;
+            let imported = import(&args, &channel, &selection.prices).await?;
+            (selection, imported)
+        }
+        None => import_built_in(&args, &channel).await?,
+    };
+    // A dry run has changed nothing.
     let before = if args.dry_run { present(&args, &channel, &selection).await? } else { HashMap::new() };
-    let imported = import(&args, &channel, &selection.prices).await?;
     match args.json {
         true => report::print_json(&selection, &imported),
         false => report::print_summary(&args, &selection, &imported, &before)?,
     }
     Ok(())
+}
+
+fn read_file(file: &Path) -> anyhow::Result<(Vec<ModelPrices>, Vec<LeftOut>)> {
+    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    model_file::read(&text).with_context(|| format!("{} is no file of model prices", file.display()))
+}
+
+/// Lets the server import its own list.
+async fn import_built_in(args: &ImportArgs, channel: &Connection) -> anyhow::Result<(Selection, ImportPricesResponse)> {
+    let request = ImportPricesRequest { built_in: true, source: String::new(), ..request_of(args, vec![]) };
+    let mut catalog = connect::catalog_client(channel.clone());
+    let answer = catalog.import_prices(args.connect.request(request, CALL_SECONDS)).await;
+    let imported = answer.map_err(|status| connect::status_error(&status))?.into_inner();
+    let prices: Vec<Price> = imported.results.iter().filter_map(|result| result.price.clone()).collect();
+    let name = |price: &Price| if price.model.is_empty() { price.service.clone() } else { price.model.clone() };
+    let selection = Selection {
+        title: format!("{} built-in prices of {}", prices.len(), imported.built_in_list_date),
+        names: prices.iter().map(name).collect(),
+        prices,
+        left_out: BTreeMap::new(),
+        unused: BTreeMap::new(),
+    };
+    Ok((selection, imported))
+}
+
+fn request_of(args: &ImportArgs, prices: Vec<Price>) -> ImportPricesRequest {
+    ImportPricesRequest {
+        prices,
+        effective_time: args.from,
+        source: args.source.clone(),
+        validate_only: args.dry_run,
+        confirm_high_rates: args.confirm_high_rates,
+        replace_others: args.replace_others,
+        built_in: false,
+    }
 }
 
 /// Returns the names of all services. Creates those of the wanted providers first, if wanted.
@@ -124,7 +169,13 @@ async fn services(args: &ImportArgs, channel: &Connection, models: &[ModelPrices
 
 /// Returns the service of a provider. The file divides the models of one provider into several.
 fn service_of(provider: &str) -> &str {
-    if provider.starts_with("vertex_ai-") { "vertex_ai" } else { provider }
+    match provider {
+        "bedrock_converse" => "bedrock",
+        "cohere_chat" => "cohere",
+        "text-completion-openai" => "openai",
+        _ if provider.starts_with("vertex_ai-") => "vertex_ai",
+        _ => provider,
+    }
 }
 
 /// The prices to import, and what is left out.
@@ -136,7 +187,8 @@ struct Selection {
     left_out: BTreeMap<String, usize>,
     /// Numbers of models by member without a rate.
     unused: BTreeMap<String, usize>,
-    model_count: usize,
+    /// How many prices there are, and of what.
+    title: String,
 }
 
 impl Selection {
@@ -204,7 +256,8 @@ impl Selection {
                 reasons.iter().map(|(reason, count)| format!("{count} models: {reason}")).collect();
             anyhow::bail!("no model is selected; left out: {}", reasons.join("; "));
         }
-        Ok(Self { prices, names, left_out: reasons, unused, model_count })
+        let title = format!("{} prices of {model_count} models", prices.len());
+        Ok(Self { prices, names, left_out: reasons, unused, title })
     }
 }
 
@@ -240,14 +293,7 @@ async fn import(args: &ImportArgs, channel: &Connection, prices: &[Price]) -> an
     let progress = ProgressBar::new(prices.len() as u64).with_style(style);
     let mut imported = ImportPricesResponse::default();
     for part in calls(prices) {
-        let request = ImportPricesRequest {
-            prices: part.to_vec(),
-            effective_time: args.from,
-            source: args.source.clone(),
-            validate_only: args.dry_run,
-            confirm_high_rates: args.confirm_high_rates,
-            replace_others: args.replace_others,
-        };
+        let request = request_of(args, part.to_vec());
         let mut catalog = connect::catalog_client(channel.clone());
         let answer = catalog.import_prices(args.connect.request(request, CALL_SECONDS)).await;
         let answer = answer.map_err(|status| {

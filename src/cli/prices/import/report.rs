@@ -21,11 +21,13 @@ fn scope_text(price: &Price) -> String {
     let details: Vec<String> =
         Some(price.service_tier.clone()).filter(|tier| !tier.is_empty()).into_iter().chain(bound).collect();
     let details = if details.is_empty() { String::new() } else { format!(" ({})", details.join(", ")) };
-    format!("{} {}{details}", price.service, price.model)
+    let names = [&*price.service, &price.operation, &price.model];
+    let names: Vec<&str> = names.into_iter().filter(|name| !name.is_empty()).collect();
+    format!("{}{details}", names.join(" "))
 }
 
 /// Returns all rates by name.
-fn rates_of(price: &Price) -> BTreeMap<String, String> {
+pub fn rates_of(price: &Price) -> BTreeMap<String, String> {
     let rates = price.rates.clone().unwrap_or_default();
     let fields = [
         ("unit", rates.unit),
@@ -68,7 +70,7 @@ pub fn print_summary(
         counts.entry(result.outcome).or_insert_with(|| (outcome_name(result), 0)).1 += 1;
     }
     let would = if args.dry_run { " (dry run: nothing is changed)" } else { "" };
-    println!("{} prices of {} models{would}", results.len(), selection.model_count);
+    println!("{}{would}", selection.title);
     let rows = counts.into_values().map(|(name, count)| vec![name, count.to_string()]).collect::<Vec<_>>();
     table(&rows, &[false, true]).iter().for_each(|line| println!("  {line}"));
     for (outcome, heading) in
@@ -129,6 +131,7 @@ pub fn print_json(selection: &Selection, imported: &ImportPricesResponse) {
         let object = json!({
             "name": name,
             "service": price.service,
+            "operation": price.operation,
             "model": price.model,
             "service_tier": price.service_tier,
             "above_input_tokens": price.above_input_tokens,
