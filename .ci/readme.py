@@ -41,6 +41,8 @@ MASKS = [
     (r"\d{4}-\d\d-\d\d", "DAY"),
     (r"\d{4}-\d\d", "MONTH"),
     (r"day \d+ of \d+", "day N of N"),
+    (r"\d+ days old", "N days old"),
+    (r'"priceId": "\d+"', "PRICE ID"),
     (r"[0-9.,]+ USD projected", "N USD projected"),
     (r"\d+\.\d+ s, [0-9,]+ rows/s", "N s, N rows/s"),
     (r"█+", "BAR"),

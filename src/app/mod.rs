@@ -13,7 +13,7 @@ use meterd_engine::alerts::feed::Feed;
 use meterd_engine::alerts::notify::{Notifier, Sender};
 use meterd_engine::alerts::raise::AlertSettings;
 use meterd_engine::auth::{Auth, KeyCache};
-use meterd_engine::catalog::{CatalogCache, seed};
+use meterd_engine::catalog::{CatalogCache, built_in, seed};
 use meterd_engine::clock::Clock;
 use meterd_engine::ingest::{Ingest, KeyFilters, SharedState};
 use meterd_engine::jobs;
@@ -109,6 +109,9 @@ pub async fn build(
     let exports_max = settings.exports_max.min(pool_connections_max.saturating_sub(1)).max(1);
     let catalog = Arc::new(CatalogCache::new(settings.model_names == ModelNames::Rules));
     catalog.refresh(&pool).await?;
+    if deployment.currency == built_in::CURRENCY {
+        built_in::log_age(&mut *pool.acquire().await?, &clock).await?;
+    }
     let notifier = Notifier::new(&pool, sender, &notify_config);
     let alert_settings = AlertSettings {
         clock: clock.clone(),

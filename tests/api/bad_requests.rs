@@ -362,6 +362,7 @@ pub fn rule(rpc: &str, message: &str, field: &str) -> Rule {
             | "projection_enabled"
             | "anomaly_enabled",
         ) => Flag { with: None },
+        ("ImportPrices", _, "built_in") => ExcludedFlag,
         (_, _, "operator_only") => Flag { with: Some("client_id") },
         (_, _, "from_start") => Flag { with: Some("resume_token") },
         (_, _, "all_clients") => AllClients,

@@ -127,6 +127,8 @@ pub enum Rule {
     Flag {
         with: Option<&'static str>,
     },
+    /// A boolean that must not be true, because other fields of the valid request are set.
+    ExcludedFlag,
     AllClients,
 }
 
@@ -626,6 +628,7 @@ pub fn cases(rule: Rule, field: &Field<'_>) -> Vec<Case> {
             case.sibling = Some((other, string("x")));
             vec![Case::new("true", Value::Bool(true), Valid), case]
         }
+        Rule::ExcludedFlag => vec![Case::new("two that exclude each other", Value::Bool(true), Invalid)],
         Rule::AllClients => {
             let case = |kind: &str, all, ids| {
                 let mut case = Case::new(kind, Value::Bool(all), Invalid).with_fields([parent()]);

@@ -146,7 +146,7 @@ async fn an_empty_export_is_an_error_with_suggestions_and_leaves_no_file() {
         // A service with events does not hide the one without.
         (
             &["--service=sms", "--service=emial"],
-            &["--service: service \"emial\" does not exist", "did you mean email?"],
+            &["--service: service \"emial\" does not exist", "did you mean email or"],
         ),
         (&["--service=email"], &["nothing to export", "of service email", "--month 2026-11"]),
         (&["--client=acme", "--month=2026-09"], &["client \"acme\" in 2026-09", "2026-11, 2026-10"]),

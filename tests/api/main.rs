@@ -16,6 +16,7 @@ mod bad_test_data;
 mod bad_values;
 mod binary_copy;
 mod broken_database;
+mod built_in_prices;
 mod catalog;
 mod client_keys;
 mod client_prices;

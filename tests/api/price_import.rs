@@ -13,7 +13,7 @@ use std::str::FromStr;
 
 const NOW: &str = "2026-11-21T12:00:00Z";
 
-fn model_file() -> String {
+pub fn model_file() -> String {
     let path = std::env::var("METERD_MODEL_PRICES").map(PathBuf::from);
     let path = path.unwrap_or_else(|_| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data/model_prices.json"));
     path.to_str().unwrap().to_owned()
@@ -21,13 +21,16 @@ fn model_file() -> String {
 
 /// Imports all providers of the file and returns the result of each price.
 async fn import_all(server: &TestServer, more: &[&str]) -> Vec<Value> {
-    let file = model_file();
-    let arguments = [&["prices", "import", &file, "--all-providers", "--create-services", "--json"], more].concat();
-    let printed = succeed(server, &arguments).await;
+    import_file(server, &model_file(), &[&["--all-providers", "--create-services"], more].concat()).await
+}
+
+/// Imports a file and returns the result of each price.
+pub async fn import_file(server: &TestServer, file: &str, more: &[&str]) -> Vec<Value> {
+    let printed = succeed(server, &[&["prices", "import", file, "--json"], more].concat()).await;
     printed.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-fn count(results: &[Value], outcome: &str) -> usize {
+pub fn count(results: &[Value], outcome: &str) -> usize {
     results.iter().filter(|result| result["outcome"] == outcome).count()
 }
 
@@ -366,29 +369,44 @@ async fn other_spellings_of_models_of_the_file_have_their_price_or_none() {
         .filter(has_token_rates)
         .map(|price| (price["service"].as_str().unwrap().to_owned(), price["model"].as_str().unwrap().to_owned()))
         .collect();
-    let catalog = server.catalog();
-    let charge_of = async |service: &str, model: &str| {
-        let request = EstimateCostRequest {
-            service: service.into(),
-            model: model.into(),
-            input_tokens: 1_000_003,
-            output_tokens: 70_001,
-            ..Default::default()
-        };
-        let estimate = catalog.clone().estimate_cost(request).await.unwrap().into_inner();
-        estimate.charge.map(|charge| charge.amount)
+    let all: BTreeSet<(&str, &str)> =
+        imported.iter().map(|price| (price["service"].as_str().unwrap(), price["model"].as_str().unwrap())).collect();
+    let (right, wrong) = wrong_spellings(&server, &models, &all).await;
+    assert!(models.len() >= 200, "only {} models", models.len());
+    assert!(right > 2 * models.len(), "only {right} right");
+    assert_eq!(wrong, Vec::<String>::new());
+    server.stop().await;
+}
+
+/// Returns the charge of a million input tokens and 70,000 output tokens, more or less.
+pub async fn charge_of(server: &TestServer, service: &str, model: &str) -> Option<String> {
+    let request = EstimateCostRequest {
+        service: service.into(),
+        model: model.into(),
+        input_tokens: 1_000_003,
+        output_tokens: 70_001,
+        ..Default::default()
     };
+    let estimate = server.catalog().estimate_cost(request).await.unwrap().into_inner();
+    estimate.charge.map(|charge| charge.amount)
+}
+
+/// Estimates the charge of each model under its own name and four other spellings, except those that are models of `all`. Returns
+/// the number of charges that are those of the model, and all others.
+pub async fn wrong_spellings(
+    server: &TestServer,
+    models: &[(String, String)],
+    all: &BTreeSet<(&str, &str)>,
+) -> (usize, Vec<String>) {
     let spellings: [fn(&str, &str) -> String; 4] = [
         |_, model| model.to_uppercase(),
         |service, model| format!("{service}/{model}"),
         |_, model| format!("{model}-2099-01-01"),
         |_, model| format!("{model}-latest"),
     ];
-    let all: BTreeSet<(&str, &str)> =
-        imported.iter().map(|price| (price["service"].as_str().unwrap(), price["model"].as_str().unwrap())).collect();
     let (mut right, mut unpriced, mut wrong) = (0, 0, vec![]);
-    for (service, model) in &models {
-        let own = charge_of(service, model).await;
+    for (service, model) in models {
+        let own = charge_of(server, service, model).await;
         assert!(own.is_some(), "{service} {model} has no price under its own name");
         right += 1;
         for spelling in spellings {
@@ -397,7 +415,7 @@ async fn other_spellings_of_models_of_the_file_have_their_price_or_none() {
             if all.contains(&(service.as_str(), name.as_str())) {
                 continue;
             }
-            match charge_of(service, &name).await {
+            match charge_of(server, service, &name).await {
                 None => unpriced += 1,
                 charge if charge == own => right += 1,
                 charge => wrong.push(format!("{service} {name}: {charge:?} instead of {own:?}")),
@@ -405,10 +423,7 @@ async fn other_spellings_of_models_of_the_file_have_their_price_or_none() {
         }
     }
     println!("{} models under five names: {right} right, {unpriced} unpriced, {} wrong", models.len(), wrong.len());
-    assert!(models.len() >= 200, "only {} models", models.len());
-    assert!(right > 2 * models.len(), "only {right} right");
-    assert_eq!(wrong, Vec::<String>::new());
-    server.stop().await;
+    (right, wrong)
 }
 
 #[tokio::test]

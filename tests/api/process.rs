@@ -2,6 +2,7 @@
 //! commands.
 
 use crate::harness::*;
+use meterd_engine::clock::Clock;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
@@ -126,6 +127,40 @@ impl Drop for Server {
             std::thread::sleep(Duration::from_millis(300));
         }
     }
+}
+
+/// Starts a server, stops it when it is ready, and returns its log.
+fn log_of_start(database_url: &str) -> String {
+    let mut command = meterd(&["serve", "--allow-non-durable-database"]);
+    command.env("DATABASE_URL", database_url);
+    let mut server = Server::spawn(command, None, |command| {
+        command.stderr(Stdio::piped());
+    });
+    server.greeting();
+    server.signal(Signal::SIGTERM);
+    let mut log = String::new();
+    server.stderr().read_to_string(&mut log).unwrap();
+    log
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_start_warns_once_of_built_in_prices_that_are_old() {
+    let server = TestServer::start().await;
+    let today = Clock::system().now().date_naive();
+    for (date, expected) in [
+        (format!("'{}'", today - chrono::Days::new(181)), Some(("WARN", "\"age_days\":181"))),
+        (format!("'{}'", today - chrono::Days::new(180)), None),
+        ("NULL".to_owned(), Some(("INFO", "of an earlier release"))),
+    ] {
+        server.sql(&format!("UPDATE deployment SET built_in_list_date = {date}")).await;
+        let log = log_of_start(&server.database_url);
+        let lines: Vec<&str> = log.lines().filter(|line| line.contains("built-in prices")).collect();
+        assert_eq!(lines.len(), usize::from(expected.is_some()), "{date}: {log}");
+        for (line, (level, text)) in lines.iter().zip(expected) {
+            assert!(line.contains(level) && line.contains(text) && line.contains("--built-in"), "{line}");
+        }
+    }
+    server.stop().await;
 }
 
 fn track(address: &str) -> Output {

@@ -23,7 +23,7 @@ async fn replicas_started_at_once_migrate_and_seed_an_empty_database_once() {
     assert_eq!(secrets.len(), 1, "all replicas must belong to one deployment");
     let server = TestServer::replica(&url, &[], Clock::system()).await;
     let services: i64 = sqlx::query_scalar("SELECT count(*) FROM services").fetch_one(&server.pool).await.unwrap();
-    assert_eq!(services, 19);
+    assert_eq!(services, 25);
     server.track(event("acme", "sms", "1")).await.unwrap();
     server.stop().await;
 }

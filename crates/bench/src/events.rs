@@ -204,11 +204,12 @@ mod tests {
 
     #[test]
     fn every_kind_has_a_price_in_the_built_in_catalogue() {
-        let prices = include_str!("../../../crates/engine/catalog/prices.csv");
+        let units = include_str!("../../../crates/engine/catalog/prices.csv");
+        let prices = [units, include_str!("../../../crates/engine/catalog/models.csv")].concat();
         for Kind { service, operation, model, .. } in &KINDS {
             let scope = match model.is_empty() {
-                true => format!("\n{service},{operation},,"),
-                false => format!("\n{service},,{model},"),
+                true => format!("\n{service},{operation},,,,"),
+                false => format!("\n{service},,{model},,,"),
             };
             assert!(prices.contains(&scope), "{service} {operation} {model}");
         }

@@ -1,6 +1,7 @@
 //! `meterd prices`: lists prices, shows the history of a price, sets and retires prices.
 
 mod import;
+mod list_age;
 mod reprice;
 mod retire;
 mod set;
@@ -9,11 +10,9 @@ mod show;
 use super::connect::{self, ConnectArgs, Connection};
 use super::hints;
 use crate::proto::{ListPricesRequest, Price};
-use chrono::{DateTime, NaiveDate};
 use clap::{Args, Subcommand};
-use meterd_domain::period::parse_day;
+use list_age::BuiltInList;
 use meterd_engine::clock::Clock;
-use serde_json::json;
 use std::collections::HashMap;
 use std::process::ExitCode;
 
@@ -164,12 +163,14 @@ async fn list(args: ListArgs) -> anyhow::Result<()> {
     }
     let shown: Vec<_> = matching.iter().filter(|(_, state)| args.all || *state == State::InForce).cloned().collect();
     if args.json {
-        shown.iter().for_each(|price| println!("{}", json_of_list(price, built_in_list.as_ref())));
+        for (price, state) in &shown {
+            println!("{}", list_age::with_list(show::to_json(price, *state), built_in_list.as_ref()));
+        }
     } else {
         show::print(&shown, args.all, false, args.csv)?;
     }
     if shown.iter().any(|(price, _)| price.built_in) {
-        eprintln!("{}", built_in_list.map_or_else(|| UNKNOWN_LIST.to_owned(), |list| list.note()));
+        eprintln!("{}", list_age::note(built_in_list.as_ref()));
     }
     let future = matching.iter().filter(|(_, state)| *state == State::Future).count();
     if future > 0 && !args.all {
@@ -205,39 +206,6 @@ async fn history(args: HistoryArgs) -> anyhow::Result<()> {
 fn distinct<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     let names: std::collections::BTreeSet<_> = names.filter(|name| !name.is_empty()).collect();
     names.into_iter().collect()
-}
-
-/// The built-in list that the database has.
-struct BuiltInList {
-    date: NaiveDate,
-    age_days: i64,
-}
-
-/// How to bring the built-in prices up to date.
-const UPDATE: &str = "`meterd prices import --built-in` sets those of the server, `meterd prices import FILE` those of a newer file";
-/// The note about the built-in prices if their date is not known.
-const UNKNOWN_LIST: &str =
-    "note: built-in prices of an earlier release, of an unknown date; `meterd prices import --built-in` sets those of the server";
-
-impl BuiltInList {
-    fn new(date: &str, now: i64) -> Option<Self> {
-        let date = parse_day(date)?;
-        let today = DateTime::from_timestamp(now, 0)?.date_naive();
-        Some(Self { date, age_days: (today - date).num_days() })
-    }
-
-    fn note(&self) -> String {
-        format!("note: built-in prices of {}, {} days old; {UPDATE}", self.date, self.age_days)
-    }
-}
-
-/// Converts a price to JSON, with the list that it is from if it is built in.
-fn json_of_list((price, state): &(Price, State), built_in_list: Option<&BuiltInList>) -> serde_json::Value {
-    let mut object = show::to_json(price, *state);
-    let list = built_in_list.filter(|_| price.built_in);
-    object["built_in_list_date"] = json!(list.map(|list| list.date.to_string()));
-    object["built_in_list_age_days"] = json!(list.map(|list| list.age_days));
-    object
 }
 
 /// Prices with their states, and the built-in list that the database has, if its date is known.

@@ -198,7 +198,8 @@ pub async fn run(args: SetArgs) -> anyhow::Result<()> {
         CreatePriceRequest { price: Some(new), request_id: String::new(), confirm_high_rates: args.confirm_high_rates };
     let answer = connect::catalog_client(channel).create_price(args.connect.request(request, CALL_SECONDS)).await;
     let price = answer.map_err(|status| refused(&status))?.into_inner().price.unwrap_or_default();
-    if let Some(note) = replacement(before.into_iter().map(|(price, _)| price).collect(), &price) {
+    let before: Vec<Price> = before.into_iter().map(|(price, _)| price).collect();
+    for note in [replacement(before.clone(), &price), more_specific(before, &price)].into_iter().flatten() {
         eprintln!("note: {note}");
     }
     let priced = with_states(vec![price], Clock::system().now().timestamp());
@@ -236,6 +237,33 @@ fn replacement(prices: Vec<Price>, new: &Price) -> Option<String> {
         [] => replaced,
         gone => format!("{replaced}, and has no rate for {}, which that price has", gone.join(", ")),
     })
+}
+
+/// Returns which prices for a service tier or for many input tokens stay, although the new one is for any.
+fn more_specific(prices: Vec<Price>, new: &Price) -> Option<String> {
+    let from = new.effective_time.as_ref().map_or(i64::MIN, |time| time.seconds);
+    let of_model = |price: &Price| {
+        let Price { client_id, service, operation, model, .. } = price;
+        [client_id, service, operation, model].map(String::clone)
+    };
+    let is_more_specific = |price: &Price| {
+        of_model(price) == of_model(new)
+            && scope(price) != scope(new)
+            && (new.service_tier.is_empty() || new.service_tier == price.service_tier)
+            && (new.above_input_tokens.is_none() || new.above_input_tokens == price.above_input_tokens)
+    };
+    let staying = with_states(prices, from).into_iter().filter(|(_, state)| *state == State::InForce);
+    let names: Vec<String> = staying
+        .filter(|(price, _)| is_more_specific(price))
+        .map(|(price, _)| match (price.service_tier.as_str(), price.above_input_tokens) {
+            (tier, None) => tier.to_owned(),
+            ("", Some(bound)) => format!("above {bound} input tokens"),
+            (tier, Some(bound)) => format!("{tier} above {bound} input tokens"),
+        })
+        .collect();
+    let list = names.join(", ");
+    (!names.is_empty())
+        .then(|| format!("more specific prices stay in force: {list}; set or retire them too if they must change"))
 }
 
 fn named(rates: &Rates) -> [(&'static str, &Option<String>); 7] {
@@ -321,6 +349,25 @@ mod tests {
         for wrong in ["unit", "unit=5", "unit=0:x"] {
             assert!(rates(&["--volume", wrong]).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_new_price_names_the_prices_for_tiers_and_bounds_that_stay() {
+        let price = |service_tier: &str, above_input_tokens: Option<i64>| Price {
+            model: "pro".into(),
+            service_tier: service_tier.into(),
+            above_input_tokens,
+            ..Default::default()
+        };
+        let other = Price { model: "other".into(), ..price("flex", None) };
+        let before =
+            vec![price("", None), price("", Some(200_000)), price("batch", None), price("batch", Some(200_000)), other];
+        let note = more_specific(before.clone(), &price("", None)).unwrap();
+        let listed = "in force: above 200000 input tokens, batch, batch above 200000 input tokens; set";
+        assert!(note.contains(listed), "{note}");
+        let note = more_specific(before.clone(), &price("batch", None)).unwrap();
+        assert!(note.contains("in force: batch above 200000 input tokens; set"), "{note}");
+        assert_eq!(more_specific(before, &price("batch", Some(200_000))), None);
     }
 
     #[test]

@@ -1,12 +1,15 @@
 //! The price list that meterd ships. `catalog/prices.csv` has the prices of services with units. `.ci/model_prices` writes
 //! `catalog/models.csv`, the prices of AI models, and `catalog/list.csv`, the date of the list.
 
+use crate::clock::Clock;
 use chrono::NaiveDate;
 use meterd_domain::catalog::{PriceScope, Service};
 use meterd_domain::decimal::Rate;
 use meterd_domain::measures::check_name;
 use meterd_domain::period::parse_day;
 use meterd_domain::price::Rates;
+use meterd_store::database::deployment;
+use sqlx::PgConnection;
 use std::sync::{Arc, LazyLock};
 
 /// The currency of the built-in prices. Deployments in another currency have none.
@@ -14,6 +17,8 @@ pub const CURRENCY: &str = "USD";
 const SERVICES: &str = include_str!("../../catalog/services.csv");
 const PRICES: [&str; 2] = [include_str!("../../catalog/prices.csv"), include_str!("../../catalog/models.csv")];
 const LIST: &str = include_str!("../../catalog/list.csv");
+/// Age from which the list in the database is reported as old.
+const OLD_DAYS: i64 = 180;
 
 /// The services and prices of the list.
 #[derive(Debug)]
@@ -52,6 +57,22 @@ impl BuiltInPrice {
 pub fn list() -> &'static BuiltInList {
     static READ: LazyLock<BuiltInList> = LazyLock::new(|| read().expect("the built-in list is valid"));
     &READ
+}
+
+/// Logs that the list in the database is old, or of a release that did not store its date.
+pub async fn log_age(conn: &mut PgConnection, clock: &Clock) -> meterd_store::Result<()> {
+    let update = "`meterd prices import --built-in --dry-run` shows what the list of this release changes";
+    match deployment::built_in_list_date(conn).await? {
+        None => tracing::info!("the built-in prices in the database are those of an earlier release; {update}"),
+        Some(date) => {
+            let age_days = (clock.now().date_naive() - date).num_days();
+            if age_days > OLD_DAYS {
+                let newer = "`meterd prices import FILE` imports a newer file of model prices";
+                tracing::warn!(%date, age_days, "the built-in prices in the database are old; {update}, and {newer}");
+            }
+        }
+    }
+    Ok(())
 }
 
 fn read() -> anyhow::Result<BuiltInList> {

@@ -284,11 +284,11 @@ pub async fn insert_price(conn: &mut PgConnection, new: &NewPrice<'_>) -> crate:
 }
 
 /// Creates the built-in prices of an empty catalogue, with one statement. They are for events of any time.
-pub async fn insert_built_in_prices(
-    conn: &mut PgConnection,
-    prices: &[(PriceScope<'_>, &Rates)],
-) -> crate::Result<()> {
-    fn column<'a, T>(prices: &'a [(PriceScope<'a>, &Rates)], of: impl Fn(&'a PriceScope<'a>, &'a Rates) -> T) -> Vec<T> {
+pub async fn insert_built_in_prices(conn: &mut PgConnection, prices: &[(PriceScope<'_>, &Rates)]) -> crate::Result<()> {
+    fn column<'a, T>(
+        prices: &'a [(PriceScope<'a>, &Rates)],
+        of: impl Fn(&'a PriceScope<'a>, &'a Rates) -> T,
+    ) -> Vec<T> {
         prices.iter().map(|(scope, rates)| of(scope, rates)).collect()
     }
     let texts = |of: fn(&PriceScope<'_>) -> String| column(prices, |scope, _| of(scope));

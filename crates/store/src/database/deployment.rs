@@ -38,7 +38,11 @@ pub async fn built_in_list_date(conn: &mut PgConnection) -> crate::Result<Option
 
 /// Sets the date of the built-in price list that the database has.
 pub async fn set_built_in_list_date(conn: &mut PgConnection, date: NaiveDate) -> crate::Result<()> {
-    sqlx::query!("UPDATE deployment SET built_in_list_date = $1", date).execute(conn).await.map(drop).map_err(Into::into)
+    sqlx::query!("UPDATE deployment SET built_in_list_date = $1", date)
+        .execute(conn)
+        .await
+        .map(drop)
+        .map_err(Into::into)
 }
 
 /// Counts a change of a time zone or of an alert policy. Writers that remember these read them again. The transaction must hold the

@@ -22,7 +22,8 @@ struct Flags {
 /// Returns the file as CSV, with a line for each price, sorted by service and model.
 fn models_csv(text: &str) -> anyhow::Result<String> {
     let (models, left_out) = model_file::read(text)?;
-    let services: BTreeSet<String> = built_in::list().services.iter().map(|service| service.service.to_string()).collect();
+    let services: BTreeSet<String> =
+        built_in::list().services.iter().map(|service| service.service.to_string()).collect();
     let args = Flags::parse_from(["import", "file"]).import;
     let mut prices = Selection::new(&args, &services, models, left_out)?.prices;
     // Names such as "1024-x-1024/gpt-image-1" and "us-east-1/1-month-commitment/..." are sizes, regions and terms of a model.
@@ -42,7 +43,8 @@ fn models_csv(text: &str) -> anyhow::Result<String> {
 #[test]
 #[ignore = "writes files: run .ci/model_prices"]
 fn write_the_built_in_list() {
-    let variable = |name: &str| std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run .ci/model_prices"));
+    let variable =
+        |name: &str| std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run .ci/model_prices"));
     let text = std::fs::read_to_string(variable("METERD_MODEL_PRICES")).unwrap();
     let date = parse_day(&variable("METERD_LIST_DATE")).expect("the date must be like 2026-11-12");
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("crates/engine/catalog");
