@@ -268,7 +268,7 @@ async fn the_list_of_prices_shows_the_date_and_the_age_of_the_built_in_prices() 
     let shown = meterd(&server, &["prices", "list", "sms"]).await;
     let note = String::from_utf8(shown.stderr).unwrap();
     assert!(
-        note.starts_with(&format!("note: built-in prices of {date}, 181 days old; `meterd prices import")),
+        note.contains(&format!("note: built-in prices of {date}, 181 days old; `meterd prices import")),
         "{note}"
     );
     let own = CreatePriceRequest { price: Some(unit_price("social", "", "1")), ..Default::default() };
