@@ -267,10 +267,7 @@ async fn the_list_of_prices_shows_the_date_and_the_age_of_the_built_in_prices() 
     server.sql(&format!("UPDATE deployment SET built_in_list_date = '{date}'")).await;
     let shown = meterd(&server, &["prices", "list", "sms"]).await;
     let note = String::from_utf8(shown.stderr).unwrap();
-    assert!(
-        note.contains(&format!("note: built-in prices of {date}, 181 days old; `meterd prices import")),
-        "{note}"
-    );
+    assert!(note.contains(&format!("note: built-in prices of {date}, 181 days old; `meterd prices import")), "{note}");
     let own = CreatePriceRequest { price: Some(unit_price("social", "", "1")), ..Default::default() };
     server.catalog().create_price(own).await.unwrap();
     let of = async |service: &str| -> (Value, String) {

@@ -5,6 +5,7 @@
 //!   again it is written the same, also inside of texts. A later request can name it.
 //! - A time within 200 days of now becomes `<now>`, or `<now +24h>` by its distance in hours; a day `<day>`, a month `<month>`.
 //!   Recorded events are of 2024, so that every time of theirs stays. What comes after "such as" is an example, and stays.
+//! - The date of the built-in price list becomes `<day>`.
 //! - The request id of a call becomes `<request>` in its own answer, and `<request 7>` in that of others.
 //! - The members that an exchange masks are left out.
 
@@ -123,6 +124,9 @@ impl Known {
         let made = MADE.iter().find(|(name, _)| *name == member && text.len() >= MADE_BYTES_MIN);
         if let Some((_, kind)) = made {
             return self.name(kind, text);
+        }
+        if member == "builtInListDate" {
+            return "<day>".into();
         }
         let mut text = text.to_string();
         if !self.request_id.is_empty() {
