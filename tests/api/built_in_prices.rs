@@ -14,7 +14,7 @@ use std::str::FromStr;
 type Case = (&'static str, &'static str, &'static str, [i64; 3], &'static [(&'static str, &'static str)], &'static str);
 
 /// The charges are computed from the price lists of the providers, in dollars per million tokens as in the comments.
-const CASES: [Case; 34] = [
+const CASES: [Case; 35] = [
     // 2.50, cached 1.25, out 10; batch 1.25, out 5; priority 4.25, cached 2.125, out 17
     ("openai", "gpt-4o", "", [1_000, 200, 0], &[], "0.0045"),
     ("openai", "gpt-4o", "", [2_006, 300, 1_920], &[], "0.005615"),
@@ -66,7 +66,8 @@ const CASES: [Case; 34] = [
     ("gemini", "gemini-2.5-pro", "", [200_000, 1_000, 0], &[], "0.26"),
     ("gemini", "gemini-2.5-pro", "", [200_001, 1_000, 1], &[], "0.51500025"),
     ("gemini", "gemini-2.5-pro", "batch", [200_001, 0, 0], &[], "0.25000125"),
-    // text 0.30, audio 1, out 2.50
+    // text 0.30, audio 1, out 2.50; batch 0.15, out 1.25, also reasoning
+    ("gemini", "gemini-2.5-flash", "batch", [1_000, 100, 0], &[("reasoning_output_tokens", "80")], "0.000275"),
     ("gemini", "gemini-2.5-flash", "", [1_000, 100, 0], &[("audio_input_tokens", "600")], "0.00097"),
     // 0.50, out 1.50; 4 per thousand pages
     ("mistral", "mistral-large-3", "", [1_000, 100, 0], &[], "0.00065"),

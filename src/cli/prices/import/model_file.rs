@@ -3,11 +3,13 @@
 //!
 //! A member such as `input_cost_per_token_above_200k_tokens_batches` has a rate, a bound of input tokens and a service tier. So
 //! one model can have several prices. A price for a tier or a bound has all rates of the price without it, except those that the
-//! file gives another value for.
+//! file gives another value for. A part of the tokens that costs as much as its whole has no rate of its own, so that it also follows
+//! the rate of its whole for a tier or a bound.
 
 use crate::cli::json::RawObject;
 use crate::proto::{Price, Rates};
 use bigdecimal::BigDecimal;
+use meterd_domain::measures::{Whole, whole_of};
 use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 
@@ -159,6 +161,9 @@ fn model_prices(name: &str, members: &RawObject) -> Result<ModelPrices, &'static
     if !variants.values().flatten().any(|(_, rate)| rate != "0") {
         return Err(if variants.is_empty() { "it has no rates" } else { "all of its rates are zero" });
     }
+    if let Some(rates) = variants.get_mut(&("", None)) {
+        remove_equal_parts(rates);
+    }
     let prefixes = [provider.as_str(), provider.split('-').next().unwrap_or_default()];
     let strip = |prefix: &&str| name.strip_prefix(prefix)?.strip_prefix('/');
     let model = prefixes.iter().find_map(strip).unwrap_or(name).to_owned();
@@ -166,6 +171,21 @@ fn model_prices(name: &str, members: &RawObject) -> Result<ModelPrices, &'static
     unused.sort_unstable();
     unused.dedup();
     Ok(ModelPrices { name: name.to_owned(), provider, model, prices, unused })
+}
+
+/// Removes the rates of parts of the tokens that are equal to the rate of their whole.
+fn remove_equal_parts(rates: &mut Vec<(Rate, String)>) {
+    let of = |wanted: Rate| rates.iter().find(|(rate, _)| *rate == wanted).map(|(_, value)| value.clone());
+    let (input, output) = (of(InputToken), of(OutputToken));
+    rates.retain(|(rate, value)| {
+        let Measure(name) = rate else { return true };
+        let of_whole = match whole_of(name) {
+            Some(Whole::InputTokens) => &input,
+            Some(Whole::OutputTokens) => &output,
+            None => &None,
+        };
+        of_whole.as_ref() != Some(value)
+    });
 }
 
 /// Returns the first number of input tokens of a range that is not in it, or none for the first range.
@@ -280,6 +300,21 @@ mod tests {
             price("flex", Some(200_000), searches(rates("0.0000025", "0.000005", "0.000000125"))),
         ];
         assert_eq!(model.prices, expected);
+    }
+
+    #[test]
+    fn a_part_that_costs_as_much_as_its_whole_follows_it() {
+        let text = r#"{"gemini/pro": {"litellm_provider": "gemini", "input_cost_per_token": 3e-07, "output_cost_per_token": 2.5e-06,
+            "input_cost_per_audio_token": 1e-06, "output_cost_per_reasoning_token": 2.50e-06,
+            "output_cost_per_token_batches": 1.25e-06}}"#;
+        let (models, _) = read(text).unwrap();
+        let with_audio = |output: &str| Rates {
+            measures: [("audio_input_tokens".into(), "0.000001".into())].into(),
+            cached_input_token: None,
+            ..rates("0.0000003", output, "")
+        };
+        let expected = [price("", None, with_audio("0.0000025")), price("batch", None, with_audio("0.00000125"))];
+        assert_eq!(models[0].prices, expected);
     }
 
     #[test]
