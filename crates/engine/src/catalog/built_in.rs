@@ -44,6 +44,7 @@ impl BuiltInPrice {
     /// Returns what the price is for.
     pub fn scope(&self) -> PriceScope<'_> {
         PriceScope {
+            client_id: "",
             service: &self.service,
             operation: &self.operation,
             model: &self.model,
