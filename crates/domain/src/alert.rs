@@ -4,8 +4,13 @@
 mod anomaly;
 mod bound;
 mod message;
+mod silence;
+mod unpriced;
 
 pub use anomaly::{ANOMALY_DAYS_BEFORE, ANOMALY_DAYS_MIN, DayFacts};
+pub use message::{Details, MODELS_SHOWN};
+pub use silence::SilenceFacts;
+pub use unpriced::{UnpricedFacts, UnpricedSample};
 
 use crate::decimal::{Decimal, Total, divide_half_even};
 use crate::period::{Month, elapsed_and_remaining};
@@ -23,6 +28,8 @@ pub enum AlertType {
     Spike = 2,
     Projection = 3,
     Anomaly = 4,
+    Unpriced = 5,
+    Silence = 6,
 }
 
 /// Severity of an alert. The database stores the numbers of the proto enum.
@@ -74,14 +81,23 @@ macro_rules! numbered {
 }
 pub(super) use numbered;
 
-numbered!(AlertType, "alert type", [Threshold, Spike, Projection, Anomaly]);
+numbered!(AlertType, "alert type", [Threshold, Spike, Projection, Anomaly, Unpriced, Silence]);
 
 impl AlertType {
-    /// Whether alerts of this type are about a day. The others are about a month, which stores their bits.
+    /// Whether the period of alerts of this type is a day. The period of the others is a month.
     pub fn is_of_day(self) -> bool {
         match self {
-            Self::Threshold | Self::Spike | Self::Projection => false,
-            Self::Anomaly => true,
+            Self::Threshold | Self::Spike | Self::Projection | Self::Unpriced => false,
+            Self::Anomaly | Self::Silence => true,
+        }
+    }
+
+    /// Whether alerts of this type are about the cost of a month. The row of the month stores their bits, and a bound below which
+    /// none of them is raised.
+    pub fn is_of_month_cost(self) -> bool {
+        match self {
+            Self::Threshold | Self::Spike | Self::Projection => true,
+            Self::Anomaly | Self::Unpriced | Self::Silence => false,
         }
     }
 }
@@ -111,9 +127,9 @@ pub struct Finding {
     #[serde(rename = "type")]
     pub kind: AlertType,
     pub severity: Severity,
-    /// The service whose units are counted. Empty: the cost.
+    /// The service whose units or unpriced events are counted. Empty: all services.
     pub service: String,
-    /// First day of the month. For an anomaly, its day.
+    /// First day of the month. For an anomaly, its day. For a silence, the day of the last event.
     pub period: NaiveDate,
     pub current: Total,
     pub previous: Option<Total>,
@@ -123,7 +139,52 @@ pub struct Finding {
     pub projected: Option<Total>,
 }
 
-/// The alerts of a month, as stored in the database: one bit for each type and severity. The bits of a type are
+/// What the values of a finding measure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    /// An amount of money.
+    Money,
+    /// Units of the service.
+    Units,
+    /// A number of events.
+    Events,
+    /// A number of hours.
+    Hours,
+}
+
+impl Finding {
+    /// Returns what the values measure.
+    pub fn unit(&self) -> Unit {
+        match self.kind {
+            AlertType::Unpriced => Unit::Events,
+            AlertType::Silence => Unit::Hours,
+            _ if self.service.is_empty() => Unit::Money,
+            _ => Unit::Units,
+        }
+    }
+}
+
+impl Unit {
+    /// Returns the word that follows a value. `currency` is that of the deployment.
+    pub fn word(self, currency: &str) -> &str {
+        match self {
+            Self::Money => currency,
+            Self::Units => "units",
+            Self::Events => "events",
+            Self::Hours => "hours",
+        }
+    }
+
+    /// Returns the currency of the values. Empty if they are not amounts of money.
+    pub fn currency(self, currency: &str) -> &str {
+        match self {
+            Self::Money => currency,
+            Self::Units | Self::Events | Self::Hours => "",
+        }
+    }
+}
+
+/// The alerts about the cost of a month, as stored in the database: one bit for each type and severity. The bits of a type are
 /// adjacent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AlertSet(pub i32);
@@ -134,11 +195,11 @@ const _: () =
     assert!(Severity::ALL.len() <= SEVERITY_BITS as usize && AlertType::ALL.len() * SEVERITY_BITS as usize <= 31);
 
 impl AlertSet {
-    /// Returns the set with one alert. Alerts about days are in no set.
+    /// Returns the set with one alert. Alerts that are not about the cost of a month are in no set.
     pub fn of(kind: AlertType, severity: Severity) -> Self {
-        match kind.is_of_day() {
-            true => Self(0),
-            false => Self(1 << (SEVERITY_BITS * (kind as i32 - 1) + severity as i32 - 1)),
+        match kind.is_of_month_cost() {
+            true => Self(1 << (SEVERITY_BITS * (kind as i32 - 1) + severity as i32 - 1)),
+            false => Self(0),
         }
     }
 

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// Calls a macro with the fields of a policy, in the order of the contract: name, kind and built-in value. This is the only list.
 ///
-/// The kinds are `switch`, `amount`, `factor` (an amount above 0) and `day` (of a month, from 1).
+/// The kinds are `switch`, `amount`, `factor` (an amount above 0), `day` (of a month, from 1), `count` (from 1) and `hours` (from 1).
 #[macro_export]
 macro_rules! policy_fields {
     ($callback:ident) => {
@@ -27,6 +27,11 @@ macro_rules! policy_fields {
             anomaly_factor: factor = tenths(30);
             anomaly_cost_min: amount = tenths(10);
             anomaly_units_min: amount = tenths(100);
+            unpriced_enabled: switch = true;
+            /// Fewer events of a service without a charge in a month raise no alert.
+            unpriced_events_min: count = 1;
+            silence_enabled: switch = false;
+            silence_hours: hours = 24;
         }
     };
 }
@@ -37,6 +42,12 @@ macro_rules! value {
         bool
     };
     (day) => {
+        u32
+    };
+    (count) => {
+        u32
+    };
+    (hours) => {
         u32
     };
     ($kind:ident) => {
@@ -151,6 +162,8 @@ mod tests {
         ];
         assert_eq!(shown.map(|value| value.to_string()), ["50", "100", "50", "100", "1", "1.5", "3", "1", "10"]);
         assert!(policy.contradictions().is_empty());
+        assert!(policy.unpriced_enabled && !policy.silence_enabled);
+        assert_eq!((policy.unpriced_events_min, policy.silence_hours), (1, 24));
     }
 
     #[test]
@@ -173,7 +186,7 @@ mod tests {
         assert!(over.take("spike_enabled", &Overrides::default()));
         assert_eq!(over, Overrides { monthly_warning: Some(tenths(1)), ..Overrides::default() });
         assert!(!over.take("channels", &Overrides::default()));
-        assert_eq!((Overrides::NAMES.len(), Overrides::NAMES[3]), (14, "spike_enabled"));
+        assert_eq!((Overrides::NAMES.len(), Overrides::NAMES[3]), (18, "spike_enabled"));
     }
 
     #[test]

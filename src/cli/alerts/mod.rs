@@ -58,6 +58,8 @@ enum TypeArg {
     Spike,
     Projection,
     Anomaly,
+    Unpriced,
+    Silence,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -73,6 +75,8 @@ impl FilterArgs {
             TypeArg::Spike => AlertType::Spike,
             TypeArg::Projection => AlertType::Projection,
             TypeArg::Anomaly => AlertType::Anomaly,
+            TypeArg::Unpriced => AlertType::Unpriced,
+            TypeArg::Silence => AlertType::Silence,
         };
         self.types.iter().map(|kind| number(kind).into()).collect()
     }
@@ -123,7 +127,7 @@ struct AckArgs {
 
 #[derive(Args, Clone, Debug)]
 struct CheckArgs {
-    /// Only this client [default: all clients with usage in this month or the month before]
+    /// Only this client [default: all clients with usage in this month or the month before, and silent clients]
     #[arg(long, default_value = "", value_name = "ID", hide_default_value = true)]
     client: String,
     /// Print JSON

@@ -43,7 +43,7 @@ impl Context {
             threshold: finding.threshold.to_string(),
             percent: text(finding.percent),
             projected: text(finding.projected),
-            currency: if finding.service.is_empty() { self.engine.currency.clone() } else { String::new() },
+            currency: finding.unit().currency(&self.engine.currency).to_owned(),
             raise_time: Some(timestamp(alert.raise_time)),
             raise_count: alert.raise_count,
             acknowledge_time: alert.acknowledge_time.map(timestamp),

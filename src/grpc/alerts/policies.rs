@@ -22,6 +22,12 @@ macro_rules! message {
     (day, $value:expr) => {
         $value as i32
     };
+    (count, $value:expr) => {
+        $value as i32
+    };
+    (hours, $value:expr) => {
+        $value as i32
+    };
     ($kind:ident, $value:expr) => {
         $value.to_string()
     };

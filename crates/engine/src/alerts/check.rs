@@ -4,12 +4,13 @@
 use super::raise::{AlertSettings, Raising, count, raise};
 use crate::refusal::Refusal;
 use chrono::{Days, NaiveDate};
+use chrono_tz::Tz;
 use futures_util::stream::{self, StreamExt};
-use meterd_domain::alert::{ANOMALY_DAYS_BEFORE, Alert, AlertSet, Change, DayFacts, Finding};
+use meterd_domain::alert::{ANOMALY_DAYS_BEFORE, Alert, AlertSet, AlertType, Change, DayFacts, Details, Finding, SilenceFacts};
 use meterd_domain::decimal::Total;
 use meterd_domain::period::Month;
 use meterd_domain::policy::Policy;
-use meterd_store::alerts::{feed as alert_feed, policies};
+use meterd_store::alerts::{feed as alert_feed, policies, silence, unpriced};
 use meterd_store::usage::rollups::{self, DayRow, MonthRow};
 use meterd_store::{StoreError, alerts, clients, locks};
 use sqlx::{PgConnection, PgPool};
@@ -44,8 +45,8 @@ pub struct Report {
     pub failed: Vec<(String, String)>,
 }
 
-/// Checks a client: raises alerts of its current month and of its last seven days, and resolves alerts of these days, of this month
-/// and of the month before. Returns `None` if the client does not exist.
+/// Checks a client: raises alerts of its current month, of its last seven days and of its silence, and resolves alerts of its silence,
+/// of these days, of this month and of the month before. Returns `None` if the client does not exist.
 ///
 /// The transaction must hold or share the versions lock, and this must be its last write.
 pub async fn client(
@@ -65,7 +66,8 @@ pub async fn client(
         rows: rollups::days(conn, client_id, first.first_day(), today).await?,
         services_before: rollups::services_before(conn, client_id, first).await?,
     };
-    evaluate(conn, settings, Scope { client_id, today, raise_from: month, rows, days: &days, usage }).await.map(Some)
+    let scope = Scope { client_id, zone, raise_from: month, rows, days: &days, usage, with_silence: true };
+    evaluate(conn, settings, scope).await.map(Some)
 }
 
 /// Checks months of a client whose sums were corrected: raises and resolves alerts. It is the last write of the transaction,
@@ -79,15 +81,15 @@ pub async fn corrected_months(
     let Some(zone) = clients::time_zone(conn, client_id).await? else { return Ok(Checked::default()) };
     let Some(raise_from) = months.iter().min().copied() else { return Ok(Checked::default()) };
     let rows = rollups::lock_client_months(conn, client_id, months).await?;
-    let scope =
-        Scope { client_id, today: settings.today(zone), raise_from, rows, days: &[], usage: DayUsage::default() };
+    let usage = DayUsage::default();
+    let scope = Scope { client_id, zone, raise_from, rows, days: &[], usage, with_silence: false };
     evaluate(conn, settings, scope).await
 }
 
 /// The months and days of a check.
 struct Scope<'a> {
     client_id: &'a str,
-    today: NaiveDate,
+    zone: Tz,
     /// Alerts are raised for this month and later ones. Alerts of earlier months are only resolved.
     raise_from: Month,
     /// Rows of the months. They are locked.
@@ -95,6 +97,8 @@ struct Scope<'a> {
     /// Days that are checked for anomalies.
     days: &'a [NaiveDate],
     usage: DayUsage,
+    /// Whether it is checked if the client still sends events.
+    with_silence: bool,
 }
 
 /// The usage that anomalies are computed from.
@@ -110,11 +114,13 @@ async fn evaluate(
     settings: &AlertSettings,
     scope: Scope<'_>,
 ) -> meterd_store::Result<Checked> {
-    let Scope { client_id, today, raise_from, rows, days, usage } = scope;
+    let Scope { client_id, raise_from, ref rows, days, ref usage, with_silence, .. } = scope;
+    let today = settings.today(scope.zone);
     let policies = policies::load(conn, &[client_id.to_string()]).await?;
     let policy = policies.of(client_id);
     let months: Vec<Month> = rows.iter().map(|row| row.month).collect();
-    let open = alerts::open(conn, client_id, &months, days.first().copied().unwrap_or(NaiveDate::MAX)).await?;
+    let first_day = days.first().copied().unwrap_or(NaiveDate::MAX);
+    let open = alerts::open(conn, client_id, &months, first_day, with_silence).await?;
     let refs: Vec<&MonthRow> = rows.iter().collect();
     let contexts = rollups::month_contexts(conn, &refs).await?;
     let anomalies: Vec<DayFacts> = days.iter().flat_map(|day| usage.facts(*day)).collect();
@@ -133,10 +139,15 @@ async fn evaluate(
         if row.month >= raise_from {
             let notifies = settings.notifies(row, today);
             let findings = facts.to_raise(policy, row.raised, still_open);
-            raising.extend(findings.into_iter().map(|finding| Raising { client_id, finding, notifies }));
+            raising.extend(findings.into_iter().map(|finding| Raising {
+                client_id,
+                finding,
+                details: Details::None,
+                notifies,
+            }));
         }
     }
-    for alert in open.iter().filter(|alert| alert.finding.kind.is_of_day()) {
+    for alert in of_type(&open, AlertType::Anomaly) {
         if is_anomaly_over(policy, &anomalies, &alert.finding) {
             resolved.push(alert.alert_id.clone());
         }
@@ -146,8 +157,15 @@ async fn evaluate(
         open.iter().any(|alert| key(&alert.finding) == key(finding) && !resolved.contains(&alert.alert_id))
     };
     let found = anomalies.iter().filter_map(|facts| facts.anomaly(policy)).filter(|finding| !is_open(finding));
-    raising.extend(found.map(|finding| Raising { client_id, finding, notifies: true }));
+    raising.extend(found.map(|finding| Raising { client_id, finding, details: Details::None, notifies: true }));
 
+    let mut changes = Changes { resolved, raising };
+    check_unpriced(conn, settings, &scope, policy, &open, &mut changes).await?;
+    if scope.with_silence {
+        check_silence(conn, settings, &scope, policy, &open, &mut changes).await?;
+    }
+
+    let Changes { resolved, raising } = changes;
     let resolved = if resolved.is_empty() { vec![] } else { alerts::resolve(conn, client_id, &resolved).await? };
     let raised = if raising.is_empty() { vec![] } else { raise(conn, settings, &raising).await? };
     let changes: Vec<_> = resolved
@@ -159,8 +177,79 @@ async fn evaluate(
     Ok(Checked { raised, resolved_count: resolved.len() })
 }
 
+/// What a check changes.
+struct Changes<'a> {
+    /// The ids of the alerts to resolve.
+    resolved: Vec<String>,
+    raising: Vec<Raising<'a>>,
+}
+
+fn of_type(alerts: &[Alert], kind: AlertType) -> Vec<&Alert> {
+    alerts.iter().filter(|alert| alert.finding.kind == kind).collect()
+}
+
+/// Evaluates the rule about events without a charge.
+async fn check_unpriced<'a>(
+    conn: &mut PgConnection,
+    settings: &AlertSettings,
+    scope: &Scope<'a>,
+    policy: &Policy,
+    open: &[Alert],
+    changes: &mut Changes<'a>,
+) -> meterd_store::Result<()> {
+    let Scope { client_id, raise_from, rows, .. } = scope;
+    let months: Vec<Month> = rows.iter().map(|row| row.month).collect();
+    let services = match policy.unpriced_enabled {
+        true => unpriced::of_months(conn, client_id, &months).await?,
+        false => vec![],
+    };
+    let found: Vec<Finding> = services.iter().filter_map(|facts| facts.unpriced(policy)).collect();
+    let open = of_type(open, AlertType::Unpriced);
+    let is_same = |left: &Finding, right: &Finding| left.service == right.service && left.period == right.period;
+    let over = open.iter().filter(|alert| !found.iter().any(|finding| is_same(finding, &alert.finding)));
+    changes.resolved.extend(over.map(|alert| alert.alert_id.clone()));
+    for finding in found {
+        let month = Month::of(finding.period);
+        let Some(row) = rows.iter().find(|row| row.month == month && month >= *raise_from) else { continue };
+        if open.iter().any(|alert| is_same(&alert.finding, &finding)) {
+            continue;
+        }
+        let notifies = settings.notifies(row, settings.today(scope.zone));
+        let details = Details::Unpriced(unpriced::sample(conn, client_id, month, &finding.service).await?);
+        changes.raising.push(Raising { client_id, finding, details, notifies });
+    }
+    Ok(())
+}
+
+/// Evaluates the rule about clients that no longer send events.
+async fn check_silence<'a>(
+    conn: &mut PgConnection,
+    settings: &AlertSettings,
+    scope: &Scope<'a>,
+    policy: &Policy,
+    open: &[Alert],
+    changes: &mut Changes<'a>,
+) -> meterd_store::Result<()> {
+    let Scope { client_id, zone, .. } = scope;
+    let open = of_type(open, AlertType::Silence);
+    if !policy.silence_enabled && open.is_empty() {
+        return Ok(());
+    }
+    let facts = silence::facts(conn, client_id, *zone, settings.clock.now()).await?;
+    let is_over = |alert: &&&Alert| facts.is_none_or(|facts| facts.ends(policy, &alert.finding));
+    let over: Vec<String> = open.iter().filter(is_over).map(|alert| alert.alert_id.clone()).collect();
+    let is_open = over.len() < open.len();
+    changes.resolved.extend(over);
+    if let Some(facts) = facts.filter(|_| !is_open)
+        && let Some(finding) = facts.silence(policy)
+    {
+        changes.raising.push(Raising { client_id, finding, details: Details::Silence(facts), notifies: true });
+    }
+    Ok(())
+}
+
 fn is_of_month(finding: &Finding, month: Month) -> bool {
-    !finding.kind.is_of_day() && finding.period == month.first_day()
+    finding.kind.is_of_month_cost() && finding.period == month.first_day()
 }
 
 /// Returns whether an open anomaly no longer applies, because of a changed policy, a correction, or late usage of the days before it.
@@ -214,8 +303,9 @@ pub async fn one(pool: &PgPool, settings: &AlertSettings, client_id: &str) -> me
     Ok(checked)
 }
 
-/// Checks all clients with usage in this month or the month before, each in a transaction of its own, while `continues` returns
-/// true. If a client cannot be checked, the report contains its error, and the others are still checked.
+/// Checks all clients with usage in this month or the month before, and those whose silence has begun or ended, each in a
+/// transaction of its own, while `continues` returns true. If a client cannot be checked, the report contains its error, and the
+/// others are still checked.
 ///
 /// # Errors
 /// If the database is not available.
@@ -230,20 +320,57 @@ pub async fn all(
     let mut after = String::new();
     loop {
         let clients = clients::active_since(pool, since, &after, CLIENTS_PAGE).await?;
-        let Some(last) = clients.last() else { return Ok(report) };
+        let Some(last) = clients.last() else { break };
         after = last.clone();
-        let checks = clients.into_iter().map(|client_id| async move {
-            let checked = one(pool, settings, &client_id).await;
-            (client_id, checked)
-        });
-        let mut checks = pin!(stream::iter(checks).buffered(CLIENTS_AT_ONCE));
-        while let Some((client_id, checked)) = checks.next().await {
-            report.add(client_id, checked)?;
-            if !continues() {
-                return Ok(report);
-            }
+        if !check_page(pool, settings, &mut report, clients, &continues).await? {
+            return Ok(report);
         }
     }
+    if !silence::is_used(pool).await? {
+        return Ok(report);
+    }
+    let mut after = Some(String::new());
+    while let Some(last) = after {
+        let (inactive, next) = silence::inactive_since(pool, since, &last, CLIENTS_PAGE).await?;
+        after = next;
+        let ids: Vec<String> = inactive.iter().map(|client| client.client_id.clone()).collect();
+        let policies = policies::load(&mut *pool.acquire().await?, &ids).await?;
+        let now = settings.clock.now();
+        let is_due = |client: &silence::InactiveClient| {
+            let silence::InactiveClient { client_id, zone, last_day, open } = client;
+            // Without usage, an open alert is over.
+            let Some(recorded_day) = *last_day else { return open.is_some() };
+            let facts = SilenceFacts { recorded_day, last_event_time: None, now, zone: *zone };
+            facts.may_change(policies.of(client_id), *open)
+        };
+        let due = inactive.iter().filter(|client| is_due(client)).map(|client| client.client_id.clone()).collect();
+        if !check_page(pool, settings, &mut report, due, &continues).await? {
+            return Ok(report);
+        }
+    }
+    Ok(report)
+}
+
+/// Checks some clients. Returns false if `continues` does.
+async fn check_page(
+    pool: &PgPool,
+    settings: &AlertSettings,
+    report: &mut Report,
+    clients: Vec<String>,
+    continues: &impl Fn() -> bool,
+) -> meterd_store::Result<bool> {
+    let checks = clients.into_iter().map(|client_id| async move {
+        let checked = one(pool, settings, &client_id).await;
+        (client_id, checked)
+    });
+    let mut checks = pin!(stream::iter(checks).buffered(CLIENTS_AT_ONCE));
+    while let Some((client_id, checked)) = checks.next().await {
+        report.add(client_id, checked)?;
+        if !continues() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 impl Report {

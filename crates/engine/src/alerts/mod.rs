@@ -1,4 +1,4 @@
-//! Alerts. An alert is raised in the transaction whose usage reaches a threshold. A job checks all clients. Alerts are listed,
+//! Alerts. An alert is raised in the transaction whose usage reaches a threshold, or has no charge. A job checks all clients. Alerts are listed,
 //! streamed, and delivered as notifications.
 
 mod channels;
@@ -8,6 +8,7 @@ pub mod notifications;
 pub mod notify;
 pub mod policies;
 pub mod raise;
+pub mod unpriced;
 
 pub use channels::{ChannelInput, ChannelView};
 

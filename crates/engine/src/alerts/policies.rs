@@ -20,6 +20,10 @@ use sqlx::PgConnection;
 
 /// The field of the channels. It is not one of the values that are overridden.
 const CHANNELS: &str = "channels";
+/// Maximum of a number of events in a policy.
+const COUNT_MAX: i32 = 1_000_000_000;
+/// Maximum of a number of hours in a policy: a year.
+const HOURS_MAX: i32 = 8_760;
 
 /// The policy that applies to a client, or the default policy.
 pub struct PolicyView {
@@ -39,6 +43,12 @@ macro_rules! input {
         bool
     };
     (day) => {
+        i32
+    };
+    (count) => {
+        i32
+    };
+    (hours) => {
         i32
     };
     ($kind:ident) => {
@@ -89,6 +99,20 @@ fn factor(fields: &mut Fields, name: &str, value: &str) -> Option<Total> {
 fn day(fields: &mut Fields, name: &str, value: &i32) -> Option<u32> {
     if !(1..=31).contains(value) {
         fields.wrong(name, "must be a day of the month from 1 to 31");
+    }
+    u32::try_from(*value).ok()
+}
+
+fn count(fields: &mut Fields, name: &str, value: &i32) -> Option<u32> {
+    if !(1..=COUNT_MAX).contains(value) {
+        fields.wrong(name, format!("must be from 1 to {COUNT_MAX}"));
+    }
+    u32::try_from(*value).ok()
+}
+
+fn hours(fields: &mut Fields, name: &str, value: &i32) -> Option<u32> {
+    if !(1..=HOURS_MAX).contains(value) {
+        fields.wrong(name, format!("must be a number of hours from 1 to {HOURS_MAX}"));
     }
     u32::try_from(*value).ok()
 }

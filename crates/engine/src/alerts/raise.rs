@@ -1,9 +1,10 @@
 //! Raises alerts in the transaction that records the usage.
 
+use super::unpriced::{self, Evaluated, UnpricedChanges};
 use crate::clock::Clock;
 use chrono::{Days, NaiveDate};
 use chrono_tz::Tz;
-use meterd_domain::alert::{Alert, AlertSet, AlertType, Change, Finding, Severity};
+use meterd_domain::alert::{Alert, AlertSet, AlertType, Change, Details, Finding, Severity};
 use meterd_domain::period::{Month, day_of};
 use meterd_store::alerts::policies::Policies;
 use meterd_store::alerts::{self, NewAlert};
@@ -11,7 +12,7 @@ use meterd_store::alerts::{feed as alert_feed, notifications};
 use meterd_store::clients;
 use meterd_store::usage::rollups::{self, MonthRow};
 use sqlx::PgConnection;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 /// The settings of the deployment that alerts depend on.
 #[derive(Clone, Debug)]
@@ -50,38 +51,39 @@ impl AlertSettings {
 pub struct Raising<'a> {
     pub client_id: &'a str,
     pub finding: Finding,
+    pub details: Details,
     /// Whether the alert sends notifications.
     pub notifies: bool,
 }
 
 /// Evaluates the rules about the changed months, and returns the alerts that were raised. Must be the last write of the transaction.
 ///
-/// The rules of a month are evaluated only if its cost has reached its alert bound.
+/// The rules about the cost of a month are evaluated only if the cost has reached the month's alert bound, and the rule about
+/// unpriced events only if their number has changed.
 pub async fn raise_alerts(
     conn: &mut PgConnection,
     settings: &AlertSettings,
     policies: &Policies,
-    mut changed: Vec<ChangedMonth>,
+    changed: Vec<ChangedMonth>,
+    unpriced: &UnpricedChanges,
 ) -> meterd_store::Result<Vec<Alert>> {
-    changed.retain(|ChangedMonth { row, .. }| row.alert_bound.is_some_and(|bound| row.cost >= bound));
-    if changed.is_empty() {
-        return Ok(vec![]);
-    }
-    let rows: Vec<&MonthRow> = changed.iter().map(|month| &month.row).collect();
-    let contexts = rollups::month_contexts(conn, &rows).await?;
+    let Evaluated { findings, resolved } = unpriced::evaluate(conn, policies, unpriced).await?;
+    let reached: Vec<&ChangedMonth> = changed.iter().filter(|month| month.has_reached_bound()).collect();
+    let rows: Vec<&MonthRow> = reached.iter().map(|month| &month.row).collect();
+    let contexts = if rows.is_empty() { vec![] } else { rollups::month_contexts(conn, &rows).await? };
 
     let (mut raising, mut bounds) = (Vec::new(), Vec::new());
-    for (ChangedMonth { row, zone, backfill, bound_holds }, context) in changed.iter().zip(contexts) {
+    for (changed @ ChangedMonth { row, zone, bound_holds, .. }, context) in reached.into_iter().zip(contexts) {
         let MonthRow { client_id, month, .. } = row;
         let (mut raised, mut open) = (row.raised, row.open);
         let (today, policy) = (settings.today(*zone), policies.of(client_id));
-        let notifies = !backfill && settings.notifies(row, today);
+        let notifies = changed.notifies(settings);
         let facts = row.facts(today, context);
         for finding in facts.to_raise(policy, raised, open) {
             let AlertSet(bit) = AlertSet::of(finding.kind, finding.severity);
             raised.0 |= bit;
             open.0 |= bit;
-            raising.push(Raising { client_id, finding, notifies });
+            raising.push(Raising { client_id, finding, details: Details::None, notifies });
         }
         // Only for the current month: new events in the month before it reset its bound, but not the bound of an
         // earlier month.
@@ -89,15 +91,37 @@ pub async fn raise_alerts(
             bounds.push((row, facts.alert_bound(policy, raised, open)));
         }
     }
+    if !findings.is_empty() {
+        let months: HashMap<_, _> =
+            changed.iter().map(|month| ((month.row.client_id.as_str(), month.row.month), month)).collect();
+        raising.extend(findings.iter().filter_map(|((client_id, month, _), finding, details)| {
+            let notifies = months.get(&(&**client_id, *month))?.notifies(settings);
+            Some(Raising { client_id, finding: finding.clone(), details: details.clone(), notifies })
+        }));
+    }
+    let mut changes = vec![];
+    for (client_id, alert_ids) in &resolved {
+        let resolved = alerts::resolve(conn, client_id, alert_ids).await?;
+        changes.extend(resolved.into_iter().map(|alert| (Change::Resolved, alert)));
+    }
     let raised = if raising.is_empty() { vec![] } else { raise(conn, settings, &raising).await? };
     if !bounds.is_empty() {
         rollups::set_alert_bounds(conn, &bounds).await?;
     }
-    if !raised.is_empty() {
-        let changes: Vec<_> = raised.iter().map(|alert| (Change::Raised, alert.clone())).collect();
-        alert_feed::append(conn, &changes).await?;
-    }
+    changes.extend(raised.iter().map(|alert| (Change::Raised, alert.clone())));
+    alert_feed::append(conn, &changes).await?;
     Ok(raised)
+}
+
+impl ChangedMonth {
+    fn has_reached_bound(&self) -> bool {
+        self.row.alert_bound.is_some_and(|bound| self.row.cost >= bound)
+    }
+
+    /// Returns whether the alerts of this month send notifications.
+    fn notifies(&self, settings: &AlertSettings) -> bool {
+        !self.backfill && settings.notifies(&self.row, settings.today(self.zone))
+    }
 }
 
 /// Adds alerts to the metrics, after their transaction has committed.
@@ -120,9 +144,9 @@ pub async fn raise(
     let names = clients::names(conn, &client_ids).await?;
     let new: Vec<NewAlert> = raising
         .iter()
-        .map(|Raising { client_id, finding, .. }| {
+        .map(|Raising { client_id, finding, details, .. }| {
             let name = names.get(*client_id).map_or(*client_id, String::as_str);
-            let message = finding.message(name, &settings.currency);
+            let message = finding.message_with(name, &settings.currency, details);
             NewAlert { client_id: client_id.to_string(), finding: finding.clone(), message }
         })
         .collect();

@@ -8,6 +8,7 @@
 
 use super::ClientSettings;
 use crate::alerts::raise::AlertSettings;
+use crate::alerts::unpriced::UnpricedChanges;
 use chrono::{DateTime, NaiveDate, Utc};
 use meterd_domain::alert::MonthFacts;
 use meterd_domain::decimal::Total;
@@ -15,6 +16,7 @@ use meterd_domain::period::{Month, day_of};
 use meterd_domain::policy::Policy;
 use meterd_domain::rollup::{MonthKey, NewSums};
 use meterd_store::usage::changes::{AlertBound, MonthChange, NewUsage};
+use meterd_store::usage::record::Unpriced;
 use meterd_store::usage::rollups;
 use sqlx::PgConnection;
 use std::collections::BTreeSet;
@@ -59,6 +61,19 @@ impl<'a> AlertBounds<'a> {
             last = Some((policy, *month, today, cost));
             AlertBound { cost, holds: Some((today, self.clients.version() << 8 | RULES_VERSION)) }
         })
+    }
+
+    /// Returns those of the services for whose clients the rule about unpriced events is on.
+    pub(super) fn watched(&self, changes: &UnpricedChanges) -> Unpriced {
+        let mut unpriced = Unpriced::default();
+        for key in changes.keys() {
+            let policy = self.clients.policies.of(&key.0);
+            if policy.unpriced_enabled {
+                unpriced.keys.push(key);
+                unpriced.minimums.push(policy.unpriced_events_min.into());
+            }
+        }
+        unpriced
     }
 
     /// Returns the current month of each client whose previous month is changed.

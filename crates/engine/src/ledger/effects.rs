@@ -2,6 +2,7 @@
 
 use crate::alerts::check;
 use crate::alerts::raise::{self, AlertSettings, ChangedMonth, raise_alerts};
+use crate::alerts::unpriced::UnpricedChanges;
 use crate::ledger::clients::ClientSettings;
 use crate::ledger::pending::{PendingRows, PendingUsage};
 use chrono::{DateTime, Utc};
@@ -18,6 +19,8 @@ pub struct Posted<'c> {
     pub(super) conn: &'c mut PgConnection,
     /// The months that were changed, with their new sums.
     pub(super) months: Vec<MonthRow>,
+    /// The services of these months whose number of unpriced events was changed.
+    pub(super) unpriced: UnpricedChanges,
     pub(super) pending: PendingRows,
     /// See [`Posted::is_recorded`].
     pub(super) claimed: Option<HashSet<i64>>,
@@ -27,7 +30,7 @@ pub struct Posted<'c> {
 
 /// How the alerts of the changed months are evaluated.
 pub enum AlertEffect<'a> {
-    /// Raises the alerts that the months have reached. Alerts of months for which `is_backfill` holds notify nobody. A client that
+    /// Raises the alerts that the months have reached, and resolves those about unpriced events that were priced. Alerts of months for which `is_backfill` holds notify nobody. A client that
     /// `clients` does not know has no alerts.
     Raise { clients: &'a ClientSettings, is_backfill: &'a (dyn Fn(&MonthRow) -> bool + Sync) },
     /// Raises and resolves the alerts of these months of a client, whose sums were corrected.
@@ -72,16 +75,17 @@ impl<'c> Posted<'c> {
         settings: &AlertSettings,
         alerts: AlertEffect<'_>,
     ) -> meterd_store::Result<EffectsDone<'c>> {
-        let Self { conn, months, pending, bounds_time, .. } = self;
+        let Self { conn, months, mut unpriced, pending, bounds_time, .. } = self;
         let raised = match alerts {
             AlertEffect::Raise { clients, is_backfill } => {
+                unpriced.retain(|(client_id, ..), _| clients.zone(client_id).is_some());
                 let changed = months.into_iter().filter_map(|row| {
                     let zone = clients.zone(&row.client_id)?;
                     // The day may have changed while the transaction waited for a lock.
                     let bound_holds = bounds_time.is_some_and(|time| day_of(time, zone) == settings.today(zone));
                     Some(ChangedMonth { zone, backfill: is_backfill(&row), bound_holds, row })
                 });
-                raise_alerts(conn, settings, &clients.policies, changed.collect()).await?
+                raise_alerts(conn, settings, &clients.policies, changed.collect(), &unpriced).await?
             }
             AlertEffect::Check { client_id, months } => {
                 check::corrected_months(conn, settings, client_id, months).await?.raised

@@ -49,6 +49,7 @@ pub use effects::{AlertEffect, EffectsDone, Posted};
 pub use pending::{PendingRows, PendingUsage, apply_pending_usage};
 pub use tiers::{Tiers, months_of, tier_month};
 
+use crate::alerts::unpriced::{self, UnpricedChanges};
 use crate::catalog::CatalogCache;
 use meterd_domain::catalog::Catalog;
 use meterd_domain::period::Month;
@@ -106,7 +107,8 @@ pub async fn try_record(
     if !alerts.months_after(&usage.months).is_empty() {
         return Ok(None);
     }
-    let tried = record::try_record(conn, versions, new, &usage).await?;
+    let unpriced = alerts.watched(&unpriced::of_new(new));
+    let tried = record::try_record(conn, versions, new, &usage, &unpriced).await?;
     Ok(Some((tried, usage.row_counts())))
 }
 
@@ -184,7 +186,9 @@ impl<'c> Versioned<'c> {
         alerts: &AlertBounds<'_>,
     ) -> meterd_store::Result<Posted<'c>> {
         if new.is_empty() {
-            return Ok(Posted { conn: self.conn, months: vec![], pending: vec![], claimed: None, bounds_time: None });
+            let unpriced = UnpricedChanges::new();
+            let (months, pending) = (vec![], vec![]);
+            return Ok(Posted { conn: self.conn, months, unpriced, pending, claimed: None, bounds_time: None });
         }
         if method == Method::Statement {
             return self.claim_keys(new).await?.post(new, alerts).await;
@@ -194,7 +198,8 @@ impl<'c> Versioned<'c> {
         record::copy(conn, versions.key_generation, new).await?;
         alert_bounds::reset_bounds_after(conn, &usage.months, &alerts.months_after(&usage.months)).await?;
         let months = record::add(conn, &[], &usage).await?;
-        Ok(Posted { conn, months, pending: usage.row_counts(), claimed: None, bounds_time: Some(alerts.now()) })
+        let (unpriced, pending) = (unpriced::of_new(new), usage.row_counts());
+        Ok(Posted { conn, months, unpriced, pending, claimed: None, bounds_time: Some(alerts.now()) })
     }
 
     /// Claims the keys of new events, and writes nothing else. `new` is as for [`Versioned::post`]; its charges are not read.
@@ -231,7 +236,8 @@ impl<'c> KeysClaimed<'c> {
             months = record::add(conn, &free, &usage).await?;
             pending = usage.row_counts();
         }
-        Ok(Posted { conn, months, pending, claimed: Some(claimed), bounds_time: Some(alerts.now()) })
+        let unpriced = unpriced::of_new(&free);
+        Ok(Posted { conn, months, unpriced, pending, claimed: Some(claimed), bounds_time: Some(alerts.now()) })
     }
 }
 
@@ -263,6 +269,7 @@ impl<'c> MonthsLocked<'c> {
 
     /// Posts changes of the sums of months that are locked.
     pub async fn post(self, changes: Deltas) -> meterd_store::Result<Posted<'c>> {
+        let unpriced = unpriced::of_deltas(&changes);
         let changes = Changes::of(changes);
         let months_after =
             changes.months.iter().map(|MonthChange { key: (client_id, month), .. }| (client_id.clone(), month.next()));
@@ -274,6 +281,6 @@ impl<'c> MonthsLocked<'c> {
                 record::correct(self.0, &changes).await?
             }
         };
-        Ok(Posted { conn: self.0, months, pending: vec![], claimed: None, bounds_time: None })
+        Ok(Posted { conn: self.0, months, unpriced, pending: vec![], claimed: None, bounds_time: None })
     }
 }

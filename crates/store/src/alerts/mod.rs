@@ -5,6 +5,8 @@ pub mod feed;
 pub mod notifications;
 pub mod outbox;
 pub mod policies;
+pub mod silence;
+pub mod unpriced;
 
 use crate::numeric;
 use bigdecimal::BigDecimal;
@@ -72,7 +74,8 @@ pub struct NewAlert {
     pub message: String,
 }
 
-/// Raises alerts. Returns those that were not already open.
+/// Raises alerts. Returns those that were not already open. For an hour after the migration that added their types, no alerts about
+/// unpriced events and silent clients are raised.
 ///
 /// The transaction must hold the locks of their months. The raise time is the time of the clock, not the start of the
 /// transaction, so the order in which a client's alerts are raised is the order of their times.
@@ -104,24 +107,32 @@ pub async fn raise(conn: &mut PgConnection, new: &[NewAlert]) -> crate::Result<V
     Ok(alerts)
 }
 
-/// Returns a client's open alerts: those of these months, and the anomalies of `day` and later days.
+/// Returns a client's open alerts: those of these months, the anomalies of `day` and later days, and with `with_silence` those about
+/// its silence.
 pub async fn open(
     conn: &mut PgConnection,
     client_id: &str,
     months: &[Month],
     day: NaiveDate,
+    with_silence: bool,
 ) -> crate::Result<Vec<Alert>> {
     let months: Vec<NaiveDate> = months.iter().map(|month| month.first_day()).collect();
+    let of_days = AlertType::ALL.iter().filter(|kind| kind.is_of_day());
+    let of_days: Vec<i16> = of_days.map(|kind| (*kind).into()).collect();
     let rows = sqlx::query_as!(
         AlertRow,
         "SELECT client_id, alert_id, type AS kind, severity, service, period, current_value, previous_value, threshold,
              percent, projected, message, raise_time, raise_count, acknowledge_time, acknowledged_by, resolve_time
          FROM alerts
-         WHERE client_id = $1 AND resolve_time IS NULL AND ((type <> $4 AND period = ANY($2)) OR (type = $4 AND period >= $3))",
+         WHERE client_id = $1 AND resolve_time IS NULL
+           AND ((type <> ALL($4) AND period = ANY($2)) OR (type = $5 AND period >= $3) OR (type = $6 AND $7))",
         client_id,
         &months,
         day,
-        i16::from(AlertType::Anomaly)
+        &of_days,
+        i16::from(AlertType::Anomaly),
+        i16::from(AlertType::Silence),
+        with_silence
     )
     .fetch_all(conn)
     .await?;
@@ -149,7 +160,7 @@ pub async fn resolve(conn: &mut PgConnection, client_id: &str, alert_ids: &[Stri
 /// Updates the sets of raised and open alerts in the month rows, and resets their alert bounds, which depend on them.
 async fn update_months(conn: &mut PgConnection, alerts: &[Alert]) -> crate::Result<()> {
     let mut bits: BTreeMap<(&str, NaiveDate), (i32, i32, i32)> = BTreeMap::new();
-    for alert in alerts.iter().filter(|alert| !alert.finding.kind.is_of_day()) {
+    for alert in alerts.iter().filter(|alert| alert.finding.kind.is_of_month_cost()) {
         let AlertSet(bit) = AlertSet::of(alert.finding.kind, alert.finding.severity);
         let (raised, opened, closed) = bits.entry((&alert.client_id, alert.finding.period)).or_default();
         *raised |= bit;

@@ -1,5 +1,6 @@
 //! Writes events: their idempotency keys, the event rows, and their sums in months and days.
 
+use crate::alerts::unpriced;
 use crate::locks::Versions;
 use crate::numeric::Numeric;
 use crate::rows::{Composite, CopyIn, Fields, Row};
@@ -31,7 +32,8 @@ pub enum Tried {
     Stale,
     /// Nothing was written: a key is taken.
     KeyTaken,
-    /// Nothing was written: the alert rules of a month must be evaluated, or the bound of the month after it reset.
+    /// Nothing was written: the alert rules of a month must be evaluated, or the bound of the month after it reset, or an alert about
+    /// unpriced events must be raised.
     BoundReached,
 }
 
@@ -40,14 +42,47 @@ pub enum Tried {
 /// takes the same locks.
 ///
 /// `events` must be sorted by client and key, and their keys must not be in a closed generation. `usage` must be the sums of
-/// `events`. There must be no open transaction.
+/// `events`. If an alert about one of the `unpriced` services must be raised, nothing is written either. There must be no open
+/// transaction.
 pub async fn try_record(
     conn: &mut PgConnection,
     versions: &Versions,
     events: &[NewEvent<'_>],
     usage: &NewUsage,
+    unpriced: &Unpriced,
 ) -> crate::Result<Tried> {
-    let recorded = sqlx::query_scalar!(
+    let recorded = match unpriced.keys.is_empty() {
+        true => record_events(conn, versions, events, usage).await,
+        false => record_unpriced_events(conn, versions, events, usage, unpriced).await,
+    };
+    match recorded {
+        Ok(true) => Ok(Tried::Recorded),
+        Ok(false) => Ok(Tried::Stale),
+        Err(error) if error.as_database_error().and_then(|error| error.code()).as_deref() == Some("MT002") => {
+            Ok(Tried::BoundReached)
+        }
+        Err(error) => match crate::StoreError::from(error) {
+            error if error.is_unique_violation() => Ok(Tried::KeyTaken),
+            error => Err(error),
+        },
+    }
+}
+
+/// Services of months to which unpriced events are added, and whose alerts are watched.
+#[derive(Clone, Debug, Default)]
+pub struct Unpriced {
+    pub keys: unpriced::Keys,
+    /// For each key, the number of unpriced events at which an alert is raised.
+    pub minimums: Vec<i64>,
+}
+
+async fn record_events(
+    conn: &mut PgConnection,
+    versions: &Versions,
+    events: &[NewEvent<'_>],
+    usage: &NewUsage,
+) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar!(
         r#"SELECT record_events($1, $2, $3, $4, $5, $6, $7, $8, $9, $10::recorded_event[]) AS "is_recorded!""#,
         versions.catalog,
         versions.client_settings,
@@ -59,18 +94,39 @@ pub async fn try_record(
         composites(&usage.days) as Vec<Composite<&(DayKey, Sums)>>,
         composites(&usage.day_measures) as Vec<Composite<&(DayMeasureKey, Total)>>,
         composites(events.iter().map(|new| EventRow(&new.priced))) as Vec<Composite<EventRow<'_>>>
-    );
-    match recorded.fetch_one(conn).await {
-        Ok(true) => Ok(Tried::Recorded),
-        Ok(false) => Ok(Tried::Stale),
-        Err(error) if error.as_database_error().and_then(|error| error.code()).as_deref() == Some("MT002") => {
-            Ok(Tried::BoundReached)
-        }
-        Err(error) => match crate::StoreError::from(error) {
-            error if error.is_unique_violation() => Ok(Tried::KeyTaken),
-            error => Err(error),
-        },
-    }
+    )
+    .fetch_one(conn)
+    .await
+}
+
+/// Calls `record_events`, and then looks whether the alerts of the unpriced services are open, while the months are locked.
+async fn record_unpriced_events(
+    conn: &mut PgConnection,
+    versions: &Versions,
+    events: &[NewEvent<'_>],
+    usage: &NewUsage,
+    unpriced: &Unpriced,
+) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar!(
+        r#"SELECT CASE WHEN record_events($1, $2, $3, $4, $5, $6, $7, $8, $9, $10::recorded_event[])
+                       THEN check_unpriced_alerts($11, $12, $13, $14) ELSE false END AS "is_recorded!""#,
+        versions.catalog,
+        versions.client_settings,
+        versions.closed_through.map(|month| month.first_day()) as Option<NaiveDate>,
+        versions.keys_pruned_through as Option<DateTime<Utc>>,
+        versions.key_generation,
+        composites(events.iter().map(Key)) as Vec<Composite<Key<'_>>>,
+        composites(&usage.months) as Vec<Composite<&MonthChange>>,
+        composites(&usage.days) as Vec<Composite<&(DayKey, Sums)>>,
+        composites(&usage.day_measures) as Vec<Composite<&(DayMeasureKey, Total)>>,
+        composites(events.iter().map(|new| EventRow(&new.priced))) as Vec<Composite<EventRow<'_>>>,
+        &unpriced.keys.clients,
+        &unpriced.keys.months,
+        &unpriced.keys.services,
+        &unpriced.minimums
+    )
+    .fetch_one(conn)
+    .await
 }
 
 /// Claims the keys of new events in a generation, which must be the current one of [`crate::locks::Versions`]. Returns the sequence

@@ -121,6 +121,8 @@ impl<'a> Content<'a> {
                 AlertType::Spike => "ALERT_TYPE_SPIKE",
                 AlertType::Projection => "ALERT_TYPE_PROJECTION",
                 AlertType::Anomaly => "ALERT_TYPE_ANOMALY",
+                AlertType::Unpriced => "ALERT_TYPE_UNPRICED",
+                AlertType::Silence => "ALERT_TYPE_SILENCE",
             },
             severity: match finding.severity {
                 Severity::Warning => "ALERT_SEVERITY_WARNING",
@@ -134,7 +136,7 @@ impl<'a> Content<'a> {
             threshold: finding.threshold.to_string(),
             percent: text(finding.percent),
             projected: text(finding.projected),
-            currency: if finding.service.is_empty() { self.currency } else { "" },
+            currency: finding.unit().currency(self.currency),
             raise_time: rfc3339(alert.raise_time),
             raise_count: alert.raise_count,
         }
@@ -201,7 +203,7 @@ impl<'a> Content<'a> {
     fn mail_of_one(&self, alert: &Alert) -> String {
         let AlertBody { current, previous, threshold, percent, projected, .. } = self.body(alert);
         let finding = &alert.finding;
-        let unit = if finding.service.is_empty() { self.currency } else { "units" };
+        let unit = finding.unit().word(self.currency);
         let mut text = format!("{}\n\n", alert.message);
         let rows = [
             ("client", Some(alert.client_id.clone())),
