@@ -142,10 +142,16 @@ async fn a_resolved_alert_is_raised_again_at_its_new_threshold() {
 enum Step {
     /// Usage with a cost of this number of hundredths, this number of months ago.
     Spend { replica: usize, client: usize, months_ago: u32, cents: u32 },
+    /// An event without a charge, of one of two services, this number of months ago.
+    Unpriced { replica: usize, client: usize, months_ago: u32, service: usize },
+    /// A void of the last event without a charge.
+    Void { replica: usize },
     /// The last event again.
     Repeat { replica: usize },
     /// Another warning threshold of a client.
     Policy { client: usize, warning: u32 },
+    /// Another rule about unpriced events of a client. 0: the rule is off.
+    Minimum { client: usize, minimum: i32 },
     /// Another time zone of a client, where it may be another day.
     Zone { client: usize, zone: usize },
     /// A later time.
@@ -156,10 +162,16 @@ fn step() -> impl Strategy<Value = Step> {
     let months_ago = prop_oneof![5 => Just(0), 3 => Just(1), 1 => Just(2)];
     // Often small amounts, because the spike rule does not apply after a month below 1.
     let cents = prop_oneof![2 => 1..60u32, 1 => 1..2_000u32];
-    let spend = (0..2usize, 0..2usize, months_ago, cents);
+    let spend = (0..2usize, 0..2usize, months_ago.clone(), cents);
+    let unpriced = (0..2usize, 0..2usize, months_ago, 0..2usize);
     prop_oneof![
         12 => spend.prop_map(|(replica, client, months_ago, cents)| Step::Spend { replica, client, months_ago, cents }),
+        6 => unpriced.prop_map(|(replica, client, months_ago, service)| {
+            Step::Unpriced { replica, client, months_ago, service }
+        }),
+        4 => (0..2usize).prop_map(|replica| Step::Void { replica }),
         2 => (0..2usize).prop_map(|replica| Step::Repeat { replica }),
+        1 => (0..2usize, 0..4i32).prop_map(|(client, minimum)| Step::Minimum { client, minimum }),
         1 => (0..2usize, 1..100u32).prop_map(|(client, warning)| Step::Policy { client, warning }),
         1 => (0..2usize, 0..3usize).prop_map(|(client, zone)| Step::Zone { client, zone }),
         1 => (1..40i64).prop_map(|hours| Step::Wait { hours }),
@@ -167,6 +179,8 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 const CLIENTS: [&str; 2] = ["acme", "globex"];
+/// Services, and models for which they have no price.
+const UNPRICED: [(&str, &str); 2] = [("social", ""), ("openai", "new")];
 const ZONES: [&str; 3] = ["UTC", "Pacific/Kiritimati", "Pacific/Pago_Pago"];
 
 /// Runs the steps. After each usage of the current time, a check of all rules must find nothing that the usage has not raised.
@@ -181,6 +195,12 @@ async fn run(start: &str, steps: &[Step]) {
         first.create_client_in_zone(client, "UTC").await;
     }
     let mut sent: Vec<UsageEvent> = vec![];
+    let (mut unpriced, mut voided): (Vec<UsageEvent>, i64) = (vec![], 0);
+    let check_found_nothing = async |server: &TestServer, client_id: &str, number: usize| {
+        let mut raised = check(server, client_id).await.raised;
+        raised.retain(|alert| alert.r#type() != AlertType::Anomaly);
+        assert_eq!(raised, [], "step {number} {:?} of {steps:?}", steps[number]);
+    };
     for (number, step) in steps.iter().enumerate() {
         match *step {
             Step::Spend { replica, client, months_ago, cents } => {
@@ -191,10 +211,31 @@ async fn run(start: &str, steps: &[Step]) {
                 servers[replica].track(event.clone()).await.unwrap();
                 sent.push(event);
                 if months_ago == 0 {
-                    let mut raised = check(servers[1 - replica], CLIENTS[client]).await.raised;
-                    raised.retain(|alert| alert.r#type() != AlertType::Anomaly);
-                    assert_eq!(raised, [], "step {number} {step:?} of {steps:?}");
+                    check_found_nothing(servers[1 - replica], CLIENTS[client], number).await;
                 }
+            }
+            Step::Unpriced { replica, client, months_ago, service } => {
+                let at = (clock.now() - chrono::Months::new(months_ago)).to_rfc3339();
+                let (service, model) = UNPRICED[service];
+                let event = event_at(CLIENTS[client], service, "1", &at);
+                let event = UsageEvent { idempotency_key: format!("key-{number}"), model: model.into(), ..event };
+                assert_eq!(servers[replica].track(event.clone()).await.unwrap().charge, None);
+                sent.push(event.clone());
+                unpriced.push(event);
+                if months_ago == 0 {
+                    check_found_nothing(servers[1 - replica], CLIENTS[client], number).await;
+                }
+                assert_unpriced_alerts_match(&first, steps).await;
+            }
+            Step::Void { replica } => {
+                let Some(UsageEvent { client_id, idempotency_key, .. }) = unpriced.pop() else { continue };
+                let reference = EventReference { idempotency_key, ..Default::default() };
+                let (events, reason) = (vec![reference], "sent twice".into());
+                let request = VoidUsageRequest { client_id, events, reason, ..Default::default() };
+                let results = servers[replica].usage().void_usage(request).await.unwrap().into_inner().results;
+                assert_eq!(results[0].error, None);
+                voided += 1;
+                assert_unpriced_alerts_match(&first, steps).await;
             }
             Step::Repeat { replica } => {
                 if let Some(event) = sent.last() {
@@ -207,6 +248,15 @@ async fn run(start: &str, steps: &[Step]) {
                 let policy = AlertPolicy { client_id, monthly_warning, ..Default::default() };
                 try_update(&first, policy, &["monthly_warning"]).await.unwrap();
             }
+            Step::Minimum { client, minimum } => {
+                let policy = AlertPolicy {
+                    client_id: CLIENTS[client].into(),
+                    unpriced_enabled: Some(minimum > 0),
+                    unpriced_events_min: Some(minimum.max(1)),
+                    ..Default::default()
+                };
+                try_update(&first, policy, &["unpriced_enabled", "unpriced_events_min"]).await.unwrap();
+            }
             Step::Zone { client, zone } => {
                 let (client_id, time_zone) = (CLIENTS[client].into(), ZONES[zone].into());
                 let client = Some(Client { client_id, time_zone, ..Default::default() });
@@ -216,9 +266,27 @@ async fn run(start: &str, steps: &[Step]) {
             Step::Wait { hours } => clock.set(clock.now() + chrono::TimeDelta::hours(hours)),
         }
     }
-    first.assert_exact(sent.len() as i64).await;
+    first.assert_exact(sent.len() as i64 - voided).await;
     first.stop().await;
     second.stop().await;
+}
+
+/// Checks that no alert about unpriced events is open for a service that has fewer of them than the policy of its client says, in the
+/// current and the previous month. A changed policy does not resolve alerts of earlier months.
+async fn assert_unpriced_alerts_match(server: &TestServer, steps: &[Step]) {
+    let previous = (server.clock.now() - chrono::Months::new(1)).format("%Y-%m-01").to_string();
+    let wrong: Vec<(String, String, String)> = sqlx::query_as(
+        "SELECT a.client_id, a.period::text, a.service FROM alerts a LEFT JOIN alert_policies p USING (client_id)
+         WHERE a.type = 5 AND a.resolve_time IS NULL AND a.period >= $1::date AND COALESCE((
+                   SELECT sum(u.unpriced_event_count) FROM all_usage_month_services u
+                   WHERE u.client_id = a.client_id AND u.service = a.service AND u.month = a.period
+               ), 0) < COALESCE((p.policy->>'unpriced_events_min')::int, 1)",
+    )
+    .bind(previous)
+    .fetch_all(&server.pool)
+    .await
+    .unwrap();
+    assert_eq!(wrong, [], "{steps:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

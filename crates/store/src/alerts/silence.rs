@@ -64,9 +64,12 @@ pub async fn inactive_since(
     limit: i64,
 ) -> crate::Result<(Vec<InactiveClient>, Option<String>)> {
     let rows = sqlx::query!(
-        r#"SELECT c.client_id, c.time_zone, usage.last_day
+        r#"SELECT c.client_id, c.time_zone, GREATEST(usage.last_day, pending.last_day) AS last_day
            FROM clients c
            CROSS JOIN LATERAL (SELECT max(d.day) AS last_day FROM usage_days d WHERE d.client_id = c.client_id) AS usage
+           CROSS JOIN LATERAL (
+               SELECT max(p.day) AS last_day FROM pending_usage_days p WHERE p.client_id = c.client_id
+           ) AS pending
            WHERE c.client_id > $1 ORDER BY c.client_id LIMIT $2"#,
         after,
         limit
