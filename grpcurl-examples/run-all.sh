@@ -42,7 +42,8 @@ clean_up() {
   # A field that the mask names without a value is reset to the default.
   paths='["threshold_enabled", "monthly_warning", "monthly_critical", "spike_enabled", "spike_warning_percent",
     "spike_critical_percent", "spike_baseline_min", "projection_enabled", "projection_factor", "projection_first_day",
-    "anomaly_enabled", "anomaly_factor", "anomaly_cost_min", "anomaly_units_min", "channels"]'
+    "anomaly_enabled", "anomaly_factor", "anomaly_cost_min", "anomaly_units_min", "unpriced_enabled", "unpriced_events_min",
+    "silence_enabled", "silence_hours", "channels"]'
   for client_id in example-berlin example-alerts; do
     call AlertService/UpdateAlertPolicy \
       "{\"policy\": {\"client_id\": \"$client_id\"}, \"update_mask\": {\"paths\": $paths}}" > /dev/null ||

@@ -18,7 +18,7 @@ const MONTH_DAYS: [u32; 12] = [31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
 /// When jobs run, and how long data is kept.
 #[derive(Args, Clone, Debug)]
 pub struct JobSettings {
-    /// When to check for alerts that no single event raises, such as anomalies: a cron expression in UTC, seconds first, or
+    /// When to check for alerts that no single event raises, such as anomalies and silent clients: a cron expression in UTC, seconds first, or
     /// "off"
     #[arg(long, env = "METERD_SCHEDULE_ALERT_CHECKS", default_value = "0 0 * * * *", value_name = "CRON")]
     pub schedule_alert_checks: Schedule,

@@ -333,10 +333,15 @@ async fn unpriced_usage_raises_alerts_when_it_is_priced() {
     let request = CreateServiceRequest { service: Some(service), request_id: String::new() };
     server.catalog().create_service(request).await.unwrap();
     server.track(event("acme", "later", "120")).await.unwrap();
-    assert_eq!(kinds(&server, "acme").await, [""; 0]);
+    assert_eq!(kinds(&server, "acme").await, ["2026-11 UNPRICED WARNING"]);
     let request = CreatePriceRequest { price: Some(unit_price("later", "", "1")), ..Default::default() };
     server.catalog().create_price(request).await.unwrap();
-    wait_until(async || kinds(&server, "acme").await == ["2026-11 THRESHOLD CRITICAL"]).await;
+    wait_until(async || kinds(&server, "acme").await == ["2026-11 THRESHOLD CRITICAL", "2026-11 UNPRICED WARNING"])
+        .await;
+    // The transaction that charges the event raises one alert and resolves the other one.
+    let alerts = alerts(&server, "acme").await;
+    let state: Vec<_> = alerts.iter().map(|alert| (alert.r#type(), alert.resolve_time.is_some())).collect();
+    assert_eq!(state, [(AlertType::Unpriced, true), (AlertType::Threshold, false)]);
     assert_sets_match(&server).await;
 }
 
@@ -379,7 +384,8 @@ async fn a_backfill_raises_alerts_without_notifications() {
     server.batch(vec![event("globex", "later", "60")], true).await;
     let request = CreatePriceRequest { price: Some(unit_price("later", "", "1")), ..Default::default() };
     server.catalog().create_price(request).await.unwrap();
-    wait_until(async || kinds(&server, "globex").await == ["2026-11 THRESHOLD WARNING"]).await;
+    wait_until(async || kinds(&server, "globex").await == ["2026-11 THRESHOLD WARNING", "2026-11 UNPRICED WARNING"])
+        .await;
     assert_eq!(notifications().await, 0);
     // Live usage of the same month sends notifications.
     spend(&server, "acme", "60").await;

@@ -302,6 +302,8 @@ pub fn rule(rpc: &str, message: &str, field: &str) -> Rule {
         (_, _, "top_operation_count") => Count { from: 0, to: 1_000 },
         (_, _, "requests_per_second") => Count { from: 0, to: 1_000_000 },
         (_, _, "projection_first_day") => Count { from: 1, to: 31 },
+        (_, _, "unpriced_events_min") => Count { from: 1, to: 1_000_000_000 },
+        (_, _, "silence_hours") => Count { from: 1, to: 8_760 },
         ("QueryUsage", _, "page_size") => Count { from: 0, to: 10_000 },
         (_, _, "page_size") => Count { from: 0, to: 1_000 },
         (_, _, "page_token") => Token { reason: "PAGE_TOKEN_INVALID" },
@@ -360,7 +362,9 @@ pub fn rule(rpc: &str, message: &str, field: &str) -> Rule {
             | "threshold_enabled"
             | "spike_enabled"
             | "projection_enabled"
-            | "anomaly_enabled",
+            | "anomaly_enabled"
+            | "unpriced_enabled"
+            | "silence_enabled",
         ) => Flag { with: None },
         ("ImportPrices", _, "built_in") => ExcludedFlag,
         (_, _, "operator_only") => Flag { with: Some("client_id") },

@@ -54,6 +54,8 @@ async fn a_client_has_the_default_policy_with_its_overrides() {
     assert_eq!((default.spike_baseline_min(), default.projection_factor()), ("1", "1.5"));
     assert_eq!((default.projection_first_day(), default.anomaly_factor()), (3, "3"));
     assert!(default.threshold_enabled() && default.anomaly_enabled() && default.update_time.is_none());
+    assert!(default.unpriced_enabled() && !default.silence_enabled());
+    assert_eq!((default.unpriced_events_min(), default.silence_hours()), (1, 24));
 
     let own = update(&server, lines("acme", "5.50", "20"), &LINES).await;
     assert_eq!((own.monthly_warning(), own.monthly_critical(), own.spike_baseline_min()), ("5.5", "20", "1"));
@@ -315,10 +317,26 @@ async fn contradictions_and_wrong_values_are_reported_with_the_field() {
         projection_factor: Some("0".into()),
         projection_first_day: Some(32),
         anomaly_factor: Some("x".into()),
+        unpriced_events_min: Some(0),
+        silence_hours: Some(8_761),
         ..Default::default()
     };
-    let paths = ["projection_factor", "projection_first_day", "anomaly_factor", "everything"];
-    let fields = ["policy.projection_factor", "policy.projection_first_day", "policy.anomaly_factor", "update_mask"];
+    let paths = [
+        "projection_factor",
+        "projection_first_day",
+        "anomaly_factor",
+        "unpriced_events_min",
+        "silence_hours",
+        "everything",
+    ];
+    let fields = [
+        "policy.projection_factor",
+        "policy.projection_first_day",
+        "policy.anomaly_factor",
+        "policy.unpriced_events_min",
+        "policy.silence_hours",
+        "update_mask",
+    ];
     wrong(many, &paths, &fields).await;
     wrong(AlertPolicy::default(), &[], &["update_mask"]).await;
     wrong(AlertPolicy::default(), &["monthly_warning"; 101], &["update_mask"]).await;

@@ -67,10 +67,7 @@ async fn a_silence_is_raised_once_resolved_by_an_event_and_the_next_one_is_raise
     send(&server, "acme", "2027-01-12T08:59:00Z").await;
     assert_eq!(check_at(&server, "2027-01-12T10:00:00Z").await, (0, 1));
     assert_eq!(check_at(&server, "2027-01-13T09:00:00Z").await, (1, 0));
-    assert_eq!(
-        silences(&server, "acme").await,
-        [("2026-11-10".into(), 1, false), ("2027-01-12".into(), 1, true)]
-    );
+    assert_eq!(silences(&server, "acme").await, [("2026-11-10".into(), 1, false), ("2027-01-12".into(), 1, true)]);
     // One event between two checks ends the silence, and begins one on a later day.
     send(&server, "acme", "2027-01-13T10:00:00Z").await;
     assert_eq!(check_at(&server, "2027-01-15T10:00:00Z").await, (1, 1));
@@ -107,7 +104,8 @@ async fn nobody_is_silent_while_the_rule_is_off_and_a_client_that_never_sent_is_
     let mut listed = server.usage().list_usage_events(request).await.unwrap().into_inner().events;
     let event_id = listed.remove(0).event_id;
     let events = vec![EventReference { event_id, ..Default::default() }];
-    let request = VoidUsageRequest { client_id: "voided".into(), events, reason: "a test".into(), ..Default::default() };
+    let request =
+        VoidUsageRequest { client_id: "voided".into(), events, reason: "a test".into(), ..Default::default() };
     server.usage().void_usage(request).await.unwrap();
 
     watch(&server, "", 24).await;

@@ -133,7 +133,8 @@ async fn the_alert_is_resolved_when_the_events_are_priced_and_raised_again_by_ne
     let server = november().await;
     server.batch(vec![call_of("new"), call_of("newer"), call_of("newer")], false).await;
     assert!(is_open(&server).await);
-    let rates = || Rates { input_token: Some("0.001".into()), output_token: Some("0.001".into()), ..Default::default() };
+    let rates =
+        || Rates { input_token: Some("0.001".into()), output_token: Some("0.001".into()), ..Default::default() };
     let price = |model| Price { rates: Some(rates()), ..unit_price("openai", model, "") };
     create_price(&server, price("newer")).await;
     wait_until(async || server.month("acme").await.totals.unwrap().unpriced_event_count == 1).await;
@@ -202,8 +203,10 @@ async fn repricing_raises_the_alert_of_events_that_lose_their_price_and_resolves
 async fn a_rule_that_is_off_raises_nothing_and_resolves_its_alerts() {
     let server = november().await;
     server.create_client_in_zone("acme", "UTC").await;
-    let switch = |unpriced_enabled| {
-        AlertPolicy { client_id: "acme".into(), unpriced_enabled: Some(unpriced_enabled), ..Default::default() }
+    let switch = |unpriced_enabled| AlertPolicy {
+        client_id: "acme".into(),
+        unpriced_enabled: Some(unpriced_enabled),
+        ..Default::default()
     };
     set_policy(&server, switch(false), &["unpriced_enabled"]).await;
     for _ in 0..3 {
@@ -214,7 +217,9 @@ async fn a_rule_that_is_off_raises_nothing_and_resolves_its_alerts() {
     set_policy(&server, switch(true), &["unpriced_enabled"]).await;
     let alert = only_alert(&server).await;
     assert_eq!((&*alert.current, &alert.resolve_time), ("3", &None));
-    assert!(alert.message.ends_with("3 events of openai without a charge in November 2026: reason NO_PRICE; model new."));
+    assert!(
+        alert.message.ends_with("3 events of openai without a charge in November 2026: reason NO_PRICE; model new.")
+    );
     set_policy(&server, switch(false), &["unpriced_enabled"]).await;
     assert!(!is_open(&server).await);
     server.track(call_of("new")).await.unwrap();
@@ -337,10 +342,12 @@ async fn priced_events_cost_no_check_and_unpriced_events_are_recorded_by_one_cal
         before.stop().await;
         let after = TestServer::replica(&url, &[], clock.clone()).await;
         let called = |calls: &HashMap<String, i64>, name| calls.get(name).copied().unwrap_or_default();
-        wait_until(async || called(&calls(&after).await, "change_usage") >= called(&counted, "change_usage") + 20).await;
+        wait_until(async || called(&calls(&after).await, "change_usage") >= called(&counted, "change_usage") + 20)
+            .await;
         let calls = calls(&after).await;
         after.stop().await;
-        ["record_events", "check_unpriced_alerts", "claim_keys"].map(|name| called(&calls, name) - called(&counted, name))
+        ["record_events", "check_unpriced_alerts", "claim_keys"]
+            .map(|name| called(&calls, name) - called(&counted, name))
     };
     let [one_call, checks, _] = step("sms", "").await;
     assert!(one_call >= 12, "{one_call} of 20 events were recorded by one call");

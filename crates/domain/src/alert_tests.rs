@@ -1,4 +1,5 @@
 use super::*;
+use crate::event::UnpricedReason;
 use crate::period::parse_day;
 use proptest::prelude::*;
 
@@ -23,7 +24,7 @@ fn raised(facts: &MonthFacts) -> Vec<(AlertType, Severity, String)> {
     findings.into_iter().map(|finding| (finding.kind, finding.severity, finding.threshold.to_string())).collect()
 }
 
-use AlertType::{Anomaly, Projection, Spike, Threshold};
+use AlertType::{Anomaly, Projection, Silence, Spike, Threshold, Unpriced};
 use Severity::{Critical, Warning};
 
 #[test]
@@ -243,6 +244,105 @@ fn messages_are_sentences_with_rounded_numbers() {
     assert!(spike.contains("January 2027") && spike.contains("December 2026"), "{spike}");
 }
 
+fn unpriced(event_count: i64) -> UnpricedFacts {
+    UnpricedFacts { service: "openai".into(), month: Month::parse("2026-11").unwrap(), event_count }
+}
+
+#[test]
+fn unpriced_events_are_an_alert_of_their_service_and_month_from_the_minimum_on() {
+    let finding = unpriced(12).unpriced(&Policy::default()).unwrap();
+    assert_eq!((finding.kind, finding.severity, &*finding.service), (Unpriced, Warning, "openai"));
+    assert_eq!(
+        (finding.period.to_string().as_str(), finding.current, finding.threshold),
+        ("2026-11-01", total("12"), total("1"))
+    );
+    assert_eq!(
+        (finding.unit(), finding.unit().word("USD"), finding.unit().currency("USD")),
+        (Unit::Events, "events", "")
+    );
+    assert_eq!(unpriced(0).unpriced(&Policy::default()), None);
+    let ten = Policy { unpriced_events_min: 10, ..Policy::default() };
+    assert_eq!((unpriced(9).unpriced(&ten), unpriced(10).unpriced(&ten).unwrap().threshold), (None, total("10")));
+    assert_eq!(unpriced(12).unpriced(&Policy { unpriced_enabled: false, ..ten }), None);
+}
+
+#[test]
+fn the_message_about_unpriced_events_names_reasons_and_few_models() {
+    let finding = unpriced(12).unpriced(&Policy::default()).unwrap();
+    let text = |events: &[(&str, UnpricedReason)]| {
+        let mut sample = UnpricedSample::default();
+        events.iter().for_each(|(model, reason)| sample.add(&(*model).into(), *reason, 1));
+        finding.message_with("acme", "USD", &Details::Unpriced(sample))
+    };
+    let begin = "acme has 12 events of openai without a charge in November 2026";
+    use UnpricedReason::{NoPrice, TokensMissing};
+    assert_eq!(text(&[("", TokensMissing)]), format!("{begin}: reason TOKENS_MISSING."));
+    assert_eq!(
+        text(&[("b", NoPrice), ("a", NoPrice), ("", NoPrice)]),
+        format!("{begin}: reason NO_PRICE; models a, b.")
+    );
+    let many: Vec<_> = ["a", "b", "c", "d", "e", "f", "g", "g"].map(|model| (model, NoPrice)).into();
+    assert_eq!(text(&many), format!("{begin}: reason NO_PRICE; models g, a, b, c, d and 2 more."));
+    let two = text(&[("a", NoPrice), ("a", TokensMissing)]);
+    assert_eq!(two, format!("{begin}: reasons NO_PRICE, TOKENS_MISSING; model a."));
+    let long = text(&[(&"x".repeat(200), NoPrice)]);
+    assert!(long.ends_with("x….") && long.len() < 200, "{long}");
+    assert_eq!(finding.message("acme", "USD"), format!("{begin}."));
+    let one = unpriced(1).unpriced(&Policy::default()).unwrap().message("acme", "USD");
+    assert_eq!(one, "acme has 1 event of openai without a charge in November 2026.");
+}
+
+fn time(text: &str) -> DateTime<Utc> {
+    text.parse().unwrap()
+}
+
+fn silent(last: &str, now: &str) -> SilenceFacts {
+    let last = time(last);
+    SilenceFacts { recorded_day: last.date_naive(), last_event_time: Some(last), now: time(now), zone: chrono_tz::UTC }
+}
+
+fn watching(silence_hours: u32) -> Policy {
+    Policy { silence_enabled: true, silence_hours, ..Policy::default() }
+}
+
+#[test]
+fn a_client_is_silent_when_the_hours_of_the_policy_are_over() {
+    let last = "2026-11-10T08:30:00Z";
+    assert_eq!(silent(last, "2027-11-10T08:30:00Z").silence(&Policy::default()), None);
+    assert_eq!(silent(last, "2026-11-11T08:29:59.999999Z").silence(&watching(24)), None);
+    let facts = silent(last, "2026-11-11T10:29:00Z");
+    let finding = facts.silence(&watching(24)).unwrap();
+    assert_eq!((finding.kind, finding.severity, &*finding.service), (Silence, Warning, ""));
+    assert_eq!((finding.current, finding.threshold, finding.unit()), (total("25"), total("24"), Unit::Hours));
+    let text = |facts: SilenceFacts| finding.message_with("acme", "USD", &Details::Silence(facts));
+    assert_eq!(
+        text(facts),
+        "acme has sent no events for 25 hours: the last one is of 10 November 2026, 08:30 UTC. The line is 24 hours."
+    );
+    let berlin = SilenceFacts { zone: chrono_tz::Europe::Berlin, ..facts };
+    assert!(text(berlin).contains("10 November 2026, 09:30 CET"));
+    // The day is that of the client.
+    let far =
+        SilenceFacts { zone: chrono_tz::Pacific::Kiritimati, ..silent("2026-11-10T12:00:00Z", "2026-11-20T00:00:00Z") };
+    assert_eq!(far.silence(&watching(24)).unwrap().period, parse_day("2026-11-11").unwrap());
+    // Without the time of the event, the silence is at least so long.
+    let removed = SilenceFacts { last_event_time: None, ..silent(last, "2026-11-13T00:00:00Z") };
+    assert_eq!((removed.hours(), removed.silence(&watching(24)).unwrap().period), (24, removed.recorded_day));
+    assert!(text(removed).contains("the last one is of 10 November 2026. The line"));
+}
+
+#[test]
+fn a_silence_ends_with_an_event_a_changed_policy_or_a_later_silence() {
+    let alert = silent("2026-11-10T08:30:00Z", "2026-11-12T00:00:00Z").silence(&watching(24)).unwrap();
+    let at = |last, now| silent(last, now).ends(&watching(24), &alert);
+    assert!(!at("2026-11-10T08:30:00Z", "2027-11-12T00:00:00Z"), "time alone ends no silence");
+    assert!(!at("2026-11-10T23:00:00Z", "2026-11-12T00:00:00Z"), "a late event of the same day");
+    assert!(at("2026-11-12T00:00:00Z", "2026-11-12T01:00:00Z"));
+    assert!(at("2026-11-11T00:00:00Z", "2026-11-14T00:00:00Z"), "a later silence");
+    let same = silent("2026-11-10T08:30:00Z", "2026-11-12T00:00:00Z");
+    assert!(same.ends(&Policy::default(), &alert) && same.ends(&watching(100), &alert));
+}
+
 #[test]
 fn an_alert_is_the_same_after_it_was_stored() {
     let finding = facts("120", "10", "2026-11-10").reached(&Policy::default(), Spike, Critical).unwrap();
@@ -290,6 +390,74 @@ proptest! {
             prop_assert_eq!(set.has(Threshold, Critical), cost >= policy.monthly_critical);
             prop_assert!(cost < policy.monthly_warning || set.has(Threshold, Warning) || set.has(Threshold, Critical));
             prop_assert_eq!(facts.to_raise(&policy, set, set), vec![]);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+    /// Whatever happens, an alert about unpriced events is open exactly while there are as many as the minimum.
+    #[test]
+    fn unpriced_events_are_found_from_the_minimum_on(event_count in 0i64..50, minimum in 0u32..50, is_enabled: bool) {
+        let policy = Policy { unpriced_enabled: is_enabled, unpriced_events_min: minimum, ..Policy::default() };
+        let finding = unpriced(event_count).unpriced(&policy);
+        prop_assert_eq!(finding.is_some(), is_enabled && event_count >= i64::from(minimum.max(1)));
+        prop_assert!(finding.is_none_or(|finding| finding.current >= finding.threshold && finding.threshold > Total::ZERO));
+    }
+
+    /// For events at any times, checked every hour: an alert is open after a check exactly while the client is silent, each silence
+    /// of a day is raised once, and a client that a check leaves out has nothing to raise or to resolve.
+    #[test]
+    fn a_silence_is_open_exactly_while_the_client_is_silent(
+        gaps in prop::collection::vec(1i64..4_000, 1..8), silence_hours in 1u32..60, zone in 0usize..3, is_removed: bool
+    ) {
+        let zone = [chrono_tz::UTC, chrono_tz::Pacific::Kiritimati, chrono_tz::Pacific::Pago_Pago][zone];
+        let policy = watching(silence_hours);
+        let mut events = vec![time("2026-11-01T00:00:00Z")];
+        for gap in gaps {
+            events.push(events[events.len() - 1] + chrono::TimeDelta::minutes(gap));
+        }
+        let last = events[events.len() - 1];
+        let (mut open, mut raised): (Option<Finding>, Vec<NaiveDate>) = (None, vec![]);
+        let mut now = events[0];
+        while now < last + chrono::TimeDelta::hours(200) {
+            let sent = events.iter().copied().rfind(|sent| *sent <= now).unwrap();
+            let recorded_day = crate::period::day_of(sent, zone);
+            let last_event_time = (!is_removed).then_some(sent);
+            let facts = SilenceFacts { recorded_day, last_event_time, now, zone };
+            let ends = open.as_ref().is_some_and(|alert| facts.ends(&policy, alert));
+            let begins = (open.is_none() || ends) && facts.silence(&policy).is_some();
+            prop_assert!(!(ends || begins) || facts.may_change(&policy, open.as_ref().map(|alert| alert.period)));
+            if ends {
+                open = None;
+            }
+            if begins {
+                open = facts.silence(&policy);
+                raised.push(facts.day());
+            }
+            let is_silent = facts.hours() >= i64::from(silence_hours);
+            prop_assert_eq!(open.is_some(), is_silent);
+            prop_assert!(is_removed || is_silent == (now - sent >= chrono::TimeDelta::hours(silence_hours.into())));
+            now += chrono::TimeDelta::hours(1);
+        }
+        prop_assert!(raised.is_sorted());
+        prop_assert!(raised.len() <= events.len(), "at most one alert for each silence");
+    }
+
+    /// Alerts that are not about the cost of a month are in no set, and no cost raises them.
+    #[test]
+    fn a_bound_of_the_cost_does_not_depend_on_the_other_rules(
+        cost in 0i64..20_000, minimum in 1u32..50, unpriced_enabled: bool, silence_enabled: bool
+    ) {
+        let policy = Policy { unpriced_enabled, unpriced_events_min: minimum, silence_enabled, ..Policy::default() };
+        let month = facts(&cost.to_string(), "10", "2026-11-20");
+        let none = AlertSet::default();
+        prop_assert_eq!(month.to_raise(&policy, none, none), month.to_raise(&Policy::default(), none, none));
+        let lowest = |policy| month.lowest_cost_to_raise(policy, none, none);
+        prop_assert_eq!(lowest(&policy), lowest(&Policy::default()));
+        for kind in [Anomaly, Unpriced, Silence] {
+            prop_assert_eq!(AlertSet::of(kind, Warning), none);
         }
     }
 }

@@ -6,7 +6,9 @@ use crate::refusal::Refusal;
 use chrono::{Days, NaiveDate};
 use chrono_tz::Tz;
 use futures_util::stream::{self, StreamExt};
-use meterd_domain::alert::{ANOMALY_DAYS_BEFORE, Alert, AlertSet, AlertType, Change, DayFacts, Details, Finding, SilenceFacts};
+use meterd_domain::alert::{
+    ANOMALY_DAYS_BEFORE, Alert, AlertSet, AlertType, Change, DayFacts, Details, Finding, SilenceFacts,
+};
 use meterd_domain::decimal::Total;
 use meterd_domain::period::Month;
 use meterd_domain::policy::Policy;

@@ -47,6 +47,34 @@ fn amounts_keep_every_digit_and_units_have_no_currency() {
 }
 
 #[test]
+fn numbers_of_events_and_hours_have_no_currency() {
+    let of = |kind, service: &str| {
+        let mut alert = alert(1, "Look.");
+        let total = |text: &str| text.parse::<Total>().unwrap();
+        let (current, threshold) = (total("25"), total("24"));
+        let period = "2026-11-01".parse().unwrap();
+        alert.finding =
+            Finding { kind, service: service.into(), current, previous: None, threshold, period, ..alert.finding };
+        alert
+    };
+    let cases = [
+        (of(AlertType::Unpriced, "openai"), "ALERT_TYPE_UNPRICED", "2026-11", "25 events"),
+        (of(AlertType::Silence, ""), "ALERT_TYPE_SILENCE", "2026-11-01", "25 hours"),
+    ];
+    for (alert, kind, period, current) in cases {
+        let alerts = [alert];
+        let content = content(&alerts, 1);
+        let body: serde_json::Value = serde_json::from_str(&content.json()).unwrap();
+        let data = &body["data"];
+        assert_eq!((&data["type"], &data["period"], &data["current"]), (&kind.into(), &period.into(), &"25".into()));
+        assert!(["currency", "previous"].iter().all(|field| data.get(field).is_none()), "{data}");
+        let mail = content.mail();
+        assert!(mail.contains(&format!("current         {current}\n")) && !mail.contains("USD"), "{mail}");
+        assert_eq!(content.sms(), "[warning] Look.");
+    }
+}
+
+#[test]
 fn a_digest_shows_how_many_alerts_it_leaves_out() {
     let alerts: Vec<Alert> = (1..=4).map(|number| alert(number, &format!("Message {number}."))).collect();
     let digest = content(&alerts, 10);
