@@ -79,10 +79,11 @@ const REQUESTS: &[(&str, &str)] = &[
             "monthlyCritical": "999999999999999.999999999999", "spikeEnabled": true, "spikeWarningPercent": "0",
             "spikeCriticalPercent": "999999999999999.999999999999", "spikeBaselineMin": "1", "projectionEnabled": true,
             "projectionFactor": "1.5", "projectionFirstDay": 3, "anomalyEnabled": true, "anomalyFactor": "3",
-            "anomalyCostMin": "1", "anomalyUnitsMin": "10",
+            "anomalyCostMin": "1", "anomalyUnitsMin": "10", "unpricedEnabled": true, "unpricedEventsMin": 1,
+            "silenceEnabled": false, "silenceHours": 24,
             "channels": [{"kind": "NOTIFICATION_CHANNEL_KIND_WEBHOOK", "target": "https://hooks.invalid/",
                 "minSeverity": "ALERT_SEVERITY_WARNING", "secrets": ["whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"]}]},
-            "updateMask": "thresholdEnabled,monthlyWarning,monthlyCritical,spikeEnabled,spikeWarningPercent,spikeCriticalPercent,spikeBaselineMin,projectionEnabled,projectionFactor,projectionFirstDay,anomalyEnabled,anomalyFactor,anomalyCostMin,anomalyUnitsMin,channels"}"#,
+            "updateMask": "thresholdEnabled,monthlyWarning,monthlyCritical,spikeEnabled,spikeWarningPercent,spikeCriticalPercent,spikeBaselineMin,projectionEnabled,projectionFactor,projectionFirstDay,anomalyEnabled,anomalyFactor,anomalyCostMin,anomalyUnitsMin,unpricedEnabled,unpricedEventsMin,silenceEnabled,silenceHours,channels"}"#,
     ),
     (
         "ListNotifications",
@@ -330,7 +331,8 @@ pub fn rule(rpc: &str, message: &str, field: &str) -> Rule {
         (_, _, "min_severity") => Enum { unspecified: Valid, last: 2 },
         (_, "Grant", "scope") => Enum { unspecified: Invalid, last: 3 },
         (_, "NotificationChannel", "kind") => Enum { unspecified: Invalid, last: 3 },
-        (_, _, "types" | "states") => Enums { last: 4, once: false },
+        (_, _, "types") => Enums { last: 6, once: false },
+        (_, _, "states") => Enums { last: 4, once: false },
         (_, _, "group_by") => Enums { last: 8, once: true },
 
         (_, _, "update_mask") => Mask,
