@@ -121,7 +121,10 @@ async fn alerts_are_listed_acknowledged_and_checked() {
     let unknown = meterd(&server, &["ack", "nothing", "--by=ana"]).await;
     assert!(!unknown.status.success() && String::from_utf8_lossy(&unknown.stderr).contains("ALERT_NOT_FOUND"));
 
-    server.track(event("acme", "sms", "1")).await.unwrap();
+    server.track(event("acme", "social", "1")).await.unwrap();
+    let listed = lines(&succeed(&server, &["list", "--json", "--type=unpriced", "--type=silence"]).await);
+    assert_eq!((listed.len(), &listed[0]["type"], &listed[0]["service"]), (1, &"unpriced".into(), &"social".into()));
+    assert_eq!((&listed[0]["current"], &listed[0]["currency"]), (&"1".into(), &Value::Null));
     let checked = succeed(&server, &["check", "--client=acme", "--json"]).await;
     assert_eq!(lines(&checked)[0]["checked_count"], 1);
     assert!(succeed(&server, &["check"]).await.starts_with("1 clients checked: "));

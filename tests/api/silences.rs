@@ -59,7 +59,7 @@ async fn a_silence_is_raised_once_resolved_by_an_event_and_the_next_one_is_raise
     assert_eq!((&*alert.current, &*alert.threshold), ("25", "24"));
     assert_eq!(
         alert.message,
-        "acme has sent no events for 25 hours: the last one is of 10 November 2026, 08:30 CET. The line is 24 hours."
+        "acme has sent no events for 25 hours: the last one was on 10 November 2026, 08:30 CET. The threshold is 24 hours."
     );
     assert_eq!(check_at(&server, "2026-11-12T09:00:00Z").await, (0, 0));
     assert_eq!(check_at(&server, "2027-01-12T09:00:00Z").await, (0, 0), "the client is no longer active");
@@ -134,7 +134,7 @@ async fn a_longer_line_resolves_a_silence_and_a_removed_event_leaves_its_day() {
     watch(&server, "", 24).await;
     assert_eq!(check_at(&server, "2026-11-30T09:00:00Z").await, (2, 0));
     let message = alerts(&server, "removed").await.remove(0).message;
-    assert!(message.contains("the last one is of 2 September 2026. The line is 24 hours."), "{message}");
+    assert!(message.contains("the last one was on 2 September 2026. The threshold is 24 hours."), "{message}");
     assert_eq!(check_at(&server, "2026-11-30T10:00:00Z").await, (0, 0));
     watch(&server, "", 8_760).await;
     assert_eq!(check_at(&server, "2026-11-30T11:00:00Z").await, (0, 2));

@@ -277,6 +277,49 @@ async fn two_replicas_raise_one_alert_for_each_service() {
     second.stop().await;
 }
 
+/// A void leaves no event, or the new event is already there: in each order, the alert is open at the end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_event_that_comes_together_with_the_void_of_the_last_one_has_its_alert() {
+    let first = november().await;
+    let second = TestServer::replica(&first.database_url, &[], first.clock.clone()).await;
+    let key = |round: usize| format!("event-{round}");
+    first.track(keyed(&key(0), call_of("new"))).await.unwrap();
+    for round in 0..60 {
+        let [servers, others] = if round % 2 == 0 { [&first, &second] } else { [&second, &first] };
+        let event = keyed(&key(round + 1), call_of("new"));
+        let (voided, recorded) = (key(round), others.track(event));
+        let (_, recorded) = tokio::join!(void(servers, &voided), recorded);
+        recorded.unwrap();
+        assert!(is_open(&first).await, "round {round}");
+        assert_eq!(check(&second, "acme").await.raised, []);
+    }
+    first.assert_exact(1).await;
+    first.stop().await;
+    second.stop().await;
+}
+
+#[tokio::test]
+async fn subscribers_of_the_type_get_its_changes() {
+    let server = november().await;
+    let types = vec![AlertType::Unpriced.into(), AlertType::Silence.into()];
+    let request = SubscribeAlertsRequest { types, from_start: true, ..Default::default() };
+    let mut stream = server.alerts().subscribe_alerts(request).await.unwrap().into_inner();
+    let mut next = async || loop {
+        let message = stream.message().await.unwrap().unwrap().message.unwrap();
+        if let subscribe_alerts_response::Message::Alert(event) = message {
+            return (event.change(), event.alert.unwrap());
+        }
+    };
+    server.track(keyed("first", event("acme", "stripe", "1"))).await.unwrap();
+    let (change, alert) = next().await;
+    assert_eq!((change, alert.r#type(), &*alert.current), (AlertChange::Raised, AlertType::Unpriced, "1"));
+    assert!(alert.message.ends_with("reason AMOUNT_MISSING."), "{}", alert.message);
+    void(&server, "first").await;
+    let (change, alert) = next().await;
+    assert_eq!((change, alert.resolve_time.is_some()), (AlertChange::Resolved, true));
+    server.stop().await;
+}
+
 /// A replica of the previous release has recorded events, and could not read alerts of this type.
 #[tokio::test]
 async fn nothing_is_raised_while_the_previous_release_may_run_and_the_check_finds_it_afterwards() {

@@ -317,7 +317,7 @@ fn a_client_is_silent_when_the_hours_of_the_policy_are_over() {
     let text = |facts: SilenceFacts| finding.message_with("acme", "USD", &Details::Silence(facts));
     assert_eq!(
         text(facts),
-        "acme has sent no events for 25 hours: the last one is of 10 November 2026, 08:30 UTC. The line is 24 hours."
+        "acme has sent no events for 25 hours: the last one was on 10 November 2026, 08:30 UTC. The threshold is 24 hours."
     );
     let berlin = SilenceFacts { zone: chrono_tz::Europe::Berlin, ..facts };
     assert!(text(berlin).contains("10 November 2026, 09:30 CET"));
@@ -328,7 +328,7 @@ fn a_client_is_silent_when_the_hours_of_the_policy_are_over() {
     // Without the time of the event, the silence is at least so long.
     let removed = SilenceFacts { last_event_time: None, ..silent(last, "2026-11-13T00:00:00Z") };
     assert_eq!((removed.hours(), removed.silence(&watching(24)).unwrap().period), (24, removed.recorded_day));
-    assert!(text(removed).contains("the last one is of 10 November 2026. The line"));
+    assert!(text(removed).contains("the last one was on 10 November 2026. The threshold"));
 }
 
 #[test]

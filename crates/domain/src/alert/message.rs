@@ -81,7 +81,7 @@ impl Finding {
                 };
                 let (hours, threshold) = (self.current, self.threshold);
                 format!(
-                    "{client} has sent no events for {hours} hours: the last one is of {since}. The line is {threshold} hours."
+                    "{client} has sent no events for {hours} hours: the last one was on {since}. The threshold is {threshold} hours."
                 )
             }
         }

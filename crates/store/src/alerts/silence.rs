@@ -15,8 +15,10 @@ pub async fn facts(
     now: DateTime<Utc>,
 ) -> crate::Result<Option<SilenceFacts>> {
     let last = sqlx::query_scalar!(
-        "SELECT GREATEST((SELECT max(day) FROM usage_days WHERE client_id = $1),
-                         (SELECT max(day) FROM pending_usage_days WHERE client_id = $1))",
+        "SELECT max(day) FROM (
+             SELECT max(day) AS day FROM usage_days WHERE client_id = $1
+             UNION ALL SELECT max(day) FROM pending_usage_days WHERE client_id = $1
+         ) AS last_days",
         client_id
     );
     let Some(recorded_day) = last.fetch_one(&mut *conn).await? else { return Ok(None) };
