@@ -121,8 +121,8 @@ async fn assert_alerts_match_months(pool: &PgPool) -> i64 {
          ), months AS (
              SELECT m.cost, COALESCE(own.warning, base.warning) AS warning_line,
                     COALESCE(own.critical, base.critical) AS critical_line,
-                    EXISTS (SELECT FROM alerts a WHERE (a.client_id, a.period, severity) = (m.client_id, m.month, 2)) AS critical,
-                    EXISTS (SELECT FROM alerts a WHERE (a.client_id, a.period, severity) = (m.client_id, m.month, 1)) AS warning
+                    EXISTS (SELECT FROM alerts a WHERE (a.client_id, a.period, type, severity) = (m.client_id, m.month, 1, 2)) AS critical,
+                    EXISTS (SELECT FROM alerts a WHERE (a.client_id, a.period, type, severity) = (m.client_id, m.month, 1, 1)) AS warning
              FROM all_months m JOIN lines base ON base.client_id = ''
              LEFT JOIN lines own ON own.client_id = m.client_id
          )

@@ -2,17 +2,16 @@
 //! sums may change. [`super::raise`] evaluates the rules about months that new usage has changed.
 
 use super::raise::{AlertSettings, Raising, count, raise};
+use super::{silence, unpriced};
 use crate::refusal::Refusal;
 use chrono::{Days, NaiveDate};
 use chrono_tz::Tz;
 use futures_util::stream::{self, StreamExt};
-use meterd_domain::alert::{
-    ANOMALY_DAYS_BEFORE, Alert, AlertSet, AlertType, Change, DayFacts, Details, Finding, SilenceFacts,
-};
+use meterd_domain::alert::{ANOMALY_DAYS_BEFORE, Alert, AlertSet, AlertType, Change, DayFacts, Details, Finding};
 use meterd_domain::decimal::Total;
 use meterd_domain::period::Month;
 use meterd_domain::policy::Policy;
-use meterd_store::alerts::{feed as alert_feed, policies, silence, unpriced};
+use meterd_store::alerts::{feed as alert_feed, policies};
 use meterd_store::usage::rollups::{self, DayRow, MonthRow};
 use meterd_store::{StoreError, alerts, clients, locks};
 use sqlx::{PgConnection, PgPool};
@@ -68,7 +67,7 @@ pub async fn client(
         rows: rollups::days(conn, client_id, first.first_day(), today).await?,
         services_before: rollups::services_before(conn, client_id, first).await?,
     };
-    let scope = Scope { client_id, zone, raise_from: month, rows, days: &days, usage, with_silence: true };
+    let scope = Scope { client_id, zone, today, raise_from: month, rows, days: &days, usage, with_silence: true };
     evaluate(conn, settings, scope).await.map(Some)
 }
 
@@ -83,8 +82,8 @@ pub async fn corrected_months(
     let Some(zone) = clients::time_zone(conn, client_id).await? else { return Ok(Checked::default()) };
     let Some(raise_from) = months.iter().min().copied() else { return Ok(Checked::default()) };
     let rows = rollups::lock_client_months(conn, client_id, months).await?;
-    let usage = DayUsage::default();
-    let scope = Scope { client_id, zone, raise_from, rows, days: &[], usage, with_silence: false };
+    let (today, usage) = (settings.today(zone), DayUsage::default());
+    let scope = Scope { client_id, zone, today, raise_from, rows, days: &[], usage, with_silence: false };
     evaluate(conn, settings, scope).await
 }
 
@@ -92,6 +91,8 @@ pub async fn corrected_months(
 struct Scope<'a> {
     client_id: &'a str,
     zone: Tz,
+    /// The day in this time zone.
+    today: NaiveDate,
     /// Alerts are raised for this month and later ones. Alerts of earlier months are only resolved.
     raise_from: Month,
     /// Rows of the months. They are locked.
@@ -116,8 +117,7 @@ async fn evaluate(
     settings: &AlertSettings,
     scope: Scope<'_>,
 ) -> meterd_store::Result<Checked> {
-    let Scope { client_id, raise_from, ref rows, days, ref usage, with_silence, .. } = scope;
-    let today = settings.today(scope.zone);
+    let Scope { client_id, zone, today, raise_from, rows, days, usage, with_silence } = scope;
     let policies = policies::load(conn, &[client_id.to_string()]).await?;
     let policy = policies.of(client_id);
     let months: Vec<Month> = rows.iter().map(|row| row.month).collect();
@@ -161,13 +161,22 @@ async fn evaluate(
     let found = anomalies.iter().filter_map(|facts| facts.anomaly(policy)).filter(|finding| !is_open(finding));
     raising.extend(found.map(|finding| Raising { client_id, finding, details: Details::None, notifies: true }));
 
-    let mut changes = Changes { resolved, raising };
-    check_unpriced(conn, settings, &scope, policy, &open, &mut changes).await?;
-    if scope.with_silence {
-        check_silence(conn, settings, &scope, policy, &open, &mut changes).await?;
+    let unpriced_open = of_type(&open, AlertType::Unpriced);
+    let unpriced = unpriced::evaluate_months(conn, policy, client_id, &months, raise_from, &unpriced_open).await?;
+    resolved.extend(unpriced.resolved);
+    for (finding, details) in unpriced.findings {
+        if let Some(row) = rows.iter().find(|row| row.month == Month::of(finding.period)) {
+            raising.push(Raising { client_id, finding, details, notifies: settings.notifies(row, today) });
+        }
+    }
+    if with_silence {
+        let (silences, now) = (of_type(&open, AlertType::Silence), settings.clock.now());
+        let silence = silence::evaluate(conn, policy, client_id, zone, now, &silences).await?;
+        resolved.extend(silence.resolved);
+        let found = silence.finding.into_iter();
+        raising.extend(found.map(|(finding, details)| Raising { client_id, finding, details, notifies: true }));
     }
 
-    let Changes { resolved, raising } = changes;
     let resolved = if resolved.is_empty() { vec![] } else { alerts::resolve(conn, client_id, &resolved).await? };
     let raised = if raising.is_empty() { vec![] } else { raise(conn, settings, &raising).await? };
     let changes: Vec<_> = resolved
@@ -179,75 +188,8 @@ async fn evaluate(
     Ok(Checked { raised, resolved_count: resolved.len() })
 }
 
-/// What a check changes.
-struct Changes<'a> {
-    /// The ids of the alerts to resolve.
-    resolved: Vec<String>,
-    raising: Vec<Raising<'a>>,
-}
-
 fn of_type(alerts: &[Alert], kind: AlertType) -> Vec<&Alert> {
     alerts.iter().filter(|alert| alert.finding.kind == kind).collect()
-}
-
-/// Evaluates the rule about events without a charge.
-async fn check_unpriced<'a>(
-    conn: &mut PgConnection,
-    settings: &AlertSettings,
-    scope: &Scope<'a>,
-    policy: &Policy,
-    open: &[Alert],
-    changes: &mut Changes<'a>,
-) -> meterd_store::Result<()> {
-    let Scope { client_id, raise_from, rows, .. } = scope;
-    let months: Vec<Month> = rows.iter().map(|row| row.month).collect();
-    let services = match policy.unpriced_enabled {
-        true => unpriced::of_months(conn, client_id, &months).await?,
-        false => vec![],
-    };
-    let found: Vec<Finding> = services.iter().filter_map(|facts| facts.unpriced(policy)).collect();
-    let open = of_type(open, AlertType::Unpriced);
-    let is_same = |left: &Finding, right: &Finding| left.service == right.service && left.period == right.period;
-    let over = open.iter().filter(|alert| !found.iter().any(|finding| is_same(finding, &alert.finding)));
-    changes.resolved.extend(over.map(|alert| alert.alert_id.clone()));
-    for finding in found {
-        let month = Month::of(finding.period);
-        let Some(row) = rows.iter().find(|row| row.month == month && month >= *raise_from) else { continue };
-        if open.iter().any(|alert| is_same(&alert.finding, &finding)) {
-            continue;
-        }
-        let notifies = settings.notifies(row, settings.today(scope.zone));
-        let details = Details::Unpriced(unpriced::sample(conn, client_id, month, &finding.service).await?);
-        changes.raising.push(Raising { client_id, finding, details, notifies });
-    }
-    Ok(())
-}
-
-/// Evaluates the rule about clients that no longer send events.
-async fn check_silence<'a>(
-    conn: &mut PgConnection,
-    settings: &AlertSettings,
-    scope: &Scope<'a>,
-    policy: &Policy,
-    open: &[Alert],
-    changes: &mut Changes<'a>,
-) -> meterd_store::Result<()> {
-    let Scope { client_id, zone, .. } = scope;
-    let open = of_type(open, AlertType::Silence);
-    if !policy.silence_enabled && open.is_empty() {
-        return Ok(());
-    }
-    let facts = silence::facts(conn, client_id, *zone, settings.clock.now()).await?;
-    let is_over = |alert: &&&Alert| facts.is_none_or(|facts| facts.ends(policy, &alert.finding));
-    let over: Vec<String> = open.iter().filter(is_over).map(|alert| alert.alert_id.clone()).collect();
-    let is_open = over.len() < open.len();
-    changes.resolved.extend(over);
-    if let Some(facts) = facts.filter(|_| !is_open)
-        && let Some(finding) = facts.silence(policy)
-    {
-        changes.raising.push(Raising { client_id, finding, details: Details::Silence(facts), notifies: true });
-    }
-    Ok(())
 }
 
 fn is_of_month(finding: &Finding, month: Month) -> bool {
@@ -328,26 +270,12 @@ pub async fn all(
             return Ok(report);
         }
     }
-    if !silence::is_used(pool).await? {
-        return Ok(report);
-    }
     let mut after = Some(String::new());
     while let Some(last) = after {
-        let (inactive, next) = silence::inactive_since(pool, since, &last, CLIENTS_PAGE).await?;
+        let (due, next) = silence::due(pool, settings.clock.now(), since, &last, CLIENTS_PAGE).await?;
         after = next;
-        let ids: Vec<String> = inactive.iter().map(|client| client.client_id.clone()).collect();
-        let policies = policies::load(&mut *pool.acquire().await?, &ids).await?;
-        let now = settings.clock.now();
-        let is_due = |client: &silence::InactiveClient| {
-            let silence::InactiveClient { client_id, zone, last_day, open } = client;
-            // Without usage, an open alert is over.
-            let Some(recorded_day) = *last_day else { return open.is_some() };
-            let facts = SilenceFacts { recorded_day, last_event_time: None, now, zone: *zone };
-            facts.may_change(policies.of(client_id), *open)
-        };
-        let due = inactive.iter().filter(|client| is_due(client)).map(|client| client.client_id.clone()).collect();
         if !check_page(pool, settings, &mut report, due, &continues).await? {
-            return Ok(report);
+            break;
         }
     }
     Ok(report)

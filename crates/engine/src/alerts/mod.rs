@@ -8,6 +8,7 @@ pub mod notifications;
 pub mod notify;
 pub mod policies;
 pub mod raise;
+mod silence;
 pub mod unpriced;
 
 pub use channels::{ChannelInput, ChannelView};

@@ -1,8 +1,9 @@
-//! Raises and resolves alerts about events without a charge, in the transaction that changes their number.
+//! Raises and resolves alerts about events without a charge, in the transaction that changes their number, and when a check runs.
 
-use meterd_domain::alert::{Details, Finding, UnpricedFacts, UnpricedSample};
+use meterd_domain::alert::{Alert, Details, Finding, UnpricedFacts, UnpricedSample};
 use meterd_domain::event::Charge;
 use meterd_domain::period::Month;
+use meterd_domain::policy::Policy;
 use meterd_domain::rollup::{Deltas, MonthServiceKey};
 use meterd_store::alerts::policies::Policies;
 use meterd_store::alerts::unpriced as store;
@@ -92,4 +93,43 @@ pub async fn evaluate(
         }
     }
     Ok(evaluated)
+}
+
+/// What becomes of the alerts of months of a client.
+#[derive(Debug)]
+pub struct MonthsEvaluated {
+    /// The alerts that are not open.
+    pub findings: Vec<(Finding, Details)>,
+    /// The ids of the alerts to resolve.
+    pub resolved: Vec<String>,
+}
+
+/// Evaluates the rule for all services of locked months of a client, with the alerts of these months that are open. Alerts of months
+/// before `raise_from` are only resolved.
+pub async fn evaluate_months(
+    conn: &mut PgConnection,
+    policy: &Policy,
+    client_id: &str,
+    months: &[Month],
+    raise_from: Month,
+    open: &[&Alert],
+) -> meterd_store::Result<MonthsEvaluated> {
+    let services = match policy.unpriced_enabled {
+        true => store::of_months(conn, client_id, months).await?,
+        false => vec![],
+    };
+    let found: Vec<Finding> = services.iter().filter_map(|facts| facts.unpriced(policy)).collect();
+    let is_same = |left: &Finding, right: &Finding| left.service == right.service && left.period == right.period;
+    let is_found = |alert: &&&Alert| found.iter().any(|finding| is_same(finding, &alert.finding));
+    let over = open.iter().filter(|alert| !is_found(alert));
+    let resolved = over.map(|alert| alert.alert_id.clone()).collect();
+    let mut findings = vec![];
+    for finding in &found {
+        let month = Month::of(finding.period);
+        if month >= raise_from && !open.iter().any(|alert| is_same(finding, &alert.finding)) {
+            let sample = store::sample(conn, client_id, month, &finding.service).await?;
+            findings.push((finding.clone(), Details::Unpriced(sample)));
+        }
+    }
+    Ok(MonthsEvaluated { findings, resolved })
 }
