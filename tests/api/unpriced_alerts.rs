@@ -324,7 +324,16 @@ async fn subscribers_of_the_type_get_its_changes() {
 #[tokio::test]
 async fn nothing_is_raised_while_the_previous_release_may_run_and_the_check_finds_it_afterwards() {
     let server = november().await;
-    server.sql("UPDATE deployment SET new_alert_types_from = now() + interval '1 hour'").await;
+    server.track(event("acme", "sms", "1")).await.unwrap();
+    server
+        .sql(
+            "DROP FUNCTION check_unpriced_alerts; DROP INDEX alerts_open_silences;
+             ALTER TABLE deployment DROP COLUMN new_alert_types_from",
+        )
+        .await;
+    server.sql(include_str!("../../migrations/0024_unpriced_and_silence_alerts.sql")).await;
+    let soon = "SELECT FROM deployment WHERE new_alert_types_from BETWEEN now() + interval '50 minutes' AND now() + interval '1 hour'";
+    assert_eq!(server.sql(soon).await, 1);
     for _ in 0..3 {
         server.track(call_of("new")).await.unwrap();
     }
