@@ -99,8 +99,12 @@ async fn a_key_of_some_clients_sees_no_prices_for_others() {
     }
     let key = server.key(Scope::Read, &["acme"]).await;
     let mut catalog = CatalogServiceClient::with_interceptor(server.server.channel(), key);
-    let list =
-        |client_id: &str| ListPricesRequest { client_id: client_id.into(), page_size: 1_000, ..Default::default() };
+    let list = |client_id: &str| ListPricesRequest {
+        client_id: client_id.into(),
+        service: "sms".into(),
+        page_size: 1_000,
+        ..Default::default()
+    };
     let clients = |prices: Vec<Price>| -> std::collections::BTreeSet<String> {
         prices.into_iter().map(|price| price.client_id).collect()
     };
