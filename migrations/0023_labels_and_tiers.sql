@@ -57,6 +57,55 @@ CREATE TABLE reprice_tiers (
     PRIMARY KEY (run_id, client_id, month, price_id, component)
 );
 
+-- Locks the rows of months in order, and creates those that do not exist. The content of the others stays.
+CREATE FUNCTION lock_or_create_months(clients text[], months date[])
+RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    wanted record;
+BEGIN
+    PERFORM lock_months(clients, months);
+    FOR wanted IN SELECT * FROM unnest(clients, months) AS u (client_id, month) LOOP
+        PERFORM FROM usage_months t WHERE t.client_id = wanted.client_id AND t.month = wanted.month;
+        IF NOT FOUND THEN
+            -- Another transaction may create the row at the same time. Then this one waits for it, and locks the row.
+            INSERT INTO usage_months AS t (client_id, month, request_count, units, input_tokens, output_tokens,
+                cached_input_tokens, cost, unpriced_event_count)
+            VALUES (wanted.client_id, wanted.month, 0, 0, 0, 0, 0, 0, 0)
+            ON CONFLICT (client_id, month) DO UPDATE SET request_count = t.request_count;
+        END IF;
+    END LOOP;
+END $$;
+
+-- A service whose events are all voided may have a cost that remains in its tiers.
+CREATE OR REPLACE VIEW live_summaries AS
+SELECT m.client_id, m.month, m.request_count, m.units, m.input_tokens, m.output_tokens, m.cached_input_tokens, m.cost,
+       m.unpriced_event_count, counts.messages, counts.ai_calls, counts.voice_minutes, services.services
+FROM usage_months m
+CROSS JOIN LATERAL (
+    SELECT COALESCE(sum(d.units) FILTER (WHERE s.category = 2), 0) AS messages,
+           COALESCE(sum(d.request_count) FILTER (WHERE s.category = 1), 0)::bigint AS ai_calls,
+           COALESCE(sum(d.units) FILTER (WHERE s.category = 3), 0) AS voice_minutes
+    FROM all_usage_days d JOIN services s USING (service)
+    WHERE d.client_id = m.client_id AND d.day >= m.month AND d.day < (m.month + interval '1 month')::date
+      AND d.operation <> ALL (s.uncounted_operations)
+) AS counts
+CROSS JOIN LATERAL (
+    SELECT COALESCE(jsonb_agg(jsonb_build_object(
+               'service', s.service, 'request_count', s.request_count, 'units', s.units::text,
+               'input_tokens', s.input_tokens, 'output_tokens', s.output_tokens,
+               'cached_input_tokens', s.cached_input_tokens, 'cost', s.cost::text,
+               'unpriced_event_count', s.unpriced_event_count) ORDER BY s.cost DESC, s.service), '[]') AS services
+    FROM (
+        SELECT a.service, sum(a.request_count)::bigint AS request_count, sum(a.units) AS units,
+               sum(a.input_tokens)::bigint AS input_tokens, sum(a.output_tokens)::bigint AS output_tokens,
+               sum(a.cached_input_tokens)::bigint AS cached_input_tokens, sum(a.cost) AS cost,
+               sum(a.unpriced_event_count)::bigint AS unpriced_event_count
+        FROM all_usage_month_services a
+        WHERE a.client_id = m.client_id AND a.month = m.month AND (a.request_count > 0 OR a.cost <> 0)
+        GROUP BY a.service
+    ) AS s
+) AS services;
+
 -- A row of usage_events. The type event_row, and the functions that take it, remain for replicas of the previous release.
 CREATE TYPE recorded_event AS (
     client_id            text,

@@ -236,7 +236,7 @@ fn unpriced_text(reason: UnpricedReason) -> &'static str {
         UnpricedReason::AmountMissing => "the price is a percentage: add --amount",
         UnpricedReason::UnknownService => "the service is not in the catalogue",
         UnpricedReason::MeasureNotCovered => "the price has no rate for one of the measures",
-        UnpricedReason::TierQuantityTooLarge => "the month would have more than 10^16, which tiers cannot charge",
+        UnpricedReason::TierQuantityTooLarge => "the month would have more than 10^15, which tiers cannot charge",
         UnpricedReason::ReportedCostMissing => "the price charges the reported cost: add --reported-cost",
         UnpricedReason::NoPrice | UnpricedReason::Unspecified => {
             "no price applies; the event is charged as soon as one does"

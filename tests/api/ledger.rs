@@ -63,7 +63,7 @@ async fn record(server: &TestServer, event: &UsageEvent, units_of_event: i64, pr
     if !tx.is_claimed(&claimed_event) {
         return false;
     }
-    tx.lock_months(&BTreeSet::from([(event.client_id.clone(), Month::of(DAY))])).await.unwrap();
+    tx.lock_months(&BTreeSet::from([(event.client_id.to_string(), Month::of(DAY))])).await.unwrap();
     let before = units(tx.conn()).await;
     // So that others would read the same units, if they could.
     tokio::time::sleep(std::time::Duration::from_millis(5)).await;

@@ -495,13 +495,18 @@ async fn damage_of_tiers_is_found() {
 async fn a_quantity_that_tiers_cannot_charge_leaves_the_event_unpriced() {
     let server = november().await;
     create(&server, price_of("social", graduated())).await;
-    let most = "999999999999999";
-    for _ in 0..10 {
-        server.track(social(most)).await.unwrap();
-    }
-    let result = server.track(social(most)).await.unwrap();
+    let first = server.track(social("999999999999999")).await.unwrap();
+    let last = server.track(keyed("last", social("0.5"))).await.unwrap();
+    let result = server.track(keyed("unpriced", social("1"))).await.unwrap();
     assert_eq!(result.unpriced_reason(), UnpricedReason::TierQuantityTooLarge);
-    server.assert_exact(11).await;
+    server.assert_exact(3).await;
+    // They can be read, and a run does not change them.
+    for event_id in [&first.event_id, &last.event_id, &result.event_id] {
+        assert!(explain(&server, event_id).await.event.is_some());
+    }
+    assert_eq!(reprice(&server, true).await.run.unwrap().changed_count, 0);
+    void(&server, "last").await;
+    server.assert_exact(2).await;
     server.stop().await;
 }
 
@@ -538,7 +543,10 @@ async fn wrong_tiers_are_rejected_with_their_fields() {
     let request = CreatePriceRequest { price: Some(price), ..Default::default() };
     let path = "price.rates.tiers[0].component";
     assert_invalid(server.catalog().create_price(request).await, "INVALID_FIELD", &[path]);
-    let tokens = TieredRate { component: "input_token".into(), ..graduated(&[("0", "2.5")]) };
+    // 2.50 for a million tokens is not 2.50 for each.
+    let package = TieredRate { component: "input_token".into(), ..package("1000000", &[("0", "2.5")]) };
+    create(&server, price_of("openai", package)).await;
+    let tokens = TieredRate { component: "output_token".into(), ..graduated(&[("0", "2.5")]) };
     let request = CreatePriceRequest { price: Some(price_of("openai", tokens)), ..Default::default() };
     assert_error(server.catalog().create_price(request).await, Code::InvalidArgument, "RATE_NOT_CONFIRMED");
     server.stop().await;

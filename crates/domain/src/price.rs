@@ -265,13 +265,17 @@ impl Rates {
         let charges = |rate: Rate| rate.scaled() != 0;
         let other_rates = [self.unit, self.fixed, self.percent_of_amount, self.reported_cost].into_iter().flatten();
         let of_other_measures = self.measures.iter().filter(|(name, _)| whole_of(name).is_none());
-        let is_of_tokens = |component: &str| component.ends_with("_token") || whole_of(component).is_some();
-        let other_tiers = self.tiers.iter().filter(|rate| !is_of_tokens(&rate.component)).flat_map(TieredRate::rates);
-        let mut other_rates = other_rates.chain(of_other_measures.map(|(_, rate)| *rate)).chain(other_tiers);
-        self.token_rates().any(|(_, rate)| charges(rate)) && !other_rates.any(charges)
+        let (of_tokens, others): (Vec<_>, Vec<_>) = self.tiers.iter().partition(|rate| rate.is_of_tokens());
+        if others.iter().any(|rate| rate.charges()) {
+            return false;
+        }
+        let mut other_rates = other_rates.chain(of_other_measures.map(|(_, rate)| *rate));
+        let charges_tokens =
+            self.token_rates().any(|(_, rate)| charges(rate)) || of_tokens.iter().any(|rate| rate.charges());
+        charges_tokens && !other_rates.any(charges)
     }
 
-    /// Returns the rates per token by name: a field of [`Rates`], or another measure.
+    /// Returns the rates per token without tiers by name: a field of [`Rates`], or another measure.
     pub fn token_rates(&self) -> impl Iterator<Item = (&str, Rate)> {
         let rates = [
             ("input_token", self.input_token),
@@ -280,10 +284,7 @@ impl Rates {
         ];
         let of_parts = self.measures.iter().filter(|(name, _)| whole_of(name).is_some());
         let rates = rates.into_iter().filter_map(|(name, rate)| Some((name, rate?)));
-        let is_of_tokens = |component: &str| component.ends_with("_token") || whole_of(component).is_some();
-        let tiers = self.tiers.iter().filter(move |rate| is_of_tokens(&rate.component));
-        let of_tiers = tiers.flat_map(|tiered| tiered.rates().map(|rate| (&*tiered.component, rate)));
-        rates.chain(of_parts.map(|(name, rate)| (&**name, *rate))).chain(of_tiers)
+        rates.chain(of_parts.map(|(name, rate)| (&**name, *rate)))
     }
 
     /// Returns whether no component is set.
@@ -426,6 +427,12 @@ mod tests {
         assert_eq!(rates.flat_charge(&call), Err(UnpricedReason::TokensNotCovered), "the rest has no rate");
         let only_tokens = Rates { tiers: vec![tiered("input_token")], ..Rates::default() };
         assert_eq!(only_tokens.flat_charge(&measures("1")), Err(UnpricedReason::TokensMissing));
+        let mut fees = only_tokens.clone();
+        fees.tiers[0].tiers[0] = Tier { rate: rate("0").unwrap(), flat_fee: rate("5").unwrap(), above: Decimal::ZERO };
+        assert_eq!(fees.flat_charge(&measures("1")), Err(UnpricedReason::TokensMissing), "a fee is a charge");
+        fees.tiers[0].component = "unit".into();
+        fees.input_token = rate("1");
+        assert_eq!(fees.flat_charge(&measures("1")).unwrap(), Decimal::ZERO, "the unit is charged by its fee");
         let units = Rates { tiers: vec![tiered("unit")], ..Rates::default() };
         assert_eq!(units.flat_charge(&measures("1")).unwrap(), Decimal::ZERO);
     }

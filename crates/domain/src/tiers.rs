@@ -5,7 +5,8 @@
 //! cost of the month is F of its quantity, whatever the order of the events is.
 
 use crate::alert::numbered;
-use crate::decimal::{DECIMALS, Decimal, RATE_DECIMALS, Rate, divide_half_even, plain};
+use crate::decimal::{DECIMALS, Decimal, INTEGER_DIGITS, RATE_DECIMALS, Rate, divide_half_even, plain};
+use crate::measures::whole_of;
 use crate::price::{PRODUCT_DECIMALS, product};
 use ethnum::I256;
 use std::collections::BTreeMap;
@@ -15,8 +16,9 @@ use std::sync::Arc;
 pub const TIERS_MAX: usize = 32;
 /// Maximum number of tiered rates of a price.
 pub const TIERED_RATES_MAX: usize = 8;
-/// Maximum quantity that is charged by tiers in a month: 10^16. So every cost is below 10^26, which fits into [`Decimal`].
-pub const TIER_QUANTITY_MAX: Decimal = Decimal::from_scaled(10i128.pow(16 + DECIMALS));
+/// Maximum quantity that is charged by tiers in a month: 10^15. So the quantity before an event has as many digits as other quantities,
+/// and every cost is below 10^25, which fits into [`Decimal`].
+pub const TIER_QUANTITY_MAX: Decimal = Decimal::from_scaled(10i128.pow(INTEGER_DIGITS + DECIMALS));
 
 /// How the tiers of a rate apply. The database stores the numbers of the proto enum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,9 +125,22 @@ impl MonthUse {
 }
 
 impl TieredRate {
-    /// Returns the rates of the tiers.
-    pub fn rates(&self) -> impl Iterator<Item = Rate> {
-        self.tiers.iter().map(|tier| tier.rate)
+    /// Returns whether the rate is for tokens.
+    pub fn is_of_tokens(&self) -> bool {
+        self.component.ends_with("_token") || whole_of(&self.component).is_some()
+    }
+
+    /// Returns whether some quantity costs something.
+    pub fn charges(&self) -> bool {
+        self.tiers.iter().any(|tier| tier.rate.scaled() != 0 || tier.flat_fee.scaled() != 0)
+    }
+
+    /// Returns the first tier whose rate for one is above `max`, a rate for one.
+    pub fn tier_above(&self, max: Rate) -> Option<&Tier> {
+        // For a package, the rate is compared with that of as many single ones.
+        let count = if self.mode == TierMode::Package { self.package_size } else { Decimal::ONE };
+        let bound = I256::from(max.scaled()) * I256::from(count.scaled());
+        self.tiers.iter().find(|tier| I256::from(tier.rate.scaled()) * I256::from(Decimal::ONE.scaled()) > bound)
     }
 
     /// Returns F of a quantity from 0 to [`TIER_QUANTITY_MAX`], rounded half to even to 12 decimals.
@@ -233,6 +248,16 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    #[test]
+    fn a_package_is_compared_with_as_many_single_ones() {
+        let max = Rate::parse("0.01").unwrap();
+        let above = |rate: &TieredRate| rate.tier_above(max).is_some();
+        assert!(!above(&rate(TierMode::Package, &[("0", "2.5", "0")], "1000000")));
+        assert!(above(&rate(TierMode::Package, &[("0", "2.5", "0")], "249")));
+        assert!(!above(&rate(TierMode::Package, &[("0", "2.5", "0")], "250")));
+        assert!(above(&rate(TierMode::Graduated, &[("0", "0", "0"), ("5", "2.5", "9")], "1")));
+    }
+
     fn decimal(text: &str) -> Decimal {
         Decimal::parse(text).unwrap()
     }
@@ -302,6 +327,10 @@ mod tests {
         let mut used = MonthUse::default();
         let most = TIER_QUANTITY_MAX;
         assert!(add(&mut used, 1, &[(&rate, most)]).is_some());
+        assert_eq!(
+            Decimal::parse(&minus(most, decimal("0.000000000001")).to_string()),
+            Ok(minus(most, decimal("0.000000000001")))
+        );
         let before = used.clone();
         assert_eq!(add(&mut used, 1, &[(&rate, decimal("0.000000000001"))]), None);
         assert_eq!(used, before);

@@ -130,10 +130,11 @@ async fn run(
         CreateCall::Repeat(answer) => return Ok(Created::Repeat(answer)),
     };
     let oldest = engine.clock.now() - TimeDelta::days(engine.config.correction_days.into());
+    // Before the versions lock, because a search for external ids may take seconds. The events are read again under the lock.
+    let references: Vec<Result<EventId, Refusal>> = resolve(creation.conn(), client_id, oldest, list, &wanted).await?;
     let mut tx = Begun::new(creation.conn()).share_versions().await?;
     let catalog = tx.catalog(&engine.catalog).await?;
     let closed = tx.versions.closed_through;
-    let references: Vec<Result<EventId, Refusal>> = resolve(tx.conn(), client_id, oldest, list, &wanted).await?;
     let ids: Vec<(&str, EventId)> =
         references.iter().filter_map(|id| Some((client_id.as_str(), *id.as_ref().ok()?))).collect();
     let before = holders::events(tx.conn(), &ids).await?;

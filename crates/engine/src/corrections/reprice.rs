@@ -164,13 +164,13 @@ pub async fn run_once(
     let closed = tx.versions.closed_through.map(|closed| closed.next().first_day());
     let days = (run.start_month.max(closed.unwrap_or(run.start_month)), Month::of(run.end_month).last_day());
     let Step { position, examined, differing, is_last } = next_step(tx.conn(), &run, &catalog, days).await?;
-    let mut changed = differing.len() as i64;
+    let changed;
     let mut raised = vec![];
     if run.is_dry || differing.is_empty() {
         let months = months_of(differing.iter());
         let mut tiers = Tiers::read_of_dry_run(tx.conn(), &catalog, run.run_id, &months).await?;
-        let changes: Vec<Changed<'_>> =
-            differing.iter().map(|event| Changed::charge(&mut tiers, event, None)).collect();
+        let changes = changes(&mut tiers, differing.iter());
+        changed = changes.len() as i64;
         tiers.write(tx.conn()).await?;
         store::add_differences(tx.conn(), run.run_id, &differences(&changes)).await?;
         store::advance(tx.conn(), run.run_id, &position, examined, changed).await?;
@@ -187,7 +187,7 @@ pub async fn run_once(
         }
         let mut tiers = Tiers::read(tx.conn(), &catalog, &months).await?;
         let differing = recorded.iter().filter(|event| differs(&run, &catalog, event));
-        let changes: Vec<Changed<'_>> = differing.map(|event| Changed::charge(&mut tiers, event, None)).collect();
+        let changes = changes(&mut tiers, differing);
         tiers.write(tx.conn()).await?;
         changed = changes.len() as i64;
         store::add_differences(tx.conn(), run.run_id, &differences(&changes)).await?;
@@ -261,6 +261,16 @@ fn differs(run: &Run, catalog: &Catalog, recorded: &RecordedEvent) -> bool {
     let is_selected =
         recorded.void_time.is_none() && has(&run.services, &event.service) && has(&run.models, &event.model);
     is_selected && !is_charged_so(recorded, catalog)
+}
+
+/// Charges events by the present prices, one after another. Leaves out events whose charge stays the same: that by tiers is only known
+/// now.
+fn changes<'e>(tiers: &mut Tiers<'_>, events: impl Iterator<Item = &'e RecordedEvent>) -> Vec<Changed<'e>> {
+    let stays = |change: &Changed<'_>| {
+        let has_tiers = change.tiers.is_some() || change.recorded.tiers.current.is_some();
+        !has_tiers && change.charge.is_some_and(|charge| is_same_charge(change.recorded.charge, charge))
+    };
+    events.map(|event| Changed::charge(tiers, event, None)).filter(|change| !stays(change)).collect()
 }
 
 /// Returns whether an event has the charge that it would have by the present prices. By a price with tiers, the charge depends on the

@@ -51,6 +51,7 @@ pub use tiers::{Tiers, months_of, tier_month};
 
 use crate::alerts::unpriced::{self, UnpricedChanges};
 use crate::catalog::CatalogCache;
+use chrono::NaiveDate;
 use meterd_domain::catalog::Catalog;
 use meterd_domain::period::Month;
 use meterd_domain::rollup::{Deltas, NewSums, Sums};
@@ -164,10 +165,8 @@ impl<'c> Versioned<'c> {
 
     /// Locks the rows of these months, and of the months after them, whose alert bounds a post resets, if they exist.
     pub async fn lock_months(self, months: &BTreeSet<(String, Month)>) -> meterd_store::Result<MonthsLocked<'c>> {
-        let after = months.iter().map(|(client_id, month)| (client_id.clone(), month.next()));
-        let all: BTreeSet<(String, Month)> = months.iter().cloned().chain(after).collect();
         let (clients, firsts): (Vec<_>, Vec<_>) =
-            all.into_iter().map(|(client_id, month)| (client_id, month.first_day())).unzip();
+            with_next(months).into_iter().map(|(client_id, month)| (client_id, month.first_day())).unzip();
         rollups::lock_months(self.conn, &clients, &firsts).await?;
         Ok(MonthsLocked(self.conn))
     }
@@ -220,9 +219,16 @@ impl<'c> KeysClaimed<'c> {
         self.claimed.contains(&new.priced.id.seq)
     }
 
-    /// Locks months, and creates the rows of those that have none. The caller can then read them and price the events.
-    pub async fn lock_months(&mut self, months: &BTreeSet<(Arc<str>, Month)>) -> meterd_store::Result<()> {
-        lock_or_create(self.conn, months.iter().cloned()).await
+    /// Locks months, and the months after them, whose alert bounds a post resets, and creates the rows of those that have none. The
+    /// caller can then read them and price the events.
+    pub async fn lock_months(&mut self, months: &BTreeSet<(String, Month)>) -> meterd_store::Result<()> {
+        let columns = |months: &BTreeSet<(String, Month)>| -> (Vec<String>, Vec<NaiveDate>) {
+            months.iter().map(|(client_id, month)| (client_id.clone(), month.first_day())).unzip()
+        };
+        let (clients, firsts) = columns(&with_next(months));
+        rollups::lock_months(self.conn, &clients, &firsts).await?;
+        let (clients, firsts) = columns(months);
+        rollups::lock_or_create_months(self.conn, &clients, &firsts).await
     }
 
     /// Posts those of the events whose keys were claimed.
@@ -239,6 +245,12 @@ impl<'c> KeysClaimed<'c> {
         let unpriced = unpriced::of_new(&free);
         Ok(Posted { conn, months, unpriced, pending, claimed: Some(claimed), bounds_time: Some(alerts.now()) })
     }
+}
+
+/// Returns months together with the months after them.
+fn with_next(months: &BTreeSet<(String, Month)>) -> BTreeSet<(String, Month)> {
+    let after = months.iter().map(|(client_id, month)| (client_id.clone(), month.next()));
+    months.iter().cloned().chain(after).collect()
 }
 
 /// Locks rows of months, and creates those that do not exist: adding nothing does both.

@@ -14,6 +14,8 @@ use std::collections::BTreeSet;
 pub struct Tiers<'a> {
     catalog: &'a Catalog,
     used: Quantities,
+    /// As they were read.
+    before: Quantities,
     /// A dry run, which keeps its own quantities.
     dry_run_id: Option<i64>,
 }
@@ -30,7 +32,7 @@ impl<'a> Tiers<'a> {
             true => store::read(conn, months.iter()).await?,
             false => Quantities::new(),
         };
-        Ok(Self { catalog, used, dry_run_id: None })
+        Ok(Self { catalog, before: used.clone(), used, dry_run_id: None })
     }
 
     /// Reads the quantities of months as a dry run has changed them. [`Self::write`] changes only those of the run.
@@ -44,7 +46,7 @@ impl<'a> Tiers<'a> {
             true => store::read_of_run(conn, run_id, months.iter()).await?,
             false => Quantities::new(),
         };
-        Ok(Self { catalog, used, dry_run_id: Some(run_id) })
+        Ok(Self { catalog, before: used.clone(), used, dry_run_id: Some(run_id) })
     }
 
     /// Adds an event to a month, and returns its charge.
@@ -68,8 +70,13 @@ impl<'a> Tiers<'a> {
         tiers::remove(used, price_id, self.catalog.tiers_of(price_id), tiers)
     }
 
-    /// Stores the quantities.
-    pub async fn write(self, conn: &mut PgConnection) -> meterd_store::Result<()> {
+    /// Stores the quantities that have changed.
+    pub async fn write(mut self, conn: &mut PgConnection) -> meterd_store::Result<()> {
+        for (month, used) in &mut self.used {
+            let before = self.before.remove(month).unwrap_or_default();
+            used.0.retain(|key, quantity| before.0.get(key) != Some(quantity));
+        }
+        self.used.retain(|_, used| !used.0.is_empty());
         match self.dry_run_id {
             _ if self.used.is_empty() => Ok(()),
             Some(run_id) => store::write_of_run(conn, run_id, &self.used).await,

@@ -7,6 +7,6 @@ SELECT s.client_id, COALESCE(c.display_name, '') AS "display_name!",
 FROM monthly_summaries s
 LEFT JOIN clients c USING (client_id)
 LEFT JOIN usage_months b ON b.client_id = s.client_id AND b.month = $2
-WHERE s.month = $1 AND s.request_count > 0
+WHERE s.month = $1 AND (s.request_count > 0 OR s.cost <> 0)
   AND ($3::numeric IS NULL OR s.cost < $3 OR (s.cost = $3 AND s.client_id > $4))
 ORDER BY s.cost DESC, s.client_id LIMIT $5

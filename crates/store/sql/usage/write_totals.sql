@@ -8,11 +8,11 @@ FROM (
         COALESCE(sum(cached_input_tokens), 0) AS cached_input_tokens, COALESCE(sum(cost), 0) AS cost,
         COALESCE(sum(unpriced_event_count), 0) AS unpriced_event_count, COALESCE(sum(messages), 0) AS messages,
         COALESCE(sum(ai_calls), 0) AS ai_calls, COALESCE(sum(voice_minutes), 0) AS voice_minutes
-    FROM monthly_summaries WHERE month = $1 AND request_count > 0
+    FROM monthly_summaries WHERE month = $1 AND (request_count > 0 OR cost <> 0)
 ) AS s
 CROSS JOIN (
     SELECT COALESCE(sum(b.cost), 0) AS cost FROM usage_months b JOIN monthly_summaries s USING (client_id)
-    WHERE b.month = $2 AND s.month = $1 AND s.request_count > 0
+    WHERE b.month = $2 AND s.month = $1 AND (s.request_count > 0 OR s.cost <> 0)
 ) AS b
 ON CONFLICT (month) DO UPDATE SET
     version = excluded.version, client_count = excluded.client_count, request_count = excluded.request_count,

@@ -16,7 +16,7 @@ pub async fn facts(
 ) -> crate::Result<Option<SilenceFacts>> {
     let last = sqlx::query_scalar!(
         "SELECT max(day) FROM (
-             SELECT max(day) AS day FROM usage_days WHERE client_id = $1
+             SELECT max(day) AS day FROM usage_days WHERE client_id = $1 AND request_count > 0
              UNION ALL SELECT max(day) FROM pending_usage_days WHERE client_id = $1
          ) AS last_days",
         client_id
@@ -68,7 +68,9 @@ pub async fn inactive_since(
     let rows = sqlx::query!(
         r#"SELECT c.client_id, c.time_zone, GREATEST(usage.last_day, pending.last_day) AS last_day
            FROM clients c
-           CROSS JOIN LATERAL (SELECT max(d.day) AS last_day FROM usage_days d WHERE d.client_id = c.client_id) AS usage
+           CROSS JOIN LATERAL (
+               SELECT max(d.day) AS last_day FROM usage_days d WHERE d.client_id = c.client_id AND d.request_count > 0
+           ) AS usage
            CROSS JOIN LATERAL (
                SELECT max(p.day) AS last_day FROM pending_usage_days p WHERE p.client_id = c.client_id
            ) AS pending

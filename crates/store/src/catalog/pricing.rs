@@ -108,7 +108,8 @@ pub async fn still_waiting(conn: &mut PgConnection, waiting: &[Waiting]) -> crat
                tier_residue, void_time, record_time
            FROM usage_events JOIN unnest($1::text[], $2::timestamptz[], $3::bigint[]) AS wanted (client_id, event_time, event_seq)
                USING (client_id, event_time, event_seq)
-           WHERE unpriced_reason IS NOT NULL AND void_time IS NULL"#,
+           WHERE unpriced_reason IS NOT NULL AND void_time IS NULL
+           ORDER BY client_id, event_time, event_seq"#,
         &clients,
         &times,
         &seqs

@@ -122,7 +122,7 @@ pub async fn range(
 /// `None`.
 pub async fn latest_months(pool: &PgPool, client_id: Option<&str>, limit: i64) -> crate::Result<Vec<Month>> {
     let months = sqlx::query_scalar!(
-        "SELECT DISTINCT month FROM usage_months WHERE ($1::text IS NULL OR client_id = $1) AND request_count > 0
+        "SELECT DISTINCT month FROM usage_months WHERE ($1::text IS NULL OR client_id = $1) AND (request_count > 0 OR cost <> 0)
          ORDER BY month DESC LIMIT $2",
         client_id,
         limit

@@ -68,6 +68,16 @@ pub async fn lock_months(conn: &mut PgConnection, clients: &[String], months: &[
     sqlx::query!("SELECT lock_months($1, $2)", clients, months).execute(conn).await.map(drop).map_err(Into::into)
 }
 
+/// Locks month rows in order of client and month, as [`lock_months`] does, and creates those that do not exist.
+pub async fn lock_or_create_months(
+    conn: &mut PgConnection,
+    clients: &[String],
+    months: &[NaiveDate],
+) -> crate::Result<()> {
+    let locked = sqlx::query!("SELECT lock_or_create_months($1, $2)", clients, months);
+    locked.execute(conn).await.map(drop).map_err(Into::into)
+}
+
 /// Locks the rows of a client's months, in order, and returns them. Months without a row are left out.
 pub async fn lock_client_months(
     conn: &mut PgConnection,
@@ -225,7 +235,8 @@ pub async fn days(
 ) -> crate::Result<Vec<DayRow>> {
     let rows = sqlx::query!(
         r#"SELECT day AS "day!", service AS "service!", sum(units) AS "units!", sum(cost) AS "cost!" FROM all_usage_days
-           WHERE client_id = $1 AND day BETWEEN $2 AND $3 AND request_count > 0 GROUP BY day, service"#,
+           WHERE client_id = $1 AND day BETWEEN $2 AND $3 AND (request_count > 0 OR cost <> 0)
+           GROUP BY day, service"#,
         client_id,
         first,
         last

@@ -121,9 +121,6 @@ impl Columns {
 /// Stores the quantities of months, whose locks the transaction holds.
 pub async fn write(conn: &mut PgConnection, all: &Quantities) -> crate::Result<()> {
     let Columns { clients, months, prices, components, quantities } = Columns::of(all);
-    if clients.is_empty() {
-        return Ok(());
-    }
     sqlx::query!(
         "INSERT INTO usage_tiers (client_id, month, price_id, component, quantity)
          SELECT * FROM unnest($1::text[], $2::date[], $3::bigint[], $4::text[], $5::numeric[])

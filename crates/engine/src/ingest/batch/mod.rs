@@ -216,8 +216,7 @@ async fn post_tiered<'c>(
     let mut claimed = tx.claim_keys(&priced.new).await?;
     let months = priced.months(|new| claimed.is_claimed(new));
     if !months.is_empty() {
-        let locked = months.iter().map(|(client_id, month)| (Arc::from(client_id.as_str()), *month)).collect();
-        claimed.lock_months(&locked).await?;
+        claimed.lock_months(&months).await?;
         let mut tiers = Tiers::read(claimed.conn(), catalog, &months).await?;
         priced.charge(&mut tiers, |new| claimed.is_claimed(new));
         tiers.write(claimed.conn()).await?;
