@@ -743,7 +743,7 @@ async fn sums_equal_the_events_at_any_time_while_events_are_recorded_voided_corr
         let tier = |(above, rate): &(&str, &str)| Tier {
             above: (*above).into(),
             rate: (*rate).into(),
-            flat_fee: if round % 2 == 0 { "0.75".into() } else { String::new() },
+            flat_fee: if round.is_multiple_of(2) { "0.75".into() } else { String::new() },
         };
         let (mode, package_size) = match round % 3 {
             0 => (TierMode::Graduated, ""),
@@ -788,8 +788,9 @@ async fn sums_equal_the_events_at_any_time_while_events_are_recorded_voided_corr
                         effective_time: Some(timestamp(&day)),
                         ..unit_price("social", ["a", "b", "c"][round % 3], &format!("0.{}", 1 + round % 7))
                     };
-                    let price = if round % 2 == 0 { Price { rates: Some(tiered(round / 2)), ..price } } else { price };
-                    let client_id = if round % 3 == 0 { "acme".to_owned() } else { String::new() };
+                    let price =
+                        if round.is_multiple_of(2) { Price { rates: Some(tiered(round / 2)), ..price } } else { price };
+                    let client_id = if round.is_multiple_of(3) { "acme".to_owned() } else { String::new() };
                     // Another worker may have created it.
                     let request =
                         CreatePriceRequest { price: Some(Price { client_id, ..price }), ..Default::default() };

@@ -553,7 +553,8 @@ mod tests {
             let missing = rates.charges_only_tokens() && measures.reports_no_tokens();
             match rates.flat_charge(&measures) {
                 Ok(charge) => {
-                    prop_assert!(!uncovered && !uncovered_page && !missing && !(markup.is_some() && reported.is_none()));
+                    let unreported = markup.is_some() && reported.is_none();
+                    prop_assert!(!(uncovered || uncovered_page || missing || unreported));
                     prop_assert_eq!(BigInt::from(charge.scaled()), expected);
                 }
                 Err(UnpricedReason::TokensMissing) => prop_assert!(missing && !uncovered),
