@@ -1,8 +1,8 @@
 //! Adjustments: the changes of recorded events.
 
-use crate::alert::numbered;
 use crate::decimal::{Decimal, Total};
 use crate::event::{Charge, UsageEvent, labels_json};
+use crate::numbered::numbered;
 use crate::rollup::{Deltas, Sums};
 use crate::{measures, metadata};
 use chrono::NaiveDate;

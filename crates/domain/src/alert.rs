@@ -7,12 +7,14 @@ mod message;
 mod silence;
 mod unpriced;
 
+pub use crate::numbered::UnknownNumber;
 pub use anomaly::{ANOMALY_DAYS_BEFORE, ANOMALY_DAYS_MIN, DayFacts};
 pub use message::{Details, MODELS_SHOWN};
 pub use silence::SilenceFacts;
 pub use unpriced::{UnpricedFacts, UnpricedSample};
 
 use crate::decimal::{Decimal, Total, divide_half_even};
+use crate::numbered::numbered;
 use crate::period::{Month, elapsed_and_remaining};
 use crate::policy::Policy;
 use crate::projection::{change_percent, month_end};
@@ -49,37 +51,6 @@ pub enum Change {
     Acknowledged = 2,
     Resolved = 3,
 }
-
-/// A number that is not a value of the enum.
-#[derive(Debug, thiserror::Error)]
-#[error("{0} is not a valid {1}")]
-pub struct UnknownNumber(pub i16, pub &'static str);
-
-/// Implements the conversions between an enum and its numbers.
-macro_rules! numbered {
-    ($name:ident, $what:literal, [$($variant:ident),+]) => {
-        impl $name {
-            /// All values, in the order of their numbers.
-            pub const ALL: &[Self] = &[$(Self::$variant),+];
-        }
-
-        impl From<$name> for i16 {
-            fn from(value: $name) -> Self {
-                value as i16
-            }
-        }
-
-        impl TryFrom<i16> for $name {
-            type Error = $crate::alert::UnknownNumber;
-
-            fn try_from(number: i16) -> Result<Self, Self::Error> {
-                let found = Self::ALL.iter().copied().find(|value| *value as i16 == number);
-                found.ok_or($crate::alert::UnknownNumber(number, $what))
-            }
-        }
-    };
-}
-pub(super) use numbered;
 
 numbered!(AlertType, "alert type", [Threshold, Spike, Projection, Anomaly, Unpriced, Silence]);
 

@@ -1,8 +1,8 @@
 //! An immutable snapshot of services, prices and aliases, and the rule that selects a price.
 
-use crate::alert::numbered;
 use crate::event::{Charge, UnpricedReason, UsageEvent};
 use crate::model_names::{ModelName, NameRules};
+use crate::numbered::numbered;
 use crate::price::Price;
 use crate::tiers::{EventTiers, MonthUse, TieredRate};
 use chrono::{DateTime, Utc};

@@ -48,6 +48,17 @@ pub(crate) fn divide_half_even(dividend: I256, divisor: I256) -> I256 {
     quotient + I256::from(up)
 }
 
+/// Decimals of a product: those of a quantity and a rate, and two for percent.
+pub(crate) const PRODUCT_DECIMALS: u32 = DECIMALS + RATE_DECIMALS + 2;
+
+/// Multiplies a quantity, a rate and a factor of at most 100. The result is below 10^15 × 10^9 × 10^38, which has 62
+/// digits, so a sum of 23 fits into the 76 digits of the type. Almost every product fits into 128 bits, which are much
+/// faster to multiply.
+pub(crate) fn product(quantity: Decimal, rate: Rate, factor: i128) -> I256 {
+    let narrow = quantity.scaled().checked_mul(rate.scaled()).and_then(|product| product.checked_mul(factor));
+    narrow.map_or_else(|| I256::from(quantity.scaled()) * I256::from(rate.scaled()) * I256::from(factor), I256::from)
+}
+
 impl Decimal {
     /// Zero.
     pub const ZERO: Self = Self(0);

@@ -12,6 +12,7 @@ pub mod metadata;
 pub mod model_names;
 pub mod names;
 pub mod notification;
+pub mod numbered;
 pub mod period;
 pub mod policy;
 pub mod price;

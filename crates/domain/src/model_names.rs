@@ -4,7 +4,7 @@
 //! if the rest is equal, and no part has different values in them. A part that only one of them has does not matter, except that a
 //! name without a version means version 1. Upper and lower case are equal.
 
-use crate::alert::numbered;
+use crate::numbered::numbered;
 use std::array;
 
 /// The version of a name without a version, or with `:0` only.

@@ -1,6 +1,6 @@
 //! Notifications of alerts: the kinds of channels, and the states of a notification.
 
-use super::alert::numbered;
+use crate::numbered::numbered;
 
 /// How a notification is sent. The database stores the numbers of the proto enum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

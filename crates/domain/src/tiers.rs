@@ -4,10 +4,11 @@
 //! a to b is charged F(b) − F(a), and an event that no longer counts gives F(a) − F(b) back, where b is the quantity at that time. So the
 //! cost of the month is F of its quantity, whatever the order of the events is.
 
-use crate::alert::numbered;
-use crate::decimal::{DECIMALS, Decimal, INTEGER_DIGITS, RATE_DECIMALS, Rate, divide_half_even, plain};
+use crate::decimal::{
+    DECIMALS, Decimal, INTEGER_DIGITS, PRODUCT_DECIMALS, RATE_DECIMALS, Rate, divide_half_even, plain, product,
+};
 use crate::measures::whole_of;
-use crate::price::{PRODUCT_DECIMALS, product};
+use crate::numbered::numbered;
 use ethnum::I256;
 use std::collections::BTreeMap;
 use std::sync::Arc;
