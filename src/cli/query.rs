@@ -208,9 +208,12 @@ impl Sums {
         }
     }
 
-    /// Returns the reported cost minus the cost.
+    /// Returns the reported cost minus the cost, if all events have a reported cost.
     fn difference(&self) -> anyhow::Result<Option<BigDecimal>> {
-        let Some((reported, _)) = &self.reported else { return Ok(None) };
+        let Some((reported, count)) = &self.reported else { return Ok(None) };
+        if *count != self.requests.to_string() {
+            return Ok(None);
+        }
         Ok(Some(BigDecimal::from_str(reported)? - BigDecimal::from_str(&self.cost)?))
     }
 }
@@ -238,8 +241,8 @@ fn to_table(by: &[Dimension], rows: &[UsageRow]) -> anyhow::Result<Vec<String>> 
         line.extend(with_unpriced.then(|| grouped(sums.unpriced)));
         match &sums.reported {
             Some((reported, count)) => {
-                let difference = sums.difference()?.unwrap_or_default();
-                line.extend([amount(reported)?, shown_amount(&difference), grouped(count)]);
+                let difference = sums.difference()?.map_or_else(String::new, |difference| shown_amount(&difference));
+                line.extend([amount(reported)?, difference, grouped(count)]);
             }
             None if with_reported => line.extend([const { String::new() }; 3]),
             None => {}
@@ -318,6 +321,7 @@ mod tests {
         let rows = [
             row("apollo", "1.5", &[("reported_cost", "1.75"), ("reported_event_count", "2")]),
             row("gemini", "0.25", &[]),
+            row("mercury", "3", &[("reported_cost", "1"), ("reported_event_count", "1")]),
         ];
         assert_eq!(
             to_table(&by, &rows).unwrap(),
@@ -325,6 +329,7 @@ mod tests {
                 "day         label:project  requests  units    cost  reported cost  difference  reported by",
                 "2026-11-21  apollo                2      2    1.50           1.75      0.2500            2",
                 "2026-11-21  gemini                2      2  0.2500",
+                "2026-11-21  mercury               2      2    3.00           1.00                        1",
             ]
         );
         let csv = to_csv(&by, &rows).unwrap();
