@@ -74,7 +74,7 @@ pub enum Command {
     /// Show usage grouped by days, hours, clients, models or labels
     ///
     /// If events have a cost that the provider reported, it is shown next to the charge, with the number of events that have one, and
-    /// with the difference if all have one. Queries for hours, subjects and labels read the events, about a million in a second: name the
+    /// with the difference if all have one. Queries for hours, subjects and labels read the events, a million in one to two seconds: name the
     /// clients and few days. The default range is the current month.
     Query(query::QueryArgs),
     /// Void events, so that they count in no sum
