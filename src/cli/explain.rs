@@ -18,7 +18,7 @@ pub struct ExplainArgs {
     #[arg(value_name = "CLIENT")]
     pub client: String,
     /// Id of the event, as in an export
-    #[arg(value_name = "EVENT_ID", required_unless_present_any = ["month", "start"], conflicts_with_all = ["month", "start", "end"])]
+    #[arg(value_name = "EVENT_ID", conflicts_with_all = ["month", "start", "end"])]
     pub event: Option<String>,
     /// Explain the cost of days instead, by price
     #[command(flatten)]

@@ -86,7 +86,10 @@ pub enum Command {
     /// Fields that are not set stay as the command has read them, so it also needs the scope read. The client, the time and the key
     /// of an event cannot be corrected: void the event and record another one.
     Correct(Box<correct::CorrectArgs>),
-    /// Show where the charge of an event comes from: its price, each rate, and its adjustments
+    /// Show where the charge of an event, or the cost of days, comes from
+    ///
+    /// For an event: its price, each rate, and its adjustments. With --month or --start: the sums of the quantities of each price,
+    /// times its rates.
     Explain(explain::ExplainArgs),
     /// List the changes of a client's recorded events: voids, corrections and other prices
     Adjustments(adjustments::AdjustmentsArgs),

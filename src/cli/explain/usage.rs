@@ -31,7 +31,9 @@ pub struct UsageArgs {
 /// Prints each price with its quantities, rates and amounts.
 pub async fn run(client: &str, args: &UsageArgs, connect: &ConnectArgs) -> anyhow::Result<ExitCode> {
     let (start, end) = args.period.days()?;
-    let start = start.ok_or_else(|| anyhow::anyhow!("add --month, or --start and --end"))?;
+    let start = start.ok_or_else(|| {
+        anyhow::anyhow!("add EVENT_ID for the charge of an event, or --month or --start for the cost of days")
+    })?;
     let end = end.unwrap_or(start);
     let channel = connect.channel().await?;
     let request = ExplainUsageRequest {
