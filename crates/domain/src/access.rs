@@ -113,7 +113,8 @@ impl Grants {
         self.grants_including(scope).any(|clients| *clients == Clients::All)
     }
 
-    /// Returns the clients whose prices the caller may know: those of any scope. `None`: all.
+    /// Returns the clients for which the caller has a scope, whichever it is. The caller may see the prices for these clients. `None`:
+    /// all clients.
     pub fn clients_of_prices(&self) -> Option<Vec<String>> {
         let scopes = [Scope::Ingest, Scope::Read, Scope::Admin];
         match scopes.iter().any(|scope| self.covers_all(*scope)) {

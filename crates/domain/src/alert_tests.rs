@@ -325,7 +325,7 @@ fn a_client_is_silent_when_the_hours_of_the_policy_are_over() {
     let far =
         SilenceFacts { zone: chrono_tz::Pacific::Kiritimati, ..silent("2026-11-10T12:00:00Z", "2026-11-20T00:00:00Z") };
     assert_eq!(far.silence(&watching(24)).unwrap().period, parse_day("2026-11-11").unwrap());
-    // Without the time of the event, the silence is at least so long.
+    // If the time of the event is not known, the silence is counted from the end of its day.
     let removed = SilenceFacts { last_event_time: None, ..silent(last, "2026-11-13T00:00:00Z") };
     assert_eq!((removed.hours(), removed.silence(&watching(24)).unwrap().period), (24, removed.recorded_day));
     assert!(text(removed).contains("the last one was on 10 November 2026. The threshold"));

@@ -225,29 +225,27 @@ fn rate_field(path: &str, name: &str) -> String {
 
 /// Adds an error for each rate per token above `max`, because it may be meant per million tokens.
 pub(super) fn check_high_rates(fields: &mut Fields, path: &str, rates: &Rates, max: Rate) {
-    for (name, rate) in rates.token_rates().filter(|(_, rate)| *rate > max) {
-        let description = format!(
-            "is {rate} for one token, which is more than {max}: if it is meant for a million tokens, send {}, else set \
+    let for_one = |what: &str, rate: Rate| {
+        format!(
+            "is {rate} for one {what}, which is more than {max}: if it is meant for a million tokens, send {}, else set \
              confirm_high_rates",
             rate.per_million()
-        );
-        fields.wrong_because(Reason::RateNotConfirmed, rate_field(&format!("{path}.rates"), name), description);
+        )
+    };
+    for (name, rate) in rates.token_rates().filter(|(_, rate)| *rate > max) {
+        let field = rate_field(&format!("{path}.rates"), name);
+        fields.wrong_because(Reason::RateNotConfirmed, field, for_one("token", rate));
     }
     for tiered in rates.tiers.iter().filter(|tiered| tiered.is_of_tokens()) {
         let Some(tier) = tiered.tier_above(max) else { continue };
-        let (rate, component) = (tier.rate, &tiered.component);
+        let (rate, component, size) = (tier.rate, &tiered.component, tiered.package_size);
         let description = match tiered.mode {
             TierMode::Package => {
-                let size = tiered.package_size;
                 format!(
-                    "has {rate} for {size} of {component}, which is more than {max} for each: if it is meant, set confirm_high_rates"
+                    "is {rate} for {size} of {component}, which is more than {max} for one: if it is meant, set confirm_high_rates"
                 )
             }
-            TierMode::Graduated | TierMode::Volume => format!(
-                "has {rate} for one {component}, which is more than {max}: if it is meant for a million tokens, send {}, else set \
-                 confirm_high_rates",
-                rate.per_million()
-            ),
+            TierMode::Graduated | TierMode::Volume => for_one(component, rate),
         };
         fields.wrong_because(Reason::RateNotConfirmed, format!("{path}.rates.tiers"), description);
     }

@@ -238,7 +238,7 @@ fn not_found(client_id: &str) -> Refusal {
     Refusal::new(Reason::EventNotFound, format!("client {} has no such event", shown(client_id)))
 }
 
-/// The event of each external id, or why there is none.
+/// For each external id, its event, or the error if several events have it.
 type OfExternalIds = HashMap<String, Result<EventId, Refusal>>;
 
 /// Searches the events of a client since a time for external ids. Of events that count and voided ones with the same external id, it

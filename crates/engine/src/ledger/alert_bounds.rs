@@ -63,7 +63,7 @@ impl<'a> AlertBounds<'a> {
         })
     }
 
-    /// Returns those of the services for whose clients the rule about unpriced events is on.
+    /// Returns the services whose clients have the rule about unpriced events turned on.
     pub(super) fn watched(&self, changes: &UnpricedChanges) -> Unpriced {
         let mut unpriced = Unpriced::default();
         for key in changes.keys() {

@@ -219,8 +219,8 @@ impl<'c> KeysClaimed<'c> {
         self.claimed.contains(&new.priced.id.seq)
     }
 
-    /// Locks months, and the months after them, whose alert bounds a post resets, and creates the rows of those that have none. The
-    /// caller can then read them and price the events.
+    /// Locks months, and creates their rows if they do not exist. Also locks the months after them, because a post resets their alert
+    /// bounds. The caller can then read the months and price the events.
     pub async fn lock_months(&mut self, months: &BTreeSet<(String, Month)>) -> meterd_store::Result<()> {
         let columns = |months: &BTreeSet<(String, Month)>| -> (Vec<String>, Vec<NaiveDate>) {
             months.iter().map(|(client_id, month)| (client_id.clone(), month.first_day())).unzip()

@@ -35,18 +35,20 @@ impl<'a> Tiers<'a> {
         Ok(Self { catalog, before: used.clone(), used, dry_run_id: None })
     }
 
-    /// Reads the quantities of months as a dry run has changed them. [`Self::write`] changes only those of the run.
+    /// Reads the quantities of months as a dry run has changed them. [`Self::write`] stores them for this run only.
     pub async fn read_of_dry_run(
         conn: &mut PgConnection,
         catalog: &'a Catalog,
         run_id: i64,
         months: &BTreeSet<(String, Month)>,
     ) -> meterd_store::Result<Self> {
-        let used = match catalog.has_tiers() && !months.is_empty() {
-            true => store::read_of_run(conn, run_id, months.iter()).await?,
-            false => Quantities::new(),
-        };
-        Ok(Self { catalog, before: used.clone(), used, dry_run_id: Some(run_id) })
+        let mut read = Self::read(conn, catalog, months).await?;
+        if catalog.has_tiers() && !months.is_empty() {
+            for (month, used) in store::read_of_run(conn, run_id, months.iter()).await? {
+                read.used.entry(month).or_default().0.extend(used.0);
+            }
+        }
+        Ok(Self { before: read.used.clone(), dry_run_id: Some(run_id), ..read })
     }
 
     /// Adds an event to a month, and returns its charge.
@@ -90,7 +92,7 @@ pub fn tier_month(recorded: &RecordedEvent) -> Month {
     recorded.tiers.month.unwrap_or_else(|| Month::of(recorded.day))
 }
 
-/// Returns the months that a change of recorded events changes: those of their days and of their tiers.
+/// Returns the months of the days and of the tiers of events. A change of the events changes these months.
 pub fn months_of<'e>(events: impl Iterator<Item = &'e RecordedEvent>) -> BTreeSet<(String, Month)> {
     let months = |recorded: &RecordedEvent| [Month::of(recorded.day), tier_month(recorded)];
     let with_client =

@@ -107,8 +107,8 @@ pub async fn raise(conn: &mut PgConnection, new: &[NewAlert]) -> crate::Result<V
     Ok(alerts)
 }
 
-/// Returns a client's open alerts: those of these months, the anomalies of `day` and later days, and with `with_silence` those about
-/// its silence.
+/// Returns a client's open alerts about these months and anomalies of `day` and later days. With `with_silence`, also returns the open
+/// alerts about its silence.
 pub async fn open(
     conn: &mut PgConnection,
     client_id: &str,

@@ -103,8 +103,7 @@ pub async fn of_months(
     Ok(rows.into_iter().map(|row| facts((row.service, row.month, row.event_count))).collect())
 }
 
-/// Returns the models and reasons of the unpriced events of a service in a client's month: those of the last
-/// [`SAMPLE_EVENTS_MAX`] events.
+/// Returns the models and reasons of the last [`SAMPLE_EVENTS_MAX`] unpriced events of a service in a client's month.
 pub async fn sample(
     conn: &mut PgConnection,
     client_id: &str,

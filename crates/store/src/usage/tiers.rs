@@ -67,16 +67,13 @@ pub async fn read<'a>(
     quantities(rows)
 }
 
-/// Returns the quantities of months as a dry run has changed them.
+/// Returns the quantities of months that a dry run has changed.
 pub async fn read_of_run<'a>(
     conn: &mut PgConnection,
     run_id: i64,
     months: impl Iterator<Item = &'a (String, Month)>,
 ) -> crate::Result<Quantities> {
     let (clients, firsts) = columns(months);
-    let mut found =
-        read(conn, clients.iter().cloned().zip(firsts.iter().copied().map(Month::of)).collect::<Vec<_>>().iter())
-            .await?;
     let rows = sqlx::query_as!(
         QuantityRow,
         "SELECT client_id, month, price_id, component, quantity FROM reprice_tiers
@@ -87,10 +84,7 @@ pub async fn read_of_run<'a>(
     )
     .fetch_all(conn)
     .await?;
-    for (month, used) in quantities(rows)? {
-        found.entry(month).or_default().0.extend(used.0);
-    }
-    Ok(found)
+    quantities(rows)
 }
 
 struct Columns {
@@ -176,7 +170,7 @@ pub struct TierMonth {
 }
 
 /// Returns the client-months of a scope that have tiers, for a comparison: the cost must be that of the quantities, and the stored
-/// quantities must be those of the events.
+/// quantities must equal the sums of the events.
 pub async fn months(conn: &mut PgConnection, scope: &Scope) -> crate::Result<Vec<TierMonth>> {
     let (first, end) = (scope.first.map(Month::first_day), scope.last.map(|last| last.next().first_day()));
     let stored = sqlx::query_as!(
