@@ -3,9 +3,17 @@
 use std::path::PathBuf;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files =
-        ["usage_service", "alert_service", "catalog_service", "client_service", "job_service", "key_service", "errors"]
-            .map(|name| format!("proto/metering/v1/{name}.proto"));
+    let files = [
+        "usage_service",
+        "billing_service",
+        "alert_service",
+        "catalog_service",
+        "client_service",
+        "job_service",
+        "key_service",
+        "errors",
+    ]
+    .map(|name| format!("proto/metering/v1/{name}.proto"));
     println!("cargo:rerun-if-changed=proto");
     let mut compiler = protox::Compiler::new(["proto"])?;
     compiler.include_source_info(true).include_imports(true).open_files(files)?;

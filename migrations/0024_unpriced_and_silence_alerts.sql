@@ -1,9 +1,10 @@
 -- Alerts about events that have no charge (type 5), and about clients that no longer send events (type 6).
 SET LOCAL lock_timeout = '5s';
 
--- Replicas of the previous release cannot read alerts of these types. For an hour, in which they can be replaced, none is raised.
-ALTER TABLE deployment ADD COLUMN new_alert_types_from timestamptz NOT NULL DEFAULT '-infinity';
-UPDATE deployment SET new_alert_types_from = now() + interval '1 hour' WHERE EXISTS (SELECT FROM usage_months);
+-- Until then, replicas of the previous release may run. They cannot read alerts of these types, so none is raised. They do not know
+-- client_id, reported_cost and tiers of prices, so no price that has one of them is created. An hour is enough to replace them.
+ALTER TABLE deployment ADD COLUMN previous_release_until timestamptz NOT NULL DEFAULT '-infinity';
+UPDATE deployment SET previous_release_until = now() + interval '1 hour' WHERE EXISTS (SELECT FROM usage_months);
 
 -- The clients whose silence is known.
 CREATE INDEX alerts_open_silences ON alerts (client_id) WHERE type = 6 AND resolve_time IS NULL;
@@ -16,7 +17,7 @@ RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
     wanted record;
 BEGIN
-    IF (SELECT now() < d.new_alert_types_from FROM deployment d) THEN
+    IF (SELECT now() < d.previous_release_until FROM deployment d) THEN
         RETURN true;
     END IF;
     FOR wanted IN

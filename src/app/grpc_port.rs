@@ -67,6 +67,7 @@ fn services(context: &Arc<Context>, health: HealthServer<impl Health>) -> anyhow
             .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
     };
     let others = Routes::new(handlers.alerts())
+        .add_service(handlers.billing())
         .add_service(handlers.catalog())
         .add_service(handlers.clients())
         .add_service(handlers.jobs())

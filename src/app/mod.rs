@@ -18,6 +18,7 @@ use meterd_engine::clock::Clock;
 use meterd_engine::ingest::{Ingest, KeyFilters, SharedState};
 use meterd_engine::jobs;
 use meterd_engine::jobs::{Scheduler, Work};
+use meterd_engine::plans;
 use meterd_engine::{Engine, EngineConfig};
 use meterd_store::database::deployment::{self, Deployment};
 use meterd_store::database::reads::ReadPool;
@@ -54,6 +55,9 @@ pub async fn prepare(options: &PgConnectOptions, settings: &Settings) -> anyhow:
             deployment
         }
     };
+    if deployment.currency == built_in::CURRENCY {
+        plans::seed(&mut tx).await?;
+    }
     tx.commit().await?;
     conn.close().await?;
     anyhow::ensure!(
@@ -64,6 +68,11 @@ pub async fn prepare(options: &PgConnectOptions, settings: &Settings) -> anyhow:
         deployment.currency
     );
     Ok(deployment)
+}
+
+/// Allows what replicas of the previous release would get wrong. None may run.
+pub async fn end_previous_release(options: &PgConnectOptions) -> anyhow::Result<()> {
+    Ok(deployment::end_previous_release(&mut connect::open(options).await?).await?)
 }
 
 /// A server that listens on its ports and is ready to run.

@@ -17,6 +17,7 @@ use super::address::Address;
 use super::dial::Dialer;
 pub use super::errors::{event_error_json, event_error_text, is_retryable, retry_delay, status_error, status_text};
 use crate::proto::alert_service_client::AlertServiceClient;
+use crate::proto::billing_service_client::BillingServiceClient;
 use crate::proto::catalog_service_client::CatalogServiceClient;
 use crate::proto::client_service_client::ClientServiceClient;
 use crate::proto::key_service_client::KeyServiceClient;
@@ -165,6 +166,13 @@ pub fn usage_client(channel: Connection) -> UsageServiceClient<Connection> {
 /// The alert client with the maximum message size of the API.
 pub fn alerts_client(channel: Connection) -> AlertServiceClient<Connection> {
     AlertServiceClient::new(channel)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX)
+}
+
+/// The billing client with the maximum message size of the API.
+pub fn billing_client(channel: Connection) -> BillingServiceClient<Connection> {
+    BillingServiceClient::new(channel)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX)
 }

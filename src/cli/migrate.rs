@@ -20,6 +20,12 @@ pub struct MigrateArgs {
     /// know its workers. Stop all servers of this database first. meterd cannot undo the distribution.
     #[arg(long)]
     pub distribute: bool,
+    /// Allow at once what replicas of the previous release would get wrong
+    ///
+    /// After an update of the schema, a server creates no prices for one client or plan, no rates with tiers and no alerts of new
+    /// types for an hour, because replicas of the previous release may still run. Stop them before you use this flag.
+    #[arg(long)]
+    pub previous_release_stopped: bool,
 }
 
 /// Migrates the database and prints its location.
@@ -28,6 +34,9 @@ pub async fn run(args: MigrateArgs) -> anyhow::Result<ExitCode> {
     let database = Database::open_initialized(&args.settings.database).await?;
     let migrate = async {
         app::prepare(&database.options, &args.settings).await?;
+        if args.previous_release_stopped || database.embedded().is_some() {
+            app::end_previous_release(&database.options).await?;
+        }
         if args.distribute { distribute(&database.options).await.map(Some) } else { Ok(None) }
     };
     let migrated = signals::unless_stopped(stop, migrate).await;

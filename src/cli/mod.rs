@@ -12,6 +12,7 @@ pub mod jobs;
 pub mod keys;
 pub mod migrate;
 pub mod notifications;
+pub mod plans;
 pub mod prices;
 pub mod query;
 pub mod rebuild;
@@ -95,6 +96,8 @@ pub enum Command {
     Adjustments(adjustments::AdjustmentsArgs),
     /// List, show, create and change clients
     Clients(clients::ClientsArgs),
+    /// List and create plans, set the plan of a client, and show its fees
+    Plans(plans::PlansArgs),
     /// List prices and create new ones
     Prices(prices::PricesArgs),
     /// Follow, list, acknowledge and check alerts
@@ -139,6 +142,7 @@ pub fn run(command: Command) -> Pin<Box<dyn Future<Output = anyhow::Result<ExitC
             Command::Explain(args) => explain::run(args).await,
             Command::Adjustments(args) => adjustments::run(args).await,
             Command::Clients(args) => clients::run(args).await,
+            Command::Plans(args) => plans::run(args).await,
             Command::Prices(args) => prices::run(args).await,
             Command::Alerts(args) => alerts::run(args).await,
             Command::Import(args) => import::run(*args).await,

@@ -46,6 +46,10 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
 
 async fn serve(settings: Settings, database: &Database, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
     let deployment = database.explain(app::prepare(&database.options, &settings).await)?;
+    if database.embedded().is_some() {
+        // No other server uses the embedded database.
+        database.explain(app::end_previous_release(&database.options).await)?;
+    }
     let built = app::build(settings, &database.options, deployment, Clock::system()).await;
     let app = database.explain(built)?;
     print_banner(&app, database);

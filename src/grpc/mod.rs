@@ -3,6 +3,7 @@
 pub mod access;
 pub mod alerts;
 pub mod audit;
+pub mod billing;
 pub mod catalog;
 pub mod clients;
 mod completion;
@@ -25,6 +26,7 @@ use crate::grpc::methods::{About, Guarded};
 use crate::net::Peer;
 use crate::proto::AlertEvent;
 use crate::proto::alert_service_server::AlertServiceServer;
+use crate::proto::billing_service_server::BillingServiceServer;
 use crate::proto::catalog_service_server::CatalogServiceServer;
 use crate::proto::client_service_server::ClientServiceServer;
 use crate::proto::job_service_server::JobServiceServer;
@@ -76,6 +78,14 @@ impl Handlers {
     /// Returns the alert service.
     pub fn alerts(&self) -> AlertServiceServer<Self> {
         AlertServiceServer::new(self.clone())
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX)
+            .accept_compressed(CompressionEncoding::Gzip)
+    }
+
+    /// Returns the billing service.
+    pub fn billing(&self) -> BillingServiceServer<Self> {
+        BillingServiceServer::new(self.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX)
             .accept_compressed(CompressionEncoding::Gzip)

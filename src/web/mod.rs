@@ -186,7 +186,7 @@ fn http_status(reason: Reason) -> StatusCode {
         InvalidField | UnknownService | EventTooOld | EventInFuture | PageTokenInvalid | RangeTooLong
         | ResumeTokenInvalid | MessageInvalid | RateNotConfirmed => StatusCode::BAD_REQUEST,
         ClientNotFound | EventNotFound | AlertNotFound | NotificationNotFound | JobNotFound | ApiKeyNotFound
-        | PriceNotFound | RepriceRunNotFound => StatusCode::NOT_FOUND,
+        | PriceNotFound | RepriceRunNotFound | PlanNotFound => StatusCode::NOT_FOUND,
         IdempotencyConflict
         | ClientExists
         | ServiceExists
@@ -198,6 +198,8 @@ fn http_status(reason: Reason) -> StatusCode {
         | ApiKeyNotLive
         | PriceWithdrawn
         | PricesOverlap
+        | PreviousReleaseMayRun
+        | PlanExists
         | EventVoided => StatusCode::CONFLICT,
         ResumeTokenExpired | ResumeTokenAhead => StatusCode::GONE,
         DatabaseUnavailable | DatabaseBroken | ShuttingDown | ConnectionAged | IdentityProviderUnavailable => {

@@ -328,18 +328,18 @@ async fn nothing_is_raised_while_the_previous_release_may_run_and_the_check_find
     server
         .sql(
             "DROP FUNCTION check_unpriced_alerts; DROP INDEX alerts_open_silences;
-             ALTER TABLE deployment DROP COLUMN new_alert_types_from",
+             ALTER TABLE deployment DROP COLUMN previous_release_until",
         )
         .await;
     server.sql(include_str!("../../migrations/0024_unpriced_and_silence_alerts.sql")).await;
-    let soon = "SELECT FROM deployment WHERE new_alert_types_from BETWEEN now() + interval '50 minutes' AND now() + interval '1 hour'";
+    let soon = "SELECT FROM deployment WHERE previous_release_until BETWEEN now() + interval '50 minutes' AND now() + interval '1 hour'";
     assert_eq!(server.sql(soon).await, 1);
     for _ in 0..3 {
         server.track(call_of("new")).await.unwrap();
     }
     assert_eq!(check(&server, "acme").await.raised, []);
     assert_eq!(alerts(&server, "acme").await, []);
-    server.sql("UPDATE deployment SET new_alert_types_from = now()").await;
+    server.sql("UPDATE deployment SET previous_release_until = now()").await;
     let result = server.run_job("alert_checks").await;
     assert!(result.contains("1 client checked, 1 alert raised"), "{result}");
     let alert = only_alert(&server).await;

@@ -12,6 +12,8 @@ use chrono_tz::Tz;
 use meterd_domain::catalog::Catalog;
 use meterd_domain::event::{EventId, PricedEvent, UsageEvent, payload_hash};
 use meterd_domain::period::{Month, day_of};
+use meterd_domain::plan::ClientPlans;
+use meterd_domain::pricing::Pricing;
 use meterd_store::bench::floor;
 use meterd_store::clients;
 use meterd_store::usage::partitions;
@@ -177,7 +179,7 @@ fn priced<'a>(event: &'a UsageEvent, catalog: &Catalog) -> PricedEvent<'a> {
         event,
         id: EventId::new(event.event_time),
         day: day_of(event.event_time, Tz::UTC),
-        charge: catalog.charge(event),
+        charge: Pricing { catalog, plans: &ClientPlans::default() }.charge(event),
     }
 }
 

@@ -13,6 +13,8 @@ use meterd_domain::decimal::Decimal;
 use meterd_domain::event::{Charge, UsageEvent, payload_hash};
 use meterd_domain::measures::Measures;
 use meterd_domain::period::{Month, day_of};
+use meterd_domain::plan::ClientPlans;
+use meterd_domain::pricing::Pricing;
 use meterd_engine::ingest::build_filter;
 use meterd_store::bench::preload::{self, EventRange, Kinds};
 use meterd_store::database::connect;
@@ -201,7 +203,8 @@ fn kinds(catalog: &Catalog, now: DateTime<Utc>) -> anyhow::Result<Kinds> {
             metadata: None,
             labels: Default::default(),
         };
-        let Charge::Priced { charge, price_id } = catalog.charge(&event) else {
+        let pricing = Pricing { catalog, plans: &ClientPlans::default() };
+        let Charge::Priced { charge, price_id } = pricing.charge(&event) else {
             anyhow::bail!("the catalogue has no price for {service} {operation} {model}");
         };
         kinds.services.push(service.into());

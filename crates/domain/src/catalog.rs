@@ -1,10 +1,9 @@
 //! An immutable snapshot of services, prices and aliases, and the rule that selects a price.
 
-use crate::event::{Charge, UnpricedReason, UsageEvent};
 use crate::model_names::{ModelName, NameRules};
 use crate::numbered::numbered;
 use crate::price::Price;
-use crate::tiers::{EventTiers, MonthUse, TieredRate};
+use crate::tiers::TieredRate;
 use chrono::{DateTime, Utc};
 use foldhash::fast::RandomState;
 use std::collections::{BTreeMap, HashMap};
@@ -43,10 +42,12 @@ pub struct Service {
 /// A map that is read for every event.
 type ByName<T> = HashMap<Arc<str>, T, RandomState>;
 
-/// What a price is for. An empty client, operation, model or service tier matches any.
+/// What a price is for. An empty client, plan, operation, model or service tier matches any.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct PriceScope<'a> {
+    /// Only if `plan_id` is empty.
     pub client_id: &'a str,
+    pub plan_id: &'a str,
     pub service: &'a str,
     pub operation: &'a str,
     pub model: &'a str,
@@ -59,6 +60,8 @@ pub struct PriceScope<'a> {
 #[derive(Clone, Copy, Debug)]
 pub struct Wanted<'a> {
     pub client_id: &'a str,
+    /// The plan that the client has at `time`.
+    pub plan_id: &'a str,
     pub service: &'a str,
     pub operation: &'a str,
     pub model: &'a str,
@@ -118,31 +121,18 @@ pub struct Selected<'a> {
     pub price_match: PriceMatch,
 }
 
-impl<'a> Wanted<'a> {
-    /// Returns what the price of an event is searched for.
-    pub fn of(event: &'a UsageEvent) -> Self {
-        Self {
-            client_id: &event.client_id,
-            service: &event.service,
-            operation: &event.operation,
-            model: &event.model,
-            service_tier: &event.service_tier,
-            input_tokens: event.measures.input_tokens,
-            time: event.event_time,
-        }
-    }
-}
-
 /// Everything that pricing needs, from one version of the catalogue.
 #[derive(Debug, Default)]
 pub struct Catalog {
     /// The version of the catalogue.
     pub version: i64,
     services: BTreeMap<Arc<str>, Service>,
-    /// The prices for any client.
+    /// The prices for any client and plan.
     prices: Prices,
     /// The prices for one client.
     client_prices: ByName<Prices>,
+    /// The prices for one plan.
+    plan_prices: ByName<Prices>,
     /// Service → alias → model.
     aliases: ByName<ByName<Arc<str>>>,
     name_rules: NameRules,
@@ -167,7 +157,7 @@ impl Catalog {
 
     /// Adds a price for a scope.
     pub fn add_price(&mut self, scope: &PriceScope<'_>, price: Price) {
-        let PriceScope { client_id, service, operation, model, service_tier, above_input_tokens } = *scope;
+        let PriceScope { client_id, plan_id, service, operation, model, service_tier, above_input_tokens } = *scope;
         if !model.is_empty() && !self.name_rules.is_empty() {
             let name = self.name_rules.parse(model);
             let names = self.names.entry(service.into()).or_default();
@@ -176,8 +166,9 @@ impl Catalog {
                 names.push((name, model.into()));
             }
         }
-        let prices = match client_id {
-            "" => &mut self.prices,
+        let prices = match (client_id, plan_id) {
+            ("", "") => &mut self.prices,
+            ("", _) => self.plan_prices.entry(plan_id.into()).or_default(),
             _ => self.client_prices.entry(client_id.into()).or_default(),
         };
         let prices = prices.entry(service.into()).or_default();
@@ -236,8 +227,8 @@ impl Catalog {
         self.aliases.get(service).is_some_and(|aliases| aliases.values().any(|name| &**name == model))
     }
 
-    /// Returns the most specific price that is valid at the time. Prices for the client come before those for any client. Of these,
-    /// the order is service+operation+model, then service+model, then service+operation, then service. On each level, the model's own name is tried before the model that it is an alias of. If
+    /// Returns the most specific price that is valid at the time. Prices for the client come first, then those for its plan, then those
+    /// for any client. Of these, the order is service+operation+model, then service+model, then service+operation, then service. On each level, the model's own name is tried before the model that it is an alias of. If
     /// neither has a price, the rules for names search for the model: its price is used if all models that the name may mean have
     /// the same rates.
     ///
@@ -245,10 +236,11 @@ impl Catalog {
     /// tokens before one with a lower bound or none.
     pub fn select(&self, wanted: &Wanted<'_>) -> Option<Selected<'_>> {
         let of_client = self.client_prices.get(wanted.client_id).and_then(|prices| self.select_of(prices, wanted));
-        of_client.or_else(|| self.select_of(&self.prices, wanted))
+        let of_plan = || self.plan_prices.get(wanted.plan_id).and_then(|prices| self.select_of(prices, wanted));
+        of_client.or_else(of_plan).or_else(|| self.select_of(&self.prices, wanted))
     }
 
-    /// Selects one of the prices of a client, or of those for any client.
+    /// Selects one of the prices of a client or plan, or of those for any client.
     fn select_of<'a>(&'a self, prices: &'a Prices, wanted: &Wanted<'_>) -> Option<Selected<'a>> {
         let Wanted { service, operation, model, .. } = *wanted;
         let prices = prices.get(service)?;
@@ -295,34 +287,9 @@ impl Catalog {
         prices.all(|price| price.rates == first.rates).then_some(first)
     }
 
-    /// Returns the charge of an event by the price that is valid at its time, if this price has no tiers. By a price with tiers, it is
-    /// the charge of the first event of a month.
-    pub fn charge(&self, event: &UsageEvent) -> Charge {
-        self.charge_in_month(event, &mut MonthUse::default()).0
-    }
-
-    /// Returns the charge of an event by the price that is valid at its time, and what tiers contribute to it. `used` are the quantities
-    /// of the month of its client, to which the event is added.
-    pub fn charge_in_month(&self, event: &UsageEvent, used: &mut MonthUse) -> (Charge, Option<EventTiers>) {
-        if self.service(&event.service).is_none() {
-            return (Charge::Unpriced(UnpricedReason::UnknownService), None);
-        }
-        let Some(Selected { price, .. }) = self.select(&Wanted::of(event)) else {
-            return (Charge::Unpriced(UnpricedReason::NoPrice), None);
-        };
-        match price.charge_in_month(&event.measures, used) {
-            Ok((charge, tiers)) => (Charge::Priced { charge, price_id: price.price_id }, tiers),
-            Err(reason) => (Charge::Unpriced(reason), None),
-        }
-    }
-
-    /// Returns the price of an event if it has tiers.
-    pub fn tiered_price(&self, event: &UsageEvent) -> Option<i64> {
-        if self.tiers.is_empty() {
-            return None;
-        }
-        let Selected { price, .. } = self.select(&Wanted::of(event))?;
-        (!price.rates.tiers.is_empty()).then_some(price.price_id)
+    /// Returns whether a price is for one plan.
+    pub fn has_plans(&self) -> bool {
+        !self.plan_prices.is_empty()
     }
 
     /// Returns whether a price has tiers, or had some.

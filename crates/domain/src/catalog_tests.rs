@@ -13,6 +13,7 @@ fn add(catalog: &mut Catalog, operation: &str, model: &str, price: Price) {
 fn wanted<'a>(operation: &'a str, model: &'a str, time: &str) -> Wanted<'a> {
     Wanted {
         client_id: "c",
+        plan_id: "",
         service: "s",
         operation,
         model,

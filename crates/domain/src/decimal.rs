@@ -48,6 +48,11 @@ pub(crate) fn divide_half_even(dividend: I256, divisor: I256) -> I256 {
     quotient + I256::from(up)
 }
 
+/// Divides and rounds half up. The dividend must not be negative, and the divisor must be positive.
+pub(crate) fn divide_half_up(dividend: I256, divisor: I256) -> I256 {
+    (dividend + divisor / 2) / divisor
+}
+
 /// Decimals of a product: those of a quantity and a rate, and two for percent.
 pub(crate) const PRODUCT_DECIMALS: u32 = DECIMALS + RATE_DECIMALS + 2;
 

@@ -15,6 +15,7 @@ pub mod ingest;
 pub mod jobs;
 pub mod ledger;
 pub mod paging;
+pub mod plans;
 pub mod rebuild;
 pub mod refusal;
 pub mod usage;

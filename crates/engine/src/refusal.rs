@@ -83,6 +83,9 @@ reasons! {
     PricesOverlap "PRICES_OVERLAP",
     EventVoided "EVENT_VOIDED",
     RepriceRunNotFound "REPRICE_RUN_NOT_FOUND",
+    PreviousReleaseMayRun "PREVIOUS_RELEASE_MAY_RUN",
+    PlanNotFound "PLAN_NOT_FOUND",
+    PlanExists "PLAN_EXISTS",
 }
 
 /// What is wrong with a field of a request.

@@ -4,6 +4,7 @@ use crate::database::deployment;
 use chrono::{DateTime, NaiveDate, Utc};
 use chrono_tz::Tz;
 use meterd_domain::period::{self, Month};
+use meterd_domain::plan::ClientPlans;
 use sqlx::{PgConnection, PgPool};
 use std::collections::HashMap;
 
@@ -145,15 +146,28 @@ pub async fn names(conn: &mut PgConnection, client_ids: &[String]) -> crate::Res
     Ok(rows.into_iter().map(|row| (row.client_id, row.display_name)).collect())
 }
 
-/// Returns the time zones of the clients that exist, by client id.
-pub async fn time_zones(conn: &mut PgConnection, client_ids: &[String]) -> crate::Result<HashMap<String, Tz>> {
+/// Returns the time zones of the clients that exist, by client id, and their plans.
+pub async fn time_zones_and_plans(
+    conn: &mut PgConnection,
+    client_ids: &[String],
+) -> crate::Result<(HashMap<String, Tz>, ClientPlans)> {
+    // A client has a row for each change of its plan, and at least one.
     let rows = sqlx::query!(
-        "SELECT client_id, time_zone FROM clients JOIN unnest($1::text[]) AS wanted (client_id) USING (client_id)",
+        r#"SELECT client_id, time_zone, p.effective_time AS "effective_time?", p.plan_id AS "plan_id?"
+           FROM clients JOIN unnest($1::text[]) AS wanted (client_id) USING (client_id)
+           LEFT JOIN client_plans p USING (client_id)"#,
         client_ids
     )
     .fetch_all(conn)
     .await?;
-    rows.into_iter().map(|row| Ok((row.client_id, zone(&row.time_zone)?))).collect()
+    let (mut zones, mut plans) = (HashMap::new(), ClientPlans::default());
+    for row in rows {
+        if let (Some(effective_time), Some(plan_id)) = (row.effective_time, row.plan_id) {
+            plans.add(&row.client_id, effective_time, &plan_id);
+        }
+        zones.insert(row.client_id, zone(&row.time_zone)?);
+    }
+    Ok((zones, plans))
 }
 
 /// Returns up to `limit` ids, after `after`, of clients with usage in `month` or later, in order.

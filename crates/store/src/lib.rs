@@ -10,6 +10,7 @@ pub mod database;
 mod error;
 pub mod locks;
 pub mod numeric;
+pub mod plans;
 mod rows;
 pub mod sums;
 pub mod usage;

@@ -67,6 +67,9 @@ pub struct ListArgs {
     /// Only prices for this client
     #[arg(long, value_name = "ID")]
     pub client: Option<String>,
+    /// Only prices for this plan
+    #[arg(long, value_name = "ID")]
+    pub plan: Option<String>,
     /// Only prices for this operation
     #[arg(long, value_name = "NAME")]
     pub operation: Option<String>,
@@ -95,6 +98,9 @@ pub struct HistoryArgs {
     /// Client of the price [default: none, the price for any client]
     #[arg(long, default_value = "", value_name = "ID", hide_default_value = true)]
     pub client: String,
+    /// Plan of the price [default: none, the price for any plan]
+    #[arg(long, default_value = "", value_name = "ID", hide_default_value = true, conflicts_with = "client")]
+    pub plan: String,
     /// Operation of the price [default: none, the price for any operation]
     #[arg(long, default_value = "", value_name = "NAME", hide_default_value = true)]
     pub operation: String,
@@ -152,6 +158,7 @@ async fn list(args: ListArgs) -> anyhow::Result<()> {
     let matches = |(price, _): &(Price, State)| {
         let model = args.model.as_ref().map(|model| model.to_lowercase());
         args.client.as_ref().is_none_or(|client| price.client_id == *client)
+            && args.plan.as_ref().is_none_or(|plan| price.plan_id == *plan)
             && args.operation.as_ref().is_none_or(|operation| price.operation == *operation)
             && model.is_none_or(|model| price.model.to_lowercase().contains(&model))
     };
@@ -183,7 +190,9 @@ async fn history(args: HistoryArgs) -> anyhow::Result<()> {
     let channel = args.connect.channel().await?;
     let prices = prices(&args.connect, &channel, Some(&args.service)).await?;
     let matches = |price: &Price| {
-        price.client_id == args.client && price.operation == args.operation && price.model == args.model
+        (&price.client_id, &price.plan_id) == (&args.client, &args.plan)
+            && price.operation == args.operation
+            && price.model == args.model
     };
     let history: Vec<_> = prices.iter().filter(|(price, _)| matches(price)).cloned().collect();
     if history.is_empty() {
@@ -254,11 +263,11 @@ async fn listed(connect: &ConnectArgs, channel: &Connection, service: Option<&st
 }
 
 /// What a price is for.
-type Scope<'a> = (&'a str, &'a str, &'a str, &'a str, &'a str, Option<i64>);
+type Scope<'a> = (&'a str, &'a str, &'a str, &'a str, &'a str, &'a str, Option<i64>);
 
 fn scope(price: &Price) -> Scope<'_> {
-    let Price { client_id, service, operation, model, service_tier, above_input_tokens, .. } = price;
-    (client_id, service, operation, model, service_tier, *above_input_tokens)
+    let Price { client_id, plan_id, service, operation, model, service_tier, above_input_tokens, .. } = price;
+    (client_id, plan_id, service, operation, model, service_tier, *above_input_tokens)
 }
 
 /// Adds the state of each price. Of the prices of one scope that are not withdrawn, the latest that has begun is in force until its

@@ -21,6 +21,9 @@ pub struct SetArgs {
     /// Client to which the price applies; it comes before all prices for any client [default: all clients]
     #[arg(long, default_value = "", value_name = "ID", hide_default_value = true)]
     pub client: String,
+    /// Plan to which the price applies; it comes before all prices for any client [default: all plans]
+    #[arg(long, default_value = "", value_name = "ID", hide_default_value = true, conflicts_with = "client")]
+    pub plan: String,
     /// Operation to which the price applies [default: all operations]
     #[arg(long, default_value = "", value_name = "NAME", hide_default_value = true)]
     pub operation: String,
@@ -174,6 +177,7 @@ fn price(args: &SetArgs) -> anyhow::Result<Price> {
     );
     Ok(Price {
         client_id: args.client.clone(),
+        plan_id: args.plan.clone(),
         service: args.service.clone(),
         operation: args.operation.clone(),
         model: args.model.clone(),
@@ -243,8 +247,8 @@ fn replacement(prices: Vec<Price>, new: &Price) -> Option<String> {
 fn more_specific(prices: Vec<Price>, new: &Price) -> Option<String> {
     let from = new.effective_time.as_ref().map_or(i64::MIN, |time| time.seconds);
     let of_model = |price: &Price| {
-        let Price { client_id, service, operation, model, .. } = price;
-        [client_id, service, operation, model].map(String::clone)
+        let Price { client_id, plan_id, service, operation, model, .. } = price;
+        [client_id, plan_id, service, operation, model].map(String::clone)
     };
     let is_more_specific = |price: &Price| {
         of_model(price) == of_model(new)

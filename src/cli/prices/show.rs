@@ -103,6 +103,8 @@ pub fn to_table(prices: &[(Price, State)], with_state: bool) -> anyhow::Result<V
         (0..RATE_HEADERS.len()).filter(|column| rates.iter().any(|row| !row[*column].is_empty())).collect();
     let with_client = prices.iter().any(|(price, _)| !price.client_id.is_empty());
     let mut header: Vec<&str> = with_client.then_some("client").into_iter().collect();
+    let with_plan = prices.iter().any(|(price, _)| !price.plan_id.is_empty());
+    header.extend(with_plan.then_some("plan"));
     header.extend(["service", "operation", "model"]);
     let with_tier = prices.iter().any(|(price, _)| !price.service_tier.is_empty());
     header.extend(with_tier.then_some("service tier"));
@@ -118,6 +120,7 @@ pub fn to_table(prices: &[(Price, State)], with_state: bool) -> anyhow::Result<V
     let mut rows = vec![header.into_iter().map(str::to_owned).collect::<Vec<_>>()];
     for ((price, state), rates) in prices.iter().zip(&rates) {
         let mut row: Vec<String> = with_client.then(|| price.client_id.clone()).into_iter().collect();
+        row.extend(with_plan.then(|| price.plan_id.clone()));
         row.extend([price.service.clone(), price.operation.clone(), price.model.clone()]);
         row.extend(with_tier.then(|| price.service_tier.clone()));
         let bound = price.above_input_tokens.map_or_else(String::new, |bound| bound.to_string());
@@ -162,6 +165,7 @@ fn to_csv(prices: &[(Price, State)]) -> anyhow::Result<String> {
         "reported_cost",
         "client_id",
         "tiers",
+        "plan_id",
     ];
     let rows = prices.iter().map(|(price, state)| {
         let rates = price.rates.clone().unwrap_or_default();
@@ -191,6 +195,7 @@ fn to_csv(prices: &[(Price, State)]) -> anyhow::Result<String> {
             rate(rates.reported_cost),
             Cell::text(&price.client_id),
             Cell::plain(tiers),
+            Cell::text(&price.plan_id),
         ]
     });
     sheet::csv(&sheet::header(&header), &rows.collect::<Vec<_>>())
@@ -202,6 +207,7 @@ pub fn to_json(price: &Price, state: State) -> serde_json::Value {
     json!({
         "price_id": price.price_id,
         "client_id": price.client_id,
+        "plan_id": price.plan_id,
         "service": price.service,
         "operation": price.operation,
         "model": price.model,

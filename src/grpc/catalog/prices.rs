@@ -68,6 +68,7 @@ impl From<StoredPrice> for Price {
         Self {
             price_id: price.price_id.to_string(),
             client_id: price.client_id,
+            plan_id: price.plan_id,
             service: price.service,
             operation: price.operation,
             model: price.model,
@@ -115,6 +116,7 @@ impl From<Price> for NewPrice {
         ];
         Self {
             client_id: price.client_id,
+            plan_id: price.plan_id,
             service: price.service,
             operation: price.operation,
             model: price.model,
@@ -138,7 +140,7 @@ pub async fn list(
     mut request: ListPricesRequest,
 ) -> Result<ListPricesResponse, Refusal> {
     let (page, next_token) = context.page(&mut request);
-    let query = PriceQuery { client_id: request.client_id, service: request.service, page };
+    let query = PriceQuery { client_id: request.client_id, plan_id: request.plan_id, service: request.service, page };
     let (found, built_in_list_date) = prices::list(&context.engine, &caller, query).await?;
     Ok(ListPricesResponse {
         prices: found.rows.into_iter().map(Price::from).collect(),

@@ -167,6 +167,14 @@ matrix! {
         RetryNotification RetryNotificationRequest ADMIN, audited, |_m| Handler;
         SendTestNotification SendTestNotificationRequest ADMIN, audited, |m| client_or_all(&m.client_id);
     }
+    BillingService {
+        CreatePlan CreatePlanRequest ADMIN, audited, |_m| All;
+        GetPlan GetPlanRequest READ, , |_m| All;
+        ListPlans ListPlansRequest READ, , |_m| All;
+        SetClientPlan SetClientPlanRequest ADMIN, audited, |m| Client(&m.client_id);
+        ListClientPlans ListClientPlansRequest READ, , |m| Client(&m.client_id);
+        GetPlanFees GetPlanFeesRequest READ, , |m| Client(&m.client_id);
+    }
     CatalogService {
         ListServices ListServicesRequest Need::AnyKey, , |_m| Everybody;
         CreateService CreateServiceRequest ADMIN, audited, |_m| All;

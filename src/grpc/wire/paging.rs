@@ -5,8 +5,8 @@ use crate::grpc::methods::Guarded;
 use crate::grpc::wire::page_token::TokenMaker;
 use crate::proto::{
     GetRepriceRunRequest, ListAdjustmentsRequest, ListAlertsRequest, ListApiKeysRequest, ListAuditLogRequest,
-    ListClientsRequest, ListMonthlySummariesRequest, ListNotificationsRequest, ListPricesRequest,
-    ListUsageEventsRequest, QueryUsageRequest,
+    ListClientPlansRequest, ListClientsRequest, ListMonthlySummariesRequest, ListNotificationsRequest,
+    ListPlansRequest, ListPricesRequest, ListUsageEventsRequest, QueryUsageRequest,
 };
 use meterd_engine::paging::PageRequest;
 use serde::{Serialize, de::DeserializeOwned};
@@ -33,9 +33,11 @@ paged! {
     ListAlertsRequest,
     ListApiKeysRequest,
     ListAuditLogRequest,
+    ListClientPlansRequest,
     ListClientsRequest,
     ListNotificationsRequest,
     ListMonthlySummariesRequest,
+    ListPlansRequest,
     ListPricesRequest,
     ListUsageEventsRequest,
     QueryUsageRequest,

@@ -34,13 +34,16 @@ pub fn code(reason: Reason) -> Code {
         InvalidField | UnknownService | EventTooOld | EventInFuture | PageTokenInvalid | RangeTooLong
         | ResumeTokenInvalid | MessageInvalid | RateNotConfirmed => Code::InvalidArgument,
         ClientNotFound | EventNotFound | AlertNotFound | NotificationNotFound | JobNotFound | ApiKeyNotFound
-        | PriceNotFound | RepriceRunNotFound => Code::NotFound,
-        IdempotencyConflict | ClientExists | ServiceExists | PriceExists | ModelAliasExists | RequestIdReused => {
-            Code::AlreadyExists
-        }
-        NotificationNotFailed | MonthClosed | ApiKeyNotLive | PriceWithdrawn | PricesOverlap | EventVoided => {
-            Code::FailedPrecondition
-        }
+        | PriceNotFound | RepriceRunNotFound | PlanNotFound => Code::NotFound,
+        IdempotencyConflict | ClientExists | ServiceExists | PriceExists | ModelAliasExists | RequestIdReused
+        | PlanExists => Code::AlreadyExists,
+        NotificationNotFailed
+        | MonthClosed
+        | ApiKeyNotLive
+        | PriceWithdrawn
+        | PricesOverlap
+        | EventVoided
+        | PreviousReleaseMayRun => Code::FailedPrecondition,
         ResumeTokenExpired | ResumeTokenAhead => Code::OutOfRange,
         CredentialsMissing | CredentialsInvalid | CredentialsExpired | ApiKeyRevoked => Code::Unauthenticated,
         ScopeMissing | ClientNotCovered | OriginNotAllowed => Code::PermissionDenied,

@@ -45,6 +45,7 @@ impl BuiltInPrice {
     pub fn scope(&self) -> PriceScope<'_> {
         PriceScope {
             client_id: "",
+            plan_id: "",
             service: &self.service,
             operation: &self.operation,
             model: &self.model,

@@ -5,6 +5,7 @@ use crate::auth::Caller;
 use crate::engine::Engine;
 use crate::fields::{Fields, UnixTime};
 use crate::ingest::{RawMeasures, measures};
+use crate::plans;
 use crate::refusal::Refusal;
 use chrono::{DateTime, Utc};
 use meterd_domain::catalog::{Catalog, PriceMatch, Selected, Wanted};
@@ -21,7 +22,7 @@ use std::sync::Arc;
 /// An event whose charge is estimated, unchecked.
 #[derive(Debug)]
 pub struct EstimateInput<'a> {
-    /// Empty: a client without prices of its own.
+    /// Empty: a client without prices of its own and without a plan.
     pub client_id: &'a str,
     pub service: &'a str,
     pub operation: &'a str,
@@ -101,8 +102,9 @@ pub async fn estimate(engine: &Engine, caller: &Caller, input: EstimateInput<'_>
     fields.finish()?;
     let time = time.unwrap_or_else(|| engine.clock.now());
     let tier_use = month_use(engine, &catalog, client_id, time).await?;
-    let wanted =
-        Wanted { client_id, service, operation, model, service_tier, input_tokens: measures.input_tokens, time };
+    let plans = plans::of_clients(&mut *engine.pool.acquire().await?, &catalog, [client_id]).await?;
+    let (plan_id, input_tokens) = (plans.at(client_id, time), measures.input_tokens);
+    let wanted = Wanted { client_id, plan_id, service, operation, model, service_tier, input_tokens, time };
     let Some(Selected { price, price_match }) = catalog.select(&wanted) else {
         let charge = Err(UnpricedReason::NoPrice);
         return Ok(Estimate { price_id: None, price_match: None, matched_model: None, charge });

@@ -3,7 +3,7 @@
 
 use super::built_in::{self, BuiltInPrice};
 use super::new_price::{Checked, SOURCE_BYTES_MAX, check_high_rates, instant};
-use super::prices::{NewPrice, check_overlap};
+use super::prices::{NewPrice, check_overlap, needs_this_release, previous_release_gone};
 use crate::engine::Engine;
 use crate::fields::{Fields, UnixTime};
 use crate::refusal::{Reason, Refusal};
@@ -101,6 +101,7 @@ pub async fn import(engine: &Engine, mut list: PriceList) -> Result<ImportReport
         }
         false => check_all(engine, &catalog, &list),
     };
+    let checked = without_later_prices(engine, &list, checked).await?;
     let mut results: Vec<Option<Imported>> = list.prices.iter().map(|_| None).collect();
     let mut missing = vec![];
     for numbers in chunks(&list.prices) {
@@ -184,6 +185,23 @@ fn built_in_rates(engine: &Engine, list: &PriceList) -> Vec<Result<Rates, Refusa
     checked.collect()
 }
 
+/// Replaces the rates of prices that cannot be created yet by an error.
+async fn without_later_prices(
+    engine: &Engine,
+    list: &PriceList,
+    checked: Vec<Result<Rates, Refusal>>,
+) -> Result<Vec<Result<Rates, Refusal>>, Refusal> {
+    let Err(too_early) = previous_release_gone(&mut *engine.pool.acquire().await?).await else { return Ok(checked) };
+    if too_early.reason != Reason::PreviousReleaseMayRun {
+        return Err(too_early);
+    }
+    let of_price = |(price, rates): (&NewPrice, Result<Rates, Refusal>)| match rates {
+        Ok(rates) if needs_this_release(price, &rates) => Err(too_early.clone()),
+        other => other,
+    };
+    Ok(list.prices.iter().zip(checked).map(of_price).collect())
+}
+
 /// Service, operation and model.
 type ModelKey<'a> = (&'a str, &'a str, &'a str);
 
@@ -217,13 +235,14 @@ fn check_all(engine: &Engine, catalog: &Catalog, list: &PriceList) -> Vec<Result
         let Checked { rates, .. } = price.check(&mut fields, catalog, &path);
         let set = [
             ("client_id", !price.client_id.is_empty()),
+            ("plan_id", !price.plan_id.is_empty()),
             ("effective_time", price.effective_time.is_some()),
             ("end_time", price.end_time.is_some()),
             ("source", !price.source.is_empty()),
         ];
         for (field, _) in set.into_iter().filter(|(_, is_set)| *is_set) {
             let description = match field {
-                "client_id" => "must be absent: an imported list is for all clients",
+                "client_id" | "plan_id" => "must be absent: an imported list is for all clients",
                 _ => "must be absent: the request has effective_time and source for all prices",
             };
             fields.wrong(format!("{path}.{field}"), description);
@@ -258,7 +277,7 @@ async fn import_chunk<'a>(
     let valid = chunk.numbers.iter().filter(|number| chunk.checked[**number].is_ok());
     let models: BTreeSet<ModelKey<'_>> = valid.map(|number| model_key(&chunk.list.prices[*number])).collect();
     let mut present = store::prices_of_models(conn, &models).await?;
-    present.retain(|price| price.client_id.is_empty());
+    present.retain(|price| price.client_id.is_empty() && price.plan_id.is_empty());
     missing.extend(missing_prices(chunk, &present));
     let (mut results, mut services) = (vec![], BTreeSet::new());
     for number in &chunk.numbers {

@@ -25,6 +25,8 @@ const NOTE_BYTES_MAX: usize = 1_024;
 pub struct NewPrice {
     /// Empty: any client.
     pub client_id: String,
+    /// Empty: any plan.
+    pub plan_id: String,
     pub service: String,
     /// Empty: any operation.
     pub operation: String,
@@ -80,6 +82,7 @@ impl NewPrice {
     pub(super) fn scope(&self) -> PriceScope<'_> {
         PriceScope {
             client_id: &self.client_id,
+            plan_id: &self.plan_id,
             service: &self.service,
             operation: &self.operation,
             model: &self.model,
@@ -92,6 +95,13 @@ impl NewPrice {
     pub(super) fn check(&self, fields: &mut Fields, catalog: &Catalog, path: &str) -> Checked {
         let at = |field: &str| format!("{path}.{field}");
         fields.identifier(&at("client_id"), &self.client_id, ID_BYTES_MAX);
+        fields.identifier(&at("plan_id"), &self.plan_id, ID_BYTES_MAX);
+        if !self.client_id.is_empty() && !self.plan_id.is_empty() {
+            fields.wrong(
+                at("plan_id"),
+                "must be absent if client_id is set: a price is for one client, for one plan, or for all",
+            );
+        }
         fields.required(&at("service"), &self.service, ID_BYTES_MAX);
         fields.identifier(&at("operation"), &self.operation, ID_BYTES_MAX);
         fields.identifier(&at("model"), &self.model, ID_BYTES_MAX);

@@ -9,32 +9,36 @@ use crate::engine::Engine;
 use crate::fields::{Fields, UnixTime};
 use crate::idempotency::{CreateCall, Created, Idempotency};
 use crate::paging::{Page, PageRequest};
+use crate::plans;
 use crate::refusal::{Reason, Refusal, shown};
 use chrono::{DateTime, NaiveDate, Utc};
 use meterd_domain::catalog::PriceScope;
 use meterd_domain::event::ID_BYTES_MAX;
-use meterd_domain::price::Price;
+use meterd_domain::price::{Price, Rates};
 use meterd_store::catalog::pricing;
 use meterd_store::catalog::{self as store, PriceFilter, StoredPrice};
 use meterd_store::database::deployment;
-use meterd_store::locks;
+use meterd_store::{locks, plans as client_plans};
+use sqlx::PgConnection;
 
 /// Which prices to list.
 #[derive(Debug)]
 pub struct PriceQuery {
     /// Empty: prices for any client, and for each of them.
     pub client_id: String,
+    /// Empty: prices for any plan, and for each of them.
+    pub plan_id: String,
     /// Empty: all services.
     pub service: String,
     pub page: PageRequest<PriceCursor>,
 }
 
-/// Client, service, operation, model, service tier, bound of input tokens, effective time and id of the last price of a page.
-pub type PriceCursor = (String, String, String, String, String, Option<i64>, Option<DateTime<Utc>>, i64);
+/// Client, plan, service, operation, model, service tier, bound of input tokens, effective time and id of the last price of a page.
+pub type PriceCursor = (String, String, String, String, String, String, Option<i64>, Option<DateTime<Utc>>, i64);
 
-/// Lists prices, ordered by client, service, operation, model, service tier, bound of input tokens and effective time. Also returns
-/// the date of the built-in list that the database has, if it is known. A caller whose key is for some clients only does not see the
-/// prices for others.
+/// Lists prices, ordered by client, plan, service, operation, model, service tier, bound of input tokens and effective time. Also
+/// returns the date of the built-in list that the database has, if it is known. A caller whose key is for some clients only does not see
+/// the prices for others, and for plans that none of its clients has, had, or will have.
 pub async fn list(
     engine: &Engine,
     caller: &Caller,
@@ -45,32 +49,51 @@ pub async fn list(
     }
     let mut fields = Fields::default();
     fields.text("client_id", &query.client_id, ID_BYTES_MAX);
+    fields.text("plan_id", &query.plan_id, ID_BYTES_MAX);
     fields.text("service", &query.service, ID_BYTES_MAX);
     let size = query.page.check_size(&mut fields);
     fields.finish()?;
-    let (client_id, service, operation, model, service_tier, above_input_tokens, effective_time, price_id) =
+    let (client_id, plan_id, service, operation, model, service_tier, above_input_tokens, effective_time, price_id) =
         query.page.after?.unwrap_or_default();
     let after = PriceScope {
         client_id: &client_id,
+        plan_id: &plan_id,
         service: &service,
         operation: &operation,
         model: &model,
         service_tier: &service_tier,
         above_input_tokens,
     };
+    let mut conn = engine.pool.acquire().await?;
     let clients = caller.grants.clients_of_prices();
+    let plans = match &clients {
+        Some(clients) => Some(client_plans::ids_of_clients(&mut conn, clients).await?),
+        None => None,
+    };
     let filter = PriceFilter {
         clients: clients.as_deref(),
+        plans: plans.as_deref(),
+        plan_id: (!query.plan_id.is_empty()).then_some(query.plan_id.as_str()),
         client_id: (!query.client_id.is_empty()).then_some(query.client_id.as_str()),
         service: (!query.service.is_empty()).then_some(query.service.as_str()),
         price_ids: None,
         after: (after, effective_time, price_id),
     };
-    let mut conn = engine.pool.acquire().await?;
     let rows = store::prices(&mut conn, &filter, size + 1).await?;
     let page = Page::of(rows, size, |last| {
-        let StoredPrice { client_id, service, operation, model, service_tier, above_input_tokens, .. } = last.clone();
-        (client_id, service, operation, model, service_tier, above_input_tokens, last.effective_time, last.price_id)
+        let StoredPrice { client_id, plan_id, service, operation, model, service_tier, above_input_tokens, .. } =
+            last.clone();
+        (
+            client_id,
+            plan_id,
+            service,
+            operation,
+            model,
+            service_tier,
+            above_input_tokens,
+            last.effective_time,
+            last.price_id,
+        )
     });
     Ok((page, deployment::built_in_list_date(&mut conn).await?))
 }
@@ -93,6 +116,9 @@ pub async fn create(
     if !price.client_id.is_empty() {
         clients::existing(engine, &price.client_id).await?;
     }
+    if !price.plan_id.is_empty() {
+        plans::existing(&mut *engine.pool.acquire().await?, &price.plan_id).await?;
+    }
     let mut creation = match idempotency.begin(engine).await? {
         CreateCall::New(creation) => creation,
         CreateCall::Repeat(answer) => return Ok(Created::Repeat(answer)),
@@ -104,6 +130,9 @@ pub async fn create(
         fields.finish()?;
     }
     locks::change_versions(creation.conn()).await?;
+    if needs_this_release(&price, &rates) {
+        previous_release_gone(creation.conn()).await?;
+    }
     let scope = price.scope();
     let others = store::prices_of_scope(creation.conn(), scope).await?;
     check_overlap(&Price { price_id: 0, effective_time, end_time, rates: rates.clone() }, &others)?;
@@ -121,6 +150,23 @@ pub async fn create(
     creation.commit(&created).await?;
     engine.pricing_wanted.notify_one();
     Ok(Created::New(created))
+}
+
+/// Returns whether replicas of the previous release would charge wrongly by a price.
+pub(super) fn needs_this_release(price: &NewPrice, rates: &Rates) -> bool {
+    let is_for_all = price.client_id.is_empty() && price.plan_id.is_empty();
+    !is_for_all || rates.reported_cost.is_some() || !rates.tiers.is_empty()
+}
+
+/// Refuses a price that [`needs_this_release`] while replicas of the previous release may run.
+pub(super) async fn previous_release_gone(conn: &mut PgConnection) -> Result<(), Refusal> {
+    let Some(until) = deployment::previous_release_until(conn).await? else { return Ok(()) };
+    let until = instant(until);
+    let message = format!(
+        "replicas of the previous release, which ignore client_id, plan_id, reported_cost and tiers of prices, may run until {until}; create the \
+         price then, or stop these replicas and run `meterd migrate --previous-release-stopped`"
+    );
+    Err(Refusal::new(Reason::PreviousReleaseMayRun, message).with("until", until))
 }
 
 /// Ends a price at a time, or withdraws it.

@@ -8,6 +8,7 @@ use crate::fields::{Fields, Path, UnixTime};
 use crate::idempotency::{CreateCall, Created, Idempotency};
 use crate::ingest::{EventChecks, RawEvent, SharedTexts};
 use crate::ledger::{Begun, Tiers, months_of};
+use crate::plans;
 use crate::refusal::{Reason, Refusal, shown};
 use chrono::{DateTime, TimeDelta, Utc};
 use meterd_domain::access::Scope;
@@ -15,6 +16,7 @@ use meterd_domain::adjustment::{AdjustmentKind, field_changes};
 use meterd_domain::decimal::Decimal;
 use meterd_domain::event::{Charge, EXTERNAL_ID_BYTES_MAX, EventId, ID_BYTES_MAX, UsageEvent};
 use meterd_domain::period::Month;
+use meterd_domain::pricing::Pricing;
 use meterd_store::StoreError;
 use meterd_store::usage::adjustments::Origin;
 use meterd_store::usage::events::RecordedEvent;
@@ -184,7 +186,8 @@ async fn run(
             (Ok(recorded), Some(event)) => corrected(&checks, number, recorded, event).map(Some),
         });
     }
-    let mut tiers = Tiers::read(tx.conn(), &catalog, &months).await?;
+    let plans = plans::of_clients(tx.conn(), &catalog, [client_id.as_str()]).await?;
+    let mut tiers = Tiers::read(tx.conn(), Pricing { catalog: &catalog, plans: &plans }, &months).await?;
     let (mut changes, mut results) = (vec![], vec![]);
     for (recorded, new) in found.iter().zip(new) {
         let (recorded, event) = match (recorded, new) {

@@ -11,6 +11,7 @@ use crate::fields::Fields;
 use crate::idempotency::{CreateCall, Created, Idempotency};
 use crate::ledger::{Begun, Tiers, months_of};
 use crate::paging::{Page, PageRequest};
+use crate::plans;
 use crate::refusal::{Reason, Refusal, shown};
 use chrono::{Datelike, NaiveDate};
 use meterd_domain::adjustment::AdjustmentKind;
@@ -18,6 +19,8 @@ use meterd_domain::catalog::Catalog;
 use meterd_domain::decimal::Total;
 use meterd_domain::event::{Charge, EventId};
 use meterd_domain::period::Month;
+use meterd_domain::plan::ClientPlans;
+use meterd_domain::pricing::Pricing;
 use meterd_store::database::{connect, deployment};
 use meterd_store::usage::adjustments::Origin;
 use meterd_store::usage::events::RecordedEvent;
@@ -163,12 +166,13 @@ pub async fn run_once(
     // Months that were closed since the run began stay as they are.
     let closed = tx.versions.closed_through.map(|closed| closed.next().first_day());
     let days = (run.start_month.max(closed.unwrap_or(run.start_month)), Month::of(run.end_month).last_day());
-    let Step { position, examined, differing, is_last } = next_step(tx.conn(), &run, &catalog, days).await?;
+    let Step { position, examined, differing, is_last, plans } = next_step(tx.conn(), &run, &catalog, days).await?;
+    let pricing = Pricing { catalog: &catalog, plans: &plans };
     let changed;
     let mut raised = vec![];
     if run.is_dry || differing.is_empty() {
         let months = months_of(differing.iter());
-        let mut tiers = Tiers::read_of_dry_run(tx.conn(), &catalog, run.run_id, &months).await?;
+        let mut tiers = Tiers::read_of_dry_run(tx.conn(), pricing, run.run_id, &months).await?;
         let changes = changes(&mut tiers, differing.iter());
         changed = changes.len() as i64;
         tiers.write(tx.conn()).await?;
@@ -185,8 +189,8 @@ pub async fn run_once(
             // An event was moved into a month that is not locked. The next step begins again.
             return Ok(true);
         }
-        let mut tiers = Tiers::read(tx.conn(), &catalog, &months).await?;
-        let differing = recorded.iter().filter(|event| differs(&run, &catalog, event));
+        let mut tiers = Tiers::read(tx.conn(), pricing, &months).await?;
+        let differing = recorded.iter().filter(|event| differs(&run, pricing, event));
         let changes = changes(&mut tiers, differing);
         tiers.write(tx.conn()).await?;
         changed = changes.len() as i64;
@@ -218,6 +222,8 @@ struct Step {
     differing: Vec<RecordedEvent>,
     /// Whether there are no more events.
     is_last: bool,
+    /// The plans of the clients of the examined events.
+    plans: ClientPlans,
 }
 
 /// Reads the next events of a run, client by client. Stops at a client with events to change: each transaction changes events of one
@@ -230,7 +236,13 @@ async fn next_step(
 ) -> meterd_store::Result<Step> {
     // Only the partitions of the months are read.
     connect::plan_for_values(conn).await?;
-    let mut step = Step { position: run.position(), examined: 0, differing: vec![], is_last: false };
+    let mut step = Step {
+        position: run.position(),
+        examined: 0,
+        differing: vec![],
+        is_last: false,
+        plans: ClientPlans::default(),
+    };
     for _ in 0..STEP_CLIENTS {
         let limit = CHUNK_EVENTS - step.examined;
         let mut events = store::next_events(conn, &step.position, days, limit).await?;
@@ -239,7 +251,10 @@ async fn next_step(
         if let Some(last) = events.last() {
             (step.position.event_time, step.position.event_seq) = (Some(last.id.time), last.id.seq);
         }
-        events.retain(|event| differs(run, catalog, event));
+        if !events.is_empty() {
+            step.plans.join(plans::of_clients(conn, catalog, [step.position.client_id.as_str()]).await?);
+        }
+        events.retain(|event| differs(run, Pricing { catalog, plans: &step.plans }, event));
         let is_changed = !run.is_dry && !events.is_empty();
         step.differing.append(&mut events);
         if read == limit || is_changed {
@@ -255,12 +270,12 @@ async fn next_step(
 }
 
 /// Returns whether an event counts, is selected, and has another charge by the present prices.
-fn differs(run: &Run, catalog: &Catalog, recorded: &RecordedEvent) -> bool {
+fn differs(run: &Run, pricing: Pricing<'_>, recorded: &RecordedEvent) -> bool {
     let event = &recorded.event;
     let has = |names: &[String], name: &str| names.is_empty() || names.iter().any(|of| of == name);
     let is_selected =
         recorded.void_time.is_none() && has(&run.services, &event.service) && has(&run.models, &event.model);
-    is_selected && !is_charged_so(recorded, catalog)
+    is_selected && !is_charged_so(recorded, pricing)
 }
 
 /// Charges events by the present prices, one after another. Leaves out events whose charge stays the same: that by tiers is only known
@@ -275,9 +290,9 @@ fn changes<'e>(tiers: &mut Tiers<'_>, events: impl Iterator<Item = &'e RecordedE
 
 /// Returns whether an event has the charge that it would have by the present prices. By a price with tiers, the charge depends on the
 /// events before it, so what counts is the price.
-fn is_charged_so(recorded: &RecordedEvent, catalog: &Catalog) -> bool {
-    let now = catalog.charge(&recorded.event);
-    match (recorded.charge, now, catalog.tiered_price(&recorded.event)) {
+fn is_charged_so(recorded: &RecordedEvent, pricing: Pricing<'_>) -> bool {
+    let now = pricing.charge(&recorded.event);
+    match (recorded.charge, now, pricing.tiered_price(&recorded.event)) {
         (Charge::Priced { price_id, .. }, Charge::Priced { .. }, Some(tiered)) => price_id == tiered,
         (old, now, _) => recorded.tiers.current.is_none() && is_same_charge(old, now),
     }

@@ -4,11 +4,12 @@
 use crate::alerts::raise::{self, AlertSettings};
 use crate::catalog::CatalogCache;
 use crate::ledger::{AlertEffect, Begun, ClientSettings, MonthsLocked, Tiers, months_of, tier_month};
+use crate::plans;
 use meterd_domain::adjustment::AdjustmentKind;
-use meterd_domain::catalog::Catalog;
 use meterd_domain::decimal::Decimal;
 use meterd_domain::event::{Charge, EventId};
 use meterd_domain::period::Month;
+use meterd_domain::pricing::Pricing;
 use meterd_domain::rollup::{Deltas, Sums};
 use meterd_store::catalog::pricing::{self, NewCharge, Waiting};
 use meterd_store::usage::adjustments::{self, NewAdjustment, Origin};
@@ -44,7 +45,9 @@ pub async fn run_once(
         // An event was moved into a month that is not locked. The next run begins again.
         return Ok(true);
     }
-    let Priced { events, changes } = price(&mut tx, &catalog, &months, &events).await?;
+    let plans = plans::of_clients(tx.conn(), &catalog, months.iter().map(|(client_id, _)| client_id.as_str())).await?;
+    let pricing = Pricing { catalog: &catalog, plans: &plans };
+    let Priced { events, changes } = price(&mut tx, pricing, &months, &events).await?;
     let count = events.len() as i64;
     let last: Option<&Waiting> = waiting.last();
     pricing::advance(tx.conn(), task.task_id, last, waiting.len() as i64, count).await?;
@@ -79,11 +82,11 @@ struct Priced<'a> {
 /// Sets the charges of waiting events of locked months, or another reason why they have none.
 async fn price<'a>(
     tx: &mut MonthsLocked<'_>,
-    catalog: &Catalog,
+    pricing: Pricing<'_>,
     months: &BTreeSet<(String, Month)>,
     waiting: &'a [RecordedEvent],
 ) -> meterd_store::Result<Priced<'a>> {
-    let mut tiers = Tiers::read(tx.conn(), catalog, months).await?;
+    let mut tiers = Tiers::read(tx.conn(), pricing, months).await?;
     let mut priced = Priced { events: vec![], changes: Deltas::default() };
     let mut charges: Vec<NewCharge<'_>> = vec![];
     for recorded in waiting {

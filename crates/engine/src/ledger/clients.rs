@@ -1,7 +1,8 @@
-//! The settings of clients that transactions need: time zones and alert policies.
+//! The settings of clients that transactions need: time zones, plans and alert policies.
 
 use chrono_tz::Tz;
 use foldhash::fast::RandomState;
+use meterd_domain::plan::ClientPlans;
 use meterd_store::alerts::policies::{self, Policies};
 use meterd_store::clients;
 use sqlx::PgConnection;
@@ -16,6 +17,7 @@ pub const KNOWN_CLIENTS_MAX: usize = 1_000_000;
 pub struct ClientSettings {
     version: i64,
     zones: HashMap<Arc<str>, Tz, RandomState>,
+    pub plans: ClientPlans,
     pub policies: Policies,
 }
 
@@ -37,7 +39,8 @@ impl ClientSettings {
         if missing.is_empty() {
             return Ok(());
         }
-        let zones = clients::time_zones(conn, &missing).await?;
+        let (zones, plans) = clients::time_zones_and_plans(conn, &missing).await?;
+        self.plans.join(plans);
         self.policies.join(policies::load(conn, &missing).await?);
         self.zones.extend(zones.into_iter().map(|(client_id, zone)| (client_id.into(), zone)));
         Ok(())

@@ -8,7 +8,7 @@
 //! | stage | locks |
 //! |---|---|
 //! | [`Begun`] | none |
-//! | [`Versioned`] | 1. versions of prices, time zones, policies and closed months, shared |
+//! | [`Versioned`] | 1. versions of prices, time zones, plans, policies and closed months, shared |
 //! | [`KeysClaimed`] | 2. idempotency keys |
 //! | [`MonthsLocked`] | 3. rows of (client, month) |
 //! | [`Posted`] | 4. pending usage, 5. rows of the months' services and days |
@@ -67,7 +67,7 @@ use std::sync::Arc;
 /// A transaction that has locked nothing.
 pub struct Begun<'c>(&'c mut PgConnection);
 
-/// A transaction in which prices, time zones, policies and closed months cannot change.
+/// A transaction in which prices, time zones, plans, policies and closed months cannot change.
 pub struct Versioned<'c> {
     conn: &'c mut PgConnection,
     pub versions: Versions,

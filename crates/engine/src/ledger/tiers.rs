@@ -1,9 +1,9 @@
 //! Charges events by tiers, whose quantities belong to the months of clients.
 
-use meterd_domain::catalog::Catalog;
 use meterd_domain::decimal::Decimal;
 use meterd_domain::event::{Charge, UsageEvent};
 use meterd_domain::period::Month;
+use meterd_domain::pricing::Pricing;
 use meterd_domain::tiers::{self, EventTiers};
 use meterd_store::usage::events::RecordedEvent;
 use meterd_store::usage::tiers::{self as store, Quantities};
@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 
 /// The quantities of months while events are added and removed.
 pub struct Tiers<'a> {
-    catalog: &'a Catalog,
+    pricing: Pricing<'a>,
     used: Quantities,
     /// As they were read.
     before: Quantities,
@@ -25,25 +25,25 @@ impl<'a> Tiers<'a> {
     /// the months.
     pub async fn read(
         conn: &mut PgConnection,
-        catalog: &'a Catalog,
+        pricing: Pricing<'a>,
         months: &BTreeSet<(String, Month)>,
     ) -> meterd_store::Result<Self> {
-        let used = match catalog.has_tiers() && !months.is_empty() {
+        let used = match pricing.catalog.has_tiers() && !months.is_empty() {
             true => store::read(conn, months.iter()).await?,
             false => Quantities::new(),
         };
-        Ok(Self { catalog, before: used.clone(), used, dry_run_id: None })
+        Ok(Self { pricing, before: used.clone(), used, dry_run_id: None })
     }
 
     /// Reads the quantities of months as a dry run has changed them. [`Self::write`] stores them for this run only.
     pub async fn read_of_dry_run(
         conn: &mut PgConnection,
-        catalog: &'a Catalog,
+        pricing: Pricing<'a>,
         run_id: i64,
         months: &BTreeSet<(String, Month)>,
     ) -> meterd_store::Result<Self> {
-        let mut read = Self::read(conn, catalog, months).await?;
-        if catalog.has_tiers() && !months.is_empty() {
+        let mut read = Self::read(conn, pricing, months).await?;
+        if pricing.catalog.has_tiers() && !months.is_empty() {
             for (month, used) in store::read_of_run(conn, run_id, months.iter()).await? {
                 read.used.entry(month).or_default().0.extend(used.0);
             }
@@ -53,11 +53,11 @@ impl<'a> Tiers<'a> {
 
     /// Adds an event to a month, and returns its charge.
     pub fn add(&mut self, event: &UsageEvent, month: Month) -> (Charge, Option<(Month, EventTiers)>) {
-        if self.catalog.tiered_price(event).is_none() {
-            return (self.catalog.charge(event), None);
+        if self.pricing.tiered_price(event).is_none() {
+            return (self.pricing.charge(event), None);
         }
         let used = self.used.entry((event.client_id.to_string(), month)).or_default();
-        let (charge, tiers) = self.catalog.charge_in_month(event, used);
+        let (charge, tiers) = self.pricing.charge_in_month(event, used);
         (charge, tiers.map(|tiers| (month, tiers)))
     }
 
@@ -69,7 +69,7 @@ impl<'a> Tiers<'a> {
             return Decimal::ZERO;
         };
         let used = self.used.entry((recorded.event.client_id.to_string(), month)).or_default();
-        tiers::remove(used, price_id, self.catalog.tiers_of(price_id), tiers)
+        tiers::remove(used, price_id, self.pricing.catalog.tiers_of(price_id), tiers)
     }
 
     /// Stores the quantities that have changed.

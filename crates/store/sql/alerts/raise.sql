@@ -4,7 +4,7 @@ SELECT *, clock_timestamp() FROM unnest($1::text[], $2::text[], $3::smallint[], 
     $7::numeric[], $8::numeric[], $9::numeric[], $10::numeric[], $11::numeric[], $12::text[])
     AS new (client_id, alert_id, type, severity, service, period, current_value, previous_value, threshold, percent, projected,
     message)
-WHERE new.type <= 4 OR now() >= (SELECT new_alert_types_from FROM deployment)
+WHERE new.type <= 4 OR now() >= (SELECT previous_release_until FROM deployment)
 ON CONFLICT (client_id, type, service, severity, period) DO UPDATE SET
     current_value = excluded.current_value, previous_value = excluded.previous_value,
     threshold = excluded.threshold, percent = excluded.percent, projected = excluded.projected,

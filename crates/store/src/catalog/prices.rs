@@ -17,6 +17,8 @@ pub struct StoredPrice {
     pub price_id: i64,
     /// Empty if the price applies to every client.
     pub client_id: String,
+    /// Empty if the price applies to every plan.
+    pub plan_id: String,
     pub service: String,
     /// Empty if the price applies to every operation.
     pub operation: String,
@@ -42,6 +44,7 @@ pub struct StoredPrice {
 struct PriceRow {
     price_id: i64,
     client_id: String,
+    plan_id: String,
     service: String,
     operation: String,
     model: String,
@@ -81,6 +84,7 @@ impl StoredPrice {
     pub fn scope(&self) -> PriceScope<'_> {
         PriceScope {
             client_id: &self.client_id,
+            plan_id: &self.plan_id,
             service: &self.service,
             operation: &self.operation,
             model: &self.model,
@@ -104,6 +108,7 @@ impl TryFrom<PriceRow> for StoredPrice {
         Ok(Self {
             price_id: row.price_id,
             client_id: row.client_id,
+            plan_id: row.plan_id,
             service: row.service,
             operation: row.operation,
             model: row.model,
@@ -141,6 +146,10 @@ pub struct PriceFilter<'a> {
     pub clients: Option<&'a [String]>,
     /// Only prices for this client. `Some("")`: only those for any client. `None`: all prices.
     pub client_id: Option<&'a str>,
+    /// Only prices for these plans, and for any plan. `None`: all prices.
+    pub plans: Option<&'a [String]>,
+    /// Only prices for this plan. `None`: all prices.
+    pub plan_id: Option<&'a str>,
     /// `None`: all services.
     pub service: Option<&'a str>,
     /// Only these prices. `None`: all prices.
@@ -154,18 +163,20 @@ pub async fn prices(conn: &mut PgConnection, filter: &PriceFilter<'_>, limit: i6
     let (scope, effective_time, price_id) = filter.after;
     let rows = sqlx::query_as!(
         PriceRow,
-        r#"SELECT price_id, client_id, service, operation, model, service_tier,
+        r#"SELECT price_id, client_id, plan_id, service, operation, model, service_tier,
                   NULLIF(above_input_tokens, -1) AS above_input_tokens,
                   NULLIF(effective_time, '-infinity') AS effective_time, end_time, withdraw_time, unit, input_token,
                   output_token, cached_input_token, percent_of_amount, fixed, reported_cost, measure_rates::text AS "measure_rates!", tiers::text AS "tiers!",
                   built_in, source, note, create_time
            FROM prices
            WHERE ($1::text IS NULL OR service = $1) AND ($2::bigint[] IS NULL OR price_id = ANY($2))
-             AND (client_id, service, operation, model, service_tier, prices.above_input_tokens, prices.effective_time, price_id)
-                 > ($3, $4, $5, $6, $7, COALESCE($8::bigint, -1), COALESCE($9, '-infinity'::timestamptz), $10)
+             AND (client_id, plan_id, service, operation, model, service_tier, prices.above_input_tokens, prices.effective_time,
+                  price_id)
+                 > ($3, $14, $4, $5, $6, $7, COALESCE($8::bigint, -1), COALESCE($9, '-infinity'::timestamptz), $10)
              AND ($12::text IS NULL OR client_id = $12) AND ($13::text[] IS NULL OR client_id = '' OR client_id = ANY($13))
-           ORDER BY client_id, service, operation, model, service_tier, prices.above_input_tokens, prices.effective_time,
-                    price_id
+             AND ($15::text IS NULL OR plan_id = $15) AND ($16::text[] IS NULL OR plan_id = '' OR plan_id = ANY($16))
+           ORDER BY client_id, plan_id, service, operation, model, service_tier, prices.above_input_tokens,
+                    prices.effective_time, price_id
            LIMIT $11"#,
         filter.service,
         filter.price_ids,
@@ -179,7 +190,10 @@ pub async fn prices(conn: &mut PgConnection, filter: &PriceFilter<'_>, limit: i6
         price_id,
         limit,
         filter.client_id,
-        filter.clients
+        filter.clients,
+        scope.plan_id,
+        filter.plan_id,
+        filter.plans
     )
     .fetch_all(conn)
     .await?;
@@ -199,7 +213,7 @@ pub async fn prices_of_models(
     }
     let rows = sqlx::query_as!(
         PriceRow,
-        r#"SELECT price_id, client_id, service, operation, model, service_tier,
+        r#"SELECT price_id, client_id, plan_id, service, operation, model, service_tier,
                   NULLIF(above_input_tokens, -1) AS above_input_tokens,
                   NULLIF(effective_time, '-infinity') AS effective_time, end_time, withdraw_time, unit, input_token,
                   output_token, cached_input_token, percent_of_amount, fixed, reported_cost, measure_rates::text AS "measure_rates!", tiers::text AS "tiers!",
@@ -208,8 +222,8 @@ pub async fn prices_of_models(
            JOIN unnest($1::text[], $2::text[], $3::text[]) AS wanted (service, operation, model)
                USING (service, operation, model)
            WHERE withdraw_time IS NULL
-           ORDER BY client_id, service, operation, model, service_tier, prices.above_input_tokens, prices.effective_time,
-                    price_id"#,
+           ORDER BY client_id, plan_id, service, operation, model, service_tier, prices.above_input_tokens,
+                    prices.effective_time, price_id"#,
         &services,
         &operations,
         &names
@@ -234,7 +248,7 @@ pub async fn price(conn: &mut PgConnection, price_id: i64) -> crate::Result<Opti
 
 /// Creates a price and returns it. `None` if a price with the same scope and effective time exists.
 pub async fn insert_price(conn: &mut PgConnection, new: &NewPrice<'_>) -> crate::Result<Option<StoredPrice>> {
-    let PriceScope { client_id, service, operation, model, service_tier, above_input_tokens } = new.scope;
+    let PriceScope { client_id, plan_id, service, operation, model, service_tier, above_input_tokens } = new.scope;
     let Rates {
         unit,
         input_token,
@@ -249,9 +263,9 @@ pub async fn insert_price(conn: &mut PgConnection, new: &NewPrice<'_>) -> crate:
     let price_id = sqlx::query_scalar!(
         "INSERT INTO prices (service, operation, model, service_tier, above_input_tokens, effective_time, end_time, unit,
              input_token, output_token, cached_input_token, percent_of_amount, fixed, measure_rates, built_in, source, note,
-             client_id, reported_cost, tiers)
+             client_id, reported_cost, tiers, plan_id)
          VALUES ($1, $2, $3, $4, COALESCE($5::bigint, -1), COALESCE($6, '-infinity'::timestamptz), $7, $8, $9, $10, $11, $12, $13,
-             $14, $15, $16, $17, $18, $19, $20)
+             $14, $15, $16, $17, $18, $19, $20, $21)
          ON CONFLICT DO NOTHING
          RETURNING price_id",
         service,
@@ -273,7 +287,8 @@ pub async fn insert_price(conn: &mut PgConnection, new: &NewPrice<'_>) -> crate:
         new.note,
         client_id,
         reported_cost.map(numeric::of_rate),
-        tiers::to_json(tiers)
+        tiers::to_json(tiers),
+        plan_id
     )
     .fetch_optional(&mut *conn)
     .await?;

@@ -45,7 +45,21 @@ pub async fn set_built_in_list_date(conn: &mut PgConnection, date: NaiveDate) ->
         .map_err(Into::into)
 }
 
-/// Counts a change of a time zone or of an alert policy. Writers that remember these read them again. The transaction must hold the
+/// Returns the time until which replicas of the previous release may run. `None` if it has passed.
+pub async fn previous_release_until(conn: &mut PgConnection) -> crate::Result<Option<DateTime<Utc>>> {
+    let until =
+        sqlx::query_scalar!("SELECT previous_release_until FROM deployment WHERE previous_release_until > now()");
+    until.fetch_optional(conn).await.map_err(Into::into)
+}
+
+/// Ends the time in which replicas of the previous release may run.
+pub async fn end_previous_release(conn: &mut PgConnection) -> crate::Result<()> {
+    let ended =
+        sqlx::query!("UPDATE deployment SET previous_release_until = now() WHERE previous_release_until > now()");
+    ended.execute(conn).await.map(drop).map_err(Into::into)
+}
+
+/// Counts a change of a time zone, of a plan or of an alert policy. Writers that remember these read them again. The transaction must hold the
 /// exclusive versions lock.
 ///
 /// In a database that is not distributed, triggers count too, for replicas of earlier releases.

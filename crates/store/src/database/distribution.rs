@@ -8,7 +8,7 @@ use crate::locks;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool};
 
 /// The tables that are distributed by their column `client_id`.
-pub const DISTRIBUTED_TABLES: [&str; 11] = [
+pub const DISTRIBUTED_TABLES: [&str; 12] = [
     "usage_months",
     "usage_month_services",
     "usage_days",
@@ -20,6 +20,7 @@ pub const DISTRIBUTED_TABLES: [&str; 11] = [
     "idempotency_keys",
     "monthly_summaries",
     "clients",
+    "client_plans",
 ];
 /// The tables of which each worker has a copy.
 pub const REFERENCE_TABLES: [&str; 1] = ["services"];

@@ -22,9 +22,9 @@ use super::{Outcome, SharedState, Submission};
 use crate::ledger::{self, AlertBounds, AlertEffect, ClientSettings, Method, Posted, Tiers, Versioned};
 use claim::Claims;
 use date::{Clients, Dated, date};
-use meterd_domain::catalog::Catalog;
 use meterd_domain::event::PricedEvent;
 use meterd_domain::period::Month;
+use meterd_domain::pricing::Pricing;
 use meterd_store::locks::Versions;
 use meterd_store::usage::holders::KeyHolder;
 use meterd_store::usage::record::{NewEvent, Tried};
@@ -111,7 +111,8 @@ impl Recorder {
         let claims = Claims::of(&dated, clients);
         let closed = shared.key_filters.closed_before(versions.key_generation);
         let Some(holders) = outcome::none_in_closed(&closed, &dated, &claims) else { return Ok(None) };
-        let priced = price(&catalog, &dated, &claims, &holders.of);
+        let pricing = Pricing { catalog: &catalog, plans: &self.settings.plans };
+        let priced = price(pricing, &dated, &claims, &holders.of);
         let bounds = AlertBounds::new(&shared.alert_settings, &self.settings);
         // A refused event may be a repeat. To find out, its key must be looked up, which needs a transaction. So do tiers, because a
         // charge depends on what its month has after its row is locked.
@@ -164,13 +165,14 @@ impl Recorder {
             let claims = Claims::of(&dated, clients);
             let closed = shared.key_filters.closed_before(tx.versions.key_generation);
             let holders = outcome::find_in_closed(tx.conn(), &closed, &dated, &claims).await?;
-            let mut priced = price(&catalog, &dated, &claims, &holders.of);
+            let pricing = Pricing { catalog: &catalog, plans: &self.settings.plans };
+            let mut priced = price(pricing, &dated, &claims, &holders.of);
             let copies =
                 may_copy && !priced.is_tiered && priced.new.len() >= self.copy_events_min && self.copy_pause.is_over();
             let method = if copies { Method::Copy } else { Method::Statement };
             let bounds = AlertBounds::new(&shared.alert_settings, &self.settings);
             let posted = match priced.is_tiered {
-                true => post_tiered(tx, &catalog, &mut priced, &bounds).await,
+                true => post_tiered(tx, pricing, &mut priced, &bounds).await,
                 false => tx.post(&priced.new, method, &bounds).await,
             };
             match posted {
@@ -209,7 +211,7 @@ impl Prepared<'_> {
 /// Posts events of which some are charged by tiers: claims their keys, locks their months, and then charges them.
 async fn post_tiered<'c>(
     tx: Versioned<'c>,
-    catalog: &Catalog,
+    pricing: Pricing<'_>,
     priced: &mut Priced<'_>,
     bounds: &AlertBounds<'_>,
 ) -> meterd_store::Result<Posted<'c>> {
@@ -217,7 +219,7 @@ async fn post_tiered<'c>(
     let months = priced.months(|new| claimed.is_claimed(new));
     if !months.is_empty() {
         claimed.lock_months(&months).await?;
-        let mut tiers = Tiers::read(claimed.conn(), catalog, &months).await?;
+        let mut tiers = Tiers::read(claimed.conn(), pricing, &months).await?;
         priced.charge(&mut tiers, |new| claimed.is_claimed(new));
         tiers.write(claimed.conn()).await?;
     }

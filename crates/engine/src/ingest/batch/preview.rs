@@ -41,9 +41,10 @@ pub async fn preview(
     outcome::find_in_current(tx.conn(), &dated, &claims, &mut holders).await?;
     let earlier = holders.known();
     let mut holders = holders.of;
-    let mut priced = price(&catalog, &dated, &claims, &holders);
+    let pricing = Pricing { catalog: &catalog, plans: &settings.plans };
+    let mut priced = price(pricing, &dated, &claims, &holders);
     if priced.is_tiered {
-        let mut tiers = Tiers::read(tx.conn(), &catalog, &priced.months(|_| true)).await?;
+        let mut tiers = Tiers::read(tx.conn(), pricing, &priced.months(|_| true)).await?;
         priced.charge(&mut tiers, |_| true);
     }
     for (claim, new) in priced.claims.iter().zip(&priced.new) {

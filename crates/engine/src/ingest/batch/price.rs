@@ -4,9 +4,9 @@ use super::Submission;
 use super::claim::Claims;
 use super::date::Dated;
 use crate::ledger::Tiers;
-use meterd_domain::catalog::Catalog;
 use meterd_domain::event::PricedEvent;
 use meterd_domain::period::Month;
+use meterd_domain::pricing::Pricing;
 use meterd_store::usage::holders::KeyHolder;
 use meterd_store::usage::record::NewEvent;
 use std::collections::BTreeSet;
@@ -40,8 +40,13 @@ impl Priced<'_> {
 }
 
 /// Prices the events that make a claim, are not refused, and whose keys have no known holder. `earlier` has the known
-/// holders by claim. `catalog` must be that of the batch's version.
-pub fn price<'a>(catalog: &Catalog, dated: &[Dated<'a>], claims: &Claims, earlier: &[Option<KeyHolder>]) -> Priced<'a> {
+/// holders by claim. `pricing` must be that of the batch's versions.
+pub fn price<'a>(
+    pricing: Pricing<'_>,
+    dated: &[Dated<'a>],
+    claims: &Claims,
+    earlier: &[Option<KeyHolder>],
+) -> Priced<'a> {
     let (claims, new): (_, Vec<NewEvent<'a>>) = claims
         .event_of
         .iter()
@@ -49,10 +54,11 @@ pub fn price<'a>(catalog: &Catalog, dated: &[Dated<'a>], claims: &Claims, earlie
         .filter(|&(claim, &event)| dated[event].refusal.is_none() && earlier[claim].is_none())
         .map(|(claim, &event)| {
             let Dated { submission: Submission { event, id, payload_hash, backfill, .. }, day, .. } = dated[event];
-            let priced = PricedEvent { event, id: *id, day, charge: catalog.charge(event), tiers: None };
+            let priced = PricedEvent { event, id: *id, day, charge: pricing.charge(event), tiers: None };
             (claim, NewEvent { priced, payload_hash, backfill: *backfill })
         })
         .unzip();
-    let is_tiered = catalog.has_tiers() && new.iter().any(|new| catalog.tiered_price(new.priced.event).is_some());
+    let is_tiered =
+        pricing.catalog.has_tiers() && new.iter().any(|new| pricing.tiered_price(new.priced.event).is_some());
     Priced { new, claims, is_tiered }
 }
