@@ -67,8 +67,13 @@ fn text(explained: &ExplainChargeResponse) -> String {
         let reason = recorded.unpriced_reason().as_str_name();
         lines.push(format!("unpriced: {}", reason.trim_start_matches("UNPRICED_REASON_")));
     } else {
+        let plan = match explained.price_plan_id.as_str() {
+            "" => String::new(),
+            plan => format!("plan {plan}"),
+        };
         let parts = [
             &explained.price_client_id,
+            &plan,
             &explained.price_service,
             &explained.price_operation,
             &explained.price_model,

@@ -64,6 +64,7 @@ mod operations;
 mod overload;
 mod panics;
 mod pending_usage;
+mod plans;
 mod policies;
 mod price_ends;
 mod price_import;

@@ -292,6 +292,11 @@ impl Catalog {
         !self.plan_prices.is_empty()
     }
 
+    /// Returns the services that a plan has prices for.
+    pub fn services_of_plan(&self, plan_id: &str) -> impl Iterator<Item = &str> {
+        self.plan_prices.get(plan_id).into_iter().flat_map(|services| services.keys().map(|service| &**service))
+    }
+
     /// Returns whether a price has tiers, or had some.
     pub fn has_tiers(&self) -> bool {
         !self.tiers.is_empty()

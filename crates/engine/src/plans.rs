@@ -13,6 +13,7 @@ use meterd_domain::decimal::{Decimal, Total};
 use meterd_domain::event::ID_BYTES_MAX;
 use meterd_domain::period::{Month, day_of};
 use meterd_domain::plan::{ClientPlans, PlanTimeline};
+use meterd_store::catalog::pricing;
 use meterd_store::clients::zone;
 use meterd_store::database::deployment;
 use meterd_store::locks;
@@ -128,7 +129,8 @@ pub async fn list(engine: &Engine, page: PageRequest<String>) -> Result<Page<Pla
     Ok(Page::of(plans, size, |last| last.plan_id.clone()))
 }
 
-/// Sets the plan of a client from a time until its next change. Events that are already recorded keep their charge.
+/// Sets the plan of a client from a time until its next change, and prices its unpriced events that the prices of the plan apply to.
+/// Events that already have a charge keep it.
 pub async fn set(engine: &Engine, change: PlanChange) -> Result<ClientPlan, Refusal> {
     let PlanChange { client_id, plan_id, .. } = &change;
     let mut fields = Fields::default();
@@ -148,7 +150,12 @@ pub async fn set(engine: &Engine, change: PlanChange) -> Result<ClientPlan, Refu
         return Err(Refusal::month_closed(closed));
     }
     let changed = store::set(&mut tx, client_id, plan_id, effective_time).await?;
+    // Events of the client that had no price may have one by the prices of the plan.
+    for service in engine.catalog.read(&mut tx).await?.services_of_plan(plan_id) {
+        pricing::insert_task(&mut tx, service).await?;
+    }
     tx.commit().await?;
+    engine.pricing_wanted.notify_one();
     Ok(changed)
 }
 

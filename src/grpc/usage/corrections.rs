@@ -106,6 +106,7 @@ pub async fn explain_charge(
         event: Some(context.event(recorded)),
         components: lines.into_iter().map(component).collect(),
         price_client_id: price.client_id,
+        price_plan_id: price.plan_id,
         price_service: price.service,
         price_operation: price.operation,
         price_model: price.model,
