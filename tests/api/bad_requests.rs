@@ -107,6 +107,15 @@ const REQUESTS: &[(&str, &str)] = &[
                 "serviceTier": "batch", "aboveInputTokens": "1",
                 "clientId": "acme"}, "confirmHighRates": true, "requestId": "r-$N"}"#,
     ),
+    (
+        "CreatePlan",
+        r#"{"plan": {"planId": "plan-$N", "displayName": "Name", "monthlyFee": "29"}, "requestId": "r-$N"}"#,
+    ),
+    ("GetPlan", r#"{"planId": "starter"}"#),
+    ("ListPlans", r#"{"pageSize": 1}"#),
+    ("SetClientPlan", r#"{"clientId": "acme", "planId": "starter", "effectiveTime": "2026-11-21T12:00:00Z"}"#),
+    ("ListClientPlans", r#"{"clientId": "acme", "pageSize": 1}"#),
+    ("GetPlanFees", r#"{"clientId": "acme", "month": "2026-11"}"#),
     ("RetirePrice", r#"{"priceId": "$PRICE"}"#),
     (
         "ImportPrices",
@@ -210,6 +219,7 @@ pub fn rule(rpc: &str, message: &str, field: &str) -> Rule {
         | (_, "ApiKey", "create_time" | "revoke_time" | "last_used_time") => OutputOnly,
         ("ListUsageEvents", _, "price_id") => text(128),
         (_, "Price", "price_id" | "built_in")
+        | (_, "Plan", "built_in" | "create_time")
         | (_, "AlertPolicy", "overridden_fields")
         | (_, "NotificationChannel", "secret_count")
         | (_, "ApiKey", "key_id" | "rotated_from") => OutputOnly,
@@ -240,6 +250,13 @@ pub fn rule(rpc: &str, message: &str, field: &str) -> Rule {
         (_, "Price", "note") => text(1_024),
         (_, "ListPricesRequest", "service" | "client_id") | (_, "EstimateCostRequest", "client_id") => text(128),
         ("ImportPrices", "Price", "client_id") => Absent,
+        // The valid request has a client.
+        (_, "Price", "plan_id") => Absent,
+        ("CreatePlan", "Plan", "plan_id") => Name { bytes_max: 128, empty: Invalid },
+        (_, "Plan", "monthly_fee") => Decimal { integer_digits: 15, decimals: 12, zero: Valid, empty: Valid },
+        (_, "ListPricesRequest", "plan_id") => text(128),
+        ("GetPlan", _, "plan_id") => required(Refused("PLAN_NOT_FOUND")),
+        (_, _, "plan_id") => Text { bytes_max: 128, empty: Valid, other: Refused("PLAN_NOT_FOUND") },
         (_, "Price", "client_id") => ClientName,
         (_, "ApiKey", "name") => Text { bytes_max: 256, empty: Invalid, other: Valid },
         (_, _, "acknowledged_by") => required(Valid),
@@ -251,6 +268,9 @@ pub fn rule(rpc: &str, message: &str, field: &str) -> Rule {
             | "GetUsageSummary"
             | "ListUsageEvents"
             | "ListAdjustments"
+            | "SetClientPlan"
+            | "ListClientPlans"
+            | "GetPlanFees"
             | "GetClient",
             _,
             "client_id",

@@ -43,7 +43,7 @@ const CHANGES_ALL: &str = "--y --- ---";
 const FOR_EVERYBODY: &str = "yyy yyy yyy";
 
 /// RPC, request, expected results. `{alert}` and `{notification}` are ids of acme's objects.
-pub const CELLS: [(&str, &str, &str); 75] = [
+pub const CELLS: [(&str, &str, &str); 81] = [
     ("UsageService/TrackUsage", r#"{"event":{"clientId":"acme","service":"sms"}}"#, "y-y y-y ---"),
     ("UsageService/BatchTrackUsage", r#"{"events":[{"clientId":"acme","service":"sms"}]}"#, EVENTS_OF_ACME),
     ("UsageService/StreamUsage", r#"{"event":{"clientId":"acme","service":"sms"}}"#, EVENTS_OF_ACME),
@@ -122,6 +122,12 @@ pub const CELLS: [(&str, &str, &str); 75] = [
     ),
     ("CatalogService/GetRepriceRun", r#"{"runId":"1"}"#, CHANGES_ALL),
     ("CatalogService/CancelRepriceRun", r#"{"runId":"1"}"#, CHANGES_ALL),
+    ("BillingService/CreatePlan", r#"{"plan":{"planId":"p"}}"#, CHANGES_ALL),
+    ("BillingService/GetPlan", r#"{"planId":"starter"}"#, READS_ALL),
+    ("BillingService/ListPlans", "{}", READS_ALL),
+    ("BillingService/SetClientPlan", r#"{"clientId":"acme","planId":"none"}"#, CHANGES_ACME),
+    ("BillingService/ListClientPlans", r#"{"clientId":"acme"}"#, READS_ACME),
+    ("BillingService/GetPlanFees", r#"{"clientId":"acme"}"#, READS_ACME),
     ("CatalogService/ListPrices", "{}", FOR_EVERYBODY),
     ("CatalogService/CreatePrice", r#"{"price":{"service":"sms","model":"m","rates":{"unit":"1"}}}"#, CHANGES_ALL),
     ("CatalogService/RetirePrice", r#"{"priceId":"999999"}"#, CHANGES_ALL),
@@ -167,7 +173,7 @@ pub const CELLS: [(&str, &str, &str); 75] = [
 ];
 
 /// RPCs that change something as an admin and are recorded in the audit log.
-pub const AUDITED: [&str; 20] = [
+pub const AUDITED: [&str; 22] = [
     "UsageService/UpdateMonthlySummaries",
     "UsageService/RebuildRollups",
     "AlertService/CheckAlerts",
@@ -175,6 +181,8 @@ pub const AUDITED: [&str; 20] = [
     "AlertService/UpdateAlertPolicy",
     "AlertService/RetryNotification",
     "AlertService/SendTestNotification",
+    "BillingService/CreatePlan",
+    "BillingService/SetClientPlan",
     "CatalogService/CreateService",
     "CatalogService/CreatePrice",
     "CatalogService/RetirePrice",

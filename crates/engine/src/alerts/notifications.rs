@@ -83,12 +83,12 @@ pub async fn retry(engine: &Engine, caller: &Caller, id: &str) -> Result<Notific
     let not_found = || Refusal::new(Reason::NotificationNotFound, format!("no notification {id:?}"));
     let found = store::find(&engine.pool, id).await?;
     found.filter(|found| is_covered(&found.client_id)).ok_or_else(not_found)?;
-    if !store::retry(&engine.pool, id).await? {
+    let Some(due) = store::retry(&engine.pool, id).await? else {
         let message = format!("notification {id:?} was not given up: there is nothing to try again");
         return Err(Refusal::new(Reason::NotificationNotFailed, message));
-    }
+    };
     engine.notifications_wanted.notify_one();
-    store::find(&engine.pool, id).await?.ok_or_else(not_found)
+    Ok(due)
 }
 
 /// Sends a test to every channel of a policy and waits for the outcomes. An empty client id selects the default policy.

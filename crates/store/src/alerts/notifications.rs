@@ -114,18 +114,22 @@ pub async fn find(pool: &PgPool, notification_id: &str) -> crate::Result<Option<
     .await.map_err(Into::into)
 }
 
-/// Makes a failed notification due at once, like a new one. Returns whether it had failed. If its channel was removed
-/// and created again, it goes to the new channel.
-pub async fn retry(pool: &PgPool, notification_id: &str) -> crate::Result<bool> {
-    let done = sqlx::query!(
-        "UPDATE notifications n SET state = 1, attempt_count = 0, counted = true, next_attempt_time = now(), last_error = '',
+/// Makes a failed notification due at once, like a new one, and returns it as it then is. `None` if it had not failed. If its channel
+/// was removed and created again, it goes to the new channel.
+pub async fn retry(pool: &PgPool, notification_id: &str) -> crate::Result<Option<Notification>> {
+    sqlx::query_as!(
+        Notification,
+        r#"UPDATE notifications n SET state = 1, attempt_count = 0, counted = true, next_attempt_time = now(), last_error = '',
              finish_time = NULL, channel_id = COALESCE(
                  (SELECT c.channel_id FROM notification_channels c
                   WHERE c.client_id = n.client_id AND c.kind = n.kind AND c.target = n.target), n.channel_id)
-         WHERE notification_id = $1 AND state = 3",
+         WHERE notification_id = $1 AND state = 3
+         RETURNING client_id, notification_id, kind, target,
+             ARRAY(SELECT alert ->> 'alert_id' FROM jsonb_array_elements(alerts) AS alert) AS "alert_ids!", alert_count,
+             state, attempt_count, next_attempt_time, last_error, digest_id, create_time, finish_time"#,
         notification_id
     )
-    .execute(pool)
-    .await?;
-    Ok(done.rows_affected() > 0)
+    .fetch_optional(pool)
+    .await
+    .map_err(Into::into)
 }
