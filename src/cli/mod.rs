@@ -27,6 +27,7 @@ pub mod void;
 pub mod address;
 pub mod chart;
 pub mod connect;
+pub mod credits;
 pub mod decimal;
 pub mod dial;
 pub mod entry;
@@ -98,6 +99,10 @@ pub enum Command {
     Clients(clients::ClientsArgs),
     /// List and create plans, set the plan of a client, and show its fees
     Plans(plans::PlansArgs),
+    /// Grant credits to clients, and show what they have paid and what is left
+    ///
+    /// Credits pay for usage when it is recorded, if the grant is valid on the day of the usage.
+    Credits(credits::CreditsArgs),
     /// List prices and create new ones
     Prices(prices::PricesArgs),
     /// Follow, list, acknowledge and check alerts
@@ -143,6 +148,7 @@ pub fn run(command: Command) -> Pin<Box<dyn Future<Output = anyhow::Result<ExitC
             Command::Adjustments(args) => adjustments::run(args).await,
             Command::Clients(args) => clients::run(args).await,
             Command::Plans(args) => plans::run(args).await,
+            Command::Credits(args) => credits::run(args).await,
             Command::Prices(args) => prices::run(args).await,
             Command::Alerts(args) => alerts::run(args).await,
             Command::Import(args) => import::run(*args).await,

@@ -71,6 +71,12 @@ pub struct CreateArgs {
     /// Fee of a month, in the currency of the deployment, such as 29.00
     #[arg(long, default_value = "0", value_name = "AMOUNT")]
     pub fee: String,
+    /// Credits for each month, such as 10.00
+    #[arg(long, default_value = "0", value_name = "AMOUNT")]
+    pub credits: String,
+    /// Number of further months in which the credits of a month can be used
+    #[arg(long, default_value_t = 0, value_name = "MONTHS")]
+    pub rollover: i32,
     /// Name shown to people
     #[arg(long, default_value = "", value_name = "TEXT", hide_default_value = true)]
     pub name: String,
@@ -174,7 +180,14 @@ async fn plans(connect: &ConnectArgs, channel: &Connection) -> Result<Vec<Plan>,
 }
 
 async fn create(args: CreateArgs) -> anyhow::Result<()> {
-    let plan = Plan { plan_id: args.plan, display_name: args.name, monthly_fee: args.fee, ..Default::default() };
+    let plan = Plan {
+        plan_id: args.plan,
+        display_name: args.name,
+        monthly_fee: args.fee,
+        included_credits: args.credits,
+        rollover_months: args.rollover,
+        ..Default::default()
+    };
     let request = CreatePlanRequest { plan: Some(plan), request_id: String::new() };
     let answer = service(&args.connect.channel().await?).create_plan(args.connect.request(request, CALL_SECONDS)).await;
     let plan = answer.map_err(|status| connect::status_error(&status))?.into_inner().plan.unwrap_or_default();
@@ -248,13 +261,19 @@ async fn fees(args: FeesArgs) -> anyhow::Result<()> {
 }
 
 fn plan_table(plans: &[Plan]) -> Vec<String> {
-    let header = ["plan", "name", "monthly fee", "built in"].map(str::to_owned).to_vec();
+    let header = ["plan", "name", "monthly fee", "credits", "rollover", "built in"].map(str::to_owned).to_vec();
     let row = |plan: &Plan| {
         let built_in = if plan.built_in { "yes" } else { "no" };
-        vec![plan.plan_id.clone(), plan.display_name.clone(), plan.monthly_fee.clone(), built_in.to_owned()]
+        let rollover = match plan.rollover_months {
+            0 => "none".to_owned(),
+            1 => "1 month".to_owned(),
+            months => format!("{months} months"),
+        };
+        let Plan { plan_id, display_name, monthly_fee, included_credits, .. } = plan.clone();
+        vec![plan_id, display_name, monthly_fee, included_credits, rollover, built_in.to_owned()]
     };
     let rows: Vec<_> = std::iter::once(header).chain(plans.iter().map(row)).collect();
-    table(&rows, &[false, false, true, false])
+    table(&rows, &[false, false, true, true, false, false])
 }
 
 fn plan_json(plan: &Plan) -> serde_json::Value {
@@ -262,6 +281,8 @@ fn plan_json(plan: &Plan) -> serde_json::Value {
         "plan_id": plan.plan_id,
         "display_name": plan.display_name,
         "monthly_fee": plan.monthly_fee,
+        "included_credits": plan.included_credits,
+        "rollover_months": plan.rollover_months,
         "built_in": plan.built_in,
         "create_time": time_text(plan.create_time.as_ref()),
     })

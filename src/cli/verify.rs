@@ -14,6 +14,7 @@ use meterd_domain::period::Month;
 use meterd_domain::rollup::Sums;
 use meterd_domain::tiers::MonthUse;
 use meterd_store::catalog;
+use meterd_store::credits;
 use meterd_store::database::connect::{allow_long_statements, plan_for_values};
 use meterd_store::database::deployment;
 use meterd_store::usage::partitions;
@@ -142,16 +143,17 @@ pub async fn verify_all(pool: &PgPool, client: Option<&str>, month: Option<Month
     let progress = ProgressBar::new(bounds.len() as u64 + 1).with_style(style);
     let mut verified = Verified::default();
     let mut compared = stream::iter(batches).map(async |batch| verify_batch(pool, batch).await).buffered(BATCHES_MAX);
-    while let Some(Batch { compared, measures, chains, tiers, keys }) = compared.try_next().await? {
+    while let Some(Batch { compared, measures, chains, tiers, credits, keys }) = compared.try_next().await? {
         progress.inc(1);
         verified.client_months += usize::try_from(compared.client_months)?;
         verified.events += compared.events;
         verified.differences += compared.differences.len() + measures.len() + chains.len() + keys.len() + tiers.len();
+        verified.differences += credits.len();
         progress.suspend(|| {
             compared.differences.iter().for_each(print_difference);
             measures.iter().for_each(print_measure);
             chains.iter().for_each(print_chain);
-            tiers.iter().for_each(|line| println!("{line}"));
+            tiers.iter().chain(&credits).for_each(|line| println!("{line}"));
             keys.iter().for_each(print_key);
         });
         if print::has_failed() {
@@ -174,6 +176,8 @@ struct Batch {
     chains: Vec<ChainDifference>,
     /// Months whose tiers differ, as lines.
     tiers: Vec<String>,
+    /// Faults of grants of credits and of what they have paid, as lines.
+    credits: Vec<String>,
     keys: Vec<KeyDifference>,
 }
 
@@ -190,9 +194,10 @@ async fn verify_batch(pool: &PgPool, batch: Scope) -> anyhow::Result<Batch> {
     let measures = measure_differences(&mut tx, &batch).await?;
     let chains = chain_differences(&mut tx, &batch).await?;
     let tiers = tier_differences(&mut tx, &batch).await?;
+    let credits = credits::differences(&mut tx, &batch).await?;
     let keys = key_differences(&mut tx, &batch).await?;
     tx.commit().await?;
-    Ok(Batch { compared, measures, chains, tiers, keys })
+    Ok(Batch { compared, measures, chains, tiers, credits, keys })
 }
 
 /// Compares what the events of each month have used of tiers with the stored quantities, and the cost of the events with that of the

@@ -186,7 +186,7 @@ fn http_status(reason: Reason) -> StatusCode {
         InvalidField | UnknownService | EventTooOld | EventInFuture | PageTokenInvalid | RangeTooLong
         | ResumeTokenInvalid | MessageInvalid | RateNotConfirmed => StatusCode::BAD_REQUEST,
         ClientNotFound | EventNotFound | AlertNotFound | NotificationNotFound | JobNotFound | ApiKeyNotFound
-        | PriceNotFound | RepriceRunNotFound | PlanNotFound => StatusCode::NOT_FOUND,
+        | PriceNotFound | RepriceRunNotFound | PlanNotFound | CreditGrantNotFound => StatusCode::NOT_FOUND,
         IdempotencyConflict
         | ClientExists
         | ServiceExists

@@ -32,6 +32,7 @@ mod connections;
 mod contract;
 mod corrections;
 mod cost_commands;
+mod credits;
 mod delivery_failures;
 mod digests;
 mod distribution;

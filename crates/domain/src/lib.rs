@@ -4,6 +4,7 @@ pub mod access;
 pub mod adjustment;
 pub mod alert;
 pub mod catalog;
+pub mod credits;
 pub mod decimal;
 pub mod event;
 pub mod identifier;

@@ -9,9 +9,20 @@ use foldhash::fast::RandomState;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+/// A plan as a client has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlanTerms {
+    /// Empty: no plan.
+    pub plan_id: Arc<str>,
+    /// Credits for each month.
+    pub included_credits: Decimal,
+    /// Number of further months in which the credits of a month can be used.
+    pub rollover_months: u32,
+}
+
 /// The plans of one client over time.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct PlanTimeline(Vec<(DateTime<Utc>, Arc<str>)>);
+pub struct PlanTimeline(Vec<(DateTime<Utc>, PlanTerms)>);
 
 /// The plans of clients.
 #[derive(Clone, Debug, Default)]
@@ -20,22 +31,27 @@ pub struct ClientPlans(HashMap<Arc<str>, PlanTimeline, RandomState>);
 /// Days of a month, one after another, on which a client has the same plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlanDays {
-    pub plan_id: Arc<str>,
+    pub terms: PlanTerms,
     pub first_day: NaiveDate,
     pub last_day: NaiveDate,
 }
 
 impl PlanTimeline {
-    /// Adds a change: from this time on, the client has this plan, or none if it is empty. Changes can be added in any order.
-    pub fn add(&mut self, effective_time: DateTime<Utc>, plan_id: Arc<str>) {
+    /// Adds a change: from this time on, the client has this plan. Changes can be added in any order.
+    pub fn add(&mut self, effective_time: DateTime<Utc>, terms: PlanTerms) {
         let at = self.0.partition_point(|(time, _)| *time <= effective_time);
-        self.0.insert(at, (effective_time, plan_id));
+        self.0.insert(at, (effective_time, terms));
+    }
+
+    /// Returns whether one of the plans includes credits.
+    pub fn has_credits(&self) -> bool {
+        self.0.iter().any(|(_, terms)| terms.included_credits > Decimal::ZERO)
     }
 
     /// Returns the plan that the client has at a time. Empty: none.
     pub fn at(&self, time: DateTime<Utc>) -> &str {
         let later = self.0.partition_point(|(from, _)| *from <= time);
-        self.0[..later].last().map_or("", |(_, plan_id)| plan_id)
+        self.0[..later].last().map_or("", |(_, terms)| &terms.plan_id)
     }
 
     /// Splits the days of a month by the plan of the client. A day belongs to the plan that the client has at its end. Days without
@@ -45,22 +61,37 @@ impl PlanTimeline {
         for day in month.first_day().iter_days().take_while(|day| Month::of(*day) == month) {
             // The changes of the day and of all days before it.
             let until = self.0.partition_point(|(time, _)| day_of(*time, zone) <= day);
-            let Some((_, plan_id)) = self.0[..until].last().filter(|(_, plan_id)| !plan_id.is_empty()) else {
+            let Some((_, terms)) = self.0[..until].last() else { continue };
+            if terms.plan_id.is_empty() {
                 continue;
-            };
+            }
             match plans.last_mut() {
-                Some(last) if last.plan_id == *plan_id && last.last_day + Days::new(1) == day => last.last_day = day,
-                _ => plans.push(PlanDays { plan_id: plan_id.clone(), first_day: day, last_day: day }),
+                Some(last) if last.terms == *terms && last.last_day + Days::new(1) == day => last.last_day = day,
+                _ => plans.push(PlanDays { terms: terms.clone(), first_day: day, last_day: day }),
             }
         }
         plans
+    }
+
+    /// Returns the plan whose credits the client has for the month of `day`: of its plans in this month until `day`, the one with most
+    /// credits. `None`: the client has none.
+    pub fn included_credits(&self, day: NaiveDate, zone: Tz) -> Option<PlanTerms> {
+        let until = self.days(Month::of(day), zone).into_iter().filter(|plan| plan.first_day <= day);
+        let terms = until.map(|plan| plan.terms).filter(|terms| terms.included_credits > Decimal::ZERO);
+        // The first one, if several have the same.
+        terms.reduce(|most, other| if other.included_credits > most.included_credits { other } else { most })
     }
 }
 
 impl ClientPlans {
     /// Adds a change of the plan of a client.
-    pub fn add(&mut self, client_id: &str, effective_time: DateTime<Utc>, plan_id: &str) {
-        self.0.entry(client_id.into()).or_default().add(effective_time, plan_id.into());
+    pub fn add(&mut self, client_id: &str, effective_time: DateTime<Utc>, terms: PlanTerms) {
+        self.0.entry(client_id.into()).or_default().add(effective_time, terms);
+    }
+
+    /// Returns the plans of a client. `None`: it has never had one.
+    pub fn of(&self, client_id: &str) -> Option<&PlanTimeline> {
+        self.0.get(client_id)
     }
 
     /// Adds the plans of other clients.

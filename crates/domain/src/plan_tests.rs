@@ -2,9 +2,13 @@ use super::*;
 use chrono::TimeZone;
 use proptest::prelude::*;
 
+fn terms(plan_id: &str, credits: &str, rollover_months: u32) -> PlanTerms {
+    PlanTerms { plan_id: plan_id.into(), included_credits: Decimal::parse(credits).unwrap(), rollover_months }
+}
+
 fn timeline(changes: &[(&str, &str)]) -> PlanTimeline {
     let mut timeline = PlanTimeline::default();
-    changes.iter().for_each(|(time, plan)| timeline.add(time.parse().unwrap(), (*plan).into()));
+    changes.iter().for_each(|(time, plan)| timeline.add(time.parse().unwrap(), terms(plan, "0", 0)));
     timeline
 }
 
@@ -18,7 +22,7 @@ fn days(changes: &[(&str, &str)], of: &str, zone: Tz) -> Vec<(String, u32, u32, 
     let of_month = timeline(changes).days(month(of), zone);
     of_month
         .iter()
-        .map(|plan| (plan.plan_id.to_string(), day(plan.first_day), day(plan.last_day), plan.count()))
+        .map(|plan| (plan.terms.plan_id.to_string(), day(plan.first_day), day(plan.last_day), plan.count()))
         .collect()
 }
 
@@ -69,7 +73,8 @@ fn days_are_those_of_the_zone_of_the_client() {
 #[test]
 fn a_fee_is_prorated_by_days_and_rounded_once() {
     let fee = |monthly: &str, first: &str, last: &str, digits: u32| {
-        let days = PlanDays { plan_id: "p".into(), first_day: first.parse().unwrap(), last_day: last.parse().unwrap() };
+        let days =
+            PlanDays { terms: terms("p", "0", 0), first_day: first.parse().unwrap(), last_day: last.parse().unwrap() };
         days.fee(Decimal::parse(monthly).unwrap(), digits).to_string()
     };
     assert_eq!(fee("29", "2026-11-01", "2026-11-30", 2), "29");
@@ -85,6 +90,32 @@ fn a_fee_is_prorated_by_days_and_rounded_once() {
     assert_eq!(fee("999999999999999", "2026-11-01", "2026-11-30", 2), "999999999999999");
 }
 
+#[test]
+fn the_credits_of_a_month_are_those_of_the_plan_with_most_until_the_day() {
+    let mut timeline = PlanTimeline::default();
+    assert!(!timeline.has_credits());
+    for (time, plan, credits) in [
+        ("2026-11-05T00:00:00Z", "trial", "50"),
+        ("2026-11-10T00:00:00Z", "starter", "10"),
+        ("2026-11-20T00:00:00Z", "enterprise", "200"),
+        ("2026-12-01T00:00:00Z", "", "0"),
+    ] {
+        timeline.add(time.parse().unwrap(), terms(plan, credits, 0));
+    }
+    assert!(timeline.has_credits());
+    for (day, plan) in [
+        ("2026-11-04", None),
+        ("2026-11-05", Some("trial")),
+        ("2026-11-19", Some("trial")),
+        ("2026-11-20", Some("enterprise")),
+        ("2026-11-30", Some("enterprise")),
+        ("2026-12-01", None),
+    ] {
+        let included = timeline.included_credits(day.parse().unwrap(), Tz::UTC);
+        assert_eq!(included.as_ref().map(|terms| &*terms.plan_id), plan, "{day}");
+    }
+}
+
 proptest! {
     #[test]
     fn each_day_has_at_most_one_plan_and_that_of_its_last_instant(
@@ -95,7 +126,7 @@ proptest! {
         let mut timeline = PlanTimeline::default();
         for (seconds, plan) in &changes {
             let plan = ["", "a", "b", "c"][*plan];
-            timeline.add(DateTime::from_timestamp(start + seconds, 0).unwrap(), plan.into());
+            timeline.add(DateTime::from_timestamp(start + seconds, 0).unwrap(), terms(plan, "0", 0));
         }
         for of in ["2026-02", "2026-03", "2026-04"].map(month) {
             let parts = timeline.days(of, zone);
@@ -109,7 +140,7 @@ proptest! {
                     .last()
                     .unwrap() + 899;
                 let expected = timeline.at(DateTime::from_timestamp(last, 999_999_999).unwrap());
-                let found: Vec<&str> = having.iter().map(|part| &*part.plan_id).collect();
+                let found: Vec<&str> = having.iter().map(|part| &*part.terms.plan_id).collect();
                 prop_assert_eq!(found, if expected.is_empty() { vec![] } else { vec![expected] }, "{}", day);
             }
             let fee = Decimal::parse("29").unwrap();

@@ -5,14 +5,16 @@ use crate::engine::Engine;
 use crate::fields::{Fields, UnixTime};
 use crate::idempotency::{CreateCall, Created, Idempotency};
 use crate::paging::{Page, PageRequest};
+use crate::previous_release::check_gone;
 use crate::refusal::{Reason, Refusal, shown};
 use chrono::{DateTime, NaiveDate, Utc};
+use chrono_tz::Tz;
 use iso_currency::Currency;
 use meterd_domain::catalog::Catalog;
 use meterd_domain::decimal::{Decimal, Total};
 use meterd_domain::event::ID_BYTES_MAX;
 use meterd_domain::period::{Month, day_of};
-use meterd_domain::plan::{ClientPlans, PlanTimeline};
+use meterd_domain::plan::ClientPlans;
 use meterd_store::catalog::pricing;
 use meterd_store::clients::zone;
 use meterd_store::database::deployment;
@@ -21,13 +23,15 @@ use meterd_store::plans::{self as store, ClientPlan, Plan};
 use sqlx::PgConnection;
 use std::collections::BTreeSet;
 
-/// The plans that meterd ships, in US dollars: id, display name and monthly fee.
-const BUILT_IN: [(&str, &str, u16); 4] = [
-    ("trial", "Trial", 0),
-    ("starter", "Starter", 29),
-    ("professional", "Professional", 99),
-    ("enterprise", "Enterprise", 499),
+/// The plans that meterd ships, in US dollars: id, display name, monthly fee and included credits.
+const BUILT_IN: [(&str, &str, u16, u16); 4] = [
+    ("trial", "Trial", 0, 50),
+    ("starter", "Starter", 29, 10),
+    ("professional", "Professional", 99, 50),
+    ("enterprise", "Enterprise", 499, 200),
 ];
+/// Maximum number of further months in which the credits of a month can be used.
+pub const ROLLOVER_MONTHS_MAX: i32 = 12;
 /// Decimals of a currency whose ISO 4217 code is not known.
 const MINOR_DIGITS: u16 = 2;
 
@@ -38,6 +42,9 @@ pub struct NewPlan {
     pub display_name: String,
     /// A decimal. If absent, 0.
     pub monthly_fee: String,
+    /// A decimal. If absent, 0.
+    pub included_credits: String,
+    pub rollover_months: i32,
 }
 
 /// A change of the plan of a client, unchecked.
@@ -71,28 +78,48 @@ pub struct PlanFees {
 
 /// Creates the plans that meterd ships, if they do not exist. The currency must be US dollars.
 pub async fn seed(conn: &mut PgConnection) -> meterd_store::Result<()> {
-    for (plan_id, display_name, fee) in BUILT_IN {
-        let monthly_fee = Decimal::from_scaled(Decimal::ONE.scaled() * i128::from(fee));
-        store::insert(conn, &store::NewPlan { plan_id, display_name, monthly_fee, built_in: true }).await?;
+    let dollars = |amount: u16| Decimal::from_scaled(Decimal::ONE.scaled() * i128::from(amount));
+    for (plan_id, display_name, fee, credits) in BUILT_IN {
+        let new = store::NewPlan {
+            plan_id,
+            display_name,
+            monthly_fee: dollars(fee),
+            included_credits: dollars(credits),
+            rollover_months: 0,
+            built_in: true,
+        };
+        store::insert(conn, &new).await?;
     }
     Ok(())
 }
 
 /// Creates a plan.
 pub async fn create(engine: &Engine, plan: NewPlan, idempotency: Idempotency<Plan>) -> Result<Created<Plan>, Refusal> {
-    let NewPlan { plan_id, display_name, monthly_fee } = &plan;
+    let NewPlan { plan_id, display_name, monthly_fee, included_credits, rollover_months } = &plan;
     let mut fields = Fields::default();
     fields.required_identifier("plan.plan_id", plan_id, ID_BYTES_MAX);
     fields.text("plan.display_name", display_name, clients::DISPLAY_NAME_BYTES_MAX);
-    let monthly_fee =
-        if monthly_fee.is_empty() { Decimal::ZERO } else { fields.decimal("plan.monthly_fee", monthly_fee) };
+    let mut amount = |field: &str, value: &str| match value {
+        "" => Decimal::ZERO,
+        value => fields.decimal(field, value),
+    };
+    let monthly_fee = amount("plan.monthly_fee", monthly_fee);
+    let included_credits = amount("plan.included_credits", included_credits);
+    fields.count("plan.rollover_months", (*rollover_months).into(), ROLLOVER_MONTHS_MAX.into());
     idempotency.check(&mut fields);
     fields.finish()?;
     let mut creation = match idempotency.begin(engine).await? {
         CreateCall::New(creation) => creation,
         CreateCall::Repeat(answer) => return Ok(Created::Repeat(answer)),
     };
-    let new = store::NewPlan { plan_id, display_name, monthly_fee, built_in: false };
+    let new = store::NewPlan {
+        plan_id,
+        display_name,
+        monthly_fee,
+        included_credits,
+        rollover_months: *rollover_months,
+        built_in: false,
+    };
     if !store::insert(creation.conn(), &new).await? {
         let message = format!("plan {plan_id:?} exists; plans do not change: create one with another id");
         return Err(Refusal::new(Reason::PlanExists, message));
@@ -142,14 +169,18 @@ pub async fn set(engine: &Engine, change: PlanChange) -> Result<ClientPlan, Refu
     let client = clients::existing(engine, client_id).await?;
     let mut tx = engine.pool.begin().await?;
     locks::change_versions(&mut tx).await?;
-    if !plan_id.is_empty() {
-        existing(&mut tx, plan_id).await?;
+    let plan = match plan_id.as_str() {
+        "" => None,
+        plan_id => Some(existing(&mut tx, plan_id).await?),
+    };
+    if plan.as_ref().is_some_and(|plan| plan.included_credits > Decimal::ZERO) {
+        check_gone(&mut tx, "credits").await?;
     }
     let month = Month::of(client.day_of(effective_time)?);
     if let Some(closed) = deployment::closed_through(&mut tx).await?.filter(|closed| month <= *closed) {
         return Err(Refusal::month_closed(closed));
     }
-    let changed = store::set(&mut tx, client_id, plan_id, effective_time).await?;
+    let changed = store::set(&mut tx, client_id, plan.as_ref(), effective_time).await?;
     // Events of the client that had no price may have one by the prices of the plan.
     for service in engine.catalog.read(&mut tx).await?.services_of_plan(plan_id) {
         pricing::insert_task(&mut tx, service).await?;
@@ -185,7 +216,8 @@ pub async fn of_clients(
         return Ok(ClientPlans::default());
     }
     let client_ids: BTreeSet<&str> = client_ids.into_iter().collect();
-    store::of_clients(conn, &client_ids.into_iter().map(str::to_owned).collect::<Vec<_>>()).await
+    let client_ids: Vec<String> = client_ids.into_iter().map(str::to_owned).collect();
+    Ok(meterd_store::clients::settings(conn, &client_ids).await?.plans)
 }
 
 /// Returns the fees of a client for a month, one for each plan in turn. An empty month is the present one.
@@ -197,15 +229,22 @@ pub async fn fees(engine: &Engine, client_id: &str, month: &str) -> Result<PlanF
     let client = clients::existing(engine, client_id).await?;
     let zone = zone(&client.time_zone)?;
     let month = wanted.unwrap_or_else(|| Month::of(day_of(engine.clock.now(), zone)));
-    let mut conn = engine.pool.acquire().await?;
-    let mut timeline = PlanTimeline::default();
-    for change in store::changes(&mut conn, client_id, None, i64::MAX).await? {
-        timeline.add(change.effective_time, change.plan_id.into());
-    }
-    let digits = Currency::from_code(&engine.currency).and_then(Currency::exponent).unwrap_or(MINOR_DIGITS);
+    fees_of(&mut *engine.pool.acquire().await?, &engine.currency, client_id, month, zone).await
+}
+
+/// Returns the fees of a client for a month.
+pub(crate) async fn fees_of(
+    conn: &mut PgConnection,
+    currency: &str,
+    client_id: &str,
+    month: Month,
+    zone: Tz,
+) -> Result<PlanFees, Refusal> {
+    let digits = Currency::from_code(currency).and_then(Currency::exponent).unwrap_or(MINOR_DIGITS);
+    let settings = meterd_store::clients::settings(conn, &[client_id.to_owned()]).await?;
     let mut fees = PlanFees { month, fees: vec![], total: Total::ZERO };
-    for days in timeline.days(month, zone) {
-        let Plan { plan_id, monthly_fee, .. } = existing(&mut conn, &days.plan_id).await?;
+    for days in settings.plans.of(client_id).map(|plans| plans.days(month, zone)).unwrap_or_default() {
+        let Plan { plan_id, monthly_fee, .. } = existing(conn, &days.terms.plan_id).await?;
         let amount = days.fee(monthly_fee, digits.into());
         fees.total += amount;
         let (first_day, last_day, days) = (days.first_day, days.last_day, days.count());

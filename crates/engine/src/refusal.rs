@@ -86,6 +86,7 @@ reasons! {
     PreviousReleaseMayRun "PREVIOUS_RELEASE_MAY_RUN",
     PlanNotFound "PLAN_NOT_FOUND",
     PlanExists "PLAN_EXISTS",
+    CreditGrantNotFound "CREDIT_GRANT_NOT_FOUND",
 }
 
 /// What is wrong with a field of a request.

@@ -1,12 +1,14 @@
 //! Clients and their time zones.
 
 use crate::database::deployment;
+use crate::numeric;
 use chrono::{DateTime, NaiveDate, Utc};
 use chrono_tz::Tz;
+use meterd_domain::decimal::Decimal;
 use meterd_domain::period::{self, Month};
-use meterd_domain::plan::ClientPlans;
+use meterd_domain::plan::{ClientPlans, PlanTerms};
 use sqlx::{PgConnection, PgPool};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// A metered tenant.
 #[derive(Clone, Debug)]
@@ -146,28 +148,45 @@ pub async fn names(conn: &mut PgConnection, client_ids: &[String]) -> crate::Res
     Ok(rows.into_iter().map(|row| (row.client_id, row.display_name)).collect())
 }
 
-/// Returns the time zones of the clients that exist, by client id, and their plans.
-pub async fn time_zones_and_plans(
-    conn: &mut PgConnection,
-    client_ids: &[String],
-) -> crate::Result<(HashMap<String, Tz>, ClientPlans)> {
+/// What transactions need to know of clients.
+#[derive(Debug, Default)]
+pub struct Settings {
+    /// By client. Only clients that exist have one.
+    pub zones: HashMap<String, Tz>,
+    pub plans: ClientPlans,
+    /// The clients that have or had a grant of credits.
+    pub with_grants: HashSet<String>,
+}
+
+/// Returns the settings of clients.
+pub async fn settings(conn: &mut PgConnection, client_ids: &[String]) -> crate::Result<Settings> {
     // A client has a row for each change of its plan, and at least one.
     let rows = sqlx::query!(
-        r#"SELECT client_id, time_zone, p.effective_time AS "effective_time?", p.plan_id AS "plan_id?"
+        r#"SELECT client_id, time_zone, p.effective_time AS "effective_time?", p.plan_id AS "plan_id?",
+               p.included_credits AS "included_credits?", p.rollover_months AS "rollover_months?",
+               EXISTS (SELECT FROM credit_grants g WHERE g.client_id = clients.client_id) AS "has_grants!"
            FROM clients JOIN unnest($1::text[]) AS wanted (client_id) USING (client_id)
            LEFT JOIN client_plans p USING (client_id)"#,
         client_ids
     )
     .fetch_all(conn)
     .await?;
-    let (mut zones, mut plans) = (HashMap::new(), ClientPlans::default());
+    let mut settings = Settings::default();
     for row in rows {
         if let (Some(effective_time), Some(plan_id)) = (row.effective_time, row.plan_id) {
-            plans.add(&row.client_id, effective_time, &plan_id);
+            let terms = PlanTerms {
+                plan_id: plan_id.into(),
+                included_credits: row.included_credits.as_ref().map_or(Ok(Decimal::ZERO), numeric::decimal)?,
+                rollover_months: row.rollover_months.unwrap_or_default().try_into().unwrap_or_default(),
+            };
+            settings.plans.add(&row.client_id, effective_time, terms);
         }
-        zones.insert(row.client_id, zone(&row.time_zone)?);
+        if row.has_grants {
+            settings.with_grants.insert(row.client_id.clone());
+        }
+        settings.zones.insert(row.client_id, zone(&row.time_zone)?);
     }
-    Ok((zones, plans))
+    Ok(settings)
 }
 
 /// Returns up to `limit` ids, after `after`, of clients with usage in `month` or later, in order.

@@ -6,6 +6,7 @@ pub mod alerts;
 pub mod bench;
 pub mod catalog;
 pub mod clients;
+pub mod credits;
 pub mod database;
 mod error;
 pub mod locks;

@@ -1,5 +1,6 @@
 //! BillingService.
 
+mod credits;
 mod plans;
 
 use crate::grpc::Handlers;
@@ -40,5 +41,47 @@ impl BillingService for Handlers {
         request: Request<GetPlanFeesRequest>,
     ) -> Result<Response<GetPlanFeesResponse>, Status> {
         self.run(request, plans::fees).await
+    }
+
+    async fn create_credit_grant(
+        &self,
+        request: Request<CreateCreditGrantRequest>,
+    ) -> Result<Response<CreateCreditGrantResponse>, Status> {
+        self.run_as(request, credits::create).await
+    }
+
+    async fn get_credit_grant(
+        &self,
+        request: Request<GetCreditGrantRequest>,
+    ) -> Result<Response<GetCreditGrantResponse>, Status> {
+        self.run(request, credits::get).await
+    }
+
+    async fn list_credit_grants(
+        &self,
+        request: Request<ListCreditGrantsRequest>,
+    ) -> Result<Response<ListCreditGrantsResponse>, Status> {
+        self.run(request, credits::list).await
+    }
+
+    async fn void_credit_grant(
+        &self,
+        request: Request<VoidCreditGrantRequest>,
+    ) -> Result<Response<VoidCreditGrantResponse>, Status> {
+        self.run(request, credits::void).await
+    }
+
+    async fn get_credit_balance(
+        &self,
+        request: Request<GetCreditBalanceRequest>,
+    ) -> Result<Response<GetCreditBalanceResponse>, Status> {
+        self.run(request, credits::balance).await
+    }
+
+    async fn get_current_period(
+        &self,
+        request: Request<GetCurrentPeriodRequest>,
+    ) -> Result<Response<GetCurrentPeriodResponse>, Status> {
+        self.run(request, credits::period).await
     }
 }

@@ -17,6 +17,8 @@ impl From<store::Plan> for Plan {
             plan_id: plan.plan_id,
             display_name: plan.display_name,
             monthly_fee: plan.monthly_fee.to_string(),
+            included_credits: plan.included_credits.to_string(),
+            rollover_months: plan.rollover_months,
             built_in: plan.built_in,
             create_time: Some(timestamp(plan.create_time)),
         }
@@ -58,8 +60,9 @@ pub async fn create(
 ) -> Result<CreatePlanResponse, Refusal> {
     let encode = |plan: &store::Plan| created(plan.clone()).encode_to_vec();
     let idempotency = idempotency(&caller, &request, &request.request_id, encode);
-    let Plan { plan_id, display_name, monthly_fee, .. } = request.plan.unwrap_or_default();
-    let plan = NewPlan { plan_id, display_name, monthly_fee };
+    let Plan { plan_id, display_name, monthly_fee, included_credits, rollover_months, .. } =
+        request.plan.unwrap_or_default();
+    let plan = NewPlan { plan_id, display_name, monthly_fee, included_credits, rollover_months };
     answer(plans::create(&context.engine, plan, idempotency).await?, created)
 }
 

@@ -174,6 +174,12 @@ matrix! {
         SetClientPlan SetClientPlanRequest ADMIN, audited, |m| Client(&m.client_id);
         ListClientPlans ListClientPlansRequest READ, , |m| Client(&m.client_id);
         GetPlanFees GetPlanFeesRequest READ, , |m| Client(&m.client_id);
+        CreateCreditGrant CreateCreditGrantRequest ADMIN, audited, |m| client_of(&m.grant, |grant| &grant.client_id);
+        GetCreditGrant GetCreditGrantRequest READ, , |m| Client(&m.client_id);
+        ListCreditGrants ListCreditGrantsRequest READ, , |m| Client(&m.client_id);
+        VoidCreditGrant VoidCreditGrantRequest ADMIN, audited, |m| Client(&m.client_id);
+        GetCreditBalance GetCreditBalanceRequest READ, , |m| Client(&m.client_id);
+        GetCurrentPeriod GetCurrentPeriodRequest READ, , |m| Client(&m.client_id);
     }
     CatalogService {
         ListServices ListServicesRequest Need::AnyKey, , |_m| Everybody;

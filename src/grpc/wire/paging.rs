@@ -5,8 +5,8 @@ use crate::grpc::methods::Guarded;
 use crate::grpc::wire::page_token::TokenMaker;
 use crate::proto::{
     GetRepriceRunRequest, ListAdjustmentsRequest, ListAlertsRequest, ListApiKeysRequest, ListAuditLogRequest,
-    ListClientPlansRequest, ListClientsRequest, ListMonthlySummariesRequest, ListNotificationsRequest,
-    ListPlansRequest, ListPricesRequest, ListUsageEventsRequest, QueryUsageRequest,
+    ListClientPlansRequest, ListClientsRequest, ListCreditGrantsRequest, ListMonthlySummariesRequest,
+    ListNotificationsRequest, ListPlansRequest, ListPricesRequest, ListUsageEventsRequest, QueryUsageRequest,
 };
 use meterd_engine::paging::PageRequest;
 use serde::{Serialize, de::DeserializeOwned};
@@ -35,6 +35,7 @@ paged! {
     ListAuditLogRequest,
     ListClientPlansRequest,
     ListClientsRequest,
+    ListCreditGrantsRequest,
     ListNotificationsRequest,
     ListMonthlySummariesRequest,
     ListPlansRequest,

@@ -34,7 +34,7 @@ pub fn code(reason: Reason) -> Code {
         InvalidField | UnknownService | EventTooOld | EventInFuture | PageTokenInvalid | RangeTooLong
         | ResumeTokenInvalid | MessageInvalid | RateNotConfirmed => Code::InvalidArgument,
         ClientNotFound | EventNotFound | AlertNotFound | NotificationNotFound | JobNotFound | ApiKeyNotFound
-        | PriceNotFound | RepriceRunNotFound | PlanNotFound => Code::NotFound,
+        | PriceNotFound | RepriceRunNotFound | PlanNotFound | CreditGrantNotFound => Code::NotFound,
         IdempotencyConflict | ClientExists | ServiceExists | PriceExists | ModelAliasExists | RequestIdReused
         | PlanExists => Code::AlreadyExists,
         NotificationNotFailed

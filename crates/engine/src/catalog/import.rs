@@ -3,9 +3,10 @@
 
 use super::built_in::{self, BuiltInPrice};
 use super::new_price::{Checked, SOURCE_BYTES_MAX, check_high_rates, instant};
-use super::prices::{NewPrice, check_overlap, needs_this_release, previous_release_gone};
+use super::prices::{IGNORED_BY_PREVIOUS_RELEASE, NewPrice, check_overlap, needs_this_release};
 use crate::engine::Engine;
 use crate::fields::{Fields, UnixTime};
+use crate::previous_release::check_gone;
 use crate::refusal::{Reason, Refusal};
 use chrono::{DateTime, Utc};
 use meterd_domain::catalog::{Catalog, PriceScope};
@@ -191,7 +192,8 @@ async fn without_later_prices(
     list: &PriceList,
     checked: Vec<Result<Rates, Refusal>>,
 ) -> Result<Vec<Result<Rates, Refusal>>, Refusal> {
-    let Err(too_early) = previous_release_gone(&mut *engine.pool.acquire().await?).await else { return Ok(checked) };
+    let gone = check_gone(&mut *engine.pool.acquire().await?, IGNORED_BY_PREVIOUS_RELEASE).await;
+    let Err(too_early) = gone else { return Ok(checked) };
     if too_early.reason != Reason::PreviousReleaseMayRun {
         return Err(too_early);
     }

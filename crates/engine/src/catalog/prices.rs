@@ -10,6 +10,7 @@ use crate::fields::{Fields, UnixTime};
 use crate::idempotency::{CreateCall, Created, Idempotency};
 use crate::paging::{Page, PageRequest};
 use crate::plans;
+use crate::previous_release::check_gone;
 use crate::refusal::{Reason, Refusal, shown};
 use chrono::{DateTime, NaiveDate, Utc};
 use meterd_domain::catalog::PriceScope;
@@ -19,7 +20,6 @@ use meterd_store::catalog::pricing;
 use meterd_store::catalog::{self as store, PriceFilter, StoredPrice};
 use meterd_store::database::deployment;
 use meterd_store::{locks, plans as client_plans};
-use sqlx::PgConnection;
 
 /// Which prices to list.
 #[derive(Debug)]
@@ -131,7 +131,7 @@ pub async fn create(
     }
     locks::change_versions(creation.conn()).await?;
     if needs_this_release(&price, &rates) {
-        previous_release_gone(creation.conn()).await?;
+        check_gone(creation.conn(), IGNORED_BY_PREVIOUS_RELEASE).await?;
     }
     let scope = price.scope();
     let others = store::prices_of_scope(creation.conn(), scope).await?;
@@ -152,21 +152,13 @@ pub async fn create(
     Ok(Created::New(created))
 }
 
-/// Returns whether replicas of the previous release would charge wrongly by a price.
+/// What replicas of the previous release ignore, and so charge wrongly.
+pub(super) const IGNORED_BY_PREVIOUS_RELEASE: &str = "client_id, plan_id, reported_cost and tiers of prices";
+
+/// Returns whether a price has something that replicas of the previous release ignore.
 pub(super) fn needs_this_release(price: &NewPrice, rates: &Rates) -> bool {
     let is_for_all = price.client_id.is_empty() && price.plan_id.is_empty();
     !is_for_all || rates.reported_cost.is_some() || !rates.tiers.is_empty()
-}
-
-/// Refuses a price that [`needs_this_release`] while replicas of the previous release may run.
-pub(super) async fn previous_release_gone(conn: &mut PgConnection) -> Result<(), Refusal> {
-    let Some(until) = deployment::previous_release_until(conn).await? else { return Ok(()) };
-    let until = instant(until);
-    let message = format!(
-        "replicas of the previous release, which ignore client_id, plan_id, reported_cost and tiers of prices, may run until {until}; create the \
-         price then, or stop these replicas and run `meterd migrate --previous-release-stopped`"
-    );
-    Err(Refusal::new(Reason::PreviousReleaseMayRun, message).with("until", until))
 }
 
 /// Ends a price at a time, or withdraws it.

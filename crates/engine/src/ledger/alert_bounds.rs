@@ -38,6 +38,11 @@ impl<'a> AlertBounds<'a> {
         Self { clients, now: settings.clock.now() }
     }
 
+    /// Returns the settings of the clients.
+    pub(super) fn clients(&self) -> &ClientSettings {
+        self.clients
+    }
+
     /// Returns the time for which the bounds are computed.
     pub(super) fn now(&self) -> DateTime<Utc> {
         self.now

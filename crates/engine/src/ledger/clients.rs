@@ -1,12 +1,12 @@
-//! The settings of clients that transactions need: time zones, plans and alert policies.
+//! The settings of clients that transactions need: time zones, plans, whether they have credits, and alert policies.
 
 use chrono_tz::Tz;
 use foldhash::fast::RandomState;
-use meterd_domain::plan::ClientPlans;
+use meterd_domain::plan::{ClientPlans, PlanTimeline};
 use meterd_store::alerts::policies::{self, Policies};
-use meterd_store::clients;
+use meterd_store::clients::{self, Settings};
 use sqlx::PgConnection;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 /// Maximum number of clients that are remembered. If there are more, all are forgotten and read again.
@@ -18,6 +18,8 @@ pub struct ClientSettings {
     version: i64,
     zones: HashMap<Arc<str>, Tz, RandomState>,
     pub plans: ClientPlans,
+    /// The clients that have grants of credits, or a plan that includes some.
+    with_credits: HashSet<Arc<str>, RandomState>,
     pub policies: Policies,
 }
 
@@ -39,7 +41,10 @@ impl ClientSettings {
         if missing.is_empty() {
             return Ok(());
         }
-        let (zones, plans) = clients::time_zones_and_plans(conn, &missing).await?;
+        let Settings { zones, plans, with_grants } = clients::settings(conn, &missing).await?;
+        self.with_credits.extend(with_grants.into_iter().map(Arc::from));
+        let with_credits = client_ids.iter().filter(|id| plans.of(id).is_some_and(PlanTimeline::has_credits));
+        self.with_credits.extend(with_credits.map(|client_id| (*client_id).clone()));
         self.plans.join(plans);
         self.policies.join(policies::load(conn, &missing).await?);
         self.zones.extend(zones.into_iter().map(|(client_id, zone)| (client_id.into(), zone)));
@@ -54,6 +59,11 @@ impl ClientSettings {
     /// Pretends that a client with this zone exists.
     pub fn assume(&mut self, client_id: Arc<str>, zone: Tz) {
         self.zones.insert(client_id, zone);
+    }
+
+    /// Returns whether a client may have credits.
+    pub fn has_credits(&self, client_id: &str) -> bool {
+        !self.with_credits.is_empty() && self.with_credits.contains(client_id)
     }
 
     /// Returns the time zone of a client, or `None` if the client is not known.

@@ -11,8 +11,8 @@
 //! | [`Versioned`] | 1. versions of prices, time zones, plans, policies and closed months, shared |
 //! | [`KeysClaimed`] | 2. idempotency keys |
 //! | [`MonthsLocked`] | 3. rows of (client, month) |
-//! | [`Posted`] | 4. pending usage, 5. rows of the months' services and days |
-//! | [`EffectsDone`] | 6. alerts, 7. outbox, 8. feed counter |
+//! | [`Posted`] | 4. pending usage, 5. rows of the months' services and days, 6. grants of credits |
+//! | [`EffectsDone`] | 7. alerts, 8. outbox, 9. feed counter |
 //!
 //! A stage can be left out, but not taken later. Within each step, rows are locked in sorted order.
 //!
@@ -32,6 +32,9 @@
 //! - [`MonthsLocked::post`] posts other changes, such as a price that came later or a correction. The caller locks the months, reads what
 //!   it needs while nobody else can change them, and computes the changes.
 //!
+//! Each post pays for what it adds to the cost with the credits of its clients, in the same transaction. [`try_record`] is not for
+//! clients with credits.
+//!
 //! # Effects
 //!
 //! Every way leads to [`Posted`], and only [`Posted::run_effects`] leads on. It runs the effects of the new sums, which today are alerts.
@@ -39,12 +42,14 @@
 
 mod alert_bounds;
 mod clients;
+mod credits;
 mod effects;
 mod pending;
 mod tiers;
 
 pub use alert_bounds::AlertBounds;
 pub use clients::{ClientSettings, KNOWN_CLIENTS_MAX};
+pub use credits::DEFAULT_PRIORITY;
 pub use effects::{AlertEffect, EffectsDone, Posted};
 pub use pending::{PendingRows, PendingUsage, apply_pending_usage};
 pub use tiers::{Tiers, months_of, tier_month};
@@ -197,6 +202,7 @@ impl<'c> Versioned<'c> {
         record::copy(conn, versions.key_generation, new).await?;
         alert_bounds::reset_bounds_after(conn, &usage.months, &alerts.months_after(&usage.months)).await?;
         let months = record::add(conn, &[], &usage).await?;
+        credits::pay_for_new_usage(conn, alerts.clients(), &usage.days, &months).await?;
         let (unpriced, pending) = (unpriced::of_new(new), usage.row_counts());
         Ok(Posted { conn, months, unpriced, pending, claimed: None, bounds_time: Some(alerts.now()) })
     }
@@ -240,6 +246,7 @@ impl<'c> KeysClaimed<'c> {
             let usage = alerts.usage(sums(&free));
             alert_bounds::reset_bounds_after(conn, &usage.months, &alerts.months_after(&usage.months)).await?;
             months = record::add(conn, &free, &usage).await?;
+            credits::pay_for_new_usage(conn, alerts.clients(), &usage.days, &months).await?;
             pending = usage.row_counts();
         }
         let unpriced = unpriced::of_new(&free);
@@ -290,7 +297,9 @@ impl<'c> MonthsLocked<'c> {
             true => vec![],
             false => {
                 meterd_store::usage::pending::apply(self.0, &changes.clients()).await?;
-                record::correct(self.0, &changes).await?
+                let months = record::correct(self.0, &changes).await?;
+                credits::pay_for_changed_usage(self.0, &changes.days, &months).await?;
+                months
             }
         };
         Ok(Posted { conn: self.0, months, unpriced, pending: vec![], claimed: None, bounds_time: None })

@@ -52,7 +52,7 @@ pub struct ServiceUsage {
     pub sums: Sums,
 }
 
-fn services(catalog: &Catalog, rows: Vec<ServiceSums>) -> Vec<ServiceUsage> {
+pub(crate) fn services(catalog: &Catalog, rows: Vec<ServiceSums>) -> Vec<ServiceUsage> {
     let service = |ServiceSums { service, sums }| {
         let known = catalog.service(&service);
         let display_name = known.map_or_else(|| service.clone(), |known| known.display_name.clone());

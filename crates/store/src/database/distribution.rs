@@ -8,7 +8,7 @@ use crate::locks;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool};
 
 /// The tables that are distributed by their column `client_id`.
-pub const DISTRIBUTED_TABLES: [&str; 12] = [
+pub const DISTRIBUTED_TABLES: [&str; 14] = [
     "usage_months",
     "usage_month_services",
     "usage_days",
@@ -21,6 +21,8 @@ pub const DISTRIBUTED_TABLES: [&str; 12] = [
     "monthly_summaries",
     "clients",
     "client_plans",
+    "credit_grants",
+    "credit_uses",
 ];
 /// The tables of which each worker has a copy.
 pub const REFERENCE_TABLES: [&str; 1] = ["services"];

@@ -115,8 +115,9 @@ impl Recorder {
         let priced = price(pricing, &dated, &claims, &holders.of);
         let bounds = AlertBounds::new(&shared.alert_settings, &self.settings);
         // A refused event may be a repeat. To find out, its key must be looked up, which needs a transaction. So do tiers, because a
-        // charge depends on what its month has after its row is locked.
-        if priced.new.len() < claims.event_of.len() || priced.is_tiered {
+        // charge depends on what its month has after its row is locked, and credits, whose rows are locked after it.
+        let has_credits = clients.ids.iter().any(|client_id| self.settings.has_credits(client_id));
+        if priced.new.len() < claims.event_of.len() || priced.is_tiered || has_credits {
             return Ok(None);
         }
         let tried = ledger::try_record(conn, &versions, &priced.new, &bounds).await?;
