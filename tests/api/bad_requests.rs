@@ -109,13 +109,24 @@ const REQUESTS: &[(&str, &str)] = &[
     ),
     (
         "CreatePlan",
-        r#"{"plan": {"planId": "plan-$N", "displayName": "Name", "monthlyFee": "29"}, "requestId": "r-$N"}"#,
+        r#"{"plan": {"planId": "plan-$N", "displayName": "Name", "monthlyFee": "29", "includedCredits": "10",
+            "rolloverMonths": 1}, "requestId": "r-$N"}"#,
     ),
     ("GetPlan", r#"{"planId": "starter"}"#),
     ("ListPlans", r#"{"pageSize": 1}"#),
     ("SetClientPlan", r#"{"clientId": "acme", "planId": "starter", "effectiveTime": "2026-11-21T12:00:00Z"}"#),
     ("ListClientPlans", r#"{"clientId": "acme", "pageSize": 1}"#),
     ("GetPlanFees", r#"{"clientId": "acme", "month": "2026-11"}"#),
+    (
+        "CreateCreditGrant",
+        r#"{"grant": {"clientId": "acme", "amount": "10", "source": "CREDIT_SOURCE_PURCHASE", "priority": 1,
+            "firstDate": "2026-01-01", "lastDate": "2026-12-31", "note": "n"}, "requestId": "r-$N"}"#,
+    ),
+    ("GetCreditGrant", r#"{"clientId": "acme", "grantId": "$GRANT"}"#),
+    ("ListCreditGrants", r#"{"clientId": "acme", "pageSize": 1}"#),
+    ("VoidCreditGrant", r#"{"clientId": "acme", "grantId": "$GRANT"}"#),
+    ("GetCreditBalance", r#"{"clientId": "acme", "date": "2026-11-21"}"#),
+    ("GetCurrentPeriod", r#"{"clientId": "acme"}"#),
     ("RetirePrice", r#"{"priceId": "$PRICE"}"#),
     (
         "ImportPrices",
@@ -194,6 +205,8 @@ pub fn fields_of_missing(rpc: &str, message: &str) -> &'static [&'static str] {
         ("TrackUsage" | "StreamUsage", "UsageEvent") => &["event.client_id", "event.service"],
         ("UpdateClient", "Client") => &["client.client_id", "client.time_zone"],
         (_, "Client") => &["client.client_id"],
+        (_, "Plan") => &["plan.plan_id"],
+        (_, "CreditGrant") => &["grant.client_id", "grant.amount", "grant.source"],
         (_, "Service") => &["service.service"],
         (_, "Price") => &["price.service", "price.rates"],
         ("ImportPrices", "Rates") => &["prices[0].rates"],
@@ -220,6 +233,7 @@ pub fn rule(rpc: &str, message: &str, field: &str) -> Rule {
         ("ListUsageEvents", _, "price_id") => text(128),
         (_, "Price", "price_id" | "built_in")
         | (_, "Plan", "built_in" | "create_time")
+        | (_, "CreditGrant", "grant_id" | "plan_id" | "used" | "create_time" | "void_time")
         | (_, "AlertPolicy", "overridden_fields")
         | (_, "NotificationChannel", "secret_count")
         | (_, "ApiKey", "key_id" | "rotated_from") => OutputOnly,
@@ -253,7 +267,19 @@ pub fn rule(rpc: &str, message: &str, field: &str) -> Rule {
         // The valid request has a client.
         (_, "Price", "plan_id") => Absent,
         ("CreatePlan", "Plan", "plan_id") => Name { bytes_max: 128, empty: Invalid },
-        (_, "Plan", "monthly_fee") => Decimal { integer_digits: 15, decimals: 12, zero: Valid, empty: Valid },
+        (_, "Plan", "monthly_fee" | "included_credits") => {
+            Decimal { integer_digits: 15, decimals: 12, zero: Valid, empty: Valid }
+        }
+        (_, "Plan", "rollover_months") => Count { from: 0, to: 12 },
+        (_, "CreditGrant", "client_id") => required(UNKNOWN_CLIENT),
+        (_, "CreditGrant", "amount") => Decimal { integer_digits: 15, decimals: 12, zero: Invalid, empty: Invalid },
+        (_, "CreditGrant", "source") => Enum { unspecified: Invalid, last: 3 },
+        (_, "CreditGrant", "priority") => Count { from: 0, to: 1_000 },
+        (_, "CreditGrant", "first_date" | "last_date") | ("GetCreditBalance", _, "date") => Day { empty: Valid },
+        (_, "CreditGrant", "note") => text(1_024),
+        ("GetCreditGrant" | "VoidCreditGrant", _, "client_id" | "grant_id") => {
+            required(Refused("CREDIT_GRANT_NOT_FOUND"))
+        }
         (_, "ListPricesRequest", "plan_id") => text(128),
         ("GetPlan", _, "plan_id") => required(Refused("PLAN_NOT_FOUND")),
         (_, _, "plan_id") => Text { bytes_max: 128, empty: Valid, other: Refused("PLAN_NOT_FOUND") },
@@ -271,6 +297,9 @@ pub fn rule(rpc: &str, message: &str, field: &str) -> Rule {
             | "SetClientPlan"
             | "ListClientPlans"
             | "GetPlanFees"
+            | "ListCreditGrants"
+            | "GetCreditBalance"
+            | "GetCurrentPeriod"
             | "GetClient",
             _,
             "client_id",

@@ -4,6 +4,7 @@ use crate::bad_requests::{fields_of_missing, rule, valid_request};
 use crate::bad_values::{Case, Expected, Field, cases};
 use crate::contract::*;
 use crate::harness::*;
+use meterd::proto::billing_service_client::BillingServiceClient;
 use meterd::proto::*;
 use meterd_engine::clock::Clock;
 use prost::Message;
@@ -22,6 +23,8 @@ pub struct TestData {
     pub alert_id: String,
     /// A run with several differences, which has ended.
     pub run_id: String,
+    /// A grant of credits to acme.
+    pub grant_id: String,
 }
 
 impl TestData {
@@ -77,6 +80,24 @@ impl TestData {
             let request = CreatePriceRequest { price: Some(price), ..Default::default() };
             server.catalog().create_price(request).await.unwrap();
         }
+        let mut billing = BillingServiceClient::new(server.channel());
+        let mut grant_id = String::new();
+        for day in ["2026-11-01", "2026-11-02"] {
+            let request = SetClientPlanRequest {
+                client_id: "acme".into(),
+                plan_id: "trial".into(),
+                effective_time: Some(timestamp(&format!("{day}T00:00:00Z"))),
+            };
+            billing.set_client_plan(request).await.unwrap();
+            let grant = CreditGrant {
+                client_id: "acme".into(),
+                amount: "1".into(),
+                source: CreditSource::Purchase.into(),
+                ..Default::default()
+            };
+            let request = CreateCreditGrantRequest { grant: Some(grant), ..Default::default() };
+            grant_id = billing.create_credit_grant(request).await.unwrap().into_inner().grant.unwrap().grant_id;
+        }
         let month = "2026-11".to_owned();
         let request = RepriceUsageRequest {
             start_month: month.clone(),
@@ -88,7 +109,7 @@ impl TestData {
         let open = "SELECT count(*) FROM reprice_runs WHERE finish_time IS NULL";
         wait_until(async || sqlx::query_scalar::<_, i64>(open).fetch_one(&server.pool).await.unwrap() == 0).await;
         let connection = RawConnection::to(&server.address);
-        let mut data = Self { server, connection, requests_made: 0, event_id, alert_id, run_id };
+        let mut data = Self { server, connection, requests_made: 0, event_id, alert_id, run_id, grant_id };
         for _ in 0..2 {
             data.new_key().await;
         }
@@ -118,6 +139,7 @@ impl TestData {
         text.replace("$EVENT", &self.event_id)
             .replace("$ALERT", &self.alert_id)
             .replace("$RUN", &self.run_id)
+            .replace("$GRANT", &self.grant_id)
             .replace("$N", &self.requests_made.to_string())
     }
 

@@ -43,7 +43,7 @@ const CHANGES_ALL: &str = "--y --- ---";
 const FOR_EVERYBODY: &str = "yyy yyy yyy";
 
 /// RPC, request, expected results. `{alert}` and `{notification}` are ids of acme's objects.
-pub const CELLS: [(&str, &str, &str); 81] = [
+pub const CELLS: [(&str, &str, &str); 87] = [
     ("UsageService/TrackUsage", r#"{"event":{"clientId":"acme","service":"sms"}}"#, "y-y y-y ---"),
     ("UsageService/BatchTrackUsage", r#"{"events":[{"clientId":"acme","service":"sms"}]}"#, EVENTS_OF_ACME),
     ("UsageService/StreamUsage", r#"{"event":{"clientId":"acme","service":"sms"}}"#, EVENTS_OF_ACME),
@@ -128,6 +128,16 @@ pub const CELLS: [(&str, &str, &str); 81] = [
     ("BillingService/SetClientPlan", r#"{"clientId":"acme","planId":"none"}"#, CHANGES_ACME),
     ("BillingService/ListClientPlans", r#"{"clientId":"acme"}"#, READS_ACME),
     ("BillingService/GetPlanFees", r#"{"clientId":"acme"}"#, READS_ACME),
+    (
+        "BillingService/CreateCreditGrant",
+        r#"{"grant":{"clientId":"acme","amount":"1","source":"CREDIT_SOURCE_PURCHASE"}}"#,
+        CHANGES_ACME,
+    ),
+    ("BillingService/GetCreditGrant", r#"{"clientId":"acme","grantId":"x"}"#, READS_ACME),
+    ("BillingService/ListCreditGrants", r#"{"clientId":"acme"}"#, READS_ACME),
+    ("BillingService/VoidCreditGrant", r#"{"clientId":"acme","grantId":"x"}"#, CHANGES_ACME),
+    ("BillingService/GetCreditBalance", r#"{"clientId":"acme"}"#, READS_ACME),
+    ("BillingService/GetCurrentPeriod", r#"{"clientId":"acme"}"#, READS_ACME),
     ("CatalogService/ListPrices", "{}", FOR_EVERYBODY),
     ("CatalogService/CreatePrice", r#"{"price":{"service":"sms","model":"m","rates":{"unit":"1"}}}"#, CHANGES_ALL),
     ("CatalogService/RetirePrice", r#"{"priceId":"999999"}"#, CHANGES_ALL),
@@ -173,7 +183,7 @@ pub const CELLS: [(&str, &str, &str); 81] = [
 ];
 
 /// RPCs that change something as an admin and are recorded in the audit log.
-pub const AUDITED: [&str; 22] = [
+pub const AUDITED: [&str; 24] = [
     "UsageService/UpdateMonthlySummaries",
     "UsageService/RebuildRollups",
     "AlertService/CheckAlerts",
@@ -183,6 +193,8 @@ pub const AUDITED: [&str; 22] = [
     "AlertService/SendTestNotification",
     "BillingService/CreatePlan",
     "BillingService/SetClientPlan",
+    "BillingService/CreateCreditGrant",
+    "BillingService/VoidCreditGrant",
     "CatalogService/CreateService",
     "CatalogService/CreatePrice",
     "CatalogService/RetirePrice",

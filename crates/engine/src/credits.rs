@@ -10,7 +10,7 @@ use crate::previous_release::check_gone;
 use crate::refusal::{Reason, Refusal, shown};
 use chrono::{DateTime, NaiveDate, Utc};
 use meterd_domain::credits::GrantSource;
-use meterd_domain::decimal::{Decimal, Total};
+use meterd_domain::decimal::Total;
 use meterd_domain::event::ID_BYTES_MAX;
 use meterd_domain::period::Month;
 use meterd_store::credits::{self as store, CreditGrant};
@@ -57,10 +57,7 @@ pub async fn create(
 ) -> Result<Created<CreditGrant>, Refusal> {
     let mut fields = Fields::default();
     fields.required("grant.client_id", &grant.client_id, ID_BYTES_MAX);
-    let amount = fields.decimal("grant.amount", &grant.amount);
-    if amount == Decimal::ZERO && fields.is_fine() {
-        fields.wrong("grant.amount", "must be more than 0");
-    }
+    let amount = fields.positive("grant.amount", &grant.amount);
     let source = match &grant.source {
         Ok(GrantSource::Plan) => {
             fields.wrong("grant.source", "must be a promotion or a purchase: meterd grants the credits of plans");

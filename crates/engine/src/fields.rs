@@ -190,6 +190,15 @@ impl Fields {
         self.number(field, value, Decimal::parse(value)).unwrap_or_default()
     }
 
+    /// Parses an amount that must be more than 0, without rounding it.
+    pub fn positive(&mut self, field: &str, value: &str) -> Decimal {
+        let parsed = self.number(field, value, Decimal::parse(value));
+        if parsed == Some(Decimal::ZERO) {
+            self.wrong(field, "must be more than 0");
+        }
+        parsed.unwrap_or_default()
+    }
+
     /// Parses a quantity or amount of an event, rounded half to even to 12 decimals. Also returns whether rounding changed it.
     pub fn quantity(&mut self, field: &str, value: &str) -> (Decimal, bool) {
         self.number(field, value, Decimal::parse_rounded(value)).unwrap_or_default()
