@@ -285,15 +285,15 @@ async fn concurrent_writers_on_two_replicas_never_use_more_than_a_grant_has() {
     set_plan(&server, "acme", "starter", "2026-11-01T00:00:00Z").await;
     // Each event uses up a grant, so writers of two months that read the same grant would both use it.
     for _ in 0..65 {
-        let of_october = CreditGrant { first_date: "2026-10-01".into(), ..new_grant("acme", "1") };
-        grant(&server, of_october).await.unwrap();
+        let since_september = CreditGrant { first_date: "2026-09-01".into(), ..new_grant("acme", "1") };
+        grant(&server, since_september).await.unwrap();
     }
     let servers = Arc::new([server, other]);
-    // Both months draw from the same grants.
+    // A transaction locks its month and the next one, so those of September and November do not wait for each other there.
     let callers = (0..16).map(|caller| {
         let servers = servers.clone();
         tokio::spawn(async move {
-            let at = if caller % 2 == 0 { NOW } else { "2026-10-15T00:00:00Z" };
+            let at = if caller % 2 == 0 { NOW } else { "2026-09-15T00:00:00Z" };
             for _ in 0..10 {
                 let event_id = record(&servers[caller / 2 % 2], "acme", "1", at).await;
                 if caller % 8 == 7 {
@@ -308,7 +308,7 @@ async fn concurrent_writers_on_two_replicas_never_use_more_than_a_grant_has() {
     let servers = Arc::into_inner(servers).unwrap();
     let found = grants(&servers[0], "acme").await;
     let total: i32 = found.iter().map(|(_, used, ..)| used.parse::<i32>().unwrap()).sum();
-    // 80 in November, and 60 of October that were not voided.
+    // 80 in November, and 60 of September that were not voided.
     assert_eq!(found.len(), 66);
     let [cost, used, payable, left] = period(&servers[0], "acme").await;
     println!("140 events cost 140; credits of 75 paid {total}; November: {cost} = {used} + {payable}, {left} left");
