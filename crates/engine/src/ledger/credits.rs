@@ -35,7 +35,7 @@ pub(super) async fn pay_for_new_usage(
     months: &[MonthRow],
 ) -> meterd_store::Result<()> {
     let with_credits = |(row, _): &(DayKey, Sums)| settings.has_credits(&row.0);
-    if !days.iter().any(|day| with_credits(day)) {
+    if !days.iter().any(with_credits) {
         return Ok(());
     }
     let changed = changed_months(days.iter().filter(|day| with_credits(day)), months);
