@@ -198,7 +198,7 @@ async fn a_log_that_nobody_reads_stalls_neither_calls_nor_the_stop() {
     // Fills what the lines of the start have left of the pipe.
     let path = format!("/proc/{}/fd/2", server.child.id());
     let mut pipe = File::options().write(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path).unwrap();
-    let full = std::iter::repeat_with(|| pipe.write(&[b'\n'])).find_map(Result::err);
+    let full = std::iter::repeat_with(|| pipe.write(b"\n")).find_map(Result::err);
     assert_eq!(full.map(|error| error.kind()), Some(ErrorKind::WouldBlock));
     for _ in 0..3 {
         let started = Instant::now();
