@@ -5,9 +5,10 @@ mod text;
 
 use chrono::format::{Item, Parsed, StrftimeItems, parse};
 use chrono::{
-    DateTime, Datelike, LocalResult, NaiveDate, NaiveDateTime, NaiveTime, SecondsFormat, TimeDelta, TimeZone, Utc,
+    DateTime, Datelike, LocalResult, NaiveDate, NaiveDateTime, SecondsFormat, TimeDelta, TimeZone, Utc,
 };
 use chrono_tz::Tz;
+use meterd_domain::period::start_of_day;
 use prost_types::Timestamp;
 
 /// How to parse times.
@@ -41,7 +42,7 @@ impl TimeValue {
         match self {
             TimeValue::Exact(time) => Ok(time),
             TimeValue::Local(local) => in_zone(local, zone),
-            TimeValue::Day(day) => start_of_day(day, zone),
+            TimeValue::Day(day) => start_of_day(day, zone).ok_or_else(|| format!("{day} does not exist in {zone}")),
         }
     }
 }
@@ -172,15 +173,6 @@ fn in_zone(local: NaiveDateTime, zone: Tz) -> Result<DateTime<Utc>, String> {
             Err(format!("{local} does not exist in {zone} because clocks go forward{}", hint.unwrap_or_default()))
         }
     }
-}
-
-/// Returns the first moment of a day. It is after midnight if clocks go forward at midnight. Some zones have skipped whole
-/// days.
-fn start_of_day(day: NaiveDate, zone: Tz) -> Result<DateTime<Utc>, String> {
-    let midnight = day.and_time(NaiveTime::MIN);
-    let quarters = (0..24 * 4).map(|quarter| midnight + TimeDelta::minutes(15 * quarter));
-    let first = quarters.into_iter().find_map(|local| zone.from_local_datetime(&local).earliest());
-    first.map(|time| time.to_utc()).ok_or_else(|| format!("{day} does not exist in {zone}"))
 }
 
 #[cfg(test)]

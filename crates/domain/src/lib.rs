@@ -7,6 +7,7 @@ pub mod catalog;
 pub mod credits;
 pub mod decimal;
 pub mod event;
+pub mod forecast;
 pub mod identifier;
 pub mod measures;
 pub mod metadata;

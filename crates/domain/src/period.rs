@@ -1,6 +1,6 @@
 //! Days and months in the client's time zone.
 
-use chrono::{DateTime, Datelike, Days, Months, NaiveDate, TimeDelta, Utc};
+use chrono::{DateTime, Datelike, Days, Months, NaiveDate, NaiveTime, TimeDelta, TimeZone, Utc};
 use chrono_tz::Tz;
 use std::fmt;
 
@@ -18,6 +18,40 @@ pub fn day_of(time: DateTime<Utc>, zone: Tz) -> NaiveDate {
 pub fn widest_range(day: NaiveDate) -> (DateTime<Utc>, DateTime<Utc>) {
     let midnight = day.and_time(chrono::NaiveTime::MIN).and_utc();
     (midnight - TimeDelta::days(1), midnight + TimeDelta::days(2))
+}
+
+/// Returns the first moment of a day. It is after midnight if clocks go forward at midnight. `None` if the zone skipped the day.
+pub fn start_of_day(day: NaiveDate, zone: Tz) -> Option<DateTime<Utc>> {
+    let midnight = day.and_time(NaiveTime::MIN);
+    let mut quarters = (0..24 * 4).map(|quarter| midnight + TimeDelta::minutes(15 * quarter));
+    quarters.find_map(|local| zone.from_local_datetime(&local).earliest()).map(|time| time.to_utc())
+}
+
+/// The part of a day that is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DayPart {
+    /// Seconds that are over, at most `seconds`. A second that has begun is counted.
+    pub over: u32,
+    /// Seconds of the day: 86,400, and less or more if clocks go forward or back.
+    pub seconds: u32,
+}
+
+impl DayPart {
+    /// Returns the part of the day in `zone` that is over at `time`.
+    pub fn at(time: DateTime<Utc>, zone: Tz) -> Self {
+        let day = day_of(time, zone);
+        let start = start_of_day(day, zone).unwrap_or(time);
+        // A zone can skip the next day, but not two days.
+        let next = [1, 2].into_iter().find_map(|days| start_of_day(day + Days::new(days), zone));
+        let seconds = next.map_or(0, |next| (next - start).num_seconds()).max(1);
+        let over = (time - start + TimeDelta::microseconds(999_999)).num_seconds().clamp(0, seconds);
+        Self { over: over as u32, seconds: seconds as u32 }
+    }
+
+    /// Returns the seconds of the day that remain.
+    pub fn remaining(self) -> u32 {
+        self.seconds - self.over
+    }
 }
 
 /// Parses a day in the form "2026-11-21" with a year from 1 to 9999. Rejects every other form.
@@ -88,7 +122,6 @@ pub fn elapsed_and_remaining(today: NaiveDate) -> (u32, u32) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use chrono::TimeZone;
     use proptest::prelude::*;
 
     fn utc(text: &str) -> DateTime<Utc> {
@@ -113,6 +146,24 @@ mod tests {
             assert_eq!(day_of(end - TimeDelta::microseconds(1), berlin), day);
             assert_ne!(day_of(end, berlin), day);
         }
+    }
+
+    #[test]
+    fn the_part_of_a_day_that_is_over_is_measured_in_the_length_of_the_day() {
+        let berlin = chrono_tz::Europe::Berlin;
+        let part = |time: &str, zone| DayPart::at(utc(time), zone);
+        assert_eq!(part("2026-11-21T12:00:00Z", Tz::UTC), DayPart { over: 43_200, seconds: 86_400 });
+        assert_eq!(part("2026-03-29T00:00:00Z", berlin), DayPart { over: 3_600, seconds: 23 * 3_600 });
+        assert_eq!(part("2026-10-25T01:00:00Z", berlin), DayPart { over: 3 * 3_600, seconds: 25 * 3_600 });
+        let start = part("2026-11-20T23:00:00Z", berlin);
+        assert_eq!((start.over, start.remaining()), (0, 86_400));
+        assert_eq!(part("2026-11-21T22:59:59.000001Z", berlin).remaining(), 0);
+        // Clocks go forward at midnight, and the day begins at one o'clock.
+        let santiago = chrono_tz::America::Santiago;
+        assert_eq!(part("2026-09-06T04:00:00Z", santiago), DayPart { over: 0, seconds: 23 * 3_600 });
+        // Samoa skipped a day.
+        assert_eq!(start_of_day(parse_day("2011-12-30").unwrap(), chrono_tz::Pacific::Apia), None);
+        assert_eq!(part("2011-12-29T22:00:00Z", chrono_tz::Pacific::Apia).seconds, 86_400);
     }
 
     #[test]
@@ -170,6 +221,10 @@ mod tests {
             prop_assert!(start <= time && time < end);
             let (elapsed, remaining) = elapsed_and_remaining(day);
             prop_assert_eq!(elapsed + remaining, month.days());
+            let part = DayPart::at(time, zone);
+            prop_assert!(part.over <= part.seconds && (20 * 3_600..=28 * 3_600).contains(&part.seconds), "{:?}", part);
+            let second_after_start = start_of_day(day, zone).unwrap() + TimeDelta::seconds(part.over.into());
+            prop_assert!(second_after_start >= time, "{:?}", part);
             // A later instant is never on an earlier day, unless the clock of the zone was set back over midnight.
             let offset_now = time.with_timezone(&zone).naive_local() - time.naive_utc();
             let later = time + TimeDelta::days(2);
