@@ -137,6 +137,7 @@ matrix! {
         BatchTrackUsage BatchTrackUsageRequest INGEST, , |_m| Handler;
         StreamUsage StreamUsageRequest INGEST, , |_m| Handler;
         GetCurrentMonthUsage GetCurrentMonthUsageRequest READ, , |m| Client(&m.client_id);
+        GetForecast GetForecastRequest READ, , |m| Client(&m.client_id);
         GetUsageSummary GetUsageSummaryRequest READ, , |m| Client(&m.client_id);
         QueryUsage QueryUsageRequest READ, , |m| Filter(&mut m.client_ids);
         GetUsageEvent GetUsageEventRequest READ, , |m| Client(&m.client_id);

@@ -48,6 +48,13 @@ impl UsageService for Handlers {
         self.run(request, reads::current_month).await
     }
 
+    async fn get_forecast(
+        &self,
+        request: Request<GetForecastRequest>,
+    ) -> Result<Response<GetForecastResponse>, Status> {
+        self.run(request, reads::forecast).await
+    }
+
     async fn get_usage_summary(
         &self,
         request: Request<GetUsageSummaryRequest>,

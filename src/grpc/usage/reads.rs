@@ -1,17 +1,19 @@
-//! GetCurrentMonthUsage, GetUsageSummary, GetPlatformUsage, GetUsageEvent and ListUsageEvents.
+//! GetCurrentMonthUsage, GetForecast, GetUsageSummary, GetPlatformUsage, GetUsageEvent and ListUsageEvents.
 
 use crate::grpc::Context;
 use crate::grpc::wire::convert::{texts, timestamp, unix_time};
 use crate::proto::{
-    DayUsage, GetCurrentMonthUsageRequest, GetCurrentMonthUsageResponse, GetPlatformUsageRequest,
-    GetPlatformUsageResponse, GetUsageEventRequest, GetUsageEventResponse, GetUsageSummaryRequest,
+    CostForecast, DayUsage, ForecastDay, ForecastLine, GetCurrentMonthUsageRequest, GetCurrentMonthUsageResponse,
+    GetForecastRequest, GetForecastResponse, GetPlatformUsageRequest, GetPlatformUsageResponse, GetUsageEventRequest, GetUsageEventResponse, GetUsageSummaryRequest,
     GetUsageSummaryResponse, ListUsageEventsRequest, ListUsageEventsResponse, OperationUsage, ServiceUsage,
 };
 use chrono::{DateTime, Utc};
+use meterd_domain::decimal::Total;
 use meterd_domain::event::EventId;
+use meterd_domain::forecast::{Forecast, RANGE_PERCENT, Range};
 use meterd_engine::paging::{Page, PageRequest};
 use meterd_engine::refusal::Refusal;
-use meterd_engine::usage::{self, AsOf, DaySums, EventListInput, OperationSums, SummaryInput};
+use meterd_engine::usage::{self, AsOf, DaySums, EventListInput, Line, OperationSums, SummaryInput};
 use std::sync::Arc;
 
 /// Returns a client's current month.
@@ -35,6 +37,26 @@ pub async fn current_month(
         services: services.collect(),
         complete_as_of_time: Some(timestamp(month.complete_as_of)),
         measures: texts(month.measures),
+        forecast: Some(context.forecast(&month.forecast)),
+    })
+}
+
+/// Returns the forecast of a client's current month.
+pub async fn forecast(context: Arc<Context>, request: GetForecastRequest) -> Result<GetForecastResponse, Refusal> {
+    let month = usage::month_forecast(&context.engine, &request.client_id).await?;
+    let days = month.forecast.days.iter();
+    Ok(GetForecastResponse {
+        client_id: request.client_id,
+        month: month.month.to_string(),
+        time_zone: month.time_zone,
+        cost: Some(context.money(month.forecast.cost)),
+        forecast: Some(context.forecast(&month.forecast)),
+        projected_cost: Some(context.money(month.projected_cost)),
+        days: days
+            .map(|(day, cost)| ForecastDay { day: day.to_string(), expected_cost: Some(context.money(*cost)) })
+            .collect(),
+        lines: month.lines.into_iter().map(|line| context.forecast_line(line)).collect(),
+        complete_as_of_time: Some(timestamp(month.complete_as_of)),
     })
 }
 
@@ -116,6 +138,27 @@ pub async fn list_events(
 }
 
 impl Context {
+    fn forecast(&self, forecast: &Forecast) -> CostForecast {
+        let money = |of: fn(Range) -> Total| forecast.range.map(|range| self.money(of(range)));
+        CostForecast {
+            expected_cost: Some(self.money(forecast.expected)),
+            low_cost: money(|range| range.low),
+            high_cost: money(|range| range.high),
+            range_percent: forecast.range.map_or(0, |_| RANGE_PERCENT as i32),
+            days_used: forecast.days_used as i32,
+        }
+    }
+
+    fn forecast_line(&self, line: Line) -> ForecastLine {
+        ForecastLine {
+            kind: line.kind as i32,
+            name: line.name.to_owned(),
+            amount: Some(self.money(line.amount)),
+            reach_date: line.reached.map(|reached| reached.day.to_string()).unwrap_or_default(),
+            reached: line.reached.is_some_and(|reached| reached.already),
+        }
+    }
+
     fn day(&self, day: DaySums) -> DayUsage {
         DayUsage { day: day.day.to_string(), totals: Some(self.totals(&day.sums)) }
     }

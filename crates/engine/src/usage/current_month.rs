@@ -1,5 +1,6 @@
 //! The current month of a client.
 
+use super::forecast::{history_days, recurring_services};
 use super::{ServiceUsage, recurring_cost, services};
 use crate::engine::Engine;
 use crate::fields::Fields;
@@ -8,7 +9,8 @@ use chrono::{DateTime, TimeDelta, Utc};
 use chrono_tz::Tz;
 use meterd_domain::decimal::Total;
 use meterd_domain::event::ID_BYTES_MAX;
-use meterd_domain::period::{Month, day_of, elapsed_and_remaining};
+use meterd_domain::forecast::Forecast;
+use meterd_domain::period::{DayPart, Month, day_of, elapsed_and_remaining};
 use meterd_domain::projection::month_end;
 use meterd_domain::rollup::Sums;
 use meterd_store::clients::zone;
@@ -25,6 +27,7 @@ pub struct MonthToDate {
     pub sums: Sums,
     /// The expected cost at the end of the month, if usage continues at the same rate.
     pub projected_cost: Total,
+    pub forecast: Forecast,
     pub days_elapsed: u32,
     pub days_remaining: u32,
     /// Ordered by cost, the highest first, each with its projected cost.
@@ -43,13 +46,17 @@ pub async fn current_month(engine: &Engine, client_id: &str) -> Result<MonthToDa
     // The current month of a client in any time zone is one of these two. So one statement reads the time zone and the usage.
     let day_around = |days| day_of(now + TimeDelta::days(days), Tz::UTC);
     let (first, last) = (Month::of(day_around(-1)), Month::of(day_around(1)));
+    let catalog = engine.catalog.current();
+    let recurring = recurring_services(&catalog);
+    let days = history_days(now, &recurring);
     let read = engine.reads.read(|mut conn| async move {
-        let read = usage::months(&mut conn, client_id, first, last).await;
+        let read = usage::months(&mut conn, client_id, first, last, days).await;
         (conn, read)
     });
     let AsOf { complete_as_of, rows: OfClient { time_zone, usage } } =
         read.await?.ok_or_else(|| Refusal::client_not_found(client_id))?;
-    let today = day_of(now, zone(&time_zone)?);
+    let zone = zone(&time_zone)?;
+    let today = day_of(now, zone);
     let month = Month::of(today);
     let (days_elapsed, days_remaining) = elapsed_and_remaining(today);
     let rows: Vec<ServiceSums> =
@@ -57,7 +64,7 @@ pub async fn current_month(engine: &Engine, client_id: &str) -> Result<MonthToDa
     let measures =
         usage.measures.into_iter().filter_map(|((of, name), sum)| (of == month).then_some((name, sum))).collect();
     let sums: Sums = rows.iter().map(|row| row.sums).sum();
-    let catalog = engine.catalog.current();
+    let forecast = Forecast::of(&usage.history, today, DayPart::at(now, zone));
     let projected =
         |cost, rows: &[ServiceSums]| month_end(cost, recurring_cost(&catalog, rows), days_elapsed, month.days());
     let projected_cost = projected(sums.cost, &rows);
@@ -68,6 +75,7 @@ pub async fn current_month(engine: &Engine, client_id: &str) -> Result<MonthToDa
         time_zone,
         sums,
         projected_cost,
+        forecast,
         days_elapsed,
         days_remaining,
         services,

@@ -9,6 +9,7 @@ pub mod event_days;
 pub mod events;
 pub mod explain;
 pub mod export;
+pub mod forecast;
 pub mod generations;
 pub mod holders;
 pub mod keys;
@@ -30,6 +31,7 @@ use crate::sums::sums_of;
 use chrono::{DateTime, NaiveDate, Utc};
 use futures_util::TryStreamExt;
 use meterd_domain::decimal::Total;
+use meterd_domain::forecast::{DayCost, History};
 use meterd_domain::period::Month;
 use meterd_domain::rollup::{OperationSums, RangeSums, Sums, by_cost};
 use sqlx::{PgConnection, PgPool};
@@ -60,9 +62,20 @@ pub struct MonthsUsage {
     pub services: Vec<(Month, ServiceSums)>,
     /// Sums of measures that are not in [`Sums`].
     pub measures: BTreeMap<(Month, String), Total>,
+    pub history: History,
 }
 
-/// Returns a client's months from `first` to `last`, both included, by service. `None` if the client does not exist.
+/// The days that a forecast needs.
+#[derive(Clone, Copy, Debug)]
+pub struct HistoryDays<'a> {
+    pub first: NaiveDate,
+    pub last: NaiveDate,
+    /// The services that are charged once a month.
+    pub recurring_services: &'a [String],
+}
+
+/// Returns a client's months from `first` to `last`, both included, by service, and days for a forecast. `None` if the client does
+/// not exist.
 ///
 /// The rows of a service are added up here, because PostgreSQL needs longer to group a few rows than to send them.
 pub async fn months(
@@ -70,12 +83,22 @@ pub async fn months(
     client_id: &str,
     first: Month,
     last: Month,
+    days: HistoryDays<'_>,
 ) -> crate::Result<Option<AsOf<OfClient<MonthsUsage>>>> {
     let (first, last) = (first.first_day(), last.first_day());
-    let mut rows = sqlx::query_file!("sql/usage/months.sql", client_id, first, last).fetch(conn);
+    let HistoryDays { first: first_day, last: last_day, recurring_services } = days;
+    let mut rows =
+        sqlx::query_file!("sql/usage/months.sql", client_id, first, last, first_day, last_day, recurring_services)
+            .fetch(conn);
     let (mut client, mut services) = (None, BTreeMap::<(Month, String), Sums>::new());
+    let mut history = History::default();
     let mut measures = BTreeMap::<(Month, String), Total>::new();
     while let Some(row) = rows.try_next().await? {
+        if let Some(day) = row.day {
+            let (varying, recurring) = (Total::from(row.cost), Total::from(row.units));
+            history.days.insert(day, DayCost { varying, recurring, has_usage: row.request_count > 0 });
+            continue;
+        }
         match (row.month, row.service, row.measure) {
             (Some(month), Some(service), _) => {
                 *services.entry((Month::of(month), service)).or_default() += sums_of!(row);
@@ -83,11 +106,14 @@ pub async fn months(
             (Some(month), None, Some(measure)) => {
                 *measures.entry((Month::of(month), measure)).or_default() += Total::from(row.units);
             }
-            _ => client = row.now.zip(row.time_zone),
+            _ => {
+                client = row.now.zip(row.time_zone);
+                history.used_before = row.request_count > 0;
+            }
         }
     }
     let services = services.into_iter().map(|((month, service), sums)| (month, ServiceSums { service, sums }));
-    let usage = MonthsUsage { services: by_cost(services.collect(), |(_, row)| &row.sums), measures };
+    let usage = MonthsUsage { services: by_cost(services.collect(), |(_, row)| &row.sums), measures, history };
     Ok(client.map(|(complete_as_of, time_zone)| AsOf { complete_as_of, rows: OfClient { time_zone, usage } }))
 }
 
