@@ -4,9 +4,7 @@ mod number;
 mod text;
 
 use chrono::format::{Item, Parsed, StrftimeItems, parse};
-use chrono::{
-    DateTime, Datelike, LocalResult, NaiveDate, NaiveDateTime, SecondsFormat, TimeDelta, TimeZone, Utc,
-};
+use chrono::{DateTime, Datelike, LocalResult, NaiveDate, NaiveDateTime, SecondsFormat, TimeDelta, TimeZone, Utc};
 use chrono_tz::Tz;
 use meterd_domain::period::start_of_day;
 use prost_types::Timestamp;

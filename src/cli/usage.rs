@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
-use std::str::FromStr;
 
 use anyhow::{bail, ensure};
 use bigdecimal::{BigDecimal, Zero};
@@ -12,12 +11,15 @@ use serde_json::json;
 
 use super::chart::{bar, grouped, shown_amount, table};
 use super::connect::{self, ConnectArgs, Connection};
+use super::forecast::{forecast_json, forecast_lines};
 use super::hints;
+use super::money::money_text;
+pub use super::money::{amount_of, money_json};
 use super::period::PeriodArgs;
 use super::unpriced::{self, UnpricedKey};
 use crate::proto::{
     DayUsage, GetClientRequest, GetCurrentMonthUsageRequest, GetCurrentMonthUsageResponse, GetUsageSummaryRequest,
-    GetUsageSummaryResponse, Money, ServiceUsage, UsageTotals,
+    GetUsageSummaryResponse, ServiceUsage, UsageTotals,
 };
 use meterd_domain::period::{Month, day_of};
 use meterd_engine::clock::Clock;
@@ -64,7 +66,7 @@ pub async fn run(args: UsageArgs) -> anyhow::Result<ExitCode> {
 
 async fn current_month(args: &UsageArgs, channel: &Connection) -> anyhow::Result<()> {
     let mut client = connect::usage_client(channel.clone());
-    let request = GetCurrentMonthUsageRequest { client_id: args.client.clone() };
+    let request = GetCurrentMonthUsageRequest { client_id: args.client.clone(), ..Default::default() };
     let month = match client.get_current_month_usage(args.connect.request(request, CALL_SECONDS)).await {
         Ok(answer) => answer.into_inner(),
         Err(status) => return Err(hints::client_error(&args.connect, channel, &status, &args.client).await),
@@ -154,6 +156,9 @@ fn month_text(month: &GetCurrentMonthUsageResponse, unpriced: &BTreeMap<Unpriced
             money_text(month.projected_cost.as_ref())?
         ),
     ];
+    if let Some(forecast) = &month.forecast {
+        lines.extend(forecast_lines(forecast)?);
+    }
     lines.extend(totals_lines(&totals, &month.measures, unpriced));
     lines.push(String::new());
     lines.extend(services_lines(&month.services)?);
@@ -271,19 +276,6 @@ pub fn cost_of(totals: &UsageTotals) -> anyhow::Result<BigDecimal> {
     amount_of(totals.cost.as_ref())
 }
 
-/// Parses an amount exactly. `None` is zero.
-pub fn amount_of(money: Option<&Money>) -> anyhow::Result<BigDecimal> {
-    Ok(match money {
-        Some(money) => BigDecimal::from_str(&money.amount)?,
-        None => BigDecimal::zero(),
-    })
-}
-
-fn money_text(money: Option<&Money>) -> anyhow::Result<String> {
-    let currency = money.map_or("", |money| money.currency.as_str());
-    Ok(format!("{} {currency}", shown_amount(&amount_of(money)?)).trim_end().to_owned())
-}
-
 fn month_json(month: &GetCurrentMonthUsageResponse) -> serde_json::Value {
     json!({
         "client_id": month.client_id,
@@ -293,6 +285,7 @@ fn month_json(month: &GetCurrentMonthUsageResponse) -> serde_json::Value {
         "projected_cost": month.projected_cost.as_ref().map(money_json),
         "days_elapsed": month.days_elapsed,
         "days_remaining": month.days_remaining,
+        "forecast": month.forecast.as_ref().map(forecast_json),
         "services": month.services.iter().map(service_json).collect::<Vec<_>>(),
         "measures": month.measures,
     })
@@ -351,11 +344,6 @@ pub fn totals_json(totals: &UsageTotals) -> serde_json::Value {
         "cost": totals.cost.as_ref().map(money_json),
         "unpriced_event_count": totals.unpriced_event_count,
     })
-}
-
-/// Converts an amount to JSON.
-pub fn money_json(money: &Money) -> serde_json::Value {
-    json!({ "currency": money.currency, "amount": money.amount })
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
 use super::*;
+use crate::proto::{CostForecast, Money};
 
 fn money(amount: &str) -> Option<Money> {
     Some(Money { currency: "USD".into(), amount: amount.into() })
@@ -27,6 +28,7 @@ fn the_current_month_is_a_table_with_bars() {
         days_elapsed: 21,
         days_remaining: 9,
         services: vec![service("openai", "20"), service("sms", "10")],
+        forecast: Some(CostForecast { expected_cost: money("41"), days_used: 2, ..Default::default() }),
         ..Default::default()
     };
     let text = month_text(&month, &BTreeMap::new()).unwrap();
@@ -34,11 +36,17 @@ fn the_current_month_is_a_table_with_bars() {
     let half = "█".repeat(15);
     let expected = format!(
         "acme  2026-11 (UTC)\nday 21 of 30: 30.00 USD so far, 42.86 USD projected\n\
+         forecast: 41.00 USD at the end of the month (from 2 days; a range needs 7)\n\
          1,234 requests, 0 input tokens (0 cached), 0 output tokens\n\n\
          service  requests  units   cost\nopenai      1,234      5  20.00  {full}\nsms         1,234      5  10.00  {half}"
     );
     assert_eq!(text, expected);
     assert_eq!(month_json(&month)["projected_cost"]["amount"], "42.857142857143");
+    assert_eq!(month_json(&month)["forecast"]["expected_cost"]["amount"], "41");
+    // An older server sends no forecast.
+    let older = GetCurrentMonthUsageResponse { forecast: None, ..month };
+    assert!(!month_text(&older, &BTreeMap::new()).unwrap().contains("forecast"));
+    assert!(month_json(&older)["forecast"].is_null());
 }
 
 #[test]

@@ -110,7 +110,11 @@ async fn unknown_clients_and_events_are_not_found() {
     let server = server().await;
     let mut usage = server.usage();
     let client_id = || "nobody".to_string();
-    let found = usage.get_current_month_usage(GetCurrentMonthUsageRequest { client_id: client_id() }).await;
+    let found = usage
+        .get_current_month_usage(GetCurrentMonthUsageRequest { client_id: client_id(), ..Default::default() })
+        .await;
+    assert_error(found, Code::NotFound, "CLIENT_NOT_FOUND");
+    let found = usage.get_forecast(GetForecastRequest { client_id: client_id() }).await;
     assert_error(found, Code::NotFound, "CLIENT_NOT_FOUND");
     let found = usage.list_usage_events(ListUsageEventsRequest { client_id: client_id(), ..Default::default() }).await;
     assert_error(found, Code::NotFound, "CLIENT_NOT_FOUND");

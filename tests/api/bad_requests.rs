@@ -15,7 +15,8 @@ const REQUESTS: &[(&str, &str)] = &[
     ("TrackUsage", r#"{"event": $USAGE}"#),
     ("BatchTrackUsage", r#"{"events": [$USAGE], "backfill": true, "validateOnly": false}"#),
     ("StreamUsage", r#"{"event": $USAGE}"#),
-    ("GetCurrentMonthUsage", r#"{"clientId": "acme"}"#),
+    ("GetCurrentMonthUsage", r#"{"clientId": "acme", "omitForecast": true}"#),
+    ("GetForecast", r#"{"clientId": "acme"}"#),
     (
         "GetUsageSummary",
         r#"{"clientId": "acme", "startDate": "2026-11-01", "endDate": "2026-11-30", "topOperationCount": 5}"#,
@@ -291,6 +292,7 @@ pub fn rule(rpc: &str, message: &str, field: &str) -> Rule {
         | (
             "ExplainUsage"
             | "GetCurrentMonthUsage"
+            | "GetForecast"
             | "GetUsageSummary"
             | "ListUsageEvents"
             | "ListAdjustments"
@@ -402,6 +404,7 @@ pub fn rule(rpc: &str, message: &str, field: &str) -> Rule {
             | "count_subjects"
             | "unpriced_only"
             | "include_measures"
+            | "omit_forecast"
             | "ascending"
             | "rezone"
             | "unacknowledged_only"

@@ -35,6 +35,7 @@ async fn objects_of_other_clients_get_exactly_the_response_of_missing_objects() 
         ("UsageService/GetUsageEvent", r#"{"clientId":"acme","eventId":"{}"}"#, &event_id),
         ("ClientService/GetClient", r#"{"clientId":"{}"}"#, "acme"),
         ("UsageService/GetCurrentMonthUsage", r#"{"clientId":"{}"}"#, "acme"),
+        ("UsageService/GetForecast", r#"{"clientId":"{}"}"#, "acme"),
         ("UsageService/ListUsageEvents", r#"{"clientId":"{}"}"#, "acme"),
         ("UsageService/ExportUsage", r#"{"clientId":"{}"}"#, "acme"),
         ("UsageService/UpdateMonthlySummaries", r#"{"clientId":"{}"}"#, "acme"),

@@ -79,7 +79,7 @@ async fn an_unpriced_event_of_a_client_waits_for_a_price_for_this_client() {
     let own = Price { client_id: "acme".into(), service: "social".into(), rates: Some(rates), ..Default::default() };
     create(&server, own).await.unwrap();
     let unpriced = async |client: &str| {
-        let month = GetCurrentMonthUsageRequest { client_id: client.into() };
+        let month = GetCurrentMonthUsageRequest { client_id: client.into(), ..Default::default() };
         let month = server.usage().get_current_month_usage(month).await.unwrap().into_inner();
         month.totals.unwrap().unpriced_event_count
     };

@@ -187,7 +187,9 @@ async fn unread_responses_share_a_byte_budget_per_connection_and_per_key() {
     let mut same = usage_as(&key_server.server, &hot);
     let small = ListUsageEventsRequest { page_size: 1, ..page.clone() };
     drop(same.list_usage_events(small).await);
-    same.get_current_month_usage(GetCurrentMonthUsageRequest { client_id: "acme".into() }).await.unwrap();
+    same.get_current_month_usage(GetCurrentMonthUsageRequest { client_id: "acme".into(), ..Default::default() })
+        .await
+        .unwrap();
     drop(kept);
     wait_until(async || {
         let mut again = usage_as(&key_server.server, &hot).max_decoding_message_size(16 << 20);

@@ -230,7 +230,7 @@ impl TestServer {
 
     /// Reads a client's current month.
     pub async fn month(&self, client_id: &str) -> GetCurrentMonthUsageResponse {
-        let request = GetCurrentMonthUsageRequest { client_id: client_id.into() };
+        let request = GetCurrentMonthUsageRequest { client_id: client_id.into(), ..Default::default() };
         self.usage().get_current_month_usage(request).await.unwrap().into_inner()
     }
 

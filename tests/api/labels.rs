@@ -163,7 +163,7 @@ async fn a_reported_cost_is_added_up_next_to_the_charge_or_is_the_charge() {
         assert_eq!((rows.len(), &rows[0].measures), (1, &sums));
         assert_eq!(amount(&rows[0].totals.as_ref().unwrap().cost), "0.0225");
     }
-    let month = GetCurrentMonthUsageRequest { client_id: "acme".into() };
+    let month = GetCurrentMonthUsageRequest { client_id: "acme".into(), ..Default::default() };
     assert_eq!(server.usage().get_current_month_usage(month).await.unwrap().into_inner().measures, sums);
 
     let rates = Rates { reported_cost: Some("1.2".into()), ..Default::default() };

@@ -39,6 +39,7 @@ mod distribution;
 mod export;
 mod fair_shares;
 mod feed_delivery;
+mod forecast;
 mod hanging_database;
 mod harness;
 mod http;

@@ -16,7 +16,7 @@ async fn an_event_with_few_fields_is_charged() {
     assert_eq!(result.outcome(), EventOutcome::Accepted);
     assert_eq!(result.charge.unwrap().amount, "0.0237");
     assert!(!result.event_id.is_empty() && !result.idempotency_key.is_empty() && !result.price_id.is_empty());
-    let request = GetCurrentMonthUsageRequest { client_id: "acme".into() };
+    let request = GetCurrentMonthUsageRequest { client_id: "acme".into(), ..Default::default() };
     let month = server.usage().get_current_month_usage(request).await.unwrap().into_inner();
     let totals = month.totals.unwrap();
     assert_eq!((totals.request_count, totals.units.as_str()), (1, "3"));

@@ -43,11 +43,12 @@ const CHANGES_ALL: &str = "--y --- ---";
 const FOR_EVERYBODY: &str = "yyy yyy yyy";
 
 /// RPC, request, expected results. `{alert}` and `{notification}` are ids of acme's objects.
-pub const CELLS: [(&str, &str, &str); 87] = [
+pub const CELLS: [(&str, &str, &str); 88] = [
     ("UsageService/TrackUsage", r#"{"event":{"clientId":"acme","service":"sms"}}"#, "y-y y-y ---"),
     ("UsageService/BatchTrackUsage", r#"{"events":[{"clientId":"acme","service":"sms"}]}"#, EVENTS_OF_ACME),
     ("UsageService/StreamUsage", r#"{"event":{"clientId":"acme","service":"sms"}}"#, EVENTS_OF_ACME),
     ("UsageService/GetCurrentMonthUsage", r#"{"clientId":"acme"}"#, READS_ACME),
+    ("UsageService/GetForecast", r#"{"clientId":"acme"}"#, READS_ACME),
     (
         "UsageService/GetUsageSummary",
         r#"{"clientId":"acme","startDate":"2026-11-01","endDate":"2026-11-30"}"#,

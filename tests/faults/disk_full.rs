@@ -101,7 +101,7 @@ async fn full(run: Run, disk: Disk) {
 
 /// Checks that reads work while the data has no space.
 async fn read(deployment: &Deployment) {
-    let request = GetCurrentMonthUsageRequest { client_id: "hot-0".into() };
+    let request = GetCurrentMonthUsageRequest { client_id: "hot-0".into(), ..Default::default() };
     let month = client(&deployment.addresses()[1]).get_current_month_usage(request).await.unwrap().into_inner();
     assert!(month.totals.unwrap().request_count > 0);
 }

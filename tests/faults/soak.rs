@@ -220,7 +220,9 @@ async fn read(shared: Arc<Shared>) -> usize {
         let last = shared.settled.load(Ordering::Relaxed).saturating_sub(1);
         let client_id = numbered_event(rand::rng().random_range(0..=last / 2)).client_id;
         let client = &mut clients[reads % 2];
-        let month = client.get_current_month_usage(GetCurrentMonthUsageRequest { client_id: client_id.clone() }).await;
+        let month = client
+            .get_current_month_usage(GetCurrentMonthUsageRequest { client_id: client_id.clone(), ..Default::default() })
+            .await;
         let month = month.unwrap().into_inner().month;
         let (start_date, end_date) = (format!("{month}-01"), format!("{month}-28"));
         let request = GetUsageSummaryRequest {

@@ -2,9 +2,10 @@
 //!
 //! The model is simple exponential smoothing of the cost of a day, with one factor for each weekday:
 //!
-//! - The expected cost of a weekday is the mean of the days with this weekday and of one more day, which costs as much as the mean of
-//!   all days. So a weekday with few days is close to the mean. Miller and Williams ("Shrinkage estimators of time series seasonal
-//!   factors", International Journal of Forecasting 19, 2003) show that such shrinkage makes forecasts more accurate.
+//! - The expected cost of a weekday is the mean of the days with this weekday and of a quarter of a day that costs as much as the mean
+//!   of all days. So a weekday with few days is closer to the mean. Miller and Williams ("Shrinkage estimators of time series seasonal
+//!   factors and their effect on forecasting accuracy", International Journal of Forecasting 19, 2003) show that shrinkage makes
+//!   forecasts more accurate.
 //! - The level is how much the days cost in relation to these expected costs. Each day counts 4/5 as much as the day after it.
 //! - The range is that of the sum of the next days in the model ETS(A,N,N): after `j` more days, an unexpected cost of one day has
 //!   changed the level by a fifth of it, `j` times (Hyndman, Koehler, Ord and Snyder, "Forecasting with Exponential Smoothing",
@@ -30,6 +31,8 @@ pub const RANGE_PERCENT: u32 = 80;
 const RANGE_DEVIATIONS: i32 = 12_816;
 /// A day changes the level by one of this number of parts.
 const LEVEL_PARTS: u32 = 5;
+/// Weight of a day in the cost of its weekday, if the mean of all days has the weight 1.
+const WEEKDAY_WEIGHT: u32 = 4;
 /// Weight of the last day in the level. The weights of 30 days must not become zero.
 const LEVEL_WEIGHT: u32 = 1 << 20;
 const WEEKDAYS: usize = 7;
@@ -139,7 +142,8 @@ impl History {
         let first = if self.used_before { Some(oldest) } else { used.next().map(|first| first.max(oldest)) };
         let first = first.unwrap_or(today);
         let varying = |day| self.days.get(&day).map_or(Total::ZERO, |cost| cost.varying);
-        let mut days: Vec<_> = first.iter_days().take_while(|day| *day < today).map(|day| (day, varying(day))).collect();
+        let mut days: Vec<_> =
+            first.iter_days().take_while(|day| *day < today).map(|day| (day, varying(day))).collect();
         days.reverse();
         days
     }
@@ -180,8 +184,9 @@ impl Model {
         }
         let all = sums.iter().fold(I256::ZERO, |all, sum| all + sum);
         let of_weekday: [I256; WEEKDAYS] = std::array::from_fn(|weekday| {
-            let divisor = I256::from(day_count * (counts[weekday] + 1));
-            divide_half_even(sums[weekday] * I256::from(day_count) + all, divisor).max(I256::ZERO)
+            let divisor = I256::from(day_count * (counts[weekday] * WEEKDAY_WEIGHT + 1));
+            let dividend = sums[weekday] * I256::from(day_count * WEEKDAY_WEIGHT) + all;
+            divide_half_even(dividend, divisor).max(I256::ZERO)
         });
         let (mut weight, mut cost_sum, mut expected_sum) = (LEVEL_WEIGHT, I256::ZERO, I256::ZERO);
         for (day, cost) in days {

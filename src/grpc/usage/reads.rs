@@ -3,17 +3,20 @@
 use crate::grpc::Context;
 use crate::grpc::wire::convert::{texts, timestamp, unix_time};
 use crate::proto::{
-    CostForecast, DayUsage, ForecastDay, ForecastLine, GetCurrentMonthUsageRequest, GetCurrentMonthUsageResponse,
-    GetForecastRequest, GetForecastResponse, GetPlatformUsageRequest, GetPlatformUsageResponse, GetUsageEventRequest, GetUsageEventResponse, GetUsageSummaryRequest,
-    GetUsageSummaryResponse, ListUsageEventsRequest, ListUsageEventsResponse, OperationUsage, ServiceUsage,
+    self, CostForecast, DayUsage, ForecastDay, GetCurrentMonthUsageRequest, GetCurrentMonthUsageResponse,
+    GetForecastRequest, GetForecastResponse, GetPlatformUsageRequest, GetPlatformUsageResponse, GetUsageEventRequest,
+    GetUsageEventResponse, GetUsageSummaryRequest, GetUsageSummaryResponse, ListUsageEventsRequest,
+    ListUsageEventsResponse, OperationUsage, ServiceUsage,
 };
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, NaiveDate, Utc};
 use meterd_domain::decimal::Total;
 use meterd_domain::event::EventId;
-use meterd_domain::forecast::{Forecast, RANGE_PERCENT, Range};
+use meterd_domain::forecast::{RANGE_PERCENT, Range};
 use meterd_engine::paging::{Page, PageRequest};
 use meterd_engine::refusal::Refusal;
-use meterd_engine::usage::{self, AsOf, DaySums, EventListInput, Line, OperationSums, SummaryInput};
+use meterd_engine::usage::{
+    self, AsOf, DaySums, EventListInput, ForecastLine, MonthForecast, OperationSums, SummaryInput,
+};
 use std::sync::Arc;
 
 /// Returns a client's current month.
@@ -21,7 +24,7 @@ pub async fn current_month(
     context: Arc<Context>,
     request: GetCurrentMonthUsageRequest,
 ) -> Result<GetCurrentMonthUsageResponse, Refusal> {
-    let month = usage::current_month(&context.engine, &request.client_id).await?;
+    let month = usage::current_month(&context.engine, &request.client_id, !request.omit_forecast).await?;
     let services = month.services.into_iter().map(|(service, projected_cost)| ServiceUsage {
         projected_cost: Some(context.money(projected_cost)),
         ..context.service(service)
@@ -37,25 +40,26 @@ pub async fn current_month(
         services: services.collect(),
         complete_as_of_time: Some(timestamp(month.complete_as_of)),
         measures: texts(month.measures),
-        forecast: Some(context.forecast(&month.forecast)),
+        forecast: month.forecast.map(|forecast| context.forecast(forecast)),
     })
 }
 
 /// Returns the forecast of a client's current month.
 pub async fn forecast(context: Arc<Context>, request: GetForecastRequest) -> Result<GetForecastResponse, Refusal> {
-    let month = usage::month_forecast(&context.engine, &request.client_id).await?;
-    let days = month.forecast.days.iter();
+    let month = usage::current_month(&context.engine, &request.client_id, true).await?;
+    let days = month.forecast.iter().flat_map(|of| &of.forecast.days);
+    let day = |(day, cost): &(NaiveDate, Total)| ForecastDay {
+        day: day.to_string(),
+        expected_cost: Some(context.money(*cost)),
+    };
     Ok(GetForecastResponse {
         client_id: request.client_id,
         month: month.month.to_string(),
         time_zone: month.time_zone,
-        cost: Some(context.money(month.forecast.cost)),
-        forecast: Some(context.forecast(&month.forecast)),
+        cost: Some(context.money(month.sums.cost)),
+        days: days.map(day).collect(),
+        forecast: month.forecast.map(|forecast| context.forecast(forecast)),
         projected_cost: Some(context.money(month.projected_cost)),
-        days: days
-            .map(|(day, cost)| ForecastDay { day: day.to_string(), expected_cost: Some(context.money(*cost)) })
-            .collect(),
-        lines: month.lines.into_iter().map(|line| context.forecast_line(line)).collect(),
         complete_as_of_time: Some(timestamp(month.complete_as_of)),
     })
 }
@@ -138,7 +142,7 @@ pub async fn list_events(
 }
 
 impl Context {
-    fn forecast(&self, forecast: &Forecast) -> CostForecast {
+    fn forecast(&self, MonthForecast { forecast, lines }: MonthForecast) -> CostForecast {
         let money = |of: fn(Range) -> Total| forecast.range.map(|range| self.money(of(range)));
         CostForecast {
             expected_cost: Some(self.money(forecast.expected)),
@@ -146,11 +150,12 @@ impl Context {
             high_cost: money(|range| range.high),
             range_percent: forecast.range.map_or(0, |_| RANGE_PERCENT as i32),
             days_used: forecast.days_used as i32,
+            lines: lines.into_iter().map(|line| self.forecast_line(line)).collect(),
         }
     }
 
-    fn forecast_line(&self, line: Line) -> ForecastLine {
-        ForecastLine {
+    fn forecast_line(&self, line: ForecastLine) -> proto::ForecastLine {
+        proto::ForecastLine {
             kind: line.kind as i32,
             name: line.name.to_owned(),
             amount: Some(self.money(line.amount)),

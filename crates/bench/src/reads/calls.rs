@@ -127,7 +127,7 @@ impl Reader {
                 0
             }
             Read::CurrentMonth => {
-                let request = GetCurrentMonthUsageRequest { client_id };
+                let request = GetCurrentMonthUsageRequest { client_id, ..Default::default() };
                 let answer = self.usage.get_current_month_usage(request).await.map_err(fail)?.into_inner();
                 requests(&answer.totals)
             }

@@ -1,6 +1,6 @@
 //! The current month of a client.
 
-use super::forecast::{history_days, recurring_services};
+use super::forecast::{MonthForecast, history_days, recurring_services};
 use super::{ServiceUsage, recurring_cost, services};
 use crate::engine::Engine;
 use crate::fields::Fields;
@@ -9,8 +9,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use chrono_tz::Tz;
 use meterd_domain::decimal::Total;
 use meterd_domain::event::ID_BYTES_MAX;
-use meterd_domain::forecast::Forecast;
-use meterd_domain::period::{DayPart, Month, day_of, elapsed_and_remaining};
+use meterd_domain::period::{Month, day_of, elapsed_and_remaining};
 use meterd_domain::projection::month_end;
 use meterd_domain::rollup::Sums;
 use meterd_store::clients::zone;
@@ -27,7 +26,8 @@ pub struct MonthToDate {
     pub sums: Sums,
     /// The expected cost at the end of the month, if usage continues at the same rate.
     pub projected_cost: Total,
-    pub forecast: Forecast,
+    /// `None` if it was not asked for.
+    pub forecast: Option<MonthForecast>,
     pub days_elapsed: u32,
     pub days_remaining: u32,
     /// Ordered by cost, the highest first, each with its projected cost.
@@ -38,7 +38,7 @@ pub struct MonthToDate {
 }
 
 /// Returns the usage of a client in its current month.
-pub async fn current_month(engine: &Engine, client_id: &str) -> Result<MonthToDate, Refusal> {
+pub async fn current_month(engine: &Engine, client_id: &str, with_forecast: bool) -> Result<MonthToDate, Refusal> {
     let mut fields = Fields::default();
     fields.required("client_id", client_id, ID_BYTES_MAX);
     fields.finish()?;
@@ -48,7 +48,7 @@ pub async fn current_month(engine: &Engine, client_id: &str) -> Result<MonthToDa
     let (first, last) = (Month::of(day_around(-1)), Month::of(day_around(1)));
     let catalog = engine.catalog.current();
     let recurring = recurring_services(&catalog);
-    let days = history_days(now, &recurring);
+    let days = with_forecast.then(|| history_days(now, &recurring));
     let read = engine.reads.read(|mut conn| async move {
         let read = usage::months(&mut conn, client_id, first, last, days).await;
         (conn, read)
@@ -64,7 +64,7 @@ pub async fn current_month(engine: &Engine, client_id: &str) -> Result<MonthToDa
     let measures =
         usage.measures.into_iter().filter_map(|((of, name), sum)| (of == month).then_some((name, sum))).collect();
     let sums: Sums = rows.iter().map(|row| row.sums).sum();
-    let forecast = Forecast::of(&usage.history, today, DayPart::at(now, zone));
+    let forecast = with_forecast.then(|| MonthForecast::of(&usage.history, &usage.policy, now, zone));
     let projected =
         |cost, rows: &[ServiceSums]| month_end(cost, recurring_cost(&catalog, rows), days_elapsed, month.days());
     let projected_cost = projected(sums.cost, &rows);

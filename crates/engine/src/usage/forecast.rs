@@ -1,38 +1,26 @@
-//! The forecast of a client's current month.
+//! The forecast of a client's current month, and the amounts that its cost reaches.
 
-use crate::engine::Engine;
-use crate::fields::Fields;
-use crate::refusal::Refusal;
 use chrono::{DateTime, TimeDelta, Utc};
 use chrono_tz::Tz;
 use meterd_domain::catalog::Catalog;
 use meterd_domain::decimal::Total;
-use meterd_domain::event::ID_BYTES_MAX;
-use meterd_domain::forecast::{FORECAST_DAYS, Forecast, Reached};
-use meterd_domain::period::{DayPart, Month, day_of, elapsed_and_remaining};
+use meterd_domain::forecast::{FORECAST_DAYS, Forecast, History, Reached};
+use meterd_domain::period::{DayPart, day_of};
 use meterd_domain::policy::Policy;
-use meterd_domain::projection::month_end;
-use meterd_store::clients::zone;
-use meterd_store::usage::{AsOf, HistoryDays, OfClient, forecast};
+use meterd_store::usage::HistoryDays;
 
 /// The forecast of a client's current month.
 #[derive(Debug)]
 pub struct MonthForecast {
-    pub month: Month,
-    /// IANA name.
-    pub time_zone: String,
     pub forecast: Forecast,
-    /// The expected cost at the end of the month, if usage continues at the same rate.
-    pub projected_cost: Total,
     /// In ascending order of their amounts.
-    pub lines: Vec<Line>,
-    pub complete_as_of: DateTime<Utc>,
+    pub lines: Vec<ForecastLine>,
 }
 
 /// An amount that the cost of the month can reach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Line {
-    pub kind: LineKind,
+pub struct ForecastLine {
+    pub kind: ForecastLineKind,
     pub name: &'static str,
     pub amount: Total,
     /// `None` if the expected cost does not reach the amount in this month.
@@ -42,43 +30,33 @@ pub struct Line {
 /// What an amount is. The numbers are those of the proto enum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(i32)]
-pub enum LineKind {
+pub enum ForecastLineKind {
     /// A threshold of the alert policy.
     AlertThreshold = 1,
 }
 
-/// Returns the forecast of a client's current month.
-pub async fn month_forecast(engine: &Engine, client_id: &str) -> Result<MonthForecast, Refusal> {
-    let mut fields = Fields::default();
-    fields.required("client_id", client_id, ID_BYTES_MAX);
-    fields.finish()?;
-    let now = engine.clock.now();
-    let recurring = recurring_services(&engine.catalog.current());
-    let days = history_days(now, &recurring);
-    let read = engine.reads.read(|mut conn| async move {
-        let read = forecast::read(&mut conn, client_id, days).await;
-        (conn, read)
-    });
-    let AsOf { complete_as_of, rows: OfClient { time_zone, usage: facts } } =
-        read.await?.ok_or_else(|| Refusal::client_not_found(client_id))?;
-    let zone = zone(&time_zone)?;
-    let today = day_of(now, zone);
-    let month = Month::of(today);
-    let forecast = Forecast::of(&facts.history, today, DayPart::at(now, zone));
-    let recurring_cost = facts.history.days.range(month.first_day()..=month.last_day()).map(|(_, of)| of.recurring).sum();
-    let (days_elapsed, _) = elapsed_and_remaining(today);
-    let projected_cost = month_end(forecast.cost, recurring_cost, days_elapsed, month.days());
-    let lines = lines(&facts.policy, &forecast);
-    Ok(MonthForecast { month, time_zone, forecast, projected_cost, lines, complete_as_of })
+impl MonthForecast {
+    /// Returns the forecast of the month of `now` in the client's time zone.
+    pub fn of(history: &History, policy: &Policy, now: DateTime<Utc>, zone: Tz) -> Self {
+        let forecast = Forecast::of(history, day_of(now, zone), DayPart::at(now, zone));
+        let lines = lines(policy, &forecast);
+        Self { forecast, lines }
+    }
 }
 
-/// Returns the amounts of a policy that are compared with the cost of the month, in ascending order.
-fn lines(policy: &Policy, forecast: &Forecast) -> Vec<Line> {
-    let thresholds =
-        [("monthly_warning", policy.monthly_warning), ("monthly_critical", policy.monthly_critical)];
-    let line = |(name, amount)| Line { kind: LineKind::AlertThreshold, name, amount, reached: forecast.reach(amount) };
-    let enabled = thresholds.into_iter().filter(|_| policy.threshold_enabled);
-    enabled.map(line).collect()
+/// Returns the amounts with which the cost of the month is compared, in ascending order.
+fn lines(policy: &Policy, forecast: &Forecast) -> Vec<ForecastLine> {
+    if !policy.threshold_enabled {
+        return vec![];
+    }
+    let line = |name, amount| {
+        let kind = ForecastLineKind::AlertThreshold;
+        ForecastLine { kind, name, amount, reached: forecast.reach(amount) }
+    };
+    let mut lines =
+        vec![line("monthly_warning", policy.monthly_warning), line("monthly_critical", policy.monthly_critical)];
+    lines.sort_by_key(|line| line.amount);
+    lines
 }
 
 /// Returns the names of the services that are charged once a month.

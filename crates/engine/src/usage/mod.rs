@@ -19,7 +19,7 @@ mod summary;
 pub use current_month::{MonthToDate, current_month};
 pub use events::{EventListInput, get_event, list_events};
 pub use export::{Export, ExportFormat, ExportInput, ExportTally, too_many_exports};
-pub use forecast::{Line, LineKind, MonthForecast, month_forecast};
+pub use forecast::{ForecastLine, ForecastLineKind, MonthForecast};
 pub use meterd_store::usage::AsOf;
 pub use meterd_store::usage::export::ExportRow;
 pub use meterd_store::usage::query::QueryKey;

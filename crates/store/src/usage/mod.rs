@@ -9,7 +9,6 @@ pub mod event_days;
 pub mod events;
 pub mod explain;
 pub mod export;
-pub mod forecast;
 pub mod generations;
 pub mod holders;
 pub mod keys;
@@ -26,6 +25,7 @@ pub mod verify;
 pub mod verify_adjustments;
 pub mod verify_keys;
 
+use crate::alerts::policies::Policies;
 use crate::numeric::Numeric;
 use crate::sums::sums_of;
 use chrono::{DateTime, NaiveDate, Utc};
@@ -33,6 +33,7 @@ use futures_util::TryStreamExt;
 use meterd_domain::decimal::Total;
 use meterd_domain::forecast::{DayCost, History};
 use meterd_domain::period::Month;
+use meterd_domain::policy::Policy;
 use meterd_domain::rollup::{OperationSums, RangeSums, Sums, by_cost};
 use sqlx::{PgConnection, PgPool};
 use std::collections::BTreeMap;
@@ -62,7 +63,9 @@ pub struct MonthsUsage {
     pub services: Vec<(Month, ServiceSums)>,
     /// Sums of measures that are not in [`Sums`].
     pub measures: BTreeMap<(Month, String), Total>,
+    /// What a forecast needs. Empty, and the default policy, if it was not asked for.
     pub history: History,
+    pub policy: Policy,
 }
 
 /// The days that a forecast needs.
@@ -74,8 +77,8 @@ pub struct HistoryDays<'a> {
     pub recurring_services: &'a [String],
 }
 
-/// Returns a client's months from `first` to `last`, both included, by service, and days for a forecast. `None` if the client does
-/// not exist.
+/// Returns a client's months from `first` to `last`, both included, by service, and what a forecast of these days needs. `None`
+/// if the client does not exist.
 ///
 /// The rows of a service are added up here, because PostgreSQL needs longer to group a few rows than to send them.
 pub async fn months(
@@ -83,37 +86,39 @@ pub async fn months(
     client_id: &str,
     first: Month,
     last: Month,
-    days: HistoryDays<'_>,
+    days: Option<HistoryDays<'_>>,
 ) -> crate::Result<Option<AsOf<OfClient<MonthsUsage>>>> {
     let (first, last) = (first.first_day(), last.first_day());
-    let HistoryDays { first: first_day, last: last_day, recurring_services } = days;
+    let (first_day, last_day) = days.map(|days| (days.first, days.last)).unzip();
+    let recurring_services = days.map_or(&[][..], |days| days.recurring_services);
     let mut rows =
         sqlx::query_file!("sql/usage/months.sql", client_id, first, last, first_day, last_day, recurring_services)
             .fetch(conn);
     let (mut client, mut services) = (None, BTreeMap::<(Month, String), Sums>::new());
-    let mut history = History::default();
+    let (mut history, mut policies) = (History::default(), vec![]);
     let mut measures = BTreeMap::<(Month, String), Total>::new();
     while let Some(row) = rows.try_next().await? {
-        if let Some(day) = row.day {
-            let (varying, recurring) = (Total::from(row.cost), Total::from(row.units));
-            history.days.insert(day, DayCost { varying, recurring, has_usage: row.request_count > 0 });
-            continue;
-        }
-        match (row.month, row.service, row.measure) {
-            (Some(month), Some(service), _) => {
+        match (row.day, row.month, row.service, row.measure, row.policy) {
+            (Some(day), ..) => {
+                let (varying, recurring) = (Total::from(row.cost), Total::from(row.units));
+                history.days.insert(day, DayCost { varying, recurring, has_usage: row.request_count > 0 });
+            }
+            (_, Some(month), Some(service), ..) => {
                 *services.entry((Month::of(month), service)).or_default() += sums_of!(row);
             }
-            (Some(month), None, Some(measure)) => {
+            (_, Some(month), None, Some(measure), _) => {
                 *measures.entry((Month::of(month), measure)).or_default() += Total::from(row.units);
             }
+            (_, _, Some(policy_of), _, Some(policy)) => policies.push((policy_of, policy)),
             _ => {
                 client = row.now.zip(row.time_zone);
                 history.used_before = row.request_count > 0;
             }
         }
     }
+    let policy = Policies::of_rows(policies)?.of(client_id).clone();
     let services = services.into_iter().map(|((month, service), sums)| (month, ServiceSums { service, sums }));
-    let usage = MonthsUsage { services: by_cost(services.collect(), |(_, row)| &row.sums), measures, history };
+    let usage = MonthsUsage { services: by_cost(services.collect(), |(_, row)| &row.sums), measures, history, policy };
     Ok(client.map(|(complete_as_of, time_zone)| AsOf { complete_as_of, rows: OfClient { time_zone, usage } }))
 }
 
