@@ -2,6 +2,9 @@
 //!
 //! The model is simple exponential smoothing of the cost of a day, with one factor for each weekday:
 //!
+//! - A day that cost unusually much counts as less than it cost: see [`usual`]. Otherwise one day would raise the forecast for weeks.
+//!   Robust smoothing clips such days, too (Gelper, Fried and Croux, "Robust forecasting with exponential and Holt-Winters smoothing",
+//!   Journal of Forecasting 29, 2010).
 //! - The expected cost of a weekday is the mean of the days with this weekday and of a quarter of a day that costs as much as the mean
 //!   of all days. So a weekday with few days is closer to the mean. Miller and Williams ("Shrinkage estimators of time series seasonal
 //!   factors and their effect on forecasting accuracy", International Journal of Forecasting 19, 2003) show that shrinkage makes
@@ -33,9 +36,12 @@ const RANGE_DEVIATIONS: i32 = 12_816;
 const LEVEL_PARTS: u32 = 5;
 /// Weight of a day in the cost of its weekday, if the mean of all days has the weight 1.
 const WEEKDAY_WEIGHT: u32 = 4;
+const MILLION: u32 = 1_000_000;
 /// Weight of the last day in the level. The weights of 30 days must not become zero.
 const LEVEL_WEIGHT: u32 = 1 << 20;
 const WEEKDAYS: usize = 7;
+/// A day counts as at most this multiple of a usual day.
+const USUAL_MULTIPLE: i32 = 2;
 
 /// The cost of a day.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -163,22 +169,45 @@ struct Model {
     /// Expected costs, Monday first.
     by_weekday: [Total; WEEKDAYS],
     day_count: u32,
-    /// Sum of the squares of the differences between costs and expected costs. The differences are shifted to the right by `shift`
+    /// Sum of the squares of the differences between costs and expected costs, also of unusual days. The differences are shifted to the right by `shift`
     /// bits, so that the squares of any costs fit.
     squares: U256,
     shift: u32,
+    /// What the sum of squares is divided by, in units of 10^-6: the number of days minus the days that the costs of weekdays follow.
+    freedom: u32,
 }
 
 fn weekday(day: NaiveDate) -> usize {
     day.weekday().num_days_from_monday() as usize
 }
 
+/// Returns the costs of days with unusual costs reduced: a day counts as at most twice the third quartile of the days that cost
+/// something, or twice the median of the days with the same weekday, if this is more. So a client that has one expensive day a week
+/// keeps it.
+fn usual(days: &[(NaiveDate, Total)]) -> Vec<(NaiveDate, Total)> {
+    let sorted = |costs: &mut dyn Iterator<Item = &(NaiveDate, Total)>| {
+        let mut costs: Vec<Total> = costs.map(|(_, cost)| *cost).collect();
+        costs.sort();
+        costs
+    };
+    let with_cost = sorted(&mut days.iter().filter(|(_, cost)| *cost > Total::ZERO));
+    let third_quartile = with_cost.get(with_cost.len() * 3 / 4).copied().unwrap_or_default();
+    let bounds: [Total; WEEKDAYS] = std::array::from_fn(|of| {
+        let same = sorted(&mut days.iter().filter(|(day, _)| weekday(*day) == of));
+        // The lower of two medians. A single day is not compared with itself.
+        let median = if same.len() < 2 { Total::ZERO } else { same[(same.len() - 1) / 2] };
+        Total::from_scaled(third_quartile.max(median).scaled() * I256::from(USUAL_MULTIPLE))
+    });
+    days.iter().map(|(day, cost)| (*day, (*cost).min(bounds[weekday(*day)]))).collect()
+}
+
 impl Model {
     /// Fits the model to days, the last one first. `None` without days.
     fn fit(days: &[(NaiveDate, Total)]) -> Option<Self> {
         let day_count = u32::try_from(days.len()).ok().filter(|count| *count > 0)?;
+        let usual = usual(days);
         let (mut sums, mut counts) = ([I256::ZERO; WEEKDAYS], [0u32; WEEKDAYS]);
-        for (day, cost) in days {
+        for (day, cost) in &usual {
             sums[weekday(*day)] += cost.scaled();
             counts[weekday(*day)] += 1;
         }
@@ -189,7 +218,7 @@ impl Model {
             divide_half_even(dividend, divisor).max(I256::ZERO)
         });
         let (mut weight, mut cost_sum, mut expected_sum) = (LEVEL_WEIGHT, I256::ZERO, I256::ZERO);
-        for (day, cost) in days {
+        for (day, cost) in &usual {
             cost_sum += cost.scaled() * I256::from(weight);
             expected_sum += of_weekday[weekday(*day)] * I256::from(weight);
             weight = weight * (LEVEL_PARTS - 1) / LEVEL_PARTS;
@@ -202,9 +231,12 @@ impl Model {
         let by_weekday = of_weekday.map(|cost| Total::from_scaled(divide_half_even(cost * level, one)));
         let difference = |(day, cost): &(NaiveDate, Total)| (*cost - by_weekday[weekday(*day)]).scaled().unsigned_abs();
         let largest = days.iter().map(difference).max().unwrap_or_default();
-        let shift = (U256::BITS - largest.leading_zeros()).saturating_sub(100);
+        let shift = (U256::BITS - largest.leading_zeros()).saturating_sub(90);
         let squares = days.iter().map(difference).fold(U256::ZERO, |sum, of| sum + (of >> shift) * (of >> shift));
-        Some(Self { by_weekday, day_count, squares, shift })
+        // The expected cost of a weekday follows each of its days by this part.
+        let followed = |count: &u32| MILLION * count * WEEKDAY_WEIGHT / (count * WEEKDAY_WEIGHT + 1);
+        let freedom = MILLION * day_count - counts.iter().map(followed).sum::<u32>();
+        Some(Self { by_weekday, day_count, squares, shift, freedom })
     }
 
     fn expected(&self, day: NaiveDate) -> Total {
@@ -217,10 +249,9 @@ impl Model {
         let square = |after: u32| u64::from(LEVEL_PARTS + after).pow(2);
         let whole: u64 = (0..days).map(square).sum();
         let parts = whole * u64::from(today.seconds) + square(days) * u64::from(today.remaining());
-        let divisor = u64::from(self.day_count.saturating_sub(1).max(1))
-            * u64::from(LEVEL_PARTS.pow(2))
-            * u64::from(today.seconds);
-        let deviation = square_root(self.squares * U256::from(parts) / U256::from(divisor)) << self.shift;
+        let divisor = u64::from(self.freedom) * u64::from(LEVEL_PARTS.pow(2)) * u64::from(today.seconds);
+        let squares = self.squares * U256::from(parts) * U256::from(MILLION);
+        let deviation = square_root(squares / U256::from(divisor)) << self.shift;
         let scaled = deviation.as_i256() * I256::from(RANGE_DEVIATIONS);
         Total::from_scaled(divide_half_even(scaled, I256::from(10_000)))
     }

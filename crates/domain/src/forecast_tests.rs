@@ -4,6 +4,7 @@ use crate::projection::month_end;
 use proptest::prelude::*;
 
 const DAY_OVER: DayPart = DayPart { over: 86_400, seconds: 86_400 };
+const DAY_BEGINS: DayPart = DayPart { over: 0, seconds: 86_400 };
 const NOON: DayPart = DayPart { over: 43_200, seconds: 86_400 };
 
 fn day(text: &str) -> NaiveDate {
@@ -76,6 +77,28 @@ fn weekends_are_expected_to_cost_less() {
     let linear = month_end(of.cost, Total::ZERO, 13, 30);
     let error = |of: Total| (of - truth).max(truth - of);
     assert!(error(of.expected) < error(linear), "{} {linear} {truth}", of.expected);
+}
+
+#[test]
+fn an_unusual_day_counts_as_two_usual_days_and_widens_the_range() {
+    let mut history = ending("2026-11-20", vec![total("1"); 31]);
+    let next = |history: &History| {
+        let of = forecast(history, "2026-11-21", DAY_BEGINS);
+        (of.days[1].1 - of.days[0].1, of.range.unwrap())
+    };
+    history.days.insert(day("2026-11-20"), varying(total("2")));
+    let (two, _) = next(&history);
+    history.days.insert(day("2026-11-20"), varying(total("500")));
+    let (many, range) = next(&history);
+    assert_eq!(two, many);
+    assert!(many < total("1.3") && range.high - range.low > total("500"), "{many} {range:?}");
+    // An expensive day in each week is usual.
+    for week in ["2026-10-23", "2026-10-30", "2026-11-06", "2026-11-13"] {
+        history.days.insert(day(week), varying(total("500")));
+    }
+    let of = forecast(&history, "2026-11-21", DAY_BEGINS);
+    let friday = of.days[6].1 - of.days[5].1;
+    assert!(friday > total("450"), "{friday}");
 }
 
 #[test]
@@ -171,9 +194,10 @@ fn usage_ahead_of_the_clock_counts_as_todays() {
 
 #[test]
 fn the_range_has_the_documented_width() {
-    // Seven days with one weekday each.
+    // Seven days with one weekday each. The expected cost of each weekday follows its day by 4/5.
+    let freedom = 7.0 * (1.0 - 0.8);
     let history = ending("2026-11-29", ["1", "7", "1", "7", "1", "7", "4"].map(total));
-    let of = forecast(&history, "2026-11-30", DayPart { over: 0, seconds: 86_400 });
+    let of = forecast(&history, "2026-11-30", DAY_BEGINS);
     let model = Model::fit(&history.complete_days(day("2026-11-30"))).unwrap();
     let squares: f64 = history
         .days
@@ -184,7 +208,7 @@ fn the_range_has_the_documented_width() {
             difference * difference
         })
         .sum();
-    let half = 1.2816 * (squares / 6.0).sqrt();
+    let half = 1.2816 * (squares / freedom).sqrt();
     let range = of.range.unwrap();
     let high: f64 = (range.high - of.expected).to_string().parse().unwrap();
     assert!((high - half).abs() < 1e-9, "{high} {half}");
