@@ -73,7 +73,7 @@ pub struct Forecast {
     /// `None` if fewer than [`RANGE_DAYS_MIN`] days were used.
     pub range: Option<Range>,
     /// Number of complete days that the forecast is computed from, at most [`FORECAST_DAYS`]. Days before the first usage of the
-    /// client are not counted.
+    /// client are not counted. 0 if none of them has usage.
     pub days_used: u32,
     /// Today and the later days of the month, each with the expected cost of the month at its end.
     pub days: Vec<(NaiveDate, Total)>,
@@ -141,12 +141,15 @@ impl Forecast {
 }
 
 impl History {
-    /// Returns the complete days to forecast from, the last one first.
+    /// Returns the complete days to forecast from, the last one first: none if the client had no usage in the last
+    /// [`FORECAST_DAYS`], because then it starts anew.
     fn complete_days(&self, today: NaiveDate) -> Vec<(NaiveDate, Total)> {
         let oldest = today - Days::new(FORECAST_DAYS.into());
-        let mut used = self.days.iter().filter(|(_, cost)| cost.has_usage).map(|(day, _)| *day);
-        let first = if self.used_before { Some(oldest) } else { used.next().map(|first| first.max(oldest)) };
-        let first = first.unwrap_or(today);
+        let mut used = self.days.range(..today).filter(|(_, cost)| cost.has_usage).map(|(day, _)| *day);
+        let first_used = used.next();
+        let last_used = used.last().or(first_used).filter(|last| *last >= oldest);
+        let since = first_used.filter(|_| !self.used_before).map_or(oldest, |first| first.max(oldest));
+        let first = last_used.map_or(today, |_| since);
         let varying = |day| self.days.get(&day).map_or(Total::ZERO, |cost| cost.varying);
         let mut days: Vec<_> =
             first.iter_days().take_while(|day| *day < today).map(|day| (day, varying(day))).collect();

@@ -150,6 +150,14 @@ fn days_before_the_first_usage_are_not_counted_unless_there_is_older_usage() {
     assert_eq!(forecast(&history, "2026-11-21", NOON).days_used, 30);
     history.days.insert(day("2026-10-22"), varying(total("3")));
     assert_eq!(forecast(&history, "2026-11-21", NOON).days_used, 30);
+    // A client that comes back after 30 days starts anew.
+    let mut back = ending("2026-10-21", vec![total("3"); 4]);
+    back.used_before = true;
+    assert_eq!(forecast(&back, "2026-11-20", NOON).days_used, 30);
+    back.days.insert(day("2026-11-21"), varying(total("2")));
+    let of = forecast(&back, "2026-11-21", NOON);
+    assert_eq!((of.days_used, of.expected, of.range), (0, total("20"), None));
+    assert_eq!(forecast(&back, "2026-11-22", NOON).days_used, 30);
     let six = forecast(&ending("2026-11-20", vec![total("3"); 6]), "2026-11-21", NOON);
     let seven = forecast(&ending("2026-11-20", vec![total("3"); 7]), "2026-11-21", NOON);
     assert_eq!((six.days_used, six.range.is_some()), (6, false));
