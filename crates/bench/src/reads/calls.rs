@@ -10,6 +10,7 @@ use crate::product::proto::{
 use crate::product::status_error;
 use anyhow::Context;
 use chrono::{Days, NaiveDate};
+use meterd_domain::forecast::FORECAST_DAYS;
 use meterd_domain::period::Month;
 use meterd_store::bench::floor_reads::{self, FloorRow};
 use sqlx::PgConnection;
@@ -109,7 +110,10 @@ impl Reader {
             let conn = &mut self.conn;
             let rows = match read {
                 Read::EmptyCall => vec![],
-                Read::CurrentMonth => floor_reads::month(conn, &client_id, month).await?,
+                Read::CurrentMonth => {
+                    let start = self.today - Days::new(FORECAST_DAYS.into());
+                    floor_reads::month(conn, &client_id, month, start, self.today).await?
+                }
                 Read::SummaryOfMonth => {
                     floor_reads::summary(conn, &client_id, month.first_day(), month.last_day()).await?
                 }

@@ -21,15 +21,28 @@ pub struct FloorRow {
     pub unpriced_event_count: i64,
 }
 
-/// Returns a client's month by service, highest cost first.
-pub async fn month(conn: &mut PgConnection, client_id: &str, month: Month) -> crate::Result<Vec<FloorRow>> {
+/// Returns a client's month by service, and the cost of the days from `start` to `end`, both included, which a forecast needs. The
+/// rows of days have no requests.
+pub async fn month(
+    conn: &mut PgConnection,
+    client_id: &str,
+    month: Month,
+    start: NaiveDate,
+    end: NaiveDate,
+) -> crate::Result<Vec<FloorRow>> {
     sqlx::query_as!(
         FloorRow,
-        r#"SELECT NULL::date AS day, service AS "service?", NULL::text AS operation, request_count, units, input_tokens,
-               output_tokens, cached_input_tokens, cost, unpriced_event_count
-           FROM usage_month_services WHERE client_id = $1 AND month = $2 ORDER BY cost DESC"#,
+        r#"SELECT NULL::date AS day, service AS "service?", NULL::text AS operation, request_count AS "request_count!",
+               units AS "units!", input_tokens AS "input_tokens!", output_tokens AS "output_tokens!",
+               cached_input_tokens AS "cached_input_tokens!", cost AS "cost!", unpriced_event_count AS "unpriced_event_count!"
+           FROM usage_month_services WHERE client_id = $1 AND month = $2
+           UNION ALL
+           SELECT day, NULL, NULL, 0, 0, 0, 0, 0, sum(cost), 0
+           FROM usage_days WHERE client_id = $1 AND day BETWEEN $3 AND $4 GROUP BY day"#,
         client_id,
-        month.first_day()
+        month.first_day(),
+        start,
+        end
     )
     .fetch_all(conn)
     .await
