@@ -147,7 +147,7 @@ impl History {
         let oldest = today - Days::new(FORECAST_DAYS.into());
         let mut used = self.days.range(..today).filter(|(_, cost)| cost.has_usage).map(|(day, _)| *day);
         let first_used = used.next();
-        let last_used = used.last().or(first_used).filter(|last| *last >= oldest);
+        let last_used = used.next_back().or(first_used).filter(|last| *last >= oldest);
         let since = first_used.filter(|_| !self.used_before).map_or(oldest, |first| first.max(oldest));
         let first = last_used.map_or(today, |_| since);
         let varying = |day| self.days.get(&day).map_or(Total::ZERO, |cost| cost.varying);
