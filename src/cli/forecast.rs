@@ -1,6 +1,7 @@
 //! Shows the forecast of a month, for `meterd usage`.
 
-use super::money::{money_json, money_text};
+use super::chart::shown_amount;
+use super::money::{amount_of, money_json, money_text};
 use crate::proto::{CostForecast, ForecastLine};
 use meterd_domain::forecast::RANGE_DAYS_MIN;
 use serde_json::json;
@@ -17,7 +18,7 @@ pub fn forecast_lines(forecast: &CostForecast) -> anyhow::Result<Vec<String>> {
         };
         let range = match (&forecast.low_cost, &forecast.high_cost) {
             (Some(low), Some(high)) => {
-                let (low, high) = (money_text(Some(low))?, money_text(Some(high))?);
+                let (low, high) = (shown_amount(&amount_of(Some(low))?), money_text(Some(high))?);
                 format!("{} % range {low} to {high}; from {days}", forecast.range_percent)
             }
             _ => format!("from {days}; a range needs {RANGE_DAYS_MIN}"),
@@ -84,7 +85,7 @@ mod tests {
             ],
         };
         let expected = [
-            "forecast: 98.12 USD at the end of the month (80 % range 90.00 USD to 106.50 USD; from 30 days)",
+            "forecast: 98.12 USD at the end of the month (80 % range 90.00 to 106.50 USD; from 30 days)",
             "monthly_warning 50.00 USD: reached on 2026-11-12",
             "monthly_critical 95.00 USD: expected on 2026-11-29",
         ];
