@@ -284,11 +284,11 @@ proptest! {
             cost.recurring = Total::from_scaled(cost.recurring.scaled() * I256::from(factor));
         }
         let (of, scaled) = (Forecast::of(&history, today, part), Forecast::of(&scaled, today, part));
-        // Every expected cost of a day is rounded: the level to 10^-12, each cost to one unit.
+        // The level is rounded to 10^-12, and every expected cost of a day to one unit.
+        let highest = of.range.map_or(of.expected, |range| range.high);
+        let tolerance = I256::from(factor) * 2_000 + highest.scaled() * I256::from(factor) / 1_000_000_000;
         let near = |of: Total, scaled: Total| {
-            let exact = of.scaled() * I256::from(factor);
-            let error = (exact - scaled.scaled()).abs();
-            error <= I256::from(factor) * 2_000 + exact / 1_000_000_000
+            (of.scaled() * I256::from(factor) - scaled.scaled()).abs() <= tolerance
         };
         prop_assert!(near(of.expected, scaled.expected), "{} {}", of.expected, scaled.expected);
         prop_assert_eq!(of.days_used, scaled.days_used);
