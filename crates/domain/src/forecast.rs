@@ -172,8 +172,8 @@ struct Model {
     /// Expected costs, Monday first.
     by_weekday: [Total; WEEKDAYS],
     day_count: u32,
-    /// Sum of the squares of the differences between costs and expected costs, also of unusual days. The differences are shifted to the right by `shift`
-    /// bits, so that the squares of any costs fit.
+    /// Sum of the squares of the differences between costs and expected costs, also of unusual days. The differences are shifted to
+    /// the right by `shift` bits, so that the squares of any costs fit.
     squares: U256,
     shift: u32,
     /// What the sum of squares is divided by, in units of 10^-6: the number of days minus the days that the costs of weekdays follow.
