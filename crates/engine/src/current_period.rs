@@ -43,7 +43,7 @@ pub async fn current_period(engine: &Engine, client_id: &str) -> Result<CurrentP
     let mut tx = engine.pool.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
     // The current month of a client in any time zone is one of these two.
     let month_around = |days| Month::of(day_of(now + TimeDelta::days(days), Tz::UTC));
-    let read = usage::months(&mut tx, client_id, month_around(-1), month_around(1)).await?;
+    let read = usage::months(&mut tx, client_id, month_around(-1), month_around(1), None).await?;
     let AsOf { rows: OfClient { time_zone, usage }, .. } = read.ok_or_else(|| Refusal::client_not_found(client_id))?;
     let zone = zone(&time_zone)?;
     let today = day_of(now, zone);
