@@ -2,7 +2,7 @@
 SET LOCAL lock_timeout = '5s';
 
 -- Until then, replicas of the previous release may run. They cannot read alerts of these types, so none is raised. They do not know
--- client_id, reported_cost and tiers of prices, so no price that has one of them is created. An hour is enough to replace them.
+-- client_id, reported_cost and tiers of prices, plans and credits, so none of these is created. An hour is enough to replace them.
 ALTER TABLE deployment ADD COLUMN previous_release_until timestamptz NOT NULL DEFAULT '-infinity';
 UPDATE deployment SET previous_release_until = now() + interval '1 hour' WHERE EXISTS (SELECT FROM usage_months);
 

@@ -2,6 +2,9 @@
 SET LOCAL lock_timeout = '5s';
 SELECT pg_advisory_xact_lock(7882834701841596417); -- the versions lock: batches that price without plans end first
 
+-- Replicas of the previous release would not pay with credits, and would charge other clients by the prices of plans.
+UPDATE deployment SET previous_release_until = now() + interval '1 hour' WHERE EXISTS (SELECT FROM usage_months);
+
 CREATE TABLE plans (
     plan_id      text COLLATE "C" PRIMARY KEY,
     display_name text NOT NULL,
@@ -60,9 +63,11 @@ CREATE TABLE credit_uses (
     CHECK (amount >= 0)
 );
 
--- Locks and returns the grants of clients that have not expired before a day. `clients` is sorted. The caller has locked the rows of
--- the clients' months.
-CREATE FUNCTION lock_credit_grants(clients text[], days date[]) RETURNS SETOF credit_grants LANGUAGE plpgsql AS $$
+-- Locks and returns the grants of clients that have not expired before a day, and can pay or are those of plans; if may_return, also
+-- those that have paid for a month that contains the day, or a later one. `clients` is sorted. The caller has locked the rows of the
+-- clients' months.
+CREATE FUNCTION lock_credit_grants(clients text[], days date[], may_return boolean)
+RETURNS SETOF credit_grants LANGUAGE plpgsql AS $$
 DECLARE
     wanted record;
 BEGIN
@@ -70,6 +75,11 @@ BEGIN
         RETURN QUERY
             SELECT * FROM credit_grants g
             WHERE g.client_id = wanted.client_id AND (g.last_day IS NULL OR g.last_day >= wanted.day)
+              AND (g.void_time IS NULL AND g.used < g.amount OR g.source = 1 OR may_return AND EXISTS (
+                  SELECT FROM credit_uses u
+                  WHERE u.client_id = g.client_id AND u.grant_id = g.grant_id
+                    AND u.month >= date_trunc('month', wanted.day::timestamp)::date
+              ))
             ORDER BY g.grant_id FOR UPDATE;
     END LOOP;
 END $$;

@@ -22,8 +22,9 @@ pub struct MigrateArgs {
     pub distribute: bool,
     /// Allow at once what replicas of the previous release would get wrong
     ///
-    /// After an update of the schema, a server creates no prices for one client or plan, no rates with tiers and no alerts of new
-    /// types for an hour, because replicas of the previous release may still run. Stop them before you use this flag.
+    /// For an hour after an update of the schema, a server creates no prices that replicas of the previous release would ignore, such as
+    /// those for one plan, no grants of credits and no alerts of new types. Stop these replicas before you use this flag. An embedded
+    /// database has none, so `migrate` and `serve` end the hour themselves.
     #[arg(long)]
     pub previous_release_stopped: bool,
 }

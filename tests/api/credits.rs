@@ -177,7 +177,7 @@ async fn grants_pay_in_order_for_usage_of_their_days_and_get_back_the_last_one_f
         (date.to_owned(), amount.to_owned(), left.iter().map(|left| (*left).to_owned()).collect::<Vec<_>>())
     };
     assert_eq!(balance("").await, day("2026-11-21", "19", &["9", "10"]));
-    assert_eq!(balance("2026-11-10").await, day("2026-11-10", "0", &["0"]));
+    assert_eq!(balance("2026-11-10").await, day("2026-11-10", "0", &[]));
     assert_eq!(balance("2026-12-01").await, day("2026-12-01", "20", &["10", "10"]));
     server.stop().await;
 }
@@ -212,6 +212,14 @@ async fn a_plan_includes_credits_for_each_month_and_an_upgrade_raises_them() {
     assert_eq!(grants(&server, "acme").await, [grant("50", "40", "2026-11-01", "2026-11-30"), of_october]);
     assert_eq!(period(&server, "acme").await, ["44", "40", "4", "10"]);
     set_plan(&server, "acme", "starter", "2026-11-21T00:00:00Z").await;
+    // The plan of a client that had none pays from its first day on, whatever arrives first.
+    server.create_client_in_zone("late", "UTC").await;
+    set_plan(&server, "late", "starter", "2026-11-16T12:00:00Z").await;
+    record(&server, "late", "1", NOW).await;
+    record(&server, "late", "2", "2026-11-15T23:59:59Z").await;
+    record(&server, "late", "4", "2026-11-16T00:00:00Z").await;
+    assert_eq!(period(&server, "late").await, ["7", "5", "2", "5"]);
+    assert_eq!(grants(&server, "late").await, [grant("10", "5", "2026-11-16", "2026-11-30")]);
     record(&server, "acme", "10", NOW).await;
     assert_eq!(
         period(&server, "acme").await,
@@ -229,7 +237,7 @@ async fn a_plan_includes_credits_for_each_month_and_an_upgrade_raises_them() {
     record(&server, "rolling", "8", NOW).await;
     let rolled = [grant("7", "7", "2026-09-01", "2026-11-30"), grant("7", "3", "2026-11-01", "2027-01-31")];
     assert_eq!(grants(&server, "rolling").await, rolled);
-    server.assert_exact(9).await;
+    server.assert_exact(12).await;
     server.stop().await;
 }
 
@@ -274,6 +282,37 @@ async fn later_prices_other_prices_and_moved_days_change_what_credits_pay() {
     assert_eq!(period(&server, "acme").await, ["8", "8", "0", "92"]);
     assert_eq!(used(&server, "acme").await, ["8"], "the grant is not valid in October");
     server.assert_exact(2).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_rebuild_of_damaged_sums_keeps_what_credits_owe_and_returns_only_what_was_paid_above_the_cost() {
+    let server = november().await;
+    server.create_client_in_zone("acme", "UTC").await;
+    grant(&server, new_grant("acme", "100")).await.unwrap();
+    record(&server, "acme", "10", NOW).await;
+    server.sql("SELECT apply_pending_usage(ARRAY['acme'])").await;
+    let rebuild = async || {
+        let request = RebuildRollupsRequest {
+            client_id: "acme".into(),
+            start_date: "2026-11-01".into(),
+            end_date: "2026-11-30".into(),
+            rezone: false,
+        };
+        server.usage().rebuild_rollups(request).await.unwrap();
+        server.assert_exact(1).await;
+        period(&server, "acme").await
+    };
+    for damage in ["3", "-3"] {
+        assert_eq!(server.sql(&format!("UPDATE usage_days SET cost = cost + {damage}")).await, 1);
+        assert_eq!(rebuild().await, ["10", "10", "0", "90"], "a day was wrong by {damage}");
+    }
+    server.sql("UPDATE usage_months SET cost = cost + 5").await;
+    server.sql("UPDATE credit_grants SET used = 15").await;
+    server.sql("UPDATE credit_uses SET amount = 15").await;
+    assert_eq!(rebuild().await, ["10", "10", "0", "90"], "the month was too high, and paid");
+    server.sql("UPDATE usage_months SET cost = cost - 5").await;
+    assert_eq!(rebuild().await, ["10", "10", "0", "90"], "the month was too low");
     server.stop().await;
 }
 

@@ -42,10 +42,12 @@ pub struct Grant {
 pub struct ChangedMonth {
     /// The new cost.
     pub cost: Total,
-    /// What each day costs more or less.
+    /// What the month costs more or less.
+    pub more: Total,
+    /// What each day costs more or less. The sum is `more`, unless a rebuild corrects the sums of days or of the month alone.
     pub days: BTreeMap<NaiveDate, Total>,
-    /// What each grant paid of the old cost. Only read if the month costs less.
-    pub uses: BTreeMap<String, Total>,
+    /// What each grant paid of the old cost. `None`: it is not known, and the month only has new usage.
+    pub uses: Option<BTreeMap<String, Total>>,
 }
 
 /// Changes of what grants pay: by grant and month.
@@ -71,19 +73,20 @@ pub fn settle(grants: &mut [Grant], months: &BTreeMap<Month, ChangedMonth>) -> D
     grants.sort_by(Grant::compare);
     let mut draws = Draws::new();
     for (month, changed) in months {
-        let more: Total = changed.days.values().copied().sum();
-        if more > Total::ZERO {
-            pay(grants, *month, changed, more, &mut draws);
-        } else if more < Total::ZERO {
-            give_back(grants, *month, changed, &mut draws);
+        let used = changed.uses.as_ref().map(|uses| uses.values().copied().sum::<Total>());
+        match used {
+            Some(used) if used > changed.cost => give_back(grants, *month, changed, used, &mut draws),
+            _ => {
+                let payable = used.map_or(changed.more, |used| changed.cost - used);
+                pay(grants, *month, changed, changed.more.min(payable), &mut draws);
+            }
         }
     }
     draws
 }
 
-/// Pays for at most `more`, which is what the month costs more.
-fn pay(grants: &mut [Grant], month: Month, changed: &ChangedMonth, more: Total, draws: &mut Draws) {
-    let mut unpaid = more;
+/// Pays for at most `unpaid` of the month.
+fn pay(grants: &mut [Grant], month: Month, changed: &ChangedMonth, mut unpaid: Total, draws: &mut Draws) {
     for (day, cost) in &changed.days {
         let mut of_day = (*cost).min(unpaid);
         for grant in grants.iter_mut().filter(|grant| grant.covers(*day)) {
@@ -99,11 +102,10 @@ fn pay(grants: &mut [Grant], month: Month, changed: &ChangedMonth, more: Total, 
 }
 
 /// Returns what grants have paid above the cost of the month, the last one first.
-fn give_back(grants: &mut [Grant], month: Month, changed: &ChangedMonth, draws: &mut Draws) {
-    let used: Total = changed.uses.values().copied().sum();
+fn give_back(grants: &mut [Grant], month: Month, changed: &ChangedMonth, used: Total, draws: &mut Draws) {
     let mut excess = used - changed.cost;
     for grant in grants.iter_mut().rev() {
-        let Some(used) = changed.uses.get(&grant.grant_id) else { continue };
+        let Some(used) = changed.uses.as_ref().and_then(|uses| uses.get(&grant.grant_id)) else { continue };
         let returned = excess.min(*used);
         if returned > Total::ZERO {
             grant.remaining += returned;

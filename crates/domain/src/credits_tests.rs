@@ -27,9 +27,10 @@ fn november() -> Month {
 }
 
 fn change(cost: i64, days: &[(&str, i64)], uses: &[(&str, i64)]) -> BTreeMap<Month, ChangedMonth> {
-    let days = days.iter().map(|(of, more)| (day(of), total(*more))).collect();
+    let days: BTreeMap<NaiveDate, Total> = days.iter().map(|(of, more)| (day(of), total(*more))).collect();
     let uses = uses.iter().map(|(grant, used)| ((*grant).to_owned(), total(*used))).collect();
-    [(november(), ChangedMonth { cost: total(cost), days, uses })].into()
+    let more = days.values().copied().sum();
+    [(november(), ChangedMonth { cost: total(cost), more, days, uses: Some(uses) })].into()
 }
 
 fn drawn(draws: &Draws) -> Vec<(&str, Total)> {
@@ -80,6 +81,20 @@ fn usage_that_moves_to_another_day_of_the_month_is_not_paid_twice() {
     assert_eq!(drawn(&settle(&mut grants, &change(20, &moved, &[("a", 15)]))), []);
     let corrected = [("2026-11-09", 4), ("2026-11-11", 4), ("2026-11-12", -5)];
     assert_eq!(drawn(&settle(&mut grants, &change(23, &corrected, &[("a", 15)]))), [("a", total(3))]);
+}
+
+#[test]
+fn a_correction_of_the_sums_alone_never_pays_above_the_cost_or_returns_what_is_owed() {
+    let of = |cost: i64, more: i64, days: &[(&str, i64)], used: i64| {
+        let mut changed = change(cost, days, &[("a", used)]);
+        changed.values_mut().for_each(|month| month.more = total(more));
+        let mut grants = vec![grant("a", 0, ALWAYS, 0, 100)];
+        drawn(&settle(&mut grants, &changed)).iter().map(|(_, drawn)| *drawn).next()
+    };
+    assert_eq!(of(10, 0, &[("2026-11-21", -3)], 10), None, "only the sum of a day was too high");
+    assert_eq!(of(10, 0, &[("2026-11-21", 3)], 10), None, "only the sum of a day was too low");
+    assert_eq!(of(10, -5, &[], 15), Some(total(-5)), "the sum of the month was too high, and paid");
+    assert_eq!(of(10, 4, &[("2026-11-21", 4)], 8), Some(total(2)), "at most what is payable");
 }
 
 /// What happens to a client: usage on a day of one of three months, a correction, a new grant, or a void of a grant.
@@ -138,9 +153,13 @@ proptest! {
                         *cost += more;
                         *changed.days.entry(day).or_default() += more;
                     }
+                    let month_is_odd = month % 2 == 1;
                     let month = Month::of(NaiveDate::from_ymd_opt(2026, month, 1).unwrap());
                     changed.cost = costs.iter().filter(|(day, _)| Month::of(**day) == month).map(|(_, cost)| *cost).sum();
-                    changed.uses = uses.get(&month).cloned().unwrap_or_default();
+                    changed.more = changed.days.values().copied().sum();
+                    // New usage is settled without what was paid before.
+                    let known = changed.days.values().any(|more| *more < Total::ZERO) || month_is_odd;
+                    changed.uses = known.then(|| uses.get(&month).cloned().unwrap_or_default());
                     for ((grant, month), drawn) in settle(&mut grants, &[(month, changed)].into()) {
                         *uses.entry(month).or_default().entry(grant).or_default() += drawn;
                     }

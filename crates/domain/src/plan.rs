@@ -73,13 +73,15 @@ impl PlanTimeline {
         plans
     }
 
-    /// Returns the plan whose credits the client has for the month of `day`: of its plans in this month until `day`, the one with most
-    /// credits. `None`: the client has none.
-    pub fn included_credits(&self, day: NaiveDate, zone: Tz) -> Option<PlanTerms> {
-        let until = self.days(Month::of(day), zone).into_iter().filter(|plan| plan.first_day <= day);
-        let terms = until.map(|plan| plan.terms).filter(|terms| terms.included_credits > Decimal::ZERO);
-        // The first one, if several have the same.
-        terms.reduce(|most, other| if other.included_credits > most.included_credits { other } else { most })
+    /// Returns the first day of the month of `day` on which the client has a plan with credits, and the plan whose credits it has for the
+    /// month: of its plans in this month until `day`, the one with most credits, and then the longest rollover. `None`: it has none.
+    pub fn included_credits(&self, day: NaiveDate, zone: Tz) -> Option<(NaiveDate, PlanTerms)> {
+        let mut days = self.days(Month::of(day), zone);
+        days.retain(|plan| plan.first_day <= day && plan.terms.included_credits > Decimal::ZERO);
+        let first_day = days.first()?.first_day;
+        let most =
+            days.into_iter().map(|plan| plan.terms).max_by_key(|terms| (terms.included_credits, terms.rollover_months));
+        Some((first_day, most?))
     }
 }
 

@@ -6,7 +6,7 @@ use crate::fields::Fields;
 use crate::idempotency::{CreateCall, Created, Idempotency};
 use crate::ledger::DEFAULT_PRIORITY;
 use crate::paging::{Page, PageRequest};
-use crate::previous_release::check_gone;
+use crate::previous_release;
 use crate::refusal::{Reason, Refusal, shown};
 use chrono::{DateTime, NaiveDate, Utc};
 use meterd_domain::credits::GrantSource;
@@ -45,7 +45,7 @@ pub struct NewGrant {
 pub struct Balance {
     pub day: NaiveDate,
     pub available: Total,
-    /// The grants that are valid on the day, with what is left of each, in the order in which they pay.
+    /// The grants that are valid on the day and have something left, with what is left of each, in the order in which they pay.
     pub grants: Vec<(CreditGrant, Total)>,
 }
 
@@ -76,6 +76,11 @@ pub async fn create(
     idempotency.check(&mut fields);
     fields.finish()?;
     let client = clients::existing(engine, &grant.client_id).await?;
+    let mut creation = match idempotency.begin(engine).await? {
+        CreateCall::New(creation) => creation,
+        CreateCall::Repeat(answer) => return Ok(Created::Repeat(answer)),
+    };
+    // After the search for a repeat, because today may be another day than at the first call.
     let first_day = match first {
         Some(first) => first,
         None => client.day_of(engine.clock.now())?,
@@ -83,11 +88,7 @@ pub async fn create(
     if last.is_some_and(|last| last < first_day) {
         return Err(Refusal::field("grant.last_date", format!("must not be before the first day, {first_day}")));
     }
-    let mut creation = match idempotency.begin(engine).await? {
-        CreateCall::New(creation) => creation,
-        CreateCall::Repeat(answer) => return Ok(Created::Repeat(answer)),
-    };
-    check_gone(creation.conn(), "credits").await?;
+    previous_release::check_gone(creation.conn(), "credits").await?;
     // Later grants need no new settings: a transaction of a client with grants reads all of them.
     if !store::has_grants(creation.conn(), &grant.client_id).await? {
         locks::change_versions(creation.conn()).await?;
@@ -170,9 +171,8 @@ pub async fn balance(engine: &Engine, client_id: &str, day: &str) -> Result<Bala
         Some(day) => day,
         None => client.day_of(engine.clock.now())?,
     };
-    let grants = store::list(&mut *engine.pool.acquire().await?, client_id, None, i64::MAX).await?;
+    let grants = store::valid_on(&mut *engine.pool.acquire().await?, client_id, day).await?;
     let mut valid: Vec<_> = grants.into_iter().map(|grant| (grant.grant(), grant)).collect();
-    valid.retain(|(grant, _)| grant.covers(day));
     valid.sort_by(|(left, _), (right, _)| left.compare(right));
     let grants: Vec<(CreditGrant, Total)> = valid.into_iter().map(|(of, grant)| (grant, of.remaining)).collect();
     Ok(Balance { day, available: grants.iter().map(|(_, left)| *left).sum(), grants })

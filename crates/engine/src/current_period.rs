@@ -52,11 +52,11 @@ pub async fn current_period(engine: &Engine, client_id: &str) -> Result<CurrentP
         usage.services.into_iter().filter_map(|(of, row)| (of == month).then_some(row)).collect();
     let sums: Sums = rows.iter().map(|row| row.sums).sum();
     let credits_used = credits::paid(&mut tx, client_id, month).await?;
-    let grants = credits::list(&mut tx, client_id, None, i64::MAX).await?;
-    let valid = grants.iter().map(|grant| grant.grant()).filter(|grant| grant.covers(today));
-    let credits_available = valid.map(|grant| grant.remaining).sum();
-    let PlanFees { total: plan_fees, .. } = plans::fees_of(&mut tx, &engine.currency, client_id, month, zone).await?;
+    let grants = credits::valid_on(&mut tx, client_id, today).await?;
+    let credits_available = grants.iter().map(|grant| grant.grant().remaining).sum();
     let plans = meterd_store::clients::settings(&mut tx, &[client_id.to_owned()]).await?.plans;
+    let days = plans.of(client_id).map(|plans| plans.days(month, zone)).unwrap_or_default();
+    let PlanFees { total: plan_fees, .. } = plans::fees_of(&mut tx, &engine.currency, month, days).await?;
     tx.commit().await?;
     Ok(CurrentPeriod {
         month,

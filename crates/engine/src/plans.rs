@@ -5,16 +5,15 @@ use crate::engine::Engine;
 use crate::fields::{Fields, UnixTime};
 use crate::idempotency::{CreateCall, Created, Idempotency};
 use crate::paging::{Page, PageRequest};
-use crate::previous_release::check_gone;
+use crate::previous_release;
 use crate::refusal::{Reason, Refusal, shown};
 use chrono::{DateTime, NaiveDate, Utc};
-use chrono_tz::Tz;
 use iso_currency::Currency;
 use meterd_domain::catalog::Catalog;
 use meterd_domain::decimal::{Decimal, Total};
 use meterd_domain::event::ID_BYTES_MAX;
 use meterd_domain::period::{Month, day_of};
-use meterd_domain::plan::ClientPlans;
+use meterd_domain::plan::{ClientPlans, PlanDays};
 use meterd_store::catalog::pricing;
 use meterd_store::clients::zone;
 use meterd_store::database::deployment;
@@ -167,22 +166,27 @@ pub async fn set(engine: &Engine, change: PlanChange) -> Result<ClientPlan, Refu
     fields.finish()?;
     let effective_time = effective_time.unwrap_or_else(|| engine.clock.now());
     let client = clients::existing(engine, client_id).await?;
+    // Before the lock, which blocks all batches. A price of the plan that is created meanwhile has a task of its own.
+    let catalog = engine.catalog.refresh(&engine.pool).await?;
     let mut tx = engine.pool.begin().await?;
-    locks::change_versions(&mut tx).await?;
     let plan = match plan_id.as_str() {
         "" => None,
         plan_id => Some(existing(&mut tx, plan_id).await?),
     };
     if plan.as_ref().is_some_and(|plan| plan.included_credits > Decimal::ZERO) {
-        check_gone(&mut tx, "credits").await?;
+        previous_release::check_gone(&mut tx, "credits").await?;
     }
+    locks::change_versions(&mut tx).await?;
     let month = Month::of(client.day_of(effective_time)?);
     if let Some(closed) = deployment::closed_through(&mut tx).await?.filter(|closed| month <= *closed) {
         return Err(Refusal::month_closed(closed));
     }
+    // Unpriced events of the client may have a price by the plan, or without the one that it had.
+    let mut plan_ids = store::ids_of_clients(&mut tx, std::slice::from_ref(client_id)).await?;
+    plan_ids.push(plan_id.clone());
+    let services: BTreeSet<&str> = plan_ids.iter().flat_map(|plan_id| catalog.services_of_plan(plan_id)).collect();
     let changed = store::set(&mut tx, client_id, plan.as_ref(), effective_time).await?;
-    // Events of the client that had no price may have one by the prices of the plan.
-    for service in engine.catalog.read(&mut tx).await?.services_of_plan(plan_id) {
+    for service in services {
         pricing::insert_task(&mut tx, service).await?;
     }
     tx.commit().await?;
@@ -229,21 +233,22 @@ pub async fn fees(engine: &Engine, client_id: &str, month: &str) -> Result<PlanF
     let client = clients::existing(engine, client_id).await?;
     let zone = zone(&client.time_zone)?;
     let month = wanted.unwrap_or_else(|| Month::of(day_of(engine.clock.now(), zone)));
-    fees_of(&mut *engine.pool.acquire().await?, &engine.currency, client_id, month, zone).await
+    let mut conn = engine.pool.acquire().await?;
+    let plans = meterd_store::clients::settings(&mut conn, &[client_id.to_owned()]).await?.plans;
+    let days = plans.of(client_id).map(|plans| plans.days(month, zone)).unwrap_or_default();
+    fees_of(&mut conn, &engine.currency, month, days).await
 }
 
-/// Returns the fees of a client for a month.
+/// Returns the fees of a month for these days.
 pub(crate) async fn fees_of(
     conn: &mut PgConnection,
     currency: &str,
-    client_id: &str,
     month: Month,
-    zone: Tz,
+    days: Vec<PlanDays>,
 ) -> Result<PlanFees, Refusal> {
     let digits = Currency::from_code(currency).and_then(Currency::exponent).unwrap_or(MINOR_DIGITS);
-    let settings = meterd_store::clients::settings(conn, &[client_id.to_owned()]).await?;
     let mut fees = PlanFees { month, fees: vec![], total: Total::ZERO };
-    for days in settings.plans.of(client_id).map(|plans| plans.days(month, zone)).unwrap_or_default() {
+    for days in days {
         let Plan { plan_id, monthly_fee, .. } = existing(conn, &days.terms.plan_id).await?;
         let amount = days.fee(monthly_fee, digits.into());
         fees.total += amount;

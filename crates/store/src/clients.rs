@@ -6,7 +6,7 @@ use chrono::{DateTime, NaiveDate, Utc};
 use chrono_tz::Tz;
 use meterd_domain::decimal::Decimal;
 use meterd_domain::period::{self, Month};
-use meterd_domain::plan::{ClientPlans, PlanTerms};
+use meterd_domain::plan::{ClientPlans, PlanTerms, PlanTimeline};
 use sqlx::{PgConnection, PgPool};
 use std::collections::{HashMap, HashSet};
 
@@ -158,15 +158,23 @@ pub struct Settings {
     pub with_grants: HashSet<String>,
 }
 
+impl Settings {
+    /// Returns whether a client has or had a grant of credits, or a plan that includes some.
+    pub fn has_credits(&self, client_id: &str) -> bool {
+        self.with_grants.contains(client_id) || self.plans.of(client_id).is_some_and(PlanTimeline::has_credits)
+    }
+}
+
 /// Returns the settings of clients.
 pub async fn settings(conn: &mut PgConnection, client_ids: &[String]) -> crate::Result<Settings> {
     // A client has a row for each change of its plan, and at least one.
     let rows = sqlx::query!(
         r#"SELECT client_id, time_zone, p.effective_time AS "effective_time?", p.plan_id AS "plan_id?",
                p.included_credits AS "included_credits?", p.rollover_months AS "rollover_months?",
-               EXISTS (SELECT FROM credit_grants g WHERE g.client_id = clients.client_id) AS "has_grants!"
+               g.client_id IS NOT NULL AS "has_grants!"
            FROM clients JOIN unnest($1::text[]) AS wanted (client_id) USING (client_id)
-           LEFT JOIN client_plans p USING (client_id)"#,
+           LEFT JOIN client_plans p USING (client_id)
+           LEFT JOIN (SELECT DISTINCT client_id FROM credit_grants WHERE client_id = ANY($1)) g USING (client_id)"#,
         client_ids
     )
     .fetch_all(conn)

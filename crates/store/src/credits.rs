@@ -117,18 +117,19 @@ pub async fn insert(conn: &mut PgConnection, new: &NewGrant<'_>) -> crate::Resul
     row.fetch_one(conn).await?.try_into()
 }
 
-/// Raises the credits that a plan includes in a month to those of another plan. The caller has locked the grant.
-pub async fn raise(conn: &mut PgConnection, new: &NewGrant<'_>) -> crate::Result<()> {
-    let raised = sqlx::query!(
-        "UPDATE credit_grants SET amount = $3, plan_id = $4, last_day = GREATEST(last_day, $5)
+/// Changes the credits that a plan includes in a month to those of another plan. The caller has locked the grant.
+pub async fn change(conn: &mut PgConnection, new: &NewGrant<'_>) -> crate::Result<()> {
+    let changed = sqlx::query!(
+        "UPDATE credit_grants SET amount = $3, plan_id = $4, first_day = $5, last_day = $6
          WHERE client_id = $1 AND grant_id = $2",
         new.client_id,
         new.grant_id,
         numeric::of(new.amount),
         new.plan_id,
+        new.first_day,
         new.last_day
     );
-    raised.execute(conn).await.map(drop).map_err(Into::into)
+    changed.execute(conn).await.map(drop).map_err(Into::into)
 }
 
 /// Returns a grant. `None` if it does not exist.
@@ -143,10 +144,12 @@ pub async fn find(conn: &mut PgConnection, client_id: &str, grant_id: &str) -> c
     row.fetch_optional(conn).await?.map(CreditGrant::try_from).transpose()
 }
 
-/// Returns whether a client has or had a grant.
+/// Returns whether a client has or had a grant of another source than a plan.
 pub async fn has_grants(conn: &mut PgConnection, client_id: &str) -> crate::Result<bool> {
-    let has =
-        sqlx::query_scalar!(r#"SELECT EXISTS (SELECT FROM credit_grants WHERE client_id = $1) AS "has!""#, client_id);
+    let has = sqlx::query_scalar!(
+        r#"SELECT EXISTS (SELECT FROM credit_grants WHERE client_id = $1 AND source <> 1) AS "has!""#,
+        client_id
+    );
     has.fetch_one(conn).await.map_err(Into::into)
 }
 
@@ -171,6 +174,20 @@ pub async fn list(
     rows.fetch_all(conn).await?.into_iter().map(CreditGrant::try_from).collect()
 }
 
+/// Returns the grants of a client that can pay for usage of a day, in no particular order.
+pub async fn valid_on(conn: &mut PgConnection, client_id: &str, day: NaiveDate) -> crate::Result<Vec<CreditGrant>> {
+    let rows = sqlx::query_as!(
+        GrantRow,
+        "SELECT client_id, grant_id, source, plan_id, amount, used, priority, first_day, last_day, note, create_time, void_time
+         FROM credit_grants
+         WHERE client_id = $1 AND first_day <= $2 AND (last_day IS NULL OR last_day >= $2) AND void_time IS NULL
+           AND used < amount",
+        client_id,
+        day
+    );
+    rows.fetch_all(conn).await?.into_iter().map(CreditGrant::try_from).collect()
+}
+
 /// Voids a grant, unless it is voided. It pays for nothing more; what it has paid stays paid.
 pub async fn void(conn: &mut PgConnection, client_id: &str, grant_id: &str) -> crate::Result<()> {
     let voided = sqlx::query!(
@@ -181,17 +198,24 @@ pub async fn void(conn: &mut PgConnection, client_id: &str, grant_id: &str) -> c
     voided.execute(conn).await.map(drop).map_err(Into::into)
 }
 
-/// Locks and returns the grants of clients that have not expired before a day. `clients` is sorted. The caller has locked the rows of
-/// the clients' months.
-pub async fn lock(conn: &mut PgConnection, clients: &[String], days: &[NaiveDate]) -> crate::Result<Vec<CreditGrant>> {
+/// Locks and returns the grants of clients that have not expired before a day, and can pay or are those of plans; if `may_return`, also
+/// those that have paid for a month that contains the day, or a later one. `clients` is sorted. The caller has locked the rows of the
+/// clients' months.
+pub async fn lock(
+    conn: &mut PgConnection,
+    clients: &[String],
+    days: &[NaiveDate],
+    may_return: bool,
+) -> crate::Result<Vec<CreditGrant>> {
     let rows = sqlx::query_as!(
         GrantRow,
         r#"SELECT client_id AS "client_id!", grant_id AS "grant_id!", source AS "source!", plan_id AS "plan_id!",
                amount AS "amount!", used AS "used!", priority AS "priority!", first_day AS "first_day!", last_day,
                note AS "note!", create_time AS "create_time!", void_time
-           FROM lock_credit_grants($1, $2)"#,
+           FROM lock_credit_grants($1, $2, $3)"#,
         clients,
-        days
+        days,
+        may_return
     );
     rows.fetch_all(conn).await?.into_iter().map(CreditGrant::try_from).collect()
 }
@@ -217,7 +241,8 @@ pub async fn uses(conn: &mut PgConnection, clients: &[String], months: &[NaiveDa
 /// Returns what a grant has paid, by month.
 pub async fn uses_of(conn: &mut PgConnection, client_id: &str, grant_id: &str) -> crate::Result<Vec<(Month, Total)>> {
     let rows = sqlx::query!(
-        r#"SELECT month, amount AS "amount: Numeric" FROM credit_uses WHERE client_id = $1 AND grant_id = $2 ORDER BY month"#,
+        r#"SELECT month, amount AS "amount: Numeric" FROM credit_uses WHERE client_id = $1 AND grant_id = $2 AND amount <> 0
+           ORDER BY month"#,
         client_id,
         grant_id
     );

@@ -121,7 +121,7 @@ pub async fn set(
         "INSERT INTO client_plans (client_id, effective_time, plan_id, included_credits, rollover_months)
          VALUES ($1, $2, $3, $4, $5)
          ON CONFLICT (client_id, effective_time) DO UPDATE SET plan_id = excluded.plan_id,
-             included_credits = excluded.included_credits, rollover_months = excluded.rollover_months, create_time = now()
+             included_credits = excluded.included_credits, rollover_months = excluded.rollover_months, create_time = excluded.create_time
          RETURNING plan_id, effective_time, create_time",
         client_id,
         effective_time,

@@ -6,7 +6,7 @@ use super::new_price::{Checked, SOURCE_BYTES_MAX, check_high_rates, instant};
 use super::prices::{IGNORED_BY_PREVIOUS_RELEASE, NewPrice, check_overlap, needs_this_release};
 use crate::engine::Engine;
 use crate::fields::{Fields, UnixTime};
-use crate::previous_release::check_gone;
+use crate::previous_release;
 use crate::refusal::{Reason, Refusal};
 use chrono::{DateTime, Utc};
 use meterd_domain::catalog::{Catalog, PriceScope};
@@ -102,7 +102,7 @@ pub async fn import(engine: &Engine, mut list: PriceList) -> Result<ImportReport
         }
         false => check_all(engine, &catalog, &list),
     };
-    let checked = without_later_prices(engine, &list, checked).await?;
+    let checked = refuse_until_upgraded(engine, &list, checked).await?;
     let mut results: Vec<Option<Imported>> = list.prices.iter().map(|_| None).collect();
     let mut missing = vec![];
     for numbers in chunks(&list.prices) {
@@ -186,19 +186,18 @@ fn built_in_rates(engine: &Engine, list: &PriceList) -> Vec<Result<Rates, Refusa
     checked.collect()
 }
 
-/// Replaces the rates of prices that cannot be created yet by an error.
-async fn without_later_prices(
+/// Refuses prices that replicas of the previous release would ignore, while they may run.
+async fn refuse_until_upgraded(
     engine: &Engine,
     list: &PriceList,
     checked: Vec<Result<Rates, Refusal>>,
 ) -> Result<Vec<Result<Rates, Refusal>>, Refusal> {
-    let gone = check_gone(&mut *engine.pool.acquire().await?, IGNORED_BY_PREVIOUS_RELEASE).await;
-    let Err(too_early) = gone else { return Ok(checked) };
-    if too_early.reason != Reason::PreviousReleaseMayRun {
-        return Err(too_early);
-    }
+    let mut conn = engine.pool.acquire().await?;
+    let Some(refusal) = previous_release::refusal(&mut conn, IGNORED_BY_PREVIOUS_RELEASE).await? else {
+        return Ok(checked);
+    };
     let of_price = |(price, rates): (&NewPrice, Result<Rates, Refusal>)| match rates {
-        Ok(rates) if needs_this_release(price, &rates) => Err(too_early.clone()),
+        Ok(rates) if needs_this_release(price, &rates) => Err(refusal.clone()),
         other => other,
     };
     Ok(list.prices.iter().zip(checked).map(of_price).collect())

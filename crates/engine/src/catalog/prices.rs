@@ -10,7 +10,7 @@ use crate::fields::{Fields, UnixTime};
 use crate::idempotency::{CreateCall, Created, Idempotency};
 use crate::paging::{Page, PageRequest};
 use crate::plans;
-use crate::previous_release::check_gone;
+use crate::previous_release;
 use crate::refusal::{Reason, Refusal, shown};
 use chrono::{DateTime, NaiveDate, Utc};
 use meterd_domain::catalog::PriceScope;
@@ -131,7 +131,7 @@ pub async fn create(
     }
     locks::change_versions(creation.conn()).await?;
     if needs_this_release(&price, &rates) {
-        check_gone(creation.conn(), IGNORED_BY_PREVIOUS_RELEASE).await?;
+        previous_release::check_gone(creation.conn(), IGNORED_BY_PREVIOUS_RELEASE).await?;
     }
     let scope = price.scope();
     let others = store::prices_of_scope(creation.conn(), scope).await?;

@@ -22,7 +22,7 @@ use std::sync::Arc;
 /// Maximum number of events of one transaction. It locks their months, and ingest of the same clients waits for it. So it is short.
 const BATCH_EVENTS: i64 = 2_000;
 /// Reason and actor of the adjustments.
-const LATE_PRICE: &str = "the prices of the service have changed";
+const LATE_PRICE: &str = "a price of the service or the plan of the client has changed";
 const ACTOR: &str = "meterd";
 
 /// Works on the oldest open task for one transaction. Returns false if there is none.

@@ -2,7 +2,7 @@
 
 use chrono_tz::Tz;
 use foldhash::fast::RandomState;
-use meterd_domain::plan::{ClientPlans, PlanTimeline};
+use meterd_domain::plan::ClientPlans;
 use meterd_store::alerts::policies::{self, Policies};
 use meterd_store::clients::{self, Settings};
 use sqlx::PgConnection;
@@ -41,10 +41,10 @@ impl ClientSettings {
         if missing.is_empty() {
             return Ok(());
         }
-        let Settings { zones, plans, with_grants } = clients::settings(conn, &missing).await?;
-        self.with_credits.extend(with_grants.into_iter().map(Arc::from));
-        let with_credits = client_ids.iter().filter(|id| plans.of(id).is_some_and(PlanTimeline::has_credits));
+        let settings = clients::settings(conn, &missing).await?;
+        let with_credits = client_ids.iter().filter(|client_id| settings.has_credits(client_id));
         self.with_credits.extend(with_credits.map(|client_id| (*client_id).clone()));
+        let Settings { zones, plans, .. } = settings;
         self.plans.join(plans);
         self.policies.join(policies::load(conn, &missing).await?);
         self.zones.extend(zones.into_iter().map(|(client_id, zone)| (client_id.into(), zone)));

@@ -10,6 +10,7 @@ use meterd_domain::plan::{PlanTerms, PlanTimeline};
 use meterd_domain::rollup::{DayKey, Sums};
 use meterd_store::clients;
 use meterd_store::credits::{self as store, CreditGrant, NewGrant};
+use meterd_store::usage::changes::{Changes, MonthChange, NewUsage};
 use meterd_store::usage::rollups::MonthRow;
 use sqlx::PgConnection;
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,64 +27,76 @@ struct Terms<'a> {
     plans: Option<&'a PlanTimeline>,
 }
 
-/// Pays for new usage. `days` are its sums, and `months` the new sums of its months, which are locked. Makes no call if no client has
-/// credits.
+/// Pays for new usage, whose changes of sums are `days` and `months`. `rows` are the new sums of the months, which are locked. Makes no
+/// call if no client has credits.
 pub(super) async fn pay_for_new_usage(
     conn: &mut PgConnection,
     settings: &ClientSettings,
-    days: &[(DayKey, Sums)],
-    months: &[MonthRow],
+    usage: &NewUsage,
+    rows: &[MonthRow],
 ) -> meterd_store::Result<()> {
-    let with_credits = |(row, _): &(DayKey, Sums)| settings.has_credits(&row.0);
-    if !days.iter().any(with_credits) {
+    let has_credits = |client_id: &str| settings.has_credits(client_id);
+    if !usage.months.iter().any(|month| has_credits(&month.key.0)) {
         return Ok(());
     }
-    let changed = changed_months(days.iter().filter(|day| with_credits(day)), months);
+    let changed = changed_months(has_credits, &usage.days, &usage.months, rows);
     let terms = |client_id: &str| Some(Terms { zone: settings.zone(client_id)?, plans: settings.plans.of(client_id) });
-    pay(conn, changed, terms).await
+    pay(conn, changed, false, terms).await
 }
 
-/// Pays for usage whose charges or days have changed, and returns what its months cost less. See [`pay_for_new_usage`].
+/// Pays for usage whose charges or days have changed, and returns what grants have paid above the cost of its months. See
+/// [`pay_for_new_usage`].
 pub(super) async fn pay_for_changed_usage(
     conn: &mut PgConnection,
-    days: &[(DayKey, Sums)],
-    months: &[MonthRow],
+    changes: &Changes,
+    rows: &[MonthRow],
 ) -> meterd_store::Result<()> {
-    let client_ids: BTreeSet<&str> = months.iter().map(|month| month.client_id.as_str()).collect();
+    let client_ids: BTreeSet<&str> = rows.iter().map(|row| row.client_id.as_str()).collect();
     let client_ids: Vec<String> = client_ids.into_iter().map(str::to_owned).collect();
     let settings = clients::settings(conn, &client_ids).await?;
-    let with_credits = |client_id: &str| {
-        settings.with_grants.contains(client_id) || settings.plans.of(client_id).is_some_and(PlanTimeline::has_credits)
-    };
-    let changed = changed_months(days.iter().filter(|(row, _)| with_credits(&row.0)), months);
+    let has_credits = |client_id: &str| settings.has_credits(client_id);
+    let mut changed = changed_months(has_credits, &changes.days, &changes.months, rows);
+    read_uses(conn, &mut changed).await?;
     let terms =
         |client_id: &str| Some(Terms { zone: *settings.zones.get(client_id)?, plans: settings.plans.of(client_id) });
-    pay(conn, changed, terms).await
+    pay(conn, changed, true, terms).await
 }
 
-/// Returns the months of these days, by client.
-fn changed_months<'a>(days: impl Iterator<Item = &'a (DayKey, Sums)>, months: &[MonthRow]) -> BTreeMap<String, Months> {
+/// Returns the changed months of clients with credits, by client. Days of months whose own sums do not change are left out: a rebuild can
+/// correct the sums of days alone, which changes no cost.
+fn changed_months(
+    has_credits: impl Fn(&str) -> bool,
+    days: &[(DayKey, Sums)],
+    months: &[MonthChange],
+    rows: &[MonthRow],
+) -> BTreeMap<String, Months> {
     let costs: BTreeMap<(&str, Month), Total> =
-        months.iter().map(|row| ((row.client_id.as_str(), row.month), row.cost)).collect();
+        rows.iter().map(|row| ((row.client_id.as_str(), row.month), row.cost)).collect();
     let mut changed = BTreeMap::<String, Months>::new();
+    for MonthChange { key: (client_id, month), sums, .. } in months {
+        if has_credits(client_id)
+            && sums.cost != Total::ZERO
+            && let Some(cost) = costs.get(&(&**client_id, *month))
+        {
+            let of_month = ChangedMonth { cost: *cost, more: sums.cost, ..ChangedMonth::default() };
+            changed.entry(client_id.to_string()).or_default().insert(*month, of_month);
+        }
+    }
     for ((client_id, day, ..), sums) in days {
-        let month = Month::of(*day);
-        let of_month = changed.entry(client_id.to_string()).or_default().entry(month).or_default();
-        of_month.cost = costs.get(&(&**client_id, month)).copied().unwrap_or_default();
-        *of_month.days.entry(*day).or_default() += sums.cost;
+        if let Some(month) = changed.get_mut(&**client_id).and_then(|months| months.get_mut(&Month::of(*day))) {
+            *month.days.entry(*day).or_default() += sums.cost;
+        }
     }
     changed
 }
 
+/// `may_return` says whether grants may get something back.
 async fn pay<'a>(
     conn: &mut PgConnection,
-    mut changed: BTreeMap<String, Months>,
+    changed: BTreeMap<String, Months>,
+    may_return: bool,
     terms: impl Fn(&str) -> Option<Terms<'a>>,
 ) -> meterd_store::Result<()> {
-    changed.retain(|_, months| {
-        months.retain(|_, month| month.days.values().any(|more| *more != Total::ZERO));
-        !months.is_empty()
-    });
     if changed.is_empty() {
         return Ok(());
     }
@@ -92,10 +105,9 @@ async fn pay<'a>(
         .filter_map(|(client_id, months)| Some((client_id.clone(), months.first_key_value()?.0.first_day())))
         .unzip();
     let mut grants = BTreeMap::<String, Vec<CreditGrant>>::new();
-    for grant in store::lock(conn, &client_ids, &days).await? {
+    for grant in store::lock(conn, &client_ids, &days, may_return).await? {
         grants.entry(grant.client_id.clone()).or_default().push(grant);
     }
-    read_uses(conn, &mut changed).await?;
     let mut draws = BTreeMap::new();
     for (client_id, months) in &changed {
         let mut of_client = grants.remove(client_id).unwrap_or_default();
@@ -114,28 +126,25 @@ async fn pay<'a>(
     }
 }
 
-/// Reads what grants have paid of the months that cost less.
+/// Reads what grants have paid of the months.
 async fn read_uses(conn: &mut PgConnection, changed: &mut BTreeMap<String, Months>) -> meterd_store::Result<()> {
-    let cheaper = |month: &ChangedMonth| month.days.values().copied().sum::<Total>() < Total::ZERO;
-    let (client_ids, months): (Vec<String>, Vec<NaiveDate>) = changed
-        .iter()
-        .flat_map(|(client_id, months)| months.iter().map(move |(month, changed)| (client_id, month, changed)))
-        .filter(|(_, _, changed)| cheaper(changed))
-        .map(|(client_id, month, _)| (client_id.clone(), month.first_day()))
-        .unzip();
+    let keys = changed.iter().flat_map(|(client_id, months)| months.keys().map(move |month| (client_id, month)));
+    let (client_ids, months): (Vec<String>, Vec<NaiveDate>) =
+        keys.map(|(client_id, month)| (client_id.clone(), month.first_day())).unzip();
     if client_ids.is_empty() {
         return Ok(());
     }
-    for ((client_id, month), uses) in store::uses(conn, &client_ids, &months).await? {
-        if let Some(changed) = changed.get_mut(&client_id).and_then(|months| months.get_mut(&month)) {
-            changed.uses = uses;
+    let mut uses = store::uses(conn, &client_ids, &months).await?;
+    for (client_id, months) in changed {
+        for (month, changed) in months {
+            changed.uses = Some(uses.remove(&(client_id.clone(), *month)).unwrap_or_default());
         }
     }
     Ok(())
 }
 
 /// Grants the credits that the plans of a client include in the months that cost more, unless they are granted. A plan with more credits
-/// raises those of its month.
+/// or a longer rollover changes the grant of its month.
 async fn include_credits(
     conn: &mut PgConnection,
     client_id: &str,
@@ -145,26 +154,37 @@ async fn include_credits(
     grants: &mut Vec<CreditGrant>,
 ) -> meterd_store::Result<()> {
     for (month, changed) in months {
-        let last_day = changed.days.iter().filter(|(_, more)| **more > Total::ZERO).map(|(day, _)| *day).next_back();
-        let Some(included) = last_day.and_then(|day| plans.included_credits(day, zone)) else { continue };
-        let PlanTerms { plan_id, included_credits, rollover_months } = included;
+        let costlier = changed.days.iter().filter(|(_, more)| **more > Total::ZERO);
+        let Some(included) =
+            costlier.map(|(day, _)| *day).next_back().and_then(|day| plans.included_credits(day, zone))
+        else {
+            continue;
+        };
+        let (first_day, PlanTerms { plan_id, included_credits, rollover_months }) = included;
         let grant_id = format!("plan-{month}");
-        let new = NewGrant {
+        let last_day = (0..rollover_months).fold(*month, |month, _| month.next()).last_day();
+        let mut new = NewGrant {
             client_id,
             grant_id: &grant_id,
             source: GrantSource::Plan.into(),
             plan_id: &plan_id,
             amount: included_credits,
             priority: DEFAULT_PRIORITY,
-            first_day: month.first_day(),
-            last_day: Some((0..rollover_months).fold(*month, |month, _| month.next()).last_day()),
+            first_day,
+            last_day: Some(last_day),
             note: "",
         };
         match grants.iter_mut().find(|grant| grant.grant_id == grant_id) {
             None => grants.push(store::insert(conn, &new).await?),
-            Some(grant) if grant.void_time.is_none() && grant.amount < included_credits => {
-                store::raise(conn, &new).await?;
-                (grant.amount, grant.last_day) = (included_credits, grant.last_day.max(new.last_day));
+            Some(grant) if grant.void_time.is_none() => {
+                // A change of the plan takes nothing away.
+                new.amount = new.amount.max(grant.amount);
+                new.first_day = first_day.min(grant.first_day);
+                new.last_day = new.last_day.max(grant.last_day);
+                if (new.amount, new.first_day, new.last_day) != (grant.amount, grant.first_day, grant.last_day) {
+                    store::change(conn, &new).await?;
+                    (grant.amount, grant.first_day, grant.last_day) = (new.amount, new.first_day, new.last_day);
+                }
             }
             Some(_) => {}
         }

@@ -32,8 +32,8 @@
 //! - [`MonthsLocked::post`] posts other changes, such as a price that came later or a correction. The caller locks the months, reads what
 //!   it needs while nobody else can change them, and computes the changes.
 //!
-//! Each post pays for what it adds to the cost with the credits of its clients, in the same transaction. [`try_record`] is not for
-//! clients with credits.
+//! Each post pays for what it adds to the cost with the credits of its clients, before the effects. [`try_record`] is not for clients with
+//! credits.
 //!
 //! # Effects
 //!
@@ -202,7 +202,7 @@ impl<'c> Versioned<'c> {
         record::copy(conn, versions.key_generation, new).await?;
         alert_bounds::reset_bounds_after(conn, &usage.months, &alerts.months_after(&usage.months)).await?;
         let months = record::add(conn, &[], &usage).await?;
-        credits::pay_for_new_usage(conn, alerts.clients(), &usage.days, &months).await?;
+        credits::pay_for_new_usage(conn, alerts.clients(), &usage, &months).await?;
         let (unpriced, pending) = (unpriced::of_new(new), usage.row_counts());
         Ok(Posted { conn, months, unpriced, pending, claimed: None, bounds_time: Some(alerts.now()) })
     }
@@ -246,7 +246,7 @@ impl<'c> KeysClaimed<'c> {
             let usage = alerts.usage(sums(&free));
             alert_bounds::reset_bounds_after(conn, &usage.months, &alerts.months_after(&usage.months)).await?;
             months = record::add(conn, &free, &usage).await?;
-            credits::pay_for_new_usage(conn, alerts.clients(), &usage.days, &months).await?;
+            credits::pay_for_new_usage(conn, alerts.clients(), &usage, &months).await?;
             pending = usage.row_counts();
         }
         let unpriced = unpriced::of_new(&free);
@@ -298,7 +298,7 @@ impl<'c> MonthsLocked<'c> {
             false => {
                 meterd_store::usage::pending::apply(self.0, &changes.clients()).await?;
                 let months = record::correct(self.0, &changes).await?;
-                credits::pay_for_changed_usage(self.0, &changes.days, &months).await?;
+                credits::pay_for_changed_usage(self.0, &changes, &months).await?;
                 months
             }
         };

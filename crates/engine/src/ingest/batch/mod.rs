@@ -107,6 +107,10 @@ impl Recorder {
         }
         // If a setting changes before it is read here, its version changes, too, and the call writes nothing.
         self.settings.know(conn, versions.client_settings, &clients.ids).await?;
+        // Grants of credits are locked after the months.
+        if clients.ids.iter().any(|client_id| self.settings.has_credits(client_id)) {
+            return Ok(None);
+        }
         let dated = date(&self.settings, &versions, clients, batch)?;
         let claims = Claims::of(&dated, clients);
         let closed = shared.key_filters.closed_before(versions.key_generation);
@@ -115,9 +119,8 @@ impl Recorder {
         let priced = price(pricing, &dated, &claims, &holders.of);
         let bounds = AlertBounds::new(&shared.alert_settings, &self.settings);
         // A refused event may be a repeat. To find out, its key must be looked up, which needs a transaction. So do tiers, because a
-        // charge depends on what its month has after its row is locked, and credits, whose rows are locked after it.
-        let has_credits = clients.ids.iter().any(|client_id| self.settings.has_credits(client_id));
-        if priced.new.len() < claims.event_of.len() || priced.is_tiered || has_credits {
+        // charge depends on what its month has after its row is locked.
+        if priced.new.len() < claims.event_of.len() || priced.is_tiered {
             return Ok(None);
         }
         let tried = ledger::try_record(conn, &versions, &priced.new, &bounds).await?;
