@@ -7,7 +7,7 @@ const GROUPS: [(&str, &[&str]); 6] = [
     ("Run the server", &["serve", "migrate"]),
     ("Record usage", &["track", "import"]),
     ("Read usage and costs", &["usage", "summary", "query", "unpriced", "explain", "export"]),
-    ("Clients, prices and alerts", &["clients", "plans", "credits", "prices", "alerts", "notifications"]),
+    ("Clients, prices and alerts", &["clients", "plans", "credits", "prices", "limits", "alerts", "notifications"]),
     ("Check and repair", &["void", "correct", "adjustments", "verify", "rebuild", "jobs"]),
     ("Access", &["keys", "audit"]),
 ];

@@ -11,6 +11,7 @@ pub mod export;
 pub mod import;
 pub mod jobs;
 pub mod keys;
+pub mod limits;
 pub mod migrate;
 pub mod notifications;
 pub mod plans;
@@ -105,6 +106,8 @@ pub enum Command {
     ///
     /// Credits pay for usage when it is recorded, if the grant is valid on the day of the usage.
     Credits(credits::CreditsArgs),
+    /// List, set and delete limits of clients, and show how much of them is left
+    Limits(limits::LimitsArgs),
     /// List prices and create new ones
     Prices(prices::PricesArgs),
     /// Follow, list, acknowledge and check alerts
@@ -151,6 +154,7 @@ pub fn run(command: Command) -> Pin<Box<dyn Future<Output = anyhow::Result<ExitC
             Command::Clients(args) => clients::run(args).await,
             Command::Plans(args) => plans::run(args).await,
             Command::Credits(args) => credits::run(args).await,
+            Command::Limits(args) => limits::run(args).await,
             Command::Prices(args) => prices::run(args).await,
             Command::Alerts(args) => alerts::run(args).await,
             Command::Import(args) => import::run(*args).await,

@@ -1,5 +1,5 @@
 //! `meterd verify`: checks for each client and month that rollups and totals equal the events, and that idempotency keys and
-//! events match.
+//! events match, and that counters of limits equal the usage.
 
 use super::hints;
 use super::period::parse_month;
@@ -17,6 +17,8 @@ use meterd_store::catalog;
 use meterd_store::credits;
 use meterd_store::database::connect::{allow_long_statements, plan_for_values};
 use meterd_store::database::deployment;
+use meterd_store::limits::counters::Counter;
+use meterd_store::limits::verify::differences as limit_differences;
 use meterd_store::usage::partitions;
 use meterd_store::usage::tiers::{self, TierMonth};
 use meterd_store::usage::verify::{
@@ -143,18 +145,19 @@ pub async fn verify_all(pool: &PgPool, client: Option<&str>, month: Option<Month
     let progress = ProgressBar::new(bounds.len() as u64 + 1).with_style(style);
     let mut verified = Verified::default();
     let mut compared = stream::iter(batches).map(async |batch| verify_batch(pool, batch).await).buffered(BATCHES_MAX);
-    while let Some(Batch { compared, measures, chains, tiers, credits, keys }) = compared.try_next().await? {
+    while let Some(Batch { compared, measures, chains, tiers, credits, keys, limits }) = compared.try_next().await? {
         progress.inc(1);
         verified.client_months += usize::try_from(compared.client_months)?;
         verified.events += compared.events;
         verified.differences += compared.differences.len() + measures.len() + chains.len() + keys.len() + tiers.len();
-        verified.differences += credits.len();
+        verified.differences += credits.len() + limits.len();
         progress.suspend(|| {
             compared.differences.iter().for_each(print_difference);
             measures.iter().for_each(print_measure);
             chains.iter().for_each(print_chain);
             tiers.iter().chain(&credits).for_each(|line| println!("{line}"));
             keys.iter().for_each(print_key);
+            limits.iter().for_each(print_limit);
         });
         if print::has_failed() {
             break;
@@ -179,6 +182,8 @@ struct Batch {
     /// Faults of grants of credits and of what they have paid, as lines.
     credits: Vec<String>,
     keys: Vec<KeyDifference>,
+    /// Counters of limits that differ.
+    limits: Vec<Counter>,
 }
 
 /// Compares the open months of a batch.
@@ -196,8 +201,9 @@ async fn verify_batch(pool: &PgPool, batch: Scope) -> anyhow::Result<Batch> {
     let tiers = tier_differences(&mut tx, &batch).await?;
     let credits = credits::differences(&mut tx, &batch).await?;
     let keys = key_differences(&mut tx, &batch).await?;
+    let limits = limit_differences(&mut tx, &batch).await?;
     tx.commit().await?;
-    Ok(Batch { compared, measures, chains, tiers, credits, keys })
+    Ok(Batch { compared, measures, chains, tiers, credits, keys, limits })
 }
 
 /// Compares what the events of each month have used of tiers with the stored quantities, and the cost of the events with that of the
@@ -267,6 +273,16 @@ fn print_key(difference: &KeyDifference) {
         }
     };
     println!("{client_id:?} {month}, key {idempotency_key:?}: {fault}");
+}
+
+fn print_limit(counter: &Counter) {
+    let Counter { client_id, limit_id, period_start, stored, computed, .. } = counter;
+    println!(
+        "{client_id:?} {}, limit {limit_id:?} in the period from {period_start}: used is {}, but the usage is {}",
+        Month::of(*period_start),
+        stored.unwrap_or_default(),
+        computed.unwrap_or_default()
+    );
 }
 
 /// Lists the sums that differ, with the value of the row and the value of the events.

@@ -180,13 +180,14 @@ fn http_status(reason: Reason) -> StatusCode {
     match reason {
         CredentialsMissing | CredentialsInvalid | CredentialsExpired | ApiKeyRevoked => StatusCode::UNAUTHORIZED,
         ScopeMissing | ClientNotCovered | OriginNotAllowed => StatusCode::FORBIDDEN,
-        QueueFull | TooManyExports | TooManySubscriptions | TooManyApiKeys | RateLimited | ServerBusy => {
-            StatusCode::TOO_MANY_REQUESTS
-        }
+        QueueFull | TooManyExports | TooManySubscriptions | TooManyApiKeys | TooManyLimits | RateLimited
+        | ServerBusy => StatusCode::TOO_MANY_REQUESTS,
         InvalidField | UnknownService | EventTooOld | EventInFuture | PageTokenInvalid | RangeTooLong
         | ResumeTokenInvalid | MessageInvalid | RateNotConfirmed => StatusCode::BAD_REQUEST,
         ClientNotFound | EventNotFound | AlertNotFound | NotificationNotFound | JobNotFound | ApiKeyNotFound
-        | PriceNotFound | RepriceRunNotFound | PlanNotFound | CreditGrantNotFound => StatusCode::NOT_FOUND,
+        | PriceNotFound | RepriceRunNotFound | PlanNotFound | CreditGrantNotFound | LimitNotFound => {
+            StatusCode::NOT_FOUND
+        }
         IdempotencyConflict
         | ClientExists
         | ServiceExists
@@ -200,6 +201,8 @@ fn http_status(reason: Reason) -> StatusCode {
         | PricesOverlap
         | PreviousReleaseMayRun
         | PlanExists
+        | LimitExists
+        | LimitBelowUsed
         | EventVoided => StatusCode::CONFLICT,
         ResumeTokenExpired | ResumeTokenAhead => StatusCode::GONE,
         DatabaseUnavailable | DatabaseBroken | ShuttingDown | ConnectionAged | IdentityProviderUnavailable => {

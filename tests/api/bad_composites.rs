@@ -11,8 +11,14 @@ pub fn mask_cases(field: &Field<'_>) -> Vec<Case> {
         |paths: &[&str]| well_known(field, &FieldMask { paths: paths.iter().map(|path| path.to_string()).collect() });
     let Value::Message(valid) = field.valid else { panic!("the field is a mask") };
     let first = valid.transcode_to::<FieldMask>().unwrap().paths.remove(0);
-    let camel =
-        valid.transcode_to::<FieldMask>().unwrap().paths.remove(1).replacen("_z", "Z", 1).replacen("_w", "W", 1);
+    let camel = valid
+        .transcode_to::<FieldMask>()
+        .unwrap()
+        .paths
+        .remove(1)
+        .replacen("_z", "Z", 1)
+        .replacen("_w", "W", 1)
+        .replacen("_p", "P", 1);
     let mut cases = vec![
         absent("no mask", Invalid),
         Case::new("empty mask", mask(&[]), Invalid),

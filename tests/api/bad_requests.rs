@@ -9,7 +9,7 @@ const EVENT: &str = r#"{"clientId": "acme", "service": "openai", "operation": "c
     "eventTime": "2026-11-21T11:00:00Z", "idempotencyKey": "k-$N", "externalId": "x", "metadata": {"k": "v"},
     "serviceTier": "batch", "measures": {"pages": "1"}, "reportedCost": "1", "labels": {"project": "p"}}"#;
 
-/// A valid request of each RPC in the JSON format of protobuf. `$N` is replaced by a new number each time, `$KEY` and `$PRICE` by
+/// A valid request of each RPC in the JSON format of protobuf. `$N` is replaced by a new number each time, `$KEY`, `$LIMIT` and `$PRICE` by
 /// the id of a new object, `$EVENT` and `$ALERT` by ids of existing objects.
 const REQUESTS: &[(&str, &str)] = &[
     ("TrackUsage", r#"{"event": $USAGE}"#),
@@ -128,6 +128,28 @@ const REQUESTS: &[(&str, &str)] = &[
     ("VoidCreditGrant", r#"{"clientId": "acme", "grantId": "$GRANT"}"#),
     ("GetCreditBalance", r#"{"clientId": "acme", "date": "2026-11-21"}"#),
     ("GetCurrentPeriod", r#"{"clientId": "acme"}"#),
+    (
+        "CreateLimit",
+        r#"{"limit": {"clientId": "acme", "limitId": "l-$N", "displayName": "Name", "filter": {"services": ["sms"],
+                "operations": ["o"], "models": ["m"], "subjects": ["s"], "labels": {"project": "p"}},
+                "measure": "LIMIT_MEASURE_UNITS", "period": "LIMIT_PERIOD_MONTH", "amount": "10", "hard": true,
+                "alertPercents": [80]}, "allowBelowUsed": true, "requestId": "r-$N"}"#,
+    ),
+    (
+        "UpdateLimit",
+        r#"{"limit": {"clientId": "acme", "limitId": "limit", "displayName": "Name", "filter": {"services": ["sms"],
+                "operations": ["o"], "models": ["m"], "subjects": ["s"], "labels": {"project": "p"}}, "amount": "10",
+                "hard": true, "alertPercents": [80]},
+            "updateMask": "displayName,alertPercents,filter,amount,hard", "allowBelowUsed": true}"#,
+    ),
+    ("DeleteLimit", r#"{"clientId": "acme", "limitId": "$LIMIT"}"#),
+    ("GetLimit", r#"{"clientId": "acme", "limitId": "limit"}"#),
+    ("ListLimits", r#"{"clientId": "acme", "pageSize": 1}"#),
+    (
+        "CheckLimit",
+        r#"{"clientId": "acme", "service": "sms", "operation": "o", "model": "m", "subject": "s", "labels": {"project": "p"}}"#,
+    ),
+    ("BatchCheckLimits", r#"{"clientIds": ["acme", "beta"], "pageSize": 1}"#),
     ("RetirePrice", r#"{"priceId": "$PRICE"}"#),
     (
         "ImportPrices",
@@ -206,7 +228,6 @@ pub fn fields_of_missing(rpc: &str, message: &str) -> &'static [&'static str] {
         ("TrackUsage" | "StreamUsage", "UsageEvent") => &["event.client_id", "event.service"],
         ("UpdateClient", "Client") => &["client.client_id", "client.time_zone"],
         (_, "Client") => &["client.client_id"],
-        (_, "Plan") => &["plan.plan_id"],
         (_, "CreditGrant") => &["grant.client_id", "grant.amount", "grant.source"],
         (_, "Service") => &["service.service"],
         (_, "Price") => &["price.service", "price.rates"],
@@ -215,6 +236,10 @@ pub fn fields_of_missing(rpc: &str, message: &str) -> &'static [&'static str] {
         (_, "ModelAlias") => &["model_alias.service", "model_alias.alias", "model_alias.model"],
         (_, "ApiKey") => &["api_key.name", "api_key.grants"],
         (_, "AlertPolicy") => &["policy"],
+        (_, "Plan") => &["plan.plan_id"],
+        (_, "LimitFilter") => &[],
+        ("CreateLimit", "Limit") => &["limit.client_id", "limit.amount", "limit.measure", "limit.period"],
+        (_, "Limit") => &["limit.client_id", "limit.limit_id", "limit.amount"],
         _ => panic!("the expected error of {rpc} without {message} is not defined"),
     }
 }
@@ -227,7 +252,7 @@ pub fn rule(rpc: &str, message: &str, field: &str) -> Rule {
     let text = |bytes_max| Text { bytes_max, empty: Valid, other: Valid };
     let required = |other| Text { bytes_max: 128, empty: Invalid, other };
     match (rpc, message, field) {
-        (_, "Client", "create_time" | "update_time")
+        (_, "Client" | "Limit", "create_time" | "update_time")
         | (_, "Price", "create_time" | "withdraw_time")
         | (_, "AlertPolicy", "update_time")
         | (_, "ApiKey", "create_time" | "revoke_time" | "last_used_time") => OutputOnly,
@@ -253,6 +278,17 @@ pub fn rule(rpc: &str, message: &str, field: &str) -> Rule {
         (_, "EstimateCostRequest" | "Price" | "ModelAlias", "service") => required(UNKNOWN_SERVICE),
         (_, "Service", "service") | (_, "ModelAlias", "alias" | "model") => Name { bytes_max: 128, empty: Invalid },
         (_, "EstimateCostRequest", "operation" | "model" | "service_tier") => text(128),
+        (_, "CheckLimitRequest", "service" | "operation" | "model" | "subject") => text(128),
+        ("CreateLimit", _, "limit_id") => Name { bytes_max: 128, empty: Valid },
+        (_, _, "limit_id") => required(Refused("LIMIT_NOT_FOUND")),
+        (_, "LimitFilter", "services") => ServiceNames,
+        (_, "LimitFilter", "operations" | "models" | "subjects") => Names { empty: Invalid },
+        // They are not in the mask.
+        ("UpdateLimit", _, "measure" | "period") => AnyEnum,
+        (_, "Limit", "measure") => Enum { unspecified: Invalid, last: 4 },
+        (_, "Limit", "period") => Enum { unspecified: Invalid, last: 2 },
+        (_, "Limit", "amount") => Decimal { integer_digits: 15, decimals: 12, zero: Valid, empty: Invalid },
+        (_, _, "alert_percents") => Percents,
         (_, _, "operation" | "model" | "service_tier" | "subject" | "idempotency_key" | "request_id") => {
             Name { bytes_max: 128, empty: Valid }
         }
@@ -302,6 +338,11 @@ pub fn rule(rpc: &str, message: &str, field: &str) -> Rule {
             | "ListCreditGrants"
             | "GetCreditBalance"
             | "GetCurrentPeriod"
+            | "CreateLimit"
+            | "UpdateLimit"
+            | "DeleteLimit"
+            | "GetLimit"
+            | "CheckLimit"
             | "GetClient",
             _,
             "client_id",
@@ -357,6 +398,7 @@ pub fn rule(rpc: &str, message: &str, field: &str) -> Rule {
         (_, _, "unpriced_events_min") => Count { from: 1, to: 1_000_000_000 },
         (_, _, "silence_hours") => Count { from: 1, to: 8_760 },
         ("QueryUsage", _, "page_size") => Count { from: 0, to: 10_000 },
+        ("BatchCheckLimits", _, "page_size") => Count { from: 0, to: 100 },
         (_, _, "page_size") => Count { from: 0, to: 1_000 },
         (_, _, "page_token") => Token { reason: "PAGE_TOKEN_INVALID" },
         (_, _, "resume_token") => Token { reason: "RESUME_TOKEN_INVALID" },
@@ -382,7 +424,7 @@ pub fn rule(rpc: &str, message: &str, field: &str) -> Rule {
         (_, _, "min_severity") => Enum { unspecified: Valid, last: 2 },
         (_, "Grant", "scope") => Enum { unspecified: Invalid, last: 3 },
         (_, "NotificationChannel", "kind") => Enum { unspecified: Invalid, last: 3 },
-        (_, _, "types") => Enums { last: 6, once: false },
+        (_, _, "types") => Enums { last: 7, once: false },
         (_, _, "states") => Enums { last: 4, once: false },
         (_, _, "group_by") => Enums { last: 8, once: true },
 
@@ -411,6 +453,8 @@ pub fn rule(rpc: &str, message: &str, field: &str) -> Rule {
             | "open_only"
             | "recurring"
             | "confirm_high_rates"
+            | "allow_below_used"
+            | "hard"
             | "replace_others"
             | "live_only"
             | "threshold_enabled"

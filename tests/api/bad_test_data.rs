@@ -108,6 +108,21 @@ impl TestData {
         let run_id = server.catalog().reprice_usage(request).await.unwrap().into_inner().run.unwrap().run_id;
         let open = "SELECT count(*) FROM reprice_runs WHERE finish_time IS NULL";
         wait_until(async || sqlx::query_scalar::<_, i64>(open).fetch_one(&server.pool).await.unwrap() == 0).await;
+        let limit = Limit {
+            client_id: "acme".into(),
+            limit_id: "limit".into(),
+            measure: LimitMeasure::Units.into(),
+            period: LimitPeriod::Month.into(),
+            amount: "1000".into(),
+            ..Default::default()
+        };
+        let of_beta = Limit { client_id: "beta".into(), ..limit.clone() };
+        let second = Limit { limit_id: "limit-2".into(), ..limit.clone() };
+        let mut billing = BillingServiceClient::new(server.channel());
+        for limit in [limit, of_beta, second] {
+            let request = CreateLimitRequest { limit: Some(limit), ..Default::default() };
+            billing.create_limit(request).await.unwrap();
+        }
         let connection = RawConnection::to(&server.address);
         let mut data = Self { server, connection, requests_made: 0, event_id, alert_id, run_id, grant_id };
         for _ in 0..2 {
@@ -152,6 +167,14 @@ impl TestData {
         if text.contains("$FRESH") {
             let event_id = self.server.track(event("acme", "sms", "1")).await.unwrap().event_id;
             text = text.replace("$FRESH", &event_id);
+        }
+        if text.contains("$LIMIT") {
+            let limit_id = self.create::<CreateLimitResponse>("CreateLimit").await.limit.unwrap().limit_id;
+            text = text.replace("$LIMIT", &limit_id);
+        }
+        if rpc.name() == "CreateLimit" {
+            // A client can only have a hundred.
+            self.server.sql("DELETE FROM usage_limits WHERE limit_id NOT LIKE 'limit%'").await;
         }
         if text.contains("$PRICE") {
             text = text.replace("$PRICE", &self.new_price().await);
@@ -238,13 +261,13 @@ pub fn cases_of_field(
             kind: kind.into(),
             value,
             sibling: None,
-            expected: Expected::Invalid,
+            expected: if fields.is_empty() { Expected::Valid } else { Expected::Invalid },
             fields: Some(fields.clone()),
         };
         let empty = missing("empty message", Some(Value::Message(DynamicMessage::new(inner.clone()))));
         // An empty policy resets the default policy.
         let empty =
-            Case { expected: if inner.name() == "AlertPolicy" { Expected::Valid } else { Expected::Invalid }, ..empty };
+            Case { expected: if inner.name() == "AlertPolicy" { Expected::Valid } else { empty.expected }, ..empty };
         return vec![missing("no message", None), empty];
     }
     let about = Field { descriptor: field, path_text: &path_text, valid: &value, tokens, unique };

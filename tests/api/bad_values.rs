@@ -41,6 +41,12 @@ pub enum Rule {
     },
     /// The name of a service in the catalogue.
     ServiceName,
+    /// Any number is accepted, because the request does not use the field.
+    AnyEnum,
+    /// At most 100 names of services in the catalogue.
+    ServiceNames,
+    /// At most 20 percents from 1 to 1,000.
+    Percents,
     /// At most 100 texts with at most 128 bytes each.
     Texts {
         empty: Expected,
@@ -432,6 +438,37 @@ pub fn number(field: &Field<'_>, number: i64) -> Value {
     }
 }
 
+/// Cases of a list of services: each bad name after a good one.
+fn service_names_cases(field: &Field<'_>) -> Vec<Case> {
+    let list = |texts: Vec<&str>| Value::List(texts.into_iter().map(string).collect());
+    let mut cases = vec![
+        Case::new("service twice in a list", list(vec!["sms"; 2]), Valid),
+        Case::new("one service too many in a list", list(vec!["sms"; 101]), Invalid),
+        Case::new("no service in a list", list(vec![]), Valid),
+    ];
+    for mut case in name_cases(128, Invalid, InvalidReason("UNKNOWN_SERVICE"), field.unique) {
+        case.value = Some(Value::List(vec![string("sms"), case.value.unwrap()]));
+        case.kind = format!("{} in a list of services", case.kind);
+        cases.push(case.with_fields([format!("{}[1]", field.path_text)]));
+    }
+    cases
+}
+
+fn percents_cases(field: &Field<'_>) -> Vec<Case> {
+    let list = |numbers: Vec<i32>| Value::List(numbers.into_iter().map(Value::I32).collect());
+    let mut cases = vec![
+        Case::new("no percent", list(vec![]), Valid),
+        Case::new("percents twice and not sorted", list(vec![1_000, 1, 1_000]), Valid),
+        Case::new("most percents", list((1..=20).collect()), Valid),
+        Case::new("one percent too many", list(vec![1; 21]), Invalid),
+    ];
+    for wrong in [0, -1, 1_001, 65_537, i32::MIN, i32::MAX] {
+        let case = Case::new(format!("percent {wrong}"), list(vec![80, wrong]), Invalid);
+        cases.push(case.with_fields([format!("{}[1]", field.path_text)]));
+    }
+    cases
+}
+
 fn count_cases(field: &Field<'_>, from: i64, to: i64) -> Vec<Case> {
     let (least, most) = match field.descriptor.kind() {
         Kind::Int32 => (i32::MIN.into(), i32::MAX.into()),
@@ -564,6 +601,12 @@ pub fn cases(rule: Rule, field: &Field<'_>) -> Vec<Case> {
         Rule::Texts { empty } => texts_cases(field, text_cases(128, empty, Valid, field.unique)),
         Rule::Name { bytes_max, empty } => name_cases(bytes_max, empty, Valid, field.unique),
         Rule::ServiceName => name_cases(128, Invalid, InvalidReason("UNKNOWN_SERVICE"), field.unique),
+        Rule::AnyEnum => enum_cases(Valid, 1)
+            .into_iter()
+            .map(|case| Case { expected: Valid, kind: format!("{} in an unused field", case.kind), ..case })
+            .collect(),
+        Rule::ServiceNames => service_names_cases(field),
+        Rule::Percents => percents_cases(field),
         Rule::Names { empty } => texts_cases(field, name_cases(128, empty, Valid, field.unique)),
         Rule::Decimal { integer_digits, decimals, zero, empty } => decimal_cases(integer_digits, decimals, zero, empty),
         Rule::Quantity => quantity_cases(),

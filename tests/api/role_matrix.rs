@@ -43,7 +43,7 @@ const CHANGES_ALL: &str = "--y --- ---";
 const FOR_EVERYBODY: &str = "yyy yyy yyy";
 
 /// RPC, request, expected results. `{alert}` and `{notification}` are ids of acme's objects.
-pub const CELLS: [(&str, &str, &str); 88] = [
+pub const CELLS: [(&str, &str, &str); 95] = [
     ("UsageService/TrackUsage", r#"{"event":{"clientId":"acme","service":"sms"}}"#, "y-y y-y ---"),
     ("UsageService/BatchTrackUsage", r#"{"events":[{"clientId":"acme","service":"sms"}]}"#, EVENTS_OF_ACME),
     ("UsageService/StreamUsage", r#"{"event":{"clientId":"acme","service":"sms"}}"#, EVENTS_OF_ACME),
@@ -139,6 +139,21 @@ pub const CELLS: [(&str, &str, &str); 88] = [
     ("BillingService/VoidCreditGrant", r#"{"clientId":"acme","grantId":"x"}"#, CHANGES_ACME),
     ("BillingService/GetCreditBalance", r#"{"clientId":"acme"}"#, READS_ACME),
     ("BillingService/GetCurrentPeriod", r#"{"clientId":"acme"}"#, READS_ACME),
+    (
+        "BillingService/CreateLimit",
+        r#"{"limit":{"clientId":"acme","measure":"LIMIT_MEASURE_UNITS","period":"LIMIT_PERIOD_DAY","amount":"9"}}"#,
+        CHANGES_ACME,
+    ),
+    (
+        "BillingService/UpdateLimit",
+        r#"{"limit":{"clientId":"acme","limitId":"none"},"updateMask":"displayName"}"#,
+        CHANGES_ACME,
+    ),
+    ("BillingService/DeleteLimit", r#"{"clientId":"acme","limitId":"none"}"#, CHANGES_ACME),
+    ("BillingService/GetLimit", r#"{"clientId":"acme","limitId":"none"}"#, READS_ACME),
+    ("BillingService/ListLimits", r#"{"clientId":"acme"}"#, READS_ACME),
+    ("BillingService/CheckLimit", r#"{"clientId":"acme"}"#, READS_ACME),
+    ("BillingService/BatchCheckLimits", r#"{"clientIds":["acme"]}"#, READS_ACME),
     ("CatalogService/ListPrices", "{}", FOR_EVERYBODY),
     ("CatalogService/CreatePrice", r#"{"price":{"service":"sms","model":"m","rates":{"unit":"1"}}}"#, CHANGES_ALL),
     ("CatalogService/RetirePrice", r#"{"priceId":"999999"}"#, CHANGES_ALL),
@@ -184,7 +199,7 @@ pub const CELLS: [(&str, &str, &str); 88] = [
 ];
 
 /// RPCs that change something as an admin and are recorded in the audit log.
-pub const AUDITED: [&str; 24] = [
+pub const AUDITED: [&str; 27] = [
     "UsageService/UpdateMonthlySummaries",
     "UsageService/RebuildRollups",
     "AlertService/CheckAlerts",
@@ -196,6 +211,9 @@ pub const AUDITED: [&str; 24] = [
     "BillingService/SetClientPlan",
     "BillingService/CreateCreditGrant",
     "BillingService/VoidCreditGrant",
+    "BillingService/CreateLimit",
+    "BillingService/UpdateLimit",
+    "BillingService/DeleteLimit",
     "CatalogService/CreateService",
     "CatalogService/CreatePrice",
     "CatalogService/RetirePrice",

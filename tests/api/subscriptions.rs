@@ -47,6 +47,7 @@ pub async fn raise_as(
                 threshold: "100".parse().unwrap(),
                 percent: None,
                 projected: None,
+                limit: None,
             };
             NewAlert { client_id: client_id.into(), finding, message: format!("{client_id} has reached 100") }
         })

@@ -3,6 +3,7 @@
 
 mod anomaly;
 mod bound;
+mod limit;
 mod message;
 mod silence;
 mod unpriced;
@@ -14,6 +15,7 @@ pub use silence::SilenceFacts;
 pub use unpriced::{UnpricedFacts, UnpricedSample};
 
 use crate::decimal::{Decimal, Total, divide_half_even};
+use crate::limit::{LimitFinding, LimitMeasure, LimitPeriod};
 use crate::numbered::numbered;
 use crate::period::{Month, elapsed_and_remaining};
 use crate::policy::Policy;
@@ -32,6 +34,7 @@ pub enum AlertType {
     Anomaly = 4,
     Unpriced = 5,
     Silence = 6,
+    Limit = 7,
 }
 
 /// Severity of an alert. The database stores the numbers of the proto enum.
@@ -52,14 +55,14 @@ pub enum Change {
     Resolved = 3,
 }
 
-numbered!(AlertType, "alert type", [Threshold, Spike, Projection, Anomaly, Unpriced, Silence]);
+numbered!(AlertType, "alert type", [Threshold, Spike, Projection, Anomaly, Unpriced, Silence, Limit]);
 
 impl AlertType {
-    /// Whether the period of alerts of this type is a day. The period of the others is a month.
-    pub fn is_of_day(self) -> bool {
+    /// Whether the period of an alert of this type is or may be a day. The period of the others is a month.
+    pub fn may_be_of_day(self) -> bool {
         match self {
             Self::Threshold | Self::Spike | Self::Projection | Self::Unpriced => false,
-            Self::Anomaly | Self::Silence => true,
+            Self::Anomaly | Self::Silence | Self::Limit => true,
         }
     }
 
@@ -68,7 +71,7 @@ impl AlertType {
     pub fn is_of_month_cost(self) -> bool {
         match self {
             Self::Threshold | Self::Spike | Self::Projection => true,
-            Self::Anomaly | Self::Unpriced | Self::Silence => false,
+            Self::Anomaly | Self::Unpriced | Self::Silence | Self::Limit => false,
         }
     }
 }
@@ -100,7 +103,7 @@ pub struct Finding {
     pub severity: Severity,
     /// The service whose units or unpriced events are counted. Empty: all services.
     pub service: String,
-    /// First day of the month. For an anomaly, its day. For a silence, the day of the last event.
+    /// First day of the month. For an anomaly, or a limit by day, its day. For a silence, the day of the last event.
     pub period: NaiveDate,
     pub current: Total,
     pub previous: Option<Total>,
@@ -108,6 +111,9 @@ pub struct Finding {
     /// Rounded to two decimals.
     pub percent: Option<Total>,
     pub projected: Option<Total>,
+    /// The limit, if the finding is about one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<Box<LimitFinding>>,
 }
 
 /// What the values of a finding measure.
@@ -121,14 +127,30 @@ pub enum Unit {
     Events,
     /// A number of hours.
     Hours,
+    /// A number of tokens.
+    Tokens,
 }
 
 impl Finding {
+    /// Returns whether the period is a day. If not, it is a month.
+    pub fn is_of_day(&self) -> bool {
+        match &self.limit {
+            Some(limit) => limit.period == LimitPeriod::Day,
+            None => self.kind.may_be_of_day(),
+        }
+    }
+
     /// Returns what the values measure.
     pub fn unit(&self) -> Unit {
         match self.kind {
             AlertType::Unpriced => Unit::Events,
             AlertType::Silence => Unit::Hours,
+            AlertType::Limit => match self.limit.as_ref().map(|limit| limit.measure) {
+                Some(LimitMeasure::Cost) => Unit::Money,
+                Some(LimitMeasure::Tokens) => Unit::Tokens,
+                Some(LimitMeasure::Requests) => Unit::Events,
+                Some(LimitMeasure::Units) | None => Unit::Units,
+            },
             _ if self.service.is_empty() => Unit::Money,
             _ => Unit::Units,
         }
@@ -143,6 +165,7 @@ impl Unit {
             Self::Units => "units",
             Self::Events => "events",
             Self::Hours => "hours",
+            Self::Tokens => "tokens",
         }
     }
 
@@ -150,7 +173,7 @@ impl Unit {
     pub fn currency(self, currency: &str) -> &str {
         match self {
             Self::Money => currency,
-            Self::Units | Self::Events | Self::Hours => "",
+            Self::Units | Self::Events | Self::Hours | Self::Tokens => "",
         }
     }
 }
@@ -206,6 +229,7 @@ impl MonthFacts {
             threshold: Total::ZERO,
             percent: None,
             projected: None,
+            limit: None,
         };
         match kind {
             AlertType::Threshold if policy.threshold_enabled => {

@@ -9,6 +9,7 @@ pub mod decimal;
 pub mod event;
 pub mod forecast;
 pub mod identifier;
+pub mod limit;
 pub mod measures;
 pub mod metadata;
 pub mod model_names;

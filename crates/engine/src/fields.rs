@@ -92,6 +92,12 @@ impl Fields {
         self.wrong.is_empty()
     }
 
+    /// Adds the wrong fields of another message of the same request.
+    pub fn and(&mut self, other: Self) {
+        self.wrong.extend(other.wrong);
+        self.metadata.extend(other.metadata);
+    }
+
     /// Returns one refusal with all violations, if there are any. Its reason is the reason of all of them, or
     /// [`Reason::InvalidField`] if they differ.
     pub fn finish(self) -> Result<(), Refusal> {

@@ -16,6 +16,7 @@ pub mod idempotency;
 pub mod ingest;
 pub mod jobs;
 pub mod ledger;
+pub mod limits;
 pub mod paging;
 pub mod plans;
 mod previous_release;

@@ -147,8 +147,12 @@ async fn rebuild_month(
     let corrected: Vec<Month> = corrections.months.keys().map(|(_, month)| *month).collect();
     let mut posted = tx.post(corrections).await?;
     posted.delete_zeros(client_id, &months).await?;
+    // Events may have moved to other days without a change of their sums. So all counters are computed again.
+    posted.recount_limits(client_id, &months);
     // What is raised is not counted: a correction is no new usage.
-    drop(posted.run_effects(settings, AlertEffect::Check { client_id, months: &corrected }).await?.into_raised());
+    let done = posted.run_effects(settings, AlertEffect::Check { client_id, months: &corrected }).await?;
+    corrected_row_count += done.corrected_counters();
+    drop(done.into_raised());
     Ok(Some(Rebuilt { month_count: 1, corrected_row_count, rezoned_event_count }))
 }
 

@@ -87,6 +87,10 @@ reasons! {
     PlanNotFound "PLAN_NOT_FOUND",
     PlanExists "PLAN_EXISTS",
     CreditGrantNotFound "CREDIT_GRANT_NOT_FOUND",
+    LimitNotFound "LIMIT_NOT_FOUND",
+    LimitExists "LIMIT_EXISTS",
+    LimitBelowUsed "LIMIT_BELOW_USED",
+    TooManyLimits "TOO_MANY_LIMITS",
 }
 
 /// What is wrong with a field of a request.

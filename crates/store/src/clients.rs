@@ -148,6 +148,13 @@ pub async fn names(conn: &mut PgConnection, client_ids: &[String]) -> crate::Res
     Ok(rows.into_iter().map(|row| (row.client_id, row.display_name)).collect())
 }
 
+/// Returns the time zones of those of these clients that exist.
+pub async fn time_zones(conn: &mut PgConnection, client_ids: &[String]) -> crate::Result<HashMap<String, Tz>> {
+    let rows = sqlx::query!("SELECT client_id, time_zone FROM clients WHERE client_id = ANY($1)", client_ids);
+    let rows = rows.fetch_all(conn).await?;
+    rows.into_iter().map(|row| Ok((row.client_id, zone(&row.time_zone)?))).collect()
+}
+
 /// What transactions need to know of clients.
 #[derive(Debug, Default)]
 pub struct Settings {

@@ -9,6 +9,7 @@ pub mod clients;
 pub mod credits;
 pub mod database;
 mod error;
+pub mod limits;
 pub mod locks;
 pub mod numeric;
 pub mod plans;

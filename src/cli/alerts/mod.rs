@@ -60,6 +60,7 @@ enum TypeArg {
     Anomaly,
     Unpriced,
     Silence,
+    Limit,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -77,6 +78,7 @@ impl FilterArgs {
             TypeArg::Anomaly => AlertType::Anomaly,
             TypeArg::Unpriced => AlertType::Unpriced,
             TypeArg::Silence => AlertType::Silence,
+            TypeArg::Limit => AlertType::Limit,
         };
         self.types.iter().map(|kind| number(kind).into()).collect()
     }

@@ -1,7 +1,7 @@
 //! Formats alerts as table rows and as JSON.
 
 use crate::cli::time::{time_of, time_text};
-use crate::proto::Alert;
+use crate::proto::{Alert, AlertLimit};
 use chrono::SecondsFormat;
 use prost_types::Timestamp;
 use serde_json::{Value, json};
@@ -44,6 +44,18 @@ pub fn row(alert: &Alert) -> Vec<String> {
     ]
 }
 
+fn limit(limit: &AlertLimit) -> Value {
+    json!({
+        "limit_id": limit.limit_id,
+        "display_name": limit.display_name,
+        "measure": limit.measure().as_str_name().trim_start_matches("LIMIT_MEASURE_").to_lowercase(),
+        "period": limit.period().as_str_name().trim_start_matches("LIMIT_PERIOD_").to_lowercase(),
+        "amount": limit.amount,
+        "percent": limit.percent,
+        "hard": limit.hard,
+    })
+}
+
 /// Converts an alert to JSON with all fields. Amounts are exact.
 pub fn json(alert: &Alert) -> Value {
     let text = |value: &str| (!value.is_empty()).then(|| value.to_owned());
@@ -67,5 +79,6 @@ pub fn json(alert: &Alert) -> Value {
         "acknowledge_time": time(&alert.acknowledge_time),
         "acknowledged_by": text(&alert.acknowledged_by),
         "resolve_time": time(&alert.resolve_time),
+        "limit": alert.limit.as_ref().map(limit),
     })
 }

@@ -26,7 +26,7 @@ impl Context {
     pub fn alert(&self, alert: &alert::Alert) -> Alert {
         let finding = &alert.finding;
         let text = |value: Option<Total>| value.map(|value| value.to_string()).unwrap_or_default();
-        let period = match finding.kind.is_of_day() {
+        let period = match finding.is_of_day() {
             true => finding.period.to_string(),
             false => Month::of(finding.period).to_string(),
         };
@@ -49,6 +49,7 @@ impl Context {
             acknowledge_time: alert.acknowledge_time.map(timestamp),
             acknowledged_by: alert.acknowledged_by.clone(),
             resolve_time: alert.resolve_time.map(timestamp),
+            limit: finding.limit.as_deref().map(AlertLimit::from),
         }
     }
 }

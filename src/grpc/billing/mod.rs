@@ -1,6 +1,7 @@
 //! BillingService.
 
 mod credits;
+mod limits;
 mod plans;
 
 use crate::grpc::Handlers;
@@ -83,5 +84,45 @@ impl BillingService for Handlers {
         request: Request<GetCurrentPeriodRequest>,
     ) -> Result<Response<GetCurrentPeriodResponse>, Status> {
         self.run(request, credits::period).await
+    }
+
+    async fn create_limit(
+        &self,
+        request: Request<CreateLimitRequest>,
+    ) -> Result<Response<CreateLimitResponse>, Status> {
+        self.run_as(request, limits::create).await
+    }
+
+    async fn update_limit(
+        &self,
+        request: Request<UpdateLimitRequest>,
+    ) -> Result<Response<UpdateLimitResponse>, Status> {
+        self.run(request, limits::update).await
+    }
+
+    async fn delete_limit(
+        &self,
+        request: Request<DeleteLimitRequest>,
+    ) -> Result<Response<DeleteLimitResponse>, Status> {
+        self.run(request, limits::delete).await
+    }
+
+    async fn get_limit(&self, request: Request<GetLimitRequest>) -> Result<Response<GetLimitResponse>, Status> {
+        self.run(request, limits::get).await
+    }
+
+    async fn list_limits(&self, request: Request<ListLimitsRequest>) -> Result<Response<ListLimitsResponse>, Status> {
+        self.run(request, limits::list).await
+    }
+
+    async fn check_limit(&self, request: Request<CheckLimitRequest>) -> Result<Response<CheckLimitResponse>, Status> {
+        self.run(request, limits::check).await
+    }
+
+    async fn batch_check_limits(
+        &self,
+        request: Request<BatchCheckLimitsRequest>,
+    ) -> Result<Response<BatchCheckLimitsResponse>, Status> {
+        self.run(request, limits::check_batch).await
     }
 }

@@ -174,6 +174,13 @@ matrix! {
         ListPlans ListPlansRequest READ, , |_m| All;
         SetClientPlan SetClientPlanRequest ADMIN, audited, |m| Client(&m.client_id);
         ListClientPlans ListClientPlansRequest READ, , |m| Client(&m.client_id);
+        CreateLimit CreateLimitRequest ADMIN, audited, |m| client_of(&m.limit, |limit| &limit.client_id);
+        UpdateLimit UpdateLimitRequest ADMIN, audited, |m| client_of(&m.limit, |limit| &limit.client_id);
+        DeleteLimit DeleteLimitRequest ADMIN, audited, |m| Client(&m.client_id);
+        GetLimit GetLimitRequest READ, , |m| Client(&m.client_id);
+        ListLimits ListLimitsRequest READ, , |m| client_or_all(&m.client_id);
+        CheckLimit CheckLimitRequest READ, , |m| Client(&m.client_id);
+        BatchCheckLimits BatchCheckLimitsRequest READ, , |m| Filter(&mut m.client_ids);
         GetPlanFees GetPlanFeesRequest READ, , |m| Client(&m.client_id);
         CreateCreditGrant CreateCreditGrantRequest ADMIN, audited, |m| client_of(&m.grant, |grant| &grant.client_id);
         GetCreditGrant GetCreditGrantRequest READ, , |m| Client(&m.client_id);

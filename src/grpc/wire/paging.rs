@@ -4,9 +4,10 @@ use crate::grpc::Context;
 use crate::grpc::methods::Guarded;
 use crate::grpc::wire::page_token::TokenMaker;
 use crate::proto::{
-    GetRepriceRunRequest, ListAdjustmentsRequest, ListAlertsRequest, ListApiKeysRequest, ListAuditLogRequest,
-    ListClientPlansRequest, ListClientsRequest, ListCreditGrantsRequest, ListMonthlySummariesRequest,
-    ListNotificationsRequest, ListPlansRequest, ListPricesRequest, ListUsageEventsRequest, QueryUsageRequest,
+    BatchCheckLimitsRequest, GetRepriceRunRequest, ListAdjustmentsRequest, ListAlertsRequest, ListApiKeysRequest,
+    ListAuditLogRequest, ListClientPlansRequest, ListClientsRequest, ListCreditGrantsRequest, ListLimitsRequest,
+    ListMonthlySummariesRequest, ListNotificationsRequest, ListPlansRequest, ListPricesRequest, ListUsageEventsRequest,
+    QueryUsageRequest,
 };
 use meterd_engine::paging::PageRequest;
 use serde::{Serialize, de::DeserializeOwned};
@@ -28,6 +29,7 @@ macro_rules! paged {
 }
 
 paged! {
+    BatchCheckLimitsRequest,
     GetRepriceRunRequest,
     ListAdjustmentsRequest,
     ListAlertsRequest,
@@ -36,6 +38,7 @@ paged! {
     ListClientPlansRequest,
     ListClientsRequest,
     ListCreditGrantsRequest,
+    ListLimitsRequest,
     ListNotificationsRequest,
     ListMonthlySummariesRequest,
     ListPlansRequest,

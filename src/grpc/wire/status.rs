@@ -34,22 +34,22 @@ pub fn code(reason: Reason) -> Code {
         InvalidField | UnknownService | EventTooOld | EventInFuture | PageTokenInvalid | RangeTooLong
         | ResumeTokenInvalid | MessageInvalid | RateNotConfirmed => Code::InvalidArgument,
         ClientNotFound | EventNotFound | AlertNotFound | NotificationNotFound | JobNotFound | ApiKeyNotFound
-        | PriceNotFound | RepriceRunNotFound | PlanNotFound | CreditGrantNotFound => Code::NotFound,
+        | PriceNotFound | RepriceRunNotFound | PlanNotFound | CreditGrantNotFound | LimitNotFound => Code::NotFound,
         IdempotencyConflict | ClientExists | ServiceExists | PriceExists | ModelAliasExists | RequestIdReused
-        | PlanExists => Code::AlreadyExists,
+        | PlanExists | LimitExists => Code::AlreadyExists,
         NotificationNotFailed
         | MonthClosed
         | ApiKeyNotLive
         | PriceWithdrawn
         | PricesOverlap
         | EventVoided
+        | LimitBelowUsed
         | PreviousReleaseMayRun => Code::FailedPrecondition,
         ResumeTokenExpired | ResumeTokenAhead => Code::OutOfRange,
         CredentialsMissing | CredentialsInvalid | CredentialsExpired | ApiKeyRevoked => Code::Unauthenticated,
         ScopeMissing | ClientNotCovered | OriginNotAllowed => Code::PermissionDenied,
-        QueueFull | TooManyExports | TooManySubscriptions | TooManyApiKeys | RateLimited | ServerBusy => {
-            Code::ResourceExhausted
-        }
+        QueueFull | TooManyExports | TooManySubscriptions | TooManyApiKeys | TooManyLimits | RateLimited
+        | ServerBusy => Code::ResourceExhausted,
         DatabaseUnavailable | DatabaseBroken | ShuttingDown | ConnectionAged | IdentityProviderUnavailable => {
             Code::Unavailable
         }

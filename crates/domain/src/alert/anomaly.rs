@@ -54,6 +54,7 @@ impl DayFacts {
             threshold: mean.multiply(policy.anomaly_factor),
             percent: change_percent(self.value, mean),
             projected: None,
+            limit: None,
         })
     }
 }

@@ -1,7 +1,7 @@
 //! The sentences that describe alerts.
 
 use super::unpriced::whole;
-use super::{AlertType, Finding, Severity, SilenceFacts, UnpricedSample};
+use super::{AlertType, Finding, Severity, SilenceFacts, Unit, UnpricedSample};
 use crate::decimal::Total;
 use crate::period::Month;
 use chrono::NaiveDate;
@@ -71,6 +71,22 @@ impl Finding {
                     _ => String::new(),
                 };
                 format!("{client} has {count} {events} of {service} without a charge in {period}{why}.")
+            }
+            AlertType::Limit => {
+                let Some(limit) = &self.limit else { return format!("{client} has reached a limit.") };
+                let unit = self.unit();
+                let shown = |value: Total| match unit {
+                    Unit::Money => money(value),
+                    unit if value == whole(1) => format!("{value} {}", unit.word(currency).trim_end_matches('s')),
+                    unit => format!("{value} {}", unit.word(currency)),
+                };
+                let period = match self.is_of_day() {
+                    true => format!("on {}", self.period.format("%-d %B %Y")),
+                    false => format!("in {period}"),
+                };
+                let (name, percent, kind) = (limit.name(), limit.percent, if limit.is_hard { "hard" } else { "soft" });
+                let (current, amount) = (shown(self.current), shown(limit.amount));
+                format!("{client} has used {current} {period}: {percent} % of the {kind} limit {name} of {amount}.")
             }
             AlertType::Silence => {
                 let since = match details {

@@ -44,6 +44,7 @@ impl SilenceFacts {
             threshold: whole(hours),
             percent: None,
             projected: None,
+            limit: None,
         })
     }
 

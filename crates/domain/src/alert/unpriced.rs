@@ -31,6 +31,7 @@ impl UnpricedFacts {
             threshold: whole(minimum),
             percent: None,
             projected: None,
+            limit: None,
         })
     }
 }

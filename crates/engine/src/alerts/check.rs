@@ -3,6 +3,7 @@
 
 use super::raise::{AlertSettings, Raising, count, raise};
 use super::{silence, unpriced};
+use crate::limits::counters as limits;
 use crate::refusal::Refusal;
 use chrono::{Days, NaiveDate};
 use chrono_tz::Tz;
@@ -67,23 +68,35 @@ pub async fn client(
         rows: rollups::days(conn, client_id, first.first_day(), today).await?,
         services_before: rollups::services_before(conn, client_id, first).await?,
     };
-    let scope = Scope { client_id, zone, today, raise_from: month, rows, days: &days, usage, with_silence: true };
+    // Without a row, the month has no usage.
+    let limits = match rows.iter().any(|row| row.month == month) {
+        true => limits::check(conn, client_id, today).await?,
+        false => limits::Evaluated::default(),
+    };
+    let scope =
+        Scope { client_id, zone, today, raise_from: month, rows, days: &days, usage, limits, with_silence: true };
     evaluate(conn, settings, scope).await.map(Some)
 }
 
 /// Checks months of a client whose sums were corrected: raises and resolves alerts. It is the last write of the transaction,
-/// which need not share the versions lock: if a policy changes at the same time, that change checks the client after it.
+/// which need not share the versions lock: if a policy changes at the same time, that change checks the client after it. `limits` is
+/// what becomes of the alerts about limits.
 pub async fn corrected_months(
     conn: &mut PgConnection,
     settings: &AlertSettings,
     client_id: &str,
     months: &[Month],
+    limits: limits::Evaluated,
 ) -> meterd_store::Result<Checked> {
     let Some(zone) = clients::time_zone(conn, client_id).await? else { return Ok(Checked::default()) };
-    let Some(raise_from) = months.iter().min().copied() else { return Ok(Checked::default()) };
+    let has_none = months.is_empty() && limits.findings.is_empty() && limits.resolved.is_empty();
+    if has_none {
+        return Ok(Checked::default());
+    }
+    let raise_from = months.iter().min().copied().unwrap_or_else(|| Month::of(settings.today(zone)));
     let rows = rollups::lock_client_months(conn, client_id, months).await?;
     let (today, usage) = (settings.today(zone), DayUsage::default());
-    let scope = Scope { client_id, zone, today, raise_from, rows, days: &[], usage, with_silence: false };
+    let scope = Scope { client_id, zone, today, raise_from, rows, days: &[], usage, limits, with_silence: false };
     evaluate(conn, settings, scope).await
 }
 
@@ -100,6 +113,8 @@ struct Scope<'a> {
     /// Days that are checked for anomalies.
     days: &'a [NaiveDate],
     usage: DayUsage,
+    /// What becomes of the alerts about limits.
+    limits: limits::Evaluated,
     /// Whether it is checked if the client still sends events.
     with_silence: bool,
 }
@@ -117,7 +132,7 @@ async fn evaluate(
     settings: &AlertSettings,
     scope: Scope<'_>,
 ) -> meterd_store::Result<Checked> {
-    let Scope { client_id, zone, today, raise_from, rows, days, usage, with_silence } = scope;
+    let Scope { client_id, zone, today, raise_from, rows, days, usage, mut limits, with_silence } = scope;
     let policies = policies::load(conn, &[client_id.to_string()]).await?;
     let policy = policies.of(client_id);
     let months: Vec<Month> = rows.iter().map(|row| row.month).collect();
@@ -139,7 +154,7 @@ async fn evaluate(
             }
         }
         if row.month >= raise_from {
-            let notifies = settings.notifies(row, today);
+            let notifies = settings.notifies(row.month, today);
             let findings = facts.to_raise(policy, row.raised, still_open);
             raising.extend(findings.into_iter().map(|finding| Raising {
                 client_id,
@@ -166,9 +181,14 @@ async fn evaluate(
     resolved.extend(unpriced.resolved);
     for (finding, details) in unpriced.findings {
         if let Some(row) = rows.iter().find(|row| row.month == Month::of(finding.period)) {
-            raising.push(Raising { client_id, finding, details, notifies: settings.notifies(row, today) });
+            raising.push(Raising { client_id, finding, details, notifies: settings.notifies(row.month, today) });
         }
     }
+    resolved.extend(limits.resolved.remove(client_id).unwrap_or_default());
+    raising.extend(limits.findings.into_iter().map(|(_, finding)| {
+        let notifies = settings.notifies(Month::of(finding.period), today);
+        Raising { client_id, finding, details: Details::None, notifies }
+    }));
     if with_silence {
         let (silences, now) = (of_type(&open, AlertType::Silence), settings.clock.now());
         let silence = silence::evaluate(conn, policy, client_id, zone, now, &silences).await?;

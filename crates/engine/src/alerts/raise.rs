@@ -2,6 +2,7 @@
 
 use super::unpriced::{self, Evaluated, UnpricedChanges};
 use crate::clock::Clock;
+use crate::limits::counters as limits;
 use chrono::{Days, NaiveDate};
 use chrono_tz::Tz;
 use meterd_domain::alert::{Alert, AlertSet, AlertType, Change, Details, Finding, Severity};
@@ -42,8 +43,8 @@ impl AlertSettings {
     }
 
     /// Returns whether alerts of this month send notifications.
-    pub fn notifies(&self, row: &MonthRow, today: NaiveDate) -> bool {
-        row.month.last_day() + Days::new(self.accept_past_days.into()) >= today
+    pub fn notifies(&self, month: Month, today: NaiveDate) -> bool {
+        month.last_day() + Days::new(self.accept_past_days.into()) >= today
     }
 }
 
@@ -59,15 +60,19 @@ pub struct Raising<'a> {
 /// Evaluates the rules about the changed months, and returns the alerts that were raised. Must be the last write of the transaction.
 ///
 /// The rules about the cost of a month are evaluated only if the cost has reached the month's alert bound, and the rule about
-/// unpriced events only if their number has changed.
+/// unpriced events only if their number has changed. `limits` is what becomes of the alerts about limits of these months.
 pub async fn raise_alerts(
     conn: &mut PgConnection,
     settings: &AlertSettings,
     policies: &Policies,
     changed: Vec<ChangedMonth>,
     unpriced: &UnpricedChanges,
+    limits: limits::Evaluated,
 ) -> meterd_store::Result<Vec<Alert>> {
-    let Evaluated { findings, resolved } = unpriced::evaluate(conn, policies, unpriced).await?;
+    let Evaluated { findings, mut resolved } = unpriced::evaluate(conn, policies, unpriced).await?;
+    for (client_id, alert_ids) in limits.resolved {
+        resolved.entry(client_id).or_default().extend(alert_ids);
+    }
     let reached: Vec<&ChangedMonth> = changed.iter().filter(|month| month.has_reached_bound()).collect();
     let rows: Vec<&MonthRow> = reached.iter().map(|month| &month.row).collect();
     let contexts = if rows.is_empty() { vec![] } else { rollups::month_contexts(conn, &rows).await? };
@@ -91,12 +96,16 @@ pub async fn raise_alerts(
             bounds.push((row, facts.alert_bound(policy, raised, open)));
         }
     }
-    if !findings.is_empty() {
+    if !findings.is_empty() || !limits.findings.is_empty() {
         let months: HashMap<_, _> =
             changed.iter().map(|month| ((month.row.client_id.as_str(), month.row.month), month)).collect();
         raising.extend(findings.iter().filter_map(|((client_id, month, _), finding, details)| {
             let notifies = months.get(&(&**client_id, *month))?.notifies(settings);
             Some(Raising { client_id, finding: finding.clone(), details: details.clone(), notifies })
+        }));
+        raising.extend(limits.findings.iter().filter_map(|(client_id, finding)| {
+            let notifies = months.get(&(client_id.as_str(), Month::of(finding.period)))?.notifies(settings);
+            Some(Raising { client_id, finding: finding.clone(), details: Details::None, notifies })
         }));
     }
     let mut changes = vec![];
@@ -120,7 +129,7 @@ impl ChangedMonth {
 
     /// Returns whether the alerts of this month send notifications.
     fn notifies(&self, settings: &AlertSettings) -> bool {
-        !self.backfill && settings.notifies(&self.row, settings.today(self.zone))
+        !self.backfill && settings.notifies(self.row.month, settings.today(self.zone))
     }
 }
 

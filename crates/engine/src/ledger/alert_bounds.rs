@@ -9,6 +9,7 @@
 use super::ClientSettings;
 use crate::alerts::raise::AlertSettings;
 use crate::alerts::unpriced::UnpricedChanges;
+use crate::limits::counters::Limits;
 use chrono::{DateTime, NaiveDate, Utc};
 use meterd_domain::alert::MonthFacts;
 use meterd_domain::decimal::Total;
@@ -46,6 +47,11 @@ impl<'a> AlertBounds<'a> {
     /// Returns the time for which the bounds are computed.
     pub(super) fn now(&self) -> DateTime<Utc> {
         self.now
+    }
+
+    /// Returns the limits of the clients.
+    pub(super) fn limits(&self) -> &Limits {
+        &self.clients.limits
     }
 
     fn today(&self, client_id: &str) -> Option<NaiveDate> {

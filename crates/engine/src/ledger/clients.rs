@@ -1,5 +1,6 @@
-//! The settings of clients that transactions need: time zones, plans, whether they have credits, and alert policies.
+//! The settings of clients that transactions need: time zones, plans, whether they have credits, alert policies and limits.
 
+use crate::limits::counters::Limits;
 use chrono_tz::Tz;
 use foldhash::fast::RandomState;
 use meterd_domain::plan::ClientPlans;
@@ -21,6 +22,7 @@ pub struct ClientSettings {
     /// The clients that have grants of credits, or a plan that includes some.
     with_credits: HashSet<Arc<str>, RandomState>,
     pub policies: Policies,
+    pub limits: Limits,
 }
 
 impl ClientSettings {
@@ -47,6 +49,7 @@ impl ClientSettings {
         let Settings { zones, plans, .. } = settings;
         self.plans.join(plans);
         self.policies.join(policies::load(conn, &missing).await?);
+        self.limits.join(Limits::load(conn, &missing).await?);
         self.zones.extend(zones.into_iter().map(|(client_id, zone)| (client_id.into(), zone)));
         Ok(())
     }

@@ -5,7 +5,8 @@ use crate::alerts::raise::{self, AlertSettings, ChangedMonth, raise_alerts};
 use crate::alerts::unpriced::UnpricedChanges;
 use crate::ledger::clients::ClientSettings;
 use crate::ledger::pending::{PendingRows, PendingUsage};
-use chrono::{DateTime, Utc};
+use crate::limits::counters::{self as limits, Limits};
+use chrono::{DateTime, NaiveDate, Utc};
 use meterd_domain::alert::Alert;
 use meterd_domain::period::{Month, day_of};
 use meterd_store::usage::record::NewEvent;
@@ -21,6 +22,8 @@ pub struct Posted<'c> {
     pub(super) months: Vec<MonthRow>,
     /// The services of these months whose number of unpriced events was changed.
     pub(super) unpriced: UnpricedChanges,
+    /// What limits must count.
+    pub(super) limits: limits::Changes,
     pub(super) pending: PendingRows,
     /// See [`Posted::is_recorded`].
     pub(super) claimed: Option<HashSet<i64>>,
@@ -43,6 +46,7 @@ pub struct EffectsDone<'c> {
     conn: &'c mut PgConnection,
     raised: Vec<Alert>,
     pending: PendingRows,
+    corrected_counters: i64,
 }
 
 impl<'c> Posted<'c> {
@@ -69,13 +73,33 @@ impl<'c> Posted<'c> {
         Ok(())
     }
 
+    /// Computes the stored counters of limits again, of all of these months of a client.
+    pub fn recount_limits(&mut self, client_id: &str, months: &[Month]) {
+        self.limits = limits::Changes::Months(client_id.to_owned(), months.to_vec());
+    }
+
+    /// Computes the counters of a limit whose settings have changed, in the periods that contain these days.
+    pub fn recount_limit(&mut self, client_id: &str, limit_id: &str, days: Vec<NaiveDate>) {
+        self.limits = limits::Changes::Settings(client_id.to_owned(), limit_id.to_owned(), days);
+    }
+
     /// Runs the effects of the new sums.
     pub async fn run_effects(
         self,
         settings: &AlertSettings,
         alerts: AlertEffect<'_>,
     ) -> meterd_store::Result<EffectsDone<'c>> {
-        let Self { conn, months, mut unpriced, pending, bounds_time, .. } = self;
+        let Self { conn, months, mut unpriced, limits: changes, pending, bounds_time, .. } = self;
+        let read;
+        let limits = match &alerts {
+            AlertEffect::Raise { clients, .. } => &clients.limits,
+            AlertEffect::Check { client_id, .. } => {
+                read = Limits::load(conn, &[(*client_id).to_owned()]).await?;
+                &read
+            }
+        };
+        let limits = limits::count(conn, limits, &changes).await?;
+        let corrected_counters = limits.corrected_count;
         let raised = match alerts {
             AlertEffect::Raise { clients, is_backfill } => {
                 unpriced.retain(|(client_id, ..), _| clients.zone(client_id).is_some());
@@ -85,13 +109,13 @@ impl<'c> Posted<'c> {
                     let bound_holds = bounds_time.is_some_and(|time| day_of(time, zone) == settings.today(zone));
                     Some(ChangedMonth { zone, backfill: is_backfill(&row), bound_holds, row })
                 });
-                raise_alerts(conn, settings, &clients.policies, changed.collect(), &unpriced).await?
+                raise_alerts(conn, settings, &clients.policies, changed.collect(), &unpriced, limits).await?
             }
             AlertEffect::Check { client_id, months } => {
-                check::corrected_months(conn, settings, client_id, months).await?.raised
+                check::corrected_months(conn, settings, client_id, months, limits).await?.raised
             }
         };
-        Ok(EffectsDone { conn, raised, pending })
+        Ok(EffectsDone { conn, raised, pending, corrected_counters })
     }
 }
 
@@ -107,6 +131,11 @@ impl EffectsDone<'_> {
         raise::count(&self.raised);
         pending_usage.note(self.pending);
         Ok(())
+    }
+
+    /// Returns how many stored counters of limits were not what their usage is.
+    pub fn corrected_counters(&self) -> i64 {
+        self.corrected_counters
     }
 
     /// Returns the alerts that were raised. The caller must pass them to [`raise::count`] after the commit.

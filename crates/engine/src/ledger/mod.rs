@@ -12,7 +12,7 @@
 //! | [`KeysClaimed`] | 2. idempotency keys |
 //! | [`MonthsLocked`] | 3. rows of (client, month) |
 //! | [`Posted`] | 4. pending usage, 5. rows of the months' services and days, 6. grants of credits |
-//! | [`EffectsDone`] | 7. alerts, 8. outbox, 9. feed counter |
+//! | [`EffectsDone`] | 7. counters of limits, 8. alerts, 9. outbox, 10. feed counter |
 //!
 //! A stage can be left out, but not taken later. Within each step, rows are locked in sorted order.
 //!
@@ -37,8 +37,11 @@
 //!
 //! # Effects
 //!
-//! Every way leads to [`Posted`], and only [`Posted::run_effects`] leads on. It runs the effects of the new sums, which today are alerts.
-//! An effect observes the new sums; it cannot refuse them.
+//! Every way leads to [`Posted`], and only [`Posted::run_effects`] leads on. It runs the effects of the new sums: it counts them for
+//! limits ([`crate::limits::counters`]), and raises and resolves alerts. An effect observes the new sums; it cannot refuse them.
+//!
+//! New events add to counters that are stored. A counter that is not stored, or whose usage was corrected, is computed from the sums and
+//! events of its period. This is exact because the transaction holds the lock of the month.
 
 mod alert_bounds;
 mod clients;
@@ -56,6 +59,7 @@ pub use tiers::{Tiers, months_of, tier_month};
 
 use crate::alerts::unpriced::{self, UnpricedChanges};
 use crate::catalog::CatalogCache;
+use crate::limits::counters as limits;
 use chrono::NaiveDate;
 use meterd_domain::catalog::Catalog;
 use meterd_domain::period::Month;
@@ -100,7 +104,7 @@ pub enum Method {
 /// Records new events in one call, which commits by itself. `versions` are those of an earlier transaction, and
 /// `alerts` and the charges are of these versions. `new` is as for [`Versioned::post`]. Returns `None`, without a call, if
 /// the events change the month before a client's current month, because then the bound of the current month must be set
-/// to 0.
+/// to 0, or if a limit counts one of them.
 ///
 /// After [`Tried::Recorded`], the caller must pass the rows to [`PendingUsage::note`].
 pub async fn try_record(
@@ -109,6 +113,9 @@ pub async fn try_record(
     new: &[NewEvent<'_>],
     alerts: &AlertBounds<'_>,
 ) -> meterd_store::Result<Option<(Tried, PendingRows)>> {
+    if alerts.limits().count_any(new) {
+        return Ok(None);
+    }
     let usage = alerts.usage(sums(new));
     if !alerts.months_after(&usage.months).is_empty() {
         return Ok(None);
@@ -191,8 +198,8 @@ impl<'c> Versioned<'c> {
     ) -> meterd_store::Result<Posted<'c>> {
         if new.is_empty() {
             let unpriced = UnpricedChanges::new();
-            let (months, pending) = (vec![], vec![]);
-            return Ok(Posted { conn: self.conn, months, unpriced, pending, claimed: None, bounds_time: None });
+            let (months, pending, limits) = (vec![], vec![], limits::Changes::None);
+            return Ok(Posted { conn: self.conn, months, unpriced, limits, pending, claimed: None, bounds_time: None });
         }
         if method == Method::Statement {
             return self.claim_keys(new).await?.post(new, alerts).await;
@@ -204,7 +211,8 @@ impl<'c> Versioned<'c> {
         let months = record::add(conn, &[], &usage).await?;
         credits::pay_for_new_usage(conn, alerts.clients(), &usage, &months).await?;
         let (unpriced, pending) = (unpriced::of_new(new), usage.row_counts());
-        Ok(Posted { conn, months, unpriced, pending, claimed: None, bounds_time: Some(alerts.now()) })
+        let limits = limits::Changes::of_new(alerts.limits(), new);
+        Ok(Posted { conn, months, unpriced, limits, pending, claimed: None, bounds_time: Some(alerts.now()) })
     }
 
     /// Claims the keys of new events, and writes nothing else. `new` is as for [`Versioned::post`]; its charges are not read.
@@ -250,7 +258,8 @@ impl<'c> KeysClaimed<'c> {
             pending = usage.row_counts();
         }
         let unpriced = unpriced::of_new(&free);
-        Ok(Posted { conn, months, unpriced, pending, claimed: Some(claimed), bounds_time: Some(alerts.now()) })
+        let limits = limits::Changes::of_new(alerts.limits(), &free);
+        Ok(Posted { conn, months, unpriced, limits, pending, claimed: Some(claimed), bounds_time: Some(alerts.now()) })
     }
 }
 
@@ -288,7 +297,7 @@ impl<'c> MonthsLocked<'c> {
 
     /// Posts changes of the sums of months that are locked.
     pub async fn post(self, changes: Deltas) -> meterd_store::Result<Posted<'c>> {
-        let unpriced = unpriced::of_deltas(&changes);
+        let (unpriced, limits) = (unpriced::of_deltas(&changes), limits::Changes::of_deltas(&changes));
         let changes = Changes::of(changes);
         let months_after =
             changes.months.iter().map(|MonthChange { key: (client_id, month), .. }| (client_id.clone(), month.next()));
@@ -302,6 +311,6 @@ impl<'c> MonthsLocked<'c> {
                 months
             }
         };
-        Ok(Posted { conn: self.0, months, unpriced, pending: vec![], claimed: None, bounds_time: None })
+        Ok(Posted { conn: self.0, months, unpriced, limits, pending: vec![], claimed: None, bounds_time: None })
     }
 }

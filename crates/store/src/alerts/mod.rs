@@ -1,4 +1,4 @@
-//! Alerts. They are unique per client, type, service, severity and period.
+//! Alerts. They are unique per client, type, service, severity and period, and those about limits per limit and percent.
 
 pub mod channels;
 pub mod feed;
@@ -12,7 +12,9 @@ use crate::numeric;
 use bigdecimal::BigDecimal;
 use chrono::{DateTime, NaiveDate, Utc};
 use meterd_domain::alert::{Alert, AlertSet, AlertType, Finding, Severity};
+use meterd_domain::limit::LimitFinding;
 use meterd_domain::period::Month;
+use sqlx::types::Json;
 use sqlx::{PgConnection, PgPool};
 use std::collections::BTreeMap;
 
@@ -35,6 +37,7 @@ struct AlertRow {
     acknowledge_time: Option<DateTime<Utc>>,
     acknowledged_by: String,
     resolve_time: Option<DateTime<Utc>>,
+    limit_facts: Option<Json<LimitFinding>>,
 }
 
 impl TryFrom<AlertRow> for Alert {
@@ -47,13 +50,15 @@ impl TryFrom<AlertRow> for Alert {
             finding: Finding {
                 kind: AlertType::try_from(row.kind).map_err(unknown)?,
                 severity: Severity::try_from(row.severity).map_err(unknown)?,
-                service: row.service,
+                // Of an alert about a limit, it is the key.
+                service: if row.limit_facts.is_some() { String::new() } else { row.service },
                 period: row.period,
                 current: numeric::total(&row.current_value)?,
                 previous: total(&row.previous_value)?,
                 threshold: numeric::total(&row.threshold)?,
                 percent: total(&row.percent)?,
                 projected: total(&row.projected)?,
+                limit: row.limit_facts.map(|limit| Box::new(limit.0)),
             },
             client_id: row.client_id,
             alert_id: row.alert_id,
@@ -67,6 +72,11 @@ impl TryFrom<AlertRow> for Alert {
     }
 }
 
+/// Returns the service of an alert about a limit in the table, which makes the alerts about percents of a limit different alerts.
+pub(crate) fn limit_key(limit_id: &str, percent: u16) -> String {
+    format!("{limit_id}/{percent}")
+}
+
 /// A finding to raise as an alert.
 pub struct NewAlert {
     pub client_id: String,
@@ -74,8 +84,8 @@ pub struct NewAlert {
     pub message: String,
 }
 
-/// Raises alerts. Returns those that were not already open. For an hour after the migration that added their types, no alerts about
-/// unpriced events and silent clients are raised.
+/// Raises alerts. Returns those that were not already open. For an hour after a migration that added types of alerts, no alerts about
+/// unpriced events, silent clients and limits are raised.
 ///
 /// The transaction must hold the locks of their months. The raise time is the time of the clock, not the start of the
 /// transaction, so the order in which a client's alerts are raised is the order of their times.
@@ -91,14 +101,23 @@ pub async fn raise(conn: &mut PgConnection, new: &[NewAlert]) -> crate::Result<V
         &column(new, |_| format!("{:032x}", rand::random::<u128>())),
         &column(new, |alert| i16::from(alert.finding.kind)),
         &column(new, |alert| i16::from(alert.finding.severity)),
-        &column(new, |alert| alert.finding.service.clone()),
+        &column(new, |alert| match &alert.finding.limit {
+            Some(limit) => limit_key(&limit.limit_id, limit.percent),
+            None => alert.finding.service.clone(),
+        }),
         &column(new, |alert| alert.finding.period),
         &column(new, |alert| numeric::of(alert.finding.current)),
         &column(new, |alert| number(alert.finding.previous)) as &[Option<BigDecimal>],
         &column(new, |alert| numeric::of(alert.finding.threshold)),
         &column(new, |alert| number(alert.finding.percent)) as &[Option<BigDecimal>],
         &column(new, |alert| number(alert.finding.projected)) as &[Option<BigDecimal>],
-        &column(new, |alert| alert.message.clone())
+        &column(new, |alert| alert.message.clone()),
+        &column(new, |alert| alert
+            .finding
+            .limit
+            .as_ref()
+            .map(|limit| serde_json::to_string(&**limit).expect("texts and numbers are JSON")))
+            as &[Option<String>]
     )
     .fetch_all(&mut *conn)
     .await?;
@@ -117,15 +136,16 @@ pub async fn open(
     with_silence: bool,
 ) -> crate::Result<Vec<Alert>> {
     let months: Vec<NaiveDate> = months.iter().map(|month| month.first_day()).collect();
-    let of_days = AlertType::ALL.iter().filter(|kind| kind.is_of_day());
+    let of_days = AlertType::ALL.iter().filter(|kind| kind.may_be_of_day());
     let of_days: Vec<i16> = of_days.map(|kind| (*kind).into()).collect();
     let rows = sqlx::query_as!(
         AlertRow,
-        "SELECT client_id, alert_id, type AS kind, severity, service, period, current_value, previous_value, threshold,
-             percent, projected, message, raise_time, raise_count, acknowledge_time, acknowledged_by, resolve_time
+        r#"SELECT client_id, alert_id, type AS kind, severity, service, period, current_value, previous_value, threshold,
+             percent, projected, message, raise_time, raise_count, acknowledge_time, acknowledged_by, resolve_time,
+             limit_facts AS "limit_facts: Json<LimitFinding>"
          FROM alerts
          WHERE client_id = $1 AND resolve_time IS NULL
-           AND ((type <> ALL($4) AND period = ANY($2)) OR (type = $5 AND period >= $3) OR (type = $6 AND $7))",
+           AND ((type <> ALL($4) AND period = ANY($2)) OR (type = $5 AND period >= $3) OR (type = $6 AND $7))"#,
         client_id,
         &months,
         day,
@@ -143,10 +163,11 @@ pub async fn open(
 pub async fn resolve(conn: &mut PgConnection, client_id: &str, alert_ids: &[String]) -> crate::Result<Vec<Alert>> {
     let rows = sqlx::query_as!(
         AlertRow,
-        "UPDATE alerts SET resolve_time = clock_timestamp()
+        r#"UPDATE alerts SET resolve_time = clock_timestamp()
          WHERE client_id = $1 AND alert_id = ANY($2) AND resolve_time IS NULL
          RETURNING client_id, alert_id, type AS kind, severity, service, period, current_value, previous_value, threshold,
-             percent, projected, message, raise_time, raise_count, acknowledge_time, acknowledged_by, resolve_time",
+             percent, projected, message, raise_time, raise_count, acknowledge_time, acknowledged_by, resolve_time,
+             limit_facts AS "limit_facts: Json<LimitFinding>""#,
         client_id,
         alert_ids
     )
@@ -194,9 +215,10 @@ async fn update_months(conn: &mut PgConnection, alerts: &[Alert]) -> crate::Resu
 pub async fn find(conn: &mut PgConnection, alert_id: &str) -> crate::Result<Option<Alert>> {
     let row = sqlx::query_as!(
         AlertRow,
-        "SELECT client_id, alert_id, type AS kind, severity, service, period, current_value, previous_value, threshold,
-             percent, projected, message, raise_time, raise_count, acknowledge_time, acknowledged_by, resolve_time
-         FROM alerts WHERE alert_id = $1",
+        r#"SELECT client_id, alert_id, type AS kind, severity, service, period, current_value, previous_value, threshold,
+             percent, projected, message, raise_time, raise_count, acknowledge_time, acknowledged_by, resolve_time,
+             limit_facts AS "limit_facts: Json<LimitFinding>"
+         FROM alerts WHERE alert_id = $1"#,
         alert_id
     )
     .fetch_optional(conn)
@@ -208,9 +230,10 @@ pub async fn find(conn: &mut PgConnection, alert_id: &str) -> crate::Result<Opti
 pub async fn acknowledge(conn: &mut PgConnection, alert_id: &str, who: &str) -> crate::Result<Option<Alert>> {
     let row = sqlx::query_as!(
         AlertRow,
-        "UPDATE alerts SET acknowledge_time = clock_timestamp(), acknowledged_by = $2 WHERE alert_id = $1 AND acknowledge_time IS NULL
+        r#"UPDATE alerts SET acknowledge_time = clock_timestamp(), acknowledged_by = $2 WHERE alert_id = $1 AND acknowledge_time IS NULL
          RETURNING client_id, alert_id, type AS kind, severity, service, period, current_value, previous_value, threshold,
-             percent, projected, message, raise_time, raise_count, acknowledge_time, acknowledged_by, resolve_time",
+             percent, projected, message, raise_time, raise_count, acknowledge_time, acknowledged_by, resolve_time,
+             limit_facts AS "limit_facts: Json<LimitFinding>""#,
         alert_id,
         who
     )
@@ -240,14 +263,15 @@ pub async fn list(
 ) -> crate::Result<Vec<Alert>> {
     let rows = sqlx::query_as!(
         AlertRow,
-        "SELECT client_id, alert_id, type AS kind, severity, service, period, current_value, previous_value, threshold,
-             percent, projected, message, raise_time, raise_count, acknowledge_time, acknowledged_by, resolve_time
+        r#"SELECT client_id, alert_id, type AS kind, severity, service, period, current_value, previous_value, threshold,
+             percent, projected, message, raise_time, raise_count, acknowledge_time, acknowledged_by, resolve_time,
+             limit_facts AS "limit_facts: Json<LimitFinding>"
          FROM alerts
          WHERE (cardinality($1::text[]) = 0 OR client_id = ANY($1)) AND (cardinality($2::smallint[]) = 0 OR type = ANY($2))
            AND severity >= $3 AND (NOT $4 OR acknowledge_time IS NULL) AND (NOT $5 OR resolve_time IS NULL)
            AND raise_time >= COALESCE($6, '-infinity'::timestamptz) AND raise_time < COALESCE($7, 'infinity'::timestamptz)
            AND ($8::timestamptz IS NULL OR (raise_time, alert_id) < ($8, $9))
-         ORDER BY raise_time DESC, alert_id DESC LIMIT $10",
+         ORDER BY raise_time DESC, alert_id DESC LIMIT $10"#,
         &filter.client_ids,
         &filter.kinds,
         filter.min_severity,

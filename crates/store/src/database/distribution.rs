@@ -8,7 +8,7 @@ use crate::locks;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool};
 
 /// The tables that are distributed by their column `client_id`.
-pub const DISTRIBUTED_TABLES: [&str; 14] = [
+pub const DISTRIBUTED_TABLES: [&str; 16] = [
     "usage_months",
     "usage_month_services",
     "usage_days",
@@ -17,6 +17,8 @@ pub const DISTRIBUTED_TABLES: [&str; 14] = [
     "pending_usage_days",
     "usage_events",
     "usage_adjustments",
+    "usage_limits",
+    "limit_counters",
     "idempotency_keys",
     "monthly_summaries",
     "clients",

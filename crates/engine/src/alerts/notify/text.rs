@@ -2,6 +2,7 @@
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use meterd_domain::alert::{Alert, AlertType, Severity};
+use meterd_domain::limit::{LimitFinding, LimitMeasure, LimitPeriod};
 use meterd_domain::period::Month;
 use serde::Serialize;
 
@@ -46,6 +47,45 @@ struct AlertBody<'a> {
     currency: &'a str,
     raise_time: String,
     raise_count: i32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limit: Option<LimitBody<'a>>,
+}
+
+/// A limit in the JSON mapping of the contract's `AlertLimit`, without empty fields.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct LimitBody<'a> {
+    limit_id: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    display_name: &'a str,
+    measure: &'static str,
+    period: &'static str,
+    amount: String,
+    percent: u16,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    hard: bool,
+}
+
+impl<'a> LimitBody<'a> {
+    fn of(limit: &'a LimitFinding) -> Self {
+        Self {
+            limit_id: &limit.limit_id,
+            display_name: &limit.display_name,
+            measure: match limit.measure {
+                LimitMeasure::Units => "LIMIT_MEASURE_UNITS",
+                LimitMeasure::Tokens => "LIMIT_MEASURE_TOKENS",
+                LimitMeasure::Requests => "LIMIT_MEASURE_REQUESTS",
+                LimitMeasure::Cost => "LIMIT_MEASURE_COST",
+            },
+            period: match limit.period {
+                LimitPeriod::Day => "LIMIT_PERIOD_DAY",
+                LimitPeriod::Month => "LIMIT_PERIOD_MONTH",
+            },
+            amount: limit.amount.to_string(),
+            percent: limit.percent,
+            hard: limit.is_hard,
+        }
+    }
 }
 
 /// The alerts of a digest.
@@ -76,7 +116,7 @@ fn severity(alert: &Alert) -> &'static str {
 }
 
 fn period(alert: &Alert) -> String {
-    match alert.finding.kind.is_of_day() {
+    match alert.finding.is_of_day() {
         true => alert.finding.period.to_string(),
         false => Month::of(alert.finding.period).to_string(),
     }
@@ -123,6 +163,7 @@ impl<'a> Content<'a> {
                 AlertType::Anomaly => "ALERT_TYPE_ANOMALY",
                 AlertType::Unpriced => "ALERT_TYPE_UNPRICED",
                 AlertType::Silence => "ALERT_TYPE_SILENCE",
+                AlertType::Limit => "ALERT_TYPE_LIMIT",
             },
             severity: match finding.severity {
                 Severity::Warning => "ALERT_SEVERITY_WARNING",
@@ -139,6 +180,7 @@ impl<'a> Content<'a> {
             currency: finding.unit().currency(self.currency),
             raise_time: rfc3339(alert.raise_time),
             raise_count: alert.raise_count,
+            limit: finding.limit.as_deref().map(LimitBody::of),
         }
     }
 

@@ -17,6 +17,7 @@ fn alert(number: usize, message: &str) -> Alert {
             threshold: total("6"),
             percent: None,
             projected: None,
+            limit: None,
         },
         message: message.into(),
         raise_time: "2026-11-21T12:00:00Z".parse().unwrap(),
@@ -102,4 +103,31 @@ fn subjects_and_sms_are_one_line_of_limited_length() {
         assert!(!text.chars().any(char::is_control), "{text}");
     }
     assert_eq!(content(&alerts, 1).subject().chars().count(), SUBJECT_CHARS_MAX);
+}
+
+#[test]
+fn an_alert_about_a_limit_has_the_limit() {
+    let mut alerts = [alert(1, "Nearly reached.")];
+    let finding = &mut alerts[0].finding;
+    finding.kind = AlertType::Limit;
+    finding.service = String::new();
+    finding.period = "2026-11-01".parse().unwrap();
+    finding.limit = Some(Box::new(LimitFinding {
+        limit_id: "spend".into(),
+        display_name: String::new(),
+        measure: LimitMeasure::Cost,
+        period: LimitPeriod::Month,
+        is_hard: true,
+        amount: "50".parse().unwrap(),
+        percent: 80,
+    }));
+    let body: serde_json::Value = serde_json::from_str(&content(&alerts, 1).json()).unwrap();
+    let data = &body["data"];
+    let expected = serde_json::json!({"limitId": "spend", "measure": "LIMIT_MEASURE_COST", "period": "LIMIT_PERIOD_MONTH",
+        "amount": "50", "percent": 80, "hard": true});
+    assert_eq!(data["limit"], expected);
+    assert_eq!(
+        (&data["type"], &data["period"], &data["currency"]),
+        (&"ALERT_TYPE_LIMIT".into(), &"2026-11".into(), &"USD".into())
+    );
 }
