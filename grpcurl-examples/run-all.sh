@@ -50,7 +50,7 @@ clean_up() {
       echo "the alert policy of $client_id was not reset" >&2
   done
   echo "Remaining data: the clients demo, example-berlin and example-alerts with their events and alerts; the service example_ocr"
-  echo "with its price; the plan example-team and grants of credits of example-berlin; the model alias example-house-chat. The keys were revoked, and alert policies and channels were reset."
+  echo "with its price; the plan example-team; grants of credits and the limit messages of example-berlin; the model alias example-house-chat. The keys were revoked, and alert policies and channels were reset."
 }
 trap clean_up EXIT
 
