@@ -87,11 +87,14 @@ async fn prices_of_the_plan_come_after_those_of_the_client_and_before_those_for_
     let estimate = async |client: &str, at: &str| {
         let (client_id, event_time) = (client.into(), Some(timestamp(at)));
         let request = EstimateCostRequest { client_id, service: "sms".into(), event_time, ..Default::default() };
-        amount(&server.catalog().estimate_cost(request).await.unwrap().into_inner().charge).to_owned()
+        let found = server.catalog().estimate_cost(request).await.unwrap().into_inner();
+        let price = found.price.unwrap();
+        assert_eq!(price.price_id, found.price_id);
+        (amount(&found.charge).to_owned(), price.plan_id)
     };
     assert_eq!(
         (estimate("other", "2026-11-02T00:00:00Z").await, estimate("other", NOW).await),
-        ("2".into(), "0.0075".into())
+        (("2".into(), "starter".into()), ("0.0075".into(), String::new()))
     );
     let validated = BatchTrackUsageRequest {
         events: vec![event_at("other", "sms", "1", "2026-11-02T00:00:00Z")],

@@ -113,7 +113,7 @@ async fn a_key_is_created_and_a_charge_estimated_without_a_protocol() {
     let input =
         EstimateInput { client_id: "", service: "sms", operation: "", model: "", service_tier: "", measures, event_time: None };
     let estimate = estimate::estimate(engine, &Caller::anybody(), input).await.unwrap();
-    assert!(estimate.price_id.is_some());
+    assert!(estimate.price.is_some());
     assert_eq!(estimate.charge.unwrap().0.to_string(), "0.015");
     server.stop().await;
 }

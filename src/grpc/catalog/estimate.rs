@@ -2,7 +2,7 @@
 
 use crate::grpc::Context;
 use crate::grpc::wire::convert::unix_time;
-use crate::proto::{ChargeLine, EstimateCostRequest, EstimateCostResponse};
+use crate::proto::{ChargeLine, EstimateCostRequest, EstimateCostResponse, Price};
 use meterd_engine::auth::Caller;
 use meterd_engine::catalog::estimate::{self, EstimateInput, EstimateLine};
 use meterd_engine::ingest::RawMeasures;
@@ -39,7 +39,8 @@ pub async fn estimate(
     let input = EstimateInput { client_id, service, operation, model, service_tier, measures, event_time };
     let estimate = estimate::estimate(&context.engine, &caller, input).await?;
     let found = EstimateCostResponse {
-        price_id: estimate.price_id.map(|price_id| price_id.to_string()).unwrap_or_default(),
+        price_id: estimate.price.as_ref().map(|price| price.price_id.to_string()).unwrap_or_default(),
+        price: estimate.price.map(Price::from),
         price_match: estimate.price_match.map_or(0, |price_match| price_match as i32),
         matched_model: estimate.matched_model.map(|model| model.to_string()).unwrap_or_default(),
         ..Default::default()

@@ -15,6 +15,7 @@ use meterd_domain::measures::Measures;
 use meterd_domain::period::{Month, day_of};
 use meterd_domain::price::{Line, Rates};
 use meterd_domain::tiers::{EventTiers, MonthUse, TierUse};
+use meterd_store::catalog::{self as store, StoredPrice};
 use meterd_store::clients;
 use meterd_store::usage::tiers;
 use std::sync::Arc;
@@ -37,7 +38,7 @@ pub struct EstimateInput<'a> {
 #[derive(Debug)]
 pub struct Estimate {
     /// The price that applies, if there is one.
-    pub price_id: Option<i64>,
+    pub price: Option<StoredPrice>,
     /// How the price was found.
     pub price_match: Option<PriceMatch>,
     /// The model of the price, if the price is for a model.
@@ -102,17 +103,19 @@ pub async fn estimate(engine: &Engine, caller: &Caller, input: EstimateInput<'_>
     fields.finish()?;
     let time = time.unwrap_or_else(|| engine.clock.now());
     let tier_use = month_use(engine, &catalog, client_id, time).await?;
-    let plans = plans::of_clients(&mut *engine.pool.acquire().await?, &catalog, [client_id]).await?;
+    let mut conn = engine.pool.acquire().await?;
+    let plans = plans::of_clients(&mut conn, &catalog, [client_id]).await?;
     let (plan_id, input_tokens) = (plans.at(client_id, time), measures.input_tokens);
     let wanted = Wanted { client_id, plan_id, service, operation, model, service_tier, input_tokens, time };
     let Some(Selected { price, price_match }) = catalog.select(&wanted) else {
         let charge = Err(UnpricedReason::NoPrice);
-        return Ok(Estimate { price_id: None, price_match: None, matched_model: None, charge });
+        return Ok(Estimate { price: None, price_match: None, matched_model: None, charge });
     };
     let charge = price.charge_in_month(&measures, &mut { tier_use });
     let charge = charge.map(|(charge, tiers)| (charge, lines(&price.rates, &measures, tiers.as_ref())));
     let matched_model = catalog.model_of(price.price_id).cloned();
-    Ok(Estimate { price_id: Some(price.price_id), price_match: Some(price_match), matched_model, charge })
+    let price = store::price(&mut conn, price.price_id).await?;
+    Ok(Estimate { price, price_match: Some(price_match), matched_model, charge })
 }
 
 /// Returns what a client has used of tiers in the month of a time. Nothing for a client that does not exist.
