@@ -228,9 +228,9 @@ impl Catalog {
     }
 
     /// Returns the most specific price that is valid at the time. Prices for the client come first, then those for its plan, then those
-    /// for any client. Of these, the order is service+operation+model, then service+model, then service+operation, then service. On each level, the model's own name is tried before the model that it is an alias of. If
-    /// neither has a price, the rules for names search for the model: its price is used if all models that the name may mean have
-    /// the same rates.
+    /// for any client. Of these, the order is service+operation+model, then service+model, then service+operation, then service. On each
+    /// level, the model's own name is tried before the model that it is an alias of. If neither has a price, the rules for names search
+    /// for the model: its price is used if all models that the name may mean have the same rates.
     ///
     /// Of the prices of a level, one for the service tier comes before one for any, and then one with a higher bound of input
     /// tokens before one with a lower bound or none.

@@ -33,8 +33,8 @@ pub struct Posted<'c> {
 
 /// How the alerts of the changed months are evaluated.
 pub enum AlertEffect<'a> {
-    /// Raises the alerts that the months have reached, and resolves those about unpriced events that were priced. Alerts of months for which `is_backfill` holds notify nobody. A client that
-    /// `clients` does not know has no alerts.
+    /// Raises the alerts that the months have reached, and resolves those about unpriced events that were priced. Alerts of months for
+    /// which `is_backfill` holds notify nobody. A client that `clients` does not know has no alerts.
     Raise { clients: &'a ClientSettings, is_backfill: &'a (dyn Fn(&MonthRow) -> bool + Sync) },
     /// Raises and resolves the alerts of these months of a client, whose sums were corrected.
     Check { client_id: &'a str, months: &'a [Month] },
