@@ -10,7 +10,7 @@ use meterd_domain::period::Month;
 use sqlx::{AssertSqlSafe, PgConnection, Row, raw_sql};
 
 /// Transactions that price or date events, or claim keys, share this lock. Transactions that change prices, aliases,
-/// services, alert policies, time zones or plans of clients, grant the first credits of a client, close months or generations of keys, or raise `keys_pruned_through`, take it
+/// services, alert policies, time zones, plans or limits of clients, grant the first credits of a client, close months or generations of keys, or raise `keys_pruned_through`, take it
 /// exclusively.
 pub const VERSIONS_LOCK: i64 = 0x6d65_7465_7264_0001;
 /// Taken to create a partition.
@@ -69,7 +69,7 @@ async fn exclusive(conn: &mut PgConnection, key: i64) -> crate::Result<()> {
 pub struct Versions {
     /// Version of the catalog.
     pub catalog: i64,
-    /// Version of time zones, plans, alert policies, and of which clients have credits.
+    /// Version of time zones, plans, alert policies, limits, and of which clients have credits.
     pub client_settings: i64,
     /// The last closed month. `None` if no month is closed.
     pub closed_through: Option<Month>,
