@@ -72,7 +72,7 @@ pub struct TrackArgs {
     #[arg(long, value_name = "TIME", value_parser = parse_flag_time)]
     pub time: Option<prost_types::Timestamp>,
     /// Idempotency key [default: a random key]
-    #[arg(long, value_name = "KEY")]
+    #[arg(long, value_name = "KEY", allow_hyphen_values = true)]
     pub key: Option<String>,
     /// Id of the user inside the client
     #[arg(long, default_value = "", value_name = "ID", hide_default_value = true)]

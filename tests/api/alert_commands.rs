@@ -92,9 +92,12 @@ async fn a_tail_continues_after_a_restart_and_with_its_token_after_an_interrupt(
     let mut tail = Tail::start(&server, &["--client=acme", "--resume", token]);
     assert_eq!(tail.next().await["alert"]["alert_id"], next);
     tail.interrupt().await;
-    let rejected = meterd(&server, &["tail", "--resume", token]).await;
-    assert!(!rejected.status.success());
-    assert!(String::from_utf8_lossy(&rejected.stderr).contains("RESUME_TOKEN_INVALID"), "{rejected:?}");
+    // Of other filters, and one that begins with a hyphen, as a token can.
+    for wrong in [token, "-token"] {
+        let rejected = meterd(&server, &["tail", "--resume", wrong]).await;
+        assert!(!rejected.status.success());
+        assert!(String::from_utf8_lossy(&rejected.stderr).contains("RESUME_TOKEN_INVALID"), "{rejected:?}");
+    }
     pool.close().await;
     server.stop().await;
 }

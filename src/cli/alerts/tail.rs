@@ -28,7 +28,8 @@ pub struct TailArgs {
     #[arg(long, conflicts_with = "resume")]
     from_start: bool,
     /// Continue after the message with this resume token; needs the same filters
-    #[arg(long, default_value = "", value_name = "TOKEN", hide_default_value = true)]
+    // A token can begin with a hyphen.
+    #[arg(long, default_value = "", value_name = "TOKEN", hide_default_value = true, allow_hyphen_values = true)]
     resume: String,
     /// How long to retry while the server is unavailable, in seconds [default: no limit]
     #[arg(long, value_name = "SECONDS")]
