@@ -4,6 +4,7 @@ Arguments: the server's pid, and a command for each language as language=command
 directory $METERD_DATA_DIR. Prints a row per case. Fails if any event is not settled, recorded and counted exactly once.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -34,10 +35,16 @@ def postgres() -> list:
 def stall() -> None:
     processes = postgres()
     for pid in processes:
-        os.kill(pid, signal.SIGSTOP)
+        send(pid, signal.SIGSTOP)
     time.sleep(STALL_SECONDS)
     for pid in processes:
-        os.kill(pid, signal.SIGCONT)
+        send(pid, signal.SIGCONT)
+
+
+def send(pid: int, number: int) -> None:
+    """Sends a signal to a process, unless it has ended. The postmaster removes ended processes as soon as it continues."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
 
 
 def mebibytes(pid: str, field: str) -> int:
