@@ -63,9 +63,9 @@ CREATE TABLE credit_uses (
     CHECK (amount >= 0)
 );
 
--- Locks and returns the grants of clients that have not expired before a day, and can pay or are those of plans; if may_return, also
--- those that have paid for a month that contains the day, or a later one. `clients` is sorted. The caller has locked the rows of the
--- clients' months.
+-- Locks the grants that a change of usage from a day on can need, and returns them. These are the grants that have not expired before the
+-- day and are not used up or voided, and all grants of plans. If may_return, also used-up and voided ones that have paid for the month of
+-- the day or a later month. `clients` is sorted. The caller has locked the rows of the clients' months.
 CREATE FUNCTION lock_credit_grants(clients text[], days date[], may_return boolean)
 RETURNS SETOF credit_grants LANGUAGE plpgsql AS $$
 DECLARE

@@ -3,6 +3,7 @@
 use crate::harness::*;
 use meterd::proto::billing_service_client::BillingServiceClient;
 use meterd::proto::*;
+use meterd_domain::decimal::Total;
 use meterd_engine::clock::Clock;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
@@ -444,8 +445,8 @@ async fn the_cost_of_each_month_is_what_credits_paid_and_what_is_payable_after_a
         if step % 8 == 7 {
             server.assert_exact(counting).await;
             for client in clients {
-                let [cost, used, payable, _] = period(&server, client).await.map(|text| text.parse::<f64>().unwrap());
-                assert!(payable >= 0.0 && (cost - used - payable).abs() < 1e-6, "{client}: {cost} {used} {payable}");
+                let [cost, used, payable, _] = period(&server, client).await.map(|text| text.parse::<Total>().unwrap());
+                assert!(payable >= Total::ZERO && cost == used + payable, "{client}: {cost} {used} {payable}");
             }
         }
     }

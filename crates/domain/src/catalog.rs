@@ -240,7 +240,7 @@ impl Catalog {
         of_client.or_else(of_plan).or_else(|| self.select_of(&self.prices, wanted))
     }
 
-    /// Selects one of the prices of a client or plan, or of those for any client.
+    /// Selects a price: of the prices of one client, of one plan, or for any client.
     fn select_of<'a>(&'a self, prices: &'a Prices, wanted: &Wanted<'_>) -> Option<Selected<'a>> {
         let Wanted { service, operation, model, .. } = *wanted;
         let prices = prices.get(service)?;

@@ -114,7 +114,7 @@ impl PlanDays {
     }
 
     /// Returns the part of a monthly fee for these days: fee × days / days of the month, rounded half up to `minor_digits` decimals,
-    /// those of the currency's minor unit.
+    /// such as 2 for a currency with cents.
     pub fn fee(&self, monthly_fee: Decimal, minor_digits: u32) -> Decimal {
         let minor_unit = 10i128.pow(DECIMALS.saturating_sub(minor_digits));
         let days = Month::of(self.first_day).days();

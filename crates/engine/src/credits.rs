@@ -1,4 +1,4 @@
-//! Grants of credits, and what is left of them.
+//! Grants of credits, and their balance.
 
 use crate::clients;
 use crate::engine::Engine;
@@ -45,7 +45,7 @@ pub struct NewGrant {
 pub struct Balance {
     pub day: NaiveDate,
     pub available: Total,
-    /// The grants that are valid on the day and have something left, with what is left of each, in the order in which they pay.
+    /// The grants that are valid on the day and not used up, each with its remaining amount, in the order in which they pay.
     pub grants: Vec<(CreditGrant, Total)>,
 }
 
@@ -159,8 +159,8 @@ pub async fn void(engine: &Engine, client_id: &str, grant_id: &str) -> Result<Cr
     Ok(voided)
 }
 
-/// Returns what is left of the grants of a client on a day, such as "2026-11-21": of the grants that are valid on it, less what they have
-/// paid until now. An empty day is today.
+/// Returns the balance of a client on a day, such as "2026-11-21": the sum of what remains now of the grants that are valid on that day. An
+/// empty day is today.
 pub async fn balance(engine: &Engine, client_id: &str, day: &str) -> Result<Balance, Refusal> {
     let mut fields = Fields::default();
     fields.required("client_id", client_id, ID_BYTES_MAX);

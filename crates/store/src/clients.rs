@@ -148,7 +148,7 @@ pub async fn names(conn: &mut PgConnection, client_ids: &[String]) -> crate::Res
     Ok(rows.into_iter().map(|row| (row.client_id, row.display_name)).collect())
 }
 
-/// Returns the time zones of those of these clients that exist.
+/// Returns the time zones of these clients, without those that do not exist.
 pub async fn time_zones(conn: &mut PgConnection, client_ids: &[String]) -> crate::Result<HashMap<String, Tz>> {
     let rows = sqlx::query!("SELECT client_id, time_zone FROM clients WHERE client_id = ANY($1)", client_ids);
     let rows = rows.fetch_all(conn).await?;

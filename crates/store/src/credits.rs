@@ -117,7 +117,7 @@ pub async fn insert(conn: &mut PgConnection, new: &NewGrant<'_>) -> crate::Resul
     row.fetch_one(conn).await?.try_into()
 }
 
-/// Changes the credits that a plan includes in a month to those of another plan. The caller has locked the grant.
+/// Changes the grant of a month's included credits, because the client has another plan. The caller has locked the grant.
 pub async fn change(conn: &mut PgConnection, new: &NewGrant<'_>) -> crate::Result<()> {
     let changed = sqlx::query!(
         "UPDATE credit_grants SET amount = $3, plan_id = $4, first_day = $5, last_day = $6
@@ -198,9 +198,9 @@ pub async fn void(conn: &mut PgConnection, client_id: &str, grant_id: &str) -> c
     voided.execute(conn).await.map(drop).map_err(Into::into)
 }
 
-/// Locks and returns the grants of clients that have not expired before a day, and can pay or are those of plans; if `may_return`, also
-/// those that have paid for a month that contains the day, or a later one. `clients` is sorted. The caller has locked the rows of the
-/// clients' months.
+/// Locks the grants that a change of usage from a day on can need, and returns them. These are the grants that have not expired before the
+/// day and are not used up or voided, and all grants of plans. If `may_return`, also used-up and voided ones that have paid for the month
+/// of the day or a later month. `clients` is sorted. The caller has locked the rows of the clients' months.
 pub async fn lock(
     conn: &mut PgConnection,
     clients: &[String],

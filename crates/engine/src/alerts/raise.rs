@@ -171,7 +171,7 @@ pub async fn raise(
     Ok(alerts)
 }
 
-/// Returns the key of an alert. Alerts with the same key, such as those of the limits of a period, all send notifications, or none.
+/// Returns the key of an alert. Alerts about limits of the same period can share a key. Either all of them send notifications, or none.
 fn key<'a>(client_id: &'a str, finding: &'a Finding) -> (&'a str, AlertType, Severity, &'a str, NaiveDate) {
     (client_id, finding.kind, finding.severity, &finding.service, finding.period)
 }

@@ -27,7 +27,7 @@ pub struct ForecastLine {
     pub reached: Option<Reached>,
 }
 
-/// What an amount is. The numbers are those of the proto enum.
+/// What the amount of a line is about. The numbers are those of the proto enum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(i32)]
 pub enum ForecastLineKind {
