@@ -492,6 +492,7 @@ async fn a_grant_is_created_once_read_voided_and_checked() {
     ] {
         let status = assert_error(grant(&server, wrong).await, Code::InvalidArgument, "INVALID_FIELD");
         assert_eq!(error_parts(&status).2, [field], "{status}");
+        assert_eq!(field == "grant.amount", status.message().contains("more than 0"), "{status}");
     }
     assert_error(grant(&server, new_grant("nobody", "1")).await, Code::NotFound, "CLIENT_NOT_FOUND");
     let none = VoidCreditGrantRequest { grant_id: "none".into(), ..id };

@@ -198,11 +198,12 @@ impl Fields {
 
     /// Parses an amount that must be more than 0, without rounding it.
     pub fn positive(&mut self, field: &str, value: &str) -> Decimal {
-        let parsed = self.number(field, value, Decimal::parse(value));
-        if parsed == Some(Decimal::ZERO) {
+        let parsed = Decimal::parse(value);
+        if matches!(parsed, Ok(Decimal::ZERO) | Err(DecimalError::Negative)) {
             self.wrong(field, "must be more than 0");
+            return Decimal::ZERO;
         }
-        parsed.unwrap_or_default()
+        self.number(field, value, parsed).unwrap_or_default()
     }
 
     /// Parses a quantity or amount of an event, rounded half to even to 12 decimals. Also returns whether rounding changed it.
